@@ -1,0 +1,108 @@
+"""Everything this package raises, as one tree. The type says whose fault it is and whether trying again can help.
+
+    LLMBatchError
+    ├── ConfigError               the definition is wrong; nothing was sent
+    │   ├── MissingExtraError     an optional dependency is not installed
+    │   ├── ResponseSchemaError   a provider cannot take this response schema
+    │   └── BudgetError           the estimate exceeds what may be spent; nothing was sent
+    ├── InputError                the rows are wrong; nothing was sent
+    ├── ProviderError             the provider said no
+    │   ├── TransientError        … for now: the same call may succeed later
+    │   ├── RefusedError          … for good: the same call will fail again
+    │   │   └── CredentialsError  … because of who asked
+    │   └── AmbiguousError        … or perhaps yes: a create call ended without a reply that can be trusted
+    ├── CannotTellError           a paid batch may or may not exist; a person decides, nothing is paid again
+    └── LedgerError               the ledger refuses; nothing was changed
+        ├── IllegalMoveError      the shard is not in a state that allows this
+        └── LeaseError            another process works on it
+
+A message says what happened, what was got, what is allowed and what to do next. Messages never hold credentials.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AmbiguousError",
+    "BudgetError",
+    "CannotTellError",
+    "ConfigError",
+    "CredentialsError",
+    "IllegalMoveError",
+    "InputError",
+    "LLMBatchError",
+    "LeaseError",
+    "LedgerError",
+    "MissingExtraError",
+    "ProviderError",
+    "RefusedError",
+    "ResponseSchemaError",
+    "TransientError",
+]
+
+
+class LLMBatchError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(LLMBatchError):
+    """The definition cannot work as written. Raised before anything is sent."""
+
+
+class MissingExtraError(ConfigError):
+    """An optional dependency is needed and not installed."""
+
+    def __init__(self, extra: str, needed_for: str) -> None:
+        super().__init__(f"{needed_for} needs an optional dependency. Run: pip install 'dagster-llm-batch[{extra}]'")
+        self.extra = extra
+
+
+class ResponseSchemaError(ConfigError):
+    """The provider cannot take this response schema. The message names the construct and its path."""
+
+
+class BudgetError(ConfigError):
+    """The estimated cost exceeds the limit. Nothing was sent."""
+
+
+class InputError(LLMBatchError):
+    """The rows cannot be labeled as they are. Nothing was sent."""
+
+
+class ProviderError(LLMBatchError):
+    """A provider call failed."""
+
+
+class TransientError(ProviderError):
+    """The same call may succeed later (429, 5xx, connection). `retry_after_seconds` is the provider's wish, if any."""
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class RefusedError(ProviderError):
+    """The same call will fail again (4xx). Something has to change first."""
+
+
+class CredentialsError(RefusedError):
+    """The provider does not accept the credentials (401, 403)."""
+
+
+class AmbiguousError(ProviderError):
+    """A create call ended without a trustworthy reply: the batch may exist. Look for it before creating again."""
+
+
+class CannotTellError(LLMBatchError):
+    """Nobody can say whether a paid batch exists. Nothing is sent again until a person resolves it."""
+
+
+class LedgerError(LLMBatchError):
+    """The ledger refused; nothing was changed."""
+
+
+class IllegalMoveError(LedgerError):
+    """The shard is not in a state from which this move is allowed."""
+
+
+class LeaseError(LedgerError):
+    """Another process holds the lease of this shard or submission."""

@@ -1,0 +1,128 @@
+"""The seams, as numbered duties. One implementation a file under `providers/`; contract tests hold each to its duties.
+
+A provider is a codec (pure) and six verbs (I/O). Engines above know nothing else of a vendor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import BinaryIO, Protocol, runtime_checkable
+
+from dagster_llm_batch.types import (
+    Absent,
+    BatchReport,
+    CannotTell,
+    FindHints,
+    Found,
+    Limits,
+    Request,
+    RequestSpec,
+    Result,
+)
+
+__all__ = ["Codec", "Provider"]
+
+
+class Codec(Protocol):
+    """Between requests and the provider's lines, for one RequestSpec. Pure: no network, disk, clock or randomness.
+
+    Building one checks the spec:
+    1. A response schema that the provider cannot take raises ResponseSchemaError, naming construct and path.
+    2. A parameter that the provider would refuse for every row raises ConfigError.
+    """
+
+    @property
+    def limits(self) -> Limits:
+        """What one batch may hold."""
+        ...
+
+    def encode(self, request: Request, custom_id: str) -> bytes:
+        r"""The request as one line.
+
+        1. Equal arguments give equal bytes.
+        2. The line ends with `\n` and holds no other one; its length is the number of bytes that count for the limits.
+        3. Row data stays data: nothing in a request can change the line's structure.
+        """
+        ...
+
+    def decode(self, line: bytes) -> Result:
+        r"""One result line (with or without its line end) as exactly one Result.
+
+        1. Never raises: what cannot be read is a Result with `custom_id=None`.
+        2. Unknown fields are ignored; unknown kinds of result are ERRORED, never SUCCEEDED.
+        3. SUCCEEDED means that a reply is there, not that it fits the response schema.
+        4. `retryable` is True where the same line, sent again, can succeed.
+        """
+        ...
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """One outside API. Holds credentials and never shows them; safe to build without any network call.
+
+    Every verb raises TransientError, CredentialsError or RefusedError, and nothing of its SDK.
+    """
+
+    @property
+    def name(self) -> str:
+        """The kind of provider ("openai"). Part of a row's provenance, and the price book's key."""
+        ...
+
+    @property
+    def account(self) -> str:
+        """Whose answers these are: address and account, without secrets. Part of the fingerprint.
+
+        Rotating a key must not change it, else finished work would be paid for again.
+        """
+        ...
+
+    def codec(self, spec: RequestSpec) -> Codec:
+        """The codec for this spec; see Codec for what it refuses."""
+        ...
+
+    def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
+        """Create one batch from the uncompressed request file and return its id.
+
+        1. At most one create call reaches the provider: SDK retries are off for it.
+        2. `tag` is attached so that `find` can see it.
+        3. Raises AmbiguousError where the batch may exist; any other error means that it does not.
+        """
+        ...
+
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
+        """Look for the batch of a create call that left no record.
+
+        1. Found only where it is certainly ours.
+        2. Absent only where the provider was asked for everything since `hints.sent_at`.
+        """
+        ...
+
+    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
+        """Reports for these batches, in as few calls as the API allows.
+
+        1. A batch that the provider no longer knows is reported FAILED with the reason.
+        2. One that cannot be read now is left out; raises only where none can.
+        3. A status word never seen before is RUNNING: waiting loses nothing.
+        """
+        ...
+
+    def fetch(self, batch_id: str) -> Iterator[bytes]:
+        r"""The raw result lines of an ended batch, each with its `\n`, in constant memory, from all its files.
+
+        1. Split on b"\n" only: U+2028 and the like are data.
+        2. Nothing is parsed, dropped or reordered.
+        3. A batch without result files yields nothing.
+        """
+        ...
+
+    def cancel(self, batch_id: str) -> None:
+        """Ask to stop the batch. Finished rows are kept. Canceling an ended batch does nothing."""
+        ...
+
+    def respond(self, line: bytes) -> bytes:
+        """The answer in real time to one encoded line, as the raw result line that a batch would give."""
+        ...
+
+    def console_url(self, batch_id: str) -> str | None:
+        """Where a person can look at this batch, or None."""
+        ...

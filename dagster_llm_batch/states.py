@@ -1,0 +1,78 @@
+"""The states of a shard and all its legal moves, in one table. Nothing else in the package decides what may follow what.
+
+    planned ──send──▶ submitting ──accepted──▶ submitted ──ended─────▶ ended ────┐
+      │  ▲               │  │                    ├─────────expired───▶ expired ──┤
+      │  └──not_sent─────┘  │                    ├─────────canceled──▶ canceled ─┼──collected──▶ collected
+      │                     └──refused──┐        └─────────failed────▶ failed ───┤
+      │                                 └────────────────────────────▶ failed    │
+      └──canceled────────────────────────────────────────────────────▶ canceled ─┘
+
+`submitting` is committed before the create call: whoever finds a shard there must look for its batch (`Provider.find`)
+before sending anything. A batch that ended badly may still hold paid rows, so every way to end leads to `collected`.
+A move is one compare-and-set in the ledger; an illegal one raises and changes nothing.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from dagster_llm_batch.errors import IllegalMoveError
+
+__all__ = ["ENDED", "IN_FLIGHT", "MOVES", "Move", "ShardState", "target"]
+
+
+class ShardState(str, Enum):
+    """Where a shard is. The value is what the ledger stores."""
+
+    PLANNED = "planned"  # its request file is in the payload store; nothing was sent
+    SUBMITTING = "submitting"  # the create call is about to be made, or was made and its reply is not recorded
+    SUBMITTED = "submitted"  # the provider's batch id is recorded
+    ENDED = "ended"  # the provider is done with it
+    EXPIRED = "expired"  # the provider's window closed; finished rows are kept
+    CANCELED = "canceled"  # somebody canceled it; finished rows are kept
+    FAILED = "failed"  # refused at create or in validation, or failed as a whole
+    COLLECTED = "collected"  # raw results are stored and every request has exactly one outcome
+
+
+class Move(str, Enum):
+    """What happened to a shard. The value is the event's name in the ledger."""
+
+    SEND = "send"
+    NOT_SENT = "not_sent"
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    ENDED = "ended"
+    EXPIRED = "expired"
+    CANCELED = "canceled"
+    FAILED = "failed"
+    COLLECTED = "collected"
+
+
+_S = ShardState
+
+ENDED: frozenset[ShardState] = frozenset({_S.ENDED, _S.EXPIRED, _S.CANCELED, _S.FAILED})
+"""States in which the provider is done and results wait to be collected."""
+
+IN_FLIGHT: frozenset[ShardState] = frozenset({_S.SUBMITTING, _S.SUBMITTED})
+"""States in which the provider may be working, and billing."""
+
+MOVES: dict[Move, tuple[frozenset[ShardState], ShardState]] = {
+    Move.SEND: (frozenset({_S.PLANNED}), _S.SUBMITTING),
+    Move.NOT_SENT: (frozenset({_S.SUBMITTING}), _S.PLANNED),
+    Move.ACCEPTED: (frozenset({_S.SUBMITTING}), _S.SUBMITTED),
+    Move.REFUSED: (frozenset({_S.SUBMITTING}), _S.FAILED),
+    Move.ENDED: (frozenset({_S.SUBMITTED}), _S.ENDED),
+    Move.EXPIRED: (frozenset({_S.SUBMITTED}), _S.EXPIRED),
+    Move.CANCELED: (frozenset({_S.SUBMITTED, _S.PLANNED}), _S.CANCELED),
+    Move.FAILED: (frozenset({_S.SUBMITTED}), _S.FAILED),
+    Move.COLLECTED: (ENDED, _S.COLLECTED),
+}
+
+
+def target(state: ShardState, move: Move) -> ShardState:
+    """The state that `move` leads to from `state`. Raises IllegalMoveError where the table has no such edge."""
+    sources, to = MOVES[move]
+    if state not in sources:
+        allowed = ", ".join(sorted(s.value for s in sources))
+        raise IllegalMoveError(f"A shard in state '{state.value}' cannot take the move '{move.value}'; it is allowed from: {allowed}.")
+    return to

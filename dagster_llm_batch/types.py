@@ -1,0 +1,242 @@
+"""The nouns: frozen values that walk from rows to labels. No behavior beyond derived names; no I/O.
+
+    rows ─▶ Request ─▶ ShardPlan ─▶ BatchReport ─▶ Result ─▶ labeled table
+
+Times are aware UTC. Tokens are counts, money is `Decimal` US dollars. `None` always means "not known", never "zero".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from enum import Enum
+from typing import Any, NamedTuple
+
+__all__ = [
+    "Absent",
+    "BatchReport",
+    "BatchStatus",
+    "CannotTell",
+    "Endpoint",
+    "FindHints",
+    "Found",
+    "Image",
+    "Limits",
+    "Outcome",
+    "Price",
+    "PriceBasis",
+    "Request",
+    "RequestSpec",
+    "ResponseFormat",
+    "ResponseKind",
+    "Result",
+    "ShardPlan",
+    "Turn",
+    "Usage",
+]
+
+
+class Outcome(str, Enum):
+    """What became of a request. Every request ends with exactly one."""
+
+    SUCCEEDED = "succeeded"  # the reply fits the response format
+    INVALID = "invalid"  # a reply came, and was paid, but does not fit
+    ERRORED = "errored"  # the provider answered with an error
+    CANCELED = "canceled"  # canceled before it ran
+    EXPIRED = "expired"  # the provider's window closed before it ran
+    MISSING = "missing"  # the batch ended and no result names this request
+
+
+class BatchStatus(str, Enum):
+    """Where a provider's batch is. Closed: an adapter maps every vendor word to one of these, unknown ones to RUNNING."""
+
+    PENDING = "pending"  # accepted, not started (validating, queued)
+    RUNNING = "running"
+    CANCELING = "canceling"
+    ENDED = "ended"  # says nothing about the rows
+    EXPIRED = "expired"
+    CANCELED = "canceled"
+    FAILED = "failed"  # as a whole, as in a file that did not pass validation
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({BatchStatus.ENDED, BatchStatus.EXPIRED, BatchStatus.CANCELED, BatchStatus.FAILED})
+
+
+class Endpoint(str, Enum):
+    """Which of a provider's APIs answers a request, in the field's common names."""
+
+    CHAT = "chat"
+    RESPONSES = "responses"
+    EMBEDDINGS = "embeddings"
+
+
+class ResponseKind(str, Enum):
+    """What a reply is read as."""
+
+    TEXT = "text"
+    JSON = "json"
+    EMBEDDING = "embedding"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One fixed turn of a conversation, as in few-shot examples. `role` is "user" or "assistant"."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image in a request: bytes with their media type, or an http(s) URL that the provider loads."""
+
+    media_type: str | None = None
+    data: bytes | None = None
+    url: str | None = None
+
+
+class Request(NamedTuple):
+    """One rendered request. `request_id` is a digest of its content: equal content, equal id, sent once."""
+
+    request_id: str
+    system: str | None
+    user: str
+    images: tuple[Image, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseFormat:
+    """What a reply must look like. `json_schema` is a self-contained JSON Schema of type object, for kind JSON only."""
+
+    kind: ResponseKind = ResponseKind.TEXT
+    name: str = "response"
+    json_schema: Mapping[str, Any] | None = None
+    dimensions: int | None = None  # embeddings only
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSpec:
+    """What all requests of a submission share. `params` goes to the provider as it is (temperature, max_tokens, …)."""
+
+    model: str
+    response: ResponseFormat = field(default_factory=ResponseFormat)
+    endpoint: Endpoint = Endpoint.CHAT
+    params: Mapping[str, Any] = field(default_factory=dict)
+    turns: tuple[Turn, ...] = ()
+    cache_prefix: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one batch of a provider may hold. Bytes are those written, line ends included."""
+
+    max_requests: int
+    max_bytes: int
+    max_line_bytes: int | None = None
+    max_inputs: int | None = None  # embedding inputs summed over all lines
+    min_requests: int = 1
+
+
+class Usage(NamedTuple):
+    """Tokens of one request. `input_tokens` includes cache reads and writes; `output_tokens` includes reasoning."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    cache_write_1h_tokens: int = 0  # part of cache_write_tokens
+    reasoning_tokens: int = 0  # part of output_tokens
+
+
+class Result(NamedTuple):
+    """One result line, read. `custom_id` is None where the line cannot be read; `outcome` is never MISSING here."""
+
+    custom_id: str | None
+    outcome: Outcome
+    text: str | None = None
+    embedding: list[float] | None = None
+    reason: str | None = None  # why it is not SUCCEEDED, in the provider's words
+    retryable: bool = False  # sending it again, unchanged, can succeed
+    finish_reason: str | None = None
+    model: str | None = None  # the model that answered, as the provider names it
+    usage: Usage | None = None
+
+
+class PriceBasis(str, Enum):
+    """Where a price comes from."""
+
+    BATCH = "batch"  # the price book has this model's batch price
+    HALF = "rule:half"  # half of the standard price, as the provider documents
+    FREE = "free"  # runs on the user's own machines
+    UNKNOWN = "unknown"  # nobody knows; the cost is null
+
+
+class Price(NamedTuple):
+    """What one request cost, and would have cost in real time, in USD."""
+
+    cost_usd: Decimal | None
+    realtime_usd: Decimal | None
+    basis: PriceBasis
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """One batch to be: a stored request file and what the ledger needs to know of it."""
+
+    shard_id: str
+    nonce: str  # starts every custom_id of this shard
+    requests: int
+    bytes: int  # of the uncompressed request file
+    path: str  # of the request file, relative to the payload store
+    digest: str  # blake2b of the uncompressed request file
+    estimated_usd: Decimal | None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What a provider says of a batch at one moment. Counts are for people; outcomes come from the result lines."""
+
+    batch_id: str
+    status: BatchStatus
+    total: int | None = None
+    done: int | None = None  # finished well or badly
+    failed: int | None = None
+    reason: str | None = None  # why it failed as a whole
+    retryable: bool = False  # a batch that FAILED may pass when sent again later (queue limits)
+    created_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FindHints:
+    """What is known of a batch whose create call left no record."""
+
+    sent_at: datetime
+    requests: int
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The batch exists."""
+
+    batch_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """The provider has no such batch, now. A create call that is still on its way may bring one."""
+
+
+@dataclass(frozen=True, slots=True)
+class CannotTell:
+    """The batch may be one of `candidates`, or none."""
+
+    reason: str
+    candidates: tuple[str, ...] = ()
