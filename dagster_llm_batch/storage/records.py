@@ -1,0 +1,139 @@
+"""What the ledger holds, as frozen values. One row of a table is one of these; no behavior, no I/O.
+
+    Submission 1 ──▶ n Shard        a labeled dataset's partition, sent in waves of batches
+        └──▶ n Event                what happened to either, append-only
+
+Times are aware UTC, money is `Decimal` US dollars, `None` means "not known" or "has not happened", never "zero".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from enum import Enum
+from typing import TypedDict
+
+from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.types import BatchStatus, PriceBasis
+
+__all__ = ["Event", "Progress", "Shard", "ShardFields", "Submission", "SubmissionState"]
+
+
+class SubmissionState(str, Enum):
+    """Where a submission is. The value is what the ledger stores."""
+
+    OPEN = "open"  # shards are planned, in flight or waiting to be collected
+    SETTLED = "settled"  # every request has its outcome
+    CANCELED = "canceled"  # somebody gave it up; shards that were sent are still collected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One labeling of one partition. Unique by (namespace, asset, partition, fingerprint, attempt)."""
+
+    submission_id: str
+    namespace: str
+    asset: str
+    partition: str = ""  # "" = unpartitioned
+    fingerprint: str  # of account, config and rows
+    config_fingerprint: str  # of account and config: what answers may be reused for
+    attempt: int = 1
+    provider: str
+    account: str
+    model: str
+    rows: int
+    requests: int  # unique ones, reused included
+    reused: int = 0  # requests whose answers were taken from `reused_from`
+    waves: int = 1
+    state: SubmissionState = SubmissionState.OPEN
+    manifest_path: str | None = None  # relative to the payload store
+    estimated_usd: Decimal | None = None
+    cost_usd: Decimal | None = None
+    realtime_usd: Decimal | None = None  # what real time would have cost
+    price_basis: PriceBasis | None = None
+    outcomes: Mapping[str, int] = field(default_factory=dict)  # Outcome value -> requests
+    created_at: datetime
+    settled_at: datetime | None = None
+    run_id: str | None = None  # Dagster run that opened it
+    reused_from: tuple[str, ...] = ()  # submission ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One batch of a submission, sent or to be sent. Unique by (submission_id, wave, number)."""
+
+    shard_id: str
+    submission_id: str
+    provider: str = ""  # copied from the submission when it is stored
+    account: str = ""  # likewise
+    wave: int  # from 1: a later wave sends again what can succeed
+    number: int  # within the wave
+    state: ShardState = ShardState.PLANNED
+    nonce: str  # starts every custom_id of this shard
+    requests: int
+    bytes: int  # of the uncompressed request file
+    path: str  # of the request file, relative to the payload store
+    digest: str  # blake2b of the uncompressed request file
+    estimated_usd: Decimal | None = None
+    batch_id: str | None = None  # the provider's; at most one shard of an account has it
+    sent_at: datetime | None = None  # the create call was about to be made; None again after `not_sent`
+    submitted_at: datetime | None = None  # the batch id was recorded
+    ended_at: datetime | None = None
+    collected_at: datetime | None = None
+    polled_at: datetime | None = None
+    status: BatchStatus | None = None  # as last reported
+    total: int | None = None  # requests, as last reported; so are the next two
+    done: int | None = None  # finished well or badly
+    failed: int | None = None
+    reason: str | None = None  # why it failed or ended badly
+    retryable: bool = False  # sent again, unchanged, it may pass
+    raw_path: str | None = None  # raw result lines, relative to the payload store
+    results_path: str | None = None  # decoded results, likewise
+    cost_usd: Decimal | None = None
+
+
+class ShardFields(TypedDict, total=False):
+    """What a move may record beside the new state."""
+
+    batch_id: str
+    sent_at: datetime
+    submitted_at: datetime
+    ended_at: datetime
+    collected_at: datetime
+    status: BatchStatus
+    total: int | None
+    done: int | None
+    failed: int | None
+    reason: str | None
+    retryable: bool
+    raw_path: str
+    results_path: str
+    cost_usd: Decimal | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened. `kind` is a Move's value, or the ledger's or the caller's word for it."""
+
+    event_id: int  # ascending in the order of writing
+    submission_id: str
+    shard_id: str | None = None
+    at: datetime
+    kind: str
+    from_state: str | None = None
+    to_state: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """An open submission at a glance. Counts are the providers' last reports, summed over its shards."""
+
+    submission: Submission
+    states: Mapping[ShardState, int]  # shards per state; states without shards are left out
+    total: int  # a shard that was never reported counts its requests
+    done: int
+    failed: int
+    oldest_submitted_at: datetime | None  # of the shards in flight
