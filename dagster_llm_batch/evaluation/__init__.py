@@ -1,0 +1,65 @@
+"""Labels against gold: PURE. Arrow tables in; figures, Arrow tables, markdown and PNG bytes out.
+
+    gold + candidates ─join→ Joined ─┬─evaluate→ Evaluation ──────┬─→ Arrow, markdown, PNG
+                                     ├─confusion, per_class ──────┤
+                                     └─agreement (of two) ────────┘
+
+`compare` does all of it at once. Nothing here knows Dagster, a network, a disk, a clock or global randomness.
+Importing it needs pyarrow only; what computes or draws loads numpy, scipy, scikit-learn and matplotlib when called
+(extra `evaluation`).
+"""
+
+from __future__ import annotations
+
+from dagster_llm_batch.evaluation.agreement import Agreement, agreement, pairwise_agreement
+from dagster_llm_batch.evaluation.confusion import PER_CLASS_SCHEMA, Confusion, confusion, per_class
+from dagster_llm_batch.evaluation.figures import accuracy_png, confusion_png
+from dagster_llm_batch.evaluation.joining import Joined, Target, join
+from dagster_llm_batch.evaluation.metrics import Evaluation, evaluate
+from dagster_llm_batch.evaluation.report import EvaluationReport, compare
+from dagster_llm_batch.evaluation.tables import (
+    AGREEMENT_SCHEMA,
+    CONFUSION_SCHEMA,
+    EVALUATION_SCHEMA,
+    agreements_markdown,
+    agreements_to_arrow,
+    confusion_markdown,
+    confusions_to_arrow,
+    evaluations_markdown,
+    evaluations_to_arrow,
+    per_class_markdown,
+    table_markdown,
+)
+from dagster_llm_batch.evaluation.text import markdown_text, plain_text
+
+__all__ = [
+    "AGREEMENT_SCHEMA",
+    "CONFUSION_SCHEMA",
+    "EVALUATION_SCHEMA",
+    "PER_CLASS_SCHEMA",
+    "Agreement",
+    "Confusion",
+    "Evaluation",
+    "EvaluationReport",
+    "Joined",
+    "Target",
+    "accuracy_png",
+    "agreement",
+    "agreements_markdown",
+    "agreements_to_arrow",
+    "compare",
+    "confusion",
+    "confusion_markdown",
+    "confusion_png",
+    "confusions_to_arrow",
+    "evaluate",
+    "evaluations_markdown",
+    "evaluations_to_arrow",
+    "join",
+    "markdown_text",
+    "pairwise_agreement",
+    "per_class",
+    "per_class_markdown",
+    "plain_text",
+    "table_markdown",
+]

@@ -1,0 +1,120 @@
+"""Two candidates on the same gold: is one better (McNemar), and do they say the same (Cohen's kappa)?
+
+Only gold rows that both have labeled count. With many pairs some difference looks significant by chance: the p-values
+are those of one test each, not adjusted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.evaluation._extra import evaluation_extra
+from dagster_llm_batch.evaluation.confusion import positions
+from dagster_llm_batch.evaluation.joining import Joined
+from dagster_llm_batch.evaluation.resampling import Cells, kappa
+
+__all__ = ["EXACT_BELOW", "Agreement", "agreement", "pairwise_agreement"]
+
+EXACT_BELOW = 25
+"""Discordant rows from which on chi-squared is close enough to the binomial."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Candidates `a` and `b` on one target. `n_both = n_both_correct + n_only_a_correct + n_only_b_correct +
+    n_both_wrong`.
+
+    - `n_same`: rows with the same label, right or wrong; `kappa`: the same, corrected for chance, and None where chance
+      cannot disagree (both always answer one and the same class) or `n_both` is 0.
+    - `accuracy_difference`: accuracy of `a` minus that of `b` on these rows; None if there are none.
+    - McNemar's `p_value` (two-sided): how often two equally good candidates would differ as much. `test` is `exact`
+      (binomial) below EXACT_BELOW discordant rows, else `chi2` with continuity correction and its `statistic`.
+    """
+
+    target: str
+    a: str
+    b: str
+    n_both: int
+    n_same: int
+    kappa: float | None
+    n_both_correct: int
+    n_only_a_correct: int
+    n_only_b_correct: int
+    n_both_wrong: int
+    accuracy_difference: float | None
+    test: Literal["exact", "chi2"]
+    statistic: float | None
+    p_value: float
+
+
+def agreement(a: Joined, b: Joined) -> Agreement:
+    """Raises ConfigError for numeric or different targets, InputError where the two were joined with different gold."""
+    if a.target != b.target or a.target.kind == "numeric":
+        raise ConfigError(
+            f"Agreement is between two candidates on one categorical target, got '{a.target.name}' ({a.target.kind}) "
+            f"and '{b.target.name}' ({b.target.kind})."
+        )
+    if not (a.keys.equals(b.keys) and a.gold.equals(b.gold)):
+        raise InputError(f"Candidates '{a.candidate}' and '{b.candidate}' were joined with different gold rows.")
+    both = pc.and_(a.predicted.is_valid(), b.predicted.is_valid())
+    gold, says_a, says_b = (values.filter(both) for values in (a.gold, a.predicted, b.predicted))
+    a_right, b_right = pc.equal(says_a, gold), pc.equal(says_b, gold)
+    both_right, only_a = _count(pc.and_(a_right, b_right)), _count(pc.and_not(a_right, b_right))
+    only_b, n = _count(pc.and_not(b_right, a_right)), len(gold)
+    test, statistic, p_value = _mcnemar(only_a, only_b)
+    return Agreement(
+        target=a.target.name,
+        a=a.candidate,
+        b=b.candidate,
+        n_both=n,
+        n_same=_count(pc.equal(says_a, says_b)),
+        kappa=_kappa(says_a, says_b, a.target.kappa_weights),
+        n_both_correct=both_right,
+        n_only_a_correct=only_a,
+        n_only_b_correct=only_b,
+        n_both_wrong=n - both_right - only_a - only_b,
+        accuracy_difference=(only_a - only_b) / n if n else None,
+        test=test,
+        statistic=statistic,
+        p_value=p_value,
+    )
+
+
+def pairwise_agreement(joined: Sequence[Joined]) -> tuple[Agreement, ...]:
+    """All pairs of candidates that share a categorical target, in the order given."""
+    return tuple(
+        agreement(a, b) for a, b in combinations(joined, 2) if a.target == b.target and a.target.kind == "categorical"
+    )
+
+
+def _count(flags: pa.Array) -> int:
+    return int(pc.sum(flags).as_py() or 0)
+
+
+def _mcnemar(only_a: int, only_b: int) -> tuple[Literal["exact", "chi2"], float | None, float]:
+    with evaluation_extra("Comparing candidates"):
+        from scipy.stats import binomtest, chi2  # noqa: PLC0415  # optional dependency
+    discordant = only_a + only_b
+    if discordant == 0:
+        return "exact", None, 1.0
+    if discordant < EXACT_BELOW:
+        return "exact", None, float(binomtest(only_a, discordant).pvalue)
+    statistic = max(abs(only_a - only_b) - 1, 0) ** 2 / discordant
+    return "chi2", statistic, float(chi2.sf(statistic, 1))
+
+
+def _kappa(a: pa.Array, b: pa.Array, weights: Literal["linear", "quadratic"] | None) -> float | None:
+    if not len(a):
+        return None
+    classes = sorted(pc.unique(pa.chunked_array([a, b])).to_pylist())
+    cells = Cells.of(positions(a, classes), positions(b, classes), len(classes))
+    value = float(kappa(cells, cells.counts[None, :], values=classes, weights=weights)[0])
+    return value if math.isfinite(value) else None

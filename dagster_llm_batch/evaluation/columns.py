@@ -1,0 +1,136 @@
+"""Columns made comparable: keys with keys, labels with gold. Exact: nothing is guessed, mismatches are refused.
+
+Two normalisations only: dictionary columns are decoded, and whole numbers stored as float or decimal are integers
+(pandas stores integers beside nulls so; NaN is null).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.evaluation.text import plain_text
+
+__all__ = ["EXAMPLES", "Kind", "column", "comparable_keys", "comparable_values", "finite"]
+
+Kind = Literal["categorical", "numeric"]
+
+EXAMPLES = 3
+"""Bad values that an error shows."""
+
+
+def column(table: pa.Table, name: str, whose: str) -> pa.Array:
+    if table.column_names.count(name) != 1:
+        problem = "has no column" if name not in table.column_names else "has more than one column"
+        raise ConfigError(f"The table of {whose} {problem} '{name}'. Its columns: {', '.join(table.column_names)}.")
+    column = table.column(name)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if _is_text(column.type):
+        column = column.cast(pa.large_string())  # 64-bit offsets: chunks of any size can be combined
+    return column.combine_chunks()
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def comparable_keys(gold: pa.Array, candidate: pa.Array, key: str, theirs: str) -> tuple[pa.Array, pa.Array]:
+    for keys, whose in ((gold, "gold"), (candidate, theirs)):
+        _check_unique(keys, key, whose)
+    if pa.types.is_null(candidate.type):  # an empty table: nulls are refused above
+        candidate = candidate.cast(gold.type)
+    if pa.types.is_null(gold.type):
+        gold = gold.cast(candidate.type)
+    if gold.type != candidate.type and pa.types.is_integer(gold.type) and pa.types.is_integer(candidate.type):
+        gold, candidate = (_to_integer(keys, f"Key '{key}'") for keys in (gold, candidate))
+    if gold.type != candidate.type:
+        raise InputError(
+            f"Key '{key}' is {_name(gold.type)} in gold and {_name(candidate.type)} in {theirs}: no row can match. "
+            "Cast one of the two."
+        )
+    return gold, candidate
+
+
+def _check_unique(keys: pa.Array, key: str, whose: str) -> None:
+    if pa.types.is_floating(keys.type) or pa.types.is_nested(keys.type):
+        raise ConfigError(
+            f"Key '{key}' of {whose} is {_name(keys.type)}; a key is an integer, a string, a date or the like."
+        )
+    if keys.null_count:
+        raise InputError(
+            f"Key '{key}' of {whose} is null in {keys.null_count} of {len(keys)} rows. A row needs its key."
+        )
+    counts = pc.value_counts(keys)
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        first = sorted(repeated.to_pylist())[:EXAMPLES]
+        raise InputError(
+            f"Key '{key}' of {whose} is not unique: {len(repeated)} values stand in more than one row, such as "
+            f"{', '.join(plain_text(repr(value)) for value in first)}. Keep one row for each."
+        )
+
+
+def comparable_values(
+    gold: pa.Array, candidate: pa.Array, *, name: str, kind: Kind, theirs: str
+) -> tuple[pa.Array, pa.Array]:
+    normalise = _number if kind == "numeric" else _category
+    ours, others = normalise(gold, name, "gold"), normalise(candidate, name, theirs)
+    if pa.types.is_null(others.type):  # not one label: any type would do
+        others = others.cast(ours.type)
+    if pa.types.is_null(ours.type):
+        ours = ours.cast(others.type)
+    if ours.type != others.type:
+        raise InputError(
+            f"Target '{name}' is {_name(gold.type)} in gold and {_name(candidate.type)} in {theirs}: no label "
+            "can be correct. Cast one of the two."
+        )
+    return ours, others
+
+
+def _category(values: pa.Array, name: str, whose: str) -> pa.Array:
+    kind = values.type
+    if pa.types.is_nested(kind):
+        raise ConfigError(
+            f"Target '{name}' of {whose} is {_name(kind)}: multi-valued targets are not evaluated. "
+            "Make one column, and one target, of each part."
+        )
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_integer(kind):
+        return _to_integer(finite(values), f"Target '{name}' of {whose}")
+    if _is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
+        return values
+    raise ConfigError(
+        f"Target '{name}' of {whose} is {_name(kind)}; classes are strings, integers or booleans. Cast it."
+    )
+
+
+def _number(values: pa.Array, name: str, whose: str) -> pa.Array:
+    kind = values.type
+    if not (
+        pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)
+    ):
+        raise ConfigError(f"Target '{name}' of {whose} is {_name(kind)}; kind='numeric' takes numbers.")
+    return finite(values.cast(pa.float64(), safe=False))
+
+
+def finite(values: pa.Array) -> pa.Array:
+    if not pa.types.is_floating(values.type):
+        return values
+    return pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
+
+
+def _to_integer(values: pa.Array, what: str) -> pa.Array:
+    try:
+        return values.cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"{what} is {_name(values.type)} and not all values are whole numbers of 64 bits ({error}). Cast it to "
+            "string, or evaluate measurements with kind='numeric'."
+        ) from error
+
+
+def _name(kind: pa.DataType) -> str:
+    return "string" if pa.types.is_large_string(kind) else str(kind)

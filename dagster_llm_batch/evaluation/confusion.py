@@ -1,0 +1,107 @@
+"""Which classes were taken for which: the counts behind the figures of a categorical target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation._extra import evaluation_extra
+from dagster_llm_batch.evaluation.joining import Class, Joined
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["PER_CLASS_SCHEMA", "Confusion", "class_name", "coded", "confusion", "per_class", "positions"]
+
+PER_CLASS_SCHEMA = pa.schema(
+    {
+        "candidate": pa.string(),
+        "target": pa.string(),
+        "class": pa.string(),
+        "n_gold": pa.int64(),
+        "support": pa.int64(),
+        "predicted": pa.int64(),
+        "correct": pa.int64(),
+        "precision": pa.float64(),
+        "recall": pa.float64(),
+        "f1": pa.float64(),
+    }
+)
+"""`n_gold` counts all gold rows of the class, `support` the labeled ones. A null figure has nothing to divide by."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """`counts[i][j]` labeled rows have gold class `classes[i]` and were labeled `classes[j]`.
+
+    The classes are all values of gold and predictions, sorted; a gold class without a labeled row is a row of zeros.
+    """
+
+    candidate: str
+    target: str
+    classes: tuple[Class, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+def confusion(joined: Joined) -> Confusion:
+    """Raises ConfigError for a numeric target."""
+    classes, gold, predicted = coded(joined)
+    with evaluation_extra("A confusion matrix"):
+        from sklearn.metrics import confusion_matrix  # noqa: PLC0415  # optional dependency
+    if len(gold):
+        counts = confusion_matrix(gold, predicted, labels=range(len(classes))).tolist()
+    else:  # scikit-learn refuses to count nothing
+        counts = [[0] * len(classes) for _ in classes]
+    return Confusion(joined.candidate, joined.target.name, classes, tuple(map(tuple, counts)))
+
+
+def per_class(joined: Joined) -> pa.Table:
+    """One row for each class, in order, in PER_CLASS_SCHEMA. Raises ConfigError for a numeric target."""
+    matrix = confusion(joined)
+    n_gold = {item["values"]: item["counts"] for item in pc.value_counts(joined.gold).to_pylist()}
+    rows = []
+    for at, value in enumerate(matrix.classes):
+        support, predicted = sum(matrix.counts[at]), sum(row[at] for row in matrix.counts)
+        correct = matrix.counts[at][at]
+        rows.append(
+            {
+                "candidate": matrix.candidate,
+                "target": matrix.target,
+                "class": class_name(value),
+                "n_gold": n_gold.get(value, 0),
+                "support": support,
+                "predicted": predicted,
+                "correct": correct,
+                "precision": correct / predicted if predicted else None,
+                "recall": correct / support if support else None,
+                "f1": 2 * correct / (support + predicted) if support + predicted else None,
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=PER_CLASS_SCHEMA)
+
+
+def class_name(value: Class) -> str:
+    """A class as text; booleans as JSON writes them."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def coded(joined: Joined) -> tuple[tuple[Class, ...], NDArray[np.int64], NDArray[np.int64]]:
+    """The classes, and gold and predictions of the labeled rows as positions among them."""
+    if joined.target.kind == "numeric":
+        raise ConfigError(f"Target '{joined.target.name}' is numeric: it has no classes to count.")
+    classes = joined.classes()
+    gold, predicted = (positions(values, classes) for values in joined.labeled())
+    return classes, gold, predicted
+
+
+def positions(values: pa.Array, classes: Sequence[Class]) -> NDArray[np.int64]:
+    """Where each value stands among `classes`, which hold them all."""
+    at = pc.index_in(values, value_set=pa.array(classes, type=values.type)).cast(pa.int64())
+    codes: NDArray[np.int64] = at.to_numpy(zero_copy_only=False)
+    return codes

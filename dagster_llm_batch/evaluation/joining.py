@@ -1,0 +1,184 @@
+"""Gold and candidate meet by key. Everything that can be wrong with two tables is found here, once.
+
+What holds afterwards: `keys`, `gold` and `predicted` have one entry per gold row, sorted by key, so the order of the
+rows in either table never matters; `gold` has no nulls; a null in `predicted` means: no label, for exactly one of
+three counted reasons (`n_gold = n_labeled + n_absent + n_rejected + n_empty`).
+
+Values are compared exactly: no case folding, no trimming, no guessing. Two normalisations only: dictionary columns are
+decoded, and whole numbers stored as float or decimal are integers (pandas stores integers beside nulls so; NaN is
+null). Refused: keys or labels of different types on the two sides (`1` is not `"1"`, `true` is not `1`), repeated or
+null keys, and multi-valued targets (lists, structs).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.evaluation.columns import EXAMPLES, Kind, column, comparable_keys, comparable_values, finite
+from dagster_llm_batch.types import Outcome
+
+__all__ = ["MAX_CLASSES", "Class", "Joined", "Target", "join"]
+
+Class = str | int | bool
+
+MAX_CLASSES = 1000
+"""More distinct values than this are free text or measurements, not classes."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing to evaluate. Raises ConfigError where the settings contradict each other.
+
+    - `name`: column of the candidate tables, and of the gold table unless `gold_column` names another.
+    - `kind`: `categorical` (strings, integers, booleans) or `numeric` (measured by distance).
+    - `kappa_weights`: for integer classes whose distance means something (1 to 5): `linear` or `quadratic`; None counts
+      every disagreement alike.
+    """
+
+    name: str
+    gold_column: str | None = None
+    kind: Kind = "categorical"
+    kappa_weights: Literal["linear", "quadratic"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("categorical", "numeric"):
+            raise ConfigError(f"Target '{self.name}' has kind {self.kind!r}; allowed: 'categorical', 'numeric'.")
+        if self.kappa_weights not in (None, "linear", "quadratic"):
+            raise ConfigError(
+                f"Target '{self.name}' has kappa_weights {self.kappa_weights!r}; allowed: 'linear', 'quadratic', None."
+            )
+        if self.kind == "numeric" and self.kappa_weights:
+            raise ConfigError(f"Target '{self.name}' is numeric: kappa is for classes. Remove kappa_weights.")
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """One candidate's labels beside the gold of one target. See the module's docstring for what holds.
+
+    - `n_absent`: gold keys without a row in the candidate. `n_rejected`: the row's `llm_outcome` is not `succeeded`.
+      `n_empty`: the row succeeded, its value is null.
+    - `n_gold_null`: gold rows without a gold value, dropped. `n_ignored`: candidate rows whose key has no gold value.
+    - `cost_usd`: sum of the known `llm_cost_usd` of the rows that met a gold row, rejected ones included; None if
+      none is known. `n_cost_unknown`: such rows whose cost is null, or all of them without that column. What rows
+      that are not in the table have cost is not in here: append the rejects to the candidate to count them.
+    - `models`: distinct `llm_model` of the labeled rows, sorted.
+    """
+
+    candidate: str
+    target: Target
+    keys: pa.Array
+    gold: pa.Array
+    predicted: pa.Array
+    n_absent: int
+    n_rejected: int
+    n_empty: int
+    n_gold_null: int
+    n_ignored: int
+    cost_usd: Decimal | None
+    n_cost_unknown: int
+    models: tuple[str, ...]
+
+    @property
+    def n_gold(self) -> int:
+        return len(self.gold)
+
+    @property
+    def n_labeled(self) -> int:
+        return len(self.predicted) - int(self.predicted.null_count)
+
+    def labeled(self) -> tuple[pa.Array, pa.Array]:
+        """Gold and predicted values of the labeled rows."""
+        has_label = self.predicted.is_valid()
+        return self.gold.filter(has_label), self.predicted.filter(has_label)
+
+    def classes(self) -> tuple[Class, ...]:
+        """All values of gold (labeled or not) and of the predictions, sorted. Raises ConfigError over MAX_CLASSES."""
+        both = pa.chunked_array([self.gold, self.predicted.drop_null()], type=self.gold.type)
+        found = pc.unique(both).to_pylist()
+        if len(found) > MAX_CLASSES:
+            raise ConfigError(
+                f"Target '{self.target.name}' of candidate '{self.candidate}' has {len(found)} distinct values; at "
+                f"most {MAX_CLASSES} are classes. Use kind='numeric' for numbers, or a column with fewer values."
+            )
+        return tuple(sorted(found))
+
+
+def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target, candidate_name: str) -> Joined:
+    """Raises ConfigError for a missing column or a type that cannot be evaluated, InputError for bad keys or values."""
+    target = Target(target) if isinstance(target, str) else target
+    theirs = f"candidate '{candidate_name}'"
+    gold_keys, candidate_keys = comparable_keys(column(gold, key, "gold"), column(candidate, key, theirs), key, theirs)
+    truth, answer = comparable_values(
+        column(gold, target.gold_column or target.name, "gold"),
+        column(candidate, target.name, theirs),
+        name=target.name,
+        kind=target.kind,
+        theirs=theirs,
+    )
+
+    has_gold = truth.is_valid()
+    keys, truth = gold_keys.filter(has_gold), truth.filter(has_gold)
+    order = pc.sort_indices(keys)
+    keys, truth = keys.take(order), truth.take(order)
+
+    position = pc.index_in(keys, value_set=candidate_keys)  # null: no such row
+    met = position.drop_null()
+    succeeded = _succeeded(candidate).take(position)  # null where there is no row
+    predicted = pc.if_else(succeeded, answer.take(position), pa.scalar(None, answer.type))
+    n_absent = int(position.null_count)
+    n_rejected = int(pc.sum(pc.invert(succeeded)).as_py() or 0)
+    cost_usd, n_cost_unknown = _cost(candidate, met)
+    return Joined(
+        candidate=candidate_name,
+        target=target,
+        keys=keys,
+        gold=truth,
+        predicted=predicted,
+        n_absent=n_absent,
+        n_rejected=n_rejected,
+        n_empty=int(predicted.null_count) - n_absent - n_rejected,
+        n_gold_null=len(gold) - len(keys),
+        n_ignored=len(candidate) - len(met),
+        cost_usd=cost_usd,
+        n_cost_unknown=n_cost_unknown,
+        models=_models(candidate, position.filter(predicted.is_valid())),
+    )
+
+
+def _succeeded(candidate: pa.Table) -> pa.Array:
+    """One boolean a row. Without an outcome (no column, or null) the label speaks for itself."""
+    if "llm_outcome" not in candidate.column_names:
+        return pa.repeat(pa.scalar(value=True), len(candidate))
+    outcome = column(candidate, "llm_outcome", "the candidate")
+    allowed = [known.value for known in Outcome]
+    if unknown := set(pc.unique(outcome).to_pylist()) - {None, *allowed}:
+        raise InputError(f"Unknown llm_outcome {sorted(map(repr, unknown))[:EXAMPLES]}; allowed: {', '.join(allowed)}.")
+    return pc.fill_null(pc.equal(outcome.cast(pa.large_string()), Outcome.SUCCEEDED.value), fill_value=True)
+
+
+def _cost(candidate: pa.Table, rows: pa.Array) -> tuple[Decimal | None, int]:
+    if "llm_cost_usd" not in candidate.column_names:
+        return None, len(rows)
+    cost = finite(column(candidate, "llm_cost_usd", "the candidate").take(rows))
+    known = cost.drop_null()
+    if not len(known):
+        return None, len(rows)
+    if pa.types.is_floating(cost.type):
+        total = Decimal(repr(math.fsum(known.to_pylist())))  # fsum: the same in any order of the rows
+    else:
+        total = Decimal(pc.sum(known).as_py())
+    return total, int(cost.null_count)
+
+
+def _models(candidate: pa.Table, rows: pa.Array) -> tuple[str, ...]:
+    if "llm_model" not in candidate.column_names:
+        return ()
+    models = column(candidate, "llm_model", "the candidate").take(rows)
+    return tuple(sorted(pc.unique(models.drop_null()).to_pylist()))

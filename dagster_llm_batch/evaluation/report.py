@@ -1,0 +1,58 @@
+"""All candidates against one gold table: join, measure, compare, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation.agreement import Agreement, pairwise_agreement
+from dagster_llm_batch.evaluation.confusion import PER_CLASS_SCHEMA, Confusion, confusion, per_class
+from dagster_llm_batch.evaluation.joining import Target, join
+from dagster_llm_batch.evaluation.metrics import Evaluation, evaluate
+
+__all__ = ["EvaluationReport", "compare"]
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationReport:
+    """What `compare` found. Order: targets as given, within a target candidates as given.
+
+    `per_class` is one table over all categorical targets, in PER_CLASS_SCHEMA; numeric targets are in `evaluations`
+    only.
+    """
+
+    evaluations: tuple[Evaluation, ...]
+    confusions: tuple[Confusion, ...]
+    per_class: pa.Table
+    agreements: tuple[Agreement, ...]
+
+
+def compare(
+    gold: pa.Table,
+    candidates: Mapping[str, pa.Table],
+    *,
+    key: str,
+    targets: Sequence[str | Target],
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> EvaluationReport:
+    """Evaluate every candidate (by name) on every target. Raises what `join` and `evaluate` raise."""
+    if not candidates or not targets:
+        raise ConfigError(
+            f"Nothing to evaluate: got {len(candidates)} candidates and {len(targets)} targets, need one of each."
+        )
+    joined = [
+        join(gold, table, key=key, target=target, candidate_name=name)
+        for target in targets
+        for name, table in candidates.items()
+    ]
+    categorical = [one for one in joined if one.target.kind == "categorical"]
+    return EvaluationReport(
+        evaluations=tuple(evaluate(one, n_resamples=n_resamples, seed=seed) for one in joined),
+        confusions=tuple(map(confusion, categorical)),
+        per_class=pa.concat_tables([PER_CLASS_SCHEMA.empty_table(), *map(per_class, categorical)]),
+        agreements=pairwise_agreement(joined),
+    )

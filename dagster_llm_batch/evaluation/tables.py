@@ -1,0 +1,225 @@
+"""Evaluations as Arrow tables (what is stored) and as markdown (what a person reads in the Dagster UI).
+
+Row data never becomes markup: every cell goes through `markdown_text`. Money is exact decimal in Arrow (12 decimals).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from decimal import Decimal
+
+import pyarrow as pa
+
+from dagster_llm_batch.evaluation.agreement import Agreement
+from dagster_llm_batch.evaluation.confusion import Confusion, class_name
+from dagster_llm_batch.evaluation.metrics import Evaluation
+from dagster_llm_batch.evaluation.text import markdown_text
+
+__all__ = [
+    "AGREEMENT_SCHEMA",
+    "CONFUSION_SCHEMA",
+    "EVALUATION_SCHEMA",
+    "agreements_markdown",
+    "agreements_to_arrow",
+    "confusion_markdown",
+    "confusions_to_arrow",
+    "evaluations_markdown",
+    "evaluations_to_arrow",
+    "per_class_markdown",
+    "table_markdown",
+]
+
+_USD = pa.decimal128(38, 12)
+_USD_STEP = Decimal("1e-12")
+_DASH = "-"
+_KAPPA = "Cohen's κ"
+
+_ARROW_TYPES = {
+    "str": pa.string(),
+    "Kind": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "Decimal": _USD,
+    "tuple[str, ...]": pa.string(),
+}
+
+
+def _schema(of: type) -> pa.Schema:
+    """A dataclass is its table's schema, so that the two cannot drift apart. Annotations are texts here; Literals are
+    text.
+    """
+    plain = {name: annotation.removesuffix(" | None") for name, annotation in of.__annotations__.items()}
+    return pa.schema(
+        {name: pa.string() if kind.startswith("Literal[") else _ARROW_TYPES[kind] for name, kind in plain.items()}
+    )
+
+
+EVALUATION_SCHEMA = _schema(Evaluation)
+"""The fields of `Evaluation`, in order; `models` is one text, joined by commas."""
+
+AGREEMENT_SCHEMA = _schema(Agreement)
+"""The fields of `Agreement`, in order."""
+
+CONFUSION_SCHEMA = pa.schema(
+    {"candidate": pa.string(), "target": pa.string(), "gold": pa.string(), "predicted": pa.string(), "n": pa.int64()}
+)
+"""Long form: one row for each cell that is not 0."""
+
+
+def evaluations_to_arrow(evaluations: Iterable[Evaluation]) -> pa.Table:
+    """One row for each evaluation, in EVALUATION_SCHEMA."""
+    rows = []
+    for evaluation in evaluations:
+        row = asdict(evaluation)
+        row["models"] = ", ".join(evaluation.models)
+        for name in ("cost_usd", "cost_per_correct_usd"):
+            row[name] = None if row[name] is None else row[name].quantize(_USD_STEP)
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=EVALUATION_SCHEMA)
+
+
+def agreements_to_arrow(agreements: Iterable[Agreement]) -> pa.Table:
+    """One row for each pair of candidates and target, in AGREEMENT_SCHEMA."""
+    return pa.Table.from_pylist([asdict(one) for one in agreements], schema=AGREEMENT_SCHEMA)
+
+
+def confusions_to_arrow(confusions: Iterable[Confusion]) -> pa.Table:
+    """All matrices, in CONFUSION_SCHEMA."""
+    rows = [
+        {
+            "candidate": matrix.candidate,
+            "target": matrix.target,
+            "gold": class_name(gold),
+            "predicted": class_name(predicted),
+            "n": n,
+        }
+        for matrix in confusions
+        for gold, counts in zip(matrix.classes, matrix.counts, strict=True)
+        for predicted, n in zip(matrix.classes, counts, strict=True)
+        if n
+    ]
+    return pa.Table.from_pylist(rows, schema=CONFUSION_SCHEMA)
+
+
+def evaluations_markdown(evaluations: Sequence[Evaluation]) -> str:
+    """The figures that decide, one row for each evaluation; numeric targets in a table of their own. 95 % intervals."""
+    categorical = [
+        {
+            "candidate": e.candidate,
+            "target": e.target,
+            "labeled": _share(e.n_labeled, e.n_gold),
+            "accuracy (95 %)": _percent(e.accuracy, e.accuracy_low, e.accuracy_high),
+            "unlabeled as wrong": _percent(e.accuracy_all),
+            "always majority": _percent(e.baseline_accuracy),
+            "macro F1 (95 %)": _figure(e.macro_f1, e.macro_f1_low, e.macro_f1_high),
+            f"{_KAPPA} (95 %)": _figure(e.kappa, e.kappa_low, e.kappa_high),
+            **_money(e),
+        }
+        for e in evaluations
+        if e.kind == "categorical"
+    ]
+    numeric = [
+        {
+            "candidate": e.candidate,
+            "target": e.target,
+            "labeled": _share(e.n_labeled, e.n_gold),
+            "mean absolute error": _figure(e.mae),
+            "RMSE": _figure(e.rmse),
+            "Pearson": _figure(e.pearson),
+            "Spearman": _figure(e.spearman),
+            **_money(e),
+        }
+        for e in evaluations
+        if e.kind == "numeric"
+    ]
+    return "\n\n".join(_markdown(rows) for rows in (categorical, numeric) if rows)
+
+
+def agreements_markdown(agreements: Sequence[Agreement]) -> str:
+    """One row for each pair: who is ahead, by how much, and whether chance would do."""
+    return _markdown(
+        [
+            {
+                "a": one.a,
+                "b": one.b,
+                "target": one.target,
+                "both labeled": f"{one.n_both:,}",
+                "same label": _share(one.n_same, one.n_both),
+                _KAPPA: _figure(one.kappa),
+                "only a correct": f"{one.n_only_a_correct:,}",
+                "only b correct": f"{one.n_only_b_correct:,}",
+                "McNemar p": f"{one.p_value:.2g} ({one.test})",
+            }
+            for one in agreements
+        ]
+    )
+
+
+def confusion_markdown(matrix: Confusion) -> str:
+    """Gold classes down, predictions across."""
+    names = [class_name(value) for value in matrix.classes]
+    head = ["gold ↓ predicted →", *names]
+    rows = [[name, *(f"{n:,}" for n in counts)] for name, counts in zip(names, matrix.counts, strict=True)]
+    return _grid(head, rows)
+
+
+def per_class_markdown(table: pa.Table) -> str:
+    """A table of PER_CLASS_SCHEMA, as it is."""
+    return table_markdown(table, max_rows=len(table))
+
+
+def table_markdown(table: pa.Table, *, max_rows: int = 20) -> str:
+    """The first rows of any table. Says how many were left out."""
+    shown = table.slice(0, max_rows)
+    cells = [[_cell(value) for value in column.to_pylist()] for column in shown.columns]
+    text = _grid(table.column_names, list(zip(*cells, strict=True)))
+    left_out = len(table) - len(shown)
+    return f"{text}\n\n{left_out:,} more rows" if left_out else text
+
+
+def _markdown(rows: Sequence[dict[str, str]]) -> str:
+    return _grid(list(rows[0]), [list(row.values()) for row in rows]) if rows else ""
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    escaped = [[cell if at == 1 else markdown_text(cell) for cell in line] for at, line in enumerate(lines)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return _DASH
+    return _figure(value) if isinstance(value, float) else str(value)
+
+
+def _figure(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    if value is None:
+        return _DASH
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _percent(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    if value is None:
+        return _DASH
+    return f"{value:.1%}" if low is None or high is None else f"{value:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} of {whole:,}" + (f" ({part / whole:.1%})" if whole else "")
+
+
+def _money(e: Evaluation) -> dict[str, str]:
+    at_least = "at least " if e.n_cost_unknown else ""
+    return {
+        "cost (USD)": "unknown" if e.cost_usd is None else at_least + _usd(e.cost_usd),
+        "per correct (USD)": _DASH if e.cost_per_correct_usd is None else _usd(e.cost_per_correct_usd),
+        "model": ", ".join(e.models) or _DASH,
+    }
+
+
+def _usd(amount: Decimal) -> str:
+    """Cents, or three significant digits of an amount below a dollar."""
+    decimals = 2 if not amount or amount.adjusted() >= 0 else 2 - amount.adjusted()
+    return f"{amount:,.{decimals}f}"

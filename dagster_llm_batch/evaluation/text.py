@@ -1,0 +1,35 @@
+"""Row data on its way to a screen. Labels and names are untrusted: they may hold markup, control characters or
+novels.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+__all__ = ["markdown_text", "plain_text"]
+
+_ANSI = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\|$)|\x1b.", re.DOTALL)
+_MARKUP = re.compile(r"([\\`*_\[\]|~$#!])")
+_AUTOLINK = re.compile(r"(:(?=//)|(?<=www)\.|@)", re.IGNORECASE)
+_HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+
+
+def plain_text(value: object, limit: int = 60) -> str:
+    """`value` on one line of at most `limit` characters (the last is … if more were left out).
+
+    ANSI sequences, control and invisible formatting characters (bidirectional overrides, lone surrogates) are removed;
+    runs of white space become one space.
+    """
+    text = re.sub(r"\s+", " ", _ANSI.sub("", str(value)))
+    text = "".join(c for c in text if unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co", "Cn"}).strip()
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def markdown_text(value: object, limit: int = 60) -> str:
+    """`plain_text` that GitHub-flavored markdown shows as it is, inside a table cell too: no markup, HTML, or link.
+
+    Web and mail addresses would become links even when escaped; a zero-width space breaks them.
+    """
+    text = plain_text(value, limit).translate(_HTML)
+    return _AUTOLINK.sub("\\1\u200b", _MARKUP.sub(r"\\\1", text))
