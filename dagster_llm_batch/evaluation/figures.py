@@ -29,7 +29,8 @@ _WIDTH_INCHES, _DPI = 8.0, 150
 _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Arial Unicode MS", "Hiragino Sans", "Microsoft YaHei")
 _INK, _MUTED, _RULE = "#1f2933", "#616e7c", "#d3d9e0"
 _BLUE, _AMBER = "#2563a6", "#b45309"
-_CANDIDATE, _CLASS, _TITLE = 26, 16, 44  # characters of a text that are drawn
+_LEFT, _CELLS = 0.21, 0.68  # of the width: where the cells of a matrix begin, and what they take
+_CANDIDATE, _CLASS = 24, 16  # characters of a text that are drawn
 
 
 def confusion_png(matrix: Confusion) -> bytes:
@@ -41,46 +42,42 @@ def confusion_png(matrix: Confusion) -> bytes:
     if not matrix.classes:
         raise ConfigError(f"Candidate '{matrix.candidate}' and target '{matrix.target}' have no classes to draw.")
     names, counts = _fold(matrix)
-    n = len(names)
-    height = min(1.9 + max(0.42, 0.8 - 0.06 * n) * n, 9.5)
+    n, longest = len(names), min(max(map(len, names)), _CLASS)
+    slanted = n * longest > 60  # noqa: PLR2004  # side by side they would touch
+    top, bottom = 1.12, 0.5 + 0.055 * longest if slanted else 0.66  # inches around the cells
+    cells = min(max(0.42, 0.8 - 0.06 * n) * n, 7.4)
+    height = top + cells + bottom
     figure, type_ = _figure(height)
-    axes = figure.add_axes((0.21, 1.15 / height, 0.68, 1 - 2.1 / height))
+    axes = figure.add_axes((_LEFT, bottom / height, _CELLS, cells / height))
     shares = [[count / (sum(row) or 1) for count in row] for row in counts]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")  # past 1: the darkest blue swallows its number
-    size = max(7.5, min(13, 15 - 0.45 * n))
+    digits = max(len(_count(count, n)) for row in counts for count in row)
+    size = max(6.5, min(13, _CELLS * _WIDTH_INCHES / n * 72 / (0.95 * max(digits, 3))))  # 72 points an inch
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
-            ink = "white" if shares[i][j] > 0.6 else _INK if count else _MUTED  # noqa: PLR2004  # where blue turns dark
-            weight = "bold" if i == j else "normal"
-            type_.text(
-                axes,
-                j,
-                i,
-                f"{count:,}" if count else "·",
-                color=ink,
-                size=size,
-                ha="center",
-                va="center",
-                weight=weight,
-            )
-        recall = f"{shares[i][i]:.0%}" if sum(row) else "-"
-        type_.text(axes, n - 0.35, i, recall, size=size, va="center", color=_INK)
-    type_.text(axes, n - 0.35, -0.62, "recall", size=10, va="bottom", color=_MUTED)
+            ink = "white" if shares[i][j] > 0.72 else _INK if count else _MUTED  # noqa: PLR2004  # where blue turns dark
+            given = {"color": ink, "size": size, "weight": "bold" if i == j else "normal"}
+            type_.text(axes, j, i, _count(count, n), ha="center", va="center_baseline", **given)
+        is_class = i < n - 1 or n == len(matrix.classes)  # the others mixed up among themselves are not recalled
+        recall = f"{shares[i][i]:.0%}" if sum(row) and is_class else "-"
+        type_.text(axes, 1.02, i, recall, size=10, va="center_baseline", transform=axes.get_yaxis_transform())
+    above = 1 + 0.08 / cells
+    type_.text(axes, 1.02, above, "recall", size=10, color=_MUTED, transform=axes.transAxes)
+    type_.text(axes, -0.012, above, "gold", size=10, color=_MUTED, ha="right", transform=axes.transAxes)
+    type_.text(figure, _LEFT + _CELLS / 2, 0.12 / height, "labeled as", size=10, color=_MUTED, ha="center")
 
-    slanted = (n > 4 and max(map(len, names)) > 5) or n * max(map(len, names)) > 70  # noqa: PLR2004  # they would touch
     tilt: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
-    axes.set_xticks(range(n), [type_.clean(name, _CLASS) for name in names], **type_.style(size=10, color=_INK), **tilt)
-    axes.set_yticks(range(n), [type_.clean(name, _CLASS) for name in names], **type_.style(size=10, color=_INK))
+    shown = [type_.clean(name, _CLASS) for name in names]
+    axes.set_xticks(range(n), shown, **type_.style(size=10, color=_INK), **tilt)
+    axes.set_yticks(range(n), shown, **type_.style(size=10, color=_INK))
     axes.set_xticks([x - 0.5 for x in range(1, n)], minor=True)
     axes.set_yticks([y - 0.5 for y in range(1, n)], minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
-    type_.text(figure, 0.55, 0.12 / height, "labeled as", size=10.5, color=_MUTED, ha="center")
-    axes.set_ylabel("gold", **type_.style(size=10.5, color=_MUTED), labelpad=8)
 
-    total, correct = sum(map(sum, counts)), sum(matrix.counts[i][i] for i in range(len(matrix.classes)))
-    title = f"{type_.clean(matrix.target, _TITLE)}: gold and what {type_.clean(matrix.candidate, _CANDIDATE)} said"
+    total, correct = sum(map(sum, matrix.counts)), sum(row[i] for i, row in enumerate(matrix.counts))
+    title = f"{type_.clean(matrix.candidate, _CANDIDATE)} against gold: {type_.clean(matrix.target, _CANDIDATE)}"
     done = f"{correct:,} of {total:,} labeled rows are correct" if total else "no row has a label"
     _headline(figure, type_, title, f"{done}; color: share of the gold class", height)
     return _png(figure)
@@ -96,17 +93,19 @@ def accuracy_png(evaluations: Sequence[Evaluation]) -> bytes:
         raise ConfigError("No categorical evaluation to draw: accuracy is not defined for numeric targets.")
     targets = list(dict.fromkeys(evaluation.target for evaluation in drawn))
     panels = [[evaluation for evaluation in drawn if evaluation.target == target] for target in targets]
-    row, gap = 0.52, 1.0  # inches for a candidate, and around a panel
-    height = 1.15 + sum(row * len(panel) + gap for panel in panels)
+    row, above, below = 0.52, 0.38, 0.4  # inches for a candidate, and around a panel
+    height = 1.08 + sum(above + row * len(panel) + below for panel in panels)
     figure, type_ = _figure(height)
-    top = height - 0.95
+    top = height - 0.78
     for target, panel in zip(targets, panels, strict=True):
-        top -= 0.35 + row * len(panel)
-        axes = figure.add_axes((0.27, top / height, 0.66, row * len(panel) / height))
+        top -= above + row * len(panel)
+        axes = figure.add_axes((0.3, top / height, 0.64, row * len(panel) / height))
         _accuracy_panel(axes, type_, target, panel, named=len(targets) > 1)
-        top -= gap - 0.35
-    type_.text(figure, 0.60, 0.14 / height, "accuracy over labeled rows", size=10.5, color=_MUTED, ha="center")
-    title = "Accuracy by candidate" if len(targets) > 1 else f"{type_.clean(targets[0], _TITLE)}: accuracy by candidate"
+        top -= below
+    type_.text(figure, 0.62, 0.12 / height, "accuracy over labeled rows", size=10, color=_MUTED, ha="center")
+    title = (
+        "Accuracy by candidate" if len(targets) > 1 else f"{type_.clean(targets[0], _CANDIDATE)}: accuracy by candidate"
+    )
     _headline(
         figure, type_, title, "dot: accuracy; line: 95 % interval (Wilson); dashed: always the majority class", height
     )
@@ -116,7 +115,7 @@ def accuracy_png(evaluations: Sequence[Evaluation]) -> bytes:
 def _accuracy_panel(axes: Axes, type_: _Type, target: str, panel: Sequence[Evaluation], *, named: bool) -> None:
     for y, evaluation in enumerate(panel):
         type_.text(
-            axes, -0.02, y - 0.13, type_.clean(evaluation.candidate, _CANDIDATE), size=11, ha="right", va="center"
+            axes, -0.02, y - 0.13, type_.clean(evaluation.candidate, _CANDIDATE), size=10, ha="right", va="center"
         )
         labeled = f"labeled {evaluation.n_labeled:,} of {evaluation.n_gold:,}"
         type_.text(axes, -0.02, y + 0.24, labeled, size=8.5, color=_MUTED, ha="right", va="center")
@@ -124,8 +123,8 @@ def _accuracy_panel(axes: Axes, type_: _Type, target: str, panel: Sequence[Evalu
             type_.text(axes, 0.01, y, "no labels", size=10, color=_MUTED, va="center")
             continue
         interval = [evaluation.accuracy_low, evaluation.accuracy_high]
-        axes.plot(interval, [y, y], color=_BLUE, linewidth=3, alpha=0.45, solid_capstyle="round", zorder=3)
-        axes.plot([evaluation.accuracy], [y], marker="o", markersize=8, color=_BLUE, zorder=4)
+        axes.plot(interval, [y, y], color=_BLUE, linewidth=3, alpha=0.45, zorder=3, clip_on=False)
+        axes.plot([evaluation.accuracy], [y], marker="o", markersize=8, color=_BLUE, zorder=4, clip_on=False)
         right = evaluation.accuracy_high < 0.88  # noqa: PLR2004  # room for the number
         x = interval[1] + 0.018 if right else interval[0] - 0.018
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
@@ -146,7 +145,7 @@ def _accuracy_panel(axes: Axes, type_: _Type, target: str, panel: Sequence[Evalu
     axes.spines[:].set_visible(False)
     axes.axhline(len(panel) - 0.5, color=_RULE, linewidth=1.2)
     if named:
-        type_.text(axes, -0.02, -0.56, type_.clean(target, _CANDIDATE), size=11, weight="bold", ha="right", va="bottom")
+        type_.text(axes, -0.02, -0.56, type_.clean(target, _CANDIDATE), size=10, weight="bold", ha="right", va="bottom")
 
 
 def _fold(matrix: Confusion) -> tuple[list[str], list[list[int]]]:
@@ -162,6 +161,15 @@ def _fold(matrix: Confusion) -> tuple[list[str], list[list[int]]]:
     groups = [*([i] for i in kept), others]
     folded = [[sum(counts[i][j] for i in rows for j in columns) for columns in groups] for rows in groups]
     return [*(names[i] for i in kept), f"{len(others)} others"], folded
+
+
+def _count(count: int, n_classes: int) -> str:
+    """Exact in a small matrix; without separators, and in thousands from 10,000 on, where cells are narrow."""
+    if count == 0:
+        return "·"
+    if n_classes <= 8:  # noqa: PLR2004  # cells of 0.68 inches
+        return f"{count:,}"
+    return str(count) if count < 10_000 else f"{count / 1000:.0f}k"  # noqa: PLR2004
 
 
 class _Type:
@@ -181,7 +189,10 @@ class _Type:
         on.text(x, y, content, **self.style(**{"color": _INK, "clip_on": False, **given}))
 
     def clean(self, value: object, limit: int) -> str:
-        text = plain_text(value, limit) or "(empty)"
+        """Shortened in the middle: names of candidates often differ at their ends only."""
+        text = plain_text(value, limit=1000) or "(empty)"
+        if len(text) > limit:
+            text = f"{text[: limit // 2]}…{text[-(limit - limit // 2 - 1) :]}"
         return "".join(c if any(font.get_char_index(ord(c)) for font in self._fonts) else "□" for c in text)
 
 
@@ -192,7 +203,7 @@ def _figure(height: float) -> tuple[Figure, _Type]:
 
 
 def _headline(figure: Figure, type_: _Type, title: str, subtitle: str, height: float) -> None:
-    type_.text(figure, 0.03, 1 - 0.36 / height, title, size=14, weight="bold")
+    type_.text(figure, 0.03, 1 - 0.36 / height, title, size=13, weight="bold")
     type_.text(figure, 0.03, 1 - 0.64 / height, subtitle, size=10, color=_MUTED)
 
 

@@ -142,7 +142,10 @@ def _categorical(joined: Joined, n_resamples: int, seed: int) -> dict[str, Any]:
         from scipy.stats import binomtest  # noqa: PLC0415  # optional dependency
         from sklearn.metrics import precision_recall_fscore_support  # noqa: PLC0415  # optional dependency
     wilson = binomtest(n_correct, len(gold)).proportion_ci(CONFIDENCE, method="wilson")
-    precision, recall, f1, _ = precision_recall_fscore_support(gold, predicted, average="macro", zero_division=0)
+    present = sorted({*gold.tolist(), *predicted.tolist()})
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        gold, predicted, labels=present, average="macro", zero_division=0
+    )
     cells = Cells.of(gold, predicted, len(classes))
     values = [int(value) for value in classes] if weights else []
     weighted = partial(kappa, values=values, weights=weights)
