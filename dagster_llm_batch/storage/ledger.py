@@ -1,36 +1,119 @@
-"""The ledger: what was promised to and by the providers. (Signatures; the bodies follow.)"""
+"""The ledger: which submissions and shards there are, and where each one is. Nothing lost, nothing paid twice.
+
+1. A shard changes its state only by `move`: one compare-and-set by the table of `states.py`, with its event in the same
+   transaction. An illegal move raises and changes nothing.
+2. What must be there once is unique in the database: a submission's attempt, a wave's shards, an account's batch id.
+3. Every method is one transaction, and safe to call from several threads and processes at once.
+
+Refuses to know requests, files or providers: it holds their counts, paths, digests and ids. It never deletes.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import datetime, timezone
 from decimal import Decimal
-from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dagster_llm_batch.states import Move
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from dagster_llm_batch.errors import LedgerError
+from dagster_llm_batch.states import IN_FLIGHT, MOVES, Move, ShardState
+from dagster_llm_batch.storage.database import Database
+from dagster_llm_batch.storage.leases import Lease, leased
+from dagster_llm_batch.storage.queries import (
+    OLDEST_FIRST,
+    add_to_progress,
+    check_open,
+    committed_usd,
+    get_submission,
+    illegal_move,
+    insert_once,
+    of_partition,
+    unknown_shard,
+)
 from dagster_llm_batch.storage.records import Event, Progress, Shard, ShardFields, Submission, SubmissionState
+from dagster_llm_batch.storage.tables import EVENT, SHARD, SUBMISSION, from_row, to_row
 from dagster_llm_batch.types import BatchReport, PriceBasis
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from dagster_llm_batch.storage.leases import Lease
-
 __all__ = ["Ledger", "utc_now"]
+
+_STAMPS: dict[Move, str] = {
+    Move.SEND: "sent_at",
+    Move.ACCEPTED: "submitted_at",
+    Move.REFUSED: "ended_at",
+    Move.ENDED: "ended_at",
+    Move.EXPIRED: "ended_at",
+    Move.CANCELED: "ended_at",
+    Move.FAILED: "ended_at",
+    Move.COLLECTED: "collected_at",
+}
 
 
 def utc_now() -> datetime:
+    """Now, aware, in UTC."""
     return datetime.now(timezone.utc)
 
 
 class Ledger:
-    def __init__(self, url: str | PathLike[str], clock: Callable[[], datetime] = utc_now) -> None: ...
-    def open(self, submission: Submission, shards: Sequence[Shard]) -> Submission: ...
-    def submission(self, submission_id: str) -> Submission: ...
-    def find(self, namespace: str, asset: str, partition: str, fingerprint: str) -> Submission | None: ...
-    def history(self, namespace: str, asset: str, partition: str = "") -> list[Submission]: ...
+    """A ledger in SQLite (a path or `sqlite:///path`) or PostgreSQL (`postgresql://…`). Connects on first use."""
+
+    def __init__(self, url: str | os.PathLike[str], clock: Callable[[], datetime] = utc_now) -> None:
+        self._database = Database(url)
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"Ledger({self._database.shown_url!r})"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._database.close()
+
+    # --- submissions ---
+
+    def open(self, submission: Submission, shards: Sequence[Shard]) -> Submission:
+        """Store a submission and its first wave; where its attempt is stored already, return that one.
+
+        Exactly one of several callers at once stores its own: compare the `submission_id`.
+        """
+        if submission.state is not SubmissionState.OPEN:
+            raise LedgerError(f"A new submission is open; {submission.submission_id} is '{submission.state.value}'.")
+        with self._database.write() as connection:
+            if insert_once(connection, submission):
+                self._add_shards(connection, submission, shards)
+                self._record(connection, submission.submission_id, kind="opened", to_state=submission.state.value)
+            stored = connection.execute(
+                sa.select(SUBMISSION)
+                .where(of_partition(submission.namespace, submission.asset, submission.partition))
+                .where(SUBMISSION.c.fingerprint == submission.fingerprint, SUBMISSION.c.attempt == submission.attempt)
+            )
+            return from_row(Submission, stored.mappings().one())
+
+    def submission(self, submission_id: str) -> Submission:
+        """Raises LedgerError where there is none."""
+        with self._database.read() as connection:
+            return get_submission(connection, submission_id)
+
+    def find(self, namespace: str, asset: str, partition: str, fingerprint: str) -> Submission | None:
+        """The latest attempt with this fingerprint."""
+        query = sa.select(SUBMISSION).where(of_partition(namespace, asset, partition))
+        query = query.where(SUBMISSION.c.fingerprint == fingerprint).order_by(SUBMISSION.c.attempt.desc()).limit(1)
+        with self._database.read() as connection:
+            row = connection.execute(query).mappings().one_or_none()
+        return from_row(Submission, row) if row else None
+
+    def history(self, namespace: str, asset: str, partition: str = "") -> list[Submission]:
+        """All submissions of a partition, newest first."""
+        query = sa.select(SUBMISSION).where(of_partition(namespace, asset, partition))
+        return self._submissions(query.order_by(*(column.desc() for column in OLDEST_FIRST)))
+
     def submissions(
         self,
         namespace: str,
@@ -38,16 +121,15 @@ class Ledger:
         state: SubmissionState | None = None,
         assets: Iterable[str] | None = None,
         limit: int | None = None,
-    ) -> list[Submission]: ...
-    def progress(self, namespace: str) -> list[Progress]: ...
-    def shards(self, submission_id: str, *, wave: int | None = None) -> list[Shard]: ...
-    def shard(self, shard_id: str) -> Shard: ...
-    def in_flight(self, namespace: str, *, limit: int | None = None) -> list[Shard]: ...
-    def add_wave(self, submission_id: str, shards: Sequence[Shard]) -> Submission: ...
-    def move(
-        self, shard_id: str, move: Move, *, detail: str | None = None, **fields: Unpack[ShardFields]
-    ) -> Shard: ...
-    def observe(self, reports: Mapping[str, BatchReport]) -> None: ...
+    ) -> list[Submission]:
+        """Oldest first."""
+        query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace).order_by(*OLDEST_FIRST).limit(limit)
+        if state is not None:
+            query = query.where(SUBMISSION.c.state == state)
+        if assets is not None:
+            query = query.where(SUBMISSION.c.asset.in_(list(assets)))
+        return self._submissions(query)
+
     def settle(
         self,
         submission_id: str,
@@ -56,10 +138,252 @@ class Ledger:
         cost_usd: Decimal | None,
         realtime_usd: Decimal | None,
         price_basis: PriceBasis | None,
-    ) -> Submission: ...
-    def set_state(self, submission_id: str, state: SubmissionState) -> Submission: ...
-    def spent(self, namespace: str, *, asset: str | None = None, since: datetime | None = None) -> Decimal: ...
-    def note(self, submission_id: str, kind: str, detail: str | None = None) -> None: ...
-    def events(self, submission_id: str) -> list[Event]: ...
-    def leased(self, name: str, seconds: float = 60, wait_seconds: float = 0) -> AbstractContextManager[Lease]: ...
-    def close(self) -> None: ...
+    ) -> Submission:
+        """Every request has its outcome. Again: the numbers are replaced. A canceled one stays canceled."""
+        now = self._clock()
+        with self._database.write() as connection:
+            before = get_submission(connection, submission_id, lock=True)
+            canceled = before.state is SubmissionState.CANCELED
+            return self._update(
+                connection,
+                before,
+                "settled",
+                state=SubmissionState.CANCELED if canceled else SubmissionState.SETTLED,
+                settled_at=before.settled_at or now,
+                outcomes=outcomes,
+                cost_usd=cost_usd,
+                realtime_usd=realtime_usd,
+                price_basis=price_basis,
+            )
+
+    def set_state(self, submission_id: str, state: SubmissionState) -> Submission:
+        """Leave `open`, as by canceling. The state that it has already does nothing; else raises LedgerError."""
+        with self._database.write() as connection:
+            before = get_submission(connection, submission_id, lock=True)
+            if before.state is state:
+                return before
+            check_open(before, f"become '{state.value}'")
+            return self._update(connection, before, state.value, state=state)
+
+    # --- shards ---
+
+    def shards(self, submission_id: str, *, wave: int | None = None) -> list[Shard]:
+        """By wave and number."""
+        query = sa.select(SHARD).where(SHARD.c.submission_id == submission_id).order_by(SHARD.c.wave, SHARD.c.number)
+        return self._shards(query if wave is None else query.where(SHARD.c.wave == wave))
+
+    def shard(self, shard_id: str) -> Shard:
+        """Raises LedgerError where there is none."""
+        found = self._shards(sa.select(SHARD).where(SHARD.c.shard_id == shard_id))
+        if not found:
+            raise unknown_shard(shard_id)
+        return found[0]
+
+    def in_flight(self, namespace: str, *, limit: int | None = None) -> list[Shard]:
+        """Shards whose provider may be working, those never polled and least recently polled first."""
+        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.state.in_(sorted(IN_FLIGHT)))
+        return self._shards(query.order_by(SHARD.c.polled_at.nulls_first(), SHARD.c.shard_id).limit(limit))
+
+    def add_wave(self, submission_id: str, shards: Sequence[Shard]) -> Submission:
+        """Store the shards of one further wave of an open submission. Where that wave is stored already: nothing."""
+        waves = {shard.wave for shard in shards}
+        if len(waves) != 1:
+            raise LedgerError(f"A wave has shards, all of one number; submission {submission_id} got {sorted(waves)}.")
+        wave = waves.pop()
+        with self._database.write() as connection:
+            before = get_submission(connection, submission_id, lock=True)
+            if 1 <= wave <= before.waves:
+                return before
+            check_open(before, "take another wave")
+            if wave != before.waves + 1:
+                raise LedgerError(f"Submission {submission_id} takes wave {before.waves + 1} next; got {wave}.")
+            self._add_shards(connection, before, shards)
+            detail = f"wave {wave}, {len(shards)} shard(s), {sum(shard.requests for shard in shards)} request(s)"
+            return self._update(connection, before, "wave", detail=detail, waves=wave)
+
+    def move(self, shard_id: str, move: Move, *, detail: str | None = None, **fields: Unpack[ShardFields]) -> Shard:
+        """Take the move and record `fields` with it, or raise IllegalMoveError and change nothing.
+
+        The move's own time (`sent_at`, `submitted_at`, `ended_at`, `collected_at`) is now where `fields` has none.
+        """
+        now = self._clock()
+        sources, to = MOVES[move]
+        values: dict[str, Any] = {**fields, "state": to}
+        if move in _STAMPS:
+            values.setdefault(_STAMPS[move], now)
+        if move is Move.NOT_SENT:
+            values["sent_at"] = None
+        if move is Move.ACCEPTED and not fields.get("batch_id"):
+            raise LedgerError(f"Shard {shard_id} cannot be accepted without a batch_id. Nothing was changed.")
+        if unknown := fields.keys() - ShardFields.__annotations__.keys():
+            raise LedgerError(
+                f"A move cannot record {sorted(unknown)}; it can record {sorted(ShardFields.__annotations__)}."
+            )
+        with self._database.write() as connection:
+            query = sa.select(SHARD.c.state).where(SHARD.c.shard_id == shard_id).with_for_update()
+            before: ShardState | None = connection.execute(query).scalar_one_or_none()
+            if before is None:
+                raise unknown_shard(shard_id)
+            compare_and_set = (
+                sa.update(SHARD)
+                .where(SHARD.c.shard_id == shard_id, SHARD.c.state.in_(sorted(sources)))
+                .values(values)
+                .returning(*SHARD.c)
+            )
+            try:
+                row = connection.execute(compare_and_set).mappings().one_or_none()
+            except IntegrityError as error:
+                raise LedgerError(
+                    f"Batch {fields.get('batch_id')} already belongs to another shard than {shard_id}. "
+                    "Nothing was changed. Look at the events of both before anything is sent again."
+                ) from error
+            if row is None:
+                raise illegal_move(shard_id, before, move)
+            shard = from_row(Shard, row)
+            self._record(
+                connection,
+                shard.submission_id,
+                shard_id=shard_id,
+                kind=move.value,
+                from_state=before.value,
+                to_state=to.value,
+                detail=detail or fields.get("reason"),
+            )
+            return shard
+
+    def observe(self, reports: Mapping[str, BatchReport]) -> None:
+        """Record reports by shard id: counts, status and the time of the poll. No state changes.
+
+        A count that a report does not know keeps its last value. A new status word is an event.
+        """
+        now = self._clock()
+        with self._database.write() as connection:
+            query = sa.select(SHARD).where(SHARD.c.shard_id.in_(list(reports))).order_by(SHARD.c.shard_id)
+            shards = [from_row(Shard, row) for row in connection.execute(query.with_for_update()).mappings()]
+            if missing := reports.keys() - {shard.shard_id for shard in shards}:
+                raise unknown_shard(min(missing))
+            if not shards:
+                return
+            connection.execute(
+                sa.update(SHARD).where(SHARD.c.shard_id == sa.bindparam("key")),
+                [
+                    {"key": shard.shard_id, "polled_at": now, **_observed(shard, reports[shard.shard_id])}
+                    for shard in shards
+                ],
+            )
+            for shard in shards:
+                status = reports[shard.shard_id].status
+                if status is not shard.status:
+                    detail = f"{shard.status.value if shard.status else 'unknown'} -> {status.value}"
+                    self._record(connection, shard.submission_id, shard_id=shard.shard_id, kind="status", detail=detail)
+
+    # --- the whole ---
+
+    def progress(self, namespace: str) -> list[Progress]:
+        """The open submissions, oldest first, each with its shards counted by state. One query."""
+        query = (
+            sa.select(
+                SUBMISSION,
+                SHARD.c.state.label("shard_state"),
+                sa.func.count(SHARD.c.shard_id).label("shards"),
+                sa.func.sum(sa.func.coalesce(SHARD.c.total, SHARD.c.requests)).label("total"),
+                sa.func.sum(SHARD.c.done).label("done"),
+                sa.func.sum(SHARD.c.failed).label("failed"),
+                sa.func.min(SHARD.c.submitted_at).label("oldest_submitted_at"),
+            )
+            .join(SHARD, SHARD.c.submission_id == SUBMISSION.c.submission_id, isouter=True)
+            .where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.state == SubmissionState.OPEN)
+            .group_by(SUBMISSION.c.submission_id, SHARD.c.state)
+            .order_by(*OLDEST_FIRST)
+        )
+        found: dict[str, Progress] = {}
+        with self._database.read() as connection:
+            for row in connection.execute(query).mappings():
+                found[row["submission_id"]] = add_to_progress(found.get(row["submission_id"]), row)
+        return list(found.values())
+
+    def spent(self, namespace: str, *, asset: str | None = None, since: datetime | None = None) -> Decimal:
+        """Committed money in USD: what collected shards cost, and what the others are estimated to cost.
+
+        Of shards planned at or after `since`. A shard that ended without a batch (refused, or canceled before it was
+        sent) costs nothing; an unknown cost counts as its estimate, an unknown estimate as nothing.
+        """
+        query = sa.select(SHARD.c.state, SHARD.c.batch_id, SHARD.c.estimated_usd, SHARD.c.cost_usd)
+        query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = query.where(SUBMISSION.c.namespace == namespace)
+        if asset is not None:
+            query = query.where(SUBMISSION.c.asset == asset)
+        if since is not None:
+            query = query.where(SHARD.c.planned_at >= since)
+        with self._database.read() as connection:
+            return sum((committed_usd(*row) for row in connection.execute(query)), Decimal(0))
+
+    def note(self, submission_id: str, kind: str, detail: str | None = None) -> None:
+        """Append an event of the caller's own kind."""
+        with self._database.write() as connection:
+            get_submission(connection, submission_id)
+            self._record(connection, submission_id, kind=kind, detail=detail)
+
+    def events(self, submission_id: str) -> list[Event]:
+        """What happened to a submission and its shards, in the order of writing."""
+        query = sa.select(EVENT).where(EVENT.c.submission_id == submission_id).order_by(EVENT.c.event_id)
+        with self._database.read() as connection:
+            return [from_row(Event, row) for row in connection.execute(query).mappings()]
+
+    def leased(self, name: str, seconds: float = 60, wait_seconds: float = 0) -> AbstractContextManager[Lease]:
+        """Hold the lease `name` for a block, however long it runs; raise LeaseError where another holder has it.
+
+        It is renewed every `seconds`/3. Call `check()` of what this gives before each effect: it raises LeaseError
+        where the lease was lost. A dead process of this host loses its lease at once, any other after `seconds`.
+        """
+        return leased(self._database, self._clock, name, seconds, wait_seconds)
+
+    # --- inside a transaction ---
+
+    def _submissions(self, query: sa.Select[Any]) -> list[Submission]:
+        with self._database.read() as connection:
+            return [from_row(Submission, row) for row in connection.execute(query).mappings()]
+
+    def _shards(self, query: sa.Select[Any]) -> list[Shard]:
+        with self._database.read() as connection:
+            return [from_row(Shard, row) for row in connection.execute(query).mappings()]
+
+    def _add_shards(self, connection: sa.Connection, submission: Submission, shards: Sequence[Shard]) -> None:
+        for shard in shards:
+            if shard.submission_id != submission.submission_id or shard.state is not ShardState.PLANNED:
+                raise LedgerError(
+                    f"A new shard is 'planned' and of submission {submission.submission_id}; "
+                    f"{shard.shard_id} is '{shard.state.value}' and of {shard.submission_id}. Nothing was changed."
+                )
+        owned = {"provider": submission.provider, "account": submission.account, "planned_at": self._clock()}
+        if shards:
+            connection.execute(sa.insert(SHARD), [{**to_row(shard), **owned} for shard in shards])
+
+    def _update(
+        self, connection: sa.Connection, before: Submission, kind: str, detail: str | None = None, **values: Any
+    ) -> Submission:
+        after = replace(before, **values)
+        connection.execute(
+            sa.update(SUBMISSION).where(SUBMISSION.c.submission_id == before.submission_id).values(values)
+        )
+        self._record(
+            connection,
+            before.submission_id,
+            kind=kind,
+            from_state=before.state.value,
+            to_state=after.state.value,
+            detail=detail,
+        )
+        return after
+
+    def _record(self, connection: sa.Connection, submission_id: str, *, kind: str, **values: str | None) -> None:
+        values = {"submission_id": submission_id, "kind": kind, **values}
+        connection.execute(sa.insert(EVENT).values(at=self._clock(), **values))
+
+
+def _observed(shard: Shard, report: BatchReport) -> dict[str, Any]:
+    counts = {name: getattr(report, name) for name in ("total", "done", "failed")}
+    return {"status": report.status} | {
+        name: getattr(shard, name) if count is None else count for name, count in counts.items()
+    }

@@ -1,38 +1,172 @@
-"""The payload store: request and result files. (Signatures; the bodies follow.)"""
+r"""The payload store: request files, raw results and tables, on a local disk or in an object store.
+
+1. A file is there as a whole or not at all: it is written beside or on the local disk first, and takes its name only
+   when it is complete. An exception while writing leaves nothing.
+2. A file that is there survives a crash (local: synced before it takes its name), and only its owner can read it
+   (local: files 0600, directories 0700).
+3. Streams are zstd on disk, plain to the caller, in constant memory. Lines end at b"\n" only: U+2028 and such are data.
+
+Refuses paths that are not relative chains of plain segments (`paths.py`). A missing file is a FileNotFoundError.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
+import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, BinaryIO
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+from dagster_llm_batch.storage.paths import check_path, payload_path
+
 __all__ = ["PayloadStore", "PayloadWriter", "payload_path"]
 
-
-def payload_path(namespace: str, asset: str, partition: str, submission_id: str, name: str) -> str: ...
+_BUFFER_BYTES = 1 << 20
 
 
 class PayloadWriter:
-    bytes: int
-    digest: str
-    lines: int
+    """A payload being written. `bytes`, `digest` and `lines` describe what was written so far, uncompressed."""
 
-    def write(self, data: bytes) -> None: ...
+    def __init__(self, sink: pa.NativeFile) -> None:
+        self._sink = sink
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._newlines = 0
+        self._is_partial = False  # the last line has no line end yet
+        self.bytes = 0
+
+    @property
+    def digest(self) -> str:
+        """blake2b, 16 bytes, in hex."""
+        return self._hash.hexdigest()
+
+    @property
+    def lines(self) -> int:
+        r"""Lines as `PayloadStore.lines` yields them: a last one without `\n` counts."""
+        return self._newlines + self._is_partial
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+        if not data:
+            return
+        self._sink.write(data)
+        self._hash.update(data)
+        self._newlines += data.count(b"\n")
+        self._is_partial = not data.endswith(b"\n")
+        self.bytes += len(data)
 
 
 class PayloadStore:
-    def __init__(self, root: str | UPath, **storage_options: Any) -> None: ...
-    def writer(self, path: str) -> AbstractContextManager[PayloadWriter]: ...
-    def reader(self, path: str) -> AbstractContextManager[BinaryIO]: ...
-    def lines(self, path: str) -> Iterator[bytes]: ...
-    def table_writer(self, path: str, schema: pa.Schema) -> AbstractContextManager[pq.ParquetWriter]: ...
-    def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table: ...
+    """Files below `root`: a local path, or any URL of universal_pathlib (`s3://…`, `gs://…`, `memory://…`)."""
+
+    def __init__(self, root: str | UPath, **storage_options: Any) -> None:
+        self._root = UPath(root, **storage_options)
+
+    def __repr__(self) -> str:
+        return f"PayloadStore({self._root.path!r})"  # without storage options, where secrets live
+
+    @contextmanager
+    def writer(self, path: str) -> Iterator[PayloadWriter]:
+        """Write a compressed payload. It appears, or replaces an older one, when the block ends well."""
+        with self._staged(path) as staged, pa.CompressedOutputStream(staged, "zstd") as sink:
+            yield PayloadWriter(sink)
+
+    @contextmanager
+    def reader(self, path: str) -> Iterator[BinaryIO]:
+        """Read a payload, uncompressed, as a stream that cannot seek. A truncated file is an OSError, not a short stream."""
+        with self._open(path) as file:
+            if not file.read(1):  # even an empty stream has a frame
+                raise OSError(f"The payload {path} is truncated: its file is empty. Restore it, or delete it.")
+            file.seek(0)
+            with pa.CompressedInputStream(file, "zstd") as source:
+                yield cast("BinaryIO", io.BufferedReader(source, _BUFFER_BYTES))
+
+    def lines(self, path: str) -> Iterator[bytes]:
+        r"""The payload's lines, each with its `\n`; a last one without it too."""
+        with self.reader(path) as source:
+            yield from source
+
+    @contextmanager
+    def table_writer(self, path: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+        """Write a Parquet table: `write_table` and `write_batch`. It appears when the block ends well."""
+        with self._staged(path) as staged, pq.ParquetWriter(staged, schema, compression="zstd") as writer:
+            yield writer
+
+    def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The whole table, or some of its columns."""
+        with self._open(path) as file, pq.ParquetFile(file) as parquet:
+            return parquet.read(columns=None if columns is None else list(columns))
+
     def iter_batches(
         self, path: str, batch_rows: int = 65_536, columns: Sequence[str] | None = None
-    ) -> Iterator[pa.RecordBatch]: ...
-    def exists(self, path: str) -> bool: ...
-    def delete(self, path: str) -> None: ...
+    ) -> Iterator[pa.RecordBatch]:
+        """The table in record batches of at most `batch_rows` rows."""
+        with self._open(path) as file, pq.ParquetFile(file) as parquet:
+            yield from parquet.iter_batches(batch_rows, columns=None if columns is None else list(columns))
+
+    def exists(self, path: str) -> bool:
+        """Whether a complete file has this name."""
+        return bool(self._root.fs.exists(self._full(path)))
+
+    def delete(self, path: str) -> None:
+        """Remove the file; where there is none, do nothing."""
+        full = self._full(path)
+        if self._root.fs.exists(full):
+            self._root.fs.rm_file(full)
+
+    @property
+    def _is_local(self) -> bool:
+        return self._root.protocol in {"", "file", "local"}
+
+    def _full(self, path: str) -> str:
+        return f"{self._root.path.rstrip('/')}/{check_path(path)}"
+
+    def _open(self, path: str) -> BinaryIO:
+        return cast("BinaryIO", self._root.fs.open(self._full(path), "rb"))
+
+    @contextmanager
+    def _staged(self, path: str) -> Iterator[BinaryIO]:
+        """A local file that becomes the payload when the block ends well, and vanishes otherwise."""
+        full = self._full(path)
+        if self._is_local:
+            directory = Path(full).parent
+            _make_private(directory)
+        else:
+            directory = Path(tempfile.gettempdir())
+        staged = directory / f".{uuid.uuid4().hex}.tmp"
+        try:
+            with os.fdopen(os.open(staged, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+                yield file
+            self._publish(staged, full)
+        finally:
+            staged.unlink(missing_ok=True)
+
+    def _publish(self, staged: Path, full: str) -> None:
+        if not self._is_local:
+            self._root.fs.put_file(str(staged), full)  # an object store shows an upload when it is complete
+            return
+        _sync(staged)
+        staged.replace(full)
+        if os.name == "posix":  # elsewhere a directory cannot be opened
+            _sync(staged.parent)
+
+
+def _make_private(directory: Path) -> None:
+    if not directory.exists():
+        _make_private(directory.parent)
+        directory.mkdir(mode=0o700, exist_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

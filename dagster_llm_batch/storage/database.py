@@ -1,0 +1,188 @@
+"""A connection to the ledger's database: SQLite (a file) or PostgreSQL (a URL), with the same promises on both.
+
+1. A transaction commits as a whole or leaves nothing. On SQLite a writer takes the write lock first (BEGIN IMMEDIATE),
+   so what it reads holds until it commits; on PostgreSQL it locks the rows that it decides about.
+2. A committed transaction survives a crash (SQLite: WAL with `synchronous=FULL`).
+3. Errors leave as LedgerError. No message and no repr shows a password or the query of the URL.
+
+Refuses SQLite in memory: a ledger that dies with its process cannot keep its promises.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+
+from dagster_llm_batch.errors import LedgerError, MissingExtraError
+from dagster_llm_batch.storage.migrations import is_current, migrate
+
+__all__ = ["Database"]
+
+_BUSY_SECONDS = 30
+_WRITES = "dagster_llm_batch_writes"
+
+
+class Database:
+    """Cheap to build: the first transaction connects, creates the file or the tables, and migrates."""
+
+    def __init__(self, url: str | PathLike[str]) -> None:
+        self._url = _parse(url)
+        self._engine: sa.Engine | None = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Database({self.shown_url!r})"
+
+    @property
+    def shown_url(self) -> str:
+        """The URL for people: without password and query, where secrets live."""
+        return self._url.set(query={}).render_as_string(hide_password=True)
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """One transaction that only reads."""
+        with self._translated(), self._ready().connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """One transaction that writes. An exception inside rolls it back."""
+        with self._translated(), _writing(self._ready()) as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Close the connections. A later transaction opens new ones."""
+        with self._lock:
+            if self._engine is not None:
+                self._engine.dispose()
+            self._engine = None
+
+    def _ready(self) -> sa.Engine:
+        with self._lock:
+            if self._engine is None:
+                engine = _engine(self._url)
+                try:
+                    with engine.connect() as connection, connection.begin():
+                        current = is_current(connection)
+                    if not current:
+                        with _writing(engine) as connection:
+                            migrate(connection)
+                except BaseException:
+                    engine.dispose()
+                    raise
+                self._engine = engine
+            return self._engine
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            said = str(getattr(error, "orig", None) or type(error).__name__).strip()
+            raise LedgerError(
+                f"The ledger at {self.shown_url} could not do this: {said}. Nothing was changed. "
+                "Check that it can be reached and written, then try again."
+            ) from error
+
+
+@contextmanager
+def _writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    with engine.connect().execution_options(**{_WRITES: True}) as connection, connection.begin():
+        yield connection
+
+
+def _parse(url: str | PathLike[str]) -> sa.URL:
+    text = os.fspath(url)
+    if "://" not in text:
+        if text == ":memory:":
+            return _refuse_memory()
+        return sa.URL.create("sqlite", database=str(Path(text).expanduser().absolute()))
+    scheme = text.partition("://")[0]
+    try:
+        parsed = sa.make_url(text)
+    except Exception:  # noqa: BLE001  # the parser's messages may hold parts of the URL
+        raise LedgerError(
+            f"The ledger URL (of scheme '{scheme}') cannot be read. A ledger is a path, sqlite:///path "
+            "or postgresql://user:password@host/database, special characters percent-encoded."
+        ) from None
+    backend = parsed.drivername.partition("+")[0]
+    if backend not in {"sqlite", "postgresql"} or "@" in (parsed.host or ""):
+        raise LedgerError(
+            f"The ledger URL (of scheme '{scheme}') is not one that works. A ledger is a path, sqlite:///path "
+            "or postgresql://user:password@host/database, special characters percent-encoded."
+        )
+    if backend == "sqlite" and (parsed.database in {None, "", ":memory:"} or "mode=memory" in text):
+        return _refuse_memory()
+    return parsed
+
+
+def _refuse_memory() -> sa.URL:
+    raise LedgerError(
+        "A ledger in memory would forget what was paid. Give it a path, sqlite:///path, or postgresql://…"
+    )
+
+
+def _engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() == "sqlite":
+        return _sqlite_engine(url)
+    try:
+        return sa.create_engine(url, hide_parameters=True, pool_pre_ping=True)
+    except ImportError:
+        raise MissingExtraError("postgres", "A ledger in PostgreSQL") from None
+
+
+def _sqlite_engine(url: sa.URL) -> sa.Engine:
+    assert url.database is not None  # _parse refuses it
+    _create_private(Path(url.database))
+    engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": _BUSY_SECONDS})
+    event.listen(engine, "connect", _on_connect)
+    event.listen(engine, "begin", _on_begin)
+    return engine
+
+
+def _create_private(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite's side files take its permissions
+    except OSError as error:
+        raise LedgerError(
+            f"The ledger file {path} cannot be created: {error.strerror}. Give a path that can be written."
+        ) from error
+
+
+def _on_connect(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None  # transactions begin where SQLAlchemy says, not where the driver guesses
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA synchronous = FULL")
+    if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
+
+
+def _patiently(change: Callable[[], object]) -> None:
+    """SQLite does not wait for other processes when the journal mode changes, so we do."""
+    give_up_at = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            change()
+        except sqlite3.OperationalError:
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+def _on_begin(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,181 @@
+"""Leases: at most one process works on a name at a time.
+
+A lease is one row, taken by compare-and-set and renewed by a heartbeat thread until its block ends. It passes to
+another process at once where its owner is a dead process of this host, and else when it expires: one that is renewed is
+never taken. Times are the ledger's clock; hosts that share a ledger keep theirs within a few seconds of each other.
+
+Refuses to guess: a process of another host, container or boot is alive until its lease expires.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cache
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from dagster_llm_batch.errors import LeaseError, LedgerError
+from dagster_llm_batch.storage.database import Database
+from dagster_llm_batch.storage.tables import LEASE
+
+__all__ = ["Lease", "leased"]
+
+_RETRY_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    owner: str
+    expires_at: datetime
+
+
+class Lease:
+    """A lease that this process took. Ask `check` before each effect that must not happen twice."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime], name: str, seconds: float) -> None:
+        self.name = name
+        self.owner = f"{_host()}:{os.getpid()}:{_started(os.getpid()) or '-'}:{uuid.uuid4().hex}"
+        self._database = database
+        self._clock = clock
+        self._length = timedelta(seconds=seconds)
+        self._expires_at = clock()  # not held yet
+        self._lost = False
+        self._done = threading.Event()
+        self._heart = threading.Thread(
+            target=self._beat, args=(seconds / 3,), daemon=True, name=f"dagster-llm-batch lease {name}"
+        )
+
+    def check(self) -> None:
+        """Raises LeaseError where the lease is no longer certainly ours: stop, another process may have gone on."""
+        if self._lost or self._clock() >= self._expires_at:
+            raise LeaseError(
+                f"The lease '{self.name}' was lost: it could not be renewed before {self._expires_at.isoformat()}, "
+                "or another process took it. Nothing more was done here; run again to go on from what the ledger says."
+            )
+
+    def renew(self) -> None:
+        """Hold it for another full length, or raise LeaseError where another process has it."""
+        expires_at = self._clock() + self._length
+        mine = (LEASE.c.name == self.name) & (LEASE.c.owner == self.owner)
+        with self._database.write() as connection:
+            renewed = connection.execute(sa.update(LEASE).where(mine).values(expires_at=expires_at)).rowcount
+        if renewed:
+            self._expires_at = expires_at
+        else:
+            self._lost = True
+        self.check()
+
+    def take(self) -> _Holder | None:
+        """Take it, and start the heartbeat, or say who holds it."""
+        try:
+            holder = self._compare_and_set()
+        except IntegrityError:  # another process inserted the name since we looked
+            with self._database.read() as connection:
+                row = connection.execute(sa.select(LEASE).where(LEASE.c.name == self.name)).mappings().one_or_none()
+            holder = _Holder(row["owner"], row["expires_at"]) if row else _Holder("another process", self._clock())
+        if holder is None:
+            self._heart.start()
+        return holder
+
+    def release(self) -> None:
+        """Stop the heartbeat and let the next one in. Does nothing where the lease was lost."""
+        self._done.set()
+        if self._heart.ident is not None:
+            self._heart.join()
+        mine = (LEASE.c.name == self.name) & (LEASE.c.owner == self.owner)
+        with self._database.write() as connection:
+            connection.execute(sa.delete(LEASE).where(mine))
+
+    def _compare_and_set(self) -> _Holder | None:
+        now = self._clock()
+        wanted = {"owner": self.owner, "expires_at": now + self._length}
+        with self._database.write() as connection:
+            row = connection.execute(sa.select(LEASE).where(LEASE.c.name == self.name)).mappings().one_or_none()
+            if row is None:
+                connection.execute(sa.insert(LEASE).values(name=self.name, **wanted))
+            else:
+                seen = _Holder(row["owner"], row["expires_at"])
+                if seen.expires_at > now and not _is_dead(seen.owner):
+                    return seen
+                same = (LEASE.c.name == self.name) & (LEASE.c.owner == seen.owner)
+                same &= LEASE.c.expires_at == seen.expires_at
+                if connection.execute(sa.update(LEASE).where(same).values(**wanted)).rowcount == 0:
+                    return _Holder("another process", now)
+        self._expires_at = wanted["expires_at"]  # type: ignore[assignment]
+        return None
+
+    def _beat(self, every_seconds: float) -> None:
+        while not self._done.wait(every_seconds):
+            try:
+                self.renew()
+            except LeaseError:
+                return
+            except LedgerError:
+                continue  # the database may be back before the lease expires; `check` knows when it is too late
+
+
+@contextmanager
+def leased(
+    database: Database, clock: Callable[[], datetime], name: str, seconds: float, wait_seconds: float
+) -> Iterator[Lease]:
+    """See Ledger.leased."""
+    give_up_at = time.monotonic() + wait_seconds
+    lease = Lease(database, clock, name, seconds)
+    while (holder := lease.take()) is not None:
+        left_seconds = give_up_at - time.monotonic()
+        if left_seconds <= 0:
+            raise LeaseError(
+                f"The lease '{name}' is held by {holder.owner} until {holder.expires_at.isoformat()}. "
+                "Nothing was done. Wait for that process to end, or stop it: a dead one's lease passes on by itself."
+            )
+        time.sleep(min(_RETRY_SECONDS, left_seconds))
+    try:
+        yield lease
+    finally:
+        with contextlib.suppress(LedgerError):  # it expires by itself; the block's own outcome matters more
+            lease.release()
+
+
+def _is_dead(owner: str) -> bool:
+    """Whether the owner certainly is a dead process of this host."""
+    host, pid, started, _ = owner.rsplit(":", 3)
+    if host != _host() or os.name == "nt":  # Windows has no harmless signal to ask with
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # it lives, as another user
+    now_started = _started(int(pid))
+    return started != "-" and now_started is not None and now_started != started
+
+
+@cache
+def _host() -> str:
+    """The machine, as far as process ids reach: host name, boot and process namespace."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8])
+        parts.append(str(Path("/proc/self/ns/pid").readlink()).strip("pid:[]"))
+    return "/".join(parts)
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot; None where this system does not say."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]  # the name before it may hold spaces and parentheses
