@@ -80,7 +80,7 @@ def load(part: str = "tweets", sdist: Path = SDIST) -> pl.DataFrame:
 
 
 def subset(texts: pl.DataFrame, day: date, rows: int = ROWS_PER_DAY) -> pl.DataFrame:
-    """The first `rows` texts of a day by rank; a larger subset holds every smaller one. Fewer where the day has fewer."""
+    """The first `rows` texts of a day by rank, or all where it has fewer; a larger subset holds every smaller one."""
     return texts.filter(pl.col("day") == day).sort("rank").head(rows)
 
 

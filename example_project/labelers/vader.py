@@ -1,0 +1,96 @@
+"""`python -m example_project.labelers.vader -i in.jsonl -o out.jsonl`: the rule-based VADER lexicon answers.
+
+It reads the last user message and nothing else: no system part, no examples. It can say a `label` (by VADER's own
+thresholds on its compound score) and a `score` (the compound, -1 to 1); a schema that requires anything else is
+refused. Usage counts words between white space, as VADER has no tokenizer. Its lexicon was made by the authors of the
+gold standard, partly on the same tweets: its figures flatter it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+from example_project.labelers.run_batch import Answer, Refusal, command
+from example_project.prompt import text_of
+
+__all__ = ["answering", "main"]
+
+_THRESHOLD = 0.05
+"""VADER's documented bounds: positive from 0.05, negative from -0.05 down."""
+_FINGERPRINT = "vaderSentiment-3.3.2"
+
+
+@contextlib.contextmanager
+def answering(model: str, _options: object = None) -> Iterator[Answer]:
+    analyzer = SentimentIntensityAnalyzer()
+
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        message = next((m for m in reversed(body["messages"]) if m.get("role") == "user"), None)
+        if message is None:
+            raise Refusal(400, "There is no user message to label.", param="messages")
+        score = analyzer.polarity_scores(text_of(_text(message)))["compound"]
+        label = "positive" if score >= _THRESHOLD else "negative" if score <= -_THRESHOLD else "neutral"
+        reply = _reply({"label": label, "score": score}, body.get("response_format"))
+        return _completion(model, reply, sum(len(_text(m).split()) for m in body["messages"]))
+
+    yield answer
+
+
+def _text(message: dict[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    if any(part.get("type") != "text" for part in parts):
+        raise Refusal(400, "This labeler reads text alone, no images or other parts.", param="messages")
+    return "\n".join(part["text"] for part in parts)
+
+
+def _reply(known: dict[str, object], response_format: dict[str, Any] | None) -> str:
+    form = (response_format or {}).get("type", "text")
+    if form == "text":
+        return str(known["label"])
+    if form == "json_object":
+        return json.dumps({"label": known["label"]})
+    if form != "json_schema":
+        raise Refusal(400, f"response_format {form!r} is not supported.", param="response_format")
+    schema = (response_format or {})["json_schema"]["schema"]
+    properties = schema.get("properties", {})
+    unknown = sorted(set(schema.get("required", ())) - set(known))
+    if unknown or "label" not in properties:
+        message = f"This labeler can answer label and score; the schema asks for {', '.join(unknown) or 'no label'}."
+        raise Refusal(400, message, param="response_format")
+    allowed = properties["label"].get("enum")
+    if allowed is not None and known["label"] not in allowed:
+        raise Refusal(400, f"The label is {known['label']}; the schema allows {allowed}.", param="response_format")
+    return json.dumps({key: value for key, value in known.items() if key in properties})
+
+
+def _completion(model: str, reply: str, prompt_words: int) -> dict[str, Any]:
+    words = len(reply.split())
+    message = {"role": "assistant", "content": reply, "refusal": None}
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": _FINGERPRINT,
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": prompt_words, "completion_tokens": words, "total_tokens": prompt_words + words},
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    return command("example_project.labelers.vader", "vader", answering, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
