@@ -1,0 +1,201 @@
+r"""Request lines of OpenAI's batch files, as read by OpenAI, its compatible servers and `vllm run-batch`. Pure.
+
+    {"custom_id":"…","method":"POST","url":"/v1/chat/completions","body":{"model":"…",…,"messages":[…]}}
+
+All that a spec's requests share is serialised once; a request only splices escaped strings into it. Lines are ASCII, so
+U+2028 and its kin never appear raw, and their length in characters is their length in bytes. A half surrogate, which no
+strict JSON reader takes, becomes U+FFFD: one such row must not fail the whole file.
+
+Refused: parameters that would change which request is sent or how it is answered, such as `messages` or `stream`.
+Any other parameter goes through as it is, known or not. Result lines are read in `openai_replies`.
+
+Formats: https://platform.openai.com/docs/guides/batch, https://platform.openai.com/docs/api-reference/batch/request-input
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from json.encoder import encode_basestring_ascii
+from typing import Any
+
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.providers.openai_replies import read_line
+from dagster_llm_batch.providers.openai_schema import strict_schema
+from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind, Result
+
+__all__ = ["OPENAI_LIMITS", "URLS", "OpenAILines"]
+
+OPENAI_LIMITS = Limits(max_requests=50_000, max_bytes=200_000_000)
+_MAX_EMBEDDING_INPUTS = 50_000
+
+URLS = {
+    Endpoint.CHAT: "/v1/chat/completions",
+    Endpoint.RESPONSES: "/v1/responses",
+    Endpoint.EMBEDDINGS: "/v1/embeddings",
+}
+
+_PROMPT = "comes from the prompt"
+_RESERVED: dict[Endpoint, dict[str, str]] = {
+    Endpoint.CHAT: {"messages": _PROMPT},
+    Endpoint.RESPONSES: {"input": _PROMPT, "instructions": "is the system part of the prompt"},
+    Endpoint.EMBEDDINGS: {"input": _PROMPT},
+}
+
+
+class OpenAILines:
+    """The codec for one spec. `lower_schema` gives the response schema the form that the server takes."""
+
+    def __init__(
+        self,
+        spec: RequestSpec,
+        limits: Limits = OPENAI_LIMITS,
+        lower_schema: Callable[[Mapping[str, Any]], Mapping[str, Any]] = strict_schema,
+    ) -> None:
+        _check_shape(spec)
+        _check_params(spec)
+        embeddings = spec.endpoint is Endpoint.EMBEDDINGS
+        self.limits = Limits(
+            limits.max_requests,
+            limits.max_bytes,
+            limits.max_line_bytes,
+            _MAX_EMBEDDING_INPUTS if embeddings and limits.max_inputs is None else limits.max_inputs,
+            limits.min_requests,
+        )
+        self._endpoint = spec.endpoint
+        key = "messages" if spec.endpoint is Endpoint.CHAT else "input"
+        turns = [{"role": turn.role, "content": _clean(turn.text)} for turn in spec.turns]
+        # The varying part comes last: servers that cache prompts by prefix see the same start in every line.
+        body = _dumps({"model": spec.model, **_settings(spec, lower_schema)})[:-1] + f',"{key}":'
+        self._head = f'","method":"POST","url":"{URLS[spec.endpoint]}","body":{body}'
+        self._turns = "".join(_dumps(turn) + "," for turn in turns)
+        self._system: tuple[str | None, str] = (None, "")
+
+    def encode(self, request: Request, custom_id: str) -> bytes:
+        """One line; see Codec.encode. Raises InputError for an image without data and URL."""
+        start = '{"custom_id":' + _quote(custom_id)[:-1] + self._head
+        if self._endpoint is Endpoint.EMBEDDINGS:
+            if request.system or request.images:
+                what = "a system text" if request.system else "images"
+                raise ConfigError(f"Embeddings take one text; the prompt has {what}. Leave only its user part.")
+            return f"{start}{_quote(request.user)}}}}}\n".encode("ascii")
+        content = _quote(request.user) if not request.images else self._parts(request)
+        system = self._system_message(request.system)
+        return f'{start}[{system}{self._turns}{{"role":"user","content":{content}}}]}}}}\n'.encode("ascii")
+
+    def decode(self, line: bytes) -> Result:
+        """One result line; see Codec.decode."""
+        return read_line(line, self._endpoint)
+
+    def _system_message(self, text: str | None) -> str:
+        if not text:
+            return ""
+        known, message = self._system  # mostly the same for all requests; one read, so threads cannot mix two
+        if known != text:
+            message = f'{{"role":"system","content":{_quote(text)}}},'
+            self._system = (text, message)
+        return message
+
+    def _parts(self, request: Request) -> str:
+        chat = self._endpoint is Endpoint.CHAT
+        parts: list[dict[str, Any]] = []
+        if request.user:
+            parts.append({"type": "text" if chat else "input_text", "text": _clean(request.user)})
+        for image in request.images:
+            url = _image_url(image)
+            parts.append(
+                {"type": "image_url", "image_url": {"url": url}} if chat else {"type": "input_image", "image_url": url}
+            )
+        return _dumps(parts)
+
+
+def _check_shape(spec: RequestSpec) -> None:
+    embedding = spec.endpoint is Endpoint.EMBEDDINGS
+    if embedding != (spec.response.kind is ResponseKind.EMBEDDING):
+        raise ConfigError(
+            f"The endpoint '{spec.endpoint.value}' cannot give a response of kind '{spec.response.kind.value}'. "
+            "Kind 'embedding' goes with the endpoint 'embeddings', kinds 'text' and 'json' with 'chat' or 'responses'."
+        )
+    if embedding and spec.turns:
+        raise ConfigError("Embeddings take one text; the prompt has few-shot turns. Leave only its user part.")
+    for turn in spec.turns:
+        if turn.role not in ("user", "assistant"):
+            raise ConfigError(f"A few-shot turn has the role {turn.role!r}; it can be 'user' or 'assistant'.")
+
+
+def _check_params(spec: RequestSpec) -> None:
+    reserved = {"model": "is the model of the spec", **_RESERVED[spec.endpoint]}
+    if spec.response.kind is ResponseKind.JSON and spec.endpoint is Endpoint.CHAT:
+        reserved["response_format"] = "comes from the response schema"
+    if spec.response.dimensions is not None:
+        reserved["dimensions"] = "comes from the response"
+    for name, why in reserved.items():
+        if name in spec.params:
+            _refuse_param(name, why, reserved)
+    if spec.params.get("stream"):
+        _refuse_param("stream", "is not possible in a batch", reserved)
+    if spec.params.get("n", 1) != 1:
+        _refuse_param("n", "must be 1: further replies would be paid and not read", reserved)
+    if spec.endpoint is Endpoint.EMBEDDINGS and spec.params.get("encoding_format", "float") != "float":
+        _refuse_param("encoding_format", "must be 'float'", reserved)
+    if spec.response.kind is ResponseKind.JSON and spec.endpoint is Endpoint.RESPONSES:
+        text = spec.params.get("text", {})
+        if not isinstance(text, Mapping) or "format" in text:
+            _refuse_param("text", "must be an object without 'format', which comes from the response schema", reserved)
+
+
+def _refuse_param(name: str, why: str, reserved: Mapping[str, str]) -> None:
+    taken = ", ".join(f"'{word}'" for word in sorted({*reserved, "stream"}))
+    raise ConfigError(f"The parameter '{name}' cannot be set here: it {why}. All parameters but {taken} are passed on.")
+
+
+def _settings(spec: RequestSpec, lower: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
+    """The constant part of a body but for the model: parameters in the order of their names, then the format."""
+    settings = {name: spec.params[name] for name in sorted(spec.params)}
+    if spec.endpoint is Endpoint.EMBEDDINGS:
+        settings["encoding_format"] = "float"
+        if spec.response.dimensions is not None:
+            settings["dimensions"] = spec.response.dimensions
+    elif spec.response.kind is ResponseKind.JSON:
+        form: dict[str, Any] = {"type": "json_object"}
+        if spec.response.json_schema is not None:
+            name = re.sub(r"[^A-Za-z0-9_-]", "_", spec.response.name)[:64] or "response"
+            form = {"name": name, "strict": True, "schema": lower(spec.response.json_schema)}
+        if spec.endpoint is Endpoint.RESPONSES:
+            settings["text"] = {**settings.get("text", {}), "format": {"type": "json_schema", **form}}
+        elif "schema" in form:
+            settings["response_format"] = {"type": "json_schema", "json_schema": form}
+        else:
+            settings["response_format"] = form
+    return settings
+
+
+def _image_url(image: Image) -> str:
+    if image.url is not None:
+        return _clean(image.url)
+    if image.data is None or image.media_type is None:
+        raise InputError("An image has neither a URL nor data with a media type, such as 'image/png'.")
+    return f"data:{image.media_type};base64,{b64encode(image.data).decode('ascii')}"
+
+
+def _dumps(value: Any) -> str:
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"A parameter or response schema is not JSON: {error}.") from error
+
+
+def _quote(text: str) -> str:
+    return encode_basestring_ascii(_clean(text))
+
+
+def _clean(text: str) -> str:
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

@@ -1,0 +1,336 @@
+"""Result lines of OpenAI's batch files, read as one Result each. Pure; nothing raises.
+
+Compatible servers bend the format, so each of these is read too: a failed row in the output file; `error` as an object,
+an object in an object, or a string; a body that is null, or JSON in a string; a reply without its `response` wrapper.
+What a line means is decided in this order:
+
+1. The code says that it never ran: EXPIRED, CANCELED.
+2. An error, or a status other than 2xx: ERRORED. (`error` is null in OpenAI's own 4xx lines.)
+3. A reply: SUCCEEDED, also when cut short (`finish_reason` tells). Refused or withheld: INVALID.
+4. A paid reply that cannot be read: INVALID, with its raw text.
+
+Formats: https://platform.openai.com/docs/api-reference/batch/request-output
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from dagster_llm_batch.types import Endpoint, Outcome, Result, Usage
+
+__all__ = ["read_line"]
+
+_BOM = b"\xef\xbb\xbf"
+_NEVER_RAN = {
+    "batch_expired": Outcome.EXPIRED,
+    "batch_cancelled": Outcome.CANCELED,
+    "batch_canceled": Outcome.CANCELED,
+}
+_RETRYABLE_STATUSES = frozenset({408, 409, 429})
+_RETRYABLE_CODES = frozenset({"rate_limit_exceeded", "server_error", "service_unavailable", "timeout", "overloaded"})
+_NO_QUOTA = "insufficient_quota"
+_CUT_SHORT = frozenset({"length", "max_output_tokens"})
+_WITHHELD = "content_filter"
+_MAX_REASON_CHARS = 1_000
+_NULL = Raw(b"null")
+
+
+class _Line(Struct):
+    custom_id: Any = None
+    response: Raw = _NULL
+    error: Any = None
+
+
+class _Response(Struct):
+    status_code: int | None = None
+    body: Raw = _NULL
+
+
+class _Details(Struct):
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class _Usage(Struct):
+    prompt_tokens: int | None = None
+    input_tokens: int | None = None
+    completion_tokens: int | None = None
+    output_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+
+
+class _Part(Struct):
+    type: str | None = None
+    text: str | None = None
+    refusal: str | None = None
+
+
+class _Message(Struct):
+    content: str | list[_Part] | None = None
+    refusal: str | None = None
+
+
+class _Choice(Struct):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Item(Struct):
+    type: str | None = None
+    content: list[_Part] | None = None
+
+
+class _Incomplete(Struct):
+    reason: str | None = None
+
+
+class _Body(Struct):
+    """Every endpoint's reply; each fills some of these."""
+
+    model: str | None = None
+    usage: Raw = _NULL
+    error: Any = None
+
+
+class _Chat(_Body):
+    choices: list[_Choice] = []
+
+
+class _Responses(_Body):
+    status: str | None = None
+    incomplete_details: _Incomplete | None = None
+    output: list[_Item] = []
+
+
+class _Vector(Struct):
+    embedding: list[float]
+
+
+class _Embeddings(_Body):
+    data: list[_Vector] = []
+
+
+_LINE = msgspec.json.Decoder(_Line)
+_RESPONSE = msgspec.json.Decoder(_Response, strict=False)
+_USAGE = msgspec.json.Decoder(_Usage, strict=False)
+_ANY = msgspec.json.Decoder(Any)
+_STRING = msgspec.json.Decoder(str)
+_BODY: dict[Endpoint, msgspec.json.Decoder[Any]] = {
+    Endpoint.CHAT: msgspec.json.Decoder(_Chat),
+    Endpoint.RESPONSES: msgspec.json.Decoder(_Responses),
+    Endpoint.EMBEDDINGS: msgspec.json.Decoder(_Embeddings),
+}
+
+
+class _Unreadable(Exception):  # noqa: N818 -- not an error: the caller turns it into a Result
+    """The body holds no reply; the message says why."""
+
+
+def read_line(line: bytes, endpoint: Endpoint) -> Result:
+    """One result line of `endpoint` as one Result; `custom_id` is None where the line cannot be read."""
+    stripped = line.removeprefix(_BOM).strip()
+    if not stripped:
+        return Result(None, Outcome.ERRORED, reason="blank line")
+    try:
+        stripped.decode()  # a Raw field is not checked to be UTF-8
+        read = _LINE.decode(stripped)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        try:
+            read = _LINE.decode(_repaired(stripped))
+        except (ValueError, RecursionError, msgspec.MsgspecError):
+            return Result(None, Outcome.ERRORED, reason=f"unreadable line: {error}"[:_MAX_REASON_CHARS])
+    custom_id = read.custom_id if isinstance(read.custom_id, str) else None
+    return _result(read, endpoint)._replace(custom_id=custom_id)
+
+
+def _repaired(line: bytes) -> bytes:
+    """The line as strict UTF-8 JSON: bad bytes and half surrogates, as an LLM cut mid-character gives, replaced."""
+    text = json.dumps(json.loads(line.decode("utf-8", "replace")), ensure_ascii=False)
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+
+
+def _result(line: _Line, endpoint: Endpoint) -> Result:
+    code, message = _error(line.error)
+    if code in _NEVER_RAN:
+        return Result(None, _NEVER_RAN[code], reason=message or code, retryable=True)
+    status, body = _status_and_body(bytes(line.response))
+    if status is None and code is not None and code.isdecimal():
+        status = int(code)  # as in errors of vLLM
+    failed = code is not None or message is not None
+    if failed or (status is not None and not _is_ok(status)):
+        if not failed:
+            code, message = _error(_value(body))
+        return _errored(status, code, message)
+    if body in (b"null", b""):
+        return Result(None, Outcome.ERRORED, reason="the line has neither a reply nor an error")
+    return _reply(body, endpoint)
+
+
+def _status_and_body(response: bytes) -> tuple[int | None, bytes]:
+    """Status and body; a response without both is itself the body, as some servers write it."""
+    try:
+        read = _RESPONSE.decode(response)
+    except (msgspec.MsgspecError, RecursionError):
+        return None, response
+    body = bytes(read.body)
+    if read.status_code is None and body == b"null":
+        return None, response
+    if body.startswith(b'"'):
+        try:
+            body = _STRING.decode(body).strip().encode()
+        except (msgspec.MsgspecError, UnicodeEncodeError):
+            return read.status_code, body
+    return read.status_code, body
+
+
+def _is_ok(status: int) -> bool:
+    return 200 <= status < 300  # noqa: PLR2004 -- HTTP
+
+
+def _errored(status: int | None, code: str | None, message: str | None) -> Result:
+    retryable = code in _RETRYABLE_CODES if status is None or _is_ok(status) else _retry(status)
+    words = [str(status)] if status is not None else []
+    if code is not None and code != str(status):
+        words.append(code)
+    head = " ".join(words)
+    reason = ": ".join(part for part in (head, message) if part) or "an error without a message"
+    return Result(None, Outcome.ERRORED, reason=reason[:_MAX_REASON_CHARS], retryable=retryable and code != _NO_QUOTA)
+
+
+def _retry(status: int) -> bool:
+    return status in _RETRYABLE_STATUSES or status >= 500  # noqa: PLR2004 -- HTTP
+
+
+def _value(raw: bytes) -> Any:
+    """The value of a body that should be JSON; its text where it is not."""
+    try:
+        return _ANY.decode(raw)
+    except (msgspec.MsgspecError, RecursionError):
+        return raw.decode("utf-8", "replace")
+
+
+def _error(value: Any) -> tuple[str | None, str | None]:
+    """Code and message of an error in any of the known shapes; (None, None) where there is none."""
+    for _ in range(3):  # an error object may hold the error object
+        if not isinstance(value, Mapping) or value.get("error") is None:
+            break
+        value = value["error"]
+    if isinstance(value, str):
+        return None, value or None
+    if not isinstance(value, Mapping):
+        return None, None if value in (None, [], False) else str(value)
+    code = next((str(value[key]) for key in ("code", "type") if value.get(key) not in (None, "")), None)
+    message = next((str(value[key]) for key in ("message", "detail") if value.get(key) not in (None, "")), None)
+    if value.get("type") == _NO_QUOTA:
+        code = _NO_QUOTA
+    return code, message
+
+
+def _reply(raw: bytes, endpoint: Endpoint) -> Result:
+    try:
+        body = _BODY[endpoint].decode(raw)
+        code, message = _error(body.error)
+        if code is not None or message is not None:
+            return _errored(None, code, message)
+        if endpoint is Endpoint.CHAT:
+            result = _chat(body)
+        elif endpoint is Endpoint.RESPONSES:
+            result = _responses(body)
+        else:
+            result = _embedding(body)
+    except (_Unreadable, msgspec.MsgspecError, RecursionError) as error:
+        return _unread(raw, str(error))
+    return result._replace(model=body.model, usage=_usage(bytes(body.usage)))
+
+
+def _unread(raw: bytes, why: str) -> Result:
+    value = _value(raw)
+    if isinstance(value, Mapping):
+        code, message = _error(value.get("error"))
+        if code is not None or message is not None:
+            return _errored(None, code, message)
+        usage = _usage(msgspec.json.encode(value.get("usage")))
+        model = value["model"] if isinstance(value.get("model"), str) else None
+    else:
+        usage, model = None, None
+    return Result(
+        None,
+        Outcome.INVALID,
+        text=raw.decode("utf-8", "replace"),
+        reason=f"the reply cannot be read: {why}"[:_MAX_REASON_CHARS],
+        retryable=True,
+        model=model,
+        usage=usage,
+    )
+
+
+def _chat(body: _Chat) -> Result:
+    if not body.choices:
+        raise _Unreadable("it has no choices")
+    choice = body.choices[0]
+    content = choice.message.content
+    parts = content if isinstance(content, list) else []
+    text = "".join(part.text or "" for part in parts) if parts else content
+    refusal = choice.message.refusal or "".join(part.refusal or "" for part in parts)
+    return _text(text if isinstance(text, str) else None, refusal, choice.finish_reason)
+
+
+def _responses(body: _Responses) -> Result:
+    if body.status not in (None, "completed", "incomplete"):
+        return Result(None, Outcome.ERRORED, reason=f"the response has the status '{body.status}'")
+    parts = [part for item in body.output if item.type == "message" for part in item.content or ()]
+    texts = [part.text for part in parts if part.type == "output_text" and part.text is not None]
+    finish = "stop" if body.status != "incomplete" else "incomplete"
+    if body.incomplete_details is not None and body.incomplete_details.reason:
+        finish = body.incomplete_details.reason
+    return _text("".join(texts) if texts else None, "".join(part.refusal or "" for part in parts), finish)
+
+
+def _text(text: str | None, refusal: str, finish: str | None) -> Result:
+    if refusal:
+        return Result(
+            None, Outcome.INVALID, refusal, reason=f"refusal: {refusal}"[:_MAX_REASON_CHARS], finish_reason=finish
+        )
+    if finish == _WITHHELD:
+        reason = f"{_WITHHELD}: the provider withheld the reply, or a part of it"
+        return Result(None, Outcome.INVALID, text, reason=reason, finish_reason=finish)
+    if text is None and finish not in _CUT_SHORT:
+        reason = f"the reply holds no text (finish_reason: {finish})"
+        return Result(None, Outcome.INVALID, None, reason=reason, retryable=True, finish_reason=finish)
+    return Result(None, Outcome.SUCCEEDED, text or "", finish_reason=finish)
+
+
+def _embedding(body: _Embeddings) -> Result:
+    if not body.data:
+        raise _Unreadable("it has no embedding")
+    return Result(None, Outcome.SUCCEEDED, embedding=body.data[0].embedding)
+
+
+def _usage(raw: bytes) -> Usage | None:
+    """Tokens as the line gives them; None where it gives none. Both spellings of the API are read."""
+    try:
+        read = _USAGE.decode(raw)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    input_tokens = read.prompt_tokens if read.prompt_tokens is not None else read.input_tokens
+    output_tokens = read.completion_tokens if read.completion_tokens is not None else read.output_tokens
+    if input_tokens is None and output_tokens is None:
+        return None
+    before = read.prompt_tokens_details or read.input_tokens_details or _Details()
+    after = read.completion_tokens_details or read.output_tokens_details or _Details()
+    return Usage(
+        input_tokens=input_tokens or 0,
+        output_tokens=output_tokens or 0,
+        cache_read_tokens=before.cached_tokens or 0,
+        cache_write_tokens=before.cache_write_tokens or 0,
+        reasoning_tokens=after.reasoning_tokens or 0,
+    )
