@@ -2,7 +2,7 @@
 
     gold + candidates ─join→ Joined ─┬─evaluate→ Evaluation ──────┬─→ Arrow, markdown, PNG
                                      ├─confusion, per_class ──────┤
-                                     └─agreement (of two) ────────┘
+                                     └─agreement_between (two) ───┘
 
 `compare` does all of it at once. Nothing here knows Dagster, a network, a disk, a clock or global randomness.
 Importing it needs pyarrow only; what computes or draws loads numpy, scipy, scikit-learn and matplotlib when called
@@ -11,8 +11,8 @@ Importing it needs pyarrow only; what computes or draws loads numpy, scipy, scik
 
 from __future__ import annotations
 
-from dagster_llm_batch.evaluation.agreement import Agreement, agreement, pairwise_agreement
-from dagster_llm_batch.evaluation.confusion import PER_CLASS_SCHEMA, Confusion, confusion, per_class
+from dagster_llm_batch.evaluation.agreement import Agreement, agreement_between, pairwise_agreement
+from dagster_llm_batch.evaluation.classes import PER_CLASS_SCHEMA, Confusion, confusion, per_class
 from dagster_llm_batch.evaluation.figures import accuracy_png, confusion_png
 from dagster_llm_batch.evaluation.joining import Joined, Target, join
 from dagster_llm_batch.evaluation.metrics import Evaluation, evaluate
@@ -44,7 +44,7 @@ __all__ = [
     "Joined",
     "Target",
     "accuracy_png",
-    "agreement",
+    "agreement_between",
     "agreements_markdown",
     "agreements_to_arrow",
     "compare",

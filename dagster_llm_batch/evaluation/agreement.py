@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation._extra import evaluation_extra
-from dagster_llm_batch.evaluation.confusion import positions
+from dagster_llm_batch.evaluation.classes import positions
 from dagster_llm_batch.evaluation.joining import Joined
 from dagster_llm_batch.evaluation.resampling import Cells, kappa
 
-__all__ = ["EXACT_BELOW", "Agreement", "agreement", "pairwise_agreement"]
+__all__ = ["EXACT_BELOW", "Agreement", "agreement_between", "pairwise_agreement"]
 
 EXACT_BELOW = 25
 """Discordant rows from which on chi-squared is close enough to the binomial."""
@@ -55,7 +55,7 @@ class Agreement:
     p_value: float
 
 
-def agreement(a: Joined, b: Joined) -> Agreement:
+def agreement_between(a: Joined, b: Joined) -> Agreement:
     """Raises ConfigError for numeric or different targets, InputError where the two were joined with different gold."""
     if a.target != b.target or a.target.kind == "numeric":
         raise ConfigError(
@@ -91,7 +91,9 @@ def agreement(a: Joined, b: Joined) -> Agreement:
 def pairwise_agreement(joined: Sequence[Joined]) -> tuple[Agreement, ...]:
     """All pairs of candidates that share a categorical target, in the order given."""
     return tuple(
-        agreement(a, b) for a, b in combinations(joined, 2) if a.target == b.target and a.target.kind == "categorical"
+        agreement_between(a, b)
+        for a, b in combinations(joined, 2)
+        if a.target == b.target and a.target.kind == "categorical"
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation._extra import evaluation_extra
-from dagster_llm_batch.evaluation.confusion import Confusion, class_name
+from dagster_llm_batch.evaluation.classes import Confusion, class_name
 from dagster_llm_batch.evaluation.metrics import Evaluation
 from dagster_llm_batch.evaluation.text import plain_text
 

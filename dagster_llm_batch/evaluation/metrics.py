@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation._extra import evaluation_extra
+from dagster_llm_batch.evaluation.classes import class_name, coded
 from dagster_llm_batch.evaluation.columns import Kind
-from dagster_llm_batch.evaluation.confusion import class_name, coded
 from dagster_llm_batch.evaluation.joining import Class, Joined
 from dagster_llm_batch.evaluation.resampling import CONFIDENCE, Cells, bootstrap_intervals, kappa, macro_f1
 
@@ -181,8 +181,9 @@ def _numeric(joined: Joined) -> dict[str, Any]:
         from scipy.stats import rankdata  # noqa: PLC0415  # optional dependency
     gold, predicted = (values.to_numpy(zero_copy_only=False) for values in joined.labeled())
     with np.errstate(over="ignore", invalid="ignore"):
-        error = predicted - gold
-        mae, rmse = np.abs(error).mean(), np.sqrt((error**2).mean())
+        error = np.abs(predicted - gold)
+        largest = error.max() or 1.0  # divided out, so that no square leaves the range of floats
+        mae, rmse = error.mean(), largest * np.sqrt(((error / largest) ** 2).mean())
     return {
         "mae": _finite(mae),
         "rmse": _finite(rmse),

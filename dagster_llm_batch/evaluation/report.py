@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.agreement import Agreement, pairwise_agreement
-from dagster_llm_batch.evaluation.confusion import PER_CLASS_SCHEMA, Confusion, confusion, per_class
+from dagster_llm_batch.evaluation.classes import PER_CLASS_SCHEMA, Confusion, confusion, per_class
 from dagster_llm_batch.evaluation.joining import Target, join
 from dagster_llm_batch.evaluation.metrics import Evaluation, evaluate
 

@@ -12,7 +12,7 @@ from decimal import Decimal
 import pyarrow as pa
 
 from dagster_llm_batch.evaluation.agreement import Agreement
-from dagster_llm_batch.evaluation.confusion import Confusion, class_name
+from dagster_llm_batch.evaluation.classes import Confusion, class_name
 from dagster_llm_batch.evaluation.metrics import Evaluation
 from dagster_llm_batch.evaluation.text import markdown_text
 

@@ -11,7 +11,7 @@ __all__ = ["markdown_text", "plain_text"]
 
 _ANSI = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\|$)|\x1b.", re.DOTALL)
 _MARKUP = re.compile(r"([\\`*_\[\]|~$#!])")
-_AUTOLINK = re.compile(r"(:(?=//)|(?<=www)\.|@)", re.IGNORECASE)
+_AUTOLINK = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)", re.IGNORECASE)
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
@@ -32,4 +32,4 @@ def markdown_text(value: object, limit: int = 60) -> str:
     Web and mail addresses would become links even when escaped; a zero-width space breaks them.
     """
     text = plain_text(value, limit).translate(_HTML)
-    return _AUTOLINK.sub("\\1\u200b", _MARKUP.sub(r"\\\1", text))
+    return _AUTOLINK.sub("\u200b", _MARKUP.sub(r"\\\1", text))

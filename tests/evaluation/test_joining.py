@@ -218,7 +218,9 @@ def test_numbers_that_are_not_finite_are_no_labels():
 
 
 @pytest.mark.parametrize("gold", [{"id": [], "topic": []}, {"id": [1, 2], "topic": [None, None]}])
-@pytest.mark.parametrize("candidate", [{"id": [], "topic": []}, {"id": [1], "topic": ["a"]}, {"id": [1], "topic": [None]}])
+@pytest.mark.parametrize(
+    "candidate", [{"id": [], "topic": []}, {"id": [1], "topic": ["a"]}, {"id": [1], "topic": [None]}]
+)
 def test_no_gold_is_no_error(gold, candidate):
     got = joined(pa.table(gold), pa.table(candidate))
     assert (got.n_gold, got.n_labeled) == (0, 0)

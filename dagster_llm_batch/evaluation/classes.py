@@ -100,6 +100,6 @@ def coded(joined: Joined) -> tuple[tuple[Class, ...], NDArray[np.int64], NDArray
 
 def positions(values: pa.Array, classes: Sequence[Class]) -> NDArray[np.int64]:
     """Where each value stands among `classes`, which hold them all."""
-    at = pc.index_in(values, value_set=pa.array(classes, type=values.type)).cast(pa.int64())
-    codes: NDArray[np.int64] = at.to_numpy(zero_copy_only=False)
-    return codes
+    with evaluation_extra("Evaluating labels"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    return np.asarray(pc.index_in(values, value_set=pa.array(classes, type=values.type)), dtype=np.int64)

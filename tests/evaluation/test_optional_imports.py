@@ -1,0 +1,81 @@
+"""Importing needs pyarrow only; computing and drawing say which extra to install. Each in a fresh interpreter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from textwrap import dedent
+from types import ModuleType
+
+import pytest
+
+from dagster_llm_batch import evaluation
+
+HEAVY = ["numpy", "scipy", "sklearn", "matplotlib"]
+
+
+def run(code, *, without=()):
+    hide = "".join(f"sys.modules[{name!r}] = None\n" for name in without)  # importing it raises ModuleNotFoundError
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{hide}{dedent(code)}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_works_without_any_of_the_optional_packages():
+    run("import dagster_llm_batch.evaluation", without=HEAVY)
+
+
+def test_importing_loads_none_of_the_optional_packages():
+    loaded = run(f"import dagster_llm_batch.evaluation; print([n for n in {HEAVY[1:]} if n in sys.modules])")
+    assert loaded.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("without", "call"),
+    [
+        ("numpy", "evaluate(one)"),
+        ("scipy", "evaluate(one)"),
+        ("sklearn", "evaluate(one)"),
+        ("scipy", "evaluate(number)"),
+        ("numpy", "confusion(one)"),
+        ("numpy", "per_class(one)"),
+        ("scipy", "agreement_between(one, one)"),
+        ("matplotlib", "confusion_png(Confusion('c', 't', ('a',), ((1,),)))"),
+    ],
+)
+def test_a_missing_package_is_an_error_that_says_what_to_install(without, call):
+    said = run(
+        f"""
+        import pyarrow as pa
+        from dagster_llm_batch.errors import MissingExtraError
+        from dagster_llm_batch.evaluation import *
+        table = pa.table({{"id": [1, 2], "t": ["a", "b"], "x": [0.5, 1.5]}})
+        one = join(table, table, key="id", target="t", candidate_name="c")
+        number = join(table, table, key="id", target=Target("x", kind="numeric"), candidate_name="c")
+        try:
+            {call}
+        except MissingExtraError as error:
+            print(error)
+        """,
+        without=[without],
+    )
+    assert "pip install 'dagster-llm-batch[evaluation]'" in said
+
+
+def test_drawing_loads_no_pyplot():
+    said = run(
+        """
+        from dagster_llm_batch.evaluation import Confusion, confusion_png
+        assert confusion_png(Confusion("c", "t", ("a",), ((1,),))).startswith(b"\\x89PNG")
+        print("matplotlib.pyplot" in sys.modules)
+        """
+    )
+    assert said.strip() == "False"
+
+
+def test_the_public_names_are_those_promised():
+    public = {name for name in vars(evaluation) if not name.startswith("_")}
+    modules = {name for name in public if isinstance(getattr(evaluation, name), ModuleType)}
+    assert public - modules - {"annotations"} == set(evaluation.__all__)
