@@ -36,7 +36,7 @@ class BootstrapError(Exception):
 
 
 def enter(module: str, requirements: str = "example") -> None:
-    """Return inside the ready environment; outside, set it up and run `python -m module` in it, with the same arguments.
+    """Return inside the ready environment; outside, set it up and run `python -m module` in it with the same arguments.
 
     Call it before importing anything that is not in the standard library.
     """
