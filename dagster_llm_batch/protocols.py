@@ -65,7 +65,7 @@ class Provider(Protocol):
 
     @property
     def name(self) -> str:
-        """The kind of provider ("openai"). Part of a row's provenance, and the price book's key."""
+        """The first part of a model's name ("openai" in "openai/gpt-5-nano"). Part of a row's provenance."""
         ...
 
     @property
@@ -74,6 +74,16 @@ class Provider(Protocol):
 
         Rotating a key must not change it, else finished work would be paid for again.
         """
+        ...
+
+    @property
+    def price_book(self) -> str | None:
+        """The price book's id for this provider ("openai"), or None where nothing is billed."""
+        ...
+
+    @property
+    def settle_seconds(self) -> float:
+        """How long after a create call of unknown end Absent may still become Found; 0 where it is certain at once."""
         ...
 
     def codec(self, spec: RequestSpec) -> Codec:

@@ -1,4 +1,4 @@
-"""The states of a shard and all its legal moves, in one table. Nothing else in the package decides what may follow what.
+"""The states of a shard and all its legal moves, in one table. Nothing else decides what may follow what.
 
     planned ──send──▶ submitting ──accepted──▶ submitted ──ended─────▶ ended ────┐
       │  ▲               │  │                    ├─────────expired───▶ expired ──┤
@@ -74,5 +74,7 @@ def target(state: ShardState, move: Move) -> ShardState:
     sources, to = MOVES[move]
     if state not in sources:
         allowed = ", ".join(sorted(s.value for s in sources))
-        raise IllegalMoveError(f"A shard in state '{state.value}' cannot take the move '{move.value}'; it is allowed from: {allowed}.")
+        raise IllegalMoveError(
+            f"A shard in state '{state.value}' cannot take the move '{move.value}'; it is allowed from: {allowed}."
+        )
     return to

@@ -50,7 +50,7 @@ class Outcome(str, Enum):
 
 
 class BatchStatus(str, Enum):
-    """Where a provider's batch is. Closed: an adapter maps every vendor word to one of these, unknown ones to RUNNING."""
+    """Where a provider's batch is. Closed: every vendor word maps to one of these, an unknown one to RUNNING."""
 
     PENDING = "pending"  # accepted, not started (validating, queued)
     RUNNING = "running"

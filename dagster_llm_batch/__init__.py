@@ -1,0 +1,38 @@
+"""LLM batch work as Dagster assets: nothing lost, nothing paid twice, no process held while waiting, every cent shown.
+
+    rows ─render→ requests ─dedupe, encode, shard→ shards ─submit→ batches ─poll→ ended ─fetch→ raw lines
+         ─decode→ results ─label→ labeled table ─evaluate→ evaluation tables
+
+Start with `llm_batch_assets`, `build_llm_batch_sensor` and `LLMBatchResource`.
+"""
+
+from dagster_shared.libraries import DagsterLibraryRegistry
+
+from dagster_llm_batch._version import __version__
+from dagster_llm_batch.assets import RowsContext, llm_batch_assets
+from dagster_llm_batch.automation import on_labels_ready
+from dagster_llm_batch.checks import ChecksPolicy
+from dagster_llm_batch.core.pricing import TokenPrice
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.core.response import Embedding
+from dagster_llm_batch.engine import RetryPolicy
+from dagster_llm_batch.resources import CommandBatchResource, LLMBatchResource, OpenAIBatchResource
+from dagster_llm_batch.sensors import build_llm_batch_sensor
+
+__all__ = [
+    "ChecksPolicy",
+    "CommandBatchResource",
+    "Embedding",
+    "LLMBatchResource",
+    "OpenAIBatchResource",
+    "Prompt",
+    "RetryPolicy",
+    "RowsContext",
+    "TokenPrice",
+    "__version__",
+    "build_llm_batch_sensor",
+    "llm_batch_assets",
+    "on_labels_ready",
+]
+
+DagsterLibraryRegistry.register("dagster-llm-batch", __version__, is_dagster_package=False)

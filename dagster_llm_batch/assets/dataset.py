@@ -1,0 +1,118 @@
+"""What the assets of one labeled dataset share, and how they walk through partitions and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import dagster as dg
+
+from dagster_llm_batch.assets.output import Frame
+from dagster_llm_batch.checks import ChecksPolicy
+from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.resources import LLMBatchResource
+
+__all__ = ["ROLE_TAG", "Dataset", "RowsContext", "RowsFunction", "partitions_of"]
+
+ROLE_TAG = "llm_batch/role"
+"""Tag of the assets of a labeled dataset: `batch`, `labels` or `rejects`. The sensor finds labels by it."""
+
+_ICONS = {"openai": "openai", "anthropic": "claude", "bedrock": "aws", "vertex": "gemini", "gemini": "gemini"}
+
+
+@dataclass(frozen=True)
+class RowsContext:
+    """What a function that gives rows may ask. `partition_key` is None for an unpartitioned dataset."""
+
+    partition_key: str | None
+    asset: dg.AssetExecutionContext
+
+    @property
+    def resources(self) -> Any:
+        """The resources named in `required_resource_keys`."""
+        return self.asset.resources
+
+
+RowsFunction = Callable[[RowsContext], Any]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One labeled dataset in Dagster."""
+
+    labeling: Labeling
+    key: dg.AssetKey
+    rows: dg.AssetKey | RowsFunction
+    partitions_def: dg.PartitionsDefinition[Any] | None
+    mode: Literal["deferred", "wait"]
+    poll_seconds: float
+    checks: ChecksPolicy
+    frame: Frame
+    io_manager_key: str
+    resource_key: str
+    rows_resource_keys: frozenset[str]
+    group_name: str | None
+    description: str | None
+    owners: tuple[str, ...]
+    tags: Mapping[str, str]
+    automation_condition: dg.AutomationCondition[dg.AssetKey] | None
+    backfill_policy: dg.BackfillPolicy | None
+
+    @property
+    def batch_key(self) -> dg.AssetKey:
+        return self._beside("batch")
+
+    @property
+    def rejects_key(self) -> dg.AssetKey:
+        return self._beside("rejects")
+
+    def _beside(self, suffix: str) -> dg.AssetKey:
+        return dg.AssetKey([*self.key.path[:-1], f"{self.key.path[-1]}_{suffix}"])
+
+    @property
+    def rows_key(self) -> dg.AssetKey | None:
+        """The upstream asset, or None where a function gives the rows."""
+        return self.rows if isinstance(self.rows, dg.AssetKey) else None
+
+    def spec(self, key: dg.AssetKey, role: str, **more: Any) -> dg.AssetSpec:
+        """An asset spec with what all of them have."""
+        return dg.AssetSpec(
+            key,
+            partitions_def=self.partitions_def,
+            group_name=self.group_name,
+            owners=self.owners,
+            tags={**self.tags, ROLE_TAG: role},
+            code_version=self.labeling.code_version,
+            **more,
+        )
+
+    def kinds(self, *more: str) -> set[str]:
+        return {*more, _ICONS.get(self.labeling.provider, self.labeling.provider)}
+
+    def engine(self, context: dg.AssetExecutionContext) -> Engine:
+        """The engine of the configured LLMBatchResource."""
+        resource = getattr(context.resources, self.resource_key)
+        if not isinstance(resource, LLMBatchResource):
+            msg = f"The resource '{self.resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
+            raise ConfigError(msg)
+        return resource.engine()
+
+    def load_rows(self, context: dg.AssetExecutionContext, partition: str | None) -> Any:
+        """The rows of one partition."""
+        if not isinstance(self.rows, dg.AssetKey):
+            return self.rows(RowsContext(partition, context))
+        known = context.repository_def.asset_graph.get(self.rows).partitions_def
+        if known is not None and partition is None:
+            msg = (
+                f"The rows asset {self.rows.to_user_string()} is partitioned and the labels are not. Give the labels "
+                "the same partitions_def, or rows= a function that says which partitions to read."
+            )
+            raise ConfigError(msg)
+        return context.load_asset_value(self.rows, partition_key=partition if known is not None else None)
+
+
+def partitions_of(context: dg.AssetExecutionContext) -> list[str | None]:
+    """The partitions of this run, in order; [None] for an unpartitioned dataset."""
+    return list(context.partition_keys) if context.has_partition_key or context.has_partition_key_range else [None]

@@ -1,0 +1,139 @@
+"""The one call that declares a labeled dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Literal
+
+import dagster as dg
+
+from dagster_llm_batch.assets.dataset import Dataset, RowsFunction
+from dagster_llm_batch.assets.labels import labels_asset
+from dagster_llm_batch.assets.output import Frame, check_frame
+from dagster_llm_batch.assets.submission import submission_asset
+from dagster_llm_batch.checks import ChecksPolicy
+from dagster_llm_batch.core.pricing import TokenPrice
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Labeling, RetryPolicy
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.types import Endpoint
+
+__all__ = ["llm_batch_assets"]
+
+Rows = str | Sequence[str] | dg.AssetKey | dg.AssetsDefinition | dg.AssetSpec | RowsFunction
+
+
+def llm_batch_assets(
+    *,
+    name: str,
+    rows: Rows,
+    key: str,
+    prompt: Prompt,
+    model: str,
+    response: Any = None,
+    params: Mapping[str, Any] | None = None,
+    endpoint: Endpoint | str | None = None,
+    keep: Sequence[str] = (),
+    partitions_def: dg.PartitionsDefinition[Any] | None = None,
+    mode: Literal["deferred", "wait"] = "deferred",
+    poll_seconds: float = 10.0,
+    max_cost_usd: Decimal | float | str | None = None,
+    max_requests_per_batch: int | None = None,
+    max_bytes_per_batch: int | None = None,
+    retry: RetryPolicy | None = None,
+    expected_output_tokens: int | None = None,
+    price: TokenPrice | None = None,
+    checks: ChecksPolicy | None = None,
+    frame: Frame = "arrow",
+    io_manager_key: str = "io_manager",
+    resource_key: str = "llm_batch",
+    required_resource_keys: set[str] | None = None,
+    key_prefix: Sequence[str] | str = (),
+    group_name: str | None = None,
+    description: str | None = None,
+    owners: Sequence[str] = (),
+    tags: Mapping[str, str] | None = None,
+    automation_condition: dg.AutomationCondition[dg.AssetKey] | None = None,
+    backfill_policy: dg.BackfillPolicy | None = None,
+) -> list[dg.AssetsDefinition]:
+    """A labeled dataset: an asset that submits, and one that lands labels and rejects.
+
+        rows ─▶ <name>_batch ─▶ <name>            the labels
+                 (submits)      <name>_rejects    rows without a label, and why
+
+    Partitions are handled one by one, also when one run covers many: each has its own submission, outcome, metadata,
+    data version and checks, and one that fails does not take its neighbours along.
+
+    Args:
+        name: Name of the labeled asset.
+        rows: An upstream asset (loaded through its IO manager, one partition at a time), or a function of RowsContext.
+            Rows are a polars, pandas or arrow frame, a DuckDB relation, anything narwhals reads, or an iterator of
+            Arrow record batches.
+        key, prompt, model, response, params, endpoint, keep, retry, expected_output_tokens, price, max_cost_usd,
+            max_requests_per_batch, max_bytes_per_batch: See Labeling.
+        partitions_def: Any Dagster partitions. An upstream asset is read by the same partition key.
+        mode: `deferred`: materializing the labels takes what is there; a sensor (`build_llm_batch_sensor`) does it when
+            batches end. `wait`: the run waits for them, for development and small submissions.
+        poll_seconds: Between two looks in `wait` mode.
+        checks: Least coverage and parse rate.
+        frame: What the IO manager is given: "arrow", "polars" or "pandas".
+        io_manager_key: The IO manager that stores labels and rejects.
+        resource_key: Where LLMBatchResource is.
+        required_resource_keys: Resources for a function that gives rows.
+        key_prefix, group_name, description, owners, tags: Of the assets, as everywhere in Dagster.
+        automation_condition: Of the submission, as in `AutomationCondition.eager()`.
+        backfill_policy: Default: one run for all partitions of a backfill.
+
+    Returns:
+        The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
+    """
+    prefix = [key_prefix] if isinstance(key_prefix, str) else list(key_prefix)
+    asset_key = dg.AssetKey([*prefix, name])
+    if mode not in ("deferred", "wait"):
+        msg = f"mode={mode!r} is neither 'deferred' nor 'wait'."
+        raise ConfigError(msg)
+    check_frame(frame)
+    dataset = Dataset(
+        labeling=Labeling(
+            asset=asset_key.to_user_string(),
+            model=model,
+            key=key,
+            prompt=prompt,
+            response=response,
+            params=params or {},
+            endpoint=endpoint,
+            keep=keep,
+            max_cost_usd=max_cost_usd,
+            max_requests_per_batch=max_requests_per_batch,
+            max_bytes_per_batch=max_bytes_per_batch,
+            retry=retry or RetryPolicy(),
+            expected_output_tokens=expected_output_tokens,
+            price=price,
+        ),
+        key=asset_key,
+        rows=_rows(rows),
+        partitions_def=partitions_def,
+        mode=mode,
+        poll_seconds=poll_seconds,
+        checks=checks or ChecksPolicy(),
+        frame=frame,
+        io_manager_key=io_manager_key,
+        resource_key=resource_key,
+        rows_resource_keys=frozenset(required_resource_keys or ()),
+        group_name=group_name,
+        description=description,
+        owners=tuple(owners),
+        tags=tags or {},
+        automation_condition=automation_condition,
+        backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if partitions_def else None),
+    )
+    return [submission_asset(dataset), labels_asset(dataset)]
+
+
+def _rows(rows: Rows) -> dg.AssetKey | RowsFunction:
+    if isinstance(rows, dg.AssetsDefinition | dg.AssetSpec | dg.AssetKey):
+        return rows if isinstance(rows, dg.AssetKey) else rows.key
+    if isinstance(rows, str | Sequence):
+        return dg.AssetKey(rows) if not isinstance(rows, str) else dg.AssetKey.from_user_string(rows)
+    return rows

@@ -1,0 +1,176 @@
+"""The asset that lands labels, and rejects beside it. Materialized too early it is a green run with an observation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from dagster_llm_batch.assets.dataset import Dataset, partitions_of
+from dagster_llm_batch.assets.failures import Failures
+from dagster_llm_batch.assets.output import write_output
+from dagster_llm_batch.checks import Verdict, check_specs, evaluations, verdicts
+from dagster_llm_batch.engine import Engine, Status
+from dagster_llm_batch.errors import LeaseError, LLMBatchError
+from dagster_llm_batch.metadata import (
+    column_lineage,
+    data_version,
+    labels_metadata,
+    progress_text,
+    rejects_metadata,
+    status_metadata,
+)
+
+__all__ = ["labels_asset"]
+
+
+def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
+    """`<name>` and `<name>_rejects`."""
+    description = dataset.description or f"Rows labeled by {dataset.labeling.model}."
+    schema = dataset.labeling.reader.format.json_schema
+    labels = dataset.spec(
+        dataset.key,
+        "labels",
+        deps=[dataset.batch_key],
+        kinds=dataset.kinds("table"),
+        description=description,
+        metadata={} if schema is None else {"llm_batch/response_schema": dg.MetadataValue.json(dict(schema))},
+        skippable=True,
+    )
+    rejects = dataset.spec(
+        dataset.rejects_key,
+        "rejects",
+        deps=[dataset.batch_key],
+        kinds=dataset.kinds("table"),
+        description=f"Rows of {dataset.key.to_user_string()} that have no label, each with the reason and the reply.",
+        skippable=True,
+    )
+    landing = _Landing(dataset, labels, rejects)
+
+    @dg.multi_asset(
+        name=dataset.key.to_python_identifier(),
+        specs=[labels, rejects],
+        check_specs=landing.checks,
+        can_subset=True,
+        required_resource_keys={dataset.resource_key, dataset.io_manager_key},
+        backfill_policy=dataset.backfill_policy,
+    )
+    def collect(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        engine = dataset.engine(context)
+        partitions = partitions_of(context)
+        failures = Failures(context)
+        for partition in partitions:
+            try:
+                yield from landing.land(context, engine, partition, alone=len(partitions) == 1)
+            except LLMBatchError as error:
+                failures.add(partition, error)
+        failures.raise_if_any(of=len(partitions))
+
+    return collect
+
+
+class _Landing:
+    """Lands one partition after the other."""
+
+    def __init__(self, dataset: Dataset, labels: dg.AssetSpec, rejects: dg.AssetSpec) -> None:
+        self._dataset = dataset
+        self._labels = labels
+        self._rejects = rejects
+        self.checks = check_specs(labels.key, dataset.checks, dataset.partitions_def)
+
+    def land(
+        self, context: dg.AssetExecutionContext, engine: Engine, partition: str | None, *, alone: bool
+    ) -> Iterator[Any]:
+        """The events of one partition: its tables if it is settled, else an observation of how far it is."""
+        dataset = self._dataset
+        labeling = dataset.labeling
+        provider = engine.provider(labeling.provider)
+        submission = engine.latest(labeling.asset, partition or "")
+        if submission is None:
+            context.log.warning(f"{partition or 'labels'}: nothing was submitted yet; materialize {dataset.batch_key.to_user_string()}.")
+            yield dg.AssetObservation(
+                dataset.key, partition=partition, metadata={"llm_batch/progress": "nothing was submitted yet"}
+            )
+            return
+        was_settled = engine.status(submission.submission_id).is_settled
+        status = self._advance(context, engine, submission.submission_id)
+        if not status.is_settled:
+            context.log.info(f"Not ready: {progress_text(status)}. The sensor lands it when its batches end.")
+            yield dg.AssetObservation(dataset.key, partition=partition, metadata=status_metadata(status, provider))
+            return
+        labeled = engine.labels(
+            labeling, submission.submission_id, run_id=context.run.run_id, reread=was_settled
+        )
+        wanted = context.selected_asset_keys
+        if self._rejects.key in wanted:
+            logged = self._write(context, self._rejects, partition, labeled.rejects)
+            metadata = {**rejects_metadata(labeled, labeling), **logged}
+            yield self._landed(self._rejects, partition, metadata, submission.submission_id, [], alone=alone)
+        if self._labels.key in wanted:
+            logged = self._write(context, self._labels, partition, labeled.labels)
+            metadata = {**labels_metadata(labeled, status, labeling, provider), **logged}
+            if dataset.rows_key is not None:
+                metadata["dagster/column_lineage"] = column_lineage(labeling, dataset.rows_key)
+            version = data_version(labeled.labels, labeling).value
+            judged = verdicts(labeled, status, labeling, dataset.checks)
+            yield self._landed(self._labels, partition, metadata, version, judged, alone=alone)
+            if not alone:
+                yield from evaluations(context, self.checks, judged, dataset.key, partition)
+
+    def _write(
+        self, context: dg.AssetExecutionContext, spec: dg.AssetSpec, partition: str | None, table: Any
+    ) -> dict[str, Any]:
+        dataset = self._dataset
+        return dict(write_output(context, spec, dataset.io_manager_key, partition, table, dataset.frame))
+
+    def _landed(
+        self,
+        spec: dg.AssetSpec,
+        partition: str | None,
+        metadata: dict[str, Any],
+        version: str,
+        judged: list[Verdict],
+        *,
+        alone: bool,
+    ) -> dg.MaterializeResult[Any] | dg.AssetMaterialization:
+        """In a run over several partitions a MaterializeResult would speak of all of them."""
+        if not alone:
+            tags = {"dagster/data_version": version}
+            return dg.AssetMaterialization(spec.key, partition=partition, metadata=metadata, tags=tags)
+        return dg.MaterializeResult(
+            asset_key=spec.key,
+            metadata=metadata,
+            data_version=dg.DataVersion(version),
+            check_results=[
+                dg.AssetCheckResult(
+                    check_name=verdict.name,
+                    asset_key=spec.key,
+                    passed=verdict.passed,
+                    severity=verdict.severity,
+                    description=verdict.description,
+                    metadata=verdict.metadata,
+                )
+                for verdict in judged
+            ],
+        )
+
+    def _advance(self, context: dg.AssetExecutionContext, engine: Engine, submission_id: str) -> Status:
+        """As far as it goes now; in `wait` mode until it is settled."""
+        dataset = self._dataset
+        told = ""
+        while True:
+            try:
+                status = engine.advance(dataset.labeling, submission_id)
+            except LeaseError as error:
+                if dataset.mode == "deferred":
+                    context.log.info(str(error))
+                    return engine.status(submission_id)
+                status = engine.status(submission_id)
+            if status.is_settled or dataset.mode == "deferred":
+                return status
+            if (text := progress_text(status)) != told:
+                context.log.info(f"Waiting: {text}")
+                told = text
+            time.sleep(dataset.poll_seconds)

@@ -1,0 +1,61 @@
+"""Tables leave through the user's own IO manager, one call for each partition.
+
+A run over several partitions would otherwise hand the IO manager all of them as one object, which many refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import dagster as dg
+import pyarrow as pa
+
+from dagster_llm_batch.errors import ConfigError, MissingExtraError
+
+__all__ = ["Frame", "check_frame", "write_output"]
+
+Frame = Literal["arrow", "polars", "pandas"]
+
+
+def check_frame(frame: str) -> None:
+    """Refuse a kind of frame that cannot be made."""
+    if frame not in get_args(Frame):
+        msg = f"frame={frame!r} is none of {', '.join(map(repr, get_args(Frame)))}."
+        raise ConfigError(msg)
+
+
+def _to_frame(table: pa.Table, frame: Frame) -> Any:
+    try:
+        if frame == "polars":
+            import polars as pl  # noqa: PLC0415 - optional
+
+            return pl.from_arrow(table)
+        return table.to_pandas() if frame == "pandas" else table
+    except ImportError as error:
+        raise MissingExtraError(frame, f"frame='{frame}'") from error
+
+
+def write_output(
+    context: dg.AssetExecutionContext,
+    spec: dg.AssetSpec,
+    io_manager_key: str,
+    partition: str | None,
+    table: pa.Table,
+    frame: Frame,
+) -> Mapping[str, Any]:
+    """Give one partition's table to the IO manager; returns the metadata that it logs."""
+    value = _to_frame(table, frame)
+    output = dg.build_output_context(
+        name=spec.key.to_python_identifier(),
+        asset_key=spec.key,
+        asset_spec=spec,
+        definition_metadata=spec.metadata,
+        partition_key=partition,
+        asset_partitions_def=spec.partitions_def,
+        run_id=context.run.run_id,
+        dagster_type=dg.PythonObjectDagsterType(type(value)),
+        instance=context.instance,
+    )
+    getattr(context.resources, io_manager_key).handle_output(output, value)
+    return output.get_logged_metadata()

@@ -1,0 +1,98 @@
+"""The asset that submits. One materialization says what was sent, in which batches, and what it may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from dagster_llm_batch.assets.dataset import Dataset, partitions_of
+from dagster_llm_batch.assets.failures import Failures
+from dagster_llm_batch.engine import Status
+from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.metadata import progress_text, submission_metadata
+from dagster_llm_batch.states import ShardState
+
+__all__ = ["SubmitConfig", "submission_asset"]
+
+
+class SubmitConfig(dg.Config):
+    """Run configuration of `<name>_batch`."""
+
+    again: bool = Field(
+        default=False,
+        description="Ask again for rows that have no label. Rows that have one are not asked, or paid, again.",
+    )
+
+
+def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
+    """`<name>_batch`."""
+    spec = dataset.spec(
+        dataset.batch_key,
+        "batch",
+        deps=[] if dataset.rows_key is None else [dataset.rows_key],
+        kinds=dataset.kinds("json"),
+        automation_condition=dataset.automation_condition,
+        description=(
+            f"Sends the rows of {dataset.key.to_user_string()} to {dataset.labeling.model} in batches. Rows that are in "
+            "flight or answered already are not sent again."
+        ),
+        skippable=True,
+    )
+
+    @dg.multi_asset(
+        name=dataset.batch_key.to_python_identifier(),
+        specs=[spec],
+        can_subset=True,
+        required_resource_keys={dataset.resource_key, *dataset.rows_resource_keys},
+        backfill_policy=dataset.backfill_policy,
+    )
+    def submit(context: dg.AssetExecutionContext, config: SubmitConfig) -> Iterator[Any]:
+        engine = dataset.engine(context)
+        engine.check(dataset.labeling)  # before any row is read
+        provider = engine.provider(dataset.labeling.provider)
+        partitions = partitions_of(context)
+        failures = Failures(context)
+        for partition in partitions:
+            try:
+                submission = engine.plan(
+                    dataset.labeling,
+                    dataset.load_rows(context, partition),
+                    partition=partition or "",
+                    run_id=context.run.run_id,
+                    again=config.again,
+                )
+                status = engine.submit(dataset.labeling, submission.submission_id)
+            except LLMBatchError as error:
+                failures.add(partition, error)
+                continue
+            _log(context, partition, status)
+            metadata = submission_metadata(status, dataset.labeling, provider)
+            version = submission.fingerprint
+            if len(partitions) == 1:
+                yield dg.MaterializeResult(spec.key, metadata=metadata, data_version=dg.DataVersion(version))
+            else:
+                tags = {"dagster/data_version": version}
+                yield dg.AssetMaterialization(spec.key, partition=partition, metadata=metadata, tags=tags)
+        failures.raise_if_any(of=len(partitions))
+
+    return submit
+
+
+def _log(context: dg.AssetExecutionContext, partition: str | None, status: Status) -> None:
+    where = "" if partition is None else f"{partition}: "
+    if status.submission.rows == 0:
+        context.log.warning(f"{where}no rows, so there is nothing to send; the labeled table will be empty.")
+    waiting = status.states[ShardState.PLANNED.value]
+    if waiting:
+        reasons = sorted({shard.reason for shard in status.shards if shard.reason})
+        context.log.warning(
+            f"{where}{waiting} batches wait, since the provider does not take them now: {'; '.join(reasons)}. "
+            "Nothing is lost; the sensor sends them when it can."
+        )
+    refused = [s.reason for s in status.shards if s.state is ShardState.FAILED]
+    if refused:
+        context.log.error(f"{where}the provider refused {len(refused)} batches: {refused[0]}")
+    context.log.info(where + progress_text(status))

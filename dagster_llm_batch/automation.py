@@ -1,0 +1,22 @@
+"""When to go on from labels."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+__all__ = ["on_labels_ready"]
+
+
+def on_labels_ready() -> dg.AutomationCondition[dg.AssetKey]:
+    """Materialize a partition when its labels are new and their blocking checks have passed, whatever its age.
+
+    `AutomationCondition.eager()` would look at the newest time partition only, and not at checks.
+    """
+    condition = dg.AutomationCondition
+    return (
+        condition.any_deps_updated().since_last_handled()
+        & ~condition.any_deps_missing()
+        & ~condition.any_deps_in_progress()
+        & ~condition.in_progress()
+        & condition.all_deps_blocking_checks_passed()
+    ).with_label("on_labels_ready")

@@ -1,0 +1,134 @@
+"""Three questions about every labeled partition: are the rows labeled, do the replies fit, was the money kept?
+
+Partitioned, so that a bad partition holds back its own downstream and nobody else's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from dagster_llm_batch._dagster_private import check_target
+from dagster_llm_batch.core.labeling import Labeled
+from dagster_llm_batch.engine import Labeling, Status
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.types import Outcome
+
+__all__ = ["ChecksPolicy", "Verdict", "check_specs", "evaluations", "verdicts"]
+
+COVERAGE, PARSE_RATE, SPEND = "coverage", "parse_rate", "spend"
+
+
+@dataclass(frozen=True)
+class ChecksPolicy:
+    """What a labeled partition must hold.
+
+    Args:
+        min_coverage: Least share of rows with a label, 0 to 1.
+        min_parse_rate: Least share of replies that fit the response, 0 to 1.
+        blocking: Whether a failed coverage or parse rate holds back what is downstream.
+    """
+
+    min_coverage: float = 0.95
+    min_parse_rate: float = 0.95
+    blocking: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("min_coverage", "min_parse_rate"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                msg = f"ChecksPolicy({name}={value!r}): a share is between 0 and 1."
+                raise ConfigError(msg)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One check's answer on one partition."""
+
+    name: str
+    passed: bool
+    severity: dg.AssetCheckSeverity
+    description: str
+    metadata: dict[str, Any]
+
+
+def check_specs(
+    asset: dg.AssetKey, policy: ChecksPolicy, partitions_def: dg.PartitionsDefinition[Any] | None
+) -> list[dg.AssetCheckSpec]:
+    """The specs of the three checks."""
+    described = {
+        COVERAGE: f"At least {policy.min_coverage:.0%} of the rows have a label.",
+        PARSE_RATE: f"At least {policy.min_parse_rate:.0%} of the replies fit the response format.",
+        SPEND: "The submission cost no more than max_cost_usd.",
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=dg.PreviewWarning)  # partitioned checks are new in 1.13
+        return [
+            dg.AssetCheckSpec(
+                name,
+                asset=asset,
+                description=description,
+                blocking=policy.blocking and name != SPEND,
+                partitions_def=partitions_def,
+            )
+            for name, description in described.items()
+        ]
+
+
+def verdicts(labeled: Labeled, status: Status, labeling: Labeling, policy: ChecksPolicy) -> list[Verdict]:
+    """The three answers. An empty partition passes: there was nothing to miss."""
+    rows = len(labeled.labels) + len(labeled.rejects)
+    invalid = labeled.rejects["llm_outcome"].to_pylist().count(Outcome.INVALID.value)
+    replies = len(labeled.labels) + invalid
+    cost, budget = status.submission.cost_usd, labeling.budget_usd
+    spend = "not known" if cost is None else f"{cost:.6f} USD"
+    return [
+        _share(COVERAGE, len(labeled.labels), rows, policy.min_coverage, "rows have a label"),
+        _share(PARSE_RATE, len(labeled.labels), replies, policy.min_parse_rate, "replies fit"),
+        Verdict(
+            SPEND,
+            passed=budget is None or (cost is not None and cost <= budget),
+            severity=dg.AssetCheckSeverity.WARN,
+            description=f"Cost: {spend}; limit: {'none' if budget is None else f'{budget} USD'}.",
+            metadata={} if cost is None else {"llm_batch/cost_usd": float(cost)},
+        ),
+    ]
+
+
+def _share(name: str, part: int, whole: int, least: float, what: str) -> Verdict:
+    share = part / whole if whole else 1.0
+    return Verdict(
+        name,
+        passed=share >= least,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=f"{part:,} of {whole:,} {what} ({share:.1%}); at least {least:.0%} wanted.",
+        metadata={f"llm_batch/{name}": share},
+    )
+
+
+def evaluations(
+    context: dg.AssetExecutionContext,
+    specs: list[dg.AssetCheckSpec],
+    verdicts: list[Verdict],
+    asset: dg.AssetKey,
+    partition: str | None,
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """Verdicts on one partition of a run over several; its materialization must be stored already."""
+    target = check_target(context.instance, asset, partition)
+    blocking = {spec.name: spec.blocking for spec in specs}
+    for verdict in verdicts:
+        yield dg.AssetCheckEvaluation(
+            asset_key=asset,
+            check_name=verdict.name,
+            passed=verdict.passed,
+            metadata=verdict.metadata,
+            severity=verdict.severity,
+            description=verdict.description,
+            target_materialization_data=target,
+            blocking=blocking[verdict.name],
+            partition=partition,
+        )

@@ -1,0 +1,1 @@
+"""Pure: values in, values out. No SDK, network, disk, clock, randomness or Dagster."""

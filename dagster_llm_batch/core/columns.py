@@ -1,0 +1,120 @@
+"""From a JSON Schema property to an Arrow column. What has no exact Arrow type becomes text that holds JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from dagster_llm_batch.core.identity import canonical_json
+
+__all__ = ["Column", "column", "field_for"]
+
+_AS_JSON = {b"as_json": b"1"}
+_MAX_DEPTH = 12
+_SCALARS = {
+    "string": pa.string(),
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "boolean": pa.bool_(),
+    "null": pa.null(),
+}
+
+
+class Column(NamedTuple):
+    """Values of one column, and why a value is null though one was given."""
+
+    values: pa.Array
+    reasons: list[str | None]
+
+
+def field_for(name: str, schema: Mapping[str, Any], root: Mapping[str, Any]) -> pa.Field:
+    """The Arrow field of a property. `root` holds the `$defs` that references point to."""
+    arrow_type = _type(schema, root, 0)
+    if arrow_type is None or pa.types.is_null(arrow_type):
+        return pa.field(name, pa.string(), metadata=_AS_JSON)
+    return pa.field(name, arrow_type)
+
+
+def _type(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int) -> pa.DataType | None:
+    if depth > _MAX_DEPTH:  # a schema that refers to itself
+        return None
+    if "$ref" in schema:
+        found = _resolve(schema["$ref"], root)
+        return None if found is None else _type(found, root, depth + 1)
+    for word in ("anyOf", "oneOf", "allOf"):
+        if word in schema:
+            return _common(_type(option, root, depth + 1) for option in schema[word])
+    if "const" in schema:
+        return _of_values([schema["const"]])
+    if "enum" in schema:
+        return _of_values(schema["enum"])
+    kind = schema.get("type")
+    if isinstance(kind, list):
+        return _common(_type({**schema, "type": one}, root, depth + 1) for one in kind)
+    if kind == "string" and schema.get("format") == "date":
+        return pa.date32()
+    if kind == "array" and isinstance(schema.get("items"), Mapping):
+        item = _type(schema["items"], root, depth + 1)
+        return None if item is None else pa.list_(item)
+    if kind == "object" and schema.get("properties"):
+        fields = {name: _type(sub, root, depth + 1) for name, sub in schema["properties"].items()}
+        return None if None in fields.values() else pa.struct(list(fields.items()))
+    return _SCALARS.get(kind) if isinstance(kind, str) else None
+
+
+def _resolve(reference: str, root: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    found: Any = root
+    for step in reference.removeprefix("#/").split("/"):
+        found = found.get(step) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else None
+
+
+def _of_values(values: Sequence[Any]) -> pa.DataType | None:
+    return _common(
+        pa.bool_()
+        if isinstance(v, bool)
+        else _SCALARS.get({str: "string", int: "integer", float: "number", type(None): "null"}.get(type(v), ""))
+        for v in values
+    )
+
+
+def _common(types: Any) -> pa.DataType | None:
+    distinct = [t for t in dict.fromkeys(types) if t is None or not pa.types.is_null(t)]
+    if not distinct:
+        return pa.null()
+    if set(distinct) == {pa.int64(), pa.float64()}:
+        return pa.float64()
+    return distinct[0] if len(distinct) == 1 else None
+
+
+def column(field: pa.Field, values: list[Any]) -> Column:
+    """The values as one Arrow column; one that does not fit its type is null, with the reason."""
+    if field.metadata and b"as_json" in field.metadata:
+        return Column(
+            pa.array([None if v is None else canonical_json(v) for v in values], pa.string()), [None] * len(values)
+        )
+    try:
+        return Column(_array(values, field.type), [None] * len(values))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return _one_by_one(field, values)
+
+
+def _array(values: list[Any], arrow_type: pa.DataType) -> pa.Array:
+    if pa.types.is_date(arrow_type):
+        return pa.array(values, pa.string()).cast(arrow_type)
+    return pa.array(values, arrow_type)
+
+
+def _one_by_one(field: pa.Field, values: list[Any]) -> Column:
+    kept: list[pa.Array] = []
+    reasons: list[str | None] = []
+    for value in values:
+        try:
+            kept.append(_array([value], field.type))
+            reasons.append(None)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            kept.append(pa.nulls(1, field.type))
+            reasons.append(f"{field.name}: does not fit a column of type {field.type}: {str(error)[:200]}")
+    return Column(pa.concat_arrays(kept), reasons)

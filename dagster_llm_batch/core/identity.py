@@ -1,0 +1,114 @@
+"""What makes two requests, rows and submissions the same. Digests only; nothing here reads a clock or draws a number.
+
+request_id   = digest of one rendered request              (equal content, sent once)
+configuration = digest of account, model, params, prompt turns, response schema
+fingerprint  = configuration + all (key, request_id) pairs, whatever their order
+custom_id    = <shard nonce>-<request_id>, at most 64 characters of [A-Za-z0-9_-], starting with a letter
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dagster_llm_batch.types import Image, Request, RequestSpec
+
+__all__ = [
+    "RowsDigest",
+    "canonical_json",
+    "configuration_fingerprint",
+    "custom_id",
+    "custom_id_pattern",
+    "make_request",
+    "request_id_of",
+    "shard_nonce",
+]
+
+_REQUEST_ID_BYTES = 20
+_REQUEST_ID_CHARS = 2 * _REQUEST_ID_BYTES
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces; equal values, equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
+
+
+def _digest(parts: Iterable[bytes], size: int) -> str:
+    h = hashlib.blake2b(digest_size=size)
+    for part in parts:
+        h.update(len(part).to_bytes(8, "big"))  # lengths keep ("ab", "c") apart from ("a", "bc")
+        h.update(part)
+    return h.hexdigest()
+
+
+def make_request(system: str | None, user: str, images: tuple[Image, ...] = ()) -> Request:
+    """A Request with its id."""
+    parts = [
+        b"" if system is None else b"s" + system.encode("utf-8", "surrogatepass"),
+        user.encode("utf-8", "surrogatepass"),
+    ]
+    for image in images:
+        parts += [(image.media_type or "").encode(), image.data or b"", (image.url or "").encode()]
+    return Request(_digest(parts, _REQUEST_ID_BYTES), system, user, images)
+
+
+def configuration_fingerprint(account: str, provider: str, spec: RequestSpec) -> str:
+    """Digest of all that decides an answer besides the request itself."""
+    content: Mapping[str, Any] = {
+        "account": account,
+        "provider": provider,
+        "model": spec.model,
+        "endpoint": spec.endpoint.value,
+        "params": dict(spec.params),
+        "turns": [[turn.role, turn.text] for turn in spec.turns],
+        "response": [
+            spec.response.kind.value,
+            spec.response.name,
+            spec.response.json_schema,
+            spec.response.dimensions,
+        ],
+        "cache_prefix": spec.cache_prefix,
+    }
+    return _digest([canonical_json(content).encode()], 16)
+
+
+class RowsDigest:
+    """A digest of (key, request_id) pairs that does not depend on their order: a sum of their digests modulo 2^256."""
+
+    def __init__(self) -> None:
+        self._sum = 0
+        self.rows = 0
+
+    def add(self, key: object, request_id: str) -> None:
+        text = f"{type(key).__name__}:{key}\0{request_id}".encode("utf-8", "surrogatepass")
+        self._sum += int.from_bytes(hashlib.blake2b(text, digest_size=32).digest(), "big")
+        self.rows += 1
+
+    def fingerprint(self, configuration: str) -> str:
+        """The fingerprint of a submission with this configuration and these rows."""
+        total = (self._sum % (1 << 256)).to_bytes(32, "big")
+        return _digest([configuration.encode(), str(self.rows).encode(), total], 16)
+
+
+def shard_nonce(submission_id: str, wave: int, number: int) -> str:
+    """What starts every custom_id of a shard, and no other's. A letter first: importers rewrite bare digits."""
+    return "r" + _digest([submission_id.encode(), str(wave).encode(), str(number).encode()], 8)
+
+
+def custom_id(nonce: str, request_id: str) -> str:
+    return f"{nonce}-{request_id}"
+
+
+def custom_id_pattern(nonce: str) -> re.Pattern[bytes]:
+    """Finds the custom_ids of one shard in its lines; group 1 is the request_id."""
+    return re.compile(nonce.encode() + rb"-([0-9a-f]{%d})" % _REQUEST_ID_CHARS)
+
+
+def request_id_of(custom_id: str | None, nonce: str) -> str | None:
+    """The request a result line speaks of, or None where it is not one of this shard's."""
+    if custom_id is None or not custom_id.startswith(nonce + "-"):
+        return None
+    return custom_id[len(nonce) + 1 :]

@@ -1,0 +1,126 @@
+"""From results back to rows: each row gets the outcome of its request, and is a label or a reject; none is dropped.
+
+    manifest (row -> request)  +  results of all waves  =  labels | rejects
+
+A request that several rows share was sent once; each of its rows bears an equal part of what it cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.core.results import MONEY, PICODOLLAR, RESULT_SCHEMA
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.types import Outcome
+
+__all__ = ["PROVENANCE", "REJECT_COLUMNS", "Labeled", "check_columns", "label", "manifest_schema"]
+
+_ID = "llm_request_id"
+
+PROVENANCE = (
+    "llm_outcome",
+    "llm_provider",
+    "llm_model",
+    "llm_prompt_version",
+    "llm_request_id",
+    "llm_batch_id",
+    "llm_attempt",
+    "llm_finish_reason",
+    "llm_input_tokens",
+    "llm_output_tokens",
+    "llm_cache_read_tokens",
+    "llm_cost_usd",
+    "llm_realtime_usd",
+    "llm_price_basis",
+    "llm_completed_at",
+    "llm_run_id",
+)
+"""Columns that every labeled row carries beside its key, the kept columns and the response."""
+
+REJECT_COLUMNS = ("llm_reason", "llm_reply", *PROVENANCE)
+"""Columns that every rejected row carries beside its key and the kept columns."""
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """All rows of a submission, each in exactly one of the two tables."""
+
+    labels: pa.Table
+    rejects: pa.Table
+
+
+def check_columns(key: str, keep: Sequence[str], response: Sequence[str]) -> None:
+    """Raise ConfigError where two sources claim the same column of the labeled table."""
+    own = [key, *keep]
+    taken = sorted({name for name in response if name in own} | {n for n in own if own.count(n) > 1})
+    reserved = sorted(name for name in [*own, *response] if name.startswith("llm_"))
+    if taken:
+        msg = f"The columns {taken} would be in the labeled table twice: as key or kept column, and in the response. Rename one."
+        raise ConfigError(msg)
+    if reserved:
+        msg = f"Columns starting with 'llm_' hold the provenance of a label; rename {reserved}."
+        raise ConfigError(msg)
+
+
+def manifest_schema(rows: pa.Schema, key: str, keep: Sequence[str]) -> pa.Schema:
+    """Key, kept columns and the request of each row."""
+    return pa.schema([rows.field(name) for name in (key, *keep)] + [pa.field(_ID, pa.string())])
+
+
+def label(
+    manifest: pa.Table, waves: Sequence[pa.Table], response: pa.Schema, *, prompt_version: str, run_id: str
+) -> Labeled:
+    """Give every row of the manifest its outcome.
+
+    Args:
+        manifest: One row for each input row: key, kept columns, llm_request_id.
+        waves: Results (RESULT_SCHEMA and the response's columns), oldest first; the newest word on a request counts.
+        response: The response's columns.
+        prompt_version: Kept with every row.
+        run_id: The run that made this table; kept with every row.
+
+    Returns:
+        Labels: key, kept columns, response, PROVENANCE. Rejects: key, kept columns, REJECT_COLUMNS.
+    """
+    empty = pa.schema([*RESULT_SCHEMA, *response]).empty_table()
+    results = pa.concat_tables([*reversed(waves), empty])
+    ids = results[_ID].combine_chunks()
+    at = pc.index_in(manifest[_ID], ids)  # the first match, so the newest
+    if at.null_count:  # the plan wrote both files from the same rows
+        msg = f"{at.null_count} rows have no result; the manifest and the results are not of the same submission."
+        raise ValueError(msg)
+    joined = _with_row_costs(manifest, results, results.take(at))
+    joined = joined.append_column("llm_prompt_version", pa.repeat(prompt_version, len(joined)).cast(pa.string()))
+    joined = joined.append_column("llm_run_id", pa.repeat(run_id, len(joined)).cast(pa.string()))
+    own = [name for name in manifest.column_names if name != _ID]
+    for name in own:
+        joined = joined.append_column(manifest.field(name), manifest[name])
+    fits = pc.equal(joined["llm_outcome"], Outcome.SUCCEEDED.value)
+    return Labeled(
+        labels=joined.filter(fits).select([*own, *response.names, *PROVENANCE]),
+        rejects=joined.filter(pc.invert(fits)).select([*own, *REJECT_COLUMNS]),
+    )
+
+
+def _with_row_costs(manifest: pa.Table, results: pa.Table, joined: pa.Table) -> pa.Table:
+    """Each row's part of what its request cost in all attempts."""
+    rows = manifest.group_by(_ID).aggregate([(_ID, "count")])
+    sums = results.group_by(_ID).aggregate(
+        [(name, "sum", pc.ScalarAggregateOptions(skip_nulls=False)) for name in ("llm_cost_usd", "llm_realtime_usd")]
+    )
+    shared_by = rows[f"{_ID}_count"].take(pc.index_in(manifest[_ID], rows[_ID].combine_chunks()))
+    at = pc.index_in(manifest[_ID], sums[_ID].combine_chunks())
+    for name in ("llm_cost_usd", "llm_realtime_usd"):
+        whole = sums[f"{name}_sum"].take(at)
+        if pc.max(shared_by).as_py() != 1:  # Arrow has no division of decimals that keeps this scale
+            pairs = zip(whole.to_pylist(), shared_by.to_pylist(), strict=True)
+            whole = pa.array([None if cost is None else (cost / n).quantize(PICODOLLAR) for cost, n in pairs])
+        joined = joined.set_column(joined.column_names.index(name), pa.field(name, MONEY), whole.cast(MONEY))
+    return joined
+
+
+assert set(PROVENANCE) <= {*RESULT_SCHEMA.names, "llm_prompt_version", "llm_run_id"}

@@ -1,0 +1,193 @@
+"""From a row to a request. Templates are Jinja in a sandbox; row data is data, never code and never a path to follow.
+
+Refuses before the first row what can be known then (syntax, unknown columns); names row and column for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from dagster_llm_batch.core.identity import make_request
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.types import Image, Request, Turn
+
+__all__ = ["ImageLoader", "Prompt", "Renderer"]
+
+ImageLoader = Callable[[str], bytes]
+"""Reads the image that a path column names. Only ever given what the user allowed; see `Prompt.image_root`."""
+
+_ROW = "row"
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked of the model about each row.
+
+    Args:
+        user: Jinja template. Columns are variables (`{{ subject }}`); `{{ row["odd name"] }}` reaches any column.
+            A null renders as nothing.
+        system: Jinja template of the system part. One without variables is the same for all requests: a stable prefix.
+        images: Columns that hold images: bytes, an http(s) URL, or a path below `image_root`. A null adds none.
+        image_root: Where path columns are looked up (any universal_pathlib URL). Without it paths are refused.
+        examples: Few-shot pairs of (user text, reply), the same for all requests.
+        cache_prefix: Mark the stable prefix (system and examples) for prompt caching where the provider has marks for
+            it; others cache on their own.
+        version: A name for this wording, kept with every row. Default: a digest of the prompt.
+    """
+
+    user: str
+    system: str | None = None
+    images: Sequence[str] = ()
+    image_root: str | None = None
+    examples: Sequence[tuple[str, str]] = ()
+    cache_prefix: bool = False
+    version: str | None = None
+    _environment: jinja2.Environment = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.images, str):
+            msg = f"Prompt.images takes a list of column names, got the string {self.images!r}. Write images=[{self.images!r}]."
+            raise ConfigError(msg)
+        environment = ImmutableSandboxedEnvironment(
+            undefined=jinja2.StrictUndefined,
+            finalize=_nothing_for_null,
+            keep_trailing_newline=False,
+            autoescape=False,
+        )
+        object.__setattr__(self, "_environment", environment)
+        for part, source in self._sources():
+            try:
+                environment.parse(source)
+            except jinja2.TemplateSyntaxError as error:
+                msg = f"The {part} template has a syntax error in line {error.lineno}: {error.message}"
+                raise ConfigError(msg) from error
+
+    @classmethod
+    def from_files(cls, user: str | Path, system: str | Path | None = None, **rest: Any) -> Prompt:
+        """A prompt whose templates are UTF-8 text files."""
+
+        def read(path: str | Path) -> str:
+            try:
+                return Path(path).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                msg = f"The prompt file {str(path)!r} cannot be read: {error}"
+                raise ConfigError(msg) from error
+
+        return cls(user=read(user), system=None if system is None else read(system), **rest)
+
+    def _sources(self) -> Iterator[tuple[str, str]]:
+        if self.system is not None:
+            yield "system", self.system
+        yield "user", self.user
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The examples as conversation turns."""
+        return tuple(turn for user, reply in self.examples for turn in (Turn("user", user), Turn("assistant", reply)))
+
+    def columns(self) -> frozenset[str] | None:
+        """The columns that the prompt reads, or None where it takes the whole row."""
+        names: set[str] = set(self.images)
+        for _, source in self._sources():
+            names |= jinja2.meta.find_undeclared_variables(self._environment.parse(source))
+        return None if _ROW in names else frozenset(names)
+
+    def renderer(self, columns: Collection[str], load_image: ImageLoader | None = None) -> Renderer:
+        """A renderer for rows with these columns. Raises ConfigError where the prompt names a column they lack."""
+        needed = self.columns()
+        unknown = sorted((needed or frozenset(self.images)) - set(columns))
+        if unknown:
+            msg = (
+                f"The prompt names {_listed(unknown)}, which the rows do not have. "
+                f"Columns of the rows: {_listed(sorted(columns))}. Correct the template, or add the column."
+            )
+            raise ConfigError(msg)
+        return Renderer(self, columns if needed is None else needed, load_image)
+
+
+class Renderer:
+    """Renders rows of one set of columns. `columns` says which ones it reads."""
+
+    def __init__(self, prompt: Prompt, columns: Collection[str], load_image: ImageLoader | None) -> None:
+        environment = prompt._environment  # noqa: SLF001 - two halves of one thing
+        self.columns = tuple(sorted(columns))
+        self._images = tuple(prompt.images)
+        self._load_image = load_image
+        self._user = environment.from_string(prompt.user)
+        self._system = None if prompt.system is None else environment.from_string(prompt.system)
+        variables = jinja2.meta.find_undeclared_variables(environment.parse(prompt.system or ""))
+        self._fixed_system = self._system.render() if self._system is not None and not variables else None
+
+    def render(self, row: Mapping[str, Any], key: object) -> Request:
+        """The request for one row. Raises InputError naming `key` and the template or column at fault."""
+        part = "system"
+        try:
+            system = self._fixed_system
+            if system is None and self._system is not None:
+                system = self._system.render(row, row=row)
+            part = "user"
+            user = self._user.render(row, row=row)
+        except Exception as error:  # whatever a filter or an attribute of row data raises
+            msg = (
+                f"Row {key!r}: the {part} template failed: {type(error).__name__}: {error}. "
+                f"It reads the columns {_listed(self.columns)}. Correct the template or the row; nothing was sent."
+            )
+            raise InputError(msg) from error
+        images = (
+            ()
+            if not self._images
+            else tuple(self._image(row[name], name, key) for name in self._images if row[name] is not None)
+        )
+        return make_request(system, user, images)
+
+    def _image(self, value: object, column: str, key: object) -> Image:
+        if isinstance(value, str) and value.startswith(("https://", "http://")):
+            return Image(url=value)
+        if isinstance(value, str):
+            if self._load_image is None:
+                msg = (
+                    f"Row {key!r}: column '{column}' holds {value[:80]!r}, which is neither bytes nor an http(s) URL. "
+                    "To read images from paths, set Prompt(image_root=...)."
+                )
+                raise InputError(msg)
+            try:
+                value = self._load_image(value)
+            except (OSError, ValueError) as error:
+                msg = f"Row {key!r}: the image in column '{column}' cannot be read: {error}"
+                raise InputError(msg) from error
+        if not isinstance(value, (bytes, bytearray, memoryview)):
+            msg = f"Row {key!r}: column '{column}' holds a {type(value).__name__}; an image is bytes, a path or an http(s) URL."
+            raise InputError(msg)
+        data = bytes(value)
+        return Image(media_type=_media_type(data, column, key), data=data)
+
+
+def _nothing_for_null(value: object) -> object:
+    return "" if value is None else value
+
+
+def _media_type(data: bytes, column: str, key: object) -> str:
+    for magic, media_type in _MAGIC:
+        if data.startswith(magic):
+            return media_type
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    msg = f"Row {key!r}: the bytes in column '{column}' are no PNG, JPEG, GIF or WebP image (they start with {data[:8]!r})."
+    raise InputError(msg)
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"

@@ -1,0 +1,171 @@
+"""What a reply must look like, and its reading into typed columns. A misfit is a reason, never an exception.
+
+response=Model       a pydantic model      one column a field
+response={…}         a JSON Schema object  one column a property
+response=None        free text             one column `text`
+response=Embedding() a vector              one column `embedding`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jsonschema
+import msgspec
+import pyarrow as pa
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from dagster_llm_batch.core.columns import column, field_for
+from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
+from dagster_llm_batch.types import ResponseFormat, ResponseKind
+
+__all__ = ["Embedding", "Reader", "Reading", "response_format"]
+
+ResponseLike = type[BaseModel] | Mapping[str, Any] | None
+
+_TEXT = pa.field("text", pa.string())
+_MAX_REASON = 500
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Ask for a vector instead of a reply. `dimensions`: its length, where the LLM lets one choose."""
+
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Replies, read. `columns` align with the replies and are null where `reasons` says why one does not fit."""
+
+    columns: pa.Table
+    reasons: list[str | None]
+
+
+def response_format(response: Any) -> ResponseFormat:
+    """What a provider is told of the response. Raises ConfigError or ResponseSchemaError for what cannot be one."""
+    if response is None or response is str:
+        return ResponseFormat(ResponseKind.TEXT)
+    if isinstance(response, Embedding):
+        return ResponseFormat(ResponseKind.EMBEDDING, dimensions=response.dimensions)
+    if isinstance(response, type) and issubclass(response, BaseModel):
+        return ResponseFormat(ResponseKind.JSON, response.__name__, response.model_json_schema(mode="validation"))
+    if isinstance(response, Mapping):
+        _check_json_schema(response)
+        return ResponseFormat(ResponseKind.JSON, str(response.get("title", "response")), dict(response))
+    msg = (
+        f"response={response!r} is no response format. It can be a pydantic model class, a JSON Schema as a dict, "
+        "Embedding(), or None for free text."
+    )
+    raise ConfigError(msg)
+
+
+def _check_json_schema(schema: Mapping[str, Any]) -> None:
+    try:
+        jsonschema.Draft202012Validator.check_schema(dict(schema))
+    except jsonschema.SchemaError as error:
+        msg = f"The response schema is no valid JSON Schema, at {error.json_path}: {error.message}"
+        raise ResponseSchemaError(msg) from error
+    if schema.get("type") != "object" or not schema.get("properties"):
+        msg = (
+            f"The response schema must be of type object with properties, since each becomes a column; got type "
+            f"{schema.get('type')!r} with properties {list(schema.get('properties', {}))}."
+        )
+        raise ResponseSchemaError(msg)
+
+
+class Reader:
+    """Reads replies of one response format. `fields` are the columns it gives, in order."""
+
+    def __init__(self, response: Any) -> None:
+        self.format = response_format(response)
+        self._model: TypeAdapter[Any] | None = None
+        self._validator: Any = None
+        if self.format.kind is ResponseKind.TEXT:
+            self.fields = [_TEXT]
+        elif self.format.kind is ResponseKind.EMBEDDING:
+            self.fields = [pa.field("embedding", pa.list_(pa.float32()))]
+        else:
+            schema = dict(self.format.json_schema or {})
+            if isinstance(response, type) and issubclass(response, BaseModel):
+                self._model = TypeAdapter(response)
+                self._models: TypeAdapter[Any] = TypeAdapter(list[response])
+                schema = response.model_json_schema(mode="serialization")
+            else:
+                self._validator = jsonschema.Draft202012Validator(schema)
+            self.fields = [field_for(name, sub, schema) for name, sub in schema.get("properties", {}).items()]
+            if not self.fields:
+                msg = f"The response schema '{self.format.name}' has no fields; each field becomes a column."
+                raise ResponseSchemaError(msg)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema(self.fields)
+
+    def read(self, texts: Sequence[str | None], embeddings: Sequence[Sequence[float] | None]) -> Reading:
+        """Read replies; a null reply reads as nulls without a reason."""
+        if self.format.kind is ResponseKind.TEXT:
+            return Reading(pa.table([pa.array(texts, pa.string())], schema=self.schema), [None] * len(texts))
+        if self.format.kind is ResponseKind.EMBEDDING:
+            return self._read_embeddings(embeddings)
+        values: list[Any] = []
+        reasons: list[str | None] = []
+        for text in texts:
+            value, reason = (None, None) if text is None else self._parse(text)
+            values.append(value)
+            reasons.append(reason)
+        rows = self._dump(values)
+        columns = [
+            column(field, [None if row is None else row.get(field.name) for row in rows]) for field in self.fields
+        ]
+        return Reading(
+            pa.table([c.values for c in columns], schema=self.schema), _first(reasons, *(c.reasons for c in columns))
+        )
+
+    def _parse(self, text: str) -> tuple[Any, str | None]:
+        if self._model is not None:
+            try:
+                return self._model.validate_json(text), None
+            except ValidationError as error:
+                return None, _shortened(_pydantic_reason(error))
+        try:
+            value = msgspec.json.decode(text)
+        except (msgspec.DecodeError, UnicodeEncodeError) as error:
+            return None, _shortened(f"not JSON: {error}")
+        misfit = jsonschema.exceptions.best_match(self._validator.iter_errors(value))
+        return (value, None) if misfit is None else (None, _shortened(f"{misfit.json_path}: {misfit.message}"))
+
+    def _dump(self, values: list[Any]) -> list[dict[str, Any] | None]:
+        if self._model is None:
+            return values
+        present = [value for value in values if value is not None]
+        dumped = iter(self._models.dump_python(present, mode="json", by_alias=True))
+        return [None if value is None else next(dumped) for value in values]
+
+    def _read_embeddings(self, embeddings: Sequence[Sequence[float] | None]) -> Reading:
+        wanted = self.format.dimensions
+        kept: list[Sequence[float] | None] = []
+        reasons: list[str | None] = []
+        for vector in embeddings:
+            wrong = vector is not None and wanted is not None and len(vector) != wanted
+            reasons.append(f"embedding of {len(vector or ())} dimensions, asked for {wanted}" if wrong else None)
+            kept.append(None if wrong else vector)
+        return Reading(pa.table([pa.array(kept, pa.list_(pa.float32()))], schema=self.schema), reasons)
+
+
+def _first(*columns: list[str | None]) -> list[str | None]:
+    return [next((reason for reason in row if reason is not None), None) for row in zip(*columns, strict=True)]
+
+
+def _pydantic_reason(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        where = ".".join(str(step) for step in item["loc"])
+        parts.append(f"{where}: {item['msg']}" if where else item["msg"])
+    return "; ".join(parts)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_REASON else text[: _MAX_REASON - 1] + "…"

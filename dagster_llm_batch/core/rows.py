@@ -1,0 +1,126 @@
+"""Whatever holds rows, as a stream of Arrow record batches; a source that streams is never held whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import narwhals as nw
+import pyarrow as pa
+
+from dagster_llm_batch.errors import InputError
+
+__all__ = ["BATCH_ROWS", "KeyGuard", "record_batches"]
+
+BATCH_ROWS = 4_096
+_TAKEN = (
+    "a polars, pandas or arrow frame, a DuckDB relation, anything else that narwhals reads, "
+    "a list of dicts, or an iterator of Arrow record batches"
+)
+
+
+def record_batches(rows: Any) -> Iterator[pa.RecordBatch]:
+    """The rows as record batches of at most BATCH_ROWS. A table without rows is one empty batch: it has a schema.
+
+    Raises InputError for what is no table.
+    """
+    if isinstance(rows, pa.RecordBatch):
+        yield from _sliced(rows)
+    elif hasattr(rows, "__arrow_c_stream__"):  # polars, pandas, arrow, DuckDB and others speak the C stream
+        reader = pa.RecordBatchReader.from_stream(rows)
+        batch = None
+        for batch in reader:
+            yield from _sliced(batch)
+        if batch is None:
+            yield pa.RecordBatch.from_pylist([], schema=reader.schema)
+    elif isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows):
+        if rows:
+            yield from record_batches(pa.Table.from_pylist(rows))
+    elif isinstance(rows, Iterator):
+        yield from _from_iterator(rows)
+    else:
+        yield from record_batches(_through_narwhals(rows))
+
+
+def _sliced(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    for start in range(0, max(batch.num_rows, 1), BATCH_ROWS):
+        yield batch.slice(start, BATCH_ROWS)
+
+
+def _from_iterator(rows: Iterator[Any]) -> Iterator[pa.RecordBatch]:
+    first = next(rows, None)
+    if first is None:
+        return
+    for item in chain([first], rows):
+        if not isinstance(item, pa.RecordBatch) and not hasattr(item, "__arrow_c_stream__"):
+            msg = f"The iterator of rows gave a {type(item).__name__}. Rows can be {_TAKEN}."
+            raise InputError(msg)
+        yield from record_batches(item)
+
+
+def _through_narwhals(rows: Any) -> pa.Table:
+    try:
+        frame = nw.from_native(rows)
+    except TypeError as error:
+        msg = f"Rows came as a {type(rows).__name__}. Rows can be {_TAKEN}."
+        raise InputError(msg) from error
+    return frame.collect("pyarrow").to_native() if isinstance(frame, nw.LazyFrame) else frame.to_arrow()
+
+
+class KeyGuard:
+    """Refuses rows without an identity: a missing key column, null keys, duplicate keys. Holds every key once."""
+
+    _SHOWN = 5
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._seen: set[Any] = set()
+
+    def check(self, batch: pa.RecordBatch) -> list[Any]:
+        """The keys of this batch, or InputError."""
+        names = batch.schema.names
+        if self._key not in names:
+            msg = f"The rows have no key column '{self._key}'. Their columns are: {', '.join(names)}. Set key= to one of them."
+            raise InputError(msg)
+        column = batch.column(self._key)
+        if not _is_key_type(column.type):
+            msg = f"The key column '{self._key}' is of type {column.type}. A key is text, an integer, a date or a time."
+            raise InputError(msg)
+        keys: list[Any] = column.to_pylist()
+        if column.null_count:
+            msg = (
+                f"The key column '{self._key}' is null in {column.null_count} of {len(keys)} rows of a batch, first at its "
+                f"position {keys.index(None)}. Every row needs its own key: fill or filter them before labeling."
+            )
+            raise InputError(msg)
+        fresh = set(keys)
+        if len(fresh) < len(keys) or not self._seen.isdisjoint(fresh):
+            counts = Counter(keys)
+            again = [key for key, count in counts.items() if count > 1 or key in self._seen]
+            shown = ", ".join(repr(key) for key in again[: self._SHOWN])
+            msg = (
+                f"The key column '{self._key}' has duplicate values: {shown}{' and more' * (len(again) > self._SHOWN)}. "
+                "A key names one row: choose another column, or drop the duplicates before labeling."
+            )
+            raise InputError(msg)
+        self._seen |= fresh
+        return keys
+
+
+def _is_key_type(arrow_type: pa.DataType) -> bool:
+    t = pa.types
+    value_type = arrow_type.value_type if t.is_dictionary(arrow_type) else arrow_type
+    return any(
+        is_(value_type)
+        for is_ in (
+            t.is_string,
+            t.is_large_string,
+            t.is_string_view,
+            t.is_integer,
+            t.is_temporal,
+            t.is_null,
+            t.is_decimal,
+        )
+    )

@@ -1,0 +1,380 @@
+"""Puts the steps in sequence: plan, submit, poll, collect, recover. Each is idempotent and safe to be killed in.
+
+    plan ─▶ submit ─▶ poll ─▶ collect ─┬─▶ settled ─▶ labels
+              ▲                        │
+              └────── next wave ◀──────┘   only what can succeed when sent again
+
+Knows nothing of Dagster. All memory is in the ledger and the payload store: any process can do the next step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from dagster_llm_batch.core.labeling import Labeled, label
+from dagster_llm_batch.core.pricing import FREE, Tariff, tariff
+from dagster_llm_batch.engine.collecting import Again, Collector, sum_costs
+from dagster_llm_batch.engine.definition import Labeling
+from dagster_llm_batch.engine.planner import Planner
+from dagster_llm_batch.engine.sending import Sender
+from dagster_llm_batch.errors import ConfigError, LLMBatchError, TransientError
+from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
+from dagster_llm_batch.storage.leases import Lease
+from dagster_llm_batch.storage.ledger import Ledger, utc_now
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.records import Progress, Shard, Submission, SubmissionState
+from dagster_llm_batch.types import BatchReport, BatchStatus, Outcome, PriceBasis
+
+__all__ = ["Engine", "Status"]
+
+_LEASE_SECONDS = 60.0
+_ANSWERED = ["llm_request_id", "llm_outcome"]
+
+_ENDINGS = {
+    BatchStatus.ENDED: Move.ENDED,
+    BatchStatus.EXPIRED: Move.EXPIRED,
+    BatchStatus.CANCELED: Move.CANCELED,
+    BatchStatus.FAILED: Move.FAILED,
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """A submission and its shards at one moment."""
+
+    submission: Submission
+    shards: list[Shard]
+
+    @property
+    def is_settled(self) -> bool:
+        return self.submission.state is SubmissionState.SETTLED
+
+    @property
+    def states(self) -> Counter[str]:
+        return Counter(shard.state.value for shard in self.shards)
+
+    @property
+    def batch_ids(self) -> list[str]:
+        return [shard.batch_id for shard in self.shards if shard.batch_id]
+
+    @property
+    def done(self) -> int:
+        """Requests that providers report as finished."""
+        whole = (ShardState.COLLECTED, *ENDED)
+        return sum(shard.requests if shard.state in whole else shard.done or 0 for shard in self.shards)
+
+    @property
+    def total(self) -> int:
+        return sum(shard.requests for shard in self.shards)
+
+
+class Engine:
+    """The steps, over one ledger, one payload store and the providers of one deployment."""
+
+    def __init__(
+        self,
+        providers: Mapping[str, Provider],
+        ledger: Ledger,
+        payloads: PayloadStore,
+        namespace: str,
+        clock: Callable[[], datetime] = utc_now,
+        sleep: Callable[[float], None] = time.sleep,
+        lease_wait_seconds: float = 0.0,
+    ) -> None:
+        self.ledger = ledger
+        self.payloads = payloads
+        self.namespace = namespace
+        self._providers = providers
+        self._clock = clock
+        self._sleep = sleep
+        self._lease_wait_seconds = lease_wait_seconds
+
+    def provider(self, name: str) -> Provider:
+        """The configured provider of this name, or ConfigError."""
+        if name not in self._providers:
+            known = ", ".join(sorted(self._providers)) or "none"
+            msg = f"No provider '{name}' is configured; configured: {known}. Add it to LLMBatchResource({name}=...)."
+            raise ConfigError(msg)
+        return self._providers[name]
+
+    # plan -----------------------------------------------------------------------------------------------------------
+
+    def check(self, labeling: Labeling) -> None:
+        """Refuse what this provider cannot take, before any row is read: response schema, parameters, prices."""
+        self._planner(labeling).check()
+
+    def plan(
+        self, labeling: Labeling, rows: Any, *, partition: str = "", run_id: str | None = None, again: bool = False
+    ) -> Submission:
+        """The submission for these rows: the one that is known already, or a new one with its shards planned.
+
+        Sends nothing. With `again`, a settled submission is followed by a new attempt that asks only for what the
+        earlier ones did not answer. Raises ConfigError, InputError or BudgetError, and leaves nothing behind then.
+        """
+        return self._planner(labeling).plan(rows, partition=partition, run_id=run_id, again=again)
+
+    def _planner(self, labeling: Labeling) -> Planner:
+        provider = self.provider(labeling.provider)
+        return Planner(
+            labeling, provider, self._tariff(labeling), self.ledger, self.payloads, self.namespace, self._clock
+        )
+
+    def _tariff(self, labeling: Labeling) -> Tariff:
+        book = self.provider(labeling.provider).price_book
+        return FREE if book is None else tariff(book, labeling.spec.model, self._clock(), labeling.price)
+
+    # submit and recover ---------------------------------------------------------------------------------------------
+
+    def submit(self, labeling: Labeling, submission_id: str) -> Status:
+        """Send every planned shard of the submission; find those of unknown end first.
+
+        A shard that the provider cannot take now stays planned, for the next call. Raises CredentialsError,
+        CannotTellError or LeaseError.
+        """
+        with self._leased(submission_id) as lease:
+            submission = self.ledger.submission(submission_id)
+            sender = self._sender(submission.provider)
+            found = [sender.recover(shard) for shard in self.ledger.shards(submission_id)]
+            planned = [shard for shard in found if shard.state is ShardState.PLANNED]
+            if planned and submission.state is SubmissionState.OPEN:
+                self._refuse_other_configuration(labeling, submission)
+                for shard in planned:
+                    lease.check()
+                    sender.send(shard, labeling.spec)
+            return self.status(submission_id)
+
+    def recover(self, submission_id: str) -> None:
+        """Find batches whose create call left no record. Never sends. Raises LeaseError or CannotTellError."""
+        with self._leased(submission_id):
+            for shard in self.ledger.shards(submission_id):
+                self._sender(shard.provider).recover(shard)
+
+    def resolve(self, shard_id: str, batch_id: str | None) -> Shard:
+        """A person's word on a shard that cannot be told: its batch, or None where there is none (it is sent again)."""
+        self.ledger.note(self.ledger.shard(shard_id).submission_id, "resolved", f"{shard_id}: batch_id={batch_id}")
+        if batch_id is None:
+            return self.ledger.move(shard_id, Move.NOT_SENT, reason="resolved by a person: no batch exists")
+        return self.ledger.move(shard_id, Move.ACCEPTED, batch_id=batch_id, submitted_at=self._clock())
+
+    def _sender(self, provider: str) -> Sender:
+        return Sender(self.provider(provider), self.ledger, self.payloads, self.namespace, self._clock, self._sleep)
+
+    # poll -----------------------------------------------------------------------------------------------------------
+
+    def poll(self, shards: Sequence[Shard]) -> dict[str, BatchReport]:
+        """Ask the providers how these shards' batches are and record it; reports by shard_id.
+
+        A provider that cannot be asked now is left for the next time. Moves shards, sends nothing.
+        """
+        reports: dict[str, BatchReport] = {}
+        errors: list[TransientError] = []
+        by_provider: dict[str, dict[str, Shard]] = {}
+        for shard in shards:
+            if shard.state is ShardState.SUBMITTED and shard.batch_id is not None:
+                by_provider.setdefault(shard.provider, {})[shard.batch_id] = shard
+        for name, batches in by_provider.items():
+            try:
+                answers = self.provider(name).poll(list(batches))
+            except TransientError as error:
+                errors.append(error)
+                continue
+            reports.update({batches[batch_id].shard_id: report for batch_id, report in answers.items()})
+        self.ledger.observe(reports)
+        for shard_id, report in reports.items():
+            if report.status in _ENDINGS:
+                self.ledger.move(
+                    shard_id,
+                    _ENDINGS[report.status],
+                    status=report.status,
+                    ended_at=report.ended_at or self._clock(),
+                    total=report.total,
+                    done=report.done,
+                    failed=report.failed,
+                    reason=report.reason,
+                    retryable=report.retryable,
+                )
+        if errors and not reports:
+            raise errors[0]
+        return reports
+
+    # collect --------------------------------------------------------------------------------------------------------
+
+    def advance(self, labeling: Labeling, submission_id: str) -> Status:
+        """Take the submission as far as it goes now: recover, send, poll, collect, then the next wave or settle.
+
+        Returns without waiting. Raises LeaseError where another process is at it, ConfigError where the definition has
+        changed since it was sent (raw results are stored before that).
+        """
+        self.submit(labeling, submission_id)
+        with self._leased(submission_id) as lease:
+            self.poll(self.ledger.shards(submission_id))
+            collector = self._collector(labeling)
+            ended = [shard for shard in self.ledger.shards(submission_id) if shard.state in ENDED]
+            for shard in ended:
+                lease.check()
+                collector.archive(shard)
+            if ended:
+                self._refuse_other_configuration(labeling, self.ledger.submission(submission_id))
+            for shard in ended:
+                lease.check()
+                collector.collect(shard)
+            status = self.status(submission_id)
+            if status.is_settled or any(shard.state is not ShardState.COLLECTED for shard in status.shards):
+                return status
+            if not self._next_wave(labeling, status, collector):
+                self._settle(status, collector)
+        return self.submit(labeling, submission_id)
+
+    def _refuse_other_configuration(self, labeling: Labeling, submission: Submission) -> None:
+        if submission.config_fingerprint != self._planner(labeling).configuration:
+            msg = (
+                f"Submission {submission.submission_id} of '{labeling.asset}' was made with another model, parameters, response schema "
+                "or account than the present definition has, so its replies are not read with it. Its raw results are "
+                "stored. Restore the earlier definition to label with them, or submit again to ask anew."
+            )
+            raise ConfigError(msg)
+
+    def _collector(self, labeling: Labeling) -> Collector:
+        provider = self.provider(labeling.provider)
+        return Collector(
+            labeling,
+            provider,
+            provider.codec(labeling.spec),
+            self._tariff(labeling),
+            self.ledger,
+            self.payloads,
+            self._clock,
+            self._sleep,
+        )
+
+    def _next_wave(self, labeling: Labeling, status: Status, collector: Collector) -> bool:
+        submission = status.submission
+        if submission.state is not SubmissionState.OPEN:
+            return False
+        latest = [shard for shard in status.shards if shard.wave == submission.waves]
+        again = collector.again(latest)
+        if not again or not self._affordable(labeling, status, again):
+            return False
+        planner = self._planner(labeling)
+        files = planner.files(submission.submission_id, submission.partition, submission.waves + 1)
+        self.ledger.add_wave(submission.submission_id, collector.next_wave(again, files))
+        return True
+
+    def _affordable(self, labeling: Labeling, status: Status, again: list[Again]) -> bool:
+        spent = sum_costs(status.shards)
+        shares = [(s.estimated_usd or Decimal(0)) * len(ids) / max(s.requests, 1) for s, ids in again]
+        budget = labeling.budget_usd
+        if budget is None or spent is None or spent + sum(shares) <= budget:
+            return True
+        requests = sum(len(one.request_ids) for one in again)
+        detail = f"{requests} requests are not sent again: {spent} USD are spent of max_cost_usd={budget}"
+        self.ledger.note(status.submission.submission_id, "over_budget", detail)
+        return False
+
+    def _settle(self, status: Status, collector: Collector) -> None:
+        last: dict[str, str] = {}
+        realtime: Decimal | None = Decimal(0)
+        columns = [*_ANSWERED, "llm_realtime_usd"]
+        for table in collector.results(status.shards, columns):
+            last.update(zip(table["llm_request_id"].to_pylist(), table["llm_outcome"].to_pylist(), strict=True))
+            amounts = table["llm_realtime_usd"]
+            whole = sum((a for a in amounts.to_pylist() if a is not None), Decimal(0))
+            realtime = None if realtime is None or amounts.null_count else realtime + whole
+        outcomes = Counter(last.values())
+        if status.submission.reused:
+            outcomes[Outcome.SUCCEEDED.value] += status.submission.reused
+        self.ledger.settle(
+            status.submission.submission_id,
+            outcomes=dict(outcomes),
+            cost_usd=sum_costs(status.shards),
+            realtime_usd=realtime,
+            price_basis=status.submission.price_basis or PriceBasis.UNKNOWN,
+        )
+
+    # labels ---------------------------------------------------------------------------------------------------------
+
+    def labels(self, labeling: Labeling, submission_id: str, *, run_id: str = "", reread: bool = False) -> Labeled:
+        """The labeled rows and the rejects of a settled submission.
+
+        With `reread`, raw result lines are read again with the present parser: a fix of it costs nothing.
+        """
+        submission = self.ledger.submission(submission_id)
+        if submission.state is not SubmissionState.SETTLED:
+            msg = f"Submission {submission_id} is {submission.state.value}, not settled; it has no labels yet."
+            raise LLMBatchError(msg)
+        collector = self._collector(labeling)
+        if reread:
+            self._refuse_other_configuration(labeling, submission)
+            for shard in self.ledger.shards(submission_id):
+                if shard.raw_path:
+                    collector.read(shard, shard.raw_path)
+        assert submission.manifest_path is not None
+        tables = [
+            table
+            for one in (*reversed(submission.reused_from), submission_id)
+            for table in collector.results(self.ledger.shards(one))
+        ]
+        return label(
+            self.payloads.read_table(submission.manifest_path),
+            tables,
+            labeling.reader.schema,
+            prompt_version=labeling.prompt_version,
+            run_id=run_id,
+        )
+
+    # what to do next ------------------------------------------------------------------------------------------------
+
+    def needs_recovery(self, progress: Progress) -> bool:
+        """Whether a shard's create call left no record."""
+        return ShardState.SUBMITTING in progress.states
+
+    def can_advance(self, progress: Progress) -> bool:
+        """Whether `advance` would do something: send what waits, collect what has ended, or settle."""
+        return not set(progress.states) & IN_FLIGHT or ShardState.PLANNED in progress.states
+
+    def is_busy(self, submission_id: str) -> bool:
+        """Whether another process works on it now."""
+        try:
+            with self.ledger.leased(f"submission:{submission_id}", _LEASE_SECONDS):
+                return False
+        except LeaseError:
+            return True
+
+    def attempt(self, submission_id: str) -> int:
+        """A number that changes whenever something happened to the submission: a run for it is worth another try."""
+        return max((event.event_id for event in self.ledger.events(submission_id)), default=0)
+
+    def now(self) -> datetime:
+        return self._clock()
+
+    # look and stop --------------------------------------------------------------------------------------------------
+
+    def _leased(self, submission_id: str) -> AbstractContextManager[Lease]:
+        return self.ledger.leased(f"submission:{submission_id}", _LEASE_SECONDS, self._lease_wait_seconds)
+
+    def status(self, submission_id: str) -> Status:
+        return Status(self.ledger.submission(submission_id), self.ledger.shards(submission_id))
+
+    def latest(self, asset: str, partition: str = "") -> Submission | None:
+        """The newest submission of a partition."""
+        history = self.ledger.history(self.namespace, asset, partition)
+        return history[0] if history else None
+
+    def cancel(self, submission_id: str) -> Status:
+        """Stop a submission: nothing more is sent, running batches are asked to stop, finished rows are kept."""
+        with self._leased(submission_id):
+            self.ledger.set_state(submission_id, SubmissionState.CANCELED)
+            for shard in self.ledger.shards(submission_id):
+                if shard.state is ShardState.PLANNED:
+                    self.ledger.move(shard.shard_id, Move.CANCELED, status=BatchStatus.CANCELED, ended_at=self._clock())
+                elif shard.state is ShardState.SUBMITTED and shard.batch_id is not None:
+                    self.provider(shard.provider).cancel(shard.batch_id)
+            return self.status(submission_id)

@@ -1,0 +1,234 @@
+"""What Dagster's UI shows of submissions and labels. All keys are `llm_batch/…` and carry their unit.
+
+Row data is data: whatever goes into a table or Markdown here is shortened and escaped first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import re
+from collections import Counter
+from decimal import Decimal
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from dagster_llm_batch.core.labeling import PROVENANCE, Labeled
+from dagster_llm_batch.engine import Labeling, Status
+from dagster_llm_batch.protocols import Provider
+
+__all__ = [
+    "column_lineage",
+    "data_version",
+    "labels_metadata",
+    "progress_text",
+    "rejects_metadata",
+    "status_metadata",
+    "submission_metadata",
+    "table_schema",
+]
+
+_PREVIEW_ROWS = 5
+_CELL_CHARS = 120
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f]")
+
+_PROVENANCE_DOCS = {
+    "llm_outcome": "succeeded, invalid, errored, canceled, expired or missing",
+    "llm_provider": "who was asked",
+    "llm_model": "the LLM that answered, as the provider names it",
+    "llm_prompt_version": "version of the prompt's wording",
+    "llm_request_id": "digest of the request; rows with equal requests share it",
+    "llm_batch_id": "the provider's batch",
+    "llm_attempt": "wave that gave this outcome, from 1",
+    "llm_finish_reason": "why the reply ended",
+    "llm_input_tokens": "of the request, cached ones included",
+    "llm_output_tokens": "of the reply, reasoning included",
+    "llm_cache_read_tokens": "input tokens read from the provider's prompt cache",
+    "llm_cost_usd": "this row's part of what its request cost, all attempts together",
+    "llm_realtime_usd": "the same in real time",
+    "llm_price_basis": "batch, rule:half, free or unknown",
+    "llm_completed_at": "when the batch ended",
+    "llm_run_id": "Dagster run that made this row",
+    "llm_reason": "why it is no label",
+    "llm_reply": "the reply as it came",
+}
+
+
+def plain(value: object, limit: int = _CELL_CHARS) -> str:
+    """Text for a table cell: one line, no control characters, shortened."""
+    text = _CONTROL.sub(" ", "" if value is None else str(value)).strip()
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def markdown_cell(value: object) -> str:
+    """Text that Markdown and HTML leave alone."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(plain(value), quote=False))
+
+
+def markdown_table(header: list[str], rows: list[list[object]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(markdown_cell(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def preview(table: pa.Table, columns: list[str]) -> dg.MetadataValue:
+    """The first rows as a table."""
+    head = table.select(columns).slice(0, _PREVIEW_ROWS).to_pylist()
+    schema = dg.TableSchema(columns=[dg.TableColumn(name) for name in columns])
+    return dg.MetadataValue.table([dg.TableRecord({k: plain(v) for k, v in row.items()}) for row in head], schema=schema)
+
+
+def table_schema(table: pa.Schema) -> dg.TableSchema:
+    """The columns with their types; provenance columns say what they hold."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                field.name,
+                type=str(field.type),
+                description=_PROVENANCE_DOCS.get(field.name),
+                tags={"llm_batch/provenance": ""} if field.name in _PROVENANCE_DOCS else {},
+            )
+            for field in table
+        ]
+    )
+
+
+def column_lineage(labeling: Labeling, rows: dg.AssetKey) -> dg.TableColumnLineage:
+    """Key and kept columns come from themselves, each response column from every column that the prompt reads."""
+    read = sorted(labeling.prompt.columns() or ())
+    own = {name: [dg.TableColumnDep(rows, name)] for name in (labeling.key, *labeling.keep)}
+    asked = {name: [dg.TableColumnDep(rows, column) for column in read] for name in labeling.reader.schema.names}
+    return dg.TableColumnLineage(deps_by_column={**own, **asked})
+
+
+def data_version(labels: pa.Table, labeling: Labeling) -> dg.DataVersion:
+    """Changes when key, kept columns or labels do; provenance does not count."""
+    digest = hashlib.blake2b(digest_size=12)
+    content = labels.select([labeling.key, *labeling.keep, *labeling.reader.schema.names])
+    for batch in content.to_batches():
+        digest.update(batch.serialize())
+    return dg.DataVersion(digest.hexdigest())
+
+
+def progress_text(status: Status) -> str:
+    """One line on how far a submission is."""
+    states = ", ".join(f"{count} {state}" for state, count in sorted(status.states.items())) or "nothing to send"
+    percent = 100 * status.done // status.total if status.total else 100
+    return f"wave {status.submission.waves}: batches {states}; {status.done:,} of {status.total:,} requests done ({percent} %)"
+
+
+def status_metadata(status: Status, provider: Provider) -> dict[str, Any]:
+    """Where a submission is: for observations."""
+    return {
+        "llm_batch/submission_id": status.submission.submission_id,
+        "llm_batch/progress": progress_text(status),
+        "llm_batch/requests_done": status.done,
+        "llm_batch/requests_total": status.total,
+        "llm_batch/batch_ids": status.batch_ids,
+        **_console(status, provider),
+    }
+
+
+def submission_metadata(status: Status, labeling: Labeling, provider: Provider) -> dict[str, Any]:
+    """What was, or will be, sent."""
+    submission = status.submission
+    return {
+        **status_metadata(status, provider),
+        "llm_batch/rows": submission.rows,
+        "llm_batch/requests": submission.requests,
+        "llm_batch/requests_reused": submission.reused,
+        "llm_batch/rows_sharing_a_request": submission.rows - submission.requests,
+        "llm_batch/batches": len(status.shards),
+        "llm_batch/request_bytes": sum(shard.bytes for shard in status.shards),
+        "llm_batch/model": labeling.model,
+        "llm_batch/prompt_version": labeling.prompt_version,
+        "llm_batch/prompt": dg.MetadataValue.md(_prompt_markdown(labeling)),
+        "llm_batch/price_basis": submission.price_basis.value if submission.price_basis else "unknown",
+        **_usd("estimated_cost_usd", submission.estimated_usd),
+    }
+
+
+def labels_metadata(labeled: Labeled, status: Status, labeling: Labeling, provider: Provider) -> dict[str, Any]:
+    """What came back, and what it cost."""
+    submission, labels = status.submission, labeled.labels
+    outcomes = Counter(labels["llm_outcome"].to_pylist()) + Counter(labeled.rejects["llm_outcome"].to_pylist())
+    saved = None
+    if submission.cost_usd is not None and submission.realtime_usd is not None:
+        saved = submission.realtime_usd - submission.cost_usd
+    tokens = {
+        name: sum(v for table in (labels, labeled.rejects) for v in table[f"llm_{name}"].to_pylist() if v is not None)
+        for name in ("input_tokens", "output_tokens", "cache_read_tokens")
+    }
+    names = [labeling.key, *labeling.keep, *labeling.reader.schema.names]
+    return {
+        "dagster/partition_row_count": len(labels),
+        "dagster/column_schema": table_schema(labels.schema),
+        **{f"llm_batch/rows_{outcome}": count for outcome, count in sorted(outcomes.items())},
+        "llm_batch/rows_rejected": len(labeled.rejects),
+        "llm_batch/submission_id": submission.submission_id,
+        "llm_batch/attempts": submission.waves,
+        "llm_batch/model": labeling.model,
+        "llm_batch/prompt_version": labeling.prompt_version,
+        "llm_batch/price_basis": submission.price_basis.value if submission.price_basis else "unknown",
+        "llm_batch/batch_ids": status.batch_ids,
+        **_console(status, provider),
+        **{f"llm_batch/{name}": count for name, count in tokens.items()},
+        **_usd("cost_usd", submission.cost_usd),
+        **_usd("realtime_cost_usd", submission.realtime_usd),
+        **_usd("saved_usd", saved),
+        "llm_batch/preview": preview(labels, names),
+        **_models(labels, labeling),
+    }
+
+
+def rejects_metadata(labeled: Labeled, labeling: Labeling) -> dict[str, Any]:
+    """Which rows have no label, and why."""
+    rejects = labeled.rejects
+    reasons = Counter((row["llm_outcome"], plain(row["llm_reason"])) for row in rejects.to_pylist())
+    rows: list[list[object]] = [[outcome, reason, count] for (outcome, reason), count in reasons.most_common(20)]
+    return {
+        "dagster/partition_row_count": len(rejects),
+        "dagster/column_schema": table_schema(rejects.schema),
+        "llm_batch/reasons": dg.MetadataValue.md(markdown_table(["outcome", "reason", "rows"], rows)),
+        "llm_batch/preview": preview(rejects, [labeling.key, "llm_outcome", "llm_reason", "llm_reply"]),
+    }
+
+
+def _models(labels: pa.Table, labeling: Labeling) -> dict[str, int]:
+    """Tokens by the LLM that answered, in the key form that Dagster's insights know."""
+    totals: Counter[str] = Counter()
+    for row in labels.select(["llm_model", "llm_input_tokens", "llm_output_tokens"]).to_pylist():
+        totals[row["llm_model"] or labeling.spec.model] += (row["llm_input_tokens"] or 0) + (row["llm_output_tokens"] or 0)
+    return {f"{labeling.provider}.{model}.total_tokens": count for model, count in totals.items()}
+
+
+def _usd(name: str, amount: Decimal | None) -> dict[str, Any]:
+    """A float, since Dagster plots those; left out where not known."""
+    return {} if amount is None else {f"llm_batch/{name}": float(amount)}
+
+
+def _console(status: Status, provider: Provider) -> dict[str, Any]:
+    links = [(batch_id, provider.console_url(batch_id)) for batch_id in status.batch_ids]
+    urls = [(batch_id, url) for batch_id, url in links if url is not None]
+    if len(urls) == 1:
+        return {"llm_batch/console": dg.MetadataValue.url(urls[0][1])}
+    if urls:
+        return {"llm_batch/console": dg.MetadataValue.md("\n".join(f"- [{batch_id}]({url})" for batch_id, url in urls))}
+    return {}
+
+
+def _prompt_markdown(labeling: Labeling) -> str:
+    parts = [("system", labeling.prompt.system), ("user", labeling.prompt.user)]
+    blocks = [f"**{name}**\n\n" + _fenced(source) for name, source in parts if source is not None]
+    return "\n\n".join(blocks)
+
+
+def _fenced(text: str) -> str:
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+assert set(PROVENANCE) <= set(_PROVENANCE_DOCS)

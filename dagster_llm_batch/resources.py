@@ -1,0 +1,131 @@
+"""Where things are: providers and their credentials, the ledger, the payload store. One resource for each provider.
+
+Nothing is opened or imported before it is needed. Credentials stay in the resource: give them as `dg.EnvVar("…")`, so that
+they are not shown in the UI either.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from pydantic import Field, PrivateAttr
+
+from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
+
+__all__ = ["CommandBatchResource", "LLMBatchResource", "OpenAIBatchResource"]
+
+
+class OpenAIBatchResource(dg.ConfigurableResource[Any]):
+    """OpenAI's Batch API, and any server that speaks it: Azure OpenAI v1, Groq, Doubleword (by `base_url`)."""
+
+    api_key: str = Field(description="API key. Give it as an EnvVar.")
+    base_url: str | None = Field(default=None, description="Address of a compatible server. Default: OpenAI's own.")
+    organization: str | None = Field(default=None, description="OpenAI organization id.")
+    project: str | None = Field(default=None, description="OpenAI project id.")
+    account: str | None = Field(
+        default=None,
+        description=(
+            "A name for whose account this is, part of what tells finished work apart. Default: host, organization and "
+            "project. Keys can be rotated without paying again; give another name when a key is another account's."
+        ),
+    )
+    price_book: str = Field(default="openai", description="The price book's id of who bills: openai, azure, groq, …")
+    timeout_seconds: float = Field(default=600.0, description="For one call.")
+
+    def provider(self) -> Provider:
+        """The provider; makes no call."""
+        from dagster_llm_batch.providers.openai import OpenAIProvider  # noqa: PLC0415 - its SDK is an extra
+
+        return OpenAIProvider(
+            api_key=self.api_key,
+            base_url=self.base_url,
+            organization=self.organization,
+            project=self.project,
+            account=self.account,
+            price_book=self.price_book,
+            timeout_seconds=self.timeout_seconds,
+        )
+
+
+class CommandBatchResource(dg.ConfigurableResource[Any]):
+    """A command that reads an OpenAI-format batch file and writes a results file, as `vllm run-batch` does.
+
+    It runs detached on the machine of the run that submits, and goes on when that run ends.
+    """
+
+    command: list[str] = Field(
+        description="The command and its arguments; {input}, {output} and {model} are replaced. No shell is involved.",
+        examples=[["vllm", "run-batch", "-i", "{input}", "-o", "{output}", "--model", "{model}"]],
+    )
+    workdir: str | None = Field(
+        default=None,
+        description="Folder for input, output and log of each batch, on this machine. Default: below the Dagster home.",
+    )
+    account: str | None = Field(default=None, description="What tells its answers apart. Default: the command.")
+
+    def provider(self, default_workdir: str) -> Provider:
+        """The provider; starts nothing."""
+        from dagster_llm_batch.providers.command import CommandProvider  # noqa: PLC0415 - as the others
+
+        return CommandProvider(command=self.command, workdir=self.workdir or default_workdir, account=self.account)
+
+
+class LLMBatchResource(dg.ConfigurableResource[Any]):
+    """What all labeled datasets of a deployment share."""
+
+    namespace: str = Field(
+        default="default",
+        description="Keeps deployments apart: give dev, branch and prod their own, or they collect each other's batches.",
+    )
+    ledger_url: str | None = Field(
+        default=None,
+        description="SQLAlchemy URL of the ledger (postgresql+psycopg2://…). Default: an SQLite file below the Dagster home.",
+    )
+    payload_root: str | None = Field(
+        default=None,
+        description="Folder for request and raw result files (s3://…, gs://…, a path). Default: below the Dagster home.",
+    )
+    openai: OpenAIBatchResource | None = Field(default=None, description="For models named openai/….")
+    command: CommandBatchResource | None = Field(default=None, description="For models named command/….")
+
+    _home: Path | None = PrivateAttr(default=None)
+    _engine: Engine | None = PrivateAttr(default=None)
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Learn where the Dagster home is."""
+        if context.instance is not None and (self.ledger_url is None or self.payload_root is None):
+            self._home = Path(context.instance.storage_directory()) / "llm_batch"
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """Close the ledger."""
+        del context
+        if self._engine is not None:
+            self._engine.ledger.close()
+            self._engine = None
+
+    def engine(self) -> Engine:
+        """The engine over this ledger, payload store and these providers; opened on first use."""
+        if self._engine is None:
+            home = self._home or Path.cwd() / ".llm_batch"
+            self._engine = Engine(
+                providers=self.providers(home),
+                ledger=Ledger(self.ledger_url or f"sqlite:///{home / 'ledger.sqlite'}"),
+                payloads=PayloadStore(self.payload_root or str(home / "payloads")),
+                namespace=self.namespace,
+                lease_wait_seconds=5.0,
+            )
+        return self._engine
+
+    def providers(self, home: Path) -> dict[str, Provider]:
+        """The configured providers by name."""
+        found: dict[str, Provider] = {}
+        if self.openai is not None:
+            found["openai"] = self.openai.provider()
+        if self.command is not None:
+            found["command"] = self.command.provider(str(home / "command"))
+        return found
