@@ -80,7 +80,7 @@ class PayloadStore:
 
     @contextmanager
     def reader(self, path: str) -> Iterator[BinaryIO]:
-        """Read a payload, uncompressed, as a stream that cannot seek. A truncated file is an OSError, not a short stream."""
+        """Read a payload, uncompressed, as a stream that cannot seek. A truncated file is an OSError."""
         with self._open(path) as file:
             if not file.read(1):  # even an empty stream has a frame
                 raise OSError(f"The payload {path} is truncated: its file is empty. Restore it, or delete it.")

@@ -1,0 +1,74 @@
+"""Submissions and shards with every required field, and what two real processes run in a race."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from datetime import datetime, timezone
+
+from dagster_llm_batch.errors import LedgerError
+from dagster_llm_batch.states import MOVES, Move, ShardState
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.records import Shard, Submission
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def a_submission(submission_id="s1", **changes):
+    values = {
+        "submission_id": submission_id, "namespace": "prod", "asset": "tickets", "partition": "2026-01-01",
+        "fingerprint": "f1", "config_fingerprint": "c1", "provider": "openai", "account": "api.openai.com/org-1",
+        "model": "gpt-5-mini", "rows": 10, "requests": 8, "created_at": datetime(2026, 1, 1, tzinfo=timezone.utc),
+    }  # fmt: skip
+    return Submission(**{**values, **changes})
+
+
+def a_shard(shard_id="h1", submission_id="s1", **changes):
+    values = {
+        "shard_id": shard_id, "submission_id": submission_id, "wave": 1, "number": 1, "nonce": "n1", "requests": 8,
+        "bytes": 800, "path": "a/b.jsonl.zst", "digest": "00ff",
+    }  # fmt: skip
+    return Shard(**{**values, **changes})
+
+
+def fields_for(move, shard_id):
+    """What the move must bring."""
+    return {"batch_id": f"batch-{shard_id}"} if move is Move.ACCEPTED else {}
+
+
+def path_to(state):
+    """The shortest moves from `planned` to `state`."""
+    queue = deque([(ShardState.PLANNED, ())])
+    while queue:
+        here, path = queue.popleft()
+        if here is state:
+            return path
+        queue.extend((to, (*path, move)) for move, (sources, to) in MOVES.items() if here in sources)
+    raise AssertionError(state)
+
+
+def bring_to(ledger, shard_id, state):
+    for move in path_to(state):
+        ledger.move(shard_id, move, **fields_for(move, shard_id))
+
+
+def race(act, url, processes=2):
+    """Run `act(ledger, number)` in several real processes at the same moment; what each returned or was refused."""
+    barrier = SPAWN.Barrier(processes)
+    answers = SPAWN.Queue()
+    racers = [SPAWN.Process(target=_racer, args=(act, url, number, barrier, answers)) for number in range(processes)]
+    for racer in racers:
+        racer.start()
+    found = [answers.get(timeout=120) for _ in racers]
+    for racer in racers:
+        racer.join()
+    return found
+
+
+def _racer(act, url, number, barrier, answers):
+    ledger = Ledger(url)
+    barrier.wait()
+    try:
+        answers.put(("won", act(ledger, number)))
+    except LedgerError as error:
+        answers.put((type(error).__name__, str(error)))

@@ -1,0 +1,373 @@
+"""What the ledger promises, on each database."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from ledger_builders import a_shard, a_submission, bring_to, fields_for, path_to
+
+from dagster_llm_batch.errors import IllegalMoveError, LedgerError
+from dagster_llm_batch.states import MOVES, Move, ShardState, target
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.records import SubmissionState
+from dagster_llm_batch.types import BatchReport, BatchStatus, PriceBasis
+
+UTC = timezone.utc
+
+
+def kinds(ledger, submission_id="s1"):
+    return [event.kind for event in ledger.events(submission_id)]
+
+
+def test_a_submission_comes_back_as_it_was_stored(ledger):
+    tokyo = timezone(timedelta(hours=9))
+    full = a_submission(
+        partition="a/b|ü", attempt=3, reused=2, manifest_path="m.parquet", estimated_usd=Decimal("0.1000000000000000000001"),
+        run_id="r", reused_from=("s0", "s-1"), created_at=datetime(2026, 1, 1, 9, 0, 0, 123456, tokyo),
+    )  # fmt: skip
+    assert ledger.open(full, []) == full
+    stored = ledger.submission("s1")
+    assert stored == full
+    assert stored.created_at.tzinfo is UTC
+    assert str(stored.estimated_usd) == "0.1000000000000000000001"
+
+
+def test_a_shard_comes_back_as_it_was_stored_with_its_submissions_provider(ledger, clock):
+    shard = a_shard(estimated_usd=Decimal("1.10"), bytes=2**40)
+    ledger.open(a_submission(), [shard])
+    owned = replace(shard, provider="openai", account="api.openai.com/org-1")
+    assert ledger.shards("s1") == [owned]
+    assert ledger.shard("h1") == owned
+
+
+def test_opening_the_same_attempt_again_returns_the_first_and_inserts_nothing(ledger):
+    first = ledger.open(a_submission("s1"), [a_shard("h1", "s1")])
+    assert ledger.open(a_submission("s2", rows=99), [a_shard("h2", "s2")]) == first
+    assert [submission.submission_id for submission in ledger.submissions("prod")] == ["s1"]
+    with pytest.raises(LedgerError, match="no shard h2"):
+        ledger.shard("h2")
+    assert kinds(ledger) == ["opened"]
+
+
+def test_a_shard_that_cannot_be_stored_leaves_no_submission(ledger):
+    for bad in (a_shard(submission_id="other"), a_shard(state=ShardState.SUBMITTED, batch_id="b")):
+        with pytest.raises(LedgerError, match="Nothing was changed"):
+            ledger.open(a_submission(), [bad])
+    with pytest.raises(LedgerError):
+        ledger.open(a_submission(), [a_shard("h1"), a_shard("h2")])  # the same number twice
+    assert ledger.submissions("prod") == []
+
+
+def test_find_gives_the_latest_attempt_of_exactly_this_fingerprint_and_partition(ledger):
+    ledger.open(a_submission("s1"), [])
+    ledger.open(a_submission("s2", attempt=2), [])
+    ledger.open(a_submission("s3", fingerprint="f2", attempt=7), [])
+    assert ledger.find("prod", "tickets", "2026-01-01", "f1").submission_id == "s2"
+    assert ledger.find("prod", "tickets", "2026-01-01", "f9") is None
+    assert ledger.find("prod", "tickets", "", "f1") is None
+    assert ledger.find("dev", "tickets", "2026-01-01", "f1") is None
+
+
+def test_history_is_newest_first_and_submissions_oldest_first(ledger):
+    day = datetime(2026, 1, 1, tzinfo=UTC)
+    ledger.open(a_submission("new", fingerprint="f3", created_at=day + timedelta(days=2)), [])
+    ledger.open(a_submission("old", created_at=day), [])
+    ledger.open(a_submission("mid", asset="mails", created_at=day + timedelta(microseconds=1)), [])
+    ledger.open(a_submission("dev", namespace="dev"), [])
+    ledger.set_state("old", SubmissionState.CANCELED)
+
+    def ids(found):
+        return [submission.submission_id for submission in found]
+
+    assert ids(ledger.history("prod", "tickets", "2026-01-01")) == ["new", "old"]
+    assert ids(ledger.submissions("prod")) == ["old", "mid", "new"]
+    assert ids(ledger.submissions("prod", limit=2)) == ["old", "mid"]
+    assert ids(ledger.submissions("prod", state=SubmissionState.OPEN)) == ["mid", "new"]
+    assert ids(ledger.submissions("prod", assets=["mails"])) == ["mid"]
+    assert ids(ledger.submissions("prod", assets=[])) == []
+
+
+def test_every_state_and_move_does_what_the_table_says_and_an_illegal_one_changes_nothing(ledger):
+    pairs = [(state, move) for state in ShardState for move in Move]
+    shards = [a_shard(f"h{number}", number=number) for number in range(len(pairs))]
+    ledger.open(a_submission(), shards)
+    for shard, (state, move) in zip(shards, pairs, strict=True):
+        bring_to(ledger, shard.shard_id, state)
+        before, events = ledger.shard(shard.shard_id), ledger.events("s1")
+        if state in MOVES[move][0]:
+            after = ledger.move(shard.shard_id, move, **fields_for(move, shard.shard_id))
+            assert after.state is target(state, move), (state, move)
+            assert after == ledger.shard(shard.shard_id)
+            (event,) = ledger.events("s1")[len(events) :]
+            assert (event.shard_id, event.kind) == (shard.shard_id, move.value)
+            assert (event.from_state, event.to_state) == (state.value, after.state.value)
+        else:
+            with pytest.raises(IllegalMoveError) as refusal:
+                ledger.move(shard.shard_id, move, **fields_for(move, shard.shard_id))
+            for word in (shard.shard_id, state.value, *(source.value for source in MOVES[move][0])):
+                assert word in str(refusal.value)
+            assert ledger.shard(shard.shard_id) == before, (state, move)
+            assert ledger.events("s1") == events, (state, move)
+
+
+def test_a_move_records_its_time_and_fields(ledger, clock):
+    ledger.open(a_submission(), [a_shard()])
+    sent_at = clock.now
+    assert ledger.move("h1", Move.SEND).sent_at == sent_at
+    assert ledger.move("h1", Move.NOT_SENT).sent_at is None
+    clock.pass_seconds(5)
+    ledger.move("h1", Move.SEND)
+    clock.pass_seconds(1)
+    accepted = ledger.move("h1", Move.ACCEPTED, batch_id="b1")
+    assert (accepted.sent_at, accepted.submitted_at) == (sent_at + timedelta(seconds=5), clock.now)
+    ended = ledger.move("h1", Move.FAILED, reason="queue full", retryable=True, ended_at=sent_at)
+    assert (ended.ended_at, ended.reason, ended.retryable) == (sent_at, "queue full", True)
+    collected = ledger.move("h1", Move.COLLECTED, raw_path="r", results_path="p", cost_usd=Decimal("0.07"))
+    assert (collected.raw_path, collected.results_path, collected.cost_usd) == ("r", "p", Decimal("0.07"))
+    assert collected.collected_at == clock.now
+    assert [event.detail for event in ledger.events("s1")][-2:] == ["queue full", None]
+
+
+def test_a_move_refuses_what_it_cannot_record(ledger):
+    ledger.open(a_submission(), [a_shard()])
+    ledger.move("h1", Move.SEND)
+    with pytest.raises(LedgerError, match="without a batch_id"):
+        ledger.move("h1", Move.ACCEPTED)
+    with pytest.raises(LedgerError, match="nonce"):
+        ledger.move("h1", Move.ACCEPTED, batch_id="b", **{"nonce": "x"})
+    with pytest.raises(LedgerError, match="no shard h9"):
+        ledger.move("h9", Move.SEND)
+    assert ledger.shard("h1").state is ShardState.SUBMITTING
+
+
+def test_a_batch_of_one_account_belongs_to_one_shard(ledger):
+    ledger.open(a_submission("s1"), [a_shard("h1", "s1"), a_shard("h2", "s1", number=2)])
+    ledger.open(a_submission("s2", asset="x", account="other"), [a_shard("h3", "s2")])
+    for shard_id in ("h1", "h2", "h3"):
+        ledger.move(shard_id, Move.SEND)
+    ledger.move("h1", Move.ACCEPTED, batch_id="b1")
+    with pytest.raises(LedgerError, match="b1 already belongs to another shard"):
+        ledger.move("h2", Move.ACCEPTED, batch_id="b1")
+    assert ledger.shard("h2").state is ShardState.SUBMITTING
+    assert "accepted" not in [event.kind for event in ledger.events("s1") if event.shard_id == "h2"]
+    assert ledger.move("h3", Move.ACCEPTED, batch_id="b1").batch_id == "b1"
+
+
+def test_a_wave_is_stored_once_and_in_turn(ledger):
+    ledger.open(a_submission(), [a_shard("h1")])
+    second = [a_shard("h2", wave=2), a_shard("h3", wave=2, number=2)]
+    assert ledger.add_wave("s1", second).waves == 2
+    assert ledger.add_wave("s1", [a_shard("h4", wave=2)]).waves == 2
+    assert [shard.shard_id for shard in ledger.shards("s1")] == ["h1", "h2", "h3"]
+    assert [shard.shard_id for shard in ledger.shards("s1", wave=2)] == ["h2", "h3"]
+    assert kinds(ledger) == ["opened", "wave"]
+    for bad in ([], [a_shard("h5", wave=4)], [a_shard("h5", wave=3), a_shard("h6", wave=4)]):
+        with pytest.raises(LedgerError):
+            ledger.add_wave("s1", bad)
+    ledger.set_state("s1", SubmissionState.CANCELED)
+    with pytest.raises(LedgerError, match="'canceled' and cannot take another wave"):
+        ledger.add_wave("s1", [a_shard("h5", wave=3)])
+    assert len(ledger.shards("s1")) == 3
+
+
+def test_observe_records_what_is_known_and_only_a_new_status_is_an_event(ledger, clock):
+    ledger.open(a_submission(), [a_shard("h1"), a_shard("h2", number=2)])
+    bring_to(ledger, "h1", ShardState.SUBMITTED)
+    before = len(ledger.events("s1"))
+    ledger.observe({"h1": BatchReport("batch-h1", BatchStatus.RUNNING, total=8, done=3, failed=1)})
+    clock.pass_seconds(9)
+    ledger.observe({"h1": BatchReport("batch-h1", BatchStatus.RUNNING, done=4)})
+    seen = ledger.shard("h1")
+    assert (seen.total, seen.done, seen.failed, seen.status) == (8, 4, 1, BatchStatus.RUNNING)
+    assert (seen.state, seen.polled_at) == (ShardState.SUBMITTED, clock.now)
+    assert [event.detail for event in ledger.events("s1")[before:]] == ["unknown -> running"]
+    reports = {"h1": BatchReport("batch-h1", BatchStatus.ENDED), "h9": BatchReport("b9", BatchStatus.ENDED)}
+    with pytest.raises(LedgerError, match="h9"):
+        ledger.observe(reports)
+    assert ledger.shard("h1") == seen
+    assert ledger.shard("h2").polled_at is None
+    ledger.observe({})
+
+
+def test_in_flight_gives_the_least_recently_polled_first(ledger, clock):
+    ledger.open(a_submission(), [a_shard(f"h{number}", number=number) for number in range(5)])
+    ledger.open(a_submission("s2", namespace="dev"), [a_shard("dev", "s2")])
+    for shard_id in ("h0", "h1", "h2", "dev"):
+        bring_to(ledger, shard_id, ShardState.SUBMITTED)
+    bring_to(ledger, "h3", ShardState.COLLECTED)
+    for shard_id in ("h1", "h0"):
+        clock.pass_seconds(1)
+        ledger.observe({shard_id: BatchReport(f"batch-{shard_id}", BatchStatus.RUNNING)})
+    assert [shard.shard_id for shard in ledger.in_flight("prod")] == ["h2", "h1", "h0"]
+    assert [shard.shard_id for shard in ledger.in_flight("prod", limit=1)] == ["h2"]
+    ledger.move("h4", Move.SEND)
+    assert [shard.shard_id for shard in ledger.in_flight("prod")][:2] == ["h2", "h4"]
+
+
+def test_progress_counts_the_shards_of_each_open_submission_by_state(ledger, clock):
+    ledger.open(a_submission("s1"), [a_shard(f"h{number}", number=number) for number in range(4)])
+    ledger.open(a_submission("s2", fingerprint="f2", created_at=datetime(2026, 1, 2, tzinfo=UTC)), [])
+    ledger.open(a_submission("s3", fingerprint="f3"), [a_shard("gone", "s3")])
+    ledger.set_state("s3", SubmissionState.CANCELED)
+    bring_to(ledger, "h0", ShardState.COLLECTED)
+    clock.pass_seconds(60)
+    oldest = clock.now
+    bring_to(ledger, "h1", ShardState.SUBMITTED)
+    clock.pass_seconds(60)
+    bring_to(ledger, "h2", ShardState.SUBMITTED)
+    ledger.observe(
+        {
+            "h1": BatchReport("batch-h1", BatchStatus.RUNNING, total=7, done=3, failed=1),
+            "h2": BatchReport("batch-h2", BatchStatus.RUNNING, total=8, done=2),
+        }
+    )
+    first, second = ledger.progress("prod")
+    assert first.submission == ledger.submission("s1")
+    assert first.states == {ShardState.COLLECTED: 1, ShardState.SUBMITTED: 2, ShardState.PLANNED: 1}
+    assert (first.total, first.done, first.failed, first.oldest_submitted_at) == (8 + 7 + 8 + 8, 5, 1, oldest)
+    assert (second.submission.submission_id, second.states, second.total) == ("s2", {}, 0)
+    assert second.oldest_submitted_at is None
+
+
+def test_settle_records_the_account_and_may_be_repeated(ledger, clock):
+    ledger.open(a_submission(), [a_shard()])
+    money = {"cost_usd": Decimal("0.10"), "realtime_usd": Decimal("0.20"), "price_basis": PriceBasis.HALF}
+    settled = ledger.settle("s1", outcomes={"succeeded": 7, "expired": 1}, **money)
+    assert settled == ledger.submission("s1")
+    assert (settled.state, settled.settled_at) == (SubmissionState.SETTLED, clock.now)
+    assert (settled.outcomes, settled.price_basis) == ({"succeeded": 7, "expired": 1}, PriceBasis.HALF)
+    assert settled.cost_usd == Decimal("0.10")
+    clock.pass_seconds(1)
+    again = ledger.settle("s1", outcomes={"succeeded": 8}, **money)
+    assert (again.outcomes, again.settled_at) == ({"succeeded": 8}, settled.settled_at)
+    with pytest.raises(LedgerError, match="no submission s9"):
+        ledger.settle("s9", outcomes={}, **money)
+
+
+def test_a_canceled_submission_keeps_its_state_and_its_account(ledger):
+    ledger.open(a_submission(), [])
+    assert ledger.set_state("s1", SubmissionState.CANCELED).state is SubmissionState.CANCELED
+    ledger.set_state("s1", SubmissionState.CANCELED)
+    settled = ledger.settle("s1", outcomes={"canceled": 8}, cost_usd=None, realtime_usd=None, price_basis=None)
+    assert (settled.state, settled.outcomes) == (SubmissionState.CANCELED, {"canceled": 8})
+    with pytest.raises(LedgerError, match="cannot become 'open'"):
+        ledger.set_state("s1", SubmissionState.OPEN)
+    assert kinds(ledger) == ["opened", "canceled", "settled"]
+
+
+def test_spent_is_exact_and_counts_costs_then_estimates(ledger, clock):
+    tenth = Decimal("0.1")
+    names = ["planned", "submitted", "collected", "unknown_cost", "refused", "never_sent", "no_estimate"]
+    shards = [
+        a_shard(name, number=number, estimated_usd=None if name == "no_estimate" else tenth)
+        for number, name in enumerate(names)
+    ]
+    ledger.open(a_submission(), shards)
+    bring_to(ledger, "submitted", ShardState.SUBMITTED)
+    for name, cost in (("collected", Decimal("0.03")), ("unknown_cost", None)):
+        for move in (Move.SEND, Move.ACCEPTED, Move.ENDED):
+            ledger.move(name, move, **fields_for(move, name))
+        ledger.move(name, Move.COLLECTED, cost_usd=cost)
+    ledger.move("refused", Move.SEND)
+    ledger.move("refused", Move.REFUSED)
+    ledger.move("never_sent", Move.CANCELED)
+    assert ledger.spent("prod") == Decimal("0.33")
+    assert ledger.spent("dev") == 0
+    clock.pass_seconds(10)
+    ledger.open(a_submission("s2", asset="mails"), [a_shard("m", "s2", estimated_usd=Decimal(2))])
+    ledger.add_wave("s1", [a_shard("late", wave=2, estimated_usd=tenth)])
+    assert ledger.spent("prod") == Decimal("2.43")
+    assert ledger.spent("prod", asset="tickets") == Decimal("0.43")
+    assert ledger.spent("prod", since=clock.now) == Decimal("2.1")
+    assert ledger.spent("prod", since=clock.now + timedelta(microseconds=1)) == 0
+
+
+def test_notes_and_events_stay_in_the_order_of_writing(ledger, clock):
+    ledger.open(a_submission(), [])
+    ledger.note("s1", "collect.skipped", "2 shards in flight")
+    ledger.note("s1", "rescued")
+    events = ledger.events("s1")
+    assert [(event.kind, event.detail) for event in events[1:]] == [
+        ("collect.skipped", "2 shards in flight"),
+        ("rescued", None),
+    ]
+    assert [event.event_id for event in events] == sorted(event.event_id for event in events)
+    assert {event.at for event in events} == {clock.now}
+    with pytest.raises(LedgerError, match="no submission s9"):
+        ledger.note("s9", "lost")
+
+
+def test_a_naive_time_is_refused(ledger):
+    with pytest.raises(LedgerError, match="aware"):
+        ledger.open(a_submission(created_at=datetime(2026, 1, 1)), [])  # noqa: DTZ001  # the point
+    assert ledger.submissions("prod") == []
+
+
+def test_what_one_ledger_wrote_another_reads_also_after_close(ledger, ledger_url):
+    ledger.open(a_submission(), [a_shard()])
+    ledger.close()
+    other = Ledger(ledger_url)
+    assert other.shard("h1") == ledger.shard("h1")
+    other.close()
+
+
+def test_the_password_is_in_no_repr_and_no_error(ledger_url):
+    assert "unused-password" not in repr(Ledger(ledger_url))
+    urls = [
+        "postgresql://u:s3cret@127.0.0.1:1/db",
+        "postgresql://u@127.0.0.1:1/db?password=s3cret&sslpassword=s3cret",
+        "postgresql://u:s3cret@x@127.0.0.1:1/db",
+        "postgresql://u:s3cret",
+        "postgresql://u:pw@host:s3cret/db",
+        "mysql://u:s3cret@127.0.0.1/db",
+        "nonsense://u:s3cret@[/db",
+    ]
+    for url in urls:
+        with pytest.raises(LedgerError) as refusal:
+            Ledger(url).submissions("prod")
+        seen: BaseException | None = refusal.value
+        while seen is not None:
+            assert "s3cret" not in f"{seen!r} {seen}", url
+            seen = None if seen.__suppress_context__ and seen.__cause__ is None else seen.__cause__ or seen.__context__
+
+
+def test_a_sqlite_ledger_is_private_durable_and_made_with_its_directories(sqlite_url):
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    for url in (sqlite_url, path, str(path)):
+        ledger = Ledger(url)
+        ledger.submissions("prod")
+        assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
+        with ledger._database.read() as connection:
+            assert connection.execute(sa.text("PRAGMA journal_mode")).scalar_one() == "wal"
+            assert connection.execute(sa.text("PRAGMA synchronous")).scalar_one() == 2
+            assert connection.execute(sa.text("PRAGMA foreign_keys")).scalar_one() == 1
+        ledger.close()
+
+
+def test_constructing_a_ledger_touches_nothing(sqlite_url):
+    Ledger(sqlite_url).close()
+    assert not Path(sqlite_url.removeprefix("sqlite:///")).exists()
+
+
+@pytest.mark.parametrize(
+    "url", [":memory:", "sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"]
+)
+def test_a_ledger_in_memory_is_refused(url):
+    with pytest.raises(LedgerError, match="would forget"):
+        Ledger(url)
+
+
+def test_a_path_that_cannot_be_written_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LedgerError, match="cannot be created"):
+        Ledger(tmp_path / "file" / "ledger.db").submissions("prod")
+
+
+def test_every_state_can_be_reached_from_planned():
+    assert {state: len(path_to(state)) for state in ShardState}[ShardState.COLLECTED] == 2
