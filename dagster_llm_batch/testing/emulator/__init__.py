@@ -1,0 +1,57 @@
+"""Emulated LLM batch providers: the vendors' wire protocols on loopback, for the vendors' own SDKs.
+
+Each vendor's routes and shapes are a second reading of its documents, and share no code with this package's providers.
+The answers are simulated. Batches move by tick or by clock, never by being read; faults are scripted; the books tell
+what was done and billed. Needs the extra `emulator`.
+"""
+
+from dagster_llm_batch.testing.emulator.answers import AnswerFunction, Reply, simulated_answer
+from dagster_llm_batch.testing.emulator.books import (
+    BatchRecord,
+    Books,
+    Call,
+    Execution,
+    FileRecord,
+    MoveRecord,
+    Tokens,
+    body_digest,
+)
+from dagster_llm_batch.testing.emulator.faults import (
+    BatchFault,
+    Fault,
+    FileFault,
+    RowFault,
+    WireFault,
+    lost_create_reply,
+    rate_limited,
+)
+from dagster_llm_batch.testing.emulator.lifecycle import OPENAI, IllegalMoveError, ManualClock
+from dagster_llm_batch.testing.emulator.server import DEFAULT_KEY, Emulator
+from dagster_llm_batch.testing.emulator.world import Limits
+
+__all__ = [
+    "DEFAULT_KEY",
+    "OPENAI",
+    "AnswerFunction",
+    "BatchFault",
+    "BatchRecord",
+    "Books",
+    "Call",
+    "Emulator",
+    "Execution",
+    "Fault",
+    "FileFault",
+    "FileRecord",
+    "IllegalMoveError",
+    "Limits",
+    "ManualClock",
+    "MoveRecord",
+    "Reply",
+    "RowFault",
+    "Tokens",
+    "WireFault",
+    "body_digest",
+    "lost_create_reply",
+    "rate_limited",
+    "simulated_answer",
+]

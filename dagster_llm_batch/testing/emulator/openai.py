@@ -1,0 +1,316 @@
+"""OpenAI's routes: files, uploads, batches, and the three real-time endpoints. Azure's `/openai/v1/` form is the same.
+
+https://platform.openai.com/docs/api-reference
+Reads report and never move a batch. What belongs to another account is not found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from dagster_llm_batch.testing.emulator.blobs import Blob, scratch
+from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
+from dagster_llm_batch.testing.emulator.openai_batches import Hooks, OpenAIBatch
+from dagster_llm_batch.testing.emulator.openai_files import Files, StoredFile, Upload, expiry_seconds
+from dagster_llm_batch.testing.emulator.openai_requests import Request, respond
+from dagster_llm_batch.testing.emulator.openai_wire import (
+    CHAT,
+    EMBEDDINGS,
+    RESPONSES,
+    ApiError,
+    Body,
+    error_body,
+)
+from dagster_llm_batch.testing.emulator.wire import api_key
+from dagster_llm_batch.testing.emulator.world import World
+
+ENDPOINTS = (CHAT, RESPONSES, EMBEDDINGS)
+_METADATA_PAIRS, _METADATA_KEY, _METADATA_VALUE = 16, 64, 512
+_MOST_BATCHES, _MOST_FILES = 100, 10_000
+
+Handler = Callable[[HttpRequest, str], Awaitable[Response]]
+
+
+class OpenAIHouse:
+    """The OpenAI face of an emulator."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._files = Files(world)
+        self._batches: dict[str, OpenAIBatch] = {}
+
+    def app(self) -> Starlette:
+        """The routes as an ASGI app."""
+        table: tuple[tuple[str, str, Handler], ...] = (
+            ("POST", "/v1/files", self._create_file),
+            ("GET", "/v1/files", self._list_files),
+            ("GET", "/v1/files/{id}", self._get_file),
+            ("DELETE", "/v1/files/{id}", self._delete_file),
+            ("GET", "/v1/files/{id}/content", self._file_content),
+            ("POST", "/v1/uploads", self._create_upload),
+            ("POST", "/v1/uploads/{id}/parts", self._add_part),
+            ("POST", "/v1/uploads/{id}/complete", self._complete_upload),
+            ("POST", "/v1/uploads/{id}/cancel", self._cancel_upload),
+            ("POST", "/v1/batches", self._create_batch),
+            ("GET", "/v1/batches", self._list_batches),
+            ("GET", "/v1/batches/{id}", self._get_batch),
+            ("POST", "/v1/batches/{id}/cancel", self._cancel_batch),
+            *(("POST", endpoint, self._real_time) for endpoint in ENDPOINTS),
+        )
+        routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in table]
+        return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+
+    def close(self) -> None:
+        """Give back what unfinished batches have written."""
+        for batch in self._batches.values():
+            batch.close()
+
+    def _guarded(self, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
+        async def guarded(request: HttpRequest) -> Response:
+            try:
+                key = api_key(request.scope)
+                account = self._world.account(key)
+                if account is None:
+                    shown = f"{key[:3]}****{key[-2:]}" if key else "(none)"
+                    raise ApiError(401, f"Incorrect API key provided: {shown}.")  # noqa: TRY301
+                response = await handler(request, account)
+            except ApiError as error:
+                response = JSONResponse(error.body, error.status)
+            response.headers["x-request-id"] = self._world.new_id("req_")
+            return response
+
+        return guarded
+
+    # https://platform.openai.com/docs/api-reference/files
+    async def _create_file(self, request: HttpRequest, account: str) -> Response:
+        form = await request.form()
+        upload, purpose = form.get("file"), form.get("purpose")
+        if not isinstance(upload, UploadFile):
+            raise ApiError(400, "'file' is a required property", param="file")
+        if not isinstance(purpose, str) or not purpose:
+            raise ApiError(400, "'purpose' is a required property", param="purpose")
+        seconds = expiry_seconds(
+            {"anchor": form.get("expires_after[anchor]"), "seconds": form.get("expires_after[seconds]")}
+            if "expires_after[seconds]" in form or "expires_after[anchor]" in form
+            else None
+        )
+        stored = self._files.store(account, Blob(upload.file), upload.filename or "upload", purpose, seconds)
+        return JSONResponse(stored.as_json())
+
+    async def _list_files(self, request: HttpRequest, account: str) -> Response:
+        purpose = request.query_params.get("purpose")
+        mine = [one for one in self._files.of(account) if purpose in (None, one.purpose)]
+        ordered = mine if request.query_params.get("order") == "asc" else mine[::-1]
+        return _page(request, [one.as_json() for one in ordered], most=_MOST_FILES, default=_MOST_FILES)
+
+    async def _get_file(self, request: HttpRequest, account: str) -> Response:
+        return JSONResponse(self._file(request, account).as_json())
+
+    async def _delete_file(self, request: HttpRequest, account: str) -> Response:
+        stored = self._file(request, account)
+        self._files.delete(stored.id)
+        return JSONResponse({"id": stored.id, "object": "file", "deleted": True})
+
+    async def _file_content(self, request: HttpRequest, account: str) -> Response:
+        stored = self._file(request, account)
+        headers = {
+            "content-length": str(stored.blob.bytes),
+            "content-disposition": f'attachment; filename="{stored.filename}"',
+        }
+        # read on the threadpool piece by piece: the event loop stays free, and one piece is in memory at a time
+        return StreamingResponse(stored.blob.chunks(), headers=headers, media_type="application/octet-stream")
+
+    def _file(self, request: HttpRequest, account: str) -> StoredFile:
+        file_id = request.path_params["id"]
+        stored = self._files.get(account, file_id)
+        if stored is None:
+            raise ApiError(404, f"No such File object: {file_id}", param="id")
+        return stored
+
+    # https://platform.openai.com/docs/api-reference/uploads
+    async def _create_upload(self, request: HttpRequest, account: str) -> Response:
+        body = await _json(request)
+        for name, kind in (("bytes", int), ("filename", str), ("mime_type", str), ("purpose", str)):
+            if not isinstance(body.get(name), kind):
+                raise ApiError(400, f"Missing required parameter: '{name}'.", param=name)
+        seconds = expiry_seconds(body.get("expires_after"))
+        return JSONResponse(self._files.begin(account, body, seconds).as_json())
+
+    async def _add_part(self, request: HttpRequest, account: str) -> Response:
+        upload = self._upload(request, account)
+        data = (await request.form()).get("data")
+        if not isinstance(data, UploadFile):
+            raise ApiError(400, "'data' is a required property", param="data")
+        part_id = self._files.add_part(upload, Blob(data.file))
+        created = int(self._world.clock())
+        return JSONResponse({"id": part_id, "object": "upload.part", "created_at": created, "upload_id": upload.id})
+
+    async def _complete_upload(self, request: HttpRequest, account: str) -> Response:
+        upload, body = self._upload(request, account), await _json(request)
+        part_ids = body.get("part_ids")
+        if not isinstance(part_ids, list) or any(part_id not in upload.parts for part_id in part_ids):
+            raise ApiError(400, "'part_ids' must list parts of this upload.", param="part_ids")
+        total = sum(upload.parts[part_id].bytes for part_id in part_ids)
+        if total != upload.bytes:
+            raise ApiError(400, f"Upload has {total} bytes, but {upload.bytes} were announced.", param="part_ids")
+        whole = await run_in_threadpool(_joined, [upload.parts[part_id] for part_id in part_ids])
+        upload.file = self._files.store(account, whole, upload.filename, upload.purpose, upload.expires_after)
+        upload.status = "completed"
+        return JSONResponse(upload.as_json())
+
+    async def _cancel_upload(self, request: HttpRequest, account: str) -> Response:
+        upload = self._upload(request, account)
+        upload.status = "cancelled"
+        return JSONResponse(upload.as_json())
+
+    def _upload(self, request: HttpRequest, account: str) -> Upload:
+        upload = self._files.upload(account, request.path_params["id"])
+        if upload is None:
+            raise ApiError(404, f"No such Upload object: {request.path_params['id']}", param="id")
+        if upload.status != "pending":
+            raise ApiError(400, f"This Upload is already {upload.status}.")
+        return upload
+
+    # https://platform.openai.com/docs/api-reference/batch
+    async def _create_batch(self, request: HttpRequest, account: str) -> Response:
+        body = await _json(request)
+        for name in ("input_file_id", "endpoint", "completion_window"):
+            if not isinstance(body.get(name), str):
+                raise ApiError(400, f"Missing required parameter: '{name}'.", param=name)
+        if body["endpoint"] not in ENDPOINTS:
+            allowed = ", ".join(ENDPOINTS)
+            raise ApiError(400, f"Invalid value: '{body['endpoint']}'. Emulated: {allowed}.", param="endpoint")
+        if body["completion_window"] != "24h":
+            raise ApiError(400, "Invalid value for 'completion_window': only '24h'.", param="completion_window")
+        results_seconds = expiry_seconds(body.get("output_expires_after"), param="output_expires_after")
+        record = BatchRecord(
+            id=self._world.new_id("batch_"),
+            ordinal=len(self._batches),
+            account=account,
+            endpoint=body["endpoint"],
+            input_file_id=body["input_file_id"],
+            metadata=_metadata(body.get("metadata")),
+            created_at=int(self._world.clock()),
+        )
+        # the file as it is now: deleting it later doesn't stop the batch
+        stored = self._files.get(account, record.input_file_id)
+        hooks = Hooks(
+            input_file=lambda: None if stored is None else (stored.blob, stored.purpose),
+            write_file=lambda blob, name: self._files.store(account, blob, name, "batch_output", results_seconds).id,
+            enqueued_tokens=functools.partial(self._enqueued_tokens, account),
+        )
+        batch = OpenAIBatch(self._world, hooks, record, completion_window=body["completion_window"])
+        self._batches[record.id] = batch
+        self._world.books.write(record)
+        reply = batch.as_json()  # before the mover can see it: a create always answers `validating`
+        self._world.mover.add(batch)
+        return JSONResponse(reply)
+
+    async def _list_batches(self, request: HttpRequest, account: str) -> Response:
+        mine = [one.as_json() for one in reversed(list(self._batches.values())) if one.record.account == account]
+        return _page(request, mine, most=_MOST_BATCHES, default=20)
+
+    async def _get_batch(self, request: HttpRequest, account: str) -> Response:
+        return JSONResponse(self._batch(request, account).as_json())
+
+    async def _cancel_batch(self, request: HttpRequest, account: str) -> Response:
+        batch = self._batch(request, account)
+        if batch.life.state != "cancelling":
+            try:
+                batch.life.move("cancel", self._world.clock())
+            except IllegalMoveError:
+                text = f"Cannot cancel a batch with status '{batch.life.state}'."
+                raise ApiError(409, text) from None
+        return JSONResponse(batch.as_json())
+
+    def _batch(self, request: HttpRequest, account: str) -> OpenAIBatch:
+        batch = self._batches.get(request.path_params["id"])
+        if batch is None or batch.record.account != account:
+            raise ApiError(404, f"No batch found with id '{request.path_params['id']}'.")
+        return batch
+
+    def _enqueued_tokens(self, account: str, model: str) -> int:
+        return sum(
+            batch.enqueued_tokens
+            for batch in list(self._batches.values())
+            if batch.record.account == account and batch.model == model and not batch.life.ended
+        )
+
+    async def _real_time(self, request: HttpRequest, account: str) -> Response:
+        body = await _json(request)
+        if body.get("stream"):
+            raise ApiError(400, "The emulator does not stream; send stream=false.", param="stream")
+        one = Request(account=account, endpoint=request.url.path, body=body)
+        status, answer = await asyncio.to_thread(respond, self._world, one)
+        return JSONResponse(answer, status)
+
+
+async def _no_route(request: HttpRequest, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    text = f"Invalid URL ({request.method} {request.url.path})"
+    return JSONResponse(error_body(status, text), status)
+
+
+async def _json(request: HttpRequest) -> Body:
+    try:
+        body = json.loads(await request.body() or b"{}")
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ApiError(400, "We could not parse the JSON body of your request. It must be a JSON object.")
+    return body
+
+
+def _metadata(given: Any) -> dict[str, str]:
+    metadata = {} if given is None else given
+    if not isinstance(metadata, dict) or len(metadata) > _METADATA_PAIRS:
+        raise ApiError(400, f"Invalid 'metadata': at most {_METADATA_PAIRS} pairs of strings.", param="metadata")
+    for key, value in metadata.items():
+        if not isinstance(value, str) or len(key) > _METADATA_KEY or len(value) > _METADATA_VALUE:
+            text = f"Invalid 'metadata.{key}': keys up to {_METADATA_KEY}, values up to {_METADATA_VALUE} characters."
+            raise ApiError(400, text, param="metadata")
+    return metadata
+
+
+def _page(request: HttpRequest, items: list[Body], *, most: int, default: int) -> Response:
+    """A page of a list: https://platform.openai.com/docs/api-reference/batch/list"""
+    given, after = request.query_params.get("limit", str(default)), request.query_params.get("after")
+    if not given.isdigit() or not 1 <= int(given) <= most:
+        raise ApiError(400, f"Invalid 'limit': expected an integer from 1 to {most}, got '{given}'.", param="limit")
+    start = 0
+    if after is not None:
+        ids = [item["id"] for item in items]
+        if after not in ids:
+            raise ApiError(400, f"Invalid 'after': no item with id '{after}'.", param="after")
+        start = ids.index(after) + 1
+    page = items[start : start + int(given)]
+    return JSONResponse(
+        {
+            "object": "list",
+            "data": page,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+            "has_more": start + len(page) < len(items),
+        }
+    )
+
+
+def _joined(parts: Iterable[Blob]) -> Blob:
+    whole = scratch()
+    for part in parts:
+        for piece in part.chunks():
+            whole.write(piece)
+    return Blob(whole)

@@ -1,0 +1,207 @@
+"""One OpenAI request: is it well-formed, and what does the house answer? The same in a batch and in real time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from dagster_llm_batch.testing.emulator.answers import Reply, embedding_inputs, prompt_tokens, response_format
+from dagster_llm_batch.testing.emulator.blobs import Blob
+from dagster_llm_batch.testing.emulator.books import Execution, body_digest
+from dagster_llm_batch.testing.emulator.faults import RowFault
+from dagster_llm_batch.testing.emulator.openai_wire import (
+    CHAT,
+    EMBEDDINGS,
+    RESPONSES,
+    Body,
+    error_body,
+    limited,
+    reply_body,
+    truncated,
+    validation_error,
+)
+from dagster_llm_batch.testing.emulator.schemas import strict_problem
+from dagster_llm_batch.testing.emulator.world import Limits, World
+
+_NEEDED = {CHAT: "messages", RESPONSES: "input", EMBEDDINGS: "input"}
+_LINE_FIELDS = ("custom_id", "method", "url", "body")
+_OK = 200
+
+
+class InvalidInputError(Exception):
+    """The input file can't be run; `entry` is the one element of the batch's `errors.data`."""
+
+    def __init__(self, code: str, message: str, *, param: str | None = None, line: int | None = None) -> None:
+        super().__init__(message)
+        self.entry = validation_error(code, message, param=param, line=line)
+
+
+@dataclass
+class InputFile:
+    """A validated input file: the place of each request in it, and what they have in common."""
+
+    blob: Blob
+    model: str
+    places: list[tuple[int, int]]
+    prompt_tokens: int
+
+    def line(self, index: int) -> bytes:
+        """The request line of this number."""
+        return self.blob.read_at(*self.places[index])
+
+
+def validate(blob: Blob, endpoint: str, limits: Limits) -> InputFile:
+    """Read the file as the vendor does, up to the first bad line, which raises `InvalidInputError`.
+
+    https://platform.openai.com/docs/guides/batch#2-upload-your-batch-input-file
+    """
+    seen: set[str] = set()
+    places: list[tuple[int, int]] = []
+    model: str | None = None
+    inputs = tokens = 0
+    for number, (offset, raw) in enumerate(blob.lines(), start=1):
+        if not raw.strip():
+            continue
+        if len(places) == limits.batch_requests:
+            message = (
+                f"The batch input file contains more than the maximum number of requests: {limits.batch_requests}."
+            )
+            raise InvalidInputError("too_many_tasks", message)
+        line = _parsed(raw, number)
+        for field in _LINE_FIELDS:
+            if line.get(field) in (None, ""):
+                text = f"Missing required parameter: '{field}'."
+                raise InvalidInputError("missing_required_parameter", text, param=field, line=number)
+        _check_line(line, endpoint, number, limits.known_models)
+        if line["custom_id"] in seen:
+            text = f"The custom_id '{line['custom_id']}' appears more than once; it must be unique within the batch."
+            raise InvalidInputError("duplicate_custom_id", text, param="custom_id", line=number)
+        seen.add(line["custom_id"])
+        body = line["body"]
+        model = model or body["model"]
+        if body["model"] != model:
+            text = f"Each batch must contain requests for a single model: '{body['model']}' after '{model}'."
+            raise InvalidInputError("mismatched_model", text, param="body.model", line=number)
+        places.append((offset, len(raw)))
+        tokens += prompt_tokens(body)
+        inputs += len(embedding_inputs(body)) if endpoint == EMBEDDINGS else 0
+        if inputs > limits.embedding_inputs:
+            text = f"The batch contains more than {limits.embedding_inputs} embedding inputs."
+            raise InvalidInputError("invalid_request", text, line=number)
+    if model is None:
+        raise InvalidInputError("empty_file", "The input file is empty. Please ensure that it contains requests.")
+    return InputFile(blob, model, places, tokens)
+
+
+def _parsed(raw: bytes, number: int) -> Body:
+    try:
+        line = json.loads(raw)
+    except ValueError:
+        line = None
+    if not isinstance(line, dict):
+        raise InvalidInputError("invalid_json_line", "This line is not parseable as valid JSON.", line=number)
+    return line
+
+
+def _check_line(line: Body, endpoint: str, number: int, known: Collection[str] | None) -> None:
+    body, url = line["body"], line["url"]
+    if url != endpoint:
+        text = (
+            f"The URL provided for this request does not match the batch endpoint: got '{url}', expected '{endpoint}'."
+        )
+        raise InvalidInputError("invalid_url", text, param="url", line=number)
+    if line["method"] != "POST" or not isinstance(body, dict) or not isinstance(line["custom_id"], str):
+        text = "Invalid request: method must be POST, body an object, custom_id a string."
+        raise InvalidInputError("invalid_request", text, line=number)
+    if not isinstance(body.get("model"), str) or not body["model"]:
+        text = "Invalid request: you must provide a model parameter."
+        raise InvalidInputError("invalid_request", text, param="body.model", line=number)
+    if body.get("stream"):
+        text = "Streaming is not supported in the Batch API."
+        raise InvalidInputError("streaming_unsupported", text, param="body.stream", line=number)
+    if known is not None and body["model"] not in known:
+        text = f"The provided model '{body['model']}' is not supported by the Batch API."
+        raise InvalidInputError("model_not_found", text, param="body.model", line=number)
+
+
+def problem(endpoint: str, body: Body, known: Collection[str] | None) -> tuple[int, Body] | None:
+    """Status and error body of a request that is refused before any model sees it."""
+    needed, form = _NEEDED[endpoint], response_format(body)
+    if not body.get("model"):
+        return 400, error_body(400, "you must provide a model parameter")
+    if known is not None and body["model"] not in known:
+        text = f"The model `{body['model']}` does not exist or you do not have access to it."
+        return 404, error_body(404, text, code="model_not_found")
+    if not body.get(needed):
+        text = f"Missing required parameter: '{needed}'."
+        return 400, error_body(400, text, param=needed, code="missing_required_parameter")
+    if form.get("type") == "json_schema":
+        chat = endpoint == CHAT
+        if not form.get("name"):
+            param = "response_format.json_schema.name" if chat else "text.format.name"
+            text = f"Missing required parameter: '{param}'."
+            return 400, error_body(400, text, param=param, code="missing_required_parameter")
+        wrong = strict_problem(form.get("schema")) if form.get("strict") else None
+        if wrong:
+            param = "response_format" if chat else "text.format.schema"
+            text = f"Invalid schema for response_format '{form['name']}': {wrong}"
+            return 400, error_body(400, text, param=param, code=None if chat else "invalid_json_schema")
+    return None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request to be answered, with its account and, in a batch, its place there."""
+
+    account: str
+    endpoint: str
+    body: Body
+    batch_id: str | None = None
+    custom_id: str | None = None
+    faults: Collection[RowFault] = ()
+
+
+def respond(world: World, request: Request) -> tuple[int, Body]:
+    """Status and body of the answer. Enters the books."""
+    body, endpoint = request.body, request.endpoint
+    refused = problem(endpoint, body, world.limits.known_models)
+    reply = Reply()
+    if refused is None:
+        # a struck request never reaches the model: the account doesn't pay for what the house got wrong
+        failing = next((fault for fault in request.faults if fault.kind == "status"), None)
+        if failing is None:
+            reply = _bent(limited(world.answer(body, endpoint), body), request.faults)
+        else:
+            reply = Reply(status_code=failing.status_code, code=failing.code, message=failing.message)
+        if reply.status_code != _OK:
+            refused = (reply.status_code, error_body(reply.status_code, reply.message, code=reply.code))
+    if refused is None:
+        status, answer = _OK, reply_body(endpoint, reply, body, world.new_id(""), int(world.clock()))
+    else:
+        status, answer = refused
+    used = answer.get("usage", {})
+    world.books.write(
+        Execution(
+            account=request.account,
+            endpoint=endpoint,
+            batch_id=request.batch_id,
+            custom_id=request.custom_id,
+            body_digest=body_digest(endpoint, body),
+            status_code=status,
+            input_tokens=used.get("prompt_tokens", used.get("input_tokens", 0)),
+            output_tokens=used.get("completion_tokens", used.get("output_tokens", 0)),
+        )
+    )
+    return status, answer
+
+
+def _bent(reply: Reply, faults: Collection[RowFault]) -> Reply:
+    for fault in faults:
+        if fault.kind == "refusal":
+            reply = Reply(refusal="I'm sorry, but I can't assist with that request.", model=reply.model)
+        elif fault.kind == "truncated":
+            reply = truncated(reply)
+        elif fault.kind == "model":
+            reply = replace(reply, model=fault.model)
+    return reply

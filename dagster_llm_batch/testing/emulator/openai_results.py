@@ -1,0 +1,96 @@
+"""An OpenAI results file while it is written: one JSON line a row, bent by file faults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from typing import IO, Any
+
+from dagster_llm_batch.testing.emulator.blobs import Blob, scratch
+from dagster_llm_batch.testing.emulator.faults import FileFault, FileKind
+from dagster_llm_batch.testing.emulator.openai_wire import Body
+
+_LINE_SEPARATOR = "\u2028"
+_UNKNOWN = {"x_emulator_unknown": {"nested": [1, None, "future"]}}
+
+
+class ResultFile:
+    """Rows in, a `Blob` out; None where no row was written, for the vendor writes no empty files."""
+
+    def __init__(self, whole_file: Collection[FileKind]) -> None:
+        self._handle: IO[bytes] = scratch()
+        self._ending = b"\r\n" if "crlf" in whole_file else b"\n"
+        self._blank = self._ending if "blank_lines" in whole_file else b""
+        self._start = b"\xef\xbb\xbf" if "bom" in whole_file else b""
+        self._last_row_at = 0
+
+    def write(self, row: Body, faults: Collection[FileFault] = ()) -> None:
+        """Write the row as the faults have it: not at all, once, or more often."""
+        kinds = {fault.kind for fault in faults}
+        if "missing" in kinds:
+            return
+        if "extra_fields" in kinds:
+            row = _extended(row)
+        if "u2028" in kinds:
+            _insert_line_separator(row)
+        line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
+        self._last_row_at = self._handle.tell()
+        self._line(line[: len(line) // 2] if "malformed" in kinds else line)
+        if "duplicate" in kinds:
+            self._line(line)
+        for fault in faults:
+            if fault.kind == "foreign":
+                foreign = {**row, "id": f"{row['id']}f", "custom_id": fault.custom_id}
+                self._line(json.dumps(foreign, ensure_ascii=False, separators=(",", ":")).encode())
+
+    def drop_last_row(self) -> None:
+        """Take back the row written last."""
+        self._handle.seek(self._last_row_at)
+        self._handle.truncate()
+
+    def finish(self) -> Blob | None:
+        """The file, whole."""
+        if self._handle.tell() == 0:
+            self._handle.close()
+            return None
+        return Blob(self._handle)
+
+    def close(self) -> None:
+        """Throw the file away."""
+        self._handle.close()
+
+    def _line(self, line: bytes) -> None:
+        self._handle.write((self._start if self._handle.tell() == 0 else b"") + line + self._ending + self._blank)
+
+
+def _extended(row: Body) -> Body:
+    response = row["response"]
+    if response is not None:
+        response = {**response, **_UNKNOWN, "body": {**response["body"], **_UNKNOWN}}
+    return {**row, **_UNKNOWN, "response": response}
+
+
+def _insert_line_separator(row: Body) -> None:
+    body = (row["response"] or {}).get("body", {})
+    for holder, key in _texts(body):
+        text = holder[key]
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            names = [name for name, part in value.items() if isinstance(part, str)]
+            if names:  # the longest is likely free text, not an enum
+                name = max(names, key=lambda known: len(value[known]))
+                value[name] += _LINE_SEPARATOR
+                holder[key] = json.dumps(value, ensure_ascii=False)
+        else:
+            middle = len(text) // 2
+            holder[key] = text[:middle] + _LINE_SEPARATOR + text[middle:]
+
+
+def _texts(body: Body) -> list[tuple[dict[str, Any], str]]:
+    messages = [choice["message"] for choice in body.get("choices", [])]
+    found = [(message, "content") for message in messages]
+    found += [(part, "text") for item in body.get("output", []) for part in item.get("content", [])]
+    return [(holder, key) for holder, key in found if isinstance(holder.get(key), str)]

@@ -1,0 +1,180 @@
+"""The emulator as a whole: the vendors' houses on one world, in process or on a loopback socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Collection, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from dagster_llm_batch.testing.emulator.answers import AnswerFunction, simulated_answer
+from dagster_llm_batch.testing.emulator.books import Books
+from dagster_llm_batch.testing.emulator.faults import Fault, FaultScript
+from dagster_llm_batch.testing.emulator.lifecycle import Clock, Mover, Pace
+from dagster_llm_batch.testing.emulator.openai import OpenAIHouse
+from dagster_llm_batch.testing.emulator.wire import Connections, Wire
+from dagster_llm_batch.testing.emulator.world import Keys, Limits, World
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+HOST = "127.0.0.1"
+DEFAULT_KEY = "sk-emulator"
+
+
+class Emulator:
+    """Emulated LLM batch providers.
+
+        with Emulator() as emulator:
+            client = openai.OpenAI(base_url=emulator.openai_base_url, api_key="sk-emulator")
+            ...
+            emulator.settle()
+
+    answer: what the model says, see `answers`.
+    pace: "manual" (`tick`, `settle`), seconds an edge, or seconds by state, on `clock`.
+    work_steps: how many moves a batch's rows take.
+    keys: accepted API keys (each its own account), or key -> account, or None for any key.
+    seed: ids, row order and chosen fractions follow from it.
+    Nothing leaves the machine: the socket is bound to 127.0.0.1.
+    """
+
+    def __init__(
+        self,
+        *,
+        answer: AnswerFunction = simulated_answer,
+        pace: Literal["manual"] | float | Mapping[str, float] = "manual",
+        clock: Clock = time.time,
+        work_steps: int = 1,
+        keys: Keys = frozenset({DEFAULT_KEY}),
+        limits: Limits | None = None,
+        faults: Collection[Fault] = (),
+        seed: int = 0,
+        port: int = 0,
+    ) -> None:
+        if work_steps < 1:
+            raise ValueError(f"work_steps is 1 or more; got {work_steps}")
+        self._mover = Mover(Pace.of(pace), clock)
+        self._world = World(
+            answer=answer,
+            clock=clock,
+            mover=self._mover,
+            faults=FaultScript(faults, seed=seed),
+            keys=keys,
+            limits=limits or Limits(),
+            seed=seed,
+            work_steps=work_steps,
+        )
+        self._openai = OpenAIHouse(self._world)
+        self._connections = Connections()
+        self.asgi_app = Wire(self._openai.app(), self._world, self._connections)
+        self._wanted_port = port
+        self._port: int | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._stopping = asyncio.Event()
+
+    @property
+    def books(self) -> Books:
+        """What was seen, done and billed."""
+        return self._world.books
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        if self._port is None:
+            raise RuntimeError(
+                "The emulator isn't listening; use it as `with Emulator() as emulator:` or call start()."
+            )
+        return self._port
+
+    @property
+    def openai_base_url(self) -> str:
+        """For `openai.OpenAI(base_url=...)`."""
+        return f"http://{HOST}:{self.port}/v1"
+
+    @property
+    def azure_base_url(self) -> str:
+        """For `openai.OpenAI(base_url=...)`, in the form of Azure's v1 API."""
+        return f"http://{HOST}:{self.port}/openai/v1/"
+
+    def tick(self, times: int = 1) -> int:
+        """Move every live batch one edge, `times` times; how many moves that were."""
+        return self._mover.tick(times)
+
+    def settle(self) -> None:
+        """Tick until no batch moves any more."""
+        self._mover.settle()
+
+    def advance(self) -> int:
+        """Take the edges that are due by the clock, now and not when the timer thread next looks."""
+        return self._mover.advance()
+
+    def inject(self, *faults: Fault) -> None:
+        """Let these faults happen from now on."""
+        self._world.faults.add(*faults)
+
+    def clear_faults(self) -> None:
+        """Nothing goes wrong from now on."""
+        self._world.faults.clear()
+
+    def struck(self, fault: Fault) -> int:
+        """How often the fault has struck."""
+        return self._world.faults.struck(fault)
+
+    def start(self) -> Self:
+        """Listen, and start the clock."""
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((HOST, self._wanted_port))
+        self._port = listener.getsockname()[1]
+        ready = threading.Event()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._listen(listener, ready)), name="emulator-server", daemon=True
+        )
+        self._thread.start()
+        ready.wait()
+        self._mover.start()
+        return self
+
+    def close(self) -> None:
+        """Stop; open connections are dropped, files are gone. The books stay readable."""
+        self._mover.stop()
+        if self._thread is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._thread.join()
+            self._thread, self._loop, self._port = None, None, None
+        self._openai.close()
+        self._world.close()
+
+    def __enter__(self) -> Self:
+        """Start."""
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    async def _listen(self, listener: socket.socket, ready: threading.Event) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        config = uvicorn.Config(self.asgi_app, lifespan="off", ws="none", log_config=None, log_level="critical")
+        config.load()
+        state, protocol = ServerState(), self._connections.protocol()
+        server = await self._loop.create_server(
+            lambda: protocol(config=config, server_state=state, app_state={}), sock=listener
+        )
+        ready.set()
+        await self._stopping.wait()
+        server.close()
+        self._connections.abort()
+        for task in list(state.tasks):
+            task.cancel()
+        await asyncio.gather(*state.tasks, return_exceptions=True)

@@ -1,0 +1,90 @@
+"""What the emulated vendors share: clock, mover, faults, books, ids, keys, and the answer function."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dagster_llm_batch.testing.emulator.answers import AnswerFunction, Reply, as_reply
+from dagster_llm_batch.testing.emulator.blobs import Blob
+from dagster_llm_batch.testing.emulator.books import Books
+from dagster_llm_batch.testing.emulator.faults import FaultScript
+from dagster_llm_batch.testing.emulator.lifecycle import Clock, Mover
+
+Keys = Collection[str] | Mapping[str, str] | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the house takes; None means unlimited. `enqueued_tokens` is per account and model."""
+
+    batch_requests: int = 50_000
+    file_bytes: int = 200_000_000
+    embedding_inputs: int = 50_000
+    enqueued_tokens: int | None = None
+    known_models: Collection[str] | None = None
+    window_seconds: float = 86_400.0
+
+
+class World:
+    """The shared state of one emulator."""
+
+    def __init__(
+        self,
+        *,
+        answer: AnswerFunction,
+        clock: Clock,
+        mover: Mover,
+        faults: FaultScript,
+        keys: Keys,
+        limits: Limits,
+        seed: int,
+        work_steps: int,
+    ) -> None:
+        self._answer = answer
+        self.clock = clock
+        self.mover = mover
+        self.faults = faults
+        self.limits = limits
+        self.seed = seed
+        self.work_steps = work_steps
+        self.books = Books()
+        self._keys = {keys: keys} if isinstance(keys, str) else keys
+        self._random = random.Random(seed)  # noqa: S311  (reproducible ids, not secrets)
+        self._lock = threading.Lock()
+        self._blobs: list[Blob] = []
+
+    def account(self, key: str | None) -> str | None:
+        """The account that the key opens; None if it opens none. Without a list of keys each key is an account."""
+        if not key or (self._keys is not None and key not in self._keys):
+            return None
+        return self._keys[key] if isinstance(self._keys, Mapping) else key
+
+    def new_id(self, prefix: str) -> str:
+        """An id that was not given before; the same sequence for the same seed."""
+        with self._lock:
+            return f"{prefix}{self._random.getrandbits(96):024x}"
+
+    def keep(self, blob: Blob) -> Blob:
+        """Close this blob with the emulator, and not before: a batch may still read a deleted file."""
+        with self._lock:
+            self._blobs.append(blob)
+        return blob
+
+    def close(self) -> None:
+        """Give back all files."""
+        with self._lock:
+            for blob in self._blobs:
+                blob.close()
+            self._blobs.clear()
+
+    def answer(self, body: dict[str, Any], endpoint: str) -> Reply:
+        """The answer function's reply; what it raises is kept in the books and answered as an HTTP 500."""
+        try:
+            return as_reply(self._answer(body, endpoint))
+        except Exception as error:  # noqa: BLE001  (the caller's function: anything may come)
+            self.books.write(error)
+            return Reply(status_code=500, code="server_error", message=f"The answer function raised {error!r}.")
