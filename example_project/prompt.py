@@ -1,8 +1,8 @@
 """What every labeler of the example is asked: the same few words, the same three examples.
 
-The wording was chosen on tweets outside the example's partitions (see `data.held_out`), never on the rows that the
-example evaluates. Order matters to so small a model: with the neutral example first, or last, it hardly says anything
-but one label.
+The wording and the order of the examples are the best of seven tried on 150 tweets of `data.held_out`, never on the
+rows that the example evaluates. Both matter to so small a model: there it was right in 0.57 to 0.79 of the tweets,
+where always saying "positive" is right in 0.64. As it stands it hardly ever says neutral.
 """
 
 from __future__ import annotations

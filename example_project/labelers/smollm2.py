@@ -44,6 +44,7 @@ def serving(model: str, options: argparse.Namespace) -> Iterator[Answer]:
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = 0
     parameters.ui = False
+    parameters.verbosity = 0  # errors only; at its default it tells each step of each request
     parameters.n_parallel = options.concurrency
     parameters.n_ctx = _CONTEXT_TOKENS * options.concurrency
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = options.threads
