@@ -98,9 +98,8 @@ def test_any_text_can_be_drawn_without_a_warning(text):
 
 
 def test_dollars_are_drawn_as_dollars():
-    assert confusion_png(matrix([[1]], ["$x$"])) != confusion_png(matrix([[1]], ["x"]))
-    as_math = confusion_png(matrix([[1]], ["$5 or $10"]))
-    assert as_math == confusion_png(matrix([[1]], ["$5  or  $10"]))  # white space is one space; math would drop it
+    # math leaves spaces out: read as such, these two would be one picture
+    assert confusion_png(matrix([[1]], ["$a b$"])) != confusion_png(matrix([[1]], ["$ab$"]))
 
 
 def test_each_candidate_and_target_makes_the_picture_higher():

@@ -210,15 +210,17 @@ def test_statistics_of_many_resamples_equal_those_of_scikit_learn_on_each():
 
 def test_intervals_agree_with_a_bootstrap_that_draws_rows():
     rng = np.random.default_rng(2)
-    gold = rng.integers(0, 3, 300)
-    said = np.where(rng.random(300) < 0.7, gold, rng.integers(0, 3, 300))
+    n = 100
+    gold = rng.integers(0, 3, n)
+    said = np.where(rng.random(n) < 0.7, gold, rng.integers(0, 3, n))
     values = []
-    for _ in range(1500):
-        draw = rng.integers(0, 300, 300)
+    for _ in range(10_000):
+        draw = rng.integers(0, n, n)
         table = np.bincount(gold[draw] * 3 + said[draw], minlength=9).reshape(3, 3)
         values.append(np.mean(2 * np.diag(table) / (table.sum(0) + table.sum(1))))
-    (interval,) = bootstrap_intervals(cells_of(gold, said, 3), [macro_f1], n_resamples=1500, seed=0)
-    assert interval == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.01)
+    (interval,) = bootstrap_intervals(cells_of(gold, said, 3), [macro_f1], n_resamples=10_000, seed=0)
+    assert interval == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.005)
+    assert interval != pytest.approx(np.quantile(values, [0.05, 0.95]), abs=0.005)
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
@@ -353,3 +355,18 @@ def test_compare_refuses_to_compare_nothing():
     for candidates, targets in (({}, ["x"]), ({"c": gold}, [])):
         with pytest.raises(ConfigError, match="Nothing to evaluate"):
             compare(gold, candidates, key="id", targets=targets)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reason"),
+    [
+        ({"id": [7, 8], "t": ["a", "b"]}, "n_absent"),
+        ({"id": [1, 2], "t": ["a", "b"], "llm_outcome": ["invalid", "invalid"]}, "n_rejected"),
+        ({"id": [1, 2], "t": pa.nulls(2)}, "n_empty"),
+    ],
+)
+def test_a_candidate_without_one_label_for_gold_is_measured_all_the_same(candidate, reason):
+    gold = pa.table({"id": [1, 2], "t": ["a", "b"]})
+    (got,) = compare(gold, {"c": pa.table(candidate)}, key="id", targets=["t"]).evaluations
+    assert (got.n_gold, got.coverage, got.accuracy, got.accuracy_all) == (2, 0.0, None, 0.0)
+    assert getattr(got, reason) == 2
