@@ -54,8 +54,8 @@ def load(part: str = "tweets", sdist: Path = SDIST) -> pl.DataFrame:
     """All texts of one part, in the order of the file.
 
     Columns: text_id (unique over all parts, `tweets-17`), text, day, mean (of the ratings, as published), ratings
-    (each person's, -4 to 4; for 196 tweets the published mean is not
-    quite theirs, which changes no label), n_ratings, label (gold; see `NEUTRAL_BAND`), rank (hex; orders the rows of a day).
+    (each person's, -4 to 4; for 196 tweets they do not quite give the published mean, which changes no label),
+    n_ratings, label (gold; see `NEUTRAL_BAND`), rank (hex; orders the rows of a day).
     """
     if part not in PARTS:
         raise ValueError(f"There is no part {part!r}. The parts are: {', '.join(PARTS)}.")
