@@ -31,16 +31,18 @@ NEUTRAL_BAND = 0.2
 
 _INNER = "vaderSentiment-2.5/additional_resources/hutto_ICWSM_2014.tar.gz"
 _FOLDER = "hutto_ICWSM_2014"
-_SCHEMA = {
-    "text_id": pl.String,
-    "text": pl.String,
-    "day": pl.Date,
-    "mean": pl.Float64,
-    "ratings": pl.List(pl.Int8),
-    "n_ratings": pl.Int64,
-    "label": pl.String,
-    "rank": pl.String,
-}
+_SCHEMA = pl.Schema(
+    {
+        "text_id": pl.String,
+        "text": pl.String,
+        "day": pl.Date,
+        "mean": pl.Float64,
+        "ratings": pl.List(pl.Int8),
+        "n_ratings": pl.Int64,
+        "label": pl.String,
+        "rank": pl.String,
+    }
+)
 
 
 def label_of(mean: float) -> str:
