@@ -1,0 +1,194 @@
+r"""The folder of one batch that runs as a command: its files, and what they say of its life.
+
+    in.jsonl            the requests             written by `prepare`
+    job.json            the plan; it was started  "
+    lock                held while it is started or supervised
+    command.lock        held while anything of the command's process group is left
+    group.json          the processes: the command's group and its supervisor
+    cancel              somebody asked to stop it
+    out.part.jsonl      the output while it grows; the command may write `out.part.jsonl.progress` beside it
+    out.jsonl           the output of a command that has ended
+    exit.json           how it ended; written last
+    log.txt             what the command printed
+
+Locks are `flock`s: the system gives them back when their holder dies, however it dies. So a batch with neither lock nor
+`exit.json` is dead for certain. That holds on one machine; a folder shared by two hosts is not safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dagster_llm_batch.errors import ConfigError
+
+__all__ = ["Job", "time_of"]
+
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_LOG_TAIL_BYTES = 4_096
+_REASON_CHARS = 500
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """One batch's folder. `path` need not exist."""
+
+    path: Path
+
+    @staticmethod
+    def of(workdir: Path, tag: str) -> Job:
+        """The job of this tag. Raises ConfigError for a tag that is no plain file name."""
+        if not _TAG.fullmatch(tag):
+            raise ConfigError(f"The tag {tag!r} cannot name a folder; letters, digits, '.', '_' and '-' can.")
+        return Job(workdir / tag)
+
+    @property
+    def input(self) -> Path:
+        return self.path / "in.jsonl"
+
+    @property
+    def output(self) -> Path:
+        return self.path / "out.jsonl"
+
+    @property
+    def part(self) -> Path:
+        return self.path / "out.part.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        return self.path / "out.part.jsonl.progress"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    def plan(self) -> dict[str, Any] | None:
+        """What was started, or None where nothing was."""
+        return _read(self.path / "job.json")
+
+    def exit(self) -> dict[str, Any] | None:
+        """How it ended, or None where it has not."""
+        return _read(self.path / "exit.json")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[int | None]:
+        """The lock's descriptor, or None where somebody else holds it. A child that inherits it keeps it locked."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _lock(self.path / "lock") as descriptor:
+            yield descriptor
+
+    def prepare(self, lines: BinaryIO, command: Sequence[str], grace_seconds: float) -> None:
+        """Write input and plan. Only while holding the lock."""
+        part = self.path / "in.jsonl.part"
+        with part.open("wb") as file:
+            shutil.copyfileobj(lines, file, _CHUNK_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self.input)
+        plan = {
+            "command": list(command),
+            "cwd": str(Path.cwd()),
+            "part": str(self.part),
+            "progress": str(self.progress),
+            "grace_seconds": grace_seconds,
+            "requests": _count_lines(self.input),
+            "created_at": datetime.now(timezone.utc).timestamp(),
+        }
+        temporary = self.path / "job.json.part"
+        temporary.write_text(json.dumps(plan), encoding="utf-8")
+        temporary.replace(self.path / "job.json")
+
+    def withdraw(self) -> None:
+        """Take the plan back, where nothing could be started."""
+        (self.path / "job.json").unlink(missing_ok=True)
+
+    def is_alive(self) -> bool:
+        """Whether it is being started or supervised."""
+        with _lock(self.path / "lock", create=False) as descriptor:
+            return descriptor is None
+
+    def ask_to_stop(self) -> None:
+        """What the supervisor looks for."""
+        (self.path / "cancel").touch()
+
+    def clear_leftovers(self) -> None:
+        """Kill what a supervisor that was itself killed left of its command."""
+        with _lock(self.path / "lock") as ours, _lock(self.path / "command.lock", create=False) as left:
+            group = (_read(self.path / "group.json") or {}).get("group")
+            if ours is not None and left is None and isinstance(group, int) and group > 1:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(group, signal.SIGKILL)
+
+    def counts(self) -> tuple[int | None, int | None]:
+        """Finished rows and all rows, as far as known: by the command's own progress file, else by lines written."""
+        plan = self.plan() or {}
+        progress = _read(self.progress) or {}
+        total = progress.get("total", plan.get("requests"))
+        done = progress.get("done")
+        if not isinstance(done, int):
+            done = _count_lines(self.output if self.output.exists() else self.part)
+        return done, total if isinstance(total, int) else None
+
+    def log_tail(self) -> str:
+        """The last printed lines, without colors; empty where nothing was printed."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - _LOG_TAIL_BYTES))
+                text = file.read().decode("utf-8", "replace")
+        except FileNotFoundError:
+            return ""
+        lines = [line.strip() for line in _ANSI.sub("", text).splitlines() if line.strip()]
+        return " | ".join(lines)[-_REASON_CHARS:]
+
+
+def time_of(value: Mapping[str, Any] | None, name: str) -> datetime | None:
+    """The time that `name` holds in seconds since the epoch."""
+    seconds = (value or {}).get(name)
+    return datetime.fromtimestamp(seconds, timezone.utc) if isinstance(seconds, int | float) else None
+
+
+@contextlib.contextmanager
+def _lock(path: Path, *, create: bool = True) -> Iterator[int | None]:
+    """An exclusive lock's descriptor, or None where it is held, or is not there and shall not be made."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
+    except FileNotFoundError:
+        yield -1
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _count_lines(path: Path) -> int | None:
+    try:
+        with path.open("rb") as file:
+            return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK_BYTES), b""))
+    except FileNotFoundError:
+        return None

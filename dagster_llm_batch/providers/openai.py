@@ -1,0 +1,385 @@
+"""OpenAI's Batch API through the official SDK, and every server that speaks it: Azure's v1 API, Groq, Doubleword, ….
+
+A batch carries its tag in `metadata`, by which `find` knows it. The create call runs once, with the SDK's retries off;
+uploads and downloads, which cost nothing, are retried. Counts are reported, results are read from the files: both the
+output and the error file, of which either may be missing.
+
+Refuses to read the environment: whose answers these are must not depend on where the code runs.
+
+API: https://platform.openai.com/docs/api-reference/batch
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlencode, urlsplit
+
+from dagster_llm_batch.errors import (
+    AmbiguousError,
+    ConfigError,
+    CredentialsError,
+    LLMBatchError,
+    MissingExtraError,
+    ProviderError,
+    TransientError,
+)
+from dagster_llm_batch.providers.openai_batch import created_at, read_batch
+from dagster_llm_batch.providers.openai_errors import UnknownIdError, is_foreign, provider_error
+from dagster_llm_batch.providers.openai_lines import URLS, OpenAILines
+from dagster_llm_batch.types import (
+    Absent,
+    BatchReport,
+    BatchStatus,
+    CannotTell,
+    FindHints,
+    Found,
+    RequestSpec,
+)
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+__all__ = ["TAG_KEY", "OpenAIProvider"]
+
+TAG_KEY = "dagster_llm_batch"
+"""The metadata key that holds the tag."""
+
+_PUBLIC_URL = "https://api.openai.com/v1"
+_PUBLIC_HOST = "api.openai.com"
+_CLOCK_MARGIN = timedelta(minutes=10)
+_PAGE = 100  # the most that one list call gives
+_FEW = 4  # up to here, one call a batch
+_MAX_FAILURES = 3
+_CHUNK_BYTES = 1 << 16
+
+
+class OpenAIProvider:
+    """Batches in one OpenAI account, or on a compatible server at `base_url`.
+
+    `account` names whose answers these are; by default the address, organization and project. Building makes no call.
+    """
+
+    def __init__(
+        self,
+        api_key: str,
+        base_url: str | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+        account: str | None = None,
+        completion_window: str = "24h",
+        timeout_seconds: float = 120.0,
+        default_headers: Mapping[str, str] | None = None,
+        http_client: Any = None,
+        name: str = "openai",
+        price_book: str | None = "openai",
+        settle_seconds: float = 300.0,
+    ) -> None:
+        if not api_key or not api_key.isascii() or any(char.isspace() for char in api_key):
+            what = "is empty" if not api_key else "holds a space, a line break or a letter that no key has"
+            raise ConfigError(f"The API key of provider '{name}' {what}. Check where it comes from.")
+        parts = urlsplit(base_url or _PUBLIC_URL)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"base_url {base_url!r} is no web address; it looks like {_PUBLIC_URL!r}.")
+        self._api_key = api_key
+        self._base_url = base_url or _PUBLIC_URL
+        self._organization = organization
+        self._project = project
+        self._window = completion_window
+        self._timeout_seconds = timeout_seconds
+        self._headers = dict(default_headers or {})
+        self._http_client = http_client
+        self._sdk: OpenAI | None = None
+        self._public = parts.hostname == _PUBLIC_HOST
+        self._name = name
+        self._price_book = price_book
+        self._settle_seconds = settle_seconds
+        port = f":{parts.port}" if parts.port else ""
+        scope = urlencode([(k, v) for k, v in (("organization", organization), ("project", project)) if v])
+        default_account = f"{parts.hostname}{port}{parts.path.rstrip('/')}{'?' if scope else ''}{scope}"
+        self._account = default_account if account is None else account
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"
+
+    @property
+    def name(self) -> str:
+        """See Provider.name."""
+        return self._name
+
+    @property
+    def account(self) -> str:
+        """See Provider.account."""
+        return self._account
+
+    @property
+    def price_book(self) -> str | None:
+        """See Provider.price_book."""
+        return self._price_book
+
+    @property
+    def settle_seconds(self) -> float:
+        """See Provider.settle_seconds. The vendor documents no time; a lost call may still be at work."""
+        return self._settle_seconds
+
+    def codec(self, spec: RequestSpec) -> OpenAILines:
+        """See Provider.codec."""
+        return OpenAILines(spec)
+
+    def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
+        """See Provider.submit. The uploaded file is deleted again where there is certainly no batch of it."""
+        with self._calls("upload the request file"), _file(lines) as file:
+            upload = (f"{tag}.jsonl", file, "application/jsonl")
+            file_id = getattr(self._client(retries=2).files.create(file=upload, purpose="batch"), "id", None)
+        if not isinstance(file_id, str):
+            raise TransientError("Could not upload the request file: the reply names no file.")
+        try:
+            return self._create(file_id, spec, tag)
+        except AmbiguousError:
+            raise
+        except ProviderError:
+            self._forget(file_id)
+            raise
+
+    def _create(self, file_id: str, spec: RequestSpec, tag: str) -> str:
+        client = self._client(retries=0)
+        with self._calls("create the batch", creating=True):
+            batch = client.batches.create(
+                input_file_id=file_id,
+                endpoint=URLS[spec.endpoint],  # type: ignore[arg-type]  # the SDK knows them as literals
+                completion_window=self._window,  # type: ignore[arg-type]  # compatible servers know more than 24h
+                metadata={TAG_KEY: tag},
+            )
+        batch_id = getattr(batch, "id", None)
+        if not isinstance(batch_id, str) or not batch_id:
+            raise AmbiguousError(
+                "Perhaps created the batch: the reply names none. Look for it before creating it again."
+            )
+        return batch_id
+
+    def _forget(self, file_id: str) -> None:
+        try:
+            with self._calls("delete the request file"):
+                self._client(retries=0).files.delete(file_id)
+        except ProviderError:
+            pass  # it costs nothing and expires by itself; the error that led here matters more
+
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
+        """See Provider.find.
+
+        Reads on until a whole page is older than the create call, and only where the pages are seen to come newest
+        first, which is not documented; else reads all.
+        """
+        since = hints.sent_at - _CLOCK_MARGIN
+        seen: set[str] = set()
+        ours: list[str] = []
+        untagged: list[str] = []
+        server_keeps_tags = self._public
+        times: list[datetime | None] = []
+        with self._calls("look for the batch"):
+            for page in self._client(retries=0).batches.list(limit=_PAGE).iter_pages():
+                known = len(seen)
+                for batch in page.data:
+                    tags = batch.metadata if isinstance(batch.metadata, dict) else {}
+                    server_keeps_tags = server_keeps_tags or TAG_KEY in tags
+                    time = created_at(batch)
+                    if tags.get(TAG_KEY) == tag and batch.id not in seen:
+                        ours.append(batch.id)
+                    elif not tags and (time is None or time >= since):
+                        untagged.append(batch.id)
+                    seen.add(batch.id)
+                    times.append(time)
+                if page.data and len(seen) == known:
+                    return CannotTell("The provider's list of batches gives the same page again and again.")
+                if _newest_first(times) and all(time < since for time in times[-len(page.data) :] if time is not None):
+                    break
+        if len(ours) > 1:
+            return CannotTell("More than one batch carries this tag.", tuple(ours))
+        if ours:
+            return Found(ours[0])
+        if untagged and not server_keeps_tags:
+            return CannotTell("The provider shows no metadata, so these may be ours.", tuple(untagged))
+        return Absent()
+
+    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
+        """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
+        wanted = dict.fromkeys(batch_ids)
+        reports: dict[str, BatchReport] = {}
+        failures: list[ProviderError] = []
+        if len(wanted) > _FEW:
+            try:
+                reports.update(self._poll_pages(set(wanted)))
+            except ProviderError as error:
+                failures.append(error)
+        for batch_id in wanted:
+            if batch_id in reports:
+                continue
+            if len(failures) >= _MAX_FAILURES or any(isinstance(error, CredentialsError) for error in failures):
+                break
+            try:
+                reports[batch_id] = self._report(batch_id)
+            except ProviderError as error:
+                failures.append(error)
+        if failures and not reports:
+            raise failures[0]
+        return reports
+
+    def _poll_pages(self, wanted: set[str]) -> dict[str, BatchReport]:
+        reports: dict[str, BatchReport] = {}
+        with self._calls("list the batches"):
+            pages = self._client(retries=0).batches.list(limit=_PAGE).iter_pages()
+            for _ in range(len(wanted) // 10 + 1):  # beyond that, single calls are fewer
+                page = next(pages, None)
+                if page is None or wanted <= set(reports):
+                    break
+                reports.update({batch.id: read_batch(batch) for batch in page.data if batch.id in wanted})
+        return reports
+
+    def _report(self, batch_id: str) -> BatchReport:
+        try:
+            with self._calls(f"read the batch '{batch_id}'"):
+                return read_batch(self._client(retries=0).batches.retrieve(batch_id))
+        except UnknownIdError as error:
+            return BatchReport(batch_id, BatchStatus.FAILED, reason=f"The provider knows no such batch. {error}")
+
+    def fetch(self, batch_id: str) -> Iterator[bytes]:
+        """See Provider.fetch. A download that breaks is a TransientError: start over, since nothing marks the place."""
+        with self._calls(f"read the batch '{batch_id}'"):
+            batch = self._client(retries=2).batches.retrieve(batch_id)
+        for file_id in (batch.output_file_id, batch.error_file_id):
+            if file_id:
+                yield from _lines(self._chunks(file_id))
+
+    def _chunks(self, file_id: str) -> Iterator[bytes]:
+        client = self._client(retries=2)
+        got = 0
+        with (
+            self._calls(f"download the file '{file_id}'"),
+            client.files.with_streaming_response.content(file_id) as response,
+        ):
+            for chunk in response.iter_bytes(_CHUNK_BYTES):
+                got += len(chunk)
+                yield chunk
+            has_end = "content-length" in response.headers or "transfer-encoding" in response.headers
+            if has_end or response.http_response.http_version != "HTTP/1.1":
+                return
+            size = client.files.retrieve(file_id).bytes  # the connection's end is the file's: a cut would go unseen
+        if isinstance(size, int) and got < size:
+            raise TransientError(f"Could not download the file '{file_id}': got {got} of {size} bytes.")
+
+    def cancel(self, batch_id: str) -> None:
+        """See Provider.cancel."""
+        try:
+            with self._calls(f"cancel the batch '{batch_id}'"):
+                self._client(retries=0).batches.cancel(batch_id)
+        except ProviderError:
+            try:
+                status = self._report(batch_id).status
+            except ProviderError:
+                status = BatchStatus.RUNNING
+            if not status.is_terminal and status is not BatchStatus.CANCELING:
+                raise
+
+    def respond(self, line: bytes) -> bytes:
+        """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
+        request = json.loads(line)
+        path = request["url"].removeprefix("/v1")
+        client = self._client(retries=2)
+        status = 200
+        try:
+            body: Any = client.post(path, body=request["body"], cast_to=object)
+        except Exception as error:
+            if not is_foreign(error):
+                raise
+            failure = self._translated(error, "get an answer")
+            response = getattr(error, "response", None)
+            if response is None or isinstance(failure, CredentialsError):
+                raise failure from None
+            status, body = response.status_code, _json_or_text(response.text)
+        answer = {
+            "id": None,
+            "custom_id": request["custom_id"],
+            "response": {"status_code": status, "body": body},
+            "error": None,
+        }
+        return json.dumps(answer, separators=(",", ":")).encode("ascii") + b"\n"
+
+    def console_url(self, batch_id: str) -> str | None:
+        """See Provider.console_url. Only OpenAI's own address is known."""
+        return f"https://platform.openai.com/batches/{batch_id}" if self._public else None
+
+    def _client(self, *, retries: int) -> OpenAI:
+        if self._sdk is None:
+            try:
+                from openai import OpenAI  # noqa: PLC0415 -- an optional extra
+            except ImportError as error:
+                raise MissingExtraError("openai", f"The provider '{self._name}'") from error
+            sdk = OpenAI(
+                api_key=self._api_key,
+                base_url=self._base_url,
+                timeout=self._timeout_seconds,
+                default_headers=self._headers,
+                http_client=self._http_client,
+            )
+            sdk.organization, sdk.project = self._organization, self._project  # else the environment's would be sent
+            self._sdk = sdk
+        return self._sdk.with_options(max_retries=retries)
+
+    @contextmanager
+    def _calls(self, doing: str, *, creating: bool = False) -> Iterator[None]:
+        """Turns what the SDK raises into our errors. While creating, nothing that was raised is trusted to be a no."""
+        try:
+            yield
+        except LLMBatchError:
+            raise
+        except Exception as error:
+            if not creating and not is_foreign(error):
+                raise
+            raise self._translated(error, doing, creating=creating) from None
+
+    def _translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
+        return provider_error(error, f"{doing} at {self._account}", self._api_key, creating=creating)
+
+
+def _newest_first(times: Sequence[datetime | None]) -> bool:
+    """Whether the times are seen to fall; equal ones alone show nothing."""
+    known = [time for time in times if time is not None]
+    if len(known) < max(len(times), 2) or known[0] == known[-1]:
+        return False
+    return all(earlier >= later for earlier, later in pairwise(known))
+
+
+@contextmanager
+def _file(lines: BinaryIO) -> Iterator[BinaryIO]:
+    """`lines` as something whose length can be told without reading it: a real file, else a temporary copy."""
+    if isinstance(lines, io.BytesIO) or (isinstance(lines, io.BufferedReader) and isinstance(lines.raw, io.FileIO)):
+        yield lines
+        return
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(lines, copy, _CHUNK_BYTES)
+        copy.seek(0)
+        yield copy
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line + b"\n"
+    if rest:
+        yield rest + b"\n"
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,35 @@
+"""The providers by name, as data. A provider's module is imported only when asked for, and its SDK later still."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from dagster_llm_batch.errors import ConfigError
+
+__all__ = ["PROVIDERS", "ProviderEntry", "provider_class"]
+
+
+class ProviderEntry(NamedTuple):
+    """Where a provider is, and which optional dependency it needs."""
+
+    module: str
+    attribute: str
+    extra: str | None = None
+
+
+PROVIDERS: dict[str, ProviderEntry] = {
+    "command": ProviderEntry("dagster_llm_batch.providers.command", "CommandProvider"),
+    "openai": ProviderEntry("dagster_llm_batch.providers.openai", "OpenAIProvider", "openai"),
+}
+
+
+def provider_class(name: str) -> type[Any]:
+    """The class of the provider `name`. Raises ConfigError for a name that is not registered."""
+    try:
+        entry = PROVIDERS[name]
+    except KeyError:
+        known = ", ".join(sorted(PROVIDERS))
+        raise ConfigError(f"There is no provider '{name}'. The providers are: {known}.") from None
+    found: type[Any] = getattr(import_module(entry.module), entry.attribute)
+    return found
