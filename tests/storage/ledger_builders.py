@@ -11,7 +11,8 @@ from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.records import Shard, Submission
 
-SPAWN = multiprocessing.get_context("spawn")
+PROCESSES = multiprocessing.get_context("forkserver")  # each a fresh process, without paying the imports again
+PROCESSES.set_forkserver_preload(["dagster_llm_batch.storage.ledger"])
 
 
 def a_submission(submission_id="s1", **changes):
@@ -54,9 +55,11 @@ def bring_to(ledger, shard_id, state):
 
 def race(act, url, processes=2):
     """Run `act(ledger, number)` in several real processes at the same moment; what each returned or was refused."""
-    barrier = SPAWN.Barrier(processes)
-    answers = SPAWN.Queue()
-    racers = [SPAWN.Process(target=_racer, args=(act, url, number, barrier, answers)) for number in range(processes)]
+    barrier = PROCESSES.Barrier(processes)
+    answers = PROCESSES.Queue()
+    racers = [
+        PROCESSES.Process(target=_racer, args=(act, url, number, barrier, answers)) for number in range(processes)
+    ]
     for racer in racers:
         racer.start()
     found = [answers.get(timeout=120) for _ in racers]

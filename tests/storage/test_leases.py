@@ -1,0 +1,128 @@
+"""Leases within one process: what is refused, renewed, passed on and lost."""
+
+from __future__ import annotations
+
+import os
+import threading
+from datetime import timedelta
+
+import pytest
+import sqlalchemy as sa
+from ledger_builders import a_submission
+
+from dagster_llm_batch.errors import LeaseError
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.tables import LEASE
+
+
+def rows(ledger):
+    with ledger._database.read() as connection:
+        return [tuple(row) for row in connection.execute(sa.select(LEASE))]
+
+
+def put(ledger, owner, expires_at, name="collect"):
+    """Another process's lease, around the code under test."""
+    with ledger._database.write() as connection:
+        connection.execute(sa.delete(LEASE).where(LEASE.c.name == name))
+        connection.execute(sa.insert(LEASE).values(name=name, owner=owner, expires_at=expires_at))
+
+
+def test_a_lease_is_held_for_its_block_and_given_back_also_after_an_error(ledger, clock):
+    with pytest.raises(KeyError), ledger.leased("collect", seconds=90) as lease:
+        assert rows(ledger) == [("collect", lease.owner, clock.now + timedelta(seconds=90))]
+        lease.check()
+        raise KeyError
+    assert rows(ledger) == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "dagster-llm-batch lease collect"]
+
+
+def test_a_held_lease_is_refused_saying_who_holds_it_until_when(ledger, clock):
+    with ledger.leased("collect") as lease, ledger.leased("another name"):
+        with pytest.raises(LeaseError) as refusal, ledger.leased("collect"):
+            pass
+        assert lease.owner in str(refusal.value)
+        assert (clock.now + timedelta(seconds=60)).isoformat() in str(refusal.value)
+        lease.check()
+        assert f":{os.getpid()}:" in lease.owner
+
+
+def test_a_lease_of_another_host_passes_on_only_when_it_expires(ledger, clock):
+    put(ledger, "elsewhere:1:2:abc", clock.now + timedelta(seconds=1))
+    with pytest.raises(LeaseError, match="elsewhere"), ledger.leased("collect"):
+        pass
+    clock.pass_seconds(1)
+    with ledger.leased("collect") as lease:
+        assert [owner for _, owner, _ in rows(ledger)] == [lease.owner]
+
+
+def test_a_lease_whose_process_id_was_given_to_another_process_passes_on_at_once(ledger, clock):
+    with ledger.leased("other") as lease:
+        host, pid, started, _ = lease.owner.rsplit(":", 3)
+    put(ledger, f"{host}:{pid}:{int(started) - 1}:abc", clock.now + timedelta(days=1))
+    with ledger.leased("collect") as taken:
+        taken.check()
+    put(ledger, f"{host}:{pid}:{started}:abc", clock.now + timedelta(days=1))
+    with pytest.raises(LeaseError), ledger.leased("collect"):
+        pass
+
+
+def test_waiting_for_a_lease_gets_it_when_the_holder_is_done(ledger_url):
+    ledger = Ledger(ledger_url)
+    held, got = threading.Event(), threading.Event()
+
+    def hold():
+        with ledger.leased("collect"):
+            held.set()
+            waiting.wait(60)
+
+    waiting = threading.Event()
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(60)
+    threading.Timer(0.3, waiting.set).start()
+    with ledger.leased("collect", wait_seconds=60):
+        got.set()
+    holder.join()
+    assert got.is_set()
+    ledger.close()
+
+
+def test_the_heartbeat_renews_a_lease_until_its_block_ends(sqlite_url):
+    ledger = Ledger(sqlite_url)
+    with ledger.leased("collect", seconds=3) as lease:
+        ((_, _, first),) = rows(ledger)
+        renewed = first
+        pause = threading.Event()
+        while renewed == first:  # pytest's time limit ends this where nothing renews it
+            pause.wait(0.05)
+            ((_, _, renewed),) = rows(ledger)
+        assert renewed > first
+        lease.check()
+    ledger.close()
+
+
+def test_a_lease_that_another_process_took_is_lost_and_not_taken_back(ledger, clock):
+    with ledger.leased("collect") as lease:
+        put(ledger, "elsewhere:1:2:abc", clock.now + timedelta(days=1))
+        with pytest.raises(LeaseError, match="was lost"):
+            lease.renew()
+        with pytest.raises(LeaseError, match="'collect' was lost"):
+            lease.check()
+    assert [owner for _, owner, _ in rows(ledger)] == ["elsewhere:1:2:abc"]
+
+
+def test_a_lease_that_was_not_renewed_in_time_is_not_trusted(ledger, clock):
+    with ledger.leased("collect", seconds=60) as lease:
+        clock.pass_seconds(59.9)
+        lease.check()
+        clock.pass_seconds(0.1)
+        with pytest.raises(LeaseError, match="could not be renewed"):
+            lease.check()
+        lease.renew()  # nobody took it meanwhile
+        lease.check()
+
+
+def test_the_ledger_works_while_a_lease_is_held(ledger):
+    with ledger.leased("collect"):
+        ledger.open(a_submission(), [])
+    assert ledger.submission("s1").submission_id == "s1"

@@ -1,0 +1,142 @@
+"""Real processes at the same moment: exactly one wins, and a killed one leaves nothing locked."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+
+import sqlalchemy as sa
+from ledger_builders import PROCESSES, a_shard, a_submission, race
+
+from dagster_llm_batch.errors import LeaseError
+from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.storage.ledger import Ledger
+
+
+def open_own(ledger, number):
+    return ledger.open(a_submission(f"s{number}"), [a_shard(f"h{number}", f"s{number}")]).submission_id
+
+
+def send(ledger, number):
+    return ledger.move("h1", Move.SEND).state.value
+
+
+def next_wave(ledger, number):
+    return ledger.add_wave("s1", [a_shard(f"w{number}", wave=2)]).waves
+
+
+def count_up(ledger, number):
+    for _ in range(20):
+        ledger.note("s1", "count", str(number))
+    return number
+
+
+def hold_until_killed(url, is_held):
+    with Ledger(url).leased("collect", seconds=3600):
+        is_held.send(os.getpid())
+        signal.pause()
+
+
+def test_new_ledgers_migrate_once_and_one_of_several_openers_wins(ledger_url):
+    answers = race(open_own, ledger_url, processes=3)
+    assert {kind for kind, _ in answers} == {"won"}
+    (winner,) = {answer for _, answer in answers}
+    ledger = Ledger(ledger_url)
+    assert [submission.submission_id for submission in ledger.submissions("prod")] == [winner]
+    assert [shard.submission_id for shard in ledger.shards(winner)] == [winner]
+    with ledger._database.read() as connection:
+        assert connection.execute(sa.text("SELECT version FROM schema_version")).scalars().all() == [1]
+    ledger.close()
+
+
+def test_a_shard_is_sent_by_one_of_two_processes(ledger_url):
+    ledger = Ledger(ledger_url)
+    ledger.open(a_submission(), [a_shard()])
+    answers = race(send, ledger_url)
+    assert Counter(kind for kind, _ in answers) == {"won": 1, "IllegalMoveError": 1}
+    assert ledger.shard("h1").state is ShardState.SUBMITTING
+    assert [event.kind for event in ledger.events("s1")] == ["opened", "send"]
+    ledger.close()
+
+
+def test_a_wave_is_added_by_one_of_two_processes(ledger_url):
+    ledger = Ledger(ledger_url)
+    ledger.open(a_submission(), [a_shard()])
+    assert race(next_wave, ledger_url) == [("won", 2), ("won", 2)]
+    assert len(ledger.shards("s1", wave=2)) == 1
+    assert [event.kind for event in ledger.events("s1")] == ["opened", "wave"]
+    ledger.close()
+
+
+def test_writers_at_once_lose_nothing(ledger_url):
+    ledger = Ledger(ledger_url)
+    ledger.open(a_submission(), [])
+    race(count_up, ledger_url, processes=3)
+    counts = Counter(event.detail for event in ledger.events("s1") if event.kind == "count")
+    assert counts == {"0": 20, "1": 20, "2": 20}
+    ledger.close()
+
+
+def test_a_killed_holder_loses_its_lease_at_once_and_a_living_one_keeps_it(ledger_url):
+    here, there = PROCESSES.Pipe()
+    holder = PROCESSES.Process(target=hold_until_killed, args=(ledger_url, there))
+    holder.start()
+    pid = here.recv()
+    ledger = Ledger(ledger_url)
+    (refusal,) = race(try_lease, ledger_url, processes=1)
+    assert refusal[0] == "LeaseError"
+    assert f":{pid}:" in refusal[1]
+    os.kill(pid, signal.SIGKILL)
+    holder.join()
+    with ledger.leased("collect", seconds=3600) as lease:
+        lease.check()
+    ledger.close()
+
+
+def try_lease(ledger, number):
+    with ledger.leased("collect", seconds=3600) as lease:
+        lease.check()
+    return number
+
+
+def work_alone(ledger, number):
+    """Reads, waits for the other, writes: only whoever works alone counts every step."""
+    for _ in range(5):
+        with ledger.leased("count", seconds=3600, wait_seconds=100):
+            seen = len(ledger.events("s1"))
+            ledger.note("s1", "step", str(seen))
+    return number
+
+
+def test_what_is_done_under_a_lease_is_done_by_one_process_at_a_time(ledger_url):
+    ledger = Ledger(ledger_url)
+    ledger.open(a_submission(), [])
+    assert {kind for kind, _ in race(work_alone, ledger_url)} == {"won"}
+    steps = [event.detail for event in ledger.events("s1") if event.kind == "step"]
+    assert steps == [str(number) for number in range(1, 11)]
+    ledger.close()
+
+
+def test_of_two_processes_at_once_exactly_one_gets_the_lease(ledger_url):
+    answers, tried = PROCESSES.Queue(), PROCESSES.Barrier(2)
+    racers = [PROCESSES.Process(target=_race_for_lease, args=(ledger_url, tried, answers)) for _ in range(2)]
+    for racer in racers:
+        racer.start()
+    found = sorted(answers.get(timeout=120) for _ in racers)
+    for racer in racers:
+        racer.join()
+    assert found == ["refused", "won"]
+
+
+def _race_for_lease(url, tried, answers):
+    ledger = Ledger(url)
+    ledger.submissions("prod")
+    tried.wait(timeout=100)
+    try:
+        with ledger.leased("collect", seconds=3600):
+            tried.wait(timeout=100)  # hold it until the other has tried
+            answers.put("won")
+    except LeaseError:
+        tried.wait(timeout=100)
+        answers.put("refused")

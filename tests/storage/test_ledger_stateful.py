@@ -1,0 +1,80 @@
+"""Any sequence of moves, sensible or not, leaves the ledger where a plain dict says it is."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from ledger_builders import a_shard, a_submission
+
+from dagster_llm_batch.errors import IllegalMoveError, LedgerError
+from dagster_llm_batch.states import IN_FLIGHT, MOVES, Move, ShardState
+from dagster_llm_batch.storage.ledger import Ledger
+
+
+class Moves(RuleBasedStateMachine):
+    shards = Bundle("shards")
+
+    def __init__(self):
+        super().__init__()
+        self.home = Path(tempfile.mkdtemp())
+        self.ledger = Ledger(self.home / "ledger.db")
+        self.states: dict[str, ShardState] = {}
+        self.batches: dict[str, str] = {}
+        self.happened: list[tuple[str, str]] = []
+
+    @initialize()
+    def open_submission(self):
+        self.ledger.open(a_submission(), [])
+
+    @rule(target=shards)
+    def add_shard(self):
+        name = f"h{len(self.states)}"
+        self.ledger.add_wave("s1", [a_shard(name, wave=len(self.states) + 2)])
+        self.states[name] = ShardState.PLANNED
+        return name
+
+    @rule(shard=shards, move=st.sampled_from(Move), batch_id=st.sampled_from(["b1", "b2", "b3"]))
+    def move(self, shard, move, batch_id):
+        sources, to = MOVES[move]
+        fields = {"batch_id": batch_id} if move is Move.ACCEPTED else {}
+        if self.states[shard] not in sources:
+            with pytest.raises(IllegalMoveError, match=shard):
+                self.ledger.move(shard, move, **fields)
+        elif fields and batch_id in self.batches.values():
+            with pytest.raises(LedgerError, match="already belongs"):
+                self.ledger.move(shard, move, **fields)
+        else:
+            self.ledger.move(shard, move, **fields)
+            self.states[shard] = to
+            self.happened.append((shard, move.value))
+            if fields:
+                self.batches[shard] = batch_id
+
+    @rule()
+    def start_again(self):
+        self.ledger.close()
+        self.ledger = Ledger(self.home / "ledger.db")
+
+    @invariant()
+    def agrees_with_the_dict(self):
+        found = self.ledger.shards("s1")
+        assert {shard.shard_id: shard.state for shard in found} == self.states
+        assert {shard.shard_id: shard.batch_id for shard in found if shard.batch_id} == self.batches
+        in_flight = {name for name, state in self.states.items() if state in IN_FLIGHT}
+        assert {shard.shard_id for shard in self.ledger.in_flight("prod")} == in_flight
+        moved = [(event.shard_id, event.kind) for event in self.ledger.events("s1") if event.shard_id]
+        assert moved == self.happened
+
+    def teardown(self):
+        self.ledger.close()
+        shutil.rmtree(self.home)
+
+
+TestMoves = Moves.TestCase
+TestMoves.settings = settings(max_examples=10, stateful_step_count=25, deadline=None)

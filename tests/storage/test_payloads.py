@@ -1,0 +1,225 @@
+"""The payload store, on a local disk and on a store that is no disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+import uuid
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from upath import UPath
+
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.storage.payloads import PayloadStore
+
+SCHEMA = pa.schema([("key", pa.int64()), ("text", pa.string())])
+TABLE = pa.table({"key": [1, 2, 3], "text": ["a", None, "ü"]}, SCHEMA)
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request, tmp_path):
+    if request.param == "memory":
+        return UPath(f"memory://bucket-{uuid.uuid4().hex}/payloads")
+    return UPath(tmp_path / "made" / "payloads")
+
+
+@pytest.fixture
+def store(root):
+    return PayloadStore(root)
+
+
+def write(store, path, *pieces):
+    with store.writer(path) as writer:
+        for piece in pieces:
+            writer.write(piece)
+    return writer
+
+
+def names(root):
+    """Every file below the root, around the code under test."""
+    return sorted(path.rsplit("/", 1)[-1] for path in root.fs.find(root.path))
+
+
+def test_what_is_written_is_read_and_described(store, root):
+    data = b'{"a": 1}\n\n' + "x\u2028y\x85z\x0c\r\n".encode() + b"last"
+    writer = write(store, "a/b.jsonl.zst", data[:5], b"", data[5:])
+    assert (writer.bytes, writer.lines) == (len(data), 4)
+    assert writer.digest == hashlib.blake2b(data, digest_size=16).hexdigest()
+    assert list(store.lines("a/b.jsonl.zst")) == [
+        b'{"a": 1}\n', b"\n", "x\u2028y\x85z\x0c\r\n".encode(), b"last",
+    ]  # fmt: skip
+    with store.reader("a/b.jsonl.zst") as source:
+        assert source.read(3) + source.read() == data
+    raw = root.fs.cat_file(f"{root.path}/a/b.jsonl.zst")
+    assert pa.CompressedInputStream(pa.BufferReader(raw), "zstd").read() == data  # any zstd tool can read it
+
+
+def test_an_empty_payload_has_no_lines(store):
+    writer = write(store, "empty.zst")
+    assert (writer.bytes, writer.lines, list(store.lines("empty.zst"))) == (0, 0, [])
+    assert writer.digest == hashlib.blake2b(digest_size=16).hexdigest()
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pieces=st.lists(st.binary(max_size=20) | st.just(b"\n"), max_size=8))
+def test_lines_are_the_bytes_between_newlines(store, pieces):
+    writer = write(store, "any.zst", *pieces)
+    lines = list(store.lines("any.zst"))
+    assert b"".join(lines) == b"".join(pieces)
+    assert all(line.endswith(b"\n") for line in lines[:-1])
+    assert all(b"\n" not in line[:-1] and line for line in lines)
+    assert (writer.lines, writer.bytes) == (len(lines), sum(map(len, pieces)))
+
+
+def test_a_line_longer_than_every_buffer_stays_one_line(store):
+    long = os.urandom(3 << 20).replace(b"\n", b"-")
+    write(store, "long.zst", long + b"\n", b"short\n")
+    assert list(store.lines("long.zst")) == [long + b"\n", b"short\n"]
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, GeneratorExit])
+def test_an_exception_while_writing_leaves_nothing(store, root, error):
+    with pytest.raises(error), store.writer("a/b.zst") as writer:
+        writer.write(b"half\n")
+        raise error
+    with pytest.raises(error), store.table_writer("a/t.parquet", SCHEMA) as table:
+        table.write_table(TABLE)
+        raise error
+    assert not store.exists("a/b.zst")
+    assert not store.exists("a/t.parquet")
+    assert names(root) == []
+
+
+def test_a_failed_rewrite_keeps_the_old_payload_and_a_good_one_replaces_it(store, root):
+    write(store, "a.zst", b"old\n")
+    with pytest.raises(KeyError), store.writer("a.zst") as writer:
+        writer.write(b"new\n")
+        raise KeyError
+    assert list(store.lines("a.zst")) == [b"old\n"]
+    write(store, "a.zst", b"new\n")
+    assert list(store.lines("a.zst")) == [b"new\n"]
+    assert names(root) == ["a.zst"]
+
+
+def test_nothing_has_the_final_name_before_it_is_complete(store):
+    with store.writer("a.zst") as writer:
+        writer.write(os.urandom(1 << 20))
+        assert not store.exists("a.zst")
+    assert store.exists("a.zst")
+
+
+def test_a_truncated_payload_is_an_error_and_never_fewer_lines(store, root):
+    full = f"{root.path}/a.zst"
+    write(store, "a.zst", b"".join(b"line %d\n" % number for number in range(1000)))
+    whole = root.fs.cat_file(full)
+    for length in (0, 1, len(whole) // 2, len(whole) - 1):
+        root.fs.pipe_file(full, whole[:length])
+        with pytest.raises(OSError, match=r"(?i)truncated"):
+            list(store.lines("a.zst"))
+
+
+def test_tables_come_back_whole_by_column_and_in_batches(store, root):
+    with store.table_writer("t/t.parquet", SCHEMA) as writer:
+        writer.write_table(TABLE)
+        writer.write_batch(TABLE.to_batches()[0])
+    assert store.read_table("t/t.parquet").equals(pa.concat_tables([TABLE, TABLE]))
+    assert store.read_table("t/t.parquet", ["text"]).column_names == ["text"]
+    batches = list(store.iter_batches("t/t.parquet", 2, ["key"]))
+    assert [batch.num_rows for batch in batches] == [2, 2, 2]
+    assert pa.Table.from_batches(batches)["key"].to_pylist() == [1, 2, 3, 1, 2, 3]
+    raw = root.fs.cat_file(f"{root.path}/t/t.parquet")
+    assert pq.ParquetFile(pa.BufferReader(raw)).metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_delete_removes_and_may_be_repeated(store):
+    write(store, "a/b.zst", b"x")
+    store.delete("a/b.zst")
+    assert not store.exists("a/b.zst")
+    store.delete("a/b.zst")
+    with pytest.raises(FileNotFoundError):
+        list(store.lines("a/b.zst"))
+    with pytest.raises(FileNotFoundError):
+        store.read_table("a/b.zst")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/etc/passwd",
+        "..",
+        "../x",
+        "a/../../x",
+        "a//b",
+        "a/",
+        "./a",
+        "a\\..\\x",
+        "s3://b/x",
+        "C:/x",
+        "a\0b",
+        "~/x",
+        "a/b\n",
+    ],
+)
+def test_a_path_that_could_leave_the_store_is_refused_by_every_method(store, path):
+    calls = [
+        lambda: write(store, path, b"x"),
+        lambda: list(store.lines(path)),
+        lambda: store.reader(path).__enter__(),
+        lambda: store.table_writer(path, SCHEMA).__enter__(),
+        lambda: store.read_table(path),
+        lambda: list(store.iter_batches(path)),
+        lambda: store.exists(path),
+        lambda: store.delete(path),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError, match="payload path"):
+            call()
+
+
+def test_local_files_and_directories_are_private_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        store = PayloadStore(tmp_path / "made" / "root")
+        write(store, "a/b/c.zst", b"x")
+        with store.table_writer("a/t.parquet", SCHEMA) as writer:
+            writer.write_table(TABLE)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "made").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+    assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o700
+
+
+def test_storage_options_are_not_shown():
+    assert "s3cret" not in repr(PayloadStore("memory://x", token="s3cret"))
+
+
+_STREAM = """
+import hashlib, resource, sys
+from dagster_llm_batch.storage.payloads import PayloadStore
+store = PayloadStore(sys.argv[1])
+row = b'{"custom_id": "%d", "text": "' + b"word " * 200 + b'"}\\n'
+def peak_mib(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+with store.writer("warm.zst") as writer: writer.write(row)
+list(store.lines("warm.zst"))
+before = peak_mib()
+with store.writer("big.zst") as writer:
+    for number in range(100_000): writer.write(row % number)
+assert sum(map(len, store.lines("big.zst"))) == writer.bytes > 100_000_000
+print(peak_mib() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs getrusage")
+def test_a_stream_of_100_mb_takes_little_memory(tmp_path):
+    command = [sys.executable, "-c", _STREAM, str(tmp_path)]
+    grown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert float(grown) < 40  # MiB
