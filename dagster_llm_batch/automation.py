@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import dagster as dg
 
 __all__ = ["on_labels_ready"]
 
 
-def on_labels_ready() -> dg.AutomationCondition[dg.AssetKey]:
+def on_labels_ready() -> dg.AutomationCondition[Any]:
     """Materialize a partition when its labels are new and their blocking checks have passed, whatever its age.
 
     `AutomationCondition.eager()` would look at the newest time partition only, and not at checks.

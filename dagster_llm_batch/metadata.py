@@ -77,7 +77,9 @@ def preview(table: pa.Table, columns: list[str]) -> dg.MetadataValue:
     """The first rows as a table."""
     head = table.select(columns).slice(0, _PREVIEW_ROWS).to_pylist()
     schema = dg.TableSchema(columns=[dg.TableColumn(name) for name in columns])
-    return dg.MetadataValue.table([dg.TableRecord({k: plain(v) for k, v in row.items()}) for row in head], schema=schema)
+    return dg.MetadataValue.table(
+        [dg.TableRecord({k: plain(v) for k, v in row.items()}) for row in head], schema=schema
+    )
 
 
 def table_schema(table: pa.Schema) -> dg.TableSchema:
@@ -116,7 +118,8 @@ def progress_text(status: Status) -> str:
     """One line on how far a submission is."""
     states = ", ".join(f"{count} {state}" for state, count in sorted(status.states.items())) or "nothing to send"
     percent = 100 * status.done // status.total if status.total else 100
-    return f"wave {status.submission.waves}: batches {states}; {status.done:,} of {status.total:,} requests done ({percent} %)"
+    done = f"{status.done:,} of {status.total:,} requests done ({percent} %)"
+    return f"wave {status.submission.waves}: batches {states}; {done}"
 
 
 def status_metadata(status: Status, provider: Provider) -> dict[str, Any]:
@@ -200,7 +203,9 @@ def _models(labels: pa.Table, labeling: Labeling) -> dict[str, int]:
     """Tokens by the LLM that answered, in the key form that Dagster's insights know."""
     totals: Counter[str] = Counter()
     for row in labels.select(["llm_model", "llm_input_tokens", "llm_output_tokens"]).to_pylist():
-        totals[row["llm_model"] or labeling.spec.model] += (row["llm_input_tokens"] or 0) + (row["llm_output_tokens"] or 0)
+        totals[row["llm_model"] or labeling.spec.model] += (row["llm_input_tokens"] or 0) + (
+            row["llm_output_tokens"] or 0
+        )
     return {f"{labeling.provider}.{model}.total_tokens": count for model, count in totals.items()}
 
 

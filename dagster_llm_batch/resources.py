@@ -1,7 +1,7 @@
 """Where things are: providers and their credentials, the ledger, the payload store. One resource for each provider.
 
-Nothing is opened or imported before it is needed. Credentials stay in the resource: give them as `dg.EnvVar("…")`, so that
-they are not shown in the UI either.
+Nothing is opened or imported before it is needed. Credentials stay in the resource: give them as `dg.EnvVar("…")`, so
+that they are not shown in the UI either.
 """
 
 from __future__ import annotations
@@ -36,6 +36,13 @@ class OpenAIBatchResource(dg.ConfigurableResource[Any]):
     )
     price_book: str = Field(default="openai", description="The price book's id of who bills: openai, azure, groq, …")
     timeout_seconds: float = Field(default=600.0, description="For one call.")
+    settle_seconds: float = Field(
+        default=300.0,
+        description=(
+            "How long after a create call of unknown end the batch may still appear. Only then is a batch that the "
+            "provider does not list taken as not created, and sent again."
+        ),
+    )
 
     def provider(self) -> Provider:
         """The provider; makes no call."""
@@ -49,6 +56,7 @@ class OpenAIBatchResource(dg.ConfigurableResource[Any]):
             account=self.account,
             price_book=self.price_book,
             timeout_seconds=self.timeout_seconds,
+            settle_seconds=self.settle_seconds,
         )
 
 
@@ -80,15 +88,15 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
 
     namespace: str = Field(
         default="default",
-        description="Keeps deployments apart: give dev, branch and prod their own, or they collect each other's batches.",
+        description="Keeps deployments apart. Give dev, branch and prod their own, so that none collects another's.",
     )
     ledger_url: str | None = Field(
         default=None,
-        description="SQLAlchemy URL of the ledger (postgresql+psycopg2://…). Default: an SQLite file below the Dagster home.",
+        description="SQLAlchemy URL of the ledger (postgresql://…). Default: an SQLite file below the Dagster home.",
     )
     payload_root: str | None = Field(
         default=None,
-        description="Folder for request and raw result files (s3://…, gs://…, a path). Default: below the Dagster home.",
+        description="Folder for request and result files (s3://…, gs://…, a path). Default: below the Dagster home.",
     )
     openai: OpenAIBatchResource | None = Field(default=None, description="For models named openai/….")
     command: CommandBatchResource | None = Field(default=None, description="For models named command/….")

@@ -1,7 +1,7 @@
 """One sensor for all labeled datasets of a code location. It looks and asks for runs; it never sends anything.
 
-A sensor body can run twice, so whatever costs money happens in runs. A tick is bounded in time: batches wait their turn,
-least recently polled first, each at a spacing that grows with its age. State is in the ledger; there is no cursor.
+A sensor body can run twice, so whatever costs money happens in runs. A tick is bounded in time: batches wait their
+turn, least recently polled first, each at a spacing that grows with its age. State is in the ledger, not in a cursor.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def build_llm_batch_sensor(
         minimum_interval_seconds=minimum_interval_seconds,
         default_status=default_status,
         required_resource_keys={resource_key},
-        description="Polls LLM batches; when all batches of a partition have ended, asks for the run that lands its labels.",
+        description="Polls LLM batches; when those of a partition have ended, asks for the run that lands its labels.",
     )
     def llm_batch_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         resource = getattr(context.resources, resource_key)
@@ -175,7 +175,7 @@ class _Tick:
                     self._context.log.debug(f"{submission.asset} {submission.partition}: {why_not}")
                     continue
             except CannotTellError as error:
-                self._context.log.error(str(error))
+                self._context.log.exception("A batch needs a person.")
                 self._notes.append(f"{submission.asset} {submission.partition} needs a person: {error}")
                 continue
             except LeaseError:
@@ -245,7 +245,9 @@ class _Tick:
         done, total = sum(p.done for p in flying), sum(p.total for p in flying)
         oldest = min(p.oldest_submitted_at for p in flying if p.oldest_submitted_at is not None)
         percent = 100 * done // total if total else 0
-        return "; ".join([f"{batches} batches in flight, oldest {_age(self._now, oldest)}, {percent} % done", *self._notes])
+        return "; ".join(
+            [f"{batches} batches in flight, oldest {_age(self._now, oldest)}, {percent} % done", *self._notes]
+        )
 
 
 def _age(now: datetime, then: datetime) -> str:

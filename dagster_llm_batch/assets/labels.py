@@ -89,7 +89,9 @@ class _Landing:
         provider = engine.provider(labeling.provider)
         submission = engine.latest(labeling.asset, partition or "")
         if submission is None:
-            context.log.warning(f"{partition or 'labels'}: nothing was submitted yet; materialize {dataset.batch_key.to_user_string()}.")
+            context.log.warning(
+                f"{partition or 'labels'}: nothing was submitted yet; materialize {dataset.batch_key.to_user_string()}."
+            )
             yield dg.AssetObservation(
                 dataset.key, partition=partition, metadata={"llm_batch/progress": "nothing was submitted yet"}
             )
@@ -100,9 +102,7 @@ class _Landing:
             context.log.info(f"Not ready: {progress_text(status)}. The sensor lands it when its batches end.")
             yield dg.AssetObservation(dataset.key, partition=partition, metadata=status_metadata(status, provider))
             return
-        labeled = engine.labels(
-            labeling, submission.submission_id, run_id=context.run.run_id, reread=was_settled
-        )
+        labeled = engine.labels(labeling, submission.submission_id, run_id=context.run.run_id, reread=was_settled)
         wanted = context.selected_asset_keys
         if self._rejects.key in wanted:
             logged = self._write(context, self._rejects, partition, labeled.rejects)

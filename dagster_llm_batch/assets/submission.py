@@ -36,8 +36,8 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         kinds=dataset.kinds("json"),
         automation_condition=dataset.automation_condition,
         description=(
-            f"Sends the rows of {dataset.key.to_user_string()} to {dataset.labeling.model} in batches. Rows that are in "
-            "flight or answered already are not sent again."
+            f"Sends the rows of {dataset.key.to_user_string()} to {dataset.labeling.model} in batches. Rows that "
+            "are in flight or answered already are not sent again."
         ),
         skippable=True,
     )

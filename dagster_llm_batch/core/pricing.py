@@ -95,7 +95,7 @@ def _own_tariff(own: TokenPrice) -> Tariff:
 
 
 def _rate(price: ModelPrice) -> Rate:
-    """The library's arithmetic. Without tiers it is linear, so five calls give all of it: 60 times faster per request."""
+    """The library's arithmetic. Without tiers it is linear, so five calls give all of it, 60 times faster."""
 
     def by_library(usage: Usage) -> Decimal:
         return Decimal(price.calc_price(_library_usage(usage))["total_price"])

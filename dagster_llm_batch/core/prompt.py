@@ -59,7 +59,7 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if isinstance(self.images, str):
-            msg = f"Prompt.images takes a list of column names, got the string {self.images!r}. Write images=[{self.images!r}]."
+            msg = f"Prompt.images takes a list of column names, got a string. Write images=[{self.images!r}]."
             raise ConfigError(msg)
         environment = ImmutableSandboxedEnvironment(
             undefined=jinja2.StrictUndefined,
@@ -169,7 +169,8 @@ class Renderer:
                 msg = f"Row {key!r}: the image in column '{column}' cannot be read: {error}"
                 raise InputError(msg) from error
         if not isinstance(value, (bytes, bytearray, memoryview)):
-            msg = f"Row {key!r}: column '{column}' holds a {type(value).__name__}; an image is bytes, a path or an http(s) URL."
+            kind = type(value).__name__
+            msg = f"Row {key!r}: column '{column}' holds a {kind}; an image is bytes, a path or an http(s) URL."
             raise InputError(msg)
         data = bytes(value)
         return Image(media_type=_media_type(data, column, key), data=data)
@@ -185,7 +186,7 @@ def _media_type(data: bytes, column: str, key: object) -> str:
             return media_type
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
-    msg = f"Row {key!r}: the bytes in column '{column}' are no PNG, JPEG, GIF or WebP image (they start with {data[:8]!r})."
+    msg = f"Row {key!r}: the bytes in '{column}' are no PNG, JPEG, GIF or WebP image; they start with {data[:8]!r}."
     raise InputError(msg)
 
 

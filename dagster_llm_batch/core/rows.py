@@ -45,8 +45,16 @@ def record_batches(rows: Any) -> Iterator[pa.RecordBatch]:
 
 
 def _sliced(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    batch = batch.cast(pa.schema([_plain(field) for field in batch.schema]))
     for start in range(0, max(batch.num_rows, 1), BATCH_ROWS):
         yield batch.slice(start, BATCH_ROWS)
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    """Views, which polars hands over, as the types that all of Arrow's functions know."""
+    if pa.types.is_string_view(field.type):
+        return field.with_type(pa.string())
+    return field.with_type(pa.binary()) if pa.types.is_binary_view(field.type) else field
 
 
 def _from_iterator(rows: Iterator[Any]) -> Iterator[pa.RecordBatch]:
@@ -82,7 +90,7 @@ class KeyGuard:
         """The keys of this batch, or InputError."""
         names = batch.schema.names
         if self._key not in names:
-            msg = f"The rows have no key column '{self._key}'. Their columns are: {', '.join(names)}. Set key= to one of them."
+            msg = f"The rows have no key column '{self._key}'. Set key= to one of their columns: {', '.join(names)}."
             raise InputError(msg)
         column = batch.column(self._key)
         if not _is_key_type(column.type):
@@ -91,8 +99,8 @@ class KeyGuard:
         keys: list[Any] = column.to_pylist()
         if column.null_count:
             msg = (
-                f"The key column '{self._key}' is null in {column.null_count} of {len(keys)} rows of a batch, first at its "
-                f"position {keys.index(None)}. Every row needs its own key: fill or filter them before labeling."
+                f"The key column '{self._key}' is null in {column.null_count} of {len(keys)} rows of a batch, first at "
+                f"its position {keys.index(None)}. Every row needs its own key: fill or filter them before labeling."
             )
             raise InputError(msg)
         fresh = set(keys)
@@ -100,8 +108,9 @@ class KeyGuard:
             counts = Counter(keys)
             again = [key for key, count in counts.items() if count > 1 or key in self._seen]
             shown = ", ".join(repr(key) for key in again[: self._SHOWN])
+            more = " and more" if len(again) > self._SHOWN else ""
             msg = (
-                f"The key column '{self._key}' has duplicate values: {shown}{' and more' * (len(again) > self._SHOWN)}. "
+                f"The key column '{self._key}' has duplicate values: {shown}{more}. "
                 "A key names one row: choose another column, or drop the duplicates before labeling."
             )
             raise InputError(msg)

@@ -19,7 +19,7 @@ from dagster_llm_batch.core.identity import custom_id, custom_id_pattern
 from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.results import RESULT_SCHEMA, Reconciler, ShardFacts, Tally
 from dagster_llm_batch.engine.definition import Labeling
-from dagster_llm_batch.engine.planning import ShardFiles
+from dagster_llm_batch.engine.planning import RAW, RESULTS, ShardFiles, beside
 from dagster_llm_batch.errors import LLMBatchError, TransientError
 from dagster_llm_batch.protocols import Codec, Provider
 from dagster_llm_batch.states import Move
@@ -65,11 +65,11 @@ class Collector:
         self._sleep = sleep
 
     def archive(self, shard: Shard) -> str:
-        """Store the raw result lines of an ended shard as they came; returns their path. Does nothing if they are there.
+        """Store the raw result lines of an ended shard as they came; returns their path. Nothing to do if it exists.
 
         A download that broke off starts over. One that ends early without an error shows in the provider's own count.
         """
-        path = shard.path.replace(".requests.", ".raw.")
+        path = beside(shard, RAW)
         if self._payloads.exists(path):
             return path
         for last in [False] * (_FETCHES - 1) + [True]:
@@ -119,7 +119,7 @@ class Collector:
         )
         expected = [request_id for request_id, _ in self._requests(shard)]
         reconciler = Reconciler(self._codec, self._labeling.reader, self._tariff, facts, expected)
-        path = shard.path.replace(".requests.jsonl.zst", ".results.parquet")
+        path = beside(shard, RESULTS)
         schema = pa.schema([*RESULT_SCHEMA, *self._labeling.reader.fields])
         with self._payloads.table_writer(path, schema) as out:
             for table in reconciler.tables(self._payloads.lines(raw_path)):
@@ -131,7 +131,9 @@ class Collector:
         for line in self._payloads.lines(shard.path):
             found = pattern.search(line)
             if found is None:
-                msg = f"A line of {shard.path} holds no custom_id of its shard: the file was changed after it was planned."
+                msg = (
+                    f"A line of {shard.path} has no custom_id of its shard: the file was changed after it was planned."
+                )
                 raise LLMBatchError(msg)
             yield found[1].decode(), line
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +24,7 @@ from dagster_llm_batch.engine.collecting import Again, Collector, sum_costs
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.planner import Planner
 from dagster_llm_batch.engine.sending import Sender
-from dagster_llm_batch.errors import ConfigError, LLMBatchError, TransientError
+from dagster_llm_batch.errors import ConfigError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.leases import Lease
@@ -55,7 +55,7 @@ class Status:
 
     @property
     def is_settled(self) -> bool:
-        return self.submission.state is SubmissionState.SETTLED
+        return self.submission.is_settled
 
     @property
     def states(self) -> Counter[str]:
@@ -236,9 +236,9 @@ class Engine:
     def _refuse_other_configuration(self, labeling: Labeling, submission: Submission) -> None:
         if submission.config_fingerprint != self._planner(labeling).configuration:
             msg = (
-                f"Submission {submission.submission_id} of '{labeling.asset}' was made with another model, parameters, response schema "
-                "or account than the present definition has, so its replies are not read with it. Its raw results are "
-                "stored. Restore the earlier definition to label with them, or submit again to ask anew."
+                f"Submission {submission.submission_id} of '{labeling.asset}' was made with another model, parameters, "
+                "response schema or account than the present definition has, so its replies are not read with it. Its "
+                "raw results are stored. Restore the earlier definition to label with them, or submit again to ask anew."
             )
             raise ConfigError(msg)
 
@@ -307,8 +307,8 @@ class Engine:
         With `reread`, raw result lines are read again with the present parser: a fix of it costs nothing.
         """
         submission = self.ledger.submission(submission_id)
-        if submission.state is not SubmissionState.SETTLED:
-            msg = f"Submission {submission_id} is {submission.state.value}, not settled; it has no labels yet."
+        if not submission.is_settled:
+            msg = f"Submission {submission_id} is not settled; it has no labels yet."
             raise LLMBatchError(msg)
         collector = self._collector(labeling)
         if reread:

@@ -1,7 +1,7 @@
 """Decides what a submission is: one that the ledger knows already, or a new one. Sends nothing, spends nothing.
 
-The same asset, partition and fingerprint is the same submission: it is found again, not paid again. Requests that earlier
-submissions of the partition have answered under the same configuration are not asked again.
+The same asset, partition and fingerprint is the same submission: it is found again, not paid again. Requests that
+earlier submissions of the partition have answered under the same configuration are not asked again.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class Planner:
             raise BudgetError(msg)
 
     def _supersede(self, older: Submission, by: str) -> None:
-        """Send no more of an older submission whose rows or definition have changed; what was sent is still collected."""
+        """Send no more of a submission whose rows or definition have changed; what was sent is still collected."""
         self._ledger.note(older.submission_id, "superseded", f"by submission {by}")
         self._ledger.set_state(older.submission_id, SubmissionState.CANCELED)
         for shard in self._ledger.shards(older.submission_id):

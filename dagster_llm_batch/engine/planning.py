@@ -29,9 +29,17 @@ from dagster_llm_batch.storage.payloads import PayloadStore, PayloadWriter
 from dagster_llm_batch.storage.records import Shard
 from dagster_llm_batch.types import Limits, Request
 
-__all__ = ["Draft", "ShardFiles"]
+__all__ = ["RAW", "RESULTS", "Draft", "Plan", "ShardFiles", "beside"]
+
+REQUESTS, RAW, RESULTS = ".requests.jsonl.zst", ".raw.jsonl.zst", ".results.parquet"
+"""What a shard's files end with; they differ in nothing else."""
 
 _TOKENS_PER_IMAGE = 1_000  # providers count an image as some hundred to some thousand tokens, whatever its bytes
+
+
+def beside(shard: Shard, ending: str) -> str:
+    """Another file of the same shard."""
+    return shard.path.removesuffix(REQUESTS) + ending
 
 
 class ShardFiles:
@@ -70,7 +78,7 @@ class ShardFiles:
 
     @property
     def _request_path(self) -> str:
-        return self._path_of(f"wave-{self._wave}/{len(self.shards):04d}.requests.jsonl.zst")
+        return self._path_of(f"wave-{self._wave}-{len(self.shards):04d}{REQUESTS}")
 
     def _close(self) -> None:
         writer, path, nonce = self._writer, self._request_path, self._nonce

@@ -118,9 +118,9 @@ class Sender:
             return self._ledger.move(shard.shard_id, Move.NOT_SENT, reason="the provider has no such batch")
         candidates = ", ".join(found.candidates) or "none named"
         msg = (
-            f"Shard {shard.shard_id} was being sent at {shard.sent_at.isoformat()} and nobody knows whether its batch exists: "
-            f"{found.reason}. Candidates: {candidates}. Nothing is sent again. Look at the provider's console, then call "
-            f"Engine.resolve({shard.shard_id!r}, batch_id=...) if it exists, or batch_id=None if it does not."
+            f"Shard {shard.shard_id} was being sent at {shard.sent_at.isoformat()}, and nobody knows whether its batch "
+            f"exists: {found.reason}. Candidates: {candidates}. Nothing is sent again. Look at the provider's console, "
+            f"then call Engine.resolve({shard.shard_id!r}, batch_id=...) if it exists, or batch_id=None if it does not."
         )
         raise CannotTellError(msg)
 
@@ -135,7 +135,7 @@ class Sender:
                 lines.write(chunk)
         if digest.hexdigest() != shard.digest:
             msg = (
-                f"The request file {shard.path} is not the one that was planned (its digest differs). Nothing was sent. "
+                f"The request file {shard.path} is not the one that was planned: its digest differs. Nothing was sent. "
                 "Restore it in the payload store, or cancel the submission and plan it again."
             )
             raise LLMBatchError(msg)

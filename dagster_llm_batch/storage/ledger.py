@@ -156,6 +156,14 @@ class Ledger:
                 price_basis=price_basis,
             )
 
+    def deliver(self, submission_id: str) -> Submission:
+        """Its labels have landed, or are no longer wanted: it leaves `progress`. Again: nothing."""
+        with self._database.write() as connection:
+            before = get_submission(connection, submission_id, lock=True)
+            if before.delivered_at is not None:
+                return before
+            return self._update(connection, before, "delivered", delivered_at=self._clock())
+
     def set_state(self, submission_id: str, state: SubmissionState) -> Submission:
         """Leave `open`, as by canceling. The state that it has already does nothing; else raises LedgerError."""
         with self._database.write() as connection:
@@ -281,7 +289,7 @@ class Ledger:
     # --- the whole ---
 
     def progress(self, namespace: str) -> list[Progress]:
-        """The open submissions, oldest first, each with its shards counted by state. One query."""
+        """The undelivered submissions, oldest first, each with its shards counted by state. One query."""
         query = (
             sa.select(
                 SUBMISSION,
@@ -293,7 +301,7 @@ class Ledger:
                 sa.func.min(SHARD.c.submitted_at).label("oldest_submitted_at"),
             )
             .join(SHARD, SHARD.c.submission_id == SUBMISSION.c.submission_id, isouter=True)
-            .where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.state == SubmissionState.OPEN)
+            .where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
             .group_by(SUBMISSION.c.submission_id, SHARD.c.state)
             .order_by(*OLDEST_FIRST)
         )

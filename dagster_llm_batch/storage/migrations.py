@@ -34,12 +34,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             rows BIGINT NOT NULL, requests BIGINT NOT NULL, reused BIGINT NOT NULL, waves BIGINT NOT NULL,
             state TEXT NOT NULL, manifest_path TEXT,
             estimated_usd TEXT, cost_usd TEXT, realtime_usd TEXT, price_basis TEXT,
-            outcomes TEXT NOT NULL, created_at {time} NOT NULL, settled_at {time},
+            outcomes TEXT NOT NULL, created_at {time} NOT NULL, settled_at {time}, delivered_at {time},
             run_id TEXT, reused_from TEXT NOT NULL,
             CONSTRAINT submission_once UNIQUE (namespace, asset, partition, fingerprint, attempt)
         )
         """,
         "CREATE INDEX submission_by_state ON submission (namespace, state, created_at)",
+        "CREATE INDEX submission_undelivered ON submission (namespace, created_at) WHERE delivered_at IS NULL",
         """
         CREATE TABLE shard (
             shard_id TEXT NOT NULL PRIMARY KEY,

@@ -55,9 +55,14 @@ class Submission:
     price_basis: PriceBasis | None = None
     outcomes: Mapping[str, int] = field(default_factory=dict)  # Outcome value -> requests
     created_at: datetime
-    settled_at: datetime | None = None
+    settled_at: datetime | None = None  # every request has its outcome
+    delivered_at: datetime | None = None  # its labels are where they belong, or are no longer wanted
     run_id: str | None = None  # Dagster run that opened it
     reused_from: tuple[str, ...] = ()  # submission ids
+
+    @property
+    def is_settled(self) -> bool:
+        return self.settled_at is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +134,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """An open submission at a glance. Counts are the providers' last reports, summed over its shards."""
+    """An undelivered submission at a glance. Counts are the providers' last reports, summed over its shards."""
 
     submission: Submission
     states: Mapping[ShardState, int]  # shards per state; states without shards are left out

@@ -112,6 +112,7 @@ SUBMISSION = sa.Table(
     _column("outcomes", _AsText(json.loads, _json)),
     _column("created_at", _UTC),
     _column("settled_at", _UTC, null=True),
+    _column("delivered_at", _UTC, null=True),
     _column("run_id", sa.Text, null=True),
     _column("reused_from", _AsText(_names, _json)),
 )
