@@ -2,8 +2,8 @@
 `vllm run-batch -i {input} -o {output} --model {model}` does.
 
 The command runs detached: it survives the process that started it, and is found again by its folder. The batch id is
-the tag, and starting is idempotent under the folder's lock, so there is never any doubt whether a batch exists. A failed
-row is a row of the output; the exit code tells only of the command as a whole.
+the tag, and starting is idempotent under the folder's lock, so there is never any doubt whether a batch exists. A row
+that failed is a row of the output; the exit code tells only of the command as a whole.
 
 Refuses to run on another machine than the one that submitted: folder and locks are local. Runs no shell.
 """

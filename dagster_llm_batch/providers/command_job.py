@@ -26,7 +26,7 @@ import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -104,7 +104,7 @@ class Job:
             "progress": str(self.progress),
             "grace_seconds": grace_seconds,
             "requests": _count_lines(self.input),
-            "created_at": datetime.now(timezone.utc).timestamp(),
+            "created_at": datetime.now(UTC).timestamp(),
         }
         temporary = self.path / "job.json.part"
         temporary.write_text(json.dumps(plan), encoding="utf-8")
@@ -156,7 +156,7 @@ class Job:
 def time_of(value: Mapping[str, Any] | None, name: str) -> datetime | None:
     """The time that `name` holds in seconds since the epoch."""
     seconds = (value or {}).get(name)
-    return datetime.fromtimestamp(seconds, timezone.utc) if isinstance(seconds, int | float) else None
+    return datetime.fromtimestamp(seconds, UTC) if isinstance(seconds, int | float) else None
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ Format: https://platform.openai.com/docs/api-reference/batch/object
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from dagster_llm_batch.types import BatchReport, BatchStatus
@@ -86,8 +86,8 @@ def _time(value: Any) -> datetime | None:
     """Seconds since the epoch, as OpenAI writes times, or ISO 8601, as some compatible servers do."""
     try:
         if isinstance(value, str):
-            time = datetime.fromisoformat(value.replace("Z", "+00:00"))
-            return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
-        return None if value is None else datetime.fromtimestamp(value, timezone.utc)
+            time = datetime.fromisoformat(value)
+            return time if time.tzinfo else time.replace(tzinfo=UTC)
+        return None if value is None else datetime.fromtimestamp(value, UTC)
     except (ValueError, TypeError, OverflowError, OSError):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 import jsonschema
@@ -16,7 +16,7 @@ from dagster_llm_batch.errors import ResponseSchemaError
 from dagster_llm_batch.providers.openai_schema import strict_schema
 
 
-class Urgency(str, Enum):
+class Urgency(StrEnum):
     LOW = "low"
     HIGH = "high"
 
