@@ -23,10 +23,10 @@ from functools import cache
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
 from dagster_llm_batch.errors import LeaseError, LedgerError
 from dagster_llm_batch.storage.database import Database
+from dagster_llm_batch.storage.queries import insert_or_nothing
 from dagster_llm_batch.storage.tables import LEASE
 
 __all__ = ["Lease", "leased"]
@@ -78,12 +78,7 @@ class Lease:
 
     def take(self) -> _Holder | None:
         """Take it, and start the heartbeat, or say who holds it."""
-        try:
-            holder = self._compare_and_set()
-        except IntegrityError:  # another process inserted the name since we looked
-            with self._database.read() as connection:
-                row = connection.execute(sa.select(LEASE).where(LEASE.c.name == self.name)).mappings().one_or_none()
-            holder = _Holder(row["owner"], row["expires_at"]) if row else _Holder("another process", self._clock())
+        holder = self._compare_and_set()
         if holder is None:
             self._heart.start()
         return holder
@@ -99,20 +94,24 @@ class Lease:
 
     def _compare_and_set(self) -> _Holder | None:
         now = self._clock()
-        wanted = {"owner": self.owner, "expires_at": now + self._length}
-        with self._database.write() as connection:
-            row = connection.execute(sa.select(LEASE).where(LEASE.c.name == self.name)).mappings().one_or_none()
-            if row is None:
-                connection.execute(sa.insert(LEASE).values(name=self.name, **wanted))
-            else:
-                seen = _Holder(row["owner"], row["expires_at"])
-                if seen.expires_at > now and not _is_dead(seen.owner):
-                    return seen
-                same = (LEASE.c.name == self.name) & (LEASE.c.owner == seen.owner)
-                same &= LEASE.c.expires_at == seen.expires_at
-                if connection.execute(sa.update(LEASE).where(same).values(**wanted)).rowcount == 0:
-                    return _Holder("another process", now)
-        self._expires_at = wanted["expires_at"]  # type: ignore[assignment]
+        expires_at = now + self._length
+        wanted = {"owner": self.owner, "expires_at": expires_at}
+        row: sa.RowMapping | None = None
+        inserted = False
+        while not inserted and row is None:  # a holder can give it back between our two statements
+            with self._database.write() as connection:
+                inserted = insert_or_nothing(connection, LEASE, {"name": self.name, **wanted}, ("name",))
+                if inserted:
+                    continue
+                query = sa.select(LEASE).where(LEASE.c.name == self.name).with_for_update()
+                row = connection.execute(query).mappings().one_or_none()
+                if row is None:
+                    continue
+                if row["expires_at"] > now and not _is_dead(row["owner"]):
+                    return _Holder(row["owner"], row["expires_at"])
+                seen = (LEASE.c.name == self.name) & (LEASE.c.owner == row["owner"])
+                connection.execute(sa.update(LEASE).where(seen).values(wanted))
+        self._expires_at = expires_at
         return None
 
     def _beat(self, every_seconds: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -23,6 +23,7 @@ __all__ = [
     "get_submission",
     "illegal_move",
     "insert_once",
+    "insert_or_nothing",
     "of_partition",
     "unknown_shard",
 ]
@@ -30,12 +31,17 @@ __all__ = [
 OLDEST_FIRST = (SUBMISSION.c.created_at, SUBMISSION.c.submission_id)
 
 
+def insert_or_nothing(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any], once: Sequence[str]) -> bool:
+    """Insert the row where no other has the same values in `once`, a unique key; say whether it was inserted."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(table).values(**row).on_conflict_do_nothing(index_elements=list(once))
+    return connection.execute(statement).rowcount > 0
+
+
 def insert_once(connection: sa.Connection, submission: Submission) -> bool:
     """Insert it where its attempt is not stored yet; say whether it was inserted."""
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    once = ["namespace", "asset", "partition", "fingerprint", "attempt"]
-    statement = insert(SUBMISSION).values(to_row(submission)).on_conflict_do_nothing(index_elements=once)
-    return connection.execute(statement).rowcount > 0
+    once = ("namespace", "asset", "partition", "fingerprint", "attempt")
+    return insert_or_nothing(connection, SUBMISSION, to_row(submission), once)
 
 
 def of_partition(namespace: str, asset: str, partition: str) -> sa.ColumnElement[bool]:

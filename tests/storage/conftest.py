@@ -39,7 +39,7 @@ def postgres_cluster():
         pytest.skip("DLB_TEST_POSTGRES=0")
     try:
         import psycopg2
-    except Exception as error:  # a broken build raises SystemError
+    except (ImportError, SystemError) as error:  # a broken build raises SystemError
         pytest.fail(f"The PostgreSQL tests need a working psycopg2 >= 2.9 ({error!r}), or DLB_TEST_POSTGRES=0.")
     binaries = _server_binaries()
     if binaries is None:

@@ -28,8 +28,9 @@ def kinds(ledger, submission_id="s1"):
 def test_a_submission_comes_back_as_it_was_stored(ledger):
     tokyo = timezone(timedelta(hours=9))
     full = a_submission(
-        partition="a/b|ü", attempt=3, reused=2, manifest_path="m.parquet", estimated_usd=Decimal("0.1000000000000000000001"),
-        run_id="r", reused_from=("s0", "s-1"), created_at=datetime(2026, 1, 1, 9, 0, 0, 123456, tokyo),
+        partition="a/b|ü", attempt=3, reused=2, manifest_path="m.parquet",
+        estimated_usd=Decimal("0.1000000000000000000001"), run_id="r", reused_from=("s0", "s-1"),
+        created_at=datetime(2026, 1, 1, 9, 0, 0, 123456, tokyo),
     )  # fmt: skip
     assert ledger.open(full, []) == full
     stored = ledger.submission("s1")
@@ -140,7 +141,7 @@ def test_a_move_refuses_what_it_cannot_record(ledger):
     with pytest.raises(LedgerError, match="without a batch_id"):
         ledger.move("h1", Move.ACCEPTED)
     with pytest.raises(LedgerError, match="nonce"):
-        ledger.move("h1", Move.ACCEPTED, batch_id="b", **{"nonce": "x"})
+        ledger.move("h1", Move.ACCEPTED, batch_id="b", nonce="x")
     with pytest.raises(LedgerError, match="no shard h9"):
         ledger.move("h9", Move.SEND)
     assert ledger.shard("h1").state is ShardState.SUBMITTING
@@ -210,11 +211,11 @@ def test_in_flight_gives_the_least_recently_polled_first(ledger, clock):
     assert [shard.shard_id for shard in ledger.in_flight("prod")][:2] == ["h2", "h4"]
 
 
-def test_progress_counts_the_shards_of_each_open_submission_by_state(ledger, clock):
+def test_progress_counts_the_shards_of_each_undelivered_submission_by_state(ledger, clock):
     ledger.open(a_submission("s1"), [a_shard(f"h{number}", number=number) for number in range(4)])
     ledger.open(a_submission("s2", fingerprint="f2", created_at=datetime(2026, 1, 2, tzinfo=UTC)), [])
     ledger.open(a_submission("s3", fingerprint="f3"), [a_shard("gone", "s3")])
-    ledger.set_state("s3", SubmissionState.CANCELED)
+    ledger.deliver("s3")
     bring_to(ledger, "h0", ShardState.COLLECTED)
     clock.pass_seconds(60)
     oldest = clock.now
@@ -233,6 +234,21 @@ def test_progress_counts_the_shards_of_each_open_submission_by_state(ledger, clo
     assert (first.total, first.done, first.failed, first.oldest_submitted_at) == (8 + 7 + 8 + 8, 5, 1, oldest)
     assert (second.submission.submission_id, second.states, second.total) == ("s2", {}, 0)
     assert second.oldest_submitted_at is None
+
+
+def test_a_settled_or_canceled_submission_stays_in_progress_until_it_is_delivered(ledger, clock):
+    ledger.open(a_submission("s1"), [])
+    ledger.open(a_submission("s2", fingerprint="f2"), [])
+    ledger.settle("s1", outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
+    ledger.set_state("s2", SubmissionState.CANCELED)
+    assert [progress.submission.submission_id for progress in ledger.progress("prod")] == ["s1", "s2"]
+    delivered = ledger.deliver("s1")
+    assert (delivered.state, delivered.delivered_at) == (SubmissionState.SETTLED, clock.now)
+    assert ledger.submission("s1") == delivered
+    clock.pass_seconds(1)
+    assert ledger.deliver("s1") == delivered
+    assert kinds(ledger) == ["opened", "settled", "delivered"]
+    assert [progress.submission.submission_id for progress in ledger.progress("prod")] == ["s2"]
 
 
 def test_settle_records_the_account_and_may_be_repeated(ledger, clock):
