@@ -4,8 +4,6 @@ A sensor body can run twice, so whatever costs money happens in runs. A tick is 
 turn, least recently polled first, each at a spacing that grows with its age. State is in the ledger, not in a cursor.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ import dagster as dg
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.checks import ChecksPolicy
 from dagster_llm_batch.engine import Engine, Labeling
-from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.resources import LLMBatchResource
 
 __all__ = ["ROLE_TAG", "Dataset", "RowsContext", "RowsFunction", "partitions_of"]
@@ -103,14 +103,19 @@ class Dataset:
         """The rows of one partition."""
         if not isinstance(self.rows, dg.AssetKey):
             return self.rows(RowsContext(partition, context))
-        known = context.repository_def.asset_graph.get(self.rows).partitions_def
-        if known is not None and partition is None:
+        upstream = context.op_execution_context.job_def.asset_layer.get(self.rows).partitions_def
+        if upstream is not None and upstream != self.partitions_def:
             msg = (
-                f"The rows asset {self.rows.to_user_string()} is partitioned and the labels are not. Give the labels "
-                "the same partitions_def, or rows= a function that says which partitions to read."
+                f"The rows asset {self.rows.to_user_string()} has other partitions than {self.key.to_user_string()}: "
+                f"{upstream} against {self.partitions_def}. Give both the same partitions_def, or rows= a function "
+                "that says which partitions to read."
             )
             raise ConfigError(msg)
-        return context.load_asset_value(self.rows, partition_key=partition if known is not None else None)
+        try:
+            return context.load_asset_value(self.rows, partition_key=None if upstream is None else partition)
+        except FileNotFoundError as error:
+            msg = f"The rows asset {self.rows.to_user_string()} is not materialized: {error}. Materialize it first."
+            raise InputError(msg) from error
 
 
 def partitions_of(context: dg.AssetExecutionContext) -> list[str | None]:

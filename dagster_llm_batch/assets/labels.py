@@ -1,7 +1,5 @@
 """The asset that lands labels, and rejects beside it. Materialized too early it is a green run with an observation."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The asset that submits. One materialization says what was sent, in which batches, and what it may cost."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
