@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.command import CommandProvider
@@ -33,3 +38,36 @@ def labeler(workdir: Path, *options: str, **more) -> CommandProvider:
     """The command provider over the labeler of these tests."""
     words = [sys.executable, "-S", str(LABELER), "-i", "{input}", "-o", "{output}", "--model", "{model}", *options]
     return CommandProvider(words, str(workdir), **more)
+
+
+@contextmanager
+def odd_server(answer: Callable[[str, str], Any], seen: list[Mapping[str, str]] | None = None) -> Iterator[str]:
+    """A compatible server that answers (method, path with query) with a JSON value, or bytes as they are."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            if seen is not None:
+                seen.append(dict(self.headers.items()))
+            value = answer(self.command, self.path)
+            data = value if isinstance(value, bytes) else json.dumps(value).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_POST = do_DELETE = do_GET  # noqa: N815 -- the library's names
+
+        def log_message(self, *_args: object) -> None:
+            """Print nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,203 @@
+"""The duties of `protocols.py` as tests, for every provider, also yours. Needs pytest.
+
+    class TestMyProvider(ProviderContract):
+        @pytest.fixture
+        def rig(self): ...
+
+Each test is named after the duty it holds the provider to.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import BinaryIO, Protocol, cast
+
+import pytest
+
+from dagster_llm_batch.protocols import Codec
+from dagster_llm_batch.protocols import Provider as ProviderProtocol
+from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, Outcome, Request, RequestSpec, Result
+
+__all__ = ["OneWayStream", "ProviderContract", "ProviderRig"]
+
+_AWKWARD = ('say "hi"', "a\\b\n\r\t", "x\u2028y\u2029z", "\U0001f600 é 中", '"},{"custom_id":"forged"', "\x00\x1f\x7f")
+_NONCE = "n"
+
+
+class Finish(Protocol):
+    """Lets every batch that was submitted come to its end."""
+
+    def __call__(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class ProviderRig:
+    """A provider ready to be tested. `secrets` must never be shown; `finish` lets all its batches end."""
+
+    provider: ProviderProtocol
+    spec: RequestSpec
+    finish: Finish
+    secrets: Sequence[str] = ()
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of the rig's spec."""
+        return self.provider.codec(self.spec)
+
+    def submit(self, texts: Sequence[str], tag: str) -> str:
+        """One batch of these texts, whose custom_ids are n-0, n-1, …"""
+        return self.provider.submit(cast("BinaryIO", OneWayStream(self.lines(texts))), self.spec, tag)
+
+    def lines(self, texts: Sequence[str]) -> bytes:
+        """The request file of these texts."""
+        codec = self.codec
+        return b"".join(codec.encode(Request(f"r{i}", None, text), f"{_NONCE}-{i}") for i, text in enumerate(texts))
+
+    def results(self, batch_id: str) -> list[Result]:
+        """All results of a batch, read."""
+        return [self.codec.decode(line) for line in self.provider.fetch(batch_id)]
+
+
+class OneWayStream(io.BufferedIOBase):
+    """Bytes that can be read once and tell neither length nor position, as a decompressed file."""
+
+    def __init__(self, data: bytes) -> None:
+        self._source = io.BytesIO(data)
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """The next bytes."""
+        return self._source.read(size)
+
+
+def _hints(requests: int) -> FindHints:
+    return FindHints(datetime.now(UTC) - timedelta(seconds=1), requests, _NONCE)
+
+
+class ProviderContract:
+    """Inherit, and give a fixture `rig` that returns a ProviderRig."""
+
+    @pytest.fixture
+    def rig(self) -> ProviderRig:
+        """The provider under test."""
+        raise NotImplementedError
+
+    def test_it_is_a_provider_and_shows_no_secret(self, rig: ProviderRig) -> None:
+        assert isinstance(rig.provider, ProviderProtocol)
+        shown = f"{rig.provider!r} {rig.provider.name} {rig.provider.account} {rig.provider.console_url('b')}"
+        assert not [secret for secret in rig.secrets if secret in shown]
+        assert rig.provider.settle_seconds >= 0
+
+    def test_encode_1_equal_arguments_give_equal_bytes(self, rig: ProviderRig) -> None:
+        request = Request("r", None, "a text")
+        assert rig.codec.encode(request, "n-0") == rig.codec.encode(request, "n-0")
+
+    def test_encode_2_a_line_ends_once(self, rig: ProviderRig) -> None:
+        for text in _AWKWARD:
+            line = rig.codec.encode(Request("r", None, text), "n-0")
+            assert line.endswith(b"\n")
+            assert line.count(b"\n") == 1
+            assert len(line.decode().splitlines()) == 1
+
+    def test_encode_3_row_data_stays_data(self, rig: ProviderRig) -> None:
+        plain = json.loads(rig.codec.encode(Request("r", None, "plain"), "n-0"))
+        for text in _AWKWARD:
+            line = json.loads(rig.codec.encode(Request("r", None, text), "n-0"))
+            assert json.dumps(line).replace(json.dumps(text), '"plain"') == json.dumps(plain)
+
+    def test_decode_1_never_raises(self, rig: ProviderRig) -> None:
+        for line in (b"", b"\n", b"{", b"[]", b"null", b'"x"', b"{}", b"\xff\xfe", b"\xef\xbb\xbf", b"[" * 100_000):
+            result = rig.codec.decode(line)
+            assert result.custom_id is None
+            assert result.outcome is not Outcome.SUCCEEDED
+
+    def test_submit_2_the_tag_is_attached_so_that_find_sees_it(self, rig: ProviderRig) -> None:
+        batch_id = rig.submit(["a", "b"], "tag-a")
+        assert rig.provider.find("tag-a", _hints(2)) == Found(batch_id)
+        rig.finish()
+        assert rig.provider.find("tag-a", _hints(2)) == Found(batch_id)
+
+    def test_find_a_batch_that_was_never_created_is_absent(self, rig: ProviderRig) -> None:
+        rig.submit(["a"], "tag-a")
+        assert rig.provider.find("tag-b", _hints(1)) == Absent()
+        rig.finish()
+
+    def test_poll_a_batch_is_reported_until_it_ends(self, rig: ProviderRig) -> None:
+        first, second = rig.submit(["a"], "tag-a"), rig.submit(["a", "b"], "tag-b")
+        assert set(rig.provider.poll([first, second])) == {first, second}
+        rig.finish()
+        reports = rig.provider.poll([first, second])
+        assert {report.status for report in reports.values()} == {BatchStatus.ENDED}
+        assert [reports[batch_id].batch_id for batch_id in (first, second)] == [first, second]
+        assert reports[second].total in (2, None)
+        ended_at = reports[second].ended_at
+        assert ended_at is None or ended_at.tzinfo is not None
+
+    def test_poll_1_an_unknown_batch_has_failed_with_a_reason(self, rig: ProviderRig) -> None:
+        known = rig.submit(["a"], "tag-a")
+        reports = rig.provider.poll(["batch_unknown", known])
+        assert reports["batch_unknown"].status is BatchStatus.FAILED
+        assert reports["batch_unknown"].reason
+        assert known in reports
+        rig.finish()
+
+    def test_poll_nothing_is_nothing(self, rig: ProviderRig) -> None:
+        assert dict(rig.provider.poll([])) == {}
+
+    def test_fetch_every_request_has_one_line_and_one_outcome(self, rig: ProviderRig) -> None:
+        batch_id = rig.submit([f"text {i}" for i in range(20)], "tag-a")
+        rig.finish()
+        results = rig.results(batch_id)
+        assert sorted(result.custom_id or "" for result in results) == sorted(f"n-{i}" for i in range(20))
+        assert {result.outcome for result in results} == {Outcome.SUCCEEDED}
+        assert all(result.text is not None or result.embedding for result in results)
+        assert all(result.usage is not None and result.usage.input_tokens > 0 for result in results)
+
+    def test_fetch_1_lines_end_at_line_feeds_only(self, rig: ProviderRig) -> None:
+        batch_id = rig.submit(_AWKWARD, "tag-a")
+        rig.finish()
+        lines = list(rig.provider.fetch(batch_id))
+        assert len(lines) == len(_AWKWARD)
+        assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in lines)
+
+    def test_fetch_can_be_started_over(self, rig: ProviderRig) -> None:
+        batch_id = rig.submit(["a", "b", "c"], "tag-a")
+        rig.finish()
+        broken_off = rig.provider.fetch(batch_id)
+        next(broken_off)
+        del broken_off
+        assert list(rig.provider.fetch(batch_id)) == list(rig.provider.fetch(batch_id))
+
+    def test_cancel_an_ended_batch_does_nothing(self, rig: ProviderRig) -> None:
+        batch_id = rig.submit(["a"], "tag-a")
+        rig.finish()
+        rig.provider.cancel(batch_id)
+        assert rig.provider.poll([batch_id])[batch_id].status is BatchStatus.ENDED
+        assert len(rig.results(batch_id)) == 1
+
+    def test_cancel_leads_to_an_end_that_accounts_for_what_finished(self, rig: ProviderRig) -> None:
+        batch_id = rig.submit(["a", "b"], "tag-a")
+        rig.provider.cancel(batch_id)
+        rig.finish()
+        status = rig.provider.poll([batch_id])[batch_id].status
+        assert status in (BatchStatus.CANCELED, BatchStatus.ENDED)
+        for result in rig.results(batch_id):
+            assert result.outcome in (Outcome.SUCCEEDED, Outcome.CANCELED)
+
+    def test_respond_gives_the_result_line_that_a_batch_would(self, rig: ProviderRig) -> None:
+        answer = rig.provider.respond(rig.codec.encode(Request("r", None, "a text"), "n-7"))
+        assert answer.endswith(b"\n")
+        assert answer.count(b"\n") == 1
+        result = rig.codec.decode(answer)
+        assert (result.custom_id, result.outcome) == ("n-7", Outcome.SUCCEEDED)
+        batch_id = rig.submit(["a text"], "tag-a")
+        rig.finish()
+        (batched,) = rig.results(batch_id)
+        assert (batched.text, batched.embedding) == (result.text, result.embedding)

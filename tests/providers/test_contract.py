@@ -1,0 +1,59 @@
+"""The contract, held by every provider: OpenAI's over its SDK and a socket, the command with real processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from provider_bench import labeler, until
+
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.providers.openai import OpenAIProvider
+from dagster_llm_batch.providers.registry import PROVIDERS, provider_class
+from dagster_llm_batch.testing.contracts import ProviderContract, ProviderRig
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseFormat, ResponseKind
+
+SPECS = {
+    "chat": RequestSpec("gpt-x"),
+    "responses": RequestSpec("gpt-x", endpoint=Endpoint.RESPONSES),
+    "embeddings": RequestSpec("embed-x", ResponseFormat(ResponseKind.EMBEDDING), Endpoint.EMBEDDINGS),
+}
+
+
+class TestOpenAI(ProviderContract):
+    @pytest.fixture(params=SPECS)
+    def rig(self, request) -> Iterator[ProviderRig]:
+        with Emulator() as emulator:
+            provider = OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url)
+            yield ProviderRig(provider, SPECS[request.param], emulator.settle, [DEFAULT_KEY])
+
+
+class TestAzure(ProviderContract):
+    @pytest.fixture
+    def rig(self) -> Iterator[ProviderRig]:
+        with Emulator() as emulator:
+            provider = OpenAIProvider(DEFAULT_KEY, emulator.azure_base_url)
+            yield ProviderRig(provider, SPECS["chat"], emulator.settle, [DEFAULT_KEY])
+
+
+class TestCommand(ProviderContract):
+    @pytest.fixture
+    def rig(self, tmp_path) -> ProviderRig:
+        provider = labeler(tmp_path, env={"TOKEN": "secret-token"})
+
+        def finish() -> None:
+            ids = [path.name for path in tmp_path.iterdir()]
+            until(lambda: all(report.status.is_terminal for report in provider.poll(ids).values()))
+
+        return ProviderRig(provider, RequestSpec("m"), finish, ["secret-token"])
+
+
+def test_every_registered_provider_is_importable_and_held_to_the_contract():
+    classes = {provider_class(name) for name in PROVIDERS}
+    assert {found.__name__ for found in classes} == {"OpenAIProvider", "CommandProvider"}
+
+
+def test_an_unknown_provider_names_the_known_ones():
+    with pytest.raises(ConfigError, match="The providers are: command, openai"):
+        provider_class("brand_new")

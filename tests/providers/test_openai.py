@@ -1,0 +1,548 @@
+"""The OpenAI provider through the official SDK over a socket: when a batch may exist, it is never said not to."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from provider_bench import SPEC, batch_file, odd_server
+
+from dagster_llm_batch.errors import (
+    AmbiguousError,
+    ConfigError,
+    CredentialsError,
+    ProviderError,
+    RefusedError,
+    TransientError,
+)
+from dagster_llm_batch.providers.openai import TAG_KEY, OpenAIProvider
+from dagster_llm_batch.testing.emulator import (
+    DEFAULT_KEY,
+    BatchFault,
+    Emulator,
+    FileFault,
+    ManualClock,
+    RowFault,
+    WireFault,
+    lost_create_reply,
+    rate_limited,
+)
+from dagster_llm_batch.types import Absent, BatchStatus, CannotTell, FindHints, Found, Outcome
+
+CREATE = "POST /v1/batches"
+TAG = "tag-1"
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    with Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def provider(emulator) -> OpenAIProvider:
+    return over(emulator)
+
+
+def over(emulator: Emulator, **more) -> OpenAIProvider:
+    return OpenAIProvider(**{"api_key": DEFAULT_KEY, "base_url": emulator.openai_base_url, **more})
+
+
+def submit(provider: OpenAIProvider, tag: str = TAG, count: int = 3) -> str:
+    return provider.submit(batch_file(provider.codec(SPEC), [f"text {i}" for i in range(count)]), SPEC, tag)
+
+
+def hints(sent_at: datetime | None = None, requests: int = 3) -> FindHints:
+    return FindHints(sent_at or datetime.now(UTC), requests, "n")
+
+
+def report(provider: OpenAIProvider, batch_id: str):
+    return provider.poll([batch_id])[batch_id]
+
+
+def results(provider: OpenAIProvider, batch_id: str):
+    return [provider.codec(SPEC).decode(line) for line in provider.fetch(batch_id)]
+
+
+def gets(emulator: Emulator) -> list[str]:
+    return [call.path for call in emulator.books.calls if call.method == "GET"]
+
+
+# Submit
+
+
+def test_a_submit_uploads_once_and_creates_once_with_its_tag(emulator, provider):
+    batch_id = submit(provider)
+    (batch,) = emulator.books.batches
+    assert (batch.id, batch.metadata) == (batch_id, {TAG_KEY: TAG})
+    assert emulator.books.creates_seen == 1
+    assert [file.bytes for file in emulator.books.files] == [len(batch_file(provider.codec(SPEC), TEXTS).read())]
+
+
+TEXTS = ["text 0", "text 1", "text 2"]
+
+
+@pytest.mark.parametrize("how", ["500", "close", "hang"])
+def test_a_lost_reply_is_ambiguous_and_the_batch_is_found(emulator, how):
+    provider = over(emulator, timeout_seconds=1.0)
+    emulator.inject(lost_create_reply(how))
+    with pytest.raises(AmbiguousError):
+        submit(provider)
+    (batch,) = emulator.books.batches
+    assert emulator.books.creates_seen == 1
+    assert provider.find(TAG, hints()) == Found(batch.id)
+    emulator.settle()
+    assert report(provider, batch.id).status is BatchStatus.ENDED  # its input file was not taken away
+
+
+@pytest.mark.parametrize("status", [408, 409, 500, 502, 503, 504])
+def test_a_create_answered_with_a_status_that_says_nothing_is_ambiguous(emulator, provider, status):
+    emulator.inject(WireFault(kind="status", route=CREATE, status=status))
+    with pytest.raises(AmbiguousError, match="Look for the batch"):
+        submit(provider)
+    assert emulator.books.creates_seen == 1
+    assert provider.find(TAG, hints()) == Absent()
+
+
+def test_a_create_whose_reply_is_cut_is_ambiguous(emulator, provider):
+    emulator.inject(WireFault(kind="cut", route=CREATE))
+    with pytest.raises(AmbiguousError):
+        submit(provider)
+
+
+@pytest.mark.parametrize("reply", [b"<html>ok</html>", b"{", b"[]", b"{}", b'{"id":7}'])
+def test_a_create_whose_reply_names_no_batch_is_ambiguous(reply):
+    with odd_server(lambda _, path: {"id": "file-1"} if path == "/v1/files" else reply) as url:
+        with pytest.raises(AmbiguousError):
+            submit(OpenAIProvider("sk-x", url))
+
+
+def test_too_many_requests_means_not_created_and_says_how_long_to_wait(emulator, provider):
+    emulator.inject(rate_limited(CREATE, retry_after=7))
+    with pytest.raises(TransientError) as caught:
+        submit(provider)
+    assert caught.value.retry_after_seconds == 7
+    assert emulator.books.batches == []
+    assert emulator.books.calls_to("DELETE", "/v1/files/*") == 1 or [
+        call for call in emulator.books.calls if call.method == "DELETE"
+    ]
+
+
+@pytest.mark.parametrize("status", [400, 404, 422])
+def test_a_refused_create_is_refused_and_its_file_deleted(emulator, provider, status):
+    emulator.inject(WireFault(kind="status", route=CREATE, status=status))
+    with pytest.raises(RefusedError):
+        submit(provider)
+    deleted = [call.path for call in emulator.books.calls if call.method == "DELETE"]
+    assert deleted == [f"/v1/files/{emulator.books.files[0].id}"]
+
+
+def test_an_account_without_quota_is_refused(emulator, provider):
+    emulator.inject(WireFault(kind="status", route=CREATE, status=429, code="insufficient_quota"))
+    with pytest.raises(RefusedError, match="no quota"):
+        submit(provider)
+
+
+def test_a_wrong_key_is_a_credentials_error_that_never_shows_it(emulator):
+    key = "sk-wrong-0123456789abcdef"
+    message = f"Incorrect API key provided: {key}. Or sk-wr***********cdef."
+    emulator.inject(WireFault(kind="status", status=401, message=message, times=None))
+    provider = over(emulator, api_key=key)
+    for call in (
+        lambda: submit(provider),
+        lambda: provider.find(TAG, hints()),
+        lambda: provider.poll(["batch_1"]),
+        lambda: list(provider.fetch("batch_1")),
+        lambda: provider.respond(batch_file(provider.codec(SPEC), ["x"]).read()),
+    ):
+        with pytest.raises(CredentialsError) as caught:
+            call()
+        shown = "".join(traceback.format_exception(caught.value))
+        assert "Incorrect API key provided: ***" in shown
+        assert key not in shown
+        assert "cdef" not in shown
+
+
+def test_no_connection_means_not_created():
+    with Emulator() as gone:
+        provider = over(gone)
+        submit(provider)
+    with pytest.raises(TransientError, match="no connection"):
+        provider._create("file-1", SPEC, TAG)
+    with pytest.raises(TransientError, match="no connection"):
+        provider.find(TAG, hints())
+
+
+def test_an_upload_is_tried_again(emulator, provider):
+    emulator.inject(WireFault(kind="status", route="POST /v1/files", status=500))
+    submit(provider)
+    assert len(emulator.books.batches) == 1
+
+
+# Find
+
+
+def create_many(emulator: Emulator, provider: OpenAIProvider, count: int) -> None:
+    client = provider._client(retries=0)
+    file_id = emulator.books.files[0].id
+    for i in range(count):
+        client.batches.create(
+            input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h", metadata={TAG_KEY: f"o{i}"}
+        )
+
+
+def test_find_reads_pages_until_one_is_older_than_the_create_call():
+    clock = ManualClock(1_800_000_000.0)
+    with Emulator(clock=clock) as emulator:
+        provider = over(emulator)
+        first = submit(provider)
+        create_many(emulator, provider, 150)
+        clock.advance(3_600)
+        create_many(emulator, provider, 110)
+        now = datetime.fromtimestamp(clock(), UTC)
+        before = len(gets(emulator))
+        assert provider.find("never", hints(now)) == Absent()
+        assert len(gets(emulator)) - before == 3 - 0  # 100 new; 10 new and 90 old; 61 old
+        before = len(gets(emulator))
+        assert provider.find("never", hints(now + timedelta(hours=1))) == Absent()
+        assert len(gets(emulator)) - before == 2  # two pages show that they fall
+        assert provider.find(TAG, hints(now - timedelta(hours=1))) == Found(first)
+
+
+def batch(number: int, created_at: object, **more):
+    return {"id": f"batch_{number}", "object": "batch", "status": "completed", "created_at": created_at, **more}
+
+
+def listing(batches: list, size: int):
+    """The list route over `batches`, in this order."""
+
+    def answer(_method: str, path: str):
+        after = path.partition("after=")[2].partition("&")[0]
+        start = next((i + 1 for i, one in enumerate(batches) if one["id"] == after), 0)
+        return {"object": "list", "data": batches[start : start + size], "has_more": start + size < len(batches)}
+
+    return answer
+
+
+def test_find_does_not_trust_an_order_that_rises():
+    ours = batch(9, 1_800_000_000, metadata={TAG_KEY: TAG})
+    older = [batch(i, 1_700_000_000 + i, metadata={"a": "b"}) for i in range(4)]
+    with odd_server(listing([*older, ours], 2)) as url:
+        found = OpenAIProvider("sk-x", url).find(TAG, hints(datetime.fromtimestamp(1_800_000_000, UTC)))
+    assert found == Found("batch_9")
+
+
+def test_find_cannot_tell_where_the_server_shows_no_metadata():
+    with odd_server(listing([batch(1, 1_800_000_000), batch(2, 1_700_000_000)], 9)) as url:
+        found = OpenAIProvider("sk-x", url).find(TAG, hints(datetime.fromtimestamp(1_800_000_000, UTC)))
+    assert isinstance(found, CannotTell)
+    assert found.candidates == ("batch_1",)
+
+
+def test_find_cannot_tell_between_two_batches_of_one_tag():
+    twins = [batch(i, 1_800_000_000, metadata={TAG_KEY: TAG}) for i in (1, 2)]
+    with odd_server(listing(twins, 9)) as url:
+        found = OpenAIProvider("sk-x", url).find(TAG, hints())
+    assert isinstance(found, CannotTell)
+    assert found.candidates == ("batch_1", "batch_2")
+
+
+def test_find_ends_where_the_server_gives_the_same_page_again_and_again():
+    page = {"data": [batch(1, 1_800_000_000, metadata={"a": "b"})], "has_more": True}
+    with odd_server(lambda *_: page) as url:
+        assert isinstance(OpenAIProvider("sk-x", url).find(TAG, hints()), CannotTell)
+
+
+def test_find_counts_a_batch_that_failed_validation(emulator, provider):
+    emulator.inject(BatchFault(kind="fails"))
+    batch_id = submit(provider)
+    emulator.settle()
+    assert provider.find(TAG, hints()) == Found(batch_id)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_find_is_transient_where_the_list_cannot_be_read(emulator, provider, status):
+    emulator.inject(WireFault(kind="status", route="GET /v1/batches*", status=status))
+    with pytest.raises(TransientError):
+        provider.find(TAG, hints())
+
+
+# Poll
+
+
+def test_poll_reads_few_one_by_one_and_many_from_a_page(emulator, provider):
+    ids = [submit(provider, f"tag-{i}") for i in range(8)]
+    before = len(gets(emulator))
+    assert set(provider.poll(ids[:3])) == set(ids[:3])
+    assert len(gets(emulator)) - before == 3
+    assert set(provider.poll(ids)) == set(ids)
+    assert len(gets(emulator)) - before == 4
+
+
+def test_poll_leaves_out_what_cannot_be_read_and_raises_where_nothing_can(emulator, provider):
+    ids = [submit(provider, f"tag-{i}") for i in range(3)]
+    emulator.inject(WireFault(kind="status", route=f"GET /v1/batches/{ids[0]}", status=500))
+    assert set(provider.poll(ids)) == set(ids[1:])
+    emulator.inject(WireFault(kind="status", route="GET /v1/batches*", status=503, times=None))
+    with pytest.raises(TransientError):
+        provider.poll(ids)
+
+
+def test_poll_falls_back_to_single_reads_where_the_list_fails(emulator, provider):
+    ids = [submit(provider, f"tag-{i}") for i in range(6)]
+    emulator.inject(WireFault(kind="status", route="GET /v1/batches", status=500))
+    assert set(provider.poll(ids)) == set(ids)
+
+
+def test_a_full_queue_is_a_failure_that_may_pass_later(emulator, provider):
+    emulator.inject(BatchFault(kind="fails"))
+    batch_id = submit(provider)
+    emulator.settle()
+    failed = report(provider, batch_id)
+    assert (failed.status, failed.retryable) == (BatchStatus.FAILED, True)
+    assert failed.reason is not None
+    assert failed.reason.startswith("token_limit_exceeded: Enqueued token limit reached")
+    assert list(provider.fetch(batch_id)) == []
+
+
+def test_a_file_that_does_not_pass_validation_is_a_failure_with_its_line(emulator, provider):
+    line = batch_file(provider.codec(SPEC), ["a"]).read()
+    batch_id = provider.submit(batch_file(provider.codec(SPEC), ["a"]), SPEC, "first")
+    emulator.settle()
+    assert report(provider, batch_id).status is BatchStatus.ENDED
+    import io  # the file below is broken on purpose
+
+    batch_id = provider.submit(io.BytesIO(line + line), SPEC, TAG)
+    emulator.settle()
+    failed = report(provider, batch_id)
+    assert (failed.status, failed.retryable) == (BatchStatus.FAILED, False)
+    assert "duplicate_custom_id" in (failed.reason or "")
+
+
+def test_an_unknown_status_is_running(emulator, provider):
+    emulator.inject(BatchFault(kind="status", status="brand_new"))
+    running = report(provider, submit(provider))
+    assert running.status is BatchStatus.RUNNING
+    assert "brand_new" in (running.reason or "")
+
+
+def test_statuses_of_compatible_servers_are_read():
+    times = {"created_at": "2026-09-01T10:00:00Z", "completed_at": "2026-09-01T11:00:00"}
+    shapes = {
+        "a": ({"status": "IN_PROGRESS"}, BatchStatus.RUNNING),
+        "b": ({"status": "CANCELING"}, BatchStatus.CANCELING),
+        "c": ({"status": "COMPLETED", "output_file_id": "f", **times}, BatchStatus.ENDED),
+        "d": ({"status": "FAILED", "errors": "it broke"}, BatchStatus.FAILED),
+        "e": ({"status": "failed"}, BatchStatus.FAILED),
+        "f": ({}, BatchStatus.RUNNING),
+    }
+    with odd_server(lambda _, path: {"id": path[-1], **shapes[path[-1]][0]}) as url:
+        provider = OpenAIProvider("sk-x", url)
+        reports = {name: report(provider, name) for name in shapes}
+    assert {name: one.status for name, one in reports.items()} == {name: s for name, (_, s) in shapes.items()}
+    assert reports["c"].created_at == datetime(2026, 9, 1, 10, tzinfo=UTC)
+    assert reports["c"].ended_at == datetime(2026, 9, 1, 11, tzinfo=UTC)
+    assert reports["d"].reason == "it broke"
+    assert reports["e"].reason == "The provider gives no reason."
+    assert {one.total for one in reports.values()} == {None}
+
+
+def test_an_expired_batch_keeps_its_finished_rows(emulator, provider):
+    emulator.inject(BatchFault(kind="expires"))
+    batch_id = submit(provider, count=4)
+    emulator.settle()
+    assert report(provider, batch_id).status is BatchStatus.EXPIRED
+    outcomes = [result.outcome for result in results(provider, batch_id)]
+    assert sorted(outcomes) == sorted([Outcome.SUCCEEDED, Outcome.SUCCEEDED, Outcome.EXPIRED, Outcome.EXPIRED])
+
+
+def test_counts_are_unknown_until_the_file_is_validated(emulator, provider):
+    batch_id = submit(provider)
+    assert (report(provider, batch_id).status, report(provider, batch_id).total) == (BatchStatus.PENDING, None)
+    emulator.settle()
+    ended = report(provider, batch_id)
+    assert (ended.total, ended.done, ended.failed) == (3, 3, 0)
+    assert ended.created_at is not None
+    assert ended.ended_at is not None
+
+
+# Fetch
+
+
+def test_rows_come_from_both_files(emulator, provider):
+    emulator.inject(RowFault(custom_ids=["n-1"], status_code=400))
+    batch_id = submit(provider)
+    emulator.settle()
+    outcomes = {result.custom_id: result.outcome for result in results(provider, batch_id)}
+    assert outcomes == {"n-0": Outcome.SUCCEEDED, "n-1": Outcome.ERRORED, "n-2": Outcome.SUCCEEDED}
+
+
+def test_a_batch_whose_rows_all_failed_gives_them(emulator, provider):
+    emulator.inject(RowFault(status_code=500))
+    batch_id = submit(provider)
+    emulator.settle()
+    assert {(r.outcome, r.retryable) for r in results(provider, batch_id)} == {(Outcome.ERRORED, True)}
+
+
+def test_a_batch_without_files_gives_nothing(emulator, provider):
+    emulator.inject(BatchFault(kind="no_output_file"))
+    batch_id = submit(provider)
+    emulator.settle()
+    assert report(provider, batch_id).status is BatchStatus.ENDED
+    assert list(provider.fetch(batch_id)) == []
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+@pytest.mark.parametrize("where", [{"after_lines": 2}, {"after_bytes": 700}])
+def test_a_download_that_is_cut_is_transient_even_where_the_cut_cannot_be_seen(emulator, provider, framing, where):
+    batch_id = submit(provider, count=9)
+    emulator.settle()
+    emulator.inject(WireFault(kind="cut", route="GET /v1/files/*/content", framing=framing, **where))
+    with pytest.raises(TransientError):
+        list(provider.fetch(batch_id))
+    assert len(list(provider.fetch(batch_id))) == 9
+
+
+def test_a_download_that_ends_with_the_connection_and_is_whole_is_taken(emulator, provider):
+    batch_id = submit(provider, count=2)
+    emulator.settle()
+    emulator.inject(WireFault(kind="cut", route="GET /v1/files/*/content", framing="close", after_lines=2))
+    assert len(list(provider.fetch(batch_id))) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "lines", "read"),
+    [
+        ("duplicate", 4, 4),
+        ("missing", 2, 2),
+        ("foreign", 4, 4),
+        ("malformed", 3, 2),
+        ("extra_fields", 3, 3),
+        ("u2028", 3, 3),
+        ("bom", 3, 3),
+        ("crlf", 3, 3),
+        ("blank_lines", 6, 3),
+    ],
+)
+def test_a_bent_file_passes_through_and_its_good_rows_are_read(emulator, provider, kind, lines, read):
+    emulator.inject(FileFault(kind=kind))
+    batch_id = submit(provider)
+    emulator.settle()
+    raw = list(provider.fetch(batch_id))
+    assert len(raw) == lines
+    decoded = [provider.codec(SPEC).decode(line) for line in raw]
+    assert sum(result.outcome is Outcome.SUCCEEDED for result in decoded) == read
+    assert sum(result.custom_id is None for result in decoded) == lines - read
+
+
+def test_the_results_of_an_unknown_batch_are_refused(provider):
+    with pytest.raises(RefusedError, match="batch_unknown"):
+        list(provider.fetch("batch_unknown"))
+
+
+# Cancel and respond
+
+
+def test_canceling_keeps_finished_rows_and_names_the_others(emulator, provider):
+    batch_id = submit(provider)
+    emulator.tick()
+    provider.cancel(batch_id)
+    provider.cancel(batch_id)
+    assert report(provider, batch_id).status is BatchStatus.CANCELING
+    emulator.settle()
+    assert report(provider, batch_id).status is BatchStatus.CANCELED
+    assert {r.outcome for r in results(provider, batch_id)} <= {Outcome.CANCELED, Outcome.SUCCEEDED}
+
+
+def test_canceling_what_is_unknown_or_unreachable_raises(emulator, provider):
+    batch_id = submit(provider)
+    emulator.inject(WireFault(kind="status", status=500, times=2))
+    with pytest.raises(TransientError):
+        provider.cancel(batch_id)
+
+
+def test_an_http_error_in_real_time_is_a_result_line(emulator, provider):
+    emulator.inject(WireFault(kind="status", route="POST /v1/chat/*", status=400, message="no"))
+    result = provider.codec(SPEC).decode(provider.respond(batch_file(provider.codec(SPEC), ["a"]).read()))
+    assert (result.custom_id, result.outcome, result.retryable) == ("n-0", Outcome.ERRORED, False)
+    assert (result.reason or "").startswith("400")
+    assert (result.reason or "").endswith("no")
+
+
+# Building
+
+
+@pytest.mark.parametrize("key", ["", "sk-a b", "sk-a\n", "sk-é"])
+def test_a_key_that_cannot_be_one_is_refused_and_not_shown(key):
+    with pytest.raises(ConfigError) as caught:
+        OpenAIProvider(key)
+    assert not key or key not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["ftp://host/v1", "api.openai.com/v1", "https://"])
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(ConfigError, match="no web address"):
+        OpenAIProvider("sk-x", url)
+
+
+def test_the_account_names_address_organization_and_project_and_no_key():
+    assert OpenAIProvider("sk-1").account == OpenAIProvider("sk-2").account == "api.openai.com/v1"
+    named = OpenAIProvider("sk-1", organization="org-1", project="proj_1")
+    assert named.account == "api.openai.com/v1?organization=org-1&project=proj_1"
+    assert OpenAIProvider("sk-1", "https://User:pass@Res.openai.azure.com/openai/v1/").account == (
+        "res.openai.azure.com/openai/v1"
+    )
+    assert OpenAIProvider("sk-1", account="ours").account == "ours"
+    assert "sk-1" not in repr(named)
+
+
+def test_only_openais_own_console_is_known():
+    assert OpenAIProvider("sk-1").console_url("batch_1") == "https://platform.openai.com/batches/batch_1"
+    assert OpenAIProvider("sk-1", "https://api.groq.com/openai/v1").console_url("batch_1") is None
+
+
+def test_the_environment_changes_nothing_about_whose_answers_these_are(monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-env")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-env")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    seen: list = []
+    with odd_server(listing([], 1), seen) as url:
+        OpenAIProvider("sk-x", url).find(TAG, hints())
+        OpenAIProvider("sk-x", url, "org-mine").find(TAG, hints())
+    organizations = [{k.lower(): v for k, v in headers.items()}.get("openai-organization") for headers in seen]
+    assert organizations == [None, "org-mine"]
+    assert not [headers for headers in seen if "proj-env" in headers.values()]
+
+
+def test_the_sdk_is_imported_on_use_only_and_its_absence_names_the_extra():
+    code = """
+import sys
+from dagster_llm_batch.errors import MissingExtraError
+from dagster_llm_batch.providers.registry import provider_class
+provider = provider_class("openai")("sk-x")
+assert "openai" not in sys.modules, "the SDK was imported too early"
+sys.modules["openai"] = None
+try:
+    provider.poll(["batch_1"])
+except MissingExtraError as error:
+    print(error)
+"""
+    env = {"PYTHONPATH": ":".join(sys.path)}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout
+    assert "pip install 'dagster-llm-batch[openai]'" in out
+
+
+def test_every_error_of_a_verb_is_a_provider_error(emulator, provider):
+    batch_id = submit(provider)
+    emulator.inject(WireFault(kind="close", times=None))
+    for call in (
+        lambda: provider.find(TAG, hints()),
+        lambda: provider.poll([batch_id]),
+        lambda: provider.cancel(batch_id),
+    ):
+        with pytest.raises(ProviderError):
+            call()
