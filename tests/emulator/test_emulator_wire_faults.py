@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import httpx2
 import openai
@@ -60,7 +61,7 @@ def test_any_route_can_be_rate_limited_with_and_without_retry_after(bench, route
     one = bench(faults=[rate_limited(route, retry_after=retry_after)])
     call = {
         "POST /v1/files": lambda: one.upload(b"x" * 3_000_000),
-        "GET /v1/batches": lambda: one.client.batches.list(),
+        "GET /v1/batches": one.client.batches.list,
         "POST /v1/embeddings": lambda: one.client.embeddings.create(model="m", input="x"),
     }[route]
     with pytest.raises(openai.RateLimitError) as caught:
@@ -111,13 +112,13 @@ def test_a_download_cut_in_its_middle_is_an_error_that_the_sdk_can_see(bench, fr
     one.emulator.inject(fault)
     with pytest.raises(openai.APIConnectionError):
         one.client.files.content(done.output_file_id)
-    got = b""
-    with one.client.files.with_streaming_response.content(done.output_file_id) as reply:  # noqa: SIM117
+    got: list[bytes] = []
+    with one.client.files.with_streaming_response.content(done.output_file_id) as reply:
+        pieces = reply.iter_bytes()
         with pytest.raises(httpx2.RemoteProtocolError):
-            for piece in reply.iter_bytes():
-                got += piece
-    assert whole.startswith(got)
-    assert len(got) <= 700
+            got.extend(pieces)
+    assert whole.startswith(b"".join(got))
+    assert len(b"".join(got)) <= 700
     one.emulator.clear_faults()
     assert one.raw(done.output_file_id) == whole
 
@@ -165,7 +166,7 @@ def test_closing_the_emulator_frees_a_client_that_hangs(bench):
     thread = threading.Thread(target=call)
     thread.start()
     while not one.emulator.books.calls:
-        pass
+        time.sleep(0.005)
     one.emulator.close()
     thread.join(30)
     assert ends == [openai.APIConnectionError]

@@ -85,7 +85,7 @@ class OpenAIHouse:
                 account = self._world.account(key)
                 if account is None:
                     shown = f"{key[:3]}****{key[-2:]}" if key else "(none)"
-                    raise ApiError(401, f"Incorrect API key provided: {shown}.")  # noqa: TRY301
+                    raise ApiError(401, f"Incorrect API key provided: {shown}.")
                 response = await handler(request, account)
             except ApiError as error:
                 response = JSONResponse(error.body, error.status)

@@ -111,14 +111,14 @@ class OpenAIBatch:
         file_id = self.record.input_file_id
         try:
             if fault is not None:
-                raise InvalidInputError(fault.code, fault.message)  # noqa: TRY301  (one way out for all refusals)
+                raise InvalidInputError(fault.code, fault.message)
             if found is None:
                 text = f"Invalid request: the input file '{file_id}' was not found or can't be accessed."
-                raise InvalidInputError("invalid_request", text, param="input_file_id")  # noqa: TRY301
+                raise InvalidInputError("invalid_request", text, param="input_file_id")
             blob, purpose = found
             if purpose != "batch":
                 text = f"Invalid request: the input file '{file_id}' has the purpose '{purpose}', expected 'batch'."
-                raise InvalidInputError("invalid_request", text, param="input_file_id")  # noqa: TRY301
+                raise InvalidInputError("invalid_request", text, param="input_file_id")
             self._input = validate(blob, self.record.endpoint, self._world.limits)
             self.model = self._input.model
         except InvalidInputError as error:
