@@ -321,16 +321,16 @@ class OpenAIProvider:
                 from openai import OpenAI  # noqa: PLC0415 -- an optional extra
             except ImportError as error:
                 raise MissingExtraError("openai", f"The provider '{self._name}'") from error
-            sdk = OpenAI(
+            self._sdk = OpenAI(
                 api_key=self._api_key,
                 base_url=self._base_url,
                 timeout=self._timeout_seconds,
                 default_headers=self._headers,
                 http_client=self._http_client,
             )
-            sdk.organization, sdk.project = self._organization, self._project  # else the environment's would be sent
-            self._sdk = sdk
-        return self._sdk.with_options(max_retries=retries)
+        client = self._sdk.with_options(max_retries=retries)
+        client.organization, client.project = self._organization, self._project  # else the environment's would be sent
+        return client
 
     @contextmanager
     def _calls(self, doing: str, *, creating: bool = False) -> Iterator[None]:

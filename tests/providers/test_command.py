@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -102,6 +103,25 @@ def test_a_second_submit_with_the_same_tag_runs_nothing_again(tmp_path):
     assert submit(provider) == TAG  # after it ended
     assert wait_for_end(provider).status is BatchStatus.ENDED
     assert len(runs.read_text().splitlines()) == 1
+
+
+def test_submits_of_one_tag_at_the_same_time_start_it_once(tmp_path):
+    runs = tmp_path / "runs"
+    provider = labeler(tmp_path / "work", "--runs", str(runs))
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: submit(provider), range(8))) == {TAG}
+    assert wait_for_end(provider).status is BatchStatus.ENDED
+    assert len(runs.read_text().splitlines()) == 1
+    assert len(texts(provider)) == 3
+
+
+def test_looking_at_a_batch_while_it_is_started_never_keeps_it_from_starting(tmp_path):
+    provider = labeler(tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        polls = pool.submit(lambda: [report(provider) for _ in range(300)])
+        submit(provider)
+        polls.result()
+    assert wait_for_end(provider).status is BatchStatus.ENDED
 
 
 def test_a_batch_is_absent_before_and_found_after_its_start(tmp_path):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from dagster_llm_batch.providers.openai_replies import read_line
 from dagster_llm_batch.types import Endpoint, Outcome, Result, Usage
 
-WIRE = [json.loads(line) for line in Path(__file__).with_name("wire").joinpath("openai.jsonl").open(encoding="ascii")]
+LINES = Path(__file__).with_name("wire").joinpath("openai.jsonl").read_text(encoding="ascii")
+WIRE = [json.loads(line) for line in LINES.splitlines()]
 REPLY = next(wire["line"] for wire in WIRE if wire["name"] == "chat success")
 
 
