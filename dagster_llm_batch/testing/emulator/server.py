@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Collection, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Self
 
 import uvicorn
 from uvicorn.server import ServerState
@@ -20,9 +20,6 @@ from dagster_llm_batch.testing.emulator.lifecycle import Clock, Mover, Pace
 from dagster_llm_batch.testing.emulator.openai import OpenAIHouse
 from dagster_llm_batch.testing.emulator.wire import Connections, Wire
 from dagster_llm_batch.testing.emulator.world import Keys, Limits, World
-
-if TYPE_CHECKING:
-    from typing import Self
 
 HOST = "127.0.0.1"
 DEFAULT_KEY = "sk-emulator"
