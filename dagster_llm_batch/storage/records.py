@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from enum import Enum
+from enum import StrEnum
 from typing import TypedDict
 
 from dagster_llm_batch.states import ShardState
@@ -21,7 +21,7 @@ from dagster_llm_batch.types import BatchStatus, PriceBasis
 __all__ = ["Event", "Progress", "Shard", "ShardFields", "Submission", "SubmissionState"]
 
 
-class SubmissionState(str, Enum):
+class SubmissionState(StrEnum):
     """Where a submission is. The value is what the ledger stores."""
 
     OPEN = "open"  # shards are planned, in flight or waiting to be collected

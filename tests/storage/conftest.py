@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
+from datetime import UTC
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,8 @@ def postgres_cluster():
         subprocess.run(command, check=True, cwd=home, stdout=subprocess.DEVNULL, **who)
 
     settings = f"-k {home} -c listen_addresses= -c fsync=off -c synchronous_commit=off -c full_page_writes=off"
-    run(str(binaries / "initdb"), "-D", f"{home}/data", "-U", "dlb", "--auth=trust", "-E", "UTF8", "--no-sync")
     try:
+        run(str(binaries / "initdb"), "-D", f"{home}/data", "-U", "dlb", "--auth=trust", "-E", "UTF8", "--no-sync")
         run(str(binaries / "pg_ctl"), "-D", f"{home}/data", "-w", "-l", f"{home}/log", "-o", settings, "start")
         connection = psycopg2.connect(host=str(home), user="dlb", dbname="postgres")
         connection.autocommit = True
@@ -92,9 +93,9 @@ class Clock:
     """A clock that stands still until it is moved."""
 
     def __init__(self):
-        from datetime import datetime, timezone
+        from datetime import datetime
 
-        self.now = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
+        self.now = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
     def __call__(self):
         return self.now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import deque
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
@@ -19,7 +19,7 @@ def a_submission(submission_id="s1", **changes):
     values = {
         "submission_id": submission_id, "namespace": "prod", "asset": "tickets", "partition": "2026-01-01",
         "fingerprint": "f1", "config_fingerprint": "c1", "provider": "openai", "account": "api.openai.com/org-1",
-        "model": "gpt-5-mini", "rows": 10, "requests": 8, "created_at": datetime(2026, 1, 1, tzinfo=timezone.utc),
+        "model": "gpt-5-mini", "rows": 10, "requests": 8, "created_at": datetime(2026, 1, 1, tzinfo=UTC),
     }  # fmt: skip
     return Submission(**{**values, **changes})
 

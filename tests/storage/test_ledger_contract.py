@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 
@@ -17,8 +17,6 @@ from dagster_llm_batch.states import MOVES, Move, ShardState, target
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.records import SubmissionState
 from dagster_llm_batch.types import BatchReport, BatchStatus, PriceBasis
-
-UTC = timezone.utc
 
 
 def kinds(ledger, submission_id="s1"):
