@@ -14,14 +14,14 @@ A move is one compare-and-set in the ledger; an illegal one raises and changes n
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 from dagster_llm_batch.errors import IllegalMoveError
 
 __all__ = ["ENDED", "IN_FLIGHT", "MOVES", "Move", "ShardState", "target"]
 
 
-class ShardState(str, Enum):
+class ShardState(StrEnum):
     """Where a shard is. The value is what the ledger stores."""
 
     PLANNED = "planned"  # its request file is in the payload store; nothing was sent
@@ -34,7 +34,7 @@ class ShardState(str, Enum):
     COLLECTED = "collected"  # raw results are stored and every request has exactly one outcome
 
 
-class Move(str, Enum):
+class Move(StrEnum):
     """What happened to a shard. The value is the event's name in the ledger."""
 
     SEND = "send"

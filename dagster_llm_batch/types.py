@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from enum import Enum
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-class Outcome(str, Enum):
+class Outcome(StrEnum):
     """What became of a request. Every request ends with exactly one."""
 
     SUCCEEDED = "succeeded"  # the reply fits the response format
@@ -49,7 +49,7 @@ class Outcome(str, Enum):
     MISSING = "missing"  # the batch ended and no result names this request
 
 
-class BatchStatus(str, Enum):
+class BatchStatus(StrEnum):
     """Where a provider's batch is. Closed: every vendor word maps to one of these, an unknown one to RUNNING."""
 
     PENDING = "pending"  # accepted, not started (validating, queued)
@@ -68,7 +68,7 @@ class BatchStatus(str, Enum):
 _TERMINAL = frozenset({BatchStatus.ENDED, BatchStatus.EXPIRED, BatchStatus.CANCELED, BatchStatus.FAILED})
 
 
-class Endpoint(str, Enum):
+class Endpoint(StrEnum):
     """Which of a provider's APIs answers a request, in the field's common names."""
 
     CHAT = "chat"
@@ -76,7 +76,7 @@ class Endpoint(str, Enum):
     EMBEDDINGS = "embeddings"
 
 
-class ResponseKind(str, Enum):
+class ResponseKind(StrEnum):
     """What a reply is read as."""
 
     TEXT = "text"
@@ -168,7 +168,7 @@ class Result(NamedTuple):
     usage: Usage | None = None
 
 
-class PriceBasis(str, Enum):
+class PriceBasis(StrEnum):
     """Where a price comes from."""
 
     BATCH = "batch"  # the price book has this model's batch price
