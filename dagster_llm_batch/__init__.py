@@ -16,6 +16,7 @@ from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding
 from dagster_llm_batch.engine import RetryPolicy
+from dagster_llm_batch.evaluation_assets import evaluation_assets
 from dagster_llm_batch.resources import CommandBatchResource, LLMBatchResource, OpenAIBatchResource
 from dagster_llm_batch.sensors import build_llm_batch_sensor
 
@@ -31,6 +32,7 @@ __all__ = [
     "TokenPrice",
     "__version__",
     "build_llm_batch_sensor",
+    "evaluation_assets",
     "llm_batch_assets",
     "on_labels_ready",
 ]

@@ -1,0 +1,230 @@
+"""What an evaluation reads: gold and candidates, through their own IO managers, one partition at a time.
+
+Which gold rows count (the others are counted and shown, never silently dropped):
+
+    gold partitioned as the candidates    rows of the partitions that at least one candidate has labeled
+    gold not partitioned, evaluation is   rows whose key a partitioned candidate has in that partition, rejects included
+    otherwise                             all rows of gold
+
+A candidate without a partition that another one has is measured on it all the same: its rows there have no label.
+Rejects are read too, where they are known: what they have cost belongs to the candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.core.rows import record_batches
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.evaluation import Target
+from dagster_llm_batch.evaluation_assets.upstreams import Candidate
+
+__all__ = ["Read", "Upstreams"]
+
+_PROVENANCE = ("llm_outcome", "llm_cost_usd", "llm_model")
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Read:
+    """Tables to compare. `gold` holds the rows that count; the counts say what was left out or not there.
+
+    `partitions` were read of at least one candidate; None where nothing is partitioned, or in one partition.
+    """
+
+    gold: pa.Table
+    candidates: dict[str, pa.Table]
+    gold_rows_elsewhere: int = 0
+    partitions: int | None = None
+    gold_partitions_without_labels: int = 0
+    labeled_partitions_without_gold: int = 0
+
+
+class Upstreams:
+    """Reads for one run. Raises ConfigError and InputError; each message names the asset and the partition."""
+
+    def __init__(
+        self,
+        context: dg.AssetExecutionContext,
+        *,
+        gold: dg.AssetKey,
+        candidates: Sequence[Candidate],
+        key: str,
+        targets: Sequence[Target],
+        partitions_def: dg.PartitionsDefinition[Any] | None,
+    ) -> None:
+        self._context = context
+        self._gold = gold
+        self._candidates = candidates
+        self._key = key
+        self._partitions_def = partitions_def
+        self._gold_columns = [key, *(target.gold_column or target.name for target in targets)]
+        self._columns = [key, *(target.name for target in targets)]
+        self._graph = context.op_execution_context.job_def.asset_layer.asset_graph  # there is no repository in tests
+        self._stored = cache(self._stored_partitions)  # one answer a run
+
+    def read(self, partition: str | None) -> Read:
+        """What the evaluation of one partition, or of everything (None), compares."""
+        read = self._read_all() if partition is None else self._read_one(partition)
+        for name, table in read.candidates.items():
+            self._refuse_no_overlap(name, table, read.gold)
+        return read
+
+    def _read_all(self) -> Read:
+        labeled = {one.name: self._stored(one.key) for one in self._candidates}
+        if not any(labeled.values()):
+            raise InputError(f"None of {self._names()} is materialized. {self._next(*self._keys())}")
+        with_labels = set().union(*labeled.values())
+        gold_partitions = self._stored(self._gold)
+        kinds = {self._partitions_of(key) for key in self._keys()}
+        alike = kinds == {self._partitions_of(self._gold)} and None not in with_labels
+        counted = [part for part in gold_partitions if part in with_labels or not alike]
+        if not counted:
+            where = "in no partition that has labels" if gold_partitions else "not at all"
+            raise InputError(
+                f"The gold {self._gold.to_user_string()} is materialized {where}. {self._next(self._gold)}"
+            )
+        return Read(
+            gold=self._load_all(self._gold, counted, self._gold_columns),
+            candidates={one.name: self._labels(one, labeled[one.name]) for one in self._candidates},
+            partitions=None if with_labels == {None} else len(with_labels - {None}),
+            gold_partitions_without_labels=len(gold_partitions) - len(counted),
+            labeled_partitions_without_gold=len(with_labels - set(gold_partitions)) if alike else 0,
+        )
+
+    def _read_one(self, partition: str) -> Read:
+        for key in (self._gold, *self._keys()):
+            if self._partitions_of(key) not in (None, self._partitions_def):
+                raise ConfigError(
+                    f"{key.to_user_string()} has other partitions than this evaluation: {self._partitions_of(key)}. "
+                    "Give the evaluation the same partitions_def, or none to evaluate all partitions together."
+                )
+        wanted = {one.name: self._in(one.key, partition) for one in self._candidates}
+        if not any(wanted.values()):
+            raise InputError(f"None of {self._names()} has labels for this partition. {self._next(*self._keys())}")
+        gold_parts = self._in(self._gold, partition)
+        if not gold_parts:
+            raise InputError(
+                f"The gold {self._gold.to_user_string()} is not materialized for this partition. "
+                f"{self._next(self._gold)}"
+            )
+        gold = self._load_all(self._gold, gold_parts, self._gold_columns)
+        tables = {one.name: self._labels(one, wanted[one.name]) for one in self._candidates}
+        if self._partitions_of(self._gold) is not None:
+            return Read(gold, tables)
+        daily = [tables[one.name] for one in self._candidates if self._partitions_of(one.key) is not None]
+        if not daily:
+            raise ConfigError(
+                f"The evaluation is partitioned; neither the gold nor {self._names()} is. Remove partitions_def."
+            )
+        here = _with_keys_of(gold, daily, self._key)
+        if not len(here):
+            self._context.log.warning(
+                f"{partition}: no row of {self._gold.to_user_string()} has a '{self._key}' of this partition, so there "
+                "is nothing to measure. If there should be one, compare the keys of both tables."
+            )
+        return Read(here, tables, gold_rows_elsewhere=len(gold) - len(here))
+
+    def _in(self, key: dg.AssetKey, partition: str) -> list[str | None]:
+        here = None if self._partitions_of(key) is None else partition
+        return [here] if here in self._stored(key) else []
+
+    def _partitions_of(self, key: dg.AssetKey) -> dg.PartitionsDefinition[Any] | None:
+        return self._graph.get(key).partitions_def
+
+    def _stored_partitions(self, key: dg.AssetKey) -> list[str | None]:
+        """What can be read of an asset, in order: [None] if it is not partitioned. Deleted partitions do not count."""
+        instance, node, partitions_def = self._context.instance, self._graph.get(key), self._partitions_of(key)
+        if partitions_def is None:
+            there = not node.is_materializable or instance.get_latest_materialization_event(key) is not None
+            return [None] if there else []
+        keys = partitions_def.get_partition_keys(dynamic_partitions_store=instance)
+        stored = instance.get_materialized_partitions(key)
+        return [one for one in keys if one in stored]
+
+    def _labels(self, candidate: Candidate, partitions: Sequence[str | None]) -> pa.Table:
+        """Labels, and the rejects as rows without a label."""
+        tables = [self._load(candidate.key, partition, self._columns) for partition in partitions]
+        if candidate.rejects is not None:
+            stored = self._stored(candidate.rejects)
+            tables += [self._load(candidate.rejects, one, [self._key]) for one in partitions if one in stored]
+        if not tables:
+            return pa.schema([(name, pa.null()) for name in dict.fromkeys(self._columns)]).empty_table()
+        return _stacked(tables, candidate.key)
+
+    def _load_all(self, key: dg.AssetKey, partitions: Sequence[str | None], columns: Sequence[str]) -> pa.Table:
+        return _stacked([self._load(key, partition, columns) for partition in partitions], key)
+
+    def _load(self, key: dg.AssetKey, partition: str | None, columns: Sequence[str]) -> pa.Table:
+        what = key.to_user_string() + ("" if partition is None else f" ({partition})")
+        try:
+            value = self._context.load_asset_value(key, partition_key=partition)
+            batches = list(record_batches(value))
+        except Exception as error:  # an IO manager raises whatever its store does
+            raise InputError(f"{what} could not be read: {type(error).__name__}: {error}") from error
+        table = pa.Table.from_batches(batches) if batches else pa.table({})
+        if missing := [name for name in columns if name not in table.column_names]:
+            raise ConfigError(
+                f"{what} has no column {', '.join(map(repr, missing))}. Its columns: {', '.join(table.column_names)}. "
+                "Set key=, target= or gold_target= to columns that are there."
+            )
+        wanted = dict.fromkeys([*columns, *(name for name in _PROVENANCE if name in table.column_names)])
+        return pa.table({name: _plain(table[name]) for name in wanted})
+
+    def _refuse_no_overlap(self, name: str, table: pa.Table, gold: pa.Table) -> None:
+        ours, theirs = gold[self._key], table[self._key]
+        if not len(ours) or not len(theirs) or ours.type != theirs.type:  # types that differ are refused by the join
+            return
+        if not pc.any(pc.is_in(ours, value_set=theirs)).as_py():
+            examples = [", ".join(repr(one) for one in keys.slice(0, _SHOWN).to_pylist()) for keys in (ours, theirs)]
+            raise InputError(
+                f"No '{self._key}' of the gold {self._gold.to_user_string()} occurs in candidate '{name}': gold has "
+                f"{examples[0]}; the candidate has {examples[1]}. Make both name the same rows alike."
+            )
+
+    def _names(self) -> str:
+        return ", ".join(key.to_user_string() for key in self._keys())
+
+    def _keys(self) -> list[dg.AssetKey]:
+        return [one.key for one in self._candidates]
+
+    @staticmethod
+    def _next(*keys: dg.AssetKey) -> str:
+        return f"Materialize {' or '.join(key.to_user_string() for key in keys)} first."
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """One type for what IO managers store in several: text, whole numbers and dictionaries of them."""
+    t = pa.types
+    if t.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if t.is_string(column.type) or t.is_string_view(column.type):
+        return column.cast(pa.large_string())
+    return column.cast(pa.int64()) if t.is_integer(column.type) and column.type != pa.uint64() else column
+
+
+def _stacked(tables: Sequence[pa.Table], key: dg.AssetKey) -> pa.Table:
+    """Tables of one asset below each other; one without rows has no say in the types."""
+    filled = [table for table in tables if len(table)] or tables[:1]
+    try:
+        return pa.concat_tables(filled, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(
+            f"The partitions of {key.to_user_string()} hold different types in the same column: {error}. "
+            "Materialize the older ones again with the newer type."
+        ) from error
+
+
+def _with_keys_of(gold: pa.Table, tables: Sequence[pa.Table], key: str) -> pa.Table:
+    keys = [table[key] for table in tables if len(table)]
+    if any(one.type != gold[key].type for one in keys):
+        return gold  # the join says which types differ
+    found = pc.is_in(gold[key], value_set=pa.chunked_array([c for one in keys for c in one.chunks], gold[key].type))
+    return gold.filter(found)

@@ -1,0 +1,170 @@
+"""What Dagster's UI shows of an evaluation: figures to plot, tables to read, pictures to look at.
+
+Figures are floats under `llm_batch/<target>/<candidate>/<figure>`, so that Dagster plots each over time or partitions.
+Pictures are PNG inside Markdown, since Dagster stores no images; they are reduced to few colors, as each is kept in the
+event log for ever.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from dagster_llm_batch.evaluation import (
+    Evaluation,
+    EvaluationReport,
+    Target,
+    accuracy_png,
+    agreements_markdown,
+    confusion_png,
+    evaluations_markdown,
+    per_class_markdown,
+)
+from dagster_llm_batch.evaluation_assets.reading import Read
+from dagster_llm_batch.evaluation_assets.upstreams import Candidate
+
+__all__ = ["column_lineage", "data_version", "evaluation_metadata", "per_class_metadata", "table_schema"]
+
+MAX_PICTURES = 6
+"""Confusion matrices drawn for one materialization; the others are in the per-class table only."""
+
+_COLORS = 64
+_PLOTTED = ("coverage", "accuracy", "accuracy_all", "macro_f1", "kappa", "mae", "rmse", "pearson", "spearman")
+_PLOTTED_USD = ("cost_usd", "cost_per_correct_usd")
+
+_DOCS = {
+    "partition": "partition that was evaluated",
+    "candidate": "whose labels",
+    "target": "column that was compared with gold",
+    "kind": "categorical or numeric",
+    "n_gold": "gold rows with a value",
+    "n_labeled": "gold rows that have a label",
+    "n_absent": "gold rows that the candidate does not have",
+    "n_rejected": "gold rows that were rejected",
+    "n_empty": "gold rows whose label is null",
+    "n_gold_null": "gold rows without a value, left out",
+    "n_ignored": "candidate rows without gold, left out",
+    "coverage": "n_labeled / n_gold",
+    "accuracy": "share of labeled rows that are correct",
+    "accuracy_low": "95 % interval (Wilson)",
+    "accuracy_high": "95 % interval (Wilson)",
+    "accuracy_all": "share of gold rows that are correct; a row without a label is wrong",
+    "baseline_class": "most frequent class of gold",
+    "baseline_accuracy": "accuracy_all of always answering baseline_class",
+    "macro_f1": "mean F1 of the classes",
+    "macro_f1_low": "95 % interval (bootstrap)",
+    "macro_f1_high": "95 % interval (bootstrap)",
+    "kappa": "Cohen's kappa with gold",
+    "kappa_low": "95 % interval (bootstrap)",
+    "kappa_high": "95 % interval (bootstrap)",
+    "kappa_weights": "linear or quadratic for ordinal classes",
+    "mae": "mean absolute error",
+    "rmse": "root mean squared error",
+    "cost_usd": "known cost of the candidate's rows that met gold",
+    "n_cost_unknown": "such rows whose cost is not known; cost_usd is a lower bound then",
+    "cost_per_correct_usd": "cost_usd / n_correct",
+    "models": "LLMs that answered, as the provider names them",
+    "class": "class of the target",
+    "support": "labeled rows of the class",
+    "predicted": "rows labeled as the class",
+    "correct": "rows of the class labeled as it",
+    "precision": "correct / predicted",
+    "recall": "correct / support",
+}
+
+
+def evaluation_metadata(report: EvaluationReport, read: Read, table: pa.Table, *, partitioned: bool) -> dict[str, Any]:
+    """For `<name>`: the figures that decide, pictures, and what was left out."""
+    drawn = [one for one in report.confusions if one.classes][:MAX_PICTURES]
+    categorical = [one for one in report.evaluations if one.kind == "categorical" and one.n_gold]
+    shown: dict[str, Any] = {"llm_batch/evaluation": dg.MetadataValue.md(evaluations_markdown(report.evaluations))}
+    if categorical:
+        shown["llm_batch/accuracy"] = _picture("accuracy by candidate", accuracy_png(categorical))
+    for matrix in drawn:
+        text = f"confusion matrix of {matrix.candidate}"
+        shown[f"llm_batch/{matrix.target}/{matrix.candidate}/confusion"] = _picture(text, confusion_png(matrix))
+    if report.agreements:
+        shown["llm_batch/comparison"] = dg.MetadataValue.md(agreements_markdown(report.agreements))
+    counts = {
+        "gold_rows": len(read.gold),
+        "gold_rows_elsewhere": read.gold_rows_elsewhere,
+        "partitions": read.partitions,
+        "gold_partitions_without_labels": read.gold_partitions_without_labels,
+        "labeled_partitions_without_gold": read.labeled_partitions_without_gold,
+    }
+    return {
+        **shown,
+        **{name: value for one in report.evaluations for name, value in _figures(one).items()},
+        **{f"llm_batch/{name}": value for name, value in counts.items() if value is not None},
+        **_table_metadata(table, partitioned=partitioned),
+    }
+
+
+def per_class_metadata(table: pa.Table, *, partitioned: bool) -> dict[str, Any]:
+    """For `<name>_per_class`."""
+    shown = table.drop_columns("partition") if partitioned else table
+    return {
+        "llm_batch/per_class": dg.MetadataValue.md(per_class_markdown(shown)),
+        **_table_metadata(table, partitioned=partitioned),
+    }
+
+
+def _figures(one: Evaluation) -> dict[str, float | int]:
+    under = f"llm_batch/{one.target}/{one.candidate}"
+    known = {name: getattr(one, name) for name in (*_PLOTTED, *_PLOTTED_USD)}
+    floats = {f"{under}/{name}": float(value) for name, value in known.items() if value is not None}
+    return {**floats, f"{under}/gold_rows_without_label": one.n_gold - one.n_labeled}
+
+
+def _table_metadata(table: pa.Table, *, partitioned: bool) -> dict[str, Any]:
+    return {
+        "dagster/partition_row_count" if partitioned else "dagster/row_count": len(table),
+        "dagster/column_schema": table_schema(table.schema),
+    }
+
+
+def table_schema(schema: pa.Schema) -> dg.TableSchema:
+    """The columns with their types and what they hold."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(field.name, type=str(field.type), description=_DOCS.get(field.name)) for field in schema
+        ]
+    )
+
+
+def column_lineage(
+    schema: pa.Schema, *, gold: dg.AssetKey, candidates: Sequence[Candidate], key: str, targets: Sequence[Target]
+) -> dg.TableColumnLineage:
+    """Figures come from keys and values on both sides, costs and models from the candidates' provenance."""
+    names = [one.key for one in candidates]
+    values = [dg.TableColumnDep(gold, column) for column in [key, *(t.gold_column or t.name for t in targets)]]
+    values += [dg.TableColumnDep(one, column) for one in names for column in [key, *(t.name for t in targets)]]
+    costs = [dg.TableColumnDep(one, "llm_cost_usd") for one in names]
+    models = [dg.TableColumnDep(one, "llm_model") for one in names]
+    special = {"cost_usd": costs, "n_cost_unknown": costs, "cost_per_correct_usd": [*costs, *values], "models": models}
+    described = {"partition", "candidate", "target", "kind", "kappa_weights"}
+    return dg.TableColumnLineage({name: special.get(name, values) for name in schema.names if name not in described})
+
+
+def data_version(table: pa.Table) -> str:
+    """Changes when any figure does."""
+    digest = hashlib.blake2b(digest_size=12)
+    for batch in table.combine_chunks().to_batches():
+        digest.update(batch.serialize())
+    return digest.hexdigest()
+
+
+def _picture(text: str, png: bytes) -> dg.MetadataValue:
+    from PIL import Image  # noqa: PLC0415 - matplotlib, which drew it, brings it
+
+    reduced = io.BytesIO()
+    image = Image.open(io.BytesIO(png)).convert("RGB").quantize(_COLORS, dither=Image.Dither.NONE)
+    image.save(reduced, "PNG", optimize=True)
+    alt = text.translate(dict.fromkeys(map(ord, "[]()\\\n"), " "))
+    return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(reduced.getvalue()).decode()})")

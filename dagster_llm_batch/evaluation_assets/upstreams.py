@@ -1,0 +1,83 @@
+"""Which assets an evaluation reads, however they were named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dagster as dg
+
+from dagster_llm_batch.assets.dataset import ROLE_TAG
+from dagster_llm_batch.errors import ConfigError
+
+__all__ = ["Candidate", "Candidates", "Upstream", "candidates_of", "upstream_key"]
+
+Upstream = str | Sequence[str] | dg.AssetKey | dg.AssetsDefinition | dg.AssetSpec
+Candidates = Sequence[Upstream | Sequence[dg.AssetsDefinition]] | Mapping[str, Upstream | Sequence[dg.AssetsDefinition]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Who is measured. `rejects`: the asset with the rows that have no label; None where none is known."""
+
+    name: str
+    key: dg.AssetKey
+    rejects: dg.AssetKey | None = None
+
+
+def upstream_key(upstream: Upstream) -> dg.AssetKey:
+    """The key of one asset, however it was named."""
+    if isinstance(upstream, dg.AssetKey):
+        return upstream
+    if isinstance(upstream, str):
+        return dg.AssetKey.from_user_string(upstream)
+    if isinstance(upstream, dg.AssetSpec):
+        return upstream.key
+    if not isinstance(upstream, dg.AssetsDefinition):
+        return dg.AssetKey(upstream)
+    return _only([spec.key for spec in upstream.specs])
+
+
+def candidates_of(given: Candidates, rejects: Mapping[str, Upstream]) -> tuple[Candidate, ...]:
+    """Candidates in order, named as in a mapping, else by the last part of the asset key. Raises ConfigError."""
+    if isinstance(given, Mapping):
+        found = [_candidate(asset, str(name)) for name, asset in given.items()]
+    elif isinstance(given, str | dg.AssetKey | dg.AssetSpec | dg.AssetsDefinition):
+        found = [_candidate(given)]
+    else:
+        found = [_candidate(asset) for asset in given if _roles(asset) != {"batch"}]
+    found = [replace(one, rejects=upstream_key(rejects[one.name])) if one.name in rejects else one for one in found]
+    names = [one.name for one in found]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(
+            f"candidates are {', '.join(one.key.to_user_string() for one in found) or 'empty'}: an evaluation needs at "
+            "least one, each with a name of its own. Where asset keys end alike, use candidates={'name': asset}."
+        )
+    if strangers := sorted(set(rejects) - set(names)):
+        raise ConfigError(f"rejects= names {strangers}, which are no candidates. Candidates: {', '.join(names)}.")
+    return tuple(found)
+
+
+def _candidate(given: Any, name: str | None = None) -> Candidate:
+    """Definitions of `llm_batch_assets`, alone or as the list it returns, stand for labels and rejects."""
+    definitions = [given] if isinstance(given, dg.AssetsDefinition) else given
+    if isinstance(definitions, list | tuple) and all(isinstance(one, dg.AssetsDefinition) for one in definitions):
+        specs = [spec for one in definitions for spec in one.specs]
+        by_role = {spec.tags[ROLE_TAG]: spec.key for spec in specs if ROLE_TAG in spec.tags}
+        key = by_role.get("labels") or _only([spec.key for spec in specs])
+        return Candidate(name or key.path[-1], key, by_role.get("rejects"))
+    key = upstream_key(given)
+    return Candidate(name or key.path[-1], key)
+
+
+def _roles(given: object) -> set[str | None]:
+    """`{"batch"}` for the submission that `llm_batch_assets` returns beside the labels."""
+    return {spec.tags.get(ROLE_TAG) for spec in given.specs} if isinstance(given, dg.AssetsDefinition) else set()
+
+
+def _only(keys: Sequence[dg.AssetKey]) -> dg.AssetKey:
+    if len(keys) != 1:
+        names = ", ".join(key.to_user_string() for key in keys)
+        raise ConfigError(f"Expected one asset, got {len(keys)}: {names}. Name the one to read by its asset key.")
+    return keys[0]
