@@ -1,0 +1,55 @@
+"""The two commands of `python3 -m example_project`, and what Ctrl-C and errors do."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from typing import NoReturn
+
+from example_project import settings
+from example_project.dagster_dev import DagsterError, dagster
+
+__all__ = ["main"]
+
+_DESCRIPTION = """Labels human-rated tweets in batches, in a real Dagster instance, and evaluates the labels.
+Everything stays on this machine, below .example/; delete that folder to start anew."""
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python3 -m example_project", description=_DESCRIPTION)
+    parser.add_argument("command", nargs="?", choices=("run", "ui"), default="run", help="default: run")
+    command = parser.parse_args().command
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a shell had them ignored
+        signal.signal(number, _interrupt)
+    os.environ["DAGSTER_HOME"] = str(settings.HOME / "dagster_home")
+    try:
+        settings.check()
+        with dagster(settings.HOME) as running:
+            if command == "ui":
+                _stay(running.url)
+            else:
+                from example_project.journey import travel  # noqa: PLC0415 - Dagster takes seconds to import
+
+                travel(running)
+    except (settings.SettingError, DagsterError) as error:
+        sys.exit(f"\nStopped: {error}")
+    except KeyboardInterrupt:
+        sys.exit(
+            "\nInterrupted. Dagster is stopped. Batches that were started run on by themselves, as batches do; "
+            "the next run finds them again and pays for nothing twice."
+        )
+
+
+def _stay(url: str) -> None:
+    print(f"Dagster's UI: {url}  (Ctrl-C stops it)", flush=True)
+    threading.Event().wait()
+
+
+def _interrupt(*_: object) -> NoReturn:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # stopping Dagster takes seconds; let it finish
+    raise KeyboardInterrupt

@@ -1,0 +1,149 @@
+"""A real Dagster on loopback: `dagster dev` with its webserver, its daemon and a home of its own, as a child process.
+
+Invariants: one Dagster a home, since two daemons would do everything twice. One that runs already is used, and left
+running. What is started here is stopped here, with all its processes. Batches are not among them: they are detached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["DagsterError", "RunningDagster", "dagster"]
+
+_ROOT = Path(__file__).resolve().parent.parent
+_USUAL_PORT = 3000
+_START_SECONDS, _STOP_SECONDS = 180, 30
+_INSTANCE = """\
+telemetry: {enabled: false}
+nux: {enabled: false}
+run_monitoring: {enabled: true, poll_interval_seconds: 10}  # ends runs that were killed with their Dagster
+"""
+_LOCATIONS = """{ workspaceOrError { __typename ... on PythonError { message } ... on Workspace { locationEntries {
+    name locationOrLoadError { __typename ... on PythonError { message stack } } } } } }"""
+
+
+class DagsterError(Exception):
+    """Dagster cannot go on; the message says why and where to look."""
+
+
+@dataclass(frozen=True)
+class RunningDagster:
+    """Where it is, and whether it was there before."""
+
+    url: str
+    found: bool
+
+    def query(self, query: str, **variables: Any) -> dict[str, Any]:
+        """Ask GraphQL, as the UI does. Raises DagsterError."""
+        content = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(f"{self.url}/graphql", content, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                answer = json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            raise DagsterError(f"Dagster answered {error.code}: {error.read()[:500].decode()}") from error
+        except OSError as error:
+            raise DagsterError(f"Dagster at {self.url} does not answer: {error}") from error
+        if answer.get("errors"):
+            raise DagsterError(f"Dagster refused a query: {answer['errors'][0]['message']}")
+        return dict(answer["data"])
+
+
+@contextlib.contextmanager
+def dagster(home: Path) -> Iterator[RunningDagster]:
+    """Dagster for this home until the block ends."""
+    dagster_home = home / "dagster_home"
+    dagster_home.mkdir(parents=True, exist_ok=True)
+    (dagster_home / "dagster.yaml").write_text(_INSTANCE, encoding="utf-8")
+    note = home / "dagster.json"
+    if (url := _answering(note)) is not None:
+        yield RunningDagster(url, found=True)
+        return
+    log = home / "dagster.log"
+    port = _free_port()
+    running = RunningDagster(f"http://127.0.0.1:{port}", found=False)
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)),
+                *("-m", "example_project.definitions", "-d", str(_ROOT)),
+            ],
+            cwd=_ROOT,
+            env={**os.environ, "DAGSTER_HOME": str(dagster_home)},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C comes to us alone, and we stop it in order
+        )
+    try:
+        _wait(running, process, log)
+        note.write_text(json.dumps({"url": running.url, "pid": process.pid}), encoding="utf-8")
+        yield running
+    finally:
+        note.unlink(missing_ok=True)
+        _stop(process)
+
+
+def _wait(running: RunningDagster, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + _START_SECONDS
+    while process.poll() is None and time.monotonic() < until:
+        with contextlib.suppress(DagsterError):
+            workspace = running.query(_LOCATIONS)["workspaceOrError"]
+            loaded = [entry["locationOrLoadError"] for entry in workspace.get("locationEntries", ())]
+            failed = next((one for one in [workspace, *loaded] if one and one["__typename"] == "PythonError"), None)
+            if failed is not None:
+                break
+            if loaded and all(loaded):
+                return
+        time.sleep(0.3)
+    else:
+        ended = process.poll()
+        what = f"did not start within {_START_SECONDS} s" if ended is None else f"ended at once, with code {ended}"
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+        raise DagsterError(f"Dagster {what}. The end of {log}:\n{tail}")
+    raise DagsterError(f"the example's definitions do not load: {failed['message']}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End it and all its processes: runs and code servers are in its process group."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _answering(note: Path) -> str | None:
+    """The address of a Dagster that runs on this home already."""
+    try:
+        written = json.loads(note.read_text(encoding="utf-8"))
+        url, pid = str(written["url"]), int(written["pid"])
+        os.kill(pid, 0)  # nothing is sent; it raises where there is no such process
+        with urllib.request.urlopen(f"{url}/server_info", timeout=5) as response:
+            return url if "dagster_version" in json.loads(response.read()) else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _free_port() -> int:
+    for port in (_USUAL_PORT, 0):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise DagsterError("There is no free port on 127.0.0.1.")

@@ -1,0 +1,127 @@
+"""The example's Dagster code: tweets, labeled by two LLM batch datasets, evaluated against what people said.
+
+    tweets ──▶ tweet_sentiment_batch ─────────▶ tweet_sentiment ──────────┐
+       └─────▶ tweet_sentiment_lexicon_batch ─▶ tweet_sentiment_lexicon ──┼─▶ sentiment_eval
+    tweet_gold ───────────────────────────────────────────────────────────┘
+
+Without any setting all of it runs on this machine. Environment variables put another model in SmolLM2's place:
+
+    EXAMPLE_MODEL          openai/gpt-5-nano, …   default: command/smollm2
+    OPENAI_API_KEY         for openai/… models
+    OPENAI_BASE_URL        any server that speaks OpenAI's Batch API, such as this package's emulator
+    EXAMPLE_ROWS_PER_DAY   default: 100
+"""
+
+import sys
+from datetime import timedelta
+from typing import Literal
+
+import dagster as dg
+import polars as pl
+from pydantic import BaseModel
+
+from dagster_llm_batch import (
+    CommandBatchResource,
+    LLMBatchResource,
+    OpenAIBatchResource,
+    Prompt,
+    build_llm_batch_sensor,
+    evaluation_assets,
+    llm_batch_assets,
+)
+from example_project import data, prompt
+from example_project.parquet import ParquetIOManager
+from example_project.settings import HOME, MODEL, OPENAI_BASE_URL, ROWS_PER_DAY
+
+daily = dg.DailyPartitionsDefinition(
+    start_date=data.DAYS[0].isoformat(), end_date=(data.DAYS[-1] + timedelta(days=1)).isoformat()
+)
+one_run = dg.BackfillPolicy.single_run()
+
+
+def rated_tweets(days: list[str]) -> pl.DataFrame:
+    texts = data.load()
+    return pl.concat([data.subset(texts, day, ROWS_PER_DAY) for day in data.DAYS if day.isoformat() in days])
+
+
+@dg.asset(partitions_def=daily, backfill_policy=one_run, metadata={"partition_expr": "day"}, kinds={"polars"})
+def tweets(context: dg.AssetExecutionContext) -> pl.DataFrame:
+    """Tweets of a day. The days are ours: the tweets carry no dates."""
+    return rated_tweets(context.partition_keys).select("text_id", "text", "day")
+
+
+@dg.asset(partitions_def=daily, backfill_policy=one_run, metadata={"partition_expr": "day"}, kinds={"polars"})
+def tweet_gold(context: dg.AssetExecutionContext) -> pl.DataFrame:
+    """What 20 to 99 people made of each tweet: the mean of their ratings from -4 to 4, and the label it stands for."""
+    return rated_tweets(context.partition_keys).select("text_id", "day", "label", "mean", "n_ratings")
+
+
+class Sentiment(BaseModel):
+    """What a model answers."""
+
+    label: Literal["positive", "negative", "neutral"]
+
+
+ask = Prompt(system=prompt.SYSTEM, user=prompt.USER, examples=prompt.EXAMPLES)
+
+tweet_sentiment = llm_batch_assets(
+    name="tweet_sentiment",
+    rows=tweets,
+    key="text_id",
+    keep=["text"],
+    partitions_def=daily,
+    prompt=ask,
+    response=Sentiment,
+    model=MODEL,
+    params={"temperature": 0, "max_tokens": prompt.MAX_TOKENS} if MODEL.startswith("command/") else {},
+    max_cost_usd=1,
+    frame="polars",
+)
+
+tweet_sentiment_lexicon = llm_batch_assets(
+    name="tweet_sentiment_lexicon",
+    rows=tweets,
+    key="text_id",
+    partitions_def=daily,
+    prompt=ask,
+    response=Sentiment,
+    model="command/vader",
+    frame="polars",
+)
+
+sentiment_eval = evaluation_assets(
+    name="sentiment_eval",
+    gold=tweet_gold,
+    candidates=["tweet_sentiment", "tweet_sentiment_lexicon"],
+    key="text_id",
+    target="label",
+    frame="polars",
+)
+
+llm_batch = LLMBatchResource(
+    command=CommandBatchResource(
+        command=[
+            *(sys.executable, "-m", "example_project.labelers"),
+            *("--model", "{model}", "-i", "{input}", "-o", "{output}"),
+        ],
+        account="example",  # the same answers from whichever folder the interpreter is started
+    ),
+    openai=OpenAIBatchResource(api_key=dg.EnvVar("OPENAI_API_KEY"), base_url=OPENAI_BASE_URL)
+    if MODEL.startswith("openai/")
+    else None,
+)
+
+defs = dg.Definitions(
+    assets=[tweets, tweet_gold, *tweet_sentiment, *tweet_sentiment_lexicon, *sentiment_eval],
+    sensors=[
+        build_llm_batch_sensor(minimum_interval_seconds=5),  # 30 is enough for batches that take hours
+        dg.AutomationConditionSensorDefinition(
+            "automation",
+            target=dg.AssetSelection.all(),
+            minimum_interval_seconds=5,
+            default_status=dg.DefaultSensorStatus.RUNNING,
+        ),
+    ],
+    resources={"llm_batch": llm_batch, "io_manager": ParquetIOManager(folder=str(HOME / "tables"))},
+    executor=dg.in_process_executor,  # small tables: starting a process for each step would take longer
+)

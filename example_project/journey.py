@@ -1,0 +1,168 @@
+"""The example's way through Dagster, as a person would go it in the UI: one backfill, then watching.
+
+    backfill: rows, ratings, submissions ─▶ (batches run) ─▶ the sensor lands labels ─▶ automation evaluates them
+
+This only asks and looks: what happens is done by Dagster's daemon. It can be stopped and started at any point.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from dagster_llm_batch import LLMBatchResource
+from example_project import report, settings
+from example_project.dagster_dev import DagsterError, RunningDagster
+from example_project.definitions import llm_batch
+from example_project.screen import Bar, Screen
+
+__all__ = ["DATASETS", "travel"]
+
+DATASETS = ("tweet_sentiment", "tweet_sentiment_lexicon")
+BACKFILLED = ("tweets", "tweet_gold", *(f"{name}_batch" for name in DATASETS))
+EVALUATION = "sentiment_eval"
+_LOOK_SECONDS = 1.0
+_BACKFILL = """mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) { __typename
+    ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
+_BACKFILL_STATUS = """query ($id: String!) { partitionBackfillOrError(backfillId: $id) { __typename
+    ... on PartitionBackfill { status error { message } } } }"""
+
+
+def travel(running: RunningDagster) -> None:
+    """Backfill, watch, report. Raises DagsterError where a run fails."""
+    began = datetime.now(UTC)
+    days = f"{settings.EXAMPLE_DAYS[0]} to {settings.EXAMPLE_DAYS[-1]}"
+    with dg.DagsterInstance.get() as instance, Screen() as screen:
+        told = "found running" if running.found else "started"
+        screen.say(f"[1/4] Dagster {told}: {running.url}  (open it and watch)")
+        screen.say(f"[2/4] Backfill of {days}: tweets, human ratings, and the submission of their batches")
+        _backfill(running, instance, screen, began)
+        with dg.build_resources({"llm_batch": llm_batch}, instance=instance) as resources:
+            world = _World(instance, resources.llm_batch)
+            screen.say("      " + world.submitted_since(began))
+            screen.say(
+                "[3/4] The batches run on their own; the sensor lands each day's labels when its batch has ended"
+            )
+            _watch(screen, world, began)
+        screen.say(f"[4/4] Evaluated by automation, after {(datetime.now(UTC) - began).total_seconds():.0f} s in all")
+    report.show(running)
+
+
+def _backfill(running: RunningDagster, instance: dg.DagsterInstance, screen: Screen, began: datetime) -> None:
+    params = {
+        "assetSelection": [{"path": [name]} for name in BACKFILLED],
+        "partitionNames": list(settings.EXAMPLE_DAYS),
+        "title": "python3 -m example_project",
+    }
+    answer = running.query(_BACKFILL, params=params)["launchPartitionBackfill"]
+    if answer["__typename"] != "LaunchBackfillSuccess":
+        raise DagsterError(f"Dagster did not take the backfill: {answer.get('message', answer['__typename'])}")
+    while True:
+        found = running.query(_BACKFILL_STATUS, id=answer["backfillId"])["partitionBackfillOrError"]
+        _stop_at_failures(instance, began)
+        if found["status"].startswith("COMPLETED"):
+            screen.show([])
+            return
+        if found["status"] in ("FAILED", "CANCELED", "CANCELING", "FAILING"):
+            raise DagsterError(f"The backfill is {found['status'].lower()}: {(found['error'] or {}).get('message')}")
+        screen.show([Bar("waiting for Dagster's daemon to pick it up and run it", None, 0, 0)])
+        time.sleep(_LOOK_SECONDS)
+
+
+def _watch(screen: Screen, world: _World, began: datetime) -> None:
+    while True:
+        _stop_at_failures(world.instance, began)
+        progress = [world.progress(name) for name in DATASETS]
+        evaluated = world.is_evaluated()
+        bars = [Bar(one.name, one.state, one.done, one.total) for one in progress]
+        if all(one.landed == len(settings.EXAMPLE_DAYS) for one in progress):
+            if evaluated:
+                screen.show(bars, last=True)
+                return
+            bars.append(Bar(EVALUATION, "automation starts it", 0, 0))
+        screen.show(bars)
+        time.sleep(_LOOK_SECONDS)
+
+
+def _stop_at_failures(instance: dg.DagsterInstance, began: datetime) -> None:
+    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], created_after=began)
+    for record in instance.get_run_records(failed, limit=1):
+        run_id = record.dagster_run.run_id
+        raise DagsterError(f"Run {run_id} failed. {' '.join(_reasons(instance, run_id)) or 'See it in the UI.'}")
+
+
+def _reasons(instance: dg.DagsterInstance, run_id: str) -> Iterator[str]:
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+        event = entry.dagster_event
+        error = event.step_failure_data.error if event is not None else None
+        while error is not None and error.cause is not None:
+            error = error.cause
+        yield f"{entry.step_key}: {error.message.strip() if error is not None else 'unknown'}"
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """How far a dataset's submissions are, all days together."""
+
+    name: str
+    state: str
+    done: int
+    total: int
+    landed: int
+
+
+@dataclass(frozen=True)
+class _World:
+    """What the ledger and Dagster know."""
+
+    instance: dg.DagsterInstance
+    resource: LLMBatchResource
+
+    def progress(self, name: str) -> _Progress:
+        engine = self.resource.engine()
+        found = [engine.latest(name, day) for day in settings.EXAMPLE_DAYS]
+        submissions = [one for one in found if one is not None]
+        statuses = [engine.status(one.submission_id) for one in submissions]
+        requests = sum(one.requests for one in submissions)
+        unsettled = sum(status.total - status.done for status in statuses if not status.is_settled)
+        landed = sum(self._landed(name, one.partition, one.submission_id) for one in submissions)
+        state = f"{landed} of {len(settings.EXAMPLE_DAYS)} days landed"
+        return _Progress(name, state, requests - unsettled, requests, landed)
+
+    def _landed(self, name: str, day: str, submission_id: str) -> bool:
+        newest = self._newest(name, day)
+        value = None if newest is None else newest.metadata.get("llm_batch/submission_id")
+        return value is not None and value.value == submission_id
+
+    def _newest(self, name: str, day: str | None) -> dg.AssetMaterialization | None:
+        record = self._record(name, day)
+        return None if record is None else record.asset_materialization
+
+    def _record(self, name: str, day: str | None) -> dg.EventLogRecord | None:
+        wanted = dg.AssetRecordsFilter(dg.AssetKey(name), asset_partitions=None if day is None else [day])
+        return next(iter(self.instance.fetch_materializations(wanted, limit=1).records), None)
+
+    def is_evaluated(self) -> bool:
+        """Whether the evaluation is newer than all it reads."""
+        evaluation = self._record(EVALUATION, None)
+        read = [self._record(name, day) for name in ("tweet_gold", *DATASETS) for day in settings.EXAMPLE_DAYS]
+        return evaluation is not None and all(one is not None and one.timestamp < evaluation.timestamp for one in read)
+
+    def submitted_since(self, began: datetime) -> str:
+        """What this run sent, and what was there already."""
+        engine = self.resource.engine()
+        found = [engine.latest(name, day) for name in DATASETS for day in settings.EXAMPLE_DAYS]
+        submissions = [one for one in found if one is not None]
+        new = [one for one in submissions if one.created_at >= began]
+        sent, reused = sum(one.requests - one.reused for one in new), sum(one.reused for one in new)
+        known = [one for one in submissions if one.created_at < began]
+        answered = reused + sum(one.requests for one in known if one.is_settled)
+        flying = sum(one.requests for one in known if not one.is_settled)
+        parts = [f"{sent} requests sent"]
+        parts += [f"{answered} already answered, not sent and not paid again"] if answered else []
+        parts += [f"{flying} in flight since an earlier run, found again"] if flying else []
+        return "; ".join(parts)

@@ -1,0 +1,117 @@
+"""What the example ends with: the labeled table's head, the evaluation, the money, and where to look further."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from dagster_llm_batch.core.pricing import tariff
+from dagster_llm_batch.types import Usage
+from example_project import settings
+from example_project.dagster_dev import RunningDagster
+from example_project.definitions import defs
+
+__all__ = ["show"]
+
+_HOSTED = ("openai", "gpt-5-nano")
+"""For the what-if."""
+_TEXT_CHARS, _ROWS = 56, 6
+
+
+def show(running: RunningDagster) -> None:
+    """Print it all."""
+    console = Console(highlight=False)
+    labels, lexicon = _load("tweet_sentiment"), _load("tweet_sentiment_lexicon")
+    console.print()
+    console.print(_head(labels, _load("tweet_gold")))
+    console.print(_evaluation(_load("sentiment_eval", partitioned=False)))
+    for line in _money({settings.MODEL: labels, "command/vader": lexicon}):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print()
+    ui = f"{running.url}/assets/sentiment_eval" if running.found else "python3 -m example_project ui"
+    console.print(f"See all of it in Dagster's UI:  {ui}", markup=False, soft_wrap=True)
+    console.print(f"The tables are Parquet files:   {settings.HOME / 'tables'}", markup=False, soft_wrap=True)
+
+
+def _load(asset: str, *, partitioned: bool = True) -> pl.DataFrame:
+    """A table as Dagster's IO manager gives it back; of a partitioned one the example's days."""
+    with defs.get_asset_value_loader() as loader:
+        days = settings.EXAMPLE_DAYS if partitioned else (None,)
+        return pl.concat([loader.load_asset_value(asset, partition_key=day) for day in days])
+
+
+def _head(labels: pl.DataFrame, gold: pl.DataFrame) -> Table:
+    table = Table(title=f"tweet_sentiment: the first {_ROWS} of {len(labels)} labeled rows", title_justify="left")
+    for name, style in (("text_id", "dim"), ("text", ""), ("label", "bold"), ("people said", ""), ("mean", "dim")):
+        table.add_column(name, style=style, no_wrap=name != "text", justify="right" if name == "mean" else "left")
+    said = gold.select("text_id", people="label", mean="mean")
+    for row in labels.join(said, on="text_id", how="left", maintain_order="left").head(_ROWS).to_dicts():
+        text = row["text"] if len(row["text"]) <= _TEXT_CHARS else row["text"][: _TEXT_CHARS - 1] + "…"
+        table.add_row(row["text_id"], text, row["label"], row["people"], f"{row['mean']:.1f}")
+    table.caption = (
+        "Beside them: who answered, in which batch and attempt, tokens, cost, run: 16 columns of provenance."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _evaluation(evaluation: pl.DataFrame) -> Table:
+    table = Table(title="sentiment_eval: against the human ratings (95 % intervals)", title_justify="left")
+    for name in ("candidate", "labeled", "accuracy", "macro F1", "Cohen's κ", "USD per correct label"):
+        table.add_column(name, justify="left" if name == "candidate" else "right")
+    rows = evaluation.to_dicts()
+    for row in rows:
+        table.add_row(
+            row["candidate"],
+            f"{row['n_labeled']} of {row['n_gold']}",
+            _interval(row, "accuracy"),
+            _interval(row, "macro_f1"),
+            _interval(row, "kappa"),
+            "unknown" if row["cost_per_correct_usd"] is None else f"{row['cost_per_correct_usd']:.6f}",
+        )
+    if rows and rows[0]["baseline_accuracy"] is not None:
+        table.caption = (
+            f'Always saying "{rows[0]["baseline_class"]}" would be right in {rows[0]["baseline_accuracy"]:.2f}. '
+            "The lexicon's authors made it partly from these tweets: its figures flatter it."
+        )
+        table.caption_justify = "left"
+    return table
+
+
+def _interval(row: dict[str, float | None], name: str) -> str:
+    if row[name] is None:
+        return "-"
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{row[name]:.2f}" + ("" if low is None or high is None else f" ({low:.2f} to {high:.2f})")
+
+
+def _money(tables: dict[str, pl.DataFrame]) -> list[str]:
+    lines = ["", "What it cost:"]
+    for model, labels in tables.items():
+        tokens = f"{labels['llm_input_tokens'].sum():,} input and {labels['llm_output_tokens'].sum():,} output tokens"
+        cost, realtime = _sum(labels, "llm_cost_usd"), _sum(labels, "llm_realtime_usd")
+        basis = ", ".join(sorted(labels["llm_price_basis"].unique()))
+        if basis == "free":
+            money = "0 USD, in real time 0 USD as well: it ran on this machine"
+        elif cost is None or realtime is None:
+            money = "unknown price"
+        else:
+            money = f"{cost:.6f} USD; in real time {realtime:.6f} USD (basis: {basis})"
+        lines.append(f"  {model}: {money} ({tokens})")
+    own = tables[settings.MODEL]
+    usage = Usage(own["llm_input_tokens"].sum(), own["llm_output_tokens"].sum())
+    hosted = tariff(*_HOSTED, datetime.now(UTC)).price(usage)
+    if settings.MODEL.startswith("command/") and hosted.cost_usd is not None and hosted.realtime_usd is not None:
+        lines.append(
+            f"  What if: as many tokens of {'/'.join(_HOSTED)} would cost {hosted.cost_usd:.6f} USD as a batch, "
+            f"{hosted.realtime_usd:.6f} USD in real time (list prices; it counts tokens in its own way)."
+        )
+    return lines
+
+
+def _sum(labels: pl.DataFrame, column: str) -> Decimal | None:
+    return None if labels[column].null_count() else Decimal(labels[column].sum())
