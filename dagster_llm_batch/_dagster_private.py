@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
+from dagster._core.execution.plan.utils import build_resources_for_manager
 
-__all__ = ["check_target"]
+__all__ = ["check_target", "io_manager_surroundings"]
 
 
 def check_target(
@@ -23,3 +27,16 @@ def check_target(
     return AssetCheckEvaluationTargetMaterializationData(
         storage_id=found[0].storage_id, run_id=found[0].run_id, timestamp=found[0].timestamp
     )
+
+
+def io_manager_surroundings(context: dg.AssetExecutionContext, io_manager_key: str) -> Mapping[str, Any]:
+    """What an output context needs of the run, as arguments of `dg.build_output_context`.
+
+    Dagster's own output contexts carry the IO manager's configuration and resources; some (DuckDB, Snowflake,
+    BigQuery) take their connection from there. A hand-made one has neither, and a step tells them to nobody else.
+    """
+    step = context.get_step_execution_context()
+    return {
+        "resource_config": step.resolved_run_config.resources[io_manager_key].config,
+        "resources": build_resources_for_manager(io_manager_key, step),
+    }

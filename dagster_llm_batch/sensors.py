@@ -4,10 +4,12 @@ A sensor body can run twice, so whatever costs money happens in runs. A tick is 
 turn, least recently polled first, each at a spacing that grows with its age. State is in the ledger, not in a cursor.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from itertools import groupby
 from time import monotonic
 from typing import Any
@@ -18,7 +20,8 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.errors import CannotTellError, LeaseError, LLMBatchError
 from dagster_llm_batch.resources import LLMBatchResource
-from dagster_llm_batch.storage.records import Progress, Shard
+from dagster_llm_batch.states import ENDED, IN_FLIGHT, ShardState
+from dagster_llm_batch.storage.records import Progress, Shard, Submission
 
 __all__ = ["build_llm_batch_sensor"]
 
@@ -65,7 +68,7 @@ def build_llm_batch_sensor(
         if not isinstance(resource, LLMBatchResource):
             msg = f"The resource '{resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
             raise dg.DagsterInvalidDefinitionError(msg)
-        tick = _Tick(context, resource.engine())
+        tick = _Tick(context, resource.engine(), _labels_in(context, resource_key))
         tick.poll()
         ready = tick.ready()
         config = dict(run_config if run_config is not None else _default_run_config(context))
@@ -78,6 +81,7 @@ def build_llm_batch_sensor(
                 tags={**(run_tags or {}), **group.range_tags},
             )
             for group in _grouped(ready, max_partitions_per_run)
+            if tick.is_new(group)
         ]
         return dg.SensorResult(run_requests=requests) if requests else dg.SensorResult(skip_reason=tick.summary())
 
@@ -129,44 +133,98 @@ def _grouped(ready: Sequence[_Ready], most: int) -> Iterator[_Group]:
             members = [one for _, one in run]
             for start in range(0, len(members), most):
                 part = members[start : start + most]
-                key = part[0].run_key if len(part) == 1 else f"{part[0].run_key}..{part[-1].run_key}:{len(part)}"
-                yield _Group(asset, [one.partition for one in part], key)
+                yield _Group(asset, [one.partition for one in part], _joined([one.run_key for one in part]))
+
+
+def _joined(run_keys: Sequence[str]) -> str:
+    """One key for several; another one whenever any of them is."""
+    if len(run_keys) == 1:
+        return run_keys[0]
+    return f"{len(run_keys)}:{hashlib.blake2b(' '.join(run_keys).encode(), digest_size=16).hexdigest()}"
+
+
+class _Partitions:
+    """The partition keys that an asset has now, each with its place in a range (None: it joins none)."""
+
+    def __init__(self, partitions_def: dg.PartitionsDefinition[Any] | None, instance: dg.DagsterInstance) -> None:
+        self._partitions_def = partitions_def
+        self._instance = instance
+
+    @property
+    def are_there(self) -> bool:
+        return self._partitions_def is not None
+
+    @cached_property
+    def places(self) -> Mapping[str, int | None]:
+        if self._partitions_def is None:
+            return {}
+        keys = self._partitions_def.get_partition_keys(dynamic_partitions_store=self._instance)
+        alone = isinstance(self._partitions_def, dg.MultiPartitionsDefinition)
+        return {key: None if alone else index for index, key in enumerate(keys)}
 
 
 class _Tick:
-    """One look at everything."""
+    """One look at everything of this code location."""
 
-    def __init__(self, context: dg.SensorEvaluationContext, engine: Engine) -> None:
+    def __init__(self, context: dg.SensorEvaluationContext, engine: Engine, labels: Mapping[str, _Partitions]) -> None:
         self._context = context
         self._engine = engine
         self._ledger = engine.ledger
+        self._labels = labels
         self._now = engine.now()
         self._until = monotonic() + _TICK_SECONDS
         self._notes: list[str] = []
 
+    def _progress(self) -> list[Progress]:
+        """Undelivered submissions; those of other code locations on the same ledger are theirs to look after."""
+        return [p for p in self._ledger.progress(self._engine.namespace) if p.submission.asset in self._labels]
+
     def poll(self) -> None:
         """Ask the providers about batches in flight whose turn it is."""
-        due = [shard for shard in self._ledger.in_flight(self._engine.namespace) if self._is_due(shard)]
-        for start in range(0, len(due), _POLLED_AT_ONCE):
-            if monotonic() > self._until:
-                self._notes.append(f"{len(due) - start} batches wait for the next tick")
-                return
-            try:
-                self._engine.poll(due[start : start + _POLLED_AT_ONCE])
-            except LLMBatchError as error:
-                self._context.log.warning(f"Polling failed, to be tried again: {error}")
-                self._notes.append(f"polling failed: {error}")
+        own = {progress.submission.submission_id for progress in self._progress()}
+        due: dict[str, list[Shard]] = defaultdict(list)
+        for shard in self._ledger.in_flight(self._engine.namespace):
+            if shard.submission_id in own and self._is_due(shard) and self._can_ask(shard):
+                due[shard.provider].append(shard)
+        for shards in due.values():
+            for start in range(0, len(shards), _POLLED_AT_ONCE):
+                if monotonic() > self._until:
+                    self._note(f"{len(shards) - start} batches wait for the next tick")
+                    break
+                try:
+                    self._engine.poll(shards[start : start + _POLLED_AT_ONCE])
+                except LLMBatchError as error:
+                    self._context.log.warning(f"Polling failed, to be tried again: {error}")
+                    self._note(f"polling failed: {error}")
+                    break
 
     def _is_due(self, shard: Shard) -> bool:
         if shard.polled_at is None or shard.submitted_at is None:
             return True
-        age = self._now - shard.submitted_at
-        return self._now - shard.polled_at >= min(age / 10, _LONGEST_SPACING)
+        return self._now - shard.polled_at >= self._spacing(shard.submitted_at)
+
+    def _spacing(self, since: datetime) -> timedelta:
+        return min((self._now - since) / 10, _LONGEST_SPACING)
+
+    def _can_ask(self, shard: Shard) -> bool:
+        """Another account does not know the batch, and would have it reported as lost."""
+        try:
+            account = self._engine.provider(shard.provider).account
+        except LLMBatchError as error:
+            self._note(str(error))
+            return False
+        if account != shard.account:
+            self._note(f"batches of {shard.provider} account {shard.account} wait; {account} is configured")
+        return account == shard.account
+
+    def _note(self, text: str) -> None:
+        if text not in self._notes:
+            self._notes.append(text)
 
     def ready(self) -> list[_Ready]:
-        """Submissions that a run can bring further."""
-        found = []
-        for progress in self._ledger.progress(self._engine.namespace):
+        """Partitions that a run can bring further."""
+        found: dict[tuple[str, str], _Ready] = {}
+        for progress in self._progress():
             submission = progress.submission
             try:
                 if (why_not := self._not_ready(progress)) is not None:
@@ -174,13 +232,21 @@ class _Tick:
                     continue
             except CannotTellError as error:
                 self._context.log.exception("A batch needs a person.")
-                self._notes.append(f"{submission.asset} {submission.partition} needs a person: {error}")
+                self._note(f"{submission.asset} {submission.partition} needs a person: {error}")
                 continue
             except LeaseError:
                 continue
-            if (one := self._placed(progress)) is not None:
-                found.append(one)
-        return found
+            except LLMBatchError as error:
+                self._context.log.warning(f"{submission.asset} {submission.partition}: {error}")
+                self._note(f"{submission.asset} {submission.partition}: {error}")
+                continue
+            if (one := self._placed(submission)) is None:
+                continue
+            place = (submission.asset, submission.partition)
+            if place in found:  # an earlier submission of the partition is there to be taken home too
+                one = replace(one, run_key=_joined([found[place].run_key, one.run_key]))
+            found[place] = one
+        return list(found.values())
 
     def _not_ready(self, progress: Progress) -> str | None:
         submission = progress.submission
@@ -194,6 +260,10 @@ class _Tick:
             return "its labels have landed"
         if self._engine.is_busy(submission.submission_id):
             return "a run is at it"
+        if ShardState.PLANNED in progress.states and not set(progress.states) & ENDED:
+            last = self._ledger.events(submission.submission_id)[-1].at
+            if self._now - last < self._spacing(submission.created_at):
+                return "the provider does not take its batches now; they are sent again a while later"
         return None
 
     def _is_delivered(self, progress: Progress) -> bool:
@@ -214,38 +284,53 @@ class _Tick:
             return value is not None and value.value == submission.submission_id
         return False
 
-    def _placed(self, progress: Progress) -> _Ready | None:
-        submission = progress.submission
+    def _placed(self, submission: Submission) -> _Ready | None:
         asset = dg.AssetKey.from_user_string(submission.asset)
-        assert self._context.repository_def is not None
-        graph = self._context.repository_def.asset_graph
-        if not graph.has(asset):
-            return None  # another code location's
+        partitions = self._labels[submission.asset]
         run_key = f"{submission.submission_id}:{self._engine.attempt(submission.submission_id)}"
-        partitions_def = graph.get(asset).partitions_def
-        if partitions_def is None or not submission.partition:
-            same = partitions_def is None and not submission.partition
-            return _Ready(asset, None, None, run_key) if same else None
-        store = self._context.instance
-        keys = partitions_def.get_partition_keys(dynamic_partitions_store=store)
-        if submission.partition not in keys:
-            self._notes.append(f"{submission.asset}: partition {submission.partition} no longer exists")
+        if not submission.partition and not partitions.are_there:
+            return _Ready(asset, None, None, run_key)
+        if submission.partition not in partitions.places:
+            what = f"partition {submission.partition}" if submission.partition else "its unpartitioned form"
+            self._note(f"{submission.asset}: {what} no longer exists")
             return None
-        alone = isinstance(partitions_def, dg.MultiPartitionsDefinition)
-        return _Ready(asset, submission.partition, None if alone else keys.index(submission.partition), run_key)
+        return _Ready(asset, submission.partition, partitions.places[submission.partition], run_key)
+
+    def is_new(self, group: _Group) -> bool:
+        """Whether this was not asked for yet. Dagster would drop the request without a word."""
+        asked = dg.RunsFilter(tags={"dagster/run_key": group.run_key, "dagster/sensor_name": self._context.sensor_name})
+        for run in self._context.instance.get_runs(asked, limit=1):
+            what = f"{group.asset.to_user_string()} {group.partitions[0] or ''}".rstrip()
+            if run.status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED):
+                self._note(f"{what}: run {run.run_id} did not land it, and nothing has changed since; re-execute it")
+            else:
+                self._note(f"{what}: run {run.run_id} lands it")
+            return False
+        return True
 
     def summary(self) -> str:
         """What there is to wait for."""
-        flying = [p for p in self._ledger.progress(self._engine.namespace) if p.oldest_submitted_at is not None]
+        flying = [p for p in self._progress() if p.oldest_submitted_at is not None]
         if not flying:
             return "; ".join(["no batches in flight", *self._notes])
-        batches = sum(count for p in flying for state, count in p.states.items() if state.value == "submitted")
+        batches = sum(count for p in flying for state, count in p.states.items() if state in IN_FLIGHT)
         done, total = sum(p.done for p in flying), sum(p.total for p in flying)
         oldest = min(p.oldest_submitted_at for p in flying if p.oldest_submitted_at is not None)
         percent = 100 * done // total if total else 0
-        return "; ".join(
-            [f"{batches} batches in flight, oldest {_age(self._now, oldest)}, {percent} % done", *self._notes]
-        )
+        counted = "1 batch" if batches == 1 else f"{batches} batches"
+        return "; ".join([f"{counted} in flight, oldest {_age(self._now, oldest)}, {percent} % done", *self._notes])
+
+
+def _labels_in(context: dg.SensorEvaluationContext, resource_key: str) -> dict[str, _Partitions]:
+    """The labeled assets of this code location whose LLMBatchResource this is."""
+    assert context.repository_def is not None
+    return {
+        key.to_user_string(): _Partitions(assets.partitions_def, context.instance)
+        for key, assets in context.repository_def.assets_defs_by_key.items()
+        if assets.is_executable
+        and assets.tags_by_key.get(key, {}).get(ROLE_TAG) == "labels"
+        and resource_key in assets.required_resource_keys
+    }
 
 
 def _age(now: datetime, then: datetime) -> str:

@@ -14,7 +14,7 @@ from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.resources import LLMBatchResource
 
-__all__ = ["ROLE_TAG", "Dataset", "RowsContext", "RowsFunction", "partitions_of"]
+__all__ = ["ROLE_TAG", "Dataset", "RowsContext", "RowsFunction", "is_alone", "partitions_of"]
 
 ROLE_TAG = "llm_batch/role"
 """Tag of the assets of a labeled dataset: `batch`, `labels` or `rejects`. The sensor finds labels by it."""
@@ -57,6 +57,7 @@ class Dataset:
     description: str | None
     owners: tuple[str, ...]
     tags: Mapping[str, str]
+    metadata: Mapping[str, Any]
     automation_condition: dg.AutomationCondition[dg.AssetKey] | None
     backfill_policy: dg.BackfillPolicy | None
 
@@ -121,3 +122,8 @@ class Dataset:
 def partitions_of(context: dg.AssetExecutionContext) -> list[str | None]:
     """The partitions of this run, in order; [None] for an unpartitioned dataset."""
     return list(context.partition_keys) if context.has_partition_key or context.has_partition_key_range else [None]
+
+
+def is_alone(context: dg.AssetExecutionContext) -> bool:
+    """Whether Dagster knows what a MaterializeResult speaks of. A range is a range even if it is of one partition."""
+    return context.has_partition_key or not context.has_partition_key_range

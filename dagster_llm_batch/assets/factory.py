@@ -54,6 +54,7 @@ def llm_batch_assets(
     description: str | None = None,
     owners: Sequence[str] = (),
     tags: Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     automation_condition: dg.AutomationCondition[dg.AssetKey] | None = None,
     backfill_policy: dg.BackfillPolicy | None = None,
 ) -> list[dg.AssetsDefinition]:
@@ -82,6 +83,7 @@ def llm_batch_assets(
         resource_key: Where LLMBatchResource is.
         required_resource_keys: Resources for a function that gives rows.
         key_prefix, group_name, description, owners, tags: Of the assets, as everywhere in Dagster.
+        metadata: Of labels and rejects, as the IO manager may want it (`{"partition_expr": "day"}`, with `day` kept).
         automation_condition: Of the submission, as in `AutomationCondition.eager()`.
         backfill_policy: Default: one run for all partitions of a backfill.
 
@@ -125,6 +127,7 @@ def llm_batch_assets(
         description=description,
         owners=tuple(owners),
         tags=tags or {},
+        metadata=metadata or {},
         automation_condition=automation_condition,
         backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if partitions_def else None),
     )

@@ -6,12 +6,12 @@ from typing import Any
 
 import dagster as dg
 
-from dagster_llm_batch.assets.dataset import Dataset, partitions_of
+from dagster_llm_batch.assets.dataset import Dataset, is_alone, partitions_of
 from dagster_llm_batch.assets.failures import Failures
 from dagster_llm_batch.assets.output import write_output
 from dagster_llm_batch.checks import Verdict, check_specs, evaluations, verdicts
 from dagster_llm_batch.engine import Engine, Status
-from dagster_llm_batch.errors import LeaseError, LLMBatchError
+from dagster_llm_batch.errors import ConfigError, LeaseError
 from dagster_llm_batch.metadata import (
     column_lineage,
     data_version,
@@ -20,6 +20,7 @@ from dagster_llm_batch.metadata import (
     rejects_metadata,
     status_metadata,
 )
+from dagster_llm_batch.states import IN_FLIGHT
 
 __all__ = ["labels_asset"]
 
@@ -28,13 +29,14 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
     """`<name>` and `<name>_rejects`."""
     description = dataset.description or f"Rows labeled by {dataset.labeling.model}."
     schema = dataset.labeling.reader.format.json_schema
+    described = {} if schema is None else {"llm_batch/response_schema": dg.MetadataValue.json(dict(schema))}
     labels = dataset.spec(
         dataset.key,
         "labels",
         deps=[dataset.batch_key],
         kinds=dataset.kinds("table"),
         description=description,
-        metadata={} if schema is None else {"llm_batch/response_schema": dg.MetadataValue.json(dict(schema))},
+        metadata={**dataset.metadata, **described},
         skippable=True,
     )
     rejects = dataset.spec(
@@ -43,6 +45,7 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
         deps=[dataset.batch_key],
         kinds=dataset.kinds("table"),
         description=f"Rows of {dataset.key.to_user_string()} that have no label, each with the reason and the reply.",
+        metadata=dataset.metadata,
         skippable=True,
     )
     landing = _Landing(dataset, labels, rejects)
@@ -58,13 +61,13 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
     def collect(context: dg.AssetExecutionContext) -> Iterator[Any]:
         engine = dataset.engine(context)
         partitions = partitions_of(context)
-        failures = Failures(context)
+        failures = Failures(context, len(partitions))
         for partition in partitions:
             try:
-                yield from landing.land(context, engine, partition, alone=len(partitions) == 1)
-            except LLMBatchError as error:
+                yield from landing.land(context, engine, partition, alone=is_alone(context))
+            except Exception as error:  # noqa: BLE001 - rows function and IO manager are the user's: anything may come
                 failures.add(partition, error)
-        failures.raise_if_any(of=len(partitions))
+        failures.raise_if_any()
 
     return collect
 
@@ -94,6 +97,7 @@ class _Landing:
                 dataset.key, partition=partition, metadata={"llm_batch/progress": "nothing was submitted yet"}
             )
             return
+        self._finish_superseded(context, engine, partition or "")
         was_settled = engine.status(submission.submission_id).is_settled
         status = self._advance(context, engine, submission.submission_id)
         if not status.is_settled:
@@ -153,6 +157,23 @@ class _Landing:
                 for verdict in judged
             ],
         )
+
+    def _finish_superseded(self, context: dg.AssetExecutionContext, engine: Engine, partition: str) -> None:
+        """Take home what earlier submissions of the partition have been billed for: its answers can serve again."""
+        labeling = self._dataset.labeling
+        for older in engine.ledger.history(engine.namespace, labeling.asset, partition)[1:]:
+            if older.delivered_at is not None:
+                continue
+            try:
+                status = engine.advance(labeling, older.submission_id)
+                done = status.is_settled
+            except LeaseError:
+                continue
+            except ConfigError as error:  # asked otherwise than it is now; its raw results are stored
+                context.log.info(str(error))
+                done = not any(shard.state in IN_FLIGHT for shard in engine.ledger.shards(older.submission_id))
+            if done:
+                engine.ledger.deliver(older.submission_id)
 
     def _advance(self, context: dg.AssetExecutionContext, engine: Engine, submission_id: str) -> Status:
         """As far as it goes now; in `wait` mode until it is settled."""

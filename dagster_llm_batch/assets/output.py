@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch._dagster_private import io_manager_surroundings
 from dagster_llm_batch.errors import ConfigError, MissingExtraError
 
 __all__ = ["Frame", "check_frame", "write_output"]
@@ -56,6 +57,7 @@ def write_output(
         run_id=context.run.run_id,
         dagster_type=dg.PythonObjectDagsterType(type(value)),
         instance=context.instance,
+        **io_manager_surroundings(context, io_manager_key),
     )
     getattr(context.resources, io_manager_key).handle_output(output, value)
     return output.get_logged_metadata()

@@ -6,10 +6,9 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from dagster_llm_batch.assets.dataset import Dataset, partitions_of
+from dagster_llm_batch.assets.dataset import Dataset, is_alone, partitions_of
 from dagster_llm_batch.assets.failures import Failures
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.metadata import progress_text, submission_metadata
 from dagster_llm_batch.states import ShardState
 
@@ -52,7 +51,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         engine.check(dataset.labeling)  # before any row is read
         provider = engine.provider(dataset.labeling.provider)
         partitions = partitions_of(context)
-        failures = Failures(context)
+        failures = Failures(context, len(partitions))
         for partition in partitions:
             try:
                 submission = engine.plan(
@@ -63,18 +62,18 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                     again=config.again,
                 )
                 status = engine.submit(dataset.labeling, submission.submission_id)
-            except LLMBatchError as error:
+            except Exception as error:  # noqa: BLE001 - rows function and IO manager are the user's: anything may come
                 failures.add(partition, error)
                 continue
             _log(context, partition, status)
             metadata = submission_metadata(status, dataset.labeling, provider)
             version = submission.fingerprint
-            if len(partitions) == 1:
+            if is_alone(context):
                 yield dg.MaterializeResult(spec.key, metadata=metadata, data_version=dg.DataVersion(version))
             else:
                 tags = {"dagster/data_version": version}
                 yield dg.AssetMaterialization(spec.key, partition=partition, metadata=metadata, tags=tags)
-        failures.raise_if_any(of=len(partitions))
+        failures.raise_if_any()
 
     return submit
 
