@@ -1,7 +1,5 @@
 """The asset that evaluates: one partition after the other, each with its own tables, metadata, version and checks."""
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from collections.abc import Iterator
