@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from dagster_llm_batch.core.identity import canonical_json
 
-__all__ = ["Column", "column", "field_for"]
+__all__ = ["Column", "column", "field_for", "resolve"]
 
 _AS_JSON = {b"as_json": b"1"}
 _MAX_DEPTH = 12
@@ -37,11 +37,11 @@ def field_for(name: str, schema: Mapping[str, Any], root: Mapping[str, Any]) -> 
     return pa.field(name, arrow_type)
 
 
-def _type(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int) -> pa.DataType | None:
-    if depth > _MAX_DEPTH:  # a schema that refers to itself
+def _type(schema: Any, root: Mapping[str, Any], depth: int) -> pa.DataType | None:
+    if depth > _MAX_DEPTH or not isinstance(schema, Mapping):  # it refers to itself, or is `true`: anything goes
         return None
     if "$ref" in schema:
-        found = _resolve(schema["$ref"], root)
+        found = resolve(schema["$ref"], root)
         return None if found is None else _type(found, root, depth + 1)
     for word in ("anyOf", "oneOf", "allOf"):
         if word in schema:
@@ -64,7 +64,8 @@ def _type(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int) -> pa.
     return _SCALARS.get(kind) if isinstance(kind, str) else None
 
 
-def _resolve(reference: str, root: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def resolve(reference: str, root: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a reference into the schema `root` points to; None where there is no such thing."""
     found: Any = root
     for step in reference.removeprefix("#/").split("/"):
         found = found.get(step) if isinstance(found, Mapping) else None
@@ -97,14 +98,25 @@ def column(field: pa.Field, values: list[Any]) -> Column:
         )
     try:
         return Column(_array(values, field.type), [None] * len(values))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+    except (pa.ArrowException, OverflowError, ValueError, TypeError):
         return _one_by_one(field, values)
 
 
 def _array(values: list[Any], arrow_type: pa.DataType) -> pa.Array:
+    written = _as_written(arrow_type)
+    array = pa.array(values, written)
+    return array if written == arrow_type else array.cast(arrow_type)
+
+
+def _as_written(arrow_type: pa.DataType) -> pa.DataType:
+    """The type as JSON has it: dates are text, at any depth."""
     if pa.types.is_date(arrow_type):
-        return pa.array(values, pa.string()).cast(arrow_type)
-    return pa.array(values, arrow_type)
+        return pa.string()
+    if pa.types.is_list(arrow_type):
+        return pa.list_(_as_written(arrow_type.value_type))
+    if pa.types.is_struct(arrow_type):
+        return pa.struct([(field.name, _as_written(field.type)) for field in arrow_type])
+    return arrow_type
 
 
 def _one_by_one(field: pa.Field, values: list[Any]) -> Column:
@@ -114,7 +126,7 @@ def _one_by_one(field: pa.Field, values: list[Any]) -> Column:
         try:
             kept.append(_array([value], field.type))
             reasons.append(None)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        except (pa.ArrowException, OverflowError, ValueError, TypeError) as error:
             kept.append(pa.nulls(1, field.type))
             reasons.append(f"{field.name}: does not fit a column of type {field.type}: {str(error)[:200]}")
     return Column(pa.concat_arrays(kept), reasons)

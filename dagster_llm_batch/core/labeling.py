@@ -78,7 +78,8 @@ def label(
 
     Args:
         manifest: One row for each input row: key, kept columns, llm_request_id.
-        waves: Results (RESULT_SCHEMA and the response's columns), oldest first; the newest word on a request counts.
+        waves: Results (RESULT_SCHEMA and the response's columns), oldest first. The newest success of a request
+            counts, else its newest word.
         response: The response's columns.
         prompt_version: Kept with every row.
         run_id: The run that made this table; kept with every row.
@@ -87,9 +88,10 @@ def label(
         Labels: key, kept columns, response, PROVENANCE. Rejects: key, kept columns, REJECT_COLUMNS.
     """
     empty = pa.schema([*RESULT_SCHEMA, *response]).empty_table()
-    results = pa.concat_tables([*reversed(waves), empty])
-    ids = results[_ID].combine_chunks()
-    at = pc.index_in(manifest[_ID], ids)  # the first match, so the newest
+    newest_first = pa.concat_tables([*reversed(waves), empty])
+    good = pc.equal(newest_first["llm_outcome"], Outcome.SUCCEEDED.value)
+    results = pa.concat_tables([newest_first.filter(good), newest_first.filter(pc.invert(good))])
+    at = pc.index_in(manifest[_ID], results[_ID].combine_chunks())  # the first match
     if at.null_count:  # the plan wrote both files from the same rows
         msg = f"{at.null_count} rows have no result; the manifest and the results are not of the same submission."
         raise ValueError(msg)

@@ -10,16 +10,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any
 
 import genai_prices
 from genai_prices.types import ModelPrice, TieredPrices
 
+from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import Price, PriceBasis, Usage
 
-__all__ = ["FREE", "UNKNOWN", "Estimate", "Tariff", "TokenPrice", "estimate_tokens", "expected_output_tokens", "tariff"]
+__all__ = [
+    "FREE",
+    "UNKNOWN",
+    "Estimate",
+    "Tariff",
+    "TokenPrice",
+    "dollars",
+    "estimate_tokens",
+    "expected_output_tokens",
+    "tariff",
+]
 
 _MILLION = Decimal(1_000_000)
 _HALF = Decimal("0.5")
@@ -29,6 +40,18 @@ _OUTPUT_GUESS_TOKENS = 256  # where nothing says how long a reply may be
 _OUTPUT_PARAMS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 Rate = Callable[[Usage], Decimal]
+
+
+def dollars(name: str, given: Decimal | float | str) -> Decimal:
+    """An amount of US dollars, exact as it was written. Raises ConfigError, naming `name`, for what is none."""
+    try:
+        amount = Decimal(str(given))
+    except InvalidOperation:
+        amount = Decimal("nan")
+    if not amount.is_finite() or amount < 0:
+        msg = f"{name}={given!r} is no amount of US dollars; it is a number from 0 on, as in 0.25."
+        raise ConfigError(msg)
+    return amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +65,11 @@ class TokenPrice:
     output_usd: Decimal
     realtime_input_usd: Decimal | None = None
     realtime_output_usd: Decimal | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("input_usd", "output_usd", "realtime_input_usd", "realtime_output_usd"):
+            given: Decimal | float | str | None = getattr(self, name)  # YAML and people give floats and text too
+            object.__setattr__(self, name, None if given is None else dollars(name, given))
 
 
 @dataclass(frozen=True, slots=True)

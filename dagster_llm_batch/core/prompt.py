@@ -70,9 +70,10 @@ class Prompt:
         object.__setattr__(self, "_environment", environment)
         for part, source in self._sources():
             try:
-                environment.parse(source)
-            except jinja2.TemplateSyntaxError as error:
-                msg = f"The {part} template has a syntax error in line {error.lineno}: {error.message}"
+                environment.from_string(source)  # compiles: unknown filters are found, not just bad syntax
+            except (jinja2.TemplateSyntaxError, RecursionError) as error:
+                line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+                msg = f"The {part} template has a syntax error{line}: {error}"
                 raise ConfigError(msg) from error
 
     @classmethod
@@ -100,14 +101,23 @@ class Prompt:
 
     def columns(self) -> frozenset[str] | None:
         """The columns that the prompt reads, or None where it takes the whole row."""
-        names: set[str] = set(self.images)
-        for _, source in self._sources():
-            names |= jinja2.meta.find_undeclared_variables(self._environment.parse(source))
-        return None if _ROW in names else frozenset(names)
+        names = self._variables()
+        return None if _ROW in names else frozenset(names - self._environment.globals.keys()) | frozenset(self.images)
+
+    def _variables(self) -> set[str]:
+        """What the templates read: columns, `row`, and Jinja's own globals such as `range`."""
+        sources = (source for _, source in self._sources())
+        return {
+            name
+            for source in sources
+            for name in jinja2.meta.find_undeclared_variables(self._environment.parse(source))
+        }
 
     def renderer(self, columns: Collection[str], load_image: ImageLoader | None = None) -> Renderer:
         """A renderer for rows with these columns. Raises ConfigError where the prompt names a column they lack."""
         needed = self.columns()
+        if needed is not None:
+            needed |= self._variables() & set(columns)  # a column named as one of Jinja's globals goes before it
         unknown = sorted((needed or frozenset(self.images)) - set(columns))
         if unknown:
             msg = (
@@ -129,7 +139,13 @@ class Renderer:
         self._user = environment.from_string(prompt.user)
         self._system = None if prompt.system is None else environment.from_string(prompt.system)
         variables = jinja2.meta.find_undeclared_variables(environment.parse(prompt.system or ""))
-        self._fixed_system = self._system.render() if self._system is not None and not variables else None
+        self._fixed_system: str | None = None
+        if self._system is not None and not variables:
+            try:
+                self._fixed_system = self._system.render()
+            except Exception as error:  # whatever a filter raises, or the sandbox refuses
+                msg = f"The system template failed: {type(error).__name__}: {error}. Correct it; nothing was sent."
+                raise ConfigError(msg) from error
 
     def render(self, row: Mapping[str, Any], key: object) -> Request:
         """The request for one row. Raises InputError naming `key` and the template or column at fault."""

@@ -8,7 +8,7 @@ response=Embedding() a vector              one column `embedding`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,13 @@ import jsonschema
 import msgspec
 import pyarrow as pa
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+from pydantic.json_schema import JsonSchemaMode
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
 
-from dagster_llm_batch.core.columns import column, field_for
+from dagster_llm_batch.core.columns import column, field_for, resolve
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
 from dagster_llm_batch.types import ResponseFormat, ResponseKind
 
@@ -27,6 +32,7 @@ ResponseLike = type[BaseModel] | Mapping[str, Any] | None
 
 _TEXT = pa.field("text", pa.string())
 _MAX_REASON = 500
+_NO_OTHERS: Registry[Any] = Registry()  # no schema but the user's own, and none from the network
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ def response_format(response: Any) -> ResponseFormat:
     if isinstance(response, Embedding):
         return ResponseFormat(ResponseKind.EMBEDDING, dimensions=response.dimensions)
     if isinstance(response, type) and issubclass(response, BaseModel):
-        return ResponseFormat(ResponseKind.JSON, response.__name__, response.model_json_schema(mode="validation"))
+        return ResponseFormat(ResponseKind.JSON, response.__name__, _schema_of(response, "validation"))
     if isinstance(response, Mapping):
         _check_json_schema(response)
         return ResponseFormat(ResponseKind.JSON, str(response.get("title", "response")), dict(response))
@@ -62,9 +68,17 @@ def response_format(response: Any) -> ResponseFormat:
     raise ConfigError(msg)
 
 
+def _schema_of(model: type[BaseModel], mode: JsonSchemaMode) -> dict[str, Any]:
+    try:
+        return model.model_json_schema(mode=mode)
+    except PydanticUserError as error:  # a field that JSON cannot hold, a name that is not defined
+        msg = f"The pydantic model {model.__name__} has no JSON Schema: {error.message}"
+        raise ResponseSchemaError(msg) from error
+
+
 def _check_json_schema(schema: Mapping[str, Any]) -> None:
     try:
-        jsonschema.Draft202012Validator.check_schema(dict(schema))
+        jsonschema.Draft202012Validator.check_schema(dict(schema), jsonschema.Draft202012Validator.FORMAT_CHECKER)
     except jsonschema.SchemaError as error:
         msg = f"The response schema is no valid JSON Schema, at {error.json_path}: {error.message}"
         raise ResponseSchemaError(msg) from error
@@ -74,6 +88,24 @@ def _check_json_schema(schema: Mapping[str, Any]) -> None:
             f"{schema.get('type')!r} with properties {list(schema.get('properties', {}))}."
         )
         raise ResponseSchemaError(msg)
+    resolver = _NO_OTHERS.resolver_with_root(DRAFT202012.create_resource(dict(schema)))
+    for reference in _references(schema):
+        try:
+            resolver.lookup(reference)
+        except Unresolvable as error:
+            msg = f"The response schema's reference {reference!r} cannot be resolved; it must point into the schema."
+            raise ResponseSchemaError(msg) from error
+
+
+def _references(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for part in node.values():
+            yield from _references(part)
+    elif isinstance(node, list):
+        for part in node:
+            yield from _references(part)
 
 
 class Reader:
@@ -91,10 +123,11 @@ class Reader:
             schema = dict(self.format.json_schema or {})
             if isinstance(response, type) and issubclass(response, BaseModel):
                 self._model = TypeAdapter(response)
-                self._models: TypeAdapter[Any] = TypeAdapter(list[response])
-                schema = response.model_json_schema(mode="serialization")
+                schema = _schema_of(response, "serialization")
             else:
-                self._validator = jsonschema.Draft202012Validator(schema)
+                self._validator = jsonschema.Draft202012Validator(schema, registry=_NO_OTHERS)
+            if "properties" not in schema and "$ref" in schema:  # a model that holds itself
+                schema = {**schema, **(resolve(schema["$ref"], schema) or {})}
             self.fields = [field_for(name, sub, schema) for name, sub in schema.get("properties", {}).items()]
             if not self.fields:
                 msg = f"The response schema '{self.format.name}' has no fields; each field becomes a column."
@@ -110,13 +143,9 @@ class Reader:
             return Reading(pa.table([pa.array(texts, pa.string())], schema=self.schema), [None] * len(texts))
         if self.format.kind is ResponseKind.EMBEDDING:
             return self._read_embeddings(embeddings)
-        values: list[Any] = []
-        reasons: list[str | None] = []
-        for text in texts:
-            value, reason = (None, None) if text is None else self._parse(text)
-            values.append(value)
-            reasons.append(reason)
-        rows = self._dump(values)
+        parsed = [(None, None) if text is None else self._parse(text) for text in texts]
+        rows = [row for row, _ in parsed]
+        reasons = [reason for _, reason in parsed]
         columns = [
             column(field, [None if row is None else row.get(field.name) for row in rows]) for field in self.fields
         ]
@@ -124,25 +153,23 @@ class Reader:
             pa.table([c.values for c in columns], schema=self.schema), _first(reasons, *(c.reasons for c in columns))
         )
 
-    def _parse(self, text: str) -> tuple[Any, str | None]:
-        if self._model is not None:
-            try:
-                return self._model.validate_json(text), None
-            except ValidationError as error:
-                return None, _shortened(_pydantic_reason(error))
+    def _parse(self, text: str) -> tuple[dict[str, Any] | None, str | None]:
+        """The values of a reply by field, or why it does not fit."""
         try:
-            value = msgspec.json.decode(text)
+            if self._model is None:
+                value = msgspec.json.decode(text)
+                misfit = jsonschema.exceptions.best_match(self._validator.iter_errors(value))
+                return (value, None) if misfit is None else (None, _shortened(f"{misfit.json_path}: {misfit.message}"))
+            if "NaN" in text or "Infinity" in text:
+                msgspec.json.decode(text)  # pydantic takes these bare words, which JSON does not have
+            value = self._model.validate_json(text)
+            return self._model.dump_python(value, mode="json", by_alias=True, warnings=False), None
+        except ValidationError as error:
+            return None, _shortened(_pydantic_reason(error))
         except (msgspec.DecodeError, UnicodeEncodeError) as error:
             return None, _shortened(f"not JSON: {error}")
-        misfit = jsonschema.exceptions.best_match(self._validator.iter_errors(value))
-        return (value, None) if misfit is None else (None, _shortened(f"{misfit.json_path}: {misfit.message}"))
-
-    def _dump(self, values: list[Any]) -> list[dict[str, Any] | None]:
-        if self._model is None:
-            return values
-        present = [value for value in values if value is not None]
-        dumped = iter(self._models.dump_python(present, mode="json", by_alias=True))
-        return [None if value is None else next(dumped) for value in values]
+        except Exception as error:  # noqa: BLE001  # depth, and whatever the user's own validators raise
+            return None, _shortened(f"it cannot be read: {type(error).__name__}: {error}")
 
     def _read_embeddings(self, embeddings: Sequence[Sequence[float] | None]) -> Reading:
         wanted = self.format.dimensions

@@ -20,7 +20,7 @@ from dagster_llm_batch.core.identity import request_id_of
 from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.protocols import Codec
-from dagster_llm_batch.types import BatchStatus, Outcome, Price, ResponseKind, Result
+from dagster_llm_batch.types import BatchStatus, Outcome, Price, PriceBasis, ResponseKind, Result
 
 __all__ = ["MONEY", "PICODOLLAR", "RESULT_SCHEMA", "Reconciler", "ShardFacts", "Tally"]
 
@@ -156,7 +156,7 @@ class Reconciler:
             self._judged(result, reason) if ok else result
             for result, reason, ok in zip(results, reading.reasons, came, strict=True)
         ]
-        prices = [self._tariff.price(result.usage) for result in results]
+        prices = [self._price(result) for result in results]
         self._count(results, prices)
         fixed = self._fixed_columns([one.request_id for one in chunk], results, prices)
         return pa.table([*fixed, *reading.columns.columns], schema=pa.schema([*RESULT_SCHEMA, *self._reader.fields]))
@@ -175,6 +175,14 @@ class Reconciler:
         if self._reader.format.kind is ResponseKind.EMBEDDING:
             return not result.embedding
         return not result.text
+
+    def _price(self, result: Result) -> Price:
+        """A reply was paid for: where it does not say how many tokens it took, nobody knows its cost."""
+        price = self._tariff.price(result.usage)
+        replied = result.outcome in (Outcome.SUCCEEDED, Outcome.INVALID)
+        if replied and result.usage is None and price.basis is not PriceBasis.FREE:
+            return Price(None, None, price.basis)
+        return price
 
     def _count(self, results: list[Result], prices: list[Price]) -> None:
         tally = self.tally

@@ -27,9 +27,11 @@ def record_batches(rows: Any) -> Iterator[pa.RecordBatch]:
     Raises InputError for what is no table.
     """
     if isinstance(rows, pa.RecordBatch):
+        _check_names(rows.schema)
         yield from _sliced(rows)
     elif hasattr(rows, "__arrow_c_stream__"):  # polars, pandas, arrow, DuckDB and others speak the C stream
         reader = pa.RecordBatchReader.from_stream(rows)
+        _check_names(reader.schema)
         batch = None
         for batch in reader:
             yield from _sliced(batch)
@@ -37,11 +39,18 @@ def record_batches(rows: Any) -> Iterator[pa.RecordBatch]:
             yield pa.RecordBatch.from_pylist([], schema=reader.schema)
     elif isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows):
         if rows:
-            yield from record_batches(pa.Table.from_pylist(rows))
+            yield from record_batches(_from_dicts(rows))
     elif isinstance(rows, Iterator):
         yield from _from_iterator(rows)
     else:
         yield from record_batches(_through_narwhals(rows))
+
+
+def _check_names(schema: pa.Schema) -> None:
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        msg = f"The rows have more than one column named '{twice[0]}'. Rename or drop all but one."
+        raise InputError(msg)
 
 
 def _sliced(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -55,6 +64,15 @@ def _plain(field: pa.Field) -> pa.Field:
     if pa.types.is_string_view(field.type):
         return field.with_type(pa.string())
     return field.with_type(pa.binary()) if pa.types.is_binary_view(field.type) else field
+
+
+def _from_dicts(rows: list[Mapping[str, Any]]) -> pa.Table:
+    names = dict.fromkeys(name for row in rows for name in row)  # Arrow looks at the first row alone
+    try:
+        return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
+    except (pa.ArrowException, OverflowError) as error:
+        msg = f"The list of rows cannot become a table, since a column has values of several types: {error}"
+        raise InputError(msg) from error
 
 
 def _from_iterator(rows: Iterator[Any]) -> Iterator[pa.RecordBatch]:
@@ -97,9 +115,9 @@ class KeyGuard:
             msg = f"The key column '{self._key}' is of type {column.type}. A key is text, an integer, a date or a time."
             raise InputError(msg)
         keys: list[Any] = column.to_pylist()
-        if column.null_count:
+        if nulls := keys.count(None):
             msg = (
-                f"The key column '{self._key}' is null in {column.null_count} of {len(keys)} rows of a batch, first at "
+                f"The key column '{self._key}' is null in {nulls} of {len(keys)} rows of a batch, first at "
                 f"its position {keys.index(None)}. Every row needs its own key: fill or filter them before labeling."
             )
             raise InputError(msg)

@@ -20,7 +20,7 @@ from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.results import RESULT_SCHEMA, Reconciler, ShardFacts, Tally
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.planning import RAW, RESULTS, ShardFiles, beside
-from dagster_llm_batch.errors import LLMBatchError, TransientError
+from dagster_llm_batch.errors import CredentialsError, LLMBatchError, RefusedError, TransientError
 from dagster_llm_batch.protocols import Codec, Provider
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger
@@ -31,6 +31,7 @@ from dagster_llm_batch.types import BatchStatus, Outcome
 __all__ = ["Again", "Collector", "sum_costs"]
 
 _FETCHES = 3
+_LONGEST_PAUSE_SECONDS = 30.0
 _RETRIED = [o.value for o in (Outcome.ERRORED, Outcome.EXPIRED, Outcome.CANCELED, Outcome.MISSING, Outcome.INVALID)]
 
 
@@ -63,6 +64,7 @@ class Collector:
         self._payloads = payloads
         self._clock = clock
         self._sleep = sleep
+        self.schema = pa.schema([*RESULT_SCHEMA, *labeling.reader.fields])
 
     def archive(self, shard: Shard) -> str:
         """Store the raw result lines of an ended shard as they came; returns their path. Nothing to do if it exists.
@@ -75,7 +77,7 @@ class Collector:
         for last in [False] * (_FETCHES - 1) + [True]:
             try:
                 with self._payloads.writer(path) as raw:
-                    for line in self._provider.fetch(shard.batch_id) if shard.batch_id else ():
+                    for line in self._lines(shard):
                         raw.write(line)
                     if not last and raw.lines < (shard.done or 0):
                         msg = f"{raw.lines} result lines came of {shard.done} that batch {shard.batch_id} reports"
@@ -84,10 +86,22 @@ class Collector:
                 if last:
                     raise
                 self._ledger.note(shard.submission_id, "fetch_again", f"{shard.shard_id}: {error}")
-                self._sleep(error.retry_after_seconds or 1.0)
+                self._sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
             else:
                 break
         return path
+
+    def _lines(self, shard: Shard) -> Iterator[bytes]:
+        """The lines as the provider gives them. A batch that failed may be gone, with nothing of it to fetch."""
+        if shard.batch_id is None:
+            return
+        try:
+            yield from self._provider.fetch(shard.batch_id)
+        except CredentialsError:
+            raise
+        except RefusedError:
+            if shard.status is not BatchStatus.FAILED:
+                raise
 
     def collect(self, shard: Shard) -> Shard:
         """Bring an ended shard to `collected`."""
@@ -120,8 +134,7 @@ class Collector:
         expected = [request_id for request_id, _ in self._requests(shard)]
         reconciler = Reconciler(self._codec, self._labeling.reader, self._tariff, facts, expected)
         path = beside(shard, RESULTS)
-        schema = pa.schema([*RESULT_SCHEMA, *self._labeling.reader.fields])
-        with self._payloads.table_writer(path, schema) as out:
+        with self._payloads.table_writer(path, self.schema) as out:
             for table in reconciler.tables(self._payloads.lines(raw_path)):
                 out.write_table(table)
         return path, reconciler.tally
@@ -143,12 +156,19 @@ class Collector:
         return [self._payloads.read_table(s.results_path, columns) for s in ordered if s.results_path]
 
     def again(self, wave: list[Shard]) -> list[Again]:
-        """What a next wave can answer of this, the latest, wave."""
+        """What a next wave can answer of this, the latest, wave.
+
+        A batch that never ran since the provider's queue was full does not count as sent, as long as others ran.
+        """
         retry = self._labeling.retry
         number = wave[0].wave if wave else 1
         kinds = [kind for kind in _RETRIED if kind != Outcome.INVALID.value or number < retry.invalid_waves]
+        some_ran = any(shard.status is not BatchStatus.FAILED for shard in wave)
         found = []
-        for shard in wave if number < retry.max_waves else ():
+        for shard in wave:
+            never_ran = some_ran and shard.status is BatchStatus.FAILED and shard.retryable
+            if number >= retry.max_waves and not never_ran:
+                continue
             [table] = self.results([shard], ["llm_request_id", "llm_outcome", "llm_retryable"])
             wanted = pc.and_(table["llm_retryable"], pc.is_in(table["llm_outcome"], pa.array(kinds)))
             if ids := table.filter(wanted)["llm_request_id"].to_pylist():

@@ -11,7 +11,7 @@ from typing import Any
 
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.labeling import check_columns
-from dagster_llm_batch.core.pricing import TokenPrice
+from dagster_llm_batch.core.pricing import TokenPrice, dollars
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.errors import ConfigError
@@ -82,6 +82,10 @@ class Labeling:
         if isinstance(self.keep, str):
             msg = f"keep takes a list of column names, got the string {self.keep!r}. Write keep=[{self.keep!r}]."
             raise ConfigError(msg)
+        for name, least in (("max_requests_per_batch", 1), ("max_bytes_per_batch", 1), ("expected_output_tokens", 0)):
+            if (given := getattr(self, name)) is not None and given < least:
+                msg = f"{name}={given!r} cannot be; it is at least {least}, or left out."
+                raise ConfigError(msg)
         check_columns(self.key, self.keep, self.reader.schema.names)
         _ = self.spec, self.budget_usd  # refuse now what can be known now
 
@@ -119,11 +123,7 @@ class Labeling:
     def budget_usd(self) -> Decimal | None:
         if self.max_cost_usd is None:
             return None
-        amount = Decimal(str(self.max_cost_usd))
-        if not amount.is_finite() or amount < 0:
-            msg = f"max_cost_usd={self.max_cost_usd!r} is no amount of US dollars."
-            raise ConfigError(msg)
-        return amount
+        return dollars("max_cost_usd", self.max_cost_usd)
 
     @cached_property
     def prompt_version(self) -> str:

@@ -12,31 +12,31 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from dagster_llm_batch.core.labeling import Labeled, label
+from dagster_llm_batch.core.labeling import Labeled
 from dagster_llm_batch.core.pricing import FREE, Tariff, tariff
-from dagster_llm_batch.engine.collecting import Again, Collector, sum_costs
+from dagster_llm_batch.engine.collecting import Again, Collector
 from dagster_llm_batch.engine.definition import Labeling
+from dagster_llm_batch.engine.landing import Landing
 from dagster_llm_batch.engine.planner import Planner
 from dagster_llm_batch.engine.sending import Sender
-from dagster_llm_batch.errors import ConfigError, LeaseError, LLMBatchError, TransientError
+from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.leases import Lease
 from dagster_llm_batch.storage.ledger import Ledger, utc_now
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Progress, Shard, Submission, SubmissionState
-from dagster_llm_batch.types import BatchReport, BatchStatus, Outcome, PriceBasis
+from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["Engine", "Status"]
 
 _LEASE_SECONDS = 60.0
-_ANSWERED = ["llm_request_id", "llm_outcome"]
 
 _ENDINGS = {
     BatchStatus.ENDED: Move.ENDED,
@@ -129,7 +129,9 @@ class Engine:
 
     def _tariff(self, labeling: Labeling) -> Tariff:
         book = self.provider(labeling.provider).price_book
-        return FREE if book is None else tariff(book, labeling.spec.model, self._clock(), labeling.price)
+        if book is None and labeling.price is None:
+            return FREE
+        return tariff(book or "", labeling.spec.model, self._clock(), labeling.price)
 
     # submit and recover ---------------------------------------------------------------------------------------------
 
@@ -144,7 +146,9 @@ class Engine:
             sender = self._sender(submission.provider)
             found = [sender.recover(shard) for shard in self.ledger.shards(submission_id)]
             planned = [shard for shard in found if shard.state is ShardState.PLANNED]
-            if planned and submission.state is SubmissionState.OPEN:
+            if submission.state is not SubmissionState.OPEN:
+                self._drop(planned)
+            elif planned:
                 self._refuse_other_configuration(labeling, submission)
                 for shard in planned:
                     lease.check()
@@ -159,10 +163,10 @@ class Engine:
 
     def resolve(self, shard_id: str, batch_id: str | None) -> Shard:
         """A person's word on a shard that cannot be told: its batch, or None where there is none (it is sent again)."""
-        self.ledger.note(self.ledger.shard(shard_id).submission_id, "resolved", f"{shard_id}: batch_id={batch_id}")
         if batch_id is None:
             return self.ledger.move(shard_id, Move.NOT_SENT, reason="resolved by a person: no batch exists")
-        return self.ledger.move(shard_id, Move.ACCEPTED, batch_id=batch_id, submitted_at=self._clock())
+        told = f"resolved by a person: {batch_id}"
+        return self.ledger.move(shard_id, Move.ACCEPTED, detail=told, batch_id=batch_id, submitted_at=self._clock())
 
     def _sender(self, provider: str) -> Sender:
         return Sender(self.provider(provider), self.ledger, self.payloads, self.namespace, self._clock, self._sleep)
@@ -190,20 +194,24 @@ class Engine:
         self.ledger.observe(reports)
         for shard_id, report in reports.items():
             if report.status in _ENDINGS:
-                self.ledger.move(
-                    shard_id,
-                    _ENDINGS[report.status],
-                    status=report.status,
-                    ended_at=report.ended_at or self._clock(),
-                    total=report.total,
-                    done=report.done,
-                    failed=report.failed,
-                    reason=report.reason,
-                    retryable=report.retryable,
-                )
+                self._end(shard_id, report)
         if errors and not reports:
             raise errors[0]
         return reports
+
+    def _end(self, shard_id: str, report: BatchReport) -> None:
+        with suppress(IllegalMoveError):  # another process asked at the same time and recorded it
+            self.ledger.move(
+                shard_id,
+                _ENDINGS[report.status],
+                status=report.status,
+                ended_at=report.ended_at or self._clock(),
+                total=report.total,
+                done=report.done,
+                failed=report.failed,
+                reason=report.reason,
+                retryable=report.retryable,
+            )
 
     # collect --------------------------------------------------------------------------------------------------------
 
@@ -230,15 +238,15 @@ class Engine:
             if status.is_settled or any(shard.state is not ShardState.COLLECTED for shard in status.shards):
                 return status
             if not self._next_wave(labeling, status, collector):
-                self._settle(status, collector)
+                self._landing(labeling, status.submission, collector).settle()
         return self.submit(labeling, submission_id)
 
     def _refuse_other_configuration(self, labeling: Labeling, submission: Submission) -> None:
         if submission.config_fingerprint != self._planner(labeling).configuration:
             msg = (
                 f"Submission {submission.submission_id} of '{labeling.asset}' was made with another model, parameters, "
-                "response schema or account than the present definition has, so its replies are not read with it. Its "
-                "raw results are stored. Restore the earlier definition to label with them, or submit again to ask anew."
+                "response schema or account than the present definition has, so its replies are not read with it. What "
+                "came is stored as it is. Restore the earlier definition to label with it, or submit again to ask anew."
             )
             raise ConfigError(msg)
 
@@ -269,35 +277,19 @@ class Engine:
         return True
 
     def _affordable(self, labeling: Labeling, status: Status, again: list[Again]) -> bool:
-        spent = sum_costs(status.shards)
-        shares = [(s.estimated_usd or Decimal(0)) * len(ids) / max(s.requests, 1) for s, ids in again]
         budget = labeling.budget_usd
-        if budget is None or spent is None or spent + sum(shares) <= budget:
+        costs = [shard.estimated_usd if shard.cost_usd is None else shard.cost_usd for shard in status.shards]
+        spent = sum((cost for cost in costs if cost is not None), Decimal(0))
+        shares = [(s.estimated_usd or Decimal(0)) * len(ids) / max(s.requests, 1) for s, ids in again]
+        if budget is None or spent + sum(shares) <= budget:
             return True
         requests = sum(len(one.request_ids) for one in again)
         detail = f"{requests} requests are not sent again: {spent} USD are spent of max_cost_usd={budget}"
         self.ledger.note(status.submission.submission_id, "over_budget", detail)
         return False
 
-    def _settle(self, status: Status, collector: Collector) -> None:
-        last: dict[str, str] = {}
-        realtime: Decimal | None = Decimal(0)
-        columns = [*_ANSWERED, "llm_realtime_usd"]
-        for table in collector.results(status.shards, columns):
-            last.update(zip(table["llm_request_id"].to_pylist(), table["llm_outcome"].to_pylist(), strict=True))
-            amounts = table["llm_realtime_usd"]
-            whole = sum((a for a in amounts.to_pylist() if a is not None), Decimal(0))
-            realtime = None if realtime is None or amounts.null_count else realtime + whole
-        outcomes = Counter(last.values())
-        if status.submission.reused:
-            outcomes[Outcome.SUCCEEDED.value] += status.submission.reused
-        self.ledger.settle(
-            status.submission.submission_id,
-            outcomes=dict(outcomes),
-            cost_usd=sum_costs(status.shards),
-            realtime_usd=realtime,
-            price_basis=status.submission.price_basis or PriceBasis.UNKNOWN,
-        )
+    def _landing(self, labeling: Labeling, submission: Submission, collector: Collector) -> Landing:
+        return Landing(labeling, submission, self.ledger, self.payloads, collector)
 
     # labels ---------------------------------------------------------------------------------------------------------
 
@@ -310,25 +302,10 @@ class Engine:
         if not submission.is_settled:
             msg = f"Submission {submission_id} is not settled; it has no labels yet."
             raise LLMBatchError(msg)
-        collector = self._collector(labeling)
         if reread:
             self._refuse_other_configuration(labeling, submission)
-            for shard in self.ledger.shards(submission_id):
-                if shard.raw_path:
-                    collector.read(shard, shard.raw_path)
-        assert submission.manifest_path is not None
-        tables = [
-            table
-            for one in (*reversed(submission.reused_from), submission_id)
-            for table in collector.results(self.ledger.shards(one))
-        ]
-        return label(
-            self.payloads.read_table(submission.manifest_path),
-            tables,
-            labeling.reader.schema,
-            prompt_version=labeling.prompt_version,
-            run_id=run_id,
-        )
+        landing = self._landing(labeling, submission, self._collector(labeling))
+        return landing.labels(run_id=run_id, reread=reread)
 
     # what to do next ------------------------------------------------------------------------------------------------
 
@@ -372,9 +349,16 @@ class Engine:
         """Stop a submission: nothing more is sent, running batches are asked to stop, finished rows are kept."""
         with self._leased(submission_id):
             self.ledger.set_state(submission_id, SubmissionState.CANCELED)
-            for shard in self.ledger.shards(submission_id):
-                if shard.state is ShardState.PLANNED:
-                    self.ledger.move(shard.shard_id, Move.CANCELED, status=BatchStatus.CANCELED, ended_at=self._clock())
-                elif shard.state is ShardState.SUBMITTED and shard.batch_id is not None:
-                    self.provider(shard.provider).cancel(shard.batch_id)
+            shards = self.ledger.shards(submission_id)
+            for shard in sorted(shards, key=lambda one: one.state is ShardState.SUBMITTING):  # the doubtful ones last
+                found = self._sender(shard.provider).recover(shard)
+                if found.state is ShardState.PLANNED:
+                    self._drop([found])
+                elif found.state is ShardState.SUBMITTED and found.batch_id is not None:
+                    self.provider(found.provider).cancel(found.batch_id)
             return self.status(submission_id)
+
+    def _drop(self, planned: Sequence[Shard]) -> None:
+        """What a canceled submission has not sent, it never sends."""
+        for shard in planned:
+            self.ledger.move(shard.shard_id, Move.CANCELED, status=BatchStatus.CANCELED, ended_at=self._clock())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -20,7 +21,7 @@ from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.core.sharding import tightest
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.planning import Draft, Plan, ShardFiles
-from dagster_llm_batch.errors import BudgetError, ConfigError
+from dagster_llm_batch.errors import BudgetError, ConfigError, IllegalMoveError
 from dagster_llm_batch.protocols import Codec, Provider
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
@@ -87,16 +88,25 @@ class Planner:
             plan = draft.finish(self.configuration)
             known = self._ledger.find(self._namespace, self._labeling.asset, partition, plan.fingerprint)
             if known is not None and not _may_follow(known, again=again):
-                draft.discard()
-                return known
-            self._refuse_over_budget(draft.estimate)
+                if known.created_at >= max((s.created_at for s in history), default=known.created_at):
+                    draft.replace_manifest(known.manifest_path or "")  # the kept columns may be others
+                    draft.discard()
+                    return known
+                # Others came after it: it becomes the latest again by a new attempt that has nothing to ask.
+                plan = draft.only_rows(plan)
+                estimate = Estimate(self._tariff, 0)
+                sources: tuple[str, ...] = (known.submission_id, *known.reused_from)
+            else:
+                estimate = draft.estimate
+                self._refuse_over_budget(estimate)
+                sources = tuple(s.submission_id for s in earlier) if plan.reused else ()
         except BaseException:
             draft.discard()
             raise
         for older in history:
             if older.state is SubmissionState.OPEN:
                 self._supersede(older, submission_id)
-        opened = self._open(plan, submission_id, partition, run_id, draft.estimate, known, earlier)
+        opened = self._open(plan, submission_id, partition, run_id, estimate, known, sources)
         if opened.submission_id != submission_id:  # another process was quicker
             draft.discard()
         return opened
@@ -155,7 +165,10 @@ class Planner:
         self._ledger.set_state(older.submission_id, SubmissionState.CANCELED)
         for shard in self._ledger.shards(older.submission_id):
             if shard.state is ShardState.PLANNED:
-                self._ledger.move(shard.shard_id, Move.CANCELED, status=BatchStatus.CANCELED, ended_at=self._clock())
+                with suppress(IllegalMoveError):  # another process has just sent it; it is collected in time
+                    self._ledger.move(
+                        shard.shard_id, Move.CANCELED, status=BatchStatus.CANCELED, ended_at=self._clock()
+                    )
 
     def _open(
         self,
@@ -165,7 +178,7 @@ class Planner:
         run_id: str | None,
         estimate: Estimate,
         known: Submission | None,
-        earlier: Sequence[Submission],
+        sources: tuple[str, ...],
     ) -> Submission:
         submission = Submission(
             submission_id=submission_id,
@@ -186,7 +199,7 @@ class Planner:
             price_basis=estimate.tariff.basis,
             created_at=self._clock(),
             run_id=run_id,
-            reused_from=tuple(s.submission_id for s in earlier) if plan.reused else (),
+            reused_from=sources,
         )
         return self._ledger.open(submission, plan.shards)
 

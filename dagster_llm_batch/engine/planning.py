@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -108,12 +108,13 @@ class ShardFiles:
 
     def discard(self) -> None:
         """Remove what was written."""
-        with ExitStack() as quiet:
-            quiet.callback(self._stack.close)
+        with ExitStack() as last_first:
             for shard in self.shards:
-                quiet.callback(self._payloads.delete, shard.path)
+                last_first.callback(self._payloads.delete, shard.path)
             if self._writer is not None:
-                quiet.callback(self._payloads.delete, self._request_path)
+                last_first.callback(self._payloads.delete, self._request_path)
+            last_first.callback(self._stack.close)
+        self.shards = []
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,9 @@ class Draft:
     def add(self, batch: pa.RecordBatch) -> None:
         """Take more rows. Raises InputError or ConfigError; then `discard`."""
         keys = self._keys.check(batch)
+        if self._schema is not None and (lost := sorted(self._needed - set(batch.schema.names))):
+            msg = f"A later batch of rows lacks the columns {lost}, which the first one has."
+            raise InputError(msg)
         if self._renderer is None or self._schema is None:
             self._start(batch.schema)
         assert self._renderer is not None
@@ -178,6 +182,12 @@ class Draft:
         own = [batch.column(name) for name in self._schema.names[:-1]]
         self._manifest.write_table(self._manifest_table(own, request_ids))
 
+    @property
+    def _needed(self) -> set[str]:
+        assert self._schema is not None
+        assert self._renderer is not None
+        return {*self._schema.names[:-1], *self._renderer.columns}
+
     def _start(self, rows: pa.Schema) -> None:
         labeling = self._labeling
         lacking = sorted(set(labeling.keep) - set(rows.names))
@@ -192,7 +202,7 @@ class Draft:
         assert self._schema is not None
         try:
             columns = [column.cast(field.type) for column, field in zip(own, self._schema, strict=False)]
-        except pa.ArrowInvalid as error:
+        except pa.ArrowException as error:
             msg = f"A later batch of rows has other column types than the first, and cannot be converted: {error}"
             raise InputError(msg) from error
         return pa.table([*columns, pa.array(request_ids, pa.string())], schema=self._schema)
@@ -228,6 +238,18 @@ class Draft:
     def _columns_of_nothing(self) -> Iterator[str]:
         labeling = self._labeling
         yield from dict.fromkeys([labeling.key, *labeling.keep, *sorted(labeling.prompt.columns() or ())])
+
+    def only_rows(self, plan: Plan) -> Plan:
+        """The plan without anything to send: all of its requests have their outcome already."""
+        self._files.discard()
+        return replace(plan, shards=[], reused=plan.requests)
+
+    def replace_manifest(self, path: str) -> None:
+        """Put this draft's manifest in the place of an older one of the same keys and requests."""
+        assert self._schema is not None
+        with self._payloads.table_writer(path, self._schema) as out:
+            for batch in self._payloads.iter_batches(self._manifest_path):
+                out.write_batch(batch)
 
     def discard(self) -> None:
         """Remove every file of this draft."""

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from dagster_llm_batch.errors import (
     AmbiguousError,
     CannotTellError,
+    ConfigError,
     CredentialsError,
     LLMBatchError,
     RefusedError,
@@ -65,7 +66,7 @@ class Sender:
         """Send a planned shard; returns it as the ledger has it then.
 
         It may come back `planned` (the provider is busy: later), `submitting` (nobody knows yet) or `failed` (the
-        provider refused it for good). Raises CredentialsError with the shard `planned` again.
+        provider refused it for good). Raises CredentialsError or ConfigError with the shard `planned` again.
         """
         with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as lines:
             self._copy(shard, lines)  # type: ignore[arg-type]  # a SpooledTemporaryFile is a BinaryIO in all but name
@@ -79,7 +80,7 @@ class Sender:
                     if last:
                         return shard
                     self._sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
-                except CredentialsError as error:
+                except (CredentialsError, ConfigError) as error:
                     self._ledger.move(shard.shard_id, Move.NOT_SENT, reason=str(error))
                     raise
                 except RefusedError as error:
@@ -129,10 +130,17 @@ class Sender:
 
     def _copy(self, shard: Shard, lines: BinaryIO) -> None:
         digest = hashlib.blake2b(digest_size=16)
-        with self._payloads.reader(shard.path) as stored:
-            while chunk := stored.read(1 << 20):
-                digest.update(chunk)
-                lines.write(chunk)
+        try:
+            with self._payloads.reader(shard.path) as stored:
+                while chunk := stored.read(1 << 20):
+                    digest.update(chunk)
+                    lines.write(chunk)
+        except OSError as error:
+            msg = (
+                f"The request file {shard.path} cannot be read, so nothing was sent: {error}. "
+                "Restore it in the payload store, or cancel the submission and plan it again."
+            )
+            raise LLMBatchError(msg) from error
         if digest.hexdigest() != shard.digest:
             msg = (
                 f"The request file {shard.path} is not the one that was planned: its digest differs. Nothing was sent. "

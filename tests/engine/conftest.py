@@ -1,100 +1,14 @@
-"""The engine over a real SQLite ledger, a real payload store and the official SDK against the emulator on a socket."""
+"""Fixtures of the engine's tests; `house.py` has what they build."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import polars as pl
 import pytest
-from pydantic import BaseModel, Field
+from house import House
 
-from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Engine, Labeling, Status
-from dagster_llm_batch.providers.openai import OpenAIProvider
-from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
-
-
-class TicketLabel(BaseModel):
-    """The response of most tests."""
-
-    topic: Literal["billing", "bug", "how_to"]
-    urgency: Annotated[int, Field(ge=1, le=5)]
-
-
-def tickets(count: int, start: int = 0) -> pl.DataFrame:
-    """Rows with unique texts."""
-    numbers = range(start, start + count)
-    return pl.DataFrame(
-        {
-            "ticket_id": [f"t{n}" for n in numbers],
-            "subject": [f"Subject {n}" for n in numbers],
-            "body": [f"Where is my invoice number {n}?" for n in numbers],
-        }
-    )
-
-
-def labeling(**changes: Any) -> Labeling:
-    """A usual definition, with changes."""
-    usual: dict[str, Any] = {
-        "asset": "ticket_labels",
-        "model": "openai/gpt-4o",
-        "key": "ticket_id",
-        "prompt": Prompt(system="You label support tickets.", user="{{ subject }}\n\n{{ body }}"),
-        "response": TicketLabel,
-        "params": {"max_tokens": 50},
-    }
-    return Labeling(**{**usual, **changes})
-
-
-class House:
-    """One deployment, and the means to let time pass in it."""
-
-    def __init__(self, tmp_path: Any, emulator: Emulator) -> None:
-        self.tmp_path = tmp_path
-        self.emulator = emulator
-        self.skipped = timedelta()
-        self.providers = {"openai": self.openai()}
-
-    def openai(self, **changes: Any) -> OpenAIProvider:
-        usual = {"api_key": DEFAULT_KEY, "base_url": self.emulator.openai_base_url, "timeout_seconds": 5.0}
-        return OpenAIProvider(**{**usual, **changes})
-
-    def now(self) -> datetime:
-        return datetime.now(timezone.utc) + self.skipped
-
-    def engine(self, namespace: str = "test") -> Engine:
-        """A new engine, as another process would make one."""
-        return Engine(
-            self.providers,
-            Ledger(self.tmp_path / "ledger.sqlite"),
-            PayloadStore(str(self.tmp_path / "payloads")),
-            namespace,
-            clock=self.now,
-            sleep=lambda _: None,
-        )
-
-    def files(self) -> set[str]:
-        root = self.tmp_path / "payloads"
-        return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
-
-    def run(self, definition: Labeling, rows: Any, partition: str = "", **plan: Any) -> Status:
-        """From rows to a settled submission, letting the emulator finish each wave."""
-        engine = self.engine()
-        submission = engine.plan(definition, rows, partition=partition, **plan)
-        engine.submit(definition, submission.submission_id)
-        return self.finish(definition, submission.submission_id)
-
-    def finish(self, definition: Labeling, submission_id: str) -> Status:
-        for _ in range(10):
-            self.emulator.settle()
-            status = self.engine().advance(definition, submission_id)
-            if status.is_settled:
-                return status
-        raise AssertionError(f"not settled: {status}")
+from dagster_llm_batch.testing.emulator import Emulator
 
 
 @pytest.fixture

@@ -1,0 +1,372 @@
+"""Whatever a batch, its rows or its files do: one outcome for every row, and bounded retries of what can succeed."""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from house import House, assert_total, billed, in_one_batch, labeling, texts, tickets
+
+from dagster_llm_batch.core.identity import custom_id, make_request
+from dagster_llm_batch.core.results import Reconciler, ShardFacts
+from dagster_llm_batch.engine import RetryPolicy
+from dagster_llm_batch.errors import RefusedError, TransientError
+from dagster_llm_batch.testing.emulator import (
+    BatchFault,
+    Emulator,
+    FileFault,
+    Limits,
+    Reply,
+    RowFault,
+    WireFault,
+    simulated_answer,
+)
+from dagster_llm_batch.types import BatchStatus
+
+FEW = {"fraction": 0.3, "times": None, "batches": [0]}  # about a third of the first batch's rows
+
+
+def requests_sent(house: House) -> list[int]:
+    """How many requests each wave sent."""
+    [submission] = house.engine().ledger.submissions("test")
+    shards = house.engine().ledger.shards(submission.submission_id)
+    return [sum(s.requests for s in shards if s.wave == wave + 1) for wave in range(submission.waves)]
+
+
+def events(house: House) -> list[str]:
+    [submission] = house.engine().ledger.submissions("test")
+    return [event.kind for event in house.engine().ledger.events(submission.submission_id)]
+
+
+# faults that the next wave heals ------------------------------------------------------------------------------------
+
+HEALED: dict[str, list[Any]] = {
+    "missing rows": [FileFault(kind="missing", **FEW)],
+    "malformed rows": [FileFault(kind="malformed", **FEW)],
+    "rows with 429": [RowFault(status_code=429, **FEW)],
+    "rows with 500": [RowFault(status_code=500, **FEW)],
+    "cut by max_tokens": [RowFault(kind="truncated", **FEW)],
+    "expired half way": [BatchFault(kind="expires", batches=[0], fraction=0.5)],
+    "canceled by the service half way": [BatchFault(kind="cancels", batches=[0], fraction=0.5)],
+    "canceled and a row dropped": [
+        BatchFault(kind="cancels", batches=[0], fraction=0.5),
+        BatchFault(kind="cancel_drops_row", batches=[0]),
+    ],
+    "all rows expired": [BatchFault(kind="expires", batches=[0], fraction=0.0)],
+    "all rows failed for now": [RowFault(status_code=503, batches=[0])],
+    "no output file": [BatchFault(kind="no_output_file", batches=[0])],
+    "queue full": [BatchFault(kind="fails", batches=[0])],
+    "all at once": [
+        FileFault(kind="missing", **FEW),
+        FileFault(kind="malformed", **FEW),
+        FileFault(kind="duplicate", fraction=0.5, times=None),
+        FileFault(kind="foreign", fraction=0.5, times=None),
+        RowFault(status_code=429, **FEW),
+        BatchFault(kind="expires", batches=[0], fraction=0.7),
+    ],
+}
+
+
+@pytest.mark.parametrize("fault", HEALED)
+def test_what_can_succeed_is_sent_again_and_nothing_else(house: House, fault: str) -> None:
+    house.emulator.inject(*HEALED[fault])
+    definition = labeling()
+    status = house.run(definition, tickets(30))
+    labels, _ = assert_total(house, definition, status.submission.submission_id, 30)
+    assert len(labels) == 30
+    first, second = requests_sent(house)
+    assert first == 30
+    assert 0 < second <= 30
+    answered_in_first = {
+        row["custom_id"] for row in _raw_rows(house, 1) if (row["response"] or {}).get("status_code") == 200
+    }
+    if fault != "cut by max_tokens":
+        assert second == 30 - len(answered_in_first)
+    assert in_one_batch(house)
+    assert status.submission.waves == 2
+
+
+def _raw_rows(house: House, wave: int) -> list[dict[str, Any]]:
+    engine = house.engine()
+    [submission] = engine.ledger.submissions("test")
+    rows = []
+    for shard in engine.ledger.shards(submission.submission_id, wave=wave):
+        for line in engine.payloads.lines(shard.raw_path or ""):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if row["custom_id"].startswith(shard.nonce):
+                rows.append(row)
+    return rows
+
+
+HARMLESS: dict[str, list[Any]] = {
+    "duplicate rows": [FileFault(kind="duplicate", times=None)],
+    "foreign rows": [FileFault(kind="foreign", times=None)],
+    "unknown fields": [FileFault(kind="extra_fields", times=None), BatchFault(kind="extra_fields")],
+    "U+2028": [FileFault(kind="u2028", times=None)],
+    "byte order mark": [FileFault(kind="bom")],
+    "CRLF": [FileFault(kind="crlf")],
+    "blank lines": [FileFault(kind="blank_lines")],
+    "counts that contradict": [BatchFault(kind="miscounts")],
+    "another model answers": [RowFault(kind="model", model="gpt-4o-2024-08-06")],
+    "a download cut once, seen": [
+        WireFault(kind="cut", route="GET /v1/files/*/content", after_lines=5, framing="length")
+    ],
+    "a download cut once, chunked": [
+        WireFault(kind="cut", route="GET /v1/files/*/content", after_lines=5, framing="chunked")
+    ],
+    "a download cut once, unseen": [
+        WireFault(kind="cut", route="GET /v1/files/*/content", after_lines=5, framing="close")
+    ],
+    "a download cut inside a line, unseen": [
+        WireFault(kind="cut", route="GET /v1/files/*/content", after_bytes=1_000, framing="close")
+    ],
+    "a download refused for now": [
+        WireFault(kind="status", route="GET /v1/files/*/content", status=503, retry_after=0.01)
+    ],
+    "polling refused for now": [WireFault(kind="status", route="GET /v1/batches/*", status=502)],
+    "an upload refused for now": [
+        WireFault(kind="status", route="POST /v1/files", status=429, retry_after=0.01, times=2)
+    ],
+}
+
+
+@pytest.mark.parametrize("fault", HARMLESS)
+def test_a_fault_that_loses_nothing_costs_nothing(house: House, fault: str) -> None:
+    house.emulator.inject(*HARMLESS[fault])
+    definition = labeling(response=None) if fault == "U+2028" else labeling()
+    engine = house.engine()
+    submission = engine.plan(definition, tickets(20))
+    engine.submit(definition, submission.submission_id)
+    status = None
+    for _ in range(4):
+        house.emulator.settle()
+        try:
+            status = house.engine().advance(definition, submission.submission_id)
+        except TransientError:
+            continue
+        if status.is_settled:
+            break
+    assert status is not None
+    assert status.is_settled
+    labels, _ = assert_total(house, definition, submission.submission_id, 20)
+    assert len(labels) == 20
+    assert len(house.emulator.books.batches) == 1
+    assert len(billed(house)) == 20
+    if fault in {"duplicate rows", "foreign rows"}:
+        assert "unexpected_lines" in events(house)
+    if fault == "another model answers":
+        assert set(labels["llm_model"].to_pylist()) == {"gpt-4o-2024-08-06"}
+
+
+# faults that stay -----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_that_can_never_succeed_is_not_sent_again(house: House) -> None:
+    house.emulator.inject(
+        RowFault(status_code=400, containing="number 3?"), RowFault(kind="refusal", containing="number 5?")
+    )
+    definition = labeling()
+    status = house.run(definition, tickets(8))
+    _, rejects = assert_total(house, definition, status.submission.submission_id, 8)
+    assert dict(zip(rejects["ticket_id"].to_pylist(), rejects["llm_outcome"].to_pylist(), strict=True)) == {
+        "t3": "errored",
+        "t5": "invalid",
+    }
+    reasons = " ".join(rejects["llm_reason"].to_pylist())
+    assert "400" in reasons
+    assert "refusal" in reasons
+    assert requests_sent(house) == [8]
+    costs = dict(zip(rejects["ticket_id"].to_pylist(), rejects["llm_cost_usd"].to_pylist(), strict=True))
+    assert costs["t3"] == 0
+    assert costs["t5"] > 0  # a refusal is paid
+
+
+@pytest.mark.parametrize(
+    ("fault", "policy", "sent", "outcome"),
+    [
+        (RowFault(status_code=500, containing="number 1?"), RetryPolicy(), [3, 1, 1], "errored"),
+        (RowFault(status_code=500, containing="number 1?"), RetryPolicy(max_waves=1), [3], "errored"),
+        (RowFault(status_code=429, containing="number 1?"), RetryPolicy(max_waves=5), [3, 1, 1, 1, 1], "errored"),
+        (RowFault(kind="truncated", containing="number 1?"), RetryPolicy(), [3, 1], "invalid"),
+        (RowFault(kind="truncated", containing="number 1?"), RetryPolicy(invalid_waves=1), [3], "invalid"),
+        (FileFault(kind="missing", containing="number 1?", times=None), RetryPolicy(), [3, 1, 1], "missing"),
+        (BatchFault(kind="expires", fraction=0), RetryPolicy(max_waves=2), [3, 3], "expired"),
+    ],
+)
+def test_a_fault_that_stays_is_retried_as_often_as_allowed_and_no_more(
+    house: House, fault: Any, policy: RetryPolicy, sent: list[int], outcome: str
+) -> None:
+    house.emulator.inject(fault)
+    definition = labeling(retry=policy)
+    status = house.run(definition, tickets(3))
+    _, rejects = assert_total(house, definition, status.submission.submission_id, 3)
+    assert requests_sent(house) == sent
+    assert set(rejects["llm_outcome"].to_pylist()) == {outcome}
+    assert rejects["llm_attempt"].to_pylist()[0] == len(sent)
+
+
+def test_a_cut_reply_says_so(house: House) -> None:
+    house.emulator.inject(RowFault(kind="truncated"))
+    definition = labeling(retry=RetryPolicy(max_waves=1))
+    status = house.run(definition, tickets(1))
+    _, rejects = assert_total(house, definition, status.submission.submission_id, 1)
+    assert "cut at its token limit" in rejects["llm_reason"].to_pylist()[0]
+    assert rejects["llm_reply"].to_pylist()[0]
+    assert rejects["llm_finish_reason"].to_pylist() == ["length"]
+
+
+def test_a_reply_that_is_no_json_is_kept_with_its_reason(tmp_path: Any) -> None:
+    def answer(body: Any, url: str) -> Any:
+        return "I think: billing" if "number 2?" in str(body) else simulated_answer(body, url)
+
+    with Emulator(answer=answer) as emulator:
+        house = House(tmp_path, emulator)
+        definition = labeling()
+        status = house.run(definition, tickets(4))
+        _, rejects = assert_total(house, definition, status.submission.submission_id, 4)
+        assert rejects["llm_reply"].to_pylist() == ["I think: billing"]
+        assert "JSON" in rejects["llm_reason"].to_pylist()[0]
+        assert requests_sent(house) == [4, 1]
+        wave_costs = [shard.cost_usd for shard in status.shards]
+        assert rejects["llm_cost_usd"].to_pylist()[0] > wave_costs[1]  # both replies were paid
+        assert status.submission.cost_usd == sum(c for c in wave_costs if c is not None)
+
+
+def test_a_batch_refused_in_validation_gives_every_row_its_reason_and_costs_nothing(house: House) -> None:
+    house.emulator.inject(BatchFault(kind="fails", code="model_not_found", message="The model does not exist."))
+    definition = labeling()
+    status = house.run(definition, tickets(4))
+    _, rejects = assert_total(house, definition, status.submission.submission_id, 4)
+    assert len(rejects) == 4
+    assert "The model does not exist." in rejects["llm_reason"].to_pylist()[0]
+    assert requests_sent(house) == [4]
+    assert status.submission.cost_usd == 0
+
+
+def test_a_queue_that_holds_one_batch_takes_them_all_one_after_the_other(tmp_path: Any) -> None:
+    with Emulator(limits=Limits(enqueued_tokens=130)) as emulator:
+        house = House(tmp_path, emulator)
+        definition = labeling(max_requests_per_batch=4)
+        status = house.run(definition, tickets(24))
+        labels, _ = assert_total(house, definition, status.submission.submission_id, 24)
+        assert len(labels) == 24
+        assert len(billed(house)) == 24
+
+
+def test_an_unknown_status_is_waited_for(house: House) -> None:
+    house.emulator.inject(BatchFault(kind="status", status="paused", during="completed"))
+    definition = labeling()
+    engine = house.engine()
+    submission = engine.plan(definition, tickets(3))
+    engine.submit(definition, submission.submission_id)
+    house.emulator.settle()
+    waiting = house.engine().advance(definition, submission.submission_id)
+    assert waiting.states == {"submitted": 1}
+    house.emulator.clear_faults()
+    assert house.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 3}
+    assert len(house.emulator.books.batches) == 1
+
+
+def test_a_batch_that_the_provider_forgot_ends_with_its_reason(house: House) -> None:
+    house.emulator.inject(WireFault(kind="status", route="GET /v1/batches/*", status=404, times=None))
+    definition = labeling()
+    status = house.run(definition, tickets(2))
+    _, rejects = assert_total(house, definition, status.submission.submission_id, 2)
+    assert "knows no such batch" in rejects["llm_reason"].to_pylist()[0]
+
+
+def test_a_result_file_that_is_gone_is_an_error_and_nothing_is_paid_again(house: House) -> None:
+    house.emulator.inject(WireFault(kind="status", route="GET /v1/files/*/content", status=404, times=None))
+    definition = labeling()
+    engine = house.engine()
+    submission = engine.plan(definition, tickets(2))
+    engine.submit(definition, submission.submission_id)
+    house.emulator.settle()
+    for _ in range(2):
+        with pytest.raises(RefusedError):
+            house.engine().advance(definition, submission.submission_id)
+    assert len(house.emulator.books.batches) == 1
+    house.emulator.clear_faults()
+    assert house.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 2}
+
+
+def test_a_download_that_always_breaks_is_an_error_now_and_is_taken_up_again(house: House) -> None:
+    house.emulator.inject(
+        WireFault(kind="cut", route="GET /v1/files/*/content", after_lines=1, framing="length", times=None)
+    )
+    definition = labeling()
+    engine = house.engine()
+    submission = engine.plan(definition, tickets(6))
+    engine.submit(definition, submission.submission_id)
+    house.emulator.settle()
+    with pytest.raises(TransientError):
+        house.engine().advance(definition, submission.submission_id)
+    assert not any(re.search(r"\.(raw|results)\.|\.tmp$", name) for name in house.files())
+    house.emulator.clear_faults()
+    assert house.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 6}
+    assert len(house.emulator.books.batches) == 1
+
+
+def test_raw_lines_are_stored_as_they_came_before_anything_reads_them(house: House) -> None:
+    house.emulator.inject(FileFault(kind="malformed", times=1), FileFault(kind="duplicate", times=1))
+    definition = labeling(retry=RetryPolicy(max_waves=1))
+    status = house.run(definition, tickets(5))
+    [shard] = status.shards
+    root = house.tmp_path / "payloads"
+    raw, results = root / (shard.raw_path or ""), root / (shard.results_path or "")
+    assert raw.stat().st_mtime_ns <= results.stat().st_mtime_ns
+    served = house.openai().fetch(shard.batch_id or "")
+    assert list(house.engine().payloads.lines(shard.raw_path or "")) == list(served)
+
+
+def test_a_reply_without_usage_has_an_unknown_cost_and_not_zero(house: House) -> None:
+    definition = labeling(response=None)  # the emulator always counts tokens, so the line is given by hand
+    engine = house.engine()
+    request = make_request(None, "hello")
+    line = (
+        b'{"custom_id":"%s","response":{"status_code":200,"body":{"choices":[{"message":{"content":"x"}}]}}}\n'
+        % custom_id("r1", request.request_id).encode()
+    )
+    facts = ShardFacts("r1", BatchStatus.ENDED, "openai", "b", 1, None)
+    codec = house.providers["openai"].codec(definition.spec)
+    reconciler = Reconciler(codec, definition.reader, engine._tariff(definition), facts, [request.request_id])
+    [table] = reconciler.tables([line])
+    assert table["llm_outcome"].to_pylist() == ["succeeded"]
+    assert table["llm_cost_usd"].to_pylist() == [None]
+    assert reconciler.tally.cost_usd is None
+
+
+# money over waves -----------------------------------------------------------------------------------------------------
+
+
+def test_the_budget_holds_over_all_waves(house: House) -> None:
+    def answer(_body: Any, _url: str) -> Reply:
+        return Reply(text="not JSON", input_tokens=100, output_tokens=50)
+
+    with Emulator(answer=answer) as emulator:
+        expensive = House(house.tmp_path, emulator)
+        each = (100 * Decimal("1.25") + 50 * Decimal(5)) / 1_000_000
+        definition = labeling(max_cost_usd=each * 8, retry=RetryPolicy(max_waves=5, invalid_waves=5))
+        status = expensive.run(definition, tickets(5))
+        assert requests_sent(expensive) == [5]
+        assert "over_budget" in events(expensive)
+        assert status.submission.cost_usd == 5 * each
+        assert status.submission.outcomes == {"invalid": 5}
+        free = labeling(asset="other", retry=RetryPolicy(max_waves=5, invalid_waves=5))
+        assert expensive.run(free, tickets(5)).submission.waves == 5
+
+
+def test_labels_of_several_waves_come_from_the_wave_that_answered(house: House) -> None:
+    house.emulator.inject(RowFault(status_code=500, containing="number 1?", times=1))
+    definition = labeling()
+    status = house.run(definition, tickets(3))
+    labels, _ = assert_total(house, definition, status.submission.submission_id, 3)
+    attempts = dict(zip(labels["ticket_id"].to_pylist(), labels["llm_attempt"].to_pylist(), strict=True))
+    assert attempts == {"t0": 1, "t1": 2, "t2": 1}
+    assert texts(labels) == ["t0", "t1", "t2"]

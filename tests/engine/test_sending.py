@@ -1,0 +1,379 @@
+"""A create call whose end nobody saw: no second batch, and every row has its label. And how work is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from house import House, assert_total, billed, labeling, tickets
+
+from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.errors import (
+    CannotTellError,
+    CredentialsError,
+    IllegalMoveError,
+    LeaseError,
+    LedgerError,
+    LLMBatchError,
+    TransientError,
+)
+from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.testing.emulator import BatchFault, Emulator, WireFault, lost_create_reply, rate_limited
+from dagster_llm_batch.types import Absent, CannotTell, FindHints, Found
+
+CREATE = "POST /v1/batches"
+
+
+def sent(house: House, rows: int = 5, **changes: Any) -> tuple[Any, str]:
+    """A definition and the id of its submission, after one submit."""
+    definition = labeling(**changes)
+    submission = house.engine().plan(definition, tickets(rows))
+    house.engine().submit(definition, submission.submission_id)
+    return definition, submission.submission_id
+
+
+@pytest.mark.parametrize("how", ["500", "close", "hang"])
+def test_a_batch_whose_reply_was_lost_is_found_and_not_created_again(house: House, how: Any) -> None:
+    house.providers = {"openai": house.openai(timeout_seconds=0.5)}
+    house.emulator.inject(lost_create_reply(how))
+    definition, submission_id = sent(house, 6, max_requests_per_batch=3)
+    status = house.finish(definition, submission_id)
+    labels, _ = assert_total(house, definition, submission_id, 6)
+    assert len(labels) == 6
+    assert len(house.emulator.books.batches) == 2
+    assert len(billed(house)) == 6
+    assert set(status.batch_ids) == {batch.id for batch in house.emulator.books.batches}
+
+
+@pytest.mark.parametrize("how", ["status", "close"])
+def test_a_create_that_never_was_is_made_once_the_provider_has_settled(house: House, how: Any) -> None:
+    house.emulator.inject(WireFault(kind=how, route=CREATE, status=500))
+    definition, submission_id = sent(house)
+    assert house.engine().status(submission_id).states == {"submitting": 1}
+    house.skipped += timedelta(seconds=290)  # settle_seconds is 300
+    assert house.engine().advance(definition, submission_id).states == {"submitting": 1}
+    assert len(house.emulator.books.batches) == 0
+    house.skipped += timedelta(seconds=20)
+    assert house.engine().submit(definition, submission_id).states == {"submitted": 1}
+    house.finish(definition, submission_id)
+    assert_total(house, definition, submission_id, 5)
+    assert len(house.emulator.books.batches) == 1
+
+
+def test_a_create_call_that_arrives_late_is_found_while_the_engine_waits(house: House) -> None:
+    house.providers = {"openai": house.openai(timeout_seconds=0.3)}
+    house.emulator.inject(WireFault(kind="slow", route=CREATE, seconds=1.0))
+    definition, submission_id = sent(house)
+    assert house.engine().status(submission_id).states == {"submitting": 1}
+    status = house.engine().status(submission_id)
+    for _ in range(200):
+        house.engine().recover(submission_id)
+        status = house.engine().status(submission_id)
+        if status.states == {"submitted": 1}:
+            break
+    assert status.states in ({"submitted": 1}, {"submitting": 1})  # a server may also drop a call that was given up
+    house.skipped += timedelta(seconds=400)
+    house.finish(definition, submission_id)
+    assert len(house.emulator.books.batches) == 1
+
+
+def test_nothing_is_paid_again_while_the_provider_cannot_be_asked(house: House) -> None:
+    house.emulator.inject(
+        lost_create_reply(), WireFault(kind="status", route="GET /v1/batches", status=503, times=None)
+    )
+    definition, submission_id = sent(house)
+    house.skipped += timedelta(days=1)
+    assert house.engine().advance(definition, submission_id).states == {"submitting": 1}
+    house.emulator.clear_faults()
+    house.finish(definition, submission_id)
+    assert len(house.emulator.books.batches) == 1
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_create_call_that_is_refused_for_now_is_made_again(house: House, times: int) -> None:
+    house.emulator.inject(rate_limited(CREATE, retry_after=1, times=times))
+    _, submission_id = sent(house)
+    assert house.engine().status(submission_id).states == {"submitted": 1}
+    assert len(house.emulator.books.batches) == 1
+
+
+def test_a_provider_that_stays_busy_leaves_the_shard_planned_for_later(house: House) -> None:
+    house.emulator.inject(rate_limited(CREATE, times=None))
+    definition, submission_id = sent(house)
+    [shard] = house.engine().status(submission_id).shards
+    assert shard.state is ShardState.PLANNED
+    assert "too many requests" in (shard.reason or "")
+    calls = [call for call in house.emulator.books.calls if f"{call.method} {call.path}" == CREATE]
+    assert len(calls) == 3
+    house.emulator.clear_faults()
+    house.finish(definition, submission_id)
+    assert_total(house, definition, submission_id, 5)
+
+
+def test_a_provider_that_is_down_loses_nothing(tmp_path: Any) -> None:
+    with Emulator() as emulator:
+        house = House(tmp_path, emulator)
+        port = emulator.port
+    definition = labeling()
+    engine = Engine(
+        {"openai": house.openai_at(f"http://127.0.0.1:{port}/v1", account="same")},
+        house.engine().ledger,
+        house.engine().payloads,
+        "test",
+        clock=house.now,
+        sleep=lambda _: None,
+    )
+    submission = engine.plan(definition, tickets(3))
+    assert engine.submit(definition, submission.submission_id).states == {"planned": 1}
+    with Emulator() as emulator:
+        house.emulator = emulator
+        house.providers = {"openai": house.openai(account="same")}
+        house.finish(definition, submission.submission_id)
+        assert_total(house, definition, submission.submission_id, 3)
+
+
+def test_a_wrong_key_leaves_the_shard_planned_and_the_right_one_sends_it(house: House) -> None:
+    house.providers = {"openai": house.openai(api_key="sk-wrong-key-0123456789")}
+    definition = labeling()
+    submission = house.engine().plan(definition, tickets(4))
+    with pytest.raises(CredentialsError, match="does not accept the API key") as caught:
+        house.engine().submit(definition, submission.submission_id)
+    assert "sk-wrong-key" not in str(caught.value)
+    assert house.engine().status(submission.submission_id).states == {"planned": 1}
+    house.providers = {"openai": house.openai()}
+    assert house.engine().plan(definition, tickets(4)).submission_id == submission.submission_id
+    house.engine().submit(definition, submission.submission_id)
+    house.finish(definition, submission.submission_id)
+    assert_total(house, definition, submission.submission_id, 4)
+    assert len(house.emulator.books.batches) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_key_refused_at_create_leaves_the_shard_planned(house: House, status: int) -> None:
+    house.emulator.inject(WireFault(kind="status", route=CREATE, status=status))
+    definition = labeling()
+    submission = house.engine().plan(definition, tickets(4))
+    with pytest.raises(CredentialsError):
+        house.engine().submit(definition, submission.submission_id)
+    assert house.engine().status(submission.submission_id).states == {"planned": 1}
+
+
+def test_a_create_call_refused_for_good_gives_every_row_the_reason(house: House) -> None:
+    house.emulator.inject(WireFault(kind="status", route=CREATE, status=400, message="No such window."))
+    definition, submission_id = sent(house)
+    house.finish(definition, submission_id)
+    _, rejects = assert_total(house, definition, submission_id, 5)
+    assert "No such window." in rejects["llm_reason"].to_pylist()[0]
+    assert set(rejects["llm_cost_usd"].to_pylist()) == {0}
+
+
+def test_one_refused_shard_does_not_stop_its_neighbours(house: House) -> None:
+    house.emulator.inject(WireFault(kind="status", route=CREATE, status=400))
+    definition, submission_id = sent(house, 6, max_requests_per_batch=2)
+    house.finish(definition, submission_id)
+    labels, rejects = assert_total(house, definition, submission_id, 6)
+    assert (len(labels), len(rejects)) == (4, 2)
+
+
+def test_a_request_file_that_was_changed_is_not_sent(house: House) -> None:
+    definition = labeling()
+    submission = house.engine().plan(definition, tickets(3))
+    [shard] = house.engine().status(submission.submission_id).shards
+    with house.engine().payloads.writer(shard.path) as out:
+        out.write(b'{"custom_id":"other"}\n')
+    with pytest.raises(LLMBatchError, match=r"its digest differs\. Nothing was sent"):
+        house.engine().submit(definition, submission.submission_id)
+    assert house.engine().status(submission.submission_id).states == {"planned": 1}
+    house.engine().payloads.delete(shard.path)
+    with pytest.raises(LLMBatchError, match="cannot be read"):
+        house.engine().submit(definition, submission.submission_id)
+    assert house.emulator.books.batches == []
+
+
+def test_two_engines_at_once_send_each_shard_once(house: House) -> None:
+    definition = labeling()
+    submission = house.engine().plan(definition, tickets(3))
+    with house.engine().ledger.leased(f"submission:{submission.submission_id}"):
+        with pytest.raises(LeaseError, match="is held by"):
+            house.engine().submit(definition, submission.submission_id)
+        assert house.engine().is_busy(submission.submission_id)
+    house.engine().submit(definition, submission.submission_id)
+    house.engine().submit(definition, submission.submission_id)
+    assert len(house.emulator.books.batches) == 1
+
+
+def test_polling_while_another_process_polls_is_no_error(house: House) -> None:
+    _, submission_id = sent(house)
+    stale = house.engine().ledger.shards(submission_id)
+    house.emulator.settle()
+    house.engine().poll(stale)
+    house.engine().poll(stale)
+    assert house.engine().status(submission_id).states == {"ended": 1}
+
+
+# who can tell ---------------------------------------------------------------------------------------------------------
+
+
+class Forgetful:
+    """A provider that cannot say what became of a create call: the real one in all else."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def find(self, _tag: str, _hints: FindHints) -> Found | Absent | CannotTell:
+        return CannotTell("the list of batches shows no metadata", ("batch_1", "batch_2"))
+
+
+def doubtful(house: House, *faults: Any) -> tuple[Any, str, str]:
+    house.providers = {"openai": Forgetful(house.openai())}  # type: ignore[dict-item]
+    house.emulator.inject(*faults)
+    definition = labeling()
+    submission = house.engine().plan(definition, tickets(3))
+    with pytest.raises(CannotTellError, match="Nothing is sent again") as caught:
+        house.engine().submit(definition, submission.submission_id)
+    [shard] = house.engine().status(submission.submission_id).shards
+    for told in (shard.shard_id, "batch_1, batch_2", "Engine.resolve"):
+        assert told in str(caught.value)
+    house.skipped += timedelta(days=2)
+    with pytest.raises(CannotTellError):
+        house.engine().advance(definition, submission.submission_id)
+    return definition, submission.submission_id, shard.shard_id
+
+
+def test_a_person_who_knows_the_batch_resolves_the_doubt(house: House) -> None:
+    definition, submission_id, shard_id = doubtful(house, lost_create_reply())
+    [batch] = house.emulator.books.batches
+    house.engine().resolve(shard_id, batch.id)
+    house.finish(definition, submission_id)
+    assert_total(house, definition, submission_id, 3)
+    assert len(house.emulator.books.batches) == 1
+
+
+def test_a_person_who_knows_that_there_is_none_resolves_the_doubt(house: House) -> None:
+    definition, submission_id, shard_id = doubtful(house, WireFault(kind="status", route=CREATE, status=500))
+    house.engine().resolve(shard_id, None)
+    with pytest.raises(IllegalMoveError):
+        house.engine().resolve(shard_id, "batch_9")
+    kinds = [event.kind for event in house.engine().ledger.events(submission_id)]
+    assert kinds[-1] == Move.NOT_SENT.value  # what was refused left no trace
+    house.engine().submit(definition, submission_id)
+    house.finish(definition, submission_id)
+    assert len(house.emulator.books.batches) == 1
+
+
+# to stop --------------------------------------------------------------------------------------------------------------
+
+
+def test_cancel_keeps_the_rows_that_were_finished_and_asks_for_no_more(tmp_path: Any) -> None:
+    with Emulator(work_steps=2) as emulator:
+        house = House(tmp_path, emulator)
+        definition, submission_id = sent(house, 10)
+        emulator.tick(2)  # validated, and half of the rows ran
+        house.engine().cancel(submission_id)
+        house.engine().cancel(submission_id)  # again: nothing
+        status = house.finish(definition, submission_id)
+        labels, rejects = assert_total(house, definition, submission_id, 10)
+        assert (len(labels), len(rejects)) == (5, 5)
+        assert set(rejects["llm_outcome"].to_pylist()) == {"canceled"}
+        assert status.submission.state.value == "canceled"
+        assert status.submission.waves == 1
+        resumed = house.run(definition, tickets(10))  # asked for again: the rest only
+        assert resumed.submission.reused == 5
+        assert len(billed(house)) == len(set(billed(house))) == 10
+
+
+def test_cancel_before_sending_sends_nothing(house: House) -> None:
+    definition = labeling()
+    submission = house.engine().plan(definition, tickets(3))
+    house.engine().cancel(submission.submission_id)
+    status = house.finish(definition, submission.submission_id)
+    assert status.submission.outcomes == {"canceled": 3}
+    assert house.emulator.books.batches == []
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_cancel_reaches_a_batch_of_unknown_end_too(house: House, exists: bool) -> None:
+    house.emulator.inject(
+        lost_create_reply() if exists else WireFault(kind="status", route=CREATE, status=500),
+        WireFault(kind="status", route="GET /v1/batches", status=503),
+    )
+    definition, submission_id = sent(house)
+    assert house.engine().status(submission_id).states == {"submitting": 1}
+    house.engine().cancel(submission_id)
+    house.skipped += timedelta(hours=1)
+    status = house.finish(definition, submission_id)
+    assert status.submission.outcomes == {"canceled": 5}
+    assert billed(house) == []
+
+
+def test_cancel_of_what_is_settled_is_refused(house: House) -> None:
+    status = house.run(labeling(), tickets(2))
+    with pytest.raises(LedgerError, match="'settled'"):
+        house.engine().cancel(status.submission.submission_id)
+
+
+class Interrupted(KeyboardInterrupt):
+    pass
+
+
+@pytest.mark.parametrize("after", range(1, 12))
+def test_an_interrupt_anywhere_cancels_nothing_and_the_next_run_goes_on(house: House, after: int) -> None:
+    left = [after]
+
+    def clock() -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Interrupted
+        return house.now()
+
+    definition = labeling()
+    interrupted = Engine(
+        house.providers, house.engine().ledger, house.engine().payloads, "test", clock=clock, sleep=lambda _: None
+    )
+    try:
+        submission = interrupted.plan(definition, tickets(3))
+        interrupted.submit(definition, submission.submission_id)
+        house.emulator.settle()
+        interrupted.advance(definition, submission.submission_id)
+    except Interrupted:
+        pass
+    assert not any("cancel" in call.path for call in house.emulator.books.calls)
+    status = house.run(definition, tickets(3))
+    assert status.submission.outcomes == {"succeeded": 3}
+    assert_total(house, definition, status.submission.submission_id, 3)
+    assert len(house.emulator.books.batches) == 1
+
+
+def test_the_steps_say_what_is_to_do_next(house: House) -> None:
+    house.emulator.inject(lost_create_reply(), WireFault(kind="status", route="GET /v1/batches", status=503))
+    definition, submission_id = sent(house)
+    engine = house.engine()
+
+    def progress() -> Sequence[Any]:
+        return engine.ledger.progress("test")
+
+    assert engine.needs_recovery(progress()[0])
+    assert not engine.can_advance(progress()[0])
+    engine.recover(submission_id)
+    assert not engine.needs_recovery(progress()[0])
+    before = engine.attempt(submission_id)
+    house.emulator.settle()
+    engine.poll(engine.ledger.in_flight("test"))
+    assert engine.can_advance(progress()[0])
+    assert engine.attempt(submission_id) > before
+    engine.advance(definition, submission_id)
+    assert engine.status(submission_id).done == engine.status(submission_id).total == 5
+
+
+def test_a_poll_of_a_provider_that_is_down_says_so_and_of_two_keeps_what_came(house: House) -> None:
+    _, submission_id = sent(house)
+    house.emulator.inject(WireFault(kind="status", route="GET /v1/batches*", status=500, times=None))
+    with pytest.raises(TransientError):
+        house.engine().poll(house.engine().ledger.in_flight("test"))
+    house.emulator.inject(BatchFault(kind="stuck"))
+    assert house.engine().status(submission_id).states == {"submitted": 1}

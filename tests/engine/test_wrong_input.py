@@ -1,0 +1,330 @@
+"""What is wrong is refused before anything is sent, in words that help; nothing is left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from house import House, TicketLabel, assert_total, billed, labeling, tickets
+from pydantic import BaseModel
+
+from dagster_llm_batch.core.pricing import TokenPrice
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.core.response import Embedding
+from dagster_llm_batch.engine import RetryPolicy
+from dagster_llm_batch.errors import BudgetError, ConfigError, InputError, LLMBatchError, ResponseSchemaError
+
+
+def with_prompt(user: str, **more: Any) -> dict[str, Any]:
+    return {"prompt": Prompt(user, **more)}
+
+
+def later_batches(*batches: dict[str, Any]) -> Any:
+    return (pa.RecordBatch.from_pydict(batch) for batch in batches)
+
+
+GOOD = {"ticket_id": ["t0"], "subject": ["s"], "body": ["b"]}
+
+WRONG_ROWS: dict[str, tuple[dict[str, Any], Any, type[Exception], list[str]]] = {
+    "missing key column": (
+        {},
+        tickets(2).rename({"ticket_id": "id"}),
+        InputError,
+        ["no key column 'ticket_id'", "Set key= to one of their columns: id, subject, body"],
+    ),
+    "duplicate keys": (
+        {},
+        pl.concat([tickets(3), tickets(2)]),
+        InputError,
+        ["'ticket_id' has duplicate values: 't0', 't1'", "drop the duplicates"],
+    ),
+    "duplicate keys in a later batch": (
+        {},
+        later_batches(GOOD, GOOD),
+        InputError,
+        ["'ticket_id' has duplicate values: 't0'"],
+    ),
+    "null keys": (
+        {},
+        tickets(3).with_columns(ticket_id=pl.Series(["a", None, None])),
+        InputError,
+        ["is null in 2 of 3 rows", "first at its position 1", "fill or filter them"],
+    ),
+    "keys of floats": (
+        {},
+        tickets(1).with_columns(ticket_id=pl.lit(1.5)),
+        InputError,
+        ["'ticket_id' is of type double", "A key is text, an integer, a date or a time"],
+    ),
+    "unknown column in the prompt": (
+        with_prompt("{{ subjct }}"),
+        tickets(1),
+        ConfigError,
+        ["names 'subjct', which the rows do not have", "'body', 'subject', 'ticket_id'"],
+    ),
+    "unknown kept column": (
+        {"keep": ["team"]},
+        tickets(1),
+        InputError,
+        ["keep names ['team']", "ticket_id, subject, body"],
+    ),
+    "a filter that fails on a row": (
+        with_prompt("{{ body.split('x')[1] | int // 0 }}{{ subject }}"),
+        tickets(2),
+        InputError,
+        ["Row 't0': the user template failed", "'body', 'subject'", "nothing was sent"],
+    ),
+    "a filter that fails on a later row": (
+        with_prompt("{{ 10 // (body | length - 2) }}"),
+        [{"ticket_id": "a", "body": "long"}, {"ticket_id": "b", "body": "12"}],
+        InputError,
+        ["Row 'b': the user template failed: ZeroDivisionError", "'body'"],
+    ),
+    "a row over the byte limit": (
+        {"max_bytes_per_batch": 2_000},
+        pl.concat([tickets(2), tickets(1, start=2).with_columns(body=pl.lit("x" * 3_000))]),
+        InputError,
+        ["Row 't2' makes a request of", "at most 2,000 in one", "nothing was sent"],
+    ),
+    "no table": ({}, 42, InputError, ["Rows came as a int", "polars, pandas or arrow frame"]),
+    "an iterator of rows": ({}, iter([{"a": 1}]), InputError, ["The iterator of rows gave a dict"]),
+    "dicts of mixed types": (
+        {},
+        [{**{k: v[0] for k, v in GOOD.items()}}, {"ticket_id": 5, "subject": "s", "body": "b"}],
+        InputError,
+        ["The list of rows cannot become a table"],
+    ),
+    "a later batch that lacks a column": (
+        {},
+        later_batches(GOOD, {"ticket_id": ["t1"], "subject": ["s"]}),
+        InputError,
+        ["A later batch of rows lacks the columns ['body']"],
+    ),
+    "a later batch of other types": (
+        {"keep": ["subject"]},
+        later_batches({**GOOD, "subject": [1]}, {**GOOD, "ticket_id": ["t1"], "subject": ["many"]}),
+        InputError,
+        ["A later batch of rows has other column types"],
+    ),
+    "two columns of one name": (
+        {},
+        pa.Table.from_arrays([pa.array(["t"]), pa.array(["s"]), pa.array(["b"]), pa.array(["c"])], [*GOOD, "body"]),
+        InputError,
+        ["The rows have more than one column named 'body'"],
+    ),
+    "an image that is none": (
+        with_prompt("{{ subject }}", images=["body"]),
+        tickets(1).with_columns(body=pl.lit(b"no image")),
+        InputError,
+        ["Row 't0': the bytes in 'body' are no PNG, JPEG, GIF or WebP image"],
+    ),
+    "a budget that is too small": (
+        {"max_cost_usd": "0.001"},
+        tickets(200),
+        BudgetError,
+        ["exceeds max_cost_usd=0.001", "Nothing was sent", "for 200 requests"],
+    ),
+    "a budget without a price": (
+        {"max_cost_usd": 5, "model": "openai/in-house"},
+        tickets(1),
+        ConfigError,
+        ["No price is known for 'openai/in-house'", "TokenPrice", "leave max_cost_usd out"],
+    ),
+    "a schema that OpenAI cannot take": (
+        {"response": {"type": "object", "properties": {"scores": {"type": "object", "additionalProperties": True}}}},
+        tickets(1),
+        ResponseSchemaError,
+        ["OpenAI cannot take this response schema", "$.properties.scores"],
+    ),
+    "an unknown provider": (
+        {"model": "opnai/gpt-4o"},
+        tickets(1),
+        ConfigError,
+        ["No provider 'opnai' is configured; configured: openai"],
+    ),
+    "a parameter that is taken": (
+        {"params": {"messages": []}},
+        tickets(1),
+        ConfigError,
+        ["The parameter 'messages' cannot be set here", "comes from the prompt"],
+    ),
+    "a system part for embeddings": (
+        {"response": Embedding(), "params": {}, "model": "openai/text-embedding-3-small"},
+        tickets(1),
+        ConfigError,
+        ["Embeddings take one text; the prompt has a system text"],
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_ROWS)
+def test_wrong_rows_are_refused_with_a_message_that_helps_and_leave_nothing(house: House, wrong: str) -> None:
+    changes, rows, error, told = WRONG_ROWS[wrong]
+    definition = labeling(**changes)
+    with pytest.raises(error) as caught:
+        house.engine().plan(definition, rows)
+    assert isinstance(caught.value, LLMBatchError)
+    for words in told:
+        assert words in str(caught.value)
+    assert house.files() == set()
+    assert house.engine().ledger.submissions("test") == []
+    assert house.emulator.books.calls == []
+
+
+WRONG_DEFINITIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "model without provider": ({"model": "gpt-4o"}, ["names no provider", "'openai/gpt-5-nano'"]),
+    "provider without model": ({"model": "openai/"}, ["names no provider"]),
+    "keep as a string": ({"keep": "subject"}, ["keep takes a list", "keep=['subject']"]),
+    "a response named as the key": (
+        {"response": {"type": "object", "properties": {"ticket_id": {"type": "string"}}}},
+        ["['ticket_id'] twice", "Rename one"],
+    ),
+    "a reserved column": ({"keep": ["llm_cost_usd"]}, ["rename ['llm_cost_usd']"]),
+    "an unknown endpoint": ({"endpoint": "completions"}, ["'chat', 'responses', 'embeddings'"]),
+    "an endpoint that does not fit": ({"endpoint": "embeddings"}, ["does not go with a response of kind 'json'"]),
+    "a budget that is no amount": ({"max_cost_usd": "lots"}, ["is no amount of US dollars"]),
+    "a negative budget": ({"max_cost_usd": -1}, ["is no amount of US dollars"]),
+    "an infinite budget": ({"max_cost_usd": float("inf")}, ["is no amount of US dollars"]),
+    "batches of nothing": ({"max_requests_per_batch": 0}, ["max_requests_per_batch=0", "at least 1"]),
+    "batches of negative bytes": ({"max_bytes_per_batch": -1}, ["max_bytes_per_batch=-1", "at least 1"]),
+    "negative output": ({"expected_output_tokens": -5}, ["expected_output_tokens=-5", "at least 0"]),
+    "a response that is none": ({"response": 5}, ["is no response format", "pydantic model class"]),
+    "a schema that is none": ({"response": {"type": "objekt"}}, ["is no valid JSON Schema"]),
+    "a schema of a list": ({"response": {"type": "array"}}, ["must be of type object with properties"]),
+    "a schema that points nowhere": (
+        {"response": {"type": "object", "properties": {"a": {"$ref": "#/$defs/Gone"}}}},
+        ["'#/$defs/Gone'", "cannot be resolved"],
+    ),
+    "a schema that points to the web": (
+        {"response": {"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1:9/schema.json"}}}},
+        ["'http://127.0.0.1:9/schema.json'", "cannot be resolved"],
+    ),
+    "a schema with a broken pattern": (
+        {"response": {"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}}},
+        ["is no valid JSON Schema", "pattern"],
+    ),
+    "a model without fields": ({"response": type("Nothing", (BaseModel,), {})}, ["has no fields"]),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_DEFINITIONS)
+def test_a_wrong_definition_is_refused_where_it_is_written(wrong: str) -> None:
+    changes, told = WRONG_DEFINITIONS[wrong]
+    with pytest.raises(ConfigError) as caught:
+        labeling(**changes)
+    for words in told:
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"max_waves": 0}, {"invalid_waves": 0}])
+def test_a_retry_policy_counts_from_one(changes: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="counts start at 1"):
+        RetryPolicy(**changes)
+
+
+@pytest.mark.parametrize("price", [{"input_usd": "-1", "output_usd": 1}, {"input_usd": "free", "output_usd": 1}])
+def test_a_price_is_an_amount(price: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="is no amount of US dollars"):
+        TokenPrice(**price)
+
+
+def test_an_unknown_price_without_a_budget_is_no_obstacle(house: House) -> None:
+    submission = house.engine().plan(labeling(model="openai/in-house"), tickets(2))
+    assert submission.estimated_usd is None
+    assert submission.price_basis.value == "unknown"  # type: ignore[union-attr]
+
+
+def test_a_budget_counts_only_what_is_still_to_be_asked(house: House) -> None:
+    house.run(labeling(), tickets(200))
+    with pytest.raises(BudgetError):
+        house.engine().plan(labeling(max_cost_usd="0.0005", asset="another"), tickets(201))
+    assert house.run(labeling(max_cost_usd="0.0005"), tickets(201)).submission.outcomes == {"succeeded": 201}
+
+
+EMPTY: dict[str, Any] = {
+    "polars": lambda: tickets(0),
+    "arrow": lambda: tickets(0).to_arrow(),
+    "pandas": lambda: tickets(0).to_pandas(),
+    "a list": list,
+    "an iterator": lambda: iter(()),
+    "an iterator of an empty batch": lambda: iter([pa.RecordBatch.from_pylist([], tickets(0).to_arrow().schema)]),
+}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_no_rows_are_a_settled_empty_table_without_a_call(house: House, kind: str) -> None:
+    definition = labeling(keep=["subject"])
+    status = house.run(definition, EMPTY[kind]())
+    labels, rejects = assert_total(house, definition, status.submission.submission_id, 0)
+    assert labels.schema.names[:4] == ["ticket_id", "subject", "topic", "urgency"]
+    assert rejects.schema.names[:2] == ["ticket_id", "subject"]
+    assert status.submission.cost_usd == 0
+    assert house.emulator.books.calls == []
+
+
+def test_keys_may_be_numbers_and_dates(house: House) -> None:
+    definition = labeling(key="day", prompt=Prompt("{{ day }} {{ number }}"), response=None, keep=["number"])
+    rows = pl.DataFrame({"day": [date(2026, 1, 1), date(2026, 1, 2)], "number": [1, 2]})
+    status = house.run(definition, rows)
+    labels = house.engine().labels(definition, status.submission.submission_id).labels
+    assert labels["day"].to_pylist() == [date(2026, 1, 1), date(2026, 1, 2)]
+    assert len(billed(house)) == 2
+
+
+def test_a_missing_sdk_names_the_extra_and_leaves_the_shard_planned(tmp_path: Path) -> None:
+    script = """
+import sys
+sys.modules["openai"] = None  # as if it were not installed
+sys.path.insert(0, sys.argv[1])
+from house import labeling, tickets
+from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.errors import MissingExtraError
+from dagster_llm_batch.providers.openai import OpenAIProvider
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
+provider = OpenAIProvider(api_key="sk-x", base_url="http://127.0.0.1:9/v1")
+engine = Engine({"openai": provider}, Ledger(sys.argv[2] + "/l.db"), PayloadStore(sys.argv[2] + "/p"), "test")
+submission = engine.plan(labeling(), tickets(2))
+try:
+    engine.submit(labeling(), submission.submission_id)
+except MissingExtraError as error:
+    print(error)
+print(dict(engine.status(submission.submission_id).states))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert "pip install 'dagster-llm-batch[openai]'" in done.stdout
+    assert "{'planned': 1}" in done.stdout
+
+
+def test_an_image_is_read_below_its_root_and_nowhere_else(house: House, tmp_path: Path) -> None:
+    png = b"\x89PNG\r\n\x1a\n" + b"0" * 20
+    root = tmp_path / "images"
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "cat.png").write_bytes(png)
+    (tmp_path / "secret.png").write_bytes(png)
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    definition = labeling(prompt=Prompt("What is it?", images=["picture"], image_root=str(root)), response=None)
+
+    def rows(path: str) -> pl.DataFrame:
+        return pl.DataFrame({"ticket_id": ["t0"], "picture": [path]})
+
+    for path in ("../secret.png", str(tmp_path / "secret.png"), "link.png", "a/../../secret.png", "gone.png", ""):
+        with pytest.raises(InputError, match="Row 't0': the image in column 'picture' cannot be read"):
+            house.engine().plan(definition, rows(path))
+    status = house.run(definition, rows("a/cat.png"))
+    assert status.submission.outcomes == {"succeeded": 1}
+    without = labeling(prompt=Prompt("What is it?", images=["picture"]), response=TicketLabel)
+    with pytest.raises(InputError, match=r"set Prompt\(image_root=\.\.\.\)"):
+        house.engine().plan(without, rows("a/cat.png"))
