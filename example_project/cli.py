@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from typing import NoReturn
 
 from example_project import settings
@@ -32,6 +33,7 @@ def main() -> None:
             if command == "ui":
                 _stay(running.url)
             else:
+                warnings.filterwarnings("ignore", message=".*currently in beta")  # backfill policies, in wide use
                 from example_project.journey import travel  # noqa: PLC0415 - Dagster takes seconds to import
 
                 travel(running)

@@ -9,12 +9,11 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch.assets.dataset import partitions_of
+from dagster_llm_batch.assets.dataset import is_alone, partitions_of
 from dagster_llm_batch.assets.failures import Failures
 from dagster_llm_batch.assets.output import Frame, write_output
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.checks import Verdict, evaluations
-from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.evaluation import Target, compare, evaluations_to_arrow
 from dagster_llm_batch.evaluation_assets import showing
 from dagster_llm_batch.evaluation_assets.reading import Upstreams
@@ -101,13 +100,13 @@ def evaluation_asset(
             partitions_def=design.partitions_def,
         )
         partitions = partitions_of(context)
-        failures = Failures(context)
+        failures = Failures(context, len(partitions))
         for partition in partitions:
             try:
-                yield from computing.compute(context, upstreams, partition, alone=len(partitions) == 1)
-            except LLMBatchError as error:
+                yield from computing.compute(context, upstreams, partition, alone=is_alone(context))
+            except Exception as error:  # noqa: BLE001 - the IO manager is the user's: anything may come
                 failures.add(partition, error)
-        failures.raise_if_any(of=len(partitions))
+        failures.raise_if_any()
 
     return measure
 
