@@ -1,0 +1,42 @@
+r"""Files on their way to and from Google, in constant memory. No SDK.
+
+A request file is copied to a temporary one on the way: the lines' own `model` is taken off, and the uploads need to
+know the size beforehand.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import IO, BinaryIO, cast
+
+from dagster_llm_batch.providers.google_lines import without_model
+
+__all__ = ["split_lines", "upload_copy"]
+
+CHUNK_BYTES = 1 << 20
+_MEMORY_BYTES = 1 << 20
+
+
+@contextmanager
+def upload_copy(lines: BinaryIO, model: str) -> Iterator[tuple[IO[bytes], int]]:
+    """The request file as the vendor takes it, at its start, with its size in bytes."""
+    strip = without_model(model)
+    with tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES) as copy:
+        for line in split_lines(iter(lambda: lines.read(CHUNK_BYTES), b"")):
+            copy.write(strip(line))
+        size = copy.tell()
+        copy.seek(0)
+        yield cast("IO[bytes]", copy), size
+
+
+def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    r"""The lines of these pieces, each with its `\n`, split there and nowhere else."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line + b"\n"
+    if rest:
+        yield rest + b"\n"

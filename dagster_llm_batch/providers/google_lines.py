@@ -1,0 +1,187 @@
+r"""Request lines of Gemini's batch files, for Vertex AI and for the Gemini API. Pure.
+
+    {"model":"…","custom_id":"…","request":{"generationConfig":{…},"systemInstruction":{…},"contents":[…]}}
+
+`custom_id` is called `key` in the Gemini API. `model` is this package's own, so that a line can be answered in real
+time by itself: it is taken off when a file is uploaded, since both APIs name the model on the batch alone.
+
+All that a spec's requests share is serialised once. Lines are ASCII; a half surrogate becomes U+FFFD. Parameters are
+given by Google's names, in snake_case or camelCase; those that are no field of the request go into `generationConfig`.
+For Vertex AI everything that would fail the import of the whole file is refused here (see `google_schema`).
+"""
+
+from __future__ import annotations
+
+import json
+import mimetypes
+import re
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from json.encoder import encode_basestring_ascii
+from typing import Any
+
+from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
+from dagster_llm_batch.providers.google_replies import read_google_line
+from dagster_llm_batch.providers.google_schema import google_schema, import_problem
+from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind, Result
+
+__all__ = ["GoogleLines", "camel", "check_import", "check_shape", "clean", "dumps", "quote", "without_model"]
+
+_REQUEST_FIELDS = frozenset(
+    {"safetySettings", "tools", "toolConfig", "cachedContent", "labels", "modelArmorConfig", "serviceTier"}
+)
+_RESERVED = {
+    "model": "is the model of the spec",
+    "contents": "comes from the prompt",
+    "systemInstruction": "is the system part of the prompt",
+    "generationConfig": "is made of the other parameters; give its fields by their names",
+    "stream": "is not possible in a batch",
+    "maxTokens": "is called 'max_output_tokens' here",
+    "maxCompletionTokens": "is called 'max_output_tokens' here",
+}
+_OF_SCHEMA = ("responseMimeType", "responseSchema", "responseJsonSchema")
+_ROLES = {"user": "user", "assistant": "model"}
+_SNAKE = re.compile(r"_([a-z0-9])")
+_HEAD = '{"model":'
+
+
+class GoogleLines:
+    """The codec for one spec. `id_field` is the API's name of a row's id; `imported`: Vertex AI's importer reads it."""
+
+    def __init__(self, spec: RequestSpec, limits: Limits, id_field: str, *, imported: bool) -> None:
+        check_shape(spec)
+        self.limits = limits
+        constant = _settings(spec)
+        turns = [{"role": _ROLES[turn.role], "parts": [{"text": clean(turn.text)}]} for turn in spec.turns]
+        if imported:
+            check_import(constant)
+        self._head = f'{_HEAD}{quote(spec.model)},"{id_field}":'
+        self._constant = dumps(constant)[1:-1] + "," if constant else ""
+        self._turns = "".join(dumps(turn) + "," for turn in turns)
+        self._system: tuple[str | None, str] = (None, "")
+
+    def encode(self, request: Request, custom_id: str) -> bytes:
+        """One line; see Codec.encode. Raises InputError for an image that has no data, URL or media type."""
+        parts = f'{{"text":{quote(request.user)}}}' if request.user or not request.images else ""
+        for image in request.images:
+            parts += ("," if parts else "") + dumps(_image(image))
+        system = self._system_instruction(request.system)
+        line = (
+            f'{self._head}{quote(custom_id)},"request":{{{self._constant}{system}'
+            f'"contents":[{self._turns}{{"role":"user","parts":[{parts}]}}]}}}}\n'
+        )
+        return line.encode("ascii")
+
+    def decode(self, line: bytes) -> Result:
+        """One result line; see Codec.decode."""
+        return read_google_line(line)
+
+    def _system_instruction(self, text: str | None) -> str:
+        if not text:
+            return ""
+        known, made = self._system  # mostly the same for all requests; one read, so threads cannot mix two
+        if known != text:
+            made = f'"systemInstruction":{{"parts":[{{"text":{quote(text)}}}]}},'
+            self._system = (text, made)
+        return made
+
+
+def without_model(model: str) -> Callable[[bytes], bytes]:
+    """What takes the model off a line of this model's spec."""
+    head = f"{_HEAD}{quote(model)},".encode("ascii")
+
+    def strip(line: bytes) -> bytes:
+        return b"{" + line[len(head) :] if line.startswith(head) else line
+
+    return strip
+
+
+def check_shape(spec: RequestSpec) -> None:
+    """Raises ConfigError for what no Gemini or Vertex batch can do."""
+    if spec.endpoint is not Endpoint.CHAT or spec.response.kind is ResponseKind.EMBEDDING:
+        raise ConfigError(
+            f"The endpoint '{spec.endpoint.value}' with a response of kind '{spec.response.kind.value}' is not "
+            "possible here: batches of Google answer the endpoint 'chat', with kinds 'text' and 'json'."
+        )
+    for turn in spec.turns:
+        if turn.role not in _ROLES:
+            raise ConfigError(f"A few-shot turn has the role {turn.role!r}; it can be 'user' or 'assistant'.")
+
+
+def check_import(request: Mapping[str, Any]) -> None:
+    """Raises for what would fail the import of the file by Vertex AI: ResponseSchemaError where it is in a schema."""
+    found = import_problem({"request": dict(request)}) if request else None
+    if found is None:
+        return
+    what, path = found
+    in_schema = any(word in path for word in ("responseSchema", "input_schema"))
+    error = ResponseSchemaError if in_schema else ConfigError
+    raise error(
+        f"Vertex AI cannot import a request file with {what} at {path}: it reads every JSON key of the file as one "
+        "BigQuery column, and would fail all rows. Rename or leave it out, or nest less deeply."
+    )
+
+
+def _settings(spec: RequestSpec) -> dict[str, Any]:
+    """The constant part of a request but for the prompt, in the order of its names."""
+    params = {camel(name): value for name, value in spec.params.items()}
+    reserved = dict(_RESERVED)
+    if spec.response.kind is ResponseKind.JSON:
+        reserved.update(dict.fromkeys(_OF_SCHEMA, "comes from the response schema"))
+    for name, why in reserved.items():
+        if name in params:
+            taken = ", ".join(f"'{word}'" for word in sorted(reserved))
+            raise ConfigError(
+                f"The parameter '{name}' cannot be set here: it {why}. All parameters but {taken} are passed on."
+            )
+    if params.get("candidateCount", 1) != 1:
+        raise ConfigError("The parameter 'candidateCount' must be 1: further replies would be paid and not read.")
+    request = {name: params[name] for name in sorted(params) if name in _REQUEST_FIELDS}
+    config = {name: params[name] for name in sorted(params) if name not in _REQUEST_FIELDS}
+    if spec.response.kind is ResponseKind.JSON:
+        config["responseMimeType"] = "application/json"
+        if spec.response.json_schema is not None:
+            config["responseSchema"] = google_schema(spec.response.json_schema)
+    return {**request, "generationConfig": config} if config else request
+
+
+def _image(image: Image) -> dict[str, Any]:
+    if image.url is not None:
+        media_type = image.media_type or mimetypes.guess_type(image.url.partition("?")[0])[0]
+        if media_type is None:
+            raise InputError(
+                f"The image at {image.url!r} needs a media type, such as 'image/png'; its name tells none."
+            )
+        return {"fileData": {"mimeType": media_type, "fileUri": clean(image.url)}}
+    if image.data is None or image.media_type is None:
+        raise InputError("An image has neither a URL nor data with a media type, such as 'image/png'.")
+    return {"inlineData": {"mimeType": image.media_type, "data": b64encode(image.data).decode("ascii")}}
+
+
+def camel(name: str) -> str:
+    """A parameter's name as Google's JSON spells it."""
+    return _SNAKE.sub(lambda match: match[1].upper(), name)
+
+
+def dumps(value: Any) -> str:
+    """Compact ASCII JSON. Raises ConfigError for what is no JSON."""
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"A parameter or response schema is not JSON: {error}.") from error
+
+
+def quote(text: str) -> str:
+    """A JSON string, in ASCII."""
+    return encode_basestring_ascii(clean(text))
+
+
+def clean(text: str) -> str:
+    """The text without half surrogates, which no strict JSON reader takes."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

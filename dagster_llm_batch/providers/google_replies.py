@@ -1,0 +1,218 @@
+r"""Result lines of Gemini batches, of Vertex AI and of the Gemini API, read as one Result each. Pure; nothing raises.
+
+    Vertex AI    {"status":"","custom_id":"…","request":{…},"response":{…}}    failed: `status` says why
+    Gemini API   {"key":"…","response":{…}} or {"key":"…","error":{"code":3,"message":"…"}}
+    … inline     {"metadata":{"key":"…"},"response":{…}}
+
+Thinking is billed as output, cached input is part of the prompt's tokens, and a total may be absent. A reply cut at the
+output limit has the finish_reason "length"; any other one is the vendor's word.
+
+Formats: https://cloud.google.com/vertex-ai/generative-ai/docs/multimodal/batch-prediction-from-cloud-storage,
+https://ai.google.dev/gemini-api/docs/batch-api
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct, field
+
+from dagster_llm_batch.types import Outcome, Result, Usage
+
+__all__ = ["RETRYABLE_RPC_CODES", "Line", "error_result", "read_google_line", "read_parts"]
+
+RETRYABLE_RPC_CODES = frozenset({4, 8, 10, 13, 14})
+"""google.rpc.Code: deadline, exhausted, aborted, internal, unavailable."""
+
+_CANCELLED = 1
+_RETRYABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+_FIRST_HTTP_STATUS = 100
+_BOM = b"\xef\xbb\xbf"
+_CUT_SHORT = "MAX_TOKENS"
+_WITHHELD = frozenset(
+    {"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT"}
+)
+_STATUS_LINE = re.compile(r"\s*([A-Za-z][\w' -]*?)\s*:\s*(.*)", re.DOTALL)
+_PHRASES = {status.phrase.lower(): status.value for status in HTTPStatus}
+_MAX_REASON_CHARS = 1_000
+_NULL = Raw(b"null")
+
+
+class Line(Struct):
+    """A result line of either API; the echoed request is not looked at."""
+
+    custom_id: Any = None
+    key: Any = None
+    metadata: Any = None
+    status: Any = None
+    error: Any = None
+    response: Raw = _NULL
+
+
+class _Part(Struct):
+    text: str | None = None
+    thought: bool | None = None
+
+
+class _Content(Struct):
+    parts: list[_Part] | None = None
+
+
+class _Candidate(Struct):
+    content: _Content | None = None
+    finish_reason: str | None = field(name="finishReason", default=None)
+    finish_message: str | None = field(name="finishMessage", default=None)
+
+
+class _Feedback(Struct):
+    block_reason: str | None = field(name="blockReason", default=None)
+
+
+class _Usage(Struct, rename="camel"):
+    prompt_token_count: int | None = None
+    tool_use_prompt_token_count: int | None = None
+    candidates_token_count: int | None = None
+    thoughts_token_count: int | None = None
+    cached_content_token_count: int | None = None
+
+
+class _Reply(Struct):
+    candidates: list[_Candidate] | None = None
+    prompt_feedback: _Feedback | None = field(name="promptFeedback", default=None)
+    model_version: str | None = field(name="modelVersion", default=None)
+    usage: Raw = field(name="usageMetadata", default=_NULL)
+    error: Any = None
+
+
+_LINE = msgspec.json.Decoder(Line)
+_REPLY = msgspec.json.Decoder(_Reply)
+_USAGE = msgspec.json.Decoder(_Usage, strict=False)  # counts are sometimes strings
+
+
+def read_google_line(line: bytes) -> Result:
+    """One result line with a reply of Gemini."""
+    read, result = read_parts(line)
+    return result if read is None else _reply(bytes(read.response))._replace(custom_id=result.custom_id)
+
+
+def read_parts(line: bytes) -> tuple[Line | None, Result]:
+    """The line where it holds a reply, else None; and the Result of what is known by then."""
+    stripped = line.removeprefix(_BOM).strip()
+    if not stripped:
+        return None, Result(None, Outcome.ERRORED, reason="blank line")
+    try:
+        stripped.decode()  # a Raw field is not checked to be UTF-8
+        read = _LINE.decode(stripped)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        try:
+            read = _LINE.decode(_repaired(stripped))
+        except (ValueError, RecursionError, msgspec.MsgspecError):
+            reason = f"unreadable line: {error}"[:_MAX_REASON_CHARS]
+            return None, Result(None, Outcome.ERRORED, reason=reason)
+    inner = read.metadata.get("key") if isinstance(read.metadata, Mapping) else None
+    custom_id = next((name for name in (read.custom_id, read.key, inner) if isinstance(name, str)), None)
+    failed = _failure(read)
+    if failed is not None:
+        return None, failed._replace(custom_id=custom_id)
+    return read, Result(custom_id, Outcome.ERRORED)
+
+
+def _repaired(line: bytes) -> bytes:
+    """The line as strict UTF-8 JSON: bad bytes and half surrogates, as an LLM cut mid-character gives, replaced."""
+    text = json.dumps(json.loads(line.decode("utf-8", "replace")), ensure_ascii=False)
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+
+
+def _failure(line: Line) -> Result | None:
+    if line.error not in (None, {}, ""):
+        return error_result(line.error)
+    if isinstance(line.status, str) and line.status.strip():
+        return _status_error(line.status)
+    if isinstance(line.status, Mapping) and line.status.get("code"):
+        return error_result(line.status)
+    if bytes(line.response).strip() in (b"null", b"", b"{}"):
+        return Result(None, Outcome.ERRORED, reason="the line has neither a reply nor an error")
+    return None
+
+
+def _status_error(status: str) -> Result:
+    """Vertex AI's status text: `Bad Request: {"error": {…}}`, or any other words."""
+    match = _STATUS_LINE.fullmatch(status)
+    try:
+        value = json.loads(match[2] if match else status)
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, Mapping):
+        return error_result(value.get("error", value))
+    phrase = (match[1] if match else status).strip().lower()
+    return error_result({"code": _PHRASES.get(phrase), "message": status.strip()})
+
+
+def error_result(error: Any) -> Result:
+    """An error object (or text) as a Result. Codes are those of HTTP, or below 100 those of google.rpc."""
+    if not isinstance(error, Mapping):
+        return Result(None, Outcome.ERRORED, reason=str(error)[:_MAX_REASON_CHARS])
+    code = error.get("code")
+    code = int(code) if isinstance(code, str) and code.isdecimal() else code
+    words = [str(word) for word in (code, error.get("status")) if word not in (None, "")]
+    reason = ": ".join(part for part in (" ".join(words), str(error.get("message") or "")) if part)
+    reason = (reason or "an error without a message")[:_MAX_REASON_CHARS]
+    if code == _CANCELLED:
+        return Result(None, Outcome.CANCELED, reason=reason, retryable=True)
+    retryable = False
+    if isinstance(code, int):
+        retryable = code in (RETRYABLE_RPC_CODES if code < _FIRST_HTTP_STATUS else _RETRYABLE_STATUSES)
+    return Result(None, Outcome.ERRORED, reason=reason, retryable=retryable)
+
+
+def _reply(raw: bytes) -> Result:
+    try:
+        reply = _REPLY.decode(raw)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        text = raw.decode("utf-8", "replace")
+        return Result(None, Outcome.INVALID, text, reason=f"unreadable reply: {error}"[:_MAX_REASON_CHARS])
+    if reply.error not in (None, {}):
+        return error_result(reply.error)
+    return _content(reply)._replace(model=reply.model_version, usage=_usage(bytes(reply.usage)))
+
+
+def _content(reply: _Reply) -> Result:
+    blocked = reply.prompt_feedback.block_reason if reply.prompt_feedback else None
+    if not reply.candidates:
+        if blocked:
+            return Result(None, Outcome.INVALID, reason=f"the prompt was blocked: {blocked}", finish_reason=blocked)
+        return Result(None, Outcome.INVALID, reason="the reply holds no candidate", retryable=True)
+    first = reply.candidates[0]
+    parts = (first.content.parts if first.content else None) or []
+    texts = [part.text for part in parts if part.text is not None and not part.thought]
+    text = "".join(texts) if texts else None
+    word = first.finish_reason
+    finish = "length" if word == _CUT_SHORT else word
+    if word in _WITHHELD:
+        reason = ": ".join(part for part in (word, first.finish_message or "the provider withheld the reply") if part)
+        return Result(None, Outcome.INVALID, text, reason=reason[:_MAX_REASON_CHARS], finish_reason=finish)
+    if text is None and word != _CUT_SHORT:
+        reason = f"the reply holds no text (finishReason: {word})"
+        return Result(None, Outcome.INVALID, None, reason=reason, retryable=True, finish_reason=finish)
+    return Result(None, Outcome.SUCCEEDED, text or "", finish_reason=finish)
+
+
+def _usage(raw: bytes) -> Usage | None:
+    try:
+        read = _USAGE.decode(raw)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    if read.prompt_token_count is None and read.candidates_token_count is None:
+        return None
+    thoughts = read.thoughts_token_count or 0
+    return Usage(
+        input_tokens=(read.prompt_token_count or 0) + (read.tool_use_prompt_token_count or 0),
+        output_tokens=(read.candidates_token_count or 0) + thoughts,
+        cache_read_tokens=read.cached_content_token_count or 0,
+        reasoning_tokens=thoughts,
+    )
