@@ -70,7 +70,9 @@ def build_llm_batch_sensor(
             raise dg.DagsterInvalidDefinitionError(msg)
         tick = _Tick(context, resource.engine(), _labels_in(context, resource_key))
         tick.poll()
-        ready = tick.ready()
+        groups = [group for group in _grouped(tick.ready(), max_partitions_per_run) if tick.is_new(group)]
+        if not groups:
+            return dg.SensorResult(skip_reason=tick.summary())
         config = dict(run_config if run_config is not None else _default_run_config(context))
         requests = [
             dg.RunRequest(
@@ -80,10 +82,9 @@ def build_llm_batch_sensor(
                 run_config=config,
                 tags={**(run_tags or {}), **group.range_tags},
             )
-            for group in _grouped(ready, max_partitions_per_run)
-            if tick.is_new(group)
+            for group in groups
         ]
-        return dg.SensorResult(run_requests=requests) if requests else dg.SensorResult(skip_reason=tick.summary())
+        return dg.SensorResult(run_requests=requests)
 
     return llm_batch_sensor
 
@@ -339,8 +340,6 @@ def _age(now: datetime, then: datetime) -> str:
 
 
 def _default_run_config(context: dg.SensorEvaluationContext) -> Mapping[str, Any]:
-    repository = context.repository_def
-    if repository is None:
-        return {}
-    executor = repository.get_implicit_global_asset_job_def().executor_def.name
+    assert context.repository_def is not None
+    executor = context.repository_def.get_implicit_global_asset_job_def().executor_def.name
     return _IN_PROCESS if executor == dg.multi_or_in_process_executor.name else {}

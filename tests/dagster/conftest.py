@@ -25,6 +25,13 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 @pytest.fixture
+def stored() -> Iterator[dg.DagsterInstance]:
+    """An instance on disk. Sensors see dynamic partitions only there."""
+    with dg.instance_for_test() as one:
+        yield one
+
+
+@pytest.fixture
 def make(emulator: Emulator, instance: dg.DagsterInstance) -> Callable[..., Face]:
     """A code location with these assets."""
 

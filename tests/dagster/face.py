@@ -1,4 +1,4 @@
-"""A code location over the emulated provider, and the means to run it, tick its sensor and read back what Dagster knows."""
+"""A code location over the emulated provider, and the means to run it, tick its sensor and read what Dagster knows."""
 
 from typing import Annotated, Any, Literal
 
@@ -72,7 +72,6 @@ class Face:
         self.resources = {"llm_batch": self.resource, **(resources or {})}
         self.defs = dg.Definitions(assets=list(assets), sensors=[build_llm_batch_sensor()], resources=self.resources)
         self.repository = self.defs.get_repository_def()
-        self._job = self.defs.resolve_implicit_global_asset_job_def()
 
     def run(
         self, *names: str, partition: str | None = None, span: tuple[str, str] | None = None, **more: Any
@@ -82,7 +81,7 @@ class Face:
         if span is not None:
             tags |= {"dagster/asset_partition_range_start": span[0], "dagster/asset_partition_range_end": span[1]}
         keys = {dg.AssetKey.from_user_string(name) for name in names}
-        job = self._job.get_subset(asset_selection=keys)
+        job = self.defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection=keys)
         return job.execute_in_process(
             instance=self.instance, partition_key=partition, tags=tags, raise_on_error=False, **more
         )
@@ -103,6 +102,7 @@ class Face:
         """One evaluation of the sensor, as the daemon would make it; its requests are not launched."""
         with dg.build_sensor_context(
             instance=self.instance,
+            instance_ref=self.instance.get_ref() if self.instance.is_persistent else None,
             repository_def=self.repository,
             resources=self.resources,
             sensor_name="llm_batch_sensor",
@@ -112,9 +112,8 @@ class Face:
     def launch(self, request: Any) -> dg.ExecuteInProcessResult:
         """What the daemon does with a run request."""
         names = [key.to_user_string() for key in request.asset_selection]
-        return self.run(
-            *names, partition=request.partition_key, tags=dict(request.tags), run_config=request.run_config or None
-        )
+        tags = {**request.tags, "dagster/run_key": request.run_key}
+        return self.run(*names, partition=request.partition_key, tags=tags, run_config=request.run_config or None)
 
     def engine(self) -> Engine:
         """The engine that runs use, to look at the ledger and to make time pass. Close its ledger."""

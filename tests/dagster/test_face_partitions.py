@@ -50,7 +50,7 @@ def test_rows_come_from_an_upstream_asset(make, upstream_partitions):
     assert face.land(**where).success
     preview = face.metadata(LABELS, "2026-01-05")["llm_batch/preview"]
     expected = "2026-01-05-0" if upstream_partitions else "all-0"
-    assert [record.data["ticket_id"] for record in preview.records][0] == expected
+    assert preview.records[0].data["ticket_id"] == expected
 
 
 def test_an_upstream_asset_that_is_not_there_fails_the_submission_with_what_to_do(make, emulator):

@@ -1,0 +1,380 @@
+"""The sensor: it looks, asks for runs, and never sends. Each test ticks it as the daemon would."""
+
+import sqlite3
+from datetime import timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from face import BATCH, DAILY, DAYS, LABELS, LANDING, Face, labeled, tickets
+
+from dagster_llm_batch import LLMBatchResource, build_llm_batch_sensor
+from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault, lost_create_reply
+
+RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+
+
+def asked(tick):
+    """(first, last) partition of each run request."""
+    return [
+        (r.partition_key, r.partition_key) if r.partition_key else tuple(r.tags.get(name) for name in RANGE_TAGS)
+        for r in tick.run_requests
+    ]
+
+
+def at_turn(face):
+    """As if every batch's turn to be polled had come."""
+    change(face, "polled_at = null")
+
+
+def change(face, assignment, table="shard"):
+    """Change all of a table behind the back of the code under test."""
+    ledger = Path(face.instance.storage_directory()) / "llm_batch" / "ledger.sqlite"
+    connection = sqlite3.connect(ledger)
+    with connection:
+        connection.execute(f"update {table} set {assignment}")
+    connection.close()
+
+
+def tick(face):
+    at_turn(face)
+    return face.tick()
+
+
+def test_a_code_location_without_labeled_assets_loads_and_ticks(make):
+    @dg.asset
+    def something() -> None: ...
+
+    for face in (make(something), make()):
+        result = face.tick()
+        assert result.run_requests == []
+        assert result.skip_message == "no batches in flight"
+
+
+def test_nothing_in_flight_is_said(make):
+    assert make(*labeled()).tick().skip_message == "no batches in flight"
+
+
+def test_running_batches_are_counted_with_their_age_and_progress(make, emulator):
+    face = make(*labeled(partitions_def=DAILY))
+    face.submit(partition=DAYS[0])
+    assert tick(face).skip_message == "1 batch in flight, oldest 0 m, 0 % done"
+    face.submit(span=(DAYS[1], DAYS[2]))
+    assert tick(face).skip_message == "3 batches in flight, oldest 0 m, 0 % done"
+
+
+def test_an_unpartitioned_dataset_lands_in_the_run_that_the_sensor_asks_for(make, emulator):
+    face = make(*labeled())
+    face.submit()
+    emulator.settle()
+    [request] = tick(face).run_requests
+    assert [key.to_user_string() for key in request.asset_selection] == list(LANDING)
+    assert request.partition_key is None
+    assert request.run_config == {"execution": {"config": {"in_process": {}}}}
+    assert face.launch(request).success
+    assert face.metadata()["dagster/partition_row_count"] == 3
+    after = tick(face)
+    assert after.run_requests == []
+    assert after.skip_message == "no batches in flight"
+
+
+def test_neighbours_that_end_together_land_in_one_range_run_and_others_alone(make, emulator):
+    face = make(*labeled(partitions_def=DAILY))
+    face.submit(span=(DAYS[2], DAYS[4]))
+    face.submit(partition=DAYS[9])
+    emulator.settle()
+    result = tick(face)
+    assert asked(result) == [(DAYS[2], DAYS[4]), (DAYS[9], DAYS[9])]
+    for request in result.run_requests:
+        assert face.launch(request).success
+    assert face.landed() == {*DAYS[2:5], DAYS[9]}
+    assert tick(face).run_requests == []
+
+
+def test_partitions_that_lie_apart_are_never_spanned_by_a_range(make, emulator):
+    face = make(*labeled(partitions_def=DAILY))
+    for day in (DAYS[0], DAYS[2]):
+        face.submit(partition=day)
+    emulator.settle()
+    assert asked(tick(face)) == [(DAYS[0], DAYS[0]), (DAYS[2], DAYS[2])]
+
+
+def test_a_range_run_holds_at_most_so_many_partitions(emulator, instance):
+    face = Face(emulator, instance, *labeled(partitions_def=DAILY))
+    face.defs = dg.Definitions(
+        assets=labeled(partitions_def=DAILY),
+        sensors=[build_llm_batch_sensor(max_partitions_per_run=2, run_tags={"team": "ml"}, run_config={})],
+        resources=face.resources,
+    )
+    face.repository = face.defs.get_repository_def()
+    face.submit(span=(DAYS[0], DAYS[4]))
+    emulator.settle()
+    result = tick(face)
+    assert asked(result) == [(DAYS[0], DAYS[1]), (DAYS[2], DAYS[3]), (DAYS[4], DAYS[4])]
+    assert {request.tags["team"] for request in result.run_requests} == {"ml"}
+    assert [request.run_config for request in result.run_requests] == [{}] * 3
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic", "multi"])
+def test_other_partitions_are_asked_for_by_their_key(emulator, stored, kind):
+    lands = dg.StaticPartitionsDefinition(["de", "fr"])
+    partitions_def, partition = {
+        "static": (lands, "fr"),
+        "dynamic": (dg.DynamicPartitionsDefinition(name="customers"), "acme"),
+        "multi": (dg.MultiPartitionsDefinition({"day": DAILY, "land": lands}), "2026-01-01|fr"),
+    }[kind]
+    stored.add_dynamic_partitions("customers", ["acme"])
+    face = Face(emulator, stored, *labeled(partitions_def=partitions_def))
+    face.submit(partition=partition)
+    emulator.settle()
+    [request] = tick(face).run_requests
+    assert request.partition_key == partition
+    assert face.launch(request).success
+    assert face.landed() == {partition}
+
+
+def test_a_deleted_dynamic_partition_is_told_and_the_others_land(emulator, stored):
+    stored.add_dynamic_partitions("customers", ["gone", "here"])
+    face = Face(emulator, stored, *labeled(partitions_def=dg.DynamicPartitionsDefinition(name="customers")))
+    face.submit(partition="gone")
+    stored.delete_dynamic_partition("customers", "gone")
+    emulator.settle()
+    assert "ticket_labels: partition gone no longer exists" in tick(face).skip_message
+    face.submit(partition="here")
+    emulator.settle()
+    assert asked(tick(face)) == [("here", "here")]
+
+
+def test_a_dataset_that_became_partitioned_does_not_break_the_tick(make, emulator):
+    make(*labeled()).submit()
+    emulator.settle()
+    result = tick(make(*labeled(partitions_def=DAILY)))
+    assert result.run_requests == []
+    assert "no longer exists" in result.skip_message
+
+
+def test_other_code_locations_on_the_same_ledger_are_left_alone(make, emulator):
+    ours = make(*labeled(partitions_def=DAILY))
+    theirs = make(*labeled(name="their_labels"), dg.AssetSpec(LABELS, partitions_def=DAILY))
+    ours.submit(partition=DAYS[0])
+    before = len(emulator.books.calls)
+    assert theirs.tick().skip_message == "no batches in flight"
+    assert len(emulator.books.calls) == before  # not even polled: their credentials may be other ones
+    emulator.settle()
+    assert tick(theirs).run_requests == []
+    assert asked(tick(ours)) == [(DAYS[0], DAYS[0])]
+
+
+def test_another_account_is_never_asked_about_a_batch_since_it_would_call_it_lost(emulator, instance):
+    with Emulator() as other:
+        Face(emulator, instance, *labeled()).submit()
+        moved = Face(other, instance, *labeled())
+        assert "wait; 127.0.0.1" in tick(moved).skip_message
+        assert other.books.calls == []
+    emulator.settle()
+    [request] = tick(Face(emulator, instance, *labeled())).run_requests
+    assert request.partition_key is None
+
+
+def test_a_provider_that_is_not_configured_any_more_is_named(make):
+    face = make(*labeled())
+    face.submit()
+    face.resources["llm_batch"] = LLMBatchResource()
+    assert "No provider 'openai' is configured" in tick(face).skip_message
+
+
+def test_two_namespaces_do_not_collect_each_others_batches(make, emulator):
+    make(*labeled(), namespace="branch").submit()
+    emulator.settle()
+    assert make(*labeled(), namespace="prod").tick().skip_message == "no batches in flight"
+
+
+def test_labels_that_another_run_has_landed_are_delivered_without_a_request(make, emulator):
+    face = make(*labeled(partitions_def=DAILY))
+    face.land(partition=DAYS[0])
+    assert tick(face).run_requests == []
+    engine = face.engine()
+    [submission] = engine.ledger.submissions("default")
+    assert submission.delivered_at is not None
+    engine.ledger.close()
+
+
+def test_a_body_that_is_evaluated_twice_asks_for_the_same_runs_and_sends_nothing(make, emulator):
+    face = make(*labeled(partitions_def=DAILY))
+    face.submit(span=(DAYS[0], DAYS[2]))
+    face.submit(partition=DAYS[6])
+    emulator.settle()
+    first, second = tick(face), tick(face)
+    assert [r.run_key for r in first.run_requests] == [r.run_key for r in second.run_requests]
+    assert len({r.run_key for r in first.run_requests}) == 2
+    assert emulator.books.creates_seen == 4
+    assert emulator.books.calls_to("POST", "/v1/files") == 4
+
+
+def test_a_next_wave_is_sent_by_the_run_and_its_landing_asked_for_under_a_new_key(make, emulator):
+    emulator.inject(RowFault(containing="t-1", status_code=500, times=1))
+    face = make(*labeled())
+    face.submit()
+    emulator.settle()
+    [first] = tick(face).run_requests
+    assert face.launch(first).success
+    assert face.materializations(LABELS) == {}
+    assert emulator.books.creates_seen == 2
+    assert tick(face).run_requests == []
+    emulator.settle()
+    [second] = tick(face).run_requests
+    assert second.run_key != first.run_key
+    assert face.launch(second).success
+    assert face.metadata()["llm_batch/attempts"] == 2
+    assert face.metadata()["llm_batch/rows_succeeded"] == 3
+
+
+def test_progress_of_one_partition_in_the_middle_changes_the_key_of_its_range(make, emulator):
+    face = make(*labeled(partitions_def=DAILY))
+    face.submit(span=(DAYS[0], DAYS[2]))
+    emulator.settle()
+    [before] = tick(face).run_requests
+    engine = face.engine()
+    middle = engine.latest(LABELS, DAYS[1])
+    engine.ledger.note(middle.submission_id, "something", "happened")
+    engine.ledger.close()
+    [after] = tick(face).run_requests
+    assert asked(tick(face)) == [(DAYS[0], DAYS[2])]
+    assert after.run_key != before.run_key
+
+
+def test_a_run_that_failed_is_not_asked_for_again_until_something_changes_and_the_tick_says_so(make, emulator):
+    class Full(dg.IOManager):
+        def handle_output(self, context: dg.OutputContext, obj):
+            raise OSError("disk full")
+
+        def load_input(self, context):
+            raise NotImplementedError
+
+    face = make(*labeled(), resources={"io_manager": Full()})
+    face.submit()
+    emulator.settle()
+    [request] = tick(face).run_requests
+    assert not face.launch(request).success
+    [again] = tick(face).run_requests  # the failed run has made progress: the raw results are stored now
+    failed = face.launch(again)
+    assert not failed.success
+    third = tick(face)
+    assert third.run_requests == []
+    assert f"run {failed.run_id} did not land it, and nothing has changed since; re-execute it" in third.skip_message
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        WireFault(kind="status", route="GET *", status=503, times=None),
+        WireFault(kind="close", route="GET *", times=None),
+        WireFault(kind="status", route="GET *", status=401, times=None),
+    ],
+    ids=["503", "connection closed", "401"],
+)
+def test_a_provider_that_is_down_is_told_and_asked_again(make, emulator, fault):
+    face = make(*labeled())
+    face.submit()
+    emulator.inject(fault)
+    result = tick(face)
+    assert result.run_requests == []
+    assert "1 batch in flight" in result.skip_message
+    assert "polling failed" in result.skip_message
+    emulator.clear_faults()
+    emulator.settle()
+    assert len(tick(face).run_requests) == 1
+
+
+def test_a_batch_whose_create_reply_was_lost_is_found_by_the_sensor_and_lands(make, emulator):
+    emulator.inject(lost_create_reply("close"), WireFault(kind="status", route="GET *", status=503, times=8))
+    face = make(*labeled())
+    assert face.submit().success
+    assert "submitting" in face.metadata(BATCH)["llm_batch/progress"]
+    emulator.clear_faults()
+    emulator.settle()
+    tick(face)  # finds it
+    [request] = tick(face).run_requests
+    assert face.launch(request).success
+    assert emulator.books.creates_seen == 1
+    assert face.metadata()["dagster/partition_row_count"] == 3
+
+
+def test_a_search_that_the_provider_refuses_does_not_fail_the_tick(make, emulator):
+    emulator.inject(lost_create_reply("close"), WireFault(kind="status", route="GET *", status=503, times=8))
+    face = make(*labeled())
+    face.submit()
+    emulator.clear_faults()
+    emulator.inject(WireFault(kind="status", route="GET *", status=401, times=None))
+    result = tick(face)
+    assert result.run_requests == []
+    assert "ticket_labels" in result.skip_message
+    assert "401" in result.skip_message
+
+
+def test_batches_are_polled_less_often_the_older_they_are(make, emulator):
+    face = make(*labeled())
+    face.submit()
+    tick(face)
+
+    def polls():
+        return sum(call.method == "GET" and call.path.startswith("/v1/batches") for call in emulator.books.calls)
+
+    now = face.engine().now()
+    for age, since_poll, is_polled in [
+        (timedelta(hours=1), timedelta(minutes=5), False),
+        (timedelta(hours=1), timedelta(minutes=7), True),
+        (timedelta(hours=20), timedelta(minutes=9), False),
+        (timedelta(hours=20), timedelta(minutes=11), True),
+    ]:
+        change(face, f"submitted_at = '{sqlite_time(now - age)}', polled_at = '{sqlite_time(now - since_poll)}'")
+        before = polls()
+        face.tick()
+        assert (polls() > before) is is_polled, (age, since_poll)
+
+
+def sqlite_time(moment):
+    """As SQLite holds a time of the ledger."""
+    return moment.strftime("%Y-%m-%d %H:%M:%S.%f")
+
+
+def test_batches_that_the_provider_does_not_take_are_not_pressed_on_it_at_every_tick(make, emulator):
+    emulator.inject(WireFault(kind="status", route="POST /v1/batches", status=429, retry_after=0, times=None))
+    face = make(*labeled())
+    face.submit()
+    change(face, f"created_at = '{sqlite_time(face.engine().now() - timedelta(hours=2))}'", "submission")
+    assert face.tick().run_requests == []
+    change(face, f"at = '{sqlite_time(face.engine().now() - timedelta(minutes=11))}'", "event")
+    assert len(face.tick().run_requests) == 1
+
+
+def test_all_of_a_batch_refused_in_validation_lands_as_rejects(make, emulator):
+    emulator.inject(BatchFault(kind="fails", code="invalid_request", message="bad line"))
+    face = make(*labeled())
+    face.submit()
+    emulator.settle()
+    [request] = tick(face).run_requests
+    result = face.launch(request)
+    assert face.metadata()["llm_batch/rows_rejected"] == 3
+    assert face.checks(result)[None, "coverage"] is False
+
+
+def test_an_earlier_submission_and_the_present_one_of_a_partition_are_one_request(make, emulator):
+    rows = [tickets(2)]
+    face = make(*labeled(rows=lambda context: rows[-1], partitions_def=DAILY))
+    face.submit(partition=DAYS[0])
+    rows.append(tickets(3))
+    face.submit(partition=DAYS[0])
+    emulator.settle()
+    result = tick(face)
+    assert asked(result) == [(DAYS[0], DAYS[0])]
+    assert face.launch(result.run_requests[0]).success
+    assert tick(face).run_requests == []
+    assert tick(face).skip_message == "no batches in flight"
+
+
+def test_a_resource_of_another_kind_is_refused_with_its_name(make):
+    face = make(*labeled())
+    face.resources["llm_batch"] = dg.ResourceDefinition.hardcoded_resource("x")
+    with pytest.raises(dg.DagsterInvalidDefinitionError, match="'llm_batch' is a str; it must be an LLMBatchResource"):
+        face.tick()
