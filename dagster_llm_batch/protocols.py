@@ -18,6 +18,7 @@ from dagster_llm_batch.types import (
     Request,
     RequestSpec,
     Result,
+    Undecided,
 )
 
 __all__ = ["Codec", "Provider"]
@@ -99,11 +100,12 @@ class Provider(Protocol):
         """
         ...
 
-    def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | CannotTell:
         """Look for the batch of a create call that left no record.
 
         1. Found only where it is certainly ours.
         2. Absent only where the provider was asked for everything since `hints.sent_at`.
+        3. Undecided only where asking again later will tell; CannotTell where only a person can.
         """
         ...
 

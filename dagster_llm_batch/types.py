@@ -34,6 +34,7 @@ __all__ = [
     "Result",
     "ShardPlan",
     "Turn",
+    "Undecided",
     "Usage",
 ]
 
@@ -220,6 +221,7 @@ class FindHints:
     sent_at: datetime
     requests: int
     nonce: str
+    known: frozenset[str] = frozenset()  # ids of batches that are others for certain
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,13 @@ class Found:
 @dataclass(frozen=True, slots=True)
 class Absent:
     """The provider has no such batch, now. A create call that is still on its way may bring one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """The batch may be one of `candidates`, or none. It will be known when they have ended; until then, wait."""
+
+    candidates: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

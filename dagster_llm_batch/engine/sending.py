@@ -29,7 +29,7 @@ from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Shard
-from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, RequestSpec
+from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, RequestSpec, Undecided
 
 __all__ = ["Sender"]
 
@@ -107,8 +107,11 @@ class Sender:
         if shard.state is not ShardState.SUBMITTING or shard.sent_at is None:
             return shard
         try:
-            found = self._provider.find(self.tag(shard), FindHints(shard.sent_at, shard.requests, shard.nonce))
+            hints = FindHints(shard.sent_at, shard.requests, shard.nonce, self._known(shard))
+            found = self._provider.find(self.tag(shard), hints)
         except TransientError:
+            return shard
+        if isinstance(found, Undecided):
             return shard
         if isinstance(found, Found):
             return self._accepted(shard, found.batch_id)
@@ -124,6 +127,11 @@ class Sender:
             f"then call Engine.resolve({shard.shard_id!r}, batch_id=...) if it exists, or batch_id=None if it does not."
         )
         raise CannotTellError(msg)
+
+    def _known(self, shard: Shard) -> frozenset[str]:
+        """Batches that belong to other shards: those in flight anywhere here, and all of the same submission."""
+        others = [*self._ledger.in_flight(self._namespace), *self._ledger.shards(shard.submission_id)]
+        return frozenset(other.batch_id for other in others if other.batch_id is not None)
 
     def _accepted(self, shard: Shard, batch_id: str) -> Shard:
         return self._ledger.move(shard.shard_id, Move.ACCEPTED, batch_id=batch_id, submitted_at=self._clock())

@@ -1,0 +1,346 @@
+"""Anthropic's Message Batches through the official SDK.
+
+The create call streams the request file, so a batch of 256 MB costs no memory; it runs once, with the SDK's retries
+off. A batch can carry no tag. It is known by the nonce that starts every custom_id, which shows in its results, so only
+after it has ended: until then `find` answers Undecided with those that it may be.
+
+Refuses to read the environment: whose answers these are must not depend on where the code runs.
+
+API: https://platform.claude.com/docs/en/api/creating-message-batches
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlencode, urlsplit
+
+from dagster_llm_batch.errors import (
+    AmbiguousError,
+    ConfigError,
+    CredentialsError,
+    LLMBatchError,
+    MissingExtraError,
+    ProviderError,
+    RefusedError,
+    TransientError,
+)
+from dagster_llm_batch.providers.anthropic_batch import CreateBody, created_at, read_batch, total_requests
+from dagster_llm_batch.providers.anthropic_errors import UnknownIdError, is_foreign, provider_error
+from dagster_llm_batch.providers.anthropic_lines import ANTHROPIC_VERSION, AnthropicLines
+from dagster_llm_batch.providers.anthropic_replies import read_line
+from dagster_llm_batch.providers.jsonlines import sized, split_lines
+from dagster_llm_batch.types import (
+    Absent,
+    BatchReport,
+    BatchStatus,
+    CannotTell,
+    FindHints,
+    Found,
+    RequestSpec,
+    Undecided,
+)
+
+if TYPE_CHECKING:
+    from anthropic import Anthropic
+
+__all__ = ["AnthropicProvider"]
+
+_PUBLIC_URL = "https://api.anthropic.com"
+_PUBLIC_HOST = "api.anthropic.com"
+_BATCHES = "/v1/messages/batches"
+_MESSAGES = "/v1/messages"
+_CLOCK_MARGIN = timedelta(minutes=10)
+_PAGE = 1_000  # the most that one list call gives
+_FEW = 4  # up to here, one call a batch
+_PAGES_PER_POLL = 3
+_MAX_FAILURES = 3
+_CHUNK_BYTES = 1 << 16
+
+
+class AnthropicProvider:
+    """Batches in one workspace of Anthropic, the key's own unless `workspace_id` names another.
+
+    `anthropic_version` is the API version, which decides what parameters rows may have. `betas` are features that are
+    asked for, such as "output-300k-2026-03-24". `account` names whose answers these are; by default the address and the
+    workspace. Building makes no call.
+    """
+
+    def __init__(
+        self,
+        api_key: str,
+        base_url: str | None = None,
+        workspace_id: str | None = None,
+        account: str | None = None,
+        anthropic_version: str = ANTHROPIC_VERSION,
+        betas: Sequence[str] = (),
+        timeout_seconds: float = 600.0,
+        default_headers: Mapping[str, str] | None = None,
+        http_client: Any = None,
+        name: str = "anthropic",
+        price_book: str | None = "anthropic",
+        settle_seconds: float = 300.0,
+    ) -> None:
+        if not api_key or not api_key.isascii() or any(char.isspace() for char in api_key):
+            what = "is empty" if not api_key else "holds a space, a line break or a letter that no key has"
+            raise ConfigError(f"The API key of provider '{name}' {what}. Check where it comes from.")
+        parts = urlsplit(base_url or _PUBLIC_URL)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"base_url {base_url!r} is no web address; it looks like {_PUBLIC_URL!r}.")
+        self._api_key = api_key
+        self._base_url = base_url or _PUBLIC_URL
+        self._version = anthropic_version
+        self._headers = {"anthropic-version": anthropic_version, **(default_headers or {})}
+        if workspace_id:
+            self._headers["anthropic-workspace-id"] = workspace_id
+        if betas:
+            self._headers["anthropic-beta"] = ",".join(betas)
+        self._timeout_seconds = timeout_seconds
+        self._http_client = http_client
+        self._sdk: Anthropic | None = None
+        self._public = parts.hostname == _PUBLIC_HOST
+        self._workspace_id = workspace_id
+        self._name = name
+        self._price_book = price_book
+        self._settle_seconds = settle_seconds
+        port = f":{parts.port}" if parts.port else ""
+        scope = f"?{urlencode({'workspace': workspace_id})}" if workspace_id else ""
+        self._account = f"{parts.hostname}{port}{parts.path.rstrip('/')}{scope}" if account is None else account
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"
+
+    @property
+    def name(self) -> str:
+        """See Provider.name."""
+        return self._name
+
+    @property
+    def account(self) -> str:
+        """See Provider.account."""
+        return self._account
+
+    @property
+    def price_book(self) -> str | None:
+        """See Provider.price_book."""
+        return self._price_book
+
+    @property
+    def settle_seconds(self) -> float:
+        """See Provider.settle_seconds. The vendor documents no time; a lost call may still be at work."""
+        return self._settle_seconds
+
+    def codec(self, spec: RequestSpec) -> AnthropicLines:
+        """See Provider.codec."""
+        return AnthropicLines(spec, self._version)
+
+    def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
+        """See Provider.submit. The tag goes nowhere: the custom_ids carry the shard's nonce instead."""
+        del spec, tag
+        client = self._client(retries=0)
+        with sized(lines) as (file, size):
+            body = CreateBody(file, size)
+            try:
+                reply = client.post(
+                    _BATCHES,
+                    content=body,
+                    cast_to=object,
+                    options={"headers": {"Content-Length": str(body.bytes)}},
+                )
+            except Exception as error:
+                if isinstance(error, LLMBatchError) or not (is_foreign(error) or body.is_sent):
+                    raise
+                raise self._translated(error, "create the batch", had_effect=body.is_sent) from None
+        batch_id = reply.get("id") if isinstance(reply, dict) else None
+        if not isinstance(batch_id, str) or not batch_id:
+            raise AmbiguousError(
+                "Perhaps created the batch: the reply names none. Look for it before creating it again."
+            )
+        return batch_id
+
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | CannotTell:
+        """See Provider.find. Candidates: unknown batches of as many requests, created since; results name the nonce."""
+        del tag
+        since = hints.sent_at - _CLOCK_MARGIN
+        candidates: dict[str, Any] = {}
+        with self._calls("look for the batch"):
+            for page in self._client(retries=2).messages.batches.list(limit=_PAGE).iter_pages():
+                times = [created_at(batch) for batch in page.data]
+                for batch, time in zip(page.data, times, strict=True):
+                    recent = time is None or time >= since
+                    if recent and batch.id not in hints.known and total_requests(batch) == hints.requests:
+                        candidates[batch.id] = batch
+                if times and all(time is not None and time < since for time in times):
+                    break  # the list comes newest first, which is documented
+        running, unreadable = [], []
+        for batch_id, batch in candidates.items():
+            if batch.processing_status != "ended":
+                running.append(batch_id)
+                continue
+            is_ours = self._bears(batch_id, hints.nonce)
+            if is_ours:
+                return Found(batch_id)
+            if is_ours is None:
+                unreadable.append(batch_id)
+        if unreadable:
+            reason = "Batches have no names here, and the results that would tell whose these are cannot be read."
+            return CannotTell(reason, tuple(unreadable + running))
+        return Undecided(tuple(running)) if running else Absent()
+
+    def _bears(self, batch_id: str, nonce: str) -> bool | None:
+        """Whether an ended batch is the one of this nonce, by its first readable result; None where there is none."""
+        try:
+            for line in self.fetch(batch_id):
+                custom_id = read_line(line).custom_id
+                if custom_id is not None:
+                    return custom_id.startswith(f"{nonce}-")
+        except RefusedError:
+            return None
+        return None
+
+    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
+        """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
+        wanted = dict.fromkeys(batch_ids)
+        reports: dict[str, BatchReport] = {}
+        failures: list[ProviderError] = []
+        if len(wanted) > _FEW:
+            try:
+                reports.update(self._poll_pages(set(wanted)))
+            except ProviderError as error:
+                failures.append(error)
+        for batch_id in wanted:
+            if batch_id in reports:
+                continue
+            if len(failures) >= _MAX_FAILURES or any(isinstance(error, CredentialsError) for error in failures):
+                break
+            try:
+                reports[batch_id] = self._report(batch_id)
+            except ProviderError as error:
+                failures.append(error)
+        if failures and not reports:
+            raise failures[0]
+        return reports
+
+    def _poll_pages(self, wanted: set[str]) -> dict[str, BatchReport]:
+        reports: dict[str, BatchReport] = {}
+        with self._calls("list the batches"):
+            pages = self._client(retries=0).messages.batches.list(limit=_PAGE).iter_pages()
+            for _ in range(_PAGES_PER_POLL):
+                page = next(pages, None)
+                if page is None or wanted <= set(reports):
+                    break
+                reports.update({batch.id: read_batch(batch) for batch in page.data if batch.id in wanted})
+        return reports
+
+    def _report(self, batch_id: str) -> BatchReport:
+        try:
+            return read_batch(self._batch(batch_id))
+        except UnknownIdError as error:
+            return BatchReport(batch_id, BatchStatus.FAILED, reason=f"The provider knows no such batch. {error}")
+
+    def _batch(self, batch_id: str) -> Any:
+        with self._calls(f"read the batch '{batch_id}'"):
+            return self._client(retries=0).messages.batches.retrieve(batch_id)
+
+    def fetch(self, batch_id: str) -> Iterator[bytes]:
+        """See Provider.fetch. A download that breaks is a TransientError: start over, since nothing marks the place.
+
+        RefusedError where the vendor has deleted the results, 29 days after the batch was created.
+        """
+        batch = self._batch(batch_id)
+        if batch.archived_at is not None:
+            raise RefusedError(f"The results of batch '{batch_id}' are gone: archived at {batch.archived_at}.")
+        if not batch.results_url:
+            raise TransientError(f"The batch '{batch_id}' has no results yet: it is '{batch.processing_status}'.")
+        yield from split_lines(self._chunks(batch_id, total_requests(batch)))
+
+    def _chunks(self, batch_id: str, lines: int) -> Iterator[bytes]:
+        got = 0
+        with (
+            self._calls(f"download the results of batch '{batch_id}'"),
+            self._client(retries=2).messages.batches.with_streaming_response.results(batch_id) as response,
+        ):
+            for chunk in response.iter_bytes(_CHUNK_BYTES):
+                got += chunk.count(b"\n")
+                yield chunk
+            has_end = "content-length" in response.headers or "transfer-encoding" in response.headers
+            if has_end or response.http_response.http_version != "HTTP/1.1":
+                return
+        if got < lines:  # the connection's end is the file's: a cut would go unseen
+            raise TransientError(f"Could not download the results of batch '{batch_id}': got {got} of {lines} lines.")
+
+    def cancel(self, batch_id: str) -> None:
+        """See Provider.cancel."""
+        try:
+            with self._calls(f"cancel the batch '{batch_id}'"):
+                self._client(retries=0).messages.batches.cancel(batch_id)
+        except ProviderError:
+            try:
+                status = self._report(batch_id).status
+            except ProviderError:
+                status = BatchStatus.RUNNING
+            if not status.is_terminal and status is not BatchStatus.CANCELING:
+                raise
+
+    def respond(self, line: bytes) -> bytes:
+        """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
+        request = json.loads(line)
+        result: dict[str, Any]
+        try:
+            message = self._client(retries=2).post(_MESSAGES, body=request["params"], cast_to=object)
+            result = {"type": "succeeded", "message": message}
+        except Exception as error:
+            if not is_foreign(error):
+                raise
+            failure = self._translated(error, "get an answer")
+            body = getattr(error, "body", None)
+            if getattr(error, "response", None) is None or isinstance(failure, CredentialsError):
+                raise failure from None
+            if not isinstance(body, dict):
+                kind = "invalid_request_error" if isinstance(failure, RefusedError) else "api_error"
+                body = {"type": "error", "error": {"type": kind, "message": str(failure)}}
+            result = {"type": "errored", "error": body}
+        answer = {"custom_id": request["custom_id"], "result": result}
+        return json.dumps(answer, separators=(",", ":")).encode("ascii") + b"\n"
+
+    def console_url(self, batch_id: str) -> str | None:
+        """See Provider.console_url. The console's list of batches: it documents no address for one of them."""
+        del batch_id
+        if not self._public:
+            return None
+        return f"https://platform.claude.com/workspaces/{self._workspace_id or 'default'}/batches"
+
+    def _client(self, *, retries: int) -> Anthropic:
+        if self._sdk is None:
+            try:
+                from anthropic import Anthropic  # noqa: PLC0415 -- an optional extra
+            except ImportError as error:
+                raise MissingExtraError("anthropic", f"The provider '{self._name}'") from error
+            self._sdk = Anthropic(
+                api_key=self._api_key,
+                base_url=self._base_url,
+                timeout=self._timeout_seconds,
+                http_client=self._http_client,
+                open_telemetry=False,
+            )
+        client = self._sdk.with_options(max_retries=retries)
+        client._custom_headers = self._headers  # noqa: SLF001 -- else those of the environment would be sent too
+        return client
+
+    @contextmanager
+    def _calls(self, doing: str) -> Iterator[None]:
+        """Turns what the SDK and its transport raise into our errors."""
+        try:
+            yield
+        except LLMBatchError:
+            raise
+        except Exception as error:
+            if not is_foreign(error):
+                raise
+            raise self._translated(error, doing) from None
+
+    def _translated(self, error: Exception, doing: str, *, had_effect: bool = False) -> ProviderError:
+        return provider_error(error, f"{doing} at {self._account}", self._api_key, had_effect=had_effect)

@@ -1,0 +1,102 @@
+r"""Anthropic's batch: the body that creates one, streamed, and the object that tells of one, read. Pure.
+
+A request file becomes the body by its bytes alone, in constant memory and with its length known before:
+
+    line\nline\nline\n     ─▶     {"requests":[line,line,line]}
+
+`ended` is the vendor's only end and says nothing about the rows. Where counts tell that rows were canceled or expired,
+the report says so; outcomes come from the result lines.
+
+Format: https://platform.claude.com/docs/en/api/retrieving-message-batches
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, BinaryIO
+
+from dagster_llm_batch.types import BatchReport, BatchStatus
+
+__all__ = ["CreateBody", "created_at", "read_batch", "total_requests"]
+
+_HEAD, _TAIL = b'{"requests":[', b"]}"
+_CHUNK_BYTES = 1 << 16
+_STATUSES = {
+    "in_progress": BatchStatus.RUNNING,
+    "canceling": BatchStatus.CANCELING,
+    "ended": BatchStatus.ENDED,
+}
+_COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
+
+
+class CreateBody:
+    """The body of one create call over a request file of `size` bytes; can be read once.
+
+    `is_sent` tells whether its last bytes were handed to the transport: before that, no batch can have come of it.
+    """
+
+    def __init__(self, lines: BinaryIO, size: int) -> None:
+        self._lines = lines
+        self._left = max(size - 1, 0)  # the last line's end has no comma
+        self.bytes = len(_HEAD) + self._left + len(_TAIL)
+        self.is_sent = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The pieces."""
+        yield _HEAD
+        while self._left and (piece := self._lines.read(min(_CHUNK_BYTES, self._left))):
+            self._left -= len(piece)
+            yield piece.replace(b"\n", b",")
+        self.is_sent = True
+        yield _TAIL
+
+
+def read_batch(batch: Any) -> BatchReport:
+    """The report of a batch as the SDK gives it, whose fields may be absent or of another type."""
+    word = str(getattr(batch, "processing_status", None))
+    status = _STATUSES.get(word)
+    reason = None if status is not None else f"The provider reports the unknown status '{word}'."
+    counts = {name: _count(batch, name) for name in _COUNTS}
+    if status is BatchStatus.ENDED:
+        if counts["canceled"] and getattr(batch, "cancel_initiated_at", None) is not None:
+            status = BatchStatus.CANCELED
+        elif counts["expired"]:
+            status = BatchStatus.EXPIRED
+    total = sum(counts.values())
+    return BatchReport(
+        batch_id=str(batch.id),
+        status=status or BatchStatus.RUNNING,
+        total=total or None,
+        done=total - counts["processing"] if total else None,
+        failed=total - counts["processing"] - counts["succeeded"] if total else None,
+        reason=reason,
+        created_at=created_at(batch),
+        ended_at=_time(getattr(batch, "ended_at", None)),
+    )
+
+
+def total_requests(batch: Any) -> int:
+    """How many requests the batch holds: the sum of its counts never changes."""
+    return sum(_count(batch, name) for name in _COUNTS)
+
+
+def created_at(batch: Any) -> datetime | None:
+    """When the batch was created, if the server says so."""
+    return _time(getattr(batch, "created_at", None))
+
+
+def _count(batch: Any, name: str) -> int:
+    value = getattr(getattr(batch, "request_counts", None), name, None)
+    return value if isinstance(value, int) else 0
+
+
+def _time(value: Any) -> datetime | None:
+    """The SDK gives a datetime, and the text itself where it could not read one."""
+    try:
+        time = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        return None
+    if not isinstance(time, datetime):
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

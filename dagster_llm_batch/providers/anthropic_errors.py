@@ -1,0 +1,83 @@
+"""Exceptions of the Anthropic SDK and its transport, read as ours. Pure; imports no SDK.
+
+    never sent (no connection)           TransientError
+    401, 403                             CredentialsError
+    429                                  TransientError
+    other 4xx                            RefusedError
+    408, 409, 5xx, timeout, lost reply   AmbiguousError where the call may have had effect, else TransientError
+
+Classes are told apart by name, so that nothing is imported for it. Messages never hold the key.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from dagster_llm_batch.errors import AmbiguousError, CredentialsError, ProviderError, RefusedError, TransientError
+
+__all__ = ["UnknownIdError", "is_foreign", "provider_error"]
+
+_FOREIGN = frozenset({"anthropic", "httpx2", "httpcore2", "httpx", "httpcore", "json", "pydantic", "pydantic_core"})
+_NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
+_CANNOT_SEND = frozenset({"UnsupportedProtocol", "InvalidURL", "LocalProtocolError"})
+_MAYBE_DONE = frozenset({408, 409})
+_KEY = re.compile(r"\bsk-[\w*.\-]{4,}", re.IGNORECASE)
+_MAX_CHARS = 500
+
+
+class UnknownIdError(RefusedError):
+    """The provider has no such thing (404)."""
+
+
+def is_foreign(error: Exception) -> bool:
+    """Whether the SDK or its transport raised it, or a reply that is no JSON did."""
+    return type(error).__module__.partition(".")[0] in _FOREIGN
+
+
+def provider_error(error: Exception, doing: str, secret: str, *, had_effect: bool = False) -> ProviderError:
+    """`error`, raised while `doing` something, as one of ours. `had_effect`: a batch may exist now."""
+    status = getattr(error, "status_code", None)
+    said = _redacted(_words(error), secret)
+    if not isinstance(status, int) or not 400 <= status < 600:  # noqa: PLR2004 -- HTTP
+        causes = {type(error).__name__, type(error.__cause__).__name__}
+        if causes & _CANNOT_SEND:
+            return RefusedError(f"Could not {doing}: {said} Check base_url and api_key.")
+        if causes & _NEVER_SENT:
+            return TransientError(f"Could not {doing}: no connection. {said}")
+        return _unsure(doing, f"the reply was lost or cannot be read. {said}", None, had_effect=had_effect)
+    wait = _retry_after_seconds(getattr(getattr(error, "response", None), "headers", {}))
+    if status in (401, 403):
+        return CredentialsError(f"Could not {doing}: the provider does not accept the API key. {said}")
+    if status == 429:  # noqa: PLR2004 -- HTTP
+        return TransientError(f"Could not {doing}: too many requests. {said}", wait)
+    if status in _MAYBE_DONE or status >= 500:  # noqa: PLR2004 -- HTTP
+        return _unsure(doing, said, wait, had_effect=had_effect)
+    refused = UnknownIdError if status == 404 else RefusedError  # noqa: PLR2004 -- HTTP
+    return refused(f"Could not {doing}: {said}")
+
+
+def _words(error: Exception) -> str:
+    cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
+    return f"{error}{cause}"
+
+
+def _unsure(doing: str, said: str, wait: float | None, *, had_effect: bool) -> ProviderError:
+    if had_effect:
+        return AmbiguousError(f"Could not {doing}, or perhaps did: {said} Look for the batch before creating it again.")
+    return TransientError(f"Could not {doing}: {said}", wait)
+
+
+def _retry_after_seconds(headers: Any) -> float | None:
+    """The wait that the provider asks for, in seconds or milliseconds."""
+    for name, unit in (("retry-after-ms", 1_000.0), ("retry-after", 1.0)):
+        try:
+            return max(0.0, float(headers[name]) / unit)
+        except (KeyError, ValueError):
+            continue
+    return None
+
+
+def _redacted(text: str, secret: str) -> str:
+    text = text.replace(secret, "***") if secret else text
+    return _KEY.sub("sk-***", text)[:_MAX_CHARS]

@@ -1,0 +1,167 @@
+"""Request lines of Anthropic's Message Batches. Pure.
+
+    {"custom_id":"…","params":{"model":"…",…,"system":…,"messages":[…]}}
+
+All that a spec's requests share is serialised once; a request only splices escaped strings into it. With
+`cache_prefix`, the last block that all requests share (the last few-shot turn, else the system text) ends a prefix that
+is cached for an hour, since batches outlive the usual five minutes.
+
+The vendor checks parameters only when a row runs, up to a day later, and fails every row for the same mistake. So what
+it is known to refuse is refused here: parameters that no batch takes, and, under API versions from 2026-10-21 on,
+sampling parameters. Document blocks in assistant turns and citations, also refused since then, cannot be written in a
+spec. Anything else goes through as it is, known or not. Result lines are read in `anthropic_replies`.
+
+Formats: https://platform.claude.com/docs/en/api/creating-message-batches
+Versions: https://platform.claude.com/docs/en/api/migration-2026-10-21
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import Any
+
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.providers.anthropic_replies import read_line
+from dagster_llm_batch.providers.anthropic_schema import claude_schema
+from dagster_llm_batch.providers.jsonlines import clean, dumps, quote
+from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind, Result
+
+__all__ = ["ANTHROPIC_LIMITS", "ANTHROPIC_VERSION", "AnthropicLines"]
+
+ANTHROPIC_VERSION = "2026-10-21"
+"""The API version that batches are created with, unless another is asked for."""
+
+ANTHROPIC_LIMITS = Limits(max_requests=100_000, max_bytes=256_000_000 - 1_000)
+"""Per batch; the vendor says 256 MB of body, of which the wrapper around the lines takes a little."""
+
+_SAMPLING = ("temperature", "top_p", "top_k")
+_NO_SAMPLING_SINCE = "2026-10-21"
+_RESERVED = {
+    "model": "is the model of the spec",
+    "messages": "comes from the prompt",
+    "system": "is the system part of the prompt",
+    "output_format": "was replaced by output_config.format, which comes from the response schema",
+}
+_NOT_IN_BATCHES = ("speed", "store", "previous_thread_event_id", "cache_hint", "context_hint")
+_RESEARCH_PREVIEW = "research_preview_2026_02"
+_MEDIA_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
+_CACHE = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+
+
+class AnthropicLines:
+    """The codec for one spec. `version` is the API version that the batch will be created with."""
+
+    def __init__(self, spec: RequestSpec, version: str = ANTHROPIC_VERSION, limits: Limits = ANTHROPIC_LIMITS) -> None:
+        _check_shape(spec)
+        _check_params(spec, version)
+        self.limits = limits
+        self._cached_system = spec.cache_prefix and not spec.turns
+        turns: list[dict[str, Any]] = [{"role": turn.role, "content": clean(turn.text)} for turn in spec.turns]
+        if spec.cache_prefix and turns:
+            turns[-1]["content"] = [{"type": "text", "text": turns[-1]["content"], **_CACHE}]
+        self._head = f'","params":{dumps({"model": spec.model, **_settings(spec)})[:-1]},'
+        self._turns = "".join(dumps(turn) + "," for turn in turns)
+        self._system: tuple[str | None, str] = (None, "")
+
+    def encode(self, request: Request, custom_id: str) -> bytes:
+        """One line; see Codec.encode. Raises InputError for an image that the vendor cannot take."""
+        content = quote(request.user) if not request.images else _parts(request)
+        return (
+            f'{{"custom_id":{quote(custom_id)[:-1]}{self._head}{self._system_field(request.system)}'
+            f'"messages":[{self._turns}{{"role":"user","content":{content}}}]}}}}\n'
+        ).encode("ascii")
+
+    def decode(self, line: bytes) -> Result:
+        """One result line; see Codec.decode."""
+        return read_line(line)
+
+    def _system_field(self, text: str | None) -> str:
+        if not text:
+            return ""
+        known, field = self._system  # mostly the same for all requests; one read, so threads cannot mix two
+        if known != text:
+            value: Any = clean(text)
+            if self._cached_system:
+                value = [{"type": "text", "text": value, **_CACHE}]
+            field = f'"system":{dumps(value)},'
+            self._system = (text, field)
+        return field
+
+
+def _check_shape(spec: RequestSpec) -> None:
+    if spec.endpoint is not Endpoint.CHAT or spec.response.kind is ResponseKind.EMBEDDING:
+        raise ConfigError(
+            f"Anthropic cannot answer the endpoint '{spec.endpoint.value}' with a response of kind "
+            f"'{spec.response.kind.value}'. It has the endpoint 'chat', for kinds 'text' and 'json'."
+        )
+    for turn in spec.turns:
+        if turn.role not in ("user", "assistant"):
+            raise ConfigError(f"A few-shot turn has the role {turn.role!r}; it can be 'user' or 'assistant'.")
+
+
+def _check_params(spec: RequestSpec, version: str) -> None:
+    params = spec.params
+    for name, why in _RESERVED.items():
+        if name in params:
+            _refuse(name, why)
+    config = params.get("output_config", {})
+    if spec.response.kind is ResponseKind.JSON and (not isinstance(config, Mapping) or "format" in config):
+        _refuse("output_config", "must be an object without 'format', which comes from the response schema")
+    if params.get("stream"):
+        _refuse("stream", "is not possible in a batch")
+    for name in _NOT_IN_BATCHES:
+        if name in params:
+            _refuse(name, "is refused in a batch")
+    if params.get(_RESEARCH_PREVIEW) == "active":
+        _refuse(_RESEARCH_PREVIEW, "cannot be 'active' in a batch")
+    for name in _SAMPLING if version >= _NO_SAMPLING_SINCE else ():
+        if name in params:
+            raise ConfigError(
+                f"Anthropic's API version {version} refuses the parameter '{name}', also with its default value: every "
+                f'row would come back as an error. Remove it, or give the provider anthropic_version="2023-06-01", if '
+                "the LLM still takes it."
+            )
+    _check_max_tokens(params.get("max_tokens"))
+
+
+def _check_max_tokens(most: Any) -> None:
+    if most is None:
+        raise ConfigError(
+            "Anthropic needs to be told how long a reply may be, and there is no default. "
+            'Set it, in tokens: params={"max_tokens": 1024}.'
+        )
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise ConfigError(f"The parameter 'max_tokens' must be a number of tokens, 1 or more; got {most!r}.")
+
+
+def _refuse(name: str, why: str) -> None:
+    taken = ", ".join(f"'{word}'" for word in sorted([*_RESERVED, *_NOT_IN_BATCHES, "stream"]))
+    raise ConfigError(f"The parameter '{name}' cannot be set here: it {why}. All parameters but {taken} are passed on.")
+
+
+def _settings(spec: RequestSpec) -> dict[str, Any]:
+    """The constant part of a request but for the model: parameters in the order of their names, then the format."""
+    settings = {name: spec.params[name] for name in sorted(spec.params)}
+    if spec.response.kind is ResponseKind.JSON and spec.response.json_schema is not None:
+        form = {"type": "json_schema", "schema": claude_schema(spec.response.json_schema)}
+        settings["output_config"] = {**settings.get("output_config", {}), "format": form}
+    return settings
+
+
+def _parts(request: Request) -> str:
+    """Images first: the vendor's LLMs read them best before the text that speaks of them."""
+    parts: list[dict[str, Any]] = [{"type": "image", "source": _source(image)} for image in request.images]
+    if request.user:
+        parts.append({"type": "text", "text": clean(request.user)})
+    return dumps(parts)
+
+
+def _source(image: Image) -> dict[str, str]:
+    if image.url is not None:
+        return {"type": "url", "url": clean(image.url)}
+    if image.data is None or image.media_type is None:
+        raise InputError("An image has neither a URL nor data with a media type, such as 'image/png'.")
+    if image.media_type not in _MEDIA_TYPES:
+        raise InputError(f"An image is of type {image.media_type!r}; Anthropic takes {', '.join(_MEDIA_TYPES)}.")
+    return {"type": "base64", "media_type": image.media_type, "data": b64encode(image.data).decode("ascii")}

@@ -1,0 +1,209 @@
+"""Result lines of Anthropic's Message Batches, read as one Result each. Pure; nothing raises.
+
+    {"custom_id":"…","result":{"type":"succeeded","message":{…}}}
+    {"custom_id":"…","result":{"type":"errored","error":{"type":"error","error":{"type":"…","message":"…"}}}}
+    {"custom_id":"…","result":{"type":"canceled"}}    {"custom_id":"…","result":{"type":"expired"}}
+
+Only the word in `type` decides; one never seen before is ERRORED and not sent again, since nobody knows whether it was
+paid. `succeeded` rows hold more than successes: a refusal and a paused turn are INVALID, a reply that was cut short is
+a reply whose `finish_reason` tells.
+
+Formats: https://platform.claude.com/docs/en/build-with-claude/batch-processing#retrieving-batch-results
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from dagster_llm_batch.providers.jsonlines import repaired
+from dagster_llm_batch.types import Outcome, Result, Usage
+
+__all__ = ["read_line"]
+
+_BOM = b"\xef\xbb\xbf"
+_NEVER_RAN = {
+    "canceled": (Outcome.CANCELED, "the batch was canceled before this request ran"),
+    "expired": (Outcome.EXPIRED, "the batch expired before this request ran"),
+}
+_TERMINAL_ERRORS = frozenset(
+    {
+        "invalid_request_error",
+        "authentication_error",
+        "billing_error",
+        "permission_error",
+        "not_found_error",
+        "request_too_large",
+    }
+)
+_CUT_SHORT = frozenset({"max_tokens", "model_context_window_exceeded"})
+_MAX_REASON_CHARS = 1_000
+_NULL = Raw(b"null")
+
+
+class _Result(Struct):
+    type: Any = None
+    message: Raw = _NULL
+    error: Any = None
+
+
+class _Line(Struct):
+    custom_id: Any = None
+    result: _Result | None = None
+
+
+class _Block(Struct):
+    type: str | None = None
+    text: str | None = None
+    input: Raw = _NULL
+
+
+class _Message(Struct):
+    content: list[_Block]
+    model: str | None = None
+    stop_reason: str | None = None
+    stop_details: Any = None
+    usage: Raw = _NULL
+
+
+class _Creation(Struct):
+    ephemeral_1h_input_tokens: int | None = None
+
+
+class _Details(Struct):
+    thinking_tokens: int | None = None
+
+
+class _Usage(Struct):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation: _Creation | None = None
+    output_tokens_details: _Details | None = None
+
+
+_LINE = msgspec.json.Decoder(_Line)
+_MESSAGE = msgspec.json.Decoder(_Message)
+_USAGE = msgspec.json.Decoder(_Usage, strict=False)
+_ANY = msgspec.json.Decoder(Any)
+
+
+def read_line(line: bytes) -> Result:
+    """One result line as one Result; `custom_id` is None where the line cannot be read."""
+    stripped = line.removeprefix(_BOM).strip()
+    if not stripped:
+        return Result(None, Outcome.ERRORED, reason="blank line")
+    try:
+        stripped.decode()  # a Raw field is not checked to be UTF-8
+        read = _LINE.decode(stripped)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        try:
+            read = _LINE.decode(repaired(stripped))
+        except (ValueError, RecursionError, msgspec.MsgspecError):
+            return Result(None, Outcome.ERRORED, reason=f"unreadable line: {error}"[:_MAX_REASON_CHARS])
+    custom_id = read.custom_id if isinstance(read.custom_id, str) else None
+    if read.result is None:
+        return Result(custom_id, Outcome.ERRORED, reason="the line holds no result")
+    return _result(read.result)._replace(custom_id=custom_id)
+
+
+def _result(result: _Result) -> Result:
+    if result.type == "succeeded":
+        return _message(bytes(result.message))
+    if result.type == "errored":
+        return _errored(result.error)
+    if isinstance(result.type, str) and result.type in _NEVER_RAN:
+        outcome, reason = _NEVER_RAN[result.type]
+        return Result(None, outcome, reason=reason, retryable=True)
+    reason = f"the result has the unknown type {result.type!r}"
+    return Result(None, Outcome.ERRORED, reason=reason[:_MAX_REASON_CHARS])
+
+
+def _errored(error: Any) -> Result:
+    """Errors are not billed, so one that may pass is worth another try; the vendor names those that cannot."""
+    for _ in range(3):  # `error` holds an object of type "error", which holds the error
+        if not isinstance(error, Mapping) or not isinstance(error.get("error"), Mapping):
+            break
+        error = error["error"]
+    kind, message = (error.get("type"), error.get("message")) if isinstance(error, Mapping) else (None, error)
+    words = [str(word) for word in (kind, message) if word not in (None, "")]
+    reason = ": ".join(words) or "an error without a message"
+    retryable = isinstance(kind, str) and kind not in _TERMINAL_ERRORS
+    return Result(None, Outcome.ERRORED, reason=reason[:_MAX_REASON_CHARS], retryable=retryable)
+
+
+def _message(raw: bytes) -> Result:
+    try:
+        message = _MESSAGE.decode(raw)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        return _unread(raw, str(error))
+    texts = [block.text for block in message.content if block.type == "text" and block.text is not None]
+    text = "".join(texts) if texts else _tool_input(message.content)
+    return _read(text, message)._replace(model=message.model, usage=_usage(bytes(message.usage)))
+
+
+def _tool_input(content: list[_Block]) -> str | None:
+    """The input of the one tool that the LLM was made to use: the older way to ask for JSON."""
+    inputs = [bytes(block.input) for block in content if block.type == "tool_use"]
+    return inputs[0].decode("utf-8", "replace") if len(inputs) == 1 else None
+
+
+def _read(text: str | None, message: _Message) -> Result:
+    stop = message.stop_reason
+    if stop == "refusal":
+        details = message.stop_details if isinstance(message.stop_details, Mapping) else {}
+        why = details.get("explanation") or text or "the LLM declined to answer"
+        return Result(None, Outcome.INVALID, text, reason=f"refusal: {why}"[:_MAX_REASON_CHARS], finish_reason=stop)
+    if stop == "pause_turn":
+        reason = "pause_turn: the turn was paused and is not complete; allow its tools fewer uses"
+        return Result(None, Outcome.INVALID, text, reason=reason, finish_reason=stop)
+    if text is None and stop not in _CUT_SHORT:
+        reason = f"the reply holds no text (stop_reason: {stop})"
+        return Result(None, Outcome.INVALID, None, reason=reason, retryable=True, finish_reason=stop)
+    return Result(None, Outcome.SUCCEEDED, text or "", finish_reason=stop)
+
+
+def _unread(raw: bytes, why: str) -> Result:
+    """A paid reply that cannot be read: INVALID, with its raw text and what it cost."""
+    try:
+        value = _ANY.decode(raw)
+    except (msgspec.MsgspecError, RecursionError):
+        value = None
+    usage, model = None, None
+    if isinstance(value, Mapping):
+        usage = _usage(json.dumps(value.get("usage")).encode())
+        model = value["model"] if isinstance(value.get("model"), str) else None
+    return Result(
+        None,
+        Outcome.INVALID,
+        text=raw.decode("utf-8", "replace"),
+        reason=f"the reply cannot be read: {why}"[:_MAX_REASON_CHARS],
+        retryable=True,
+        model=model,
+        usage=usage,
+    )
+
+
+def _usage(raw: bytes) -> Usage | None:
+    """Tokens as the line gives them. The vendor's input_tokens leave out what was read from and written to caches."""
+    try:
+        read = _USAGE.decode(raw)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    if read.input_tokens is None and read.output_tokens is None:
+        return None
+    written, cached = read.cache_creation_input_tokens or 0, read.cache_read_input_tokens or 0
+    hourly = (read.cache_creation or _Creation()).ephemeral_1h_input_tokens or 0
+    return Usage(
+        input_tokens=(read.input_tokens or 0) + written + cached,
+        output_tokens=read.output_tokens or 0,
+        cache_read_tokens=cached,
+        cache_write_tokens=written,
+        cache_write_1h_tokens=hourly,
+        reasoning_tokens=(read.output_tokens_details or _Details()).thinking_tokens or 0,
+    )

@@ -1,0 +1,78 @@
+r"""Text and bytes of request and result files, for every provider. Pure but for `sized`.
+
+Request lines are ASCII JSON, so U+2028 and its kin never appear raw. A half surrogate, which no strict JSON reader
+takes, becomes U+FFFD: one such row must not fail the whole file. Result files are split at `\n` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from json.encoder import encode_basestring_ascii
+from typing import Any, BinaryIO
+
+from dagster_llm_batch.errors import ConfigError
+
+__all__ = ["clean", "dumps", "quote", "repaired", "sized", "split_lines"]
+
+_CHUNK_BYTES = 1 << 16
+
+
+def quote(text: str) -> str:
+    """The text as an ASCII JSON string, quotes included."""
+    return encode_basestring_ascii(clean(text))
+
+
+def clean(text: str) -> str:
+    """The text with half surrogates replaced."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def dumps(value: Any) -> str:
+    """The value as compact ASCII JSON. Raises ConfigError for what is none, as NaN and sets."""
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"A parameter or response schema is not JSON: {error}.") from error
+
+
+def repaired(line: bytes) -> bytes:
+    """The line as strict UTF-8 JSON: bad bytes and half surrogates, as an LLM cut mid-character gives, replaced."""
+    text = json.dumps(json.loads(line.decode("utf-8", "replace")), ensure_ascii=False)
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+
+
+def split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    r"""The lines of a file that comes in pieces, each with its `\n`."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line + b"\n"
+    if rest:
+        yield rest + b"\n"
+
+
+@contextmanager
+def sized(lines: BinaryIO) -> Iterator[tuple[BinaryIO, int]]:
+    """`lines` and how many bytes are left in it; a stream that cannot tell is copied to a temporary file first."""
+    if lines.seekable():
+        here = lines.tell()
+        size = lines.seek(0, 2) - here
+        lines.seek(here)
+        yield lines, size
+        return
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(lines, copy, _CHUNK_BYTES)
+        size = copy.tell()
+        copy.seek(0)
+        yield copy, size
