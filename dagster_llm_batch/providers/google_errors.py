@@ -26,7 +26,7 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 
-__all__ = ["PreconditionFailedError", "UnknownIdError", "google_calls", "http_status"]
+__all__ = ["PreconditionFailedError", "UnknownIdError", "google_calls", "http_status", "is_about_credentials"]
 
 _FOREIGN = frozenset(
     {"google", "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "json", "pydantic", "pydantic_core"}
@@ -72,6 +72,11 @@ def http_status(error: Exception) -> int | None:
     return int(code) if isinstance(code, int) and 400 <= code < 600 else None  # noqa: PLR2004 -- HTTP
 
 
+def is_about_credentials(error: Exception) -> bool:
+    """Whether the provider refused who asked."""
+    return http_status(error) in (401, 403) or "API_KEY_INVALID" in str(error)
+
+
 def _provider_error(error: Exception, doing: str, secret: str, *, creating: bool) -> ProviderError:
     said = _redacted(getattr(error, "message", None) or str(error) or type(error).__name__, secret)
     status = http_status(error)
@@ -85,7 +90,7 @@ def _provider_error(error: Exception, doing: str, secret: str, *, creating: bool
             return TransientError(f"Could not {doing}: no connection. {said}")
         return _unsure(doing, f"the reply was lost or cannot be read. {said}", None, creating=creating)
     wait = _retry_after_seconds(error)
-    if status in (401, 403) or "API_KEY_INVALID" in str(error):
+    if is_about_credentials(error):
         return CredentialsError(f"Could not {doing}: the provider does not accept the credentials. {said}")
     if status == 429:  # noqa: PLR2004 -- HTTP
         return TransientError(f"Could not {doing}: too many requests. {said}", wait)

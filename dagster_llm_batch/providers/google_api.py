@@ -1,0 +1,100 @@
+"""JSON calls through google-genai's own transport: its addresses, credentials and headers, and the answer as it came.
+
+The SDK's typed methods drop what is needed here (an operation's `error` and `batchStats`) and reshape request bodies
+(`generationConfig` is flattened). So calls go through the one method that they themselves go through.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from dagster_llm_batch.errors import AmbiguousError, LLMBatchError, TransientError
+from dagster_llm_batch.providers.google_errors import google_calls, http_status, is_about_credentials
+
+if TYPE_CHECKING:
+    from google.genai import Client
+
+__all__ = ["GoogleApi", "count", "time_of"]
+
+
+class GoogleApi:
+    """The calls of one provider; the client is built on the first. SDK retries are off: each call is made once."""
+
+    def __init__(self, client: Callable[[], Client], where: str, secret: str = "") -> None:
+        self._make = client
+        self._made: Client | None = None
+        self._where = where
+        self._secret = secret
+
+    @property
+    def client(self) -> Client:
+        """The SDK's client."""
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    def calls(self, doing: str, *, creating: bool = False) -> Any:
+        """A context that turns the SDK's exceptions into ours."""
+        return google_calls(f"{doing} at {self._where}", self._secret, creating=creating)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        doing: str,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, Any] | None = None,
+        *,
+        creating: bool = False,
+    ) -> dict[str, Any]:
+        """The JSON object that answers. While creating, an answer that is none is an AmbiguousError."""
+        client = self.client
+        full = f"{path}?{urlencode(query)}" if query else path
+        with self.calls(doing, creating=creating):
+            # no public method gives the body as it came; this is the one that all of the SDK's methods go through
+            response = client._api_client.request(method, full, dict(body or {}))  # noqa: SLF001
+        try:
+            value = json.loads(response.body or "{}")
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            return value
+        error: type[LLMBatchError] = AmbiguousError if creating else TransientError
+        raise error(f"Could not {doing} at {self._where}, or perhaps did: the answer is no JSON object.")
+
+    def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
+        """Status and JSON of a request in real time; an HTTP error is an answer too, bad credentials are raised."""
+        client = self.client
+        try:
+            response = client._api_client.request("post", path, dict(body))  # noqa: SLF001 -- as in `call`
+        except Exception as error:
+            status = http_status(error)
+            with self.calls("get an answer"):
+                if status is None or is_about_credentials(error):
+                    raise
+            return status, getattr(error, "details", None)
+        with self.calls("get an answer"):
+            return HTTPStatus.OK, json.loads(response.body or "{}")
+
+
+def count(value: Any) -> int | None:
+    """A count, which Google writes as a string; None where it is absent or -1, which means unknown."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        return None
+    return number if number >= 0 else None
+
+
+def time_of(value: Any) -> datetime | None:
+    """A time in RFC 3339, with up to nanoseconds."""
+    try:
+        head, dot, tail = str(value).removesuffix("Z").partition(".")
+        return datetime.fromisoformat(f"{head}{dot}{tail[:6].ljust(6, '0') if dot else ''}+00:00")
+    except ValueError:
+        return None

@@ -1,0 +1,305 @@
+"""Batches on Vertex AI, of Gemini and of Claude, through the official SDKs google-genai and google-cloud-storage.
+
+Each batch has a folder of its own in the bucket, named by its tag: request file and results stay there until you remove
+them. `find` knows a batch by its `displayName`, which is the tag. The create call runs once.
+
+Left out: BigQuery as input and output. The columns of its tables are not documented well enough to promise that no row
+is lost; a table of requests goes through the bucket as well.
+
+API: https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.batchPredictionJobs
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from dagster_llm_batch.errors import (
+    AmbiguousError,
+    ConfigError,
+    CredentialsError,
+    MissingExtraError,
+    ProviderError,
+)
+from dagster_llm_batch.protocols import Codec
+from dagster_llm_batch.providers.google_api import GoogleApi
+from dagster_llm_batch.providers.google_errors import UnknownIdError
+from dagster_llm_batch.providers.google_files import upload_copy
+from dagster_llm_batch.providers.google_lines import GoogleLines
+from dagster_llm_batch.providers.vertex_claude import VertexClaudeLines
+from dagster_llm_batch.providers.vertex_jobs import read_job
+from dagster_llm_batch.providers.vertex_storage import VertexStorage
+from dagster_llm_batch.types import (
+    Absent,
+    BatchReport,
+    BatchStatus,
+    CannotTell,
+    FindHints,
+    Found,
+    Limits,
+    RequestSpec,
+)
+
+if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
+    from google.cloud.storage import Client as StorageClient  # type: ignore[import-untyped]
+    from google.genai import Client
+
+__all__ = ["VERTEX_LIMITS", "VertexProvider"]
+
+VERTEX_LIMITS = Limits(max_requests=200_000, max_bytes=1_000_000_000)
+_JOBS = "batchPredictionJobs"
+_PAGE = 100
+_FEW = 4  # up to here, one call a batch
+_MAX_FAILURES = 3
+_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+_SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
+
+
+class VertexProvider:
+    """Batches of one project, location and bucket. `credentials` None: the application default ones.
+
+    `account` names whose answers these are; by default project and location. Building makes no call.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        location: str,
+        bucket: str,
+        prefix: str = "dagster-llm-batch",
+        credentials: Credentials | None = None,
+        base_url: str | None = None,
+        storage_url: str | None = None,
+        account: str | None = None,
+        timeout_seconds: float = 120.0,
+        name: str = "vertex",
+        price_book: str | None = "google",
+        settle_seconds: float = 300.0,
+    ) -> None:
+        for what, value in (("project", project), ("location", location), ("bucket", bucket)):
+            if not value or not re.fullmatch(r"[\w.:-]+", value):
+                raise ConfigError(
+                    f"The {what} of provider '{name}' is {value!r}; give its plain name, without 'gs://'."
+                )
+        self._project, self._location, self._bucket = project, location, bucket
+        self._prefix = prefix.strip("/")
+        self._credentials = credentials
+        self._base_url = base_url
+        self._storage_url = storage_url
+        self._timeout_seconds = timeout_seconds
+        self._name = name
+        self._price_book = price_book
+        self._settle_seconds = settle_seconds
+        self._account = f"{project}/{location}" if account is None else account
+        self._api = GoogleApi(self._client, f"Vertex AI ({self._account})")
+        self._storage = VertexStorage(self._storage_client, bucket)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r}, bucket={self._bucket!r})"
+
+    @property
+    def name(self) -> str:
+        """See Provider.name."""
+        return self._name
+
+    @property
+    def account(self) -> str:
+        """See Provider.account."""
+        return self._account
+
+    @property
+    def price_book(self) -> str | None:
+        """See Provider.price_book. It holds the Claude models of Vertex AI too."""
+        return self._price_book
+
+    @property
+    def settle_seconds(self) -> float:
+        """See Provider.settle_seconds. The vendor documents no time; a lost call may still be at work."""
+        return self._settle_seconds
+
+    def codec(self, spec: RequestSpec) -> Codec:
+        """See Provider.codec."""
+        if not _is_claude(spec.model):
+            return GoogleLines(spec, VERTEX_LIMITS, "custom_id", imported=True)
+        if self._location == "global":
+            raise ConfigError("Batches of Claude do not run at the location 'global'; name a region, as in 'us-east5'.")
+        return VertexClaudeLines(spec, VERTEX_LIMITS)
+
+    def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
+        """See Provider.submit. The uploaded file is deleted again where there is certainly no batch of it."""
+        folder = "/".join(part for part in (self._prefix, tag) if part)
+        with upload_copy(lines, spec.model) as (file, size):
+            uri = self._storage.upload(f"{folder}/requests.jsonl", file, size)
+        body: dict[str, Any] = {
+            "displayName": tag,
+            "model": _model_path(spec.model),
+            "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": [uri]}},
+            "outputConfig": {
+                "predictionsFormat": "jsonl",
+                "gcsDestination": {"outputUriPrefix": f"gs://{self._bucket}/{folder}/results"},
+            },
+            **({"labels": {"dagster_llm_batch": tag}} if _LABEL.fullmatch(tag) else {}),
+        }
+        try:
+            job = self._api.call("post", _JOBS, "create the batch", body, creating=True)
+        except AmbiguousError:
+            raise
+        except ProviderError:
+            self._storage.delete(uri)
+            raise
+        name = job.get("name")
+        if not isinstance(name, str) or not name:
+            raise AmbiguousError(
+                "Perhaps created the batch: the reply names none. Look for it before creating it again."
+            )
+        return name
+
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
+        """See Provider.find. All pages are read; what a server's filter lets through is compared once more."""
+        del hints  # the filter looks at all times
+        quoted = tag.replace("\\", "\\\\").replace('"', '\\"')
+        pages = self._pages("look for the batch", {"filter": f'displayName="{quoted}"'})
+        ours = [str(job["name"]) for job in pages if job.get("displayName") == tag]
+        if len(set(ours)) > 1:
+            return CannotTell("More than one batch carries this tag.", tuple(dict.fromkeys(ours)))
+        return Found(ours[0]) if ours else Absent()
+
+    def _pages(self, doing: str, query: Mapping[str, Any], most: int | None = None) -> Iterator[dict[str, Any]]:
+        token, number = "", 0
+        seen: set[str] = set()
+        while most is None or number < most:
+            more = {"pageToken": token} if token else {}
+            page = self._api.call("get", _JOBS, doing, query={"pageSize": _PAGE, **query, **more})
+            yield from (job for job in page.get(_JOBS) or () if isinstance(job, dict) and job.get("name"))
+            token, number = str(page.get("nextPageToken") or ""), number + 1
+            if not token or token in seen:
+                return
+            seen.add(token)
+
+    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
+        """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
+        wanted = dict.fromkeys(batch_ids)
+        reports: dict[str, BatchReport] = {}
+        failures: list[ProviderError] = []
+        if len(wanted) > _FEW:
+            try:
+                for job in self._pages("list the batches", {}, most=len(wanted) // 10 + 1):
+                    if job["name"] in wanted:
+                        reports[job["name"]] = read_job(job["name"], job)
+                    if len(reports) == len(wanted):
+                        break
+            except ProviderError as error:
+                failures.append(error)
+        for batch_id in wanted:
+            if batch_id in reports:
+                continue
+            if len(failures) >= _MAX_FAILURES or any(isinstance(error, CredentialsError) for error in failures):
+                break
+            try:
+                reports[batch_id] = self._report(batch_id)
+            except ProviderError as error:
+                failures.append(error)
+        if failures and not reports:
+            raise failures[0]
+        return reports
+
+    def _report(self, batch_id: str) -> BatchReport:
+        try:
+            return read_job(batch_id, self._job(batch_id))
+        except UnknownIdError as error:
+            return BatchReport(batch_id, BatchStatus.FAILED, reason=f"The provider knows no such batch. {error}")
+
+    def _job(self, batch_id: str) -> dict[str, Any]:
+        return self._api.call("get", _path(batch_id), f"read the batch '{batch_id}'")
+
+    def fetch(self, batch_id: str) -> Iterator[bytes]:
+        """See Provider.fetch. Every file below the batch's results folder is read; there may be several."""
+        job = self._job(batch_id)
+        folder = (job.get("outputInfo") or {}).get("gcsOutputDirectory")
+        if not folder:  # ended early; what finished was exported all the same, below the batch's own folder
+            folder = ((job.get("outputConfig") or {}).get("gcsDestination") or {}).get("outputUriPrefix")
+        if folder:
+            yield from self._storage.lines(folder)
+
+    def cancel(self, batch_id: str) -> None:
+        """See Provider.cancel."""
+        try:
+            self._api.call("post", f"{_path(batch_id)}:cancel", f"cancel the batch '{batch_id}'")
+        except ProviderError:
+            try:
+                status = self._report(batch_id).status
+            except ProviderError:
+                status = BatchStatus.RUNNING
+            if not status.is_terminal and status is not BatchStatus.CANCELING:
+                raise
+
+    def respond(self, line: bytes) -> bytes:
+        """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
+        given = json.loads(line)
+        verb = "rawPredict" if _is_claude(given["model"]) else "generateContent"
+        status, body = self._api.answer(f"{_model_path(given['model'])}:{verb}", given["request"])
+        ok = status == HTTPStatus.OK
+        answer = {
+            "status": "" if ok else f"{HTTPStatus(status).phrase}: {json.dumps(body)}",
+            "custom_id": given["custom_id"],
+            "request": given["request"],
+            "response": body if ok else {},
+        }
+        return json.dumps(answer, separators=(",", ":")).encode("ascii") + b"\n"
+
+    def console_url(self, batch_id: str) -> str | None:
+        """See Provider.console_url. Only at Google's own address."""
+        if self._base_url is not None:
+            return None
+        number = batch_id.rpartition("/")[2]
+        page = f"https://console.cloud.google.com/vertex-ai/locations/{self._location}/batch-predictions/{number}"
+        return f"{page}?project={self._project}"
+
+    def _client(self) -> Client:
+        try:
+            from google.genai import Client  # noqa: PLC0415 -- an optional extra
+            from google.genai.types import HttpOptions  # noqa: PLC0415
+        except ImportError as error:
+            raise MissingExtraError("google", f"The provider '{self._name}'") from error
+        options = HttpOptions(api_version="v1", timeout=int(self._timeout_seconds * 1000), base_url=self._base_url)
+        return Client(
+            vertexai=True,
+            project=self._project,
+            location=self._location,
+            credentials=self._access(),
+            http_options=options,
+        )
+
+    def _storage_client(self) -> StorageClient:
+        try:
+            from google.cloud.storage import Client  # noqa: PLC0415 -- an optional extra
+        except ImportError as error:
+            raise MissingExtraError("google", f"The provider '{self._name}'") from error
+        options = {"api_endpoint": self._storage_url} if self._storage_url else None
+        return Client(project=self._project, credentials=self._access(), client_options=options)
+
+    def _access(self) -> Any:
+        if self._credentials is None:
+            import google.auth  # noqa: PLC0415 -- an optional extra
+
+            with self._api.calls("find the application default credentials"):
+                self._credentials, _ = google.auth.default(scopes=_SCOPES)
+        return self._credentials
+
+
+def _is_claude(model: str) -> bool:
+    return "claude" in model or model.startswith("publishers/anthropic/")
+
+
+def _model_path(model: str) -> str:
+    if model.startswith(("publishers/", "projects/")):
+        return model
+    return f"publishers/{'anthropic' if _is_claude(model) else 'google'}/models/{model}"
+
+
+def _path(batch_id: str) -> str:
+    return batch_id if batch_id.startswith("projects/") else f"{_JOBS}/{batch_id}"

@@ -1,0 +1,179 @@
+r"""Claude on Vertex AI: request lines for its batches, and the replies in them. Pure.
+
+    {"model":"…","custom_id":"…","request":{"anthropic_version":"vertex-2023-10-16","max_tokens":…,"messages":[…]}}
+
+`model` is this package's own, see `google_lines`. A response schema becomes the input of the one tool that must be
+used: the plainest form that Claude has on all platforms. Claude's batches on Vertex AI were not seen live; what is not
+in the documents (how a failed row looks) is read as Gemini's rows on Vertex AI are.
+
+Format: https://cloud.google.com/vertex-ai/generative-ai/docs/partner-models/claude/batch
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.providers.google_lines import check_import, check_shape, clean, dumps, quote
+from dagster_llm_batch.providers.google_replies import read_parts
+from dagster_llm_batch.providers.google_schema import google_schema
+from dagster_llm_batch.types import Image, Limits, Outcome, Request, RequestSpec, ResponseKind, Result, Usage
+
+__all__ = ["VertexClaudeLines"]
+
+_VERSION = "vertex-2023-10-16"
+_RESERVED = {
+    "model": "is the model of the spec",
+    "messages": "comes from the prompt",
+    "system": "is the system part of the prompt",
+    "anthropic_version": "is that of Vertex AI",
+}
+_OF_SCHEMA = dict.fromkeys(("tools", "tool_choice"), "comes from the response schema")
+_ENDS = {"max_tokens": "length", "model_context_window_exceeded": "length"}
+_NULL = Raw(b"null")
+
+
+class _Block(Struct):
+    type: str | None = None
+    text: str | None = None
+    input: Raw = _NULL
+
+
+class _CacheCreation(Struct):
+    ephemeral_1h_input_tokens: int | None = None
+
+
+class _Usage(Struct):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation: _CacheCreation | None = None
+
+
+class _Message(Struct):
+    content: list[_Block] = []
+    stop_reason: str | None = None
+    model: str | None = None
+    usage: _Usage | None = None
+
+
+_MESSAGE = msgspec.json.Decoder(_Message)
+
+
+class VertexClaudeLines:
+    """The codec for one spec of a Claude model."""
+
+    def __init__(self, spec: RequestSpec, limits: Limits) -> None:
+        check_shape(spec)
+        self.limits = limits
+        constant = _settings(spec)
+        check_import(constant)
+        self._head = f'{{"model":{quote(spec.model)},"custom_id":'
+        self._constant = dumps(constant)[1:-1]
+        self._turns = "".join(dumps({"role": t.role, "content": _texts(t.text)}) + "," for t in spec.turns)
+
+    def encode(self, request: Request, custom_id: str) -> bytes:
+        """One line; see Codec.encode. Content is always a list of blocks: the importer takes one type a key."""
+        content: list[dict[str, Any]] = _texts(request.user) if request.user or not request.images else []
+        content += [{"type": "image", "source": _source(image)} for image in request.images]
+        system = f'"system":{dumps(_texts(request.system))},' if request.system else ""
+        message = dumps({"role": "user", "content": content})
+        line = f'{self._head}{quote(custom_id)},"request":{{{self._constant},{system}"messages":[{self._turns}{message}]}}}}'
+        return line.encode("ascii") + b"\n"
+
+    def decode(self, line: bytes) -> Result:
+        """One result line; see Codec.decode."""
+        read, result = read_parts(line)
+        if read is None:
+            return result
+        raw = bytes(read.response)
+        try:
+            message = _MESSAGE.decode(raw)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            text = raw.decode("utf-8", "replace")
+            return result._replace(outcome=Outcome.INVALID, text=text, reason=f"unreadable reply: {error}"[:1_000])
+        return _reply(message)._replace(custom_id=result.custom_id, model=message.model, usage=_usage(message.usage))
+
+
+def _settings(spec: RequestSpec) -> dict[str, Any]:
+    reserved = {**_RESERVED, **(_OF_SCHEMA if spec.response.json_schema is not None else {})}
+    for name, why in reserved.items():
+        if name in spec.params:
+            raise ConfigError(f"The parameter '{name}' cannot be set here: it {why}. Leave it out.")
+    if spec.params.get("stream"):
+        raise ConfigError("The parameter 'stream' cannot be set here: it is not possible in a batch. Leave it out.")
+    limit = spec.params.get("max_tokens")
+    if not isinstance(limit, int) or limit < 1:
+        raise ConfigError(f"Claude needs params={{'max_tokens': …}}, a whole number above 0; got {limit!r}.")
+    settings = {"anthropic_version": _VERSION, **{name: spec.params[name] for name in sorted(spec.params)}}
+    if spec.response.kind is ResponseKind.JSON:
+        if spec.response.json_schema is None:
+            raise ConfigError("Claude gives JSON by a response schema only; give one, or ask for text.")
+        if spec.params.get("thinking"):
+            raise ConfigError("Claude cannot think where it must answer by a schema here; leave out 'thinking'.")
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", spec.response.name)[:64] or "response"
+        schema = _json_schema(google_schema(spec.response.json_schema))
+        settings["tools"] = [{"name": name, "description": "Give the answer.", "input_schema": schema}]
+        settings["tool_choice"] = {"type": "tool", "name": name}
+    return settings
+
+
+def _json_schema(lowered: Mapping[str, Any]) -> dict[str, Any]:
+    """Google's Schema object as plain JSON Schema: no reference, no list of types, one type for each key."""
+    node = {name: value for name, value in lowered.items() if name not in ("nullable", "propertyOrdering", "anyOf")}
+    if "type" in node:
+        node["type"] = node["type"].lower()
+    if "properties" in node:
+        node["properties"] = {name: _json_schema(part) for name, part in node["properties"].items()}
+        node["additionalProperties"] = False
+    if "items" in node:
+        node["items"] = _json_schema(node["items"])
+    parts = [_json_schema(part) for part in lowered.get("anyOf", ())]
+    if lowered.get("nullable"):
+        return {"anyOf": [*(parts or [node]), {"type": "null"}]}
+    return {**node, "anyOf": parts} if parts else node
+
+
+def _texts(text: str) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": clean(text)}]
+
+
+def _source(image: Image) -> dict[str, str]:
+    if image.url is not None:
+        raise InputError(f"Claude on Vertex AI takes images as data only; got the URL {image.url!r}. Load it first.")
+    if image.data is None or image.media_type is None:
+        raise InputError("An image has neither a URL nor data with a media type, such as 'image/png'.")
+    return {"type": "base64", "media_type": image.media_type, "data": b64encode(image.data).decode("ascii")}
+
+
+def _reply(message: _Message) -> Result:
+    finish = _ENDS.get(message.stop_reason or "", message.stop_reason)
+    if message.stop_reason == "refusal":
+        return Result(None, Outcome.INVALID, reason="refusal", finish_reason=finish)
+    made = [json.dumps(json.loads(bytes(b.input))) for b in message.content if b.type == "tool_use"]
+    texts = [block.text for block in message.content if block.type == "text" and block.text is not None]
+    if made or texts or finish == "length":
+        return Result(None, Outcome.SUCCEEDED, made[0] if made else "".join(texts), finish_reason=finish)
+    reason = f"the reply holds no text (stop_reason: {message.stop_reason})"
+    return Result(None, Outcome.INVALID, reason=reason, retryable=True, finish_reason=finish)
+
+
+def _usage(read: _Usage | None) -> Usage | None:
+    if read is None or read.input_tokens is None:
+        return None
+    written, cached = read.cache_creation_input_tokens or 0, read.cache_read_input_tokens or 0
+    return Usage(
+        input_tokens=read.input_tokens + written + cached,  # Anthropic's own count leaves the cache out
+        output_tokens=read.output_tokens or 0,
+        cache_read_tokens=cached,
+        cache_write_tokens=written,
+        cache_write_1h_tokens=(read.cache_creation.ephemeral_1h_input_tokens or 0) if read.cache_creation else 0,
+    )

@@ -1,0 +1,73 @@
+"""A batch prediction job of Vertex AI, read as a BatchReport. Pure.
+
+States are read with or without their prefix; one never seen is RUNNING. A job that ended with some rows unfinished, and
+one that expired or was canceled, keeps the rows that finished.
+
+Format: https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.batchPredictionJobs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dagster_llm_batch.providers.google_api import count, time_of
+from dagster_llm_batch.types import BatchReport, BatchStatus
+
+__all__ = ["RETRYABLE_JOB_CODES", "job_reason", "read_job"]
+
+RETRYABLE_JOB_CODES = frozenset({8, 13, 14})
+"""google.rpc.Code: resources exhausted, internal, unavailable."""
+
+_STATUSES = {
+    "QUEUED": BatchStatus.PENDING,
+    "PENDING": BatchStatus.PENDING,
+    "RUNNING": BatchStatus.RUNNING,
+    "UPDATING": BatchStatus.RUNNING,
+    "PAUSED": BatchStatus.RUNNING,
+    "SUCCEEDED": BatchStatus.ENDED,
+    "PARTIALLY_SUCCEEDED": BatchStatus.ENDED,
+    "FAILED": BatchStatus.FAILED,
+    "CANCELLING": BatchStatus.CANCELING,
+    "CANCELLED": BatchStatus.CANCELED,
+    "EXPIRED": BatchStatus.EXPIRED,
+}
+
+
+def read_job(batch_id: str, job: Mapping[str, Any]) -> BatchReport:
+    """The report of a job as the API gives it."""
+    word = str(job.get("state", "")).removeprefix("JOB_STATE_")
+    status = _STATUSES.get(word)
+    error = job.get("error")
+    reason, code = job_reason(error)
+    if status is None:
+        reason = f"The provider reports the unknown state '{job.get('state')}'."
+    elif status is BatchStatus.FAILED and reason is None:
+        reason = "The provider gives no reason."
+    elif reason is None and word in ("PAUSED", "PARTIALLY_SUCCEEDED"):
+        reason = f"The provider reports the state '{job.get('state')}'."
+    stats = job.get("completionStats")
+    stats = stats if isinstance(stats, Mapping) else {}
+    succeeded, failed, open_rows = (count(stats.get(f"{name}Count")) for name in ("successful", "failed", "incomplete"))
+    known = succeeded is not None or failed is not None
+    done = (succeeded or 0) + (failed or 0) if known else None
+    return BatchReport(
+        batch_id=batch_id,
+        status=status or BatchStatus.RUNNING,
+        total=done + open_rows if done is not None and open_rows is not None else None,
+        done=done,
+        failed=failed,
+        reason=reason,
+        retryable=status is BatchStatus.FAILED and code in RETRYABLE_JOB_CODES,
+        created_at=time_of(job.get("createTime")),
+        ended_at=time_of(job.get("endTime")),
+    )
+
+
+def job_reason(error: Any) -> tuple[str | None, int | None]:
+    """Words and code of a job's or operation's error."""
+    if not isinstance(error, Mapping) or not error:
+        return None, None
+    code = count(error.get("code"))
+    text = str(error.get("message") or "no message")
+    return (text if code is None else f"{text} (code {code})"), code

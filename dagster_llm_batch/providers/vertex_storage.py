@@ -1,0 +1,86 @@
+"""Request and result files of Vertex AI in Google Cloud Storage, through the official SDK, in constant memory.
+
+A request file is written once: an object that is already there is used if it holds the same bytes, and else refused.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, Any
+
+from dagster_llm_batch.errors import ProviderError, RefusedError
+from dagster_llm_batch.providers.google_errors import PreconditionFailedError, google_calls
+from dagster_llm_batch.providers.google_files import CHUNK_BYTES, split_lines
+
+if TYPE_CHECKING:
+    from google.cloud.storage import Client  # type: ignore[import-untyped]
+
+__all__ = ["VertexStorage"]
+
+_UPLOAD_CHUNK_BYTES = 8 << 20
+_DOWNLOAD_CHUNK_BYTES = 8 << 20
+
+
+class VertexStorage:
+    """Objects of one bucket. The client is built on the first call."""
+
+    def __init__(self, client: Callable[[], Client], bucket: str) -> None:
+        self._make = client
+        self._made: Client | None = None
+        self._bucket = bucket
+
+    def upload(self, name: str, file: IO[bytes], size: int) -> str:
+        """Write the object, once; its gs:// address."""
+        from google_crc32c import Checksum  # noqa: PLC0415 -- comes with the SDK, which is an extra
+
+        uri = f"gs://{self._bucket}/{name}"
+        blob = self._client().bucket(self._bucket).blob(name, chunk_size=_UPLOAD_CHUNK_BYTES)
+        try:
+            with google_calls(f"upload {uri}"):
+                blob.upload_from_file(file, size=size, content_type="application/jsonl", if_generation_match=0)
+        except PreconditionFailedError:
+            digest = Checksum()
+            file.seek(0)
+            while piece := file.read(CHUNK_BYTES):
+                digest.update(piece)
+            with google_calls(f"read {uri}"):
+                blob.reload()
+            if (blob.size, blob.crc32c) != (size, base64.b64encode(digest.digest()).decode("ascii")):
+                raise RefusedError(f"Could not upload {uri}: another file is there already. Remove it.") from None
+        return uri
+
+    def delete(self, uri: str) -> None:
+        """Remove the object, if that is possible; it matters to nobody if not."""
+        bucket, _, name = uri.removeprefix("gs://").partition("/")
+        try:
+            with google_calls(f"delete {uri}"):
+                self._client().bucket(bucket).blob(name).delete()
+        except ProviderError:
+            pass  # the error that led here matters more
+
+    def lines(self, folder: str) -> Iterator[bytes]:
+        """The lines of all files below this gs:// address, in the order of their names."""
+        bucket, _, prefix = folder.removeprefix("gs://").partition("/")
+        client = self._client()
+        with google_calls(f"list {folder}"):
+            blobs = sorted(client.list_blobs(bucket, prefix=f"{prefix.rstrip('/')}/"), key=lambda blob: str(blob.name))
+        for blob in blobs:
+            if not blob.name.endswith("/"):
+                yield from split_lines(self._chunks(blob))
+
+    @staticmethod
+    def _chunks(blob: Any) -> Iterator[bytes]:
+        with google_calls(f"download gs://{blob.bucket.name}/{blob.name}"):
+            reader = blob.open("rb", chunk_size=_DOWNLOAD_CHUNK_BYTES)
+        while True:
+            with google_calls(f"download gs://{blob.bucket.name}/{blob.name}"):
+                piece = reader.read(CHUNK_BYTES)
+            if not piece:
+                return
+            yield piece
+
+    def _client(self) -> Client:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
