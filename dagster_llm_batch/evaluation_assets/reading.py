@@ -87,7 +87,7 @@ class Upstreams:
         alike = kinds == {self._partitions_of(self._gold)} and None not in with_labels
         counted = [part for part in gold_partitions if part in with_labels or not alike]
         if not counted:
-            where = "in no partition that has labels" if gold_partitions else "not at all"
+            where = "in none of the partitions that have labels" if gold_partitions else "nowhere"
             raise InputError(
                 f"The gold {self._gold.to_user_string()} is materialized {where}. {self._next(self._gold)}"
             )
