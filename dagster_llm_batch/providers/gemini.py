@@ -1,0 +1,293 @@
+"""Batches of the Gemini Developer API, through the official SDK google-genai.
+
+Small batches travel in the create call itself (inline), larger ones as a file by resumable upload. `find` knows a batch
+by its `displayName`, which is the tag; the API lists all batches without a filter. The create call runs once. Batches
+expire 48 hours after their creation, and uploaded files vanish by then too.
+
+Refuses to read the environment: whose answers these are must not depend on where the code runs.
+
+API: https://ai.google.dev/gemini-api/docs/batch-api
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlsplit
+
+from dagster_llm_batch.errors import (
+    AmbiguousError,
+    ConfigError,
+    CredentialsError,
+    MissingExtraError,
+    ProviderError,
+    TransientError,
+)
+from dagster_llm_batch.providers.gemini_operations import (
+    display_name,
+    inlined_results,
+    read_operation,
+    responses_file,
+)
+from dagster_llm_batch.providers.google_api import GoogleApi
+from dagster_llm_batch.providers.google_errors import UnknownIdError
+from dagster_llm_batch.providers.google_files import CHUNK_BYTES, split_lines, upload_copy
+from dagster_llm_batch.providers.google_lines import GoogleLines
+from dagster_llm_batch.types import (
+    Absent,
+    BatchReport,
+    BatchStatus,
+    CannotTell,
+    FindHints,
+    Found,
+    Limits,
+    RequestSpec,
+)
+
+if TYPE_CHECKING:
+    from google.genai import Client
+
+__all__ = ["GEMINI_LIMITS", "GeminiProvider"]
+
+GEMINI_LIMITS = Limits(max_requests=50_000, max_bytes=2_000_000_000)
+"""The bytes are documented; the requests are not, and are what other clients use."""
+
+_HOST = "generativelanguage.googleapis.com"
+_BATCHES = "batches"
+_PAGE = 100
+_FEW = 4  # up to here, one call a batch
+_MAX_FAILURES = 3
+_MAX_INLINE_BYTES = 15_000_000  # the API takes 20 MB a request, everything included
+
+
+class GeminiProvider:
+    """Batches of one project of the Gemini API.
+
+    `account` names whose answers these are; a key does not tell its project, so give one where you use several. Batches
+    up to `inline_bytes` travel inline. Building makes no call.
+    """
+
+    def __init__(
+        self,
+        api_key: str,
+        base_url: str | None = None,
+        account: str | None = None,
+        inline_bytes: int = 1_000_000,
+        api_version: str = "v1",
+        timeout_seconds: float = 120.0,
+        name: str = "gemini",
+        price_book: str | None = "google",
+        settle_seconds: float = 300.0,
+    ) -> None:
+        if not api_key or not api_key.isascii() or any(char.isspace() for char in api_key):
+            what = "is empty" if not api_key else "holds a space, a line break or a letter that no key has"
+            raise ConfigError(f"The API key of provider '{name}' {what}. Check where it comes from.")
+        if not 0 <= inline_bytes <= _MAX_INLINE_BYTES:
+            raise ConfigError(f"inline_bytes can be 0 (never inline) to {_MAX_INLINE_BYTES}; got {inline_bytes}.")
+        self._api_key = api_key
+        self._base_url = base_url
+        self._inline_bytes = inline_bytes
+        self._api_version = api_version
+        self._timeout_seconds = timeout_seconds
+        self._name = name
+        self._price_book = price_book
+        self._settle_seconds = settle_seconds
+        host = urlsplit(base_url).netloc.rpartition("@")[2] if base_url else _HOST
+        self._account = host if account is None else account
+        self._api = GoogleApi(self._client, f"the Gemini API ({self._account})", api_key)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"
+
+    @property
+    def name(self) -> str:
+        """See Provider.name."""
+        return self._name
+
+    @property
+    def account(self) -> str:
+        """See Provider.account."""
+        return self._account
+
+    @property
+    def price_book(self) -> str | None:
+        """See Provider.price_book."""
+        return self._price_book
+
+    @property
+    def settle_seconds(self) -> float:
+        """See Provider.settle_seconds. The vendor documents no time; a lost call may still be at work."""
+        return self._settle_seconds
+
+    def codec(self, spec: RequestSpec) -> GoogleLines:
+        """See Provider.codec."""
+        return GoogleLines(spec, GEMINI_LIMITS, "key", imported=False)
+
+    def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
+        """See Provider.submit. The uploaded file is deleted again where there is certainly no batch of it."""
+        file_name = None
+        with upload_copy(lines, spec.model) as (file, size):
+            if size <= self._inline_bytes:
+                source: dict[str, Any] = {"requests": {"requests": [_inlined(line) for line in file]}}
+            else:
+                file_name = self._upload(file, tag)
+                source = {"fileName": file_name}
+        body = {"batch": {"displayName": tag, "inputConfig": source}}
+        path = f"{_model_path(spec.model)}:batchGenerateContent"
+        try:
+            operation = self._api.call("post", path, "create the batch", body, creating=True)
+        except AmbiguousError:
+            raise
+        except ProviderError:
+            if file_name is not None:
+                self._forget(file_name)
+            raise
+        name = operation.get("name")
+        if not isinstance(name, str) or not name:
+            raise AmbiguousError(
+                "Perhaps created the batch: the reply names none. Look for it before creating it again."
+            )
+        return name
+
+    def _upload(self, file: IO[bytes], tag: str) -> str:
+        client = self._api.client
+        with self._api.calls("upload the request file"):
+            made = client.files.upload(file=file, config={"display_name": tag, "mime_type": "application/jsonl"})  # type: ignore[arg-type]  # a temporary file is an IOBase
+        if not made.name:
+            raise TransientError("Could not upload the request file: the reply names no file.")
+        return made.name
+
+    def _forget(self, file_name: str) -> None:
+        try:
+            self._api.call("delete", file_name, "delete the request file")
+        except ProviderError:
+            pass  # it costs nothing and expires by itself; the error that led here matters more
+
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
+        """See Provider.find. All pages are read, since their order is not documented."""
+        del hints
+        ours = [str(one["name"]) for one in self._pages("look for the batch") if display_name(one) == tag]
+        if len(set(ours)) > 1:
+            return CannotTell("More than one batch carries this tag.", tuple(dict.fromkeys(ours)))
+        return Found(ours[0]) if ours else Absent()
+
+    def _pages(self, doing: str, most: int | None = None) -> Iterator[dict[str, Any]]:
+        token, number = "", 0
+        seen: set[str] = set()
+        while most is None or number < most:
+            query = {"pageSize": _PAGE, **({"pageToken": token} if token else {})}
+            page = self._api.call("get", _BATCHES, doing, query=query)
+            found = page.get("operations") or page.get(_BATCHES) or ()
+            yield from (one for one in found if isinstance(one, dict) and one.get("name"))
+            token, number = str(page.get("nextPageToken") or ""), number + 1
+            if not token or token in seen:
+                return
+            seen.add(token)
+
+    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
+        """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
+        wanted = dict.fromkeys(batch_ids)
+        reports: dict[str, BatchReport] = {}
+        failures: list[ProviderError] = []
+        if len(wanted) > _FEW:
+            try:
+                for one in self._pages("list the batches", most=len(wanted) // 10 + 1):
+                    if one["name"] in wanted:
+                        reports[one["name"]] = read_operation(one["name"], one)
+                    if len(reports) == len(wanted):
+                        break
+            except ProviderError as error:
+                failures.append(error)
+        for batch_id in wanted:
+            if batch_id in reports:
+                continue
+            if len(failures) >= _MAX_FAILURES or any(isinstance(error, CredentialsError) for error in failures):
+                break
+            try:
+                reports[batch_id] = self._report(batch_id)
+            except ProviderError as error:
+                failures.append(error)
+        if failures and not reports:
+            raise failures[0]
+        return reports
+
+    def _report(self, batch_id: str) -> BatchReport:
+        try:
+            return read_operation(batch_id, self._operation(batch_id))
+        except UnknownIdError as error:
+            return BatchReport(batch_id, BatchStatus.FAILED, reason=f"The provider knows no such batch. {error}")
+
+    def _operation(self, batch_id: str) -> dict[str, Any]:
+        return self._api.call("get", _path(batch_id), f"read the batch '{batch_id}'")
+
+    def fetch(self, batch_id: str) -> Iterator[bytes]:
+        """See Provider.fetch. A file of results comes by way of a temporary file, inline results by the operation."""
+        operation = self._operation(batch_id)
+        file_name = responses_file(operation)
+        if file_name is None:
+            for row in inlined_results(operation):
+                yield json.dumps(row, separators=(",", ":")).encode("ascii") + b"\n"
+            return
+        client = self._api.client
+        with tempfile.TemporaryFile() as copy:
+            with self._api.calls(f"download the file '{file_name}'"):
+                client.files.download(file=file_name, destination=copy)  # type: ignore[call-overload]
+            copy.seek(0)
+            yield from split_lines(iter(lambda: copy.read(CHUNK_BYTES), b""))
+
+    def cancel(self, batch_id: str) -> None:
+        """See Provider.cancel."""
+        try:
+            self._api.call("post", f"{_path(batch_id)}:cancel", f"cancel the batch '{batch_id}'")
+        except ProviderError:
+            try:
+                ended = self._report(batch_id).status.is_terminal
+            except ProviderError:
+                ended = False
+            if not ended:
+                raise
+
+    def respond(self, line: bytes) -> bytes:
+        """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
+        given = json.loads(line)
+        status, body = self._api.answer(f"{_model_path(given['model'])}:generateContent", given["request"])
+        answer: dict[str, Any] = {"key": given["key"]}
+        if status == HTTPStatus.OK:
+            answer["response"] = body
+        else:
+            inner = body.get("error") if isinstance(body, Mapping) else None
+            answer["error"] = inner if isinstance(inner, Mapping) else {"code": status, "message": str(body)}
+        return json.dumps(answer, separators=(",", ":")).encode("ascii") + b"\n"
+
+    def console_url(self, batch_id: str) -> str | None:
+        """See Provider.console_url. The vendor's console has no page for one batch."""
+        del batch_id
+
+    def _client(self) -> Client:
+        try:
+            from google.genai import Client  # noqa: PLC0415 -- an optional extra
+            from google.genai.types import HttpOptions  # noqa: PLC0415
+        except ImportError as error:
+            raise MissingExtraError("google", f"The provider '{self._name}'") from error
+        options = HttpOptions(
+            api_version=self._api_version,
+            timeout=int(self._timeout_seconds * 1000),
+            base_url=self._base_url or f"https://{_HOST}",
+        )
+        return Client(vertexai=False, api_key=self._api_key, http_options=options)
+
+
+def _inlined(line: bytes) -> dict[str, Any]:
+    row = json.loads(line)
+    return {"request": row["request"], "metadata": {"key": row["key"]}}
+
+
+def _model_path(model: str) -> str:
+    return model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
+
+
+def _path(batch_id: str) -> str:
+    return batch_id if batch_id.startswith(f"{_BATCHES}/") else f"{_BATCHES}/{batch_id}"
