@@ -1,0 +1,545 @@
+"""Evaluations in a real Dagster: what is stored and shown, in which partitions, and when they run by themselves."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from decimal import Decimal
+
+import dagster as dg
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from dagster_llm_batch import Prompt, evaluation_assets, llm_batch_assets
+from dagster_llm_batch.errors import ConfigError
+
+DAYS = dg.StaticPartitionsDefinition(["mon", "tue", "wed"])
+ROWS = {"mon": ["m1", "m2", "m3"], "tue": ["t1", "t2"], "wed": ["w1", "w2"]}
+TRUTH = {"m1": "bug", "m2": "how", "m3": "bug", "t1": "bug", "t2": "how", "w1": "how", "w2": "bug"}
+GOOD = dict(TRUTH)
+WEAK = {**TRUTH, "m1": "how", "m2": None, "t1": "how"}
+FRAMES = {"arrow": lambda t: t, "polars": pl.from_arrow, "pandas": lambda t: t.to_pandas()}
+
+
+def table(labels, ids, column="topic", **more):
+    columns = {"id": pa.array(ids, pa.string()), column: pa.array([labels[one] for one in ids], pa.string())}
+    return pa.table({**columns, **{name: pa.array(values) for name, values in more.items()}})
+
+
+def source(name, labels, *, partitions_def=DAYS, frame="arrow", column="topic", costs=True):
+    """A real asset that stores one table a partition; without partitions, all rows."""
+
+    @dg.asset(name=name, partitions_def=partitions_def)
+    def produced(context):
+        ids = ROWS[context.partition_key] if partitions_def is not None else list(TRUTH)
+        more = {"llm_cost_usd": [Decimal("0.01")] * len(ids), "llm_model": ["tiny"] * len(ids)} if costs else {}
+        return FRAMES[frame](table(labels, ids, column, **more))
+
+    return produced
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+class World:
+    """An instance and a place for tables."""
+
+    def __init__(self, tmp_path):
+        self.instance = dg.DagsterInstance.ephemeral()
+        self.resources = {"io_manager": dg.FilesystemIOManager(base_dir=str(tmp_path))}
+
+    def run(self, assets, *, select=None, partition=None, between=None, succeeds=True):
+        self.assets = assets = list(assets)
+        tags = {}
+        if between:
+            tags = {"dagster/asset_partition_range_start": between[0], "dagster/asset_partition_range_end": between[1]}
+        result = dg.materialize(
+            assets,
+            instance=self.instance,
+            resources=self.resources,
+            selection=select and [key for asset in select for key in asset.keys],
+            partition_key=partition,
+            tags=tags,
+            raise_on_error=False,
+        )
+        assert result.success is succeeds
+        return result
+
+    def fill(self, assets, *partitions):
+        for partition in partitions or (None,):
+            self.run(assets, partition=partition)
+
+    def failure(self, assets, select, **run):
+        """The message of the only failed step."""
+        result = self.run(assets, select=select, succeeds=False, **run)
+        [failed] = [event for event in result.all_node_events if event.is_step_failure]
+        return failed.step_failure_data.user_failure_data.description
+
+    def stored(self, key, partition=None):
+        """A table as it was given to the IO manager."""
+        defs = dg.Definitions(assets=self.assets, resources=self.resources)
+        return defs.load_asset_value(key, instance=self.instance, partition_key=partition)
+
+    def metadata(self, key, partition=None):
+        wanted = dg.AssetRecordsFilter(dg.AssetKey(key), asset_partitions=[partition] if partition else None)
+        [record] = self.instance.fetch_materializations(wanted, limit=1).records
+        return record.asset_materialization.metadata
+
+    def partitions(self, key):
+        return self.instance.get_materialized_partitions(dg.AssetKey(key))
+
+
+def rows(stored):
+    """Rows by candidate, of a frame of any kind."""
+    frame = pl.from_pandas(stored) if isinstance(stored, pd.DataFrame) else pl.from_arrow(pa.table(stored))
+    return {row["candidate"]: row for row in frame.to_dicts()}
+
+
+def both(evaluation_partitions=None, *, gold_partitions=DAYS, frame="arrow", **more):
+    gold = source("gold", TRUTH, partitions_def=gold_partitions, frame=frame, costs=False)
+    good, weak = source("good", GOOD, frame=frame), source("weak", WEAK, frame=frame)
+    evaluation = evaluation_assets(
+        name="quality",
+        gold=gold,
+        candidates=[good, "weak"],
+        key="id",
+        target="topic",
+        partitions_def=evaluation_partitions,
+        frame=frame,
+        **more,
+    )
+    return [gold, good, weak], evaluation
+
+
+class TestTables:
+    @pytest.mark.parametrize("frame", FRAMES)
+    def test_all_partitions_are_evaluated_together_and_stored_as_the_frame_asked_for(self, world, frame):
+        upstream, evaluation = both(frame=frame)
+        world.fill(upstream, "mon", "tue")
+        world.run([*upstream, *evaluation], select=evaluation)
+        stored = world.stored("quality")
+        assert isinstance(stored, {"arrow": pa.Table, "polars": pl.DataFrame, "pandas": pd.DataFrame}[frame])
+        good, weak = rows(stored)["good"], rows(stored)["weak"]
+        assert (good["n_gold"], good["n_correct"], good["accuracy"]) == (5, 5, 1.0)
+        assert (weak["n_labeled"], weak["n_empty"], weak["n_correct"], weak["accuracy"]) == (4, 1, 2, 0.5)
+        assert good["cost_per_correct_usd"] == Decimal("0.01")
+        assert weak["cost_usd"] == Decimal("0.05")
+        assert good["models"] == "tiny"
+
+    @pytest.mark.parametrize("frame", FRAMES)
+    @pytest.mark.parametrize("gold_partitions", [DAYS, None], ids=["gold by day", "gold at once"])
+    def test_a_partition_is_evaluated_on_its_own_gold_rows(self, world, frame, gold_partitions):
+        upstream, evaluation = both(DAYS, gold_partitions=gold_partitions, frame=frame)
+        gold, *labels = upstream
+        world.fill([gold], "mon") if gold_partitions else world.fill([gold])
+        world.fill(labels, "mon")
+        world.run([*upstream, *evaluation], select=evaluation, partition="mon")
+        found = rows(world.stored("quality", "mon"))
+        assert (found["good"]["n_gold"], found["weak"]["n_correct"]) == (3, 1)
+        assert found["good"]["partition"] == "mon"
+        shown = world.metadata("quality", "mon")
+        assert shown["llm_batch/gold_rows_elsewhere"].value == (0 if gold_partitions else 4)
+        assert shown["dagster/partition_row_count"].value == 2
+
+    def test_unpartitioned_tables_are_compared_as_they_are(self, world):
+        gold, labels = source("gold", TRUTH, partitions_def=None), source("labels", WEAK, partitions_def=None)
+        evaluation = evaluation_assets(name="quality", gold="gold", candidates=labels, key="id", target="topic")
+        world.run([gold, labels, *evaluation])
+        assert rows(world.stored("quality"))["labels"]["n_gold"] == 7
+
+    def test_classes_have_a_table_of_their_own(self, world):
+        upstream, evaluation = both()
+        world.fill(upstream, "mon", "tue", "wed")
+        world.run([*upstream, *evaluation], select=evaluation)
+        classes = pl.from_arrow(world.stored("quality_per_class")).filter(pl.col("candidate") == "weak")
+        assert classes["class"].to_list() == ["bug", "how"]
+        assert classes["support"].to_list() == [4, 2]
+        assert classes["recall"].to_list() == [0.5, 1.0]
+
+    def test_either_table_can_be_materialized_alone(self, world):
+        upstream, [evaluation] = both()
+        world.fill(upstream, "mon")
+        result = dg.materialize(
+            [*upstream, evaluation],
+            instance=world.instance,
+            resources=world.resources,
+            selection=[dg.AssetKey("quality_per_class")],
+        )
+        assert [event.asset_key for event in result.get_asset_materialization_events()] == [
+            dg.AssetKey("quality_per_class")
+        ]
+
+    def test_columns_of_gold_may_have_other_names_and_numbers_are_measured_by_distance(self, world):
+        @dg.asset
+        def gold():
+            return pa.table({"id": [1, 2, 3], "human": ["a", "b", "a"], "stars": [1, 3, 5], "score": [0.0, 1.0, 2.0]})
+
+        @dg.asset
+        def labels():
+            return pa.table({"id": [3, 2, 1], "topic": ["a", "b", "b"], "stars": [5, 3, 2], "score": [2.5, 1.0, 0.5]})
+
+        evaluation = evaluation_assets(
+            name="quality",
+            gold=gold,
+            candidates={"tiny": labels},
+            key="id",
+            target=["topic", "stars", "score"],
+            gold_target={"topic": "human"},
+            kind={"stars": "ordinal", "score": "numeric"},
+        )
+        world.run([gold, labels, *evaluation])
+        by_target = {row["target"]: row for row in world.stored("quality").to_pylist()}
+        assert by_target["topic"]["n_correct"] == 2
+        assert by_target["stars"]["kappa_weights"] == "quadratic"
+        assert by_target["score"]["mae"] == pytest.approx(1 / 3)
+        assert {row["candidate"] for row in by_target.values()} == {"tiny"}
+        assert world.metadata("quality")["llm_batch/score/tiny/mae"].value == pytest.approx(1 / 3)
+
+
+class TestWhichRowsCount:
+    def test_a_partition_that_one_candidate_lacks_counts_as_unlabeled(self, world):
+        upstream, evaluation = both()
+        gold, good, weak = upstream
+        world.fill([gold, good], "mon", "tue", "wed")
+        world.fill([weak], "mon", "wed")
+        world.run([*upstream, *evaluation], select=evaluation)
+        found = rows(world.stored("quality"))
+        assert (found["good"]["n_gold"], found["good"]["coverage"]) == (7, 1.0)
+        assert (found["weak"]["n_gold"], found["weak"]["n_absent"], found["weak"]["n_labeled"]) == (7, 2, 4)
+        assert world.metadata("quality")["llm_batch/topic/weak/gold_rows_without_label"].value == 3
+
+    def test_gold_of_partitions_that_nobody_has_labeled_yet_does_not_count(self, world):
+        upstream, evaluation = both()
+        gold, *labels = upstream
+        world.fill([gold], "mon", "tue", "wed")
+        world.fill(labels, "mon")
+        world.run([*upstream, *evaluation], select=evaluation)
+        shown = world.metadata("quality")
+        assert shown["llm_batch/gold_rows"].value == 3
+        assert shown["llm_batch/partitions"].value == 1
+        assert shown["llm_batch/gold_partitions_without_labels"].value == 2
+
+    def test_labels_of_partitions_without_gold_are_left_out_and_counted(self, world):
+        upstream, evaluation = both()
+        gold, *labels = upstream
+        world.fill([gold], "mon")
+        world.fill(labels, "mon", "tue")
+        world.run([*upstream, *evaluation], select=evaluation)
+        found = rows(world.stored("quality"))
+        assert (found["good"]["n_gold"], found["good"]["n_ignored"]) == (3, 2)
+        assert world.metadata("quality")["llm_batch/labeled_partitions_without_gold"].value == 1
+
+    def test_a_deleted_dynamic_partition_does_not_count(self, world):
+        days = dg.DynamicPartitionsDefinition(name="days")
+        world.instance.add_dynamic_partitions("days", ["mon", "tue"])
+        gold, labels = source("gold", TRUTH, partitions_def=days), source("labels", GOOD, partitions_def=days)
+        evaluation = evaluation_assets(name="quality", gold=gold, candidates=[labels], key="id", target="topic")
+        world.fill([gold, labels], "mon", "tue")
+        world.instance.delete_dynamic_partition("days", "mon")
+        world.run([gold, labels, *evaluation], select=evaluation)
+        assert world.metadata("quality")["llm_batch/gold_rows"].value == 2
+
+    def test_a_partition_without_gold_rows_is_green_and_says_zero(self, world):
+        upstream, evaluation = both(DAYS, gold_partitions=None, min_accuracy=0.9)
+        _, *labels = upstream
+
+        @dg.asset(name="gold")
+        def gold_of_monday():
+            return table(TRUTH, ROWS["mon"])
+
+        world.fill([gold_of_monday])
+        world.fill(labels, "tue")
+        result = world.run([gold_of_monday, *labels, *evaluation], select=evaluation, partition="tue")
+        assert rows(world.stored("quality", "tue"))["good"]["n_gold"] == 0
+        assert [one.passed for one in result.get_asset_check_evaluations()] == [True]
+
+    def test_rejects_beside_the_labels_count_with_what_they_cost(self, world):
+        labeled = llm_batch_assets(
+            name="smol", rows="texts", key="id", prompt=Prompt(user="{{ text }}"), model="openai/gpt-5-mini"
+        )
+
+        @dg.asset
+        def gold():
+            return table(TRUTH, ["m1", "m2", "t1"])
+
+        # Real tables stand where the labeled dataset would have put its own.
+        @dg.multi_asset(outs={"smol": dg.AssetOut(), "smol_rejects": dg.AssetOut()})
+        def smol():
+            landed = table(TRUTH, ["m1"], llm_outcome=["succeeded"], llm_cost_usd=[Decimal("0.02")])
+            ids = {"id": ["m2"], "llm_outcome": ["invalid"], "llm_cost_usd": [Decimal("0.03")]}
+            return landed, pa.table(ids)
+
+        evaluation = evaluation_assets(name="quality", gold=gold, candidates=labeled, key="id", target="topic")
+        world.run([gold, smol, *evaluation])
+        found = rows(world.stored("quality"))["smol"]
+        assert (found["n_labeled"], found["n_rejected"], found["n_absent"]) == (1, 1, 1)
+        assert found["cost_per_correct_usd"] == Decimal("0.05")
+
+
+class TestRangeRuns:
+    def test_one_run_evaluates_each_partition_by_itself(self, world):
+        upstream, evaluation = both(DAYS, min_accuracy=0.7)
+        world.fill(upstream, "mon", "tue", "wed")
+        result = world.run([*upstream, *evaluation], select=evaluation, between=("mon", "wed"))
+        assert world.partitions("quality") == world.partitions("quality_per_class") == {"mon", "tue", "wed"}
+        assert [rows(world.stored("quality", day))["weak"]["n_correct"] for day in ROWS] == [1, 1, 2]
+        versions = {
+            event.materialization.tags["dagster/data_version"]
+            for event in result.get_asset_materialization_events()
+            if event.asset_key == dg.AssetKey("quality")
+        }
+        assert len(versions) == 3
+        checks = {one.partition: one.passed for one in result.get_asset_check_evaluations()}
+        assert checks == {"mon": False, "tue": False, "wed": True}
+
+    def test_a_partition_that_cannot_be_evaluated_does_not_take_its_neighbours_along(self, world):
+        upstream, evaluation = both(DAYS)
+        gold, *labels = upstream
+        world.fill([gold], "mon", "wed")
+        world.fill(labels, "mon", "tue", "wed")
+        message = world.failure([*upstream, *evaluation], evaluation, between=("mon", "wed"))
+        assert "1 of 3 partitions failed" in message
+        assert "tue: InputError: The gold gold is not materialized for this partition" in message
+        assert world.partitions("quality") == {"mon", "wed"}
+
+
+class TestShown:
+    @pytest.fixture
+    def shown(self, world):
+        upstream, evaluation = both()
+        world.fill(upstream, "mon", "tue", "wed")
+        world.run([*upstream, *evaluation], select=evaluation)
+        return world.metadata("quality")
+
+    def test_figures_are_floats_that_dagster_plots(self, shown):
+        assert shown["llm_batch/topic/good/accuracy"] == dg.FloatMetadataValue(1.0)
+        assert shown["llm_batch/topic/weak/accuracy"].value == pytest.approx(4 / 6)
+        assert shown["llm_batch/topic/weak/cost_per_correct_usd"].value == pytest.approx(0.07 / 4)
+        assert {"kappa", "macro_f1", "coverage"} <= {name.rsplit("/", 1)[-1] for name in shown}
+
+    def test_pictures_are_pngs_that_do_not_bloat_the_event_log(self, shown):
+        names = ["llm_batch/accuracy", "llm_batch/topic/good/confusion", "llm_batch/topic/weak/confusion"]
+        for name in names:
+            text = shown[name].md_str
+            assert len(text) < 60_000
+            [encoded] = re.findall(r"!\[[^\]]*\]\(data:image/png;base64,([A-Za-z0-9+/=]+)\)", text)
+            picture = Image.open(io.BytesIO(base64.b64decode(encoded)))
+            assert (picture.format, picture.width) == ("PNG", 1200)
+
+    def test_tables_show_intervals_and_whether_candidates_differ(self, shown):
+        assert "66.7% (30.0% to 90.3%)" in shown["llm_batch/evaluation"].md_str
+        assert "McNemar" in shown["llm_batch/comparison"].md_str
+
+    def test_columns_are_described_and_lead_back_to_gold_and_candidates(self, shown):
+        columns = {column.name: column for column in shown["dagster/column_schema"].schema.columns}
+        assert columns["kappa"].description == "Cohen's kappa with gold"
+        lineage = shown["dagster/column_lineage"].lineage.deps_by_column
+        assert dg.TableColumnDep(dg.AssetKey("gold"), "topic") in lineage["accuracy"]
+        assert dg.TableColumnDep(dg.AssetKey("weak"), "topic") in lineage["accuracy"]
+
+    def test_the_data_version_changes_only_with_the_figures(self, world):
+        upstream, evaluation = both()
+        world.fill(upstream, "mon")
+        versions = []
+        for day in ("mon", "mon", "tue"):
+            world.fill(upstream, day)
+            result = world.run([*upstream, *evaluation], select=evaluation)
+            [event] = [e for e in result.get_asset_materialization_events() if e.asset_key == dg.AssetKey("quality")]
+            versions.append(event.materialization.tags["dagster/data_version"])
+        assert versions[0] == versions[1] != versions[2]
+
+
+class TestThresholds:
+    def verdict(self, world, **thresholds):
+        upstream, evaluation = both(**thresholds)
+        world.fill(upstream, "mon", "tue", "wed")
+        result = world.run([*upstream, *evaluation], select=evaluation)
+        [verdict] = result.get_asset_check_evaluations()
+        return verdict
+
+    def test_every_candidate_must_reach_the_least_accuracy(self, world):
+        verdict = self.verdict(world, min_accuracy=0.7, check_severity=dg.AssetCheckSeverity.WARN)
+        assert (verdict.check_name, verdict.passed, verdict.severity) == (
+            "accuracy",
+            False,
+            dg.AssetCheckSeverity.WARN,
+        )
+        assert "weak, topic: 0.667; at least 0.7 wanted" in verdict.description
+
+    def test_only_candidates_that_are_named_are_held_to_it(self, world):
+        assert self.verdict(world, min_kappa={"good": 0.9}).passed
+
+    def test_a_blocking_one_holds_back_what_is_downstream(self, world):
+        upstream, evaluation = both(min_accuracy=0.9, blocking=True)
+
+        @dg.asset(deps=["quality"])
+        def report():
+            raise AssertionError("must not run")
+
+        world.fill(upstream, "mon")
+        result = world.run([*upstream, *evaluation, report], select=[*evaluation, report], succeeds=False)
+        assert [event.node_name for event in result.all_node_events if event.is_step_failure] == ["quality"]
+
+
+class TestFailures:
+    def labels(self, **columns):
+        @dg.asset
+        def labels():
+            return pa.table(columns)
+
+        return labels
+
+    def gold(self, **columns):
+        @dg.asset
+        def gold():
+            return pa.table(columns)
+
+        return gold
+
+    @pytest.mark.parametrize(
+        ("gold", "labels", "says"),
+        [
+            (
+                {"id": [1], "topic": ["a"]},
+                {"id": [1], "subject": ["a"]},
+                "labels has no column 'topic'. Its columns: id, subject",
+            ),
+            (
+                {"key": [1], "topic": ["a"]},
+                {"id": [1], "topic": ["a"]},
+                "gold has no column 'id'. Its columns: key, topic",
+            ),
+            (
+                {"id": ["1"], "topic": ["a"]},
+                {"id": [1], "topic": ["a"]},
+                "Key 'id' is string in gold and int64 in candidate 'labels'",
+            ),
+            (
+                {"id": [1, 2], "topic": ["a", "a"]},
+                {"id": [3], "topic": ["a"]},
+                "No 'id' of the gold gold occurs in candidate 'labels': gold has 1, 2; the candidate has 3",
+            ),
+            ({"id": [1, 1], "topic": ["a", "a"]}, {"id": [1], "topic": ["a"]}, "Key 'id' of gold is not unique"),
+            ({"id": [1], "topic": [7]}, {"id": [1], "topic": ["a"]}, "Target 'topic' is int64 in gold and string"),
+        ],
+        ids=["target column", "key column", "key type", "no overlap", "repeated key", "target type"],
+    )
+    def test_tables_that_do_not_fit_are_refused_with_what_was_got(self, world, gold, labels, says):
+        assets = [self.gold(**gold), self.labels(**labels)]
+        evaluation = evaluation_assets(name="quality", gold="gold", candidates=["labels"], key="id", target="topic")
+        world.fill(assets)
+        assert says in world.failure([*assets, *evaluation], evaluation)
+
+    def test_gold_that_is_not_materialized_says_what_to_do(self, world):
+        upstream, evaluation = both()
+        world.fill(upstream[1:], "mon")
+        message = world.failure([*upstream, *evaluation], evaluation)
+        assert "The gold gold is materialized nowhere. Materialize gold first." in message
+
+    def test_labels_that_are_not_materialized_say_what_to_do(self, world):
+        upstream, evaluation = both()
+        world.fill(upstream[:1], "mon")
+        message = world.failure([*upstream, *evaluation], evaluation)
+        assert "None of good, weak is materialized. Materialize good or weak first." in message
+
+    def test_what_an_io_manager_cannot_read_is_named(self, world):
+        gold = dg.AssetSpec("gold")  # outside of Dagster, and not there
+        labels = source("labels", GOOD, partitions_def=None)
+        evaluation = evaluation_assets(name="quality", gold=gold, candidates=[labels], key="id", target="topic")
+        world.fill([labels])
+        assert "gold could not be read" in world.failure([gold, labels, *evaluation], evaluation)
+
+    @pytest.mark.parametrize(
+        ("wrong", "says"),
+        [
+            ({"candidates": []}, "candidates are empty"),
+            ({"candidates": ["a/labels", "b/labels"]}, "a/labels, b/labels"),
+            ({"target": []}, "at least one"),
+            ({"kind": "nominal"}, "none of 'categorical', 'ordinal', 'numeric'"),
+            ({"gold_target": {"other": "x"}}, "no targets"),
+            ({"rejects": {"other": "x"}}, "no candidates"),
+            ({"min_accuracy": 90}, "between 0 and 1"),
+            ({"min_kappa": {"other": 0.5}}, "the candidates are labels"),
+            ({"min_kappa": 0.5, "kind": "numeric"}, "needs a categorical target"),
+            ({"frame": "spark"}, "'spark'"),
+        ],
+    )
+    def test_settings_that_cannot_work_are_refused_at_once(self, wrong, says):
+        right = {"name": "quality", "gold": "gold", "candidates": ["labels"], "key": "id", "target": "topic"}
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            evaluation_assets(**{**right, **wrong})
+
+
+class TestAutomation:
+    def tick(self, world, assets, cursor=None):
+        """Partitions of `quality` that are asked for, and the cursor."""
+        result = dg.evaluate_automation_conditions(
+            dg.Definitions(assets=assets, resources=world.resources), world.instance, cursor=cursor
+        )
+        return result.get_requested_partitions(dg.AssetKey("quality")), result.cursor
+
+    def test_an_unpartitioned_evaluation_runs_when_any_partition_lands(self, world):
+        upstream, evaluation = both()
+        gold, good, weak = upstream
+        assets = [*upstream, *evaluation]
+        asked, cursor = self.tick(world, assets)
+        assert asked == set()
+        world.fill([gold], "mon")
+        asked, cursor = self.tick(world, assets, cursor)
+        assert asked == set()  # nobody has labels
+        world.fill([good], "mon")
+        asked, cursor = self.tick(world, assets, cursor)
+        assert asked == {None}
+        asked, cursor = self.tick(world, assets, cursor)
+        assert asked == set()
+        world.fill([weak], "tue")
+        asked, cursor = self.tick(world, assets, cursor)
+        assert asked == {None}
+
+    def test_an_unpartitioned_evaluation_waits_for_gold(self, world):
+        upstream, evaluation = both()
+        gold, good, _ = upstream
+        assets = [*upstream, *evaluation]
+        _, cursor = self.tick(world, assets)
+        world.fill([good], "mon")
+        asked, cursor = self.tick(world, assets, cursor)
+        assert asked == set()
+        world.fill([gold], "mon")
+        asked, cursor = self.tick(world, assets, cursor)
+        assert asked == {None}
+
+    def test_a_partitioned_evaluation_waits_for_all_of_its_partition(self, world):
+        upstream, evaluation = both(DAYS)
+        gold, good, weak = upstream
+        assets = [*upstream, *evaluation]
+        _, cursor = self.tick(world, assets)
+        world.fill([gold], "mon", "tue")
+        world.fill([good], "mon", "tue")
+        asked, cursor = self.tick(world, assets, cursor)
+        assert asked == set()
+        world.fill([weak], "tue")
+        asked, cursor = self.tick(world, assets, cursor)
+        assert asked == {"tue"}
+
+    @pytest.mark.parametrize("partitions_def", [DAYS, None], ids=["partitioned", "unpartitioned"])
+    def test_gold_from_outside_is_not_waited_for(self, world, partitions_def):
+        labels = source("labels", GOOD)
+        gold = dg.AssetSpec("gold")
+        evaluation = evaluation_assets(
+            name="quality", gold=gold, candidates=[labels], key="id", target="topic", partitions_def=partitions_def
+        )
+        assets = [gold, labels, *evaluation]
+        _, cursor = self.tick(world, assets)
+        world.fill([labels], "wed")
+        asked, _ = self.tick(world, assets, cursor)
+        assert asked == ({"wed"} if partitions_def else {None})
+
+    def test_it_can_be_left_to_people(self):
+        _, [evaluation] = both(automation_condition=None)
+        assert [spec.automation_condition for spec in evaluation.specs] == [None, None]
