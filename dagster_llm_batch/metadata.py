@@ -32,7 +32,7 @@ __all__ = [
 
 _PREVIEW_ROWS = 5
 _CELL_CHARS = 120
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 _PROVENANCE_DOCS = {
     "llm_outcome": "succeeded, invalid, errored, canceled, expired or missing",
@@ -57,7 +57,7 @@ _PROVENANCE_DOCS = {
 
 
 def plain(value: object, limit: int = _CELL_CHARS) -> str:
-    """Text for a table cell: one line, no control characters, shortened."""
+    """Text for a table cell: one line, no control characters (nor such as turn text around), shortened."""
     text = _CONTROL.sub(" ", "" if value is None else str(value)).strip()
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

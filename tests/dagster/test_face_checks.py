@@ -1,0 +1,171 @@
+"""Checks by partition, and what goes on from labels: exactly the good partitions, of any age, once."""
+
+from typing import Any
+
+import dagster as dg
+import pytest
+from face import BATCH, DAILY, DAYS, LABELS, LANDING, Face, failure, labeled, tickets
+
+from dagster_llm_batch import ChecksPolicy, on_labels_ready
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.testing.emulator import Emulator, Reply, RowFault
+
+SPAN = (DAYS[0], DAYS[3])
+
+
+@dg.asset(partitions_def=DAILY, ins={"labels": dg.AssetIn(LABELS)}, automation_condition=on_labels_ready())
+def scores(labels: Any) -> None: ...
+
+
+class Automation:
+    """The automation sensor, tick by tick."""
+
+    def __init__(self, face):
+        self.face = face
+        self.cursor = None
+
+    def requested(self):
+        result = dg.evaluate_automation_conditions(self.face.defs, self.face.instance, cursor=self.cursor)
+        self.cursor = result.cursor
+        return result.get_requested_partitions(dg.AssetKey("scores"))
+
+
+def spoil(emulator, day):
+    """One of the three rows of a day is refused: its coverage is 67 %."""
+    emulator.inject(RowFault(containing=f"{day}-1?", status_code=400))
+
+
+def test_labels_of_old_partitions_start_what_waits_for_them_and_only_once(make):
+    face = make(*labeled(partitions_def=DAILY), scores)
+    automation = Automation(face)
+    assert automation.requested() == set()
+    face.land(partition=DAYS[1])
+    assert automation.requested() == {DAYS[1]}
+    assert face.run("scores", partition=DAYS[1]).success
+    assert automation.requested() == set()
+
+
+def test_a_submission_alone_or_an_early_collection_starts_nothing(make):
+    face = make(*labeled(partitions_def=DAILY), scores)
+    automation = Automation(face)
+    automation.requested()
+    face.submit(partition=DAYS[1])
+    assert automation.requested() == set()
+    face.collect(partition=DAYS[1])
+    assert automation.requested() == set()
+
+
+@pytest.mark.parametrize("how", ["range run", "single runs"])
+def test_a_partition_whose_check_failed_is_held_back_and_its_neighbours_go_on(make, emulator, how):
+    spoil(emulator, DAYS[1])
+    face = make(*labeled(partitions_def=DAILY), scores)
+    automation = Automation(face)
+    automation.requested()
+    face.submit(span=SPAN)
+    emulator.settle()
+    if how == "range run":
+        face.collect(span=SPAN)
+    else:
+        for day in DAYS[:4]:
+            face.collect(partition=day)
+    assert face.landed() == set(DAYS[:4])
+    assert automation.requested() == {DAYS[0], DAYS[2], DAYS[3]}
+    assert automation.requested() == set()
+
+
+def test_a_partition_that_is_mended_goes_on_after_all(make, emulator):
+    emulator.inject(RowFault(containing=f"{DAYS[1]}-1?", status_code=400, times=1))
+    face = make(*labeled(partitions_def=DAILY), scores)
+    automation = Automation(face)
+    automation.requested()
+    face.submit(span=SPAN)
+    emulator.settle()
+    face.collect(span=SPAN)
+    assert DAYS[1] not in automation.requested()
+    again = {"run_config": {"ops": {BATCH: {"config": {"again": True}}}}}
+    assert face.run(BATCH, partition=DAYS[1], **again).success
+    emulator.settle()
+    assert face.collect(partition=DAYS[1]).success
+    assert automation.requested() == {DAYS[1]}
+
+
+def test_landing_the_same_partition_in_range_runs_again_and_again_keeps_its_checks_readable(make):
+    face = make(*labeled(partitions_def=DAILY), scores)
+    automation = Automation(face)
+    automation.requested()
+    face.land(span=SPAN)
+    for _ in range(2):
+        result = face.collect(span=SPAN)
+        assert result.success
+        assert all(face.checks(result).values())
+    assert automation.requested() == set(DAYS[:4])
+
+
+@pytest.mark.parametrize("where", [{"partition": DAYS[1]}, {"span": SPAN}], ids=["one", "range"])
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_failed_blocking_check_holds_back_downstream_of_the_same_run(make, emulator, where, blocking):
+    @dg.asset(partitions_def=DAILY, deps=[LABELS], backfill_policy=dg.BackfillPolicy.single_run())
+    def after(context: dg.AssetExecutionContext) -> None:
+        ran.append(list(context.partition_keys))
+
+    ran: list[list[str]] = []
+    spoil(emulator, DAYS[1])
+    face = make(*labeled(partitions_def=DAILY, checks=ChecksPolicy(blocking=blocking)), after)
+    face.submit(**where)
+    emulator.settle()
+    result = face.run(*LANDING, "after", **where)
+    assert DAYS[1] in face.landed()
+    assert result.success is not blocking
+    assert bool(ran) is ("partition" in where and not blocking)  # a range run leaves downstream to automation
+    if blocking:
+        assert "coverage" in failure(result)
+
+
+def test_coverage_counts_rows_and_parse_rate_counts_replies(make, emulator):
+    emulator.inject(RowFault(containing="t-1?", status_code=400), RowFault(containing="t-2?", kind="truncated"))
+    face = make(*labeled(checks=ChecksPolicy(min_coverage=0.3, min_parse_rate=0.9)))
+    face.submit()
+    for _ in range(3):  # a reply that does not fit is asked for once more
+        emulator.settle()
+        result = face.collect()
+    assert face.checks(result) == {(None, "coverage"): True, (None, "parse_rate"): False, (None, "spend"): True}
+    told = {
+        event.asset_check_evaluation_data.check_name: event.asset_check_evaluation_data
+        for event in result.all_events
+        if event.event_type_value == "ASSET_CHECK_EVALUATION"
+    }
+    assert told["coverage"].description == "1 of 3 rows have a label (33.3%); at least 30% wanted."
+    assert told["parse_rate"].description == "1 of 2 replies fit (50.0%); at least 90% wanted."
+    assert told["coverage"].metadata["llm_batch/coverage"].value == pytest.approx(1 / 3)
+    assert told["spend"].metadata["llm_batch/cost_usd"].value > 0
+
+
+def test_spending_over_the_limit_warns_and_does_not_block(make, emulator, instance):
+    def answer(body, endpoint):
+        return Reply(text='{"topic": "bug", "urgency": 1}', output_tokens=100_000)
+
+    with Emulator(answer=answer) as dear:
+        face = Face(dear, instance, *labeled(max_cost_usd="0.01"))
+        result = face.land()
+    assert result.success
+    assert face.checks(result)[None, "spend"] is False
+    assert (
+        "limit: 0.01 USD"
+        in [
+            event.asset_check_evaluation_data.description
+            for event in result.all_events
+            if event.event_type_value == "ASSET_CHECK_EVALUATION"
+        ][-1]
+    )
+
+
+def test_an_empty_partition_passes_its_checks(make):
+    face = make(*labeled(rows=lambda context: tickets(0)))
+    result = face.land()
+    assert set(face.checks(result).values()) == {True}
+
+
+@pytest.mark.parametrize(("name", "value"), [("min_coverage", 95), ("min_parse_rate", -0.1)])
+def test_a_share_that_is_none_is_refused(name, value):
+    with pytest.raises(ConfigError, match=f"{name}={value}"):
+        ChecksPolicy(**{name: value})
