@@ -1,0 +1,199 @@
+"""Row data is data; what can be known before the first row is refused then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.types import Image
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 8
+
+
+def render(template: str, row: dict[str, Any], **more: Any) -> str:
+    return Prompt(template, **more).renderer(list(row)).render(row, "k").user
+
+
+ESCAPES = [
+    "{{ ''.__class__ }}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ x.__init__.__globals__ }}",
+    "{{ row.__class__.__base__ }}",
+    "{{ (x|attr('__class__')) }}",
+    "{{ x['__class__'] }}{{ x.__class__.__name__ }}",
+    "{{ '{0.__class__.__mro__}'.format(x) }}",
+    "{{ '{0.__class__}'.format_map({'0': x}) }}",
+    "{{ lipsum.__globals__['os'].popen('id').read() }}",
+    "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "{{ row.update({'x': 1}) }}",
+    "{{ row.clear() }}",
+    "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}{{ os }}",
+    "{{ self.__init__.__globals__ }}",
+    "{% for i in range(10 ** 9) %}x{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("template", ESCAPES)
+def test_a_template_cannot_leave_the_sandbox(template: str) -> None:
+    row = {"x": "text"}
+    with pytest.raises((InputError, ConfigError)) as caught:
+        render(template, row)
+    assert row == {"x": "text"}
+    assert "root:" not in str(caught.value)
+
+
+@pytest.mark.parametrize("template", [t for t in ESCAPES if "x." not in t and "x|" not in t and "x[" not in t])
+def test_nor_can_a_system_template(template: str) -> None:
+    with pytest.raises((InputError, ConfigError)):
+        Prompt("{{ x }}", system=template).renderer(["x"]).render({"x": "text"}, "k")
+
+
+@pytest.mark.parametrize(
+    "value", ["{{ 7 * 7 }}", "{% for i in range(3) %}x{% endfor %}", "{# gone #}", "<b>&amp;</b>", "a\n", "\u2028", '"']
+)
+def test_a_value_that_looks_like_a_template_stays_text(value: str) -> None:
+    assert render("{{ x }}|{{ row['x'] }}", {"x": value}) == f"{value}|{value}"
+
+
+@given(st.text())
+def test_any_text_stays_as_it_is(value: str) -> None:
+    request = Prompt("{{ x }}", system="{{ x }}!").renderer(["x"]).render({"x": value}, "k")
+    assert (request.user, request.system) == (value, value + "!")
+
+
+def test_null_renders_as_nothing_and_zero_does_not() -> None:
+    assert render("[{{ a }}][{{ b }}][{{ c }}]", {"a": None, "b": 0, "c": False}) == "[][0][False]"
+
+
+def test_row_reaches_columns_of_any_name() -> None:
+    row = {"odd name": 1, "größe": 2, "class": 3, "row": "shadowed", "range": 4, "self": 5}
+    assert render('{{ row["odd name"] }}{{ größe }}{{ row["class"] }}{{ row["row"] }}', row) == "123shadowed"
+    assert Prompt('{{ row["odd name"] }}').columns() is None
+    assert render("{{ range }}", {"range": 4}) == "4"
+
+
+def test_jinjas_own_names_are_no_columns() -> None:
+    prompt = Prompt(
+        "{% for i in range(3) %}{{ loop.index }}{{ x }}{% endfor %}{{ dict(a=1).a }}{% set ns = namespace(n=0) %}",
+        system="{% for i in range(2) %}-{% endfor %}",
+    )
+    assert prompt.columns() == {"x"}
+    request = prompt.renderer(["x", "y"]).render({"x": "a"}, "k")
+    assert (request.system, request.user) == ("--", "1a2a3a1")
+    assert prompt.renderer(["x", "y"]).columns == ("x",)
+
+
+def test_an_unknown_column_is_named_with_those_there_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Prompt("{{ subjct }}", system="{{ teem }}").renderer(["subject", "team"])
+    assert "'subjct', 'teem', which the rows do not have" in str(caught.value)
+    assert "Columns of the rows: 'subject', 'team'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "row"),
+    [
+        ("{{ 1 // n }}", {"n": 0}),
+        ("{{ n.missing.deeper }}", {"n": None}),
+        ("{{ row['absent'] }}", {"n": 1}),
+        ("{{ n | join(',') }}", {"n": 3}),
+        ("{{ n | round }}", {"n": "three"}),
+    ],
+)
+def test_a_template_that_fails_names_row_part_and_columns(template: str, row: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as caught:
+        Prompt(template).renderer(list(row)).render(row, "ticket 7")
+    assert "Row 'ticket 7': the user template failed" in str(caught.value)
+    assert "'n'" in str(caught.value)
+    with pytest.raises(InputError, match="the system template failed"):
+        Prompt("x", system=template).renderer(list(row)).render(row, "ticket 7")
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ a", "line 1"),
+        ("a\n{% if %}", "line 2"),
+        ("{% endfor %}", "line 1"),
+        ("a\n\n{{ a | no_such_filter }}", "line 3"),
+        ("{{ a is no_such_test }}", "no_such_test"),
+        ("{{ " + "(" * 5_000 + ")" * 5_000 + " }}", "syntax error"),
+    ],
+)
+def test_a_template_that_is_none_is_refused_where_it_is_written(template: str, told: str) -> None:
+    for part in ({"user": template}, {"user": "x", "system": template}):
+        with pytest.raises(ConfigError, match="template has a syntax error") as caught:
+            Prompt(**part)
+        assert told in str(caught.value)
+
+
+def test_a_fixed_system_part_that_fails_is_a_configuration_error_before_the_first_row() -> None:
+    with pytest.raises(ConfigError, match="The system template failed: ZeroDivisionError"):
+        Prompt("x", system="{{ 1 // 0 }}").renderer(["a"])
+
+
+def test_templates_come_from_files_too(tmp_path: Path) -> None:
+    (tmp_path / "user.j2").write_text("Größe: {{ n }}\n", encoding="utf-8")
+    assert Prompt.from_files(tmp_path / "user.j2").renderer(["n"]).render({"n": 1}, "k").user == "Größe: 1"
+    with pytest.raises(ConfigError, match=r"gone\.j2' cannot be read"):
+        Prompt.from_files(tmp_path / "gone.j2")
+    (tmp_path / "latin").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Prompt.from_files(tmp_path / "latin")
+
+
+# images -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "media_type"),
+    [
+        (PNG, "image/png"),
+        (b"\xff\xd8\xff\xe0", "image/jpeg"),
+        (b"GIF89a..", "image/gif"),
+        (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "image/webp"),
+    ],
+)
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_bytes_are_an_image_of_the_kind_they_start_with(data: bytes, media_type: str, kind: Any) -> None:
+    renderer = Prompt("{{ x }}", images=["pic"]).renderer(["x", "pic"])
+    request = renderer.render({"x": 1, "pic": kind(data)}, "k")
+    assert request.images == (Image(media_type, data),)
+    assert set(renderer.columns) == {"x", "pic"}
+
+
+def test_a_url_is_passed_on_and_a_null_is_no_image() -> None:
+    renderer = Prompt("{{ x }}", images=["a", "b"]).renderer(["x", "a", "b"])
+    request = renderer.render({"x": 1, "a": "https://example.org/a.png", "b": None}, "k")
+    assert request.images == (Image(url="https://example.org/a.png"),)
+
+
+@pytest.mark.parametrize("value", [b"", b"<svg/>", 5, "cat.png", "file:///etc/passwd", "javascript:alert(1)"])
+def test_what_is_no_image_is_refused_naming_row_and_column(value: Any) -> None:
+    renderer = Prompt("x", images=["pic"]).renderer(["pic"])
+    with pytest.raises(InputError, match=r"Row 7: .*'?pic'?"):
+        renderer.render({"pic": value}, 7)
+
+
+def test_a_path_is_loaded_by_what_the_caller_allows() -> None:
+    def load(path: str) -> bytes:
+        if path != "a/cat.png":
+            raise ValueError(f"{path!r} leads out")
+        return PNG
+
+    renderer = Prompt("x", images=["pic"], image_root="ignored here").renderer(["pic"], load)
+    assert renderer.render({"pic": "a/cat.png"}, 1).images == (Image("image/png", PNG),)
+    with pytest.raises(InputError, match=r"Row 1: the image in column 'pic' cannot be read: '\.\./x' leads out"):
+        renderer.render({"pic": "../x"}, 1)
+
+
+def test_lists_given_as_text_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"images=\['pic'\]"):
+        Prompt("x", images="pic")

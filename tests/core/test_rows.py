@@ -1,0 +1,162 @@
+"""Whatever holds rows gives the same rows; what has no identity is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+from typing import Any
+
+import duckdb
+import narwhals as nw
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dagster_llm_batch.core.rows import BATCH_ROWS, KeyGuard, record_batches
+from dagster_llm_batch.errors import InputError
+
+ROWS: list[dict[str, Any]] = [
+    {"id": f"k{number}", "n": number, "text": None if number == 2 else f"text {number}"} for number in range(5)
+]
+TABLE = pa.Table.from_pylist(ROWS)
+
+KINDS: dict[str, Any] = {
+    "polars": lambda t: pl.from_arrow(t),
+    "polars lazy": lambda t: pl.from_arrow(t).lazy(),
+    "pandas": lambda t: t.to_pandas(),
+    "pandas with an odd index": lambda t: t.to_pandas().set_axis([9] * len(t), axis=0).reset_index(drop=True),
+    "pandas of arrow types": lambda t: t.to_pandas(types_mapper=pd.ArrowDtype),
+    "arrow table": lambda t: t,
+    "arrow reader": lambda t: t.to_reader(),
+    "arrow batch": lambda t: t.combine_chunks().to_batches()[0] if len(t) else pa.RecordBatch.from_pylist([], t.schema),
+    "duckdb relation": lambda t: duckdb.connect().from_arrow(t),
+    "narwhals eager": lambda t: nw.from_native(pl.from_arrow(t)),
+    "narwhals lazy": lambda t: nw.from_native(pl.from_arrow(t).lazy()),
+    "narwhals over duckdb": lambda t: nw.from_native(duckdb.connect().from_arrow(t)),
+    "list of dicts": lambda t: t.to_pylist(),
+    "generator of batches": lambda t: (t.slice(at, 2).combine_chunks().to_batches()[0] for at in range(0, len(t), 2)),
+    "iterator of tables": lambda t: iter([t.slice(0, 1), t.slice(1, 3), t.slice(4)]),
+    "iterator of polars": lambda t: iter([pl.from_arrow(t.slice(0, 2)), pl.from_arrow(t.slice(2))]),
+}
+WITHOUT_SCHEMA = {"list of dicts", "generator of batches"}
+
+
+def rows_of(source: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for batch in record_batches(source):
+        assert isinstance(batch, pa.RecordBatch)
+        found += batch.to_pylist()
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_gives_the_same_rows(kind: str) -> None:
+    assert sorted(rows_of(KINDS[kind](TABLE)), key=lambda row: row["id"]) == ROWS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_table_without_rows_still_has_its_columns(kind: str) -> None:
+    batches = list(record_batches(KINDS[kind](TABLE.slice(0, 0))))
+    assert sum(batch.num_rows for batch in batches) == 0
+    if kind not in WITHOUT_SCHEMA:
+        assert batches
+        assert batches[0].schema.names == ["id", "n", "text"]
+        assert KeyGuard("id").check(batches[0]) == []
+
+
+def test_text_comes_as_text_from_every_kind() -> None:
+    for kind in KINDS:
+        for batch in record_batches(KINDS[kind](TABLE)):
+            assert batch.schema.field("text").type in {pa.string(), pa.large_string()}, kind
+
+
+def test_large_sources_come_in_small_batches_and_are_not_read_ahead() -> None:
+    table = pa.table({"id": range(10_000)})
+    sizes = [batch.num_rows for batch in record_batches(table)]
+    assert max(sizes) <= BATCH_ROWS
+    assert sum(sizes) == 10_000
+    taken: list[int] = []
+
+    def endless() -> Iterator[pa.RecordBatch]:
+        number = 0
+        while True:
+            taken.append(number)
+            yield pa.RecordBatch.from_pydict({"id": [number]})
+            number += 1
+
+    stream = record_batches(endless())
+    assert [next(stream).num_rows for _ in range(3)] == [1, 1, 1]
+    assert len(taken) == 3
+
+
+def test_dicts_of_different_columns_are_one_table() -> None:
+    assert rows_of([{"id": 1}, {"id": 2, "x": "late"}]) == [{"id": 1, "x": None}, {"id": 2, "x": "late"}]
+
+
+@pytest.mark.parametrize("wrong", [42, "text", None, object(), [1, 2], {"id": [1]}, [{"a": 1}, 2]])
+def test_what_is_no_table_is_refused_with_what_can_be(wrong: Any) -> None:
+    with pytest.raises(InputError, match="polars, pandas or arrow frame"):
+        list(record_batches(wrong))
+
+
+# keys -----------------------------------------------------------------------------------------------------------------
+
+
+def check(*columns: Any) -> list[list[Any]]:
+    guard = KeyGuard("id")
+    return [guard.check(pa.RecordBatch.from_pydict({"id": column})) for column in columns]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["a", "b"],
+        [1, 2],
+        [date(2026, 1, 1)],
+        pa.array(["a", "b"]).dictionary_encode(),
+        pa.array(["a"], pa.large_string()),
+        pa.array([1], pa.uint8()),
+        pa.array([1_700_000_000], pa.timestamp("s", "UTC")),
+    ],
+)
+def test_text_integers_and_times_are_keys(keys: Any) -> None:
+    assert len(check(keys)[0]) == len(keys)
+
+
+@pytest.mark.parametrize("keys", [[1.5], [True], [b"x"], [[1]], [{"a": 1}]])
+def test_other_types_are_no_keys(keys: Any) -> None:
+    with pytest.raises(InputError, match="A key is text, an integer, a date or a time"):
+        check(keys)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [["a", None], [None], pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array(["a", None]))],
+)
+def test_null_keys_are_counted_and_placed(keys: Any) -> None:
+    with pytest.raises(InputError, match=rf"null in 1 of {len(keys)} rows of a batch, first at its position {len(keys) - 1}"):
+        check(keys)
+
+
+@given(st.lists(st.lists(st.integers(0, 30), max_size=8), max_size=6))
+def test_duplicates_are_found_within_and_across_batches(batches: list[list[int]]) -> None:
+    flat = [key for batch in batches for key in batch]
+    columns = [pa.array(batch, pa.int64()) for batch in batches]
+    if len(set(flat)) == len(flat):
+        assert check(*columns) == batches
+    else:
+        with pytest.raises(InputError, match=r"has duplicate values: \d+.*A key names one row"):
+            check(*columns)
+
+
+def test_many_duplicates_are_shown_in_part() -> None:
+    with pytest.raises(InputError, match=r"duplicate values: 0, 1, 2, 3, 4 and more\. A key"):
+        check([*range(9), *range(9)])
+
+
+def test_a_missing_key_column_is_told_with_the_columns_there_are() -> None:
+    with pytest.raises(InputError, match=r"no key column 'id'\. Set key= to one of their columns: a, b\."):
+        KeyGuard("id").check(pa.RecordBatch.from_pydict({"a": [1], "b": [2]}))
