@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import polars as pl
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from dagster_llm_batch.core.labeling import PROVENANCE
 from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.types import Usage
 from example_project import settings
@@ -19,7 +23,15 @@ __all__ = ["show"]
 
 _HOSTED = ("openai", "gpt-5-nano")
 """For the what-if."""
-_TEXT_CHARS, _ROWS = 56, 6
+_ROWS = 6
+_LOOK: dict[str, Any] = {
+    "box": box.SIMPLE_HEAD,
+    "title_justify": "left",
+    "caption_justify": "left",
+    "padding": (0, 1, 0, 0),
+}
+_OTHERS_WIDTH = 46
+"""What the table's other columns and its lines take."""
 
 
 def show(running: RunningDagster) -> None:
@@ -27,7 +39,7 @@ def show(running: RunningDagster) -> None:
     console = Console(highlight=False)
     labels, lexicon = _load("tweet_sentiment"), _load("tweet_sentiment_lexicon")
     console.print()
-    console.print(_head(labels, _load("tweet_gold")))
+    console.print(_head(labels, _load("tweet_gold"), console.width))
     console.print(_evaluation(_load("sentiment_eval", partitioned=False)))
     for line in _money({settings.MODEL: labels, "command/vader": lexicon}):
         console.print(line, markup=False, soft_wrap=True)
@@ -44,41 +56,39 @@ def _load(asset: str, *, partitioned: bool = True) -> pl.DataFrame:
         return pl.concat([loader.load_asset_value(asset, partition_key=day) for day in days])
 
 
-def _head(labels: pl.DataFrame, gold: pl.DataFrame) -> Table:
-    table = Table(title=f"tweet_sentiment: the first {_ROWS} of {len(labels)} labeled rows", title_justify="left")
+def _head(labels: pl.DataFrame, gold: pl.DataFrame, columns: int) -> Table:
+    table = Table(title=f"tweet_sentiment: the first {_ROWS} of {len(labels)} labeled rows", **_LOOK)
     for name, style in (("text_id", "dim"), ("text", ""), ("label", "bold"), ("people said", ""), ("mean", "dim")):
-        table.add_column(name, style=style, no_wrap=name != "text", justify="right" if name == "mean" else "left")
+        width = max(20, columns - _OTHERS_WIDTH) if name == "text" else None
+        table.add_column(name, style=style, no_wrap=True, width=width, justify="right" if name == "mean" else "left")
     said = gold.select("text_id", people="label", mean="mean")
     for row in labels.join(said, on="text_id", how="left", maintain_order="left").head(_ROWS).to_dicts():
-        text = row["text"] if len(row["text"]) <= _TEXT_CHARS else row["text"][: _TEXT_CHARS - 1] + "…"
-        table.add_row(row["text_id"], text, row["label"], row["people"], f"{row['mean']:.1f}")
-    table.caption = (
-        "Beside them: who answered, in which batch and attempt, tokens, cost, run: 16 columns of provenance."
-    )
-    table.caption_justify = "left"
+        table.add_row(row["text_id"], escape(row["text"]), row["label"], row["people"], f"{row['mean']:.1f}")
+    table.caption = f"{len(PROVENANCE)} more columns say who answered, in which batch, tokens, cost, run, …"
     return table
 
 
 def _evaluation(evaluation: pl.DataFrame) -> Table:
-    table = Table(title="sentiment_eval: against the human ratings (95 % intervals)", title_justify="left")
-    for name in ("candidate", "labeled", "accuracy", "macro F1", "Cohen's κ", "USD per correct label"):
+    table = Table(title="sentiment_eval: against the human ratings (95 % intervals)", **_LOOK)
+    for name in ("candidate", "labeled", "accuracy", "macro F1", "Cohen's κ", "USD/correct"):
         table.add_column(name, justify="left" if name == "candidate" else "right")
     rows = evaluation.to_dicts()
     for row in rows:
         table.add_row(
             row["candidate"],
-            f"{row['n_labeled']} of {row['n_gold']}",
+            f"{row['n_labeled']}/{row['n_gold']}",
             _interval(row, "accuracy"),
             _interval(row, "macro_f1"),
             _interval(row, "kappa"),
-            "unknown" if row["cost_per_correct_usd"] is None else f"{row['cost_per_correct_usd']:.6f}",
+            "unknown"
+            if row["cost_per_correct_usd"] is None
+            else f"{row['cost_per_correct_usd']:.6f}".rstrip("0").rstrip("."),
         )
     if rows and rows[0]["baseline_accuracy"] is not None:
         table.caption = (
             f'Always saying "{rows[0]["baseline_class"]}" would be right in {rows[0]["baseline_accuracy"]:.2f}. '
             "The lexicon's authors made it partly from these tweets: its figures flatter it."
         )
-        table.caption_justify = "left"
     return table
 
 
@@ -86,7 +96,7 @@ def _interval(row: dict[str, float | None], name: str) -> str:
     if row[name] is None:
         return "-"
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return f"{row[name]:.2f}" + ("" if low is None or high is None else f" ({low:.2f} to {high:.2f})")
+    return f"{row[name]:.2f}" + ("" if low is None or high is None else f"\n{low:.2f}-{high:.2f}")
 
 
 def _money(tables: dict[str, pl.DataFrame]) -> list[str]:
