@@ -26,7 +26,7 @@ from dagster_llm_batch.core.columns import column, field_for, resolve
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
 from dagster_llm_batch.types import ResponseFormat, ResponseKind
 
-__all__ = ["Embedding", "Reader", "Reading", "response_format"]
+__all__ = ["Embedding", "Reader", "Reading", "response_format", "storable"]
 
 ResponseLike = type[BaseModel] | Mapping[str, Any] | None
 
@@ -140,7 +140,7 @@ class Reader:
     def read(self, texts: Sequence[str | None], embeddings: Sequence[Sequence[float] | None]) -> Reading:
         """Read replies; a null reply reads as nulls without a reason."""
         if self.format.kind is ResponseKind.TEXT:
-            return Reading(pa.table([pa.array(texts, pa.string())], schema=self.schema), [None] * len(texts))
+            return self._read_texts(texts)
         if self.format.kind is ResponseKind.EMBEDDING:
             return self._read_embeddings(embeddings)
         parsed = [(None, None) if text is None else self._parse(text) for text in texts]
@@ -152,6 +152,12 @@ class Reader:
         return Reading(
             pa.table([c.values for c in columns], schema=self.schema), _first(reasons, *(c.reasons for c in columns))
         )
+
+    def _read_texts(self, texts: Sequence[str | None]) -> Reading:
+        kept = [text if text is None or text == storable(text) else None for text in texts]
+        lost = "the reply holds half a surrogate pair, which is no text"
+        reasons = [None if text == fit else lost for text, fit in zip(texts, kept, strict=True)]
+        return Reading(pa.table([pa.array(kept, pa.string())], schema=self.schema), reasons)
 
     def _parse(self, text: str) -> tuple[dict[str, Any] | None, str | None]:
         """The values of a reply by field, or why it does not fit."""
@@ -182,6 +188,11 @@ class Reader:
         return Reading(pa.table([pa.array(kept, pa.list_(pa.float32()))], schema=self.schema), reasons)
 
 
+def storable(text: str) -> str:
+    """The text with U+FFFD for half surrogates, which UTF-8 cannot hold."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def _first(*columns: list[str | None]) -> list[str | None]:
     return [next((reason for reason in row if reason is not None), None) for row in zip(*columns, strict=True)]
 
@@ -195,4 +206,5 @@ def _pydantic_reason(error: ValidationError) -> str:
 
 
 def _shortened(text: str) -> str:
+    text = storable(text)
     return text if len(text) <= _MAX_REASON else text[: _MAX_REASON - 1] + "…"

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from dagster_llm_batch.core.identity import request_id_of
 from dagster_llm_batch.core.pricing import Tariff
-from dagster_llm_batch.core.response import Reader
+from dagster_llm_batch.core.response import Reader, storable
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.types import BatchStatus, Outcome, Price, PriceBasis, ResponseKind, Result
 
@@ -203,17 +203,23 @@ class Reconciler:
         def tokens(name: str) -> list[int | None]:
             return [None if r.usage is None else getattr(r.usage, name) for r in results]
 
+        def texts(name: str) -> list[str | None]:
+            return [None if (text := getattr(r, name)) is None else storable(text) for r in results]
+
         def same(value: Any) -> list[Any]:
             return [value] * size
 
         columns: list[list[Any]] = [
             request_ids,
             [r.outcome.value for r in results],
-            [r.reason for r in results],
+            texts("reason"),
             [r.retryable for r in results],
-            [None if r.outcome is Outcome.SUCCEEDED else r.text for r in results],
-            [r.finish_reason for r in results],
-            [r.model for r in results],
+            [
+                None if r.outcome is Outcome.SUCCEEDED else reply
+                for r, reply in zip(results, texts("text"), strict=True)
+            ],
+            texts("finish_reason"),
+            texts("model"),
             tokens("input_tokens"),
             tokens("output_tokens"),
             tokens("cache_read_tokens"),

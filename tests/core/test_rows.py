@@ -24,7 +24,7 @@ ROWS: list[dict[str, Any]] = [
 TABLE = pa.Table.from_pylist(ROWS)
 
 KINDS: dict[str, Any] = {
-    "polars": lambda t: pl.from_arrow(t),
+    "polars": pl.from_arrow,
     "polars lazy": lambda t: pl.from_arrow(t).lazy(),
     "pandas": lambda t: t.to_pandas(),
     "pandas with an odd index": lambda t: t.to_pandas().set_axis([9] * len(t), axis=0).reset_index(drop=True),
@@ -68,8 +68,8 @@ def test_a_table_without_rows_still_has_its_columns(kind: str) -> None:
 
 
 def test_text_comes_as_text_from_every_kind() -> None:
-    for kind in KINDS:
-        for batch in record_batches(KINDS[kind](TABLE)):
+    for kind, made_of in KINDS.items():
+        for batch in record_batches(made_of(TABLE)):
             assert batch.schema.field("text").type in {pa.string(), pa.large_string()}, kind
 
 
@@ -137,7 +137,9 @@ def test_other_types_are_no_keys(keys: Any) -> None:
     [["a", None], [None], pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array(["a", None]))],
 )
 def test_null_keys_are_counted_and_placed(keys: Any) -> None:
-    with pytest.raises(InputError, match=rf"null in 1 of {len(keys)} rows of a batch, first at its position {len(keys) - 1}"):
+    with pytest.raises(
+        InputError, match=rf"null in 1 of {len(keys)} rows of a batch, first at its position {len(keys) - 1}"
+    ):
         check(keys)
 
 

@@ -1,4 +1,4 @@
-"""SIGKILL, at points where it hurts: another process goes on at once, no second batch exists, every row has its label."""
+"""SIGKILL where it hurts: another process goes on at once, no second batch exists, every row has its label."""
 
 from __future__ import annotations
 
@@ -119,11 +119,14 @@ def test_killed_between_an_effect_and_its_record(house: House, where: str) -> No
     assert lease_is_left(house)
     submission = the_only_submission(house)
     states = house.engine().status(submission.submission_id).states
-    assert states == {
-        "about to send": {"planned": 3},
-        "accepted, not recorded": {"submitting": 1, "planned": 2},
-        "read, not recorded": {"ended": 3},
-    }[where]
+    assert (
+        states
+        == {
+            "about to send": {"planned": 3},
+            "accepted, not recorded": {"submitting": 1, "planned": 2},
+            "read, not recorded": {"ended": 3},
+        }[where]
+    )
     assert go_on(house).submission_id == submission.submission_id
 
 

@@ -1,0 +1,207 @@
+"""Labeling is total: whatever lines come, every row lands in exactly one table, and the costs add up."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dagster_llm_batch.core.identity import custom_id, make_request
+from dagster_llm_batch.core.labeling import PROVENANCE, REJECT_COLUMNS, check_columns, label, manifest_schema
+from dagster_llm_batch.core.pricing import TokenPrice, tariff
+from dagster_llm_batch.core.response import Reader
+from dagster_llm_batch.core.results import RESULT_SCHEMA, Reconciler, ShardFacts
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.types import BatchStatus, Limits, Outcome, Request, Result, Usage
+
+NONCE = "r0123"
+TARIFF = tariff("any", "any", datetime(2026, 1, 1, tzinfo=UTC), TokenPrice(Decimal(1), Decimal(2)))
+SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+ENDED = [BatchStatus.ENDED, BatchStatus.EXPIRED, BatchStatus.CANCELED, BatchStatus.FAILED]
+
+
+class PlainCodec:
+    """A codec of the simplest kind: a line is the JSON list [custom_id, outcome, text, tokens]."""
+
+    limits = Limits(10, 1_000)
+
+    def encode(self, request: Request, custom_id: str) -> bytes:
+        return msgspec.json.encode([custom_id, request.user]) + b"\n"
+
+    def decode(self, line: bytes) -> Result:
+        try:
+            name, outcome, text, tokens = msgspec.json.decode(line)
+            usage = None if tokens is None else Usage(tokens, tokens)
+            return Result(name, Outcome(outcome), text, reason=None, retryable=outcome == "errored", usage=usage)
+        except (ValueError, TypeError):
+            return Result(None, Outcome.ERRORED, reason="unreadable")
+
+
+def line(request_id: str, outcome: str = "succeeded", text: str | None = '{"x": 1}', tokens: int | None = 10) -> bytes:
+    return msgspec.json.encode([custom_id(NONCE, request_id), outcome, text, tokens]) + b"\n"
+
+
+def reconciled(lines: list[bytes], expected: list[str], status: BatchStatus, **facts: Any) -> tuple[pa.Table, Any]:
+    shard = ShardFacts(NONCE, status, "any", "batch_1", 1, None, **facts)
+    reconciler = Reconciler(PlainCodec(), Reader(SCHEMA), TARIFF, shard, expected)
+    tables = list(reconciler.tables(lines))
+    schema = pa.schema([*RESULT_SCHEMA, *Reader(SCHEMA).fields])
+    return pa.concat_tables([*tables, schema.empty_table()]), reconciler.tally
+
+
+REQUESTS = [make_request(None, str(number)).request_id for number in range(6)]
+NOISE = st.sampled_from(
+    [
+        b"not JSON\n",
+        b"\xff\xfe\n",
+        b"\n",
+        b"  \n",
+        b"{}",
+        b"[1]\n",
+        msgspec.json.encode([custom_id("rother", REQUESTS[0]), "succeeded", '{"x": 1}', 5]),
+        msgspec.json.encode([custom_id(NONCE, "f" * 40), "succeeded", '{"x": 1}', 5]),
+        msgspec.json.encode([NONCE, "succeeded", '{"x": 1}', 5]),
+        msgspec.json.encode([None, "errored", None, None]),
+    ]
+)
+ANSWERS = st.tuples(
+    st.sampled_from(["succeeded", "errored", "expired", "canceled", "invalid"]),
+    st.sampled_from(['{"x": 1}', '{"x": "no"}', "no JSON", "", "half \ufffd", None]),
+    st.integers(0, 1_000),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    answers=st.lists(st.tuples(st.sampled_from(REQUESTS), ANSWERS), max_size=14),
+    noise=st.lists(NOISE, max_size=5),
+    waves=st.lists(st.sampled_from(ENDED), min_size=1, max_size=3),
+    rows=st.lists(st.sampled_from(REQUESTS), max_size=12),
+    shuffle=st.randoms(use_true_random=False),
+)
+def test_every_row_lands_once_whatever_lines_come(
+    answers: list[Any], noise: list[bytes], waves: list[BatchStatus], rows: list[str], shuffle: random.Random
+) -> None:
+    lines = [line(request_id, *answer) for request_id, answer in answers] + noise
+    expected = sorted(set(rows))
+    tables, costs = [], []
+    for status in waves:
+        shuffle.shuffle(lines)
+        table, tally = reconciled(lines, expected, status)
+        assert sorted(table["llm_request_id"].to_pylist()) == expected  # exactly one outcome each
+        assert set(table["llm_outcome"].to_pylist()) <= {outcome.value for outcome in Outcome}
+        assert sum(tally.outcomes.values()) == len(expected)
+        assert sum(table["llm_cost_usd"].to_pylist()) == tally.cost_usd
+        named = sum(1 for one in lines if one.strip())
+        answered = len({r for r, _ in answers} & set(expected))
+        assert answered + tally.unreadable + tally.foreign + tally.duplicates == named
+        tables.append(table)
+        costs.append(tally.cost_usd)
+    manifest = pa.table({"id": range(len(rows)), "llm_request_id": pa.array(rows, pa.string())})
+    labeled = label(manifest, tables, Reader(SCHEMA).schema, prompt_version="v", run_id="run")
+    keys = labeled.labels["id"].to_pylist() + labeled.rejects["id"].to_pylist()
+    assert sorted(keys) == list(range(len(rows)))
+    assert set(labeled.labels["llm_outcome"].to_pylist()) <= {"succeeded"}
+    assert "succeeded" not in labeled.rejects["llm_outcome"].to_pylist()
+    assert labeled.labels["x"].null_count == 0
+    assert labeled.labels.column_names == ["id", "x", *PROVENANCE]
+    assert labeled.rejects.column_names == ["id", *REJECT_COLUMNS]
+    spread = sum(labeled.labels["llm_cost_usd"].to_pylist()) + sum(labeled.rejects["llm_cost_usd"].to_pylist())
+    assert abs(spread - sum(costs)) < Decimal("1e-9")
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome", "retryable"),
+    [
+        (BatchStatus.ENDED, "missing", True),
+        (BatchStatus.EXPIRED, "expired", True),
+        (BatchStatus.CANCELED, "canceled", True),
+        (BatchStatus.FAILED, "errored", False),
+    ],
+)
+def test_the_end_of_the_batch_explains_what_no_line_names(status: BatchStatus, outcome: str, retryable: bool) -> None:
+    table, tally = reconciled([line("a")], ["a", "b"], status)
+    assert table["llm_outcome"].to_pylist() == ["succeeded", outcome]
+    assert table["llm_retryable"].to_pylist() == [False, retryable]
+    assert table["llm_cost_usd"].to_pylist()[1] == 0
+    assert table["llm_reason"].to_pylist()[1]
+    assert dict(tally.outcomes) == {"succeeded": 1, outcome: 1}
+    told, _ = reconciled([], ["a"], status, reason="the queue is full", retryable=True)
+    assert told["llm_reason"].to_pylist() == ["the queue is full"]
+    assert told["llm_retryable"].to_pylist() == [True]
+
+
+def test_the_first_of_two_lines_on_a_request_counts() -> None:
+    table, tally = reconciled([line("a"), line("a", "errored", None)], ["a"], BatchStatus.ENDED)
+    assert table["llm_outcome"].to_pylist() == ["succeeded"]
+    assert tally.unexpected == {"duplicates": 1}
+
+
+def test_an_empty_or_missing_reply_is_no_label() -> None:
+    table, _ = reconciled([line("a", text=""), line("b", text=None)], ["a", "b"], BatchStatus.ENDED)
+    assert table["llm_outcome"].to_pylist() == ["invalid", "invalid"]
+
+
+def test_half_surrogates_in_a_reply_are_stored_as_replacements() -> None:
+    class Broken(PlainCodec):
+        def decode(self, line: bytes) -> Result:
+            return Result(
+                line.decode(), Outcome.ERRORED, "x\ud800", reason="y\udfff", finish_reason="\ud800", model="\ud800"
+            )
+
+    shard = ShardFacts(NONCE, BatchStatus.ENDED, "any", "b", 1, None)
+    reconciler = Reconciler(Broken(), Reader(None), TARIFF, shard, ["a"])
+    [table] = reconciler.tables([custom_id(NONCE, "a").encode()])
+    assert table["llm_reply"].to_pylist() == ["x\ufffd"]
+    assert table["llm_reason"].to_pylist() == ["y\ufffd"]
+
+
+def test_a_shared_request_splits_its_cost_over_its_rows_and_waves_add_up() -> None:
+    first, _ = reconciled([line("a", "invalid", "?", 100)], ["a"], BatchStatus.ENDED)
+    second, _ = reconciled([line("a", tokens=200)], ["a"], BatchStatus.ENDED)
+    manifest = pa.table({"id": [1, 2, 3], "llm_request_id": ["a"] * 3})
+    labels = label(manifest, [first, second], Reader(SCHEMA).schema, prompt_version="v", run_id="").labels
+    assert labels["llm_cost_usd"].to_pylist() == [Decimal("0.0003")] * 3  # (100 + 200) * (1 + 2) / 1e6 / 3
+    assert labels["llm_realtime_usd"].to_pylist() == [Decimal("0.0006")] * 3
+
+
+def test_a_success_counts_even_where_a_newer_word_is_a_failure() -> None:
+    good, _ = reconciled([line("a")], ["a"], BatchStatus.ENDED)
+    bad, _ = reconciled([], ["a"], BatchStatus.EXPIRED)
+    manifest = pa.table({"id": [1], "llm_request_id": ["a"]})
+    assert len(label(manifest, [good, bad], Reader(SCHEMA).schema, prompt_version="v", run_id="").labels) == 1
+
+
+def test_an_unknown_cost_of_one_wave_makes_the_rows_cost_unknown() -> None:
+    known, _ = reconciled([line("a", "errored", None)], ["a"], BatchStatus.ENDED)
+    unknown, tally = reconciled([line("a", tokens=None)], ["a"], BatchStatus.ENDED)
+    assert tally.cost_usd is None
+    manifest = pa.table({"id": [1, 2], "llm_request_id": ["a", "a"]})
+    labels = label(manifest, [known, unknown], Reader(SCHEMA).schema, prompt_version="v", run_id="").labels
+    assert labels["llm_cost_usd"].to_pylist() == [None, None]
+
+
+def test_results_of_another_submission_are_refused() -> None:
+    table, _ = reconciled([], ["a"], BatchStatus.ENDED)
+    manifest = pa.table({"id": [1], "llm_request_id": ["b"]})
+    with pytest.raises(ValueError, match="not of the same submission"):
+        label(manifest, [table], Reader(SCHEMA).schema, prompt_version="v", run_id="")
+
+
+def test_two_sources_cannot_claim_a_column() -> None:
+    check_columns("id", ["a", "b"], ["c"])
+    for key, keep, response in (("id", ["id"], []), ("id", ["a", "a"], []), ("id", ["a"], ["a"])):
+        with pytest.raises(ConfigError, match="twice"):
+            check_columns(key, keep, response)
+    for key, keep, response in (("llm_x", [], []), ("id", ["llm_x"], []), ("id", [], ["llm_outcome"])):
+        with pytest.raises(ConfigError, match="provenance"):
+            check_columns(key, keep, response)
+    rows = pa.schema([("id", pa.int32()), ("a", pa.float64()), ("b", pa.string())])
+    assert manifest_schema(rows, "id", ["b"]).names == ["id", "b", "llm_request_id"]

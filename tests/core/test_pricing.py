@@ -1,0 +1,170 @@
+"""Prices to the cent, each with its basis; what is not known is null."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import genai_prices
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dagster_llm_batch.core.pricing import (
+    FREE,
+    UNKNOWN,
+    Estimate,
+    TokenPrice,
+    estimate_tokens,
+    expected_output_tokens,
+    tariff,
+)
+from dagster_llm_batch.types import PriceBasis, Usage
+
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
+MILLION = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "input_usd", "output_usd", "basis"),
+    [
+        ("anthropic", "claude-3-5-sonnet-20241022", "1.50", "7.50", PriceBasis.HALF),
+        ("anthropic", "claude-3-opus-20240229", "7.50", "37.50", PriceBasis.HALF),
+        ("anthropic", "claude-3-haiku-20240307", "0.125", "0.625", PriceBasis.HALF),
+        ("openai", "gpt-4o", "1.25", "5.00", PriceBasis.BATCH),
+    ],
+)
+def test_the_table_of_batch_prices(
+    provider: str, model: str, input_usd: str, output_usd: str, basis: PriceBasis
+) -> None:
+    prices = tariff(provider, model, NOW)
+    assert prices.basis is basis
+    read = prices.price(Usage(input_tokens=MILLION))
+    written = prices.price(Usage(output_tokens=MILLION))
+    assert (read.cost_usd, written.cost_usd) == (Decimal(input_usd), Decimal(output_usd))
+    assert (read.realtime_usd, written.realtime_usd) == (2 * Decimal(input_usd), 2 * Decimal(output_usd))
+    assert read.basis is basis
+
+
+def test_before_the_book_had_batch_prices_the_rule_of_half_gives_the_same() -> None:
+    early = tariff("openai", "gpt-4o", datetime(2026, 9, 1, tzinfo=UTC))
+    assert early.basis is PriceBasis.HALF
+    assert early.price(Usage(MILLION, MILLION)).cost_usd == Decimal("6.25")
+
+
+@pytest.mark.parametrize(
+    ("usage", "realtime_usd"),
+    [
+        (Usage(3000, cache_read_tokens=1000, cache_write_tokens=1000), "0.00705"),
+        (Usage(2000, cache_write_tokens=1000), "0.00675"),
+        (Usage(2000, cache_write_tokens=1000, cache_write_1h_tokens=1000), "0.009"),
+    ],
+)
+def test_cache_reads_and_writes_to_the_cent(usage: Usage, realtime_usd: str) -> None:
+    price = tariff("anthropic", "claude-sonnet-4-5", NOW).price(usage)
+    assert price.realtime_usd == Decimal(realtime_usd)
+    assert price.cost_usd == Decimal(realtime_usd) / 2
+
+
+def test_tiers_are_those_of_each_request_and_not_of_a_sum() -> None:
+    prices = tariff("google", "gemini-2.5-pro", NOW)
+    small, large = prices.price(Usage(100_000)), prices.price(Usage(MILLION))
+    assert small.cost_usd is not None
+    assert large.cost_usd is not None
+    assert large.cost_usd > 10 * small.cost_usd
+    assert small.realtime_usd == Decimal("0.125")
+    assert large.realtime_usd == Decimal("2.5")
+
+
+def test_an_unknown_price_is_null_and_never_zero() -> None:
+    for prices in (tariff("openai", "in-house", NOW), tariff("nobody", "gpt-4o", NOW), UNKNOWN):
+        assert prices.basis is PriceBasis.UNKNOWN
+        assert prices.price(Usage(1, 1)) == (None, None, PriceBasis.UNKNOWN)
+        assert prices.price(None) == (None, None, PriceBasis.UNKNOWN)
+        estimate = Estimate(prices, 10)
+        assert estimate.add(100) is None
+        assert (estimate.cost_usd, estimate.realtime_usd, estimate.input_tokens) == (None, None, 25)
+
+
+def test_free_is_zero_and_says_so() -> None:
+    assert FREE.price(Usage(MILLION, MILLION)) == (0, 0, PriceBasis.FREE)
+    assert tariff("openai", "gpt-4o", NOW).price(None) == (0, 0, PriceBasis.BATCH)
+
+
+def test_an_own_price_is_exact_however_it_is_written() -> None:
+    for price in (TokenPrice(Decimal("0.1"), Decimal("0.3")), TokenPrice(0.1, 0.3), TokenPrice("0.1", "0.3")):  # type: ignore[arg-type]
+        prices = tariff("openai", "gpt-4o", NOW, price)
+        assert prices.price(Usage(MILLION, MILLION)) == (Decimal("0.4"), Decimal("0.8"), PriceBasis.BATCH)
+    realtime = TokenPrice(Decimal(1), Decimal(1), Decimal(5), Decimal(7))
+    assert tariff("x", "y", NOW, realtime).price(Usage(MILLION, MILLION)).realtime_usd == 12
+
+
+@st.composite
+def usages(draw: st.DrawFn) -> Usage:
+    """Usages that can be: the parts are within the whole."""
+    fresh, read, write = (draw(st.integers(0, 300_000)) for _ in range(3))
+    hour = draw(st.integers(0, write))
+    return Usage(fresh + read + write, draw(st.integers(0, 50_000)), read, write, hour)
+
+
+MODELS = [
+    ("openai", "gpt-4o"),
+    ("openai", "gpt-5.5"),
+    ("openai", "text-embedding-3-small"),
+    ("anthropic", "claude-sonnet-4-5"),
+    ("anthropic", "claude-haiku-4-5"),
+    ("anthropic", "claude-3-haiku-20240307"),
+    ("google", "gemini-2.5-pro"),
+    ("google", "gemini-2.5-flash"),
+    ("aws", "amazon.nova-micro-v1:0"),
+]
+
+
+@pytest.mark.parametrize(("provider", "model"), MODELS)
+@settings(max_examples=60, deadline=None)
+@given(usage=usages())
+def test_the_shortcut_agrees_with_the_library(provider: str, model: str, usage: Usage) -> None:
+    named = {name: count for name, count in usage._asdict().items() if count and name != "reasoning_tokens"}
+
+    def library(context: dict[str, str] | None) -> Decimal:
+        return genai_prices.calc_price(
+            genai_prices.Usage(**named),
+            model,
+            provider_id=provider,
+            genai_request_timestamp=NOW,
+            price_context=context,
+        ).total_price
+
+    prices = tariff(provider, model, NOW)
+    price = prices.price(usage)
+    assert price.realtime_usd == library(None)
+    halved = library(None) / 2
+    assert price.cost_usd == (library({"processing": "batch"}) if prices.basis is PriceBasis.BATCH else halved)
+    assert price.cost_usd is not None
+    assert price.cost_usd <= library(None)
+
+
+def test_an_estimate_adds_up() -> None:
+    estimate = Estimate(tariff("openai", "gpt-4o", NOW), 100)
+    costs = [estimate.add(4_000), estimate.add(4_000, extra_tokens=1_000)]
+    assert costs == [Decimal("0.00175"), Decimal("0.003")]
+    assert estimate.cost_usd == Decimal("0.00475")
+    assert estimate.realtime_usd == Decimal("0.0095")
+    assert (estimate.requests, estimate.input_tokens) == (2, 3_000)
+    assert [estimate_tokens(count) for count in (0, 1, 4, 5)] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("params", "expected", "tokens"),
+    [
+        ({}, None, 256),
+        ({"max_tokens": 50}, None, 50),
+        ({"max_tokens": 50, "max_completion_tokens": 60}, None, 60),
+        ({"max_output_tokens": 70}, None, 70),
+        ({"max_tokens": 50}, 10, 10),
+        ({"max_tokens": 50}, 0, 0),
+        ({"max_tokens": None}, None, 256),
+    ],
+)
+def test_the_output_to_estimate(params: dict[str, int], expected: int | None, tokens: int) -> None:
+    assert expected_output_tokens(params, expected) == tokens
