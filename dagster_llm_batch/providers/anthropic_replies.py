@@ -170,6 +170,7 @@ def _read(text: str | None, message: _Message) -> Result:
 
 def _unread(raw: bytes, why: str) -> Result:
     """A paid reply that cannot be read: INVALID, with its raw text and what it cost."""
+    value: Any
     try:
         value = _ANY.decode(raw)
     except (msgspec.MsgspecError, RecursionError):

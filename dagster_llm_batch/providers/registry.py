@@ -19,6 +19,7 @@ class ProviderEntry(NamedTuple):
 
 
 PROVIDERS: dict[str, ProviderEntry] = {
+    "anthropic": ProviderEntry("dagster_llm_batch.providers.anthropic", "AnthropicProvider", "anthropic"),
     "command": ProviderEntry("dagster_llm_batch.providers.command", "CommandProvider"),
     "openai": ProviderEntry("dagster_llm_batch.providers.openai", "OpenAIProvider", "openai"),
 }

@@ -9,6 +9,7 @@ from provider_bench import labeler, until
 
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.providers.anthropic import AnthropicProvider
 from dagster_llm_batch.providers.openai import OpenAIProvider
 from dagster_llm_batch.providers.registry import PROVIDERS, provider_class
 from dagster_llm_batch.testing.contracts import ProviderContract, ProviderRig
@@ -36,6 +37,15 @@ class TestAzure(ProviderContract):
         with Emulator() as emulator:
             provider = OpenAIProvider(DEFAULT_KEY, emulator.azure_base_url)
             yield ProviderRig(provider, SPECS["chat"], emulator.settle, [DEFAULT_KEY])
+
+
+class TestAnthropic(ProviderContract):
+    @pytest.fixture
+    def rig(self) -> Iterator[ProviderRig]:
+        with Emulator() as emulator:
+            provider = AnthropicProvider(DEFAULT_KEY, emulator.anthropic_base_url)
+            spec = RequestSpec("claude-x", params={"max_tokens": 100})
+            yield ProviderRig(provider, spec, emulator.settle, [DEFAULT_KEY])
 
 
 class TestCommand(ProviderContract):

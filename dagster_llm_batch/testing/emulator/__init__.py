@@ -25,11 +25,12 @@ from dagster_llm_batch.testing.emulator.faults import (
     lost_create_reply,
     rate_limited,
 )
-from dagster_llm_batch.testing.emulator.lifecycle import OPENAI, IllegalMoveError, ManualClock
+from dagster_llm_batch.testing.emulator.lifecycle import ANTHROPIC, OPENAI, IllegalMoveError, ManualClock
 from dagster_llm_batch.testing.emulator.server import DEFAULT_KEY, Emulator
 from dagster_llm_batch.testing.emulator.world import Limits
 
 __all__ = [
+    "ANTHROPIC",
     "DEFAULT_KEY",
     "OPENAI",
     "AnswerFunction",

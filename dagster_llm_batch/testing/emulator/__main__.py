@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"OpenAI emulator at {emulator.openai_base_url} (Azure v1 form: {emulator.azure_base_url})\n"
             f"export OPENAI_BASE_URL={emulator.openai_base_url}\n"
             f"export OPENAI_API_KEY={keys[0] if keys else DEFAULT_KEY}\n"
+            f"export ANTHROPIC_BASE_URL={emulator.anthropic_base_url}\n"
+            f"export ANTHROPIC_API_KEY={keys[0] if keys else DEFAULT_KEY}\n"
         )
         sys.stdout.flush()
         try:

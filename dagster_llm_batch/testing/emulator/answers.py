@@ -42,6 +42,7 @@ class Reply:
     message: str | None = None
     input_tokens: int | None = None
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
     output_tokens: int | None = None
     reasoning_tokens: int = 0
 
@@ -72,6 +73,9 @@ def as_reply(answer: dict[str, Any] | str | Reply) -> Reply:
 
 def response_format(body: Body) -> dict[str, Any]:
     """The structured-output form of a request, `{"type", "name", "strict", "schema"}`; empty for free text."""
+    config = body.get("output_config")
+    if isinstance(config, dict) and isinstance(config.get("format"), dict):
+        return dict(config["format"])
     chat = body.get("response_format")
     if isinstance(chat, dict):
         inner = chat.get("json_schema")
@@ -101,7 +105,7 @@ def last_user_text(body: Body) -> str:
 def prompt_tokens(body: Body) -> int:
     """Estimated input tokens of a request."""
     characters, images = 0, 0
-    for key in ("messages", "input", "instructions"):
+    for key in ("messages", "input", "instructions", "system"):
         for text in _texts(body.get(key)):
             characters += len(text)
         images += _images(body.get(key))
@@ -128,7 +132,7 @@ def _images(value: Any) -> int:
     if isinstance(value, list):
         return sum(_images(item) for item in value)
     if isinstance(value, Mapping):
-        return int(value.get("type") in {"image_url", "input_image"}) + _images(value.get("content"))
+        return int(value.get("type") in {"image_url", "input_image", "image"}) + _images(value.get("content"))
     return 0
 
 

@@ -168,7 +168,7 @@ class Books:
     @property
     def creates_seen(self) -> int:
         """How many requests to create a batch were seen, refused and lost ones included."""
-        return self.calls_to("POST", "/v1/batches")
+        return sum(self.calls_to("POST", path) for path in ("/v1/batches", "/v1/messages/batches"))
 
     def walk(self, batch_id: str) -> list[str]:
         """The states that the batch was moved to, in order."""

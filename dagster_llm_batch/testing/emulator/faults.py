@@ -28,6 +28,7 @@ BatchKind = Literal[
     "miscounts",  # request_counts contradict the rows: one too many completed
     "no_output_file",  # `completed` although output_file_id is null and nothing failed
     "extra_fields",  # unknown JSON fields in the batch object
+    "counts_move",  # Anthropic: counts move with the rows; documented is that they stand still until the end
 ]
 RowKind = Literal["status", "refusal", "truncated", "model"]
 FileKind = Literal[
@@ -37,6 +38,7 @@ FileKind = Literal[
     "foreign",  # after the row stands a copy of it with an unknown custom_id
     "extra_fields",  # unknown JSON fields in the row, its response and its body
     "u2028",  # a raw U+2028 in the reply's text
+    "unknown_type",  # Anthropic: the row's result is of a type that is not documented
     "bom",  # the file starts with a byte order mark
     "crlf",  # lines end in CR LF
     "blank_lines",  # an empty line after each row
@@ -126,9 +128,10 @@ Fault = WireFault | BatchFault | RowFault | FileFault
 LineFault = TypeVar("LineFault", RowFault, FileFault)
 
 
-def lost_create_reply(how: Literal["500", "close", "hang"] = "500", *, times: int | None = 1) -> WireFault:
+def lost_create_reply(
+    how: Literal["500", "close", "hang"] = "500", *, times: int | None = 1, route: str = "POST /v1/batches"
+) -> WireFault:
     """The batch is created, and the caller isn't told: an ambiguous create."""
-    route = "POST /v1/batches"
     if how == "500":
         return WireFault(kind="status", route=route, when="after", status=500, times=times)
     return WireFault(kind=how, route=route, when="after", times=times)

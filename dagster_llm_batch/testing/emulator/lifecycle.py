@@ -85,6 +85,18 @@ OPENAI = Lifecycle(
     ),
 )
 
+# https://platform.claude.com/docs/en/build-with-claude/batch-processing#tracking-your-batch
+ANTHROPIC = Lifecycle(
+    start="in_progress",
+    edges=(
+        Edge("in_progress", "work", "in_progress"),  # some rows ran, more are left
+        Edge("in_progress", "due", "ended"),
+        Edge("in_progress", "window_over", "ended"),
+        Edge("in_progress", "cancel", "canceling"),
+        Edge("canceling", "due", "ended"),
+    ),
+)
+
 
 @dataclass(frozen=True)
 class Pace:

@@ -1,4 +1,4 @@
-"""An OpenAI results file while it is written: one JSON line a row, bent by file faults."""
+"""A results file while it is written: one JSON line a row, bent by file faults. OpenAI's rows, and Anthropic's."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class ResultFile:
             row = _extended(row)
         if "u2028" in kinds:
             _insert_line_separator(row)
+        if "unknown_type" in kinds:
+            row = {**row, "result": {**row.get("result", {}), "type": "brand_new"}}
         line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
         self._last_row_at = self._handle.tell()
         self._line(line[: len(line) // 2] if "malformed" in kinds else line)
@@ -40,7 +42,9 @@ class ResultFile:
             self._line(line)
         for fault in faults:
             if fault.kind == "foreign":
-                foreign = {**row, "id": f"{row['id']}f", "custom_id": fault.custom_id}
+                foreign = {**row, "custom_id": fault.custom_id}
+                if "id" in row:
+                    foreign["id"] = f"{row['id']}f"
                 self._line(json.dumps(foreign, ensure_ascii=False, separators=(",", ":")).encode())
 
     def drop_last_row(self) -> None:
@@ -64,14 +68,18 @@ class ResultFile:
 
 
 def _extended(row: Body) -> Body:
-    response = row["response"]
-    if response is not None:
-        response = {**response, **_UNKNOWN, "body": {**response["body"], **_UNKNOWN}}
-    return {**row, **_UNKNOWN, "response": response}
+    extended = {**row, **_UNKNOWN}
+    for outer, inner in (("response", "body"), ("result", "message")):
+        holder = row.get(outer)
+        if isinstance(holder, dict):
+            extended[outer] = {**holder, **_UNKNOWN}
+            if isinstance(holder.get(inner), dict):
+                extended[outer][inner] = {**holder[inner], **_UNKNOWN}
+    return extended
 
 
 def _insert_line_separator(row: Body) -> None:
-    body = (row["response"] or {}).get("body", {})
+    body = (row.get("response") or {}).get("body") or (row.get("result") or {}).get("message") or {}
     for holder, key in _texts(body):
         text = holder[key]
         try:
@@ -93,4 +101,5 @@ def _texts(body: Body) -> list[tuple[dict[str, Any], str]]:
     messages = [choice["message"] for choice in body.get("choices", [])]
     found = [(message, "content") for message in messages]
     found += [(part, "text") for item in body.get("output", []) for part in item.get("content", [])]
+    found += [(block, "text") for block in body.get("content", [])]
     return [(holder, key) for holder, key in found if isinstance(holder.get(key), str)]

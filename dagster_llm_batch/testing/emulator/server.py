@@ -14,11 +14,13 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from dagster_llm_batch.testing.emulator.answers import AnswerFunction, simulated_answer
+from dagster_llm_batch.testing.emulator.anthropic import AnthropicHouse
+from dagster_llm_batch.testing.emulator.anthropic_wire import MESSAGES
 from dagster_llm_batch.testing.emulator.books import Books
 from dagster_llm_batch.testing.emulator.faults import Fault, FaultScript
 from dagster_llm_batch.testing.emulator.lifecycle import Clock, Mover, Pace
 from dagster_llm_batch.testing.emulator.openai import OpenAIHouse
-from dagster_llm_batch.testing.emulator.wire import Connections, Wire
+from dagster_llm_batch.testing.emulator.wire import Connections, Wire, by_path
 from dagster_llm_batch.testing.emulator.world import Keys, Limits, World
 
 HOST = "127.0.0.1"
@@ -68,8 +70,10 @@ class Emulator:
             work_steps=work_steps,
         )
         self._openai = OpenAIHouse(self._world)
+        self._anthropic = AnthropicHouse(self._world)
         self._connections = Connections()
-        self.asgi_app = Wire(self._openai.app(), self._world, self._connections)
+        houses = by_path({MESSAGES: self._anthropic.app()}, self._openai.app())
+        self.asgi_app = Wire(houses, self._world, self._connections)
         self._wanted_port = port
         self._port: int | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -99,6 +103,11 @@ class Emulator:
     def azure_base_url(self) -> str:
         """For `openai.OpenAI(base_url=...)`, in the form of Azure's v1 API."""
         return f"http://{HOST}:{self.port}/openai/v1/"
+
+    @property
+    def anthropic_base_url(self) -> str:
+        """For `anthropic.Anthropic(base_url=...)`."""
+        return f"http://{HOST}:{self.port}"
 
     def tick(self, times: int = 1) -> int:
         """Move every live batch one edge, `times` times; how many moves that were."""
@@ -148,6 +157,7 @@ class Emulator:
             self._thread.join()
             self._thread, self._loop, self._port = None, None, None
         self._openai.close()
+        self._anthropic.close()
         self._world.close()
 
     def __enter__(self) -> Self:

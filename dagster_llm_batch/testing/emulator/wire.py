@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from dagster_llm_batch.testing.emulator.anthropic_wire import MESSAGES
+from dagster_llm_batch.testing.emulator.anthropic_wire import error_body as anthropic_error_body
 from dagster_llm_batch.testing.emulator.books import Call
 from dagster_llm_batch.testing.emulator.faults import WireFault
 from dagster_llm_batch.testing.emulator.openai_wire import error_body
@@ -60,6 +62,16 @@ class Connections:
             transport.abort()
 
 
+def by_path(houses: Mapping[str, App], other: App) -> App:
+    """The house whose prefix the path has; `other` for the rest."""
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        house = next((one for prefix, one in houses.items() if scope["path"].startswith(prefix)), other)
+        await house(scope, receive, send)
+
+    return app
+
+
 def plain_path(path: str) -> str:
     """The path as OpenAI has it: without Azure's prefix, which may or may not carry `/v1`."""
     if path.startswith(f"{_AZURE}/"):
@@ -69,12 +81,12 @@ def plain_path(path: str) -> str:
 
 
 def api_key(scope: Message) -> str | None:
-    """The key in the `Authorization: Bearer` or the `api-key` header."""
+    """The key in the `Authorization: Bearer`, the `api-key` or the `x-api-key` header."""
     headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
     bearer = headers.get(b"authorization", "")
     if bearer.lower().startswith("bearer "):
         return bearer[len("bearer ") :].strip() or None
-    return headers.get(b"api-key") or None
+    return headers.get(b"x-api-key") or headers.get(b"api-key") or None
 
 
 class Wire:
@@ -109,7 +121,7 @@ class Wire:
         if replaced.kind == "status":
             if replaced.when == "before":
                 await _drain(receive)
-            await _send_status(send, replaced)
+            await _send_status(send, replaced, path)
         elif replaced.kind == "close":
             await self._drop(scope, receive)
         else:
@@ -220,8 +232,9 @@ async def _wait_for_end(receive: Receive) -> None:
         pass
 
 
-async def _send_status(send: Send, fault: WireFault) -> None:
-    body = json.dumps(error_body(fault.status, fault.message, code=fault.code)).encode()
+async def _send_status(send: Send, fault: WireFault, path: str) -> None:
+    shape = anthropic_error_body if path.startswith(MESSAGES) else error_body
+    body = json.dumps(shape(fault.status, fault.message, code=fault.code)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if fault.retry_after is not None:
         headers.append((b"retry-after", str(fault.retry_after).encode()))

@@ -23,6 +23,8 @@ class Limits:
 
     batch_requests: int = 50_000
     file_bytes: int = 200_000_000
+    message_batch_requests: int = 100_000
+    message_batch_bytes: int = 256_000_000
     embedding_inputs: int = 50_000
     enqueued_tokens: int | None = None
     known_models: Collection[str] | None = None

@@ -1,0 +1,197 @@
+"""Anthropic's routes: message batches and, in real time, messages.
+
+https://platform.claude.com/docs/en/api/creating-message-batches
+Reads report and never move a batch. What belongs to another account is not found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from dagster_llm_batch.testing.emulator.anthropic_batches import AnthropicBatch
+from dagster_llm_batch.testing.emulator.anthropic_requests import Caller, Request, check_batch, respond
+from dagster_llm_batch.testing.emulator.anthropic_wire import MESSAGES, ApiError, Body, error_body
+from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
+from dagster_llm_batch.testing.emulator.wire import api_key
+from dagster_llm_batch.testing.emulator.world import World
+
+_BATCHES = "/v1/messages/batches"
+_MOST, _DEFAULT = 1_000, 20
+_ASK_AGAIN_SECONDS = "10"
+
+Handler = Callable[[HttpRequest, Caller], Awaitable[Response]]
+
+
+class AnthropicHouse:
+    """The Anthropic face of an emulator."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._batches: dict[str, AnthropicBatch] = {}
+
+    def app(self) -> Starlette:
+        """The routes as an ASGI app."""
+        table: tuple[tuple[str, str, Handler], ...] = (
+            ("POST", _BATCHES, self._create),
+            ("GET", _BATCHES, self._list),
+            ("GET", f"{_BATCHES}/{{id}}", self._get),
+            ("DELETE", f"{_BATCHES}/{{id}}", self._delete),
+            ("POST", f"{_BATCHES}/{{id}}/cancel", self._cancel),
+            ("GET", f"{_BATCHES}/{{id}}/results", self._results),
+            ("POST", MESSAGES, self._real_time),
+        )
+        routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in table]
+        return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+
+    def close(self) -> None:
+        """Give back what unfinished batches have written."""
+        for batch in self._batches.values():
+            batch.close()
+
+    def _guarded(self, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
+        async def guarded(request: HttpRequest) -> Response:
+            request_id = self._world.new_id("req_")
+            try:
+                response = await handler(request, self._caller(request))
+            except ApiError as error:
+                response = JSONResponse({**error.body, "request_id": request_id}, error.status)
+            response.headers["request-id"] = request_id
+            return response
+
+        return guarded
+
+    def _caller(self, request: HttpRequest) -> Caller:
+        account = self._world.account(api_key(request.scope))
+        if account is None:
+            raise ApiError(401, "API key is invalid.")
+        version = request.headers.get("anthropic-version")
+        if not version:
+            raise ApiError(400, "anthropic-version: header is required")
+        betas = frozenset(word.strip() for word in request.headers.get("anthropic-beta", "").split(",") if word.strip())
+        return Caller(account, version, betas)
+
+    async def _create(self, request: HttpRequest, caller: Caller) -> Response:
+        limits = self._world.limits
+        raw = await request.body()
+        if len(raw) > limits.message_batch_bytes:
+            raise ApiError(413, "Request exceeds the maximum size")
+        requests = await asyncio.to_thread(lambda: check_batch(_parsed(raw), limits.message_batch_requests))
+        record = BatchRecord(
+            id=self._world.new_id("msgbatch_"),
+            ordinal=len(self._world.books.batches),
+            account=caller.account,
+            endpoint=MESSAGES,
+            input_file_id="",
+            metadata={},
+            created_at=int(self._world.clock()),
+        )
+        batch = AnthropicBatch(self._world, record, caller, requests)
+        self._batches[record.id] = batch
+        self._world.books.write(record)
+        reply = batch.as_json(_origin(request))
+        self._world.mover.add(batch)
+        return JSONResponse(reply)
+
+    async def _list(self, request: HttpRequest, caller: Caller) -> Response:
+        """Newest first: https://platform.claude.com/docs/en/api/listing-message-batches"""
+        given = request.query_params.get("limit", str(_DEFAULT))
+        if not given.isdigit() or not 1 <= int(given) <= _MOST:
+            raise ApiError(400, f"limit: Input should be between 1 and {_MOST}")
+        mine = [one for one in reversed(list(self._batches.values())) if one.record.account == caller.account]
+        ids = [one.record.id for one in mine]
+        start, end = 0, len(mine)
+        if (after := request.query_params.get("after_id")) is not None:
+            start = _place(ids, after, "after_id") + 1
+            end = start + int(given)
+        elif (before := request.query_params.get("before_id")) is not None:
+            end = _place(ids, before, "before_id")
+            start = max(end - int(given), 0)
+        else:
+            end = int(given)
+        page = [one.as_json(_origin(request)) for one in mine[start:end]]
+        more = start > 0 if request.query_params.get("before_id") is not None else end < len(mine)
+        return JSONResponse(
+            {
+                "data": page,
+                "has_more": more,
+                "first_id": page[0]["id"] if page else None,
+                "last_id": page[-1]["id"] if page else None,
+            }
+        )
+
+    async def _get(self, request: HttpRequest, caller: Caller) -> Response:
+        batch = self._batch(request, caller)
+        headers = {} if batch.life.ended else {"retry-after": _ASK_AGAIN_SECONDS}
+        return JSONResponse(batch.as_json(_origin(request)), headers=headers)
+
+    async def _delete(self, request: HttpRequest, caller: Caller) -> Response:
+        batch = self._batch(request, caller)
+        if not batch.life.ended:
+            text = "In progress batches cannot be deleted. Consider canceling the batch instead."
+            raise ApiError(400, text)
+        del self._batches[batch.record.id]
+        return JSONResponse({"id": batch.record.id, "type": "message_batch_deleted"})
+
+    async def _cancel(self, request: HttpRequest, caller: Caller) -> Response:
+        batch = self._batch(request, caller)
+        if batch.life.state != "canceling":
+            try:
+                batch.life.move("cancel", self._world.clock())
+            except IllegalMoveError:
+                raise ApiError(400, f"Message Batch {batch.record.id} has already ended.") from None
+        return JSONResponse(batch.as_json(_origin(request)))
+
+    async def _results(self, request: HttpRequest, caller: Caller) -> Response:
+        batch = self._batch(request, caller)
+        blob = batch.results()
+        if blob is None:
+            raise ApiError(404, f"Message Batch {batch.record.id} has no available results.")
+        # read on the threadpool piece by piece: the event loop stays free, and one piece is in memory at a time
+        headers = {"content-length": str(blob.bytes)}
+        return StreamingResponse(blob.chunks(), headers=headers, media_type="application/x-jsonl")
+
+    async def _real_time(self, request: HttpRequest, caller: Caller) -> Response:
+        """https://platform.claude.com/docs/en/api/messages"""
+        one = Request(caller, _parsed(await request.body()))
+        status, answer = await asyncio.to_thread(respond, self._world, one)
+        return JSONResponse(answer, status)
+
+    def _batch(self, request: HttpRequest, caller: Caller) -> AnthropicBatch:
+        batch = self._batches.get(request.path_params["id"])
+        if batch is None or batch.record.account != caller.account:
+            raise ApiError(404, f"Message Batch {request.path_params['id']} not found.")
+        return batch
+
+
+def _origin(request: HttpRequest) -> str:
+    return f"{request.url.scheme}://{request.url.netloc}"
+
+
+def _place(ids: list[str], wanted: str, name: str) -> int:
+    if wanted not in ids:
+        raise ApiError(400, f"{name}: no Message Batch with id {wanted}")
+    return ids.index(wanted)
+
+
+def _parsed(raw: bytes) -> Body:
+    try:
+        body = json.loads(raw or b"{}")
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ApiError(400, "The request body is not valid JSON: it must be an object.")
+    return body
+
+
+async def _no_route(_request: HttpRequest, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    return JSONResponse(error_body(status, "Not found"), status)

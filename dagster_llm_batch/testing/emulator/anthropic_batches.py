@@ -1,0 +1,151 @@
+"""An Anthropic message batch: what happens in each of its states, and the object that tells of it.
+
+https://platform.claude.com/docs/en/build-with-claude/batch-processing
+Work happens in `step`, which only the mover calls; `as_json` reports and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from datetime import UTC, datetime
+from typing import Any
+
+from dagster_llm_batch.testing.emulator.anthropic_requests import Caller, Request, respond
+from dagster_llm_batch.testing.emulator.anthropic_wire import Body, row
+from dagster_llm_batch.testing.emulator.blobs import Blob
+from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
+from dagster_llm_batch.testing.emulator.faults import BatchKind
+from dagster_llm_batch.testing.emulator.lifecycle import ANTHROPIC, Life
+from dagster_llm_batch.testing.emulator.openai_results import ResultFile
+from dagster_llm_batch.testing.emulator.world import World
+
+_KINDS = ("processing", "succeeded", "errored", "canceled", "expired")
+_KEPT_SECONDS = 29 * 86_400.0
+_OK = 200
+
+
+class AnthropicBatch:
+    """One batch, from its creation to its end."""
+
+    def __init__(self, world: World, record: BatchRecord, caller: Caller, requests: list[Body]) -> None:
+        self._world = world
+        self._caller = caller
+        self._requests = requests
+        self.record = record
+        self._created_at = world.clock()
+        self._expires_at = self._created_at + world.limits.window_seconds
+        self.life = Life(ANTHROPIC, self._created_at, self._moved)
+        self._order = list(range(len(requests)))
+        # results come in any order, and a batch cut short has run any part of its rows
+        random.Random(f"{world.seed}:{record.ordinal}").shuffle(self._order)  # noqa: S311
+        self._done = 0
+        self._counts = dict.fromkeys(_KINDS, 0)
+        self._file = ResultFile(world.faults.whole_file(record.ordinal))
+        self._results: Blob | None = None
+
+    def _moved(self, source: str, event: str, target: str, at: float) -> None:
+        self._world.books.write(MoveRecord(self.record.id, source, event, target, at))
+
+    def _fault(self, kind: BatchKind) -> Any:
+        return self._world.faults.batch(kind, self.record.ordinal)
+
+    def deadline(self) -> float:
+        """The end of the 24 hours, while rows run."""
+        return self._expires_at if self.life.state == "in_progress" else math.inf
+
+    def step(self, at: float) -> str | None:
+        """Do the work of the present state."""
+        state = self.life.state
+        stuck = self._fault("stuck")
+        if stuck is not None and stuck.during in {"", state}:
+            return None
+        if state == "canceling":
+            return self._finish("canceled", "due")
+        if at >= self._expires_at:
+            return self._finish("expired", "window_over")
+        total = len(self._order)
+        end = min(total, self._done + math.ceil(total / self._world.work_steps))
+        short = self._fault("expires") or self._fault("cancels")
+        stop = total if short is None else min(total, int(total * short.fraction))
+        while self._done < min(end, stop) and self.life.state == "in_progress":
+            self._run_row(self._requests[self._order[self._done]])
+            self._done += 1
+        if short is not None and self._done >= stop:
+            return "cancel" if short.kind == "cancels" else self._finish("expired", "window_over")
+        if self._done < total or self.life.state != "in_progress":
+            return "work"
+        return self._finish("expired", "due")
+
+    def _run_row(self, one: Body) -> None:
+        raw = json.dumps(one).encode()
+        place = (self.record.ordinal, one["custom_id"], raw)
+        request = Request(self._caller, one["params"], self.record.id, one["custom_id"], self._world.faults.row(*place))
+        status, answer = respond(self._world, request)
+        if status == _OK:
+            kind, result = "succeeded", row(one["custom_id"], "succeeded", message=answer)
+        else:
+            kind, result = "errored", row(one["custom_id"], "errored", error=answer)
+        self._counts[kind] += 1
+        self._file.write(result, self._world.faults.file(*place))
+
+    def _finish(self, kind: str, event: str) -> str:
+        """Give up the rows that have not run, and close the results."""
+        for index in self._order[self._done :]:
+            one = self._requests[index]
+            faults = self._world.faults.file(self.record.ordinal, one["custom_id"], json.dumps(one).encode())
+            self._file.write(row(one["custom_id"], kind), faults)
+            self._counts[kind] += 1
+        self._done = len(self._order)
+        blob = self._file.finish()
+        self._results = None if blob is None else self._world.keep(blob)
+        return event
+
+    def results(self) -> Blob | None:
+        """The results file, if there is one now."""
+        return self._results if self.life.ended and not self._archived() else None
+
+    def _archived(self) -> bool:
+        return self._world.clock() >= self._created_at + _KEPT_SECONDS
+
+    def close(self) -> None:
+        """Give back what was written and not finished."""
+        if self._results is None:
+            self._file.close()
+
+    def as_json(self, origin: str) -> Body:
+        """The batch object as a GET answers it: https://platform.claude.com/docs/en/api/retrieving-message-batches"""
+        state, reached = self.life.state, dict(self.life.reached_at)
+        shown, odd = state, self._fault("status")
+        if odd is not None and odd.during in {"", state}:
+            shown = odd.status
+        # documented: all but `processing` are zero until the batch ends; seen live: they move with the rows
+        visible = self.life.ended or self._fault("counts_move") is not None
+        counts = dict(self._counts) if visible else dict.fromkeys(_KINDS, 0)
+        counts["processing"] = len(self._order) - sum(counts[kind] for kind in _KINDS[1:])
+        archived_at = self._created_at + _KEPT_SECONDS if self._archived() else None
+        hidden = not self.life.ended or archived_at is not None or self._fault("no_output_file") is not None
+        if self._fault("miscounts") is not None:
+            counts["succeeded"] += 1
+        return {
+            "id": self.record.id,
+            "type": "message_batch",
+            "processing_status": shown,
+            "request_counts": counts,
+            "created_at": _rfc3339(self._created_at),
+            "expires_at": _rfc3339(self._expires_at),
+            "ended_at": _rfc3339(reached.get("ended")),
+            "cancel_initiated_at": _rfc3339(reached.get("canceling")),
+            "archived_at": _rfc3339(archived_at),
+            "results_url": None if hidden else f"{origin}/v1/messages/batches/{self.record.id}/results",
+            **({"x_emulator_unknown": {"since": "later"}} if self._fault("extra_fields") is not None else {}),
+        }
+
+
+def _rfc3339(at: float | None) -> str | None:
+    return (
+        None
+        if at is None
+        else datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    )
