@@ -1,0 +1,131 @@
+"""A real `dagster dev` and a real emulator, each a process of its own, spoken to over loopback and ended for sure."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+MARK = "DAGSTER_LLM_BATCH_LIVE_TEST"
+
+# Background jobs of a shell have interrupts ignored, and ignored ones are inherited: nothing could stop them kindly.
+_DEFAULT_SIGNALS = (
+    "import os, signal, sys; "
+    "[signal.signal(one, signal.SIG_DFL) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)]; "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(what: str, look: Callable[[], Any], log: Path, seconds: float = 240.0) -> Any:
+    """Poll until `look` gives something true; what it gave."""
+    end = time.monotonic() + seconds
+    while True:
+        if found := look():
+            return found
+        if time.monotonic() > end:
+            tail = log.read_text(errors="replace")[-6000:]
+            raise TimeoutError(f"{what}: not within {seconds:.0f} s. The end of the log:\n{tail}")
+        time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def process(mark: str, command: list[str], env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process group that does not outlive the block, nor does anything that it started."""
+    with log.open("wb") as out:
+        running = subprocess.Popen(
+            [sys.executable, "-c", _DEFAULT_SIGNALS, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **env, MARK: mark},
+            start_new_session=True,
+        )
+    try:
+        yield running
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        for pid in marked(mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def marked(mark: str) -> list[int]:
+    """Processes that were started, at whatever distance, with this mark in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found
+
+
+class DagsterDev:
+    """A running `dagster dev`, asked by GraphQL."""
+
+    def __init__(self, url: str, log: Path) -> None:
+        self.url = url
+        self.log = log
+
+    def until(self, what: str, look: Callable[[], Any]) -> Any:
+        return until(what, look, self.log)
+
+    def ask(self, query: str, **variables: Any) -> Any:
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(f"{self.url}/graphql", data=body, headers={"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            answer = json.load(reply)
+        assert "errors" not in answer, answer
+        return answer["data"]
+
+    def is_up(self) -> bool:
+        try:
+            nodes = self.ask("{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }")
+        except (urllib.error.URLError, OSError):
+            return False
+        return bool(nodes["repositoriesOrError"].get("nodes"))
+
+
+@contextlib.contextmanager
+def emulator(folder: Path, pace_seconds: float = 1.0) -> Iterator[dict[str, str]]:
+    """The emulator as a process; what it says to export."""
+    log = folder / "emulator.log"
+    command = [sys.executable, "-m", "dagster_llm_batch.testing.emulator", "--pace-seconds", str(pace_seconds)]
+    with process(f"{folder}/emulator", command, {}, log):
+        told = until("the emulator's address", lambda: "OPENAI_API_KEY=" in log.read_text() and log.read_text(), log)
+        lines = [line.removeprefix("export ") for line in told.splitlines() if line.startswith("export ")]
+        yield dict(line.split("=", 1) for line in lines)
+
+
+@contextlib.contextmanager
+def dagster_dev(folder: Path, definitions: Path, env: Mapping[str, str]) -> Iterator[DagsterDev]:
+    """Webserver and daemon over their own Dagster home below `folder`."""
+    home = folder / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\nnux: {enabled: false}\n")
+    port, log = free_port(), folder / "dagster.log"
+    dagster = str(Path(sys.executable).with_name("dagster"))
+    command = [sys.executable, dagster, "dev", "-f", str(definitions), "-h", "127.0.0.1", "-p", str(port)]
+    with process(str(folder), command, {**env, "DAGSTER_HOME": str(home), "PYTHONUNBUFFERED": "1"}, log):
+        dev = DagsterDev(f"http://127.0.0.1:{port}", log)
+        dev.until("dagster dev", dev.is_up)
+        yield dev

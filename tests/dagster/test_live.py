@@ -1,0 +1,159 @@
+"""The whole journey in a real Dagster: a backfill submits, the daemon's sensor collects, GraphQL tells it all."""
+
+from pathlib import Path
+
+import pytest
+from dagster_dev import dagster_dev, emulator, marked
+
+DAYS = ["2026-01-01", "2026-01-02", "2026-01-03"]
+
+BACKFILL = """
+mutation($keys: [AssetKeyInput!]!, $partitions: [String!]) {
+  launchPartitionBackfill(backfillParams: {assetSelection: $keys, partitionNames: $partitions}) {
+    __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message }
+  }
+}"""
+
+RUN = """
+mutation($selector: JobOrPipelineSelector!) {
+  launchRun(executionParams: {selector: $selector, mode: "default"}) {
+    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
+  }
+}"""
+
+MATERIALIZATIONS = """
+query($key: AssetKeyInput!) {
+  assetOrError(assetKey: $key) {
+    ... on Asset {
+      assetMaterializations(limit: 50) {
+        partition runId
+        metadataEntries {
+          label
+          ... on IntMetadataEntry { intValue }
+          ... on FloatMetadataEntry { floatValue }
+          ... on TextMetadataEntry { text }
+          ... on MarkdownMetadataEntry { mdStr }
+          ... on TableMetadataEntry { table { records schema { columns { name } } } }
+        }
+      }
+    }
+  }
+}"""
+
+CHECKS = """
+query($key: AssetKeyInput!) {
+  assetNodeOrError(assetKey: $key) {
+    ... on AssetNode {
+      assetChecksOrError {
+        ... on AssetChecks {
+          checks { name blocking }
+        }
+      }
+    }
+  }
+}"""
+
+EXECUTIONS = """
+query($key: AssetKeyInput!, $check: String!) {
+  assetCheckExecutions(assetKey: $key, checkName: $check, limit: 20) {
+    status partition evaluation { success description partition }
+  }
+}"""
+
+TICKS = """
+query($selector: SensorSelector!) {
+  sensorOrError(sensorSelector: $selector) {
+    ... on Sensor { sensorState { ticks(limit: 100) { status skipReason runIds error { message } } } }
+  }
+}"""
+
+
+class Reader:
+    """What GraphQL says of assets."""
+
+    def __init__(self, dev):
+        self.dev = dev
+        [repository] = dev.ask(
+            "{ repositoriesOrError { ... on RepositoryConnection { nodes { name location { name } } } } }"
+        )["repositoriesOrError"]["nodes"]
+        self.place = {"repositoryName": repository["name"], "repositoryLocationName": repository["location"]["name"]}
+
+    def materializations(self, name):
+        """Metadata of the newest materialization of each partition."""
+        asset = self.dev.ask(MATERIALIZATIONS, key={"path": [name]})["assetOrError"]
+        found = {}
+        for one in asset.get("assetMaterializations", []):
+            values = {
+                entry["label"]: next((v for k, v in entry.items() if k != "label"), None)
+                for entry in one["metadataEntries"]
+            }
+            found.setdefault(one["partition"], values)
+        return found
+
+    def checks(self, name):
+        """Verdicts by partition and check."""
+        node = self.dev.ask(CHECKS, key={"path": [name]})["assetNodeOrError"]
+        found = {}
+        for check in node["assetChecksOrError"]["checks"]:
+            for one in self.dev.ask(EXECUTIONS, key={"path": [name]}, check=check["name"])["assetCheckExecutions"]:
+                if one["evaluation"]:
+                    found[one["partition"], check["name"]] = one["evaluation"]["success"]
+        return found
+
+    def materialize(self, name):
+        selector = {**self.place, "pipelineName": "__ASSET_JOB", "assetSelection": [{"path": [name]}]}
+        result = self.dev.ask(RUN, selector=selector)["launchRun"]
+        assert result["__typename"] == "LaunchRunSuccess", result
+
+    def backfill(self, name, partitions):
+        result = self.dev.ask(BACKFILL, keys=[{"path": [name]}], partitions=partitions)["launchPartitionBackfill"]
+        assert result["__typename"] == "LaunchBackfillSuccess", result
+
+    def failed_runs(self):
+        return self.dev.ask(
+            "{ runsOrError(filter: {statuses: [FAILURE]}) { ... on Runs { results { runId jobName } } } }"
+        )["runsOrError"]["results"]
+
+    def ticks(self):
+        selector = {**self.place, "sensorName": "llm_batch_sensor"}
+        return self.dev.ask(TICKS, selector=selector)["sensorOrError"]["sensorState"]["ticks"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_three_partitions_go_from_one_backfill_to_labels_checks_and_evaluation_in_a_real_dagster(tmp_path):
+    definitions = Path(__file__).with_name("live_defs.py")
+    with emulator(tmp_path) as env, dagster_dev(tmp_path, definitions, env) as dev:
+        seen = Reader(dev)
+        seen.materialize("ticket_gold")
+        seen.backfill("ticket_labels_batch", DAYS)
+        landed = dev.until(
+            "three labeled partitions",
+            lambda: len(found := seen.materializations("ticket_labels")) == len(DAYS) and found,
+        )
+        assert sorted(landed) == DAYS
+        for day in DAYS:
+            told = landed[day]
+            assert told["dagster/partition_row_count"] == 4
+            assert told["llm_batch/rows_succeeded"] == 4
+            assert told["llm_batch/cost_usd"] == pytest.approx(told["llm_batch/realtime_cost_usd"] / 2)
+            assert f"{day}-0" in str(told["llm_batch/preview"])
+        assert len({told["llm_batch/submission_id"] for told in landed.values()}) == len(DAYS)
+        expected = {(day, check): True for day in DAYS for check in ("coverage", "parse_rate", "spend")}
+        assert dev.until("the checks", lambda: (found := seen.checks("ticket_labels")) == expected and found)
+        assert sorted(seen.materializations("ticket_labels_rejects")) == DAYS
+
+        evaluated = dev.until(
+            "an evaluation of all partitions",
+            lambda: (found := seen.materializations("ticket_eval").get(None)) and all_gold(found) and found,
+        )
+        assert any("accuracy" in label for label in evaluated)
+        assert seen.failed_runs() == []
+        ticks = seen.ticks()
+        assert [tick["error"] for tick in ticks if tick["status"] == "FAILURE"] == []
+        assert any("in flight" in (tick["skipReason"] or "") for tick in ticks)
+    assert marked(str(tmp_path)) == []
+
+
+def all_gold(evaluated):
+    return "12" in str(evaluated)
