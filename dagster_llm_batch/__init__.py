@@ -17,10 +17,16 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding
 from dagster_llm_batch.engine import RetryPolicy
 from dagster_llm_batch.evaluation_assets import evaluation_assets
-from dagster_llm_batch.resources import CommandBatchResource, LLMBatchResource, OpenAIBatchResource
+from dagster_llm_batch.resources import (
+    AnthropicBatchResource,
+    CommandBatchResource,
+    LLMBatchResource,
+    OpenAIBatchResource,
+)
 from dagster_llm_batch.sensors import build_llm_batch_sensor
 
 __all__ = [
+    "AnthropicBatchResource",
     "ChecksPolicy",
     "CommandBatchResource",
     "Embedding",

@@ -17,7 +17,54 @@ from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 
-__all__ = ["CommandBatchResource", "LLMBatchResource", "OpenAIBatchResource"]
+__all__ = ["AnthropicBatchResource", "CommandBatchResource", "LLMBatchResource", "OpenAIBatchResource"]
+
+
+class AnthropicBatchResource(dg.ConfigurableResource[Any]):
+    """Anthropic's Message Batches."""
+
+    api_key: str = Field(description="API key. Give it as an EnvVar.")
+    base_url: str | None = Field(default=None, description="Address of another server. Default: Anthropic's own.")
+    workspace_id: str | None = Field(default=None, description="Workspace, for a key that can act on several.")
+    account: str | None = Field(
+        default=None,
+        description=(
+            "A name for whose account this is, part of what tells finished work apart. Default: host and workspace. "
+            "Keys can be rotated without paying again; give another name when a key is another account's."
+        ),
+    )
+    anthropic_version: str | None = Field(
+        default=None,
+        description='API version. Default: that of the SDK. "2023-06-01" still takes temperature, top_p and top_k.',
+    )
+    betas: list[str] = Field(
+        default_factory=list,
+        description="Beta features to ask for, such as output-300k-2026-03-24 for replies of up to 300,000 tokens.",
+    )
+    timeout_seconds: float = Field(default=600.0, description="For one call.")
+    settle_seconds: float = Field(
+        default=300.0,
+        description=(
+            "How long after a create call of unknown end the batch may still appear. Only then is a batch that the "
+            "provider does not list taken as not created, and sent again."
+        ),
+    )
+
+    def provider(self) -> Provider:
+        """The provider; makes no call."""
+        from dagster_llm_batch.providers.anthropic import AnthropicProvider  # noqa: PLC0415 - its SDK is an extra
+        from dagster_llm_batch.providers.anthropic_lines import ANTHROPIC_VERSION  # noqa: PLC0415 - as above
+
+        return AnthropicProvider(
+            api_key=self.api_key,
+            base_url=self.base_url,
+            workspace_id=self.workspace_id,
+            account=self.account,
+            anthropic_version=self.anthropic_version or ANTHROPIC_VERSION,
+            betas=self.betas,
+            timeout_seconds=self.timeout_seconds,
+            settle_seconds=self.settle_seconds,
+        )
 
 
 class OpenAIBatchResource(dg.ConfigurableResource[Any]):
@@ -98,6 +145,7 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
         default=None,
         description="Folder for request and result files (s3://…, gs://…, a path). Default: below the Dagster home.",
     )
+    anthropic: AnthropicBatchResource | None = Field(default=None, description="For models named anthropic/….")
     openai: OpenAIBatchResource | None = Field(default=None, description="For models named openai/….")
     command: CommandBatchResource | None = Field(default=None, description="For models named command/….")
 
@@ -132,6 +180,8 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
     def providers(self, home: Path) -> dict[str, Provider]:
         """The configured providers by name."""
         found: dict[str, Provider] = {}
+        if self.anthropic is not None:
+            found["anthropic"] = self.anthropic.provider()
         if self.openai is not None:
             found["openai"] = self.openai.provider()
         if self.command is not None:

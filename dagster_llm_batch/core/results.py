@@ -167,7 +167,7 @@ class Reconciler:
             reason = "the reply is empty"
         if reason is None:
             return result
-        if result.finish_reason in ("length", "max_output_tokens"):
+        if result.finish_reason in ("length", "max_output_tokens", "max_tokens", "model_context_window_exceeded"):
             reason = f"the reply was cut at its token limit ({reason})"
         return result._replace(outcome=Outcome.INVALID, reason=reason, retryable=True)
 
