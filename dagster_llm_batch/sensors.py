@@ -20,7 +20,7 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.errors import CannotTellError, LeaseError, LLMBatchError
 from dagster_llm_batch.resources import LLMBatchResource
-from dagster_llm_batch.states import ENDED, IN_FLIGHT, ShardState
+from dagster_llm_batch.states import IN_FLIGHT
 from dagster_llm_batch.storage.records import Progress, Shard, Submission
 
 __all__ = ["build_llm_batch_sensor"]
@@ -261,10 +261,9 @@ class _Tick:
             return "its labels have landed"
         if self._engine.is_busy(submission.submission_id):
             return "a run is at it"
-        if ShardState.PLANNED in progress.states and not set(progress.states) & ENDED:
-            last = self._ledger.events(submission.submission_id)[-1].at
-            if self._now - last < self._spacing(submission.created_at):
-                return "the provider does not take its batches now; they are sent again a while later"
+        since = self._engine.unavailable_since(submission.submission_id)
+        if since is not None and self._now - since < self._spacing(submission.created_at):
+            return "its provider does not answer, or does not take its batches; it is tried again a while later"
         return None
 
     def _is_delivered(self, progress: Progress) -> bool:

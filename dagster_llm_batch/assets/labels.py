@@ -11,7 +11,7 @@ from dagster_llm_batch.assets.failures import Failures
 from dagster_llm_batch.assets.output import write_output
 from dagster_llm_batch.checks import Verdict, check_specs, evaluations, verdicts
 from dagster_llm_batch.engine import Engine, Status
-from dagster_llm_batch.errors import ConfigError, LeaseError
+from dagster_llm_batch.errors import ConfigError, LeaseError, TransientError
 from dagster_llm_batch.metadata import (
     column_lineage,
     data_version,
@@ -186,6 +186,10 @@ class _Landing:
                 if dataset.mode == "deferred":
                     context.log.info(str(error))
                     return engine.status(submission_id)
+                status = engine.status(submission_id)
+            except TransientError as error:  # costs time only: the note makes the sensor try again, later
+                engine.note_unavailable(submission_id, error)
+                context.log.warning(f"The provider does not answer now, to be tried again: {error}")
                 status = engine.status(submission_id)
             if status.is_settled or dataset.mode == "deferred":
                 return status

@@ -37,6 +37,7 @@ from dagster_llm_batch.types import BatchReport, BatchStatus
 __all__ = ["Engine", "Status"]
 
 _LEASE_SECONDS = 60.0
+_UNAVAILABLE = "unavailable"
 
 _ENDINGS = {
     BatchStatus.ENDED: Move.ENDED,
@@ -328,6 +329,15 @@ class Engine:
     def attempt(self, submission_id: str) -> int:
         """A number that changes whenever something happened to the submission: a run for it is worth another try."""
         return max((event.event_id for event in self.ledger.events(submission_id)), default=0)
+
+    def note_unavailable(self, submission_id: str, error: TransientError) -> None:
+        """The provider did not answer: worth another try, later."""
+        self.ledger.note(submission_id, _UNAVAILABLE, str(error))
+
+    def unavailable_since(self, submission_id: str) -> datetime | None:
+        """When the provider did not answer, or not take a batch, if that is the last that happened."""
+        last = self.ledger.events(submission_id)[-1]
+        return last.at if last.kind in (_UNAVAILABLE, Move.NOT_SENT.value) else None
 
     def now(self) -> datetime:
         return self._clock()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from face import BATCH, DAILY, DAYS, LABELS, LANDING, Face, labeled, tickets
+from face import BATCH, DAILY, DAYS, LABELS, LANDING, Face, labeled, observations, tickets
 
 from dagster_llm_batch import LLMBatchResource, build_llm_batch_sensor
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault, lost_create_reply
@@ -284,6 +284,27 @@ def test_a_provider_that_is_down_is_told_and_asked_again(make, emulator, fault):
     emulator.clear_faults()
     emulator.settle()
     assert len(tick(face).run_requests) == 1
+
+
+def test_a_provider_that_goes_down_before_the_results_are_fetched_costs_time_only(make, emulator):
+    face = make(*labeled())
+    face.submit()
+    emulator.settle()
+    [request] = tick(face).run_requests
+    down = WireFault(kind="status", route="GET /v1/files/*", status=503, times=None)
+    emulator.inject(down)
+    result = face.launch(request)
+    assert result.success
+    assert [o.metadata["llm_batch/requests_done"].value for o in observations(result)] == [3]
+    change(face, f"created_at = '{sqlite_time(face.engine().now() - timedelta(hours=2))}'", "submission")
+    assert face.tick().run_requests == []  # not pressed on it
+    emulator.clear_faults()
+    change(face, f"at = '{sqlite_time(face.engine().now() - timedelta(minutes=11))}'", "event")
+    [later] = face.tick().run_requests
+    assert later.run_key != request.run_key
+    assert face.launch(later).success
+    assert face.metadata()["dagster/partition_row_count"] == 3
+    assert emulator.books.creates_seen == 1
 
 
 def test_a_batch_whose_create_reply_was_lost_is_found_by_the_sensor_and_lands(make, emulator):
