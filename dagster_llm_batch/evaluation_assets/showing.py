@@ -1,8 +1,8 @@
 """What Dagster's UI shows of an evaluation: figures to plot, tables to read, pictures to look at.
 
-Figures are floats under `llm_batch/<target>/<candidate>/<figure>`, so that Dagster plots each over time or partitions.
-Pictures are PNG inside Markdown, since Dagster stores no images; they are reduced to few colors, as each is kept in the
-event log for ever.
+Figures are floats under `llm_batch/<candidate>/<figure>`, with several targets `llm_batch/<target>/<candidate>/…`, so
+that Dagster plots each over time or partitions. Pictures are PNG inside Markdown, since Dagster stores no images; they
+are reduced to few colors, as each is kept in the event log for ever.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from dagster_llm_batch.evaluation import (
     confusion_png,
     evaluations_markdown,
     per_class_markdown,
+    table_markdown,
 )
 from dagster_llm_batch.evaluation_assets.reading import Read
 from dagster_llm_batch.evaluation_assets.upstreams import Candidate
 
-__all__ = ["column_lineage", "data_version", "evaluation_metadata", "per_class_metadata", "table_schema"]
+__all__ = ["column_lineage", "data_version", "evaluation_metadata", "figure_name", "per_class_metadata", "table_schema"]
 
 MAX_PICTURES = 6
 """Confusion matrices drawn for one materialization; the others are in the per-class table only."""
@@ -51,12 +52,16 @@ _DOCS = {
     "n_gold_null": "gold rows without a value, left out",
     "n_ignored": "candidate rows without gold, left out",
     "coverage": "n_labeled / n_gold",
+    "n_classes": "distinct values in gold and labels",
+    "n_correct": "labels that equal gold",
     "accuracy": "share of labeled rows that are correct",
     "accuracy_low": "95 % interval (Wilson)",
     "accuracy_high": "95 % interval (Wilson)",
     "accuracy_all": "share of gold rows that are correct; a row without a label is wrong",
     "baseline_class": "most frequent class of gold",
     "baseline_accuracy": "accuracy_all of always answering baseline_class",
+    "macro_precision": "mean precision of the classes",
+    "macro_recall": "mean recall of the classes",
     "macro_f1": "mean F1 of the classes",
     "macro_f1_low": "95 % interval (bootstrap)",
     "macro_f1_high": "95 % interval (bootstrap)",
@@ -66,11 +71,14 @@ _DOCS = {
     "kappa_weights": "linear or quadratic for ordinal classes",
     "mae": "mean absolute error",
     "rmse": "root mean squared error",
+    "pearson": "linear correlation with gold",
+    "spearman": "rank correlation with gold",
     "cost_usd": "known cost of the candidate's rows that met gold",
     "n_cost_unknown": "such rows whose cost is not known; cost_usd is a lower bound then",
     "cost_per_correct_usd": "cost_usd / n_correct",
     "models": "LLMs that answered, as the provider names them",
     "class": "class of the target",
+    "f1": "harmonic mean of precision and recall",
     "support": "labeled rows of the class",
     "predicted": "rows labeled as the class",
     "correct": "rows of the class labeled as it",
@@ -81,26 +89,20 @@ _DOCS = {
 
 def evaluation_metadata(report: EvaluationReport, read: Read, table: pa.Table, *, partitioned: bool) -> dict[str, Any]:
     """For `<name>`: the figures that decide, pictures, and what was left out."""
-    drawn = [one for one in report.confusions if one.classes][:MAX_PICTURES]
-    categorical = [one for one in report.evaluations if one.kind == "categorical" and one.n_gold]
-    shown: dict[str, Any] = {"llm_batch/evaluation": dg.MetadataValue.md(evaluations_markdown(report.evaluations))}
-    if categorical:
-        shown["llm_batch/accuracy"] = _picture("accuracy by candidate", accuracy_png(categorical))
-    for matrix in drawn:
-        text = f"confusion matrix of {matrix.candidate}"
-        shown[f"llm_batch/{matrix.target}/{matrix.candidate}/confusion"] = _picture(text, confusion_png(matrix))
-    if report.agreements:
-        shown["llm_batch/comparison"] = dg.MetadataValue.md(agreements_markdown(report.agreements))
+    shown = {
+        "llm_batch/evaluation": dg.MetadataValue.md(_summary(report.evaluations)),
+        "llm_batch/report": dg.MetadataValue.md(_report(report)),
+    }
     counts = {
         "gold_rows": len(read.gold),
         "gold_rows_elsewhere": read.gold_rows_elsewhere,
         "partitions": read.partitions,
-        "gold_partitions_without_labels": read.gold_partitions_without_labels,
-        "labeled_partitions_without_gold": read.labeled_partitions_without_gold,
+        "partitions_unlabeled": read.gold_partitions_without_labels,
+        "partitions_without_gold": read.labeled_partitions_without_gold,
     }
     return {
         **shown,
-        **{name: value for one in report.evaluations for name, value in _figures(one).items()},
+        **{name: value for one in report.evaluations for name, value in _figures(one, report.evaluations).items()},
         **{f"llm_batch/{name}": value for name, value in counts.items() if value is not None},
         **_table_metadata(table, partitioned=partitioned),
     }
@@ -115,11 +117,49 @@ def per_class_metadata(table: pa.Table, *, partitioned: bool) -> dict[str, Any]:
     }
 
 
-def _figures(one: Evaluation) -> dict[str, float | int]:
-    under = f"llm_batch/{one.target}/{one.candidate}"
+def figure_name(one: Evaluation, among: Sequence[Evaluation], figure: str) -> str:
+    """The metadata key of one figure; the UI has little room for keys, so a single target is not named."""
+    where = [one.candidate] if len({other.target for other in among}) == 1 else [one.target, one.candidate]
+    return "/".join(["llm_batch", *where, figure])
+
+
+def _figures(one: Evaluation, among: Sequence[Evaluation]) -> dict[str, float | int]:
     known = {name: getattr(one, name) for name in (*_PLOTTED, *_PLOTTED_USD)}
-    floats = {f"{under}/{name}": float(value) for name, value in known.items() if value is not None}
-    return {**floats, f"{under}/gold_rows_without_label": one.n_gold - one.n_labeled}
+    figures = {name: float(value) for name, value in known.items() if value is not None}
+    counts = {"rows_unlabeled": one.n_gold - one.n_labeled}
+    return {figure_name(one, among, name): value for name, value in {**figures, **counts}.items()}
+
+
+def _summary(evaluations: Sequence[Evaluation]) -> str:
+    """The few figures that fit beside a metadata key."""
+    names = ("candidate", "target", "coverage", "accuracy", "kappa", "mae", "spearman")
+    columns = {name: [getattr(one, name) for one in evaluations] for name in names}
+    per_correct = [one.cost_per_correct_usd for one in evaluations]
+    columns["USD / correct"] = [None if usd is None else f"{usd:.2g}" for usd in per_correct]
+    if len(set(columns["target"])) == 1:
+        del columns["target"]
+    known = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    return table_markdown(pa.table(known), max_rows=len(evaluations))
+
+
+def _report(report: EvaluationReport) -> str:
+    """Everything to read, in one Markdown: the UI opens it over the whole page."""
+    categorical = [one for one in report.evaluations if one.kind == "categorical" and one.n_gold]
+    parts = [evaluations_markdown(report.evaluations)]
+    if categorical:
+        parts.append(_picture("accuracy by candidate", accuracy_png(categorical)))
+    if report.agreements:
+        parts += ["#### Candidates compared on the rows that both labeled", agreements_markdown(report.agreements)]
+    drawn = [one for one in report.confusions if one.classes]
+    parts += [
+        _picture(f"confusion matrix of {one.candidate}, {one.target}", confusion_png(one))
+        for one in drawn[:MAX_PICTURES]
+    ]
+    if (left_out := len(drawn) - MAX_PICTURES) > 0:
+        parts.append(f"{left_out} more confusion matrices are not drawn.")
+    if len(report.per_class):
+        parts += ["#### Classes", per_class_markdown(report.per_class)]
+    return "\n\n".join(parts)
 
 
 def _table_metadata(table: pa.Table, *, partitioned: bool) -> dict[str, Any]:
@@ -160,11 +200,11 @@ def data_version(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def _picture(text: str, png: bytes) -> dg.MetadataValue:
+def _picture(text: str, png: bytes) -> str:
     from PIL import Image  # noqa: PLC0415 - matplotlib, which drew it, brings it
 
     reduced = io.BytesIO()
     image = Image.open(io.BytesIO(png)).convert("RGB").quantize(_COLORS, dither=Image.Dither.NONE)
     image.save(reduced, "PNG", optimize=True)
     alt = text.translate(dict.fromkeys(map(ord, "[]()\\\n"), " "))
-    return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(reduced.getvalue()).decode()})")
+    return f"![{alt}](data:image/png;base64,{base64.b64encode(reduced.getvalue()).decode()})"

@@ -11,6 +11,7 @@ import dagster as dg
 from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation import Evaluation, Target, plain_text
+from dagster_llm_batch.evaluation_assets.showing import figure_name
 from dagster_llm_batch.evaluation_assets.upstreams import Candidate
 
 __all__ = ["Thresholds"]
@@ -90,7 +91,5 @@ class Thresholds:
             passed=all(value is not None and value >= wanted[one.candidate] for one, value in judged),
             severity=self.severity,
             description=". ".join(lines) + "." if lines else "No gold rows to measure.",
-            metadata={
-                f"llm_batch/{one.target}/{one.candidate}/{figure}": value for one, value in judged if value is not None
-            },
+            metadata={figure_name(one, evaluations, figure): value for one, value in judged if value is not None},
         )

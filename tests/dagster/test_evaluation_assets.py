@@ -212,7 +212,7 @@ class TestWhichRowsCount:
         found = rows(world.stored("quality"))
         assert (found["good"]["n_gold"], found["good"]["coverage"]) == (7, 1.0)
         assert (found["weak"]["n_gold"], found["weak"]["n_absent"], found["weak"]["n_labeled"]) == (7, 2, 4)
-        assert world.metadata("quality")["llm_batch/topic/weak/gold_rows_without_label"].value == 3
+        assert world.metadata("quality")["llm_batch/weak/rows_unlabeled"].value == 3
 
     def test_gold_of_partitions_that_nobody_has_labeled_yet_does_not_count(self, world):
         upstream, evaluation = both()
@@ -223,7 +223,7 @@ class TestWhichRowsCount:
         shown = world.metadata("quality")
         assert shown["llm_batch/gold_rows"].value == 3
         assert shown["llm_batch/partitions"].value == 1
-        assert shown["llm_batch/gold_partitions_without_labels"].value == 2
+        assert shown["llm_batch/partitions_unlabeled"].value == 2
 
     def test_labels_of_partitions_without_gold_are_left_out_and_counted(self, world):
         upstream, evaluation = both()
@@ -233,7 +233,7 @@ class TestWhichRowsCount:
         world.run([*upstream, *evaluation], select=evaluation)
         found = rows(world.stored("quality"))
         assert (found["good"]["n_gold"], found["good"]["n_ignored"]) == (3, 2)
-        assert world.metadata("quality")["llm_batch/labeled_partitions_without_gold"].value == 1
+        assert world.metadata("quality")["llm_batch/partitions_without_gold"].value == 1
 
     def test_a_deleted_dynamic_partition_does_not_count(self, world):
         days = dg.DynamicPartitionsDefinition(name="days")
@@ -318,23 +318,30 @@ class TestShown:
         return world.metadata("quality")
 
     def test_figures_are_floats_that_dagster_plots(self, shown):
-        assert shown["llm_batch/topic/good/accuracy"] == dg.FloatMetadataValue(1.0)
-        assert shown["llm_batch/topic/weak/accuracy"].value == pytest.approx(4 / 6)
-        assert shown["llm_batch/topic/weak/cost_per_correct_usd"].value == pytest.approx(0.07 / 4)
+        assert shown["llm_batch/good/accuracy"] == dg.FloatMetadataValue(1.0)
+        assert shown["llm_batch/weak/accuracy"].value == pytest.approx(4 / 6)
+        assert shown["llm_batch/weak/cost_per_correct_usd"].value == pytest.approx(0.07 / 4)
         assert {"kappa", "macro_f1", "coverage"} <= {name.rsplit("/", 1)[-1] for name in shown}
 
     def test_pictures_are_pngs_that_do_not_bloat_the_event_log(self, shown):
-        names = ["llm_batch/accuracy", "llm_batch/topic/good/confusion", "llm_batch/topic/weak/confusion"]
-        for name in names:
-            text = shown[name].md_str
-            assert len(text) < 60_000
-            [encoded] = re.findall(r"!\[[^\]]*\]\(data:image/png;base64,([A-Za-z0-9+/=]+)\)", text)
+        found = re.findall(
+            r"!\[([^\]]*)\]\(data:image/png;base64,([A-Za-z0-9+/=]+)\)", shown["llm_batch/report"].md_str
+        )
+        assert [name for name, _ in found] == [
+            "accuracy by candidate",
+            "confusion matrix of good, topic",
+            "confusion matrix of weak, topic",
+        ]
+        for _, encoded in found:
+            assert len(encoded) < 60_000
             picture = Image.open(io.BytesIO(base64.b64decode(encoded)))
             assert (picture.format, picture.width) == ("PNG", 1200)
 
     def test_tables_show_intervals_and_whether_candidates_differ(self, shown):
-        assert "66.7% (30.0% to 90.3%)" in shown["llm_batch/evaluation"].md_str
-        assert "McNemar" in shown["llm_batch/comparison"].md_str
+        assert "| weak | 0.857 | 0.667 |" in shown["llm_batch/evaluation"].md_str
+        report = shown["llm_batch/report"].md_str
+        assert "66.7% (30.0% to 90.3%)" in report
+        assert "McNemar" in report
 
     def test_columns_are_described_and_lead_back_to_gold_and_candidates(self, shown):
         columns = {column.name: column for column in shown["dagster/column_schema"].schema.columns}
