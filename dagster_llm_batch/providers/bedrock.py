@@ -1,0 +1,412 @@
+"""Batch inference on Amazon Bedrock (`CreateModelInvocationJob`) through boto3. Requests and results are files in S3.
+
+    s3://<bucket>/<prefix>/<tag>/requests.jsonl          written before the job is created
+    s3://<bucket>/<prefix>/<tag>/results/<job id>/…      written by Bedrock
+
+The tag is the job's name and its `clientRequestToken`, so a create call that is repeated makes no second job. It runs
+once all the same, with the SDK's retries off: what a repeated token is answered is not documented. `find` lists jobs by
+name and compares the token. Uploads go in parts and downloads in pieces, at constant memory. A process killed while it
+uploads leaves parts behind that a lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`) should remove.
+
+Refuses a batch below the model's minimum of records before anything is sent: Bedrock itself takes such a job and fails
+it later. `small_batches="pad"` adds records to it instead, which are paid for, belong to no row and are short.
+
+API: https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference.html
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Literal
+from urllib.parse import urlsplit
+
+from dagster_llm_batch.errors import (
+    AmbiguousError,
+    ConfigError,
+    CredentialsError,
+    MissingExtraError,
+    ProviderError,
+    RefusedError,
+)
+from dagster_llm_batch.providers.bedrock_clients import Clients
+from dagster_llm_batch.providers.bedrock_errors import UnknownIdError, is_aws, status_of
+from dagster_llm_batch.providers.bedrock_files import Files, enough
+from dagster_llm_batch.providers.bedrock_jobs import counted, is_job_id, job_name, read_job
+from dagster_llm_batch.providers.bedrock_lines import BedrockLines, signature
+from dagster_llm_batch.providers.bedrock_models import Family, family_of
+from dagster_llm_batch.providers.bedrock_quotas import BEDROCK_LIMITS, limits_from
+from dagster_llm_batch.types import (
+    Absent,
+    BatchReport,
+    BatchStatus,
+    CannotTell,
+    FindHints,
+    Found,
+    Limits,
+    RequestSpec,
+)
+
+__all__ = ["BedrockProvider"]
+
+_ROLE = re.compile(r"arn:aws(?:-[^:]+)?:iam::(?P<account>[0-9]{12})?:role/.+")
+_S3 = re.compile(r"s3://(?P<bucket>[a-z0-9][-.a-z0-9]{1,61}[a-z0-9])(?:/(?P<prefix>[-!_*'().a-zA-Z0-9/]*))?")
+_PART_BYTES = 16 << 20
+_PARTS_AT_ONCE = 4  # so at most 64 MiB of an upload are in memory
+_FEW = 4  # up to here, one call a batch
+_PAGE = 1_000  # the most that one list call gives
+_MAX_FAILURES = 3
+_HOURS = range(24, 169)
+_SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+
+
+class BedrockProvider:
+    """Batches in one AWS account and region. Building makes no call and imports no SDK.
+
+    `role_arn` is the service role that Bedrock takes on; `s3_uri` a folder that role and caller can read and write.
+    `client_options` go to each boto3 client (`use_ssl`, `verify`), `session_options` to the session (`profile_name`,
+    `aws_access_key_id`, …). `families` names the form of request for models whose id does not tell it, or "converse"
+    for those that should go through Converse. Limits are read from Service Quotas, if `read_quotas` and the caller may.
+    """
+
+    def __init__(
+        self,
+        region_name: str,
+        role_arn: str,
+        s3_uri: str,
+        *,
+        session_options: Mapping[str, Any] | None = None,
+        client_options: Mapping[str, Any] | None = None,
+        endpoint_url: str | None = None,
+        runtime_endpoint_url: str | None = None,
+        s3_endpoint_url: str | None = None,
+        quotas_endpoint_url: str | None = None,
+        max_attempts: int = 5,
+        timeout_seconds: float = 120.0,
+        timeout_hours: int = 24,
+        kms_key_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        families: Mapping[str, str] | None = None,
+        small_batches: Literal["refuse", "pad"] = "refuse",
+        limits: Limits = BEDROCK_LIMITS,
+        read_quotas: bool = True,
+        account: str | None = None,
+        name: str = "bedrock",
+        settle_seconds: float = 300.0,
+    ) -> None:
+        role, place = _ROLE.fullmatch(role_arn), _S3.fullmatch(s3_uri)
+        if not region_name:
+            raise ConfigError("Bedrock needs a region, such as 'us-east-1'.")
+        if role is None:
+            raise ConfigError(f"role_arn {role_arn!r} is no role; it looks like 'arn:aws:iam::123456789012:role/NAME'.")
+        if place is None:
+            raise ConfigError(
+                f"s3_uri {s3_uri!r} is no place in S3 that Bedrock takes; it looks like 's3://bucket/folder', with "
+                "letters, digits and -!_*'(). only."
+            )
+        if timeout_hours not in _HOURS:
+            raise ConfigError(f"timeout_hours is {timeout_hours}; Bedrock takes {_HOURS.start} to {_HOURS.stop - 1}.")
+        if small_batches not in ("refuse", "pad"):
+            raise ConfigError(f"small_batches is {small_batches!r}; it can be 'refuse' or 'pad'.")
+        try:
+            self._families = {model: Family(word) for model, word in (families or {}).items()}
+        except ValueError as error:
+            allowed = ", ".join(f"'{one.value}'" for one in Family)
+            raise ConfigError(f"families: {error}; the forms of request are {allowed}.") from None
+        self._role_arn = role_arn
+        self._hours = timeout_hours
+        self._tags = dict(tags or {})
+        self._pads = small_batches == "pad"
+        self._defaults = limits
+        self._reads_quotas = read_quotas
+        self._region = region_name
+        self._public = endpoint_url is None
+        host = urlsplit(endpoint_url).netloc if endpoint_url else f"bedrock.{region_name}.amazonaws.com"
+        self._account = f"{host}/{role['account'] or ''}" if account is None else account
+        self._timeout_seconds = timeout_seconds
+        self._session_options = {"region_name": region_name, **(session_options or {})}
+        self._client_options = dict(client_options or {})
+        self._endpoints = {
+            "bedrock": endpoint_url,
+            "bedrock-runtime": runtime_endpoint_url or endpoint_url,
+            "s3": s3_endpoint_url,
+            "service-quotas": quotas_endpoint_url,
+        }
+        self._session: Any = None
+        secrets = [str(value) for word, value in self._session_options.items() if word in _SECRETS and value]
+        self._clients = Clients(self._client, max_attempts, self._account, secrets)
+        self._files = Files(self._clients, place["bucket"], place["prefix"] or "", kms_key_id)
+        self._name = name
+        self._settle_seconds = settle_seconds
+        self._quotas: list[Mapping[str, Any]] | None = None
+        self._spoken: dict[str, set[tuple[str, Family]]] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"
+
+    @property
+    def name(self) -> str:
+        """See Provider.name."""
+        return self._name
+
+    @property
+    def account(self) -> str:
+        """See Provider.account: the region's address and the account of the role."""
+        return self._account
+
+    @property
+    def price_book(self) -> str | None:
+        """See Provider.price_book. It has no batch prices for Bedrock: half of the standard ones, as documented."""
+        return "aws"
+
+    @property
+    def settle_seconds(self) -> float:
+        """See Provider.settle_seconds. No time is documented after which a new job is listed."""
+        return self._settle_seconds
+
+    def codec(self, spec: RequestSpec) -> BedrockLines:
+        """See Provider.codec."""
+        family = self._families.get(spec.model) or family_of(spec.model)
+        codec = BedrockLines(spec, family, lambda: self.limits(spec.model))
+        self._spoken.setdefault(signature(codec.settings), set()).add((spec.model, family))
+        return codec
+
+    def limits(self, model: str) -> Limits:
+        """What one batch of the model may hold: by the account's quotas, else the defaults. One read a provider."""
+        if self._quotas is None:
+            self._quotas = list(self._read_quotas()) if self._reads_quotas else []
+        return limits_from(self._quotas, model, self._defaults)
+
+    def _read_quotas(self) -> Iterator[Mapping[str, Any]]:
+        try:
+            with self._clients.calls("read the quotas"):
+                pages = self._clients.of("service-quotas", attempts=2).get_paginator("list_service_quotas")
+                found = [quota for page in pages.paginate(ServiceCode="bedrock") for quota in page.get("Quotas", ())]
+        except ProviderError:
+            return  # many may not read them; the defaults are documented
+        yield from found
+
+    # Submit
+
+    def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
+        """See Provider.submit. Raises RefusedError, with nothing sent, for fewer records than the model's minimum."""
+        with enough(lines, self.codec(spec), pad=self._pads) as records:
+            self._files.upload(records, tag, self._transfer_config())
+        try:
+            return self._create(spec, tag)
+        except AmbiguousError:
+            raise
+        except ProviderError:
+            self._files.forget(tag)
+            raise
+
+    def _create(self, spec: RequestSpec, tag: str) -> str:
+        converse = (self._families.get(spec.model) or family_of(spec.model)) is Family.CONVERSE
+        client = self._clients.of("bedrock", attempts=1)
+        with self._clients.calls("create the batch", creating=True):
+            reply = client.create_model_invocation_job(
+                jobName=job_name(tag),
+                clientRequestToken=job_name(tag),
+                roleArn=self._role_arn,
+                modelId=spec.model,
+                modelInvocationType="Converse" if converse else "InvokeModel",
+                inputDataConfig={"s3InputDataConfig": {"s3Uri": self._files.source(tag), "s3InputFormat": "JSONL"}},
+                outputDataConfig={"s3OutputDataConfig": self._files.output(tag)},
+                timeoutDurationInHours=self._hours,
+                tags=[{"key": word, "value": value} for word, value in sorted(self._tags.items())],
+            )
+        arn = reply.get("jobArn")
+        if not isinstance(arn, str) or not arn:
+            raise AmbiguousError(
+                "Perhaps created the batch: the reply names none. Look for it before creating it again."
+            )
+        return arn
+
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
+        """See Provider.find. Every job of the name is asked for; token or input file tell ours."""
+        del hints
+        name, ours = job_name(tag), []
+        source = self._files.source(tag)
+        with self._clients.calls("look for the batch"):
+            pages = self._clients.of("bedrock").get_paginator("list_model_invocation_jobs")
+            for page in pages.paginate(nameContains=name):
+                for job in page.get("invocationJobSummaries", ()):
+                    token = job.get("clientRequestToken")
+                    if token == name or (token is None and job.get("jobName") == name and _input_of(job) == source):
+                        ours.append(str(job["jobArn"]))
+        match ours:
+            case []:
+                return Absent()
+            case [arn]:
+                return Found(arn)
+            case _:
+                return CannotTell(f"{len(ours)} jobs carry the token '{name}', which names one", tuple(ours))
+
+    # Poll and fetch
+
+    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
+        """See Provider.poll. Up to four batches take one call each; more are read from a page of the newest jobs."""
+        seen: dict[str, BatchReport] = {}
+        listed = len(batch_ids) > _FEW
+        if listed:
+            try:
+                seen = self._listed()
+            except CredentialsError:
+                raise
+            except ProviderError:
+                listed = False
+        reports: dict[str, BatchReport] = {}
+        failure: ProviderError | None = None
+        failures = 0
+        for batch_id in batch_ids:
+            if batch_id in seen:
+                reports[batch_id] = seen[batch_id]
+                continue
+            if failures == _MAX_FAILURES:
+                continue
+            try:
+                reports[batch_id] = self._counted(self._report(batch_id))
+            except CredentialsError:
+                raise
+            except ProviderError as error:
+                failure, failures = error, failures + 1
+        if failure is not None and not reports:
+            raise failure
+        return reports
+
+    def _listed(self) -> dict[str, BatchReport]:
+        with self._clients.calls("list the batches"):
+            page = self._clients.of("bedrock").list_model_invocation_jobs(
+                maxResults=_PAGE, sortBy="CreationTime", sortOrder="Descending"
+            )
+        reports = (read_job(job) for job in page.get("invocationJobSummaries", ()))
+        # an end without counts is left to the single read, which looks for the manifest
+        return {one.batch_id: one for one in reports if not one.status.is_terminal or one.done is not None}
+
+    def _report(self, batch_id: str) -> BatchReport:
+        try:
+            return read_job(self._job(batch_id))
+        except UnknownIdError:
+            return BatchReport(batch_id, BatchStatus.FAILED, reason="Bedrock knows no such job (any more).")
+
+    def _job(self, batch_id: str) -> Mapping[str, Any]:
+        if not is_job_id(batch_id):
+            raise UnknownIdError(f"{batch_id!r} is no job of Bedrock: it has neither the form of an ARN nor of an id.")
+        with self._clients.calls(f"read the batch '{batch_id}'"):
+            job: Mapping[str, Any] = self._clients.of("bedrock").get_model_invocation_job(jobIdentifier=batch_id)
+        return job
+
+    def _counted(self, report: BatchReport) -> BatchReport:
+        """The report with the counts of the manifest, where the job itself tells none."""
+        if not report.status.is_terminal or report.status is BatchStatus.FAILED or report.done is not None:
+            return report
+        try:
+            return counted(report, self._files.manifest(self._job(report.batch_id)))
+        except ProviderError:
+            return report
+
+    def fetch(self, batch_id: str) -> Iterator[bytes]:
+        """See Provider.fetch: every output file in the job's own folder, also those of a job that did not end well."""
+        yield from self._files.results(self._job(batch_id))
+
+    def cancel(self, batch_id: str) -> None:
+        """See Provider.cancel."""
+        try:
+            with self._clients.calls(f"stop the batch '{batch_id}'"):
+                self._clients.of("bedrock").stop_model_invocation_job(jobIdentifier=batch_id)
+        except ProviderError:
+            try:
+                status = self._report(batch_id).status
+            except ProviderError:
+                status = BatchStatus.RUNNING
+            if not status.is_terminal and status is not BatchStatus.CANCELING:
+                raise
+
+    def respond(self, line: bytes) -> bytes:
+        """See Provider.respond. A record does not name its model: it is that of the codec that wrote such records."""
+        record = json.loads(line)
+        body = record["modelInput"]
+        known = self._spoken.get(signature(body), set())
+        if len(known) != 1:
+            models = ", ".join(sorted(model for model, _ in known)) or "none"
+            raise RefusedError(
+                f"Cannot tell which model answers this record: this provider's codecs of the same settings are for "
+                f"{models}. Make the codec of one spec, and no second of equal settings, with this provider."
+            )
+        ((model, family),) = known
+        answer: dict[str, Any] = {"recordId": record["recordId"], "modelInput": body}
+        try:
+            answer["modelOutput"] = (
+                self._converse(model, body) if family is Family.CONVERSE else self._invoke(model, body)
+            )
+        except Exception as error:
+            if not is_aws(error):
+                raise
+            failure, status = self._clients.translated(error, "get an answer"), status_of(error)
+            if status is None or isinstance(failure, CredentialsError):
+                raise failure from None
+            answer["error"] = {"errorCode": status, "errorMessage": str(failure)}
+        return json.dumps(answer, separators=(",", ":")).encode("ascii") + b"\n"
+
+    def _invoke(self, model: str, body: Mapping[str, Any]) -> Any:
+        data = json.dumps(body).encode()
+        reply = self._clients.of("bedrock-runtime").invoke_model(
+            modelId=model, body=data, contentType="application/json", accept="application/json"
+        )
+        read = reply["body"].read()
+        try:
+            return json.loads(read)
+        except ValueError:
+            return read.decode("utf-8", "replace")
+
+    def _converse(self, model: str, body: Mapping[str, Any]) -> Any:
+        parameters = json.loads(json.dumps(body), object_hook=_with_bytes)
+        reply = self._clients.of("bedrock-runtime").converse(modelId=model, **parameters)
+        return {name: value for name, value in reply.items() if name != "ResponseMetadata"}
+
+    def console_url(self, batch_id: str) -> str | None:
+        """See Provider.console_url: the region's list of batches, for a job's own page has no documented address."""
+        del batch_id
+        if not self._public:
+            return None
+        return f"https://{self._region}.console.aws.amazon.com/bedrock/home?region={self._region}#/batch-inference"
+
+    # The SDK
+
+    def _client(self, service: str, attempts: int) -> Any:
+        try:
+            import boto3  # type: ignore[import-untyped]  # noqa: PLC0415 -- an optional extra
+            from botocore.config import Config  # type: ignore[import-untyped]  # noqa: PLC0415
+        except ImportError as error:
+            raise MissingExtraError("bedrock", f"The provider '{self._name}'") from error
+        if self._session is None:
+            self._session = boto3.Session(**self._session_options)
+        config = Config(
+            retries={"total_max_attempts": attempts, "mode": "standard"},
+            connect_timeout=min(10.0, self._timeout_seconds),
+            read_timeout=self._timeout_seconds,
+        )
+        return self._session.client(
+            service, endpoint_url=self._endpoints[service], config=config, **self._client_options
+        )
+
+    def _transfer_config(self) -> Any:
+        try:
+            from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]  # noqa: PLC0415
+        except ImportError as error:
+            raise MissingExtraError("bedrock", f"The provider '{self._name}'") from error
+        return TransferConfig(_PART_BYTES, _PARTS_AT_ONCE, _PART_BYTES)
+
+
+def _input_of(job: Mapping[str, Any]) -> str | None:
+    uri = job.get("inputDataConfig", {}).get("s3InputDataConfig", {}).get("s3Uri")
+    return uri if isinstance(uri, str) else None
+
+
+def _with_bytes(value: dict[str, Any]) -> dict[str, Any]:
+    """Image bytes as boto3 wants them; in a record they are base64."""
+    if isinstance(value.get("bytes"), str):
+        return {**value, "bytes": base64.b64decode(value["bytes"])}
+    return value

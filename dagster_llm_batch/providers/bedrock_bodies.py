@@ -1,0 +1,187 @@
+"""The settings that all requests of a spec share, in the form of each family, and what may not be set. Pure.
+
+`params` go into the body as they are. Where a family has its own names, the common ones (`max_tokens`, `temperature`,
+`top_p`, `stop_sequences`) are written as those. What the vendor would refuse in every row, hours later, is refused
+here: Bedrock does not check a record against its model when it takes a job.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
+from dagster_llm_batch.providers.bedrock_models import Family, can_structure
+from dagster_llm_batch.providers.bedrock_schema import bedrock_schema
+from dagster_llm_batch.providers.jsonlines import dumps
+from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseKind
+
+__all__ = ["OUTPUT_LIMIT", "check_shape", "settings"]
+
+CLAUDE_VERSION = "bedrock-2023-05-31"
+OUTPUT_LIMIT = {Family.CLAUDE: "max_tokens", Family.CHAT: "max_tokens", Family.LLAMA: "max_gen_len"}
+"""The field that limits the length of a reply; in Nova and Converse it is `inferenceConfig.maxTokens`."""
+
+_INFERENCE = {
+    "max_tokens": "maxTokens",
+    "temperature": "temperature",
+    "top_p": "topP",
+    "stop_sequences": "stopSequences",
+}
+_PROMPT = "comes from the prompt"
+_NO_STREAM = "is not possible in a batch"
+_ON_JOB = "is the model of the spec, and stands on the job"
+_RESERVED: dict[Family, dict[str, str]] = {
+    Family.CLAUDE: {
+        "messages": _PROMPT,
+        "system": _PROMPT,
+        "model": _ON_JOB,
+        "stream": _NO_STREAM,
+        "anthropic_version": f"is '{CLAUDE_VERSION}' in every batch",
+    },
+    Family.CHAT: {"messages": _PROMPT, "model": _ON_JOB, "stream": _NO_STREAM},
+    Family.NOVA: {"messages": _PROMPT, "system": _PROMPT, "modelId": _ON_JOB},
+    Family.CONVERSE: {
+        "messages": _PROMPT,
+        "system": _PROMPT,
+        "modelId": _ON_JOB,
+        "toolConfig": "makes every record of a Converse batch fail; tools need a model that InvokeModel serves",
+    },
+    Family.LLAMA: {"prompt": _PROMPT},
+    Family.TITAN: {"inputText": _PROMPT},
+}
+_ALLOWED: dict[Family, tuple[str, ...]] = {
+    Family.NOVA: ("inferenceConfig", "toolConfig", "schemaVersion", "additionalModelRequestFields", *_INFERENCE),
+    Family.CONVERSE: (
+        "inferenceConfig",
+        "additionalModelRequestFields",
+        "additionalModelResponseFieldPaths",
+        "guardrailConfig",
+        "outputConfig",
+        "performanceConfig",
+        "promptVariables",
+        "requestMetadata",
+        *_INFERENCE,
+    ),
+    Family.LLAMA: ("max_gen_len", "temperature", "top_p", "max_tokens"),
+    Family.TITAN: ("dimensions", "normalize", "embeddingTypes"),
+}
+
+
+def check_shape(spec: RequestSpec, family: Family) -> None:
+    """Raise ConfigError where endpoint, response and family do not go together."""
+    if spec.endpoint is Endpoint.RESPONSES:
+        raise ConfigError("Bedrock's batches have no endpoint 'responses'; use 'chat', or 'embeddings' for vectors.")
+    embedding = spec.endpoint is Endpoint.EMBEDDINGS
+    if embedding != (spec.response.kind is ResponseKind.EMBEDDING):
+        raise ConfigError(
+            f"The endpoint '{spec.endpoint.value}' cannot give a response of kind '{spec.response.kind.value}'. "
+            "Kind 'embedding' goes with the endpoint 'embeddings', kinds 'text' and 'json' with 'chat'."
+        )
+    if embedding != (family is Family.TITAN):
+        raise ConfigError(
+            f"The model {spec.model!r} takes requests of the form '{family.value}', which "
+            f"{'gives no embeddings' if embedding else 'gives only embeddings'}. Embeddings come from "
+            "'amazon.titan-embed-text-v2:0' and its kin; a model whose id does not tell what it is can be named in "
+            "`families`."
+        )
+    if embedding and spec.turns:
+        raise ConfigError("Embeddings take one text; the prompt has few-shot turns. Leave only its user part.")
+    for turn in spec.turns:
+        if turn.role not in ("user", "assistant"):
+            raise ConfigError(f"A few-shot turn has the role {turn.role!r}; it can be 'user' or 'assistant'.")
+
+
+def settings(spec: RequestSpec, family: Family) -> dict[str, Any]:
+    """The constant part of a body. Raises ConfigError or ResponseSchemaError for what the vendor would not take."""
+    params = spec.params
+    for name, why in _RESERVED[family].items():
+        if name in params and not (name == "stream" and not params[name]):
+            _refuse(family, name, why)
+    allowed = _ALLOWED.get(family)
+    for name in params if allowed is not None else ():
+        if allowed is not None and name not in allowed:
+            _refuse(family, name, f"is none of those that this form of request has ({', '.join(allowed)})")
+    if params.get("n", 1) != 1:
+        _refuse(family, "n", "must be 1: further replies would be paid and not read")
+    body: dict[str, Any] = {name: params[name] for name in sorted(params)}
+    match family:
+        case Family.CLAUDE:
+            _check_limit(params, "max_tokens")
+            body["anthropic_version"] = CLAUDE_VERSION
+        case Family.NOVA | Family.CONVERSE:
+            _fold(body)
+        case Family.LLAMA if "max_tokens" in body:
+            body["max_gen_len"] = body.pop("max_tokens")
+        case Family.TITAN:
+            _titan(spec, body)
+    if spec.response.kind is ResponseKind.JSON:
+        _structure(spec, family, body)
+    dumps(body)  # raises where it is no JSON
+    return body
+
+
+def _check_limit(params: Mapping[str, Any], name: str) -> None:
+    limit = params.get(name)
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise ConfigError(
+            f"Claude needs the parameter '{name}', the most output tokens of a reply; got {limit!r}. "
+            f"Set, for example, params={{'{name}': 1024}}."
+        )
+
+
+def _fold(body: dict[str, Any]) -> None:
+    inference = {}
+    for common, own in _INFERENCE.items():
+        if common in body:
+            inference[own] = body.pop(common)
+    given = body.get("inferenceConfig", {})
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"The parameter 'inferenceConfig' must be an object such as {{'maxTokens': 512}}; got {given!r}."
+        )
+    if both := sorted(set(inference) & set(given)):
+        raise ConfigError(f"inferenceConfig sets {both}, which other parameters set too. Leave one of them out.")
+    if inference or given:
+        body["inferenceConfig"] = {**given, **inference}
+
+
+def _titan(spec: RequestSpec, body: dict[str, Any]) -> None:
+    if spec.response.dimensions is not None:
+        if "dimensions" in body:
+            _refuse(Family.TITAN, "dimensions", "comes from the response")
+        body["dimensions"] = spec.response.dimensions
+    if "float" not in body.get("embeddingTypes", ["float"]):
+        _refuse(Family.TITAN, "embeddingTypes", "must hold 'float'")
+
+
+def _structure(spec: RequestSpec, family: Family, body: dict[str, Any]) -> None:
+    schema = spec.response.json_schema
+    if family in (Family.NOVA, Family.LLAMA) or not can_structure(spec.model):
+        raise ResponseSchemaError(
+            f"Bedrock has no structured outputs for {spec.model!r}, so nothing would hold its replies to the response "
+            "schema. Use Claude from 4.5 on or an open-weight model that has them (gpt-oss, Qwen, newer Mistral), or "
+            "ask for free text (response=None) and read the replies yourself."
+        )
+    if schema is None:
+        raise ResponseSchemaError("Bedrock needs a JSON Schema to answer in JSON; the response has none.")
+    lowered, name = bedrock_schema(schema), re.sub(r"[^A-Za-z0-9_-]", "_", spec.response.name)[:64] or "response"
+    if family is Family.CHAT:
+        if "response_format" in body:
+            _refuse(family, "response_format", "comes from the response schema")
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": name, "schema": lowered}}
+        return
+    key, inner = ("output_config", "format") if family is Family.CLAUDE else ("outputConfig", "textFormat")
+    given = body.get(key, {})
+    if not isinstance(given, Mapping) or inner in given:
+        _refuse(family, key, f"must be an object without '{inner}', which comes from the response schema")
+    if family is Family.CLAUDE:
+        form: dict[str, Any] = {"type": "json_schema", "schema": lowered}
+    else:  # here the schema is a string
+        form = {"type": "json_schema", "structure": {"jsonSchema": {"name": name, "schema": dumps(lowered)}}}
+    body[key] = {**given, inner: form}
+
+
+def _refuse(family: Family, name: str, why: str) -> NoReturn:
+    raise ConfigError(f"The parameter '{name}' cannot be set for a '{family.value}' request on Bedrock: it {why}.")

@@ -1,0 +1,136 @@
+"""A batch's files in S3: requests up in parts, results down in pieces, both at constant memory.
+
+s3://<bucket>/<prefix>/<job name>/requests.jsonl
+s3://<bucket>/<prefix>/<job name>/results/<job id>/requests.jsonl.out
+                                                  /manifest.json.out
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+from dagster_llm_batch.errors import ProviderError, RefusedError, TransientError
+from dagster_llm_batch.providers.bedrock_clients import Clients
+from dagster_llm_batch.providers.bedrock_jobs import job_id, job_name
+from dagster_llm_batch.providers.bedrock_lines import BedrockLines
+from dagster_llm_batch.providers.jsonlines import sized, split_lines
+
+__all__ = ["Files", "enough"]
+
+_MANIFEST = "/manifest.json.out"
+_CHUNK_BYTES = 1 << 16
+
+
+class Files:
+    """The files of one provider's batches, below `prefix` in `bucket`."""
+
+    def __init__(self, clients: Clients, bucket: str, prefix: str, kms_key_id: str | None) -> None:
+        self._clients = clients
+        self._bucket = bucket
+        self._prefix = prefix.strip("/")
+        self._kms_key_id = kms_key_id
+
+    def source(self, tag: str) -> str:
+        """Where a batch's request file is."""
+        return f"s3://{self._bucket}/{self._key(tag)}"
+
+    def output(self, tag: str) -> dict[str, str]:
+        """Where Bedrock shall write, and under which key."""
+        place = {"s3Uri": self.source(tag).removesuffix("requests.jsonl") + "results/"}
+        return place if self._kms_key_id is None else {**place, "s3EncryptionKeyId": self._kms_key_id}
+
+    def upload(self, records: BinaryIO, tag: str, transfer_config: Any) -> None:
+        """Write the request file; replaces an equal one that an earlier try left."""
+        encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self._kms_key_id}
+        client = self._clients.of("s3")
+        with self._clients.calls("upload the request file"):
+            client.upload_fileobj(
+                records,
+                self._bucket,
+                self._key(tag),
+                ExtraArgs=None if self._kms_key_id is None else encryption,
+                Config=transfer_config,
+            )
+
+    def forget(self, tag: str) -> None:
+        """Delete the request file, if that can be done: it costs little, and what brought us here tells more."""
+        try:
+            with self._clients.calls("delete the request file"):
+                self._clients.of("s3", attempts=1).delete_object(Bucket=self._bucket, Key=self._key(tag))
+        except ProviderError:
+            return
+
+    def results(self, job: Any) -> Iterator[bytes]:
+        """The result lines of a job, from every output file in its own folder."""
+        for bucket, key in self._outputs(job):
+            if not key.endswith(_MANIFEST):
+                yield from split_lines(self._chunks(bucket, key))
+
+    def manifest(self, job: Any) -> dict[str, Any]:
+        """The counts that Bedrock writes last; empty where there are none."""
+        for bucket, key in self._outputs(job):
+            if key.endswith(_MANIFEST):
+                try:
+                    found = json.loads(b"".join(self._chunks(bucket, key)))
+                except ValueError:
+                    return {}
+                return found if isinstance(found, dict) else {}
+        return {}
+
+    def _key(self, tag: str) -> str:
+        return "/".join(part for part in (self._prefix, job_name(tag), "requests.jsonl") if part)
+
+    def _outputs(self, job: Any) -> Iterator[tuple[str, str]]:
+        arn, uri = str(job["jobArn"]), str(job["outputDataConfig"]["s3OutputDataConfig"]["s3Uri"])
+        bucket, _, folder = uri.removeprefix("s3://").partition("/")
+        prefix = "/".join(part for part in (folder.rstrip("/"), job_id(arn)) if part) + "/"
+        with self._clients.calls(f"list the results of '{arn}'"):
+            pages = self._clients.of("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+            keys = [str(item["Key"]) for page in pages for item in page.get("Contents", ())]
+        yield from ((bucket, key) for key in keys if key.endswith(".out"))
+
+    def _chunks(self, bucket: str, key: str) -> Iterator[bytes]:
+        with self._clients.calls(f"download 's3://{bucket}/{key}'"):
+            reply = self._clients.of("s3").get_object(Bucket=bucket, Key=key)
+            got = 0
+            with reply["Body"] as body:
+                for chunk in body.iter_chunks(_CHUNK_BYTES):
+                    got += len(chunk)
+                    yield chunk
+        size = reply.get("ContentLength")
+        if isinstance(size, int) and got < size:
+            raise TransientError(f"Could not download 's3://{bucket}/{key}': got {got} of {size} bytes.")
+
+
+@contextmanager
+def enough(lines: BinaryIO, codec: BedrockLines, *, pad: bool) -> Iterator[BinaryIO]:
+    """`lines`, or a padded copy, with no fewer records than the model's minimum. Else RefusedError."""
+    least = codec.limits.min_requests
+    with sized(lines) as (file, _):
+        start, shortest, count = file.tell(), b"", 0
+        for line in iter(file.readline, b""):
+            count += 1
+            if pad and count < least and (not shortest or len(line) < len(shortest)):
+                shortest = line
+        file.seek(start)
+        if count >= least or not count:
+            yield file
+            return
+        if not pad:
+            raise RefusedError(
+                f"A batch of {count} requests is below Bedrock's minimum of {least} for this model; Bedrock would take "
+                "it, and fail it hours later. Nothing was sent. Give one submission more rows, let larger batches form "
+                "(max_requests_per_batch), ask AWS for a lower quota, or set small_batches='pad' and pay for "
+                f"{least - count} short requests more."
+            )
+        with tempfile.TemporaryFile() as copy:
+            while chunk := file.read(_CHUNK_BYTES):
+                copy.write(chunk)
+            for number in range(least - count):
+                copy.write(codec.padding(shortest, number))
+            copy.seek(0)
+            yield copy

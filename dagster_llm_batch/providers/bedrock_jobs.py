@@ -1,0 +1,102 @@
+"""Bedrock's batch jobs: how a tag becomes a job's name and token, and how a job is read as a BatchReport. Pure.
+
+Format: https://docs.aws.amazon.com/bedrock/latest/APIReference/API_GetModelInvocationJob.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from dagster_llm_batch.types import BatchReport, BatchStatus
+
+__all__ = ["COUNTS", "counted", "is_job_id", "job_id", "job_name", "read_job"]
+
+# botocore checks lengths only, so these are ours to keep
+_NAME = re.compile(r"[a-zA-Z0-9](?:-*[a-zA-Z0-9]){0,62}")
+_NAME_CHARS = 63
+_ID = re.compile(r"(?:arn:aws(?:-[^:]+)?:bedrock:[a-z0-9-]{1,20}:[0-9]{12}:model-invocation-job/)?[a-z0-9]{12}")
+
+_STATUSES = {
+    "submitted": BatchStatus.PENDING,
+    "validating": BatchStatus.PENDING,
+    "scheduled": BatchStatus.PENDING,
+    "inprogress": BatchStatus.RUNNING,
+    "completed": BatchStatus.ENDED,
+    "partiallycompleted": BatchStatus.ENDED,
+    "stopping": BatchStatus.CANCELING,
+    "stopped": BatchStatus.CANCELED,
+    "expired": BatchStatus.EXPIRED,
+    "failed": BatchStatus.FAILED,
+}
+_FOR_NOW = re.compile(r"internal|throttl|try again|too many|service unavailable|timed? ?out", re.IGNORECASE)
+COUNTS = ("totalRecordCount", "processedRecordCount", "errorRecordCount")
+"""The counts of a job, and of `manifest.json.out`, that a report takes."""
+
+
+def job_name(tag: str) -> str:
+    """The name of a tag's job, and its clientRequestToken: no underscore, at most 63 characters."""
+    if len(tag) <= _NAME_CHARS and _NAME.fullmatch(tag):
+        return tag
+    digest = hashlib.blake2b(tag.encode(), digest_size=8).hexdigest()
+    words = "-".join(re.findall(r"[a-zA-Z0-9]+", tag))[: _NAME_CHARS - len(digest) - 1].strip("-")
+    return f"{words}-{digest}" if words else digest
+
+
+def is_job_id(batch_id: str) -> bool:
+    """Whether this can be a job's ARN or id at all."""
+    return bool(_ID.fullmatch(batch_id)) and len(batch_id) <= 1_011  # noqa: PLR2004 -- the API's limit
+
+
+def job_id(arn: str) -> str:
+    """The 12 characters that name a job's output folder."""
+    return arn.rsplit("/", 1)[-1]
+
+
+def read_job(job: Mapping[str, Any]) -> BatchReport:
+    """The report of a job, or of its summary in a list."""
+    word = str(job.get("status"))
+    status = _STATUSES.get(word.lower())
+    reason = str(job["message"]) if job.get("message") else None
+    if status is None:
+        reason = f"The provider reports the unknown status '{word}'."
+    elif reason is None and word.lower() == "partiallycompleted":
+        reason = "Not all records could be processed in time."
+    elif reason is None and status is BatchStatus.FAILED:
+        reason = "The provider gives no reason."
+    report = BatchReport(
+        batch_id=str(job["jobArn"]),
+        status=status or BatchStatus.RUNNING,
+        reason=reason,
+        retryable=status is BatchStatus.FAILED and bool(_FOR_NOW.search(reason or "")),
+        created_at=_time(job.get("submitTime")),
+        ended_at=_time(job.get("endTime")),
+    )
+    return counted(report, job)
+
+
+def counted(report: BatchReport, counts: Mapping[str, Any]) -> BatchReport:
+    """The report with the counts of a job or a manifest; those that are not there stay unknown."""
+    total, done, failed = (counts[name] if isinstance(counts.get(name), int) else None for name in COUNTS)
+    if done is None:
+        return report
+    return BatchReport(
+        batch_id=report.batch_id,
+        status=report.status,
+        total=total,
+        done=done,
+        failed=failed,
+        reason=report.reason,
+        retryable=report.retryable,
+        created_at=report.created_at,
+        ended_at=report.ended_at,
+    )
+
+
+def _time(value: Any) -> datetime | None:
+    if not isinstance(value, datetime):
+        return None
+    return value if value.tzinfo else value.replace(tzinfo=UTC)

@@ -1,0 +1,146 @@
+r"""Records of Bedrock's batch files, with the body that each family of models takes. Pure.
+
+    {"recordId":"…","modelInput":{…,"messages":[…]}}
+
+All that a spec's requests share is serialised once. The model stands on the job, not in the line. Nothing is marked for
+the prompt cache: batches on Bedrock do not use one. A row's text stays data, also where the body is a prompt with
+markup (Llama): the markup's opening `<|` is written `< |` there.
+
+Formats: https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference-data.html
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Callable
+from typing import Any
+
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.providers.bedrock_bodies import OUTPUT_LIMIT, check_shape, settings
+from dagster_llm_batch.providers.bedrock_models import Family, takes_images
+from dagster_llm_batch.providers.bedrock_replies import read_line
+from dagster_llm_batch.providers.jsonlines import clean, dumps, quote
+from dagster_llm_batch.types import Image, Limits, Request, RequestSpec, Result
+
+__all__ = ["BedrockLines", "is_padding", "signature"]
+
+_IMAGE_FORMATS = frozenset({"png", "jpeg", "gif", "webp"})
+_PADDING = "pad-"
+_VARYING = ("messages", "system", "prompt", "inputText")
+
+
+class BedrockLines:
+    """The codec for one spec. `limits` is asked only when it is needed, for it may cost a call."""
+
+    def __init__(self, spec: RequestSpec, family: Family, limits: Callable[[], Limits]) -> None:
+        check_shape(spec, family)
+        self.settings = settings(spec, family)
+        self._spec = spec
+        self._family = family
+        self._limits = limits
+        self._head = dumps(self.settings)[1:-1]
+        self._turns = "".join(dumps({"role": t.role, "content": self._content(t.text)}) + "," for t in spec.turns)
+
+    @property
+    def limits(self) -> Limits:
+        """What one batch may hold, per model."""
+        return self._limits()
+
+    def encode(self, request: Request, custom_id: str) -> bytes:
+        """One line; see Codec.encode. Raises InputError for an image that the model or the form cannot take."""
+        self._check(request)
+        match self._family:
+            case Family.TITAN:
+                varying = f'"inputText":{quote(request.user)}'
+            case Family.LLAMA:
+                varying = f'"prompt":{quote(self._prompt(request))}'
+            case Family.CHAT:
+                system = f'{{"role":"system","content":{quote(request.system)}}},' if request.system else ""
+                varying = f'"messages":[{system}{self._turns}{self._user(request)}]'
+            case Family.CLAUDE:
+                system = f'"system":{quote(request.system)},' if request.system else ""
+                varying = f'{system}"messages":[{self._turns}{self._user(request)}]'
+            case _:
+                system = f'"system":[{{"text":{quote(request.system)}}}],' if request.system else ""
+                varying = f'{system}"messages":[{self._turns}{self._user(request)}]'
+        comma = "," if self._head else ""
+        return f'{{"recordId":{quote(custom_id)},"modelInput":{{{self._head}{comma}{varying}}}}}\n'.encode("ascii")
+
+    def decode(self, line: bytes) -> Result:
+        """One result line; see Codec.decode."""
+        return read_line(line)
+
+    def padding(self, line: bytes, number: int) -> bytes:
+        """A copy of a record that belongs to no row and asks for the shortest reply."""
+        body = json.loads(line)["modelInput"]
+        if self._family in OUTPUT_LIMIT:
+            body[OUTPUT_LIMIT[self._family]] = 1
+            body.pop("max_completion_tokens", None)
+        elif self._family is not Family.TITAN:
+            body["inferenceConfig"] = {**body.get("inferenceConfig", {}), "maxTokens": 1}
+        record = {"recordId": f"{_PADDING}{number:04d}", "modelInput": body}
+        return dumps(record).encode("ascii") + b"\n"
+
+    def _check(self, request: Request) -> None:
+        if self._family is Family.TITAN and (request.system or request.images):
+            what = "a system text" if request.system else "images"
+            raise ConfigError(f"Embeddings take one text; the prompt has {what}. Leave only its user part.")
+        if request.images and (self._family is Family.LLAMA or not takes_images(self._spec.model)):
+            raise ConfigError(
+                f"The model {self._spec.model!r} takes no images in a request of the form '{self._family.value}'. Take "
+                "the images out of the prompt, or use a model that sees."
+            )
+
+    def _content(self, text: str) -> Any:
+        return [{"text": clean(text)}] if self._family in (Family.NOVA, Family.CONVERSE) else clean(text)
+
+    def _user(self, request: Request) -> str:
+        if not request.images:
+            return dumps({"role": "user", "content": self._content(request.user)})
+        typed = self._family in (Family.CLAUDE, Family.CHAT)
+        parts: list[dict[str, Any]] = [self._image(image) for image in request.images]
+        if request.user:
+            text = clean(request.user)
+            parts.append({"type": "text", "text": text} if typed else {"text": text})
+        return dumps({"role": "user", "content": parts})
+
+    def _image(self, image: Image) -> dict[str, Any]:
+        if image.data is None or image.media_type is None:
+            raise InputError(
+                "Bedrock loads no images from addresses; an image needs its bytes and media type, such as 'image/png'."
+            )
+        kind = image.media_type.removeprefix("image/").replace("jpg", "jpeg")
+        if kind not in _IMAGE_FORMATS:
+            allowed = ", ".join(sorted(_IMAGE_FORMATS))
+            raise InputError(f"Bedrock takes no images of the type {image.media_type!r}; it takes {allowed}.")
+        data = b64encode(image.data).decode("ascii")
+        if self._family is Family.CLAUDE:
+            return {"type": "image", "source": {"type": "base64", "media_type": f"image/{kind}", "data": data}}
+        if self._family is Family.CHAT:
+            return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}
+        return {"image": {"format": kind, "source": {"bytes": data}}}
+
+    def _prompt(self, request: Request) -> str:
+        """Llama's markup: https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-meta.html"""
+        version4 = "llama4" in self._spec.model
+        start, end, stop = (
+            ("<|header_start|>", "<|header_end|>", "<|eot|>")
+            if version4
+            else ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+        )
+        turns = [(turn.role, turn.text) for turn in self._spec.turns] + [("user", request.user)]
+        if request.system:
+            turns.insert(0, ("system", request.system))
+        said = "".join(f"{start}{role}{end}\n\n{text.replace('<|', '< |')}{stop}" for role, text in turns)
+        return f"<|begin_of_text|>{said}{start}assistant{end}\n\n"
+
+
+def is_padding(custom_id: str | None) -> bool:
+    """Whether the record was added to reach a minimum."""
+    return custom_id is not None and custom_id.startswith(_PADDING)
+
+
+def signature(body: dict[str, Any]) -> str:
+    """What a body shares with all others of its spec."""
+    return json.dumps({name: value for name, value in body.items() if name not in _VARYING}, sort_keys=True)

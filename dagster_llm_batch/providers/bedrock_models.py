@@ -1,0 +1,68 @@
+"""Which form of request a Bedrock model takes, told from its id. Pure.
+
+Ids come bare (`amazon.nova-lite-v1:0`), with the region of an inference profile (`us.…`, `global.…`) or as an ARN. An
+id that says nothing of its model, as that of an application inference profile, is spoken to through Converse, which is
+the same for all models.
+
+Forms: https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters.html
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+__all__ = ["Family", "can_structure", "family_of", "plain_id", "takes_images"]
+
+
+class Family(StrEnum):
+    """The forms of `modelInput`. All but CONVERSE are the bodies of InvokeModel."""
+
+    CLAUDE = "claude"
+    NOVA = "nova"
+    LLAMA = "llama"
+    CHAT = "chat"  # as OpenAI's chat completions: Mistral, gpt-oss, Qwen, DeepSeek, …
+    TITAN = "titan"  # text embeddings
+    CONVERSE = "converse"
+
+
+_REGION = re.compile(r"(?:us|eu|apac|global|jp|au|ca|sa|us-gov)\.(?=[a-z0-9-]+\.)")
+_FAMILIES = (
+    # The older Mistral models take a prompt with markup and tell no token counts: Converse does both for them.
+    (re.compile(r"mistral\.(?:mistral-7b|mixtral|mistral-large-2402|mistral-small-2402)"), Family.CONVERSE),
+    (re.compile(r"anthropic\."), Family.CLAUDE),
+    (re.compile(r"amazon\.nova-"), Family.NOVA),
+    (re.compile(r"amazon\.titan-embed-text"), Family.TITAN),
+    (re.compile(r"meta\.llama[34]"), Family.LLAMA),
+    (re.compile(r"(?:mistral|openai|qwen|deepseek|moonshot|moonshotai|minimax|zai|google|nvidia)\."), Family.CHAT),
+)
+_UNSTRUCTURED = re.compile(
+    r"amazon\.|meta\.|mistral\.(?:mistral-7b|mixtral|mistral-large-240|mistral-small-2402)"
+    r"|anthropic\.claude-(?:v2|instant|3-|sonnet-4-2025|opus-4-2025|opus-4-1)"
+)
+_SEES = re.compile(
+    r"anthropic\.claude-(?!v2|instant|3-5-haiku)|amazon\.nova-(?!micro)|meta\.llama(?:3-2-(?:11|90)b|4)|mistral\.(?:pixtral"
+    r"|ministral|magistral|mistral-large-3)|google\.gemma-3|qwen\.qwen3-vl|moonshot"
+)
+
+
+def plain_id(model: str) -> str:
+    """The model's id without ARN and region: `anthropic.claude-haiku-4-5-20251001-v1:0`."""
+    return _REGION.sub("", model.rsplit("/", 1)[-1], count=1)
+
+
+def family_of(model: str) -> Family:
+    """The form of request that this model takes; CONVERSE where the id does not tell."""
+    name = plain_id(model)
+    return next((family for pattern, family in _FAMILIES if pattern.match(name)), Family.CONVERSE)
+
+
+def can_structure(model: str) -> bool:
+    """Whether structured outputs are documented for the model, or its id does not tell."""
+    return not _UNSTRUCTURED.match(plain_id(model))
+
+
+def takes_images(model: str) -> bool:
+    """Whether the model sees images, or its id does not tell."""
+    name = plain_id(model)
+    return bool(_SEES.match(name)) or "." not in name

@@ -1,0 +1,244 @@
+"""Result lines of Bedrock's batches, read as one Result each. Pure; nothing raises.
+
+The form of `modelOutput` is told from its fields, for the model is not named in the line. In this order:
+
+1. `error` stands in the place of an output: ERRORED.
+2. A reply: SUCCEEDED, also when cut short (`finish_reason` tells). Refused or withheld: INVALID.
+3. A paid reply that cannot be read: INVALID, with its raw text.
+
+Usage: Claude and Converse count cached input beside `input_tokens`; here it is part of it. Converse tells no reasoning
+tokens; they are in its output tokens.
+
+Formats: https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference-results.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from dagster_llm_batch.providers.jsonlines import repaired
+from dagster_llm_batch.types import Outcome, Result, Usage
+
+__all__ = ["read_line"]
+
+_BOM = b"\xef\xbb\xbf"
+_NULL = Raw(b"null")
+_MAX_REASON_CHARS = 1_000
+_RETRYABLE_STATUSES = frozenset({408, 429})
+_RETRYABLE_NAMES = (
+    "ThrottlingException",
+    "ModelNotReadyException",
+    "ModelTimeoutException",
+    "InternalServerException",
+    "ServiceUnavailableException",
+)
+_WITHHELD = frozenset({"refusal", "guardrail_intervened", "content_filtered", "content_filter", "INTERVENED"})
+_THOUGHT_START, _THOUGHT_END = "<reasoning>", "</reasoning>"
+
+Body = Mapping[str, Any]
+
+
+class _Line(Struct):
+    recordId: Any = None  # noqa: N815 -- the vendor's name
+    modelOutput: Raw = _NULL  # noqa: N815
+    error: Any = None
+
+
+_LINE = msgspec.json.Decoder(_Line)
+
+
+class _Unreadable(Exception):  # noqa: N818 -- not an error: the caller turns it into a Result
+    """The output holds no reply; the message says why."""
+
+
+def read_line(line: bytes) -> Result:
+    """One result line as one Result; `custom_id` is None where the line cannot be read."""
+    stripped = line.removeprefix(_BOM).strip()
+    if not stripped:
+        return Result(None, Outcome.ERRORED, reason="blank line")
+    try:
+        stripped.decode()  # a Raw field is not checked to be UTF-8
+        read = _LINE.decode(stripped)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        try:
+            read = _LINE.decode(repaired(stripped))
+        except (ValueError, RecursionError, msgspec.MsgspecError):
+            return Result(None, Outcome.ERRORED, reason=f"unreadable line: {error}"[:_MAX_REASON_CHARS])
+    custom_id = read.recordId if isinstance(read.recordId, str) else None
+    return _result(read)._replace(custom_id=custom_id)
+
+
+def _result(line: _Line) -> Result:
+    if line.error is not None:
+        return _error(line.error)
+    raw = bytes(line.modelOutput)
+    try:
+        output = json.loads(raw)
+        if isinstance(output, str):  # a body that was not taken apart
+            output = json.loads(output)
+    except (ValueError, RecursionError):
+        output = raw.decode()
+    if output is None:
+        return Result(None, Outcome.ERRORED, reason="the line holds neither an output nor an error")
+    try:
+        if not isinstance(output, Mapping):
+            raise _Unreadable("it is no object")
+        if output.get("type") == "error":
+            return _error(output.get("error"))
+        for field, reader in _READERS.items():
+            if output.get(field) is not None:
+                return _judged(reader(output))
+        raise _Unreadable("none of the known forms")
+    except (_Unreadable, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        text = raw.decode("utf-8", "replace")
+        usage = _usage_anywhere(output)
+        return Result(None, Outcome.INVALID, text, reason=f"unreadable reply: {error}"[:_MAX_REASON_CHARS], usage=usage)
+
+
+def _judged(result: Result) -> Result:
+    if result.finish_reason in _WITHHELD:
+        why = result.reason or result.text or "no explanation"
+        reason = f"{result.finish_reason}: {why}"[:_MAX_REASON_CHARS]
+        return result._replace(outcome=Outcome.INVALID, reason=reason)
+    if result.reason is not None:
+        return result._replace(outcome=Outcome.INVALID, reason=result.reason[:_MAX_REASON_CHARS])
+    return result
+
+
+def _error(error: Any) -> Result:
+    if isinstance(error, Mapping):
+        code = next((error[name] for name in ("errorCode", "code", "type") if error.get(name) is not None), None)
+        message = next((error[name] for name in ("errorMessage", "message") if error.get(name)), None)
+    else:
+        code, message = None, error
+    words = ": ".join(str(part) for part in (code, message) if part is not None) or "the provider gives no reason"
+    status = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal()) else None
+    server = 500
+    retryable = (
+        any(name in words for name in _RETRYABLE_NAMES)
+        if status is None
+        else status in _RETRYABLE_STATUSES or status >= server
+    )
+    return Result(None, Outcome.ERRORED, reason=words[:_MAX_REASON_CHARS], retryable=retryable)
+
+
+# One reader for each form. Each gives outcome SUCCEEDED; `reason` set means that the text is no answer.
+
+
+def _converse(output: Body) -> Result:
+    content = output["output"]["message"]["content"]
+    text = _joined(part.get("text") for part in content)
+    return _reply(text, output.get("stopReason"), usage=_usage_of(output.get("usage")))
+
+
+def _claude(output: Body) -> Result:
+    text = _joined(part.get("text") for part in output["content"] if part.get("type") == "text")
+    model = output.get("model")
+    details = output.get("stop_details")
+    why = details.get("explanation") if isinstance(details, Mapping) else None
+    reply = _reply(text, output.get("stop_reason"), usage=_usage_of(output.get("usage")), model=model)
+    return reply._replace(reason=str(why)) if why and reply.finish_reason == "refusal" else reply
+
+
+def _chat(output: Body) -> Result:
+    choice = output["choices"][0]
+    message = choice["message"]
+    content = message.get("content")
+    text = content if isinstance(content, str) or content is None else _joined(part.get("text") for part in content)
+    if text is not None and text.startswith(_THOUGHT_START) and _THOUGHT_END in text:
+        text = text.partition(_THOUGHT_END)[2].lstrip()  # gpt-oss thinks aloud before it answers
+    finish = choice.get("finish_reason") or choice.get("stop_reason")
+    reply = _reply(text or "", finish, usage=_usage_of(output.get("usage")), model=output.get("model"))
+    if message.get("refusal"):
+        return reply._replace(text=str(message["refusal"]), reason=f"refusal: {message['refusal']}")
+    return reply
+
+
+def _llama(output: Body) -> Result:
+    usage = Usage(_count(output, "prompt_token_count"), _count(output, "generation_token_count"))
+    return _reply(str(output["generation"]), output.get("stop_reason"), usage=usage if any(usage) else None)
+
+
+def _mistral_text(output: Body) -> Result:
+    first = output["outputs"][0]
+    return _reply(str(first["text"]), first.get("stop_reason"), usage=None)
+
+
+def _titan(output: Body) -> Result:
+    vector = output.get("embedding")
+    if vector is None:
+        vector = output["embeddingsByType"]["float"]
+    if not isinstance(vector, list) or not all(isinstance(x, int | float) for x in vector):
+        raise _Unreadable("the embedding is no list of numbers")
+    count = output.get("inputTextTokenCount")
+    usage = Usage(count) if isinstance(count, int) else None
+    return Result(None, Outcome.SUCCEEDED, embedding=[float(x) for x in vector], usage=usage)
+
+
+_READERS: dict[str, Callable[[Body], Result]] = {
+    "output": _converse,
+    "choices": _chat,
+    "generation": _llama,
+    "outputs": _mistral_text,
+    "embedding": _titan,
+    "embeddingsByType": _titan,
+    "content": _claude,
+}
+
+
+def _reply(text: str, finish: Any, usage: Usage | None, model: Any = None) -> Result:
+    finish = finish if isinstance(finish, str) else None
+    model = model if isinstance(model, str) else None
+    return Result(None, Outcome.SUCCEEDED, text, finish_reason=finish, usage=usage, model=model)
+
+
+def _joined(texts: Iterable[Any]) -> str:
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _usage_anywhere(output: Any) -> Usage | None:
+    return _usage_of(output.get("usage")) if isinstance(output, Mapping) else None
+
+
+def _usage_of(usage: Any) -> Usage | None:
+    """The usage of Claude, Converse and Nova, or chat, told apart by their names."""
+    if not isinstance(usage, Mapping):
+        return None
+    if "inputTokens" in usage or "outputTokens" in usage:
+        read = _count(usage, "cacheReadInputTokens", "cacheReadInputTokenCount")
+        write = _count(usage, "cacheWriteInputTokens", "cacheWriteInputTokenCount")
+        return Usage(_count(usage, "inputTokens") + read + write, _count(usage, "outputTokens"), read, write)
+    if "prompt_tokens" in usage:
+        read = _count(_part(usage, "prompt_tokens_details"), "cached_tokens")
+        thought = _count(_part(usage, "completion_tokens_details"), "reasoning_tokens")
+        given, made = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        return Usage(given, made, read, reasoning_tokens=thought)
+    if "input_tokens" not in usage:
+        return None
+    read, write = _count(usage, "cache_read_input_tokens"), _count(usage, "cache_creation_input_tokens")
+    return Usage(
+        input_tokens=_count(usage, "input_tokens") + read + write,
+        output_tokens=_count(usage, "output_tokens"),
+        cache_read_tokens=read,
+        cache_write_tokens=write,
+        cache_write_1h_tokens=_count(_part(usage, "cache_creation"), "ephemeral_1h_input_tokens"),
+        reasoning_tokens=_count(_part(usage, "output_tokens_details"), "thinking_tokens"),
+    )
+
+
+def _part(usage: Body, name: str) -> Body:
+    part = usage.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
+def _count(usage: Body, *names: str) -> int:
+    for name in names:
+        value = usage.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return max(value, 0)
+    return 0
