@@ -20,8 +20,10 @@ from dagster_llm_batch.evaluation_assets import evaluation_assets
 from dagster_llm_batch.resources import (
     AnthropicBatchResource,
     CommandBatchResource,
+    GeminiBatchResource,
     LLMBatchResource,
     OpenAIBatchResource,
+    VertexBatchResource,
 )
 from dagster_llm_batch.sensors import build_llm_batch_sensor
 
@@ -30,12 +32,14 @@ __all__ = [
     "ChecksPolicy",
     "CommandBatchResource",
     "Embedding",
+    "GeminiBatchResource",
     "LLMBatchResource",
     "OpenAIBatchResource",
     "Prompt",
     "RetryPolicy",
     "RowsContext",
     "TokenPrice",
+    "VertexBatchResource",
     "__version__",
     "build_llm_batch_sensor",
     "evaluation_assets",

@@ -17,7 +17,14 @@ from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 
-__all__ = ["AnthropicBatchResource", "CommandBatchResource", "LLMBatchResource", "OpenAIBatchResource"]
+__all__ = [
+    "AnthropicBatchResource",
+    "CommandBatchResource",
+    "GeminiBatchResource",
+    "LLMBatchResource",
+    "OpenAIBatchResource",
+    "VertexBatchResource",
+]
 
 
 class AnthropicBatchResource(dg.ConfigurableResource[Any]):
@@ -130,6 +137,69 @@ class CommandBatchResource(dg.ConfigurableResource[Any]):
         return CommandProvider(command=self.command, workdir=self.workdir or default_workdir, account=self.account)
 
 
+class VertexBatchResource(dg.ConfigurableResource[Any]):
+    """Batches on Vertex AI, of Gemini and of Claude; files go through a Cloud Storage bucket."""
+
+    project: str = Field(description="Google Cloud project id.")
+    location: str = Field(description="Region, as in us-central1, or global (not for Claude).")
+    bucket: str = Field(description="Cloud Storage bucket for request and result files, without gs://.")
+    prefix: str = Field(default="dagster-llm-batch", description="Folder in the bucket; each batch has its own in it.")
+    service_account_json: str | None = Field(
+        default=None, description="Key of a service account, as JSON, as an EnvVar. Default: application default."
+    )
+    base_url: str | None = Field(default=None, description="Address of another server. Default: Google's own.")
+    storage_url: str | None = Field(
+        default=None, description="Address of another Cloud Storage. Default: Google's own."
+    )
+    access_token: str | None = Field(default=None, description="A ready token, in place of a key. As an EnvVar.")
+    account: str | None = Field(default=None, description="Whose account this is. Default: project and location.")
+    timeout_seconds: float = Field(default=600.0, description="For one call.")
+    settle_seconds: float = Field(default=300.0, description="As in OpenAIBatchResource.")
+
+    def provider(self) -> Provider:
+        """The provider; makes no call."""
+        from dagster_llm_batch.providers.vertex import VertexProvider, credentials_of  # noqa: PLC0415 - an extra
+
+        return VertexProvider(
+            project=self.project,
+            location=self.location,
+            bucket=self.bucket,
+            prefix=self.prefix,
+            credentials=credentials_of(self.service_account_json, self.access_token),
+            base_url=self.base_url,
+            storage_url=self.storage_url,
+            account=self.account,
+            timeout_seconds=self.timeout_seconds,
+            settle_seconds=self.settle_seconds,
+        )
+
+
+class GeminiBatchResource(dg.ConfigurableResource[Any]):
+    """Batches of the Gemini Developer API."""
+
+    api_key: str = Field(description="API key. Give it as an EnvVar.")
+    base_url: str | None = Field(default=None, description="Address of another server. Default: Google's own.")
+    account: str | None = Field(
+        default=None, description="Whose account this is; a key does not tell. Give one where you use several projects."
+    )
+    inline_bytes: int = Field(default=1_000_000, description="Batches up to this size travel in the create call.")
+    timeout_seconds: float = Field(default=600.0, description="For one call.")
+    settle_seconds: float = Field(default=300.0, description="As in OpenAIBatchResource.")
+
+    def provider(self) -> Provider:
+        """The provider; makes no call."""
+        from dagster_llm_batch.providers.gemini import GeminiProvider  # noqa: PLC0415 - its SDK is an extra
+
+        return GeminiProvider(
+            api_key=self.api_key,
+            base_url=self.base_url,
+            account=self.account,
+            inline_bytes=self.inline_bytes,
+            timeout_seconds=self.timeout_seconds,
+            settle_seconds=self.settle_seconds,
+        )
+
+
 class LLMBatchResource(dg.ConfigurableResource[Any]):
     """What all labeled datasets of a deployment share."""
 
@@ -146,6 +216,8 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
         description="Folder for request and result files (s3://…, gs://…, a path). Default: below the Dagster home.",
     )
     anthropic: AnthropicBatchResource | None = Field(default=None, description="For models named anthropic/….")
+    gemini: GeminiBatchResource | None = Field(default=None, description="For models named gemini/….")
+    vertex: VertexBatchResource | None = Field(default=None, description="For models named vertex/….")
     openai: OpenAIBatchResource | None = Field(default=None, description="For models named openai/….")
     command: CommandBatchResource | None = Field(default=None, description="For models named command/….")
 
@@ -182,6 +254,10 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
         found: dict[str, Provider] = {}
         if self.anthropic is not None:
             found["anthropic"] = self.anthropic.provider()
+        if self.gemini is not None:
+            found["gemini"] = self.gemini.provider()
+        if self.vertex is not None:
+            found["vertex"] = self.vertex.provider()
         if self.openai is not None:
             found["openai"] = self.openai.provider()
         if self.command is not None:

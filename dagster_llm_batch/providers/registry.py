@@ -21,7 +21,9 @@ class ProviderEntry(NamedTuple):
 PROVIDERS: dict[str, ProviderEntry] = {
     "anthropic": ProviderEntry("dagster_llm_batch.providers.anthropic", "AnthropicProvider", "anthropic"),
     "command": ProviderEntry("dagster_llm_batch.providers.command", "CommandProvider"),
+    "gemini": ProviderEntry("dagster_llm_batch.providers.gemini", "GeminiProvider", "google"),
     "openai": ProviderEntry("dagster_llm_batch.providers.openai", "OpenAIProvider", "openai"),
+    "vertex": ProviderEntry("dagster_llm_batch.providers.vertex", "VertexProvider", "google"),
 }
 
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from google.cloud.storage import Client as StorageClient  # type: ignore[import-untyped]
     from google.genai import Client
 
-__all__ = ["VERTEX_LIMITS", "VertexProvider"]
+__all__ = ["VERTEX_LIMITS", "VertexProvider", "credentials_of"]
 
 VERTEX_LIMITS = Limits(max_requests=200_000, max_bytes=1_000_000_000)
 _JOBS = "batchPredictionJobs"
@@ -289,6 +289,25 @@ class VertexProvider:
             with self._api.calls("find the application default credentials"):
                 self._credentials, _ = google.auth.default(scopes=_SCOPES)
         return self._credentials
+
+
+def credentials_of(service_account_json: str | None, access_token: str | None) -> Any:
+    """Credentials of a service account's key, or a ready token; None where neither is given."""
+    if service_account_json is None and access_token is None:
+        return None
+    try:
+        from google.oauth2 import credentials, service_account  # noqa: PLC0415 -- an optional extra
+    except ImportError as error:
+        raise MissingExtraError("google", "The provider 'vertex'") from error
+    if service_account_json is None:
+        return credentials.Credentials(token=access_token)  # type: ignore[no-untyped-call]
+    try:
+        info = json.loads(service_account_json)
+        return service_account.Credentials.from_service_account_info(info, scopes=_SCOPES)  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError, AttributeError):
+        raise ConfigError(
+            "The service account key of provider 'vertex' is no such key. Give the JSON that Google Cloud made, whole."
+        ) from None
 
 
 def _is_claude(model: str) -> bool:

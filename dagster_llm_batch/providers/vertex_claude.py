@@ -86,8 +86,8 @@ class VertexClaudeLines:
         content += [{"type": "image", "source": _source(image)} for image in request.images]
         system = f'"system":{dumps(_texts(request.system))},' if request.system else ""
         message = dumps({"role": "user", "content": content})
-        line = f'{self._head}{quote(custom_id)},"request":{{{self._constant},{system}"messages":[{self._turns}{message}]}}}}'
-        return line.encode("ascii") + b"\n"
+        body = f'{self._constant},{system}"messages":[{self._turns}{message}]'
+        return f'{self._head}{quote(custom_id)},"request":{{{body}}}}}\n'.encode("ascii")
 
     def decode(self, line: bytes) -> Result:
         """One result line; see Codec.decode."""

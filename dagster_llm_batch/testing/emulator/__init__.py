@@ -25,14 +25,23 @@ from dagster_llm_batch.testing.emulator.faults import (
     lost_create_reply,
     rate_limited,
 )
-from dagster_llm_batch.testing.emulator.lifecycle import ANTHROPIC, OPENAI, IllegalMoveError, ManualClock
+from dagster_llm_batch.testing.emulator.lifecycle import (
+    ANTHROPIC,
+    GEMINI,
+    OPENAI,
+    VERTEX,
+    IllegalMoveError,
+    ManualClock,
+)
 from dagster_llm_batch.testing.emulator.server import DEFAULT_KEY, Emulator
 from dagster_llm_batch.testing.emulator.world import Limits
 
 __all__ = [
     "ANTHROPIC",
     "DEFAULT_KEY",
+    "GEMINI",
     "OPENAI",
+    "VERTEX",
     "AnswerFunction",
     "BatchFault",
     "BatchRecord",

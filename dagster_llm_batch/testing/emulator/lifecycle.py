@@ -97,6 +97,39 @@ ANTHROPIC = Lifecycle(
     ),
 )
 
+# https://cloud.google.com/vertex-ai/docs/reference/rest/v1/JobState
+VERTEX = Lifecycle(
+    start="JOB_STATE_QUEUED",
+    edges=(
+        Edge("JOB_STATE_QUEUED", "due", "JOB_STATE_PENDING"),
+        Edge("JOB_STATE_QUEUED", "cancel", "JOB_STATE_CANCELLING"),
+        Edge("JOB_STATE_PENDING", "due", "JOB_STATE_RUNNING"),
+        Edge("JOB_STATE_PENDING", "invalid", "JOB_STATE_FAILED"),
+        Edge("JOB_STATE_PENDING", "cancel", "JOB_STATE_CANCELLING"),
+        Edge("JOB_STATE_RUNNING", "work", "JOB_STATE_RUNNING"),  # some rows ran, more are left
+        Edge("JOB_STATE_RUNNING", "due", "JOB_STATE_SUCCEEDED"),
+        Edge("JOB_STATE_RUNNING", "invalid", "JOB_STATE_FAILED"),
+        Edge("JOB_STATE_RUNNING", "window_over", "JOB_STATE_EXPIRED"),
+        Edge("JOB_STATE_RUNNING", "cancel", "JOB_STATE_CANCELLING"),
+        Edge("JOB_STATE_CANCELLING", "due", "JOB_STATE_CANCELLED"),
+    ),
+)
+
+# https://ai.google.dev/gemini-api/docs/batch-api#batch-job-status
+GEMINI = Lifecycle(
+    start="BATCH_STATE_PENDING",
+    edges=(
+        Edge("BATCH_STATE_PENDING", "due", "BATCH_STATE_RUNNING"),
+        Edge("BATCH_STATE_PENDING", "invalid", "BATCH_STATE_FAILED"),
+        Edge("BATCH_STATE_PENDING", "window_over", "BATCH_STATE_EXPIRED"),
+        Edge("BATCH_STATE_PENDING", "cancel", "BATCH_STATE_CANCELLED"),
+        Edge("BATCH_STATE_RUNNING", "work", "BATCH_STATE_RUNNING"),  # some rows ran, more are left
+        Edge("BATCH_STATE_RUNNING", "due", "BATCH_STATE_SUCCEEDED"),
+        Edge("BATCH_STATE_RUNNING", "window_over", "BATCH_STATE_EXPIRED"),
+        Edge("BATCH_STATE_RUNNING", "cancel", "BATCH_STATE_CANCELLED"),
+    ),
+)
+
 
 @dataclass(frozen=True)
 class Pace:

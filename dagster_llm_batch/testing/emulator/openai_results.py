@@ -17,7 +17,8 @@ _UNKNOWN = {"x_emulator_unknown": {"nested": [1, None, "future"]}}
 class ResultFile:
     """Rows in, a `Blob` out; None where no row was written, for the vendor writes no empty files."""
 
-    def __init__(self, whole_file: Collection[FileKind]) -> None:
+    def __init__(self, whole_file: Collection[FileKind], id_field: str = "custom_id") -> None:
+        self._id_field = id_field
         self._handle: IO[bytes] = scratch()
         self._ending = b"\r\n" if "crlf" in whole_file else b"\n"
         self._blank = self._ending if "blank_lines" in whole_file else b""
@@ -42,7 +43,7 @@ class ResultFile:
             self._line(line)
         for fault in faults:
             if fault.kind == "foreign":
-                foreign = {**row, "custom_id": fault.custom_id}
+                foreign = {**row, self._id_field: fault.custom_id}
                 if "id" in row:
                     foreign["id"] = f"{row['id']}f"
                 self._line(json.dumps(foreign, ensure_ascii=False, separators=(",", ":")).encode())
@@ -79,7 +80,8 @@ def _extended(row: Body) -> Body:
 
 
 def _insert_line_separator(row: Body) -> None:
-    body = (row.get("response") or {}).get("body") or (row.get("result") or {}).get("message") or {}
+    response = row.get("response") or {}
+    body = response.get("body") or (row.get("result") or {}).get("message") or response
     for holder, key in _texts(body):
         text = holder[key]
         try:
@@ -102,4 +104,6 @@ def _texts(body: Body) -> list[tuple[dict[str, Any], str]]:
     found = [(message, "content") for message in messages]
     found += [(part, "text") for item in body.get("output", []) for part in item.get("content", [])]
     found += [(block, "text") for block in body.get("content", [])]
+    candidates = [candidate.get("content") or {} for candidate in body.get("candidates", [])]  # Gemini's rows
+    found += [(part, "text") for content in candidates for part in content.get("parts", [])]
     return [(holder, key) for holder, key in found if isinstance(holder.get(key), str)]

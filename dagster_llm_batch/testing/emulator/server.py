@@ -18,8 +18,11 @@ from dagster_llm_batch.testing.emulator.anthropic import AnthropicHouse
 from dagster_llm_batch.testing.emulator.anthropic_wire import MESSAGES
 from dagster_llm_batch.testing.emulator.books import Books
 from dagster_llm_batch.testing.emulator.faults import Fault, FaultScript
+from dagster_llm_batch.testing.emulator.gemini import GeminiHouse
+from dagster_llm_batch.testing.emulator.google_wire import GEMINI, VERTEX
 from dagster_llm_batch.testing.emulator.lifecycle import Clock, Mover, Pace
 from dagster_llm_batch.testing.emulator.openai import OpenAIHouse
+from dagster_llm_batch.testing.emulator.vertex import VertexHouse
 from dagster_llm_batch.testing.emulator.wire import Connections, Wire, by_path
 from dagster_llm_batch.testing.emulator.world import Keys, Limits, World
 
@@ -39,6 +42,7 @@ class Emulator:
     pace: "manual" (`tick`, `settle`), seconds an edge, or seconds by state, on `clock`.
     work_steps: how many moves a batch's rows take.
     keys: accepted API keys (each its own account), or key -> account, or None for any key.
+    gcs_url: a Cloud Storage server, in which the Vertex AI house reads request files and writes results.
     seed: ids, row order and chosen fractions follow from it.
     Nothing leaves the machine: the socket is bound to 127.0.0.1.
     """
@@ -55,6 +59,7 @@ class Emulator:
         faults: Collection[Fault] = (),
         seed: int = 0,
         port: int = 0,
+        gcs_url: str | None = None,
     ) -> None:
         if work_steps < 1:
             raise ValueError(f"work_steps is 1 or more; got {work_steps}")
@@ -72,7 +77,12 @@ class Emulator:
         self._openai = OpenAIHouse(self._world)
         self._anthropic = AnthropicHouse(self._world)
         self._connections = Connections()
-        houses = by_path({MESSAGES: self._anthropic.app()}, self._openai.app())
+        apps = {
+            MESSAGES: self._anthropic.app(),
+            VERTEX: VertexHouse(self._world, gcs_url).app(),
+            GEMINI: GeminiHouse(self._world).app(),
+        }
+        houses = by_path(apps, self._openai.app())
         self.asgi_app = Wire(houses, self._world, self._connections)
         self._wanted_port = port
         self._port: int | None = None
@@ -108,6 +118,16 @@ class Emulator:
     def anthropic_base_url(self) -> str:
         """For `anthropic.Anthropic(base_url=...)`."""
         return f"http://{HOST}:{self.port}"
+
+    @property
+    def vertex_base_url(self) -> str:
+        """For `genai.Client(vertexai=True, http_options=HttpOptions(base_url=...))`."""
+        return f"http://{HOST}:{self.port}{VERTEX}"
+
+    @property
+    def gemini_base_url(self) -> str:
+        """For `genai.Client(http_options=HttpOptions(base_url=...))`."""
+        return f"http://{HOST}:{self.port}{GEMINI}"
 
     def tick(self, times: int = 1) -> int:
         """Move every live batch one edge, `times` times; how many moves that were."""

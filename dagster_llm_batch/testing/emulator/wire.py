@@ -17,6 +17,8 @@ from dagster_llm_batch.testing.emulator.anthropic_wire import MESSAGES
 from dagster_llm_batch.testing.emulator.anthropic_wire import error_body as anthropic_error_body
 from dagster_llm_batch.testing.emulator.books import Call
 from dagster_llm_batch.testing.emulator.faults import WireFault
+from dagster_llm_batch.testing.emulator.google_wire import GEMINI, VERTEX
+from dagster_llm_batch.testing.emulator.google_wire import error_body as google_error_body
 from dagster_llm_batch.testing.emulator.openai_wire import error_body
 from dagster_llm_batch.testing.emulator.world import World
 
@@ -81,12 +83,13 @@ def plain_path(path: str) -> str:
 
 
 def api_key(scope: Message) -> str | None:
-    """The key in the `Authorization: Bearer`, the `api-key` or the `x-api-key` header."""
+    """The key in the `Authorization: Bearer`, the `api-key`, `x-api-key` or `x-goog-api-key` header."""
     headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
     bearer = headers.get(b"authorization", "")
     if bearer.lower().startswith("bearer "):
         return bearer[len("bearer ") :].strip() or None
-    return headers.get(b"x-api-key") or headers.get(b"api-key") or None
+    names = (b"x-api-key", b"api-key", b"x-goog-api-key")
+    return next((headers[name] for name in names if headers.get(name)), None)
 
 
 class Wire:
@@ -233,7 +236,8 @@ async def _wait_for_end(receive: Receive) -> None:
 
 
 async def _send_status(send: Send, fault: WireFault, path: str) -> None:
-    shape = anthropic_error_body if path.startswith(MESSAGES) else error_body
+    shapes = {MESSAGES: anthropic_error_body, VERTEX: google_error_body, GEMINI: google_error_body}
+    shape = next((one for prefix, one in shapes.items() if path.startswith(prefix)), error_body)
     body = json.dumps(shape(fault.status, fault.message, code=fault.code)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if fault.retry_after is not None:

@@ -25,6 +25,7 @@ class Limits:
     file_bytes: int = 200_000_000
     message_batch_requests: int = 100_000
     message_batch_bytes: int = 256_000_000
+    gemini_file_bytes: int = 2_000_000_000
     embedding_inputs: int = 50_000
     enqueued_tokens: int | None = None
     known_models: Collection[str] | None = None

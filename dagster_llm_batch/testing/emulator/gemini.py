@@ -1,0 +1,234 @@
+"""The Gemini API's routes: batches, files by resumable upload, and generateContent in real time.
+
+https://ai.google.dev/api/batch-api, https://ai.google.dev/api/files
+All rows are looked at when a batch is created: one that is malformed refuses the whole call with 400.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import IO
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from dagster_llm_batch.testing.emulator.blobs import Blob, scratch
+from dagster_llm_batch.testing.emulator.books import BatchRecord, FileRecord
+from dagster_llm_batch.testing.emulator.gemini_batches import GeminiBatch
+from dagster_llm_batch.testing.emulator.google_requests import Request, problem, respond
+from dagster_llm_batch.testing.emulator.google_wire import GEMINI, ApiError, Body
+from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
+from dagster_llm_batch.testing.emulator.vertex import json_body, no_route, page
+from dagster_llm_batch.testing.emulator.wire import api_key
+from dagster_llm_batch.testing.emulator.world import World
+
+_ROOT = f"{GEMINI}/{{version}}"
+_UPLOADS = f"{GEMINI}/upload/{{version}}/files"
+_MOST_INLINE_BYTES = 20_000_000
+_VERSIONS = frozenset({"v1", "v1beta"})
+
+Handler = Callable[[HttpRequest, str], Awaitable[Response]]
+
+
+@dataclass
+class _Upload:
+    """A resumable upload that has begun."""
+
+    account: str
+    size: int
+    display_name: str
+    handle: IO[bytes]
+
+
+class GeminiHouse:
+    """The Gemini API face of an emulator."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._batches: dict[str, GeminiBatch] = {}
+        self._files: dict[str, tuple[str, Blob]] = {}
+        self._uploads: dict[str, _Upload] = {}
+
+    def app(self) -> Starlette:
+        """The routes as an ASGI app."""
+        table: tuple[tuple[str, str, Handler], ...] = (
+            ("POST", f"{_ROOT}/models/{{model}}:batchGenerateContent", self._create),
+            ("POST", f"{_ROOT}/models/{{model}}:generateContent", self._real_time),
+            ("GET", f"{_ROOT}/batches", self._list),
+            ("POST", f"{_ROOT}/batches/{{id}}:cancel", self._cancel),
+            ("GET", f"{_ROOT}/batches/{{id}}", self._get),
+            ("DELETE", f"{_ROOT}/batches/{{id}}", self._delete),
+            ("POST", _UPLOADS, self._upload),
+            ("GET", f"{_ROOT}/files/{{id}}:download", self._download),
+            ("DELETE", f"{_ROOT}/files/{{id}}", self._delete_file),
+        )
+        routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in table]
+        return Starlette(routes=routes, exception_handlers={HTTPException: no_route})
+
+    def _guarded(self, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
+        async def guarded(request: HttpRequest) -> Response:
+            try:
+                account = self._world.account(api_key(request.scope))
+                begun = self._uploads.get(request.query_params.get("upload_id", ""))
+                account = begun.account if account is None and begun is not None else account  # the URL is the key
+                if account is None:
+                    raise ApiError(400, "API key not valid. Please pass a valid API key.", reason="API_KEY_INVALID")
+                if request.path_params["version"] not in _VERSIONS:
+                    raise ApiError(404, "Unknown API version.")
+                return await handler(request, account)
+            except ApiError as error:
+                return JSONResponse(error.body, error.status)
+
+        return guarded
+
+    async def _create(self, request: HttpRequest, account: str) -> Response:
+        given = (await json_body(request)).get("batch")
+        if not isinstance(given, dict) or not given.get("displayName"):
+            raise ApiError(400, "* BatchGenerateContentRequest.batch.display_name: is required")
+        source = given.get("inputConfig") or {}
+        model = request.path_params["model"]
+        known = self._world.limits.known_models
+        if known is not None and model not in known:
+            raise ApiError(404, f"models/{model} is not found for API version v1.")
+        inline = "requests" in source
+        rows = _inline_rows(source) if inline else self._file_rows(source.get("fileName"), account)
+        record = BatchRecord(
+            id=f"batches/{self._world.new_id('')}",
+            ordinal=len(self._world.books.batches),
+            account=account,
+            endpoint="batchGenerateContent",
+            input_file_id="" if inline else source["fileName"],
+            metadata={"displayName": given["displayName"]},
+            created_at=int(self._world.clock()),
+        )
+
+        def keep(blob: Blob) -> str:
+            return self._store(account, blob, f"{record.id}.jsonl", f"batch-{self._world.new_id('')}{'0' * 24}")
+
+        batch = GeminiBatch(self._world, record, rows, model=model, inline=inline, keep=keep)
+        self._batches[record.id] = batch
+        self._world.books.write(record)
+        reply = batch.as_json()
+        self._world.mover.add(batch)
+        return JSONResponse(reply)
+
+    def _file_rows(self, name: object, account: str) -> list[Body]:
+        blob = self._file(str(name), account)
+        return [_checked(raw, number) for number, (_, raw) in enumerate(blob.lines(), start=1) if raw.strip()]
+
+    async def _list(self, request: HttpRequest, account: str) -> Response:
+        mine = [batch.as_json() for batch in self._batches.values() if batch.record.account == account]
+        return JSONResponse(page(request, mine, "operations"))
+
+    async def _get(self, request: HttpRequest, account: str) -> Response:
+        return JSONResponse(self._batch(request, account).as_json())
+
+    async def _cancel(self, request: HttpRequest, account: str) -> Response:
+        batch = self._batch(request, account)
+        try:
+            batch.cancel(self._world.clock())
+        except IllegalMoveError:
+            text = f"Batch is in the state {batch.life.state} and cannot be cancelled."
+            raise ApiError(400, text, name="FAILED_PRECONDITION") from None
+        return JSONResponse({})
+
+    async def _delete(self, request: HttpRequest, account: str) -> Response:
+        del self._batches[self._batch(request, account).record.id]
+        return JSONResponse({})
+
+    async def _real_time(self, request: HttpRequest, account: str) -> Response:
+        one = Request(account=account, model=request.path_params["model"], body=await json_body(request))
+        status, answer = await asyncio.to_thread(respond, self._world, one)
+        return JSONResponse(answer, status)
+
+    # https://ai.google.dev/api/files#method:-media.upload
+    async def _upload(self, request: HttpRequest, account: str) -> Response:
+        command = request.headers.get("x-goog-upload-command", "")
+        if command == "start":
+            return await self._begin(request, account)
+        upload = self._uploads.get(request.query_params.get("upload_id", ""))
+        if upload is None or request.headers.get("x-goog-upload-offset") != str(upload.handle.tell()):
+            raise ApiError(400, "Upload has no such session, or not this offset.")
+        async for chunk in request.stream():
+            upload.handle.write(chunk)
+        if "finalize" not in command:
+            return JSONResponse({}, headers={"x-goog-upload-status": "active"})
+        if upload.handle.tell() != upload.size:
+            raise ApiError(400, f"Upload has {upload.handle.tell()} bytes, but {upload.size} were announced.")
+        del self._uploads[request.query_params["upload_id"]]
+        name = self._store(account, Blob(upload.handle), upload.display_name, self._world.new_id("")[:12])
+        file = {"name": name, "displayName": upload.display_name, "state": "ACTIVE", "sizeBytes": str(upload.size)}
+        return JSONResponse({"file": file}, headers={"x-goog-upload-status": "final"})
+
+    async def _begin(self, request: HttpRequest, account: str) -> Response:
+        size = request.headers.get("x-goog-upload-header-content-length", "")
+        if request.headers.get("x-goog-upload-protocol") != "resumable" or not size.isdigit():
+            raise ApiError(400, "The upload protocol is 'resumable', with the content length announced.")
+        if int(size) > self._world.limits.gemini_file_bytes:
+            raise ApiError(400, "File size is more than 2 GB.")
+        file = (await json_body(request)).get("file") or {}
+        upload_id = self._world.new_id("")
+        name = file.get("displayName") or file.get("display_name") or "upload"
+        self._uploads[upload_id] = _Upload(account, int(size), name, scratch())
+        url = f"{request.url.scheme}://{request.url.netloc}{request.url.path}?upload_id={upload_id}"
+        return JSONResponse({}, headers={"x-goog-upload-url": url, "x-goog-upload-status": "active"})
+
+    def _store(self, account: str, blob: Blob, filename: str, file_id: str) -> str:
+        self._files[f"files/{file_id}"] = (account, self._world.keep(blob))
+        at = int(self._world.clock())
+        self._world.books.write(FileRecord(f"files/{file_id}", account, "batch", filename, blob.bytes, at))
+        return f"files/{file_id}"
+
+    async def _download(self, request: HttpRequest, account: str) -> Response:
+        blob = self._file(f"files/{request.path_params['id']}", account)
+        headers = {"content-length": str(blob.bytes)}
+        return StreamingResponse(blob.chunks(), headers=headers, media_type="application/octet-stream")
+
+    async def _delete_file(self, request: HttpRequest, account: str) -> Response:
+        name = f"files/{request.path_params['id']}"
+        self._file(name, account)
+        del self._files[name]
+        return JSONResponse({})
+
+    def _file(self, name: str, account: str) -> Blob:
+        owner, blob = self._files.get(name, (None, None))
+        if blob is None or owner != account:
+            text = f"You do not have permission to access the File {name} or it may not exist."
+            raise ApiError(403, text)
+        return blob
+
+    def _batch(self, request: HttpRequest, account: str) -> GeminiBatch:
+        batch = self._batches.get(f"batches/{request.path_params['id']}")
+        if batch is None or batch.record.account != account:
+            raise ApiError(404, f"Requested entity was not found: batches/{request.path_params['id']}.")
+        return batch
+
+
+def _inline_rows(source: Body) -> list[Body]:
+    if len(json.dumps(source)) > _MOST_INLINE_BYTES:
+        raise ApiError(400, "Request payload size exceeds the limit: 20971520 bytes.")
+    rows = (source["requests"] or {}).get("requests")
+    if not isinstance(rows, list) or not rows:
+        raise ApiError(400, "* BatchGenerateContentRequest.batch.input_config.requests: is empty")
+    made = [{"key": (row.get("metadata") or {}).get("key"), "request": row.get("request")} for row in rows]
+    return [_checked(json.dumps(row).encode(), number) for number, row in enumerate(made, start=1)]
+
+
+def _checked(raw: bytes, number: int) -> Body:
+    try:
+        row = json.loads(raw)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise ApiError(400, f"Failed to parse line {number} of the input: it is no JSON object.")
+    unknown = sorted(set(row) - {"key", "request"})
+    wrong = f'Unknown name "{unknown[0]}": Cannot find field.' if unknown else problem(row.get("request"))
+    if wrong is not None:
+        raise ApiError(400, f"Line {number} of the input: {wrong}")
+    return row

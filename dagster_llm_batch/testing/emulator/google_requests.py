@@ -1,0 +1,185 @@
+"""One request to Gemini, or to Claude on Vertex AI: is it well-formed, and what does the house answer?
+
+https://ai.google.dev/api/generate-content, https://ai.google.dev/api/caching#Schema
+Google parses JSON strictly: an unknown field is an error, and so is a keyword that its Schema object lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dagster_llm_batch.testing.emulator.answers import Reply
+from dagster_llm_batch.testing.emulator.books import Execution, body_digest
+from dagster_llm_batch.testing.emulator.faults import RowFault
+from dagster_llm_batch.testing.emulator.google_wire import Body, chat_form, claude_reply, error_body, gemini_reply
+from dagster_llm_batch.testing.emulator.openai_wire import CHAT, limited, truncated
+from dagster_llm_batch.testing.emulator.world import World
+
+_REQUEST = frozenset(
+    {"contents", "systemInstruction", "generationConfig", "safetySettings", "tools", "toolConfig", "cachedContent"}
+    | {"labels", "modelArmorConfig", "serviceTier"}
+)
+_CONFIG = frozenset(
+    {"stopSequences", "responseMimeType", "responseSchema", "responseJsonSchema", "responseModalities"}
+    | {"candidateCount", "maxOutputTokens", "temperature", "topP", "topK", "seed", "presencePenalty"}
+    | {"frequencyPenalty", "responseLogprobs", "logprobs", "thinkingConfig", "speechConfig", "mediaResolution"}
+    | {"enableEnhancedCivicAnswers", "audioTimestamp", "routingConfig", "imageConfig"}
+)
+_PART = frozenset({"text", "inlineData", "fileData", "functionCall", "functionResponse", "thought"})
+_SCHEMA = frozenset(
+    {"type", "format", "title", "description", "nullable", "enum", "maxItems", "minItems", "properties", "required"}
+    | {"minProperties", "maxProperties", "minLength", "maxLength", "pattern", "example", "anyOf", "propertyOrdering"}
+    | {"default", "items", "minimum", "maximum"}
+)
+_TYPES = frozenset({"STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT", "NULL"})
+_CLAUDE_NEEDED = ("anthropic_version", "max_tokens", "messages")
+_OK, _BAD_REQUEST, _NOT_FOUND = 200, 400, 404
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request to be answered, with its account and, in a batch, its place there."""
+
+    account: str
+    model: str
+    body: Body
+    batch_id: str | None = None
+    custom_id: str | None = None
+    faults: Collection[RowFault] = ()
+
+
+def problem(body: Any) -> str | None:
+    """Why the vendor would refuse the request with 400, in its words; None if it would take it."""
+    return next(_problems(body), None)
+
+
+def _problems(body: Any) -> Iterator[str]:
+    if not isinstance(body, dict):
+        yield "Invalid JSON payload received. The request must be an object."
+    elif "anthropic_version" in body:
+        yield from (f"{name}: Field required" for name in _CLAUDE_NEEDED if not body.get(name))
+    else:
+        yield from _unknown(body, _REQUEST, "")
+        yield from _content_problems(body)
+        config = _camel(body.get("generationConfig") or {})
+        yield from _unknown(config, _CONFIG, "generation_config.")
+        schema = config.get("responseSchema")
+        if schema is not None:
+            if config.get("responseMimeType") != "application/json":
+                yield "For controlled generation, response_mime_type must be set to application/json."
+            yield from _schema_problems(schema, "generation_config.response_schema")
+
+
+def _content_problems(body: Body) -> Iterator[str]:
+    contents = body.get("contents")
+    if not isinstance(contents, list) or not contents:
+        yield "* GenerateContentRequest.contents: contents is not specified"
+        return
+    for index, content in enumerate(contents):
+        if content.get("role", "user") not in {"user", "model"}:
+            yield "Please use a valid role: user, model."
+        parts = content.get("parts")
+        if not isinstance(parts, list) or not parts:
+            yield f"Unable to submit request because it must have a text parameter: contents[{index}].parts"
+            return
+        for part in parts:
+            yield from _unknown(part, _PART, f"contents[{index}].parts.")
+            if not {"text", "inlineData", "fileData"} & set(part):
+                yield f"contents[{index}].parts: required oneof field 'data' must have one initialized field"
+
+
+def _unknown(given: Body, known: Collection[str], where: str) -> Iterator[str]:
+    for name in _camel(given):
+        if name not in known:
+            yield f"Invalid JSON payload received. Unknown name \"{name}\" at '{where}': Cannot find field."
+
+
+def _camel(given: Body) -> Body:
+    def camel(name: str) -> str:
+        first, *rest = name.split("_")
+        return first + "".join(word.title() for word in rest)
+
+    return {camel(name): value for name, value in given.items()}
+
+
+def _schema_problems(schema: Any, where: str) -> Iterator[str]:
+    if not isinstance(schema, dict):
+        yield f"Invalid value at '{where}'"
+        return
+    yield from _unknown(schema, _SCHEMA, where)
+    kind = schema.get("type")
+    if "anyOf" not in schema and (not isinstance(kind, str) or kind.upper() not in _TYPES):
+        yield f"Invalid value at '{where}.type' (type.googleapis.com/google.ai.generativelanguage.v1.Type), {kind!r}"
+    if any(not isinstance(value, str) for value in schema.get("enum", ())):
+        yield f"Invalid value at '{where}.enum' (TYPE_STRING)"
+    if str(kind).upper() == "OBJECT" and not schema.get("properties"):
+        yield f"{where}.properties: should be non-empty for OBJECT type"
+    if str(kind).upper() == "ARRAY" and "items" not in schema:
+        yield f"{where}.items: missing field."
+    for name in schema.get("required", ()):
+        if name not in schema.get("properties", {}):
+            yield f"{where}.required: property is not defined: {name}"
+    for name, part in schema.get("properties", {}).items():
+        yield from _schema_problems(part, f"{where}.properties[{name}]")
+    if "items" in schema:
+        yield from _schema_problems(schema["items"], f"{where}.items")
+    for index, part in enumerate(schema.get("anyOf", ())):
+        yield from _schema_problems(part, f"{where}.any_of[{index}]")
+
+
+def respond(world: World, request: Request) -> tuple[int, Body]:
+    """Status and body of the answer. Enters the books."""
+    status, answer, used = _answer(world, request)
+    verb = "rawPredict" if "anthropic_version" in request.body else "generateContent"
+    world.books.write(
+        Execution(
+            account=request.account,
+            endpoint=verb,
+            batch_id=request.batch_id,
+            custom_id=request.custom_id,
+            body_digest=body_digest(verb, [request.model, request.body]),
+            status_code=status,
+            input_tokens=used[0],
+            output_tokens=used[1],
+        )
+    )
+    return status, answer
+
+
+def _answer(world: World, request: Request) -> tuple[int, Body, tuple[int, int]]:
+    known = world.limits.known_models
+    if known is not None and request.model not in known:
+        text = f"models/{request.model} is not found for API version v1, or is not supported for generateContent."
+        return _NOT_FOUND, error_body(_NOT_FOUND, text), (0, 0)
+    wrong = problem(request.body)
+    if wrong is not None:
+        return _BAD_REQUEST, error_body(_BAD_REQUEST, wrong), (0, 0)
+    chat = chat_form(request.model, request.body)
+    # a struck request never reaches the model: the account doesn't pay for what the house got wrong
+    failing = next((fault for fault in request.faults if fault.kind == "status"), None)
+    if failing is not None:
+        body = error_body(failing.status_code, failing.message, code=failing.code)
+        return failing.status_code, body, (0, 0)
+    reply = _bent(limited(world.answer(chat, CHAT), chat), request.faults)
+    if reply.status_code != _OK:
+        return reply.status_code, error_body(reply.status_code, reply.message, code=reply.code), (0, 0)
+    if "anthropic_version" in request.body:
+        body = claude_reply(request.model, reply, chat, world.new_id(""))
+        usage = body["usage"]
+        return _OK, body, (usage["input_tokens"] + usage["cache_read_input_tokens"], usage["output_tokens"])
+    body = gemini_reply(request.model, reply, chat)
+    usage = body["usageMetadata"]
+    return _OK, body, (usage["promptTokenCount"], usage["candidatesTokenCount"] + usage["thoughtsTokenCount"])
+
+
+def _bent(reply: Reply, faults: Collection[RowFault]) -> Reply:
+    for fault in faults:
+        if fault.kind == "refusal":
+            reply = Reply(refusal="The prompt could not be answered.", model=reply.model)
+        elif fault.kind == "truncated":
+            reply = truncated(reply)
+        elif fault.kind == "model":
+            reply = replace(reply, model=fault.model)
+    return reply

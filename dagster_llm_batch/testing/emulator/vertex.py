@@ -1,0 +1,187 @@
+"""Vertex AI's routes: batch prediction jobs and, in real time, generateContent and rawPredict.
+
+https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.batchPredictionJobs
+Reads report and never move a job. What belongs to another account or project is not found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.google_requests import Request, respond
+from dagster_llm_batch.testing.emulator.google_storage import Storage
+from dagster_llm_batch.testing.emulator.google_wire import VERTEX, ApiError, Body, error_body, rfc3339
+from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
+from dagster_llm_batch.testing.emulator.vertex_jobs import VertexJob
+from dagster_llm_batch.testing.emulator.wire import api_key
+from dagster_llm_batch.testing.emulator.world import World
+
+_PARENT = "projects/{project}/locations/{location}"
+_ROOT = f"{VERTEX}/{{version}}/{_PARENT}"
+_FILTER = re.compile(r'\s*(?:displayName|display_name)\s*=\s*"((?:[^"\\]|\\.)*)"\s*')
+_LABEL = re.compile(r"[a-z0-9_-]{0,63}")
+_MOST = 100
+
+Handler = Callable[[HttpRequest, str], Awaitable[Response]]
+
+
+class VertexHouse:
+    """The Vertex AI face of an emulator; the files are on the GCS server at `storage_url`."""
+
+    def __init__(self, world: World, storage_url: str | None) -> None:
+        self._world = world
+        self._storage = None if storage_url is None else Storage(storage_url)
+        self._jobs: dict[str, VertexJob] = {}
+
+    def app(self) -> Starlette:
+        """The routes as an ASGI app."""
+        jobs, model = f"{_ROOT}/batchPredictionJobs", f"{_ROOT}/publishers/{{publisher}}/models/{{model}}"
+        table: tuple[tuple[str, str, Handler], ...] = (
+            ("POST", jobs, self._create),
+            ("GET", jobs, self._list),
+            ("POST", f"{jobs}/{{id}}:cancel", self._cancel),
+            ("GET", f"{jobs}/{{id}}", self._get),
+            ("DELETE", f"{jobs}/{{id}}", self._delete),
+            ("POST", f"{model}:generateContent", self._real_time),
+            ("POST", f"{model}:rawPredict", self._real_time),
+        )
+        routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in table]
+        return Starlette(routes=routes, exception_handlers={HTTPException: no_route})
+
+    def _guarded(self, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
+        async def guarded(request: HttpRequest) -> Response:
+            try:
+                account = self._world.account(api_key(request.scope))
+                if account is None:
+                    raise ApiError(401, "Request had invalid authentication credentials.")
+                return await handler(request, account)
+            except ApiError as error:
+                return JSONResponse(error.body, error.status)
+
+        return guarded
+
+    async def _create(self, request: HttpRequest, account: str) -> Response:
+        body = await json_body(request)
+        given = request.path_params
+        for path in ("displayName", "model", "inputConfig.instancesFormat", "outputConfig.predictionsFormat"):
+            value = _at(body, path)
+            if not isinstance(value, str) or not value:
+                raise ApiError(400, f"Required field is not set: batch_prediction_job.{path}")
+        uris = _at(body, "inputConfig.gcsSource.uris")
+        prefix = _at(body, "outputConfig.gcsDestination.outputUriPrefix")
+        if not isinstance(uris, list) or len(uris) != 1 or not str(prefix).startswith("gs://"):
+            raise ApiError(400, "The emulator takes one gcsSource uri and a gcsDestination; BigQuery is not emulated.")
+        if any(not _LABEL.fullmatch(str(value)) for value in (body.get("labels") or {}).values()):
+            raise ApiError(400, "Label values can be lowercase letters, digits, underscores and dashes, 63 at most.")
+        model = body["model"].rpartition("/")[2]
+        known = self._world.limits.known_models
+        if known is not None and model not in known:
+            raise ApiError(404, f"Publisher Model `{body['model']}` not found.")
+        if "/anthropic/" in body["model"] and given["location"] == "global":
+            raise ApiError(400, "Batch prediction of this model is not supported at the global location.")
+        number = int(self._world.new_id("")[:15], 16)
+        parent = _PARENT.format(project=given["project"], location=given["location"])
+        record = BatchRecord(
+            id=f"{parent}/batchPredictionJobs/{number}",
+            ordinal=len(self._world.books.batches),
+            account=account,
+            endpoint="batchPredictionJobs",
+            input_file_id=uris[0],
+            metadata={"displayName": body["displayName"]},
+            created_at=int(self._world.clock()),
+        )
+        job = VertexJob(self._world, self._storage, record, body)
+        self._jobs[record.id] = job
+        self._world.books.write(record)
+        reply = job.as_json()
+        self._world.mover.add(job)
+        return JSONResponse(reply)
+
+    async def _list(self, request: HttpRequest, account: str) -> Response:
+        parent = _PARENT.format(**{name: request.path_params[name] for name in ("project", "location")})
+        mine = [job for job in self._jobs.values() if job.record.account == account]
+        mine = [job for job in mine if job.record.id.startswith(f"{parent}/")]
+        wanted = request.query_params.get("filter")
+        if wanted:
+            match = _FILTER.fullmatch(wanted)
+            if match is None:
+                raise ApiError(400, f"Invalid filter: {wanted}")
+            name = re.sub(r"\\(.)", r"\1", match[1])
+            mine = [job for job in mine if job.body["displayName"] == name]
+        return JSONResponse(page(request, [job.as_json() for job in mine], "batchPredictionJobs"))
+
+    async def _get(self, request: HttpRequest, account: str) -> Response:
+        return JSONResponse(self._job(request, account).as_json())
+
+    async def _cancel(self, request: HttpRequest, account: str) -> Response:
+        job = self._job(request, account)
+        try:
+            job.life.move("cancel", self._world.clock())
+        except IllegalMoveError:
+            text = f"Job cannot be cancelled in the state {job.life.state}."
+            raise ApiError(400, text, name="FAILED_PRECONDITION") from None
+        return JSONResponse({})
+
+    async def _delete(self, request: HttpRequest, account: str) -> Response:
+        job = self._job(request, account)
+        del self._jobs[job.record.id]
+        return JSONResponse({"name": f"{job.record.id}/operations/1", "done": True})
+
+    async def _real_time(self, request: HttpRequest, account: str) -> Response:
+        one = Request(account=account, model=request.path_params["model"], body=await json_body(request))
+        status, answer = await asyncio.to_thread(respond, self._world, one)
+        if status == 200 and "candidates" in answer:  # noqa: PLR2004 -- HTTP
+            answer["createTime"] = rfc3339(self._world.clock())
+        return JSONResponse(answer, status)
+
+    def _job(self, request: HttpRequest, account: str) -> VertexJob:
+        name = f"{_PARENT}/batchPredictionJobs/{{id}}".format(**request.path_params)
+        job = self._jobs.get(name)
+        if job is None or job.record.account != account:
+            raise ApiError(404, f"The BatchPredictionJob does not exist: {name}")
+        return job
+
+
+async def json_body(request: HttpRequest) -> Body:
+    """The JSON object that the request holds."""
+    try:
+        body = json.loads(await request.body() or b"{}")
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ApiError(400, "Invalid JSON payload received. Expected an object.")
+    return body
+
+
+def page(request: HttpRequest, items: list[Body], name: str) -> Body:
+    """A page of a list, newest first: https://google.aip.dev/158"""
+    ordered = items[::-1]
+    size, token = request.query_params.get("pageSize", str(_MOST)), request.query_params.get("pageToken", "0")
+    if not size.isdigit() or not token.isdigit():
+        raise ApiError(400, "Invalid page size or token.")
+    start, end = int(token), int(token) + min(int(size) or _MOST, _MOST)
+    more = {"nextPageToken": str(end)} if end < len(ordered) else {}
+    return {**({name: ordered[start:end]} if ordered[start:end] else {}), **more}
+
+
+async def no_route(request: HttpRequest, error: Exception) -> Response:
+    """What a path that is none is answered."""
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    return JSONResponse(error_body(status, f"Not found: {request.method} {request.url.path}"), status)
+
+
+def _at(body: Body, path: str) -> object:
+    value: object = body
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,157 @@
+"""A batch prediction job of Vertex AI: what happens in each of its states, and the object that tells of it.
+
+https://cloud.google.com/vertex-ai/generative-ai/docs/multimodal/batch-prediction-from-cloud-storage
+The file is looked at only once the job is pending: create accepts nearly everything. Whatever ends the job, the rows
+that finished are exported; only they are billed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from http import HTTPStatus
+from typing import Any
+
+from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
+from dagster_llm_batch.testing.emulator.faults import BatchKind
+from dagster_llm_batch.testing.emulator.google_rows import RunningRows, number, ok
+from dagster_llm_batch.testing.emulator.google_storage import Storage, StorageError
+from dagster_llm_batch.testing.emulator.google_wire import Body, rfc3339
+from dagster_llm_batch.testing.emulator.lifecycle import VERTEX, Life
+from dagster_llm_batch.testing.emulator.openai_results import ResultFile
+from dagster_llm_batch.testing.emulator.vertex_importer import ImportFailedError, import_rows
+from dagster_llm_batch.testing.emulator.world import World
+
+_FAILED_PRECONDITION, _INVALID_ARGUMENT, _PERMISSION_DENIED, _INTERNAL, _CANCELLED = 9, 3, 7, 13, 1
+
+
+class VertexJob:
+    """One job, from its creation to its end."""
+
+    def __init__(self, world: World, storage: Storage | None, record: BatchRecord, body: Body) -> None:
+        self._world = world
+        self._storage = storage
+        self.record = record
+        self.body = body
+        self._created_at = world.clock()
+        self.life = Life(VERTEX, self._created_at, self._moved)
+        self._rows: RunningRows | None = None
+        self._error: Body | None = None
+        self._directory: str | None = None
+
+    def _moved(self, source: str, event: str, target: str, at: float) -> None:
+        self._world.books.write(MoveRecord(self.record.id, source, event, target, at))
+
+    def _fault(self, kind: BatchKind) -> Any:
+        return self._world.faults.batch(kind, self.record.ordinal)
+
+    def deadline(self) -> float:
+        """The end of the 24 hours of running."""
+        if self.life.state != "JOB_STATE_RUNNING":
+            return math.inf
+        return self.life.reached_at["JOB_STATE_RUNNING"] + self._world.limits.window_seconds
+
+    def step(self, at: float) -> str | None:
+        """Do the work of the present state."""
+        state = self.life.state
+        stuck = self._fault("stuck")
+        if stuck is not None and stuck.during in {"", state}:
+            return None
+        if state == "JOB_STATE_QUEUED":
+            return "due"
+        if state == "JOB_STATE_PENDING":
+            return self._import()
+        if state == "JOB_STATE_RUNNING":
+            return "window_over" if at >= self.deadline() and self._export(at) else self._work(at)
+        self._error = {"code": _CANCELLED, "message": "The job was cancelled."}
+        self._export(at)
+        return "due"
+
+    def _import(self) -> str:
+        fault = self._fault("fails")
+        if fault is not None:
+            return self._fail(number(fault.code, _INTERNAL), fault.message)
+        if self._storage is None:
+            return self._fail(_FAILED_PRECONDITION, "The emulator was given no storage server.")
+        try:
+            rows = import_rows(self._storage.read(self.body["inputConfig"]["gcsSource"]["uris"][0]))
+        except StorageError as error:
+            return self._fail(_FAILED_PRECONDITION, f"Cannot read the input: {error}")
+        except ImportFailedError as error:
+            return self._fail(_INVALID_ARGUMENT, str(error))
+        model = self.body["model"].rpartition("/")[2]
+        self._rows = RunningRows(self._world, self.record, rows, model=model, id_field="custom_id")
+        return "due"
+
+    def _fail(self, code: int, message: str) -> str:
+        self._error = {"code": code, "message": message}
+        return "invalid"
+
+    def _work(self, at: float) -> str:
+        assert self._rows is not None
+        short = self._fault("expires") or self._fault("cancels")
+        stop = len(self._rows.rows) if short is None else int(len(self._rows.rows) * short.fraction)
+        self._rows.run(stop)
+        if len(self._rows.answers) >= stop and short is not None:
+            if short.kind == "cancels":
+                return "cancel"
+            return "window_over" if self._export(at) else "invalid"
+        if not self._rows.all_ran:
+            return "work"
+        return "due" if self._export(at) else "invalid"
+
+    def _export(self, at: float) -> bool:
+        """Write the rows that ran; False, with the error set, where that is not allowed."""
+        rows = self._rows
+        if rows is None or not rows.answers:
+            return True
+        assert self._storage is not None
+        file = ResultFile(self._world.faults.whole_file(self.record.ordinal))
+        for index in rows.order:
+            if index in rows.answers:
+                faults = self._world.faults.file(self.record.ordinal, rows.custom_id(index), rows.raw(index))
+                file.write(_row(rows.rows[index], *rows.answers[index], at), faults)
+        blob = file.finish()
+        prefix = self.body["outputConfig"]["gcsDestination"]["outputUriPrefix"].rstrip("/")
+        directory = f"{prefix}/prediction-model-{rfc3339(at)}"
+        try:
+            if blob is not None:
+                self._storage.write(f"{directory}/predictions.jsonl", b"".join(blob.chunks()))
+        except StorageError as error:
+            self._error = {"code": _PERMISSION_DENIED, "message": f"Cannot write the output: {error}"}
+            return False
+        finally:
+            if blob is not None:
+                blob.close()
+        self._directory = directory
+        return True
+
+    def as_json(self) -> Body:
+        """The job as a GET answers it."""
+        state = self.life.state
+        odd = self._fault("status")
+        shown = odd.status if odd is not None and odd.during in {"", state} else state
+        job: Body = {**self.body, "name": self.record.id, "state": shown, "createTime": rfc3339(self._created_at)}
+        job["updateTime"] = rfc3339(self.life.entered_at)
+        if "JOB_STATE_RUNNING" in self.life.reached_at:
+            job["startTime"] = rfc3339(self.life.reached_at["JOB_STATE_RUNNING"])
+        if self._error is not None and self.life.ended:
+            job["error"] = self._error
+        if self.life.ended:
+            job["endTime"] = rfc3339(self.life.entered_at)
+            if self._directory is not None:
+                job["outputInfo"] = {"gcsOutputDirectory": self._directory}
+        if self._rows is not None and self.life.ended and state != "JOB_STATE_CANCELLED":
+            good, ran = self._rows.succeeded, len(self._rows.answers)
+            more = self._fault("miscounts") is not None
+            left = str(len(self._rows.rows) - ran) if state == "JOB_STATE_EXPIRED" else "-1"
+            stats = {"successfulCount": str(good + more), "failedCount": str(ran - good), "incompleteCount": left}
+            job["completionStats"] = stats
+        if self._fault("extra_fields") is not None:
+            job["xEmulatorUnknown"] = {"since": "later"}
+        return job
+
+
+def _row(row: Body, status: int, answer: Body, at: float) -> Body:
+    words = "" if ok(status) else f"{HTTPStatus(status).phrase}: {json.dumps(answer)}"
+    return {"status": words, "processed_time": rfc3339(at), **row, "response": answer if ok(status) else {}}

@@ -1,0 +1,39 @@
+"""The contract, held by both providers of Google over their SDKs, sockets and a real Cloud Storage server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from google_bench import gemini, storage_server, vertex
+
+from dagster_llm_batch.testing.contracts import ProviderContract, ProviderRig
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+from dagster_llm_batch.types import RequestSpec
+
+VERTEX_SPECS = {
+    "gemini": RequestSpec("gemini-2.5-flash"),
+    "claude": RequestSpec("claude-sonnet-4-5", params={"max_tokens": 100}),
+}
+
+
+@pytest.fixture(scope="module")
+def storage_url() -> Iterator[str]:
+    with storage_server() as url:
+        yield url
+
+
+class TestVertex(ProviderContract):
+    @pytest.fixture(params=VERTEX_SPECS)
+    def rig(self, request, storage_url, tmp_path) -> Iterator[ProviderRig]:
+        with Emulator(gcs_url=storage_url) as emulator:
+            provider = vertex(emulator, storage_url, prefix=tmp_path.name + request.param)
+            yield ProviderRig(provider, VERTEX_SPECS[request.param], emulator.settle, [DEFAULT_KEY])
+
+
+class TestGemini(ProviderContract):
+    @pytest.fixture(params=[0, 1_000_000], ids=["file", "inline"])
+    def rig(self, request) -> Iterator[ProviderRig]:
+        with Emulator() as emulator:
+            provider = gemini(emulator, inline_bytes=request.param)
+            yield ProviderRig(provider, RequestSpec("gemini-2.5-flash"), emulator.settle, [DEFAULT_KEY])
