@@ -82,17 +82,14 @@ def preview(table: pa.Table, columns: list[str]) -> dg.MetadataValue:
     )
 
 
-def table_schema(table: pa.Schema) -> dg.TableSchema:
-    """The columns with their types; provenance columns say what they hold."""
+def table_schema(table: pa.Schema, labeling: Labeling) -> dg.TableSchema:
+    """The columns with their types, and what they hold as far as the response or this package says so."""
+    schema = labeling.reader.format.json_schema or {}
+    said = {name: field.get("description") for name, field in schema.get("properties", {}).items()}
+    described = {**said, **_PROVENANCE_DOCS}
     return dg.TableSchema(
         columns=[
-            dg.TableColumn(
-                field.name,
-                type=str(field.type),
-                description=_PROVENANCE_DOCS.get(field.name),
-                tags={"llm_batch/provenance": ""} if field.name in _PROVENANCE_DOCS else {},
-            )
-            for field in table
+            dg.TableColumn(field.name, type=str(field.type), description=described.get(field.name)) for field in table
         ]
     )
 
@@ -138,18 +135,19 @@ def submission_metadata(status: Status, labeling: Labeling, provider: Provider) 
     """What was, or will be, sent."""
     submission = status.submission
     return {
-        **status_metadata(status, provider),
+        "llm_batch/progress": progress_text(status),
         "llm_batch/rows": submission.rows,
         "llm_batch/requests": submission.requests,
         "llm_batch/requests_reused": submission.reused,
         "llm_batch/rows_sharing_a_request": submission.rows - submission.requests,
         "llm_batch/batches": len(status.shards),
         "llm_batch/request_bytes": sum(shard.bytes for shard in status.shards),
+        **_usd("estimated_cost_usd", submission.estimated_usd),
+        "llm_batch/price_basis": submission.price_basis.value if submission.price_basis else "unknown",
         "llm_batch/model": labeling.model,
         "llm_batch/prompt_version": labeling.prompt_version,
         "llm_batch/prompt": dg.MetadataValue.md(_prompt_markdown(labeling)),
-        "llm_batch/price_basis": submission.price_basis.value if submission.price_basis else "unknown",
-        **_usd("estimated_cost_usd", submission.estimated_usd),
+        **status_metadata(status, provider),
     }
 
 
@@ -167,21 +165,21 @@ def labels_metadata(labeled: Labeled, status: Status, labeling: Labeling, provid
     names = [labeling.key, *labeling.keep, *labeling.reader.schema.names]
     return {
         "dagster/partition_row_count": len(labels),
-        "dagster/column_schema": table_schema(labels.schema),
         **{f"llm_batch/rows_{outcome}": count for outcome, count in sorted(outcomes.items())},
         "llm_batch/rows_rejected": len(labeled.rejects),
-        "llm_batch/submission_id": submission.submission_id,
-        "llm_batch/attempts": submission.waves,
-        "llm_batch/model": labeling.model,
-        "llm_batch/prompt_version": labeling.prompt_version,
-        "llm_batch/price_basis": submission.price_basis.value if submission.price_basis else "unknown",
-        "llm_batch/batch_ids": status.batch_ids,
-        **_console(status, provider),
-        **{f"llm_batch/{name}": count for name, count in tokens.items()},
         **_usd("cost_usd", submission.cost_usd),
         **_usd("realtime_cost_usd", submission.realtime_usd),
         **_usd("saved_usd", saved),
+        "llm_batch/price_basis": submission.price_basis.value if submission.price_basis else "unknown",
         "llm_batch/preview": preview(labels, names),
+        **{f"llm_batch/{name}": count for name, count in tokens.items()},
+        "llm_batch/attempts": submission.waves,
+        "llm_batch/model": labeling.model,
+        "llm_batch/prompt_version": labeling.prompt_version,
+        "llm_batch/submission_id": submission.submission_id,
+        "llm_batch/batch_ids": status.batch_ids,
+        **_console(status, provider),
+        "dagster/column_schema": table_schema(labels.schema, labeling),
         **_models(labels, labeling),
     }
 
@@ -193,9 +191,9 @@ def rejects_metadata(labeled: Labeled, labeling: Labeling) -> dict[str, Any]:
     rows: list[list[object]] = [[outcome, reason, count] for (outcome, reason), count in reasons.most_common(20)]
     return {
         "dagster/partition_row_count": len(rejects),
-        "dagster/column_schema": table_schema(rejects.schema),
         "llm_batch/reasons": dg.MetadataValue.md(markdown_table(["outcome", "reason", "rows"], rows)),
         "llm_batch/preview": preview(rejects, [labeling.key, "llm_outcome", "llm_reason", "llm_reply"]),
+        "dagster/column_schema": table_schema(rejects.schema, labeling),
     }
 
 

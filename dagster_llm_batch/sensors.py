@@ -30,6 +30,15 @@ _POLLED_AT_ONCE = 100
 _LONGEST_SPACING = timedelta(minutes=10)
 _IN_PROCESS: Mapping[str, Any] = {"execution": {"config": {"in_process": {}}}}
 _SUBMISSION = "llm_batch/submission_id"
+_RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+_RUNS_SEEN = 500
+_UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 
 
 def build_llm_batch_sensor(
@@ -116,10 +125,11 @@ class _Group:
     def range_tags(self) -> dict[str, str]:
         if len(self.partitions) == 1:
             return {}
-        return {
-            "dagster/asset_partition_range_start": str(self.partitions[0]),
-            "dagster/asset_partition_range_end": str(self.partitions[-1]),
-        }
+        return dict(zip(_RANGE_TAGS, (str(self.partitions[0]), str(self.partitions[-1])), strict=True))
+
+    def __str__(self) -> str:
+        ends = dict.fromkeys(str(one) for one in (self.partitions[0], self.partitions[-1]) if one is not None)
+        return " ".join([self.asset.to_user_string(), " to ".join(ends)]).rstrip()
 
 
 def _grouped(ready: Sequence[_Ready], most: int) -> Iterator[_Group]:
@@ -175,6 +185,7 @@ class _Tick:
         self._now = engine.now()
         self._until = monotonic() + _TICK_SECONDS
         self._notes: list[str] = []
+        self._runs = context.instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED), limit=_RUNS_SEEN)
 
     def _progress(self) -> list[Progress]:
         """Undelivered submissions; those of other code locations on the same ledger are theirs to look after."""
@@ -261,9 +272,27 @@ class _Tick:
             return "its labels have landed"
         if self._engine.is_busy(submission.submission_id):
             return "a run is at it"
+        if (run := self._run_at(submission)) is not None:
+            self._note(f"{submission.asset}: run {run.run_id} is at it")
+            return "a run is at it, or will be"
         since = self._engine.unavailable_since(submission.submission_id)
         if since is not None and self._now - since < self._spacing(submission.created_at):
             return "its provider does not answer, or does not take its batches; it is tried again a while later"
+        return None
+
+    def _run_at(self, submission: Submission) -> dg.DagsterRun | None:
+        """The unfinished run, whoever asked for it, that lands this partition."""
+        asset = dg.AssetKey.from_user_string(submission.asset)
+        places = self._labels[submission.asset].places
+        for run in self._runs:
+            if asset not in (run.asset_selection or ()):
+                continue
+            first, last = (run.tags.get(name, run.tags.get("dagster/partition", "")) for name in _RANGE_TAGS)
+            if first == last == submission.partition:
+                return run
+            span = [places.get(key) for key in (first, submission.partition, last)]
+            if None not in span and span == sorted(span, key=lambda place: place or 0):
+                return run
         return None
 
     def _is_delivered(self, progress: Progress) -> bool:
@@ -300,11 +329,10 @@ class _Tick:
         """Whether this was not asked for yet. Dagster would drop the request without a word."""
         asked = dg.RunsFilter(tags={"dagster/run_key": group.run_key, "dagster/sensor_name": self._context.sensor_name})
         for run in self._context.instance.get_runs(asked, limit=1):
-            what = f"{group.asset.to_user_string()} {group.partitions[0] or ''}".rstrip()
             if run.status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED):
-                self._note(f"{what}: run {run.run_id} did not land it, and nothing has changed since; re-execute it")
+                self._note(f"{group}: run {run.run_id} did not land it, and nothing has changed since; re-execute it")
             else:
-                self._note(f"{what}: run {run.run_id} lands it")
+                self._note(f"{group}: run {run.run_id} lands it")
             return False
         return True
 

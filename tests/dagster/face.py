@@ -18,7 +18,7 @@ DAILY = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-31")
 
 class TicketLabel(BaseModel):
     topic: Literal["billing", "bug", "how_to"]
-    urgency: Annotated[int, Field(ge=1, le=5)]
+    urgency: Annotated[int, Field(ge=1, le=5, description="1 can wait, 5 is now.")]
 
 
 def tickets(count: int = 3, prefix: str = "t") -> pl.DataFrame:

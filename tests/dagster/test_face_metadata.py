@@ -76,6 +76,7 @@ def test_columns_have_types_and_provenance_is_described(make):
     face.land()
     columns = {column.name: column for column in face.metadata()["dagster/column_schema"].columns}
     assert columns["urgency"].type == "int64"
+    assert columns["urgency"].description == "1 can wait, 5 is now."
     assert columns["llm_cost_usd"].description.startswith("this row's part")
     assert all(column.description for name, column in columns.items() if name.startswith("llm_"))
 

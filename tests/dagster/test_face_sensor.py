@@ -211,6 +211,22 @@ def test_a_body_that_is_evaluated_twice_asks_for_the_same_runs_and_sends_nothing
     assert emulator.books.calls_to("POST", "/v1/files") == 4
 
 
+def test_what_an_unfinished_run_will_land_is_not_asked_for_though_its_neighbours_progress_changes_keys(make, emulator):
+    face = make(*labeled(partitions_def=DAILY))
+    face.submit(span=(DAYS[0], DAYS[3]))
+    face.submit(partition=DAYS[8])
+    emulator.settle()
+    running = face.instance.create_run_for_job(
+        face.defs.resolve_implicit_global_asset_job_def(),
+        asset_selection=frozenset(dg.AssetKey(name) for name in LANDING),
+        tags=dict(zip(RANGE_TAGS, (DAYS[0], DAYS[2]), strict=True)),
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    assert asked(tick(face)) == [(DAYS[3], DAYS[3]), (DAYS[8], DAYS[8])]
+    face.instance.delete_run(running.run_id)
+    assert asked(tick(face)) == [(DAYS[0], DAYS[3]), (DAYS[8], DAYS[8])]
+
+
 def test_a_next_wave_is_sent_by_the_run_and_its_landing_asked_for_under_a_new_key(make, emulator):
     emulator.inject(RowFault(containing="t-1", status_code=500, times=1))
     face = make(*labeled())

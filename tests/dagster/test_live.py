@@ -145,15 +145,19 @@ def test_three_partitions_go_from_one_backfill_to_labels_checks_and_evaluation_i
 
         evaluated = dev.until(
             "an evaluation of all partitions",
-            lambda: (found := seen.materializations("ticket_eval").get(None)) and all_gold(found) and found,
+            lambda: (
+                (found := seen.materializations("ticket_eval").get(None))
+                and found["llm_batch/partitions"] == 3
+                and found
+            ),
         )
-        assert any("accuracy" in label for label in evaluated)
+        assert evaluated["llm_batch/gold_rows"] == 12
+        assert evaluated["llm_batch/ticket_labels/coverage"] == 1
+        assert 0 <= evaluated["llm_batch/ticket_labels/accuracy"] <= 1
+        assert "ticket" in evaluated["llm_batch/evaluation"]
         assert seen.failed_runs() == []
         ticks = seen.ticks()
+        assert len([run for tick in ticks for run in tick["runIds"]]) <= len(DAYS)  # none landed twice
         assert [tick["error"] for tick in ticks if tick["status"] == "FAILURE"] == []
         assert any("in flight" in (tick["skipReason"] or "") for tick in ticks)
     assert marked(str(tmp_path)) == []
-
-
-def all_gold(evaluated):
-    return "12" in str(evaluated)
