@@ -55,3 +55,7 @@ def _interrupt(*_: object) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # stopping Dagster takes seconds; let it finish
     raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

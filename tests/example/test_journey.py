@@ -1,0 +1,88 @@
+"""The example's whole way, as a person runs it: a real Dagster, its daemon, detached labelers; then once more."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = ("EXAMPLE_MODEL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "DAGSTER_HOME")
+
+
+def environment(home, **settings):
+    kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    return {**kept, "EXAMPLE_HOME": str(home), "EXAMPLE_ROWS_PER_DAY": "4", "COLUMNS": "100", **settings}
+
+
+def example(home, **settings):
+    command = [sys.executable, "-m", "example_project.cli"]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(home, **settings), capture_output=True, text=True, check=False, timeout=280
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_labels_and_evaluation_land_and_a_second_run_pays_for_nothing_again(tmp_path):
+    first = example(tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "24 requests sent" in first.stdout
+    labels = pl.read_parquet(tmp_path / "tables" / "tweet_sentiment" / "*.parquet")
+    rejects = pl.read_parquet(tmp_path / "tables" / "tweet_sentiment_rejects" / "*.parquet")
+    assert len(labels) + len(rejects) == 12
+    assert set(labels["llm_model"]) == {"smollm2"}
+    evaluation = pl.read_parquet(tmp_path / "tables" / "sentiment_eval.parquet")
+    assert evaluation.select("candidate", "n_gold").rows() == [("tweet_sentiment", 12), ("tweet_sentiment_lexicon", 12)]
+    assert "it ran on this machine" in first.stdout
+
+    second = example(tmp_path)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "0 requests sent; 24 already answered, not sent and not paid again" in second.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_environment_variables_alone_put_a_hosted_model_in_place_of_the_local_one(tmp_path):
+    with Emulator(pace=0.1) as emulator:
+        settings = {"OPENAI_API_KEY": DEFAULT_KEY, "OPENAI_BASE_URL": emulator.openai_base_url}
+        done = example(tmp_path, EXAMPLE_MODEL="openai/gpt-5-nano", **settings)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert len(emulator.books.batches) == 3
+    assert "in real time" in done.stdout
+    labels = pl.read_parquet(tmp_path / "tables" / "tweet_sentiment" / "*.parquet")
+    assert set(labels["llm_provider"]) == {"openai"}
+    assert labels["llm_cost_usd"].min() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_interrupt_stops_dagster_and_all_its_processes(tmp_path):
+    command = [sys.executable, "-m", "example_project.cli", "ui"]
+    shell = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]  # as a script's background job: SIGINT ignored
+    process = subprocess.Popen(
+        shell, cwd=ROOT, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        note = tmp_path / "dagster.json"
+        while not note.exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.2)
+        group = json.loads(note.read_text())["pid"]
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert "Dagster is stopped" in told
+    assert not note.exists()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(group, 0)
