@@ -1,0 +1,305 @@
+"""Google's lines: what is sent, what is refused beforehand, and how every documented result line is read."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from dagster_llm_batch.core.pricing import tariff
+from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
+from dagster_llm_batch.providers.google_lines import GoogleLines, without_model
+from dagster_llm_batch.providers.google_replies import read_google_line
+from dagster_llm_batch.providers.google_schema import google_schema, import_problem
+from dagster_llm_batch.providers.vertex_claude import VertexClaudeLines
+from dagster_llm_batch.types import (
+    Endpoint,
+    Image,
+    Limits,
+    Outcome,
+    PriceBasis,
+    Request,
+    RequestSpec,
+    ResponseFormat,
+    ResponseKind,
+    Result,
+    Turn,
+    Usage,
+)
+
+LIMITS = Limits(10, 10_000)
+WIRE = [json.loads(line) for line in Path(__file__).with_name("wire").joinpath("google.jsonl").open(encoding="ascii")]
+CLAUDE = VertexClaudeLines(RequestSpec("claude-x", params={"max_tokens": 9}), LIMITS)
+READERS = {"gemini": read_google_line, "claude": CLAUDE.decode}
+
+
+def codec(imported: bool = True, **spec: Any) -> GoogleLines:
+    return GoogleLines(RequestSpec("gemini-x", **spec), LIMITS, "custom_id" if imported else "key", imported=imported)
+
+
+def as_json(schema: dict[str, Any]) -> ResponseFormat:
+    return ResponseFormat(ResponseKind.JSON, "Label", schema)
+
+
+@pytest.mark.parametrize("wire", WIRE, ids=[wire["name"] for wire in WIRE])
+def test_a_documented_line_reads_as_its_result(wire):
+    wanted = {**wire["result"], "outcome": Outcome(wire["result"]["outcome"])}
+    if wanted.get("usage") is not None:
+        wanted["usage"] = Usage(**wanted["usage"])
+    assert READERS[wire["reader"]](wire["line"].encode()) == Result(**wanted)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@given(line=st.binary(max_size=200))
+def test_reading_never_raises_on_any_bytes(reader, line):
+    assert READERS[reader](line).outcome is not Outcome.SUCCEEDED
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def bent_lines(draw):
+    """A documented line with one value anywhere in it replaced."""
+    wire = draw(st.sampled_from([wire for wire in WIRE if wire["line"].startswith("{")]))
+    value = json.loads(wire["line"])
+    node = value
+    while True:
+        key = draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+        if not isinstance(node[key], dict | list) or not node[key] or draw(st.booleans()):
+            node[key] = draw(json_values)
+            return json.dumps(value).encode(), wire["reader"]
+        node = node[key]
+
+
+@given(bent_lines())
+def test_a_bent_line_has_one_outcome_and_a_reason_where_it_is_not_a_reply(bent):
+    line, reader = bent
+    result = READERS[reader](line)
+    assert result.text is not None if result.outcome is Outcome.SUCCEEDED else result.reason
+
+
+@pytest.mark.parametrize(
+    ("model", "usage", "cost", "basis"),
+    [
+        # 600 fresh at 0.15, 400 cached at 0.03, 1,000 out (900 of them thought) at 1.25, in USD per million tokens
+        ("gemini-2.5-flash", Usage(1000, 1000, 400, reasoning_tokens=900), "0.001352", PriceBasis.BATCH),
+        # 1,000 fresh at 3, 1,000 written at 3.75, 1,000 read at 0.30, half of it
+        ("claude-sonnet-4-5", Usage(3000, 0, 1000, 1000), "0.003525", PriceBasis.HALF),
+    ],
+)
+def test_thoughts_and_cached_tokens_cost_what_the_book_says(model, usage, cost, basis):
+    price = tariff("google", model, datetime(2026, 11, 24, tzinfo=UTC)).price(usage)
+    assert (round(price.cost_usd, 6), price.basis) == (Decimal(cost), basis)
+
+
+def test_a_line_holds_the_constant_part_the_system_the_turns_and_the_user():
+    lines = codec(
+        params={"max_output_tokens": 9, "temperature": 0, "safetySettings": [{"category": "C", "threshold": "T"}]},
+        turns=(Turn("user", "2+2?"), Turn("assistant", "4")),
+    )
+    assert json.loads(lines.encode(Request("r", "Be brief.", "3+3?"), "n-1")) == {
+        "model": "gemini-x",
+        "custom_id": "n-1",
+        "request": {
+            "safetySettings": [{"category": "C", "threshold": "T"}],
+            "generationConfig": {"maxOutputTokens": 9, "temperature": 0},
+            "systemInstruction": {"parts": [{"text": "Be brief."}]},
+            "contents": [
+                {"role": "user", "parts": [{"text": "2+2?"}]},
+                {"role": "model", "parts": [{"text": "4"}]},
+                {"role": "user", "parts": [{"text": "3+3?"}]},
+            ],
+        },
+    }
+
+
+def test_images_are_inline_data_or_addresses_with_a_media_type():
+    images = (Image("image/png", b"\x89PNG"), Image(url="gs://b/a.jpg"))
+    [content] = json.loads(codec().encode(Request("r", None, "What?", images), "n-1"))["request"]["contents"]
+    assert content["parts"][1:] == [
+        {"inlineData": {"mimeType": "image/png", "data": "iVBORw=="}},
+        {"fileData": {"mimeType": "image/jpeg", "fileUri": "gs://b/a.jpg"}},
+    ]
+    with pytest.raises(InputError, match="needs a media type"):
+        codec().encode(Request("r", None, "What?", (Image(url="https://h/a"),)), "n-1")
+
+
+@given(text=st.text(st.characters(codec=None)), custom_id=st.from_regex(r"[A-Za-z][\w-]{0,20}", fullmatch=True))
+def test_any_text_stays_one_string_of_one_ascii_line(text, custom_id):
+    for lines in (codec(), codec(imported=False), CLAUDE):
+        line = lines.encode(Request("r", text, text), custom_id)
+        assert line.isascii()
+        assert line.count(b"\n") == 1
+        row = json.loads(without_model("claude-x" if lines is CLAUDE else "gemini-x")(line))
+        assert set(row) in ({"custom_id", "request"}, {"key", "request"})
+        assert custom_id in row.values()
+        assert "\ud800" not in json.dumps(row, ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"max_tokens": 5}, "is called 'max_output_tokens' here"),
+        ({"contents": []}, "comes from the prompt"),
+        ({"stream": True}, "is not possible in a batch"),
+        ({"candidate_count": 2}, "'candidateCount' must be 1"),
+        ({"temperature": float("nan")}, "is not JSON"),
+    ],
+)
+def test_a_parameter_that_cannot_work_is_refused_by_name(params, said):
+    with pytest.raises(ConfigError, match=said):
+        codec(imported=False, params=params)
+
+
+def test_other_endpoints_are_refused():
+    for spec in ({"endpoint": Endpoint.RESPONSES}, {"endpoint": Endpoint.EMBEDDINGS}):
+        with pytest.raises(ConfigError, match="batches of Google answer the endpoint 'chat'"):
+            codec(**spec)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"tools": [{"googleSearch": {}}]}, "an empty object at request.tools"),
+        ({"labels": {"team": None}}, "a null at request.labels.team"),
+        ({"labels": {"a b": "x"}}, "the name 'a b'"),
+        ({"stopSequences": ["x", 1]}, "values of two types, string and number"),
+        ({"stopSequences": ["007"]}, "would be read as a number"),
+    ],
+)
+def test_what_the_importer_would_fail_hours_later_is_refused_for_vertex_and_taken_by_gemini(params, said):
+    with pytest.raises(ConfigError, match=said):
+        codec(params=params)
+    codec(imported=False, params=params)
+
+
+class Item(BaseModel):
+    sku: str
+    when: datetime
+
+
+class Label(BaseModel):
+    """With a reference, an optional, an enum, a nested list, a union and a date."""
+
+    topic: Literal["billing", "bug"]
+    item: Item
+    items: list[list[Item]]
+    note: str | None = None
+    value: int | str
+    stars: Literal[1, 2, 3]
+
+
+def test_references_optionals_enums_nested_lists_unions_and_dates_are_lowered():
+    item = {
+        "type": "OBJECT",
+        "properties": {"sku": {"type": "STRING"}, "when": {"type": "STRING", "format": "date-time"}},
+        "propertyOrdering": ["sku", "when"],
+        "required": ["sku", "when"],
+    }
+    lowered = google_schema(Label.model_json_schema())
+    assert lowered.pop("description").startswith("With a reference")
+    assert lowered == {
+        "type": "OBJECT",
+        "properties": {
+            "topic": {"type": "STRING", "enum": ["billing", "bug"]},
+            "item": item,
+            "items": {"type": "ARRAY", "items": {"type": "ARRAY", "items": item}},
+            "note": {"type": "STRING", "nullable": True},
+            "value": {"anyOf": [{"type": "INTEGER"}, {"type": "STRING"}]},
+            "stars": {"type": "INTEGER", "minimum": 1, "maximum": 3},
+        },
+        "propertyOrdering": ["topic", "item", "items", "note", "value", "stars"],
+        "required": ["topic", "item", "items", "value", "stars"],
+    }
+    assert import_problem({"request": {"generationConfig": {"responseSchema": lowered}}}) is None
+
+
+def test_lists_of_types_become_nullable_or_a_union_and_no_dollar_sign_is_left():
+    lowered = google_schema(
+        {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "type": "object",
+            "properties": {"a": {"type": ["string", "null"]}, "b": {"type": ["string", "number", "null"]}},
+        }
+    )
+    assert lowered["properties"] == {
+        "a": {"type": "STRING", "nullable": True},
+        "b": {"anyOf": [{"type": "STRING"}, {"type": "NUMBER"}], "nullable": True},
+    }
+    assert "$" not in json.dumps(lowered)
+
+
+def of(part: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {"a": part}, **more}
+
+
+NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        (
+            of({"type": "object", "additionalProperties": {"type": "string"}}),
+            r"a map with free keys at \$.properties.a",
+        ),
+        (of({"type": "array", "prefixItems": [{"type": "string"}]}), r"'prefixItems' at \$.properties.a"),
+        (of({"type": "array"}), "an array without 'items'"),
+        (of({"allOf": [{"type": "string"}, {"minLength": 1}]}), "'allOf' of several schemas"),
+        (of({"not": {"type": "string"}}), "'not'"),
+        (of({"$ref": "#/$defs/Node"}, **{"$defs": {"Node": NODE}}), "the recursive reference to 'Node'"),
+        (of({"$ref": "#/$defs/Lost"}), "the reference '#/"),
+        (of({"enum": [1, 5]}), "whole numbers without a gap"),
+        (of({}), "a value of any type"),
+        (of({"type": "null"}), "a value that is always null"),
+        ({"type": "string"}, "STRING as the root"),
+        (of({"type": "string"}, required=["b"]), "the required property 'b'"),
+    ],
+)
+def test_a_construct_that_gemini_cannot_take_is_refused_with_its_path(schema, said):
+    for imported in (True, False):
+        with pytest.raises(ResponseSchemaError, match=said):
+            codec(imported=imported, response=as_json(schema))
+
+
+def deep(levels: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {"x": deep(levels - 1) if levels > 1 else {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"type": "object", "properties": {"due date": {"type": "string"}}}, "the name 'due date'"),
+        (deep(8), "nested more than 15 deep"),
+        (of({"enum": ["007", "12"]}), "the text '007', which would be read as a number"),
+    ],
+)
+def test_a_schema_that_only_the_importer_cannot_take_is_refused_for_vertex_alone(schema, said):
+    with pytest.raises(ResponseSchemaError, match=said):
+        codec(response=as_json(schema))
+    codec(imported=False, response=as_json(schema))
+
+
+def test_claude_answers_a_schema_by_the_one_tool():
+    spec = RequestSpec("claude-x", as_json(Label.model_json_schema()), params={"max_tokens": 9})
+    request = json.loads(VertexClaudeLines(spec, LIMITS).encode(Request("r", "S", "U"), "n-1"))["request"]
+    assert request["tool_choice"] == {"type": "tool", "name": "Label"}
+    schema = request["tools"][0]["input_schema"]
+    assert schema["properties"]["note"] == {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    assert schema["additionalProperties"] is False
+    assert request["system"] == [{"type": "text", "text": "S"}]
+    for params, said in (({}, "needs params="), ({"max_tokens": 9, "thinking": {"type": "enabled"}}, "cannot think")):
+        with pytest.raises(ConfigError, match=said):
+            VertexClaudeLines(RequestSpec("claude-x", spec.response, params=params), LIMITS)
