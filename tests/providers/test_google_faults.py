@@ -1,0 +1,321 @@
+"""Both providers of Google when things go wrong, over their SDKs, sockets and a real Cloud Storage server."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+from google_bench import BUCKET, gemini, storage_server, vertex
+
+from dagster_llm_batch.errors import (
+    AmbiguousError,
+    ConfigError,
+    CredentialsError,
+    ProviderError,
+    RefusedError,
+    TransientError,
+)
+from dagster_llm_batch.providers.vertex import credentials_of
+from dagster_llm_batch.testing.contracts import ProviderRig
+from dagster_llm_batch.testing.emulator import (
+    BatchFault,
+    Emulator,
+    FileFault,
+    Limits,
+    Reply,
+    RowFault,
+    WireFault,
+    lost_create_reply,
+    rate_limited,
+)
+from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, Outcome, RequestSpec
+
+SPEC = RequestSpec("gemini-2.5-flash")
+CREATES = {"vertex": "POST /vertex/*/batchPredictionJobs", "gemini": "POST /gemini/*:batchGenerateContent"}
+HINTS = FindHints(datetime.now(UTC), 3, "n")
+TEXTS = ["a", "b", "c", "d"]
+
+
+@pytest.fixture(scope="module")
+def storage_url() -> Iterator[str]:
+    with storage_server() as url:
+        yield url
+
+
+class Bench:
+    def __init__(self, kind: str, storage_url: str, prefix: str, **options) -> None:
+        self.kind = kind
+        self.storage_url = storage_url
+        self.emulator = Emulator(gcs_url=storage_url, **options).start()
+        self.prefix = prefix
+        provider = vertex(self.emulator, storage_url, prefix=prefix) if kind == "vertex" else gemini(self.emulator)
+        self.rig = ProviderRig(provider, SPEC, self.emulator.settle)
+        self.provider = provider
+
+    def run(self, *faults, texts=TEXTS):
+        self.emulator.inject(*faults)
+        batch_id = self.rig.submit(texts, "tag-a")
+        self.emulator.settle()
+        return batch_id, self.provider.poll([batch_id])[batch_id], self.rig.results(batch_id)
+
+
+@pytest.fixture
+def make(storage_url, tmp_path) -> Iterator:
+    made: list[Bench] = []
+
+    def bench(kind: str, **options) -> Bench:
+        made.append(Bench(kind, storage_url, tmp_path.name, **options))
+        return made[-1]
+
+    yield bench
+    for one in made:
+        one.emulator.close()
+
+
+@pytest.mark.parametrize("how", ["500", "close"])
+@pytest.mark.parametrize("kind", CREATES)
+def test_a_create_whose_reply_is_lost_is_ambiguous_made_once_and_found(make, kind, how):
+    bench = make(kind)
+    bench.emulator.inject(lost_create_reply(how, route=CREATES[kind]))
+    with pytest.raises(AmbiguousError):
+        bench.rig.submit(TEXTS, "tag-a")
+    [batch] = bench.emulator.books.batches
+    assert bench.provider.find("tag-a", HINTS) == Found(batch.id)
+    bench.emulator.settle()
+    assert len(bench.rig.results(batch.id)) == len(TEXTS)
+
+
+@pytest.mark.parametrize("kind", CREATES)
+def test_a_create_that_was_not_made_says_so_and_can_be_made_again(make, kind):
+    bench = make(kind)
+    bench.emulator.inject(rate_limited(CREATES[kind], retry_after=7))
+    with pytest.raises(TransientError, match="too many requests") as caught:
+        bench.rig.submit(TEXTS, "tag-a")
+    assert caught.value.retry_after_seconds == 7
+    assert bench.provider.find("tag-a", HINTS) == Absent()
+    assert bench.rig.submit(TEXTS, "tag-a")
+    assert len(bench.emulator.books.batches) == 1
+
+
+def test_an_ambiguous_create_leaves_the_request_file_and_the_same_file_can_be_used_again(make):
+    bench = make("vertex")
+    bench.emulator.inject(WireFault(kind="status", route=CREATES["vertex"], status=500))
+    with pytest.raises(AmbiguousError):
+        bench.rig.submit(TEXTS, "tag-a")
+    assert bench.provider.find("tag-a", HINTS) == Absent()
+    with pytest.raises(RefusedError, match="another file is there already"):
+        bench.rig.submit(["other"], "tag-a")
+    bench.rig.submit(TEXTS, "tag-a")
+    bench.emulator.settle()
+    [batch] = bench.emulator.books.batches
+    assert batch.input_file_id == f"gs://{BUCKET}/{bench.prefix}/tag-a/requests.jsonl"
+    assert len(bench.rig.results(batch.id)) == len(TEXTS)
+
+
+@pytest.mark.parametrize("kind", CREATES)
+def test_a_wrong_key_is_refused_and_never_shown(make, kind):
+    bench = make(kind, keys={"right"})
+    with pytest.raises(CredentialsError) as caught:
+        bench.rig.submit(TEXTS, "tag-a")
+    assert "sk-emulator" not in str(caught.value)
+    with pytest.raises(CredentialsError):
+        bench.provider.poll(["batch"])
+    with pytest.raises(CredentialsError):
+        bench.provider.respond(bench.rig.lines(["a"]))
+
+
+@pytest.mark.parametrize("kind", CREATES)
+def test_an_unknown_model_is_refused_at_once(make, kind):
+    bench = make(kind, limits=Limits(known_models={"other"}))
+    with pytest.raises(RefusedError, match="not found"):
+        bench.rig.submit(TEXTS, "tag-a")
+
+
+@pytest.mark.parametrize(
+    ("code", "retryable"), [("8", True), ("13", True), ("14", True), ("3", False), ("7", False), ("9", False)]
+)
+@pytest.mark.parametrize("kind", CREATES)
+def test_a_batch_that_failed_says_why_and_whether_again_can_help(make, kind, code, retryable):
+    _, report, results = make(kind).run(BatchFault(kind="fails", code=code, message="No luck."))
+    assert (report.status, report.retryable, results) == (BatchStatus.FAILED, retryable, [])
+    assert report.reason == f"No luck. (code {code})"
+
+
+def test_an_import_that_fails_is_found_out_by_the_job_with_code_3(make):
+    bench = make("vertex")
+    line = json.dumps({"custom_id": "n-0", "request": {"contents": [], "generationConfig": {"$defs": {"a": 1}}}})
+    batch_id = bench.provider.submit(io.BytesIO(line.encode() + b"\n"), SPEC, "tag-a")
+    bench.emulator.settle()
+    report = bench.provider.poll([batch_id])[batch_id]
+    assert report.status is BatchStatus.FAILED
+    assert "Failed to import data" in (report.reason or "")
+    assert not report.retryable
+
+
+def test_a_malformed_row_refuses_a_gemini_batch_as_a_whole(make):
+    bench = make("gemini")
+    line = json.dumps({"key": "n-0", "request": {"contents": [{"parts": [{"texts": "a"}]}]}}).encode()
+    with pytest.raises(RefusedError, match="Unknown name"):
+        bench.provider.submit(io.BytesIO(line + b"\n"), SPEC, "tag-a")
+    assert bench.emulator.books.batches == []
+
+
+def test_numeric_ids_are_rewritten_by_the_importer_and_ours_are_not(make):
+    bench = make("vertex")
+    rows = [
+        {"custom_id": f"{i:06}", "request": {"contents": [{"role": "user", "parts": [{"text": "a"}]}]}} for i in (0, 7)
+    ]
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    batch_id = bench.provider.submit(io.BytesIO(data), SPEC, "tag-n")
+    bench.emulator.settle()
+    assert {result.custom_id for result in bench.rig.results(batch_id)} == {"0", "7"}
+    assert {result.custom_id for result in bench.run()[2]} == {f"n-{i}" for i in range(4)}
+
+
+@pytest.mark.parametrize(("fault", "status"), [("expires", BatchStatus.EXPIRED), ("cancels", BatchStatus.CANCELED)])
+def test_a_vertex_job_cut_short_keeps_the_rows_that_finished(make, fault, status):
+    bench = make("vertex")
+    _, report, results = bench.run(BatchFault(kind=fault, fraction=0.5))
+    assert report.status is status
+    assert len(results) == 2 == len(bench.emulator.books.executions)
+    assert {result.outcome for result in results} == {Outcome.SUCCEEDED}
+
+
+def test_a_gemini_batch_expires_without_results(make):
+    _, report, results = make("gemini").run(BatchFault(kind="expires"))
+    assert (report.status, results) == (BatchStatus.EXPIRED, [])
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        ("JOB_STATE_PARTIALLY_SUCCEEDED", BatchStatus.ENDED),
+        ("JOB_STATE_PAUSED", BatchStatus.RUNNING),
+        ("JOB_STATE_UPDATING", BatchStatus.RUNNING),
+        ("JOB_STATE_BRAND_NEW", BatchStatus.RUNNING),
+    ],
+)
+def test_every_state_word_is_one_status_and_partial_success_is_an_end(make, state, status):
+    _, report, results = make("vertex").run(BatchFault(kind="status", status=state, during="JOB_STATE_SUCCEEDED"))
+    assert report.status is status
+    assert len(results) == len(TEXTS)
+
+
+@pytest.mark.parametrize("kind", CREATES)
+def test_failed_rows_are_told_apart_and_counted(make, kind):
+    bench = make(kind)
+    faults = (
+        RowFault(custom_ids={"n-0"}),
+        RowFault(custom_ids={"n-1"}, status_code=503),
+        RowFault(kind="refusal", custom_ids={"n-2"}),
+    )
+    _, report, results = bench.run(*faults)
+    assert (report.status, report.done, report.failed) == (BatchStatus.ENDED, 4, 2)
+    read = {result.custom_id: (result.outcome, result.retryable) for result in results}
+    assert read == {
+        "n-0": (Outcome.ERRORED, False),
+        "n-1": (Outcome.ERRORED, True),
+        "n-2": (Outcome.INVALID, False),
+        "n-3": (Outcome.SUCCEEDED, False),
+    }
+
+
+@pytest.mark.parametrize(
+    "file", ["bom", "crlf", "blank_lines", "u2028", "extra_fields", "duplicate", "missing", "foreign"]
+)
+@pytest.mark.parametrize("kind", CREATES)
+def test_a_bent_results_file_loses_no_row_but_the_missing_one(make, kind, file):
+    bench = make(kind)
+    bench.provider = bench.provider if kind == "vertex" else gemini(bench.emulator, inline_bytes=0)
+    bench.rig = ProviderRig(bench.provider, SPEC, bench.emulator.settle)
+    _, _, results = bench.run(FileFault(kind=file))
+    got = [result.custom_id for result in results if result.outcome is Outcome.SUCCEEDED]
+    extra = {"duplicate": 1, "foreign": 1, "missing": -1}.get(file, 0)
+    assert len(got) == len(TEXTS) + extra
+    assert len(set(got) - {"foreign-custom-id"}) == len(TEXTS) - (file == "missing")
+
+
+def test_results_in_several_files_are_all_read(make):
+    bench = make("vertex")
+    batch_id, _, results = bench.run()
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud.storage import Client
+
+    client = Client(project="p", credentials=AnonymousCredentials(), client_options={"api_endpoint": bench.storage_url})
+    [blob] = client.list_blobs(BUCKET, prefix=f"{bench.prefix}/tag-a/results/")
+    more = blob.name.replace("predictions.jsonl", "predictions-2.jsonl")
+    client.bucket(BUCKET).blob(more).upload_from_string(blob.download_as_bytes())
+    assert len(bench.rig.results(batch_id)) == 2 * len(results)
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_a_download_that_breaks_off_is_transient(make, framing):
+    bench = make("gemini")
+    bench.rig = ProviderRig(gemini(bench.emulator, inline_bytes=0), SPEC, bench.emulator.settle)
+    batch_id = bench.rig.submit(TEXTS, "tag-a")
+    bench.emulator.settle()
+    bench.emulator.inject(WireFault(kind="cut", route="GET *:download", framing=framing))
+    with pytest.raises(TransientError):
+        bench.rig.results(batch_id)
+    assert len(bench.rig.results(batch_id)) == len(TEXTS)
+
+
+def test_an_upload_larger_than_a_chunk_arrives_whole(make):
+    bench = make("gemini")
+    bench.rig = ProviderRig(gemini(bench.emulator, inline_bytes=0), SPEC, bench.emulator.settle)
+    batch_id = bench.rig.submit(["x" * 5_000_000, "y" * 5_000_000], "tag-a")
+    bench.emulator.settle()
+    assert len(bench.rig.results(batch_id)) == 2
+    assert bench.emulator.books.files[0].bytes > 10_000_000
+
+
+@pytest.mark.parametrize("kind", CREATES)
+def test_many_batches_are_polled_by_a_page(make, kind):
+    bench = make(kind)
+    ids = [bench.rig.submit(["a"], f"tag-{i}") for i in range(6)]
+    before = len(bench.emulator.books.calls)
+    assert set(bench.provider.poll(ids)) == set(ids)
+    assert len(bench.emulator.books.calls) - before == 1
+
+
+def test_usage_comes_back_with_thoughts_and_cached_tokens(make):
+    reply = Reply(text="x", input_tokens=100, cached_tokens=40, output_tokens=30, reasoning_tokens=20)
+    for kind in CREATES:
+        _, _, results = make(kind, answer=lambda _body, _url: reply).run(texts=["a"])
+        usage = results[0].usage
+        assert (usage.input_tokens, usage.cache_read_tokens, usage.output_tokens, usage.reasoning_tokens) == (
+            100,
+            40,
+            30,
+            20,
+        )
+
+
+def test_a_server_that_is_not_there_is_transient_and_nothing_was_created(make):
+    bench = make("gemini")
+    nowhere = ProviderRig(gemini(bench.emulator, base_url="http://127.0.0.1:1"), SPEC, bench.emulator.settle)
+    with pytest.raises(TransientError, match="no connection"):
+        nowhere.submit(TEXTS, "tag-a")
+
+
+def test_wrong_settings_are_refused_before_any_call(make):
+    bench = make("vertex")
+    with pytest.raises(ConfigError, match="without 'gs://'"):
+        vertex(bench.emulator, bench.storage_url, bucket="gs://bucket/x")
+    with pytest.raises(ConfigError, match="do not run at the location 'global'"):
+        vertex(bench.emulator, bench.storage_url, location="global").codec(RequestSpec("claude-x"))
+    with pytest.raises(ConfigError, match="is no such key"):
+        credentials_of("{}", None)
+    with pytest.raises(ConfigError, match="holds a space"):
+        gemini(bench.emulator, api_key="a b")
+
+
+def test_a_bucket_that_is_not_there_is_refused(make):
+    bench = make("vertex")
+    rig = ProviderRig(vertex(bench.emulator, bench.storage_url, bucket="absent"), SPEC, bench.emulator.settle)
+    with pytest.raises(ProviderError):
+        rig.submit(TEXTS, "tag-a")
+    assert bench.emulator.books.batches == []
