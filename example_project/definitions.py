@@ -31,7 +31,7 @@ from dagster_llm_batch import (
 )
 from example_project import data, prompt
 from example_project.parquet import ParquetIOManager
-from example_project.settings import HOME, MODEL, OPENAI_BASE_URL, ROWS_PER_DAY
+from example_project.settings import HOME, MODEL, OPENAI_BASE_URL, rows_per_day
 
 daily = dg.DailyPartitionsDefinition(
     start_date=data.DAYS[0].isoformat(), end_date=(data.DAYS[-1] + timedelta(days=1)).isoformat()
@@ -41,7 +41,7 @@ one_run = dg.BackfillPolicy.single_run()
 
 def rated_tweets(days: list[str]) -> pl.DataFrame:
     texts = data.load()
-    return pl.concat([data.subset(texts, day, ROWS_PER_DAY) for day in data.DAYS if day.isoformat() in days])
+    return pl.concat([data.subset(texts, day, rows_per_day()) for day in data.DAYS if day.isoformat() in days])
 
 
 @dg.asset(partitions_def=daily, backfill_policy=one_run, metadata={"partition_expr": "day"}, kinds={"polars"})

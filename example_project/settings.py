@@ -7,7 +7,7 @@ from pathlib import Path
 
 from example_project import data
 
-__all__ = ["EXAMPLE_DAYS", "HOME", "MODEL", "OPENAI_BASE_URL", "ROWS_PER_DAY", "SettingError", "check"]
+__all__ = ["EXAMPLE_DAYS", "HOME", "MODEL", "OPENAI_BASE_URL", "SettingError", "check", "rows_per_day"]
 
 
 class SettingError(Exception):
@@ -22,18 +22,17 @@ EXAMPLE_DAYS = tuple(day.isoformat() for day in data.DAYS[:3])
 """The partitions that `python3 -m example_project` labels."""
 
 
-def _rows_per_day() -> int:
+def rows_per_day() -> int:
+    """How many tweets of a day are taken."""
     given = os.environ.get("EXAMPLE_ROWS_PER_DAY") or str(data.ROWS_PER_DAY)
     if not given.isdecimal() or int(given) < 1:
         raise SettingError(f"EXAMPLE_ROWS_PER_DAY={given!r} is no number of rows. Set it to 1 or more, or unset it.")
     return int(given)
 
 
-ROWS_PER_DAY = _rows_per_day()
-
-
 def check() -> None:
     """Raise SettingError for what would fail later."""
+    rows_per_day()
     provider, slash, name = MODEL.partition("/")
     known = ("command/smollm2", "command/vader")
     if not (slash and name) or provider not in ("openai", "command") or (provider == "command" and MODEL not in known):
