@@ -27,17 +27,20 @@ from dagster_llm_batch.testing.emulator.faults import (
 )
 from dagster_llm_batch.testing.emulator.lifecycle import (
     ANTHROPIC,
+    BEDROCK,
     GEMINI,
     OPENAI,
     VERTEX,
     IllegalMoveError,
     ManualClock,
 )
+from dagster_llm_batch.testing.emulator.s3 import local_s3
 from dagster_llm_batch.testing.emulator.server import DEFAULT_KEY, Emulator
 from dagster_llm_batch.testing.emulator.world import Limits
 
 __all__ = [
     "ANTHROPIC",
+    "BEDROCK",
     "DEFAULT_KEY",
     "GEMINI",
     "OPENAI",
@@ -61,6 +64,7 @@ __all__ = [
     "Tokens",
     "WireFault",
     "body_digest",
+    "local_s3",
     "lost_create_reply",
     "rate_limited",
     "simulated_answer",

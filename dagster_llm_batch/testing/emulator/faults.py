@@ -28,6 +28,7 @@ BatchKind = Literal[
     "miscounts",  # request_counts contradict the rows: one too many completed
     "no_output_file",  # `completed` although output_file_id is null and nothing failed
     "extra_fields",  # unknown JSON fields in the batch object
+    "no_counts",  # Bedrock: the job tells no counts, as older ones; the manifest does
     "counts_move",  # Anthropic: counts move with the rows; documented is that they stand still until the end
 ]
 RowKind = Literal["status", "refusal", "truncated", "model"]

@@ -131,6 +131,29 @@ GEMINI = Lifecycle(
 )
 
 
+# https://docs.aws.amazon.com/bedrock/latest/APIReference/API_GetModelInvocationJob.html
+BEDROCK = Lifecycle(
+    start="Submitted",
+    edges=(
+        Edge("Submitted", "due", "Validating"),
+        Edge("Submitted", "window_over", "Expired"),
+        Edge("Submitted", "cancel", "Stopping"),
+        Edge("Validating", "due", "Scheduled"),
+        Edge("Validating", "invalid", "Failed"),
+        Edge("Validating", "cancel", "Stopping"),
+        Edge("Scheduled", "due", "InProgress"),
+        Edge("Scheduled", "window_over", "Expired"),
+        Edge("Scheduled", "cancel", "Stopping"),
+        Edge("InProgress", "work", "InProgress"),  # some records ran, more are left
+        Edge("InProgress", "due", "Completed"),
+        Edge("InProgress", "window_over", "PartiallyCompleted"),
+        Edge("InProgress", "expire", "Expired"),
+        Edge("InProgress", "cancel", "Stopping"),
+        Edge("Stopping", "due", "Stopped"),
+    ),
+)
+
+
 @dataclass(frozen=True)
 class Pace:
     """How long a batch dwells in each state: `None` seconds means that only a tick moves it."""

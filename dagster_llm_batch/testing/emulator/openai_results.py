@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Collection
 from typing import IO, Any
 
@@ -52,6 +53,14 @@ class ResultFile:
         """Take back the row written last."""
         self._handle.seek(self._last_row_at)
         self._handle.truncate()
+
+    def so_far(self) -> IO[bytes]:
+        """What has been written, from its start; read it before writing on."""
+        self._handle.seek(0)
+        copy = scratch()
+        shutil.copyfileobj(self._handle, copy)
+        copy.seek(0)
+        return copy
 
     def finish(self) -> Blob | None:
         """The file, whole."""

@@ -16,6 +16,8 @@ from uvicorn.server import ServerState
 from dagster_llm_batch.testing.emulator.answers import AnswerFunction, simulated_answer
 from dagster_llm_batch.testing.emulator.anthropic import AnthropicHouse
 from dagster_llm_batch.testing.emulator.anthropic_wire import MESSAGES
+from dagster_llm_batch.testing.emulator.bedrock import BedrockHouse
+from dagster_llm_batch.testing.emulator.bedrock_wire import BEDROCK
 from dagster_llm_batch.testing.emulator.books import Books
 from dagster_llm_batch.testing.emulator.faults import Fault, FaultScript
 from dagster_llm_batch.testing.emulator.gemini import GeminiHouse
@@ -43,6 +45,7 @@ class Emulator:
     work_steps: how many moves a batch's rows take.
     keys: accepted API keys (each its own account), or key -> account, or None for any key.
     gcs_url: a Cloud Storage server, in which the Vertex AI house reads request files and writes results.
+    s3_url: an S3 server, in which the Bedrock house does the same; `local_s3` starts one.
     seed: ids, row order and chosen fractions follow from it.
     Nothing leaves the machine: the socket is bound to 127.0.0.1.
     """
@@ -60,6 +63,7 @@ class Emulator:
         seed: int = 0,
         port: int = 0,
         gcs_url: str | None = None,
+        s3_url: str | None = None,
     ) -> None:
         if work_steps < 1:
             raise ValueError(f"work_steps is 1 or more; got {work_steps}")
@@ -76,9 +80,11 @@ class Emulator:
         )
         self._openai = OpenAIHouse(self._world)
         self._anthropic = AnthropicHouse(self._world)
+        self._bedrock = BedrockHouse(self._world, s3_url)
         self._connections = Connections()
         apps = {
             MESSAGES: self._anthropic.app(),
+            BEDROCK: self._bedrock.app(),
             VERTEX: VertexHouse(self._world, gcs_url).app(),
             GEMINI: GeminiHouse(self._world).app(),
         }
@@ -129,6 +135,11 @@ class Emulator:
         """For `genai.Client(http_options=HttpOptions(base_url=...))`."""
         return f"http://{HOST}:{self.port}{GEMINI}"
 
+    @property
+    def bedrock_url(self) -> str:
+        """For `boto3.client(..., endpoint_url=...)` of "bedrock", "bedrock-runtime" and "service-quotas"."""
+        return f"http://{HOST}:{self.port}{BEDROCK}"
+
     def tick(self, times: int = 1) -> int:
         """Move every live batch one edge, `times` times; how many moves that were."""
         return self._mover.tick(times)
@@ -178,6 +189,7 @@ class Emulator:
             self._thread, self._loop, self._port = None, None, None
         self._openai.close()
         self._anthropic.close()
+        self._bedrock.close()
         self._world.close()
 
     def __enter__(self) -> Self:

@@ -15,6 +15,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dagster_llm_batch.testing.emulator.anthropic_wire import MESSAGES
 from dagster_llm_batch.testing.emulator.anthropic_wire import error_body as anthropic_error_body
+from dagster_llm_batch.testing.emulator.bedrock_wire import BEDROCK
+from dagster_llm_batch.testing.emulator.bedrock_wire import error_body as bedrock_error_body
 from dagster_llm_batch.testing.emulator.books import Call
 from dagster_llm_batch.testing.emulator.faults import WireFault
 from dagster_llm_batch.testing.emulator.google_wire import GEMINI, VERTEX
@@ -83,12 +85,16 @@ def plain_path(path: str) -> str:
 
 
 def api_key(scope: Message) -> str | None:
-    """The key in the `Authorization: Bearer`, the `api-key`, `x-api-key` or `x-goog-api-key` header."""
+    """The key in `Authorization: Bearer`, `api-key`, `x-api-key` or `x-goog-api-key`; an AWS signature's access key."""
     headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    if headers.get(b"x-api-key"):  # Anthropic's, and of two headers the one that it goes by
+        return headers[b"x-api-key"]
     bearer = headers.get(b"authorization", "")
     if bearer.lower().startswith("bearer "):
         return bearer[len("bearer ") :].strip() or None
-    names = (b"x-api-key", b"api-key", b"x-goog-api-key")
+    if bearer.startswith("AWS4-HMAC-SHA256 "):
+        return bearer.partition("Credential=")[2].partition("/")[0] or None
+    names = (b"api-key", b"x-goog-api-key")
     return next((headers[name] for name in names if headers.get(name)), None)
 
 
@@ -105,7 +111,8 @@ class Wire:
         if scope["type"] != "http":
             return
         path = plain_path(scope["path"])
-        scope = {**scope, "path": path, "raw_path": path.encode()}
+        given_path = scope.get("raw_path", b"").decode("latin-1")
+        scope = {**scope, "path": path, "raw_path": path.encode(), "emulator.raw_path": given_path}
         self._world.books.write(Call(self._world.clock(), scope["method"], path, api_key(scope)))
         replaced: WireFault | None = None
         for fault in self._world.faults.wire(f"{scope['method']} {path}"):
@@ -237,6 +244,7 @@ async def _wait_for_end(receive: Receive) -> None:
 
 async def _send_status(send: Send, fault: WireFault, path: str) -> None:
     shapes = {MESSAGES: anthropic_error_body, VERTEX: google_error_body, GEMINI: google_error_body}
+    shapes[BEDROCK] = bedrock_error_body
     shape = next((one for prefix, one in shapes.items() if path.startswith(prefix)), error_body)
     body = json.dumps(shape(fault.status, fault.message, code=fault.code)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dagster_llm_batch.testing.emulator.answers import AnswerFunction, Reply, as_reply
@@ -26,6 +26,10 @@ class Limits:
     message_batch_requests: int = 100_000
     message_batch_bytes: int = 256_000_000
     gemini_file_bytes: int = 2_000_000_000
+    bedrock_file_bytes: int = 1_000_000_000
+    bedrock_min_records: int = 100
+    bedrock_jobs: int | None = None  # submitted and in progress, of one account
+    bedrock_quotas: Mapping[str, float] = field(default_factory=dict)  # what Service Quotas tells, by name
     embedding_inputs: int = 50_000
     enqueued_tokens: int | None = None
     known_models: Collection[str] | None = None

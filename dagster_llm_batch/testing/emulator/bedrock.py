@@ -1,0 +1,265 @@
+"""Bedrock's routes: batch jobs, the real-time Converse and InvokeModel, and Service Quotas as far as batches need them.
+
+https://docs.aws.amazon.com/bedrock/latest/APIReference/API_Operations_Amazon_Bedrock.html
+Reads report and never move a job. Files are in S3, on the server that the emulator was given. Signatures are not
+checked; the access key stands for the account.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from dagster_llm_batch.testing.emulator.bedrock_jobs import BedrockJob
+from dagster_llm_batch.testing.emulator.bedrock_requests import Request, respond
+from dagster_llm_batch.testing.emulator.bedrock_wire import BEDROCK, ApiError, Body
+from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
+from dagster_llm_batch.testing.emulator.s3 import S3
+from dagster_llm_batch.testing.emulator.wire import api_key
+from dagster_llm_batch.testing.emulator.world import World
+
+# https://docs.aws.amazon.com/bedrock/latest/APIReference/API_CreateModelInvocationJob.html
+_S3_URI = r"s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](?:/[-!_*'().a-z0-9A-Z]+(?:/[-!_*'().a-z0-9A-Z]+)*)?/?"
+_PATTERNS = {
+    "jobName": r"[a-zA-Z0-9]{1,63}(-*[a-zA-Z0-9\+\-\.]){0,63}",
+    "clientRequestToken": r"[a-zA-Z0-9]{1,256}(-*[a-zA-Z0-9]){0,256}",
+    "roleArn": r"arn:aws(-[^:]+)?:iam::([0-9]{12})?:role/.+",
+    "modelId": r"(arn:aws(-[^:]+)?:bedrock:.+)"
+    r"|([a-z0-9-]{1,63}[.][a-z0-9-]{1,63}([.]?[a-z0-9-]{1,63})([:][a-z0-9-]{1,63}){0,2})"
+    r"|(([0-9a-zA-Z][_-]?)+)",
+}
+_LENGTHS = {"jobName": 63, "clientRequestToken": 256, "roleArn": 2048, "modelId": 2048}
+_REQUIRED = ("jobName", "roleArn", "modelId", "inputDataConfig", "outputDataConfig")
+_IDENTIFIER = r"(arn:aws(-[^:]+)?:bedrock:[a-z0-9-]{1,20}:[0-9]{12}:model-invocation-job/)?[a-z0-9]{12}"
+_STATES = frozenset(
+    [
+        "Submitted",
+        "InProgress",
+        "Completed",
+        "Failed",
+        "Stopping",
+        "Stopped",
+        "PartiallyCompleted",
+        "Expired",
+        "Validating",
+        "Scheduled",
+    ]
+)
+_MOST_JOBS, _DEFAULT_JOBS, _MOST_TAGS = 1000, 10, 200
+_OK = 200
+
+Handler = Callable[[HttpRequest, str], Awaitable[Response]]
+
+
+class BedrockHouse:
+    """The Bedrock face of an emulator."""
+
+    def __init__(self, world: World, s3_url: str | None) -> None:
+        self._world = world
+        self._s3 = S3(s3_url) if s3_url is not None else None
+        self._jobs: dict[str, BedrockJob] = {}
+
+    def app(self) -> Starlette:
+        """The routes as an ASGI app."""
+        table: tuple[tuple[str, str, Handler], ...] = (
+            ("POST", "/", self._quotas),
+            ("POST", "/model-invocation-job", self._create),
+            ("GET", "/model-invocation-jobs", self._list),
+            ("POST", "/model-invocation-job/{id:path}/stop", self._stop),
+            ("GET", "/model-invocation-job/{id:path}", self._get),
+            ("POST", "/model/{model:path}/converse", self._converse),
+            ("POST", "/model/{model:path}/invoke", self._invoke),
+        )
+        routes = [Route(BEDROCK + path, self._guarded(handler), methods=[method]) for method, path, handler in table]
+        return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+
+    def close(self) -> None:
+        """Give back what jobs have written."""
+        for job in self._jobs.values():
+            job.close()
+
+    def _guarded(self, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
+        async def guarded(request: HttpRequest) -> Response:
+            try:
+                account = self._world.account(api_key(request.scope))
+                if account is None:
+                    raise ApiError(
+                        403, "The security token included in the request is invalid.", "UnrecognizedClientException"
+                    )
+                response = await handler(request, account)
+            except ApiError as error:
+                response = JSONResponse(error.body, error.status, headers={"x-amzn-ErrorType": error.kind})
+            response.headers["x-amzn-RequestId"] = self._world.new_id("")
+            return response
+
+        return guarded
+
+    async def _create(self, request: HttpRequest, account: str) -> Response:
+        body = await _json(request)
+        _check(body)
+        if (known := self._world.limits.known_models) is not None and body["modelId"] not in known:
+            raise ApiError(400, "The provided model identifier is invalid.")
+        token = body.get("clientRequestToken")
+        for job in list(self._jobs.values()):
+            if token is not None and job.record.account == account and job.body.get("clientRequestToken") == token:
+                # a repeated token is ignored without an error; whether the first ARN comes back is not documented
+                if {**job.body} != {**body}:
+                    raise ApiError(409, "The client request token was used with other parameters.")
+                return JSONResponse({"jobArn": job.record.id})
+        live = sum(not job.life.ended for job in self._jobs.values() if job.record.account == account)
+        most = self._world.limits.bedrock_jobs
+        if most is not None and live >= most:
+            text = f"The number of in-progress and submitted batch inference jobs is at its limit of {most}."
+            raise ApiError(400, text, "ServiceQuotaExceededException")
+        region = _region(request)
+        owner = re.fullmatch(_PATTERNS["roleArn"], body["roleArn"])
+        owner_id = (owner and owner[2]) or "123456789012"
+        record = BatchRecord(
+            id=f"arn:aws:bedrock:{region}:{owner_id}:model-invocation-job/{self._world.new_id('')[-12:]}",
+            ordinal=len(self._jobs),
+            account=account,
+            endpoint=body["modelId"],
+            input_file_id=body["inputDataConfig"]["s3InputDataConfig"]["s3Uri"],
+            metadata={"jobName": body["jobName"], "clientRequestToken": token or ""},
+            created_at=int(self._world.clock()),
+        )
+        job = BedrockJob(self._world, self._s3, record, body)
+        self._jobs[record.id] = job
+        self._world.books.write(record)
+        self._world.mover.add(job)
+        return JSONResponse({"jobArn": record.id})
+
+    async def _get(self, request: HttpRequest, account: str) -> Response:
+        return JSONResponse(self._job(request, account).as_json())
+
+    async def _stop(self, request: HttpRequest, account: str) -> Response:
+        job = self._job(request, account)
+        if job.life.state != "Stopping":
+            try:
+                job.life.move("cancel", self._world.clock())
+            except IllegalMoveError:
+                raise ApiError(409, f"The job cannot be stopped in the state {job.life.state}.") from None
+        return JSONResponse({})
+
+    def _job(self, request: HttpRequest, account: str) -> BedrockJob:
+        given = request.path_params["id"]
+        if not re.fullmatch(_IDENTIFIER, given):
+            raise ApiError(400, f"Value '{given}' at 'jobIdentifier' failed to satisfy its regular expression pattern.")
+        if "/" in given and "%2F" not in request.scope.get("emulator.raw_path", "%2F").upper():
+            raise ApiError(
+                404, "The ARN must be one segment of the path, percent-encoded.", "UnknownOperationException"
+            )
+        for arn, job in self._jobs.items():
+            if given in (arn, arn.rsplit("/", 1)[-1]) and job.record.account == account:
+                return job
+        raise ApiError(404, "The provided job identifier is not found.")
+
+    async def _list(self, request: HttpRequest, account: str) -> Response:
+        asked = request.query_params
+        most, state = asked.get("maxResults", str(_DEFAULT_JOBS)), asked.get("statusEquals")
+        if not most.isdigit() or not 1 <= int(most) <= _MOST_JOBS or (state is not None and state not in _STATES):
+            raise ApiError(400, "maxResults or statusEquals failed to satisfy constraint.")
+        jobs = [job for job in self._jobs.values() if job.record.account == account]
+        if (name := asked.get("nameContains")) is not None:
+            jobs = [job for job in jobs if name in job.body["jobName"]]
+        if state is not None:
+            jobs = [job for job in jobs if job.life.state == state]
+        for word, keeps in (("submitTimeAfter", 1), ("submitTimeBefore", -1)):
+            if (given := asked.get(word)) is not None:
+                at = datetime.fromisoformat(given).timestamp()
+                jobs = [job for job in jobs if (job.created_at - at) * keeps >= 0]
+        if asked.get("sortOrder", "Descending") == "Descending":
+            jobs.reverse()
+        start = int(asked.get("nextToken", "t0")[1:])
+        page = [job.as_json() for job in jobs[start : start + int(most)]]
+        more = {"nextToken": f"t{start + len(page)}"} if start + len(page) < len(jobs) else {}
+        return JSONResponse({"invocationJobSummaries": page, **more})
+
+    async def _converse(self, request: HttpRequest, account: str) -> Response:
+        return await self._real_time(request, account, converse=True)
+
+    async def _invoke(self, request: HttpRequest, account: str) -> Response:
+        return await self._real_time(request, account, converse=False)
+
+    async def _real_time(self, request: HttpRequest, account: str, *, converse: bool) -> Response:
+        model = request.path_params["model"]
+        if (known := self._world.limits.known_models) is not None and model not in known:
+            raise ApiError(400, "The provided model identifier is invalid.")
+        one = Request(account=account, model=model, converse=converse, body=await _json(request))
+        status, answer, _ = await asyncio.to_thread(respond, self._world, one)
+        if status != _OK:
+            raise ApiError(status, str(answer))
+        return JSONResponse(answer)
+
+    async def _quotas(self, request: HttpRequest, account: str) -> Response:
+        """https://docs.aws.amazon.com/servicequotas/2019-06-24/apireference/API_ListServiceQuotas.html"""
+        del account
+        if request.headers.get("x-amz-target") != "ServiceQuotasV20190624.ListServiceQuotas":
+            raise ApiError(400, "This operation is not emulated.", "UnknownOperationException")
+        body = await _json(request)
+        if body.get("ServiceCode") != "bedrock":
+            raise ApiError(400, "The service does not exist.", "NoSuchResourceException")
+        quotas = list(self._world.limits.bedrock_quotas.items())
+        start, most = int(body.get("NextToken", "0")), int(body.get("MaxResults", 100))
+        page = [{"ServiceCode": "bedrock", "QuotaName": name, "Value": value} for name, value in quotas[start:][:most]]
+        more = {"NextToken": str(start + most)} if start + most < len(quotas) else {}
+        return JSONResponse({"Quotas": page, **more}, media_type="application/x-amz-json-1.1")
+
+
+def _check(body: Body) -> None:
+    for name in _REQUIRED:
+        if body.get(name) in (None, ""):
+            raise ApiError(400, f"1 validation error detected: Value at '{name}' must not be null.")
+    for name, pattern in _PATTERNS.items():
+        value = body.get(name)
+        if value is not None and (len(value) > _LENGTHS[name] or not re.fullmatch(pattern, value)):
+            raise ApiError(
+                400, f"1 validation error detected: Value '{value}' at '{name}' failed to satisfy constraint: {pattern}"
+            )
+    for config, inner in (("inputDataConfig", "s3InputDataConfig"), ("outputDataConfig", "s3OutputDataConfig")):
+        uri = body[config].get(inner, {}).get("s3Uri") if isinstance(body[config], dict) else None
+        if not isinstance(uri, str) or not re.fullmatch(_S3_URI, uri):
+            raise ApiError(400, f"1 validation error detected: Value '{uri}' at '{config}.{inner}.s3Uri'.")
+    hours = body.get("timeoutDurationInHours", 24)
+    if not isinstance(hours, int) or not 24 <= hours <= 168:  # noqa: PLR2004 -- documented range
+        raise ApiError(400, "timeoutDurationInHours must be from 24 to 168.")
+    if body.get("modelInvocationType", "InvokeModel") not in ("InvokeModel", "Converse"):
+        raise ApiError(400, "modelInvocationType must be InvokeModel or Converse.")
+    if len(body.get("tags", ())) > _MOST_TAGS:
+        raise ApiError(400, f"At most {_MOST_TAGS} tags are allowed.")
+
+
+def _region(request: HttpRequest) -> str:
+    scope = re.search(
+        r"Credential=[^/]+/\d{8}/([a-z0-9-]+)/bedrock/aws4_request", request.headers.get("authorization", "")
+    )
+    if scope is None:
+        raise ApiError(403, "Credential should be scoped to the service: 'bedrock'.", "InvalidSignatureException")
+    return scope[1]
+
+
+async def _no_route(request: HttpRequest, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    body = ApiError(status, f"No operation {request.method} {request.url.path}.", "UnknownOperationException")
+    return JSONResponse(body.body, status, headers={"x-amzn-ErrorType": body.kind})
+
+
+async def _json(request: HttpRequest) -> Any:
+    try:
+        body = json.loads(await request.body() or b"{}")
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ApiError(400, "Malformed input request, please reformat your input and try again.")
+    return body

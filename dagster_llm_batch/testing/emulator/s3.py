@@ -1,0 +1,65 @@
+"""S3 for the emulator: a client of the server it is given, and, for tests and demonstrations, a local server (moto's).
+
+The protocol is real: client and house meet in the same buckets, as with the vendor.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+HOST = "127.0.0.1"
+_NOT_THERE = frozenset({"404", "NoSuchBucket", "NoSuchKey", "AccessDenied", "403"})
+
+
+class S3:
+    """What a house does in S3, with its own credentials, as a service role has."""
+
+    def __init__(self, url: str, region_name: str = "us-east-1") -> None:
+        import boto3  # type: ignore[import-untyped]  # noqa: PLC0415 -- only where there is an S3 server
+
+        self._client: Any = boto3.client(
+            "s3",
+            endpoint_url=url,
+            region_name=region_name,
+            aws_access_key_id="emulator-role",
+            aws_secret_access_key="emulator-role",  # noqa: S106 -- no secret
+        )
+
+    def keys(self, bucket: str, prefix: str) -> list[str]:
+        """The keys with this prefix; none where the bucket cannot be read."""
+        try:
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+            return [item["Key"] for page in pages for item in page.get("Contents", ())]
+        except self._client.exceptions.ClientError as error:
+            if error.response["Error"]["Code"] in _NOT_THERE:
+                return []
+            raise
+
+    def read(self, bucket: str, key: str) -> bytes:
+        """An object."""
+        data: bytes = self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        return data
+
+    def write(self, bucket: str, key: str, data: IO[bytes]) -> None:
+        """Put an object in the place of what was there."""
+        self._client.put_object(Bucket=bucket, Key=key, Body=data)
+
+
+@contextmanager
+def local_s3(bucket: str = "emulator", port: int = 0) -> Iterator[str]:
+    """A local S3 server with one empty bucket; its URL. Needs `moto[server,s3]`."""
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415 -- a dependency of tests only
+
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it would print every request
+    server = ThreadedMotoServer(ip_address=HOST, port=port, verbose=False)
+    server.start()
+    try:
+        address, bound = server.get_host_and_port()
+        url = f"http://{address}:{bound}"
+        S3(url)._client.create_bucket(Bucket=bucket)  # noqa: SLF001 -- the same file
+        yield url
+    finally:
+        server.stop()
