@@ -362,7 +362,7 @@ def _labels_in(context: dg.SensorEvaluationContext, resource_key: str) -> dict[s
 
 
 def _age(now: datetime, then: datetime) -> str:
-    minutes = int((now - then).total_seconds()) // 60
+    minutes = max(0, int((now - then).total_seconds())) // 60  # it may have been sent while this tick ran
     return f"{minutes // 60} h {minutes % 60} m" if minutes >= 60 else f"{minutes} m"  # noqa: PLR2004 - minutes of an hour
 
 
