@@ -70,7 +70,7 @@ def _head(labels: pl.DataFrame, gold: pl.DataFrame, columns: int) -> Table:
 
 def _evaluation(evaluation: pl.DataFrame) -> Table:
     table = Table(title="sentiment_eval: against the human ratings (95 % intervals)", **_LOOK)
-    for name in ("candidate", "labeled", "accuracy", "macro F1", "Cohen's κ", "USD/correct"):
+    for name in ("candidate", "labeled", "accuracy", "macro F1", "Cohen's κ", "$/correct"):
         table.add_column(name, justify="left" if name == "candidate" else "right")
     rows = evaluation.to_dicts()
     for row in rows:
