@@ -48,7 +48,7 @@ class CreateBody:
         while self._left and (piece := self._lines.read(min(_CHUNK_BYTES, self._left))):
             self._left -= len(piece)
             yield piece.replace(b"\n", b",")
-        self.is_sent = True
+        self.is_sent = not self._left
         yield _TAIL
 
 

@@ -1,0 +1,209 @@
+"""The engine over Anthropic's SDK and the emulator: the journey, and create calls whose end nobody saw.
+
+A batch there has no tag: whether it is ours shows in its results only, so a shard waits while a candidate runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from house import House, assert_total, billed, in_one_batch, labeling, tickets
+from pydantic import BaseModel
+
+from dagster_llm_batch.errors import CannotTellError, ConfigError
+from dagster_llm_batch.providers.anthropic import AnthropicProvider
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, BatchFault, Emulator, RowFault, WireFault, lost_create_reply
+
+CREATE = "POST /v1/messages/batches"
+
+
+class Label(BaseModel):
+    """Without bounds, which Anthropic's schemas cannot hold: a simulated LLM does not read them in a description."""
+
+    topic: Literal["billing", "bug", "how_to"]
+    urgency: Literal[1, 2, 3]
+
+
+@pytest.fixture
+def house(house: House) -> House:
+    house.providers = {"anthropic": provider(house.emulator)}  # type: ignore[dict-item]
+    return house
+
+
+def provider(emulator: Emulator, **changes: Any) -> AnthropicProvider:
+    usual = {"api_key": DEFAULT_KEY, "base_url": emulator.anthropic_base_url, "timeout_seconds": 5.0}
+    return AnthropicProvider(**{**usual, **changes})
+
+
+def of(**changes: Any) -> Any:
+    return labeling(**{"model": "anthropic/claude-haiku-4-5", "response": Label, **changes})
+
+
+def sent(house: House, rows: int = 5, **changes: Any) -> tuple[Any, str]:
+    definition = of(**changes)
+    submission = house.engine().plan(definition, tickets(rows))
+    house.engine().submit(definition, submission.submission_id)
+    return definition, submission.submission_id
+
+
+def foreign_batch(house: House, requests: int) -> str:
+    """A batch of somebody else in the same workspace, of as many requests."""
+    import anthropic
+
+    params = {"model": "claude-x", "max_tokens": 5, "messages": [{"role": "user", "content": "theirs"}]}
+    with anthropic.Anthropic(api_key=DEFAULT_KEY, base_url=house.emulator.anthropic_base_url) as client:
+        rows = [{"custom_id": f"theirs-{i}", "params": params} for i in range(requests)]
+        return client.messages.batches.create(requests=rows).id  # type: ignore[arg-type]
+
+
+def test_each_row_gets_its_own_label_and_its_price(house: House) -> None:
+    definition = of(max_requests_per_batch=7)
+    status = house.run(definition, tickets(20))
+    labels, rejects = assert_total(house, definition, status.submission.submission_id, 20)
+    assert (len(labels), len(rejects)) == (20, 0)
+    assert set(labels["llm_batch_id"].to_pylist()) == set(status.batch_ids)
+    assert set(labels["llm_price_basis"].to_pylist()) == {"batch"}
+    tokens = [one for one in house.emulator.books.executions if one.billed]
+    cost = sum(one.input_tokens * Decimal("0.5") + one.output_tokens * Decimal("2.5") for one in tokens) / 1_000_000
+    assert status.submission.cost_usd == cost
+    assert len(house.emulator.books.batches) == 3
+
+
+def test_rows_that_can_pass_later_are_sent_again_and_the_others_are_not(house: House) -> None:
+    house.emulator.inject(
+        RowFault(containing="number 1?", status_code=529, times=1), RowFault(containing="number 2?", status_code=404)
+    )
+    definition = of()
+    status = house.run(definition, tickets(4))
+    assert status.submission.outcomes == {"succeeded": 3, "errored": 1}
+    assert not house.emulator.books.billed_twice()
+
+
+def test_an_expired_batch_keeps_its_finished_rows_and_the_rest_is_sent_again(house: House) -> None:
+    house.emulator.inject(BatchFault(kind="expires", batches={0}))
+    definition = of()
+    status = house.run(definition, tickets(6))
+    assert status.submission.outcomes == {"succeeded": 6}
+    assert len(billed(house)) == len(set(billed(house))) == 6
+
+
+def test_sampling_parameters_are_refused_before_anything_is_planned(house: House) -> None:
+    with pytest.raises(ConfigError, match="refuses the parameter 'temperature'"):
+        house.engine().plan(of(params={"max_tokens": 5, "temperature": 0}), tickets(2))
+    assert house.emulator.books.calls == []
+
+
+@pytest.mark.parametrize("how", ["500", "close", "hang"])
+def test_a_batch_whose_reply_was_lost_is_waited_for_found_and_not_created_again(house: House, how: Any) -> None:
+    house.providers = {"anthropic": provider(house.emulator, timeout_seconds=0.5)}  # type: ignore[dict-item]
+    house.emulator.inject(lost_create_reply(how, route=CREATE))
+    definition, submission_id = sent(house, 6, max_requests_per_batch=3)
+    assert house.engine().status(submission_id).states == {"submitting": 1, "submitted": 1}
+    house.skipped += timedelta(hours=5)  # far beyond settle_seconds: a candidate runs, so nothing is sent again
+    assert house.engine().advance(definition, submission_id).states == {"submitting": 1, "submitted": 1}
+    assert len(house.emulator.books.batches) == 2
+    house.finish(definition, submission_id)
+    labels, _ = assert_total(house, definition, submission_id, 6)
+    assert len(labels) == 6
+    assert len(house.emulator.books.batches) == 2
+    assert len(billed(house)) == 6
+    assert in_one_batch(house)
+
+
+def test_a_create_that_never_was_waits_for_a_stranger_to_end_and_is_then_made(house: House) -> None:
+    house.emulator.inject(WireFault(kind="status", route=CREATE, status=500))
+    definition, submission_id = sent(house)
+    foreign_batch(house, 5)
+    house.skipped += timedelta(seconds=310)
+    assert house.engine().advance(definition, submission_id).states == {"submitting": 1}
+    house.emulator.settle()
+    assert house.engine().advance(definition, submission_id).states == {"submitted": 1}
+    house.finish(definition, submission_id)
+    labels, _ = assert_total(house, definition, submission_id, 5)
+    assert len(labels) == 5
+    assert len(house.emulator.books.batches) == 2
+
+
+def test_batches_of_other_shards_are_no_candidates(house: House) -> None:
+    definition, _ = sent(house, 5)
+    house.emulator.inject(WireFault(kind="status", route=CREATE, status=500))
+    other = of(asset="other", params={"max_tokens": 51})
+    submission = house.engine().plan(other, tickets(5))
+    house.engine().submit(other, submission.submission_id)
+    assert house.engine().status(submission.submission_id).states == {"submitting": 1}
+    house.skipped += timedelta(seconds=310)
+    assert house.engine().submit(other, submission.submission_id).states == {"submitted": 1}
+    assert len(house.emulator.books.batches) == 2
+    del definition
+
+
+def test_a_candidate_whose_results_are_gone_stops_and_asks_and_a_person_resolves_it(tmp_path: Any) -> None:
+    from dagster_llm_batch.testing.emulator import ManualClock
+
+    clock = ManualClock(1_900_000_000.0)
+    with Emulator(clock=clock) as emulator:
+        house = House(tmp_path, emulator)
+        house.providers = {"anthropic": provider(emulator)}  # type: ignore[dict-item]
+        from datetime import UTC, datetime
+
+        house.skipped = datetime.fromtimestamp(clock(), UTC) - datetime.now(UTC)
+        emulator.inject(WireFault(kind="status", route=CREATE, status=500))
+        definition, submission_id = sent(house)
+        theirs = foreign_batch(house, 5)
+        emulator.settle()
+        clock.advance(30 * 86_400)
+        house.skipped += timedelta(days=30)
+        with pytest.raises(CannotTellError, match=theirs):
+            house.engine().advance(definition, submission_id)
+        assert len(emulator.books.batches) == 1
+        (shard,) = house.engine().status(submission_id).shards
+        house.engine().resolve(shard.shard_id, None)
+        house.engine().submit(definition, submission_id)
+        house.finish(definition, submission_id)
+        assert len(emulator.books.batches) == 2
+        assert_total(house, definition, submission_id, 5)
+
+
+_CHILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from house import House, tickets
+from test_anthropic import of, provider
+class Address:
+    anthropic_base_url = sys.argv[3]
+    openai_base_url = sys.argv[3] + "/v1"
+house = House(Path(sys.argv[2]), Address())
+house.providers = {"anthropic": provider(Address(), timeout_seconds=60.0)}
+submission = house.engine().plan(of(), tickets(5))
+print(submission.submission_id, flush=True)
+house.engine().submit(of(), submission.submission_id)
+"""
+
+
+def test_a_process_killed_between_create_and_record_makes_no_second_batch_and_loses_no_row(house: House) -> None:
+    house.emulator.inject(lost_create_reply("hang", route=CREATE))
+    here = Path(__file__).parent
+    words = [sys.executable, "-c", _CHILD, str(here), str(house.tmp_path), house.emulator.anthropic_base_url]
+    env = {**os.environ, "PYTHONPATH": ":".join(path for path in sys.path if path)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env) as child:
+        assert child.stdout is not None
+        submission_id = child.stdout.readline().strip()
+        while not house.emulator.books.batches:  # the batch is there, and the child waits for the reply
+            assert child.poll() is None
+        child.send_signal(signal.SIGKILL)
+    house.skipped += timedelta(seconds=70)  # the dead process's lease
+    assert house.engine().advance(of(), submission_id).states == {"submitting": 1}
+    house.finish(of(), submission_id)
+    labels, _ = assert_total(house, of(), submission_id, 5)
+    assert len(labels) == 5
+    assert len(house.emulator.books.batches) == 1
+    assert len(billed(house)) == 5

@@ -1,0 +1,595 @@
+"""The Anthropic provider through the official SDK over a socket: when a batch may exist, it is never said not to."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import anthropic
+import pytest
+from provider_bench import batch_file, odd_server
+
+from dagster_llm_batch.errors import (
+    AmbiguousError,
+    ConfigError,
+    CredentialsError,
+    ProviderError,
+    RefusedError,
+    TransientError,
+)
+from dagster_llm_batch.providers.anthropic import AnthropicProvider
+from dagster_llm_batch.testing.contracts import OneWayStream
+from dagster_llm_batch.testing.emulator import (
+    DEFAULT_KEY,
+    BatchFault,
+    Emulator,
+    FileFault,
+    ManualClock,
+    RowFault,
+    WireFault,
+    lost_create_reply,
+    rate_limited,
+)
+from dagster_llm_batch.types import (
+    Absent,
+    BatchStatus,
+    CannotTell,
+    FindHints,
+    Found,
+    Outcome,
+    RequestSpec,
+    Undecided,
+)
+
+BATCHES = "/v1/messages/batches"
+CREATE = f"POST {BATCHES}"
+RESULTS = f"GET {BATCHES}/*/results"
+SPEC = RequestSpec("claude-x", params={"max_tokens": 50})
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    with Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def provider(emulator) -> AnthropicProvider:
+    return over(emulator)
+
+
+def over(emulator: Emulator, **more) -> AnthropicProvider:
+    return AnthropicProvider(**{"api_key": DEFAULT_KEY, "base_url": emulator.anthropic_base_url, **more})
+
+
+def submit(provider: AnthropicProvider, count: int = 3, spec: RequestSpec = SPEC, nonce: str = "n") -> str:
+    lines = batch_file(provider.codec(spec), [f"text {i}" for i in range(count)]).read()
+    lines = lines.replace(b'"custom_id":"n-', b'"custom_id":"' + nonce.encode() + b"-")
+    return provider.submit(OneWayStream(lines), spec, "tag")
+
+
+def hints(sent_at: datetime | None = None, requests: int = 3, known=(), nonce: str = "n") -> FindHints:
+    return FindHints(sent_at or datetime.now(UTC), requests, nonce, frozenset(known))
+
+
+def report(provider: AnthropicProvider, batch_id: str):
+    return provider.poll([batch_id])[batch_id]
+
+
+def results(provider: AnthropicProvider, batch_id: str, spec: RequestSpec = SPEC):
+    return [provider.codec(spec).decode(line) for line in provider.fetch(batch_id)]
+
+
+def gets(emulator: Emulator) -> list[str]:
+    return [call.path for call in emulator.books.calls if call.method == "GET"]
+
+
+# Submit
+
+
+def test_a_submit_is_one_create_call_whose_rows_arrive_as_they_were_written(emulator, provider):
+    batch_id = submit(provider, 5)
+    assert [batch.id for batch in emulator.books.batches] == [batch_id]
+    assert len(emulator.books.calls) == 1
+    emulator.settle()
+    assert sorted(result.text for result in results(provider, batch_id)) == [
+        f"simulated reply to: text {i}" for i in range(5)
+    ]
+
+
+def test_the_create_call_sends_the_body_that_the_sdk_would_send():
+    seen: list = []
+    with odd_server(lambda *_: {"id": "msgbatch_1"}, seen) as url:
+        ours = AnthropicProvider("sk-x", url.removesuffix("/v1"), betas=["output-300k-2026-03-24"], workspace_id="w-1")
+        assert submit(ours) == "msgbatch_1"
+    headers = {name.lower(): value for name, value in seen[0].items()}
+    requests = b",".join(batch_file(ours.codec(SPEC), [f"text {i}" for i in range(3)]).read().splitlines())
+    assert int(headers["content-length"]) == len(b'{"requests":[' + requests + b"]}")
+    assert "transfer-encoding" not in headers
+    assert headers["content-type"] == "application/json"
+    assert headers["authorization"] == "Bearer sk-x"
+    assert headers["anthropic-version"] == "2026-10-21"
+    assert headers["anthropic-beta"] == "output-300k-2026-03-24"
+    assert headers["anthropic-workspace-id"] == "w-1"
+    assert headers["x-stainless-retry-count"] == "0"
+
+
+@pytest.mark.parametrize("how", ["500", "close", "hang"])
+def test_a_lost_reply_is_ambiguous_and_the_batch_is_found_when_it_has_ended(emulator, how):
+    provider = over(emulator, timeout_seconds=1.0)
+    emulator.inject(lost_create_reply(how, route=CREATE))
+    with pytest.raises(AmbiguousError):
+        submit(provider)
+    (batch,) = emulator.books.batches
+    assert emulator.books.creates_seen == 1
+    assert provider.find("tag", hints()) == Undecided((batch.id,))
+    emulator.settle()
+    assert provider.find("tag", hints()) == Found(batch.id)
+
+
+@pytest.mark.parametrize("status", [408, 409, 500, 502, 503, 504, 529])
+def test_a_create_answered_with_a_status_that_says_nothing_is_ambiguous_and_made_once(emulator, provider, status):
+    emulator.inject(WireFault(kind="status", route=CREATE, status=status))
+    with pytest.raises(AmbiguousError, match="Look for the batch"):
+        submit(provider)
+    assert emulator.books.creates_seen == 1
+    assert provider.find("tag", hints()) == Absent()
+
+
+def test_a_create_whose_reply_is_cut_is_ambiguous(emulator, provider):
+    emulator.inject(WireFault(kind="cut", route=CREATE))
+    with pytest.raises(AmbiguousError):
+        submit(provider)
+
+
+@pytest.mark.parametrize("reply", [b"<html>ok</html>", b"{", b"[]", b"{}", b'{"id":7}'])
+def test_a_create_whose_reply_names_no_batch_is_ambiguous(reply):
+    with odd_server(lambda *_: reply) as url, pytest.raises(AmbiguousError):
+        submit(AnthropicProvider("sk-x", url.removesuffix("/v1")))
+
+
+def test_a_body_that_was_not_sent_whole_made_no_batch(emulator, provider):
+    emulator.inject(WireFault(kind="close", route=CREATE))  # before it is read: more than the sockets hold stays here
+    with pytest.raises(TransientError):
+        provider.submit(OneWayStream((b"x" * 999_999 + b"\n") * 40), SPEC, "tag")
+    assert emulator.books.batches == []
+
+
+def test_too_many_requests_means_not_created_and_says_how_long_to_wait(emulator, provider):
+    emulator.inject(rate_limited(CREATE, retry_after=7))
+    with pytest.raises(TransientError) as caught:
+        submit(provider)
+    assert caught.value.retry_after_seconds == 7
+    assert emulator.books.batches == []
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422])
+def test_a_refused_create_is_refused(emulator, provider, status):
+    emulator.inject(WireFault(kind="status", route=CREATE, status=status, message="No."))
+    with pytest.raises(RefusedError, match=r"No\."):
+        submit(provider)
+
+
+def test_a_wrong_custom_id_is_refused_at_once_with_the_vendors_words(emulator, provider):
+    with pytest.raises(RefusedError, match="should match pattern"):
+        submit(provider, nonce="bad id")
+    with pytest.raises(RefusedError, match="at most 64 characters"):
+        submit(provider, nonce="n" * 64)
+
+
+def test_an_empty_file_is_refused(provider):
+    with pytest.raises(RefusedError, match="at least 1 item"):
+        submit(provider, 0)
+
+
+def test_a_wrong_key_is_a_credentials_error_that_never_shows_it(emulator):
+    key = "sk-ant-wrong-0123456789abcdef"
+    emulator.inject(WireFault(kind="status", status=401, message=f"{key} is invalid, sk-ant-wr**cdef too", times=None))
+    provider = over(emulator, api_key=key)
+    for call in (
+        lambda: submit(provider),
+        lambda: provider.find("tag", hints()),
+        lambda: provider.poll(["msgbatch_1"]),
+        lambda: list(provider.fetch("msgbatch_1")),
+        lambda: provider.respond(batch_file(provider.codec(SPEC), ["x"]).read()),
+    ):
+        with pytest.raises(CredentialsError) as caught:
+            call()
+        shown = "".join(traceback.format_exception(caught.value))
+        assert "*** is invalid" in shown
+        assert key not in shown
+        assert "cdef" not in shown
+
+
+def test_no_connection_means_not_created():
+    with Emulator() as gone:
+        provider = over(gone)
+    with pytest.raises(TransientError, match="no connection"):
+        submit(provider)
+    with pytest.raises(TransientError, match="no connection"):
+        provider.find("tag", hints())
+
+
+# The version trap
+
+
+def test_sampling_parameters_pass_under_the_first_version_and_would_fail_every_row_under_the_present(emulator):
+    spec = RequestSpec("claude-x", params={"max_tokens": 50, "temperature": 0})
+    old = over(emulator, anthropic_version="2023-06-01")
+    batch_id = submit(old, spec=spec)
+    lines = batch_file(old.codec(spec), ["a"])
+    trapped = over(emulator).submit(lines, spec, "tag")  # past the lint: what the vendor would do
+    emulator.settle()
+    assert {result.outcome for result in results(old, batch_id, spec)} == {Outcome.SUCCEEDED}
+    (row,) = results(old, trapped, spec)
+    assert (row.outcome, row.retryable) == (Outcome.ERRORED, False)
+    assert "temperature" in (row.reason or "")
+    with pytest.raises(ConfigError, match="temperature"):
+        over(emulator).codec(spec)
+
+
+def test_longer_replies_are_asked_for_with_a_beta(emulator):
+    spec = RequestSpec("claude-x", params={"max_tokens": 300_000})
+    usual, extended = over(emulator), over(emulator, betas=["output-300k-2026-03-24"])
+    ids = [submit(one, spec=spec) for one in (usual, extended)]
+    emulator.settle()
+    outcomes = [{result.outcome for result in results(usual, batch_id)} for batch_id in ids]
+    assert outcomes == [{Outcome.ERRORED}, {Outcome.SUCCEEDED}]
+
+
+# Find
+
+
+def test_find_excludes_what_has_other_requests_another_count_or_is_known(emulator, provider):
+    other, count, known = submit(provider, nonce="other"), submit(provider, 4), submit(provider)
+    running = submit(provider)
+    assert provider.find("tag", hints(known=[known])) == Undecided((running, other))
+    emulator.settle()
+    assert provider.find("tag", hints(known=[known])) == Found(running)
+    assert provider.find("tag", hints(known=[known, running])) == Absent()
+    assert provider.find("tag", hints(requests=4)) == Found(count)
+
+
+def test_find_says_found_although_another_candidate_still_runs(emulator, provider):
+    ours = submit(provider)
+    emulator.settle()
+    submit(provider, nonce="other")
+    assert provider.find("tag", hints()) == Found(ours)
+
+
+def test_find_looks_at_what_was_created_since_the_call_with_a_margin_for_clocks(emulator, provider):
+    batch_id = submit(provider)
+    emulator.settle()
+    assert provider.find("tag", hints(datetime.now(UTC) + timedelta(minutes=5))) == Found(batch_id)
+    assert provider.find("tag", hints(datetime.now(UTC) + timedelta(minutes=15))) == Absent()
+
+
+def test_find_cannot_tell_where_the_results_of_a_candidate_are_gone():
+    clock = ManualClock()
+    with Emulator(clock=clock) as emulator:
+        provider, sent_at = over(emulator), datetime.fromtimestamp(clock(), UTC)
+        batch_id = submit(provider, nonce="other")
+        emulator.settle()
+        assert provider.find("tag", hints(sent_at)) == Absent()
+        clock.advance(29 * 86_400)
+        found = provider.find("tag", hints(sent_at))
+    assert isinstance(found, CannotTell)
+    assert found.candidates == (batch_id,)
+
+
+def test_find_tells_by_canceled_rows_too(emulator, provider):
+    batch_id = submit(provider)
+    provider.cancel(batch_id)
+    emulator.settle()
+    assert provider.find("tag", hints()) == Found(batch_id)
+
+
+def listing(batches: list, size: int):
+    def answer(_method: str, path: str):
+        after = path.partition("after_id=")[2].partition("&")[0]
+        start = next((i + 1 for i, one in enumerate(batches) if one["id"] == after), 0)
+        page = batches[start : start + size]
+        return {"data": page, "has_more": start + size < len(batches), "last_id": page[-1]["id"] if page else None}
+
+    return answer
+
+
+def test_find_reads_pages_until_one_is_older_than_the_create_call():
+    counts = {"processing": 3, "succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
+    batches = [
+        {
+            "id": f"b{i}",
+            "processing_status": "in_progress",
+            "request_counts": counts,
+            "created_at": f"2026-09-{day} 00:00Z",
+        }
+        for i, day in enumerate(["09", "09", "09", "08", "08", "07", "07", "06", "06"])
+    ]
+    seen: list = []
+    with odd_server(listing(batches, 2), seen) as url:
+        provider = AnthropicProvider("sk-x", url.removesuffix("/v1"))
+        found = provider.find("tag", hints(datetime(2026, 9, 9, tzinfo=UTC)))
+    assert found == Undecided(("b0", "b1", "b2"))
+    assert len(seen) == 3  # two new; a new and an old; two old
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_find_is_transient_where_the_list_or_a_result_cannot_be_read(emulator, provider, status):
+    submit(provider)
+    emulator.settle()
+    for route in (f"GET {BATCHES}", RESULTS):
+        fault = WireFault(kind="status", route=route, status=status, times=3, retry_after=0)
+        emulator.inject(fault)
+        with pytest.raises(TransientError):
+            provider.find("tag", hints())
+        emulator.clear_faults()
+
+
+# Poll
+
+
+def test_poll_reads_few_one_by_one_and_many_from_a_page(emulator, provider):
+    ids = [submit(provider, 1) for _ in range(8)]
+    assert set(provider.poll(ids[:3])) == set(ids[:3])
+    assert len(gets(emulator)) == 3
+    assert set(provider.poll(ids)) == set(ids)
+    assert len(gets(emulator)) == 4
+
+
+def test_poll_leaves_out_what_cannot_be_read_and_raises_where_nothing_can(emulator, provider):
+    ids = [submit(provider, 1) for _ in range(3)]
+    emulator.inject(WireFault(kind="status", route=f"GET {BATCHES}/{ids[0]}", status=500))
+    assert set(provider.poll(ids)) == set(ids[1:])
+    emulator.inject(WireFault(kind="status", route=f"GET {BATCHES}*", status=503, times=None))
+    with pytest.raises(TransientError):
+        provider.poll(ids)
+
+
+def test_an_unknown_status_is_running(emulator, provider):
+    emulator.inject(BatchFault(kind="status", status="brand_new"))
+    running = report(provider, submit(provider))
+    assert running.status is BatchStatus.RUNNING
+    assert "brand_new" in (running.reason or "")
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_counts_are_shown_in_both_ways_that_the_vendor_has_and_decide_nothing(moving):
+    faults = [BatchFault(kind="counts_move")] if moving else []
+    with Emulator(faults=faults, work_steps=4) as emulator:
+        provider = over(emulator)
+        batch_id = submit(provider, 4)
+        emulator.tick(2)
+        half = report(provider, batch_id)
+        assert (half.status, half.total, half.done) == (BatchStatus.RUNNING, 4, 2 if moving else 0)
+        emulator.settle()
+        ended = report(provider, batch_id)
+        assert (ended.status, ended.total, ended.done, ended.failed) == (BatchStatus.ENDED, 4, 4, 0)
+        assert ended.created_at is not None
+        assert ended.ended_at is not None
+
+
+def test_an_expired_batch_keeps_its_finished_rows(emulator, provider):
+    emulator.inject(BatchFault(kind="expires"))
+    batch_id = submit(provider, 4)
+    emulator.settle()
+    assert report(provider, batch_id).status is BatchStatus.EXPIRED
+    outcomes = sorted(result.outcome for result in results(provider, batch_id))
+    assert outcomes == [Outcome.EXPIRED, Outcome.EXPIRED, Outcome.SUCCEEDED, Outcome.SUCCEEDED]
+
+
+# Fetch
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+@pytest.mark.parametrize("where", [{"after_lines": 2}, {"after_bytes": 700}])
+def test_a_download_that_is_cut_is_transient_even_where_the_cut_cannot_be_seen(emulator, provider, framing, where):
+    batch_id = submit(provider, 9)
+    emulator.settle()
+    emulator.inject(WireFault(kind="cut", route=RESULTS, framing=framing, **where))
+    with pytest.raises(TransientError):
+        list(provider.fetch(batch_id))
+    assert len(list(provider.fetch(batch_id))) == 9
+
+
+def test_a_download_that_ends_with_the_connection_and_is_whole_is_taken(emulator, provider):
+    batch_id = submit(provider, 2)
+    emulator.settle()
+    emulator.inject(WireFault(kind="cut", route=RESULTS, framing="close", after_lines=2))
+    assert len(list(provider.fetch(batch_id))) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "lines", "read"),
+    [
+        ("duplicate", 4, 4),
+        ("missing", 2, 2),
+        ("foreign", 4, 4),
+        ("malformed", 3, 2),
+        ("extra_fields", 3, 3),
+        ("u2028", 3, 3),
+        ("unknown_type", 3, 2),
+        ("bom", 3, 3),
+        ("crlf", 3, 3),
+        ("blank_lines", 6, 3),
+    ],
+)
+def test_a_bent_file_passes_through_and_its_good_rows_are_read(emulator, provider, kind, lines, read):
+    emulator.inject(FileFault(kind=kind))
+    batch_id = submit(provider)
+    emulator.settle()
+    decoded = results(provider, batch_id)
+    assert len(decoded) == lines
+    assert sum(result.outcome is Outcome.SUCCEEDED for result in decoded) == read
+
+
+def test_results_of_a_batch_that_runs_are_not_there_yet(provider):
+    batch_id = submit(provider)
+    with pytest.raises(TransientError, match="no results yet: it is 'in_progress'"):
+        list(provider.fetch(batch_id))
+
+
+def test_results_that_the_vendor_has_deleted_are_refused_and_not_taken_for_none():
+    clock = ManualClock()
+    with Emulator(clock=clock) as emulator:
+        provider = over(emulator)
+        batch_id = submit(provider)
+        emulator.settle()
+        clock.advance(29 * 86_400)
+        with pytest.raises(RefusedError, match="are gone"):
+            list(provider.fetch(batch_id))
+
+
+def test_the_results_of_an_unknown_batch_are_refused(provider):
+    with pytest.raises(RefusedError, match="msgbatch_unknown"):
+        list(provider.fetch("msgbatch_unknown"))
+
+
+# Cancel and respond
+
+
+def test_canceling_keeps_finished_rows_and_names_the_others():
+    with Emulator(work_steps=3) as emulator:
+        provider = over(emulator)
+        batch_id = submit(provider)
+        emulator.tick()
+        provider.cancel(batch_id)
+        provider.cancel(batch_id)
+        assert report(provider, batch_id).status is BatchStatus.CANCELING
+        emulator.settle()
+        assert report(provider, batch_id).status is BatchStatus.CANCELED
+        outcomes = sorted(result.outcome for result in results(provider, batch_id))
+    assert outcomes == [Outcome.CANCELED, Outcome.CANCELED, Outcome.SUCCEEDED]
+
+
+def test_canceling_what_is_unreachable_raises(emulator, provider):
+    batch_id = submit(provider)
+    emulator.inject(WireFault(kind="status", status=500, times=2))
+    with pytest.raises(TransientError):
+        provider.cancel(batch_id)
+
+
+@pytest.mark.parametrize(("status", "retryable"), [(400, False), (413, False), (429, True), (529, True)])
+def test_an_http_error_in_real_time_is_a_result_line(emulator, provider, status, retryable):
+    emulator.inject(
+        WireFault(kind="status", route="POST /v1/messages", status=status, message="no", retry_after=0, times=3)
+    )
+    result = provider.codec(SPEC).decode(provider.respond(batch_file(provider.codec(SPEC), ["a"]).read()))
+    assert (result.custom_id, result.outcome, result.retryable) == ("n-0", Outcome.ERRORED, retryable)
+    assert (result.reason or "").endswith("_error: no" if status != 413 else "request_too_large: no")
+
+
+def test_rows_that_can_pass_later_are_told_from_those_that_cannot(emulator, provider):
+    emulator.inject(RowFault(custom_ids=["n-0"], status_code=529), RowFault(custom_ids=["n-1"], status_code=404))
+    batch_id = submit(provider)
+    emulator.settle()
+    retryable = {one.custom_id: one.retryable for one in results(provider, batch_id) if one.outcome is Outcome.ERRORED}
+    assert retryable == {"n-0": True, "n-1": False}
+
+
+# Building
+
+
+@pytest.mark.parametrize("key", ["", "sk-a b", "sk-a\n", "sk-é"])
+def test_a_key_that_cannot_be_one_is_refused_and_not_shown(key):
+    with pytest.raises(ConfigError) as caught:
+        AnthropicProvider(key)
+    assert not key or key not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["ftp://host", "api.anthropic.com", "https://"])
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(ConfigError, match="no web address"):
+        AnthropicProvider("sk-x", url)
+
+
+def test_the_account_names_address_and_workspace_and_no_key():
+    assert AnthropicProvider("sk-1").account == AnthropicProvider("sk-2").account == "api.anthropic.com"
+    named = AnthropicProvider("sk-1", workspace_id="wrkspc_1")
+    assert named.account == "api.anthropic.com?workspace=wrkspc_1"
+    assert AnthropicProvider("sk-1", account="ours").account == "ours"
+    assert "sk-1" not in repr(named)
+
+
+def test_only_anthropics_own_console_is_known():
+    assert AnthropicProvider("sk-1").console_url("b") == "https://platform.claude.com/workspaces/default/batches"
+    assert AnthropicProvider("sk-1", "http://127.0.0.1:1").console_url("b") is None
+
+
+def test_the_environment_changes_nothing_about_whose_answers_these_are(monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("ANTHROPIC_AUTH_TOKEN", "sk-env")
+    monkeypatch.setenv("ANTHROPIC_CUSTOM_HEADERS", "x-api-key: sk-env\nanthropic-workspace-id: w-env")
+    seen: list = []
+    with odd_server(listing([], 1), seen) as url:
+        AnthropicProvider("sk-x", url.removesuffix("/v1")).find("tag", hints())
+    headers = {name.lower(): value for name, value in seen[0].items()}
+    assert headers["authorization"] == "Bearer sk-x"
+    assert "x-api-key" not in headers
+    assert "anthropic-workspace-id" not in headers
+
+
+def test_the_sdk_is_imported_on_use_only_and_its_absence_names_the_extra():
+    code = """
+import sys
+from dagster_llm_batch.errors import MissingExtraError
+from dagster_llm_batch.providers.registry import provider_class
+provider = provider_class("anthropic")("sk-x")
+assert "anthropic" not in sys.modules, "the SDK was imported too early"
+sys.modules["anthropic"] = None
+try:
+    provider.poll(["msgbatch_1"])
+except MissingExtraError as error:
+    print(error)
+"""
+    env = {"PYTHONPATH": ":".join(sys.path)}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout
+    assert "pip install 'dagster-llm-batch[anthropic]'" in out
+
+
+def test_every_error_of_a_verb_is_a_provider_error(emulator, provider):
+    batch_id = submit(provider)
+    emulator.inject(WireFault(kind="close", times=None))
+    for call in (
+        lambda: provider.find("tag", hints()),
+        lambda: provider.poll([batch_id]),
+        lambda: provider.cancel(batch_id),
+    ):
+        with pytest.raises(ProviderError) as caught:
+            call()
+        assert not isinstance(caught.value, anthropic.AnthropicError)
+
+
+# Memory
+
+_SUBMIT = """
+import resource, sys, tempfile
+from dagster_llm_batch.providers.anthropic import AnthropicProvider
+from dagster_llm_batch.types import RequestSpec
+url, rows = sys.argv[1], int(sys.argv[2])
+provider = AnthropicProvider("sk-emulator", url)
+spec = RequestSpec("claude-x", params={"max_tokens": 50})
+line = b'{"custom_id":"n-%06d","params":{"model":"claude-x","max_tokens":50,"messages":[{"role":"user","content":"' + (
+    b"x" * 900
+) + b'"}]}}\\n'
+with tempfile.TemporaryFile() as lines:
+    for number in range(rows):
+        lines.write(line % number)
+    lines.seek(0)
+    provider.poll(["warm"])  # the SDK is loaded
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    provider.submit(lines, spec, "tag")
+print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_a_large_create_body_is_streamed_in_constant_memory(emulator):
+    rows = 20_000  # 20 MB
+    env = {"PYTHONPATH": ":".join(sys.path)}
+    words = [sys.executable, "-c", _SUBMIT, emulator.anthropic_base_url, str(rows)]
+    out = subprocess.run(words, capture_output=True, text=True, check=True, env=env).stdout
+    before_kib, peak_kib = map(int, out.split())
+    assert len(emulator.books.batches) == 1
+    assert peak_kib - before_kib < 4_096
