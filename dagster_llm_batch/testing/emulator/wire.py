@@ -86,7 +86,7 @@ def plain_path(path: str) -> str:
 
 def api_key(scope: Message) -> str | None:
     """The key in `Authorization: Bearer`, `api-key`, `x-api-key` or `x-goog-api-key`; an AWS signature's access key."""
-    headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    headers: dict[bytes, str] = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
     if headers.get(b"x-api-key"):  # Anthropic's, and of two headers the one that it goes by
         return headers[b"x-api-key"]
     bearer = headers.get(b"authorization", "")
