@@ -37,7 +37,14 @@ _HALF = Decimal("0.5")
 _CONTEXT = {"processing": "batch"}
 _BYTES_PER_TOKEN = 4  # the usual rule of thumb for English text
 _OUTPUT_GUESS_TOKENS = 256  # where nothing says how long a reply may be
-_OUTPUT_PARAMS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+_OUTPUT_PARAMS = (  # as the providers spell it
+    "max_completion_tokens",
+    "max_output_tokens",
+    "max_tokens",
+    "maxOutputTokens",
+    "maxTokens",
+    "max_gen_len",
+)
 
 Rate = Callable[[Usage], Decimal]
 
