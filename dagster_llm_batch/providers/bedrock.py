@@ -29,13 +29,12 @@ from dagster_llm_batch.errors import (
     CredentialsError,
     MissingExtraError,
     ProviderError,
-    RefusedError,
 )
 from dagster_llm_batch.providers.bedrock_clients import Clients
 from dagster_llm_batch.providers.bedrock_errors import UnknownIdError, is_aws, status_of
-from dagster_llm_batch.providers.bedrock_files import Files, enough
-from dagster_llm_batch.providers.bedrock_jobs import counted, is_job_id, job_name, read_job
-from dagster_llm_batch.providers.bedrock_lines import BedrockLines, signature
+from dagster_llm_batch.providers.bedrock_files import Files, records
+from dagster_llm_batch.providers.bedrock_jobs import counted, input_of, is_job_id, job_name, read_job
+from dagster_llm_batch.providers.bedrock_lines import BedrockLines
 from dagster_llm_batch.providers.bedrock_models import Family, family_of
 from dagster_llm_batch.providers.bedrock_quotas import BEDROCK_LIMITS, limits_from
 from dagster_llm_batch.types import (
@@ -63,7 +62,7 @@ _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
 class BedrockProvider:
-    """Batches in one AWS account and region. Building makes no call and imports no SDK.
+    """Batches in one AWS account and region. Building makes no call; it imports boto3 only to learn the region.
 
     `role_arn` is the service role that Bedrock takes on; `s3_uri` a folder that role and caller can read and write.
     `client_options` go to each boto3 client (`use_ssl`, `verify`), `session_options` to the session (`profile_name`,
@@ -73,7 +72,7 @@ class BedrockProvider:
 
     def __init__(
         self,
-        region_name: str,
+        region_name: str | None,
         role_arn: str,
         s3_uri: str,
         *,
@@ -97,8 +96,6 @@ class BedrockProvider:
         settle_seconds: float = 300.0,
     ) -> None:
         role, place = _ROLE.fullmatch(role_arn), _S3.fullmatch(s3_uri)
-        if not region_name:
-            raise ConfigError("Bedrock needs a region, such as 'us-east-1'.")
         if role is None:
             raise ConfigError(f"role_arn {role_arn!r} is no role; it looks like 'arn:aws:iam::123456789012:role/NAME'.")
         if place is None:
@@ -115,6 +112,12 @@ class BedrockProvider:
         except ValueError as error:
             allowed = ", ".join(f"'{one.value}'" for one in Family)
             raise ConfigError(f"families: {error}; the forms of request are {allowed}.") from None
+        self._session: Any = None
+        self._name = name
+        self._session_options = {"region_name": region_name, **(session_options or {})}
+        region_name = region_name or self._aws().region_name
+        if not region_name:
+            raise ConfigError("Bedrock needs a region, such as 'us-east-1': give region_name, or set AWS_REGION.")
         self._role_arn = role_arn
         self._hours = timeout_hours
         self._tags = dict(tags or {})
@@ -126,7 +129,6 @@ class BedrockProvider:
         host = urlsplit(endpoint_url).netloc if endpoint_url else f"bedrock.{region_name}.amazonaws.com"
         self._account = f"{host}/{role['account'] or ''}" if account is None else account
         self._timeout_seconds = timeout_seconds
-        self._session_options = {"region_name": region_name, **(session_options or {})}
         self._client_options = dict(client_options or {})
         self._endpoints = {
             "bedrock": endpoint_url,
@@ -134,14 +136,11 @@ class BedrockProvider:
             "s3": s3_endpoint_url,
             "service-quotas": quotas_endpoint_url,
         }
-        self._session: Any = None
         secrets = [str(value) for word, value in self._session_options.items() if word in _SECRETS and value]
         self._clients = Clients(self._client, max_attempts, self._account, secrets)
         self._files = Files(self._clients, place["bucket"], place["prefix"] or "", kms_key_id)
-        self._name = name
         self._settle_seconds = settle_seconds
         self._quotas: list[Mapping[str, Any]] | None = None
-        self._spoken: dict[str, set[tuple[str, Family]]] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"
@@ -168,32 +167,31 @@ class BedrockProvider:
 
     def codec(self, spec: RequestSpec) -> BedrockLines:
         """See Provider.codec."""
-        family = self._families.get(spec.model) or family_of(spec.model)
-        codec = BedrockLines(spec, family, lambda: self.limits(spec.model))
-        self._spoken.setdefault(signature(codec.settings), set()).add((spec.model, family))
-        return codec
+        return BedrockLines(spec, self._family(spec.model), lambda: self.limits(spec.model))
+
+    def _family(self, model: str) -> Family:
+        return self._families.get(model) or family_of(model)
 
     def limits(self, model: str) -> Limits:
         """What one batch of the model may hold: by the account's quotas, else the defaults. One read a provider."""
         if self._quotas is None:
-            self._quotas = list(self._read_quotas()) if self._reads_quotas else []
+            self._quotas = self._read_quotas() if self._reads_quotas else []
         return limits_from(self._quotas, model, self._defaults)
 
-    def _read_quotas(self) -> Iterator[Mapping[str, Any]]:
+    def _read_quotas(self) -> list[Mapping[str, Any]]:
         try:
             with self._clients.calls("read the quotas"):
                 pages = self._clients.of("service-quotas", attempts=2).get_paginator("list_service_quotas")
-                found = [quota for page in pages.paginate(ServiceCode="bedrock") for quota in page.get("Quotas", ())]
+                return [quota for page in pages.paginate(ServiceCode="bedrock") for quota in page.get("Quotas", ())]
         except ProviderError:
-            return  # many may not read them; the defaults are documented
-        yield from found
+            return []  # many may not read them; the defaults are documented
 
     # Submit
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         """See Provider.submit. Raises RefusedError, with nothing sent, for fewer records than the model's minimum."""
-        with enough(lines, self.codec(spec), pad=self._pads) as records:
-            self._files.upload(records, tag, self._transfer_config())
+        with records(lines, self.codec(spec), pad=self._pads) as source:
+            self._files.upload(source, tag, self._transfer_config())
         try:
             return self._create(spec, tag)
         except AmbiguousError:
@@ -203,7 +201,7 @@ class BedrockProvider:
             raise
 
     def _create(self, spec: RequestSpec, tag: str) -> str:
-        converse = (self._families.get(spec.model) or family_of(spec.model)) is Family.CONVERSE
+        converse = self._family(spec.model) is Family.CONVERSE
         client = self._clients.of("bedrock", attempts=1)
         with self._clients.calls("create the batch", creating=True):
             reply = client.create_model_invocation_job(
@@ -234,7 +232,7 @@ class BedrockProvider:
             for page in pages.paginate(nameContains=name):
                 for job in page.get("invocationJobSummaries", ()):
                     token = job.get("clientRequestToken")
-                    if token == name or (token is None and job.get("jobName") == name and _input_of(job) == source):
+                    if token == name or (token is None and job.get("jobName") == name and input_of(job) == source):
                         ours.append(str(job["jobArn"]))
         match ours:
             case []:
@@ -325,17 +323,10 @@ class BedrockProvider:
                 raise
 
     def respond(self, line: bytes) -> bytes:
-        """See Provider.respond. A record does not name its model: it is that of the codec that wrote such records."""
+        """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         record = json.loads(line)
-        body = record["modelInput"]
-        known = self._spoken.get(signature(body), set())
-        if len(known) != 1:
-            models = ", ".join(sorted(model for model, _ in known)) or "none"
-            raise RefusedError(
-                f"Cannot tell which model answers this record: this provider's codecs of the same settings are for "
-                f"{models}. Make the codec of one spec, and no second of equal settings, with this provider."
-            )
-        ((model, family),) = known
+        model, body = record["modelId"], record["modelInput"]
+        family = self._family(model)
         answer: dict[str, Any] = {"recordId": record["recordId"], "modelInput": body}
         try:
             answer["modelOutput"] = (
@@ -375,34 +366,32 @@ class BedrockProvider:
 
     # The SDK
 
-    def _client(self, service: str, attempts: int) -> Any:
-        try:
-            import boto3  # type: ignore[import-untyped]  # noqa: PLC0415 -- an optional extra
-            from botocore.config import Config  # type: ignore[import-untyped]  # noqa: PLC0415
-        except ImportError as error:
-            raise MissingExtraError("bedrock", f"The provider '{self._name}'") from error
+    def _aws(self) -> Any:
+        """The session, which knows credentials and region. Reads files and environment, and makes no call."""
         if self._session is None:
+            try:
+                import boto3  # type: ignore[import-untyped]  # noqa: PLC0415 -- an optional extra
+            except ImportError as error:
+                raise MissingExtraError("bedrock", f"The provider '{self._name}'") from error
             self._session = boto3.Session(**self._session_options)
+        return self._session
+
+    def _client(self, service: str, attempts: int) -> Any:
+        session = self._aws()
+        from botocore.config import Config  # type: ignore[import-untyped]  # noqa: PLC0415 -- comes with boto3
+
         config = Config(
             retries={"total_max_attempts": attempts, "mode": "standard"},
             connect_timeout=min(10.0, self._timeout_seconds),
             read_timeout=self._timeout_seconds,
         )
-        return self._session.client(
-            service, endpoint_url=self._endpoints[service], config=config, **self._client_options
-        )
+        return session.client(service, endpoint_url=self._endpoints[service], config=config, **self._client_options)
 
     def _transfer_config(self) -> Any:
-        try:
-            from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]  # noqa: PLC0415
-        except ImportError as error:
-            raise MissingExtraError("bedrock", f"The provider '{self._name}'") from error
+        self._aws()
+        from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]  # noqa: PLC0415
+
         return TransferConfig(_PART_BYTES, _PARTS_AT_ONCE, _PART_BYTES)
-
-
-def _input_of(job: Mapping[str, Any]) -> str | None:
-    uri = job.get("inputDataConfig", {}).get("s3InputDataConfig", {}).get("s3Uri")
-    return uri if isinstance(uri, str) else None
 
 
 def _with_bytes(value: dict[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,12 @@ s3://<bucket>/<prefix>/<job name>/results/<job id>/requests.jsonl.out
 
 from __future__ import annotations
 
+import io
 import json
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, BinaryIO
+from contextlib import closing, contextmanager
+from itertools import chain
+from typing import Any, BinaryIO, cast
 
 from dagster_llm_batch.errors import ProviderError, RefusedError, TransientError
 from dagster_llm_batch.providers.bedrock_clients import Clients
@@ -19,7 +20,7 @@ from dagster_llm_batch.providers.bedrock_jobs import job_id, job_name
 from dagster_llm_batch.providers.bedrock_lines import BedrockLines
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
 
-__all__ = ["Files", "enough"]
+__all__ = ["Files", "records"]
 
 _MANIFEST = "/manifest.json.out"
 _CHUNK_BYTES = 1 << 16
@@ -43,13 +44,13 @@ class Files:
         place = {"s3Uri": self.source(tag).removesuffix("requests.jsonl") + "results/"}
         return place if self._kms_key_id is None else {**place, "s3EncryptionKeyId": self._kms_key_id}
 
-    def upload(self, records: BinaryIO, tag: str, transfer_config: Any) -> None:
+    def upload(self, source: BinaryIO, tag: str, transfer_config: Any) -> None:
         """Write the request file; replaces an equal one that an earlier try left."""
         encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self._kms_key_id}
         client = self._clients.of("s3")
         with self._clients.calls("upload the request file"):
             client.upload_fileobj(
-                records,
+                source,
                 self._bucket,
                 self._key(tag),
                 ExtraArgs=None if self._kms_key_id is None else encryption,
@@ -97,7 +98,7 @@ class Files:
         with self._clients.calls(f"download 's3://{bucket}/{key}'"):
             reply = self._clients.of("s3").get_object(Bucket=bucket, Key=key)
             got = 0
-            with reply["Body"] as body:
+            with closing(reply["Body"]) as body:
                 for chunk in body.iter_chunks(_CHUNK_BYTES):
                     got += len(chunk)
                     yield chunk
@@ -107,8 +108,8 @@ class Files:
 
 
 @contextmanager
-def enough(lines: BinaryIO, codec: BedrockLines, *, pad: bool) -> Iterator[BinaryIO]:
-    """`lines`, or a padded copy, with no fewer records than the model's minimum. Else RefusedError."""
+def records(lines: BinaryIO, codec: BedrockLines, *, pad: bool) -> Iterator[BinaryIO]:
+    """The lines as Bedrock gets them, no fewer than the model's minimum: padded if asked, else RefusedError."""
     least = codec.limits.min_requests
     with sized(lines) as (file, _):
         start, shortest, count = file.tell(), b"", 0
@@ -117,20 +118,36 @@ def enough(lines: BinaryIO, codec: BedrockLines, *, pad: bool) -> Iterator[Binar
             if pad and count < least and (not shortest or len(line) < len(shortest)):
                 shortest = line
         file.seek(start)
-        if count >= least or not count:
-            yield file
-            return
-        if not pad:
+        missing = least - count if count else 0
+        if missing > 0 and not pad:
             raise RefusedError(
                 f"A batch of {count} requests is below Bedrock's minimum of {least} for this model; Bedrock would take "
                 "it, and fail it hours later. Nothing was sent. Give one submission more rows, let larger batches form "
                 "(max_requests_per_batch), ask AWS for a lower quota, or set small_batches='pad' and pay for "
-                f"{least - count} short requests more."
+                f"{missing} short requests more."
             )
-        with tempfile.TemporaryFile() as copy:
-            while chunk := file.read(_CHUNK_BYTES):
-                copy.write(chunk)
-            for number in range(least - count):
-                copy.write(codec.padding(shortest, number))
-            copy.seek(0)
-            yield copy
+        own = (codec.record_of(line) for line in iter(file.readline, b""))
+        padding = (codec.padding(shortest, number) for number in range(missing))
+        yield cast("BinaryIO", _Stream(chain(own, padding)))
+
+
+class _Stream(io.BufferedIOBase):
+    """Lines as a file that can be read once."""
+
+    def __init__(self, lines: Iterator[bytes]) -> None:
+        self._lines = lines
+        self._rest = bytearray()
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """The next `size` bytes, fewer only at the end."""
+        for line in self._lines if size is None or size < 0 or len(self._rest) < size else ():
+            self._rest += line
+            if size is not None and 0 <= size <= len(self._rest):
+                break
+        end = len(self._rest) if size is None or size < 0 else size
+        taken = bytes(self._rest[:end])
+        del self._rest[:end]
+        return taken

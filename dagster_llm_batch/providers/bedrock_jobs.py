@@ -13,7 +13,7 @@ from typing import Any
 
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
-__all__ = ["COUNTS", "counted", "is_job_id", "job_id", "job_name", "read_job"]
+__all__ = ["COUNTS", "counted", "input_of", "is_job_id", "job_id", "job_name", "read_job"]
 
 # botocore checks lengths only, so these are ours to keep
 _NAME = re.compile(r"[a-zA-Z0-9](?:-*[a-zA-Z0-9]){0,62}")
@@ -49,6 +49,12 @@ def job_name(tag: str) -> str:
 def is_job_id(batch_id: str) -> bool:
     """Whether this can be a job's ARN or id at all."""
     return bool(_ID.fullmatch(batch_id)) and len(batch_id) <= 1_011  # noqa: PLR2004 -- the API's limit
+
+
+def input_of(job: Mapping[str, Any]) -> str | None:
+    """Where the request file of a job is."""
+    uri = job.get("inputDataConfig", {}).get("s3InputDataConfig", {}).get("s3Uri")
+    return uri if isinstance(uri, str) else None
 
 
 def job_id(arn: str) -> str:
@@ -99,4 +105,4 @@ def counted(report: BatchReport, counts: Mapping[str, Any]) -> BatchReport:
 def _time(value: Any) -> datetime | None:
     if not isinstance(value, datetime):
         return None
-    return value if value.tzinfo else value.replace(tzinfo=UTC)
+    return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)

@@ -1,8 +1,9 @@
 r"""Records of Bedrock's batch files, with the body that each family of models takes. Pure.
 
-    {"recordId":"…","modelInput":{…,"messages":[…]}}
+    {"modelId":"…","recordId":"…","modelInput":{…,"messages":[…]}}
 
-All that a spec's requests share is serialised once. The model stands on the job, not in the line. Nothing is marked for
+All that a spec's requests share is serialised once. `modelId` is for us, so that a record can be answered in real time
+too: on a job the model stands once, and `record_of` leaves it out of what is uploaded. Nothing is marked for
 the prompt cache: batches on Bedrock do not use one. A row's text stays data, also where the body is a prompt with
 markup (Llama): the markup's opening `<|` is written `< |` there.
 
@@ -23,11 +24,10 @@ from dagster_llm_batch.providers.bedrock_replies import read_line
 from dagster_llm_batch.providers.jsonlines import clean, dumps, quote
 from dagster_llm_batch.types import Image, Limits, Request, RequestSpec, Result
 
-__all__ = ["BedrockLines", "is_padding", "signature"]
+__all__ = ["BedrockLines"]
 
 _IMAGE_FORMATS = frozenset({"png", "jpeg", "gif", "webp"})
 _PADDING = "pad-"
-_VARYING = ("messages", "system", "prompt", "inputText")
 
 
 class BedrockLines:
@@ -35,11 +35,11 @@ class BedrockLines:
 
     def __init__(self, spec: RequestSpec, family: Family, limits: Callable[[], Limits]) -> None:
         check_shape(spec, family)
-        self.settings = settings(spec, family)
         self._spec = spec
         self._family = family
         self._limits = limits
-        self._head = dumps(self.settings)[1:-1]
+        self._start = f'{{"modelId":{quote(spec.model)},'
+        self._head = dumps(settings(spec, family))[1:-1]
         self._turns = "".join(dumps({"role": t.role, "content": self._content(t.text)}) + "," for t in spec.turns)
 
     @property
@@ -65,14 +65,20 @@ class BedrockLines:
                 system = f'"system":[{{"text":{quote(request.system)}}}],' if request.system else ""
                 varying = f'{system}"messages":[{self._turns}{self._user(request)}]'
         comma = "," if self._head else ""
-        return f'{{"recordId":{quote(custom_id)},"modelInput":{{{self._head}{comma}{varying}}}}}\n'.encode("ascii")
+        line = f'{self._start}"recordId":{quote(custom_id)},"modelInput":{{{self._head}{comma}{varying}}}}}\n'
+        return line.encode("ascii")
 
     def decode(self, line: bytes) -> Result:
         """One result line; see Codec.decode."""
         return read_line(line)
 
+    def record_of(self, line: bytes) -> bytes:
+        """The line as Bedrock gets it."""
+        start = self._start.encode("ascii")
+        return b"{" + line[len(start) :] if line.startswith(start) else line
+
     def padding(self, line: bytes, number: int) -> bytes:
-        """A copy of a record that belongs to no row and asks for the shortest reply."""
+        """A record like that of `line` that belongs to no row and asks for the shortest reply."""
         body = json.loads(line)["modelInput"]
         if self._family in OUTPUT_LIMIT:
             body[OUTPUT_LIMIT[self._family]] = 1
@@ -134,13 +140,3 @@ class BedrockLines:
             turns.insert(0, ("system", request.system))
         said = "".join(f"{start}{role}{end}\n\n{text.replace('<|', '< |')}{stop}" for role, text in turns)
         return f"<|begin_of_text|>{said}{start}assistant{end}\n\n"
-
-
-def is_padding(custom_id: str | None) -> bool:
-    """Whether the record was added to reach a minimum."""
-    return custom_id is not None and custom_id.startswith(_PADDING)
-
-
-def signature(body: dict[str, Any]) -> str:
-    """What a body shares with all others of its spec."""
-    return json.dumps({name: value for name, value in body.items() if name not in _VARYING}, sort_keys=True)

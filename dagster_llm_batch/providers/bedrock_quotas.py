@@ -75,6 +75,8 @@ def _words(text: str) -> list[str]:
     words = re.findall(r"[a-z]+\d*[a-z]*|\d+[a-z]*", text.lower().replace("embeddings", "embed"))
     split: list[str] = []
     for word in words:
+        if re.fullmatch(r"a\d+b", word):  # active parameters, as in "480b-a35b", which no quota names
+            continue
         if word in ("v1", "v2", "v3") or not word[0].isalpha():
             split.append(word)
         else:  # "llama3", as ids have it, is "Llama 3"
