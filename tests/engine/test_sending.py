@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+import openai
 import pytest
 from house import House, assert_total, billed, labeling, tickets
 
@@ -19,8 +20,16 @@ from dagster_llm_batch.errors import (
     LLMBatchError,
     TransientError,
 )
+from dagster_llm_batch.providers.openai import TAG_KEY
 from dagster_llm_batch.states import Move, ShardState
-from dagster_llm_batch.testing.emulator import BatchFault, Emulator, WireFault, lost_create_reply, rate_limited
+from dagster_llm_batch.testing.emulator import (
+    DEFAULT_KEY,
+    BatchFault,
+    Emulator,
+    WireFault,
+    lost_create_reply,
+    rate_limited,
+)
 from dagster_llm_batch.types import Absent, CannotTell, FindHints, Found
 
 CREATE = "POST /v1/batches"
@@ -63,15 +72,21 @@ def test_a_create_that_never_was_is_made_once_the_provider_has_settled(house: Ho
 
 
 def test_a_create_call_that_arrives_late_is_found_while_the_engine_waits(house: House) -> None:
-    house.providers = {"openai": house.openai(timeout_seconds=0.3)}
-    house.emulator.inject(WireFault(kind="slow", route=CREATE, seconds=1.0))
+    house.emulator.inject(WireFault(kind="close", route=CREATE))
     definition, submission_id = sent(house)
-    assert house.engine().status(submission_id).states == {"submitting": 1}
-    while not house.emulator.books.batches:  # the call is on its way, and nobody waits for its reply any more
-        house.engine().recover(submission_id)
+    assert house.engine().submit(definition, submission_id).states == {"submitting": 1}
+    [file] = [file for file in house.emulator.books.files if file.purpose == "batch"]
+    client = openai.OpenAI(api_key=DEFAULT_KEY, base_url=house.emulator.openai_base_url)
+    client.batches.create(  # what was on its way all the time
+        input_file_id=file.id,
+        endpoint="/v1/chat/completions",
+        completion_window="24h",
+        metadata={TAG_KEY: file.filename.removesuffix(".jsonl")},
+    )
+    house.skipped += timedelta(hours=1)
     assert house.engine().submit(definition, submission_id).states == {"submitted": 1}
-    house.skipped += timedelta(seconds=400)
     house.finish(definition, submission_id)
+    assert_total(house, definition, submission_id, 5)
     assert len(house.emulator.books.batches) == 1
 
 
