@@ -19,6 +19,7 @@ from dagster_llm_batch.engine import RetryPolicy
 from dagster_llm_batch.evaluation_assets import evaluation_assets
 from dagster_llm_batch.resources import (
     AnthropicBatchResource,
+    BedrockBatchResource,
     CommandBatchResource,
     GeminiBatchResource,
     LLMBatchResource,
@@ -29,6 +30,7 @@ from dagster_llm_batch.sensors import build_llm_batch_sensor
 
 __all__ = [
     "AnthropicBatchResource",
+    "BedrockBatchResource",
     "ChecksPolicy",
     "CommandBatchResource",
     "Embedding",

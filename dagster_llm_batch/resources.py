@@ -19,6 +19,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 
 __all__ = [
     "AnthropicBatchResource",
+    "BedrockBatchResource",
     "CommandBatchResource",
     "GeminiBatchResource",
     "LLMBatchResource",
@@ -200,6 +201,82 @@ class GeminiBatchResource(dg.ConfigurableResource[Any]):
         )
 
 
+class BedrockBatchResource(dg.ConfigurableResource[Any]):
+    """Batch inference on Amazon Bedrock; files go through S3.
+
+    AWS settings have the names and meanings of dagster-aws's `ResourceWithBoto3Configuration`; `like` takes them over
+    from a resource that a deployment has already, such as its `S3Resource`.
+    """
+
+    role_arn: str = Field(description="Service role that Bedrock takes on to read and write the files.")
+    s3_uri: str = Field(description="Folder for request and result files, s3://bucket/folder, in the batch's region.")
+    region_name: str | None = Field(default=None, description="Region. Default: that of the environment or profile.")
+    profile_name: str | None = Field(default=None, description="Profile of the AWS configuration files.")
+    max_attempts: int = Field(default=5, description="Tries of a call, the first included. A create call has one.")
+    use_ssl: bool = Field(default=True, description="Whether to use TLS.")
+    endpoint_url: str | None = Field(default=None, description="Address of another Bedrock. Default: AWS's own.")
+    verify: bool | None = Field(default=True, description="Whether to verify TLS certificates.")
+    aws_access_key_id: str | None = Field(default=None, description="Access key. As an EnvVar.")
+    aws_secret_access_key: str | None = Field(default=None, description="Secret key. As an EnvVar.")
+    aws_session_token: str | None = Field(default=None, description="Session token. As an EnvVar.")
+    s3_endpoint_url: str | None = Field(default=None, description="Address of another S3. Default: AWS's own.")
+    quotas_endpoint_url: str | None = Field(default=None, description="Address of another Service Quotas.")
+    read_quotas: bool = Field(default=True, description="Read the models' limits from Service Quotas, where allowed.")
+    min_requests: int = Field(default=100, description="A model's minimum of records, where no quota tells it.")
+    small_batches: str = Field(
+        default="refuse",
+        description="What becomes of a batch below the minimum: refuse, or pad (with short requests, which are paid).",
+    )
+    families: dict[str, str] = Field(
+        default={},
+        description="Form of request by model id, where that does not tell: claude, nova, llama, chat, titan, converse.",
+    )
+    timeout_hours: int = Field(default=24, description="After so many hours, 24 to 168, Bedrock gives up the rest.")
+    kms_key_id: str | None = Field(default=None, description="KMS key for the files. Default: the bucket's.")
+    tags: dict[str, str] = Field(default={}, description="AWS tags of each job.")
+    account: str | None = Field(
+        default=None, description="Whose account this is. Default: region and the role's account."
+    )
+    timeout_seconds: float = Field(default=600.0, description="For one call.")
+    settle_seconds: float = Field(default=300.0, description="As in OpenAIBatchResource.")
+
+    @classmethod
+    def like(cls, aws: Any, **settings: Any) -> BedrockBatchResource:
+        """One with the AWS settings of `aws`, a ResourceWithBoto3Configuration, but for its endpoint."""
+        shared = ("region_name", "profile_name", "max_attempts", "use_ssl", "verify")
+        secret = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+        taken = {name: vars(aws)[name] for name in (*shared, *secret)}
+        return cls(**{**taken, **settings})
+
+    def provider(self) -> Provider:
+        """The provider; makes no call."""
+        from dagster_llm_batch.providers.bedrock import BedrockProvider  # noqa: PLC0415 - its SDK is an extra
+
+        secret = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+        session = {name: value for name in ("profile_name", *secret) if (value := getattr(self, name)) is not None}
+        return BedrockProvider(
+            self.region_name,
+            self.role_arn,
+            self.s3_uri,
+            session_options=session,
+            client_options={"use_ssl": self.use_ssl, "verify": self.verify},
+            endpoint_url=self.endpoint_url,
+            s3_endpoint_url=self.s3_endpoint_url,
+            quotas_endpoint_url=self.quotas_endpoint_url,
+            max_attempts=self.max_attempts,
+            timeout_seconds=self.timeout_seconds,
+            timeout_hours=self.timeout_hours,
+            kms_key_id=self.kms_key_id,
+            tags=self.tags,
+            families=self.families,
+            small_batches=self.small_batches,
+            min_requests=self.min_requests,
+            read_quotas=self.read_quotas,
+            account=self.account,
+            settle_seconds=self.settle_seconds,
+        )
+
+
 class LLMBatchResource(dg.ConfigurableResource[Any]):
     """What all labeled datasets of a deployment share."""
 
@@ -216,6 +293,7 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
         description="Folder for request and result files (s3://…, gs://…, a path). Default: below the Dagster home.",
     )
     anthropic: AnthropicBatchResource | None = Field(default=None, description="For models named anthropic/….")
+    bedrock: BedrockBatchResource | None = Field(default=None, description="For models named bedrock/….")
     gemini: GeminiBatchResource | None = Field(default=None, description="For models named gemini/….")
     vertex: VertexBatchResource | None = Field(default=None, description="For models named vertex/….")
     openai: OpenAIBatchResource | None = Field(default=None, description="For models named openai/….")
@@ -254,6 +332,8 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
         found: dict[str, Provider] = {}
         if self.anthropic is not None:
             found["anthropic"] = self.anthropic.provider()
+        if self.bedrock is not None:
+            found["bedrock"] = self.bedrock.provider()
         if self.gemini is not None:
             found["gemini"] = self.gemini.provider()
         if self.vertex is not None:

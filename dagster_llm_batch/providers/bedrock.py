@@ -11,7 +11,7 @@ uploads leaves parts behind that a lifecycle rule of the bucket (`AbortIncomplet
 Refuses a batch below the model's minimum of records before anything is sent: Bedrock itself takes such a job and fails
 it later. `small_batches="pad"` adds records to it instead, which are paid for, belong to no row and are short.
 
-API: https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference.html
+https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference.html
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import base64
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Literal
+from dataclasses import replace
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from dagster_llm_batch.errors import (
@@ -37,16 +38,7 @@ from dagster_llm_batch.providers.bedrock_jobs import counted, input_of, is_job_i
 from dagster_llm_batch.providers.bedrock_lines import BedrockLines
 from dagster_llm_batch.providers.bedrock_models import Family, family_of
 from dagster_llm_batch.providers.bedrock_quotas import BEDROCK_LIMITS, limits_from
-from dagster_llm_batch.types import (
-    Absent,
-    BatchReport,
-    BatchStatus,
-    CannotTell,
-    FindHints,
-    Found,
-    Limits,
-    RequestSpec,
-)
+from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, CannotTell, FindHints, Found, Limits, RequestSpec
 
 __all__ = ["BedrockProvider"]
 
@@ -67,7 +59,8 @@ class BedrockProvider:
     `role_arn` is the service role that Bedrock takes on; `s3_uri` a folder that role and caller can read and write.
     `client_options` go to each boto3 client (`use_ssl`, `verify`), `session_options` to the session (`profile_name`,
     `aws_access_key_id`, …). `families` names the form of request for models whose id does not tell it, or "converse"
-    for those that should go through Converse. Limits are read from Service Quotas, if `read_quotas` and the caller may.
+    for those that should go through Converse. Limits are read from Service Quotas, if `read_quotas` and the caller may;
+    `min_requests` is for models that have none there.
     """
 
     def __init__(
@@ -88,8 +81,8 @@ class BedrockProvider:
         kms_key_id: str | None = None,
         tags: Mapping[str, str] | None = None,
         families: Mapping[str, str] | None = None,
-        small_batches: Literal["refuse", "pad"] = "refuse",
-        limits: Limits = BEDROCK_LIMITS,
+        small_batches: str = "refuse",
+        min_requests: int = BEDROCK_LIMITS.min_requests,
         read_quotas: bool = True,
         account: str | None = None,
         name: str = "bedrock",
@@ -122,7 +115,7 @@ class BedrockProvider:
         self._hours = timeout_hours
         self._tags = dict(tags or {})
         self._pads = small_batches == "pad"
-        self._defaults = limits
+        self._defaults = replace(BEDROCK_LIMITS, min_requests=min_requests)
         self._reads_quotas = read_quotas
         self._region = region_name
         self._public = endpoint_url is None

@@ -18,9 +18,9 @@ class S3:
     """What a house does in S3, with its own credentials, as a service role has."""
 
     def __init__(self, url: str, region_name: str = "us-east-1") -> None:
-        import boto3  # type: ignore[import-untyped]  # noqa: PLC0415 -- only where there is an S3 server
+        import botocore.session  # type: ignore[import-untyped]  # noqa: PLC0415 -- only where there is an S3 server
 
-        self._client: Any = boto3.client(
+        self._client: Any = botocore.session.get_session().create_client(
             "s3",
             endpoint_url=url,
             region_name=region_name,
