@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -84,5 +85,7 @@ def test_an_interrupt_stops_dagster_and_all_its_processes(tmp_path):
         process.kill()
     assert "Dagster is stopped" in told
     assert not note.exists()
-    with pytest.raises(ProcessLookupError):
-        os.killpg(group, 0)
+    with contextlib.suppress(ProcessLookupError):
+        while True:  # until nothing of the group is left; the killed take a moment
+            os.killpg(group, 0)
+            time.sleep(0.1)
