@@ -144,7 +144,7 @@ class Engine:
         """
         with self._leased(submission_id) as lease:
             submission = self.ledger.submission(submission_id)
-            sender = self._sender(submission.provider)
+            sender = self._sender(submission)
             found = [sender.recover(shard) for shard in self.ledger.shards(submission_id)]
             planned = [shard for shard in found if shard.state is ShardState.PLANNED]
             if submission.state is not SubmissionState.OPEN:
@@ -159,8 +159,9 @@ class Engine:
     def recover(self, submission_id: str) -> None:
         """Find batches whose create call left no record. Never sends. Raises LeaseError or CannotTellError."""
         with self._leased(submission_id):
+            sender = self._sender(self.ledger.submission(submission_id))
             for shard in self.ledger.shards(submission_id):
-                self._sender(shard.provider).recover(shard)
+                sender.recover(shard)
 
     def resolve(self, shard_id: str, batch_id: str | None) -> Shard:
         """A person's word on a shard that cannot be told: its batch, or None where there is none (it is sent again)."""
@@ -169,8 +170,17 @@ class Engine:
         told = f"resolved by a person: {batch_id}"
         return self.ledger.move(shard_id, Move.ACCEPTED, detail=told, batch_id=batch_id, submitted_at=self._clock())
 
-    def _sender(self, provider: str) -> Sender:
-        return Sender(self.provider(provider), self.ledger, self.payloads, self.namespace, self._clock, self._sleep)
+    def _sender(self, submission: Submission) -> Sender:
+        """Raises ConfigError where another account is configured: it would not see the batches, and call them lost."""
+        provider = self.provider(submission.provider)
+        if provider.account != submission.account:
+            msg = (
+                f"Submission {submission.submission_id} of '{submission.asset}' was made with the {submission.provider} "
+                f"account '{submission.account}'; configured is '{provider.account}', which cannot see its batches. "
+                "Configure the former again until it is settled, or submit again to ask anew."
+            )
+            raise ConfigError(msg)
+        return Sender(provider, self.ledger, self.payloads, self.namespace, self._clock, self._sleep)
 
     # poll -----------------------------------------------------------------------------------------------------------
 
@@ -358,10 +368,11 @@ class Engine:
     def cancel(self, submission_id: str) -> Status:
         """Stop a submission: nothing more is sent, running batches are asked to stop, finished rows are kept."""
         with self._leased(submission_id):
+            sender = self._sender(self.ledger.submission(submission_id))
             self.ledger.set_state(submission_id, SubmissionState.CANCELED)
             shards = self.ledger.shards(submission_id)
             for shard in sorted(shards, key=lambda one: one.state is ShardState.SUBMITTING):  # the doubtful ones last
-                found = self._sender(shard.provider).recover(shard)
+                found = sender.recover(shard)
                 if found.state is ShardState.PLANNED:
                     self._drop([found])
                 elif found.state is ShardState.SUBMITTED and found.batch_id is not None:

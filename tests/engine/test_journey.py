@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
@@ -14,7 +15,7 @@ from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.testing.emulator import DEFAULT_KEY
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 
 class OtherLabel(BaseModel):
@@ -211,6 +212,25 @@ def test_another_account_never_gets_the_old_answers_and_another_key_does(house: 
     house.providers = {"openai": house.openai(account="other", api_key=DEFAULT_KEY)}
     house.run(definition, tickets(2))
     assert len(house.emulator.books.batches) == 2
+
+
+def test_a_batch_in_flight_is_not_called_lost_by_another_account(tmp_path: Path) -> None:
+    from dagster_llm_batch.errors import ConfigError
+
+    with Emulator(keys={"sk-a": "a", "sk-b": "b"}) as emulator:
+        house = House(tmp_path, emulator)
+        house.providers = {"openai": house.openai(api_key="sk-a", account="a")}
+        definition = labeling()
+        first = house.engine().plan(definition, tickets(3))
+        house.engine().submit(definition, first.submission_id)
+        emulator.settle()
+        house.providers = {"openai": house.openai(api_key="sk-b", account="b")}
+        for verb in (house.engine().advance, house.engine().submit):
+            with pytest.raises(ConfigError, match="account 'a'; configured is 'b'"):
+                verb(definition, first.submission_id)
+        house.providers = {"openai": house.openai(api_key="sk-a", account="a")}
+        assert house.finish(definition, first.submission_id).submission.outcomes == {"succeeded": 3}
+        assert len(emulator.books.batches) == 1
 
 
 def test_a_change_while_running_stops_nothing_that_was_sent_and_sends_no_more_of_the_old(house: House) -> None:
