@@ -229,7 +229,7 @@ class BedrockBatchResource(dg.ConfigurableResource[Any]):
     )
     families: dict[str, str] = Field(
         default={},
-        description="Form of request by model id, where that does not tell: claude, nova, llama, chat, titan, converse.",
+        description="Form of request of a model whose id does not tell: claude, nova, llama, chat, titan or converse.",
     )
     timeout_hours: int = Field(default=24, description="After so many hours, 24 to 168, Bedrock gives up the rest.")
     kms_key_id: str | None = Field(default=None, description="KMS key for the files. Default: the bucket's.")
