@@ -171,7 +171,7 @@ class Engine:
         return self.ledger.move(shard_id, Move.ACCEPTED, detail=told, batch_id=batch_id, submitted_at=self._clock())
 
     def _sender(self, submission: Submission) -> Sender:
-        """Raises ConfigError where another account is configured: it would not see the batches, and call them lost."""
+        """Raises ConfigError where another account is configured: it would call the batches lost."""
         provider = self.provider(submission.provider)
         if provider.account != submission.account:
             msg = (
