@@ -1,0 +1,24 @@
+"""The contract, held by the Bedrock provider: over boto3, the emulator and a real S3 protocol, for each form of body."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from bedrock_bench import BUCKET, SECRET, SPECS, emulator_over, over
+
+from dagster_llm_batch.testing.contracts import ProviderContract, ProviderRig
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, local_s3
+
+
+@pytest.fixture(scope="module")
+def s3_url() -> Iterator[str]:
+    with local_s3(BUCKET) as url:
+        yield url
+
+
+class TestBedrock(ProviderContract):
+    @pytest.fixture(params=SPECS)
+    def rig(self, request, s3_url) -> Iterator[ProviderRig]:
+        with emulator_over(s3_url) as emulator:
+            yield ProviderRig(over(emulator, s3_url), SPECS[request.param], emulator.settle, [DEFAULT_KEY, SECRET])
