@@ -177,7 +177,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from house import House, tickets
-from test_anthropic import of, provider
+from test_sending_anthropic import of, provider
 class Address:
     anthropic_base_url = sys.argv[3]
     openai_base_url = sys.argv[3] + "/v1"
