@@ -175,8 +175,8 @@ class Engine:
         provider = self.provider(submission.provider)
         if provider.account != submission.account:
             msg = (
-                f"Submission {submission.submission_id} of '{submission.asset}' was made with the {submission.provider} "
-                f"account '{submission.account}'; configured is '{provider.account}', which cannot see its batches. "
+                f"Submission {submission.submission_id} of '{submission.asset}' was made with "
+                f"the {submission.provider} account '{submission.account}'; configured is '{provider.account}', which cannot see its batches. "
                 "Configure the former again until it is settled, or submit again to ask anew."
             )
             raise ConfigError(msg)
