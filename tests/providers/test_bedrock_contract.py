@@ -1,4 +1,4 @@
-"""The contract, held by the Bedrock provider: over boto3, the emulator and a real S3 protocol, for each form of body."""
+"""The contract, held by the Bedrock provider: over boto3, the emulator and a real S3 protocol, for each form."""
 
 from __future__ import annotations
 
