@@ -73,7 +73,7 @@ class BedrockHouse:
     def app(self) -> Starlette:
         """The routes as an ASGI app."""
         table: tuple[tuple[str, str, Handler], ...] = (
-            ("POST", "/", self._quotas),
+            ("POST", "", self._quotas),
             ("POST", "/model-invocation-job", self._create),
             ("GET", "/model-invocation-jobs", self._list),
             ("POST", "/model-invocation-job/{id:path}/stop", self._stop),
