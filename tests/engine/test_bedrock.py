@@ -1,0 +1,131 @@
+"""The engine over Bedrock, with a real S3 server: no second job, no lost row, and small batches as the user chose."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from bedrock_kill_driver import BUCKET, LEAST, ROWS, definition, provider
+from house import House, assert_total, billed, tickets
+
+from dagster_llm_batch.testing.emulator import (
+    BatchFault,
+    Emulator,
+    Limits,
+    RowFault,
+    WireFault,
+    local_s3,
+    lost_create_reply,
+)
+
+CREATE = "POST /bedrock/model-invocation-job"
+BATCHES = 3
+
+
+@pytest.fixture(scope="module")
+def s3_url() -> Iterator[str]:
+    with local_s3(BUCKET) as url:
+        yield url
+
+
+@pytest.fixture
+def house(tmp_path, s3_url) -> Iterator[House]:
+    # the schema that Claude takes has no bounds, which a simulated reply would keep to
+    answer = {"topic": "billing", "urgency": 3}
+    with Emulator(answer=lambda *_: answer, s3_url=s3_url, limits=Limits(bedrock_min_records=LEAST)) as emulator:
+        made = House(tmp_path, emulator)
+        made.providers = {"bedrock": provider(emulator.bedrock_url, s3_url, timeout_seconds=1.5)}
+        yield made
+
+
+def go_on(house: House) -> None:
+    """What the next runs do, until all is settled: as many jobs as planned, each row labeled and paid once."""
+    plan = house.engine().plan(definition(), tickets(ROWS))
+    for _ in range(3):
+        house.engine().submit(definition(), plan.submission_id)
+        house.skipped += timedelta(hours=1)
+    status = house.finish(definition(), plan.submission_id)
+    labels, _ = assert_total(house, definition(), plan.submission_id, ROWS)
+    assert len(labels) == ROWS
+    assert len(house.emulator.books.batches) == BATCHES
+    assert len(billed(house)) == len(set(billed(house))) == ROWS
+    assert house.emulator.books.billed_twice() == {}
+    assert status.submission.cost_usd is not None
+    assert status.submission.cost_usd > 0
+
+
+def test_rows_become_labels_at_half_the_price(house: House) -> None:
+    go_on(house)
+    [submission] = house.engine().ledger.submissions("test")
+    labels = house.engine().labels(definition(), submission.submission_id).labels
+    assert set(labels["llm_price_basis"].to_pylist()) == {"rule:half"}
+    assert set(labels["topic"].to_pylist()) <= {"billing", "bug", "how_to"}
+    assert submission.realtime_usd == 2 * submission.cost_usd
+
+
+@pytest.mark.parametrize("how", ["500", "close", "hang"])
+def test_a_lost_reply_to_a_create_makes_no_second_job(house: House, how: str) -> None:
+    house.emulator.inject(lost_create_reply(how, route=CREATE))
+    go_on(house)
+
+
+def test_a_create_that_never_arrived_is_made_in_the_end(house: House) -> None:
+    house.emulator.inject(WireFault(kind="status", route=CREATE, status=503))
+    go_on(house)
+
+
+def test_a_full_queue_is_waited_for(house: House) -> None:
+    busy = {"kind": "status", "route": CREATE, "status": 400, "code": "ServiceQuotaExceededException"}
+    house.emulator.inject(WireFault(**busy, times=5))
+    go_on(house)
+
+
+@pytest.mark.parametrize("when", ["after", "before"])
+def test_killed_between_the_create_call_and_its_record(house: House, s3_url: str, when: str) -> None:
+    house.emulator.inject(WireFault(kind="hang", route=CREATE, when=when))
+    script = str(Path(__file__).with_name("bedrock_kill_driver.py"))
+    command = [sys.executable, script, house.emulator.bedrock_url, s3_url, str(house.tmp_path)]
+    with subprocess.Popen(command) as process:
+        try:
+            give_up_at = time.monotonic() + 120
+            while not (house.emulator.books.batches or (when == "before" and create_calls(house))):
+                assert process.poll() is None, "the process ended before it reached the point"
+                assert time.monotonic() < give_up_at
+                time.sleep(0.01)
+        finally:
+            process.kill()
+    house.skipped += timedelta(hours=1)  # the dead process's lease passes
+    go_on(house)
+
+
+@pytest.mark.parametrize("kind", ["expires", "cancels"])
+def test_a_job_cut_short_pays_for_what_ran_once_and_sends_the_rest_again(house: House, s3_url: str, kind: str) -> None:
+    house.providers = {"bedrock": provider(house.emulator.bedrock_url, s3_url, min_requests=1)}
+    house.emulator.inject(BatchFault(kind=kind, batches=[0], fraction=0.4))
+    one_batch = definition(max_requests_per_batch=100)
+    status = house.run(one_batch, tickets(10))
+    labels, _ = assert_total(house, one_batch, status.submission.submission_id, 10)
+    assert len(labels) == 10
+    assert status.submission.waves == 2
+    assert len(billed(house)) == len(set(billed(house))) == 10
+
+
+def test_a_retried_tail_is_padded_where_the_user_chose_so(house: House, s3_url: str) -> None:
+    padding = provider(house.emulator.bedrock_url, s3_url, small_batches="pad")
+    house.providers = {"bedrock": padding}
+    house.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
+    status = house.run(definition(), tickets(ROWS))
+    labels, _ = assert_total(house, definition(), status.submission.submission_id, ROWS)
+    assert len(labels) == ROWS
+    assert status.submission.outcomes == {"succeeded": ROWS}
+    padded = [one for one in house.emulator.books.executions if (one.custom_id or "").startswith("pad-")]
+    assert len(padded) == LEAST - 1
+
+
+def create_calls(house: House) -> int:
+    return house.emulator.books.calls_to("POST", CREATE.removeprefix("POST "))
