@@ -1,0 +1,9 @@
+"""One sensor for all labeled datasets of a code location. It looks and asks for runs; it never sends anything.
+
+A sensor body can run twice, so whatever costs money happens in runs. A tick is bounded in time: batches wait their
+turn, least recently polled first, each at a spacing that grows with its age. State is in the ledger, not in a cursor.
+"""
+
+from dagster_llm_batch.sensors.factory import build_llm_batch_sensor
+
+__all__ = ["build_llm_batch_sensor"]

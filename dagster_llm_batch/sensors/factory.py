@@ -1,0 +1,90 @@
+"""The one call that declares the sensor, and which assets it looks after."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from dagster_llm_batch.assets.dataset import ROLE_TAG
+from dagster_llm_batch.resources import LLMBatchResource
+from dagster_llm_batch.sensors.landing_runs import Partitions, grouped
+from dagster_llm_batch.sensors.tick import Tick
+
+__all__ = ["build_llm_batch_sensor"]
+
+_IN_PROCESS: Mapping[str, Any] = {"execution": {"config": {"in_process": {}}}}
+
+
+def build_llm_batch_sensor(
+    name: str = "llm_batch_sensor",
+    *,
+    resource_key: str = "llm_batch",
+    minimum_interval_seconds: int = 30,
+    default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
+    max_partitions_per_run: int = 100,
+    run_config: Mapping[str, Any] | None = None,
+    run_tags: Mapping[str, str] | None = None,
+) -> dg.SensorDefinition:
+    """A sensor that polls batches and lands labels when they end.
+
+    Args:
+        name: Its name.
+        resource_key: Where LLMBatchResource is.
+        minimum_interval_seconds: Between two ticks.
+        default_status: Running, unless you say otherwise.
+        max_partitions_per_run: Neighbouring partitions that are ready at once land in one run, up to so many.
+        run_config: Of the runs it asks for. Default: in the run's own process where Dagster's default executor is used,
+            since starting another would take longer than landing labels does.
+        run_tags: Tags of those runs.
+    """
+
+    @dg.sensor(
+        name=name,
+        target=dg.AssetSelection.tag(ROLE_TAG, "labels") | dg.AssetSelection.tag(ROLE_TAG, "rejects"),
+        minimum_interval_seconds=minimum_interval_seconds,
+        default_status=default_status,
+        required_resource_keys={resource_key},
+        description="Polls LLM batches; when those of a partition have ended, asks for the run that lands its labels.",
+    )
+    def llm_batch_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        resource = getattr(context.resources, resource_key)
+        if not isinstance(resource, LLMBatchResource):
+            msg = f"The resource '{resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
+            raise dg.DagsterInvalidDefinitionError(msg)
+        tick = Tick(context, resource.engine(), _labels_in(context, resource_key))
+        tick.poll()
+        groups = [group for group in grouped(tick.ready(), max_partitions_per_run) if tick.is_new(group)]
+        if not groups:
+            return dg.SensorResult(skip_reason=tick.summary())
+        config = dict(run_config if run_config is not None else _default_run_config(context))
+        requests = [
+            dg.RunRequest(
+                run_key=group.run_key,
+                asset_selection=group.selection,
+                partition_key=group.partitions[0] if len(group.partitions) == 1 else None,
+                run_config=config,
+                tags={**(run_tags or {}), **group.range_tags},
+            )
+            for group in groups
+        ]
+        return dg.SensorResult(run_requests=requests)
+
+    return llm_batch_sensor
+
+
+def _labels_in(context: dg.SensorEvaluationContext, resource_key: str) -> dict[str, Partitions]:
+    """The labeled assets of this code location whose LLMBatchResource this is."""
+    assert context.repository_def is not None
+    return {
+        key.to_user_string(): Partitions(assets.partitions_def, context.instance)
+        for key, assets in context.repository_def.assets_defs_by_key.items()
+        if assets.is_executable
+        and assets.tags_by_key.get(key, {}).get(ROLE_TAG) == "labels"
+        and resource_key in assets.required_resource_keys
+    }
+
+
+def _default_run_config(context: dg.SensorEvaluationContext) -> Mapping[str, Any]:
+    assert context.repository_def is not None
+    executor = context.repository_def.get_implicit_global_asset_job_def().executor_def.name
+    return _IN_PROCESS if executor == dg.multi_or_in_process_executor.name else {}

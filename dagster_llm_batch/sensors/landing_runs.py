@@ -1,0 +1,93 @@
+"""What the sensor asks for: partitions that are ready, and the runs that bring them, neighbours together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import dagster as dg
+
+__all__ = ["RANGE_TAGS", "Group", "Partitions", "Ready", "grouped", "joined"]
+
+RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A partition whose labels, or next wave, a run can bring."""
+
+    asset: dg.AssetKey
+    partition: str | None
+    index: int | None  # its place among the asset's partitions; None: it does not join a range
+    run_key: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Partitions that one run brings."""
+
+    asset: dg.AssetKey
+    partitions: list[str | None]
+    run_key: str
+
+    @property
+    def selection(self) -> list[dg.AssetKey]:
+        *prefix, name = self.asset.path
+        return [self.asset, dg.AssetKey([*prefix, f"{name}_rejects"])]
+
+    @property
+    def range_tags(self) -> dict[str, str]:
+        if len(self.partitions) == 1:
+            return {}
+        return dict(zip(RANGE_TAGS, (str(self.partitions[0]), str(self.partitions[-1])), strict=True))
+
+    def __str__(self) -> str:
+        ends = dict.fromkeys(str(one) for one in (self.partitions[0], self.partitions[-1]) if one is not None)
+        return " ".join([self.asset.to_user_string(), " to ".join(ends)]).rstrip()
+
+
+def grouped(ready: Sequence[Ready], most: int) -> Iterator[Group]:
+    """Neighbouring partitions of an asset as one group, the rest alone."""
+    by_asset: dict[dg.AssetKey, list[Ready]] = defaultdict(list)
+    for one in ready:
+        by_asset[one.asset].append(one)
+    for asset, ones in by_asset.items():
+        yield from (Group(asset, [one.partition], one.run_key) for one in ones if one.index is None)
+        placed = sorted((one for one in ones if one.index is not None), key=lambda one: one.index or 0)
+        for _, run in groupby(enumerate(placed), key=lambda pair: (pair[1].index or 0) - pair[0]):
+            members = [one for _, one in run]
+            for start in range(0, len(members), most):
+                part = members[start : start + most]
+                yield Group(asset, [one.partition for one in part], joined([one.run_key for one in part]))
+
+
+def joined(run_keys: Sequence[str]) -> str:
+    """One key for several; another one whenever any of them is."""
+    if len(run_keys) == 1:
+        return run_keys[0]
+    return f"{len(run_keys)}:{hashlib.blake2b(' '.join(run_keys).encode(), digest_size=16).hexdigest()}"
+
+
+class Partitions:
+    """The partition keys that an asset has now, each with its place in a range (None: it joins none)."""
+
+    def __init__(self, partitions_def: dg.PartitionsDefinition[Any] | None, instance: dg.DagsterInstance) -> None:
+        self._partitions_def = partitions_def
+        self._instance = instance
+
+    @property
+    def are_there(self) -> bool:
+        return self._partitions_def is not None
+
+    @cached_property
+    def places(self) -> Mapping[str, int | None]:
+        if self._partitions_def is None:
+            return {}
+        keys = self._partitions_def.get_partition_keys(dynamic_partitions_store=self._instance)
+        alone = isinstance(self._partitions_def, dg.MultiPartitionsDefinition)
+        return {key: None if alone else index for index, key in enumerate(keys)}
