@@ -6,9 +6,12 @@ import io
 import json
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
 
 import boto3
 import pytest
@@ -472,6 +475,33 @@ def test_another_jobs_results_below_the_same_output_are_not_read(emulator, provi
     s3.put_object(Bucket=BUCKET, Key="llm/tag-shared/results/zzzzzzzzzzzz/requests.jsonl.out", Body=b"{}\n")
     emulator.settle()
     assert len(results(provider, batch_id)) == 3
+
+
+class _CutS3(BaseHTTPRequestHandler):
+    """Lists one results file, and breaks off in its middle."""
+
+    def do_GET(self) -> None:
+        listing = "list-type" in self.path
+        folder = parse_qs(urlsplit(self.path).query).get("prefix", [""])[0]
+        found = f"<Contents><Key>{folder}in.jsonl.out</Key></Contents>"
+        data = f"<ListBucketResult>{found}</ListBucketResult>".encode() if listing else b'{"recordId":"n-0"}\n' * 10
+        self.send_response(200)
+        self.send_header("content-length", str(len(data) if listing else 2 * len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+
+def test_a_download_that_breaks_off_is_to_be_started_over(emulator, provider, s3_url):
+    batch_id = submit(provider)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _CutS3) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        cut = over(emulator, f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(TransientError):
+            list(cut.fetch(batch_id))
+        server.shutdown()
 
 
 def test_an_unknown_job_cannot_be_fetched(provider):
