@@ -16,9 +16,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from dagster_llm_batch.errors import IllegalMoveError
-
-__all__ = ["ENDED", "IN_FLIGHT", "MOVES", "Move", "ShardState", "target"]
+__all__ = ["ENDED", "IN_FLIGHT", "MOVES", "Move", "ShardState"]
 
 
 class ShardState(StrEnum):
@@ -67,14 +65,4 @@ MOVES: dict[Move, tuple[frozenset[ShardState], ShardState]] = {
     Move.FAILED: (frozenset({_S.SUBMITTED}), _S.FAILED),
     Move.COLLECTED: (ENDED, _S.COLLECTED),
 }
-
-
-def target(state: ShardState, move: Move) -> ShardState:
-    """The state that `move` leads to from `state`. Raises IllegalMoveError where the table has no such edge."""
-    sources, to = MOVES[move]
-    if state not in sources:
-        allowed = ", ".join(sorted(s.value for s in sources))
-        raise IllegalMoveError(
-            f"A shard in state '{state.value}' cannot take the move '{move.value}'; it is allowed from: {allowed}."
-        )
-    return to
+"""Each move: the states that it starts from, and the one that it leads to."""

@@ -1,6 +1,6 @@
 """The nouns: frozen values that walk from rows to labels. No behavior beyond derived names; no I/O.
 
-    rows ─▶ Request ─▶ ShardPlan ─▶ BatchReport ─▶ Result ─▶ labeled table
+    rows ─▶ Request ─▶ BatchReport ─▶ Result ─▶ labeled table
 
 Times are aware UTC. Tokens are counts, money is `Decimal` US dollars. `None` always means "not known", never "zero".
 """
@@ -32,7 +32,6 @@ __all__ = [
     "ResponseFormat",
     "ResponseKind",
     "Result",
-    "ShardPlan",
     "Turn",
     "Undecided",
     "Usage",
@@ -184,19 +183,6 @@ class Price(NamedTuple):
     cost_usd: Decimal | None
     realtime_usd: Decimal | None
     basis: PriceBasis
-
-
-@dataclass(frozen=True, slots=True)
-class ShardPlan:
-    """One batch to be: a stored request file and what the ledger needs to know of it."""
-
-    shard_id: str
-    nonce: str  # starts every custom_id of this shard
-    requests: int
-    bytes: int  # of the uncompressed request file
-    path: str  # of the request file, relative to the payload store
-    digest: str  # blake2b of the uncompressed request file
-    estimated_usd: Decimal | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,7 +176,6 @@ class Estimate:
     input_tokens: int = 0
     requests: int = 0
     _cost_usd: Decimal = Decimal(0)
-    _realtime_usd: Decimal = Decimal(0)
 
     def add(self, line_bytes: int, extra_tokens: int = 0) -> Decimal | None:
         """Count one request; its estimated cost, or None where prices are unknown."""
@@ -184,19 +183,13 @@ class Estimate:
         self.requests += 1
         self.input_tokens += tokens
         price = self.tariff.price(Usage(input_tokens=tokens, output_tokens=self.output_tokens_each))
-        if price.cost_usd is None or price.realtime_usd is None:
-            return None
-        self._cost_usd += price.cost_usd
-        self._realtime_usd += price.realtime_usd
+        if price.cost_usd is not None:
+            self._cost_usd += price.cost_usd
         return price.cost_usd
 
     @property
     def cost_usd(self) -> Decimal | None:
         return None if self.tariff.basis is PriceBasis.UNKNOWN else self._cost_usd
-
-    @property
-    def realtime_usd(self) -> Decimal | None:
-        return None if self.tariff.basis is PriceBasis.UNKNOWN else self._realtime_usd
 
 
 def estimate_tokens(line_bytes: int) -> int:

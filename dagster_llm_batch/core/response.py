@@ -28,8 +28,6 @@ from dagster_llm_batch.types import ResponseFormat, ResponseKind
 
 __all__ = ["Embedding", "Reader", "Reading", "response_format", "storable"]
 
-ResponseLike = type[BaseModel] | Mapping[str, Any] | None
-
 _TEXT = pa.field("text", pa.string())
 _MAX_REASON = 500
 _NO_OTHERS: Registry[Any] = Registry()  # no schema but the user's own, and none from the network

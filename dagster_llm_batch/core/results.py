@@ -6,9 +6,8 @@ batch's own end explains: expired, canceled, errored, or missing.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from itertools import islice
@@ -76,13 +75,9 @@ class ShardFacts:
 
 @dataclass
 class Tally:
-    """What a shard's results add up to."""
+    """What a shard's results cost together (None: not known), and the lines that are no result of it."""
 
-    outcomes: Counter[str] = field(default_factory=Counter)
     cost_usd: Decimal | None = Decimal(0)
-    realtime_usd: Decimal | None = Decimal(0)
-    input_tokens: int = 0
-    output_tokens: int = 0
     unreadable: int = 0
     foreign: int = 0
     duplicates: int = 0
@@ -157,7 +152,7 @@ class Reconciler:
             for result, reason, ok in zip(results, reading.reasons, came, strict=True)
         ]
         prices = [self._price(result) for result in results]
-        self._count(results, prices)
+        self._add(prices)
         fixed = self._fixed_columns([one.request_id for one in chunk], results, prices)
         return pa.table([*fixed, *reading.columns.columns], schema=pa.schema([*RESULT_SCHEMA, *self._reader.fields]))
 
@@ -184,18 +179,13 @@ class Reconciler:
             return Price(None, None, price.basis)
         return price
 
-    def _count(self, results: list[Result], prices: list[Price]) -> None:
+    def _add(self, prices: list[Price]) -> None:
         tally = self.tally
-        tally.outcomes.update(result.outcome.value for result in results)
-        for result, price in zip(results, prices, strict=True):
-            if price.cost_usd is None or price.realtime_usd is None:
-                tally.cost_usd = tally.realtime_usd = None
-            elif tally.cost_usd is not None and tally.realtime_usd is not None:
+        for price in prices:
+            if price.cost_usd is None or tally.cost_usd is None:
+                tally.cost_usd = None
+            else:
                 tally.cost_usd += price.cost_usd
-                tally.realtime_usd += price.realtime_usd
-            if result.usage is not None:
-                tally.input_tokens += result.usage.input_tokens
-                tally.output_tokens += result.usage.output_tokens
 
     def _fixed_columns(self, request_ids: list[str], results: list[Result], prices: list[Price]) -> list[pa.Array]:
         facts, size = self._facts, len(results)

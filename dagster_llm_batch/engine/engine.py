@@ -175,9 +175,9 @@ class Engine:
         provider = self.provider(submission.provider)
         if provider.account != submission.account:
             msg = (
-                f"Submission {submission.submission_id} of '{submission.asset}' was made with "
-                f"the {submission.provider} account '{submission.account}'; configured is '{provider.account}', which cannot see its batches. "
-                "Configure the former again until it is settled, or submit again to ask anew."
+                f"Submission {submission.submission_id} of '{submission.asset}' was made with the "
+                f"{submission.provider} account '{submission.account}'; configured is '{provider.account}', which "
+                "cannot see its batches. Configure the former again until it is settled, or submit again to ask anew."
             )
             raise ConfigError(msg)
         return Sender(provider, self.ledger, self.payloads, self.namespace, self._clock, self._sleep)
@@ -331,7 +331,7 @@ class Engine:
     def is_busy(self, submission_id: str) -> bool:
         """Whether another process works on it now."""
         try:
-            with self.ledger.leased(f"submission:{submission_id}", _LEASE_SECONDS):
+            with self._leased(submission_id, wait_seconds=0.0):
                 return False
         except LeaseError:
             return True
@@ -354,8 +354,9 @@ class Engine:
 
     # look and stop --------------------------------------------------------------------------------------------------
 
-    def _leased(self, submission_id: str) -> AbstractContextManager[Lease]:
-        return self.ledger.leased(f"submission:{submission_id}", _LEASE_SECONDS, self._lease_wait_seconds)
+    def _leased(self, submission_id: str, *, wait_seconds: float | None = None) -> AbstractContextManager[Lease]:
+        patience = self._lease_wait_seconds if wait_seconds is None else wait_seconds
+        return self.ledger.leased(f"submission:{submission_id}", _LEASE_SECONDS, patience)
 
     def status(self, submission_id: str) -> Status:
         return Status(self.ledger.submission(submission_id), self.ledger.shards(submission_id))

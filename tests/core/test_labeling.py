@@ -97,7 +97,6 @@ def test_every_row_lands_once_whatever_lines_come(
         table, tally = reconciled(lines, expected, status)
         assert sorted(table["llm_request_id"].to_pylist()) == expected  # exactly one outcome each
         assert set(table["llm_outcome"].to_pylist()) <= {outcome.value for outcome in Outcome}
-        assert sum(tally.outcomes.values()) == len(expected)
         assert sum(table["llm_cost_usd"].to_pylist()) == tally.cost_usd
         named = sum(1 for one in lines if one.strip())
         answered = len({r for r, _ in answers} & set(expected))
@@ -127,12 +126,11 @@ def test_every_row_lands_once_whatever_lines_come(
     ],
 )
 def test_the_end_of_the_batch_explains_what_no_line_names(status: BatchStatus, outcome: str, retryable: bool) -> None:
-    table, tally = reconciled([line("a")], ["a", "b"], status)
+    table, _ = reconciled([line("a")], ["a", "b"], status)
     assert table["llm_outcome"].to_pylist() == ["succeeded", outcome]
     assert table["llm_retryable"].to_pylist() == [False, retryable]
     assert table["llm_cost_usd"].to_pylist()[1] == 0
     assert table["llm_reason"].to_pylist()[1]
-    assert dict(tally.outcomes) == {"succeeded": 1, outcome: 1}
     told, _ = reconciled([], ["a"], status, reason="the queue is full", retryable=True)
     assert told["llm_reason"].to_pylist() == ["the queue is full"]
     assert told["llm_retryable"].to_pylist() == [True]

@@ -83,7 +83,7 @@ def test_an_unknown_price_is_null_and_never_zero() -> None:
         assert prices.price(None) == (None, None, PriceBasis.UNKNOWN)
         estimate = Estimate(prices, 10)
         assert estimate.add(100) is None
-        assert (estimate.cost_usd, estimate.realtime_usd, estimate.input_tokens) == (None, None, 25)
+        assert (estimate.cost_usd, estimate.input_tokens) == (None, 25)
 
 
 def test_free_is_zero_and_says_so() -> None:
@@ -149,7 +149,6 @@ def test_an_estimate_adds_up() -> None:
     costs = [estimate.add(4_000), estimate.add(4_000, extra_tokens=1_000)]
     assert costs == [Decimal("0.00175"), Decimal("0.003")]
     assert estimate.cost_usd == Decimal("0.00475")
-    assert estimate.realtime_usd == Decimal("0.0095")
     assert (estimate.requests, estimate.input_tokens) == (2, 3_000)
     assert [estimate_tokens(count) for count in (0, 1, 4, 5)] == [0, 1, 1, 2]
 
