@@ -6,7 +6,7 @@ Partitioned, so that a bad partition holds back its own downstream and nobody el
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,12 +112,14 @@ def _share(name: str, part: int, whole: int, least: float, what: str) -> Verdict
 
 def evaluations(
     context: dg.AssetExecutionContext,
-    specs: list[dg.AssetCheckSpec],
-    verdicts: list[Verdict],
+    specs: Sequence[dg.AssetCheckSpec],
+    verdicts: Sequence[Verdict],
     asset: dg.AssetKey,
     partition: str | None,
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """Verdicts on one partition of a run over several; its materialization must be stored already."""
+    if not verdicts:
+        return
     target = check_target(context.instance, asset, partition)
     blocking = {spec.name: spec.blocking for spec in specs}
     for verdict in verdicts:

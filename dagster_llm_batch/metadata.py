@@ -9,6 +9,7 @@ import hashlib
 import html
 import re
 from collections import Counter
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "column_lineage",
     "data_version",
     "labels_metadata",
+    "labels_version",
     "progress_text",
     "rejects_metadata",
     "status_metadata",
@@ -82,16 +84,20 @@ def preview(table: pa.Table, columns: list[str]) -> dg.MetadataValue:
     )
 
 
-def table_schema(table: pa.Schema, labeling: Labeling) -> dg.TableSchema:
-    """The columns with their types, and what they hold as far as the response or this package says so."""
-    schema = labeling.reader.format.json_schema or {}
-    said = {name: field.get("description") for name, field in schema.get("properties", {}).items()}
-    described = {**said, **_PROVENANCE_DOCS}
+def table_schema(table: pa.Schema, described: Mapping[str, str | None]) -> dg.TableSchema:
+    """The columns with their types, and what they hold where `described` says so."""
     return dg.TableSchema(
         columns=[
             dg.TableColumn(field.name, type=str(field.type), description=described.get(field.name)) for field in table
         ]
     )
+
+
+def _described(labeling: Labeling) -> dict[str, str | None]:
+    """What the labeled columns hold, as far as the response or this package says so."""
+    schema = labeling.reader.format.json_schema or {}
+    said = {name: field.get("description") for name, field in schema.get("properties", {}).items()}
+    return {**said, **_PROVENANCE_DOCS}
 
 
 def column_lineage(labeling: Labeling, rows: dg.AssetKey) -> dg.TableColumnLineage:
@@ -102,13 +108,22 @@ def column_lineage(labeling: Labeling, rows: dg.AssetKey) -> dg.TableColumnLinea
     return dg.TableColumnLineage(deps_by_column={**own, **asked})
 
 
-def data_version(labels: pa.Table, labeling: Labeling) -> dg.DataVersion:
+def labels_version(labels: pa.Table, labeling: Labeling) -> str:
     """Changes when key, kept columns or labels do; provenance does not count."""
+    return data_version(labels.select(_columns(labeling)))
+
+
+def data_version(table: pa.Table) -> str:
+    """Changes when any value does."""
     digest = hashlib.blake2b(digest_size=12)
-    content = labels.select([labeling.key, *labeling.keep, *labeling.reader.schema.names])
-    for batch in content.combine_chunks().to_batches():  # how the table was cut is not content
+    for batch in table.combine_chunks().to_batches():  # how the table was cut is not content
         digest.update(batch.serialize())
-    return dg.DataVersion(digest.hexdigest())
+    return digest.hexdigest()
+
+
+def _columns(labeling: Labeling) -> list[str]:
+    """The labeled table's columns but for provenance."""
+    return [labeling.key, *labeling.keep, *labeling.reader.schema.names]
 
 
 def progress_text(status: Status) -> str:
@@ -162,7 +177,6 @@ def labels_metadata(labeled: Labeled, status: Status, labeling: Labeling, provid
         name: sum(v for table in (labels, labeled.rejects) for v in table[f"llm_{name}"].to_pylist() if v is not None)
         for name in ("input_tokens", "output_tokens", "cache_read_tokens")
     }
-    names = [labeling.key, *labeling.keep, *labeling.reader.schema.names]
     return {
         "dagster/partition_row_count": len(labels),
         **{f"llm_batch/rows_{outcome}": count for outcome, count in sorted(outcomes.items())},
@@ -171,7 +185,7 @@ def labels_metadata(labeled: Labeled, status: Status, labeling: Labeling, provid
         **_usd("realtime_cost_usd", submission.realtime_usd),
         **_usd("saved_usd", saved),
         "llm_batch/price_basis": submission.price_basis.value if submission.price_basis else "unknown",
-        "llm_batch/preview": preview(labels, names),
+        "llm_batch/preview": preview(labels, _columns(labeling)),
         **{f"llm_batch/{name}": count for name, count in tokens.items()},
         "llm_batch/attempts": submission.waves,
         "llm_batch/model": labeling.model,
@@ -179,7 +193,7 @@ def labels_metadata(labeled: Labeled, status: Status, labeling: Labeling, provid
         "llm_batch/submission_id": submission.submission_id,
         "llm_batch/batch_ids": status.batch_ids,
         **_console(status, provider),
-        "dagster/column_schema": table_schema(labels.schema, labeling),
+        "dagster/column_schema": table_schema(labels.schema, _described(labeling)),
         **_models(labels, labeling),
     }
 
@@ -193,7 +207,7 @@ def rejects_metadata(labeled: Labeled, labeling: Labeling) -> dict[str, Any]:
         "dagster/partition_row_count": len(rejects),
         "llm_batch/reasons": dg.MetadataValue.md(markdown_table(["outcome", "reason", "rows"], rows)),
         "llm_batch/preview": preview(rejects, [labeling.key, "llm_outcome", "llm_reason", "llm_reply"]),
-        "dagster/column_schema": table_schema(rejects.schema, labeling),
+        "dagster/column_schema": table_schema(rejects.schema, _described(labeling)),
     }
 
 

@@ -1,4 +1,4 @@
-"""What the assets of one labeled dataset share, and how they walk through partitions and rows."""
+"""What the assets of one labeled dataset share, and how they get their engine and rows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.checks import ChecksPolicy
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.resources import LLMBatchResource
 
-__all__ = ["ROLE_TAG", "Dataset", "RowsContext", "RowsFunction", "is_alone", "partitions_of"]
+__all__ = ["ROLE_TAG", "Dataset", "RowsContext", "RowsFunction"]
 
 ROLE_TAG = "llm_batch/role"
 """Tag of the assets of a labeled dataset: `batch`, `labels` or `rejects`. The sensor finds labels by it."""
@@ -63,14 +64,11 @@ class Dataset:
 
     @property
     def batch_key(self) -> dg.AssetKey:
-        return self._beside("batch")
+        return key_beside(self.key, "batch")
 
     @property
     def rejects_key(self) -> dg.AssetKey:
-        return self._beside("rejects")
-
-    def _beside(self, suffix: str) -> dg.AssetKey:
-        return dg.AssetKey([*self.key.path[:-1], f"{self.key.path[-1]}_{suffix}"])
+        return key_beside(self.key, "rejects")
 
     @property
     def rows_key(self) -> dg.AssetKey | None:
@@ -117,13 +115,3 @@ class Dataset:
         except FileNotFoundError as error:
             msg = f"The rows asset {self.rows.to_user_string()} is not materialized: {error}. Materialize it first."
             raise InputError(msg) from error
-
-
-def partitions_of(context: dg.AssetExecutionContext) -> list[str | None]:
-    """The partitions of this run, in order; [None] for an unpartitioned dataset."""
-    return list(context.partition_keys) if context.has_partition_key or context.has_partition_key_range else [None]
-
-
-def is_alone(context: dg.AssetExecutionContext) -> bool:
-    """Whether Dagster knows what a MaterializeResult speaks of. A range is a range even if it is of one partition."""
-    return context.has_partition_key or not context.has_partition_key_range

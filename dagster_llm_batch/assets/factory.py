@@ -10,6 +10,7 @@ import dagster as dg
 
 from dagster_llm_batch.assets.dataset import Dataset, RowsFunction
 from dagster_llm_batch.assets.labels import labels_asset
+from dagster_llm_batch.assets.naming import Upstream, upstream_key
 from dagster_llm_batch.assets.output import Frame, check_frame
 from dagster_llm_batch.assets.submission import submission_asset
 from dagster_llm_batch.checks import ChecksPolicy
@@ -21,7 +22,7 @@ from dagster_llm_batch.types import Endpoint
 
 __all__ = ["llm_batch_assets"]
 
-Rows = str | Sequence[str] | dg.AssetKey | dg.AssetsDefinition | dg.AssetSpec | RowsFunction
+Rows = Upstream | RowsFunction
 
 
 def llm_batch_assets(
@@ -135,8 +136,6 @@ def llm_batch_assets(
 
 
 def _rows(rows: Rows) -> dg.AssetKey | RowsFunction:
-    if isinstance(rows, dg.AssetsDefinition | dg.AssetSpec | dg.AssetKey):
-        return rows if isinstance(rows, dg.AssetKey) else rows.key
-    if isinstance(rows, str | Sequence):
-        return dg.AssetKey(rows) if not isinstance(rows, str) else dg.AssetKey.from_user_string(rows)
+    if isinstance(rows, str | Sequence | dg.AssetKey | dg.AssetsDefinition | dg.AssetSpec):
+        return upstream_key(rows)
     return rows

@@ -6,16 +6,16 @@ from typing import Any
 
 import dagster as dg
 
-from dagster_llm_batch.assets.dataset import Dataset, is_alone, partitions_of
-from dagster_llm_batch.assets.failures import Failures
+from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.output import write_output
-from dagster_llm_batch.checks import Verdict, check_specs, evaluations, verdicts
+from dagster_llm_batch.assets.partitions import each_partition, landed
+from dagster_llm_batch.checks import check_specs, verdicts
 from dagster_llm_batch.engine import Engine, Status
 from dagster_llm_batch.errors import ConfigError, LeaseError, TransientError
 from dagster_llm_batch.metadata import (
     column_lineage,
-    data_version,
     labels_metadata,
+    labels_version,
     progress_text,
     rejects_metadata,
     status_metadata,
@@ -60,14 +60,7 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
     )
     def collect(context: dg.AssetExecutionContext) -> Iterator[Any]:
         engine = dataset.engine(context)
-        partitions = partitions_of(context)
-        failures = Failures(context, len(partitions))
-        for partition in partitions:
-            try:
-                yield from landing.land(context, engine, partition, alone=is_alone(context))
-            except Exception as error:  # noqa: BLE001 - rows function and IO manager are the user's: anything may come
-                failures.add(partition, error)
-        failures.raise_if_any()
+        yield from each_partition(context, lambda partition: landing.land(context, engine, partition))
 
     return collect
 
@@ -81,9 +74,7 @@ class _Landing:
         self._rejects = rejects
         self.checks = check_specs(labels.key, dataset.checks, dataset.partitions_def)
 
-    def land(
-        self, context: dg.AssetExecutionContext, engine: Engine, partition: str | None, *, alone: bool
-    ) -> Iterator[Any]:
+    def land(self, context: dg.AssetExecutionContext, engine: Engine, partition: str | None) -> Iterator[Any]:
         """The events of one partition: its tables if it is settled, else an observation of how far it is."""
         dataset = self._dataset
         labeling = dataset.labeling
@@ -109,54 +100,28 @@ class _Landing:
         if self._rejects.key in wanted:
             logged = self._write(context, self._rejects, partition, labeled.rejects)
             metadata = {**rejects_metadata(labeled, labeling), **logged}
-            yield self._landed(self._rejects, partition, metadata, submission.submission_id, [], alone=alone)
+            version = submission.submission_id
+            yield from landed(context, self._rejects.key, partition, metadata=metadata, version=version)
         if self._labels.key in wanted:
             logged = self._write(context, self._labels, partition, labeled.labels)
             metadata = {**labels_metadata(labeled, status, labeling, provider), **logged}
             if dataset.rows_key is not None:
                 metadata["dagster/column_lineage"] = column_lineage(labeling, dataset.rows_key)
-            version = data_version(labeled.labels, labeling).value
-            judged = verdicts(labeled, status, labeling, dataset.checks)
-            yield self._landed(self._labels, partition, metadata, version, judged, alone=alone)
-            if not alone:
-                yield from evaluations(context, self.checks, judged, dataset.key, partition)
+            yield from landed(
+                context,
+                dataset.key,
+                partition,
+                metadata=metadata,
+                version=labels_version(labeled.labels, labeling),
+                checks=self.checks,
+                verdicts=verdicts(labeled, status, labeling, dataset.checks),
+            )
 
     def _write(
         self, context: dg.AssetExecutionContext, spec: dg.AssetSpec, partition: str | None, table: Any
     ) -> dict[str, Any]:
         dataset = self._dataset
         return dict(write_output(context, spec, dataset.io_manager_key, partition, table, dataset.frame))
-
-    def _landed(
-        self,
-        spec: dg.AssetSpec,
-        partition: str | None,
-        metadata: dict[str, Any],
-        version: str,
-        judged: list[Verdict],
-        *,
-        alone: bool,
-    ) -> dg.MaterializeResult[Any] | dg.AssetMaterialization:
-        """In a run over several partitions a MaterializeResult would speak of all of them."""
-        if not alone:
-            tags = {"dagster/data_version": version}
-            return dg.AssetMaterialization(spec.key, partition=partition, metadata=metadata, tags=tags)
-        return dg.MaterializeResult(
-            asset_key=spec.key,
-            metadata=metadata,
-            data_version=dg.DataVersion(version),
-            check_results=[
-                dg.AssetCheckResult(
-                    check_name=verdict.name,
-                    asset_key=spec.key,
-                    passed=verdict.passed,
-                    severity=verdict.severity,
-                    description=verdict.description,
-                    metadata=verdict.metadata,
-                )
-                for verdict in judged
-            ],
-        )
 
     def _finish_superseded(self, context: dg.AssetExecutionContext, engine: Engine, partition: str) -> None:
         """Take home what earlier submissions of the partition have been billed for: its answers can serve again."""

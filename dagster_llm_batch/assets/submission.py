@@ -6,8 +6,8 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from dagster_llm_batch.assets.dataset import Dataset, is_alone, partitions_of
-from dagster_llm_batch.assets.failures import Failures
+from dagster_llm_batch.assets.dataset import Dataset
+from dagster_llm_batch.assets.partitions import each_partition, landed
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.metadata import progress_text, submission_metadata
 from dagster_llm_batch.states import ShardState
@@ -50,30 +50,21 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         engine = dataset.engine(context)
         engine.check(dataset.labeling)  # before any row is read
         provider = engine.provider(dataset.labeling.provider)
-        partitions = partitions_of(context)
-        failures = Failures(context, len(partitions))
-        for partition in partitions:
-            try:
-                submission = engine.plan(
-                    dataset.labeling,
-                    dataset.load_rows(context, partition),
-                    partition=partition or "",
-                    run_id=context.run.run_id,
-                    again=config.again,
-                )
-                status = engine.submit(dataset.labeling, submission.submission_id)
-            except Exception as error:  # noqa: BLE001 - rows function and IO manager are the user's: anything may come
-                failures.add(partition, error)
-                continue
+
+        def send(partition: str | None) -> Iterator[Any]:
+            submission = engine.plan(
+                dataset.labeling,
+                dataset.load_rows(context, partition),
+                partition=partition or "",
+                run_id=context.run.run_id,
+                again=config.again,
+            )
+            status = engine.submit(dataset.labeling, submission.submission_id)
             _log(context, partition, status)
             metadata = submission_metadata(status, dataset.labeling, provider)
-            version = submission.fingerprint
-            if is_alone(context):
-                yield dg.MaterializeResult(spec.key, metadata=metadata, data_version=dg.DataVersion(version))
-            else:
-                tags = {"dagster/data_version": version}
-                yield dg.AssetMaterialization(spec.key, partition=partition, metadata=metadata, tags=tags)
-        failures.raise_if_any()
+            yield from landed(context, spec.key, partition, metadata=metadata, version=submission.fingerprint)
+
+        yield from each_partition(context, send)
 
     return submit
 

@@ -2,23 +2,24 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch.assets.dataset import is_alone, partitions_of
-from dagster_llm_batch.assets.failures import Failures
+from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.assets.output import Frame, write_output
+from dagster_llm_batch.assets.partitions import each_partition, landed
 from dagster_llm_batch.automation import on_labels_ready
-from dagster_llm_batch.checks import Verdict, evaluations
+from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.evaluation import Target, compare, evaluations_to_arrow
 from dagster_llm_batch.evaluation_assets import showing
 from dagster_llm_batch.evaluation_assets.reading import Upstreams
 from dagster_llm_batch.evaluation_assets.thresholds import Thresholds
 from dagster_llm_batch.evaluation_assets.upstreams import Candidate
+from dagster_llm_batch.metadata import data_version
 
 __all__ = ["Design", "evaluation_asset"]
 
@@ -42,7 +43,7 @@ class Design:
 
     @property
     def per_class_key(self) -> dg.AssetKey:
-        return dg.AssetKey([*self.key.path[:-1], f"{self.key.path[-1]}_per_class"])
+        return key_beside(self.key, "per_class")
 
     @property
     def rejects(self) -> list[dg.AssetKey]:
@@ -99,14 +100,7 @@ def evaluation_asset(
             targets=design.targets,
             partitions_def=design.partitions_def,
         )
-        partitions = partitions_of(context)
-        failures = Failures(context, len(partitions))
-        for partition in partitions:
-            try:
-                yield from computing.compute(context, upstreams, partition, alone=is_alone(context))
-            except Exception as error:  # noqa: BLE001 - the IO manager is the user's: anything may come
-                failures.add(partition, error)
-        failures.raise_if_any()
+        yield from each_partition(context, lambda partition: computing.compute(context, upstreams, partition))
 
     return measure
 
@@ -122,9 +116,7 @@ class _Computing:
             warnings.simplefilter("ignore", category=dg.PreviewWarning)  # partitioned checks are new in 1.13
             self.checks = design.thresholds.specs(design.key, design.partitions_def)
 
-    def compute(
-        self, context: dg.AssetExecutionContext, upstreams: Upstreams, partition: str | None, *, alone: bool
-    ) -> Iterator[Any]:
+    def compute(self, context: dg.AssetExecutionContext, upstreams: Upstreams, partition: str | None) -> Iterator[Any]:
         """The events of one partition. Nothing is stored of one that cannot be evaluated."""
         design, partitioned = self._design, partition is not None
         read = upstreams.read(partition)
@@ -133,52 +125,35 @@ class _Computing:
         if self._classes is not None and self._classes.key in wanted:
             table = _in_partition(report.per_class, partition)
             metadata = showing.per_class_metadata(table, partitioned=partitioned)
-            yield self._landed(context, self._classes, partition, table, metadata, [], alone=alone)
+            yield from self._land(context, self._classes, partition, table, metadata)
         if self._table.key in wanted:
             table = _in_partition(evaluations_to_arrow(report.evaluations), partition)
             metadata = showing.evaluation_metadata(report, read, table, partitioned=partitioned)
             judged = design.thresholds.verdicts(report.evaluations)
-            yield self._landed(context, self._table, partition, table, metadata, judged, alone=alone)
-            if not alone:
-                yield from evaluations(context, self.checks, judged, design.key, partition)
+            yield from self._land(context, self._table, partition, table, metadata, judged)
 
-    def _landed(
+    def _land(
         self,
         context: dg.AssetExecutionContext,
         spec: dg.AssetSpec,
         partition: str | None,
         table: pa.Table,
         metadata: dict[str, Any],
-        judged: list[Verdict],
-        *,
-        alone: bool,
-    ) -> dg.MaterializeResult[Any] | dg.AssetMaterialization:
-        """Store the table. In a run over several partitions a MaterializeResult would speak of all of them."""
+        judged: Sequence[Verdict] = (),
+    ) -> Iterator[Any]:
         design = self._design
         logged = write_output(context, spec, design.io_manager_key, partition, table, design.frame)
         lineage = showing.column_lineage(
             table.schema, gold=design.gold, candidates=design.candidates, key=design.join_key, targets=design.targets
         )
-        version = showing.data_version(table)
-        metadata = {**metadata, "dagster/column_lineage": lineage, **logged}
-        if not alone:
-            tags = {"dagster/data_version": version}
-            return dg.AssetMaterialization(spec.key, partition=partition, metadata=metadata, tags=tags)
-        return dg.MaterializeResult(
-            asset_key=spec.key,
-            metadata=metadata,
-            data_version=dg.DataVersion(version),
-            check_results=[
-                dg.AssetCheckResult(
-                    check_name=verdict.name,
-                    asset_key=spec.key,
-                    passed=verdict.passed,
-                    severity=verdict.severity,
-                    description=verdict.description,
-                    metadata=verdict.metadata,
-                )
-                for verdict in judged
-            ],
+        yield from landed(
+            context,
+            spec.key,
+            partition,
+            metadata={**metadata, "dagster/column_lineage": lineage, **logged},
+            version=data_version(table),
+            checks=self.checks,
+            verdicts=judged,
         )
 
 

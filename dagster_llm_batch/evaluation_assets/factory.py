@@ -8,12 +8,13 @@ from typing import Any, Literal
 import dagster as dg
 
 from dagster_llm_batch.assets.dataset import ROLE_TAG
+from dagster_llm_batch.assets.naming import Upstream, upstream_key
 from dagster_llm_batch.assets.output import Frame, check_frame
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation import Target
 from dagster_llm_batch.evaluation_assets.computing import Design, evaluation_asset
 from dagster_llm_batch.evaluation_assets.thresholds import Thresholds
-from dagster_llm_batch.evaluation_assets.upstreams import Candidates, Upstream, candidates_of, upstream_key
+from dagster_llm_batch.evaluation_assets.upstreams import Candidates, candidates_of
 
 __all__ = ["evaluation_assets"]
 

@@ -8,7 +8,6 @@ are reduced to few colors, as each is kept in the event log for ever.
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -29,8 +28,9 @@ from dagster_llm_batch.evaluation import (
 )
 from dagster_llm_batch.evaluation_assets.reading import Read
 from dagster_llm_batch.evaluation_assets.upstreams import Candidate
+from dagster_llm_batch.metadata import table_schema
 
-__all__ = ["column_lineage", "data_version", "evaluation_metadata", "figure_name", "per_class_metadata", "table_schema"]
+__all__ = ["column_lineage", "evaluation_metadata", "figure_name", "per_class_metadata"]
 
 MAX_PICTURES = 6
 """Confusion matrices drawn for one materialization; the others are in the per-class table only."""
@@ -165,17 +165,8 @@ def _report(report: EvaluationReport) -> str:
 def _table_metadata(table: pa.Table, *, partitioned: bool) -> dict[str, Any]:
     return {
         "dagster/partition_row_count" if partitioned else "dagster/row_count": len(table),
-        "dagster/column_schema": table_schema(table.schema),
+        "dagster/column_schema": table_schema(table.schema, _DOCS),
     }
-
-
-def table_schema(schema: pa.Schema) -> dg.TableSchema:
-    """The columns with their types and what they hold."""
-    return dg.TableSchema(
-        columns=[
-            dg.TableColumn(field.name, type=str(field.type), description=_DOCS.get(field.name)) for field in schema
-        ]
-    )
 
 
 def column_lineage(
@@ -190,14 +181,6 @@ def column_lineage(
     special = {"cost_usd": costs, "n_cost_unknown": costs, "cost_per_correct_usd": [*costs, *values], "models": models}
     described = {"partition", "candidate", "target", "kind", "kappa_weights"}
     return dg.TableColumnLineage({name: special.get(name, values) for name in schema.names if name not in described})
-
-
-def data_version(table: pa.Table) -> str:
-    """Changes when any figure does."""
-    digest = hashlib.blake2b(digest_size=12)
-    for batch in table.combine_chunks().to_batches():
-        digest.update(batch.serialize())
-    return digest.hexdigest()
 
 
 def _picture(text: str, png: bytes) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 import dagster as dg
 
 from dagster_llm_batch.assets.dataset import ROLE_TAG
+from dagster_llm_batch.assets.naming import Upstream, only_key, upstream_key
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["Candidate", "Candidates", "Upstream", "candidates_of", "upstream_key"]
+__all__ = ["Candidate", "Candidates", "candidates_of"]
 
-Upstream = str | Sequence[str] | dg.AssetKey | dg.AssetsDefinition | dg.AssetSpec
 Candidates = Sequence[Upstream | Sequence[dg.AssetsDefinition]] | Mapping[str, Upstream | Sequence[dg.AssetsDefinition]]
 
 
@@ -24,19 +24,6 @@ class Candidate:
     name: str
     key: dg.AssetKey
     rejects: dg.AssetKey | None = None
-
-
-def upstream_key(upstream: Upstream) -> dg.AssetKey:
-    """The key of one asset, however it was named."""
-    if isinstance(upstream, dg.AssetKey):
-        return upstream
-    if isinstance(upstream, str):
-        return dg.AssetKey.from_user_string(upstream)
-    if isinstance(upstream, dg.AssetSpec):
-        return upstream.key
-    if not isinstance(upstream, dg.AssetsDefinition):
-        return dg.AssetKey(upstream)
-    return _only([spec.key for spec in upstream.specs])
 
 
 def candidates_of(given: Candidates, rejects: Mapping[str, Upstream]) -> tuple[Candidate, ...]:
@@ -65,7 +52,7 @@ def _candidate(given: Any, name: str | None = None) -> Candidate:
     if isinstance(definitions, list | tuple) and all(isinstance(one, dg.AssetsDefinition) for one in definitions):
         specs = [spec for one in definitions for spec in one.specs]
         by_role = {spec.tags[ROLE_TAG]: spec.key for spec in specs if ROLE_TAG in spec.tags}
-        key = by_role.get("labels") or _only([spec.key for spec in specs])
+        key = by_role.get("labels") or only_key([spec.key for spec in specs])
         return Candidate(name or key.path[-1], key, by_role.get("rejects"))
     key = upstream_key(given)
     return Candidate(name or key.path[-1], key)
@@ -74,10 +61,3 @@ def _candidate(given: Any, name: str | None = None) -> Candidate:
 def _roles(given: object) -> set[str | None]:
     """`{"batch"}` for the submission that `llm_batch_assets` returns beside the labels."""
     return {spec.tags.get(ROLE_TAG) for spec in given.specs} if isinstance(given, dg.AssetsDefinition) else set()
-
-
-def _only(keys: Sequence[dg.AssetKey]) -> dg.AssetKey:
-    if len(keys) != 1:
-        names = ", ".join(key.to_user_string() for key in keys)
-        raise ConfigError(f"Expected one asset, got {len(keys)}: {names}. Name the one to read by its asset key.")
-    return keys[0]

@@ -12,6 +12,8 @@ from typing import Any
 
 import dagster as dg
 
+from dagster_llm_batch.assets.naming import key_beside
+
 __all__ = ["RANGE_TAGS", "Group", "Partitions", "Ready", "grouped", "joined"]
 
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
@@ -37,8 +39,7 @@ class Group:
 
     @property
     def selection(self) -> list[dg.AssetKey]:
-        *prefix, name = self.asset.path
-        return [self.asset, dg.AssetKey([*prefix, f"{name}_rejects"])]
+        return [self.asset, key_beside(self.asset, "rejects")]
 
     @property
     def range_tags(self) -> dict[str, str]:

@@ -1,0 +1,40 @@
+"""Which asset is meant, however it was named, and what the assets beside it are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import dagster as dg
+
+from dagster_llm_batch.errors import ConfigError
+
+__all__ = ["Upstream", "key_beside", "only_key", "upstream_key"]
+
+Upstream = str | Sequence[str] | dg.AssetKey | dg.AssetsDefinition | dg.AssetSpec
+
+
+def upstream_key(upstream: Upstream) -> dg.AssetKey:
+    """The key of one asset. Raises ConfigError for a definition of several."""
+    if isinstance(upstream, dg.AssetKey):
+        return upstream
+    if isinstance(upstream, str):
+        return dg.AssetKey.from_user_string(upstream)
+    if isinstance(upstream, dg.AssetSpec):
+        return upstream.key
+    if not isinstance(upstream, dg.AssetsDefinition):
+        return dg.AssetKey(upstream)
+    return only_key([spec.key for spec in upstream.specs])
+
+
+def only_key(keys: Sequence[dg.AssetKey]) -> dg.AssetKey:
+    """The one key, or ConfigError."""
+    if len(keys) != 1:
+        names = ", ".join(key.to_user_string() for key in keys)
+        raise ConfigError(f"Expected one asset, got {len(keys)}: {names}. Name the one to read by its asset key.")
+    return keys[0]
+
+
+def key_beside(key: dg.AssetKey, suffix: str) -> dg.AssetKey:
+    """`<name>_<suffix>` beside `<name>`."""
+    *prefix, name = key.path
+    return dg.AssetKey([*prefix, f"{name}_{suffix}"])

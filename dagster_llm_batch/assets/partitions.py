@@ -1,0 +1,97 @@
+"""A run over partitions: each by itself, so that one that fails does not take its neighbours along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from dagster_llm_batch.checks import Verdict, evaluations
+from dagster_llm_batch.errors import LLMBatchError
+
+__all__ = ["each_partition", "landed"]
+
+
+def each_partition(context: dg.AssetExecutionContext, land: Callable[[str | None], Iterator[Any]]) -> Iterator[Any]:
+    """The events of `land` for each partition of this run, in order; for None in an unpartitioned dataset.
+
+    Raises one dg.Failure at the end for all that failed; Dagster marks the partitions that did not land as failed.
+    """
+    many = context.has_partition_key or context.has_partition_key_range
+    partitions: list[str | None] = list(context.partition_keys) if many else [None]
+    failures = _Failures(context, len(partitions))
+    for partition in partitions:
+        try:
+            yield from land(partition)
+        except Exception as error:  # noqa: BLE001 - rows function and IO manager are the user's: anything may come
+            failures.add(partition, error)
+    failures.raise_if_any()
+
+
+def landed(
+    context: dg.AssetExecutionContext,
+    asset: dg.AssetKey,
+    partition: str | None,
+    *,
+    metadata: Mapping[str, Any],
+    version: str,
+    checks: Sequence[dg.AssetCheckSpec] = (),
+    verdicts: Sequence[Verdict] = (),
+) -> Iterator[Any]:
+    """That a partition is stored, with its data version and the verdicts on it.
+
+    In a run over a range, even of one partition, a MaterializeResult would speak of all of it.
+    """
+    if context.has_partition_key_range and not context.has_partition_key:
+        tags = {"dagster/data_version": version}
+        yield dg.AssetMaterialization(asset, partition=partition, metadata=metadata, tags=tags)
+        yield from evaluations(context, checks, verdicts, asset, partition)
+        return
+    yield dg.MaterializeResult(
+        asset_key=asset,
+        metadata=metadata,
+        data_version=dg.DataVersion(version),
+        check_results=[
+            dg.AssetCheckResult(
+                check_name=verdict.name,
+                asset_key=asset,
+                passed=verdict.passed,
+                severity=verdict.severity,
+                description=verdict.description,
+                metadata=verdict.metadata,
+            )
+            for verdict in verdicts
+        ],
+    )
+
+
+class _Failures:
+    """Collects what went wrong in each partition of a run over `partitions` of them."""
+
+    def __init__(self, context: dg.AssetExecutionContext, partitions: int) -> None:
+        self._context = context
+        self._partitions = partitions
+        self._errors: dict[str | None, Exception] = {}
+
+    def add(self, partition: str | None, error: Exception) -> None:
+        """Remember and log one. Where nothing else is in the run, an error that is not ours goes on as it is."""
+        ours = isinstance(error, LLMBatchError)
+        if self._partitions == 1 and not ours:
+            raise error
+        self._errors[partition] = error
+        where = "" if partition is None else f"{partition}: "
+        self._context.log.error(f"{where}{type(error).__name__}: {error}", exc_info=None if ours else error)
+
+    def raise_if_any(self) -> None:
+        """Raise one dg.Failure for all of them. Dagster marks the partitions that did not land as failed."""
+        if not self._errors:
+            return
+        first = next(iter(self._errors.values()))
+        told = [(partition, f"{type(error).__name__}: {error}") for partition, error in self._errors.items()]
+        if self._partitions == 1:
+            description = told[0][1]
+        else:
+            lines = "\n".join(f"- {partition}: {text}" for partition, text in told)
+            description = f"{len(told)} of {self._partitions} partitions failed; the others are done.\n{lines}"
+        raise dg.Failure(description, allow_retries=self._partitions == 1) from first
