@@ -27,6 +27,12 @@ __all__ = [
     "VertexBatchResource",
 ]
 
+_SETTLE_SECONDS = (
+    "How long after a create call of unknown end the batch may still appear. Only then is a batch that the provider "
+    "does not list taken as not created, and sent again."
+)
+_AWS_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+
 
 class AnthropicBatchResource(dg.ConfigurableResource[Any]):
     """Anthropic's Message Batches."""
@@ -50,13 +56,7 @@ class AnthropicBatchResource(dg.ConfigurableResource[Any]):
         description="Beta features to ask for, such as output-300k-2026-03-24 for replies of up to 300,000 tokens.",
     )
     timeout_seconds: float = Field(default=600.0, description="For one call.")
-    settle_seconds: float = Field(
-        default=300.0,
-        description=(
-            "How long after a create call of unknown end the batch may still appear. Only then is a batch that the "
-            "provider does not list taken as not created, and sent again."
-        ),
-    )
+    settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
     def provider(self) -> Provider:
         """The provider; makes no call."""
@@ -91,13 +91,7 @@ class OpenAIBatchResource(dg.ConfigurableResource[Any]):
     )
     price_book: str = Field(default="openai", description="The price book's id of who bills: openai, azure, groq, …")
     timeout_seconds: float = Field(default=600.0, description="For one call.")
-    settle_seconds: float = Field(
-        default=300.0,
-        description=(
-            "How long after a create call of unknown end the batch may still appear. Only then is a batch that the "
-            "provider does not list taken as not created, and sent again."
-        ),
-    )
+    settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
     def provider(self) -> Provider:
         """The provider; makes no call."""
@@ -155,7 +149,7 @@ class VertexBatchResource(dg.ConfigurableResource[Any]):
     access_token: str | None = Field(default=None, description="A ready token, in place of a key. As an EnvVar.")
     account: str | None = Field(default=None, description="Whose account this is. Default: project and location.")
     timeout_seconds: float = Field(default=600.0, description="For one call.")
-    settle_seconds: float = Field(default=300.0, description="As in OpenAIBatchResource.")
+    settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
     def provider(self) -> Provider:
         """The provider; makes no call."""
@@ -185,7 +179,7 @@ class GeminiBatchResource(dg.ConfigurableResource[Any]):
     )
     inline_bytes: int = Field(default=1_000_000, description="Batches up to this size travel in the create call.")
     timeout_seconds: float = Field(default=600.0, description="For one call.")
-    settle_seconds: float = Field(default=300.0, description="As in OpenAIBatchResource.")
+    settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
     def provider(self) -> Provider:
         """The provider; makes no call."""
@@ -233,27 +227,25 @@ class BedrockBatchResource(dg.ConfigurableResource[Any]):
     )
     timeout_hours: int = Field(default=24, description="After so many hours, 24 to 168, Bedrock gives up the rest.")
     kms_key_id: str | None = Field(default=None, description="KMS key for the files. Default: the bucket's.")
-    tags: dict[str, str] = Field(default={}, description="AWS tags of each job.")
+    tags: dict[str, str] = Field(default={}, description="AWS tags of each batch.")
     account: str | None = Field(
         default=None, description="Whose account this is. Default: region and the role's account."
     )
     timeout_seconds: float = Field(default=600.0, description="For one call.")
-    settle_seconds: float = Field(default=300.0, description="As in OpenAIBatchResource.")
+    settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
     @classmethod
     def like(cls, aws: Any, **settings: Any) -> BedrockBatchResource:
         """One with the AWS settings of `aws`, a ResourceWithBoto3Configuration, but for its endpoint."""
-        shared = ("region_name", "profile_name", "max_attempts", "use_ssl", "verify")
-        secret = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-        taken = {name: vars(aws)[name] for name in (*shared, *secret)}
+        shared = ("region_name", "profile_name", "max_attempts", "use_ssl", "verify", *_AWS_KEYS)
+        taken = {name: vars(aws)[name] for name in shared}
         return cls(**{**taken, **settings})
 
     def provider(self) -> Provider:
         """The provider; makes no call."""
         from dagster_llm_batch.providers.bedrock import BedrockProvider  # noqa: PLC0415 - its SDK is an extra
 
-        secret = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-        session = {name: value for name in ("profile_name", *secret) if (value := getattr(self, name)) is not None}
+        session = {name: value for name in ("profile_name", *_AWS_KEYS) if (value := getattr(self, name)) is not None}
         return BedrockProvider(
             self.region_name,
             self.role_arn,
