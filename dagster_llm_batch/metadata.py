@@ -21,6 +21,7 @@ from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.protocols import Provider
 
 __all__ = [
+    "SUBMISSION_KEY",
     "column_lineage",
     "data_version",
     "labels_metadata",
@@ -31,6 +32,9 @@ __all__ = [
     "submission_metadata",
     "table_schema",
 ]
+
+SUBMISSION_KEY = "llm_batch/submission_id"
+"""Which submission a materialization is of; the sensor reads it to tell what has landed."""
 
 _PREVIEW_ROWS = 5
 _CELL_CHARS = 120
@@ -137,7 +141,7 @@ def progress_text(status: Status) -> str:
 def status_metadata(status: Status, provider: Provider) -> dict[str, Any]:
     """Where a submission is: for observations."""
     return {
-        "llm_batch/submission_id": status.submission.submission_id,
+        SUBMISSION_KEY: status.submission.submission_id,
         "llm_batch/progress": progress_text(status),
         "llm_batch/requests_done": status.done,
         "llm_batch/requests_total": status.total,
@@ -190,7 +194,7 @@ def labels_metadata(labeled: Labeled, status: Status, labeling: Labeling, provid
         "llm_batch/attempts": submission.waves,
         "llm_batch/model": labeling.model,
         "llm_batch/prompt_version": labeling.prompt_version,
-        "llm_batch/submission_id": submission.submission_id,
+        SUBMISSION_KEY: submission.submission_id,
         "llm_batch/batch_ids": status.batch_ids,
         **_console(status, provider),
         "dagster/column_schema": table_schema(labels.schema, _described(labeling)),

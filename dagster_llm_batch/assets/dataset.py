@@ -18,7 +18,7 @@ from dagster_llm_batch.resources import LLMBatchResource
 __all__ = ["ROLE_TAG", "Dataset", "RowsContext", "RowsFunction"]
 
 ROLE_TAG = "llm_batch/role"
-"""Tag of the assets of a labeled dataset: `batch`, `labels` or `rejects`. The sensor finds labels by it."""
+"""Tag that says what an asset is here: `batch`, `labels`, `rejects` or `evaluation`. The sensor finds labels by it."""
 
 _ICONS = {"openai": "openai", "anthropic": "claude", "bedrock": "aws", "vertex": "gemini", "gemini": "gemini"}
 

@@ -338,7 +338,7 @@ class Engine:
 
     def attempt(self, submission_id: str) -> int:
         """A number that changes whenever something happened to the submission: a run for it is worth another try."""
-        return max((event.event_id for event in self.ledger.events(submission_id)), default=0)
+        return self.ledger.events(submission_id)[-1].event_id
 
     def note_unavailable(self, submission_id: str, error: TransientError) -> None:
         """The provider did not answer: worth another try, later."""

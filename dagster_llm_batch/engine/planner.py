@@ -25,7 +25,8 @@ from dagster_llm_batch.errors import BudgetError, ConfigError, IllegalMoveError
 from dagster_llm_batch.protocols import Codec, Provider
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
+from dagster_llm_batch.storage.paths import payload_path
+from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Submission, SubmissionState
 from dagster_llm_batch.types import BatchStatus, Outcome, PriceBasis, ResponseKind
 
@@ -123,7 +124,7 @@ class Planner:
             files=self.files(submission_id, partition, 1),
             estimate=Estimate(self._tariff, output_tokens),
             answered=answered,
-            manifest_path=self._path(partition, submission_id, "manifest.parquet"),
+            manifest_path=self._manifest_path(partition, submission_id),
             load_image=None if root is None else _ImagesBelow(UPath(root)),
         )
 
@@ -133,6 +134,9 @@ class Planner:
         return ShardFiles(
             self._payloads, limits, submission_id, wave, lambda name: self._path(partition, submission_id, name)
         )
+
+    def _manifest_path(self, partition: str, submission_id: str) -> str:
+        return self._path(partition, submission_id, "manifest.parquet")
 
     def _path(self, partition: str, submission_id: str, name: str) -> str:
         return payload_path(self._namespace, self._labeling.asset, partition, submission_id, name)
@@ -194,7 +198,7 @@ class Planner:
             rows=plan.rows,
             requests=plan.requests,
             reused=plan.reused,
-            manifest_path=self._path(partition, submission_id, "manifest.parquet"),
+            manifest_path=self._manifest_path(partition, submission_id),
             estimated_usd=estimate.cost_usd,
             price_basis=estimate.tariff.basis,
             created_at=self._clock(),

@@ -12,6 +12,7 @@ import dagster as dg
 
 from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.errors import CannotTellError, LeaseError, LLMBatchError
+from dagster_llm_batch.metadata import SUBMISSION_KEY
 from dagster_llm_batch.sensors.landing_runs import RANGE_TAGS, Group, Partitions, Ready, joined
 from dagster_llm_batch.states import IN_FLIGHT
 from dagster_llm_batch.storage.records import Progress, Shard, Submission
@@ -21,7 +22,6 @@ __all__ = ["Tick"]
 _TICK_SECONDS = 40.0
 _POLLED_AT_ONCE = 100
 _LONGEST_SPACING = timedelta(minutes=10)
-_SUBMISSION = "llm_batch/submission_id"
 _RUNS_SEEN = 500
 _UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -167,7 +167,7 @@ class Tick:
         )
         for record in self._context.instance.fetch_materializations(records, limit=1).records:
             stored = record.asset_materialization
-            value = None if stored is None else stored.metadata.get(_SUBMISSION)
+            value = None if stored is None else stored.metadata.get(SUBMISSION_KEY)
             return value is not None and value.value == submission.submission_id
         return False
 

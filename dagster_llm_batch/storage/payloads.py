@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from dagster_llm_batch.storage.paths import check_path, payload_path
+from dagster_llm_batch.storage.paths import check_path
 
-__all__ = ["PayloadStore", "PayloadWriter", "payload_path"]
+__all__ = ["PayloadStore", "PayloadWriter"]
 
 _BUFFER_BYTES = 1 << 20
 
