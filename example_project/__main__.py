@@ -2,12 +2,16 @@
 
 python3 -m example_project       all of it; a second run goes on from the first
 python3 -m example_project ui    only Dagster's UI, on what is there
+python3 -m example_project providers    the same labeling through five emulated clouds, in one process
 """
+
+import sys
 
 from example_project import bootstrap
 
 if __name__ == "__main__":
-    bootstrap.enter("example_project")  # returns inside the environment, where the rest can be imported
+    wanted = "dev" if "providers" in sys.argv[1:] else "example"  # dev has all vendors' SDKs
+    bootstrap.enter("example_project", wanted)  # returns inside the environment, where the rest can be imported
     from example_project.cli import main
 
     main()

@@ -1,4 +1,4 @@
-"""The two commands of `python3 -m example_project`, and what Ctrl-C and errors do."""
+"""The three commands of `python3 -m example_project`, and what Ctrl-C and errors do."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ Everything stays on this machine, below .example/; delete that folder to start a
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python3 -m example_project", description=_DESCRIPTION)
-    parser.add_argument("command", nargs="?", choices=("run", "ui"), default="run", help="default: run")
+    parser.add_argument("command", nargs="?", choices=("run", "ui", "providers"), default="run", help="default: run")
     command = parser.parse_args().command
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a shell had them ignored
         signal.signal(number, _interrupt)
     os.environ["DAGSTER_HOME"] = str(settings.HOME / "dagster_home")
     try:
         settings.check()
+        if command == "providers":
+            _tour()
+            return
         with dagster(settings.HOME) as running:
             if command == "ui":
                 _stay(running.url)
             else:
-                warnings.filterwarnings("ignore", message=".*currently in beta")  # backfill policies, in wide use
+                _accept_beta()
                 from example_project.journey import travel  # noqa: PLC0415 - Dagster takes seconds to import
 
                 travel(running)
@@ -44,6 +47,17 @@ def main() -> None:
             "\nInterrupted. Dagster is stopped. Batches that were started run on by themselves, as batches do; "
             "the next run finds them again and pays for nothing twice."
         )
+
+
+def _tour() -> None:
+    _accept_beta()
+    from example_project.providers_tour import go  # noqa: PLC0415 - needs all SDKs, which `run` does not
+
+    go()
+
+
+def _accept_beta() -> None:
+    warnings.filterwarnings("ignore", message=".*currently in beta")  # backfill policies, in wide use
 
 
 def _stay(url: str) -> None:

