@@ -1,0 +1,47 @@
+"""`python -m dagster_llm_batch.testing.emulator --all`: every vendor and both storages from one command."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_all_serves_the_vendors_and_their_storage_until_a_signal_and_leaves_nothing_behind(number):
+    command = [sys.executable, "-m", "dagster_llm_batch.testing.emulator", "--all"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            exports = {}
+            while "AWS_DEFAULT_REGION" not in exports:
+                line = process.stdout.readline()
+                assert line, "it ended before it had said everything"
+                if line.startswith("export "):
+                    name, _, value = line.removeprefix("export ").strip().partition("=")
+                    exports[name] = value
+            urls = {name: value for name, value in exports.items() if value.startswith("http")}
+            assert all(url.startswith("http://127.0.0.1:") for url in urls.values())
+            assert answers(f"{urls['STORAGE_EMULATOR_HOST']}/storage/v1/b/emulator") == 200
+            assert answers(f"{urls['AWS_ENDPOINT_URL_S3']}/emulator") == 200
+            for name in ("OPENAI_BASE_URL", "ANTHROPIC_BASE_URL", "GOOGLE_VERTEX_BASE_URL", "AWS_ENDPOINT_URL_BEDROCK"):
+                assert answers(urls[name]) is not None
+            process.send_signal(number)
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
+    assert {name: answers(url) for name, url in urls.items()} == dict.fromkeys(urls)
+
+
+def answers(url: str) -> int | None:
+    """The status of a GET; None where nobody listens."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
