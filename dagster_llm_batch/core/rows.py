@@ -19,6 +19,10 @@ _TAKEN = (
     "a polars, pandas or arrow frame, a DuckDB relation, anything else that narwhals reads, "
     "a list of dicts, or an iterator of Arrow record batches"
 )
+_HALF = (
+    "A text of the rows holds half a surrogate pair, which is no Unicode text. Replace such characters before labeling, "
+    "as in text.encode('utf-8', 'replace').decode()."
+)
 
 
 def record_batches(rows: Any) -> Iterator[pa.RecordBatch]:
@@ -30,13 +34,16 @@ def record_batches(rows: Any) -> Iterator[pa.RecordBatch]:
         _check_names(rows.schema)
         yield from _sliced(rows)
     elif hasattr(rows, "__arrow_c_stream__"):  # polars, pandas, arrow, DuckDB and others speak the C stream
-        reader = pa.RecordBatchReader.from_stream(rows)
+        try:
+            reader = pa.RecordBatchReader.from_stream(rows)
+        except UnicodeEncodeError as error:  # pandas encodes its texts here
+            raise InputError(_HALF) from error
         _check_names(reader.schema)
         batch = None
         for batch in reader:
             yield from _sliced(batch)
         if batch is None:
-            yield pa.RecordBatch.from_pylist([], schema=reader.schema)
+            yield from _sliced(pa.RecordBatch.from_pylist([], schema=reader.schema))
     elif isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows):
         if rows:
             yield from record_batches(_from_dicts(rows))
@@ -54,16 +61,18 @@ def _check_names(schema: pa.Schema) -> None:
 
 
 def _sliced(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    batch = batch.cast(pa.schema([_plain(field) for field in batch.schema]))
+    batch = pa.RecordBatch.from_arrays([_plain(column) for column in batch.columns], names=batch.schema.names)
     for start in range(0, max(batch.num_rows, 1), BATCH_ROWS):
         yield batch.slice(start, BATCH_ROWS)
 
 
-def _plain(field: pa.Field) -> pa.Field:
-    """Views, which polars hands over, as the types that all of Arrow's functions know."""
-    if pa.types.is_string_view(field.type):
-        return field.with_type(pa.string())
-    return field.with_type(pa.binary()) if pa.types.is_binary_view(field.type) else field
+def _plain(column: pa.Array) -> pa.Array:
+    """Views and categories, which polars hands over, as the types that all of Arrow's functions know."""
+    if pa.types.is_dictionary(column.type):
+        return pa.DictionaryArray.from_arrays(column.indices, _plain(column.dictionary)).dictionary_decode()
+    if pa.types.is_string_view(column.type):
+        return column.cast(pa.string())
+    return column.cast(pa.binary()) if pa.types.is_binary_view(column.type) else column
 
 
 def _from_dicts(rows: list[Mapping[str, Any]]) -> pa.Table:
@@ -73,6 +82,8 @@ def _from_dicts(rows: list[Mapping[str, Any]]) -> pa.Table:
     except (pa.ArrowException, OverflowError) as error:
         msg = f"The list of rows cannot become a table, since a column has values of several types: {error}"
         raise InputError(msg) from error
+    except UnicodeEncodeError as error:
+        raise InputError(_HALF) from error
 
 
 def _from_iterator(rows: Iterator[Any]) -> Iterator[pa.RecordBatch]:

@@ -162,3 +162,16 @@ def test_many_duplicates_are_shown_in_part() -> None:
 def test_a_missing_key_column_is_told_with_the_columns_there_are() -> None:
     with pytest.raises(InputError, match=r"no key column 'id'\. Set key= to one of their columns: a, b\."):
         KeyGuard("id").check(pa.RecordBatch.from_pydict({"a": [1], "b": [2]}))
+
+
+def test_categories_are_texts():
+    frame = pl.DataFrame({"k": ["a", "b", None]}, schema={"k": pl.Categorical})
+    [batch] = record_batches(frame)
+    assert batch.schema.field("k").type == pa.string()
+    assert batch.column("k").to_pylist() == ["a", "b", None]
+
+
+@pytest.mark.parametrize("rows", [[{"k": "\ud800"}], pd.DataFrame({"k": ["\ud800"]})], ids=["list", "pandas"])
+def test_half_a_surrogate_pair_is_refused_with_what_to_do(rows):
+    with pytest.raises(InputError, match="half a surrogate pair"):
+        list(record_batches(rows))
