@@ -20,8 +20,8 @@ _TAKEN = (
     "a list of dicts, or an iterator of Arrow record batches"
 )
 _HALF = (
-    "A text of the rows holds half a surrogate pair, which is no Unicode text. Replace such characters before labeling, "
-    "as in text.encode('utf-8', 'replace').decode()."
+    "A text of the rows holds half a surrogate pair, which is no Unicode text. Replace such characters before "
+    "labeling, as in text.encode('utf-8', 'replace').decode()."
 )
 
 
