@@ -33,6 +33,7 @@ from dagster_llm_batch.providers.anthropic_errors import UnknownIdError, is_fore
 from dagster_llm_batch.providers.anthropic_lines import ANTHROPIC_VERSION, AnthropicLines
 from dagster_llm_batch.providers.anthropic_replies import read_line
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
+from dagster_llm_batch.providers.polling import poll_batches
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
@@ -55,9 +56,7 @@ _BATCHES = "/v1/messages/batches"
 _MESSAGES = "/v1/messages"
 _CLOCK_MARGIN = timedelta(minutes=10)
 _PAGE = 1_000  # the most that one list call gives
-_FEW = 4  # up to here, one call a batch
 _PAGES_PER_POLL = 3
-_MAX_FAILURES = 3
 _CHUNK_BYTES = 1 << 16
 
 
@@ -203,26 +202,7 @@ class AnthropicProvider:
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
         """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
-        wanted = dict.fromkeys(batch_ids)
-        reports: dict[str, BatchReport] = {}
-        failures: list[ProviderError] = []
-        if len(wanted) > _FEW:
-            try:
-                reports.update(self._poll_pages(set(wanted)))
-            except ProviderError as error:
-                failures.append(error)
-        for batch_id in wanted:
-            if batch_id in reports:
-                continue
-            if len(failures) >= _MAX_FAILURES or any(isinstance(error, CredentialsError) for error in failures):
-                break
-            try:
-                reports[batch_id] = self._report(batch_id)
-            except ProviderError as error:
-                failures.append(error)
-        if failures and not reports:
-            raise failures[0]
-        return reports
+        return poll_batches(batch_ids, lambda wanted: self._poll_pages(wanted).items(), self._report)
 
     def _poll_pages(self, wanted: set[str]) -> dict[str, BatchReport]:
         reports: dict[str, BatchReport] = {}

@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 from dagster_llm_batch.errors import (
     AmbiguousError,
     ConfigError,
-    CredentialsError,
     MissingExtraError,
     ProviderError,
     TransientError,
@@ -37,6 +36,7 @@ from dagster_llm_batch.providers.google_api import GoogleApi
 from dagster_llm_batch.providers.google_errors import UnknownIdError
 from dagster_llm_batch.providers.google_files import CHUNK_BYTES, split_lines, upload_copy
 from dagster_llm_batch.providers.google_lines import GoogleLines
+from dagster_llm_batch.providers.polling import poll_batches
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
@@ -59,8 +59,6 @@ GEMINI_LIMITS = Limits(max_requests=50_000, max_bytes=2_000_000_000)
 _HOST = "generativelanguage.googleapis.com"
 _BATCHES = "batches"
 _PAGE = 100
-_FEW = 4  # up to here, one call a batch
-_MAX_FAILURES = 3
 _MAX_INLINE_BYTES = 15_000_000  # the API takes 20 MB a request, everything included
 
 
@@ -188,30 +186,12 @@ class GeminiProvider:
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
         """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
-        wanted = dict.fromkeys(batch_ids)
-        reports: dict[str, BatchReport] = {}
-        failures: list[ProviderError] = []
-        if len(wanted) > _FEW:
-            try:
-                for one in self._pages("list the batches", most=len(wanted) // 10 + 1):
-                    if one["name"] in wanted:
-                        reports[one["name"]] = read_operation(one["name"], one)
-                    if len(reports) == len(wanted):
-                        break
-            except ProviderError as error:
-                failures.append(error)
-        for batch_id in wanted:
-            if batch_id in reports:
-                continue
-            if len(failures) >= _MAX_FAILURES or any(isinstance(error, CredentialsError) for error in failures):
-                break
-            try:
-                reports[batch_id] = self._report(batch_id)
-            except ProviderError as error:
-                failures.append(error)
-        if failures and not reports:
-            raise failures[0]
-        return reports
+        return poll_batches(batch_ids, self._listed, self._report)
+
+    def _listed(self, wanted: set[str]) -> Iterator[tuple[str, BatchReport]]:
+        for one in self._pages("list the batches", most=len(wanted) // 10 + 1):
+            if one["name"] in wanted:
+                yield one["name"], read_operation(one["name"], one)
 
     def _report(self, batch_id: str) -> BatchReport:
         try:

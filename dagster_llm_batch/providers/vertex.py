@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from dagster_llm_batch.errors import (
     AmbiguousError,
     ConfigError,
-    CredentialsError,
     MissingExtraError,
     ProviderError,
 )
@@ -29,6 +28,7 @@ from dagster_llm_batch.providers.google_api import GoogleApi
 from dagster_llm_batch.providers.google_errors import UnknownIdError
 from dagster_llm_batch.providers.google_files import upload_copy
 from dagster_llm_batch.providers.google_lines import GoogleLines
+from dagster_llm_batch.providers.polling import poll_batches
 from dagster_llm_batch.providers.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.vertex_jobs import read_job
 from dagster_llm_batch.providers.vertex_storage import VertexStorage
@@ -53,8 +53,6 @@ __all__ = ["VERTEX_LIMITS", "VertexProvider", "credentials_of"]
 VERTEX_LIMITS = Limits(max_requests=200_000, max_bytes=1_000_000_000)
 _JOBS = "batchPredictionJobs"
 _PAGE = 100
-_FEW = 4  # up to here, one call a batch
-_MAX_FAILURES = 3
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 
@@ -182,30 +180,12 @@ class VertexProvider:
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
         """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
-        wanted = dict.fromkeys(batch_ids)
-        reports: dict[str, BatchReport] = {}
-        failures: list[ProviderError] = []
-        if len(wanted) > _FEW:
-            try:
-                for job in self._pages("list the batches", {}, most=len(wanted) // 10 + 1):
-                    if job["name"] in wanted:
-                        reports[job["name"]] = read_job(job["name"], job)
-                    if len(reports) == len(wanted):
-                        break
-            except ProviderError as error:
-                failures.append(error)
-        for batch_id in wanted:
-            if batch_id in reports:
-                continue
-            if len(failures) >= _MAX_FAILURES or any(isinstance(error, CredentialsError) for error in failures):
-                break
-            try:
-                reports[batch_id] = self._report(batch_id)
-            except ProviderError as error:
-                failures.append(error)
-        if failures and not reports:
-            raise failures[0]
-        return reports
+        return poll_batches(batch_ids, self._listed, self._report)
+
+    def _listed(self, wanted: set[str]) -> Iterator[tuple[str, BatchReport]]:
+        for job in self._pages("list the batches", {}, most=len(wanted) // 10 + 1):
+            if job["name"] in wanted:
+                yield job["name"], read_job(job["name"], job)
 
     def _report(self, batch_id: str) -> BatchReport:
         try:
