@@ -1,11 +1,13 @@
 """The states of a shard and all its legal moves, in one table. Nothing else decides what may follow what.
 
     planned ──send──▶ submitting ──accepted──▶ submitted ──ended─────▶ ended ────┐
-      │  ▲               │  │                    ├─────────expired───▶ expired ──┤
-      │  └──not_sent─────┘  │                    ├─────────canceled──▶ canceled ─┼──collected──▶ collected
-      │                     └──refused──┐        └─────────failed────▶ failed ───┤
-      │                                 └────────────────────────────▶ failed    │
-      └──canceled────────────────────────────────────────────────────▶ canceled ─┘
+     │ ▲ ▲               │  │ │                  ├─────────expired───▶ expired ──┤
+     │ │ └──not_sent─────┘  │ └──answered──┐     ├─────────canceled──▶ canceled ─┼──collected──▶ collected
+     │ └────put_back────────┼──────────────┼─────┤                               │
+     │                      └──refused──┐  │     └─────────failed────▶ failed ───┤
+     │                                  └──┼─────────────────────────▶ failed    │
+     │                                     └─────────────────────────▶ ended     │
+     └──canceled─────────────────────────────────────────────────────▶ canceled ─┘
 
 `submitting` is committed before the create call: whoever finds a shard there must look for its batch (`Provider.find`)
 before sending anything. A batch that ended badly may still hold paid rows, so every way to end leads to `collected`.
@@ -39,6 +41,8 @@ class Move(StrEnum):
     NOT_SENT = "not_sent"
     ACCEPTED = "accepted"
     REFUSED = "refused"
+    ANSWERED = "answered"  # in real time: every request was asked once
+    PUT_BACK = "put_back"  # the provider's queue was full: its batch ran nothing
     ENDED = "ended"
     EXPIRED = "expired"
     CANCELED = "canceled"
@@ -59,6 +63,8 @@ MOVES: dict[Move, tuple[frozenset[ShardState], ShardState]] = {
     Move.NOT_SENT: (frozenset({_S.SUBMITTING}), _S.PLANNED),
     Move.ACCEPTED: (frozenset({_S.SUBMITTING}), _S.SUBMITTED),
     Move.REFUSED: (frozenset({_S.SUBMITTING}), _S.FAILED),
+    Move.ANSWERED: (frozenset({_S.SUBMITTING}), _S.ENDED),
+    Move.PUT_BACK: (frozenset({_S.SUBMITTED}), _S.PLANNED),
     Move.ENDED: (frozenset({_S.SUBMITTED}), _S.ENDED),
     Move.EXPIRED: (frozenset({_S.SUBMITTED}), _S.EXPIRED),
     Move.CANCELED: (frozenset({_S.SUBMITTED, _S.PLANNED}), _S.CANCELED),

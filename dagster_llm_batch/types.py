@@ -23,6 +23,7 @@ __all__ = [
     "FindHints",
     "Found",
     "Image",
+    "Lane",
     "Limits",
     "Outcome",
     "Price",
@@ -66,6 +67,13 @@ class BatchStatus(StrEnum):
 
 
 _TERMINAL = frozenset({BatchStatus.ENDED, BatchStatus.EXPIRED, BatchStatus.CANCELED, BatchStatus.FAILED})
+
+
+class Lane(StrEnum):
+    """How requests are answered."""
+
+    BATCH = "batch"
+    REALTIME = "realtime"  # one call for each, at the price of real time
 
 
 class Endpoint(StrEnum):
@@ -173,6 +181,7 @@ class PriceBasis(StrEnum):
 
     BATCH = "batch"  # the price book has this model's batch price
     HALF = "rule:half"  # half of the standard price, as the provider documents
+    REALTIME = "realtime"  # the standard price, for what was answered in real time
     FREE = "free"  # runs on the user's own machines
     UNKNOWN = "unknown"  # nobody knows; the cost is null
 

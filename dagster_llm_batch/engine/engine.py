@@ -356,7 +356,7 @@ class Engine:
 
     def _leased(self, submission_id: str, *, wait_seconds: float | None = None) -> AbstractContextManager[Lease]:
         patience = self._lease_wait_seconds if wait_seconds is None else wait_seconds
-        return self.ledger.leased(f"submission:{submission_id}", _LEASE_SECONDS, patience)
+        return self.ledger.leased(f"submission:{submission_id}", seconds=_LEASE_SECONDS, wait_seconds=patience)
 
     def status(self, submission_id: str) -> Status:
         return Status(self.ledger.submission(submission_id), self.ledger.shards(submission_id))

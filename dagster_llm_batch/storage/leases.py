@@ -1,8 +1,9 @@
 """Leases: at most one process works on a name at a time.
 
-A lease is one row, taken by compare-and-set and renewed by a heartbeat thread until its block ends. It passes to
-another process at once where its owner is a dead process of this host, and else when it expires: one that is renewed is
-never taken. Times are the ledger's clock; hosts that share a ledger keep theirs within a few seconds of each other.
+A lease is one row for each of its names, taken by compare-and-set and renewed by a heartbeat thread until its block
+ends. It passes to another process at once where its owner is a dead process of this host, and else when it expires: one
+that is renewed is never taken. Times are the ledger's clock; hosts that share a ledger keep theirs within a few seconds
+of each other.
 
 Refuses to guess: a process of another host, container or boot is alive until its lease expires.
 """
@@ -15,7 +16,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -36,6 +37,7 @@ _RETRY_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class _Holder:
+    name: str
     owner: str
     expires_at: datetime
 
@@ -43,8 +45,8 @@ class _Holder:
 class Lease:
     """A lease that this process took. Ask `check` before each effect that must not happen twice."""
 
-    def __init__(self, database: Database, clock: Callable[[], datetime], name: str, seconds: float) -> None:
-        self.name = name
+    def __init__(self, database: Database, clock: Callable[[], datetime], names: Sequence[str], seconds: float) -> None:
+        self.names = sorted(set(names))  # in one order, so that two holders never wait for each other
         self.owner = f"{_host()}:{os.getpid()}:{_started(os.getpid()) or '-'}:{uuid.uuid4().hex}"
         self._database = database
         self._clock = clock
@@ -53,46 +55,53 @@ class Lease:
         self._lost = False
         self._done = threading.Event()
         self._heart = threading.Thread(
-            target=self._beat, args=(seconds / 3,), daemon=True, name=f"dagster-llm-batch lease {name}"
+            target=self._beat, args=(seconds / 3,), daemon=True, name=f"dagster-llm-batch lease {self}"
         )
+
+    def __str__(self) -> str:
+        return self.names[0] if len(self.names) == 1 else f"{self.names[0]} and {len(self.names) - 1} more"
 
     def check(self) -> None:
         """Raises LeaseError where the lease is no longer certainly ours: stop, another process may have gone on."""
         if self._lost or self._clock() >= self._expires_at:
             raise LeaseError(
-                f"The lease '{self.name}' was lost: it could not be renewed before {self._expires_at.isoformat()}, "
+                f"The lease '{self}' was lost: it could not be renewed before {self._expires_at.isoformat()}, "
                 "or another process took it. Nothing more was done here; run again to go on from what the ledger says."
             )
 
     def renew(self) -> None:
-        """Hold it for another full length, or raise LeaseError where another process has it."""
+        """Hold it for another full length, or raise LeaseError where another process has (one of) it."""
         expires_at = self._clock() + self._length
-        mine = (LEASE.c.name == self.name) & (LEASE.c.owner == self.owner)
+        mine = LEASE.c.owner == self.owner
         with self._database.write() as connection:
             renewed = connection.execute(sa.update(LEASE).where(mine).values(expires_at=expires_at)).rowcount
-        if renewed:
+        if renewed == len(self.names):
             self._expires_at = expires_at
         else:
             self._lost = True
         self.check()
 
     def take(self) -> _Holder | None:
-        """Take it, and start the heartbeat, or say who holds it."""
-        holder = self._compare_and_set()
-        if holder is None:
-            self._heart.start()
-        return holder
+        """Take it, and start the heartbeat, or say who holds it, or one of them."""
+        for name in self.names:
+            if (holder := self._compare_and_set(name)) is not None:
+                self._give_back()
+                return holder
+        self._heart.start()
+        return None
 
     def release(self) -> None:
         """Stop the heartbeat and let the next one in. Does nothing where the lease was lost."""
         self._done.set()
         if self._heart.ident is not None:
             self._heart.join()
-        mine = (LEASE.c.name == self.name) & (LEASE.c.owner == self.owner)
-        with self._database.write() as connection:
-            connection.execute(sa.delete(LEASE).where(mine))
+        self._give_back()
 
-    def _compare_and_set(self) -> _Holder | None:
+    def _give_back(self) -> None:
+        with self._database.write() as connection:
+            connection.execute(sa.delete(LEASE).where(LEASE.c.owner == self.owner))
+
+    def _compare_and_set(self, name: str) -> _Holder | None:
         now = self._clock()
         expires_at = now + self._length
         wanted = {"owner": self.owner, "expires_at": expires_at}
@@ -100,16 +109,16 @@ class Lease:
         inserted = False
         while not inserted and row is None:  # a holder can give it back between our two statements
             with self._database.write() as connection:
-                inserted = insert_or_nothing(connection, LEASE, {"name": self.name, **wanted}, ("name",))
+                inserted = insert_or_nothing(connection, LEASE, {"name": name, **wanted}, ("name",))
                 if inserted:
                     continue
-                query = sa.select(LEASE).where(LEASE.c.name == self.name).with_for_update()
+                query = sa.select(LEASE).where(LEASE.c.name == name).with_for_update()
                 row = connection.execute(query).mappings().one_or_none()
                 if row is None:
                     continue
                 if row["expires_at"] > now and not _is_dead(row["owner"]):
-                    return _Holder(row["owner"], row["expires_at"])
-                seen = (LEASE.c.name == self.name) & (LEASE.c.owner == row["owner"])
+                    return _Holder(name, row["owner"], row["expires_at"])
+                seen = (LEASE.c.name == name) & (LEASE.c.owner == row["owner"])
                 connection.execute(sa.update(LEASE).where(seen).values(wanted))
         self._expires_at = expires_at
         return None
@@ -126,16 +135,16 @@ class Lease:
 
 @contextmanager
 def leased(
-    database: Database, clock: Callable[[], datetime], name: str, seconds: float, wait_seconds: float
+    database: Database, clock: Callable[[], datetime], names: Sequence[str], seconds: float, wait_seconds: float
 ) -> Iterator[Lease]:
     """See Ledger.leased."""
     give_up_at = time.monotonic() + wait_seconds
-    lease = Lease(database, clock, name, seconds)
+    lease = Lease(database, clock, names, seconds)
     while (holder := lease.take()) is not None:
         left_seconds = give_up_at - time.monotonic()
         if left_seconds <= 0:
             raise LeaseError(
-                f"The lease '{name}' is held by {holder.owner} until {holder.expires_at.isoformat()}. "
+                f"The lease '{holder.name}' is held by {holder.owner} until {holder.expires_at.isoformat()}. "
                 "Nothing was done. Wait for that process to end, or stop it: a dead one's lease passes on by itself."
             )
         time.sleep(min(_RETRY_SECONDS, left_seconds))

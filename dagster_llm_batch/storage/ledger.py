@@ -88,7 +88,8 @@ class Ledger:
         with self._database.write() as connection:
             if insert_once(connection, submission):
                 self._add_shards(connection, submission, shards)
-                self._record(connection, submission.submission_id, kind="opened", to_state=submission.state.value)
+                opened = {"kind": "opened", "to_state": submission.state.value}
+                self._record(connection, {"submission_id": submission.submission_id, **opened})
             stored = connection.execute(
                 sa.select(SUBMISSION)
                 .where(of_partition(submission.namespace, submission.asset, submission.partition))
@@ -193,6 +194,22 @@ class Ledger:
         query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.state.in_(sorted(IN_FLIGHT)))
         return self._shards(query.order_by(SHARD.c.polled_at.nulls_first(), SHARD.c.shard_id).limit(limit))
 
+    def sharing(self, submission_ids: Iterable[str]) -> list[Shard]:
+        """The shards that are being sent together with one of these submissions, theirs included; carriers first."""
+        asked = SHARD.c.submission_id.in_(list(submission_ids)) & (SHARD.c.state == ShardState.SUBMITTING)
+        carriers = sa.select(sa.func.coalesce(SHARD.c.carrier, SHARD.c.shard_id)).where(asked)
+        query = sa.select(SHARD).where(SHARD.c.shard_id.in_(carriers) | SHARD.c.carrier.in_(carriers))
+        query = query.where(SHARD.c.state == ShardState.SUBMITTING)
+        return self._shards(query.order_by(SHARD.c.carrier.nulls_first(), SHARD.c.wave, SHARD.c.number))
+
+    def of_batch(self, shard: Shard) -> list[Shard]:
+        """All shards that the batch of this one carries, the carrier first."""
+        if shard.batch_id is None:
+            return [shard]
+        same = (SHARD.c.provider == shard.provider) & (SHARD.c.account == shard.account)
+        query = sa.select(SHARD).where(same, SHARD.c.batch_id == shard.batch_id)
+        return self._shards(query.order_by(SHARD.c.carrier.nulls_first(), SHARD.c.shard_id))
+
     def add_wave(self, submission_id: str, shards: Sequence[Shard]) -> Submission:
         """Store the shards of one further wave of an open submission. Where that wave is stored already: nothing."""
         waves = {shard.wave for shard in shards}
@@ -215,50 +232,60 @@ class Ledger:
 
         The move's own time (`sent_at`, `submitted_at`, `ended_at`, `collected_at`) is now where `fields` has none.
         """
+        return self.move_together([shard_id], move, detail=detail, **fields)[0]
+
+    def move_together(
+        self, shard_ids: Sequence[str], move: Move, *, detail: str | None = None, **fields: Unpack[ShardFields]
+    ) -> list[Shard]:
+        """The same move for the shards of one batch, the carrier first: all of them, or none."""
         now = self._clock()
         sources, to = MOVES[move]
         values: dict[str, Any] = {**fields, "state": to}
         if move in _STAMPS:
             values.setdefault(_STAMPS[move], now)
-        if move is Move.NOT_SENT:
-            values["sent_at"] = None
+        if move in (Move.NOT_SENT, Move.PUT_BACK):
+            values |= dict.fromkeys(("sent_at", "submitted_at", "batch_id", "carrier", "status"))
         if move is Move.ACCEPTED and not fields.get("batch_id"):
-            raise LedgerError(f"Shard {shard_id} cannot be accepted without a batch_id. Nothing was changed.")
+            raise LedgerError(f"Shard {shard_ids[0]} cannot be accepted without a batch_id. Nothing was changed.")
         if unknown := fields.keys() - ShardFields.__annotations__.keys():
             raise LedgerError(
                 f"A move cannot record {sorted(unknown)}; it can record {sorted(ShardFields.__annotations__)}."
             )
         with self._database.write() as connection:
-            query = sa.select(SHARD.c.state).where(SHARD.c.shard_id == shard_id).with_for_update()
-            before: ShardState | None = connection.execute(query).scalar_one_or_none()
-            if before is None:
-                raise unknown_shard(shard_id)
-            compare_and_set = (
-                sa.update(SHARD)
-                .where(SHARD.c.shard_id == shard_id, SHARD.c.state.in_(sorted(sources)))
-                .values(values)
-                .returning(*SHARD.c)
-            )
+            these = SHARD.c.shard_id.in_(shard_ids)
+            query = sa.select(SHARD.c.shard_id, SHARD.c.state).where(these).order_by(SHARD.c.shard_id)
+            before: dict[str, ShardState] = {row[0]: row[1] for row in connection.execute(query.with_for_update())}
+            for shard_id in shard_ids:
+                if shard_id not in before:
+                    raise unknown_shard(shard_id)
+                if before[shard_id] not in sources:
+                    raise illegal_move(shard_id, before[shard_id], move)
+            if move is Move.SEND:
+                values["carrier"] = sa.case((SHARD.c.shard_id == shard_ids[0], None), else_=shard_ids[0])
             try:
-                row = connection.execute(compare_and_set).mappings().one_or_none()
+                connection.execute(sa.update(SHARD).where(these).values(values))
             except IntegrityError as error:
                 raise LedgerError(
-                    f"Batch {fields.get('batch_id')} already belongs to another shard than {shard_id}. "
+                    f"Batch {fields.get('batch_id')} already belongs to another shard than {shard_ids[0]}. "
                     "Nothing was changed. Look at the events of both before anything is sent again."
                 ) from error
-            if row is None:
-                raise illegal_move(shard_id, before, move)
-            shard = from_row(Shard, row)
+            rows = connection.execute(sa.select(SHARD).where(these)).mappings()
+            moved = {row["shard_id"]: from_row(Shard, row) for row in rows}
             self._record(
                 connection,
-                shard.submission_id,
-                shard_id=shard_id,
-                kind=move.value,
-                from_state=before.value,
-                to_state=to.value,
-                detail=detail or fields.get("reason"),
+                *(
+                    {
+                        "submission_id": moved[shard_id].submission_id,
+                        "shard_id": shard_id,
+                        "kind": move.value,
+                        "from_state": before[shard_id].value,
+                        "to_state": to.value,
+                        "detail": detail or fields.get("reason"),
+                    }
+                    for shard_id in shard_ids
+                ),
             )
-            return shard
+            return [moved[shard_id] for shard_id in shard_ids]
 
     def observe(self, reports: Mapping[str, BatchReport]) -> None:
         """Record reports by shard id: counts, status and the time of the poll. No state changes.
@@ -280,11 +307,20 @@ class Ledger:
                     for shard in shards
                 ],
             )
-            for shard in shards:
-                status = reports[shard.shard_id].status
-                if status is not shard.status:
-                    detail = f"{shard.status.value if shard.status else 'unknown'} -> {status.value}"
-                    self._record(connection, shard.submission_id, shard_id=shard.shard_id, kind="status", detail=detail)
+            changed = [shard for shard in shards if reports[shard.shard_id].status is not shard.status]
+            self._record(
+                connection,
+                *(
+                    {
+                        "submission_id": shard.submission_id,
+                        "shard_id": shard.shard_id,
+                        "kind": "status",
+                        "detail": f"{shard.status.value if shard.status else 'unknown'} -> "
+                        + reports[shard.shard_id].status.value,
+                    }
+                    for shard in changed
+                ),
+            )
 
     # --- the whole ---
 
@@ -317,7 +353,7 @@ class Ledger:
         Of shards planned at or after `since`. A shard that ended without a batch (refused, or canceled before it was
         sent) costs nothing; an unknown cost counts as its estimate, an unknown estimate as nothing.
         """
-        query = sa.select(SHARD.c.state, SHARD.c.batch_id, SHARD.c.estimated_usd, SHARD.c.cost_usd)
+        query = sa.select(SHARD.c.state, SHARD.c.lane, SHARD.c.batch_id, SHARD.c.estimated_usd, SHARD.c.cost_usd)
         query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         query = query.where(SUBMISSION.c.namespace == namespace)
         if asset is not None:
@@ -331,7 +367,13 @@ class Ledger:
         """Append an event of the caller's own kind."""
         with self._database.write() as connection:
             get_submission(connection, submission_id)
-            self._record(connection, submission_id, kind=kind, detail=detail)
+            self._record(connection, {"submission_id": submission_id, "kind": kind, "detail": detail})
+
+    def last_event(self, submission_id: str) -> Event:
+        """The newest of them."""
+        query = sa.select(EVENT).where(EVENT.c.submission_id == submission_id).order_by(EVENT.c.event_id.desc())
+        with self._database.read() as connection:
+            return from_row(Event, connection.execute(query.limit(1)).mappings().one())
 
     def events(self, submission_id: str) -> list[Event]:
         """What happened to a submission and its shards, in the order of writing."""
@@ -339,13 +381,13 @@ class Ledger:
         with self._database.read() as connection:
             return [from_row(Event, row) for row in connection.execute(query).mappings()]
 
-    def leased(self, name: str, seconds: float = 60, wait_seconds: float = 0) -> AbstractContextManager[Lease]:
-        """Hold the lease `name` for a block, however long it runs; raise LeaseError where another holder has it.
+    def leased(self, *names: str, seconds: float = 60, wait_seconds: float = 0) -> AbstractContextManager[Lease]:
+        """Hold these leases for a block, however long it runs; raise LeaseError where another holder has one of them.
 
         It is renewed every `seconds`/3. Call `check()` of what this gives before each effect: it raises LeaseError
         where the lease was lost. A dead process of this host loses its lease at once, any other after `seconds`.
         """
-        return leased(self._database, self._clock, name, seconds, wait_seconds)
+        return leased(self._database, self._clock, names, seconds, wait_seconds)
 
     # --- inside a transaction ---
 
@@ -364,9 +406,11 @@ class Ledger:
                     f"A new shard is 'planned' and of submission {submission.submission_id}; "
                     f"{shard.shard_id} is '{shard.state.value}' and of {shard.submission_id}. Nothing was changed."
                 )
-        owned = {"provider": submission.provider, "account": submission.account, "planned_at": self._clock()}
-        if shards:
-            connection.execute(sa.insert(SHARD), [{**to_row(shard), **owned} for shard in shards])
+        owned = {name: getattr(submission, name) for name in ("provider", "account", "model")}
+        now = self._clock()
+        rows = [{**to_row(shard), **({} if shard.model else owned), "planned_at": now} for shard in shards]
+        if rows:
+            connection.execute(sa.insert(SHARD), rows)
 
     def _update(
         self, connection: sa.Connection, before: Submission, kind: str, detail: str | None = None, **values: Any
@@ -375,19 +419,14 @@ class Ledger:
         connection.execute(
             sa.update(SUBMISSION).where(SUBMISSION.c.submission_id == before.submission_id).values(values)
         )
-        self._record(
-            connection,
-            before.submission_id,
-            kind=kind,
-            from_state=before.state.value,
-            to_state=after.state.value,
-            detail=detail,
-        )
+        moved = {"from_state": before.state.value, "to_state": after.state.value}
+        self._record(connection, {"submission_id": before.submission_id, "kind": kind, "detail": detail, **moved})
         return after
 
-    def _record(self, connection: sa.Connection, submission_id: str, *, kind: str, **values: str | None) -> None:
-        values = {"submission_id": submission_id, "kind": kind, **values}
-        connection.execute(sa.insert(EVENT).values(at=self._clock(), **values))
+    def _record(self, connection: sa.Connection, *events: Mapping[str, str | None]) -> None:
+        """Append events, all with the same fields."""
+        if events:
+            connection.execute(sa.insert(EVENT), [{"at": self._clock(), **event} for event in events])
 
 
 def _observed(shard: Shard, report: BatchReport) -> dict[str, Any]:

@@ -67,6 +67,29 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX event_by_submission ON event (submission_id, event_id)",
         "CREATE TABLE lease (name TEXT NOT NULL PRIMARY KEY, owner TEXT NOT NULL, expires_at {time} NOT NULL)",
     ),
+    (  # 2: real-time lane, shards of other models than their submission's, batches that carry several shards, queues
+        "ALTER TABLE submission ADD COLUMN deadline_at {time}",
+        "ALTER TABLE shard ADD COLUMN model TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE shard ADD COLUMN lane TEXT NOT NULL DEFAULT 'batch'",
+        "ALTER TABLE shard ADD COLUMN tokens BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE shard ADD COLUMN waits_until {time}",
+        "ALTER TABLE shard ADD COLUMN carrier TEXT",
+        "ALTER TABLE shard ADD COLUMN padding BIGINT NOT NULL DEFAULT 0",
+        """
+        UPDATE shard SET tokens = (bytes + 3) / 4,
+            model = (SELECT model FROM submission WHERE submission.submission_id = shard.submission_id)
+        """,
+        "DROP INDEX shard_batch_once",
+        """
+        CREATE UNIQUE INDEX shard_batch_once ON shard (provider, account, batch_id)
+            WHERE batch_id IS NOT NULL AND carrier IS NULL
+        """,
+        "CREATE INDEX shard_carried ON shard (carrier) WHERE carrier IS NOT NULL",
+        """
+        CREATE INDEX shard_queued ON shard (provider, account, model)
+            WHERE state IN ('planned', 'submitting', 'submitted')
+        """,
+    ),
 )
 
 LATEST = len(MIGRATIONS)

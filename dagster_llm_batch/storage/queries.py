@@ -14,6 +14,7 @@ from dagster_llm_batch.errors import IllegalMoveError, LedgerError
 from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
 from dagster_llm_batch.storage.records import Progress, Submission, SubmissionState
 from dagster_llm_batch.storage.tables import SUBMISSION, from_row, to_row
+from dagster_llm_batch.types import Lane
 
 __all__ = [
     "OLDEST_FIRST",
@@ -101,10 +102,10 @@ def add_to_progress(known: Progress | None, row: Mapping[Any, Any]) -> Progress:
 
 
 def committed_usd(
-    state: ShardState, batch_id: str | None, estimated_usd: Decimal | None, cost_usd: Decimal | None
+    state: ShardState, lane: Lane, batch_id: str | None, estimated_usd: Decimal | None, cost_usd: Decimal | None
 ) -> Decimal:
     """What one shard takes from a budget; see Ledger.spent."""
     if cost_usd is not None:
         return cost_usd
     is_over = state in ENDED or state is ShardState.COLLECTED
-    return Decimal(0) if is_over and batch_id is None else estimated_usd or Decimal(0)
+    return Decimal(0) if is_over and batch_id is None and lane is Lane.BATCH else estimated_usd or Decimal(0)

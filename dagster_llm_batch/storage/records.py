@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import TypedDict
 
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.types import BatchStatus, PriceBasis
+from dagster_llm_batch.types import BatchStatus, Lane, PriceBasis
 
 __all__ = ["Event", "Progress", "Shard", "ShardFields", "Submission", "SubmissionState"]
 
@@ -57,6 +57,7 @@ class Submission:
     created_at: datetime
     settled_at: datetime | None = None  # every request has its outcome
     delivered_at: datetime | None = None  # its labels are where they belong, or are no longer wanted
+    deadline_at: datetime | None = None  # what no batch has answered then is answered in real time
     run_id: str | None = None  # Dagster run that opened it
     reused_from: tuple[str, ...] = ()  # submission ids
 
@@ -67,12 +68,17 @@ class Submission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """One batch of a submission, sent or to be sent. Unique by (submission_id, wave, number)."""
+    """Requests of one submission that are sent together. Unique by (submission_id, wave, number).
+
+    A batch carries one shard, or several of different submissions: then the first is the carrier of the others.
+    """
 
     shard_id: str
     submission_id: str
-    provider: str = ""  # copied from the submission when it is stored
+    provider: str = ""  # the submission's, unless it falls back on another
     account: str = ""  # likewise
+    model: str = ""  # likewise
+    lane: Lane = Lane.BATCH
     wave: int  # from 1: a later wave sends again what can succeed
     number: int  # within the wave
     state: ShardState = ShardState.PLANNED
@@ -81,8 +87,12 @@ class Shard:
     bytes: int  # of the uncompressed request file
     path: str  # of the request file, relative to the payload store
     digest: str  # blake2b of the uncompressed request file
+    tokens: int = 0  # estimate of the input: what a provider's queue limit counts
     estimated_usd: Decimal | None = None
-    batch_id: str | None = None  # the provider's; at most one shard of an account has it
+    waits_until: datetime | None = None  # not to be sent before
+    carrier: str | None = None  # the shard_id whose tag its batch has; None: its own
+    padding: int = 0  # requests sent only to reach the provider's least number; paid for, their replies unused
+    batch_id: str | None = None  # the provider's; of an account, only a carrier and its shards have the same
     sent_at: datetime | None = None  # the create call was about to be made; None again after `not_sent`
     submitted_at: datetime | None = None  # the batch id was recorded
     ended_at: datetime | None = None
@@ -102,6 +112,10 @@ class Shard:
 class ShardFields(TypedDict, total=False):
     """What a move may record beside the new state."""
 
+    lane: Lane
+    carrier: str | None
+    padding: int
+    waits_until: datetime | None
     batch_id: str
     sent_at: datetime
     submitted_at: datetime

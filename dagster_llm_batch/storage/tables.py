@@ -21,7 +21,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.records import Event, Shard, Submission, SubmissionState
-from dagster_llm_batch.types import BatchStatus, PriceBasis
+from dagster_llm_batch.types import BatchStatus, Lane, PriceBasis
 
 __all__ = ["EVENT", "LEASE", "METADATA", "SHARD", "SUBMISSION", "from_row", "to_row"]
 
@@ -115,6 +115,7 @@ SUBMISSION = sa.Table(
     _column("delivered_at", _UTC, null=True),
     _column("run_id", sa.Text, null=True),
     _column("reused_from", _AsText(_names, _json)),
+    _column("deadline_at", _UTC, null=True),
 )
 
 SHARD = sa.Table(
@@ -149,6 +150,12 @@ SHARD = sa.Table(
     _column("raw_path", sa.Text, null=True),
     _column("results_path", sa.Text, null=True),
     _column("cost_usd", _MONEY, null=True),
+    _column("model", sa.Text),
+    _column("lane", _AsText(Lane, _word)),
+    _column("tokens", sa.BigInteger),
+    _column("waits_until", _UTC, null=True),
+    _column("carrier", sa.Text, null=True),
+    _column("padding", sa.BigInteger),
 )
 
 EVENT = sa.Table(

@@ -40,7 +40,7 @@ def test_a_submission_comes_back_as_it_was_stored(ledger):
 def test_a_shard_comes_back_as_it_was_stored_with_its_submissions_provider(ledger, clock):
     shard = a_shard(estimated_usd=Decimal("1.10"), bytes=2**40)
     ledger.open(a_submission(), [shard])
-    owned = replace(shard, provider="openai", account="api.openai.com/org-1")
+    owned = replace(shard, provider="openai", account="api.openai.com/org-1", model="gpt-5-mini")
     assert ledger.shards("s1") == [owned]
     assert ledger.shard("h1") == owned
 
