@@ -189,3 +189,37 @@ def test_a_slow_download_arrives_whole_and_combines_with_a_cut(bench):
     one.emulator.inject(WireFault(kind="cut", route=CONTENT, framing="close", after_lines=3))
     assert len(one.rows(done.output_file_id)) == 3
     assert one.emulator.struck(slow) == 2
+
+
+def test_a_stalled_download_gives_its_beginning_and_then_hangs_where_it_can_be_seen(bench):
+    one = bench()
+    done = one.run(20)
+    one.emulator.inject(WireFault(kind="stall", route=CONTENT, after_bytes=700))
+    got = []
+    with one.client_for(timeout=0.5).files.with_streaming_response.content(done.output_file_id) as reply:
+        pieces = reply.iter_bytes()
+        got.append(next(pieces))
+        while not one.emulator.hanging:
+            time.sleep(0.005)
+        with pytest.raises(httpx2.ReadTimeout):
+            got.extend(pieces)
+    assert 0 < len(b"".join(got)) <= 700
+    while one.emulator.hanging:  # until the server sees that its client has left
+        time.sleep(0.005)
+
+
+def test_a_fault_of_a_fraction_strikes_about_so_many_calls_and_the_same_ones_again(bench):
+    def struck():
+        one = bench(faults=[WireFault(kind="status", status=503, route="GET /v1/batches", fraction=0.3, times=None)])
+        answers = []
+        for _ in range(100):
+            try:
+                one.client.batches.list()
+                answers.append(True)
+            except openai.InternalServerError:
+                answers.append(False)
+        return answers
+
+    answers = struck()
+    assert 15 <= answers.count(False) <= 45
+    assert struck() == answers

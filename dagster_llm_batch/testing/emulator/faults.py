@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, TypeVar
 
-WireKind = Literal["status", "close", "hang", "slow", "cut"]
+WireKind = Literal["status", "close", "hang", "slow", "cut", "stall"]
 BatchKind = Literal[
     "fails",  # validation ends in `failed` with `code` and `message`
     "expires",  # the window ends after `fraction` of the rows
@@ -53,12 +53,14 @@ class WireFault:
 
     `route` is a glob over "METHOD /v1/path" (the Azure prefix is taken off first). The fault passes over the first
     `skip` matching calls, then strikes `times` of them (None: all). `when="after"` means that the call has its full
-    effect and only the answer is lost. `slow` and `cut` combine with each other; the others exclude what follows them.
+    effect and only the answer is lost. `slow` combines with `cut` or `stall`; the others exclude what follows them.
+    A fault of a `fraction` strikes calls by chance, which follows from the seed and the order of calls.
 
     status: answers `status`, with the `retry_after` header if given.
     close:  closes the connection without a reply.
     hang:   gives no reply until the client or the emulator closes. Sockets only.
     slow:   waits `seconds`; then, if `chunk_bytes` is set, waits again before every piece of that size.
+    stall:  as `cut`, but the connection stays open, and silent, until the client or the emulator closes.
     cut:    ends a reply after `after_lines` lines or `after_bytes` bytes (default: half of it). `framing="close"` sends
             neither Content-Length nor chunks, so that the client can't see that anything is missing.
     """
@@ -68,6 +70,7 @@ class WireFault:
     when: Literal["before", "after"] = "before"
     times: int | None = 1
     skip: int = 0
+    fraction: float = 1.0
     status: int = 500
     code: str | None = None
     message: str | None = None
@@ -182,11 +185,12 @@ class FaultScript:
             for index, fault in enumerate(self._faults):
                 if not isinstance(fault, WireFault) or not fnmatchcase(call, fault.route):
                     continue
-                replaces = fault.kind not in {"slow", "cut"}
+                replaces = fault.kind not in {"slow", "cut", "stall"}
                 if replaces and replaced:
                     continue
                 self._seen[index] += 1
-                if self._seen[index] > fault.skip and self._strike(index, fault.times):
+                is_drawn = self._drawn(fault.fraction, f"{index}:{self._seen[index]}:{call}")
+                if self._seen[index] > fault.skip and is_drawn and self._strike(index, fault.times):
                     replaced = replaced or replaces
                     chosen.append(fault)
         return chosen

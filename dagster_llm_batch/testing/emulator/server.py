@@ -164,6 +164,11 @@ class Emulator:
         """How often the fault has struck."""
         return self._world.faults.struck(fault)
 
+    @property
+    def hanging(self) -> int:
+        """How many calls hang or stall now: what they were to do is done, and their clients wait."""
+        return self.asgi_app.hanging
+
     def start(self) -> Self:
         """Listen, and start the clock."""
         # asyncio sets TCP_NODELAY only where the protocol is named; without it each reply waits 40 ms for an ACK

@@ -105,6 +105,7 @@ class Wire:
         self._app = app
         self._world = world
         self._connections = connections
+        self.hanging = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one request, or what the fault script makes of it."""
@@ -121,6 +122,8 @@ class Wire:
                 send = _slowly(send, fault) if fault.chunk_bytes else send
             elif fault.kind == "cut":
                 send = _Cut(fault, send, self._connections.of(scope), lambda: self._drop(scope, receive))
+            elif fault.kind == "stall":
+                send = _Cut(fault, send, self._connections.of(scope), lambda: self._hang(receive))
             else:
                 replaced = fault
         if replaced is None:
@@ -135,7 +138,14 @@ class Wire:
         elif replaced.kind == "close":
             await self._drop(scope, receive)
         else:
+            await self._hang(receive)
+
+    async def _hang(self, receive: Receive) -> None:
+        self.hanging += 1
+        try:
             await _wait_for_end(receive)
+        finally:
+            self.hanging -= 1
 
     async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
         with contextlib.suppress(_CutHereError):
