@@ -14,16 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation import Target
+from dagster_llm_batch.evaluation_assets.stored import StoredTables, stacked
 from dagster_llm_batch.evaluation_assets.upstreams import Candidate
 
 __all__ = ["Read", "Upstreams"]
@@ -67,8 +66,10 @@ class Upstreams:
         self._partitions_def = partitions_def
         self._gold_columns = [key, *(target.gold_column or target.name for target in targets)]
         self._columns = [key, *(target.name for target in targets)]
-        self._graph = context.op_execution_context.job_def.asset_layer.asset_graph  # there is no repository in tests
-        self._stored = cache(self._stored_partitions)  # one answer a run
+        self._tables = StoredTables(context)
+        self._stored = self._tables.partitions
+        self._in = self._tables.in_partition
+        self._partitions_of = self._tables.partitions_def
 
     def read(self, partition: str | None) -> Read:
         """What the evaluation of one partition, or of everything (None), compares."""
@@ -132,23 +133,6 @@ class Upstreams:
             )
         return Read(here, tables, gold_rows_elsewhere=len(gold) - len(here))
 
-    def _in(self, key: dg.AssetKey, partition: str) -> list[str | None]:
-        here = None if self._partitions_of(key) is None else partition
-        return [here] if here in self._stored(key) else []
-
-    def _partitions_of(self, key: dg.AssetKey) -> dg.PartitionsDefinition[Any] | None:
-        return self._graph.get(key).partitions_def
-
-    def _stored_partitions(self, key: dg.AssetKey) -> list[str | None]:
-        """What can be read of an asset, in order: [None] if it is not partitioned. Deleted partitions do not count."""
-        instance, node, partitions_def = self._context.instance, self._graph.get(key), self._partitions_of(key)
-        if partitions_def is None:
-            there = not node.is_materializable or instance.get_latest_materialization_event(key) is not None
-            return [None] if there else []
-        keys = partitions_def.get_partition_keys(dynamic_partitions_store=instance)
-        stored = instance.get_materialized_partitions(key)
-        return [one for one in keys if one in stored]
-
     def _labels(self, candidate: Candidate, partitions: Sequence[str | None]) -> pa.Table:
         """Labels, and the rejects as rows without a label."""
         tables = [self._load(candidate.key, partition, self._columns) for partition in partitions]
@@ -157,26 +141,14 @@ class Upstreams:
             tables += [self._load(candidate.rejects, one, [self._key]) for one in partitions if one in stored]
         if not tables:
             return pa.schema([(name, pa.null()) for name in dict.fromkeys(self._columns)]).empty_table()
-        return _stacked(tables, candidate.key)
+        return stacked(tables, candidate.key)
 
     def _load_all(self, key: dg.AssetKey, partitions: Sequence[str | None], columns: Sequence[str]) -> pa.Table:
-        return _stacked([self._load(key, partition, columns) for partition in partitions], key)
+        return stacked([self._load(key, partition, columns) for partition in partitions], key)
 
     def _load(self, key: dg.AssetKey, partition: str | None, columns: Sequence[str]) -> pa.Table:
-        what = key.to_user_string() + ("" if partition is None else f" ({partition})")
-        try:
-            value = self._context.load_asset_value(key, partition_key=partition)
-            batches = list(record_batches(value))
-        except Exception as error:  # an IO manager raises whatever its store does
-            raise InputError(f"{what} could not be read: {type(error).__name__}: {error}") from error
-        table = pa.Table.from_batches(batches) if batches else pa.table({})
-        if missing := [name for name in columns if name not in table.column_names]:
-            raise ConfigError(
-                f"{what} has no column {', '.join(map(repr, missing))}. Its columns: {', '.join(table.column_names)}. "
-                "Set key=, target= or gold_target= to columns that are there."
-            )
-        wanted = dict.fromkeys([*columns, *(name for name in _PROVENANCE if name in table.column_names)])
-        return pa.table({name: _plain(table[name]) for name in wanted})
+        hint = "Set key=, target= or gold_target= to columns that are there."
+        return self._tables.load(key, partition, columns, also=_PROVENANCE, hint=hint)
 
     def _refuse_no_overlap(self, name: str, table: pa.Table, gold: pa.Table) -> None:
         ours, theirs = gold[self._key], table[self._key]
@@ -198,28 +170,6 @@ class Upstreams:
     @staticmethod
     def _next(*keys: dg.AssetKey) -> str:
         return f"Materialize {' or '.join(key.to_user_string() for key in keys)} first."
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """One type for what IO managers store in several: text, whole numbers and dictionaries of them."""
-    t = pa.types
-    if t.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if t.is_string(column.type) or t.is_string_view(column.type):
-        return column.cast(pa.large_string())
-    return column.cast(pa.int64()) if t.is_integer(column.type) and column.type != pa.uint64() else column
-
-
-def _stacked(tables: Sequence[pa.Table], key: dg.AssetKey) -> pa.Table:
-    """Tables of one asset below each other; one without rows has no say in the types."""
-    filled = [table for table in tables if len(table)] or tables[:1]
-    try:
-        return pa.concat_tables(filled, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise InputError(
-            f"The partitions of {key.to_user_string()} hold different types in the same column: {error}. "
-            "Materialize the older ones again with the newer type."
-        ) from error
 
 
 def _with_keys_of(gold: pa.Table, tables: Sequence[pa.Table], key: str) -> pa.Table:

@@ -1,0 +1,83 @@
+"""Tables as their own IO managers stored them, one partition at a time. Each message names the asset and partition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from dagster_llm_batch.core.rows import record_batches
+from dagster_llm_batch.errors import ConfigError, InputError
+
+__all__ = ["StoredTables", "stacked"]
+
+
+class StoredTables:
+    """Reads assets for one run, each partition of them as one Arrow table."""
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        self._context = context
+        self._graph = context.op_execution_context.job_def.asset_layer.asset_graph  # there is no repository in tests
+        self.partitions = cache(self._partitions)  # one answer a run
+
+    def partitions_def(self, key: dg.AssetKey) -> dg.PartitionsDefinition[Any] | None:
+        return self._graph.get(key).partitions_def
+
+    def _partitions(self, key: dg.AssetKey) -> list[str | None]:
+        """What can be read of an asset, in order: [None] if it is not partitioned. Deleted partitions do not count."""
+        instance, node, partitions_def = self._context.instance, self._graph.get(key), self.partitions_def(key)
+        if partitions_def is None:
+            there = not node.is_materializable or instance.get_latest_materialization_event(key) is not None
+            return [None] if there else []
+        keys = partitions_def.get_partition_keys(dynamic_partitions_store=instance)
+        stored = instance.get_materialized_partitions(key)
+        return [one for one in keys if one in stored]
+
+    def in_partition(self, key: dg.AssetKey, partition: str) -> list[str | None]:
+        """What stands for `partition` in an asset: itself, or all of an unpartitioned one; [] if it is not there."""
+        here = None if self.partitions_def(key) is None else partition
+        return [here] if here in self.partitions(key) else []
+
+    def load(
+        self, key: dg.AssetKey, partition: str | None, columns: Sequence[str], *, also: Sequence[str] = (), hint: str
+    ) -> pa.Table:
+        """`columns`, and those of `also` that are there. Raises ConfigError, with `hint`, or InputError."""
+        what = key.to_user_string() + ("" if partition is None else f" ({partition})")
+        try:
+            value = self._context.load_asset_value(key, partition_key=partition)
+            batches = list(record_batches(value))
+        except Exception as error:  # an IO manager raises whatever its store does
+            raise InputError(f"{what} could not be read: {type(error).__name__}: {error}") from error
+        table = pa.Table.from_batches(batches) if batches else pa.table({})
+        if missing := [name for name in columns if name not in table.column_names]:
+            raise ConfigError(
+                f"{what} has no column {', '.join(map(repr, missing))}. Its columns: {', '.join(table.column_names)}. "
+                f"{hint}"
+            )
+        wanted = dict.fromkeys([*columns, *(name for name in also if name in table.column_names)])
+        return pa.table({name: _plain(table[name]) for name in wanted})
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """One type for what IO managers store in several: text, whole numbers and dictionaries of them."""
+    t = pa.types
+    if t.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if t.is_string(column.type) or t.is_string_view(column.type):
+        return column.cast(pa.large_string())
+    return column.cast(pa.int64()) if t.is_integer(column.type) and column.type != pa.uint64() else column
+
+
+def stacked(tables: Sequence[pa.Table], key: dg.AssetKey) -> pa.Table:
+    """Tables of one asset below each other; one without rows has no say in the types."""
+    filled = [table for table in tables if len(table)] or tables[:1]
+    try:
+        return pa.concat_tables(filled, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(
+            f"The partitions of {key.to_user_string()} hold different types in the same column: {error}. "
+            "Materialize the older ones again with the newer type."
+        ) from error
