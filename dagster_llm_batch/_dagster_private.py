@@ -7,9 +7,12 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
+from dagster._core.definitions.reconstruct import repository_def_from_target_def
 from dagster._core.execution.plan.utils import build_resources_for_manager
+from dagster._core.secrets.env_file import get_env_var_dict
+from dagster._grpc.utils import get_loadable_targets
 
-__all__ = ["check_target", "io_manager_surroundings"]
+__all__ = ["check_target", "env_file", "io_manager_surroundings", "load_repository"]
 
 
 def check_target(
@@ -40,3 +43,32 @@ def io_manager_surroundings(context: dg.AssetExecutionContext, io_manager_key: s
         "resource_config": step.resolved_run_config.resources[io_manager_key].config,
         "resources": build_resources_for_manager(io_manager_key, step),
     }
+
+
+def env_file(folder: str) -> Mapping[str, str]:
+    """The variables of the `.env` file there, which all of Dagster's commands read."""
+    return get_env_var_dict(folder)
+
+
+def load_repository(
+    *,
+    module_name: str | None,
+    python_file: str | None,
+    autoload_module: str | None,
+    attribute: str | None,
+    working_directory: str,
+) -> dg.RepositoryDefinition | None:
+    """What Dagster makes of a module or file: definitions, lazy or not, a repository, or the assets in it.
+
+    None where it is none of these. Dagster exports loading for `dg` projects only.
+    """
+    [target, *_] = get_loadable_targets(
+        python_file=python_file,
+        module_name=module_name,
+        package_name=None,
+        autoload_defs_module_name=autoload_module,
+        working_directory=working_directory,
+        attribute=attribute,
+        resolve_lazy_defs=False,
+    )
+    return repository_def_from_target_def(target.target_definition)

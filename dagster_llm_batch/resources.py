@@ -306,14 +306,23 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
             self._engine.ledger.close()
             self._engine = None
 
+    def places(self) -> tuple[str, str]:
+        """URL of the ledger, with its password, and root of the payload store; nothing is opened."""
+        ledger_url = self.ledger_url or f"sqlite:///{self._folder / 'ledger.sqlite'}"
+        return ledger_url, self.payload_root or str(self._folder / "payloads")
+
+    @property
+    def _folder(self) -> Path:
+        return self._home or Path.cwd() / ".llm_batch"
+
     def engine(self) -> Engine:
         """The engine over this ledger, payload store and these providers; opened on first use."""
         if self._engine is None:
-            home = self._home or Path.cwd() / ".llm_batch"
+            ledger_url, payload_root = self.places()
             self._engine = Engine(
-                providers=self.providers(home),
-                ledger=Ledger(self.ledger_url or f"sqlite:///{home / 'ledger.sqlite'}"),
-                payloads=PayloadStore(self.payload_root or str(home / "payloads")),
+                providers=self.providers(self._folder),
+                ledger=Ledger(ledger_url),
+                payloads=PayloadStore(payload_root),
                 namespace=self.namespace,
                 lease_wait_seconds=5.0,
             )

@@ -103,15 +103,23 @@ class Dataset:
         if not isinstance(self.rows, dg.AssetKey):
             return self.rows(RowsContext(partition, context))
         upstream = context.op_execution_context.job_def.asset_layer.get(self.rows).partitions_def
-        if upstream is not None and upstream != self.partitions_def:
+        partition = self.rows_partition(upstream, partition)
+        try:
+            return context.load_asset_value(self.rows, partition_key=partition)
+        except FileNotFoundError as error:
+            msg = f"The rows asset {self.rows.to_user_string()} is not materialized: {error}. Materialize it first."
+            raise InputError(msg) from error
+
+    def rows_partition(self, upstream: dg.PartitionsDefinition[Any] | None, partition: str | None) -> str | None:
+        """Which partition of the rows asset, with these partitions, is read. Raises ConfigError for other ones."""
+        if upstream is None:
+            return None
+        if upstream != self.partitions_def:
+            assert self.rows_key is not None  # a function has no partitions
             msg = (
-                f"The rows asset {self.rows.to_user_string()} has other partitions than {self.key.to_user_string()}: "
+                f"The rows asset {self.rows_key.to_user_string()} has other partitions than {self.key.to_user_string()}: "
                 f"{upstream} against {self.partitions_def}. Give both the same partitions_def, or rows= a function "
                 "that says which partitions to read."
             )
             raise ConfigError(msg)
-        try:
-            return context.load_asset_value(self.rows, partition_key=None if upstream is None else partition)
-        except FileNotFoundError as error:
-            msg = f"The rows asset {self.rows.to_user_string()} is not materialized: {error}. Materialize it first."
-            raise InputError(msg) from error
+        return partition
