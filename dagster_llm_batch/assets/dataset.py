@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import dagster as dg
 
@@ -15,7 +16,7 @@ from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.resources import LLMBatchResource
 
-__all__ = ["ROLE_TAG", "Dataset", "RowsContext", "RowsFunction"]
+__all__ = ["ROLE_TAG", "Dataset", "RowsContext", "RowsFunction", "dataset_of"]
 
 ROLE_TAG = "llm_batch/role"
 """Tag that says what an asset is here: `batch`, `labels`, `rejects` or `evaluation`. The sensor finds labels by it."""
@@ -38,6 +39,9 @@ class RowsContext:
 
 RowsFunction = Callable[[RowsContext], Any]
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_DECLARED: WeakKeyDictionary[Callable[..., Any], Dataset] = WeakKeyDictionary()
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -46,6 +50,7 @@ class Dataset:
     labeling: Labeling
     key: dg.AssetKey
     rows: dg.AssetKey | RowsFunction
+    deps: tuple[dg.AssetKey, ...]
     partitions_def: dg.PartitionsDefinition[Any] | None
     mode: Literal["deferred", "wait"]
     poll_seconds: float
@@ -74,6 +79,16 @@ class Dataset:
     def rows_key(self) -> dg.AssetKey | None:
         """The upstream asset, or None where a function gives the rows."""
         return self.rows if isinstance(self.rows, dg.AssetKey) else None
+
+    @property
+    def upstreams(self) -> list[dg.AssetKey]:
+        """What the submission reads, as far as it is known."""
+        return list(dict.fromkeys([*([] if self.rows_key is None else [self.rows_key]), *self.deps]))
+
+    def computed_by(self, function: _Function) -> _Function:
+        """Remember that `function` computes the labels, so that `dataset_of` finds the way back."""
+        _DECLARED[function] = self
+        return function
 
     def spec(self, key: dg.AssetKey, role: str, **more: Any) -> dg.AssetSpec:
         """An asset spec with what all of them have."""
@@ -123,3 +138,17 @@ class Dataset:
             )
             raise ConfigError(msg)
         return partition
+
+
+def dataset_of(definitions: Iterable[dg.AssetsDefinition]) -> Dataset:
+    """What `llm_batch_assets` made these definitions of. Raises ConfigError for others.
+
+    Dagster copies definitions (with other groups, tags or conditions); the function that computes stays the same.
+    """
+    for one in definitions:
+        node = one.node_def if one.is_executable else None
+        function = getattr(node.compute_fn, "decorated_fn", None) if isinstance(node, dg.OpDefinition) else None
+        if function is not None and function in _DECLARED:
+            return _DECLARED[function]
+    msg = "These are no labels of llm_batch_assets. Give what it returned, as in labels=ticket_labels."
+    raise ConfigError(msg)

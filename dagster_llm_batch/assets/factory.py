@@ -36,6 +36,7 @@ def llm_batch_assets(
     params: Mapping[str, Any] | None = None,
     endpoint: Endpoint | str | None = None,
     keep: Sequence[str] = (),
+    deps: Sequence[Upstream] = (),
     partitions_def: dg.PartitionsDefinition[Any] | None = None,
     mode: Literal["deferred", "wait"] = "deferred",
     poll_seconds: float = 10.0,
@@ -74,6 +75,7 @@ def llm_batch_assets(
             Arrow record batches.
         key, prompt, model, response, params, endpoint, keep, retry, expected_output_tokens, price, max_cost_usd,
             max_requests_per_batch, max_bytes_per_batch: See Labeling.
+        deps: Assets that a function of rows reads, for order and lineage.
         partitions_def: Any Dagster partitions. An upstream asset is read by the same partition key.
         mode: `deferred`: materializing the labels takes what is there; a sensor (`build_llm_batch_sensor`) does it when
             batches end. `wait`: the run waits for them, for development and small submissions.
@@ -116,6 +118,7 @@ def llm_batch_assets(
         ),
         key=asset_key,
         rows=_rows(rows),
+        deps=tuple(upstream_key(one) for one in deps),
         partitions_def=partitions_def,
         mode=mode,
         poll_seconds=poll_seconds,

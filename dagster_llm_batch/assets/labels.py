@@ -58,6 +58,7 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
         required_resource_keys={dataset.resource_key, dataset.io_manager_key},
         backfill_policy=dataset.backfill_policy,
     )
+    @dataset.computed_by
     def collect(context: dg.AssetExecutionContext) -> Iterator[Any]:
         engine = dataset.engine(context)
         yield from each_partition(context, lambda partition: landing.land(context, engine, partition))

@@ -29,7 +29,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
     spec = dataset.spec(
         dataset.batch_key,
         "batch",
-        deps=[] if dataset.rows_key is None else [dataset.rows_key],
+        deps=dataset.upstreams,
         kinds=dataset.kinds("json"),
         automation_condition=dataset.automation_condition,
         description=(
