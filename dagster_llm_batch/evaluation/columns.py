@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.text import plain_text
 
-__all__ = ["EXAMPLES", "Kind", "column", "comparable_keys", "comparable_values", "finite"]
+__all__ = ["EXAMPLES", "Kind", "category", "column", "comparable_keys", "comparable_values", "finite"]
 
 Kind = Literal["categorical", "numeric"]
 
@@ -38,8 +38,10 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def comparable_keys(gold: pa.Array, candidate: pa.Array, key: str, theirs: str) -> tuple[pa.Array, pa.Array]:
-    for keys, whose in ((gold, "gold"), (candidate, theirs)):
+def comparable_keys(
+    gold: pa.Array, candidate: pa.Array, key: str, theirs: str, ours: str = "gold"
+) -> tuple[pa.Array, pa.Array]:
+    for keys, whose in ((gold, ours), (candidate, theirs)):
         _check_unique(keys, key, whose)
     if pa.types.is_null(candidate.type):  # an empty table: nulls are refused above
         candidate = candidate.cast(gold.type)
@@ -49,7 +51,7 @@ def comparable_keys(gold: pa.Array, candidate: pa.Array, key: str, theirs: str) 
         gold, candidate = (_to_integer(keys, f"Key '{key}'") for keys in (gold, candidate))
     if gold.type != candidate.type:
         raise InputError(
-            f"Key '{key}' is {_name(gold.type)} in gold and {_name(candidate.type)} in {theirs}: no row can match. "
+            f"Key '{key}' is {_name(gold.type)} in {ours} and {_name(candidate.type)} in {theirs}: no row can match. "
             "Cast one of the two."
         )
     return gold, candidate
@@ -77,7 +79,7 @@ def _check_unique(keys: pa.Array, key: str, whose: str) -> None:
 def comparable_values(
     gold: pa.Array, candidate: pa.Array, *, name: str, kind: Kind, theirs: str
 ) -> tuple[pa.Array, pa.Array]:
-    normalise = _number if kind == "numeric" else _category
+    normalise = _number if kind == "numeric" else category
     ours, others = normalise(gold, name, "gold"), normalise(candidate, name, theirs)
     if pa.types.is_null(others.type):  # not one label: any type would do
         others = others.cast(ours.type)
@@ -91,7 +93,8 @@ def comparable_values(
     return ours, others
 
 
-def _category(values: pa.Array, name: str, whose: str) -> pa.Array:
+def category(values: pa.Array, name: str, whose: str) -> pa.Array:
+    """The values as classes; raises ConfigError or InputError where they are none."""
     kind = values.type
     if pa.types.is_nested(kind):
         raise ConfigError(

@@ -26,7 +26,12 @@ __all__ = [
     "confusions_to_arrow",
     "evaluations_markdown",
     "evaluations_to_arrow",
+    "figure",
     "per_class_markdown",
+    "percent",
+    "rows_markdown",
+    "schema_of",
+    "share",
     "table_markdown",
 ]
 
@@ -45,7 +50,7 @@ _ARROW_TYPES = {
 }
 
 
-def _schema(of: type) -> pa.Schema:
+def schema_of(of: type) -> pa.Schema:
     """A dataclass is its table's schema, so that the two cannot drift apart. Annotations are texts here; Literals are
     text.
     """
@@ -55,10 +60,10 @@ def _schema(of: type) -> pa.Schema:
     )
 
 
-EVALUATION_SCHEMA = _schema(Evaluation)
+EVALUATION_SCHEMA = schema_of(Evaluation)
 """The fields of `Evaluation`, in order; `models` is one text, joined by commas."""
 
-AGREEMENT_SCHEMA = _schema(Agreement)
+AGREEMENT_SCHEMA = schema_of(Agreement)
 """The fields of `Agreement`, in order."""
 
 CONFUSION_SCHEMA = pa.schema(
@@ -108,12 +113,12 @@ def evaluations_markdown(evaluations: Sequence[Evaluation]) -> str:
         {
             "candidate": e.candidate,
             "target": e.target,
-            "labeled": _share(e.n_labeled, e.n_gold),
-            "accuracy (95 %)": _percent(e.accuracy, e.accuracy_low, e.accuracy_high),
-            "unlabeled as wrong": _percent(e.accuracy_all),
-            "always majority": _percent(e.baseline_accuracy),
-            "macro F1 (95 %)": _figure(e.macro_f1, e.macro_f1_low, e.macro_f1_high),
-            f"{_KAPPA} (95 %)": _figure(e.kappa, e.kappa_low, e.kappa_high),
+            "labeled": share(e.n_labeled, e.n_gold),
+            "accuracy (95 %)": percent(e.accuracy, e.accuracy_low, e.accuracy_high),
+            "unlabeled as wrong": percent(e.accuracy_all),
+            "always majority": percent(e.baseline_accuracy),
+            "macro F1 (95 %)": figure(e.macro_f1, e.macro_f1_low, e.macro_f1_high),
+            f"{_KAPPA} (95 %)": figure(e.kappa, e.kappa_low, e.kappa_high),
             **_money(e),
         }
         for e in evaluations
@@ -123,30 +128,30 @@ def evaluations_markdown(evaluations: Sequence[Evaluation]) -> str:
         {
             "candidate": e.candidate,
             "target": e.target,
-            "labeled": _share(e.n_labeled, e.n_gold),
-            "mean absolute error": _figure(e.mae),
-            "RMSE": _figure(e.rmse),
-            "Pearson": _figure(e.pearson),
-            "Spearman": _figure(e.spearman),
+            "labeled": share(e.n_labeled, e.n_gold),
+            "mean absolute error": figure(e.mae),
+            "RMSE": figure(e.rmse),
+            "Pearson": figure(e.pearson),
+            "Spearman": figure(e.spearman),
             **_money(e),
         }
         for e in evaluations
         if e.kind == "numeric"
     ]
-    return "\n\n".join(_markdown(rows) for rows in (categorical, numeric) if rows)
+    return "\n\n".join(rows_markdown(rows) for rows in (categorical, numeric) if rows)
 
 
 def agreements_markdown(agreements: Sequence[Agreement]) -> str:
     """One row for each pair: who is ahead, by how much, and whether chance would do."""
-    return _markdown(
+    return rows_markdown(
         [
             {
                 "a": one.a,
                 "b": one.b,
                 "target": one.target,
                 "both labeled": f"{one.n_both:,}",
-                "same label": _share(one.n_same, one.n_both),
-                _KAPPA: _figure(one.kappa),
+                "same label": share(one.n_same, one.n_both),
+                _KAPPA: figure(one.kappa),
                 "only a correct": f"{one.n_only_a_correct:,}",
                 "only b correct": f"{one.n_only_b_correct:,}",
                 "McNemar p": f"{one.p_value:.2g} ({one.test})",
@@ -178,7 +183,8 @@ def table_markdown(table: pa.Table, *, max_rows: int = 20) -> str:
     return f"{text}\n\n{left_out:,} more rows" if left_out else text
 
 
-def _markdown(rows: Sequence[dict[str, str]]) -> str:
+def rows_markdown(rows: Sequence[dict[str, str]]) -> str:
+    """Rows of equal keys as one table; nothing for none."""
     return _grid(list(rows[0]), [list(row.values()) for row in rows]) if rows else ""
 
 
@@ -191,22 +197,25 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _cell(value: object) -> str:
     if value is None:
         return _DASH
-    return _figure(value) if isinstance(value, float) else str(value)
+    return figure(value) if isinstance(value, float) else str(value)
 
 
-def _figure(value: float | None, low: float | None = None, high: float | None = None) -> str:
+def figure(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """With its interval, where it has one; a dash for None."""
     if value is None:
         return _DASH
     return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
-def _percent(value: float | None, low: float | None = None, high: float | None = None) -> str:
+def percent(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """As `figure`, in percent."""
     if value is None:
         return _DASH
     return f"{value:.1%}" if low is None or high is None else f"{value:.1%} ({low:.1%} to {high:.1%})"
 
 
-def _share(part: int, whole: int) -> str:
+def share(part: int, whole: int) -> str:
+    """Counts, and the percentage."""
     return f"{part:,} of {whole:,}" + (f" ({part / whole:.1%})" if whole else "")
 
 
