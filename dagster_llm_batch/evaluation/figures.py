@@ -1,36 +1,37 @@
-"""Pictures of an evaluation, as PNG bytes: readable at 800 pixels, drawn at 1200.
-
-Drawn through matplotlib's objects, never pyplot: no global state, no display, any thread. Texts come from rows, so
-none is read as mathtext, and long ones are shortened. The same input gives the same picture.
-"""
+"""Pictures of labels against gold. How they are drawn: `drawing`."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation._extra import evaluation_extra
 from dagster_llm_batch.evaluation.classes import Confusion, class_name
+from dagster_llm_batch.evaluation.drawing import (
+    AMBER,
+    BLUE,
+    CANDIDATE_CHARS,
+    CLASS_CHARS,
+    INK,
+    MUTED,
+    RULE,
+    WIDTH_INCHES,
+    Lettering,
+    blank,
+    headline,
+    png,
+)
 from dagster_llm_batch.evaluation.metrics import Evaluation
-from dagster_llm_batch.evaluation.text import plain_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["MAX_DRAWN", "accuracy_png", "confusion_png"]
 
 MAX_DRAWN = 16
 """Classes in a picture; the rarest of more are drawn as one row and column, "N others"."""
 
-_WIDTH_INCHES, _DPI = 8.0, 150
-_FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Arial Unicode MS", "Hiragino Sans", "Microsoft YaHei")
-_INK, _MUTED, _RULE = "#1f2933", "#616e7c", "#d3d9e0"
-_BLUE, _AMBER = "#2563a6", "#b45309"
 _LEFT, _CELLS = 0.21, 0.68  # of the width: where the cells of a matrix begin, and what they take
-_CANDIDATE, _CLASS = 24, 16  # characters of a text that are drawn
 
 
 def confusion_png(matrix: Confusion) -> bytes:
@@ -42,34 +43,34 @@ def confusion_png(matrix: Confusion) -> bytes:
     if not matrix.classes:
         raise ConfigError(f"Candidate '{matrix.candidate}' and target '{matrix.target}' have no classes to draw.")
     names, counts = _fold(matrix)
-    n, longest = len(names), min(max(map(len, names)), _CLASS)
+    n, longest = len(names), min(max(map(len, names)), CLASS_CHARS)
     slanted = n * longest > 60  # noqa: PLR2004  # side by side they would touch
     top, bottom = 1.12, 0.5 + 0.055 * longest if slanted else 0.66  # inches around the cells
     cells = min(max(0.42, 0.8 - 0.06 * n) * n, 7.4)
     height = top + cells + bottom
-    figure, type_ = _figure(height)
+    figure, type_ = blank(height)
     axes = figure.add_axes((_LEFT, bottom / height, _CELLS, cells / height))
     shares = [[count / (sum(row) or 1) for count in row] for row in counts]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")  # past 1: the darkest blue swallows its number
     digits = max(len(_count(count, n)) for row in counts for count in row)
-    size = max(6.5, min(13, _CELLS * _WIDTH_INCHES / n * 72 / (0.95 * max(digits, 3))))  # 72 points an inch
+    size = max(6.5, min(13, _CELLS * WIDTH_INCHES / n * 72 / (0.95 * max(digits, 3))))  # 72 points an inch
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
-            ink = "white" if shares[i][j] > 0.72 else _INK if count else _MUTED  # noqa: PLR2004  # where blue turns dark
+            ink = "white" if shares[i][j] > 0.72 else INK if count else MUTED  # noqa: PLR2004  # where blue turns dark
             given = {"color": ink, "size": size, "weight": "bold" if i == j else "normal"}
             type_.text(axes, j, i, _count(count, n), ha="center", va="center_baseline", **given)
         is_class = i < n - 1 or n == len(matrix.classes)  # the others mixed up among themselves are not recalled
         recall = f"{shares[i][i]:.0%}" if sum(row) and is_class else "-"
         type_.text(axes, 1.02, i, recall, size=10, va="center_baseline", transform=axes.get_yaxis_transform())
     above = 1 + 0.08 / cells
-    type_.text(axes, 1.02, above, "recall", size=10, color=_MUTED, transform=axes.transAxes)
-    type_.text(axes, -0.012, above, "gold", size=10, color=_MUTED, ha="right", transform=axes.transAxes)
-    type_.text(figure, _LEFT + _CELLS / 2, 0.12 / height, "labeled as", size=10, color=_MUTED, ha="center")
+    type_.text(axes, 1.02, above, "recall", size=10, color=MUTED, transform=axes.transAxes)
+    type_.text(axes, -0.012, above, "gold", size=10, color=MUTED, ha="right", transform=axes.transAxes)
+    type_.text(figure, _LEFT + _CELLS / 2, 0.12 / height, "labeled as", size=10, color=MUTED, ha="center")
 
     tilt: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
-    shown = [type_.clean(name, _CLASS) for name in names]
-    axes.set_xticks(range(n), shown, **type_.style(size=10, color=_INK), **tilt)
-    axes.set_yticks(range(n), shown, **type_.style(size=10, color=_INK))
+    shown = [type_.clean(name, CLASS_CHARS) for name in names]
+    axes.set_xticks(range(n), shown, **type_.style(size=10, color=INK), **tilt)
+    axes.set_yticks(range(n), shown, **type_.style(size=10, color=INK))
     axes.set_xticks([x - 0.5 for x in range(1, n)], minor=True)
     axes.set_yticks([y - 0.5 for y in range(1, n)], minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
@@ -77,10 +78,12 @@ def confusion_png(matrix: Confusion) -> bytes:
     axes.spines[:].set_visible(False)
 
     total, correct = sum(map(sum, matrix.counts)), sum(row[i] for i, row in enumerate(matrix.counts))
-    title = f"{type_.clean(matrix.candidate, _CANDIDATE)} against gold: {type_.clean(matrix.target, _CANDIDATE)}"
+    title = (
+        f"{type_.clean(matrix.candidate, CANDIDATE_CHARS)} against gold: {type_.clean(matrix.target, CANDIDATE_CHARS)}"
+    )
     done = f"{correct:,} of {total:,} labeled rows are correct" if total else "no row has a label"
-    _headline(figure, type_, title, f"{done}; color: share of the gold class", height)
-    return _png(figure)
+    headline(figure, type_, title, f"{done}; color: share of the gold class", height)
+    return png(figure)
 
 
 def accuracy_png(evaluations: Sequence[Evaluation]) -> bytes:
@@ -95,36 +98,38 @@ def accuracy_png(evaluations: Sequence[Evaluation]) -> bytes:
     panels = [[evaluation for evaluation in drawn if evaluation.target == target] for target in targets]
     row, above, below = 0.52, 0.38, 0.4  # inches for a candidate, and around a panel
     height = 1.08 + sum(above + row * len(panel) + below for panel in panels)
-    figure, type_ = _figure(height)
+    figure, type_ = blank(height)
     top = height - 0.78
     for target, panel in zip(targets, panels, strict=True):
         top -= above + row * len(panel)
         axes = figure.add_axes((0.3, top / height, 0.64, row * len(panel) / height))
         _accuracy_panel(axes, type_, target, panel, named=len(targets) > 1)
         top -= below
-    type_.text(figure, 0.62, 0.12 / height, "accuracy over labeled rows", size=10, color=_MUTED, ha="center")
+    type_.text(figure, 0.62, 0.12 / height, "accuracy over labeled rows", size=10, color=MUTED, ha="center")
     title = (
-        "Accuracy by candidate" if len(targets) > 1 else f"{type_.clean(targets[0], _CANDIDATE)}: accuracy by candidate"
+        "Accuracy by candidate"
+        if len(targets) > 1
+        else f"{type_.clean(targets[0], CANDIDATE_CHARS)}: accuracy by candidate"
     )
-    _headline(
+    headline(
         figure, type_, title, "dot: accuracy; line: 95 % interval (Wilson); dashed: always the majority class", height
     )
-    return _png(figure)
+    return png(figure)
 
 
-def _accuracy_panel(axes: Axes, type_: _Type, target: str, panel: Sequence[Evaluation], *, named: bool) -> None:
+def _accuracy_panel(axes: Axes, type_: Lettering, target: str, panel: Sequence[Evaluation], *, named: bool) -> None:
     for y, evaluation in enumerate(panel):
         type_.text(
-            axes, -0.02, y - 0.13, type_.clean(evaluation.candidate, _CANDIDATE), size=10, ha="right", va="center"
+            axes, -0.02, y - 0.13, type_.clean(evaluation.candidate, CANDIDATE_CHARS), size=10, ha="right", va="center"
         )
         labeled = f"labeled {evaluation.n_labeled:,} of {evaluation.n_gold:,}"
-        type_.text(axes, -0.02, y + 0.24, labeled, size=8.5, color=_MUTED, ha="right", va="center")
+        type_.text(axes, -0.02, y + 0.24, labeled, size=8.5, color=MUTED, ha="right", va="center")
         if evaluation.accuracy is None or evaluation.accuracy_low is None or evaluation.accuracy_high is None:
-            type_.text(axes, 0.01, y, "no labels", size=10, color=_MUTED, va="center")
+            type_.text(axes, 0.01, y, "no labels", size=10, color=MUTED, va="center")
             continue
         interval = [evaluation.accuracy_low, evaluation.accuracy_high]
-        axes.plot(interval, [y, y], color=_BLUE, linewidth=3, alpha=0.45, zorder=3, clip_on=False)
-        axes.plot([evaluation.accuracy], [y], marker="o", markersize=8, color=_BLUE, zorder=4, clip_on=False)
+        axes.plot(interval, [y, y], color=BLUE, linewidth=3, alpha=0.45, zorder=3, clip_on=False)
+        axes.plot([evaluation.accuracy], [y], marker="o", markersize=8, color=BLUE, zorder=4, clip_on=False)
         right = evaluation.accuracy_high < 0.88  # noqa: PLR2004  # room for the number
         x = interval[1] + 0.018 if right else interval[0] - 0.018
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
@@ -132,20 +137,22 @@ def _accuracy_panel(axes: Axes, type_: _Type, target: str, panel: Sequence[Evalu
         type_.text(axes, x, y, number, size=10.5, ha="left" if right else "right", va="center", bbox=box, zorder=5)
     baseline = panel[0].baseline_accuracy
     if baseline is not None:
-        axes.axvline(baseline, color=_AMBER, linewidth=1.4, linestyle=(0, (4, 3)), zorder=2)
-        always = f"always {type_.clean(panel[0].baseline_class, _CLASS)}: {baseline:.1%}"
+        axes.axvline(baseline, color=AMBER, linewidth=1.4, linestyle=(0, (4, 3)), zorder=2)
+        always = f"always {type_.clean(panel[0].baseline_class, CLASS_CHARS)}: {baseline:.1%}"
         left = baseline < 0.5  # noqa: PLR2004  # write toward the middle
-        type_.text(axes, baseline, -0.56, always, size=9, color=_AMBER, ha="left" if left else "right", va="bottom")
+        type_.text(axes, baseline, -0.56, always, size=9, color=AMBER, ha="left" if left else "right", va="bottom")
     axes.set(xlim=(0, 1), ylim=(len(panel) - 0.5, -0.5), yticks=[])
     percents = [0, 0.2, 0.4, 0.6, 0.8, 1]
-    axes.set_xticks(percents, [f"{x:.0%}" for x in percents], **type_.style(size=9.5, color=_MUTED))
-    axes.grid(axis="x", color=_RULE, linewidth=0.8)
+    axes.set_xticks(percents, [f"{x:.0%}" for x in percents], **type_.style(size=9.5, color=MUTED))
+    axes.grid(axis="x", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.axhline(len(panel) - 0.5, color=_RULE, linewidth=1.2)
+    axes.axhline(len(panel) - 0.5, color=RULE, linewidth=1.2)
     if named:
-        type_.text(axes, -0.02, -0.56, type_.clean(target, _CANDIDATE), size=10, weight="bold", ha="right", va="bottom")
+        type_.text(
+            axes, -0.02, -0.56, type_.clean(target, CANDIDATE_CHARS), size=10, weight="bold", ha="right", va="bottom"
+        )
 
 
 def _fold(matrix: Confusion) -> tuple[list[str], list[list[int]]]:
@@ -170,46 +177,3 @@ def _count(count: int, n_classes: int) -> str:
     if n_classes <= 8:  # noqa: PLR2004  # cells of 0.68 inches
         return f"{count:,}"
     return str(count) if count < 10_000 else f"{count / 1000:.0f}k"  # noqa: PLR2004
-
-
-class _Type:
-    """How text is set: never as math, in fonts that are installed, a box for a character that none of them has."""
-
-    def __init__(self) -> None:
-        from matplotlib import font_manager  # noqa: PLC0415  # optional dependency, checked by _figure
-
-        installed = {font.name: font.fname for font in font_manager.fontManager.ttflist}
-        self._families = [family for family in _FONTS if family in installed]
-        self._fonts = [font_manager.get_font(installed[family]) for family in self._families]
-
-    def style(self, **given: Any) -> dict[str, Any]:
-        return {"parse_math": False, "usetex": False, "fontfamily": self._families, **given}
-
-    def text(self, on: Axes | Figure, x: float, y: float, content: str, **given: Any) -> None:
-        on.text(x, y, content, **self.style(**{"color": _INK, "clip_on": False, **given}))
-
-    def clean(self, value: object, limit: int) -> str:
-        """Shortened in the middle: names of candidates often differ at their ends only."""
-        text = plain_text(value, limit=1000) or "(empty)"
-        if len(text) > limit:
-            text = f"{text[: limit // 2]}…{text[-(limit - limit // 2 - 1) :]}"
-        return "".join(c if any(font.get_char_index(ord(c)) for font in self._fonts) else "□" for c in text)
-
-
-def _figure(height: float) -> tuple[Figure, _Type]:
-    with evaluation_extra("Drawing an evaluation"):
-        from matplotlib.figure import Figure  # noqa: PLC0415  # optional dependency
-    return Figure(figsize=(_WIDTH_INCHES, height), dpi=_DPI, facecolor="white"), _Type()
-
-
-def _headline(figure: Figure, type_: _Type, title: str, subtitle: str, height: float) -> None:
-    type_.text(figure, 0.03, 1 - 0.36 / height, title, size=13, weight="bold")
-    type_.text(figure, 0.03, 1 - 0.64 / height, subtitle, size=10, color=_MUTED)
-
-
-def _png(figure: Figure) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  # as above
-
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]  # theirs is
-    return buffer.getvalue()
