@@ -1,0 +1,186 @@
+"""The providers, each in front of its emulator, and what the matrix must know of each: its calls, and its books."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from google.oauth2.credentials import Credentials
+
+from dagster_llm_batch.providers.anthropic import AnthropicProvider
+from dagster_llm_batch.providers.bedrock import BedrockProvider
+from dagster_llm_batch.providers.command import CommandProvider
+from dagster_llm_batch.providers.gemini import GeminiProvider
+from dagster_llm_batch.providers.openai import OpenAIProvider
+from dagster_llm_batch.providers.vertex import VertexProvider
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+
+BUCKET = "bucket"
+SETTLE_SECONDS = 0.3  # how long a create call that got lost may still arrive; here it cannot
+_TIMEOUT_SECONDS = 60.0
+_LABELER = Path(__file__).with_name("labeler.py")
+_MAX_TOKENS = {"max_tokens": 50}
+_MAX_OUTPUT_TOKENS = {"max_output_tokens": 50}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Addresses of one deployment's servers, and its folder."""
+
+    folder: str
+    port: int = 0
+    urls: dict[str, str] = field(default_factory=dict)
+    s3_url: str | None = None
+    gcs_url: str | None = None
+
+    @staticmethod
+    def of(emulator: Emulator, folder: Path, s3_url: str | None, gcs_url: str | None) -> Place:
+        urls = {
+            "openai": emulator.openai_base_url,
+            "anthropic": emulator.anthropic_base_url,
+            "bedrock": emulator.bedrock_url,
+            "vertex": emulator.vertex_base_url,
+            "gemini": emulator.gemini_base_url,
+        }
+        return Place(str(folder), emulator.port, urls, s3_url, gcs_url)
+
+
+class Answered(NamedTuple):
+    """One request that reached the model. `body` tells it from others, whatever its custom_id."""
+
+    batch_id: str | None
+    custom_id: str
+    body: str
+    is_billed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Cloud:
+    """One provider. `create` and `download` are patterns of "METHOD path"; see `taps.install`.
+
+    `held`: the calls that go to the emulator, which can hold them; the others go to a store of files or stay here.
+    """
+
+    name: str
+    model: str
+    params: dict[str, Any]
+    provider: Callable[[Place, tuple[str, ...]], Any]
+    create: str = "^$"
+    download: str = "^$"
+    held: frozenset[str] = frozenset({"upload", "create", "poll", "fetch", "download", "find"})
+    lacks: frozenset[str] = frozenset()  # calls that it does not make
+
+
+def _openai(place: Place, _options: tuple[str, ...]) -> OpenAIProvider:
+    return OpenAIProvider(
+        DEFAULT_KEY, place.urls["openai"], timeout_seconds=_TIMEOUT_SECONDS, settle_seconds=SETTLE_SECONDS
+    )
+
+
+def _anthropic(place: Place, _options: tuple[str, ...]) -> AnthropicProvider:
+    return AnthropicProvider(
+        DEFAULT_KEY, place.urls["anthropic"], timeout_seconds=_TIMEOUT_SECONDS, settle_seconds=SETTLE_SECONDS
+    )
+
+
+def _bedrock(place: Place, _options: tuple[str, ...]) -> BedrockProvider:
+    return BedrockProvider(
+        "us-east-1",
+        "arn:aws:iam::123456789012:role/batch",
+        f"s3://{BUCKET}/llm",
+        session_options={"aws_access_key_id": DEFAULT_KEY, "aws_secret_access_key": "x"},
+        endpoint_url=place.urls["bedrock"],
+        s3_endpoint_url=place.s3_url,
+        read_quotas=False,
+        min_requests=1,
+        timeout_seconds=_TIMEOUT_SECONDS,
+        settle_seconds=SETTLE_SECONDS,
+    )
+
+
+def _vertex(place: Place, _options: tuple[str, ...]) -> VertexProvider:
+    return VertexProvider(
+        "p",
+        "us-central1",
+        BUCKET,
+        credentials=Credentials(token=DEFAULT_KEY),
+        base_url=place.urls["vertex"],
+        storage_url=place.gcs_url,
+        timeout_seconds=_TIMEOUT_SECONDS,
+        settle_seconds=SETTLE_SECONDS,
+    )
+
+
+def _gemini(place: Place, _options: tuple[str, ...]) -> GeminiProvider:
+    return GeminiProvider(
+        DEFAULT_KEY,
+        place.urls["gemini"],
+        inline_bytes=0,
+        timeout_seconds=_TIMEOUT_SECONDS,
+        settle_seconds=SETTLE_SECONDS,
+    )
+
+
+def _command(place: Place, options: tuple[str, ...]) -> CommandProvider:
+    words = [sys.executable, "-S", str(_LABELER), "{input}", "{output}", f"{place.folder}/books.jsonl", *options]
+    return CommandProvider(words, f"{place.folder}/jobs")
+
+
+CLOUDS = {
+    cloud.name: cloud
+    for cloud in (
+        Cloud("openai", "gpt-4o", _MAX_TOKENS, _openai, r"^POST /v1/batches$", r"^GET /v1/files/[^/]+/content$"),
+        Cloud(
+            "anthropic",
+            "claude-haiku-4-5",
+            _MAX_TOKENS,
+            _anthropic,
+            r"^POST /v1/messages/batches$",
+            r"^GET .*/results$",
+            lacks=frozenset({"upload"}),
+        ),
+        Cloud(
+            "bedrock",
+            "anthropic.claude-haiku-4-5-20251001-v1:0",
+            _MAX_TOKENS,
+            _bedrock,
+            r"^POST .*/model-invocation-job$",
+            r"^GET /bucket/llm/",
+            held=frozenset({"create", "poll", "fetch", "find"}),
+        ),
+        Cloud(
+            "vertex",
+            "gemini-2.5-flash",
+            _MAX_OUTPUT_TOKENS,
+            _vertex,
+            r"^POST .*/batchPredictionJobs$",
+            r"^GET (/download)?/storage/v1/b/bucket/o/.",
+            held=frozenset({"create", "poll", "fetch", "find"}),
+        ),
+        Cloud(
+            "gemini",
+            "gemini-2.5-flash",
+            _MAX_OUTPUT_TOKENS,
+            _gemini,
+            r"^POST .*:batchGenerateContent$",
+            r"^GET .*:download$",
+        ),
+        Cloud("command", "m", _MAX_TOKENS, _command, held=frozenset(), lacks=frozenset({"download"})),
+    )
+}
+
+
+def books_of(cloud: Cloud, emulator: Emulator, folder: Path) -> tuple[set[str], list[Answered]]:
+    """The batches that exist at the provider, and what was answered in them; of a command, what it wrote down."""
+    if cloud.name == "command":
+        jobs = {path.parent.name for path in folder.glob("jobs/*/job.json")}
+        file = folder / "books.jsonl"
+        return jobs, [Answered(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+    answered = [
+        Answered(one.batch_id, one.custom_id or "", one.body_digest, one.billed) for one in emulator.books.executions
+    ]
+    return {batch.id for batch in emulator.books.batches}, answered

@@ -1,0 +1,114 @@
+"""`python -m tests.crash.matrix`: kill a worker process at every crash point, for every provider, on both ledgers.
+
+Prints each cell as it is done, then the matrix; with --write, also into docs/fault-matrix.md. Ends with 1 if anything
+was lost or paid twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.crash.cells import LEDGERS, Cell, Servers, Verdict, cells, run_cell, servers
+from tests.crash.clouds import CLOUDS
+from tests.crash.points import CRASHES
+from tests.crash.scenarios import SCENARIOS
+
+_PAGE = Path(__file__).resolve().parents[2] / "docs" / "fault-matrix.md"
+_BEGIN, _END = "<!-- crash matrix: begin -->", "<!-- crash matrix: end -->"
+
+Results = Mapping[Cell, Verdict]
+
+
+def run(chosen: Sequence[Cell], around: Servers, at_once: int) -> Iterator[tuple[Cell, Verdict]]:
+    """The cells in their order, some of them at the same time."""
+
+    def one(cell: Cell) -> Verdict:
+        with tempfile.TemporaryDirectory(prefix="crash-") as folder:
+            return run_cell(cell, around, Path(folder))
+
+    with ThreadPoolExecutor(at_once) as pool:
+        yield from zip(chosen, pool.map(one, chosen), strict=True)
+
+
+def table(results: Results) -> list[str]:
+    """Markdown: by provider and ledger, then by crash point, seconds in each cell."""
+    clouds = [name for name in CLOUDS if any(cell.cloud.name == name for cell in results)]
+    lines = [
+        "| provider | ledger | crash points | rows | lost | billed | billed twice | seconds |",
+        "| --- | --- | --: | --: | --: | --: | --: | --: |",
+    ]
+    for cloud in clouds:
+        for ledger in LEDGERS:
+            some = [v for cell, v in results.items() if (cell.cloud.name, cell.ledger) == (cloud, ledger)]
+            if some:
+                lines.append(f"| {cloud} | {ledger} | {len(some)} | {_sums(some)} |")
+    lines.append(f"| all | | {len(results)} | {_sums(results.values())} |")
+    for scenario in SCENARIOS:
+        crashes: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        totals: dict[str, list[Verdict]] = defaultdict(list)
+        for cell, verdict in results.items():
+            if cell.crash.scenario is scenario:
+                wrong = " **wrong**" if verdict.problems else ""
+                crashes[str(cell.crash)][cell.cloud.name].append(f"{verdict.seconds:.1f}{wrong}")
+                totals[str(cell.crash)].append(verdict)
+        if not crashes:
+            continue
+        lines += ["", f"**Scenario: {scenario.name}** ({' + '.join(map(str, scenario.waves))} batches)", ""]
+        lines.append(f"| crash point | rows | lost | billed twice | {' | '.join(clouds)} |")
+        lines.append(f"| --- | --: | --: | --: | {' | '.join('--:' for _ in clouds)} |")
+        for crash, by_cloud in crashes.items():
+            sums = [sum(getattr(v, name) for v in totals[crash]) for name in ("rows", "lost", "billed_twice")]
+            seconds = [" / ".join(by_cloud[cloud]) if cloud in by_cloud else "" for cloud in clouds]
+            lines.append(f"| {crash} | {' | '.join(map(str, sums))} | {' | '.join(seconds)} |")
+    return lines
+
+
+def _sums(verdicts: Iterator[Verdict] | Sequence[Verdict]) -> str:
+    found = list(verdicts)
+    counts = [sum(getattr(v, name) for v in found) for name in ("rows", "lost", "billed", "billed_twice")]
+    return f"{' | '.join(map(str, counts))} | {sum(v.seconds for v in found):.0f}"
+
+
+def write(lines: Sequence[str]) -> None:
+    """Put the lines in the place of those that the page has between its marks."""
+    page = _PAGE.read_text(encoding="utf-8") if _PAGE.exists() else f"# Faults and what becomes of them\n\n{_BEGIN}\n{_END}\n"
+    head, _, rest = page.partition(_BEGIN)
+    _, _, tail = rest.partition(_END)
+    _PAGE.parent.mkdir(exist_ok=True)
+    _PAGE.write_text("\n".join([f"{head}{_BEGIN}", *lines, f"{_END}{tail}"]), encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.crash.matrix", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--provider", action="append", choices=list(CLOUDS), help="only these; repeatable")
+    parser.add_argument("--ledger", action="append", choices=LEDGERS, help="only these; repeatable")
+    parser.add_argument("--point", default="", help="only crash points whose name has this text")
+    parser.add_argument("--at-once", type=int, default=3, help="cells at the same time (default 3)")
+    parser.add_argument("--write", action="store_true", help=f"write the matrix into {_PAGE.name}")
+    options = parser.parse_args(arguments)
+    clouds, ledgers = options.provider or list(CLOUDS), options.ledger or list(LEDGERS)
+    chosen = cells(clouds, ledgers, [crash for crash in CRASHES if options.point in str(crash)])
+    results: dict[Cell, Verdict] = {}
+    began = time.monotonic()
+    with servers(set(clouds), set(ledgers)) as around:
+        for cell, verdict in run(chosen, around, options.at_once):
+            results[cell] = verdict
+            told = "; ".join(verdict.problems) or "ok"
+            print(f"{len(results)}/{len(chosen)} {cell}: {verdict.seconds:.1f} s, {told}", flush=True)
+    lines = table(results)
+    print("\n" + "\n".join(lines))
+    print(f"\n{len(results)} crashes, {sum(v.kills for v in results.values())} kills in {time.monotonic() - began:.0f} s.")
+    if options.write:
+        write(lines)
+    return 1 if any(verdict.problems for verdict in results.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

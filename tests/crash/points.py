@@ -1,0 +1,106 @@
+"""The crash points, in the order of the journey: each arrow that leaves a worker process, and the moments at it.
+
+Where three batches make a wave, the second one's arrow is the point: one is done, one is in doubt, one is yet to come.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.crash.clouds import Cloud
+from tests.crash.scenarios import BUSY, DOUBT, PLAIN, TWO_WAVES, Scenario
+from tests.crash.taps import HELD, Point, When
+
+_B, _H, _U, _R, _C, _A = When.BEFORE, When.HALFWAY, When.UNSEEN, When.ARRIVED, When.ACTED, When.AFTER
+_FILE, _TRANSACTION, _CALL = (_B, _H, _U, _A), (_B, _U, _A), (_B, _U, _R, _C, _H, _A)
+
+
+@dataclass(frozen=True)
+class Crash:
+    """In one scenario, the points at which its first process dies, its second one, …; the one after them lives."""
+
+    scenario: Scenario
+    points: tuple[Point, ...]
+
+    def __str__(self) -> str:
+        return ", then ".join(map(str, self.points))
+
+    def can_happen_at(self, cloud: Cloud) -> bool:
+        """Whether the provider makes this call, and in this way."""
+        return cloud.name in self.scenario.clouds and all(_is_of(point, cloud) for point in self.points)
+
+
+def _is_of(point: Point, cloud: Cloud) -> bool:
+    kind, _, call = point.arrow.partition(": ")
+    if kind != "call":
+        return True
+    if point.when is When.UNSEEN:
+        return cloud.name == "command" and call == "upload"
+    if point.when is When.HALFWAY and call != "download":
+        return False
+    return call not in cloud.lacks and (point.when not in HELD or call in cloud.held)
+
+
+def _at(scenario: Scenario, arrow: str, moments: tuple[When, ...], *, wave: int = 1, nth: int = 1) -> list[Crash]:
+    return [Crash(scenario, (Point(arrow, when, wave, nth),)) for when in moments]
+
+
+_SECOND = 2
+
+CRASHES: tuple[Crash, ...] = (
+    # plan
+    *_at(PLAIN, "ledger: migrate", (_B, _U)),
+    *_at(PLAIN, "file: manifest", _FILE),
+    *_at(PLAIN, "file: requests", _FILE, nth=_SECOND),
+    *_at(PLAIN, "ledger: open", _TRANSACTION),
+    # submit
+    *_at(PLAIN, "ledger: lease", _TRANSACTION),
+    *_at(PLAIN, "ledger: send", _TRANSACTION, nth=_SECOND),
+    *_at(PLAIN, "call: upload", _CALL, nth=_SECOND),
+    *_at(PLAIN, "call: create", _CALL, nth=_SECOND),
+    *_at(PLAIN, "ledger: accepted", _TRANSACTION, nth=_SECOND),
+    *_at(PLAIN, "ledger: release", _TRANSACTION),
+    # poll
+    *_at(PLAIN, "call: poll", _CALL),
+    *_at(PLAIN, "ledger: observe", _TRANSACTION),
+    *_at(PLAIN, "ledger: ended", _TRANSACTION, nth=_SECOND),
+    # collect
+    *_at(PLAIN, "call: fetch", _CALL, nth=_SECOND),
+    *_at(PLAIN, "call: download", _CALL, nth=_SECOND),
+    *_at(PLAIN, "file: raw", _FILE, nth=_SECOND),
+    *_at(PLAIN, "file: results", _FILE, nth=_SECOND),
+    *_at(PLAIN, "ledger: collected", _TRANSACTION, nth=_SECOND),
+    # settle, materialize
+    *_at(PLAIN, "ledger: settle", _TRANSACTION),
+    *_at(PLAIN, "table: labels", (_B, _U, _A)),
+    *_at(PLAIN, "ledger: deliver", _TRANSACTION),
+    # the next wave
+    *_at(TWO_WAVES, "file: requests", _FILE, wave=2),
+    *_at(TWO_WAVES, "ledger: add_wave", _TRANSACTION),
+    *_at(TWO_WAVES, "ledger: send", _TRANSACTION, wave=2),
+    *_at(TWO_WAVES, "call: create", _CALL, wave=2),
+    *_at(TWO_WAVES, "ledger: accepted", _TRANSACTION, wave=2),
+    *_at(TWO_WAVES, "ledger: ended", _TRANSACTION, wave=2),
+    *_at(TWO_WAVES, "call: download", _CALL, wave=2),
+    *_at(TWO_WAVES, "file: raw", _FILE, wave=2),
+    *_at(TWO_WAVES, "file: results", _FILE, wave=2),
+    *_at(TWO_WAVES, "ledger: collected", _TRANSACTION, wave=2),
+    *_at(TWO_WAVES, "ledger: settle", _TRANSACTION, wave=2),
+    # what a provider's answer can lead to
+    *_at(DOUBT, "ledger: note", _TRANSACTION),
+    *_at(DOUBT, "call: find", _CALL),
+    *_at(BUSY, "ledger: not_sent", _TRANSACTION),
+    # killed again while it makes good for the first time
+    *(
+        Crash(PLAIN, (Point("call: create", first, nth=_SECOND), second))
+        for first in (_R, _C)
+        for second in (
+            Point("call: find", _C),
+            Point("ledger: accepted", _B),
+            Point("ledger: accepted", _U),
+            Point("call: create", _C),
+        )
+    ),
+    Crash(PLAIN, (Point("file: raw", _H, nth=_SECOND), Point("file: raw", _H))),
+    Crash(PLAIN, (Point("ledger: accepted", _U), Point("ledger: accepted", _U), Point("ledger: accepted", _U))),
+)
