@@ -12,6 +12,7 @@ from dagster_llm_batch._version import __version__
 from dagster_llm_batch.assets import RowsContext, llm_batch_assets
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.checks import ChecksPolicy
+from dagster_llm_batch.components import LLMBatchComponent, LLMBatchEvaluationComponent
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding
@@ -35,6 +36,8 @@ __all__ = [
     "CommandBatchResource",
     "Embedding",
     "GeminiBatchResource",
+    "LLMBatchComponent",
+    "LLMBatchEvaluationComponent",
     "LLMBatchResource",
     "OpenAIBatchResource",
     "Prompt",

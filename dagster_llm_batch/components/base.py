@@ -1,0 +1,81 @@
+"""What both components share: attributes are a factory's arguments, specs can be translated, errors name their line."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Self
+
+import dagster as dg
+from dagster.components.utils.translation import TranslationFn, TranslationFnResolver
+from pydantic import BaseModel
+
+from dagster_llm_batch.assets import ROLE_TAG
+from dagster_llm_batch.automation import on_labels_ready
+from dagster_llm_batch.components.resolving import path_about, pointing_at
+
+__all__ = ["FactoryComponent", "Translation"]
+
+Translation = Annotated[
+    Annotated[TranslationFn[str], TranslationFnResolver[str](lambda role: {"role": role})] | None,
+    dg.Resolver.default(
+        description=(
+            "Changes the specs of the assets, one by one: `spec` is the spec so far, `role` one of batch, labels, "
+            "rejects, evaluation. A key is that of the labels or the evaluation; the assets beside it follow."
+        ),
+        examples=[{"kinds": ["snowflake"]}, {"key_prefix": "staging"}],
+    ),
+]
+
+
+class FactoryComponent(dg.Component, dg.Resolvable):
+    """A component whose attributes are the arguments of `factory`, by the same names but for `renamed`."""
+
+    factory: ClassVar[Callable[..., list[dg.AssetsDefinition]]]
+    renamed: ClassVar[Mapping[str, str]] = {}
+    translation: TranslationFn[str] | None
+
+    @staticmethod
+    @dg.template_var
+    def on_labels_ready() -> Any:
+        """The condition of that name, for templates."""
+        return on_labels_ready
+
+    @classmethod
+    def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:
+        """From YAML. What cannot work is refused here, where the lines are known."""
+        component: Self = super().resolve_from_model(context, model)
+        with pointing_at(context, path_about(type(model).model_fields)):
+            _ = component.assets
+        return component
+
+    @cached_property
+    def assets(self) -> list[dg.AssetsDefinition]:
+        """What the factory gives, with translated specs.
+
+        Key and partitions are what runs work with, so they go in when the assets are made; the rest is put on after.
+        """
+        arguments = {name: getattr(self, self.renamed.get(name, name)) for name in _parameters(self.factory)}
+        made = self.factory(**arguments)
+        spec = next(spec for one in made for spec in one.specs if spec.key.path[-1] == arguments["name"])
+        wanted = self.get_asset_spec(spec)
+        if (wanted.key, wanted.partitions_def) != (spec.key, spec.partitions_def):
+            *prefix, name = wanted.key.path
+            arguments |= {"name": name, "key_prefix": prefix, "partitions_def": wanted.partitions_def}
+            made = self.factory(**arguments)
+        return [one.map_asset_specs(self._translated) for one in made]
+
+    def get_asset_spec(self, spec: dg.AssetSpec) -> dg.AssetSpec:
+        """The spec of one of the assets. Override it for what `translation` cannot say."""
+        return spec if self.translation is None else self.translation(spec, spec.tags[ROLE_TAG])
+
+    def _translated(self, spec: dg.AssetSpec) -> dg.AssetSpec:
+        return self.get_asset_spec(spec).replace_attributes(key=spec.key, partitions_def=spec.partitions_def)
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """The assets and their checks."""
+        del context
+        return dg.Definitions(assets=self.assets)
+
+
+def _parameters(factory: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(factory).parameters)

@@ -1,0 +1,121 @@
+"""From YAML to values: templates only where there are some, import paths, and errors that name their line."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster.components.resolved.errors import ResolutionException
+from pydantic import BaseModel, ValidationError
+
+from dagster_llm_batch.errors import ConfigError, LLMBatchError
+
+__all__ = ["about", "block", "folder_of", "import_object", "path_about", "pointing_at", "templated"]
+
+_TEMPLATE = re.compile(r"\{\{|\{%")
+
+
+def templated(context: dg.ResolutionContext, value: Any) -> Any:
+    """The value with its templates rendered. Text without one stays what it is: `"123"` is no number here."""
+    if isinstance(value, str):
+        return context.resolve_value(value) if _TEMPLATE.search(value) else value
+    if isinstance(value, Mapping):
+        return {key: templated(context.at_path(key), one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [templated(context.at_path(index), one) for index, one in enumerate(value)]
+    return value
+
+
+def about(description: str, *examples: Any, yaml_name: str | None = None, kind: Any = None) -> dg.Resolver:
+    """A plain attribute. `yaml_name`, `kind`: its name and type in YAML, where they differ."""
+    return dg.Resolver(
+        templated,
+        model_field_name=yaml_name,
+        model_field_type=kind,
+        description=description,
+        examples=list(examples) or None,
+        inject_before_resolve=False,
+    )
+
+
+def block(
+    make: Callable[..., Any], settings: type[BaseModel], description: str, *examples: Mapping[str, Any]
+) -> dg.Resolver:
+    """An attribute that is a block of settings, from which `make` makes the value."""
+
+    def resolve(context: dg.ResolutionContext, given: BaseModel | None) -> Any:
+        if given is None:
+            return None
+        with pointing_at(context):
+            return make(**templated(context, given.model_dump(exclude_unset=True)))
+
+    return dg.Resolver(
+        resolve, model_field_type=settings | None, description=description, examples=list(examples) or None
+    )
+
+
+def folder_of(context: dg.ResolutionContext) -> Path:
+    """The folder of the YAML file."""
+    path = dg.ComponentLoadContext.from_resolution_context(context).path
+    return path.parent if path.is_file() else path
+
+
+def import_object(context: dg.ResolutionContext, path: str) -> Any:
+    """What an import path names; one that starts with a dot is of a module beside the YAML file."""
+    load = dg.ComponentLoadContext.from_resolution_context(context)
+    module, dot, name = path.rpartition(".")
+    if not (dot and name and module.strip(".")):
+        raise ConfigError(
+            f"{path!r} is no import path. Write it as 'package.module.name', or as '.module.name' for a Python file "
+            "beside this one."
+        )
+    if module.startswith("."):
+        module = load.defs_relative_module_name(folder_of(context)) + module
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise ConfigError(f"{path!r} cannot be imported: {type(error).__name__}: {error}.") from error
+    except AttributeError as error:
+        raise ConfigError(f"{path!r}: the module {module} has no {name!r}.") from error
+
+
+@contextmanager
+def pointing_at(context: dg.ResolutionContext, path_of: Callable[[str], str | None] = lambda _: None) -> Iterator[None]:
+    """Errors in the definition come out with file, line and snippet; `path_of` finds the attribute from the message."""
+    try:
+        yield
+    except ValidationError as error:
+        raise _located(context, _without_input(error)) from None
+    except (LLMBatchError, dg.DagsterError) as error:
+        about = path_of(str(error))
+        raise _located(context if about is None else context.at_path(about), str(error)) from None
+
+
+def path_about(attributes: Collection[str]) -> Callable[[str], str | None]:
+    """Finds the attribute that a message is about: ours start with its name, as in `max_cost_usd=-1 is …`."""
+
+    def find(message: str) -> str | None:
+        first = re.match(r"\w+", message)
+        return first.group() if first is not None and first.group() in attributes else None
+
+    return find
+
+
+def _located(context: dg.ResolutionContext, message: str) -> ResolutionException:
+    tree = context.source_position_tree
+    if tree is None:  # attributes that came from Python
+        return ResolutionException(f"{'.'.join(map(str, context.path))}: {message}")
+    where = tree.source_error(yaml_path=context.path, inline_error_message=message, value_error=True)
+    return ResolutionException(
+        f"{where.file_name}:{where.start_line_no} - {where.location}\n{where.snippet}\n{message}"
+    )
+
+
+def _without_input(error: ValidationError) -> str:
+    """What is wrong, without the values, which may be secrets."""
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False))

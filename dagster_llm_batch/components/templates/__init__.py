@@ -1,0 +1,1 @@
+"""Files that `dg scaffold defs` puts beside a component's YAML."""

@@ -1,0 +1,15 @@
+"""What people say of the rows: the truth that labels are measured against."""
+
+import dagster as dg
+import pyarrow as pa
+
+
+@dg.asset(description="What people say that the tickets are about.")
+def ticket_gold() -> pa.Table:
+    return pa.Table.from_pylist(
+        [
+            {"ticket_id": 1, "topic": "billing"},
+            {"ticket_id": 2, "topic": "bug"},
+            {"ticket_id": 3, "topic": "how_to"},
+        ]
+    )
