@@ -8,6 +8,8 @@ Only the word in `type` decides; one never seen before is ERRORED and not sent a
 paid. `succeeded` rows hold more than successes: a refusal and a paused turn are INVALID, a reply that was cut short is
 a reply whose `finish_reason` tells.
 
+A line that is written as the vendor writes replies is read in one go; any other is taken apart step by step.
+
 Formats: https://platform.claude.com/docs/en/build-with-claude/batch-processing#retrieving-batch-results
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Raw, Struct
@@ -43,6 +45,7 @@ _TERMINAL_ERRORS = frozenset(
 _CUT_SHORT = frozenset({"max_tokens", "model_context_window_exceeded"})
 _MAX_REASON_CHARS = 1_000
 _NULL = Raw(b"null")
+_SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
 
 
 class _Result(Struct):
@@ -70,6 +73,18 @@ class _Message(Struct):
     usage: Raw = _NULL
 
 
+class _Succeeded(Struct):
+    type: Literal["succeeded"]
+    message: _Message
+
+
+class _Answered(Struct):
+    """The line of a reply as the vendor writes it."""
+
+    custom_id: str
+    result: _Succeeded
+
+
 class _Creation(Struct):
     ephemeral_1h_input_tokens: int | None = None
 
@@ -87,6 +102,7 @@ class _Usage(Struct):
     output_tokens_details: _Details | None = None
 
 
+_ANSWERED = msgspec.json.Decoder(_Answered)
 _LINE = msgspec.json.Decoder(_Line)
 _MESSAGE = msgspec.json.Decoder(_Message)
 _USAGE = msgspec.json.Decoder(_Usage, strict=False)
@@ -95,6 +111,14 @@ _ANY = msgspec.json.Decoder(Any)
 
 def read_line(line: bytes) -> Result:
     """One result line as one Result; `custom_id` is None where the line cannot be read."""
+    try:
+        read = _ANSWERED.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _taken_apart(line)
+    return _read_message(read.result.message, read.custom_id)
+
+
+def _taken_apart(line: bytes) -> Result:
     stripped = line.removeprefix(_BOM).strip()
     if not stripped:
         return Result(None, Outcome.ERRORED, reason="blank line")
@@ -109,7 +133,11 @@ def read_line(line: bytes) -> Result:
     custom_id = read.custom_id if isinstance(read.custom_id, str) else None
     if read.result is None:
         return Result(custom_id, Outcome.ERRORED, reason="the line holds no result")
-    return _result(read.result)._replace(custom_id=custom_id)
+    return _named(_result(read.result), custom_id)
+
+
+def _named(result: Result, custom_id: str | None) -> Result:
+    return Result(custom_id, *result[1:])
 
 
 def _result(result: _Result) -> Result:
@@ -142,9 +170,13 @@ def _message(raw: bytes) -> Result:
         message = _MESSAGE.decode(raw)
     except (msgspec.MsgspecError, RecursionError) as error:
         return _unread(raw, str(error))
+    return _read_message(message, None)
+
+
+def _read_message(message: _Message, custom_id: str | None) -> Result:
     texts = [block.text for block in message.content if block.type == "text" and block.text is not None]
     text = "".join(texts) if texts else _tool_input(message.content)
-    return _read(text, message)._replace(model=message.model, usage=_usage(bytes(message.usage)))
+    return Result(custom_id, *_read(text, message)[1:7], message.model, _usage(message.usage))
 
 
 def _tool_input(content: list[_Block]) -> str | None:
@@ -165,7 +197,7 @@ def _read(text: str | None, message: _Message) -> Result:
     if text is None and stop not in _CUT_SHORT:
         reason = f"the reply holds no text (stop_reason: {stop})"
         return Result(None, Outcome.INVALID, None, reason=reason, retryable=True, finish_reason=stop)
-    return Result(None, Outcome.SUCCEEDED, text or "", finish_reason=stop)
+    return Result(None, _SUCCEEDED, text or "", finish_reason=stop)
 
 
 def _unread(raw: bytes, why: str) -> Result:
@@ -190,7 +222,7 @@ def _unread(raw: bytes, why: str) -> Result:
     )
 
 
-def _usage(raw: bytes) -> Usage | None:
+def _usage(raw: bytes | Raw) -> Usage | None:
     """Tokens as the line gives them. The vendor's input_tokens leave out what was read from and written to caches."""
     try:
         read = _USAGE.decode(raw)
@@ -199,12 +231,13 @@ def _usage(raw: bytes) -> Usage | None:
     if read.input_tokens is None and read.output_tokens is None:
         return None
     written, cached = read.cache_creation_input_tokens or 0, read.cache_read_input_tokens or 0
-    hourly = (read.cache_creation or _Creation()).ephemeral_1h_input_tokens or 0
+    hourly = 0 if read.cache_creation is None else read.cache_creation.ephemeral_1h_input_tokens or 0
+    details = read.output_tokens_details
     return Usage(
         input_tokens=(read.input_tokens or 0) + written + cached,
         output_tokens=read.output_tokens or 0,
         cache_read_tokens=cached,
         cache_write_tokens=written,
         cache_write_1h_tokens=hourly,
-        reasoning_tokens=(read.output_tokens_details or _Details()).thinking_tokens or 0,
+        reasoning_tokens=0 if details is None else details.thinking_tokens or 0,
     )

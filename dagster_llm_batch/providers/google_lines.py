@@ -12,20 +12,19 @@ For Vertex AI everything that would fail the import of the whole file is refused
 
 from __future__ import annotations
 
-import json
 import mimetypes
 import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
 from dagster_llm_batch.providers.google_replies import read_google_line
 from dagster_llm_batch.providers.google_schema import google_schema, import_problem
+from dagster_llm_batch.providers.jsonlines import clean, dumps, quote
 from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind, Result
 
-__all__ = ["GoogleLines", "camel", "check_import", "check_shape", "clean", "dumps", "quote", "without_model"]
+__all__ = ["GoogleLines", "camel", "check_import", "check_shape", "without_model"]
 
 _REQUEST_FIELDS = frozenset(
     {"safetySettings", "tools", "toolConfig", "cachedContent", "labels", "modelArmorConfig", "serviceTier"}
@@ -161,27 +160,3 @@ def _image(image: Image) -> dict[str, Any]:
 def camel(name: str) -> str:
     """A parameter's name as Google's JSON spells it."""
     return _SNAKE.sub(lambda match: match[1].upper(), name)
-
-
-def dumps(value: Any) -> str:
-    """Compact ASCII JSON. Raises ConfigError for what is no JSON."""
-    try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"A parameter or response schema is not JSON: {error}.") from error
-
-
-def quote(text: str) -> str:
-    """A JSON string, in ASCII."""
-    return encode_basestring_ascii(clean(text))
-
-
-def clean(text: str) -> str:
-    """The text without half surrogates, which no strict JSON reader takes."""
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text

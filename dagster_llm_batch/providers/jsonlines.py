@@ -14,15 +14,20 @@ from contextlib import contextmanager
 from json.encoder import encode_basestring_ascii
 from typing import Any, BinaryIO
 
+import msgspec
+
 from dagster_llm_batch.errors import ConfigError
 
 __all__ = ["clean", "dumps", "quote", "repaired", "sized", "split_lines"]
 
 _CHUNK_BYTES = 1 << 16
+_ENCODE = msgspec.json.Encoder().encode
 
 
 def quote(text: str) -> str:
     """The text as an ASCII JSON string, quotes included."""
+    if text.isascii():
+        return _ENCODE(text).decode("ascii")  # several times as fast
     return encode_basestring_ascii(clean(text))
 
 

@@ -14,14 +14,13 @@ Formats: https://platform.openai.com/docs/guides/batch, https://platform.openai.
 
 from __future__ import annotations
 
-import json
 import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.providers.jsonlines import clean, dumps, quote
 from dagster_llm_batch.providers.openai_replies import read_line
 from dagster_llm_batch.providers.openai_schema import strict_schema
 from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind, Result
@@ -66,22 +65,22 @@ class OpenAILines:
         )
         self._endpoint = spec.endpoint
         key = "messages" if spec.endpoint is Endpoint.CHAT else "input"
-        turns = [{"role": turn.role, "content": _clean(turn.text)} for turn in spec.turns]
+        turns = [{"role": turn.role, "content": clean(turn.text)} for turn in spec.turns]
         # The varying part comes last: servers that cache prompts by prefix see the same start in every line.
-        body = _dumps({"model": spec.model, **_settings(spec, lower_schema)})[:-1] + f',"{key}":'
+        body = dumps({"model": spec.model, **_settings(spec, lower_schema)})[:-1] + f',"{key}":'
         self._head = f'","method":"POST","url":"{URLS[spec.endpoint]}","body":{body}'
-        self._turns = "".join(_dumps(turn) + "," for turn in turns)
+        self._turns = "".join(dumps(turn) + "," for turn in turns)
         self._system: tuple[str | None, str] = (None, "")
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode. Raises InputError for an image without data and URL."""
-        start = '{"custom_id":' + _quote(custom_id)[:-1] + self._head
+        start = '{"custom_id":' + quote(custom_id)[:-1] + self._head
         if self._endpoint is Endpoint.EMBEDDINGS:
             if request.system or request.images:
                 what = "a system text" if request.system else "images"
                 raise ConfigError(f"Embeddings take one text; the prompt has {what}. Leave only its user part.")
-            return f"{start}{_quote(request.user)}}}}}\n".encode("ascii")
-        content = _quote(request.user) if not request.images else self._parts(request)
+            return f"{start}{quote(request.user)}}}}}\n".encode("ascii")
+        content = quote(request.user) if not request.images else self._parts(request)
         system = self._system_message(request.system)
         return f'{start}[{system}{self._turns}{{"role":"user","content":{content}}}]}}}}\n'.encode("ascii")
 
@@ -94,7 +93,7 @@ class OpenAILines:
             return ""
         known, message = self._system  # mostly the same for all requests; one read, so threads cannot mix two
         if known != text:
-            message = f'{{"role":"system","content":{_quote(text)}}},'
+            message = f'{{"role":"system","content":{quote(text)}}},'
             self._system = (text, message)
         return message
 
@@ -102,13 +101,13 @@ class OpenAILines:
         chat = self._endpoint is Endpoint.CHAT
         parts: list[dict[str, Any]] = []
         if request.user:
-            parts.append({"type": "text" if chat else "input_text", "text": _clean(request.user)})
+            parts.append({"type": "text" if chat else "input_text", "text": clean(request.user)})
         for image in request.images:
             url = _image_url(image)
             parts.append(
                 {"type": "image_url", "image_url": {"url": url}} if chat else {"type": "input_image", "image_url": url}
             )
-        return _dumps(parts)
+        return dumps(parts)
 
 
 def _check_shape(spec: RequestSpec) -> None:
@@ -174,28 +173,7 @@ def _settings(spec: RequestSpec, lower: Callable[[Mapping[str, Any]], Mapping[st
 
 def _image_url(image: Image) -> str:
     if image.url is not None:
-        return _clean(image.url)
+        return clean(image.url)
     if image.data is None or image.media_type is None:
         raise InputError("An image has neither a URL nor data with a media type, such as 'image/png'.")
     return f"data:{image.media_type};base64,{b64encode(image.data).decode('ascii')}"
-
-
-def _dumps(value: Any) -> str:
-    try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"A parameter or response schema is not JSON: {error}.") from error
-
-
-def _quote(text: str) -> str:
-    return encode_basestring_ascii(_clean(text))
-
-
-def _clean(text: str) -> str:
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text

@@ -9,6 +9,8 @@ What a line means is decided in this order:
 3. A reply: SUCCEEDED, also when cut short (`finish_reason` tells). Refused or withheld: INVALID.
 4. A paid reply that cannot be read: INVALID, with its raw text.
 
+A line that is written as OpenAI writes replies is read in one go; any other is taken apart step by step.
+
 Formats: https://platform.openai.com/docs/api-reference/batch/request-output
 """
 
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -38,6 +40,7 @@ _CUT_SHORT = frozenset({"length", "max_output_tokens"})
 _WITHHELD = "content_filter"
 _MAX_REASON_CHARS = 1_000
 _NULL = Raw(b"null")
+_SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
 
 
 class _Line(Struct):
@@ -55,6 +58,9 @@ class _Details(Struct):
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
     reasoning_tokens: int | None = None
+
+
+_NO_DETAILS = _Details()
 
 
 class _Usage(Struct):
@@ -119,6 +125,22 @@ class _Embeddings(_Body):
     data: list[_Vector] = []
 
 
+_B = TypeVar("_B")
+
+
+class _Answer(Struct, Generic[_B]):
+    status_code: int
+    body: _B
+
+
+class _Answered(Struct, Generic[_B]):
+    """The line of a reply as OpenAI writes it."""
+
+    custom_id: str
+    response: _Answer[_B]
+    error: None = None
+
+
 _LINE = msgspec.json.Decoder(_Line)
 _RESPONSE = msgspec.json.Decoder(_Response, strict=False)
 _USAGE = msgspec.json.Decoder(_Usage, strict=False)
@@ -129,6 +151,11 @@ _BODY: dict[Endpoint, msgspec.json.Decoder[Any]] = {
     Endpoint.RESPONSES: msgspec.json.Decoder(_Responses),
     Endpoint.EMBEDDINGS: msgspec.json.Decoder(_Embeddings),
 }
+_ANSWERED: dict[Endpoint, msgspec.json.Decoder[Any]] = {
+    Endpoint.CHAT: msgspec.json.Decoder(_Answered[_Chat]),
+    Endpoint.RESPONSES: msgspec.json.Decoder(_Answered[_Responses]),
+    Endpoint.EMBEDDINGS: msgspec.json.Decoder(_Answered[_Embeddings]),
+}
 
 
 class _Unreadable(Exception):  # noqa: N818 -- not an error: the caller turns it into a Result
@@ -137,6 +164,17 @@ class _Unreadable(Exception):  # noqa: N818 -- not an error: the caller turns it
 
 def read_line(line: bytes, endpoint: Endpoint) -> Result:
     """One result line of `endpoint` as one Result; `custom_id` is None where the line cannot be read."""
+    try:
+        read = _ANSWERED[endpoint].decode(line)
+        body = read.response.body
+        if body.error is None and _is_ok(read.response.status_code):
+            return _read_body(body, read.custom_id)
+    except (_Unreadable, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass
+    return _taken_apart(line, endpoint)
+
+
+def _taken_apart(line: bytes, endpoint: Endpoint) -> Result:
     stripped = line.removeprefix(_BOM).strip()
     if not stripped:
         return Result(None, Outcome.ERRORED, reason="blank line")
@@ -149,7 +187,11 @@ def read_line(line: bytes, endpoint: Endpoint) -> Result:
         except (ValueError, RecursionError, msgspec.MsgspecError):
             return Result(None, Outcome.ERRORED, reason=f"unreadable line: {error}"[:_MAX_REASON_CHARS])
     custom_id = read.custom_id if isinstance(read.custom_id, str) else None
-    return _result(read, endpoint)._replace(custom_id=custom_id)
+    return _named(_result(read, endpoint), custom_id)
+
+
+def _named(result: Result, custom_id: str | None) -> Result:
+    return Result(custom_id, *result[1:])
 
 
 def _repaired(line: bytes) -> bytes:
@@ -241,15 +283,20 @@ def _reply(raw: bytes, endpoint: Endpoint) -> Result:
         code, message = _error(body.error)
         if code is not None or message is not None:
             return _errored(None, code, message)
-        if endpoint is Endpoint.CHAT:
-            result = _chat(body)
-        elif endpoint is Endpoint.RESPONSES:
-            result = _responses(body)
-        else:
-            result = _embedding(body)
+        return _read_body(body, None)
     except (_Unreadable, msgspec.MsgspecError, RecursionError) as error:
         return _unread(raw, str(error))
-    return result._replace(model=body.model, usage=_usage(bytes(body.usage)))
+
+
+def _read_body(body: _Body, custom_id: str | None) -> Result:
+    if isinstance(body, _Chat):
+        result = _chat(body)
+    elif isinstance(body, _Responses):
+        result = _responses(body)
+    else:
+        assert isinstance(body, _Embeddings)
+        result = _embedding(body)
+    return Result(custom_id, *result[1:7], body.model, _usage(body.usage))
 
 
 def _unread(raw: bytes, why: str) -> Result:
@@ -277,11 +324,11 @@ def _chat(body: _Chat) -> Result:
     if not body.choices:
         raise _Unreadable("it has no choices")
     choice = body.choices[0]
-    content = choice.message.content
-    parts = content if isinstance(content, list) else []
-    text = "".join(part.text or "" for part in parts) if parts else content
-    refusal = choice.message.refusal or "".join(part.refusal or "" for part in parts)
-    return _text(text if isinstance(text, str) else None, refusal, choice.finish_reason)
+    content, refusal = choice.message.content, choice.message.refusal
+    if isinstance(content, list):
+        refusal = refusal or "".join(part.refusal or "" for part in content)
+        content = "".join(part.text or "" for part in content) if content else None
+    return _text(content, refusal, choice.finish_reason)
 
 
 def _responses(body: _Responses) -> Result:
@@ -295,7 +342,7 @@ def _responses(body: _Responses) -> Result:
     return _text("".join(texts) if texts else None, "".join(part.refusal or "" for part in parts), finish)
 
 
-def _text(text: str | None, refusal: str, finish: str | None) -> Result:
+def _text(text: str | None, refusal: str | None, finish: str | None) -> Result:
     if refusal:
         return Result(
             None, Outcome.INVALID, refusal, reason=f"refusal: {refusal}"[:_MAX_REASON_CHARS], finish_reason=finish
@@ -306,7 +353,7 @@ def _text(text: str | None, refusal: str, finish: str | None) -> Result:
     if text is None and finish not in _CUT_SHORT:
         reason = f"the reply holds no text (finish_reason: {finish})"
         return Result(None, Outcome.INVALID, None, reason=reason, retryable=True, finish_reason=finish)
-    return Result(None, Outcome.SUCCEEDED, text or "", finish_reason=finish)
+    return Result(None, _SUCCEEDED, text or "", finish_reason=finish)
 
 
 def _embedding(body: _Embeddings) -> Result:
@@ -315,7 +362,7 @@ def _embedding(body: _Embeddings) -> Result:
     return Result(None, Outcome.SUCCEEDED, embedding=body.data[0].embedding)
 
 
-def _usage(raw: bytes) -> Usage | None:
+def _usage(raw: bytes | Raw) -> Usage | None:
     """Tokens as the line gives them; None where it gives none. Both spellings of the API are read."""
     try:
         read = _USAGE.decode(raw)
@@ -325,8 +372,8 @@ def _usage(raw: bytes) -> Usage | None:
     output_tokens = read.completion_tokens if read.completion_tokens is not None else read.output_tokens
     if input_tokens is None and output_tokens is None:
         return None
-    before = read.prompt_tokens_details or read.input_tokens_details or _Details()
-    after = read.completion_tokens_details or read.output_tokens_details or _Details()
+    before = read.prompt_tokens_details or read.input_tokens_details or _NO_DETAILS
+    after = read.completion_tokens_details or read.output_tokens_details or _NO_DETAILS
     return Usage(
         input_tokens=input_tokens or 0,
         output_tokens=output_tokens or 0,

@@ -21,9 +21,10 @@ import msgspec
 from msgspec import Raw, Struct
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.providers.google_lines import check_import, check_shape, clean, dumps, quote
+from dagster_llm_batch.providers.google_lines import check_import, check_shape
 from dagster_llm_batch.providers.google_replies import read_parts
 from dagster_llm_batch.providers.google_schema import google_schema
+from dagster_llm_batch.providers.jsonlines import clean, dumps, quote
 from dagster_llm_batch.types import Image, Limits, Outcome, Request, RequestSpec, ResponseKind, Result, Usage
 
 __all__ = ["VertexClaudeLines"]

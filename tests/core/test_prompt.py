@@ -197,3 +197,15 @@ def test_a_path_is_loaded_by_what_the_caller_allows() -> None:
 def test_lists_given_as_text_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"images=\['pic'\]"):
         Prompt("x", images="pic")
+
+
+@given(
+    st.lists(
+        st.sampled_from(["{{ a }}", "{{ b|e }}", "{{ row.a }}", "{{ row['b'] }}", "{{ row.items }}", " text\n", "%"])
+    ),
+    st.one_of(st.none(), st.text(), st.integers(), st.floats(), st.booleans(), st.lists(st.integers())),
+)
+def test_a_template_of_columns_alone_renders_as_jinja_renders_it(parts: list[str], value: object) -> None:
+    """The second one has a branch that says nothing, so that Jinja itself renders it."""
+    row, template = {"a": value, "b": "B"}, "".join(parts)
+    assert render(template, row) == render("{% if false %}{% endif %}" + template, row)

@@ -16,6 +16,7 @@ from dagster_llm_batch.providers.anthropic_replies import read_line
 from dagster_llm_batch.types import Outcome, PriceBasis, Result, Usage
 
 LINES = Path(__file__).with_name("wire").joinpath("anthropic.jsonl").read_text(encoding="ascii")
+BOM = b"\xef\xbb\xbf"  # a line that starts with it is never read in one go
 WIRE = [json.loads(line) for line in LINES.splitlines()]
 REPLY = next(wire["line"] for wire in WIRE if wire["name"] == "success")
 AT = datetime(2026, 11, 1, tzinfo=UTC)
@@ -86,3 +87,14 @@ def test_a_bent_line_has_one_outcome_and_a_reason_where_it_is_not_a_reply(line):
         assert result.text is not None
     else:
         assert result.reason
+
+
+@pytest.mark.parametrize("wire", WIRE, ids=[wire["name"] for wire in WIRE])
+def test_a_line_read_in_one_go_says_what_it_says_when_taken_apart(wire):
+    line = wire["line"].encode()
+    assert read_line(line) == read_line(BOM + line.removeprefix(BOM))
+
+
+@given(bent_lines())
+def test_so_does_a_bent_one(line):
+    assert read_line(line) == read_line(BOM + line.removeprefix(BOM))

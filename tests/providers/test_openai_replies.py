@@ -13,6 +13,7 @@ from dagster_llm_batch.providers.openai_replies import read_line
 from dagster_llm_batch.types import Endpoint, Outcome, Result, Usage
 
 LINES = Path(__file__).with_name("wire").joinpath("openai.jsonl").read_text(encoding="ascii")
+BOM = b"\xef\xbb\xbf"  # a line that starts with it is never read in one go
 WIRE = [json.loads(line) for line in LINES.splitlines()]
 REPLY = next(wire["line"] for wire in WIRE if wire["name"] == "chat success")
 
@@ -83,3 +84,15 @@ def test_a_bent_line_has_one_outcome_and_a_reason_where_it_is_not_a_reply(bent):
 def test_deep_nesting_is_an_unreadable_line(inner, power):
     deep = b'{"custom_id":"a","response":' + b"[" * 10**power + inner + b"]" * 10**power + b"}"
     assert read_line(deep, Endpoint.CHAT).outcome is not Outcome.SUCCEEDED
+
+
+@pytest.mark.parametrize("wire", WIRE, ids=[wire["name"] for wire in WIRE])
+def test_a_line_read_in_one_go_says_what_it_says_when_taken_apart(wire):
+    line, endpoint = wire["line"].encode(), Endpoint(wire["endpoint"])
+    assert read_line(line, endpoint) == read_line(BOM + line.removeprefix(BOM), endpoint)
+
+
+@given(bent_lines())
+def test_so_does_a_bent_one(bent):
+    line, endpoint = bent
+    assert read_line(line, endpoint) == read_line(BOM + line.removeprefix(BOM), endpoint)
