@@ -13,7 +13,7 @@ import unicodedata
 
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["check_path", "payload_path"]
+__all__ = ["check_path", "namespace_folder", "payload_path"]
 
 _MAX_CHARS = 64
 _SLUG_CHARS = 40
@@ -27,6 +27,11 @@ _RESERVED = frozenset(
 def payload_path(namespace: str, asset: str, partition: str, submission_id: str, name: str) -> str:
     """Where a submission's file lies. Any text is allowed; row data has no business here."""
     return "/".join(_segment(text) for text in (namespace, asset, partition, submission_id, name))
+
+
+def namespace_folder(namespace: str) -> str:
+    """The folder that holds all files of a namespace, and no other's."""
+    return _segment(namespace)
 
 
 def check_path(path: str) -> str:

@@ -1,0 +1,186 @@
+"""Removes stored files that nothing needs any more. The rule:
+
+1. Kept, always, with all their files: submissions that are not delivered (`Ledger.deliver`), or were within the last N
+   days; the newest, and the newest settled, submission of each partition; and all whose answers these reuse.
+2. Every other submission is pruned: first the ledger is told, by an event, so that no plan reuses its answers from then
+   on; then its requests, raw results, results and manifest go. Its row and its events stay. Whoever is killed between
+   leaves files that the next call removes.
+3. Of files that belong to no submission of this ledger, those go that a killed plan left more than a day ago. Results
+   are never among them: where such a folder holds some, another ledger writes here, and all of these stay.
+
+Refuses to delete where ledger and payload store do not belong together. Files at the providers are the providers'.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import PurePosixPath
+
+from dagster_llm_batch.errors import ConfigError, LeaseError
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.listing import StoredFile, remove, stored_files
+from dagster_llm_batch.storage.paths import namespace_folder, payload_path
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.records import Submission
+
+__all__ = ["Pruner", "Pruning", "is_pruned"]
+
+_PRUNED = "pruned"
+_LEFT_BEHIND_AFTER = timedelta(days=1)
+_RESULTS = (".raw.jsonl.zst", ".results.parquet")
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What goes, or has gone."""
+
+    replaced: Mapping[str, tuple[StoredFile, ...]]  # files of submissions that newer ones replaced, by submission_id
+    left_behind: tuple[StoredFile, ...]  # files of plans that were killed
+    foreign: tuple[StoredFile, ...]  # files of submissions that this ledger does not know; they stay
+    kept: int  # submissions that keep their files
+
+    @property
+    def files(self) -> tuple[StoredFile, ...]:
+        """All that goes."""
+        return (*(file for files in self.replaced.values() for file in files), *self.left_behind)
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+def is_pruned(ledger: Ledger, submission: Submission) -> bool:
+    """Whether its files were given up: its answers cannot be reused."""
+    return any(event.kind == _PRUNED for event in ledger.events(submission.submission_id))
+
+
+class Pruner:
+    """Prunes one namespace."""
+
+    def __init__(self, ledger: Ledger, payloads: PayloadStore, namespace: str, clock: Callable[[], datetime]) -> None:
+        self._ledger = ledger
+        self._payloads = payloads
+        self._namespace = namespace
+        self._clock = clock
+
+    def prune(self, older_than: timedelta, *, delete: bool) -> Pruning:
+        """See Engine.prune."""
+        if older_than < _LEFT_BEHIND_AFTER:
+            raise ConfigError(f"Files are pruned after a day at the earliest; got older_than={older_than}.")
+        folders: dict[str, list[StoredFile]] = defaultdict(list)
+        for file in stored_files(self._payloads, namespace_folder(self._namespace)):
+            folders[str(PurePosixPath(file.path).parent)].append(file)
+        submissions = self._ledger.submissions(self._namespace)  # after the files: what is new meanwhile is young
+        found = self._found(folders, submissions, older_than)
+        return self._delete(found, folders) if delete else found
+
+    def _found(
+        self, folders: Mapping[str, Sequence[StoredFile]], submissions: Sequence[Submission], older_than: timedelta
+    ) -> Pruning:
+        now = self._clock()
+        known = {self._folder(one): one for one in submissions}
+        kept = _kept(submissions, now - older_than)
+        needed = self._needed(one for one in submissions if one.submission_id in kept)
+        replaced = {
+            one.submission_id: tuple(file for file in folders[folder] if file.path not in needed)
+            for folder, one in known.items()
+            if folder in folders and one.submission_id not in kept
+        }
+        stale = {folder: files for folder, files in folders.items() if folder not in known and _is_stale(files, now)}
+        halves = [
+            file
+            for folder, files in folders.items()
+            if folder in known and known[folder].submission_id in kept
+            for file in files
+            if PurePosixPath(file.path).name.startswith(".") and _is_stale([file], now)
+        ]
+        unknown = [file for folder, files in folders.items() if folder not in known for file in files]
+        is_shared = not known or any(file.path.endswith(_RESULTS) for file in unknown)
+        return Pruning(
+            replaced={key: files for key, files in replaced.items() if files},
+            left_behind=(*halves, *(() if is_shared else (file for files in stale.values() for file in files))),
+            foreign=tuple(unknown) if is_shared else (),
+            kept=len(kept),
+        )
+
+    def _folder(self, one: Submission) -> str:
+        path = payload_path(one.namespace, one.asset, one.partition, one.submission_id, "any")
+        return str(PurePosixPath(path).parent)
+
+    def _needed(self, kept: Iterable[Submission]) -> set[str]:
+        """Every file that a kept submission names, wherever it lies."""
+        named: set[str | None] = set()
+        for one in kept:
+            named.add(one.manifest_path)
+            for shard in self._ledger.shards(one.submission_id):
+                named |= {shard.path, shard.raw_path, shard.results_path}
+        return {path for path in named if path is not None}
+
+    def _delete(self, found: Pruning, folders: Mapping[str, Sequence[StoredFile]]) -> Pruning:
+        if found.files:
+            self._refuse_another_store(folders)
+        replaced = {}
+        for submission_id, files in found.replaced.items():
+            try:
+                with self._ledger.leased(f"submission:{submission_id}"):
+                    if self._give_up(submission_id, files):
+                        for file in files:
+                            remove(self._payloads, file)
+                        replaced[submission_id] = files
+            except LeaseError:  # somebody works on it after all
+                continue
+        for file in found.left_behind:
+            remove(self._payloads, file)
+        return replace(found, replaced=replaced)
+
+    def _give_up(self, submission_id: str, files: Sequence[StoredFile]) -> bool:
+        """Tell the ledger first. False where a plan has taken its answers up at this moment."""
+        submission = self._ledger.submission(submission_id)
+        if not is_pruned(self._ledger, submission):
+            size = sum(file.bytes for file in files)
+            self._ledger.note(submission_id, _PRUNED, f"{len(files)} files, {size} bytes")
+        history = self._ledger.history(submission.namespace, submission.asset, submission.partition)
+        return submission_id not in _kept(history, self._clock())
+
+    def _refuse_another_store(self, folders: Mapping[str, Sequence[StoredFile]]) -> None:
+        """The newest submission's manifest is always there; where it is not, this is another store."""
+        newest = max(self._ledger.submissions(self._namespace), key=lambda one: one.created_at, default=None)
+        if newest is None or newest.manifest_path is None or self._folder(newest) in folders:
+            return
+        msg = (
+            f"The payload store has no file of submission {newest.submission_id} of '{newest.asset}', the newest in "
+            f"namespace '{self._namespace}'. Is it the store of this ledger? Nothing was deleted."
+        )
+        raise ConfigError(msg)
+
+
+def _kept(submissions: Sequence[Submission], cutoff: datetime) -> set[str]:
+    """Ids of those that keep their files. `submissions` are all of a namespace, or all of a partition."""
+    by_id = {one.submission_id: one for one in submissions}
+    newest: dict[tuple[str, str], Submission] = {}
+    newest_settled: dict[tuple[str, str], Submission] = {}
+    for one in sorted(submissions, key=lambda one: (one.created_at, one.submission_id)):
+        newest[one.asset, one.partition] = one
+        if one.is_settled:
+            newest_settled[one.asset, one.partition] = one
+    queue = [
+        *newest.values(),
+        *newest_settled.values(),
+        *(one for one in submissions if one.delivered_at is None or one.delivered_at > cutoff),
+    ]
+    kept: set[str] = set()
+    while queue:
+        one = queue.pop()
+        if one.submission_id not in kept:
+            kept.add(one.submission_id)
+            queue += [by_id[other] for other in one.reused_from if other in by_id]
+    return kept
+
+
+def _is_stale(files: Sequence[StoredFile], now: datetime) -> bool:
+    """Whether nobody has written here for long. A file of unknown age is a new one."""
+    times = [file.modified_at for file in files]
+    return all(time is not None and now - time > _LEFT_BEHIND_AFTER for time in times)

@@ -1,0 +1,148 @@
+"""Jobs for what a person decides: cancel a submission, resolve a shard. From the launchpad, or as any Dagster job."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine.orphans import orphans
+from dagster_llm_batch.errors import ConfigError, LLMBatchError
+from dagster_llm_batch.metadata import markdown_table, plain, progress_text
+from dagster_llm_batch.resources import LLMBatchResource
+from dagster_llm_batch.storage.records import Submission
+
+__all__ = ["CancelConfig", "ResolveConfig", "build_llm_batch_jobs"]
+
+
+class CancelConfig(dg.Config):
+    """Which submission to cancel: by its id, or the newest of an asset's partition."""
+
+    submission_id: str = Field(default="", description="Id of a submission. Or give the asset.")
+    asset: str = Field(default="", description="Labeled asset, as in ticket_labels or reviews/ticket_labels.")
+    partition: str = Field(default="", description="Its partition. Empty for an unpartitioned asset.")
+
+
+class ResolveConfig(dg.Config):
+    """What became of a shard whose create call left no record. Empty: list such shards, and do nothing."""
+
+    shard_id: str = Field(default="", description="The shard. Empty: list those that wait for a word.")
+    batch_id: str = Field(default="", description="Its batch, where the provider's console shows one.")
+    no_batch: bool = Field(default=False, description="True where no batch exists: the shard is sent (again).")
+
+
+def build_llm_batch_jobs(
+    *, resource_key: str = "llm_batch", tags: dict[str, str] | None = None
+) -> Sequence[dg.JobDefinition]:
+    """`llm_batch_cancel` and `llm_batch_resolve`.
+
+    Args:
+        resource_key: Where LLMBatchResource is.
+        tags: Of both jobs, as for run coordinators.
+    """
+
+    def engine_of(context: dg.OpExecutionContext) -> Engine:
+        resource = getattr(context.resources, resource_key)
+        if not isinstance(resource, LLMBatchResource):
+            msg = f"The resource '{resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
+            raise ConfigError(msg)
+        return resource.engine()
+
+    @dg.op(required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
+    def cancel_submission(context: dg.OpExecutionContext, config: CancelConfig) -> None:
+        """Nothing more is sent, running batches are asked to stop, and what is done already is kept."""
+        engine = engine_of(context)
+        submission = _submission(engine, config)
+        status = engine.cancel(submission.submission_id)
+        context.log.info(f"Canceled {submission.asset} {submission.partition}: {progress_text(status)}")
+        context.add_output_metadata(
+            {
+                "llm_batch/submission_id": submission.submission_id,
+                "llm_batch/asset": submission.asset,
+                "llm_batch/partition": submission.partition,
+                "llm_batch/progress": progress_text(status),
+                "llm_batch/batch_ids": status.batch_ids,
+            }
+        )
+
+    @dg.op(required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
+    def resolve_shard(context: dg.OpExecutionContext, config: ResolveConfig) -> None:
+        """The shard goes on with the batch that was named, or is sent where none exists."""
+        engine = engine_of(context)
+        if config.shard_id:
+            _resolve(context, engine, config)
+        elif config.batch_id or config.no_batch:
+            msg = f"Which shard? {_waiting(engine)}"
+            raise dg.Failure(msg, metadata=_orphan_metadata(engine), allow_retries=False)
+        else:
+            context.log.info(_waiting(engine))
+        context.add_output_metadata(_orphan_metadata(engine))
+
+    @dg.job(name="llm_batch_cancel", tags=tags, description="Cancel a submission of LLM batches.")
+    def llm_batch_cancel() -> None:
+        cancel_submission()
+
+    @dg.job(
+        name="llm_batch_resolve",
+        tags=tags,
+        description="Say what became of a shard whose create call left no record. Without a shard: list them.",
+    )
+    def llm_batch_resolve() -> None:
+        resolve_shard()
+
+    return [llm_batch_cancel, llm_batch_resolve]
+
+
+def _submission(engine: Engine, config: CancelConfig) -> Submission:
+    if bool(config.submission_id) == bool(config.asset):
+        msg = "Give either submission_id, or asset (and its partition, where it has partitions)."
+        raise dg.Failure(msg, allow_retries=False)
+    if config.submission_id:
+        return engine.ledger.submission(config.submission_id)
+    latest = engine.latest(config.asset, config.partition)
+    if latest is None:
+        known = engine.ledger.submissions(engine.namespace, assets=[config.asset])
+        partitions = ", ".join(sorted({s.partition or "(none)" for s in known})) or "none at all"
+        what = f"partition '{config.partition}'" if config.partition else "its unpartitioned form"
+        msg = f"Nothing was submitted for {what} of '{config.asset}'. Submitted partitions: {partitions}."
+        raise dg.Failure(msg, allow_retries=False)
+    return latest
+
+
+def _resolve(context: dg.OpExecutionContext, engine: Engine, config: ResolveConfig) -> None:
+    if bool(config.batch_id) == config.no_batch:
+        msg = "Give either batch_id (the provider has this batch), or no_batch: true (it has none)."
+        raise dg.Failure(msg, metadata=_orphan_metadata(engine), allow_retries=False)
+    try:
+        shard = engine.resolve(config.shard_id, config.batch_id or None)
+    except LLMBatchError as error:
+        raise dg.Failure(str(error), metadata=_orphan_metadata(engine), allow_retries=False) from error
+    context.log.info(f"Shard {shard.shard_id} is '{shard.state.value}' now; the sensor goes on with it.")
+
+
+def _waiting(engine: Engine) -> str:
+    found = orphans(engine.ledger, engine.namespace)
+    if not found:
+        return "No shard waits for a word."
+    return f"{len(found)} shards wait for a word: {', '.join(one.shard.shard_id for one in found)}."
+
+
+def _orphan_metadata(engine: Engine) -> dict[str, Any]:
+    """The shards in doubt, for the run's page."""
+    rows: list[list[object]] = [
+        [
+            one.shard.shard_id,
+            plain(one.submission.asset),
+            plain(one.submission.partition),
+            one.shard.provider,
+            one.shard.requests,
+            None if one.shard.sent_at is None else one.shard.sent_at.isoformat(timespec="seconds"),
+        ]
+        for one in orphans(engine.ledger, engine.namespace)
+    ]
+    header = ["shard", "asset", "partition", "provider", "requests", "sent"]
+    return {
+        "llm_batch/orphans": len(rows),
+        "llm_batch/orphan_shards": dg.MetadataValue.md(markdown_table(header, rows) if rows else "None."),
+    }
