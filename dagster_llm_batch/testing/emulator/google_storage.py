@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import quote
@@ -65,6 +67,9 @@ def local_gcs(bucket: str = "emulator") -> Iterator[str]:
     before = os.environ.get("STORAGE_EMULATOR_HOST")
     server = FakeGCSServer()
     server.start()
+    # it logs every call into a pipe that the wrapper never reads: full after some hundred calls, it would hang
+    log = server._process.stderr  # noqa: SLF001
+    threading.Thread(target=lambda: deque(log, maxlen=0), name="local-gcs-log", daemon=True).start()
     os.environ.pop("STORAGE_EMULATOR_HOST", None)  # the wrapper sets it; clients are told the address instead
     if before is not None:
         os.environ["STORAGE_EMULATOR_HOST"] = before

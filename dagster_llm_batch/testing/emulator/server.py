@@ -24,8 +24,9 @@ from dagster_llm_batch.testing.emulator.gemini import GeminiHouse
 from dagster_llm_batch.testing.emulator.google_wire import GEMINI, VERTEX
 from dagster_llm_batch.testing.emulator.lifecycle import Clock, Mover, Pace
 from dagster_llm_batch.testing.emulator.openai import OpenAIHouse
+from dagster_llm_batch.testing.emulator.storage_relay import GCS, S3, StorageRelay
 from dagster_llm_batch.testing.emulator.vertex import VertexHouse
-from dagster_llm_batch.testing.emulator.wire import Connections, Wire, by_path
+from dagster_llm_batch.testing.emulator.wire import App, Connections, Wire, by_path
 from dagster_llm_batch.testing.emulator.world import Keys, Limits, World
 
 HOST = "127.0.0.1"
@@ -46,6 +47,7 @@ class Emulator:
     keys: accepted API keys (each its own account), or key -> account, or None for any key.
     gcs_url: a Cloud Storage server, in which the Vertex AI house reads request files and writes results.
     s3_url: an S3 server, in which the Bedrock house does the same; `local_s3` starts one.
+        Clients can reach both by `gcs_relay_url` and `s3_relay_url`, where faults strike their calls too.
     seed: ids, row order and chosen fractions follow from it.
     Nothing leaves the machine: the socket is bound to 127.0.0.1.
     """
@@ -82,11 +84,12 @@ class Emulator:
         self._anthropic = AnthropicHouse(self._world)
         self._bedrock = BedrockHouse(self._world, s3_url)
         self._connections = Connections()
-        apps = {
+        apps: dict[str, App] = {
             MESSAGES: self._anthropic.app(),
             BEDROCK: self._bedrock.app(),
             VERTEX: VertexHouse(self._world, gcs_url).app(),
             GEMINI: GeminiHouse(self._world).app(),
+            **{prefix: StorageRelay(prefix, url) for prefix, url in ((GCS, gcs_url), (S3, s3_url)) if url is not None},
         }
         houses = by_path(apps, self._openai.app())
         self.asgi_app = Wire(houses, self._world, self._connections)
@@ -139,6 +142,16 @@ class Emulator:
     def bedrock_url(self) -> str:
         """For `boto3.client(..., endpoint_url=...)` of "bedrock", "bedrock-runtime" and "service-quotas"."""
         return f"http://{HOST}:{self.port}{BEDROCK}"
+
+    @property
+    def gcs_relay_url(self) -> str:
+        """For `storage.Client(client_options={"api_endpoint": ...})`: the server at `gcs_url`, faults included."""
+        return f"http://{HOST}:{self.port}{GCS}"
+
+    @property
+    def s3_relay_url(self) -> str:
+        """For `boto3.client("s3", endpoint_url=...)`: the server at `s3_url`, faults included."""
+        return f"http://{HOST}:{self.port}{S3}"
 
     def tick(self, times: int = 1) -> int:
         """Move every live batch one edge, `times` times; how many moves that were."""
