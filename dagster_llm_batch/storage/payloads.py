@@ -25,11 +25,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+from dagster_llm_batch.errors import MissingExtraError
 from dagster_llm_batch.storage.paths import check_path
 
 __all__ = ["PayloadStore", "PayloadWriter"]
 
 _BUFFER_BYTES = 1 << 20
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
 class PayloadWriter:
@@ -67,6 +69,9 @@ class PayloadStore:
     """Files below `root`: a local path, or any URL of universal_pathlib (`s3://…`, `gs://…`, `memory://…`)."""
 
     def __init__(self, root: str | UPath, **storage_options: Any) -> None:
+        if "://" in str(root):
+            # a listing that anything in this process made would hide what other processes wrote since
+            storage_options = {"use_listings_cache": False, **storage_options}
         self._root = UPath(root, **storage_options)
 
     def __repr__(self) -> str:
@@ -113,13 +118,24 @@ class PayloadStore:
 
     def exists(self, path: str) -> bool:
         """Whether a complete file has this name."""
-        return bool(self._root.fs.exists(self._full(path)))
+        return bool(self._fs.exists(self._full(path)))
 
     def delete(self, path: str) -> None:
         """Remove the file; where there is none, do nothing."""
         full = self._full(path)
-        if self._root.fs.exists(full):
-            self._root.fs.rm_file(full)
+        if self._fs.exists(full):
+            self._fs.rm_file(full)
+
+    @property
+    def _fs(self) -> Any:
+        """The file system; raises MissingExtraError where its package is not installed."""
+        try:
+            return self._root.fs
+        except ImportError as error:
+            extra = _EXTRAS.get(self._root.protocol)
+            if extra is None:
+                raise
+            raise MissingExtraError(extra, f"A payload store at {self._root.protocol}://") from error
 
     @property
     def _is_local(self) -> bool:
@@ -129,7 +145,7 @@ class PayloadStore:
         return f"{self._root.path.rstrip('/')}/{check_path(path)}"
 
     def _open(self, path: str) -> BinaryIO:
-        return cast("BinaryIO", self._root.fs.open(self._full(path), "rb"))
+        return cast("BinaryIO", self._fs.open(self._full(path), "rb"))
 
     @contextmanager
     def _staged(self, path: str) -> Iterator[BinaryIO]:
@@ -150,7 +166,7 @@ class PayloadStore:
 
     def _publish(self, staged: Path, full: str) -> None:
         if not self._is_local:
-            self._root.fs.put_file(str(staged), full)  # an object store shows an upload when it is complete
+            self._fs.put_file(str(staged), full)  # an object store shows an upload when it is complete
             return
         _sync(staged)
         staged.replace(full)

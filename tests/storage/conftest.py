@@ -1,4 +1,4 @@
-"""Ledgers to test: a SQLite file and a database of a real, throw-away PostgreSQL cluster.
+"""Ledgers to test: a SQLite file and a database of a real, throw-away PostgreSQL cluster. And object stores.
 
 DLB_TEST_POSTGRES=0 skips the PostgreSQL half where no server is installed; without it, a missing server is a failure.
 """
@@ -17,6 +17,10 @@ from pathlib import Path
 import pytest
 
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.testing.emulator import local_gcs, local_s3
+
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # it asks for each bucket's kind at Google itself
+BUCKET = "payloads"
 
 
 def _server_binaries() -> Path | None:
@@ -116,3 +120,17 @@ def ledger(ledger_url, clock):
     ledger = Ledger(ledger_url, clock)
     yield ledger
     ledger.close()
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """The root of a payload store in a real S3 protocol, and what it is opened with."""
+    with local_s3(BUCKET) as url:
+        yield f"s3://{BUCKET}", {"key": "x", "secret": "x", "endpoint_url": url}
+
+
+@pytest.fixture(scope="session")
+def gcs():
+    """The same in a real Cloud Storage protocol."""
+    with local_gcs(BUCKET) as url:
+        yield f"gs://{BUCKET}", {"token": "anon", "endpoint_url": url}

@@ -1,4 +1,4 @@
-"""The payload store, on a local disk and on a store that is no disk."""
+"""The payload store: on a local disk, in memory, in S3 and in Cloud Storage."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ SCHEMA = pa.schema([("key", pa.int64()), ("text", pa.string())])
 TABLE = pa.table({"key": [1, 2, 3], "text": ["a", None, "ü"]}, SCHEMA)
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3", "gcs"])
 def root(request, tmp_path):
     if request.param == "memory":
         return UPath(f"memory://bucket-{uuid.uuid4().hex}/payloads")
-    return UPath(tmp_path / "made" / "payloads")
+    if request.param == "local":
+        return UPath(tmp_path / "made" / "payloads")
+    url, options = request.getfixturevalue(request.param)
+    return UPath(f"{url}/{uuid.uuid4().hex}", use_listings_cache=False, **options)
 
 
 @pytest.fixture
@@ -138,6 +141,42 @@ def test_tables_come_back_whole_by_column_and_in_batches(store, root):
     assert pq.ParquetFile(pa.BufferReader(raw)).metadata.row_group(0).column(0).compression == "ZSTD"
 
 
+@pytest.mark.parametrize("kind", ["s3", "gcs"])
+def test_what_another_process_wrote_is_seen_although_this_one_has_listed_before(request, kind):
+    url, options = request.getfixturevalue(kind)
+    here = PayloadStore(f"{url}/{uuid.uuid4().hex}", **options)
+    there = PayloadStore(here._root, skip_instance_cache=True)  # a file system of its own, as another process has
+    assert here._root.fs is not there._root.fs
+    write(there, "a/x.zst", b"1\n")
+    assert names(here._root) == ["x.zst"]
+    write(there, "a/x.zst", b"2\n" * 10_000)
+    write(there, "a/y.zst", b"3\n")
+    assert len(list(here.lines("a/x.zst"))) == 10_000
+    assert here.exists("a/y.zst")
+    there.delete("a/y.zst")
+    assert not here.exists("a/y.zst")
+
+
+_WITHOUT_PACKAGES = """
+import sys
+sys.modules["s3fs"] = sys.modules["gcsfs"] = None
+from dagster_llm_batch.errors import MissingExtraError
+from dagster_llm_batch.storage.payloads import PayloadStore
+for url in ("s3://bucket/x", "gs://bucket/x"):
+    try:
+        PayloadStore(url).exists("a.zst")
+    except MissingExtraError as error:
+        print(error)
+"""
+
+
+def test_an_object_store_whose_package_is_not_installed_says_which_extra_has_it():
+    said = subprocess.run([sys.executable, "-c", _WITHOUT_PACKAGES], check=True, capture_output=True, text=True).stdout
+    for url, extra, line in zip(("s3://", "gs://"), ("s3", "gcs"), said.splitlines(), strict=True):
+        assert line.startswith(f"A payload store at {url}")
+        assert f"pip install 'dagster-llm-batch[{extra}]'" in line
+
+
 def test_delete_removes_and_may_be_repeated(store):
     write(store, "a/b.zst", b"x")
     store.delete("a/b.zst")
@@ -199,7 +238,8 @@ def test_local_files_and_directories_are_private_whatever_the_umask(tmp_path):
 
 
 def test_storage_options_are_not_shown():
-    assert "s3cret" not in repr(PayloadStore("memory://x", token="s3cret"))
+    for url in ("memory://x", "s3://bucket/x", "gs://bucket/x"):
+        assert "s3cret" not in repr(PayloadStore(url, token="s3cret"))
 
 
 _STREAM = """
