@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import jsonschema
 import msgspec
 import pyarrow as pa
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Json, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic.json_schema import JsonSchemaMode
 from referencing import Registry
@@ -28,8 +29,10 @@ from dagster_llm_batch.types import ResponseFormat, ResponseKind
 
 __all__ = ["Embedding", "Reader", "Reading", "response_format", "storable"]
 
+_Parsed = tuple[dict[str, Any] | None, str | None]
 _TEXT = pa.field("text", pa.string())
 _MAX_REASON = 500
+_AT_ONCE = 32  # replies given to pydantic in one call; one that does not fit makes all of them be read one by one
 _NO_OTHERS: Registry[Any] = Registry()  # no schema but the user's own, and none from the network
 
 
@@ -112,6 +115,8 @@ class Reader:
     def __init__(self, response: Any) -> None:
         self.format = response_format(response)
         self._model: TypeAdapter[Any] | None = None
+        self._replies: TypeAdapter[list[Any]]
+        self._models: TypeAdapter[list[Any]]
         self._validator: Any = None
         if self.format.kind is ResponseKind.TEXT:
             self.fields = [_TEXT]
@@ -120,7 +125,8 @@ class Reader:
         else:
             schema = dict(self.format.json_schema or {})
             if isinstance(response, type) and issubclass(response, BaseModel):
-                self._model = TypeAdapter(response)
+                self._model, self._models = TypeAdapter(response), TypeAdapter(list[response])
+                self._replies = TypeAdapter(list[Json[response]])
                 schema = _schema_of(response, "serialization")
             else:
                 self._validator = jsonschema.Draft202012Validator(schema, registry=_NO_OTHERS)
@@ -141,7 +147,9 @@ class Reader:
             return self._read_texts(texts)
         if self.format.kind is ResponseKind.EMBEDDING:
             return self._read_embeddings(embeddings)
-        parsed = [(None, None) if text is None else self._parse(text) for text in texts]
+        given = [text for text in texts if text is not None]
+        read = chain.from_iterable(self._parse_all(given[at : at + _AT_ONCE]) for at in range(0, len(given), _AT_ONCE))
+        parsed: list[_Parsed] = [(None, None) if text is None else next(read) for text in texts]
         rows = [row for row, _ in parsed]
         reasons = [reason for _, reason in parsed]
         columns = [
@@ -157,15 +165,25 @@ class Reader:
         reasons = [None if text == fit else lost for text, fit in zip(texts, kept, strict=True)]
         return Reading(pa.table([pa.array(kept, pa.string())], schema=self.schema), reasons)
 
-    def _parse(self, text: str) -> tuple[dict[str, Any] | None, str | None]:
+    def _parse_all(self, texts: list[str]) -> list[_Parsed]:
+        if self._model is not None and not any(map(_has_no_number, texts)):
+            try:
+                values = self._replies.validate_python(texts)
+                rows = self._models.dump_python(values, mode="json", by_alias=True, warnings=False)
+                return [(row, None) for row in rows]
+            except Exception:  # noqa: BLE001, S110  # whichever it is, and why, is found out below
+                pass
+        return [self._parse(text) for text in texts]
+
+    def _parse(self, text: str) -> _Parsed:
         """The values of a reply by field, or why it does not fit."""
         try:
             if self._model is None:
                 value = msgspec.json.decode(text)
                 misfit = jsonschema.exceptions.best_match(self._validator.iter_errors(value))
                 return (value, None) if misfit is None else (None, _shortened(f"{misfit.json_path}: {misfit.message}"))
-            if "NaN" in text or "Infinity" in text:
-                msgspec.json.decode(text)  # pydantic takes these bare words, which JSON does not have
+            if _has_no_number(text):
+                msgspec.json.decode(text)
             value = self._model.validate_json(text)
             return self._model.dump_python(value, mode="json", by_alias=True, warnings=False), None
         except ValidationError as error:
@@ -186,12 +204,19 @@ class Reader:
         return Reading(pa.table([pa.array(kept, pa.list_(pa.float32()))], schema=self.schema), reasons)
 
 
+def _has_no_number(text: str) -> bool:
+    """Whether it may hold the bare words that pydantic takes for numbers, and JSON does not have."""
+    return "NaN" in text or "Infinity" in text
+
+
 def storable(text: str) -> str:
     """The text with U+FFFD for half surrogates, which UTF-8 cannot hold."""
     return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _first(*columns: list[str | None]) -> list[str | None]:
+    if not any(map(any, columns)):
+        return columns[0]
     return [next((reason for reason in row if reason is not None), None) for row in zip(*columns, strict=True)]
 
 

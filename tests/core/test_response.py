@@ -234,6 +234,31 @@ def test_reading_never_raises_on_any_json_and_fits_are_exact(reply: dict[str, An
             assert columns["count"].to_pylist() == [reply["count"]]
 
 
+PIECES = [
+    json.dumps(REPLY),
+    json.dumps(REPLY | {"size": 9}),
+    '{"mood":',
+    '"',
+    ",",
+    "[",
+    "}",
+    "null",
+    " ",
+    "NaN",
+    "\ud800",
+]
+
+
+@given(st.lists(st.none() | st.lists(st.sampled_from(PIECES), max_size=3).map("".join), max_size=40))
+def test_replies_read_together_are_read_as_each_by_itself(texts: list[str | None]) -> None:
+    """Whatever one of them holds, be it the end of one reply and the start of the next."""
+    reader = Reader(Everything)
+    together = reader.read(texts, [None] * len(texts))
+    apart = [reader.read([text], [None]) for text in texts]
+    assert together.reasons == [reading.reasons[0] for reading in apart]
+    assert together.columns.to_pylist() == [reading.columns.to_pylist()[0] for reading in apart]
+
+
 def test_a_validator_of_the_user_that_fails_in_any_way_is_a_reason() -> None:
     class Odd(BaseModel):
         x: int
