@@ -18,6 +18,7 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding
 from dagster_llm_batch.engine import RetryPolicy
 from dagster_llm_batch.evaluation_assets import evaluation_assets
+from dagster_llm_batch.jobs import build_llm_batch_jobs
 from dagster_llm_batch.resources import (
     AnthropicBatchResource,
     BedrockBatchResource,
@@ -46,6 +47,7 @@ __all__ = [
     "TokenPrice",
     "VertexBatchResource",
     "__version__",
+    "build_llm_batch_jobs",
     "build_llm_batch_sensor",
     "evaluation_assets",
     "llm_batch_assets",

@@ -1,4 +1,4 @@
-"""How far a submission is, and when it may be done: counts, rate, age, expected end. From what the ledger says; pure."""
+"""How far a submission is, and when it may be done: counts, rate, age, expected end; by what the ledger says. Pure."""
 
 from __future__ import annotations
 

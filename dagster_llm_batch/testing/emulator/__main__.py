@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import threading
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--gcs-url", help="a Cloud Storage server, for the files of the Vertex AI emulator")
     parser.add_argument("--s3-url", help="an S3 server, for the files of the Bedrock emulator")
+    parser.add_argument("--json", action="store_true", help="print what to export as one JSON object")
     parser.add_argument("--seed", type=int, default=0, help="decides ids and the order of result rows")
     options = parser.parse_args(arguments)
     keys = None if options.any_key else options.key or [DEFAULT_KEY]
@@ -54,13 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 s3_url=s3_url,
             )
         )
-        sys.stdout.write(_where(emulator, keys[0] if keys else DEFAULT_KEY, s3_url, gcs_url))
+        exports = _exports(emulator, keys[0] if keys else DEFAULT_KEY, s3_url, gcs_url)
+        sys.stdout.write(_where(exports, as_json=options.json))
         sys.stdout.flush()
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):  # Dagster, and a shell's background, may have them ignored
             signal.signal(number, lambda *_: stop.set())
         stop.wait()
-        sys.stdout.write("stopped\n")
+        sys.stderr.write("stopped\n")
 
 
 def _storage(servers: ExitStack, options: argparse.Namespace) -> tuple[str | None, str | None]:
@@ -71,31 +74,46 @@ def _storage(servers: ExitStack, options: argparse.Namespace) -> tuple[str | Non
     return s3_url, gcs_url
 
 
-def _where(emulator: Emulator, key: str, s3_url: str | None, gcs_url: str | None) -> str:
-    """Addresses as comments and exports, under the names that the vendors' own SDKs read."""
+def _exports(emulator: Emulator, key: str, s3_url: str | None, gcs_url: str | None) -> dict[str, dict[str, str]]:
+    """What to export, by a line on where it leads, under the names that the vendors' own SDKs read."""
+    gcs, s3 = gcs_url or "nowhere: give --gcs-url or --all", s3_url or "nowhere: give --s3-url or --all"
+    return {
+        f"OpenAI emulator at {emulator.openai_base_url} (Azure v1 form: {emulator.azure_base_url})": {
+            "OPENAI_BASE_URL": emulator.openai_base_url,
+            "OPENAI_API_KEY": key,
+        },
+        f"Anthropic emulator at {emulator.anthropic_base_url}": {
+            "ANTHROPIC_BASE_URL": emulator.anthropic_base_url,
+            "ANTHROPIC_API_KEY": key,
+        },
+        f"Gemini emulator at {emulator.gemini_base_url}": {
+            "GOOGLE_GEMINI_BASE_URL": emulator.gemini_base_url,
+            "GEMINI_API_KEY": key,
+        },
+        f"Vertex AI emulator at {emulator.vertex_base_url}, its files {'in ' if gcs_url else ''}{gcs}": {
+            "GOOGLE_VERTEX_BASE_URL": emulator.vertex_base_url,
+            **({"STORAGE_EMULATOR_HOST": gcs_url} if gcs_url else {}),
+        },
+        f"Bedrock emulator at {emulator.bedrock_url}, its files {'in ' if s3_url else ''}{s3}": {
+            "AWS_ENDPOINT_URL_BEDROCK": emulator.bedrock_url,
+            "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": emulator.bedrock_url,
+            "AWS_ENDPOINT_URL_SERVICE_QUOTAS": emulator.bedrock_url,
+            **({"AWS_ENDPOINT_URL_S3": s3_url} if s3_url else {}),
+            "AWS_ACCESS_KEY_ID": key,
+            "AWS_SECRET_ACCESS_KEY": "emulator",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        },
+    }
+
+
+def _where(exports: dict[str, dict[str, str]], *, as_json: bool) -> str:
+    """Comments and exports for a shell, or one JSON object of all variables."""
+    if as_json:
+        return json.dumps({name: value for part in exports.values() for name, value in part.items()}) + "\n"
     lines = [
-        f"# OpenAI emulator at {emulator.openai_base_url} (Azure v1 form: {emulator.azure_base_url})",
-        f"export OPENAI_BASE_URL={emulator.openai_base_url}",
-        f"export OPENAI_API_KEY={key}",
-        f"# Anthropic emulator at {emulator.anthropic_base_url}",
-        f"export ANTHROPIC_BASE_URL={emulator.anthropic_base_url}",
-        f"export ANTHROPIC_API_KEY={key}",
-        f"# Gemini emulator at {emulator.gemini_base_url}",
-        f"export GOOGLE_GEMINI_BASE_URL={emulator.gemini_base_url}",
-        f"export GEMINI_API_KEY={key}",
-        f"# Vertex AI emulator at {emulator.vertex_base_url}, its files "
-        + (f"in {gcs_url}" if gcs_url else "nowhere: give --gcs-url or --all"),
-        f"export GOOGLE_VERTEX_BASE_URL={emulator.vertex_base_url}",
-        *([f"export STORAGE_EMULATOR_HOST={gcs_url}"] if gcs_url else []),
-        f"# Bedrock emulator at {emulator.bedrock_url}, its files "
-        + (f"in {s3_url}" if s3_url else "nowhere: give --s3-url or --all"),
-        f"export AWS_ENDPOINT_URL_BEDROCK={emulator.bedrock_url}",
-        f"export AWS_ENDPOINT_URL_BEDROCK_RUNTIME={emulator.bedrock_url}",
-        f"export AWS_ENDPOINT_URL_SERVICE_QUOTAS={emulator.bedrock_url}",
-        *([f"export AWS_ENDPOINT_URL_S3={s3_url}"] if s3_url else []),
-        f"export AWS_ACCESS_KEY_ID={key}",
-        "export AWS_SECRET_ACCESS_KEY=emulator",
-        "export AWS_DEFAULT_REGION=us-east-1",
+        line
+        for where, part in exports.items()
+        for line in (f"# {where}", *(f"export {name}={value}" for name, value in part.items()))
     ]
     return "".join(f"{line}\n" for line in lines)
 

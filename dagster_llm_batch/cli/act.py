@@ -1,0 +1,149 @@
+"""`cancel`, `resolve` and `retry`: what a person decides. Each is one of the engine's own verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from dagster_llm_batch.cli.commands import Command, ExitCode, confirm, json_option, leave
+from dagster_llm_batch.cli.finding import (
+    find_dataset,
+    find_submission,
+    partition_option,
+    partitions_of,
+    partitions_options,
+)
+from dagster_llm_batch.cli.planning import plan_rows, print_plan
+from dagster_llm_batch.cli.show import print_json, print_table
+from dagster_llm_batch.cli.where import Where, code_location_command, ledger_command
+from dagster_llm_batch.engine import Status
+from dagster_llm_batch.engine.orphans import Orphan, orphans
+from dagster_llm_batch.metadata import plain, progress_text
+from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger import utc_now
+
+__all__ = ["cancel_command", "resolve_command", "retry_command"]
+
+_yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+
+
+@click.command("cancel", cls=Command, short_help="Stop a submission; what is done already is kept.")
+@click.argument("target", metavar="SUBMISSION|ASSET")
+@partition_option
+@code_location_command
+@_yes_option
+@json_option
+def cancel_command(where: Where, target: str, partition: str | None, *, yes: bool, as_json: bool) -> None:
+    """Cancel a submission: nothing more is sent, and running batches are asked to stop.
+
+    Rows that are answered by then are paid for, and land as labels; Dagster's sensor takes them home.
+    """
+    submission = find_submission(where.ledger, where.namespace, target, partition)
+    name = plain(" ".join(filter(None, [submission.asset, submission.partition])))
+    confirm(f"Cancel submission {submission.submission_id} of {name} ({submission.requests:,} requests)?", yes=yes)
+    _tell("Canceled", where.engine.cancel(submission.submission_id), as_json=as_json)
+
+
+@click.command("resolve", cls=Command, short_help="Say what became of a shard that nobody can tell.")
+@click.argument("shard_id", metavar="[SHARD]", required=False)
+@ledger_command
+@click.option("--batch-id", help="The provider has this batch for it.")
+@click.option("--no-batch", is_flag=True, help="The provider has no batch for it: it is sent (again).")
+@json_option
+def resolve_command(where: Where, shard_id: str | None, batch_id: str | None, *, no_batch: bool, as_json: bool) -> None:
+    """Resolve a shard whose create call left no record, after a look at the provider's console.
+
+    Without SHARD, list such shards. Be certain: with --no-batch it is sent, and paid, a second time if a batch exists.
+    """
+    if shard_id is None:
+        if batch_id or no_batch:
+            raise click.UsageError("Name the shard. `resolve` alone lists those in doubt.")
+        _list_orphans(orphans(where.ledger, where.namespace), as_json=as_json)
+        return
+    if bool(batch_id) == no_batch:
+        raise click.UsageError("Give either --batch-id (the provider has this batch) or --no-batch (it has none).")
+    shard = where.engine.resolve(shard_id, batch_id)
+    if as_json:
+        print_json({"shard": shard})
+    else:
+        then = "Dagster's sensor goes on with it." if batch_id else "The next run of its submission sends it."
+        click.echo(f"Shard {shard.shard_id} is '{shard.state.value}' now. {then}")
+
+
+def _list_orphans(found: Sequence[Orphan], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"orphans": [{"shard": shard, "submission": submission} for submission, shard in found]})
+        return
+    now = utc_now()
+    rows = [
+        [
+            shard.shard_id,
+            submission.asset,
+            submission.partition or None,
+            f"{shard.provider} {shard.account}",
+            shard.requests,
+            None if shard.sent_at is None else now - shard.sent_at,
+        ]
+        for submission, shard in found
+    ]
+    if rows:
+        print_table(["shard", "asset", "partition", "asked of", "requests", "in doubt for"], rows)
+    else:
+        click.echo("No shard is in doubt.")
+
+
+@click.command("retry", cls=Command, short_help="Ask again for rows that have no label.")
+@click.argument("asset")
+@partitions_options
+@code_location_command
+@_yes_option
+@json_option
+def retry_command(
+    where: Where, asset: str, partitions: tuple[str, ...], partition_range: str | None, *, yes: bool, as_json: bool
+) -> None:
+    """Send a new attempt for the rows of an asset that have no label. Rows that have one are not asked again.
+
+    Shows what it may cost and asks first. The rows are loaded as the submission's run would load them.
+    """
+    dataset = find_dataset(where, asset)
+    wanted = partitions_of(where, dataset, partitions, partition_range)
+    plans = plan_rows(where, [(dataset, partition) for partition in wanted], again=True)
+    if not as_json:
+        print_plan(plans)
+    sending = sum(one.preview.to_send for one in plans)
+    if sending == 0:
+        if as_json:
+            print_json({"plans": [one.document for one in plans], "submissions": []})
+        else:
+            click.echo("Nothing to ask again.")
+        return
+    confirm(f"Send {sending:,} requests?", yes=yes)
+    statuses = [_send(where, dataset, partition) for partition in wanted]
+    if as_json:
+        print_json({"plans": [one.document for one in plans], "submissions": [_document(one) for one in statuses]})
+    else:
+        for status in statuses:
+            click.echo(f"{status.submission.submission_id}: {progress_text(status)}")
+    if any(status.states[ShardState.PLANNED.value] for status in statuses):
+        click.echo("Some batches wait for room in the provider's queue; Dagster's sensor sends them.", err=True)
+        leave(ExitCode.LATER)
+
+
+def _send(where: Where, dataset: Any, partition: str | None) -> Status:
+    engine = where.engine
+    with where.code.rows(dataset, partition) as rows:
+        submission = engine.plan(dataset.labeling, rows, partition=partition or "", again=True)
+    return engine.submit(dataset.labeling, submission.submission_id)
+
+
+def _tell(did: str, status: Status, *, as_json: bool) -> None:
+    if as_json:
+        print_json(_document(status))
+    else:
+        click.echo(f"{did} {status.submission.submission_id}: {progress_text(status)}")
+
+
+def _document(status: Status) -> dict[str, Any]:
+    return {"submission": status.submission, "shards": status.shards}

@@ -1,0 +1,213 @@
+"""The code location that a command works with, found and loaded as Dagster's own commands do it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tomllib
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+import dagster as dg
+
+from dagster_llm_batch._dagster_private import env_file, load_repository
+from dagster_llm_batch.assets.dataset import ROLE_TAG, Dataset, RowsContext, dataset_of
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.resources import LLMBatchResource
+
+__all__ = ["CodeLocation", "Pointer", "pointer_in"]
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Where definitions are: a module, a file, or a folder of `dg` definitions; and who said so."""
+
+    said_by: str
+    module_name: str | None = None
+    python_file: str | None = None
+    autoload_module: str | None = None
+    attribute: str | None = None
+    working_directory: str | None = None
+
+    def __str__(self) -> str:
+        found = self.module_name or self.autoload_module
+        what = f"the file {self.python_file}" if self.python_file else f"the module {found}"
+        return f"{what} ({self.said_by})"
+
+
+def pointer_in(pyproject: Path) -> Pointer | None:
+    """What [tool.dagster] or [tool.dg.project] of a pyproject.toml point to."""
+    if not pyproject.is_file():
+        return None
+    try:
+        tool = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("tool", {})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{pyproject} cannot be read: {error}") from error
+    block, project = tool.get("dagster", {}), tool.get("dg", {}).get("project", {})
+    modules = [one.get("name") for one in block.get("modules", [])]
+    names = [block["module_name"]] if "module_name" in block else modules
+    if len(names) > 1:
+        raise click.UsageError(
+            f"[tool.dagster] in {pyproject} names {len(names)} modules: {', '.join(names)}. Say which one with -m."
+        )
+    if names:
+        return Pointer(f"[tool.dagster] in {pyproject}", module_name=names[0])
+    if not project:
+        return None
+    said_by, root = f"[tool.dg.project] in {pyproject}", project.get("root_module")
+    if project.get("autoload_defs"):
+        return Pointer(said_by, autoload_module=project.get("defs_module", f"{root}.defs"))
+    return Pointer(said_by, module_name=project.get("code_location_target_module", f"{root}.definitions"))
+
+
+class CodeLocation:
+    """A loaded code location with its Dagster instance: datasets, their resource, and their rows."""
+
+    def __init__(self, pointer: Pointer, repository: dg.RepositoryDefinition, instance: dg.DagsterInstance) -> None:
+        self.pointer = pointer
+        self._repository = repository
+        self._instance = instance
+
+    @classmethod
+    @contextmanager
+    def load(cls, pointer: Pointer) -> Iterator[CodeLocation]:
+        """Load it. Variables of a `.env` file in the current folder are set meanwhile, as Dagster's commands do."""
+        folder = pointer.working_directory or os.getcwd()  # noqa: PTH109 - Dagster wants text
+        with ExitStack() as stack:
+            stack.enter_context(_environment(env_file(os.getcwd())))  # noqa: PTH109 - as above
+            with contextlib.redirect_stdout(sys.stderr):  # whatever user code prints is not this command's output
+                repository = _load(pointer, folder)
+            at_home = bool(os.environ.get("DAGSTER_HOME"))
+            instance = dg.DagsterInstance.get() if at_home else dg.DagsterInstance.ephemeral()
+            yield cls(pointer, repository, stack.enter_context(instance))
+
+    @cached_property
+    def datasets(self) -> dict[str, Dataset]:
+        """The labeled datasets by asset."""
+        return {
+            key.to_user_string(): dataset_of([assets])
+            for key, assets in self._repository.assets_defs_by_key.items()
+            if assets.is_executable and assets.tags_by_key.get(key, {}).get(ROLE_TAG) == "labels"
+        }
+
+    @property
+    def has_sensor(self) -> bool:
+        """Whether a sensor of this code location asks for runs of labels."""
+        labels = {dataset.key for dataset in self.datasets.values()}
+        graph = self._repository.asset_graph
+        selections = [sensor.asset_selection for sensor in self._repository.sensor_defs]
+        return any(one is not None and labels & one.resolve(graph) for one in selections)
+
+    @contextmanager
+    def resource(self, key: str | None) -> Iterator[tuple[str, LLMBatchResource]]:
+        """The LLMBatchResource with its environment variables resolved, and its key."""
+        keys = sorted({dataset.resource_key for dataset in self.datasets.values()}) or ["llm_batch"]
+        if key is None and len(keys) > 1:
+            raise click.UsageError(
+                f"The datasets of {self.pointer} use {len(keys)} resources: {', '.join(keys)}. Say "
+                "which one with --resource."
+            )
+        key = key or keys[0]
+        with self._resources({key}) as built:
+            resource = getattr(built, key)
+            if not isinstance(resource, LLMBatchResource):
+                msg = f"The resource '{key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
+                raise ConfigError(msg)
+            if self._instance.is_ephemeral and None in (resource.ledger_url, resource.payload_root):
+                raise click.UsageError(
+                    f"The resource '{key}' of {self.pointer} keeps its ledger or its payloads below the Dagster home, "
+                    "and DAGSTER_HOME is not set. Set it to the folder that Dagster runs with."
+                )
+            yield key, resource
+
+    def partitions(self, dataset: Dataset) -> list[str]:
+        """The partition keys that a dataset has now."""
+        if dataset.partitions_def is None:
+            return []
+        return list(dataset.partitions_def.get_partition_keys(dynamic_partitions_store=self._instance))
+
+    @contextmanager
+    def rows(self, dataset: Dataset, partition: str | None) -> Iterator[Any]:
+        """The rows of a partition, as the submission's run would get them."""
+        if dataset.rows_key is None:
+            assert not isinstance(dataset.rows, dg.AssetKey)
+            with self._resources(set(dataset.rows_resource_keys)) as built:
+                values = {name: getattr(built, name) for name in dataset.rows_resource_keys}
+                context = dg.build_asset_context(values, partition_key=partition, instance=self._instance)
+                yield dataset.rows(RowsContext(partition, context))
+            return
+        name = dataset.rows_key.to_user_string()
+        upstream = self._repository.assets_defs_by_key.get(dataset.rows_key)
+        if upstream is None:
+            raise ConfigError(f"The rows asset {name} is not in {self.pointer}, so its rows cannot be loaded here.")
+        try:
+            rows = self._repository.load_asset_value(
+                dataset.rows_key,
+                instance=self._instance,
+                partition_key=dataset.rows_partition(upstream.partitions_def, partition),
+            )
+        except FileNotFoundError as error:
+            where = "" if not self._instance.is_ephemeral else " (DAGSTER_HOME is not set)"
+            msg = f"The rows asset {name} is not materialized{where}: {error}. Materialize it first."
+            raise InputError(msg) from error
+        yield rows
+
+    @contextmanager
+    def _resources(self, keys: set[str]) -> Iterator[Any]:
+        """These resources, and those that they need, set up and taken down."""
+        known = self._repository.get_top_level_resources()
+        wanted: dict[str, dg.ResourceDefinition] = {}
+        queue = sorted(keys)
+        while queue:
+            key = queue.pop()
+            if key not in known:
+                names = ", ".join(sorted(known)) or "none"
+                raise ConfigError(f"There is no resource '{key}' in {self.pointer}; its resources: {names}.")
+            wanted[key] = known[key]
+            queue += sorted(known[key].required_resource_keys - wanted.keys())
+        try:
+            with dg.build_resources(wanted, instance=self._instance) as built:
+                yield built
+        except dg.DagsterInvalidConfigError as error:  # its message may hold values
+            reasons = "; ".join(one.message for one in error.errors)
+            raise ConfigError(f"The resources {', '.join(sorted(wanted))} are not configured: {reasons}") from error
+
+
+def _load(pointer: Pointer, folder: str) -> dg.RepositoryDefinition:
+    if pointer.python_file and not Path(folder, pointer.python_file).is_file():
+        raise click.UsageError(f"There is no file {Path(folder, pointer.python_file)}.")
+    try:
+        repository = load_repository(
+            module_name=pointer.module_name,
+            python_file=pointer.python_file,
+            autoload_module=pointer.autoload_module,
+            attribute=pointer.attribute,
+            working_directory=folder,
+        )
+    except Exception as error:
+        trace = "".join(traceback.format_exception(error, limit=-5))
+        raise ConfigError(f"Definitions cannot be loaded from {pointer}, in {folder}:\n{trace}") from error
+    if repository is None:
+        raise ConfigError(f"There are no Dagster definitions in {pointer}.")
+    return repository
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,120 @@
+"""`cost`: what was spent, and saved against real time, summed as one likes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import click
+
+from dagster_llm_batch.cli.commands import Command, json_option
+from dagster_llm_batch.cli.show import money, print_json, print_table
+from dagster_llm_batch.cli.where import Where, ledger_command
+from dagster_llm_batch.storage.records import Submission
+
+__all__ = ["cost_command"]
+
+_GROUPS: dict[str, Callable[[Submission], str]] = {
+    "asset": lambda one: one.asset,
+    "partition": lambda one: one.partition,
+    "provider": lambda one: one.provider,
+    "model": lambda one: f"{one.provider}/{one.model}",
+    "day": lambda one: one.created_at.strftime("%Y-%m-%d"),
+    "month": lambda one: one.created_at.strftime("%Y-%m"),
+}
+_DATE = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
+
+
+@dataclass
+class _Sum:
+    """Money of some submissions. Those without a known price are counted, and in no amount."""
+
+    submissions: int = 0
+    requests: int = 0
+    cost_usd: Decimal = field(default_factory=Decimal)
+    realtime_usd: Decimal = field(default_factory=Decimal)
+    saved_usd: Decimal = field(default_factory=Decimal)
+    open_estimate_usd: Decimal = field(default_factory=Decimal)
+    unknown: int = 0
+
+    def add(self, one: Submission) -> None:
+        self.submissions += 1
+        self.requests += one.requests - one.reused
+        if not one.is_settled:
+            if one.estimated_usd is None:
+                self.unknown += 1
+            else:
+                self.open_estimate_usd += one.estimated_usd
+        elif one.cost_usd is None:
+            self.unknown += 1
+        else:
+            self.cost_usd += one.cost_usd
+            if one.realtime_usd is not None:
+                self.realtime_usd += one.realtime_usd
+                self.saved_usd += one.realtime_usd - one.cost_usd
+
+
+@click.command("cost", cls=Command, short_help="Money spent, and saved against real time.")
+@ledger_command
+@click.option(
+    "--by",
+    default="asset",
+    show_default=True,
+    help=f"What to sum by, several with commas: {', '.join(_GROUPS)}. Days are those of the submission, in UTC.",
+)
+@click.option("--asset", help="Of this labeled asset only.")
+@click.option("--since", type=_DATE, help="Submitted from then on, UTC.")
+@click.option("--until", type=_DATE, help="Submitted before then, UTC.")
+@json_option
+def cost_command(
+    where: Where, by: str, asset: str | None, since: datetime | None, until: datetime | None, *, as_json: bool
+) -> None:
+    """Sum what submissions cost, in US dollars, from the usage in their results.
+
+    Those that are not settled count with their estimate, in a column of its own. An unknown price is never zero: such
+    submissions are counted as unknown.
+    """
+    names = [name.strip() for name in by.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in _GROUPS]:
+        raise click.UsageError(f"--by {unknown[0]!r} is none of {', '.join(_GROUPS)}.")
+    groups, total = _summed(_between(where.ledger.submissions(where.namespace), asset, since, until), names)
+    if as_json:
+        parts = [{**dict(zip(names, key, strict=True)), **vars(one)} for key, one in groups.items()]
+        print_json({"namespace": where.namespace, "by": names, "groups": parts, "total": total})
+        return
+    columns = [*names, "submissions", "requests", "cost USD", "in real time", "saved", "under way ~USD", "unknown"]
+    rows: list[list[object]] = [[*(part or None for part in key), *_row(one)] for key, one in groups.items()]
+    if len(rows) != 1:
+        rows.append([*(["total"] + [""] * (len(names) - 1))[: len(names)], *_row(total)])
+    print_table(columns, rows, title=f"Costs in namespace {where.namespace}")
+
+
+def _between(
+    submissions: Sequence[Submission], asset: str | None, since: datetime | None, until: datetime | None
+) -> list[Submission]:
+    first = None if since is None else since.replace(tzinfo=UTC)
+    last = None if until is None else until.replace(tzinfo=UTC)
+    return [
+        one
+        for one in submissions
+        if asset in (None, one.asset)
+        and (first is None or one.created_at >= first)
+        and (last is None or one.created_at < last)
+    ]
+
+
+def _summed(submissions: Sequence[Submission], names: Sequence[str]) -> tuple[dict[tuple[str, ...], _Sum], _Sum]:
+    groups: dict[tuple[str, ...], _Sum] = {}
+    total = _Sum()
+    for one in submissions:
+        key = tuple(_GROUPS[name](one) for name in names)
+        groups.setdefault(key, _Sum()).add(one)
+        total.add(one)
+    return dict(sorted(groups.items())), total
+
+
+def _row(one: _Sum) -> list[object]:
+    amounts = (one.cost_usd, one.realtime_usd, one.saved_usd, one.open_estimate_usd)
+    return [one.submissions, one.requests, *(money(amount) for amount in amounts), one.unknown]

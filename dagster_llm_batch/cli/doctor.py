@@ -1,0 +1,220 @@
+"""`doctor`: whether a deployment can do its work. Asks every part once; sends nothing, and costs nothing."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from functools import partial
+from importlib.metadata import version
+
+import click
+from rich.text import Text
+
+from dagster_llm_batch.assets.dataset import Dataset
+from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
+from dagster_llm_batch.cli.show import age, cell, console, print_json
+from dagster_llm_batch.cli.where import Where, ledger_command
+from dagster_llm_batch.core.price_age import newest_price_change
+from dagster_llm_batch.core.pricing import tariff
+from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine.orphans import orphans
+from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.states import IN_FLIGHT
+from dagster_llm_batch.storage.ledger import utc_now
+from dagster_llm_batch.types import CannotTell, FindHints, PriceBasis
+
+__all__ = ["doctor_command"]
+
+_DOUBT = timedelta(minutes=15)
+_UNPOLLED = timedelta(hours=1)
+_LONG = timedelta(hours=36)
+_OLD_PRICES = timedelta(days=180)
+
+
+class Verdict(StrEnum):
+    """What a check found."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+_STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "bold red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's answer; `then` says what to do."""
+
+    check: str
+    verdict: Verdict
+    said: str
+    then: str | None = None
+
+
+@click.command("doctor", cls=Command, short_help="Credentials, permissions, limits, storage, ledger, prices.")
+@ledger_command
+@json_option
+def doctor_command(where: Where, *, as_json: bool) -> None:
+    """Check a deployment: each provider is asked for its batches (which shows credentials and permissions), the payload
+    store is written to, the ledger read, definitions held against the providers' limits, prices looked up.
+
+    Ends with 3 where there is a problem. Whether an account may create batches is not known before one is sent.
+    """
+    findings = list(_findings(where))
+    worst = Verdict.PROBLEM if any(one.verdict is Verdict.PROBLEM for one in findings) else Verdict.OK
+    if as_json:
+        print_json({"healthy": worst is Verdict.OK, "findings": findings})
+    else:
+        out = console()
+        for one in findings:
+            head = Text.assemble((f"{one.verdict.value:8}", _STYLES[one.verdict]), f"{one.check}: ")
+            out.print(head, cell(one.said), sep="")
+            if one.then:
+                out.print("        ", cell(one.then), sep="")
+    if worst is Verdict.PROBLEM:
+        leave(ExitCode.NEEDS_A_PERSON)
+
+
+def _findings(where: Where) -> Iterator[Finding]:
+    if where.has_code:
+        yield from _definitions(where)
+    yield from _ledger(where)
+    engine = where.dry_engine
+    yield _tried("payload store", partial(_payload_store, engine))
+    if where.has_code:
+        for name, provider in sorted(engine.providers.items()):
+            yield _tried(f"provider {name}", partial(_provider, name, provider))
+        for name, dataset in sorted(where.code.datasets.items()):
+            yield _tried(f"dataset {name}", partial(_dataset, engine, dataset))
+    if where.missing_ledger_file is None:
+        yield from _under_way(engine, with_providers=where.has_code)
+    yield _prices()
+
+
+def _tried(check: str, look: Callable[[], Finding]) -> Finding:
+    """The finding, or the error as one. Credentials are in no message of this package."""
+    try:
+        return look()
+    except LLMBatchError as error:
+        return Finding(check, Verdict.PROBLEM, f"{type(error).__name__}: {error}")
+    except OSError as error:
+        return Finding(check, Verdict.PROBLEM, f"{type(error).__name__}: {error.strerror or error}")
+
+
+def _definitions(where: Where) -> Iterator[Finding]:
+    code = where.code
+    names = ", ".join(sorted(code.datasets)) or "none"
+    verdict = Verdict.OK if code.datasets else Verdict.WARNING
+    yield Finding("definitions", verdict, f"{code.pointer}: labeled assets {names}; namespace '{where.namespace}'")
+    deferred = [name for name, dataset in code.datasets.items() if dataset.mode == "deferred"]
+    if deferred and not code.has_sensor:
+        said = f"no sensor lands the labels of {', '.join(deferred)}"
+        yield Finding("sensor", Verdict.PROBLEM, said, "Add build_llm_batch_sensor() to the definitions' sensors.")
+
+
+def _ledger(where: Where) -> Iterator[Finding]:
+    missing = where.missing_ledger_file
+    if missing is not None:
+        yield Finding("ledger", Verdict.OK, f"none yet at {missing}; the first submission makes it")
+        return
+
+    def look() -> Finding:
+        under_way = len(where.ledger.progress(where.namespace))
+        said = f"{where.ledger!r} answers; {under_way} submissions under way in namespace '{where.namespace}'"
+        return Finding("ledger", Verdict.OK, said)
+
+    yield _tried("ledger", look)
+
+
+def _payload_store(engine: Engine) -> Finding:
+    probe = f"doctor-{uuid.uuid4().hex}"
+    content = uuid.uuid4().bytes
+    try:
+        with engine.payloads.writer(probe) as file:
+            file.write(content)
+        with engine.payloads.reader(probe) as file:
+            same = file.read() == content
+    finally:
+        engine.payloads.delete(probe)
+    if not same:
+        return Finding("payload store", Verdict.PROBLEM, f"{engine.payloads!r} does not give back what was written")
+    return Finding("payload store", Verdict.OK, f"{engine.payloads!r} can be written, read and deleted in")
+
+
+def _provider(name: str, provider: Provider) -> Finding:
+    """Asks for a batch that cannot exist: the provider has to list what there is."""
+    nonce = f"d{uuid.uuid4().hex[:16]}"
+    found = provider.find(f"doctor-{nonce}", FindHints(utc_now(), 1, nonce))
+    said = f"account {provider.account} answers"
+    if isinstance(found, CannotTell):
+        why = f"{said}, but a batch whose create call fails may not be found again: {found.reason}"
+        return Finding(f"provider {name}", Verdict.WARNING, why, "Such a batch would wait for `resolve`.")
+    return Finding(f"provider {name}", Verdict.OK, said)
+
+
+def _dataset(engine: Engine, dataset: Dataset) -> Finding:
+    labeling = dataset.labeling
+    check = f"dataset {dataset.key.to_user_string()}"
+    engine.check(labeling)
+    provider = engine.provider(labeling.provider)
+    limits = provider.codec(labeling.spec).limits
+    book, price = provider.price_book, labeling.price
+    basis = PriceBasis.FREE if book is None and price is None else None
+    basis = basis or tariff(book or "", labeling.spec.model, utc_now(), price).basis
+    least = f"at least {limits.min_requests:,}, " if limits.min_requests > 1 else ""
+    said = (
+        f"{labeling.model} takes its schema and parameters; a batch holds {least}at most {limits.max_requests:,} "
+        f"requests and {limits.max_bytes:,} bytes; prices: {basis.value}"
+    )
+    if basis is PriceBasis.UNKNOWN:
+        return Finding(check, Verdict.WARNING, said, "Costs will be unknown. Give price=TokenPrice(...).")
+    return Finding(check, Verdict.OK, said)
+
+
+def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
+    now = utc_now()
+    doubtful = [
+        one.shard for one in orphans(engine.ledger, engine.namespace) if _since(one.shard.sent_at, now) > _DOUBT
+    ]
+    if doubtful:
+        said = f"nobody knows whether {len(doubtful)} batches exist: shards {', '.join(s.shard_id for s in doubtful)}"
+        then = (
+            "If Dagster's sensor does not find them, look at the provider's console, then: dagster-llm-batch resolve."
+        )
+        yield Finding("shards in doubt", Verdict.PROBLEM, said, then)
+    flying = engine.ledger.in_flight(engine.namespace)
+    unseen = [one for one in flying if _since(one.polled_at or one.submitted_at, now) > _UNPOLLED]
+    if unseen:
+        said = f"nobody has asked about {len(unseen)} of {len(flying)} batches for more than {age(_UNPOLLED)}"
+        yield Finding("polling", Verdict.PROBLEM, said, "Is Dagster's daemon running, and the sensor turned on?")
+    late = [one for one in flying if _since(one.submitted_at, now) > _LONG]
+    if late:
+        yield Finding("late batches", Verdict.WARNING, f"{len(late)} batches run for more than {age(_LONG)}")
+    if with_providers:
+        accounts = {name: provider.account for name, provider in engine.providers.items()}
+        for provider, account in sorted({(s.provider, s.account) for s in flying if s.state in IN_FLIGHT}):
+            if accounts.get(provider) != account:
+                said = f"batches run at {provider} account {account}; configured is {accounts.get(provider, 'none')}"
+                yield Finding("accounts", Verdict.PROBLEM, said, "Configure the former until they are collected.")
+    if not (doubtful or unseen or late):
+        yield Finding("batches under way", Verdict.OK, f"{len(flying)} in flight, none in doubt, all looked after")
+
+
+def _since(then: datetime | None, now: datetime) -> timedelta:
+    return timedelta() if then is None else now - then
+
+
+def _prices() -> Finding:
+    today = utc_now().date()
+    changed = newest_price_change(today)
+    book = f"genai-prices {version('genai-prices')}"
+    if changed is None or today - changed > _OLD_PRICES:
+        said = f"{book} knows of no price change since {changed or 'its beginning'}"
+        return Finding("price book", Verdict.WARNING, said, "Upgrade it: pip install --upgrade genai-prices")
+    said = f"{book}; the newest price change in it is of {changed}, {age(today - changed)} ago"
+    return Finding("price book", Verdict.OK, said)

@@ -1,0 +1,122 @@
+"""What a command is about: a submission by its id or by its asset, datasets, and partitions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from dagster_llm_batch.assets.dataset import Dataset
+from dagster_llm_batch.cli.where import Where
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.records import Submission
+
+__all__ = ["find_dataset", "find_submission", "partition_option", "partitions_of", "partitions_options"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_ID_START = re.compile(r"[0-9a-f]{4,32}")
+_SHOWN = 10
+
+partition_option = click.option("-p", "--partition", help="Partition key.")
+
+
+def partitions_options(function: _F) -> _F:
+    """`--partition`, any number of times, and `--partition-range`."""
+    span = click.option("--partition-range", help="Partitions from START to END, as START...END.")
+    return span(
+        click.option("-p", "--partition", "partitions", multiple=True, help="Partition key, repeatable.")(function)
+    )
+
+
+def find_submission(ledger: Ledger, namespace: str, target: str, partition: str | None) -> Submission:
+    """The submission with this id (or a beginning of it), or the newest of an asset's partition."""
+    known = ledger.submissions(namespace)
+    of_asset = [one for one in known if one.asset == target]
+    if not of_asset:
+        return _by_id(known, namespace, target)
+    if partition is None and len({one.partition for one in of_asset}) > 1:
+        names = sorted({one.partition for one in of_asset}, reverse=True)
+        raise click.UsageError(f"'{target}' has several partitions; say which with --partition: {_some(names)}.")
+    found = [one for one in of_asset if partition is None or one.partition == partition]
+    if not found:
+        names = sorted({one.partition for one in of_asset}, reverse=True)
+        raise ConfigError(
+            f"Nothing was submitted for partition '{partition}' of '{target}'; for these: {_some(names)}."
+        )
+    return found[-1]
+
+
+def _by_id(known: Sequence[Submission], namespace: str, target: str) -> Submission:
+    found = [one for one in known if one.submission_id.startswith(target)] if _ID_START.fullmatch(target) else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = _some([one.submission_id for one in found])
+        raise click.UsageError(f"{len(found)} submissions start with '{target}': {ids}. Give more of the id.")
+    assets = _some(sorted({one.asset for one in known})) or "none"
+    raise ConfigError(
+        f"'{target}' is neither a submission in namespace '{namespace}' nor an asset that has one. Assets that have: "
+        f"{assets}."
+    )
+
+
+def find_dataset(where: Where, name: str) -> Dataset:
+    """The labeled dataset of this name."""
+    datasets = where.code.datasets
+    if name not in datasets:
+        names = _some(sorted(datasets)) or "none"
+        raise click.UsageError(f"'{name}' is no labeled asset of {where.code.pointer}; its labeled assets: {names}.")
+    return datasets[name]
+
+
+def partitions_of(
+    where: Where, dataset: Dataset, partitions: Sequence[str], partition_range: str | None
+) -> list[str | None]:
+    """The partitions that were asked for, or None once for an unpartitioned dataset."""
+    name = dataset.key.to_user_string()
+    if dataset.partitions_def is None:
+        if partitions or partition_range:
+            raise click.UsageError(f"'{name}' has no partitions; leave --partition out.")
+        return [None]
+    known = where.code.partitions(dataset)
+    if unknown := [one for one in partitions if one not in known]:
+        raise click.UsageError(
+            f"'{name}' has no partition '{unknown[0]}'; it has {len(known)}, such as {_ends(known)}."
+        )
+    wanted = list(dict.fromkeys(partitions))
+    if partition_range:
+        wanted += [one for one in _between(name, known, partition_range) if one not in wanted]
+    if not wanted:
+        raise click.UsageError(
+            f"'{name}' has partitions; say which with --partition KEY or --partition-range START...END. "
+            f"It has {len(known)}, such as {_ends(known)}."
+        )
+    return list(wanted)
+
+
+def _between(name: str, known: list[str], partition_range: str) -> list[str]:
+    first, dots, last = partition_range.partition("...")
+    if not dots:
+        raise click.UsageError(
+            f"--partition-range is written START...END, as in 2026-01-01...2026-01-31; got {partition_range!r}."
+        )
+    for end in (first, last):
+        if end not in known:
+            raise click.UsageError(f"'{name}' has no partition '{end}'; it has {len(known)}, such as {_ends(known)}.")
+    span = known[known.index(first) : known.index(last) + 1]
+    if not span:
+        raise click.UsageError(f"--partition-range {partition_range} ends before it starts.")
+    return span
+
+
+def _some(names: Iterable[str]) -> str:
+    shown = list(names)
+    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    return ", ".join(name or "(none)" for name in shown[:_SHOWN]) + more
+
+
+def _ends(known: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys([*known[:1], *known[-1:]])) or "none"

@@ -1,0 +1,176 @@
+"""`list` and `show`: what the ledger says of submissions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+from typing import Any
+
+import click
+
+from dagster_llm_batch.cli.commands import Command, json_option
+from dagster_llm_batch.cli.finding import find_submission, partition_option
+from dagster_llm_batch.cli.show import SHORT_ID, console, money, print_json, print_table, table
+from dagster_llm_batch.cli.where import Where, ledger_command
+from dagster_llm_batch.storage.ledger import Ledger, utc_now
+from dagster_llm_batch.storage.records import Shard, Submission, SubmissionState
+
+__all__ = ["list_command", "show_command"]
+
+
+@click.command("list", cls=Command, short_help="Submissions: those under way, or all.")
+@ledger_command
+@click.option("--asset", help="Of this labeled asset only.")
+@click.option("-p", "--partition", help="Of this partition only.")
+@click.option("--state", type=click.Choice([state.value for state in SubmissionState]), help="In this state only.")
+@click.option("--all", "everything", is_flag=True, help="Also those whose labels have landed.")
+@click.option("-n", "--limit", type=click.IntRange(1), default=50, show_default=True, help="The newest so many.")
+@json_option
+def list_command(
+    where: Where,
+    asset: str | None,
+    partition: str | None,
+    state: str | None,
+    limit: int,
+    *,
+    everything: bool,
+    as_json: bool,
+) -> None:
+    """List submissions, newest first. Without --all: those whose labels have not landed yet."""
+    ledger, namespace = where.ledger, where.namespace
+    wanted_state = None if state is None else SubmissionState(state)
+    found = [
+        one
+        for one in ledger.submissions(namespace, state=wanted_state, assets=None if asset is None else [asset])
+        if (everything or one.delivered_at is None) and partition in (None, one.partition)
+    ]
+    newest = found[: -limit - 1 : -1]
+    progress = {one.submission.submission_id: one for one in ledger.progress(namespace)}
+    entries = [
+        {
+            **_entry(one),
+            "shards": {key.value: n for key, n in progress[one.submission_id].states.items()}
+            if one.submission_id in progress
+            else None,
+            "requests_done": progress[one.submission_id].done if one.submission_id in progress else one.requests,
+        }
+        for one in newest
+    ]
+    if as_json:
+        print_json({"namespace": namespace, "found": len(found), "submissions": entries})
+        return
+    now = utc_now()
+    rows = [
+        [
+            one["submission_id"][:SHORT_ID],
+            one["asset"],
+            one["partition"] or None,
+            _state(one),
+            ", ".join(f"{n} {name}" for name, n in sorted((one["shards"] or {}).items())) or None,
+            one["requests"],
+            money(one["cost_usd"]) or _about(one),
+            now - one["created_at"],
+        ]
+        for one in entries
+    ]
+    title = f"{len(newest)} of {len(found)} submissions in namespace {namespace}"
+    print_table(["submission", "asset", "partition", "state", "batches", "requests", "USD", "age"], rows, title=title)
+
+
+def _entry(submission: Submission) -> dict[str, Any]:
+    names = (
+        "submission_id asset partition state attempt waves provider model rows requests reused outcomes estimated_usd "
+        "cost_usd realtime_usd created_at settled_at delivered_at run_id"
+    )
+    return {name: getattr(submission, name) for name in names.split()}
+
+
+def _state(entry: dict[str, Any]) -> str:
+    landed = ", landed" if entry["delivered_at"] else ""
+    return f"{entry['state'].value}{landed}"
+
+
+def _about(entry: dict[str, Any]) -> str | None:
+    estimate = money(entry["estimated_usd"])
+    return None if estimate is None else f"~{estimate}"
+
+
+@click.command("show", cls=Command, short_help="One submission: its batches and what happened.")
+@click.argument("target", metavar="SUBMISSION|ASSET")
+@partition_option
+@ledger_command
+@click.option(
+    "--events", "event_count", type=click.IntRange(0), default=20, show_default=True, help="The last so many."
+)
+@json_option
+def show_command(where: Where, target: str, partition: str | None, event_count: int, *, as_json: bool) -> None:
+    """Show one submission: by its id, or a beginning of it, or the newest of an asset's partition."""
+    ledger = where.ledger
+    submission = find_submission(ledger, where.namespace, target, partition)
+    shards = ledger.shards(submission.submission_id)
+    events = ledger.events(submission.submission_id)[-event_count or len(shards) * 10_000 :]
+    if as_json:
+        print_json({"submission": submission, "shards": shards, "events": events if event_count else []})
+        return
+    out = console()
+    out.print(table(["", ""], _facts(ledger, submission)))
+    out.print(table(_SHARD_COLUMNS, [_shard_row(shard) for shard in shards], title="\nBatches"))
+    if event_count:
+        rows = [[one.at, (one.shard_id or "")[:SHORT_ID] or None, one.kind, one.to_state, one.detail] for one in events]
+        out.print(table(["at (UTC)", "shard", "what", "then", "detail"], rows, title="\nEvents"))
+
+
+def _facts(ledger: Ledger, one: Submission) -> list[list[object]]:
+    saved = None if one.cost_usd is None or one.realtime_usd is None else one.realtime_usd - one.cost_usd
+    outcomes: Counter[str] = Counter(one.outcomes)
+    facts: list[tuple[str, object]] = [
+        ("submission", one.submission_id),
+        ("asset", one.asset),
+        ("partition", one.partition or None),
+        ("state", _state(_entry(one))),
+        ("asked of", f"{one.provider}/{one.model}, account {one.account}"),
+        ("rows", one.rows),
+        ("requests", one.requests),
+        ("answers reused", one.reused),
+        ("waves", one.waves),
+        ("outcomes", ", ".join(f"{n:,} {name}" for name, n in outcomes.most_common()) or None),
+        ("estimate", _usd(one.estimated_usd)),
+        ("cost", _usd(one.cost_usd)),
+        ("in real time", _usd(one.realtime_usd)),
+        ("saved", _usd(saved)),
+        ("prices", one.price_basis.value if one.price_basis else None),
+        ("created", one.created_at),
+        ("settled", one.settled_at),
+        ("landed", one.delivered_at),
+        ("run", one.run_id),
+        ("reuses", ", ".join(other[:SHORT_ID] for other in one.reused_from) or None),
+        ("namespace", one.namespace),
+        ("ledger", repr(ledger)),
+    ]
+    return [[name, str(value) if isinstance(value, int) else value] for name, value in facts]
+
+
+def _usd(amount: Any) -> str | None:
+    shown = money(amount)
+    return None if shown is None else f"{shown} USD"
+
+
+_SHARD_COLUMNS = ["shard", "wave", "state", "batch", "requests", "done", "failed", "bytes", "USD", "ended", "reason"]
+
+
+def _shard_row(shard: Shard) -> list[object]:
+    ended: datetime | None = shard.ended_at
+    cost = money(shard.cost_usd)
+    return [
+        shard.shard_id[:SHORT_ID],
+        shard.wave,
+        shard.state.value,
+        shard.batch_id,
+        shard.requests,
+        shard.done,
+        shard.failed,
+        shard.bytes,
+        cost,
+        ended,
+        shard.reason,
+    ]

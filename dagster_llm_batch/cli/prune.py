@@ -1,0 +1,66 @@
+"""`prune`: remove stored files that nothing needs any more."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import click
+
+from dagster_llm_batch.cli.commands import Command, confirm, json_option
+from dagster_llm_batch.cli.show import SHORT_ID, print_json, print_table
+from dagster_llm_batch.cli.where import Where, ledger_command
+from dagster_llm_batch.engine.pruning import Pruning
+
+__all__ = ["prune_command"]
+
+
+@click.command("prune", cls=Command, short_help="Remove stored files that nothing needs any more.")
+@ledger_command
+@click.option("--older-than", "days", type=click.FloatRange(min=1), default=30, show_default=True, help="Days.")
+@click.option("--delete", is_flag=True, help="Delete. Without it, only show what would go.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@json_option
+def prune_command(where: Where, days: float, *, delete: bool, yes: bool, as_json: bool) -> None:
+    """Remove requests and results of submissions that newer ones of the same partition have replaced, and what killed
+    plans left behind. Shows what would go, unless --delete is given.
+
+    Kept, always: everything under way; the newest and the newest settled submission of each partition, with its raw
+    results; and those whose answers they reuse. If the rows, prompt or model of a partition go back to what a pruned
+    submission asked, it is asked, and paid, again.
+    """
+    older_than = timedelta(days=days)
+    found = where.engine.prune(older_than)
+    if delete and found.files:
+        if not as_json:
+            _print(where, found)
+        confirm(f"Delete {len(found.files):,} files ({found.bytes:,} bytes)?", yes=yes)
+        found = where.engine.prune(older_than, delete=True)
+        if not as_json:
+            click.echo(f"Deleted {len(found.files):,} files ({found.bytes:,} bytes).")
+    elif not as_json:
+        _print(where, found)
+        click.echo("Nothing was deleted." + (" Give --delete to delete." if found.files else ""))
+    if as_json:
+        counts = {"files": len(found.files), "bytes": found.bytes, "submissions_kept": found.kept}
+        print_json({"deleted": delete, **counts, **vars(found)})
+
+
+def _print(where: Where, found: Pruning) -> None:
+    rows: list[list[object]] = []
+    for submission_id, files in found.replaced.items():
+        one = where.ledger.submission(submission_id)
+        size = sum(file.bytes for file in files)
+        rows.append(
+            [submission_id[:SHORT_ID], one.asset, one.partition or None, one.created_at, len(files), size, "replaced"]
+        )
+    if found.left_behind:
+        size = sum(file.bytes for file in found.left_behind)
+        rows.append([None, None, None, None, len(found.left_behind), size, "left behind by a killed plan"])
+    columns = ["submission", "asset", "partition", "created (UTC)", "files", "bytes", "why"]
+    print_table(columns, rows, title=f"{found.kept} submissions keep their files")
+    if found.foreign:
+        click.echo(
+            f"{len(found.foreign)} files belong to submissions that this ledger does not know, and stay. Does another "
+            "ledger use this payload store and namespace?",
+            err=True,
+        )

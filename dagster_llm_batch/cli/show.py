@@ -1,0 +1,127 @@
+"""How things are printed: tables for people, JSON for programs. Texts from rows and providers stay one line of text."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+
+import click
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dagster_llm_batch.metadata import plain
+
+__all__ = [
+    "SHORT_ID",
+    "Money",
+    "age",
+    "as_json",
+    "cell",
+    "console",
+    "money",
+    "print_json",
+    "print_table",
+    "table",
+    "when",
+]
+
+SHORT_ID = 12
+"""Characters of a submission's id that are shown; commands take any beginning that is unique."""
+
+_PIPE_COLUMNS = 240
+
+
+def console() -> Console:
+    """Standard output. What is not a terminal gets plain lines, wide enough that no table is cut."""
+    terminal = sys.stdout.isatty()
+    return Console(file=sys.stdout, width=None if terminal else _PIPE_COLUMNS, highlight=False)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> Table:
+    """A table; numbers stand right."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
+    for number, name in enumerate(columns):
+        right = bool(rows) and all(isinstance(row[number], int | Decimal | Money | None) for row in rows)
+        made.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(cell(value) for value in row))
+    return made
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
+    """A table on standard output."""
+    console().print(table(columns, rows, title=title))
+
+
+def cell(value: object) -> RenderableType:
+    """A value as one line of text; what stands in it is never read as markup or as a terminal's commands."""
+    if value is None:
+        return Text("-", style="dim")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Text(f"{value:,}")
+    if isinstance(value, datetime):
+        return Text(when(value))
+    if isinstance(value, timedelta):
+        return Text(age(value))
+    return Text(plain(value, limit=400))
+
+
+class Money(str):
+    """An amount that was made readable."""
+
+    __slots__ = ()
+
+
+def money(amount: Decimal | None) -> Money | None:
+    """US dollars, to a hundredth of a cent; less than that is not shown as nothing."""
+    if amount is None:
+        return None
+    if amount and abs(amount) < Decimal("0.0001"):
+        return Money("<0.0001")
+    return Money(f"{amount:,.4f}")
+
+
+def when(moment: datetime) -> str:
+    """To the second, UTC."""
+    return moment.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def age(length: timedelta) -> str:
+    """The two biggest units."""
+    minutes, seconds = divmod(max(0, int(length.total_seconds())), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    named = [(days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s")]
+    shown = [f"{number} {unit}" for number, unit in named if number][:2]
+    return " ".join(shown) or "0 s"
+
+
+def as_json(value: Any) -> Any:
+    """Plain JSON: money as exact text, times in ISO 8601 UTC, lengths of time in seconds."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Mapping):
+        return {str(as_json(key)): as_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [as_json(one) for one in value]
+    return value
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """JSON on standard output."""
+    click.echo(json.dumps(as_json(value), indent=indent, ensure_ascii=False))

@@ -1,0 +1,218 @@
+"""`watch`: how far submissions are, again and again until there is nothing to wait for."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import click
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from dagster_llm_batch.cli.commands import Command, json_option
+from dagster_llm_batch.cli.finding import find_submission, partition_option
+from dagster_llm_batch.cli.show import SHORT_ID, Money, console, print_json, table, when
+from dagster_llm_batch.cli.where import Where, ledger_command
+from dagster_llm_batch.engine.pace import Pace, pace, usual_duration
+from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.metadata import plain
+from dagster_llm_batch.states import IN_FLIGHT, ShardState
+from dagster_llm_batch.storage.ledger import utc_now
+from dagster_llm_batch.storage.records import Progress
+
+__all__ = ["watch_command"]
+
+_NOTHING = "Nothing is under way."
+_UNDER_WAY = IN_FLIGHT | {ShardState.PLANNED}
+_COLUMNS = [
+    "submission",
+    "asset",
+    "partition",
+    "wave",
+    "batches",
+    "done",
+    "of",
+    "%",
+    "failed",
+    "per minute",
+    "age",
+    "expected end",
+]
+
+
+@click.command("watch", cls=Command, short_help="Live progress: counts, rate, age, expected end.")
+@click.argument("target", metavar="[SUBMISSION|ASSET]", required=False)
+@partition_option
+@ledger_command
+@click.option("--interval", type=click.FloatRange(0.05), default=10.0, show_default=True, help="Seconds between looks.")
+@click.option("--poll", is_flag=True, help="Ask the providers too. Else it shows what Dagster's sensor has recorded.")
+@click.option(
+    "--until",
+    type=click.Choice(["ended", "landed"]),
+    default="landed",
+    show_default=True,
+    help="Watch until no batch is waiting or running, or until all labels have landed.",
+)
+@click.option("--once", is_flag=True, help="Look once.")
+@json_option
+def watch_command(
+    where: Where,
+    target: str | None,
+    partition: str | None,
+    interval: float,
+    until: str,
+    *,
+    poll: bool,
+    once: bool,
+    as_json: bool,
+) -> None:
+    """Watch submissions that are under way: all, or one. With --json one line for each look.
+
+    It only looks: that labels land is the work of Dagster's sensor. Ctrl-C stops watching, and nothing else.
+    """
+    if poll and not where.has_code:
+        raise click.UsageError("--poll asks providers, which only a code location knows: give -m or -f.")
+    watched = _Watched(where, target, partition, poll=poll)
+    with _printer(as_json=as_json, live=not once) as show:
+        while True:
+            look = watched.look()
+            show(look)
+            if once or not any(until == "landed" or set(one.states) & _UNDER_WAY for one, _ in look.found):
+                return
+            time.sleep(interval)
+
+
+class _Look(NamedTuple):
+    """How far everything was at one moment, and what could not be asked."""
+
+    found: list[tuple[Progress, Pace]]
+    notes: list[str]
+
+
+class _Watched:
+    """What is watched, and how far it was at the last look."""
+
+    def __init__(self, where: Where, target: str | None, partition: str | None, *, poll: bool) -> None:
+        self._where = where
+        self._poll = poll
+        self._only = None
+        if target is not None:
+            self._only = find_submission(where.ledger, where.namespace, target, partition).submission_id
+        self._usual: dict[str, timedelta | None] = {}
+
+    def look(self) -> _Look:
+        """Ask, where asked to, and read the ledger."""
+        notes = self._ask() if self._poll else []
+        now = utc_now()
+        found = [
+            (one, pace(one, now, self._usual_of(one.submission.asset)))
+            for one in self._where.ledger.progress(self._where.namespace)
+            if self._only in (None, one.submission.submission_id)
+        ]
+        return _Look(found, notes)
+
+    def _ask(self) -> list[str]:
+        engine = self._where.engine
+        flying = [
+            shard for shard in engine.ledger.in_flight(engine.namespace) if self._only in (None, shard.submission_id)
+        ]
+        try:
+            ours = [shard for shard in flying if shard.account == engine.provider(shard.provider).account]
+            engine.poll(ours)
+        except LLMBatchError as error:
+            return [f"A provider could not be asked: {error}"]
+        return []
+
+    def _usual_of(self, asset: str) -> timedelta | None:
+        if asset not in self._usual:
+            ledger, namespace = self._where.ledger, self._where.namespace
+            self._usual[asset] = usual_duration(ledger.submissions(namespace, assets=[asset]))
+        return self._usual[asset]
+
+
+@contextmanager
+def _printer(*, as_json: bool, live: bool) -> Iterator[Callable[[_Look], None]]:
+    """How a look is shown: a JSON line, a table that stays in place, or a line for each change."""
+    if as_json:
+        yield lambda look: print_json(_document(look), indent=None)
+    elif not live:
+        yield lambda look: console().print(_screen(look))
+    elif sys.stdout.isatty():
+        with Live(console=console(), auto_refresh=False) as screen:
+            yield lambda look: screen.update(_screen(look), refresh=True)
+    else:
+        told: dict[str, str] = {}
+        yield lambda look: _tell_changes(look, told)
+
+
+def _screen(look: _Look) -> Group:
+    parts = [table(_COLUMNS, [_row(*one) for one in look.found]) if look.found else Text(_NOTHING)]
+    return Group(*parts, *map(Text, look.notes))
+
+
+def _row(one: Progress, its_pace: Pace) -> list[object]:
+    submission = one.submission
+    return [
+        submission.submission_id[:SHORT_ID],
+        submission.asset,
+        submission.partition or None,
+        submission.waves,
+        _states(one),
+        its_pace.done,
+        its_pace.total,
+        its_pace.percent,
+        its_pace.failed,
+        None if its_pace.per_minute is None else Money(f"{its_pace.per_minute:,.1f}"),
+        its_pace.age,
+        its_pace.expected_end_at,
+    ]
+
+
+def _states(one: Progress) -> str:
+    if one.submission.is_settled:
+        return "all answered; the labels have not landed"
+    return ", ".join(f"{count} {state.value}" for state, count in sorted(one.states.items())) or "none"
+
+
+def _tell_changes(look: _Look, told: dict[str, str]) -> None:
+    for one, its_pace in look.found:
+        submission = one.submission
+        moved = f"{submission.waves} {_states(one)} {its_pace.done}"
+        if told.get(submission.submission_id) != moved:
+            told[submission.submission_id] = moved
+            name = " ".join(filter(None, [submission.asset, submission.partition]))
+            rate = "" if its_pace.per_minute is None else f"; {its_pace.per_minute:,.1f} per minute"
+            end = "" if its_pace.expected_end_at is None else f"; expected end {when(its_pace.expected_end_at)} UTC"
+            done = f"{its_pace.done:,} of {its_pace.total:,} done ({its_pace.percent} %)"
+            click.echo(f"{plain(name)}: wave {submission.waves}, {_states(one)}; {done}{rate}{end}")
+    for text in look.notes or ([] if look.found else [_NOTHING]):
+        click.echo(text)
+
+
+def _document(look: _Look) -> dict[str, Any]:
+    return {
+        "at": utc_now(),
+        "notes": look.notes,
+        "submissions": [
+            {
+                "submission_id": one.submission.submission_id,
+                "asset": one.submission.asset,
+                "partition": one.submission.partition,
+                "wave": one.submission.waves,
+                "shards": one.states,
+                "settled": one.submission.is_settled,
+                "requests_done": its_pace.done,
+                "requests_total": its_pace.total,
+                "requests_failed": its_pace.failed,
+                "requests_per_minute": its_pace.per_minute,
+                "age_seconds": its_pace.age,
+                "expected_end_at": its_pace.expected_end_at,
+            }
+            for one, its_pace in look.found
+        ],
+    }

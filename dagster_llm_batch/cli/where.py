@@ -1,0 +1,203 @@
+"""Which deployment a command is about: a code location of Dagster, or a ledger and its payloads by address.
+
+-m, -f, -a, -d          a code location, as for `dagster`; else what pyproject.toml in this folder points to
+--ledger …              for commands that need neither rows nor providers; goes before pyproject.toml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property, wraps
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from dagster_llm_batch.cli.code_location import CodeLocation, Pointer, pointer_in
+from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
+
+__all__ = ["Where", "code_location_command", "ledger_command"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_VARIABLES = "DAGSTER_LLM_BATCH"
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What the command line and the environment say of where."""
+
+    module_name: str | None
+    python_file: str | None
+    attribute: str | None
+    working_directory: str | None
+    resource: str | None
+    ledger: str | None = None
+    payloads: str | None = None
+    namespace: str | None = None
+
+    @property
+    def pointer(self) -> Pointer | None:
+        if self.module_name and self.python_file:
+            raise click.UsageError("Give either a module (-m) or a file (-f), not both.")
+        if self.module_name or self.python_file:
+            return Pointer(
+                "-m" if self.module_name else "-f",
+                module_name=self.module_name,
+                python_file=self.python_file,
+                attribute=self.attribute,
+                working_directory=self.working_directory,
+            )
+        return pointer_in(Path.cwd() / "pyproject.toml")
+
+
+class Where:
+    """One deployment. Nothing is loaded or opened before it is asked for."""
+
+    def __init__(self, options: _Options, stack: ExitStack, *, takes_ledger: bool) -> None:
+        self._options = options
+        self._stack = stack
+        self._takes_ledger = takes_ledger
+
+    @property
+    def _by_address(self) -> bool:
+        return self._options.ledger is not None
+
+    @property
+    def has_code(self) -> bool:
+        """Whether this deployment was found through a code location."""
+        return not self._by_address
+
+    @cached_property
+    def code(self) -> CodeLocation:
+        """The code location."""
+        pointer = self._options.pointer
+        if pointer is None:
+            pyproject = Path.cwd() / "pyproject.toml"
+            state = "which has neither [tool.dagster] nor [tool.dg.project]" if pyproject.is_file() else "no such file"
+            ledger = f", no --ledger (nor {_VARIABLES}_LEDGER)" if self._takes_ledger else ""
+            raise click.UsageError(
+                f"Which deployment? Looked for: -m or -f (nor DAGSTER_MODULE_NAME or DAGSTER_PYTHON_FILE in the "
+                f"environment){ledger}, and {pyproject} ({state})."
+            )
+        return self._stack.enter_context(CodeLocation.load(pointer))
+
+    @cached_property
+    def _resource(self) -> Any:
+        _, resource = self._stack.enter_context(self.code.resource(self._options.resource))
+        return resource
+
+    @cached_property
+    def places(self) -> tuple[str, str | None]:
+        """URL of the ledger and root of the payloads. The URL may hold a password: not to be shown."""
+        if self._by_address:
+            assert self._options.ledger is not None
+            return self._options.ledger, self._options.payloads
+        ledger_url, payload_root = self._resource.places()
+        return ledger_url, payload_root
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of all that is looked at."""
+        return (self._options.namespace or "default") if self._by_address else str(self._resource.namespace)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The ledger. One that is not there is an error, not an empty one: the address may be wrong."""
+        path = self.missing_ledger_file
+        if path is not None:
+            raise ConfigError(f"There is no ledger at {path}: nothing was submitted yet, or it is kept elsewhere.")
+        return self._opened(Ledger(self.places[0])) if self._by_address else self._engine.ledger
+
+    @property
+    def missing_ledger_file(self) -> Path | None:
+        """The SQLite file that is not there, if the ledger is one."""
+        url = self.places[0]
+        scheme, found, rest = url.partition(":///")
+        path = Path((rest if found else url).partition("?")[0])
+        is_file = "://" not in url or scheme.partition("+")[0] == "sqlite"
+        return path if is_file and not path.expanduser().exists() else None
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine. By address it has no providers: it looks, resolves and prunes."""
+        _ = self.ledger
+        return self._engine
+
+    @cached_property
+    def dry_engine(self) -> Engine:
+        """The engine, for a look that leaves nothing behind: where there is no ledger yet, with an empty one aside."""
+        if self.missing_ledger_file is None:
+            return self._engine
+        folder = self._stack.enter_context(TemporaryDirectory())
+        aside = {"ledger_url": f"sqlite:///{folder}/ledger.sqlite", "payload_root": folder}
+        engine: Engine = self._resource.model_copy(update=aside).engine()
+        self._opened(engine.ledger)
+        return engine
+
+    @cached_property
+    def _engine(self) -> Engine:
+        if not self._by_address:
+            engine: Engine = self._resource.engine()
+            return engine
+        payloads = self.places[1]
+        if payloads is None:
+            raise click.UsageError(f"This command needs the payload store too: --payloads (or {_VARIABLES}_PAYLOADS).")
+        return Engine({}, self.ledger, PayloadStore(payloads), self.namespace, lease_wait_seconds=5.0)
+
+    def _opened(self, ledger: Ledger) -> Ledger:
+        self._stack.callback(ledger.close)
+        return ledger
+
+
+_CODE_OPTIONS = [
+    click.option("-m", "--module-name", envvar="DAGSTER_MODULE_NAME", help="Module with the Dagster definitions."),
+    click.option("-f", "--python-file", envvar="DAGSTER_PYTHON_FILE", help="File with the Dagster definitions."),
+    click.option("-a", "--attribute", envvar="DAGSTER_ATTRIBUTE", help="Name of the definitions in it."),
+    click.option("-d", "--working-directory", envvar="DAGSTER_WORKING_DIRECTORY", help="Folder to import from."),
+    click.option("--resource", help="Key of the LLMBatchResource, where the datasets use several."),
+]
+_LEDGER_OPTIONS = [
+    click.option("--ledger", envvar=f"{_VARIABLES}_LEDGER", help="URL or path of the ledger, in place of definitions."),
+    click.option("--payloads", envvar=f"{_VARIABLES}_PAYLOADS", help="Root of the payload store, with --ledger."),
+    click.option("--namespace", envvar=f"{_VARIABLES}_NAMESPACE", help="Namespace, with --ledger.  [default: default]"),
+]
+
+
+def code_location_command(function: _F) -> _F:
+    """Give `function` a Where as its first argument; it needs definitions: datasets, rows or providers."""
+    return _located(function, _CODE_OPTIONS, takes_ledger=False)
+
+
+def ledger_command(function: _F) -> _F:
+    """Give `function` a Where as its first argument; it needs the ledger, by definitions or by address."""
+    return _located(function, [*_CODE_OPTIONS, *_LEDGER_OPTIONS], takes_ledger=True)
+
+
+def _preferred(said: _Options) -> _Options:
+    """What the command line says goes before what the environment says."""
+    source = click.get_current_context().get_parameter_source
+    typed = {name for name in ("ledger", "module_name", "python_file") if source(name) is ParameterSource.COMMANDLINE}
+    if "ledger" in typed and len(typed) > 1:
+        raise click.UsageError("Give either a code location (-m, -f) or a ledger (--ledger), not both.")
+    return replace(said, ledger=None) if typed & {"module_name", "python_file"} else said
+
+
+def _located(function: _F, options: list[Callable[[Any], Any]], *, takes_ledger: bool) -> _F:
+    @wraps(function)
+    def with_where(**arguments: Any) -> Any:
+        names = [name for name in _Options.__dataclass_fields__ if name in arguments]
+        said = _preferred(_Options(**{name: arguments.pop(name) for name in names}))
+        with ExitStack() as stack:
+            return function(Where(said, stack, takes_ledger=takes_ledger), **arguments)
+
+    decorated: Any = with_where
+    for option in reversed(options):
+        decorated = option(decorated)
+    return decorated  # type: ignore[no-any-return]
