@@ -86,7 +86,7 @@ def test_faults_strike_calls_to_storage(emulator):
     gcs(emulator).blob("x").upload_from_string(CONTENT)
     s3(emulator).put_object(Bucket=BUCKET, Key="x", Body=CONTENT)
     emulator.inject(
-        WireFault(kind="status", route="GET /gcs/*", status=404),
+        WireFault(kind="status", route="GET /gcs/download/*", status=404),
         WireFault(kind="cut", route="GET /s3/*", after_lines=3),
     )
     with pytest.raises(Exception, match="404"):
