@@ -12,10 +12,42 @@ Importing it needs pyarrow only; what computes or draws loads numpy, scipy, scik
 from __future__ import annotations
 
 from dagster_llm_batch.evaluation.agreement import Agreement, agreement_between, pairwise_agreement
+from dagster_llm_batch.evaluation.calibration import (
+    CALIBRATION_SCHEMA,
+    Calibration,
+    calibration_of,
+    calibrations_to_arrow,
+)
 from dagster_llm_batch.evaluation.classes import PER_CLASS_SCHEMA, Confusion, confusion, per_class
+from dagster_llm_batch.evaluation.drift import (
+    DRIFT_SCHEMA,
+    SHARES_SCHEMA,
+    Counts,
+    Drift,
+    adwin_changes,
+    class_counts,
+    drift_between,
+    drifts_to_arrow,
+    shares_to_arrow,
+)
 from dagster_llm_batch.evaluation.figures import accuracy_png, confusion_png
 from dagster_llm_batch.evaluation.joining import Joined, Target, join
+from dagster_llm_batch.evaluation.labelers import (
+    LabelerAgreement,
+    LabelerPair,
+    Labels,
+    agreement_among,
+    agreement_of_pairs,
+)
 from dagster_llm_batch.evaluation.metrics import Evaluation, evaluate
+from dagster_llm_batch.evaluation.pareto import cost_per_1000_usd, quality, with_pareto_front
+from dagster_llm_batch.evaluation.regression import (
+    REGRESSION_SCHEMA,
+    Regression,
+    regression_between,
+    regressions_to_arrow,
+    worse,
+)
 from dagster_llm_batch.evaluation.report import EvaluationReport, compare
 from dagster_llm_batch.evaluation.tables import (
     AGREEMENT_SCHEMA,
@@ -34,24 +66,44 @@ from dagster_llm_batch.evaluation.text import markdown_text, plain_text
 
 __all__ = [
     "AGREEMENT_SCHEMA",
+    "CALIBRATION_SCHEMA",
     "CONFUSION_SCHEMA",
+    "DRIFT_SCHEMA",
     "EVALUATION_SCHEMA",
     "PER_CLASS_SCHEMA",
+    "REGRESSION_SCHEMA",
+    "SHARES_SCHEMA",
     "Agreement",
+    "Calibration",
     "Confusion",
+    "Counts",
+    "Drift",
     "Evaluation",
     "EvaluationReport",
     "Joined",
+    "LabelerAgreement",
+    "LabelerPair",
+    "Labels",
+    "Regression",
     "Target",
     "accuracy_png",
+    "adwin_changes",
+    "agreement_among",
     "agreement_between",
+    "agreement_of_pairs",
     "agreements_markdown",
     "agreements_to_arrow",
+    "calibration_of",
+    "calibrations_to_arrow",
+    "class_counts",
     "compare",
     "confusion",
     "confusion_markdown",
     "confusion_png",
     "confusions_to_arrow",
+    "cost_per_1000_usd",
+    "drift_between",
+    "drifts_to_arrow",
     "evaluate",
     "evaluations_markdown",
     "evaluations_to_arrow",
@@ -61,5 +113,11 @@ __all__ = [
     "per_class",
     "per_class_markdown",
     "plain_text",
+    "quality",
+    "regression_between",
+    "regressions_to_arrow",
+    "shares_to_arrow",
     "table_markdown",
+    "with_pareto_front",
+    "worse",
 ]

@@ -40,12 +40,14 @@ class Target:
     - `kind`: `categorical` (strings, integers, booleans) or `numeric` (measured by distance).
     - `kappa_weights`: for integer classes whose distance means something (1 to 5): `linear` or `quadratic`; None counts
       every disagreement alike.
+    - `confidence_column`: column of the candidate tables with the probability, 0 to 1, that the label is correct.
     """
 
     name: str
     gold_column: str | None = None
     kind: Kind = "categorical"
     kappa_weights: Literal["linear", "quadratic"] | None = None
+    confidence_column: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("categorical", "numeric"):
@@ -56,6 +58,11 @@ class Target:
             )
         if self.kind == "numeric" and self.kappa_weights:
             raise ConfigError(f"Target '{self.name}' is numeric: kappa is for classes. Remove kappa_weights.")
+        if self.kind == "numeric" and self.confidence_column:
+            raise ConfigError(
+                f"Target '{self.name}' is numeric: its values are near or far, and no confidence says which. Remove "
+                "confidence_column."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +75,11 @@ class Joined:
     - `cost_usd`: sum of the known `llm_cost_usd` of the rows that met a gold row, rejected ones included; None if
       none is known. `n_cost_unknown`: such rows whose cost is null, or all of them without that column. What rows
       that are not in the table have cost is not in here: append the rejects to the candidate to count them.
-    - `models`: distinct `llm_model` of the labeled rows, sorted.
+    - `models`, `prompt_versions`: distinct `llm_model` and `llm_prompt_version` of the labeled rows, sorted.
+    - `latency_p50_seconds`, `latency_p95_seconds`: quantiles over the labeled rows, from `llm_submitted_at` to
+      `llm_completed_at` of their batch; None without these columns.
+    - `has_row`: one boolean a gold row, whether the candidate has a row for it. `confidence`: its confidence, null
+      where there is none; None where the target names no column, or the candidate does not have it.
     """
 
     candidate: str
@@ -84,6 +95,11 @@ class Joined:
     cost_usd: Decimal | None
     n_cost_unknown: int
     models: tuple[str, ...]
+    prompt_versions: tuple[str, ...]
+    latency_p50_seconds: float | None
+    latency_p95_seconds: float | None
+    has_row: pa.Array
+    confidence: pa.Array | None
 
     @property
     def n_gold(self) -> int:
@@ -135,6 +151,8 @@ def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target,
     n_absent = int(position.null_count)
     n_rejected = int(pc.sum(pc.invert(succeeded)).as_py() or 0)
     cost_usd, n_cost_unknown = _cost(candidate, met)
+    labeled = position.filter(predicted.is_valid())
+    p50, p95 = _latency(candidate, labeled)
     return Joined(
         candidate=candidate_name,
         target=target,
@@ -148,7 +166,12 @@ def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target,
         n_ignored=len(candidate) - len(met),
         cost_usd=cost_usd,
         n_cost_unknown=n_cost_unknown,
-        models=_models(candidate, position.filter(predicted.is_valid())),
+        models=_distinct(candidate, "llm_model", labeled),
+        prompt_versions=_distinct(candidate, "llm_prompt_version", labeled),
+        latency_p50_seconds=p50,
+        latency_p95_seconds=p95,
+        has_row=position.is_valid(),
+        confidence=_confidence(candidate, target, position, theirs),
     )
 
 
@@ -177,8 +200,38 @@ def _cost(candidate: pa.Table, rows: pa.Array) -> tuple[Decimal | None, int]:
     return total, int(cost.null_count)
 
 
-def _models(candidate: pa.Table, rows: pa.Array) -> tuple[str, ...]:
-    if "llm_model" not in candidate.column_names:
+def _distinct(candidate: pa.Table, name: str, rows: pa.Array) -> tuple[str, ...]:
+    if name not in candidate.column_names:
         return ()
-    models = column(candidate, "llm_model", "the candidate").take(rows)
-    return tuple(sorted(pc.unique(models.drop_null()).to_pylist()))
+    values = column(candidate, name, "the candidate").take(rows)
+    return tuple(sorted(pc.unique(values.drop_null()).to_pylist()))
+
+
+def _latency(candidate: pa.Table, rows: pa.Array) -> tuple[float | None, float | None]:
+    if not {"llm_submitted_at", "llm_completed_at"} <= set(candidate.column_names):
+        return None, None
+    start, end = (
+        column(candidate, name, "the candidate").take(rows) for name in ("llm_submitted_at", "llm_completed_at")
+    )
+    if not pa.types.is_timestamp(start.type) or start.type != end.type:
+        return None, None
+    microseconds = pc.microseconds_between(start, end).drop_null()
+    p50, p95 = pc.quantile(microseconds, [0.5, 0.95]).to_pylist() if len(microseconds) else (None, None)
+    return (None, None) if p50 is None or p95 is None else (p50 / 1e6, p95 / 1e6)
+
+
+def _confidence(candidate: pa.Table, target: Target, position: pa.Array, theirs: str) -> pa.Array | None:
+    name = target.confidence_column
+    if name is None or name not in candidate.column_names:
+        return None
+    given = column(candidate, name, theirs)
+    if not (pa.types.is_floating(given.type) or pa.types.is_integer(given.type) or pa.types.is_decimal(given.type)):
+        raise ConfigError(f"Confidence '{name}' of {theirs} is {given.type}; it must be a number from 0 to 1.")
+    confidence = finite(given.cast(pa.float64(), safe=False)).take(position)
+    bounds = pc.min_max(confidence).as_py()
+    if bounds["min"] is not None and not 0 <= bounds["min"] <= bounds["max"] <= 1:
+        raise InputError(
+            f"Confidence '{name}' of {theirs} goes from {bounds['min']:g} to {bounds['max']:g}; it must be a "
+            "probability from 0 to 1. Divide it by the end of its scale first."
+        )
+    return confidence

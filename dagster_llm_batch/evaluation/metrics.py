@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation._extra import evaluation_extra
+from dagster_llm_batch.evaluation.calibration import calibration_of
 from dagster_llm_batch.evaluation.classes import class_name, coded
 from dagster_llm_batch.evaluation.columns import Kind
 from dagster_llm_batch.evaluation.joining import Class, Joined
@@ -45,6 +46,11 @@ class Evaluation:
     - `mae rmse pearson spearman`: numeric targets only, which have none of the figures of classes.
     - `cost_usd`: known cost of the candidate's rows that met gold, rejected ones included; a lower bound while
       `n_cost_unknown` is not 0, and `cost_per_correct_usd` is None then.
+    - `latency_p50_seconds`, `latency_p95_seconds`: how long the labeled rows took, from submission to the end of their
+      batch.
+    - `n_confident`: labeled rows with a confidence, over which `mean_confidence`, `ece` and `brier` are (see
+      `Calibration`).
+    - `on_pareto_front`: no other candidate on this target is as good for less, or better for as much; see `pareto`.
     """
 
     candidate: str
@@ -82,7 +88,15 @@ class Evaluation:
     cost_usd: Decimal | None = None
     n_cost_unknown: int = 0
     cost_per_correct_usd: Decimal | None = None
+    latency_p50_seconds: float | None = None
+    latency_p95_seconds: float | None = None
+    n_confident: int | None = None
+    mean_confidence: float | None = None
+    ece: float | None = None
+    brier: float | None = None
+    on_pareto_front: bool | None = None
     models: tuple[str, ...] = ()
+    prompt_versions: tuple[str, ...] = ()
 
 
 def evaluate(joined: Joined, *, n_resamples: int = 1000, seed: int = 0) -> Evaluation:
@@ -90,6 +104,9 @@ def evaluate(joined: Joined, *, n_resamples: int = 1000, seed: int = 0) -> Evalu
     figures.
     """
     figures = _numeric(joined) if joined.target.kind == "numeric" else _categorical(joined, n_resamples, seed)
+    if calibrated := calibration_of(joined):
+        figures |= {"n_confident": calibrated.n, "mean_confidence": calibrated.mean_confidence}
+        figures |= {"ece": calibrated.ece, "brier": calibrated.brier}
     n_correct = figures.get("n_correct")
     per_correct = None
     if joined.cost_usd is not None and not joined.n_cost_unknown and n_correct:
@@ -109,7 +126,10 @@ def evaluate(joined: Joined, *, n_resamples: int = 1000, seed: int = 0) -> Evalu
         cost_usd=joined.cost_usd,
         n_cost_unknown=joined.n_cost_unknown,
         cost_per_correct_usd=per_correct,
+        latency_p50_seconds=joined.latency_p50_seconds,
+        latency_p95_seconds=joined.latency_p95_seconds,
         models=joined.models,
+        prompt_versions=joined.prompt_versions,
         **figures,
     )
 

@@ -9,9 +9,11 @@ import pyarrow as pa
 
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.agreement import Agreement, pairwise_agreement
+from dagster_llm_batch.evaluation.calibration import Calibration, calibration_of
 from dagster_llm_batch.evaluation.classes import PER_CLASS_SCHEMA, Confusion, confusion, per_class
 from dagster_llm_batch.evaluation.joining import Target, join
 from dagster_llm_batch.evaluation.metrics import Evaluation, evaluate
+from dagster_llm_batch.evaluation.pareto import with_pareto_front
 
 __all__ = ["EvaluationReport", "compare"]
 
@@ -21,13 +23,14 @@ class EvaluationReport:
     """What `compare` found. Order: targets as given, within a target candidates as given.
 
     `per_class` is one table over all categorical targets, in PER_CLASS_SCHEMA; numeric targets are in `evaluations`
-    only.
+    only. `calibrations` are of the candidates that give a confidence.
     """
 
     evaluations: tuple[Evaluation, ...]
     confusions: tuple[Confusion, ...]
     per_class: pa.Table
     agreements: tuple[Agreement, ...]
+    calibrations: tuple[Calibration, ...]
 
 
 def compare(
@@ -51,8 +54,9 @@ def compare(
     ]
     categorical = [one for one in joined if one.target.kind == "categorical"]
     return EvaluationReport(
-        evaluations=tuple(evaluate(one, n_resamples=n_resamples, seed=seed) for one in joined),
+        evaluations=with_pareto_front([evaluate(one, n_resamples=n_resamples, seed=seed) for one in joined]),
         confusions=tuple(map(confusion, categorical)),
         per_class=pa.concat_tables([PER_CLASS_SCHEMA.empty_table(), *map(per_class, categorical)]),
         agreements=pairwise_agreement(joined),
+        calibrations=tuple(found for one in categorical if (found := calibration_of(one))),
     )

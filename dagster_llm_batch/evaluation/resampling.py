@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Cells", "bootstrap_intervals", "kappa", "macro_f1"]
+__all__ = ["Cells", "bootstrap_intervals", "interval", "kappa", "macro_f1", "resamples"]
 
 CONFIDENCE = 0.95
 _CHUNK_CELLS = 4_000_000
@@ -119,25 +119,28 @@ def bootstrap_intervals(
         import numpy as np  # noqa: PLC0415  # optional dependency
     if cells.n < 2 or n_resamples == 0:  # noqa: PLR2004  # one row has no spread
         return [None] * len(statistics)
-    drawn = [[statistic(cells, counts) for statistic in statistics] for counts in _resamples(cells, n_resamples, seed)]
-    tail = (1 - CONFIDENCE) / 2
-    intervals: list[tuple[float, float] | None] = []
-    for chunks in zip(*drawn, strict=True):
-        values = np.concatenate(chunks)
-        values = values[np.isfinite(values)]
-        if len(values):
-            low, high = np.quantile(values, [tail, 1 - tail])
-            intervals.append((float(low), float(high)))
-        else:
-            intervals.append(None)
-    return intervals
+    drawn = [
+        [statistic(cells, counts) for statistic in statistics] for counts in resamples(cells.counts, n_resamples, seed)
+    ]
+    return [interval(np.concatenate(chunks)) for chunks in zip(*drawn, strict=True)]
 
 
-def _resamples(cells: Cells, n_resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+def interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    """What the middle 95 % of the values that are defined span; None where none is."""
     with evaluation_extra("Evaluating labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency
-    rng = np.random.default_rng(seed)
-    share = cells.counts / cells.n
-    chunk = max(1, _CHUNK_CELLS // len(cells.counts))
+    tail, values = (1 - CONFIDENCE) / 2, values[np.isfinite(values)]
+    if not len(values):
+        return None
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def resamples(counts: NDArray[np.int64], n_resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """As many rows as `counts` has, drawn again with replacement and counted alike: chunks of (resamples, cells)."""
+    with evaluation_extra("Evaluating labels"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    rng, n = np.random.default_rng(seed), int(counts.sum())
+    chunk = max(1, _CHUNK_CELLS // len(counts))
     for start in range(0, n_resamples, chunk):
-        yield rng.multinomial(cells.n, share, size=min(chunk, n_resamples - start))
+        yield rng.multinomial(n, counts / n, size=min(chunk, n_resamples - start))

@@ -14,6 +14,7 @@ import pyarrow as pa
 from dagster_llm_batch.evaluation.agreement import Agreement
 from dagster_llm_batch.evaluation.classes import Confusion, class_name
 from dagster_llm_batch.evaluation.metrics import Evaluation
+from dagster_llm_batch.evaluation.schemas import schema_of, usd
 from dagster_llm_batch.evaluation.text import markdown_text
 
 __all__ = [
@@ -35,33 +36,11 @@ __all__ = [
     "table_markdown",
 ]
 
-_USD = pa.decimal128(38, 12)
-_USD_STEP = Decimal("1e-12")
 _DASH = "-"
 _KAPPA = "Cohen's κ"
 
-_ARROW_TYPES = {
-    "str": pa.string(),
-    "Kind": pa.string(),
-    "int": pa.int64(),
-    "float": pa.float64(),
-    "Decimal": _USD,
-    "tuple[str, ...]": pa.string(),
-}
-
-
-def schema_of(of: type) -> pa.Schema:
-    """A dataclass is its table's schema, so that the two cannot drift apart. Annotations are texts here; Literals are
-    text.
-    """
-    plain = {name: annotation.removesuffix(" | None") for name, annotation in of.__annotations__.items()}
-    return pa.schema(
-        {name: pa.string() if kind.startswith("Literal[") else _ARROW_TYPES[kind] for name, kind in plain.items()}
-    )
-
-
 EVALUATION_SCHEMA = schema_of(Evaluation)
-"""The fields of `Evaluation`, in order; `models` is one text, joined by commas."""
+"""The fields of `Evaluation`, in order; `models` and `prompt_versions` are one text each, joined by commas."""
 
 AGREEMENT_SCHEMA = schema_of(Agreement)
 """The fields of `Agreement`, in order."""
@@ -77,9 +56,10 @@ def evaluations_to_arrow(evaluations: Iterable[Evaluation]) -> pa.Table:
     rows = []
     for evaluation in evaluations:
         row = asdict(evaluation)
-        row["models"] = ", ".join(evaluation.models)
+        for name in ("models", "prompt_versions"):
+            row[name] = ", ".join(row[name])
         for name in ("cost_usd", "cost_per_correct_usd"):
-            row[name] = None if row[name] is None else row[name].quantize(_USD_STEP)
+            row[name] = usd(row[name])
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=EVALUATION_SCHEMA)
 

@@ -1,0 +1,116 @@
+"""Does a candidate know when it is right? Its stated confidence against the share of its labels that are correct.
+
+Over the labeled rows that have a confidence. A confidence is the probability, 0 to 1, that the label is correct; one
+given out of 100, or on a scale of 5, has to be divided first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation._extra import evaluation_extra
+from dagster_llm_batch.evaluation.joining import Joined
+
+__all__ = ["CALIBRATION_SCHEMA", "Calibration", "CalibrationBin", "calibration_of", "calibrations_to_arrow"]
+
+N_BINS = 10
+
+CALIBRATION_SCHEMA = pa.schema(
+    {
+        "candidate": pa.string(),
+        "target": pa.string(),
+        "confidence_from": pa.float64(),
+        "confidence_to": pa.float64(),
+        "n": pa.int64(),
+        "n_correct": pa.int64(),
+        "mean_confidence": pa.float64(),
+        "accuracy": pa.float64(),
+    }
+)
+"""One row for each bin, empty ones included: their figures are null."""
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Labels whose confidence is over `confidence_from` (0 itself is in the first bin), at most `confidence_to`."""
+
+    confidence_from: float
+    confidence_to: float
+    n: int
+    n_correct: int
+    mean_confidence: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """One candidate on one target. All figures are None where `n`, the labels with a confidence, is 0.
+
+    - `ece`: expected calibration error, the mean distance of confidence and accuracy over `bins` of equal width,
+      weighted by their labels. 0 is perfect. With few labels it is biased upward.
+    - `brier`: mean squared distance of the confidence from what came of it, 1 for correct and 0 for wrong. It falls
+      with better labels too, not only with honest confidence.
+    """
+
+    candidate: str
+    target: str
+    n: int
+    mean_confidence: float | None
+    accuracy: float | None
+    ece: float | None
+    brier: float | None
+    bins: tuple[CalibrationBin, ...]
+
+
+def calibration_of(joined: Joined, *, n_bins: int = N_BINS) -> Calibration | None:
+    """None where the candidate gives no confidence. Raises ConfigError for a numeric target."""
+    if joined.confidence is None:
+        return None
+    if joined.target.kind == "numeric":
+        raise ConfigError(
+            f"Target '{joined.target.name}' is numeric: its values are near or far, not correct or wrong."
+        )
+    with evaluation_extra("Calibration"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    both = pc.and_(joined.predicted.is_valid(), joined.confidence.is_valid())
+    confidence = np.asarray(joined.confidence.filter(both), dtype=np.float64)
+    correct = np.asarray(pc.equal(joined.predicted, joined.gold).filter(both), dtype=bool)
+    edges = np.linspace(0, 1, n_bins + 1)
+    at = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, n_bins - 1)
+    n, n_correct = (np.bincount(at, weights=w, minlength=n_bins) for w in (np.ones_like(confidence), correct))
+    total = np.bincount(at, weights=confidence, minlength=n_bins)
+    bins = tuple(
+        CalibrationBin(
+            confidence_from=float(edges[i]),
+            confidence_to=float(edges[i + 1]),
+            n=int(n[i]),
+            n_correct=int(n_correct[i]),
+            mean_confidence=float(total[i] / n[i]) if n[i] else None,
+            accuracy=float(n_correct[i] / n[i]) if n[i] else None,
+        )
+        for i in range(n_bins)
+    )
+    some = len(confidence) > 0
+    return Calibration(
+        candidate=joined.candidate,
+        target=joined.target.name,
+        n=len(confidence),
+        mean_confidence=float(confidence.mean()) if some else None,
+        accuracy=float(correct.mean()) if some else None,
+        ece=float(np.abs(total - n_correct).sum() / len(confidence)) if some else None,
+        brier=float(((confidence - correct) ** 2).mean()) if some else None,
+        bins=bins,
+    )
+
+
+def calibrations_to_arrow(calibrations: Iterable[Calibration]) -> pa.Table:
+    """All bins, in CALIBRATION_SCHEMA."""
+    rows = [
+        {"candidate": one.candidate, "target": one.target, **asdict(bin_)} for one in calibrations for bin_ in one.bins
+    ]
+    return pa.Table.from_pylist(rows, schema=CALIBRATION_SCHEMA)

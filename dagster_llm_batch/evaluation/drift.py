@@ -1,0 +1,212 @@
+"""Have the labels shifted? The classes of one partition against those of a reference, such as the partitions before it.
+
+    PSI                       population stability index, the size of the shift: below 0.1 small, over 0.25 large
+    Jensen-Shannon distance   the size too, from 0 (equal) to 1 (nothing in common)
+    chi-squared               whether chance explains it
+
+A large shift in few rows may be chance, and a shift that is surely there may be too small to matter: labels have
+drifted where PSI is over a limit *and* chance does not explain it. ADWIN, an online detector, finds slow shifts too, in
+which each partition is like those just before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.errors import ConfigError, MissingExtraError
+from dagster_llm_batch.evaluation._extra import evaluation_extra
+from dagster_llm_batch.evaluation.classes import class_name
+from dagster_llm_batch.evaluation.columns import category
+from dagster_llm_batch.evaluation.joining import MAX_CLASSES, Class
+from dagster_llm_batch.evaluation.schemas import schema_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "DRIFT_SCHEMA",
+    "SHARES_SCHEMA",
+    "Counts",
+    "Drift",
+    "adwin_changes",
+    "class_counts",
+    "drift_between",
+    "drifts_to_arrow",
+    "shares_to_arrow",
+]
+
+Counts = Mapping[Class, int]
+"""Rows of each class; classes without rows may be left out."""
+
+LEAST_P = 0.01
+_LEAST_EXPECTED = 5  # rows of a class, for chi-squared to be near enough
+_ADWIN_ROWS = 2_000  # of a partition that the detector is shown: more of the same tell it little
+
+SHARES_SCHEMA = pa.schema(
+    {"partition": pa.string(), "target": pa.string(), "class": pa.string(), "n": pa.int64(), "share": pa.float64()}
+)
+"""One row for each partition, target and class that any partition has."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One partition against its reference. Figures are None where either has no labels.
+
+    - `reference`: the partitions that it is compared with, in words; None where there are none yet.
+    - `psi`: with half a row added to each class of both, as a class that is new would make it endless.
+    - `p_value`: of chi-squared, classes of which fewer than 5 rows are expected taken together; None where only one
+      class is left.
+    - `most_changed`: class whose share has changed the most, by `change` (0.1: ten points more).
+    - `adwin_changed`: classes whose share changed in this partition, as the online detector sees it; None: not asked.
+    """
+
+    partition: str
+    target: str
+    reference: str | None
+    n: int
+    n_reference: int
+    psi: float | None = None
+    js_distance: float | None = None
+    chi2: float | None = None
+    p_value: float | None = None
+    most_changed: str | None = None
+    change: float | None = None
+    drifted: bool = False
+    adwin_changed: tuple[str, ...] | None = None
+
+
+DRIFT_SCHEMA = schema_of(Drift)
+"""The fields of `Drift`, in order; `adwin_changed` is one text, joined by commas."""
+
+
+def class_counts(values: pa.ChunkedArray, target: str, whose: str) -> dict[Class, int]:
+    """Rows of each class, nulls left out. Raises ConfigError for values that are no classes."""
+    counted = pc.value_counts(category(values.combine_chunks(), target, whose).drop_null()).to_pylist()
+    if len(counted) > MAX_CLASSES:
+        raise ConfigError(
+            f"Target '{target}' of {whose} has {len(counted)} distinct values; at most {MAX_CLASSES} are classes. Bin "
+            "it, or name another column."
+        )
+    return {one["values"]: one["counts"] for one in counted}
+
+
+def drift_between(
+    here: Counts,
+    reference: Counts,
+    *,
+    partition: str,
+    target: str,
+    against: str | None,
+    max_psi: float,
+    adwin_changed: tuple[str, ...] | None = None,
+) -> Drift:
+    """Compare. `against` names the reference."""
+    n, n_reference = sum(here.values()), sum(reference.values())
+    if not n or not n_reference:
+        return Drift(partition, target, against, n, n_reference, adwin_changed=adwin_changed)
+    with evaluation_extra("Label drift"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+        from scipy.spatial.distance import jensenshannon  # noqa: PLC0415  # optional dependency
+    classes = sorted(one for one in {*here, *reference} if here.get(one, 0) + reference.get(one, 0))
+    table = np.array([[counts.get(one, 0) for one in classes] for counts in (here, reference)], dtype=np.float64)
+    share = table / table.sum(axis=1, keepdims=True)
+    smooth = (table + 0.5) / (table + 0.5).sum(axis=1, keepdims=True)
+    psi = float(((smooth[0] - smooth[1]) * np.log(smooth[0] / smooth[1])).sum())
+    distance = float(jensenshannon(share[0], share[1], base=2))
+    chi2, p_value = _chi_squared(table)
+    apart = table[0] * n_reference - table[1] * n  # whole numbers: of two that changed alike, the first
+    most = int(np.abs(apart).argmax())
+    return Drift(
+        partition=partition,
+        target=target,
+        reference=against,
+        n=n,
+        n_reference=n_reference,
+        psi=psi,
+        js_distance=distance if math.isfinite(distance) else 0.0,  # equal shares may give the root of -1e-17
+        chi2=chi2,
+        p_value=p_value,
+        most_changed=class_name(classes[most]),
+        change=float(apart[most]) / (n * n_reference),
+        drifted=psi > max_psi and p_value is not None and p_value < LEAST_P,
+        adwin_changed=adwin_changed,
+    )
+
+
+def _chi_squared(table: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    import numpy as np  # noqa: PLC0415  # its caller has it
+    from scipy.stats import chi2_contingency  # noqa: PLC0415  # as above
+
+    expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0) / table.sum()
+    rare = expected.min(axis=0) < _LEAST_EXPECTED
+    pooled = table[:, ~rare]
+    if rare.any():
+        pooled = np.column_stack([pooled, table[:, rare].sum(axis=1)])
+    if pooled.shape[1] < 2:  # noqa: PLR2004  # one class has nothing to shift to
+        return None, None
+    found = chi2_contingency(pooled, correction=False)
+    return float(found.statistic), float(found.pvalue)
+
+
+def adwin_changes(counts: Mapping[str, Counts], *, delta: float = 0.002, seed: int = 0) -> dict[str, tuple[str, ...]]:
+    """Classes whose share changed, by partition, in the order given.
+
+    Each class has a detector of its own (river's ADWIN), with an equal part of `delta`, the chance of a false alarm. It
+    sees the rows of a partition shuffled, at most 2,000 of them: what order they have within one does not count.
+    """
+    with evaluation_extra("Label drift"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    try:
+        from river.drift import ADWIN  # noqa: PLC0415  # optional dependency
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("drift", "The online detector") from error
+    classes = sorted({one for each in counts.values() for one in each})
+    detectors = {one: ADWIN(delta=delta / max(1, len(classes))) for one in classes}
+    rng = np.random.default_rng(seed)
+    changed = {}
+    for partition, here in counts.items():
+        codes = np.repeat(np.arange(len(classes)), [here.get(one, 0) for one in classes])
+        codes = rng.permutation(codes)[:_ADWIN_ROWS]
+        found = []
+        for code, (one, detector) in enumerate(detectors.items()):
+            alarms = 0
+            for is_it in (codes == code).tolist():
+                detector.update(float(is_it))
+                alarms += detector.drift_detected
+            if alarms:
+                found.append(class_name(one))
+        changed[partition] = tuple(found)
+    return changed
+
+
+def drifts_to_arrow(drifts: Iterable[Drift]) -> pa.Table:
+    """One row for each partition and target, in DRIFT_SCHEMA."""
+    rows = [
+        {**asdict(one), "adwin_changed": None if one.adwin_changed is None else ", ".join(one.adwin_changed)}
+        for one in drifts
+    ]
+    return pa.Table.from_pylist(rows, schema=DRIFT_SCHEMA)
+
+
+def shares_to_arrow(target: str, counts: Mapping[str, Counts]) -> pa.Table:
+    """One row for each partition and class, in SHARES_SCHEMA."""
+    classes = sorted({one for each in counts.values() for one in each})
+    rows = [
+        {
+            "partition": partition,
+            "target": target,
+            "class": class_name(one),
+            "n": here.get(one, 0),
+            "share": here.get(one, 0) / sum(here.values()) if sum(here.values()) else None,
+        }
+        for partition, here in counts.items()
+        for one in classes
+    ]
+    return pa.Table.from_pylist(rows, schema=SHARES_SCHEMA)

@@ -1,0 +1,280 @@
+"""Do several labelers, people and models alike, say the same about the same rows? No one of them is taken to be right.
+
+    observed agreement      share of all pairs of labels on the same row that are equal
+    Krippendorff's alpha    the same corrected for chance; takes any number of labels a row, missing ones included
+    Fleiss' kappa           the same for rows that all labelers have labeled; comparable with older studies
+    Cohen's kappa           for each two labelers, on the rows that both have labeled
+
+Intervals are 95 %, by bootstrap over rows. Alpha of 0.8 is commonly asked for, 0.667 the least to draw conclusions from
+(Krippendorff); 0 is chance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.evaluation._extra import evaluation_extra
+from dagster_llm_batch.evaluation.classes import positions
+from dagster_llm_batch.evaluation.columns import category
+from dagster_llm_batch.evaluation.joining import MAX_CLASSES, Class, Target
+from dagster_llm_batch.evaluation.resampling import Cells, bootstrap_intervals, interval, kappa, resamples
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["LabelerAgreement", "LabelerPair", "Labels", "agreement_among", "agreement_of_pairs"]
+
+_LIBRARY_CELLS = 20_000_000
+"""The library for alpha holds rows x classes x classes numbers at a time; over this it is computed here."""
+
+
+@dataclass(frozen=True)
+class LabelerAgreement:
+    """A group of labelers on one target.
+
+    - `n_rows`: rows with at least two labels; all figures but Fleiss' are over them. `n_labels`: labels on them.
+    - `agreement`: observed; None without a row. `alpha`: Krippendorff's; None where chance cannot disagree (one class
+      only). Disagreement is 0 or 1, or the squared difference where the target has `kappa_weights`.
+    - `n_complete`: rows that all `n_labelers` have labeled, over which `fleiss_kappa` is.
+    """
+
+    target: str
+    group: str
+    n_labelers: int
+    n_rows: int
+    n_labels: int
+    agreement: float | None
+    alpha: float | None
+    alpha_low: float | None
+    alpha_high: float | None
+    n_complete: int
+    fleiss_kappa: float | None
+
+
+@dataclass(frozen=True)
+class LabelerPair:
+    """Two labelers on one target. `kappa`: Cohen's, weighted as the target says; None where chance cannot disagree."""
+
+    target: str
+    a: str
+    b: str
+    n_both: int
+    n_same: int
+    agreement: float | None
+    kappa: float | None
+    kappa_low: float | None
+    kappa_high: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """All labels of one target. `codes[i, j]`: what labeler i says of row j, a position in `classes`; -1: nothing."""
+
+    target: Target
+    labelers: tuple[str, ...]
+    classes: tuple[Class, ...]
+    codes: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, target: Target, by_labeler: Mapping[str, tuple[pa.Array, pa.Array]]) -> Labels:
+        """From (keys, values) of each labeler, no key twice; a null is no label.
+
+        Raises ConfigError for a target without classes, InputError for types that differ.
+        """
+        with evaluation_extra("Agreement"):
+            import numpy as np  # noqa: PLC0415  # optional dependency
+        if target.kind == "numeric":
+            raise ConfigError(f"Target '{target.name}' is numeric: agreement is about classes. Bin it first.")
+        by_labeler = {
+            name: (keys, category(values, target.name, f"labeler '{name}'"))
+            for name, (keys, values) in by_labeler.items()
+        }
+        for which in (0, 1):
+            types = {str(pair[which].type): name for name, pair in by_labeler.items() if len(pair[which])}
+            if len(types) > 1:
+                what = f"Target '{target.name}'" if which else "The key"
+                said = ", ".join(f"{kind} in {name}" for kind, name in types.items())
+                raise InputError(f"{what} is {said}: no two labels can agree. Cast them to one type.")
+        filled = {name: pair for name, pair in by_labeler.items() if len(pair[0])}
+        keys = (
+            pc.unique(pa.chunked_array([pair[0] for pair in filled.values()])) if filled else pa.array([], pa.int64())
+        )
+        values = pa.chunked_array([pair[1].drop_null() for pair in filled.values()]) if filled else pa.array([])
+        classes = sorted(pc.unique(values).to_pylist())
+        if len(classes) > MAX_CLASSES:
+            raise ConfigError(
+                f"Target '{target.name}' has {len(classes)} distinct values; at most {MAX_CLASSES} are classes."
+            )
+        if target.kappa_weights and not all(type(value) is int for value in classes):
+            raise ConfigError(
+                f"Target '{target.name}' is ordinal, which needs integer classes, and its values are {values.type}. "
+                "Store the classes as integers, or take it as categorical."
+            )
+        codes = np.full((len(by_labeler), len(keys)), -1, dtype=np.int64)
+        for row, (its_keys, its_values) in zip(codes, by_labeler.values(), strict=True):
+            there = its_values.is_valid()
+            if pc.any(there).as_py():
+                at = np.asarray(pc.index_in(its_keys.filter(there), value_set=keys))
+                row[at] = positions(its_values.filter(there), classes)
+        return cls(target, tuple(by_labeler), tuple(classes), codes)
+
+    def only(self, labelers: Sequence[str]) -> Labels:
+        """Those of some of the labelers."""
+        return Labels(
+            self.target, tuple(labelers), self.classes, self.codes[[self.labelers.index(n) for n in labelers]]
+        )
+
+
+def agreement_among(labels: Labels, group: str, *, n_resamples: int = 1000, seed: int = 0) -> LabelerAgreement:
+    """All labelers together. The same input gives the same figures, whatever the order of rows and labelers."""
+    with evaluation_extra("Agreement"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    rows = _Rows.of(labels)
+    some = len(rows.counts) > 0
+    alpha, low_high = None, None
+    if some:
+        drawn = [rows.alpha(counts) for counts in resamples(rows.counts, n_resamples, seed)]
+        alpha = _finite(_alpha(labels, rows))
+        low_high = interval(np.concatenate(drawn)) if drawn and alpha is not None else None
+    low, high = low_high or (None, None)
+    n_complete, fleiss = rows.fleiss(len(labels.labelers))
+    return LabelerAgreement(
+        target=labels.target.name,
+        group=group,
+        n_labelers=len(labels.labelers),
+        n_rows=int(rows.counts.sum()),
+        n_labels=int((rows.counts * rows.n).sum()),
+        agreement=float((rows.counts * rows.same_pairs).sum() / (rows.counts * rows.pairs).sum()) if some else None,
+        alpha=alpha,
+        alpha_low=low,
+        alpha_high=high,
+        n_complete=n_complete,
+        fleiss_kappa=fleiss,
+    )
+
+
+def agreement_of_pairs(labels: Labels, *, n_resamples: int = 1000, seed: int = 0) -> list[LabelerPair]:
+    """Each two labelers, in order."""
+    weights = labels.target.kappa_weights
+    values = [int(value) for value in labels.classes] if weights else []
+    pairs = []
+    for i, j in combinations(range(len(labels.labelers)), 2):
+        both = (labels.codes[i] >= 0) & (labels.codes[j] >= 0)
+        a, b = labels.codes[i][both], labels.codes[j][both]
+        n, same = len(a), int((a == b).sum())
+        point, found = None, None
+        if n:
+            cells = Cells.of(a, b, len(labels.classes))
+            weighted = partial(kappa, values=values, weights=weights)
+            point = _finite(float(weighted(cells, cells.counts[None, :])[0]))
+            [found] = bootstrap_intervals(cells, [weighted], n_resamples=n_resamples, seed=seed)
+        low, high = (found or (None, None)) if point is not None else (None, None)
+        pairs.append(
+            LabelerPair(
+                target=labels.target.name,
+                a=labels.labelers[i],
+                b=labels.labelers[j],
+                n_both=n,
+                n_same=same,
+                agreement=same / n if n else None,
+                kappa=point,
+                kappa_low=low,
+                kappa_high=high,
+            )
+        )
+    return pairs
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Rows with at least two labels; those that got the same labels, from whomever, are one pattern.
+
+    Shapes: `counts`, `n` (labels a row), `pairs`, `same_pairs` (unordered) and `disagreement` (see `alpha`) are
+    (patterns,); `classes` (labels of each class) is (patterns, classes); `values` is (classes,), or None.
+    """
+
+    counts: NDArray[np.int64]
+    n: NDArray[np.int64]
+    pairs: NDArray[np.float64]
+    same_pairs: NDArray[np.float64]
+    disagreement: NDArray[np.float64]
+    classes: NDArray[np.int64]
+    values: NDArray[np.float64] | None
+
+    @classmethod
+    def of(cls, labels: Labels) -> _Rows:
+        import numpy as np  # noqa: PLC0415  # its caller has it
+
+        codes = labels.codes[:, (labels.codes >= 0).sum(axis=0) >= 2]  # noqa: PLR2004  # one label agrees with nobody
+        patterns, counts = np.unique(np.sort(codes, axis=0), axis=1, return_counts=True)
+        by_class = np.zeros((patterns.shape[1], len(labels.classes)), dtype=np.int64)
+        for row in patterns:
+            there = row >= 0
+            by_class[np.flatnonzero(there), row[there]] += 1
+        n = by_class.sum(axis=1)
+        pairs, same = n * (n - 1) / 2, (by_class * (by_class - 1)).sum(axis=1) / 2
+        values = np.array(labels.classes, dtype=np.float64) if labels.target.kappa_weights else None
+        return cls(counts, n, pairs, same, _apart(by_class, values) / np.maximum(n - 1, 1), by_class, values)
+
+    def alpha(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Krippendorff's alpha of each of (resamples, patterns): 1 - observed / expected disagreement."""
+        import numpy as np  # noqa: PLC0415  # as above
+
+        by_class = counts @ self.classes
+        with np.errstate(invalid="ignore", divide="ignore"):
+            observed, expected = counts @ self.disagreement, _apart(by_class, self.values)
+            result: NDArray[np.float64] = 1 - (by_class.sum(axis=1) - 1) * observed / expected
+        return result
+
+    def fleiss(self, n_labelers: int) -> tuple[int, float | None]:
+        """Rows that all have labeled, and Fleiss' kappa of them."""
+        complete = self.n == n_labelers
+        counts = self.counts[complete]
+        n = int(counts.sum())
+        if not n:
+            return 0, None
+        observed = (counts * (self.same_pairs / self.pairs)[complete]).sum() / n
+        share = counts @ self.classes[complete] / (n * n_labelers)
+        expected = (share**2).sum()
+        return n, None if expected >= 1 else float((observed - expected) / (1 - expected))
+
+
+def _apart(by_class: NDArray[np.int64], values: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Disagreement summed over all ordered pairs of labels that are counted in a row of `by_class`."""
+    by_class = by_class.astype("float64")  # squares of counts leave int64
+    n = by_class.sum(axis=1)
+    apart: NDArray[np.float64] = (
+        n**2 - (by_class**2).sum(axis=1)
+        if values is None
+        else 2 * (n * (by_class @ values**2) - (by_class @ values) ** 2)
+    )
+    return apart
+
+
+def _alpha(labels: Labels, rows: _Rows) -> float:
+    if len(labels.classes) < 2:  # noqa: PLR2004  # the library refuses a single class, whose alpha is not defined
+        return math.nan
+    if rows.counts.sum() * len(labels.classes) ** 2 > _LIBRARY_CELLS:
+        return float(rows.alpha(rows.counts[None, :])[0])
+    with evaluation_extra("Agreement"):
+        import krippendorff  # noqa: PLC0415  # optional dependency
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    level: Literal["nominal", "interval"] = "nominal" if rows.values is None else "interval"
+    domain = np.arange(len(labels.classes)) if rows.values is None else rows.values
+    with np.errstate(invalid="ignore", divide="ignore"):
+        counted = np.repeat(rows.classes, rows.counts, axis=0)
+        return float(krippendorff.alpha(value_counts=counted, value_domain=domain, level_of_measurement=level))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

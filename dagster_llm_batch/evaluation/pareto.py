@@ -1,0 +1,49 @@
+"""Which candidates are worth their price: those that no other one beats on quality and cost together.
+
+Quality is `accuracy_all`, where a row without a label is wrong, so that nobody gains by leaving the hard rows out; of
+a numeric target, the mean absolute error, where less is better. Cost is what all rows that met gold have cost. A
+candidate whose cost is not known in full is neither on the front nor off it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from decimal import Decimal
+
+from dagster_llm_batch.evaluation.metrics import Evaluation
+
+__all__ = ["cost_per_1000_usd", "quality", "with_pareto_front"]
+
+
+def quality(evaluation: Evaluation) -> float | None:
+    """What a bake-off is about; None without labels. Of a numeric target, the lower the better."""
+    return evaluation.mae if evaluation.kind == "numeric" else evaluation.accuracy_all
+
+
+def cost_per_1000_usd(evaluation: Evaluation) -> Decimal | None:
+    """Cost of 1,000 gold rows; None where any cost is not known."""
+    known = evaluation.cost_usd is not None and not evaluation.n_cost_unknown and evaluation.n_gold
+    return evaluation.cost_usd * 1000 / evaluation.n_gold if known and evaluation.cost_usd is not None else None
+
+
+def with_pareto_front(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, ...]:
+    """The same, with `on_pareto_front` set among the candidates of each target."""
+    return tuple(replace(one, on_pareto_front=_on_front(one, evaluations)) for one in evaluations)
+
+
+def _on_front(one: Evaluation, among: Sequence[Evaluation]) -> bool | None:
+    mine = _loss_and_cost(one)
+    if mine is None:
+        return None
+    others = [_loss_and_cost(other) for other in among if other.target == one.target and other is not one]
+    return not any(
+        other is not None and other != mine and other[0] <= mine[0] and other[1] <= mine[1] for other in others
+    )
+
+
+def _loss_and_cost(evaluation: Evaluation) -> tuple[float, Decimal] | None:
+    value, cost = quality(evaluation), cost_per_1000_usd(evaluation)
+    if value is None or cost is None:
+        return None
+    return (value if evaluation.kind == "numeric" else -value), cost

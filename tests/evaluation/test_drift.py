@@ -1,0 +1,146 @@
+"""Shifts of label shares: sizes and p-values by hand, what counts as drift, and what the online detector sees."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation import (
+    DRIFT_SCHEMA,
+    SHARES_SCHEMA,
+    adwin_changes,
+    class_counts,
+    drift_between,
+    drifts_to_arrow,
+    shares_to_arrow,
+)
+
+
+def compared(here, reference, *, max_psi=0.25):
+    return drift_between(here, reference, partition="tue", target="t", against="mon", max_psi=max_psi)
+
+
+def test_figures_are_those_of_their_formulas():
+    got = compared({"a": 70, "b": 30}, {"a": 50, "b": 50})
+    p, q = [70.5 / 101, 30.5 / 101], [0.5, 0.5]
+    assert got.psi == pytest.approx(sum((x - y) * math.log(x / y) for x, y in zip(p, q, strict=True)))
+    m = [(x + y) / 2 for x, y in zip([0.7, 0.3], q, strict=True)]
+    divergence = sum(
+        side * math.log2(side / mid) / 2 for shares in ([0.7, 0.3], q) for side, mid in zip(shares, m, strict=True)
+    )
+    assert got.js_distance == pytest.approx(math.sqrt(divergence))
+    expected = [60, 40]
+    chi2 = sum((n - e) ** 2 / e for row in ([70, 30], [50, 50]) for n, e in zip(row, expected, strict=True))
+    assert got.chi2 == pytest.approx(chi2)
+    assert got.p_value == pytest.approx(math.erfc(math.sqrt(chi2 / 2)))  # one degree of freedom
+    assert (got.most_changed, got.change) == ("a", pytest.approx(0.2))
+    assert (got.n, got.n_reference, got.reference) == (100, 100, "mon")
+
+
+def test_drift_is_large_and_not_chance():
+    large_and_sure = compared({"a": 900, "b": 100}, {"a": 500, "b": 500})
+    large_but_few = compared({"a": 9, "b": 1}, {"a": 500, "b": 500})
+    sure_but_small = compared({"a": 54_000, "b": 46_000}, {"a": 50_000, "b": 50_000})
+    assert (large_and_sure.psi > 0.25, large_and_sure.p_value < 0.01, large_and_sure.drifted) == (True, True, True)
+    assert (large_but_few.psi > 0.25, large_but_few.p_value < 0.01, large_but_few.drifted) == (True, False, False)
+    assert (sure_but_small.psi > 0.25, sure_but_small.p_value < 0.01, sure_but_small.drifted) == (False, True, False)
+    assert compared({"a": 900, "b": 100}, {"a": 500, "b": 500}, max_psi=9).drifted is False
+
+
+def test_a_class_that_is_new_or_gone_is_a_shift_of_finite_size():
+    new = compared({"a": 50, "b": 50}, {"a": 100})
+    gone = compared({"a": 100}, {"a": 50, "b": 50})
+    assert new.drifted
+    assert gone.drifted
+    assert new.psi == pytest.approx(gone.psi)
+    assert compared({"a": 5}, {"b": 5}).js_distance == pytest.approx(1)
+
+
+def test_rare_classes_are_taken_together_for_chi_squared():
+    here, reference = {"a": 96, "b": 1, "c": 3}, {"a": 94, "b": 3, "c": 3}
+    together = compared({"a": 96, "rest": 4}, {"a": 94, "rest": 6})
+    assert compared(here, reference).p_value == pytest.approx(together.p_value)
+    assert compared({"a": 3}, {"a": 2, "b": 1}).p_value is None  # nothing but rare ones
+    assert compared({"a": 30}, {"a": 20}).p_value is None
+
+
+@pytest.mark.parametrize(("here", "reference"), [({}, {"a": 3}), ({"a": 3}, {}), ({"a": 0}, {"a": 3})])
+def test_without_labels_on_either_side_there_are_no_figures(here, reference):
+    got = compared(here, reference)
+    assert (got.psi, got.p_value, got.js_distance, got.most_changed, got.drifted) == (None, None, None, None, False)
+
+
+shares = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 500), min_size=1)
+
+
+@given(shares, shares)
+@settings(deadline=None, max_examples=100)
+def test_for_any_counts_sizes_are_symmetric_bounded_and_zero_for_equals(here, reference):
+    got, turned = compared(here, reference), compared(reference, here)
+    if got.psi is None:
+        assert not (sum(here.values()) and sum(reference.values()))
+        return
+    assert got.psi == pytest.approx(turned.psi)
+    assert got.js_distance == pytest.approx(turned.js_distance)
+    assert got.psi >= 0
+    assert 0 <= got.js_distance <= 1 + 1e-9
+    same = compared(here, here)
+    assert (same.psi, same.js_distance, same.change) == (0, pytest.approx(0, abs=1e-6), 0)
+
+
+class TestOnline:
+    def test_nothing_changes_where_nothing_does(self):
+        steady = {str(day): {"a": 300, "b": 100} for day in range(20)}
+        assert set(adwin_changes(steady).values()) == {()}
+
+    def test_a_sudden_change_is_seen_in_its_partition(self):
+        days = {str(day): {"a": 300, "b": 100, "c": 100} for day in range(6)}
+        days["6"] = {"a": 100, "b": 300, "c": 100}
+        seen = adwin_changes(days)
+        assert {day for day, classes in seen.items() if classes} == {"6"}
+        assert set(seen["6"]) == {"a", "b"}
+
+    def test_a_slow_change_is_seen_though_each_partition_is_like_the_one_before(self):
+        days = {str(day): {"a": 500 + 10 * day, "b": 500 - 10 * day} for day in range(40)}
+        pairs = list(days.values())
+        assert not any(compared(x, y).drifted for x, y in zip(pairs[1:], pairs, strict=False))
+        assert any(adwin_changes(days).values())
+
+    def test_the_same_counts_give_the_same_answer(self):
+        rng = random.Random(3)
+        days = {str(day): {one: rng.randrange(300) for one in "abc"} for day in range(12)}
+        assert adwin_changes(days) == adwin_changes(days)
+
+
+def test_classes_are_counted_without_nulls_and_kept_as_they_are():
+    assert class_counts(pa.chunked_array([["a", None], ["a", "b"]]), "t", "labels") == {"a": 2, "b": 1}
+    assert class_counts(pa.chunked_array([[1, 2, 1]]), "t", "labels") == {1: 2, 2: 1}
+    assert class_counts(pa.chunked_array([pa.array([], pa.string())]), "t", "labels") == {}
+
+
+def test_what_has_no_classes_is_refused():
+    with pytest.raises(ConfigError, match="at most 1000 are classes"):
+        class_counts(pa.chunked_array([list(range(1001))]), "t", "labels")
+    with pytest.raises(ConfigError, match="multi-valued"):
+        class_counts(pa.chunked_array([[["a"]]]), "t", "labels")
+
+
+def test_drifts_and_shares_become_rows():
+    counts = {"mon": {"a": 3, "b": 1}, "tue": {"b": 2}, "wed": {}}
+    table = shares_to_arrow("t", counts)
+    assert table.schema == SHARES_SCHEMA
+    assert table.select(["partition", "class", "n", "share"]).to_pylist()[:3] == [
+        {"partition": "mon", "class": "a", "n": 3, "share": 0.75},
+        {"partition": "mon", "class": "b", "n": 1, "share": 0.25},
+        {"partition": "tue", "class": "a", "n": 0, "share": 0.0},
+    ]
+    assert table["share"].to_pylist()[-1] is None
+    rows = drifts_to_arrow([compared(counts["tue"], counts["mon"])])
+    assert rows.schema == DRIFT_SCHEMA
+    assert (rows["partition"][0].as_py(), rows["adwin_changed"][0].as_py()) == ("tue", None)

@@ -1,0 +1,127 @@
+"""Accepted against current: exact p-values by hand, whose rows count, and when something is called worse."""
+
+from __future__ import annotations
+
+import math
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dagster_llm_batch.errors import InputError
+from dagster_llm_batch.evaluation import (
+    REGRESSION_SCHEMA,
+    Target,
+    join,
+    regression_between,
+    regressions_to_arrow,
+    worse,
+)
+
+
+def joined(said, *, gold=None, target="t", version="v1", ids=None):
+    gold = gold if gold is not None else ["x"] * len(said)
+    truth = pa.table({"id": pa.array(range(len(gold)), pa.int64()), "t": pa.array(gold)})
+    ids = range(len(said)) if ids is None else ids
+    table = pa.table(
+        {
+            "id": pa.array(ids, pa.int64()),
+            "t": pa.array(said, truth["t"].type),
+            "llm_prompt_version": pa.array([version] * len(said), pa.string()),
+        }
+    )
+    return join(truth, table, key="id", target=target, candidate_name="c")
+
+
+def versions(fixed, broken, same_right=0, same_wrong=0):
+    """Two versions with these counts; gold is "x", wrong is "y"."""
+    before = "y" * fixed + "x" * broken + "x" * same_right + "y" * same_wrong
+    after = "x" * fixed + "y" * broken + "x" * same_right + "y" * same_wrong
+    return joined(list(before)), joined(list(after), version="v2")
+
+
+def at_least(k, n):
+    """Chance of k or more heads in n tosses."""
+    return sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n
+
+
+def test_the_p_value_is_the_exact_one_sided_mcnemar():
+    got = regression_between(*versions(fixed=2, broken=9, same_right=20, same_wrong=3))
+    assert (got.n_both, got.n_fixed, got.n_broken) == (34, 2, 9)
+    assert got.p_worse == pytest.approx(at_least(9, 11))
+    assert (got.accepted, got.current) == (29 / 34, 22 / 34)
+    assert got.change == pytest.approx(-7 / 34)
+    assert got.change_low < got.change < got.change_high < 0.0001
+    assert (got.accepted_versions, got.current_versions) == (("v1",), ("v2",))
+
+
+def test_better_is_not_worse_and_the_same_is_neither():
+    assert regression_between(*versions(fixed=9, broken=2)).p_worse == pytest.approx(at_least(2, 11))
+    same = regression_between(*versions(fixed=0, broken=0, same_right=5, same_wrong=5))
+    assert (same.p_worse, same.change, same.change_low, same.change_high) == (1.0, 0, 0, 0)
+
+
+def test_failing_on_rows_is_being_wrong_on_them():
+    accepted, current = joined(["x"] * 8), joined([None] * 6 + ["x"] * 2)
+    got = regression_between(accepted, current)
+    assert (got.n_both, got.n_broken, got.current) == (8, 6, 0.25)
+    assert worse([got])
+
+
+def test_rows_that_one_version_was_not_asked_about_do_not_count():
+    gold = ["x"] * 6
+    accepted = joined(["y", "x", "x"], gold=gold, ids=[0, 1, 2])
+    current = joined(["x", "x", "y"], gold=gold, ids=[1, 2, 3])
+    got = regression_between(accepted, current)
+    assert (got.n_both, got.n_fixed, got.n_broken) == (2, 0, 0)
+    nothing = regression_between(joined([], gold=gold), current)
+    assert (nothing.n_both, nothing.p_worse, nothing.accepted, nothing.change_low) == (0, None, None, None)
+    assert worse([nothing]) == []
+
+
+def test_several_comparisons_share_the_chance_of_a_false_alarm():
+    alone = regression_between(*versions(fixed=0, broken=5))  # p = 1/32
+    assert alone.p_worse == pytest.approx(1 / 32)
+    assert worse([alone]) == [alone]
+    assert worse([alone, regression_between(*versions(fixed=3, broken=0))]) == []
+
+
+def test_numbers_are_worse_where_their_errors_grow():
+    target = Target("t", kind="numeric")
+    gold = [float(i) for i in range(30)]
+    near, far = [x + 0.1 for x in gold], [x + 1.0 for x in gold]
+    got = regression_between(joined(near, gold=gold, target=target), joined(far, gold=gold, target=target))
+    assert (got.accepted, got.current) == (pytest.approx(0.1), pytest.approx(1.0))
+    assert (got.n_fixed, got.n_broken, got.change) == (0, 30, pytest.approx(0.9))
+    assert worse([got]) == [got]
+    back = regression_between(joined(far, gold=gold, target=target), joined(near, gold=gold, target=target))
+    assert (back.p_worse, worse([back])) == (1.0, [])
+
+
+def test_other_gold_is_refused():
+    with pytest.raises(InputError, match="different gold rows"):
+        regression_between(joined(["x"]), joined(["x"], gold=["y"]))
+
+
+def test_regressions_become_rows():
+    table = regressions_to_arrow([regression_between(*versions(1, 2))])
+    assert table.schema == REGRESSION_SCHEMA
+    assert table.to_pylist()[0]["current_versions"] == "v2"
+    assert regressions_to_arrow([]).schema == REGRESSION_SCHEMA
+
+
+label = st.sampled_from(["x", "y", None])
+
+
+@given(st.lists(st.tuples(label, label), min_size=1, max_size=40))
+@settings(deadline=None, max_examples=60)
+def test_for_any_labels_changes_add_up_and_turning_them_around_turns_the_sign(rows):
+    before, after = ([one[i] for one in rows] for i in (0, 1))
+    got = regression_between(joined(before), joined(after), n_resamples=200)
+    turned = regression_between(joined(after), joined(before), n_resamples=200)
+    assert got.change == pytest.approx((got.n_fixed - got.n_broken) / len(rows))
+    assert (got.n_fixed, got.n_broken, got.change) == (turned.n_broken, turned.n_fixed, -turned.change)
+    assert got.change_low - 1e-9 <= got.change_high
+    assert 0 < got.p_worse <= 1
+    assert got == regression_between(joined(before), joined(after), n_resamples=200)
