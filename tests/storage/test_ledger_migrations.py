@@ -1,15 +1,37 @@
-"""The migrated database is the one that the tables describe; a newer one is refused."""
+"""The migrated database is the one that the tables describe; an old one goes on where it was; a newer one is refused.
+
+`version_1.sql` and `version_1.tar.gz` (payloads, and a command's files) are what the package of schema version 1 left.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import sys
+import tarfile
+from collections import Counter
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 from ledger_builders import a_submission
 
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.errors import LedgerError
+from dagster_llm_batch.providers.command import CommandProvider
+from dagster_llm_batch.states import MOVES, ShardState
+from dagster_llm_batch.storage import migrations
+from dagster_llm_batch.storage.database import Database
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.migrations import LATEST
+from dagster_llm_batch.storage.migrations import LATEST, MIGRATIONS
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.records import SubmissionState
 from dagster_llm_batch.storage.tables import METADATA
+
+HERE = Path(__file__).parent
+PUBLISHED = {1: "256cb0b7c7eb4dfe"}
 
 
 def test_the_migrations_make_exactly_the_tables_that_the_code_uses(ledger):
@@ -53,3 +75,94 @@ def test_a_migration_that_fails_leaves_no_trace(tmp_path):
         Ledger(f"{tmp_path}/taken.db").submissions("prod")
     assert sa.inspect(engine).get_table_names() == ["event"]
     engine.dispose()
+
+
+# a ledger of version 1 ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", PUBLISHED)
+def test_a_published_migration_is_never_changed(number):
+    digest = hashlib.blake2b("\n".join(MIGRATIONS[number - 1]).encode(), digest_size=8).hexdigest()
+    assert digest == PUBLISHED[number]
+
+
+@pytest.fixture
+def version_1(ledger_url, monkeypatch):
+    """The URL of a ledger that the package of version 1 wrote."""
+    with monkeypatch.context() as then:
+        then.setattr(migrations, "LATEST", 1)
+        database = Database(ledger_url)
+        with database.write() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql("SET LOCAL TIME ZONE 'UTC'")
+            for statement in (HERE / "version_1.sql").read_text(encoding="utf-8").split(";\n")[:-1]:
+                connection.exec_driver_sql(statement)
+        with database.read() as connection:
+            assert connection.execute(sa.text("SELECT max(version) FROM schema_version")).scalar_one() == 1
+        database.close()
+    return ledger_url
+
+
+def test_what_version_1_wrote_is_all_there_after_migrating(version_1):
+    ledger = Ledger(version_1)
+    submissions = ledger.submissions("prod")
+    assert Counter(one.state for one in submissions) == {
+        SubmissionState.OPEN: 10, SubmissionState.SETTLED: 5, SubmissionState.CANCELED: 1,
+    }  # fmt: skip
+    shards = [shard for one in submissions for shard in ledger.shards(one.submission_id)]
+    states = {"canceled": 1, "collected": 7, "ended": 2, "expired": 1, "failed": 2, "planned": 2, "submitted": 3}
+    assert Counter(shard.state.value for shard in shards) == {**states, "submitting": 1}
+    assert {shard.model for shard in shards} == {"shouter", "gpt-4o"}
+    [two_waves] = ledger.history("prod", "two_waves")
+    assert two_waves.cost_usd == Decimal("0.000225")
+    assert two_waves.outcomes == {"succeeded": 4}
+    assert two_waves.created_at.isoformat().endswith("+00:00")
+    assert [event.kind for event in ledger.events(two_waves.submission_id)].count("wave") == 1
+    assert len(ledger.progress("prod")) == 15  # one was delivered
+    assert len(ledger.in_flight("prod")) == 4
+    assert ledger.spent("prod") > two_waves.cost_usd
+    ledger.close()
+
+
+def test_every_shard_of_version_1_takes_its_next_move(version_1):
+    ledger = Ledger(version_1)
+    for shard in [shard for one in ledger.submissions("prod") for shard in ledger.shards(one.submission_id)]:
+        if shard.state is ShardState.COLLECTED:
+            continue
+        move = next(move for move, (sources, _) in MOVES.items() if shard.state in sources)
+        fields = {"batch_id": f"batch-{shard.shard_id}"} if move.value == "accepted" else {}
+        assert ledger.move(shard.shard_id, move, **fields).state is MOVES[move][1]
+    ledger.close()
+
+
+def test_work_of_version_1_goes_on_and_nothing_of_it_is_run_again(version_1, tmp_path):
+    home, ran = tmp_path / "home", tmp_path / "ran"
+    with tarfile.open(HERE / "version_1.tar.gz") as files:
+        files.extractall(home, filter="data")
+    labeler = HERE.parent / "providers" / "labeler.py"
+    words = [sys.executable, "-S", str(labeler), "-i", "{input}", "-o", "{output}", "--model", "{model}"]
+    command = CommandProvider([*words, "--runs", str(ran)], str(home / "command"), account="the labeler")
+    engine = Engine({"command": command}, Ledger(version_1), PayloadStore(str(home / "payloads")), "prod")
+
+    def land(day, count=3, **changes):
+        rows = pa.table(
+            {"id": [f"{day}-{i}" for i in range(count)], "body": [f"ticket {i} of {day}" for i in range(count)]}
+        )
+        usual = {"asset": "tickets", "model": "command/shouter", "key": "id", "prompt": Prompt(user="{{ body }}")}
+        definition = Labeling(**usual, response=None, keep=["body"], **changes)
+        submission = engine.plan(definition, rows, partition=day)
+        while not engine.advance(definition, submission.submission_id).is_settled:
+            pass
+        labels = engine.labels(definition, submission.submission_id).labels
+        assert labels["text"].to_pylist() == [text.upper() for text in rows["body"].to_pylist()]
+        return submission.run_id
+
+    settled, landed, submitted, ended = (f"2026-01-0{number}" for number in range(1, 5))
+    assert land(settled) == "run-1"
+    assert land(landed) == "run-2"
+    assert land(submitted, max_requests_per_batch=2) == "run-3"
+    assert land(ended) == "run-4"
+    assert not ran.exists()
+    assert land("2026-01-05") == "run-5"  # it was planned and not sent
+    assert len(ran.read_text().splitlines()) == 1
+    engine.ledger.close()
