@@ -83,14 +83,24 @@ def sqlite_url(tmp_path):
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def ledger_url(request):
-    """The URL of an empty database, of each kind in turn."""
+def new_ledger_url(request, tmp_path):
+    """Gives the URLs of empty databases, of each kind in turn."""
     if request.param == "sqlite":
-        return request.getfixturevalue("sqlite_url")
+        return lambda: f"sqlite:///{tmp_path}/{uuid.uuid4().hex}/ledger.db"
     connection, home = request.getfixturevalue("postgres_cluster")
-    name = f"t{uuid.uuid4().hex}"
-    connection.cursor().execute(f"CREATE DATABASE {name} TEMPLATE template0")
-    return f"postgresql://dlb:unused-password@/{name}?host={home}"
+
+    def made():
+        name = f"t{uuid.uuid4().hex}"
+        connection.cursor().execute(f"CREATE DATABASE {name} TEMPLATE template0")
+        return f"postgresql://dlb:unused-password@/{name}?host={home}"
+
+    return made
+
+
+@pytest.fixture
+def ledger_url(new_ledger_url):
+    """The URL of an empty database, of each kind in turn."""
+    return new_ledger_url()
 
 
 class Clock:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
-
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from ledger_builders import a_shard, a_submission
 
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError
@@ -17,13 +13,16 @@ from dagster_llm_batch.states import IN_FLIGHT, MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 
 
+BATCHES = ["b1", "b2", "b3"]
+
+
 class Moves(RuleBasedStateMachine):
     shards = Bundle("shards")
 
-    def __init__(self):
+    def __init__(self, url):
         super().__init__()
-        self.home = Path(tempfile.mkdtemp())
-        self.ledger = Ledger(self.home / "ledger.db")
+        self.url = url
+        self.ledger = Ledger(url)
         self.states: dict[str, ShardState] = {}
         self.batches: dict[str, str] = {}
         self.happened: list[tuple[str, str]] = []
@@ -39,7 +38,16 @@ class Moves(RuleBasedStateMachine):
         self.states[name] = ShardState.PLANNED
         return name
 
-    @rule(shard=shards, move=st.sampled_from(Move), batch_id=st.sampled_from(["b1", "b2", "b3"]))
+    @rule(shard=shards, batch_id=st.sampled_from(BATCHES), data=st.data())
+    def legal_move(self, shard, batch_id, data):
+        legal = [move for move, (sources, _) in MOVES.items() if self.states[shard] in sources]
+        if legal:
+            self.move(shard, data.draw(st.sampled_from(legal)), batch_id)
+
+    @rule(shard=shards, move=st.sampled_from(Move), batch_id=st.sampled_from(BATCHES))
+    def any_move(self, shard, move, batch_id):
+        self.move(shard, move, batch_id)
+
     def move(self, shard, move, batch_id):
         sources, to = MOVES[move]
         fields = {"batch_id": batch_id} if move is Move.ACCEPTED else {}
@@ -55,11 +63,13 @@ class Moves(RuleBasedStateMachine):
             self.happened.append((shard, move.value))
             if fields:
                 self.batches[shard] = batch_id
+            elif to is ShardState.PLANNED:
+                self.batches.pop(shard, None)  # it ran nothing, and can be sent again
 
     @rule()
     def start_again(self):
         self.ledger.close()
-        self.ledger = Ledger(self.home / "ledger.db")
+        self.ledger = Ledger(self.url)
 
     @invariant()
     def agrees_with_the_dict(self):
@@ -73,8 +83,13 @@ class Moves(RuleBasedStateMachine):
 
     def teardown(self):
         self.ledger.close()
-        shutil.rmtree(self.home)
 
 
-TestMoves = Moves.TestCase
-TestMoves.settings = settings(max_examples=10, stateful_step_count=25, deadline=None)
+def test_any_sequence_of_moves_leaves_the_ledger_where_a_dict_says_it_is(new_ledger_url):
+    few = settings(
+        max_examples=10,
+        stateful_step_count=25,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+    run_state_machine_as_test(lambda: Moves(new_ledger_url()), settings=few)
