@@ -125,7 +125,7 @@ def _waiting(engine: Engine) -> str:
     found = orphans(engine.ledger, engine.namespace)
     if not found:
         return "No shard waits for a word."
-    return f"{len(found)} shards wait for a word: {', '.join(one.shard.shard_id for one in found)}."
+    return f"Shards that wait for a word: {', '.join(one.shard.shard_id for one in found)}."
 
 
 def _orphan_metadata(engine: Engine) -> dict[str, Any]:

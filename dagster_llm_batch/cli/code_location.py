@@ -97,13 +97,10 @@ class CodeLocation:
             if assets.is_executable and assets.tags_by_key.get(key, {}).get(ROLE_TAG) == "labels"
         }
 
-    @property
-    def has_sensor(self) -> bool:
-        """Whether a sensor of this code location asks for runs of labels."""
-        labels = {dataset.key for dataset in self.datasets.values()}
-        graph = self._repository.asset_graph
-        selections = [sensor.asset_selection for sensor in self._repository.sensor_defs]
-        return any(one is not None and labels & one.resolve(graph) for one in selections)
+    def is_looked_after(self, dataset: Dataset) -> bool:
+        """Whether a sensor of this code location can ask for runs that land a dataset's labels."""
+        jobs = (self._repository.get_job(one.job_name) for sensor in self._repository.sensor_defs for one in sensor.targets)
+        return any(dataset.key in job.asset_layer.selected_asset_keys for job in jobs)
 
     @contextmanager
     def resource(self, key: str | None) -> Iterator[tuple[str, LLMBatchResource]]:

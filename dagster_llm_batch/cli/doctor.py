@@ -25,6 +25,7 @@ from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import IN_FLIGHT
 from dagster_llm_batch.storage.ledger import utc_now
+from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import CannotTell, FindHints, PriceBasis
 
 __all__ = ["doctor_command"]
@@ -84,15 +85,15 @@ def _findings(where: Where) -> Iterator[Finding]:
     if where.has_code:
         yield from _definitions(where)
     yield from _ledger(where)
-    engine = where.dry_engine
-    yield _tried("payload store", partial(_payload_store, engine))
+    yield _tried("payload store", partial(_payload_store, where.payloads))
     if where.has_code:
+        engine = where.dry_engine
         for name, provider in sorted(engine.providers.items()):
             yield _tried(f"provider {name}", partial(_provider, name, provider))
         for name, dataset in sorted(where.code.datasets.items()):
             yield _tried(f"dataset {name}", partial(_dataset, engine, dataset))
     if where.missing_ledger_file is None:
-        yield from _under_way(engine, with_providers=where.has_code)
+        yield from _under_way(where.engine, with_providers=where.has_code)
     yield _prices()
 
 
@@ -111,10 +112,10 @@ def _definitions(where: Where) -> Iterator[Finding]:
     names = ", ".join(sorted(code.datasets)) or "none"
     verdict = Verdict.OK if code.datasets else Verdict.WARNING
     yield Finding("definitions", verdict, f"{code.pointer}: labeled assets {names}; namespace '{where.namespace}'")
-    deferred = [name for name, dataset in code.datasets.items() if dataset.mode == "deferred"]
-    if deferred and not code.has_sensor:
-        said = f"no sensor lands the labels of {', '.join(deferred)}"
-        yield Finding("sensor", Verdict.PROBLEM, said, "Add build_llm_batch_sensor() to the definitions' sensors.")
+    alone = [name for name, one in code.datasets.items() if one.mode == "deferred" and not code.is_looked_after(one)]
+    if alone:
+        said = f"no sensor lands the labels of {', '.join(alone)}"
+        yield Finding("sensor", Verdict.WARNING, said, "Add build_llm_batch_sensor() to the definitions' sensors.")
 
 
 def _ledger(where: Where) -> Iterator[Finding]:
@@ -131,19 +132,19 @@ def _ledger(where: Where) -> Iterator[Finding]:
     yield _tried("ledger", look)
 
 
-def _payload_store(engine: Engine) -> Finding:
+def _payload_store(payloads: PayloadStore) -> Finding:
     probe = f"doctor-{uuid.uuid4().hex}"
     content = uuid.uuid4().bytes
     try:
-        with engine.payloads.writer(probe) as file:
+        with payloads.writer(probe) as file:
             file.write(content)
-        with engine.payloads.reader(probe) as file:
+        with payloads.reader(probe) as file:
             same = file.read() == content
     finally:
-        engine.payloads.delete(probe)
+        payloads.delete(probe)
     if not same:
-        return Finding("payload store", Verdict.PROBLEM, f"{engine.payloads!r} does not give back what was written")
-    return Finding("payload store", Verdict.OK, f"{engine.payloads!r} can be written, read and deleted in")
+        return Finding("payload store", Verdict.PROBLEM, f"{payloads!r} does not give back what was written")
+    return Finding("payload store", Verdict.OK, f"{payloads!r} can be written, read and deleted in")
 
 
 def _provider(name: str, provider: Provider) -> Finding:

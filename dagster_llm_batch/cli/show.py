@@ -83,7 +83,9 @@ def money(amount: Decimal | None) -> Money | None:
     """US dollars, to a hundredth of a cent; less than that is not shown as nothing."""
     if amount is None:
         return None
-    if amount and abs(amount) < Decimal("0.0001"):
+    if not amount:
+        return Money("0")
+    if abs(amount) < Decimal("0.0001"):
         return Money("<0.0001")
     return Money(f"{amount:,.4f}")
 

@@ -141,15 +141,20 @@ class Where:
         self._opened(engine.ledger)
         return engine
 
+    @property
+    def payloads(self) -> PayloadStore:
+        """The payload store."""
+        root = self.places[1]
+        if root is None:
+            raise click.UsageError(f"This command needs the payload store too: --payloads (or {_VARIABLES}_PAYLOADS).")
+        return PayloadStore(root)
+
     @cached_property
     def _engine(self) -> Engine:
         if not self._by_address:
             engine: Engine = self._resource.engine()
             return engine
-        payloads = self.places[1]
-        if payloads is None:
-            raise click.UsageError(f"This command needs the payload store too: --payloads (or {_VARIABLES}_PAYLOADS).")
-        return Engine({}, self.ledger, PayloadStore(payloads), self.namespace, lease_wait_seconds=5.0)
+        return Engine({}, self.ledger, self.payloads, self.namespace, lease_wait_seconds=5.0)
 
     def _opened(self, ledger: Ledger) -> Ledger:
         self._stack.callback(ledger.close)

@@ -1,0 +1,94 @@
+"""The page docs/reference/cli.md is true: its files are a project, its commands run in it in their order."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from markdown_it import MarkdownIt
+
+from dagster_llm_batch.cli.main import main
+from dagster_llm_batch.testing.emulator import WireFault
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "cli.md"
+SCRIPTS = Path(sys.executable).parent
+
+
+def blocks(language):
+    tokens = MarkdownIt().parse(PAGE.read_text(encoding="utf-8"))
+    return [token.content for token in tokens if token.type == "fence" and token.info == language]
+
+
+def lines():
+    return [line for block in blocks("sh") for line in block.splitlines() if line]
+
+
+def test_the_page_names_every_command_and_option_of_its_own():
+    text = PAGE.read_text(encoding="utf-8")
+    for name, command in main.commands.items():
+        assert f"dagster-llm-batch {name}" in text
+        assert f"| [`{name}`](#" in text
+        assert "as_json" in {parameter.name for parameter in command.params}
+    assert {name for name in re.findall(r"dagster-llm-batch ([a-z]+)", text)} == set(main.commands)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_command_of_the_page_runs_in_its_order(project):
+    project.folder.joinpath("pyproject.toml").write_text(blocks("toml")[0])
+    project.folder.joinpath("support.py").write_text(blocks("python")[0])
+    for line in lines():
+        program, *arguments = shlex.split(line)
+        if "SHARD" in arguments:
+            shard = leave_a_shard_in_doubt(project)
+            arguments[arguments.index("SHARD")] = shard
+        if "labels,ticket_labels_rejects" in line:
+            project.emulator.settle()
+        if program == "dagster":
+            run_dagster(arguments)
+        elif arguments[0] == "emulate":
+            run_until_interrupted(arguments)
+        else:
+            result = CliRunner().invoke(main, arguments, prog_name=program)
+            assert result.exit_code == 0, (line, result.output, result.exception)
+            for text in result.stdout.splitlines() if "watch" in arguments else [result.stdout]:
+                assert "--json" not in arguments or json.loads(text), line
+    assert project.folder.joinpath("labels.parquet").is_file()
+
+
+def run_dagster(arguments):
+    """Dagster's own script, in this process: starting it takes longer than what it does here."""
+    [script] = entry_points(name="dagster", group="console_scripts")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["dagster", *arguments])
+        script.load()()
+    assert not ended.value.code, arguments
+
+
+def run_until_interrupted(arguments):
+    with subprocess.Popen([SCRIPTS / "dagster-llm-batch", *arguments], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        exports = json.loads(process.stdout.readline())
+        assert exports["OPENAI_BASE_URL"].startswith("http://127.0.0.1:")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+
+
+def leave_a_shard_in_doubt(project):
+    """Another row, whose create call is not answered, and whose batch cannot be looked for."""
+    source = project.folder / "support.py"
+    source.write_text(source.read_text().replace('"The page stays white."', '"The page stays black."'))
+    sys.modules.pop("support", None)
+    project.emulator.inject(WireFault(kind="close", route="POST /v1/batches"))
+    project.emulator.inject(WireFault(kind="status", status=503, route="GET /v1/batches", times=None))
+    run_dagster(["asset", "materialize", "-m", "support", "--select", "tickets,ticket_labels_batch"])
+    project.emulator.clear_faults()
+    found = json.loads(CliRunner().invoke(main, ["resolve", "--json"]).stdout)["orphans"]
+    return found[0]["shard"]["shard_id"]

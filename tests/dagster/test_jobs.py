@@ -1,0 +1,146 @@
+"""The jobs of the launchpad: a submission is canceled, a shard resolved, and shards in doubt are listed on the run's page."""
+
+import dagster as dg
+import pytest
+from face import BATCH, DAILY, DAYS, LABELS, Face, failure, labeled
+
+from dagster_llm_batch import build_llm_batch_jobs
+from dagster_llm_batch.storage.records import SubmissionState
+from dagster_llm_batch.testing.emulator import WireFault
+
+LOST = WireFault(kind="close", route="POST /v1/batches", when="after")
+NOT_CREATED = WireFault(kind="close", route="POST /v1/batches")
+UNLISTED = WireFault(kind="status", status=503, route="GET /v1/batches", times=None)
+
+
+def launch(face: Face, job: str, **config) -> dg.ExecuteInProcessResult:
+    """One run from the launchpad, with this configuration of its op."""
+    defs = dg.Definitions(assets=face.defs.assets, jobs=build_llm_batch_jobs(), resources=face.resources)
+    op = {"llm_batch_cancel": "cancel_submission", "llm_batch_resolve": "resolve_shard"}[job]
+    run_config = {"ops": {op: {"config": config}}} if config else None
+    return defs.resolve_job_def(job).execute_in_process(
+        instance=face.instance, run_config=run_config, raise_on_error=False
+    )
+
+
+def shown(result: dg.ExecuteInProcessResult) -> dict[str, object]:
+    """The metadata on the run's page."""
+    [output] = [event.step_output_data for event in result.all_events if event.event_type_value == "STEP_OUTPUT"]
+    return {name: value.value for name, value in output.metadata.items()}
+
+
+def in_doubt(face: Face, lost: WireFault) -> str:
+    """Submit with a create call of unknown end; the shard that waits for a person's word."""
+    face.emulator.inject(lost, UNLISTED)
+    assert face.submit().success
+    face.emulator.clear_faults()
+    [shard] = face.engine().ledger.in_flight("default")
+    assert shard.state.value == "submitting"
+    return shard.shard_id
+
+
+def test_a_partition_is_canceled_by_asset_and_its_neighbour_goes_on(make, emulator):
+    face = make(*labeled(partitions_def=DAILY))
+    face.submit(span=(DAYS[0], DAYS[1]))
+    result = launch(face, "llm_batch_cancel", asset=LABELS, partition=DAYS[0])
+    assert result.success
+    engine = face.engine()
+    canceled, other = engine.latest(LABELS, DAYS[0]), engine.latest(LABELS, DAYS[1])
+    assert (canceled.state, other.state) == (SubmissionState.CANCELED, SubmissionState.OPEN)
+    assert shown(result)["llm_batch/submission_id"] == canceled.submission_id
+    emulator.settle()
+    assert face.collect(partition=DAYS[1]).success
+    assert {one.batch_id for one in emulator.books.executions} == set(engine.status(other.submission_id).batch_ids)
+
+
+def test_a_submission_is_canceled_by_its_id(make):
+    face = make(*labeled())
+    face.submit()
+    submission_id = face.engine().latest(LABELS).submission_id
+    assert launch(face, "llm_batch_cancel", submission_id=submission_id).success
+    assert face.engine().latest(LABELS).state is SubmissionState.CANCELED
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"asset": LABELS, "partition": "2026-02-01"}, f"Submitted partitions: {DAYS[0]}"),
+        ({"asset": "nothing"}, "Submitted partitions: none at all"),
+        ({"submission_id": "0123"}, "The ledger has no submission 0123"),
+        ({}, "Give either submission_id, or asset"),
+        ({"submission_id": "0123", "asset": LABELS}, "Give either submission_id, or asset"),
+    ],
+)
+def test_a_cancel_that_names_no_submission_says_what_there_is_and_changes_nothing(make, config, said):
+    face = make(*labeled(partitions_def=DAILY))
+    face.submit(partition=DAYS[0])
+    result = launch(face, "llm_batch_cancel", **config)
+    assert not result.success
+    assert said in failure(result)
+    assert face.engine().latest(LABELS, DAYS[0]).state is SubmissionState.OPEN
+
+
+def test_without_a_shard_the_job_lists_those_in_doubt_and_changes_nothing(make):
+    face = make(*labeled())
+    assert shown(launch(face, "llm_batch_resolve"))["llm_batch/orphans"] == 0
+    shard_id = in_doubt(face, LOST)
+    result = launch(face, "llm_batch_resolve")
+    assert result.success
+    metadata = shown(result)
+    assert metadata["llm_batch/orphans"] == 1
+    assert shard_id in metadata["llm_batch/orphan_shards"]
+    assert LABELS.replace("_", "\\_") in metadata["llm_batch/orphan_shards"]
+    assert face.engine().ledger.shard(shard_id).state.value == "submitting"
+
+
+def test_a_shard_that_is_said_to_have_its_batch_is_labeled_and_paid_once(make, emulator):
+    face = make(*labeled())
+    shard_id = in_doubt(face, LOST)
+    [batch] = emulator.books.batches
+    assert launch(face, "llm_batch_resolve", shard_id=shard_id, batch_id=batch.id).success
+    emulator.settle()
+    assert face.collect().success
+    assert face.materializations(LABELS)
+    assert len(emulator.books.batches) == 1
+    assert emulator.books.billed_twice() == {}
+
+
+def test_a_shard_that_is_said_to_have_no_batch_is_sent_by_the_next_run(make, emulator):
+    face = make(*labeled())
+    shard_id = in_doubt(face, NOT_CREATED)
+    assert launch(face, "llm_batch_resolve", shard_id=shard_id, no_batch=True).success
+    assert face.run(BATCH).success
+    emulator.settle()
+    assert face.collect().success
+    assert len(emulator.books.batches) == 1
+    assert len(face.materializations(LABELS)) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"shard_id": "abcd", "no_batch": True}, "The ledger has no shard abcd"),
+        ({"shard_id": "SHARD"}, "Give either batch_id"),
+        ({"shard_id": "SHARD", "batch_id": "batch_1", "no_batch": True}, "Give either batch_id"),
+        ({"no_batch": True}, "Which shard? Shards that wait for a word: "),
+    ],
+)
+def test_a_resolve_that_does_not_say_what_became_of_which_shard_lists_them_and_changes_nothing(make, config, said):
+    face = make(*labeled())
+    shard_id = in_doubt(face, LOST)
+    config = {name: shard_id if value == "SHARD" else value for name, value in config.items()}
+    result = launch(face, "llm_batch_resolve", **config)
+    assert not result.success
+    text = failure(result)
+    assert said in text
+    assert shard_id in text
+    assert face.engine().ledger.shard(shard_id).state.value == "submitting"
+
+
+def test_a_resource_of_another_kind_is_refused_by_name(make):
+    face = make(*labeled())
+    jobs = build_llm_batch_jobs(resource_key="other")
+    defs = dg.Definitions(jobs=jobs, resources={"other": dg.ResourceDefinition.hardcoded_resource(1)})
+    job = defs.resolve_job_def("llm_batch_resolve")
+    result = job.execute_in_process(instance=face.instance, raise_on_error=False)
+    assert "The resource 'other' is a int; it must be an LLMBatchResource" in failure(result)
