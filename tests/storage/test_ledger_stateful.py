@@ -12,7 +12,6 @@ from dagster_llm_batch.errors import IllegalMoveError, LedgerError
 from dagster_llm_batch.states import IN_FLIGHT, MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 
-
 BATCHES = ["b1", "b2", "b3"]
 
 
