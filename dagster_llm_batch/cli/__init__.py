@@ -1,4 +1,4 @@
-"""`dagster-llm-batch`: look at submissions, plan, cancel, resolve, retry, export and prune them, and check a deployment.
+"""`dagster-llm-batch`: plan and look at submissions, cancel, resolve and retry them, export, prune, check a deployment.
 
     where.py ──▶ Where: ledger, engine, code location ──▶ one module a command ──▶ show.py: a table, or JSON
 

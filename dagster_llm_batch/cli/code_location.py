@@ -99,7 +99,9 @@ class CodeLocation:
 
     def is_looked_after(self, dataset: Dataset) -> bool:
         """Whether a sensor of this code location can ask for runs that land a dataset's labels."""
-        jobs = (self._repository.get_job(one.job_name) for sensor in self._repository.sensor_defs for one in sensor.targets)
+        jobs = (
+            self._repository.get_job(one.job_name) for sensor in self._repository.sensor_defs for one in sensor.targets
+        )
         return any(dataset.key in job.asset_layer.selected_asset_keys for job in jobs)
 
     @contextmanager

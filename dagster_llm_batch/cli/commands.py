@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
 from dagster_llm_batch.errors import CannotTellError, LeaseError, LLMBatchError, TransientError
 
 __all__ = ["Command", "ExitCode", "confirm", "json_option", "leave"]
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class ExitCode(IntEnum):

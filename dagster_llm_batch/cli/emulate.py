@@ -20,7 +20,7 @@ __all__ = ["emulate_command"]
 def emulate_command(
     port: int, pace_seconds: float, keys: tuple[str, ...], seed: int, *, everything: bool, as_json: bool
 ) -> None:
-    """Serve until interrupted; print what to export so that the vendors' own SDKs find it. Needs the extra `emulator`."""
+    """Serve until interrupted; print what to export so that the vendors' own SDKs find it."""
     try:
         from dagster_llm_batch.testing.emulator.__main__ import main  # noqa: PLC0415 - an extra, and slow to load
     except ImportError as error:

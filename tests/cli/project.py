@@ -15,7 +15,7 @@ from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 DAYS = ["2026-01-01", "2026-01-02", "2026-01-03"]
 
-DEFINITIONS = '''
+DEFINITIONS = """
 import os
 from typing import Literal
 
@@ -80,7 +80,7 @@ defs = dg.Definitions(
         )
     },
 )
-'''
+"""
 
 
 class Project:

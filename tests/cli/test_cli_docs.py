@@ -37,7 +37,7 @@ def test_the_page_names_every_command_and_option_of_its_own():
         assert f"dagster-llm-batch {name}" in text
         assert f"| [`{name}`](#" in text
         assert "as_json" in {parameter.name for parameter in command.params}
-    assert {name for name in re.findall(r"dagster-llm-batch ([a-z]+)", text)} == set(main.commands)
+    assert set(re.findall(r"dagster-llm-batch ([a-z]+)", text)) == set(main.commands)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -66,9 +66,11 @@ def test_every_command_of_the_page_runs_in_its_order(project):
 def run_dagster(arguments):
     """Dagster's own script, in this process: starting it takes longer than what it does here."""
     [script] = entry_points(name="dagster", group="console_scripts")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+    run = script.load()
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["dagster", *arguments])
-        script.load()()
+        with pytest.raises(SystemExit) as ended:
+            run()
     assert not ended.value.code, arguments
 
 

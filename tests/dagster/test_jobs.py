@@ -1,4 +1,4 @@
-"""The jobs of the launchpad: a submission is canceled, a shard resolved, and shards in doubt are listed on the run's page."""
+"""The jobs of the launchpad: a submission is canceled, a shard resolved, and those in doubt are on the run's page."""
 
 import dagster as dg
 import pytest
