@@ -1,14 +1,10 @@
 """Attributes that both components have."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import dagster as dg
-from dagster.components.resolved.core_models import (
-    MultiRunBackfillPolicyModel,
-    SingleRunBackfillPolicyModel,
-    resolve_backfill_policy,
-)
+from pydantic import Field
 
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.components.resolving import about
@@ -24,11 +20,32 @@ __all__ = [
     "Tags",
 ]
 
+
+class SingleRun(dg.Model):
+    """One run for all partitions."""
+
+    type: Literal["single_run"]
+
+
+class MultiRun(dg.Model):
+    """Several runs."""
+
+    type: Literal["multi_run"]
+    max_partitions_per_run: int = Field(default=1, description="Neighbouring partitions that share a run.")
+
+
+def _backfill_policy(context: dg.ResolutionContext, given: SingleRun | MultiRun | None) -> dg.BackfillPolicy | None:
+    del context
+    if isinstance(given, MultiRun):
+        return dg.BackfillPolicy.multi_run(given.max_partitions_per_run)
+    return None if given is None else dg.BackfillPolicy.single_run()
+
+
 BackfillPolicy = Annotated[
     dg.BackfillPolicy | None,
     dg.Resolver(
-        resolve_backfill_policy,
-        model_field_type=SingleRunBackfillPolicyModel | MultiRunBackfillPolicyModel | None,
+        _backfill_policy,
+        model_field_type=Annotated[SingleRun | MultiRun, Field(discriminator="type")] | None,
         description="How many runs a backfill is. Default: one for all partitions.",
         examples=[{"type": "multi_run", "max_partitions_per_run": 10}],
     ),

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from dagster_llm_batch.assets import ROLE_TAG
 from dagster_llm_batch.automation import on_labels_ready
+from dagster_llm_batch.components.choices import pointed
 from dagster_llm_batch.components.resolving import path_about, pointing_at
 
 __all__ = ["FactoryComponent", "Translation"]
@@ -34,11 +35,15 @@ class FactoryComponent(dg.Component, dg.Resolvable):
     renamed: ClassVar[Mapping[str, str]] = {}
     translation: TranslationFn[str] | None
 
-    @staticmethod
-    @dg.template_var
-    def on_labels_ready() -> Any:
-        """The condition of that name, for templates."""
-        return on_labels_ready
+    @classmethod
+    def get_additional_scope(cls) -> Mapping[str, Any]:
+        """What templates can use: `on_labels_ready`, and a subclass's own."""
+        return {"on_labels_ready": on_labels_ready, **super().get_additional_scope()}
+
+    @classmethod
+    def get_model_cls(cls) -> type[BaseModel]:
+        """The attributes in YAML."""
+        return pointed(cls.model())
 
     @classmethod
     def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:

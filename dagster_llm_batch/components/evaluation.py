@@ -77,7 +77,8 @@ class LLMBatchEvaluationComponent(FactoryComponent):
         about("As a check: least kappa, of all or by candidate.", 0.6, kind=float | dict[str, float] | None),
     ] = None
     check_severity: Annotated[
-        dg.AssetCheckSeverity, about("Of these checks: ERROR or WARN.", "WARN", kind=dg.AssetCheckSeverity)
+        dg.AssetCheckSeverity,
+        about("Of these checks.", "WARN", kind=Literal["ERROR", "WARN"], make=dg.AssetCheckSeverity),
     ] = dg.AssetCheckSeverity.ERROR
     blocking: Annotated[bool, about("Whether a failed one holds back what is downstream.")] = False
     frame: FrameKind = "arrow"

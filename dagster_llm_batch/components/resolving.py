@@ -31,10 +31,16 @@ def templated(context: dg.ResolutionContext, value: Any) -> Any:
     return value
 
 
-def about(description: str, *examples: Any, yaml_name: str | None = None, kind: Any = None) -> dg.Resolver:
-    """A plain attribute. `yaml_name`, `kind`: its name and type in YAML, where they differ."""
+def about(
+    description: str,
+    *examples: Any,
+    yaml_name: str | None = None,
+    kind: Any = None,
+    make: Callable[[Any], Any] = lambda value: value,
+) -> dg.Resolver:
+    """A plain attribute. `yaml_name`, `kind`: its name and type in YAML, where they differ; `make`: from that type."""
     return dg.Resolver(
-        templated,
+        lambda context, value: make(templated(context, value)),
         model_field_name=yaml_name,
         model_field_type=kind,
         description=description,

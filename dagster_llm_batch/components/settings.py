@@ -110,6 +110,9 @@ class TargetSettings(dg.Model):
     kappa_weights: Literal["linear", "quadratic"] | None = Field(
         default=None, description="For integer classes whose distance means something. Default: all alike."
     )
+    confidence_column: str | None = Field(
+        default=None, description="Column of the candidates with the probability that the label is correct."
+    )
 
 
 def _rows(context: dg.ResolutionContext, given: Any) -> Any:

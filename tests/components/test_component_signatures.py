@@ -1,0 +1,113 @@
+"""The components can say all that the Python API can, and nothing else."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jsonschema
+import pytest
+from pydantic import BaseModel
+
+from dagster_llm_batch import (
+    ChecksPolicy,
+    Embedding,
+    LLMBatchComponent,
+    LLMBatchEvaluationComponent,
+    LLMBatchResource,
+    Prompt,
+    RetryPolicy,
+    TokenPrice,
+    build_llm_batch_sensor,
+    evaluation_assets,
+    llm_batch_assets,
+)
+from dagster_llm_batch.components import settings
+from dagster_llm_batch.evaluation import Target
+
+COMPONENTS = [
+    (LLMBatchComponent, llm_batch_assets, {"translation", "resource", "sensor"}),
+    (LLMBatchEvaluationComponent, evaluation_assets, {"translation"}),
+]
+BLOCKS = [
+    (settings.RetrySettings, RetryPolicy, set(), set()),
+    (settings.ChecksSettings, ChecksPolicy, set(), set()),
+    (settings.PriceSettings, TokenPrice, set(), set()),
+    (settings.TargetSettings, Target, set(), set()),
+    (settings.EmbeddingSettings, Embedding, {"type"}, set()),
+    (settings.PromptSettings, Prompt, {"user_file", "system_file"}, set()),
+    (settings.SensorSettings, build_llm_batch_sensor, set(), {"resource_key"}),  # the component's own
+]
+MODELS = [component.get_model_cls() for component, _, _ in COMPONENTS]
+
+
+def parameters(api: Callable[..., Any]) -> dict[str, Any]:
+    return {name: one.default for name, one in inspect.signature(api).parameters.items()}
+
+
+@pytest.mark.parametrize(("component", "factory", "more"), COMPONENTS)
+def test_a_component_has_an_attribute_for_each_argument_of_its_factory(component, factory, more):
+    assert set(component.get_model_cls().model_fields) == set(parameters(factory)) | more
+
+
+@pytest.mark.parametrize(("component", "factory", "more"), COMPONENTS)
+def test_an_attribute_that_is_left_out_is_what_the_factory_would_take(component, factory, more):
+    defaults = {
+        field.name: inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+        for field in dataclasses.fields(component)
+    }
+    renamed = {python: name for name, python in component.renamed.items()}
+    given = {renamed.get(name, name): default for name, default in defaults.items()}
+    assert {name: given[name] for name in parameters(factory)} == parameters(factory)
+
+
+@pytest.mark.parametrize(("block", "api", "more", "less"), BLOCKS)
+def test_a_block_has_the_settings_of_what_it_becomes(block, api, more, less):
+    assert set(block.model_fields) == (set(parameters(api)) - less) | more
+
+
+@pytest.mark.parametrize(("block", "api", "more", "less"), BLOCKS)
+def test_a_setting_that_is_left_out_has_the_default_that_the_docs_show(block, api, more, less):
+    for name, default in parameters(api).items():
+        if default is not inspect.Parameter.empty and name not in less:
+            shown = block.model_fields[name].default
+            assert (tuple(shown) if isinstance(shown, list) else shown) == getattr(default, "value", default), name
+
+
+def test_the_resource_in_yaml_has_every_setting_of_every_provider():
+    model = LLMBatchComponent.get_model_cls()
+    definitions = model.model_json_schema()["$defs"]
+
+    def compare(resource: Any) -> int:
+        shown = definitions[f"{resource.__name__}Settings"]
+        assert set(shown["properties"]) == set(resource.model_fields)
+        assert set(shown.get("required", ())) == {
+            name for name, one in resource.model_fields.items() if one.is_required()
+        }
+        nested = [one.annotation.__args__[0] for one in resource.model_fields.values() if "Resource" in str(one)]
+        return 1 + sum(compare(one) for one in nested)
+
+    assert compare(LLMBatchResource) == 7
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_attribute_and_every_setting_says_what_it_is(model):
+    schema = model.model_json_schema()
+    for name, one in [("", schema), *schema["$defs"].items()]:
+        if not name.endswith(("PartitionsDefinitionModel", "AssetSpecUpdateKwargsModel")):  # Dagster's own
+            for attribute, shown in one.get("properties", {}).items():
+                assert attribute == "type" or shown.get("description"), f"{name}.{attribute}"
+
+
+def _examples(model: type[BaseModel]) -> list[Any]:
+    schema = model.model_json_schema()
+    return [
+        pytest.param({**one, "$defs": schema["$defs"]}, example, id=f"{model.__name__}.{name}-{number}")
+        for name, one in schema["properties"].items()
+        for number, example in enumerate(one.get("examples", ()))
+    ]
+
+
+@pytest.mark.parametrize(("schema", "example"), [one for model in MODELS for one in _examples(model)])
+def test_every_example_that_is_shown_is_valid(schema, example):
+    jsonschema.Draft202012Validator(schema).validate(example)

@@ -1,0 +1,418 @@
+"""What stands in `defs.yaml` arrives in the assets, unchanged."""
+
+import json
+from decimal import Decimal
+
+import dagster as dg
+import pytest
+from dagster.components.testing.test_cases import TestTranslation
+from project import EVAL, evaluation, labels, loaded
+
+from dagster_llm_batch import Embedding, LLMBatchResource, Prompt, llm_batch_assets
+
+SCHEMA = """
+from typing import Literal
+from pydantic import BaseModel
+
+class Label(BaseModel):
+    topic: Literal["billing", "bug"]
+"""
+
+
+def described(one):
+    """All that a component's YAML can change in the definitions, to be compared."""
+    return [
+        (
+            spec.key,
+            spec.partitions_def,
+            spec.group_name,
+            list(spec.owners),
+            spec.tags,
+            spec.code_version,
+            spec.description,
+            spec.deps,
+            spec.automation_condition,
+        )
+        for definition in one
+        for spec in definition.specs
+    ]
+
+
+def test_yaml_and_python_define_the_same_assets():
+    text = """
+    type: dagster_llm_batch.LLMBatchComponent
+    attributes:
+      name: ticket_labels
+      rows: crm/tickets
+      key: ticket_id
+      prompt:
+        system: You label support tickets.
+        user: "{{ subject }}"
+      response: {type: object, properties: {topic: {enum: [billing, bug]}}, required: [topic]}
+      model: openai/gpt-5-nano
+      params: {max_tokens: 50}
+      partitions_def: {type: daily, start_date: "2026-01-01"}
+      automation_condition: "{{ dg.AutomationCondition.on_cron('0 2 * * *') }}"
+      max_cost_usd: 25
+      group_name: crm
+      owners: ["team:ml"]
+      tags: {tier: "1"}
+      key_prefix: gold
+      deps: [crm/customers]
+    """
+    python = llm_batch_assets(
+        name="ticket_labels",
+        rows="crm/tickets",
+        key="ticket_id",
+        prompt=Prompt(system="You label support tickets.", user="{{ subject }}"),
+        response={"type": "object", "properties": {"topic": {"enum": ["billing", "bug"]}}, "required": ["topic"]},
+        model="openai/gpt-5-nano",
+        params={"max_tokens": 50},
+        partitions_def=dg.DailyPartitionsDefinition("2026-01-01"),
+        automation_condition=dg.AutomationCondition.on_cron("0 2 * * *"),
+        max_cost_usd=25,
+        group_name="crm",
+        owners=["team:ml"],
+        tags={"tier": "1"},
+        key_prefix="gold",
+        deps=["crm/customers"],
+    )
+    with loaded(text) as project:
+        assert described(project.component.assets) == described(python)
+        assert project.component.max_cost_usd == 25
+
+
+@pytest.mark.parametrize("prompt", ["{{ subject }} {% if body %}{{ body }}{% endif %}", "{{ row['odd name'] }}"])
+@pytest.mark.parametrize("as_block", [True, False])
+def test_an_inline_prompt_keeps_its_own_templates(prompt, as_block):
+    with loaded(labels(prompt={"user": prompt, "system": "{{ language }}"} if as_block else prompt)) as project:
+        assert project.component.prompt.user == prompt
+        assert project.component.prompt.system == ("{{ language }}" if as_block else None)
+
+
+def test_a_prompt_file_stands_beside_the_yaml_and_is_taken_as_it_is():
+    prompt = {
+        "user_file": "user.md.j2",
+        "system_file": "system.md",
+        "images": ["photo"],
+        "image_root": "{{ env('IMAGES', 's3://bucket/images') }}",
+        "examples": [{"user": "{{ not a template }}", "reply": '{"topic": "bug"}'}],
+        "cache_prefix": True,
+        "version": "3",
+    }
+    files = {"system.md": "You label tickets, in {{ language }}."}
+    with loaded(labels(prompt=prompt), files={**files, "user.md.j2": "Gr\u00fc\u00dfe, {{ subject }}\n"}) as project:
+        assert project.component.prompt == Prompt(
+            user="Gr\u00fc\u00dfe, {{ subject }}\n",
+            system="You label tickets, in {{ language }}.",
+            images=["photo"],
+            image_root="s3://bucket/images",
+            examples=[("{{ not a template }}", '{"topic": "bug"}')],
+            cache_prefix=True,
+            version="3",
+        )
+
+
+def test_a_response_is_a_class_by_its_import_path_a_json_schema_an_embedding_or_text():
+    with loaded(labels(response=".schema.Label"), files={"schema.py": SCHEMA}) as project:
+        assert project.component.response.__name__ == "Label"
+    with loaded(labels(response="dagster_llm_batch.components.templates.schema.TicketLabel")) as project:
+        assert project.component.response.__name__ == "TicketLabel"
+    schema = {"type": "object", "properties": {"grade": {"enum": ["1", "2"], "description": "{{ not ours }}"}}}
+    with loaded(labels(response=schema)) as project:
+        assert project.component.response == schema  # no text has become a number, or a template
+    with loaded(labels(model="openai/text-embedding-3-small", response={"type": "embedding", "dimensions": 8})) as one:
+        assert one.component.response == Embedding(8)
+    with loaded(labels()) as project:
+        assert project.component.response is None
+
+
+def test_text_that_looks_like_a_number_stays_text():
+    given = labels(
+        params={"user": "0123", "stop": ["1"]},
+        metadata={"zip": "01067"},
+        tags={"tier": "1"},
+        partitions_def={"type": "static", "partition_keys": ["2024", "2025"]},
+        resource={"openai": {"api_key": "123", "project": "456"}},
+    )
+    with loaded(given) as project:
+        assert project.component.params == {"user": "0123", "stop": ["1"]}
+        assert project.component.metadata == {"zip": "01067"}
+        assert project.component.tags == {"tier": "1"}
+        assert project.component.partitions_def.get_partition_keys() == ["2024", "2025"]
+        assert project.component.resource.openai.project == "456"
+
+
+def test_templates_work_wherever_they_are_not_the_models(monkeypatch):
+    monkeypatch.setenv("LIMIT", "12")
+    given = labels(
+        max_cost_usd="{{ env.LIMIT }}",
+        params={"max_tokens": "{{ 25 * 2 }}"},
+        checks={"min_coverage": "{{ 99 / 100 }}", "blocking": False},
+        description="Up to {{ env.LIMIT }} dollars",
+        automation_condition="{{ on_labels_ready() }}",
+    )
+    with loaded(given) as project:
+        component = project.component
+        assert component.max_cost_usd == 12
+        assert component.params == {"max_tokens": 50}
+        assert (component.checks.min_coverage, component.checks.blocking) == (0.99, False)
+        assert project.spec("ticket_labels").description == "Up to 12 dollars"
+        assert project.spec("ticket_labels_batch").automation_condition.get_label() == "on_labels_ready"
+
+
+def test_an_object_can_come_from_the_users_own_template_variables():
+    variables = """
+    import dagster as dg
+    from dagster_llm_batch import LLMBatchResource, CommandBatchResource
+
+    @dg.template_var
+    def weekdays():
+        return dg.TimeWindowPartitionsDefinition(start="2026-01-01", cron_schedule="0 0 * * 1-5", fmt="%Y-%m-%d")
+
+    @dg.template_var
+    def rows():
+        return lambda context: []
+
+    @dg.template_var
+    def llm():
+        return LLMBatchResource(command=CommandBatchResource(command=["true", "{input}", "{output}"]))
+    """
+    text = """
+    type: dagster_llm_batch.LLMBatchComponent
+    template_vars_module: .variables
+    attributes:
+      name: ticket_labels
+      rows: "{{ rows }}"
+      key: id
+      prompt: "{{ text }}"
+      model: command/own
+      partitions_def: "{{ weekdays }}"
+      resource: "{{ llm }}"
+    """
+    with loaded(text, files={"variables.py": variables}) as project:
+        assert project.spec("ticket_labels").partitions_def.cron_schedule == "0 0 * * 1-5"
+        assert list(project.spec("ticket_labels_batch").deps) == []
+        assert isinstance(project.defs.resources["llm_batch"], LLMBatchResource)
+
+
+def test_rows_are_an_asset_by_its_key_or_a_function_by_its_import_path():
+    with loaded(labels(rows="crm/tickets")) as project:
+        [dep] = project.spec("ticket_labels_batch").deps
+        assert dep.asset_key == dg.AssetKey(["crm", "tickets"])
+    files = {"inputs.py": "def rows(context):\n    return []\n"}
+    with loaded(labels(rows={"function": ".inputs.rows"}, deps=["crm/raw"]), files=files) as project:
+        assert project.component.rows.__name__ == "rows"
+        [dep] = project.spec("ticket_labels_batch").deps
+        assert dep.asset_key == dg.AssetKey(["crm", "raw"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"type": "hourly", "start_date": "2026-01-01-00:00"}, dg.HourlyPartitionsDefinition("2026-01-01-00:00")),
+        (
+            {"type": "daily", "start_date": "2026-01-01", "end_date": "2026-02-01", "timezone": "Europe/Berlin"},
+            dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-02-01", timezone="Europe/Berlin"),
+        ),
+        (
+            {"type": "weekly", "start_date": "2026-01-01", "day_offset": 1},
+            dg.WeeklyPartitionsDefinition("2026-01-01", day_offset=1),
+        ),
+        (
+            {"type": "monthly", "start_date": "2026-01-01", "day_offset": 5},
+            dg.MonthlyPartitionsDefinition("2026-01-01", day_offset=5),
+        ),
+        (
+            {"type": "time_window", "start_date": "2026-01-01", "cron_schedule": "0 6 * * 1-5", "fmt": "%Y-%m-%d"},
+            dg.TimeWindowPartitionsDefinition(start="2026-01-01", cron_schedule="0 6 * * 1-5", fmt="%Y-%m-%d"),
+        ),
+        ({"type": "static", "partition_keys": ["de", "fr"]}, dg.StaticPartitionsDefinition(["de", "fr"])),
+        ({"type": "dynamic", "name": "customers"}, dg.DynamicPartitionsDefinition(name="customers")),
+        (
+            {
+                "type": "multi",
+                "dimensions": {
+                    "day": {"type": "daily", "start_date": "2026-01-01"},
+                    "customer": {"type": "dynamic", "name": "customers"},
+                },
+            },
+            dg.MultiPartitionsDefinition(
+                {
+                    "day": dg.DailyPartitionsDefinition("2026-01-01"),
+                    "customer": dg.DynamicPartitionsDefinition(name="customers"),
+                }
+            ),
+        ),
+    ],
+    ids=lambda one: one["type"] if isinstance(one, dict) else "",
+)
+def test_partitions_of_every_kind_are_those_of_dagster(given, expected):
+    with loaded(labels(partitions_def=given)) as project:
+        for name in ("ticket_labels", "ticket_labels_batch", "ticket_labels_rejects"):
+            assert project.spec(name).partitions_def == expected
+    with loaded(evaluation(partitions_def=given), EVAL) as project:
+        assert project.spec("ticket_eval").partitions_def == expected
+
+
+def test_policies_prices_and_backfills_arrive_as_they_are_written():
+    given = labels(
+        retry={"max_waves": 5},
+        price={"input_usd": "0.02", "output_usd": 0.15},
+        backfill_policy={"type": "multi_run", "max_partitions_per_run": 7},
+        partitions_def={"type": "daily", "start_date": "2026-01-01"},
+    )
+    with loaded(given) as project:
+        component = project.component
+        assert (component.retry.max_waves, component.retry.invalid_waves) == (5, 2)
+        assert (component.price.input_usd, component.price.output_usd) == (Decimal("0.02"), Decimal("0.15"))
+        assert {one.backfill_policy for one in component.assets} == {dg.BackfillPolicy.multi_run(7)}
+    with loaded({**given, "backfill_policy": {"type": "single_run"}}) as project:
+        assert {one.backfill_policy for one in project.component.assets} == {dg.BackfillPolicy.single_run()}
+
+
+def test_a_key_from_the_environment_stays_a_name_and_is_shown_nowhere(monkeypatch):
+    monkeypatch.setenv("MY_LLM_KEY", "sk-secret")
+    resource = {
+        "namespace": "{{ env('NAMESPACE', 'dev') }}",
+        "ledger_url": "{{ env('LEDGER_URL') }}",
+        "openai": {
+            "api_key": "{{ env.MY_LLM_KEY }}",
+            "timeout_seconds": "{{ env('SECONDS', 30) }}",
+        },
+    }
+    with loaded(labels(resource=resource)) as project:
+        found = project.component.resource
+        assert found.namespace == "dev"
+        assert found.ledger_url == dg.EnvVar("LEDGER_URL")
+        assert found.openai.timeout_seconds == 30
+        assert isinstance(found.openai.api_key, dg.EnvVar)
+        shown = project.defs.get_repository_def().get_top_level_resources()["llm_batch"].config_schema.default_value
+        assert "LEDGER_URL" in json.dumps(shown)
+        assert "sk-secret" not in repr(found) + json.dumps(shown)
+
+
+@pytest.mark.parametrize(
+    "resource",
+    [
+        {"anthropic": {"api_key": "k", "betas": ["output-300k-2026-03-24"]}},
+        {"bedrock": {"role_arn": "arn:aws:iam::1:role/r", "s3_uri": "s3://b/f", "tags": {"team": "ml"}}},
+        {"vertex": {"project": "p", "location": "us-central1", "bucket": "b"}},
+        {"gemini": {"api_key": "k"}, "openai": {"api_key": "k", "base_url": "http://127.0.0.1:1/v1"}},
+        {"command": {"command": ["vllm", "run-batch", "-i", "{input}", "-o", "{output}"]}},
+    ],
+)
+def test_each_provider_has_its_settings_under_its_name(resource):
+    with loaded(labels(resource=resource)) as project:
+        found = project.component.resource
+        for name, settings in resource.items():
+            assert {key: getattr(getattr(found, name), key) for key in settings} == settings
+
+
+def test_the_sensor_comes_with_the_resource_unless_it_is_said_otherwise():
+    resource = {"openai": {"api_key": "k"}}
+    settings = {
+        "name": "poll",
+        "minimum_interval_seconds": 60,
+        "default_status": "STOPPED",
+        "max_partitions_per_run": 5,
+        "run_tags": {"team": "ml"},
+    }
+    expected = [
+        ({}, []),
+        ({"resource": resource}, ["llm_batch_sensor"]),
+        ({"resource": resource, "sensor": False}, []),
+        ({"sensor": True}, ["llm_batch_sensor"]),
+        ({"sensor": settings}, ["poll"]),
+    ]
+    for given, names in expected:
+        with loaded(labels(**given)) as project:
+            assert [one.name for one in project.defs.sensors or ()] == names
+            for sensor in project.defs.sensors or ():
+                if sensor.name == "poll":
+                    assert sensor.minimum_interval_seconds == 60
+                    assert sensor.default_status is dg.DefaultSensorStatus.STOPPED
+
+
+def test_the_resource_is_under_its_key_and_the_sensor_asks_for_that_one():
+    given = labels(resource={"openai": {"api_key": "k"}}, resource_key="second_llm")
+    with loaded(given) as project:
+        assert set(project.defs.resources) == {"second_llm"}
+        [sensor] = project.defs.sensors
+        assert "second_llm" in sensor.required_resource_keys
+        project.defs.get_repository_def()  # nothing asks for a resource that is not there
+
+
+def test_an_evaluation_says_all_in_yaml():
+    given = evaluation(
+        candidates={"small": "labels/small", "large": "labels/large"},
+        rejects={"small": "labels/small_rejects"},
+        target=["topic", {"name": "urgency", "gold_column": "priority", "kappa_weights": "quadratic"}],
+        gold_target={"topic": "true_topic"},
+        min_accuracy={"large": 0.9},
+        min_kappa=0.6,
+        check_severity="WARN",
+        blocking=True,
+        automation_condition=None,
+    )
+    with loaded(given, EVAL) as project:
+        spec = project.spec("ticket_eval")
+        deps = {dep.asset_key.to_user_string() for dep in spec.deps}
+        assert deps == {"ticket_gold", "labels/small", "labels/large", "labels/small_rejects"}
+        assert spec.automation_condition is None
+        [definition] = project.component.assets
+        checks = {one.name: one for one in definition.check_specs}
+        assert set(checks) == {"accuracy", "kappa"}
+        assert all(one.blocking for one in checks.values())
+        assert project.component.check_severity is dg.AssetCheckSeverity.WARN
+    with loaded(evaluation(), EVAL) as project:
+        assert project.spec("ticket_eval").automation_condition is not None
+
+
+class TestTranslationOfLabels(TestTranslation):
+    """Dagster's own cases, on a labeled dataset."""
+
+    def test_translation(self, attributes, assertion, key_modifier):
+        with loaded(labels(translation=attributes)) as project:
+            key = dg.AssetKey("ticket_labels") if key_modifier is None else key_modifier(dg.AssetKey("ticket_labels"))
+            assert assertion(project.spec(key.to_user_string()))
+
+
+class TestTranslationOfEvaluations(TestTranslation):
+    """Dagster's own cases, on an evaluation."""
+
+    def test_translation(self, attributes, assertion, key_modifier):
+        with loaded(evaluation(translation=attributes), EVAL) as project:
+            key = dg.AssetKey("ticket_eval") if key_modifier is None else key_modifier(dg.AssetKey("ticket_eval"))
+            assert assertion(project.spec(key.to_user_string()))
+
+
+def test_a_translation_can_tell_the_assets_apart_by_their_role():
+    translation = {"group_name": "{{ 'published' if role == 'labels' else 'internal' }}"}
+    with loaded(labels(translation=translation)) as project:
+        assert project.spec("ticket_labels").group_name == "published"
+        assert project.spec("ticket_labels_batch").group_name == "internal"
+        assert project.spec("ticket_labels_rejects").group_name == "internal"
+
+
+def test_a_translated_key_takes_batch_and_rejects_along():
+    with loaded(labels(translation={"key": "labels/{{ spec.key.to_user_string() }}"})) as project:
+        keys = {one.key.to_user_string() for made in project.defs.assets for one in made.specs}
+        assert keys == {"labels/ticket_labels", "labels/ticket_labels_batch", "labels/ticket_labels_rejects"}
+        checks = {one.asset_key.to_user_string() for made in project.component.assets for one in made.check_specs}
+        assert checks == {"labels/ticket_labels"}
+
+
+def test_a_subclass_can_change_specs_in_python():
+    own = """
+    from dataclasses import dataclass
+    from dagster_llm_batch import LLMBatchComponent
+
+    @dataclass(kw_only=True)
+    class Ours(LLMBatchComponent):
+        def get_asset_spec(self, spec):
+            return super().get_asset_spec(spec).merge_attributes(tags={"cost_center": "42"})
+    """
+    with loaded(labels(), kind=".own.Ours", files={"own.py": own}) as project:
+        assert project.spec("ticket_labels").tags["cost_center"] == "42"
+        assert project.spec("ticket_labels_batch").tags["cost_center"] == "42"
