@@ -18,6 +18,7 @@ from dagster_llm_batch.evaluation.calibration import (
     calibration_of,
     calibrations_to_arrow,
 )
+from dagster_llm_batch.evaluation.charts import agreement_png, pareto_png, reliability_png
 from dagster_llm_batch.evaluation.classes import PER_CLASS_SCHEMA, Confusion, confusion, per_class
 from dagster_llm_batch.evaluation.drift import (
     DRIFT_SCHEMA,
@@ -63,6 +64,7 @@ from dagster_llm_batch.evaluation.tables import (
     table_markdown,
 )
 from dagster_llm_batch.evaluation.text import markdown_text, plain_text
+from dagster_llm_batch.evaluation.timelines import DayCost, costs_png, drift_png
 
 __all__ = [
     "AGREEMENT_SCHEMA",
@@ -77,6 +79,7 @@ __all__ = [
     "Calibration",
     "Confusion",
     "Counts",
+    "DayCost",
     "Drift",
     "Evaluation",
     "EvaluationReport",
@@ -91,6 +94,7 @@ __all__ = [
     "agreement_among",
     "agreement_between",
     "agreement_of_pairs",
+    "agreement_png",
     "agreements_markdown",
     "agreements_to_arrow",
     "calibration_of",
@@ -102,7 +106,9 @@ __all__ = [
     "confusion_png",
     "confusions_to_arrow",
     "cost_per_1000_usd",
+    "costs_png",
     "drift_between",
+    "drift_png",
     "drifts_to_arrow",
     "evaluate",
     "evaluations_markdown",
@@ -110,12 +116,14 @@ __all__ = [
     "join",
     "markdown_text",
     "pairwise_agreement",
+    "pareto_png",
     "per_class",
     "per_class_markdown",
     "plain_text",
     "quality",
     "regression_between",
     "regressions_to_arrow",
+    "reliability_png",
     "shares_to_arrow",
     "table_markdown",
     "with_pareto_front",

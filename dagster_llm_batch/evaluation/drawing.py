@@ -7,6 +7,7 @@ none is read as mathtext, and long ones are shortened. The same input gives the 
 from __future__ import annotations
 
 import io
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from dagster_llm_batch.evaluation._extra import evaluation_extra
@@ -31,6 +32,7 @@ __all__ = [
     "blank",
     "headline",
     "png",
+    "round_step",
 ]
 
 WIDTH_INCHES, _DPI = 8.0, 150
@@ -95,3 +97,9 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]  # theirs is
     return buffer.getvalue()
+
+
+def round_step(rough: float) -> float:
+    """1, 2 or 5 times a power of ten, at least `rough`: how far ticks are apart."""
+    power = 10.0 ** math.floor(math.log10(rough or 1.0))
+    return next(power * times for times in (1, 2, 5, 10) if power * times >= rough * 0.999)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from decimal import Decimal
 
 import pyarrow as pa
 
@@ -15,7 +14,7 @@ from dagster_llm_batch.evaluation.agreement import Agreement
 from dagster_llm_batch.evaluation.classes import Confusion, class_name
 from dagster_llm_batch.evaluation.metrics import Evaluation
 from dagster_llm_batch.evaluation.schemas import schema_of, usd
-from dagster_llm_batch.evaluation.text import markdown_text
+from dagster_llm_batch.evaluation.text import markdown_text, usd_text
 
 __all__ = [
     "AGREEMENT_SCHEMA",
@@ -202,13 +201,7 @@ def share(part: int, whole: int) -> str:
 def _money(e: Evaluation) -> dict[str, str]:
     at_least = "at least " if e.n_cost_unknown else ""
     return {
-        "cost (USD)": "unknown" if e.cost_usd is None else at_least + _usd(e.cost_usd),
-        "per correct (USD)": _DASH if e.cost_per_correct_usd is None else _usd(e.cost_per_correct_usd),
+        "cost (USD)": "unknown" if e.cost_usd is None else at_least + usd_text(e.cost_usd),
+        "per correct (USD)": _DASH if e.cost_per_correct_usd is None else usd_text(e.cost_per_correct_usd),
         "model": ", ".join(e.models) or _DASH,
     }
-
-
-def _usd(amount: Decimal) -> str:
-    """Cents, or three significant digits of an amount below a dollar."""
-    decimals = 2 if not amount or amount.adjusted() >= 0 else 2 - amount.adjusted()
-    return f"{amount:,.{decimals}f}"

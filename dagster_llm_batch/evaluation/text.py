@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from decimal import Decimal
 
-__all__ = ["markdown_text", "plain_text"]
+__all__ = ["duration_text", "markdown_text", "plain_text", "usd_text"]
 
 _ANSI = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\|$)|\x1b.", re.DOTALL)
 _MARKUP = re.compile(r"([\\`*_\[\]|~$#!])")
@@ -33,3 +34,20 @@ def markdown_text(value: object, limit: int = 60) -> str:
     """
     text = plain_text(value, limit).translate(_HTML)
     return _AUTOLINK.sub("\u200b", _MARKUP.sub(r"\\\1", text))
+
+
+def usd_text(amount: Decimal | float) -> str:
+    """Cents, or three significant digits of an amount below a dollar."""
+    exact = Decimal(str(amount))
+    decimals = 2 if not exact or exact.adjusted() >= 0 else 2 - exact.adjusted()
+    return f"{exact:,.{decimals}f}"
+
+
+def duration_text(seconds: float | None) -> str:
+    """In the largest unit that fits, such as 42 s, 5.5 min, 3.2 h or 2.0 d; - for None."""
+    if seconds is None:
+        return "-"
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
