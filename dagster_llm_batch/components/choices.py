@@ -8,25 +8,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 
 __all__ = ["pointed"]
 
 Schema = dict[str, Any]
 
 
+class _Pointed(BaseModel):
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> Schema:
+        schema = super().model_json_schema(*args, **kwargs)
+        decided: Schema = _decided(schema, schema.get("$defs", {}))
+        return decided
+
+
 def pointed(model: type[BaseModel]) -> type[BaseModel]:
     """The model with such a JSON Schema."""
-
-    class Pointed(model):  # type: ignore[misc, valid-type]
-        @classmethod
-        def model_json_schema(cls, *args: Any, **kwargs: Any) -> Schema:
-            schema: Schema = super().model_json_schema(*args, **kwargs)
-            decided: Schema = _decided(schema, schema.get("$defs", {}))
-            return decided
-
-    Pointed.__name__, Pointed.__qualname__, Pointed.__doc__ = model.__name__, model.__qualname__, model.__doc__
-    return Pointed
+    return create_model(model.__name__, __base__=(_Pointed, model))
 
 
 def _decided(node: Any, named: Schema) -> Any:

@@ -1,0 +1,152 @@
+"""What is wrong in `defs.yaml` is said with its line, and with what is allowed."""
+
+import re
+
+import jsonschema
+import pytest
+import yaml
+from project import EVAL, evaluation, labels, refusal
+
+from dagster_llm_batch import LLMBatchComponent, LLMBatchEvaluationComponent
+
+HEAD = """\
+type: dagster_llm_batch.LLMBatchComponent
+attributes:
+  name: ticket_labels
+  rows: tickets
+  key: ticket_id
+"""
+
+
+@pytest.mark.parametrize(
+    ("rest", "line", "message"),
+    [
+        ('  prompt: "{{ a }}"\n  model: gpt-5', 7, "model='gpt-5' names no provider"),
+        ('  prompt: "{{ a }"\n  model: openai/gpt-5', 6, "The user template has a syntax error"),
+        ("  model: openai/gpt-5\n  prompt:\n    system: x", 7, "needs `user` (a template) or `user_file`"),
+        ("  model: openai/gpt-5\n  prompt:\n    user: x\n    user_file: y", 7, "both `user` and `user_file`"),
+        ("  model: openai/gpt-5\n  prompt:\n    user_file: y.md", 8, "y.md' cannot be read"),
+        ("  model: openai/gpt-5\n  prompt:\n    user: x\n    images: photo", 7, "images"),
+        ("  model: openai/gpt-5\n  prompt: x\n  max_cost_usd: -1", 8, "is no amount of US dollars"),
+        ("  model: openai/gpt-5\n  prompt: x\n  retry: {max_waves: 0}", 8, "RetryPolicy counts start at 1"),
+        ("  model: openai/gpt-5\n  prompt: x\n  checks:\n    min_coverage: 95", 8, "a share is between 0 and 1"),
+        ("  model: openai/gpt-5\n  prompt: x\n  keep: [ticket_id]", 2, "twice, as key or kept column"),
+        ("  model: openai/gpt-5\n  prompt: x\n  mode: later", 8, "neither 'deferred' nor 'wait'"),
+        ("  model: openai/gpt-5\n  prompt: x\n  frame: spark", 8, "none of 'arrow', 'polars', 'pandas'"),
+        ("  model: openai/gpt-5\n  prompt: x\n  endpoint: talk", 8, "none of 'chat', 'responses', 'embeddings'"),
+        ("  model: openai/gpt-5\n  prompt: x\n  response: Label", 8, "'Label' is no import path. Write it as"),
+        ("  model: openai/gpt-5\n  prompt: x\n  response: .no.Label", 8, "cannot be imported"),
+        ("  model: openai/gpt-5\n  prompt: x\n  response: .schema.Labl", 8, "has no 'Labl'"),
+        ("  model: openai/gpt-5\n  prompt: x\n  response: .schema.TEXT", 8, "is no response format"),
+        ("  model: openai/gpt-5\n  prompt: x\n  response: {type: array}", 8, "must be of type object"),
+        ("  model: openai/gpt-5\n  prompt: x\n  partitions_def:\n    type: daily\n    start_date: soon", 8, "soon"),
+        ("  model: openai/gpt-5\n  prompt: x\n  resource:\n    openai: {api_key: k}\n    claude: 1", 8, "claude"),
+        ("  model: openai/gpt-5\n  prompt: x\n  resource:\n    openai:\n      api_kee: k", 8, "api_kee"),
+        (
+            "  model: openai/gpt-5\n  prompt: x\n  resource:\n    ledger_url: postgresql://{{ env.PASSWORD }}@h/d",
+            9,
+            "PASSWORD must be the whole value",
+        ),
+        (
+            "  model: openai/gpt-5\n  prompt: x\n  automation_condition: '{{ eager() }}'",
+            8,
+            "'eager' not found in scope",
+        ),
+    ],
+    ids=lambda one: None if isinstance(one, int) else re.sub(r"\W+", " ", str(one))[-40:],
+)
+def test_a_refusal_names_file_and_line_and_what_is_allowed(rest, line, message):
+    files = {"schema.py": "TEXT = 'text'\n"}
+    said = refusal(HEAD + rest + "\n", files=files)
+    assert message in said
+    assert re.search(rf"things/defs.yaml:{line}\b", said), said
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": []}, "an evaluation needs at least one"),
+        ({"min_accuracy": 90}, "accuracy is between 0 and 1"),
+        ({"rejects": {"others": "x"}}, "which are no candidates"),
+        ({"target": {"name": "topic", "kind": "numeric", "kappa_weights": "linear"}}, "Remove kappa_weights"),
+    ],
+)
+def test_an_evaluation_that_cannot_work_is_refused_with_its_line(changes, message):
+    said = refusal(evaluation(**changes), EVAL)
+    assert message in said
+    text = yaml.safe_dump({"type": EVAL, "attributes": evaluation(**changes)}, sort_keys=False)
+    [attribute] = changes
+    line = 1 + next(number for number, one in enumerate(text.splitlines()) if one.startswith(f"  {attribute}:"))
+    assert f"things/defs.yaml:{line} " in said, said
+
+
+def test_a_refusal_does_not_repeat_what_a_variable_holds(monkeypatch):
+    monkeypatch.setenv("TIMEOUT", "sk-secret")
+    said = refusal(labels(resource={"openai": {"api_key": "k", "timeout_seconds": "{{ env.TIMEOUT }}"}}))
+    assert "timeout_seconds" in said
+    assert "sk-secret" not in said
+
+
+def errors(component, **changes):
+    """What `dg check yaml` judges by, as it judges."""
+    schema = component.get_model_cls().model_json_schema()
+    base = evaluation() if component is LLMBatchEvaluationComponent else labels()
+    found = jsonschema.Draft202012Validator(schema).iter_errors({**base, **changes})
+    return sorted((".".join(map(str, one.path)), one.message) for one in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "message"),
+    [
+        ({"partitions_def": {"type": "daly"}}, "partitions_def.type", "'daly' is not one of ['hourly', 'daily'"),
+        ({"partitions_def": {"type": "dynamic"}}, "partitions_def", "'name' is a required property"),
+        ({"partitions_def": {"start_date": "2026-01-01"}}, "partitions_def", "'type' is a required property"),
+        (
+            {"partitions_def": {"type": "multi", "dimensions": {"a": {"type": "static"}}}},
+            "partitions_def.dimensions.a",
+            "'partition_keys' is a required property",
+        ),
+        ({"prompt": {"usr": "x"}}, "prompt", "'usr' was unexpected"),
+        ({"resource": {"openai": {"api_kee": "k", "api_key": "k"}}}, "resource.openai", "'api_kee' was unexpected"),
+        ({"resource": {"openai": {}}}, "resource.openai", "'api_key' is a required property"),
+        ({"retry": {"waves": 3}}, "retry", "'waves' was unexpected"),
+        ({"response": {"type": "embedding", "size": 3}}, "response", "'size' was unexpected"),
+        ({"sensor": {"intervall": 3}}, "sensor", "'intervall' was unexpected"),
+        ({"backfill_policy": {"type": "many"}}, "backfill_policy.type", "'many' is not one of"),
+        ({"rows": {"function": 3}}, "rows.function", "3 is not of type 'string'"),
+        ({"keep": {"a": 1}}, "keep", "is not of type"),
+    ],
+)
+def test_the_json_schema_blames_the_part_and_not_the_block(changes, path, message):
+    [(where, said)] = errors(LLMBatchComponent, **changes)
+    assert where == path
+    assert message in said
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"partitions_def": None},
+        {"partitions_def": "{{ mine }}"},
+        {"prompt": "x"},
+        {"response": {"type": "object", "properties": {"a": {}}}},
+        {"response": {"type": "embedding"}},
+        {"response": ".schema.Label"},
+        {"sensor": True},
+        {"sensor": {}},
+        {"resource": "{{ mine }}"},
+        {"resource": {"openai": None, "command": "{{ mine }}"}},
+        {"retry": {"max_waves": "{{ waves }}"}},
+        {"key_prefix": ["a", "b"]},
+        {"key_prefix": "a"},
+        {"translation": {"key": "x"}},
+    ],
+)
+def test_the_json_schema_still_takes_all_that_is_valid(changes):
+    assert errors(LLMBatchComponent, **changes) == []
+
+
+def test_lists_of_choices_blame_their_part_too():
+    [(where, said)] = errors(LLMBatchEvaluationComponent, target=["topic", {"name": "urgency", "kin": "x"}])
+    assert where == "target.1"
+    assert "'kin' was unexpected" in said
