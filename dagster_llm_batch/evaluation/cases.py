@@ -1,0 +1,111 @@
+"""What a judge is asked: one case for each answer (rubric), or two for each pair of answers, in both orders.
+
+    rows + answers of each candidate ─by key→ cases ─judge→ verdicts
+
+A case has an id of its own, the row's key, and the columns that the judge's prompt reads. Whose answers they are stands
+in columns that a prompt may not read (JUDGE_COLUMNS): a judge that knows the names is not blind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import pyarrow as pa
+
+from dagster_llm_batch.core.identity import canonical_json
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.evaluation.columns import column, comparable_keys
+from dagster_llm_batch.evaluation.keyhash import draw_keys
+
+__all__ = ["ANSWERS", "CASE_ID", "JUDGE_COLUMNS", "pairwise_cases", "rubric_cases"]
+
+CASE_ID = "case_id"
+ANSWERS = ("answer", "answer_a", "answer_b")
+"""Columns that hold what candidates said, as text."""
+JUDGE_COLUMNS = (CASE_ID, "candidate", "first", "second", "identical")
+"""Columns of a case that tell whose answers it holds."""
+
+_TEXT = pa.large_string()
+
+
+def rubric_cases(
+    rows: pa.Table, answers: Mapping[str, pa.Table], *, key: str, target: Sequence[str], sample: int | None, seed: int
+) -> pa.Table:
+    """One case for each row and candidate that has an answer: `case_id`, key, `candidate`, `answer`, the columns of
+    `rows`. `case_id` is `<candidate>/<key>`. With `sample`, of so many rows.
+    """
+    keys, said = _answers(rows, answers, key, target, sample, seed)
+    found = [(at, name, said[name][one]) for name in answers for at, one in keys if one in said[name]]
+    own: dict[str, list[Any]] = {
+        CASE_ID: [f"{name}/{rows[key][at].as_py()}" for at, name, _ in found],
+        "candidate": [name for _, name, _ in found],
+        "answer": [answer for _, _, answer in found],
+    }
+    return _cases(rows, key, [at for at, _, _ in found], own)
+
+
+def pairwise_cases(
+    rows: pa.Table, answers: Mapping[str, pa.Table], *, key: str, target: Sequence[str], sample: int | None, seed: int
+) -> pa.Table:
+    """Two cases for each row and pair of candidates that both have an answer, one in each order: `case_id`, key,
+    `first`, `second`, `identical`, `answer_a` (of the first), `answer_b`, the columns of `rows`.
+
+    `case_id` is `<first>/<second>/<key>`. Answers that are the same need no judge: they are one case, `identical`.
+    """
+    keys, said = _answers(rows, answers, key, target, sample, seed)
+    found = []
+    for a, b in combinations(answers, 2):
+        for at, one in keys:
+            if one in said[a] and one in said[b]:
+                identical = said[a][one] == said[b][one]
+                found += [(at, one, *order, identical) for order in ([(a, b)] if identical else [(a, b), (b, a)])]
+    own: dict[str, list[Any]] = {
+        CASE_ID: [f"{first}/{second}/{one}" for _, one, first, second, _ in found],
+        "first": [first for _, _, first, _, _ in found],
+        "second": [second for _, _, _, second, _ in found],
+        "identical": [identical for *_, identical in found],
+        "answer_a": [said[first][one] for _, one, first, _, _ in found],
+        "answer_b": [said[second][one] for _, one, _, second, _ in found],
+    }
+    return _cases(rows, key, [at for at, *_ in found], own)
+
+
+def _answers(
+    rows: pa.Table, answers: Mapping[str, pa.Table], key: str, target: Sequence[str], sample: int | None, seed: int
+) -> tuple[list[tuple[int, Any]], dict[str, dict[Any, str]]]:
+    """Position and key of the rows to judge, in order of their keys; the answers of each candidate by key."""
+    if taken := sorted(set(rows.column_names) & {*ANSWERS, *JUDGE_COLUMNS}):
+        raise InputError(f"The rows have columns {taken}, which a judge's cases have for their own. Rename them.")
+    own_keys = column(rows, key, "the rows")
+    said = {}
+    for name, table in answers.items():
+        theirs = f"candidate '{name}'"
+        _, keys = comparable_keys(own_keys, column(table, key, theirs), key, theirs, ours="the rows")
+        texts = _texts([column(table, one, theirs) for one in target], target)
+        said[name] = {one: text for one, text in zip(keys.to_pylist(), texts, strict=True) if text is not None}
+    values = own_keys.to_pylist()
+    drawn = values if sample is None else draw_keys(values, sample, seed)
+    return sorted(((at, one) for at, one in enumerate(values) if one in drawn), key=lambda pair: pair[1]), said
+
+
+def _texts(columns: Sequence[pa.Array], names: Sequence[str]) -> Iterator[str | None]:
+    """What was said of each row, as text; None where nothing was. Several columns are one JSON object."""
+    for values in zip(*(one.to_pylist() for one in columns), strict=True):
+        if all(value is None for value in values):
+            yield None
+        elif len(values) > 1:
+            yield canonical_json(dict(zip(names, values, strict=True)))
+        else:
+            yield values[0] if isinstance(values[0], str) else canonical_json(values[0])
+
+
+def _cases(rows: pa.Table, key: str, at: list[int], own: dict[str, list[Any]]) -> pa.Table:
+    types = {"identical": pa.bool_()}
+    columns = {name: pa.array(values, types.get(name, _TEXT)) for name, values in own.items()}
+    if len(set(own[CASE_ID])) < len(at):
+        raise ConfigError("Two cases have one case_id. Give candidates names without '/', as in {'name': asset}.")
+    taken = rows.take(pa.array(at, pa.int64()))
+    case_id = columns.pop(CASE_ID)
+    return pa.table({CASE_ID: case_id, key: taken[key], **columns, **{n: taken[n] for n in rows.column_names}})

@@ -1,0 +1,25 @@
+"""Chance that depends on a row's key and a seed alone: the same rows are drawn in every run and on every machine, in
+whatever order they come, and rows that are added change nothing for the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["draw_keys", "unit"]
+
+_BITS = 53  # as many as a float holds
+
+
+def unit(key: object, seed: object) -> float:
+    """A number in [0, 1), as good as uniform."""
+    text = f"{seed}\0{key}".encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(text, digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> (64 - _BITS)) / (1 << _BITS)
+
+
+def draw_keys(keys: Iterable[Any], size: int, seed: object) -> set[Any]:
+    """`size` of the keys, or all, each as likely as any other."""
+    return set(sorted(keys, key=lambda key: (unit(key, seed), str(key)))[:size])

@@ -1,0 +1,161 @@
+"""Verdicts on pairs of answers, each asked in both orders: who wins, how surely, and how much the order decides.
+
+    both orders name the same answer    a win
+    both say tie                        a tie
+    they differ                         inconsistent: the order decided, or the judge is not sure; counted as a tie
+    a verdict is missing                unjudged: left out, counted
+    the answers are the same            identical: a tie that nobody was asked about
+
+A preference for a position shows in the inconsistent ones alone: in consistent ones each position wins once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+
+from dagster_llm_batch.errors import InputError
+from dagster_llm_batch.evaluation.cases import CASE_ID
+from dagster_llm_batch.evaluation.columns import EXAMPLES
+from dagster_llm_batch.evaluation.intervals import sign_test, wilson
+from dagster_llm_batch.evaluation.schemas import schema_of
+from dagster_llm_batch.evaluation.tables import figure, percent, rows_markdown, share
+
+__all__ = ["PAIRWISE_SCHEMA", "VERDICTS", "Pairwise", "compare_pairs", "pairwise_markdown", "pairwise_to_arrow"]
+
+VERDICTS = ("A", "B", "tie")
+"""What a judge says: the first answer is better, the second is, or neither."""
+
+
+@dataclass(frozen=True)
+class Pairwise:
+    """Candidates `a` and `b`, compared on the rows that both answered.
+
+    `n_rows = n_identical + n_unjudged + n_judged`, `n_judged = n_a_wins + n_b_wins + n_ties + n_inconsistent`.
+
+    - `win_rate_a`: share of the judged and identical rows that `a` wins, a tie of any kind being half a win; that of
+      `b` is the rest to 1. Wilson's 95 % interval. None without such rows.
+    - `p_value`: how often two equally good candidates would differ as much in wins (exact sign test, ties left out).
+    - `inconsistent_rate`: share of the judged rows whose verdicts differ.
+    - `first_rate`: share of the verdicts of judged rows for A or B that are for A, the answer shown first: 0.5 from a
+      judge without a preference for a position, whoever is better. None without such verdicts.
+    - `n_both_first`, `n_both_second`: rows where the answer shown first, or second, won in both orders;
+      `position_p_value`: how often no preference would make the two differ as much (exact sign test).
+    """
+
+    a: str
+    b: str
+    n_rows: int
+    n_identical: int
+    n_unjudged: int
+    n_judged: int
+    n_a_wins: int
+    n_b_wins: int
+    n_ties: int
+    n_inconsistent: int
+    win_rate_a: float | None
+    win_rate_a_low: float | None
+    win_rate_a_high: float | None
+    p_value: float
+    inconsistent_rate: float | None
+    first_rate: float | None
+    first_rate_low: float | None
+    first_rate_high: float | None
+    n_both_first: int
+    n_both_second: int
+    position_p_value: float
+
+
+PAIRWISE_SCHEMA = schema_of(Pairwise)
+"""The fields of `Pairwise`, in order."""
+
+
+def compare_pairs(cases: pa.Table, verdicts: pa.Table, candidates: Sequence[str], *, key: str) -> tuple[Pairwise, ...]:
+    """One figure for each pair of `candidates`, in their order.
+
+    `cases`: see `pairwise_cases`. `verdicts`: `case_id` and `verdict`, null where the judge gave none. Raises
+    InputError for a verdict that is none of VERDICTS.
+    """
+    said = dict(zip(verdicts[CASE_ID].to_pylist(), verdicts["verdict"].to_pylist(), strict=True))
+    if strangers := {*said.values()} - {*VERDICTS, None}:
+        raise InputError(f"Verdicts {sorted(map(repr, strangers))[:EXAMPLES]} are none of {', '.join(VERDICTS)}.")
+    columns = (cases[name].to_pylist() for name in (CASE_ID, key, "first", "second", "identical"))
+    rank = {name: at for at, name in enumerate(candidates)}
+    asked: dict[tuple[str, str], dict[object, dict[str, str | None]]] = {}
+    identical: Counter[tuple[str, str]] = Counter()
+    for case_id, row, first, second, same in zip(*columns, strict=True):
+        pair = (first, second) if rank[first] < rank[second] else (second, first)
+        if same:
+            identical[pair] += 1
+        else:
+            asked.setdefault(pair, {}).setdefault(row, {})[first] = said.get(case_id)
+    pairs = [(a, b) for at, a in enumerate(candidates) for b in candidates[at + 1 :]]
+    return tuple(_pair(a, b, [*asked.get((a, b), {}).values()], identical[a, b]) for a, b in pairs)
+
+
+def _pair(a: str, b: str, rows: Sequence[dict[str, str | None]], n_identical: int) -> Pairwise:
+    """`rows`: the verdict of each row with `a` shown first, and with `b` shown first, by who was."""
+    both = Counter((one.get(a), one.get(b)) for one in rows if one.get(a) is not None and one.get(b) is not None)
+    n_judged = sum(both.values())
+    n_a, n_b, n_ties = both["A", "B"], both["B", "A"], both["tie", "tie"]
+    n_compared = n_judged + n_identical
+    wins = n_a + (n_compared - n_a - n_b) / 2
+    low, high = wilson(wins, n_compared) if n_compared else (None, None)
+    firsts = sum(n * verdicts.count("A") for verdicts, n in both.items())
+    decided = firsts + sum(n * verdicts.count("B") for verdicts, n in both.items())
+    first_low, first_high = wilson(firsts, decided) if decided else (None, None)
+    n_inconsistent = n_judged - n_a - n_b - n_ties
+    return Pairwise(
+        a=a,
+        b=b,
+        n_rows=len(rows) + n_identical,
+        n_identical=n_identical,
+        n_unjudged=len(rows) - n_judged,
+        n_judged=n_judged,
+        n_a_wins=n_a,
+        n_b_wins=n_b,
+        n_ties=n_ties,
+        n_inconsistent=n_inconsistent,
+        win_rate_a=wins / n_compared if n_compared else None,
+        win_rate_a_low=low,
+        win_rate_a_high=high,
+        p_value=sign_test(n_a, n_b),
+        inconsistent_rate=n_inconsistent / n_judged if n_judged else None,
+        first_rate=firsts / decided if decided else None,
+        first_rate_low=first_low,
+        first_rate_high=first_high,
+        n_both_first=both["A", "A"],
+        n_both_second=both["B", "B"],
+        position_p_value=sign_test(both["A", "A"], both["B", "B"]),
+    )
+
+
+def pairwise_to_arrow(figures: Iterable[Pairwise]) -> pa.Table:
+    """One row for each pair, in PAIRWISE_SCHEMA."""
+    return pa.Table.from_pylist([asdict(one) for one in figures], schema=PAIRWISE_SCHEMA)
+
+
+def pairwise_markdown(figures: Iterable[Pairwise]) -> str:
+    """Who wins, and how far the judge can be trusted; 95 % intervals."""
+    return rows_markdown(
+        [
+            {
+                "a": one.a,
+                "b": one.b,
+                "a wins, ties half (95 %)": percent(one.win_rate_a, one.win_rate_a_low, one.win_rate_a_high),
+                "a : b": f"{one.n_a_wins:,} : {one.n_b_wins:,}",
+                "sign test p": f"{one.p_value:.2g}",
+                "ties": f"{one.n_ties:,}",
+                "identical": f"{one.n_identical:,}",
+                "inconsistent": share(one.n_inconsistent, one.n_judged),
+                "for the first shown (95 %)": percent(one.first_rate, one.first_rate_low, one.first_rate_high),
+                "always first : second": f"{one.n_both_first:,} : {one.n_both_second:,}",
+                "position p": figure(one.position_p_value),
+                "unjudged": f"{one.n_unjudged:,}",
+            }
+            for one in figures
+        ]
+    )

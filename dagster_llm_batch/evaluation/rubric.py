@@ -1,0 +1,101 @@
+"""Scores of a rubric: how good each candidate's answers are by each criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+
+import pyarrow as pa
+
+from dagster_llm_batch.evaluation.cases import CASE_ID
+from dagster_llm_batch.evaluation.intervals import mean_interval
+from dagster_llm_batch.evaluation.schemas import schema_of
+from dagster_llm_batch.evaluation.tables import figure, rows_markdown, share
+
+__all__ = ["RUBRIC_SCHEMA", "Rubric", "rubric_markdown", "rubric_to_arrow", "score_rubric"]
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """One candidate by one criterion. `mean` is over the `n_scored` of `n_cases` answers; Student's 95 % interval.
+
+    `lowest` and `highest` are the scores given, not the ends of the scale. None: nothing to measure, or, for the
+    interval, fewer than two scores.
+    """
+
+    candidate: str
+    criterion: str
+    n_cases: int
+    n_scored: int
+    mean: float | None
+    mean_low: float | None
+    mean_high: float | None
+    lowest: int | None
+    highest: int | None
+
+
+RUBRIC_SCHEMA = schema_of(Rubric)
+"""The fields of `Rubric`, in order."""
+
+
+def score_rubric(
+    cases: pa.Table, scores: pa.Table, candidates: Sequence[str], criteria: Sequence[str]
+) -> tuple[Rubric, ...]:
+    """One figure for each candidate and criterion, in their orders.
+
+    `cases`: see `rubric_cases`. `scores`: `case_id` and one column for each criterion, null where the judge gave none.
+    """
+    at = {case_id: row for row, case_id in enumerate(scores[CASE_ID].to_pylist())}
+    given = {criterion: scores[criterion].to_pylist() for criterion in criteria}
+    of = _by_candidate(cases, candidates)
+    found = []
+    for name in candidates:
+        for criterion in criteria:
+            values = [given[criterion][at[case_id]] for case_id in of[name] if case_id in at]
+            found.append(_rubric(name, criterion, len(of[name]), [one for one in values if one is not None]))
+    return tuple(found)
+
+
+def _by_candidate(cases: pa.Table, candidates: Sequence[str]) -> dict[str, list[str]]:
+    of: dict[str, list[str]] = {name: [] for name in candidates}
+    for case_id, name in zip(cases[CASE_ID].to_pylist(), cases["candidate"].to_pylist(), strict=True):
+        of[name].append(case_id)
+    return of
+
+
+def _rubric(candidate: str, criterion: str, n_cases: int, values: Sequence[int]) -> Rubric:
+    low, high = mean_interval(values) or (None, None)
+    return Rubric(
+        candidate=candidate,
+        criterion=criterion,
+        n_cases=n_cases,
+        n_scored=len(values),
+        mean=fmean(values) if values else None,
+        mean_low=low,
+        mean_high=high,
+        lowest=min(values, default=None),
+        highest=max(values, default=None),
+    )
+
+
+def rubric_to_arrow(figures: Iterable[Rubric]) -> pa.Table:
+    """One row for each candidate and criterion, in RUBRIC_SCHEMA."""
+    return pa.Table.from_pylist([asdict(one) for one in figures], schema=RUBRIC_SCHEMA)
+
+
+def rubric_markdown(figures: Iterable[Rubric]) -> str:
+    """Mean scores with their 95 % intervals."""
+    return rows_markdown(
+        [
+            {
+                "candidate": one.candidate,
+                "criterion": one.criterion,
+                "mean (95 %)": figure(one.mean, one.mean_low, one.mean_high),
+                "lowest": "-" if one.lowest is None else str(one.lowest),
+                "highest": "-" if one.highest is None else str(one.highest),
+                "scored": share(one.n_scored, one.n_cases),
+            }
+            for one in figures
+        ]
+    )

@@ -1,0 +1,128 @@
+"""Which rows are most worth a human label, drawn so that what is measured on them still holds for all rows.
+
+Each row has a probability of being proposed. `random_share` of the proposals is drawn from all rows alike; the signals
+that have something to say share the rest equally, each giving it to rows in proportion to its strength (0 to 1):
+
+    disagreement     share of the pairs of candidates that say different things of the row
+    low confidence   1 - the least confidence that a candidate states
+    rare class       1 - rows of the class / rows of a class if all were alike; 0 for the frequent ones
+    drift            share of the class's rows that its share in the reference does not explain
+
+No row has probability 0, and it is kept with each row: a sum over the proposed rows, each counted `weight` (1 /
+probability) times, estimates the sum over all rows without bias, whatever the signals prefer. An accuracy over all rows
+is sum(weight * correct) / sum(weight). Rows that have gold are not proposed again: the estimate is for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation._extra import evaluation_extra
+from dagster_llm_batch.evaluation.columns import comparable_keys
+from dagster_llm_batch.evaluation.keyhash import unit
+from dagster_llm_batch.evaluation.signals import SIGNALS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["probabilities", "propose"]
+
+_RANDOM = "random"
+
+
+def propose(
+    keys: pa.Array,
+    signals: Mapping[str, NDArray[Any]],
+    *,
+    key: str,
+    size: int,
+    random_share: float = 0.3,
+    seed: object = 0,
+    has_gold: pa.Array | None = None,
+) -> pa.Table:
+    """`size` rows to label, or all there are, in order of their keys: key, `why`, the SIGNALS, `probability`, `weight`.
+
+    `keys` and `signals` (see `gold_signals`) are of all rows; those whose key is in `has_gold` are not proposed. `why`
+    names the signals that weighed as much as chance did, strongest first, else `random`. The same rows and seed give
+    the same proposals. Raises ConfigError for a size or share that cannot be.
+    """
+    if size < 1 or not 0 < random_share <= 1:
+        raise ConfigError(
+            f"size={size!r} must be at least 1, and random_share={random_share!r} above 0 and at most 1: rows that no "
+            "signal names must have a chance too, or no estimate holds for them."
+        )
+    with evaluation_extra("Proposing rows for gold"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    order = pc.sort_indices(keys)
+    if has_gold is not None:
+        mine, taken = comparable_keys(keys, pc.unique(has_gold), key, "gold", ours="the candidates")
+        order = order.filter(pc.invert(pc.is_in(mine.take(order), value_set=taken)))
+    rows = keys.take(order)
+    strengths = {name: values[np.asarray(order)] for name, values in signals.items()}
+    parts = _parts(strengths, len(rows), random_share)
+    chance = probabilities(sum(parts.values()), size) if len(rows) else np.zeros(0)
+    drawn = _draw(rows.to_pylist(), chance, seed)
+    columns = {
+        name: pa.array(strengths[name][drawn]) if name in strengths else pa.nulls(len(drawn), pa.float64())
+        for name in SIGNALS
+    }
+    return pa.table(
+        {
+            key: rows.take(pa.array(drawn, pa.int64())),
+            "why": pa.array([_why({name: part[at] for name, part in parts.items()}) for at in drawn], pa.string()),
+            **columns,
+            "probability": pa.array(chance[drawn]),
+            "weight": pa.array(1 / chance[drawn]),
+        }
+    )
+
+
+def _parts(signals: Mapping[str, NDArray[Any]], n_rows: int, random_share: float) -> dict[str, NDArray[Any]]:
+    """What chance and each signal that says something give to each row; each sums to its share, all together to 1."""
+    import numpy as np  # noqa: PLC0415  # optional dependency, checked by propose
+
+    loud = {name: values for name, values in signals.items() if values.sum() > 0}
+    share = random_share if loud else 1.0
+    parts = {_RANDOM: np.full(n_rows, share / max(1, n_rows))}
+    return parts | {name: (1 - share) / len(loud) * values / values.sum() for name, values in loud.items()}
+
+
+def probabilities(weights: Any, size: int) -> NDArray[Any]:
+    """Probabilities in proportion to positive `weights`, none above 1, that sum to `size`; all 1 for fewer rows."""
+    import numpy as np  # noqa: PLC0415  # optional dependency, checked by propose
+
+    certain = np.zeros(len(weights), dtype=bool)
+    while True:
+        left = size - certain.sum()
+        if left >= (~certain).sum():
+            return np.ones(len(weights))
+        chance = np.where(certain, 1.0, left * weights / weights[~certain].sum())
+        over = (chance >= 1) & ~certain
+        if not over.any():
+            return chance
+        certain |= over
+
+
+def _draw(keys: Sequence[object], chance: NDArray[Any], seed: object) -> list[int]:
+    """Positions, as many as the probabilities sum to: a systematic sample in the order of the keys' hashes."""
+    drawn = [at for at, one in enumerate(chance) if one >= 1]
+    rest = sorted((at for at, one in enumerate(chance) if one < 1), key=lambda at: unit(keys[at], seed))
+    if not rest:
+        return drawn
+    steps = chance[rest].cumsum()
+    steps *= round(steps[-1]) / steps[-1]  # a whole number but for rounding
+    start = unit("start", seed)
+    passed = [int(step + start) for step in steps]
+    drawn += [at for at, now, before in zip(rest, passed, [0, *passed], strict=False) if now > before]
+    return sorted(drawn)
+
+
+def _why(parts: Mapping[str, float]) -> str:
+    names = sorted((name for name in parts if name != _RANDOM), key=lambda name: -parts[name])
+    heavy = [name.replace("_", " ") for name in names if parts[name] >= parts[_RANDOM]]
+    return ", ".join(heavy) or _RANDOM

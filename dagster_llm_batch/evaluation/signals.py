@@ -1,0 +1,169 @@
+"""How much a row is worth a human label, from 0 to 1, by what candidates say of it; see `sampling` for their use.
+
+`votes` are the labels of several candidates of the same rows, one column each, null where a candidate has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.errors import InputError
+from dagster_llm_batch.evaluation._extra import evaluation_extra
+from dagster_llm_batch.evaluation.columns import category, column, comparable_keys
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["SIGNALS", "disagreement", "drift", "gold_signals", "low_confidence", "rare_class"]
+
+SIGNALS = ("disagreement", "low_confidence", "rare_class", "drift")
+
+
+def gold_signals(
+    tables: Mapping[str, pa.Table],
+    *,
+    key: str,
+    targets: Sequence[str],
+    confidence: str | None = None,
+    reference: Mapping[str, pa.Table] | None = None,
+) -> tuple[pa.Array, dict[str, NDArray[np.float64]]]:
+    """The keys of all rows of all candidates, and the strength of each signal that can be measured, in their order.
+
+    `tables` hold each candidate's labels, and its rejects as rows without a label. `confidence` is a column of those
+    candidates that have it; `reference` has earlier labels of those that have some. The strongest of several targets
+    counts. Raises ConfigError or InputError for tables that do not fit.
+    """
+    columns: dict[str, pa.Array] = {}
+    for name, table in tables.items():
+        found = column(table, key, f"candidate '{name}'")
+        first = next(iter(columns.items()), (name, found))
+        columns[name] = comparable_keys(first[1], found, key, f"candidate '{name}'", ours=f"candidate '{first[0]}'")[1]
+    keys = pc.unique(pa.chunked_array(list(columns.values())))
+    at = {name: pc.index_in(keys, value_set=found) for name, found in columns.items()}
+
+    def of_rows(name: str, values: pa.Array) -> pa.Array:
+        return values.take(at[name])
+
+    signals: dict[str, list[NDArray[np.float64]]] = {name: [] for name in SIGNALS}
+    for target in targets:
+        votes = {
+            name: of_rows(name, category(column(table, target, f"candidate '{name}'"), target, f"candidate '{name}'"))
+            for name, table in tables.items()
+        }
+        _refuse_other_types(votes, target)
+        if len(votes) > 1:
+            signals["disagreement"].append(disagreement([*votes.values()]))
+        signals["rare_class"].append(rare_class([*votes.values()]))
+        earlier = {
+            name: category(column(table, target, f"the reference of '{name}'"), target, f"the reference of '{name}'")
+            for name, table in (reference or {}).items()
+        }
+        if earlier:
+            _refuse_other_types({**votes, **{f"{name} (reference)": one for name, one in earlier.items()}}, target)
+            signals["drift"].append(drift([votes[name] for name in earlier], [*earlier.values()]))
+    stated = {
+        name: of_rows(name, table[confidence].combine_chunks())
+        for name, table in tables.items()
+        if confidence in table.column_names
+    }
+    if stated:
+        signals["low_confidence"].append(low_confidence(stated))
+    return keys, {name: reduce(_stronger, found) for name, found in signals.items() if found}
+
+
+def disagreement(votes: Sequence[pa.Array]) -> NDArray[np.float64]:
+    """Of each row, the share of the pairs of candidates with a label whose labels differ; 0 with fewer than two."""
+    codes = _codes(votes)
+    with evaluation_extra("Proposing rows for gold"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    differ, pairs = np.zeros(len(codes[0])), np.zeros(len(codes[0]))
+    for i, one in enumerate(codes):
+        for other in codes[i + 1 :]:
+            both = (one >= 0) & (other >= 0)
+            pairs += both
+            differ += both & (one != other)
+    return differ / np.maximum(pairs, 1)
+
+
+def low_confidence(confidences: Mapping[str, pa.Array]) -> NDArray[np.float64]:
+    """1 - the least confidence that a candidate states; 0 where none does. Raises InputError for one out of 0 to 1."""
+    with evaluation_extra("Proposing rows for gold"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    least = np.ones(len(next(iter(confidences.values()))))
+    for name, given in confidences.items():
+        try:
+            values = np.asarray(given.cast(pa.float64()).fill_null(1.0))
+        except pa.ArrowException as error:
+            raise InputError(f"The confidence of candidate '{name}' is {given.type}, and no number: {error}") from error
+        if len(wrong := values[~((values >= 0) & (values <= 1))]):
+            raise InputError(f"Candidate '{name}' states a confidence of {wrong[0]:g}; it is a number from 0 to 1.")
+        least = np.minimum(least, values)
+    return 1.0 - least
+
+
+def rare_class(votes: Sequence[pa.Array]) -> NDArray[np.float64]:
+    """1 - rows of the class / rows of a class if all were alike; 0 for frequent ones. By the candidate for whom the
+    row's class is rarest.
+    """
+    codes = _codes(votes)
+    with evaluation_extra("Proposing rows for gold"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    found = np.zeros(len(votes[0]))
+    for one in codes:
+        counts = np.bincount(one[one >= 0], minlength=1)
+        even = counts.sum() / max(1, (counts > 0).sum())
+        found = _stronger(found, _by_class(np.maximum(0, 1 - counts / max(1, even)), one))
+    return found
+
+
+def drift(votes: Sequence[pa.Array], reference: Sequence[pa.Array]) -> NDArray[np.float64]:
+    """How much of the row's class its share in the reference does not explain: (p - q) / p, where p is the share of the
+    class here and q there; 0 where it has not grown. By the candidate for whom it is most.
+    """
+    codes = _codes([*votes, *reference])
+    with evaluation_extra("Proposing rows for gold"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    found = np.zeros(len(votes[0]))
+    for here, there in zip(codes[: len(votes)], codes[len(votes) :], strict=True):
+        n = 1 + max(here.max(initial=0), there.max(initial=0))
+        counts = [np.bincount(one[one >= 0], minlength=n) for one in (here, there)]
+        if not counts[1].sum():  # nothing to compare with
+            continue
+        p, q = (count / max(1, count.sum()) for count in counts)
+        found = _stronger(found, _by_class(np.divide(np.maximum(0, p - q), p, out=np.zeros(n), where=p > 0), here))
+    return found
+
+
+def _codes(columns: Sequence[pa.Array]) -> list[NDArray[np.int64]]:
+    """Labels as numbers, the same for the same label in all columns; -1 for none."""
+    with evaluation_extra("Proposing rows for gold"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    kind = next((one.type for one in columns if not pa.types.is_null(one.type)), pa.string())
+    typed = [one.cast(kind) if pa.types.is_null(one.type) else one for one in columns]
+    classes = pc.unique(pa.chunked_array(typed)).drop_null()
+    return [np.asarray(pc.fill_null(pc.index_in(one, value_set=classes), -1), dtype=np.int64) for one in typed]
+
+
+def _by_class(strength: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The strength of each row's class; 0 without a label."""
+    strongest: NDArray[np.float64] = (codes >= 0) * strength[codes]
+    return strongest
+
+
+def _stronger(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    import numpy as np  # noqa: PLC0415  # optional dependency, loaded by whoever computed them
+
+    return np.maximum(one, other)
+
+
+def _refuse_other_types(votes: Mapping[str, pa.Array], target: str) -> None:
+    known = {name: one.type for name, one in votes.items() if not pa.types.is_null(one.type)}
+    if len(set(known.values())) > 1:
+        said = ", ".join(f"{kind} in {name}" for name, kind in known.items())
+        raise InputError(f"Target '{target}' is of several types: {said}. Cast all to one.")
