@@ -85,7 +85,8 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
         ]
         files = ["prompt.md.j2", "rows.py", "schema.py"]
         if provider == "command":
-            lines.append("  mode: wait  # the run waits for the labels; without this line, a sensor lands them")
+            lines.append("  mode: wait  # the run waits for the labels; without this, a sensor lands them")
+            lines.append("  poll_seconds: 1")
         else:
             lines.append("  max_cost_usd: 1  # refuses before anything is sent")
         if there is None:
@@ -111,9 +112,10 @@ class EvaluationScaffolder(dg.Scaffolder):
             dg.scaffold_component(request)
             return
         labels = next((str(found["name"]) for found in _datasets(request) if "name" in found), "ticket_labels")
+        name = _name(request)
         text = (
             f"type: {request.type_name}\n\nattributes:\n"
-            f"  name: {_name(request)}\n"
+            f"  name: {name if name != labels else f'{name}_eval'}\n"
             "  gold: ticket_gold\n"
             f"  candidates: [{labels}]\n"
             f"  rejects: {{{labels}: {labels}_rejects}}\n"

@@ -1,0 +1,171 @@
+"""Components run: what the scaffolder writes as it is, and a dataset in YAML through the sensor to its labels."""
+
+import contextlib
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+import yaml
+from dagster.components.testing import create_defs_folder_sandbox
+from project import loaded
+
+from dagster_llm_batch import LLMBatchComponent, LLMBatchEvaluationComponent
+from dagster_llm_batch.components.templates import labeler
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+
+TYPES = {
+    LLMBatchComponent: "dagster_llm_batch.LLMBatchComponent",
+    LLMBatchEvaluationComponent: "dagster_llm_batch.LLMBatchEvaluationComponent",
+}
+
+
+@contextlib.contextmanager
+def project():
+    with create_defs_folder_sandbox() as sandbox:
+
+        def scaffold(component, name, **params):
+            path = sandbox.scaffold_component(component_cls=component, defs_path=name, scaffold_params=params or None)
+            [document] = yaml.safe_load_all((path / "defs.yaml").read_text())
+            return document
+
+        yield sandbox, scaffold
+
+
+def run(defs, instance, *names, **where):
+    keys = {dg.AssetKey.from_user_string(name) for name in names}
+    job = defs.resolve_implicit_global_asset_job_def()
+    job = job.get_subset(asset_selection=keys) if keys else job
+    result = job.execute_in_process(instance=instance, **where)
+    assert result.success
+    return result
+
+
+def stored(defs, instance, name, **where) -> pa.Table:
+    return defs.get_repository_def().load_asset_value(dg.AssetKey(name), instance=instance, **where)
+
+
+def test_what_the_scaffolder_writes_runs_as_it_is_from_rows_to_an_evaluation():
+    with project() as (sandbox, scaffold), dg.instance_for_test() as instance:
+        scaffold(LLMBatchComponent, "ticket_labels")
+        scaffold(LLMBatchEvaluationComponent, "ticket_eval")
+        with sandbox.build_all_defs() as defs:
+            result = run(defs, instance)
+            assert all(check.passed for check in result.get_asset_check_evaluations())
+            assert stored(defs, instance, "ticket_labels")["topic"].to_pylist() == ["billing", "bug", "how_to"]
+            [figures] = stored(defs, instance, "ticket_eval").to_pylist()
+            assert (figures["coverage"], figures["accuracy"]) == (1, 1)
+            assert [one.name for one in defs.sensors] == ["llm_batch_sensor"]
+
+
+def test_a_second_dataset_is_scaffolded_into_the_same_project_and_shares_its_resource():
+    with project() as (sandbox, scaffold), dg.instance_for_test() as instance:
+        first = scaffold(LLMBatchComponent, "first")
+        second = scaffold(LLMBatchComponent, "crm/second-one")
+        assert "resource" in first["attributes"]
+        assert "resource" not in second["attributes"]
+        assert second["attributes"]["name"] == "second_one"
+        with sandbox.build_all_defs() as defs:
+            run(defs, instance)
+            assert len(stored(defs, instance, "second_one")) == 3
+
+
+def test_a_provider_that_the_project_does_not_have_is_refused_with_what_to_do():
+    with project() as (_, scaffold):
+        scaffold(LLMBatchComponent, "first")
+        with pytest.raises(Exception, match=r"has no provider 'openai'; it has: command. Add it there first"):
+            scaffold(LLMBatchComponent, "second", provider="openai")
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "gemini", "vertex", "bedrock"])
+def test_a_scaffolded_vendor_takes_its_settings_from_variables_that_the_yaml_names(provider, monkeypatch):
+    with project() as (sandbox, scaffold):
+        document = scaffold(LLMBatchComponent, "ticket_labels", provider=provider)
+        settings = document["attributes"]["resource"][provider]
+        names = document["requirements"]["env"]
+        assert {f"{{{{ env.{name} }}}}" for name in names} == set(settings.values())
+        with sandbox.load_component_and_build_defs(sandbox.defs_folder_path / "ticket_labels") as (component, _):
+            assert component.llm.startswith(f"{provider}/")
+            assert component.max_cost_usd == 1
+            for name in names:
+                monkeypatch.setenv(name, "us-central1")
+            found = getattr(component.resource, provider)
+            assert {getattr(found, one).get_value() for one in settings} == {"us-central1"}
+
+
+def test_the_scaffolder_takes_a_model_and_never_overwrites_a_file():
+    with project() as (sandbox, scaffold):
+        folder = sandbox.defs_folder_path / "ticket_labels"
+        folder.mkdir()
+        (folder / "rows.py").write_text("mine = 1\n")
+        document = scaffold(LLMBatchComponent, "ticket_labels", provider="openai", model="gpt-5")
+        assert document["attributes"]["model"] == "openai/gpt-5"
+        assert (folder / "rows.py").read_text() == "mine = 1\n"
+
+
+def test_a_scaffold_can_be_appended_to_a_yaml_file_and_in_python():
+    from dagster.components.component_scaffolding import scaffold_object
+
+    with project() as (sandbox, scaffold):
+        scaffold(LLMBatchComponent, "ticket_labels")
+        path = sandbox.defs_folder_path / "ticket_labels" / "defs.yaml"
+        scaffold_object(path, TYPES[LLMBatchEvaluationComponent], None, "yaml", sandbox.project_root, append=True)
+        with sandbox.build_all_defs() as defs:
+            assert dg.AssetKey("ticket_labels_eval") in defs.resolve_asset_graph().get_all_asset_keys()
+        python = sandbox.defs_folder_path / "in_python"
+        scaffold_object(python, TYPES[LLMBatchComponent], None, "python", sandbox.project_root)
+        assert "-> LLMBatchComponent" in (python / "component.py").read_text()
+
+
+def test_the_scaffolded_labeler_goes_by_keywords():
+    assert labeler.label("I was CHARGED twice") == {"topic": "billing"}
+    assert labeler.label("It ends in a crash") == {"topic": "bug"}
+    assert labeler.label("How do I begin?") == {"topic": "how_to"}
+
+
+def test_a_partitioned_dataset_in_yaml_goes_through_the_sensor_to_its_labels(monkeypatch):
+    text = """
+    type: dagster_llm_batch.LLMBatchComponent
+    attributes:
+      name: ticket_labels
+      rows: {function: .rows.tickets}
+      key: ticket_id
+      prompt: "{{ subject }}: {{ body }}"
+      response:
+        type: object
+        properties: {topic: {type: string, enum: [billing, bug, how_to]}}
+        required: [topic]
+        additionalProperties: false
+      model: openai/gpt-4o
+      params: {max_tokens: 50}
+      max_cost_usd: 1
+      partitions_def: {type: daily, start_date: "2026-01-01", end_date: "2026-01-04"}
+      resource:
+        openai: {api_key: "{{ env.OPENAI_API_KEY }}", base_url: "{{ env.OPENAI_BASE_URL }}"}
+    """
+    rows = """
+    import pyarrow as pa
+
+    def tickets(context):
+        day = context.partition_key
+        return pa.table({"ticket_id": [f"{day}-1"], "subject": ["Invoice"], "body": [f"Where is it, {day}?"]})
+    """
+    with Emulator() as emulator, dg.instance_for_test() as instance, loaded(text, files={"rows.py": rows}) as one:
+        monkeypatch.setenv("OPENAI_API_KEY", DEFAULT_KEY)
+        monkeypatch.setenv("OPENAI_BASE_URL", emulator.openai_base_url)
+        run(one.defs, instance, "ticket_labels_batch", partition_key="2026-01-02")
+        emulator.settle()
+        repository = one.defs.get_repository_def()
+        with dg.build_sensor_context(
+            instance=instance,
+            instance_ref=instance.get_ref(),
+            repository_def=repository,
+            sensor_name="llm_batch_sensor",
+            resources=one.defs.resources,
+        ) as context:
+            [request] = repository.get_sensor_def("llm_batch_sensor").evaluate_tick(context).run_requests
+        assert request.partition_key == "2026-01-02"
+        landing = [key.to_user_string() for key in request.asset_selection]
+        run(one.defs, instance, *landing, partition_key=request.partition_key)
+        table = stored(one.defs, instance, "ticket_labels", partition_key="2026-01-02")
+        assert table["ticket_id"].to_pylist() == ["2026-01-02-1"]
+        assert table["topic"][0].as_py() in {"billing", "bug", "how_to"}
