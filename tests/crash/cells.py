@@ -23,12 +23,11 @@ from tests.crash.points import Crash
 from tests.crash.postgres import postgres
 from tests.crash.scenarios import ANSWER
 from tests.crash.taps import Point, When
-from tests.crash.worker import NAMESPACE, Job, work
+from tests.crash.worker import NAMESPACE, SECONDS_A_RUN, Job, work
 
 LEDGERS = ("sqlite", "postgresql")
 _PROCESSES = multiprocessing.get_context("forkserver")  # each a fresh process, without paying the imports again
 _PROCESSES.set_forkserver_preload(["tests.crash.warm"])
-_SECONDS_A_RUN = 120.0
 _MOST_RESTARTS = 3
 _SECONDS_A_STATE = 0.01
 
@@ -106,7 +105,7 @@ def run_cell(cell: Cell, around: Servers, folder: Path) -> Verdict:
         job = Job(cell.cloud.name, cell.crash.scenario, place, url, None)
         for point in cell.crash.points:
             if not _kill_at(point, job, emulator):
-                verdict.problems.append(f"no process came to {point}")
+                verdict.problems.append(f"no process came to {point}: {_log(folder)}")
                 break
             verdict.kills += 1
         if not verdict.problems and _finish(job, verdict):
@@ -127,7 +126,7 @@ def _kill_at(point: Point, job: Job, emulator: Emulator) -> bool:
     """Run a process until it has killed itself there, or hangs there and is killed; whether it came so far."""
     process, pipe = _start(Job(job.cloud, job.scenario, job.place, job.ledger_url, point))
     try:
-        if pipe.poll(_SECONDS_A_RUN):
+        if pipe.poll(SECONDS_A_RUN):
             try:
                 told = pipe.recv()
             except EOFError:
@@ -137,7 +136,7 @@ def _kill_at(point: Point, job: Job, emulator: Emulator) -> bool:
                 pipe.send("go")
                 _wait_until(lambda: emulator.hanging > 0, process)
                 process.kill()
-        process.join(_SECONDS_A_RUN)
+        process.join(SECONDS_A_RUN)
         return process.exitcode == -signal.SIGKILL
     finally:
         process.kill()
@@ -146,7 +145,7 @@ def _kill_at(point: Point, job: Job, emulator: Emulator) -> bool:
 
 
 def _wait_until(holds: Callable[[], bool], process: multiprocessing.process.BaseProcess) -> None:
-    give_up_at = time.monotonic() + _SECONDS_A_RUN
+    give_up_at = time.monotonic() + SECONDS_A_RUN
     while process.is_alive() and not holds() and time.monotonic() < give_up_at:
         time.sleep(0.002)
 
@@ -156,7 +155,7 @@ def _finish(job: Job, verdict: Verdict) -> bool:
     for _ in range(_MOST_RESTARTS):
         process, pipe = _start(job)
         try:
-            if pipe.poll(_SECONDS_A_RUN):
+            if pipe.poll(SECONDS_A_RUN):
                 verdict.crossed = Counter(pipe.recv())
                 process.join()
                 return True
@@ -166,10 +165,13 @@ def _finish(job: Job, verdict: Verdict) -> bool:
             process.kill()
             process.join()
             pipe.close()
-    log = Path(job.place.folder) / "worker.log"
     verdict.lost = verdict.rows
-    verdict.problems.append(f"never settled: {log.read_text()[-2000:]}")
+    verdict.problems.append(f"never settled: {_log(Path(job.place.folder))}")
     return False
+
+
+def _log(folder: Path) -> str:
+    return (folder / "worker.log").read_text(errors="replace")[-2000:]
 
 
 def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, verdict: Verdict) -> None:

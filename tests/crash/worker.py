@@ -5,6 +5,7 @@ It remembers nothing. What a killed one left is in the ledger, the payload store
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import time
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from tests.crash.scenarios import Scenario
 from tests.crash.taps import Point, Tap, When, install, tap_verbs
 
 NAMESPACE = "crash"
+SECONDS_A_RUN = 60.0
 _PAUSE_SECONDS = 0.01
 
 
@@ -49,6 +51,7 @@ def work(job: Job, parent: Connection) -> None:
     """The whole journey. Tells the parent what was crossed on the way."""
     log = os.open(f"{job.place.folder}/worker.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(log, 2)
+    faulthandler.dump_traceback_later(SECONDS_A_RUN - 5, exit=True)
 
     def hold(when: When) -> None:
         parent.send(when)
