@@ -48,6 +48,7 @@ _PROVENANCE_DOCS = {
     "llm_request_id": "digest of the request; rows with equal requests share it",
     "llm_batch_id": "the provider's batch",
     "llm_attempt": "wave that gave this outcome, from 1",
+    "llm_lane": "batch, or realtime: how it was answered",
     "llm_finish_reason": "why the reply ended",
     "llm_input_tokens": "of the request, cached ones included",
     "llm_output_tokens": "of the reply, reasoning included",

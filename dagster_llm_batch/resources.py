@@ -217,10 +217,6 @@ class BedrockBatchResource(dg.ConfigurableResource[Any]):
     quotas_endpoint_url: str | None = Field(default=None, description="Address of another Service Quotas.")
     read_quotas: bool = Field(default=True, description="Read the models' limits from Service Quotas, where allowed.")
     min_requests: int = Field(default=100, description="A model's minimum of records, where no quota tells it.")
-    small_batches: str = Field(
-        default="refuse",
-        description="What becomes of a batch below the minimum: refuse, or pad (with short requests, which are paid).",
-    )
     families: dict[str, str] = Field(
         default={},
         description="Form of request of a model whose id does not tell: claude, nova, llama, chat, titan or converse.",
@@ -261,7 +257,6 @@ class BedrockBatchResource(dg.ConfigurableResource[Any]):
             kms_key_id=self.kms_key_id,
             tags=self.tags,
             families=self.families,
-            small_batches=self.small_batches,
             min_requests=self.min_requests,
             read_quotas=self.read_quotas,
             account=self.account,

@@ -17,18 +17,25 @@ from typing import Any
 from dagster_llm_batch.types import Image, Request, RequestSpec
 
 __all__ = [
+    "NONCE",
     "RowsDigest",
     "canonical_json",
     "configuration_fingerprint",
     "custom_id",
     "custom_id_pattern",
+    "is_padding",
     "make_request",
+    "padding_id",
     "request_id_of",
     "shard_nonce",
 ]
 
 _REQUEST_ID_BYTES = 20
 _REQUEST_ID_CHARS = 2 * _REQUEST_ID_BYTES
+NONCE = r"(r[0-9a-f]{16})"
+"""What a shard's nonce looks like, as a regular expression with one group."""
+
+_PADDING = "padding-"  # no digest has these letters
 
 
 def canonical_json(value: Any) -> str:
@@ -105,6 +112,15 @@ def custom_id(nonce: str, request_id: str) -> str:
 def custom_id_pattern(nonce: str) -> re.Pattern[bytes]:
     """Finds the custom_ids of one shard in its lines; group 1 is the request_id."""
     return re.compile(nonce.encode() + rb"-([0-9a-f]{%d})" % _REQUEST_ID_CHARS)
+
+
+def padding_id(number: int) -> str:
+    """In place of a request's id: a copy that only fills a batch up."""
+    return _PADDING + f"{number:0{_REQUEST_ID_CHARS - len(_PADDING)}d}"
+
+
+def is_padding(request_id: str) -> bool:
+    return request_id.startswith(_PADDING)
 
 
 def request_id_of(custom_id: str | None, nonce: str) -> str | None:

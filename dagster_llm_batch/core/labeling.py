@@ -29,6 +29,7 @@ PROVENANCE = (
     "llm_request_id",
     "llm_batch_id",
     "llm_attempt",
+    "llm_lane",
     "llm_finish_reason",
     "llm_input_tokens",
     "llm_output_tokens",

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import genai_prices
 from genai_prices.types import ModelPrice, TieredPrices
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.types import Price, PriceBasis, Usage
+from dagster_llm_batch.types import Lane, Price, PriceBasis, Usage
 
 __all__ = [
     "FREE",
@@ -26,6 +26,7 @@ __all__ = [
     "Estimate",
     "Tariff",
     "TokenPrice",
+    "Weight",
     "dollars",
     "estimate_tokens",
     "expected_output_tokens",
@@ -94,6 +95,12 @@ class Tariff:
         if usage is None:
             return Price(Decimal(0), Decimal(0), self.basis)
         return Price(self._batch(usage), self._realtime(usage), self.basis)
+
+    def of(self, lane: Lane) -> Tariff:
+        """The prices in this lane."""
+        if lane is Lane.BATCH or self.basis in (PriceBasis.UNKNOWN, PriceBasis.FREE):
+            return self
+        return Tariff(PriceBasis.REALTIME, self._realtime, self._realtime)
 
 
 def _nothing(_: Usage) -> Decimal:
@@ -167,6 +174,13 @@ def _library_usage(usage: Usage) -> genai_prices.Usage:
     return genai_prices.Usage(**{name: count for name, count in named.items() if count})
 
 
+class Weight(NamedTuple):
+    """What one request is estimated to take: input tokens, and USD (None: not known)."""
+
+    tokens: int
+    cost_usd: Decimal | None
+
+
 @dataclass
 class Estimate:
     """What a submission may cost, counted while its requests are written. An estimate, and shown as one."""
@@ -177,15 +191,16 @@ class Estimate:
     requests: int = 0
     _cost_usd: Decimal = Decimal(0)
 
-    def add(self, line_bytes: int, extra_tokens: int = 0) -> Decimal | None:
-        """Count one request; its estimated cost, or None where prices are unknown."""
+    def add(self, line_bytes: int, extra_tokens: int = 0, lane: Lane = Lane.BATCH) -> Weight:
+        """Count one request."""
         tokens = estimate_tokens(line_bytes) + extra_tokens
         self.requests += 1
         self.input_tokens += tokens
         price = self.tariff.price(Usage(input_tokens=tokens, output_tokens=self.output_tokens_each))
-        if price.cost_usd is not None:
-            self._cost_usd += price.cost_usd
-        return price.cost_usd
+        cost = price.cost_usd if lane is Lane.BATCH else price.realtime_usd
+        if cost is not None:
+            self._cost_usd += cost
+        return Weight(tokens, cost)
 
     @property
     def cost_usd(self) -> Decimal | None:

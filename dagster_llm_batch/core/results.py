@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from dagster_llm_batch.core.identity import request_id_of
+from dagster_llm_batch.core.identity import is_padding, request_id_of
 from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.response import Reader, storable
 from dagster_llm_batch.protocols import Codec
-from dagster_llm_batch.types import BatchStatus, Outcome, Price, PriceBasis, ResponseKind, Result
+from dagster_llm_batch.types import BatchStatus, Lane, Outcome, Price, PriceBasis, ResponseKind, Result
 
 __all__ = ["MONEY", "PICODOLLAR", "RESULT_SCHEMA", "Reconciler", "ShardFacts", "Tally"]
 
@@ -44,6 +44,7 @@ RESULT_SCHEMA = pa.schema(
         ("llm_provider", pa.string()),
         ("llm_batch_id", pa.string()),
         ("llm_attempt", pa.int32()),
+        ("llm_lane", pa.string()),
         ("llm_completed_at", pa.timestamp("us", "UTC")),
     ]
 )
@@ -69,6 +70,7 @@ class ShardFacts:
     batch_id: str | None
     attempt: int
     ended_at: datetime | None
+    lane: Lane = Lane.BATCH
     reason: str | None = None
     retryable: bool = False
 
@@ -127,6 +129,8 @@ class Reconciler:
             request_id = request_id_of(result.custom_id, self._facts.nonce)
             if result.custom_id is None:
                 self.tally.unreadable += 1
+            elif request_id is not None and is_padding(request_id):
+                self._add([self._price(result)])
             elif request_id in self._answered:
                 self.tally.duplicates += 1
             elif request_id is None or request_id not in self._open:
@@ -219,6 +223,7 @@ class Reconciler:
             same(facts.provider),
             same(facts.batch_id),
             same(facts.attempt),
+            same(facts.lane.value),
             same(facts.ended_at),
         ]
         return [pa.array(values, column.type) for values, column in zip(columns, RESULT_SCHEMA, strict=True)]

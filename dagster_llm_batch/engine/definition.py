@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from decimal import Decimal
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.labeling import check_columns
@@ -17,7 +18,9 @@ from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseKind
 
-__all__ = ["Labeling", "RetryPolicy"]
+__all__ = ["BelowMinimum", "Fallback", "Labeling", "RetryPolicy"]
+
+BelowMinimum = Literal["refuse", "pad", "realtime"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,23 @@ class RetryPolicy:
 
 
 @dataclass(frozen=True)
+class Fallback:
+    """Another model for requests that the ones before it did not answer.
+
+    Args:
+        model: `provider/model`.
+        params: Its parameters; default: those of the labeling.
+        endpoint: Which API of that provider; default: as for the labeling.
+        price: Your own price of it.
+    """
+
+    model: str
+    params: Mapping[str, Any] | None = None
+    endpoint: Endpoint | str | None = None
+    price: TokenPrice | None = None
+
+
+@dataclass(frozen=True)
 class Labeling:
     """One labeled dataset.
 
@@ -55,6 +75,16 @@ class Labeling:
         max_cost_usd: Refuse a submission whose estimate, retries included, exceeds this.
         max_requests_per_batch, max_bytes_per_batch: Smaller limits than the provider's.
         retry: What is sent again.
+        fallback: Models, in this order, for requests that the model before refuses or gives no good answer to, and for
+            all that is not sent yet while its provider has been down for `fallback_after`.
+        fallback_after: How long a provider may be down before the next model is asked instead.
+        deadline: How long batches may take, from planning. What none has answered then is answered in real time, at
+            its price: running batches are stopped, and their finished rows kept.
+        urgent: A boolean column of the rows: where it is true, the row is answered in real time from the start.
+        realtime_concurrency: How many calls in real time run at once.
+        below_minimum: What to do with fewer requests than the provider's least number for a batch (Bedrock's 100):
+            "refuse" them before anything is sent, "pad" the batch with copies that are paid for, or answer them in
+            "realtime". Where they can be merged with others, none of this is needed.
         expected_output_tokens: For the estimate. Default: the most that `params` allow.
         price: Your own price, for LLMs the price book lacks or a negotiated rate.
     """
@@ -71,6 +101,12 @@ class Labeling:
     max_requests_per_batch: int | None = None
     max_bytes_per_batch: int | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
+    fallback: Sequence[str | Fallback] = ()
+    fallback_after: timedelta = timedelta(hours=1)
+    deadline: timedelta | None = None
+    urgent: str | None = None
+    realtime_concurrency: int = 8
+    below_minimum: BelowMinimum = "refuse"
     expected_output_tokens: int | None = None
     price: TokenPrice | None = None
 
@@ -82,12 +118,56 @@ class Labeling:
         if isinstance(self.keep, str):
             msg = f"keep takes a list of column names, got the string {self.keep!r}. Write keep=[{self.keep!r}]."
             raise ConfigError(msg)
-        for name, least in (("max_requests_per_batch", 1), ("max_bytes_per_batch", 1), ("expected_output_tokens", 0)):
-            if (given := getattr(self, name)) is not None and given < least:
+        if isinstance(self.fallback, str):
+            msg = f"fallback takes a list of models, got the string {self.fallback!r}. Write [{self.fallback!r}]."
+            raise ConfigError(msg)
+        if self.below_minimum not in get_args(BelowMinimum):
+            allowed = ", ".join(repr(one) for one in get_args(BelowMinimum))
+            msg = f"below_minimum={self.below_minimum!r} is none of {allowed}."
+            raise ConfigError(msg)
+        for name, least in _LEAST.items():
+            given: Any = getattr(self, name)
+            if given is not None and given < least:
                 msg = f"{name}={given!r} cannot be; it is at least {least}, or left out."
                 raise ConfigError(msg)
         check_columns(self.key, self.keep, self.reader.schema.names)
-        _ = self.spec, self.budget_usd  # refuse now what can be known now
+        _ = self.spec, self.budget_usd, self.models  # refuse now what can be known now
+
+    @cached_property
+    def models(self) -> tuple[Labeling, ...]:
+        """The same by each of its models: as it is, then by each fallback."""
+        others = [one if isinstance(one, Fallback) else Fallback(one) for one in self.fallback]
+        found = (
+            self,
+            *(
+                replace(
+                    self,
+                    model=one.model,
+                    params=self.params if one.params is None else one.params,
+                    endpoint=one.endpoint or self.endpoint,
+                    price=one.price,
+                    fallback=(),
+                )
+                for one in others
+            ),
+        )
+        names = [one.model for one in found]
+        if len(set(names)) < len(names):
+            msg = f"fallback names a model twice, or the one that it shall replace: {', '.join(names)}."
+            raise ConfigError(msg)
+        return found
+
+    def by(self, model: str) -> Labeling:
+        """The same by one of its models. Raises ConfigError for another."""
+        for one in self.models:
+            if one.model == model:
+                return one
+        known = ", ".join(one.model for one in self.models)
+        msg = (
+            f"'{self.asset}' has requests at {model}, which is neither its model nor a fallback any more: {known}. "
+            "Put it back into fallback= until they are settled."
+        )
+        raise ConfigError(msg)
 
     @property
     def provider(self) -> str:
@@ -144,7 +224,19 @@ class Labeling:
             [[t.role, t.text] for t in spec.turns],
         ]
         schema = [spec.response.kind.value, spec.response.json_schema, spec.response.dimensions]
-        return _digest([self.model, spec.endpoint.value, dict(spec.params), prompt, schema])
+        fallback = [[one.model, dict(one.spec.params)] for one in self.models[1:]]
+        content = [self.model, spec.endpoint.value, dict(spec.params), prompt, schema]
+        return _digest([*content, fallback] if fallback else content)
+
+
+_LEAST = {
+    "max_requests_per_batch": 1,
+    "max_bytes_per_batch": 1,
+    "expected_output_tokens": 0,
+    "realtime_concurrency": 1,
+    "deadline": timedelta(0),
+    "fallback_after": timedelta(0),
+}
 
 
 def _digest(content: Any) -> str:

@@ -12,39 +12,34 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from datetime import datetime
-from decimal import Decimal
+from datetime import datetime, timedelta
 from typing import Any
 
 from dagster_llm_batch.core.labeling import Labeled
-from dagster_llm_batch.core.pricing import FREE, Tariff, tariff
-from dagster_llm_batch.engine.collecting import Again, Collector
+from dagster_llm_batch.engine.collecting import Collector
 from dagster_llm_batch.engine.definition import Labeling
+from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.dispatch import WAITS, Dispatcher, drop, due, has_room
 from dagster_llm_batch.engine.landing import Landing
 from dagster_llm_batch.engine.planner import Planner
+from dagster_llm_batch.engine.polling import Poller
+from dagster_llm_batch.engine.previewing import Preview
+from dagster_llm_batch.engine.pruning import Pruner, Pruning
+from dagster_llm_batch.engine.retrying import NextWave
+from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.engine.sending import Sender
-from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError, LLMBatchError, TransientError
+from dagster_llm_batch.errors import ConfigError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
-from dagster_llm_batch.storage.leases import Lease
 from dagster_llm_batch.storage.ledger import Ledger, utc_now
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Progress, Shard, Submission, SubmissionState
-from dagster_llm_batch.types import BatchReport, BatchStatus
+from dagster_llm_batch.types import BatchReport, Lane
 
 __all__ = ["Engine", "Status"]
 
-_LEASE_SECONDS = 60.0
 _UNAVAILABLE = "unavailable"
-
-_ENDINGS = {
-    BatchStatus.ENDED: Move.ENDED,
-    BatchStatus.EXPIRED: Move.EXPIRED,
-    BatchStatus.CANCELED: Move.CANCELED,
-    BatchStatus.FAILED: Move.FAILED,
-}
 
 
 @dataclass(frozen=True)
@@ -89,22 +84,34 @@ class Engine:
         clock: Callable[[], datetime] = utc_now,
         sleep: Callable[[float], None] = time.sleep,
         lease_wait_seconds: float = 0.0,
+        budgets: Sequence[Budget] = (),
+        queue_limits: Mapping[str, QueueLimit] | None = None,
     ) -> None:
         self.ledger = ledger
         self.payloads = payloads
         self.namespace = namespace
-        self._providers = providers
         self._clock = clock
-        self._sleep = sleep
-        self._lease_wait_seconds = lease_wait_seconds
+        self._deployment = Deployment(
+            providers,
+            ledger,
+            payloads,
+            namespace,
+            clock,
+            sleep,
+            lease_wait_seconds,
+            tuple(budgets),
+            queue_limits or {},
+        )
+        self._poller = Poller(self._deployment)
+
+    @property
+    def providers(self) -> Mapping[str, Provider]:
+        """The configured providers by name."""
+        return self._deployment.providers
 
     def provider(self, name: str) -> Provider:
         """The configured provider of this name, or ConfigError."""
-        if name not in self._providers:
-            known = ", ".join(sorted(self._providers)) or "none"
-            msg = f"No provider '{name}' is configured; configured: {known}. Add it to LLMBatchResource({name}=...)."
-            raise ConfigError(msg)
-        return self._providers[name]
+        return self._deployment.provider(name)
 
     # plan -----------------------------------------------------------------------------------------------------------
 
@@ -122,17 +129,15 @@ class Engine:
         """
         return self._planner(labeling).plan(rows, partition=partition, run_id=run_id, again=again)
 
-    def _planner(self, labeling: Labeling) -> Planner:
-        provider = self.provider(labeling.provider)
-        return Planner(
-            labeling, provider, self._tariff(labeling), self.ledger, self.payloads, self.namespace, self._clock
-        )
+    def preview(self, labeling: Labeling, rows: Any, *, partition: str = "", again: bool = False) -> Preview:
+        """What `plan` would do with these rows, and what it may cost. Nothing is stored or sent.
 
-    def _tariff(self, labeling: Labeling) -> Tariff:
-        book = self.provider(labeling.provider).price_book
-        if book is None and labeling.price is None:
-            return FREE
-        return tariff(book or "", labeling.spec.model, self._clock(), labeling.price)
+        Raises ConfigError or InputError as `plan` does; that a budget refuses it stands in the preview.
+        """
+        return self._planner(labeling).preview(rows, partition=partition, again=again)
+
+    def _planner(self, labeling: Labeling) -> Planner:
+        return Planner(labeling, self._deployment)
 
     # submit and recover ---------------------------------------------------------------------------------------------
 
@@ -140,47 +145,53 @@ class Engine:
         """Send every planned shard of the submission; find those of unknown end first.
 
         A shard that the provider cannot take now stays planned, for the next call. Raises CredentialsError,
-        CannotTellError or LeaseError.
+        ConfigError, CannotTellError or LeaseError.
         """
-        with self._leased(submission_id) as lease:
-            submission = self.ledger.submission(submission_id)
-            sender = self._sender(submission)
-            found = [sender.recover(shard) for shard in self.ledger.shards(submission_id)]
-            planned = [shard for shard in found if shard.state is ShardState.PLANNED]
-            if submission.state is not SubmissionState.OPEN:
-                self._drop(planned)
-            elif planned:
-                self._refuse_other_configuration(labeling, submission)
-                for shard in planned:
-                    lease.check()
-                    sender.send(shard, labeling.spec)
-            return self.status(submission_id)
+        self.submit_together(labeling, [submission_id])
+        return self.status(submission_id)
+
+    def submit_together(self, labeling: Labeling, submission_ids: Sequence[str]) -> None:
+        """The same for several submissions of one labeling, in as few batches as they fit into."""
+        with self._deployment.leased(*submission_ids) as lease:
+            Sender(self._deployment).recover(submission_ids)
+            dispatcher = Dispatcher(labeling, self._deployment, lease)
+            planned: list[Shard] = []
+            for submission_id in submission_ids:
+                submission = self.ledger.submission(submission_id)
+                shards = self.ledger.shards(submission_id)
+                for shard in shards:
+                    if shard.state in IN_FLIGHT:
+                        self._deployment.provider_of(shard)
+                own = [shard for shard in shards if shard.state is ShardState.PLANNED]
+                if submission.state is not SubmissionState.OPEN:
+                    drop(self._deployment, own, "its submission is canceled")
+                elif own:
+                    self._refuse_other_configuration(labeling, submission)
+                    planned += dispatcher.give_up(own, late=self._deployment.is_late(submission))
+            dispatcher.send(planned)
 
     def recover(self, submission_id: str) -> None:
         """Find batches whose create call left no record. Never sends. Raises LeaseError or CannotTellError."""
-        with self._leased(submission_id):
-            sender = self._sender(self.ledger.submission(submission_id))
-            for shard in self.ledger.shards(submission_id):
-                sender.recover(shard)
+        with self._deployment.leased(submission_id):
+            Sender(self._deployment).recover([submission_id])
 
     def resolve(self, shard_id: str, batch_id: str | None) -> Shard:
-        """A person's word on a shard that cannot be told: its batch, or None where there is none (it is sent again)."""
-        if batch_id is None:
-            return self.ledger.move(shard_id, Move.NOT_SENT, reason="resolved by a person: no batch exists")
-        told = f"resolved by a person: {batch_id}"
-        return self.ledger.move(shard_id, Move.ACCEPTED, detail=told, batch_id=batch_id, submitted_at=self._clock())
+        """A person's word on a shard that cannot be told: its batch, or None where there is none (it is sent again).
 
-    def _sender(self, submission: Submission) -> Sender:
-        """Raises ConfigError where another account is configured: it would call the batches lost."""
-        provider = self.provider(submission.provider)
-        if provider.account != submission.account:
-            msg = (
-                f"Submission {submission.submission_id} of '{submission.asset}' was made with the "
-                f"{submission.provider} account '{submission.account}'; configured is '{provider.account}', which "
-                "cannot see its batches. Configure the former again until it is settled, or submit again to ask anew."
+        It holds for all shards that were sent with it.
+        """
+        shard = self.ledger.shard(shard_id)
+        carrier = shard.carrier or shard_id
+        sharing = self.ledger.sharing([shard.submission_id])
+        ids = [one.shard_id for one in sharing if carrier in (one.shard_id, one.carrier)] or [shard_id]
+        if batch_id is None:
+            moved = self.ledger.move_together(ids, Move.NOT_SENT, reason="resolved by a person: no batch exists")
+        else:
+            told = f"resolved by a person: {batch_id}"
+            moved = self.ledger.move_together(
+                ids, Move.ACCEPTED, detail=told, batch_id=batch_id, submitted_at=self._clock()
             )
-            raise ConfigError(msg)
-        return Sender(provider, self.ledger, self.payloads, self.namespace, self._clock, self._sleep)
+        return next(one for one in moved if one.shard_id == shard_id)
 
     # poll -----------------------------------------------------------------------------------------------------------
 
@@ -189,40 +200,13 @@ class Engine:
 
         A provider that cannot be asked now is left for the next time. Moves shards, sends nothing.
         """
-        reports: dict[str, BatchReport] = {}
-        errors: list[TransientError] = []
-        by_provider: dict[str, dict[str, Shard]] = {}
-        for shard in shards:
-            if shard.state is ShardState.SUBMITTED and shard.batch_id is not None:
-                by_provider.setdefault(shard.provider, {})[shard.batch_id] = shard
-        for name, batches in by_provider.items():
-            try:
-                answers = self.provider(name).poll(list(batches))
-            except TransientError as error:
-                errors.append(error)
-                continue
-            reports.update({batches[batch_id].shard_id: report for batch_id, report in answers.items()})
-        self.ledger.observe(reports)
-        for shard_id, report in reports.items():
-            if report.status in _ENDINGS:
-                self._end(shard_id, report)
-        if errors and not reports:
-            raise errors[0]
-        return reports
+        return self._poller.poll(shards)
 
-    def _end(self, shard_id: str, report: BatchReport) -> None:
-        with suppress(IllegalMoveError):  # another process asked at the same time and recorded it
-            self.ledger.move(
-                shard_id,
-                _ENDINGS[report.status],
-                status=report.status,
-                ended_at=report.ended_at or self._clock(),
-                total=report.total,
-                done=report.done,
-                failed=report.failed,
-                reason=report.reason,
-                retryable=report.retryable,
-            )
+    def stop_late(self, submission_id: str) -> None:
+        """Ask batches that run past the submission's deadline to stop. What they have answered is kept."""
+        submission = self.ledger.submission(submission_id)
+        if self._deployment.is_late(submission):
+            self._poller.stop(self.ledger.shards(submission_id))
 
     # collect --------------------------------------------------------------------------------------------------------
 
@@ -233,9 +217,15 @@ class Engine:
         changed since it was sent (raw results are stored before that).
         """
         self.submit(labeling, submission_id)
-        with self._leased(submission_id) as lease:
+        self.collect(labeling, submission_id)
+        return self.submit(labeling, submission_id)
+
+    def collect(self, labeling: Labeling, submission_id: str) -> Status:
+        """`advance` without sending: a next wave is planned, and waits for `submit`."""
+        with self._deployment.leased(submission_id) as lease:
+            self.stop_late(submission_id)
             self.poll(self.ledger.shards(submission_id))
-            collector = self._collector(labeling)
+            collector = Collector(labeling, self._deployment)
             ended = [shard for shard in self.ledger.shards(submission_id) if shard.state in ENDED]
             for shard in ended:
                 lease.check()
@@ -248,9 +238,23 @@ class Engine:
             status = self.status(submission_id)
             if status.is_settled or any(shard.state is not ShardState.COLLECTED for shard in status.shards):
                 return status
-            if not self._next_wave(labeling, status, collector):
+            if not self._has_sources(status.submission):
+                return status
+            wave = self._next_wave(labeling, status)
+            if wave:
+                self.ledger.add_wave(submission_id, wave)
+            else:
                 self._landing(labeling, status.submission, collector).settle()
-        return self.submit(labeling, submission_id)
+            return self.status(submission_id)
+
+    def _next_wave(self, labeling: Labeling, status: Status) -> list[Shard]:
+        if status.submission.state is not SubmissionState.OPEN:
+            return []
+        return NextWave(labeling, self._deployment, status.submission, status.shards).write()
+
+    def _has_sources(self, submission: Submission) -> bool:
+        """Whether the submissions whose answers this one waits for have theirs."""
+        return all(self.ledger.submission(one).is_settled for one in submission.reused_from)
 
     def _refuse_other_configuration(self, labeling: Labeling, submission: Submission) -> None:
         if submission.config_fingerprint != self._planner(labeling).configuration:
@@ -260,44 +264,6 @@ class Engine:
                 "came is stored as it is. Restore the earlier definition to label with it, or submit again to ask anew."
             )
             raise ConfigError(msg)
-
-    def _collector(self, labeling: Labeling) -> Collector:
-        provider = self.provider(labeling.provider)
-        return Collector(
-            labeling,
-            provider,
-            provider.codec(labeling.spec),
-            self._tariff(labeling),
-            self.ledger,
-            self.payloads,
-            self._clock,
-            self._sleep,
-        )
-
-    def _next_wave(self, labeling: Labeling, status: Status, collector: Collector) -> bool:
-        submission = status.submission
-        if submission.state is not SubmissionState.OPEN:
-            return False
-        latest = [shard for shard in status.shards if shard.wave == submission.waves]
-        again = collector.again(latest)
-        if not again or not self._affordable(labeling, status, again):
-            return False
-        planner = self._planner(labeling)
-        files = planner.files(submission.submission_id, submission.partition, submission.waves + 1)
-        self.ledger.add_wave(submission.submission_id, collector.next_wave(again, files))
-        return True
-
-    def _affordable(self, labeling: Labeling, status: Status, again: list[Again]) -> bool:
-        budget = labeling.budget_usd
-        costs = [shard.estimated_usd if shard.cost_usd is None else shard.cost_usd for shard in status.shards]
-        spent = sum((cost for cost in costs if cost is not None), Decimal(0))
-        shares = [(s.estimated_usd or Decimal(0)) * len(ids) / max(s.requests, 1) for s, ids in again]
-        if budget is None or spent + sum(shares) <= budget:
-            return True
-        requests = sum(len(one.request_ids) for one in again)
-        detail = f"{requests} requests are not sent again: {spent} USD are spent of max_cost_usd={budget}"
-        self.ledger.note(status.submission.submission_id, "over_budget", detail)
-        return False
 
     def _landing(self, labeling: Labeling, submission: Submission, collector: Collector) -> Landing:
         return Landing(labeling, submission, self.ledger, self.payloads, collector)
@@ -315,7 +281,7 @@ class Engine:
             raise LLMBatchError(msg)
         if reread:
             self._refuse_other_configuration(labeling, submission)
-        landing = self._landing(labeling, submission, self._collector(labeling))
+        landing = self._landing(labeling, submission, Collector(labeling, self._deployment))
         return landing.labels(run_id=run_id, reread=reread)
 
     # what to do next ------------------------------------------------------------------------------------------------
@@ -325,20 +291,36 @@ class Engine:
         return ShardState.SUBMITTING in progress.states
 
     def can_advance(self, progress: Progress) -> bool:
-        """Whether `advance` would do something: send what waits, collect what has ended, or settle."""
-        return not set(progress.states) & IN_FLIGHT or ShardState.PLANNED in progress.states
+        """Whether `advance` would do something: send what may go, collect what has ended, or settle."""
+        submission = progress.submission
+        if ShardState.PLANNED in progress.states and self._can_send(submission):
+            return True
+        return not set(progress.states) & {ShardState.PLANNED, *IN_FLIGHT} and self._has_sources(submission)
+
+    def _can_send(self, submission: Submission) -> bool:
+        """Whether one of its planned shards may go now. One that had to wait for that gets an event of its own."""
+        if submission.state is not SubmissionState.OPEN or self._deployment.is_late(submission):
+            return True
+        planned = [s for s in self.ledger.shards(submission.submission_id) if s.state is ShardState.PLANNED]
+        now = self._clock()
+        return any(s.lane is Lane.REALTIME or (due(s, now) and has_room(self._deployment, [s])) for s in planned)
+
+    def note_turn(self, submission_id: str) -> None:
+        """Say that what waited may go, so that a run for it is a new one."""
+        if self.ledger.last_event(submission_id).kind == WAITS:
+            self.ledger.note(submission_id, "turn")
 
     def is_busy(self, submission_id: str) -> bool:
         """Whether another process works on it now."""
         try:
-            with self._leased(submission_id, wait_seconds=0.0):
+            with self._deployment.leased(submission_id, wait_seconds=0.0):
                 return False
         except LeaseError:
             return True
 
     def attempt(self, submission_id: str) -> int:
         """A number that changes whenever something happened to the submission: a run for it is worth another try."""
-        return self.ledger.events(submission_id)[-1].event_id
+        return self.ledger.last_event(submission_id).event_id
 
     def note_unavailable(self, submission_id: str, error: TransientError) -> None:
         """The provider did not answer: worth another try, later."""
@@ -346,17 +328,13 @@ class Engine:
 
     def unavailable_since(self, submission_id: str) -> datetime | None:
         """When the provider did not answer, or not take a batch, if that is the last that happened."""
-        last = self.ledger.events(submission_id)[-1]
+        last = self.ledger.last_event(submission_id)
         return last.at if last.kind in (_UNAVAILABLE, Move.NOT_SENT.value) else None
 
     def now(self) -> datetime:
         return self._clock()
 
     # look and stop --------------------------------------------------------------------------------------------------
-
-    def _leased(self, submission_id: str, *, wait_seconds: float | None = None) -> AbstractContextManager[Lease]:
-        patience = self._lease_wait_seconds if wait_seconds is None else wait_seconds
-        return self.ledger.leased(f"submission:{submission_id}", seconds=_LEASE_SECONDS, wait_seconds=patience)
 
     def status(self, submission_id: str) -> Status:
         return Status(self.ledger.submission(submission_id), self.ledger.shards(submission_id))
@@ -368,19 +346,26 @@ class Engine:
 
     def cancel(self, submission_id: str) -> Status:
         """Stop a submission: nothing more is sent, running batches are asked to stop, finished rows are kept."""
-        with self._leased(submission_id):
-            sender = self._sender(self.ledger.submission(submission_id))
+        with self._deployment.leased(submission_id):
             self.ledger.set_state(submission_id, SubmissionState.CANCELED)
+            unsure: LLMBatchError | None = None
+            try:
+                Sender(self._deployment).recover([submission_id])
+            except LLMBatchError as error:  # what is certain is stopped all the same
+                unsure = error
             shards = self.ledger.shards(submission_id)
-            for shard in sorted(shards, key=lambda one: one.state is ShardState.SUBMITTING):  # the doubtful ones last
-                found = sender.recover(shard)
-                if found.state is ShardState.PLANNED:
-                    self._drop([found])
-                elif found.state is ShardState.SUBMITTED and found.batch_id is not None:
-                    self.provider(found.provider).cancel(found.batch_id)
+            drop(self._deployment, shards, "its submission is canceled")
+            self._poller.stop(shards)
+            if unsure is not None:
+                raise unsure
             return self.status(submission_id)
 
-    def _drop(self, planned: Sequence[Shard]) -> None:
-        """What a canceled submission has not sent, it never sends."""
-        for shard in planned:
-            self.ledger.move(shard.shard_id, Move.CANCELED, status=BatchStatus.CANCELED, ended_at=self._clock())
+    # tidy up --------------------------------------------------------------------------------------------------------
+
+    def prune(self, older_than: timedelta, *, delete: bool = False) -> Pruning:
+        """What of the stored files nothing needs any more, by the rule of `pruning.py`; deleted only with `delete`.
+
+        Answers of pruned submissions cannot be reused: should their rows and definition come back, they are asked, and
+        paid, again.
+        """
+        return Pruner(self.ledger, self.payloads, self.namespace, self._clock).prune(older_than, delete=delete)

@@ -7,161 +7,191 @@ earlier submissions of the partition have answered under the same configuration 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from datetime import datetime
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import cached_property
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from upath import UPath
 
-from dagster_llm_batch.core.identity import configuration_fingerprint
-from dagster_llm_batch.core.pricing import Estimate, Tariff, expected_output_tokens
+from dagster_llm_batch.core.identity import configuration_fingerprint, shard_nonce
+from dagster_llm_batch.core.pricing import Estimate, expected_output_tokens
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.core.sharding import tightest
+from dagster_llm_batch.engine.budgets import refuse_over_budget
 from dagster_llm_batch.engine.definition import Labeling
-from dagster_llm_batch.engine.planning import Draft, Plan, ShardFiles
+from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.planning import Draft, Plan, Spare
+from dagster_llm_batch.engine.previewing import Preview, preview_of
+from dagster_llm_batch.engine.pruning import is_pruned
+from dagster_llm_batch.engine.shards import ShardFiles, Wave, requests_of
 from dagster_llm_batch.errors import BudgetError, ConfigError, IllegalMoveError
-from dagster_llm_batch.protocols import Codec, Provider
 from dagster_llm_batch.states import Move, ShardState
-from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.paths import payload_path
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Submission, SubmissionState
-from dagster_llm_batch.types import BatchStatus, Outcome, PriceBasis, ResponseKind
+from dagster_llm_batch.types import BatchStatus, Lane, Outcome, PriceBasis, ResponseKind
 
-__all__ = ["Planner"]
+__all__ = ["Planner", "output_tokens_each"]
 
 
 class Planner:
     """Plans submissions of one labeling."""
 
-    def __init__(
-        self,
-        labeling: Labeling,
-        provider: Provider,
-        tariff: Tariff,
-        ledger: Ledger,
-        payloads: PayloadStore,
-        namespace: str,
-        clock: Callable[[], datetime],
-    ) -> None:
+    def __init__(self, labeling: Labeling, deployment: Deployment) -> None:
         self._labeling = labeling
-        self._provider = provider
-        self._tariff = tariff
-        self._ledger = ledger
-        self._payloads = payloads
-        self._namespace = namespace
-        self._clock = clock
-
-    @cached_property
-    def _codec(self) -> Codec:
-        return self._provider.codec(self._labeling.spec)
+        self._deployment = deployment
+        self._ledger = deployment.ledger
+        self._payloads = deployment.payloads
 
     @cached_property
     def configuration(self) -> str:
         """The fingerprint of all that decides an answer besides the request."""
-        return configuration_fingerprint(self._provider.account, self._labeling.provider, self._labeling.spec)
+        labeling = self._labeling
+        account = self._deployment.provider(labeling.provider).account
+        return configuration_fingerprint(account, labeling.provider, labeling.spec)
 
     def check(self) -> None:
-        """Raise ResponseSchemaError or ConfigError for what this provider cannot take. Needs no row."""
-        labeling = self._labeling
-        _ = self._codec
-        if labeling.budget_usd is not None and self._tariff.basis is PriceBasis.UNKNOWN:
-            msg = (
-                f"No price is known for '{labeling.model}', so max_cost_usd={labeling.budget_usd} cannot be kept. Give "
-                "price=TokenPrice(input_usd=..., output_usd=...), correct the model's name, or leave max_cost_usd out."
-            )
-            raise ConfigError(msg)
+        """Raise ResponseSchemaError or ConfigError for what a provider cannot take. Needs no row."""
+        for labeling in self._labeling.models:
+            _ = self._deployment.codec(labeling)
+            unknown = self._deployment.tariff(labeling).basis is PriceBasis.UNKNOWN
+            budget = labeling.budget_usd
+            if budget is not None and unknown:
+                msg = (
+                    f"No price is known for '{labeling.model}', so max_cost_usd={budget} cannot be kept. Give "
+                    "price=TokenPrice(input_usd=..., output_usd=...), correct the model's name, or leave max_cost_usd "
+                    "out."
+                )
+                raise ConfigError(msg)
 
     def plan(self, rows: Any, *, partition: str, run_id: str | None, again: bool) -> Submission:
         """See Engine.plan."""
         self.check()
-        history = self._ledger.history(self._namespace, self._labeling.asset, partition)
-        earlier = [
-            s for s in history if s.config_fingerprint == self.configuration and s.state is not SubmissionState.OPEN
-        ]
+        history = self._ledger.history(self._deployment.namespace, self._labeling.asset, partition)
+        running = [s.submission_id for s in history if s.state is SubmissionState.OPEN]
+        with self._deployment.leased(*running):  # what they have sent does not change while we look
+            return self._plan(rows, partition, run_id, history, again=again)
+
+    def _plan(
+        self, rows: Any, partition: str, run_id: str | None, history: Sequence[Submission], *, again: bool
+    ) -> Submission:
+        earlier = self._reusable(history)
         submission_id = uuid.uuid4().hex
-        draft = self._draft(submission_id, partition, self._answered(earlier))
+        draft = self._draft(submission_id, partition, self._asked(earlier))
         try:
             for batch in record_batches(rows):
                 draft.add(batch)
             plan = draft.finish(self.configuration)
-            known = self._ledger.find(self._namespace, self._labeling.asset, partition, plan.fingerprint)
-            if known is not None and not _may_follow(known, again=again):
+            known = self._ledger.find(self._deployment.namespace, self._labeling.asset, partition, plan.fingerprint)
+            if known is not None and not self._may_follow(known, again=again):
                 if known.created_at >= max((s.created_at for s in history), default=known.created_at):
                     draft.replace_manifest(known.manifest_path or "")  # the kept columns may be others
                     draft.discard()
                     return known
                 # Others came after it: it becomes the latest again by a new attempt that has nothing to ask.
                 plan = draft.only_rows(plan)
-                estimate = Estimate(self._tariff, 0)
+                estimate = Estimate(draft.estimate.tariff, 0)
                 sources: tuple[str, ...] = (known.submission_id, *known.reused_from)
             else:
                 estimate = draft.estimate
-                self._refuse_over_budget(estimate)
                 sources = tuple(s.submission_id for s in earlier) if plan.reused else ()
+            submission = self._submission(plan, submission_id, partition, run_id, estimate, known, sources)
+            with refuse_over_budget(self._deployment, self._labeling, estimate):
+                for older in history:
+                    if older.state is SubmissionState.OPEN:
+                        self._supersede(older, submission_id)
+                opened = self._ledger.open(submission, plan.shards)
         except BaseException:
             draft.discard()
             raise
-        for older in history:
-            if older.state is SubmissionState.OPEN:
-                self._supersede(older, submission_id)
-        opened = self._open(plan, submission_id, partition, run_id, estimate, known, sources)
         if opened.submission_id != submission_id:  # another process was quicker
             draft.discard()
         return opened
 
-    def _draft(self, submission_id: str, partition: str, answered: set[str]) -> Draft:
-        labeling = self._labeling
-        embeds = labeling.reader.format.kind is ResponseKind.EMBEDDING
-        output_tokens = 0 if embeds else expected_output_tokens(labeling.params, labeling.expected_output_tokens)
+    def preview(self, rows: Any, *, partition: str, again: bool) -> Preview:
+        """See Engine.preview."""
+        self.check()
+        history = self._ledger.history(self._deployment.namespace, self._labeling.asset, partition)
+        with ExitStack() as stack:
+            folder = stack.enter_context(TemporaryDirectory())
+            aside = Planner(self._labeling, replace(self._deployment, payloads=PayloadStore(folder)))
+            draft = aside._draft(uuid.uuid4().hex, partition, self._asked(self._reusable(history)))
+            stack.callback(draft.discard)
+            for batch in record_batches(rows):
+                draft.add(batch)
+            plan = draft.finish(self.configuration)
+            known = self._ledger.find(self._deployment.namespace, self._labeling.asset, partition, plan.fingerprint)
+            if known is not None and not self._may_follow(known, again=again):
+                nothing = preview_of(draft.only_rows(plan), Estimate(draft.estimate.tariff, 0), None)
+                return replace(nothing, known=known)
+            try:
+                with refuse_over_budget(self._deployment, self._labeling, draft.estimate):
+                    refused = None
+            except BudgetError as error:
+                refused = str(error)
+            return preview_of(plan, draft.estimate, refused)
+
+    def _reusable(self, history: Sequence[Submission]) -> list[Submission]:
+        """Submissions whose answers can serve again."""
+        same = [s for s in history if s.config_fingerprint == self.configuration]
+        return [s for s in same if not is_pruned(self._ledger, s)]
+
+    def _may_follow(self, known: Submission, *, again: bool) -> bool:
+        """Whether the same rows may be sent once more, as a new attempt. Answers that were given up cannot serve."""
+        return _may_follow(known, again=again or is_pruned(self._ledger, known))
+
+    def _draft(self, submission_id: str, partition: str, known: set[str]) -> Draft:
+        labeling, deployment = self._labeling, self._deployment
         root = labeling.prompt.image_root
+        wave = self.wave(submission_id, partition, 1)
         return Draft(
             labeling=labeling,
-            codec=self._codec,
+            codec=deployment.codec(labeling),
             payloads=self._payloads,
-            files=self.files(submission_id, partition, 1),
-            estimate=Estimate(self._tariff, output_tokens),
-            answered=answered,
-            manifest_path=self._manifest_path(partition, submission_id),
+            files={lane: self.files(wave, labeling, lane) for lane in Lane},
+            spares=[self.spare(submission_id, partition, number) for number in range(1, len(labeling.models))],
+            estimate=Estimate(deployment.tariff(labeling), output_tokens_each(labeling)),
+            known=known,
+            manifest_path=self._path(partition, submission_id, "manifest.parquet"),
             load_image=None if root is None else _ImagesBelow(UPath(root)),
         )
 
-    def files(self, submission_id: str, partition: str, wave: int) -> ShardFiles:
+    def wave(self, submission_id: str, partition: str, number: int) -> Wave:
         """Where the request files of a wave are written."""
-        limits = tightest(self._codec.limits, self._labeling.max_requests_per_batch, self._labeling.max_bytes_per_batch)
-        return ShardFiles(
-            self._payloads, limits, submission_id, wave, lambda name: self._path(partition, submission_id, name)
+        return Wave(self._payloads, submission_id, number, lambda name: self._path(partition, submission_id, name))
+
+    def files(self, wave: Wave, labeling: Labeling, lane: Lane) -> ShardFiles:
+        """Those of one of the labeling's models."""
+        limits = self._deployment.codec(labeling).limits
+        tight = tightest(limits, labeling.max_requests_per_batch, labeling.max_bytes_per_batch)
+        return wave.files(tight, self._deployment.owner(labeling, lane))
+
+    def spare(self, submission_id: str, partition: str, number: int) -> Spare:
+        """Where all requests are kept for the fallback of this number, from 1."""
+        return Spare(
+            codec=self._deployment.codec(self._labeling.models[number]),
+            path=self._path(partition, submission_id, f"fallback-{number}.jsonl.zst"),
+            nonce=shard_nonce(submission_id, 0, number),
         )
 
-    def _manifest_path(self, partition: str, submission_id: str) -> str:
-        return self._path(partition, submission_id, "manifest.parquet")
-
     def _path(self, partition: str, submission_id: str, name: str) -> str:
-        return payload_path(self._namespace, self._labeling.asset, partition, submission_id, name)
+        return payload_path(self._deployment.namespace, self._labeling.asset, partition, submission_id, name)
 
-    def _answered(self, submissions: Sequence[Submission]) -> set[str]:
-        """Requests that these submissions have a good answer to."""
-        answered: set[str] = set()
+    def _asked(self, submissions: Sequence[Submission]) -> set[str]:
+        """Requests that these submissions have a good answer to, or have sent and will get one."""
+        asked: set[str] = set()
         for submission in submissions:
             for shard in self._ledger.shards(submission.submission_id):
                 if shard.results_path:
                     table = self._payloads.read_table(shard.results_path, ["llm_request_id", "llm_outcome"])
                     pairs = zip(*(column.to_pylist() for column in table.columns), strict=True)
-                    answered.update(one for one, outcome in pairs if outcome == Outcome.SUCCEEDED.value)
-        return answered
-
-    def _refuse_over_budget(self, estimate: Estimate) -> None:
-        budget = self._labeling.budget_usd
-        if budget is not None and estimate.cost_usd is not None and estimate.cost_usd > budget:
-            msg = (
-                f"'{self._labeling.asset}': the estimate of {estimate.cost_usd:.4f} USD for {estimate.requests:,} "
-                f"requests ({estimate.input_tokens:,} input tokens, {estimate.output_tokens_each} output tokens each) "
-                f"exceeds max_cost_usd={budget}. Nothing was sent. Raise the limit, lower max_tokens, give "
-                "expected_output_tokens, or send fewer rows."
-            )
-            raise BudgetError(msg)
+                    asked.update(one for one, outcome in pairs if outcome == Outcome.SUCCEEDED.value)
+                elif shard.state is not ShardState.PLANNED and shard.sent_at is not None:
+                    asked.update(one for one, _ in requests_of(self._payloads, shard.path, shard.nonce))
+        return asked
 
     def _supersede(self, older: Submission, by: str) -> None:
         """Send no more of a submission whose rows or definition have changed; what was sent is still collected."""
@@ -171,10 +201,10 @@ class Planner:
             if shard.state is ShardState.PLANNED:
                 with suppress(IllegalMoveError):  # another process has just sent it; it is collected in time
                     self._ledger.move(
-                        shard.shard_id, Move.CANCELED, status=BatchStatus.CANCELED, ended_at=self._clock()
+                        shard.shard_id, Move.CANCELED, status=BatchStatus.CANCELED, ended_at=self._deployment.clock()
                     )
 
-    def _open(
+    def _submission(
         self,
         plan: Plan,
         submission_id: str,
@@ -184,28 +214,36 @@ class Planner:
         known: Submission | None,
         sources: tuple[str, ...],
     ) -> Submission:
-        submission = Submission(
+        labeling, now = self._labeling, self._deployment.clock()
+        owner = self._deployment.owner(labeling)
+        return Submission(
             submission_id=submission_id,
-            namespace=self._namespace,
-            asset=self._labeling.asset,
+            namespace=self._deployment.namespace,
+            asset=labeling.asset,
             partition=partition,
             fingerprint=plan.fingerprint,
             config_fingerprint=self.configuration,
             attempt=1 if known is None else known.attempt + 1,
-            provider=self._labeling.provider,
-            account=self._provider.account,
-            model=self._labeling.spec.model,
+            provider=owner.provider,
+            account=owner.account,
+            model=owner.model,
             rows=plan.rows,
             requests=plan.requests,
             reused=plan.reused,
-            manifest_path=self._manifest_path(partition, submission_id),
+            manifest_path=self._path(partition, submission_id, "manifest.parquet"),
             estimated_usd=estimate.cost_usd,
             price_basis=estimate.tariff.basis,
-            created_at=self._clock(),
+            created_at=now,
+            deadline_at=None if labeling.deadline is None else now + labeling.deadline,
             run_id=run_id,
             reused_from=sources,
         )
-        return self._ledger.open(submission, plan.shards)
+
+
+def output_tokens_each(labeling: Labeling) -> int:
+    """Output tokens to estimate for each request."""
+    embeds = labeling.reader.format.kind is ResponseKind.EMBEDDING
+    return 0 if embeds else expected_output_tokens(labeling.params, labeling.expected_output_tokens)
 
 
 def _may_follow(known: Submission, *, again: bool) -> bool:

@@ -8,113 +8,40 @@ out to be known already, is discarded without a trace.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from decimal import Decimal
+from itertools import repeat
 from typing import Any
 
 import pyarrow as pa
 
-from dagster_llm_batch.core.identity import RowsDigest, custom_id, shard_nonce
+from dagster_llm_batch.core.identity import RowsDigest, custom_id
 from dagster_llm_batch.core.labeling import manifest_schema
-from dagster_llm_batch.core.pricing import Estimate
+from dagster_llm_batch.core.pricing import Estimate, Weight
 from dagster_llm_batch.core.prompt import ImageLoader, Renderer
 from dagster_llm_batch.core.rows import KeyGuard
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.engine.definition import Labeling
+from dagster_llm_batch.engine.shards import ShardFiles
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.storage.payloads import PayloadStore, PayloadWriter
 from dagster_llm_batch.storage.records import Shard
-from dagster_llm_batch.types import Limits, Request
+from dagster_llm_batch.types import Lane, Request
 
-__all__ = ["RAW", "RESULTS", "Draft", "Plan", "ShardFiles", "beside"]
-
-REQUESTS, RAW, RESULTS = ".requests.jsonl.zst", ".raw.jsonl.zst", ".results.parquet"
-"""What a shard's files end with; they differ in nothing else."""
+__all__ = ["Draft", "Plan", "Spare"]
 
 _TOKENS_PER_IMAGE = 1_000  # providers count an image as some hundred to some thousand tokens, whatever its bytes
 
 
-def beside(shard: Shard, ending: str) -> str:
-    """Another file of the same shard."""
-    return shard.path.removesuffix(REQUESTS) + ending
+@dataclass(frozen=True)
+class Spare:
+    """Where the requests are written once more for a fallback model, should it be asked."""
 
-
-class ShardFiles:
-    """Writes lines into request files, a new one whenever the current is full. `shards` holds what was closed."""
-
-    def __init__(
-        self, payloads: PayloadStore, limits: Limits, submission_id: str, wave: int, path_of: Callable[[str], str]
-    ) -> None:
-        self.shards: list[Shard] = []
-        self._payloads = payloads
-        self._fill = ShardFill(limits)
-        self._submission_id = submission_id
-        self._wave = wave
-        self._path_of = path_of
-        self._stack = ExitStack()
-        self._writer: PayloadWriter | None = None
-        self._cost_usd: Decimal | None = Decimal(0)
-
-    def add(self, line_for: Callable[[str], bytes], key: object, cost_of: Callable[[int], Decimal | None]) -> None:
-        """Write one request. `line_for` makes its line from a shard's nonce; all nonces are of one length."""
-        line = line_for(self._nonce)
-        if self._fill.starts_new(len(line), key):
-            if self._writer is not None:
-                self._close()
-                line = line_for(self._nonce)
-            self._cost_usd = Decimal(0)
-            self._writer = self._stack.enter_context(self._payloads.writer(self._request_path))
-        assert self._writer is not None
-        self._writer.write(line)
-        cost = cost_of(len(line))
-        self._cost_usd = None if cost is None or self._cost_usd is None else self._cost_usd + cost
-
-    @property
-    def _nonce(self) -> str:
-        return shard_nonce(self._submission_id, self._wave, len(self.shards))
-
-    @property
-    def _request_path(self) -> str:
-        return self._path_of(f"wave-{self._wave}-{len(self.shards):04d}{REQUESTS}")
-
-    def _close(self) -> None:
-        writer, path, nonce = self._writer, self._request_path, self._nonce
-        assert writer is not None
-        self._stack.close()
-        self._writer = None
-        self.shards.append(
-            Shard(
-                shard_id=nonce[1:],
-                submission_id=self._submission_id,
-                wave=self._wave,
-                number=len(self.shards),
-                nonce=nonce,
-                requests=writer.lines,
-                bytes=writer.bytes,
-                path=path,
-                digest=writer.digest,
-                estimated_usd=self._cost_usd,
-            )
-        )
-
-    def close(self) -> list[Shard]:
-        """End the last file and return all shards."""
-        if self._writer is not None:
-            self._close()
-        return self.shards
-
-    def discard(self) -> None:
-        """Remove what was written."""
-        with ExitStack() as last_first:
-            for shard in self.shards:
-                last_first.callback(self._payloads.delete, shard.path)
-            if self._writer is not None:
-                last_first.callback(self._payloads.delete, self._request_path)
-            last_first.callback(self._stack.close)
-        self.shards = []
+    codec: Codec
+    path: str
+    nonce: str
 
 
 @dataclass(frozen=True)
@@ -136,9 +63,10 @@ class Draft:
         labeling: Labeling,
         codec: Codec,
         payloads: PayloadStore,
-        files: ShardFiles,
+        files: Mapping[Lane, ShardFiles],
+        spares: Sequence[Spare],
         estimate: Estimate,
-        answered: Collection[str],
+        known: Collection[str],
         manifest_path: str,
         load_image: ImageLoader | None,
     ) -> None:
@@ -147,7 +75,8 @@ class Draft:
         self._codec = codec
         self._payloads = payloads
         self._files = files
-        self._answered = answered
+        self._spares = spares
+        self._not_asked = known
         self._manifest_path = manifest_path
         self._load_image = load_image
         self._keys = KeyGuard(labeling.key)
@@ -156,6 +85,7 @@ class Draft:
         self._reused = 0
         self._stack = ExitStack()
         self._manifest: Any = None
+        self._spare_files: list[PayloadWriter] = []
         self._schema: pa.Schema | None = None
         self._renderer: Renderer | None = None
 
@@ -172,13 +102,13 @@ class Draft:
         read = batch.select(list(self._renderer.columns)) if self._renderer.columns else None
         rows = [{}] * len(keys) if read is None else read.to_pylist()
         request_ids = []
-        for key, row in zip(keys, rows, strict=True):
+        for key, row, lane in zip(keys, rows, self._lanes(batch), strict=True):
             request = self._renderer.render(row, key)
             self._digest.add(key, request.request_id)
             request_ids.append(request.request_id)
             if request.request_id not in self._known:
                 self._known.add(request.request_id)
-                self._write(request, key)
+                self._write(request, key, lane)
         own = [batch.column(name) for name in self._schema.names[:-1]]
         self._manifest.write_table(self._manifest_table(own, request_ids))
 
@@ -186,17 +116,30 @@ class Draft:
     def _needed(self) -> set[str]:
         assert self._schema is not None
         assert self._renderer is not None
-        return {*self._schema.names[:-1], *self._renderer.columns}
+        urgent = self._labeling.urgent
+        return {*self._schema.names[:-1], *self._renderer.columns, *([] if urgent is None else [urgent])}
+
+    def _lanes(self, batch: pa.RecordBatch) -> Iterable[Lane]:
+        urgent = self._labeling.urgent
+        if urgent is None:
+            return repeat(Lane.BATCH, batch.num_rows)
+        column = batch.column(urgent)
+        if not pa.types.is_boolean(column.type) and not pa.types.is_null(column.type):
+            msg = f"urgent names the column {urgent!r} of type {column.type}; it takes one of true and false."
+            raise InputError(msg)
+        return [Lane.REALTIME if flag else Lane.BATCH for flag in column.to_pylist()]
 
     def _start(self, rows: pa.Schema) -> None:
         labeling = self._labeling
-        lacking = sorted(set(labeling.keep) - set(rows.names))
-        if lacking:
-            msg = f"keep names {lacking}, which the rows do not have. Columns of the rows: {', '.join(rows.names)}."
-            raise InputError(msg)
+        for argument, wanted in (("keep", labeling.keep), ("urgent", [labeling.urgent] if labeling.urgent else [])):
+            if lacking := sorted(set(wanted) - set(rows.names)):
+                columns = ", ".join(rows.names)
+                msg = f"{argument} names {lacking}, which the rows do not have. Columns of the rows: {columns}."
+                raise InputError(msg)
         self._renderer = labeling.prompt.renderer(rows.names, self._load_image)
         self._schema = manifest_schema(rows, labeling.key, labeling.keep)
         self._manifest = self._stack.enter_context(self._payloads.table_writer(self._manifest_path, self._schema))
+        self._spare_files = [self._stack.enter_context(self._payloads.writer(one.path)) for one in self._spares]
 
     def _manifest_table(self, own: list[pa.Array], request_ids: list[str]) -> pa.Table:
         assert self._schema is not None
@@ -207,25 +150,30 @@ class Draft:
             raise InputError(msg) from error
         return pa.table([*columns, pa.array(request_ids, pa.string())], schema=self._schema)
 
-    def _write(self, request: Request, key: object) -> None:
-        if request.request_id in self._answered:
+    def _write(self, request: Request, key: object, lane: Lane) -> None:
+        if request.request_id in self._not_asked:
             self._reused += 1
             return
 
         def line_for(nonce: str) -> bytes:
             return self._codec.encode(request, custom_id(nonce, request.request_id))
 
-        def cost_of(line_bytes: int) -> Decimal | None:
+        def weigh(line_bytes: int) -> Weight:
             in_base64 = sum((len(image.data) + 2) // 3 * 4 for image in request.images if image.data is not None)
-            return self.estimate.add(line_bytes - in_base64, extra_tokens=len(request.images) * _TOKENS_PER_IMAGE)
+            images = len(request.images) * _TOKENS_PER_IMAGE
+            return self.estimate.add(line_bytes - in_base64, extra_tokens=images, lane=lane)
 
-        self._files.add(line_for, key, cost_of)
+        self._files[lane].add(line_for, key, weigh)
+        for spare, file in zip(self._spares, self._spare_files, strict=True):
+            line = spare.codec.encode(request, custom_id(spare.nonce, request.request_id))
+            ShardFill(spare.codec.limits).starts_new(len(line), key)  # refuses what that provider cannot take
+            file.write(line)
 
     def finish(self, configuration: str) -> Plan:
         """Close all files. The draft can still be discarded."""
         if self._manifest is None:  # not even a schema came
             self._start(pa.schema([(name, pa.string()) for name in self._columns_of_nothing()]))
-        shards = self._files.close()
+        shards = [shard for files in self._files.values() for shard in files.close()]
         self._stack.close()
         return Plan(
             shards=shards,
@@ -241,8 +189,14 @@ class Draft:
 
     def only_rows(self, plan: Plan) -> Plan:
         """The plan without anything to send: all of its requests have their outcome already."""
-        self._files.discard()
+        self._discard_requests()
         return replace(plan, shards=[], reused=plan.requests)
+
+    def _discard_requests(self) -> None:
+        for files in self._files.values():
+            files.discard()
+        for spare in self._spares:
+            self._payloads.delete(spare.path)
 
     def replace_manifest(self, path: str) -> None:
         """Put this draft's manifest in the place of an older one of the same keys and requests."""
@@ -253,6 +207,6 @@ class Draft:
 
     def discard(self) -> None:
         """Remove every file of this draft."""
-        self._files.discard()
         self._stack.close()
+        self._discard_requests()
         self._payloads.delete(self._manifest_path)

@@ -4,17 +4,22 @@
                                    └─ no trustworthy reply ─▶ stays `submitting` until `recover` finds the batch or is
                                                               certain that there is none
 
-Nothing here ever creates a batch for a shard that is not `planned`.
+Nothing here ever creates a batch for a shard that is not `planned`. The shards of one batch, of one or of several
+submissions, make each move together, the carrier first: the batch has its tag. Who calls holds the leases of them all.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable
-from datetime import datetime
-from typing import BinaryIO
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from itertools import groupby
+from typing import BinaryIO, cast
 
+from dagster_llm_batch.core.identity import custom_id, padding_id
+from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.shards import renamed, requests_of
 from dagster_llm_batch.errors import (
     AmbiguousError,
     CannotTellError,
@@ -24,12 +29,9 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
-from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.states import Move, ShardState
-from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.records import Shard
-from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, RequestSpec, Undecided
+from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, Lane, RequestSpec, Undecided
 
 __all__ = ["Sender"]
 
@@ -39,107 +41,138 @@ _SPOOL_BYTES = 16 << 20
 
 
 class Sender:
-    """Sends shards of one provider and finds again what was sent without a record."""
+    """Sends shards as batches, and finds again what was sent without a record."""
 
-    def __init__(
-        self,
-        provider: Provider,
-        ledger: Ledger,
-        payloads: PayloadStore,
-        namespace: str,
-        clock: Callable[[], datetime],
-        sleep: Callable[[float], None],
-    ) -> None:
-        self._provider = provider
-        self._ledger = ledger
-        self._payloads = payloads
-        self._namespace = namespace
-        self._clock = clock
-        self._sleep = sleep
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._ledger = deployment.ledger
 
-    def tag(self, shard: Shard) -> str:
-        """What a batch carries so that it can be found: whose it is, and which shard of theirs."""
-        owner = hashlib.blake2b(self._namespace.encode(), digest_size=4).hexdigest()
-        return f"dlb-{owner}-{shard.nonce}"
+    def send(self, shards: Sequence[Shard], spec: RequestSpec, fill_up_to: int = 0) -> None:
+        """Send planned shards of one owner as one batch, filled up with copies of a request to so many.
 
-    def send(self, shard: Shard, spec: RequestSpec) -> Shard:
-        """Send a planned shard; returns it as the ledger has it then.
-
-        It may come back `planned` (the provider is busy: later), `submitting` (nobody knows yet) or `failed` (the
-        provider refused it for good). Raises CredentialsError or ConfigError with the shard `planned` again.
+        They may be `planned` afterwards (the provider is busy: later), `submitting` (nobody knows yet) or `failed` (the
+        provider refused them for good). Raises CredentialsError or ConfigError with the shards `planned` again.
         """
-        with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as lines:
-            self._copy(shard, lines)  # type: ignore[arg-type]  # a SpooledTemporaryFile is a BinaryIO in all but name
+        ids = [shard.shard_id for shard in shards]
+        provider = self._deployment.provider_of(shards[0])
+        padding = max(0, fill_up_to - sum(shard.requests for shard in shards))
+        with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
+            lines = cast("BinaryIO", spool)  # in all but name
+            for shard in shards:
+                self._copy(shard, lines)
+            for line in self._padding(shards[0], padding):
+                lines.write(line)
             for last in [False] * (_TRIES - 1) + [True]:
                 lines.seek(0)
-                shard = self._ledger.move(shard.shard_id, Move.SEND, sent_at=self._clock())
+                now = self._deployment.clock()
+                sent = self._ledger.move_together(ids, Move.SEND, sent_at=now, padding=padding)
                 try:
-                    batch_id = self._provider.submit(lines, spec, self.tag(shard))  # type: ignore[arg-type]
+                    batch_id = provider.submit(lines, spec, self._deployment.tag(shards[0]))
                 except TransientError as error:
-                    shard = self._ledger.move(shard.shard_id, Move.NOT_SENT, reason=str(error))
+                    self._ledger.move_together(ids, Move.NOT_SENT, reason=str(error))
                     if last:
-                        return shard
-                    self._sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
+                        return
+                    self._deployment.sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
                 except (CredentialsError, ConfigError) as error:
-                    self._ledger.move(shard.shard_id, Move.NOT_SENT, reason=str(error))
+                    self._ledger.move_together(ids, Move.NOT_SENT, reason=str(error))
                     raise
                 except RefusedError as error:
-                    return self._ledger.move(
-                        shard.shard_id,
-                        Move.REFUSED,
-                        status=BatchStatus.FAILED,
-                        reason=str(error),
-                        ended_at=self._clock(),
-                    )
+                    self._refused(sent, str(error), spec)
+                    return
                 except AmbiguousError as error:
-                    self._ledger.note(shard.submission_id, "ambiguous", f"{shard.shard_id}: {error}")
-                    return self.recover(shard)
+                    self._ledger.note(shards[0].submission_id, "ambiguous", f"{ids[0]}: {error}")
+                    self._recover(sent)
+                    return
                 else:
-                    return self._accepted(shard, batch_id)
-        return shard
+                    self._accepted(sent, batch_id)
+                    return
 
-    def recover(self, shard: Shard) -> Shard:
-        """Find out what became of a shard whose create call left no record.
+    def _refused(self, shards: Sequence[Shard], reason: str, spec: RequestSpec) -> None:
+        """The one of several that cannot be taken must not take the others along: each is tried by itself."""
+        ids = [shard.shard_id for shard in shards]
+        if len(shards) > 1:
+            for shard in self._ledger.move_together(ids, Move.NOT_SENT, reason=reason):
+                self.send([shard], spec)
+            return
+        now = self._deployment.clock()
+        self._ledger.move_together(ids, Move.REFUSED, status=BatchStatus.FAILED, reason=reason, ended_at=now)
 
-        Comes back `submitted` (found), `planned` (certainly not sent) or `submitting` (too early to say).
-        Raises CannotTellError where only a person can decide.
+    def recover(self, submission_ids: Sequence[str]) -> None:
+        """Find out what became of shards whose create call left no record. The caller holds these submissions' leases.
+
+        They are `submitted` then (found), `planned` (certainly not sent), `submitting` (too early to say) or, where
+        they were answered in real time, `ended`. Raises CannotTellError where only a person can decide.
         """
-        if shard.state is not ShardState.SUBMITTING or shard.sent_at is None:
-            return shard
+        unsure: list[CannotTellError] = []
+        others = {shard.submission_id for shard in self._ledger.sharing(submission_ids)} - set(submission_ids)
+        with self._deployment.leased(*others):
+            doubtful = sorted(self._ledger.sharing(submission_ids), key=_carrier)
+            for _, shards in groupby(doubtful, key=_carrier):
+                try:
+                    self._recover(sorted(shards, key=lambda shard: shard.carrier is not None))
+                except CannotTellError as error:
+                    unsure.append(error)
+        if unsure:
+            raise unsure[0]
+
+    def _recover(self, shards: Sequence[Shard]) -> None:
+        """The shards of one create call, the carrier first."""
+        carrier, ids = shards[0], [shard.shard_id for shard in shards]
+        assert carrier.sent_at is not None  # it is recorded with the intent
+        if carrier.lane is Lane.REALTIME:
+            self._ledger.move_together(ids, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=self._deployment.clock())
+            return
+        provider = self._deployment.provider_of(carrier)
+        requests = sum(shard.requests for shard in shards) + carrier.padding
         try:
-            hints = FindHints(shard.sent_at, shard.requests, shard.nonce, self._known(shard))
-            found = self._provider.find(self.tag(shard), hints)
+            hints = FindHints(carrier.sent_at, requests, carrier.nonce, self._known(shards))
+            found = provider.find(self._deployment.tag(carrier), hints)
         except TransientError:
-            return shard
-        if isinstance(found, Undecided):
-            return shard
+            return
         if isinstance(found, Found):
-            return self._accepted(shard, found.batch_id)
-        if isinstance(found, Absent):
-            waited = (self._clock() - shard.sent_at).total_seconds()
-            if waited < self._provider.settle_seconds:
-                return shard
-            return self._ledger.move(shard.shard_id, Move.NOT_SENT, reason="the provider has no such batch")
-        candidates = ", ".join(found.candidates) or "none named"
-        msg = (
-            f"Shard {shard.shard_id} was being sent at {shard.sent_at.isoformat()}, and nobody knows whether its batch "
-            f"exists: {found.reason}. Candidates: {candidates}. Nothing is sent again. Look at the provider's console, "
-            f"then call Engine.resolve({shard.shard_id!r}, batch_id=...) if it exists, or batch_id=None if it does not."
-        )
-        raise CannotTellError(msg)
+            self._accepted(shards, found.batch_id)
+        elif isinstance(found, Absent):
+            waited = self._deployment.clock() - carrier.sent_at
+            if waited >= timedelta(seconds=provider.settle_seconds):
+                self._ledger.move_together(ids, Move.NOT_SENT, reason="the provider has no such batch")
+        elif not isinstance(found, Undecided):
+            candidates = ", ".join(found.candidates) or "none named"
+            msg = (
+                f"Shard {carrier.shard_id} was being sent at {carrier.sent_at.isoformat()}, and nobody knows whether "
+                f"its batch exists: {found.reason}. Candidates: {candidates}. Nothing is sent again. Look at the "
+                f"provider's console, then call Engine.resolve({carrier.shard_id!r}, batch_id=...) if it exists, or "
+                "batch_id=None if it does not."
+            )
+            raise CannotTellError(msg)
 
-    def _known(self, shard: Shard) -> frozenset[str]:
-        """Batches that belong to other shards: those in flight anywhere here, and all of the same submission."""
-        others = [*self._ledger.in_flight(self._namespace), *self._ledger.shards(shard.submission_id)]
-        return frozenset(other.batch_id for other in others if other.batch_id is not None)
+    def _known(self, shards: Sequence[Shard]) -> frozenset[str]:
+        """Batches that are others for certain: those in flight anywhere here, and all of the same submissions."""
+        others = [*self._ledger.in_flight(self._deployment.namespace)]
+        put_back: set[str] = set()
+        for submission_id in {shard.submission_id for shard in shards}:
+            others += self._ledger.shards(submission_id)
+            events = self._ledger.events(submission_id)
+            put_back |= {event.detail for event in events if event.kind == Move.PUT_BACK.value and event.detail}
+        return frozenset(other.batch_id for other in others if other.batch_id is not None) | put_back
 
-    def _accepted(self, shard: Shard, batch_id: str) -> Shard:
-        return self._ledger.move(shard.shard_id, Move.ACCEPTED, batch_id=batch_id, submitted_at=self._clock())
+    def _accepted(self, shards: Sequence[Shard], batch_id: str) -> None:
+        ids = [shard.shard_id for shard in shards]
+        now = self._deployment.clock()
+        self._ledger.move_together(ids, Move.ACCEPTED, batch_id=batch_id, submitted_at=now)
+
+    def _padding(self, shard: Shard, copies: int) -> Iterator[bytes]:
+        """Copies of the shard's shortest request, under ids that belong to no row."""
+        if copies:
+            requests = requests_of(self._deployment.payloads, shard.path, shard.nonce)
+            request_id, line = min(requests, key=lambda request: len(request[1]))
+            own = custom_id(shard.nonce, request_id)
+            for number in range(copies):
+                yield renamed(line, own, padding_id(number), shard.nonce)
 
     def _copy(self, shard: Shard, lines: BinaryIO) -> None:
         digest = hashlib.blake2b(digest_size=16)
         try:
-            with self._payloads.reader(shard.path) as stored:
+            with self._deployment.payloads.reader(shard.path) as stored:
                 while chunk := stored.read(1 << 20):
                     digest.update(chunk)
                     lines.write(chunk)
@@ -155,3 +188,7 @@ class Sender:
                 "Restore it in the payload store, or cancel the submission and plan it again."
             )
             raise LLMBatchError(msg)
+
+
+def _carrier(shard: Shard) -> str:
+    return shard.carrier or shard.shard_id

@@ -9,7 +9,7 @@ name and compares the token. Uploads go in parts and downloads in pieces, at con
 uploads leaves parts behind that a lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`) should remove.
 
 Refuses a batch below the model's minimum of records before anything is sent: Bedrock itself takes such a job and fails
-it later. `small_batches="pad"` adds records to it instead, which are paid for, belong to no row and are short.
+it later.
 
 https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference.html
 """
@@ -81,7 +81,6 @@ class BedrockProvider:
         kms_key_id: str | None = None,
         tags: Mapping[str, str] | None = None,
         families: Mapping[str, str] | None = None,
-        small_batches: str = "refuse",
         min_requests: int = BEDROCK_LIMITS.min_requests,
         read_quotas: bool = True,
         account: str | None = None,
@@ -98,8 +97,6 @@ class BedrockProvider:
             )
         if timeout_hours not in _HOURS:
             raise ConfigError(f"timeout_hours is {timeout_hours}; Bedrock takes {_HOURS.start} to {_HOURS.stop - 1}.")
-        if small_batches not in ("refuse", "pad"):
-            raise ConfigError(f"small_batches is {small_batches!r}; it can be 'refuse' or 'pad'.")
         try:
             self._families = {model: Family(word) for model, word in (families or {}).items()}
         except ValueError as error:
@@ -114,7 +111,6 @@ class BedrockProvider:
         self._role_arn = role_arn
         self._hours = timeout_hours
         self._tags = dict(tags or {})
-        self._pads = small_batches == "pad"
         self._defaults = replace(BEDROCK_LIMITS, min_requests=min_requests)
         self._reads_quotas = read_quotas
         self._region = region_name
@@ -183,7 +179,7 @@ class BedrockProvider:
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         """See Provider.submit. Raises RefusedError, with nothing sent, for fewer records than the model's minimum."""
-        with records(lines, self.codec(spec), pad=self._pads) as source:
+        with records(lines, self.codec(spec)) as source:
             self._files.upload(source, tag, self._transfer_config())
         try:
             return self._create(spec, tag)

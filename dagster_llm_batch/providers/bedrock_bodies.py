@@ -17,11 +17,9 @@ from dagster_llm_batch.providers.bedrock_schema import bedrock_schema
 from dagster_llm_batch.providers.jsonlines import dumps
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseKind
 
-__all__ = ["OUTPUT_LIMIT", "check_shape", "settings"]
+__all__ = ["check_shape", "settings"]
 
 CLAUDE_VERSION = "bedrock-2023-05-31"
-OUTPUT_LIMIT = {Family.CLAUDE: "max_tokens", Family.CHAT: "max_tokens", Family.LLAMA: "max_gen_len"}
-"""The field that limits the length of a reply; in Nova and Converse it is `inferenceConfig.maxTokens`."""
 
 _INFERENCE = {
     "max_tokens": "maxTokens",

@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from itertools import chain
+from itertools import islice
 from typing import Any, BinaryIO, cast
 
 from dagster_llm_batch.errors import ProviderError, RefusedError, TransientError
@@ -108,27 +108,20 @@ class Files:
 
 
 @contextmanager
-def records(lines: BinaryIO, codec: BedrockLines, *, pad: bool) -> Iterator[BinaryIO]:
-    """The lines as Bedrock gets them, no fewer than the model's minimum: padded if asked, else RefusedError."""
+def records(lines: BinaryIO, codec: BedrockLines) -> Iterator[BinaryIO]:
+    """The lines as Bedrock gets them. Raises RefusedError for fewer than the model's minimum."""
     least = codec.limits.min_requests
     with sized(lines) as (file, _):
-        start, shortest, count = file.tell(), b"", 0
-        for line in iter(file.readline, b""):
-            count += 1
-            if pad and count < least and (not shortest or len(line) < len(shortest)):
-                shortest = line
+        start = file.tell()
+        count = sum(1 for _ in islice(iter(file.readline, b""), least))
         file.seek(start)
-        missing = least - count if count else 0
-        if missing > 0 and not pad:
+        if 0 < count < least:
             raise RefusedError(
                 f"A batch of {count} requests is below Bedrock's minimum of {least} for this model; Bedrock would take "
-                "it, and fail it hours later. Nothing was sent. Give one submission more rows, let larger batches form "
-                "(max_requests_per_batch), ask AWS for a lower quota, or set small_batches='pad' and pay for "
-                f"{missing} short requests more."
+                "it, and fail it hours later. Nothing was sent. Send more rows together, set below_minimum='pad' or "
+                "'realtime', or ask AWS for a lower quota."
             )
-        own = (codec.record_of(line) for line in iter(file.readline, b""))
-        padding = (codec.padding(shortest, number) for number in range(missing))
-        yield cast("BinaryIO", _Stream(chain(own, padding)))
+        yield cast("BinaryIO", _Stream(codec.record_of(line) for line in iter(file.readline, b"")))
 
 
 class _Stream(io.BufferedIOBase):

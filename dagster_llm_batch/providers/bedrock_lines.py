@@ -12,13 +12,12 @@ Formats: https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference-da
 
 from __future__ import annotations
 
-import json
 from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.providers.bedrock_bodies import OUTPUT_LIMIT, check_shape, settings
+from dagster_llm_batch.providers.bedrock_bodies import check_shape, settings
 from dagster_llm_batch.providers.bedrock_models import Family, takes_images
 from dagster_llm_batch.providers.bedrock_replies import read_line
 from dagster_llm_batch.providers.jsonlines import clean, dumps, quote
@@ -27,7 +26,6 @@ from dagster_llm_batch.types import Image, Limits, Request, RequestSpec, Result
 __all__ = ["BedrockLines"]
 
 _IMAGE_FORMATS = frozenset({"png", "jpeg", "gif", "webp"})
-_PADDING = "pad-"
 
 
 class BedrockLines:
@@ -76,17 +74,6 @@ class BedrockLines:
         """The line as Bedrock gets it."""
         start = self._start.encode("ascii")
         return b"{" + line[len(start) :] if line.startswith(start) else line
-
-    def padding(self, line: bytes, number: int) -> bytes:
-        """A record like that of `line` that belongs to no row and asks for the shortest reply."""
-        body = json.loads(line)["modelInput"]
-        if self._family in OUTPUT_LIMIT:
-            body[OUTPUT_LIMIT[self._family]] = 1
-            body.pop("max_completion_tokens", None)
-        elif self._family is not Family.TITAN:
-            body["inferenceConfig"] = {**body.get("inferenceConfig", {}), "maxTokens": 1}
-        record = {"recordId": f"{_PADDING}{number:04d}", "modelInput": body}
-        return dumps(record).encode("ascii") + b"\n"
 
     def _check(self, request: Request) -> None:
         if self._family is Family.TITAN and (request.system or request.images):

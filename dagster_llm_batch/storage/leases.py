@@ -59,7 +59,7 @@ class Lease:
         )
 
     def __str__(self) -> str:
-        return self.names[0] if len(self.names) == 1 else f"{self.names[0]} and {len(self.names) - 1} more"
+        return ", ".join([*self.names[:1], *([f"{len(self.names) - 1} more"] if len(self.names) > 1 else [])])
 
     def check(self) -> None:
         """Raises LeaseError where the lease is no longer certainly ours: stop, another process may have gone on."""

@@ -38,7 +38,7 @@ from dagster_llm_batch.storage.queries import (
 )
 from dagster_llm_batch.storage.records import Event, Progress, Shard, ShardFields, Submission, SubmissionState
 from dagster_llm_batch.storage.tables import EVENT, SHARD, SUBMISSION, from_row, to_row
-from dagster_llm_batch.types import BatchReport, PriceBasis
+from dagster_llm_batch.types import BatchReport, Lane, PriceBasis
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -202,6 +202,24 @@ class Ledger:
         query = query.where(SHARD.c.state == ShardState.SUBMITTING)
         return self._shards(query.order_by(SHARD.c.carrier.nulls_first(), SHARD.c.wave, SHARD.c.number))
 
+    def queued(self, namespace: str, shard: Shard, *, model: str | None = None) -> list[Shard]:
+        """What is in the queue of this shard's provider and account, and what of this namespace waited longer than it.
+
+        Only of `model`, or of all. Whatever was sent counts, from any namespace of this ledger.
+        """
+        planned_at = sa.select(SHARD.c.planned_at).where(SHARD.c.shard_id == shard.shard_id).scalar_subquery()
+        older = (SHARD.c.planned_at < planned_at) | (
+            (SHARD.c.planned_at == planned_at) & (SHARD.c.shard_id < shard.shard_id)
+        )
+        waits = (SHARD.c.state == ShardState.PLANNED) & (SUBMISSION.c.namespace == namespace) & older
+        query = (
+            sa.select(SHARD)
+            .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+            .where(SHARD.c.provider == shard.provider, SHARD.c.account == shard.account, SHARD.c.lane == Lane.BATCH)
+            .where(SHARD.c.state.in_(sorted(IN_FLIGHT)) | waits)
+        )
+        return self._shards(query if model is None else query.where(SHARD.c.model == model))
+
     def of_batch(self, shard: Shard) -> list[Shard]:
         """All shards that the batch of this one carries, the carrier first."""
         if shard.batch_id is None:
@@ -261,7 +279,9 @@ class Ledger:
                 if before[shard_id] not in sources:
                     raise illegal_move(shard_id, before[shard_id], move)
             if move is Move.SEND:
-                values["carrier"] = sa.case((SHARD.c.shard_id == shard_ids[0], None), else_=shard_ids[0])
+                is_carrier = SHARD.c.shard_id == shard_ids[0]
+                values["carrier"] = sa.case((is_carrier, None), else_=shard_ids[0])
+                values["padding"] = sa.case((is_carrier, fields.get("padding", 0)), else_=0)
             try:
                 connection.execute(sa.update(SHARD).where(these).values(values))
             except IntegrityError as error:

@@ -82,7 +82,7 @@ def test_an_unknown_price_is_null_and_never_zero() -> None:
         assert prices.price(Usage(1, 1)) == (None, None, PriceBasis.UNKNOWN)
         assert prices.price(None) == (None, None, PriceBasis.UNKNOWN)
         estimate = Estimate(prices, 10)
-        assert estimate.add(100) is None
+        assert estimate.add(100) == (25, None)
         assert (estimate.cost_usd, estimate.input_tokens) == (None, 25)
 
 
@@ -146,7 +146,7 @@ def test_the_shortcut_agrees_with_the_library(provider: str, model: str, usage: 
 
 def test_an_estimate_adds_up() -> None:
     estimate = Estimate(tariff("openai", "gpt-4o", NOW), 100)
-    costs = [estimate.add(4_000), estimate.add(4_000, extra_tokens=1_000)]
+    costs = [estimate.add(4_000).cost_usd, estimate.add(4_000, extra_tokens=1_000).cost_usd]
     assert costs == [Decimal("0.00175"), Decimal("0.003")]
     assert estimate.cost_usd == Decimal("0.00475")
     assert (estimate.requests, estimate.input_tokens) == (2, 3_000)

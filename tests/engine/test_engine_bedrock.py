@@ -13,6 +13,7 @@ import pytest
 from bedrock_kill_driver import BUCKET, LEAST, ROWS, definition, provider
 from house import House, assert_total, billed, tickets
 
+from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import (
     BatchFault,
     Emulator,
@@ -116,15 +117,62 @@ def test_a_job_cut_short_pays_for_what_ran_once_and_sends_the_rest_again(house: 
 
 
 def test_a_retried_tail_is_padded_where_the_user_chose_so(house: House, s3_url: str) -> None:
-    padding = provider(house.emulator.bedrock_url, s3_url, small_batches="pad")
-    house.providers = {"bedrock": padding}
     house.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
-    status = house.run(definition(), tickets(ROWS))
-    labels, _ = assert_total(house, definition(), status.submission.submission_id, ROWS)
+    padding = definition(below_minimum="pad")
+    status = house.run(padding, tickets(ROWS))
+    labels, _ = assert_total(house, padding, status.submission.submission_id, ROWS)
     assert len(labels) == ROWS
     assert status.submission.outcomes == {"succeeded": ROWS}
-    padded = [one for one in house.emulator.books.executions if (one.custom_id or "").startswith("pad-")]
+    padded = [one for one in house.emulator.books.executions if "-padding-" in (one.custom_id or "")]
     assert len(padded) == LEAST - 1
+    rows = sum(cost for cost in labels["llm_cost_usd"].to_pylist())
+    assert status.submission.cost_usd > rows  # the padding is in the bill
+
+
+def test_a_retried_tail_is_answered_in_real_time_where_the_user_chose_so(house: House, s3_url: str) -> None:
+    house.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
+    at_once = definition(below_minimum="realtime")
+    status = house.run(at_once, tickets(ROWS))
+    labels, _ = assert_total(house, at_once, status.submission.submission_id, ROWS)
+    assert sorted(labels["llm_lane"].to_pylist()).count("realtime") == 1
+    assert len(house.emulator.books.batches) == BATCHES
+
+
+def test_a_retried_tail_is_left_alone_and_says_so_where_nothing_was_chosen(house: House, s3_url: str) -> None:
+    house.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
+    status = house.run(definition(), tickets(ROWS))
+    assert status.submission.outcomes == {"succeeded": ROWS - 1, "errored": 1}
+    events = house.engine().ledger.events(status.submission.submission_id)
+    [told] = [event.detail for event in events if event.kind == "below_minimum"]
+    assert "below_minimum='pad'" in (told or "")
+
+
+def test_a_tail_is_filled_up_from_the_batch_before_it(house: House, s3_url: str) -> None:
+    one_over = definition(max_requests_per_batch=ROWS - 1)
+    status = house.run(one_over, tickets(ROWS))
+    assert_total(house, one_over, status.submission.submission_id, ROWS)
+    assert [shard.requests for shard in status.shards] == [ROWS - LEAST, LEAST]
+    assert len(billed(house)) == ROWS
+
+
+@pytest.mark.parametrize(("choice", "batches", "calls"), [("pad", 1, 0), ("realtime", 0, LEAST - 1)])
+def test_too_few_rows_for_a_batch_are_handled_as_chosen(house: House, choice: str, batches: int, calls: int) -> None:
+    few = definition(below_minimum=choice)
+    status = house.run(few, tickets(LEAST - 1))
+    labels, _ = assert_total(house, few, status.submission.submission_id, LEAST - 1)
+    assert len(labels) == LEAST - 1
+    assert len(house.emulator.books.batches) == batches
+    assert labels["llm_lane"].to_pylist().count("realtime") == calls
+    assert set(labels["llm_price_basis"].to_pylist()) == {"realtime" if calls else "rule:half"}
+
+
+def test_too_few_rows_for_a_batch_are_refused_before_anything_is_sent(house: House) -> None:
+    plan = house.engine().plan(definition(), tickets(LEAST - 1))
+    with pytest.raises(ConfigError, match=f"takes at least {LEAST} requests; these are {LEAST - 1}.*below_minimum="):
+        house.engine().submit(definition(), plan.submission_id)
+    assert create_calls(house) == 0
+    few = definition(below_minimum="pad")
+    assert house.finish(few, plan.submission_id).submission.outcomes == {"succeeded": LEAST - 1}
 
 
 def create_calls(house: House) -> int:

@@ -58,7 +58,6 @@ HEALED: dict[str, list[Any]] = {
     "all rows expired": [BatchFault(kind="expires", batches=[0], fraction=0.0)],
     "all rows failed for now": [RowFault(status_code=503, batches=[0])],
     "no output file": [BatchFault(kind="no_output_file", batches=[0])],
-    "queue full": [BatchFault(kind="fails", batches=[0])],
     "all at once": [
         FileFault(kind="missing", **FEW),
         FileFault(kind="malformed", **FEW),
@@ -335,7 +334,8 @@ def test_a_reply_without_usage_has_an_unknown_cost_and_not_zero(house: House) ->
     )
     facts = ShardFacts("r1", BatchStatus.ENDED, "openai", "b", 1, None)
     codec = house.providers["openai"].codec(definition.spec)
-    reconciler = Reconciler(codec, definition.reader, engine._tariff(definition), facts, [request.request_id])
+    tariff = engine._deployment.tariff(definition)
+    reconciler = Reconciler(codec, definition.reader, tariff, facts, [request.request_id])
     [table] = reconciler.tables([line])
     assert table["llm_outcome"].to_pylist() == ["succeeded"]
     assert table["llm_cost_usd"].to_pylist() == [None]

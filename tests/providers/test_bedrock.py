@@ -229,7 +229,7 @@ def test_a_listing_that_fails_says_nothing(emulator, provider):
 
 def test_a_batch_below_the_minimum_is_refused_before_anything_is_sent(emulator, s3_url):
     provider = over(emulator, s3_url, min_requests=100)
-    with pytest.raises(RefusedError, match=r"3 requests is below Bedrock's minimum of 100.*small_batches='pad'"):
+    with pytest.raises(RefusedError, match=r"3 requests is below Bedrock's minimum of 100.*below_minimum='pad'"):
         submit(provider, "tag-small")
     assert keys(s3_url, "llm/tag-small/") == []
     assert creates(emulator) == 0
@@ -256,22 +256,6 @@ def test_quotas_that_may_not_be_read_leave_the_defaults(emulator, provider):
 def test_a_codec_makes_no_call_before_its_limits_are_asked_for(emulator, provider):
     batch_file(provider.codec(SPEC))
     assert emulator.books.calls == []
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_padding_reaches_the_minimum_and_its_results_belong_to_no_row(s3_url, name):
-    spec = SPECS[name]
-    with emulator_over(s3_url, least=10) as emulator:
-        provider = over(emulator, s3_url, min_requests=10, small_batches="pad")
-        batch_id = submit(provider, f"pad-{name}", spec=spec)
-        emulator.settle()
-        assert report(provider, batch_id).status is BatchStatus.ENDED
-        found = results(provider, batch_id, spec)
-        assert len(found) == 10
-        own = [result for result in found if not (result.custom_id or "").startswith("pad-")]
-        assert sorted(result.custom_id or "" for result in own) == ["n-0", "n-1", "n-2"]
-        padding = [one for one in emulator.books.executions if (one.custom_id or "").startswith("pad-")]
-        assert all(one.billed and one.output_tokens <= 1 for one in padding)
 
 
 def test_a_job_below_the_minimum_fails_at_bedrock_with_the_reason(s3_url):
@@ -539,7 +523,6 @@ def test_codecs_of_equal_settings_are_told_apart_in_real_time(emulator, provider
         {"s3_uri": "bucket/x"},
         {"s3_uri": "s3://bucket/a=b"},
         {"timeout_hours": 12},
-        {"small_batches": "merge"},
         {"families": {"x": "gpt"}},
     ],
 )

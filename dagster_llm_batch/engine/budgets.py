@@ -1,0 +1,56 @@
+"""Refuses what would exceed a budget, before anything is sent. What is committed stands in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+
+from dagster_llm_batch.core.pricing import Estimate
+from dagster_llm_batch.engine.definition import Labeling
+from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.errors import BudgetError
+
+__all__ = ["exceeded", "refuse_over_budget"]
+
+_WAIT_SECONDS = 60.0  # for another process that commits money at this moment
+
+
+@contextmanager
+def refuse_over_budget(deployment: Deployment, labeling: Labeling, estimate: Estimate) -> Iterator[None]:
+    """Raise BudgetError, or commit the money in the block: no other process commits any meanwhile."""
+    cost = estimate.cost_usd
+    counted = (
+        f"{estimate.requests:,} requests ({estimate.input_tokens:,} input tokens, {estimate.output_tokens_each} output "
+        "tokens each)"
+    )
+    most = labeling.budget_usd
+    if most is not None and cost is not None and cost > most:
+        msg = (
+            f"'{labeling.asset}': the estimate of {cost:.4f} USD for {counted} exceeds max_cost_usd={most}. Nothing "
+            "was sent. Raise the limit, lower max_tokens, give expected_output_tokens, or send fewer rows."
+        )
+        raise BudgetError(msg)
+    if not deployment.budgets or not estimate.requests:
+        yield
+        return
+    with deployment.ledger.leased(f"budget:{deployment.namespace}", wait_seconds=_WAIT_SECONDS):
+        if (why := exceeded(deployment, labeling, cost)) is not None:
+            msg = f"'{labeling.asset}': {counted} are refused: {why}. Nothing was sent. Raise the budget, or wait."
+            raise BudgetError(msg)
+        yield
+
+
+def exceeded(deployment: Deployment, labeling: Labeling, cost_usd: Decimal | None) -> str | None:
+    """Which of the deployment's budgets so much more would exceed, in words; None: none of them."""
+    for budget in deployment.budgets:
+        if budget.asset not in (None, labeling.asset):
+            continue
+        if cost_usd is None:
+            return f"no price is known for '{labeling.model}', so the {budget} cannot be kept; give price=TokenPrice(…)"
+        spent = deployment.ledger.spent(
+            deployment.namespace, asset=budget.asset, since=budget.since(deployment.clock())
+        )
+        if spent + cost_usd > Decimal(budget.max_usd):
+            return f"with {cost_usd:.4f} USD more than the {spent:.4f} USD already committed, the {budget} is exceeded"
+    return None

@@ -1,0 +1,90 @@
+"""What every step needs: the providers, the ledger, the payload store, and the rules of one deployment."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from dagster_llm_batch.core.pricing import FREE, Tariff, tariff
+from dagster_llm_batch.engine.definition import Labeling
+from dagster_llm_batch.engine.rules import Budget, QueueLimit
+from dagster_llm_batch.engine.shards import Owner
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.protocols import Codec, Provider
+from dagster_llm_batch.storage.leases import Lease
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.records import Shard, Submission
+from dagster_llm_batch.types import Lane
+
+__all__ = ["Deployment"]
+
+_LEASE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One deployment. `sleep` takes seconds; `clock` gives aware times."""
+
+    providers: Mapping[str, Provider]
+    ledger: Ledger
+    payloads: PayloadStore
+    namespace: str
+    clock: Callable[[], datetime]
+    sleep: Callable[[float], None]
+    lease_wait_seconds: float = 0.0
+    budgets: tuple[Budget, ...] = ()
+    queue_limits: Mapping[str, QueueLimit] = field(default_factory=dict)
+
+    def leased(self, *submission_ids: str, wait_seconds: float | None = None) -> AbstractContextManager[Lease]:
+        """Work on these submissions, and nobody else meanwhile; raises LeaseError where another process does."""
+        patience = self.lease_wait_seconds if wait_seconds is None else wait_seconds
+        names = [f"submission:{one}" for one in submission_ids]
+        return self.ledger.leased(*names, seconds=_LEASE_SECONDS, wait_seconds=patience)
+
+    def provider(self, name: str) -> Provider:
+        """The configured provider of this name, or ConfigError."""
+        if name not in self.providers:
+            known = ", ".join(sorted(self.providers)) or "none"
+            msg = f"No provider '{name}' is configured; configured: {known}. Add it to LLMBatchResource({name}=...)."
+            raise ConfigError(msg)
+        return self.providers[name]
+
+    def codec(self, labeling: Labeling) -> Codec:
+        """Between this labeling's requests and its provider's lines; see Provider.codec for what it refuses."""
+        return self.provider(labeling.provider).codec(labeling.spec)
+
+    def tariff(self, labeling: Labeling) -> Tariff:
+        """What this labeling's requests cost in a batch, now."""
+        book = self.provider(labeling.provider).price_book
+        if book is None and labeling.price is None:
+            return FREE
+        return tariff(book or "", labeling.spec.model, self.clock(), labeling.price)
+
+    def owner(self, labeling: Labeling, lane: Lane = Lane.BATCH) -> Owner:
+        """Whom this labeling asks."""
+        return Owner(labeling.provider, self.provider(labeling.provider).account, labeling.spec.model, lane)
+
+    def provider_of(self, shard: Shard) -> Provider:
+        """The provider that the shard is for. Raises ConfigError where another account is configured now."""
+        provider = self.provider(shard.provider)
+        if provider.account != shard.account:
+            msg = (
+                f"Shard {shard.shard_id} was made with the {shard.provider} account '{shard.account}'; configured is "
+                f"'{provider.account}', which cannot see its batches. Configure the former again until its submission "
+                f"{shard.submission_id} is settled, or submit again to ask anew."
+            )
+            raise ConfigError(msg)
+        return provider
+
+    def is_late(self, submission: Submission) -> bool:
+        """Whether its deadline has passed."""
+        return submission.deadline_at is not None and self.clock() >= submission.deadline_at
+
+    def tag(self, shard: Shard) -> str:
+        """What a batch carries so that it can be found: whose it is, and which shard of theirs."""
+        owner = hashlib.blake2b(self.namespace.encode(), digest_size=4).hexdigest()
+        return f"dlb-{owner}-{shard.nonce}"

@@ -1,0 +1,191 @@
+"""Which planned shards go now, and how: together where they fit, as the provider's queue has room, or in real time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from datetime import datetime
+from itertools import groupby
+from typing import Any
+
+from dagster_llm_batch.core.sharding import tightest
+from dagster_llm_batch.engine.answering import Answerer
+from dagster_llm_batch.engine.definition import Labeling
+from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.rules import QueueLimit
+from dagster_llm_batch.engine.sending import Sender
+from dagster_llm_batch.errors import ConfigError, IllegalMoveError
+from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.storage.leases import Lease
+from dagster_llm_batch.storage.records import Shard
+from dagster_llm_batch.types import BatchStatus, Lane, Limits
+
+__all__ = ["WAITS", "Dispatcher", "drop", "due", "has_room"]
+
+WAITS = "waits"
+"""The event of a submission that leaves shards planned, since they may not go yet."""
+
+_SHARDS_IN_A_BATCH = 200  # their result files are open at once when the batch comes home
+_QUEUE_WAIT_SECONDS = 60.0
+
+
+class Dispatcher:
+    """Sends planned shards of one labeling, of one or of several submissions, all of whose leases the caller holds."""
+
+    def __init__(self, labeling: Labeling, deployment: Deployment, lease: Lease) -> None:
+        self._labeling = labeling
+        self._deployment = deployment
+        self._lease = lease
+        self._sender = Sender(deployment)
+
+    def send(self, planned: Sequence[Shard]) -> None:
+        """Send what can go now. What cannot stays planned, and an event says that it waits.
+
+        Raises ConfigError, before anything is sent, for a batch below the provider's least number.
+        """
+        batches: list[tuple[Labeling, list[Shard]]] = []
+        for (model, lane), shards in groupby(sorted(planned, key=_target), key=_target):
+            labeling = self._labeling.by(model)
+            if lane == Lane.REALTIME:
+                batches += [(labeling, [shard]) for shard in shards]
+            else:
+                batches += [(labeling, batch) for batch in self._batches(labeling, list(shards))]
+        for labeling, batch in batches:
+            self._lease.check()
+            self._send(labeling, batch)
+
+    def _batches(self, labeling: Labeling, shards: list[Shard]) -> Iterator[list[Shard]]:
+        limits = tightest(
+            self._deployment.codec(labeling).limits, labeling.max_requests_per_batch, labeling.max_bytes_per_batch
+        )
+        now = self._deployment.clock()
+        for batch in _together([shard for shard in shards if due(shard, now)], limits):
+            requests = sum(shard.requests for shard in batch)
+            if requests < limits.min_requests and labeling.below_minimum == "refuse":
+                msg = (
+                    f"'{labeling.asset}': a batch of {labeling.model} takes at least {limits.min_requests} requests; "
+                    f"these are {requests}. Nothing was sent. Set below_minimum='pad' (copies that are paid for fill "
+                    "it up) or 'realtime' (answered at once, at the price of real time), or send more rows together."
+                )
+                raise ConfigError(msg)
+            yield batch
+        for submission_id in {shard.submission_id for shard in shards if not due(shard, now)}:
+            self._waits(submission_id)
+
+    def _send(self, labeling: Labeling, batch: list[Shard]) -> None:
+        least = self._deployment.codec(labeling).limits.min_requests
+        requests = sum(shard.requests for shard in batch)
+        small = requests < least and labeling.below_minimum == "realtime"
+        if small or batch[0].lane is Lane.REALTIME:
+            for shard in batch:
+                Answerer(labeling, self._deployment).answer(shard)
+            return
+        with _queue(self._deployment, batch[0]):
+            if has_room(self._deployment, batch):
+                self._sender.send(batch, labeling.spec, fill_up_to=least)
+                return
+        for submission_id in {shard.submission_id for shard in batch}:
+            self._waits(submission_id)
+
+    def _waits(self, submission_id: str) -> None:
+        if self._deployment.ledger.last_event(submission_id).kind != WAITS:
+            self._deployment.ledger.note(submission_id, WAITS, "for the provider's queue, or for its time")
+
+    def give_up(self, planned: Sequence[Shard], *, late: bool) -> list[Shard]:
+        """Take back what batches of this model will not answer in time; returns what is left to send.
+
+        That is all after the deadline, and what a fallback is there for once the provider has long not taken it.
+        """
+        left = []
+        for shard in planned:
+            if shard.lane is Lane.BATCH and (late or self._is_down(shard)):
+                why = "the deadline has passed" if late else "its provider does not take it; the next model is asked"
+                drop(self._deployment, [shard], why)
+            else:
+                left.append(shard)
+        return left
+
+    def _is_down(self, shard: Shard) -> bool:
+        is_last = self._labeling.models[-1].model == f"{shard.provider}/{shard.model}"
+        if is_last or shard.reason is None:
+            return False
+        refusals = (
+            event.at
+            for event in self._deployment.ledger.events(shard.submission_id)
+            if event.shard_id == shard.shard_id and event.kind == Move.NOT_SENT.value
+        )
+        since = next(refusals, None)
+        return since is not None and self._deployment.clock() - since >= self._labeling.fallback_after
+
+
+def drop(deployment: Deployment, planned: Sequence[Shard], reason: str) -> None:
+    """Never send these."""
+    for shard in planned:
+        if shard.state is ShardState.PLANNED:
+            with suppress(IllegalMoveError):  # another process has just sent it; it is collected in time
+                deployment.ledger.move(
+                    shard.shard_id,
+                    Move.CANCELED,
+                    status=BatchStatus.CANCELED,
+                    reason=reason,
+                    ended_at=deployment.clock(),
+                )
+
+
+def due(shard: Shard, now: datetime) -> bool:
+    """Whether its time has come."""
+    return shard.waits_until is None or shard.waits_until <= now
+
+
+def _together(shards: Sequence[Shard], limits: Limits) -> Iterator[list[Shard]]:
+    """The shards in as few batches as their order and the limits allow."""
+    batch: list[Shard] = []
+    most = limits.max_requests if limits.max_inputs is None else min(limits.max_requests, limits.max_inputs)
+    for shard in shards:
+        requests = sum(one.requests for one in batch) + shard.requests
+        size = sum(one.bytes for one in batch) + shard.bytes
+        if batch and (requests > most or size > limits.max_bytes or len(batch) == _SHARDS_IN_A_BATCH):
+            yield batch
+            batch = []
+        batch.append(shard)
+    if batch:
+        yield batch
+
+
+def _queue(deployment: Deployment, shard: Shard) -> AbstractContextManager[Any]:
+    """Hold the queue of this shard's provider, if it has a limit: two processes must not take the same room."""
+    if _limit(deployment, shard)[0] is None:
+        return nullcontext()
+    name = f"queue:{shard.provider}:{shard.account}"
+    return deployment.ledger.leased(name, wait_seconds=_QUEUE_WAIT_SECONDS)
+
+
+def has_room(deployment: Deployment, batch: Sequence[Shard]) -> bool:
+    """Whether this batch may go: beside what is in the queue, and after what has waited longer."""
+    limit, model = _limit(deployment, batch[0])
+    if limit is None:
+        return True
+    own = {shard.shard_id for shard in batch}
+    before = deployment.ledger.queued(deployment.namespace, batch[0], model=model)
+    ahead = [shard for shard in before if shard.shard_id not in own]
+    everything = [*ahead, *batch]
+    taken = {
+        "max_batches": len({shard.carrier or shard.batch_id or shard.shard_id for shard in ahead}) + 1,
+        "max_requests": sum(shard.requests for shard in everything),
+        "max_tokens": sum(shard.tokens for shard in everything),
+    }
+    most = {name: getattr(limit, name) for name in taken}
+    fits = all(most[name] is None or count <= most[name] for name, count in taken.items())
+    return fits or not ahead  # what is alone over the limit is for the provider to judge
+
+
+def _limit(deployment: Deployment, shard: Shard) -> tuple[QueueLimit | None, str | None]:
+    """The limit that holds for the shard, and the model that it counts; None: all of the provider's."""
+    limits = deployment.queue_limits
+    if (own := limits.get(f"{shard.provider}/{shard.model}")) is not None:
+        return own, shard.model
+    return limits.get(shard.provider), None
+
+
+def _target(shard: Shard) -> tuple[str, str]:
+    return f"{shard.provider}/{shard.model}", shard.lane.value

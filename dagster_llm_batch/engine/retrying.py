@@ -1,0 +1,200 @@
+"""The next wave: which requests are worth asking again, of which model, in which lane.
+
+A request whose reply was not good goes to the same model again while that can help (RetryPolicy), then to the next
+fallback, else nowhere. After the deadline all of it goes in real time. Requests that an earlier submission of the
+partition had sent, and got no good answer to, are asked here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+from dagster_llm_batch.core.identity import custom_id
+from dagster_llm_batch.core.pricing import Weight
+from dagster_llm_batch.engine.budgets import exceeded
+from dagster_llm_batch.engine.collecting import Collector
+from dagster_llm_batch.engine.definition import Labeling
+from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.planner import Planner, output_tokens_each
+from dagster_llm_batch.engine.shards import renamed, requests_of
+from dagster_llm_batch.storage.records import Shard, Submission
+from dagster_llm_batch.types import BatchStatus, Lane, Outcome, Usage
+
+__all__ = ["NextWave"]
+
+_RETRIED = frozenset({Outcome.ERRORED, Outcome.EXPIRED, Outcome.CANCELED, Outcome.MISSING, Outcome.INVALID})
+_WORD = ["llm_request_id", "llm_outcome", "llm_retryable"]
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """Requests of one shard, to be asked of one model in one lane."""
+
+    model: int  # which of the labeling's models
+    lane: Lane
+    shard: Shard
+    request_ids: frozenset[str]
+
+    @property
+    def target(self) -> tuple[int, str]:
+        return self.model, self.lane.value
+
+
+class NextWave:
+    """Decides and writes the next wave of one open submission, all shards of which are collected."""
+
+    def __init__(
+        self, labeling: Labeling, deployment: Deployment, submission: Submission, shards: Sequence[Shard]
+    ) -> None:
+        self._labeling = labeling
+        self._deployment = deployment
+        self._submission = submission
+        self._shards = shards
+        self._planner = Planner(labeling, deployment)
+        self._collector = Collector(labeling, deployment)
+        deadline = submission.deadline_at
+        self._late = deadline is not None and deployment.clock() >= deadline
+
+    def write(self) -> list[Shard]:
+        """The shards of the next wave, their request files written; none where nothing is asked again."""
+        asks = self._worth_a_batch([*self._again(), *self._adopted()])
+        if not asks or not self._affordable(asks):
+            return []
+        submission = self._submission
+        wave = self._planner.wave(submission.submission_id, submission.partition, submission.waves + 1)
+        shards: list[Shard] = []
+        for (model, lane), group in groupby(sorted(asks, key=_target), key=_target):
+            files = self._planner.files(wave, self._labeling.models[model], Lane(lane))
+            for ask in group:
+                weigh = partial(_constant, self._weight(ask))
+                for request_id, old, line in self._lines(ask):
+                    files.add(partial(renamed, line, old, request_id), request_id, weigh)
+            shards += files.close()
+        return shards
+
+    def _again(self) -> Iterator[_Ask]:
+        names = [one.model for one in self._labeling.models]
+        for shard in self._shards:
+            if shard.wave != self._submission.waves:
+                continue
+            model = names.index(self._labeling.by(f"{shard.provider}/{shard.model}").model)
+            lane = Lane.REALTIME if self._late else shard.lane
+            same, rest = self._split(shard)
+            if same:
+                yield _Ask(model, lane, shard, frozenset(same))
+            if rest and model + 1 < len(names) and self._has_spare(model + 1):
+                yield _Ask(model + 1, lane, shard, frozenset(rest))
+
+    def _has_spare(self, model: int) -> bool:
+        """A fallback that was declared only after the rows were read has no request file."""
+        submission = self._submission
+        spare = self._planner.spare(submission.submission_id, submission.partition, model)
+        return self._deployment.payloads.exists(spare.path)
+
+    def _split(self, shard: Shard) -> tuple[list[str], list[str]]:
+        """Requests without a good answer: those to ask the same model again, and the others."""
+        retry = self._labeling.retry
+        tries = len({one.wave for one in self._shards if (one.provider, one.model) == (shard.provider, shard.model)})
+        rescued = self._late and shard.lane is Lane.BATCH  # in real time it was not tried yet
+        given_up = shard.status is BatchStatus.CANCELED and shard.sent_at is None and not self._late
+        same: list[str] = []
+        rest: list[str] = []
+        for request_id, outcome, retryable in self._words([shard]):
+            if outcome == Outcome.SUCCEEDED:
+                continue
+            most = min(retry.max_waves, retry.invalid_waves if outcome == Outcome.INVALID else retry.max_waves)
+            worth = retryable and outcome in _RETRIED and not given_up and (tries < most or rescued)
+            (same if worth else rest).append(request_id)
+        return same, rest
+
+    def _adopted(self) -> Iterator[_Ask]:
+        """What the submissions before had sent for these rows, in vain. They were asked by the first model then."""
+        if not self._submission.reused_from:
+            return
+        manifest = self._deployment.payloads.read_table(self._submission.manifest_path or "", [_WORD[0]])
+        open_ids = set(manifest[_WORD[0]].to_pylist())
+        open_ids.difference_update(request_id for request_id, *_ in self._words(self._shards))
+        sources = [s for one in self._submission.reused_from for s in self._deployment.ledger.shards(one)]
+        planned_at = self._submission.created_at
+        in_flight = [s for s in sources if s.collected_at is not None and s.collected_at > planned_at]
+        words = [(shard, list(self._words([shard]))) for shard in in_flight]
+        open_ids.difference_update(one for _, said in words for one, outcome, _ in said if outcome == Outcome.SUCCEEDED)
+        for shard, said in words:
+            if shard.model != self._labeling.spec.model:
+                continue
+            mine = frozenset(one for one, _, retryable in said if retryable and one in open_ids)
+            open_ids -= mine
+            if mine:
+                yield _Ask(0, Lane.REALTIME if self._late else shard.lane, shard, mine)
+
+    def _words(self, shards: Sequence[Shard]) -> Iterator[tuple[str, str, bool]]:
+        for table in self._collector.results(list(shards), _WORD):
+            yield from zip(*(column.to_pylist() for column in table.columns), strict=True)
+
+    def _worth_a_batch(self, asks: Sequence[_Ask]) -> list[_Ask]:
+        """The asks, those below a provider's least number as the user chose."""
+        kept: list[_Ask] = []
+        for (model, lane), group in groupby(sorted(asks, key=_target), key=_target):
+            found = list(group)
+            labeling = self._labeling.models[model]
+            requests = sum(len(ask.request_ids) for ask in found)
+            least = self._deployment.codec(labeling).limits.min_requests
+            if lane == Lane.REALTIME or requests >= least or labeling.below_minimum == "pad":
+                kept += found
+            elif labeling.below_minimum == "realtime":
+                kept += [_Ask(ask.model, Lane.REALTIME, ask.shard, ask.request_ids) for ask in found]
+            else:
+                self._note(
+                    "below_minimum",
+                    f"{requests} requests are not sent again: a batch of {labeling.model} takes at least {least}. Set "
+                    "below_minimum='pad' or 'realtime' to have them asked.",
+                )
+        return kept
+
+    def _affordable(self, asks: Sequence[_Ask]) -> bool:
+        known = [shard.estimated_usd if shard.cost_usd is None else shard.cost_usd for shard in self._shards]
+        spent = sum((cost for cost in known if cost is not None), Decimal(0))
+        costs = [(self._weight(ask).cost_usd or Decimal(0)) * len(ask.request_ids) for ask in asks]
+        requests = sum(len(ask.request_ids) for ask in asks)
+        most, more = self._labeling.budget_usd, sum(costs, Decimal(0))
+        if most is not None and spent + more > most:
+            why: str | None = f"{spent} USD are spent of max_cost_usd={most}"
+        else:
+            why = exceeded(self._deployment, self._labeling, more)
+        if why is not None:
+            self._note("over_budget", f"{requests} requests are not sent again: {why}")
+        return why is None
+
+    def _weight(self, ask: _Ask) -> Weight:
+        """An average request of its shard, at the price of whom it is for now."""
+        labeling = self._labeling.models[ask.model]
+        tokens = ask.shard.tokens // max(ask.shard.requests, 1)
+        usage = Usage(input_tokens=tokens, output_tokens=output_tokens_each(labeling))
+        return Weight(tokens, self._deployment.tariff(labeling).of(ask.lane).price(usage).cost_usd)
+
+    def _lines(self, ask: _Ask) -> Iterator[tuple[str, str, bytes]]:
+        """Each request with its present custom_id and its line, as this model's provider takes it."""
+        payloads = self._deployment.payloads
+        path, nonce = ask.shard.path, ask.shard.nonce
+        if f"{ask.shard.provider}/{ask.shard.model}" != self._labeling.models[ask.model].model:
+            spare = self._planner.spare(self._submission.submission_id, self._submission.partition, ask.model)
+            path, nonce = spare.path, spare.nonce
+        for request_id, line in requests_of(payloads, path, nonce):
+            if request_id in ask.request_ids:
+                yield request_id, custom_id(nonce, request_id), line
+
+    def _note(self, kind: str, detail: str) -> None:
+        self._deployment.ledger.note(self._submission.submission_id, kind, detail)
+
+
+def _constant(weight: Weight, _line_bytes: int) -> Weight:
+    return weight
+
+
+def _target(ask: _Ask) -> Any:
+    return ask.target

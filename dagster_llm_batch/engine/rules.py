@@ -1,0 +1,68 @@
+"""A deployment's rules: budgets over time, and how much may wait in a provider's queue. Values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Literal, get_args
+
+from dagster_llm_batch.core.pricing import dollars
+from dagster_llm_batch.errors import ConfigError
+
+__all__ = ["Budget", "Period", "QueueLimit"]
+
+Period = Literal["day", "month", "ever"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that submissions may commit to in a period, by what they cost, and are estimated to cost till then.
+
+    Args:
+        max_usd: US dollars.
+        period: "day" or "month" (of the calendar, UTC), or "ever".
+        asset: Of one labeled dataset only, by its key ("ticket_labels"). Default: of all in the namespace together.
+    """
+
+    max_usd: Decimal | float | str
+    period: Period = "month"
+    asset: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_usd", dollars("Budget.max_usd", self.max_usd))
+        if self.period not in get_args(Period):
+            msg = f"Budget.period={self.period!r} is none of {', '.join(repr(one) for one in get_args(Period))}."
+            raise ConfigError(msg)
+
+    def since(self, now: datetime) -> datetime | None:
+        """When the present period began; None: at the beginning."""
+        if self.period == "ever":
+            return None
+        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        return midnight if self.period == "day" else midnight.replace(day=1)
+
+    def __str__(self) -> str:
+        what = "all labeled datasets together" if self.asset is None else f"'{self.asset}'"
+        return f"budget of {self.max_usd} USD for {what}" + ("" if self.period == "ever" else f" per {self.period}")
+
+
+@dataclass(frozen=True)
+class QueueLimit:
+    """The most that may be in a provider's queue at once; what is over waits in the ledger, and goes oldest first.
+
+    Args:
+        max_batches: Batches.
+        max_requests: Requests in them.
+        max_tokens: Their input tokens, by estimate: OpenAI's enqueued-token limit of your tier.
+    """
+
+    max_batches: int | None = None
+    max_requests: int | None = None
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_batches", "max_requests", "max_tokens"):
+            if (given := getattr(self, name)) is not None and given < 1:
+                msg = f"QueueLimit.{name}={given!r} lets nothing through; it is at least 1, or left out."
+                raise ConfigError(msg)

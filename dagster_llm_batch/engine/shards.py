@@ -1,0 +1,199 @@
+"""Request files: lines into shards, a new one whenever the current is full. Local to a wave; nothing is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from itertools import count
+
+from dagster_llm_batch.core.identity import custom_id, custom_id_pattern, shard_nonce
+from dagster_llm_batch.core.pricing import Weight
+from dagster_llm_batch.core.sharding import ShardFill
+from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.storage.payloads import PayloadStore, PayloadWriter
+from dagster_llm_batch.storage.records import Shard
+from dagster_llm_batch.types import Lane, Limits
+
+__all__ = ["RAW", "RESULTS", "Owner", "ShardFiles", "Wave", "beside", "renamed", "requests_of"]
+
+REQUESTS, RAW, RESULTS = ".requests.jsonl.zst", ".raw.jsonl.zst", ".results.parquet"
+"""What a shard's files end with; they differ in nothing else."""
+
+_AT_ONCE = 32
+"""Requests of a shard in real time: what a killed process can lose the answers of."""
+
+
+def beside(shard: Shard, ending: str) -> str:
+    """Another file of the same shard."""
+    return shard.path.removesuffix(REQUESTS) + ending
+
+
+def requests_of(payloads: PayloadStore, path: str, nonce: str) -> Iterator[tuple[str, bytes]]:
+    """The lines of a request file, each with its request_id."""
+    pattern = custom_id_pattern(nonce)
+    for line in payloads.lines(path):
+        found = pattern.search(line)
+        if found is None:
+            msg = f"A line of {path} has no custom_id of its shard: the file was changed after it was planned."
+            raise LLMBatchError(msg)
+        yield found[1].decode(), line
+
+
+def renamed(line: bytes, old: str, request_id: str, nonce: str) -> bytes:
+    """The same request under another shard's nonce."""
+    return line.replace(old.encode(), custom_id(nonce, request_id).encode(), 1)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whom requests are for."""
+
+    provider: str
+    account: str
+    model: str
+    lane: Lane = Lane.BATCH
+
+
+@dataclass(frozen=True)
+class Wave:
+    """One wave of a submission while its request files are written; all of them count on together."""
+
+    payloads: PayloadStore
+    submission_id: str
+    number: int
+    path_of: Callable[[str], str]
+    shard_numbers: Iterator[int] = field(default_factory=count)
+
+    def files(self, limits: Limits, owner: Owner) -> ShardFiles:
+        """Where requests for this owner are written."""
+        if owner.lane is Lane.REALTIME:
+            limits = replace(limits, max_requests=_AT_ONCE, min_requests=1)
+        return ShardFiles(self, limits, owner)
+
+
+class ShardFiles:
+    """The request files of one owner in a wave. `shards` holds what was closed."""
+
+    def __init__(self, wave: Wave, limits: Limits, owner: Owner) -> None:
+        self.shards: list[Shard] = []
+        self.requests = 0
+        self._wave = wave
+        self._limits = limits
+        self._owner = owner
+        self._fill = ShardFill(limits)
+        self._open: _OpenShard | None = None
+
+    def add(self, line_for: Callable[[str], bytes], key: object, weigh: Callable[[int], Weight]) -> None:
+        """Write one request. `line_for` makes its line from a shard's nonce; all nonces are of one length."""
+        shard = self._open or self._begin()
+        line = line_for(shard.nonce)
+        if self._fill.starts_new(len(line), key) and shard.requests:
+            self._close()
+            shard = self._begin()
+            line = line_for(shard.nonce)
+        shard.add(line, weigh(len(line)))
+        self.requests += 1
+
+    def _begin(self) -> _OpenShard:
+        self._open = _OpenShard(self._wave, next(self._wave.shard_numbers))
+        return self._open
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self.shards.append(self._open.close(self._owner))
+        self._open = None
+
+    def close(self) -> list[Shard]:
+        """End the last file, fill it up to the provider's least number from the one before, and return all shards."""
+        self._close()
+        if len(self.shards) > 1:
+            self.shards[-2:] = self._fill_up(*self.shards[-2:])
+        return self.shards
+
+    def _fill_up(self, full: Shard, tail: Shard) -> list[Shard]:
+        """Move requests from the end of `full` into `tail`, where that brings both to the least number."""
+        least, lacking = self._limits.min_requests, self._limits.min_requests - tail.requests
+        if lacking <= 0 or full.requests - lacking < least:
+            return [full, tail]
+        payloads = self._wave.payloads
+        with payloads.writer(full.path) as rest, payloads.writer(tail.path) as more:
+            for line in payloads.lines(tail.path):
+                more.write(line)
+            for number, (request_id, line) in enumerate(requests_of(payloads, full.path, full.nonce)):
+                if number < full.requests - lacking:
+                    rest.write(line)
+                else:
+                    more.write(renamed(line, custom_id(full.nonce, request_id), request_id, tail.nonce))
+        return [_rewritten(full, rest, full, -lacking), _rewritten(tail, more, full, lacking)]
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        with ExitStack() as last_first:
+            for shard in self.shards:
+                last_first.callback(self._wave.payloads.delete, shard.path)
+            if self._open is not None:
+                last_first.callback(self._open.discard)
+        self.shards, self._open = [], None
+
+
+class _OpenShard:
+    """A request file while it is written."""
+
+    def __init__(self, wave: Wave, number: int) -> None:
+        self.nonce = shard_nonce(wave.submission_id, wave.number, number)
+        self.requests = 0
+        self._wave = wave
+        self._number = number
+        self._path = wave.path_of(f"wave-{wave.number}-{number:04d}{REQUESTS}")
+        self._stack = ExitStack()
+        self._writer: PayloadWriter = self._stack.enter_context(wave.payloads.writer(self._path))
+        self._tokens = 0
+        self._cost_usd: Decimal | None = Decimal(0)
+
+    def add(self, line: bytes, weight: Weight) -> None:
+        self._writer.write(line)
+        self.requests += 1
+        self._tokens += weight.tokens
+        known = weight.cost_usd is not None and self._cost_usd is not None
+        self._cost_usd = self._cost_usd + weight.cost_usd if known else None  # type: ignore[operator]  # both known
+
+    def close(self, owner: Owner) -> Shard:
+        self._stack.close()
+        return Shard(
+            shard_id=self.nonce[1:],
+            submission_id=self._wave.submission_id,
+            provider=owner.provider,
+            account=owner.account,
+            model=owner.model,
+            lane=owner.lane,
+            wave=self._wave.number,
+            number=self._number,
+            nonce=self.nonce,
+            requests=self.requests,
+            bytes=self._writer.bytes,
+            path=self._path,
+            digest=self._writer.digest,
+            tokens=self._tokens,
+            estimated_usd=self._cost_usd,
+        )
+
+    def discard(self) -> None:
+        self._stack.close()
+        self._wave.payloads.delete(self._path)
+
+
+def _rewritten(shard: Shard, file: PayloadWriter, source: Shard, moved: int) -> Shard:
+    """The shard with `moved` average requests of `source` more."""
+    cost = source.estimated_usd
+    return replace(
+        shard,
+        requests=shard.requests + moved,
+        bytes=file.bytes,
+        digest=file.digest,
+        tokens=shard.tokens + source.tokens * moved // source.requests,
+        estimated_usd=None
+        if cost is None or shard.estimated_usd is None
+        else shard.estimated_usd + cost * moved / source.requests,
+    )
