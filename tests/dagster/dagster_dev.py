@@ -43,7 +43,9 @@ def until(what: str, look: Callable[[], Any], log: Path, seconds: float = 240.0)
 
 
 @contextlib.contextmanager
-def process(mark: str, command: list[str], env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    mark: str, command: list[str], env: Mapping[str, str], log: Path, cwd: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process group that does not outlive the block, nor does anything that it started."""
     with log.open("wb") as out:
         running = subprocess.Popen(
@@ -52,6 +54,7 @@ def process(mark: str, command: list[str], env: Mapping[str, str], log: Path) ->
             stdout=out,
             stderr=subprocess.STDOUT,
             env={**os.environ, **env, MARK: mark},
+            cwd=cwd,
             start_new_session=True,
         )
     try:
