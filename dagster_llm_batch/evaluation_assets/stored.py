@@ -41,6 +41,32 @@ class StoredTables:
         here = None if self.partitions_def(key) is None else partition
         return [here] if here in self.partitions(key) else []
 
+    def read(
+        self,
+        key: dg.AssetKey,
+        partition: str | None,
+        partitions_def: dg.PartitionsDefinition[Any] | None,
+        columns: Sequence[str],
+        *,
+        also: Sequence[str] = (),
+        hint: str,
+    ) -> pa.Table:
+        """What one partition of an evaluation with `partitions_def` needs of an asset, or (None) all of it.
+
+        Raises ConfigError for other partitions, InputError where nothing is there.
+        """
+        own = self.partitions_def(key)
+        if partition is not None and own not in (None, partitions_def):
+            raise ConfigError(
+                f"{key.to_user_string()} has other partitions than what reads it: {own} against {partitions_def}. "
+                "Give both the same partitions_def, or what reads it none, to read all partitions together."
+            )
+        here = self.partitions(key) if partition is None else self.in_partition(key, partition)
+        if not here:
+            where = "" if partition is None else f" for partition {partition}"
+            raise InputError(f"{key.to_user_string()} is not materialized{where}. Materialize it first.")
+        return stacked([self.load(key, one, columns, also=also, hint=hint) for one in here], key)
+
     def load(
         self, key: dg.AssetKey, partition: str | None, columns: Sequence[str], *, also: Sequence[str] = (), hint: str
     ) -> pa.Table:
@@ -50,7 +76,9 @@ class StoredTables:
             value = self._context.load_asset_value(key, partition_key=partition)
             batches = list(record_batches(value))
         except Exception as error:  # an IO manager raises whatever its store does
-            raise InputError(f"{what} could not be read: {type(error).__name__}: {error}") from error
+            never = self._context.instance.get_latest_materialization_event(key) is None
+            todo = " It was never materialized here: materialize it first." if never else ""
+            raise InputError(f"{what} could not be read: {type(error).__name__}: {error}.{todo}") from error
         table = pa.Table.from_batches(batches) if batches else pa.table({})
         if missing := [name for name in columns if name not in table.column_names]:
             raise ConfigError(

@@ -1,0 +1,106 @@
+"""Assets that compute a table from other tables: one partition after the other, each with its own metadata, version and
+checks.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from dagster_llm_batch.assets.output import Frame, write_output
+from dagster_llm_batch.assets.partitions import each_partition, landed
+from dagster_llm_batch.checks import Verdict
+from dagster_llm_batch.metadata import data_version, table_schema
+
+__all__ = ["Computed", "Tabling", "code_digest", "in_partition", "quiet_check_spec"]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What an asset stores of one partition, and says of it. `docs` describes columns."""
+
+    table: pa.Table
+    metadata: Mapping[str, Any]
+    docs: Mapping[str, str | None] = field(default_factory=dict)
+    verdicts: Sequence[Verdict] = ()
+
+
+@dataclass(frozen=True)
+class Tabling:
+    """How the tables of one evaluation are stored."""
+
+    partitions_def: dg.PartitionsDefinition[Any] | None
+    frame: Frame
+    io_manager_key: str
+
+    def asset(
+        self,
+        spec: dg.AssetSpec,
+        compute: Callable[[dg.AssetExecutionContext, str | None], Computed],
+        checks: Sequence[dg.AssetCheckSpec] = (),
+        backfill_policy: dg.BackfillPolicy | None = None,
+    ) -> dg.AssetsDefinition:
+        """An asset of one table. `compute` gets a partition, or None. By default, one run backfills all partitions."""
+
+        @dg.multi_asset(
+            name=spec.key.to_python_identifier(),
+            specs=[spec],
+            check_specs=checks,
+            can_subset=True,
+            required_resource_keys={self.io_manager_key},
+            backfill_policy=backfill_policy or dg.BackfillPolicy.single_run() if self.partitions_def else None,
+        )
+        def tabulate(context: dg.AssetExecutionContext) -> Iterator[Any]:
+            yield from each_partition(
+                context, lambda partition: self.land(context, spec, partition, compute(context, partition), checks)
+            )
+
+        return tabulate
+
+    def land(
+        self,
+        context: dg.AssetExecutionContext,
+        spec: dg.AssetSpec,
+        partition: str | None,
+        computed: Computed,
+        checks: Sequence[dg.AssetCheckSpec] = (),
+    ) -> Iterator[Any]:
+        """Store one partition, and say so."""
+        table = in_partition(computed.table, partition)
+        logged = write_output(context, spec, self.io_manager_key, partition, table, self.frame)
+        described = {
+            "dagster/row_count" if partition is None else "dagster/partition_row_count": len(table),
+            "dagster/column_schema": table_schema(table.schema, {"partition": "of the rows", **computed.docs}),
+        }
+        yield from landed(
+            context,
+            spec.key,
+            partition,
+            metadata={**computed.metadata, **described, **logged},
+            version=data_version(table),
+            checks=checks,
+            verdicts=computed.verdicts,
+        )
+
+
+def in_partition(table: pa.Table, partition: str | None) -> pa.Table:
+    """With the partition as first column, since many stores keep the partitions in one table."""
+    if partition is None or "partition" in table.column_names:
+        return table
+    return table.add_column(0, "partition", pa.repeat(partition, len(table)).cast(pa.string()))
+
+
+def quiet_check_spec(name: str, **given: Any) -> dg.AssetCheckSpec:
+    """A check, partitioned or not, without the warning that partitioned checks are new in 1.13."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=dg.PreviewWarning)
+        return dg.AssetCheckSpec(name, **given)
+
+
+def code_digest(*parts: object) -> str:
+    """A code version that changes with any of the parts."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

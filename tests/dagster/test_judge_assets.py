@@ -1,0 +1,372 @@
+"""Judges in a real Dagster, over the official SDK and the emulator: what is asked, what it costs, what is shown."""
+
+from __future__ import annotations
+
+import re
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+from face import failure
+
+from dagster_llm_batch import ChecksPolicy, LLMBatchResource, OpenAIBatchResource, Prompt, RetryPolicy
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation_assets.judge import pairwise_judge_assets, rubric_judge_assets
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+from dagster_llm_batch.testing.emulator.answers import last_user_text
+
+DAYS = dg.StaticPartitionsDefinition(["mon", "tue"])
+QUESTIONS = {"q1": "Why?", "q2": "How?", "q3": "When?", "q4": "Where?"}
+SHORT = {"q1": "No.", "q2": "So.", "q3": "Now.", "q4": "Here."}
+LONG = {"q1": "Because of it.", "q2": "So.", "q3": "When it is !time.", "q4": "Where it !was."}
+PROMPT = Prompt(system="You are strict.", user="Q: {{ question }}\nA: {{ answer_a }}\nB: {{ answer_b }}")
+ONCE = RetryPolicy(invalid_waves=1)
+SCORING = Prompt(user="Q: {{ question }}\nAnswer: {{ answer }}")
+
+
+def judge(body, _endpoint):
+    """The longer answer is better; where one shouts, whoever is first. Scores are the length, up to 5."""
+    text = last_user_text(body)
+    shown = re.findall(r"^(?:A|B|Answer): (.*)$", text, re.MULTILINE)
+    if len(shown) == 1:
+        return {"reason": "By length.", "complete": min(5, len(shown[0])), "polite": 1}
+    a, b = shown
+    if "!" in text:
+        return {"reason": "The first is better.", "verdict": "A"}
+    return {"reason": "By length.", "verdict": "A" if len(a) > len(b) else "B" if len(b) > len(a) else "tie"}
+
+
+def table(texts, name, partitions_def=None, column="answer"):
+    @dg.asset(name=name, partitions_def=partitions_def)
+    def stored(context):
+        ids = list(texts)
+        if partitions_def is not None:
+            ids = [one for one in ids if (one in ("q1", "q2")) == (context.partition_key == "mon")]
+        return pa.table({"id": ids, column: [texts[one] for one in ids]})
+
+    return stored
+
+
+class World:
+    """An instance, an emulated provider and a place for tables."""
+
+    def __init__(self, tmp_path, emulator):
+        self.emulator = emulator
+        self.instance = dg.DagsterInstance.ephemeral()
+        provider = OpenAIBatchResource(api_key=DEFAULT_KEY, base_url=emulator.openai_base_url, timeout_seconds=10.0)
+        llm = LLMBatchResource(
+            openai=provider, ledger_url=f"sqlite:///{tmp_path}/ledger.sqlite", payload_root=str(tmp_path / "payloads")
+        )
+        self.resources = {"llm_batch": llm, "io_manager": dg.FilesystemIOManager(base_dir=str(tmp_path / "tables"))}
+
+    def run(self, assets, *names, partition=None, between=None, succeeds=True):
+        tags = {}
+        if between:
+            tags = {"dagster/asset_partition_range_start": between[0], "dagster/asset_partition_range_end": between[1]}
+        self.assets = list(assets)
+        result = dg.materialize(
+            self.assets,
+            instance=self.instance,
+            resources=self.resources,
+            selection=list(names) or None,
+            partition_key=partition,
+            tags=tags,
+            raise_on_error=False,
+        )
+        assert result.success is succeeds, result
+        return result
+
+    def fill(self, assets):
+        for partition in DAYS.get_partition_keys():
+            self.run(assets, partition=partition)
+
+    def judge(self, assets, name="duel", **where):
+        """From cases to figures."""
+        self.run(assets, f"{name}_cases", **where)
+        self.run(assets, f"{name}_verdicts_batch", **where)
+        self.emulator.settle()
+        self.run(assets, f"{name}_verdicts", f"{name}_verdicts_rejects", **where)
+        return self.run(assets, name, **where)
+
+    def stored(self, key, partition=None):
+        defs = dg.Definitions(assets=self.assets, resources=self.resources)
+        return defs.load_asset_value(key, instance=self.instance, partition_key=partition)
+
+    def metadata(self, key):
+        [record] = self.instance.fetch_materializations(dg.AssetKey(key), limit=1).records
+        return record.asset_materialization.metadata
+
+
+@pytest.fixture
+def world(tmp_path):
+    with Emulator(answer=judge) as emulator:
+        yield World(tmp_path, emulator)
+
+
+def duel(partitions_def=None, *, together=False, **more):
+    upstream = [
+        table(QUESTIONS, "questions", partitions_def, "question"),
+        table(SHORT, "short", partitions_def),
+        table(LONG, "long", partitions_def),
+    ]
+    usual = {
+        "name": "duel",
+        "rows": "questions",
+        "candidates": upstream[1:],
+        "key": "id",
+        "target": "answer",
+        "prompt": PROMPT,
+        "model": "openai/gpt-4o",
+        "params": {"max_tokens": 50},
+        "retry": ONCE,
+        "partitions_def": None if together else partitions_def,
+    }
+    return upstream, pairwise_judge_assets(**{**usual, **more})
+
+
+def grades(**more):
+    upstream, _ = duel()
+    usual = {
+        "name": "grade",
+        "rows": "questions",
+        "candidates": upstream[1:],
+        "key": "id",
+        "target": "answer",
+        "criteria": {"complete": "Does it answer all of it?", "polite": "Is it kind?"},
+        "prompt": SCORING,
+        "model": "openai/gpt-4o",
+        "params": {"max_tokens": 50},
+        "retry": ONCE,
+    }
+    return upstream, rubric_judge_assets(**{**usual, **more})
+
+
+class TestPairwise:
+    def test_pairs_are_asked_in_both_orders_equal_answers_not_at_all_and_flips_are_ties(self, world):
+        upstream, judging = duel()
+        world.run(upstream)
+        world.judge([*upstream, *judging])
+        asked = [one for one in world.emulator.books.executions if one.billed]
+        assert len(asked) == 6  # q2 has equal answers
+        [row] = world.stored("duel").to_pylist()
+        assert (row["a"], row["b"], row["n_rows"], row["n_identical"]) == ("short", "long", 4, 1)
+        assert (row["n_a_wins"], row["n_b_wins"], row["n_inconsistent"], row["n_both_first"]) == (0, 1, 2, 2)
+        assert row["win_rate_a"] == pytest.approx((3 / 2) / 4)
+        assert row["first_rate"] == pytest.approx(5 / 6)
+
+    def test_verdicts_are_a_labeled_dataset_with_reason_provenance_and_cost(self, world):
+        upstream, judging = duel()
+        world.run(upstream)
+        world.judge([*upstream, *judging])
+        verdicts = {row["case_id"]: row for row in world.stored("duel_verdicts").to_pylist()}
+        one = verdicts["long/short/q1"]
+        assert (one["id"], one["first"], one["second"], one["verdict"]) == ("q1", "long", "short", "A")
+        assert one["reason"] == "By length."
+        assert one["llm_cost_usd"] > 0
+        shown = world.metadata("duel")
+        assert shown["llm_batch/cost_usd"].value == pytest.approx(
+            float(sum(v["llm_cost_usd"] for v in verdicts.values()))
+        )
+        assert shown["llm_batch/short_vs_long/inconsistent_rate"].value == pytest.approx(2 / 3)
+        assert "| short | long | 37.5% (" in shown["llm_batch/judgment"].md_str
+
+    def test_judging_again_pays_nothing_and_a_new_answer_pays_for_itself_alone(self, world):
+        upstream, judging = duel()
+        world.run(upstream)
+        world.judge([*upstream, *judging])
+        world.judge([*upstream, *judging])
+        assert len(world.emulator.books.executions) == 6
+        changed = table({**SHORT, "q1": "Well, no."}, "short")
+        assets = [upstream[0], changed, upstream[2], *judging]
+        world.run(assets, "short")
+        world.judge(assets)
+        assert len(world.emulator.books.executions) == 8
+
+    def test_the_judge_is_told_how_to_answer_and_never_who_said_it(self, world):
+        seen = []
+
+        def looking(body, endpoint):
+            seen.append(str(body))
+            return judge(body, endpoint)
+
+        with Emulator(answer=looking) as emulator:
+            openai = OpenAIBatchResource(api_key=DEFAULT_KEY, base_url=emulator.openai_base_url)
+            world.resources["llm_batch"] = LLMBatchResource(openai=openai)
+            world.emulator = emulator
+            upstream, judging = duel(candidates={"champion": "short", "challenger": "long"})
+            world.run(upstream)
+            world.judge([*upstream, *judging])
+        assert seen
+        assert all("You are strict." in one and "The order in which" in one for one in seen)
+        assert not any("champion" in one or "challenger" in one for one in seen)
+
+    def test_a_case_without_a_verdict_is_unjudged_and_what_it_cost_counts(self, world):
+        with Emulator(answer=lambda body, path: "no JSON" if "Why?" in str(body) else judge(body, path)) as emulator:
+            openai = OpenAIBatchResource(api_key=DEFAULT_KEY, base_url=emulator.openai_base_url)
+            world.resources["llm_batch"] = LLMBatchResource(openai=openai)
+            world.emulator = emulator
+            upstream, judging = duel(checks=ChecksPolicy(blocking=False))
+            world.run(upstream)
+            world.judge([*upstream, *judging])
+        [row] = world.stored("duel").to_pylist()
+        assert (row["n_unjudged"], row["n_judged"], row["n_rows"]) == (1, 2, 4)
+        paid = [*world.stored("duel_verdicts")["llm_cost_usd"].to_pylist()]
+        rejected = [*world.stored("duel_verdicts_rejects")["llm_cost_usd"].to_pylist()]
+        assert world.metadata("duel")["llm_batch/cost_usd"].value == pytest.approx(float(sum(paid) + sum(rejected)))
+        assert sum(rejected) > 0
+
+    def test_a_sample_bounds_what_is_asked(self, world):
+        upstream, judging = duel(sample=2)
+        world.run(upstream)
+        world.run([*upstream, *judging], "duel_cases")
+        assert len(set(world.stored("duel_cases")["id"].to_pylist())) == 2
+
+    def test_over_budget_nothing_is_sent(self, world):
+        upstream, judging = duel(max_cost_usd="0.000001")
+        world.run(upstream)
+        result = world.run([*upstream, *judging], "duel_cases", "duel_verdicts_batch", succeeds=False)
+        assert "exceeds max_cost_usd" in failure(result)
+        assert not world.emulator.books.executions
+
+    def test_partitions_are_judged_by_themselves_in_one_run(self, world):
+        upstream, judging = duel(DAYS, max_inconsistent=0.5)
+        world.fill(upstream)
+        result = world.judge([*upstream, *judging], between=("mon", "tue"))
+        monday, tuesday = (world.stored("duel", day).to_pylist()[0] for day in ("mon", "tue"))
+        assert (monday["partition"], monday["n_rows"], monday["n_b_wins"], monday["n_identical"]) == ("mon", 2, 1, 1)
+        assert (tuesday["n_rows"], tuesday["n_inconsistent"]) == (2, 2)
+        checks = {one.partition: one.passed for one in result.get_asset_check_evaluations()}
+        assert checks == {"mon": True, "tue": False}
+
+    def test_a_backfill_asks_in_another_run_than_it_makes_the_cases(self):
+        """Dagster puts assets into one run only where their policies are equal."""
+        _, [cases, batch, *_] = duel(DAYS)
+        assert cases.backfill_policy is not None
+        assert cases.backfill_policy != batch.backfill_policy
+
+    def test_an_unpartitioned_judge_reads_all_partitions(self, world):
+        upstream, judging = duel(DAYS, together=True)
+        world.fill(upstream)
+        world.judge([*upstream, *judging])
+        assert world.stored("duel").to_pylist()[0]["n_rows"] == 4
+
+    def test_lineage_leads_from_answers_over_cases_to_figures(self, world):
+        upstream, judging = duel()
+        defs = dg.Definitions(assets=[*upstream, *judging], resources=world.resources)
+        graph = defs.resolve_asset_graph()
+
+        def parents(name):
+            return {key.to_user_string() for key in graph.get(dg.AssetKey(name)).parent_keys}
+
+        assert parents("duel_cases") == {"questions", "short", "long"}
+        assert parents("duel_verdicts_batch") == {"duel_cases"}
+        assert parents("duel") == {"duel_cases", "duel_verdicts", "duel_verdicts_rejects"}
+        world.run(upstream)
+        world.run([*upstream, *judging], "duel_cases")
+        lineage = world.metadata("duel_cases")["dagster/column_lineage"].lineage.deps_by_column
+        answers = {dg.TableColumnDep(dg.AssetKey(name), "answer") for name in ("short", "long")}
+        assert set(lineage["answer_a"]) == set(lineage["answer_b"]) == answers
+
+    def test_answers_that_are_not_there_say_what_to_do(self, world):
+        upstream, judging = duel()
+        world.run(upstream[:2])
+        result = world.run([*upstream, *judging], "duel_cases", succeeds=False)
+        assert re.search("long could not be read.*never materialized here: materialize it first", failure(result))
+
+    def test_cases_and_figures_follow_by_themselves_and_money_waits_for_a_person(self, world):
+        upstream, judging = duel()
+        assets = [*upstream, *judging]
+
+        def tick(cursor):
+            found = dg.evaluate_automation_conditions(
+                dg.Definitions(assets=assets, resources=world.resources), world.instance, cursor=cursor
+            )
+            names = ("duel_cases", "duel_verdicts_batch", "duel")
+            return {one for one in names if found.get_requested_partitions(dg.AssetKey(one))}, found.cursor
+
+        asked, cursor = tick(None)
+        assert asked == set()
+        world.run(upstream[:2])
+        asked, cursor = tick(cursor)
+        assert asked == set()  # one candidate has no answers
+        world.run(upstream[2:])
+        asked, cursor = tick(cursor)
+        assert asked == {"duel_cases"}
+        world.run(assets, "duel_cases")
+        asked, cursor = tick(cursor)
+        assert asked == set()
+        world.run(assets, "duel_verdicts_batch")
+        world.emulator.settle()
+        world.run(assets, "duel_verdicts", "duel_verdicts_rejects")
+        asked, cursor = tick(cursor)
+        assert asked == {"duel"}
+
+    @pytest.mark.parametrize(
+        ("wrong", "says"),
+        [
+            ({"candidates": ["short"]}, "candidates is short alone"),
+            ({"prompt": Prompt(user="{{ answer_a }}")}, "does not show ['answer_b']"),
+            ({"prompt": Prompt(user="{{ answer_a }} {{ answer_b }} {{ first }}")}, "tell whose answers"),
+            ({"prompt": Prompt(user="{{ row }}")}, "would show whose answers they are"),
+            ({"max_inconsistent": 5}, "between 0 and 1"),
+            ({"sample": 0}, "at least 1"),
+            ({"target": []}, "target is empty"),
+            ({"key": "verdict"}, "would have ['verdict'] twice"),
+            ({"frame": "spark"}, "'spark'"),
+        ],
+    )
+    def test_settings_that_cannot_work_are_refused_at_once(self, wrong, says):
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            duel(**wrong)
+
+
+class TestRubric:
+    def test_each_answer_is_scored_by_each_criterion(self, world):
+        upstream, judging = grades()
+        world.run(upstream)
+        result = world.judge([*upstream, *judging], "grade")
+        found = {(row["candidate"], row["criterion"]): row for row in world.stored("grade").to_pylist()}
+        assert found["short", "complete"]["mean"] == pytest.approx((3 + 3 + 4 + 5) / 4)
+        assert found["long", "complete"]["mean"] == pytest.approx((5 + 3 + 5 + 5) / 4)
+        assert found["long", "polite"]["highest"] == 1
+        assert not list(result.get_asset_check_evaluations())
+        assert world.metadata("grade")["llm_batch/short/complete"].value == pytest.approx(3.75)
+
+    def test_the_least_score_is_a_check_and_a_blocking_one_holds_back_what_is_downstream(self, world):
+        upstream, judging = grades(min_score={"complete": 4}, blocking=True)
+
+        @dg.asset(deps=["grade"])
+        def report():
+            raise AssertionError("must not run")
+
+        world.run(upstream)
+        assets = [*upstream, *judging, report]
+        world.run(assets, "grade_cases", "grade_verdicts_batch")
+        world.emulator.settle()
+        world.run(assets, "grade_verdicts", "grade_verdicts_rejects")
+        result = world.run(assets, "grade", "report", succeeds=False)
+        [check] = result.get_asset_check_evaluations()
+        assert (check.check_name, check.passed) == ("score", False)
+        assert "short, complete: 3.75; at least 4 wanted" in check.description
+
+    def test_a_score_outside_of_the_scale_is_a_reject(self, world):
+        upstream, judging = grades(scale=(1, 3), checks=ChecksPolicy(blocking=False))
+        world.run(upstream)
+        world.judge([*upstream, *judging], "grade")
+        found = {(row["candidate"], row["criterion"]): row for row in world.stored("grade").to_pylist()}
+        assert (found["short", "complete"]["n_cases"], found["short", "complete"]["n_scored"]) == (4, 2)
+
+    @pytest.mark.parametrize(
+        ("wrong", "says"),
+        [
+            ({"criteria": {}}, "at least one criterion"),
+            ({"criteria": {"reason": "?"}}, "none named 'reason'"),
+            ({"scale": (5, 1)}, "from a lower to a higher"),
+            ({"min_score": {"kind": 3}}, "the criteria are complete, polite"),
+            ({"min_score": 7}, "scores are from 1 to 5"),
+            ({"prompt": Prompt(user="{{ question }}")}, "does not show ['answer']"),
+        ],
+    )
+    def test_settings_that_cannot_work_are_refused_at_once(self, wrong, says):
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            grades(**wrong)
