@@ -120,7 +120,7 @@ def retry_command(
             click.echo("Nothing to ask again.")
         return
     confirm(f"Send {sending:,} requests?", yes=yes)
-    statuses = [_send(where, dataset, partition) for partition in wanted]
+    statuses = [_send(where, dataset, one.partition) for one in plans if one.preview.to_send]
     if as_json:
         print_json({"plans": [one.document for one in plans], "submissions": [_document(one) for one in statuses]})
     else:

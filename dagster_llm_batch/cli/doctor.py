@@ -84,7 +84,8 @@ def doctor_command(where: Where, *, as_json: bool) -> None:
 def _findings(where: Where) -> Iterator[Finding]:
     if where.has_code:
         yield from _definitions(where)
-    yield from _ledger(where)
+    ledger = _tried("ledger", partial(_ledger, where))
+    yield ledger
     yield _tried("payload store", partial(_payload_store, where.payloads))
     if where.has_code:
         engine = where.dry_engine
@@ -92,7 +93,7 @@ def _findings(where: Where) -> Iterator[Finding]:
             yield _tried(f"provider {name}", partial(_provider, name, provider))
         for name, dataset in sorted(where.code.datasets.items()):
             yield _tried(f"dataset {name}", partial(_dataset, engine, dataset))
-    if where.missing_ledger_file is None:
+    if ledger.verdict is Verdict.OK and where.missing_ledger_file is None:
         yield from _under_way(where.engine, with_providers=where.has_code)
     yield _prices()
 
@@ -118,18 +119,13 @@ def _definitions(where: Where) -> Iterator[Finding]:
         yield Finding("sensor", Verdict.WARNING, said, "Add build_llm_batch_sensor() to the definitions' sensors.")
 
 
-def _ledger(where: Where) -> Iterator[Finding]:
+def _ledger(where: Where) -> Finding:
     missing = where.missing_ledger_file
     if missing is not None:
-        yield Finding("ledger", Verdict.OK, f"none yet at {missing}; the first submission makes it")
-        return
-
-    def look() -> Finding:
-        under_way = len(where.ledger.progress(where.namespace))
-        said = f"{where.ledger!r} answers; {under_way} submissions under way in namespace '{where.namespace}'"
-        return Finding("ledger", Verdict.OK, said)
-
-    yield _tried("ledger", look)
+        return Finding("ledger", Verdict.OK, f"none yet at {missing}; the first submission makes it")
+    under_way = len(where.ledger.progress(where.namespace))
+    said = f"{where.ledger!r} answers; {under_way} submissions under way in namespace '{where.namespace}'"
+    return Finding("ledger", Verdict.OK, said)
 
 
 def _payload_store(payloads: PayloadStore) -> Finding:

@@ -61,23 +61,18 @@ def export_command(
     Nothing is asked of a provider: results are read from the payload store. For fine-tuning, rows are loaded and
     rendered as for a submission, and only those whose request has a label are written, each request once.
     """
-    if output == "-" and as_json:
-        raise click.UsageError("--json and -o - would both write to standard output.")
     ending = Path(output).suffix.removeprefix(".")
     form = form or (ending if ending in _FORMATS else "jsonl")
+    _refuse_output(output, form, what, as_json=as_json)
     dataset = find_dataset(where, asset)
     wanted = partitions_of(where, dataset, partitions, partition_range)
     if what == "fine-tuning":
-        if form != "jsonl":
-            raise click.UsageError(f"Examples for fine-tuning are written as jsonl, not {form}.")
         _refuse_no_messages(dataset.labeling)
         lines = (line for one in wanted for line in _examples(where, dataset, one))
         with _written(output) as file:
             count = _write_lines(lines, file)
     else:
         table = pa.concat_tables([_table(where, dataset, one, what) for one in wanted], promote_options="default")
-        if output == "-" and form == "parquet":
-            raise click.UsageError("Parquet is not for standard output; name a file.")
         with _written(output) as file:
             _WRITERS[form](table, file)
         count = len(table)
@@ -85,6 +80,17 @@ def export_command(
         print_json({"output": str(Path(output).resolve()), "format": form, "what": what, "rows": count})
     elif output != "-":
         click.echo(f"{count:,} {'examples' if what == 'fine-tuning' else what} in {output}")
+
+
+def _refuse_output(output: str, form: str, what: str, *, as_json: bool) -> None:
+    if output == "-" and as_json:
+        raise click.UsageError("--json and -o - would both write to standard output.")
+    if output == "-" and form == "parquet":
+        raise click.UsageError("Parquet is not for standard output; name a file.")
+    if what == "fine-tuning" and form != "jsonl":
+        raise click.UsageError(f"Examples for fine-tuning are written as jsonl, not {form}.")
+    if output != "-" and not Path(output).parent.is_dir():
+        raise click.UsageError(f"There is no folder {Path(output).parent}.")
 
 
 def _table(where: Where, dataset: Dataset, partition: str | None, what: str) -> pa.Table:
@@ -180,8 +186,6 @@ def _written(output: str) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         return
     path = Path(output)
-    if not path.parent.is_dir():
-        raise click.UsageError(f"There is no folder {path.parent}.")
     half = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with half.open("wb") as file:

@@ -56,5 +56,5 @@ def pace(progress: Progress, now: datetime, usual: timedelta | None = None) -> P
 def usual_duration(history: Sequence[Submission]) -> timedelta | None:
     """What the newest settled ones of these submissions took, from plan to settled: the median."""
     settled = sorted((s for s in history if s.settled_at and s.requests > s.reused), key=lambda s: s.created_at)
-    took = [s.settled_at - s.created_at for s in settled[-_LOOKED_AT:] if s.settled_at is not None]
-    return median(took) if took else None
+    took = [(s.settled_at - s.created_at).total_seconds() for s in settled[-_LOOKED_AT:] if s.settled_at is not None]
+    return timedelta(seconds=median(took)) if took else None

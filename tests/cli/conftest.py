@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from project import Project
@@ -20,10 +20,20 @@ def emulator() -> Iterator[Emulator]:
 @pytest.fixture
 def project(tmp_path, emulator, monkeypatch) -> Iterator[Project]:
     made = Project(tmp_path, emulator)
-    for name in ("DAGSTER_MODULE_NAME", "DAGSTER_PYTHON_FILE", "DAGSTER_LLM_BATCH_LEDGER"):
+    for name in ("DAGSTER_HOME", "DAGSTER_MODULE_NAME", "DAGSTER_PYTHON_FILE", "DAGSTER_LLM_BATCH_LEDGER"):
         monkeypatch.delenv(name, raising=False)
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     yield made
-    sys.modules.pop("support", None)  # the next project has another one
+    made.forget()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """A Dagster home, for what needs one."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    monkeypatch.setenv("DAGSTER_HOME", str(folder))
+    return folder

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import dagster as dg
 from click.testing import CliRunner, Result
 
-from dagster_llm_batch._dagster_private import load_repository
+from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.cli.main import main
+from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.providers.openai import OpenAIProvider
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 DAYS = ["2026-01-01", "2026-01-02", "2026-01-03"]
 
 DEFINITIONS = """
 import os
+from pathlib import Path
 from typing import Literal
 
 import dagster as dg
@@ -26,7 +35,6 @@ from dagster_llm_batch import (
     LLMBatchResource,
     OpenAIBatchResource,
     Prompt,
-    build_llm_batch_jobs,
     build_llm_batch_sensor,
     llm_batch_assets,
 )
@@ -34,16 +42,16 @@ from dagster_llm_batch import (
 print("user code prints while it is imported")
 
 daily = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-04")
-COUNT = int(os.environ.get("TICKETS", "3"))
 
 
-def rows(prefix):
-    return [{"ticket_id": f"{prefix}-{n}", "body": f"Where is my invoice {prefix} {n}?"} for n in range(COUNT)]
+def rows(context):
+    prefix = context.partition_key or "all"
+    return [{"ticket_id": f"{prefix}-{n}", "body": f"Where is my invoice {prefix} {n}?"} for n in range(3)]
 
 
 @dg.asset
 def tickets() -> list:
-    return rows("all")
+    return [{"ticket_id": "a", "body": "Where is my invoice?"}]
 
 
 class TicketLabel(BaseModel):
@@ -52,24 +60,22 @@ class TicketLabel(BaseModel):
 
 common = {
     "key": "ticket_id",
-    "prompt": Prompt(system=os.environ.get("SYSTEM", "You label tickets."), user="{{ body }}"),
+    "prompt": Prompt(system="You label tickets.", user="{{ body }}"),
     "response": TicketLabel,
     "model": "openai/gpt-4o",
     "params": {"max_tokens": 50},
-    "max_cost_usd": float(os.environ.get("MAX_USD", "1")),
+    "max_cost_usd": 1,
 }
-ticket_labels = llm_batch_assets(name="ticket_labels", rows=tickets, **common)
+ticket_labels = llm_batch_assets(name="ticket_labels", rows=rows, **common)
 daily_labels = llm_batch_assets(
-    name="daily_labels",
-    rows=lambda context: rows(context.partition_key),
-    partitions_def=daily,
-    max_requests_per_batch=2,
-    **common,
+    name="daily_labels", rows=rows, partitions_def=daily, max_requests_per_batch=2, **common
 )
+asset_labels = llm_batch_assets(name="asset_labels", rows=tickets, **common)
+here = f"{Path.cwd()}/batches"
+places = {"ledger_url": f"sqlite:///{here}/ledger.sqlite", "payload_root": f"{here}/payloads"}
 
 defs = dg.Definitions(
-    assets=[tickets, *ticket_labels, *daily_labels],
-    jobs=build_llm_batch_jobs(),
+    assets=[tickets, *ticket_labels, *daily_labels, *asset_labels],
     sensors=[build_llm_batch_sensor()],
     resources={
         "llm_batch": LLMBatchResource(
@@ -77,41 +83,52 @@ defs = dg.Definitions(
             openai=OpenAIBatchResource(
                 api_key=dg.EnvVar("OPENAI_API_KEY"), base_url=os.environ["OPENAI_BASE_URL"], timeout_seconds=10
             ),
-        )
+            **places,
+        ),
+        "plain": "no LLMBatchResource",
     },
 )
 """
 
 
 class Project:
-    """The folder, with its Dagster home."""
+    """The folder. It says where ledger and payloads are, so that it needs no Dagster home."""
 
     def __init__(self, folder: Path, emulator: Emulator) -> None:
         self.folder = folder
         self.emulator = emulator
-        self.home = folder / "home"
+        self.batches = folder / "batches"
         self.file = folder / "support.py"
-        self.home.mkdir()
-        (self.home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
         self.file.write_text(DEFINITIONS)
         (folder / "pyproject.toml").write_text('[tool.dagster]\nmodule_name = "support"\n')
 
     @property
     def environment(self) -> dict[str, str]:
-        return {
-            "DAGSTER_HOME": str(self.home),
-            "OPENAI_API_KEY": DEFAULT_KEY,
-            "OPENAI_BASE_URL": self.emulator.openai_base_url,
-        }
+        return {"OPENAI_API_KEY": DEFAULT_KEY, "OPENAI_BASE_URL": self.emulator.openai_base_url}
+
+    @property
+    def ledger(self) -> str:
+        return f"{self.batches}/ledger.sqlite"
 
     @property
     def by_address(self) -> list[str]:
         """The same deployment without its definitions."""
-        batches = self.home / "storage" / "llm_batch"
-        return ["--ledger", f"{batches}/ledger.sqlite", "--payloads", f"{batches}/payloads", "--namespace", "test"]
+        return ["--ledger", self.ledger, "--payloads", f"{self.batches}/payloads", "--namespace", "test"]
+
+    def change(self, old: str, new: str) -> None:
+        """Other definitions from now on."""
+        source = self.file.read_text()
+        assert old in source
+        self.file.write_text(source.replace(old, new))
+
+    def forget(self) -> None:
+        """What another process would not have imported."""
+        for name in [name for name in sys.modules if name.startswith("support")]:
+            del sys.modules[name]
 
     def cli(self, *arguments: str, code: int = 0, **options: Any) -> Result:
         """One command in this process; asserts how it ends."""
+        self.forget()
         result = CliRunner().invoke(main, list(arguments), prog_name="dagster-llm-batch", **options)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
@@ -119,43 +136,57 @@ class Project:
         return result
 
     def on_file(self, *arguments: str, **options: Any) -> Result:
-        """The same on the definitions' file, which is executed anew each time."""
         return self.cli(*arguments, "-f", str(self.file), **options)
 
     def json(self, *arguments: str, **options: Any) -> Any:
         return json.loads(self.on_file(*arguments, "--json", **options).stdout)
 
-    def materialize(self, *names: str, partition: str | None = None, success: bool = True) -> None:
-        """One run of these assets, as Dagster would make it."""
-        repository = load_repository(
-            module_name=None,
-            python_file=str(self.file),
-            autoload_module=None,
-            attribute=None,
-            working_directory=str(self.folder),
-        )
-        assert repository is not None
-        keys = {dg.AssetKey(name) for name in names}
-        job = repository.get_implicit_global_asset_job_def().get_subset(asset_selection=keys)
-        with dg.DagsterInstance.get() as instance:
-            result = job.execute_in_process(instance=instance, partition_key=partition, raise_on_error=False)
-        assert result.success is success
+    def module(self) -> Any:
+        """The definitions, as they are now."""
+        self.forget()
+        return runpy.run_path(str(self.file))
 
-    def submit(self, name: str = "ticket_labels", partition: str | None = None) -> None:
-        if name == "ticket_labels":
-            self.materialize("tickets")
-        self.materialize(f"{name}_batch", partition=partition)
+    @contextmanager
+    def engine(self) -> Iterator[Engine]:
+        """The engine that runs of this project use."""
+        provider = OpenAIProvider(DEFAULT_KEY, self.emulator.openai_base_url, timeout_seconds=10)
+        ledger = Ledger(self.ledger)
+        yield Engine({"openai": provider}, ledger, PayloadStore(f"{self.batches}/payloads"), "test")
+        ledger.close()
 
-    def land(self, name: str = "ticket_labels", partition: str | None = None) -> None:
-        self.submit(name, partition)
-        self.emulator.settle()
-        self.materialize(name, f"{name}_rejects", partition=partition)
+    def submit(self, name: str = "ticket_labels", partition: str | None = None) -> str:
+        """What a run of `<name>_batch` does."""
+        module = self.module()
+        labeling = dataset_of(module[name]).labeling
+        with self.engine() as engine:
+            rows = module["rows"](SimpleNamespace(partition_key=partition))
+            submission = engine.plan(labeling, rows, partition=partition or "")
+            engine.submit(labeling, submission.submission_id)
+            return submission.submission_id
+
+    def settle(self) -> None:
+        """What runs of the labels do, as often as it takes."""
+        module = self.module()
+        for _ in range(9):
+            self.emulator.settle()
+            with self.engine() as engine:
+                waiting = [one.submission for one in engine.ledger.progress("test") if not one.submission.is_settled]
+                for one in waiting:
+                    engine.advance(dataset_of(module[one.asset]).labeling, one.submission_id)
+            if not waiting:
+                return
+        raise AssertionError("not settled")
+
+    def land(self, name: str = "ticket_labels", partition: str | None = None) -> str:
+        """From rows to labels that the sensor has seen."""
+        submission_id = self.submit(name, partition)
+        self.settle()
+        with self.engine() as engine:
+            engine.ledger.deliver(submission_id)
+        return submission_id
 
     def files(self) -> dict[str, bytes]:
-        """Every file below the project, but for Dagster's own and for compiled modules."""
-        found = {}
-        for path in sorted(self.folder.rglob("*")):
-            name = str(path.relative_to(self.folder))
-            if path.is_file() and "__pycache__" not in name and not name.startswith("home/history"):
-                found[name] = path.read_bytes()
-        return found
+        """Every file of the project, but for compiled modules and SQLite's side files."""
+        found = {str(path.relative_to(self.folder)): path for path in self.folder.rglob("*") if path.is_file()}
+        aside = ("__pycache__", "-wal", "-shm")
+        return {name: path.read_bytes() for name, path in found.items() if not any(one in name for one in aside)}

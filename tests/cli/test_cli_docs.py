@@ -41,7 +41,7 @@ def test_the_page_names_every_command_and_option_of_its_own():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_every_command_of_the_page_runs_in_its_order(project):
+def test_every_command_of_the_page_runs_in_its_order(project, home):
     project.folder.joinpath("pyproject.toml").write_text(blocks("toml")[0])
     project.folder.joinpath("support.py").write_text(blocks("python")[0])
     for line in lines():
@@ -87,7 +87,7 @@ def leave_a_shard_in_doubt(project):
     """Another row, whose create call is not answered, and whose batch cannot be looked for."""
     source = project.folder / "support.py"
     source.write_text(source.read_text().replace('"The page stays white."', '"The page stays black."'))
-    sys.modules.pop("support", None)
+    project.forget()
     project.emulator.inject(WireFault(kind="close", route="POST /v1/batches"))
     project.emulator.inject(WireFault(kind="status", status=503, route="GET /v1/batches", times=None))
     run_dagster(["asset", "materialize", "-m", "support", "--select", "tickets,ticket_labels_batch"])

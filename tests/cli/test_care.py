@@ -1,0 +1,167 @@
+"""`doctor` finds what is wrong before it costs anything, `prune` asks before it deletes. No secret is ever printed."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from datetime import datetime, timedelta
+
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, WireFault
+
+
+def findings(project, code=0, **options):
+    document = project.json("doctor", code=code, **options)
+    assert document["healthy"] is (code == 0)
+    return {one["check"]: one for one in document["findings"]}
+
+
+def pass_days(project, days):
+    """Everything that the ledger has seen was so many days earlier."""
+    with closing(sqlite3.connect(project.ledger)) as connection:
+        for table, columns in {
+            "submission": ["created_at", "settled_at", "delivered_at"],
+            "shard": ["sent_at", "submitted_at", "polled_at", "ended_at"],
+        }.items():
+            for column in columns:
+                for key, value in connection.execute(f"SELECT rowid, {column} FROM {table}").fetchall():
+                    if value is not None:
+                        moved = datetime.fromisoformat(value) - timedelta(days=days)
+                        text = moved.strftime("%Y-%m-%d %H:%M:%S.%f")
+                        connection.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (text, key))
+        connection.commit()
+
+
+def test_a_sound_deployment_has_no_problem_and_nothing_is_sent_or_left(project):
+    project.land()
+    files, batches = project.files(), len(project.emulator.books.batches)
+    found = findings(project)
+    assert {one["verdict"] for one in found.values()} == {"ok"}
+    assert {"definitions", "ledger", "payload store", "provider openai", "dataset daily_labels", "price book"} <= set(
+        found
+    )
+    assert "at most 50,000 requests" in found["dataset ticket_labels"]["said"]
+    assert project.files() == files
+    assert len(project.emulator.books.batches) == batches
+
+
+def test_before_the_first_submission_there_is_no_ledger_and_none_is_made(project):
+    assert "the first submission makes it" in findings(project)["ledger"]["said"]
+    assert "batches/ledger.sqlite" not in project.files()
+
+
+def test_a_key_that_is_not_accepted_is_a_problem_and_is_not_printed(project, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-and-secret")
+    found = findings(project, code=3)
+    assert found["provider openai"]["verdict"] == "problem"
+    assert "CredentialsError" in found["provider openai"]["said"]
+    text = project.on_file("doctor", code=3)
+    assert "sk-wrong" not in text.output
+    assert "sk-wrong" not in json.dumps(found)
+
+
+def test_a_provider_that_does_not_answer_is_a_problem(project):
+    project.emulator.inject(WireFault(kind="status", status=503, route="*", times=None))
+    assert "TransientError" in findings(project, code=3)["provider openai"]["said"]
+
+
+def test_a_payload_store_that_cannot_be_written_is_a_problem(project):
+    (project.folder / "batches").mkdir()
+    (project.folder / "batches" / "payloads").write_text("a file where a folder should be")
+    assert findings(project, code=3)["payload store"]["verdict"] == "problem"
+
+
+def test_what_a_provider_refuses_in_a_definition_is_a_problem(project):
+    project.change('"params": {"max_tokens": 50}', '"params": {"stream": True}')
+    assert findings(project, code=3)["dataset ticket_labels"]["verdict"] == "problem"
+
+
+def test_a_provider_that_is_not_configured_and_a_price_that_nobody_knows_are_told(project):
+    project.change('"model": "openai/gpt-4o"', '"model": "anthropic/claude-haiku-4-5"')
+    assert "No provider 'anthropic' is configured" in findings(project, code=3)["dataset ticket_labels"]["said"]
+    project.change('"anthropic/claude-haiku-4-5"', '"openai/no-such-llm"')
+    project.change('"max_cost_usd": 1,', "")
+    assert findings(project)["dataset ticket_labels"]["verdict"] == "warning"
+
+
+def test_labels_that_no_sensor_lands_are_a_warning(project):
+    project.change("sensors=[build_llm_batch_sensor()],", "")
+    found = findings(project)["sensor"]
+    assert (found["verdict"], "ticket_labels" in found["said"]) == ("warning", True)
+
+
+def test_a_batch_that_nobody_asks_about_and_a_shard_in_doubt_are_problems_that_say_what_to_do(project):
+    project.submit()
+    project.change('"You label tickets."', '"You label more tickets."')
+    project.emulator.inject(
+        WireFault(kind="close", route="POST /v1/batches"),
+        WireFault(kind="status", status=503, route="GET /v1/batches", times=None),
+    )
+    project.submit()
+    project.emulator.clear_faults()
+    assert "polling" not in findings(project)
+    pass_days(project, 2)
+    found = findings(project, code=3)
+    assert "sensor turned on" in found["polling"]["then"]
+    assert "dagster-llm-batch resolve" in found["shards in doubt"]["then"]
+    assert found["late batches"]["verdict"] == "warning"
+    by_address = project.cli("doctor", *project.by_address, code=3).stdout
+    assert "shards in doubt" in by_address
+
+
+def test_batches_of_an_account_that_is_not_configured_any_more_are_a_problem(project):
+    project.submit()
+    project.change("timeout_seconds=10", 'timeout_seconds=10, account="another"')
+    assert "configured is another" in findings(project, code=3)["accounts"]["said"]
+
+
+def test_a_ledger_that_does_not_answer_is_refused_without_its_password(project):
+    where = ["--ledger", "postgresql://me:secret@127.0.0.1:1/db", "--payloads", f"{project.folder}/p"]
+    result = project.cli("doctor", *where, code=3)
+    assert "postgresql://me:***@127.0.0.1:1/db" in result.stdout
+    assert "secret" not in result.output
+
+
+def replaced(project):
+    """A landed submission, and one that replaced it, both long ago."""
+    project.land()
+    project.change('"You label tickets."', '"You label other tickets."')
+    project.land()
+    pass_days(project, 40)
+
+
+def test_prune_shows_and_deletes_only_where_told_and_after_asking(project):
+    replaced(project)
+    files = project.files()
+    for arguments, code in [([], 0), (["--delete"], 1), (["--older-than", "50", "--delete"], 0)]:
+        result = project.on_file("prune", *arguments, code=code, input="n\n")
+        assert project.files() == files
+        assert ("Delete 4 files" in result.stderr) is (arguments == ["--delete"])
+    assert "replaced" in project.on_file("prune").stdout
+    document = json.loads(project.cli("prune", "--delete", "--yes", "--json", *project.by_address).stdout)
+    assert (document["deleted"], document["files"], document["submissions_kept"]) == (True, 4, 1)
+    assert len(project.files()) == len(files) - 4
+    assert project.json("show", "ticket_labels")["submission"]["outcomes"] == {"succeeded": 3}
+    assert "Nothing was deleted.\n" in project.on_file("prune", "--delete").stdout
+
+
+def test_prune_tells_of_files_that_another_ledger_may_own(project):
+    project.land()
+    [raw] = project.folder.rglob("*.raw.jsonl.zst")
+    theirs = raw.parent.with_name("0" * 32)
+    theirs.mkdir()
+    (theirs / raw.name).write_bytes(raw.read_bytes())
+    assert "1 files belong to submissions that this ledger does not know" in project.on_file("prune").stderr
+
+
+def test_no_command_prints_a_credential(project):
+    project.land()
+    for arguments in (
+        ["list", "--all"],
+        ["show", "ticket_labels"],
+        ["watch", "--once", "--poll"],
+        ["plan", "ticket_labels"],
+        ["export", "ticket_labels", "-o", "-"],
+        *(["cost"], ["prune"], ["resolve"], ["doctor"]),
+    ):
+        assert DEFAULT_KEY not in project.on_file(*arguments).output, arguments

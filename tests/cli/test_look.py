@@ -1,0 +1,169 @@
+"""`list`, `show`, `watch` and `cost` say what the ledger says, with and without definitions."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+
+import pytest
+from project import DAYS
+
+from dagster_llm_batch.testing.emulator import BatchFault, RowFault
+
+
+@pytest.mark.parametrize("way", ["definitions", "address"])
+def test_list_shows_what_is_under_way_and_with_all_what_has_landed(project, way):
+    where = ["-f", str(project.file)] if way == "definitions" else project.by_address
+    project.land()
+    project.submit("daily_labels", DAYS[0])
+    under_way = json.loads(project.cli("list", *where, "--json").stdout)
+    assert [(one["asset"], one["shards"]) for one in under_way["submissions"]] == [("daily_labels", {"submitted": 2})]
+    everything = json.loads(project.cli("list", "--all", *where, "--json").stdout)["submissions"]
+    assert [one["asset"] for one in everything] == ["daily_labels", "ticket_labels"]  # newest first
+    assert everything[1]["outcomes"] == {"succeeded": 3}
+    text = project.cli("list", "--all", *where).stdout
+    assert "settled, landed" in text
+    assert "2 submitted" in text
+
+
+def test_list_takes_filters_and_a_limit(project):
+    for day in DAYS:
+        project.submit("daily_labels", day)
+    project.submit()
+
+    def listed(*arguments):
+        return [one["partition"] for one in project.json("list", *arguments)["submissions"]]
+
+    assert listed("--asset", "daily_labels") == DAYS[::-1]
+    assert listed("--asset", "daily_labels", "-n", "2") == DAYS[:0:-1]
+    assert listed("-p", DAYS[1]) == [DAYS[1]]
+    assert listed("--state", "settled") == []
+
+
+def test_show_takes_an_id_a_beginning_of_it_or_an_asset_with_its_partition(project):
+    project.submit("daily_labels", DAYS[0])
+    project.submit("daily_labels", DAYS[1])
+    by_asset = project.json("show", "daily_labels", "-p", DAYS[0])
+    submission_id = by_asset["submission"]["submission_id"]
+    assert project.json("show", submission_id) == project.json("show", submission_id[:8]) == by_asset
+    assert [one["state"] for one in by_asset["shards"]] == ["submitted", "submitted"]
+    assert by_asset["events"][0]["kind"] == "opened"
+    assert [one["kind"] for one in project.json("show", submission_id, "--events", "1")["events"]] == ["accepted"]
+    assert project.json("show", submission_id, "--events", "0")["events"] == []
+    text = project.on_file("show", submission_id).stdout
+    for part in (submission_id, "openai/gpt-4o", "submitted", "batch_"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["daily_labels"], 2, "has several partitions; say which with --partition: 2026-01-02, 2026-01-01"),
+        (["daily_labels", "-p", "2026-01-03"], 1, "Nothing was submitted for partition '2026-01-03'"),
+        (["nothing"], 1, "Assets that have: daily_labels"),
+        (["0000"], 1, "neither a submission in namespace 'test'"),
+    ],
+)
+def test_a_target_that_is_not_one_submission_is_answered_with_what_there_is(project, arguments, code, said):
+    project.submit("daily_labels", DAYS[0])
+    project.submit("daily_labels", DAYS[1])
+    assert said in project.on_file("show", *arguments, code=code).stderr
+
+
+def test_what_a_provider_says_stays_one_line_of_plain_text(project):
+    nasty = "bad [bold]line[/]\x1b[31m\nwith \u202ean end"
+    project.emulator.inject(BatchFault(kind="fails", message=nasty))
+    project.submit()
+    project.emulator.settle()
+    project.on_file("watch", "--poll", "--once")
+    text = project.on_file("show", "ticket_labels").stdout
+    assert "bad [bold]line[/]" in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
+def test_watch_asks_the_providers_only_where_told_to_and_ends_when_batches_have(project):
+    project.submit()
+    project.emulator.settle()
+    calls = len(project.emulator.books.calls)
+    [look] = json.loads(project.on_file("watch", "--once", "--json").stdout)["submissions"]
+    assert (look["requests_done"], look["shards"]) == (0, {"submitted": 1})
+    assert len(project.emulator.books.calls) == calls
+    result = project.on_file("watch", "--poll", "--until", "ended", "--interval", "0.05", "--json")
+    [line] = result.stdout.splitlines()
+    [look] = json.loads(line)["submissions"]
+    assert (look["requests_done"], look["requests_total"], look["shards"]) == (3, 3, {"ended": 1})
+    assert len(project.emulator.books.batches) == 1
+
+
+def test_watch_follows_a_batch_to_its_end_a_line_for_each_change(project, monkeypatch):
+    project.submit()
+    naps = []
+    monkeypatch.setattr("time.sleep", lambda seconds: (naps.append(seconds), project.emulator.settle()))
+    text = project.on_file("watch", "ticket_labels", "--poll", "--until", "ended", "--interval", "7").stdout
+    lines = text.splitlines()
+    assert lines[0].startswith("ticket_labels: wave 1, 1 submitted; 0 of 3 done (0 %)")
+    assert lines[-1].startswith("ticket_labels: wave 1, 1 ended; 3 of 3 done (100 %)")
+    assert 7 in naps
+
+
+def test_watch_says_when_nothing_is_under_way(project):
+    project.land()
+    assert project.on_file("watch").stdout == "Nothing is under way.\n"
+    assert "--poll asks providers" in project.cli("watch", "--poll", *project.by_address, code=2).stderr
+
+
+def test_a_provider_that_does_not_answer_is_noted_and_watching_goes_on(project):
+    project.submit()
+    project.emulator.close()
+    look = json.loads(project.on_file("watch", "--poll", "--once", "--json").stdout)
+    assert look["notes"][0].startswith("A provider could not be asked: ")
+    assert look["submissions"][0]["requests_done"] == 0
+
+
+def test_costs_are_summed_exactly_by_what_is_asked_and_estimates_stand_apart(project):
+    project.land()
+    project.land("daily_labels", DAYS[0])
+    project.submit("daily_labels", DAYS[1])
+    everything = project.json("list", "--all")["submissions"]
+    settled = [one for one in everything if one["cost_usd"] is not None]
+    total = project.json("cost")["total"]
+    assert Decimal(total["cost_usd"]) == sum(Decimal(one["cost_usd"]) for one in settled) > 0
+    assert Decimal(total["realtime_usd"]) == 2 * Decimal(total["cost_usd"])
+    assert Decimal(total["saved_usd"]) == Decimal(total["cost_usd"])
+    [flying] = [one for one in everything if one["cost_usd"] is None]
+    assert Decimal(total["open_estimate_usd"]) == Decimal(flying["estimated_usd"])
+    groups = project.json("cost", "--by", "asset,partition")["groups"]
+    assert [(one["asset"], one["partition"], one["submissions"]) for one in groups] == [
+        ("daily_labels", DAYS[0], 1),
+        ("daily_labels", DAYS[1], 1),
+        ("ticket_labels", "", 1),
+    ]
+    [group] = project.json("cost", "--by", "model")["groups"]
+    assert (group["model"], group["requests"]) == ("openai/gpt-4o", 9)
+    for by in ("provider", "day", "month", "provider, model,day"):
+        assert len(project.json("cost", "--by", by)["groups"]) == 1
+    assert project.json("cost", "--since", "2099-01-01")["total"]["submissions"] == 0
+    assert project.json("cost", "--until", "2099-01-01", "--asset", "ticket_labels")["total"]["submissions"] == 1
+    assert "total" in project.on_file("cost").stdout
+
+
+def test_a_price_that_nobody_knows_is_counted_as_unknown_and_never_as_zero(project):
+    project.change('"openai/gpt-4o"', '"openai/no-such-llm"')
+    project.change('"max_cost_usd": 1,', "")
+    project.land()
+    total = project.json("cost")["total"]
+    assert (total["unknown"], total["cost_usd"], total["submissions"]) == (1, "0", 1)
+    assert project.json("list", "--all")["submissions"][0]["cost_usd"] is None
+
+
+def test_an_unknown_sum_is_refused(project):
+    project.submit()
+    assert "--by 'week' is none of asset, partition" in project.on_file("cost", "--by", "week", code=2).stderr
+
+
+def test_rejected_rows_are_in_the_outcomes(project):
+    project.emulator.inject(RowFault(containing="all 1", status_code=400))
+    project.land()
+    assert project.json("show", "ticket_labels")["submission"]["outcomes"] == {"errored": 1, "succeeded": 2}
+    assert "2 succeeded, 1 errored" in project.on_file("show", "ticket_labels").stdout

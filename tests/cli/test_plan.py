@@ -1,0 +1,96 @@
+"""`plan` says what a submission would be, to the byte and the cent, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import dagster as dg
+import pytest
+from project import DAYS
+
+
+def test_a_plan_is_what_the_submission_becomes(project):
+    [plan] = project.json("plan", "ticket_labels")["plans"]
+    project.submit()
+    shown = project.json("show", "ticket_labels")
+    submission, [shard] = shown["submission"], shown["shards"]
+    for ours, theirs in [("rows", "rows"), ("requests", "requests"), ("estimated_usd", "estimated_usd")]:
+        assert plan[ours] == submission[theirs]
+    assert (plan["batches"], plan["requests_to_send"], plan["request_bytes"]) == (1, 3, shard["bytes"])
+    assert plan["input_tokens"] == shard["tokens"] > 0
+    assert plan["output_tokens"] == 3 * 50
+    assert plan["submission_id"] is None
+    [known] = project.json("plan", "ticket_labels")["plans"]
+    assert (known["submission_id"], known["requests_to_send"]) == (submission["submission_id"], 0)
+
+
+@pytest.mark.parametrize("before", ["nothing", "a submission"])
+def test_a_plan_sends_nothing_and_leaves_nothing_behind(project, before):
+    if before == "a submission":
+        project.submit()
+        project.submit("daily_labels", DAYS[0])
+    files, calls = project.files(), len(project.emulator.books.calls)
+    project.on_file("plan", "ticket_labels")
+    project.on_file("plan", "daily_labels", "--partition-range", f"{DAYS[0]}...{DAYS[2]}", "--again")
+    assert project.files() == files
+    assert len(project.emulator.books.calls) == calls
+
+
+def test_a_range_of_partitions_is_summed(project):
+    document = project.json("plan", "daily_labels", "--partition-range", f"{DAYS[0]}...{DAYS[2]}")
+    assert [one["partition"] for one in document["plans"]] == DAYS
+    assert [one["batches"] for one in document["plans"]] == [2, 2, 2]  # two requests in a batch
+    text = project.on_file("plan", "daily_labels", "-p", DAYS[0], "-p", DAYS[2]).stdout
+    assert "total" in text
+    assert DAYS[1] not in text
+
+
+def test_without_a_name_all_labeled_assets_are_planned_and_partitions_asked_for(project):
+    assert "'daily_labels' has partitions; say which" in project.on_file("plan", code=2).stderr
+
+
+def test_a_plan_over_its_budget_is_shown_and_refused(project):
+    project.change('"max_cost_usd": 1', '"max_cost_usd": 0.0001')
+    result = project.on_file("plan", "ticket_labels", code=1)
+    assert "ticket_labels" in result.stdout.splitlines()[1]
+    assert "exceeds max_cost_usd=0.0001" in result.stdout
+    assert "exceeds max_cost_usd=0.0001" in project.json("plan", "ticket_labels", code=1)["plans"][0]["refused"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing"], "'nothing' is no labeled asset of the file"),
+        (["nothing"], "its labeled assets: asset_labels, daily_labels, ticket_labels"),
+        (["ticket_labels", "-p", "x"], "'ticket_labels' has no partitions"),
+        (
+            ["daily_labels", "-p", "2027-01-01"],
+            "has no partition '2027-01-01'; it has 3, such as 2026-01-01, 2026-01-03",
+        ),
+        (["daily_labels", "--partition-range", "2026-01-01"], "is written START...END"),
+        (["daily_labels", "--partition-range", "2026-01-03...2026-01-01"], "ends before it starts"),
+    ],
+)
+def test_a_wrong_name_or_partition_is_answered_with_what_there_is(project, arguments, said):
+    assert said in project.on_file("plan", *arguments, code=2).stderr
+
+
+@pytest.mark.parametrize("at_home", [True, False], ids=["home", "no home"])
+def test_rows_of_an_asset_that_is_not_materialized_are_said_to_be_materialized_first(project, at_home, request):
+    if at_home:
+        request.getfixturevalue("home")
+    said = project.on_file("plan", "asset_labels", code=1).stderr
+    assert "The rows asset tickets is not materialized" in said
+    assert "Materialize it first" in said
+    assert ("DAGSTER_HOME is not set" in said) is not at_home
+
+
+def test_rows_of_an_asset_are_those_that_it_has_stored(project, home):
+    with dg.DagsterInstance.get() as instance:
+        dg.materialize([project.module()["tickets"]], instance=instance)
+    [plan] = project.json("plan", "asset_labels")["plans"]
+    assert (plan["rows"], plan["requests_to_send"]) == (1, 1)
+
+
+def test_rows_that_cannot_be_labeled_are_refused_as_by_a_submission(project):
+    project.change('f"{prefix}-{n}"', '"same"')
+    said = project.on_file("plan", "ticket_labels", code=1).stderr
+    assert "InputError: The key column 'ticket_id' has duplicate values: 'same'" in said

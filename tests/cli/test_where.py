@@ -1,0 +1,162 @@
+"""How a command finds its deployment: as `dagster` does, or by the ledger's address; and what it says if it cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY
+
+
+def submissions(result):
+    return [one["asset"] for one in json.loads(result.stdout)["submissions"]]
+
+
+def dg_project(project, **options):
+    """The definitions as a project of `dg` has them."""
+    lines = ["[tool.dg]", 'directory_type = "project"', "[tool.dg.project]", 'root_module = "support_project"']
+    lines += [f"{name} = {json.dumps(value)}" for name, value in options.items()]
+    (project.folder / "pyproject.toml").write_text("\n".join(lines))
+    package = project.folder / "support_project"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    return package
+
+
+def test_pyproject_a_module_a_file_and_the_address_lead_to_the_same_submissions(project):
+    project.submit()
+    ways = [
+        project.cli("list", "--json"),
+        project.cli("list", "--json", "-m", "support"),
+        project.cli("list", "--json", "-f", "support.py"),
+        project.cli("list", "--json", "-f", "support.py", "-a", "defs", "-d", str(project.folder)),
+        project.cli("list", "--json", *project.by_address),
+    ]
+    assert {way.stdout for way in ways} == {ways[0].stdout}
+    assert submissions(ways[0]) == ["ticket_labels"]
+
+
+def test_what_user_code_prints_is_not_part_of_the_output(project):
+    project.submit()
+    result = project.cli("list", "--json", "-f", "support.py")
+    assert "user code prints" in result.stderr
+    assert json.loads(result.stdout)
+
+
+def test_the_environment_says_where_too_and_the_command_line_goes_before_it(project, monkeypatch, tmp_path):
+    project.submit()
+    (project.folder / "pyproject.toml").unlink()
+    monkeypatch.setenv("DAGSTER_PYTHON_FILE", "support.py")
+    assert submissions(project.cli("list", "--json")) == ["ticket_labels"]
+    monkeypatch.delenv("DAGSTER_PYTHON_FILE")
+    ledger, payloads, namespace = project.by_address[1::2]
+    monkeypatch.setenv("DAGSTER_LLM_BATCH_LEDGER", ledger)
+    monkeypatch.setenv("DAGSTER_LLM_BATCH_PAYLOADS", payloads)
+    monkeypatch.setenv("DAGSTER_LLM_BATCH_NAMESPACE", namespace)
+    assert submissions(project.cli("list", "--json")) == ["ticket_labels"]
+    assert json.loads(project.cli("prune", "--json").stdout)["submissions_kept"] == 1
+    monkeypatch.setenv("DAGSTER_LLM_BATCH_LEDGER", str(tmp_path / "nowhere.sqlite"))
+    assert submissions(project.cli("list", "--json", "-f", "support.py")) == ["ticket_labels"]
+
+
+def test_a_dg_project_is_found_by_its_root_module(project):
+    package = dg_project(project)
+    shutil.move(project.file, package / "definitions.py")
+    assert "no ledger at" in project.cli("list", code=1).stderr
+    assert "ticket_labels" in project.cli("doctor").stdout
+
+
+def test_a_dg_project_that_loads_its_definitions_from_a_folder_is_found(project):
+    package = dg_project(project, autoload_defs=True)
+    (package / "defs").mkdir()
+    (package / "defs" / "__init__.py").touch()
+    shutil.move(project.file, package / "defs" / "support.py")
+    assert "ticket_labels" in project.cli("doctor").stdout
+
+
+def test_variables_of_a_dotenv_file_are_those_of_the_resources(project, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    (project.folder / ".env").write_text(f"OPENAI_API_KEY={DEFAULT_KEY}\n")
+    project.on_file("doctor")
+
+
+def test_a_variable_that_is_not_set_is_named(project, monkeypatch):
+    project.submit()
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert 'the environment variable "OPENAI_API_KEY" which is not set' in project.on_file("list", code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("pyproject", "state"),
+    [(None, "no such file"), ("[tool.ruff]\n", "has neither [tool.dagster] nor [tool.dg.project]")],
+)
+def test_without_a_deployment_it_says_what_was_looked_for_and_where(project, pyproject, state):
+    path = project.folder / "pyproject.toml"
+    path.unlink()
+    if pyproject:
+        path.write_text(pyproject)
+    said = project.cli("list", code=2).stderr
+    for part in ("-m or -f", "DAGSTER_MODULE_NAME", "--ledger", "DAGSTER_LLM_BATCH_LEDGER", str(path), state):
+        assert part in said
+    assert "--ledger" not in project.cli("plan", code=2).stderr  # an address is no help there
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["-m", "support", "-f", "support.py"], 2, "either a module (-m) or a file (-f)"),
+        (["-m", "support", "--ledger", "x.sqlite"], 2, "either a code location (-m, -f) or a ledger"),
+        (["-f", "nothing.py"], 2, "There is no file"),
+        (["-m", "no_such_module"], 1, "No module named 'no_such_module'"),
+        (["-f", "support.py", "--resource", "other"], 1, "no resource 'other' in the file support.py (-f)"),
+        (["-f", "support.py", "--resource", "plain"], 1, "must be an LLMBatchResource"),
+        (["--ledger", "x.sqlite"], 1, "There is no ledger at x.sqlite"),
+        (["--ledger", "mysql://me:secret@host/db"], 1, "The ledger URL (of scheme 'mysql') is not one that works"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_refused_by_name(project, arguments, code, said):
+    result = project.cli("list", *arguments, code=code)
+    assert said in result.stderr
+    assert "secret" not in result.output
+    assert not (project.folder / "x.sqlite").exists()
+
+
+def test_an_error_of_the_definitions_is_shown_with_its_line(project):
+    project.file.write_text("import dagster as dg\n\n1 / 0\n")
+    said = project.cli("list", "-f", "support.py", code=1).stderr
+    assert "Definitions cannot be loaded from the file support.py (-f)" in said
+    assert "support.py" in said
+    assert "ZeroDivisionError" in said
+
+
+def test_a_file_without_definitions_is_refused(project):
+    project.file.write_text("nothing = 1\n")
+    assert "No Definitions" in project.cli("list", "-f", "support.py", code=1).stderr
+
+
+def test_without_the_dagster_home_it_says_what_needs_it(project):
+    project.change("**places,", "")
+    said = project.on_file("list", code=2).stderr
+    assert "below the Dagster home, and DAGSTER_HOME is not set" in said
+
+
+def test_ledger_and_payloads_below_the_dagster_home_are_found(project, home):
+    project.change("**places,", "")
+    project.batches = home / "storage" / "llm_batch"
+    project.submit()
+    assert submissions(project.on_file("list", "--json")) == ["ticket_labels"]
+
+
+def test_errors_are_json_for_programs_with_their_exit_code(project):
+    error = json.loads(project.cli("list", "--ledger", "x.sqlite", "--json", code=1).stderr)
+    assert (error["error"], error["exit_code"]) == ("ConfigError", 1)
+    assert "There is no ledger at x.sqlite" in error["message"]
+
+
+def test_payloads_are_asked_for_where_they_are_needed(project):
+    project.submit()
+    ledger = [*project.by_address[:2], *project.by_address[4:]]
+    project.cli("cost", *ledger)
+    assert "--payloads (or DAGSTER_LLM_BATCH_PAYLOADS)" in project.cli("prune", *ledger, code=2).stderr
