@@ -16,16 +16,18 @@ from dagster_llm_batch.components import LLMBatchComponent, LLMBatchEvaluationCo
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding
-from dagster_llm_batch.engine import RetryPolicy
+from dagster_llm_batch.engine import Fallback, RetryPolicy
 from dagster_llm_batch.evaluation_assets import evaluation_assets
 from dagster_llm_batch.jobs import build_llm_batch_jobs
 from dagster_llm_batch.resources import (
     AnthropicBatchResource,
     BedrockBatchResource,
+    Budget,
     CommandBatchResource,
     GeminiBatchResource,
     LLMBatchResource,
     OpenAIBatchResource,
+    QueueLimit,
     VertexBatchResource,
 )
 from dagster_llm_batch.sensors import build_llm_batch_sensor
@@ -33,15 +35,18 @@ from dagster_llm_batch.sensors import build_llm_batch_sensor
 __all__ = [
     "AnthropicBatchResource",
     "BedrockBatchResource",
+    "Budget",
     "ChecksPolicy",
     "CommandBatchResource",
     "Embedding",
+    "Fallback",
     "GeminiBatchResource",
     "LLMBatchComponent",
     "LLMBatchEvaluationComponent",
     "LLMBatchResource",
     "OpenAIBatchResource",
     "Prompt",
+    "QueueLimit",
     "RetryPolicy",
     "RowsContext",
     "TokenPrice",

@@ -7,12 +7,12 @@ that they are not shown in the UI either.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
-from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine import Engine, rules
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -20,10 +20,12 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 __all__ = [
     "AnthropicBatchResource",
     "BedrockBatchResource",
+    "Budget",
     "CommandBatchResource",
     "GeminiBatchResource",
     "LLMBatchResource",
     "OpenAIBatchResource",
+    "QueueLimit",
     "VertexBatchResource",
 ]
 
@@ -264,6 +266,22 @@ class BedrockBatchResource(dg.ConfigurableResource[Any]):
         )
 
 
+class Budget(dg.Config):
+    """The most that submissions may commit to in a period: what they cost, or are estimated to cost till then."""
+
+    max_usd: float = Field(description="US dollars.")
+    period: Literal["day", "month", "ever"] = Field(default="month", description="Of the calendar, in UTC.")
+    asset: str | None = Field(default=None, description="Of one labeled dataset, by its key. Default: of all together.")
+
+
+class QueueLimit(dg.Config):
+    """The most that may be in a provider's queue at once."""
+
+    max_batches: int | None = Field(default=None, description="Batches.")
+    max_requests: int | None = Field(default=None, description="Requests in them.")
+    max_tokens: int | None = Field(default=None, description="Input tokens, by estimate: OpenAI's enqueued tokens.")
+
+
 class LLMBatchResource(dg.ConfigurableResource[Any]):
     """What all labeled datasets of a deployment share."""
 
@@ -285,6 +303,16 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
     vertex: VertexBatchResource | None = Field(default=None, description="For models named vertex/….")
     openai: OpenAIBatchResource | None = Field(default=None, description="For models named openai/….")
     command: CommandBatchResource | None = Field(default=None, description="For models named command/….")
+    budgets: list[Budget] = Field(
+        default=[], description="The most that submissions may commit to in a period; what is over is refused unsent."
+    )
+    queue_limits: dict[str, QueueLimit] = Field(
+        default={},
+        description=(
+            'By "provider" or "provider/model": the most that may be in its queue at once. What is over waits in the '
+            "ledger, and goes oldest first."
+        ),
+    )
 
     _home: Path | None = PrivateAttr(default=None)
     _engine: Engine | None = PrivateAttr(default=None)
@@ -320,6 +348,11 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
                 payloads=PayloadStore(payload_root),
                 namespace=self.namespace,
                 lease_wait_seconds=5.0,
+                budgets=[rules.Budget(str(one.max_usd), one.period, one.asset) for one in self.budgets],
+                queue_limits={
+                    name: rules.QueueLimit(one.max_batches, one.max_requests, one.max_tokens)
+                    for name, one in self.queue_limits.items()
+                },
             )
         return self._engine
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -16,7 +17,8 @@ from dagster_llm_batch.assets.submission import submission_asset
 from dagster_llm_batch.checks import ChecksPolicy
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Labeling, RetryPolicy
+from dagster_llm_batch.engine import Fallback, Labeling, RetryPolicy
+from dagster_llm_batch.engine.definition import BelowMinimum
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import Endpoint
 
@@ -44,6 +46,12 @@ def llm_batch_assets(
     max_requests_per_batch: int | None = None,
     max_bytes_per_batch: int | None = None,
     retry: RetryPolicy | None = None,
+    fallback: Sequence[str | Fallback] = (),
+    fallback_after: timedelta = timedelta(hours=1),
+    deadline: timedelta | None = None,
+    urgent: str | None = None,
+    realtime_concurrency: int = 8,
+    below_minimum: BelowMinimum = "refuse",
     expected_output_tokens: int | None = None,
     price: TokenPrice | None = None,
     checks: ChecksPolicy | None = None,
@@ -65,8 +73,8 @@ def llm_batch_assets(
         rows ─▶ <name>_batch ─▶ <name>            the labels
                  (submits)      <name>_rejects    rows without a label, and why
 
-    Partitions are handled one by one, also when one run covers many: each has its own submission, outcome, metadata,
-    data version and checks, and one that fails does not take its neighbours along.
+    Partitions are apart, also when one run covers many: each has its own submission, outcome, metadata, data version
+    and checks, and one that fails does not take its neighbours along. Only batches are shared, as far as they hold.
 
     Args:
         name: Name of the labeled asset.
@@ -74,7 +82,8 @@ def llm_batch_assets(
             Rows are a polars, pandas or arrow frame, a DuckDB relation, anything narwhals reads, or an iterator of
             Arrow record batches.
         key, prompt, model, response, params, endpoint, keep, retry, expected_output_tokens, price, max_cost_usd,
-            max_requests_per_batch, max_bytes_per_batch: See Labeling.
+            max_requests_per_batch, max_bytes_per_batch, fallback, fallback_after, deadline, urgent,
+            realtime_concurrency, below_minimum: See Labeling.
         deps: Assets that a function of rows reads, for order and lineage.
         partitions_def: Any Dagster partitions. An upstream asset is read by the same partition key.
         mode: `deferred`: materializing the labels takes what is there; a sensor (`build_llm_batch_sensor`) does it when
@@ -113,6 +122,12 @@ def llm_batch_assets(
             max_requests_per_batch=max_requests_per_batch,
             max_bytes_per_batch=max_bytes_per_batch,
             retry=retry or RetryPolicy(),
+            fallback=fallback,
+            fallback_after=fallback_after,
+            deadline=deadline,
+            urgent=urgent,
+            realtime_concurrency=realtime_concurrency,
+            below_minimum=below_minimum,
             expected_output_tokens=expected_output_tokens,
             price=price,
         ),

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import dagster as dg
@@ -11,7 +12,7 @@ from dagster_llm_batch.assets.output import write_output
 from dagster_llm_batch.assets.partitions import each_partition, landed
 from dagster_llm_batch.checks import check_specs, verdicts
 from dagster_llm_batch.engine import Engine, Status
-from dagster_llm_batch.errors import ConfigError, LeaseError, TransientError
+from dagster_llm_batch.errors import ConfigError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.metadata import (
     column_lineage,
     labels_metadata,
@@ -20,7 +21,7 @@ from dagster_llm_batch.metadata import (
     rejects_metadata,
     status_metadata,
 )
-from dagster_llm_batch.states import IN_FLIGHT
+from dagster_llm_batch.states import IN_FLIGHT, ShardState
 
 __all__ = ["labels_asset"]
 
@@ -61,6 +62,8 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
     @dataset.computed_by
     def collect(context: dg.AssetExecutionContext) -> Iterator[Any]:
         engine = dataset.engine(context)
+        if context.has_partition_key_range:
+            landing.send_together(context, engine, list(context.partition_keys))
         yield from each_partition(context, lambda partition: landing.land(context, engine, partition))
 
     return collect
@@ -117,6 +120,26 @@ class _Landing:
                 checks=self.checks,
                 verdicts=verdicts(labeled, status, labeling, dataset.checks),
             )
+
+    def send_together(self, context: dg.AssetExecutionContext, engine: Engine, partitions: list[str]) -> None:
+        """Bring all partitions as far as they go without sending, then send what is to be asked again in few batches.
+
+        What is in the way of one is told when it is landed.
+        """
+        labeling = self._dataset.labeling
+        planned = []
+        for partition in partitions:
+            submission = engine.latest(labeling.asset, partition)
+            if submission is None or submission.is_settled:
+                continue
+            with suppress(LLMBatchError):
+                self._finish_superseded(context, engine, partition)
+                status = engine.collect(labeling, submission.submission_id)
+                if status.states[ShardState.PLANNED.value]:
+                    planned.append(submission.submission_id)
+        if len(planned) > 1:
+            with suppress(LLMBatchError):
+                engine.submit_together(labeling, planned)
 
     def _write(
         self, context: dg.AssetExecutionContext, spec: dg.AssetSpec, partition: str | None, table: Any

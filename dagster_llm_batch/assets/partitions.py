@@ -3,30 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 
 from dagster_llm_batch.checks import Verdict, evaluations
 from dagster_llm_batch.errors import LLMBatchError
 
-__all__ = ["each_partition", "landed"]
+__all__ = ["EachPartition", "each_partition", "landed"]
+
+_T = TypeVar("_T")
+
+
+class EachPartition:
+    """The partitions of this run, in order, or None in an unpartitioned dataset; those that fail are left out."""
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        many = context.has_partition_key or context.has_partition_key_range
+        self.keys: list[str | None] = list(context.partition_keys) if many else [None]
+        self._failures = _Failures(context, len(self.keys))
+
+    def map(self, step: Callable[[str | None], _T]) -> dict[str | None, _T]:
+        """What `step` gives for each."""
+        done: dict[str | None, _T] = {}
+        for partition in self.keys:
+            try:
+                done[partition] = step(partition)
+            except Exception as error:  # noqa: BLE001 - rows function and IO manager are the user's: anything may come
+                self._failures.add(partition, error)
+        return done
+
+    def events(self, found: Mapping[str | None, _T], land: Callable[[str | None, _T], Iterator[Any]]) -> Iterator[Any]:
+        """The events of `land` for each that is in `found`.
+
+        Raises one dg.Failure at the end for all that failed; Dagster marks partitions that did not land as failed.
+        """
+        for partition, value in found.items():
+            try:
+                yield from land(partition, value)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._failures.add(partition, error)
+        self._failures.raise_if_any()
 
 
 def each_partition(context: dg.AssetExecutionContext, land: Callable[[str | None], Iterator[Any]]) -> Iterator[Any]:
-    """The events of `land` for each partition of this run, in order; for None in an unpartitioned dataset.
-
-    Raises one dg.Failure at the end for all that failed; Dagster marks the partitions that did not land as failed.
-    """
-    many = context.has_partition_key or context.has_partition_key_range
-    partitions: list[str | None] = list(context.partition_keys) if many else [None]
-    failures = _Failures(context, len(partitions))
-    for partition in partitions:
-        try:
-            yield from land(partition)
-        except Exception as error:  # noqa: BLE001 - rows function and IO manager are the user's: anything may come
-            failures.add(partition, error)
-    failures.raise_if_any()
+    """The events of `land` for each partition of this run. Raises one dg.Failure at the end for all that failed."""
+    partitions = EachPartition(context)
+    yield from partitions.events(dict.fromkeys(partitions.keys), lambda partition, _: land(partition))
 
 
 def landed(

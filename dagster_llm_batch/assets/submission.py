@@ -1,16 +1,19 @@
 """The asset that submits. One materialization says what was sent, in which batches, and what it may cost."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from dagster_llm_batch.assets.dataset import Dataset
-from dagster_llm_batch.assets.partitions import each_partition, landed
+from dagster_llm_batch.assets.partitions import EachPartition, landed
 from dagster_llm_batch.engine import Status
+from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.metadata import progress_text, submission_metadata
 from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.records import Submission
 
 __all__ = ["SubmitConfig", "submission_asset"]
 
@@ -51,20 +54,27 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         engine.check(dataset.labeling)  # before any row is read
         provider = engine.provider(dataset.labeling.provider)
 
-        def send(partition: str | None) -> Iterator[Any]:
-            submission = engine.plan(
+        def plan(partition: str | None) -> Submission:
+            return engine.plan(
                 dataset.labeling,
                 dataset.load_rows(context, partition),
                 partition=partition or "",
                 run_id=context.run.run_id,
                 again=config.again,
             )
-            status = engine.submit(dataset.labeling, submission.submission_id)
+
+        def sent(partition: str | None, submission: Submission) -> Iterator[Any]:
+            status = engine.submit(dataset.labeling, submission.submission_id)  # again, only what is still planned
             _log(context, partition, status)
             metadata = submission_metadata(status, dataset.labeling, provider)
             yield from landed(context, spec.key, partition, metadata=metadata, version=submission.fingerprint)
 
-        yield from each_partition(context, send)
+        partitions = EachPartition(context)
+        planned = partitions.map(plan)
+        if len(planned) > 1:
+            with suppress(LLMBatchError):  # each partition says for itself what is in its way
+                engine.submit_together(dataset.labeling, [one.submission_id for one in planned.values()])
+        yield from partitions.events(planned, sent)
 
     return submit
 

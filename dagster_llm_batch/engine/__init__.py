@@ -1,6 +1,6 @@
-"""Plan, submit, poll, collect, recover. Puts the steps in sequence and holds no state of its own."""
+"""The engine: plans, sends, waits for and collects the batches of labelings. It knows nothing of Dagster."""
 
-from dagster_llm_batch.engine.definition import Labeling, RetryPolicy
+from dagster_llm_batch.engine.definition import Fallback, Labeling, RetryPolicy
 from dagster_llm_batch.engine.engine import Engine, Status
 
-__all__ = ["Engine", "Labeling", "RetryPolicy", "Status"]
+__all__ = ["Engine", "Fallback", "Labeling", "RetryPolicy", "Status"]

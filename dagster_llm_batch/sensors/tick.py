@@ -14,8 +14,9 @@ from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.errors import CannotTellError, LeaseError, LLMBatchError
 from dagster_llm_batch.metadata import SUBMISSION_KEY
 from dagster_llm_batch.sensors.landing_runs import RANGE_TAGS, Group, Partitions, Ready, joined
-from dagster_llm_batch.states import IN_FLIGHT
+from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.records import Progress, Shard, Submission
+from dagster_llm_batch.types import BatchStatus
 
 __all__ = ["Tick"]
 
@@ -51,7 +52,9 @@ class Tick:
 
     def poll(self) -> None:
         """Ask the providers about batches in flight whose turn it is."""
-        own = {progress.submission.submission_id for progress in self._progress()}
+        progress = self._progress()
+        own = {one.submission.submission_id for one in progress}
+        self._stop_late(progress)
         due: dict[str, list[Shard]] = defaultdict(list)
         for shard in self._ledger.in_flight(self._engine.namespace):
             if shard.submission_id in own and self._is_due(shard) and self._can_ask(shard):
@@ -68,8 +71,18 @@ class Tick:
                     self._note(f"polling failed: {error}")
                     break
 
+    def _stop_late(self, progress: list[Progress]) -> None:
+        """Batches that run past their deadline are asked to stop; asking twice does nothing."""
+        for one in progress:
+            deadline = one.submission.deadline_at
+            if deadline is not None and deadline <= self._now and ShardState.SUBMITTED in one.states:
+                try:
+                    self._engine.stop_late(one.submission.submission_id)
+                except LLMBatchError as error:
+                    self._note(f"{one.submission.asset} {one.submission.partition}: {error}")
+
     def _is_due(self, shard: Shard) -> bool:
-        if shard.polled_at is None or shard.submitted_at is None:
+        if shard.polled_at is None or shard.submitted_at is None or shard.status is BatchStatus.CANCELING:
             return True
         return self._now - shard.polled_at >= self._spacing(shard.submitted_at)
 
@@ -124,7 +137,7 @@ class Tick:
             self._engine.recover(submission.submission_id)
             return "its batches are being looked for"
         if not self._engine.can_advance(progress):
-            return "its batches are running"
+            return "its batches are running, or wait for their turn"
         if self._is_delivered(progress):
             self._ledger.deliver(submission.submission_id)
             return "its labels have landed"
@@ -136,6 +149,7 @@ class Tick:
         since = self._engine.unavailable_since(submission.submission_id)
         if since is not None and self._now - since < self._spacing(submission.created_at):
             return "its provider does not answer, or does not take its batches; it is tried again a while later"
+        self._engine.note_turn(submission.submission_id)
         return None
 
     def _run_at(self, submission: Submission) -> dg.DagsterRun | None:
