@@ -1,0 +1,384 @@
+"""What goes where: shared batches, the real-time lane, fallbacks, deadlines, queues and budgets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import polars as pl
+import pytest
+from house import House, assert_total, billed, labeling, tickets
+
+from dagster_llm_batch.engine import Engine, Fallback, RetryPolicy
+from dagster_llm_batch.engine.rules import Budget, QueueLimit
+from dagster_llm_batch.errors import BudgetError, ConfigError, CredentialsError, InputError
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.testing.emulator import BatchFault, Emulator, FileFault, Limits, RowFault, WireFault
+
+CHAT = "POST /v1/chat/completions"
+
+
+def engine_with(house: House, **rules: Any) -> Engine:
+    return Engine(
+        house.providers,
+        Ledger(house.tmp_path / "ledger.sqlite"),
+        PayloadStore(str(house.tmp_path / "payloads")),
+        "test",
+        clock=house.now,
+        sleep=lambda _: None,
+        **rules,
+    )
+
+
+def lanes(labels: pl.DataFrame | Any) -> Counter[str]:
+    return Counter(labels["llm_lane"].to_pylist())
+
+
+def calls(house: House) -> int:
+    return house.emulator.books.calls_to("POST", "/v1/chat/completions")
+
+
+# shared batches -----------------------------------------------------------------------------------------------------
+
+
+def plans(house: House, definition: Any, partitions: int, rows: int = 3) -> list[str]:
+    engine = house.engine()
+    return [
+        engine.plan(definition, tickets(rows, start=rows * n), partition=f"p{n}").submission_id
+        for n in range(partitions)
+    ]
+
+
+def test_partitions_that_are_sent_together_share_a_batch_and_each_gets_its_own_labels(house: House) -> None:
+    definition = labeling()
+    ids = plans(house, definition, 10)
+    house.engine().submit_together(definition, ids)
+    assert len(house.emulator.books.batches) == 1
+    for one in ids:
+        status = house.finish(definition, one)
+        assert status.submission.outcomes == {"succeeded": 3}
+        assert_total(house, definition, one, 3)
+    assert len(billed(house)) == 30
+    assert house.emulator.books.billed_twice() == {}
+    assert house.emulator.books.calls_to("GET", "/v1/files/") <= 2  # the results are downloaded once
+
+
+def test_shared_batches_keep_to_the_limit_that_the_user_gave(house: House) -> None:
+    definition = labeling(max_requests_per_batch=7)
+    ids = plans(house, definition, 10)
+    house.engine().submit_together(definition, ids)
+    assert len(house.emulator.books.batches) == 5
+    for one in ids:
+        assert_total(house, definition, house.finish(definition, one).submission.submission_id, 3)
+
+
+@pytest.mark.parametrize("how", ["500", "close"])
+def test_a_lost_reply_to_a_shared_create_is_found_for_all_that_share_it(house: House, how: str) -> None:
+    from dagster_llm_batch.testing.emulator import lost_create_reply
+
+    definition = labeling()
+    ids = plans(house, definition, 4)
+    house.emulator.inject(lost_create_reply(how))
+    house.engine().submit_together(definition, ids)
+    house.skipped += timedelta(hours=1)
+    for one in ids:
+        assert_total(house, definition, house.finish(definition, one).submission.submission_id, 3)
+    assert len(house.emulator.books.batches) == 1
+    assert len(billed(house)) == 12
+
+
+def test_faults_in_a_shared_batch_are_healed_in_the_partitions_that_they_hit(house: House) -> None:
+    definition = labeling()
+    ids = plans(house, definition, 6)
+    house.emulator.inject(
+        FileFault(kind="missing", fraction=0.2, times=1),
+        FileFault(kind="malformed", fraction=0.1, times=1),
+        FileFault(kind="foreign", fraction=0.5, times=None),
+        FileFault(kind="duplicate", fraction=0.5, times=None),
+        FileFault(kind="shuffle", times=None),
+    )
+    house.engine().submit_together(definition, ids)
+    for one in ids:
+        assert house.finish(definition, one).submission.outcomes == {"succeeded": 3}
+        assert_total(house, definition, one, 3)
+
+
+def test_canceling_one_of_several_that_share_a_batch_leaves_the_others_their_answers(house: House) -> None:
+    definition = labeling()
+    first, second = plans(house, definition, 2)
+    house.engine().submit_together(definition, [first, second])
+    house.engine().cancel(first)
+    assert house.finish(definition, second).submission.outcomes == {"succeeded": 3}
+    assert house.engine().advance(definition, first).submission.outcomes == {"succeeded": 3}  # it was paid for
+
+
+def test_a_shared_batch_stops_when_all_that_share_it_are_canceled(house: House) -> None:
+    definition = labeling()
+    ids = plans(house, definition, 2)
+    house.engine().submit_together(definition, ids)
+    for one in ids:
+        house.engine().cancel(one)
+    house.emulator.settle()
+    for one in ids:
+        assert house.engine().advance(definition, one).submission.outcomes == {"canceled": 3}
+    assert billed(house) == []
+
+
+# real time ----------------------------------------------------------------------------------------------------------
+
+
+def test_urgent_rows_are_answered_at_once_and_the_others_in_a_batch(house: House) -> None:
+    definition = labeling(urgent="now")
+    rows = tickets(40).with_columns(pl.Series("now", [n % 10 == 0 or None for n in range(40)]))
+    submission = house.engine().plan(definition, rows)
+    status = house.engine().submit(definition, submission.submission_id)
+    assert calls(house) == 4
+    assert [shard.state.value for shard in status.shards if shard.lane == "realtime"] == ["ended"]
+    assert house.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 40}
+    labels, _ = assert_total(house, definition, submission.submission_id, 40)
+    assert lanes(labels) == {"batch": 36, "realtime": 4}
+    for row in labels.to_pylist():
+        double = 2 if row["llm_lane"] == "batch" else 1
+        assert row["llm_realtime_usd"] == double * row["llm_cost_usd"]
+        assert row["llm_price_basis"] == ("batch" if double == 2 else "realtime")
+
+
+def test_both_lanes_send_the_same_request(house: House) -> None:
+    house.run(labeling(), tickets(3))
+    house.run(labeling(asset="other", urgent="now"), tickets(3).with_columns(pl.lit(True).alias("now")))
+    executions = house.emulator.books.executions
+    assert [one.batch_id is None for one in executions].count(True) == 3
+    assert len({one.body_digest for one in executions}) == 3
+
+
+def test_urgent_takes_a_boolean_column_that_is_there(house: House) -> None:
+    for name, words in (("nowhere", "do not have"), ("subject", "takes one of true and false")):
+        with pytest.raises(InputError, match=f"urgent names.*{words}"):
+            house.engine().plan(labeling(urgent=name), tickets(2))
+
+
+def test_a_turned_away_call_in_real_time_is_made_again_and_a_refused_one_is_not(house: House) -> None:
+    rows = tickets(3).with_columns(pl.lit(True).alias("now"))
+    house.emulator.inject(WireFault(kind="status", route=CHAT, status=429, times=2))
+    status = house.run(labeling(urgent="now", realtime_concurrency=1), rows)
+    assert status.submission.outcomes == {"succeeded": 3}
+    assert len(billed(house)) == 3
+    assert status.submission.waves == 1
+
+
+def test_answers_that_came_before_the_credentials_failed_are_kept(house: House) -> None:
+    rows = tickets(6).with_columns(pl.lit(True).alias("now"))
+    definition = labeling(urgent="now", realtime_concurrency=1)
+    house.emulator.inject(WireFault(kind="status", route=CHAT, status=401, skip=3, times=None))
+    submission = house.engine().plan(definition, rows)
+    with pytest.raises(CredentialsError):
+        house.engine().submit(definition, submission.submission_id)
+    assert len(billed(house)) == 3
+    house.emulator.clear_faults()
+    assert house.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 6}
+    assert len(billed(house)) == 6
+
+
+def test_a_batch_past_its_deadline_is_stopped_and_the_rest_answered_in_real_time(house: House) -> None:
+    definition = labeling(deadline=timedelta(hours=6))
+    submission = house.engine().plan(definition, tickets(10))
+    house.engine().submit(definition, submission.submission_id)
+    assert house.engine().advance(definition, submission.submission_id).states == {"submitted": 1}
+    house.skipped += timedelta(hours=6)
+    house.engine().advance(definition, submission.submission_id)  # asks it to stop
+    house.emulator.settle()
+    status = house.engine().advance(definition, submission.submission_id)
+    status = status if status.is_settled else house.engine().advance(definition, submission.submission_id)
+    assert status.submission.outcomes == {"succeeded": 10}
+    labels, _ = assert_total(house, definition, submission.submission_id, 10)
+    assert lanes(labels)["realtime"] == 10
+    assert len(billed(house)) == 10
+    assert next(shard.status for shard in status.shards) == "canceled"
+
+
+def test_what_was_not_sent_by_the_deadline_is_answered_in_real_time(house: House) -> None:
+    definition = labeling(deadline=timedelta(hours=1))
+    submission = house.engine().plan(definition, tickets(5))
+    house.skipped += timedelta(hours=2)
+    status = house.engine().advance(definition, submission.submission_id)
+    status = status if status.is_settled else house.engine().advance(definition, submission.submission_id)
+    assert status.submission.outcomes == {"succeeded": 5}
+    assert house.emulator.books.batches == []
+
+
+# fallback -----------------------------------------------------------------------------------------------------------
+
+
+def test_requests_that_a_model_refuses_go_to_the_next_and_no_others(house: House) -> None:
+    definition = labeling(fallback=["openai/gpt-4o-mini"])
+    house.emulator.inject(RowFault(containing="number 3?", status_code=400, times=1))
+    status = house.run(definition, tickets(5))
+    assert status.submission.outcomes == {"succeeded": 5}
+    labels, _ = assert_total(house, definition, status.submission.submission_id, 5)
+    assert Counter(model[:11] for model in labels["llm_model"].to_pylist()) == {"gpt-4o": 4, "gpt-4o-mini": 1}
+    assert [shard.model for shard in status.shards] == ["gpt-4o", "gpt-4o-mini"]
+
+
+def test_a_reply_that_never_fits_is_asked_of_the_next_model_after_its_retries(house: House) -> None:
+    definition = labeling(fallback=["openai/gpt-4o-mini"], retry=RetryPolicy(invalid_waves=2))
+    house.emulator.inject(RowFault(kind="truncated", containing="number 3?", times=2))
+    status = house.run(definition, tickets(5))
+    assert status.submission.outcomes == {"succeeded": 5}
+    assert [(shard.model, shard.requests) for shard in status.shards] == [
+        ("gpt-4o", 5),
+        ("gpt-4o", 1),
+        ("gpt-4o-mini", 1),
+    ]
+
+
+def test_a_provider_that_stays_down_is_replaced_by_the_next_after_a_while(house: House) -> None:
+    house.providers["command"] = house.openai(name="command", account="other")  # another provider's seat, same wire
+    definition = labeling(fallback=[Fallback("command/gpt-4o")], fallback_after=timedelta(minutes=30))
+    submission = house.engine().plan(definition, tickets(4))
+    house.emulator.inject(WireFault(kind="status", route="POST /v1/batches", status=429, times=6))
+    house.engine().submit(definition, submission.submission_id)
+    assert house.emulator.books.batches == []
+    house.skipped += timedelta(minutes=31)
+    status = house.finish(definition, submission.submission_id)
+    assert status.submission.outcomes == {"succeeded": 4}
+    assert [(shard.provider, shard.status.value) for shard in status.shards if shard.status] == [
+        ("openai", "canceled"),
+        ("command", "ended"),
+    ]
+    labels, _ = assert_total(house, definition, submission.submission_id, 4)
+    assert set(labels["llm_provider"].to_pylist()) == {"command"}
+
+
+@pytest.mark.parametrize("fallback", [["openai/gpt-4o"], ["openai/a", "openai/a"], "openai/a", ["nobody"]])
+def test_a_fallback_that_cannot_be_is_refused(fallback: Any) -> None:
+    with pytest.raises(ConfigError, match=r"fallback|provider/model"):
+        labeling(fallback=fallback)
+
+
+# queues -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_shard_that_the_queue_had_no_room_for_is_put_back_and_not_a_try(tmp_path: Any) -> None:
+    with Emulator(limits=Limits(enqueued_tokens=130)) as emulator:
+        house = House(tmp_path, emulator)
+        definition = labeling(max_requests_per_batch=4, retry=RetryPolicy(max_waves=1))
+        status = house.run(definition, tickets(24))
+        assert status.submission.outcomes == {"succeeded": 24}
+        assert status.submission.waves == 1
+        events = house.engine().ledger.events(status.submission.submission_id)
+        assert "put_back" in [event.kind for event in events]
+        assert len(billed(house)) == 24
+
+
+@pytest.mark.parametrize("limit", [QueueLimit(max_batches=2), QueueLimit(max_requests=9), QueueLimit(max_tokens=1500)])
+def test_what_is_over_a_queue_limit_waits_and_goes_oldest_first(house: House, limit: QueueLimit) -> None:
+    definition = labeling(max_requests_per_batch=4)
+    engine = engine_with(house, queue_limits={"openai/gpt-4o": limit})
+    first = engine.plan(definition, tickets(12), partition="1")
+    second = engine.plan(definition, tickets(8, start=12), partition="2")
+    for one in (second, first):  # whoever comes first, the older goes first
+        engine.submit(definition, one.submission_id)
+    assert engine.status(second.submission_id).states == {"planned": 2}
+    assert engine.status(first.submission_id).states == {"submitted": 2, "planned": 1}
+    most = 0
+    for _ in range(12):
+        shards = [s for one in (first, second) for s in engine.ledger.shards(one.submission_id)]
+        most = max(most, sum(shard.state == "submitted" for shard in shards))
+        house.emulator.settle()
+        for one in (first, second):
+            engine.advance(definition, one.submission_id)
+    assert most == 2
+    for one in (first, second):
+        assert engine.status(one.submission_id).is_settled
+    assert len(billed(house)) == 20
+
+
+def test_what_waits_for_its_turn_is_not_worth_a_run_until_there_is_room(house: House) -> None:
+    definition = labeling(max_requests_per_batch=4)
+    engine = engine_with(house, queue_limits={"openai": QueueLimit(max_batches=1)})
+    submission = engine.plan(definition, tickets(8))
+    engine.submit(definition, submission.submission_id)
+    [progress] = engine.ledger.progress("test")
+    assert not engine.can_advance(progress)
+    before = engine.attempt(submission.submission_id)
+    house.emulator.settle()
+    engine.poll(engine.ledger.shards(submission.submission_id))
+    [progress] = engine.ledger.progress("test")
+    assert engine.can_advance(progress)
+    assert engine.attempt(submission.submission_id) > before
+
+
+# budgets ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_of_a_period_holds_over_submissions_and_ends_with_the_period(house: House) -> None:
+    definition = labeling()
+    estimate = house.engine().plan(definition, tickets(1, start=100), partition="x").estimated_usd
+    assert estimate is not None
+    engine = engine_with(house, budgets=[Budget(estimate * 5, "day")])
+    engine.plan(definition, tickets(3), partition="1")
+    with pytest.raises(BudgetError, match=r"already committed, the budget of .* per day is exceeded. Nothing was sent"):
+        engine.plan(definition, tickets(3, start=3), partition="2")
+    assert len(engine.ledger.submissions("test")) == 2
+    house.skipped += timedelta(days=1)
+    engine.plan(definition, tickets(3, start=3), partition="2")
+
+
+def test_a_budget_of_one_asset_leaves_the_others_alone(house: House) -> None:
+    engine = engine_with(house, budgets=[Budget("0.000001", "ever", asset="ticket_labels")])
+    engine.plan(labeling(asset="other_labels"), tickets(3))
+    with pytest.raises(BudgetError, match="'ticket_labels'"):
+        engine.plan(labeling(), tickets(3))
+
+
+def test_a_retry_that_would_exceed_a_budget_is_left_out_and_told(house: House) -> None:
+    definition = labeling()
+    estimate = house.engine().plan(labeling(asset="x"), tickets(5)).estimated_usd
+    assert estimate is not None
+    engine = engine_with(house, budgets=[Budget(estimate * 2, "ever")])
+    house.emulator.inject(RowFault(status_code=503, times=None))
+    submission = engine.plan(definition, tickets(5))
+    engine.ledger.note(submission.submission_id, "test")
+    engine = engine_with(house, budgets=[Budget(Decimal("0.000001"), "ever")])
+    engine.submit(definition, submission.submission_id)
+    house.emulator.settle()
+    status = engine.advance(definition, submission.submission_id)
+    assert status.submission.outcomes == {"errored": 5}
+    assert "over_budget" in [event.kind for event in engine.ledger.events(submission.submission_id)]
+
+
+# rows that change while a batch runs --------------------------------------------------------------------------------
+
+
+def test_requests_in_flight_are_not_asked_again_when_rows_are_added(house: House) -> None:
+    definition = labeling()
+    first = house.engine().plan(definition, tickets(5))
+    house.engine().submit(definition, first.submission_id)
+    second = house.engine().plan(definition, tickets(8))
+    assert second.reused == 5
+    house.engine().submit(definition, second.submission_id)
+    house.emulator.settle()
+    assert not house.engine().advance(definition, second.submission_id).is_settled  # the first one's answers are due
+    house.engine().advance(definition, first.submission_id)
+    status = house.finish(definition, second.submission_id)
+    assert status.submission.outcomes == {"succeeded": 8}
+    assert_total(house, definition, second.submission_id, 8)
+    assert len(billed(house)) == 8
+
+
+def test_adopted_requests_that_failed_are_asked_again_by_who_adopted_them(house: House) -> None:
+    definition = labeling()
+    house.emulator.inject(BatchFault(kind="expires", batches=[0], fraction=0.4))
+    first = house.engine().plan(definition, tickets(5))
+    house.engine().submit(definition, first.submission_id)
+    second = house.engine().plan(definition, tickets(7))
+    house.engine().submit(definition, second.submission_id)
+    house.emulator.settle()
+    house.engine().advance(definition, first.submission_id)
+    status = house.finish(definition, second.submission_id)
+    assert status.submission.outcomes == {"succeeded": 7}
+    assert_total(house, definition, second.submission_id, 7)
+    assert len(billed(house)) == 7
