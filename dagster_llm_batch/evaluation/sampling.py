@@ -30,7 +30,7 @@ from dagster_llm_batch.evaluation.signals import SIGNALS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["probabilities", "propose"]
+__all__ = ["check_design", "probabilities", "propose"]
 
 _RANDOM = "random"
 
@@ -51,11 +51,7 @@ def propose(
     names the signals that weighed as much as chance did, strongest first, else `random`. The same rows and seed give
     the same proposals. Raises ConfigError for a size or share that cannot be.
     """
-    if size < 1 or not 0 < random_share <= 1:
-        raise ConfigError(
-            f"size={size!r} must be at least 1, and random_share={random_share!r} above 0 and at most 1: rows that no "
-            "signal names must have a chance too, or no estimate holds for them."
-        )
+    check_design(size, random_share)
     with evaluation_extra("Proposing rows for gold"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     order = pc.sort_indices(keys)
@@ -80,6 +76,15 @@ def propose(
             "weight": pa.array(1 / chance[drawn]),
         }
     )
+
+
+def check_design(size: int, random_share: float) -> None:
+    """Refuse a sample from which nothing can be estimated."""
+    if size < 1 or not 0 < random_share <= 1:
+        raise ConfigError(
+            f"size={size!r} must be at least 1, and random_share={random_share!r} above 0 and at most 1: rows that no "
+            "signal names must have a chance too, or no estimate holds for them."
+        )
 
 
 def _parts(signals: Mapping[str, NDArray[Any]], n_rows: int, random_share: float) -> dict[str, NDArray[Any]]:

@@ -30,13 +30,13 @@ def gold_signals(
     *,
     key: str,
     targets: Sequence[str],
-    confidence: str | None = None,
+    confidence: Sequence[str] = (),
     reference: Mapping[str, pa.Table] | None = None,
 ) -> tuple[pa.Array, dict[str, NDArray[np.float64]]]:
     """The keys of all rows of all candidates, and the strength of each signal that can be measured, in their order.
 
-    `tables` hold each candidate's labels, and its rejects as rows without a label. `confidence` is a column of those
-    candidates that have it; `reference` has earlier labels of those that have some. The strongest of several targets
+    `tables` hold each candidate's labels, and its rejects as rows without a label. `confidence` names columns, of those
+    candidates that have them; `reference` has earlier labels of those that have some. The strongest of several targets
     counts. Raises ConfigError or InputError for tables that do not fit.
     """
     columns: dict[str, pa.Array] = {}
@@ -46,35 +46,32 @@ def gold_signals(
         columns[name] = comparable_keys(first[1], found, key, f"candidate '{name}'", ours=f"candidate '{first[0]}'")[1]
     keys = pc.unique(pa.chunked_array(list(columns.values())))
     at = {name: pc.index_in(keys, value_set=found) for name, found in columns.items()}
-
-    def of_rows(name: str, values: pa.Array) -> pa.Array:
-        return values.take(at[name])
-
     signals: dict[str, list[NDArray[np.float64]]] = {name: [] for name in SIGNALS}
     for target in targets:
-        votes = {
-            name: of_rows(name, category(column(table, target, f"candidate '{name}'"), target, f"candidate '{name}'"))
-            for name, table in tables.items()
-        }
-        _refuse_other_types(votes, target)
+        labels, earlier = (
+            {name: _classes(table, target, f"{whose} '{name}'") for name, table in given.items()}
+            for given, whose in ((tables, "candidate"), (reference or {}, "the reference of"))
+        )
+        _refuse_other_types({**{f"{name} before": one for name, one in earlier.items()}, **labels}, target)
+        votes = {name: values.take(at[name]) for name, values in labels.items()}
         if len(votes) > 1:
             signals["disagreement"].append(disagreement([*votes.values()]))
         signals["rare_class"].append(rare_class([*votes.values()]))
-        earlier = {
-            name: category(column(table, target, f"the reference of '{name}'"), target, f"the reference of '{name}'")
-            for name, table in (reference or {}).items()
-        }
         if earlier:
-            _refuse_other_types({**votes, **{f"{name} (reference)": one for name, one in earlier.items()}}, target)
             signals["drift"].append(drift([votes[name] for name in earlier], [*earlier.values()]))
-    stated = {
-        name: of_rows(name, table[confidence].combine_chunks())
-        for name, table in tables.items()
-        if confidence in table.column_names
-    }
-    if stated:
-        signals["low_confidence"].append(low_confidence(stated))
+    for column_name in confidence:
+        stated = {
+            name: table[column_name].combine_chunks().take(at[name])
+            for name, table in tables.items()
+            if column_name in table.column_names
+        }
+        if stated:
+            signals["low_confidence"].append(low_confidence(stated))
     return keys, {name: reduce(_stronger, found) for name, found in signals.items() if found}
+
+
+def _classes(table: pa.Table, target: str, whose: str) -> pa.Array:
+    return category(column(table, target, whose), target, whose)
 
 
 def disagreement(votes: Sequence[pa.Array]) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
 
-__all__ = ["StoredTables", "stacked"]
+__all__ = ["StoredTables", "columns_of", "stacked"]
 
 
 class StoredTables:
@@ -41,6 +41,10 @@ class StoredTables:
         here = None if self.partitions_def(key) is None else partition
         return [here] if here in self.partitions(key) else []
 
+    def parts(self, key: dg.AssetKey, partition: str | None) -> list[str | None]:
+        """What stands for `partition` in an asset, or (None) all that can be read of it."""
+        return self.partitions(key) if partition is None else self.in_partition(key, partition)
+
     def read(
         self,
         key: dg.AssetKey,
@@ -61,7 +65,7 @@ class StoredTables:
                 f"{key.to_user_string()} has other partitions than what reads it: {own} against {partitions_def}. "
                 "Give both the same partitions_def, or what reads it none, to read all partitions together."
             )
-        here = self.partitions(key) if partition is None else self.in_partition(key, partition)
+        here = self.parts(key, partition)
         if not here:
             where = "" if partition is None else f" for partition {partition}"
             raise InputError(f"{key.to_user_string()} is not materialized{where}. Materialize it first.")
@@ -79,14 +83,21 @@ class StoredTables:
             never = self._context.instance.get_latest_materialization_event(key) is None
             todo = " It was never materialized here: materialize it first." if never else ""
             raise InputError(f"{what} could not be read: {type(error).__name__}: {error}.{todo}") from error
-        table = pa.Table.from_batches(batches) if batches else pa.table({})
-        if missing := [name for name in columns if name not in table.column_names]:
-            raise ConfigError(
-                f"{what} has no column {', '.join(map(repr, missing))}. Its columns: {', '.join(table.column_names)}. "
-                f"{hint}"
-            )
-        wanted = dict.fromkeys([*columns, *(name for name in also if name in table.column_names)])
-        return pa.table({name: _plain(table[name]) for name in wanted})
+        return columns_of(batches, what, columns, also=also, hint=hint)
+
+
+def columns_of(
+    batches: Sequence[pa.RecordBatch], what: str, columns: Sequence[str], *, also: Sequence[str] = (), hint: str
+) -> pa.Table:
+    """`columns`, and those of `also` that are there. Raises ConfigError, with `hint`, for one that is not."""
+    table = pa.Table.from_batches(batches) if batches else pa.table({})
+    if missing := [name for name in columns if name not in table.column_names]:
+        raise ConfigError(
+            f"{what} has no column {', '.join(map(repr, missing))}. Its columns: {', '.join(table.column_names)}. "
+            f"{hint}"
+        )
+    wanted = dict.fromkeys([*columns, *(name for name in also if name in table.column_names)])
+    return pa.table({name: _plain(table[name]) for name in wanted})
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -57,7 +57,7 @@ class TestSignals:
 
     def test_all_rows_of_all_candidates_count_and_rejects_have_no_label(self):
         tables = {"x": table(["a", "b", None]), "y": table(["a", "a"]).append_column("sure", pa.array([1.0, 0.4]))}
-        keys, found = gold_signals(tables, key="id", targets=["topic"], confidence="sure")
+        keys, found = gold_signals(tables, key="id", targets=["topic"], confidence=["sure"])
         assert keys.to_pylist() == [0, 1, 2]
         assert set(found) == {"disagreement", "rare_class", "low_confidence"}
         assert found["disagreement"].tolist() == [0, 1, 0]

@@ -1,0 +1,230 @@
+"""Rows that people should label next, proposed so that what is measured on them holds for all rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import dagster as dg
+import pyarrow as pa
+
+from dagster_llm_batch.assets.dataset import ROLE_TAG
+from dagster_llm_batch.assets.naming import Upstream, upstream_key
+from dagster_llm_batch.assets.output import Frame, check_frame
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation.sampling import check_design, propose
+from dagster_llm_batch.evaluation.signals import gold_signals
+from dagster_llm_batch.evaluation.tables import rows_markdown
+from dagster_llm_batch.evaluation_assets.following import follow
+from dagster_llm_batch.evaluation_assets.stored import StoredTables, stacked
+from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling, code_digest
+from dagster_llm_batch.evaluation_assets.upstreams import Candidate, Candidates, candidates_of
+
+__all__ = ["gold_sample_assets"]
+
+_HINT = "Set key=, target= or confidence= to columns that are there."
+
+_DOCS = {
+    "why": "signals that weighed as much as chance, strongest first; else random",
+    "disagreement": "share of the pairs of candidates that differ",
+    "low_confidence": "1 - least confidence that a candidate states",
+    "rare_class": "how far below an even share the row's class is",
+    "drift": "part of the class that its share in the partition before does not explain",
+    "probability": "of being proposed",
+    "weight": "1 / probability: rows that this one stands for",
+}
+
+
+def gold_sample_assets(
+    *,
+    name: str,
+    candidates: Candidates,
+    key: str,
+    target: str | Sequence[str],
+    size: int,
+    gold: Upstream | None = None,
+    rejects: Mapping[str, Upstream] | None = None,
+    confidence: str | Mapping[str, str] | None = None,
+    random_share: float = 0.3,
+    seed: int = 0,
+    partitions_def: dg.PartitionsDefinition[Any] | None = None,
+    frame: Frame = "arrow",
+    io_manager_key: str = "io_manager",
+    key_prefix: Sequence[str] | str = (),
+    group_name: str | None = None,
+    description: str | None = None,
+    owners: Sequence[str] = (),
+    tags: Mapping[str, str] | None = None,
+    automation_condition: dg.AutomationCondition[Any] | Literal["follow"] | None = "follow",
+) -> list[dg.AssetsDefinition]:
+    """The rows most worth a human label: where candidates disagree or are unsure, rare classes, classes that grow.
+
+        candidate a ─┐
+        candidate b ─┼─▶ <name>    one row for each proposal: key, why, probability, weight
+        gold ────────┘
+
+    Not the hardest rows only: `random_share` of them is drawn from all rows alike, and each proposal says with what
+    probability it was drawn. Keep `weight` with the label: `sum(weight * correct) / sum(weight)` is the accuracy over
+    all rows without gold, not only over the hard ones. What candidates said is not shown: people should not follow it.
+    The same labels and seed give the same proposals. Needs the extra `evaluation` when it runs.
+
+    Args:
+        name: Name of the asset.
+        candidates: Assets with labels, as for `evaluation_assets`. One is enough; two can disagree.
+        key: Column that candidates and gold share; it names one row.
+        target: Column, or columns, that people will label: classes, not measurements.
+        size: Rows to propose; of each partition, if there are any.
+        gold: Asset with the rows that people have labeled already; these are not proposed. It may be empty yet.
+        rejects: Tables of rejected rows by candidate, as for `evaluation_assets`: they are proposed too.
+        confidence: Column of the candidates with the probability, 0 to 1, that their label is correct; a mapping names
+            one by target. Candidates without it have no say.
+        random_share: Share of the proposals that is drawn from all rows alike; above 0.
+        seed: Another one draws other rows.
+        partitions_def: Propose of each partition by itself. Its classes are then compared with those of the partition
+            before, as far as a candidate has that (`drift`).
+        frame, io_manager_key, key_prefix, group_name, description, owners, tags: As for `evaluation_assets`.
+        automation_condition: "follow": when labels are new, not when gold is.
+
+    Returns:
+        The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
+    """
+    check_frame(frame)
+    check_design(size, random_share)
+    targets = (target,) if isinstance(target, str) else tuple(target)
+    sure = dict.fromkeys(targets, confidence) if isinstance(confidence, str) else dict(confidence or {})
+    if not targets or set(sure) - set(targets):
+        raise ConfigError(
+            f"target={list(targets)}, confidence={confidence!r}: give at least one target, and a confidence of none "
+            "but these."
+        )
+    sampling = _Sampling(
+        key=dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name]),
+        candidates=candidates_of(candidates, rejects or {}),
+        gold=None if gold is None else upstream_key(gold),
+        gold_is_there=isinstance(gold, dg.AssetSpec),
+        join_key=key,
+        targets=targets,
+        confidence=tuple(dict.fromkeys(one for one in sure.values() if one is not None)),
+        size=size,
+        random_share=random_share,
+        seed=seed,
+        tabling=Tabling(partitions_def, frame, io_manager_key),
+    )
+    names = ", ".join(one.name for one in sampling.candidates)
+    spec = dg.AssetSpec(
+        sampling.key,
+        description=description or f"Rows of {names} that people should label next, by {', '.join(targets)}.",
+        deps=[*sampling.reads, *sampling.not_awaited],
+        partitions_def=partitions_def,
+        group_name=group_name,
+        owners=owners,
+        tags={**(tags or {}), ROLE_TAG: "evaluation"},
+        kinds={"table"},
+        code_version=sampling.code_version,
+        automation_condition=(
+            follow(sampling.reads, partitioned=partitions_def is not None, not_awaited=sampling.not_awaited)
+            if automation_condition == "follow"
+            else automation_condition
+        ),
+        skippable=True,  # a run over several partitions says by itself which have landed
+    )
+    return [sampling.tabling.asset(spec, sampling.compute)]
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """One sample, in Dagster's words."""
+
+    key: dg.AssetKey
+    candidates: tuple[Candidate, ...]
+    gold: dg.AssetKey | None
+    gold_is_there: bool
+    join_key: str
+    targets: tuple[str, ...]
+    confidence: tuple[str, ...]
+    size: int
+    random_share: float
+    seed: int
+    tabling: Tabling
+
+    @property
+    def reads(self) -> list[dg.AssetKey]:
+        return list(dict.fromkeys(one.key for one in self.candidates))
+
+    @property
+    def not_awaited(self) -> list[dg.AssetKey]:
+        rejects = [one.rejects for one in self.candidates if one.rejects is not None]
+        return list(dict.fromkeys([*rejects, *([] if self.gold is None else [self.gold])]))
+
+    @property
+    def code_version(self) -> str:
+        columns = (self.join_key, self.targets, self.confidence)
+        return code_digest(self.candidates, self.gold, columns, self.size, self.random_share, self.seed)
+
+    def compute(self, context: dg.AssetExecutionContext, partition: str | None) -> Computed:
+        stored = StoredTables(context)
+        tables = {one.name: self._labels(stored, one, partition) for one in self.candidates}
+        before = {} if partition is None else self._before(stored, partition)
+        keys, signals = gold_signals(
+            tables,
+            key=self.join_key,
+            targets=self.targets,
+            confidence=self.confidence,
+            reference={name: table for name, (_, table) in before.items()},
+        )
+        if self.confidence and "low_confidence" not in signals:
+            raise ConfigError(f"No candidate has a column {' or '.join(map(repr, self.confidence))}. {_HINT}")
+        has_gold = self._gold_keys(context, stored, partition)
+        proposed = propose(
+            keys,
+            signals,
+            key=self.join_key,
+            size=self.size,
+            random_share=self.random_share,
+            seed=f"{self.seed}\0{partition or ''}",
+            has_gold=has_gold,
+        )
+        reasons = Counter(proposed["why"].to_pylist()).most_common()
+        metadata: dict[str, Any] = {
+            "llm_batch/rows": len(keys),
+            "llm_batch/why": dg.MetadataValue.md(rows_markdown([{"why": why, "rows": f"{n:,}"} for why, n in reasons])),
+            **{f"llm_batch/{name}/compared_with": earlier for name, (earlier, _) in before.items()},
+            **({} if has_gold is None else {"llm_batch/gold_rows": len(has_gold.unique())}),
+        }
+        return Computed(proposed, metadata, _DOCS)
+
+    def _labels(self, stored: StoredTables, candidate: Candidate, partition: str | None) -> pa.Table:
+        """Labels, and the rejects as rows without a label."""
+        columns, partitions_def = [self.join_key, *self.targets], self.tabling.partitions_def
+        labels = stored.read(candidate.key, partition, partitions_def, columns, also=self.confidence, hint=_HINT)
+        if candidate.rejects is None:
+            return labels
+        here = stored.parts(candidate.rejects, partition)
+        rejects = [stored.load(candidate.rejects, one, [self.join_key], hint=_HINT) for one in here]
+        return stacked([labels, *rejects], candidate.key)
+
+    def _before(self, stored: StoredTables, partition: str) -> dict[str, tuple[str, pa.Table]]:
+        """The stored partition before this one, and its labels, of the candidates that have one."""
+        found = {}
+        for one in self.candidates:
+            own = [None, *stored.partitions(one.key)]
+            earlier = own[own.index(partition) - 1] if partition in own else None
+            if earlier is not None:
+                columns = [self.join_key, *self.targets]
+                found[one.name] = (earlier, stored.load(one.key, earlier, columns, hint=_HINT))
+        return found
+
+    def _gold_keys(
+        self, context: dg.AssetExecutionContext, stored: StoredTables, partition: str | None
+    ) -> pa.Array | None:
+        """Keys of the rows that have gold; None where there is no gold yet."""
+        if self.gold is None:
+            return None
+        begun = self.gold_is_there or context.instance.get_latest_materialization_event(self.gold) is not None
+        here = stored.parts(self.gold, partition)
+        if not begun or not here:
+            return None
+        tables = [stored.load(self.gold, one, [self.join_key], hint=_HINT) for one in here]
+        return stacked(tables, self.gold)[self.join_key].combine_chunks()

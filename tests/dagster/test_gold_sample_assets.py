@@ -1,0 +1,206 @@
+"""Proposals for gold in a real Dagster: from labels, rejects and gold of the right partitions to a table of reasons."""
+
+from __future__ import annotations
+
+import re
+
+import dagster as dg
+import polars as pl
+import pyarrow as pa
+import pytest
+from face import failure
+
+from dagster_llm_batch import Prompt, llm_batch_assets
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation_assets.sampling import gold_sample_assets
+
+DAYS = dg.StaticPartitionsDefinition(["mon", "tue"])
+N = 60
+
+
+def ids(day):
+    return [f"{day}{n:02d}" for n in range(N)]
+
+
+def labels(name, label, partitions_def=DAYS, **more):
+    """A real asset with a label for each row: `label(day, number)`."""
+
+    @dg.asset(name=name, partitions_def=partitions_def)
+    def produced(context):
+        day = context.partition_key if partitions_def else "mon"
+        columns = {"id": ids(day), "topic": pa.array([label(day, n) for n in range(N)], pa.string())}
+        return pa.table({**columns, **{column: [of(n) for n in range(N)] for column, of in more.items()}})
+
+    return produced
+
+
+def mostly_bugs(day, n):
+    """On tuesday, ten rows more are billing."""
+    return "billing" if n < (5 if day == "mon" else 15) else "bug"
+
+
+def other_in_two(day, n):
+    return "how" if n in (20, 21) else mostly_bugs(day, n)
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+class World:
+    """An instance and a place for tables."""
+
+    def __init__(self, tmp_path):
+        self.instance = dg.DagsterInstance.ephemeral()
+        self.resources = {"io_manager": dg.FilesystemIOManager(base_dir=str(tmp_path))}
+
+    def run(self, assets, *names, succeeds=True, partition=None):
+        self.assets = assets
+        result = dg.materialize(
+            assets,
+            instance=self.instance,
+            resources=self.resources,
+            selection=list(names) or None,
+            partition_key=partition,
+            raise_on_error=False,
+        )
+        assert result.success is succeeds
+        return result
+
+    def proposals(self, partition=None):
+        defs = dg.Definitions(assets=self.assets, resources=self.resources)
+        value = defs.load_asset_value("to_label", instance=self.instance, partition_key=partition)
+        frame = value if isinstance(value, pl.DataFrame) else pl.from_arrow(value)
+        return {row["id"]: row for row in frame.to_dicts()}
+
+    def metadata(self):
+        [record] = self.instance.fetch_materializations(dg.AssetKey("to_label"), limit=1).records
+        return record.asset_materialization.metadata
+
+
+def sample(candidates, **more):
+    usual = {"name": "to_label", "candidates": candidates, "key": "id", "target": "topic", "size": 12}
+    return gold_sample_assets(**{**usual, **more})
+
+
+class TestProposals:
+    def test_rows_that_matter_are_proposed_among_random_ones_each_with_its_reason_and_weight(self, world):
+        one, other = labels("one", mostly_bugs, None), labels("other", other_in_two, None)
+        assets = [one, other, *sample([one, other], frame="polars")]
+        world.run(assets)
+        found = world.proposals()
+        assert len(found) == 12
+        assert {"mon20", "mon21"} <= set(found)  # certain: they alone disagree
+        # how is rare, for the one who says it
+        assert found["mon20"]["why"] in ("disagreement, rare class", "rare class, disagreement")
+        assert any(row["why"] == "random" for row in found.values())
+        assert all(row["weight"] == pytest.approx(1 / row["probability"]) for row in found.values())
+        assert world.metadata()["llm_batch/rows"].value == N
+        assert "| random |" in world.metadata()["llm_batch/why"].md_str
+
+    def test_what_people_have_labeled_is_not_proposed_again(self, world):
+        one = labels("one", mostly_bugs, None)
+
+        @dg.asset
+        def gold():
+            return pa.table({"id": ids("mon")[:50], "topic": ["bug"] * 50})
+
+        assets = [one, gold, *sample([one], gold=gold)]
+        world.run(assets, "one", "to_label")  # there is no gold yet
+        assert "llm_batch/gold_rows" not in world.metadata()
+        world.run(assets, "gold", "to_label")
+        assert set(world.proposals()) == set(ids("mon")[50:])
+        assert world.metadata()["llm_batch/gold_rows"].value == 50
+
+    def test_rejects_are_rows_too(self, world):
+        labeled = llm_batch_assets(
+            name="smol", rows="texts", key="id", prompt=Prompt(user="{{ text }}"), model="openai/gpt-5-mini"
+        )
+
+        # Real tables stand where the labeled dataset would have put its own.
+        @dg.multi_asset(outs={"smol": dg.AssetOut(), "smol_rejects": dg.AssetOut()})
+        def smol():
+            return pa.table({"id": ["a"], "topic": ["bug"]}), pa.table({"id": ["b"], "llm_outcome": ["invalid"]})
+
+        world.run([smol, *sample(labeled)])
+        assert set(world.proposals()) == {"a", "b"}
+
+    def test_low_confidence_is_a_reason(self, world):
+        one = labels("one", lambda day, n: "bug", None, sure=lambda n: 0.1 if n == 7 else 1.0)
+        world.run([one, *sample([one], confidence="sure")])
+        assert world.proposals()["mon07"]["why"] == "low confidence"
+
+    def test_a_partition_is_compared_with_the_one_before(self, world):
+        one = labels("one", mostly_bugs)
+        assets = [one, *sample([one], partitions_def=DAYS, size=6)]
+        world.run(assets, partition="mon")
+        monday = world.proposals("mon")
+        assert {row["drift"] for row in monday.values()} == {None}
+        world.run(assets, partition="tue")
+        tuesday = world.proposals("tue")
+        # billing: 15 of 60 after 5 of 60
+        grown = [row["drift"] for key, row in tuesday.items() if key < "tue15"]
+        assert grown == [pytest.approx(2 / 3)] * len(grown)
+        assert grown
+        assert any("drift" in row["why"] for row in tuesday.values())
+        assert {row["partition"] for row in tuesday.values()} == {"tue"}
+        assert world.metadata()["llm_batch/one/compared_with"].value == "mon"
+
+    def test_an_unpartitioned_sample_is_of_all_partitions(self, world):
+        one = labels("one", mostly_bugs)
+        assets = [one, *sample([one], size=200)]
+        for day in ("mon", "tue"):
+            world.run([one], partition=day)
+        world.run(assets, "to_label")
+        assert set(world.proposals()) == {*ids("mon"), *ids("tue")}
+
+    def test_it_follows_labels_and_not_gold(self, world):
+        one = labels("one", mostly_bugs, None)
+
+        @dg.asset
+        def gold():
+            return pa.table({"id": ["mon01"], "topic": ["bug"]})
+
+        assets = [one, gold, *sample([one], gold=gold)]
+
+        def tick(cursor):
+            found = dg.evaluate_automation_conditions(
+                dg.Definitions(assets=assets, resources=world.resources), world.instance, cursor=cursor
+            )
+            return bool(found.get_requested_partitions(dg.AssetKey("to_label"))), found.cursor
+
+        asked, cursor = tick(None)
+        world.run(assets, "one")
+        asked, cursor = tick(cursor)
+        assert asked
+        world.run(assets, "gold")
+        asked, cursor = tick(cursor)
+        assert not asked
+
+
+class TestFailures:
+    def test_a_confidence_that_no_candidate_has_is_refused(self, world):
+        one = labels("one", mostly_bugs, None)
+        result = world.run([one, *sample([one], confidence="sure")], succeeds=False)
+        assert "No candidate has a column 'sure'" in failure(result)
+
+    def test_measurements_are_refused(self, world):
+        one = labels("one", mostly_bugs, None, price=lambda n: n / 7)
+        result = world.run([one, *sample([one], target="price")], succeeds=False)
+        assert "Target 'price' of candidate 'one'" in failure(result)
+
+    @pytest.mark.parametrize(
+        ("wrong", "says"),
+        [
+            ({"size": 0}, "must be at least 1"),
+            ({"random_share": 0}, "must have a chance too"),
+            ({"target": []}, "at least one target"),
+            ({"confidence": {"other": "sure"}}, "none but these"),
+            ({"rejects": {"other": "x"}}, "no candidates"),
+            ({"frame": "spark"}, "'spark'"),
+        ],
+    )
+    def test_settings_that_cannot_work_are_refused_at_once(self, wrong, says):
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            sample(["one"], **wrong)
