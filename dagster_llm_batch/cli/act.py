@@ -110,22 +110,24 @@ def retry_command(
     dataset = find_dataset(where, asset)
     wanted = partitions_of(where, dataset, partitions, partition_range)
     plans = plan_rows(where, [(dataset, partition) for partition in wanted], again=True)
+    documents = {"plans": [one.document for one in plans], "submissions": []}
     if not as_json:
         print_plan(plans)
-    sending = sum(one.preview.to_send for one in plans)
-    if sending == 0:
+    if any(one.preview.refused for one in plans):
         if as_json:
-            print_json({"plans": [one.document for one in plans], "submissions": []})
-        else:
-            click.echo("Nothing to ask again.")
-        return
-    confirm(f"Send {sending:,} requests?", yes=yes)
+            print_json(documents)
+        leave(ExitCode.FAILED)
+    sending = sum(one.preview.to_send for one in plans)
+    if sending:
+        confirm(f"Send {sending:,} requests?", yes=yes)
     statuses = [_send(where, dataset, one.partition) for one in plans if one.preview.to_send]
     if as_json:
-        print_json({"plans": [one.document for one in plans], "submissions": [_document(one) for one in statuses]})
+        print_json({**documents, "submissions": [_document(one) for one in statuses]})
     else:
         for status in statuses:
             click.echo(f"{status.submission.submission_id}: {progress_text(status)}")
+        if not statuses:
+            click.echo("Nothing to ask again.")
     if any(status.states[ShardState.PLANNED.value] for status in statuses):
         click.echo("Some batches wait for room in the provider's queue; Dagster's sensor sends them.", err=True)
         leave(ExitCode.LATER)

@@ -34,8 +34,6 @@ class Command(click.Command):
             return super().invoke(ctx)
         except LLMBatchError as error:
             _fail(ctx, error, _code_of(error))
-        except FileNotFoundError as error:  # of the payload store, or the user's own
-            _fail(ctx, error, ExitCode.FAILED)
 
 
 def leave(code: ExitCode) -> NoReturn:
@@ -55,7 +53,7 @@ def _code_of(error: LLMBatchError) -> ExitCode:
     return ExitCode.LATER if isinstance(error, TransientError | LeaseError) else ExitCode.FAILED
 
 
-def _fail(ctx: click.Context, error: Exception, code: ExitCode) -> NoReturn:
+def _fail(ctx: click.Context, error: LLMBatchError, code: ExitCode) -> NoReturn:
     if ctx.params.get("as_json"):
         click.echo(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": int(code)}), err=True)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -98,7 +97,11 @@ def _table(where: Where, dataset: Dataset, partition: str | None, what: str) -> 
     submission = engine.latest(name, partition or "")
     if submission is None:
         raise ConfigError(f"Nothing was submitted for {' '.join(filter(None, [name, partition]))}.")
-    labeled = engine.labels(dataset.labeling, submission.submission_id)
+    try:
+        labeled = engine.labels(dataset.labeling, submission.submission_id)
+    except FileNotFoundError as error:
+        msg = f"A file of submission {submission.submission_id} is not in the payload store: {error}. Restore it there."
+        raise ConfigError(msg) from error
     return labeled.labels if what == "labels" else labeled.rejects
 
 
@@ -188,8 +191,12 @@ def _written(output: str) -> Iterator[BinaryIO]:
     path = Path(output)
     half = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with half.open("wb") as file:
+        file = half.open("wb")
+    except OSError as error:
+        raise click.FileError(output, error.strerror) from error
+    try:
+        with file:
             yield file
-        os.replace(half, path)  # noqa: PTH105 - the same, said plainly
+        half.replace(path)
     finally:
         half.unlink(missing_ok=True)

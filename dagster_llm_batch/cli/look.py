@@ -10,7 +10,7 @@ import click
 
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.finding import find_submission, partition_option
-from dagster_llm_batch.cli.show import SHORT_ID, console, money, print_json, print_table, table
+from dagster_llm_batch.cli.show import SHORT_ID, console, dollars, money, print_json, print_table, table
 from dagster_llm_batch.cli.where import Where, ledger_command
 from dagster_llm_batch.storage.ledger import Ledger, utc_now
 from dagster_llm_batch.storage.records import Shard, Submission, SubmissionState
@@ -116,7 +116,7 @@ def show_command(where: Where, target: str, partition: str | None, event_count: 
     out.print(table(["", ""], _facts(ledger, submission)))
     out.print(table(_SHARD_COLUMNS, [_shard_row(shard) for shard in shards], title="\nBatches"))
     if event_count:
-        rows = [[one.at, (one.shard_id or "")[:SHORT_ID] or None, one.kind, one.to_state, one.detail] for one in events]
+        rows = [[one.at, one.shard_id, one.kind, one.to_state, one.detail] for one in events]
         out.print(table(["at (UTC)", "shard", "what", "then", "detail"], rows, title="\nEvents"))
 
 
@@ -134,10 +134,10 @@ def _facts(ledger: Ledger, one: Submission) -> list[list[object]]:
         ("answers reused", one.reused),
         ("waves", one.waves),
         ("outcomes", ", ".join(f"{n:,} {name}" for name, n in outcomes.most_common()) or None),
-        ("estimate", _usd(one.estimated_usd)),
-        ("cost", _usd(one.cost_usd)),
-        ("in real time", _usd(one.realtime_usd)),
-        ("saved", _usd(saved)),
+        ("estimate", dollars(one.estimated_usd)),
+        ("cost", dollars(one.cost_usd)),
+        ("in real time", dollars(one.realtime_usd)),
+        ("saved", dollars(saved)),
         ("prices", one.price_basis.value if one.price_basis else None),
         ("created", one.created_at),
         ("settled", one.settled_at),
@@ -150,11 +150,6 @@ def _facts(ledger: Ledger, one: Submission) -> list[list[object]]:
     return [[name, str(value) if isinstance(value, int) else value] for name, value in facts]
 
 
-def _usd(amount: Any) -> str | None:
-    shown = money(amount)
-    return None if shown is None else f"{shown} USD"
-
-
 _SHARD_COLUMNS = ["shard", "wave", "state", "batch", "requests", "done", "failed", "bytes", "USD", "ended", "reason"]
 
 
@@ -162,7 +157,7 @@ def _shard_row(shard: Shard) -> list[object]:
     ended: datetime | None = shard.ended_at
     cost = money(shard.cost_usd)
     return [
-        shard.shard_id[:SHORT_ID],
+        shard.shard_id,
         shard.wave,
         shard.state.value,
         shard.batch_id,

@@ -12,7 +12,7 @@ import click
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.finding import find_dataset, partitions_of, partitions_options
-from dagster_llm_batch.cli.show import SHORT_ID, money, print_json, print_table
+from dagster_llm_batch.cli.show import SHORT_ID, console, dollars, money, print_json, print_table, table
 from dagster_llm_batch.cli.where import Where, code_location_command
 from dagster_llm_batch.engine.previewing import Preview
 
@@ -112,16 +112,27 @@ def _total(plans: Sequence[Planned]) -> Decimal | None:
 
 
 def print_plan(plans: Sequence[Planned]) -> None:
-    """The plans as a table, and what is refused below it."""
-    columns = [
-        *("asset", "partition", "model", "rows", "requests", "reused", "to send", "batches", "bytes"),
-        *("~input tokens", "~output tokens", "~USD", "in real time ~USD", "prices", "known as"),
-    ]
-    rows: list[list[object]] = [[one.asset, one.partition, one.model, *_figures(one.preview)] for one in plans]
-    if len(plans) > 1:
+    """One plan as a list of its figures, several as a table; what is refused below it."""
+    if len(plans) == 1:
+        console().print(table(["", ""], _facts(plans[0])))
+    else:
+        rows: list[list[object]] = [
+            [one.asset, one.partition, *_counts(one.preview), money(one.preview.estimated_usd)] for one in plans
+        ]
         whole = [sum(part) for part in zip(*(_counts(one.preview) for one in plans), strict=True)]
-        rows.append(["total", "", "", *whole, money(_total(plans)), None, "", ""])
-    print_table(columns, rows)
+        columns = [
+            "asset",
+            "partition",
+            "rows",
+            "requests",
+            "reused",
+            "to send",
+            "batches",
+            "bytes",
+            "~tokens in",
+            "~out",
+        ]
+        print_table([*columns, "~USD"], [*rows, ["total", "", *whole, money(_total(plans))]])
     for one in plans:
         if one.preview.refused:
             click.echo(f"Refused: {one.preview.refused}")
@@ -134,6 +145,21 @@ def _counts(one: Preview) -> list[int]:
     ]
 
 
-def _figures(one: Preview) -> list[object]:
-    known = None if one.known is None else f"{one.known.submission_id[:SHORT_ID]} ({one.known.state.value})"
-    return [*_counts(one), money(one.estimated_usd), money(one.realtime_usd), one.price_basis.value, known]
+def _facts(plan: Planned) -> list[list[object]]:
+    one = plan.preview
+    known = None if one.known is None else f"submission {one.known.submission_id[:SHORT_ID]} ({one.known.state.value})"
+    facts: list[tuple[str, object]] = [
+        ("asset", plan.asset),
+        ("partition", plan.partition),
+        ("model", plan.model),
+        ("rows", f"{one.rows:,}"),
+        ("requests", f"{one.requests:,}"),
+        ("of these reused", f"{one.reused:,}"),
+        ("to send", f"{one.to_send:,} in {len(one.shards):,} batches, {one.bytes:,} bytes"),
+        ("tokens", f"about {one.input_tokens:,} in, at most about {one.output_tokens:,} out"),
+        ("estimate", dollars(one.estimated_usd)),
+        ("in real time", dollars(one.realtime_usd)),
+        ("prices", one.price_basis.value),
+        ("known as", known),
+    ]
+    return [list(fact) for fact in facts]

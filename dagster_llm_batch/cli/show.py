@@ -25,6 +25,7 @@ __all__ = [
     "as_json",
     "cell",
     "console",
+    "dollars",
     "money",
     "print_json",
     "print_table",
@@ -88,6 +89,12 @@ def money(amount: Decimal | None) -> Money | None:
     if abs(amount) < Decimal("0.0001"):
         return Money("<0.0001")
     return Money(f"{amount:,.4f}")
+
+
+def dollars(amount: Decimal | None) -> str | None:
+    """The same with its unit."""
+    shown = money(amount)
+    return None if shown is None else f"{shown} USD"
 
 
 def when(moment: datetime) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.finding import find_submission, partition_option
-from dagster_llm_batch.cli.show import SHORT_ID, Money, console, print_json, table, when
+from dagster_llm_batch.cli.show import Money, console, print_json, table, when
 from dagster_llm_batch.cli.where import Where, ledger_command
 from dagster_llm_batch.engine.pace import Pace, pace, usual_duration
 from dagster_llm_batch.errors import LLMBatchError
@@ -29,20 +29,7 @@ __all__ = ["watch_command"]
 
 _NOTHING = "Nothing is under way."
 _UNDER_WAY = IN_FLIGHT | {ShardState.PLANNED}
-_COLUMNS = [
-    "submission",
-    "asset",
-    "partition",
-    "wave",
-    "batches",
-    "done",
-    "of",
-    "%",
-    "failed",
-    "per minute",
-    "age",
-    "expected end",
-]
+_COLUMNS = ["asset", "partition", "wave", "batches", "done", "failed", "per minute", "age", "expected end (UTC)"]
 
 
 @click.command("watch", cls=Command, short_help="Live progress: counts, rate, age, expected end.")
@@ -78,7 +65,7 @@ def watch_command(
     if poll and not where.has_code:
         raise click.UsageError("--poll asks providers, which only a code location knows: give -m or -f.")
     watched = _Watched(where, target, partition, poll=poll)
-    with _printer(as_json=as_json, live=not once) as show:
+    with suppress(KeyboardInterrupt), _printer(as_json=as_json, live=not once) as show:
         while True:
             look = watched.look()
             show(look)
@@ -158,19 +145,20 @@ def _screen(look: _Look) -> Group:
 def _row(one: Progress, its_pace: Pace) -> list[object]:
     submission = one.submission
     return [
-        submission.submission_id[:SHORT_ID],
         submission.asset,
         submission.partition or None,
         submission.waves,
         _states(one),
-        its_pace.done,
-        its_pace.total,
-        its_pace.percent,
+        _done(its_pace),
         its_pace.failed,
         None if its_pace.per_minute is None else Money(f"{its_pace.per_minute:,.1f}"),
         its_pace.age,
         its_pace.expected_end_at,
     ]
+
+
+def _done(its_pace: Pace) -> str:
+    return f"{its_pace.done:,} of {its_pace.total:,} ({its_pace.percent} %)"
 
 
 def _states(one: Progress) -> str:
@@ -188,8 +176,7 @@ def _tell_changes(look: _Look, told: dict[str, str]) -> None:
             name = " ".join(filter(None, [submission.asset, submission.partition]))
             rate = "" if its_pace.per_minute is None else f"; {its_pace.per_minute:,.1f} per minute"
             end = "" if its_pace.expected_end_at is None else f"; expected end {when(its_pace.expected_end_at)} UTC"
-            done = f"{its_pace.done:,} of {its_pace.total:,} done ({its_pace.percent} %)"
-            click.echo(f"{plain(name)}: wave {submission.waves}, {_states(one)}; {done}{rate}{end}")
+            click.echo(f"{plain(name)}: wave {submission.waves}, {_states(one)}; {_done(its_pace)} done{rate}{end}")
     for text in look.notes or ([] if look.found else [_NOTHING]):
         click.echo(text)
 

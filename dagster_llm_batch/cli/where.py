@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -197,7 +197,7 @@ def _preferred(said: _Options) -> _Options:
 def _located(function: _F, options: list[Callable[[Any], Any]], *, takes_ledger: bool) -> _F:
     @wraps(function)
     def with_where(**arguments: Any) -> Any:
-        names = [name for name in _Options.__dataclass_fields__ if name in arguments]
+        names = [field.name for field in fields(_Options) if field.name in arguments]
         said = _preferred(_Options(**{name: arguments.pop(name) for name in names}))
         with ExitStack() as stack:
             return function(Where(said, stack, takes_ledger=takes_ledger), **arguments)

@@ -116,6 +116,15 @@ def test_retry_of_what_has_all_its_labels_sends_nothing(project):
     assert len(project.json("list", "--all")["submissions"]) == 1
 
 
+def test_retry_that_a_budget_refuses_is_shown_and_not_asked_for(project):
+    project.emulator.inject(RowFault(containing="all 1", status_code=400))
+    project.land()
+    project.change('"max_cost_usd": 1', '"max_cost_usd": 0.0001')
+    result = project.on_file("retry", "ticket_labels", "--yes", code=1)
+    assert "exceeds max_cost_usd=0.0001" in result.stdout
+    assert len(project.emulator.books.batches) == 1
+
+
 def test_retry_over_partitions_sends_only_those_that_lack_labels(project):
     project.emulator.inject(RowFault(containing=f"{DAYS[1]} 0", status_code=400))
     for day in DAYS:
@@ -194,6 +203,20 @@ def test_an_export_that_cannot_be_writes_nothing(project, arguments, code, said)
     project.submit()
     assert said in project.on_file("export", "ticket_labels", *arguments, code=code).stderr
     assert not (project.folder / "x.csv").exists()
+
+
+def test_an_export_whose_results_are_gone_names_the_submission(project):
+    submission_id = project.land()
+    [results] = project.folder.rglob("*.results.parquet")
+    results.unlink()
+    said = project.on_file("export", "ticket_labels", "-o", "x.csv", code=1).stderr
+    assert f"A file of submission {submission_id} is not in the payload store" in said
+
+
+def test_an_export_into_a_folder_that_cannot_be_written_says_which_file(project):
+    project.land()
+    (project.folder / "x.csv").mkdir()
+    assert "x.csv" in project.on_file("export", "ticket_labels", "-o", "x.csv", code=2).stderr
 
 
 def test_an_export_of_what_was_never_submitted_says_so(project):

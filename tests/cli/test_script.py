@@ -1,0 +1,61 @@
+"""The installed script, as another process: quick to load, with its exit codes, and alive on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(sys.executable).parent / "dagster-llm-batch"
+HEAVY = ["openai", "anthropic", "boto3", "google.genai", "starlette", "uvicorn", "matplotlib", "sklearn", "pandas"]
+
+
+def test_loading_the_commands_loads_no_sdk_and_nothing_of_the_emulator():
+    source = (
+        f"import dagster_llm_batch.cli.main, json, sys; print(json.dumps([m for m in {HEAVY} if m in sys.modules]))"
+    )
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", source], capture_output=True, text=True, check=True)
+    assert json.loads(found.stdout) == []
+
+
+def test_the_script_reads_pyproject_of_its_folder_and_ends_with_the_documented_codes(project):
+    project.submit()
+    listed = subprocess.run([SCRIPT, "list", "--json"], capture_output=True, text=True, check=True)
+    assert [one["asset"] for one in json.loads(listed.stdout)["submissions"]] == ["ticket_labels"]
+    (project.folder / "pyproject.toml").unlink()
+    lost = subprocess.run([SCRIPT, "list"], capture_output=True, text=True, check=False)
+    assert (lost.returncode, lost.stdout) == (2, "")
+    assert "Which deployment?" in lost.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal")
+def test_on_a_terminal_watch_redraws_its_table_and_ctrl_c_only_stops_watching(project):
+    project.submit()
+    ours, theirs = pty.openpty()
+    command = [SCRIPT, "watch", "--poll", "--interval", "0.1", *("-f", project.file)]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, env=environment) as process:
+        os.close(theirs)
+        shown = read_until(ours, b"0 of 3 (0 %)")
+        project.emulator.settle()
+        shown += read_until(ours, b"3 of 3 (100 %)")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    os.close(ours)
+    assert b"expected end" in shown
+    assert re.search(rb"\x1b\[\d*A", shown)  # the cursor went up: drawn in place
+    assert project.json("show", "ticket_labels")["submission"]["state"] == "open"
+
+
+def read_until(terminal, text):
+    shown = b""
+    while text not in shown:
+        shown += os.read(terminal, 65_536)
+    return shown
