@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -21,13 +22,15 @@ from dagster_llm_batch.components.attributes import (
 )
 from dagster_llm_batch.components.base import FactoryComponent, Translation
 from dagster_llm_batch.components.partitions import PARTITIONS
-from dagster_llm_batch.components.resolving import about
+from dagster_llm_batch.components.resolving import about, duration
 from dagster_llm_batch.components.resource import RESOURCE
 from dagster_llm_batch.components.scaffolding import BatchScaffolder
-from dagster_llm_batch.components.settings import CHECKS, PRICE, PROMPT, RESPONSE, RETRY, ROWS, SENSOR
+from dagster_llm_batch.components.settings import CHECKS, FALLBACK, PRICE, PROMPT, RESPONSE, RETRY, ROWS, SENSOR
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import RetryPolicy
+from dagster_llm_batch.engine import Fallback, RetryPolicy
+from dagster_llm_batch.engine.definition import BelowMinimum
+from dagster_llm_batch.jobs import build_llm_batch_jobs
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.sensors import build_llm_batch_sensor
 from dagster_llm_batch.types import Endpoint
@@ -40,8 +43,8 @@ __all__ = ["LLMBatchComponent"]
 class LLMBatchComponent(FactoryComponent):
     """Rows labeled by an LLM at batch prices: a submission, the labeled table, its rejects and its checks.
 
-    Attributes are the arguments of `llm_batch_assets`, by the same names; `resource` and `sensor` are what a project
-    needs once. What `dg scaffold defs` writes runs as it is, without a key.
+    Attributes are the arguments of `llm_batch_assets`, by the same names; `resource`, `sensor` and `jobs` are
+    what a project needs once. What `dg scaffold defs` writes runs as it is, without a key.
     """
 
     factory = staticmethod(llm_batch_assets)
@@ -79,6 +82,21 @@ class LLMBatchComponent(FactoryComponent):
     max_requests_per_batch: Annotated[int | None, about("A smaller limit than the provider's.", 10_000)] = None
     max_bytes_per_batch: Annotated[int | None, about("A smaller limit than the provider's.", 50_000_000)] = None
     retry: Annotated[RetryPolicy | None, RETRY] = None
+    fallback: Annotated[Sequence[str | Fallback], FALLBACK] = ()
+    fallback_after: Annotated[
+        timedelta, duration("How long a provider may be down before the next model is asked.")
+    ] = timedelta(hours=1)
+    deadline: Annotated[
+        timedelta | None,
+        duration("How long batches may take; what none has answered then is answered in real time, at its price."),
+    ] = None
+    urgent: Annotated[
+        str | None, about("Boolean column of the rows: where it is true, a row is answered in real time.", "is_vip")
+    ] = None
+    realtime_concurrency: Annotated[int, about("How many calls in real time run at once.", 8)] = 8
+    below_minimum: Annotated[
+        BelowMinimum, about("What to do with fewer requests than the provider's least number for a batch.", "pad")
+    ] = "refuse"
     expected_output_tokens: Annotated[
         int | None, about("Of one reply, for the estimate. Default: the most that `params` allow.", 50)
     ] = None
@@ -113,15 +131,22 @@ class LLMBatchComponent(FactoryComponent):
     translation: Translation = None
     resource: Annotated[LLMBatchResource | None, RESOURCE] = None
     sensor: Annotated[Mapping[str, Any] | bool | None, SENSOR] = None
+    jobs: Annotated[
+        bool | None,
+        about("The jobs that cancel a submission and resolve a lost one. Default: where `resource` is given."),
+    ] = None
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """Assets and checks; resource and sensor where this component gives them."""
-        has_sensor = self.resource is not None if self.sensor is None else self.sensor is not False
-        settings = self.sensor if isinstance(self.sensor, Mapping) else {}
+        """Assets and checks; resource, sensor and jobs where this component gives them."""
+        resource_key, is_shared_here = self.resource_key, self.resource is not None
+        sensor = is_shared_here if self.sensor is None else self.sensor
+        settings = sensor if isinstance(sensor, Mapping) else {}
+        jobs = is_shared_here if self.jobs is None else self.jobs
         return dg.Definitions.merge(
             super().build_defs(context),
             dg.Definitions(
-                resources={} if self.resource is None else {self.resource_key: self.resource},
-                sensors=[build_llm_batch_sensor(resource_key=self.resource_key, **settings)] if has_sensor else [],
+                resources={resource_key: self.resource} if is_shared_here else {},
+                sensors=[] if sensor is False else [build_llm_batch_sensor(resource_key=resource_key, **settings)],
+                jobs=build_llm_batch_jobs(resource_key=resource_key) if jobs else [],
             ),
         )

@@ -67,6 +67,17 @@ class LLMBatchEvaluationComponent(FactoryComponent):
             kind=dict[str, str] | None,
         ),
     ] = None
+    confidence: Annotated[
+        Mapping[str, str] | str | None,
+        about(
+            "Column of the candidates with the probability, 0 to 1, that their label is correct; a mapping by target.",
+            "confidence",
+            kind=str | dict[str, str] | None,
+        ),
+    ] = None
+    regression: Annotated[
+        bool, about("Keep the labels that somebody accepted, and check that no candidate is surely worse.")
+    ] = False
     partitions_def: Annotated[dg.PartitionsDefinition[Any] | None, PARTITIONS] = None
     min_accuracy: Annotated[
         Mapping[str, float] | float | None,
@@ -75,6 +86,14 @@ class LLMBatchEvaluationComponent(FactoryComponent):
     min_kappa: Annotated[
         Mapping[str, float] | float | None,
         about("As a check: least kappa, of all or by candidate.", 0.6, kind=float | dict[str, float] | None),
+    ] = None
+    max_ece: Annotated[
+        Mapping[str, float] | float | None,
+        about(
+            "As a check: most expected calibration error, of all or by candidate.",
+            0.1,
+            kind=float | dict[str, float] | None,
+        ),
     ] = None
     check_severity: Annotated[
         dg.AssetCheckSeverity,

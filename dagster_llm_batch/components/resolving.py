@@ -6,16 +6,17 @@ import importlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 from dagster.components.resolved.errors import ResolutionException
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
 
-__all__ = ["about", "block", "folder_of", "import_object", "path_about", "pointing_at", "templated"]
+__all__ = ["about", "block", "duration", "folder_of", "import_object", "path_about", "pointing_at", "templated"]
 
 _TEMPLATE = re.compile(r"\{\{|\{%")
 
@@ -47,6 +48,19 @@ def about(
         examples=list(examples) or None,
         inject_before_resolve=False,
     )
+
+
+class Duration(dg.Model):
+    """A length of time: the sum of these."""
+
+    days: float = Field(default=0, description="Days.")
+    hours: float = Field(default=0, description="Hours.")
+    minutes: float = Field(default=0, description="Minutes.")
+
+
+def duration(description: str) -> dg.Resolver:
+    """An attribute that is a length of time."""
+    return block(timedelta, Duration, description, {"hours": 6}, {"days": 1, "hours": 12})
 
 
 def block(

@@ -6,11 +6,11 @@ An environment variable stays a name until a run needs its value: secrets are in
 from __future__ import annotations
 
 import os
-from types import EllipsisType
-from typing import Any, get_args
+from types import EllipsisType, UnionType
+from typing import Any, ClassVar, Union, get_args, get_origin
 
 import dagster as dg
-from pydantic import BaseModel, Field, create_model
+from pydantic import Field, create_model
 
 from dagster_llm_batch.components.resolving import pointing_at, templated
 from dagster_llm_batch.errors import ConfigError
@@ -18,29 +18,35 @@ from dagster_llm_batch.resources import LLMBatchResource
 
 __all__ = ["RESOURCE"]
 
-Resource = dg.ConfigurableResource[Any]
+
+class _Settings(dg.Model):
+    """The YAML form of `made`."""
+
+    made: ClassVar[type[dg.Config]]
 
 
-def settings_of(resource: type[Resource]) -> type[BaseModel]:
+def settings_of(made: type[dg.Config]) -> type[_Settings]:
     """The YAML form of a resource: the same fields, defaults and descriptions; every value can be a template."""
     fields: dict[str, Any] = {}
-    for name, info in resource.model_fields.items():
-        nested = _nested(resource, name)
-        kind = info.annotation if nested is None else settings_of(nested) | None
+    for name, info in made.model_fields.items():
         default = ... if info.is_required() else info.get_default(call_default_factory=True)
         fields[name] = (
-            kind | str,
+            _kind(info.annotation) | str,
             Field(default, description=info.description, examples=info.examples),
         )
-    return create_model(f"{resource.__name__}Settings", __base__=dg.Model, __doc__=resource.__doc__, **fields)
+    settings = create_model(f"{made.__name__}Settings", __base__=_Settings, __doc__=made.__doc__, **fields)
+    settings.made = made
+    return settings
 
 
-def _nested(resource: type[Resource], name: str) -> type[Resource] | None:
-    kind = resource.model_fields[name].annotation
-    for one in (kind, *get_args(kind)):
-        if isinstance(one, type) and issubclass(one, dg.ConfigurableResource):
-            return one
-    return None
+def _kind(annotation: Any) -> Any:
+    """The annotation, with the YAML form of each resource or config in it."""
+    if isinstance(annotation, type) and issubclass(annotation, dg.Config):
+        return settings_of(annotation)
+    origin, arguments = get_origin(annotation), [_kind(one) for one in get_args(annotation)]
+    if origin in (list, dict):
+        return origin[*arguments]
+    return Union[*arguments] if origin in (Union, UnionType) else annotation
 
 
 class _Name(dg.EnvVar):
@@ -65,27 +71,32 @@ class _Environment:
         return _Name(name)
 
 
-def _made(context: dg.ResolutionContext, resource: type[Resource], given: BaseModel) -> Resource:
+def _made(context: dg.ResolutionContext, given: Any) -> Any:
+    """What the settings, alone or in lists and mappings, are the YAML form of."""
+    if isinstance(given, list):
+        return [_made(context.at_path(index), one) for index, one in enumerate(given)]
+    if isinstance(given, dict):
+        return {key: _made(context.at_path(key), one) for key, one in given.items()}
+    if not isinstance(given, _Settings):
+        return templated(context, given)
     values: dict[str, Any] = {}
     for name in given.model_fields_set:
-        value, here, nested = getattr(given, name), context.at_path(name), _nested(resource, name)
-        kind = resource.model_fields[name].annotation
-        if nested is not None and isinstance(value, BaseModel):
-            values[name] = _made(here, nested, value)
-        elif kind is str or str in get_args(kind):
-            values[name] = templated(here.with_scope(env=_Environment()), value)
-        else:
-            values[name] = templated(here, value)
+        value, here = getattr(given, name), context.at_path(name)
+        if isinstance(value, str) and _takes_names(given.made, name):
+            here = here.with_scope(env=_Environment())
+        values[name] = _made(here, value)
     with pointing_at(context):
-        return resource(**values)
+        return given.made(**values)
 
 
-def _resolve(context: dg.ResolutionContext, given: BaseModel | None) -> Resource | None:
-    return None if given is None else _made(context, LLMBatchResource, given)
+def _takes_names(made: type[dg.Config], name: str) -> bool:
+    """Whether Dagster reads the environment for this field, when a run starts: text of a resource."""
+    kind = made.model_fields[name].annotation
+    return issubclass(made, dg.ConfigurableResource) and (kind is str or str in get_args(kind))
 
 
 RESOURCE = dg.Resolver(
-    _resolve,
+    _made,
     model_field_type=settings_of(LLMBatchResource) | None,
     description=(
         "The LLMBatchResource under `resource_key`: providers by name, ledger, payloads. One component of a project "

@@ -11,11 +11,11 @@ from dagster_llm_batch.components.resolving import block, folder_of, import_obje
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding, response_format
-from dagster_llm_batch.engine import RetryPolicy
+from dagster_llm_batch.engine import Fallback, RetryPolicy
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation import Target
 
-__all__ = ["CHECKS", "PRICE", "PROMPT", "RESPONSE", "RETRY", "ROWS", "SENSOR", "TARGET"]
+__all__ = ["CHECKS", "FALLBACK", "PRICE", "PROMPT", "RESPONSE", "RETRY", "ROWS", "SENSOR", "TARGET"]
 
 
 class RowsFunction(dg.Model):
@@ -84,6 +84,15 @@ class PriceSettings(dg.Model):
     output_usd: float | str = Field(description="Of output, in a batch.", examples=["0.15"])
     realtime_input_usd: float | str | None = Field(default=None, description="In real time. Default: twice as much.")
     realtime_output_usd: float | str | None = Field(default=None, description="In real time. Default: twice as much.")
+
+
+class FallbackSettings(dg.Model):
+    """Another model, with settings of its own."""
+
+    model: str = Field(description="Provider, and its own name for the model.", examples=["anthropic/claude-haiku-4-5"])
+    params: dict[str, Any] | None = Field(default=None, description="Its parameters. Default: those of the dataset.")
+    endpoint: str | None = Field(default=None, description="Which API of that provider. Default: as for the dataset.")
+    price: PriceSettings | None = Field(default=None, description="Your own price of it.")
 
 
 class SensorSettings(dg.Model):
@@ -165,6 +174,21 @@ def _response(context: dg.ResolutionContext, given: Any) -> Any:
     return found
 
 
+def _fallback(context: dg.ResolutionContext, given: Any) -> list[str | Fallback]:
+    return [
+        _fallback_model(context.at_path(index), one) if isinstance(one, FallbackSettings) else one
+        for index, one in enumerate(templated(context, given))
+    ]
+
+
+def _fallback_model(context: dg.ResolutionContext, given: FallbackSettings) -> Fallback:
+    settings: dict[str, Any] = templated(context, given.model_dump(exclude_unset=True))
+    with pointing_at(context):
+        if settings.get("price") is not None:
+            settings["price"] = TokenPrice(**settings["price"])
+        return Fallback(**settings)
+
+
 def _sensor(context: dg.ResolutionContext, given: Any) -> Mapping[str, Any] | bool | None:
     if not isinstance(given, SensorSettings):
         return given  # type: ignore[no-any-return]
@@ -218,6 +242,12 @@ SENSOR = dg.Resolver(
     model_field_type=SensorSettings | bool | None,
     description="The sensor that lands labels when batches end. Default: there is one where `resource` is given.",
     examples=[{"minimum_interval_seconds": 60}, False],
+)
+FALLBACK = dg.Resolver(
+    _fallback,
+    model_field_type=list[str | FallbackSettings],
+    description="Models, in this order, for requests that the one before refuses or gives no good answer to.",
+    examples=[["anthropic/claude-haiku-4-5"], [{"model": "gemini/gemini-2.5-flash", "params": {"max_tokens": 200}}]],
 )
 RETRY = block(RetryPolicy, RetrySettings, "What is sent again, and how often.", {"max_waves": 3})
 CHECKS = block(ChecksPolicy, ChecksSettings, "Least coverage and parse rate.", {"min_coverage": 0.99})

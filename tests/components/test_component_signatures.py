@@ -12,27 +12,29 @@ from pydantic import BaseModel
 from dagster_llm_batch import (
     ChecksPolicy,
     Embedding,
+    Fallback,
     LLMBatchComponent,
     LLMBatchEvaluationComponent,
-    LLMBatchResource,
     Prompt,
     RetryPolicy,
     TokenPrice,
     build_llm_batch_sensor,
     evaluation_assets,
     llm_batch_assets,
+    resources,
 )
 from dagster_llm_batch.components import settings
 from dagster_llm_batch.evaluation import Target
 
 COMPONENTS = [
-    (LLMBatchComponent, llm_batch_assets, {"translation", "resource", "sensor"}),
+    (LLMBatchComponent, llm_batch_assets, {"translation", "resource", "sensor", "jobs"}),
     (LLMBatchEvaluationComponent, evaluation_assets, {"translation"}),
 ]
 BLOCKS = [
     (settings.RetrySettings, RetryPolicy, set(), set()),
     (settings.ChecksSettings, ChecksPolicy, set(), set()),
     (settings.PriceSettings, TokenPrice, set(), set()),
+    (settings.FallbackSettings, Fallback, set(), set()),
     (settings.TargetSettings, Target, set(), set()),
     (settings.EmbeddingSettings, Embedding, {"type"}, set()),
     (settings.PromptSettings, Prompt, {"user_file", "system_file"}, set()),
@@ -74,20 +76,14 @@ def test_a_setting_that_is_left_out_has_the_default_that_the_docs_show(block, ap
             assert (tuple(shown) if isinstance(shown, list) else shown) == getattr(default, "value", default), name
 
 
-def test_the_resource_in_yaml_has_every_setting_of_every_provider():
-    model = LLMBatchComponent.get_model_cls()
-    definitions = model.model_json_schema()["$defs"]
-
-    def compare(resource: Any) -> int:
-        shown = definitions[f"{resource.__name__}Settings"]
-        assert set(shown["properties"]) == set(resource.model_fields)
-        assert set(shown.get("required", ())) == {
-            name for name, one in resource.model_fields.items() if one.is_required()
+def test_the_resource_in_yaml_has_every_setting_of_every_provider_budget_and_limit():
+    shown = LLMBatchComponent.get_model_cls().model_json_schema()["$defs"]
+    for one in (getattr(resources, name) for name in resources.__all__):
+        block = shown[f"{one.__name__}Settings"]
+        assert set(block["properties"]) == set(one.model_fields)
+        assert set(block.get("required", ())) == {
+            name for name, field in one.model_fields.items() if field.is_required()
         }
-        nested = [one.annotation.__args__[0] for one in resource.model_fields.values() if "Resource" in str(one)]
-        return 1 + sum(compare(one) for one in nested)
-
-    assert compare(LLMBatchResource) == 7
 
 
 @pytest.mark.parametrize("model", MODELS)

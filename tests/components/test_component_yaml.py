@@ -1,6 +1,7 @@
 """What stands in `defs.yaml` arrives in the assets, unchanged."""
 
 import json
+from datetime import timedelta
 from decimal import Decimal
 
 import dagster as dg
@@ -8,7 +9,7 @@ import pytest
 from dagster.components.testing.test_cases import TestTranslation
 from project import EVAL, evaluation, labels, loaded
 
-from dagster_llm_batch import Embedding, LLMBatchResource, Prompt, llm_batch_assets
+from dagster_llm_batch import Budget, Embedding, Fallback, LLMBatchResource, Prompt, QueueLimit, llm_batch_assets
 
 SCHEMA = """
 from typing import Literal
@@ -271,6 +272,40 @@ def test_policies_prices_and_backfills_arrive_as_they_are_written():
         assert {one.backfill_policy for one in project.component.assets} == {dg.BackfillPolicy.single_run()}
 
 
+def test_what_becomes_of_rows_that_nobody_answers_in_time_is_said_in_yaml():
+    given = labels(
+        fallback=["gemini/gemini-2.5-flash", {"model": "anthropic/claude-haiku-4-5", "params": {"max_tokens": 9}}],
+        fallback_after={"minutes": 90},
+        deadline="{{ datetime.timedelta(hours=6) }}",
+        urgent="is_vip",
+        realtime_concurrency=3,
+        below_minimum="realtime",
+    )
+    with loaded(given) as project:
+        component = project.component
+        assert component.fallback == [
+            "gemini/gemini-2.5-flash",
+            Fallback("anthropic/claude-haiku-4-5", params={"max_tokens": 9}),
+        ]
+        assert (component.fallback_after, component.deadline) == (timedelta(minutes=90), timedelta(hours=6))
+        assert (component.urgent, component.realtime_concurrency, component.below_minimum) == ("is_vip", 3, "realtime")
+    with loaded(labels(deadline={"days": 1, "hours": 12})) as project:
+        assert project.component.deadline == timedelta(days=1.5)
+
+
+def test_budgets_and_queue_limits_are_settings_of_the_resource(monkeypatch):
+    monkeypatch.setenv("MONTHLY_USD", "250")
+    resource = {
+        "openai": {"api_key": "k"},
+        "budgets": [{"max_usd": "{{ env.MONTHLY_USD }}"}, {"max_usd": 5, "period": "day", "asset": "ticket_labels"}],
+        "queue_limits": {"openai/gpt-4o": {"max_tokens": 90_000}},
+    }
+    with loaded(labels(resource=resource)) as project:
+        found = project.component.resource
+        assert found.budgets == [Budget(max_usd=250), Budget(max_usd=5, period="day", asset="ticket_labels")]
+        assert found.queue_limits == {"openai/gpt-4o": QueueLimit(max_tokens=90_000)}
+
+
 def test_a_key_from_the_environment_stays_a_name_and_is_shown_nowhere(monkeypatch):
     monkeypatch.setenv("MY_LLM_KEY", "sk-secret")
     resource = {
@@ -309,7 +344,7 @@ def test_each_provider_has_its_settings_under_its_name(resource):
             assert {key: getattr(getattr(found, name), key) for key in settings} == settings
 
 
-def test_the_sensor_comes_with_the_resource_unless_it_is_said_otherwise():
+def test_sensor_and_jobs_come_with_the_resource_unless_it_is_said_otherwise():
     resource = {"openai": {"api_key": "k"}}
     settings = {
         "name": "poll",
@@ -328,6 +363,8 @@ def test_the_sensor_comes_with_the_resource_unless_it_is_said_otherwise():
     for given, names in expected:
         with loaded(labels(**given)) as project:
             assert [one.name for one in project.defs.sensors or ()] == names
+            jobs = {"llm_batch_cancel", "llm_batch_resolve"} if "resource" in given else set()
+            assert {one.name for one in project.defs.jobs or ()} == jobs
             for sensor in project.defs.sensors or ():
                 if sensor.name == "poll":
                     assert sensor.minimum_interval_seconds == 60
@@ -351,6 +388,9 @@ def test_an_evaluation_says_all_in_yaml():
         gold_target={"topic": "true_topic"},
         min_accuracy={"large": 0.9},
         min_kappa=0.6,
+        max_ece=0.1,
+        confidence={"topic": "sureness"},
+        regression=True,
         check_severity="WARN",
         blocking=True,
         automation_condition=None,
@@ -358,11 +398,10 @@ def test_an_evaluation_says_all_in_yaml():
     with loaded(given, EVAL) as project:
         spec = project.spec("ticket_eval")
         deps = {dep.asset_key.to_user_string() for dep in spec.deps}
-        assert deps == {"ticket_gold", "labels/small", "labels/large", "labels/small_rejects"}
+        assert deps == {"ticket_gold", "labels/small", "labels/large", "labels/small_rejects", "ticket_eval_accepted"}
         assert spec.automation_condition is None
-        [definition] = project.component.assets
-        checks = {one.name: one for one in definition.check_specs}
-        assert set(checks) == {"accuracy", "kappa"}
+        checks = {one.name: one for made in project.component.assets for one in made.check_specs}
+        assert set(checks) >= {"accuracy", "kappa", "ece"}
         assert all(one.blocking for one in checks.values())
         assert project.component.check_severity is dg.AssetCheckSeverity.WARN
     with loaded(evaluation(), EVAL) as project:
