@@ -105,8 +105,8 @@ class CodeLocation:
         return any(dataset.key in job.asset_layer.selected_asset_keys for job in jobs)
 
     @contextmanager
-    def resource(self, key: str | None) -> Iterator[tuple[str, LLMBatchResource]]:
-        """The LLMBatchResource with its environment variables resolved, and its key."""
+    def resource(self, key: str | None) -> Iterator[LLMBatchResource]:
+        """The LLMBatchResource with its environment variables resolved. `key` is needed where there are several."""
         keys = sorted({dataset.resource_key for dataset in self.datasets.values()}) or ["llm_batch"]
         if key is None and len(keys) > 1:
             raise click.UsageError(
@@ -124,7 +124,7 @@ class CodeLocation:
                     f"The resource '{key}' of {self.pointer} keeps its ledger or its payloads below the Dagster home, "
                     "and DAGSTER_HOME is not set. Set it to the folder that Dagster runs with."
                 )
-            yield key, resource
+            yield resource
 
     def partitions(self, dataset: Dataset) -> list[str]:
         """The partition keys that a dataset has now."""

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from functools import partial
 from importlib.metadata import version
@@ -13,16 +14,16 @@ from importlib.metadata import version
 import click
 from rich.text import Text
 
-from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
-from dagster_llm_batch.cli.show import age, cell, console, print_json
+from dagster_llm_batch.cli.show import age, cell, console, money, print_json
 from dagster_llm_batch.cli.where import Where, ledger_command
 from dagster_llm_batch.core.price_age import newest_price_change
 from dagster_llm_batch.core.pricing import tariff
-from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine import Engine, Labeling, rules
 from dagster_llm_batch.engine.orphans import orphans
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.resources import Budget
 from dagster_llm_batch.states import IN_FLIGHT
 from dagster_llm_batch.storage.ledger import utc_now
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -34,6 +35,7 @@ _DOUBT = timedelta(minutes=15)
 _UNPOLLED = timedelta(hours=1)
 _LONG = timedelta(hours=36)
 _OLD_PRICES = timedelta(days=180)
+_NEARLY = Decimal("0.9")
 
 
 class Verdict(StrEnum):
@@ -92,7 +94,9 @@ def _findings(where: Where) -> Iterator[Finding]:
         for name, provider in sorted(engine.providers.items()):
             yield _tried(f"provider {name}", partial(_provider, name, provider))
         for name, dataset in sorted(where.code.datasets.items()):
-            yield _tried(f"dataset {name}", partial(_dataset, engine, dataset))
+            for labeling in dataset.labeling.models:
+                yield _tried(f"dataset {name}", partial(_dataset, engine, labeling))
+        yield from (_tried("budget", partial(_budget, engine, one)) for one in where.resource.budgets)
     if ledger.verdict is Verdict.OK and where.missing_ledger_file is None:
         yield from _under_way(where.engine, with_providers=where.has_code)
     yield _prices()
@@ -154,9 +158,8 @@ def _provider(name: str, provider: Provider) -> Finding:
     return Finding(f"provider {name}", Verdict.OK, said)
 
 
-def _dataset(engine: Engine, dataset: Dataset) -> Finding:
-    labeling = dataset.labeling
-    check = f"dataset {dataset.key.to_user_string()}"
+def _dataset(engine: Engine, labeling: Labeling) -> Finding:
+    check = f"dataset {labeling.asset}"
     engine.check(labeling)
     provider = engine.provider(labeling.provider)
     limits = provider.codec(labeling.spec).limits
@@ -171,6 +174,15 @@ def _dataset(engine: Engine, dataset: Dataset) -> Finding:
     if basis is PriceBasis.UNKNOWN:
         return Finding(check, Verdict.WARNING, said, "Costs will be unknown. Give price=TokenPrice(...).")
     return Finding(check, Verdict.OK, said)
+
+
+def _budget(engine: Engine, budget: Budget) -> Finding:
+    rule = rules.Budget(str(budget.max_usd), budget.period, budget.asset)
+    spent = engine.ledger.spent(engine.namespace, asset=rule.asset, since=rule.since(utc_now()))
+    said = f"{rule}: {money(spent)} USD are committed"
+    if spent > _NEARLY * Decimal(rule.max_usd):
+        return Finding("budget", Verdict.WARNING, said, "Submissions that would exceed it are refused.")
+    return Finding("budget", Verdict.OK, said)
 
 
 def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from dagster_llm_batch.cli.show import SHORT_ID, console, dollars, money, print_
 from dagster_llm_batch.cli.where import Where, ledger_command
 from dagster_llm_batch.storage.ledger import Ledger, utc_now
 from dagster_llm_batch.storage.records import Shard, Submission, SubmissionState
+from dagster_llm_batch.types import Lane
 
 __all__ = ["list_command", "show_command"]
 
@@ -150,7 +151,20 @@ def _facts(ledger: Ledger, one: Submission) -> list[list[object]]:
     return [[name, str(value) if isinstance(value, int) else value] for name, value in facts]
 
 
-_SHARD_COLUMNS = ["shard", "wave", "state", "batch", "requests", "done", "failed", "bytes", "USD", "ended", "reason"]
+_SHARD_COLUMNS = [
+    "shard",
+    "wave",
+    "asked of",
+    "state",
+    "batch",
+    "requests",
+    "done",
+    "failed",
+    "bytes",
+    "USD",
+    "ended",
+    "reason",
+]
 
 
 def _shard_row(shard: Shard) -> list[object]:
@@ -159,6 +173,7 @@ def _shard_row(shard: Shard) -> list[object]:
     return [
         shard.shard_id,
         shard.wave,
+        f"{shard.provider}/{shard.model}" + (" in real time" if shard.lane is Lane.REALTIME else ""),
         shard.state.value,
         shard.batch_id,
         shard.requests,

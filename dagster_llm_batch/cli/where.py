@@ -20,6 +20,7 @@ from click.core import ParameterSource
 from dagster_llm_batch.cli.code_location import CodeLocation, Pointer, pointer_in
 from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 
@@ -89,9 +90,9 @@ class Where:
         return self._stack.enter_context(CodeLocation.load(pointer))
 
     @cached_property
-    def _resource(self) -> Any:
-        _, resource = self._stack.enter_context(self.code.resource(self._options.resource))
-        return resource
+    def resource(self) -> LLMBatchResource:
+        """The resource of the code location."""
+        return self._stack.enter_context(self.code.resource(self._options.resource))
 
     @cached_property
     def places(self) -> tuple[str, str | None]:
@@ -99,13 +100,12 @@ class Where:
         if self._by_address:
             assert self._options.ledger is not None
             return self._options.ledger, self._options.payloads
-        ledger_url, payload_root = self._resource.places()
-        return ledger_url, payload_root
+        return self.resource.places()
 
     @property
     def namespace(self) -> str:
         """The namespace of all that is looked at."""
-        return (self._options.namespace or "default") if self._by_address else str(self._resource.namespace)
+        return (self._options.namespace or "default") if self._by_address else self.resource.namespace
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -137,7 +137,7 @@ class Where:
             return self._engine
         folder = self._stack.enter_context(TemporaryDirectory())
         aside = {"ledger_url": f"sqlite:///{folder}/ledger.sqlite", "payload_root": folder}
-        engine: Engine = self._resource.model_copy(update=aside).engine()
+        engine = self.resource.model_copy(update=aside).engine()
         self._opened(engine.ledger)
         return engine
 
@@ -152,8 +152,7 @@ class Where:
     @cached_property
     def _engine(self) -> Engine:
         if not self._by_address:
-            engine: Engine = self._resource.engine()
-            return engine
+            return self.resource.engine()
         return Engine({}, self.ledger, self.payloads, self.namespace, lease_wait_seconds=5.0)
 
     def _opened(self, ledger: Ledger) -> Ledger:

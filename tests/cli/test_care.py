@@ -109,6 +109,16 @@ def test_a_batch_that_nobody_asks_about_and_a_shard_in_doubt_are_problems_that_s
     assert "shards in doubt" in by_address
 
 
+def test_a_budget_says_what_is_committed_and_warns_when_little_is_left(project):
+    project.submit()
+    project.change("import os\n", "import os\n\nfrom dagster_llm_batch.resources import Budget\n")
+    project.change('namespace="test",', 'namespace="test", budgets=[Budget(max_usd=100), Budget(max_usd=0.001)],')
+    told = [one for one in project.json("doctor")["findings"] if one["check"] == "budget"]
+    assert [one["verdict"] for one in told] == ["ok", "warning"]
+    assert told[0]["said"].startswith("budget of 100")
+    assert told[0]["said"].endswith("per month: 0.0012 USD are committed")
+
+
 def test_batches_of_an_account_that_is_not_configured_any_more_are_a_problem(project):
     project.submit()
     project.change("timeout_seconds=10", 'timeout_seconds=10, account="another"')
