@@ -6,12 +6,11 @@ The emulator's books and the final table are the witnesses. The ledger is only a
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,11 +18,11 @@ import pyarrow.parquet as pq
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.testing.emulator import Emulator, Limits, WireFault, local_gcs, local_s3
 from tests.crash.clouds import BUCKET, CLOUDS, Cloud, Place, books_of
-from tests.crash.points import Crash
+from tests.crash.points import ARROWS, Crash
 from tests.crash.postgres import postgres
 from tests.crash.scenarios import ANSWER
 from tests.crash.taps import Point, When
-from tests.crash.worker import NAMESPACE, SECONDS_A_RUN, Job, work
+from tests.crash.worker import NAMESPACE, SECONDS_A_RUN, Job, Reached, work
 
 LEDGERS = ("sqlite", "postgresql")
 _PROCESSES = multiprocessing.get_context("forkserver")  # each a fresh process, without paying the imports again
@@ -102,7 +101,7 @@ def run_cell(cell: Cell, around: Servers, folder: Path) -> Verdict:
             assert around.databases is not None
             url = around.databases()
         place = Place.of(emulator, folder, around.s3_url, around.gcs_url)
-        job = Job(cell.cloud.name, cell.crash.scenario, place, url, None)
+        job = Job(cell.cloud, cell.crash.scenario, place, url, None)
         for point in cell.crash.points:
             if not _kill_at(point, job, emulator):
                 verdict.problems.append(f"no process came to {point}: {_log(folder)}")
@@ -124,29 +123,32 @@ def _start(job: Job) -> tuple[multiprocessing.process.BaseProcess, multiprocessi
 
 def _kill_at(point: Point, job: Job, emulator: Emulator) -> bool:
     """Run a process until it has killed itself there, or hangs there and is killed; whether it came so far."""
-    process, pipe = _start(Job(job.cloud, job.scenario, job.place, job.ledger_url, point))
+    process, pipe = _start(replace(job, point=point))
     try:
-        if pipe.poll(SECONDS_A_RUN):
-            try:
-                told = pipe.recv()
-            except EOFError:
-                told = None  # it is dead
-            if isinstance(told, When):
-                emulator.inject(_HOLDS[told])  # it strikes the next call, which is this process's
-                pipe.send("go")
-                _wait_until(lambda: emulator.hanging > 0, process)
-                process.kill()
-        process.join(SECONDS_A_RUN)
-        return process.exitcode == -signal.SIGKILL
+        told = pipe.recv() if pipe.poll(SECONDS_A_RUN) else None
+        if not isinstance(told, Reached):
+            return False
+        if told.is_held:
+            emulator.inject(_HOLDS[point.when])  # it strikes the next call, which is this process's
+            pipe.send("go")
+            _wait_until(lambda: emulator.hanging > 0)
+            process.kill()
+        process.join()
+    except EOFError:
+        return False
+    else:
+        return True
     finally:
         process.kill()
         process.join()
         pipe.close()
 
 
-def _wait_until(holds: Callable[[], bool], process: multiprocessing.process.BaseProcess) -> None:
+def _wait_until(holds: Callable[[], bool]) -> None:
     give_up_at = time.monotonic() + SECONDS_A_RUN
-    while process.is_alive() and not holds() and time.monotonic() < give_up_at:
+    while not holds():
+        if time.monotonic() > give_up_at:
+            raise TimeoutError("the call that was to be held did not come")
         time.sleep(0.002)
 
 
@@ -210,6 +212,7 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, verdict: Verd
         "requests billed": verdict.billed,
         "requests billed twice": verdict.billed_twice,
         "leases are free": leases_are_free,
+        "arrows without a crash point": {arrow for arrow, _, _ in verdict.crossed} - ARROWS,
     }
     expected = {
         "submissions, one of them delivered": (1, [True]),
@@ -220,6 +223,7 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, verdict: Verd
         "requests billed": scenario.rows,
         "requests billed twice": 0,
         "leases are free": True,
+        "arrows without a crash point": set(),
     }
     verdict.problems += [
         f"{what}: {found[what]}, not {expected[what]}" for what in expected if found[what] != expected[what]

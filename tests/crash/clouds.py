@@ -18,6 +18,7 @@ from dagster_llm_batch.providers.gemini import GeminiProvider
 from dagster_llm_batch.providers.openai import OpenAIProvider
 from dagster_llm_batch.providers.vertex import VertexProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+from dagster_llm_batch.types import Absent, FindHints
 
 BUCKET = "bucket"
 SETTLE_SECONDS = 0.3  # how long a create call that got lost may still arrive; here it cannot
@@ -79,6 +80,18 @@ def _openai(place: Place, _options: tuple[str, ...]) -> OpenAIProvider:
     return OpenAIProvider(
         DEFAULT_KEY, place.urls["openai"], timeout_seconds=_TIMEOUT_SECONDS, settle_seconds=SETTLE_SECONDS
     )
+
+
+class Forgetful(OpenAIProvider):
+    """A provider that calls every batch absent, and so has it paid twice: the matrix must see that."""
+
+    def find(self, tag: str, hints: FindHints) -> Absent:
+        del tag, hints
+        return Absent()
+
+
+def _forgetful(place: Place, _options: tuple[str, ...]) -> Forgetful:
+    return Forgetful(DEFAULT_KEY, place.urls["openai"], settle_seconds=0.0)
 
 
 def _anthropic(place: Place, _options: tuple[str, ...]) -> AnthropicProvider:
@@ -172,6 +185,7 @@ CLOUDS = {
         Cloud("command", "m", _MAX_TOKENS, _command, held=frozenset(), lacks=frozenset({"download"})),
     )
 }
+FORGETFUL = Cloud("openai", "gpt-4o", _MAX_TOKENS, _forgetful, CLOUDS["openai"].create)
 
 
 def books_of(cloud: Cloud, emulator: Emulator, folder: Path) -> tuple[set[str], list[Answered]]:

@@ -22,6 +22,7 @@ from tests.crash.scenarios import SCENARIOS
 
 _PAGE = Path(__file__).resolve().parents[2] / "docs" / "fault-matrix.md"
 _BEGIN, _END = "<!-- crash matrix: begin -->", "<!-- crash matrix: end -->"
+_EMPTY_PAGE = f"# Faults, and what becomes of them\n\n{_BEGIN}\n{_END}\n"
 
 Results = Mapping[Cell, Verdict]
 
@@ -78,7 +79,11 @@ def _sums(verdicts: Iterator[Verdict] | Sequence[Verdict]) -> str:
 
 def write(lines: Sequence[str]) -> None:
     """Put the lines in the place of those that the page has between its marks."""
-    page = _PAGE.read_text(encoding="utf-8") if _PAGE.exists() else f"# Faults and what becomes of them\n\n{_BEGIN}\n{_END}\n"
+    page = (
+        _PAGE.read_text(encoding="utf-8")
+        if _PAGE.exists()
+        else f"# Faults and what becomes of them\n\n{_BEGIN}\n{_END}\n"
+    )
     head, _, rest = page.partition(_BEGIN)
     _, _, tail = rest.partition(_END)
     _PAGE.parent.mkdir(exist_ok=True)
@@ -104,7 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{len(results)}/{len(chosen)} {cell}: {verdict.seconds:.1f} s, {told}", flush=True)
     lines = table(results)
     print("\n" + "\n".join(lines))
-    print(f"\n{len(results)} crashes, {sum(v.kills for v in results.values())} kills in {time.monotonic() - began:.0f} s.")
+    print(
+        f"\n{len(results)} crashes, {sum(v.kills for v in results.values())} kills in {time.monotonic() - began:.0f} s."
+    )
     if options.write:
         write(lines)
     return 1 if any(verdict.problems for verdict in results.values()) else 0

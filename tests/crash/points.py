@@ -104,3 +104,6 @@ CRASHES: tuple[Crash, ...] = (
     Crash(PLAIN, (Point("file: raw", _H, nth=_SECOND), Point("file: raw", _H))),
     Crash(PLAIN, (Point("ledger: accepted", _U), Point("ledger: accepted", _U), Point("ledger: accepted", _U))),
 )
+
+ARROWS = {point.arrow for crash in CRASHES for point in crash.points}
+"""All that have a crash point. One that shows up in a worker and is not here has yet to be thought of."""

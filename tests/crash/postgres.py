@@ -58,5 +58,7 @@ def _binaries() -> Path:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     on_path = shutil.which("initdb")
     if on_path is None and not found:
-        raise FileNotFoundError("A ledger in PostgreSQL needs a server's initdb (Debian: `apt-get install postgresql`).")
+        raise FileNotFoundError(
+            "A ledger in PostgreSQL needs a server's initdb (Debian: `apt-get install postgresql`)."
+        )
     return Path(on_path).parent if on_path else found[-1].parent

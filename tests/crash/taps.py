@@ -66,14 +66,17 @@ class Point:
 
 
 class Tap:
-    """Counts what crosses, and dies at one point. `hold(when)` returns when the emulator will hold the next call."""
+    """Counts what crosses, and dies at one point. `told` tells the parent; it returns once the next call will be held.
 
-    def __init__(self, point: Point | None, hold: Callable[[When], None]) -> None:
+    A parent of many processes reads exit codes from several threads, which the standard library does not make safe.
+    """
+
+    def __init__(self, point: Point | None, told: Callable[[bool], None]) -> None:
         self.crossed: Counter[tuple[str, When, int]] = Counter()
         self.wave = 1
         self.verb = ""
         self._point = point
-        self._hold = hold
+        self._told = told
 
     def cross(self, arrow: str, when: When, wave: int | None = None) -> None:
         """Say that the process is at this moment; it may be its last."""
@@ -82,9 +85,9 @@ class Tap:
         point = self._point
         if point is None or key != (point.arrow, point.when, point.wave) or self.crossed[key] != point.nth:
             return
-        if arrow.startswith("call: ") and when in HELD:
-            self._hold(when)
-        else:
+        is_held = arrow.startswith("call: ") and when in HELD
+        self._told(is_held)
+        if not is_held:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def around(self, arrow: str, act: Callable[[], Any]) -> Any:

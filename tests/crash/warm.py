@@ -1,4 +1,4 @@
-"""All that a worker imports late, imported once: the fork server starts with it, and each worker from the fork server."""
+"""All that a worker imports late, imported once: the fork server does it, and each worker is a fork of that."""
 
 import importlib
 

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +20,7 @@ from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
-from tests.crash.clouds import CLOUDS, Place
+from tests.crash.clouds import Cloud, Place
 from tests.crash.scenarios import Scenario
 from tests.crash.taps import Point, Tap, When, install, tap_verbs
 
@@ -29,11 +29,17 @@ SECONDS_A_RUN = 60.0
 _PAUSE_SECONDS = 0.01
 
 
+class Reached(NamedTuple):
+    """The process is at its point: it kills itself now, or is about to make a call that shall be held."""
+
+    is_held: bool
+
+
 @dataclass(frozen=True)
 class Job:
     """What a worker process is given."""
 
-    cloud: str
+    cloud: Cloud
     scenario: Scenario
     place: Place
     ledger_url: str
@@ -53,16 +59,17 @@ def work(job: Job, parent: Connection) -> None:
     os.dup2(log, 2)
     faulthandler.dump_traceback_later(SECONDS_A_RUN - 5, exit=True)
 
-    def hold(when: When) -> None:
-        parent.send(when)
-        parent.recv()
+    def tell(is_held: bool) -> None:
+        parent.send(Reached(is_held))
+        if is_held:
+            parent.recv()
 
-    tap = Tap(job.point, hold)
-    cloud = CLOUDS[job.cloud]
+    tap = Tap(job.point, tell)
+    cloud = job.cloud
     install(tap, cloud.create, cloud.download, job.place.port)
     provider = tap_verbs(tap, cloud.provider(job.place, job.scenario.command_options))
     engine = Engine(
-        {job.cloud: provider},
+        {cloud.name: provider},
         job.open_ledger(),
         PayloadStore(f"{job.place.folder}/payloads"),
         NAMESPACE,

@@ -1,0 +1,65 @@
+"""SIGKILL at every arrow that leaves a worker process: no row is lost, none is paid twice, no batch is left over.
+
+Here: every crash point at one provider, each call's points at another one too, each transaction's on PostgreSQL too.
+The whole matrix: `python -m tests.crash.matrix`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.crash.cells import LEDGERS, Cell, Servers, run_cell, servers
+from tests.crash.clouds import CLOUDS, FORGETFUL
+from tests.crash.points import CRASHES, Crash
+from tests.crash.scenarios import PLAIN
+from tests.crash.taps import Point, When
+
+
+def _selected() -> Iterator[Cell]:
+    for number, crash in enumerate(CRASHES):
+        able = [cloud for cloud in CLOUDS.values() if crash.can_happen_at(cloud)]
+        others = [cloud for cloud in able if cloud.name != "openai"]
+        yield from (Cell(crash, cloud, "sqlite") for cloud in able if cloud.name == "openai")
+        if others and any(point.arrow.startswith("call:") for point in crash.points):
+            yield Cell(crash, others[number % len(others)], LEDGERS[number % 2])
+        elif able and crash.points[-1].arrow.startswith("ledger:") and crash.points[-1].when is When.UNSEEN:
+            yield Cell(crash, able[0], "postgresql")
+
+
+@pytest.fixture(scope="module")
+def files() -> Iterator[Servers]:
+    with servers(set(CLOUDS), set()) as around:
+        yield around
+
+
+@pytest.fixture(scope="module")
+def database(files: Servers) -> Iterator[Servers]:
+    if os.environ.get("DLB_TEST_POSTGRES") == "0":
+        pytest.skip("DLB_TEST_POSTGRES=0")
+    with servers(set(), {"postgresql"}) as around:
+        yield Servers(files.s3_url, files.gcs_url, around.databases)
+
+
+@pytest.mark.parametrize("cell", list(_selected()), ids=str)
+def test_nothing_is_lost_or_paid_twice_where_a_process_is_killed(cell: Cell, tmp_path, request) -> None:
+    around = request.getfixturevalue("database" if cell.ledger == "postgresql" else "files")
+    verdict = run_cell(cell, around, tmp_path)
+    assert verdict.problems == []
+    assert (verdict.lost, verdict.billed_twice, verdict.kills) == (0, 0, len(cell.crash.points))
+
+
+def test_the_matrix_sees_what_is_paid_twice_and_the_batch_that_is_left_over(tmp_path, files) -> None:
+    crash = Crash(PLAIN, (Point("call: create", When.ACTED, nth=2),))
+    verdict = run_cell(Cell(crash, FORGETFUL, "sqlite"), files, tmp_path)
+    assert verdict.billed_twice == 3
+    assert any("batches that the provider has and no shard" in problem for problem in verdict.problems)
+
+
+def test_the_matrix_sees_a_process_that_never_comes_to_its_point(tmp_path, files) -> None:
+    crash = Crash(PLAIN, (Point("ledger: add_wave", When.AFTER),))
+    verdict = run_cell(Cell(crash, CLOUDS["openai"], "sqlite"), files, tmp_path)
+    assert verdict.kills == 0
+    assert verdict.problems
