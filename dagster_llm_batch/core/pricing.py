@@ -7,7 +7,7 @@ An unknown price is None, never zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
@@ -15,8 +15,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import genai_prices
+import pyarrow as pa
 from genai_prices.types import ModelPrice, TieredPrices
 
+from dagster_llm_batch.core.rates import MONEY, PerToken, Rate, costs
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import Lane, Price, PriceBasis, Usage
 
@@ -46,8 +48,6 @@ _OUTPUT_PARAMS = (  # as the providers spell it
     "maxTokens",
     "max_gen_len",
 )
-
-Rate = Callable[[Usage], Decimal]
 
 
 def dollars(name: str, given: Decimal | float | str) -> Decimal:
@@ -102,12 +102,16 @@ class Tariff:
             return self
         return Tariff(PriceBasis.REALTIME, self._realtime, self._realtime)
 
+    def costs(self, tokens: Sequence[pa.Array]) -> tuple[pa.Array, pa.Array]:
+        """`price` of many requests, as MONEY: in this lane and in real time. See `rates.costs`."""
+        if self.basis is PriceBasis.UNKNOWN or self._batch is None or self._realtime is None:
+            unknown = pa.nulls(len(tokens[0]), MONEY)
+            return unknown, unknown
+        return costs(self._batch, tokens), costs(self._realtime, tokens)
 
-def _nothing(_: Usage) -> Decimal:
-    return Decimal(0)
 
-
-FREE = Tariff(PriceBasis.FREE, _nothing, _nothing)
+_NOTHING = PerToken(*[Decimal(0)] * 5)
+FREE = Tariff(PriceBasis.FREE, _NOTHING, _NOTHING)
 UNKNOWN = Tariff(PriceBasis.UNKNOWN)
 
 
@@ -124,12 +128,13 @@ def tariff(provider: str, model: str, at: datetime, own: TokenPrice | None = Non
     standard = _rate(info.get_prices(at))
     if any(v.when == _CONTEXT and (v.constraint is None or v.constraint.active(at)) for v in info.price_variants or ()):
         return Tariff(PriceBasis.BATCH, _rate(info.get_prices(at, _CONTEXT)), standard)
-    return Tariff(PriceBasis.HALF, lambda usage: standard(usage) * _HALF, standard)
+    half = standard.times(_HALF) if isinstance(standard, PerToken) else lambda usage: standard(usage) * _HALF
+    return Tariff(PriceBasis.HALF, half, standard)
 
 
 def _own_tariff(own: TokenPrice) -> Tariff:
     def rate(input_usd: Decimal, output_usd: Decimal) -> Rate:
-        return lambda usage: (usage.input_tokens * input_usd + usage.output_tokens * output_usd) / _MILLION
+        return PerToken(input_usd, output_usd, input_usd, input_usd, input_usd).times(1 / _MILLION)
 
     realtime_input = own.input_usd * 2 if own.realtime_input_usd is None else own.realtime_input_usd
     realtime_output = own.output_usd * 2 if own.realtime_output_usd is None else own.realtime_output_usd
@@ -145,22 +150,13 @@ def _rate(price: ModelPrice) -> Rate:
     if any(isinstance(value, TieredPrices) for value in vars(price).values()):
         return lru_cache(maxsize=4096)(by_library)
     million = 1_000_000
-    fresh = by_library(Usage(input_tokens=million)) / _MILLION
-    output = by_library(Usage(output_tokens=million)) / _MILLION
-    read = by_library(Usage(input_tokens=million, cache_read_tokens=million)) / _MILLION
-    write = by_library(Usage(input_tokens=million, cache_write_tokens=million)) / _MILLION
-    write_1h = (
-        by_library(Usage(input_tokens=million, cache_write_tokens=million, cache_write_1h_tokens=million)) / _MILLION
-    )
-
-    def linear(usage: Usage) -> Decimal:
-        total = usage.input_tokens * fresh + usage.output_tokens * output
-        if usage.cache_read_tokens or usage.cache_write_tokens:
-            total += usage.cache_read_tokens * (read - fresh) + usage.cache_write_tokens * (write - fresh)
-            total += usage.cache_write_1h_tokens * (write_1h - write)
-        return total
-
-    return linear
+    return PerToken(
+        fresh=by_library(Usage(input_tokens=million)),
+        output=by_library(Usage(output_tokens=million)),
+        read=by_library(Usage(input_tokens=million, cache_read_tokens=million)),
+        write=by_library(Usage(input_tokens=million, cache_write_tokens=million)),
+        write_1h=by_library(Usage(input_tokens=million, cache_write_tokens=million, cache_write_1h_tokens=million)),
+    ).times(1 / _MILLION)
 
 
 def _library_usage(usage: Usage) -> genai_prices.Usage:
@@ -191,12 +187,18 @@ class Estimate:
     requests: int = 0
     _cost_usd: Decimal = Decimal(0)
 
+    def __post_init__(self) -> None:
+        self._price_of = lru_cache(maxsize=4096)(self._price)  # requests of a kind are of similar lengths
+
+    def _price(self, tokens: int) -> Price:
+        return self.tariff.price(Usage(input_tokens=tokens, output_tokens=self.output_tokens_each))
+
     def add(self, line_bytes: int, extra_tokens: int = 0, lane: Lane = Lane.BATCH) -> Weight:
         """Count one request."""
         tokens = estimate_tokens(line_bytes) + extra_tokens
         self.requests += 1
         self.input_tokens += tokens
-        price = self.tariff.price(Usage(input_tokens=tokens, output_tokens=self.output_tokens_each))
+        price = self._price_of(tokens)
         cost = price.cost_usd if lane is Lane.BATCH else price.realtime_usd
         if cost is not None:
             self._cost_usd += cost

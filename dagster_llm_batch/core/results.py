@@ -6,25 +6,24 @@ batch's own end explains: expired, canceled, errored, or missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dagster_llm_batch.core.identity import is_padding, request_id_of
 from dagster_llm_batch.core.pricing import Tariff
+from dagster_llm_batch.core.rates import MONEY, PICODOLLAR
 from dagster_llm_batch.core.response import Reader, storable
 from dagster_llm_batch.protocols import Codec
-from dagster_llm_batch.types import BatchStatus, Lane, Outcome, Price, PriceBasis, ResponseKind, Result
+from dagster_llm_batch.types import BatchStatus, Lane, Outcome, PriceBasis, ResponseKind, Result, Usage
 
 __all__ = ["MONEY", "PICODOLLAR", "RESULT_SCHEMA", "Reconciler", "ShardFacts", "Tally"]
-
-MONEY = pa.decimal128(20, 12)
-PICODOLLAR = Decimal("1e-12")
 
 RESULT_SCHEMA = pa.schema(
     [
@@ -50,7 +49,14 @@ RESULT_SCHEMA = pa.schema(
 )
 """One row per request; the columns of the response follow. `llm_reply` is kept for what is not SUCCEEDED."""
 
-_CHUNK = 4_096
+_READ = [
+    *(RESULT_SCHEMA.field(name) for name in RESULT_SCHEMA.names[:7]),
+    *(pa.field(name, pa.int64()) for name in Usage._fields),
+]
+_AT_ONCE = 256  # with more objects alive, Python's garbage collector takes longer than the work itself
+_PER_TABLE = 64
+_REPLIED = (Outcome.SUCCEEDED, Outcome.INVALID)
+_NO_USAGE = (None,) * len(Usage._fields)
 
 _LEFT_OUT: Mapping[BatchStatus, tuple[Outcome, str]] = {
     BatchStatus.ENDED: (Outcome.MISSING, "the batch ended and no result names this request"),
@@ -90,11 +96,6 @@ class Tally:
         return {name: count for name, count in counts.items() if count}
 
 
-class _Known(NamedTuple):
-    request_id: str
-    result: Result
-
-
 class Reconciler:
     """Turns one shard's raw lines into its results. Use once; `tally` is complete when `tables` is exhausted."""
 
@@ -106,11 +107,11 @@ class Reconciler:
         self._reader = reader
         self._tariff = tariff
         self._facts = facts
-        self._open = dict.fromkeys(expected)  # in the order of the request file
-        self._answered: set[str] = set()
+        self._is_open = dict.fromkeys(expected, True)  # in the order of the request file
+        self._schema = pa.schema([*RESULT_SCHEMA, *reader.fields])
 
     def tables(self, lines: Iterable[bytes]) -> Iterator[pa.Table]:
-        """The results in tables of a few thousand rows: first the lines in their order, then the requests left out."""
+        """The results in tables of some thousand rows: first the lines in their order, then the requests left out."""
         yield from self._tables(self._known(lines))
         outcome, why = _LEFT_OUT[self._facts.status]
         left_out = Result(
@@ -119,115 +120,108 @@ class Reconciler:
             reason=self._facts.reason or why,
             retryable=outcome is not Outcome.ERRORED or self._facts.retryable,
         )
-        yield from self._tables(_Known(request_id, left_out) for request_id in list(self._open))
+        yield from self._tables((request_id, left_out) for request_id, is_open in self._is_open.items() if is_open)
 
-    def _known(self, lines: Iterable[bytes]) -> Iterator[_Known]:
+    def _known(self, lines: Iterable[bytes]) -> Iterator[tuple[str, Result]]:
+        decode, nonce, is_open = self._codec.decode, self._facts.nonce, self._is_open
         for line in lines:
-            if not line.strip():
+            if line.isspace():
                 continue
-            result = self._codec.decode(line)
-            request_id = request_id_of(result.custom_id, self._facts.nonce)
-            if result.custom_id is None:
-                self.tally.unreadable += 1
-            elif request_id is not None and is_padding(request_id):
-                self._add([self._price(result)])
-            elif request_id in self._answered:
-                self.tally.duplicates += 1
-            elif request_id is None or request_id not in self._open:
-                self.tally.foreign += 1
+            result = decode(line)
+            request_id = request_id_of(result.custom_id, nonce)
+            if request_id is not None and is_open.get(request_id):
+                is_open[request_id] = False
+                yield request_id, result
             else:
-                del self._open[request_id]
-                self._answered.add(request_id)
-                yield _Known(request_id, result)
+                self._count(result, request_id)
 
-    def _tables(self, known: Iterator[_Known]) -> Iterator[pa.Table]:
-        while chunk := list(islice(known, _CHUNK)):
-            yield self._table(chunk)
+    def _count(self, result: Result, request_id: str | None) -> None:
+        """A line that is no result of the shard, or not its first."""
+        if result.custom_id is None:
+            self.tally.unreadable += 1
+        elif request_id is not None and is_padding(request_id):
+            is_unknown = result.usage is None and result.outcome in _REPLIED
+            self._add(None if is_unknown else self._tariff.price(result.usage).cost_usd)
+        elif request_id in self._is_open:
+            self.tally.duplicates += 1
+        else:
+            self.tally.foreign += 1
 
-    def _table(self, chunk: list[_Known]) -> pa.Table:
-        results = [one.result for one in chunk]
+    def _add(self, cost: Decimal | None) -> None:
+        known = self.tally.cost_usd is not None and cost is not None
+        self.tally.cost_usd = self.tally.cost_usd + cost if known else None  # type: ignore[operator]  # both known
+
+    def _tables(self, known: Iterator[tuple[str, Result]]) -> Iterator[pa.Table]:
+        chunks = iter(lambda: list(islice(known, _AT_ONCE)), [])
+        while read := [self._read(chunk) for chunk in islice(chunks, _PER_TABLE)]:
+            yield self._table(pa.concat_tables(read).combine_chunks())
+
+    def _read(self, chunk: list[tuple[str, Result]]) -> pa.Table:
+        """What the lines themselves say: one column for each of _READ, and those of the response."""
+        request_ids, results = map(list, zip(*chunk, strict=True))
         came = [result.outcome is Outcome.SUCCEEDED for result in results]
         reading = self._reader.read(
             [result.text if ok else None for result, ok in zip(results, came, strict=True)],
             [result.embedding if ok else None for result, ok in zip(results, came, strict=True)],
         )
-        results = [
-            self._judged(result, reason) if ok else result
-            for result, reason, ok in zip(results, reading.reasons, came, strict=True)
+        embeds = self._reader.format.kind is ResponseKind.EMBEDDING
+        for at, (result, reason, ok) in enumerate(zip(results, reading.reasons, came, strict=True)):
+            is_empty = not (result.embedding if embeds else result.text)
+            if ok and (is_empty or reason is not None):
+                results[at] = _misfit(result, reason or "the reply is empty")
+        _, outcomes, texts, _, reasons, retryable, finish_reasons, models, usages = zip(*results, strict=True)
+        replies = [None if one is Outcome.SUCCEEDED else text for one, text in zip(outcomes, texts, strict=True)]
+        tokens = zip(*(_NO_USAGE if usage is None else usage for usage in usages), strict=True)
+        columns = [request_ids, outcomes, reasons, retryable, replies, finish_reasons, models, *tokens]
+        arrays = [_array(values, column.type) for values, column in zip(columns, _READ, strict=True)]
+        return pa.table([*arrays, *reading.columns.columns], schema=pa.schema([*_READ, *self._reader.fields]))
+
+    def _table(self, read: pa.Table) -> pa.Table:
+        """The results: what was read, what it cost, and what all lines of the shard share."""
+        facts = self._facts
+        tokens = [read[name].combine_chunks() for name in Usage._fields]
+        cost, realtime = self._tariff.costs(tokens)
+        if tokens[0].null_count and self._tariff.basis is not PriceBasis.UNKNOWN:
+            # A reply was paid for: where it does not say how many tokens it took, nobody knows its cost.
+            paid = pc.is_in(read["llm_outcome"], pa.array(_REPLIED, pa.string())).combine_chunks()
+            is_zero = pc.and_(pc.is_null(tokens[0]), pc.invert(paid))
+            if self._tariff.basis is PriceBasis.FREE:
+                is_zero = pc.is_null(tokens[0])
+            cost, realtime = (pc.if_else(is_zero, pa.scalar(Decimal(0), MONEY), one) for one in (cost, realtime))
+        self._add(None if cost.null_count else pc.sum(cost).as_py())
+        computed = {
+            "llm_cost_usd": cost,
+            "llm_realtime_usd": realtime,
+            **{f"llm_{name}": column for name, column in zip(Usage._fields, tokens, strict=True)},
+        }
+        shared = {
+            "llm_price_basis": self._tariff.basis.value,
+            "llm_provider": facts.provider,
+            "llm_batch_id": facts.batch_id,
+            "llm_attempt": facts.attempt,
+            "llm_lane": facts.lane.value,
+            "llm_completed_at": facts.ended_at,
+        }
+        columns = [
+            computed[field.name]
+            if field.name in computed
+            else pa.repeat(pa.scalar(shared[field.name], field.type), len(read))
+            if field.name in shared
+            else read[field.name]
+            for field in self._schema
         ]
-        prices = [self._price(result) for result in results]
-        self._add(prices)
-        fixed = self._fixed_columns([one.request_id for one in chunk], results, prices)
-        return pa.table([*fixed, *reading.columns.columns], schema=pa.schema([*RESULT_SCHEMA, *self._reader.fields]))
-
-    def _judged(self, result: Result, reason: str | None) -> Result:
-        """Whether a reply that came is a success, now that it was read."""
-        if reason is None and self._is_empty(result):
-            reason = "the reply is empty"
-        if reason is None:
-            return result
-        if result.finish_reason in ("length", "max_output_tokens", "max_tokens", "model_context_window_exceeded"):
-            reason = f"the reply was cut at its token limit ({reason})"
-        return result._replace(outcome=Outcome.INVALID, reason=reason, retryable=True)
-
-    def _is_empty(self, result: Result) -> bool:
-        if self._reader.format.kind is ResponseKind.EMBEDDING:
-            return not result.embedding
-        return not result.text
-
-    def _price(self, result: Result) -> Price:
-        """A reply was paid for: where it does not say how many tokens it took, nobody knows its cost."""
-        price = self._tariff.price(result.usage)
-        replied = result.outcome in (Outcome.SUCCEEDED, Outcome.INVALID)
-        if replied and result.usage is None and price.basis is not PriceBasis.FREE:
-            return Price(None, None, price.basis)
-        return price
-
-    def _add(self, prices: list[Price]) -> None:
-        tally = self.tally
-        for price in prices:
-            if price.cost_usd is None or tally.cost_usd is None:
-                tally.cost_usd = None
-            else:
-                tally.cost_usd += price.cost_usd
-
-    def _fixed_columns(self, request_ids: list[str], results: list[Result], prices: list[Price]) -> list[pa.Array]:
-        facts, size = self._facts, len(results)
-
-        def tokens(name: str) -> list[int | None]:
-            return [None if r.usage is None else getattr(r.usage, name) for r in results]
-
-        def texts(name: str) -> list[str | None]:
-            return [None if (text := getattr(r, name)) is None else storable(text) for r in results]
-
-        def same(value: Any) -> list[Any]:
-            return [value] * size
-
-        columns: list[list[Any]] = [
-            request_ids,
-            [r.outcome.value for r in results],
-            texts("reason"),
-            [r.retryable for r in results],
-            [
-                None if r.outcome is Outcome.SUCCEEDED else reply
-                for r, reply in zip(results, texts("text"), strict=True)
-            ],
-            texts("finish_reason"),
-            texts("model"),
-            tokens("input_tokens"),
-            tokens("output_tokens"),
-            tokens("cache_read_tokens"),
-            [_money(price.cost_usd) for price in prices],
-            [_money(price.realtime_usd) for price in prices],
-            same(self._tariff.basis.value),
-            same(facts.provider),
-            same(facts.batch_id),
-            same(facts.attempt),
-            same(facts.lane.value),
-            same(facts.ended_at),
-        ]
-        return [pa.array(values, column.type) for values, column in zip(columns, RESULT_SCHEMA, strict=True)]
+        return pa.table(columns, schema=self._schema)
 
 
-def _money(amount: Decimal | None) -> Decimal | None:
-    return None if amount is None else amount.quantize(PICODOLLAR)
+def _misfit(result: Result, reason: str) -> Result:
+    """A reply that came, but is no success now that it was read."""
+    if result.finish_reason in ("length", "max_output_tokens", "max_tokens", "model_context_window_exceeded"):
+        reason = f"the reply was cut at its token limit ({reason})"
+    return result._replace(outcome=Outcome.INVALID, reason=reason, retryable=True)
+
+
+def _array(values: Sequence[Any], arrow_type: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, arrow_type)
+    except UnicodeEncodeError:
+        return pa.array([None if text is None else storable(text) for text in values], arrow_type)

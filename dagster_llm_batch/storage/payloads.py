@@ -31,38 +31,73 @@ from dagster_llm_batch.storage.paths import check_path
 __all__ = ["PayloadStore", "PayloadWriter"]
 
 _BUFFER_BYTES = 1 << 20
+_OF_STORED = "stored:"
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
 class PayloadWriter:
-    """A payload being written. `bytes`, `digest` and `lines` describe what was written so far, uncompressed."""
+    """A payload being written. `bytes` and `lines` are what was written so far, `digest` is known after the block."""
 
-    def __init__(self, sink: pa.NativeFile) -> None:
+    def __init__(self, sink: pa.NativeFile, stored: _Hashed) -> None:
         self._sink = sink
-        self._hash = hashlib.blake2b(digest_size=16)
+        self._stored = stored
         self._newlines = 0
         self._is_partial = False  # the last line has no line end yet
+        self._pieces: list[bytes] = []
+        self._held_bytes = 0
         self.bytes = 0
 
     @property
     def digest(self) -> str:
-        """blake2b, 16 bytes, in hex."""
-        return self._hash.hexdigest()
+        """Of the file as it is stored: what `PayloadStore.reader` compares with."""
+        return _OF_STORED + self._stored.hash.hexdigest()
 
     @property
     def lines(self) -> int:
         r"""Lines as `PayloadStore.lines` yields them: a last one without `\n` counts."""
+        self.flush()
         return self._newlines + self._is_partial
 
     def write(self, data: bytes) -> None:
-        """Append bytes."""
-        if not data:
-            return
-        self._sink.write(data)
-        self._hash.update(data)
-        self._newlines += data.count(b"\n")
-        self._is_partial = not data.endswith(b"\n")
+        """Append bytes. Small pieces are compressed together."""
+        self._pieces.append(data)
+        self._held_bytes += len(data)
         self.bytes += len(data)
+        if self._held_bytes >= _BUFFER_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Compress what is held back."""
+        data = b"".join(self._pieces)
+        self._pieces, self._held_bytes = [], 0
+        if data:
+            self._sink.write(data)
+            self._newlines += data.count(b"\n")
+            self._is_partial = not data.endswith(b"\n")
+
+
+class _Hashed(io.RawIOBase):
+    """A file whose bytes go into a blake2b of 16 bytes as they pass."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.hash = hashlib.blake2b(digest_size=16)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        self.hash.update(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        return int(self._file.write(data))
 
 
 class PayloadStore:
@@ -80,18 +115,30 @@ class PayloadStore:
     @contextmanager
     def writer(self, path: str) -> Iterator[PayloadWriter]:
         """Write a compressed payload. It appears, or replaces an older one, when the block ends well."""
-        with self._staged(path) as staged, pa.CompressedOutputStream(staged, "zstd") as sink:
-            yield PayloadWriter(sink)
+        with self._staged(path) as file:
+            stored = _Hashed(file)
+            with pa.CompressedOutputStream(stored, "zstd") as sink:
+                yield (writer := PayloadWriter(sink, stored))
+                writer.flush()
 
     @contextmanager
-    def reader(self, path: str) -> Iterator[BinaryIO]:
-        """Read a payload, uncompressed, as a stream that cannot seek. A truncated file is an OSError."""
+    def reader(self, path: str, digest: str | None = None) -> Iterator[BinaryIO]:
+        """Read a payload, uncompressed, as a stream that cannot seek.
+
+        A truncated file is an OSError; so is, when the block has read all of it, one of another digest.
+        """
         with self._open(path) as file:
             if not file.read(1):  # even an empty stream has a frame
                 raise OSError(f"The payload {path} is truncated: its file is empty. Restore it, or delete it.")
             file.seek(0)
-            with pa.CompressedInputStream(file, "zstd") as source:
-                yield cast("BinaryIO", io.BufferedReader(source, _BUFFER_BYTES))
+            stored = _Hashed(file)
+            with pa.CompressedInputStream(stored, "zstd") as source:
+                is_old = digest is not None and not digest.startswith(_OF_STORED)  # of what is uncompressed
+                plain = _Hashed(source) if is_old else source
+                yield cast("BinaryIO", io.BufferedReader(plain, _BUFFER_BYTES))
+            found = plain if is_old else stored
+            if digest is not None and digest.removeprefix(_OF_STORED) != found.hash.hexdigest():
+                raise OSError(f"The payload {path} is not the one that was written: its digest differs.")
 
     def lines(self, path: str) -> Iterator[bytes]:
         r"""The payload's lines, each with its `\n`; a last one without it too."""

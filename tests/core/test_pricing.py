@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 import genai_prices
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,11 +15,13 @@ from dagster_llm_batch.core.pricing import (
     FREE,
     UNKNOWN,
     Estimate,
+    Tariff,
     TokenPrice,
     estimate_tokens,
     expected_output_tokens,
     tariff,
 )
+from dagster_llm_batch.core.rates import PICODOLLAR
 from dagster_llm_batch.types import PriceBasis, Usage
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -142,6 +145,31 @@ def test_the_shortcut_agrees_with_the_library(provider: str, model: str, usage: 
     assert price.cost_usd == (library({"processing": "batch"}) if prices.basis is PriceBasis.BATCH else halved)
     assert price.cost_usd is not None
     assert price.cost_usd <= library(None)
+
+
+@settings(max_examples=30, deadline=None)
+@given(each=st.lists(st.none() | usages(), min_size=1, max_size=20))
+@pytest.mark.parametrize(
+    "prices",
+    [
+        tariff("anthropic", "claude-haiku-4-5", NOW),
+        tariff("anthropic", "claude-3-opus-20240229", NOW),
+        tariff("google", "gemini-2.5-pro", NOW),  # has tiers
+        tariff("any", "any", NOW, TokenPrice(Decimal("0.123456789"), Decimal("1.5"))),  # no whole picodollars a token
+        FREE,
+        UNKNOWN,
+    ],
+    ids=lambda prices: prices.basis.value,
+)
+def test_many_cost_what_each_costs(prices: Tariff, each: list[Usage | None]) -> None:
+    empty = (None,) * len(Usage._fields)
+    columns = zip(*(usage or empty for usage in each), strict=True)
+    costs = prices.costs([pa.array(column, pa.int64()) for column in columns])
+    for at, usage in enumerate(each):
+        one = prices.price(usage)
+        wanted = (None, None) if usage is None else (one.cost_usd, one.realtime_usd)
+        found = tuple(column[at].as_py() for column in costs)
+        assert found == tuple(None if amount is None else amount.quantize(PICODOLLAR) for amount in wanted)
 
 
 def test_an_estimate_adds_up() -> None:

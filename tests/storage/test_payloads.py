@@ -54,7 +54,6 @@ def test_what_is_written_is_read_and_described(store, root):
     data = b'{"a": 1}\n\n' + "x\u2028y\x85z\x0c\r\n".encode() + b"last"
     writer = write(store, "a/b.jsonl.zst", data[:5], b"", data[5:])
     assert (writer.bytes, writer.lines) == (len(data), 4)
-    assert writer.digest == hashlib.blake2b(data, digest_size=16).hexdigest()
     assert list(store.lines("a/b.jsonl.zst")) == [
         b'{"a": 1}\n', b"\n", "x\u2028y\x85z\x0c\r\n".encode(), b"last",
     ]  # fmt: skip
@@ -62,12 +61,25 @@ def test_what_is_written_is_read_and_described(store, root):
         assert source.read(3) + source.read() == data
     raw = root.fs.cat_file(f"{root.path}/a/b.jsonl.zst")
     assert pa.CompressedInputStream(pa.BufferReader(raw), "zstd").read() == data  # any zstd tool can read it
+    assert writer.digest == "stored:" + hashlib.blake2b(raw, digest_size=16).hexdigest()
 
 
 def test_an_empty_payload_has_no_lines(store):
     writer = write(store, "empty.zst")
     assert (writer.bytes, writer.lines, list(store.lines("empty.zst"))) == (0, 0, [])
-    assert writer.digest == hashlib.blake2b(digest_size=16).hexdigest()
+
+
+@pytest.mark.parametrize("of", ["the file as it is stored", "its content, as before"])
+def test_a_payload_of_another_digest_is_an_error_at_the_end_of_reading(store, of):
+    data = b"line\n" * 100_000
+    digest = write(store, "a.zst", data).digest
+    if of != "the file as it is stored":
+        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    with store.reader("a.zst", digest) as source:
+        assert source.read() == data
+    write(store, "a.zst", data[:-5])
+    with pytest.raises(OSError, match="is not the one that was written"), store.reader("a.zst", digest) as source:
+        source.read()
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
