@@ -306,10 +306,8 @@ def test_killed_between_two_files_the_ledger_knows_already_and_the_next_call_fin
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_nothing_that_a_kept_submission_names_is_ever_removed(tmp_path_factory, data):
-    from conftest import Clock
-
-    clock, folder = Clock(), tmp_path_factory.mktemp("pruning")
+def test_nothing_that_a_kept_submission_names_is_ever_removed(tmp_path_factory, clock, data):
+    clock, folder = type(clock)(), tmp_path_factory.mktemp("pruning")
     store = Store(Ledger(folder / "ledger.sqlite", clock), folder / "payloads", clock)
     made = []
     for _ in range(data.draw(st.integers(1, 7))):

@@ -1,0 +1,70 @@
+"""The pace of a submission: what can be said of its end, and when nothing can."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+
+from dagster_llm_batch.core.price_age import newest_price_change
+from dagster_llm_batch.engine.pace import pace, usual_duration
+from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.records import Progress, Submission
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+def submission(**changes) -> Submission:
+    usual = {
+        **dict.fromkeys(("submission_id", "namespace", "asset", "fingerprint", "config_fingerprint"), "x"),
+        **dict.fromkeys(("provider", "account", "model"), "x"),
+        **{"rows": 100, "requests": 100, "created_at": NOON},
+    }
+    return Submission(**{**usual, **changes})
+
+
+def progress(done=0, since=NOON - HOUR) -> Progress:
+    states = {ShardState.SUBMITTED: 1}
+    return Progress(submission=submission(), states=states, total=100, done=done, failed=1, oldest_submitted_at=since)
+
+
+def test_the_rate_so_far_says_the_end():
+    found = pace(progress(done=25), NOON, usual=10 * HOUR)
+    assert (found.done, found.total, found.failed, found.percent) == (25, 100, 1, 25)
+    assert (found.age, found.per_minute) == (HOUR, pytest.approx(25 / 60))
+    assert abs(found.expected_end_at - (NOON + 3 * HOUR)) < timedelta(seconds=1)
+
+
+def test_without_a_rate_what_earlier_ones_took_says_it():
+    assert pace(progress(), NOON, usual=5 * HOUR).expected_end_at == NOON + 4 * HOUR
+    assert pace(progress(), NOON).expected_end_at is None
+
+
+def test_an_end_that_should_have_come_is_not_expected_at_any_time():
+    assert pace(progress(), NOON, usual=timedelta(minutes=30)).expected_end_at is None
+
+
+def test_without_a_batch_in_flight_there_is_neither_age_nor_end():
+    found = pace(progress(done=50, since=None), NOON, usual=HOUR)
+    assert (found.age, found.per_minute, found.expected_end_at) == (None, None, None)
+
+
+def test_nothing_to_ask_is_all_done():
+    empty = replace(progress(since=None), total=0)
+    assert pace(empty, NOON).percent == 100
+
+
+def test_the_usual_duration_is_the_median_of_settled_ones_that_asked_something():
+    took = [1, 2, 9]
+    settled = [submission(settled_at=NOON + hours * HOUR) for hours in took]
+    others = [submission(), submission(settled_at=NOON, reused=100)]
+    assert usual_duration([*others, *settled]) == 2 * HOUR
+    assert usual_duration(others) is None
+
+
+def test_the_newest_price_change_is_a_day_up_to_today_and_none_before_the_book_began():
+    today = date(2026, 6, 1)
+    assert newest_price_change(today) <= today
+    assert newest_price_change(date(1999, 1, 1)) is None
