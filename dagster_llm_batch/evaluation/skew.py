@@ -1,0 +1,172 @@
+"""Does an LLM say in real time what it said in a batch? The same requests, answered both ways, side by side.
+
+Replies vary by themselves where the LLM samples: two batches would not agree wholly either. With temperature 0 what is
+left is mostly another version of the LLM, another provider's stack, or a request that was built in another way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.evaluation.columns import Kind, column, comparable_keys, comparable_values
+from dagster_llm_batch.evaluation.intervals import wilson
+from dagster_llm_batch.evaluation.joining import Target, join
+from dagster_llm_batch.evaluation.metrics import evaluate
+from dagster_llm_batch.evaluation.schemas import schema_of
+from dagster_llm_batch.evaluation.tables import figure, percent, rows_markdown, share
+from dagster_llm_batch.types import Outcome
+
+__all__ = ["SKEW_SCHEMA", "Skew", "side_by_side", "skew_between", "skew_markdown", "skew_to_arrow"]
+
+_ID, _OUTCOME, _MODEL = "llm_request_id", "llm_outcome", "llm_model"
+
+
+@dataclass(frozen=True)
+class Skew:
+    """One target, in real time against its batch labels. `n_sampled = n_changed + n_unanswered + n_compared`.
+
+    - `n_changed`: rows that are gone, or make another request now; left out. `n_unanswered`: rows without a good reply
+      in real time.
+    - `agreement`: share of the compared rows with the same value (two nulls are the same); Wilson's 95 % interval.
+    - `kappa`: Cohen's, for classes. `mean_difference` (real time less batch), `mean_absolute_difference`: for numbers.
+    - `batch_models`, `realtime_models`: the LLMs that answered, as the provider names them; where these differ, so may
+      the labels.
+    """
+
+    target: str
+    kind: Kind
+    n_sampled: int
+    n_changed: int
+    n_unanswered: int
+    n_compared: int
+    n_same: int
+    agreement: float | None
+    agreement_low: float | None
+    agreement_high: float | None
+    kappa: float | None
+    mean_difference: float | None
+    mean_absolute_difference: float | None
+    batch_models: tuple[str, ...]
+    realtime_models: tuple[str, ...]
+
+
+SKEW_SCHEMA = schema_of(Skew)
+"""The fields of `Skew`, in order; the models are one text each, joined by commas."""
+
+
+def skew_between(batch: pa.Table, realtime: pa.Table, *, key: str, target: Target) -> Skew:
+    """Compare the rows of `batch` (sampled labels) with what `realtime` says of the same keys, rejects included.
+
+    Both have key, target, `llm_request_id`, `llm_model`, and `realtime` an `llm_outcome`. Raises what `join` raises.
+    """
+    at, same_request, answered = _met(batch, realtime, key)
+    name = target.name
+    said, says = comparable_values(
+        column(batch, name, "the batch").filter(answered),
+        column(realtime, name, "real time").take(at.filter(answered)),
+        name=name,
+        kind=target.kind,
+        theirs="real time",
+    )
+    n, n_same = len(said), int(pc.sum(_same(said, says)).as_py() or 0)
+    low, high = wilson(n_same, n) if n else (None, None)
+    keys = column(batch, key, "the batch").filter(answered)
+    pair = (pa.table({key: keys, name: values}) for values in (said, says))
+    figures = evaluate(join(*pair, key=key, target=target, candidate_name="real time"), n_resamples=0)
+    difference = pc.mean(pc.subtract(says, said)).as_py() if target.kind == "numeric" else None
+    return Skew(
+        target=name,
+        kind=target.kind,
+        n_sampled=len(batch),
+        n_changed=len(batch) - int(pc.sum(same_request).as_py() or 0),
+        n_unanswered=int(pc.sum(pc.and_not(same_request, answered)).as_py() or 0),
+        n_compared=n,
+        n_same=n_same,
+        agreement=n_same / n if n else None,
+        agreement_low=low,
+        agreement_high=high,
+        kappa=figures.kappa,
+        mean_difference=difference,
+        mean_absolute_difference=figures.mae,
+        batch_models=_names(_text(batch, _MODEL).filter(answered)),
+        realtime_models=_names(_text(realtime, _MODEL).take(at.filter(answered))),
+    )
+
+
+def _met(batch: pa.Table, realtime: pa.Table, key: str) -> tuple[pa.Array, pa.Array, pa.Array]:
+    """For each row of the batch: its position in real time, whether it is the same request, and whether it has a
+    label there.
+    """
+    ours, theirs = comparable_keys(
+        column(batch, key, "the batch"), column(realtime, key, "real time"), key, "real time", ours="the batch"
+    )
+    at = pc.index_in(ours, value_set=theirs)
+    same_request = pc.fill_null(pc.equal(_text(realtime, _ID).take(at), _text(batch, _ID)), fill_value=False)
+    outcomes = _text(realtime, _OUTCOME).take(at)
+    succeeded = pc.fill_null(pc.equal(outcomes, Outcome.SUCCEEDED.value), fill_value=False)
+    return at, same_request, pc.and_(same_request, succeeded)
+
+
+def _text(table: pa.Table, name: str) -> pa.Array:
+    """A column that is text also where it holds nulls only."""
+    return column(table, name, "the labels").cast(pa.large_string())
+
+
+def _same(said: pa.Array, says: pa.Array) -> pa.Array:
+    both_null = pc.and_(said.is_null(), says.is_null())
+    return pc.or_(pc.fill_null(pc.equal(said, says), fill_value=False), both_null)
+
+
+def _names(models: pa.Array) -> tuple[str, ...]:
+    return tuple(sorted(pc.unique(models.drop_null()).to_pylist()))
+
+
+def side_by_side(batch: pa.Table, realtime: pa.Table, *, key: str, targets: Sequence[str]) -> pa.Table:
+    """Each sampled row: key, `<target>`, `<target>_realtime`, `llm_same` (null where there is nothing to compare),
+    `llm_changed`, and outcome, reason, model and cost of the reply in real time; in order of the keys.
+    """
+    batch = batch.sort_by(key)
+    at, same_request, answered = _met(batch, realtime, key)
+    columns = {key: batch[key]}
+    same = pa.repeat(pa.scalar(value=True), len(batch))
+    for name in targets:
+        columns[name] = batch[name].combine_chunks()
+        columns[f"{name}_realtime"] = realtime[name].combine_chunks().take(at)
+        said, says = (columns[one].cast(columns[name].type) for one in (name, f"{name}_realtime"))
+        same = pc.and_(same, _same(said, says))
+    columns["llm_same"] = pc.if_else(answered, same, pa.scalar(None, pa.bool_()))
+    columns["llm_changed"] = pc.invert(same_request)
+    for name in (_OUTCOME, "llm_reason", _MODEL, "llm_cost_usd"):
+        columns[name] = realtime[name].combine_chunks().take(at)
+    return pa.table(columns)
+
+
+def skew_to_arrow(skews: Iterable[Skew]) -> pa.Table:
+    """One row for each target, in SKEW_SCHEMA."""
+    models = ("batch_models", "realtime_models")
+    rows = [{**asdict(one), **{name: ", ".join(getattr(one, name)) for name in models}} for one in skews]
+    return pa.Table.from_pylist(rows, schema=SKEW_SCHEMA)
+
+
+def skew_markdown(skews: Iterable[Skew]) -> str:
+    """How far both ways agree; 95 % intervals."""
+    return rows_markdown(
+        [
+            {
+                "target": one.target,
+                "same (95 %)": percent(one.agreement, one.agreement_low, one.agreement_high),
+                "rows": share(one.n_same, one.n_compared),
+                "Cohen's κ": figure(one.kappa),
+                "mean difference": figure(one.mean_difference),
+                "unanswered": f"{one.n_unanswered:,}",
+                "changed since": f"{one.n_changed:,}",
+                "model in batch": ", ".join(one.batch_models) or "-",
+                "in real time": ", ".join(one.realtime_models) or "-",
+            }
+            for one in skews
+        ]
+    )

@@ -1,0 +1,307 @@
+"""Whether labels from batches are those that the same LLM gives in real time.
+
+    labels ─sample by key─▶ the same requests ─real-time lane─▶ <name>_sample ─▶ <name>
+
+A service that answers in real time, and is trained, prompted or judged by labels that came in batches, is off by as
+much as the two differ (training-serving skew). Requests are made by the labeled dataset's own prompt, response and
+provider, and go through ledger and budgets as a submission of their own: asked and paid for once.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.assets.dataset import ROLE_TAG, Dataset, dataset_of
+from dagster_llm_batch.assets.naming import key_beside
+from dagster_llm_batch.assets.partitions import each_partition
+from dagster_llm_batch.checks import Verdict
+from dagster_llm_batch.core.identity import configuration_fingerprint
+from dagster_llm_batch.core.rows import record_batches
+from dagster_llm_batch.engine import Engine, Labeling, Status
+from dagster_llm_batch.errors import ConfigError, InputError, TransientError
+from dagster_llm_batch.evaluation import Target, plain_text
+from dagster_llm_batch.evaluation.keyhash import draw_keys
+from dagster_llm_batch.evaluation.skew import Skew, side_by_side, skew_between, skew_markdown, skew_to_arrow
+from dagster_llm_batch.evaluation_assets.stored import StoredTables
+from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling, code_digest, quiet_check_spec
+from dagster_llm_batch.types import Lane
+
+__all__ = ["skew_assets"]
+
+_AGREEMENT = "agreement"
+_NOW = "llm_asked_in_real_time"  # no column of rows has such a name
+_HINT = "Set target= to columns of the labels."
+_ASKED = ("llm_request_id", "llm_model", "llm_lane", "llm_provider")
+
+_DOCS = {
+    "target": "column that was compared",
+    "kind": "categorical or numeric",
+    "n_sampled": "labeled rows that were drawn",
+    "n_changed": "rows that are gone, or make another request now; left out",
+    "n_unanswered": "rows without a good reply in real time; left out",
+    "n_compared": "rows with both",
+    "n_same": "compared rows with the same value",
+    "agreement": "n_same / n_compared",
+    "agreement_low": "95 % interval (Wilson)",
+    "agreement_high": "95 % interval (Wilson)",
+    "kappa": "Cohen's kappa of both",
+    "mean_difference": "real time less batch",
+    "mean_absolute_difference": "distance of both",
+    "batch_models": "LLMs that answered in batches",
+    "realtime_models": "LLMs that answered in real time",
+}
+_SAMPLE_DOCS = {
+    "llm_same": "all targets are the same; null where there is nothing to compare",
+    "llm_changed": "the row is gone, or makes another request now",
+    "llm_outcome": "of the reply in real time",
+    "llm_reason": "why it is no label",
+    "llm_model": "the LLM that answered in real time",
+    "llm_cost_usd": "of the reply in real time",
+}
+
+
+def skew_assets(
+    *,
+    name: str,
+    labels: Sequence[dg.AssetsDefinition],
+    target: str | Target | Sequence[str | Target],
+    sample: int = 50,
+    seed: int = 0,
+    max_cost_usd: Decimal | float | str | None = None,
+    min_agreement: float | None = None,
+    check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+    blocking: bool = False,
+    concurrency: int = 4,
+    key_prefix: Sequence[str] | str = (),
+    group_name: str | None = None,
+    description: str | None = None,
+    owners: Sequence[str] = (),
+    tags: Mapping[str, str] | None = None,
+    automation_condition: dg.AutomationCondition[Any] | None = None,
+) -> list[dg.AssetsDefinition]:
+    """A sample of labels, asked again in real time and compared: `<name>`, and `<name>_sample` with both side by side.
+
+    Replies also differ by chance, unless the LLM is asked with temperature 0. The labels' partitions are sampled one by
+    one. Pressing again asks nothing and pays nothing, unless rows, prompt or parameters have changed. Needs the extra
+    `evaluation` when it runs.
+
+    Args:
+        name: Name of the asset with the figures.
+        labels: What `llm_batch_assets` returned. Rows, prompt, response, model, IO manager and partitions are its.
+        target: Column, or columns, of the labels to compare; `Target("price", kind="numeric")` for a measurement.
+        sample: Labels to ask again, drawn by their keys and `seed`; of each partition, if there are any. Only those
+            that came in batches of the labels' own model are drawn.
+        max_cost_usd: Ask nothing if the estimate for one sample, in real time, exceeds this.
+        min_agreement: Least share of equal values, of every target, as a check. It fails where even the upper end of
+            the interval is below, so that a small sample does not fail by chance.
+        check_severity, blocking: Of this check.
+        concurrency: How many calls run at once.
+        key_prefix, group_name, description, owners, tags: As for `evaluation_assets`.
+        automation_condition: Of both, as in `on_labels_ready()`; without it nothing is asked before a person says so.
+
+    Returns:
+        The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
+    """
+    dataset = dataset_of(labels)
+    given = [target] if isinstance(target, str | Target) else list(target)
+    targets = tuple(Target(one) if isinstance(one, str) else one for one in given)
+    if strangers := sorted({one.name for one in targets} - set(dataset.labeling.reader.schema.names)):
+        columns = ", ".join(dataset.labeling.reader.schema.names)
+        raise ConfigError(f"target names {strangers}, which the response does not have. Its columns: {columns}.")
+    if not targets or sample < 1:
+        raise ConfigError(f"target={given}, sample={sample!r}: give at least one of each.")
+    if min_agreement is not None and not 0 <= min_agreement <= 1:
+        raise ConfigError(f"min_agreement={min_agreement!r}: a share is between 0 and 1.")
+    key = dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name])
+    skew = _Skew(
+        dataset=dataset,
+        labeling=replace(
+            dataset.labeling,
+            asset=key.to_user_string(),
+            keep=(),
+            urgent=_NOW,
+            fallback=(),
+            deadline=None,
+            realtime_concurrency=concurrency,
+            max_cost_usd=max_cost_usd,
+        ),
+        targets=targets,
+        sample=sample,
+        seed=seed,
+        min_agreement=min_agreement,
+        severity=check_severity,
+        tabling=Tabling(dataset.partitions_def, dataset.frame, dataset.io_manager_key),
+    )
+    common: dict[str, Any] = {
+        "partitions_def": dataset.partitions_def,
+        "group_name": group_name,
+        "owners": owners,
+        "tags": {**(tags or {}), ROLE_TAG: "evaluation"},
+        "deps": list(dict.fromkeys([dataset.key, *dataset.upstreams])),
+        "code_version": code_digest(dataset.labeling.code_version, targets, sample, seed),
+        "automation_condition": automation_condition,
+        "skippable": True,  # a run over several partitions says by itself which have landed
+    }
+    of = dataset.key.to_user_string()
+    figures = dg.AssetSpec(
+        key, description=description or f"{of}: batches against real time.", kinds={"table", "report"}, **common
+    )
+    rows = dg.AssetSpec(key_beside(key, "sample"), description=f"Rows of {of}, asked again.", kinds={"table"}, **common)
+    return [_asset(skew, figures, rows, blocking=blocking)]
+
+
+def _asset(skew: "_Skew", figures: dg.AssetSpec, rows: dg.AssetSpec, *, blocking: bool) -> dg.AssetsDefinition:
+    dataset, tabling = skew.dataset, skew.tabling
+    checks = []
+    if skew.min_agreement is not None:
+        said = f"At least {skew.min_agreement:.0%} of the labels are the same in real time."
+        partitions_def = dataset.partitions_def
+        checks.append(
+            quiet_check_spec(
+                _AGREEMENT, asset=figures.key, description=said, blocking=blocking, partitions_def=partitions_def
+            )
+        )
+
+    @dg.multi_asset(
+        name=figures.key.to_python_identifier(),
+        specs=[figures, rows],
+        check_specs=checks,
+        can_subset=True,
+        required_resource_keys={dataset.resource_key, dataset.io_manager_key, *dataset.rows_resource_keys},
+        backfill_policy=dataset.backfill_policy,
+    )
+    def compare(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        engine = dataset.engine(context)
+        engine.check(skew.labeling)  # before any row is read
+
+        def land(partition: str | None) -> Iterator[Any]:
+            side, found = skew.compute(context, engine, partition)
+            if rows.key in context.selected_asset_keys:
+                yield from tabling.land(context, rows, partition, side)
+            if figures.key in context.selected_asset_keys:
+                yield from tabling.land(context, figures, partition, found, checks)
+
+        yield from each_partition(context, land)
+
+    return compare
+
+
+@dataclass(frozen=True)
+class _Skew:
+    """One skew check. `labeling` is that of the dataset, for the asset of the figures, all of it in real time."""
+
+    dataset: Dataset
+    labeling: Labeling
+    targets: tuple[Target, ...]
+    sample: int
+    seed: int
+    min_agreement: float | None
+    severity: dg.AssetCheckSeverity
+    tabling: Tabling
+
+    def compute(
+        self, context: dg.AssetExecutionContext, engine: Engine, partition: str | None
+    ) -> tuple[Computed, Computed]:
+        """The sample side by side, and the figures."""
+        batch = self._drawn(context, engine, partition)
+        realtime, status = self._asked(context, engine, partition, batch)
+        key, names = self.labeling.key, [one.name for one in self.targets]
+        skews = [skew_between(batch, realtime, key=key, target=one) for one in self.targets]
+        cost = status.submission.cost_usd
+        metadata = {
+            "llm_batch/skew": dg.MetadataValue.md(skew_markdown(skews)),
+            **{f"llm_batch/{one.target}/agreement": one.agreement for one in skews if one.agreement is not None},
+            **({} if cost is None else {"llm_batch/cost_usd": float(cost)}),
+            "llm_batch/submission_id": status.submission.submission_id,
+        }
+        verdicts = [] if self.min_agreement is None else [self._verdict(skews, self.min_agreement)]
+        sample = side_by_side(batch, realtime, key=key, targets=names)
+        differ = int(pc.sum(pc.equal(sample["llm_same"], pa.scalar(value=False))).as_py() or 0)
+        return (
+            Computed(sample, {"llm_batch/rows_that_differ": differ}, _SAMPLE_DOCS),
+            Computed(skew_to_arrow(skews), metadata, _DOCS, verdicts),
+        )
+
+    def _drawn(self, context: dg.AssetExecutionContext, engine: Engine, partition: str | None) -> pa.Table:
+        """The labels of the sample. Raises ConfigError where they were made in another way than the present one."""
+        dataset, key = self.dataset, self.labeling.key
+        labeling = dataset.labeling
+        columns = list(dict.fromkeys([key, *(one.name for one in self.targets), *_ASKED]))
+        labels = StoredTables(context).read(dataset.key, partition, dataset.partitions_def, columns, hint=_HINT)
+        submissions = engine.ledger.history(engine.namespace, labeling.asset, partition or "")
+        made = next((one.config_fingerprint for one in submissions if one.is_settled), None)
+        account = engine.provider(labeling.provider).account
+        if made != configuration_fingerprint(account, labeling.provider, labeling.spec):
+            raise ConfigError(
+                f"The labels of {dataset.key.to_user_string()} were made with another model, parameters, response "
+                "schema or account than are declared now: they would be compared with something else. Materialize "
+                f"{dataset.batch_key.to_user_string()} and the labels again, or restore the earlier definition."
+            )
+        own = pc.and_(
+            pc.equal(labels["llm_lane"], Lane.BATCH.value), pc.equal(labels["llm_provider"], labeling.provider)
+        )
+        labels = labels.filter(own)
+        drawn = draw_keys(labels[key].to_pylist(), self.sample, self.seed)
+        return labels.filter(pa.array([one in drawn for one in labels[key].to_pylist()], pa.bool_()))
+
+    def _asked(
+        self, context: dg.AssetExecutionContext, engine: Engine, partition: str | None, batch: pa.Table
+    ) -> tuple[pa.Table, Status]:
+        """What is said in real time of the rows of `batch`; rejects are rows without a label."""
+        rows = _with_keys(self.dataset.load_rows(context, partition), self.labeling.key, batch[self.labeling.key])
+        planned = engine.plan(self.labeling, rows, partition=partition or "", run_id=context.run.run_id)
+        if len(batch) and not planned.is_settled:
+            self._refuse_other_requests(engine, planned.submission_id, planned.manifest_path or "", batch)
+        status = engine.status(planned.submission_id)
+        for _ in range(self.labeling.retry.max_waves + 1):
+            if status.is_settled:
+                break
+            status = engine.advance(self.labeling, planned.submission_id)
+        if not status.is_settled:
+            raise TransientError("Not all of the sample was answered now. What came is kept; materialize it again.")
+        labeled = engine.labels(self.labeling, planned.submission_id, run_id=context.run.run_id)
+        engine.ledger.deliver(planned.submission_id)
+        return pa.concat_tables([labeled.labels, labeled.rejects], promote_options="default"), status
+
+    def _refuse_other_requests(self, engine: Engine, submission_id: str, manifest: str, batch: pa.Table) -> None:
+        """Before anything is paid for."""
+        requests = engine.payloads.read_table(manifest, ["llm_request_id"])["llm_request_id"]
+        if pc.any(pc.is_in(batch["llm_request_id"].cast(pa.string()), value_set=requests.cast(pa.string()))).as_py():
+            return
+        engine.cancel(submission_id)
+        raise InputError(
+            f"None of the {len(batch)} sampled labels was made from the request that its row makes now: rows or prompt "
+            "have changed since, or the prompt shows the whole row. Nothing was asked. Materialize "
+            f"{self.dataset.batch_key.to_user_string()} and the labels again, or name the prompt's columns."
+        )
+
+    def _verdict(self, skews: Sequence[Skew], least: float) -> Verdict:
+        judged = [(one, one.agreement, one.agreement_high) for one in skews]
+        lines = [
+            f"{plain_text(one.target)}: {share:.1%} (up to {high:.1%}) of {one.n_compared} are the same; at least "
+            f"{least:.1%} wanted"
+            for one, share, high in judged
+            if share is not None and high is not None
+        ]
+        return Verdict(
+            _AGREEMENT,
+            passed=all(high is None or high >= least for _, _, high in judged),
+            severity=self.severity,
+            description=". ".join(lines) + "." if lines else "Nothing to compare.",
+            metadata={},
+        )
+
+
+def _with_keys(rows: Any, key: str, wanted: pa.ChunkedArray) -> Iterator[pa.RecordBatch]:
+    """The rows with these keys, marked to be asked in real time."""
+    keys = set(wanted.to_pylist())
+    for batch in record_batches(rows):
+        kept = batch
+        if key in batch.schema.names:  # if not, the plan says so
+            kept = batch.filter(pa.array([one in keys for one in batch.column(key).to_pylist()], pa.bool_()))
+        yield kept.append_column(_NOW, pa.repeat(pa.scalar(value=True), len(kept)))

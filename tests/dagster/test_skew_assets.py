@@ -1,0 +1,245 @@
+"""Skew checks in a real Dagster: a sample asked in real time over the official SDK and the emulator, once, bounded."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import dagster as dg
+import polars as pl
+import pyarrow as pa
+import pytest
+from face import DAYS, Face, failure, labeled, tickets
+
+from dagster_llm_batch import RetryPolicy
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation import Target
+from dagster_llm_batch.evaluation_assets.skew import skew_assets
+from dagster_llm_batch.testing.emulator import Emulator, Reply, WireFault
+from dagster_llm_batch.testing.emulator.answers import last_user_text
+
+TWO = dg.StaticPartitionsDefinition(DAYS[:2])
+N = 30
+
+
+class Model:
+    """Answers by the text; `off` texts are answered otherwise from then on."""
+
+    def __init__(self):
+        self.off, self.broken, self.asked = set(), set(), Counter()
+
+    def __call__(self, body, _endpoint):
+        text = last_user_text(body)
+        self.asked[text] += 1
+        number = int(re.search(r"(\d+)\?", text)[1])
+        if number in self.broken:
+            return Reply(text="no JSON")
+        return {"topic": "bug" if number in self.off else "billing", "urgency": 1 + (number in self.off)}
+
+
+@pytest.fixture
+def model():
+    return Model()
+
+
+@pytest.fixture
+def world(model, instance, tmp_path):
+    with Emulator(answer=model) as emulator:
+        yield World(emulator, instance, tmp_path)
+
+
+class World:
+    def __init__(self, emulator, instance, tmp_path):
+        self.emulator, self.instance = emulator, instance
+        self.tables = {"io_manager": dg.FilesystemIOManager(base_dir=str(tmp_path / "tables"))}
+        self.places = {
+            "ledger_url": f"sqlite:///{tmp_path}/ledger.sqlite", "payload_root": str(tmp_path / "payloads"),
+        }  # fmt: skip
+
+    def face(self, labels, **more):
+        usual = {"name": "skew", "labels": labels, "target": ["topic", "urgency"], "sample": 10}
+        return Face(
+            self.emulator,
+            self.instance,
+            *labels,
+            *skew_assets(**{**usual, **more}),
+            resources=dict(self.tables),
+            **self.places,
+        )
+
+    @property
+    def calls(self):
+        """Answers in real time that were billed."""
+        return [one for one in self.emulator.books.executions if one.billed and one.batch_id is None]
+
+
+def rows(_context):
+    return tickets(N)
+
+
+def usual(**changes):
+    return labeled(**{"rows": rows, "retry": RetryPolicy(invalid_waves=1), **changes})
+
+
+def check(face, **where):
+    return face.run("skew", "skew_sample", **where)
+
+
+def stored(face, name="skew", partition=None):
+    frame = face.defs.load_asset_value(name, instance=face.instance, partition_key=partition)
+    return frame.to_dicts() if isinstance(frame, pl.DataFrame) else pa.table(frame).to_pylist()
+
+
+class TestSkew:
+    def test_a_sample_is_asked_in_real_time_and_compared_with_its_batch_labels(self, world, model):
+        face = world.face(usual(), min_agreement=0.9)
+        assert face.land().success
+        model.off = set(range(0, N, 2))  # the model has changed since
+        result = check(face)
+        assert result.success is True
+        topic, urgency = stored(face)
+        side = stored(face, "skew_sample")
+        differ = sum(int(row["ticket_id"][2:]) % 2 == 0 for row in side)
+        assert 0 < differ < 10
+        assert (topic["n_sampled"], topic["n_compared"], topic["n_same"]) == (10, 10, 10 - differ)
+        assert urgency["n_same"] == 10 - differ
+        assert [row["llm_same"] for row in side] == [int(row["ticket_id"][2:]) % 2 == 1 for row in side]
+        assert {row["topic"] for row in side} == {"billing"}
+        assert topic["agreement_high"] < 0.9
+        assert face.checks(result) == {(None, "agreement"): False}
+        assert len(world.calls) == 10
+
+    def test_the_requests_are_those_of_the_batch_byte_for_byte(self, world, model):
+        face = world.face(usual())
+        assert face.land().success
+        check(face)
+        bodies = Counter(one.body_digest for one in world.emulator.books.executions)
+        assert sorted(bodies.values()) == [1] * (N - 10) + [2] * 10
+        assert {row["n_changed"] for row in stored(face)} == {0}
+
+    def test_it_is_paid_once_at_the_price_of_real_time(self, world):
+        face = world.face(usual())
+        assert face.land().success
+        check(face)
+        before = face.materializations("skew_sample")[None].tags["dagster/data_version"]
+        shown = face.metadata("skew")
+        costs = [row["llm_cost_usd"] for row in stored(face, "skew_sample")]
+        labels = {row["ticket_id"]: row for row in stored(face, "ticket_labels")}
+        assert shown["llm_batch/cost_usd"] == pytest.approx(float(sum(costs)))
+        for row in stored(face, "skew_sample"):
+            assert row["llm_cost_usd"] == labels[row["ticket_id"]]["llm_realtime_usd"]
+        assert check(face).success
+        assert len(world.calls) == 10
+        assert face.materializations("skew_sample")[None].tags["dagster/data_version"] == before
+
+    def test_over_budget_nothing_is_asked(self, world):
+        face = world.face(usual(), max_cost_usd="0.000001")
+        assert face.land().success
+        assert "exceeds max_cost_usd" in failure(check(face))
+        assert not world.calls
+
+    def test_a_reply_that_does_not_fit_is_unanswered_and_says_so(self, world, model):
+        face = world.face(usual(), sample=N)
+        assert face.land().success
+        model.broken = {3, 4}
+        assert check(face).success
+        [topic, _] = stored(face)
+        assert (topic["n_unanswered"], topic["n_compared"], topic["agreement"]) == (2, N - 2, 1.0)
+        reasons = {row["ticket_id"]: row["llm_reason"] for row in stored(face, "skew_sample") if row["llm_reason"]}
+        assert set(reasons) == {"t-3", "t-4"}
+
+    def test_an_answer_that_says_later_is_asked_again(self, world):
+        face = world.face(usual(), sample=3, concurrency=1)
+        assert face.land().success
+        fault = WireFault(kind="status", route="POST /v1/chat/completions", status=503, times=3)
+        world.emulator.inject(fault)
+        assert check(face).success
+        assert stored(face)[0]["n_compared"] == 3
+        assert world.emulator.struck(fault) == 3
+
+    def test_partitions_are_sampled_one_by_one_in_one_run(self, world, model):
+        face = world.face(usual(rows=lambda c: tickets(8, c.partition_key), partitions_def=TWO), sample=5)
+        for day in DAYS[:2]:
+            assert face.land(partition=day).success
+        assert check(face, span=(DAYS[0], DAYS[1])).success
+        for day in DAYS[:2]:
+            side = stored(face, "skew_sample", day)
+            assert len(side) == 5
+            assert {row["partition"] for row in side} == {day}
+        assert len(world.calls) == 10
+
+    def test_a_check_that_fails_surely_can_hold_back_what_is_downstream(self, world, model):
+        labels = usual()
+        face = world.face(labels, sample=N, min_agreement=0.9, blocking=True)
+        assert face.land().success
+        model.off = set(range(N))
+        result = check(face)
+        assert face.checks(result) == {(None, "agreement"): False}
+        assert result.success is False
+
+    def test_only_labels_of_batches_are_drawn(self, world):
+        def half_urgent(_context):
+            return tickets(8).with_columns(now=pl.Series([n < 4 for n in range(8)]))
+
+        face = world.face(usual(rows=half_urgent, urgent="now"), sample=8)
+        assert face.land().success
+        assert check(face).success
+        assert {row["ticket_id"] for row in stored(face, "skew_sample")} == {f"t-{n}" for n in range(4, 8)}
+
+
+class TestRefusals:
+    def test_labels_of_another_definition_are_not_compared(self, world):
+        face = world.face(usual())
+        assert face.land().success
+        other = world.face(usual(params={"max_tokens": 60}))
+        assert "were made with another model, parameters" in failure(check(other))
+        assert not world.calls
+
+    def test_rows_that_make_other_requests_now_are_refused_before_anything_is_paid(self, world):
+        face = world.face(usual())
+        assert face.land().success
+
+        def others(_context):
+            return tickets(N).with_columns(body=pl.lit("Something else 7?"))
+
+        other = world.face(usual(rows=others))
+        assert "None of the 10 sampled labels was made from the request that its row makes now" in failure(check(other))
+        assert not world.calls
+
+    def test_a_few_rows_that_have_changed_are_left_out(self, world):
+        face = world.face(usual(), sample=N)
+        assert face.land().success
+
+        def some(_context):
+            return (
+                tickets(N)
+                .filter(pl.col("ticket_id") != "t-5")
+                .with_columns(
+                    body=pl.when(pl.col("ticket_id") == "t-6").then(pl.lit("Other 6?")).otherwise(pl.col("body"))
+                )
+            )
+
+        other = world.face(usual(rows=some), sample=N)
+        assert check(other).success
+        assert [(row["n_changed"], row["n_compared"]) for row in stored(other)] == [(2, N - 2)] * 2
+
+    def test_labels_that_are_not_there_say_what_to_do(self, world):
+        face = world.face(usual())
+        assert "materialize" in failure(check(face)).lower()
+
+    @pytest.mark.parametrize(
+        ("wrong", "says"),
+        [
+            ({"target": "subject"}, "the response does not have. Its columns: topic, urgency"),
+            ({"target": []}, "at least one of each"),
+            ({"sample": 0}, "at least one of each"),
+            ({"min_agreement": 95}, "between 0 and 1"),
+            ({"concurrency": 0}, "realtime_concurrency=0"),
+            ({"max_cost_usd": "much"}, "no amount of US dollars"),
+            ({"labels": [dg.asset(name="mine")(lambda: None)]}, "no labels of llm_batch_assets"),
+        ],
+    )
+    def test_settings_that_cannot_work_are_refused_at_once(self, wrong, says):
+        right = {"name": "skew", "labels": usual(), "target": Target("topic")}
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            skew_assets(**{**right, **wrong})
