@@ -20,7 +20,9 @@ def submission(**changes) -> Submission:
     usual = {
         **dict.fromkeys(("submission_id", "namespace", "asset", "fingerprint", "config_fingerprint"), "x"),
         **dict.fromkeys(("provider", "account", "model"), "x"),
-        **{"rows": 100, "requests": 100, "created_at": NOON},
+        "rows": 100,
+        "requests": 100,
+        "created_at": NOON,
     }
     return Submission(**{**usual, **changes})
 
