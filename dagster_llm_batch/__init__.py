@@ -17,7 +17,13 @@ from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding
 from dagster_llm_batch.engine import Fallback, RetryPolicy
-from dagster_llm_batch.evaluation_assets import evaluation_assets
+from dagster_llm_batch.evaluation_assets import (
+    evaluation_assets,
+    gold_sample_assets,
+    pairwise_judge_assets,
+    rubric_judge_assets,
+    skew_assets,
+)
 from dagster_llm_batch.jobs import build_llm_batch_jobs
 from dagster_llm_batch.resources import (
     AnthropicBatchResource,
@@ -55,8 +61,12 @@ __all__ = [
     "build_llm_batch_jobs",
     "build_llm_batch_sensor",
     "evaluation_assets",
+    "gold_sample_assets",
     "llm_batch_assets",
     "on_labels_ready",
+    "pairwise_judge_assets",
+    "rubric_judge_assets",
+    "skew_assets",
 ]
 
 DagsterLibraryRegistry.register("dagster-llm-batch", __version__, is_dagster_package=False)
