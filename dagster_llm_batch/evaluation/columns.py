@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.text import plain_text
 
-__all__ = ["EXAMPLES", "Kind", "category", "column", "comparable_keys", "comparable_values", "finite"]
+__all__ = ["EXAMPLES", "Kind", "category", "check_unique", "column", "comparable_keys", "comparable_values", "finite"]
 
 Kind = Literal["categorical", "numeric"]
 
@@ -42,7 +42,7 @@ def comparable_keys(
     gold: pa.Array, candidate: pa.Array, key: str, theirs: str, ours: str = "gold"
 ) -> tuple[pa.Array, pa.Array]:
     for keys, whose in ((gold, ours), (candidate, theirs)):
-        _check_unique(keys, key, whose)
+        check_unique(keys, key, whose)
     if pa.types.is_null(candidate.type):  # an empty table: nulls are refused above
         candidate = candidate.cast(gold.type)
     if pa.types.is_null(gold.type):
@@ -57,7 +57,8 @@ def comparable_keys(
     return gold, candidate
 
 
-def _check_unique(keys: pa.Array, key: str, whose: str) -> None:
+def check_unique(keys: pa.Array, key: str, whose: str) -> None:
+    """Raises ConfigError for a type that is no key, InputError for a key that is null or stands twice."""
     if pa.types.is_floating(keys.type) or pa.types.is_nested(keys.type):
         raise ConfigError(
             f"Key '{key}' of {whose} is {_name(keys.type)}; a key is an integer, a string, a date or the like."

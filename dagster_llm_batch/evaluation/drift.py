@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -24,7 +24,7 @@ from dagster_llm_batch.evaluation._extra import evaluation_extra
 from dagster_llm_batch.evaluation.classes import class_name
 from dagster_llm_batch.evaluation.columns import category
 from dagster_llm_batch.evaluation.joining import MAX_CLASSES, Class
-from dagster_llm_batch.evaluation.schemas import schema_of
+from dagster_llm_batch.evaluation.schemas import schema_of, table_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -188,11 +188,7 @@ def adwin_changes(counts: Mapping[str, Counts], *, delta: float = 0.002, seed: i
 
 def drifts_to_arrow(drifts: Iterable[Drift]) -> pa.Table:
     """One row for each partition and target, in DRIFT_SCHEMA."""
-    rows = [
-        {**asdict(one), "adwin_changed": None if one.adwin_changed is None else ", ".join(one.adwin_changed)}
-        for one in drifts
-    ]
-    return pa.Table.from_pylist(rows, schema=DRIFT_SCHEMA)
+    return table_of(drifts, Drift)
 
 
 def shares_to_arrow(target: str, counts: Mapping[str, Counts]) -> pa.Table:

@@ -24,7 +24,7 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.columns import EXAMPLES, Kind, column, comparable_keys, comparable_values, finite
 from dagster_llm_batch.types import Outcome
 
-__all__ = ["MAX_CLASSES", "Class", "Joined", "Target", "join"]
+__all__ = ["MAX_CLASSES", "Class", "Joined", "Target", "join", "succeeded"]
 
 Class = str | int | bool
 
@@ -146,10 +146,10 @@ def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target,
 
     position = pc.index_in(keys, value_set=candidate_keys)  # null: no such row
     met = position.drop_null()
-    succeeded = _succeeded(candidate).take(position)  # null where there is no row
-    predicted = pc.if_else(succeeded, answer.take(position), pa.scalar(None, answer.type))
+    has_succeeded = succeeded(candidate).take(position)  # null where there is no row
+    predicted = pc.if_else(has_succeeded, answer.take(position), pa.scalar(None, answer.type))
     n_absent = int(position.null_count)
-    n_rejected = int(pc.sum(pc.invert(succeeded)).as_py() or 0)
+    n_rejected = int(pc.sum(pc.invert(has_succeeded)).as_py() or 0)
     cost_usd, n_cost_unknown = _cost(candidate, met)
     labeled = position.filter(predicted.is_valid())
     p50, p95 = _latency(candidate, labeled)
@@ -175,7 +175,7 @@ def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target,
     )
 
 
-def _succeeded(candidate: pa.Table) -> pa.Array:
+def succeeded(candidate: pa.Table) -> pa.Array:
     """One boolean a row. Without an outcome (no column, or null) the label speaks for itself."""
     if "llm_outcome" not in candidate.column_names:
         return pa.repeat(pa.scalar(value=True), len(candidate))

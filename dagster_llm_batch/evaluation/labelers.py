@@ -24,15 +24,24 @@ import pyarrow.compute as pc
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation._extra import evaluation_extra
 from dagster_llm_batch.evaluation.classes import positions
-from dagster_llm_batch.evaluation.columns import category
+from dagster_llm_batch.evaluation.columns import category, check_unique
 from dagster_llm_batch.evaluation.joining import MAX_CLASSES, Class, Target
 from dagster_llm_batch.evaluation.resampling import Cells, bootstrap_intervals, interval, kappa, resamples
+from dagster_llm_batch.evaluation.schemas import schema_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["LabelerAgreement", "LabelerPair", "Labels", "agreement_among", "agreement_of_pairs"]
+__all__ = [
+    "LABELERS_SCHEMA",
+    "PAIRS_SCHEMA",
+    "LabelerAgreement",
+    "LabelerPair",
+    "Labels",
+    "agreement_among",
+    "agreement_of_pairs",
+]
 
 _LIBRARY_CELLS = 20_000_000
 """The library for alpha holds rows x classes x classes numbers at a time; over this it is computed here."""
@@ -76,6 +85,10 @@ class LabelerPair:
     kappa_high: float | None
 
 
+LABELERS_SCHEMA, PAIRS_SCHEMA = schema_of(LabelerAgreement), schema_of(LabelerPair)
+"""The fields of `LabelerAgreement` and of `LabelerPair`, in order."""
+
+
 @dataclass(frozen=True, eq=False)
 class Labels:
     """All labels of one target. `codes[i, j]`: what labeler i says of row j, a position in `classes`; -1: nothing."""
@@ -86,10 +99,10 @@ class Labels:
     codes: NDArray[np.int64]
 
     @classmethod
-    def of(cls, target: Target, by_labeler: Mapping[str, tuple[pa.Array, pa.Array]]) -> Labels:
-        """From (keys, values) of each labeler, no key twice; a null is no label.
+    def of(cls, target: Target, by_labeler: Mapping[str, tuple[pa.Array, pa.Array]], *, key: str = "key") -> Labels:
+        """From (keys, values) of each labeler; a null is no label. `key` is what errors call the keys.
 
-        Raises ConfigError for a target without classes, InputError for types that differ.
+        Raises ConfigError for a target without classes, InputError for types that differ and keys that stand twice.
         """
         with evaluation_extra("Agreement"):
             import numpy as np  # noqa: PLC0415  # optional dependency
@@ -99,10 +112,12 @@ class Labels:
             name: (keys, category(values, target.name, f"labeler '{name}'"))
             for name, (keys, values) in by_labeler.items()
         }
+        for name, (keys, _) in by_labeler.items():
+            check_unique(keys, key, f"labeler '{name}'")
         for which in (0, 1):
             types = {str(pair[which].type): name for name, pair in by_labeler.items() if len(pair[which])}
             if len(types) > 1:
-                what = f"Target '{target.name}'" if which else "The key"
+                what = f"Target '{target.name}'" if which else f"Key '{key}'"
                 said = ", ".join(f"{kind} in {name}" for kind, name in types.items())
                 raise InputError(f"{what} is {said}: no two labels can agree. Cast them to one type.")
         filled = {name: pair for name, pair in by_labeler.items() if len(pair[0])}

@@ -9,7 +9,7 @@ the mean difference of their absolute errors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ from dagster_llm_batch.evaluation._extra import evaluation_extra
 from dagster_llm_batch.evaluation.columns import Kind
 from dagster_llm_batch.evaluation.joining import Joined
 from dagster_llm_batch.evaluation.resampling import interval, resamples
-from dagster_llm_batch.evaluation.schemas import schema_of
+from dagster_llm_batch.evaluation.schemas import schema_of, table_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,11 +96,7 @@ def worse(regressions: Sequence[Regression]) -> list[Regression]:
 
 def regressions_to_arrow(regressions: Iterable[Regression]) -> pa.Table:
     """One row for each candidate and target, in REGRESSION_SCHEMA."""
-    rows = [
-        {**asdict(one), **{name: ", ".join(getattr(one, name)) for name in ("accepted_versions", "current_versions")}}
-        for one in regressions
-    ]
-    return pa.Table.from_pylist(rows, schema=REGRESSION_SCHEMA)
+    return table_of(regressions, Regression)
 
 
 _Measured = tuple["NDArray[np.float64]", "NDArray[np.float64]", int, int, float | None, tuple[float, float] | None]

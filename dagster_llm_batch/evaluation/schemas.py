@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from decimal import Decimal
+from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["USD", "schema_of", "usd"]
+__all__ = ["USD", "schema_of", "table_of"]
 
 USD = pa.decimal128(38, 12)
 _USD_STEP = Decimal("1e-12")
@@ -30,6 +32,15 @@ def schema_of(of: type) -> pa.Schema:
     )
 
 
-def usd(amount: Decimal | None) -> Decimal | None:
-    """As a column of type USD holds it."""
-    return None if amount is None else amount.quantize(_USD_STEP)
+def table_of(rows: Iterable[Any], of: type) -> pa.Table:
+    """Dataclasses as rows of the schema of their class. Several texts are one, joined by commas; money is rounded."""
+    schema = schema_of(of)
+    return pa.Table.from_pylist(
+        [{name: _stored(getattr(row, name)) for name in schema.names} for row in rows], schema=schema
+    )
+
+
+def _stored(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return value.quantize(_USD_STEP) if isinstance(value, Decimal) else value

@@ -6,14 +6,13 @@ Row data never becomes markup: every cell goes through `markdown_text`. Money is
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 
 import pyarrow as pa
 
 from dagster_llm_batch.evaluation.agreement import Agreement
 from dagster_llm_batch.evaluation.classes import Confusion, class_name
 from dagster_llm_batch.evaluation.metrics import Evaluation
-from dagster_llm_batch.evaluation.schemas import schema_of, usd
+from dagster_llm_batch.evaluation.schemas import schema_of, table_of
 from dagster_llm_batch.evaluation.text import markdown_text, usd_text
 
 __all__ = [
@@ -52,20 +51,12 @@ CONFUSION_SCHEMA = pa.schema(
 
 def evaluations_to_arrow(evaluations: Iterable[Evaluation]) -> pa.Table:
     """One row for each evaluation, in EVALUATION_SCHEMA."""
-    rows = []
-    for evaluation in evaluations:
-        row = asdict(evaluation)
-        for name in ("models", "prompt_versions"):
-            row[name] = ", ".join(row[name])
-        for name in ("cost_usd", "cost_per_correct_usd"):
-            row[name] = usd(row[name])
-        rows.append(row)
-    return pa.Table.from_pylist(rows, schema=EVALUATION_SCHEMA)
+    return table_of(evaluations, Evaluation)
 
 
 def agreements_to_arrow(agreements: Iterable[Agreement]) -> pa.Table:
     """One row for each pair of candidates and target, in AGREEMENT_SCHEMA."""
-    return pa.Table.from_pylist([asdict(one) for one in agreements], schema=AGREEMENT_SCHEMA)
+    return table_of(agreements, Agreement)
 
 
 def confusions_to_arrow(confusions: Iterable[Confusion]) -> pa.Table:

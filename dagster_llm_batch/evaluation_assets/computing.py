@@ -1,95 +1,57 @@
 """The asset that evaluates: one partition after the other, each with its own tables, metadata, version and checks."""
 
-import hashlib
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
-import pyarrow as pa
 
-from dagster_llm_batch.assets.naming import key_beside
-from dagster_llm_batch.assets.output import Frame, write_output
-from dagster_llm_batch.assets.partitions import each_partition, landed
-from dagster_llm_batch.automation import on_labels_ready
+from dagster_llm_batch.assets.partitions import each_partition
 from dagster_llm_batch.checks import Verdict
-from dagster_llm_batch.evaluation import Target, compare, evaluations_to_arrow
+from dagster_llm_batch.evaluation import (
+    EvaluationReport,
+    Regression,
+    calibrations_to_arrow,
+    compare,
+    evaluations_to_arrow,
+    regressions_to_arrow,
+)
 from dagster_llm_batch.evaluation_assets import showing
-from dagster_llm_batch.evaluation_assets.reading import Upstreams
-from dagster_llm_batch.evaluation_assets.thresholds import Thresholds
-from dagster_llm_batch.evaluation_assets.upstreams import Candidate
-from dagster_llm_batch.metadata import data_version
+from dagster_llm_batch.evaluation_assets.accepting import CHECK, Accepted, regression_verdict
+from dagster_llm_batch.evaluation_assets.design import Design
+from dagster_llm_batch.evaluation_assets.reading import Read, Upstreams
+from dagster_llm_batch.evaluation_assets.tabling import Computed, quiet_check_spec
 
-__all__ = ["Design", "evaluation_asset"]
-
-_FORMAT = "1"
-"""Part of the code version: raise it when the same labels would be measured differently."""
-
-
-@dataclass(frozen=True)
-class Design:
-    """One evaluation, in Dagster's words."""
-
-    key: dg.AssetKey
-    gold: dg.AssetKey
-    candidates: tuple[Candidate, ...]
-    join_key: str
-    targets: tuple[Target, ...]
-    partitions_def: dg.PartitionsDefinition[Any] | None
-    thresholds: Thresholds
-    frame: Frame
-    io_manager_key: str
-
-    @property
-    def per_class_key(self) -> dg.AssetKey:
-        return key_beside(self.key, "per_class")
-
-    @property
-    def rejects(self) -> list[dg.AssetKey]:
-        return [one.rejects for one in self.candidates if one.rejects is not None]
-
-    @property
-    def upstreams(self) -> list[dg.AssetKey]:
-        return list(dict.fromkeys([self.gold, *(one.key for one in self.candidates), *self.rejects]))
-
-    @property
-    def code_version(self) -> str:
-        said = repr((_FORMAT, self.gold, self.candidates, self.join_key, self.targets))
-        return hashlib.sha256(said.encode()).hexdigest()[:12]
-
-    def follow(self, *, gold_is_there: bool) -> dg.AutomationCondition[Any]:
-        """Labels and gold are followed, rejects come with the labels."""
-        condition, assets = dg.AutomationCondition, dg.AssetSelection.assets
-        if self.partitions_def is not None:
-            not_awaited = [*self.rejects, *([self.gold] if gold_is_there else [])]
-            if not not_awaited:
-                return on_labels_ready()
-            missing = condition.any_deps_missing().ignore(assets(*not_awaited))
-            return on_labels_ready().replace("any_deps_missing", missing)
-        there = condition.any_deps_match(~condition.missing())
-        watched = [self.gold, *(one.key for one in self.candidates)]
-        follows = (
-            condition.any_deps_updated().allow(assets(*watched)).since_last_handled()
-            & ~condition.any_deps_in_progress().allow(assets(*watched))
-            & ~condition.in_progress()
-            & there.allow(assets(*(one.key for one in self.candidates)))
-        )
-        return (follows if gold_is_there else follows & there.allow(assets(self.gold))).with_label("on_any_labels")
+__all__ = ["evaluation_asset"]
 
 
 def evaluation_asset(
-    design: Design, table: dg.AssetSpec, classes: dg.AssetSpec | None, backfill_policy: dg.BackfillPolicy | None
+    design: Design,
+    specs: Mapping[str, dg.AssetSpec],
+    accepted_spec: dg.AssetSpec,
+    backfill_policy: dg.BackfillPolicy | None,
 ) -> dg.AssetsDefinition:
-    computing = _Computing(design, table, classes)
+    """`specs` by what `Design.beside` calls them; the main table is ""."""
+    partitions_def = design.tabling.partitions_def
+    checks = design.thresholds.specs(design.key, partitions_def)
+    if design.regression:
+        checks.append(
+            quiet_check_spec(
+                CHECK,
+                asset=design.key,
+                description=f"No candidate is surely worse than what {design.accepted_key.to_user_string()} holds.",
+                blocking=design.thresholds.blocking,
+                partitions_def=partitions_def,
+            )
+        )
 
     @dg.multi_asset(
         name=design.key.to_python_identifier(),
-        specs=[table, classes] if classes else [table],
-        check_specs=computing.checks,
+        specs=list(specs.values()),
+        check_specs=checks,
         can_subset=True,
-        required_resource_keys={design.io_manager_key},
-        backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if design.partitions_def else None),
+        required_resource_keys={design.tabling.io_manager_key},
+        backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if partitions_def else None),
     )
     def measure(context: dg.AssetExecutionContext) -> Iterator[Any]:
         upstreams = Upstreams(
@@ -98,67 +60,43 @@ def evaluation_asset(
             candidates=design.candidates,
             key=design.join_key,
             targets=design.targets,
-            partitions_def=design.partitions_def,
+            partitions_def=partitions_def,
         )
-        yield from each_partition(context, lambda partition: computing.compute(context, upstreams, partition))
+        accepted = Accepted(context, design, accepted_spec) if design.regression else None
+
+        def land(partition: str | None) -> Iterator[Any]:
+            read = upstreams.read(partition)
+            report = compare(read.gold, read.candidates, key=design.join_key, targets=design.targets)
+            regressions = accepted.regressions(read) if accepted else []
+            for which in reversed(list(specs)):  # the main table last: its checks may end the run
+                if specs[which].key in context.selected_asset_keys:
+                    computed = _computed(design, which, read, report, regressions)
+                    if accepted and which == "versions":
+                        computed = replace(computed, metadata={**computed.metadata, **accepted.metadata})
+                    yield from design.tabling.land(context, specs[which], partition, computed, checks)
+
+        yield from each_partition(context, land)
 
     return measure
 
 
-class _Computing:
-    """Evaluates one partition after the other."""
-
-    def __init__(self, design: Design, table: dg.AssetSpec, classes: dg.AssetSpec | None) -> None:
-        self._design = design
-        self._table = table
-        self._classes = classes
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", category=dg.PreviewWarning)  # partitioned checks are new in 1.13
-            self.checks = design.thresholds.specs(design.key, design.partitions_def)
-
-    def compute(self, context: dg.AssetExecutionContext, upstreams: Upstreams, partition: str | None) -> Iterator[Any]:
-        """The events of one partition. Nothing is stored of one that cannot be evaluated."""
-        design, partitioned = self._design, partition is not None
-        read = upstreams.read(partition)
-        report = compare(read.gold, read.candidates, key=design.join_key, targets=design.targets)
-        wanted = context.selected_asset_keys
-        if self._classes is not None and self._classes.key in wanted:
-            table = _in_partition(report.per_class, partition)
-            metadata = showing.per_class_metadata(table, partitioned=partitioned)
-            yield from self._land(context, self._classes, partition, table, metadata)
-        if self._table.key in wanted:
-            table = _in_partition(evaluations_to_arrow(report.evaluations), partition)
-            metadata = showing.evaluation_metadata(report, read, table, partitioned=partitioned)
-            judged = design.thresholds.verdicts(report.evaluations)
-            yield from self._land(context, self._table, partition, table, metadata, judged)
-
-    def _land(
-        self,
-        context: dg.AssetExecutionContext,
-        spec: dg.AssetSpec,
-        partition: str | None,
-        table: pa.Table,
-        metadata: dict[str, Any],
-        judged: Sequence[Verdict] = (),
-    ) -> Iterator[Any]:
-        design = self._design
-        logged = write_output(context, spec, design.io_manager_key, partition, table, design.frame)
-        lineage = showing.column_lineage(
-            table.schema, gold=design.gold, candidates=design.candidates, key=design.join_key, targets=design.targets
-        )
-        yield from landed(
-            context,
-            spec.key,
-            partition,
-            metadata={**metadata, "dagster/column_lineage": lineage, **logged},
-            version=data_version(table),
-            checks=self.checks,
-            verdicts=judged,
-        )
-
-
-def _in_partition(table: pa.Table, partition: str | None) -> pa.Table:
-    """With the partition as first column, since many stores keep the partitions in one table."""
-    if partition is None:
-        return table
-    return table.add_column(0, "partition", pa.repeat(partition, len(table)).cast(pa.string()))
+def _computed(
+    design: Design, which: str, read: Read, report: EvaluationReport, regressions: Sequence[Regression]
+) -> Computed:
+    """One of the tables, as it is stored and shown. Nothing is stored of a partition that cannot be evaluated."""
+    verdicts: list[Verdict] = []
+    if which == "per_class":
+        table, metadata = report.per_class, showing.per_class_metadata(report)
+    elif which == "calibration":
+        table, metadata = calibrations_to_arrow(report.calibrations), showing.calibration_metadata(report)
+    elif which == "versions":
+        table, metadata = regressions_to_arrow(regressions), showing.versions_metadata(regressions)
+    else:
+        table, metadata = evaluations_to_arrow(report.evaluations), showing.evaluation_metadata(report, read)
+        verdicts = design.thresholds.verdicts(report.evaluations)
+        if design.regression:
+            verdicts.append(regression_verdict(regressions, design.accepted_key, design.thresholds.severity))
+    lineage = showing.column_lineage(
+        table.schema, gold=design.gold, candidates=design.candidates, key=design.join_key, targets=design.targets
+    )
+    return Computed(table, {**metadata, "dagster/column_lineage": lineage}, showing.DOCS, verdicts)

@@ -27,7 +27,14 @@ from dagster_llm_batch.evaluation_assets.upstreams import Candidate
 
 __all__ = ["Read", "Upstreams"]
 
-_PROVENANCE = ("llm_outcome", "llm_cost_usd", "llm_model")
+_PROVENANCE = (
+    "llm_outcome",
+    "llm_cost_usd",
+    "llm_model",
+    "llm_prompt_version",
+    "llm_submitted_at",
+    "llm_completed_at",
+)
 _SHOWN = 3
 
 
@@ -66,6 +73,7 @@ class Upstreams:
         self._partitions_def = partitions_def
         self._gold_columns = [key, *(target.gold_column or target.name for target in targets)]
         self._columns = [key, *(target.name for target in targets)]
+        self._confidences = list(dict.fromkeys(t.confidence_column for t in targets if t.confidence_column))
         self._tables = StoredTables(context)
         self._stored = self._tables.partitions
         self._in = self._tables.in_partition
@@ -76,6 +84,11 @@ class Upstreams:
         read = self._read_all() if partition is None else self._read_one(partition)
         for name, table in read.candidates.items():
             self._refuse_no_overlap(name, table, read.gold)
+        for name in self._confidences:
+            if not any(name in table.column_names for table in read.candidates.values()):
+                raise ConfigError(
+                    f"No candidate has the column '{name}' that confidence= names. Name a column of {self._names()}."
+                )
         return read
 
     def _read_all(self) -> Read:
@@ -148,7 +161,7 @@ class Upstreams:
 
     def _load(self, key: dg.AssetKey, partition: str | None, columns: Sequence[str]) -> pa.Table:
         hint = "Set key=, target= or gold_target= to columns that are there."
-        return self._tables.load(key, partition, columns, also=_PROVENANCE, hint=hint)
+        return self._tables.load(key, partition, columns, also=(*_PROVENANCE, *self._confidences), hint=hint)
 
     def _refuse_no_overlap(self, name: str, table: pa.Table, gold: pa.Table) -> None:
         ours, theirs = gold[self._key], table[self._key]

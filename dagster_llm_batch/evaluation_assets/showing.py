@@ -7,8 +7,6 @@ are reduced to few colors, as each is kept in the event log for ever.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,28 +16,39 @@ import pyarrow as pa
 from dagster_llm_batch.evaluation import (
     Evaluation,
     EvaluationReport,
+    Regression,
     Target,
     accuracy_png,
     agreements_markdown,
     confusion_png,
     evaluations_markdown,
+    pareto_png,
     per_class_markdown,
+    reliability_png,
     table_markdown,
 )
+from dagster_llm_batch.evaluation.summaries import bake_off_markdown, regressions_markdown
+from dagster_llm_batch.evaluation_assets.pictures import MAX_PICTURES, picture
 from dagster_llm_batch.evaluation_assets.reading import Read
 from dagster_llm_batch.evaluation_assets.upstreams import Candidate
-from dagster_llm_batch.metadata import table_schema
 
-__all__ = ["column_lineage", "evaluation_metadata", "figure_name", "per_class_metadata"]
+__all__ = [
+    "DOCS",
+    "calibration_metadata",
+    "column_lineage",
+    "evaluation_metadata",
+    "figure_name",
+    "per_class_metadata",
+    "versions_metadata",
+]
 
-MAX_PICTURES = 6
-"""Confusion matrices drawn for one materialization; the others are in the per-class table only."""
+_PLOTTED = (
+    *("coverage", "accuracy", "accuracy_all", "macro_f1", "kappa", "ece", "brier"),
+    *("mae", "rmse", "pearson", "spearman"),
+    *("cost_usd", "cost_per_correct_usd", "latency_p50_seconds"),
+)
 
-_COLORS = 64
-_PLOTTED = ("coverage", "accuracy", "accuracy_all", "macro_f1", "kappa", "mae", "rmse", "pearson", "spearman")
-_PLOTTED_USD = ("cost_usd", "cost_per_correct_usd")
-
-_DOCS = {
+DOCS = {
     "partition": "partition that was evaluated",
     "candidate": "whose labels",
     "target": "column that was compared with gold",
@@ -76,7 +85,15 @@ _DOCS = {
     "cost_usd": "known cost of the candidate's rows that met gold",
     "n_cost_unknown": "such rows whose cost is not known; cost_usd is a lower bound then",
     "cost_per_correct_usd": "cost_usd / n_correct",
+    "latency_p50_seconds": "median wait of the labeled rows, from submission to the end of their batch",
+    "latency_p95_seconds": "95 % of them waited no longer",
+    "n_confident": "labeled rows with a confidence",
+    "mean_confidence": "mean confidence of these rows",
+    "ece": "expected calibration error: mean distance of confidence and accuracy",
+    "brier": "mean squared distance of the confidence from 1 (correct) or 0 (wrong)",
+    "on_pareto_front": "no other candidate is as good for less, or better for as much",
     "models": "LLMs that answered, as the provider names them",
+    "prompt_versions": "versions of the prompt's wording",
     "class": "class of the target",
     "f1": "harmonic mean of precision and recall",
     "support": "labeled rows of the class",
@@ -84,10 +101,24 @@ _DOCS = {
     "correct": "rows of the class labeled as it",
     "precision": "correct / predicted",
     "recall": "correct / support",
+    "confidence_from": "confidence of the bin's labels is over this (0 itself is in the first bin)",
+    "confidence_to": "and at most this",
+    "n": "labels in the bin",
+    "accepted_versions": "prompt versions of the accepted labels",
+    "current_versions": "prompt versions of the present labels",
+    "n_both": "gold rows that both versions were asked about",
+    "n_fixed": "rows that only the present version has right (nearer, of numbers)",
+    "n_broken": "rows that only the accepted version has right (nearer, of numbers)",
+    "accepted": "accuracy of the accepted version (mean absolute error, of numbers)",
+    "current": "the same of the present version",
+    "change": "current - accepted",
+    "change_low": "95 % interval (bootstrap)",
+    "change_high": "95 % interval (bootstrap)",
+    "p_worse": "how often a version that is no worse would look this bad (one-sided exact McNemar, or bootstrap)",
 }
 
 
-def evaluation_metadata(report: EvaluationReport, read: Read, table: pa.Table, *, partitioned: bool) -> dict[str, Any]:
+def evaluation_metadata(report: EvaluationReport, read: Read) -> dict[str, Any]:
     """For `<name>`: the figures that decide, pictures, and what was left out."""
     shown = {
         "llm_batch/evaluation": dg.MetadataValue.md(_summary(report.evaluations)),
@@ -104,17 +135,36 @@ def evaluation_metadata(report: EvaluationReport, read: Read, table: pa.Table, *
         **shown,
         **{name: value for one in report.evaluations for name, value in _figures(one, report.evaluations).items()},
         **{f"llm_batch/{name}": value for name, value in counts.items() if value is not None},
-        **_table_metadata(table, partitioned=partitioned),
     }
 
 
-def per_class_metadata(table: pa.Table, *, partitioned: bool) -> dict[str, Any]:
+def per_class_metadata(report: EvaluationReport) -> dict[str, Any]:
     """For `<name>_per_class`."""
-    shown = table.drop_columns("partition") if partitioned else table
-    return {
-        "llm_batch/per_class": dg.MetadataValue.md(per_class_markdown(shown)),
-        **_table_metadata(table, partitioned=partitioned),
+    return {"llm_batch/per_class": dg.MetadataValue.md(per_class_markdown(report.per_class))}
+
+
+def calibration_metadata(report: EvaluationReport) -> dict[str, Any]:
+    """For `<name>_calibration`: the figures, and a reliability diagram of each candidate and target."""
+    figures = [
+        {"candidate": one.candidate, "target": one.target, "labels": one.n, "ECE": one.ece, "Brier": one.brier}
+        for one in report.calibrations
+    ]
+    parts = [table_markdown(pa.Table.from_pylist(figures), max_rows=len(figures))] if figures else []
+    drawn = [one for one in report.calibrations if one.n]
+    parts += [
+        picture(f"reliability diagram of {one.candidate}, {one.target}", reliability_png(one))
+        for one in drawn[:MAX_PICTURES]
+    ]
+    return {"llm_batch/calibration": dg.MetadataValue.md("\n\n".join(parts) or "No label has a confidence.")}
+
+
+def versions_metadata(regressions: Sequence[Regression]) -> dict[str, Any]:
+    """For `<name>_versions`."""
+    said = regressions_markdown(regressions) or "Nothing is accepted yet."
+    changes = {
+        f"llm_batch/{one.candidate}/{one.target}/change": one.change for one in regressions if one.change is not None
     }
+    return {"llm_batch/versions": dg.MetadataValue.md(said), **changes}
 
 
 def figure_name(one: Evaluation, among: Sequence[Evaluation], figure: str) -> str:
@@ -124,7 +174,7 @@ def figure_name(one: Evaluation, among: Sequence[Evaluation], figure: str) -> st
 
 
 def _figures(one: Evaluation, among: Sequence[Evaluation]) -> dict[str, float | int]:
-    known = {name: getattr(one, name) for name in (*_PLOTTED, *_PLOTTED_USD)}
+    known = {name: getattr(one, name) for name in _PLOTTED}
     figures = {name: float(value) for name, value in known.items() if value is not None}
     counts = {"rows_unlabeled": one.n_gold - one.n_labeled}
     return {figure_name(one, among, name): value for name, value in {**figures, **counts}.items()}
@@ -132,7 +182,7 @@ def _figures(one: Evaluation, among: Sequence[Evaluation]) -> dict[str, float | 
 
 def _summary(evaluations: Sequence[Evaluation]) -> str:
     """The few figures that fit beside a metadata key."""
-    names = ("candidate", "target", "coverage", "accuracy", "kappa", "mae", "spearman")
+    names = ("candidate", "target", "coverage", "accuracy", "kappa", "ece", "mae", "spearman")
     columns = {name: [getattr(one, name) for one in evaluations] for name in names}
     per_correct = [one.cost_per_correct_usd for one in evaluations]
     columns["USD / correct"] = [None if usd is None else f"{usd:.2g}" for usd in per_correct]
@@ -147,12 +197,13 @@ def _report(report: EvaluationReport) -> str:
     categorical = [one for one in report.evaluations if one.kind == "categorical" and one.n_gold]
     parts = [evaluations_markdown(report.evaluations)]
     if categorical:
-        parts.append(_picture("accuracy by candidate", accuracy_png(categorical)))
+        parts.append(picture("accuracy by candidate", accuracy_png(categorical)))
+    parts += _bake_off(report.evaluations)
     if report.agreements:
         parts += ["#### Candidates compared on the rows that both labeled", agreements_markdown(report.agreements)]
     drawn = [one for one in report.confusions if one.classes]
     parts += [
-        _picture(f"confusion matrix of {one.candidate}, {one.target}", confusion_png(one))
+        picture(f"confusion matrix of {one.candidate}, {one.target}", confusion_png(one))
         for one in drawn[:MAX_PICTURES]
     ]
     if (left_out := len(drawn) - MAX_PICTURES) > 0:
@@ -162,11 +213,14 @@ def _report(report: EvaluationReport) -> str:
     return "\n\n".join(parts)
 
 
-def _table_metadata(table: pa.Table, *, partitioned: bool) -> dict[str, Any]:
-    return {
-        "dagster/partition_row_count" if partitioned else "dagster/row_count": len(table),
-        "dagster/column_schema": table_schema(table.schema, _DOCS),
-    }
+def _bake_off(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Quality against cost, where there is something to choose."""
+    judged = [one.target for one in evaluations if one.on_pareto_front is not None]
+    targets = [target for target in dict.fromkeys(judged) if judged.count(target) > 1]
+    if not targets:
+        return []
+    drawn = [picture(f"quality against cost, {target}", pareto_png(evaluations, target)) for target in targets]
+    return ["#### Quality, cost and latency", bake_off_markdown(evaluations), *drawn[:MAX_PICTURES]]
 
 
 def column_lineage(
@@ -176,18 +230,24 @@ def column_lineage(
     names = [one.key for one in candidates]
     values = [dg.TableColumnDep(gold, column) for column in [key, *(t.gold_column or t.name for t in targets)]]
     values += [dg.TableColumnDep(one, column) for one in names for column in [key, *(t.name for t in targets)]]
-    costs = [dg.TableColumnDep(one, "llm_cost_usd") for one in names]
-    models = [dg.TableColumnDep(one, "llm_model") for one in names]
-    special = {"cost_usd": costs, "n_cost_unknown": costs, "cost_per_correct_usd": [*costs, *values], "models": models}
-    described = {"partition", "candidate", "target", "kind", "kappa_weights"}
+    confidences = dict.fromkeys(t.confidence_column for t in targets if t.confidence_column)
+    sure = [dg.TableColumnDep(one, column) for one in names for column in confidences]
+
+    def of(*columns: str) -> list[dg.TableColumnDep]:
+        return [dg.TableColumnDep(one, column) for one in names for column in columns]
+
+    costs, times = of("llm_cost_usd"), of("llm_submitted_at", "llm_completed_at")
+    special = {
+        "cost_usd": costs,
+        "n_cost_unknown": costs,
+        "cost_per_correct_usd": [*costs, *values],
+        "on_pareto_front": [*costs, *values],
+        "latency_p50_seconds": times,
+        "latency_p95_seconds": times,
+        **{name: [*sure, *values] for name in ("n_confident", "mean_confidence", "ece", "brier")},
+        "models": of("llm_model"),
+        "prompt_versions": of("llm_prompt_version"),
+        "current_versions": of("llm_prompt_version"),
+    }
+    described = {"partition", "candidate", "target", "kind", "kappa_weights", "confidence_from", "confidence_to"}
     return dg.TableColumnLineage({name: special.get(name, values) for name in schema.names if name not in described})
-
-
-def _picture(text: str, png: bytes) -> str:
-    from PIL import Image  # noqa: PLC0415 - matplotlib, which drew it, brings it
-
-    reduced = io.BytesIO()
-    image = Image.open(io.BytesIO(png)).convert("RGB").quantize(_COLORS, dither=Image.Dither.NONE)
-    image.save(reduced, "PNG", optimize=True)
-    alt = text.translate(dict.fromkeys(map(ord, "[]()\\\n"), " "))
-    return f"![{alt}](data:image/png;base64,{base64.b64encode(reduced.getvalue()).decode()})"

@@ -122,8 +122,10 @@ def test_other_types_numbers_and_words_for_ordinal_classes_are_refused():
     keys = pa.array([1, 2])
     with pytest.raises(InputError, match=r"Target 't' is .*string in a, int64 in b"):
         Labels.of(NOMINAL, {"a": (keys, pa.array(["x", "y"])), "b": (keys, pa.array([1, 2]))})
-    with pytest.raises(InputError, match=r"The key is int64 in a, .*string in b"):
+    with pytest.raises(InputError, match=r"Key 'key' is int64 in a, .*string in b"):
         Labels.of(NOMINAL, {"a": (keys, pa.array(["x", "y"])), "b": (pa.array(["1"]), pa.array(["x"]))})
+    with pytest.raises(InputError, match="Key 'id' of labeler 'a' is not unique"):
+        Labels.of(NOMINAL, {"a": (pa.array([1, 1]), pa.array(["x", "y"]))}, key="id")
     with pytest.raises(ConfigError, match="agreement is about classes"):
         Labels.of(Target("t", kind="numeric"), {"a": (keys, pa.array([0.5, 1.5]))})
     with pytest.raises(ConfigError, match="needs integer classes"):

@@ -1,0 +1,221 @@
+"""The version of its labels that somebody has accepted, candidate by candidate, to hold later versions against.
+
+    labels, gold ─▶ <name> ─▶ <name>_accepted
+                      ▲              ╎ what was accepted last
+                      └╌╌╌╌╌╌╌╌╌╌╌╌╌╌┘
+
+Accepting is an explicit act, after the evaluation: materialize `<name>_accepted` with `candidates` in its run config.
+Without, as in *Materialize all*, it is a green run that accepts nothing. What it stores is the labels of the gold rows,
+since a candidate's own table is overwritten by its next version. That the next evaluation reads it is no dependency in
+Dagster's graph, which has no circles; the evaluation's metadata link to the run that accepted.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from dagster_llm_batch._dagster_private import io_manager_surroundings
+from dagster_llm_batch.assets.partitions import each_partition
+from dagster_llm_batch.checks import Verdict
+from dagster_llm_batch.core.rows import record_batches
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation import Evaluation, Regression, evaluate, join, regression_between, worse
+from dagster_llm_batch.evaluation.summaries import bake_off_markdown, regressions_markdown
+from dagster_llm_batch.evaluation.text import plain_text
+from dagster_llm_batch.evaluation_assets.design import Design
+from dagster_llm_batch.evaluation_assets.reading import Read, Upstreams
+from dagster_llm_batch.evaluation_assets.stored import columns_of, stacked
+from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling
+
+__all__ = ["CHECK", "Accept", "Accepted", "accepted_asset", "regression_verdict"]
+
+CHECK = "regression"
+"""Name of the asset check."""
+
+_ANY = dg.DagsterType(lambda _context, _value: True, "AcceptedLabels", typing_type=Any)
+"""What an IO manager is asked for: whatever it gives by itself."""
+
+_CANDIDATE = "candidate"
+_KEPT = ("llm_outcome", "llm_model", "llm_prompt_version")
+_DOCS = {
+    _CANDIDATE: "whose labels were accepted",
+    "llm_outcome": "succeeded, or why there is no label",
+    "llm_model": "the LLM that answered",
+    "llm_prompt_version": "version of the prompt's wording",
+}
+
+
+class Accept(dg.Config):
+    """Run config of `<name>_accepted`."""
+
+    candidates: list[str] = Field(
+        default=[],
+        description="Candidates whose present labels are accepted from now on. Empty: nothing is accepted.",
+    )
+
+
+class Accepted:
+    """What was accepted last, as one run reads it."""
+
+    def __init__(self, context: dg.AssetExecutionContext, design: Design, spec: dg.AssetSpec) -> None:
+        self._context = context
+        self._design = design
+        self._spec = spec
+        self._event = context.instance.get_latest_materialization_event(spec.key)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """When it was, and in which run."""
+        if self._event is None:
+            return {}
+        return {
+            "llm_batch/accepted_at": dg.MetadataValue.timestamp(self._event.timestamp),
+            "llm_batch/accepted_by": dg.MetadataValue.dagster_run(self._event.run_id),
+        }
+
+    def table(self) -> pa.Table | None:
+        """All that was accepted; None before anything was. Through the IO manager that stores it, as Dagster would: it
+        is no upstream of a run, which could load those only.
+        """
+        if self._event is None:
+            return None
+        context, design, key = self._context, self._design, self._spec.key
+        output = dg.build_output_context(
+            name=key.to_python_identifier(),
+            asset_key=key,
+            asset_spec=self._spec,
+            definition_metadata=self._spec.metadata,
+        )
+        around = io_manager_surroundings(context, design.tabling.io_manager_key)
+        given = dg.build_input_context(
+            asset_key=key,
+            upstream_output=output,
+            instance=context.instance,
+            dagster_type=_ANY,
+            resource_config=around["resource_config"],
+            resources=around["resources"]._asdict(),  # a named tuple, as output contexts take it
+        )
+        value = getattr(context.resources, design.tabling.io_manager_key).load_input(given)
+        columns = [_CANDIDATE, design.join_key, *(target.name for target in design.targets)]
+        hint = "Its targets or key were others when it was accepted: accept a version anew."
+        return columns_of(list(record_batches(value)), key.to_user_string(), columns, also=_KEPT, hint=hint)
+
+    def regressions(self, read: Read) -> list[Regression]:
+        """Each accepted candidate and target, against what is there now."""
+        accepted, design = self.table(), self._design
+        found = []
+        for candidate, now in read.candidates.items():
+            then = None if accepted is None else accepted.filter(pc.equal(accepted[_CANDIDATE], candidate))
+            if then is None or not len(then):
+                continue
+            for target in design.targets:
+                before = join(
+                    read.gold, then, key=design.join_key, target=target, candidate_name=f"{candidate} (accepted)"
+                )
+                after = join(read.gold, now, key=design.join_key, target=target, candidate_name=candidate)
+                found.append(regression_between(before, after))
+        return found
+
+
+def regression_verdict(
+    regressions: Sequence[Regression], accepted: dg.AssetKey, severity: dg.AssetCheckSeverity
+) -> Verdict:
+    """Passes if no accepted candidate is surely worse than it was, and where nothing is accepted yet."""
+    bad = worse(regressions)
+    if not regressions:
+        said = f"Nothing is accepted yet. Materialize {accepted.to_user_string()} with candidates= in its run config."
+    else:
+        said = " ".join(map(_sentence, bad or regressions))
+    p_values = {
+        f"llm_batch/{one.candidate}/{one.target}/p_worse": one.p_worse for one in regressions if one.p_worse is not None
+    }
+    return Verdict(CHECK, passed=not bad, severity=severity, description=said, metadata=p_values)
+
+
+def _sentence(one: Regression) -> str:
+    what = f"{plain_text(one.candidate)}, {plain_text(one.target)}"
+    if one.accepted is None or one.current is None or one.p_worse is None:
+        return f"{what}: no gold row in common with the accepted version."
+    form = ".3f" if one.kind == "numeric" else ".1%"
+    return (
+        f"{what}: {one.accepted:{form}} accepted, {one.current:{form}} now, on {one.n_both:,} rows; {one.n_fixed:,} "
+        f"fixed, {one.n_broken:,} broken (p = {one.p_worse:.2g})."
+    )
+
+
+def accepted_asset(design: Design, spec: dg.AssetSpec, tabling: Tabling) -> dg.AssetsDefinition:
+    """`<name>_accepted`. Its `tabling` has no partitions: one accepted version serves all of them."""
+
+    @dg.multi_asset(
+        name=spec.key.to_python_identifier(),
+        specs=[spec],
+        can_subset=True,
+        required_resource_keys={tabling.io_manager_key},
+    )
+    def accept(context: dg.AssetExecutionContext, config: Accept) -> Iterator[Any]:
+        names = [one.name for one in design.candidates]
+        if strangers := sorted(set(config.candidates) - set(names)):
+            raise ConfigError(f"candidates={strangers} to accept are none of {', '.join(names)}.")
+        if not config.candidates:
+            context.log.warning(
+                f"Nothing was accepted. To accept, materialize {spec.key.to_user_string()} with candidates= in its run "
+                f"config, some of {', '.join(names)}."
+            )
+            return
+        yield from each_partition(
+            context, lambda _: tabling.land(context, spec, None, _accept(context, design, spec, config.candidates))
+        )
+
+    return accept
+
+
+def _accept(
+    context: dg.AssetExecutionContext, design: Design, spec: dg.AssetSpec, candidates: Sequence[str]
+) -> Computed:
+    upstreams = Upstreams(
+        context,
+        gold=design.gold,
+        candidates=design.candidates,
+        key=design.join_key,
+        targets=design.targets,
+        partitions_def=None,
+    )
+    read = upstreams.read(None)
+    chosen = Read(read.gold, {name: read.candidates[name] for name in candidates})
+    accepted = Accepted(context, design, spec)
+    before = accepted.table()
+    kept = [] if before is None else [before.filter(pc.invert(pc.is_in(before[_CANDIDATE], pa.array(candidates))))]
+    new = [_labels_of_gold(name, table, chosen.gold, design) for name, table in chosen.candidates.items()]
+    measured = [
+        evaluate(join(read.gold, table, key=design.join_key, target=target, candidate_name=name), n_resamples=0)
+        for target in design.targets
+        for name, table in chosen.candidates.items()
+    ]
+    return Computed(
+        stacked([*kept, *new], design.accepted_key),
+        _metadata(measured, accepted.regressions(chosen), candidates),
+        _DOCS,
+    )
+
+
+def _labels_of_gold(name: str, table: pa.Table, gold: pa.Table, design: Design) -> pa.Table:
+    columns = [design.join_key, *(target.name for target in design.targets)]
+    columns += [one for one in _KEPT if one in table.column_names]
+    labels = table.filter(pc.is_in(table[design.join_key], gold[design.join_key].combine_chunks())).select(columns)
+    return labels.add_column(0, _CANDIDATE, pa.repeat(name, len(labels)).cast(pa.large_string()))
+
+
+def _metadata(
+    measured: Sequence[Evaluation], replaced: Sequence[Regression], candidates: Sequence[str]
+) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "llm_batch/accepted_now": ", ".join(candidates),
+        "llm_batch/accepted": dg.MetadataValue.md(bake_off_markdown(measured)),
+    }
+    if replaced:
+        shown["llm_batch/replaced"] = dg.MetadataValue.md(regressions_markdown(replaced))
+    return shown

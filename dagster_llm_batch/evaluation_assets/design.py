@@ -1,0 +1,81 @@
+"""What one evaluation is, in Dagster's words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from dagster_llm_batch.assets.naming import key_beside
+from dagster_llm_batch.automation import on_labels_ready
+from dagster_llm_batch.evaluation import Target
+from dagster_llm_batch.evaluation_assets.tabling import Tabling, code_digest
+from dagster_llm_batch.evaluation_assets.thresholds import Thresholds
+from dagster_llm_batch.evaluation_assets.upstreams import Candidate
+
+__all__ = ["Design"]
+
+_FORMAT = "2"
+"""Part of the code version: raise it when the same labels would be measured differently."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """`regression`: candidates are held against their accepted versions."""
+
+    key: dg.AssetKey
+    gold: dg.AssetKey
+    candidates: tuple[Candidate, ...]
+    join_key: str
+    targets: tuple[Target, ...]
+    thresholds: Thresholds
+    regression: bool
+    tabling: Tabling
+
+    @property
+    def accepted_key(self) -> dg.AssetKey:
+        return key_beside(self.key, "accepted")
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """The tables beside the main one, and what they hold."""
+        found = {}
+        if any(one.kind == "categorical" for one in self.targets):
+            found["per_class"] = "Each class"
+        if any(one.confidence_column for one in self.targets):
+            found["calibration"] = "Confidence against correctness"
+        if self.regression:
+            found["versions"] = "Accepted versions against the present ones"
+        return found
+
+    @property
+    def rejects(self) -> list[dg.AssetKey]:
+        return [one.rejects for one in self.candidates if one.rejects is not None]
+
+    @property
+    def upstreams(self) -> list[dg.AssetKey]:
+        return list(dict.fromkeys([self.gold, *(one.key for one in self.candidates), *self.rejects]))
+
+    @property
+    def code_version(self) -> str:
+        return code_digest(_FORMAT, self.gold, self.candidates, self.join_key, self.targets, self.regression)
+
+    def follow(self, *, gold_is_there: bool) -> dg.AutomationCondition[Any]:
+        """Labels and gold are followed, rejects come with the labels."""
+        condition, assets = dg.AutomationCondition, dg.AssetSelection.assets
+        if self.tabling.partitions_def is not None:
+            not_awaited = [*self.rejects, *([self.gold] if gold_is_there else [])]
+            if not not_awaited:
+                return on_labels_ready()
+            missing = condition.any_deps_missing().ignore(assets(*not_awaited))
+            return on_labels_ready().replace("any_deps_missing", missing)
+        there = condition.any_deps_match(~condition.missing())
+        watched = [self.gold, *(one.key for one in self.candidates)]
+        follows = (
+            condition.any_deps_updated().allow(assets(*watched)).since_last_handled()
+            & ~condition.any_deps_in_progress().allow(assets(*watched))
+            & ~condition.in_progress()
+            & there.allow(assets(*(one.key for one in self.candidates)))
+        )
+        return (follows if gold_is_there else follows & there.allow(assets(self.gold))).with_label("on_any_labels")
