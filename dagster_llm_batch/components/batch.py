@@ -43,8 +43,9 @@ __all__ = ["LLMBatchComponent"]
 class LLMBatchComponent(FactoryComponent):
     """Rows labeled by an LLM at batch prices: a submission, the labeled table, its rejects and its checks.
 
-    Attributes are the arguments of `llm_batch_assets`, by the same names; `resource`, `sensor` and `jobs` are
-    what a project needs once. What `dg scaffold defs` writes runs as it is, without a key.
+    Attributes are the arguments of `llm_batch_assets`, by the same names; `resource`, `sensor` and `jobs` are what a
+    project needs once. What `dg scaffold defs` writes runs as it is, without a key; for a vendor, add `--provider`
+    (openai, anthropic, gemini, vertex or bedrock) and, if you like, `--model`.
     """
 
     factory = staticmethod(llm_batch_assets)

@@ -89,6 +89,8 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
             lines.append("  poll_seconds: 1")
         else:
             lines.append("  max_cost_usd: 1  # refuses before anything is sent")
+        if provider == "bedrock":
+            lines.append("  below_minimum: realtime  # three tickets are too few for a batch")
         if there is None:
             lines.append("  resource:  # once in a project")
             if provider == "command":

@@ -1,6 +1,7 @@
 """Components run: what the scaffolder writes as it is, and a dataset in YAML through the sensor to its labels."""
 
 import contextlib
+import shutil
 
 import dagster as dg
 import pyarrow as pa
@@ -67,6 +68,15 @@ def test_a_second_dataset_is_scaffolded_into_the_same_project_and_shares_its_res
         with sandbox.build_all_defs() as defs:
             run(defs, instance)
             assert len(stored(defs, instance, "second_one")) == 3
+
+
+def test_two_resources_under_one_key_are_refused_by_that_key():
+    with project() as (sandbox, scaffold):
+        scaffold(LLMBatchComponent, "first")
+        shutil.copytree(sandbox.defs_folder_path / "first", sandbox.defs_folder_path / "second")
+        with pytest.raises(Exception, match="Error while building") as refused, sandbox.build_all_defs():
+            pass
+        assert "different resources with same key 'llm_batch'" in str(refused.value.__cause__)
 
 
 def test_a_provider_that_the_project_does_not_have_is_refused_with_what_to_do():
