@@ -84,9 +84,7 @@ class CodeLocation:
             stack.enter_context(_environment(env_file(os.getcwd())))  # noqa: PTH109 - as above
             with contextlib.redirect_stdout(sys.stderr):  # whatever user code prints is not this command's output
                 repository = _load(pointer, folder)
-            at_home = bool(os.environ.get("DAGSTER_HOME"))
-            instance = dg.DagsterInstance.get() if at_home else dg.DagsterInstance.ephemeral()
-            yield cls(pointer, repository, stack.enter_context(instance))
+            yield cls(pointer, repository, stack.enter_context(_instance()))
 
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
@@ -177,6 +175,15 @@ class CodeLocation:
         except dg.DagsterInvalidConfigError as error:  # its message may hold values
             reasons = "; ".join(one.message for one in error.errors)
             raise ConfigError(f"The resources {', '.join(sorted(wanted))} are not configured: {reasons}") from error
+
+
+def _instance() -> dg.DagsterInstance:
+    if not os.environ.get("DAGSTER_HOME"):
+        return dg.DagsterInstance.ephemeral()
+    try:
+        return dg.DagsterInstance.get()
+    except dg.DagsterInvariantViolationError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _load(pointer: Pointer, folder: str) -> dg.RepositoryDefinition:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime
 from typing import Any
 
 import click
@@ -13,7 +12,7 @@ from dagster_llm_batch.cli.finding import find_submission, partition_option
 from dagster_llm_batch.cli.show import SHORT_ID, console, dollars, money, print_json, print_table, table
 from dagster_llm_batch.cli.where import Where, ledger_command
 from dagster_llm_batch.storage.ledger import Ledger, utc_now
-from dagster_llm_batch.storage.records import Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.records import Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.types import Lane
 
 __all__ = ["list_command", "show_command"]
@@ -47,16 +46,7 @@ def list_command(
     ]
     newest = found[: -limit - 1 : -1]
     progress = {one.submission.submission_id: one for one in ledger.progress(namespace)}
-    entries = [
-        {
-            **_entry(one),
-            "shards": {key.value: n for key, n in progress[one.submission_id].states.items()}
-            if one.submission_id in progress
-            else None,
-            "requests_done": progress[one.submission_id].done if one.submission_id in progress else one.requests,
-        }
-        for one in newest
-    ]
+    entries = [_entry(one, progress.get(one.submission_id)) for one in newest]
     if as_json:
         print_json({"namespace": namespace, "found": len(found), "submissions": entries})
         return
@@ -66,29 +56,31 @@ def list_command(
             one["submission_id"][:SHORT_ID],
             one["asset"],
             one["partition"] or None,
-            _state(one),
+            _state(submission),
             ", ".join(f"{n} {name}" for name, n in sorted((one["shards"] or {}).items())) or None,
             one["requests"],
             money(one["cost_usd"]) or _about(one),
             now - one["created_at"],
         ]
-        for one in entries
+        for submission, one in zip(newest, entries, strict=True)
     ]
     title = f"{len(newest)} of {len(found)} submissions in namespace {namespace}"
     print_table(["submission", "asset", "partition", "state", "batches", "requests", "USD", "age"], rows, title=title)
 
 
-def _entry(submission: Submission) -> dict[str, Any]:
+def _entry(submission: Submission, progress: Progress | None) -> dict[str, Any]:
+    """What is listed of a submission; its shards are known while it is under way."""
     names = (
         "submission_id asset partition state attempt waves provider model rows requests reused outcomes estimated_usd "
         "cost_usd realtime_usd created_at settled_at delivered_at run_id"
     )
-    return {name: getattr(submission, name) for name in names.split()}
+    shards = None if progress is None else {state.value: count for state, count in progress.states.items()}
+    done = submission.requests if progress is None else progress.done
+    return {**{name: getattr(submission, name) for name in names.split()}, "shards": shards, "requests_done": done}
 
 
-def _state(entry: dict[str, Any]) -> str:
-    landed = ", landed" if entry["delivered_at"] else ""
-    return f"{entry['state'].value}{landed}"
+def _state(submission: Submission) -> str:
+    return submission.state.value + (", landed" if submission.delivered_at else "")
 
 
 def _about(entry: dict[str, Any]) -> str | None:
@@ -109,14 +101,14 @@ def show_command(where: Where, target: str, partition: str | None, event_count: 
     ledger = where.ledger
     submission = find_submission(ledger, where.namespace, target, partition)
     shards = ledger.shards(submission.submission_id)
-    events = ledger.events(submission.submission_id)[-event_count or len(shards) * 10_000 :]
+    events = ledger.events(submission.submission_id)[-event_count:] if event_count else []
     if as_json:
-        print_json({"submission": submission, "shards": shards, "events": events if event_count else []})
+        print_json({"submission": submission, "shards": shards, "events": events})
         return
     out = console()
     out.print(table(["", ""], _facts(ledger, submission)))
     out.print(table(_SHARD_COLUMNS, [_shard_row(shard) for shard in shards], title="\nBatches"))
-    if event_count:
+    if events:
         rows = [[one.at, one.shard_id, one.kind, one.to_state, one.detail] for one in events]
         out.print(table(["at (UTC)", "shard", "what", "then", "detail"], rows, title="\nEvents"))
 
@@ -128,7 +120,7 @@ def _facts(ledger: Ledger, one: Submission) -> list[list[object]]:
         ("submission", one.submission_id),
         ("asset", one.asset),
         ("partition", one.partition or None),
-        ("state", _state(_entry(one))),
+        ("state", _state(one)),
         ("asked of", f"{one.provider}/{one.model}, account {one.account}"),
         ("rows", one.rows),
         ("requests", one.requests),
@@ -168,19 +160,14 @@ _SHARD_COLUMNS = [
 
 
 def _shard_row(shard: Shard) -> list[object]:
-    ended: datetime | None = shard.ended_at
-    cost = money(shard.cost_usd)
     return [
         shard.shard_id,
         shard.wave,
         f"{shard.provider}/{shard.model}" + (" in real time" if shard.lane is Lane.REALTIME else ""),
         shard.state.value,
         shard.batch_id,
-        shard.requests,
-        shard.done,
-        shard.failed,
-        shard.bytes,
-        cost,
-        ended,
+        *(shard.requests, shard.done, shard.failed, shard.bytes),
+        money(shard.cost_usd),
+        shard.ended_at,
         shard.reason,
     ]

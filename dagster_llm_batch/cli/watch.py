@@ -105,15 +105,19 @@ class _Watched:
 
     def _ask(self) -> list[str]:
         engine = self._where.engine
+        accounts = {name: provider.account for name, provider in engine.providers.items()}
         flying = [
             shard for shard in engine.ledger.in_flight(engine.namespace) if self._only in (None, shard.submission_id)
         ]
+        ours = [shard for shard in flying if accounts.get(shard.provider) == shard.account]
+        notes = []
+        if len(ours) < len(flying):
+            notes.append(f"{len(flying) - len(ours)} batches are of accounts that are not configured here")
         try:
-            ours = [shard for shard in flying if shard.account == engine.provider(shard.provider).account]
             engine.poll(ours)
         except LLMBatchError as error:
-            return [f"A provider could not be asked: {error}"]
-        return []
+            notes.append(f"A provider could not be asked: {error}")
+        return notes
 
     def _usual_of(self, asset: str) -> timedelta | None:
         if asset not in self._usual:

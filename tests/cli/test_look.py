@@ -121,6 +121,15 @@ def test_a_provider_that_does_not_answer_is_noted_and_watching_goes_on(project):
     assert look["submissions"][0]["requests_done"] == 0
 
 
+def test_batches_of_another_account_are_not_asked_about_and_counted(project):
+    project.submit()
+    project.emulator.settle()
+    project.change("timeout_seconds=10", 'timeout_seconds=10, account="another"')
+    look = json.loads(project.on_file("watch", "--poll", "--once", "--json").stdout)
+    assert look["notes"] == ["1 batches are of accounts that are not configured here"]
+    assert look["submissions"][0]["shards"] == {"submitted": 1}
+
+
 def test_costs_are_summed_exactly_by_what_is_asked_and_estimates_stand_apart(project):
     project.land()
     project.land("daily_labels", DAYS[0])

@@ -142,6 +142,11 @@ def test_without_the_dagster_home_it_says_what_needs_it(project):
     assert "below the Dagster home, and DAGSTER_HOME is not set" in said
 
 
+def test_a_dagster_home_that_is_not_there_is_named(project, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", "/no/such/home")
+    assert "/no/such/home" in project.on_file("list", code=2).stderr
+
+
 def test_ledger_and_payloads_below_the_dagster_home_are_found(project, home):
     project.change("**places,", "")
     project.batches = home / "storage" / "llm_batch"
