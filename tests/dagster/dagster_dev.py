@@ -120,11 +120,11 @@ def emulator(folder: Path, pace_seconds: float = 1.0) -> Iterator[dict[str, str]
 
 
 @contextlib.contextmanager
-def dagster_dev(folder: Path, definitions: Path, env: Mapping[str, str]) -> Iterator[DagsterDev]:
-    """Webserver and daemon over their own Dagster home below `folder`."""
+def dagster_dev(folder: Path, definitions: Path, env: Mapping[str, str], settings: str = "") -> Iterator[DagsterDev]:
+    """Webserver and daemon over their own Dagster home below `folder`, which they find again; `settings`: more YAML."""
     home = folder / "home"
-    home.mkdir()
-    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\nnux: {enabled: false}\n")
+    home.mkdir(exist_ok=True)
+    (home / "dagster.yaml").write_text(f"telemetry: {{enabled: false}}\nnux: {{enabled: false}}\n{settings}")
     port, log = free_port(), folder / "dagster.log"
     dagster = str(Path(sys.executable).with_name("dagster"))
     command = [sys.executable, dagster, "dev", "-f", str(definitions), "-h", "127.0.0.1", "-p", str(port)]
