@@ -34,14 +34,15 @@ Figures = Callable[[pa.Table, pa.Table], Computed]
 
 def instructed(prompt: Prompt, instruction: str, answers: Sequence[str]) -> Prompt:
     """The prompt, saying how to answer. Raises ConfigError where it shows no answer, or could tell whose they are."""
-    columns = prompt.columns()
+    told = replace(prompt, system=f"{prompt.system}\n\n{instruction}" if prompt.system else instruction)
+    columns = told.columns()
     if columns is None:
         raise ConfigError("A judge's prompt names its columns: {{ row }} would show whose answers they are.")
     if lacking := [name for name in answers if name not in columns]:
         raise ConfigError(f"The judge's prompt does not show {lacking}. Its variables: {', '.join(sorted(columns))}.")
     if telling := sorted(columns & {*JUDGE_COLUMNS}):
         raise ConfigError(f"The judge's prompt reads {telling}, which tell whose answers it is shown. Leave them out.")
-    return replace(prompt, system=f"{prompt.system}\n\n{instruction}" if prompt.system else instruction)
+    return told
 
 
 def response_schema(title: str, properties: Mapping[str, Any]) -> dict[str, Any]:

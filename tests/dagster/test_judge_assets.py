@@ -361,6 +361,7 @@ class TestRubric:
         [
             ({"criteria": {}}, "at least one criterion"),
             ({"criteria": {"reason": "?"}}, "none named 'reason'"),
+            ({"criteria": {"best": "Not by {{ candidate }}?"}}, "tell whose answers"),
             ({"scale": (5, 1)}, "from a lower to a higher"),
             ({"min_score": {"kind": 3}}, "the criteria are complete, polite"),
             ({"min_score": 7}, "scores are from 1 to 5"),
