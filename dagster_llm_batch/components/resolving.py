@@ -97,11 +97,12 @@ def import_object(context: dg.ResolutionContext, path: str) -> Any:
     if module.startswith("."):
         module = load.defs_relative_module_name(folder_of(context)) + module
     try:
-        return getattr(importlib.import_module(module), name)
+        imported = importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(f"{path!r} cannot be imported: {type(error).__name__}: {error}.") from error
-    except AttributeError as error:
-        raise ConfigError(f"{path!r}: the module {module} has no {name!r}.") from error
+    if not hasattr(imported, name):
+        raise ConfigError(f"{path!r}: the module {module} has no {name!r}.")
+    return getattr(imported, name)
 
 
 @contextmanager
@@ -112,8 +113,8 @@ def pointing_at(context: dg.ResolutionContext, path_of: Callable[[str], str | No
     except ValidationError as error:
         raise _located(context, _without_input(error)) from None
     except (LLMBatchError, dg.DagsterError) as error:
-        about = path_of(str(error))
-        raise _located(context if about is None else context.at_path(about), str(error)) from None
+        attribute = path_of(str(error))
+        raise _located(context if attribute is None else context.at_path(attribute), str(error)) from None
 
 
 def path_about(attributes: Collection[str]) -> Callable[[str], str | None]:

@@ -18,10 +18,6 @@ __all__ = ["BatchScaffolder", "EvaluationScaffolder"]
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
-_LABELER = """\
-    command:  # labeler.py goes by keywords; a model of your own runs by a command like `vllm run-batch`
-      command: [python3, "{{{{ context.project_root }}}}/{folder}/labeler.py", "{{input}}", "{{output}}"]
-"""
 _VENDORS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "openai": ("gpt-5-nano", {"api_key": "OPENAI_API_KEY"}),
     "anthropic": ("claude-haiku-4-5", {"api_key": "ANTHROPIC_API_KEY"}),
@@ -63,14 +59,8 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
         if request.scaffold_format == "python":
             dg.scaffold_component(request)
             return
-        there = next((found["resource"] for found in _datasets(request) if "resource" in found), None)
-        configured = [name for name in ("command", *_VENDORS) if name in (there or {})]
-        provider: str = request.params.provider or next(iter(configured), "command")
-        if there is not None and provider not in configured:
-            raise click.ClickException(
-                f"This project's `resource` has no provider {provider!r}; it has: {', '.join(configured) or 'none'}. "
-                "Add it there first, or choose one of them."
-            )
+        shared = next((found["resource"] for found in _datasets(request) if "resource" in found), None)
+        provider = _provider(request.params.provider, shared)
         default_model, settings = _VENDORS.get(provider, ("keywords", {}))
         lines = [
             f"  name: {_name(request)}",
@@ -83,7 +73,6 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
             "  response: .schema.TicketLabel",
             f"  model: {provider}/{request.params.model or default_model}",
         ]
-        files = ["prompt.md.j2", "rows.py", "schema.py"]
         if provider == "command":
             lines.append("  mode: wait  # the run waits for the labels; without this, a sensor lands them")
             lines.append("  poll_seconds: 1")
@@ -91,18 +80,41 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
             lines.append("  max_cost_usd: 1  # refuses before anything is sent")
         if provider == "bedrock":
             lines.append("  below_minimum: realtime  # three tickets are too few for a batch")
-        if there is None:
+        files = ["prompt.md.j2", "rows.py", "schema.py"]
+        if shared is None:
             lines.append("  resource:  # once in a project")
+            lines.append(f"    {provider}:")
+            lines += [f'      {name}: "{{{{ env.{variable} }}}}"' for name, variable in settings.items()]
             if provider == "command":
+                lines += _labeler(request)
                 files.append("labeler.py")
-                lines.append(_LABELER.format(folder=_relative(request)).rstrip())
-            else:
-                lines.append(f"    {provider}:")
-                lines += [f'      {name}: "{{{{ env.{variable} }}}}"' for name, variable in settings.items()]
-        text = f"type: {request.type_name}\n\nattributes:\n" + "\n".join(lines) + "\n"
-        if settings and there is None:
-            text += f"\nrequirements:\n  env: [{', '.join(settings.values())}]\n"
-        _write(request, text, files)
+            if settings:
+                lines += ["", "requirements:", f"  env: [{', '.join(settings.values())}]"]
+        _write(request, "\n".join([f"type: {request.type_name}", "", "attributes:", *lines, ""]), files)
+
+
+def _provider(wanted: str | None, shared: object) -> str:
+    """Who answers: who is wanted, else who is there. `shared`: the project's resource, if it is in YAML."""
+    if not isinstance(shared, Mapping):
+        return wanted or "command"
+    configured = [name for name in ("command", *_VENDORS) if name in shared]
+    provider = wanted or next(iter(configured), "command")
+    if provider not in configured:
+        raise click.ClickException(
+            f"This project's `resource` has no provider {provider!r}; it has: {', '.join(configured) or 'none'}. "
+            "Add it there first, or choose one of them."
+        )
+    return provider
+
+
+def _labeler(request: ScaffoldRequest[Any]) -> list[str]:
+    folder = _folder(request).resolve()
+    place = folder.relative_to((request.project_root or folder).resolve()).as_posix()
+    script = f'"{{{{ context.project_root }}}}/{place}/labeler.py"'
+    return [
+        "      # It goes by keywords. A model of your own runs by a command of this form, such as `vllm run-batch`.",
+        f'      command: [python3, {script}, "{{input}}", "{{output}}"]',
+    ]
 
 
 class EvaluationScaffolder(dg.Scaffolder):
@@ -150,11 +162,6 @@ def _folder(request: ScaffoldRequest[Any]) -> Path:
 
 def _name(request: ScaffoldRequest[Any]) -> str:
     return re.sub(r"\W", "_", _folder(request).name)
-
-
-def _relative(request: ScaffoldRequest[Any]) -> str:
-    folder = _folder(request).resolve()
-    return folder.relative_to((request.project_root or folder).resolve()).as_posix()
 
 
 def _datasets(request: ScaffoldRequest[Any]) -> Iterator[Mapping[str, Any]]:

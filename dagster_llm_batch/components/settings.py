@@ -127,7 +127,12 @@ class TargetSettings(dg.Model):
 def _rows(context: dg.ResolutionContext, given: Any) -> Any:
     if isinstance(given, RowsFunction):
         with pointing_at(context.at_path("function")):
-            return import_object(context, given.function)
+            function = import_object(context, given.function)
+            if not callable(function):
+                raise ConfigError(
+                    f"{given.function!r} is a {type(function).__name__}; it must be a function of RowsContext."
+                )
+            return function
     return templated(context, given)
 
 

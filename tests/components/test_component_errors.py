@@ -35,6 +35,11 @@ attributes:
         ("  model: openai/gpt-5\n  prompt: x\n  frame: spark", 8, "none of 'arrow', 'polars', 'pandas'"),
         ("  model: openai/gpt-5\n  prompt: x\n  endpoint: talk", 8, "none of 'chat', 'responses', 'embeddings'"),
         ("  model: openai/gpt-5\n  prompt: x\n  response: Label", 8, "'Label' is no import path. Write it as"),
+        (
+            "  model: openai/gpt-5\n  prompt: x\n  deps: []\n  rows: {function: .schema.TEXT}",
+            9,
+            "must be a function of",
+        ),
         ("  model: openai/gpt-5\n  prompt: x\n  response: .no.Label", 8, "cannot be imported"),
         ("  model: openai/gpt-5\n  prompt: x\n  response: .schema.Labl", 8, "has no 'Labl'"),
         ("  model: openai/gpt-5\n  prompt: x\n  response: .schema.TEXT", 8, "is no response format"),

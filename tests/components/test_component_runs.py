@@ -112,6 +112,15 @@ def test_the_scaffolder_takes_a_model_and_never_overwrites_a_file():
         assert (folder / "rows.py").read_text() == "mine = 1\n"
 
 
+def test_a_resource_that_is_a_template_is_left_to_the_project():
+    with project() as (sandbox, scaffold):
+        path = sandbox.scaffold_component(component_cls=LLMBatchComponent, defs_path="first") / "defs.yaml"
+        document = yaml.safe_load(path.read_text())
+        document["attributes"]["resource"] = "{{ shared_llm }}"
+        path.write_text(yaml.safe_dump(document))
+        assert scaffold(LLMBatchComponent, "second", provider="openai")["attributes"]["model"] == "openai/gpt-5-nano"
+
+
 def test_a_scaffold_can_be_appended_to_a_yaml_file_and_in_python():
     from dagster.components.component_scaffolding import scaffold_object
 
