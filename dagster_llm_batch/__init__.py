@@ -18,6 +18,9 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding
 from dagster_llm_batch.engine import Fallback, RetryPolicy
 from dagster_llm_batch.evaluation_assets import (
+    agreement_assets,
+    cost_assets,
+    drift_assets,
     evaluation_assets,
     gold_sample_assets,
     pairwise_judge_assets,
@@ -58,8 +61,11 @@ __all__ = [
     "TokenPrice",
     "VertexBatchResource",
     "__version__",
+    "agreement_assets",
     "build_llm_batch_jobs",
     "build_llm_batch_sensor",
+    "cost_assets",
+    "drift_assets",
     "evaluation_assets",
     "gold_sample_assets",
     "llm_batch_assets",

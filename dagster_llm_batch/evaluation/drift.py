@@ -50,14 +50,21 @@ _LEAST_EXPECTED = 5  # rows of a class, for chi-squared to be near enough
 _ADWIN_ROWS = 2_000  # of a partition that the detector is shown: more of the same tell it little
 
 SHARES_SCHEMA = pa.schema(
-    {"partition": pa.string(), "target": pa.string(), "class": pa.string(), "n": pa.int64(), "share": pa.float64()}
+    {
+        "partition": pa.string(),
+        "candidate": pa.string(),
+        "target": pa.string(),
+        "class": pa.string(),
+        "n": pa.int64(),
+        "share": pa.float64(),
+    }
 )
-"""One row for each partition, target and class that any partition has."""
+"""One row for each partition, candidate, target and class that any partition has."""
 
 
 @dataclass(frozen=True)
 class Drift:
-    """One partition against its reference. Figures are None where either has no labels.
+    """The labels of one candidate in one partition, against its reference. Figures are None where either has no labels.
 
     - `reference`: the partitions that it is compared with, in words; None where there are none yet.
     - `psi`: with half a row added to each class of both, as a class that is new would make it endless.
@@ -68,6 +75,7 @@ class Drift:
     """
 
     partition: str
+    candidate: str
     target: str
     reference: str | None
     n: int
@@ -102,6 +110,7 @@ def drift_between(
     reference: Counts,
     *,
     partition: str,
+    candidate: str,
     target: str,
     against: str | None,
     max_psi: float,
@@ -110,7 +119,7 @@ def drift_between(
     """Compare. `against` names the reference."""
     n, n_reference = sum(here.values()), sum(reference.values())
     if not n or not n_reference:
-        return Drift(partition, target, against, n, n_reference, adwin_changed=adwin_changed)
+        return Drift(partition, candidate, target, against, n, n_reference, adwin_changed=adwin_changed)
     with evaluation_extra("Label drift"):
         import numpy as np  # noqa: PLC0415  # optional dependency
         from scipy.spatial.distance import jensenshannon  # noqa: PLC0415  # optional dependency
@@ -125,6 +134,7 @@ def drift_between(
     most = int(np.abs(apart).argmax())
     return Drift(
         partition=partition,
+        candidate=candidate,
         target=target,
         reference=against,
         n=n,
@@ -187,16 +197,17 @@ def adwin_changes(counts: Mapping[str, Counts], *, delta: float = 0.002, seed: i
 
 
 def drifts_to_arrow(drifts: Iterable[Drift]) -> pa.Table:
-    """One row for each partition and target, in DRIFT_SCHEMA."""
+    """One row for each partition, candidate and target, in DRIFT_SCHEMA."""
     return table_of(drifts, Drift)
 
 
-def shares_to_arrow(target: str, counts: Mapping[str, Counts]) -> pa.Table:
+def shares_to_arrow(candidate: str, target: str, counts: Mapping[str, Counts]) -> pa.Table:
     """One row for each partition and class, in SHARES_SCHEMA."""
     classes = sorted({one for each in counts.values() for one in each})
     rows = [
         {
             "partition": partition,
+            "candidate": candidate,
             "target": target,
             "class": class_name(one),
             "n": here.get(one, 0),

@@ -120,11 +120,12 @@ def pairs_markdown(pairs: Sequence[LabelerPair]) -> str:
 
 
 def drifts_markdown(drifts: Sequence[Drift]) -> str:
-    """Each partition and target, the last partition first."""
+    """Each partition, candidate and target; the last one first."""
     return rows_markdown(
         [
             {
                 "partition": one.partition,
+                "candidate": one.candidate,
                 "target": one.target,
                 "labels": f"{one.n:,}",
                 "against": one.reference or _DASH,

@@ -50,7 +50,9 @@ class DayCost(NamedTuple):
     realtime_usd: Decimal | None
 
 
-def drift_png(target: str, counts: Mapping[str, Counts], drifts: Sequence[Drift], *, max_psi: float) -> bytes:
+def drift_png(
+    candidate: str, target: str, counts: Mapping[str, Counts], drifts: Sequence[Drift], *, max_psi: float
+) -> bytes:
     """Above, the share of each class by partition, in the order given; below, PSI against its reference and the limit.
 
     Raises ConfigError without labels.
@@ -58,8 +60,8 @@ def drift_png(target: str, counts: Mapping[str, Counts], drifts: Sequence[Drift]
     counts = {partition: here for partition, here in counts.items() if sum(here.values())}
     partitions = list(counts)[-MAX_PARTITIONS:]
     if not partitions:
-        raise ConfigError(f"Target '{target}' has no labels to draw.")
-    figures = {one.partition: one for one in drifts if one.target == target}
+        raise ConfigError(f"Candidate '{candidate}' has no labels of '{target}' to draw.")
+    figures = {one.partition: one for one in drifts if (one.candidate, one.target) == (candidate, target)}
     totals: dict[str, int] = {}
     for partition in partitions:
         for class_, n in sorted(counts[partition].items()):
@@ -102,7 +104,8 @@ def drift_png(target: str, counts: Mapping[str, Counts], drifts: Sequence[Drift]
     drifted = sum(one.drifted for _, _, one in psi)
     said = f"{drifted} of {len(partitions)} partitions have drifted (amber)"
     online = "; ▼: seen by ADWIN" if changed else ""
-    title = f"{type_.clean(target, CANDIDATE_CHARS)}: shares of the classes by partition"
+    what = f"{type_.clean(candidate, CANDIDATE_CHARS)}, {type_.clean(target, CANDIDATE_CHARS)}"
+    title = f"{what}: shares of the classes by partition"
     headline(figure, type_, title, f"{said}; dashed: PSI {max_psi:g}{online}", height)
     return png(figure)
 

@@ -5,6 +5,7 @@ checks.
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +44,7 @@ class Tabling:
         compute: Callable[[dg.AssetExecutionContext, str | None], Computed],
         checks: Sequence[dg.AssetCheckSpec] = (),
         backfill_policy: dg.BackfillPolicy | None = None,
+        resource_keys: AbstractSet[str] = frozenset(),
     ) -> dg.AssetsDefinition:
         """An asset of one table. `compute` gets a partition, or None. By default, one run backfills all partitions."""
 
@@ -51,7 +53,7 @@ class Tabling:
             specs=[spec],
             check_specs=checks,
             can_subset=True,
-            required_resource_keys={self.io_manager_key},
+            required_resource_keys={self.io_manager_key, *resource_keys},
             backfill_policy=backfill_policy or dg.BackfillPolicy.single_run() if self.partitions_def else None,
         )
         def tabulate(context: dg.AssetExecutionContext) -> Iterator[Any]:

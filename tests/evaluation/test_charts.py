@@ -141,7 +141,9 @@ def days(n, shift_at=None):
 def drifts(counts, **more):
     keys = list(counts)
     return [
-        drift_between(counts[key], counts[keys[0]], partition=key, target="t", against="", max_psi=0.25, **more)
+        drift_between(
+            counts[key], counts[keys[0]], partition=key, candidate="c", target="t", against="", max_psi=0.25, **more
+        )
         for key in keys
     ]
 
@@ -149,29 +151,29 @@ def drifts(counts, **more):
 class TestDrift:
     def test_partitions_that_drifted_are_amber(self):
         steady, shifted = days(10), days(10, shift_at=5)
-        quiet, loud = (drift_png("t", counts, drifts(counts), max_psi=0.25) for counts in (steady, shifted))
+        quiet, loud = (drift_png("c", "t", counts, drifts(counts), max_psi=0.25) for counts in (steady, shifted))
         assert pixels(loud, AMBER) > pixels(quiet, AMBER) + 5 * 50
 
     def test_what_the_online_detector_saw_is_marked(self):
         counts = days(10)
-        unseen = drift_png("t", counts, drifts(counts), max_psi=0.25)
-        seen = drift_png("t", counts, drifts(counts, adwin_changed=("a",)), max_psi=0.25)
+        unseen = drift_png("c", "t", counts, drifts(counts), max_psi=0.25)
+        seen = drift_png("c", "t", counts, drifts(counts, adwin_changed=("a",)), max_psi=0.25)
         assert pixels(seen, INK) > pixels(unseen, INK)
 
     @pytest.mark.parametrize("n", [1, 12, 400])
     def test_any_number_of_partitions_fits(self, n):
         counts = days(n)
-        assert opened(drift_png("t", counts, drifts(counts), max_psi=0.25))
+        assert opened(drift_png("c", "t", counts, drifts(counts), max_psi=0.25))
 
     def test_more_classes_than_colors_are_folded(self):
         counts = {"mon": {f"class {i}": i + 1 for i in range(30)}}
-        assert opened(drift_png("t", counts, drifts(counts), max_psi=0.25))
+        assert opened(drift_png("c", "t", counts, drifts(counts), max_psi=0.25))
 
     def test_partitions_without_labels_are_left_out(self):
         counts = {"mon": {"a": 1}, "tue": {}}
-        assert drift_png("t", counts, [], max_psi=1) == drift_png("t", {"mon": {"a": 1}}, [], max_psi=1)
-        with pytest.raises(ConfigError, match="no labels to draw"):
-            drift_png("t", {"tue": {}}, [], max_psi=1)
+        assert drift_png("c", "t", counts, [], max_psi=1) == drift_png("c", "t", {"mon": {"a": 1}}, [], max_psi=1)
+        with pytest.raises(ConfigError, match="no labels of .t. to draw"):
+            drift_png("c", "t", {"tue": {}}, [], max_psi=1)
 
 
 class TestCosts:
@@ -209,11 +211,13 @@ def test_any_text_can_be_drawn_without_a_warning(text):
         assert opened(pareto_png(bake_off((0.5, "1"), name=text), text))
         assert opened(agreement_png([LabelerPair(text, text, "b", 1, 1, 1.0, 1.0, None, None)]))
         counts = {text: {text: 3, "b": 1}}
-        assert opened(drift_png(text, counts, [], max_psi=0.25))
+        assert opened(drift_png(text, text, counts, [], max_psi=0.25))
         assert opened(costs_png([DayCost(date(2026, 1, 1), text, Decimal(1), None)]))
 
 
 def test_the_same_figures_give_the_same_bytes():
     counts = days(5)
-    assert drift_png("t", counts, drifts(counts), max_psi=0.2) == drift_png("t", counts, drifts(counts), max_psi=0.2)
+    assert drift_png("c", "t", counts, drifts(counts), max_psi=0.2) == drift_png(
+        "c", "t", counts, drifts(counts), max_psi=0.2
+    )
     assert pareto_png(bake_off((0.5, "1")), "t") == pareto_png(bake_off((0.5, "1")), "t")

@@ -23,7 +23,7 @@ from dagster_llm_batch.evaluation import (
 
 
 def compared(here, reference, *, max_psi=0.25):
-    return drift_between(here, reference, partition="tue", target="t", against="mon", max_psi=max_psi)
+    return drift_between(here, reference, partition="tue", candidate="c", target="t", against="mon", max_psi=max_psi)
 
 
 def test_figures_are_those_of_their_formulas():
@@ -133,7 +133,7 @@ def test_what_has_no_classes_is_refused():
 
 def test_drifts_and_shares_become_rows():
     counts = {"mon": {"a": 3, "b": 1}, "tue": {"b": 2}, "wed": {}}
-    table = shares_to_arrow("t", counts)
+    table = shares_to_arrow("c", "t", counts)
     assert table.schema == SHARES_SCHEMA
     assert table.select(["partition", "class", "n", "share"]).to_pylist()[:3] == [
         {"partition": "mon", "class": "a", "n": 3, "share": 0.75},

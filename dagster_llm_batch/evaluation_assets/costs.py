@@ -1,0 +1,188 @@
+"""What labeling has cost, as a table and over time: every submission in the ledger, superseded ones too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Literal
+
+import dagster as dg
+import pyarrow as pa
+
+from dagster_llm_batch.assets.dataset import ROLE_TAG
+from dagster_llm_batch.assets.output import Frame, check_frame
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation import DayCost, costs_png
+from dagster_llm_batch.evaluation.schemas import USD
+from dagster_llm_batch.evaluation.tables import rows_markdown
+from dagster_llm_batch.evaluation.text import usd_text
+from dagster_llm_batch.evaluation_assets.following import follow
+from dagster_llm_batch.evaluation_assets.pictures import picture
+from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling, code_digest
+from dagster_llm_batch.evaluation_assets.upstreams import Candidates, candidates_of
+from dagster_llm_batch.resources import LLMBatchResource
+from dagster_llm_batch.storage.records import Submission
+
+__all__ = ["cost_assets"]
+
+_SCHEMA = pa.schema(
+    {
+        "dataset": pa.string(),
+        "partition": pa.string(),
+        "submission_id": pa.string(),
+        "provider": pa.string(),
+        "model": pa.string(),
+        "state": pa.string(),
+        "submitted_at": pa.timestamp("us", "UTC"),
+        "settled_at": pa.timestamp("us", "UTC"),
+        "rows": pa.int64(),
+        "requests": pa.int64(),
+        "requests_reused": pa.int64(),
+        "waves": pa.int64(),
+        "estimated_usd": USD,
+        "cost_usd": USD,
+        "realtime_usd": USD,
+        "price_basis": pa.string(),
+    }
+)
+_DOCS = {
+    "dataset": "labeled asset",
+    "partition": "of the asset; empty if it has none",
+    "submission_id": "one labeling of one partition, as in the ledger",
+    "provider": "who was asked",
+    "model": "which LLM",
+    "state": "open, settled or canceled",
+    "submitted_at": "when it was opened",
+    "settled_at": "when every request had its outcome",
+    "rows": "rows of the partition",
+    "requests": "unique ones, reused included",
+    "requests_reused": "requests whose answers were there already, and cost nothing again",
+    "waves": "times that requests were sent",
+    "estimated_usd": "before anything was sent",
+    "cost_usd": "from the usage in the results; null: not known, or not settled",
+    "realtime_usd": "the same in real time",
+    "price_basis": "batch, rule:half, free or unknown",
+}
+
+
+def cost_assets(
+    *,
+    name: str,
+    labels: Candidates = (),
+    resource_key: str = "llm_batch",
+    frame: Frame = "arrow",
+    io_manager_key: str = "io_manager",
+    key_prefix: Sequence[str] | str = (),
+    group_name: str | None = None,
+    description: str | None = None,
+    owners: Sequence[str] = (),
+    tags: Mapping[str, str] | None = None,
+    automation_condition: dg.AutomationCondition[Any] | Literal["follow"] | None = "follow",
+) -> list[dg.AssetsDefinition]:
+    """What each submission has cost, from the ledger: one row each, and in the UI costs by day beside real time.
+
+    Args:
+        name: Name of the asset.
+        labels: Labeled datasets, as `llm_batch_assets` returned them or by key. Empty: all of the namespace.
+        resource_key: Where LLMBatchResource is.
+        frame, io_manager_key, key_prefix, group_name, description, owners, tags: As for `evaluation_assets`.
+        automation_condition: "follow": when any partition of `labels` is new.
+
+    Returns:
+        The asset, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
+    """
+    check_frame(frame)
+    datasets = candidates_of(labels, {}) if labels else ()
+    upstreams = [one.key for one in datasets]
+    condition = follow(upstreams, partitioned=False) if automation_condition == "follow" and upstreams else None
+    spec = dg.AssetSpec(
+        dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name]),
+        deps=upstreams,
+        description=description or "Costs of " + (", ".join(one.name for one in datasets) or "all datasets") + ".",
+        group_name=group_name,
+        owners=owners,
+        tags={**(tags or {}), ROLE_TAG: "evaluation"},
+        kinds={"table", "report"},
+        code_version=code_digest("1", upstreams),
+        automation_condition=condition if automation_condition == "follow" else automation_condition,
+    )
+    names = [key.to_user_string() for key in upstreams] or None
+
+    def compute(context: dg.AssetExecutionContext, _partition: str | None) -> Computed:
+        resource = getattr(context.resources, resource_key)
+        if not isinstance(resource, LLMBatchResource):
+            raise ConfigError(
+                f"The resource '{resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
+            )
+        engine = resource.engine()
+        submissions = engine.ledger.submissions(engine.namespace, assets=names)
+        return Computed(_table(submissions), _metadata(submissions), _DOCS)
+
+    return [Tabling(None, frame, io_manager_key).asset(spec, compute, resource_keys={resource_key})]
+
+
+def _table(submissions: Sequence[Submission]) -> pa.Table:
+    return pa.Table.from_pylist(
+        [
+            {
+                "dataset": one.asset,
+                "partition": one.partition,
+                "submission_id": one.submission_id,
+                "provider": one.provider,
+                "model": one.model,
+                "state": one.state.value,
+                "submitted_at": one.created_at,
+                "settled_at": one.settled_at,
+                "rows": one.rows,
+                "requests": one.requests,
+                "requests_reused": one.reused,
+                "waves": one.waves,
+                "estimated_usd": one.estimated_usd,
+                "cost_usd": one.cost_usd,
+                "realtime_usd": one.realtime_usd,
+                "price_basis": None if one.price_basis is None else one.price_basis.value,
+            }
+            for one in submissions
+        ],
+        schema=_SCHEMA,
+    )
+
+
+def _metadata(submissions: Sequence[Submission]) -> dict[str, Any]:
+    known = [one for one in submissions if one.cost_usd is not None]
+    by_day = [
+        DayCost(one.created_at.date(), one.asset, one.cost_usd, one.realtime_usd)
+        for one in known
+        if one.cost_usd is not None
+    ]
+    parts = [rows_markdown(_by_model(known))]
+    if by_day:
+        parts.append(picture("costs by day", costs_png(by_day)))
+    return {
+        "llm_batch/costs": dg.MetadataValue.md("\n\n".join(parts) if known else "No costs are known yet."),
+        "llm_batch/cost_usd": float(sum((one.cost_usd for one in by_day), Decimal(0))),
+        "llm_batch/submissions": len(submissions),
+        "llm_batch/submissions_without_cost": len(submissions) - len(known),
+    }
+
+
+def _by_model(submissions: Sequence[Submission]) -> list[dict[str, str]]:
+    groups: dict[tuple[str, str], list[Submission]] = {}
+    for one in submissions:
+        groups.setdefault((one.asset, f"{one.provider}/{one.model}"), []).append(one)
+    return [
+        {
+            "dataset": dataset,
+            "model": model,
+            "submissions": f"{len(group):,}",
+            "requests": f"{sum(one.requests - one.reused for one in group):,}",
+            "USD": usd_text(sum((one.cost_usd or Decimal(0) for one in group), Decimal(0))),
+            "in real time": _total([one.realtime_usd for one in group]),
+        }
+        for (dataset, model), group in sorted(groups.items())
+    ]
+
+
+def _total(amounts: Sequence[Decimal | None]) -> str:
+    known = [one for one in amounts if one is not None]
+    return usd_text(sum(known, Decimal(0))) if len(known) == len(amounts) else "not known"

@@ -1,0 +1,207 @@
+"""Label drift between partitions, in a real Dagster."""
+
+from __future__ import annotations
+
+import re
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+from evaluation_world import World
+
+from dagster_llm_batch import drift_assets
+from dagster_llm_batch.errors import ConfigError
+
+DAYS = [f"2026-01-0{day}" for day in range(1, 7)]
+DAILY = dg.DailyPartitionsDefinition(DAYS[0], end_date="2026-01-07")
+STEADY = {"billing": 60, "bug": 40}
+SHIFTED = {"billing": 20, "bug": 80}
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+def labels(by_day, *, name="tickets", partitions_def=DAILY, column="topic", **more):
+    """A labeled dataset with so many rows of each class on each day."""
+
+    @dg.asset(name=name, partitions_def=partitions_def)
+    def labeled(context):
+        said = [one for one, n in by_day.get(context.partition_key, STEADY).items() for _ in range(n)]
+        return pa.table({"id": range(len(said)), column: said, **{k: [v] * len(said) for k, v in more.items()}})
+
+    return labeled
+
+
+def house(*candidates, **more):
+    usual = {"name": "drift", "candidates": candidates, "target": "topic", "reference": 3}
+    return [*candidates], drift_assets(**{**usual, **more})
+
+
+def by_partition(world, partition=None):
+    return {row["partition"]: row for row in world.stored("drift", partition).to_pylist()}
+
+
+def verdicts(result):
+    return {one.partition: one for one in result.get_asset_check_evaluations()}
+
+
+class TestAllPartitions:
+    def test_each_partition_is_held_against_those_before_it(self, world):
+        upstream, assets = house(labels({DAYS[3]: SHIFTED}))
+        world.fill(upstream, *DAYS[:5])
+        world.run([*upstream, *assets], select=assets)
+        found = by_partition(world)
+        assert list(found) == DAYS[:5]
+        assert [row["drifted"] for row in found.values()] == [False, False, False, True, False]
+        assert (found[DAYS[0]]["reference"], found[DAYS[0]]["psi"]) == (None, None)
+        assert found[DAYS[1]]["reference"] == DAYS[0]
+        assert (found[DAYS[3]]["reference"], found[DAYS[3]]["n_reference"]) == (f"{DAYS[0]} to {DAYS[2]} (3)", 300)
+        assert (found[DAYS[3]]["most_changed"], found[DAYS[3]]["change"]) == ("billing", pytest.approx(-0.4))
+
+    def test_the_check_speaks_of_the_last_one(self, world):
+        upstream, assets = house(labels({DAYS[3]: SHIFTED}))
+        world.fill(upstream, *DAYS[:4])
+        result = world.run([*upstream, *assets], select=assets)
+        verdict = verdicts(result)[None]
+        assert (verdict.check_name, verdict.passed) == ("label_drift", False)
+        assert verdict.severity == dg.AssetCheckSeverity.WARN
+        assert re.search(
+            r"2026-01-04, tickets, topic: PSI 0\.\d+ against .* most changed: billing \(-40\.0%\)", verdict.description
+        )
+        world.fill(upstream, DAYS[4])
+        assert verdicts(world.run([*upstream, *assets], select=assets))[None].passed
+
+    def test_shares_have_a_table_and_a_picture(self, world):
+        upstream, assets = house(labels({}))
+        world.fill(upstream, *DAYS[:2])
+        world.run([*upstream, *assets], select=assets)
+        shares = world.stored("drift_shares").to_pylist()
+        assert [(row["class"], row["n"], row["share"]) for row in shares[:2]] == [
+            ("billing", 60, 0.6),
+            ("bug", 40, 0.4),
+        ]
+        shown = world.metadata("drift")
+        assert "![shares of tickets, topic](data:image/png;base64," in shown["llm_batch/drift"].md_str
+        assert shown["llm_batch/tickets/topic/psi"].value == pytest.approx(0, abs=0.01)
+        assert shown["llm_batch/partitions_drifted"].value == 0
+
+    def test_named_partitions_are_the_reference_of_all_others(self, world):
+        upstream, assets = house(labels({DAYS[0]: SHIFTED}), reference=DAYS[0])
+        world.fill(upstream, *DAYS[:3])
+        world.run([*upstream, *assets], select=assets)
+        found = by_partition(world)
+        assert found[DAYS[0]]["psi"] is None
+        assert {found[day]["reference"] for day in DAYS[1:3]} == {DAYS[0]}
+        assert found[DAYS[2]]["drifted"]
+
+    def test_several_datasets_and_targets_are_looked_at(self, world):
+        upstream, assets = house(
+            labels({}, urgency=3), labels({}, name="mails", urgency=5), target=["topic", "urgency"]
+        )
+        world.fill(upstream, *DAYS[:2])
+        world.run([*upstream, *assets], select=assets)
+        rows = world.stored("drift").to_pylist()
+        assert {(row["candidate"], row["target"]) for row in rows} == {
+            (one, target) for one in ("tickets", "mails") for target in ("topic", "urgency")
+        }
+
+    def test_the_online_detector_says_where_shares_changed(self, world):
+        big = {"billing": 600, "bug": 400}
+        by_day = {**dict.fromkeys(DAYS, big), DAYS[4]: {"billing": 200, "bug": 800}}
+        upstream, assets = house(labels(by_day), online=True)
+        world.fill(upstream, *DAYS[:5])
+        world.run([*upstream, *assets], select=assets)
+        changed = {day: row["adwin_changed"] for day, row in by_partition(world).items()}
+        assert changed[DAYS[4]] == "billing, bug"
+        assert {changed[day] for day in DAYS[:4]} == {""}
+
+    def test_rejected_rows_do_not_count(self, world):
+        upstream, assets = house(labels({}, llm_outcome="invalid"))
+        world.fill(upstream, DAYS[0])
+        world.run([*upstream, *assets], select=assets)
+        assert by_partition(world)[DAYS[0]]["n"] == 0
+
+
+class TestPartitions:
+    def test_a_range_is_one_run_with_a_verdict_for_each(self, world):
+        upstream, assets = house(labels({DAYS[2]: SHIFTED}), partitions_def=DAILY, reference=2)
+        world.fill(upstream, *DAYS[:4])
+        result = world.run([*upstream, *assets], select=assets, between=(DAYS[0], DAYS[3]))
+        assert {day: one.passed for day, one in verdicts(result).items()} == {
+            DAYS[0]: True,
+            DAYS[1]: True,
+            DAYS[2]: False,
+            DAYS[3]: True,
+        }
+        assert list(by_partition(world, DAYS[2])) == [DAYS[2]]
+        assert {row["partition"] for row in world.stored("drift_shares", DAYS[2]).to_pylist()} == {DAYS[2]}
+
+    def test_a_blocking_check_holds_back_its_own_partition_only(self, world):
+        upstream, assets = house(
+            labels({DAYS[2]: SHIFTED}),
+            partitions_def=DAILY,
+            blocking=True,
+            check_severity=dg.AssetCheckSeverity.ERROR,
+        )
+
+        @dg.asset(deps=["drift"], partitions_def=DAILY)
+        def report():
+            return 1
+
+        world.fill(upstream, *DAYS[:4])
+        every = [*upstream, *assets, report]
+        world.run(every, select=[*assets, report], partition=DAYS[2], succeeds=False)
+        world.run(every, select=[*assets, report], partition=DAYS[3])
+        assert world.partitions("report") == {DAYS[3]}
+
+    def test_other_partitions_and_none_are_refused(self, world):
+        upstream, assets = house(labels({}), partitions_def=dg.StaticPartitionsDefinition(["a"]))
+        world.fill(upstream, DAYS[0])
+        assert "has other partitions than this asset" in world.failure([*upstream, *assets], assets, partition="a")
+
+        @dg.asset
+        def whole():
+            return pa.table({"topic": ["bug"]})
+
+        upstream, assets = house(whole)
+        assert "whole has no partitions, and drift is between partitions" in world.failure([*upstream, *assets], None)
+
+
+def test_types_that_change_between_partitions_are_refused(world):
+    upstream, assets = house(labels({DAYS[1]: {1: 3}}))
+    world.fill(upstream, *DAYS[:2])
+    assert "hold int and str in 'topic'" in world.failure([*upstream, *assets], assets)
+
+
+def test_nothing_to_look_at_says_what_to_do(world):
+    upstream, assets = house(labels({}))
+    assert "There are no labels to look at. Materialize tickets first." in world.failure([*upstream, *assets], assets)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"reference": 0}, "reference=0"),
+        ({"reference": []}, "reference=[]"),
+        ({"max_psi": 0}, "max_psi=0"),
+        ({"target": []}, "at least one column"),
+        ({"online": True, "partitions_def": DAILY}, "leave partitions_def out"),
+        ({"candidates": []}, "candidates are empty"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_once(wrong, says):
+    right = {"name": "drift", "candidates": ["tickets"], "target": "topic"}
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        drift_assets(**{**right, **wrong})
+
+
+def test_it_follows_the_labels(world):
+    for partitions_def, expected in ((None, {None}), (DAILY, {DAYS[1]})):
+        upstream, assets = house(labels({}), partitions_def=partitions_def)
+        every = dg.Definitions(assets=[*upstream, *assets], resources=world.resources)
+        cursor = dg.evaluate_automation_conditions(every, world.instance).cursor
+        world.fill(upstream, DAYS[1])
+        result = dg.evaluate_automation_conditions(every, world.instance, cursor=cursor)
+        assert result.get_requested_partitions(dg.AssetKey("drift")) == expected
