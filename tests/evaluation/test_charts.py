@@ -172,7 +172,7 @@ class TestDrift:
     def test_partitions_without_labels_are_left_out(self):
         counts = {"mon": {"a": 1}, "tue": {}}
         assert drift_png("c", "t", counts, [], max_psi=1) == drift_png("c", "t", {"mon": {"a": 1}}, [], max_psi=1)
-        with pytest.raises(ConfigError, match="no labels of .t. to draw"):
+        with pytest.raises(ConfigError, match="has no labels of"):
             drift_png("c", "t", {"tue": {}}, [], max_psi=1)
 
 
