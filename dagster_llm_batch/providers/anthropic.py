@@ -167,8 +167,9 @@ class AnthropicProvider:
         candidates: dict[str, Any] = {}
         with self._calls("look for the batch"):
             for page in self._client(retries=2).messages.batches.list(limit=_PAGE).iter_pages():
-                times = [created_at(batch) for batch in page.data]
-                for batch, time in zip(page.data, times, strict=True):
+                batches = _listed(page)
+                times = [created_at(batch) for batch in batches]
+                for batch, time in zip(batches, times, strict=True):
                     recent = time is None or time >= since
                     if recent and batch.id not in hints.known and total_requests(batch) == hints.requests:
                         candidates[batch.id] = batch
@@ -212,7 +213,7 @@ class AnthropicProvider:
                 page = next(pages, None)
                 if page is None or wanted <= set(reports):
                     break
-                reports.update({batch.id: read_batch(batch) for batch in page.data if batch.id in wanted})
+                reports.update({batch.id: read_batch(batch) for batch in _listed(page) if batch.id in wanted})
         return reports
 
     def _report(self, batch_id: str) -> BatchReport:
@@ -233,8 +234,10 @@ class AnthropicProvider:
         batch = self._batch(batch_id)
         if batch.archived_at is not None:
             raise RefusedError(f"The results of batch '{batch_id}' are gone: archived at {batch.archived_at}.")
-        if not batch.results_url:
+        if not batch.results_url and batch.processing_status != "ended":
             raise TransientError(f"The batch '{batch_id}' has no results yet: it is '{batch.processing_status}'.")
+        if not batch.results_url:
+            return
         yield from split_lines(self._chunks(batch_id, total_requests(batch)))
 
     def _chunks(self, batch_id: str, lines: int) -> Iterator[bytes]:
@@ -270,7 +273,7 @@ class AnthropicProvider:
         request = json.loads(line)
         result: dict[str, Any]
         try:
-            message = self._client(retries=2).post(_MESSAGES, body=request["params"], cast_to=object)
+            message = self._client(retries=0).post(_MESSAGES, body=request["params"], cast_to=object)
             result = {"type": "succeeded", "message": message}
         except Exception as error:
             if not is_foreign(error):
@@ -324,3 +327,10 @@ class AnthropicProvider:
 
     def _translated(self, error: Exception, doing: str, *, had_effect: bool = False) -> ProviderError:
         return provider_error(error, f"{doing} at {self._account}", self._api_key, had_effect=had_effect)
+
+
+def _listed(page: Any) -> list[Any]:
+    """The batches on a page. An answer that is no list must not read as one without our batch."""
+    if not isinstance(page.data, list):
+        raise TransientError("Could not list the batches: the answer is no list.")
+    return page.data

@@ -5,8 +5,10 @@
 
 The tag is the job's name and its `clientRequestToken`, so a create call that is repeated makes no second job. It runs
 once all the same, with the SDK's retries off: what a repeated token is answered is not documented. `find` lists jobs by
-name and compares the token. Uploads go in parts and downloads in pieces, at constant memory. A process killed while it
-uploads leaves parts behind that a lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`) should remove.
+name and compares the token. After a job that failed, the next one of the tag has a number behind it.
+
+Uploads go in parts and downloads in pieces, at constant memory. A process killed while it uploads leaves parts behind
+that a lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`) should remove.
 
 Refuses a batch below the model's minimum of records before anything is sent: Bedrock itself takes such a job and fails
 it later.
@@ -30,6 +32,7 @@ from dagster_llm_batch.errors import (
     CredentialsError,
     MissingExtraError,
     ProviderError,
+    TransientError,
 )
 from dagster_llm_batch.providers.bedrock_clients import Clients
 from dagster_llm_batch.providers.bedrock_errors import UnknownIdError, is_aws, status_of
@@ -191,11 +194,14 @@ class BedrockProvider:
 
     def _create(self, spec: RequestSpec, tag: str) -> str:
         converse = self._family(spec.model) is Family.CONVERSE
+        name = job_name(tag)
+        failed = sum(read_job(job).status is BatchStatus.FAILED for job in self._jobs_of(tag))
+        name = f"{name}-{failed + 1}" if failed else name  # else Bedrock would name the failed one again
         client = self._clients.of("bedrock", attempts=1)
         with self._clients.calls("create the batch", creating=True):
             reply = client.create_model_invocation_job(
-                jobName=job_name(tag),
-                clientRequestToken=job_name(tag),
+                jobName=name,
+                clientRequestToken=name,
                 roleArn=self._role_arn,
                 modelId=spec.model,
                 modelInvocationType="Converse" if converse else "InvokeModel",
@@ -213,23 +219,29 @@ class BedrockProvider:
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find. Every job of the name is asked for; token or input file tell ours."""
-        del hints
-        name, ours = job_name(tag), []
-        source = self._files.source(tag)
-        with self._clients.calls("look for the batch"):
-            pages = self._clients.of("bedrock").get_paginator("list_model_invocation_jobs")
-            for page in pages.paginate(nameContains=name):
-                for job in page.get("invocationJobSummaries", ()):
-                    token = job.get("clientRequestToken")
-                    if token == name or (token is None and job.get("jobName") == name and input_of(job) == source):
-                        ours.append(str(job["jobArn"]))
+        ours = [arn for job in self._jobs_of(tag) if (arn := str(job["jobArn"])) not in hints.known]
         match ours:
             case []:
                 return Absent()
             case [arn]:
                 return Found(arn)
             case _:
-                return CannotTell(f"{len(ours)} jobs carry the token '{name}', which names one", tuple(ours))
+                return CannotTell(f"{len(ours)} jobs carry the token of '{job_name(tag)}'", tuple(ours))
+
+    def _jobs_of(self, tag: str) -> list[Mapping[str, Any]]:
+        """The jobs that were ever created for this tag."""
+        name, source = job_name(tag), self._files.source(tag)
+        own = re.compile(rf"{re.escape(name)}(-[0-9]+)?")
+        found = []
+        with self._clients.calls("look for the batch"):
+            pages = self._clients.of("bedrock").get_paginator("list_model_invocation_jobs")
+            for page in pages.paginate(nameContains=name):
+                for job in page.get("invocationJobSummaries", ()):
+                    token = job.get("clientRequestToken")
+                    known_by = job.get("jobName", "") if token is None and input_of(job) == source else token or ""
+                    if own.fullmatch(known_by):
+                        found.append(job)
+        return found
 
     # Poll and fetch
 
@@ -283,6 +295,8 @@ class BedrockProvider:
             raise UnknownIdError(f"{batch_id!r} is no job of Bedrock: it has neither the form of an ARN nor of an id.")
         with self._clients.calls(f"read the batch '{batch_id}'"):
             job: Mapping[str, Any] = self._clients.of("bedrock").get_model_invocation_job(jobIdentifier=batch_id)
+        if not job.get("jobArn"):
+            raise TransientError(f"Could not read the batch '{batch_id}': the answer is no job.")
         return job
 
     def _counted(self, report: BatchReport) -> BatchReport:
@@ -332,7 +346,7 @@ class BedrockProvider:
 
     def _invoke(self, model: str, body: Mapping[str, Any]) -> Any:
         data = json.dumps(body).encode()
-        reply = self._clients.of("bedrock-runtime").invoke_model(
+        reply = self._clients.of("bedrock-runtime", attempts=1).invoke_model(
             modelId=model, body=data, contentType="application/json", accept="application/json"
         )
         read = reply["body"].read()
@@ -343,7 +357,7 @@ class BedrockProvider:
 
     def _converse(self, model: str, body: Mapping[str, Any]) -> Any:
         parameters = json.loads(json.dumps(body), object_hook=_with_bytes)
-        reply = self._clients.of("bedrock-runtime").converse(modelId=model, **parameters)
+        reply = self._clients.of("bedrock-runtime", attempts=1).converse(modelId=model, **parameters)
         return {name: value for name, value in reply.items() if name != "ResponseMetadata"}
 
     def console_url(self, batch_id: str) -> str | None:

@@ -51,7 +51,15 @@ _NO_CREDENTIALS = frozenset(
 )
 _NEVER_SENT = frozenset({"ConnectTimeoutError", "EndpointConnectionError", "ProxyConnectionError"})
 _LOST = frozenset(
-    {"HTTPClientError", "ResponseParserError", "IncompleteReadError", "ResponseStreamingError", "HTTPError"}
+    {
+        "ChecksumError",
+        "FlexibleChecksumError",
+        "HTTPClientError",
+        "HTTPError",
+        "IncompleteReadError",
+        "ResponseParserError",
+        "ResponseStreamingError",
+    }
 )
 _BUSY = frozenset(
     {

@@ -67,16 +67,16 @@ class Files:
 
     def results(self, job: Any) -> Iterator[bytes]:
         """The result lines of a job, from every output file in its own folder."""
-        for bucket, key in self._outputs(job):
+        for bucket, key, size in self._outputs(job):
             if not key.endswith(_MANIFEST):
-                yield from split_lines(self._chunks(bucket, key))
+                yield from split_lines(self._chunks(bucket, key, size))
 
     def manifest(self, job: Any) -> dict[str, Any]:
         """The counts that Bedrock writes last; empty where there are none."""
-        for bucket, key in self._outputs(job):
+        for bucket, key, size in self._outputs(job):
             if key.endswith(_MANIFEST):
                 try:
-                    found = json.loads(b"".join(self._chunks(bucket, key)))
+                    found = json.loads(b"".join(self._chunks(bucket, key, size)))
                 except ValueError:
                     return {}
                 return found if isinstance(found, dict) else {}
@@ -85,16 +85,17 @@ class Files:
     def _key(self, tag: str) -> str:
         return "/".join(part for part in (self._prefix, job_name(tag), "requests.jsonl") if part)
 
-    def _outputs(self, job: Any) -> Iterator[tuple[str, str]]:
+    def _outputs(self, job: Any) -> Iterator[tuple[str, str, int]]:
+        """Bucket, key and bytes of the files in a job's own folder."""
         arn, uri = str(job["jobArn"]), str(job["outputDataConfig"]["s3OutputDataConfig"]["s3Uri"])
         bucket, _, folder = uri.removeprefix("s3://").partition("/")
         prefix = "/".join(part for part in (folder.rstrip("/"), job_id(arn)) if part) + "/"
         with self._clients.calls(f"list the results of '{arn}'"):
             pages = self._clients.of("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-            keys = [str(item["Key"]) for page in pages for item in page.get("Contents", ())]
-        yield from ((bucket, key) for key in keys if key.endswith(".out"))
+            found = [(str(item["Key"]), int(item["Size"])) for page in pages for item in page.get("Contents", ())]
+        yield from ((bucket, key, size) for key, size in found if key.endswith(".out"))
 
-    def _chunks(self, bucket: str, key: str) -> Iterator[bytes]:
+    def _chunks(self, bucket: str, key: str, size: int) -> Iterator[bytes]:
         with self._clients.calls(f"download 's3://{bucket}/{key}'"):
             reply = self._clients.of("s3").get_object(Bucket=bucket, Key=key)
             got = 0
@@ -102,8 +103,7 @@ class Files:
                 for chunk in body.iter_chunks(_CHUNK_BYTES):
                     got += len(chunk)
                     yield chunk
-        size = reply.get("ContentLength")
-        if isinstance(size, int) and got < size:
+        if got != size:
             raise TransientError(f"Could not download 's3://{bucket}/{key}': got {got} of {size} bytes.")
 
 

@@ -137,8 +137,8 @@ class CommandProvider:
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find. Always certain."""
-        del hints
-        return Found(tag) if Job.of(self._workdir, tag).plan() is not None else Absent()
+        exists = Job.of(self._workdir, tag).plan() is not None
+        return Found(tag) if exists and tag not in hints.known else Absent()
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
         """See Provider.poll."""

@@ -32,7 +32,7 @@ from dagster_llm_batch.providers.gemini_operations import (
     read_operation,
     responses_file,
 )
-from dagster_llm_batch.providers.google_api import GoogleApi
+from dagster_llm_batch.providers.google_api import GoogleApi, listed
 from dagster_llm_batch.providers.google_errors import UnknownIdError
 from dagster_llm_batch.providers.google_files import CHUNK_BYTES, split_lines, upload_copy
 from dagster_llm_batch.providers.google_lines import GoogleLines
@@ -165,8 +165,8 @@ class GeminiProvider:
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find. All pages are read, since their order is not documented."""
-        del hints
-        ours = [str(one["name"]) for one in self._pages("look for the batch") if display_name(one) == tag]
+        named = (str(one["name"]) for one in self._pages("look for the batch") if display_name(one) == tag)
+        ours = [name for name in named if name not in hints.known]
         if len(set(ours)) > 1:
             return CannotTell("More than one batch carries this tag.", tuple(dict.fromkeys(ours)))
         return Found(ours[0]) if ours else Absent()
@@ -177,8 +177,7 @@ class GeminiProvider:
         while most is None or number < most:
             query = {"pageSize": _PAGE, **({"pageToken": token} if token else {})}
             page = self._api.call("get", _BATCHES, doing, query=query)
-            found = page.get("operations") or page.get(_BATCHES) or ()
-            yield from (one for one in found if isinstance(one, dict) and one.get("name"))
+            yield from listed(page, "operations", _BATCHES)
             token, number = str(page.get("nextPageToken") or ""), number + 1
             if not token or token in seen:
                 return

@@ -19,7 +19,7 @@ from dagster_llm_batch.providers.google_errors import google_calls, http_status,
 if TYPE_CHECKING:
     from google.genai import Client
 
-__all__ = ["GoogleApi", "count", "time_of"]
+__all__ = ["GoogleApi", "count", "listed", "time_of"]
 
 
 class GoogleApi:
@@ -80,6 +80,17 @@ class GoogleApi:
             return status, getattr(error, "details", None)
         with self.calls("get an answer"):
             return HTTPStatus.OK, json.loads(response.body or "{}")
+
+
+def listed(page: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
+    """The batches on a page, which Google leaves out where there are none.
+
+    An answer that is no list must not read as one without our batch: it is a TransientError.
+    """
+    if page and not {*names, "nextPageToken"} & page.keys():
+        raise TransientError(f"Could not list the batches: the answer holds {sorted(page)} and no list.")
+    found = next((page[name] for name in names if page.get(name)), ())
+    return [one for one in found if isinstance(one, dict) and one.get("name")]
 
 
 def count(value: Any) -> int | None:

@@ -185,11 +185,11 @@ class OpenAIProvider:
         with self._calls("look for the batch"):
             for page in self._client(retries=0).batches.list(limit=_PAGE).iter_pages():
                 known = len(seen)
-                for batch in page.data:
+                for batch in _listed(page):
                     tags = batch.metadata if isinstance(batch.metadata, dict) else {}
                     server_keeps_tags = server_keeps_tags or TAG_KEY in tags
                     time = created_at(batch)
-                    if tags.get(TAG_KEY) == tag and batch.id not in seen:
+                    if tags.get(TAG_KEY) == tag and batch.id not in seen | hints.known:
                         ours.append(batch.id)
                     elif not tags and (time is None or time >= since):
                         untagged.append(batch.id)
@@ -219,7 +219,7 @@ class OpenAIProvider:
                 page = next(pages, None)
                 if page is None or wanted <= set(reports):
                     break
-                reports.update({batch.id: read_batch(batch) for batch in page.data if batch.id in wanted})
+                reports.update({batch.id: read_batch(batch) for batch in _listed(page) if batch.id in wanted})
         return reports
 
     def _report(self, batch_id: str) -> BatchReport:
@@ -271,7 +271,7 @@ class OpenAIProvider:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         request = json.loads(line)
         path = request["url"].removeprefix("/v1")
-        client = self._client(retries=2)
+        client = self._client(retries=0)
         status = 200
         try:
             body: Any = client.post(path, body=request["body"], cast_to=object)
@@ -326,6 +326,13 @@ class OpenAIProvider:
 
     def _translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
         return provider_error(error, f"{doing} at {self._account}", self._api_key, creating=creating)
+
+
+def _listed(page: Any) -> list[Any]:
+    """The batches on a page. An answer that is no list must not read as one without our batch."""
+    if not isinstance(page.data, list):
+        raise TransientError("Could not list the batches: the answer is no list.")
+    return page.data
 
 
 def _newest_first(times: Sequence[datetime | None]) -> bool:

@@ -24,7 +24,7 @@ from dagster_llm_batch.errors import (
     ProviderError,
 )
 from dagster_llm_batch.protocols import Codec
-from dagster_llm_batch.providers.google_api import GoogleApi
+from dagster_llm_batch.providers.google_api import GoogleApi, listed
 from dagster_llm_batch.providers.google_errors import UnknownIdError
 from dagster_llm_batch.providers.google_files import upload_copy
 from dagster_llm_batch.providers.google_lines import GoogleLines
@@ -94,7 +94,7 @@ class VertexProvider:
         self._settle_seconds = settle_seconds
         self._account = f"{project}/{location}" if account is None else account
         self._api = GoogleApi(self._client, f"Vertex AI ({self._account})")
-        self._storage = VertexStorage(self._storage_client, bucket)
+        self._storage = VertexStorage(self._storage_client, bucket, timeout_seconds)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self._name!r}, account={self._account!r}, bucket={self._bucket!r})"
@@ -158,10 +158,10 @@ class VertexProvider:
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find. All pages are read; what a server's filter lets through is compared once more."""
-        del hints  # the filter looks at all times
         quoted = tag.replace("\\", "\\\\").replace('"', '\\"')
         pages = self._pages("look for the batch", {"filter": f'displayName="{quoted}"'})
-        ours = [str(job["name"]) for job in pages if job.get("displayName") == tag]
+        named = (str(job["name"]) for job in pages if job.get("displayName") == tag)
+        ours = [name for name in named if name not in hints.known]
         if len(set(ours)) > 1:
             return CannotTell("More than one batch carries this tag.", tuple(dict.fromkeys(ours)))
         return Found(ours[0]) if ours else Absent()
@@ -172,7 +172,7 @@ class VertexProvider:
         while most is None or number < most:
             more = {"pageToken": token} if token else {}
             page = self._api.call("get", _JOBS, doing, query={"pageSize": _PAGE, **query, **more})
-            yield from (job for job in page.get(_JOBS) or () if isinstance(job, dict) and job.get("name"))
+            yield from listed(page, _JOBS)
             token, number = str(page.get("nextPageToken") or ""), number + 1
             if not token or token in seen:
                 return

@@ -9,7 +9,7 @@ import base64
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any
 
-from dagster_llm_batch.errors import ProviderError, RefusedError
+from dagster_llm_batch.errors import ProviderError, RefusedError, TransientError
 from dagster_llm_batch.providers.google_errors import PreconditionFailedError, google_calls
 from dagster_llm_batch.providers.google_files import CHUNK_BYTES, split_lines
 
@@ -20,15 +20,17 @@ __all__ = ["VertexStorage"]
 
 _UPLOAD_CHUNK_BYTES = 8 << 20
 _DOWNLOAD_CHUNK_BYTES = 8 << 20
+_RETRY_SECONDS = 10.0  # the SDK's default is two minutes a call; callers of ours try again, and in time
 
 
 class VertexStorage:
-    """Objects of one bucket. The client is built on the first call."""
+    """Objects of one bucket. The client is built on the first call. A call waits `timeout_seconds` for its answer."""
 
-    def __init__(self, client: Callable[[], Client], bucket: str) -> None:
+    def __init__(self, client: Callable[[], Client], bucket: str, timeout_seconds: float) -> None:
         self._make = client
         self._made: Client | None = None
         self._bucket = bucket
+        self._timeout_seconds = timeout_seconds
 
     def upload(self, name: str, file: IO[bytes], size: int) -> str:
         """Write the object, once; its gs:// address."""
@@ -38,14 +40,16 @@ class VertexStorage:
         blob = self._client().bucket(self._bucket).blob(name, chunk_size=_UPLOAD_CHUNK_BYTES)
         try:
             with google_calls(f"upload {uri}"):
-                blob.upload_from_file(file, size=size, content_type="application/jsonl", if_generation_match=0)
+                blob.upload_from_file(
+                    file, size=size, content_type="application/jsonl", if_generation_match=0, **self._patience()
+                )
         except PreconditionFailedError:
             digest = Checksum()
             file.seek(0)
             while piece := file.read(CHUNK_BYTES):
                 digest.update(piece)
             with google_calls(f"read {uri}"):
-                blob.reload()
+                blob.reload(**self._patience())
             if (blob.size, blob.crc32c) != (size, base64.b64encode(digest.digest()).decode("ascii")):
                 raise RefusedError(f"Could not upload {uri}: another file is there already. Remove it.") from None
         return uri
@@ -55,7 +59,7 @@ class VertexStorage:
         bucket, _, name = uri.removeprefix("gs://").partition("/")
         try:
             with google_calls(f"delete {uri}"):
-                self._client().bucket(bucket).blob(name).delete()
+                self._client().bucket(bucket).blob(name).delete(**self._patience())
         except ProviderError:
             pass  # the error that led here matters more
 
@@ -64,21 +68,37 @@ class VertexStorage:
         bucket, _, prefix = folder.removeprefix("gs://").partition("/")
         client = self._client()
         with google_calls(f"list {folder}"):
-            blobs = sorted(client.list_blobs(bucket, prefix=f"{prefix.rstrip('/')}/"), key=lambda blob: str(blob.name))
+            found = client.list_blobs(bucket, prefix=f"{prefix.rstrip('/')}/", **self._patience())
+            blobs = sorted(found, key=lambda blob: str(blob.name))
         for blob in blobs:
             if not blob.name.endswith("/"):
                 yield from split_lines(self._chunks(blob))
 
-    @staticmethod
-    def _chunks(blob: Any) -> Iterator[bytes]:
-        with google_calls(f"download gs://{blob.bucket.name}/{blob.name}"):
-            reader = blob.open("rb", chunk_size=_DOWNLOAD_CHUNK_BYTES)
+    def _chunks(self, blob: Any) -> Iterator[bytes]:
+        """The object's bytes. What came is compared with its listed size and checksum: pieces of it are not checked."""
+        from google_crc32c import Checksum  # noqa: PLC0415 -- comes with the SDK, which is an extra
+
+        uri = f"gs://{blob.bucket.name}/{blob.name}"
+        with google_calls(f"download {uri}"):
+            reader = blob.open("rb", chunk_size=_DOWNLOAD_CHUNK_BYTES, **self._patience())
+        digest, got = Checksum(), 0
         while True:
-            with google_calls(f"download gs://{blob.bucket.name}/{blob.name}"):
+            with google_calls(f"download {uri}"):
                 piece = reader.read(CHUNK_BYTES)
             if not piece:
-                return
+                break
+            digest.update(piece)
+            got += len(piece)
             yield piece
+        checksum = base64.b64encode(digest.digest()).decode("ascii")
+        if (got, checksum) != (blob.size, blob.crc32c):
+            raise TransientError(f"Could not download {uri}: the {got} bytes that came are not the {blob.size} listed.")
+
+    def _patience(self) -> dict[str, Any]:
+        from google.cloud.storage.retry import DEFAULT_RETRY  # type: ignore[import-untyped]  # noqa: PLC0415 -- an extra
+
+        seconds = self._timeout_seconds
+        return {"timeout": seconds, "retry": DEFAULT_RETRY.with_timeout(min(seconds, _RETRY_SECONDS))}
 
     def _client(self) -> Client:
         if self._made is None:

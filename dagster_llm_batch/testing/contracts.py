@@ -142,6 +142,11 @@ class ProviderContract:
         rig.finish()
         assert rig.provider.find("tag-b", _hints(1, "other")) == Absent()
 
+    def test_find_a_batch_that_is_another_for_certain_is_not_found(self, rig: ProviderRig) -> None:
+        batch_id = rig.submit(["a", "b"], "tag-a")
+        rig.finish()
+        assert rig.provider.find("tag-a", _hints(2, known={batch_id})) == Absent()
+
     def test_poll_a_batch_is_reported_until_it_ends(self, rig: ProviderRig) -> None:
         first, second = rig.submit(["a"], "tag-a"), rig.submit(["a", "b"], "tag-b")
         assert set(rig.provider.poll([first, second])) == {first, second}

@@ -328,6 +328,13 @@ def test_find_is_transient_where_the_list_or_a_result_cannot_be_read(emulator, p
         emulator.clear_faults()
 
 
+def test_find_takes_an_answer_that_is_no_list_for_no_answer(emulator, provider):
+    submit(provider)
+    emulator.inject(WireFault(kind="status", route=f"GET {BATCHES}", status=200))
+    with pytest.raises(TransientError, match="no list"):
+        provider.find("tag", hints())
+
+
 # Poll
 
 

@@ -6,12 +6,10 @@ import io
 import json
 import subprocess
 import sys
-import threading
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
 
 import boto3
 import pytest
@@ -39,7 +37,7 @@ from dagster_llm_batch.testing.emulator import (
     local_s3,
     lost_create_reply,
 )
-from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, Outcome, RequestSpec
+from dagster_llm_batch.types import Absent, BatchStatus, CannotTell, FindHints, Found, Outcome, RequestSpec
 
 GET = "GET /bedrock/model-invocation-job/*"
 LIST = "GET /bedrock/model-invocation-jobs"
@@ -461,31 +459,28 @@ def test_another_jobs_results_below_the_same_output_are_not_read(emulator, provi
     assert len(results(provider, batch_id)) == 3
 
 
-class _CutS3(BaseHTTPRequestHandler):
-    """Lists one results file, and breaks off in its middle."""
-
-    def do_GET(self) -> None:
-        listing = "list-type" in self.path
-        folder = parse_qs(urlsplit(self.path).query).get("prefix", [""])[0]
-        found = f"<Contents><Key>{folder}in.jsonl.out</Key></Contents>"
-        data = f"<ListBucketResult>{found}</ListBucketResult>".encode() if listing else b'{"recordId":"n-0"}\n' * 10
-        self.send_response(200)
-        self.send_header("content-length", str(len(data) if listing else 2 * len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        """Silent."""
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+def test_a_download_that_breaks_off_is_to_be_started_over(emulator, framing):
+    relayed = over(emulator, emulator.s3_relay_url)
+    batch_id = submit(relayed)
+    emulator.settle()
+    emulator.inject(WireFault(kind="cut", route="GET /s3/*.jsonl.out", after_lines=1, framing=framing))
+    with pytest.raises(TransientError):
+        list(relayed.fetch(batch_id))
+    assert len(list(relayed.fetch(batch_id))) == 3
 
 
-def test_a_download_that_breaks_off_is_to_be_started_over(emulator, provider, s3_url):
-    batch_id = submit(provider)
-    with ThreadingHTTPServer(("127.0.0.1", 0), _CutS3) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        cut = over(emulator, f"http://127.0.0.1:{server.server_port}")
-        with pytest.raises(TransientError):
-            list(cut.fetch(batch_id))
-        server.shutdown()
+def test_a_job_that_failed_for_now_is_followed_by_another_of_the_same_tag_and_each_is_known(emulator, provider):
+    emulator.inject(BatchFault(kind="fails", batches=[0], message="Internal error, try again."))
+    first = submit(provider)
+    emulator.settle()
+    assert report(provider, first).retryable
+    second = submit(provider)
+    emulator.settle()
+    assert second != first
+    assert report(provider, second).status is BatchStatus.ENDED
+    assert provider.find(TAG, replace(hints(), known=frozenset({first}))) == Found(second)
+    assert isinstance(provider.find(TAG, hints()), CannotTell)
 
 
 def test_an_unknown_job_cannot_be_fetched(provider):

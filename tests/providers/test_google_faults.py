@@ -128,6 +128,15 @@ def test_a_wrong_key_is_refused_and_never_shown(make, kind):
 
 
 @pytest.mark.parametrize("kind", CREATES)
+def test_an_answer_that_is_no_list_does_not_say_that_there_is_no_batch(make, kind):
+    bench = make(kind)
+    bench.rig.submit(TEXTS, "tag-a")
+    bench.emulator.inject(WireFault(kind="status", route=f"GET /{kind}/*", status=200, times=None))
+    with pytest.raises(TransientError, match="no list"):
+        bench.provider.find("tag-a", HINTS)
+
+
+@pytest.mark.parametrize("kind", CREATES)
 def test_an_unknown_model_is_refused_at_once(make, kind):
     bench = make(kind, limits=Limits(known_models={"other"}))
     with pytest.raises(RefusedError, match="not found"):

@@ -263,7 +263,7 @@ def test_find_counts_a_batch_that_failed_validation(emulator, provider):
     assert provider.find(TAG, hints()) == Found(batch_id)
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [200, 429, 500, 503])  # 200: an error's body, as some proxies give
 def test_find_is_transient_where_the_list_cannot_be_read(emulator, provider, status):
     emulator.inject(WireFault(kind="status", route="GET /v1/batches*", status=status))
     with pytest.raises(TransientError):
