@@ -26,7 +26,7 @@ BatchKind = Literal[
     "stuck",  # never leaves the state `during` (the present one if empty)
     "status",  # reports `status` while really in `during`
     "miscounts",  # request_counts contradict the rows: one too many completed
-    "no_output_file",  # `completed` although output_file_id is null and nothing failed
+    "no_output_file",  # it ended well and nothing failed, yet there are no results
     "extra_fields",  # unknown JSON fields in the batch object
     "no_counts",  # Bedrock: the job tells no counts, as older ones; the manifest does
     "counts_move",  # Anthropic: counts move with the rows; documented is that they stand still until the end
@@ -39,7 +39,7 @@ FileKind = Literal[
     "foreign",  # after the row stands a copy of it with an unknown custom_id
     "extra_fields",  # unknown JSON fields in the row, its response and its body
     "u2028",  # a raw U+2028 in the reply's text
-    "unknown_type",  # Anthropic: the row's result is of a type that is not documented
+    "unknown_type",  # the row holds neither a reply nor an error, but something that is not documented
     "bom",  # the file starts with a byte order mark
     "crlf",  # lines end in CR LF
     "blank_lines",  # an empty line after each row

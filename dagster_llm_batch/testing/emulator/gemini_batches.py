@@ -20,6 +20,7 @@ from dagster_llm_batch.testing.emulator.openai_results import ResultFile
 from dagster_llm_batch.testing.emulator.world import World
 
 _INTERNAL = 13
+_CANCELLED = {"code": _INTERNAL, "message": "The batch was cancelled."}
 _DAYS = 2  # a batch expires 48 hours after its creation
 
 
@@ -71,6 +72,9 @@ class GeminiBatch:
                 self._error = {"code": number(fault.code, _INTERNAL), "message": fault.message}
                 return "invalid"
             return "due"
+        if self._fault("cancels") is not None:
+            self._error = _CANCELLED
+            return "cancel"
         self._rows.run()
         if not self._rows.all_ran:
             return "work"
@@ -80,7 +84,7 @@ class GeminiBatch:
     def cancel(self, at: float) -> None:
         """Cancel, or raise IllegalMoveError."""
         self.life.move("cancel", at)
-        self._error = {"code": _INTERNAL, "message": "The batch was cancelled."}
+        self._error = _CANCELLED
 
     def _place(self) -> None:
         if self._fault("no_output_file") is not None:

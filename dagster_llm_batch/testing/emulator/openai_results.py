@@ -36,7 +36,7 @@ class ResultFile:
         if "u2028" in kinds:
             _insert_line_separator(row)
         if "unknown_type" in kinds:
-            row = {**row, "result": {**row.get("result", {}), "type": "brand_new"}}
+            row = self._of_unknown_type(row)
         line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
         self._last_row_at = self._handle.tell()
         self._line(line[: len(line) // 2] if "malformed" in kinds else line)
@@ -48,6 +48,11 @@ class ResultFile:
                 if "id" in row:
                     foreign["id"] = f"{row['id']}f"
                 self._line(json.dumps(foreign, ensure_ascii=False, separators=(",", ":")).encode())
+
+    def _of_unknown_type(self, row: Body) -> Body:
+        if "result" in row:  # Anthropic's rows name their type
+            return {**row, "result": {**row["result"], "type": "brand_new"}}
+        return {self._id_field: row.get(self._id_field), "brand_new": row.get("response") or row.get("modelOutput")}
 
     def drop_last_row(self) -> None:
         """Take back the row written last."""

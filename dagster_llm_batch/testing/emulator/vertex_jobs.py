@@ -103,7 +103,7 @@ class VertexJob:
     def _export(self, at: float) -> bool:
         """Write the rows that ran; False, with the error set, where that is not allowed."""
         rows = self._rows
-        if rows is None or not rows.answers:
+        if rows is None or not rows.answers or self._fault("no_output_file") is not None:
             return True
         assert self._storage is not None
         file = ResultFile(self._world.faults.whole_file(self.record.ordinal))
