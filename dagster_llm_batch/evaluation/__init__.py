@@ -18,6 +18,7 @@ from dagster_llm_batch.evaluation.calibration import (
     calibration_of,
     calibrations_to_arrow,
 )
+from dagster_llm_batch.evaluation.cases import pairwise_cases, rubric_cases
 from dagster_llm_batch.evaluation.charts import agreement_png, pareto_png, reliability_png
 from dagster_llm_batch.evaluation.classes import PER_CLASS_SCHEMA, Confusion, confusion, per_class
 from dagster_llm_batch.evaluation.drift import (
@@ -31,6 +32,7 @@ from dagster_llm_batch.evaluation.drift import (
     drifts_to_arrow,
     shares_to_arrow,
 )
+from dagster_llm_batch.evaluation.duels import pairwise_png
 from dagster_llm_batch.evaluation.figures import accuracy_png, confusion_png
 from dagster_llm_batch.evaluation.joining import Joined, Target, join
 from dagster_llm_batch.evaluation.labelers import (
@@ -41,6 +43,7 @@ from dagster_llm_batch.evaluation.labelers import (
     agreement_of_pairs,
 )
 from dagster_llm_batch.evaluation.metrics import Evaluation, evaluate
+from dagster_llm_batch.evaluation.pairwise import PAIRWISE_SCHEMA, Pairwise, compare_pairs, pairwise_to_arrow
 from dagster_llm_batch.evaluation.pareto import cost_per_1000_usd, quality, with_pareto_front
 from dagster_llm_batch.evaluation.regression import (
     REGRESSION_SCHEMA,
@@ -50,6 +53,10 @@ from dagster_llm_batch.evaluation.regression import (
     worse,
 )
 from dagster_llm_batch.evaluation.report import EvaluationReport, compare
+from dagster_llm_batch.evaluation.rubric import RUBRIC_SCHEMA, Rubric, rubric_to_arrow, score_rubric
+from dagster_llm_batch.evaluation.sampling import propose
+from dagster_llm_batch.evaluation.signals import gold_signals
+from dagster_llm_batch.evaluation.skew import SKEW_SCHEMA, Skew, side_by_side, skew_between, skew_to_arrow
 from dagster_llm_batch.evaluation.tables import (
     AGREEMENT_SCHEMA,
     CONFUSION_SCHEMA,
@@ -72,9 +79,12 @@ __all__ = [
     "CONFUSION_SCHEMA",
     "DRIFT_SCHEMA",
     "EVALUATION_SCHEMA",
+    "PAIRWISE_SCHEMA",
     "PER_CLASS_SCHEMA",
     "REGRESSION_SCHEMA",
+    "RUBRIC_SCHEMA",
     "SHARES_SCHEMA",
+    "SKEW_SCHEMA",
     "Agreement",
     "Calibration",
     "Confusion",
@@ -87,7 +97,10 @@ __all__ = [
     "LabelerAgreement",
     "LabelerPair",
     "Labels",
+    "Pairwise",
     "Regression",
+    "Rubric",
+    "Skew",
     "Target",
     "accuracy_png",
     "adwin_changes",
@@ -101,6 +114,7 @@ __all__ = [
     "calibrations_to_arrow",
     "class_counts",
     "compare",
+    "compare_pairs",
     "confusion",
     "confusion_markdown",
     "confusion_png",
@@ -113,18 +127,29 @@ __all__ = [
     "evaluate",
     "evaluations_markdown",
     "evaluations_to_arrow",
+    "gold_signals",
     "join",
     "markdown_text",
     "pairwise_agreement",
+    "pairwise_cases",
+    "pairwise_png",
+    "pairwise_to_arrow",
     "pareto_png",
     "per_class",
     "per_class_markdown",
     "plain_text",
+    "propose",
     "quality",
     "regression_between",
     "regressions_to_arrow",
     "reliability_png",
+    "rubric_cases",
+    "rubric_to_arrow",
+    "score_rubric",
     "shares_to_arrow",
+    "side_by_side",
+    "skew_between",
+    "skew_to_arrow",
     "table_markdown",
     "with_pareto_front",
     "worse",

@@ -9,9 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.checks import Verdict
+from dagster_llm_batch.evaluation.duels import pairwise_png
 from dagster_llm_batch.evaluation.pairwise import Pairwise, compare_pairs, pairwise_markdown, pairwise_to_arrow
 from dagster_llm_batch.evaluation.rubric import Rubric, rubric_markdown, rubric_to_arrow, score_rubric
 from dagster_llm_batch.evaluation.text import plain_text
+from dagster_llm_batch.evaluation_assets.pictures import picture
 from dagster_llm_batch.evaluation_assets.tabling import Computed
 
 __all__ = ["CASE_DOCS", "CONSISTENCY", "SCORE", "pairwise", "rubric"]
@@ -81,7 +83,10 @@ def pairwise(
         if (value := getattr(one, name)) is not None
     }
     said = [] if max_inconsistent is None else [_consistency(found, max_inconsistent, severity)]
-    shown = {"llm_batch/judgment": dg.MetadataValue.md(pairwise_markdown(found)), **figures, **_cost(verdicts)}
+    told = pairwise_markdown(found)
+    if any(one.n_judged + one.n_identical for one in found):
+        told += "\n\n" + picture("wins, ties and verdicts that change with the order", pairwise_png(found))
+    shown = {"llm_batch/judgment": dg.MetadataValue.md(told), **figures, **_cost(verdicts)}
     return Computed(pairwise_to_arrow(found), shown, _PAIRWISE_DOCS, said)
 
 

@@ -10,9 +10,8 @@ import pyarrow as pa
 import pytest
 from face import failure
 
-from dagster_llm_batch import Prompt, llm_batch_assets
+from dagster_llm_batch import Prompt, gold_sample_assets, llm_batch_assets
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation_assets.sampling import gold_sample_assets
 
 DAYS = dg.StaticPartitionsDefinition(["mon", "tue"])
 N = 60

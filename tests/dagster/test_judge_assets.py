@@ -9,9 +9,22 @@ import pyarrow as pa
 import pytest
 from face import failure
 
-from dagster_llm_batch import ChecksPolicy, LLMBatchResource, OpenAIBatchResource, Prompt, RetryPolicy
+from dagster_llm_batch import (
+    AnthropicBatchResource,
+    BedrockBatchResource,
+    ChecksPolicy,
+    GeminiBatchResource,
+    LLMBatchResource,
+    OpenAIBatchResource,
+    Prompt,
+    RetryPolicy,
+    VertexBatchResource,
+    pairwise_judge_assets,
+    rubric_judge_assets,
+)
+from dagster_llm_batch.assets.dataset import dataset_of
+from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation_assets.judge import pairwise_judge_assets, rubric_judge_assets
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 from dagster_llm_batch.testing.emulator.answers import last_user_text
 
@@ -169,6 +182,7 @@ class TestPairwise:
         )
         assert shown["llm_batch/short_vs_long/inconsistent_rate"].value == pytest.approx(2 / 3)
         assert "| short | long | 37.5% (" in shown["llm_batch/judgment"].md_str
+        assert "](data:image/png;base64," in shown["llm_batch/judgment"].md_str
 
     def test_judging_again_pays_nothing_and_a_new_answer_pays_for_itself_alone(self, world):
         upstream, judging = duel()
@@ -318,6 +332,27 @@ class TestPairwise:
     def test_settings_that_cannot_work_are_refused_at_once(self, wrong, says):
         with pytest.raises(ConfigError, match=re.escape(says)):
             duel(**wrong)
+
+
+PROVIDERS = {
+    "openai/gpt-5-nano": OpenAIBatchResource(api_key="none"),
+    "anthropic/claude-haiku-4-5": AnthropicBatchResource(api_key="none"),
+    "gemini/gemini-2.5-flash": GeminiBatchResource(api_key="none"),
+    "vertex/gemini-2.5-flash": VertexBatchResource(
+        project="p", location="us-central1", bucket="b", access_token="none"
+    ),
+    "bedrock/anthropic.claude-haiku-4-5-20251001-v1:0": BedrockBatchResource(
+        role_arn="arn:aws:iam::123456789012:role/x", s3_uri="s3://bucket/folder", region_name="us-east-1"
+    ),
+}
+
+
+@pytest.mark.parametrize("model", PROVIDERS)
+def test_every_provider_takes_the_responses_of_both_judges(model):
+    params = {} if model.startswith(("gemini", "vertex")) else {"max_tokens": 500}
+    for _, assets in (duel(model=model, params=params), grades(model=model, params=params)):
+        spec = dataset_of(assets).labeling.spec
+        assert PROVIDERS[model].provider().codec(spec).encode(make_request(None, "?"), "r0-0")
 
 
 class TestRubric:

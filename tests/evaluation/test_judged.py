@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.stats import binomtest, bootstrap
 
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.cases import pairwise_cases, rubric_cases
+from dagster_llm_batch.evaluation.duels import pairwise_png
 from dagster_llm_batch.evaluation.intervals import mean_interval, sign_test, wilson
 from dagster_llm_batch.evaluation.pairwise import compare_pairs, pairwise_markdown, pairwise_to_arrow
 from dagster_llm_batch.evaluation.rubric import rubric_markdown, rubric_to_arrow, score_rubric
@@ -196,6 +201,27 @@ class TestPairwise:
         [row] = pairwise_to_arrow([one]).to_pylist()
         assert (row["a"], row["n_inconsistent"], row["win_rate_a"]) == ("a", 1, 0.75)
         assert "| a | b | 75.0% (" in pairwise_markdown([one])
+
+
+class TestPicture:
+    def test_a_picture_shows_each_pair_that_was_compared_and_is_the_same_for_the_same_figures(self):
+        one, other = compared([("A", "B"), ("A", "A"), (None, "A")]), compared([("tie", "tie")] * 300)
+        picture = pairwise_png([one, other])
+        image = Image.open(io.BytesIO(picture))
+        assert (image.format, image.width) == ("PNG", 1200)
+        assert Image.open(io.BytesIO(pairwise_png([one]))).height < image.height
+        assert pairwise_png([one, compared([(None, None)])]) == pairwise_png([one])
+        assert pairwise_png([one, other]) == picture
+
+    def test_the_bars_are_as_long_as_their_counts(self):
+        image = Image.open(io.BytesIO(pairwise_png([compared([("A", "B")] * 3 + [("B", "A")])])))
+        pixels = np.asarray(image.convert("RGB"))
+        blue, green = ((pixels == color).all(axis=-1).sum() for color in [(0x25, 0x63, 0xA6), (0x00, 0x9E, 0x73)])
+        assert blue / (blue + green) == pytest.approx(0.75, abs=0.02)
+
+    def test_nothing_judged_is_nothing_to_draw(self):
+        with pytest.raises(ConfigError, match="nothing to draw"):
+            pairwise_png([compared([(None, "A")])])
 
 
 class TestRubric:

@@ -1,0 +1,85 @@
+"""A picture of judged pairs: who wins, and what the order of the answers decides. How it is drawn: `drawing`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation.drawing import (
+    AMBER,
+    BLUE,
+    CANDIDATE_CHARS,
+    INK,
+    MUTED,
+    PALETTE,
+    RULE,
+    Lettering,
+    blank,
+    headline,
+    png,
+)
+from dagster_llm_batch.evaluation.pairwise import Pairwise
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["MAX_PAIRS", "pairwise_png"]
+
+MAX_PAIRS = 20
+"""Pairs in a picture; of more, the first are drawn."""
+
+_NARROW = 0.045  # of the bar: a number would not fit
+
+
+def pairwise_png(figures: Sequence[Pairwise]) -> bytes:
+    """One bar for each pair that was compared: rows that a wins, ties, inconsistent rows, rows that b wins.
+
+    Raises ConfigError if none was.
+    """
+    drawn = [one for one in figures if one.n_judged + one.n_identical][:MAX_PAIRS]
+    if not drawn:
+        raise ConfigError("No pair of candidates has rows that were judged: there is nothing to draw.")
+    row, top, below = 0.98, 1.2, 0.1  # inches
+    height = top + row * len(drawn) + below
+    figure, type_ = blank(height)
+    axes = figure.add_axes((0.05, below / height, 0.9, row * len(drawn) / height))
+    axes.set_axis_off()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(len(drawn), 0)
+    for at, one in enumerate(drawn):
+        _bar(axes, type_, one, at)
+    x = 0.05
+    for name, color, width in (
+        ("left wins", BLUE, 0.15),
+        ("tie or identical", RULE, 0.21),
+        ("changes with the order", AMBER, 0.28),
+        ("right wins", PALETTE[2], 0.15),
+    ):
+        type_.text(figure, x, 1 - 0.98 / height, "■", size=11, color=color, va="center")
+        type_.text(figure, x + 0.025, 1 - 0.98 / height, name, size=9.5, color=MUTED, va="center")
+        x += width
+    headline(figure, type_, "Pairs of answers, judged in both orders", "rows; a win is a win in both orders", height)
+    return png(figure)
+
+
+def _bar(axes: Axes, type_: Lettering, one: Pairwise, at: int) -> None:
+    total, left, y = one.n_judged + one.n_identical, 0.0, at + 0.5
+    for n, color, ink in (
+        (one.n_a_wins, BLUE, "white"),
+        (one.n_ties + one.n_identical, RULE, INK),
+        (one.n_inconsistent, AMBER, "white"),
+        (one.n_b_wins, PALETTE[2], "white"),
+    ):
+        width = n / total
+        axes.barh(y, width, left=left, height=0.32, color=color)
+        if width >= _NARROW:
+            type_.text(axes, left + width / 2, y, f"{n:,}", size=9.5, color=ink, ha="center", va="center_baseline")
+        left += width
+    type_.text(axes, 0, y - 0.27, type_.clean(one.a, CANDIDATE_CHARS), size=10, va="center")
+    type_.text(axes, 1, y - 0.27, type_.clean(one.b, CANDIDATE_CHARS), size=10, ha="right", va="center")
+    assert one.win_rate_a is not None  # as there are rows
+    said = [f"win rate, ties as half: {one.win_rate_a:.0%} to {1 - one.win_rate_a:.0%}"]
+    said += [f"verdicts for the answer shown first: {one.first_rate:.0%}"] if one.first_rate is not None else []
+    said += [f"not judged: {one.n_unjudged:,}"] if one.n_unjudged else []
+    type_.text(axes, 0, y + 0.29, "; ".join(said), size=8.5, color=MUTED, va="center")
