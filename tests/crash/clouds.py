@@ -23,6 +23,7 @@ from dagster_llm_batch.types import Absent, FindHints
 BUCKET = "bucket"
 SETTLE_SECONDS = 0.3  # how long a create call that got lost may still arrive; here it cannot
 _TIMEOUT_SECONDS = 60.0
+_BATCH_CALLS = frozenset({"create", "find", "poll", "fetch", "cancel", "respond"})
 _LABELER = Path(__file__).with_name("labeler.py")
 _MAX_TOKENS = {"max_tokens": 50}
 _MAX_OUTPUT_TOKENS = {"max_output_tokens": 50}
@@ -68,11 +69,12 @@ class Cloud:
 
     name: str
     model: str
+    other_model: str
     params: dict[str, Any]
     provider: Callable[[Place, tuple[str, ...]], Any]
     create: str = "^$"
     download: str = "^$"
-    held: frozenset[str] = frozenset({"upload", "create", "poll", "fetch", "download", "find"})
+    held: frozenset[str] = _BATCH_CALLS | {"upload", "download"}
     lacks: frozenset[str] = frozenset()  # calls that it does not make
 
 
@@ -146,10 +148,19 @@ def _command(place: Place, options: tuple[str, ...]) -> CommandProvider:
 CLOUDS = {
     cloud.name: cloud
     for cloud in (
-        Cloud("openai", "gpt-4o", _MAX_TOKENS, _openai, r"^POST /v1/batches$", r"^GET /v1/files/[^/]+/content$"),
+        Cloud(
+            "openai",
+            "gpt-4o",
+            "gpt-4o-mini",
+            _MAX_TOKENS,
+            _openai,
+            r"^POST /v1/batches$",
+            r"^GET /v1/files/[^/]+/content$",
+        ),
         Cloud(
             "anthropic",
             "claude-haiku-4-5",
+            "claude-sonnet-4-5",
             _MAX_TOKENS,
             _anthropic,
             r"^POST /v1/messages/batches$",
@@ -159,33 +170,36 @@ CLOUDS = {
         Cloud(
             "bedrock",
             "anthropic.claude-haiku-4-5-20251001-v1:0",
+            "anthropic.claude-sonnet-4-5-20250929-v1:0",
             _MAX_TOKENS,
             _bedrock,
             r"^POST .*/model-invocation-job$",
             r"^GET /bucket/llm/",
-            held=frozenset({"create", "poll", "fetch", "find"}),
+            held=_BATCH_CALLS,
         ),
         Cloud(
             "vertex",
             "gemini-2.5-flash",
+            "gemini-2.5-pro",
             _MAX_OUTPUT_TOKENS,
             _vertex,
             r"^POST .*/batchPredictionJobs$",
             r"^GET (/download)?/storage/v1/b/bucket/o/.",
-            held=frozenset({"create", "poll", "fetch", "find"}),
+            held=_BATCH_CALLS,
         ),
         Cloud(
             "gemini",
             "gemini-2.5-flash",
+            "gemini-2.5-pro",
             _MAX_OUTPUT_TOKENS,
             _gemini,
             r"^POST .*:batchGenerateContent$",
             r"^GET .*:download$",
         ),
-        Cloud("command", "m", _MAX_TOKENS, _command, held=frozenset(), lacks=frozenset({"download"})),
+        Cloud("command", "m", "m2", _MAX_TOKENS, _command, held=frozenset(), lacks=frozenset({"download"})),
     )
 }
-FORGETFUL = Cloud("openai", "gpt-4o", _MAX_TOKENS, _forgetful, CLOUDS["openai"].create)
+FORGETFUL = Cloud("openai", "gpt-4o", "gpt-4o-mini", _MAX_TOKENS, _forgetful, CLOUDS["openai"].create)
 
 
 def books_of(cloud: Cloud, emulator: Emulator, folder: Path) -> tuple[set[str], list[Answered]]:

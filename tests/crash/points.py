@@ -8,7 +8,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.crash.clouds import Cloud
-from tests.crash.scenarios import BUSY, DOUBT, PLAIN, TWO_WAVES, Scenario
+from tests.crash.scenarios import (
+    BUSY,
+    CANCELED,
+    DOUBT,
+    EXPIRED,
+    FALLBACK,
+    LATE,
+    OWN_QUEUE,
+    PLAIN,
+    PUT_BACK,
+    REFUSED,
+    SHARED,
+    TWO_WAVES,
+    URGENT,
+    Scenario,
+)
 from tests.crash.taps import HELD, Point, When
 
 _B, _H, _U, _R, _C, _A = When.BEFORE, When.HALFWAY, When.UNSEEN, When.ARRIVED, When.ACTED, When.AFTER
@@ -90,6 +105,45 @@ CRASHES: tuple[Crash, ...] = (
     *_at(DOUBT, "ledger: note", _TRANSACTION),
     *_at(DOUBT, "call: find", _CALL),
     *_at(BUSY, "ledger: not_sent", _TRANSACTION),
+    *_at(REFUSED, "ledger: refused", _TRANSACTION, nth=_SECOND),
+    *_at(EXPIRED, "ledger: expired", (_U, _A)),
+    *_at(EXPIRED, "ledger: ended", (_A,)),
+    *_at(PUT_BACK, "ledger: put_back", _TRANSACTION),
+    *_at(PUT_BACK, "ledger: send", (_A,), nth=4),
+    *_at(PUT_BACK, "call: create", (_R, _C, _A), nth=4),
+    *_at(PUT_BACK, "ledger: accepted", (_U,), nth=4),
+    # queues and shared batches
+    *_at(OWN_QUEUE, "ledger: note", (_U, _A)),
+    *_at(OWN_QUEUE, "call: create", (_R, _C, _A), nth=_SECOND),
+    *_at(OWN_QUEUE, "ledger: ended", (_B, _A)),
+    *_at(SHARED, "ledger: open", (_U, _A), nth=_SECOND),
+    *_at(SHARED, "ledger: send", _TRANSACTION),
+    *_at(SHARED, "call: create", _CALL),
+    *_at(SHARED, "ledger: accepted", _TRANSACTION),
+    *_at(SHARED, "ledger: ended", _TRANSACTION, nth=_SECOND),
+    *_at(SHARED, "call: download", _CALL),
+    *_at(SHARED, "file: raw", _FILE, nth=_SECOND),
+    *_at(SHARED, "ledger: collected", _TRANSACTION, nth=_SECOND),
+    *_at(SHARED, "ledger: settle", _TRANSACTION, nth=_SECOND),
+    *_at(SHARED, "ledger: deliver", _TRANSACTION, nth=_SECOND),
+    # real time, other models, deadlines
+    *_at(URGENT, "ledger: send", (_U, _A), nth=3),
+    *_at(URGENT, "call: respond", _CALL, nth=_SECOND),
+    *_at(URGENT, "file: raw", _FILE),
+    *_at(URGENT, "ledger: answered", _TRANSACTION),
+    *_at(FALLBACK, "file: fallback", _FILE),
+    *_at(FALLBACK, "file: requests", (_H, _U, _A), wave=2),
+    *_at(FALLBACK, "ledger: add_wave", (_U, _A)),
+    *_at(FALLBACK, "call: create", (_R, _C, _A), wave=2),
+    *_at(FALLBACK, "ledger: accepted", (_U,), wave=2),
+    *_at(LATE, "call: cancel", _CALL, nth=_SECOND),
+    *_at(LATE, "ledger: canceled", _TRANSACTION, nth=_SECOND),
+    *_at(LATE, "call: respond", (_R, _C, _A), wave=2),
+    *_at(LATE, "ledger: answered", _TRANSACTION, wave=2),
+    # cancel
+    *_at(CANCELED, "ledger: set_state", _TRANSACTION),
+    *_at(CANCELED, "call: cancel", _CALL, nth=_SECOND),
+    *_at(CANCELED, "ledger: canceled", _TRANSACTION, nth=_SECOND),
     # killed again while it makes good for the first time
     *(
         Crash(PLAIN, (Point("call: create", first, nth=_SECOND), second))

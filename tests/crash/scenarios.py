@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
@@ -14,7 +15,8 @@ from pydantic import BaseModel, Field
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.testing.emulator import Fault, RowFault, WireFault, lost_create_reply
+from dagster_llm_batch.engine.rules import QueueLimit
+from dagster_llm_batch.testing.emulator import BatchFault, Fault, RowFault, WireFault, lost_create_reply
 from tests.crash.clouds import CLOUDS, Cloud
 
 ANSWER = {"topic": "billing", "urgency": 3}
@@ -28,6 +30,9 @@ _CREATES = (
     "POST /gemini/*:batchGenerateContent",
 )
 _EMULATED = frozenset(CLOUDS) - {"command"}
+RUNNING = ("in_progress", "InProgress", "JOB_STATE_RUNNING", "BATCH_STATE_RUNNING")
+"""The providers' words for a batch that runs."""
+DEADLINE = timedelta(minutes=5)
 
 
 class TicketLabel(BaseModel):
@@ -39,7 +44,15 @@ class TicketLabel(BaseModel):
 
 @dataclass(frozen=True)
 class Scenario:
-    """One labeling. `waves`: how many batches each wave has in the end. Every row ends labeled."""
+    """One labeling.
+
+    waves: how many batches each wave has in the end.
+    faults, command_options: what goes wrong at the emulator, and at the command.
+    changes: of the labeling. urgent: how many rows are answered in real time.
+    runs_on: batches run until somebody stops them.
+    outcomes: how rows may end. billed: the least and the most requests that may be billed; default: each row, once.
+    spare_batches: batches that the provider has, that ran nothing, and that no shard has.
+    """
 
     name: str
     waves: tuple[int, ...] = (3,)
@@ -47,34 +60,52 @@ class Scenario:
     command_options: tuple[str, ...] = ()
     clouds: frozenset[str] = frozenset(CLOUDS)
     rows: int = 9
+    partitions: int = 1
+    changes: tuple[tuple[str, Any], ...] = ()
+    falls_back: bool = False
+    urgent: int = 0
+    queue_limit: QueueLimit | None = None
+    runs_on: bool = False
+    is_late: bool = False
+    is_canceled: bool = False
+    outcomes: frozenset[str] = frozenset({"succeeded"})
+    billed: tuple[int, int] | None = None
+    spare_batches: int = 0
 
     def labeling(self, cloud: Cloud) -> Labeling:
-        return Labeling(
-            asset="ticket_labels",
-            model=f"{cloud.name}/{cloud.model}",
-            key="ticket_id",
-            prompt=Prompt(system="You label support tickets.", user="{{ subject }}\n\n{{ body }}"),
-            response=TicketLabel,
-            params=cloud.params,
-            max_requests_per_batch=3,
-        )
+        usual: dict[str, Any] = {
+            "asset": "ticket_labels",
+            "model": f"{cloud.name}/{cloud.model}",
+            "key": "ticket_id",
+            "prompt": Prompt(system="You label support tickets.", user="{{ subject }}\n\n{{ body }}"),
+            "response": TicketLabel,
+            "params": cloud.params,
+            "max_requests_per_batch": 3,
+            "urgent": "now" if self.urgent else None,
+            "realtime_concurrency": 1,
+            "fallback": (f"{cloud.name}/{cloud.other_model}",) if self.falls_back else (),
+            "deadline": DEADLINE if self.is_late else None,
+        }
+        return Labeling(**{**usual, **dict(self.changes)})
 
-    def tickets(self) -> Iterator[Any]:
-        """Rows in two pieces: planning has a middle."""
-        numbers = range(self.rows)
+    def tickets(self, partition: int) -> Iterator[Any]:
+        """A partition's rows in two pieces: planning has a middle."""
+        rows = self.rows // self.partitions
+        numbers = range(partition * rows, (partition + 1) * rows)
         columns = {
             "ticket_id": [f"t{n}" for n in numbers],
             "subject": [f"Subject {n}" for n in numbers],
             "body": [f"Where is my invoice number {n}?" for n in numbers],
+            "now": [n < self.urgent for n in numbers],
         }
         [batch] = pa.table(columns).to_batches()
-        yield batch.slice(0, 5)
-        yield batch.slice(5)
+        yield batch.slice(0, rows // 2)
+        yield batch.slice(rows // 2)
 
 
 PLAIN = Scenario("plain")
 TWO_WAVES = Scenario(
-    "two waves",
+    "a row fails at first",
     waves=(3, 1),
     faults=(RowFault(containing="number 1?", status_code=503, times=1),),
     command_options=("number 1?",),
@@ -89,4 +120,57 @@ BUSY = Scenario(
     faults=tuple(WireFault(kind="status", status=429, route=route) for route in _CREATES),
     clouds=_EMULATED,
 )
-SCENARIOS = (PLAIN, TWO_WAVES, DOUBT, BUSY)
+REFUSED = Scenario(
+    "the provider refuses",
+    waves=(),
+    faults=tuple(WireFault(kind="status", status=400, route=route, times=None) for route in _CREATES),
+    clouds=frozenset({"openai", "anthropic", "vertex"}),
+    outcomes=frozenset({"errored"}),
+    billed=(0, 0),
+)
+EXPIRED = Scenario(
+    "a batch expires",
+    waves=(3, 1),
+    faults=(BatchFault(kind="expires", batches=[0], fraction=0.4),),
+    clouds=frozenset({"openai", "anthropic", "bedrock"}),
+)
+PUT_BACK = Scenario(
+    "the provider's queue is full",
+    faults=(BatchFault(kind="fails", batches=[1]),),
+    clouds=frozenset({"openai"}),
+    spare_batches=1,
+)
+OWN_QUEUE = Scenario("batches wait for their turn", queue_limit=QueueLimit(max_batches=1), clouds=frozenset({"openai"}))
+SHARED = Scenario("partitions share a batch", waves=(1,), partitions=3, changes=(("max_requests_per_batch", 9),))
+URGENT = Scenario("some rows are urgent", waves=(2,), urgent=3, clouds=_EMULATED, billed=(9, 12))
+FALLBACK = Scenario(
+    "a model refuses a row",
+    waves=(3, 1),
+    faults=(RowFault(containing="number 1?", status_code=400, times=1),),
+    falls_back=True,
+    clouds=_EMULATED,
+)
+LATE = Scenario("the deadline passes", runs_on=True, is_late=True, clouds=_EMULATED, billed=(9, 18))
+CANCELED = Scenario(
+    "somebody cancels",
+    runs_on=True,
+    is_canceled=True,
+    clouds=_EMULATED,
+    outcomes=frozenset({"canceled", "missing"}),
+    billed=(0, 0),
+)
+SCENARIOS = (
+    PLAIN,
+    TWO_WAVES,
+    DOUBT,
+    BUSY,
+    REFUSED,
+    EXPIRED,
+    PUT_BACK,
+    OWN_QUEUE,
+    SHARED,
+    URGENT,
+    FALLBACK,
+    LATE,
+    CANCELED,
+)

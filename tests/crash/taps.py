@@ -32,8 +32,11 @@ from dagster_llm_batch.providers import command, command_job
 from dagster_llm_batch.storage import database
 from dagster_llm_batch.storage.payloads import PayloadStore
 
-_FILE = re.compile(r"(?:wave-(?P<wave>\d+)-\d+\.)?(?P<kind>[a-z]+)\.(?:jsonl\.zst|parquet)$")
-_VERBS = {"submit": "call: upload", "find": "call: find", "poll": "call: poll", "fetch": "call: fetch"}
+_FILE = re.compile(r"(?:wave-(?P<wave>\d+)-\d+\.)?(?P<kind>[a-z]+)(?:-\d+)?\.(?:jsonl\.zst|parquet)$")
+_VERBS = {
+    "submit": "call: upload",
+    **{verb: f"call: {verb}" for verb in ("find", "poll", "fetch", "cancel", "respond")},
+}
 _LEASES = {"_compare_and_set": "lease", "_give_back": "release", "release": "release", "renew": "renew"}
 
 

@@ -8,20 +8,23 @@ from __future__ import annotations
 import faulthandler
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.errors import TransientError
+from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from tests.crash.clouds import Cloud, Place
-from tests.crash.scenarios import Scenario
+from tests.crash.scenarios import DEADLINE, Scenario
 from tests.crash.taps import Point, Tap, When, install, tap_verbs
 
 NAMESPACE = "crash"
@@ -68,29 +71,59 @@ def work(job: Job, parent: Connection) -> None:
     cloud = job.cloud
     install(tap, cloud.create, cloud.download, job.place.port)
     provider = tap_verbs(tap, cloud.provider(job.place, job.scenario.command_options))
+    scenario = job.scenario
+    skipped = Skipped()
     engine = Engine(
         {cloud.name: provider},
         job.open_ledger(),
         PayloadStore(f"{job.place.folder}/payloads"),
         NAMESPACE,
+        clock=skipped.now,
         sleep=lambda _: time.sleep(_PAUSE_SECONDS),
+        queue_limits={cloud.name: scenario.queue_limit} if scenario.queue_limit else None,
     )
-    labeling = job.scenario.labeling(cloud)
-    submission = engine.plan(labeling, job.scenario.tickets())
-    while not _is_settled(engine, labeling, submission.submission_id):
+    labeling = scenario.labeling(cloud)
+    ids = [_planned(engine, scenario, labeling, number) for number in range(scenario.partitions)]
+    engine.submit_together(labeling, ids)
+    if scenario.is_late:
+        skipped.by += DEADLINE
+    while open_ids := [one for one in ids if not engine.status(one).is_settled]:
+        for one in open_ids:
+            if scenario.is_canceled:
+                engine.cancel(one)
+            with suppress(TransientError):  # the provider does not answer now
+                engine.advance(labeling, one)
+            waiting = [shard.waits_until for shard in engine.status(one).shards if shard.state is ShardState.PLANNED]
+            skipped.to(min((until for until in waiting if until is not None), default=None))
         time.sleep(_PAUSE_SECONDS)
-    labeled = engine.labels(labeling, submission.submission_id)
-    rows = pa.concat_tables([one.select(["ticket_id", "llm_outcome"]) for one in (labeled.labels, labeled.rejects)])
-    _materialize(tap, rows, job.table)
-    engine.ledger.deliver(submission.submission_id)
+    labeled = [engine.labels(labeling, one) for one in ids]
+    tables = [table.select(["ticket_id", "llm_outcome"]) for one in labeled for table in (one.labels, one.rejects)]
+    _materialize(tap, pa.concat_tables(tables), job.table)
+    for one in ids:
+        engine.ledger.deliver(one)
     parent.send(dict(tap.crossed))
 
 
-def _is_settled(engine: Engine, labeling: Any, submission_id: str) -> bool:
-    try:
-        return engine.advance(labeling, submission_id).is_settled
-    except TransientError:
-        return False  # the provider does not answer now
+class Skipped:
+    """A clock on which time can be skipped, for waits of minutes."""
+
+    def __init__(self) -> None:
+        self.by = timedelta()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.by
+
+    def to(self, moment: datetime | None) -> None:
+        """Let that moment come."""
+        if moment is not None:
+            self.by += max(timedelta(), moment - self.now())
+
+
+def _planned(engine: Engine, scenario: Scenario, labeling: Labeling, number: int) -> str:
+    """The submission of a partition; of a canceled one the same again, which a plan would follow up."""
+    partition = str(number)
+    known = engine.latest(labeling.asset, partition) if scenario.is_canceled else None
+    return (known or engine.plan(labeling, scenario.tickets(number), partition=partition)).submission_id
 
 
 def _materialize(tap: Tap, rows: pa.Table, path: Path) -> None:
