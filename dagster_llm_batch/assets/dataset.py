@@ -132,9 +132,9 @@ class Dataset:
         if upstream != self.partitions_def:
             assert self.rows_key is not None  # a function has no partitions
             msg = (
-                f"The rows asset {self.rows_key.to_user_string()} has other partitions than {self.key.to_user_string()}: "
-                f"{upstream} against {self.partitions_def}. Give both the same partitions_def, or rows= a function "
-                "that says which partitions to read."
+                f"The rows asset {self.rows_key.to_user_string()} has other partitions than "
+                f"{self.key.to_user_string()}: {upstream} against {self.partitions_def}. Give both the same "
+                "partitions_def, or rows= a function that says which partitions to read."
             )
             raise ConfigError(msg)
         return partition
