@@ -215,7 +215,8 @@ def _latency(candidate: pa.Table, rows: pa.Array) -> tuple[float | None, float |
     )
     if not pa.types.is_timestamp(start.type) or start.type != end.type:
         return None, None
-    microseconds = pc.microseconds_between(start, end).drop_null()
+    # A provider's clock, or its whole seconds, may end a batch before it began here.
+    microseconds = pc.max_element_wise(pc.microseconds_between(start, end).drop_null(), 0)
     p50, p95 = pc.quantile(microseconds, [0.5, 0.95]).to_pylist() if len(microseconds) else (None, None)
     return (None, None) if p50 is None or p95 is None else (p50 / 1e6, p95 / 1e6)
 

@@ -103,6 +103,14 @@ def test_latency_and_prompt_versions_are_those_of_the_labeled_rows():
     assert without.latency_p50_seconds is None
 
 
+def test_a_batch_that_ends_before_it_began_took_no_time():
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    gold = pa.table({"id": [1], "t": ["a"]})
+    times = {"llm_submitted_at": [start], "llm_completed_at": [start - timedelta(seconds=0.8)]}
+    (got,) = compare(gold, {"c": pa.table({"id": [1], "t": ["a"], **times})}, key="id", targets=["t"]).evaluations
+    assert got.latency_p50_seconds == 0
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
 @settings(deadline=None, max_examples=100)
 def test_the_front_is_never_empty_and_every_other_one_is_beaten_by_somebody_on_it(points):
