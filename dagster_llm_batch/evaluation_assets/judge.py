@@ -16,7 +16,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch.assets.naming import Upstream, upstream_key
+from dagster_llm_batch.assets.naming import Upstream
 from dagster_llm_batch.assets.output import Frame, check_frame
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.errors import ConfigError
@@ -96,7 +96,7 @@ def pairwise_judge_assets(
         raise ConfigError(f"candidates is {judged[0].name} alone; a comparison needs two or more.")
     judge = Judge(
         key=dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name]),
-        rows=upstream_key(rows),
+        rows=rows,
         candidates=judged,
         join_key=key,
         targets=(target,) if isinstance(target, str) else tuple(target),
@@ -188,7 +188,7 @@ def rubric_judge_assets(
     judged = candidates_of(candidates, {})
     judge = Judge(
         key=dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name]),
-        rows=upstream_key(rows),
+        rows=rows,
         candidates=judged,
         join_key=key,
         targets=(target,) if isinstance(target, str) else tuple(target),

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.assets import ROLE_TAG, RowsContext, llm_batch_assets
-from dagster_llm_batch.assets.naming import key_beside
+from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.cases import ANSWERS, CASE_ID, JUDGE_COLUMNS
@@ -61,11 +61,12 @@ def response_schema(title: str, properties: Mapping[str, Any]) -> dict[str, Any]
 @dataclass(frozen=True)
 class Judge:
     """One judge. `own_columns` are those of a case beside its id, the key and the columns of the rows; `keep` are those
-    of them that its verdict carries.
+    of them that its verdict carries. Rows from outside of Dagster, given as an unpartitioned AssetSpec, are taken to be
+    there.
     """
 
     key: dg.AssetKey
-    rows: dg.AssetKey
+    rows: Upstream
     candidates: tuple[Candidate, ...]
     join_key: str
     targets: tuple[str, ...]
@@ -96,6 +97,10 @@ class Judge:
         return key_beside(self.verdicts_key, "rejects")
 
     @property
+    def rows_key(self) -> dg.AssetKey:
+        return upstream_key(self.rows)
+
+    @property
     def columns(self) -> list[str]:
         """Columns of the rows that the prompt reads."""
         return sorted((self.prompt.columns() or frozenset()) - {*ANSWERS, self.join_key})
@@ -118,7 +123,8 @@ class Judge:
         common: dict[str, Any] = {"partitions_def": tabling.partitions_def, "group_name": group_name, "owners": owners}
         mine = {**common, "tags": {**tags, ROLE_TAG: "evaluation"}, "skippable": True}
         names = ", ".join(one.name for one in self.candidates)
-        reads = list(dict.fromkeys([self.rows, *(one.key for one in self.candidates)]))
+        reads = list(dict.fromkeys([self.rows_key, *(one.key for one in self.candidates)]))
+        from_outside = isinstance(self.rows, dg.AssetSpec) and self.rows.partitions_def is None
         cases = dg.AssetSpec(
             self.cases_key,
             description=f"What {model} is asked to judge: answers of {names}.",
@@ -127,7 +133,9 @@ class Judge:
             code_version=code_digest(
                 self.join_key, self.targets, self.candidates, self.sample, self.seed, self.columns
             ),
-            automation_condition=follow(reads, partitioned=partitioned),
+            automation_condition=follow(
+                reads, partitioned=partitioned, not_awaited=[self.rows_key] if from_outside else []
+            ),
             **mine,
         )
         verdicts = llm_batch_assets(
@@ -167,13 +175,13 @@ class Judge:
 
     def _compute_cases(self, context: dg.AssetExecutionContext, partition: str | None) -> Computed:
         stored, key = StoredTables(context), self.join_key
-        rows = self._read(stored, self.rows, partition, [key, *self.columns])
+        rows = self._read(stored, self.rows_key, partition, [key, *self.columns])
         answers = {one.name: self._read(stored, one.key, partition, [key, *self.targets]) for one in self.candidates}
         cases = self.cases(rows, answers, key=key, target=self.targets, sample=self.sample, seed=self.seed)
         asked = len(_to_ask(cases))
         shown = [dg.TableColumnDep(one.key, column) for one in self.candidates for column in self.targets]
         lineage = {
-            **{name: [dg.TableColumnDep(self.rows, name)] for name in (key, *self.columns)},
+            **{name: [dg.TableColumnDep(self.rows_key, name)] for name in (key, *self.columns)},
             **{name: shown for name in self.own_columns if name in ANSWERS},
         }
         metadata = {

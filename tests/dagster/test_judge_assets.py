@@ -315,6 +315,15 @@ class TestPairwise:
         asked, cursor = tick(cursor)
         assert asked == {"duel"}
 
+    def test_rows_from_outside_are_not_waited_for(self, world):
+        questions = dg.AssetSpec("questions")
+        [_, *answers], judging = duel(rows=questions)
+        defs = dg.Definitions(assets=[questions, *answers, *judging], resources=world.resources)
+        first = dg.evaluate_automation_conditions(defs, world.instance)
+        world.run(answers)
+        then = dg.evaluate_automation_conditions(defs, world.instance, cursor=first.cursor)
+        assert then.get_requested_partitions(dg.AssetKey("duel_cases")) == {None}
+
     @pytest.mark.parametrize(
         ("wrong", "says"),
         [
