@@ -22,7 +22,7 @@ from dagster_llm_batch._dagster_private import io_manager_surroundings
 from dagster_llm_batch.assets.partitions import each_partition
 from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.core.rows import record_batches
-from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation import Evaluation, Regression, evaluate, join, regression_between, worse
 from dagster_llm_batch.evaluation.summaries import bake_off_markdown, regressions_markdown
 from dagster_llm_batch.evaluation.text import plain_text
@@ -39,6 +39,7 @@ CHECK = "regression"
 _ANY = dg.DagsterType(lambda _context, _value: True, "AcceptedLabels", typing_type=Any)
 """What an IO manager is asked for: whatever it gives by itself."""
 
+_ANEW = "If its store, key or targets were others when it was accepted, accept a version anew."
 _CANDIDATE = "candidate"
 _KEPT = ("llm_outcome", "llm_model", "llm_prompt_version")
 _DOCS = {
@@ -99,10 +100,18 @@ class Accepted:
             resource_config=around["resource_config"],
             resources=around["resources"]._asdict(),  # a named tuple, as output contexts take it
         )
-        value = getattr(context.resources, design.tabling.io_manager_key).load_input(given)
+        what = key.to_user_string()
+        try:
+            batches = list(record_batches(getattr(context.resources, design.tabling.io_manager_key).load_input(given)))
+        except Exception as error:  # an IO manager raises whatever its store does
+            raise InputError(f"{what} could not be read: {type(error).__name__}: {error}. {_ANEW}") from error
         columns = [_CANDIDATE, design.join_key, *(target.name for target in design.targets)]
-        hint = "Its targets or key were others when it was accepted: accept a version anew."
-        return columns_of(list(record_batches(value)), key.to_user_string(), columns, also=_KEPT, hint=hint)
+        return columns_of(batches, what, columns, also=_KEPT, hint=_ANEW)
+
+    def of_others(self, candidates: Sequence[str]) -> list[pa.Table]:
+        """What was accepted of all candidates but these."""
+        table = self.table()
+        return [] if table is None else [table.filter(pc.invert(pc.is_in(table[_CANDIDATE], pa.array(candidates))))]
 
     def regressions(self, read: Read) -> list[Regression]:
         """Each accepted candidate and target, against what is there now."""
@@ -186,20 +195,20 @@ def _accept(
     )
     read = upstreams.read(None)
     chosen = Read(read.gold, {name: read.candidates[name] for name in candidates})
-    accepted = Accepted(context, design, spec)
-    before = accepted.table()
-    kept = [] if before is None else [before.filter(pc.invert(pc.is_in(before[_CANDIDATE], pa.array(candidates))))]
-    new = [_labels_of_gold(name, table, chosen.gold, design) for name, table in chosen.candidates.items()]
+    new = [_labels_of_gold(name, table, read.gold, design) for name, table in chosen.candidates.items()]
+    try:
+        accepted = Accepted(context, design, spec)
+        table = stacked([*accepted.of_others(candidates), *new], spec.key)
+        replaced = accepted.regressions(chosen)
+    except (ConfigError, InputError) as error:
+        context.log.warning(f"What was accepted before is dropped, for it cannot be compared any more: {error}")
+        table, replaced = stacked(new, spec.key), []
     measured = [
-        evaluate(join(read.gold, table, key=design.join_key, target=target, candidate_name=name), n_resamples=0)
+        evaluate(join(read.gold, labels, key=design.join_key, target=target, candidate_name=name), n_resamples=0)
         for target in design.targets
-        for name, table in chosen.candidates.items()
+        for name, labels in chosen.candidates.items()
     ]
-    return Computed(
-        stacked([*kept, *new], design.accepted_key),
-        _metadata(measured, accepted.regressions(chosen), candidates),
-        _DOCS,
-    )
+    return Computed(table, _metadata(measured, replaced, candidates), _DOCS)
 
 
 def _labels_of_gold(name: str, table: pa.Table, gold: pa.Table, design: Design) -> pa.Table:

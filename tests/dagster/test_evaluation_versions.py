@@ -201,3 +201,25 @@ def test_what_was_accepted_comes_back_through_a_database(tmp_path):
     accept(world, [*upstream, *evaluation], "smol")
     verdict = evaluate(world, upstream, evaluation)
     assert "100.0% accepted, 100.0% now, on 7 rows" in verdict.description
+
+
+def test_where_the_target_has_changed_the_evaluation_says_so_and_accepting_anew_helps(world):
+    @dg.asset
+    def gold():
+        return pa.table({"id": list(TRUTH), "topic": list(TRUTH.values()), "urgency": [1] * len(TRUTH)})
+
+    @dg.asset
+    def smol():
+        return pa.table({"id": list(TRUTH), "topic": list(TRUTH.values()), "urgency": [2] * len(TRUTH)})
+
+    def evaluation(target):
+        return evaluation_assets(name="quality", gold=gold, candidates=[smol], key="id", target=target, regression=True)
+
+    world.fill([gold, smol])
+    accept(world, [gold, smol, *evaluation("topic")], "smol")
+    changed = evaluation("urgency")
+    message = world.failure([gold, smol, *changed], changed[:1])
+    assert "quality_accepted has no column 'urgency'" in message
+    assert "accept a version anew" in message
+    accept(world, [gold, smol, *changed], "smol")
+    assert evaluate(world, [gold, smol], changed).passed
