@@ -9,7 +9,8 @@ from pydantic import Field
 from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.engine.orphans import orphans
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
-from dagster_llm_batch.metadata import markdown_table, plain, progress_text
+from dagster_llm_batch.metadata import markdown_table, plain
+from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.storage.records import Submission
 

@@ -18,6 +18,8 @@ import pyarrow as pa
 
 from dagster_llm_batch.core.labeling import PROVENANCE, Labeled
 from dagster_llm_batch.engine import Labeling, Status
+from dagster_llm_batch.engine.pace import Pace
+from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.protocols import Provider
 
 __all__ = [
@@ -26,7 +28,6 @@ __all__ = [
     "data_version",
     "labels_metadata",
     "labels_version",
-    "progress_text",
     "rejects_metadata",
     "status_metadata",
     "submission_metadata",
@@ -131,21 +132,21 @@ def _columns(labeling: Labeling) -> list[str]:
     return [labeling.key, *labeling.keep, *labeling.reader.schema.names]
 
 
-def progress_text(status: Status) -> str:
-    """One line on how far a submission is."""
-    states = ", ".join(f"{count} {state}" for state, count in sorted(status.states.items())) or "nothing to send"
-    percent = 100 * status.done // status.total if status.total else 100
-    done = f"{status.done:,} of {status.total:,} requests done ({percent} %)"
-    return f"wave {status.submission.waves}: batches {states}; {done}"
-
-
-def status_metadata(status: Status, provider: Provider) -> dict[str, Any]:
-    """Where a submission is: for observations."""
+def status_metadata(status: Status, provider: Provider, its_pace: Pace | None = None) -> dict[str, Any]:
+    """Where a submission is, and how it gets on: for observations."""
+    known: dict[str, Any] = {}
+    if its_pace is not None:
+        known["llm_batch/requests_failed"] = its_pace.failed
+        if its_pace.per_minute is not None:
+            known["llm_batch/requests_per_minute"] = its_pace.per_minute
+        if its_pace.expected_end_at is not None:
+            known["llm_batch/expected_end_at"] = dg.MetadataValue.timestamp(its_pace.expected_end_at)
     return {
         SUBMISSION_KEY: status.submission.submission_id,
-        "llm_batch/progress": progress_text(status),
+        "llm_batch/progress": progress_text(status, its_pace),
         "llm_batch/requests_done": status.done,
         "llm_batch/requests_total": status.total,
+        **known,
         "llm_batch/batch_ids": status.batch_ids,
         **_console(status, provider),
     }

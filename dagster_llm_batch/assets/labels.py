@@ -17,10 +17,10 @@ from dagster_llm_batch.metadata import (
     column_lineage,
     labels_metadata,
     labels_version,
-    progress_text,
     rejects_metadata,
     status_metadata,
 )
+from dagster_llm_batch.progress import pace_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 
 __all__ = ["labels_asset"]
@@ -96,8 +96,10 @@ class _Landing:
         was_settled = engine.status(submission.submission_id).is_settled
         status = self._advance(context, engine, submission.submission_id)
         if not status.is_settled:
-            context.log.info(f"Not ready: {progress_text(status)}. The sensor lands it when its batches end.")
-            yield dg.AssetObservation(dataset.key, partition=partition, metadata=status_metadata(status, provider))
+            its_pace = pace_of(engine, status)
+            context.log.info(f"Not ready: {progress_text(status, its_pace)}. The sensor lands it when its batches end.")
+            metadata = status_metadata(status, provider, its_pace)
+            yield dg.AssetObservation(dataset.key, partition=partition, metadata=metadata)
             return
         labeled = engine.labels(labeling, submission.submission_id, run_id=context.run.run_id, reread=was_settled)
         wanted = context.selected_asset_keys
@@ -183,6 +185,6 @@ class _Landing:
             if status.is_settled or dataset.mode == "deferred":
                 return status
             if (text := progress_text(status)) != told:
-                context.log.info(f"Waiting: {text}")
+                context.log.info(f"Waiting: {progress_text(status, pace_of(engine, status))}")
                 told = text
             time.sleep(dataset.poll_seconds)

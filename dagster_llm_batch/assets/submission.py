@@ -11,7 +11,8 @@ from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.partitions import EachPartition, landed
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.errors import LLMBatchError
-from dagster_llm_batch.metadata import progress_text, submission_metadata
+from dagster_llm_batch.metadata import submission_metadata
+from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.records import Submission
 

@@ -16,11 +16,12 @@ from rich.text import Text
 
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.finding import find_submission, partition_option
-from dagster_llm_batch.cli.show import Money, console, print_json, table, when
+from dagster_llm_batch.cli.show import Money, console, print_json, table
 from dagster_llm_batch.cli.where import Where, ledger_command
 from dagster_llm_batch.engine.pace import Pace, pace, usual_duration
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.metadata import plain
+from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger import utc_now
 from dagster_llm_batch.storage.records import Progress
@@ -178,9 +179,8 @@ def _tell_changes(look: _Look, told: dict[str, str]) -> None:
         if told.get(submission.submission_id) != moved:
             told[submission.submission_id] = moved
             name = " ".join(filter(None, [submission.asset, submission.partition]))
-            rate = "" if its_pace.per_minute is None else f"; {its_pace.per_minute:,.1f} per minute"
-            end = "" if its_pace.expected_end_at is None else f"; expected end {when(its_pace.expected_end_at)} UTC"
-            click.echo(f"{plain(name)}: wave {submission.waves}, {_states(one)}; {_done(its_pace)} done{rate}{end}")
+            landing = "; the labels have not landed" if submission.is_settled else ""
+            click.echo(f"{plain(name)}: {progress_text(one, its_pace)}{landing}")
     for text in look.notes or ([] if look.found else [_NOTHING]):
         click.echo(text)
 

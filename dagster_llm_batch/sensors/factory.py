@@ -54,6 +54,7 @@ def build_llm_batch_sensor(
         tick = Tick(context, resource.engine(), _labels_in(context, resource_key))
         tick.poll()
         groups = [group for group in grouped(tick.ready(), max_partitions_per_run) if tick.is_new(group)]
+        tick.observe()
         if not groups:
             return dg.SensorResult(skip_reason=tick.summary())
         config = dict(run_config if run_config is not None else _default_run_config(context))

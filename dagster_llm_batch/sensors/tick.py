@@ -11,8 +11,10 @@ from time import monotonic
 import dagster as dg
 
 from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine.pace import Pace, pace, usual_duration
 from dagster_llm_batch.errors import CannotTellError, LeaseError, LLMBatchError
-from dagster_llm_batch.metadata import SUBMISSION_KEY
+from dagster_llm_batch.metadata import SUBMISSION_KEY, status_metadata
+from dagster_llm_batch.progress import has_moved, pace_of, pace_text, together
 from dagster_llm_batch.sensors.landing_runs import RANGE_TAGS, Group, Partitions, Ready, joined
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.records import Progress, Shard, Submission
@@ -44,6 +46,7 @@ class Tick:
         self._now = engine.now()
         self._until = monotonic() + _TICK_SECONDS
         self._notes: list[str] = []
+        self._before = {one.submission.submission_id: one for one in self._progress()}
         self._runs = context.instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED), limit=_RUNS_SEEN)
 
     def _progress(self) -> list[Progress]:
@@ -52,12 +55,10 @@ class Tick:
 
     def poll(self) -> None:
         """Ask the providers about batches in flight whose turn it is."""
-        progress = self._progress()
-        own = {one.submission.submission_id for one in progress}
-        self._stop_late(progress)
+        self._stop_late(list(self._before.values()))
         due: dict[str, list[Shard]] = defaultdict(list)
         for shard in self._ledger.in_flight(self._engine.namespace):
-            if shard.submission_id in own and self._is_due(shard) and self._can_ask(shard):
+            if shard.submission_id in self._before and self._is_due(shard) and self._can_ask(shard):
                 due[shard.provider].append(shard)
         for shards in due.values():
             for start in range(0, len(shards), _POLLED_AT_ONCE):
@@ -208,19 +209,42 @@ class Tick:
             return False
         return True
 
+    def observe(self) -> None:
+        """Show in the UI what has moved notably in this tick, as long as there is time."""
+        for one in self._progress():
+            submission = one.submission
+            before = self._before.get(submission.submission_id)
+            provider = self._engine.providers.get(submission.provider)
+            if before is None or provider is None or not has_moved(before, one) or self._placed(submission) is None:
+                continue
+            if monotonic() > self._until:
+                return
+            status = self._engine.status(submission.submission_id)
+            observation = dg.AssetObservation(
+                dg.AssetKey.from_user_string(submission.asset),
+                partition=submission.partition or None,
+                metadata=status_metadata(status, provider, pace_of(self._engine, status)),
+            )
+            self._context.instance.report_runless_asset_event(observation)
+
     def summary(self) -> str:
         """What there is to wait for."""
         flying = [p for p in self._progress() if p.oldest_submitted_at is not None]
         if not flying:
             return "; ".join(["no batches in flight", *self._notes])
         batches = sum(count for p in flying for state, count in p.states.items() if state in IN_FLIGHT)
-        done, total = sum(p.done for p in flying), sum(p.total for p in flying)
-        oldest = min(p.oldest_submitted_at for p in flying if p.oldest_submitted_at is not None)
-        percent = 100 * done // total if total else 0
-        counted = "1 batch" if batches == 1 else f"{batches} batches"
-        return "; ".join([f"{counted} in flight, oldest {_age(self._now, oldest)}, {percent} % done", *self._notes])
+        counted = "1 batch" if batches == 1 else f"{batches:,} batches"
+        return "; ".join([f"{counted} in flight", pace_text(together(self._paces(flying))), *self._notes])
 
-
-def _age(now: datetime, then: datetime) -> str:
-    minutes = max(0, int((now - then).total_seconds())) // 60  # it may have been sent while this tick ran
-    return f"{minutes // 60} h {minutes % 60} m" if minutes >= 60 else f"{minutes} m"  # noqa: PLR2004 - minutes of an hour
+    def _paces(self, flying: list[Progress]) -> list[Pace]:
+        usual: dict[str, timedelta | None] = {}
+        found = []
+        for one in flying:
+            its_pace = pace(one, self._now)
+            if its_pace.per_minute is None:
+                asset = one.submission.asset
+                if asset not in usual:
+                    usual[asset] = usual_duration(self._ledger.submissions(self._engine.namespace, assets=[asset]))
+                its_pace = pace(one, self._now, usual[asset])
+            found.append(its_pace)
+        return found

@@ -102,8 +102,8 @@ def test_watch_follows_a_batch_to_its_end_a_line_for_each_change(project, monkey
     monkeypatch.setattr("time.sleep", lambda seconds: (naps.append(seconds), project.emulator.settle()))
     text = project.on_file("watch", "ticket_labels", "--poll", "--until", "ended", "--interval", "7").stdout
     lines = text.splitlines()
-    assert lines[0].startswith("ticket_labels: wave 1, 1 submitted; 0 of 3 (0 %) done")
-    assert lines[-1].startswith("ticket_labels: wave 1, 1 ended; 3 of 3 (100 %) done")
+    assert lines[0].startswith("ticket_labels: wave 1: batches 1 submitted; 0 of 3 requests done (0 %); oldest 0 m")
+    assert lines[-1].startswith("ticket_labels: wave 1: batches 1 ended; 3 of 3 requests done (100 %)")
     assert 7 in naps
 
 

@@ -58,16 +58,16 @@ def test_nothing_in_flight_is_said(make):
 def test_running_batches_are_counted_with_their_age_and_progress(make, emulator):
     face = make(*labeled(partitions_def=DAILY))
     face.submit(partition=DAYS[0])
-    assert tick(face).skip_message == "1 batch in flight, oldest 0 m, 0 % done"
+    assert tick(face).skip_message == "1 batch in flight; 0 of 3 requests done (0 %); oldest 0 m"
     face.submit(span=(DAYS[1], DAYS[2]))
-    assert tick(face).skip_message == "3 batches in flight, oldest 0 m, 0 % done"
+    assert tick(face).skip_message == "3 batches in flight; 0 of 9 requests done (0 %); oldest 0 m"
 
 
 def test_a_batch_that_was_sent_after_the_tick_began_has_no_negative_age(make):
     face = make(*labeled())
     face.submit()
     change(face, f"submitted_at = '{sqlite_time(face.engine().now() + timedelta(minutes=1))}', polled_at = null")
-    assert face.tick().skip_message == "1 batch in flight, oldest 0 m, 0 % done"
+    assert face.tick().skip_message == "1 batch in flight; 0 of 3 requests done (0 %); oldest 0 m"
 
 
 def test_an_unpartitioned_dataset_lands_in_the_run_that_the_sensor_asks_for(make, emulator):

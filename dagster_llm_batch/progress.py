@@ -1,0 +1,90 @@
+"""How far submissions are, in the same words in logs, skip reasons, observations and on the command line.
+
+410 of 1,000 requests done (41 %), 2 failed; 3.1 per minute; oldest 2 h 13 m; expected end 2026-01-02 14:05 UTC
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from dagster_llm_batch.engine import Engine, Status
+from dagster_llm_batch.engine.pace import Pace, pace, usual_duration
+from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.records import Progress
+
+__all__ = ["age_text", "has_moved", "pace_of", "pace_text", "progress_text", "together"]
+
+
+def pace_of(engine: Engine, status: Status) -> Pace:
+    """How one submission gets on, now."""
+    one = _glance(status)
+    found = pace(one, engine.now())
+    if found.age is None or found.per_minute is not None:
+        return found
+    earlier = engine.ledger.submissions(engine.namespace, assets=[status.submission.asset])
+    return pace(one, engine.now(), usual_duration(earlier))
+
+
+def together(paces: Sequence[Pace]) -> Pace:
+    """Several as one. Its end is the last of theirs, where all are known; its age that of the oldest."""
+    ages = [one.age for one in paces if one.age is not None]
+    rates = [one.per_minute for one in paces if one.per_minute is not None]
+    ends = [one.expected_end_at for one in paces if one.expected_end_at is not None]
+    return Pace(
+        done=sum(one.done for one in paces),
+        total=sum(one.total for one in paces),
+        failed=sum(one.failed for one in paces),
+        age=max(ages, default=None),
+        per_minute=sum(rates) if rates else None,
+        expected_end_at=max(ends) if ends and len(ends) == len(paces) else None,
+    )
+
+
+def progress_text(one: Progress | Status, its_pace: Pace | None = None) -> str:
+    """One line on a submission: wave, batches by state, and its pace where one is given."""
+    states = ", ".join(f"{count} {state}" for state, count in sorted(one.states.items())) or "nothing to send"
+    its_pace = its_pace or Pace(one.done, one.total, 0, None, None, None)
+    return f"wave {one.submission.waves}: batches {states}; {pace_text(its_pace)}"
+
+
+def pace_text(one: Pace) -> str:
+    """Counts, then rate, age and expected end where they are known."""
+    failed = f", {one.failed:,} failed" if one.failed else ""
+    parts = [f"{one.done:,} of {one.total:,} requests done ({one.percent} %){failed}"]
+    if one.per_minute is not None:
+        parts.append(f"{one.per_minute:,.1f} per minute")
+    if one.age is not None:
+        parts.append(f"oldest {age_text(one.age)}")
+    if one.expected_end_at is not None:
+        parts.append(f"expected end {one.expected_end_at:%Y-%m-%d %H:%M} UTC")
+    return "; ".join(parts)
+
+
+def age_text(age: timedelta) -> str:
+    """Hours and minutes."""
+    minutes = int(age.total_seconds()) // 60
+    return f"{minutes // 60} h {minutes % 60} m" if minutes >= 60 else f"{minutes} m"  # noqa: PLR2004 - of an hour
+
+
+def has_moved(before: Progress, after: Progress) -> bool:
+    """Whether people want to hear of it: a batch changed its state, or another tenth of the requests is done."""
+    return before.states != after.states or _tenth(before) != _tenth(after)
+
+
+def _tenth(one: Progress) -> int:
+    return 10 * one.done // one.total if one.total else 10
+
+
+def _glance(status: Status) -> Progress:
+    """As the ledger sums it up for all submissions at once."""
+    shards = status.shards
+    flying = [shard.submitted_at for shard in shards if shard.state is ShardState.SUBMITTED and shard.submitted_at]
+    return Progress(
+        submission=status.submission,
+        states={state: sum(shard.state is state for shard in shards) for state in {shard.state for shard in shards}},
+        total=status.total,
+        done=status.done,
+        failed=sum(shard.failed or 0 for shard in shards),
+        oldest_submitted_at=min(flying, default=None),
+    )
