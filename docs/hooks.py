@@ -1,0 +1,24 @@
+"""For the site: a comment `<!-- fields: Name -->` becomes a table of the fields of this resource, as they describe themselves."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import dagster_llm_batch
+
+_MARK = re.compile(r"<!-- fields: (\w+) -->")
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Called by mkdocs for each page."""
+    return _MARK.sub(lambda mark: fields(mark[1]), markdown)
+
+
+def fields(name: str) -> str:
+    """The table, in Markdown."""
+    lines = ["| Field | Default | What it is |", "| --- | --- | --- |"]
+    for field, info in getattr(dagster_llm_batch, name).model_fields.items():
+        default = "" if info.is_required() else f"`{info.get_default(call_default_factory=True)!r}`"
+        lines.append(f"| `{field}` | {default} | {(info.description or '').replace('|', chr(92) + '|')} |")
+    return "\n".join(lines)
