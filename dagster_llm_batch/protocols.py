@@ -132,7 +132,10 @@ class Provider(Protocol):
         ...
 
     def respond(self, line: bytes) -> bytes:
-        """The answer in real time to one encoded line, as the raw result line that a batch would give."""
+        """The answer in real time to one encoded line, as the raw result line that a batch would give.
+
+        One call, never repeated: an HTTP error is an answer too, and a call whose end nobody knows may be billed.
+        """
         ...
 
     def console_url(self, batch_id: str) -> str | None:

@@ -1,7 +1,7 @@
 """`python3 -m tests`: everything that CI runs, on a fresh machine with only git and Python.
 
-python3 -m tests            style, types, import contracts, the built wheel under the fast tests, then all tests
-python3 -m tests style      one of these steps alone: style, types, imports, wheel, all
+python3 -m tests            style, types, import contracts, the fast tests on the built wheel, then the slow tests
+python3 -m tests style      one of these steps alone: style, types, imports, wheel, slow
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def wheel() -> bool:
             shutil.rmtree(WHEEL_VENV, ignore_errors=True)
 
 
-def everything() -> bool:
-    """All tests, the slow ones with a real Dagster and real models included."""
-    return _run(*PYTEST, "tests")
+def slow() -> bool:
+    """The slow tests: a real Dagster, real models, kill -9."""
+    return _run(*PYTEST, "-m", "slow", "tests")
 
 
 STEPS: dict[str, Callable[[], bool]] = {
@@ -79,7 +79,7 @@ STEPS: dict[str, Callable[[], bool]] = {
     "types": types,
     "imports": imports,
     "wheel": wheel,
-    "all": everything,
+    "slow": slow,
 }
 
 
@@ -89,7 +89,7 @@ def main() -> int:
     chosen = parser.parse_args().steps or list(STEPS)
     if unknown := sorted(set(chosen) - set(STEPS)):
         parser.error(f"there is no step {', '.join(unknown)}; the steps are {', '.join(STEPS)}")
-    if {"wheel", "all"} & set(chosen):
+    if {"wheel", "slow"} & set(chosen):
         _need_postgres()
     results = {}
     for number, name in enumerate(chosen, start=1):
