@@ -1,0 +1,68 @@
+"""A command with the file contract of `vllm run-batch` that does what `FOLDER/faults` says, in its first run only.
+
+`faulty_command.py INPUT OUTPUT FOLDER`; what it answered well is in `FOLDER/answered.jsonl`, one pair of batch and
+request a line. Faults of rows strike those that are marked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+source, target, folder = map(Path, sys.argv[1:])
+books = folder / "answered.jsonl"
+faults = set() if books.exists() else set((folder / "faults").read_text().split())
+batch = source.parent.name
+written: list[str] = []
+
+
+def row(custom_id: str, status: int) -> dict:
+    if status != 200:
+        return {"custom_id": custom_id, "response": {"status_code": status, "body": None}, "error": {"message": "No."}}
+    reply = {"role": "assistant", "content": '{"topic": "billing"}'}
+    body = {"model": "m", "choices": [{"index": 0, "message": reply, "finish_reason": "stop"}]}
+    body["usage"] = {"prompt_tokens": 5, "completion_tokens": 5}
+    return {"custom_id": custom_id, "response": {"status_code": 200, "body": body}, "error": None}
+
+
+def write(request: dict, is_struck: bool) -> None:
+    custom_id = request["custom_id"]
+    status = next((int(word) for word in faults if word.isdigit() and (is_struck or "all" in faults)), 200)
+    if status == 200:
+        with books.open("a") as out:
+            out.write(json.dumps([batch, json.dumps(request["body"], sort_keys=True)]) + "\n")
+    answer = row(custom_id, status)
+    if "extra" in faults:
+        answer["x_unknown"] = {"nested": [1, None]}
+    if is_struck and "unknown" in faults:
+        answer = {"custom_id": custom_id, "brand_new": {}}
+    line = json.dumps(answer)
+    if is_struck and "missing" in faults:
+        return
+    if is_struck and "malformed" in faults:
+        line = line[: len(line) // 2]
+    written.append(line)
+    if is_struck and "duplicate" in faults:
+        written.append(line)
+    if is_struck and "foreign" in faults:
+        written.append(line.replace(custom_id, "foreign-custom-id"))
+
+
+books.touch()
+lines = source.read_bytes().splitlines()
+for number, line in enumerate(lines):
+    write(json.loads(line), b"[struck]" in line)
+    if number == len(lines) // 2 and faults & {"killed", "half"}:
+        break
+if "shuffled" in faults:
+    written.reverse()
+end = "\r\n\n" if "odd-lines" in faults else "\n"
+if "absent" not in faults:
+    target.write_bytes((("\ufeff" if "odd-lines" in faults else "") + "".join(line + end for line in written)).encode())
+if "killed" in faults:
+    os.kill(os.getppid(), signal.SIGKILL)  # its supervisor: as where the machine restarts
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(1 if faults & {"half", "fails"} else 0)

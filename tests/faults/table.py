@@ -1,0 +1,273 @@
+"""The matrix: every fault that can be made at a provider, and what must become of twelve rows, four of them struck.
+
+A row of the table is a fault; a cell is what is scripted for one provider, or why it cannot happen there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dagster_llm_batch.testing.emulator import BatchFault, FileFault, RowFault, WireFault
+from tests.faults.bench import MARK, ROWS, STRUCK, Bench, Ending, Servers
+from tests.faults.vendors import VENDORS, Vendor
+
+FIRST: dict[str, Any] = {"batches": [0]}
+STRUCK_ROWS: dict[str, Any] = {"containing": MARK, "times": STRUCK, **FIRST}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What must come out. `twice`: requests that are billed again, since the vendor billed them and gave no answer."""
+
+    outcomes: Mapping[str, int] = field(default_factory=lambda: {"succeeded": ROWS})
+    twice: int = 0
+    reason: str = ""  # part of what rejects say
+
+
+@dataclass(frozen=True)
+class Never:
+    """It cannot happen at this provider."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row of the table. `lasts`: steps after which it ends; without, it ends by itself.
+
+    `script` gives a vendor's faults, for the command the words that `faulty_command.py` takes. `but` holds what differs
+    at a vendor: the expectation, or that it never happens. `open` names vendors where it does not hold yet, and why.
+    """
+
+    name: str
+    script: Callable[[Vendor], Sequence[Any]]
+    expected: Expected = Expected()
+    but: Mapping[str, Expected | Never] = field(default_factory=dict)
+    lasts: int | None = None
+    timeout_seconds: float = 10.0
+    open: Mapping[str, str] = field(default_factory=dict)
+
+    def at(self, vendor: Vendor) -> Expected | Never:
+        return self.but.get(vendor.name, self.expected)
+
+
+ALL_AGAIN = Expected(twice=ROWS)
+STRUCK_AGAIN = Expected(twice=STRUCK)
+STRUCK_ERRORED = Expected({"succeeded": ROWS - STRUCK, "errored": STRUCK})
+ALL_ERRORED = Expected({"errored": ROWS})
+NO_NETWORK = {"command": Never("it runs on this machine: no calls over a network")}
+LOCAL_FILE = {"command": Never("its results are a file on this machine")}
+
+
+def scripted(*faults: Any, command: str = "", **at: Sequence[Any]) -> Callable[[Vendor], Sequence[Any]]:
+    """The same faults everywhere, but for the vendors that are named."""
+    return lambda vendor: command.split() if vendor.name == "command" else at.get(vendor.name, faults)
+
+
+def every_call(**fault: Any) -> Callable[[Vendor], Sequence[Any]]:
+    """Each of the vendor's calls goes wrong once. Then a create's reply is lost, so that its batch is looked for."""
+
+    def script(vendor: Vendor) -> Sequence[Any]:
+        if vendor.name == "command":
+            return []
+        once = [WireFault(route=route, **fault) for route in vendor.calls.values()]
+        return once if "when" in fault else [*once, WireFault(kind="close", route=vendor.create, when="after")]
+
+    return script
+
+
+def all_calls(**fault: Any) -> Callable[[Vendor], Sequence[Any]]:
+    """Each call goes wrong each time."""
+    return lambda vendor: [WireFault(route=route, times=None, **fault) for route in vendor.calls.values()]
+
+
+def at_download(*faults: Mapping[str, Any]) -> Callable[[Vendor], Sequence[Any]]:
+    return lambda vendor: [WireFault(route=vendor.download, **fault) for fault in faults if "download" in vendor.calls]
+
+
+_NO_PATIENCE = "the engine takes fewer lines than the vendor counts for all, after three tries at once, and pays again"
+_ONE_404 = "the engine gives a batch up for one 404, and what it answers is lost"
+
+_BUSY = {"kind": "status", "times": 5, "status": 429, "code": "RESOURCE_EXHAUSTED"}
+
+
+def queue_is_full(vendor: Vendor) -> Sequence[Any]:
+    if vendor.name == "openai":
+        return [BatchFault(kind="fails", code="token_limit_exceeded", **FIRST)]
+    if vendor.name == "bedrock":
+        code = "ServiceQuotaExceededException"
+        return [WireFault(route=vendor.create, **{**_BUSY, "status": 400, "code": code})]
+    return [WireFault(route=vendor.create, **_BUSY)] if vendor.calls else []
+
+
+FAULTS = (
+    # rows of the results
+    Fault(
+        "rows shuffled",
+        scripted(command="shuffled"),
+        but={"gemini": Never("the API keeps the order of the requests, by its contract")},
+    ),
+    Fault("rows twice", scripted(FileFault(kind="duplicate", **STRUCK_ROWS), command="duplicate")),
+    Fault("rows missing", scripted(FileFault(kind="missing", **STRUCK_ROWS), command="missing"), STRUCK_AGAIN),
+    Fault("foreign rows", scripted(FileFault(kind="foreign", **STRUCK_ROWS), command="foreign")),
+    Fault("malformed rows", scripted(FileFault(kind="malformed", **STRUCK_ROWS), command="malformed"), STRUCK_AGAIN),
+    Fault(
+        "unknown result type",
+        scripted(FileFault(kind="unknown_type", **STRUCK_ROWS), command="unknown"),
+        STRUCK_ERRORED,
+    ),
+    Fault(
+        "unknown fields",
+        scripted(FileFault(kind="extra_fields", times=None), BatchFault(kind="extra_fields"), command="extra"),
+    ),
+    Fault(
+        "BOM, CRLF, blank lines",
+        scripted(*(FileFault(kind=kind) for kind in ("bom", "crlf", "blank_lines")), command="odd-lines"),
+    ),
+    Fault("rows fail for now", scripted(RowFault(status_code=503, **STRUCK_ROWS), command="503")),
+    Fault("rows fail for good", scripted(RowFault(status_code=400, **STRUCK_ROWS), command="400"), STRUCK_ERRORED),
+    Fault("all rows fail for now", scripted(RowFault(status_code=503, **FIRST), command="503 all")),
+    Fault("all rows fail for good", scripted(RowFault(status_code=400), command="400 all"), ALL_ERRORED),
+    # the batch as a whole
+    Fault(
+        "no output file",
+        scripted(BatchFault(kind="no_output_file", **FIRST), command="absent"),
+        ALL_AGAIN,
+        but={"command": Expected({"errored": ROWS}, reason="wrote no output")},
+    ),
+    Fault(
+        "no output file, for a while",
+        scripted(BatchFault(kind="no_output_file")),
+        lasts=2,
+        but={
+            **dict.fromkeys(("bedrock", "vertex", "gemini"), Never("the job ends after its files are written")),
+            **LOCAL_FILE,
+        },
+        open=dict.fromkeys(("openai", "anthropic"), _NO_PATIENCE),
+    ),
+    Fault(
+        "fails in validation",
+        scripted(
+            BatchFault(kind="fails", code="3", message="Not valid.", **FIRST),
+            command="fails absent",
+            anthropic=[WireFault(kind="status", route="POST /v1/messages/batches", status=400, message="Not valid.")],
+        ),
+        Expected({"errored": ROWS}, reason="Not valid."),
+        but={"command": Expected({"errored": ROWS}, twice=0, reason="ended with code 1")},
+    ),
+    Fault("queue is full", queue_is_full, but={"command": Never("it has no queue: it starts at once")}),
+    Fault(
+        "fails for now",
+        scripted(BatchFault(kind="fails", code="13", message="Internal error, try again.", **FIRST), command="killed"),
+        but={
+            "openai": Never("it documents no failure that passes but the full queue"),
+            "anthropic": Never("a batch does not fail as a whole"),
+        },
+    ),
+    Fault(
+        "expires half way",
+        scripted(BatchFault(kind="expires", fraction=0.5, **FIRST)),
+        but={"command": Never("nothing ends it but itself and its user")},
+    ),
+    Fault(
+        "canceled while running",
+        scripted(BatchFault(kind="cancels", fraction=0.5, **FIRST)),
+        but={"command": Never("nothing ends it but itself and its user")},
+    ),
+    Fault(
+        "stops half way",
+        scripted(command="half"),
+        but={vendor.name: Never("told by its status: see expires, canceled") for vendor in VENDORS[:-1]},
+    ),
+    Fault(
+        "unknown status, for a while",
+        scripted(BatchFault(kind="status", status="brand_new")),
+        lasts=3,
+        but={"command": Never("its states are this package's own")},
+    ),
+    Fault(
+        "counts that contradict the rows",
+        scripted(BatchFault(kind="miscounts")),
+        but={"command": Never("its counts are the lines of its output")},
+    ),
+    # calls
+    Fault("429 on every call", every_call(kind="status", status=429), but=NO_NETWORK),
+    Fault("429 with Retry-After", every_call(kind="status", status=429, retry_after="0.01"), but=NO_NETWORK),
+    Fault("500 on every call", every_call(kind="status", status=500), but=NO_NETWORK),
+    Fault("503 on every call", every_call(kind="status", status=503), but=NO_NETWORK),
+    Fault("500 after the effect", every_call(kind="status", status=500, when="after"), but=NO_NETWORK),
+    Fault(
+        "503 on all calls, for a while",
+        all_calls(kind="status", status=503, retry_after="0.01"),
+        lasts=2,
+        timeout_seconds=1,
+        but=NO_NETWORK,
+    ),
+    Fault("401 on all calls, for a while", all_calls(kind="status", status=401), lasts=2, but=NO_NETWORK),
+    Fault(
+        "404 on a poll",
+        lambda vendor: [WireFault(kind="status", route=vendor.calls["poll"], status=404)],
+        but=NO_NETWORK,
+        open=dict.fromkeys(("openai", "bedrock", "vertex", "gemini"), _ONE_404),
+    ),
+    Fault("200 without sense", every_call(kind="status", status=200, times=2), but=NO_NETWORK),
+    Fault("connection closed", every_call(kind="close"), but=NO_NETWORK),
+    Fault("connection hangs", every_call(kind="hang"), timeout_seconds=0.5, but=NO_NETWORK),
+    Fault("slow", every_call(kind="slow", seconds=0.02, chunk_bytes=1_000), but=NO_NETWORK),
+    # downloads
+    Fault("download cut, length known", at_download({"kind": "cut", "framing": "length"}), but=LOCAL_FILE),
+    Fault("download cut, chunked", at_download({"kind": "cut", "framing": "chunked"}), but=LOCAL_FILE),
+    Fault("download cut, length unknown", at_download({"kind": "cut", "framing": "close"}), but=LOCAL_FILE),
+    Fault(
+        "download cut between lines, length unknown",
+        at_download({"kind": "cut", "framing": "close", "after_lines": 5}),
+        but=LOCAL_FILE,
+    ),
+    Fault(
+        "download cut, length unknown, for a while",
+        at_download({"kind": "cut", "framing": "close", "after_lines": 5, "times": None}),
+        lasts=4,
+        but=LOCAL_FILE,
+        open={"gemini": _NO_PATIENCE},
+    ),
+)
+
+
+def run_cell(fault: Fault, vendor: Vendor, servers: Servers, folder: Path) -> Ending:
+    """What becomes of one cell."""
+    with closing(Bench(vendor, servers, folder, fault.timeout_seconds)) as bench:
+        return bench.run(fault.script(vendor), lasts=fault.lasts)
+
+
+def run_row(fault: Fault, servers: Servers, folder: Path) -> dict[str, Ending]:
+    """What becomes of a fault at every vendor where it can happen; by vendor, all at once."""
+    vendors = [vendor for vendor in VENDORS if not isinstance(fault.at(vendor), Never)]
+    with ThreadPoolExecutor(len(vendors)) as pool:
+        endings = pool.map(lambda vendor: run_cell(fault, vendor, servers, _made(folder / vendor.name)), vendors)
+        return {vendor.name: ending for vendor, ending in zip(vendors, endings, strict=True)}
+
+
+def problems(fault: Fault, vendor: Vendor, ending: Ending) -> list[str]:
+    """In what a cell is not as expected."""
+    expected = fault.at(vendor)
+    assert isinstance(expected, Expected)
+    found = [f"{ending.lost} rows lost"] if ending.lost else []
+    if ending.outcomes != expected.outcomes:
+        found.append(f"{dict(ending.outcomes)} in place of {dict(expected.outcomes)}")
+    if ending.twice != expected.twice:
+        found.append(f"{ending.twice} requests billed twice in place of {expected.twice}")
+    if expected.reason and not any(expected.reason in reason for reason in ending.reasons):
+        found.append(f"no reject says {expected.reason!r}, but {sorted(ending.reasons)[:2]}")
+    if ending.in_order and fault.name == "rows shuffled":
+        found.append("the results came in the order of the requests")
+    return found + [f"never struck: {fault.route}" for fault in ending.unstruck]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder

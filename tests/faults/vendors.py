@@ -1,0 +1,159 @@
+"""The providers, each in front of what stands for its vendor here, and the calls that each makes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from google.oauth2.credentials import Credentials
+
+from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.providers.anthropic import AnthropicProvider
+from dagster_llm_batch.providers.bedrock import BedrockProvider
+from dagster_llm_batch.providers.command import CommandProvider
+from dagster_llm_batch.providers.gemini import GeminiProvider
+from dagster_llm_batch.providers.openai import OpenAIProvider
+from dagster_llm_batch.providers.vertex import VertexProvider
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+
+BUCKET = "bucket"
+_MAX_TOKENS = {"max_tokens": 50}
+_MAX_OUTPUT_TOKENS = {"max_output_tokens": 50}
+
+
+@dataclass(frozen=True, eq=False)
+class Vendor:
+    """One provider. `calls` are the routes that its provider uses, as globs over "METHOD /path", by what they do."""
+
+    name: str
+    model: str
+    params: Mapping[str, Any]
+    provider: Callable[[Emulator, Path, float], Provider]
+    calls: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def create(self) -> str:
+        return self.calls["create"]
+
+    @property
+    def download(self) -> str:
+        return self.calls["download"]
+
+
+def _openai(emulator: Emulator, _folder: Path, timeout_seconds: float) -> Provider:
+    return OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url, timeout_seconds=timeout_seconds)
+
+
+def _anthropic(emulator: Emulator, _folder: Path, timeout_seconds: float) -> Provider:
+    return AnthropicProvider(DEFAULT_KEY, emulator.anthropic_base_url, timeout_seconds=timeout_seconds)
+
+
+def _bedrock(emulator: Emulator, folder: Path, timeout_seconds: float) -> Provider:
+    return BedrockProvider(
+        "us-east-1",
+        "arn:aws:iam::123456789012:role/batch",
+        f"s3://{BUCKET}/{folder.name}",
+        session_options={"aws_access_key_id": DEFAULT_KEY, "aws_secret_access_key": "x"},
+        endpoint_url=emulator.bedrock_url,
+        s3_endpoint_url=emulator.s3_relay_url,
+        read_quotas=False,
+        min_requests=1,
+        max_attempts=1,
+        timeout_seconds=timeout_seconds,
+    )
+
+
+def _vertex(emulator: Emulator, folder: Path, timeout_seconds: float) -> Provider:
+    return VertexProvider(
+        "p",
+        "us-central1",
+        BUCKET,
+        prefix=folder.name,
+        credentials=Credentials(token=DEFAULT_KEY),
+        base_url=emulator.vertex_base_url,
+        storage_url=emulator.gcs_relay_url,
+        timeout_seconds=timeout_seconds,
+    )
+
+
+def _gemini(emulator: Emulator, _folder: Path, timeout_seconds: float) -> Provider:
+    return GeminiProvider(DEFAULT_KEY, emulator.gemini_base_url, inline_bytes=0, timeout_seconds=timeout_seconds)
+
+
+def _command(_emulator: Emulator, folder: Path, _timeout_seconds: float) -> Provider:
+    script = str(Path(__file__).with_name("faulty_command.py"))
+    return CommandProvider([sys.executable, "-S", script, "{input}", "{output}", str(folder)], str(folder / "jobs"))
+
+
+VENDORS = (
+    Vendor(
+        "openai",
+        "gpt-4o",
+        _MAX_TOKENS,
+        _openai,
+        {
+            "upload": "POST /v1/files",
+            "create": "POST /v1/batches",
+            "find": "GET /v1/batches",
+            "poll": "GET /v1/batches/*",
+            "download": "GET /v1/files/*/content",
+        },
+    ),
+    Vendor(
+        "anthropic",
+        "claude-haiku-4-5",
+        _MAX_TOKENS,
+        _anthropic,
+        {
+            "create": "POST /v1/messages/batches",
+            "find": "GET /v1/messages/batches",
+            "poll": "GET /v1/messages/batches/msgbatch_*[0-9a-f]",
+            "download": "GET /v1/messages/batches/*/results",
+        },
+    ),
+    Vendor(
+        "bedrock",
+        "anthropic.claude-haiku-4-5-20251001-v1:0",
+        _MAX_TOKENS,
+        _bedrock,
+        {
+            "upload": f"PUT /s3/{BUCKET}/*",
+            "create": "POST /bedrock/model-invocation-job",
+            "find": "GET /bedrock/model-invocation-jobs",
+            "poll": "GET /bedrock/model-invocation-job/*",
+            "list": f"GET /s3/{BUCKET}",
+            "download": f"GET /s3/{BUCKET}/*.jsonl.out",
+        },
+    ),
+    Vendor(
+        "vertex",
+        "gemini-2.5-flash",
+        _MAX_OUTPUT_TOKENS,
+        _vertex,
+        {
+            "upload": "POST /gcs/upload/*",
+            "create": "POST /vertex/*/batchPredictionJobs",
+            "find": "GET /vertex/*/batchPredictionJobs",
+            "poll": "GET /vertex/*/batchPredictionJobs/*",
+            "list": f"GET /gcs/storage/v1/b/{BUCKET}/o",
+            "download": "GET /gcs/download/*",
+        },
+    ),
+    Vendor(
+        "gemini",
+        "gemini-2.5-flash",
+        _MAX_OUTPUT_TOKENS,
+        _gemini,
+        {
+            "upload": "POST /gemini/upload/*",
+            "create": "POST /gemini/*:batchGenerateContent",
+            "find": "GET /gemini/*/batches",
+            "poll": "GET /gemini/*/batches/*",
+            "download": "GET /gemini/*:download",
+        },
+    ),
+    Vendor("command", "m", _MAX_TOKENS, _command),
+)
