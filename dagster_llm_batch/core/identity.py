@@ -46,8 +46,7 @@ def canonical_json(value: Any) -> str:
 def _digest(parts: Iterable[bytes], size: int) -> str:
     h = hashlib.blake2b(digest_size=size)
     for part in parts:
-        h.update(len(part).to_bytes(8, "big"))  # lengths keep ("ab", "c") apart from ("a", "bc")
-        h.update(part)
+        h.update(len(part).to_bytes(8, "big") + part)  # lengths keep ("ab", "c") apart from ("a", "bc")
     return h.hexdigest()
 
 

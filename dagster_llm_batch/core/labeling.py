@@ -89,24 +89,49 @@ def label(
         Labels: key, kept columns, response, PROVENANCE. Rejects: key, kept columns, REJECT_COLUMNS.
     """
     empty = pa.schema([*RESULT_SCHEMA, *response]).empty_table()
-    newest_first = pa.concat_tables([*reversed(waves), empty])
-    good = pc.equal(newest_first["llm_outcome"], Outcome.SUCCEEDED.value)
-    results = pa.concat_tables([newest_first.filter(good), newest_first.filter(pc.invert(good))])
-    at = pc.index_in(manifest[_ID], results[_ID].combine_chunks())  # the first match
-    if at.null_count:  # the plan wrote both files from the same rows
-        msg = f"{at.null_count} rows have no result; the manifest and the results are not of the same submission."
-        raise ValueError(msg)
-    joined = _with_row_costs(manifest, results, results.take(at))
-    joined = joined.append_column("llm_prompt_version", pa.repeat(prompt_version, len(joined)).cast(pa.string()))
-    joined = joined.append_column("llm_run_id", pa.repeat(run_id, len(joined)).cast(pa.string()))
+    results = _good_first(pa.concat_tables([*reversed(waves), empty]))
+    wanted, found = manifest[_ID].combine_chunks(), results[_ID].combine_chunks()
+    is_one_to_one = _is_unique(wanted) and _is_unique(found)
+    joined = results if is_one_to_one and found.equals(wanted) else results.take(_places(wanted, found))
+    if not is_one_to_one:
+        joined = _with_row_costs(manifest, results, joined)
+    for name, text in (("llm_prompt_version", prompt_version), ("llm_run_id", run_id)):
+        joined = joined.append_column(name, pa.repeat(pa.scalar(text, pa.string()), len(joined)))
     own = [name for name in manifest.column_names if name != _ID]
     for name in own:
         joined = joined.append_column(manifest.field(name), manifest[name])
-    fits = pc.equal(joined["llm_outcome"], Outcome.SUCCEEDED.value)
+    fits = _is_good(joined)
     return Labeled(
-        labels=joined.filter(fits).select([*own, *response.names, *PROVENANCE]),
-        rejects=joined.filter(pc.invert(fits)).select([*own, *REJECT_COLUMNS]),
+        labels=_only(joined.select([*own, *response.names, *PROVENANCE]), fits),
+        rejects=_only(joined.select([*own, *REJECT_COLUMNS]), pc.invert(fits)),
     )
+
+
+def _is_good(results: pa.Table) -> pa.ChunkedArray:
+    return pc.equal(results["llm_outcome"], Outcome.SUCCEEDED.value)
+
+
+def _good_first(results: pa.Table) -> pa.Table:
+    good = _is_good(results)
+    return pa.concat_tables([_only(results, good), _only(results, pc.invert(good))])
+
+
+def _only(table: pa.Table, chosen: pa.ChunkedArray) -> pa.Table:
+    """These rows of the table; no copy where it is all of them."""
+    return table if pc.all(chosen, min_count=0).as_py() else table.filter(chosen)
+
+
+def _places(wanted: pa.Array, found: pa.Array) -> pa.Array:
+    """Where each wanted request is found first."""
+    places = pc.index_in(wanted, found)
+    if places.null_count:  # the plan wrote both files from the same rows
+        msg = f"{places.null_count} rows have no result; the manifest and the results are not of the same submission."
+        raise ValueError(msg)
+    return places
+
+
+def _is_unique(values: pa.Array) -> bool:
+    return bool(pc.count_distinct(values).as_py() == len(values))
 
 
 def _with_row_costs(manifest: pa.Table, results: pa.Table, joined: pa.Table) -> pa.Table:

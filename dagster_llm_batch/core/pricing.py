@@ -188,21 +188,20 @@ class Estimate:
     _cost_usd: Decimal = Decimal(0)
 
     def __post_init__(self) -> None:
-        self._price_of = lru_cache(maxsize=4096)(self._price)  # requests of a kind are of similar lengths
+        self._weight = lru_cache(maxsize=4096)(self._weigh)  # requests of a kind are of similar lengths
 
-    def _price(self, tokens: int) -> Price:
-        return self.tariff.price(Usage(input_tokens=tokens, output_tokens=self.output_tokens_each))
+    def _weigh(self, tokens: int, in_batch: bool) -> Weight:
+        price = self.tariff.price(Usage(input_tokens=tokens, output_tokens=self.output_tokens_each))
+        return Weight(tokens, price.cost_usd if in_batch else price.realtime_usd)
 
     def add(self, line_bytes: int, extra_tokens: int = 0, lane: Lane = Lane.BATCH) -> Weight:
         """Count one request."""
-        tokens = estimate_tokens(line_bytes) + extra_tokens
+        weight = self._weight(estimate_tokens(line_bytes) + extra_tokens, lane is Lane.BATCH)
         self.requests += 1
-        self.input_tokens += tokens
-        price = self._price_of(tokens)
-        cost = price.cost_usd if lane is Lane.BATCH else price.realtime_usd
-        if cost is not None:
-            self._cost_usd += cost
-        return Weight(tokens, cost)
+        self.input_tokens += weight.tokens
+        if weight.cost_usd is not None:
+            self._cost_usd += weight.cost_usd
+        return weight
 
     @property
     def cost_usd(self) -> Decimal | None:

@@ -29,21 +29,24 @@ class ShardFill:
     requests: int = 0
     bytes: int = 0
 
+    def __post_init__(self) -> None:
+        limits = self.limits
+        self._longest = min(limits.max_bytes, limits.max_line_bytes or limits.max_bytes)
+        self._most = min(limits.max_requests, limits.max_inputs or limits.max_requests)
+
     def starts_new(self, line_bytes: int, key: object) -> bool:
         """Take one more line of this length. True where it starts a new shard; the first line does.
 
         Raises InputError where no shard could hold it.
         """
-        limits = self.limits
-        longest = min(limits.max_bytes, limits.max_line_bytes or limits.max_bytes)
-        if line_bytes > longest:
+        if line_bytes > self._longest:
+            most = f"{self._longest:,}"
             msg = (
-                f"Row {key!r} makes a request of {line_bytes:,} bytes; the provider takes at most {longest:,} in one. "
+                f"Row {key!r} makes a request of {line_bytes:,} bytes; the provider takes at most {most} in one. "
                 "Shorten the row (a filter such as {{ body[:20000] }}) or leave it out; nothing was sent."
             )
             raise InputError(msg)
-        most = limits.max_requests if limits.max_inputs is None else min(limits.max_requests, limits.max_inputs)
-        if 0 < self.requests < most and self.bytes + line_bytes <= limits.max_bytes:
+        if 0 < self.requests < self._most and self.bytes + line_bytes <= self.limits.max_bytes:
             self.requests += 1
             self.bytes += line_bytes
             return False

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -275,14 +275,22 @@ class Engine:
 
         With `reread`, raw result lines are read again with the present parser: a fix of it costs nothing.
         """
+        return self._settled(labeling, submission_id, reread=reread).labels(run_id=run_id, reread=reread)
+
+    def label_batches(
+        self, labeling: Labeling, submission_id: str, *, run_id: str = "", reread: bool = False
+    ) -> Iterator[Labeled]:
+        """The same in parts, for tables larger than memory. Their rows come in no particular order."""
+        return self._settled(labeling, submission_id, reread=reread).batches(run_id=run_id, reread=reread)
+
+    def _settled(self, labeling: Labeling, submission_id: str, *, reread: bool) -> Landing:
         submission = self.ledger.submission(submission_id)
         if not submission.is_settled:
             msg = f"Submission {submission_id} is not settled; it has no labels yet."
             raise LLMBatchError(msg)
         if reread:
             self._refuse_other_configuration(labeling, submission)
-        landing = self._landing(labeling, submission, Collector(labeling, self._deployment))
-        return landing.labels(run_id=run_id, reread=reread)
+        return self._landing(labeling, submission, Collector(labeling, self._deployment))
 
     # what to do next ------------------------------------------------------------------------------------------------
 

@@ -5,15 +5,21 @@ A submission speaks through its own shards and those of the submissions whose an
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import chain, groupby
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dagster_llm_batch.core.labeling import Labeled, label
 from dagster_llm_batch.engine.collecting import Collector, sum_costs
 from dagster_llm_batch.engine.definition import Labeling
+from dagster_llm_batch.engine.scattering import PART_ROWS, part_names, read_part, scatter
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Shard, Submission
@@ -21,8 +27,7 @@ from dagster_llm_batch.types import Outcome, PriceBasis
 
 __all__ = ["Landing"]
 
-_ID = "llm_request_id"
-_SPOKEN = [_ID, "llm_outcome"]
+_ID, _OUTCOME, _REALTIME = "llm_request_id", "llm_outcome", "llm_realtime_usd"
 
 
 @dataclass(frozen=True)
@@ -38,53 +43,103 @@ class Landing:
     def settle(self) -> Submission:
         """Tell the ledger what it adds up to. Costs are those of its own batches, not of reused answers."""
         own = self.ledger.shards(self.submission.submission_id)
-        realtime: Decimal | None = Decimal(0)
-        for table in self.collector.results(own, ["llm_realtime_usd"]):
-            amounts = table["llm_realtime_usd"].to_pylist()
-            known = [amount for amount in amounts if amount is not None]
-            realtime = None if realtime is None or len(known) < len(amounts) else realtime + sum(known, Decimal(0))
+        realtime = [self._sum(shard, _REALTIME) for shard in own if shard.results_path]
         return self.ledger.settle(
             self.submission.submission_id,
             outcomes=self._outcomes(),
             cost_usd=sum_costs(own),
-            realtime_usd=realtime,
+            realtime_usd=None if None in realtime else sum(filter(None, realtime), Decimal(0)),
             price_basis=self.submission.price_basis or PriceBasis.UNKNOWN,
         )
 
+    def _sum(self, shard: Shard, column: str) -> Decimal | None:
+        """The sum of a column of the shard's results; None where a value is not known."""
+        table = self.payloads.read_table(shard.results_path or "", [column])
+        total: Decimal = pc.sum(table[column], min_count=0).as_py()
+        return None if table[column].null_count else total
+
     def _outcomes(self) -> dict[str, int]:
         """How many requests ended how: by their newest success, else their newest word."""
-        last: dict[str, str] = {}
-        for table in self.collector.results(self._sources(), _SPOKEN):
-            for request_id, outcome in zip(*(column.to_pylist() for column in table.columns), strict=True):
-                if last.get(request_id) != Outcome.SUCCEEDED.value:
-                    last[request_id] = outcome
-        asked = set(self._manifest([_ID])[_ID].to_pylist())
-        return dict(Counter(last[request_id] for request_id in asked))
+        waves = self._waves()
+        if not waves:
+            return {}
+        counts: Counter[str] = Counter()
+        if len(waves) == 1 and not self.submission.reused_from:  # every request has spoken once
+            for batch in self._results(waves[0], [_OUTCOME]):
+                counts.update({one["values"]: one["counts"] for one in pc.value_counts(batch.column(0)).to_pylist()})
+            return dict(counts)
+        for manifest, results in self._parts([_ID], [_ID, _OUTCOME]):
+            asked = pc.unique(manifest[_ID])
+            newest = pa.concat_tables(reversed(results))
+            good = newest.filter(pc.equal(newest[_OUTCOME], Outcome.SUCCEEDED.value))
+            words = pa.concat_tables([good, newest])
+            last = words[_OUTCOME].take(pc.index_in(asked, words[_ID].combine_chunks()))
+            counts.update(last.to_pylist())
+        return dict(counts)
 
     def labels(self, *, run_id: str, reread: bool) -> Labeled:
-        """The labeled rows and the rejects. Results read for other columns are read again, and all with `reread`."""
-        return label(
-            self._manifest(),
-            [self._table(shard, reread=reread) for shard in self._sources()],
-            self.labeling.reader.schema,
-            prompt_version=self.labeling.prompt_version,
-            run_id=run_id,
-        )
+        """All labeled rows and rejects, in the order of the rows.
 
-    def _table(self, shard: Shard, *, reread: bool) -> pa.Table:
-        if not reread:
-            [table] = self.collector.results([shard])
-            if table.schema.equals(self.collector.schema):
-                return table
-        assert shard.raw_path is not None  # stored before the results were
-        self.collector.read(shard, shard.raw_path)
-        return self.collector.results([shard])[0]
+        Results that were read for other columns are read again, and all of them with `reread`.
+        """
+        self._read_again(reread=reread)
+        manifest = self.payloads.read_table(self._manifest_path)
+        tables = [self.payloads.read_table(s.results_path or "") for wave in self._waves() for s in wave]
+        return self._label(manifest, tables, run_id)
 
-    def _sources(self) -> list[Shard]:
-        """The collected shards that hold this submission's answers, oldest first."""
+    def batches(self, *, run_id: str, reread: bool) -> Iterator[Labeled]:
+        """`labels` in constant memory, part by part. The rows of a large table come in no particular order."""
+        self._read_again(reread=reread)
+        for manifest, results in self._parts():
+            yield self._label(manifest, results, run_id)
+
+    def _label(self, manifest: pa.Table, results: Sequence[pa.Table], run_id: str) -> Labeled:
+        version = self.labeling.prompt_version
+        return label(manifest, results, self.labeling.reader.schema, prompt_version=version, run_id=run_id)
+
+    def _parts(
+        self, columns: list[str] | None = None, said: list[str] | None = None
+    ) -> Iterator[tuple[pa.Table, list[pa.Table]]]:
+        """The manifest and the results of each wave, oldest first; large ones in parts that belong together."""
+        waves = self._waves()
+        names = part_names(max(self.submission.rows, *(sum(shard.requests for shard in wave) for wave in waves), 0))
+        manifest = self.payloads.iter_batches(self._manifest_path, PART_ROWS, columns)
+        schema = self.payloads.table_schema(self._manifest_path)
+        sources = [(_chosen(schema, columns), manifest)]
+        sources += [(_chosen(self.collector.schema, said), self._results(wave, said)) for wave in waves]
+        if len(names) == 1:
+            first, *rest = (pa.Table.from_batches(batches, schema) for schema, batches in sources)
+            yield first, rest
+            return
+        with tempfile.TemporaryDirectory() as root:
+            folders = [Path(root) / str(number) for number in range(len(sources))]
+            for (schema, batches), folder in zip(sources, folders, strict=True):
+                scatter(batches, schema, _ID, names, folder)
+            for name in names:
+                first, *rest = (read_part(folder, name) for folder in folders)
+                yield first, rest
+
+    def _read_again(self, *, reread: bool) -> None:
+        for shard in chain.from_iterable(self._waves()):
+            assert shard.raw_path is not None  # stored before the results were
+            if reread or not self.payloads.table_schema(shard.results_path or "").equals(self.collector.schema):
+                self.collector.read(shard, shard.raw_path)
+
+    def _results(self, shards: Sequence[Shard], columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        for shard in shards:
+            yield from self.payloads.iter_batches(shard.results_path or "", PART_ROWS, columns)
+
+    def _waves(self) -> list[list[Shard]]:
+        """The collected shards that hold this submission's answers, oldest first. A wave answers a request once."""
         ids = (*reversed(self.submission.reused_from), self.submission.submission_id)
-        return [shard for one in ids for shard in self.ledger.shards(one) if shard.results_path]
+        shards = [shard for one in ids for shard in self.ledger.shards(one) if shard.results_path]
+        return [list(wave) for _, wave in groupby(shards, key=lambda shard: (shard.submission_id, shard.wave))]
 
-    def _manifest(self, columns: list[str] | None = None) -> pa.Table:
+    @property
+    def _manifest_path(self) -> str:
         assert self.submission.manifest_path is not None  # every plan writes one
-        return self.payloads.read_table(self.submission.manifest_path, columns)
+        return self.submission.manifest_path
+
+
+def _chosen(schema: pa.Schema, columns: list[str] | None) -> pa.Schema:
+    return schema if columns is None else pa.schema([schema.field(name) for name in columns])

@@ -32,6 +32,7 @@ from dagster_llm_batch.types import Lane, Request
 
 __all__ = ["Draft", "Plan", "Spare"]
 
+_ROWS_AT_ONCE = 256
 _TOKENS_PER_IMAGE = 1_000  # providers count an image as some hundred to some thousand tokens, whatever its bytes
 
 
@@ -99,10 +100,8 @@ class Draft:
             self._start(batch.schema)
         assert self._renderer is not None
         assert self._schema is not None
-        read = batch.select(list(self._renderer.columns)) if self._renderer.columns else None
-        rows = [{}] * len(keys) if read is None else read.to_pylist()
         request_ids = []
-        for key, row, lane in zip(keys, rows, self._lanes(batch), strict=True):
+        for key, row, lane in zip(keys, _rows(batch, self._renderer.columns), self._lanes(batch), strict=True):
             request = self._renderer.render(row, key)
             self._digest.add(key, request.request_id)
             request_ids.append(request.request_id)
@@ -159,6 +158,8 @@ class Draft:
             return self._codec.encode(request, custom_id(nonce, request.request_id))
 
         def weigh(line_bytes: int) -> Weight:
+            if not request.images:
+                return self.estimate.add(line_bytes, lane=lane)
             in_base64 = sum((len(image.data) + 2) // 3 * 4 for image in request.images if image.data is not None)
             images = len(request.images) * _TOKENS_PER_IMAGE
             return self.estimate.add(line_bytes - in_base64, extra_tokens=images, lane=lane)
@@ -210,3 +211,13 @@ class Draft:
         self._stack.close()
         self._discard_requests()
         self._payloads.delete(self._manifest_path)
+
+
+def _rows(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows as dicts of these columns, some at a time: many live objects keep Python's garbage collector busy."""
+    if not columns:
+        yield from repeat({}, batch.num_rows)
+        return
+    read = batch.select(list(columns))
+    for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
+        yield from read.slice(start, _ROWS_AT_ONCE).to_pylist()

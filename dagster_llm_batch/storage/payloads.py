@@ -30,7 +30,7 @@ from dagster_llm_batch.storage.paths import check_path
 
 __all__ = ["PayloadStore", "PayloadWriter"]
 
-_BUFFER_BYTES = 1 << 20
+_BUFFER_BYTES = 1 << 17
 _OF_STORED = "stored:"
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
@@ -150,6 +150,11 @@ class PayloadStore:
         """Write a Parquet table: `write_table` and `write_batch`. It appears when the block ends well."""
         with self._staged(path) as staged, pq.ParquetWriter(staged, schema, compression="zstd") as writer:
             yield writer
+
+    def table_schema(self, path: str) -> pa.Schema:
+        """The columns of a table."""
+        with self._open(path) as file, pq.ParquetFile(file) as parquet:
+            return parquet.schema_arrow
 
     def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole table, or some of its columns."""
