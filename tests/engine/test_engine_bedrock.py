@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
-from bedrock_kill_driver import BUCKET, LEAST, ROWS, definition, provider
+from bedrock_house import BUCKET, LEAST, ROWS, definition, provider
 from house import House, assert_total, billed, tickets
 
 from dagster_llm_batch.errors import ConfigError
@@ -86,24 +82,6 @@ def test_a_full_queue_is_waited_for(house: House) -> None:
     go_on(house)
 
 
-@pytest.mark.parametrize("when", ["after", "before"])
-def test_killed_between_the_create_call_and_its_record(house: House, s3_url: str, when: str) -> None:
-    house.emulator.inject(WireFault(kind="hang", route=CREATE, when=when))
-    script = str(Path(__file__).with_name("bedrock_kill_driver.py"))
-    command = [sys.executable, script, house.emulator.bedrock_url, s3_url, str(house.tmp_path)]
-    with subprocess.Popen(command) as process:
-        try:
-            give_up_at = time.monotonic() + 120
-            while not (house.emulator.books.batches or (when == "before" and create_calls(house))):
-                assert process.poll() is None, "the process ended before it reached the point"
-                assert time.monotonic() < give_up_at
-                time.sleep(0.01)
-        finally:
-            process.kill()
-    house.skipped += timedelta(hours=1)  # the dead process's lease passes
-    go_on(house)
-
-
 @pytest.mark.parametrize("kind", ["expires", "cancels"])
 def test_a_job_cut_short_pays_for_what_ran_once_and_sends_the_rest_again(house: House, s3_url: str, kind: str) -> None:
     house.providers = {"bedrock": provider(house.emulator.bedrock_url, s3_url, min_requests=1)}
@@ -170,10 +148,6 @@ def test_too_few_rows_for_a_batch_are_refused_before_anything_is_sent(house: Hou
     plan = house.engine().plan(definition(), tickets(LEAST - 1))
     with pytest.raises(ConfigError, match=f"takes at least {LEAST} requests; these are {LEAST - 1}.*below_minimum="):
         house.engine().submit(definition(), plan.submission_id)
-    assert create_calls(house) == 0
+    assert house.emulator.books.calls_to("POST", CREATE.removeprefix("POST ")) == 0
     few = definition(below_minimum="pad")
     assert house.finish(few, plan.submission_id).submission.outcomes == {"succeeded": LEAST - 1}
-
-
-def create_calls(house: House) -> int:
-    return house.emulator.books.calls_to("POST", CREATE.removeprefix("POST "))

