@@ -42,7 +42,7 @@ class TicketLabel(BaseModel):
     urgency: Annotated[int, Field(ge=1, le=5)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scenario:
     """One labeling.
 
