@@ -1,52 +1,131 @@
-"""The README is true: its Python runs, in order and as one program; its pictures and links lead somewhere."""
+"""The documents are true: their Python runs, page by page and in order; pictures and links lead somewhere."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from markdown_it import MarkdownIt
+from mkdocs.config import load_config
+
+import dagster_llm_batch
+from tests.state_diagram import PAGE as LEDGER_PAGE
+from tests.state_diagram import with_diagram
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+SITE = sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md"))
+COMMANDS_RUN_ELSEWHERE = {"docs/reference/cli.md", "docs/how-to/components.md"}
+NOT_RUN = re.compile(r"python3? -m (venv|example_project|tests|tests\.crash\.matrix)\b|mkdir |cd |pip install |dagster dev ")
 
 
 def _blocks(page, language):
-    tokens = MarkdownIt().parse((ROOT / page).read_text(encoding="utf-8"))
-    return [(t.map[0] + 1, t.content) for t in tokens if t.type == "fence" and t.info.split()[:1] == [language]]
+    tokens = MarkdownIt().enable("table").parse((ROOT / page).read_text(encoding="utf-8"))
+    return [(t.map[0] + 1, t) for t in tokens if t.type == "fence" and t.info.split()[:1] == [language]]
+
+
+def _run_python(page, monkeypatch, folder):
+    """The blocks of a page as one module; those with a title are files too."""
+    program = ModuleType("page")
+    program.__file__ = str(folder / "page.py")
+    monkeypatch.setitem(sys.modules, "page", program)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-emulator")
+    for line, block in _blocks(page, "python"):
+        if title := re.search(r'title="([\w.]+)"', block.info):
+            folder.joinpath(title[1]).write_text(block.content, encoding="utf-8")
+        exec(compile("\n" * line + block.content, str(ROOT / page), "exec", dont_inherit=True), vars(program))
+    return vars(program)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_python_of_the_readme_runs_as_one_program_from_top_to_bottom(monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-emulator")
-    blocks = _blocks("README.md", "python")
-    assert len(blocks) >= 5
-    names = {"__name__": "readme"}
-    for line, source in blocks:
-        exec(compile("\n" * line + source, str(ROOT / "README.md"), "exec", dont_inherit=True), names)
+def test_the_python_of_the_readme_runs_as_one_program_from_top_to_bottom(monkeypatch, tmp_path):
+    assert len(_blocks("README.md", "python")) >= 5
+    names = _run_python("README.md", monkeypatch, tmp_path)
     labels = names["landed"].asset_materializations_for_node("ticket_labels")
     assert {m.asset_key.to_user_string() for m in labels} == {"ticket_labels", "ticket_labels_rejects"}
     assert names["defs"].resolve_asset_graph().has(names["tickets"].key)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", [page for page in SITE if _blocks(page, "python")])
+def test_the_python_of_a_page_runs_as_one_program_and_its_commands_after_it(page, monkeypatch, tmp_path):
+    _run_python(page, monkeypatch, tmp_path)
+    if page in COMMANDS_RUN_ELSEWHERE:
+        return
+    tmp_path.joinpath("home").mkdir()
+    tmp_path.joinpath("home", "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    for _, block in _blocks(page, "sh"):
+        for line in block.content.splitlines():
+            if not NOT_RUN.match(line):
+                _run_command(shlex.split(line))
+
+
+def _run_command(words):
+    """In this process where it is a script of a package: starting one takes longer than what it does."""
+    if words[0] == "python":
+        subprocess.run([sys.executable, *words[1:]], check=True, env={**os.environ, "PYTEST_ADDOPTS": ""})
+        return
+    [script] = entry_points(name=words[0], group="console_scripts")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as ended:
+            script.load()()
+    assert not ended.value.code, words
+
+
+@pytest.mark.parametrize("page", [*PAGES, *SITE])
 def test_pictures_and_links_of_the_documents_lead_to_files_that_exist(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)", text):
         if not target.startswith(("http://", "https://")):
-            assert (ROOT / target).is_file(), target
+            assert (ROOT / page).parent.joinpath(target).is_file(), target
 
 
 def test_pictures_are_small():
-    for picture in (ROOT / "docs" / "images").iterdir():
+    for picture in (DOCS / "images").iterdir():
         assert picture.stat().st_size < 300_000
 
 
 def test_the_commands_that_the_documents_name_exist():
-    text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in (*PAGES, *SITE))
     for module in sorted(set(re.findall(r"python3? -m ([a-z_.]+)", text))):
         path = ROOT.joinpath(*module.split("."))
         ours = (path / "__main__.py").is_file() or path.with_suffix(".py").is_file()
         assert ours or find_spec(module.split(".", maxsplit=1)[0]) is not None, module
+
+
+def test_the_diagram_of_states_is_the_one_that_the_table_of_moves_gives():
+    page = LEDGER_PAGE.read_text(encoding="utf-8")
+    assert page == with_diagram(page), "run `python -m tests.state_diagram --write`"
+
+
+def test_the_reference_has_every_public_name():
+    text = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^::: dagster_llm_batch\.(\w+)$", text, re.MULTILINE))
+    assert named - {"errors"} == set(dagster_llm_batch.__all__) - {"__version__"}
+
+
+def test_the_site_leads_to_every_page():
+    nav = str(load_config(str(ROOT / "mkdocs.yml")).nav)
+    assert [page for page in SITE if f"'{page.removeprefix('docs/')}'" not in nav] == []
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    reference = tmp_path.joinpath("site", "reference", "python", "index.html").read_text(encoding="utf-8")
+    assert "queue_limits" in reference
+    assert "<!-- fields" not in reference
