@@ -78,10 +78,10 @@ class Answerer:
 
 
 def _answer_of(future: Future[bytes]) -> bytes:
-    """Nothing where nobody knows whether the call arrived: it is not made again in this wave."""
+    """An empty line where nobody knows whether the call arrived: it is not made again in this wave."""
     try:
         return future.result()
     except (CredentialsError, ConfigError):
         raise
     except LLMBatchError:
-        return b""
+        return b"\n"
