@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from decimal import Decimal
 
 import pyarrow as pa
@@ -29,7 +30,7 @@ __all__ = ["Collector", "sum_costs"]
 
 _FETCHES = 3
 _LONGEST_PAUSE_SECONDS = 30.0
-_ANY_ID = re.compile(NONCE.encode() + rb"-[0-9a-z-]{40}")
+_ANY_NONCE = re.compile(NONCE.encode() + rb"-[0-9a-z-]{40}")
 
 
 class Collector:
@@ -65,7 +66,7 @@ class Collector:
         return path
 
     def _fetch(self, shards: Sequence[Shard], at_least: int) -> None:
-        """Download a batch's result lines into the raw files of its shards, all or none of them."""
+        """Download a batch's result lines into the raw files of its shards. One that is stored already stays."""
         with ExitStack() as files:
             if len(shards) == 1:
                 raw = files.enter_context(self._payloads.writer(beside(shards[0], RAW)))
@@ -74,17 +75,25 @@ class Collector:
                 _refuse_fewer(raw.lines, at_least, shards[0])
                 return
             parts = {shard.nonce.encode(): files.enter_context(tempfile.TemporaryFile()) for shard in shards}
-            own, lines = parts[shards[0].nonce.encode()], 0
+            lines = 0
             for line in self._lines(shards[0]):
-                found = _ANY_ID.search(line)
-                (own if found is None else parts.get(found[1], own)).write(line)  # what is foreign is the carrier's
+                named = {nonce for nonce in _ANY_NONCE.findall(line) if nonce in parts}
+                if len(named) > 1:  # rows and replies may hold anything; one of them is the line's own
+                    named &= {self._nonce_of(line, shards[0])}
+                parts[min(named, default=shards[0].nonce.encode())].write(line)  # what is foreign is the carrier's
                 lines += 1
             _refuse_fewer(lines, at_least, shards[0])
             for shard in shards:
+                if self._payloads.exists(beside(shard, RAW)):
+                    continue
                 part = parts[shard.nonce.encode()]
                 part.seek(0)
                 with self._payloads.writer(beside(shard, RAW)) as raw:
                     shutil.copyfileobj(part, raw, 1 << 20)
+
+    def _nonce_of(self, line: bytes, shard: Shard) -> bytes:
+        codec = self._deployment.provider_of(shard).codec(replace(self._labeling.spec, model=shard.model))
+        return (codec.decode(line).custom_id or "").partition("-")[0].encode()
 
     def _lines(self, shard: Shard) -> Iterator[bytes]:
         """The lines as the provider gives them. A batch that failed may be gone, with nothing of it to fetch."""
