@@ -90,14 +90,18 @@ class Poller:
 
     def stop(self, shards: Sequence[Shard]) -> None:
         """Ask their batches to stop, once. One that is shared stops when all whose shards it carries agree."""
+        asked: set[str] = set()
         for shard in shards:
             running = shard.state is ShardState.SUBMITTED and shard.status is not BatchStatus.CANCELING
-            if not running or shard.batch_id is None:
+            if not running or shard.batch_id is None or shard.shard_id in asked:
                 continue
-            others = [one for one in self._ledger.of_batch(shard) if one.submission_id != shard.submission_id]
-            if all(self._is_unwanted(other) for other in others):
+            sharing = self._ledger.of_batch(shard)
+            if all(one.submission_id == shard.submission_id or self._is_unwanted(one) for one in sharing):
                 self._deployment.provider_of(shard).cancel(shard.batch_id)
-                self._ledger.observe({shard.shard_id: BatchReport(shard.batch_id, BatchStatus.CANCELING)})
+                report = BatchReport(shard.batch_id, BatchStatus.CANCELING)
+                running_too = [one.shard_id for one in sharing if one.state is ShardState.SUBMITTED]
+                self._ledger.observe(dict.fromkeys(running_too, report))
+                asked.update(running_too)
 
     def _is_unwanted(self, shard: Shard) -> bool:
         submission = self._ledger.submission(shard.submission_id)
