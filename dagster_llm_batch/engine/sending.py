@@ -77,7 +77,7 @@ class Sender:
                     self._ledger.move_together(ids, Move.NOT_SENT, reason=str(error))
                     raise
                 except RefusedError as error:
-                    self._refused(sent, str(error), spec)
+                    self._refused(sent, str(error), spec, fill_up_to)
                     return
                 except AmbiguousError as error:
                     self._ledger.note(shards[0].submission_id, "ambiguous", f"{ids[0]}: {error}")
@@ -87,12 +87,12 @@ class Sender:
                     self._accepted(sent, batch_id)
                     return
 
-    def _refused(self, shards: Sequence[Shard], reason: str, spec: RequestSpec) -> None:
+    def _refused(self, shards: Sequence[Shard], reason: str, spec: RequestSpec, fill_up_to: int) -> None:
         """The one of several that cannot be taken must not take the others along: each is tried by itself."""
         ids = [shard.shard_id for shard in shards]
         if len(shards) > 1:
             for shard in self._ledger.move_together(ids, Move.NOT_SENT, reason=reason):
-                self.send([shard], spec)
+                self.send([shard], spec, fill_up_to)
             return
         now = self._deployment.clock()
         self._ledger.move_together(ids, Move.REFUSED, status=BatchStatus.FAILED, reason=reason, ended_at=now)
@@ -140,8 +140,8 @@ class Sender:
             msg = (
                 f"Shard {carrier.shard_id} was being sent at {carrier.sent_at.isoformat()}, and nobody knows whether "
                 f"its batch exists: {found.reason}. Candidates: {candidates}. Nothing is sent again. Look at the "
-                f"provider's console, then call Engine.resolve({carrier.shard_id!r}, batch_id=...) if it exists, or "
-                "batch_id=None if it does not."
+                f"provider's console, then run `dagster-llm-batch resolve {carrier.shard_id} --batch-id …` if it "
+                "exists, or `--no-batch` if it does not; in Python, Engine.resolve(shard_id, batch_id or None)."
             )
             raise CannotTellError(msg)
 
