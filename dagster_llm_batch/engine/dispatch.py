@@ -14,7 +14,7 @@ from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.engine.sending import Sender
-from dagster_llm_batch.errors import ConfigError, IllegalMoveError
+from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.leases import Lease
 from dagster_llm_batch.storage.records import Shard
@@ -26,7 +26,6 @@ WAITS = "waits"
 """The event of a submission that leaves shards planned, since they may not go yet."""
 
 _SHARDS_IN_A_BATCH = 200  # their result files are open at once when the batch comes home
-_QUEUE_WAIT_SECONDS = 60.0
 
 
 class Dispatcher:
@@ -80,12 +79,22 @@ class Dispatcher:
             for shard in batch:
                 Answerer(labeling, self._deployment).answer(shard)
             return
-        with _queue(self._deployment, batch[0]):
-            if has_room(self._deployment, batch):
-                self._sender.send(batch, labeling.spec, fill_up_to=least)
-                return
-        for submission_id in {shard.submission_id for shard in batch}:
+        waiting = batch
+        with suppress(LeaseError), _queue(self._deployment, batch[0]):  # another process fills it: the next time
+            is_padded = labeling.below_minimum == "pad"
+            going = self._that_fit(batch, at_least=1 if is_padded else min(least, requests))
+            waiting = batch[len(going) :]
+            if going:
+                self._sender.send(going, labeling.spec, fill_up_to=least if is_padded else 0)
+        for submission_id in {shard.submission_id for shard in waiting}:
             self._waits(submission_id)
+
+    def _that_fit(self, batch: list[Shard], at_least: int) -> list[Shard]:
+        """The first of these, as many as may go as one batch now; none where that is too few requests."""
+        going = list(batch)
+        while going and not has_room(self._deployment, going):
+            going.pop()
+        return going if sum(shard.requests for shard in going) >= at_least else []
 
     def _waits(self, submission_id: str) -> None:
         if self._deployment.ledger.last_event(submission_id).kind != WAITS:
@@ -109,12 +118,12 @@ class Dispatcher:
         is_last = self._labeling.models[-1].model == f"{shard.provider}/{shard.model}"
         if is_last or shard.reason is None:
             return False
-        refusals = (
-            event.at
-            for event in self._deployment.ledger.events(shard.submission_id)
-            if event.shard_id == shard.shard_id and event.kind == Move.NOT_SENT.value
-        )
-        since = next(refusals, None)
+        since: datetime | None = None
+        for event in self._deployment.ledger.events(shard.submission_id):
+            if event.shard_id == shard.shard_id and event.kind == Move.NOT_SENT.value:
+                since = since or event.at
+            elif event.shard_id == shard.shard_id and event.kind == Move.ACCEPTED.value:
+                since = None
         return since is not None and self._deployment.clock() - since >= self._labeling.fallback_after
 
 
@@ -157,7 +166,7 @@ def _queue(deployment: Deployment, shard: Shard) -> AbstractContextManager[Any]:
     if _limit(deployment, shard)[0] is None:
         return nullcontext()
     name = f"queue:{shard.provider}:{shard.account}"
-    return deployment.ledger.leased(name, wait_seconds=_QUEUE_WAIT_SECONDS)
+    return deployment.ledger.leased(name, wait_seconds=deployment.lease_wait_seconds)
 
 
 def has_room(deployment: Deployment, batch: Sequence[Shard]) -> bool:
@@ -167,16 +176,17 @@ def has_room(deployment: Deployment, batch: Sequence[Shard]) -> bool:
         return True
     own = {shard.shard_id for shard in batch}
     before = deployment.ledger.queued(deployment.namespace, batch[0], model=model)
-    ahead = [shard for shard in before if shard.shard_id not in own]
+    now = deployment.clock()
+    ahead = [shard for shard in before if shard.shard_id not in own and due(shard, now)]
     everything = [*ahead, *batch]
     taken = {
-        "max_batches": len({shard.carrier or shard.batch_id or shard.shard_id for shard in ahead}) + 1,
+        "max_batches": len({shard.carrier or shard.shard_id for shard in ahead}) + 1,
         "max_requests": sum(shard.requests for shard in everything),
         "max_tokens": sum(shard.tokens for shard in everything),
     }
     most = {name: getattr(limit, name) for name in taken}
     fits = all(most[name] is None or count <= most[name] for name, count in taken.items())
-    return fits or not ahead  # what is alone over the limit is for the provider to judge
+    return fits or (not ahead and len(batch) == 1)  # what is alone over the limit is for the provider to judge
 
 
 def _limit(deployment: Deployment, shard: Shard) -> tuple[QueueLimit | None, str | None]:
