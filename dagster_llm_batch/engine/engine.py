@@ -29,7 +29,7 @@ from dagster_llm_batch.engine.pruning import Pruner, Pruning
 from dagster_llm_batch.engine.retrying import NextWave
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.engine.sending import Sender
-from dagster_llm_batch.errors import ConfigError, LeaseError, LLMBatchError, TransientError
+from dagster_llm_batch.errors import CannotTellError, ConfigError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger, utc_now
@@ -39,7 +39,7 @@ from dagster_llm_batch.types import BatchReport, Lane
 
 __all__ = ["Engine", "Status"]
 
-_UNAVAILABLE = "unavailable"
+_UNAVAILABLE, _TURN = "unavailable", "turn"
 
 
 @dataclass(frozen=True)
@@ -178,19 +178,21 @@ class Engine:
     def resolve(self, shard_id: str, batch_id: str | None) -> Shard:
         """A person's word on a shard that cannot be told: its batch, or None where there is none (it is sent again).
 
-        It holds for all shards that were sent with it.
+        It holds for all shards that were sent with it. Raises LeaseError while a process is sending them.
         """
         shard = self.ledger.shard(shard_id)
         carrier = shard.carrier or shard_id
         sharing = self.ledger.sharing([shard.submission_id])
-        ids = [one.shard_id for one in sharing if carrier in (one.shard_id, one.carrier)] or [shard_id]
-        if batch_id is None:
-            moved = self.ledger.move_together(ids, Move.NOT_SENT, reason="resolved by a person: no batch exists")
-        else:
-            told = f"resolved by a person: {batch_id}"
-            moved = self.ledger.move_together(
-                ids, Move.ACCEPTED, detail=told, batch_id=batch_id, submitted_at=self._clock()
-            )
+        together = [one for one in sharing if carrier in (one.shard_id, one.carrier)] or [shard]
+        ids = [one.shard_id for one in together]
+        with self._deployment.leased(*(one.submission_id for one in together)):
+            if batch_id is None:
+                moved = self.ledger.move_together(ids, Move.NOT_SENT, reason="resolved by a person: no batch exists")
+            else:
+                told = f"resolved by a person: {batch_id}"
+                moved = self.ledger.move_together(
+                    ids, Move.ACCEPTED, detail=told, batch_id=batch_id, submitted_at=self._clock()
+                )
         return next(one for one in moved if one.shard_id == shard_id)
 
     # poll -----------------------------------------------------------------------------------------------------------
@@ -214,9 +216,13 @@ class Engine:
         """Take the submission as far as it goes now: recover, send, poll, collect, then the next wave or settle.
 
         Returns without waiting. Raises LeaseError where another process is at it, ConfigError where the definition has
-        changed since it was sent (raw results are stored before that).
+        changed since it was sent (raw results are stored before that), CannotTellError after collecting what is known.
         """
-        self.submit(labeling, submission_id)
+        try:
+            self.submit(labeling, submission_id)
+        except CannotTellError:
+            self.collect(labeling, submission_id)
+            raise
         self.collect(labeling, submission_id)
         return self.submit(labeling, submission_id)
 
@@ -316,7 +322,7 @@ class Engine:
     def note_turn(self, submission_id: str) -> None:
         """Say that what waited may go, so that a run for it is a new one."""
         if self.ledger.last_event(submission_id).kind == WAITS:
-            self.ledger.note(submission_id, "turn")
+            self.ledger.note(submission_id, _TURN)
 
     def is_busy(self, submission_id: str) -> bool:
         """Whether another process works on it now."""
@@ -336,7 +342,7 @@ class Engine:
 
     def unavailable_since(self, submission_id: str) -> datetime | None:
         """When the provider did not answer, or not take a batch, if that is the last that happened."""
-        last = self.ledger.last_event(submission_id)
+        last = self.ledger.last_event(submission_id, besides=(WAITS, _TURN))
         return last.at if last.kind in (_UNAVAILABLE, Move.NOT_SENT.value) else None
 
     def now(self) -> datetime:

@@ -373,7 +373,15 @@ class Ledger:
         Of shards planned at or after `since`. A shard that ended without a batch (refused, or canceled before it was
         sent) costs nothing; an unknown cost counts as its estimate, an unknown estimate as nothing.
         """
-        query = sa.select(SHARD.c.state, SHARD.c.lane, SHARD.c.batch_id, SHARD.c.estimated_usd, SHARD.c.cost_usd)
+        counted = (
+            SHARD.c.state,
+            SHARD.c.lane,
+            SHARD.c.batch_id,
+            SHARD.c.sent_at,
+            SHARD.c.estimated_usd,
+            SHARD.c.cost_usd,
+        )
+        query = sa.select(*counted)
         query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         query = query.where(SUBMISSION.c.namespace == namespace)
         if asset is not None:
@@ -389,9 +397,10 @@ class Ledger:
             get_submission(connection, submission_id)
             self._record(connection, {"submission_id": submission_id, "kind": kind, "detail": detail})
 
-    def last_event(self, submission_id: str) -> Event:
-        """The newest of them."""
-        query = sa.select(EVENT).where(EVENT.c.submission_id == submission_id).order_by(EVENT.c.event_id.desc())
+    def last_event(self, submission_id: str, *, besides: Sequence[str] = ()) -> Event:
+        """The newest of a submission's events, or of those of other kinds than `besides`."""
+        query = sa.select(EVENT).where(EVENT.c.submission_id == submission_id, EVENT.c.kind.not_in(besides))
+        query = query.order_by(EVENT.c.event_id.desc())
         with self._database.read() as connection:
             return from_row(Event, connection.execute(query.limit(1)).mappings().one())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -102,10 +103,16 @@ def add_to_progress(known: Progress | None, row: Mapping[Any, Any]) -> Progress:
 
 
 def committed_usd(
-    state: ShardState, lane: Lane, batch_id: str | None, estimated_usd: Decimal | None, cost_usd: Decimal | None
+    state: ShardState,
+    lane: Lane,
+    batch_id: str | None,
+    sent_at: datetime | None,
+    estimated_usd: Decimal | None,
+    cost_usd: Decimal | None,
 ) -> Decimal:
     """What one shard takes from a budget; see Ledger.spent."""
     if cost_usd is not None:
         return cost_usd
     is_over = state in ENDED or state is ShardState.COLLECTED
-    return Decimal(0) if is_over and batch_id is None and lane is Lane.BATCH else estimated_usd or Decimal(0)
+    was_taken = batch_id is not None or (lane is Lane.REALTIME and sent_at is not None)
+    return Decimal(0) if is_over and not was_taken else estimated_usd or Decimal(0)
