@@ -11,7 +11,7 @@ import pytest
 
 from dagster_llm_batch import evaluation
 
-HEAVY = ["numpy", "scipy", "sklearn", "matplotlib"]
+HEAVY = ["numpy", "scipy", "sklearn", "matplotlib", "krippendorff", "river"]
 
 
 def run(code, *, without=()):
@@ -42,6 +42,7 @@ def test_importing_loads_none_of_the_optional_packages():
         ("numpy", "confusion(one)"),
         ("numpy", "per_class(one)"),
         ("scipy", "agreement_between(one, one)"),
+        ("krippendorff", "agreement_among(Labels.of(Target('t'), dict.fromkeys('ab', (ids, topics))), 'all')"),
         ("matplotlib", "confusion_png(Confusion('c', 't', ('a',), ((1,),)))"),
     ],
 )
@@ -53,6 +54,7 @@ def test_a_missing_package_is_an_error_that_says_what_to_install(without, call):
         from dagster_llm_batch.evaluation import *
         table = pa.table({{"id": [1, 2], "t": ["a", "b"], "x": [0.5, 1.5]}})
         one = join(table, table, key="id", target="t", candidate_name="c")
+        ids, topics = (table[name].combine_chunks() for name in ("id", "t"))
         number = join(table, table, key="id", target=Target("x", kind="numeric"), candidate_name="c")
         try:
             {call}
@@ -62,6 +64,21 @@ def test_a_missing_package_is_an_error_that_says_what_to_install(without, call):
         without=[without],
     )
     assert "pip install 'dagster-llm-batch[evaluation]'" in said
+
+
+def test_the_online_detector_says_which_extra_it_needs():
+    said = run(
+        """
+        from dagster_llm_batch.errors import MissingExtraError
+        from dagster_llm_batch.evaluation import adwin_changes
+        try:
+            adwin_changes({"mon": {"a": 1}})
+        except MissingExtraError as error:
+            print(error)
+        """,
+        without=["river"],
+    )
+    assert "pip install 'dagster-llm-batch[drift]'" in said
 
 
 def test_drawing_loads_no_pyplot():
