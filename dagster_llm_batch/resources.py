@@ -314,6 +314,11 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
         ),
     )
 
+    telemetry: bool = Field(
+        default=False,
+        description="OpenTelemetry spans of provider calls, and metrics of what lands. Needs the extra otel.",
+    )
+
     _home: Path | None = PrivateAttr(default=None)
     _engine: Engine | None = PrivateAttr(default=None)
 
@@ -328,6 +333,10 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
         if self._engine is not None:
             self._engine.ledger.close()
             self._engine = None
+        if self.telemetry:
+            from dagster_llm_batch.telemetry import flush  # noqa: PLC0415 - its API is an extra
+
+            flush()
 
     def places(self) -> tuple[str, str]:
         """URL of the ledger, with its password, and root of the payload store; nothing is opened."""
@@ -371,4 +380,8 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
             found["openai"] = self.openai.provider()
         if self.command is not None:
             found["command"] = self.command.provider(str(home / "command"))
+        if self.telemetry:
+            from dagster_llm_batch.telemetry import TracedProvider  # noqa: PLC0415 - its API is an extra
+
+            return {name: TracedProvider(provider) for name, provider in found.items()}
         return found

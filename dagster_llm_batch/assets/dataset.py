@@ -105,13 +105,17 @@ class Dataset:
     def kinds(self, *more: str) -> set[str]:
         return {*more, _ICONS.get(self.labeling.provider, self.labeling.provider)}
 
-    def engine(self, context: dg.AssetExecutionContext) -> Engine:
-        """The engine of the configured LLMBatchResource."""
+    def resource(self, context: dg.AssetExecutionContext) -> LLMBatchResource:
+        """The configured LLMBatchResource."""
         resource = getattr(context.resources, self.resource_key)
         if not isinstance(resource, LLMBatchResource):
             msg = f"The resource '{self.resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
             raise ConfigError(msg)
-        return resource.engine()
+        return resource
+
+    def engine(self, context: dg.AssetExecutionContext) -> Engine:
+        """Its engine."""
+        return self.resource(context).engine()
 
     def load_rows(self, context: dg.AssetExecutionContext, partition: str | None) -> Any:
         """The rows of one partition."""

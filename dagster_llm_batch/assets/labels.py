@@ -110,6 +110,7 @@ class _Landing:
             yield from landed(context, self._rejects.key, partition, metadata=metadata, version=version)
         if self._labels.key in wanted:
             logged = self._write(context, self._labels, partition, labeled.labels)
+            self._measure(context, engine, submission.submission_id)
             metadata = {**labels_metadata(labeled, status, labeling, provider), **logged}
             if dataset.rows_key is not None:
                 metadata["dagster/column_lineage"] = column_lineage(labeling, dataset.rows_key)
@@ -149,6 +150,12 @@ class _Landing:
         dataset = self._dataset
         return dict(write_output(context, spec, dataset.io_manager_key, partition, table, dataset.frame))
 
+    def _measure(self, context: dg.AssetExecutionContext, engine: Engine, submission_id: str) -> None:
+        if self._dataset.resource(context).telemetry:
+            from dagster_llm_batch.telemetry import measure  # noqa: PLC0415 - its API is an extra
+
+            measure(engine, self._dataset.labeling, submission_id)
+
     def _finish_superseded(self, context: dg.AssetExecutionContext, engine: Engine, partition: str) -> None:
         """Take home what earlier submissions of the partition have been billed for: its answers can serve again."""
         labeling = self._dataset.labeling
@@ -164,6 +171,7 @@ class _Landing:
                 context.log.info(str(error))
                 done = not any(shard.state in IN_FLIGHT for shard in engine.ledger.shards(older.submission_id))
             if done:
+                self._measure(context, engine, older.submission_id)
                 engine.ledger.deliver(older.submission_id)
 
     def _advance(self, context: dg.AssetExecutionContext, engine: Engine, submission_id: str) -> Status:

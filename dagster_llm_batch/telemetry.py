@@ -1,0 +1,211 @@
+"""OpenTelemetry: a span for each provider call, and what labels took when they land. Needs the extra `otel`.
+
+Names are those of the GenAI semantic conventions where they have one. Spans hold counts, ids and settings: never a
+prompt, a row, a reply, or an error's message, which may quote them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO
+
+from dagster_llm_batch._version import __version__
+from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.errors import MissingExtraError
+from dagster_llm_batch.protocols import Codec, Provider
+from dagster_llm_batch.storage.records import Shard
+from dagster_llm_batch.types import (
+    Absent,
+    BatchReport,
+    CannotTell,
+    Endpoint,
+    FindHints,
+    Found,
+    RequestSpec,
+    Undecided,
+)
+
+try:
+    from opentelemetry import metrics, trace
+except ModuleNotFoundError as error:
+    raise MissingExtraError("otel", "LLMBatchResource(telemetry=True)") from error
+
+__all__ = ["TracedProvider", "flush", "measure"]
+
+MEASURED = "measured"
+"""The ledger's event that says that a submission's figures were recorded: they are, once."""
+
+_PROVIDERS = {"bedrock": "aws.bedrock", "vertex": "gcp.vertex_ai", "gemini": "gcp.gemini"}
+_SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "frequency_penalty", "presence_penalty")
+_TOKEN_BUCKETS = [4**n for n in range(14)]
+_SECOND_BUCKETS = [0.01 * 2**n for n in range(14)]
+_FLUSH_MILLISECONDS = 5_000
+
+_tracer = trace.get_tracer("dagster_llm_batch", __version__)
+_meter = metrics.get_meter("dagster_llm_batch", __version__)
+_duration = _meter.create_histogram(
+    "gen_ai.client.operation.duration",
+    unit="s",
+    description="GenAI operation duration.",
+    explicit_bucket_boundaries_advisory=_SECOND_BUCKETS,
+)
+_tokens = _meter.create_histogram(
+    "gen_ai.client.token.usage",
+    unit="{token}",
+    description="Number of input and output tokens used, for each request.",
+    explicit_bucket_boundaries_advisory=_TOKEN_BUCKETS,
+)
+_requests = _meter.create_counter(
+    "llm_batch.requests", unit="{request}", description="Requests by outcome, each try for itself."
+)
+_cost = _meter.create_counter("llm_batch.cost", unit="USD", description="What collected batches cost.")
+
+
+class TracedProvider:
+    """A provider, with a span and a duration for each call. It answers as the one it wraps does."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+
+    @property
+    def name(self) -> str:
+        return self._provider.name
+
+    @property
+    def account(self) -> str:
+        return self._provider.account
+
+    @property
+    def price_book(self) -> str | None:
+        return self._provider.price_book
+
+    @property
+    def settle_seconds(self) -> float:
+        return self._provider.settle_seconds
+
+    def codec(self, spec: RequestSpec) -> Codec:
+        return self._provider.codec(spec)
+
+    def console_url(self, batch_id: str) -> str | None:
+        return self._provider.console_url(batch_id)
+
+    def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
+        with self._span("submit_batch", spec.model, _asked(spec)) as span:
+            batch_id = self._provider.submit(lines, spec, tag)
+            span.set_attribute("llm_batch.batch_id", batch_id)
+            return batch_id
+
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | CannotTell:
+        with self._span("find_batch", None, {"llm_batch.requests": hints.requests}) as span:
+            found = self._provider.find(tag, hints)
+            span.set_attribute("llm_batch.found", type(found).__name__)
+            return found
+
+    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
+        with self._span("poll_batches", None, {"llm_batch.batches": len(batch_ids)}) as span:
+            reports = self._provider.poll(batch_ids)
+            span.set_attribute("llm_batch.batches_reported", len(reports))
+            for status in {report.status for report in reports.values()}:
+                count = sum(report.status is status for report in reports.values())
+                span.set_attribute(f"llm_batch.batches_{status.value}", count)
+            return reports
+
+    def fetch(self, batch_id: str) -> Iterator[bytes]:
+        lines = size = 0
+        with self._span("fetch_results", None, {"llm_batch.batch_id": batch_id}) as span:
+            try:
+                for line in self._provider.fetch(batch_id):
+                    lines += 1
+                    size += len(line)
+                    yield line
+            finally:
+                span.set_attributes({"llm_batch.result_lines": lines, "llm_batch.result_bytes": size})
+
+    def cancel(self, batch_id: str) -> None:
+        with self._span("cancel_batch", None, {"llm_batch.batch_id": batch_id}):
+            self._provider.cancel(batch_id)
+
+    def respond(self, line: bytes) -> bytes:
+        with self._span("respond", None, {"llm_batch.request_bytes": len(line)}) as span:
+            answer = self._provider.respond(line)
+            span.set_attribute("llm_batch.response_bytes", len(answer))
+            return answer
+
+    @contextmanager
+    def _span(self, operation: str, model: str | None, more: Mapping[str, Any]) -> Iterator[trace.Span]:
+        """A client span. It is not made the current one: `fetch` hands lines out while it is open."""
+        attributes = {"gen_ai.operation.name": operation, "gen_ai.provider.name": _provider_name(self.name)}
+        if model is not None:
+            attributes["gen_ai.request.model"] = model
+        span = _tracer.start_span(
+            operation if model is None else f"{operation} {model}",
+            kind=trace.SpanKind.CLIENT,
+            attributes={**attributes, **more},
+        )
+        start = time.perf_counter()
+        try:
+            yield span
+        except Exception as error:
+            attributes["error.type"] = type(error).__qualname__
+            span.set_attribute("error.type", attributes["error.type"])
+            span.set_status(trace.StatusCode.ERROR)
+            raise
+        finally:
+            _duration.record(time.perf_counter() - start, attributes)
+            span.end()
+
+
+def measure(engine: Engine, labeling: Labeling, submission_id: str) -> None:
+    """Record requests, tokens and cost of a settled submission, unless that was done. What it reuses is not its own."""
+    if any(event.kind == MEASURED for event in engine.ledger.events(submission_id)):
+        return
+    for shard in engine.ledger.shards(submission_id):
+        if shard.results_path is not None:
+            _measure_shard(engine, labeling, shard, shard.results_path)
+    engine.ledger.note(submission_id, MEASURED)
+
+
+def _measure_shard(engine: Engine, labeling: Labeling, shard: Shard, results_path: str) -> None:
+    embeds = labeling.spec.endpoint is Endpoint.EMBEDDINGS
+    common: dict[str, Any] = {
+        "gen_ai.operation.name": "embeddings" if embeds else "chat",
+        "gen_ai.provider.name": _provider_name(shard.provider),
+        "gen_ai.request.model": shard.model,
+        "llm_batch.asset": labeling.asset,
+        "llm_batch.lane": shard.lane.value,
+    }
+    columns = ["llm_outcome", "llm_model", "llm_input_tokens", "llm_output_tokens"]
+    results = engine.payloads.read_table(results_path, columns)
+    for pair in results["llm_outcome"].value_counts().to_pylist():
+        _requests.add(pair["counts"], {**common, "llm_batch.outcome": pair["values"]})
+    by_model: dict[str, Any] = {}
+    for model, *counts in zip(*(results[name].to_pylist() for name in columns[1:]), strict=True):
+        if model not in by_model:
+            answered = {**common, "gen_ai.response.model": model} if model else common
+            by_model[model] = [{**answered, "gen_ai.token.type": kind} for kind in ("input", "output")]
+        for count, attributes in zip(counts, by_model[model], strict=True):
+            if count:
+                _tokens.record(count, attributes)
+    if shard.cost_usd is not None:
+        _cost.add(float(shard.cost_usd), common)
+
+
+def flush() -> None:
+    """Hand everything to the exporters, since a step's process ends without asking them. What they refuse is lost."""
+    for provider in (trace.get_tracer_provider(), metrics.get_meter_provider()):
+        force_flush = getattr(provider, "force_flush", None)  # the SDK's; the API has none
+        if force_flush is not None:
+            with suppress(Exception):  # a collector that is down must not fail a run
+                force_flush(timeout_millis=_FLUSH_MILLISECONDS)
+
+
+def _provider_name(name: str) -> str:
+    return _PROVIDERS.get(name, name)
+
+
+def _asked(spec: RequestSpec) -> dict[str, Any]:
+    """The settings that the conventions know. Other parameters may hold anything, so they stay out."""
+    found = {name: spec.params.get(name) for name in _SETTINGS}
+    return {f"gen_ai.request.{name}": value for name, value in found.items() if isinstance(value, int | float)}
