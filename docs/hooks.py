@@ -1,4 +1,4 @@
-"""For the site: a comment `<!-- fields: Name -->` becomes a table of the fields of this resource, as they describe themselves."""
+"""For the site: `<!-- fields: Name -->` becomes a table of that resource's fields."""  # noqa: INP001 - mkdocs runs it
 
 from __future__ import annotations
 

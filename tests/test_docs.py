@@ -25,7 +25,7 @@ DOCS = ROOT / "docs"
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 SITE = sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md"))
 COMMANDS_RUN_ELSEWHERE = {"docs/reference/cli.md", "docs/how-to/components.md"}
-NOT_RUN = re.compile(r"python3? -m (venv|example_project|tests|tests\.crash\.matrix)\b|mkdir |cd |pip install |dagster dev ")
+NOT_RUN = re.compile(r"python3? -m (venv|example_project|tests)\b|mkdir |pip install |dagster dev ")
 
 
 def _blocks(page, language):
