@@ -8,11 +8,10 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
@@ -20,7 +19,8 @@ from dagster_llm_batch.errors import LeaseError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.testing.emulator import Emulator, Limits, WireFault, local_gcs, local_s3
-from tests.crash.clouds import BUCKET, CLOUDS, Answered, Cloud, Place, books_of
+from tests.crash.books import books_of, money_of
+from tests.crash.clouds import BUCKET, CLOUDS, Cloud, Place
 from tests.crash.points import ARROWS, Crash
 from tests.crash.postgres import postgres
 from tests.crash.scenarios import ANSWER, RUNNING
@@ -202,7 +202,7 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, verdict: Verd
     for shard in shards:
         by_wave[shard.wave].update({shard.batch_id} if shard.batch_id else ())
     batches, answered = books_of(cell.cloud, emulator, folder)
-    money = _money(answered, {shard.nonce: shard.wave for shard in shards}, max(one.waves for one in submissions))
+    money = money_of(answered, {shard.nonce: shard.wave for shard in shards}, max(one.waves for one in submissions))
     verdict.billed, verdict.billed_twice = money.billed, money.twice
     least, most = scenario.billed or (scenario.rows, scenario.rows)
     unknown = batches - set().union(*by_wave.values())
@@ -224,37 +224,6 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, verdict: Verd
         f"arrows without a crash point: {verdict.crossed_arrows - ARROWS}": verdict.crossed_arrows <= ARROWS,
     }
     verdict.problems += [what for what, is_right in checks.items() if not is_right]
-
-
-class Money(NamedTuple):
-    """What the provider's books say was paid."""
-
-    billed: int
-    twice: int
-    in_two_batches: set[str]
-
-
-def _money(answered: list[Answered], waves: Mapping[str, int], most_waves: int) -> Money:
-    """A request may be billed once in each wave: in its batch once, and in all no more often than there were waves.
-
-    `waves`: the wave of each shard, by its nonce. What a custom_id of no shard is billed for is billed twice. In real
-    time there is no custom_id.
-    """
-    in_batches: Counter[tuple[int, str]] = Counter()
-    in_all: Counter[str] = Counter()
-    batches_of: dict[str, set[str]] = defaultdict(set)
-    for one in answered:
-        nonce = one.custom_id.partition("-")[0]
-        if one.batch_id is not None:
-            batches_of[nonce].add(one.batch_id)
-        if one.is_billed:
-            in_all[one.body] += 1
-            if one.batch_id is not None:
-                in_batches[waves.get(nonce, 0), one.body] += 1
-    twice = sum(count - 1 for count in in_batches.values())
-    twice += sum(count for (wave, _), count in in_batches.items() if wave == 0)
-    twice += sum(max(0, count - most_waves) for count in in_all.values())
-    return Money(in_all.total(), twice, {nonce for nonce, ids in batches_of.items() if len(ids) > 1})
 
 
 def _is_free(ledger: Ledger, submission_id: str) -> bool:

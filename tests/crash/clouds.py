@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from google.oauth2.credentials import Credentials
 
@@ -49,15 +48,6 @@ class Place:
             "gemini": emulator.gemini_base_url,
         }
         return Place(str(folder), emulator.port, urls, s3_url, gcs_url)
-
-
-class Answered(NamedTuple):
-    """One request that reached the model. `body` tells it from others, whatever its custom_id."""
-
-    batch_id: str | None
-    custom_id: str
-    body: str
-    is_billed: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,15 +190,3 @@ CLOUDS = {
     )
 }
 FORGETFUL = Cloud("openai", "gpt-4o", "gpt-4o-mini", _MAX_TOKENS, _forgetful, CLOUDS["openai"].create)
-
-
-def books_of(cloud: Cloud, emulator: Emulator, folder: Path) -> tuple[set[str], list[Answered]]:
-    """The batches that exist at the provider, and what was answered in them; of a command, what it wrote down."""
-    if cloud.name == "command":
-        jobs = {path.parent.name for path in folder.glob("jobs/*/job.json")}
-        file = folder / "books.jsonl"
-        return jobs, [Answered(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
-    answered = [
-        Answered(one.batch_id, one.custom_id or "", one.body_digest, one.billed) for one in emulator.books.executions
-    ]
-    return {batch.id for batch in emulator.books.batches}, answered

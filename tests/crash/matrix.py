@@ -17,12 +17,9 @@ from pathlib import Path
 
 from tests.crash.cells import LEDGERS, Cell, Servers, Verdict, cells, run_cell, servers
 from tests.crash.clouds import CLOUDS
+from tests.crash.page import PAGE, write
 from tests.crash.points import CRASHES
 from tests.crash.scenarios import SCENARIOS
-
-_PAGE = Path(__file__).resolve().parents[2] / "docs" / "fault-matrix.md"
-_BEGIN, _END = "<!-- crash matrix: begin -->", "<!-- crash matrix: end -->"
-_EMPTY_PAGE = f"# Faults, and what becomes of them\n\n{_BEGIN}\n{_END}\n"
 
 Results = Mapping[Cell, Verdict]
 
@@ -77,26 +74,13 @@ def _sums(verdicts: Iterator[Verdict] | Sequence[Verdict]) -> str:
     return f"{' | '.join(map(str, counts))} | {sum(v.seconds for v in found):.0f}"
 
 
-def write(lines: Sequence[str]) -> None:
-    """Put the lines in the place of those that the page has between its marks."""
-    page = (
-        _PAGE.read_text(encoding="utf-8")
-        if _PAGE.exists()
-        else f"# Faults and what becomes of them\n\n{_BEGIN}\n{_END}\n"
-    )
-    head, _, rest = page.partition(_BEGIN)
-    _, _, tail = rest.partition(_END)
-    _PAGE.parent.mkdir(exist_ok=True)
-    _PAGE.write_text("\n".join([f"{head}{_BEGIN}", *lines, f"{_END}{tail}"]), encoding="utf-8")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.crash.matrix", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--provider", action="append", choices=list(CLOUDS), help="only these; repeatable")
     parser.add_argument("--ledger", action="append", choices=LEDGERS, help="only these; repeatable")
     parser.add_argument("--point", default="", help="only crash points whose name has this text")
     parser.add_argument("--at-once", type=int, default=3, help="cells at the same time (default 3)")
-    parser.add_argument("--write", action="store_true", help=f"write the matrix into {_PAGE.name}")
+    parser.add_argument("--write", action="store_true", help=f"write the matrix into {PAGE.name}")
     options = parser.parse_args(arguments)
     clouds, ledgers = options.provider or list(CLOUDS), options.ledger or list(LEDGERS)
     chosen = cells(clouds, ledgers, [crash for crash in CRASHES if options.point in str(crash)])
@@ -113,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"\n{len(results)} crashes, {sum(v.kills for v in results.values())} kills in {time.monotonic() - began:.0f} s."
     )
     if options.write:
-        write(lines)
+        write("crash matrix", lines)
     return 1 if any(verdict.problems for verdict in results.values()) else 0
 
 

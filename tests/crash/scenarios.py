@@ -6,7 +6,7 @@ A new way through the engine is a new Scenario in SCENARIOS, and points on its w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
@@ -71,6 +71,10 @@ class Scenario:
     outcomes: frozenset[str] = frozenset({"succeeded"})
     billed: tuple[int, int] | None = None
     spare_batches: int = 0
+
+    def with_changes(self, *changes: tuple[str, Any]) -> Scenario:
+        """The same with more changes of the labeling."""
+        return replace(self, changes=(*self.changes, *changes))
 
     def labeling(self, cloud: Cloud) -> Labeling:
         usual: dict[str, Any] = {
