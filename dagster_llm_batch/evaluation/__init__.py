@@ -1,12 +1,16 @@
-"""Labels against gold: PURE. Arrow tables in; figures, Arrow tables, markdown and PNG bytes out.
+"""Labels, measured: PURE. Arrow tables in; figures, Arrow tables, markdown and PNG bytes out.
 
-    gold + candidates ─join→ Joined ─┬─evaluate→ Evaluation ──────┬─→ Arrow, markdown, PNG
-                                     ├─confusion, per_class ──────┤
-                                     └─agreement_between (two) ───┘
+    gold + candidates ─join→ Joined ─┬─evaluate→ Evaluation, with_pareto_front ─┬─→ Arrow, markdown, PNG
+                                     ├─confusion, per_class ────────────────────┤
+                                     ├─calibration_of ──────────────────────────┤
+                                     ├─agreement_between (two candidates) ──────┤
+                                     └─regression_between (two versions) ───────┤
+    labelers ─Labels.of→ agreement_among, agreement_of_pairs ───────────────────┤
+    partitions ─class_counts→ drift_between, adwin_changes ─────────────────────┘
 
-`compare` does all of it at once. Nothing here knows Dagster, a network, a disk, a clock or global randomness.
-Importing it needs pyarrow only; what computes or draws loads numpy, scipy, scikit-learn and matplotlib when called
-(extra `evaluation`).
+`compare` does most of it for gold and candidates at once. Nothing here knows Dagster, a network, a disk, a clock or
+global randomness. Importing it needs pyarrow only; what computes or draws loads numpy, scipy, scikit-learn,
+krippendorff and matplotlib when called (extra `evaluation`), and river (extra `drift`).
 """
 
 from __future__ import annotations

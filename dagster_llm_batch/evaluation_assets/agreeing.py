@@ -79,6 +79,14 @@ class AgreementDesign:
         gold = [] if self.gold is None else [self.gold]
         return list(dict.fromkeys([*gold, *(one.key for one in self.candidates)]))
 
+    def lineage(self, table: pa.Table) -> dict[str, dg.TableColumnLineage]:
+        """Every figure comes from the labels of all."""
+        labels = [dg.TableColumnDep(one.key, target.name) for one in self.candidates for target in self.targets]
+        if self.gold is not None:
+            labels += [dg.TableColumnDep(self.gold, one.gold_column or one.name) for one in self.targets]
+        figures = [name for name in table.column_names if name not in ("target", "group", "a", "b")]
+        return {"dagster/column_lineage": dg.TableColumnLineage(dict.fromkeys(figures, labels))}
+
     @property
     def code_version(self) -> str:
         return code_digest("1", self.gold, self.annotator, self.candidates, self.join_key, self.targets)
@@ -92,17 +100,19 @@ def agreement_asset(
     *,
     blocking: bool,
 ) -> dg.AssetsDefinition:
+    """`<name>` and `<name>_pairs`."""
     partitions_def = design.tabling.partitions_def
-    checks = [
-        quiet_check_spec(
-            "alpha",
-            asset=design.key,
-            description=f"Krippendorff's alpha of all labelers is at least {design.min_alpha:g}.",
-            blocking=blocking,
-            partitions_def=partitions_def,
+    checks = []
+    if design.min_alpha is not None:
+        checks.append(
+            quiet_check_spec(
+                "alpha",
+                asset=design.key,
+                description=f"Krippendorff's alpha of all labelers is at least {design.min_alpha:g}.",
+                blocking=blocking,
+                partitions_def=partitions_def,
+            )
         )
-        for _ in range(design.min_alpha is not None)
-    ]
 
     @dg.multi_asset(
         name=design.key.to_python_identifier(),
@@ -121,13 +131,14 @@ def agreement_asset(
             wanted, land_one = context.selected_asset_keys, design.tabling.land
             if pairs.key in wanted:
                 everybody = sum(map(len, by_group.values()))
-                computed = Computed(table_of(two_by_two, LabelerPair), _pairs_metadata(two_by_two, everybody), _DOCS)
-                yield from land_one(context, pairs, partition, computed, checks)
+                found = table_of(two_by_two, LabelerPair)
+                metadata = {**_pairs_metadata(two_by_two, everybody), **design.lineage(found)}
+                yield from land_one(context, pairs, partition, Computed(found, metadata, _DOCS), checks)
             if table.key in wanted:
-                metadata = _metadata(agreements, two_by_two, design.targets)
+                found = table_of(agreements, LabelerAgreement)
+                metadata = {**_metadata(agreements, two_by_two, design.targets), **design.lineage(found)}
                 verdicts = [] if design.min_alpha is None else [_verdict(design, agreements)]
-                computed = Computed(table_of(agreements, LabelerAgreement), metadata, _DOCS, verdicts)
-                yield from land_one(context, table, partition, computed, checks)
+                yield from land_one(context, table, partition, Computed(found, metadata, _DOCS, verdicts), checks)
 
         yield from each_partition(context, land)
 
@@ -168,13 +179,11 @@ def _labels(design: AgreementDesign, tables: StoredTables, partition: str | None
 
 
 def _labeled(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Key and targets, the latter null where the row did not succeed."""
+    key, *targets = columns
     has_label = succeeded(table)
-    return pa.table(
-        {
-            name: table[name] if at == 0 else pc.if_else(has_label, table[name].combine_chunks(), None)
-            for at, name in enumerate(columns)
-        }
-    )
+    values = {name: pc.if_else(has_label, table[name].combine_chunks(), None) for name in targets}
+    return pa.table({key: table[key], **values})
 
 
 def _people(design: AgreementDesign, gold: pa.Table, names: Mapping[str, str], taken: set[str]) -> _ByLabeler:

@@ -79,6 +79,8 @@ def test_people_are_compared_among_themselves_and_with_the_models(world):
     shown = world.metadata("agree")
     assert shown["llm_batch/topic/gold/alpha"].value == found["gold"]["alpha"]
     assert len(re.findall(r"data:image/png;base64,", shown["llm_batch/agreement"].md_str)) == 1
+    lineage = shown["dagster/column_lineage"].lineage.deps_by_column
+    assert dg.TableColumnDep(dg.AssetKey("gold"), "human") in lineage["alpha"]
     assert "Cohen's κ" in world.metadata("agree_pairs")["llm_batch/pairs"].md_str
 
 
