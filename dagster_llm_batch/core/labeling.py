@@ -37,6 +37,7 @@ PROVENANCE = (
     "llm_cost_usd",
     "llm_realtime_usd",
     "llm_price_basis",
+    "llm_submitted_at",
     "llm_completed_at",
     "llm_run_id",
 )

@@ -44,6 +44,7 @@ RESULT_SCHEMA = pa.schema(
         ("llm_batch_id", pa.string()),
         ("llm_attempt", pa.int32()),
         ("llm_lane", pa.string()),
+        ("llm_submitted_at", pa.timestamp("us", "UTC")),
         ("llm_completed_at", pa.timestamp("us", "UTC")),
     ]
 )
@@ -79,6 +80,7 @@ class ShardFacts:
     lane: Lane = Lane.BATCH
     reason: str | None = None
     retryable: bool = False
+    submitted_at: datetime | None = None
 
 
 @dataclass
@@ -200,6 +202,7 @@ class Reconciler:
             "llm_batch_id": facts.batch_id,
             "llm_attempt": facts.attempt,
             "llm_lane": facts.lane.value,
+            "llm_submitted_at": facts.submitted_at,
             "llm_completed_at": facts.ended_at,
         }
         columns = [

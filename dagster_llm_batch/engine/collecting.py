@@ -134,6 +134,7 @@ class Collector:
             attempt=shard.wave,
             lane=shard.lane,
             ended_at=shard.ended_at,
+            submitted_at=shard.submitted_at or shard.sent_at,
             reason=shard.reason,
             retryable=shard.retryable,
         )
