@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 
@@ -11,14 +11,26 @@ from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.errors import BudgetError
 
-__all__ = ["exceeded", "refuse_over_budget"]
+__all__ = ["committing", "exceeded", "refuse_over_budget"]
 
 _WAIT_SECONDS = 60.0  # for another process that commits money at this moment
 
 
 @contextmanager
-def refuse_over_budget(deployment: Deployment, labeling: Labeling, estimate: Estimate) -> Iterator[None]:
-    """Raise BudgetError, or commit the money in the block: no other process commits any meanwhile."""
+def committing(deployment: Deployment, wait_seconds: float) -> Iterator[None]:
+    """Commit money in the block: no other process commits any meanwhile. Raises LeaseError where one does so long."""
+    if not deployment.budgets:
+        yield
+        return
+    with deployment.ledger.leased(f"budget:{deployment.namespace}", wait_seconds=wait_seconds):
+        yield
+
+
+@contextmanager
+def refuse_over_budget(
+    deployment: Deployment, labeling: Labeling, estimate: Estimate, replaced: Sequence[str] = ()
+) -> Iterator[None]:
+    """Raise BudgetError, or commit the money in the block. `replaced` are shards that are not sent any more then."""
     cost = estimate.cost_usd
     counted = (
         f"{estimate.requests:,} requests ({estimate.input_tokens:,} input tokens, {estimate.output_tokens_each} output "
@@ -31,26 +43,27 @@ def refuse_over_budget(deployment: Deployment, labeling: Labeling, estimate: Est
             "was sent. Raise the limit, lower max_tokens, give expected_output_tokens, or send fewer rows."
         )
         raise BudgetError(msg)
-    if not deployment.budgets or not estimate.requests:
+    if not estimate.requests:
         yield
         return
-    with deployment.ledger.leased(f"budget:{deployment.namespace}", wait_seconds=_WAIT_SECONDS):
-        if (why := exceeded(deployment, labeling, cost)) is not None:
+    with committing(deployment, _WAIT_SECONDS):
+        if (why := exceeded(deployment, labeling, cost, replaced)) is not None:
             msg = f"'{labeling.asset}': {counted} are refused: {why}. Nothing was sent. Raise the budget, or wait."
             raise BudgetError(msg)
         yield
 
 
-def exceeded(deployment: Deployment, labeling: Labeling, cost_usd: Decimal | None) -> str | None:
+def exceeded(
+    deployment: Deployment, labeling: Labeling, cost_usd: Decimal | None, replaced: Sequence[str] = ()
+) -> str | None:
     """Which of the deployment's budgets so much more would exceed, in words; None: none of them."""
     for budget in deployment.budgets:
         if budget.asset not in (None, labeling.asset):
             continue
         if cost_usd is None:
             return f"no price is known for '{labeling.model}', so the {budget} cannot be kept; give price=TokenPrice(…)"
-        spent = deployment.ledger.spent(
-            deployment.namespace, asset=budget.asset, since=budget.since(deployment.clock())
-        )
+        since = budget.since(deployment.clock())
+        spent = deployment.ledger.spent(deployment.namespace, asset=budget.asset, since=since, besides=replaced)
         if spent + cost_usd > Decimal(budget.max_usd):
             return f"with {cost_usd:.4f} USD more than the {spent:.4f} USD already committed, the {budget} is exceeded"
     return None

@@ -246,17 +246,14 @@ class Engine:
                 return status
             if not self._has_sources(status.submission):
                 return status
-            wave = self._next_wave(labeling, status)
-            if wave:
-                self.ledger.add_wave(submission_id, wave)
-            else:
+            if not self._plan_next_wave(labeling, status):
                 self._landing(labeling, status.submission, collector).settle()
             return self.status(submission_id)
 
-    def _next_wave(self, labeling: Labeling, status: Status) -> list[Shard]:
+    def _plan_next_wave(self, labeling: Labeling, status: Status) -> bool:
         if status.submission.state is not SubmissionState.OPEN:
-            return []
-        return NextWave(labeling, self._deployment, status.submission, status.shards).write()
+            return False
+        return NextWave(labeling, self._deployment, status.submission, status.shards).plan()
 
     def _has_sources(self, submission: Submission) -> bool:
         """Whether the submissions whose answers this one waits for have theirs."""

@@ -7,9 +7,10 @@ earlier submissions of the partition have answered under the same configuration 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,7 +28,7 @@ from dagster_llm_batch.engine.planning import Draft, Plan, Spare
 from dagster_llm_batch.engine.previewing import Preview, preview_of
 from dagster_llm_batch.engine.pruning import is_pruned
 from dagster_llm_batch.engine.shards import ShardFiles, Wave, requests_of
-from dagster_llm_batch.errors import BudgetError, ConfigError, IllegalMoveError
+from dagster_llm_batch.errors import BudgetError, ConfigError, IllegalMoveError, LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.paths import payload_path
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -35,6 +36,8 @@ from dagster_llm_batch.storage.records import Submission, SubmissionState
 from dagster_llm_batch.types import BatchStatus, Lane, Outcome, PriceBasis, ResponseKind
 
 __all__ = ["Planner", "output_tokens_each"]
+
+_WAIT_SECONDS = 60.0  # for another process that stores a submission of the partition at this moment
 
 
 class Planner:
@@ -78,6 +81,7 @@ class Planner:
     def _plan(
         self, rows: Any, partition: str, run_id: str | None, history: Sequence[Submission], *, again: bool
     ) -> Submission:
+        now = self._deployment.clock()  # what comes home from here on was on its way
         earlier = self._reusable(history)
         submission_id = uuid.uuid4().hex
         draft = self._draft(submission_id, partition, self._asked(earlier))
@@ -98,18 +102,43 @@ class Planner:
             else:
                 estimate = draft.estimate
                 sources = tuple(s.submission_id for s in earlier) if plan.reused else ()
-            submission = self._submission(plan, submission_id, partition, run_id, estimate, known, sources)
-            with refuse_over_budget(self._deployment, self._labeling, estimate):
-                for older in history:
-                    if older.state is SubmissionState.OPEN:
-                        self._supersede(older, submission_id)
-                opened = self._ledger.open(submission, plan.shards)
+            submission = self._submission(plan, submission_id, partition, run_id, estimate, known, sources, now)
+            opened = self._open(submission, plan, estimate, history)
         except BaseException:
             draft.discard()
             raise
         if opened.submission_id != submission_id:  # another process was quicker
             draft.discard()
         return opened
+
+    def _open(
+        self, submission: Submission, plan: Plan, estimate: Estimate, history: Sequence[Submission]
+    ) -> Submission:
+        """Store it in the place of those before; where another process has stored the same, return that one."""
+        place = (submission.namespace, submission.asset, submission.partition)
+        with self._ledger.leased(f"plan:{':'.join(place)}", wait_seconds=_WAIT_SECONDS):
+            new = {one.submission_id: one for one in self._ledger.history(*place)}
+            for one in history:
+                del new[one.submission_id]
+            for one in new.values():
+                if one.fingerprint == submission.fingerprint:
+                    return one
+                msg = (
+                    f"'{one.asset}' {one.partition}: another process planned other rows meanwhile, as submission "
+                    f"{one.submission_id}. Nothing was sent for these. Run again if these are the newer rows."
+                )
+                raise LeaseError(msg)
+            with refuse_over_budget(self._deployment, self._labeling, estimate, self._unsent(history)):
+                for older in history:
+                    if older.state is SubmissionState.OPEN:
+                        self._supersede(older, submission.submission_id)
+                return self._ledger.open(submission, plan.shards)
+
+    def _unsent(self, history: Sequence[Submission]) -> list[str]:
+        """Shards that are not sent any more when another submission takes the place of these."""
+        still_open = [one for one in history if one.state is SubmissionState.OPEN]
+        shards = [shard for one in still_open for shard in self._ledger.shards(one.submission_id)]
+        return [shard.shard_id for shard in shards if shard.state is ShardState.PLANNED]
 
     def preview(self, rows: Any, *, partition: str, again: bool) -> Preview:
         """See Engine.preview."""
@@ -128,7 +157,7 @@ class Planner:
                 nothing = preview_of(draft.only_rows(plan), Estimate(draft.estimate.tariff, 0), None)
                 return replace(nothing, known=known)
             try:
-                with refuse_over_budget(self._deployment, self._labeling, draft.estimate):
+                with refuse_over_budget(self._deployment, self._labeling, draft.estimate, self._unsent(history)):
                     refused = None
             except BudgetError as error:
                 refused = str(error)
@@ -143,7 +172,7 @@ class Planner:
         """Whether the same rows may be sent once more, as a new attempt. Answers that were given up cannot serve."""
         return _may_follow(known, again=again or is_pruned(self._ledger, known))
 
-    def _draft(self, submission_id: str, partition: str, known: set[str]) -> Draft:
+    def _draft(self, submission_id: str, partition: str, known: Mapping[str, bool]) -> Draft:
         labeling, deployment = self._labeling, self._deployment
         root = labeling.prompt.image_root
         wave = self.wave(submission_id, partition, 1)
@@ -152,7 +181,7 @@ class Planner:
             codec=deployment.codec(labeling),
             payloads=self._payloads,
             files={lane: self.files(wave, labeling, lane) for lane in Lane},
-            spares=[self.spare(submission_id, partition, number) for number in range(1, len(labeling.models))],
+            spares=[self.spare(submission_id, partition, one) for one in labeling.models[1:]],
             estimate=Estimate(deployment.tariff(labeling), output_tokens_each(labeling)),
             known=known,
             manifest_path=self._path(partition, submission_id, "manifest.parquet"),
@@ -169,29 +198,32 @@ class Planner:
         tight = tightest(limits, labeling.max_requests_per_batch, labeling.max_bytes_per_batch)
         return wave.files(tight, self._deployment.owner(labeling, lane))
 
-    def spare(self, submission_id: str, partition: str, number: int) -> Spare:
-        """Where all requests are kept for the fallback of this number, from 1."""
+    def spare(self, submission_id: str, partition: str, fallback: Labeling) -> Spare:
+        """Where all requests are kept for a fallback, as it is configured now."""
+        account = self._deployment.provider(fallback.provider).account
+        configuration = configuration_fingerprint(account, fallback.provider, fallback.spec)
         return Spare(
-            codec=self._deployment.codec(self._labeling.models[number]),
-            path=self._path(partition, submission_id, f"fallback-{number}.jsonl.zst"),
-            nonce=shard_nonce(submission_id, 0, number),
+            codec=self._deployment.codec(fallback),
+            path=self._path(partition, submission_id, f"fallback-{configuration}.jsonl.zst"),
+            nonce=shard_nonce(submission_id, 0, int(configuration, 16)),
         )
 
     def _path(self, partition: str, submission_id: str, name: str) -> str:
         return payload_path(self._deployment.namespace, self._labeling.asset, partition, submission_id, name)
 
-    def _asked(self, submissions: Sequence[Submission]) -> set[str]:
-        """Requests that these submissions have a good answer to, or have sent and will get one."""
-        asked: set[str] = set()
+    def _asked(self, submissions: Sequence[Submission]) -> dict[str, bool]:
+        """Requests that these submissions have a good answer to (True), or have sent and may get one (False)."""
+        answered: set[str] = set()
+        in_flight: set[str] = set()
         for submission in submissions:
             for shard in self._ledger.shards(submission.submission_id):
                 if shard.results_path:
                     table = self._payloads.read_table(shard.results_path, ["llm_request_id", "llm_outcome"])
                     pairs = zip(*(column.to_pylist() for column in table.columns), strict=True)
-                    asked.update(one for one, outcome in pairs if outcome == Outcome.SUCCEEDED.value)
+                    answered.update(one for one, outcome in pairs if outcome == Outcome.SUCCEEDED.value)
                 elif shard.state is not ShardState.PLANNED and shard.sent_at is not None:
-                    asked.update(one for one, _ in requests_of(self._payloads, shard.path, shard.nonce))
-        return asked
+                    in_flight.update(one for one, _ in requests_of(self._payloads, shard.path, shard.nonce))
+        return {**dict.fromkeys(in_flight, False), **dict.fromkeys(answered, True)}
 
     def _supersede(self, older: Submission, by: str) -> None:
         """Send no more of a submission whose rows or definition have changed; what was sent is still collected."""
@@ -213,8 +245,9 @@ class Planner:
         estimate: Estimate,
         known: Submission | None,
         sources: tuple[str, ...],
+        now: datetime,
     ) -> Submission:
-        labeling, now = self._labeling, self._deployment.clock()
+        labeling = self._labeling
         owner = self._deployment.owner(labeling)
         return Submission(
             submission_id=submission_id,

@@ -8,7 +8,7 @@ out to be known already, is discarded without a trace.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -67,7 +67,7 @@ class Draft:
         files: Mapping[Lane, ShardFiles],
         spares: Sequence[Spare],
         estimate: Estimate,
-        known: Collection[str],
+        known: Mapping[str, bool],
         manifest_path: str,
         load_image: ImageLoader | None,
     ) -> None:
@@ -77,7 +77,7 @@ class Draft:
         self._payloads = payloads
         self._files = files
         self._spares = spares
-        self._not_asked = known
+        self._not_asked = known  # request_id -> whether it is answered; else it is on its way
         self._manifest_path = manifest_path
         self._load_image = load_image
         self._keys = KeyGuard(labeling.key)
@@ -152,6 +152,8 @@ class Draft:
     def _write(self, request: Request, key: object, lane: Lane) -> None:
         if request.request_id in self._not_asked:
             self._reused += 1
+            if not self._not_asked[request.request_id]:  # the answer may be none
+                self._write_spares(request, key)
             return
 
         def line_for(nonce: str) -> bytes:
@@ -165,6 +167,9 @@ class Draft:
             return self.estimate.add(line_bytes - in_base64, extra_tokens=images, lane=lane)
 
         self._files[lane].add(line_for, key, weigh)
+        self._write_spares(request, key)
+
+    def _write_spares(self, request: Request, key: object) -> None:
         for spare, file in zip(self._spares, self._spare_files, strict=True):
             line = spare.codec.encode(request, custom_id(spare.nonce, request.request_id))
             ShardFill(spare.codec.limits).starts_new(len(line), key)  # refuses what that provider cannot take

@@ -7,7 +7,7 @@ partition had sent, and got no good answer to, are asked here too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -16,11 +16,12 @@ from typing import Any
 
 from dagster_llm_batch.core.identity import custom_id
 from dagster_llm_batch.core.pricing import Weight
-from dagster_llm_batch.engine.budgets import exceeded
+from dagster_llm_batch.engine.budgets import committing, exceeded
 from dagster_llm_batch.engine.collecting import Collector
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.planner import Planner, output_tokens_each
+from dagster_llm_batch.engine.planning import Spare
 from dagster_llm_batch.engine.shards import renamed, requests_of
 from dagster_llm_batch.storage.records import Shard, Submission
 from dagster_llm_batch.types import BatchStatus, Lane, Outcome, Usage
@@ -29,6 +30,7 @@ __all__ = ["NextWave"]
 
 _RETRIED = frozenset({Outcome.ERRORED, Outcome.EXPIRED, Outcome.CANCELED, Outcome.MISSING, Outcome.INVALID})
 _WORD = ["llm_request_id", "llm_outcome", "llm_retryable"]
+_Word = tuple[str, str, bool]
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,18 @@ class NextWave:
         deadline = submission.deadline_at
         self._late = deadline is not None and deployment.clock() >= deadline
 
-    def write(self) -> list[Shard]:
-        """The shards of the next wave, their request files written; none where nothing is asked again."""
+    def plan(self) -> bool:
+        """Plan the next wave; False where nothing is asked again. Raises LeaseError while others commit money."""
         asks = self._worth_a_batch([*self._again(), *self._adopted()])
-        if not asks or not self._affordable(asks):
-            return []
+        if not asks:
+            return False
+        with committing(self._deployment, self._deployment.lease_wait_seconds):
+            shards = self._written(asks) if self._affordable(asks) else []
+            if shards:
+                self._deployment.ledger.add_wave(self._submission.submission_id, shards)
+        return bool(shards)
+
+    def _written(self, asks: Sequence[_Ask]) -> list[Shard]:
         submission = self._submission
         wave = self._planner.wave(submission.submission_id, submission.partition, submission.waves + 1)
         shards: list[Shard] = []
@@ -78,61 +87,68 @@ class NextWave:
         return shards
 
     def _again(self) -> Iterator[_Ask]:
-        names = [one.model for one in self._labeling.models]
         for shard in self._shards:
-            if shard.wave != self._submission.waves:
-                continue
-            model = names.index(self._labeling.by(f"{shard.provider}/{shard.model}").model)
-            lane = Lane.REALTIME if self._late else shard.lane
-            same, rest = self._split(shard)
-            if same:
-                yield _Ask(model, lane, shard, frozenset(same))
-            if rest and model + 1 < len(names) and self._has_spare(model + 1):
-                yield _Ask(model + 1, lane, shard, frozenset(rest))
+            if shard.wave == self._submission.waves:
+                model = self._labeling.models.index(self._labeling.by(_model(shard)))
+                yield from self._asks(model, shard, self._words([shard]), self._shards)
+
+    def _asks(self, model: int, shard: Shard, words: Iterable[_Word], siblings: Sequence[Shard]) -> Iterator[_Ask]:
+        """Whom to ask what this shard has no good answer to; `siblings` are the shards of its submission."""
+        lane = Lane.REALTIME if self._late else shard.lane
+        same, rest = self._split(shard, words, siblings)
+        if same:
+            yield _Ask(model, lane, shard, frozenset(same))
+        if rest and model + 1 < len(self._labeling.models) and self._has_spare(model + 1):
+            yield _Ask(model + 1, lane, shard, frozenset(rest))
 
     def _has_spare(self, model: int) -> bool:
         """A fallback that was declared only after the rows were read has no request file."""
-        submission = self._submission
-        spare = self._planner.spare(submission.submission_id, submission.partition, model)
-        return self._deployment.payloads.exists(spare.path)
+        return self._deployment.payloads.exists(self._spare(model).path)
 
-    def _split(self, shard: Shard) -> tuple[list[str], list[str]]:
+    def _spare(self, model: int) -> Spare:
+        submission = self._submission
+        return self._planner.spare(submission.submission_id, submission.partition, self._labeling.models[model])
+
+    def _split(self, shard: Shard, words: Iterable[_Word], siblings: Sequence[Shard]) -> tuple[list[str], list[str]]:
         """Requests without a good answer: those to ask the same model again, and the others."""
         retry = self._labeling.retry
-        tries = len({one.wave for one in self._shards if (one.provider, one.model) == (shard.provider, shard.model)})
+        tries = len({one.wave for one in siblings if _model(one) == _model(shard) and one.sent_at is not None})
         rescued = self._late and shard.lane is Lane.BATCH  # in real time it was not tried yet
-        given_up = shard.status is BatchStatus.CANCELED and shard.sent_at is None and not self._late
+        own = shard.submission_id == self._submission.submission_id
+        given_up = own and shard.status is BatchStatus.CANCELED and shard.sent_at is None and not self._late
         same: list[str] = []
         rest: list[str] = []
-        for request_id, outcome, retryable in self._words([shard]):
+        for request_id, outcome, retryable in words:
             if outcome == Outcome.SUCCEEDED:
                 continue
-            most = min(retry.max_waves, retry.invalid_waves if outcome == Outcome.INVALID else retry.max_waves)
-            worth = retryable and outcome in _RETRIED and not given_up and (tries < most or rescued)
+            if outcome == Outcome.INVALID:
+                may = tries < min(retry.max_waves, retry.invalid_waves)
+            else:
+                may = tries < retry.max_waves or rescued
+            worth = retryable and outcome in _RETRIED and not given_up and may
             (same if worth else rest).append(request_id)
         return same, rest
 
     def _adopted(self) -> Iterator[_Ask]:
-        """What the submissions before had sent for these rows, in vain. They were asked by the first model then."""
+        """What the submissions before had sent for these rows, in vain."""
         if not self._submission.reused_from:
             return
         manifest = self._deployment.payloads.read_table(self._submission.manifest_path or "", [_WORD[0]])
         open_ids = set(manifest[_WORD[0]].to_pylist())
         open_ids.difference_update(request_id for request_id, *_ in self._words(self._shards))
-        sources = [s for one in self._submission.reused_from for s in self._deployment.ledger.shards(one)]
+        sources = {one: self._deployment.ledger.shards(one) for one in self._submission.reused_from}
         planned_at = self._submission.created_at
-        in_flight = [s for s in sources if s.collected_at is not None and s.collected_at > planned_at]
+        in_flight = [s for own in sources.values() for s in own if s.collected_at and s.collected_at >= planned_at]
         words = [(shard, list(self._words([shard]))) for shard in in_flight]
         open_ids.difference_update(one for _, said in words for one, outcome, _ in said if outcome == Outcome.SUCCEEDED)
+        models = {one.model: number for number, one in enumerate(self._labeling.models)}
         for shard, said in words:
-            if shard.model != self._labeling.spec.model:
-                continue
-            mine = frozenset(one for one, _, retryable in said if retryable and one in open_ids)
-            open_ids -= mine
-            if mine:
-                yield _Ask(0, Lane.REALTIME if self._late else shard.lane, shard, mine)
+            if (model := models.get(_model(shard))) is not None:
+                mine = [word for word in said if word[0] in open_ids]
+                open_ids.difference_update(word[0] for word in mine)
+                yield from self._asks(model, shard, mine, sources[shard.submission_id])
 
-    def _words(self, shards: Sequence[Shard]) -> Iterator[tuple[str, str, bool]]:
+    def _words(self, shards: Sequence[Shard]) -> Iterator[_Word]:
         for table in self._collector.results(list(shards), _WORD):
             yield from zip(*(column.to_pylist() for column in table.columns), strict=True)
 
@@ -159,13 +175,15 @@ class NextWave:
     def _affordable(self, asks: Sequence[_Ask]) -> bool:
         known = [shard.estimated_usd if shard.cost_usd is None else shard.cost_usd for shard in self._shards]
         spent = sum((cost for cost in known if cost is not None), Decimal(0))
-        costs = [(self._weight(ask).cost_usd or Decimal(0)) * len(ask.request_ids) for ask in asks]
+        each = [(ask, self._weight(ask).cost_usd) for ask in asks]
+        unknown = next((self._labeling.models[ask.model] for ask, cost in each if cost is None), None)
+        more = sum((cost * len(ask.request_ids) for ask, cost in each if cost is not None), Decimal(0))
         requests = sum(len(ask.request_ids) for ask in asks)
-        most, more = self._labeling.budget_usd, sum(costs, Decimal(0))
+        most = self._labeling.budget_usd
         if most is not None and spent + more > most:
             why: str | None = f"{spent} USD are spent of max_cost_usd={most}"
         else:
-            why = exceeded(self._deployment, self._labeling, more)
+            why = exceeded(self._deployment, unknown or self._labeling, more if unknown is None else None)
         if why is not None:
             self._note("over_budget", f"{requests} requests are not sent again: {why}")
         return why is None
@@ -181,8 +199,8 @@ class NextWave:
         """Each request with its present custom_id and its line, as this model's provider takes it."""
         payloads = self._deployment.payloads
         path, nonce = ask.shard.path, ask.shard.nonce
-        if f"{ask.shard.provider}/{ask.shard.model}" != self._labeling.models[ask.model].model:
-            spare = self._planner.spare(self._submission.submission_id, self._submission.partition, ask.model)
+        if _model(ask.shard) != self._labeling.models[ask.model].model:
+            spare = self._spare(ask.model)
             path, nonce = spare.path, spare.nonce
         for request_id, line in requests_of(payloads, path, nonce):
             if request_id in ask.request_ids:
@@ -194,6 +212,10 @@ class NextWave:
 
 def _constant(weight: Weight, _line_bytes: int) -> Weight:
     return weight
+
+
+def _model(shard: Shard) -> str:
+    return f"{shard.provider}/{shard.model}"
 
 
 def _target(ask: _Ask) -> Any:

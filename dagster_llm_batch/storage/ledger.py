@@ -367,11 +367,14 @@ class Ledger:
                 found[row["submission_id"]] = add_to_progress(found.get(row["submission_id"]), row)
         return list(found.values())
 
-    def spent(self, namespace: str, *, asset: str | None = None, since: datetime | None = None) -> Decimal:
+    def spent(
+        self, namespace: str, *, asset: str | None = None, since: datetime | None = None, besides: Sequence[str] = ()
+    ) -> Decimal:
         """Committed money in USD: what collected shards cost, and what the others are estimated to cost.
 
-        Of shards planned at or after `since`. A shard that ended without a batch (refused, or canceled before it was
-        sent) costs nothing; an unknown cost counts as its estimate, an unknown estimate as nothing.
+        Of shards planned at or after `since`, those in `besides` left out. A shard that ended without a batch (refused,
+        or canceled before it was sent) costs nothing; an unknown cost counts as its estimate, an unknown estimate as
+        nothing.
         """
         counted = (
             SHARD.c.state,
@@ -383,7 +386,7 @@ class Ledger:
         )
         query = sa.select(*counted)
         query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-        query = query.where(SUBMISSION.c.namespace == namespace)
+        query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.shard_id.not_in(besides))
         if asset is not None:
             query = query.where(SUBMISSION.c.asset == asset)
         if since is not None:
