@@ -58,7 +58,8 @@ def money_of(answered: Iterable[Answered], waves: Mapping[str, int], most_waves:
             in_all[one.body] += 1
             if one.batch_id is not None:
                 in_batches[waves.get(nonce, 0), one.body] += 1
-    twice = sum(count - 1 for count in in_batches.values())
-    twice += sum(count for (wave, _), count in in_batches.items() if wave == 0)
-    twice += sum(max(0, count - most_waves) for count in in_all.values())
-    return Money(in_all.total(), twice, {nonce for nonce, ids in batches_of.items() if len(ids) > 1})
+    in_a_wave = sum(count - (wave != 0) for (wave, _), count in in_batches.items())
+    too_often = sum(max(0, count - most_waves) for count in in_all.values())
+    return Money(
+        in_all.total(), max(in_a_wave, too_often), {nonce for nonce, ids in batches_of.items() if len(ids) > 1}
+    )

@@ -72,7 +72,7 @@ def work(job: Job, parent: Connection) -> None:
     install(tap, cloud.create, cloud.download, job.place.port)
     provider = tap_verbs(tap, cloud.provider(job.place, job.scenario.command_options))
     scenario = job.scenario
-    skipped = Skipped()
+    skipped = Skipped(Path(job.place.folder) / "skipped-seconds")
     engine = Engine(
         {cloud.name: provider},
         job.open_ledger(),
@@ -86,15 +86,16 @@ def work(job: Job, parent: Connection) -> None:
     ids = [_planned(engine, scenario, labeling, number) for number in range(scenario.partitions)]
     engine.submit_together(labeling, ids)
     if scenario.is_late:
-        skipped.by += DEADLINE
+        skipped.to(skipped.now() + DEADLINE)
     while open_ids := [one for one in ids if not engine.status(one).is_settled]:
         for one in open_ids:
             if scenario.is_canceled:
                 engine.cancel(one)
             with suppress(TransientError):  # the provider does not answer now
                 engine.advance(labeling, one)
-            waiting = [shard.waits_until for shard in engine.status(one).shards if shard.state is ShardState.PLANNED]
-            skipped.to(min((until for until in waiting if until is not None), default=None))
+            for shard in engine.status(one).shards:
+                if shard.state is ShardState.PLANNED and shard.waits_until is not None:
+                    skipped.to(shard.waits_until)
         time.sleep(_PAUSE_SECONDS)
     labeled = [engine.labels(labeling, one) for one in ids]
     tables = [table.select(["ticket_id", "llm_outcome"]) for one in labeled for table in (one.labels, one.rejects)]
@@ -105,18 +106,19 @@ def work(job: Job, parent: Connection) -> None:
 
 
 class Skipped:
-    """A clock on which time can be skipped, for waits of minutes."""
+    """A clock on which time can be skipped, for waits of minutes. What one process skipped is past for the next."""
 
-    def __init__(self) -> None:
-        self.by = timedelta()
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._by = timedelta(seconds=float(file.read_text()) if file.exists() else 0)
 
     def now(self) -> datetime:
-        return datetime.now(UTC) + self.by
+        return datetime.now(UTC) + self._by
 
-    def to(self, moment: datetime | None) -> None:
+    def to(self, moment: datetime) -> None:
         """Let that moment come."""
-        if moment is not None:
-            self.by += max(timedelta(), moment - self.now())
+        self._by += max(timedelta(), moment - self.now())
+        self._file.write_text(str(self._by.total_seconds()))
 
 
 def _planned(engine: Engine, scenario: Scenario, labeling: Labeling, number: int) -> str:
