@@ -152,8 +152,9 @@ class Engine:
 
     def submit_together(self, labeling: Labeling, submission_ids: Sequence[str]) -> None:
         """The same for several submissions of one labeling, in as few batches as they fit into."""
-        with self._deployment.leased(*submission_ids) as lease:
-            Sender(self._deployment).recover(submission_ids)
+        held = self._with_sharing(submission_ids)
+        with self._deployment.leased(*held) as lease:
+            Sender(self._deployment).recover(submission_ids, held)
             dispatcher = Dispatcher(labeling, self._deployment, lease)
             planned: list[Shard] = []
             for submission_id in submission_ids:
@@ -172,8 +173,15 @@ class Engine:
 
     def recover(self, submission_id: str) -> None:
         """Find batches whose create call left no record. Never sends. Raises LeaseError or CannotTellError."""
-        with self._deployment.leased(submission_id):
-            Sender(self._deployment).recover([submission_id])
+        held = self._with_sharing([submission_id])
+        with self._deployment.leased(*held):
+            Sender(self._deployment).recover([submission_id], held)
+
+    def _with_sharing(self, submission_ids: Sequence[str]) -> set[str]:
+        """These, and those that share a create call of unknown end with them: they are leased all at once, so that no
+        two processes wait for each other.
+        """
+        return {*submission_ids, *(shard.submission_id for shard in self.ledger.sharing(submission_ids))}
 
     def resolve(self, shard_id: str, batch_id: str | None) -> Shard:
         """A person's word on a shard that cannot be told: its batch, or None where there is none (it is sent again).
@@ -357,11 +365,12 @@ class Engine:
 
     def cancel(self, submission_id: str) -> Status:
         """Stop a submission: nothing more is sent, running batches are asked to stop, finished rows are kept."""
-        with self._deployment.leased(submission_id):
+        held = self._with_sharing([submission_id])
+        with self._deployment.leased(*held):
             self.ledger.set_state(submission_id, SubmissionState.CANCELED)
             unsure: LLMBatchError | None = None
             try:
-                Sender(self._deployment).recover([submission_id])
+                Sender(self._deployment).recover([submission_id], held)
             except LLMBatchError as error:  # what is certain is stopped all the same
                 unsure = error
             shards = self.ledger.shards(submission_id)

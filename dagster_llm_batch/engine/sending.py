@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
 from itertools import groupby
 from typing import BinaryIO, cast
@@ -97,19 +97,19 @@ class Sender:
         now = self._deployment.clock()
         self._ledger.move_together(ids, Move.REFUSED, status=BatchStatus.FAILED, reason=reason, ended_at=now)
 
-    def recover(self, submission_ids: Sequence[str]) -> None:
-        """Find out what became of shards whose create call left no record. The caller holds these submissions' leases.
+    def recover(self, submission_ids: Sequence[str], held: Collection[str]) -> None:
+        """Find out what became of shards whose create call left no record. The caller holds the leases of `held`.
 
         They are `submitted` then (found), `planned` (certainly not sent), `submitting` (too early to say) or, where
         they were answered in real time, `ended`. Raises CannotTellError where only a person can decide.
         """
         unsure: list[CannotTellError] = []
-        others = {shard.submission_id for shard in self._ledger.sharing(submission_ids)} - set(submission_ids)
-        with self._deployment.leased(*others):
-            doubtful = sorted(self._ledger.sharing(submission_ids), key=_carrier)
-            for _, shards in groupby(doubtful, key=_carrier):
+        doubtful = sorted(self._ledger.sharing(submission_ids), key=_carrier)
+        for _, group in groupby(doubtful, key=_carrier):
+            shards = sorted(group, key=lambda shard: shard.carrier is not None)
+            if all(shard.submission_id in held for shard in shards):  # else they were sent since: the next time
                 try:
-                    self._recover(sorted(shards, key=lambda shard: shard.carrier is not None))
+                    self._recover(shards)
                 except CannotTellError as error:
                     unsure.append(error)
         if unsure:
