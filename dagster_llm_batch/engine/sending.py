@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
 from itertools import groupby
-from typing import BinaryIO, cast
+from typing import IO
 
 from dagster_llm_batch.core.identity import custom_id, padding_id
 from dagster_llm_batch.engine.deployment import Deployment
@@ -37,7 +37,6 @@ __all__ = ["Sender"]
 
 _TRIES = 3
 _LONGEST_PAUSE_SECONDS = 30.0
-_SPOOL_BYTES = 16 << 20
 
 
 class Sender:
@@ -56,8 +55,7 @@ class Sender:
         ids = [shard.shard_id for shard in shards]
         provider = self._deployment.provider_of(shards[0])
         padding = max(0, fill_up_to - sum(shard.requests for shard in shards))
-        with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
-            lines = cast("BinaryIO", spool)  # in all but name
+        with tempfile.TemporaryFile() as lines:
             for shard in shards:
                 self._copy(shard, lines)
             for line in self._padding(shards[0], padding):
@@ -169,7 +167,7 @@ class Sender:
             for number in range(copies):
                 yield renamed(line, own, padding_id(number), shard.nonce)
 
-    def _copy(self, shard: Shard, lines: BinaryIO) -> None:
+    def _copy(self, shard: Shard, lines: IO[bytes]) -> None:
         try:
             with self._deployment.payloads.reader(shard.path, shard.digest) as stored:
                 shutil.copyfileobj(stored, lines, 1 << 20)

@@ -18,8 +18,8 @@ from dagster_llm_batch.types import Lane, Limits
 
 __all__ = ["RAW", "RESULTS", "Owner", "ShardFiles", "Wave", "beside", "renamed", "requests_of"]
 
-REQUESTS, RAW, RESULTS = ".requests.jsonl.zst", ".raw.jsonl.zst", ".results.parquet"
-"""What a shard's files end with; they differ in nothing else."""
+REQUESTS, RAW, RESULTS = ".requests.jsonl.lz4", ".raw.jsonl.zst", ".results.parquet"
+"""What a shard's files end with; they differ in nothing else. Requests are read twice, raw results are kept for long."""
 
 _AT_ONCE = 32
 """Requests of a shard in real time: what a killed process can lose the answers of."""
@@ -27,18 +27,21 @@ _AT_ONCE = 32
 
 def beside(shard: Shard, ending: str) -> str:
     """Another file of the same shard."""
-    return shard.path.removesuffix(REQUESTS) + ending
+    return shard.path.rpartition(".requests.")[0] + ending
 
 
 def requests_of(payloads: PayloadStore, path: str, nonce: str) -> Iterator[tuple[str, bytes]]:
     """The lines of a request file, each with its request_id."""
-    pattern = custom_id_pattern(nonce)
+    pattern, prefix = custom_id_pattern(nonce), f"{nonce}-".encode()
+    start = end = 0  # of the request_id, which is mostly at the same place
     for line in payloads.lines(path):
-        found = pattern.search(line)
-        if found is None:
-            msg = f"A line of {path} has no custom_id of its shard: the file was changed after it was planned."
-            raise LLMBatchError(msg)
-        yield found[1].decode(), line
+        if not line.startswith(prefix, start - len(prefix)):
+            found = pattern.search(line)
+            if found is None:
+                msg = f"A line of {path} has no custom_id of its shard: the file was changed after it was planned."
+                raise LLMBatchError(msg)
+            start, end = found.span(1)
+        yield line[start:end].decode(), line
 
 
 def renamed(line: bytes, old: str, request_id: str, nonce: str) -> bytes:

@@ -346,7 +346,8 @@ def _newest_first(times: Sequence[datetime | None]) -> bool:
 @contextmanager
 def _file(lines: BinaryIO) -> Iterator[BinaryIO]:
     """`lines` as something whose length can be told without reading it: a real file, else a temporary copy."""
-    if isinstance(lines, io.BytesIO) or (isinstance(lines, io.BufferedReader) and isinstance(lines.raw, io.FileIO)):
+    file = (io.BufferedReader, io.BufferedRandom)
+    if isinstance(lines, io.BytesIO) or (isinstance(lines, file) and isinstance(lines.raw, io.FileIO)):
         yield lines
         return
     with tempfile.TemporaryFile() as copy:

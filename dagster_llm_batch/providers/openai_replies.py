@@ -374,10 +374,5 @@ def _usage(raw: bytes | Raw) -> Usage | None:
         return None
     before = read.prompt_tokens_details or read.input_tokens_details or _NO_DETAILS
     after = read.completion_tokens_details or read.output_tokens_details or _NO_DETAILS
-    return Usage(
-        input_tokens=input_tokens or 0,
-        output_tokens=output_tokens or 0,
-        cache_read_tokens=before.cached_tokens or 0,
-        cache_write_tokens=before.cache_write_tokens or 0,
-        reasoning_tokens=after.reasoning_tokens or 0,
-    )
+    cached, written = before.cached_tokens or 0, before.cache_write_tokens or 0
+    return Usage(input_tokens or 0, output_tokens or 0, cached, written, 0, after.reasoning_tokens or 0)

@@ -37,7 +37,7 @@ def test_ledger_and_payloads_are_below_the_dagster_home_by_default(make, instanc
     make(*labeled()).submit()
     home = Path(instance.storage_directory()) / "llm_batch"
     assert (home / "ledger.sqlite").is_file()
-    assert list((home / "payloads").rglob("*.requests.jsonl.zst"))
+    assert list((home / "payloads").rglob("*.requests.jsonl.lz4"))
 
 
 def test_ledger_and_payloads_go_where_they_are_told(make, instance, tmp_path):

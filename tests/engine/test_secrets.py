@@ -20,7 +20,7 @@ def everything_stored(house: House) -> bytes:
     payloads = house.engine().payloads
     parts = [path.read_bytes() for path in house.tmp_path.rglob("*") if path.is_file()]
     for name in house.files():
-        if name.endswith(".zst"):
+        if name.endswith((".zst", ".lz4")):
             parts.append(b"".join(payloads.lines(name)))
         else:
             parts.append(str(payloads.read_table(name).to_pylist()).encode())
