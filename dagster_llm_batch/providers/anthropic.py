@@ -191,15 +191,20 @@ class AnthropicProvider:
         return Undecided(tuple(running)) if running else Absent()
 
     def _bears(self, batch_id: str, nonce: str) -> bool | None:
-        """Whether an ended batch is the one of this nonce, by its first readable result; None where there is none."""
+        """Whether an ended batch has this nonce; None where no result can be read.
+
+        Results come in any order, and a batch may carry other shards too: one that is not ours is read to its end.
+        """
+        is_readable = False
         try:
             for line in self.fetch(batch_id):
                 custom_id = read_line(line).custom_id
-                if custom_id is not None:
-                    return custom_id.startswith(f"{nonce}-")
+                if custom_id is not None and custom_id.startswith(f"{nonce}-"):
+                    return True
+                is_readable = is_readable or custom_id is not None
         except RefusedError:
             return None
-        return None
+        return False if is_readable else None
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
         """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import traceback
@@ -40,6 +41,7 @@ from dagster_llm_batch.types import (
     FindHints,
     Found,
     Outcome,
+    Request,
     RequestSpec,
     Undecided,
 )
@@ -278,6 +280,17 @@ def test_find_cannot_tell_where_the_results_of_a_candidate_are_gone():
         found = provider.find("tag", hints(sent_at))
     assert isinstance(found, CannotTell)
     assert found.candidates == (batch_id,)
+
+
+def test_find_knows_a_batch_by_the_nonce_of_any_of_its_rows(emulator, provider):
+    codec = provider.codec(SPEC)
+    shards = [f"{nonce}-{i}" for nonce in ("first", "second", "third") for i in range(2)]
+    lines = b"".join(codec.encode(Request(one, None, one), one) for one in shards)
+    batch_id = provider.submit(io.BytesIO(lines), SPEC, "tag")
+    emulator.settle()
+    for nonce in ("first", "second", "third"):
+        assert provider.find("tag", hints(requests=6, nonce=nonce)) == Found(batch_id)
+    assert provider.find("tag", hints(requests=6, nonce="fourth")) == Absent()
 
 
 def test_find_tells_by_canceled_rows_too(emulator, provider):
