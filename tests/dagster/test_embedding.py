@@ -9,6 +9,7 @@ import boto3
 import dagster as dg
 import duckdb
 import pytest
+import s3fs
 from deltalake import DeltaTable
 from markdown_it import MarkdownIt
 
@@ -50,17 +51,28 @@ class Location:
         return self.run(*(key.to_user_string() for key in request.asset_selection), partition=request.partition_key)
 
 
+@pytest.fixture(scope="module")
+def servers():
+    """What gives empty databases of a PostgreSQL server, and the address of an S3 server."""
+    s3fs.S3FileSystem.clear_instance_cache()  # it keeps clients by their settings, which do not name the address
+    with postgres() as empty_database, local_s3("platform") as s3_url:
+        yield empty_database, s3_url
+
+
 @pytest.fixture
-def platform(tmp_path, monkeypatch):
+def platform(servers, tmp_path, monkeypatch):
     """The guide's files, and around them what a platform has. Gives the folder, the emulator and the ledger's URL."""
+    empty_database, s3_url = servers
     for token in MarkdownIt().parse(GUIDE.read_text(encoding="utf-8")):
         if token.type == "fence" and (title := re.search(r'^python title="(\w+)\.py"', token.info)):
             (tmp_path / f"{title[1]}.py").write_text(token.content, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with postgres() as empty_database, local_s3("platform") as s3_url, Emulator() as emulator:
+    for name in FILES:
+        sys.modules.pop(name, None)
+    with Emulator() as emulator:
         environment = {
             "LLM_LEDGER_URL": empty_database(),
-            "LLM_PAYLOAD_ROOT": "s3://platform/llm-batch",
+            "LLM_PAYLOAD_ROOT": f"s3://platform/{tmp_path.name}",
             "OPENAI_API_KEY": DEFAULT_KEY,
             "OPENAI_BASE_URL": emulator.openai_base_url,
             "WAREHOUSE_DUCKDB": str(tmp_path / "warehouse.duckdb"),
@@ -72,11 +84,9 @@ def platform(tmp_path, monkeypatch):
         }
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        for name in FILES:
-            sys.modules.pop(name, None)
         yield tmp_path, emulator, environment["LLM_LEDGER_URL"]
-        for name in FILES:
-            sys.modules.pop(name, None)
+    for name in FILES:
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -109,7 +119,7 @@ def test_two_code_locations_share_ledger_and_bucket_and_each_lands_only_its_own(
     by_namespace = {name: [s.asset for s in ledger.submissions(name)] for name in ("support", "moderation", "default")}
     ledger.close()
     assert by_namespace == {"support": [SUPPORT[0]], "moderation": [MODERATION[0]], "default": []}
-    stored = boto3.client("s3").list_objects_v2(Bucket="platform", Prefix="llm-batch/")["Contents"]
+    stored = boto3.client("s3").list_objects_v2(Bucket="platform", Prefix=folder.name)["Contents"]
     assert sum(one["Key"].endswith(".raw.jsonl.zst") for one in stored) == 2
     with duckdb.connect(str(folder / "warehouse.duckdb"), read_only=True) as warehouse:
         rows = warehouse.sql("select ticket_id, llm_outcome, day from support.ticket_labels order by 1").fetchall()
