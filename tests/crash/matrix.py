@@ -21,6 +21,18 @@ from tests.crash.page import PAGE, write
 from tests.crash.points import CRASHES
 from tests.crash.scenarios import SCENARIOS
 
+_INTRO = """\
+A worker process labels rows, from plan to a delivered table, and is killed with SIGKILL at the point; others follow it,
+unhindered, until all is settled. *before*, *after*: of the arrow that leaves the process. *halfway*: some of its bytes
+are out. *unseen*: all is written, and nobody can see it yet (no rename, no commit). *arrived*: the provider has the
+call, and never acts on it. *acted*: it has acted, and its reply is not read. Lost is a row that is not in the table
+exactly once. Billed twice is a request that was billed more than once in a wave, or in a batch that no shard has. The
+emulators' books and the final table are the witnesses. In the cells are seconds, on SQLite / on PostgreSQL, with other
+work on the machine; no figure stands where a provider makes no such call. Written by
+`python -m tests.crash.matrix --write`.
+
+"""
+
 Results = Mapping[Cell, Verdict]
 
 
@@ -58,7 +70,8 @@ def table(results: Results) -> list[str]:
                 totals[str(cell.crash)].append(verdict)
         if not crashes:
             continue
-        lines += ["", f"**Scenario: {scenario.name}** ({' + '.join(map(str, scenario.waves))} batches)", ""]
+        batches = " + ".join(map(str, scenario.waves)) or "no"
+        lines += ["", f"### While {scenario.name} ({batches} {'batch' if batches == '1' else 'batches'})", ""]
         lines.append(f"| crash point | rows | lost | billed twice | {' | '.join(clouds)} |")
         lines.append(f"| --- | --: | --: | --: | {' | '.join('--:' for _ in clouds)} |")
         for crash, by_cloud in crashes.items():
@@ -97,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"\n{len(results)} crashes, {sum(v.kills for v in results.values())} kills in {time.monotonic() - began:.0f} s."
     )
     if options.write:
-        write("crash matrix", lines)
+        write("crash", ["## Crash points", "", *_INTRO.splitlines(), *lines])
     return 1 if any(verdict.problems for verdict in results.values()) else 0
 
 

@@ -1,4 +1,4 @@
-"""The page that the matrix and the soak write their tables into, each between its marks."""
+"""The page that holds the figures of all matrices, each between its own marks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +7,12 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "fault-matrix.md"
 
 
 def write(name: str, lines: Sequence[str]) -> None:
-    """Put the lines in the place of those that stand under this name; at the page's end where none do."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Faults, and what becomes of them\n"
+    """Put the lines between the marks of this name, and the marks at the page's end where they are not there yet."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Fault matrix\n"
     if begin not in page:
         page += f"\n{begin}\n{end}\n"
     head, _, rest = page.partition(begin)
     _, _, tail = rest.partition(end)
+    PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text("\n".join([f"{head}{begin}", *lines, f"{end}{tail}"]), encoding="utf-8")

@@ -107,7 +107,7 @@ class Scenario:
         yield batch.slice(rows // 2)
 
 
-PLAIN = Scenario("plain")
+PLAIN = Scenario("nothing goes wrong")
 TWO_WAVES = Scenario(
     "a row fails at first",
     waves=(3, 1),

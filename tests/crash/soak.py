@@ -35,6 +35,12 @@ VENDORS = ("openai", "anthropic", "bedrock", "vertex", "gemini")
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["tests.crash.warm"])
 _MOST_FAILURES = 20
+_INTRO = """\
+All at once, on PostgreSQL: two rows in a hundred fail, one call in a hundred is refused, fails, gets no answer or half
+of one, and every so often a worker process is killed with SIGKILL, anywhere. Written by
+`python -m tests.crash.soak --write`.
+
+"""
 
 
 @dataclass
@@ -202,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ledger.close()
     print("\n" + "\n".join(lines))
     if options.write:
-        write("soak", lines)
+        write("soak", ["## Soak", "", *_INTRO.splitlines(), *lines])
     return 0 if well else 1
 
 
