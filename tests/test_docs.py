@@ -128,6 +128,7 @@ def test_the_site_leads_to_every_page():
     assert [page for page in pages if f"'{page}'" not in nav and not not_in_nav.match_file(page)] == []
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
