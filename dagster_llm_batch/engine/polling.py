@@ -36,6 +36,7 @@ class Poller:
     def poll(self, shards: Sequence[Shard]) -> dict[str, BatchReport]:
         """See Engine.poll."""
         reports: dict[str, BatchReport] = {}
+        ran_nothing: set[str] = set()
         errors: list[TransientError] = []
         by_provider: dict[str, dict[str, list[Shard]]] = {}
         for shard in shards:
@@ -50,9 +51,11 @@ class Poller:
                 continue
             for batch_id, report in answers.items():
                 reports.update({shard.shard_id: _share(report, shard) for shard in batches[batch_id]})
+                if not report.done:
+                    ran_nothing.update(shard.shard_id for shard in batches[batch_id])
         self._ledger.observe(reports)
         for shard_id, report in reports.items():
-            if report.status in _ENDINGS and not self._put_back(shard_id, report):
+            if report.status in _ENDINGS and not (shard_id in ran_nothing and self._put_back(shard_id, report)):
                 self._end(shard_id, report)
         if errors and not reports:
             raise errors[0]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -21,7 +22,16 @@ from dagster_llm_batch.providers.openai import OpenAIProvider
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.testing.emulator import BatchFault, RowFault, WireFault, lost_create_reply, rate_limited
+from dagster_llm_batch.storage.records import SubmissionState
+from dagster_llm_batch.testing.emulator import (
+    DEFAULT_KEY,
+    BatchFault,
+    RowFault,
+    WireFault,
+    lost_create_reply,
+    rate_limited,
+)
+from dagster_llm_batch.types import BatchReport, BatchStatus
 
 CHAT, CREATE = "POST /v1/chat/completions", "POST /v1/batches"
 
@@ -85,6 +95,30 @@ def test_raw_lines_that_are_stored_are_not_replaced_by_another_download_of_their
     assert all(path.stat().st_ino == node for path, node in stored.items() if path != lost)
 
 
+class FailsWhereItExpires(OpenAIProvider):
+    """Says, as Google's and Bedrock's jobs may, that a batch failed for now after some of its rows ran."""
+
+    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
+        return {
+            batch_id: replace(report, status=BatchStatus.FAILED, reason="out of resources", retryable=True)
+            if report.status is BatchStatus.EXPIRED
+            else report
+            for batch_id, report in super().poll(batch_ids).items()
+        }
+
+
+def test_a_failed_batch_that_ran_some_rows_is_taken_home_and_not_put_back(house: House) -> None:
+    house.providers["openai"] = FailsWhereItExpires(DEFAULT_KEY, house.emulator.openai_base_url, timeout_seconds=5.0)
+    definition = labeling()
+    ids = plans(house, definition, 3)
+    house.emulator.inject(BatchFault(kind="expires", batches=[0], fraction=0.12))  # one row of nine
+    house.engine().submit_together(definition, ids)
+    for one in ids:
+        assert house.finish(definition, one).submission.outcomes == {"succeeded": 3}
+        assert_total(house, definition, one, 3)
+    assert len(billed(house)) == len(set(billed(house))) == 9
+
+
 class KeysInAnotherOrder(OpenAIProvider):
     """A server of the same protocol that writes an answer before its custom_id."""
 
@@ -94,8 +128,6 @@ class KeysInAnotherOrder(OpenAIProvider):
 
 
 def test_a_row_that_looks_like_another_shards_custom_id_stays_its_own(house: House) -> None:
-    from dagster_llm_batch.testing.emulator import DEFAULT_KEY
-
     house.providers["openai"] = KeysInAnotherOrder(DEFAULT_KEY, house.emulator.openai_base_url, timeout_seconds=5.0)
     definition = labeling(retry=RetryPolicy(max_waves=1))
     first, second = plans(house, definition, 2)
@@ -427,8 +459,6 @@ def test_a_plan_killed_after_it_replaced_the_one_before_is_made_again_without_a_
     definition = labeling()
     first = house.engine().plan(definition, tickets(5))
     house.engine().submit(definition, first.submission_id)
-    from dagster_llm_batch.storage.records import SubmissionState
-
     house.engine().ledger.set_state(first.submission_id, SubmissionState.CANCELED)  # and killed before `open`
     for rows in (tickets(5), tickets(6)):
         again = house.engine().plan(definition, rows)
