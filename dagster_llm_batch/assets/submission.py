@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -65,16 +66,19 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             )
 
         def sent(partition: str | None, submission: Submission) -> Iterator[Any]:
-            status = engine.submit(dataset.labeling, submission.submission_id)  # again, only what is still planned
+            step = engine.status if are_sent else partial(engine.submit, dataset.labeling)
+            status = step(submission.submission_id)
             _log(context, partition, status)
             metadata = submission_metadata(status, dataset.labeling, provider)
             yield from landed(context, spec.key, partition, metadata=metadata, version=submission.fingerprint)
 
         partitions = EachPartition(context)
         planned = partitions.map(plan)
+        are_sent = False
         if len(planned) > 1:
             with suppress(LLMBatchError):  # each partition says for itself what is in its way
                 engine.submit_together(dataset.labeling, [one.submission_id for one in planned.values()])
+                are_sent = True  # or wait together: alone, one may be too few for a batch
         yield from partitions.events(planned, sent)
 
     return submit
@@ -87,8 +91,9 @@ def _log(context: dg.AssetExecutionContext, partition: str | None, status: Statu
     waiting = status.states[ShardState.PLANNED.value]
     if waiting:
         reasons = sorted({shard.reason for shard in status.shards if shard.reason})
+        why = "; ".join(reasons) or "its queue is as full as queue_limits allow"
         context.log.warning(
-            f"{where}{waiting} batches wait, since the provider does not take them now: {'; '.join(reasons)}. "
+            f"{where}{waiting} batches wait, since the provider does not take them now: {why}. "
             "Nothing is lost; the sensor sends them when it can."
         )
     refused = [s.reason for s in status.shards if s.state is ShardState.FAILED]
