@@ -1,0 +1,195 @@
+"""What a ledger knows of submissions, shards and events. Reads only; each method is one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import sqlalchemy as sa
+
+from dagster_llm_batch.states import IN_FLIGHT, ShardState
+from dagster_llm_batch.storage.database import Database
+from dagster_llm_batch.storage.queries import (
+    OLDEST_FIRST,
+    add_to_progress,
+    committed_usd,
+    get_submission,
+    of_partition,
+    unknown_shard,
+)
+from dagster_llm_batch.storage.records import Event, Progress, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.tables import EVENT, SHARD, SUBMISSION, from_row
+from dagster_llm_batch.types import Lane
+
+__all__ = ["Reading"]
+
+
+class Reading:
+    """The half of a Ledger that changes nothing."""
+
+    _database: Database
+
+    # --- submissions ---
+
+    def submission(self, submission_id: str) -> Submission:
+        """Raises LedgerError where there is none."""
+        with self._database.read() as connection:
+            return get_submission(connection, submission_id)
+
+    def find(self, namespace: str, asset: str, partition: str, fingerprint: str) -> Submission | None:
+        """The latest attempt with this fingerprint."""
+        query = sa.select(SUBMISSION).where(of_partition(namespace, asset, partition))
+        query = query.where(SUBMISSION.c.fingerprint == fingerprint).order_by(SUBMISSION.c.attempt.desc()).limit(1)
+        with self._database.read() as connection:
+            row = connection.execute(query).mappings().one_or_none()
+        return from_row(Submission, row) if row else None
+
+    def history(self, namespace: str, asset: str, partition: str = "") -> list[Submission]:
+        """All submissions of a partition, newest first."""
+        query = sa.select(SUBMISSION).where(of_partition(namespace, asset, partition))
+        return self._submissions(query.order_by(*(column.desc() for column in OLDEST_FIRST)))
+
+    def submissions(
+        self,
+        namespace: str,
+        *,
+        state: SubmissionState | None = None,
+        assets: Iterable[str] | None = None,
+        limit: int | None = None,
+    ) -> list[Submission]:
+        """Oldest first."""
+        query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace).order_by(*OLDEST_FIRST).limit(limit)
+        if state is not None:
+            query = query.where(SUBMISSION.c.state == state)
+        if assets is not None:
+            query = query.where(SUBMISSION.c.asset.in_(list(assets)))
+        return self._submissions(query)
+
+    # --- shards ---
+
+    def shards(self, submission_id: str, *, wave: int | None = None) -> list[Shard]:
+        """By wave and number."""
+        query = sa.select(SHARD).where(SHARD.c.submission_id == submission_id).order_by(SHARD.c.wave, SHARD.c.number)
+        return self._shards(query if wave is None else query.where(SHARD.c.wave == wave))
+
+    def shard(self, shard_id: str) -> Shard:
+        """Raises LedgerError where there is none."""
+        found = self._shards(sa.select(SHARD).where(SHARD.c.shard_id == shard_id))
+        if not found:
+            raise unknown_shard(shard_id)
+        return found[0]
+
+    def in_flight(self, namespace: str, *, limit: int | None = None) -> list[Shard]:
+        """Shards whose provider may be working, those never polled and least recently polled first."""
+        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.state.in_(sorted(IN_FLIGHT)))
+        return self._shards(query.order_by(SHARD.c.polled_at.nulls_first(), SHARD.c.shard_id).limit(limit))
+
+    def sharing(self, submission_ids: Iterable[str]) -> list[Shard]:
+        """The shards that are being sent together with one of these submissions, theirs included; carriers first."""
+        asked = SHARD.c.submission_id.in_(list(submission_ids)) & (SHARD.c.state == ShardState.SUBMITTING)
+        carriers = sa.select(sa.func.coalesce(SHARD.c.carrier, SHARD.c.shard_id)).where(asked)
+        query = sa.select(SHARD).where(SHARD.c.shard_id.in_(carriers) | SHARD.c.carrier.in_(carriers))
+        query = query.where(SHARD.c.state == ShardState.SUBMITTING)
+        return self._shards(query.order_by(SHARD.c.carrier.nulls_first(), SHARD.c.wave, SHARD.c.number))
+
+    def queued(self, namespace: str, shard: Shard, *, model: str | None = None) -> list[Shard]:
+        """What is in the queue of this shard's provider and account, and what of this namespace waited longer than it.
+
+        Only of `model`, or of all. Whatever was sent counts, from any namespace of this ledger.
+        """
+        planned_at = sa.select(SHARD.c.planned_at).where(SHARD.c.shard_id == shard.shard_id).scalar_subquery()
+        older = (SHARD.c.planned_at < planned_at) | (
+            (SHARD.c.planned_at == planned_at) & (SHARD.c.shard_id < shard.shard_id)
+        )
+        waits = (SHARD.c.state == ShardState.PLANNED) & (SUBMISSION.c.namespace == namespace) & older
+        query = (
+            sa.select(SHARD)
+            .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+            .where(SHARD.c.provider == shard.provider, SHARD.c.account == shard.account, SHARD.c.lane == Lane.BATCH)
+            .where(SHARD.c.state.in_(sorted(IN_FLIGHT)) | waits)
+        )
+        return self._shards(query if model is None else query.where(SHARD.c.model == model))
+
+    def of_batch(self, shard: Shard) -> list[Shard]:
+        """All shards that the batch of this one carries, the carrier first."""
+        if shard.batch_id is None:
+            return [shard]
+        same = (SHARD.c.provider == shard.provider) & (SHARD.c.account == shard.account)
+        query = sa.select(SHARD).where(same, SHARD.c.batch_id == shard.batch_id)
+        return self._shards(query.order_by(SHARD.c.carrier.nulls_first(), SHARD.c.shard_id))
+
+    # --- the whole ---
+
+    def progress(self, namespace: str) -> list[Progress]:
+        """The undelivered submissions, oldest first, each with its shards counted by state. One query."""
+        query = (
+            sa.select(
+                SUBMISSION,
+                SHARD.c.state.label("shard_state"),
+                sa.func.count(SHARD.c.shard_id).label("shards"),
+                sa.func.sum(sa.func.coalesce(SHARD.c.total, SHARD.c.requests)).label("total"),
+                sa.func.sum(SHARD.c.done).label("done"),
+                sa.func.sum(SHARD.c.failed).label("failed"),
+                sa.func.min(SHARD.c.submitted_at).label("oldest_submitted_at"),
+            )
+            .join(SHARD, SHARD.c.submission_id == SUBMISSION.c.submission_id, isouter=True)
+            .where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
+            .group_by(SUBMISSION.c.submission_id, SHARD.c.state)
+            .order_by(*OLDEST_FIRST)
+        )
+        found: dict[str, Progress] = {}
+        with self._database.read() as connection:
+            for row in connection.execute(query).mappings():
+                found[row["submission_id"]] = add_to_progress(found.get(row["submission_id"]), row)
+        return list(found.values())
+
+    def spent(
+        self, namespace: str, *, asset: str | None = None, since: datetime | None = None, besides: Sequence[str] = ()
+    ) -> Decimal:
+        """Committed money in USD: what collected shards cost, and what the others are estimated to cost.
+
+        Of shards planned at or after `since`, those in `besides` left out. A shard that ended without a batch (refused,
+        or canceled before it was sent) costs nothing; an unknown cost counts as its estimate, an unknown estimate as
+        nothing.
+        """
+        counted = (
+            SHARD.c.state,
+            SHARD.c.lane,
+            SHARD.c.batch_id,
+            SHARD.c.sent_at,
+            SHARD.c.estimated_usd,
+            SHARD.c.cost_usd,
+        )
+        query = sa.select(*counted)
+        query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.shard_id.not_in(besides))
+        if asset is not None:
+            query = query.where(SUBMISSION.c.asset == asset)
+        if since is not None:
+            query = query.where(SHARD.c.planned_at >= since)
+        with self._database.read() as connection:
+            return sum((committed_usd(*row) for row in connection.execute(query)), Decimal(0))
+
+    def last_event(self, submission_id: str, *, besides: Sequence[str] = ()) -> Event:
+        """The newest of a submission's events, or of those of other kinds than `besides`."""
+        query = sa.select(EVENT).where(EVENT.c.submission_id == submission_id, EVENT.c.kind.not_in(besides))
+        query = query.order_by(EVENT.c.event_id.desc())
+        with self._database.read() as connection:
+            return from_row(Event, connection.execute(query.limit(1)).mappings().one())
+
+    def events(self, submission_id: str) -> list[Event]:
+        """What happened to a submission and its shards, in the order of writing."""
+        query = sa.select(EVENT).where(EVENT.c.submission_id == submission_id).order_by(EVENT.c.event_id)
+        with self._database.read() as connection:
+            return [from_row(Event, row) for row in connection.execute(query).mappings()]
+
+    def _submissions(self, query: sa.Select[Any]) -> list[Submission]:
+        with self._database.read() as connection:
+            return [from_row(Submission, row) for row in connection.execute(query).mappings()]
+
+    def _shards(self, query: sa.Select[Any]) -> list[Shard]:
+        with self._database.read() as connection:
+            return [from_row(Shard, row) for row in connection.execute(query).mappings()]
