@@ -40,6 +40,17 @@ query($key: AssetKeyInput!) {
   }
 }"""
 
+OBSERVATIONS = """
+query($key: AssetKeyInput!) {
+  assetOrError(assetKey: $key) {
+    ... on Asset {
+      assetObservations(limit: 50) {
+        partition runId metadataEntries { label ... on TextMetadataEntry { text } }
+      }
+    }
+  }
+}"""
+
 CHECKS = """
 query($key: AssetKeyInput!) {
   assetNodeOrError(assetKey: $key) {
@@ -94,6 +105,13 @@ class Reader:
         """The partition of each materialization."""
         asset = self.dev.ask(MATERIALIZATIONS, key={"path": [name]})["assetOrError"]
         return [one["partition"] for one in asset["assetMaterializations"]]
+
+    def observations(self, name):
+        """(partition, progress) of what belongs to no run."""
+        asset = self.dev.ask(OBSERVATIONS, key={"path": [name]})["assetOrError"]
+        told = [one for one in asset["assetObservations"] if not one["runId"]]
+        texts = [{entry["label"]: entry.get("text") for entry in one["metadataEntries"]} for one in told]
+        return [(one["partition"], text["llm_batch/progress"]) for one, text in zip(told, texts, strict=True)]
 
     def checks(self, name):
         """Verdicts by partition and check."""
@@ -165,4 +183,6 @@ def test_three_partitions_go_from_one_backfill_to_labels_checks_and_evaluation_i
         assert sorted(seen.landings("ticket_labels")) == DAYS  # none twice
         assert [tick["error"] for tick in ticks if tick["status"] == "FAILURE"] == []
         assert any("in flight" in (tick["skipReason"] or "") for tick in ticks)
+        ended = {day for day, text in seen.observations("ticket_labels") if "4 of 4 requests done (100 %)" in text}
+        assert ended == set(DAYS)
     assert marked(str(tmp_path)) == []
