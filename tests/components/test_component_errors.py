@@ -5,7 +5,7 @@ import re
 import jsonschema
 import pytest
 import yaml
-from project import EVAL, evaluation, labels, refusal
+from yaml_project import EVAL, evaluation, labels, refusal
 
 from dagster_llm_batch import LLMBatchComponent, LLMBatchEvaluationComponent
 

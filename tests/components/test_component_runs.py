@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import yaml
 from dagster.components.testing import create_defs_folder_sandbox
-from project import loaded
+from yaml_project import loaded
 
 from dagster_llm_batch import LLMBatchComponent, LLMBatchEvaluationComponent
 from dagster_llm_batch.components.templates import labeler

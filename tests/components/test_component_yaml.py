@@ -7,7 +7,7 @@ from decimal import Decimal
 import dagster as dg
 import pytest
 from dagster.components.testing.test_cases import TestTranslation
-from project import EVAL, evaluation, labels, loaded
+from yaml_project import EVAL, evaluation, labels, loaded
 
 from dagster_llm_batch import Budget, Embedding, Fallback, LLMBatchResource, Prompt, QueueLimit, llm_batch_assets
 

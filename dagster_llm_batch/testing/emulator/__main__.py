@@ -57,11 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         )
         exports = _exports(emulator, keys[0] if keys else DEFAULT_KEY, s3_url, gcs_url)
-        sys.stdout.write(_where(exports, as_json=options.json))
-        sys.stdout.flush()
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):  # Dagster, and a shell's background, may have them ignored
             signal.signal(number, lambda *_: stop.set())
+        sys.stdout.write(_where(exports, as_json=options.json))
+        sys.stdout.flush()
         stop.wait()
         sys.stderr.write("stopped\n")
 
