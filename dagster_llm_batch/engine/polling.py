@@ -73,7 +73,12 @@ class Poller:
         waits_until = self._deployment.clock() + min(_PUT_BACK_LONGEST, timedelta(minutes=2 ** min(before, 10)))
         with suppress(IllegalMoveError):  # another process asked at the same time and recorded it
             self._ledger.move(
-                shard_id, Move.PUT_BACK, detail=report.batch_id, reason=report.reason, waits_until=waits_until
+                shard_id,
+                Move.PUT_BACK,
+                of_batch=report.batch_id,
+                detail=report.batch_id,
+                reason=report.reason,
+                waits_until=waits_until,
             )
         return True
 
@@ -82,6 +87,7 @@ class Poller:
             self._ledger.move(
                 shard_id,
                 _ENDINGS[report.status],
+                of_batch=report.batch_id,
                 status=report.status,
                 ended_at=report.ended_at or self._deployment.clock(),
                 total=report.total,

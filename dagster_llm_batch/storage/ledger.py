@@ -157,15 +157,30 @@ class Ledger(Reading):
             detail = f"wave {wave}, {len(shards)} shard(s), {sum(shard.requests for shard in shards)} request(s)"
             return self._update(connection, before, "wave", detail=detail, waves=wave)
 
-    def move(self, shard_id: str, move: Move, *, detail: str | None = None, **fields: Unpack[ShardFields]) -> Shard:
+    def move(
+        self,
+        shard_id: str,
+        move: Move,
+        *,
+        of_batch: str | None = None,
+        detail: str | None = None,
+        **fields: Unpack[ShardFields],
+    ) -> Shard:
         """Take the move and record `fields` with it, or raise IllegalMoveError and change nothing.
 
-        The move's own time (`sent_at`, `submitted_at`, `ended_at`, `collected_at`) is now where `fields` has none.
+        The move's own time (`sent_at`, `submitted_at`, `ended_at`, `collected_at`) is now where `fields` has none. With
+        `of_batch`, what is known of that batch moves no shard that was sent in another since.
         """
-        return self.move_together([shard_id], move, detail=detail, **fields)[0]
+        return self.move_together([shard_id], move, of_batch=of_batch, detail=detail, **fields)[0]
 
     def move_together(
-        self, shard_ids: Sequence[str], move: Move, *, detail: str | None = None, **fields: Unpack[ShardFields]
+        self,
+        shard_ids: Sequence[str],
+        move: Move,
+        *,
+        of_batch: str | None = None,
+        detail: str | None = None,
+        **fields: Unpack[ShardFields],
     ) -> list[Shard]:
         """The same move for the shards of one batch, the carrier first: all of them, or none."""
         now = self._clock()
@@ -183,12 +198,14 @@ class Ledger(Reading):
             )
         with self._database.write() as connection:
             these = SHARD.c.shard_id.in_(shard_ids)
-            query = sa.select(SHARD.c.shard_id, SHARD.c.state).where(these).order_by(SHARD.c.shard_id)
-            before: dict[str, ShardState] = {row[0]: row[1] for row in connection.execute(query.with_for_update())}
+            query = sa.select(SHARD.c.shard_id, SHARD.c.state, SHARD.c.batch_id).where(these).order_by(SHARD.c.shard_id)
+            rows = connection.execute(query.with_for_update()).all()
+            before: dict[str, ShardState] = {shard_id: state for shard_id, state, _ in rows}
+            elsewhere = {shard_id for shard_id, _, batch_id in rows if of_batch not in (None, batch_id)}
             for shard_id in shard_ids:
                 if shard_id not in before:
                     raise unknown_shard(shard_id)
-                if before[shard_id] not in sources:
+                if before[shard_id] not in sources or shard_id in elsewhere:
                     raise illegal_move(shard_id, before[shard_id], move)
             if move is Move.SEND:
                 is_carrier = SHARD.c.shard_id == shard_ids[0]
@@ -201,8 +218,8 @@ class Ledger(Reading):
                     f"Batch {fields.get('batch_id')} already belongs to another shard than {shard_ids[0]}. "
                     "Nothing was changed. Look at the events of both before anything is sent again."
                 ) from error
-            rows = connection.execute(sa.select(SHARD).where(these)).mappings()
-            moved = {row["shard_id"]: from_row(Shard, row) for row in rows}
+            after = connection.execute(sa.select(SHARD).where(these)).mappings()
+            moved = {row["shard_id"]: from_row(Shard, row) for row in after}
             self._record(
                 connection,
                 *(
@@ -222,7 +239,8 @@ class Ledger(Reading):
     def observe(self, reports: Mapping[str, BatchReport]) -> None:
         """Record reports by shard id: counts, status and the time of the poll. No state changes.
 
-        A count that a report does not know keeps its last value. A new status word is an event.
+        A count that a report does not know keeps its last value. A new status word is an event. A report on another
+        batch than the shard's present one is dropped.
         """
         now = self._clock()
         with self._database.write() as connection:
@@ -230,6 +248,7 @@ class Ledger(Reading):
             shards = [from_row(Shard, row) for row in connection.execute(query.with_for_update()).mappings()]
             if missing := reports.keys() - {shard.shard_id for shard in shards}:
                 raise unknown_shard(min(missing))
+            shards = [shard for shard in shards if shard.batch_id == reports[shard.shard_id].batch_id]
             if not shards:
                 return
             connection.execute(

@@ -104,7 +104,8 @@ class Reading:
         older = (SHARD.c.planned_at < planned_at) | (
             (SHARD.c.planned_at == planned_at) & (SHARD.c.shard_id < shard.shard_id)
         )
-        waits = (SHARD.c.state == ShardState.PLANNED) & (SUBMISSION.c.namespace == namespace) & older
+        may_go = (SHARD.c.state == ShardState.PLANNED) & (SUBMISSION.c.state == SubmissionState.OPEN)
+        waits = may_go & (SUBMISSION.c.namespace == namespace) & older
         query = (
             sa.select(SHARD)
             .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)

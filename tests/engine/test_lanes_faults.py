@@ -119,6 +119,42 @@ def test_a_failed_batch_that_ran_some_rows_is_taken_home_and_not_put_back(house:
     assert len(billed(house)) == len(set(billed(house))) == 9
 
 
+class Stalls(OpenAIProvider):
+    """A call whose answer is read only after something else has happened."""
+
+    meanwhile: Any = None
+
+    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
+        reports = super().poll(batch_ids)
+        self.meanwhile()
+        return reports
+
+
+def test_an_old_report_says_nothing_of_the_batch_that_a_shard_was_sent_as_since(house: House) -> None:
+    definition = labeling()
+    house.emulator.inject(BatchFault(kind="fails", batches=[0]))
+    submission = house.engine().plan(definition, tickets(3))
+    house.engine().submit(definition, submission.submission_id)
+    house.emulator.settle()
+    usual = house.engine()
+    slow = Stalls(DEFAULT_KEY, house.emulator.openai_base_url, timeout_seconds=5.0)
+    shards = usual.ledger.shards(submission.submission_id)
+
+    def put_back_and_sent_again() -> None:
+        usual.poll(shards)
+        house.skipped += timedelta(hours=1)
+        assert usual.submit(definition, submission.submission_id).states == {"submitted": 1}
+
+    slow.meanwhile = put_back_and_sent_again
+    stalled = Engine({"openai": slow}, usual.ledger, usual.payloads, "test", clock=house.now)
+    stalled.poll(shards)
+    [shard] = usual.ledger.shards(submission.submission_id)
+    assert (shard.state, shard.status) == ("submitted", None)
+    assert house.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 3}
+    assert len(house.emulator.books.batches) == 2
+    assert len(billed(house)) == 3
+
+
 class KeysInAnotherOrder(OpenAIProvider):
     """A server of the same protocol that writes an answer before its custom_id."""
 
