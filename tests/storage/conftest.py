@@ -6,15 +6,11 @@ DLB_TEST_POSTGRES=0 skips the PostgreSQL half where no server is installed; with
 from __future__ import annotations
 
 import os
-import pwd
-import shutil
-import subprocess
-import tempfile
 import uuid
 from datetime import UTC
-from pathlib import Path
 
 import pytest
+from pg_cluster import Cluster, server_binaries
 
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.testing.emulator import local_gcs, local_s3
@@ -23,58 +19,24 @@ os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # it asks for each bu
 BUCKET = "payloads"
 
 
-def _server_binaries() -> Path | None:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-    on_path = shutil.which("initdb")
-    return Path(on_path).parent if on_path else found[-1].parent if found else None
-
-
-def _unprivileged() -> dict[str, object]:
-    """PostgreSQL refuses to run as root; as anyone else we run it as ourselves."""
-    if os.geteuid() != 0:
-        return {}
-    user = pwd.getpwnam("nobody")
-    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-
-
 @pytest.fixture(scope="session")
 def postgres_cluster():
-    """The URL of the cluster up to the database's name."""
+    """A running cluster."""
     if os.environ.get("DLB_TEST_POSTGRES") == "0":
         pytest.skip("DLB_TEST_POSTGRES=0")
     try:
-        import psycopg2
+        import psycopg2  # noqa: F401
     except (ImportError, SystemError) as error:  # a broken build raises SystemError
         pytest.fail(f"The PostgreSQL tests need a working psycopg2 >= 2.9 ({error!r}), or DLB_TEST_POSTGRES=0.")
-    binaries = _server_binaries()
+    binaries = server_binaries()
     if binaries is None:
         pytest.fail("The PostgreSQL tests need a server's initdb (Debian: postgresql), or DLB_TEST_POSTGRES=0.")
-    home = Path(tempfile.mkdtemp(prefix="dlb-pg-", dir="/tmp"))  # short: socket paths end at 107 bytes
-    who = _unprivileged()
-    if who:
-        os.chown(home, who["user"], who["group"])
-
-    def run(*command: str) -> None:
-        subprocess.run(command, check=True, cwd=home, stdout=subprocess.DEVNULL, **who)
-
-    settings = f"-k {home} -c listen_addresses= -c fsync=off -c synchronous_commit=off -c full_page_writes=off"
+    cluster = Cluster(binaries)
     try:
-        run(str(binaries / "initdb"), "-D", f"{home}/data", "-U", "dlb", "--auth=trust", "-E", "UTF8", "--no-sync")
-        run(str(binaries / "pg_ctl"), "-D", f"{home}/data", "-w", "-l", f"{home}/log", "-o", settings, "start")
-        connection = psycopg2.connect(host=str(home), user="dlb", dbname="postgres")
-        connection.autocommit = True
-        yield connection, home
-        connection.close()
+        cluster.start()
+        yield cluster
     finally:
-        subprocess.run(
-            [str(binaries / "pg_ctl"), "-D", f"{home}/data", "-m", "immediate", "stop"],
-            check=False,
-            cwd=home,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            **who,
-        )
-        shutil.rmtree(home, ignore_errors=True)
+        cluster.remove()
 
 
 @pytest.fixture
@@ -87,14 +49,7 @@ def new_ledger_url(request, tmp_path):
     """Gives the URLs of empty databases, of each kind in turn."""
     if request.param == "sqlite":
         return lambda: f"sqlite:///{tmp_path}/{uuid.uuid4().hex}/ledger.db"
-    connection, home = request.getfixturevalue("postgres_cluster")
-
-    def made():
-        name = f"t{uuid.uuid4().hex}"
-        connection.cursor().execute(f"CREATE DATABASE {name} TEMPLATE template0")
-        return f"postgresql://dlb:unused-password@/{name}?host={home}"
-
-    return made
+    return request.getfixturevalue("postgres_cluster").new_database
 
 
 @pytest.fixture

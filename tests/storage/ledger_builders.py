@@ -12,7 +12,7 @@ from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.records import Shard, Submission
 
 PROCESSES = multiprocessing.get_context("forkserver")  # each a fresh process, without paying the imports again
-PROCESSES.set_forkserver_preload(["dagster_llm_batch.storage.ledger"])
+PROCESSES.set_forkserver_preload(["dagster_llm_batch.engine", "dagster_llm_batch.storage.ledger", "openai", "pyarrow"])
 
 
 def a_submission(submission_id="s1", **changes):
