@@ -1,6 +1,7 @@
 """SIGKILL at every arrow that leaves a worker process: no row is lost, none is paid twice, no batch is left over.
 
-Here: every crash point at one provider, each call's points at another one too, each transaction's on PostgreSQL too.
+Here: every crash point at one provider, on SQLite; where a call hangs, at another one too; uncommitted transactions on
+PostgreSQL too.
 The whole matrix: `python -m tests.crash.matrix`.
 """
 
@@ -15,18 +16,22 @@ from tests.crash.cells import LEDGERS, Cell, Servers, run_cell, servers
 from tests.crash.clouds import CLOUDS, FORGETFUL
 from tests.crash.points import CRASHES, Crash
 from tests.crash.scenarios import PLAIN
-from tests.crash.taps import Point, When
+from tests.crash.taps import HELD, Point, When
 
 
 def _selected() -> Iterator[Cell]:
     for number, crash in enumerate(CRASHES):
-        able = [cloud for cloud in CLOUDS.values() if crash.can_happen_at(cloud)]
-        others = [cloud for cloud in able if cloud.name != "openai"]
-        yield from (Cell(crash, cloud, "sqlite") for cloud in able if cloud.name == "openai")
-        if others and any(point.arrow.startswith("call:") for point in crash.points):
-            yield Cell(crash, others[number % len(others)], LEDGERS[number % 2])
-        elif able and crash.points[-1].arrow.startswith("ledger:") and crash.points[-1].when is When.UNSEEN:
-            yield Cell(crash, able[0], "postgresql")
+        able = {cloud.name: cloud for cloud in CLOUDS.values() if crash.can_happen_at(cloud)}
+        last = crash.points[-1]
+        if "openai" in able:
+            yield Cell(crash, able["openai"], "sqlite")
+        others = [cloud for name, cloud in able.items() if name != "openai"]
+        if others and any(point.arrow.startswith("call:") and point.when in HELD for point in crash.points):
+            yield Cell(crash, others[number % len(others)], LEDGERS[number // 3 % 2])
+        elif last.arrow.startswith("call:") and last.when is When.AFTER and "command" in able:
+            yield Cell(crash, able["command"], LEDGERS[number // 3 % 2])
+        elif last.arrow.startswith("ledger:") and last.when is When.UNSEEN and "openai" in able:
+            yield Cell(crash, able["openai"], "postgresql")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """All that a worker imports late, imported once: the fork server does it, and each worker is a fork of that."""
 
+import gc
 import importlib
 
 _LATE = (
@@ -29,3 +30,4 @@ _LATE = (
 )
 for _name in _LATE:
     importlib.import_module(_name)
+gc.freeze()  # no worker looks through all this for garbage, and copies its pages by doing so
