@@ -1,7 +1,7 @@
 """The asset that lands labels, and rejects beside it. Materialized too early it is a green run with an observation."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -62,9 +62,10 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
     @dataset.computed_by
     def collect(context: dg.AssetExecutionContext) -> Iterator[Any]:
         engine = dataset.engine(context)
+        news = set[str]()
         if context.has_partition_key_range:
-            landing.send_together(context, engine, list(context.partition_keys))
-        yield from each_partition(context, lambda partition: landing.land(context, engine, partition))
+            news = landing.send_together(context, engine, list(context.partition_keys))
+        yield from each_partition(context, lambda partition: landing.land(context, engine, partition, news))
 
     return collect
 
@@ -78,8 +79,13 @@ class _Landing:
         self._rejects = rejects
         self.checks = check_specs(labels.key, dataset.checks, dataset.partitions_def)
 
-    def land(self, context: dg.AssetExecutionContext, engine: Engine, partition: str | None) -> Iterator[Any]:
-        """The events of one partition: its tables if it is settled, else an observation of how far it is."""
+    def land(
+        self, context: dg.AssetExecutionContext, engine: Engine, partition: str | None, news: Collection[str]
+    ) -> Iterator[Any]:
+        """The events of one partition: its tables if it is settled, else an observation of how far it is.
+
+        What was settled before this run, and is not in `news`, has its raw results read again.
+        """
         dataset = self._dataset
         labeling = dataset.labeling
         provider = engine.provider(labeling.provider)
@@ -93,7 +99,7 @@ class _Landing:
             )
             return
         self._finish_superseded(context, engine, partition or "")
-        was_settled = engine.status(submission.submission_id).is_settled
+        was_settled = submission.is_settled and submission.submission_id not in news
         status = self._advance(context, engine, submission.submission_id)
         if not status.is_settled:
             its_pace = pace_of(engine, status)
@@ -124,13 +130,14 @@ class _Landing:
                 verdicts=verdicts(labeled, status, labeling, dataset.checks),
             )
 
-    def send_together(self, context: dg.AssetExecutionContext, engine: Engine, partitions: list[str]) -> None:
+    def send_together(self, context: dg.AssetExecutionContext, engine: Engine, partitions: list[str]) -> set[str]:
         """Bring all partitions as far as they go without sending, then send what is to be asked again in few batches.
 
-        What is in the way of one is told when it is landed.
+        Returns the submissions that were settled by it. What is in the way of one is told when it is landed.
         """
         labeling = self._dataset.labeling
         planned = []
+        settled = set()
         for partition in partitions:
             submission = engine.latest(labeling.asset, partition)
             if submission is None or submission.is_settled:
@@ -140,9 +147,12 @@ class _Landing:
                 status = engine.collect(labeling, submission.submission_id)
                 if status.states[ShardState.PLANNED.value]:
                     planned.append(submission.submission_id)
+                if status.is_settled:
+                    settled.add(submission.submission_id)
         if len(planned) > 1:
             with suppress(LLMBatchError):
                 engine.submit_together(labeling, planned)
+        return settled
 
     def _write(
         self, context: dg.AssetExecutionContext, spec: dg.AssetSpec, partition: str | None, table: Any

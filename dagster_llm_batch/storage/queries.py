@@ -30,6 +30,8 @@ __all__ = [
     "unknown_shard",
 ]
 
+_OVER = {*ENDED, ShardState.COLLECTED}
+
 OLDEST_FIRST = (SUBMISSION.c.created_at, SUBMISSION.c.submission_id)
 
 
@@ -96,7 +98,7 @@ def add_to_progress(known: Progress | None, row: Mapping[Any, Any]) -> Progress:
         known,
         states={**known.states, state: int(row["shards"])},
         total=known.total + int(row["total"] or 0),
-        done=known.done + int(row["done"] or 0),
+        done=known.done + int(row["total" if state in _OVER else "done"] or 0),
         failed=known.failed + int(row["failed"] or 0),
         oldest_submitted_at=row["oldest_submitted_at"] if state is ShardState.SUBMITTED else known.oldest_submitted_at,
     )

@@ -6,6 +6,7 @@ import pytest
 from face import BATCH, DAILY, DAYS, LABELS, LANDING, REJECTS, Face, failure, labeled, observations, tag, tickets
 
 from dagster_llm_batch import Prompt
+from dagster_llm_batch.engine.shards import RAW, beside
 from dagster_llm_batch.testing.emulator import Emulator, RowFault, rate_limited
 
 ALL = (DAYS[0], DAYS[-1])
@@ -224,7 +225,7 @@ def test_a_changed_prompt_supersedes_what_is_in_flight_and_never_reads_its_answe
     assert face.metadata()["llm_batch/submission_id"] == newer.submission_id
     assert older.delivered_at is not None
     [shard] = engine.ledger.shards(older.submission_id)
-    assert engine.payloads.exists(shard.path.replace(".requests.", ".raw."))  # stored, though nothing reads it
+    assert engine.payloads.exists(beside(shard, RAW))  # stored, though nothing reads it
     engine.ledger.close()
     assert len(emulator.books.executions) == 6
 
