@@ -137,7 +137,7 @@ class CommandProvider:
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find. Always certain."""
-        exists = Job.of(self._workdir, tag).plan() is not None
+        exists = Job.of(self._workdir, tag).was_started()
         return Found(tag) if exists and tag not in hints.known else Absent()
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:

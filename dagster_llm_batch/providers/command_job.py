@@ -119,6 +119,10 @@ class Job:
         with _lock(self.path / "lock", create=False) as descriptor:
             return descriptor is None
 
+    def was_started(self) -> bool:
+        """Whether something has run, or runs. A starter that died may have left only its plan."""
+        return self.is_alive() or (self.path / "group.json").exists() or self.exit() is not None
+
     def ask_to_stop(self) -> None:
         """What the supervisor looks for."""
         (self.path / "cancel").touch()

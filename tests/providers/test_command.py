@@ -17,6 +17,7 @@ from provider_bench import SPEC, batch_file, labeler, until
 
 from dagster_llm_batch.errors import ConfigError, RefusedError
 from dagster_llm_batch.providers.command import CommandProvider
+from dagster_llm_batch.providers.command_job import Job
 from dagster_llm_batch.types import (
     Absent,
     BatchStatus,
@@ -130,6 +131,17 @@ def test_a_batch_is_absent_before_and_found_after_its_start(tmp_path):
     submit(provider)
     assert labeler(tmp_path).find(TAG, HINTS) == Found(TAG)
     wait_for_end(provider)
+    assert provider.find(TAG, HINTS) == Found(TAG)
+
+
+def test_a_batch_whose_starter_died_with_nothing_but_the_plan_written_is_absent_and_starts_again(tmp_path):
+    provider = labeler(tmp_path)
+    job = Job.of(tmp_path, TAG)
+    with job.locked():
+        job.prepare(batch_file(provider.codec(SPEC)), ["never", "started"], 1.0)
+    assert provider.find(TAG, HINTS) == Absent()
+    submit(provider)
+    assert wait_for_end(provider).status is BatchStatus.ENDED
     assert provider.find(TAG, HINTS) == Found(TAG)
 
 
