@@ -26,6 +26,7 @@ __all__ = [
     "is_padding",
     "make_request",
     "padding_id",
+    "request_digest",
     "request_id_of",
     "shard_nonce",
 ]
@@ -120,6 +121,11 @@ def padding_id(number: int) -> str:
 
 def is_padding(request_id: str) -> bool:
     return request_id.startswith(_PADDING)
+
+
+def request_digest(request_id: str) -> bytes:
+    """16 of the bytes that the id spells."""
+    return bytes.fromhex(request_id)[:16]
 
 
 def request_id_of(custom_id: str | None, nonce: str) -> str | None:

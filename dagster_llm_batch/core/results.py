@@ -162,19 +162,17 @@ class Reconciler:
         """What the lines themselves say: one column for each of _READ, and those of the response."""
         request_ids, results = map(list, zip(*chunk, strict=True))
         came = [result.outcome is Outcome.SUCCEEDED for result in results]
-        reading = self._reader.read(
-            [result.text if ok else None for result, ok in zip(results, came, strict=True)],
-            [result.embedding if ok else None for result, ok in zip(results, came, strict=True)],
-        )
-        embeds = self._reader.format.kind is ResponseKind.EMBEDDING
-        for at, (result, reason, ok) in enumerate(zip(results, reading.reasons, came, strict=True)):
-            is_empty = not (result.embedding if embeds else result.text)
-            if ok and (is_empty or reason is not None):
-                results[at] = _misfit(result, reason or "the reply is empty")
-        _, outcomes, texts, _, reasons, retryable, finish_reasons, models, usages = zip(*results, strict=True)
-        replies = [None if one is Outcome.SUCCEEDED else text for one, text in zip(outcomes, texts, strict=True)]
+        texts = [result.text if ok else None for result, ok in zip(results, came, strict=True)]
+        vectors = [result.embedding if ok else None for result, ok in zip(results, came, strict=True)]
+        reading = self._reader.read(texts, vectors)
+        replies = vectors if self._reader.format.kind is ResponseKind.EMBEDDING else texts
+        for at, (reply, reason, ok) in enumerate(zip(replies, reading.reasons, came, strict=True)):
+            if ok and (reason is not None or not reply):
+                results[at] = _misfit(results[at], reason or "the reply is empty")
+        _, outcomes, said, _, reasons, retryable, finish_reasons, models, usages = zip(*results, strict=True)
+        kept = [None if one is Outcome.SUCCEEDED else text for one, text in zip(outcomes, said, strict=True)]
         tokens = zip(*(_NO_USAGE if usage is None else usage for usage in usages), strict=True)
-        columns = [request_ids, outcomes, reasons, retryable, replies, finish_reasons, models, *tokens]
+        columns = [request_ids, outcomes, reasons, retryable, kept, finish_reasons, models, *tokens]
         arrays = [_array(values, column.type) for values, column in zip(columns, _READ, strict=True)]
         return pa.table([*arrays, *reading.columns.columns], schema=pa.schema([*_READ, *self._reader.fields]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -10,6 +11,7 @@ from typing import Any
 import narwhals as nw
 import pyarrow as pa
 
+from dagster_llm_batch.core.seen import Seen
 from dagster_llm_batch.errors import InputError
 
 __all__ = ["BATCH_ROWS", "KeyGuard", "record_batches"]
@@ -107,13 +109,13 @@ def _through_narwhals(rows: Any) -> pa.Table:
 
 
 class KeyGuard:
-    """Refuses rows without an identity: a missing key column, null keys, duplicate keys. Holds every key once."""
+    """Refuses rows without an identity: a missing key column, null keys, duplicate keys."""
 
     _SHOWN = 5
 
     def __init__(self, key: str) -> None:
         self._key = key
-        self._seen: set[Any] = set()
+        self._seen = Seen(_digest)
 
     def check(self, batch: pa.RecordBatch) -> list[Any]:
         """The keys of this batch, or InputError."""
@@ -132,10 +134,8 @@ class KeyGuard:
                 f"its position {keys.index(None)}. Every row needs its own key: fill or filter them before labeling."
             )
             raise InputError(msg)
-        fresh = set(keys)
-        if len(fresh) < len(keys) or not self._seen.isdisjoint(fresh):
-            counts = Counter(keys)
-            again = [key for key, count in counts.items() if count > 1 or key in self._seen]
+        again = list(dict.fromkeys(key for key, is_new in zip(keys, self._seen.new(keys), strict=True) if not is_new))
+        if again:
             shown = ", ".join(repr(key) for key in again[: self._SHOWN])
             more = " and more" if len(again) > self._SHOWN else ""
             msg = (
@@ -143,8 +143,11 @@ class KeyGuard:
                 "A key names one row: choose another column, or drop the duplicates before labeling."
             )
             raise InputError(msg)
-        self._seen |= fresh
         return keys
+
+
+def _digest(key: object) -> bytes:
+    return hashlib.blake2b(f"{type(key).__name__}:{key}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _is_key_type(arrow_type: pa.DataType) -> bool:

@@ -16,11 +16,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from dagster_llm_batch.core.identity import RowsDigest, custom_id
+from dagster_llm_batch.core.identity import RowsDigest, custom_id, request_digest
 from dagster_llm_batch.core.labeling import manifest_schema
 from dagster_llm_batch.core.pricing import Estimate, Weight
 from dagster_llm_batch.core.prompt import ImageLoader, Renderer
 from dagster_llm_batch.core.rows import KeyGuard
+from dagster_llm_batch.core.seen import Seen
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.shards import ShardFiles
@@ -82,7 +83,7 @@ class Draft:
         self._load_image = load_image
         self._keys = KeyGuard(labeling.key)
         self._digest = RowsDigest()
-        self._known: set[str] = set()
+        self._seen = Seen(request_digest)
         self._reused = 0
         self._stack = ExitStack()
         self._manifest: Any = None
@@ -100,14 +101,17 @@ class Draft:
             self._start(batch.schema)
         assert self._renderer is not None
         assert self._schema is not None
-        request_ids = []
-        for key, row, lane in zip(keys, _rows(batch, self._renderer.columns), self._lanes(batch), strict=True):
-            request = self._renderer.render(row, key)
-            self._digest.add(key, request.request_id)
-            request_ids.append(request.request_id)
-            if request.request_id not in self._known:
-                self._known.add(request.request_id)
-                self._write(request, key, lane)
+        render, request_ids = self._renderer.render, []
+        lanes = iter(self._lanes(batch))
+        for start, rows in _rows(batch, self._renderer.columns):
+            these = keys[start : start + len(rows)]
+            requests = [render(row, key) for row, key in zip(rows, these, strict=True)]
+            ids = [request.request_id for request in requests]
+            for request, key, lane, is_new in zip(requests, these, lanes, self._seen.new(ids), strict=False):
+                self._digest.add(key, request.request_id)
+                if is_new:
+                    self._write(request, key, lane)
+            request_ids += ids
         own = [batch.column(name) for name in self._schema.names[:-1]]
         self._manifest.write_table(self._manifest_table(own, request_ids))
 
@@ -184,7 +188,7 @@ class Draft:
         return Plan(
             shards=shards,
             rows=self._digest.rows,
-            requests=len(self._known),
+            requests=self._seen.count,
             reused=self._reused,
             fingerprint=self._digest.fingerprint(configuration),
         )
@@ -218,11 +222,9 @@ class Draft:
         self._payloads.delete(self._manifest_path)
 
 
-def _rows(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows as dicts of these columns, some at a time: many live objects keep Python's garbage collector busy."""
-    if not columns:
-        yield from repeat({}, batch.num_rows)
-        return
+def _rows(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Slices of the rows as dicts of these columns, each with its start: many live objects keep Python's GC busy."""
     read = batch.select(list(columns))
     for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
-        yield from read.slice(start, _ROWS_AT_ONCE).to_pylist()
+        some = read.slice(start, _ROWS_AT_ONCE)
+        yield start, some.to_pylist() if columns else [{}] * min(_ROWS_AT_ONCE, batch.num_rows - start)

@@ -14,6 +14,8 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
+import pyarrow.compute as pc
+
 from dagster_llm_batch.core.identity import custom_id
 from dagster_llm_batch.core.pricing import Weight
 from dagster_llm_batch.engine.budgets import committing, exceeded
@@ -90,7 +92,7 @@ class NextWave:
         for shard in self._shards:
             if shard.wave == self._submission.waves:
                 model = self._labeling.models.index(self._labeling.by(_model(shard)))
-                yield from self._asks(model, shard, self._words([shard]), self._shards)
+                yield from self._asks(model, shard, self._words([shard], good=False), self._shards)
 
     def _asks(self, model: int, shard: Shard, words: Iterable[_Word], siblings: Sequence[Shard]) -> Iterator[_Ask]:
         """Whom to ask what this shard has no good answer to; `siblings` are the shards of its submission."""
@@ -148,8 +150,10 @@ class NextWave:
                 open_ids.difference_update(word[0] for word in mine)
                 yield from self._asks(model, shard, mine, sources[shard.submission_id])
 
-    def _words(self, shards: Sequence[Shard]) -> Iterator[_Word]:
-        for table in self._collector.results(list(shards), _WORD):
+    def _words(self, shards: Sequence[Shard], *, good: bool = True) -> Iterator[_Word]:
+        """What the results of these shards say, or what they say but for good answers."""
+        for found in self._collector.results(list(shards), _WORD):
+            table = found if good else found.filter(pc.not_equal(found["llm_outcome"], Outcome.SUCCEEDED.value))
             yield from zip(*(column.to_pylist() for column in table.columns), strict=True)
 
     def _worth_a_batch(self, asks: Sequence[_Ask]) -> list[_Ask]:

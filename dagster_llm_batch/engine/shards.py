@@ -19,7 +19,7 @@ from dagster_llm_batch.types import Lane, Limits
 __all__ = ["RAW", "RESULTS", "Owner", "ShardFiles", "Wave", "beside", "renamed", "requests_of"]
 
 REQUESTS, RAW, RESULTS = ".requests.jsonl.lz4", ".raw.jsonl.zst", ".results.parquet"
-"""What a shard's files end with; they differ in nothing else. Requests are read twice, raw results are kept for long."""
+"""What a shard's files end with, and differ in alone. Requests are read twice, raw results are kept for long."""
 
 _AT_ONCE = 32
 """Requests of a shard in real time: what a killed process can lose the answers of."""

@@ -43,6 +43,7 @@ _TERMINAL_ERRORS = frozenset(
     }
 )
 _CUT_SHORT = frozenset({"max_tokens", "model_context_window_exceeded"})
+_NO_REPLY = frozenset({"refusal", "pause_turn"})
 _MAX_REASON_CHARS = 1_000
 _NULL = Raw(b"null")
 _SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
@@ -176,7 +177,10 @@ def _message(raw: bytes) -> Result:
 def _read_message(message: _Message, custom_id: str | None) -> Result:
     texts = [block.text for block in message.content if block.type == "text" and block.text is not None]
     text = "".join(texts) if texts else _tool_input(message.content)
-    return Result(custom_id, *_read(text, message)[1:7], message.model, _usage(message.usage))
+    usage, stop = _usage(message.usage), message.stop_reason
+    if text and stop not in _NO_REPLY:
+        return Result(custom_id, _SUCCEEDED, text, finish_reason=stop, model=message.model, usage=usage)
+    return _read(text, message)._replace(custom_id=custom_id, model=message.model, usage=usage)
 
 
 def _tool_input(content: list[_Block]) -> str | None:

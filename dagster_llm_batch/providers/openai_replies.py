@@ -289,14 +289,20 @@ def _reply(raw: bytes, endpoint: Endpoint) -> Result:
 
 
 def _read_body(body: _Body, custom_id: str | None) -> Result:
+    usage = _usage(body.usage)
     if isinstance(body, _Chat):
-        result = _chat(body)
+        text, refusal, finish = _chat(body)
     elif isinstance(body, _Responses):
-        result = _responses(body)
+        if body.status not in (None, "completed", "incomplete"):
+            reason = f"the response has the status '{body.status}'"
+            return Result(custom_id, Outcome.ERRORED, reason=reason, model=body.model, usage=usage)
+        text, refusal, finish = _responses(body)
     else:
         assert isinstance(body, _Embeddings)
-        result = _embedding(body)
-    return Result(custom_id, *result[1:7], body.model, _usage(body.usage))
+        return Result(custom_id, _SUCCEEDED, embedding=_embedding(body), model=body.model, usage=usage)
+    if text and not refusal and finish != _WITHHELD:
+        return Result(custom_id, _SUCCEEDED, text, finish_reason=finish, model=body.model, usage=usage)
+    return _no_text(text, refusal, finish)._replace(custom_id=custom_id, model=body.model, usage=usage)
 
 
 def _unread(raw: bytes, why: str) -> Result:
@@ -320,7 +326,11 @@ def _unread(raw: bytes, why: str) -> Result:
     )
 
 
-def _chat(body: _Chat) -> Result:
+_Said = tuple[str | None, str | None, str | None]
+"""Text, refusal, and why it ends."""
+
+
+def _chat(body: _Chat) -> _Said:
     if not body.choices:
         raise _Unreadable("it has no choices")
     choice = body.choices[0]
@@ -328,21 +338,20 @@ def _chat(body: _Chat) -> Result:
     if isinstance(content, list):
         refusal = refusal or "".join(part.refusal or "" for part in content)
         content = "".join(part.text or "" for part in content) if content else None
-    return _text(content, refusal, choice.finish_reason)
+    return content, refusal, choice.finish_reason
 
 
-def _responses(body: _Responses) -> Result:
-    if body.status not in (None, "completed", "incomplete"):
-        return Result(None, Outcome.ERRORED, reason=f"the response has the status '{body.status}'")
+def _responses(body: _Responses) -> _Said:
     parts = [part for item in body.output if item.type == "message" for part in item.content or ()]
     texts = [part.text for part in parts if part.type == "output_text" and part.text is not None]
     finish = "stop" if body.status != "incomplete" else "incomplete"
     if body.incomplete_details is not None and body.incomplete_details.reason:
         finish = body.incomplete_details.reason
-    return _text("".join(texts) if texts else None, "".join(part.refusal or "" for part in parts), finish)
+    return "".join(texts) if texts else None, "".join(part.refusal or "" for part in parts), finish
 
 
-def _text(text: str | None, refusal: str | None, finish: str | None) -> Result:
+def _no_text(text: str | None, refusal: str | None, finish: str | None) -> Result:
+    """What is refused, withheld, absent or empty."""
     if refusal:
         return Result(
             None, Outcome.INVALID, refusal, reason=f"refusal: {refusal}"[:_MAX_REASON_CHARS], finish_reason=finish
@@ -356,10 +365,10 @@ def _text(text: str | None, refusal: str | None, finish: str | None) -> Result:
     return Result(None, _SUCCEEDED, text or "", finish_reason=finish)
 
 
-def _embedding(body: _Embeddings) -> Result:
+def _embedding(body: _Embeddings) -> list[float]:
     if not body.data:
         raise _Unreadable("it has no embedding")
-    return Result(None, Outcome.SUCCEEDED, embedding=body.data[0].embedding)
+    return body.data[0].embedding
 
 
 def _usage(raw: bytes | Raw) -> Usage | None:

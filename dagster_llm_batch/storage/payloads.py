@@ -165,8 +165,8 @@ class PayloadStore:
     def iter_batches(
         self, path: str, batch_rows: int = 65_536, columns: Sequence[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """The table in record batches of at most `batch_rows` rows."""
-        with self._open(path) as file, pq.ParquetFile(file) as parquet:
+        """The table in record batches of at most `batch_rows` rows, in constant memory."""
+        with self._open(path) as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
             yield from parquet.iter_batches(batch_rows, columns=None if columns is None else list(columns))
 
     def exists(self, path: str) -> bool:
