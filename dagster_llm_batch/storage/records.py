@@ -148,7 +148,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """An undelivered submission at a glance. Counts are the last reports, summed over its shards; what is over is done."""
+    """An undelivered submission at a glance. Counts are the last reports, summed over shards; what is over is done."""
 
     submission: Submission
     states: Mapping[ShardState, int]  # shards per state; states without shards are left out
