@@ -24,7 +24,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 from dagster_llm_batch.errors import (
     AmbiguousError,
@@ -34,6 +33,7 @@ from dagster_llm_batch.errors import (
     ProviderError,
     TransientError,
 )
+from dagster_llm_batch.providers.addresses import checked_address
 from dagster_llm_batch.providers.bedrock_clients import Clients
 from dagster_llm_batch.providers.bedrock_errors import UnknownIdError, is_aws, status_of
 from dagster_llm_batch.providers.bedrock_files import Files, records
@@ -118,7 +118,9 @@ class BedrockProvider:
         self._reads_quotas = read_quotas
         self._region = region_name
         self._public = endpoint_url is None
-        host = urlsplit(endpoint_url).netloc if endpoint_url else f"bedrock.{region_name}.amazonaws.com"
+        host = f"bedrock.{region_name}.amazonaws.com"
+        if endpoint_url is not None:
+            host = checked_address(endpoint_url, "endpoint_url").netloc
         self._account = f"{host}/{role['account'] or ''}" if account is None else account
         self._timeout_seconds = timeout_seconds
         self._client_options = dict(client_options or {})
@@ -128,6 +130,9 @@ class BedrockProvider:
             "s3": s3_endpoint_url,
             "service-quotas": quotas_endpoint_url,
         }
+        for service, url in self._endpoints.items():
+            if url is not None:
+                checked_address(url, f"endpoint of {service}")
         secrets = [str(value) for word, value in self._session_options.items() if word in _SECRETS and value]
         self._clients = Clients(self._client, max_attempts, self._account, secrets)
         self._files = Files(self._clients, place["bucket"], place["prefix"] or "", kms_key_id)

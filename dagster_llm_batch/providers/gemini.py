@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
-from urllib.parse import urlsplit
 
 from dagster_llm_batch.errors import (
     AmbiguousError,
@@ -26,6 +25,7 @@ from dagster_llm_batch.errors import (
     ProviderError,
     TransientError,
 )
+from dagster_llm_batch.providers.addresses import checked_address
 from dagster_llm_batch.providers.gemini_operations import (
     display_name,
     inlined_results,
@@ -94,9 +94,9 @@ class GeminiProvider:
         self._name = name
         self._price_book = price_book
         self._settle_seconds = settle_seconds
-        host = urlsplit(base_url).netloc.rpartition("@")[2] if base_url else _HOST
+        host = checked_address(base_url, "base_url").netloc if base_url else _HOST
         self._account = host if account is None else account
-        self._api = GoogleApi(self._client, f"the Gemini API ({self._account})", api_key)
+        self._api = GoogleApi(self._client, f"the Gemini API ({self._account})", lambda: api_key)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"

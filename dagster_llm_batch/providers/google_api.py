@@ -23,9 +23,12 @@ __all__ = ["GoogleApi", "count", "listed", "time_of"]
 
 
 class GoogleApi:
-    """The calls of one provider; the client is built on the first. SDK retries are off: each call is made once."""
+    """The calls of one provider; the client is built on the first. SDK retries are off: each call is made once.
 
-    def __init__(self, client: Callable[[], Client], where: str, secret: str = "") -> None:
+    `secret` gives the key or token of the moment, which no message may show.
+    """
+
+    def __init__(self, client: Callable[[], Client], where: str, secret: Callable[[], str | None]) -> None:
         self._make = client
         self._made: Client | None = None
         self._where = where
@@ -40,7 +43,7 @@ class GoogleApi:
 
     def calls(self, doing: str, *, creating: bool = False) -> Any:
         """A context that turns the SDK's exceptions into ours."""
-        return google_calls(f"{doing} at {self._where}", self._secret, creating=creating)
+        return google_calls(f"{doing} at {self._where}", self._secret() or "", creating=creating)
 
     def call(
         self,

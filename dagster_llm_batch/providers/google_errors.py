@@ -35,7 +35,7 @@ _NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "NewCo
 _CANNOT_SEND = frozenset({"UnsupportedProtocol", "InvalidURL", "LocalProtocolError", "MissingSchema"})
 _NO_CREDENTIALS = frozenset({"RefreshError", "DefaultCredentialsError", "MalformedError", "InvalidOperation"})
 _MAYBE_DONE = frozenset({408, 409, 499})
-_KEY = re.compile(r"\b(AIza|ya29\.|AQ\.)[\w\-]{4,}")
+_KEY = re.compile(r"\b(AIza|ya29\.|AQ\.|eyJ)[\w\-.]{4,}")  # of the API, of OAuth, and signed tokens (JWT)
 _MAX_CHARS = 500
 _MOST_CAUSES = 6
 

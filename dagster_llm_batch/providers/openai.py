@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from dagster_llm_batch.errors import (
     AmbiguousError,
@@ -31,6 +31,7 @@ from dagster_llm_batch.errors import (
     ProviderError,
     TransientError,
 )
+from dagster_llm_batch.providers.addresses import checked_address
 from dagster_llm_batch.providers.openai_batch import created_at, read_batch
 from dagster_llm_batch.providers.openai_errors import UnknownIdError, is_foreign, provider_error
 from dagster_llm_batch.providers.openai_lines import URLS, OpenAILines
@@ -84,9 +85,7 @@ class OpenAIProvider:
         if not api_key or not api_key.isascii() or any(char.isspace() for char in api_key):
             what = "is empty" if not api_key else "holds a space, a line break or a letter that no key has"
             raise ConfigError(f"The API key of provider '{name}' {what}. Check where it comes from.")
-        parts = urlsplit(base_url or _PUBLIC_URL)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"base_url {base_url!r} is no web address; it looks like {_PUBLIC_URL!r}.")
+        parts = checked_address(base_url or _PUBLIC_URL, "base_url", _PUBLIC_URL)
         self._api_key = api_key
         self._base_url = base_url or _PUBLIC_URL
         self._organization = organization

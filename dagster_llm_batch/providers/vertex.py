@@ -24,6 +24,7 @@ from dagster_llm_batch.errors import (
     ProviderError,
 )
 from dagster_llm_batch.protocols import Codec
+from dagster_llm_batch.providers.addresses import checked_address
 from dagster_llm_batch.providers.google_api import GoogleApi, listed
 from dagster_llm_batch.providers.google_errors import UnknownIdError
 from dagster_llm_batch.providers.google_files import upload_copy
@@ -83,6 +84,9 @@ class VertexProvider:
                 raise ConfigError(
                     f"The {what} of provider '{name}' is {value!r}; give its plain name, without 'gs://'."
                 )
+        for what, url in (("base_url", base_url), ("storage_url", storage_url)):
+            if url is not None:
+                checked_address(url, what)
         self._project, self._location, self._bucket = project, location, bucket
         self._prefix = prefix.strip("/")
         self._credentials = credentials
@@ -93,8 +97,9 @@ class VertexProvider:
         self._price_book = price_book
         self._settle_seconds = settle_seconds
         self._account = f"{project}/{location}" if account is None else account
-        self._api = GoogleApi(self._client, f"Vertex AI ({self._account})")
-        self._storage = VertexStorage(self._storage_client, bucket, timeout_seconds)
+        where = f"Vertex AI ({self._account})"
+        self._api = GoogleApi(self._client, where, lambda: getattr(self._credentials, "token", None))
+        self._storage = VertexStorage(self._storage_client, bucket, timeout_seconds, self._api.calls)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self._name!r}, account={self._account!r}, bucket={self._bucket!r})"

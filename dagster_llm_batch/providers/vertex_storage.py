@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import IO, TYPE_CHECKING, Any
 
 from dagster_llm_batch.errors import ProviderError, RefusedError, TransientError
-from dagster_llm_batch.providers.google_errors import PreconditionFailedError, google_calls
+from dagster_llm_batch.providers.google_errors import PreconditionFailedError
 from dagster_llm_batch.providers.google_files import CHUNK_BYTES, split_lines
 
 if TYPE_CHECKING:
@@ -24,13 +25,23 @@ _RETRY_SECONDS = 10.0  # the SDK's default is two minutes a call; callers of our
 
 
 class VertexStorage:
-    """Objects of one bucket. The client is built on the first call. A call waits `timeout_seconds` for its answer."""
+    """Objects of one bucket. The client is built on the first call. A call waits `timeout_seconds` for its answer.
 
-    def __init__(self, client: Callable[[], Client], bucket: str, timeout_seconds: float) -> None:
+    `calls` is the context in which a call is made; it turns what the SDK raises into our errors.
+    """
+
+    def __init__(
+        self,
+        client: Callable[[], Client],
+        bucket: str,
+        timeout_seconds: float,
+        calls: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
         self._make = client
         self._made: Client | None = None
         self._bucket = bucket
         self._timeout_seconds = timeout_seconds
+        self._calls = calls
 
     def upload(self, name: str, file: IO[bytes], size: int) -> str:
         """Write the object, once; its gs:// address."""
@@ -39,7 +50,7 @@ class VertexStorage:
         uri = f"gs://{self._bucket}/{name}"
         blob = self._client().bucket(self._bucket).blob(name, chunk_size=_UPLOAD_CHUNK_BYTES)
         try:
-            with google_calls(f"upload {uri}"):
+            with self._calls(f"upload {uri}"):
                 blob.upload_from_file(
                     file, size=size, content_type="application/jsonl", if_generation_match=0, **self._patience()
                 )
@@ -48,7 +59,7 @@ class VertexStorage:
             file.seek(0)
             while piece := file.read(CHUNK_BYTES):
                 digest.update(piece)
-            with google_calls(f"read {uri}"):
+            with self._calls(f"read {uri}"):
                 blob.reload(**self._patience())
             if (blob.size, blob.crc32c) != (size, base64.b64encode(digest.digest()).decode("ascii")):
                 raise RefusedError(f"Could not upload {uri}: another file is there already. Remove it.") from None
@@ -58,7 +69,7 @@ class VertexStorage:
         """Remove the object, if that is possible; it matters to nobody if not."""
         bucket, _, name = uri.removeprefix("gs://").partition("/")
         try:
-            with google_calls(f"delete {uri}"):
+            with self._calls(f"delete {uri}"):
                 self._client().bucket(bucket).blob(name).delete(**self._patience())
         except ProviderError:
             pass  # the error that led here matters more
@@ -67,7 +78,7 @@ class VertexStorage:
         """The lines of all files below this gs:// address, in the order of their names."""
         bucket, _, prefix = folder.removeprefix("gs://").partition("/")
         client = self._client()
-        with google_calls(f"list {folder}"):
+        with self._calls(f"list {folder}"):
             found = client.list_blobs(bucket, prefix=f"{prefix.rstrip('/')}/", **self._patience())
             blobs = sorted(found, key=lambda blob: str(blob.name))
         for blob in blobs:
@@ -79,11 +90,11 @@ class VertexStorage:
         from google_crc32c import Checksum  # noqa: PLC0415 -- comes with the SDK, which is an extra
 
         uri = f"gs://{blob.bucket.name}/{blob.name}"
-        with google_calls(f"download {uri}"):
+        with self._calls(f"download {uri}"):
             reader = blob.open("rb", chunk_size=_DOWNLOAD_CHUNK_BYTES, **self._patience())
         digest, got = Checksum(), 0
         while True:
-            with google_calls(f"download {uri}"):
+            with self._calls(f"download {uri}"):
                 piece = reader.read(CHUNK_BYTES)
             if not piece:
                 break
