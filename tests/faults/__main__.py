@@ -19,11 +19,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "fault-matrix.md"
 START, END = "<!-- faults -->", "<!-- /faults -->"
 CRASH = "<!-- crash -->\n<!-- /crash -->"
 INTRO = f"""\
-Each cell is one submission of {ROWS} rows, of which faults of rows strike {STRUCK}, through the engine with the vendor's
-own SDK in front of its emulator. It reads `rows / lost / billed twice` and then the outcomes, where not all succeeded,
-and the waves, where there was more than one. Lost is a row without exactly one outcome. Billed twice is right only
-where the vendor billed a request and gave no answer to it. The emulators' books and the final table are the witnesses.
-Printed and written by `python -m tests.faults`.
+Each cell is one submission of {ROWS} rows, of which faults of rows strike {STRUCK}, through the engine with the
+vendor's own SDK in front of its emulator. It reads `rows / lost / billed twice`, then the outcomes where not all
+succeeded, and the waves where there was more than one. Lost is a row without exactly one outcome. Billed twice is right
+only where the vendor billed a request and gave no answer to it. The emulators' books and the final table are the
+witnesses. Printed and written by `python -m tests.faults`.
 """
 
 
@@ -61,7 +61,7 @@ def _cell(fault: Fault, name: str, endings: dict[str, Ending], notes: dict[str, 
 
     expected = next(fault.at(vendor) for vendor in VENDORS if vendor.name == name)
     if isinstance(expected, Never):
-        return f"–{note(expected.why)}"
+        return f"-{note(expected.why)}"
     ending = endings[name]
     words = [f"{ending.rows} / {ending.lost} / {ending.twice}"]
     if ending.outcomes != Expected().outcomes:
