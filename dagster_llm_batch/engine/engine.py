@@ -238,7 +238,8 @@ class Engine:
         """`advance` without sending: a next wave is planned, and waits for `submit`."""
         with self._deployment.leased(submission_id) as lease:
             self.stop_late(submission_id)
-            self.poll(self.ledger.shards(submission_id))
+            running = [one for one in self.ledger.shards(submission_id) if one.state is ShardState.SUBMITTED]
+            self.poll([one for shard in running for one in self.ledger.of_batch(shard)])  # one look for all that share
             collector = Collector(labeling, self._deployment)
             ended = [shard for shard in self.ledger.shards(submission_id) if shard.state in ENDED]
             for shard in ended:

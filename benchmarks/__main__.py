@@ -1,0 +1,78 @@
+"""See the package's docstring."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import money, partitions, pipeline, startup
+from benchmarks.measure import ROOT
+
+PAGE = ROOT / "docs" / "performance.md"
+PLOT = ROOT / "docs" / "images" / "performance.png"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument(
+        "parts", nargs="*", help="some of: pipeline, partitions, money, startup (default: all, written)"
+    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--services", nargs="+", default=["openai", "anthropic", "bedrock", "vertex"])
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--days", type=int, default=365)
+    parser.add_argument("--inputs", type=Path, default=Path(tempfile.gettempdir()) / "dagster-llm-batch-benchmarks")
+    options = parser.parse_args()
+
+    def measured_pipeline() -> str:
+        rows = list(pipeline.measure(options.services, options.rows, options.runs, options.inputs))
+        if not options.parts:
+            pipeline.plot(rows, PLOT)
+        return pipeline.table(rows)
+
+    parts: dict[str, tuple[str, Callable[[], str]]] = {
+        "pipeline": (_PIPELINE, measured_pipeline),
+        "partitions": (_PARTITIONS, lambda: partitions.table(options.days)),
+        "money": (_MONEY, money.table),
+        "startup": (_STARTUP, startup.table),
+    }
+    if unknown := sorted(set(options.parts) - set(parts)):
+        parser.error(f"there is no part {', '.join(unknown)}; the parts are {', '.join(parts)}")
+    written = []
+    for name in options.parts or parts:
+        text, make = parts[name]
+        written.append(f"{text}\n\n{make()}\n")
+        print(written[-1], flush=True)
+    if not options.parts:
+        day = dt.datetime.now(dt.UTC).date().isoformat()
+        machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}, {day}"
+        PAGE.write_text("\n".join([_HEAD.format(machine=machine), *written]), encoding="utf-8")
+        print(f"written: {PAGE}")
+
+
+_HEAD = """# Performance
+
+Written by `python -m benchmarks` ({machine}). Compare ratios, not seconds: floor and package take turns on the same
+machine, each in a process of its own, against a mock in another one.
+"""
+_PIPELINE = """## From rows to labels
+
+Rows of about 1 KB from Parquet to labeled Parquet, replies checked by pydantic. The floor does that and no more; the
+package also keeps a ledger, request files, raw results, reconciliation, provenance columns and prices. CPU is that of
+the client process after its imports; the median of the runs."""
+_PARTITIONS = """## A year in one run
+
+Five rows a day, through the engine against the emulator."""
+_MONEY = """## Money
+
+A thousand rows, of which a fifth repeat another one's text, below a shared prefix of 2,000 tokens. Replies are
+simulated, prices are those of the bundled price book, and no cache hits are counted."""
+_STARTUP = """## Start-up"""
+
+if __name__ == "__main__":
+    main()

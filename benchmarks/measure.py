@@ -1,0 +1,88 @@
+"""One measurement: a module in a process of its own, the CPU seconds and memory that it took. Linux and macOS."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a process took. `imports_cpu_s` is what it had used when its work began; `said` is what it printed last."""
+
+    cpu_s: float
+    imports_cpu_s: float
+    wall_s: float
+    peak_mb: float
+    said: dict[str, Any]
+
+    @property
+    def work_cpu_s(self) -> float:
+        return self.cpu_s - self.imports_cpu_s
+
+
+def child(module: str, *arguments: object) -> Cost:
+    """Run `python -m module arguments`; it ends with `report(...)`."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, cwd=ROOT, env={**os.environ, "DAGSTER_DISABLE_TELEMETRY": "1"}
+    )
+    assert process.stdout is not None
+    said = process.stdout.read().decode().strip().splitlines()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode or not said:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+    last = json.loads(said[-1])
+    cpu = used.ru_utime + used.ru_stime
+    return Cost(cpu, last.pop("imports_cpu_s"), last.pop("wall_s"), last.pop("peak_mb"), last)
+
+
+class Work:
+    """In the child: made when the imports are done and work begins."""
+
+    def __init__(self) -> None:
+        self._imports = _cpu()
+        self._start = time.perf_counter()
+
+    def report(self, **more: Any) -> None:
+        """The last thing that the child does."""
+        wall = time.perf_counter() - self._start
+        print(json.dumps({"imports_cpu_s": self._imports, "wall_s": wall, "peak_mb": _peak_mb(), **more}), flush=True)
+
+
+def _cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _peak_mb() -> float:
+    """Of this process alone: what rusage says includes the parent that it was forked from."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+
+
+@contextmanager
+def mock(*services: str) -> Iterator[dict[str, str]]:
+    """The mock in a process of its own; its addresses."""
+    command = [sys.executable, "-m", "benchmarks.mock", *services]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.stdin.close()

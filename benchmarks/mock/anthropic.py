@@ -1,0 +1,94 @@
+"""Anthropic's Message Batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from benchmarks.mock.answers import answer
+from benchmarks.mock.server import Mock, Reply
+
+_LINE = (
+    b'{"custom_id":"%s","result":{"type":"succeeded","message":{"model":"claude-haiku-4-5-20251001","id":"msg_%d","type'
+    b'":"message","role":"assistant","content":[{"type":"text","text":%s}],"stop_reason":"end_turn","stop_sequence":null'
+    b',"usage":{"input_tokens":%d,"cache_creation_input_tokens":0,"cache_read_input_tokens":0,"cache_creation":{"ephemer'
+    b'al_5m_input_tokens":0,"ephemeral_1h_input_tokens":0},"output_tokens":%d,"service_tier":"batch"}}}}\n'
+)
+_TIME = "2026-11-01T00:00:00Z"
+
+
+class _Request(Struct):
+    custom_id: str
+    params: Raw
+
+
+class _Body(Struct):
+    requests: list[_Request]
+
+
+_BODY = msgspec.json.Decoder(_Body)
+
+
+class Anthropic:
+    """Batches by id."""
+
+    def __init__(self, mock: Mock) -> None:
+        self._results: dict[str, bytes] = {}
+        self._batches: dict[str, dict[str, Any]] = {}
+        mock.route("POST", r"/v1/messages/batches", self.create)
+        mock.route("GET", r"/v1/messages/batches", self.page)
+        mock.route("GET", r"/v1/messages/batches/([^/]+)", self.batch)
+        mock.route("GET", r"/v1/messages/batches/([^/]+)/results", lambda _request, name: self._results.pop(name))
+        mock.route("POST", r"/seed/anthropic", self.seed)
+
+    def create(self, request: Any) -> Reply:
+        """A batch, which has ended."""
+        out = []
+        for number, one in enumerate(_BODY.decode(request.body).requests):
+            reply = answer(bytes(one.params))
+            values = (one.custom_id.encode(), number, reply.quoted, reply.input_tokens, reply.output_tokens)
+            out.append(_LINE % values)
+        batch = self._new(len(out), "ended")
+        self._results[str(batch["id"])] = b"".join(out)
+        return batch | {"processing_status": "in_progress"}
+
+    def batch(self, request: Any, name: str) -> Reply:
+        """A batch; results are where it was asked for."""
+        ended = self._batches[name]["processing_status"] == "ended"
+        url = f"http://{request.headers['host']}/v1/messages/batches/{name}/results"
+        return self._batches[name] | {"results_url": url if ended else None}
+
+    def _new(self, total: int, status: str) -> dict[str, Any]:
+        name, ended = f"msgbatch_{len(self._batches):08d}", status == "ended"
+        counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
+        batch: dict[str, Any] = {
+            "id": name,
+            "type": "message_batch",
+            "processing_status": status,
+            "request_counts": counts | {"succeeded" if ended else "processing": total},
+            "created_at": _TIME,
+            "expires_at": _TIME,
+            "ended_at": _TIME if ended else None,
+            "archived_at": None,
+            "cancel_initiated_at": None,
+            "results_url": None,
+        }
+        self._batches[name] = batch
+        return batch
+
+    def seed(self, request: Any) -> Reply:
+        """So many batches that are running."""
+        made = [self._new(100, "in_progress") for _ in range(request.json()["count"])]
+        return {"ids": [batch["id"] for batch in made]}
+
+    def page(self, request: Any) -> Reply:
+        """The newest first, by `after_id` and `limit`."""
+        names = list(reversed(self._batches))
+        after = request.query.get("after_id")
+        start = names.index(after) + 1 if after else 0
+        end = start + int(request.query.get("limit", 20))
+        data = [self._batches[name] for name in names[start:end]]
+        first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+        return {"data": data, "has_more": end < len(names), "first_id": first, "last_id": last}

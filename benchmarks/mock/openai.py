@@ -1,0 +1,98 @@
+"""OpenAI's files and batches."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from benchmarks.mock.answers import answer
+from benchmarks.mock.server import Mock, Reply
+
+_CUSTOM_ID = re.compile(rb'"custom_id":"([^"]*)"')
+_BOUNDARY = re.compile(rb"boundary=([^;]+)")
+_LINE = (
+    b'{"id":"batch_req_%d","custom_id":"%s","response":{"status_code":200,"request_id":"req_%d","body":{"id":"chatcmpl-'
+    b'%d","object":"chat.completion","created":1760000000,"model":"gpt-4o-mini-2024-07-18","choices":[{"index":0,'
+    b'"message":{"role":"assistant","content":%s,"refusal":null,"annotations":[]},"logprobs":null,"finish_reason":"stop'
+    b'"}],"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"prompt_tokens_details":{"cached_tokens"'
+    b':0,"audio_tokens":0},"completion_tokens_details":{"reasoning_tokens":0,"audio_tokens":0}},"service_tier":"default'
+    b'","system_fingerprint":"fp_mock"}},"error":null}\n'
+)
+
+
+def results(requests: bytes) -> bytes:
+    """The output file of a request file."""
+    out = []
+    for number, line in enumerate(requests.splitlines()):
+        found = _CUSTOM_ID.search(line)
+        reply = answer(line)
+        tokens = (reply.input_tokens, reply.output_tokens, reply.input_tokens + reply.output_tokens)
+        out.append(_LINE % (number, found[1] if found else b"", number, number, reply.quoted, *tokens))
+    return b"".join(out)
+
+
+class OpenAI:
+    """Files and batches by id."""
+
+    def __init__(self, mock: Mock) -> None:
+        self._files: dict[str, bytes] = {}
+        self._batches: dict[str, dict[str, Any]] = {}
+        mock.route("POST", r"/v1/files", self.upload)
+        mock.route("GET", r"/v1/files/([^/]+)/content", lambda _request, name: self._files.pop(name))
+        mock.route("POST", r"/v1/batches", self.create)
+        mock.route("GET", r"/v1/batches", self.page)
+        mock.route("GET", r"/v1/batches/([^/]+)", lambda _request, name: self._batches[name])
+        mock.route("POST", r"/seed/openai", self.seed)
+
+    def upload(self, request: Any) -> Reply:
+        """A file in a multipart form; the part named "file" is the one that counts."""
+        found = _BOUNDARY.search(request.headers["content-type"].encode())
+        assert found is not None
+        parts = request.body.split(b"--" + found[1])
+        content = next(part for part in parts if b'name="file"' in part[:300]).partition(b"\r\n\r\n")[2]
+        name = f"file-{len(self._batches)}-{time.monotonic_ns()}"
+        self._files[name] = content.removesuffix(b"\r\n")
+        return {"id": name, "object": "file", "bytes": len(content), "purpose": "batch", "filename": "f"} | _TIMES
+
+    def create(self, request: Any) -> Reply:
+        """A batch, which has ended. Its input is gone, and its output goes when it is read: memory is for clients."""
+        asked = request.json()
+        out = results(self._files.pop(asked["input_file_id"]))
+        batch = self._new(asked["input_file_id"], asked["metadata"], out.count(b"\n"))
+        self._files[name := f"{batch['id']}-output"] = out
+        batch |= {"status": "completed", "output_file_id": name, "completed_at": int(time.time())}
+        return batch
+
+    def _new(self, input_file_id: str, metadata: Any, total: int) -> dict[str, Any]:
+        batch: dict[str, Any] = {
+            "id": f"batch_{len(self._batches):08d}",
+            "object": "batch",
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+            "status": "in_progress",
+            "input_file_id": input_file_id,
+            "metadata": metadata,
+            "request_counts": {"total": total, "completed": total, "failed": 0},
+            **_TIMES,
+        }
+        self._batches[str(batch["id"])] = batch
+        return batch
+
+    def seed(self, request: Any) -> Reply:
+        """So many batches that are running."""
+        made = [self._new("file-seed", {}, 100) for _ in range(request.json()["count"])]
+        return {"ids": [batch["id"] for batch in made]}
+
+    def page(self, request: Any) -> Reply:
+        """The newest first, by `after` and `limit`."""
+        names = list(reversed(self._batches))
+        after = request.query.get("after")
+        start = names.index(after) + 1 if after else 0
+        end = start + int(request.query.get("limit", 20))
+        data = [self._batches[name] for name in names[start:end]]
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
+        return {"object": "list", "data": data, "has_more": end < len(names), **ends}
+
+
+_TIMES = {"created_at": 1_760_000_000, "expires_at": 1_760_086_400}

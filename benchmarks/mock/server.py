@@ -1,0 +1,72 @@
+"""The server: routes by method and path, bodies whole, a count of calls for each route."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+
+Reply = Any
+"""Bytes, or what becomes JSON."""
+
+_PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call. Header names are in lower case."""
+
+    headers: dict[str, str]
+    query: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The body, read."""
+        return json.loads(self.body)
+
+
+class Mock:
+    """An ASGI application; services add their routes. `GET /calls` says how often each route was called."""
+
+    def __init__(self) -> None:
+        self._routes: list[tuple[str, re.Pattern[str], Callable[..., Reply]]] = []
+        self._calls: Counter[str] = Counter()
+        self.route("GET", "/calls", lambda _request: dict(self._calls))
+
+    def route(self, method: str, path: str, answer: Callable[..., Reply]) -> None:
+        """`answer` is called with the request and the groups of `path`, a regular expression."""
+        self._routes.append((method, re.compile(path), answer))
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        pieces, more = [], True
+        while more:
+            message = await receive()
+            pieces.append(message.get("body", b""))
+            more = message.get("more_body", False)
+        headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
+        request = Request(headers, dict(parse_qsl(scope["query_string"].decode())), b"".join(pieces))
+        del pieces
+        status, reply = await asyncio.to_thread(self._answer, scope["method"], scope["path"], request)
+        body = reply if isinstance(reply, bytes) else msgspec.json.encode(reply)
+        kind = b"application/x-jsonl" if isinstance(reply, bytes) else b"application/json"
+        head = [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": status, "headers": head})
+        for start in range(0, len(body), _PIECE_BYTES):
+            await send({"type": "http.response.body", "body": body[start : start + _PIECE_BYTES], "more_body": True})
+        await send({"type": "http.response.body"})
+
+    def _answer(self, method: str, path: str, request: Request) -> tuple[int, Reply]:
+        for wanted, pattern, answer in self._routes:
+            if method == wanted and (found := pattern.fullmatch(path)):
+                self._calls[f"{method} {pattern.pattern}"] += 1
+                return 200, answer(request, *found.groups())
+        return 404, {"error": {"message": f"the mock has no {method} {path}", "type": "invalid_request_error"}}

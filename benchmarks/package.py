@@ -1,0 +1,114 @@
+"""The package without Dagster: from a Parquet file to labeled rows in another, with all that it promises between.
+
+python -m benchmarks.package openai|anthropic|bedrock|vertex rows.parquet folder '{"url": …}'
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from benchmarks.inputs import ASK
+from benchmarks.labels import Label
+from benchmarks.measure import Work
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
+
+MODELS = {
+    "openai": "openai/gpt-4o-mini",
+    "anthropic": "anthropic/claude-haiku-4-5",
+    "bedrock": "bedrock/anthropic.claude-haiku-4-5-20251001-v1:0",
+    "vertex": "vertex/gemini-2.5-flash",
+}
+_PROMPT = Prompt(user="#ROW:{{ row.row }}#\n" + ASK + "{{ text }}")
+
+
+def provider(service: str, addresses: dict[str, str]) -> Provider:
+    """The provider, before the mock."""
+    url = addresses["url"]
+    if service == "openai":
+        import openai  # noqa: F401 - its import is no work
+
+        from dagster_llm_batch.providers.openai import OpenAIProvider
+
+        return OpenAIProvider("sk-mock", base_url=f"{url}/v1")
+    if service == "anthropic":
+        import anthropic  # noqa: F401
+
+        from dagster_llm_batch.providers.anthropic import AnthropicProvider
+
+        return AnthropicProvider("sk-mock", base_url=url)
+    if service == "bedrock":
+        import boto3  # noqa: F401
+
+        from dagster_llm_batch.providers.bedrock import BedrockProvider
+
+        return BedrockProvider(
+            region_name="us-east-1",
+            role_arn="arn:aws:iam::123456789012:role/batch",
+            s3_uri="s3://emulator/llm",
+            session_options={"aws_access_key_id": "mock", "aws_secret_access_key": "mock"},
+            endpoint_url=url,
+            s3_endpoint_url=addresses["s3"],
+            read_quotas=False,
+        )
+    import google.cloud.storage
+    import google.genai  # noqa: F401
+    from google.oauth2.credentials import Credentials
+
+    from dagster_llm_batch.providers.vertex import VertexProvider
+
+    return VertexProvider(
+        "p",
+        "us-central1",
+        "emulator",
+        credentials=Credentials(token="mock"),
+        base_url=url,
+        storage_url=addresses["gcs"],
+    )
+
+
+def labeling(service: str, **more: Any) -> Labeling:
+    """What is asked of each row."""
+    return Labeling(
+        asset="labels",
+        model=MODELS[service],
+        key="id",
+        prompt=_PROMPT,
+        response=Label,
+        params={"max_output_tokens" if service == "vertex" else "max_tokens": 200},
+        **more,
+    )
+
+
+def main(service: str, rows: str, folder: str, addresses: str) -> None:
+    """Label the rows."""
+    asked, house = provider(service, json.loads(addresses)), Path(folder)
+    engine = Engine({service: asked}, Ledger(house / "ledger.sqlite"), PayloadStore(house / "payloads"), "benchmark")
+    definition = labeling(service)
+    work = Work()
+    submission = engine.plan(definition, pq.ParquetFile(rows, pre_buffer=False).iter_batches(4_096))
+    while not (status := engine.advance(definition, submission.submission_id)).is_settled:
+        pass
+    count = 0
+    with ExitStack() as files:
+        writers: dict[str, pq.ParquetWriter] = {}
+        for part in engine.label_batches(definition, submission.submission_id, run_id="benchmark"):
+            for name, table in (("labels", part.labels), ("rejects", part.rejects)):
+                if name not in writers:
+                    writers[name] = files.enter_context(pq.ParquetWriter(house / f"{name}.parquet", table.schema))
+                writers[name].write_table(table)
+            count += len(part.labels)
+    work.report(rows=count, shards=len(status.shards), cost_usd=str(status.submission.cost_usd))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

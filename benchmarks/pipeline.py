@@ -1,0 +1,94 @@
+"""Rows to labels: the package beside the floor, each in a process of its own, by number of rows and service."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from benchmarks.inputs import rows_file
+from benchmarks.measure import Cost, child, mock
+
+FLOORS = ("openai", "anthropic")
+
+
+@dataclass(frozen=True)
+class Row:
+    """The medians of some runs; `floor` is None where there is none for the service."""
+
+    service: str
+    rows: int
+    package: Cost
+    floor: Cost | None
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.floor is None else self.package.work_cpu_s / self.floor.work_cpu_s
+
+
+def measure(services: Sequence[str], sizes: Sequence[int], runs: int, inputs: Path) -> Iterator[Row]:
+    """Package and floor take turns, so that what slows the machine slows both."""
+    for service in services:
+        clouds = [service] if service not in FLOORS else []
+        for size in sizes:
+            rows = rows_file(inputs, size)
+            ours, floors = [], []
+            for _ in range(runs):
+                with mock(*clouds) as addresses, tempfile.TemporaryDirectory() as folder:
+                    if service in FLOORS:
+                        floors.append(child("benchmarks.floor", service, rows, addresses["url"], folder))
+                    ours.append(child("benchmarks.package", service, rows, folder, json.dumps(addresses)))
+            yield Row(service, size, _middle(ours), _middle(floors) if floors else None)
+
+
+def _middle(costs: list[Cost]) -> Cost:
+    """The run with the median CPU time."""
+    wanted = median(cost.work_cpu_s for cost in costs)
+    return min(costs, key=lambda cost: abs(cost.work_cpu_s - wanted))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """As Markdown."""
+    lines = [
+        "| Service | Rows | CPU s | µs a row | Peak MB | Floor CPU s | Floor MB | Times the floor |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        ours, floor = row.package, row.floor
+        beside = (
+            ("", "", "") if floor is None else (f"{floor.work_cpu_s:.2f}", f"{floor.peak_mb:.0f}", f"{row.ratio:.1f}")
+        )
+        each = ours.work_cpu_s / row.rows * 1e6
+        lines.append(
+            f"| {row.service} | {row.rows:,} | {ours.work_cpu_s:.2f} | {each:.0f} | {ours.peak_mb:.0f} | "
+            + " | ".join(beside)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[Row], to: Path) -> None:
+    """CPU per row over rows, by service."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for service in dict.fromkeys(row.service for row in rows):
+        own = [row for row in rows if row.service == service]
+        axes.plot([r.rows for r in own], [r.package.work_cpu_s / r.rows * 1e6 for r in own], marker="o", label=service)
+        floors = [(r.rows, r.floor.work_cpu_s / r.rows * 1e6) for r in own if r.floor is not None]
+        if floors:
+            axes.plot(
+                *zip(*floors, strict=True), linestyle=":", color=axes.lines[-1].get_color(), label=f"{service}, floor"
+            )
+    axes.set(xscale="log", xlabel="rows", ylabel="CPU microseconds a row", ylim=(0, None))
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(to, dpi=110)
+    plt.close(figure)
