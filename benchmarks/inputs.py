@@ -7,11 +7,12 @@ from pathlib import Path
 
 ASK = "Classify the product review below. Say its label, a score from 0 to 1, up to three topics, and why.\n\n"
 _WORDS = (
-    "alpha battery cable delivery early excellent faulty firmware gasket handle instant jacket knob late manual noisy "
-    "option packaging quality refund screen sturdy texture update velcro warranty xray yellow zipper arrived broke "
-    "cheap durable expected fits good hated in just keeps light made never overall price quick really solid though useful "
-    "very works would after before while because again still too two three week month year customer service replacement "
-    "colour size order box power button cover strap motor blade filter lens case"
+    "alpha battery cable delivery early excellent faulty firmware gasket handle instant jacket knob late manual "
+    "noisy option packaging quality refund screen sturdy texture update velcro warranty xray yellow zipper "
+    "arrived broke cheap durable expected fits good hated in just keeps light made never overall price quick "
+    "really solid though useful very works would after before while because again still too two three week month "
+    "year customer service replacement colour size order box power button cover strap motor blade filter lens "
+    "case"
 ).split()
 _WORDS_A_ROW = 147
 _SLICE = 16_384
