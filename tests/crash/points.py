@@ -159,5 +159,7 @@ CRASHES: tuple[Crash, ...] = (
     Crash(PLAIN, (Point("ledger: accepted", _U), Point("ledger: accepted", _U), Point("ledger: accepted", _U))),
 )
 
-ARROWS = {point.arrow for crash in CRASHES for point in crash.points}
-"""All that have a crash point. One that shows up in a worker and is not here has yet to be thought of."""
+ARROWS = {point.arrow for crash in CRASHES for point in crash.points} | {"ledger: renew"}
+"""All that have a crash point, and a lease's heartbeat, which comes by time and not by the way. One that shows up in a
+worker and is not here has yet to be thought of.
+"""
