@@ -1,0 +1,163 @@
+"""The same keys in a real Dagster instance, in all six resources: none is in its databases, logs, files or messages."""
+
+import logging
+import sqlite3
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from dagster_llm_batch import CommandBatchResource, LLMBatchResource, Prompt, build_llm_batch_sensor, llm_batch_assets
+from dagster_llm_batch.testing.emulator import Emulator, Limits, WireFault
+from tests.faults.bench import rows
+from tests.faults.test_secrets import (
+    ACCESS_KEY,
+    API_KEYS,
+    MARK,
+    SECRET_KEY,
+    SESSION_TOKEN,
+    TOKEN,
+    Told,
+    resources,
+    secrets_of,
+    servers,
+)
+from tests.faults.vendors import VENDORS
+
+pytestmark = pytest.mark.slow
+VARIABLES = {
+    "T_OPENAI": API_KEYS["openai"],
+    "T_ANTHROPIC": API_KEYS["anthropic"],
+    "T_GEMINI": API_KEYS["gemini"],
+    "T_TOKEN": TOKEN,
+    "T_ACCESS": ACCESS_KEY,
+    "T_SECRET": SECRET_KEY,
+    "T_SESSION": SESSION_TOKEN,
+    "T_COMMAND": f"{MARK}-of-the-command",
+}
+FIELDS = {
+    "openai": {"api_key": "T_OPENAI"},
+    "anthropic": {"api_key": "T_ANTHROPIC"},
+    "gemini": {"api_key": "T_GEMINI"},
+    "vertex": {"access_token": "T_TOKEN"},
+    "bedrock": {
+        "aws_access_key_id": "T_ACCESS",
+        "aws_secret_access_key": "T_SECRET",
+        "aws_session_token": "T_SESSION",
+    },
+}
+
+
+def tickets(_context: Any) -> Any:
+    return rows()
+
+
+def definitions(emulator: Emulator, folder: Path) -> dg.Definitions:
+    """Six datasets, one for each provider, whose credentials are environment variables."""
+    configured: dict[str, Any] = {}
+    for name, resource in resources(emulator, folder).items():
+        variables = {field: dg.EnvVar(variable) for field, variable in FIELDS[name].items()}
+        given = {field: value for field, value in vars(resource).items() if field in type(resource).model_fields}
+        configured[name] = type(resource)(**{**given, **variables})
+    script = str(Path(__file__).with_name("faulty_command.py"))
+    configured["command"] = CommandBatchResource(command=[sys.executable, script, "{input}", "{output}", str(folder)])
+    assets = [
+        asset
+        for vendor in VENDORS
+        for asset in llm_batch_assets(
+            name=f"{vendor.name}_labels",
+            rows=tickets,
+            key="id",
+            prompt=Prompt(user="{{ text }}"),
+            model=f"{vendor.name}/{vendor.model}",
+            params=vendor.params,
+        )
+    ]
+    return dg.Definitions(
+        assets=assets, sensors=[build_llm_batch_sensor()], resources={"llm_batch": LLMBatchResource(**configured)}
+    )
+
+
+def everything(home: Path) -> Iterator[tuple[str, bytes]]:
+    """Every file of the instance; what its databases hold compressed, plain."""
+    for path in home.rglob("*"):
+        if not path.is_file():
+            continue
+        yield str(path), path.read_bytes()
+        if path.suffix != ".db":
+            continue
+        with closing(sqlite3.connect(path)) as connection:
+            for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+                for row in connection.execute(f'SELECT * FROM "{table}"'):
+                    for value in row:
+                        with suppress(zlib.error, TypeError):
+                            yield f"{path}:{table}", zlib.decompress(value)
+
+
+def test_dagster_holds_no_credential_of_any_resource(
+    tmp_path: Path, caplog: Any, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.INFO, logger="botocore")
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    (work / "faults").write_text("")
+    keys = dict.fromkeys(VARIABLES.values(), "account")
+    with (
+        servers() as running,
+        Emulator(
+            keys=keys, s3_url=running.s3_url, gcs_url=running.gcs_url, limits=Limits(bedrock_min_records=1)
+        ) as emulator,
+        dg.instance_for_test(temp_dir=str(home)) as instance,
+    ):
+        defs = definitions(emulator, work)
+        repository = defs.get_repository_def()
+        told = Told(work, caplog, capfd)
+
+        def run(*names: str) -> set[str]:
+            """One run over these assets; the steps that failed."""
+            job = defs.resolve_implicit_global_asset_job_def()
+            job = job.get_subset(asset_selection={dg.AssetKey(name) for name in names})
+            result = job.execute_in_process(instance=instance, raise_on_error=False)
+            told.said += [str(event) for event in result.all_events]
+            return {event.step_key for event in result.all_events if event.is_step_failure}
+
+        def tick() -> None:
+            with dg.build_sensor_context(
+                instance=instance, repository_def=repository, resources=defs.resources, sensor_name="llm_batch_sensor"
+            ) as context:
+                told.said.append(str(repository.get_sensor_def("llm_batch_sensor").evaluate_tick(context)))
+
+        def echo(status: int) -> None:
+            """Every call of every vendor is answered so, with what was sent to it."""
+            for vendor in VENDORS[:-1]:
+                said = f"You sent {', '.join(secrets_of(vendor.name))}."
+                fault = {"kind": "status", "status": status, "message": said, "times": None}
+                emulator.inject(*(WireFault(route=route, **fault) for route in vendor.calls.values()))
+
+        submissions = [f"{vendor.name}_labels_batch" for vendor in VENDORS]
+        labels = [f"{vendor.name}_labels{end}" for vendor in VENDORS for end in ("", "_rejects")]
+        echo(401)
+        assert run(*submissions) == {name for name in submissions if name != "command_labels_batch"}
+        emulator.clear_faults()
+        assert run(*submissions) == set()
+        emulator.settle()
+        echo(500)
+        tick()
+        run(*labels)
+        emulator.clear_faults()
+        tick()
+        assert run(*labels) == set()
+        told.assert_clean()
+        assert {key for call in emulator.books.calls if (key := call.key)} >= {*API_KEYS.values(), TOKEN, ACCESS_KEY}
+        found = sorted({name for name, data in everything(home) if MARK.encode() in data})
+    assert found == []
+    assert list(home.rglob("compute_logs/*.err"))  # they are among what was looked at
