@@ -15,6 +15,7 @@ import re
 from typing import Any
 
 from dagster_llm_batch.errors import AmbiguousError, CredentialsError, ProviderError, RefusedError, TransientError
+from dagster_llm_batch.providers.words import plain_words
 
 __all__ = ["UnknownIdError", "is_foreign", "provider_error"]
 
@@ -23,7 +24,6 @@ _NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
 _CANNOT_SEND = frozenset({"UnsupportedProtocol", "InvalidURL", "LocalProtocolError"})
 _MAYBE_DONE = frozenset({408, 409})
 _KEY = re.compile(r"\bsk-[\w*.\-]{4,}", re.IGNORECASE)
-_MAX_CHARS = 500
 
 
 class UnknownIdError(RefusedError):
@@ -80,4 +80,4 @@ def _retry_after_seconds(headers: Any) -> float | None:
 
 def _redacted(text: str, secret: str) -> str:
     text = text.replace(secret, "***") if secret else text
-    return _KEY.sub("sk-***", text)[:_MAX_CHARS]
+    return plain_words(_KEY.sub("sk-***", text))

@@ -17,6 +17,7 @@ from collections.abc import Collection
 from typing import Any
 
 from dagster_llm_batch.errors import AmbiguousError, CredentialsError, ProviderError, RefusedError, TransientError
+from dagster_llm_batch.providers.words import plain_words
 
 __all__ = ["UnknownIdError", "aws_error", "is_aws", "status_of"]
 
@@ -73,7 +74,6 @@ _BUSY = frozenset(
 )
 _UNKNOWN = frozenset({"404", "NoSuchBucket", "NoSuchKey", "ResourceNotFoundException"})
 _ACCESS_KEY = re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{8,}")
-_MAX_CHARS = 500
 
 
 class UnknownIdError(RefusedError):
@@ -142,4 +142,4 @@ def _reply(error: Exception) -> dict[str, Any]:
 def _redacted(text: str, secrets: Collection[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, "***") if secret else text
-    return _ACCESS_KEY.sub(r"\1***", text)[:_MAX_CHARS]
+    return plain_words(_ACCESS_KEY.sub(r"\1***", text))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from dagster_llm_batch.providers.words import plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["COUNTS", "counted", "input_of", "is_job_id", "job_id", "job_name", "read_job"]
@@ -76,7 +77,7 @@ def read_job(job: Mapping[str, Any]) -> BatchReport:
     report = BatchReport(
         batch_id=str(job["jobArn"]),
         status=status or BatchStatus.RUNNING,
-        reason=reason,
+        reason=reason and plain_words(reason),
         retryable=status is BatchStatus.FAILED and bool(_FOR_NOW.search(reason or "")),
         created_at=_time(job.get("submitTime")),
         ended_at=_time(job.get("endTime")),

@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.providers.words import plain_words
 
 __all__ = ["Job", "time_of"]
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _LOG_TAIL_BYTES = 4_096
 _REASON_CHARS = 500
 _CHUNK_BYTES = 1 << 20
@@ -85,7 +85,8 @@ class Job:
     @contextlib.contextmanager
     def locked(self) -> Iterator[int | None]:
         """The lock's descriptor, or None where somebody else holds it. A child that inherits it keeps it locked."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # of parents made on the way, the mode is ours
+        self.path.mkdir(mode=0o700, exist_ok=True)
         with _lock(self.path / "lock") as descriptor:
             yield descriptor
 
@@ -146,14 +147,14 @@ class Job:
         return done, total if isinstance(total, int) else None
 
     def log_tail(self) -> str:
-        """The last printed lines, without colors; empty where nothing was printed."""
+        """The last printed lines, as plain words; empty where nothing was printed."""
         try:
             with self.log.open("rb") as file:
                 file.seek(max(0, self.log.stat().st_size - _LOG_TAIL_BYTES))
                 text = file.read().decode("utf-8", "replace")
         except FileNotFoundError:
             return ""
-        lines = [line.strip() for line in _ANSI.sub("", text).splitlines() if line.strip()]
+        lines = [words for line in text.splitlines() if (words := plain_words(line))]
         return " | ".join(lines)[-_REASON_CHARS:]
 
 

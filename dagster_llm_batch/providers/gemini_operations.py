@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dagster_llm_batch.providers.google_api import count, time_of
+from dagster_llm_batch.providers.words import plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["display_name", "inlined_results", "read_operation", "responses_file"]
@@ -55,7 +56,7 @@ def read_operation(batch_id: str, operation: Mapping[str, Any]) -> BatchReport:
         total=total or None,
         done=(good or 0) + (bad or 0) if total else None,
         failed=(bad or 0) if total else None,
-        reason=reason,
+        reason=reason and plain_words(reason),
         retryable=status is BatchStatus.FAILED and code in _RETRYABLE_CODES,
         created_at=time_of(batch.get("createTime")),
         ended_at=time_of(batch.get("endTime")),

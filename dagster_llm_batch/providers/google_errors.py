@@ -25,6 +25,7 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
+from dagster_llm_batch.providers.words import plain_words
 
 __all__ = ["PreconditionFailedError", "UnknownIdError", "google_calls", "http_status", "is_about_credentials"]
 
@@ -36,7 +37,6 @@ _CANNOT_SEND = frozenset({"UnsupportedProtocol", "InvalidURL", "LocalProtocolErr
 _NO_CREDENTIALS = frozenset({"RefreshError", "DefaultCredentialsError", "MalformedError", "InvalidOperation"})
 _MAYBE_DONE = frozenset({408, 409, 499})
 _KEY = re.compile(r"\b(AIza|ya29\.|AQ\.|eyJ)[\w\-.]{4,}")  # of the API, of OAuth, and signed tokens (JWT)
-_MAX_CHARS = 500
 _MOST_CAUSES = 6
 
 
@@ -138,4 +138,4 @@ def _retry_after_seconds(error: Exception) -> float | None:
 
 def _redacted(text: str, secret: str) -> str:
     text = text.replace(secret, "***") if secret else text
-    return _KEY.sub(r"\1***", text)[:_MAX_CHARS]
+    return plain_words(_KEY.sub(r"\1***", text))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from dagster_llm_batch.providers.words import plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["created_at", "read_batch"]
@@ -51,7 +52,7 @@ def read_batch(batch: Any) -> BatchReport:
         total=total if known else None,
         done=(completed or 0) + (failed or 0) if known else None,
         failed=failed if known else None,
-        reason=reason,
+        reason=reason and plain_words(reason),
         retryable=status is BatchStatus.FAILED and _QUEUE_IS_FULL in codes,
         created_at=created_at(batch),
         ended_at=ended_at,

@@ -18,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from dagster_llm_batch.errors import AmbiguousError, CredentialsError, ProviderError, RefusedError, TransientError
+from dagster_llm_batch.providers.words import plain_words
 
 __all__ = ["UnknownIdError", "is_foreign", "provider_error", "retry_after_seconds"]
 
@@ -26,7 +27,6 @@ _NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
 _CANNOT_SEND = frozenset({"UnsupportedProtocol", "InvalidURL", "LocalProtocolError"})
 _MAYBE_DONE = frozenset({408, 409})
 _KEY = re.compile(r"\b(sk|sess|key)-[\w*.\-]{4,}", re.IGNORECASE)
-_MAX_CHARS = 500
 
 
 class UnknownIdError(RefusedError):
@@ -88,4 +88,4 @@ def retry_after_seconds(headers: Any) -> float | None:
 
 def _redacted(text: str, secret: str) -> str:
     text = text.replace(secret, "***") if secret else text
-    return _KEY.sub(r"\1-***", text)[:_MAX_CHARS]
+    return plain_words(_KEY.sub(r"\1-***", text))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dagster_llm_batch.providers.google_api import count, time_of
+from dagster_llm_batch.providers.words import plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["RETRYABLE_JOB_CODES", "job_reason", "read_job"]
@@ -57,7 +58,7 @@ def read_job(batch_id: str, job: Mapping[str, Any]) -> BatchReport:
         total=done + open_rows if done is not None and open_rows is not None else None,
         done=done,
         failed=failed,
-        reason=reason,
+        reason=reason and plain_words(reason),
         retryable=status is BatchStatus.FAILED and code in RETRYABLE_JOB_CODES,
         created_at=time_of(job.get("createTime")),
         ended_at=time_of(job.get("endTime")),

@@ -273,17 +273,7 @@ def test_a_schema_that_cannot_be_taken_is_refused_with_construct_and_path():
         codec(GPT_OSS, response=ResponseFormat(ResponseKind.JSON, "x", schema))
 
 
-# Padding, names and quotas
-
-
-@pytest.mark.parametrize("model", [HAIKU, NOVA, LLAMA, GPT_OSS, CONVERSE])
-def test_padding_asks_for_one_token_and_belongs_to_no_row(model):
-    made = codec(model)
-    record = json.loads(made.padding(made.encode(Request("r", "S", "Hi"), "n-0"), 7))
-    assert set(record) == {"recordId", "modelInput"}
-    assert record["recordId"] == "pad-0007"
-    sent = record["modelInput"]
-    assert 1 in (sent.get("max_tokens"), sent.get("max_gen_len"), sent.get("inferenceConfig", {}).get("maxTokens"))
+# Names and quotas
 
 
 @given(tag=st.text(min_size=1, max_size=200))

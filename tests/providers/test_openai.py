@@ -490,9 +490,8 @@ def test_the_account_names_address_organization_and_project_and_no_key():
     assert OpenAIProvider("sk-1").account == OpenAIProvider("sk-2").account == "api.openai.com/v1"
     named = OpenAIProvider("sk-1", organization="org-1", project="proj_1")
     assert named.account == "api.openai.com/v1?organization=org-1&project=proj_1"
-    assert OpenAIProvider("sk-1", "https://User:pass@Res.openai.azure.com/openai/v1/").account == (
-        "res.openai.azure.com/openai/v1"
-    )
+    azure = OpenAIProvider("sk-1", "https://Res.openai.azure.com/openai/v1/")
+    assert azure.account == "res.openai.azure.com/openai/v1"
     assert OpenAIProvider("sk-1", account="ours").account == "ours"
     assert "sk-1" not in repr(named)
 
