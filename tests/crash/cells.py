@@ -49,7 +49,7 @@ class Cell:
     ledger: str
 
     def __str__(self) -> str:
-        return f"{self.cloud.name}/{self.ledger}: {self.crash}"
+        return f"{self.cloud.name}/{self.ledger}: {self.crash.scenario.name}: {self.crash}"
 
 
 @dataclass
@@ -63,12 +63,7 @@ class Verdict:
     kills: int = 0
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
-    crossed: Counter[tuple[str, When, int]] = field(default_factory=Counter)
-
-    @property
-    def crossed_arrows(self) -> set[str]:
-        """All arrows of the process that came to the end."""
-        return {arrow for arrow, _, _ in self.crossed}
+    arrows: list[str] = field(default_factory=list)  # of the process that came to the end
 
 
 @dataclass(frozen=True)
@@ -166,7 +161,7 @@ def _finish(job: Job, verdict: Verdict) -> bool:
         process, pipe = _start(job)
         try:
             if pipe.poll(SECONDS_A_RUN):
-                verdict.crossed = Counter(pipe.recv())
+                verdict.arrows = pipe.recv()
                 process.join()
                 return True
         except EOFError:
@@ -221,7 +216,7 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, verdict: Verd
         f"requests billed: {money.billed}": least <= money.billed <= most,
         f"requests billed twice: {money.twice}": money.twice == 0,
         "a lease is held": free,
-        f"arrows without a crash point: {verdict.crossed_arrows - ARROWS}": verdict.crossed_arrows <= ARROWS,
+        f"arrows without a crash point: {set(verdict.arrows) - ARROWS}": set(verdict.arrows) <= ARROWS,
     }
     verdict.problems += [what for what, is_right in checks.items() if not is_right]
 

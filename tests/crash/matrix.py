@@ -7,13 +7,16 @@ was lost or paid twice.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tests.crash.cells import LEDGERS, Cell, Servers, Verdict, cells, run_cell, servers
 from tests.crash.clouds import CLOUDS
@@ -87,24 +90,37 @@ def _sums(verdicts: Iterator[Verdict] | Sequence[Verdict]) -> str:
     return f"{' | '.join(map(str, counts))} | {sum(v.seconds for v in found):.0f}"
 
 
+def _logged(file: Path | None, chosen: Sequence[Cell]) -> dict[Cell, Verdict]:
+    if file is None or not file.exists():
+        return {}
+    known: dict[str, Any] = {}
+    for line in file.read_text().splitlines():
+        known |= json.loads(line)
+    return {cell: Verdict(**known[str(cell)]) for cell in chosen if str(cell) in known}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.crash.matrix", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--provider", action="append", choices=list(CLOUDS), help="only these; repeatable")
     parser.add_argument("--ledger", action="append", choices=LEDGERS, help="only these; repeatable")
     parser.add_argument("--point", default="", help="only crash points whose name has this text")
     parser.add_argument("--at-once", type=int, default=3, help="cells at the same time (default 3)")
+    parser.add_argument("--log", type=Path, help="adds verdicts to this file, and runs no cell that is in it already")
     parser.add_argument("--write", action="store_true", help=f"write the matrix into {PAGE.name}")
     options = parser.parse_args(arguments)
     clouds, ledgers = options.provider or list(CLOUDS), options.ledger or list(LEDGERS)
     chosen = cells(clouds, ledgers, [crash for crash in CRASHES if options.point in str(crash)])
-    results: dict[Cell, Verdict] = {}
+    results = _logged(options.log, chosen)
     began = time.monotonic()
     with servers(set(clouds), set(ledgers)) as around:
-        for cell, verdict in run(chosen, around, options.at_once):
+        for cell, verdict in run([cell for cell in chosen if cell not in results], around, options.at_once):
             results[cell] = verdict
+            if options.log:
+                with options.log.open("a") as log:
+                    log.write(json.dumps({str(cell): asdict(verdict)}) + "\n")
             told = "; ".join(verdict.problems) or "ok"
             print(f"{len(results)}/{len(chosen)} {cell}: {verdict.seconds:.1f} s, {told}", flush=True)
-    lines = table(results)
+    lines = table({cell: results[cell] for cell in chosen})
     print("\n" + "\n".join(lines))
     print(
         f"\n{len(results)} crashes, {sum(v.kills for v in results.values())} kills in {time.monotonic() - began:.0f} s."

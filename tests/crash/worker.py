@@ -102,7 +102,7 @@ def work(job: Job, parent: Connection) -> None:
     _materialize(tap, pa.concat_tables(tables), job.table)
     for one in ids:
         engine.ledger.deliver(one)
-    parent.send(dict(tap.crossed))
+    parent.send(sorted({arrow for arrow, _, _ in tap.crossed}))
 
 
 class Skipped:
