@@ -55,7 +55,7 @@ _READ = [
     *(pa.field(name, pa.int64()) for name in Usage._fields),
 ]
 _AT_ONCE = 256  # with more objects alive, Python's garbage collector takes longer than the work itself
-_PER_TABLE = 64
+_PER_TABLE = 32
 _REPLIED = (Outcome.SUCCEEDED, Outcome.INVALID)
 _NO_USAGE = (None,) * len(Usage._fields)
 

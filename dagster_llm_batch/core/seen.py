@@ -6,7 +6,7 @@ the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -49,28 +49,32 @@ class Seen:
     def _are_old(self, values: Sequence[Any]) -> list[bool]:
         found = [False] * len(values)
         if self._runs:
-            digests = _array(b"".join(map(self._digest, values)))
+            digests = _array(map(self._digest, values))
             heads = _heads(digests)
             for run in self._runs:
-                start, end = (run.heads.searchsorted(heads, side) for side in ("left", "right"))
-                for at in (start < end).nonzero()[0]:
-                    found[at] |= digests[at] in run.digests[start[at] : end[at]]
+                places = run.heads.searchsorted(heads)
+                alike = run.heads.take(places, mode="clip") == heads
+                for at in alike.nonzero()[0]:
+                    end = run.heads.searchsorted(heads[at], side="right")
+                    found[at] |= digests[at] in run.digests[places[at] : end]
         return found
 
     def _put_away(self) -> None:
-        digests = _array(b"".join(map(self._digest, self._recent)))
+        import numpy as np  # noqa: PLC0415  # takes long, and small tables do without
+
+        digests = _array(map(self._digest, self._recent)).copy()
         self._recent = set()
         digests.sort()
         while self._runs and len(self._runs[-1].digests) <= 2 * len(digests):
-            digests = _array(self._runs.pop().digests.tobytes() + digests.tobytes())
+            digests = np.concatenate([self._runs.pop().digests, digests])
             digests.sort(kind="stable")  # which is quick where two sorted parts follow each other
         self._runs.append(_Run(digests, _heads(digests)))
 
 
-def _array(digests: bytes) -> _Array:
-    import numpy as np  # noqa: PLC0415  # takes long, and small tables do without
+def _array(digests: Iterable[bytes]) -> _Array:
+    import numpy as np  # noqa: PLC0415
 
-    return np.frombuffer(digests, "S16").copy()
+    return np.frombuffer(b"".join(digests), "S16")
 
 
 def _heads(digests: _Array) -> _Array:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.core.labeling import Labeled, label
 from dagster_llm_batch.engine.collecting import Collector, sum_costs
 from dagster_llm_batch.engine.definition import Labeling
-from dagster_llm_batch.engine.scattering import PART_ROWS, part_names, read_part, scatter
+from dagster_llm_batch.engine.scattering import part_names, read_part, scatter
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Shard, Submission
@@ -27,6 +27,7 @@ from dagster_llm_batch.types import Outcome, PriceBasis
 
 __all__ = ["Landing"]
 
+_AT_ONCE = 8_192  # rows of a stored table
 _ID, _OUTCOME, _REALTIME = "llm_request_id", "llm_outcome", "llm_realtime_usd"
 
 
@@ -103,7 +104,7 @@ class Landing:
         """The manifest and the results of each wave, oldest first; large ones in parts that belong together."""
         waves = self._waves()
         names = part_names(max(self.submission.rows, *(sum(shard.requests for shard in wave) for wave in waves), 0))
-        manifest = self.payloads.iter_batches(self._manifest_path, PART_ROWS, columns)
+        manifest = self.payloads.iter_batches(self._manifest_path, _AT_ONCE, columns)
         schema = self.payloads.table_schema(self._manifest_path)
         sources = [(_chosen(schema, columns), manifest)]
         sources += [(_chosen(self.collector.schema, said), self._results(wave, said)) for wave in waves]
@@ -127,7 +128,7 @@ class Landing:
 
     def _results(self, shards: Sequence[Shard], columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         for shard in shards:
-            yield from self.payloads.iter_batches(shard.results_path or "", PART_ROWS, columns)
+            yield from self.payloads.iter_batches(shard.results_path or "", _AT_ONCE, columns)
 
     def _waves(self) -> list[list[Shard]]:
         """The collected shards that hold this submission's answers, oldest first. A wave answers a request once."""

@@ -166,8 +166,9 @@ class PayloadStore:
         self, path: str, batch_rows: int = 65_536, columns: Sequence[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
         """The table in record batches of at most `batch_rows` rows, in constant memory."""
-        with self._open(path) as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
-            yield from parquet.iter_batches(batch_rows, columns=None if columns is None else list(columns))
+        with self._open(path) as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
+            chosen = None if columns is None else list(columns)
+            yield from parquet.iter_batches(batch_rows, columns=chosen, use_threads=False)  # each has its own buffers
 
     def exists(self, path: str) -> bool:
         """Whether a complete file has this name."""
