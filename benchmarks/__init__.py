@@ -1,5 +1,5 @@
 """How fast the package is, how much memory it takes, and what it saves: beside the floor, in the same minutes.
 
 python -m benchmarks                     all of it, into docs/performance.md
-python -m benchmarks pipeline money      some of: pipeline, partitions, money, startup; printed only
+python -m benchmarks pipeline money      some of: pipeline, sensor, partitions, money, startup; printed only
 """

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import money, partitions, pipeline, startup
+from benchmarks import money, partitions, pipeline, sensor, startup
 from benchmarks.measure import ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -20,11 +20,12 @@ PLOT = ROOT / "docs" / "images" / "performance.png"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument(
-        "parts", nargs="*", help="some of: pipeline, partitions, money, startup (default: all, written)"
+        "parts", nargs="*", help="some of: pipeline, sensor, partitions, money, startup (default: all, written)"
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--services", nargs="+", default=["openai", "anthropic", "bedrock", "vertex"])
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--batches", type=int, nargs="+", default=[100, 1_000])
     parser.add_argument("--days", type=int, default=365)
     parser.add_argument("--inputs", type=Path, default=Path(tempfile.gettempdir()) / "dagster-llm-batch-benchmarks")
     options = parser.parse_args()
@@ -37,6 +38,7 @@ def main() -> None:
 
     parts: dict[str, tuple[str, Callable[[], str]]] = {
         "pipeline": (_PIPELINE, measured_pipeline),
+        "sensor": (_SENSOR, lambda: sensor.table(["openai", "anthropic"], options.batches)),
         "partitions": (_PARTITIONS, lambda: partitions.table(options.days)),
         "money": (_MONEY, money.table),
         "startup": (_STARTUP, startup.table),
@@ -65,6 +67,9 @@ _PIPELINE = """## From rows to labels
 Rows of about 1 KB from Parquet to labeled Parquet, replies checked by pydantic. The floor does that and no more; the
 package also keeps a ledger, request files, raw results, reconciliation, provenance columns and prices. CPU is that of
 the client process after its imports; the median of the runs."""
+_SENSOR = """## A tick of the sensor
+
+Each batch is of a partition of its own. First all are due, then none, then all have ended."""
 _PARTITIONS = """## A year in one run
 
 Five rows a day, through the engine against the emulator."""

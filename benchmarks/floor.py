@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Struct
 
-from benchmarks.inputs import ASK
+from benchmarks.inputs import ASK, read_rows
 from benchmarks.labels import Label
 from benchmarks.measure import Work
 
@@ -140,7 +140,7 @@ def main(service: str, rows: str, url: str, folder: str) -> None:
     batches = []
     path = Path(folder) / "requests.jsonl"
     file = path.open("wb")
-    for lines in _requests(service, pq.ParquetFile(rows, pre_buffer=False).iter_batches(_SLICE), keys):
+    for lines in _requests(service, read_rows(rows), keys):
         file.write(lines)
         if not lines and file.tell():
             file.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ASK = "Classify the product review below. Say its label, a score from 0 to 1, up to three topics, and why.\n\n"
 _WORDS = (
@@ -16,6 +18,13 @@ _WORDS = (
 ).split()
 _WORDS_A_ROW = 147
 _SLICE = 16_384
+
+
+def read_rows(path: str) -> Iterator[Any]:
+    """The rows as record batches, in as little memory as Parquet allows."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16).iter_batches(4_096, use_threads=False)
 
 
 def rows_file(folder: Path, rows: int) -> Path:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks.inputs import ASK
+import benchmarks.bare  # noqa: F401  # before the package
+from benchmarks.inputs import ASK, read_rows
 from benchmarks.labels import Label
 from benchmarks.measure import Work
 from dagster_llm_batch.core.prompt import Prompt
@@ -28,7 +29,7 @@ MODELS = {
     "bedrock": "bedrock/anthropic.claude-haiku-4-5-20251001-v1:0",
     "vertex": "vertex/gemini-2.5-flash",
 }
-_PROMPT = Prompt(user="#ROW:{{ row.row }}#\n" + ASK + "{{ text }}")
+PROMPT = Prompt(user="#ROW:{{ row.row }}#\n" + ASK + "{{ text }}")
 
 
 def provider(service: str, addresses: dict[str, str]) -> Provider:
@@ -82,7 +83,7 @@ def labeling(service: str, **more: Any) -> Labeling:
         asset="labels",
         model=MODELS[service],
         key="id",
-        prompt=_PROMPT,
+        prompt=PROMPT,
         response=Label,
         params={"max_output_tokens" if service == "vertex" else "max_tokens": 200},
         **more,
@@ -95,7 +96,7 @@ def main(service: str, rows: str, folder: str, addresses: str) -> None:
     engine = Engine({service: asked}, Ledger(house / "ledger.sqlite"), PayloadStore(house / "payloads"), "benchmark")
     definition = labeling(service)
     work = Work()
-    submission = engine.plan(definition, pq.ParquetFile(rows, pre_buffer=False).iter_batches(4_096))
+    submission = engine.plan(definition, read_rows(rows))
     while not (status := engine.advance(definition, submission.submission_id)).is_settled:
         pass
     count = 0

@@ -42,6 +42,7 @@ class Anthropic:
         mock.route("GET", r"/v1/messages/batches/([^/]+)", self.batch)
         mock.route("GET", r"/v1/messages/batches/([^/]+)/results", lambda _request, name: self._results.pop(name))
         mock.route("POST", r"/seed/anthropic", self.seed)
+        mock.route("POST", r"/finish/anthropic", self.finish)
 
     def create(self, request: Any) -> Reply:
         """A batch, which has ended."""
@@ -82,6 +83,13 @@ class Anthropic:
         """So many batches that are running."""
         made = [self._new(100, "in_progress") for _ in range(request.json()["count"])]
         return {"ids": [batch["id"] for batch in made]}
+
+    def finish(self, _request: Any) -> Reply:
+        """All batches have ended."""
+        for batch in self._batches.values():
+            counts = {**batch["request_counts"], "processing": 0, "succeeded": 100}
+            batch |= {"processing_status": "ended", "ended_at": _TIME, "request_counts": counts}
+        return {}
 
     def page(self, request: Any) -> Reply:
         """The newest first, by `after_id` and `limit`."""

@@ -44,6 +44,7 @@ class OpenAI:
         mock.route("GET", r"/v1/batches", self.page)
         mock.route("GET", r"/v1/batches/([^/]+)", lambda _request, name: self._batches[name])
         mock.route("POST", r"/seed/openai", self.seed)
+        mock.route("POST", r"/finish/openai", self.finish)
 
     def upload(self, request: Any) -> Reply:
         """A file in a multipart form; the part named "file" is the one that counts."""
@@ -83,6 +84,12 @@ class OpenAI:
         """So many batches that are running."""
         made = [self._new("file-seed", {}, 100) for _ in range(request.json()["count"])]
         return {"ids": [batch["id"] for batch in made]}
+
+    def finish(self, _request: Any) -> Reply:
+        """All batches have ended."""
+        for batch in self._batches.values():
+            batch |= {"status": "completed", "output_file_id": "file-none", "completed_at": int(time.time())}
+        return {}
 
     def page(self, request: Any) -> Reply:
         """The newest first, by `after` and `limit`."""
