@@ -112,6 +112,13 @@ class Soak:
             self.done.append(task)
 
 
+def _end(process: Any, pipe: Connection) -> None:
+    """Let a vendor close its servers: it ends when nobody is there to ask it."""
+    pipe.close()
+    process.join(60)
+    process.kill()
+
+
 def judge(soak: Soak, books: Mapping[str, Books], ledger: Ledger, seconds: float) -> tuple[list[str], bool]:
     """The table, and whether all is well. The tables of rows and the vendors' books are the witnesses."""
     rows: dict[str, dict[str, int]] = {}
@@ -187,7 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             vendors[vendor], theirs = _PROCESSES.Pipe()
             process = _PROCESSES.Process(target=serve, args=(vendor, str(folder), theirs))
             process.start()
-            stack.callback(process.kill)
+            theirs.close()
+            stack.callback(_end, process, vendors[vendor])
         places = {vendor: pipe.recv() for vendor, pipe in vendors.items()}
         rows = min(options.partition_rows, options.requests // len(VENDORS))
         each = options.requests // len(VENDORS) // rows

@@ -73,7 +73,10 @@ def serve(cloud: str, folder: str, pipe: Connection) -> None:
             )
         )
         pipe.send(Place.of(emulator, Path(folder), s3_url, gcs_url))
-        waves, most = pipe.recv()
+        try:
+            waves, most = pipe.recv()
+        except EOFError:
+            return
         batches, answered = books_of(CLOUDS[cloud], emulator, Path(folder))
         pipe.send(
             Books(
