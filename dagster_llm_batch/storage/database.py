@@ -137,9 +137,20 @@ def _engine(url: sa.URL) -> sa.Engine:
     if url.get_backend_name() == "sqlite":
         return _sqlite_engine(url)
     try:
-        return sa.create_engine(url, hide_parameters=True, pool_pre_ping=True)
+        engine = sa.create_engine(url, hide_parameters=True, pool_pre_ping=True)
     except ImportError:
         raise MissingExtraError("postgres", "A ledger in PostgreSQL") from None
+    event.listen(engine, "connect", _commit_for_good)
+    return engine
+
+
+def _commit_for_good(connection: Any, _record: Any) -> None:
+    """What was committed is on disk: an intent to send that a crash of the database forgot would be sent twice."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+        )
+    connection.commit()
 
 
 def _sqlite_engine(url: sa.URL) -> sa.Engine:

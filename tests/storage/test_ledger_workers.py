@@ -128,7 +128,6 @@ def test_a_database_that_goes_away_costs_time_only(
     ledger.close()
 
 
-@pytest.mark.xfail(reason="the ledger leaves synchronous_commit to the database", strict=True)
 def test_what_the_ledger_commits_survives_a_server_that_is_set_up_to_forget(postgres_cluster: Cluster):
     url = postgres_cluster.new_database()
     name = url.partition("@/")[2].partition("?")[0]
