@@ -41,7 +41,9 @@ def test_on_a_terminal_watch_redraws_its_table_and_ctrl_c_only_stops_watching(pr
     ours, theirs = pty.openpty()
     command = [SCRIPT, "watch", "--poll", "--interval", "0.1", *("-f", project.file)]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # where a background shell has it ignored
     with subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, env=environment) as process:
+        signal.signal(signal.SIGINT, heard)
         os.close(theirs)
         shown = read_until(ours, b"0 of 3 (0 %)")
         project.emulator.settle()
