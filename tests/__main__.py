@@ -21,7 +21,8 @@ sys.path.insert(0, str(ROOT))
 from example_project import bootstrap  # noqa: E402 - set-up is shared with the example
 
 WHEEL_VENV = ROOT / ".venv-wheel"
-PYTEST = ("-m", "pytest", "-n", "2", "--color=auto", "-q", "-p", "no:cacheprovider")
+PYTEST = ("-m", "pytest", "--color=auto", "-q", "-p", "no:cacheprovider")
+FAST_AT_ONCE, SLOW_AT_ONCE = "3", "4"  # on two cores: much of what they do is waiting for processes to start
 
 
 def style() -> bool:
@@ -64,14 +65,14 @@ def wheel() -> bool:
             return subprocess.run([python, *arguments], cwd=elsewhere, env=environment, check=False).returncode == 0
 
         try:
-            return done and there("-c", where) and there(*PYTEST, "-m", "not slow", "tests")
+            return done and there("-c", where) and there(*PYTEST, "-n", FAST_AT_ONCE, "-m", "not slow", "tests")
         finally:
             shutil.rmtree(WHEEL_VENV, ignore_errors=True)
 
 
 def slow() -> bool:
     """The slow tests: a real Dagster, real models, kill -9."""
-    return _run(*PYTEST, "-m", "slow", "tests")
+    return _run(*PYTEST, "-n", SLOW_AT_ONCE, "-m", "slow", "tests")
 
 
 STEPS: dict[str, Callable[[], bool]] = {
