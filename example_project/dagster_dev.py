@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DagsterError", "RunningDagster", "dagster"]
+__all__ = ["DagsterError", "RunningDagster", "dagster", "end_dead_runs"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _USUAL_PORT = 3000
@@ -29,7 +29,6 @@ _START_SECONDS, _STOP_SECONDS = 180, 30
 _INSTANCE = """\
 telemetry: {enabled: false}
 nux: {enabled: false}
-run_monitoring: {enabled: true, poll_interval_seconds: 10}  # ends runs that were killed with their Dagster
 """
 _LOCATIONS = """{ workspaceOrError { __typename ... on PythonError { message } ... on Workspace { locationEntries {
     name locationOrLoadError { __typename ... on PythonError { message stack } } } } } }"""
@@ -72,6 +71,7 @@ def dagster(home: Path) -> Iterator[RunningDagster]:
     if (url := _answering(note)) is not None:
         yield RunningDagster(url, found=True)
         return
+    end_dead_runs(dagster_home)
     log = home / "dagster.log"
     port = _free_port()
     running = RunningDagster(f"http://127.0.0.1:{port}", found=False)
@@ -95,6 +95,17 @@ def dagster(home: Path) -> Iterator[RunningDagster]:
     finally:
         note.unlink(missing_ok=True)
         _stop(process)
+
+
+def end_dead_runs(dagster_home: Path) -> None:
+    """Say of runs that were killed with their Dagster that they are over: automation would wait for them for ever."""
+    import dagster as dg  # noqa: PLC0415 - one that runs already is found without
+
+    status = dg.DagsterRunStatus
+    alive = dg.RunsFilter(statuses=[status.STARTING, status.STARTED, status.CANCELING])
+    with dg.DagsterInstance.from_config(str(dagster_home)) as instance:
+        for run in instance.get_runs(alive):
+            instance.report_run_canceled(run, "The Dagster that it ran in was stopped.")
 
 
 def _wait(running: RunningDagster, process: subprocess.Popen[bytes], log: Path) -> None:
