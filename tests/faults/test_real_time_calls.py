@@ -1,0 +1,36 @@
+"""A request in real time is one call, with every vendor's SDK: a second one, made by the SDK, would be paid again."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.testing.emulator import Emulator, WireFault
+from dagster_llm_batch.types import Request, RequestSpec
+from tests.faults.vendors import VENDORS, Vendor
+
+
+@pytest.mark.parametrize("vendor", VENDORS[:-1], ids=lambda vendor: vendor.name)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        WireFault(kind="hang", when="after"),
+        WireFault(kind="close", when="after"),
+        WireFault(kind="status", when="after", status=500),
+        WireFault(kind="status", status=429, retry_after="0.01"),
+    ],
+    ids=["the answer never comes", "the connection breaks", "500", "429"],
+)
+def test_a_request_is_sent_and_billed_no_more_than_once(vendor: Vendor, fault: WireFault, tmp_path: Path) -> None:
+    addresses = {"s3_url": "http://127.0.0.1:1", "gcs_url": "http://127.0.0.1:1"}  # no files are needed
+    with Emulator(faults=[fault], **addresses) as emulator:
+        provider = vendor.provider(emulator, tmp_path, 0.5)
+        codec = provider.codec(RequestSpec(vendor.model, params=vendor.params))
+        with suppress(LLMBatchError):
+            provider.respond(codec.encode(Request("r", None, "text"), "n-0"))
+        assert emulator.struck(fault) == 1
+        assert len(emulator.books.calls) == 1
+        assert sum(one.billed for one in emulator.books.executions) == (fault.when == "after")
