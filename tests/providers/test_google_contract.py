@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from google_bench import gemini, storage_server, vertex
+from google_bench import BUCKET, gemini, vertex
 
 from dagster_llm_batch.testing.contracts import ProviderContract, ProviderRig
-from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, local_gcs
 from dagster_llm_batch.types import RequestSpec
 
 VERTEX_SPECS = {
@@ -19,7 +19,7 @@ VERTEX_SPECS = {
 
 @pytest.fixture(scope="module")
 def storage_url() -> Iterator[str]:
-    with storage_server() as url:
+    with local_gcs(BUCKET) as url:
         yield url
 
 

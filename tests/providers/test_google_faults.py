@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
-from google_bench import BUCKET, gemini, storage_server, vertex
+from google_bench import BUCKET, gemini, vertex
 
 from dagster_llm_batch.errors import (
     AmbiguousError,
@@ -28,6 +28,7 @@ from dagster_llm_batch.testing.emulator import (
     Reply,
     RowFault,
     WireFault,
+    local_gcs,
     lost_create_reply,
     rate_limited,
 )
@@ -41,7 +42,7 @@ TEXTS = ["a", "b", "c", "d"]
 
 @pytest.fixture(scope="module")
 def storage_url() -> Iterator[str]:
-    with storage_server() as url:
+    with local_gcs(BUCKET) as url:
         yield url
 
 

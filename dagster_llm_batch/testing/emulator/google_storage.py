@@ -67,8 +67,6 @@ def local_gcs(bucket: str = "emulator") -> Iterator[str]:
     before = os.environ.get("STORAGE_EMULATOR_HOST")
     server = FakeGCSServer()
     server.start()
-    log = server._process.stderr  # noqa: SLF001 -- it stands still, full, when nobody reads it, and the server with it
-    threading.Thread(target=lambda: [None for _ in log], daemon=True, name="local GCS log").start()
     # it logs every call into a pipe that the wrapper never reads: full after some hundred calls, it would hang
     log = server._process.stderr  # noqa: SLF001
     threading.Thread(target=lambda: deque(log, maxlen=0), name="local-gcs-log", daemon=True).start()
