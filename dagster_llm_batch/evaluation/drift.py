@@ -12,7 +12,7 @@ which each partition is like those just before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from dagster_llm_batch.evaluation.classes import class_name
 from dagster_llm_batch.evaluation.columns import category
 from dagster_llm_batch.evaluation.joining import MAX_CLASSES, Class
 from dagster_llm_batch.evaluation.schemas import schema_of, table_of
+from dagster_llm_batch.evaluation.tables import figure, rows_markdown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +39,7 @@ __all__ = [
     "adwin_changes",
     "class_counts",
     "drift_between",
+    "drifts_markdown",
     "drifts_to_arrow",
     "shares_to_arrow",
 ]
@@ -217,3 +219,25 @@ def shares_to_arrow(candidate: str, target: str, counts: Mapping[str, Counts]) -
         for one in classes
     ]
     return pa.Table.from_pylist(rows, schema=SHARES_SCHEMA)
+
+
+def drifts_markdown(drifts: Sequence[Drift]) -> str:
+    """Each partition, candidate and target; the last one first."""
+    return rows_markdown(
+        [
+            {
+                "partition": one.partition,
+                "candidate": one.candidate,
+                "target": one.target,
+                "labels": f"{one.n:,}",
+                "against": one.reference or "-",
+                "PSI": figure(one.psi),
+                "Jensen-Shannon": figure(one.js_distance),
+                "chi-squared p": "-" if one.p_value is None else f"{one.p_value:.2g}",
+                "most changed": "-" if one.most_changed is None else f"{one.most_changed} {one.change:+.1%}",
+                "drifted": "yes" if one.drifted else "no",
+                **({} if one.adwin_changed is None else {"ADWIN": ", ".join(one.adwin_changed) or "-"}),
+            }
+            for one in reversed(drifts)
+        ]
+    )

@@ -27,20 +27,20 @@ from dagster_llm_batch.evaluation.classes import positions
 from dagster_llm_batch.evaluation.columns import category, check_unique
 from dagster_llm_batch.evaluation.joining import MAX_CLASSES, Class, Target
 from dagster_llm_batch.evaluation.resampling import Cells, bootstrap_intervals, interval, kappa, resamples
-from dagster_llm_batch.evaluation.schemas import schema_of
+from dagster_llm_batch.evaluation.tables import figure, percent, rows_markdown, share
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 __all__ = [
-    "LABELERS_SCHEMA",
-    "PAIRS_SCHEMA",
     "LabelerAgreement",
     "LabelerPair",
     "Labels",
     "agreement_among",
     "agreement_of_pairs",
+    "labelers_markdown",
+    "pairs_markdown",
 ]
 
 _LIBRARY_CELLS = 20_000_000
@@ -83,10 +83,6 @@ class LabelerPair:
     kappa: float | None
     kappa_low: float | None
     kappa_high: float | None
-
-
-LABELERS_SCHEMA, PAIRS_SCHEMA = schema_of(LabelerAgreement), schema_of(LabelerPair)
-"""The fields of `LabelerAgreement` and of `LabelerPair`, in order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,3 +289,38 @@ def _alpha(labels: Labels, rows: _Rows) -> float:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def labelers_markdown(agreements: Sequence[LabelerAgreement]) -> str:
+    """Each target and group of labelers."""
+    return rows_markdown(
+        [
+            {
+                "target": one.target,
+                "group": one.group,
+                "labelers": f"{one.n_labelers:,}",
+                "rows": f"{one.n_rows:,}",
+                "agreement": percent(one.agreement),
+                "Krippendorff's alpha (95 %)": figure(one.alpha, one.alpha_low, one.alpha_high),
+                "Fleiss' κ": figure(one.fleiss_kappa),
+                "rows of Fleiss": f"{one.n_complete:,}",
+            }
+            for one in agreements
+        ]
+    )
+
+
+def pairs_markdown(pairs: Sequence[LabelerPair]) -> str:
+    """Each two labelers."""
+    return rows_markdown(
+        [
+            {
+                "target": one.target,
+                "a": one.a,
+                "b": one.b,
+                "same label": share(one.n_same, one.n_both),
+                "Cohen's κ (95 %)": figure(one.kappa, one.kappa_low, one.kappa_high),
+            }
+            for one in pairs
+        ]
+    )

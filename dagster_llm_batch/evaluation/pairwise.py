@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -21,7 +21,7 @@ from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.evaluation.cases import CASE_ID
 from dagster_llm_batch.evaluation.columns import EXAMPLES
 from dagster_llm_batch.evaluation.intervals import sign_test, wilson
-from dagster_llm_batch.evaluation.schemas import schema_of
+from dagster_llm_batch.evaluation.schemas import schema_of, table_of
 from dagster_llm_batch.evaluation.tables import figure, percent, rows_markdown, share
 
 __all__ = ["PAIRWISE_SCHEMA", "VERDICTS", "Pairwise", "compare_pairs", "pairwise_markdown", "pairwise_to_arrow"]
@@ -135,7 +135,7 @@ def _pair(a: str, b: str, rows: Sequence[dict[str, str | None]], n_identical: in
 
 def pairwise_to_arrow(figures: Iterable[Pairwise]) -> pa.Table:
     """One row for each pair, in PAIRWISE_SCHEMA."""
-    return pa.Table.from_pylist([asdict(one) for one in figures], schema=PAIRWISE_SCHEMA)
+    return table_of(figures, Pairwise)
 
 
 def pairwise_markdown(figures: Iterable[Pairwise]) -> str:

@@ -12,8 +12,10 @@ from dataclasses import replace
 from decimal import Decimal
 
 from dagster_llm_batch.evaluation.metrics import Evaluation
+from dagster_llm_batch.evaluation.tables import figure, percent, rows_markdown
+from dagster_llm_batch.evaluation.text import duration_text, usd_text
 
-__all__ = ["cost_per_1000_usd", "quality", "with_pareto_front"]
+__all__ = ["bake_off_markdown", "cost_per_1000_usd", "quality", "with_pareto_front"]
 
 
 def quality(evaluation: Evaluation) -> float | None:
@@ -47,3 +49,30 @@ def _loss_and_cost(evaluation: Evaluation) -> tuple[float, Decimal] | None:
     if value is None or cost is None:
         return None
     return (value if evaluation.kind == "numeric" else -value), cost
+
+
+def bake_off_markdown(evaluations: Sequence[Evaluation]) -> str:
+    """Quality, cost and latency of each candidate, the best first; targets one below the other."""
+    targets = list(dict.fromkeys(one.target for one in evaluations))
+    ranked = sorted(evaluations, key=lambda one: (targets.index(one.target), *_rank(one)))
+    return rows_markdown([_bake_off_row(one) for one in ranked])
+
+
+def _rank(one: Evaluation) -> tuple[bool, float]:
+    value = quality(one)
+    return (value is None, 0.0 if value is None else value if one.kind == "numeric" else -value)
+
+
+def _bake_off_row(one: Evaluation) -> dict[str, str]:
+    cost = cost_per_1000_usd(one)
+    return {
+        "target": one.target,
+        "candidate": one.candidate,
+        "model": ", ".join(one.models) or "-",
+        "prompt": ", ".join(one.prompt_versions) or "-",
+        "quality": f"{figure(one.mae)} MAE" if one.kind == "numeric" else percent(one.accuracy_all),
+        "USD / 1,000 rows": "not known" if cost is None else usd_text(cost),
+        "median wait": duration_text(one.latency_p50_seconds),
+        "95 % wait": duration_text(one.latency_p95_seconds),
+        "Pareto front": "-" if one.on_pareto_front is None else "yes" if one.on_pareto_front else "no",
+    }

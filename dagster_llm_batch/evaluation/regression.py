@@ -21,12 +21,20 @@ from dagster_llm_batch.evaluation.columns import Kind
 from dagster_llm_batch.evaluation.joining import Joined
 from dagster_llm_batch.evaluation.resampling import interval, resamples
 from dagster_llm_batch.evaluation.schemas import schema_of, table_of
+from dagster_llm_batch.evaluation.tables import figure, percent, rows_markdown
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["REGRESSION_SCHEMA", "Regression", "regression_between", "regressions_to_arrow", "worse"]
+__all__ = [
+    "REGRESSION_SCHEMA",
+    "Regression",
+    "regression_between",
+    "regressions_markdown",
+    "regressions_to_arrow",
+    "worse",
+]
 
 ALPHA = 0.05
 """How often all comparisons together may call something worse that is not."""
@@ -136,3 +144,37 @@ def _numbers(accepted: Joined, current: Joined, n_resamples: int, seed: int) -> 
     drawn = np.concatenate([chunk @ apart / n for chunk in resamples(counts, n_resamples, seed)])
     p_worse = float((1 + (drawn <= 0).sum()) / (1 + len(drawn)))
     return before, after, fixed, broken, p_worse, interval(drawn)
+
+
+def regressions_markdown(regressions: Sequence[Regression]) -> str:
+    """Each candidate and target: what was accepted, what is there now, and whether it is worse."""
+    return rows_markdown(
+        [
+            {
+                "candidate": one.candidate,
+                "target": one.target,
+                "accepted": ", ".join(one.accepted_versions) or "-",
+                "current": ", ".join(one.current_versions) or "-",
+                "rows": f"{one.n_both:,}",
+                **_change(one),
+                "fixed": f"{one.n_fixed:,}",
+                "broken": f"{one.n_broken:,}",
+                "p (worse)": "-" if one.p_worse is None else f"{one.p_worse:.2g}",
+            }
+            for one in regressions
+        ]
+    )
+
+
+def _change(one: Regression) -> dict[str, str]:
+    if one.kind == "numeric":
+        return {
+            "then": f"{figure(one.accepted)} MAE",
+            "now": f"{figure(one.current)} MAE",
+            "change (95 %)": figure(one.change, one.change_low, one.change_high),
+        }
+    return {
+        "then": percent(one.accepted),
+        "now": percent(one.current),
+        "change (95 %)": percent(one.change, one.change_low, one.change_high),
+    }

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean
 
 import pyarrow as pa
 
 from dagster_llm_batch.evaluation.cases import CASE_ID
 from dagster_llm_batch.evaluation.intervals import mean_interval
-from dagster_llm_batch.evaluation.schemas import schema_of
+from dagster_llm_batch.evaluation.schemas import schema_of, table_of
 from dagster_llm_batch.evaluation.tables import figure, rows_markdown, share
 
 __all__ = ["RUBRIC_SCHEMA", "Rubric", "rubric_markdown", "rubric_to_arrow", "score_rubric"]
@@ -81,7 +81,7 @@ def _rubric(candidate: str, criterion: str, n_cases: int, values: Sequence[int])
 
 def rubric_to_arrow(figures: Iterable[Rubric]) -> pa.Table:
     """One row for each candidate and criterion, in RUBRIC_SCHEMA."""
-    return pa.Table.from_pylist([asdict(one) for one in figures], schema=RUBRIC_SCHEMA)
+    return table_of(figures, Rubric)
 
 
 def rubric_markdown(figures: Iterable[Rubric]) -> str:

@@ -7,7 +7,7 @@ left is mostly another version of the LLM, another provider's stack, or a reques
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +16,7 @@ from dagster_llm_batch.evaluation.columns import Kind, column, comparable_keys, 
 from dagster_llm_batch.evaluation.intervals import wilson
 from dagster_llm_batch.evaluation.joining import Target, join
 from dagster_llm_batch.evaluation.metrics import evaluate
-from dagster_llm_batch.evaluation.schemas import schema_of
+from dagster_llm_batch.evaluation.schemas import schema_of, table_of
 from dagster_llm_batch.evaluation.tables import figure, percent, rows_markdown, share
 from dagster_llm_batch.types import Outcome
 
@@ -147,9 +147,7 @@ def side_by_side(batch: pa.Table, realtime: pa.Table, *, key: str, targets: Sequ
 
 def skew_to_arrow(skews: Iterable[Skew]) -> pa.Table:
     """One row for each target, in SKEW_SCHEMA."""
-    models = ("batch_models", "realtime_models")
-    rows = [{**asdict(one), **{name: ", ".join(getattr(one, name)) for name in models}} for one in skews]
-    return pa.Table.from_pylist(rows, schema=SKEW_SCHEMA)
+    return table_of(skews, Skew)
 
 
 def skew_markdown(skews: Iterable[Skew]) -> str:

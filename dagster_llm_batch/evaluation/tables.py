@@ -29,7 +29,6 @@ __all__ = [
     "per_class_markdown",
     "percent",
     "rows_markdown",
-    "schema_of",
     "share",
     "table_markdown",
 ]

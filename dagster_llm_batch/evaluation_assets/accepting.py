@@ -24,7 +24,8 @@ from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation import Evaluation, Regression, evaluate, join, regression_between, worse
-from dagster_llm_batch.evaluation.summaries import bake_off_markdown, regressions_markdown
+from dagster_llm_batch.evaluation.pareto import bake_off_markdown
+from dagster_llm_batch.evaluation.regression import regressions_markdown
 from dagster_llm_batch.evaluation.text import plain_text
 from dagster_llm_batch.evaluation_assets.design import Design
 from dagster_llm_batch.evaluation_assets.reading import Read, Upstreams

@@ -22,8 +22,8 @@ from dagster_llm_batch.evaluation import (
     plain_text,
 )
 from dagster_llm_batch.evaluation.joining import succeeded
+from dagster_llm_batch.evaluation.labelers import labelers_markdown, pairs_markdown
 from dagster_llm_batch.evaluation.schemas import table_of
-from dagster_llm_batch.evaluation.summaries import labelers_markdown, pairs_markdown
 from dagster_llm_batch.evaluation_assets.pictures import MAX_PICTURES, picture
 from dagster_llm_batch.evaluation_assets.stored import StoredTables, stacked
 from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling, code_digest, quiet_check_spec

@@ -25,8 +25,8 @@ from dagster_llm_batch.evaluation import (
     plain_text,
     shares_to_arrow,
 )
+from dagster_llm_batch.evaluation.drift import drifts_markdown
 from dagster_llm_batch.evaluation.joining import succeeded
-from dagster_llm_batch.evaluation.summaries import drifts_markdown
 from dagster_llm_batch.evaluation_assets.pictures import MAX_PICTURES, picture
 from dagster_llm_batch.evaluation_assets.stored import StoredTables
 from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling, code_digest

@@ -27,7 +27,8 @@ from dagster_llm_batch.evaluation import (
     reliability_png,
     table_markdown,
 )
-from dagster_llm_batch.evaluation.summaries import bake_off_markdown, regressions_markdown
+from dagster_llm_batch.evaluation.pareto import bake_off_markdown
+from dagster_llm_batch.evaluation.regression import regressions_markdown
 from dagster_llm_batch.evaluation_assets.pictures import MAX_PICTURES, picture
 from dagster_llm_batch.evaluation_assets.reading import Read
 from dagster_llm_batch.evaluation_assets.upstreams import Candidate
