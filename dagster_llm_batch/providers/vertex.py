@@ -136,7 +136,7 @@ class VertexProvider:
         """See Provider.submit. The uploaded file is deleted again where there is certainly no batch of it."""
         folder = "/".join(part for part in (self._prefix, tag) if part)
         with upload_copy(lines, spec.model) as (file, size):
-            uri = self._storage.upload(f"{folder}/requests.jsonl", file, size)
+            uri = self._storage.upload(folder, file, size)
         body: dict[str, Any] = {
             "displayName": tag,
             "model": _model_path(spec.model),

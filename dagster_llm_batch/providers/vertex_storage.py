@@ -43,10 +43,18 @@ class VertexStorage:
         self._timeout_seconds = timeout_seconds
         self._calls = calls
 
-    def upload(self, name: str, file: IO[bytes], size: int) -> str:
-        """Write the object, once; its gs:// address."""
+    def upload(self, folder: str, file: IO[bytes], size: int) -> str:
+        """Write the file into the folder, once; its gs:// address.
+
+        Its checksum is in its name: a batch that was perhaps created, and was not, may be sent again with other rows.
+        """
         from google_crc32c import Checksum  # noqa: PLC0415 -- comes with the SDK, which is an extra
 
+        digest = Checksum()
+        while piece := file.read(CHUNK_BYTES):
+            digest.update(piece)
+        file.seek(0)
+        name = f"{folder}/requests-{digest.hexdigest().decode('ascii')}.jsonl"
         uri = f"gs://{self._bucket}/{name}"
         blob = self._client().bucket(self._bucket).blob(name, chunk_size=_UPLOAD_CHUNK_BYTES)
         try:
@@ -55,10 +63,6 @@ class VertexStorage:
                     file, size=size, content_type="application/jsonl", if_generation_match=0, **self._patience()
                 )
         except PreconditionFailedError:
-            digest = Checksum()
-            file.seek(0)
-            while piece := file.read(CHUNK_BYTES):
-                digest.update(piece)
             with self._calls(f"read {uri}"):
                 blob.reload(**self._patience())
             if (blob.size, blob.crc32c) != (size, base64.b64encode(digest.digest()).decode("ascii")):

@@ -32,6 +32,7 @@ from dagster_llm_batch.testing.emulator import (
     lost_create_reply,
     rate_limited,
 )
+from dagster_llm_batch.testing.emulator.google_storage import Storage
 from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, Outcome, RequestSpec
 
 SPEC = RequestSpec("gemini-2.5-flash")
@@ -101,19 +102,30 @@ def test_a_create_that_was_not_made_says_so_and_can_be_made_again(make, kind):
     assert len(bench.emulator.books.batches) == 1
 
 
-def test_an_ambiguous_create_leaves_the_request_file_and_the_same_file_can_be_used_again(make):
+def test_after_an_ambiguous_create_the_same_file_is_used_again_and_other_rows_have_a_file_of_their_own(make):
     bench = make("vertex")
     bench.emulator.inject(WireFault(kind="status", route=CREATES["vertex"], status=500))
     with pytest.raises(AmbiguousError):
         bench.rig.submit(TEXTS, "tag-a")
     assert bench.provider.find("tag-a", HINTS) == Absent()
-    with pytest.raises(RefusedError, match="another file is there already"):
-        bench.rig.submit(["other"], "tag-a")
-    bench.rig.submit(TEXTS, "tag-a")
+    for texts in (["other"], TEXTS, TEXTS):
+        bench.rig.submit(texts, "tag-a")
     bench.emulator.settle()
+    other, first, second = [batch.input_file_id for batch in bench.emulator.books.batches]
+    assert other != first == second
+    assert first.startswith(f"gs://{BUCKET}/{bench.prefix}/tag-a/requests-")
+    assert [len(bench.rig.results(batch.id)) for batch in bench.emulator.books.batches] == [1, len(TEXTS), len(TEXTS)]
+
+
+def test_a_file_that_is_there_and_is_another_is_not_overwritten(make):
+    bench = make("vertex")
+    bench.rig.submit(TEXTS, "tag-a")
     [batch] = bench.emulator.books.batches
-    assert batch.input_file_id == f"gs://{BUCKET}/{bench.prefix}/tag-a/requests.jsonl"
-    assert len(bench.rig.results(batch.id)) == len(TEXTS)
+    files = Storage(bench.storage_url)
+    files.write(batch.input_file_id, b"somebody else's")
+    with pytest.raises(RefusedError, match="another file is there already"):
+        bench.rig.submit(TEXTS, "tag-a")
+    assert files.read(batch.input_file_id) == b"somebody else's"
 
 
 @pytest.mark.parametrize("kind", CREATES)
