@@ -112,7 +112,7 @@ class Provider(Protocol):
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
         """Reports for these batches, in as few calls as the API allows.
 
-        1. A batch that the provider no longer knows is reported FAILED with the reason.
+        1. One that the provider does not know is NOT_FOUND with the reason. It is given up when that was said for long.
         2. One that cannot be read now is left out; raises only where none can.
         3. A status word never seen before is RUNNING: waiting loses nothing.
         """

@@ -60,10 +60,16 @@ class BatchStatus(StrEnum):
     EXPIRED = "expired"
     CANCELED = "canceled"
     FAILED = "failed"  # as a whole, as in a file that did not pass validation
+    NOT_FOUND = "not_found"  # the provider says that it has no such batch; that passes, or it is gone
 
     @property
     def is_terminal(self) -> bool:
         return self in _TERMINAL
+
+    @property
+    def is_stoppable(self) -> bool:
+        """Whether asking it to stop changes anything."""
+        return self in (BatchStatus.PENDING, BatchStatus.RUNNING)
 
 
 _TERMINAL = frozenset({BatchStatus.ENDED, BatchStatus.EXPIRED, BatchStatus.CANCELED, BatchStatus.FAILED})

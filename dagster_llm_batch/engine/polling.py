@@ -10,6 +10,7 @@ from datetime import timedelta
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.errors import IllegalMoveError, TransientError
 from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.storage.ledger import STATUS
 from dagster_llm_batch.storage.records import Shard, SubmissionState
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
@@ -17,7 +18,9 @@ __all__ = ["Poller"]
 
 _PUT_BACK_MOST = 40  # times; a day and a half
 _PUT_BACK_LONGEST = timedelta(hours=1)
+_GONE_AFTER = timedelta(hours=1)  # a vendor can forget a batch for a moment, as a replica that lags behind
 
+_ASKED_IN_VAIN = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
 _ENDINGS = {
     BatchStatus.ENDED: Move.ENDED,
     BatchStatus.EXPIRED: Move.EXPIRED,
@@ -54,12 +57,25 @@ class Poller:
                 if not report.done:
                     ran_nothing.update(shard.shard_id for shard in batches[batch_id])
         self._ledger.observe(reports)
-        for shard_id, report in reports.items():
+        missed = {shard.shard_id for shard in shards if shard.status is BatchStatus.NOT_FOUND}
+        for shard_id, said in reports.items():
+            report = self._given_up(shard_id, said) if shard_id in missed else said
             if report.status in _ENDINGS and not (shard_id in ran_nothing and self._put_back(shard_id, report)):
                 self._end(shard_id, report)
         if errors and not reports:
             raise errors[0]
         return reports
+
+    def _given_up(self, shard_id: str, report: BatchReport) -> BatchReport:
+        """What has not been found for long, each time that it was asked for, is gone."""
+        if report.status is not BatchStatus.NOT_FOUND:
+            return report
+        events = self._ledger.events(self._ledger.shard(shard_id).submission_id)
+        since = max(event.at for event in events if event.shard_id == shard_id and event.kind == STATUS)
+        if self._deployment.clock() - since < _GONE_AFTER:
+            return report
+        reason = f"{report.reason or 'The provider knows no such batch.'} So it said since {since:%Y-%m-%d %H:%M} UTC."
+        return replace(report, status=BatchStatus.FAILED, reason=reason)
 
     def _put_back(self, shard_id: str, report: BatchReport) -> bool:
         """A batch that ran nothing, since the provider's queue was full: its shard waits, longer each time."""
@@ -101,7 +117,7 @@ class Poller:
         """Ask their batches to stop, once. One that is shared stops when all whose shards it carries agree."""
         asked: set[str] = set()
         for shard in shards:
-            running = shard.state is ShardState.SUBMITTED and shard.status is not BatchStatus.CANCELING
+            running = shard.state is ShardState.SUBMITTED and shard.status not in _ASKED_IN_VAIN
             if not running or shard.batch_id is None or shard.shard_id in asked:
                 continue
             sharing = self._ledger.of_batch(shard)

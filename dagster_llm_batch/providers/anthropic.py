@@ -224,7 +224,7 @@ class AnthropicProvider:
         try:
             return read_batch(self._batch(batch_id))
         except UnknownIdError as error:
-            return BatchReport(batch_id, BatchStatus.FAILED, reason=f"The provider knows no such batch. {error}")
+            return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=f"The provider knows no such batch. {error}")
 
     def _batch(self, batch_id: str) -> Any:
         with self._calls(f"read the batch '{batch_id}'"):
@@ -269,7 +269,7 @@ class AnthropicProvider:
                 status = self._report(batch_id).status
             except ProviderError:
                 status = BatchStatus.RUNNING
-            if not status.is_terminal and status is not BatchStatus.CANCELING:
+            if status.is_stoppable:
                 raise
 
     def respond(self, line: bytes) -> bytes:

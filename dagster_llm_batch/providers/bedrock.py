@@ -293,7 +293,7 @@ class BedrockProvider:
         try:
             return read_job(self._job(batch_id))
         except UnknownIdError:
-            return BatchReport(batch_id, BatchStatus.FAILED, reason="Bedrock knows no such job (any more).")
+            return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason="Bedrock knows no such job (any more).")
 
     def _job(self, batch_id: str) -> Mapping[str, Any]:
         if not is_job_id(batch_id):
@@ -327,7 +327,7 @@ class BedrockProvider:
                 status = self._report(batch_id).status
             except ProviderError:
                 status = BatchStatus.RUNNING
-            if not status.is_terminal and status is not BatchStatus.CANCELING:
+            if status.is_stoppable:
                 raise
 
     def respond(self, line: bytes) -> bytes:

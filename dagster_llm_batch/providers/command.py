@@ -150,7 +150,7 @@ class CommandProvider:
         ended = job.exit()
         if ended is None and not alive and job.plan() is None:
             gone = f"There is no batch '{batch_id}' under {self._workdir} on this machine."
-            return BatchReport(batch_id, BatchStatus.FAILED, reason=gone)
+            return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=gone)
         if ended is None and not alive:
             job.clear_leftovers()
         done, total = job.counts()

@@ -196,7 +196,7 @@ class GeminiProvider:
         try:
             return read_operation(batch_id, self._operation(batch_id))
         except UnknownIdError as error:
-            return BatchReport(batch_id, BatchStatus.FAILED, reason=f"The provider knows no such batch. {error}")
+            return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=f"The provider knows no such batch. {error}")
 
     def _operation(self, batch_id: str) -> dict[str, Any]:
         return self._api.call("get", _path(batch_id), f"read the batch '{batch_id}'")
@@ -222,10 +222,10 @@ class GeminiProvider:
             self._api.call("post", f"{_path(batch_id)}:cancel", f"cancel the batch '{batch_id}'")
         except ProviderError:
             try:
-                ended = self._report(batch_id).status.is_terminal
+                status = self._report(batch_id).status
             except ProviderError:
-                ended = False
-            if not ended:
+                status = BatchStatus.RUNNING
+            if status.is_stoppable:
                 raise
 
     def respond(self, line: bytes) -> bytes:

@@ -226,7 +226,7 @@ class OpenAIProvider:
             with self._calls(f"read the batch '{batch_id}'"):
                 return read_batch(self._client(retries=0).batches.retrieve(batch_id))
         except UnknownIdError as error:
-            return BatchReport(batch_id, BatchStatus.FAILED, reason=f"The provider knows no such batch. {error}")
+            return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=f"The provider knows no such batch. {error}")
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch. A download that breaks is a TransientError: start over, since nothing marks the place."""
@@ -263,7 +263,7 @@ class OpenAIProvider:
                 status = self._report(batch_id).status
             except ProviderError:
                 status = BatchStatus.RUNNING
-            if not status.is_terminal and status is not BatchStatus.CANCELING:
+            if status.is_stoppable:
                 raise
 
     def respond(self, line: bytes) -> bytes:

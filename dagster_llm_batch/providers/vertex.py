@@ -196,7 +196,7 @@ class VertexProvider:
         try:
             return read_job(batch_id, self._job(batch_id))
         except UnknownIdError as error:
-            return BatchReport(batch_id, BatchStatus.FAILED, reason=f"The provider knows no such batch. {error}")
+            return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=f"The provider knows no such batch. {error}")
 
     def _job(self, batch_id: str) -> dict[str, Any]:
         return self._api.call("get", _path(batch_id), f"read the batch '{batch_id}'")
@@ -219,7 +219,7 @@ class VertexProvider:
                 status = self._report(batch_id).status
             except ProviderError:
                 status = BatchStatus.RUNNING
-            if not status.is_terminal and status is not BatchStatus.CANCELING:
+            if status.is_stoppable:
                 raise
 
     def respond(self, line: bytes) -> bytes:

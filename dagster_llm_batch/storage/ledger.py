@@ -41,7 +41,10 @@ from dagster_llm_batch.types import BatchReport, PriceBasis
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Ledger", "utc_now"]
+__all__ = ["STATUS", "Ledger", "utc_now"]
+
+STATUS = "status"
+"""The event of a shard whose batch was reported with another status word than before."""
 
 _STAMPS: dict[Move, str] = {
     Move.SEND: "sent_at",
@@ -265,7 +268,7 @@ class Ledger(Reading):
                     {
                         "submission_id": shard.submission_id,
                         "shard_id": shard.shard_id,
-                        "kind": "status",
+                        "kind": STATUS,
                         "detail": f"{shard.status.value if shard.status else 'unknown'} -> "
                         + reports[shard.shard_id].status.value,
                     }

@@ -158,10 +158,10 @@ class ProviderContract:
         ended_at = reports[second].ended_at
         assert ended_at is None or ended_at.tzinfo is not None
 
-    def test_poll_1_an_unknown_batch_has_failed_with_a_reason(self, rig: ProviderRig) -> None:
+    def test_poll_1_an_unknown_batch_is_not_found_with_a_reason(self, rig: ProviderRig) -> None:
         known = rig.submit(["a"], "tag-a")
         reports = rig.provider.poll(["batch_unknown", known])
-        assert reports["batch_unknown"].status is BatchStatus.FAILED
+        assert reports["batch_unknown"].status is BatchStatus.NOT_FOUND
         assert reports["batch_unknown"].reason
         assert known in reports
         rig.finish()

@@ -70,7 +70,7 @@ class House:
         """A new engine, as another process would make one."""
         return Engine(
             self.providers,
-            Ledger(self.tmp_path / "ledger.sqlite"),
+            Ledger(self.tmp_path / "ledger.sqlite", clock=self.now),
             PayloadStore(str(self.tmp_path / "payloads")),
             namespace,
             clock=self.now,

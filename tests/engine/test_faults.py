@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -213,7 +214,22 @@ def test_a_queue_that_holds_one_batch_takes_them_all_one_after_the_other(tmp_pat
         assert len(billed(house)) == 24
 
 
-def test_a_batch_that_the_provider_forgot_ends_with_its_reason(house: House) -> None:
+def test_a_batch_that_the_provider_does_not_find_is_waited_for_before_it_is_given_up(house: House) -> None:
+    definition, engine = labeling(), house.engine()
+    submission = engine.plan(definition, tickets(2))
+    engine.submit(definition, submission.submission_id)
+    house.emulator.settle()
+    house.skipped += timedelta(hours=5)  # a batch that is old is no more likely to be gone
+    house.emulator.inject(WireFault(kind="status", route="GET /v1/batches/*", status=404, times=6))
+    for _ in range(6):
+        assert not house.engine().advance(definition, submission.submission_id).is_settled
+        house.skipped += timedelta(minutes=9)
+    status = house.finish(definition, submission.submission_id)
+    assert status.submission.outcomes == {"succeeded": 2}
+    assert len(house.emulator.books.batches) == 1
+
+
+def test_a_batch_that_stays_unknown_ends_with_its_reason(house: House) -> None:
     house.emulator.inject(WireFault(kind="status", route="GET /v1/batches/*", status=404, times=None))
     definition = labeling()
     status = house.run(definition, tickets(2))

@@ -99,7 +99,7 @@ class Bench:
     def engine(self) -> Engine:
         return Engine(
             {self._vendor.name: self._provider},
-            Ledger(self._folder / "ledger.sqlite"),
+            Ledger(self._folder / "ledger.sqlite", clock=lambda: datetime.fromtimestamp(self._now(), UTC)),
             PayloadStore(str(self._folder / "payloads")),
             "faults",
             clock=lambda: datetime.fromtimestamp(self._now(), UTC),

@@ -91,7 +91,6 @@ def at_download(*faults: Mapping[str, Any]) -> Callable[[Vendor], Sequence[Any]]
 
 
 _NO_PATIENCE = "the engine takes fewer lines than the vendor counts for all, after three tries at once, and pays again"
-_ONE_404 = "the engine gives a batch up for one 404, and what it answers is lost"
 
 _BUSY = {"kind": "status", "times": 5, "status": 429, "code": "RESOURCE_EXHAUSTED"}
 
@@ -213,7 +212,6 @@ FAULTS = (
         "404 on a poll",
         lambda vendor: [WireFault(kind="status", route=vendor.calls["poll"], status=404)],
         but=NO_NETWORK,
-        open=dict.fromkeys(("openai", "bedrock", "vertex", "gemini"), _ONE_404),
     ),
     Fault("200 without sense", every_call(kind="status", status=200, times=2), but=NO_NETWORK),
     Fault("connection closed", every_call(kind="close"), but=NO_NETWORK),

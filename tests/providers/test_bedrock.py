@@ -316,10 +316,10 @@ def test_a_job_that_cannot_be_read_now_is_left_out(emulator, provider):
         provider.poll(ids)
 
 
-def test_a_job_that_bedrock_does_not_know_has_failed(provider):
+def test_a_job_that_bedrock_does_not_know_is_not_found(provider):
     arn = "arn:aws:bedrock:us-east-1:123456789012:model-invocation-job/abcdefghijkl"
     reports = provider.poll([arn, "abcdefghijkl", "no such form", "x" * 5_000])
-    assert {one.status for one in reports.values()} == {BatchStatus.FAILED}
+    assert {one.status for one in reports.values()} == {BatchStatus.NOT_FOUND}
     assert all("no such job" in (one.reason or "") for one in reports.values())
 
 

@@ -312,9 +312,9 @@ def test_a_command_that_cannot_be_started_has_failed_with_the_reason(tmp_path):
     assert "No such file" in (failed.reason or "")
 
 
-def test_an_unknown_batch_has_failed(tmp_path):
+def test_an_unknown_batch_is_not_found(tmp_path):
     unknown = report(labeler(tmp_path), "never-seen")
-    assert unknown.status is BatchStatus.FAILED
+    assert unknown.status is BatchStatus.NOT_FOUND
     assert "There is no batch 'never-seen'" in (unknown.reason or "")
     with pytest.raises(RefusedError):
         labeler(tmp_path).cancel("never-seen")
