@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 
 import pyarrow as pa
@@ -29,6 +30,7 @@ from dagster_llm_batch.types import BatchStatus
 __all__ = ["Collector", "sum_costs"]
 
 _FETCHES = 3
+_PATIENCE = timedelta(hours=1)  # since the batch ended: its result files can come later than its status
 _LONGEST_PAUSE_SECONDS = 30.0
 _ANY_NONCE = re.compile(NONCE.encode() + rb"-[0-9a-z-]{40}")
 
@@ -47,15 +49,18 @@ class Collector:
         """Store the raw result lines of an ended shard as they came; returns their path. Nothing to do if it exists.
 
         So are those of the other shards of its batch. A download that broke off starts over. One that ends early
-        without an error shows in the provider's own count.
+        without an error shows in the provider's own count; fewer lines than that are taken when the batch has ended
+        long ago, since a count can be wrong. Until then, raises TransientError.
         """
         path = beside(shard, RAW)
         if self._payloads.exists(path):
             return path
         shards = self._ledger.of_batch(shard)
+        counted = sum(one.done or 0 for one in shards)
+        is_old = shard.ended_at is not None and self._deployment.clock() - shard.ended_at >= _PATIENCE
         for last in [False] * (_FETCHES - 1) + [True]:
             try:
-                self._fetch(shards, at_least=0 if last else sum(one.done or 0 for one in shards))
+                self._fetch(shards, at_least=0 if last and is_old else counted)
             except TransientError as error:
                 if last:
                     raise
@@ -158,7 +163,9 @@ class Collector:
 
 def _refuse_fewer(lines: int, at_least: int, shard: Shard) -> None:
     if lines < at_least:
-        raise TransientError(f"{lines} result lines came of {at_least} that batch {shard.batch_id} reports")
+        raise TransientError(
+            f"{lines} result lines came of {at_least} that batch {shard.batch_id} reports; the rest is waited for"
+        )
 
 
 def sum_costs(shards: list[Shard]) -> Decimal | None:

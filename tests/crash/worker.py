@@ -84,7 +84,7 @@ def work(job: Job, parent: Connection) -> None:
     )
     labeling = scenario.labeling(cloud)
     ids = [_planned(engine, scenario, labeling, number) for number in range(scenario.partitions)]
-    engine.submit_together(labeling, ids)
+    _send_together(engine, labeling, ids)
     if scenario.is_late:
         skipped.to(skipped.now() + DEADLINE)
     while open_ids := [one for one in ids if not engine.status(one).is_settled]:
@@ -103,6 +103,15 @@ def work(job: Job, parent: Connection) -> None:
     for one in ids:
         engine.ledger.deliver(one)
     parent.send(sorted({arrow for arrow, _, _ in tap.crossed}))
+
+
+def _send_together(engine: Engine, labeling: Labeling, ids: list[str]) -> None:
+    """As the sensor and its runs do: a partition is sent when it is known that it was not, and with the others."""
+    while True:
+        engine.submit_together(labeling, ids)
+        if not any(shard.state is ShardState.SUBMITTING for one in ids for shard in engine.status(one).shards):
+            return
+        time.sleep(_PAUSE_SECONDS)
 
 
 class Skipped:

@@ -90,8 +90,6 @@ def at_download(*faults: Mapping[str, Any]) -> Callable[[Vendor], Sequence[Any]]
     return lambda vendor: [WireFault(route=vendor.download, **fault) for fault in faults if "download" in vendor.calls]
 
 
-_NO_PATIENCE = "the engine takes fewer lines than the vendor counts for all, after three tries at once, and pays again"
-
 _BUSY = {"kind": "status", "times": 5, "status": 429, "code": "RESOURCE_EXHAUSTED"}
 
 
@@ -147,7 +145,6 @@ FAULTS = (
             **dict.fromkeys(("bedrock", "vertex", "gemini"), Never("the job ends after its files are written")),
             **LOCAL_FILE,
         },
-        open=dict.fromkeys(("openai", "anthropic"), _NO_PATIENCE),
     ),
     Fault(
         "fails in validation",
@@ -231,7 +228,6 @@ FAULTS = (
         at_download({"kind": "cut", "framing": "close", "after_lines": 5, "times": None}),
         lasts=4,
         but=LOCAL_FILE,
-        open={"gemini": _NO_PATIENCE},
     ),
 )
 
