@@ -1,7 +1,7 @@
 """`python3 -m tests`: everything that CI runs, on a fresh machine with only git and Python.
 
-python3 -m tests            style, types, import contracts, the fast tests on the built wheel, then the slow tests
-python3 -m tests style      one of these steps alone: style, types, imports, wheel, slow
+python3 -m tests            style, types, import contracts, the fast tests on the built wheel, slow tests, small engines
+python3 -m tests style      one of these steps alone, or a heavy engine; --help names them all
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -75,32 +77,76 @@ def slow() -> bool:
     return _run(*PYTEST, "-n", SLOW_AT_ONCE, "-m", "slow", "tests")
 
 
+class Engine(NamedTuple):
+    """A real engine, and the tests in `tests/engines/<name>` that start and stop it.
+
+    `apt` are Debian packages, `program` one that they bring. With `own_environment`, requirements/<name>.txt is
+    installed into an environment of its own; without, the engine's Python packages are among those of development.
+    """
+
+    apt: tuple[str, ...] = ()
+    program: str = ""
+    own_environment: bool = False
+    in_ci: bool = False
+
+
+ENGINES: dict[str, Engine] = {}
+
+
+def engine(name: str) -> bool:
+    """A real engine, started and stopped by its tests."""
+    what, python = ENGINES[name], Path(sys.executable)
+    if what.program and not shutil.which(what.program):
+        _apt_install(what.apt, f"the tests of {name}")
+    if what.own_environment:
+        venv = ROOT / f".venv-{name}"
+        python = venv / "bin" / "python"
+        install = ("-m", "uv", "pip", "install", "--quiet", "--python", str(python), "--compile-bytecode")
+        if not (
+            (python.exists() or _run("-m", "uv", "venv", "--quiet", "--python", sys.executable, str(venv)))
+            and _run(*install, "-r", str(ROOT / "requirements" / f"{name}.txt"))
+            and _run(*install, "--no-deps", "-e", str(ROOT))
+        ):
+            return False
+    command = [str(python), *PYTEST, f"tests/engines/{name}"]
+    print("$", *command, flush=True)
+    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
 STEPS: dict[str, Callable[[], bool]] = {
     "style": style,
     "types": types,
     "imports": imports,
     "wheel": wheel,
     "slow": slow,
+    **{name: partial(engine, name) for name, what in ENGINES.items() if what.in_ci},
 }
+HEAVY = {name: partial(engine, name) for name, what in ENGINES.items() if not what.in_ci}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m tests", description=__doc__.split("\n", maxsplit=1)[0])
+    parser.epilog = f"heavy engines, not among the default: {', '.join(HEAVY) or 'none'}"
     parser.add_argument("steps", nargs="*", metavar="step", help=f"some of: {', '.join(STEPS)} (default: each of them)")
     chosen = parser.parse_args().steps or list(STEPS)
-    if unknown := sorted(set(chosen) - set(STEPS)):
-        parser.error(f"there is no step {', '.join(unknown)}; the steps are {', '.join(STEPS)}")
+    known = STEPS | HEAVY
+    if unknown := sorted(set(chosen) - set(known)):
+        parser.error(f"there is no step {', '.join(unknown)}; the steps are {', '.join(known)}")
     if {"wheel", "slow"} & set(chosen):
         _need_postgres()
     results = {}
     for number, name in enumerate(chosen, start=1):
-        print(f"\n== {number} of {len(chosen)}: {name}: {(STEPS[name].__doc__ or '').rstrip('.')}", flush=True)
+        print(f"\n== {number} of {len(chosen)}: {name}: {_summary(known[name])}", flush=True)
         began = time.monotonic()
-        results[name] = STEPS[name]()
+        results[name] = known[name]()
         print(f"== {name}: {'passed' if results[name] else 'FAILED'} in {time.monotonic() - began:.0f} s", flush=True)
     failed = [name for name, passed in results.items() if not passed]
     print(f"\n{'All passed.' if not failed else 'FAILED: ' + ', '.join(failed)}")
     return 1 if failed else 0
+
+
+def _summary(step: Callable[[], bool]) -> str:
+    return ((step.func if isinstance(step, partial) else step).__doc__ or "").rstrip(".")
 
 
 def _run(*arguments: str) -> bool:
@@ -127,17 +173,24 @@ def _copy_without_package(to: Path) -> None:
 def _need_postgres() -> None:
     if os.environ.get("DLB_TEST_POSTGRES") == "0" or shutil.which("initdb") or _debian_servers():
         return
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        print("[set-up] installing PostgreSQL, for the ledger's tests", flush=True)
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "update", "-qq"], env=environment, check=False)
-        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "postgresql"]
-        subprocess.run(install, env=environment, stdout=subprocess.DEVNULL, check=False)
+    _apt_install(("postgresql",), "the ledger's tests")
     if not _debian_servers():
         sys.exit(
             "The ledger's tests need PostgreSQL's server programs (Debian and Ubuntu: `apt-get install postgresql`). "
             "Install them, or leave these tests out with DLB_TEST_POSTGRES=0."
         )
+
+
+def _apt_install(packages: tuple[str, ...], purpose: str) -> None:
+    """Install Debian packages where that can be done without asking; else leave it to the test that misses them."""
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        print(f"[set-up] not installed, as this is not root on Debian: {' '.join(packages)}, for {purpose}", flush=True)
+        return
+    print(f"[set-up] installing {' '.join(packages)}, for {purpose}", flush=True)
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.run(["apt-get", "update", "-qq"], env=environment, check=False)
+    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
+    subprocess.run(install, env=environment, stdout=subprocess.DEVNULL, check=False)
 
 
 def _debian_servers() -> list[Path]:
