@@ -29,7 +29,14 @@ from dagster_llm_batch.engine.pruning import Pruner, Pruning
 from dagster_llm_batch.engine.retrying import NextWave
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.engine.sending import Sender
-from dagster_llm_batch.errors import CannotTellError, ConfigError, LeaseError, LLMBatchError, TransientError
+from dagster_llm_batch.errors import (
+    CannotTellError,
+    ConfigError,
+    LeaseError,
+    LLMBatchError,
+    RefusedError,
+    TransientError,
+)
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger, utc_now
@@ -242,14 +249,22 @@ class Engine:
             self.poll([one for shard in running for one in self.ledger.of_batch(shard)])  # one look for all that share
             collector = Collector(labeling, self._deployment)
             ended = [shard for shard in self.ledger.shards(submission_id) if shard.state in ENDED]
+            archived, errors = [], []
             for shard in ended:
                 lease.check()
-                collector.archive(shard)
-            if ended:
+                try:
+                    collector.archive(shard)
+                except (TransientError, RefusedError) as error:  # the others' results may be gone by the next time
+                    errors.append(error)
+                else:
+                    archived.append(shard)
+            if archived:
                 self._refuse_other_configuration(labeling, self.ledger.submission(submission_id))
-            for shard in ended:
+            for shard in archived:
                 lease.check()
                 collector.collect(shard)
+            if errors:
+                raise errors[0]
             status = self.status(submission_id)
             if status.is_settled or any(shard.state is not ShardState.COLLECTED for shard in status.shards):
                 return status

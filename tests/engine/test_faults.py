@@ -269,6 +269,20 @@ def test_a_download_that_always_breaks_is_an_error_now_and_is_taken_up_again(hou
     assert len(house.emulator.books.batches) == 1
 
 
+def test_a_batch_whose_results_cannot_be_had_holds_up_no_other(house: House) -> None:
+    definition = labeling(max_requests_per_batch=2)
+    engine = house.engine()
+    submission = engine.plan(definition, tickets(6))
+    engine.submit(definition, submission.submission_id)
+    house.emulator.settle()
+    house.emulator.inject(WireFault(kind="status", route="GET /v1/files/*/content", status=404))
+    with pytest.raises(RefusedError):
+        house.engine().advance(definition, submission.submission_id)
+    assert engine.status(submission.submission_id).states == {"collected": 2, "ended": 1}
+    assert house.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 6}
+    assert len(house.emulator.books.batches) == 3
+
+
 def test_raw_lines_are_stored_as_they_came_before_anything_reads_them(house: House) -> None:
     house.emulator.inject(FileFault(kind="malformed", times=1), FileFault(kind="duplicate", times=1))
     definition = labeling(retry=RetryPolicy(max_waves=1))
