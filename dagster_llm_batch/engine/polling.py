@@ -53,7 +53,7 @@ class Poller:
                 errors.append(error)
                 continue
             for batch_id, report in answers.items():
-                reports.update({shard.shard_id: _share(report, shard) for shard in batches[batch_id]})
+                reports.update({shard.shard_id: self._share(report, shard) for shard in batches[batch_id]})
                 if not report.done:
                     ran_nothing.update(shard.shard_id for shard in batches[batch_id])
         self._ledger.observe(reports)
@@ -132,14 +132,15 @@ class Poller:
         submission = self._ledger.submission(shard.submission_id)
         return submission.state is SubmissionState.CANCELED or self._deployment.is_late(submission)
 
+    def _share(self, report: BatchReport, shard: Shard) -> BatchReport:
+        """A shard's part of the report on a batch that carries more than it; not all providers count the whole."""
+        total = report.total
+        if total is None and (report.done or 0) > shard.requests:
+            total = sum(one.requests + one.padding for one in self._ledger.of_batch(shard))
+        if total is None or total <= shard.requests:
+            return report
 
-def _share(report: BatchReport, shard: Shard) -> BatchReport:
-    """A shard's part of the report on a batch that carries more than it."""
-    total = report.total
-    if total is None or total <= shard.requests:
-        return report
+        def part(count: int | None) -> int | None:
+            return None if count is None else count * shard.requests // total
 
-    def part(count: int | None) -> int | None:
-        return None if count is None else count * shard.requests // total
-
-    return replace(report, total=shard.requests, done=part(report.done), failed=part(report.failed))
+        return replace(report, total=shard.requests, done=part(report.done), failed=part(report.failed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -77,3 +78,16 @@ def test_a_lost_reply_to_a_create_makes_no_second_batch(house: House, kind: str,
 def test_a_create_that_never_arrived_is_made_in_the_end(house: House, kind: str) -> None:
     house.emulator.inject(WireFault(kind="status", route=CREATES[kind], status=503))
     go_on(house, kind)
+
+
+def test_partitions_share_a_batch_and_come_home_whatever_counts_the_vendor_gives(house: House, kind: str) -> None:
+    made = replace(definition(kind), max_requests_per_batch=ROWS)
+    engine = house.engine()
+    ids = [engine.plan(made, tickets(3, start=3 * n), partition=f"p{n}").submission_id for n in range(3)]
+    engine.submit_together(made, ids)
+    house.emulator.settle()
+    for one in ids:
+        assert engine.advance(made, one).is_settled  # at once: the results are all there
+        assert_total(house, made, one, 3)
+    assert len(house.emulator.books.batches) == 1
+    assert len(billed(house)) == ROWS
