@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -24,8 +23,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from dagster_llm_batch.errors import ConfigError, RefusedError, TransientError
-from dagster_llm_batch.providers.command_job import Job, time_of
+from dagster_llm_batch.errors import RefusedError, TransientError
+from dagster_llm_batch.providers.command_job import Job
+from dagster_llm_batch.providers.command_line import checked_command, filled
+from dagster_llm_batch.providers.files import lines_of, time_of
 from dagster_llm_batch.providers.openai_lines import OpenAILines
 from dagster_llm_batch.types import (
     Absent,
@@ -41,7 +42,6 @@ from dagster_llm_batch.types import (
 __all__ = ["COMMAND_LIMITS", "CommandProvider"]
 
 COMMAND_LIMITS = Limits(max_requests=50_000, max_bytes=1_000_000_000)
-_PLACEHOLDER = re.compile(r"\{(input|output|model)\}")
 _START_TRIES, _START_WAIT_SECONDS = 100, 0.05
 _SUPERVISOR = Path(__file__).with_name("command_supervisor.py")
 
@@ -63,12 +63,7 @@ class CommandProvider:
         limits: Limits = COMMAND_LIMITS,
         grace_seconds: float = 10.0,
     ) -> None:
-        if isinstance(command, str) or not command:
-            raise ConfigError(f"command is a list of words, as in ['vllm', 'run-batch', …]; got {command!r}.")
-        for word in ("{input}", "{output}"):
-            if not any(word in part for part in command):
-                raise ConfigError(f"The command {shlex.join(command)!r} lacks the placeholder {word}.")
-        self._command = tuple(command)
+        self._command = checked_command(command)
         self._workdir = Path(workdir).expanduser().absolute()
         self._name = name
         self._account = shlex.join(command) if account is None else account
@@ -118,7 +113,7 @@ class CommandProvider:
         raise TransientError(f"Could not start the batch '{tag}': another process holds its folder {job.path}.")
 
     def _start(self, job: Job, lines: BinaryIO, model: str, lock: int) -> None:
-        job.prepare(lines, self._words(job.input, job.part, model), self._grace_seconds)
+        job.prepare(lines, filled(self._command, job.input, job.part, model), self._grace_seconds)
         try:
             with job.log.open("ab") as log:
                 subprocess.run(  # noqa: S603 -- our own script; it returns at once and leaves the supervisor behind
@@ -171,10 +166,7 @@ class CommandProvider:
         job = Job.of(self._workdir, batch_id)
         if job.exit() is None and job.is_alive():
             raise TransientError(f"The batch '{batch_id}' still runs; its results are there when it has ended.")
-        path = job.output if job.output.exists() else job.part
-        with suppress(FileNotFoundError), path.open("rb") as file:
-            for line in file:  # a binary file ends lines at b"\n" only
-                yield line if line.endswith(b"\n") else line + b"\n"
+        yield from lines_of(job.output if job.output.exists() else job.part)
 
     def cancel(self, batch_id: str) -> None:
         """See Provider.cancel."""
@@ -194,7 +186,7 @@ class CommandProvider:
             with job.log.open("ab") as log:
                 try:
                     process = subprocess.Popen(  # noqa: S603 -- the user's own command, no shell
-                        self._words(job.input, job.output, model),
+                        filled(self._command, job.input, job.output, model),
                         env={**os.environ, **self._env},
                         stdin=subprocess.DEVNULL,
                         stdout=log,
@@ -217,10 +209,6 @@ class CommandProvider:
     def console_url(self, batch_id: str) -> None:
         """See Provider.console_url. There is none."""
         del batch_id
-
-    def _words(self, source: Path, target: Path, model: str) -> list[str]:
-        values = {"input": str(source), "output": str(target), "model": model}
-        return [_PLACEHOLDER.sub(lambda match: values[match[1]], part) for part in self._command]
 
 
 def _judged(job: Job, ended: Mapping[str, object] | None, *, alive: bool) -> tuple[BatchStatus, str | None, bool]:

@@ -24,20 +24,18 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.providers.words import plain_words
+from dagster_llm_batch.providers.files import count_lines, log_tail, read_json
 
-__all__ = ["Job", "time_of"]
+__all__ = ["Job"]
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-_LOG_TAIL_BYTES = 4_096
-_REASON_CHARS = 500
 _CHUNK_BYTES = 1 << 20
 
 
@@ -76,11 +74,11 @@ class Job:
 
     def plan(self) -> dict[str, Any] | None:
         """What was started, or None where nothing was."""
-        return _read(self.path / "job.json")
+        return read_json(self.path / "job.json")
 
     def exit(self) -> dict[str, Any] | None:
         """How it ended, or None where it has not."""
-        return _read(self.path / "exit.json")
+        return read_json(self.path / "exit.json")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int | None]:
@@ -104,7 +102,7 @@ class Job:
             "part": str(self.part),
             "progress": str(self.progress),
             "grace_seconds": grace_seconds,
-            "requests": _count_lines(self.input),
+            "requests": count_lines(self.input),
             "created_at": datetime.now(UTC).timestamp(),
         }
         temporary = self.path / "job.json.part"
@@ -131,7 +129,7 @@ class Job:
     def clear_leftovers(self) -> None:
         """Kill what a supervisor that was itself killed left of its command."""
         with _lock(self.path / "lock") as ours, _lock(self.path / "command.lock", create=False) as left:
-            group = (_read(self.path / "group.json") or {}).get("group")
+            group = (read_json(self.path / "group.json") or {}).get("group")
             if ours is not None and left is None and isinstance(group, int) and group > 1:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(group, signal.SIGKILL)
@@ -139,29 +137,16 @@ class Job:
     def counts(self) -> tuple[int | None, int | None]:
         """Finished rows and all rows, as far as known: by the command's own progress file, else by lines written."""
         plan = self.plan() or {}
-        progress = _read(self.progress) or {}
+        progress = read_json(self.progress) or {}
         total = progress.get("total", plan.get("requests"))
         done = progress.get("done")
         if not isinstance(done, int):
-            done = _count_lines(self.output if self.output.exists() else self.part)
+            done = count_lines(self.output if self.output.exists() else self.part)
         return done, total if isinstance(total, int) else None
 
     def log_tail(self) -> str:
         """The last printed lines, as plain words; empty where nothing was printed."""
-        try:
-            with self.log.open("rb") as file:
-                file.seek(max(0, self.log.stat().st_size - _LOG_TAIL_BYTES))
-                text = file.read().decode("utf-8", "replace")
-        except FileNotFoundError:
-            return ""
-        lines = [words for line in text.splitlines() if (words := plain_words(line))]
-        return " | ".join(lines)[-_REASON_CHARS:]
-
-
-def time_of(value: Mapping[str, Any] | None, name: str) -> datetime | None:
-    """The time that `name` holds in seconds since the epoch."""
-    seconds = (value or {}).get(name)
-    return datetime.fromtimestamp(seconds, UTC) if isinstance(seconds, int | float) else None
+        return log_tail(self.log)
 
 
 @contextlib.contextmanager
@@ -181,19 +166,3 @@ def _lock(path: Path, *, create: bool = True) -> Iterator[int | None]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _count_lines(path: Path) -> int | None:
-    try:
-        with path.open("rb") as file:
-            return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK_BYTES), b""))
-    except FileNotFoundError:
-        return None

@@ -1,0 +1,75 @@
+r"""Small files that several processes read while one writes them, and the ends of logs. Local disks only.
+
+A file written by `write_json` is there as a whole or not at all, also after a power cut.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dagster_llm_batch.providers.words import plain_words
+
+__all__ = ["count_lines", "lines_of", "log_tail", "read_json", "time_of", "write_json"]
+
+_CHUNK_BYTES = 1 << 20
+_LOG_TAIL_BYTES = 4_096
+_REASON_CHARS = 500
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in the file, or None where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write the value under a temporary name, then give it its own."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def time_of(value: Mapping[str, Any] | None, name: str) -> datetime | None:
+    """The time that `name` holds in seconds since the epoch."""
+    seconds = (value or {}).get(name)
+    return datetime.fromtimestamp(seconds, UTC) if isinstance(seconds, int | float) else None
+
+
+def count_lines(path: Path) -> int | None:
+    r"""How many `\n` the file has, or None where there is no file."""
+    try:
+        with path.open("rb") as file:
+            return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK_BYTES), b""))
+    except FileNotFoundError:
+        return None
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    r"""The lines of a file that may not be there, each with its `\n`, split at that alone."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        for line in file:  # a binary file ends lines at b"\n" only
+            yield line if line.endswith(b"\n") else line + b"\n"
+
+
+def log_tail(path: Path) -> str:
+    """The last printed lines, as plain words; empty where nothing was printed."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _LOG_TAIL_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+    lines = [words for line in text.splitlines() if (words := plain_words(line))]
+    return " | ".join(lines)[-_REASON_CHARS:]
