@@ -1,0 +1,27 @@
+"""Where things are: providers and their credentials, the ledger, the payload store. One resource for each provider.
+
+Nothing is opened or imported before it is needed. Credentials stay in the resource: give them as `dg.EnvVar("…")`, so
+that they are not shown in the UI either.
+"""
+
+from dagster_llm_batch.resources.deployment import Budget, LLMBatchResource, QueueLimit
+from dagster_llm_batch.resources.own import CommandBatchResource
+from dagster_llm_batch.resources.vendors import (
+    AnthropicBatchResource,
+    BedrockBatchResource,
+    GeminiBatchResource,
+    OpenAIBatchResource,
+    VertexBatchResource,
+)
+
+__all__ = [
+    "AnthropicBatchResource",
+    "BedrockBatchResource",
+    "Budget",
+    "CommandBatchResource",
+    "GeminiBatchResource",
+    "LLMBatchResource",
+    "OpenAIBatchResource",
+    "QueueLimit",
+    "VertexBatchResource",
+]

@@ -1,0 +1,145 @@
+"""What all labeled datasets of a deployment share: ledger, payload store, providers, budgets, queues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import dagster as dg
+from pydantic import Field, PrivateAttr
+
+from dagster_llm_batch.engine import Engine, rules
+from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.resources.own import CommandBatchResource
+from dagster_llm_batch.resources.vendors import (
+    AnthropicBatchResource,
+    BedrockBatchResource,
+    GeminiBatchResource,
+    OpenAIBatchResource,
+    VertexBatchResource,
+)
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
+
+__all__ = ["Budget", "LLMBatchResource", "QueueLimit"]
+
+
+class Budget(dg.Config):
+    """The most that submissions may commit to in a period: what they cost, or are estimated to cost till then."""
+
+    max_usd: float = Field(description="US dollars.")
+    period: Literal["day", "month", "ever"] = Field(default="month", description="Of the calendar, in UTC.")
+    asset: str | None = Field(default=None, description="Of one labeled dataset, by its key. Default: of all together.")
+
+
+class QueueLimit(dg.Config):
+    """The most that may be in a provider's queue at once."""
+
+    max_batches: int | None = Field(default=None, description="Batches.")
+    max_requests: int | None = Field(default=None, description="Requests in them.")
+    max_tokens: int | None = Field(default=None, description="Input tokens, by estimate: OpenAI's enqueued tokens.")
+
+
+class LLMBatchResource(dg.ConfigurableResource[Any]):
+    """What all labeled datasets of a deployment share."""
+
+    namespace: str = Field(
+        default="default",
+        description="Keeps deployments apart. Give dev, branch and prod their own, so that none collects another's.",
+    )
+    ledger_url: str | None = Field(
+        default=None,
+        description="SQLAlchemy URL of the ledger (postgresql://…). Default: an SQLite file below the Dagster home.",
+    )
+    payload_root: str | None = Field(
+        default=None,
+        description="Folder for request and result files (s3://…, gs://…, a path). Default: below the Dagster home.",
+    )
+    anthropic: AnthropicBatchResource | None = Field(default=None, description="For models named anthropic/….")
+    bedrock: BedrockBatchResource | None = Field(default=None, description="For models named bedrock/….")
+    gemini: GeminiBatchResource | None = Field(default=None, description="For models named gemini/….")
+    vertex: VertexBatchResource | None = Field(default=None, description="For models named vertex/….")
+    openai: OpenAIBatchResource | None = Field(default=None, description="For models named openai/….")
+    command: CommandBatchResource | None = Field(default=None, description="For models named command/….")
+    budgets: list[Budget] = Field(
+        default=[], description="The most that submissions may commit to in a period; what is over is refused unsent."
+    )
+    queue_limits: dict[str, QueueLimit] = Field(
+        default={},
+        description=(
+            'By "provider" or "provider/model": the most that may be in its queue at once. What is over waits in the '
+            "ledger, and goes oldest first."
+        ),
+    )
+
+    telemetry: bool = Field(
+        default=False,
+        description="OpenTelemetry spans of provider calls, and metrics of what lands. Needs the extra otel.",
+    )
+
+    _home: Path | None = PrivateAttr(default=None)
+    _engine: Engine | None = PrivateAttr(default=None)
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Learn where the Dagster home is."""
+        if context.instance is not None and (self.ledger_url is None or self.payload_root is None):
+            self._home = Path(context.instance.storage_directory()) / "llm_batch"
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """Close the ledger."""
+        del context
+        if self._engine is not None:
+            self._engine.ledger.close()
+            self._engine = None
+        if self.telemetry:
+            from dagster_llm_batch.telemetry import flush  # noqa: PLC0415 - its API is an extra
+
+            flush()
+
+    def places(self) -> tuple[str, str]:
+        """URL of the ledger, with its password, and root of the payload store; nothing is opened."""
+        ledger_url = self.ledger_url or f"sqlite:///{self._folder / 'ledger.sqlite'}"
+        return ledger_url, self.payload_root or str(self._folder / "payloads")
+
+    @property
+    def _folder(self) -> Path:
+        return self._home or Path.cwd() / ".llm_batch"
+
+    def engine(self) -> Engine:
+        """The engine over this ledger, payload store and these providers; opened on first use."""
+        if self._engine is None:
+            ledger_url, payload_root = self.places()
+            self._engine = Engine(
+                providers=self.providers(self._folder),
+                ledger=Ledger(ledger_url),
+                payloads=PayloadStore(payload_root),
+                namespace=self.namespace,
+                lease_wait_seconds=5.0,
+                budgets=[rules.Budget(str(one.max_usd), one.period, one.asset) for one in self.budgets],
+                queue_limits={
+                    name: rules.QueueLimit(one.max_batches, one.max_requests, one.max_tokens)
+                    for name, one in self.queue_limits.items()
+                },
+            )
+        return self._engine
+
+    def providers(self, home: Path) -> dict[str, Provider]:
+        """The configured providers by name."""
+        found: dict[str, Provider] = {}
+        if self.anthropic is not None:
+            found["anthropic"] = self.anthropic.provider()
+        if self.bedrock is not None:
+            found["bedrock"] = self.bedrock.provider()
+        if self.gemini is not None:
+            found["gemini"] = self.gemini.provider()
+        if self.vertex is not None:
+            found["vertex"] = self.vertex.provider()
+        if self.openai is not None:
+            found["openai"] = self.openai.provider()
+        if self.command is not None:
+            found["command"] = self.command.provider(str(home / "command"))
+        if self.telemetry:
+            from dagster_llm_batch.telemetry import TracedProvider  # noqa: PLC0415 - its API is an extra
+
+            return {name: TracedProvider(provider) for name, provider in found.items()}
+        return found
