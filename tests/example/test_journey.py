@@ -28,12 +28,12 @@ def environment(home, **settings):
 def example(home, **settings):
     command = [sys.executable, "-m", "example_project.cli"]
     return subprocess.run(
-        command, cwd=ROOT, env=environment(home, **settings), capture_output=True, text=True, check=False, timeout=280
+        command, cwd=ROOT, env=environment(home, **settings), capture_output=True, text=True, check=False, timeout=560
     )
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_labels_and_evaluation_land_and_a_second_run_pays_for_nothing_again(tmp_path):
     first = example(tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
@@ -52,21 +52,26 @@ def test_labels_and_evaluation_land_and_a_second_run_pays_for_nothing_again(tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_environment_variables_alone_put_a_hosted_model_in_place_of_the_local_one(tmp_path):
     with Emulator(pace=0.1) as emulator:
         settings = {"OPENAI_API_KEY": DEFAULT_KEY, "OPENAI_BASE_URL": emulator.openai_base_url}
         done = example(tmp_path, EXAMPLE_MODEL="openai/gpt-5-nano", **settings)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert len(emulator.books.batches) == 3
+        (batch,) = emulator.books.batches  # the backfill is one run, and partitions of a run share a batch
+        answered = [done.custom_id for done in emulator.books.executions if done.billed]
+    assert len(answered) == len(set(answered)) == 12
     assert "in real time" in done.stdout
     labels = pl.read_parquet(tmp_path / "tables" / "tweet_sentiment" / "*.parquet")
     assert set(labels["llm_provider"]) == {"openai"}
+    assert set(labels["llm_batch_id"]) == {batch.id}
+    days = (tmp_path / "tables" / "tweet_sentiment").glob("*.parquet")
+    assert len(list(days)) == 3
     assert labels["llm_cost_usd"].min() > 0
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_an_interrupt_stops_dagster_and_all_its_processes(tmp_path):
     command = [sys.executable, "-m", "example_project.cli", "ui"]
     shell = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]  # as a script's background job: SIGINT ignored
