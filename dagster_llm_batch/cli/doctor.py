@@ -23,7 +23,7 @@ from dagster_llm_batch.engine import Engine, Labeling, rules
 from dagster_llm_batch.engine.orphans import orphans
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.resources import Budget
-from dagster_llm_batch.states import IN_FLIGHT
+from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger import utc_now
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import CannotTell, FindHints, PriceBasis
@@ -97,6 +97,8 @@ def _findings(where: Where) -> Iterator[Finding]:
                 yield _tried(f"dataset {name}", partial(_dataset, engine, labeling))
         yield from (_tried("budget", partial(_budget, engine, one)) for one in where.resource.budgets)
     if ledger.verdict is Verdict.OK and where.missing_ledger_file is None:
+        if where.has_code:
+            yield from _left_alone(where)
         yield from _under_way(where.engine, with_providers=where.has_code)
     yield _prices()
 
@@ -209,6 +211,21 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
                 yield Finding("accounts", Verdict.PROBLEM, said, "Configure the former until they are collected.")
     if not (doubtful or unseen or late):
         yield Finding("batches under way", Verdict.OK, f"{len(flying)} in flight, none in doubt, all looked after")
+
+
+def _left_alone(where: Where) -> Iterator[Finding]:
+    """What is under way for assets that these definitions do not have: removed, renamed, or another code location's."""
+    known = where.code.datasets
+    others = [one for one in where.ledger.progress(where.namespace) if one.submission.asset not in known]
+    if others:
+        names = ", ".join(sorted({one.submission.asset for one in others}))
+        unsent = sum(one.states.get(ShardState.PLANNED, 0) for one in others)
+        said = f"{len(others)} submissions are under way for {names}, {unsent} of their batches not sent yet"
+        then = (
+            "These definitions have no such labeled asset. Unless another code location of this namespace has it, "
+            "nobody lands its labels: dagster-llm-batch list shows them, dagster-llm-batch cancel SUBMISSION ends one."
+        )
+        yield Finding("assets", Verdict.WARNING, said, then)
 
 
 def _since(then: datetime | None, now: datetime) -> timedelta:

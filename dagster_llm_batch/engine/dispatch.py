@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
 
@@ -20,10 +20,13 @@ from dagster_llm_batch.storage.leases import Lease
 from dagster_llm_batch.storage.records import Shard
 from dagster_llm_batch.types import BatchStatus, Lane, Limits
 
-__all__ = ["WAITS", "Dispatcher", "drop", "due", "has_room"]
+__all__ = ["WAITS", "Dispatcher", "drop", "due", "has_room", "keep_places"]
 
 WAITS = "waits"
 """The event of a submission that leaves shards planned, since they may not go yet."""
+
+_PLACE_KEPT = timedelta(hours=1)  # unless somebody looks after it: nobody may ever send what a removed asset planned
+_SAY_EVERY = timedelta(minutes=10)
 
 _SHARDS_IN_A_BATCH = 200  # their result files are open at once when the batch comes home
 
@@ -49,6 +52,8 @@ class Dispatcher:
                 batches += [(labeling, [shard]) for shard in shards]
             else:
                 batches += [(labeling, batch) for batch in self._batches(labeling, list(shards))]
+        if batches:
+            keep_places(self._deployment, [self._labeling.asset])
         for labeling, batch in batches:
             self._lease.check()
             self._send(labeling, batch)
@@ -175,8 +180,8 @@ def has_room(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     if limit is None:
         return True
     own = {shard.shard_id for shard in batch}
-    before = deployment.ledger.queued(deployment.namespace, batch[0], model=model)
     now = deployment.clock()
+    before = deployment.ledger.queued(deployment.namespace, batch[0], seen_since=now - _PLACE_KEPT, model=model)
     ahead = [shard for shard in before if shard.shard_id not in own and due(shard, now)]
     everything = [*ahead, *batch]
     taken = {
@@ -187,6 +192,13 @@ def has_room(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     most = {name: getattr(limit, name) for name in taken}
     fits = all(most[name] is None or count <= most[name] for name, count in taken.items())
     return fits or (not ahead and len(batch) == 1)  # what is alone over the limit is for the provider to judge
+
+
+def keep_places(deployment: Deployment, assets: Sequence[str]) -> None:
+    """Say that somebody looks after what waits of these assets, where queues are limited."""
+    if deployment.queue_limits:
+        now = deployment.clock()
+        deployment.ledger.keep_places(deployment.namespace, assets, now=now, unless_since=now - _SAY_EVERY)
 
 
 def _limit(deployment: Deployment, shard: Shard) -> tuple[QueueLimit | None, str | None]:

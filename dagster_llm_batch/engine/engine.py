@@ -10,9 +10,7 @@ Knows nothing of Dagster. All memory is in the ledger and the payload store: any
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,7 +18,7 @@ from dagster_llm_batch.core.labeling import Labeled
 from dagster_llm_batch.engine.collecting import Collector
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.engine.dispatch import WAITS, Dispatcher, drop, due, has_room
+from dagster_llm_batch.engine.dispatch import WAITS, Dispatcher, drop, due, has_room, keep_places
 from dagster_llm_batch.engine.landing import Landing
 from dagster_llm_batch.engine.planner import Planner
 from dagster_llm_batch.engine.polling import Poller
@@ -29,6 +27,7 @@ from dagster_llm_batch.engine.pruning import Pruner, Pruning
 from dagster_llm_batch.engine.retrying import NextWave
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.engine.sending import Sender
+from dagster_llm_batch.engine.status import Status
 from dagster_llm_batch.errors import (
     CannotTellError,
     ConfigError,
@@ -44,39 +43,9 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.types import BatchReport, Lane
 
-__all__ = ["Engine", "Status"]
+__all__ = ["Engine"]
 
 _UNAVAILABLE, _TURN = "unavailable", "turn"
-
-
-@dataclass(frozen=True)
-class Status:
-    """A submission and its shards at one moment."""
-
-    submission: Submission
-    shards: list[Shard]
-
-    @property
-    def is_settled(self) -> bool:
-        return self.submission.is_settled
-
-    @property
-    def states(self) -> Counter[str]:
-        return Counter(shard.state.value for shard in self.shards)
-
-    @property
-    def batch_ids(self) -> list[str]:
-        return [shard.batch_id for shard in self.shards if shard.batch_id]
-
-    @property
-    def done(self) -> int:
-        """Requests that providers report as finished."""
-        whole = (ShardState.COLLECTED, *ENDED)
-        return sum(shard.requests if shard.state in whole else shard.done or 0 for shard in self.shards)
-
-    @property
-    def total(self) -> int:
-        return sum(shard.requests for shard in self.shards)
 
 
 class Engine:
@@ -339,6 +308,10 @@ class Engine:
         planned = [s for s in self.ledger.shards(submission.submission_id) if s.state is ShardState.PLANNED]
         now = self._clock()
         return any(s.lane is Lane.REALTIME or (due(s, now) and has_room(self._deployment, [s])) for s in planned)
+
+    def keep_places(self, assets: Sequence[str]) -> None:
+        """Say, now and then, that somebody looks after these assets: what waits of others loses its place in queues."""
+        keep_places(self._deployment, assets)
 
     def note_turn(self, submission_id: str) -> None:
         """Say that what waited may go, so that a run for it is a new one."""

@@ -108,6 +108,7 @@ class Tick:
     def ready(self) -> list[Ready]:
         """Partitions that a run can bring further."""
         found: dict[tuple[str, str], Ready] = {}
+        self._engine.keep_places(list(self._labels))
         for progress in self._progress():
             submission = progress.submission
             try:

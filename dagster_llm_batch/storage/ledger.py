@@ -30,6 +30,7 @@ from dagster_llm_batch.storage.queries import (
     get_submission,
     illegal_move,
     insert_once,
+    looked_after,
     of_partition,
     unknown_shard,
 )
@@ -275,6 +276,22 @@ class Ledger(Reading):
                     for shard in changed
                 ),
             )
+
+    def keep_places(self, namespace: str, assets: Sequence[str], *, now: datetime, unless_since: datetime) -> None:
+        """Somebody looks after what waits of these assets: it keeps its place in a queue. Written where it was not so
+        said since `unless_since`.
+        """
+        theirs = sa.select(SUBMISSION.c.submission_id).where(
+            SUBMISSION.c.namespace == namespace,
+            SUBMISSION.c.asset.in_(assets),
+            SUBMISSION.c.state == SubmissionState.OPEN,
+        )
+        unsaid = (SHARD.c.state == ShardState.PLANNED) & ~looked_after(unless_since) & SHARD.c.submission_id.in_(theirs)
+        with self._database.read() as connection:
+            if connection.execute(sa.select(SHARD.c.shard_id).where(unsaid).limit(1)).first() is None:
+                return
+        with self._database.write() as connection:
+            connection.execute(sa.update(SHARD).where(unsaid).values(polled_at=now))
 
     # --- events and leases ---
 

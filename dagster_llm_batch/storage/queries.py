@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError
 from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
 from dagster_llm_batch.storage.records import Progress, Submission, SubmissionState
-from dagster_llm_batch.storage.tables import SUBMISSION, from_row, to_row
+from dagster_llm_batch.storage.tables import SHARD, SUBMISSION, from_row, to_row
 from dagster_llm_batch.types import Lane
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "illegal_move",
     "insert_once",
     "insert_or_nothing",
+    "looked_after",
     "of_partition",
     "unknown_shard",
 ]
@@ -52,6 +53,11 @@ def of_partition(namespace: str, asset: str, partition: str) -> sa.ColumnElement
     """The condition for the submissions of one partition of one asset."""
     columns = SUBMISSION.c
     return (columns.namespace == namespace) & (columns.asset == asset) & (columns.partition == partition)
+
+
+def looked_after(since: datetime) -> sa.ColumnElement[bool]:
+    """The condition for shards that somebody was seen to look after since then; whoever plans one does."""
+    return sa.func.coalesce(SHARD.c.polled_at, SHARD.c.planned_at) >= since
 
 
 def get_submission(connection: sa.Connection, submission_id: str, *, lock: bool = False) -> Submission:

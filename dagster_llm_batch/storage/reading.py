@@ -16,6 +16,7 @@ from dagster_llm_batch.storage.queries import (
     add_to_progress,
     committed_usd,
     get_submission,
+    looked_after,
     of_partition,
     unknown_shard,
 )
@@ -95,17 +96,18 @@ class Reading:
         query = query.where(SHARD.c.state == ShardState.SUBMITTING)
         return self._shards(query.order_by(SHARD.c.carrier.nulls_first(), SHARD.c.wave, SHARD.c.number))
 
-    def queued(self, namespace: str, shard: Shard, *, model: str | None = None) -> list[Shard]:
+    def queued(self, namespace: str, shard: Shard, *, seen_since: datetime, model: str | None = None) -> list[Shard]:
         """What is in the queue of this shard's provider and account, and what of this namespace waited longer than it.
 
-        Only of `model`, or of all. Whatever was sent counts, from any namespace of this ledger.
+        Only of `model`, or of all. Whatever was sent counts, from any namespace of this ledger; what waits counts while
+        somebody looks after it (`Ledger.keep_places`).
         """
         planned_at = sa.select(SHARD.c.planned_at).where(SHARD.c.shard_id == shard.shard_id).scalar_subquery()
         older = (SHARD.c.planned_at < planned_at) | (
             (SHARD.c.planned_at == planned_at) & (SHARD.c.shard_id < shard.shard_id)
         )
         may_go = (SHARD.c.state == ShardState.PLANNED) & (SUBMISSION.c.state == SubmissionState.OPEN)
-        waits = may_go & (SUBMISSION.c.namespace == namespace) & older
+        waits = may_go & (SUBMISSION.c.namespace == namespace) & older & looked_after(seen_since)
         query = (
             sa.select(SHARD)
             .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)

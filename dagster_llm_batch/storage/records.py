@@ -97,7 +97,7 @@ class Shard:
     submitted_at: datetime | None = None  # the batch id was recorded
     ended_at: datetime | None = None
     collected_at: datetime | None = None
-    polled_at: datetime | None = None
+    polled_at: datetime | None = None  # somebody asked for it or, before it was sent, looked after it
     status: BatchStatus | None = None  # as last reported
     total: int | None = None  # requests, as last reported; so are the next two
     done: int | None = None  # finished well or badly

@@ -125,6 +125,15 @@ def test_batches_of_an_account_that_is_not_configured_any_more_are_a_problem(pro
     assert "configured is another" in findings(project, code=3)["accounts"]["said"]
 
 
+def test_what_is_under_way_for_an_asset_that_is_gone_is_told(project):
+    project.submit()
+    assert "assets" not in findings(project)
+    project.change('name="ticket_labels"', 'name="renamed_labels"')
+    told = findings(project)["assets"]
+    assert told["verdict"] == "warning"
+    assert "1 submissions are under way for ticket_labels, 0 of their batches not sent yet" in told["said"]
+
+
 def test_a_ledger_that_does_not_answer_is_refused_without_its_password(project):
     where = ["--ledger", "postgresql://me:secret@127.0.0.1:1/db", "--payloads", f"{project.folder}/p"]
     result = project.cli("doctor", *where, code=3)

@@ -311,6 +311,22 @@ def test_what_waits_for_its_turn_is_not_worth_a_run_until_there_is_room(house: H
     assert engine.attempt(submission.submission_id) > before
 
 
+def test_what_nobody_looks_after_holds_no_place_in_a_queue_for_long(house: House) -> None:
+    removed, present = labeling(asset="removed"), labeling(max_requests_per_batch=4)
+    engine = engine_with(house, queue_limits={"openai": QueueLimit(max_batches=1)})
+    engine.plan(removed, tickets(4, start=8))
+    submission = engine.plan(present, tickets(4))
+    assert engine.submit(present, submission.submission_id).states == {"planned": 1}
+    house.skipped += timedelta(minutes=59)
+    engine.keep_places(["removed"])
+    house.skipped += timedelta(minutes=59)
+    assert engine.submit(present, submission.submission_id).states == {"planned": 1}
+    house.skipped += timedelta(minutes=2)
+    [_, progress] = engine.ledger.progress("test")
+    assert engine.can_advance(progress)
+    assert engine.submit(present, submission.submission_id).states == {"submitted": 1}
+
+
 # budgets ------------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,41 @@
+"""Where a submission is, by what the ledger says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from dagster_llm_batch.states import ENDED, ShardState
+from dagster_llm_batch.storage.records import Shard, Submission
+
+__all__ = ["Status"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """A submission and its shards at one moment."""
+
+    submission: Submission
+    shards: list[Shard]
+
+    @property
+    def is_settled(self) -> bool:
+        return self.submission.is_settled
+
+    @property
+    def states(self) -> Counter[str]:
+        return Counter(shard.state.value for shard in self.shards)
+
+    @property
+    def batch_ids(self) -> list[str]:
+        return [shard.batch_id for shard in self.shards if shard.batch_id]
+
+    @property
+    def done(self) -> int:
+        """Requests that providers report as finished."""
+        whole = (ShardState.COLLECTED, *ENDED)
+        return sum(shard.requests if shard.state in whole else shard.done or 0 for shard in self.shards)
+
+    @property
+    def total(self) -> int:
+        return sum(shard.requests for shard in self.shards)
