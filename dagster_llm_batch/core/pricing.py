@@ -1,8 +1,8 @@
 """What requests cost, in Decimal USD, from the usage in their results. Price book: `genai-prices`, bundled, offline.
 
 Priced per request, never per batch: prices have tiers. Every price says its basis. Where the book has no batch price it
-silently gives the standard one; here the provider's documented rule of half the standard price applies instead.
-An unknown price is None, never zero.
+silently gives the standard one; here the provider's documented rule of half the standard price applies instead, and
+where a provider has no such rule the price is unknown. An unknown price is None, never zero.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ __all__ = [
 
 _MILLION = Decimal(1_000_000)
 _HALF = Decimal("0.5")
+_HALVES = frozenset({"anthropic", "aws", "azure", "google", "groq", "mistral", "openai"})
+"""Who documents that all its batches cost half. Others give less off (xAI 20 %), or not for every model (Together)."""
+
 _CONTEXT = {"processing": "batch"}
 _BYTES_PER_TOKEN = 4  # the usual rule of thumb for English text
 _OUTPUT_GUESS_TOKENS = 256  # where nothing says how long a reply may be
@@ -119,15 +122,18 @@ def tariff(provider: str, model: str, at: datetime, own: TokenPrice | None = Non
     """The prices of `model`, or UNKNOWN. `provider` is the price book's id ("openai"); `own` goes before the book."""
     if own is not None:
         return _own_tariff(own)
+    name = model.rpartition("models/")[2] if provider == "google" else model  # as in "publishers/google/models/…"
     try:
         info = genai_prices.calc_price(
-            genai_prices.Usage(), model, provider_id=provider, genai_request_timestamp=at
+            genai_prices.Usage(), name, provider_id=provider, genai_request_timestamp=at
         ).model
     except LookupError:
         return UNKNOWN
     standard = _rate(info.get_prices(at))
     if any(v.when == _CONTEXT and (v.constraint is None or v.constraint.active(at)) for v in info.price_variants or ()):
         return Tariff(PriceBasis.BATCH, _rate(info.get_prices(at, _CONTEXT)), standard)
+    if provider not in _HALVES:
+        return UNKNOWN
     half = standard.times(_HALF) if isinstance(standard, PerToken) else lambda usage: standard(usage) * _HALF
     return Tariff(PriceBasis.HALF, half, standard)
 
@@ -202,6 +208,10 @@ class Estimate:
         if weight.cost_usd is not None:
             self._cost_usd += weight.cost_usd
         return weight
+
+    def add_surcharge(self, cost_usd: Decimal) -> None:
+        """Count what is paid beside the requests."""
+        self._cost_usd += cost_usd
 
     @property
     def cost_usd(self) -> Decimal | None:

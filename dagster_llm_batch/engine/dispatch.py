@@ -43,7 +43,8 @@ class Dispatcher:
     def send(self, planned: Sequence[Shard]) -> None:
         """Send what can go now. What cannot stays planned, and an event says that it waits.
 
-        Raises ConfigError, before anything is sent, for a batch below the provider's least number.
+        A batch below the provider's least number that shall not be sent raises ConfigError before anything is sent.
+        Where all of it was asked before, it is given up instead, and an event says so: what came must still land.
         """
         batches: list[tuple[Labeling, list[Shard]]] = []
         for (model, lane), shards in groupby(sorted(planned, key=_target), key=_target):
@@ -65,14 +66,19 @@ class Dispatcher:
         now = self._deployment.clock()
         for batch in _together([shard for shard in shards if due(shard, now)], limits):
             requests = sum(shard.requests for shard in batch)
-            if requests < limits.min_requests and labeling.below_minimum == "refuse":
-                msg = (
-                    f"'{labeling.asset}': a batch of {labeling.model} takes at least {limits.min_requests} requests; "
-                    f"these are {requests}. Nothing was sent. Set below_minimum='pad' (copies that are paid for fill "
-                    "it up) or 'realtime' (answered at once, at the price of real time), or send more rows together."
-                )
-                raise ConfigError(msg)
-            yield batch
+            if requests >= limits.min_requests or labeling.below_minimum != "refuse":
+                yield batch
+                continue
+            why = (
+                f"a batch of {labeling.model} takes at least {limits.min_requests} requests; these are {requests}. "
+                "Set below_minimum='pad' (copies that are paid for fill it up) or 'realtime' (answered at once, at the "
+                "price of real time), or send more rows together."
+            )
+            if any(shard.wave == 1 for shard in batch):
+                raise ConfigError(f"'{labeling.asset}': {why} Nothing was sent.")
+            for submission_id in {shard.submission_id for shard in batch}:
+                self._deployment.ledger.note(submission_id, "below_minimum", f"not sent again: {why}")
+            drop(self._deployment, batch, "it was not sent again: too few requests for a batch")
         for submission_id in {shard.submission_id for shard in shards if not due(shard, now)}:
             self._waits(submission_id)
 

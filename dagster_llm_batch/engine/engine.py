@@ -208,7 +208,10 @@ class Engine:
             self.collect(labeling, submission_id)
             raise
         self.collect(labeling, submission_id)
-        return self.submit(labeling, submission_id)
+        status = self.submit(labeling, submission_id)
+        if any(shard.state in ENDED for shard in status.shards):  # answered in real time, or given up
+            return self.collect(labeling, submission_id)
+        return status
 
     def collect(self, labeling: Labeling, submission_id: str) -> Status:
         """`advance` without sending: a next wave is planned, and waits for `submit`."""

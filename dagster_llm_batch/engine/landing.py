@@ -131,9 +131,13 @@ class Landing:
             yield from self.payloads.iter_batches(shard.results_path or "", _AT_ONCE, columns)
 
     def _waves(self) -> list[list[Shard]]:
-        """The collected shards that hold this submission's answers, oldest first. A wave answers a request once."""
+        """The collected shards that hold this submission's answers, oldest first. A wave answers a request once.
+
+        Of what was never sent again, the word before it is the last.
+        """
         ids = (*reversed(self.submission.reused_from), self.submission.submission_id)
-        shards = [shard for one in ids for shard in self.ledger.shards(one) if shard.results_path]
+        collected = [shard for one in ids for shard in self.ledger.shards(one) if shard.results_path]
+        shards = [shard for shard in collected if shard.wave == 1 or shard.sent_at is not None]
         return [list(wave) for _, wave in groupby(shards, key=lambda shard: (shard.submission_id, shard.wave))]
 
     @property

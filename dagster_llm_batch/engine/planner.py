@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime
-from functools import cached_property
+from decimal import Decimal
+from functools import cached_property, partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from upath import UPath
 
 from dagster_llm_batch.core.identity import configuration_fingerprint, shard_nonce
-from dagster_llm_batch.core.pricing import Estimate, expected_output_tokens
+from dagster_llm_batch.core.pricing import Estimate, Tariff, expected_output_tokens
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.core.sharding import tightest
 from dagster_llm_batch.engine.budgets import refuse_over_budget
@@ -32,8 +33,8 @@ from dagster_llm_batch.errors import BudgetError, ConfigError, IllegalMoveError,
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.paths import payload_path
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.storage.records import Submission, SubmissionState
-from dagster_llm_batch.types import BatchStatus, Lane, Outcome, PriceBasis, ResponseKind
+from dagster_llm_batch.storage.records import Shard, Submission, SubmissionState
+from dagster_llm_batch.types import BatchStatus, Lane, Outcome, PriceBasis, ResponseKind, Usage
 
 __all__ = ["Planner", "output_tokens_each"]
 
@@ -196,7 +197,8 @@ class Planner:
         """Those of one of the labeling's models."""
         limits = self._deployment.codec(labeling).limits
         tight = tightest(limits, labeling.max_requests_per_batch, labeling.max_bytes_per_batch)
-        return wave.files(tight, self._deployment.owner(labeling, lane))
+        tariff = self._deployment.tariff(labeling)
+        return wave.files(tight, self._deployment.owner(labeling, lane), partial(_surcharge, labeling, tariff))
 
     def spare(self, submission_id: str, partition: str, fallback: Labeling) -> Spare:
         """Where all requests are kept for a fallback, as it is configured now."""
@@ -277,6 +279,17 @@ def output_tokens_each(labeling: Labeling) -> int:
     """Output tokens to estimate for each request."""
     embeds = labeling.reader.format.kind is ResponseKind.EMBEDDING
     return 0 if embeds else expected_output_tokens(labeling.params, labeling.expected_output_tokens)
+
+
+def _surcharge(labeling: Labeling, tariff: Tariff, shard: Shard, lacking: int) -> Decimal:
+    """What a shard costs on top that goes alone and is `lacking` requests short of the provider's least number."""
+    usage = Usage(input_tokens=shard.tokens // shard.requests, output_tokens=output_tokens_each(labeling))
+    price = tariff.price(usage)
+    if labeling.below_minimum == "refuse" or price.cost_usd is None or price.realtime_usd is None:
+        return Decimal(0)
+    if labeling.below_minimum == "pad":
+        return price.cost_usd * lacking
+    return (price.realtime_usd - price.cost_usd) * shard.requests
 
 
 def _may_follow(known: Submission, *, again: bool) -> bool:

@@ -184,6 +184,8 @@ class Draft:
         if self._manifest is None:  # not even a schema came
             self._start(pa.schema([(name, pa.string()) for name in self._columns_of_nothing()]))
         shards = [shard for files in self._files.values() for shard in files.close()]
+        for files in self._files.values():
+            self.estimate.add_surcharge(files.surcharge_usd)
         self._stack.close()
         return Plan(
             shards=shards,

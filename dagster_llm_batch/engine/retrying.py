@@ -66,14 +66,17 @@ class NextWave:
 
     def plan(self) -> bool:
         """Plan the next wave; False where nothing is asked again. Raises LeaseError while others commit money."""
-        asks = self._worth_a_batch([*self._again(), *self._adopted()])
+        asks = [*self._again(), *self._adopted()]
         if not asks:
             return False
         with committing(self._deployment, self._deployment.lease_wait_seconds):
-            shards = self._written(asks) if self._affordable(asks) else []
-            if shards:
+            shards = self._written(asks)
+            if shards and self._affordable(shards):
                 self._deployment.ledger.add_wave(self._submission.submission_id, shards)
-        return bool(shards)
+                return True
+        for shard in shards:
+            self._deployment.payloads.delete(shard.path)
+        return False
 
     def _written(self, asks: Sequence[_Ask]) -> list[Shard]:
         submission = self._submission
@@ -156,40 +159,20 @@ class NextWave:
             table = found if good else found.filter(pc.not_equal(found["llm_outcome"], Outcome.SUCCEEDED.value))
             yield from zip(*(column.to_pylist() for column in table.columns), strict=True)
 
-    def _worth_a_batch(self, asks: Sequence[_Ask]) -> list[_Ask]:
-        """The asks, those below a provider's least number as the user chose."""
-        kept: list[_Ask] = []
-        for (model, lane), group in groupby(sorted(asks, key=_target), key=_target):
-            found = list(group)
-            labeling = self._labeling.models[model]
-            requests = sum(len(ask.request_ids) for ask in found)
-            least = self._deployment.codec(labeling).limits.min_requests
-            if lane == Lane.REALTIME or requests >= least or labeling.below_minimum == "pad":
-                kept += found
-            elif labeling.below_minimum == "realtime":
-                kept += [_Ask(ask.model, Lane.REALTIME, ask.shard, ask.request_ids) for ask in found]
-            else:
-                self._note(
-                    "below_minimum",
-                    f"{requests} requests are not sent again: a batch of {labeling.model} takes at least {least}. Set "
-                    "below_minimum='pad' or 'realtime' to have them asked.",
-                )
-        return kept
-
-    def _affordable(self, asks: Sequence[_Ask]) -> bool:
+    def _affordable(self, shards: Sequence[Shard]) -> bool:
         known = [shard.estimated_usd if shard.cost_usd is None else shard.cost_usd for shard in self._shards]
         spent = sum((cost for cost in known if cost is not None), Decimal(0))
-        each = [(ask, self._weight(ask).cost_usd) for ask in asks]
-        unknown = next((self._labeling.models[ask.model] for ask, cost in each if cost is None), None)
-        more = sum((cost * len(ask.request_ids) for ask, cost in each if cost is not None), Decimal(0))
-        requests = sum(len(ask.request_ids) for ask in asks)
+        unknown = next((self._labeling.by(_model(one)) for one in shards if one.estimated_usd is None), None)
+        more = sum((one.estimated_usd for one in shards if one.estimated_usd is not None), Decimal(0))
+        requests = sum(shard.requests for shard in shards)
         most = self._labeling.budget_usd
         if most is not None and spent + more > most:
             why: str | None = f"{spent} USD are spent of max_cost_usd={most}"
         else:
             why = exceeded(self._deployment, unknown or self._labeling, more if unknown is None else None)
         if why is not None:
-            self._note("over_budget", f"{requests} requests are not sent again: {why}")
+            detail = f"{requests} requests are not sent again: {why}"
+            self._deployment.ledger.note(self._submission.submission_id, "over_budget", detail)
         return why is None
 
     def _weight(self, ask: _Ask) -> Weight:
@@ -209,9 +192,6 @@ class NextWave:
         for request_id, line in requests_of(payloads, path, nonce):
             if request_id in ask.request_ids:
                 yield request_id, custom_id(nonce, request_id), line
-
-    def _note(self, kind: str, detail: str) -> None:
-        self._deployment.ledger.note(self._submission.submission_id, kind, detail)
 
 
 def _constant(weight: Weight, _line_bytes: int) -> Weight:

@@ -69,19 +69,24 @@ class Wave:
     path_of: Callable[[str], str]
     shard_numbers: Iterator[int] = field(default_factory=count)
 
-    def files(self, limits: Limits, owner: Owner) -> ShardFiles:
+    def files(self, limits: Limits, owner: Owner, surcharge: Callable[[Shard, int], Decimal]) -> ShardFiles:
         """Where requests for this owner are written."""
         if owner.lane is Lane.REALTIME:
             limits = replace(limits, max_requests=_AT_ONCE, min_requests=1)
-        return ShardFiles(self, limits, owner)
+        return ShardFiles(self, limits, owner, surcharge)
 
 
 class ShardFiles:
-    """The request files of one owner in a wave. `shards` holds what was closed."""
+    """The request files of one owner in a wave. `shards` holds what was closed.
 
-    def __init__(self, wave: Wave, limits: Limits, owner: Owner) -> None:
+    `surcharge` says what a shard costs on top that is so many requests short of the provider's least number.
+    """
+
+    def __init__(self, wave: Wave, limits: Limits, owner: Owner, surcharge: Callable[[Shard, int], Decimal]) -> None:
         self.shards: list[Shard] = []
         self.requests = 0
+        self.surcharge_usd = Decimal(0)
+        self._surcharge = surcharge
         self._wave = wave
         self._limits = limits
         self._owner = owner
@@ -113,6 +118,10 @@ class ShardFiles:
         self._close()
         if len(self.shards) > 1:
             self.shards[-2:] = self._fill_up(*self.shards[-2:])
+        if self.shards and (lacking := self._limits.min_requests - self.shards[-1].requests) > 0:
+            tail = self.shards[-1]
+            self.surcharge_usd = self._surcharge(tail, lacking)
+            self.shards[-1] = replace(tail, estimated_usd=_sum(tail.estimated_usd, self.surcharge_usd))
         return self.shards
 
     def _fill_up(self, full: Shard, tail: Shard) -> list[Shard]:
@@ -159,8 +168,7 @@ class _OpenShard:
         self._writer.write(line)
         self.requests += 1
         self._tokens += weight.tokens
-        known = weight.cost_usd is not None and self._cost_usd is not None
-        self._cost_usd = self._cost_usd + weight.cost_usd if known else None  # type: ignore[operator]  # both known
+        self._cost_usd = _sum(self._cost_usd, weight.cost_usd)
 
     def close(self, owner: Owner) -> Shard:
         self._stack.close()
@@ -200,3 +208,8 @@ def _rewritten(shard: Shard, file: PayloadWriter, source: Shard, moved: int) -> 
         if cost is None or shard.estimated_usd is None
         else shard.estimated_usd + cost * moved / source.requests,
     )
+
+
+def _sum(one: Decimal | None, other: Decimal | None) -> Decimal | None:
+    """None where one of them is not known."""
+    return None if one is None or other is None else one + other

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from decimal import Decimal
 
 import pytest
 from bedrock_house import BUCKET, LEAST, ROWS, definition, provider
 from house import House, assert_total, billed, tickets
 
-from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.engine import Status
+from dagster_llm_batch.errors import BudgetError, ConfigError
 from dagster_llm_batch.testing.emulator import (
     BatchFault,
     Emulator,
@@ -116,13 +118,86 @@ def test_a_retried_tail_is_answered_in_real_time_where_the_user_chose_so(house: 
     assert len(house.emulator.books.batches) == BATCHES
 
 
-def test_a_retried_tail_is_left_alone_and_says_so_where_nothing_was_chosen(house: House, s3_url: str) -> None:
+def test_a_retried_tail_is_left_alone_and_says_so_where_nothing_was_chosen(house: House) -> None:
     house.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
     status = house.run(definition(), tickets(ROWS))
     assert status.submission.outcomes == {"succeeded": ROWS - 1, "errored": 1}
-    events = house.engine().ledger.events(status.submission.submission_id)
+    assert_says_why(house, status.submission.submission_id)
+
+
+def assert_says_why(house: House, submission_id: str) -> None:
+    """The submission says that rows were too few to be sent again, and they keep what the vendor said of them."""
+    events = house.engine().ledger.events(submission_id)
     [told] = [event.detail for event in events if event.kind == "below_minimum"]
     assert "below_minimum='pad'" in (told or "")
+    [rejected] = house.engine().labels(definition(), submission_id).rejects["llm_reason"].to_pylist()
+    assert "503" in rejected
+
+
+def retried_together(house: House, failing: str, choice: str) -> list[Status]:
+    """Two partitions, in which rows whose text holds `failing` are to be asked again, by one run over both."""
+    made = definition(below_minimum=choice, max_requests_per_batch=100)
+    house.emulator.inject(*[RowFault(containing=text, status_code=503, times=1) for text in failing.split(",")])
+    engine = house.engine()
+    plans = [engine.plan(made, tickets(5, 10 * day), partition=f"day-{day}").submission_id for day in (1, 2)]
+    engine.submit_together(made, plans)
+    house.emulator.settle()
+    for submission_id in plans:
+        engine.collect(made, submission_id)
+    house.skipped += timedelta(hours=1)
+    engine.submit_together(made, plans)
+    return [house.finish(made, submission_id) for submission_id in plans]
+
+
+@pytest.mark.parametrize("choice", ["refuse", "pad", "realtime"])
+def test_retried_tails_of_several_partitions_are_merged_before_anything_else_is_done(house: House, choice: str) -> None:
+    done = retried_together(house, "number 11?,number 12?,number 21?", choice)
+    assert [one.submission.outcomes for one in done] == [{"succeeded": 5}] * 2
+    assert len(house.emulator.books.batches) == 2  # all rows, then the three that had failed
+    assert len(billed(house)) == 10
+
+
+@pytest.mark.parametrize(("choice", "requests"), [("refuse", 8), ("pad", 11), ("realtime", 10)])
+def test_retried_tails_that_are_too_few_together_are_handled_as_chosen(
+    house: House, choice: str, requests: int
+) -> None:
+    done = retried_together(house, "number 11?,number 21?", choice)
+    assert len(billed(house)) == requests
+    assert len(house.emulator.books.batches) == (2 if choice == "pad" else 1)
+    if choice == "refuse":
+        for one in done:
+            assert one.submission.outcomes == {"succeeded": 4, "errored": 1}
+            assert_says_why(house, one.submission.submission_id)
+    else:
+        assert [one.submission.outcomes for one in done] == [{"succeeded": 5}] * 2
+
+
+@pytest.mark.parametrize("choice", ["refuse", "pad", "realtime"])
+def test_the_estimate_of_a_tail_is_that_of_what_the_user_chose(house: House, choice: str) -> None:
+    """One request of at least LEAST: alone, with copies of it up to that number, or at twice the batch price."""
+    factor = {"refuse": 1, "pad": LEAST, "realtime": 2}[choice]
+    alone = house.engine().preview(definition(), tickets(1)).estimated_usd
+    made = definition(below_minimum=choice)
+    preview = house.engine().preview(made, tickets(1))
+    assert preview.estimated_usd == factor * alone
+    assert preview.realtime_usd == 2 * alone
+    plan = house.engine().plan(made, tickets(1))
+    assert plan.estimated_usd == factor * alone
+    [shard] = house.engine().ledger.shards(plan.submission_id)
+    assert shard.estimated_usd == factor * alone
+    over = definition(below_minimum=choice, max_cost_usd=factor * alone - Decimal("0.0000001"))
+    with pytest.raises(BudgetError, match="max_cost_usd"):
+        house.engine().plan(over, tickets(1, 50))
+
+
+def test_a_retry_whose_padding_would_exceed_the_budget_is_not_sent(house: House) -> None:
+    house.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
+    for_all = house.engine().preview(definition(), tickets(LEAST)).estimated_usd  # and for LEAST copies of one
+    status = house.run(definition(below_minimum="pad", max_cost_usd=for_all), tickets(LEAST))
+    assert status.submission.outcomes == {"succeeded": LEAST - 1, "errored": 1}
+    assert status.submission.cost_usd + for_all / LEAST < for_all, "without copies it would have fit"
+    events = house.engine().ledger.events(status.submission.submission_id)
+    assert "over_budget" in [event.kind for event in events]
 
 
 def test_a_tail_is_filled_up_from_the_batch_before_it(house: House, s3_url: str) -> None:
