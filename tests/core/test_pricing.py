@@ -49,6 +49,52 @@ def test_the_table_of_batch_prices(
     assert read.basis is basis
 
 
+@pytest.mark.parametrize(
+    ("provider", "model", "input_usd", "output_usd", "basis"),
+    [
+        ("aws", "anthropic.claude-3-5-sonnet-20241022-v2:0", "1.50", "7.50", PriceBasis.HALF),
+        ("aws", "anthropic.claude-3-opus-20240229-v1:0", "7.50", "37.50", PriceBasis.HALF),
+        ("aws", "us.anthropic.claude-sonnet-4-5-20250929-v1:0", "1.65", "8.25", PriceBasis.HALF),  # 10 % more, regional
+        ("aws", "global.anthropic.claude-sonnet-4-5-20250929-v1:0", "1.50", "7.50", PriceBasis.HALF),
+        (
+            "aws",
+            "arn:aws:bedrock:us-east-1::foundation-model/amazon.nova-micro-v1:0",
+            "0.0175",
+            "0.07",
+            PriceBasis.HALF,
+        ),
+        ("google", "gemini-2.5-flash", "0.15", "1.25", PriceBasis.BATCH),
+        ("google", "publishers/google/models/gemini-2.5-flash", "0.15", "1.25", PriceBasis.BATCH),
+        ("google", "models/gemini-2.5-flash", "0.15", "1.25", PriceBasis.BATCH),
+        ("google", "publishers/anthropic/models/claude-sonnet-4-5@20250929", "1.50", "7.50", PriceBasis.HALF),
+        ("google", "claude-3-5-sonnet-v2@20241022", "1.50", "7.50", PriceBasis.HALF),
+        ("azure", "gpt-4o", "1.25", "5.00", PriceBasis.BATCH),
+        ("openai", "text-embedding-3-small", "0.01", "0", PriceBasis.HALF),
+        ("groq", "openai/gpt-oss-120b", "0.075", "0.30", PriceBasis.BATCH),
+    ],
+)
+def test_ids_of_clouds_have_their_batch_price_and_say_on_what_basis(
+    provider: str, model: str, input_usd: str, output_usd: str, basis: PriceBasis
+) -> None:
+    prices = tariff(provider, model, NOW)
+    thousand = prices.price(Usage(1_000)).cost_usd, prices.price(Usage(0, 1_000)).cost_usd
+    assert thousand == (Decimal(input_usd) / 1_000, Decimal(output_usd) / 1_000)
+    assert prices.basis is basis
+
+
+@pytest.mark.parametrize(
+    ("provider", "model"),
+    [
+        ("aws", "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/abc"),  # tells no model
+        ("azure", "our-batch-deployment"),
+        ("x-ai", "grok-4"),  # 20 % off
+        ("together", "meta-llama/Llama-3.3-70B-Instruct-Turbo"),  # off for some models only
+    ],
+)
+def test_a_batch_price_that_nobody_documents_is_neither_half_nor_whole(provider: str, model: str) -> None:
+    assert tariff(provider, model, NOW).basis is PriceBasis.UNKNOWN
+
+
 def test_before_the_book_had_batch_prices_the_rule_of_half_gives_the_same() -> None:
     early = tariff("openai", "gpt-4o", datetime(2026, 9, 1, tzinfo=UTC))
     assert early.basis is PriceBasis.HALF
