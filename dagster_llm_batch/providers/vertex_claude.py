@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
 from dagster_llm_batch.providers.google_lines import check_import, check_shape
 from dagster_llm_batch.providers.google_replies import read_parts
 from dagster_llm_batch.providers.google_schema import google_schema
@@ -121,7 +121,10 @@ def _settings(spec: RequestSpec) -> dict[str, Any]:
         if spec.params.get("thinking"):
             raise ConfigError("Claude cannot think where it must answer by a schema here; leave out 'thinking'.")
         name = re.sub(r"[^A-Za-z0-9_-]", "_", spec.response.name)[:64] or "response"
-        schema = _json_schema(google_schema(spec.response.json_schema))
+        try:
+            schema = _json_schema(google_schema(spec.response.json_schema))
+        except ResponseSchemaError as error:
+            raise ResponseSchemaError(str(error).replace("Gemini", "Claude on Vertex AI", 1)) from None
         settings["tools"] = [{"name": name, "description": "Give the answer.", "input_schema": schema}]
         settings["tool_choice"] = {"type": "tool", "name": name}
     return settings
