@@ -90,7 +90,9 @@ class Engine(NamedTuple):
     in_ci: bool = False
 
 
-ENGINES: dict[str, Engine] = {}
+ENGINES: dict[str, Engine] = {
+    "ray": Engine(own_environment=True),
+}
 
 
 def engine(name: str) -> bool:

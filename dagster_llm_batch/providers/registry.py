@@ -24,6 +24,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
     "command": ProviderEntry("dagster_llm_batch.providers.command", "CommandProvider"),
     "gemini": ProviderEntry("dagster_llm_batch.providers.gemini", "GeminiProvider", "google"),
     "openai": ProviderEntry("dagster_llm_batch.providers.openai", "OpenAIProvider", "openai"),
+    "ray": ProviderEntry("dagster_llm_batch.providers.ray", "RayProvider", "ray"),
     "vertex": ProviderEntry("dagster_llm_batch.providers.vertex", "VertexProvider", "google"),
 }
 

@@ -1,0 +1,384 @@
+"""A batch as a job on a Ray cluster: Ray Data answers the shard's lines by a server, a callable, a command, or vLLM.
+
+The job's `submission_id` is the tag and a digest of `storage`, so starting is idempotent: Ray refuses a second job of
+that id, and the first is looked up. Files travel through `storage`, a folder that this process and all of the cluster's
+nodes reach; what runs there (`ray_shard`) travels with the job. A job that failed with nothing done is followed by one
+with a number behind its id, since Ray takes none twice.
+
+    <storage>/<tag>/…    see `ray_shard`; files stay until somebody removes them
+
+A cluster whose head was restarted knows no job any more. Then the files tell: a shard with its last file has ended; any
+other is NOT_FOUND, and what its finished rows are is fetched all the same when it is given up.
+
+API: https://docs.ray.io/en/latest/cluster/running-applications/job-submission/sdk.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shlex
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from dagster_llm_batch.errors import (
+    AmbiguousError,
+    ConfigError,
+    LLMBatchError,
+    MissingExtraError,
+    RefusedError,
+    TransientError,
+)
+from dagster_llm_batch.providers.addresses import checked_address
+from dagster_llm_batch.providers.openai_lines import OpenAILines
+from dagster_llm_batch.providers.polling import poll_batches
+from dagster_llm_batch.providers.ray_answers import RayAnswers
+from dagster_llm_batch.providers.ray_errors import UnknownJobError, provider_error
+from dagster_llm_batch.providers.ray_shard.files import PLAN, Files, ended, started
+from dagster_llm_batch.providers.words import plain_words
+from dagster_llm_batch.types import (
+    Absent,
+    BatchReport,
+    BatchStatus,
+    FindHints,
+    Found,
+    Limits,
+    RequestSpec,
+)
+
+__all__ = ["RAY_LIMITS", "RayProvider"]
+
+RAY_LIMITS = Limits(max_requests=50_000, max_bytes=1_000_000_000)
+_SHARD = Path(__file__).with_name("ray_shard")
+_TAG = re.compile(r"[A-Za-z0-9_-]{1,150}")
+_ID = re.compile(rf"(?P<tag>{_TAG.pattern})\.(?P<place>[0-9a-f]{{8}})(\.[1-9][0-9]*)?")
+_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+_LOOK_SECONDS = 0.5
+_STATUSES = {
+    "PENDING": BatchStatus.PENDING,
+    "RUNNING": BatchStatus.RUNNING,
+    "STOPPED": BatchStatus.CANCELED,
+    "SUCCEEDED": BatchStatus.ENDED,
+    "FAILED": BatchStatus.FAILED,
+}
+_FAILS_AGAIN = ("RUNTIME_ENV_SETUP_FAILURE", "JOB_ENTRYPOINT_COMMAND_START_ERROR", "JOB_ENTRYPOINT_COMMAND_ERROR")
+
+
+class RayProvider:
+    """Batches as jobs of the cluster whose job server (its dashboard) is at `address`.
+
+    `answers` says how lines are answered; `runtime_env` is Ray's, for what the workers need. `account` names whose
+    answers these are; by default what answers, wherever the cluster is. Building makes no call.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        storage: str,
+        answers: RayAnswers,
+        name: str = "ray",
+        account: str | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        limits: Limits = RAY_LIMITS,
+        timeout_seconds: float = 60.0,
+    ) -> None:
+        checked_address(address, "address of the Ray cluster", "http://ray-head:8265")
+        if "@" in storage.partition("://")[2].partition("/")[0]:
+            raise ConfigError("The storage holds a user name or a password, which would be shown; leave them out.")
+        self._address = address
+        self._storage = storage.rstrip("/")
+        self._answers = answers
+        self._name = name
+        self._account = answers.described() if account is None else account
+        self._runtime_env = dict(runtime_env or {})
+        self._headers = dict(headers or {})
+        self._limits = limits
+        self._timeout_seconds = timeout_seconds
+        self._known_client: Any = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"
+
+    @property
+    def name(self) -> str:
+        """See Provider.name."""
+        return self._name
+
+    @property
+    def account(self) -> str:
+        """See Provider.account."""
+        return self._account
+
+    @property
+    def price_book(self) -> str | None:
+        """See Provider.price_book. Nobody bills the user's own machines."""
+        return None
+
+    @property
+    def settle_seconds(self) -> float:
+        """See Provider.settle_seconds. The same tag makes no second job, so sending again is always safe."""
+        return 0.0
+
+    def codec(self, spec: RequestSpec) -> OpenAILines:
+        """See Provider.codec. The response schema goes out as it is, as for a command."""
+        self._answers.check(spec)
+        return OpenAILines(spec, self._limits, dict)
+
+    # Submit
+
+    def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
+        """See Provider.submit. A job that runs or has ended is left alone."""
+        if not _TAG.fullmatch(tag):
+            raise ConfigError(f"The tag {tag!r} cannot name a job of Ray; letters, digits, '_' and '-' can.")
+        known = self._attempts(tag)
+        if known and _status(known[-1]) is not BatchStatus.FAILED:
+            return str(known[-1].submission_id)
+        submission_id = self._id(tag, len(known))
+        files = self._files(submission_id)
+        with _reaching(files):
+            count = files.write_requests(lines)
+            files.write_json(PLAN, {"requests": count, **self._answers.plan(spec.model)})
+        return self._start(files, submission_id)
+
+    def _start(self, files: Files, submission_id: str) -> str:
+        client = self._client()
+        environment = {
+            **self._runtime_env,
+            "py_modules": [*self._runtime_env.get("py_modules", ()), str(_SHARD)],
+            "excludes": [*self._runtime_env.get("excludes", ()), "__pycache__"],
+        }
+        try:
+            with self._calls("start the job", creating=True):
+                client.submit_job(
+                    entrypoint=f"python -m {_SHARD.name} {shlex.quote(files.folder)} {shlex.quote(submission_id)}",
+                    submission_id=submission_id,
+                    runtime_env=environment,
+                    metadata={"dagster_llm_batch": self._name},
+                )
+        except LLMBatchError as error:
+            # a second job of the id is refused with a mere 500; the first is what was asked for
+            try:
+                self._job(submission_id)
+            except UnknownJobError:
+                if isinstance(error, AmbiguousError):
+                    raise
+                raise error from None
+            except LLMBatchError:
+                raise error from None
+        return submission_id
+
+    def find(self, tag: str, hints: FindHints) -> Found | Absent:
+        """See Provider.find. Always certain: the cluster knows the id, or the job itself has left a file."""
+        known = [str(job.submission_id) for job in self._attempts(tag)]
+        first = self._id(tag)
+        files = self._files(first)
+        with _reaching(files):
+            newest = known[-1] if known else first if files.exists(started(first)) else None
+        return Absent() if newest is None or newest in hints.known else Found(newest)
+
+    def _attempts(self, tag: str) -> list[Any]:
+        """The jobs that the cluster knows of this tag, oldest first."""
+        found: list[Any] = []
+        while True:
+            try:
+                found.append(self._job(self._id(tag, len(found))))
+            except UnknownJobError:
+                return found
+
+    # Poll and fetch
+
+    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
+        """See Provider.poll."""
+        return poll_batches(batch_ids, self._listed, self._report)
+
+    def _listed(self, wanted: set[str]) -> Iterator[tuple[str, BatchReport]]:
+        client = self._client()
+        with self._calls("list the jobs"):
+            jobs = client.list_jobs()
+        for job in jobs:
+            if job.submission_id in wanted:
+                yield job.submission_id, self._read(job.submission_id, job)
+
+    def _report(self, batch_id: str) -> BatchReport:
+        match = _ID.fullmatch(batch_id)
+        if match is None or match["place"] != self._place:
+            reason = f"'{batch_id}' is no job of this provider, whose files are in {self._storage}."
+            return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=reason)
+        try:
+            return self._read(batch_id, self._job(batch_id))
+        except UnknownJobError:
+            return self._left(batch_id)
+
+    def _read(self, batch_id: str, job: Any) -> BatchReport:
+        files = self._files(batch_id)
+        status, reason, retryable = _status(job), None, False
+        with _reaching(files):
+            done, total = files.rows_done(), (files.read_json(PLAN) or {}).get("requests")
+            if status is BatchStatus.FAILED and files.exists(ended(batch_id)):
+                status = BatchStatus.ENDED  # every row has its line; what failed came after
+        if status is BatchStatus.FAILED:
+            kind, code = getattr(job.error_type, "value", job.error_type), job.driver_exit_code
+            reason = _last_words(job.message) or "The job failed."
+            retryable = kind not in _FAILS_AGAIN or (code is not None and (code < 0 or code > 128))  # noqa: PLR2004 -- killed
+        return BatchReport(
+            batch_id,
+            status,
+            total=total,
+            done=done,
+            reason=reason,
+            retryable=retryable,
+            created_at=_time(job.start_time),
+            ended_at=_time(job.end_time) if status.is_terminal else None,
+        )
+
+    def _left(self, batch_id: str) -> BatchReport:
+        """Of a job that the cluster does not know: what its files say."""
+        files = self._files(batch_id)
+        with _reaching(files):
+            last, plan = files.read_json(ended(batch_id)), files.read_json(PLAN) or {}
+            done = files.rows_done() if plan else None
+        if last is not None:
+            at = datetime.fromtimestamp(last["at"], UTC)
+            return BatchReport(batch_id, BatchStatus.ENDED, plan.get("requests"), done, ended_at=at)
+        reason = "The cluster knows no such job: its head was restarted, or this is another cluster."
+        if done:
+            reason += f" {done} rows are finished and kept."
+        return BatchReport(batch_id, BatchStatus.NOT_FOUND, plan.get("requests"), done, reason=reason)
+
+    def fetch(self, batch_id: str) -> Iterator[bytes]:
+        """See Provider.fetch. Of a job that did not end well, what was finished."""
+        report = self._report(batch_id)
+        if report.status in (BatchStatus.PENDING, BatchStatus.RUNNING):
+            raise TransientError(f"The job '{batch_id}' still runs; its results are there when it has ended.")
+        files = self._files(batch_id)
+        with _reaching(files):
+            for name in files.results():
+                yield from files.lines(name)
+
+    def cancel(self, batch_id: str) -> None:
+        """See Provider.cancel."""
+        client = self._client()
+        try:
+            with self._calls(f"stop the job '{batch_id}'"):
+                client.stop_job(batch_id)
+        except UnknownJobError as error:
+            if self._report(batch_id).status is not BatchStatus.ENDED:
+                raise RefusedError(f"The cluster knows no job '{batch_id}', so it cannot stop it.") from error
+
+    def respond(self, line: bytes) -> bytes:
+        """See Provider.respond. A job of this one line, and its result: that takes seconds, whatever answers."""
+        job_id = self._id(f"respond-{uuid.uuid4().hex}")
+        files = self._files(job_id)
+        try:
+            with _reaching(files):
+                files.write_requests(io.BytesIO(line))
+                files.write_json(PLAN, {"requests": 1, **self._answers.plan(_model_of(line))})
+            self._start(files, job_id)
+            while not (report := self._report(job_id)).status.is_terminal:
+                if report.status is BatchStatus.NOT_FOUND:
+                    raise TransientError(f"The job of one line is gone. {report.reason}")
+                time.sleep(_LOOK_SECONDS)
+            answers = list(self.fetch(job_id))
+        finally:
+            files.remove()
+        if len(answers) != 1:
+            raise RefusedError(f"The job of one line gave {len(answers)} answers. {report.reason or ''}".strip())
+        return answers[0]
+
+    def console_url(self, batch_id: str) -> str | None:
+        """See Provider.console_url: the job's page in Ray's dashboard."""
+        return f"{self._address.rstrip('/')}/#/jobs/{batch_id}"
+
+    # The SDK and the files
+
+    @property
+    def _place(self) -> str:
+        return hashlib.blake2b(self._storage.encode(), digest_size=4).hexdigest()
+
+    def _id(self, tag: str, failed: int = 0) -> str:
+        """The submission id of a tag, after so many jobs of it that failed."""
+        return f"{tag}.{self._place}" + (f".{failed + 1}" if failed else "")
+
+    def _files(self, batch_id: str) -> Files:
+        place, mark, query = self._storage.partition("?")  # a URI's options stay at its end
+        return Files(f"{place.rstrip('/')}/{batch_id.partition('.')[0]}{mark}{query}")
+
+    def _job(self, submission_id: str) -> Any:
+        client = self._client()
+        with self._calls(f"read the job '{submission_id}'"):
+            return client.get_job_info(submission_id)
+
+    @contextmanager
+    def _calls(self, what: str, *, creating: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except LLMBatchError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- the SDK raises what it likes
+            raise provider_error(error, what, self._headers.values(), creating=creating) from None
+
+    def _client(self) -> Any:
+        """The SDK's client. Making it is a call, and it imports Ray."""
+        if self._known_client is None:
+            self._refuse_other_addresses()
+            try:
+                from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 -- an optional extra
+            except ImportError as error:
+                raise MissingExtraError("ray", f"The provider '{self._name}'") from error
+            patience = self._timeout_seconds
+
+            class Client(JobSubmissionClient):  # type: ignore[misc]  # it has no types
+                """The SDK waits for ever for a server that does not answer."""
+
+                def _do_request(self, *arguments: Any, **options: Any) -> Any:
+                    return super()._do_request(*arguments, **{"timeout": patience, **options})
+
+            with self._calls("reach the cluster"):
+                self._known_client = Client(self._address, headers=dict(self._headers))
+        return self._known_client
+
+    def _refuse_other_addresses(self) -> None:
+        for variable in _ADDRESS_VARIABLES:
+            other = os.environ.get(variable)
+            if other and other.rstrip("/") != self._address.rstrip("/"):
+                raise ConfigError(
+                    f"The environment variable {variable} is set, and Ray's SDK would go there in place of "
+                    f"{self._address}. Unset it, or give both the same address."
+                )
+
+
+def _status(job: Any) -> BatchStatus:
+    return _STATUSES.get(getattr(job.status, "value", job.status), BatchStatus.RUNNING)
+
+
+def _time(milliseconds: Any) -> datetime | None:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC) if isinstance(milliseconds, int) and milliseconds else None
+
+
+def _last_words(message: Any) -> str:
+    """The end of what Ray says of a failure; it quotes up to 20,000 characters of the job's log."""
+    lines = [words for line in str(message or "").splitlines() if (words := plain_words(line))]
+    return " | ".join(lines)[-500:]
+
+
+def _model_of(line: bytes) -> str:
+    return str(json.loads(line)["body"]["model"])
+
+
+@contextmanager
+def _reaching(files: Files) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise TransientError(f"Could not read or write {files.folder}: {error}") from error

@@ -1,0 +1,11 @@
+"""What runs on the Ray cluster for one shard: `python -m ray_shard FOLDER SUBMISSION_ID`.
+
+It travels with the job as one of its `py_modules`, so it imports only the standard library and what comes with
+`ray[data]` (pyarrow, requests), and nothing else of this package.
+
+    FOLDER/requests.jsonl                    OpenAI batch lines       written before the job is submitted
+    FOLDER/plan.json                         how they are answered     "
+    FOLDER/<submission id>.started.json      the job has begun
+    FOLDER/results/<digest>-<rows>.jsonl     result lines of some rows, each file whole or not there
+    FOLDER/<submission id>.ended.json        every row has its line
+"""

@@ -1,0 +1,93 @@
+"""A real Ray of one node, in a network of its own that has only a loopback: Ray itself listens on every address."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ADDRESS = "http://127.0.0.1:8265"
+_NEW_NETWORK, _NEW_USER = 0x40000000, 0x10000000
+_SET_FLAGS, _UP = 0x8914, 0x1 | 0x40
+
+
+def alone_on_loopback() -> None:
+    """Put this process into a new network with nothing but a loopback."""
+    uid = os.getuid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_NEW_NETWORK | (0 if uid == 0 else _NEW_USER)) != 0:
+        raise OSError(ctypes.get_errno(), "This system gives no network namespace, and Ray would listen everywhere.")
+    if uid != 0:
+        Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        fcntl.ioctl(one, _SET_FLAGS, struct.pack("16sh", b"lo", _UP))
+
+
+class Cluster:
+    """Started and stopped as one process group. `logical_cpus` are what Ray shares out, whatever the machine has."""
+
+    def __init__(self, logical_cpus: int = 2) -> None:
+        self._logical_cpus = logical_cpus
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder = ""
+
+    def start(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets' paths must be short
+        ray = Path(sys.executable).with_name("ray")
+        environment = {
+            **os.environ,
+            "PATH": f"{ray.parent}{os.pathsep}{os.environ['PATH']}",  # a job's `python` is that of the workers
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        command = [str(ray), "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--port=6379"]
+        command += [f"--num-cpus={self._logical_cpus}", "--object-store-memory=150000000", f"--temp-dir={self._folder}"]
+        command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", "--dashboard-port=8265"]
+        log = Path(self._folder, "start.log")
+        with log.open("wb") as said:
+            self._process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+            )
+        end = time.monotonic() + 120
+        while not _answers():
+            assert self._process.poll() is None, log.read_text()
+            assert time.monotonic() < end, "the head never answered"
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        """End it as a machine that fails does: nothing is told anything."""
+        assert self._process is not None
+        for pid in _family(self._process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _answers() -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", 8265), 1) as one:
+            one.sendall(b"GET /api/version HTTP/1.0\r\n\r\n")
+            return b" 200 " in one.recv(100)
+    except OSError:
+        return False
+
+
+def _family(pid: int) -> list[int]:
+    """The process and all that it has started, by the tree of parents."""
+    found = [pid]
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    for one in found:
+        found += [child for child, parent in parents if parent == one and child not in found]
+    return found
