@@ -37,6 +37,7 @@ from dagster_llm_batch.resources import (
     LLMBatchResource,
     OpenAIBatchResource,
     QueueLimit,
+    RayBatchResource,
     VertexBatchResource,
 )
 from dagster_llm_batch.sensors import build_llm_batch_sensor
@@ -56,6 +57,7 @@ __all__ = [
     "OpenAIBatchResource",
     "Prompt",
     "QueueLimit",
+    "RayBatchResource",
     "RetryPolicy",
     "RowsContext",
     "TokenPrice",

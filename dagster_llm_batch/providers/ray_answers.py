@@ -10,6 +10,7 @@ from typing import Any
 
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.addresses import checked_address
+from dagster_llm_batch.providers.command_line import checked_command
 from dagster_llm_batch.providers.ray_shard.engine import SAMPLING
 from dagster_llm_batch.types import Endpoint, RequestSpec
 
@@ -49,11 +50,7 @@ class RayAnswers:
         if self.call is not None and not all(self.call.partition(":")[::2]):
             raise ConfigError(f"call is an import path, as in 'package.module:name'; got {self.call!r}.")
         if self.command is not None:
-            if isinstance(self.command, str) or not self.command:
-                raise ConfigError(f"command is a list of words, as in ['vllm', 'run-batch', …]; got {self.command!r}.")
-            for word in ("{input}", "{output}"):
-                if not any(word in part for part in self.command):
-                    raise ConfigError(f"The command {shlex.join(self.command)!r} lacks the placeholder {word}.")
+            checked_command(self.command)
         for name in ("requests_at_once", "rows_per_file", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it is at least 1.")

@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr
 
 from dagster_llm_batch.engine import Engine, rules
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.resources.own import CommandBatchResource
+from dagster_llm_batch.resources.own import CommandBatchResource, RayBatchResource
 from dagster_llm_batch.resources.vendors import (
     AnthropicBatchResource,
     BedrockBatchResource,
@@ -61,6 +61,7 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
     vertex: VertexBatchResource | None = Field(default=None, description="For models named vertex/….")
     openai: OpenAIBatchResource | None = Field(default=None, description="For models named openai/….")
     command: CommandBatchResource | None = Field(default=None, description="For models named command/….")
+    ray: RayBatchResource | None = Field(default=None, description="For models named ray/….")
     budgets: list[Budget] = Field(
         default=[], description="The most that submissions may commit to in a period; what is over is refused unsent."
     )
@@ -138,6 +139,8 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
             found["openai"] = self.openai.provider()
         if self.command is not None:
             found["command"] = self.command.provider(str(home / "command"))
+        if self.ray is not None:
+            found["ray"] = self.ray.provider()
         if self.telemetry:
             from dagster_llm_batch.telemetry import TracedProvider  # noqa: PLC0415 - its API is an extra
 

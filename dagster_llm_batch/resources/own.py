@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import dagster as dg
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from dagster_llm_batch.protocols import Provider
 
-__all__ = ["CommandBatchResource"]
+__all__ = ["CommandBatchResource", "RayBatchResource"]
 
 
 class CommandBatchResource(dg.ConfigurableResource[Any]):
@@ -33,3 +34,55 @@ class CommandBatchResource(dg.ConfigurableResource[Any]):
         from dagster_llm_batch.providers.command import CommandProvider  # noqa: PLC0415 - as the others
 
         return CommandProvider(command=self.command, workdir=self.workdir or default_workdir, account=self.account)
+
+
+class RayBatchResource(dg.ConfigurableResource[Any]):
+    """Jobs on a Ray cluster. Lines are answered in exactly one way: base_url, call, command or vllm."""
+
+    address: str = Field(description="The cluster's job server, as in http://ray-head:8265.")
+    storage: str = Field(
+        description="Folder for request and result files that this process and all nodes reach: a path, s3://…, gs://…."
+    )
+    base_url: str | None = Field(
+        default=None, description="An OpenAI-compatible server that the workers reach, as in http://llm:8000/v1."
+    )
+    call: str | None = Field(
+        default=None,
+        description="Import path, package.module:name, of a callable on the workers: bodies of requests to replies.",
+    )
+    command: list[str] | None = Field(
+        default=None, description="A command on the workers; {input}, {output} and {model} are replaced. No shell."
+    )
+    vllm: dict[str, Any] | None = Field(
+        default=None, description="Settings of ray.data.llm's vLLMEngineProcessorConfig, such as engine_kwargs."
+    )
+    api_key_env: str | None = Field(
+        default=None, description="Environment variable of the workers that holds the server's key."
+    )
+    workers: int = Field(default=1, description="The most workers at a time; Ray starts as many as it has room for.")
+    num_cpus: float = Field(default=1.0, description="Ray's logical CPUs for each worker.")
+    num_gpus: float = Field(default=0.0, description="Ray's GPUs for each worker.")
+    rows_per_file: int = Field(
+        default=64, description="Rows that a worker answers and then writes; what is lost when it is killed."
+    )
+    requests_at_once: int = Field(default=16, description="Requests to the server, or rows in one call, at a time.")
+    max_retries: int = Field(default=5, description="How often a request that the server puts off is sent again.")
+    timeout_seconds: float = Field(default=600.0, description="For one request to the server.")
+    runtime_env: dict[str, Any] = Field(default={}, description="Ray's runtime_env: pip, working_dir, env_vars, ….")
+    token: str | None = Field(default=None, description="Token of Ray's job server. As an EnvVar.")
+    account: str | None = Field(default=None, description="What tells its answers apart. Default: what answers.")
+
+    def provider(self) -> Provider:
+        """The provider; makes no call."""
+        from dagster_llm_batch.providers.ray import RayProvider  # noqa: PLC0415 - its SDK is an extra
+        from dagster_llm_batch.providers.ray_answers import RayAnswers  # noqa: PLC0415 - as above
+
+        answers = RayAnswers(**{field.name: getattr(self, field.name) for field in fields(RayAnswers)})
+        return RayProvider(
+            address=self.address,
+            storage=self.storage,
+            answers=answers,
+            account=self.account,
+            runtime_env=self.runtime_env,
+            headers={} if self.token is None else {"Authorization": f"Bearer {self.token}"},
+        )

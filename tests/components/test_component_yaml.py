@@ -335,6 +335,7 @@ def test_a_key_from_the_environment_stays_a_name_and_is_shown_nowhere(monkeypatc
         {"vertex": {"project": "p", "location": "us-central1", "bucket": "b"}},
         {"gemini": {"api_key": "k"}, "openai": {"api_key": "k", "base_url": "http://127.0.0.1:1/v1"}},
         {"command": {"command": ["vllm", "run-batch", "-i", "{input}", "-o", "{output}"]}},
+        {"ray": {"address": "http://h:8265", "storage": "/s", "vllm": {"engine_kwargs": {"max_model_len": 9}}}},
     ],
 )
 def test_each_provider_has_its_settings_under_its_name(resource):

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ _RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _LONGEST_WAIT_SECONDS = 60.0
 _OK = 200
 _LOG_CHARS = 500
+_PLACEHOLDER = re.compile(r"\{(input|output|model)\}")
 _LIFELINE = Path(__file__).with_name("lifeline.py")
 
 
@@ -151,10 +153,8 @@ class Command:
         with tempfile.TemporaryDirectory(prefix="ray-shard-") as folder:
             source, target, log = (Path(folder, name) for name in ("in.jsonl", "out.jsonl", "log.txt"))
             source.write_bytes(b"".join(line + b"\n" for line in lines))
-            words = [
-                word.replace("{input}", str(source)).replace("{output}", str(target)).replace("{model}", self._model)
-                for word in self._words
-            ]
+            values = {"input": str(source), "output": str(target), "model": self._model}
+            words = [_PLACEHOLDER.sub(lambda match: values[match[1]], word) for word in self._words]
             with log.open("wb") as said:
                 # its standard input is the lifeline: it closes when this process ends, however it ends
                 done = subprocess.Popen(  # noqa: S603 -- the user's own command, no shell
