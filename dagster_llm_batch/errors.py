@@ -6,6 +6,7 @@
     │   ├── ResponseSchemaError   a provider cannot take this response schema
     │   └── BudgetError           the estimate exceeds what may be spent; nothing was sent
     ├── InputError                the rows are wrong; nothing was sent
+    │   └── MessagesLostError     … since a stream's retention has deleted some before they were read
     ├── ProviderError             the provider said no
     │   ├── TransientError        … for now: the same call may succeed later
     │   ├── RefusedError          … for good: the same call will fail again
@@ -32,6 +33,7 @@ __all__ = [
     "LLMBatchError",
     "LeaseError",
     "LedgerError",
+    "MessagesLostError",
     "MissingExtraError",
     "ProviderError",
     "RefusedError",
@@ -66,6 +68,10 @@ class BudgetError(ConfigError):
 
 class InputError(LLMBatchError):
     """The rows cannot be labeled as they are. Nothing was sent."""
+
+
+class MessagesLostError(InputError):
+    """Messages of a window were deleted by retention before they were read. Nothing was read or sent of it."""
 
 
 class ProviderError(LLMBatchError):

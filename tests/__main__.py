@@ -91,6 +91,7 @@ class Engine(NamedTuple):
 
 
 ENGINES: dict[str, Engine] = {
+    "kafka": Engine(in_ci=True),
     "ray": Engine(own_environment=True),
 }
 

@@ -1,0 +1,134 @@
+"""Messages as tables: each window of a topic lands once, with the messages that cannot be read beside it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from dagster_llm_batch.assets.naming import key_beside
+from dagster_llm_batch.assets.output import Frame, check_frame, write_output
+from dagster_llm_batch.assets.partitions import each_partition, landed
+from dagster_llm_batch.errors import MessagesLostError
+from dagster_llm_batch.metadata import data_version, markdown_table, preview, table_schema
+from dagster_llm_batch.streams.messages import KEY, REJECT_SCHEMA
+from dagster_llm_batch.streams.resource import kafka_of
+from dagster_llm_batch.streams.topic import KafkaTopic
+from dagster_llm_batch.streams.windows import KafkaWindow
+
+__all__ = ["kafka_assets"]
+
+_DOCS = {
+    KEY: "topic-partition-offset",
+    "kafka_partition": "partition of the topic",
+    "kafka_offset": "place in the partition",
+    "kafka_timestamp": "as its producer or the broker set it",
+    "kafka_key": "key of the message",
+    "kafka_headers": "headers of the message",
+    "kafka_value": "what came",
+    "offsets": "1, or how many offsets are gone",
+    "reason": "why it cannot be read",
+}
+
+
+def kafka_assets(
+    *,
+    name: str,
+    topic: KafkaTopic,
+    frame: Frame = "arrow",
+    io_manager_key: str = "io_manager",
+    key_prefix: Sequence[str] | str = (),
+    group_name: str | None = None,
+    description: str | None = None,
+    owners: Sequence[str] = (),
+    tags: Mapping[str, str] | None = None,
+) -> list[dg.AssetsDefinition]:
+    """The messages of a topic as a table, one partition for each window.
+
+        topic ─▶ <name>            message_id, kafka_partition, kafka_offset, kafka_timestamp, kafka_key,
+                                   kafka_headers, and the columns of the content
+                 <name>_rejects    messages that cannot be read, and offsets that retention deleted, each with why
+
+    Every message of a window is in one of both. A window that has landed is not replaced by a shorter one: once
+    retention has taken messages of it, materializing it again raises MessagesLostError. A window is held in memory
+    as it lands; `build_kafka_sensor(max_messages=…)` bounds it.
+
+    Args:
+        name: Name of the asset.
+        topic: What is read, and how.
+        frame, io_manager_key, key_prefix, group_name, description, owners, tags: As for `llm_batch_assets`.
+
+    Returns:
+        The assets, for `Definitions(assets=[...])` and as `rows=` of `llm_batch_assets` (`rows="<name>"`).
+    """
+    check_frame(frame)
+    key = dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name])
+    common: dict[str, Any] = {
+        "partitions_def": topic.partitions_def,
+        "group_name": group_name,
+        "owners": owners,
+        "tags": tags or {},
+        "kinds": {"kafka", "table"},
+        "skippable": True,
+    }
+    read = dg.AssetSpec(key, description=description or f"Messages of the Kafka topic {topic.name}.", **common)
+    unread = dg.AssetSpec(
+        key_beside(key, "rejects"), description=f"Messages of {topic.name} that cannot be read, and why.", **common
+    )
+
+    @dg.multi_asset(
+        name=key.to_python_identifier(),
+        specs=[read, unread],
+        can_subset=True,
+        required_resource_keys={topic.resource_key, io_manager_key},
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def messages(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        connection = kafka_of(context.resources, topic.resource_key)
+
+        def land(partition: str | None) -> Iterator[Any]:
+            window = topic.window(partition)
+            parts = list(topic.read(connection, window))
+            good = pa.Table.from_batches([one for one, _ in parts], topic.content.schema)
+            bad = pa.Table.from_batches([one for _, one in parts], REJECT_SCHEMA)
+            _keep_what_landed(context, window, read.key, bad)
+            for spec, table in ((read, good), (unread, bad)):
+                if spec.key in context.selected_asset_keys:
+                    logged = write_output(context, spec, io_manager_key, partition, table, frame)
+                    metadata = {**_metadata(window, table, bad), **logged}
+                    yield from landed(context, spec.key, partition, metadata=metadata, version=data_version(table))
+
+        yield from each_partition(context, land)
+
+    return [messages]
+
+
+def _keep_what_landed(
+    context: dg.AssetExecutionContext, window: KafkaWindow, asset: dg.AssetKey, rejects: pa.Table
+) -> None:
+    if not any(map(_is_lost, rejects.to_pylist())):
+        return
+    before = dg.AssetRecordsFilter(asset, asset_partitions=[window.key])
+    if context.instance.fetch_materializations(before, limit=1).records:
+        raise MessagesLostError(
+            f"{window.key} has landed before; by now retention has deleted messages of it. What landed stays as it is."
+        )
+
+
+def _is_lost(row: Mapping[str, Any]) -> bool:
+    return ".." in row[KEY]
+
+
+def _metadata(window: KafkaWindow, table: pa.Table, rejects: pa.Table) -> dict[str, Any]:
+    rows: list[list[object]] = [[one.partition, one.start, one.end, one.end - one.start] for one in window.ranges]
+    shown = [name for name in table.column_names if name == KEY or not name.startswith("kafka_")]
+    return {
+        "dagster/partition_row_count": len(table),
+        "dagster/column_schema": table_schema(table.schema, _DOCS),
+        "kafka/topic": window.topic,
+        "kafka/ranges": dg.MetadataValue.md(markdown_table(["partition", "from", "up to", "offsets"], rows)),
+        "kafka/offsets": window.offsets,
+        "kafka/messages_unreadable": len(rejects) - sum(map(_is_lost, rejects.to_pylist())),
+        "kafka/offsets_lost": sum(row["offsets"] for row in rejects.to_pylist() if _is_lost(row)),
+        "kafka/preview": preview(table, shown),
+    }

@@ -1,0 +1,115 @@
+"""The only place that imports Kafka's client (confluent-kafka, over librdkafka), and what its errors mean here."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, MissingExtraError, TransientError
+
+if TYPE_CHECKING:
+    from confluent_kafka import Consumer, Producer
+    from confluent_kafka.admin import AdminClient
+
+__all__ = ["Connection", "as_ours", "confluent", "kafka_errors"]
+
+_CREDENTIALS = (
+    "_AUTHENTICATION",
+    "SASL_AUTHENTICATION_FAILED",
+    "TOPIC_AUTHORIZATION_FAILED",
+    "GROUP_AUTHORIZATION_FAILED",
+    "CLUSTER_AUTHORIZATION_FAILED",
+    "TRANSACTIONAL_ID_AUTHORIZATION_FAILED",
+    "ILLEGAL_SASL_STATE",
+)
+_UNKNOWN = ("UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "TOPIC_EXCEPTION")
+_QUIET = 0  # emergencies only: what matters comes back as an error
+
+
+def confluent() -> Any:
+    """The module `confluent_kafka`. Raises MissingExtraError."""
+    try:
+        import confluent_kafka  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("kafka", "Kafka") from error
+    return confluent_kafka
+
+
+@contextmanager
+def kafka_errors(doing: str) -> Iterator[None]:
+    """The client's errors as ours: what may pass is a TransientError, the rest says what to change."""
+    try:
+        yield
+    except confluent().KafkaException as error:
+        raise as_ours(error.args[0], doing) from error
+
+
+def as_ours(error: Any, doing: str) -> LLMBatchError:
+    """One of the client's errors, by its name."""
+    told = f"{doing}: Kafka says {error.name()}: {error.str()}."
+    if error.name() in _CREDENTIALS:
+        return CredentialsError(f"{told} The broker does not accept who asks, or does not allow it.")
+    if error.name() in _UNKNOWN:
+        return ConfigError(f"{told} Is the topic's name right, and does the broker have it?")
+    if error.name() == "_INVALID_ARG":
+        return ConfigError(f"{told} A setting of KafkaResource is not one that its client knows.")
+    if error.name() in ("_FENCED", "INVALID_PRODUCER_EPOCH"):
+        return TransientError(f"{told} Another process produces the same partition now; this one has stopped.")
+    return TransientError(f"{told} Nothing was lost; the same can be tried again.")
+
+
+class Connection:
+    """Makes clients of one cluster. `settings` are librdkafka's, and may hold secrets: they are never shown."""
+
+    def __init__(self, settings: Mapping[str, Any], timeout_seconds: float) -> None:
+        self._settings = dict(settings)
+        self.timeout_seconds = timeout_seconds
+
+    def __repr__(self) -> str:
+        return f"Connection({self._settings.get('bootstrap.servers')!r})"
+
+    def consumer(self, **more: Any) -> Consumer:
+        """A consumer that sees committed messages only, commits nothing by itself, and never skips an offset.
+
+        It is a group of its own unless `group_id` names one. More settings with _ for the dots.
+        """
+        settings = {
+            "group.id": f"dagster-llm-batch-{uuid.uuid4().hex}",  # the client wants one; none is joined or committed to
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "error",
+            "queued.max.messages.kbytes": 16_384,
+            "log_level": _QUIET,
+            **self._settings,
+            **_dotted(more),
+        }
+        with kafka_errors("Making a consumer"):
+            consumer: Consumer = confluent().Consumer(settings)
+        return consumer
+
+    def producer(self, **more: Any) -> Producer:
+        """An idempotent producer."""
+        settings = {
+            "enable.idempotence": True,
+            "linger.ms": 5,
+            "log_level": _QUIET,
+            **self._settings,
+            **_dotted(more),
+        }
+        with kafka_errors("Making a producer"):
+            producer: Producer = confluent().Producer(settings)
+        return producer
+
+    def admin(self) -> AdminClient:
+        """For making topics."""
+        from confluent_kafka.admin import AdminClient  # noqa: PLC0415 - an extra
+
+        return AdminClient({"log_level": _QUIET, **self._settings})
+
+
+def _dotted(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", "."): value for name, value in given.items()}

@@ -1,0 +1,186 @@
+"""Reads exactly the messages of a window, and says what retention has deleted of it. Keeps no position anywhere.
+
+Reads are `assign` at an offset, without a consumer group: nothing is rebalanced, and reading again gives the same. A
+partition is done when a message at or after the end comes, or the log is seen to reach there: offsets that are no
+message (transaction markers, aborted messages, what compaction removed) are passed over, and messages are counted by
+what is there. An open transaction is never waited for: windows end before it (`Watermarks.end`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
+
+from dagster_llm_batch.errors import InputError, MessagesLostError, TransientError
+from dagster_llm_batch.streams.client import Connection, as_ours, confluent, kafka_errors
+from dagster_llm_batch.streams.windows import KafkaWindow, OffsetRange
+
+if TYPE_CHECKING:
+    from confluent_kafka import Consumer, Message
+
+__all__ = ["Watermarks", "WindowReader", "lost_text", "offsets_at", "watermarks"]
+
+_AT_ONCE = 500
+_POLL_SECONDS = 0.2
+
+
+class Watermarks(NamedTuple):
+    """What of a partition can be read: from `begin` up to but not with `end`, where an open transaction begins or the
+    log ends.
+    """
+
+    begin: int
+    end: int
+
+
+def watermarks(connection: Connection, topic: str) -> dict[int, Watermarks]:
+    """By partition of the topic. Raises ConfigError for an unknown topic, TransientError without a broker."""
+    client = confluent()
+    consumer = connection.consumer()
+    try:
+        with kafka_errors(f"Asking for the offsets of topic '{topic}'"):
+            found = consumer.list_topics(topic, timeout=connection.timeout_seconds).topics[topic]
+            if found.error is not None:
+                raise as_ours(found.error, f"Looking for topic '{topic}'")
+            return {number: _watermarks(consumer, client.TopicPartition(topic, number)) for number in found.partitions}
+    finally:
+        consumer.close()
+
+
+def _watermarks(consumer: Consumer, partition: object, timeout: float = 30.0) -> Watermarks:
+    found = consumer.get_watermark_offsets(partition, timeout=timeout, cached=False)  # type: ignore[arg-type]
+    if found is None:
+        raise TransientError(f"The broker did not say within {timeout:g} s which offsets there are; try again.")
+    return Watermarks(*found)
+
+
+def offsets_at(
+    connection: Connection, topic: str, partitions: Mapping[int, Watermarks], when: datetime
+) -> dict[int, int]:
+    """By partition, the first offset of a message at or after `when`, or the end where there is none."""
+    client = confluent()
+    milliseconds = int(when.timestamp() * 1000)
+    consumer = connection.consumer()
+    try:
+        with kafka_errors(f"Asking for the offsets of topic '{topic}' at {when:%Y-%m-%d %H:%M:%S %Z}"):
+            asked = [client.TopicPartition(topic, number, milliseconds) for number in partitions]
+            found = consumer.offsets_for_times(asked, timeout=connection.timeout_seconds)
+    finally:
+        consumer.close()
+    ends = {number: marks.end for number, marks in partitions.items()}
+    return {
+        one.partition: min(one.offset, ends[one.partition]) if one.offset >= 0 else ends[one.partition] for one in found
+    }
+
+
+def lost_text(topic: str, lost: OffsetRange) -> str:
+    """What is said of offsets that are gone."""
+    return (
+        f"offsets {lost.start} to {lost.end - 1} of partition {lost.partition} of topic '{topic}' were deleted by the "
+        "topic's retention before they were read"
+    )
+
+
+class WindowReader:
+    """Reads one window once.
+
+    `lost` holds, after reading, what retention has deleted of it; with `stops_when_lost` that is a MessagesLostError
+    instead. Raises InputError where the topic ends before the window does, TransientError where nothing comes.
+    """
+
+    def __init__(self, connection: Connection, window: KafkaWindow, *, stops_when_lost: bool) -> None:
+        self.lost: list[OffsetRange] = []
+        self._connection = connection
+        self._window = window
+        self._stops_when_lost = stops_when_lost
+        self._open: dict[int, OffsetRange] = {}  # what is left to read, by partition
+
+    def messages(self) -> Iterator[list[Message]]:
+        """The messages, some hundreds at a time; in order within each partition."""
+        consumer = self._connection.consumer()
+        try:
+            with kafka_errors(f"Reading {self._window.key}"):
+                for one in self._window.ranges:
+                    self._begin(consumer, one)
+                self._assign(consumer)
+                yield from self._read(consumer)
+        finally:
+            consumer.close()
+
+    def _begin(self, consumer: Consumer, wanted: OffsetRange) -> None:
+        """Look what is left of a range, before or while it is read."""
+        topic = self._window.topic
+        marks = _watermarks(
+            consumer, confluent().TopicPartition(topic, wanted.partition), self._connection.timeout_seconds
+        )
+        if marks.end < wanted.end:
+            raise InputError(
+                f"Partition {wanted.partition} of topic '{topic}' ends at offset {marks.end} now, before the end of "
+                f"the window {self._window.key}. The topic was made anew, or has lost messages: these are not the "
+                "messages that the window was made for. Delete this dynamic partition, and give a topic that was made "
+                "anew another partitions_name."
+            )
+        if marks.begin > wanted.start:
+            lost = wanted._replace(end=min(marks.begin, wanted.end))
+            if self._stops_when_lost:
+                raise MessagesLostError(
+                    f"{self._window.key}: {lost_text(topic, lost)}. Nothing of the window was labeled. Set "
+                    "on_lost='record' to take what is left, with the lost offsets among the rejects; keep messages "
+                    "longer (retention.ms), or read them sooner."
+                )
+            self.lost.append(lost)
+            wanted = wanted._replace(start=lost.end)
+        if wanted.start < wanted.end:
+            self._open[wanted.partition] = wanted
+        else:
+            self._open.pop(wanted.partition, None)
+
+    def _assign(self, consumer: Consumer) -> None:
+        partition = confluent().TopicPartition
+        consumer.assign([partition(self._window.topic, one.partition, one.start) for one in self._open.values()])
+
+    def _read(self, consumer: Consumer) -> Iterator[list[Message]]:
+        heard = monotonic()
+        while self._open:
+            came = consumer.consume(_AT_ONCE, _POLL_SECONDS)
+            found = [message for message in came if self._take(consumer, message)]
+            if found:
+                heard = monotonic()
+                yield found
+            elif monotonic() - heard > self._connection.timeout_seconds:
+                left = "_".join(map(str, self._open.values()))
+                raise TransientError(
+                    f"{self._window.key}: no message for {self._connection.timeout_seconds:g} s, with {left} left to "
+                    "read. Nothing was kept of it; read it again when the broker answers."
+                )
+
+    def _take(self, consumer: Consumer, message: Message) -> bool:
+        """Whether this is a message of the window. Closes its partition where the end has been seen."""
+        number, offset, error = message.partition(), message.offset(), message.error()
+        wanted = None if number is None else self._open.get(number)
+        if error is not None and (wanted is None or offset is None) and not _is_end(error):
+            raise as_ours(error, f"Reading {self._window.key}")
+        if wanted is None or number is None or offset is None:
+            return False  # of a partition that is done
+        if error is not None and not _is_end(error):
+            if error.code() != confluent().KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001 - the client's own names
+                raise as_ours(error, f"Reading {self._window.key}")
+            self._begin(consumer, wanted)  # retention was quicker
+            self._assign(consumer)
+            return False
+        if offset >= wanted.end:
+            del self._open[number]
+            consumer.incremental_unassign([confluent().TopicPartition(self._window.topic, number)])
+            return False
+        if error is not None:  # the end of the log as one broker sees it, which is to catch up
+            return False
+        self._open[number] = wanted._replace(start=offset + 1)
+        if offset + 1 == wanted.end:
+            del self._open[number]
+        return True
+
+
+def _is_end(error: object) -> bool:
+    return error.code() == confluent().KafkaError._PARTITION_EOF  # type: ignore[attr-defined,no-any-return]  # noqa: SLF001

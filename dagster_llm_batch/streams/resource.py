@@ -1,0 +1,51 @@
+"""Where Kafka is, as a Dagster resource. Credentials stay in it: give them as `dg.EnvVar("…")`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.streams.client import Connection
+
+__all__ = ["KafkaResource", "kafka_of"]
+
+
+class KafkaResource(dg.ConfigurableResource[Any]):
+    """A Kafka cluster, or anything that speaks its protocol. Nothing is opened before it is needed."""
+
+    bootstrap_servers: str = Field(description="Addresses of one or more brokers, as in 'kafka-1:9092,kafka-2:9092'.")
+    security_protocol: str = Field(default="PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.")
+    sasl_mechanism: str | None = Field(default=None, description="PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER.")
+    username: str | None = Field(default=None, description="For SASL; an API key at many vendors.")
+    password: str | None = Field(default=None, description="For SASL. Give it as an EnvVar.")
+    ssl_ca_location: str | None = Field(default=None, description="File with the certificate authority.")
+    settings: dict[str, str] = Field(
+        default={}, description="More of librdkafka's settings, by their own names, as in {'client.rack': 'eu-1a'}."
+    )
+    timeout_seconds: float = Field(default=30.0, description="For one answer of the broker, or none while reading.")
+
+    def connection(self) -> Connection:
+        """Makes clients; makes no call."""
+        known = {
+            "bootstrap.servers": self.bootstrap_servers,
+            "security.protocol": self.security_protocol,
+            "sasl.mechanism": self.sasl_mechanism,
+            "sasl.username": self.username,
+            "sasl.password": self.password,
+            "ssl.ca.location": self.ssl_ca_location,
+        }
+        if taken := sorted(set(known) & set(self.settings)):
+            raise ConfigError(f"settings has {taken}, which KafkaResource has arguments for. Use those.")
+        given = {name: value for name, value in known.items() if value is not None}
+        return Connection({**given, **self.settings}, self.timeout_seconds)
+
+
+def kafka_of(resources: Any, resource_key: str) -> Connection:
+    """The connection of the resource of this name. Raises ConfigError for another kind of resource."""
+    resource = getattr(resources, resource_key)
+    if not isinstance(resource, KafkaResource):
+        raise ConfigError(f"The resource '{resource_key}' is a {type(resource).__name__}; it must be a KafkaResource.")
+    return resource.connection()

@@ -1,0 +1,189 @@
+"""The sensor that cuts a topic into windows. Killed at any point it leaves neither a gap nor an overlap.
+
+The windows that exist are its memory: each begins where the last one of its partition ended. Its cursor remembers the
+same, for the case that old windows are deleted from Dagster; an old cursor, or none, changes nothing. A window and the
+run for it are two steps of Dagster's daemon: windows whose run was not asked for yet are found and asked for again,
+under the window's key, which Dagster takes once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any
+
+import dagster as dg
+
+from dagster_llm_batch.assets.dataset import ROLE_TAG
+from dagster_llm_batch.errors import ConfigError, InputError, MessagesLostError
+from dagster_llm_batch.streams.client import Connection
+from dagster_llm_batch.streams.reading import Watermarks, lost_text, offsets_at, watermarks
+from dagster_llm_batch.streams.resource import kafka_of
+from dagster_llm_batch.streams.topic import KafkaTopic
+from dagster_llm_batch.streams.windows import OffsetRange, cut_windows, positions
+
+__all__ = ["build_kafka_sensor"]
+
+_WINDOWS_A_TICK, _RUNS_A_TICK = 200, 50
+_LANDED_LATER = ("labels", "rejects", "evaluation")
+
+
+def build_kafka_sensor(
+    topic: KafkaTopic,
+    *,
+    target: Sequence[dg.AssetsDefinition] = (),
+    name: str | None = None,
+    max_messages: int = 10_000,
+    max_wait: timedelta = timedelta(minutes=15),
+    every: timedelta | None = None,
+    start: datetime | None = None,
+    minimum_interval_seconds: int = 30,
+    default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
+    run_config: Mapping[str, Any] | None = None,
+    run_tags: Mapping[str, str] | None = None,
+) -> dg.SensorDefinition:
+    """A sensor that turns what has come on a topic into windows (dynamic partitions), and asks for a run for each.
+
+    A window ends at the last stable offset at most, so that no open transaction is part of it.
+
+    Args:
+        topic: What is cut.
+        target: Assets with `partitions_def=topic.partitions_def` to materialize for each window, such as what
+            `kafka_assets` and `llm_batch_assets` returned: messages and submissions; labels land by their own sensor.
+            Without, windows are made and nothing runs.
+        name: Of the sensor; default: from the topic's name.
+        max_messages: Most offsets of a window. So many are a window at once.
+        max_wait: Fewer are a window when the oldest message, by its timestamp, has waited so long.
+        every: Windows by the messages' time instead: all before the last full multiple of this since 1970 (UTC).
+        start: Leave out messages before this time. Default: all that the topic has when the first window is made.
+        minimum_interval_seconds, default_status: As for every sensor.
+        run_config, run_tags: Of the runs it asks for.
+
+    Raises ConfigError for what cannot work. A tick fails, until somebody acts, where retention has deleted messages
+    that no window holds (unless the topic has on_lost="record"), where windows overlap, and where the topic was made
+    anew.
+    """
+    if max_messages < 1 or max_wait < timedelta(0) or (every is not None and every <= timedelta(0)):
+        raise ConfigError(f"max_messages={max_messages}, max_wait={max_wait}, every={every}: these are positive.")
+    if start is not None and start.tzinfo is None:
+        raise ConfigError(f"start={start!r} has no time zone; write datetime(..., tzinfo=UTC).")
+    wanted = _wanted(topic, target)
+
+    def due(
+        connection: Connection, marks: Mapping[int, Watermarks], begins: Mapping[int, int]
+    ) -> tuple[dict[int, int], bool]:
+        """Up to where windows go by partition, and whether what is left after full ones is one, too."""
+        now = datetime.now(UTC)
+        if every is not None:
+            boundary = datetime.fromtimestamp(now.timestamp() // every.total_seconds() * every.total_seconds(), UTC)
+            return offsets_at(connection, topic.name, marks, boundary), True
+        old = offsets_at(connection, topic.name, marks, now - max_wait)
+        return {number: one.end for number, one in marks.items()}, any(begins[one] < old[one] for one in old)
+
+    @dg.sensor(
+        name=name or f"kafka_{''.join(c if c.isalnum() else '_' for c in topic.name)}_sensor",
+        asset_selection=dg.AssetSelection.assets(*wanted) if wanted else None,
+        minimum_interval_seconds=minimum_interval_seconds,
+        default_status=default_status,
+        required_resource_keys={topic.resource_key},
+        description=f"Cuts the Kafka topic {topic.name} into windows, and asks for a run for each.",
+    )
+    def kafka_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        connection = kafka_of(context.resources, topic.resource_key)
+        partitions_name = topic.partitions_def.name
+        assert partitions_name is not None  # KafkaTopic gives one
+        known = list(context.instance.get_dynamic_partitions(partitions_name))
+        marks = watermarks(connection, topic.name)
+        ended = _ended(topic, known, context.cursor)
+        begins = {number: one.begin for number, one in marks.items()}
+        if start is not None:
+            begins = {
+                number: max(begins[number], at)
+                for number, at in offsets_at(connection, topic.name, marks, start).items()
+            }
+        begins |= {number: at for number, at in ended.items() if number in marks}
+        _check(topic, ended, marks)
+        ends, rest = due(connection, marks, begins)
+        new = list(islice(cut_windows(topic.name, begins, ends, max_messages, rest=rest), _WINDOWS_A_TICK))
+        keys = [window.key for window in new]
+        pending = [*_without_run(context, wanted, known), *keys]
+        requests = [
+            dg.RunRequest(
+                run_key=key,
+                partition_key=key,
+                asset_selection=list(wanted),
+                run_config=dict(run_config or {}),
+                tags=dict(run_tags or {}),
+            )
+            for key in (pending[:_RUNS_A_TICK] if wanted else ())
+        ]
+        return dg.SensorResult(
+            run_requests=requests,
+            skip_reason=None if requests or keys else _waiting(begins, marks),
+            dynamic_partitions_requests=[topic.partitions_def.build_add_request(keys)] if keys else [],
+            cursor=json.dumps({topic.name: {**ended, **positions(topic.name, keys)}}),
+        )
+
+    return kafka_sensor
+
+
+def _wanted(topic: KafkaTopic, target: Sequence[dg.AssetsDefinition]) -> list[dg.AssetKey]:
+    specs = [spec for one in target for spec in one.specs if spec.tags.get(ROLE_TAG) not in _LANDED_LATER]
+    for spec in specs:
+        if spec.partitions_def != topic.partitions_def:
+            raise ConfigError(
+                f"target has {spec.key.to_user_string()} with the partitions {spec.partitions_def}. Give it the "
+                "topic's: partitions_def=topic.partitions_def."
+            )
+    return [spec.key for spec in specs]
+
+
+def _ended(topic: KafkaTopic, known: Sequence[str], cursor: str | None) -> dict[int, int]:
+    """By partition, where windows have ended: as those that exist say, or the cursor where it knows of later ones."""
+    ended = positions(topic.name, known)
+    try:
+        told = json.loads(cursor or "{}").get(topic.name, {})
+        remembered = {int(number): int(at) for number, at in told.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"The sensor's cursor {cursor!r} is not its own. Reset it; windows are its memory.") from error
+    return {number: max(ended.get(number, 0), remembered.get(number, 0)) for number in {*ended, *remembered}}
+
+
+def _check(topic: KafkaTopic, ended: Mapping[int, int], marks: Mapping[int, Watermarks]) -> None:
+    for number, at in ended.items():
+        found = marks.get(number)
+        if found is None or found.end < at:
+            raise InputError(
+                f"Windows of topic '{topic.name}' have gone to offset {at} of partition {number}, and it "
+                f"{'is gone' if found is None else f'ends at {found.end} now'}: the topic was made anew, or has lost "
+                "messages. Nothing is cut. Give the KafkaTopic another partitions_name to begin anew with this one."
+            )
+        if found.begin > at and topic.on_lost == "stop":
+            lost = OffsetRange(number, at, found.begin)
+            raise MessagesLostError(
+                f"{lost_text(topic.name, lost)}: no window holds them. Nothing is cut until somebody decides: give "
+                "the KafkaTopic on_lost='record', and its next window has them among the rejects. Keep messages "
+                "longer (retention.ms), or tick more often."
+            )
+
+
+def _without_run(context: dg.SensorEvaluationContext, wanted: Sequence[dg.AssetKey], known: Sequence[str]) -> list[str]:
+    """Windows that exist, are not materialized, and were not asked for: a daemon was killed in between."""
+    if not wanted or not known:
+        return []
+    there = [context.instance.get_materialized_partitions(key) for key in wanted]
+    open_ = [key for key in known if any(key not in some for some in there)]
+    asked = dg.RunsFilter(tags={"dagster/sensor_name": context.sensor_name})
+    found = (
+        {run.tags.get("dagster/run_key") for run in context.instance.get_runs(asked, limit=10 * _WINDOWS_A_TICK)}
+        if open_
+        else set()
+    )
+    return [key for key in open_ if key not in found]
+
+
+def _waiting(begins: Mapping[int, int], marks: Mapping[int, Watermarks]) -> str:
+    waiting = sum(max(0, one.end - begins[number]) for number, one in marks.items())
+    return f"{waiting} offsets wait for a window" if waiting else "nothing new"

@@ -1,0 +1,103 @@
+"""A topic as a source of rows: how its messages are read, and its windows as Dagster partitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import dagster as dg
+import pyarrow as pa
+
+from dagster_llm_batch.assets.dataset import RowsContext, RowsFunction
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.streams.client import Connection
+from dagster_llm_batch.streams.messages import Content, lost_rows
+from dagster_llm_batch.streams.reading import WindowReader
+from dagster_llm_batch.streams.resource import kafka_of
+from dagster_llm_batch.streams.windows import KafkaWindow, check_topic
+
+__all__ = ["KafkaTopic"]
+
+OnLost = Literal["stop", "record"]
+
+
+@dataclass(frozen=True)
+class KafkaTopic:
+    """A topic whose windows are partitions; `build_kafka_sensor` makes the windows.
+
+    Args:
+        name: Of the topic.
+        message: What a message holds: a pydantic model or a JSON Schema (one column a field), None for UTF-8 text
+            (column `text`) or `bytes` (column `value`). A message that does not fit is a reject, with the reason.
+        key: Whether the messages' keys are UTF-8 text or bytes, in the column `kafka_key`.
+        on_lost: Where retention has deleted messages before they were read: "stop" (MessagesLostError, nothing of the
+            window is used) or "record" (what is left is used, and the lost offsets are among the rejects).
+        partitions_name: Of the dynamic partitions. Give another one where a topic was made anew under its old name.
+        resource_key: Where the KafkaResource is.
+    """
+
+    name: str
+    message: Any = None
+    key: Literal["text", "bytes"] = "text"
+    on_lost: OnLost = "stop"
+    partitions_name: str | None = None
+    resource_key: str = "kafka"
+
+    def __post_init__(self) -> None:
+        check_topic(self.name)
+        if self.on_lost not in get_args(OnLost) or self.key not in ("text", "bytes"):
+            msg = f"on_lost={self.on_lost!r}, key={self.key!r}: on_lost is 'stop' or 'record', key 'text' or 'bytes'."
+            raise ConfigError(msg)
+        _ = self.content  # refuse now what cannot be read
+
+    @cached_property
+    def content(self) -> Content:
+        return Content(self.message, self.key)
+
+    @cached_property
+    def partitions_def(self) -> dg.DynamicPartitionsDefinition:
+        """One partition for each window."""
+        return dg.DynamicPartitionsDefinition(name=self.partitions_name or f"kafka_{self.name}")
+
+    def window(self, partition_key: str | None) -> KafkaWindow:
+        """The window of a partition. Raises InputError for what is none of this topic."""
+        window = KafkaWindow.parse(partition_key or "")
+        if window.topic != self.name:
+            raise InputError(f"The window {partition_key!r} is of topic '{window.topic}', not of '{self.name}'.")
+        return window
+
+    def read(self, connection: Connection, window: KafkaWindow) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+        """All messages of a window, each once, as pairs of readable rows and rejects. The first pair is empty."""
+        reader = WindowReader(connection, window, stops_when_lost=self.on_lost == "stop")
+        yield self.content.read([])
+        for messages in reader.messages():
+            yield self.content.read(messages)
+        yield pa.RecordBatch.from_pylist([], schema=self.content.schema), lost_rows(self.name, reader.lost)
+
+    def rows(self, unreadable: Literal["raise", "leave_out"] = "raise") -> RowsFunction:
+        """For `rows=` of `llm_batch_assets`, with `required_resource_keys={"kafka"}` and `key="message_id"`.
+
+        Messages go straight to the prompt, in Arrow batches, and are stored nowhere else. `unreadable` says what
+        happens to messages that do not fit: "leave_out" where a `kafka_assets` of the same topic keeps them. To keep
+        all messages, longer than Kafka does, use such an asset as the rows.
+        """
+
+        def read(context: RowsContext) -> Iterator[pa.RecordBatch]:
+            window = self.window(context.partition_key)
+            left_out = 0
+            for readable, rejects in self.read(kafka_of(context.resources, self.resource_key), window):
+                if unreadable == "raise" and rejects.num_rows:
+                    first = rejects.slice(0, 1).to_pylist()[0]
+                    raise InputError(
+                        f"{window.key}: message {first['message_id']} cannot be read: {first['reason']}. Nothing was "
+                        "sent. Let kafka_assets() keep such messages, with rows(unreadable='leave_out'), or give its "
+                        "asset as the rows."
+                    )
+                left_out += rejects.num_rows
+                yield readable
+            if left_out:
+                context.asset.log.warning(f"{window.key}: {left_out} messages cannot be read and were left out.")
+
+        return read
