@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import dagster_llm_batch
+from dagster_llm_batch import streams
 
 _MARK = re.compile(r"<!-- fields: (\w+) -->")
 
@@ -18,7 +19,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def fields(name: str) -> str:
     """The table, in Markdown."""
     lines = ["| Field | Default | What it is |", "| --- | --- | --- |"]
-    for field, info in getattr(dagster_llm_batch, name).model_fields.items():
+    for field, info in _resource(name).model_fields.items():
         default = "" if info.is_required() else f"`{info.get_default(call_default_factory=True)!r}`"
         lines.append(f"| `{field}` | {default} | {(info.description or '').replace('|', chr(92) + '|')} |")
     return "\n".join(lines)
+
+
+def _resource(name: str) -> Any:
+    return getattr(dagster_llm_batch, name, None) or getattr(streams, name)

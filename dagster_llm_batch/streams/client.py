@@ -67,6 +67,10 @@ class Connection:
         self._settings = dict(settings)
         self.timeout_seconds = timeout_seconds
 
+    @property
+    def _usual(self) -> dict[str, Any]:
+        return {"log_level": _QUIET, "socket.timeout.ms": int(self.timeout_seconds * 1000)}
+
     def __repr__(self) -> str:
         return f"Connection({self._settings.get('bootstrap.servers')!r})"
 
@@ -83,7 +87,7 @@ class Connection:
             "isolation.level": "read_committed",
             "auto.offset.reset": "error",
             "queued.max.messages.kbytes": 16_384,
-            "log_level": _QUIET,
+            **self._usual,
             **self._settings,
             **_dotted(more),
         }
@@ -96,7 +100,7 @@ class Connection:
         settings = {
             "enable.idempotence": True,
             "linger.ms": 5,
-            "log_level": _QUIET,
+            **self._usual,
             **self._settings,
             **_dotted(more),
         }
@@ -108,7 +112,7 @@ class Connection:
         """For making topics."""
         from confluent_kafka.admin import AdminClient  # noqa: PLC0415 - an extra
 
-        return AdminClient({"log_level": _QUIET, **self._settings})
+        return AdminClient({**self._usual, **self._settings})
 
 
 def _dotted(given: Mapping[str, Any]) -> dict[str, Any]:

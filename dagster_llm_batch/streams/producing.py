@@ -1,0 +1,160 @@
+"""Rows to a topic, each once, also when the process is killed in the middle and starts again.
+
+    begin ─▶ some rows ─▶ how far they go, in a consumer group's offset ─▶ commit        (one transaction)
+
+What was produced, and that it was, are one transaction: the mark is an offset that is committed with it, in a group of
+the work's own, with a digest of the rows. Whoever starts again reads the mark and goes on after it. The transactional
+id is the work's name: a process that was thought dead and goes on is fenced, and can commit nothing any more. Consumers
+with `isolation.level=read_committed` see each row once. Brokers forget marks after `offsets.retention.minutes` (a week,
+by default): whoever calls must have noted the end by then.
+
+Where the broker has no transactions, `produce_again` produces all of it again after a kill; each message has the same
+`dedup-id` header then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from dagster_llm_batch.errors import TransientError
+from dagster_llm_batch.streams.client import Connection, as_ours, confluent, kafka_errors
+
+if TYPE_CHECKING:
+    from confluent_kafka import Producer
+
+__all__ = ["Delivery", "Outgoing", "Work", "flush", "produce_again", "produce_once", "transaction"]
+
+Delivery = Literal["exactly_once", "at_least_once"]
+
+_MARKED_PARTITION = 0  # of the target topic: where the mark's offset is kept; it is no place in the log
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One message to produce."""
+
+    key: bytes | None
+    value: bytes
+    headers: Sequence[tuple[str, bytes]] = ()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is produced once: `version` is a digest of all its messages, in their order."""
+
+    name: str
+    topic: str
+    version: str
+
+    @property
+    def transactional_id(self) -> str:
+        """Kafka's limit is 249 bytes of any text; names of partitions may be longer."""
+        digest = hashlib.blake2b(self.name.encode(), digest_size=8).hexdigest()
+        return f"{self.name[:200]}-{digest}"
+
+
+def produce_once(
+    connection: Connection,
+    work: Work,
+    messages: Iterable[Outgoing],
+    *,
+    at_once: int = 5_000,
+    after_each: Callable[[int], None] = lambda _: None,
+) -> int:
+    """Produce what of the work is not there yet; returns how many messages that were.
+
+    `messages` are the same, in the same order, at each call with the same version. `after_each` is called with how many
+    are there after each transaction. Raises TransientError where another process does the same work, or the broker is
+    away: what was committed stays, and calling again goes on from there.
+    """
+    client, seconds = confluent(), connection.timeout_seconds
+    marker = connection.consumer(group_id=work.transactional_id)
+    producer = connection.producer(transactional_id=work.transactional_id)
+    produced = 0
+    try:
+        with kafka_errors(f"Producing {work.name} to topic '{work.topic}'"):
+            producer.init_transactions(seconds)  # ends what an earlier process left open, and fences it
+            place = client.TopicPartition(work.topic, _MARKED_PARTITION)
+            [mark] = marker.committed([place], timeout=seconds)
+            done = mark.offset if mark.offset >= 0 and mark.metadata == work.version else 0
+            there = done
+            for some in _some(messages, done, at_once):
+                there += len(some)
+                reached = client.TopicPartition(work.topic, _MARKED_PARTITION, there, work.version)
+                with transaction(producer, seconds):
+                    _produce(producer, work.topic, some)
+                    producer.send_offsets_to_transaction([reached], marker.consumer_group_metadata(), seconds)
+                produced += len(some)
+                after_each(there)
+    finally:
+        marker.close()
+    return produced
+
+
+@contextmanager
+def transaction(producer: Producer, seconds: float) -> Iterator[None]:
+    """Committed at the end; aborted after an error, lest readers wait for its time-out."""
+    producer.begin_transaction()
+    try:
+        yield
+        producer.commit_transaction(seconds)
+    except BaseException:
+        with suppress(confluent().KafkaException):  # fenced, or the broker is away: it aborts by itself
+            producer.abort_transaction(5)
+        raise
+
+
+def produce_again(connection: Connection, work: Work, messages: Iterable[Outgoing]) -> int:
+    """Produce all of it, idempotently within this process; a next call produces all of it again."""
+    producer = connection.producer()
+    produced = 0
+    with kafka_errors(f"Producing {work.name} to topic '{work.topic}'"):
+        for some in _some(messages, 0, 5_000):
+            _produce(producer, work.topic, some)
+            flush(producer, connection.timeout_seconds, work.name)
+            produced += len(some)
+    return produced
+
+
+def flush(producer: Producer, seconds: float, what: str) -> None:
+    """Wait until the broker has all of it, or raise TransientError."""
+    left = producer.flush(seconds)
+    if left:
+        raise TransientError(
+            f"{what}: the broker has not acknowledged {left} messages within {seconds:g} s; try again."
+        )
+
+
+def _produce(producer: Producer, topic: str, messages: Sequence[Outgoing]) -> None:
+    wrong: list[Any] = []
+
+    def delivered(error: Any, _: Any) -> None:
+        if error is not None:
+            wrong.append(error)
+
+    for one in messages:
+        given: dict[str, Any] = {"key": one.key, "headers": list(one.headers), "on_delivery": delivered}
+        try:
+            producer.produce(topic, one.value, **given)
+        except BufferError:  # the client's queue is full
+            producer.flush(30)
+            producer.produce(topic, one.value, **given)
+        producer.poll(0)
+    if wrong:
+        raise as_ours(wrong[0], f"Producing to topic '{topic}'")
+
+
+def _some(messages: Iterable[Outgoing], skipped: int, at_once: int) -> Iterator[list[Outgoing]]:
+    some: list[Outgoing] = []
+    for number, one in enumerate(messages):
+        if number >= skipped:
+            some.append(one)
+        if len(some) == at_once:
+            yield some
+            some = []
+    if some:
+        yield some

@@ -1,0 +1,131 @@
+"""Results in a topic: each once, whatever is killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pyarrow as pa
+import pytest
+from broker import Broker
+from confluent_kafka import Producer
+from house import House
+from producing_process import AT_ONCE, COUNT, main, numbers, work
+
+from dagster_llm_batch.errors import TransientError
+from dagster_llm_batch.streams import kafka_sink_asset
+from dagster_llm_batch.streams.producing import Outgoing, produce_again, produce_once
+
+
+def process(broker: Broker, topic: str, when: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(Path(__file__).with_name("producing_process.py")), broker.address, topic, when]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def values(broker, topic, **how):
+    return sorted(int(message.value()) for message in broker.consume(topic, **how))
+
+
+@pytest.mark.parametrize("when", ["between transactions", "in a transaction", "after the last one"])
+def test_a_producer_that_is_killed_and_made_again_leaves_each_message_once(broker, topic, when):
+    name = topic(partitions=2)
+    assert process(broker, name, when).returncode == -9
+    assert main(broker.address, name, "") < COUNT
+    assert values(broker, name) == list(range(COUNT))
+    assert main(broker.address, name, "") == 0
+
+
+def test_a_process_that_was_taken_for_dead_is_fenced(broker, topic):
+    name = topic()
+    connection = broker.resource().connection()
+
+    def zombie():
+        yield from (Outgoing(None, b"0") for _ in range(AT_ONCE))
+        main(broker.address, name, "")  # another process does the same work meanwhile, to its end
+        yield Outgoing(None, b"999")
+
+    with pytest.raises(TransientError, match="Another process produces the same"):
+        produce_once(connection, work(name), zombie(), at_once=AT_ONCE)
+    assert 999 not in values(broker, name)
+
+
+def test_another_version_is_produced_as_a_whole(broker, topic):
+    name = topic()
+    assert main(broker.address, name, "") == COUNT
+    connection = broker.resource().connection()
+    assert produce_once(connection, work(name, "v2"), numbers("")) == COUNT
+    assert values(broker, name) == sorted([*range(COUNT), *range(COUNT)])
+
+
+def test_a_broker_that_is_killed_in_the_middle_forgets_nothing_that_was_committed(own_broker):
+    name = own_broker.topic("out")
+    connection = own_broker.resource(timeout_seconds=3.0).connection()
+
+    def after(there):
+        if there == 2 * AT_ONCE:
+            own_broker.kill()
+
+    with pytest.raises(TransientError):
+        produce_once(connection, work(name), numbers(""), at_once=AT_ONCE, after_each=after)
+    own_broker.start()
+    produce_once(own_broker.resource().connection(), work(name), numbers(""), at_once=AT_ONCE)
+    assert values(own_broker, name) == list(range(COUNT))
+
+
+def test_without_transactions_a_repeated_message_is_the_same_message(broker, topic):
+    name = topic()
+    for _ in range(2):
+        assert produce_again(broker.resource().connection(), work(name), numbers("")) == COUNT
+    assert values(broker, name) == sorted([*range(COUNT), *range(COUNT)])
+
+
+def test_labels_are_produced_by_an_asset_once_a_version_also_after_its_run_was_lost(broker, emulator, stored, topic):
+    name = topic()
+    table = {"rows": pa.table({"id": ["b", "a"], "label": ["x", "y"], "extra": [1, 2]})}
+
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["p"]))
+    def labels():
+        return table["rows"]
+
+    sink = kafka_sink_asset(
+        name="sink",
+        labels=labels,
+        topic=name,
+        key="id",
+        columns=["label"],
+        partitions_def=dg.StaticPartitionsDefinition(["p"]),
+    )
+    house = House(broker, emulator, stored, [labels, sink], [])
+    assert house.run("labels", "sink", partition="p").success
+    first = broker.consume(name)
+    assert [(m.key(), json.loads(m.value())) for m in first] == [(b"a", {"label": "y"}), (b"b", {"label": "x"})]
+    headers = dict(first[0].headers())
+    assert headers["dedup-id"] == b"a:" + headers["llm-version"]
+    stored.wipe_assets([dg.AssetKey("sink")])  # as after a kill between the commit and Dagster's note
+    table["rows"] = pl.DataFrame(table["rows"].to_pylist()).sort("id").to_arrow()  # another order, the same rows
+    assert house.run("sink", partition="p").success
+    assert len(broker.consume(name)) == 2
+    table["rows"] = pa.table({"id": ["a"], "label": ["z"], "extra": [1]})
+    assert house.run("labels", "sink", partition="p").success
+    assert [json.loads(m.value())["label"] for m in broker.consume(name)] == ["y", "x", "z"]
+    assert house.run("sink", partition="p").success
+    assert len(broker.consume(name)) == 3
+
+
+def test_readers_do_not_wait_for_a_transaction_that_failed(broker, topic):
+    name = topic()
+
+    def broken():
+        yield from (Outgoing(None, b"1") for _ in range(AT_ONCE))
+        raise RuntimeError("the rows")
+
+    with pytest.raises(RuntimeError, match="the rows"):
+        produce_once(broker.resource().connection(), work(name), broken(), at_once=2 * AT_ONCE)
+    other = Producer(broker.conf)
+    other.produce(name, b"5")
+    assert other.flush(10) == 0
+    assert values(broker, name) == [5]  # or it gives up after 20 s, far below the time-out of a transaction
