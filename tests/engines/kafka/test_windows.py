@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dagster_llm_batch.errors import ConfigError, InputError
@@ -13,6 +13,7 @@ from dagster_llm_batch.streams.windows import OffsetRange, cut_windows, position
 OFFSETS = st.dictionaries(st.integers(0, 80), st.tuples(st.integers(0, 10**15), st.integers(0, 3_000)), max_size=40)
 
 
+@settings(deadline=None)
 @given(OFFSETS, st.integers(1, 5_000))
 def test_windows_hold_every_offset_exactly_once_and_their_keys_say_which(spans, most):
     begins = {partition: start for partition, (start, _) in spans.items()}
