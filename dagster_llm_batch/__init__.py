@@ -12,7 +12,17 @@ from dagster_llm_batch._version import __version__
 from dagster_llm_batch.assets import RowsContext, llm_batch_assets
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.checks import ChecksPolicy
-from dagster_llm_batch.components import LLMBatchComponent, LLMBatchEvaluationComponent
+from dagster_llm_batch.components import (
+    LLMBatchAgreementComponent,
+    LLMBatchComponent,
+    LLMBatchCostComponent,
+    LLMBatchDriftComponent,
+    LLMBatchEvaluationComponent,
+    LLMBatchGoldSampleComponent,
+    LLMBatchPairwiseJudgeComponent,
+    LLMBatchRubricJudgeComponent,
+    LLMBatchSkewComponent,
+)
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding
@@ -51,9 +61,16 @@ __all__ = [
     "Embedding",
     "Fallback",
     "GeminiBatchResource",
+    "LLMBatchAgreementComponent",
     "LLMBatchComponent",
+    "LLMBatchCostComponent",
+    "LLMBatchDriftComponent",
     "LLMBatchEvaluationComponent",
+    "LLMBatchGoldSampleComponent",
+    "LLMBatchPairwiseJudgeComponent",
     "LLMBatchResource",
+    "LLMBatchRubricJudgeComponent",
+    "LLMBatchSkewComponent",
     "OpenAIBatchResource",
     "Prompt",
     "QueueLimit",

@@ -1,7 +1,7 @@
-"""Attributes that both components have."""
+"""Attributes that several components have."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import dagster as dg
 from pydantic import Field
@@ -11,14 +11,27 @@ from dagster_llm_batch.components.resolving import about
 
 __all__ = [
     "BackfillPolicy",
+    "Blocking",
+    "Candidates",
+    "CheckSeverity",
+    "Confidence",
     "Description",
+    "Follow",
     "FrameKind",
+    "GoldTarget",
     "GroupName",
     "IOManagerKey",
     "KeyPrefix",
+    "Kinds",
     "Owners",
+    "Rejects",
+    "ResourceKey",
+    "RowKey",
+    "Seed",
     "Tags",
 ]
+
+Kind = Literal["categorical", "ordinal", "numeric"]
 
 
 class SingleRun(dg.Model):
@@ -50,12 +63,62 @@ BackfillPolicy = Annotated[
         examples=[{"type": "multi_run", "max_partitions_per_run": 10}],
     ),
 ]
+Blocking = Annotated[bool, about("Whether a failed check holds back what is downstream.")]
+Candidates = Annotated[
+    Any,
+    about(
+        "Keys of the labeled assets, or a mapping from names to keys.",
+        ["ticket_labels"],
+        {"small": "labels/small", "large": "labels/large"},
+        kind=list[str] | dict[str, str],
+    ),
+]
+CheckSeverity = Annotated[
+    dg.AssetCheckSeverity,
+    about("Of these checks.", "WARN", kind=Literal["ERROR", "WARN"], make=dg.AssetCheckSeverity),
+]
+Confidence = Annotated[
+    Mapping[str, str] | str | None,
+    about(
+        "Column of the candidates with the probability, 0 to 1, that their label is correct; a mapping by target.",
+        "confidence",
+        kind=str | dict[str, str] | None,
+    ),
+]
 Description = Annotated[str | None, about("What the asset is.")]
+Follow = Annotated[
+    Any,
+    about(
+        "`follow`: when what it reads is new. Null: when asked.",
+        "follow",
+        "{{ dg.AutomationCondition.on_cron('0 6 * * 1') }}",
+        kind=str | None,
+    ),
+]
 FrameKind = Annotated[Frame, about("What the IO manager is given.", "polars")]
+GoldTarget = Annotated[
+    Mapping[str, str] | str | None,
+    about("What gold calls it; a mapping where targets are several.", "topic", kind=str | dict[str, str] | None),
+]
 GroupName = Annotated[str | None, about("Group of the assets.", "crm")]
 IOManagerKey = Annotated[str, about("The IO manager that stores the tables.", "warehouse_io_manager")]
 KeyPrefix = Annotated[
     Sequence[str] | str, about("In front of the asset keys.", "crm", ["prod", "crm"], kind=str | list[str])
 ]
+Kinds = Annotated[
+    Mapping[str, Kind] | Kind,
+    about("Of all targets, or by target.", "ordinal", {"urgency": "ordinal"}, kind=Kind | dict[str, Kind]),
+]
 Owners = Annotated[Sequence[str], about("Owners of the assets.", ["team:ml"])]
+Rejects = Annotated[
+    Mapping[str, Any] | None,
+    about(
+        "Keys of the tables of rejected rows, by candidate.",
+        {"ticket_labels": "ticket_labels_rejects"},
+        kind=dict[str, str] | None,
+    ),
+]
+ResourceKey = Annotated[str, about("Where the LLMBatchResource is.", "llm_batch")]
+RowKey = Annotated[str, about("Column that all of these tables share; it names one row.", "ticket_id")]
+Seed = Annotated[int, about("Another one draws other rows.", 1)]
 Tags = Annotated[Mapping[str, str] | None, about("Tags of the assets.", {"tier": "gold"})]

@@ -1,7 +1,7 @@
-"""What both components share: attributes are a factory's arguments, specs can be translated, errors name their line."""
+"""What all components share: attributes are a factory's arguments, specs can be translated, errors name their line."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Self
 
@@ -13,6 +13,7 @@ from dagster_llm_batch.assets import ROLE_TAG
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.components.choices import pointed
 from dagster_llm_batch.components.resolving import path_about, pointing_at
+from dagster_llm_batch.errors import ConfigError
 
 __all__ = ["FactoryComponent", "Translation"]
 
@@ -29,10 +30,14 @@ Translation = Annotated[
 
 
 class FactoryComponent(dg.Component, dg.Resolvable):
-    """A component whose attributes are the arguments of `factory`, by the same names but for `renamed`."""
+    """A component whose attributes are the arguments of `factory`, by the same names but for `renamed`.
+
+    `keywords` are those that the factory takes as its `**` arguments.
+    """
 
     factory: ClassVar[Callable[..., list[dg.AssetsDefinition]]]
     renamed: ClassVar[Mapping[str, str]] = {}
+    keywords: ClassVar[Sequence[str]] = ()
     translation: TranslationFn[str] | None
 
     @classmethod
@@ -59,13 +64,18 @@ class FactoryComponent(dg.Component, dg.Resolvable):
 
         Key and partitions are what runs work with, so they go in when the assets are made; the rest is put on after.
         """
-        arguments = {name: getattr(self, self.renamed.get(name, name)) for name in _parameters(self.factory)}
+        names = (*_parameters(self.factory), *self.keywords)
+        arguments = {name: getattr(self, self.renamed.get(name, name)) for name in names}
         made = self.factory(**arguments)
         spec = next(spec for one in made for spec in one.specs if spec.key.path[-1] == arguments["name"])
         wanted = self.get_asset_spec(spec)
         if (wanted.key, wanted.partitions_def) != (spec.key, spec.partitions_def):
             *prefix, name = wanted.key.path
-            arguments |= {"name": name, "key_prefix": prefix, "partitions_def": wanted.partitions_def}
+            arguments |= {"name": name, "key_prefix": prefix}
+            if wanted.partitions_def != spec.partitions_def:
+                if "partitions_def" not in arguments:
+                    raise ConfigError("translation changes partitions_def, which follows from what the asset reads.")
+                arguments["partitions_def"] = wanted.partitions_def
             made = self.factory(**arguments)
         return [one.map_asset_specs(self._translated) for one in made]
 
@@ -83,4 +93,5 @@ class FactoryComponent(dg.Component, dg.Resolvable):
 
 
 def _parameters(factory: Callable[..., Any]) -> list[str]:
-    return list(inspect.signature(factory).parameters)
+    every = inspect.signature(factory).parameters.values()
+    return [one.name for one in every if one.kind is not inspect.Parameter.VAR_KEYWORD]

@@ -1,4 +1,5 @@
 """JSON Schemas whose errors are about a part, not about a whole block, so that `dg check yaml` points at the line.
+What is required comes first.
 
 A validator says of `anyOf` no more than that nothing fits. Here it is told first which choice is meant, by the value's
 type or by its attribute `type`, and then judges by that one alone. What is valid stays the same.
@@ -19,6 +20,8 @@ class _Pointed(BaseModel):
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> Schema:
         schema = super().model_json_schema(*args, **kwargs)
+        required = schema.get("required", ())
+        schema["properties"] = dict(sorted(schema["properties"].items(), key=lambda one: one[0] not in required))
         decided: Schema = _decided(schema, schema.get("$defs", {}))
         return decided
 

@@ -2,18 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import dagster as dg
 
 from dagster_llm_batch.components.attributes import (
     BackfillPolicy,
+    Blocking,
+    Candidates,
+    CheckSeverity,
+    Confidence,
     Description,
+    Follow,
     FrameKind,
+    GoldTarget,
     GroupName,
     IOManagerKey,
     KeyPrefix,
+    Kinds,
     Owners,
+    Rejects,
+    RowKey,
     Tags,
 )
 from dagster_llm_batch.components.base import FactoryComponent, Translation
@@ -24,8 +33,6 @@ from dagster_llm_batch.components.settings import TARGET
 from dagster_llm_batch.evaluation_assets import evaluation_assets
 
 __all__ = ["LLMBatchEvaluationComponent"]
-
-Kind = Literal["categorical", "ordinal", "numeric"]
 
 
 @dg.scaffold_with(EvaluationScaffolder)
@@ -40,41 +47,13 @@ class LLMBatchEvaluationComponent(FactoryComponent):
 
     name: Annotated[str, about("Name of the evaluation asset.", "ticket_eval")]
     gold: Annotated[Any, about("Key of the asset with the true values.", "ticket_gold", kind=str)]
-    candidates: Annotated[
-        Any,
-        about(
-            "Keys of the labeled assets, or a mapping from names to keys.",
-            ["ticket_labels"],
-            {"small": "labels/small", "large": "labels/large"},
-            kind=list[str] | dict[str, str],
-        ),
-    ]
-    key: Annotated[str, about("Column that gold and candidates share; it names one row.", "ticket_id")]
+    candidates: Candidates
+    key: RowKey
     target: Annotated[Any, TARGET]
-    gold_target: Annotated[
-        Mapping[str, str] | str | None,
-        about("What gold calls it; a mapping where targets are several.", "topic", kind=str | dict[str, str] | None),
-    ] = None
-    kind: Annotated[
-        Mapping[str, Kind] | Kind,
-        about("Of all targets, or by target.", "ordinal", {"urgency": "ordinal"}, kind=Kind | dict[str, Kind]),
-    ] = "categorical"
-    rejects: Annotated[
-        Mapping[str, Any] | None,
-        about(
-            "Keys of the tables of rejected rows, by candidate, so that their costs count.",
-            {"ticket_labels": "ticket_labels_rejects"},
-            kind=dict[str, str] | None,
-        ),
-    ] = None
-    confidence: Annotated[
-        Mapping[str, str] | str | None,
-        about(
-            "Column of the candidates with the probability, 0 to 1, that their label is correct; a mapping by target.",
-            "confidence",
-            kind=str | dict[str, str] | None,
-        ),
-    ] = None
+    gold_target: GoldTarget = None
+    kind: Kinds = "categorical"
+    rejects: Rejects = None
+    confidence: Confidence = None
     regression: Annotated[
         bool, about("Keep the labels that somebody accepted, and check that no candidate is surely worse.")
     ] = False
@@ -95,11 +74,8 @@ class LLMBatchEvaluationComponent(FactoryComponent):
             kind=float | dict[str, float] | None,
         ),
     ] = None
-    check_severity: Annotated[
-        dg.AssetCheckSeverity,
-        about("Of these checks.", "WARN", kind=Literal["ERROR", "WARN"], make=dg.AssetCheckSeverity),
-    ] = dg.AssetCheckSeverity.ERROR
-    blocking: Annotated[bool, about("Whether a failed one holds back what is downstream.")] = False
+    check_severity: CheckSeverity = dg.AssetCheckSeverity.ERROR
+    blocking: Blocking = False
     frame: FrameKind = "arrow"
     io_manager_key: IOManagerKey = "io_manager"
     key_prefix: KeyPrefix = ()
@@ -107,14 +83,6 @@ class LLMBatchEvaluationComponent(FactoryComponent):
     description: Description = None
     owners: Owners = ()
     tags: Tags = None
-    automation_condition: Annotated[
-        Any,
-        about(
-            "`follow`: when labels or gold are new. Null: when asked.",
-            "follow",
-            "{{ dg.AutomationCondition.on_cron('0 6 * * 1') }}",
-            kind=str | None,
-        ),
-    ] = "follow"
+    automation_condition: Follow = "follow"
     backfill_policy: BackfillPolicy = None
     translation: Translation = None

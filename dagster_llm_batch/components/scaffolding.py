@@ -6,7 +6,8 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from string import Template
+from typing import Any, ClassVar, Literal
 
 import click
 import dagster as dg
@@ -14,7 +15,17 @@ import yaml  # type: ignore[import-untyped]
 from dagster.components.scaffold.scaffold import ScaffoldRequest
 from pydantic import BaseModel, Field
 
-__all__ = ["BatchScaffolder", "EvaluationScaffolder"]
+__all__ = [
+    "AgreementScaffolder",
+    "BatchScaffolder",
+    "CostScaffolder",
+    "DriftScaffolder",
+    "EvaluationScaffolder",
+    "GoldSampleScaffolder",
+    "PairwiseJudgeScaffolder",
+    "RubricJudgeScaffolder",
+    "SkewScaffolder",
+]
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -117,27 +128,152 @@ def _labeler(request: ScaffoldRequest[Any]) -> list[str]:
     ]
 
 
-class EvaluationScaffolder(dg.Scaffolder):
-    """An evaluation of the project's labels, and gold for it."""
+class AroundScaffolder(dg.Scaffolder):
+    """Something around the labels that the project has in YAML."""
+
+    suffix: ClassVar[str]
+    """Of the name, where the folder has that of the labels."""
+    attributes: ClassVar[str]
+    """YAML, with what is there by `$name`."""
+    gold: ClassVar[bool] = False
+    """Whether an asset with gold for the example comes with it."""
 
     def scaffold(self, request: ScaffoldRequest[Any]) -> None:
         """Write the files."""
         if request.scaffold_format == "python":
             dg.scaffold_component(request)
             return
-        labels = next((str(found["name"]) for found in _datasets(request) if "name" in found), "ticket_labels")
+        found = [one for one in _datasets(request) if "name" in one]
+        labels, *others = [str(one["name"]) for one in found] or ["ticket_labels"]
+        rows = next((one["rows"] for one in found if isinstance(one.get("rows"), str)), "tickets")
+        models = [str(one.get("model")) for one in found]
         name = _name(request)
-        text = (
-            f"type: {request.type_name}\n\nattributes:\n"
-            f"  name: {name if name != labels else f'{name}_eval'}\n"
-            "  gold: ticket_gold\n"
-            f"  candidates: [{labels}]\n"
-            f"  rejects: {{{labels}: {labels}_rejects}}\n"
-            "  key: ticket_id\n"
-            "  target: topic\n"
+        attributes = Template(self.attributes).substitute(
+            labels=labels,
+            other=next(iter(others), "other_labels"),
+            rows=rows,
+            judge=next((one for one in models if not one.startswith("command/")), "openai/gpt-5-nano"),
         )
-        folder = _write(request, text, [])
-        _copy("ticket_gold.py", folder.parent)  # in a folder that has YAML, Dagster loads no Python by itself
+        name = name if name != labels else f"{name}_{self.suffix}"
+        folder = _write(request, f"type: {request.type_name}\n\nattributes:\n  name: {name}\n{attributes}", [])
+        if self.gold:
+            _copy("ticket_gold.py", folder.parent)  # in a folder that has YAML, Dagster loads no Python by itself
+
+
+class EvaluationScaffolder(AroundScaffolder):
+    """An evaluation of the project's labels, and gold for it."""
+
+    suffix, gold = "eval", True
+    attributes = """\
+  gold: ticket_gold
+  candidates: [$labels]
+  rejects: {$labels: ${labels}_rejects}
+  key: ticket_id
+  target: topic
+"""
+
+
+class AgreementScaffolder(AroundScaffolder):
+    """How far the project's labels and people agree, and gold for it."""
+
+    suffix, gold = "agreement", True
+    attributes = """\
+  gold: ticket_gold
+  candidates: [$labels]
+  key: ticket_id
+  target: topic
+"""
+
+
+class DriftScaffolder(AroundScaffolder):
+    """Drift of the project's labels between partitions."""
+
+    suffix = "drift"
+    attributes = """\
+  candidates: [$labels]  # they must have partitions
+  target: topic
+"""
+
+
+class SkewScaffolder(AroundScaffolder):
+    """The project's labels, a sample of them asked again in real time."""
+
+    suffix = "skew"
+    attributes = """\
+  labels: $labels
+  target: topic
+  sample: 50
+  max_cost_usd: 1  # for each sample; refuses before anything is sent
+"""
+
+
+class GoldSampleScaffolder(AroundScaffolder):
+    """Rows of the project's labels that people should label."""
+
+    suffix = "gold_sample"
+    attributes = """\
+  candidates: [$labels]
+  rejects: {$labels: ${labels}_rejects}
+  key: ticket_id
+  target: topic
+  size: 100
+"""
+
+
+class CostScaffolder(AroundScaffolder):
+    """Costs of the project's labels."""
+
+    suffix = "costs"
+    attributes = """\
+  labels: [$labels]  # without this: all of the namespace
+"""
+
+
+_JUDGED = """\
+  rows: $rows  # the asset with what was asked about
+  candidates: [$CANDIDATES]
+  key: ticket_id
+  target: topic
+"""
+_JUDGE = """\
+  model: $judge  # a real model, whose provider is in the project's `resource`
+  max_cost_usd: 1  # refuses before anything is sent
+"""
+
+
+class PairwiseJudgeScaffolder(AroundScaffolder):
+    """A judge of two of the project's labels."""
+
+    suffix = "duel"
+    attributes = (
+        _JUDGED.replace("$CANDIDATES", "$labels, $other")
+        + """\
+  prompt: |
+    A support ticket: {{ body }}
+
+    Topic A: {{ answer_a }}
+    Topic B: {{ answer_b }}
+"""
+        + _JUDGE
+    )
+
+
+class RubricJudgeScaffolder(AroundScaffolder):
+    """A judge of the project's labels."""
+
+    suffix = "scores"
+    attributes = (
+        _JUDGED.replace("$CANDIDATES", "$labels")
+        + """\
+  criteria:
+    right: Is this what the ticket is about?
+  prompt: |
+    A support ticket: {{ body }}
+
+    Its topic is said to be: {{ answer }}
+"""
+        + _JUDGE
+    )
 
 
 def _write(request: ScaffoldRequest[Any], text: str, files: list[str]) -> Path:

@@ -80,10 +80,12 @@ def propose(
 
 def check_design(size: int, random_share: float) -> None:
     """Refuse a sample from which nothing can be estimated."""
-    if size < 1 or not 0 < random_share <= 1:
+    if size < 1:
+        raise ConfigError(f"size={size!r} must be at least 1.")
+    if not 0 < random_share <= 1:
         raise ConfigError(
-            f"size={size!r} must be at least 1, and random_share={random_share!r} above 0 and at most 1: rows that no "
-            "signal names must have a chance too, or no estimate holds for them."
+            f"random_share={random_share!r} must be above 0 and at most 1: rows that no signal names must have a "
+            "chance too, or no estimate holds for them."
         )
 
 

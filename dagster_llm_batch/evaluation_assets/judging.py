@@ -37,11 +37,11 @@ def instructed(prompt: Prompt, instruction: str, answers: Sequence[str]) -> Prom
     told = replace(prompt, system=f"{prompt.system}\n\n{instruction}" if prompt.system else instruction)
     columns = told.columns()
     if columns is None:
-        raise ConfigError("A judge's prompt names its columns: {{ row }} would show whose answers they are.")
+        raise ConfigError("prompt must name its columns: {{ row }} would show whose answers they are.")
     if lacking := [name for name in answers if name not in columns]:
-        raise ConfigError(f"The judge's prompt does not show {lacking}. Its variables: {', '.join(sorted(columns))}.")
+        raise ConfigError(f"prompt does not show {lacking}. Its variables: {', '.join(sorted(columns))}.")
     if telling := sorted(columns & {*JUDGE_COLUMNS}):
-        raise ConfigError(f"The judge's prompt reads {telling}, which tell whose answers it is shown. Leave them out.")
+        raise ConfigError(f"prompt reads {telling}, which tell whose answers it is shown. Leave them out.")
     return told
 
 

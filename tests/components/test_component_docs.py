@@ -22,12 +22,13 @@ def number(text):
 
 @pytest.mark.parametrize("text", blocks("yaml"), ids=number)
 def test_each_yaml_block_loads_alone_or_in_the_least_dataset(text):
-    given = yaml.safe_load(text)
-    if "type" not in given:  # some attributes
-        text = yaml.safe_dump({"type": "dagster_llm_batch.LLMBatchComponent", "attributes": labels(**given)})
-    with loaded(text) as project:
-        assert project.component.assets
-        assert all(project.component.get_asset_spec(spec) for made in project.defs.assets for spec in made.specs)
+    for given in yaml.safe_load_all(text):
+        whole = given  # or some attributes
+        if "type" not in given:
+            whole = {"type": "dagster_llm_batch.LLMBatchComponent", "attributes": labels(**given)}
+        with loaded(yaml.safe_dump(whole, sort_keys=False)) as project:
+            assert project.component.assets
+            assert all(project.component.get_asset_spec(spec) for made in project.defs.assets for spec in made.specs)
 
 
 def test_the_python_of_the_page_is_a_component_of_ones_own():

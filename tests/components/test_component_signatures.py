@@ -13,15 +13,29 @@ from dagster_llm_batch import (
     ChecksPolicy,
     Embedding,
     Fallback,
+    LLMBatchAgreementComponent,
     LLMBatchComponent,
+    LLMBatchCostComponent,
+    LLMBatchDriftComponent,
     LLMBatchEvaluationComponent,
+    LLMBatchGoldSampleComponent,
+    LLMBatchPairwiseJudgeComponent,
+    LLMBatchRubricJudgeComponent,
+    LLMBatchSkewComponent,
     Prompt,
     RetryPolicy,
     TokenPrice,
+    agreement_assets,
     build_llm_batch_sensor,
+    cost_assets,
+    drift_assets,
     evaluation_assets,
+    gold_sample_assets,
     llm_batch_assets,
+    pairwise_judge_assets,
     resources,
+    rubric_judge_assets,
+    skew_assets,
 )
 from dagster_llm_batch.components import settings
 from dagster_llm_batch.evaluation import Target
@@ -29,7 +43,16 @@ from dagster_llm_batch.evaluation import Target
 COMPONENTS = [
     (LLMBatchComponent, llm_batch_assets, {"translation", "resource", "sensor", "jobs"}),
     (LLMBatchEvaluationComponent, evaluation_assets, {"translation"}),
+    (LLMBatchAgreementComponent, agreement_assets, {"translation"}),
+    (LLMBatchCostComponent, cost_assets, {"translation"}),
+    (LLMBatchDriftComponent, drift_assets, {"translation"}),
+    (LLMBatchGoldSampleComponent, gold_sample_assets, {"translation"}),
+    (LLMBatchPairwiseJudgeComponent, pairwise_judge_assets, {"translation"}),
+    (LLMBatchRubricJudgeComponent, rubric_judge_assets, {"translation"}),
+    (LLMBatchSkewComponent, skew_assets, {"translation"}),
 ]
+OF_THE_JUDGE = {"keep", "deps", "urgent", "required_resource_keys", "response"}
+"""Arguments of `llm_batch_assets` that a judge says itself."""
 BLOCKS = [
     (settings.RetrySettings, RetryPolicy, set(), set()),
     (settings.ChecksSettings, ChecksPolicy, set(), set()),
@@ -44,7 +67,12 @@ MODELS = [component.get_model_cls() for component, _, _ in COMPONENTS]
 
 
 def parameters(api: Callable[..., Any]) -> dict[str, Any]:
-    return {name: one.default for name, one in inspect.signature(api).parameters.items()}
+    """Names and defaults; what a judge hands on to `llm_batch_assets` is among them."""
+    own = inspect.signature(api).parameters
+    named = {name: one.default for name, one in own.items() if one.kind is not inspect.Parameter.VAR_KEYWORD}
+    if len(named) == len(own):
+        return named
+    return {name: one for name, one in parameters(llm_batch_assets).items() if name not in OF_THE_JUDGE} | named
 
 
 @pytest.mark.parametrize(("component", "factory", "more"), COMPONENTS)

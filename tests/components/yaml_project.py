@@ -27,6 +27,47 @@ EVALUATION = {
     "key": "ticket_id",
     "target": "topic",
 }
+AROUND: dict[str, dict[str, Any]] = {
+    "Agreement": {"gold": "ticket_gold", "candidates": ["ticket_labels"], "key": "ticket_id", "target": "topic"},
+    "Cost": {"labels": ["ticket_labels"]},
+    "Drift": {"candidates": ["ticket_labels"], "target": "topic"},
+    "GoldSample": {"candidates": ["ticket_labels"], "key": "ticket_id", "target": "topic", "size": 2},
+    "PairwiseJudge": {
+        "rows": "tickets",
+        "candidates": ["small", "large"],
+        "key": "ticket_id",
+        "target": "topic",
+        "prompt": "{{ body }} {{ answer_a }} {{ answer_b }}",
+        "model": "openai/gpt-4o",
+    },
+    "RubricJudge": {
+        "rows": "tickets",
+        "candidates": ["small"],
+        "key": "ticket_id",
+        "target": "topic",
+        "criteria": {"right": "Is it?"},
+        "prompt": "{{ body }} {{ answer }}",
+        "model": "openai/gpt-4o",
+    },
+    "Skew": {"labels": ".theirs.ticket_labels", "target": "topic"},
+}
+"""The least attributes of the other components, by the word in their names."""
+THEIRS = {
+    "theirs.py": """
+    from typing import Literal
+    from pydantic import BaseModel
+    from dagster_llm_batch import Prompt, llm_batch_assets
+
+    class Label(BaseModel):
+        topic: Literal["billing", "bug"]
+
+    ticket_labels = llm_batch_assets(
+        name="ticket_labels", rows="tickets", key="ticket_id", prompt=Prompt(user="{{ body }}"), response=Label,
+        model="openai/gpt-4o",
+    )
+    """
+}
+"""A labeled dataset in Python, for what reads one."""
 BATCH = "dagster_llm_batch.LLMBatchComponent"
 EVAL = "dagster_llm_batch.LLMBatchEvaluationComponent"
 
@@ -74,6 +115,12 @@ def refusal(text: str | Mapping[str, Any], kind: str = BATCH, files: Mapping[str
             cause = cause.__cause__
         return "\n".join(said)
     raise AssertionError("It loads.")
+
+
+def around(word: str, **changes: Any) -> tuple[dict[str, Any], str]:
+    """Attributes and type of one of the other components."""
+    given = {"name": "watched", **AROUND[word], **changes}
+    return given, f"dagster_llm_batch.LLMBatch{word}Component"
 
 
 def labels(**changes: Any) -> dict[str, Any]:

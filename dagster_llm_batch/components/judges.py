@@ -1,0 +1,124 @@
+"""LLMs that judge answers, in YAML."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import dagster as dg
+
+from dagster_llm_batch.components.asking import Asking, Llm
+from dagster_llm_batch.components.attributes import (
+    Blocking,
+    Candidates,
+    CheckSeverity,
+    FrameKind,
+    GroupName,
+    IOManagerKey,
+    KeyPrefix,
+    Owners,
+    RowKey,
+    Seed,
+    Tags,
+)
+from dagster_llm_batch.components.base import FactoryComponent, Translation
+from dagster_llm_batch.components.partitions import PARTITIONS
+from dagster_llm_batch.components.resolving import about
+from dagster_llm_batch.components.scaffolding import PairwiseJudgeScaffolder, RubricJudgeScaffolder
+from dagster_llm_batch.components.settings import PROMPT
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.evaluation_assets import pairwise_judge_assets, rubric_judge_assets
+
+__all__ = ["LLMBatchPairwiseJudgeComponent", "LLMBatchRubricJudgeComponent"]
+
+KEYWORDS = tuple(one.name for one in dataclasses.fields(Asking))
+
+
+@dg.scaffold_with(PairwiseJudgeScaffolder)
+@dataclass(kw_only=True)
+class LLMBatchPairwiseJudgeComponent(Asking, FactoryComponent):
+    """An LLM says which of two answers is better, blind and in both orders: win rates with intervals.
+
+    Attributes are the arguments of `pairwise_judge_assets`, by the same names.
+    """
+
+    factory = staticmethod(pairwise_judge_assets)
+    renamed = {"model": "llm"}  # noqa: RUF012 - `model` is a method of Resolvable
+    keywords = KEYWORDS
+
+    name: Annotated[str, about("Name of the asset with the figures.", "summary_duel")]
+    rows: Annotated[Any, about("Key of the asset with what candidates were asked about.", "crm/tickets", kind=str)]
+    candidates: Candidates
+    key: RowKey
+    target: Annotated[
+        str | Sequence[str],
+        about(
+            "Column, or columns, of the candidates with the answer.", "summary", ["topic", "why"], kind=str | list[str]
+        ),
+    ]
+    prompt: Annotated[Prompt, PROMPT]
+    llm: Llm
+    sample: Annotated[int | None, about("Judge so many rows only, of each partition. Default: all.", 200)] = None
+    seed: Seed = 0
+    max_inconsistent: Annotated[
+        float | None, about("As a check: largest share of rows whose verdict changes with the order.", 0.2)
+    ] = None
+    check_severity: CheckSeverity = dg.AssetCheckSeverity.ERROR
+    blocking: Blocking = False
+    partitions_def: Annotated[dg.PartitionsDefinition[Any] | None, PARTITIONS] = None
+    frame: FrameKind = "arrow"
+    io_manager_key: IOManagerKey = "io_manager"
+    key_prefix: KeyPrefix = ()
+    group_name: GroupName = None
+    owners: Owners = ()
+    tags: Tags = None
+    translation: Translation = None
+
+
+@dg.scaffold_with(RubricJudgeScaffolder)
+@dataclass(kw_only=True)
+class LLMBatchRubricJudgeComponent(Asking, FactoryComponent):
+    """An LLM scores each answer by the criteria of a rubric: mean scores with intervals.
+
+    Attributes are the arguments of `rubric_judge_assets`, by the same names.
+    """
+
+    factory = staticmethod(rubric_judge_assets)
+    renamed = {"model": "llm"}  # noqa: RUF012 - `model` is a method of Resolvable
+    keywords = KEYWORDS
+
+    name: Annotated[str, about("Name of the asset with the figures.", "summary_scores")]
+    rows: Annotated[Any, about("Key of the asset with what candidates were asked about.", "crm/tickets", kind=str)]
+    candidates: Candidates
+    key: RowKey
+    target: Annotated[
+        str | Sequence[str],
+        about(
+            "Column, or columns, of the candidates with the answer.", "summary", ["topic", "why"], kind=str | list[str]
+        ),
+    ]
+    criteria: Annotated[
+        Mapping[str, str],
+        about("What is judged, by name.", {"faithful": "Does the article say all of it?"}, kind=dict[str, str]),
+    ]
+    prompt: Annotated[Prompt, PROMPT]
+    llm: Llm
+    scale: Annotated[tuple[int, int], about("Worst and best score.", [1, 5])] = (1, 5)
+    sample: Annotated[int | None, about("Judge so many rows only, of each partition. Default: all.", 200)] = None
+    seed: Seed = 0
+    min_score: Annotated[
+        Mapping[str, float] | float | None,
+        about(
+            "As a check: least mean score, of all criteria or by criterion.", 4, kind=float | dict[str, float] | None
+        ),
+    ] = None
+    check_severity: CheckSeverity = dg.AssetCheckSeverity.ERROR
+    blocking: Blocking = False
+    partitions_def: Annotated[dg.PartitionsDefinition[Any] | None, PARTITIONS] = None
+    frame: FrameKind = "arrow"
+    io_manager_key: IOManagerKey = "io_manager"
+    key_prefix: KeyPrefix = ()
+    group_name: GroupName = None
+    owners: Owners = ()
+    tags: Tags = None
+    translation: Translation = None

@@ -1,0 +1,177 @@
+"""What is watched around labels, in YAML: judges, agreement, drift, skew, proposals for gold, costs."""
+
+import contextlib
+import re
+
+import dagster as dg
+import jsonschema
+import pytest
+import yaml
+from dagster.components.testing import create_defs_folder_sandbox
+from dagster.components.testing.test_cases import TestTranslation
+from yaml_project import AROUND, THEIRS, around, labels, loaded, refusal
+
+import dagster_llm_batch
+from dagster_llm_batch import LLMBatchComponent
+
+EVERY = pytest.mark.parametrize("word", sorted(AROUND))
+ALL_SAID = {
+    "Agreement": {
+        "target": [{"name": "urgency", "kappa_weights": "quadratic"}],
+        "annotator": "person",
+        "min_alpha": 0.6,
+        "check_severity": "WARN",
+    },
+    "Cost": {"labels": {"mine": "ticket_labels"}, "resource_key": "llm_batch", "frame": "polars"},
+    "Drift": {
+        "reference": ["2026-01-01"],
+        "max_psi": 0.1,
+        "partitions_def": {"type": "daily", "start_date": "2026-01-01"},
+        "blocking": True,
+    },
+    "GoldSample": {"gold": "ticket_gold", "confidence": "sureness", "random_share": 0.5, "seed": 3},
+    "PairwiseJudge": {
+        "sample": 10,
+        "max_inconsistent": 0.2,
+        "prompt": {"system": "Be fair.", "user": "{{ answer_a }} {{ answer_b }}"},
+        "params": {"max_tokens": 90},
+        "max_cost_usd": 2,
+        "fallback": ["openai/gpt-5"],
+        "deadline": {"hours": 2},
+        "automation_condition": "{{ on_labels_ready() }}",
+    },
+    "RubricJudge": {"scale": [0, 10], "min_score": {"right": 7}, "retry": {"max_waves": 2}, "mode": "wait"},
+    "Skew": {"sample": 5, "min_agreement": 0.9, "max_cost_usd": 1, "automation_condition": "{{ on_labels_ready() }}"},
+}
+
+
+def keys(defs):
+    return {one.key.to_user_string() for made in defs.assets for one in made.specs}
+
+
+@EVERY
+def test_what_the_python_api_says_can_be_said_in_yaml(word):
+    given, kind = around(word, **ALL_SAID[word], group_name="crm", owners=["team:ml"])
+    schema = getattr(dagster_llm_batch, f"LLMBatch{word}Component").get_model_cls().model_json_schema()
+    jsonschema.Draft202012Validator(schema).validate(given)
+    with loaded(given, kind, files=THEIRS) as project:
+        spec = project.spec("watched")
+        assert (spec.group_name, list(spec.owners)) == ("crm", ["team:ml"])
+
+
+def test_a_judge_is_a_labeled_dataset_with_all_its_settings():
+    given, kind = around("PairwiseJudge", **ALL_SAID["PairwiseJudge"])
+    with loaded(given, kind) as project:
+        wanted = {"watched", "watched_cases", "watched_verdicts", "watched_verdicts_batch", "watched_verdicts_rejects"}
+        assert keys(project.defs) == wanted
+        assert project.spec("watched_verdicts_batch").automation_condition is not None
+        dataset = dagster_llm_batch.assets.dataset.dataset_of(project.component.assets)
+        assert dataset.labeling.max_cost_usd == 2
+        assert dataset.labeling.deadline.total_seconds() == 7200
+        assert list(dataset.labeling.fallback) == ["openai/gpt-5"]
+        assert "Be fair." in dataset.labeling.prompt.system
+        checks = {one.name for made in project.component.assets for one in made.check_specs}
+        assert {"consistency", "coverage"} <= checks
+
+
+@pytest.mark.parametrize(
+    ("word", "changes", "message"),
+    [
+        ("Agreement", {"min_alpha": 7}, "alpha is between -1 and 1"),
+        ("Drift", {"target": []}, "name at least one column"),
+        ("Drift", {"max_psi": 0}, "PSI is 0 for equal shares"),
+        ("GoldSample", {"size": 0}, "size=0"),
+        ("GoldSample", {"random_share": 0}, "random_share=0"),
+        ("PairwiseJudge", {"candidates": ["small"]}, "a comparison needs two or more"),
+        ("PairwiseJudge", {"max_inconsistent": 20}, "a share is between 0 and 1"),
+        ("PairwiseJudge", {"prompt": "{{ body }}"}, "does not show ['answer_a', 'answer_b']"),
+        ("PairwiseJudge", {"model": "gpt-5"}, "names no provider"),
+        ("PairwiseJudge", {"max_cost_usd": -1}, "is no amount of US dollars"),
+        ("RubricJudge", {"criteria": {"reason": "x"}}, "none named 'reason'"),
+        ("RubricJudge", {"min_score": {"kind": 3}}, "the criteria are right"),
+        ("RubricJudge", {"scale": [1]}, "scale"),
+        ("Skew", {"target": "no"}, "which the response does not have"),
+        ("Skew", {"min_agreement": 90}, "a share is between 0 and 1"),
+        ("Skew", {"labels": "others"}, "'others' is no labeled dataset in this project's YAML; it has: none"),
+        ("Skew", {"labels": ".theirs.Label"}, "give what llm_batch_assets returned"),
+        ("Skew", {"labels": ".theirs.no"}, "has no 'no'"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_its_line(word, changes, message):
+    given, kind = around(word, **changes)
+    said = refusal(given, kind, files=THEIRS)
+    assert message in said
+    lines = yaml.safe_dump({"type": kind, "attributes": given}, sort_keys=False).splitlines()
+    [attribute] = changes
+    line = 1 + next(number for number, one in enumerate(lines) if one.startswith(f"  {attribute}:"))
+    assert re.search(rf"things/defs.yaml:{line}\b", said), said
+
+
+@EVERY
+class TestTranslationOfThem(TestTranslation):
+    """Dagster's own cases."""
+
+    def test_translation(self, attributes, assertion, key_modifier, word):
+        given, kind = around(word, translation=attributes)
+        if "partitions_def" in attributes and word in ("Cost", "Skew"):
+            assert "follows from what the asset reads" in refusal(given, kind, files=THEIRS)
+            return
+        with loaded(given, kind, files=THEIRS) as project:
+            key = dg.AssetKey("watched") if key_modifier is None else key_modifier(dg.AssetKey("watched"))
+            assert assertion(project.spec(key.to_user_string()))
+
+
+@contextlib.contextmanager
+def shop():
+    """A project with the scaffolded dataset, and what scaffolds more into it."""
+    with create_defs_folder_sandbox() as sandbox:
+
+        def scaffold(component, name):
+            path = sandbox.scaffold_component(component_cls=component, defs_path=name)
+            return yaml.safe_load((path / "defs.yaml").read_text())["attributes"]
+
+        yield sandbox, scaffold
+
+
+@EVERY
+def test_what_is_scaffolded_is_valid_and_is_about_the_labels_of_the_project(word):
+    with shop() as (sandbox, scaffold):
+        scaffold(LLMBatchComponent, "ticket_topics")
+        given = scaffold(getattr(dagster_llm_batch, f"LLMBatch{word}Component"), "watched")
+        assert "ticket_topics" in str(given)
+        with sandbox.build_all_defs() as defs:
+            assert dg.AssetKey("watched") in defs.resolve_asset_graph().get_all_asset_keys()
+
+
+def test_what_is_scaffolded_runs_as_it_is_beside_the_scaffolded_labels():
+    words = ("Agreement", "Cost", "GoldSample", "Skew")
+    with shop() as (sandbox, scaffold), dg.instance_for_test() as instance:
+        scaffold(LLMBatchComponent, "ticket_labels")
+        for word in words:
+            scaffold(getattr(dagster_llm_batch, f"LLMBatch{word}Component"), word.lower())
+        with sandbox.build_all_defs() as defs:
+            assert defs.resolve_implicit_global_asset_job_def().execute_in_process(instance=instance).success
+            load = defs.get_repository_def().load_asset_value
+            [figures] = load(dg.AssetKey("skew"), instance=instance).to_pylist()
+            assert (figures["n_compared"], figures["agreement"]) == (3, 1)
+            assert len(load(dg.AssetKey("skew_sample"), instance=instance)) == 3
+            assert {one["alpha"] for one in load(dg.AssetKey("agreement"), instance=instance).to_pylist()} == {1}
+            assert len(load(dg.AssetKey("goldsample"), instance=instance)) == 3
+            assert load(dg.AssetKey("cost"), instance=instance)["dataset"].to_pylist() == ["ticket_labels"]
+
+
+def test_labels_of_another_file_are_found_by_their_key_and_errors_name_those_that_there_are():
+    with create_defs_folder_sandbox() as sandbox:
+        for folder, attributes, kind in (
+            ("crm", labels(name="ticket_labels", key_prefix="crm"), "dagster_llm_batch.LLMBatchComponent"),
+            ("watch", *around("Skew", labels="crm/ticket_labels", target="reply")),
+        ):
+            path = sandbox.defs_folder_path / folder
+            path.mkdir(parents=True)
+            (path / "defs.yaml").write_text(yaml.safe_dump({"type": kind, "attributes": attributes}))
+        with pytest.raises(Exception, match="Error while") as refused, sandbox.build_all_defs():
+            pass
+        said, cause = "", refused.value
+        while cause is not None:
+            said, cause = f"{said}\n{cause}", cause.__cause__
+        assert "target names ['reply'], which the response does not have" in said
