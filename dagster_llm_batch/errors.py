@@ -13,6 +13,7 @@
     │   │   └── CredentialsError  … because of who asked
     │   └── AmbiguousError        … or perhaps yes: a create call ended without a reply that can be trusted
     ├── CannotTellError           a paid batch may or may not exist; a person decides, nothing is paid again
+    ├── PayloadError              a file could not be stored; an older one of its name is as it was
     └── LedgerError               the ledger refuses; nothing was changed
         ├── IllegalMoveError      the shard is not in a state that allows this
         └── LeaseError            another process works on it
@@ -35,6 +36,7 @@ __all__ = [
     "LedgerError",
     "MessagesLostError",
     "MissingExtraError",
+    "PayloadError",
     "ProviderError",
     "RefusedError",
     "ResponseSchemaError",
@@ -100,6 +102,10 @@ class AmbiguousError(ProviderError):
 
 class CannotTellError(LLMBatchError):
     """Nobody can say whether a paid batch exists. Nothing is sent again until a person resolves it."""
+
+
+class PayloadError(LLMBatchError):
+    """A file could not be stored, as on a full disk. An older one of its name is as it was."""
 
 
 class LedgerError(LLMBatchError):

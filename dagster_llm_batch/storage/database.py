@@ -168,7 +168,7 @@ def _create_private(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite's side files take its permissions
     except OSError as error:
         raise LedgerError(
-            f"The ledger file {path} cannot be created: {error.strerror}. Give a path that can be written."
+            f"The ledger file {path} cannot be opened, or created, for writing: {error.strerror}. Give a path that can."
         ) from error
 
 

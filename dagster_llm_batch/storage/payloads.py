@@ -18,7 +18,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from dagster_llm_batch.errors import MissingExtraError
+from dagster_llm_batch.errors import MissingExtraError, PayloadError
 from dagster_llm_batch.storage.paths import check_path
 
 __all__ = ["PayloadStore", "PayloadWriter"]
@@ -99,6 +99,25 @@ class _Hashed(io.RawIOBase):
     def write(self, data: Any) -> int:
         self.hash.update(data)
         return int(self._file.write(data))
+
+
+class _Staged(io.FileIO):
+    """A file that is written here first."""
+
+    def write(self, data: Any) -> int:
+        with _told(self.name):
+            return super().write(data)
+
+
+@contextmanager
+def _told(where: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PayloadError(
+            f"The payload store could not write {where}: {error.strerror or error}. What was stored before is as it "
+            "was. Make room, or let it be written, then run again."
+        ) from error
 
 
 class PayloadStore:
@@ -205,18 +224,20 @@ class PayloadStore:
     def _staged(self, path: str) -> Iterator[BinaryIO]:
         """A local file that becomes the payload when the block ends well, and vanishes otherwise."""
         full = self._full(path)
-        if self._is_local:
-            directory = Path(full).parent
-            _make_private(directory)
-        else:
-            directory = Path(tempfile.gettempdir())
+        directory = Path(full).parent if self._is_local else Path(tempfile.gettempdir())
         staged = directory / f".{uuid.uuid4().hex}.tmp"
         try:
-            with os.fdopen(os.open(staged, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+            with _told(staged):
+                if self._is_local:
+                    _make_private(directory)
+                raw = _Staged(staged, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
+            with io.BufferedWriter(raw) as file:
                 yield file
-            self._publish(staged, full)
+            with _told(full):
+                self._publish(staged, full)
         finally:
-            staged.unlink(missing_ok=True)
+            with suppress(OSError):  # what a failing disk keeps of it, `prune` removes
+                staged.unlink()
 
     def _publish(self, staged: Path, full: str) -> None:
         if not self._is_local:

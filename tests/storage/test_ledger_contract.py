@@ -394,7 +394,7 @@ def test_a_ledger_in_memory_is_refused(url):
 
 def test_a_path_that_cannot_be_written_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(LedgerError, match="cannot be created"):
+    with pytest.raises(LedgerError, match="cannot be opened, or created, for writing: File exists"):
         Ledger(tmp_path / "file" / "ledger.db").submissions("prod")
 
 

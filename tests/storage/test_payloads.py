@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
-from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.errors import ConfigError, PayloadError
 from dagster_llm_batch.storage.payloads import PayloadStore
 
 SCHEMA = pa.schema([("key", pa.int64()), ("text", pa.string())])
@@ -277,3 +279,28 @@ def test_a_stream_of_100_mb_takes_little_memory(tmp_path):
     command = [sys.executable, "-c", _STREAM, str(tmp_path)]
     grown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert float(grown) < 40  # MiB
+
+
+def test_a_full_disk_says_so_whenever_it_is_noticed_and_keeps_what_was_there(tmp_path):
+    store, file = PayloadStore(str(tmp_path)), "f/a.jsonl.zst"
+    with store.writer(file) as out:
+        out.write(b"old\n")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    heard = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for size in (0, 1_000, 2_000_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limit[1]))  # a write past this fails, as on a full disk
+        try:
+            said = rf"could not write {tmp_path}/f/\..*: File too large\. What was"
+            with pytest.raises(PayloadError, match=said), store.writer(file) as out:
+                out.write(os.urandom(size) + b"\n")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    signal.signal(signal.SIGXFSZ, heard)
+    assert list(store.lines(file)) == [b"old\n"]
+    assert [path.name for path in (tmp_path / "f").iterdir()] == ["a.jsonl.zst"]
+
+
+def test_a_folder_that_cannot_be_made_says_so(tmp_path):
+    (tmp_path / "f").write_text("")
+    with pytest.raises(PayloadError, match="Not a directory"), PayloadStore(str(tmp_path)).writer("f/g/a.zst"):
+        pass
