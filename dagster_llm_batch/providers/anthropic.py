@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlencode
 
@@ -33,6 +32,7 @@ from dagster_llm_batch.providers.anthropic_batch import CreateBody, created_at, 
 from dagster_llm_batch.providers.anthropic_errors import UnknownIdError, is_foreign, provider_error
 from dagster_llm_batch.providers.anthropic_lines import ANTHROPIC_VERSION, AnthropicLines
 from dagster_llm_batch.providers.anthropic_replies import read_line
+from dagster_llm_batch.providers.clocks import listed_since
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
 from dagster_llm_batch.providers.polling import poll_batches
 from dagster_llm_batch.types import (
@@ -55,7 +55,6 @@ _PUBLIC_URL = "https://api.anthropic.com"
 _PUBLIC_HOST = "api.anthropic.com"
 _BATCHES = "/v1/messages/batches"
 _MESSAGES = "/v1/messages"
-_CLOCK_MARGIN = timedelta(minutes=10)
 _PAGE = 1_000  # the most that one list call gives
 _PAGES_PER_POLL = 3
 _CHUNK_BYTES = 1 << 16
@@ -162,10 +161,11 @@ class AnthropicProvider:
     def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | CannotTell:
         """See Provider.find. Candidates: unknown batches of as many requests, created since; results name the nonce."""
         del tag
-        since = hints.sent_at - _CLOCK_MARGIN
         candidates: dict[str, Any] = {}
         with self._calls("look for the batch"):
-            for page in self._client(retries=2).messages.batches.list(limit=_PAGE).iter_pages():
+            reply = self._client(retries=2).messages.batches.with_raw_response.list(limit=_PAGE)
+            since = listed_since(hints.sent_at, reply.headers)
+            for page in reply.parse().iter_pages():
                 batches = _listed(page)
                 times = [created_at(batch) for batch in batches]
                 for batch, time in zip(batches, times, strict=True):

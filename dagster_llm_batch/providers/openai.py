@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlencode
@@ -32,6 +32,7 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.providers.addresses import checked_address
+from dagster_llm_batch.providers.clocks import listed_since
 from dagster_llm_batch.providers.openai_batch import created_at, read_batch
 from dagster_llm_batch.providers.openai_errors import UnknownIdError, is_foreign, provider_error
 from dagster_llm_batch.providers.openai_lines import URLS, OpenAILines
@@ -56,7 +57,6 @@ TAG_KEY = "dagster_llm_batch"
 
 _PUBLIC_URL = "https://api.openai.com/v1"
 _PUBLIC_HOST = "api.openai.com"
-_CLOCK_MARGIN = timedelta(minutes=10)
 _PAGE = 100  # the most that one list call gives
 _CHUNK_BYTES = 1 << 16
 
@@ -175,14 +175,15 @@ class OpenAIProvider:
         Reads on until a whole page is older than the create call, and only where the pages are seen to come newest
         first, which is not documented; else reads all.
         """
-        since = hints.sent_at - _CLOCK_MARGIN
         seen: set[str] = set()
         ours: list[str] = []
         untagged: list[str] = []
         server_keeps_tags = self._public
         times: list[datetime | None] = []
         with self._calls("look for the batch"):
-            for page in self._client(retries=0).batches.list(limit=_PAGE).iter_pages():
+            reply = self._client(retries=0).batches.with_raw_response.list(limit=_PAGE)
+            since = listed_since(hints.sent_at, reply.headers)
+            for page in reply.parse().iter_pages():
                 known = len(seen)
                 for batch in _listed(page):
                     tags = batch.metadata if isinstance(batch.metadata, dict) else {}

@@ -4,6 +4,7 @@
    so what it reads holds until it commits; on PostgreSQL it locks the rows that it decides about.
 2. A committed transaction survives a crash (SQLite: WAL with `synchronous=FULL`).
 3. Errors leave as LedgerError. No message and no repr shows a password or the query of the URL.
+4. On PostgreSQL, a machine whose clock is wrong is refused: it would take leases that others hold, and pay twice.
 
 Refuses SQLite in memory: a ledger that dies with its process cannot keep its promises.
 """
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -31,13 +33,15 @@ __all__ = ["Database"]
 
 _BUSY_SECONDS = 30
 _WRITES = "dagster_llm_batch_writes"
+_CLOCKS_APART = timedelta(seconds=30)  # at most: half of what a lease is renewed for
 
 
 class Database:
     """Cheap to build: the first transaction connects, creates the file or the tables, and migrates."""
 
-    def __init__(self, url: str | PathLike[str]) -> None:
+    def __init__(self, url: str | PathLike[str], clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._url = _parse(url)
+        self._clock = clock
         self._engine: sa.Engine | None = None
         self._lock = threading.Lock()
 
@@ -71,7 +75,7 @@ class Database:
     def _ready(self) -> sa.Engine:
         with self._lock:
             if self._engine is None:
-                engine = _engine(self._url)
+                engine = _engine(self._url, self._clock)
                 try:
                     with engine.connect() as connection, connection.begin():
                         current = is_current(connection)
@@ -133,7 +137,7 @@ def _refuse_memory() -> sa.URL:
     )
 
 
-def _engine(url: sa.URL) -> sa.Engine:
+def _engine(url: sa.URL, clock: Callable[[], datetime]) -> sa.Engine:
     if url.get_backend_name() == "sqlite":
         return _sqlite_engine(url)
     try:
@@ -141,6 +145,7 @@ def _engine(url: sa.URL) -> sa.Engine:
     except ImportError:
         raise MissingExtraError("postgres", "A ledger in PostgreSQL") from None
     event.listen(engine, "connect", _commit_for_good)
+    event.listen(engine, "connect", lambda connection, _: _refuse_wrong_clock(connection, clock))
     return engine
 
 
@@ -151,6 +156,20 @@ def _commit_for_good(connection: Any, _record: Any) -> None:
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
         )
     connection.commit()
+
+
+def _refuse_wrong_clock(connection: Any, clock: Callable[[], datetime]) -> None:
+    with connection.cursor() as cursor:
+        before = clock()
+        cursor.execute("SELECT clock_timestamp()")
+        ours, theirs = clock(), cursor.fetchone()[0]
+    connection.commit()
+    if not before - _CLOCKS_APART <= theirs <= ours + _CLOCKS_APART:
+        raise LedgerError(
+            f"This machine's clock says {ours:%Y-%m-%d %H:%M:%S} UTC, and that of the ledger's database "
+            f"{theirs.astimezone(UTC):%H:%M:%S}. Processes that disagree about the time would work on the same "
+            "batches at once. Nothing was done. Set the clocks (NTP), then run again."
+        )
 
 
 def _sqlite_engine(url: sa.URL) -> sa.Engine:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -174,6 +175,7 @@ def test_a_candidate_whose_results_are_gone_stops_and_asks_and_a_person_resolves
 
 _CHILD = """
 import sys
+import time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from house import House, tickets
@@ -207,3 +209,18 @@ def test_a_process_killed_between_create_and_record_makes_no_second_batch_and_lo
     assert len(labels) == 5
     assert len(house.emulator.books.batches) == 1
     assert len(billed(house)) == 5
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=3), timedelta(hours=-3)], ids=["ahead", "behind"])
+def test_a_batch_is_found_although_this_machines_clock_is_wrong(tmp_path: Path, ahead: timedelta) -> None:
+    with Emulator(
+        faults=[lost_create_reply(route=CREATE)], clock=lambda: time.time() - ahead.total_seconds()
+    ) as emulator:
+        house = House(tmp_path, emulator)
+        house.providers = {"anthropic": provider(emulator)}  # type: ignore[dict-item]
+        definition, submission_id = sent(house)
+        emulator.settle()
+        house.skipped += timedelta(hours=1)
+        house.engine().recover(submission_id)
+        assert house.finish(definition, submission_id).submission.outcomes == {"succeeded": 5}
+        assert len(emulator.books.batches) == 1

@@ -14,6 +14,7 @@ from ledger_builders import a_shard, a_submission, bring_to, fields_for, path_to
 
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
+from dagster_llm_batch.storage.database import Database
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.records import SubmissionState
 from dagster_llm_batch.types import BatchReport, BatchStatus, PriceBasis
@@ -400,3 +401,11 @@ def test_a_path_that_cannot_be_written_is_a_clear_error(tmp_path):
 
 def test_every_state_can_be_reached_from_planned():
     assert {state: len(path_to(state)) for state in ShardState}[ShardState.COLLECTED] == 2
+
+
+@pytest.mark.parametrize("seconds", [-90, 90])
+def test_a_machine_whose_clock_is_not_the_databases_is_refused(postgres_cluster, seconds):
+    apart = Database(postgres_cluster.new_database(), lambda: datetime.now(UTC) + timedelta(seconds=seconds))
+    with pytest.raises(LedgerError, match="disagree about the time"), apart.read():
+        pass
+    apart.close()

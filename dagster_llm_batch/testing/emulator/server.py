@@ -223,7 +223,9 @@ class Emulator:
     async def _listen(self, listener: socket.socket, ready: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        config = uvicorn.Config(self.asgi_app, lifespan="off", ws="none", log_config=None, log_level="critical")
+        config = uvicorn.Config(
+            self.asgi_app, lifespan="off", ws="none", date_header=False, log_config=None, log_level="critical"
+        )
         config.load()
         state, protocol = ServerState(), self._connections.protocol()
         server = await self._loop.create_server(

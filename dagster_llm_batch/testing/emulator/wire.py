@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from email.utils import formatdate
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -98,6 +99,19 @@ def api_key(scope: Message) -> str | None:
     return next((headers[name] for name in names if headers.get(name)), None)
 
 
+def _dated(send: Send, now: float) -> Send:
+    """Say the time in the answer, by the world's clock."""
+    date = formatdate(now, usegmt=True).encode()
+
+    async def dated(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            others = [header for header in message.get("headers", ()) if header[0].lower() != b"date"]
+            message = {**message, "headers": [*others, (b"date", date)]}
+        await send(message)
+
+    return dated
+
+
 class Wire:
     """The ASGI app that clients talk to."""
 
@@ -114,7 +128,9 @@ class Wire:
         path = plain_path(scope["path"])
         given_path = scope.get("raw_path", b"").decode("latin-1")
         scope = {**scope, "path": path, "raw_path": path.encode(), "emulator.raw_path": given_path}
-        self._world.books.write(Call(self._world.clock(), scope["method"], path, api_key(scope)))
+        now = self._world.clock()
+        self._world.books.write(Call(now, scope["method"], path, api_key(scope)))
+        send = _dated(send, now)
         replaced: WireFault | None = None
         for fault in self._world.faults.wire(f"{scope['method']} {path}"):
             if fault.kind == "slow":
