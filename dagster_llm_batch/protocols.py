@@ -84,7 +84,7 @@ class Provider(Protocol):
 
     @property
     def settle_seconds(self) -> float:
-        """How long after a create call of unknown end Absent may still become Found; 0 where it is certain at once."""
+        """How long after a create call was over Absent may still become Found; 0 where it is certain at once."""
         ...
 
     def codec(self, spec: RequestSpec) -> Codec:

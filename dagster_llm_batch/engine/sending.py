@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import groupby
 from typing import IO
 
@@ -35,6 +35,7 @@ from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, Lane,
 
 __all__ = ["Sender"]
 
+_AMBIGUOUS = "ambiguous"
 _TRIES = 3
 _LONGEST_PAUSE_SECONDS = 30.0
 
@@ -78,7 +79,7 @@ class Sender:
                     self._refused(sent, str(error), spec, fill_up_to)
                     return
                 except AmbiguousError as error:
-                    self._ledger.note(shards[0].submission_id, "ambiguous", f"{ids[0]}: {error}")
+                    self._ledger.note(shards[0].submission_id, _AMBIGUOUS, f"{ids[0]}: {error}")
                     self._recover(sent)
                     return
                 else:
@@ -130,7 +131,7 @@ class Sender:
         if isinstance(found, Found):
             self._accepted(shards, found.batch_id)
         elif isinstance(found, Absent):
-            waited = self._deployment.clock() - carrier.sent_at
+            waited = self._deployment.clock() - self._in_doubt_since(carrier)
             if waited >= timedelta(seconds=provider.settle_seconds):
                 self._ledger.move_together(ids, Move.NOT_SENT, reason="the provider has no such batch")
         elif not isinstance(found, Undecided):
@@ -142,6 +143,19 @@ class Sender:
                 "exists, or `--no-batch` if it does not; in Python, Engine.resolve(shard_id, batch_id or None)."
             )
             raise CannotTellError(msg)
+
+    def _in_doubt_since(self, carrier: Shard) -> datetime:
+        """When the create call was over: when its end was seen, else now, when its process is seen to be gone.
+
+        The time of the intent says nothing of that: the upload comes after it, and may take longer than settling does.
+        """
+        for event in reversed(self._ledger.events(carrier.submission_id)):
+            is_its = event.kind == _AMBIGUOUS and (event.detail or "").startswith(carrier.shard_id)
+            if is_its and carrier.sent_at is not None and event.at >= carrier.sent_at:
+                return event.at
+        gone = f"{carrier.shard_id}: the process that sent it is gone, and no batch of it is known"
+        self._ledger.note(carrier.submission_id, _AMBIGUOUS, gone)
+        return self._deployment.clock()
 
     def _known(self, shards: Sequence[Shard]) -> frozenset[str]:
         """Batches that are others for certain: those in flight anywhere here, and all of the same submissions."""

@@ -90,6 +90,20 @@ def test_a_create_call_that_arrives_late_is_found_while_the_engine_waits(house: 
     assert len(house.emulator.books.batches) == 1
 
 
+def test_a_create_call_of_a_killed_process_is_waited_for_however_long_its_upload_took(house: House) -> None:
+    plan = house.engine().plan(labeling(), tickets(5))
+    [shard] = house.engine().ledger.shards(plan.submission_id)
+    house.engine().ledger.move(shard.shard_id, Move.SEND, sent_at=house.now())  # then hours of upload, then SIGKILL
+    house.skipped += timedelta(hours=2)
+    assert house.engine().submit(labeling(), plan.submission_id).states == {"submitting": 1}
+    house.skipped += timedelta(seconds=290)  # settle_seconds is 300
+    assert house.engine().submit(labeling(), plan.submission_id).states == {"submitting": 1}
+    assert house.emulator.books.calls_to("POST", "/v1/batches") == 0
+    house.skipped += timedelta(seconds=20)
+    assert house.engine().submit(labeling(), plan.submission_id).states == {"submitted": 1}
+    assert len(house.emulator.books.batches) == 1
+
+
 def test_nothing_is_paid_again_while_the_provider_cannot_be_asked(house: House) -> None:
     house.emulator.inject(
         lost_create_reply(), WireFault(kind="status", route="GET /v1/batches", status=503, times=None)
