@@ -17,6 +17,8 @@ from markdown_it import MarkdownIt
 from mkdocs.config import load_config
 
 import dagster_llm_batch
+from tests.providers_page import PAGE as PROVIDERS_PAGE
+from tests.providers_page import with_tables
 from tests.state_diagram import PAGE as LEDGER_PAGE
 from tests.state_diagram import with_diagram
 
@@ -113,6 +115,11 @@ def test_the_commands_that_the_documents_name_exist():
 def test_the_diagram_of_states_is_the_one_that_the_table_of_moves_gives():
     page = LEDGER_PAGE.read_text(encoding="utf-8")
     assert page == with_diagram(page), "run `python -m tests.state_diagram --write`"
+
+
+def test_the_tables_of_providers_are_those_that_the_code_gives():
+    page = PROVIDERS_PAGE.read_text(encoding="utf-8")
+    assert page == with_tables(page), "run `python -m tests.providers_page --write`"
 
 
 def test_the_reference_has_every_public_name():

@@ -79,6 +79,9 @@ class OpenAIBatchResource(dg.ConfigurableResource[Any]):
             "project. Keys can be rotated without paying again; give another name when a key is another account's."
         ),
     )
+    completion_window: str = Field(
+        default="24h", description="How long a batch may take. Groq takes 24h to 7d, Doubleword 24h or 1h."
+    )
     price_book: str = Field(default="openai", description="The price book's id of who bills: openai, azure, groq, …")
     timeout_seconds: float = Field(default=600.0, description="For one call.")
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
@@ -93,6 +96,7 @@ class OpenAIBatchResource(dg.ConfigurableResource[Any]):
             organization=self.organization,
             project=self.project,
             account=self.account,
+            completion_window=self.completion_window,
             price_book=self.price_book,
             timeout_seconds=self.timeout_seconds,
             settle_seconds=self.settle_seconds,

@@ -1,0 +1,109 @@
+"""`python -m tests.providers_page`: the tables of docs/reference/providers.md, made by asking the code itself.
+
+With --write, into the page, each between its two marks.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
+
+from dagster_llm_batch.core.pricing import tariff
+from dagster_llm_batch.errors import ResponseSchemaError
+from dagster_llm_batch.types import Usage
+from tests.providers.schema_matrix import CONSTRUCTS, TARGETS, Construct, Target
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "providers.md"
+_AT = datetime(2026, 11, 24, tzinfo=UTC)  # the page must not change by itself
+_NOBODY = "http://127.0.0.1:9"
+_ADDRESSES = SimpleNamespace(
+    **{f"{name}_base_url": _NOBODY for name in ("openai", "anthropic", "vertex", "gemini")}, bedrock_url=_NOBODY
+)
+_PRICED = (
+    ("anthropic", "anthropic", "claude-3-5-sonnet-20241022"),
+    ("anthropic", "anthropic", "claude-3-opus-20240229"),
+    ("anthropic", "anthropic", "claude-3-haiku-20240307"),
+    ("anthropic", "anthropic", "claude-haiku-4-5"),
+    ("openai", "openai", "gpt-4o"),
+    ("openai", "openai", "gpt-5-nano"),
+    ("openai", "openai", "text-embedding-3-small"),
+    ("openai (Azure)", "azure", "gpt-4o"),
+    ("openai (Groq)", "groq", "openai/gpt-oss-120b"),
+    ("bedrock", "aws", "us.anthropic.claude-sonnet-4-5-20250929-v1:0"),
+    ("bedrock", "aws", "amazon.nova-micro-v1:0"),
+    ("bedrock", "aws", "arn:aws:bedrock:…:application-inference-profile/abc"),
+    ("vertex", "google", "gemini-2.5-flash"),
+    ("vertex (Claude)", "google", "claude-sonnet-4-5@20250929"),
+    ("gemini", "google", "gemini-2.5-flash"),
+)
+
+
+def limits() -> list[str]:
+    """What one batch may hold."""
+    rows = ["| Provider | Requests | Bytes | At least |", "| --- | --: | --: | --: |"]
+    seen = set()
+    for target in TARGETS:
+        name = target.name.partition(" ")[0]
+        if name not in seen:
+            seen.add(name)
+            codec = target.provider(_ADDRESSES).codec(target.spec(None))
+            most = codec.limits
+            rows.append(f"| {name} | {most.max_requests:,} | {most.max_bytes:,} | {most.min_requests} |")
+    return rows
+
+
+def schemas() -> list[str]:
+    """Each construct at each provider."""
+    names = [target.name for target in TARGETS]
+    rows = [f"| | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)]
+    for construct in CONSTRUCTS:
+        cells = [_cell(construct, target) for target in TARGETS]
+        rows.append(f"| {construct.name.replace('|', chr(92) + '|')} | {' | '.join(cells)} |")
+    return rows
+
+
+def _cell(construct: Construct, target: Target) -> str:
+    try:
+        target.provider(_ADDRESSES).codec(target.spec(construct.response))
+    except ResponseSchemaError:
+        return "refused"
+    return "in words" if target.name in construct.in_words else "yes"
+
+
+def prices() -> list[str]:
+    """USD per million tokens in a batch, and where that comes from."""
+    rows = ["| Provider | Model | In | Out | Basis |", "| --- | --- | --: | --: | --- |"]
+    for name, book, model in _PRICED:
+        rates = tariff(book, model, _AT)
+        cells = [_per_million(rates.price(usage).cost_usd) for usage in (Usage(1_000), Usage(0, 1_000))]
+        rows.append(f"| {name} | `{model}` | {' | '.join(cells)} | `{rates.basis.value}` |")
+    return rows
+
+
+def _per_million(thousand: Decimal | None) -> str:
+    return "not known" if thousand is None else f"{thousand * 1_000:f}".rstrip("0").rstrip(".") or "0"
+
+
+TABLES = {"limits": limits, "schemas": schemas, "prices": prices}
+
+
+def with_tables(page: str) -> str:
+    """The page with the tables of today."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        if begin not in page or end not in page:
+            sys.exit(f"The page needs the lines {begin} and {end}.")
+        body = "\n".join([begin, "", *make(), "", end])
+        page = re.sub(f"{begin}.*?{end}", lambda _, body=body: body, page, flags=re.DOTALL)  # type: ignore[misc]
+    return page
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv[1:]:
+        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        print("\n\n".join("\n".join(make()) for make in TABLES.values()))
