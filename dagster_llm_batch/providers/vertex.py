@@ -1,10 +1,8 @@
-"""Batches on Vertex AI, of Gemini and of Claude, through the official SDKs google-genai and google-cloud-storage.
+"""Batches on Vertex AI, of Gemini and of Claude, through the official SDKs of google-genai and of its storage.
 
-Each batch has a folder of its own in the bucket, named by its tag: request file and results stay there until you remove
-them. `find` knows a batch by its `displayName`, which is the tag. The create call runs once.
-
-Left out: BigQuery as input and output. The columns of its tables are not documented well enough to promise that no row
-is lost; a table of requests goes through the bucket as well.
+Requests and results are files in a Cloud Storage bucket, or tables in a BigQuery dataset. Each batch has a folder, or
+tables, of its own, named by its tag, which stay until you remove them. `find` knows a batch by its `displayName`, which
+is the tag. The create call runs once.
 
 API: https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.batchPredictionJobs
 """
@@ -15,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from dagster_llm_batch.errors import (
     AmbiguousError,
@@ -33,6 +31,7 @@ from dagster_llm_batch.providers.polling import poll_batches
 from dagster_llm_batch.providers.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.vertex_jobs import read_job
 from dagster_llm_batch.providers.vertex_storage import VertexStorage
+from dagster_llm_batch.providers.vertex_tables import VertexTables
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
@@ -46,6 +45,7 @@ from dagster_llm_batch.types import (
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
+    from google.cloud.bigquery import Client as TablesClient
     from google.cloud.storage import Client as StorageClient  # type: ignore[import-untyped]
     from google.genai import Client
 
@@ -59,39 +59,50 @@ _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 
 
 class VertexProvider:
-    """Batches of one project, location and bucket. `credentials` None: the application default ones.
+    """Batches of one project and location. `credentials` None: the application default ones.
 
-    `account` names whose answers these are; by default project and location. Building makes no call.
+    Requests and results are in `bucket` or in `bigquery_dataset` ("dataset" or "project.dataset"), which is in the
+    location's region. `account` names whose answers these are; by default project and location. Building makes no call.
     """
 
     def __init__(
         self,
         project: str,
         location: str,
-        bucket: str,
+        bucket: str | None = None,
         prefix: str = "dagster-llm-batch",
         credentials: Credentials | None = None,
         base_url: str | None = None,
         storage_url: str | None = None,
+        bigquery_dataset: str | None = None,
+        bigquery_url: str | None = None,
         account: str | None = None,
         timeout_seconds: float = 120.0,
         name: str = "vertex",
         price_book: str | None = "google",
         settle_seconds: float = 300.0,
     ) -> None:
-        for what, value in (("project", project), ("location", location), ("bucket", bucket)):
-            if not value or not re.fullmatch(r"[\w.:-]+", value):
+        if (bucket is None) == (bigquery_dataset is None):
+            raise ConfigError(
+                f"The provider '{name}' needs a place for requests and results: a Cloud Storage bucket (bucket=) or a "
+                "BigQuery dataset (bigquery_dataset=), and not both."
+            )
+        names = {"project": project, "location": location, "bucket": bucket, "bigquery_dataset": bigquery_dataset}
+        for what, value in names.items():
+            if value is not None and not re.fullmatch(r"[\w.:-]+", value):
                 raise ConfigError(
                     f"The {what} of provider '{name}' is {value!r}; give its plain name, without 'gs://'."
                 )
-        for what, url in (("base_url", base_url), ("storage_url", storage_url)):
+        for what, url in (("base_url", base_url), ("storage_url", storage_url), ("bigquery_url", bigquery_url)):
             if url is not None:
                 checked_address(url, what)
-        self._project, self._location, self._bucket = project, location, bucket
+        self._project, self._location = project, location
+        self._place = f"gs://{bucket}" if bigquery_dataset is None else f"bq://{bigquery_dataset}"
         self._prefix = prefix.strip("/")
         self._credentials = credentials
         self._base_url = base_url
         self._storage_url = storage_url
+        self._bigquery_url = bigquery_url
         self._timeout_seconds = timeout_seconds
         self._name = name
         self._price_book = price_book
@@ -99,10 +110,14 @@ class VertexProvider:
         self._account = f"{project}/{location}" if account is None else account
         where = f"Vertex AI ({self._account})"
         self._api = GoogleApi(self._client, where, lambda: getattr(self._credentials, "token", None))
-        self._storage = VertexStorage(self._storage_client, bucket, timeout_seconds, self._api.calls)
+        dataset = bigquery_dataset or ""
+        dataset = dataset if "." in dataset else f"{project}.{dataset}"
+        self._in_tables = bigquery_dataset is not None
+        self._storage = VertexStorage(self._storage_client, bucket or "", timeout_seconds, self._api.calls)
+        self._tables = VertexTables(self._tables_client, dataset, timeout_seconds, self._api.calls)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r}, bucket={self._bucket!r})"
+        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r}, place={self._place!r})"
 
     @property
     def name(self) -> str:
@@ -133,18 +148,13 @@ class VertexProvider:
         return VertexClaudeLines(spec, VERTEX_LIMITS)
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
-        """See Provider.submit. The uploaded file is deleted again where there is certainly no batch of it."""
-        folder = "/".join(part for part in (self._prefix, tag) if part)
+        """See Provider.submit. The uploaded file or table is deleted again where there is certainly no batch of it."""
         with upload_copy(lines, spec.model) as (file, size):
-            uri = self._storage.upload(folder, file, size)
+            uri, places = self._upload(file, size, tag)
         body: dict[str, Any] = {
             "displayName": tag,
             "model": _model_path(spec.model),
-            "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": [uri]}},
-            "outputConfig": {
-                "predictionsFormat": "jsonl",
-                "gcsDestination": {"outputUriPrefix": f"gs://{self._bucket}/{folder}/results"},
-            },
+            **places,
             **({"labels": {"dagster_llm_batch": tag}} if _LABEL.fullmatch(tag) else {}),
         }
         try:
@@ -152,7 +162,7 @@ class VertexProvider:
         except AmbiguousError:
             raise
         except ProviderError:
-            self._storage.delete(uri)
+            (self._tables if self._in_tables else self._storage).delete(uri)
             raise
         name = job.get("name")
         if not isinstance(name, str) or not name:
@@ -160,6 +170,21 @@ class VertexProvider:
                 "Perhaps created the batch: the reply names none. Look for it before creating it again."
             )
         return name
+
+    def _upload(self, file: IO[bytes], size: int, tag: str) -> tuple[str, dict[str, Any]]:
+        """Where the requests are now, and what a job says of that and of its results."""
+        if self._in_tables:
+            uri = self._tables.upload(tag, file, size)
+            source: dict[str, Any] = {"instancesFormat": "bigquery", "bigquerySource": {"inputUri": uri}}
+            results = {"outputUri": self._tables.results_of(uri)}
+            target: dict[str, Any] = {"predictionsFormat": "bigquery", "bigqueryDestination": results}
+        else:
+            folder = "/".join(part for part in (self._prefix, tag) if part)
+            uri = self._storage.upload(folder, file, size)
+            source = {"instancesFormat": "jsonl", "gcsSource": {"uris": [uri]}}
+            prefix = {"outputUriPrefix": f"{self._place}/{folder}/results"}
+            target = {"predictionsFormat": "jsonl", "gcsDestination": prefix}
+        return uri, {"inputConfig": source, "outputConfig": target}
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find. All pages are read; what a server's filter lets through is compared once more."""
@@ -202,11 +227,15 @@ class VertexProvider:
         return self._api.call("get", _path(batch_id), f"read the batch '{batch_id}'")
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
-        """See Provider.fetch. Every file below the batch's results folder is read; there may be several."""
+        """See Provider.fetch. Every file below the batch's results folder is read, or its results table."""
         job = self._job(batch_id)
+        output = job.get("outputConfig") or {}
+        if table := (output.get("bigqueryDestination") or {}).get("outputUri"):
+            yield from self._tables.lines(table)
+            return
         folder = (job.get("outputInfo") or {}).get("gcsOutputDirectory")
         if not folder:  # ended early; what finished was exported all the same, below the batch's own folder
-            folder = ((job.get("outputConfig") or {}).get("gcsDestination") or {}).get("outputUriPrefix")
+            folder = (output.get("gcsDestination") or {}).get("outputUriPrefix")
         if folder:
             yield from self._storage.lines(folder)
 
@@ -265,6 +294,14 @@ class VertexProvider:
         except ImportError as error:
             raise MissingExtraError("google", f"The provider '{self._name}'") from error
         options = {"api_endpoint": self._storage_url} if self._storage_url else None
+        return Client(project=self._project, credentials=self._access(), client_options=options)
+
+    def _tables_client(self) -> TablesClient:
+        try:
+            from google.cloud.bigquery import Client  # noqa: PLC0415 -- an optional extra
+        except ImportError as error:
+            raise MissingExtraError("bigquery", f"The provider '{self._name}' with bigquery_dataset") from error
+        options = {"api_endpoint": self._bigquery_url} if self._bigquery_url else None
         return Client(project=self._project, credentials=self._access(), client_options=options)
 
     def _access(self) -> Any:

@@ -104,12 +104,18 @@ class OpenAIBatchResource(dg.ConfigurableResource[Any]):
 
 
 class VertexBatchResource(dg.ConfigurableResource[Any]):
-    """Batches on Vertex AI, of Gemini and of Claude; files go through a Cloud Storage bucket."""
+    """Batches on Vertex AI, of Gemini and of Claude, by way of a Cloud Storage bucket or a BigQuery dataset."""
 
     project: str = Field(description="Google Cloud project id.")
     location: str = Field(description="Region, as in us-central1, or global (not for Claude).")
-    bucket: str = Field(description="Cloud Storage bucket for request and result files, without gs://.")
+    bucket: str | None = Field(
+        default=None, description="Cloud Storage bucket for request and result files, without gs://."
+    )
     prefix: str = Field(default="dagster-llm-batch", description="Folder in the bucket; each batch has its own in it.")
+    bigquery_dataset: str | None = Field(
+        default=None,
+        description="In place of a bucket: BigQuery dataset for request and result tables, in the location's region.",
+    )
     service_account_json: str | None = Field(
         default=None, description="Key of a service account, as JSON, as an EnvVar. Default: application default."
     )
@@ -117,6 +123,7 @@ class VertexBatchResource(dg.ConfigurableResource[Any]):
     storage_url: str | None = Field(
         default=None, description="Address of another Cloud Storage. Default: Google's own."
     )
+    bigquery_url: str | None = Field(default=None, description="Address of another BigQuery. Default: Google's own.")
     access_token: str | None = Field(default=None, description="A ready token, in place of a key. As an EnvVar.")
     account: str | None = Field(default=None, description="Whose account this is. Default: project and location.")
     timeout_seconds: float = Field(default=600.0, description="For one call.")
@@ -134,6 +141,8 @@ class VertexBatchResource(dg.ConfigurableResource[Any]):
             credentials=credentials_of(self.service_account_json, self.access_token),
             base_url=self.base_url,
             storage_url=self.storage_url,
+            bigquery_dataset=self.bigquery_dataset,
+            bigquery_url=self.bigquery_url,
             account=self.account,
             timeout_seconds=self.timeout_seconds,
             settle_seconds=self.settle_seconds,

@@ -26,6 +26,12 @@ def vertex(emulator: Emulator, storage_url: str, **changes: Any) -> VertexProvid
     return VertexProvider(**{**usual, **changes})
 
 
+def vertex_in_tables(emulator: Emulator, **changes: Any) -> VertexProvider:
+    """The same with a BigQuery dataset in place of the bucket."""
+    places = {"bucket": None, "bigquery_dataset": "emulator", "bigquery_url": emulator.bigquery_url}
+    return vertex(emulator, emulator.gemini_base_url, **{**places, **changes})
+
+
 def gemini(emulator: Emulator, **changes: Any) -> GeminiProvider:
     usual = {"api_key": DEFAULT_KEY, "base_url": emulator.gemini_base_url, "timeout_seconds": 5.0}
     return GeminiProvider(**{**usual, **changes})

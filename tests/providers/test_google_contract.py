@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from google_bench import BUCKET, gemini, vertex
+from google_bench import BUCKET, gemini, vertex, vertex_in_tables
 
 from dagster_llm_batch.testing.contracts import ProviderContract, ProviderRig
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, local_gcs
@@ -29,6 +29,13 @@ class TestVertex(ProviderContract):
         with Emulator(gcs_url=storage_url) as emulator:
             provider = vertex(emulator, storage_url, prefix=tmp_path.name + request.param)
             yield ProviderRig(provider, VERTEX_SPECS[request.param], emulator.settle, [DEFAULT_KEY])
+
+
+class TestVertexInTables(ProviderContract):
+    @pytest.fixture(params=VERTEX_SPECS)
+    def rig(self, request) -> Iterator[ProviderRig]:
+        with Emulator() as emulator:
+            yield ProviderRig(vertex_in_tables(emulator), VERTEX_SPECS[request.param], emulator.settle, [DEFAULT_KEY])
 
 
 class TestGemini(ProviderContract):

@@ -92,6 +92,7 @@ def _exports(emulator: Emulator, key: str, s3_url: str | None, gcs_url: str | No
         },
         f"Vertex AI emulator at {emulator.vertex_base_url}, its files {'in ' if gcs_url else ''}{gcs}": {
             "GOOGLE_VERTEX_BASE_URL": emulator.vertex_base_url,
+            "BIGQUERY_EMULATOR_HOST": emulator.bigquery_url,
             **({"STORAGE_EMULATOR_HOST": gcs_url} if gcs_url else {}),
         },
         f"Bedrock emulator at {emulator.bedrock_url}, its files {'in ' if s3_url else ''}{s3}": {

@@ -18,6 +18,7 @@ from dagster_llm_batch.testing.emulator.anthropic import AnthropicHouse
 from dagster_llm_batch.testing.emulator.anthropic_wire import MESSAGES
 from dagster_llm_batch.testing.emulator.bedrock import BedrockHouse
 from dagster_llm_batch.testing.emulator.bedrock_wire import BEDROCK
+from dagster_llm_batch.testing.emulator.bigquery import BIGQUERY, BigQueryHouse, Tables
 from dagster_llm_batch.testing.emulator.books import Books
 from dagster_llm_batch.testing.emulator.faults import Fault, FaultScript
 from dagster_llm_batch.testing.emulator.gemini import GeminiHouse
@@ -84,10 +85,12 @@ class Emulator:
         self._anthropic = AnthropicHouse(self._world)
         self._bedrock = BedrockHouse(self._world, s3_url)
         self._connections = Connections()
+        tables = Tables()
         apps: dict[str, App] = {
+            BIGQUERY: BigQueryHouse(self._world, tables).app(),
             MESSAGES: self._anthropic.app(),
             BEDROCK: self._bedrock.app(),
-            VERTEX: VertexHouse(self._world, gcs_url).app(),
+            VERTEX: VertexHouse(self._world, gcs_url, tables).app(),
             GEMINI: GeminiHouse(self._world).app(),
             **{prefix: StorageRelay(prefix, url) for prefix, url in ((GCS, gcs_url), (S3, s3_url)) if url is not None},
         }
@@ -132,6 +135,11 @@ class Emulator:
     def vertex_base_url(self) -> str:
         """For `genai.Client(vertexai=True, http_options=HttpOptions(base_url=...))`."""
         return f"http://{HOST}:{self.port}{VERTEX}"
+
+    @property
+    def bigquery_url(self) -> str:
+        """For `bigquery.Client(client_options={"api_endpoint": ...})`: the dataset `emulator` of any project."""
+        return f"http://{HOST}:{self.port}{BIGQUERY}"
 
     @property
     def gemini_base_url(self) -> str:

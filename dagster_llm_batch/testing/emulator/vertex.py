@@ -17,6 +17,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from dagster_llm_batch.testing.emulator.bigquery import Tables
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.google_requests import Request, respond
 from dagster_llm_batch.testing.emulator.google_storage import Storage
@@ -36,10 +37,11 @@ Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 
 class VertexHouse:
-    """The Vertex AI face of an emulator; the files are on the GCS server at `storage_url`."""
+    """The Vertex AI face of an emulator; the files are on the GCS server at `storage_url`, or in `tables`."""
 
-    def __init__(self, world: World, storage_url: str | None) -> None:
+    def __init__(self, world: World, storage_url: str | None, tables: Tables) -> None:
         self._world = world
+        self._tables = tables
         self._storage = None if storage_url is None else Storage(storage_url)
         self._jobs: dict[str, VertexJob] = {}
 
@@ -77,10 +79,7 @@ class VertexHouse:
             value = _at(body, path)
             if not isinstance(value, str) or not value:
                 raise ApiError(400, f"Required field is not set: batch_prediction_job.{path}")
-        uris = _at(body, "inputConfig.gcsSource.uris")
-        prefix = _at(body, "outputConfig.gcsDestination.outputUriPrefix")
-        if not isinstance(uris, list) or len(uris) != 1 or not str(prefix).startswith("gs://"):
-            raise ApiError(400, "The emulator takes one gcsSource uri and a gcsDestination; BigQuery is not emulated.")
+        uri = _source(body)
         if any(not _LABEL.fullmatch(str(value)) for value in (body.get("labels") or {}).values()):
             raise ApiError(400, "Label values can be lowercase letters, digits, underscores and dashes, 63 at most.")
         model = body["model"].rpartition("/")[2]
@@ -96,11 +95,11 @@ class VertexHouse:
             ordinal=len(self._world.books.batches),
             account=account,
             endpoint="batchPredictionJobs",
-            input_file_id=uris[0],
+            input_file_id=uri,
             metadata={"displayName": body["displayName"]},
             created_at=int(self._world.clock()),
         )
-        job = VertexJob(self._world, self._storage, record, body)
+        job = VertexJob(self._world, self._storage, self._tables, record, body)
         self._jobs[record.id] = job
         self._world.books.write(record)
         reply = job.as_json()
@@ -178,6 +177,20 @@ async def no_route(request: HttpRequest, error: Exception) -> Response:
     """What a path that is none is answered."""
     status = error.status_code if isinstance(error, HTTPException) else 404
     return JSONResponse(error_body(status, f"Not found: {request.method} {request.url.path}"), status)
+
+
+def _source(body: Body) -> str:
+    """Where the requests are; input and output are both in Cloud Storage, or both in BigQuery."""
+    if _at(body, "inputConfig.instancesFormat") == "bigquery":
+        uri, output = _at(body, "inputConfig.bigquerySource.inputUri"), "outputConfig.bigqueryDestination.outputUri"
+        prefix = "bq://"
+    else:
+        uris = _at(body, "inputConfig.gcsSource.uris")
+        uri = uris[0] if isinstance(uris, list) and len(uris) == 1 else None
+        output, prefix = "outputConfig.gcsDestination.outputUriPrefix", "gs://"
+    if not isinstance(uri, str) or not uri.startswith(prefix) or not str(_at(body, output)).startswith(prefix):
+        raise ApiError(400, f"The emulator takes one input and an output of one kind, here both at {prefix}.")
+    return uri
 
 
 def _at(body: Body, path: str) -> object:

@@ -12,11 +12,12 @@ import math
 from http import HTTPStatus
 from typing import Any
 
+from dagster_llm_batch.testing.emulator.bigquery import Table, Tables
 from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
 from dagster_llm_batch.testing.emulator.faults import BatchKind
 from dagster_llm_batch.testing.emulator.google_rows import RunningRows, number, ok
 from dagster_llm_batch.testing.emulator.google_storage import Storage, StorageError
-from dagster_llm_batch.testing.emulator.google_wire import Body, rfc3339
+from dagster_llm_batch.testing.emulator.google_wire import ApiError, Body, rfc3339
 from dagster_llm_batch.testing.emulator.lifecycle import VERTEX, Life
 from dagster_llm_batch.testing.emulator.openai_results import ResultFile
 from dagster_llm_batch.testing.emulator.vertex_importer import ImportFailedError, import_rows
@@ -28,9 +29,10 @@ _FAILED_PRECONDITION, _INVALID_ARGUMENT, _PERMISSION_DENIED, _INTERNAL, _CANCELL
 class VertexJob:
     """One job, from its creation to its end."""
 
-    def __init__(self, world: World, storage: Storage | None, record: BatchRecord, body: Body) -> None:
+    def __init__(self, world: World, storage: Storage | None, tables: Tables, record: BatchRecord, body: Body) -> None:
         self._world = world
         self._storage = storage
+        self._tables = tables
         self.record = record
         self.body = body
         self._created_at = world.clock()
@@ -71,17 +73,26 @@ class VertexJob:
         fault = self._fault("fails")
         if fault is not None:
             return self._fail(number(fault.code, _INTERNAL), fault.message)
-        if self._storage is None:
-            return self._fail(_FAILED_PRECONDITION, "The emulator was given no storage server.")
         try:
-            rows = import_rows(self._storage.read(self.body["inputConfig"]["gcsSource"]["uris"][0]))
-        except StorageError as error:
+            rows = self._read()
+        except (StorageError, ApiError) as error:
             return self._fail(_FAILED_PRECONDITION, f"Cannot read the input: {error}")
         except ImportFailedError as error:
             return self._fail(_INVALID_ARGUMENT, str(error))
         model = self.body["model"].rpartition("/")[2]
         self._rows = RunningRows(self._world, self.record, rows, model=model, id_field="custom_id")
         return "due"
+
+    def _read(self) -> list[Body]:
+        source = self.body["inputConfig"]
+        if "bigquerySource" in source:
+            rows = self._tables.get(source["bigquerySource"]["inputUri"]).rows
+            if not rows or any({"response", "status"} & row.keys() for row in rows):
+                raise ImportFailedError("the table is empty, or has a column 'response' or 'status'.")
+            return rows
+        if self._storage is None:
+            raise StorageError("the emulator was given no storage server")
+        return import_rows(self._storage.read(source["gcsSource"]["uris"][0]))
 
     def _fail(self, code: int, message: str) -> str:
         self._error = {"code": code, "message": message}
@@ -105,6 +116,8 @@ class VertexJob:
         rows = self._rows
         if rows is None or not rows.answers or self._fault("no_output_file") is not None:
             return True
+        if "bigqueryDestination" in self.body["outputConfig"]:
+            return self._export_table(rows, at)
         assert self._storage is not None
         file = ResultFile(self._world.faults.whole_file(self.record.ordinal))
         for index in rows.order:
@@ -124,6 +137,20 @@ class VertexJob:
             if blob is not None:
                 blob.close()
         self._directory = directory
+        return True
+
+    def _export_table(self, rows: RunningRows, at: float) -> bool:
+        """The columns of the input come along, in any order of the rows."""
+        done = [_row(rows.rows[index], *rows.answers[index], at) for index in rows.order if index in rows.answers]
+        made = [{**row, "response": row["response"] or None} for row in done]
+        kinds = {"request": "JSON", "response": "JSON", "processed_time": "TIMESTAMP"}
+        schema = [{"name": name, "type": kinds.get(name, "STRING"), "mode": "NULLABLE"} for name in made[0]]
+        made = [{**row, "processed_time": str(int(at * 1_000_000))} for row in made]
+        try:
+            self._tables.put(self.body["outputConfig"]["bigqueryDestination"]["outputUri"], Table(schema, made))
+        except ApiError as error:
+            self._error = {"code": _PERMISSION_DENIED, "message": f"Cannot write the output: {error}"}
+            return False
         return True
 
     def as_json(self) -> Body:

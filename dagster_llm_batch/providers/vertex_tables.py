@@ -1,0 +1,145 @@
+r"""Request and result tables of Vertex AI in BigQuery, through the official SDK, which uploads in pieces of 100 MB.
+
+    <dataset>.<tag>_<checksum>                    custom_id STRING, request JSON
+    <dataset>.<tag>_<checksum>_<number>_results   the same columns, with response, status and processed_time
+
+The service carries every column of the input but `request` through to the output as it is, which is how a row is known
+again. A row comes back as the line that a result file would have.
+
+https://cloud.google.com/vertex-ai/generative-ai/docs/multimodal/batch-prediction-from-bigquery
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from dagster_llm_batch.errors import ProviderError, TransientError
+from dagster_llm_batch.providers.google_errors import UnknownIdError
+from dagster_llm_batch.providers.google_files import CHUNK_BYTES
+
+if TYPE_CHECKING:
+    from google.cloud.bigquery import Client
+
+__all__ = ["VertexTables"]
+
+_PAGE = 1_000
+_RETRY_SECONDS = 10.0  # the SDK's default is ten minutes a call; callers of ours try again, and in time
+_UPLOAD_RETRIES = 2
+_JSON_COLUMNS = ("request", "response")
+
+
+class VertexTables:
+    """Tables of one dataset, `project.dataset`. The client is built on the first call.
+
+    `calls` is the context in which a call is made; it turns what the SDK raises into our errors.
+    """
+
+    def __init__(
+        self,
+        client: Callable[[], Client],
+        dataset: str,
+        timeout_seconds: float,
+        calls: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
+        self._make = client
+        self._made: Client | None = None
+        self._dataset = dataset
+        self._timeout_seconds = timeout_seconds
+        self._calls = calls
+
+    def upload(self, tag: str, file: IO[bytes], size: int) -> str:
+        """Load the lines into the tag's table, in the place of what an earlier try left; its bq:// address.
+
+        Their checksum is in its name: a batch that was perhaps created may be sent again with other rows.
+        """
+        from google.cloud.bigquery import LoadJobConfig, SchemaField  # noqa: PLC0415 -- an optional extra
+        from google_crc32c import Checksum  # noqa: PLC0415 -- comes with the SDK
+
+        digest = Checksum()
+        while piece := file.read(CHUNK_BYTES):
+            digest.update(piece)
+        file.seek(0)
+        name = f"{self._dataset}.{re.sub(r'[^A-Za-z0-9_]', '_', tag)}_{digest.hexdigest().decode('ascii')}"
+        config = LoadJobConfig(
+            source_format="NEWLINE_DELIMITED_JSON",
+            write_disposition="WRITE_TRUNCATE",
+            schema=[SchemaField("custom_id", "STRING", "REQUIRED"), SchemaField("request", "JSON", "REQUIRED")],
+        )
+        seconds = self._timeout_seconds
+        with self._calls(f"load {name}"):
+            source = cast("IO[bytes]", _Source(file))
+            job = self._client().load_table_from_file(
+                source, name, size=size, num_retries=_UPLOAD_RETRIES, job_config=config, timeout=seconds
+            )
+            job.result(retry=self._retry(), timeout=seconds)
+        return f"bq://{name}"
+
+    def results_of(self, uri: str) -> str:
+        """Where a new batch of this request table shall write: a table that no other batch has."""
+        return f"{uri}_{uuid.uuid4().hex[:8]}_results"
+
+    def delete(self, uri: str) -> None:
+        """Remove the table, if that is possible; it matters to nobody if not."""
+        try:
+            with self._calls(f"delete {uri}"):
+                self._client().delete_table(_name(uri), retry=self._retry(), timeout=self._timeout_seconds)
+        except ProviderError:
+            pass  # the error that led here matters more
+
+    def lines(self, uri: str) -> Iterator[bytes]:
+        """The rows of the table as lines of a result file; none where it does not exist, since nothing finished."""
+        try:
+            with self._calls(f"read {uri}"):
+                table = self._client().get_table(_name(uri), retry=self._retry(), timeout=self._timeout_seconds)
+        except UnknownIdError:
+            return
+        with self._calls(f"read {uri}"):
+            rows = self._client().list_rows(table, page_size=_PAGE, retry=self._retry(), timeout=self._timeout_seconds)
+            found = iter(rows)
+        got = 0
+        while True:
+            with self._calls(f"read {uri}"):
+                row = next(found, None)
+            if row is None:
+                break
+            got += 1
+            yield _line(row.items())
+        if table.num_rows is not None and got < table.num_rows:
+            raise TransientError(f"Could not read {uri}: got {got} of {table.num_rows} rows.")
+
+    def _retry(self) -> Any:
+        from google.cloud.bigquery import DEFAULT_RETRY  # noqa: PLC0415 -- an optional extra
+
+        return DEFAULT_RETRY.with_timeout(min(self._timeout_seconds, _RETRY_SECONDS))
+
+    def _client(self) -> Client:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+
+class _Source:
+    """A file without a mode: the SDK takes that of a temporary file for text."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.read, self.tell, self.seek = file.read, file.tell, file.seek
+
+
+def _name(uri: str) -> str:
+    return uri.removeprefix("bq://")
+
+
+def _line(columns: Any) -> bytes:
+    values = {name: value for name, value in columns if value is not None}
+    for name in _JSON_COLUMNS:
+        if isinstance(values.get(name), str):  # a column of text
+            try:
+                values[name] = json.loads(values[name])
+            except ValueError:
+                continue
+    return json.dumps(values, separators=(",", ":"), default=str).encode("ascii") + b"\n"
