@@ -12,7 +12,15 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from dagster_llm_batch import CommandBatchResource, LLMBatchResource, Prompt, build_llm_batch_sensor, llm_batch_assets
+import dagster_llm_batch.resources as all_resources
+from dagster_llm_batch import (
+    CommandBatchResource,
+    LLMBatchResource,
+    OpenAIBatchResource,
+    Prompt,
+    build_llm_batch_sensor,
+    llm_batch_assets,
+)
 from dagster_llm_batch.testing.emulator import Emulator, Limits, WireFault
 from tests.faults.bench import rows
 from tests.faults.test_secrets import (
@@ -97,6 +105,49 @@ def everything(home: Path) -> Iterator[tuple[str, bytes]]:
                     for value in row:
                         with suppress(zlib.error, TypeError):
                             yield f"{path}:{table}", zlib.decompress(value)
+
+
+def test_no_credential_field_of_a_provider_is_left_out() -> None:
+    """A new one shows here, and wants its own test."""
+    elsewhere = {"service_account_json": "test_secrets.py", "token": "tests/providers/test_ray.py"}
+    told = {
+        field
+        for one in vars(all_resources).values()
+        if isinstance(one, type) and issubclass(one, dg.ConfigurableResource)
+        for field, info in one.model_fields.items()
+        if "EnvVar" in (info.description or "")
+    }
+    assert told - elsewhere.keys() == {field for fields in FIELDS.values() for field in fields}
+
+
+@pytest.mark.parametrize("form", ["postgresql://me:{}@127.0.0.1:1/db", "postgresql://me@127.0.0.1:1/db?password={}"])
+def test_dagster_holds_no_password_of_the_ledger(
+    tmp_path: Path, caplog: Any, capfd: Any, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("T_LEDGER", form.format(MARK))
+    home = tmp_path / "home"
+    home.mkdir()
+    assets = llm_batch_assets(
+        name="labels", rows=tickets, key="id", prompt=Prompt(user="{{ text }}"), model="openai/gpt-4o"
+    )
+    resource = LLMBatchResource(
+        ledger_url=dg.EnvVar("T_LEDGER"), payload_root=str(tmp_path / "files"), openai=OpenAIBatchResource(api_key="k")
+    )
+    with dg.instance_for_test(temp_dir=str(home)) as instance:
+        result = dg.materialize(
+            assets,
+            selection=["labels_batch"],
+            resources={"llm_batch": resource},
+            instance=instance,
+            raise_on_error=False,
+        )
+        told = Told(tmp_path / "files", caplog, capfd)
+        events = [str(event) for event in result.all_events]
+        assert not result.success
+        assert any("The ledger at postgresql://me" in event for event in events)
+        told.assert_clean(*events)
+        assert [name for name, data in everything(home) if MARK.encode() in data] == []
 
 
 def test_dagster_holds_no_credential_of_any_resource(
