@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import html
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
@@ -18,9 +18,11 @@ import pyarrow as pa
 
 from dagster_llm_batch.core.labeling import PROVENANCE, Labeled
 from dagster_llm_batch.engine import Labeling, Status
+from dagster_llm_batch.engine.collecting import sum_costs
 from dagster_llm_batch.engine.pace import Pace
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.storage.records import Shard
 
 __all__ = [
     "SUBMISSION_KEY",
@@ -195,6 +197,7 @@ def labels_metadata(labeled: Labeled, status: Status, labeling: Labeling, provid
         "llm_batch/preview": preview(labels, _columns(labeling)),
         **{f"llm_batch/{name}": count for name, count in tokens.items()},
         "llm_batch/attempts": submission.waves,
+        **_waves(status),
         "llm_batch/model": labeling.model,
         "llm_batch/prompt_version": labeling.prompt_version,
         SUBMISSION_KEY: submission.submission_id,
@@ -226,6 +229,22 @@ def _models(labels: pa.Table, labeling: Labeling) -> dict[str, int]:
             row["llm_output_tokens"] or 0
         )
     return {f"{labeling.provider}.{model}.total_tokens": count for model, count in totals.items()}
+
+
+def _waves(status: Status) -> dict[str, Any]:
+    """What each wave asked of whom, and what it cost, where there was more than one."""
+    if status.submission.waves == 1:
+        return {}
+    groups: dict[tuple[int, str, str], list[Shard]] = defaultdict(list)
+    for shard in status.shards:
+        groups[shard.wave, f"{shard.provider}/{shard.model}", shard.lane.value].append(shard)
+    rows: list[list[object]] = []
+    for (wave, model, lane), shards in sorted(groups.items()):
+        cost = sum_costs(shards)
+        requests = sum(shard.requests for shard in shards)
+        rows.append([wave, model, lane, len(shards), requests, "unknown" if cost is None else f"{cost:.6f}"])
+    header = ["wave", "asked of", "lane", "batches", "requests", "USD"]
+    return {"llm_batch/waves": dg.MetadataValue.md(markdown_table(header, rows))}
 
 
 def _usd(name: str, amount: Decimal | None) -> dict[str, Any]:
