@@ -28,7 +28,7 @@ from tests.crash.scenarios import DEADLINE, Scenario
 from tests.crash.taps import Point, Tap, When, install, tap_verbs
 
 NAMESPACE = "crash"
-SECONDS_A_RUN = 60.0
+SECONDS_A_RUN = 180.0
 _PAUSE_SECONDS = 0.01
 
 
