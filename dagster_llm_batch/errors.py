@@ -81,11 +81,15 @@ class ProviderError(LLMBatchError):
 
 
 class TransientError(ProviderError):
-    """The same call may succeed later (429, 5xx, connection). `retry_after_seconds` is the provider's wish, if any."""
+    """The same call may succeed later (429, 5xx, connection). `retry_after_seconds` is the provider's wish, if any.
 
-    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+    `answer` is what a call in real time was answered all the same: its raw result line.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None, answer: bytes | None = None) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+        self.answer = answer
 
 
 class RefusedError(ProviderError):

@@ -134,7 +134,8 @@ class Provider(Protocol):
     def respond(self, line: bytes) -> bytes:
         """The answer in real time to one encoded line, as the raw result line that a batch would give.
 
-        One call, never repeated: an HTTP error is an answer too, and a call whose end nobody knows may be billed.
+        One call, never repeated: an HTTP error is an answer too, and a call whose end nobody knows may be billed. Where
+        the provider says how long to wait, raises TransientError with that and with the answer.
         """
         ...
 

@@ -9,11 +9,12 @@ was not answered is missing from the raw file, and is for the next wave.
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from datetime import datetime, timedelta
 
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.shards import RAW, beside
-from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError
+from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, TransientError
 from dagster_llm_batch.protocols import Codec, Provider
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.payloads import PayloadWriter
@@ -22,7 +23,8 @@ from dagster_llm_batch.types import BatchStatus, Lane, Outcome
 
 __all__ = ["Answerer"]
 
-_PAUSES_SECONDS = (1.0, 4.0, 16.0)  # after an answer that says: later
+_PAUSES_SECONDS = (1.0, 4.0, 16.0)  # after an answer that says: later, and not when
+_LONGEST_WISH_SECONDS = 300.0
 
 
 class Answerer:
@@ -32,6 +34,7 @@ class Answerer:
         self._labeling = labeling
         self._deployment = deployment
         self._codec: Codec = deployment.codec(labeling)
+        self._not_before: datetime | None = None
 
     def answer(self, shard: Shard) -> None:
         """Bring a planned shard to `ended`. Raises CredentialsError or ConfigError, then `planned` if nothing came."""
@@ -67,14 +70,39 @@ class Answerer:
         return wrong
 
     def _ask(self, provider: Provider, line: bytes) -> bytes:
-        """The answer to one line; asked again where it says that it was turned away, which costs nothing."""
+        """The answer to one line; asked again where it says that it was turned away, which costs nothing.
+
+        A rate limit is for all calls: none is made before the time that one was told.
+        """
         for pause in _PAUSES_SECONDS:
-            answer = provider.respond(line)
+            self._wait()
+            answer, wish_seconds = _answered(provider, line)
             result = self._codec.decode(answer)
             if result.outcome is not Outcome.ERRORED or not result.retryable:
                 return answer
-            self._deployment.sleep(pause)
-        return provider.respond(line)
+            if wish_seconds:
+                until = self._deployment.clock() + timedelta(seconds=min(wish_seconds, _LONGEST_WISH_SECONDS))
+                self._not_before = max(self._not_before or until, until)
+            else:
+                self._deployment.sleep(pause)
+        self._wait()
+        return _answered(provider, line)[0]
+
+    def _wait(self) -> None:
+        if self._not_before is not None:
+            left = self._not_before - self._deployment.clock()
+            if left > timedelta():
+                self._deployment.sleep(left.total_seconds())
+
+
+def _answered(provider: Provider, line: bytes) -> tuple[bytes, float | None]:
+    """The answer, and for how many seconds the provider wants no other call."""
+    try:
+        return provider.respond(line), None
+    except TransientError as error:
+        if error.answer is None:
+            raise
+        return error.answer, error.retry_after_seconds
 
 
 def _answer_of(future: Future[bytes]) -> bytes:

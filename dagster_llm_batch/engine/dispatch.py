@@ -39,6 +39,7 @@ class Dispatcher:
         self._deployment = deployment
         self._lease = lease
         self._sender = Sender(deployment)
+        self._answerers: dict[str, Answerer] = {}  # by model: each knows how long it is to wait
 
     def send(self, planned: Sequence[Shard]) -> None:
         """Send what can go now. What cannot stays planned, and an event says that it waits.
@@ -87,8 +88,9 @@ class Dispatcher:
         requests = sum(shard.requests for shard in batch)
         small = requests < least and labeling.below_minimum == "realtime"
         if small or batch[0].lane is Lane.REALTIME:
+            answerer = self._answerers.setdefault(labeling.model, Answerer(labeling, self._deployment))
             for shard in batch:
-                Answerer(labeling, self._deployment).answer(shard)
+                answerer.answer(shard)
             return
         waiting = batch
         with suppress(LeaseError), _queue(self._deployment, batch[0]):  # another process fills it: the next time

@@ -28,6 +28,7 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.providers.addresses import checked_address
+from dagster_llm_batch.providers.answers import answer_line
 from dagster_llm_batch.providers.anthropic_batch import CreateBody, created_at, read_batch, total_requests
 from dagster_llm_batch.providers.anthropic_errors import UnknownIdError, is_foreign, provider_error
 from dagster_llm_batch.providers.anthropic_lines import ANTHROPIC_VERSION, AnthropicLines
@@ -276,6 +277,7 @@ class AnthropicProvider:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         request = json.loads(line)
         result: dict[str, Any]
+        failure = None
         try:
             message = self._client(retries=0).post(_MESSAGES, body=request["params"], cast_to=object)
             result = {"type": "succeeded", "message": message}
@@ -290,8 +292,7 @@ class AnthropicProvider:
                 kind = "invalid_request_error" if isinstance(failure, RefusedError) else "api_error"
                 body = {"type": "error", "error": {"type": kind, "message": str(failure)}}
             result = {"type": "errored", "error": body}
-        answer = {"custom_id": request["custom_id"], "result": result}
-        return json.dumps(answer, separators=(",", ":")).encode("ascii") + b"\n"
+        return answer_line({"custom_id": request["custom_id"], "result": result}, failure)
 
     def console_url(self, batch_id: str) -> str | None:
         """See Provider.console_url. The console's list of batches: it documents no address for one of them."""

@@ -26,6 +26,7 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.providers.addresses import checked_address
+from dagster_llm_batch.providers.answers import answer_line
 from dagster_llm_batch.providers.gemini_operations import (
     display_name,
     inlined_results,
@@ -231,14 +232,14 @@ class GeminiProvider:
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         given = json.loads(line)
-        status, body = self._api.answer(f"{_model_path(given['model'])}:generateContent", given["request"])
+        status, body, failure = self._api.answer(f"{_model_path(given['model'])}:generateContent", given["request"])
         answer: dict[str, Any] = {"key": given["key"]}
         if status == HTTPStatus.OK:
             answer["response"] = body
         else:
             inner = body.get("error") if isinstance(body, Mapping) else None
             answer["error"] = inner if isinstance(inner, Mapping) else {"code": status, "message": str(body)}
-        return json.dumps(answer, separators=(",", ":")).encode("ascii") + b"\n"
+        return answer_line(answer, failure)
 
     def console_url(self, batch_id: str) -> str | None:
         """See Provider.console_url. The vendor's console has no page for one batch."""

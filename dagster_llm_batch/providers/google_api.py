@@ -13,8 +13,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from dagster_llm_batch.errors import AmbiguousError, LLMBatchError, TransientError
-from dagster_llm_batch.providers.google_errors import google_calls, http_status, is_about_credentials
+from dagster_llm_batch.errors import AmbiguousError, CredentialsError, LLMBatchError, ProviderError, TransientError
+from dagster_llm_batch.providers.google_errors import google_calls, http_status
 
 if TYPE_CHECKING:
     from google.genai import Client
@@ -70,19 +70,29 @@ class GoogleApi:
         error: type[LLMBatchError] = AmbiguousError if creating else TransientError
         raise error(f"Could not {doing} at {self._where}, or perhaps did: the answer is no JSON object.")
 
-    def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
-        """Status and JSON of a request in real time; an HTTP error is an answer too, bad credentials are raised."""
+    def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, Any, ProviderError | None]:
+        """Status and JSON of a request in real time; an HTTP error is an answer too, bad credentials are raised.
+
+        And the error as ours.
+        """
         client = self.client
+        said: Any = None
+        status: int | None = HTTPStatus.OK
         try:
-            response = client._api_client.request("post", path, dict(body))  # noqa: SLF001 -- as in `call`
-        except Exception as error:
-            status = http_status(error)
             with self.calls("get an answer"):
-                if status is None or is_about_credentials(error):
+                try:
+                    # as in `call`
+                    response = client._api_client.request("post", path, dict(body))  # noqa: SLF001
+                    return HTTPStatus.OK, json.loads(response.body or "{}"), None
+                except Exception as error:
+                    status, said = http_status(error), getattr(error, "details", None)
                     raise
-            return status, getattr(error, "details", None)
-        with self.calls("get an answer"):
-            return HTTPStatus.OK, json.loads(response.body or "{}")
+        except CredentialsError:
+            raise
+        except ProviderError as failure:
+            if status is None:
+                raise
+            return status, said, failure
 
 
 def listed(page: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:

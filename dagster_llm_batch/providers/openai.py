@@ -32,6 +32,7 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.providers.addresses import checked_address
+from dagster_llm_batch.providers.answers import answer_line
 from dagster_llm_batch.providers.clocks import listed_since
 from dagster_llm_batch.providers.openai_batch import created_at, read_batch
 from dagster_llm_batch.providers.openai_errors import UnknownIdError, is_foreign, provider_error
@@ -272,7 +273,7 @@ class OpenAIProvider:
         request = json.loads(line)
         path = request["url"].removeprefix("/v1")
         client = self._client(retries=0)
-        status = 200
+        status, failure = 200, None
         try:
             body: Any = client.post(path, body=request["body"], cast_to=object)
         except Exception as error:
@@ -289,7 +290,7 @@ class OpenAIProvider:
             "response": {"status_code": status, "body": body},
             "error": None,
         }
-        return json.dumps(answer, separators=(",", ":")).encode("ascii") + b"\n"
+        return answer_line(answer, failure)
 
     def console_url(self, batch_id: str) -> str | None:
         """See Provider.console_url. Only OpenAI's own address is known."""

@@ -23,6 +23,7 @@ from dagster_llm_batch.errors import (
 )
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.addresses import checked_address
+from dagster_llm_batch.providers.answers import answer_line
 from dagster_llm_batch.providers.google_api import GoogleApi, listed
 from dagster_llm_batch.providers.google_errors import UnknownIdError
 from dagster_llm_batch.providers.google_files import upload_copy
@@ -255,7 +256,7 @@ class VertexProvider:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         given = json.loads(line)
         verb = "rawPredict" if _is_claude(given["model"]) else "generateContent"
-        status, body = self._api.answer(f"{_model_path(given['model'])}:{verb}", given["request"])
+        status, body, failure = self._api.answer(f"{_model_path(given['model'])}:{verb}", given["request"])
         ok = status == HTTPStatus.OK
         answer = {
             "status": "" if ok else f"{HTTPStatus(status).phrase}: {json.dumps(body)}",
@@ -263,7 +264,7 @@ class VertexProvider:
             "request": given["request"],
             "response": body if ok else {},
         }
-        return json.dumps(answer, separators=(",", ":")).encode("ascii") + b"\n"
+        return answer_line(answer, failure)
 
     def console_url(self, batch_id: str) -> str | None:
         """See Provider.console_url. Only at Google's own address."""

@@ -169,6 +169,22 @@ def test_a_turned_away_call_in_real_time_is_made_again_and_a_refused_one_is_not(
     assert status.submission.waves == 1
 
 
+def test_no_call_in_real_time_is_made_before_the_time_that_the_provider_named(house: House) -> None:
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        house.skipped += timedelta(seconds=seconds)
+
+    house.emulator.inject(WireFault(kind="status", route=CHAT, status=429, retry_after="70"))
+    engine = engine_with(house)
+    waiting = Engine(house.providers, engine.ledger, engine.payloads, "test", clock=house.now, sleep=sleep)
+    definition = labeling(urgent="now", realtime_concurrency=1)
+    submission = waiting.plan(definition, tickets(40).with_columns(pl.lit(True).alias("now")))
+    assert waiting.advance(definition, submission.submission_id).submission.outcomes == {"succeeded": 40}
+    assert slept == [pytest.approx(70, abs=5)]
+
+
 def test_answers_that_came_before_the_credentials_failed_are_kept(house: House) -> None:
     rows = tickets(6).with_columns(pl.lit(True).alias("now"))
     definition = labeling(urgent="now", realtime_concurrency=1)

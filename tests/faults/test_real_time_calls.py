@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.errors import LLMBatchError, TransientError
 from dagster_llm_batch.testing.emulator import Emulator, WireFault
-from dagster_llm_batch.types import Request, RequestSpec
+from dagster_llm_batch.types import Outcome, Request, RequestSpec
 from tests.faults.vendors import VENDORS, Vendor
 
 
@@ -34,3 +34,19 @@ def test_a_request_is_sent_and_billed_no_more_than_once(vendor: Vendor, fault: W
         assert emulator.struck(fault) == 1
         assert len(emulator.books.calls) == 1
         assert sum(one.billed for one in emulator.books.executions) == (fault.when == "after")
+
+
+@pytest.mark.parametrize(
+    "vendor", [one for one in VENDORS[:-1] if one.name != "bedrock"], ids=lambda vendor: vendor.name
+)
+def test_a_wait_that_the_vendor_names_comes_with_the_answer(vendor: Vendor, tmp_path: Path) -> None:
+    """Bedrock names none."""
+    with Emulator(faults=[WireFault(kind="status", status=429, retry_after="7")], s3_url=None) as emulator:
+        provider = vendor.provider(emulator, tmp_path, 5.0)
+        codec = provider.codec(RequestSpec(vendor.model, params=vendor.params))
+        with pytest.raises(TransientError) as told:
+            provider.respond(codec.encode(Request("r", None, "text"), "n-0"))
+    assert told.value.retry_after_seconds == 7
+    assert told.value.answer is not None
+    result = codec.decode(told.value.answer)
+    assert (result.custom_id, result.outcome, result.retryable) == ("n-0", Outcome.ERRORED, True)
