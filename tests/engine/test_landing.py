@@ -81,3 +81,11 @@ def test_a_whole_table_keeps_the_order_of_its_rows(house: House) -> None:
     status = house.run(definition, rows)
     labels = house.engine().labels(definition, status.submission.submission_id).labels
     assert labels["ticket_id"].to_pylist() == rows["ticket_id"].to_list()
+
+
+def test_labels_are_read_again_when_the_vendor_has_nothing_of_them_any_more(house: House) -> None:
+    status = house.run(labeling(), tickets(3))
+    engine, submission_id = house.engine(), status.submission.submission_id
+    before = engine.labels(labeling(), submission_id).labels
+    house.emulator.close()
+    assert engine.labels(labeling(), submission_id, reread=True).labels.equals(before)
