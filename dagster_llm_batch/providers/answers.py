@@ -14,6 +14,6 @@ __all__ = ["answer_line"]
 def answer_line(answer: Mapping[str, Any], failure: ProviderError | None = None) -> bytes:
     """Its raw result line. `failure` is what went wrong: one that names a wait is raised, with the line."""
     line = json.dumps(answer, separators=(",", ":")).encode("ascii") + b"\n"
-    if isinstance(failure, TransientError) and failure.retry_after_seconds is not None:
+    if isinstance(failure, TransientError) and failure.retry_after_seconds:
         raise TransientError(str(failure), failure.retry_after_seconds, line)
     return line
