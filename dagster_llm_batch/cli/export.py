@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.finding import find_dataset, partitions_of, partitions_options
-from dagster_llm_batch.cli.show import as_json, print_json
+from dagster_llm_batch.cli.show import print_json
 from dagster_llm_batch.cli.where import Where, code_location_command
-from dagster_llm_batch.core.rows import record_batches
-from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.types import ResponseKind
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.exports.files import whole
+from dagster_llm_batch.exports.fine_tuning import (
+    EXAMPLE_FORMS,
+    Example,
+    check_examples,
+    fine_tuning,
+    provenance_path,
+    write_example_lines,
+)
+from dagster_llm_batch.exports.tables import FORMATS, STREAMED, write_stream, write_table
 
 __all__ = ["export_command"]
 
-_FORMATS = ("parquet", "csv", "jsonl")
+_ENDINGS = (*STREAMED, "tfrecord")
 
 
 @click.command("export", cls=Command, short_help="Labels, rejects or fine-tuning examples, as a file.")
@@ -39,10 +42,18 @@ _FORMATS = ("parquet", "csv", "jsonl")
     type=click.Choice(["labels", "rejects", "fine-tuning"]),
     default="labels",
     show_default=True,
-    help="fine-tuning: a line of messages (system, user, assistant) for each label, as OpenAI and others take them.",
+    help="fine-tuning: a line of messages for each label, and a file beside it with where each comes from.",
 )
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="File; - for standard output.")
-@click.option("--format", "form", type=click.Choice(_FORMATS), help="Default: by the file's ending, else jsonl.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice([*FORMATS, *EXAMPLE_FORMS]),
+    help=(
+        "Default: by the file's ending, else jsonl. huggingface writes a folder. For fine-tuning: openai (the default) "
+        "or anthropic, for Claude on Bedrock."
+    ),
+)
 @json_option
 def export_command(
     where: Where,
@@ -61,20 +72,18 @@ def export_command(
     rendered as for a submission, and only those whose request has a label are written, each request once.
     """
     ending = Path(output).suffix.removeprefix(".")
-    form = form or (ending if ending in _FORMATS else "jsonl")
+    form = form or (ending if ending in _ENDINGS else "jsonl")
+    if what == "fine-tuning" and form == "jsonl":
+        form = "openai"
     _refuse_output(output, form, what, as_json=as_json)
     dataset = find_dataset(where, asset)
     wanted = partitions_of(where, dataset, partitions, partition_range)
     if what == "fine-tuning":
-        _refuse_no_messages(dataset.labeling)
-        lines = (line for one in wanted for line in _examples(where, dataset, one))
-        with _written(output) as file:
-            count = _write_lines(lines, file)
+        check_examples(dataset.labeling, form)
+        count = _write_examples((one for part in wanted for one in _examples(where, dataset, part, form)), output)
     else:
         table = pa.concat_tables([_table(where, dataset, one, what) for one in wanted], promote_options="default")
-        with _written(output) as file:
-            _WRITERS[form](table, file)
-        count = len(table)
+        count = _write_table(table, output, form)
     if as_json:
         print_json({"output": str(Path(output).resolve()), "format": form, "what": what, "rows": count})
     elif output != "-":
@@ -84,10 +93,12 @@ def export_command(
 def _refuse_output(output: str, form: str, what: str, *, as_json: bool) -> None:
     if output == "-" and as_json:
         raise click.UsageError("--json and -o - would both write to standard output.")
-    if output == "-" and form == "parquet":
-        raise click.UsageError("Parquet is not for standard output; name a file.")
-    if what == "fine-tuning" and form != "jsonl":
-        raise click.UsageError(f"Examples for fine-tuning are written as jsonl, not {form}.")
+    if output == "-" and form in ("parquet", "huggingface", "tfrecord"):
+        raise click.UsageError(f"{form.capitalize()} is not for standard output; name a file.")
+    if what == "fine-tuning" and form not in EXAMPLE_FORMS:
+        raise click.UsageError(f"Examples for fine-tuning are written as openai or anthropic (JSON lines), not {form}.")
+    if what != "fine-tuning" and form in EXAMPLE_FORMS:
+        raise click.UsageError(f"{form} is for --what fine-tuning; {what} are written as {', '.join(FORMATS)}.")
     if output != "-" and not Path(output).parent.is_dir():
         raise click.UsageError(f"There is no folder {Path(output).parent}.")
 
@@ -105,81 +116,27 @@ def _table(where: Where, dataset: Dataset, partition: str | None, what: str) -> 
     return labeled.labels if what == "labels" else labeled.rejects
 
 
-def _refuse_no_messages(labeling: Labeling) -> None:
-    if labeling.reader.format.kind is ResponseKind.EMBEDDING:
-        raise ConfigError(f"'{labeling.asset}' gives embeddings; there are no replies to learn from.")
-    if labeling.prompt.images:
-        raise ConfigError(f"The prompt of '{labeling.asset}' has images, which are not exported for fine-tuning.")
-
-
-def _examples(where: Where, dataset: Dataset, partition: str | None) -> Iterator[bytes]:
-    """One line for each different request of the rows that has a label."""
-    labeling = dataset.labeling
+def _examples(where: Where, dataset: Dataset, partition: str | None, form: str) -> Iterator[Example]:
     labels = _table(where, dataset, partition, "labels")
-    place = {request_id: number for number, request_id in enumerate(labels["llm_request_id"].to_pylist())}
-    turns = [{"role": turn.role, "content": turn.text} for turn in labeling.prompt.turns]
     with where.code.rows(dataset, partition) as rows:
-        for batch in record_batches(rows):
-            if labeling.key not in batch.schema.names:
-                raise InputError(f"The rows have no key column '{labeling.key}'.")
-            renderer = labeling.prompt.renderer(batch.schema.names)
-            for row in batch.to_pylist():
-                request = renderer.render(row, row[labeling.key])
-                number = place.pop(request.request_id, None)
-                if number is None:
-                    continue
-                system = [] if request.system is None else [{"role": "system", "content": request.system}]
-                reply = {"role": "assistant", "content": _reply(labeling, labels.slice(number, 1))}
-                messages = [*system, *turns, {"role": "user", "content": request.user}, reply]
-                yield _line({"messages": messages})
+        yield from fine_tuning(dataset.labeling, rows, labels, form)
 
 
-def _reply(labeling: Labeling, label: pa.Table) -> str:
-    """What the labeled columns say, in the form that was asked for."""
-    [values] = label.select(labeling.reader.schema.names).to_pylist()
-    if labeling.reader.format.kind is ResponseKind.TEXT:
-        return str(values["text"])
-    for field in labeling.reader.fields:
-        if field.metadata and b"as_json" in field.metadata and values[field.name] is not None:
-            values[field.name] = json.loads(values[field.name])
-    return json.dumps(as_json(values), ensure_ascii=False, separators=(",", ":"))
+def _write_examples(examples: Iterator[Example], output: str) -> int:
+    origin = nullcontext(None) if output == "-" else _written(str(provenance_path(Path(output))))
+    with origin as origins, _written(output) as file:
+        return write_example_lines(examples, file, origins)
 
 
-def _line(value: object) -> bytes:
-    return json.dumps(as_json(value), ensure_ascii=False, default=str).encode() + b"\n"
-
-
-def _write_lines(lines: Iterator[bytes], file: BinaryIO) -> int:
-    count = 0
-    for line in lines:
-        file.write(line)
-        count += 1
-    return count
-
-
-def _write_jsonl(table: pa.Table, file: BinaryIO) -> None:
-    _write_lines((_line(row) for batch in table.to_batches() for row in batch.to_pylist()), file)
-
-
-def _write_csv(table: pa.Table, file: BinaryIO) -> None:
-    for number, field in enumerate(table.schema):
-        if pa.types.is_nested(field.type):
-            texts = [
-                None if v is None else json.dumps(as_json(v), ensure_ascii=False) for v in table[number].to_pylist()
-            ]
-            table = table.set_column(number, field.name, pa.array(texts, pa.string()))
-    pyarrow.csv.write_csv(table, file)
-
-
-def _write_parquet(table: pa.Table, file: BinaryIO) -> None:
-    pyarrow.parquet.write_table(table, file, compression="zstd")
-
-
-_WRITERS: dict[str, Callable[[pa.Table, BinaryIO], None]] = {
-    "parquet": _write_parquet,
-    "csv": _write_csv,
-    "jsonl": _write_jsonl,
-}
+def _write_table(table: pa.Table, output: str, form: str) -> int:
+    if form in STREAMED:
+        with _written(output) as file:
+            write_stream(table, form, file)
+        return len(table)
+    try:
+        return write_table(table, output, form)
+    except OSError as error:
+        raise click.FileError(output, error.strerror) from error
 
 
 @contextmanager
@@ -188,15 +145,8 @@ def _written(output: str) -> Iterator[BinaryIO]:
     if output == "-":
         yield sys.stdout.buffer
         return
-    path = Path(output)
-    half = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        file = half.open("wb")
+        with whole(Path(output)) as half, half.open("wb") as file:
+            yield file
     except OSError as error:
         raise click.FileError(output, error.strerror) from error
-    try:
-        with file:
-            yield file
-        half.replace(path)
-    finally:
-        half.unlink(missing_ok=True)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from enum import Enum
 from typing import Any
 
 import click
@@ -16,6 +14,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dagster_llm_batch.core.plain import as_json
 from dagster_llm_batch.metadata import plain
 
 __all__ = [
@@ -110,25 +109,6 @@ def age(length: timedelta) -> str:
     named = [(days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s")]
     shown = [f"{number} {unit}" for number, unit in named if number][:2]
     return " ".join(shown) or "0 s"
-
-
-def as_json(value: Any) -> Any:
-    """Plain JSON: money as exact text, times in ISO 8601 UTC, lengths of time in seconds."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Decimal):
-        return format(value, "f")
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, Mapping):
-        return {str(as_json(key)): as_json(one) for key, one in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [as_json(one) for one in value]
-    return value
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:

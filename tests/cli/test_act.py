@@ -7,7 +7,9 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from datasets import load_from_disk
 from project import DAYS
+from tfrecord import tfrecord_iterator
 
 from dagster_llm_batch.testing.emulator import RowFault, WireFault
 
@@ -189,10 +191,31 @@ def test_fine_tuning_examples_are_the_requests_that_have_a_label_with_what_was_a
     assert [json.loads(one[4]["content"]) for one in examples] == [{"topic": label["topic"]} for label in labels]
 
 
+def test_each_example_says_beside_it_where_it_comes_from_and_claudes_form_has_the_system_text_apart(project):
+    project.land()
+    form = ["--what", "fine-tuning", "--format", "anthropic"]
+    path = exported(project, "ticket_labels", *form, name="train.jsonl")
+    examples = [json.loads(line) for line in path.open()]
+    assert [set(one) for one in examples] == [{"system", "messages"}] * 3
+    origins = [json.loads(line) for line in path.with_name("train.provenance.jsonl").open()]
+    assert [one["ticket_id"] for one in origins] == ["all-0", "all-1", "all-2"]
+    assert all(one["llm_batch_id"] and one["llm_prompt_version"] for one in origins)
+
+
+def test_labels_are_exported_as_records_of_tensorflow_and_as_a_dataset_of_hugging_face(project):
+    project.land()
+    records = exported(project, "ticket_labels", name="labels.tfrecord")
+    assert len(list(tfrecord_iterator(str(records)))) == 3
+    folder = exported(project, "ticket_labels", "--format", "huggingface", name="dataset")
+    assert load_from_disk(str(folder))["ticket_id"][:] == ["all-0", "all-1", "all-2"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["-o", "x.csv", "--what", "fine-tuning"], 2, "written as jsonl, not csv"),
+        (["-o", "x.csv", "--format", "openai"], 2, "openai is for --what fine-tuning"),
+        (["-o", "-", "--format", "tfrecord"], 2, "Tfrecord is not for standard output"),
+        (["-o", "x.csv", "--what", "fine-tuning"], 2, "written as openai or anthropic"),
         (["-o", "-", "--format", "parquet"], 2, "Parquet is not for standard output"),
         (["-o", "-", "--json"], 2, "both write to standard output"),
         (["-o", "no/such/folder.csv"], 2, "There is no folder no/such"),

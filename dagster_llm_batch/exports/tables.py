@@ -1,0 +1,206 @@
+"""A labeled table as a file, with all its columns: key, kept columns, response, and provenance (`llm_…`).
+
+    parquet      one file, zstd
+    csv          nested values as JSON
+    jsonl        a line for each row
+    huggingface  a folder for `datasets.load_from_disk`
+    tfrecord     a `tf.Example` for each row, for TensorFlow's `TFRecordDataset`
+
+Of a `tf.Example`: numbers and truth values are int64 or float lists (32 bits: that is all it has), text and bytes are
+bytes lists, lists of these are lists; money, times and nested values are text, as in JSON lines; a null is no feature.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from dagster_llm_batch.core.plain import as_json
+from dagster_llm_batch.core.rows import record_batches
+from dagster_llm_batch.errors import ConfigError, InputError, MissingExtraError
+from dagster_llm_batch.exports.files import whole
+
+__all__ = ["FORMATS", "STREAMED", "form_of", "json_line", "write_stream", "write_table"]
+
+_Features = Mapping[str, tuple[list[Any], str]]
+_ENDINGS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".tfrecord": "tfrecord"}
+
+
+def write_table(table: Any, path: str | Path, form: str | None = None) -> int:
+    """Write the rows of any kind of frame as one file, or folder, and return how many there are.
+
+    Args:
+        table: Labels, or any other frame.
+        path: What to write; it is there when it is complete. A folder of "huggingface" must not be there yet.
+        form: One of FORMATS; by default by the path's ending.
+
+    Raises:
+        ConfigError: No such format; or, as MissingExtraError, the extra `export` is not installed.
+        InputError: Two columns have one name.
+    """
+    path = Path(path)
+    form = form_of(path) if form is None else form
+    if form not in FORMATS:
+        raise ConfigError(f"There is no format {form!r}; the formats are {', '.join(FORMATS)}.")
+    rows = _table(table)
+    if form in STREAMED:
+        with whole(path) as half, half.open("wb") as file:
+            STREAMED[form](rows, file)
+    elif form == "huggingface":
+        if path.exists():
+            raise ConfigError(f"There is a {path} already; a dataset is written into a new folder.")
+        with whole(path) as half:
+            _write_huggingface(rows, half)
+    else:
+        with whole(path) as half:
+            _write_tfrecord(rows, half)
+    return len(rows)
+
+
+def form_of(path: Path) -> str:
+    """The format that a file's ending names, else ConfigError."""
+    try:
+        return _ENDINGS[path.suffix]
+    except KeyError:
+        endings = ", ".join(_ENDINGS)
+        raise ConfigError(f"{path.name} tells no format by its ending ({endings}); name one: {FORMATS}.") from None
+
+
+def write_stream(table: pa.Table, form: str, file: BinaryIO) -> None:
+    """Write a table into an open file; `form` is one of STREAMED."""
+    STREAMED[form](table, file)
+
+
+def json_line(value: Any) -> bytes:
+    """One line of JSON."""
+    return json.dumps(as_json(value), ensure_ascii=False, default=str).encode() + b"\n"
+
+
+def _table(rows: Any) -> pa.Table:
+    if isinstance(rows, pa.Table):
+        return rows
+    batches = list(record_batches(rows))
+    if not batches:
+        raise InputError("There are no rows, and nothing says which columns they would have.")
+    return pa.Table.from_batches(batches)
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    for batch in table.to_batches(max_chunksize=4_096):
+        yield from batch.to_pylist()
+
+
+def _write_jsonl(table: pa.Table, file: BinaryIO) -> None:
+    file.writelines(json_line(row) for row in _rows(table))
+
+
+def _write_csv(table: pa.Table, file: BinaryIO) -> None:
+    for number, field in enumerate(table.schema):
+        if pa.types.is_nested(field.type):
+            texts = [
+                None if v is None else json.dumps(as_json(v), ensure_ascii=False) for v in table[number].to_pylist()
+            ]
+            table = table.set_column(number, field.name, pa.array(texts, pa.string()))
+    pyarrow.csv.write_csv(table, file)
+
+
+def _write_parquet(table: pa.Table, file: BinaryIO) -> None:
+    pyarrow.parquet.write_table(table, file, compression="zstd")
+
+
+def _write_huggingface(table: pa.Table, folder: Path) -> None:
+    try:
+        import datasets  # noqa: PLC0415 -- an optional extra
+    except ImportError as error:
+        raise MissingExtraError("export", "The format 'huggingface'") from error
+    quiet = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        datasets.Dataset(datasets.table.InMemoryTable(table.combine_chunks())).save_to_disk(str(folder))
+    finally:
+        if not quiet:
+            datasets.enable_progress_bars()
+
+
+def _write_tfrecord(table: pa.Table, path: Path) -> None:
+    kinds = {field.name: _feature_kind(field.type) for field in table.schema}
+    with _record_writer(path) as write:
+        for row in _rows(table):
+            write({name: _feature(value, kinds[name]) for name, value in row.items() if value is not None})
+
+
+@contextmanager
+def _record_writer(path: Path) -> Iterator[Callable[[_Features], None]]:
+    """TensorFlow's own where that is installed, for the small library registers the same protobuf names: a process
+    that has imported one of the two can never import the other.
+    """
+    if find_spec("tensorflow") is not None:
+        import tensorflow as tf  # noqa: PLC0415 -- the user's own
+
+        feature: dict[str, Callable[[Sequence[Any]], Any]] = {
+            "int": lambda values: tf.train.Feature(int64_list=tf.train.Int64List(value=values)),
+            "float": lambda values: tf.train.Feature(float_list=tf.train.FloatList(value=values)),
+            "byte": lambda values: tf.train.Feature(bytes_list=tf.train.BytesList(value=values)),
+        }
+        with tf.io.TFRecordWriter(str(path)) as writer:
+
+            def write(row: _Features) -> None:
+                features = tf.train.Features(feature={name: feature[kind](one) for name, (one, kind) in row.items()})
+                writer.write(tf.train.Example(features=features).SerializeToString())
+
+            yield write
+        return
+    try:
+        from tfrecord import TFRecordWriter  # noqa: PLC0415 -- an optional extra
+    except ImportError as error:
+        raise MissingExtraError("export", "The format 'tfrecord'") from error
+    with closing(TFRecordWriter(str(path))) as small:
+        yield small.write
+
+
+def _feature_kind(kind: pa.DataType) -> str:
+    """What a column's values, or those of its lists, become: "int", "float" or "byte"; "text" by way of JSON."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inner = _feature_kind(kind.value_type)
+        return "text" if pa.types.is_nested(kind.value_type) else inner
+    if pa.types.is_boolean(kind) or (pa.types.is_integer(kind) and kind != pa.uint64()):
+        return "int"
+    if pa.types.is_floating(kind):
+        return "float"
+    if pa.types.is_dictionary(kind):
+        return _feature_kind(kind.value_type)
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    binaries = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return "byte" if any(check(kind) for check in (*texts, *binaries)) else "text"
+
+
+def _feature(value: Any, kind: str) -> tuple[list[Any], str]:
+    if kind == "text":
+        plain = as_json(value)
+        text = plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False, default=str)
+        return [text.encode()], "byte"
+    values = value if isinstance(value, list) else [value]
+    if None in values:
+        return _feature(value, "text")  # a list of a feature has no place for nulls
+    if kind == "byte":
+        return [one.encode() if isinstance(one, str) else one for one in values], kind
+    return [(int if kind == "int" else float)(one) for one in values], kind
+
+
+STREAMED: dict[str, Callable[[pa.Table, BinaryIO], None]] = {
+    "parquet": _write_parquet,
+    "csv": _write_csv,
+    "jsonl": _write_jsonl,
+}
+"""Formats that one open file takes."""
+
+FORMATS = (*STREAMED, "huggingface", "tfrecord")
+"""All formats."""
