@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import anthropic
 import pytest
@@ -588,11 +591,11 @@ _SUBMIT = """
 import resource, sys, tempfile
 from dagster_llm_batch.providers.anthropic import AnthropicProvider
 from dagster_llm_batch.types import RequestSpec
-url, rows = sys.argv[1], int(sys.argv[2])
+url, rows, chars = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 provider = AnthropicProvider("sk-emulator", url)
 spec = RequestSpec("claude-x", params={"max_tokens": 50})
 line = b'{"custom_id":"n-%06d","params":{"model":"claude-x","max_tokens":50,"messages":[{"role":"user","content":"' + (
-    b"x" * 900
+    b"x" * chars
 ) + b'"}]}}\\n'
 with tempfile.TemporaryFile() as lines:
     for number in range(rows):
@@ -605,11 +608,52 @@ print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def test_a_large_create_body_is_streamed_in_constant_memory(emulator):
-    rows = 20_000  # 20 MB
+def memory_of_a_submit(url: str, rows: int, chars: int) -> int:
+    """By how many KiB the memory of a process grows while it creates a batch."""
+    words = [sys.executable, "-c", _SUBMIT, url, str(rows), str(chars)]
     env = {"PYTHONPATH": ":".join(sys.path)}
-    words = [sys.executable, "-c", _SUBMIT, emulator.anthropic_base_url, str(rows)]
     out = subprocess.run(words, capture_output=True, text=True, check=True, env=env).stdout
     before_kib, peak_kib = map(int, out.split())
+    return peak_kib - before_kib
+
+
+def test_a_large_create_body_is_streamed_in_constant_memory(emulator):
+    assert memory_of_a_submit(emulator.anthropic_base_url, rows=20_000, chars=900) < 4_096  # 20 MB
     assert len(emulator.books.batches) == 1
-    assert peak_kib - before_kib < 4_096
+
+
+class _Sink(BaseHTTPRequestHandler):
+    """Counts the bytes of a body and keeps none."""
+
+    received = 0
+
+    def do_GET(self) -> None:
+        self._answer({"id": "warm", "request_counts": {}, "processing_status": "in_progress"})
+
+    def do_POST(self) -> None:
+        left = int(self.headers["content-length"])
+        while left and (piece := self.rfile.read(min(left, 1 << 20))):
+            left -= len(piece)
+            _Sink.received += len(piece)
+        self._answer({"id": "msgbatch_1"})
+
+    def _answer(self, body: dict[str, object]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.mark.slow
+def test_the_largest_batch_that_the_vendor_takes_costs_no_memory_either():
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Sink) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        grown_kib = memory_of_a_submit(f"http://127.0.0.1:{server.server_port}", rows=100_000, chars=2_430)
+        server.shutdown()
+    assert 250_000_000 < _Sink.received <= 256_000_000
+    assert grown_kib < 4_096
