@@ -206,6 +206,18 @@ def test_a_vertex_job_cut_short_keeps_the_rows_that_finished(make, fault, status
     assert {result.outcome for result in results} == {Outcome.SUCCEEDED}
 
 
+@pytest.mark.parametrize("inline_bytes", [0, 1_000_000])
+def test_the_gemini_api_is_spoken_in_its_beta_version_too(make, inline_bytes):
+    bench = make("gemini")
+    bench.rig = ProviderRig(
+        gemini(bench.emulator, api_version="v1beta", inline_bytes=inline_bytes), SPEC, bench.emulator.settle
+    )
+    batch_id = bench.rig.submit(TEXTS, "tag")
+    bench.rig.finish()
+    assert {result.outcome for result in bench.rig.results(batch_id)} == {Outcome.SUCCEEDED}
+    assert all("/v1beta/" in call.path for call in bench.emulator.books.calls)
+
+
 def test_a_gemini_batch_expires_without_results(make):
     _, report, results = make("gemini").run(BatchFault(kind="expires"))
     assert (report.status, results) == (BatchStatus.EXPIRED, [])
