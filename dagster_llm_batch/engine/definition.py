@@ -84,7 +84,8 @@ class Labeling:
         realtime_concurrency: How many calls in real time run at once.
         below_minimum: What to do with fewer requests than the provider's least number for a batch (Bedrock's 100):
             "refuse" them before anything is sent, "pad" the batch with copies that are paid for, or answer them in
-            "realtime". Where they can be merged with others, none of this is needed.
+            "realtime". They are merged with others of the same run first. The estimate takes each partition as if it
+            went alone; requests to be asked again that are refused keep the answer that they have.
         expected_output_tokens: For the estimate. Default: the most that `params` allow.
         price: Your own price, for LLMs the price book lacks or a negotiated rate.
     """

@@ -12,7 +12,8 @@ from house import House, assert_total, billed, tickets
 
 from dagster_llm_batch.testing.emulator import Emulator, RowFault, WireFault, local_gcs, lost_create_reply
 
-CREATES = {"vertex": "POST /vertex/*/batchPredictionJobs", "gemini": "POST /gemini/*:batchGenerateContent"}
+VERTEX_JOBS = "POST /vertex/*/batchPredictionJobs"
+CREATES = {"vertex": VERTEX_JOBS, "tables": VERTEX_JOBS, "gemini": "POST /gemini/*:batchGenerateContent"}
 BATCHES = 3
 
 
@@ -28,14 +29,16 @@ def kind(request) -> str:
 
 
 def base_url(emulator: Emulator, kind: str) -> str:
-    return emulator.vertex_base_url if kind == "vertex" else emulator.gemini_base_url
+    return emulator.gemini_base_url if kind == "gemini" else emulator.vertex_base_url
 
 
 @pytest.fixture
 def house(tmp_path, storage_url, kind) -> Iterator[House]:
     with Emulator(gcs_url=storage_url) as emulator:
         made = House(tmp_path, emulator)
-        made.providers = {kind: provider(kind, base_url(emulator, kind), storage_url, timeout_seconds=1.5)}
+        tables = emulator.bigquery_url if kind == "tables" else None
+        one = provider(kind, base_url(emulator, kind), storage_url, timeout_seconds=1.5, bigquery_url=tables)
+        made.providers = {one.name: one}
         yield made
 
 
