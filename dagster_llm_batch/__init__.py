@@ -48,6 +48,7 @@ from dagster_llm_batch.resources import (
     OpenAIBatchResource,
     QueueLimit,
     RayBatchResource,
+    SlurmBatchResource,
     VertexBatchResource,
 )
 from dagster_llm_batch.sensors import build_llm_batch_sensor
@@ -77,6 +78,7 @@ __all__ = [
     "RayBatchResource",
     "RetryPolicy",
     "RowsContext",
+    "SlurmBatchResource",
     "TokenPrice",
     "VertexBatchResource",
     "__version__",

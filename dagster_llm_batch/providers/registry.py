@@ -25,6 +25,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
     "gemini": ProviderEntry("dagster_llm_batch.providers.gemini", "GeminiProvider", "google"),
     "openai": ProviderEntry("dagster_llm_batch.providers.openai", "OpenAIProvider", "openai"),
     "ray": ProviderEntry("dagster_llm_batch.providers.ray", "RayProvider", "ray"),
+    "slurm": ProviderEntry("dagster_llm_batch.providers.slurm", "SlurmProvider"),
     "vertex": ProviderEntry("dagster_llm_batch.providers.vertex", "VertexProvider", "google"),
 }
 

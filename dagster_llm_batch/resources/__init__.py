@@ -5,7 +5,7 @@ that they are not shown in the UI either.
 """
 
 from dagster_llm_batch.resources.deployment import Budget, LLMBatchResource, QueueLimit
-from dagster_llm_batch.resources.own import CommandBatchResource, RayBatchResource
+from dagster_llm_batch.resources.own import CommandBatchResource, RayBatchResource, SlurmBatchResource
 from dagster_llm_batch.resources.vendors import (
     AnthropicBatchResource,
     BedrockBatchResource,
@@ -24,5 +24,6 @@ __all__ = [
     "OpenAIBatchResource",
     "QueueLimit",
     "RayBatchResource",
+    "SlurmBatchResource",
     "VertexBatchResource",
 ]

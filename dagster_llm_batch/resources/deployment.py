@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr
 
 from dagster_llm_batch.engine import Engine, rules
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.resources.own import CommandBatchResource, RayBatchResource
+from dagster_llm_batch.resources.own import CommandBatchResource, RayBatchResource, SlurmBatchResource
 from dagster_llm_batch.resources.vendors import (
     AnthropicBatchResource,
     BedrockBatchResource,
@@ -62,6 +62,7 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
     openai: OpenAIBatchResource | None = Field(default=None, description="For models named openai/….")
     command: CommandBatchResource | None = Field(default=None, description="For models named command/….")
     ray: RayBatchResource | None = Field(default=None, description="For models named ray/….")
+    slurm: SlurmBatchResource | None = Field(default=None, description="For models named slurm/….")
     budgets: list[Budget] = Field(
         default=[], description="The most that submissions may commit to in a period; what is over is refused unsent."
     )
@@ -141,6 +142,8 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
             found["command"] = self.command.provider(str(home / "command"))
         if self.ray is not None:
             found["ray"] = self.ray.provider()
+        if self.slurm is not None:
+            found["slurm"] = self.slurm.provider()
         if self.telemetry:
             from dagster_llm_batch.telemetry import TracedProvider  # noqa: PLC0415 - its API is an extra
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from dagster_llm_batch.protocols import Provider
 
-__all__ = ["CommandBatchResource", "RayBatchResource"]
+__all__ = ["CommandBatchResource", "RayBatchResource", "SlurmBatchResource"]
 
 
 class CommandBatchResource(dg.ConfigurableResource[Any]):
@@ -85,4 +85,70 @@ class RayBatchResource(dg.ConfigurableResource[Any]):
             account=self.account,
             runtime_env=self.runtime_env,
             headers={} if self.token is None else {"Authorization": f"Bearer {self.token}"},
+        )
+
+
+class SlurmBatchResource(dg.ConfigurableResource[Any]):
+    """A command of the same form on a cluster, as one sbatch job for each batch: an array where the batch is large."""
+
+    command: list[str] = Field(
+        description="The command and its arguments, as on the nodes; {input}, {output} and {model} are replaced.",
+        examples=[["vllm", "run-batch", "-i", "{input}", "-o", "{output}", "--model", "{model}"]],
+    )
+    workdir: str = Field(description="Directory for the batches' files, seen by all nodes and here under this path.")
+    partition: str | None = Field(default=None, description="Partition. Default: the cluster's.")
+    slurm_account: str | None = Field(default=None, description="Slurm account that the hours are booked on.")
+    qos: str | None = Field(default=None, description="Quality of service.")
+    time_limit: str | None = Field(default=None, description="For one task: minutes, or as in 2:30:00 or 1-12.")
+    gres: str | None = Field(default=None, description="Generic resources of one task, such as gpu:1.")
+    mem: str | None = Field(default=None, description="Memory of one task, such as 64G.")
+    cpus_per_task: int | None = Field(default=None, description="CPUs of one task.")
+    sbatch_options: list[str] = Field(
+        default_factory=list, description="Further long options, such as --constraint=a100 or --nice=100."
+    )
+    requests_per_task: int = Field(default=50_000, description="A batch of more requests is an array of tasks.")
+    max_running_tasks: int | None = Field(default=None, description="Tasks of a batch that run at once. Default: all.")
+    row_by_row: bool = Field(
+        default=False,
+        description="The command writes each row when it is answered; then a task that starts again keeps good rows.",
+    )
+    requeue: bool = Field(default=True, description="Whether Slurm starts a task again when its node failed.")
+    export: list[str] = Field(
+        default_factory=list, description="Names of environment variables that the command gets, such as HF_TOKEN."
+    )
+    python: str = Field(default="python3", description="Python 3.6 or later on the nodes; standard library only.")
+    account: str | None = Field(default=None, description="What tells its answers apart. Default: the command.")
+    timeout_seconds: float = Field(default=60.0, description="For one call of sbatch, squeue, sacct or scancel.")
+    settle_seconds: float = Field(
+        default=60.0, description="How long after an sbatch of unknown end its job may still appear."
+    )
+
+    def provider(self) -> Provider:
+        """The provider; calls nothing."""
+        from dagster_llm_batch.providers.slurm import SlurmProvider  # noqa: PLC0415 - as the others
+        from dagster_llm_batch.providers.slurm_options import SlurmOptions  # noqa: PLC0415 - as the others
+
+        options = SlurmOptions(
+            partition=self.partition,
+            account=self.slurm_account,
+            qos=self.qos,
+            time_limit=self.time_limit,
+            gres=self.gres,
+            mem=self.mem,
+            cpus_per_task=self.cpus_per_task,
+            extra=tuple(self.sbatch_options),
+        )
+        return SlurmProvider(
+            command=self.command,
+            workdir=self.workdir,
+            options=options,
+            account=self.account,
+            export=self.export,
+            requests_per_task=self.requests_per_task,
+            max_running_tasks=self.max_running_tasks,
+            row_by_row=self.row_by_row,
+            requeue=self.requeue,
+            python=self.python,
+            timeout_seconds=self.timeout_seconds,
+            settle_seconds=self.settle_seconds,
         )

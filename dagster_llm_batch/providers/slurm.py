@@ -1,0 +1,297 @@
+"""A batch as one sbatch job: a command on compute nodes that reads an OpenAI batch file and writes the results file, as
+`vllm run-batch -i {input} -o {output} --model {model}` does.
+
+    one batch = one folder in a shared directory = one call of sbatch = one job, or an array of tasks with a cap
+
+A batch of more than `requests_per_task` requests is a job array: each task runs the command on its part, at most
+`max_running_tasks` at once, and is started again by itself where its node fails. So however many parts there are, one
+create call makes them all, one name finds them all, and the cap is Slurm's own.
+
+The batch id is the folder's and the job's name, `<tag>.<try>`; the comment repeats it. Asked are, in this order: the
+folder, in which the tasks write, the controller (squeue), the accounting (sacct, where it runs). What Slurm said of an
+end is noted in the folder. So a batch is found also when the controller has forgotten it.
+
+Refuses to hand on the environment: jobs get the usual variables and those named in `export`. Runs no shell.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dagster_llm_batch.errors import ConfigError, RefusedError, TransientError
+from dagster_llm_batch.providers.command_line import checked_command, filled
+from dagster_llm_batch.providers.files import time_of
+from dagster_llm_batch.providers.openai_lines import OpenAILines
+from dagster_llm_batch.providers.slurm_client import SlurmClient
+from dagster_llm_batch.providers.slurm_job import SlurmJob
+from dagster_llm_batch.providers.slurm_options import SlurmOptions
+from dagster_llm_batch.providers.slurm_states import LATE, JobTask, Verdict, of_all, of_exit, of_state
+from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, FindHints, Found, Limits, RequestSpec
+
+__all__ = ["SLURM_LIMITS", "SlurmProvider"]
+
+SLURM_LIMITS = Limits(max_requests=200_000, max_bytes=4_000_000_000)
+_BODY = Path(__file__).with_name("slurm_body.py")
+_COMMENT = "dagster-llm-batch "
+_CLOCKS_APART = timedelta(hours=1)  # of the machines that write times down
+
+
+class SlurmProvider:
+    """Batches run by `command`, in which {input}, {output} and {model} are replaced. Building calls nothing.
+
+    Args:
+        command: As in CommandProvider; it must be there on the nodes.
+        workdir: A directory that this machine and all nodes see under the same path.
+        options: What Slurm is asked for.
+        requests_per_task, max_running_tasks, max_tasks: How a batch is split. `max_tasks` is below the cluster's
+            MaxArraySize.
+        row_by_row: The command writes each row when it is answered. A task that starts again keeps good rows.
+        requeue: Whether Slurm starts a task again after a node failure or preemption.
+        export: Names of environment variables that the command gets.
+        account: Whose answers these are; by default the command as written. It is not Slurm's account.
+        python: Python on the nodes, 3.6 or later; it runs a script of the standard library alone.
+        lag_seconds: How long a file that a node wrote may take to be seen here.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        workdir: str,
+        options: SlurmOptions | None = None,
+        name: str = "slurm",
+        account: str | None = None,
+        export: Sequence[str] = (),
+        limits: Limits = SLURM_LIMITS,
+        requests_per_task: int = 50_000,
+        max_running_tasks: int | None = None,
+        max_tasks: int = 1_000,
+        row_by_row: bool = False,
+        requeue: bool = True,
+        python: str = "python3",
+        timeout_seconds: float = 60.0,
+        settle_seconds: float = 60.0,
+        grace_seconds: float = 10.0,
+        lag_seconds: float = 60.0,
+    ) -> None:
+        self._command = checked_command(command)
+        for what, number in (("requests_per_task", requests_per_task), ("max_tasks", max_tasks)):
+            _at_least_one(what, number)
+        if max_running_tasks is not None:
+            _at_least_one("max_running_tasks", max_running_tasks)
+        self._workdir = Path(workdir).expanduser().absolute()
+        self._options = options or SlurmOptions()
+        self._name = name
+        self._account = shlex.join(command) if account is None else account
+        self._limits = Limits(min(limits.max_requests, requests_per_task * max_tasks), *_rest(limits))
+        self._requests_per_task = requests_per_task
+        self._max_running_tasks = max_running_tasks
+        self._max_tasks = max_tasks
+        self._row_by_row = row_by_row
+        self._requeue = requeue
+        self._python = python
+        self._settle_seconds = settle_seconds
+        self._grace_seconds = grace_seconds
+        self._lag_seconds = lag_seconds
+        self._slurm = SlurmClient(export, timeout_seconds)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"
+
+    @property
+    def name(self) -> str:
+        """See Provider.name."""
+        return self._name
+
+    @property
+    def account(self) -> str:
+        """See Provider.account."""
+        return self._account
+
+    @property
+    def price_book(self) -> str | None:
+        """See Provider.price_book. Nobody bills the user's own cluster."""
+        return None
+
+    @property
+    def settle_seconds(self) -> float:
+        """See Provider.settle_seconds. The controller may still read a request whose sender is dead."""
+        return self._settle_seconds
+
+    def codec(self, spec: RequestSpec) -> OpenAILines:
+        """See Provider.codec. The response schema goes out as it is: guided decoding takes more than strict mode."""
+        return OpenAILines(spec, self._limits, dict)
+
+    def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
+        """See Provider.submit. The folder with the intent is on disk before sbatch is called, once."""
+        self._slurm.environment()  # what is missing is said before anything is written
+        plan: dict[str, Any] = {
+            "command": list(self._command),
+            "model": spec.model,
+            "row_by_row": self._row_by_row,
+            "grace_seconds": self._grace_seconds,
+        }
+        script = f"#!/usr/bin/env -S {self._python} -I -S\n{_BODY.read_text(encoding='utf-8')}"
+        try:
+            job = SlurmJob.create(self._workdir, tag, lines, self._requests_per_task, self._max_tasks, plan, script)
+        except OSError as error:
+            raise TransientError(f"Could not write the batch '{tag}' below {self._workdir}: {error}") from error
+        try:
+            job_id = self._slurm.submit(self._submit_options(job), job.script, job.path)
+        except (RefusedError, TransientError):
+            job.discard()  # Slurm has not taken it, for certain
+            raise
+        job.accepted(job_id)
+        return job.batch_id
+
+    def _submit_options(self, job: SlurmJob) -> list[str]:
+        tasks = len((job.plan() or {})["requests"])
+        cap = f"%{self._max_running_tasks}" if self._max_running_tasks is not None else ""
+        return [
+            *self._options.words(),
+            f"--job-name={job.batch_id}",
+            f"--comment={_COMMENT}{job.batch_id}",
+            f"--output={job.log_path(array=tasks > 1)}",
+            "--open-mode=append",
+            "--export=ALL",  # of an environment that holds nothing but what was asked for
+            "--requeue" if self._requeue else "--no-requeue",
+            "--kill-on-invalid-dep=yes",
+            *([f"--array=0-{tasks - 1}{cap}"] if tasks > 1 else []),
+        ]
+
+    def find(self, tag: str, hints: FindHints) -> Found | Absent:
+        """See Provider.find. Folder, controller and accounting are asked in turn; raises where one cannot be asked."""
+        tries = [job for job in SlurmJob.tries(self._workdir, tag) if job.batch_id not in hints.known]
+        for job in tries:
+            if job.has_left_traces():
+                return Found(job.batch_id)
+        for tasks in (self._slurm.queue, partial(self._slurm.accounts, hints.sent_at - _CLOCKS_APART)):
+            for task in tasks():
+                if task.name.rpartition(".")[0] == tag and _is_ours(task) and task.name not in hints.known:
+                    return Found(task.name)
+        return Absent()
+
+    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
+        """See Provider.poll. The controller is asked once for all that have not ended by their own account."""
+        jobs = {batch_id: SlurmJob(self._workdir / Path(batch_id).name) for batch_id in batch_ids}
+        asked = [batch_id for batch_id, job in jobs.items() if not _ended_well(job)]
+        known = _by_name(self._slurm.queue(asked)) if asked else {}
+        if lost := [batch_id for batch_id in asked if batch_id not in known]:
+            begun = [at for batch_id in lost if (at := time_of(jobs[batch_id].plan(), "created_at"))]
+            since = min(begun, default=datetime.now(UTC) - timedelta(days=30)) - _CLOCKS_APART
+            known |= _by_name(self._slurm.accounts(since, lost))
+        for batch_id in asked:
+            jobs[batch_id].note_ends(known.get(batch_id, {}))
+        return {batch_id: self._report(job, known.get(batch_id, {})) for batch_id, job in jobs.items()}
+
+    def _report(self, job: SlurmJob, known: Mapping[int, JobTask]) -> BatchReport:
+        plan = job.plan() or {}
+        requests: list[int] = plan.get("requests") or [0] * len(known)
+        exits = job.exits()
+        known = {**job.noted_ends(), **known}
+        verdicts = {task: self._verdict(job, task, exits.get(task), known.get(task)) for task in range(len(requests))}
+        over = of_all(verdicts, exits) if verdicts else Verdict(None)
+        status, reason = over.status, over.reason
+        if status is None:
+            where = f"Slurm knows no job named '{job.batch_id}', and {job.path} does not say how it ended."
+            return BatchReport(job.batch_id, BatchStatus.NOT_FOUND, reason=where)
+        if status.is_stoppable and job.is_asked_to_stop():
+            status = BatchStatus.CANCELING
+        ends = [at for said in exits.values() if (at := time_of(said, "ended_at"))]
+        ends += [datetime.fromtimestamp(task.ended_at, UTC) for task in known.values() if task.ended_at]
+        return BatchReport(
+            job.batch_id,
+            status,
+            total=sum(requests) or None,
+            done=sum(job.done(task) for task in verdicts),
+            reason=reason,
+            retryable=over.retryable,
+            created_at=time_of(plan, "created_at"),
+            ended_at=max(ends, default=None) if status.is_terminal else None,
+        )
+
+    def _verdict(self, job: SlurmJob, task: int, said: Mapping[str, Any] | None, seen: JobTask | None) -> Verdict:
+        if said is not None:
+            state = seen.state if seen else None
+            return of_exit(said, state, has_output=bool(job.outputs(task)), log=job.log_tail(task))
+        asked = job.is_asked_to_stop()
+        if seen is None:  # nothing starts that was asked to stop, and what runs is known
+            return Verdict(BatchStatus.CANCELED if asked else None)
+        if seen.state in LATE:
+            if seen.ended_at is not None and time.time() - seen.ended_at < self._lag_seconds:
+                return Verdict(BatchStatus.RUNNING)
+            if asked:
+                return Verdict(BatchStatus.CANCELED)
+        return of_state(seen.state, seen.reason, job.log_tail(task))
+
+    def fetch(self, batch_id: str) -> Iterator[bytes]:
+        """See Provider.fetch. Of tasks that died, what their command had written."""
+        job = SlurmJob(self._workdir / Path(batch_id).name)
+        status = self.poll([batch_id])[batch_id].status
+        if not status.is_terminal and status is not BatchStatus.NOT_FOUND:
+            raise TransientError(f"The batch '{batch_id}' still runs; its results are there when it has ended.")
+        yield from job.lines(len((job.plan() or {}).get("requests", ())))
+
+    def cancel(self, batch_id: str) -> None:
+        """See Provider.cancel."""
+        report = self.poll([batch_id])[batch_id]
+        if report.status is BatchStatus.NOT_FOUND:
+            raise RefusedError(report.reason or f"There is no batch '{batch_id}'.")
+        if not report.status.is_terminal:
+            job = SlurmJob(self._workdir / Path(batch_id).name)
+            if job.plan() is not None:
+                job.ask_to_stop()
+            self._slurm.cancel(batch_id)
+
+    def respond(self, line: bytes) -> bytes:
+        """See Provider.respond. Runs the command on this one line by srun, and waits for nodes as a batch would."""
+        model = json.loads(line)["body"]["model"]
+        self._workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._workdir, prefix=".respond-") as folder:
+            source, target = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")
+            source.write_bytes(line)
+            said = self._slurm.run(self._options.words(), filled(self._command, source, target, model))
+            answer = target.read_bytes().strip() if target.exists() else b""
+            if not answer:
+                raise RefusedError(f"The command gave no answer. {said}".strip())
+            return answer + b"\n"
+
+    def console_url(self, batch_id: str) -> None:
+        """See Provider.console_url. There is none; `squeue --name` takes the batch id."""
+        del batch_id
+
+
+def _ended_well(job: SlurmJob) -> bool:
+    """Whether all tasks wrote that they are done, with nothing that Slurm could explain."""
+    exits, tasks = job.exits(), len((job.plan() or {}).get("requests", ()))
+    return 0 < tasks == len(exits) and all(said.get("canceled") or said.get("code") == 0 for said in exits.values())
+
+
+def _by_name(tasks: Iterable[JobTask]) -> dict[str, dict[int, JobTask]]:
+    """Our tasks by batch and number."""
+    found: dict[str, dict[int, JobTask]] = {}
+    for task in tasks:
+        if _is_ours(task):
+            found.setdefault(task.name, {})[task.task] = task
+    return found
+
+
+def _is_ours(task: JobTask) -> bool:
+    """Whether the comment says so, too. An accounting that does not store comments has none to show."""
+    return task.comment in (_COMMENT + task.name, "")
+
+
+def _rest(limits: Limits) -> tuple[int, int | None, int | None, int]:
+    return limits.max_bytes, limits.max_line_bytes, limits.max_inputs, limits.min_requests
+
+
+def _at_least_one(what: str, number: int) -> None:
+    if number < 1:
+        raise ConfigError(f"{what} is at least 1; got {number}.")

@@ -1,0 +1,199 @@
+r"""The folder of one batch on Slurm, in a directory that all nodes share: its files, and what they say of its life.
+
+    plan.json           the intent, written with the requests before sbatch is called
+    in-N.jsonl          the requests of array task N
+    job.py              what the job runs: slurm_body.py
+    job.json            the job id, when sbatch has said it
+    slurm-N.json        what Slurm said of a task that ended without a word of its own
+    cancel, withdrawn   nothing that has not started shall run
+    started-N.json, out-N.START.part, kept-N.START.jsonl, out-N.jsonl, exit-N.json, log-N.txt     see slurm_body.py
+
+A folder appears whole, by a rename, under the batch's id: `<tag>.<number of the try>`. sbatch is called for a folder
+once in its life, so a job's name tells the one folder that it works in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dagster_llm_batch.errors import ConfigError, RefusedError
+from dagster_llm_batch.providers.files import count_lines, lines_of, log_tail, read_json, write_json
+from dagster_llm_batch.providers.jsonlines import split_lines
+from dagster_llm_batch.providers.slurm_states import JobTask, is_over
+
+__all__ = ["SlurmJob"]
+
+_CHUNK_BYTES = 1 << 20
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,180}")
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """One batch's folder. `path` need not exist; its name is the batch's id."""
+
+    path: Path
+
+    @staticmethod
+    def tries(workdir: Path, tag: str) -> list[SlurmJob]:
+        """The batches of this tag, the last one first. Raises ConfigError for a tag that cannot name them."""
+        if not _TAG.fullmatch(tag):
+            raise ConfigError(f"The tag {tag!r} cannot name a job and a folder; letters, digits, '_' and '-' can.")
+        found = {int(path.suffix[1:]): path for path in workdir.glob(f"{tag}.*") if path.suffix[1:].isdigit()}
+        return [SlurmJob(found[number]) for number in sorted(found, reverse=True)]
+
+    @property
+    def batch_id(self) -> str:
+        return self.path.name
+
+    @staticmethod
+    def create(
+        workdir: Path,
+        tag: str,
+        lines: BinaryIO,
+        requests_per_task: int,
+        max_tasks: int,
+        plan: dict[str, Any],
+        script: str,
+    ) -> SlurmJob:
+        """Write requests and intent to disk, and withdraw the tries before. Nothing has started then.
+
+        Raises RefusedError where the requests need more tasks than an array may have.
+        """
+        workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(dir=workdir, prefix=".new-"))
+        try:
+            counts = _split(lines, new, requests_per_task)
+            if len(counts) > max_tasks:
+                raise RefusedError(
+                    f"{sum(counts)} requests, {requests_per_task} a task, are {len(counts)} array tasks; at most "
+                    f"{max_tasks} are allowed. Raise requests_per_task."
+                )
+            whole = {**plan, "tag": tag, "requests": counts, "created_at": datetime.now(UTC).timestamp()}
+            (new / "job.py").write_text(script, encoding="utf-8")
+            write_json(new / "plan.json", whole)
+            _sync(new)
+            before = SlurmJob.tries(workdir, tag)
+            for job in before:
+                (job.path / "withdrawn").touch()
+            number = 1 + (int(before[0].path.suffix[1:]) if before else 0)
+            path = workdir / f"{tag}.{number}"
+            new.rename(path)  # fails where another process made it meanwhile: such a folder is not empty
+            _sync(workdir)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        return SlurmJob(path)
+
+    @property
+    def script(self) -> Path:
+        return self.path / "job.py"
+
+    def plan(self) -> dict[str, Any] | None:
+        """The intent, or None where there is no such batch here."""
+        return read_json(self.path / "plan.json")
+
+    def discard(self) -> None:
+        """It was certainly not accepted."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def accepted(self, job_id: int) -> None:
+        """Write down what sbatch said. Only a help for people: the batch is found without it."""
+        with contextlib.suppress(OSError):
+            write_json(self.path / "job.json", {"job_id": job_id})
+
+    def has_left_traces(self) -> bool:
+        """Whether it is known here that Slurm took it: its id was noted, or a task of it has started."""
+        return (self.path / "job.json").exists() or any(self.path.glob("started-*.json")) or bool(self.exits())
+
+    def exits(self) -> dict[int, dict[str, Any]]:
+        """How tasks ended, by number, as they wrote it themselves."""
+        found: dict[int, dict[str, Any]] = {}
+        for path in self.path.glob("exit-*.json"):
+            number = path.stem[len("exit-") :]
+            if number.isdigit() and (said := read_json(path)) is not None:
+                found[int(number)] = said
+        return found
+
+    def note_ends(self, tasks: Mapping[int, JobTask]) -> None:
+        """Keep what Slurm says of tasks that are over; it soon forgets."""
+        for number, task in tasks.items():
+            if is_over(task) and not (self.path / f"exit-{number}.json").exists() and self.path.exists():
+                with contextlib.suppress(OSError):
+                    write_json(self.path / f"slurm-{number}.json", task._asdict())
+
+    def noted_ends(self) -> dict[int, JobTask]:
+        """What `note_ends` kept."""
+        found = (read_json(path) for path in self.path.glob("slurm-*.json"))
+        return {task["task"]: JobTask(**task) for task in found if task is not None}
+
+    def ask_to_stop(self) -> None:
+        """What tasks look for before they start."""
+        (self.path / "cancel").touch()
+
+    def is_asked_to_stop(self) -> bool:
+        return (self.path / "cancel").exists()
+
+    def outputs(self, task: int) -> list[Path]:
+        """The files with the task's results: the whole one, or what its latest start has kept and written."""
+        whole = self.path / f"out-{task}.jsonl"
+        if whole.exists():
+            return [whole]
+        parts = sorted(self.path.glob(f"out-{task}.*.part"), key=lambda path: int(path.name.split(".")[1]))
+        if not parts:
+            return []
+        kept = self.path / f"kept-{task}.{parts[-1].name.split('.')[1]}.jsonl"
+        if kept.exists() or len(parts) == 1:
+            return [kept, parts[-1]]
+        return [max(parts, key=lambda path: path.stat().st_size)]  # each start asked all anew
+
+    def lines(self, tasks: int) -> Iterator[bytes]:
+        """All result lines, the whole ones and of tasks that died what is there, in the order of the requests."""
+        for task in range(tasks):
+            for path in self.outputs(task):
+                yield from lines_of(path)
+
+    def done(self, task: int) -> int:
+        """How many result lines the task has written."""
+        return sum(count_lines(path) or 0 for path in self.outputs(task))
+
+    def log_path(self, *, array: bool) -> str:
+        """For sbatch, which replaces %a by the task's number."""
+        return f"{self.path}".replace("%", "%%") + f"/log-{'%a' if array else 0}.txt"
+
+    def log_tail(self, task: int) -> str:
+        return log_tail(self.path / f"log-{task}.txt")
+
+
+def _split(lines: BinaryIO, folder: Path, requests_per_task: int) -> list[int]:
+    """Write the requests as one file for each task; how many each has."""
+    counts: list[int] = []
+    source = split_lines(iter(partial(lines.read, _CHUNK_BYTES), b""))
+    while first := next(source, None):
+        count = 0
+        with (folder / f"in-{len(counts)}.jsonl").open("wb") as file:
+            for line in chain([first], islice(source, requests_per_task - 1)):
+                file.write(line)
+                count += 1
+            file.flush()
+            os.fsync(file.fileno())
+        counts.append(count)
+    return counts
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

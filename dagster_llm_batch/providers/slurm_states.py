@@ -1,0 +1,117 @@
+"""What the end of a batch is, of Slurm's words for its tasks and of what the tasks wrote themselves. Pure.
+
+States: https://slurm.schedmd.com/squeue.html#SECTION_JOB-STATE-CODES
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from dagster_llm_batch.types import BatchStatus
+
+__all__ = ["LATE", "JobTask", "Verdict", "is_over", "of_all", "of_exit", "of_state"]
+
+_RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
+_PENDING = frozenset(
+    {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING", "POWER_UP_NODE"}
+)
+_WORDS = {
+    "TIMEOUT": (BatchStatus.EXPIRED, False, "over its time limit; raise time_limit or lower requests_per_task"),
+    "DEADLINE": (BatchStatus.EXPIRED, False, "not done by its deadline"),
+    "CANCELLED": (BatchStatus.CANCELED, False, "canceled"),
+    "OUT_OF_MEMORY": (BatchStatus.FAILED, False, "out of memory; raise mem"),
+    "FAILED": (BatchStatus.FAILED, False, "the job failed"),
+    "COMPLETED": (BatchStatus.FAILED, False, "left no result; is the workdir shared with the nodes?"),
+    "NODE_FAIL": (BatchStatus.FAILED, True, "its node failed"),
+    "BOOT_FAIL": (BatchStatus.FAILED, True, "its node did not start"),
+    "LAUNCH_FAILED": (BatchStatus.FAILED, True, "it could not be started on its node"),
+    "PREEMPTED": (BatchStatus.FAILED, True, "another job took its place"),
+    "REVOKED": (BatchStatus.FAILED, True, "another cluster took it"),
+}
+_MEMORY = ("Exceeded job memory limit", "oom_kill event", "oom-kill event")  # in the log, where the state is FAILED
+LATE = frozenset({"COMPLETED", "FAILED"})
+"""Ends that a task writes down itself: where its file is not seen yet, a shared directory may only be slow."""
+
+
+class JobTask(NamedTuple):
+    """One array task of one job, as Slurm tells of it."""
+
+    name: str
+    comment: str
+    job_id: str
+    task: int
+    state: str
+    reason: str
+    ended_at: float | None
+
+
+class Verdict(NamedTuple):
+    """A task, or all of a batch. Without `status`, nobody knows of it."""
+
+    status: BatchStatus | None
+    reason: str | None = None
+    retryable: bool = False
+
+
+def is_over(task: JobTask) -> bool:
+    """Whether Slurm says that it has ended."""
+    return task.state.rstrip("+") in _WORDS
+
+
+def of_exit(said: Mapping[str, Any], state: str | None, *, has_output: bool, log: str) -> Verdict:
+    """A task that wrote its end: `said`. `state` is Slurm's word for it, where it was asked."""
+    if said.get("canceled"):
+        return Verdict(BatchStatus.CANCELED)
+    code = said.get("code")
+    if code == 0:
+        missing = f"The command ended well but wrote no output. {log}".strip()
+        return Verdict(BatchStatus.ENDED) if has_output else Verdict(BatchStatus.FAILED, missing)
+    if state == "OUT_OF_MEMORY":
+        return of_state(state, "", log)
+    reason = f"The command ended with code {code}. {log}".strip()
+    return Verdict(BatchStatus.ENDED if has_output else BatchStatus.FAILED, reason)
+
+
+def of_state(state: str, reason: str, log: str) -> Verdict:
+    """A task by Slurm's words alone. A word never seen before runs: waiting loses nothing."""
+    word = state.rstrip("+")
+    if word in _RUNNING:
+        return Verdict(BatchStatus.RUNNING)
+    if word in _WORDS:
+        status, retryable, meaning = _WORDS[word]
+        if reason == "DependencyNeverSatisfied":
+            status, meaning = BatchStatus.FAILED, "its dependency can never be satisfied"
+        elif word == "FAILED" and any(sign in log for sign in _MEMORY):
+            meaning = _WORDS["OUT_OF_MEMORY"][2]
+        elif reason not in ("", "None"):
+            meaning = f"{meaning} ({reason})"
+        return Verdict(status, f"Slurm: {word}, {meaning}. {log}".strip(), retryable)
+    if word in _PENDING:
+        return Verdict(BatchStatus.PENDING, f"Slurm: {word}, {reason or 'no reason given'}.")
+    return Verdict(BatchStatus.RUNNING)
+
+
+def of_all(tasks: Mapping[int, Verdict], started: Collection[int]) -> Verdict:
+    """The batch, of its tasks.
+
+    It is not over before all of them are. One that was canceled makes it so: somebody wanted that. Else, with some good
+    and some bad ones, it has ended: what the bad ones lack is missing, and is asked again.
+    """
+    verdicts = list(tasks.values())
+    if any(verdict.status is None for verdict in verdicts):
+        known = [verdict for verdict in verdicts if verdict.status is not None and not verdict.status.is_terminal]
+        return known[0] if known else Verdict(None)
+    by_status = {verdict.status: verdict for verdict in reversed(verdicts)}
+    open_ones = [verdict for verdict in verdicts if verdict.status is not None and not verdict.status.is_terminal]
+    if open_ones:
+        runs = started or BatchStatus.RUNNING in by_status or len(open_ones) < len(verdicts)
+        return Verdict(BatchStatus.RUNNING) if runs else open_ones[0]
+    reasons = [
+        f"task {task}: {one.reason}" if len(tasks) > 1 else one.reason for task, one in tasks.items() if one.reason
+    ]
+    reason = " | ".join(reasons) or None
+    for status in (BatchStatus.CANCELED, BatchStatus.ENDED, BatchStatus.EXPIRED):
+        if status in by_status:
+            return Verdict(status, reason)
+    return Verdict(BatchStatus.FAILED, reason, all(one.retryable for one in verdicts))
