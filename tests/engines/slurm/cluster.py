@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -78,21 +77,19 @@ class Cluster:
         if idle:
             self._wait_for_nodes()
 
-    def start_now(self, name: str, first: Callable[[], object]) -> None:
-        """A job that was put back waits for some seconds before it may start again; not this one."""
-        job_ids = f"--name={name}"
-        _until(lambda: "PENDING" in self.call("squeue", "-h", job_ids, "-o", "%T"))
-        first()
-        self.call("scontrol", "update", f"JobId={self.call('squeue', '-h', job_ids, '-o', '%A')}", "StartTime=now")
+    def wait_for_requeue(self, name: str) -> None:
+        """Until the job waits to start again. It does so for some seconds, while its old credential expires."""
+        _until(lambda: "PENDING" in self.call("squeue", "-h", f"--name={name}", "-o", "%T"))
 
     def kill_node(self, name: str) -> None:
         """As a power cut: the node's daemon and all that runs below it are gone at once."""
-        top = int((self.folder / "run" / f"slurmd.{name}.pid").read_text())
-        steps = [pid for pid, words in _processes() if "slurmstepd" in words[0] and _spool_of(pid, name, self.folder)]
-        doomed = [top, *steps]
-        children = _children()
-        for pid in doomed:
-            doomed += children.get(pid, [])
+        doomed = [int((self.folder / "run" / f"slurmd.{name}.pid").read_text())]
+        marks = (f"SLURMD_NODENAME={name}", f"SLURM_CONF={self.environment['SLURM_CONF']}")
+        for pid, parent in _parents().items():
+            with suppress(OSError):
+                environment = Path(f"/proc/{pid}/environ").read_bytes().decode("utf-8", "replace").split("\0")
+                if all(mark in environment for mark in marks):
+                    doomed += [pid, *([parent] if "slurmstepd" in _name_of(parent) else [])]
         for pid in doomed:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -230,9 +227,9 @@ class Cluster:
         assert done.returncode == 0, f"{words}: {done.stderr}"
 
     def _stop(self) -> None:
-        if (self.folder / "run" / "slurmctld.pid").exists():
-            self.call("scancel", "--me", check=False)  # else what they started would outlive the daemons
-            with suppress(AssertionError):
+        with suppress(AssertionError, subprocess.TimeoutExpired):
+            if (self.folder / "run" / "slurmctld.pid").exists():
+                self.call("scancel", "--me", check=False)  # else what they started would outlive the daemons
                 _until(lambda: not self.call("squeue", "-h", check=False), seconds=10)
         for name in (
             *(f"slurmd.{node}.pid" for node in self.nodes),
@@ -253,7 +250,7 @@ class Cluster:
         except (FileNotFoundError, ProcessLookupError, ValueError):
             return
         with suppress(AssertionError):
-            _until(lambda: not Path(f"/proc/{pid}").exists(), seconds=15)
+            _until(lambda: _is_gone(pid), seconds=15)
 
 
 def missing_programs() -> list[str]:
@@ -280,26 +277,23 @@ def _free_ports(count: int) -> list[int]:
             one.close()
 
 
-def _processes() -> list[tuple[int, list[str]]]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            if words := path.read_bytes().decode("utf-8", "replace").split("\0")[:-1]:
-                found.append((int(path.parent.name), words))
-    return found
+def _is_gone(pid: int) -> bool:
+    """Whether the process is dead; one that only waits for its parent to look is."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
-def _spool_of(pid: int, node: str, folder: Path) -> bool:
-    """Whether a step daemon works for this node of this cluster: its open files tell."""
-    with suppress(OSError):
-        return any(str(folder / "spool" / node) in str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir())
-    return False
-
-
-def _children() -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
+def _parents() -> dict[int, int]:
+    found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            after_name = path.read_text().rpartition(")")[2].split()
-            found.setdefault(int(after_name[1]), []).append(int(path.parent.name))
+            found[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
     return found
+
+
+def _name_of(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""

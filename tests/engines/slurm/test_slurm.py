@@ -166,7 +166,8 @@ def test_a_job_that_is_started_again_gives_every_row_once_and_keeps_rows_where_i
     batch_id = submit(provider)
     wait_for_rows(provider, batch_id)
     cluster.call("scontrol", "requeue", cluster.call("squeue", "-h", f"--name={batch_id}", "-o", "%A"))
-    cluster.start_now(batch_id, gate.touch)
+    cluster.wait_for_requeue(batch_id)
+    gate.touch()
     ended = wait_for_end(provider, batch_id)
     assert (ended.status, ended.done) == (BatchStatus.ENDED, 3)
     assert texts(provider, batch_id) == ALL
@@ -184,7 +185,8 @@ def test_a_node_that_dies_costs_time_and_no_row(cluster, tmp_path):
     node = cluster.call("squeue", "-h", f"--name={batch_id}", "-o", "%N")
     cluster.kill_node(node)
     cluster.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")  # sooner than SlurmdTimeout
-    cluster.start_now(batch_id, gate.touch)
+    cluster.wait_for_requeue(batch_id)
+    gate.touch()
     assert wait_for_end(provider, batch_id).status is BatchStatus.ENDED
     assert texts(provider, batch_id) == ALL
     started = json.loads((tmp_path / "w" / batch_id / "started-0.json").read_text())
