@@ -3,6 +3,7 @@
 python3 -m example_project       all of it; a second run goes on from the first
 python3 -m example_project ui    only Dagster's UI, on what is there
 python3 -m example_project providers    the same labeling through five emulated clouds, in one process
+python3 -m example_project stream       batch, a student and real time over a Kafka topic, in one definition
 """
 
 import sys
@@ -10,7 +11,7 @@ import sys
 from example_project import bootstrap
 
 if __name__ == "__main__":
-    wanted = "dev" if "providers" in sys.argv[1:] else "example"  # dev has all vendors' SDKs
+    wanted = "dev" if {"providers", "stream"} & set(sys.argv[1:]) else "example"  # dev has all SDKs, and a broker
     bootstrap.enter("example_project", wanted)  # returns inside the environment, where the rest can be imported
     from example_project.cli import main
 

@@ -1,4 +1,4 @@
-"""The three commands of `python3 -m example_project`, and what Ctrl-C and errors do."""
+"""The four commands of `python3 -m example_project`, and what Ctrl-C and errors do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ Everything stays on this machine, below .example/; delete that folder to start a
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python3 -m example_project", description=_DESCRIPTION)
-    parser.add_argument("command", nargs="?", choices=("run", "ui", "providers"), default="run", help="default: run")
+    parser.add_argument(
+        "command", nargs="?", choices=("run", "ui", "providers", "stream"), default="run", help="default: run"
+    )
     command = parser.parse_args().command
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a shell had them ignored
         signal.signal(number, _interrupt)
@@ -31,6 +33,9 @@ def main() -> None:
         settings.check()
         if command == "providers":
             _tour()
+            return
+        if command == "stream":
+            _stream()
             return
         with dagster(settings.HOME) as running:
             if command == "ui":
@@ -52,6 +57,13 @@ def main() -> None:
 def _tour() -> None:
     _accept_beta()
     from example_project.providers_tour import go  # noqa: PLC0415 - needs all SDKs, which `run` does not
+
+    go()
+
+
+def _stream() -> None:
+    _accept_beta()
+    from example_project.stream import go  # noqa: PLC0415 - needs a broker's client, which `run` does not
 
     go()
 

@@ -55,7 +55,7 @@ def as_ours(error: Any, doing: str) -> LLMBatchError:
         return ConfigError(f"{told} Is the topic's name right, and does the broker have it?")
     if error.name() == "_INVALID_ARG":
         return ConfigError(f"{told} A setting of KafkaResource is not one that its client knows.")
-    if error.name() in ("_FENCED", "INVALID_PRODUCER_EPOCH"):
+    if error.name() in ("_FENCED", "INVALID_PRODUCER_EPOCH", "FENCED_INSTANCE_ID"):
         return TransientError(f"{told} Another process produces the same partition now; this one has stopped.")
     return TransientError(f"{told} Nothing was lost; the same can be tried again.")
 
@@ -87,6 +87,8 @@ class Connection:
             "isolation.level": "read_committed",
             "auto.offset.reset": "error",
             "queued.max.messages.kbytes": 16_384,
+            "session.timeout.ms": 10_000,  # how long a group waits for a member that was killed; 45 s by default
+            "heartbeat.interval.ms": 1_000,
             **self._usual,
             **self._settings,
             **_dotted(more),

@@ -52,9 +52,11 @@ class Content:
         message: A pydantic model or a JSON Schema (one column a field), None (UTF-8 text, column `text`) or `bytes`
             (column `value`).
         key: Whether keys are UTF-8 text or bytes.
+        id_header: A header that holds the message's id, of another topic that it came from.
     """
 
-    def __init__(self, message: Any, key: Literal["text", "bytes"]) -> None:
+    def __init__(self, message: Any, key: Literal["text", "bytes"], id_header: str | None = None) -> None:
+        self._id_header = id_header
         self._reader = None if message is bytes else Reader(message)
         self._key_is_text = key == "text"
         taken = {*self._own.names} & {field.name for field in self._fields}
@@ -81,6 +83,8 @@ class Content:
         columns, reasons = self._values(messages)
         reasons = [key_reason or reason for (_, key_reason), reason in zip(keys, reasons, strict=True)]
         where = [_where(message) for message in messages]
+        if self._id_header is not None:
+            where = [self._identified(row) for row in where]
         own = pa.RecordBatch.from_pylist(
             [{**row, "kafka_key": key} for row, (key, _) in zip(where, keys, strict=True)], schema=self._own
         )
@@ -92,6 +96,10 @@ class Content:
             if reason is not None
         ]
         return readable, pa.RecordBatch.from_pylist(rejects, schema=REJECT_SCHEMA)
+
+    def _identified(self, row: dict[str, Any]) -> dict[str, Any]:
+        given = [_text(one["value"]) for one in row["kafka_headers"] if one["name"] == self._id_header and one["value"]]
+        return {**row, KEY: given[-1]} if given and given[-1] else row
 
     def _key(self, message: Message) -> tuple[str | bytes | None, str | None]:
         key = message.key()

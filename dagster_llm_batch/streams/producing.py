@@ -26,7 +26,7 @@ from dagster_llm_batch.streams.client import Connection, as_ours, confluent, kaf
 if TYPE_CHECKING:
     from confluent_kafka import Producer
 
-__all__ = ["Delivery", "Outgoing", "Work", "flush", "produce_again", "produce_once", "transaction"]
+__all__ = ["Delivery", "Outgoing", "Work", "flush", "produce", "produce_again", "produce_once", "transaction"]
 
 Delivery = Literal["exactly_once", "at_least_once"]
 
@@ -86,7 +86,7 @@ def produce_once(
                 there += len(some)
                 reached = client.TopicPartition(work.topic, _MARKED_PARTITION, there, work.version)
                 with transaction(producer, seconds):
-                    _produce(producer, work.topic, some)
+                    produce(producer, work.topic, some)
                     producer.send_offsets_to_transaction([reached], marker.consumer_group_metadata(), seconds)
                 produced += len(some)
                 after_each(there)
@@ -114,7 +114,7 @@ def produce_again(connection: Connection, work: Work, messages: Iterable[Outgoin
     produced = 0
     with kafka_errors(f"Producing {work.name} to topic '{work.topic}'"):
         for some in _some(messages, 0, 5_000):
-            _produce(producer, work.topic, some)
+            produce(producer, work.topic, some)
             flush(producer, connection.timeout_seconds, work.name)
             produced += len(some)
     return produced
@@ -129,7 +129,8 @@ def flush(producer: Producer, seconds: float, what: str) -> None:
         )
 
 
-def _produce(producer: Producer, topic: str, messages: Sequence[Outgoing]) -> None:
+def produce(producer: Producer, topic: str, messages: Sequence[Outgoing]) -> None:
+    """Hand messages to the client. That the broker has them is known after a commit, or `flush`."""
     wrong: list[Any] = []
 
     def delivered(error: Any, _: Any) -> None:

@@ -20,7 +20,7 @@ from dagster_llm_batch.streams.windows import KafkaWindow, OffsetRange
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, Message
 
-__all__ = ["Watermarks", "WindowReader", "lost_text", "offsets_at", "watermarks"]
+__all__ = ["Watermarks", "WindowReader", "lost_text", "offsets_at", "watermarks", "watermarks_of"]
 
 _AT_ONCE = 500
 _POLL_SECONDS = 0.2
@@ -37,20 +37,25 @@ class Watermarks(NamedTuple):
 
 def watermarks(connection: Connection, topic: str) -> dict[int, Watermarks]:
     """By partition of the topic. Raises ConfigError for an unknown topic, TransientError without a broker."""
-    client = confluent()
     consumer = connection.consumer()
     try:
-        with kafka_errors(f"Asking for the offsets of topic '{topic}'"):
-            found = consumer.list_topics(topic, timeout=connection.timeout_seconds).topics[topic]
-            if found.error is not None:
-                raise as_ours(found.error, f"Looking for topic '{topic}'")
-            return {number: _watermarks(consumer, client.TopicPartition(topic, number)) for number in found.partitions}
+        return watermarks_of(consumer, topic, connection.timeout_seconds)
     finally:
         consumer.close()
 
 
-def _watermarks(consumer: Consumer, partition: object, timeout: float = 30.0) -> Watermarks:
-    found = consumer.get_watermark_offsets(partition, timeout=timeout, cached=False)  # type: ignore[arg-type]
+def watermarks_of(consumer: Consumer, topic: str, timeout: float) -> dict[int, Watermarks]:
+    """`watermarks`, by a consumer that is there."""
+    with kafka_errors(f"Asking for the offsets of topic '{topic}'"):
+        found = consumer.list_topics(topic, timeout=timeout).topics[topic]
+        if found.error is not None:
+            raise as_ours(found.error, f"Looking for topic '{topic}'")
+        return {number: _watermarks(consumer, topic, number, timeout) for number in found.partitions}
+
+
+def _watermarks(consumer: Consumer, topic: str, partition: int, timeout: float) -> Watermarks:
+    asked = confluent().TopicPartition(topic, partition)
+    found = consumer.get_watermark_offsets(asked, timeout=timeout, cached=False)
     if found is None:
         raise TransientError(f"The broker did not say within {timeout:g} s which offsets there are; try again.")
     return Watermarks(*found)
@@ -112,9 +117,7 @@ class WindowReader:
     def _begin(self, consumer: Consumer, wanted: OffsetRange) -> None:
         """Look what is left of a range, before or while it is read."""
         topic = self._window.topic
-        marks = _watermarks(
-            consumer, confluent().TopicPartition(topic, wanted.partition), self._connection.timeout_seconds
-        )
+        marks = _watermarks(consumer, topic, wanted.partition, self._connection.timeout_seconds)
         if marks.end < wanted.end:
             raise InputError(
                 f"Partition {wanted.partition} of topic '{topic}' ends at offset {marks.end} now, before the end of "

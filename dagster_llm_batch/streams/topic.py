@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -16,6 +16,7 @@ from dagster_llm_batch.streams.client import Connection
 from dagster_llm_batch.streams.messages import Content, lost_rows
 from dagster_llm_batch.streams.reading import WindowReader
 from dagster_llm_batch.streams.resource import kafka_of
+from dagster_llm_batch.streams.results import SOURCE
 from dagster_llm_batch.streams.windows import KafkaWindow, check_topic
 
 __all__ = ["KafkaTopic"]
@@ -36,6 +37,8 @@ class KafkaTopic:
             window is used) or "record" (what is left is used, and the lost offsets are among the rejects).
         partitions_name: Of the dynamic partitions. Give another one where a topic was made anew under its old name.
         resource_key: Where the KafkaResource is.
+        id_header: A header with the message's id, for a topic of messages that came from another one; else its own
+            place is its id.
     """
 
     name: str
@@ -44,6 +47,7 @@ class KafkaTopic:
     on_lost: OnLost = "stop"
     partitions_name: str | None = None
     resource_key: str = "kafka"
+    id_header: str | None = None
 
     def __post_init__(self) -> None:
         check_topic(self.name)
@@ -54,12 +58,16 @@ class KafkaTopic:
 
     @cached_property
     def content(self) -> Content:
-        return Content(self.message, self.key)
+        return Content(self.message, self.key, self.id_header)
 
     @cached_property
     def partitions_def(self) -> dg.DynamicPartitionsDefinition:
         """One partition for each window."""
         return dg.DynamicPartitionsDefinition(name=self.partitions_name or f"kafka_{self.name}")
+
+    def sent_on_to(self, name: str) -> KafkaTopic:
+        """The topic to which StreamLabeler sends on messages of this one: they keep the ids that they have here."""
+        return replace(self, name=name, partitions_name=None, id_header=SOURCE)
 
     def window(self, partition_key: str | None) -> KafkaWindow:
         """The window of a partition. Raises InputError for what is none of this topic."""

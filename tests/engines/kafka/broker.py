@@ -49,7 +49,8 @@ class Broker:
         return {"bootstrap.servers": self.address, **QUIET}
 
     def resource(self, **more: Any) -> KafkaResource:
-        return KafkaResource(bootstrap_servers=self.address, **{"timeout_seconds": 10.0, **more})
+        quick = {"session.timeout.ms": "6000", "heartbeat.interval.ms": "500"}
+        return KafkaResource(bootstrap_servers=self.address, **{"timeout_seconds": 10.0, "settings": quick, **more})
 
     def start(self) -> Broker:
         command = [str(PROGRAM), "start", "--only", "kafka", "--kafka-port", str(self.port)]

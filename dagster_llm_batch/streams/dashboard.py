@@ -1,0 +1,121 @@
+"""The stream at a glance, as an asset: a table, its Markdown and a picture. It reads all results each time."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from dagster_llm_batch.assets.dataset import ROLE_TAG
+from dagster_llm_batch.assets.naming import Upstream, upstream_key
+from dagster_llm_batch.assets.output import Frame, check_frame
+from dagster_llm_batch.evaluation.schemas import table_of
+from dagster_llm_batch.evaluation_assets.pictures import picture
+from dagster_llm_batch.evaluation_assets.stored import StoredTables
+from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling
+from dagster_llm_batch.streams.client import Connection
+from dagster_llm_batch.streams.figures import StreamFigures, figures_markdown, latency_png, stream_figures
+from dagster_llm_batch.streams.messages import KEY
+from dagster_llm_batch.streams.reading import WindowReader, watermarks
+from dagster_llm_batch.streams.resource import kafka_of
+from dagster_llm_batch.streams.results import StreamResult
+from dagster_llm_batch.streams.windows import KafkaWindow, OffsetRange, check_topic
+
+__all__ = ["stream_dashboard_asset", "stream_results"]
+
+_DOCS = {
+    "by": "who answered; all: everybody",
+    "n": "messages",
+    "share": "of all messages with a result",
+    "per_second": "results, from the first to the last",
+    "p50_ms": "from the message's own time to its result",
+    "p99_ms": "from the message's own time to its result",
+    "n_student": "answered by the LLM, where the student had said something",
+    "student_agreement": "of these, where both said the same",
+    "n_truth": "messages that the truth has",
+    "truth_agreement": "of these, where the label is the same",
+    "cost_usd": "of the LLM",
+    "cost_per_1000_usd": "for 1,000 messages",
+}
+
+
+def stream_results(connection: Connection, topic: str) -> list[StreamResult]:
+    """All results that the topic holds, in the order of each partition."""
+    marks = watermarks(connection, topic)
+    ranges = [OffsetRange(number, *one) for number, one in sorted(marks.items()) if one.begin < one.end]
+    if not ranges:
+        return []
+    reader = WindowReader(connection, KafkaWindow(topic, tuple(ranges)), stops_when_lost=False)
+    return [StreamResult.model_validate_json(one.value() or b"") for some in reader.messages() for one in some]
+
+
+def stream_dashboard_asset(
+    *,
+    name: str,
+    results: str,
+    truth: Upstream | None = None,
+    target: str | None = None,
+    truth_key: str = KEY,
+    frame: Frame = "arrow",
+    io_manager_key: str = "io_manager",
+    resource_key: str = "kafka",
+    key_prefix: Sequence[str] | str = (),
+    group_name: str | None = None,
+    description: str | None = None,
+    owners: Sequence[str] = (),
+    tags: Mapping[str, str] | None = None,
+    automation_condition: dg.AutomationCondition[Any] | None = None,
+) -> dg.AssetsDefinition:
+    """Throughput, latency (p50, p99), share of the LLM, agreement and cost per 1,000 messages, of a results' topic.
+
+    Needs the extra `evaluation` when it runs. All results are held in memory: give the topic a retention.
+
+    Args:
+        name: Name of the asset.
+        results: The topic that StreamLabeler and RealTimeLane produce to.
+        truth: An asset with labels to compare with: those of a batch, or gold. All its partitions are read.
+        target: Its column with labels.
+        truth_key: Its column with the message ids.
+        frame, io_manager_key, key_prefix, group_name, description, owners, tags: As for `evaluation_assets`.
+        resource_key: Where the KafkaResource is.
+        automation_condition: As in `AutomationCondition.on_cron("*/15 * * * *")`.
+    """
+    check_topic(results)
+    check_frame(frame)
+    source = None if truth is None else upstream_key(truth)
+    spec = dg.AssetSpec(
+        dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name]),
+        deps=[] if source is None else [source],
+        description=description or f"What the results in the Kafka topic {results} add up to.",
+        kinds={"kafka", "report"},
+        group_name=group_name,
+        owners=owners,
+        tags={**(tags or {}), ROLE_TAG: "evaluation"},
+        automation_condition=automation_condition,
+        skippable=True,
+    )
+
+    def compute(context: dg.AssetExecutionContext, _: str | None) -> Computed:
+        found = stream_results(kafka_of(context.resources, resource_key), results)
+        known = {} if source is None or target is None else _truth(context, source, truth_key, target)
+        figures = stream_figures(found, known)
+        metadata: dict[str, Any] = {"stream/figures": dg.MetadataValue.md(figures_markdown(figures))}
+        for one in figures:
+            for field in ("per_second", "p50_ms", "p99_ms", "share", "truth_agreement"):
+                if (value := getattr(one, field)) is not None:
+                    metadata[f"stream/{one.by}/{field}"] = value
+        if found:
+            metadata["stream/picture"] = dg.MetadataValue.md(picture("latency and share", latency_png(found)))
+        return Computed(table_of(figures, StreamFigures), metadata, _DOCS)
+
+    return Tabling(None, frame, io_manager_key).asset(spec, compute, resource_keys={resource_key})
+
+
+def _truth(context: dg.AssetExecutionContext, source: dg.AssetKey, key: str, target: str) -> dict[str, str]:
+    """Labels by message id; none where nothing is materialized yet."""
+    tables = StoredTables(context)
+    if not tables.partitions(source):
+        return {}
+    table: pa.Table = tables.read(source, None, None, [key, target], hint="See truth_key= and target=.")
+    pairs = zip(table[key].to_pylist(), table[target].to_pylist(), strict=True)
+    return {str(one): str(label) for one, label in pairs if label is not None}

@@ -1,0 +1,149 @@
+"""What a stream of results adds up to: throughput, latency, share of the LLM, agreement, cost. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from dagster_llm_batch.evaluation._extra import evaluation_extra
+from dagster_llm_batch.evaluation.drawing import AMBER, BLUE, MUTED, bare, blank, headline, png
+from dagster_llm_batch.evaluation.tables import figure, percent, rows_markdown
+from dagster_llm_batch.streams.results import StreamResult
+
+__all__ = ["StreamFigures", "figures_markdown", "latency_png", "stream_figures"]
+
+_ROWS_OF_A_PRICE = 1_000
+
+
+@dataclass(frozen=True)
+class StreamFigures:
+    """One lane of a stream (`by`: "student", "llm", "none"), or "all" of it.
+
+    - `n`: results; `share`: of all. A message with several results counts by its last one.
+    - `per_second`: results between the first and the last one; None for fewer than two.
+    - `p50_ms`, `p99_ms`: from the message's own time to its result; None where no message has a time.
+    - `n_student`, `student_agreement`: results of the LLM for which the student had said something, and how often it
+      was the same. Such messages are those that the student is not sure of: a hard choice.
+    - `n_truth`, `truth_agreement`: results whose message is in the table given as truth, and how often the label is
+      the same.
+    - `cost_usd`, `cost_per_1000_usd`: of the LLM; None where one is not known.
+    """
+
+    by: str
+    n: int
+    share: float
+    per_second: float | None
+    p50_ms: float | None
+    p99_ms: float | None
+    n_student: int
+    student_agreement: float | None
+    n_truth: int
+    truth_agreement: float | None
+    cost_usd: Decimal | None
+    cost_per_1000_usd: Decimal | None
+
+
+def stream_figures(results: Iterable[StreamResult], truth: Mapping[str, str]) -> list[StreamFigures]:
+    """Of all results, then of each lane. `truth`: labels by message_id."""
+    last = {one.message_id: one for one in results}
+    groups: dict[str, list[StreamResult]] = {"all": list(last.values())}
+    for one in last.values():
+        groups.setdefault(one.by, []).append(one)
+    order = [name for name in ("all", "student", "llm", "none") if name in groups]
+    return [_figures(name, groups[name], len(last), truth) for name in order]
+
+
+def _figures(by: str, results: Sequence[StreamResult], total: int, truth: Mapping[str, str]) -> StreamFigures:
+    done = sorted(one.done_ms for one in results)
+    waits = latencies(results)
+    asked = [one for one in results if one.by == "llm" and one.student_label is not None]
+    known = [one for one in results if one.message_id in truth and one.label is not None]
+    prices = [None if one.cost_usd is None else Decimal(one.cost_usd) for one in results if one.by != "none"]
+    cost = None if None in prices else sum(filter(None, prices), Decimal(0))
+    return StreamFigures(
+        by=by,
+        n=len(results),
+        share=len(results) / total if total else 0.0,
+        per_second=(len(done) - 1) * 1000 / (done[-1] - done[0]) if done and done[-1] > done[0] else None,
+        p50_ms=_quantile(waits, 0.5),
+        p99_ms=_quantile(waits, 0.99),
+        n_student=len(asked),
+        student_agreement=_part(one.student_label == one.label for one in asked),
+        n_truth=len(known),
+        truth_agreement=_part(truth[one.message_id] == one.label for one in known),
+        cost_usd=cost,
+        cost_per_1000_usd=None if cost is None or not results else cost * _ROWS_OF_A_PRICE / len(results),
+    )
+
+
+def latencies(results: Sequence[StreamResult]) -> list[int]:
+    """Milliseconds from each message to its result, sorted; at least 0, as clocks differ."""
+    return sorted(max(0, one.done_ms - one.since_ms) for one in results if one.since_ms is not None)
+
+
+def _quantile(values: Sequence[int], part: float) -> float | None:
+    return float(values[min(len(values) - 1, int(part * len(values)))]) if values else None
+
+
+def _part(same: Iterable[bool]) -> float | None:
+    flags = list(same)
+    return sum(flags) / len(flags) if flags else None
+
+
+def figures_markdown(figures: Sequence[StreamFigures]) -> str:
+    """A row for each lane."""
+    return rows_markdown(
+        [
+            {
+                "answered by": one.by,
+                "results": f"{one.n:,}",
+                "share": percent(one.share, None, None),
+                "per second": "-" if one.per_second is None else f"{one.per_second:,.0f}",
+                "p50 ms": "-" if one.p50_ms is None else f"{one.p50_ms:,.0f}",
+                "p99 ms": "-" if one.p99_ms is None else f"{one.p99_ms:,.0f}",
+                "student as LLM": _agreed(one.student_agreement, one.n_student),
+                "as truth": _agreed(one.truth_agreement, one.n_truth),
+                "USD per 1,000": "-" if one.cost_per_1000_usd is None else f"{one.cost_per_1000_usd:.6f}",
+            }
+            for one in figures
+        ]
+    )
+
+
+def _agreed(part: float | None, n: int) -> str:
+    return "-" if part is None else f"{figure(part)} of {n:,}"
+
+
+def latency_png(results: Sequence[StreamResult]) -> bytes:
+    """Above, the share of results that are there after so many milliseconds, by lane; below, the share of messages that
+    went to the LLM, over the messages in twenty parts.
+    """
+    with evaluation_extra("Drawing a stream"):
+        figure_, lettering = blank(5.6)
+    last = {one.message_id: one for one in results}
+    kept = sorted(last.values(), key=lambda one: one.since_ms or one.done_ms)
+    headline(figure_, lettering, "A stream, labeled", f"{len(kept):,} messages", 5.6)
+    top = figure_.add_axes((0.1, 0.50, 0.85, 0.33))
+    for by, color in (("student", BLUE), ("llm", AMBER), ("none", MUTED)):
+        waits = latencies([one for one in kept if one.by == by])
+        if waits:
+            shares = [(at + 1) / len(waits) for at in range(len(waits))]
+            top.plot([max(one, 1) for one in waits], shares, color=color, linewidth=2)
+            at = len(waits) // 2
+            lettering.text(top, max(waits[at], 1), 0.5, f" {by}", color=color, size=10)
+    top.set_xscale("log")
+    top.set_ylim(0, 1.02)
+    bare(top, grid="both")
+    lettering.text(figure_, 0.1, 0.845, "share of results after … ms", size=10, color=MUTED)
+    below = figure_.add_axes((0.1, 0.08, 0.85, 0.27))
+    size = max(1, -(-len(kept) // 20))
+    parts = [kept[at : at + size] for at in range(0, len(kept), size)]
+    shares = [Counter(one.by for one in part)["llm"] / len(part) for part in parts]
+    below.bar(range(len(parts)), shares, color=AMBER, width=0.8)
+    below.set_ylim(0, 1.02)
+    below.set_xticks([])
+    bare(below, grid="y")
+    lettering.text(figure_, 0.1, 0.365, "share answered by the LLM, over the messages in order", size=10, color=MUTED)
+    return png(figure_)

@@ -1,0 +1,199 @@
+"""The real-time lane of a stream: asks the LLM about messages that the student is unsure of, by the same definition.
+
+    review ─▶ a window of some messages ─▶ the engine's real-time lane ─▶ results and the window's end, at once
+
+Requests are made by the labeled dataset's own prompt, response and provider, and go through ledger and budgets: a
+window is a submission. A process that is killed finds its window in the ledger when it starts again, and takes the same
+one: what was answered is not asked, or paid, again, and each message has one result.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pyarrow as pa
+
+from dagster_llm_batch.assets.dataset import dataset_of
+from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.errors import ConfigError, MessagesLostError, TransientError
+from dagster_llm_batch.streams.client import Connection, confluent, kafka_errors
+from dagster_llm_batch.streams.messages import KEY
+from dagster_llm_batch.streams.producing import Outgoing, produce, transaction
+from dagster_llm_batch.streams.reading import Watermarks, lost_text, watermarks_of
+from dagster_llm_batch.streams.results import REASON, SAID, SINCE, StreamResult, now_ms, outgoing
+from dagster_llm_batch.streams.topic import KafkaTopic
+from dagster_llm_batch.streams.windows import KafkaWindow, OffsetRange, cut_windows
+from dagster_llm_batch.types import Outcome
+
+if TYPE_CHECKING:
+    from confluent_kafka import Consumer
+
+__all__ = ["RealTimeLane", "labeling_of"]
+
+_NOW = "llm_now"  # no column of messages has such a name
+
+
+def labeling_of(labels: Iterable[dg.AssetsDefinition]) -> Labeling:
+    """The definition of what `llm_batch_assets` returned: stream and batch ask by the same one."""
+    return dataset_of(labels).labeling
+
+
+class RealTimeLane:
+    """One process that answers a review topic. A second one of the same name fences the first.
+
+    Args:
+        connection: `KafkaResource(...).connection()`.
+        review: The topic that StreamLabeler sends on to: `topic.sent_on_to("…")`.
+        results: Name of the results' topic.
+        engine: `LLMBatchResource(...).engine()`; ledger, budgets and provider are its.
+        labeling: The definition, as `labeling_of(labels)` gives it.
+        target: Column of the response that is the result's label.
+        name: Of the lane, in the ledger and at the broker.
+        at_once: Most messages of one window.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        review: KafkaTopic,
+        results: str,
+        engine: Engine,
+        labeling: Labeling,
+        target: str,
+        name: str | None = None,
+        at_once: int = 32,
+        poll_seconds: float = 0.1,
+    ) -> None:
+        if target not in labeling.reader.schema.names:
+            columns = ", ".join(labeling.reader.schema.names)
+            raise ConfigError(f"target={target!r} is no column of the response. Its columns: {columns}.")
+        self.windows = 0
+        self._connection, self._engine = connection, engine
+        self._review, self._results, self._target = review, results, target
+        self._name = name or f"{labeling.asset}/stream"
+        self._at_once, self._poll = at_once, poll_seconds
+        self._labeling = replace(
+            labeling, asset=self._name, key=KEY, keep=(), urgent=_NOW, fallback=(), deadline=None
+        )  # fmt: skip
+
+    def run(self, until: Callable[[int], bool]) -> int:
+        """Answer until `until` says so, which is given how many messages wait; returns how many were answered.
+
+        Raises TransientError as StreamLabeler does, and what the engine raises: a BudgetError leaves messages where
+        they are, for the next batch or a larger budget.
+        """
+        seconds, answered = self._connection.timeout_seconds, 0
+        consumer = self._connection.consumer(group_id=self._name)
+        producer = self._connection.producer(transactional_id=self._name)
+        try:
+            with kafka_errors(f"Answering the topic '{self._review.name}'"):
+                producer.init_transactions(seconds)
+                while True:
+                    marks = watermarks_of(consumer, self._review.name, seconds)
+                    begins = self._begins(consumer, marks)
+                    waiting = sum(one.end - begins[number] for number, one in marks.items())
+                    if until(waiting):
+                        return answered
+                    window = self._unfinished(begins) or self._next(begins, marks)
+                    if window is None:
+                        time.sleep(self._poll)
+                        continue
+                    results, submission_id = self._answers(window)
+                    ends = [
+                        confluent().TopicPartition(window.topic, one.partition, one.end) for one in window.ranges
+                    ]  # fmt: skip
+                    with transaction(producer, seconds):
+                        produce(producer, self._results, results)
+                        producer.send_offsets_to_transaction(ends, consumer.consumer_group_metadata(), seconds)
+                    if submission_id is not None:
+                        self._engine.ledger.deliver(submission_id)
+                    self.windows += 1
+                    answered += len(results)
+        finally:
+            consumer.close()
+
+    def _begins(self, consumer: Consumer, marks: Mapping[int, Watermarks]) -> dict[int, int]:
+        asked = [confluent().TopicPartition(self._review.name, number) for number in marks]
+        begins = {}
+        for one in consumer.committed(asked, timeout=self._connection.timeout_seconds):
+            begin = marks[one.partition].begin
+            if 0 <= one.offset < begin and self._review.on_lost == "stop":
+                lost = OffsetRange(one.partition, one.offset, begin)
+                raise MessagesLostError(
+                    f"{lost_text(self._review.name, lost)}: they have no result. Set on_lost='record' to go on."
+                )
+            begins[one.partition] = max(one.offset, begin)
+        return begins
+
+    def _unfinished(self, begins: Mapping[int, int]) -> KafkaWindow | None:
+        """The window that a process was killed in. Those whose results are produced are noted as such."""
+        found = None
+        for progress in self._engine.ledger.progress(self._engine.namespace):
+            submission = progress.submission
+            if submission.asset != self._name:
+                continue
+            window = KafkaWindow.parse(submission.partition)
+            if all(one.end <= begins.get(one.partition, 0) for one in window.ranges):
+                self._engine.ledger.deliver(submission.submission_id)
+            elif all(one.start == begins.get(one.partition) for one in window.ranges):
+                found = window
+        return found
+
+    def _next(self, begins: Mapping[int, int], marks: Mapping[int, Watermarks]) -> KafkaWindow | None:
+        ends = {number: one.end for number, one in marks.items()}
+        return next(cut_windows(self._review.name, begins, ends, self._at_once, rest=True), None)
+
+    def _answers(self, window: KafkaWindow) -> tuple[list[Outgoing], str | None]:
+        """A result for each message of the window, and its submission, if there was something to ask."""
+        parts = list(self._review.read(self._connection, window))
+        rows = pa.Table.from_batches([one for one, _ in parts])
+        results = [
+            _result(row, None, reason=row["reason"]) for _, rejects in parts for row in rejects.to_pylist()
+        ]  # fmt: skip
+        if not len(rows):
+            return results, None
+        labeled, submission_id = self._ask(window.key, rows)
+        return [*results, *(_result(row, labeled[row[KEY]], self._target) for row in rows.to_pylist())], submission_id
+
+    def _ask(self, partition: str, rows: pa.Table) -> tuple[dict[str, Any], str]:
+        now = rows.append_column(_NOW, pa.repeat(pa.scalar(value=True), len(rows)))
+        submission = self._engine.plan(self._labeling, now, partition=partition)
+        status = self._engine.status(submission.submission_id)
+        for _ in range(self._labeling.retry.max_waves + 1):
+            if status.is_settled:
+                break
+            status = self._engine.advance(self._labeling, submission.submission_id)
+        if not status.is_settled:
+            raise TransientError(f"{partition}: not all of it was answered now. What came is kept; start again.")
+        labeled = self._engine.labels(self._labeling, submission.submission_id)
+        said = [*labeled.labels.to_pylist(), *labeled.rejects.to_pylist()]
+        return {row[KEY]: row for row in said}, submission.submission_id
+
+
+def _result(row: Mapping[str, Any], said: Mapping[str, Any] | None, target: str = "", reason: str = "") -> Outgoing:
+    headers = {one["name"]: one["value"] for one in row["kafka_headers"] or ()}
+    since = headers.get(SINCE)
+    student = json.loads(headers.get(SAID, b"{}"))
+    good = said is not None and said["llm_outcome"] == Outcome.SUCCEEDED.value
+    why = headers.get(REASON, b"asked").decode() if good else reason or str((said or {}).get("llm_reason"))
+    cost = None if said is None else said["llm_cost_usd"]
+    return outgoing(
+        StreamResult(
+            message_id=row[KEY],
+            label=str(said[target]) if said is not None and good else None,
+            by="llm" if good else "none",
+            reason=why,
+            student=student.get("student"),
+            student_label=student.get("student_label"),
+            confidence=student.get("confidence"),
+            since_ms=int(since) if since else None,
+            done_ms=now_ms(),
+            cost_usd=None if cost is None else str(cost),
+        )
+    )

@@ -1,0 +1,45 @@
+"""What a stream says of a message: one result, as JSON, in the results' topic. The key is the message's id."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+from pydantic import BaseModel
+
+from dagster_llm_batch.streams.producing import Outgoing
+
+__all__ = ["REASON", "SAID", "SINCE", "SOURCE", "StreamResult", "now_ms", "outgoing"]
+
+SOURCE, REASON, SAID, SINCE = "llm-source", "llm-reason", "llm-student", "llm-since-ms"
+"""Headers of a message that was sent on: its id, why, what the student said, and its time in milliseconds."""
+
+
+class StreamResult(BaseModel):
+    """A result. Times are milliseconds since 1970.
+
+    - `label` is None where `by` is "none": the message cannot be read, or the LLM gave no label; `reason` says why.
+    - `by`: who answered. `reason`: why the LLM was asked ("uncertain", "drift"), or why there is no label.
+    - `student_label`, `confidence`: what the student said, also where the LLM answered.
+    - `since_ms`: the message's own time; `done_ms`: when its result was produced.
+    - `cost_usd`: of the LLM, as text; "0" for the student, None where it is not known.
+    """
+
+    message_id: str
+    label: str | None = None
+    by: Literal["student", "llm", "none"]
+    reason: str | None = None
+    student: str | None = None
+    student_label: str | None = None
+    confidence: float | None = None
+    since_ms: int | None = None
+    done_ms: int
+    cost_usd: str | None = None
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def outgoing(result: StreamResult) -> Outgoing:
+    return Outgoing(result.message_id.encode(), result.model_dump_json(exclude_none=True).encode("utf-8", "replace"))

@@ -1,0 +1,146 @@
+"""The student as assets: trained on all labels there are, and measured on rows that it did not learn from."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from dagster_llm_batch.assets.dataset import Dataset, dataset_of
+from dagster_llm_batch.assets.naming import key_beside
+from dagster_llm_batch.core.rates import MONEY
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.evaluation_assets.following import follow
+from dagster_llm_batch.evaluation_assets.stored import StoredTables
+from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling, code_digest
+from dagster_llm_batch.streams.student import Student, out_of_fold, train
+from dagster_llm_batch.types import Outcome
+
+__all__ = ["student_assets", "student_of"]
+
+_DOCS = {
+    "confidence": "probability that the label is the LLM's, calibrated",
+    "llm_model": "student, and its version",
+    "model": "pickle; load it from your own store only",
+    "code_version": "of the labels it learned from",
+}
+
+
+def student_assets(
+    *,
+    name: str,
+    labels: Sequence[dg.AssetsDefinition],
+    text: str,
+    target: str,
+    min_rows: int = 100,
+    seed: int = 0,
+    key_prefix: Sequence[str] | str = (),
+    group_name: str | None = None,
+    description: str | None = None,
+    owners: Sequence[str] = (),
+    tags: Mapping[str, str] | None = None,
+    automation_condition: dg.AutomationCondition[Any] | None = None,
+) -> list[dg.AssetsDefinition]:
+    """A small classifier that learns from the LLM's labels.
+
+        labels ─▶ <name>           the student, one row (`student_of` reads it)
+                  <name>_labels    what students say of rows that they did not learn from, with a confidence
+
+    `<name>_labels` is a candidate of `evaluation_assets` like any other: beside the labels themselves it shows what the
+    student loses, and what it saves. Needs the extra `evaluation` when it runs.
+
+    Args:
+        name: Name of the asset with the student.
+        labels: What `llm_batch_assets` returned; `keep` must have the text. All partitions are read.
+        text: Column with the text.
+        target: Column of the labels that is learned: classes.
+        min_rows: Fewer labels are not learned from.
+        seed: Of folds and classifier.
+        key_prefix, group_name, description, owners, tags: As for `evaluation_assets`.
+        automation_condition: Default: whenever labels have landed.
+
+    Returns:
+        The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
+    """
+    dataset = dataset_of(labels)
+    if target not in dataset.labeling.reader.schema.names or text not in dataset.labeling.keep:
+        raise ConfigError(
+            f"text={text!r} must be one of keep={list(dataset.labeling.keep)} of {dataset.key.to_user_string()}, and "
+            f"target={target!r} one of its response's columns: {', '.join(dataset.labeling.reader.schema.names)}."
+        )
+    key = dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name])
+    tabling = Tabling(None, dataset.frame, dataset.io_manager_key)
+    common: dict[str, Any] = {
+        "deps": [dataset.key],
+        "group_name": group_name,
+        "owners": owners,
+        "tags": tags or {},
+        "code_version": code_digest(dataset.labeling.code_version, text, target, seed),
+        "automation_condition": automation_condition or follow([dataset.key], partitioned=False),
+        "skippable": True,
+    }
+    of = dataset.key.to_user_string()
+    model = dg.AssetSpec(key, description=description or f"A student of {of}.", kinds={"scikitlearn"}, **common)
+    said = dg.AssetSpec(
+        key_beside(key, "labels"), description=f"Students of {of}, on rows they did not see.", kinds={"table"}, **common
+    )
+
+    @dg.multi_asset(
+        name=key.to_python_identifier(),
+        specs=[model, said],
+        can_subset=True,
+        required_resource_keys={dataset.io_manager_key},
+    )
+    def learn(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        table = _labeled(context, dataset, text, target)
+        if len(table) < min_rows:
+            raise InputError(f"{of} has {len(table)} labels; min_rows={min_rows} are wanted before a student learns.")
+        if model.key in context.selected_asset_keys:
+            texts, labels = table[text].to_pylist(), table[target].to_pylist()
+            student = train(texts, labels, code_version=dataset.labeling.code_version, target=target, seed=seed)
+            metadata = {"student/version": student.version, "student/rows": student.rows}
+            metadata["student/classes"] = list(student.classes)
+            yield from tabling.land(context, model, None, Computed(student.to_arrow(), metadata, _DOCS))
+        if said.key in context.selected_asset_keys:
+            yield from tabling.land(context, said, None, _said(table, dataset.labeling.key, text, target, seed))
+
+    return [learn]
+
+
+def student_of(table: Any) -> Student:
+    """The student in a loaded asset, whatever frame its IO manager gives."""
+    from dagster_llm_batch.core.rows import record_batches  # noqa: PLC0415 - short, and used here only
+
+    return Student.from_arrow(pa.Table.from_batches(list(record_batches(table))))
+
+
+def _labeled(context: dg.AssetExecutionContext, dataset: Dataset, text: str, target: str) -> pa.Table:
+    columns = [dataset.labeling.key, text, target]
+    table = StoredTables(context).read(dataset.key, None, None, columns, hint="See text= and target=.")
+    rows = table.filter(table[target].is_valid()).sort_by(dataset.labeling.key)
+    return rows.set_column(rows.column_names.index(target), target, rows[target].cast(pa.string()))
+
+
+def _said(table: pa.Table, key: str, text: str, target: str, seed: int) -> Computed:
+    began = datetime.now(UTC)
+    at, labels, confidences = out_of_fold(table[text].to_pylist(), table[target].to_pylist(), seed=seed)
+    ended = datetime.now(UTC)
+    truth = [table[target][one].as_py() for one in at]
+    n = len(at)
+    when = pa.timestamp("us", "UTC")
+    said = pa.table(
+        {
+            key: table[key].take(pa.array(at)),
+            target: pa.array(labels, pa.string()),
+            "confidence": pa.array(confidences, pa.float64()),
+            "llm_outcome": pa.repeat(Outcome.SUCCEEDED.value, n),
+            "llm_model": pa.repeat("student", n),
+            "llm_cost_usd": pa.array([Decimal(0)] * n, MONEY),
+            "llm_submitted_at": pa.array([began] * n, when),
+            "llm_completed_at": pa.array([ended] * n, when),
+        }
+    )
+    same = sum(one == other for one, other in zip(labels, truth, strict=True))
+    return Computed(said, {"student/agreement_with_llm": same / n, "student/rows_compared": n}, _DOCS)

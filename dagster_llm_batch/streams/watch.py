@@ -1,0 +1,51 @@
+"""Has the stream changed? One online detector (river's ADWIN) for each signal, over the messages in their order.
+
+Signals: the share of each class, the student's confidence, the share of words that it knows, and how long texts are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from dagster_llm_batch.errors import MissingExtraError
+
+__all__ = ["DriftWatch"]
+
+_MESSAGES_A_CHECK = 8
+
+
+class DriftWatch:
+    """Watches one stream of one student.
+
+    Args:
+        classes: Of the student.
+        delta: Chance of a false alarm, shared by all signals.
+    """
+
+    def __init__(self, classes: Sequence[str], *, delta: float = 0.002) -> None:
+        try:
+            from river.drift import ADWIN  # noqa: PLC0415 - an extra
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("drift", "Watching a stream for drift") from error
+        signals = [*(f"share of {one}" for one in classes), "confidence", "known words", "length"]
+        self._classes = list(classes)
+        each = delta / len(signals)
+        self._detectors: dict[str, Any] = {one: ADWIN(delta=each, clock=_MESSAGES_A_CHECK) for one in signals}
+
+    def see(self, label: str, confidence: float, known: float, length: int) -> dict[str, int]:
+        """Signals that are seen to have changed by now, each with how many messages ago that was, at most."""
+        values = {
+            **{f"share of {one}": float(one == label) for one in self._classes},
+            "confidence": confidence,
+            "known words": known,
+            "length": min(math.log1p(length) / 10, 1.0),  # ADWIN takes values of about 0 to 1
+        }
+        changed = {}
+        for signal, value in values.items():
+            detector = self._detectors[signal]
+            detector.update(value)
+            if detector.drift_detected:
+                changed[signal] = int(detector.width)
+        return changed

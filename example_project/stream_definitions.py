@@ -1,0 +1,81 @@
+"""The Dagster code of `python3 -m example_project stream`: one prompt and one response for batch and stream."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import dagster as dg
+import polars as pl
+from pydantic import BaseModel
+
+from dagster_llm_batch import TokenPrice, evaluation_assets, llm_batch_assets, skew_assets
+from dagster_llm_batch.streams import (
+    KafkaTopic,
+    build_drift_sensor,
+    build_kafka_sensor,
+    kafka_assets,
+    stream_dashboard_asset,
+    student_assets,
+)
+from example_project import data
+from example_project.definitions import Sentiment, ask
+
+__all__ = ["ASSETS", "EVENTS", "RESULTS", "REVIEW", "SENSORS", "TOPIC", "labels", "tweets"]
+
+TOPIC, RESULTS, REVIEW, EVENTS = "tweets", "tweets-results", "tweets-review", "tweets-changes"
+
+
+class Tweet(BaseModel):
+    """A message."""
+
+    text: str
+
+
+tweets = KafkaTopic(TOPIC, message=Tweet, id_header="text-id")
+
+messages = kafka_assets(name="stream_tweets", topic=tweets, frame="polars")
+
+labels = llm_batch_assets(
+    name="stream_labels",
+    rows="stream_tweets",
+    key="message_id",
+    keep=["text"],
+    partitions_def=tweets.partitions_def,
+    prompt=ask,
+    response=Sentiment,
+    model="openai/vader",
+    price=TokenPrice("0.025", "0.20"),  # what a small LLM costs; the lexicon itself costs nothing
+    params={"max_tokens": 16},
+    frame="polars",
+)
+
+student = student_assets(name="student", labels=labels, text="text", target="label")
+
+
+@dg.asset
+def stream_gold() -> pl.DataFrame:
+    """What people said, of tweets and of newspapers' sentences."""
+    texts = pl.concat([data.load(), data.load("nytEditorialSnippets")])
+    return texts.select(pl.col("text_id").alias("message_id"), "label")
+
+
+evaluation = evaluation_assets(
+    name="stream_eval",
+    gold=stream_gold,
+    candidates={"llm": labels, "student": "student_labels"},
+    key="message_id",
+    target="label",
+    frame="polars",
+)
+
+skew = skew_assets(name="stream_skew", labels=labels, target="label", sample=30, min_agreement=0.95)
+
+dashboard = stream_dashboard_asset(
+    name="stream_dashboard", results=RESULTS, truth=stream_gold, target="label", frame="polars"
+)
+
+ASSETS = [*messages, *labels, *student, stream_gold, *evaluation, *skew, dashboard]
+SENSORS = [
+    build_kafka_sensor(tweets, name="windows", max_messages=600, max_wait=timedelta(0)),
+    build_drift_sensor(EVENTS, topic=tweets, labels=labels, also=messages, name="drift"),
+]

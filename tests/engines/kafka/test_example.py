@@ -1,0 +1,26 @@
+"""`python3 -m example_project stream`, smaller: the whole journey on a real broker."""
+
+from __future__ import annotations
+
+import pytest
+
+from example_project import stream
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_journey_ends_in_a_dashboard_of_all_messages_and_pays_for_each_request_once(tmp_path):
+    told = []
+    with stream.broker(tmp_path / "broker") as address, stream.lexicon() as llm:
+        world = stream.World(address, llm, tmp_path)
+        table = stream.travel(world, told.append, scale=0.2)
+        by = {row["by"]: row for row in table.to_dicts()}
+        everything, student, asked = by["all"], by["student"], by["llm"]
+        results = stream.stream_results(world.connection, stream.RESULTS)
+    assert everything["n"] == len(results) == len({one.message_id for one in results}) == 180 + 60
+    assert student["n"] + asked["n"] == everything["n"]
+    assert student["n"] > 0
+    assert asked["cost_per_1000_usd"] > 0
+    assert student["p99_ms"] is not None
+    assert everything["n_truth"] == everything["n"]
+    assert not llm.books.billed_twice()
+    assert any("learns anew" in line for line in told)

@@ -1,0 +1,268 @@
+"""The stream layer on a real broker: the student answers, the rest is sent on, changes are told; once each."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from house import House, Ticket, labeled
+from texts import labeling, strange, student, texts, topic_of
+
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.errors import BudgetError, ConfigError, MessagesLostError
+from dagster_llm_batch.providers.openai import OpenAIProvider
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.streams import KafkaTopic, RealTimeLane, StreamLabeler, build_drift_sensor, lane
+from dagster_llm_batch.streams.dashboard import stream_results
+from dagster_llm_batch.streams.relabel import drift_events
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+
+
+class Stream:
+    """A topic, and the three that the stream layer produces to."""
+
+    def __init__(self, broker, name, partitions=1):
+        self.broker, self.name = broker, broker.topic(name, partitions)
+        for other in ("results", "review", "events"):
+            broker.topic(f"{name}-{other}", 2)
+        self.topic = KafkaTopic(name, Ticket)
+        self.review = self.topic.sent_on_to(f"{name}-review")
+
+    def produce(self, *lines, partition=0):
+        self.broker.produce(self.name, [{"text": one} for one in lines], partition=partition)
+
+    def labeler(self, **changes):
+        usual = {
+            "topic": self.topic,
+            "results": f"{self.name}-results",
+            "review": f"{self.name}-review",
+            "events": f"{self.name}-events",
+            "labeling": labeling(),
+            "text": "text",
+            "students": student,
+        }
+        return StreamLabeler(self.broker.resource().connection(), **{**usual, **changes})
+
+    def run(self, messages, **changes):
+        return self.labeler(**changes).run(lambda counts: counts.messages >= messages)
+
+    def results(self):
+        return stream_results(self.broker.resource().connection(), f"{self.name}-results")
+
+    def sent_on(self):
+        """Headers by the id of the message."""
+        found = [dict(one.headers()) for one in self.broker.consume(f"{self.name}-review")]
+        assert len({one["llm-source"] for one in found}) == len(found)
+        return {one["llm-source"].decode(): one for one in found}
+
+    def ids(self, count, partition=0):
+        return {f"{self.name}-{partition}-{n}" for n in range(count)}
+
+
+@pytest.fixture
+def stream(broker, topic):
+    return Stream(broker, topic("taken") + "-stream")
+
+
+def test_sure_messages_have_a_result_and_the_others_are_sent_on_with_what_is_known_of_them(stream):
+    known = texts(60, seed=2)
+    stream.produce(*(text for text, _ in known), *strange(6))
+    stream.broker.produce(stream.name, ["no json"])
+    counts = stream.run(67)
+    results = {one.message_id: one for one in stream.results()}
+    sent_on = stream.sent_on()
+    assert set(results) | set(sent_on) == stream.ids(67)
+    assert not set(results) & set(sent_on)
+    assert set(sent_on) >= {f"{stream.name}-0-{n}" for n in range(60, 66)}
+    sure = [n for n in range(60) if f"{stream.name}-0-{n}" in results]
+    assert len(sure) > 50
+    assert all(results[f"{stream.name}-0-{n}"].label == known[n][1] for n in sure)
+    assert (results[f"{stream.name}-0-66"].by, counts.unreadable) == ("none", 1)
+    assert counts.answered + counts.sent_on == 67
+    one = sent_on[f"{stream.name}-0-60"]
+    assert one["llm-reason"] == b"uncertain"
+    assert set(json.loads(one["llm-student"])) == {"student", "student_label", "confidence"}
+
+
+def test_the_stream_layer_begins_after_the_windows_of_the_batch_layer(stream):
+    stream.produce(*(text for text, _ in texts(12)))
+    stream.run(5, after=[f"{stream.name}@0.0-4", f"{stream.name}@0.4-7"])
+    said = {one.message_id for one in stream.results()} | set(stream.sent_on())
+    assert said == stream.ids(12) - stream.ids(7)
+
+
+def test_messages_with_ids_of_their_own_keep_them_on_every_way(stream):
+    for name in ("first", "second"):
+        stream.broker.produce(stream.name, [{"text": texts(1)[0][0]}], headers=[("id", name.encode())])
+    stream.broker.produce(stream.name, [{"text": strange(1)[0]}], headers=[("id", b"third")])
+    stream.broker.produce(stream.name, ["no json"], headers=[("id", b"fourth")])
+    own = KafkaTopic(stream.name, Ticket, id_header="id")
+    stream.run(4, topic=own)
+    assert {one.message_id for one in stream.results()} == {"first", "second", "fourth"}
+    assert set(stream.sent_on()) == {"third"}
+    messages = stream.broker.consume(stream.review.name)
+    assert stream.review.content.read(messages)[0]["message_id"].to_pylist() == ["third"]
+
+
+@pytest.mark.parametrize("how", ["", "in a transaction"])
+def test_a_stream_layer_that_is_killed_and_started_again_says_everything_once(stream, how):
+    stream.produce(*(text for text, _ in texts(100, seed=3)))
+    command = [sys.executable, str(Path(__file__).with_name("labeler_process.py")), stream.broker.address, stream.name]
+    done = subprocess.run([*command, "40", *([how] if how else [])], capture_output=True, timeout=120, check=False)
+    assert done.returncode == -9, done.stderr
+    stream.labeler(at_once=30).run(lambda _: len(stream.results()) + len(stream.sent_on()) >= 100)
+    said = [one.message_id for one in stream.results()]
+    assert len(said) == len(set(said))
+    assert set(said) | set(stream.sent_on()) == stream.ids(100)
+
+
+def test_two_processes_share_the_partitions_and_say_everything_once(broker, topic):
+    stream = Stream(broker, topic("shared") + "-stream", partitions=2)
+    for partition in (0, 1):
+        stream.produce(*(text for text, _ in texts(40, seed=partition)), partition=partition)
+    both = [stream.labeler(instance=name, at_once=5) for name in ("a", "b")]
+
+    def done(_):
+        return len(stream.results()) + len(stream.sent_on()) >= 80
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda one: one.run(done), both))
+    said = [one.message_id for one in stream.results()]
+    assert len(said) == len(set(said))
+    assert set(said) | set(stream.sent_on()) == stream.ids(40) | stream.ids(40, partition=1)
+    assert sum(one.counts.messages for one in both) == 80
+
+
+def test_a_change_of_the_stream_is_told_and_what_follows_goes_to_the_llm(stream):
+    plain = [text for text, _ in texts(700, seed=4)]
+    stream.produce(*plain, *strange(260))
+    counts = stream.run(960, drifting=40)
+    assert counts.drifts >= 1
+    events = [event for _, event in drift_events(stream.broker.resource().connection(), f"{stream.name}-events")]
+    assert all(700 <= event.offset < 960 for event in events), "no alarm before the change"
+    assert events[0].first_offset > 300, "ADWIN's window is coarse: it reaches back before the change"
+    assert any("known words" in event.signals or "confidence" in event.signals for event in events)
+    reasons = Counter(one["llm-reason"] for one in stream.sent_on().values())
+    assert reasons[b"drift"] >= 40
+
+
+def test_a_seen_change_has_its_windows_labeled_and_no_others(stream, emulator, stored):
+    plain = [text for text, _ in texts(700, seed=4)]
+    stream.produce(*plain, *strange(260))
+    stream.run(960)
+    labels = labeled(stream.topic)
+    sensor = build_drift_sensor(f"{stream.name}-events", topic=stream.topic, labels=labels, name="drift")
+    house = House(stream.broker, emulator, stored, labels, [sensor])
+    windows = [f"{stream.name}@0.{n}-{n + 240}" for n in range(0, 960, 240)]
+    stored.add_dynamic_partitions(f"kafka_{stream.name}", windows)
+    ticked = house.tick("drift")
+    asked = [request.partition_key for request in ticked.run_requests]
+    assert windows[-1] in asked
+    assert windows[0] not in asked
+    assert house.launch(ticked)[-1].success
+    assert windows[-1] not in [one.partition_key for one in house.tick("drift").run_requests]
+
+
+def test_a_student_of_another_definition_is_refused_and_a_newer_one_is_taken_over(stream):
+    other = labeling(prompt=Prompt(user="Another: {{ text }}"))
+    with pytest.raises(ConfigError, match="other prompt, model or response"):
+        stream.labeler(labeling=other)
+    students = [student(rows=240), student(rows=300)]
+    one = stream.labeler(students=lambda: students.pop(0), refresh_seconds=0)
+    stream.produce(texts(1)[0][0])
+    one.run(lambda counts: counts.messages >= 1)
+    assert one._student.rows == 300
+
+
+def test_what_retention_took_from_the_stream_layer_is_told_or_counted(stream):
+    stream.produce(*(text for text, _ in texts(10)))
+    stream.run(5, at_once=5)
+    stream.produce(*(text for text, _ in texts(10)))
+    stream.broker.delete_before(stream.name, 18)
+    with pytest.raises(MessagesLostError, match="they have no result"):
+        stream.run(1)
+    lenient = stream.labeler(topic=KafkaTopic(stream.name, Ticket, on_lost="record"))
+    lenient.run(lambda counts: counts.messages >= 2)
+    assert 8 <= lenient.counts.lost <= 13
+
+
+class Killed(BaseException):
+    """As kill -9 would, between two statements."""
+
+
+@pytest.fixture
+def llm():
+    """Answers by the texts' words, over OpenAI's protocol."""
+    with Emulator(answer=lambda body, _: {"topic": topic_of(body["messages"][-1]["content"])}) as running:
+        yield running
+
+
+def engine(llm, folder, **more):
+    provider = OpenAIProvider(api_key=DEFAULT_KEY, base_url=llm.openai_base_url)
+    ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite'}")
+    return Engine({"openai": provider}, ledger, PayloadStore(str(folder / "payloads")), "test", **more)
+
+
+def real_time(stream, engine, **more):
+    usual = {"review": stream.review, "results": f"{stream.name}-results", "labeling": labeling(), "target": "topic"}
+    return RealTimeLane(stream.broker.resource().connection(), engine=engine, **{**usual, **more})
+
+
+def test_the_real_time_lane_answers_what_was_sent_on_by_the_requests_of_the_batch(stream, llm, tmp_path):
+    stream.produce(*strange(5), "refund invoice lagoon nebula")
+    stream.run(6, least_confidence=1.0)
+    one = engine(llm, tmp_path)
+    real_time(stream, one, at_once=4).run(lambda waiting: not waiting)
+    results = {result.message_id: result for result in stream.results()}
+    assert set(results) == stream.ids(6)
+    assert all(result.by == "llm" and result.reason == "uncertain" for result in results.values())
+    said = results[f"{stream.name}-0-5"]
+    assert (said.label, float(said.cost_usd) > 0) == ("billing", True)
+    assert said.student_label in {"billing", "bug", "how_to"}
+    batch = one.plan(labeling(), [{"message_id": "a", "text": "refund invoice lagoon nebula"}], partition="b")
+    digests = [execution.body_digest for execution in llm.books.executions]
+    one.submit(labeling(), batch.submission_id)
+    llm.settle()
+    assert [execution.body_digest for execution in llm.books.executions][-1] in digests
+
+
+@pytest.mark.parametrize("point", ["asked", "produced"])
+def test_a_lane_that_is_killed_and_started_again_pays_once_and_says_everything_once(
+    stream, llm, tmp_path, monkeypatch, point
+):
+    stream.produce(*strange(12))
+    stream.run(12, least_confidence=1.0)
+    one = engine(llm, tmp_path)
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        if point == "asked":
+            patch.setattr(lane, "produce", die)
+        else:
+            patch.setattr(one.ledger, "deliver", die)
+        with pytest.raises(Killed):
+            real_time(stream, one, at_once=5).run(lambda waiting: not waiting)
+    real_time(stream, one, at_once=7).run(lambda waiting: not waiting)  # it would cut other windows
+    said = [result.message_id for result in stream.results()]
+    assert sorted(said) == sorted(stream.ids(12))
+    bodies = [execution.body_digest for execution in llm.books.executions]
+    assert len(bodies) == len(set(bodies))
+    assert not [p for p in one.ledger.progress("test") if p.submission.asset == "labels/stream"]
+
+
+def test_a_budget_leaves_messages_where_they_are(stream, llm, tmp_path):
+    stream.produce(*strange(3))
+    stream.run(3, least_confidence=1.0)
+    with pytest.raises(BudgetError):
+        real_time(stream, engine(llm, tmp_path), labeling=labeling(max_cost_usd="0.00000001")).run(lambda w: not w)
+    assert stream.results() == []
+    assert llm.books.executions == []

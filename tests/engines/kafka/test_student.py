@@ -1,0 +1,152 @@
+"""The student and the figures of a stream: pure, no broker; and the student as an asset."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+from house import House, labeled
+from texts import labeling, strange, student, texts, topic_of
+
+from dagster_llm_batch import evaluation_assets
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.streams import KafkaTopic, stream_dashboard_asset, student_assets, student_of
+from dagster_llm_batch.streams.figures import figures_markdown, latency_png, stream_figures
+from dagster_llm_batch.streams.results import StreamResult, outgoing
+from dagster_llm_batch.streams.student import Student, out_of_fold, train
+from dagster_llm_batch.streams.watch import DriftWatch
+from dagster_llm_batch.testing.emulator import Emulator
+
+
+def test_a_student_is_right_and_sure_on_what_it_knows_and_unsure_on_what_it_does_not():
+    one = student()
+    known = texts(60, seed=9)
+    answers = one.answers([text for text, _ in known])
+    assert sum(answer.label == topic for answer, (_, topic) in zip(answers, known, strict=True)) >= 58
+    unsure = one.answers(strange(20))
+    assert max(answer.confidence for answer in unsure) < min(0.9, sorted(a.confidence for a in answers)[10])
+    assert all(answer.known == 0 for answer in unsure)
+    assert one.answers([]) == []
+
+
+def test_a_stored_student_answers_the_same_and_one_of_another_library_is_refused():
+    one = student()
+    table = one.to_arrow()
+    again = Student.from_arrow(table)
+    asked = [text for text, _ in texts(10, seed=5)]
+    assert (again.version, again.answers(asked)) == (one.version, one.answers(asked))
+    other = table.set_column(table.column_names.index("library"), "library", pa.array(["scikit-learn 0.1"]))
+    with pytest.raises(InputError, match=r"trained with scikit-learn 0\.1"):
+        Student.from_arrow(other)
+
+
+def test_too_few_labels_are_not_learned_from_and_rare_classes_are_left_out():
+    known = texts(30)
+    lines, topics = [text for text, _ in known], [topic for _, topic in known]
+    one = train([*lines, "once"], [*topics, "rare"], code_version="c", target="topic")
+    assert "rare" not in one.classes
+    with pytest.raises(InputError, match="at least two classes with 3 labeled rows"):
+        train(lines[:3], ["a", "a", "b"], code_version="c", target="topic")
+
+
+def test_out_of_fold_answers_are_of_students_that_did_not_see_the_row():
+    """Where texts say nothing about their labels, a student that had seen them would be right, and these are not."""
+    lines = [f"only{n} this{n} text{n}" for n in range(120)]
+    labels = [("a", "b")[n * 7919 % 13 % 2] for n in range(120)]
+    at, said, _ = out_of_fold(lines, labels)
+    assert sorted(at) == list(range(120))
+    assert sum(one == labels[n] for n, one in zip(at, said, strict=True)) < 90
+
+
+def test_detectors_are_quiet_on_a_steady_stream_and_see_a_change_of_each_kind():
+    def seen(*lines):
+        watch = DriftWatch(["a", "b"])
+        return [signal for line in lines for signal in watch.see(*line)]
+
+    steady = [("ab"[n % 2], 0.9 + n % 5 / 100, 1.0, 50 + n % 7) for n in range(1_000)]
+    assert seen(*steady) == []
+    for changed, signal in (
+        (("a", 0.92, 1.0, 53), "share of b"),
+        (("ab", 0.5, 1.0, 53), "confidence"),
+        (("ab", 0.92, 0.2, 53), "known words"),
+        (("ab", 0.92, 1.0, 5_000), "length"),
+    ):
+        after = [(changed[0][n % len(changed[0])], *changed[1:]) for n in range(400)]
+        assert signal in seen(*steady, *after)
+
+
+def result(n, **given):
+    usual = {"message_id": f"t-0-{n}", "label": "a", "by": "student", "since_ms": 1_000, "done_ms": 1_000 + n}
+    return StreamResult(**{**usual, "cost_usd": "0", **given})
+
+
+def test_figures_of_a_stream_count_each_message_once_by_its_last_result():
+    results = [result(n) for n in range(100)]
+    results += [result(0, by="none", label=None, cost_usd=None, done_ms=1_500)]
+    results += [
+        result(n, by="llm", label="b", student_label="ab"[n % 2], cost_usd="0.002", done_ms=3_000) for n in (1, 2)
+    ]
+    everything, own, llm, none = stream_figures(results, {"t-0-1": "b", "t-0-5": "b", "gone": "a"})
+    assert (everything.n, own.n, llm.n, none.n) == (100, 97, 2, 1)
+    assert (llm.share, llm.student_agreement, llm.truth_agreement) == (0.02, 0.5, 1.0)
+    assert (everything.n_truth, everything.truth_agreement) == (2, 0.5)
+    assert (own.p50_ms, own.p99_ms, llm.p99_ms) == (51, 99, 2000)
+    assert everything.cost_usd == Decimal("0.004")
+    assert everything.cost_per_1000_usd == Decimal("0.04")
+    assert own.per_second == pytest.approx(96 * 1000 / 96)
+    assert "| student |" in figures_markdown([everything, own, llm, none])
+    assert latency_png(results).startswith(b"\x89PNG")
+    assert [one.n for one in stream_figures([], {})] == [0]
+
+
+def test_a_cost_that_is_not_known_is_null_never_zero():
+    [everything, _, _] = stream_figures([result(1), result(2, by="llm", cost_usd=None)], {})
+    assert everything.cost_usd is None
+    assert "-" in figures_markdown([everything])
+
+
+def test_the_student_is_an_asset_that_is_evaluated_beside_the_llm_and_the_stream_has_a_dashboard(broker, stored, topic):
+    source = KafkaTopic(topic(), None)
+    known = texts(150, seed=6)
+    broker.produce(source.name, [text for text, _ in known])
+    window = f"{source.name}@0.0-150"
+    stored.add_dynamic_partitions(source.partitions_def.name, [window])
+    labels = labeled(source, keep=["text"])
+    learned = student_assets(name="student", labels=labels, text="text", target="topic")
+
+    @dg.asset
+    def gold():
+        ids = [f"{source.name}-0-{n}" for n in range(150)]
+        return pa.table({"message_id": ids, "topic": [name for _, name in known]})
+
+    candidates = {"llm": labels, "student": "student_labels"}
+    scores = evaluation_assets(name="scores", gold=gold, candidates=candidates, key="message_id", target="topic")
+    results = topic("results")
+    said = [outgoing(result(n, message_id=f"{source.name}-0-{n}", label=known[n][1])) for n in range(5)]
+    for one in said:
+        broker.produce(results, [one.value])
+    dashboard = stream_dashboard_asset(name="dashboard", results=results, truth="labels", target="topic")
+    assets = [*labels, *learned, gold, *scores, dashboard]
+    with Emulator(answer=lambda body, _: {"topic": topic_of(body["messages"][-1]["content"])}) as llm:
+        house = House(broker, llm, stored, assets, [])
+        assert house.run("labels_batch", partition=window).success
+        llm.settle()
+        assert house.run("labels", "labels_rejects", partition=window).success
+        assert house.run("student", "student_labels", "gold").success
+        assert house.run("scores", "scores_per_class", "dashboard").success
+    loaded = student_of(house.load("student"))
+    assert (loaded.rows, loaded.code_version) == (150, labeling().code_version)
+    measured = {row["candidate"]: row for row in house.load("scores").to_pylist()}
+    assert measured["llm"]["accuracy"] == 1
+    assert measured["student"]["accuracy"] > 0.9
+    assert (measured["student"]["n_labeled"], measured["student"]["cost_usd"]) == (150, 0)
+    everything = house.load("dashboard").to_pylist()[0]
+    assert (everything["n"], everything["n_truth"], everything["truth_agreement"]) == (5, 5, 1.0)
+
+
+def test_a_student_of_columns_that_are_not_there_is_refused():
+    source = KafkaTopic("t")
+    with pytest.raises(ConfigError, match="must be one of keep="):
+        student_assets(name="s", labels=labeled(source), text="text", target="topic")
