@@ -99,6 +99,7 @@ ENGINES: dict[str, Engine] = {
     "slurm": Engine(
         ("slurm-wlm", "slurm-wlm-basic-plugins", "munge", "slurmdbd", "mariadb-server"), "sbatch", in_ci=True
     ),
+    "vllm": Engine(own_environment=True, torch=True),
 }
 
 

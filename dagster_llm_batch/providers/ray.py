@@ -7,8 +7,9 @@ with a number behind its id, since Ray takes none twice.
 
     <storage>/<tag>/…    see `ray_shard`; files stay until somebody removes them
 
-A cluster whose head was restarted knows no job any more. Then the files tell: a shard with its last file has ended; any
-other is NOT_FOUND, and what its finished rows are is fetched all the same when it is given up.
+A shard with its last file has ended, whether or not the cluster still knows the job or is there at all. A cluster
+whose head was restarted knows no job any more: what had not ended is NOT_FOUND, and when it is given up, its finished
+rows are fetched all the same.
 
 API: https://docs.ray.io/en/latest/cluster/running-applications/job-submission/sdk.html
 """
@@ -36,6 +37,7 @@ from dagster_llm_batch.errors import (
     ConfigError,
     LLMBatchError,
     MissingExtraError,
+    ProviderError,
     RefusedError,
     TransientError,
 )
@@ -44,8 +46,8 @@ from dagster_llm_batch.providers.openai_lines import OpenAILines
 from dagster_llm_batch.providers.polling import poll_batches
 from dagster_llm_batch.providers.ray_answers import RayAnswers
 from dagster_llm_batch.providers.ray_errors import UnknownJobError, provider_error
+from dagster_llm_batch.providers.ray_reports import read_job, status_of
 from dagster_llm_batch.providers.ray_shard.files import PLAN, Files, ended, started
-from dagster_llm_batch.providers.words import plain_words
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
@@ -64,14 +66,6 @@ _TAG = re.compile(r"[A-Za-z0-9_-]{1,150}")
 _ID = re.compile(rf"(?P<tag>{_TAG.pattern})\.(?P<place>[0-9a-f]{{8}})(\.[1-9][0-9]*)?")
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _LOOK_SECONDS = 0.5
-_STATUSES = {
-    "PENDING": BatchStatus.PENDING,
-    "RUNNING": BatchStatus.RUNNING,
-    "STOPPED": BatchStatus.CANCELED,
-    "SUCCEEDED": BatchStatus.ENDED,
-    "FAILED": BatchStatus.FAILED,
-}
-_FAILS_AGAIN = ("RUNTIME_ENV_SETUP_FAILURE", "JOB_ENTRYPOINT_COMMAND_START_ERROR", "JOB_ENTRYPOINT_COMMAND_ERROR")
 
 
 class RayProvider:
@@ -142,7 +136,7 @@ class RayProvider:
         if not _TAG.fullmatch(tag):
             raise ConfigError(f"The tag {tag!r} cannot name a job of Ray; letters, digits, '_' and '-' can.")
         known = self._attempts(tag)
-        if known and _status(known[-1]) is not BatchStatus.FAILED:
+        if known and status_of(known[-1]) is not BatchStatus.FAILED:
             return str(known[-1].submission_id)
         submission_id = self._id(tag, len(known))
         files = self._files(submission_id)
@@ -199,8 +193,14 @@ class RayProvider:
     # Poll and fetch
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
-        """See Provider.poll."""
-        return poll_batches(batch_ids, self._listed, self._report)
+        """See Provider.poll. A shard whose last file is there has ended, whatever has become of the cluster."""
+        over = {batch_id: report for batch_id in batch_ids if (report := self._over(batch_id)) is not None}
+        try:
+            return {**over, **poll_batches([one for one in batch_ids if one not in over], self._listed, self._asked)}
+        except ProviderError:
+            if not over:
+                raise
+            return over
 
     def _listed(self, wanted: set[str]) -> Iterator[tuple[str, BatchReport]]:
         client = self._client()
@@ -211,55 +211,51 @@ class RayProvider:
                 yield job.submission_id, self._read(job.submission_id, job)
 
     def _report(self, batch_id: str) -> BatchReport:
+        return self._over(batch_id) or self._asked(batch_id)
+
+    def _over(self, batch_id: str) -> BatchReport | None:
+        """What the files say without the cluster: that it has ended, or was never here."""
         match = _ID.fullmatch(batch_id)
         if match is None or match["place"] != self._place:
             reason = f"'{batch_id}' is no job of this provider, whose files are in {self._storage}."
             return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=reason)
+        files = self._files(batch_id)
+        with _reaching(files):
+            last = files.read_json(ended(batch_id))
+            if last is None:
+                return None
+            first = files.read_json(started(batch_id)) or last
+        begun, at = (datetime.fromtimestamp(one["at"], UTC) for one in (first, last))
+        rows = last["rows"]
+        return BatchReport(batch_id, BatchStatus.ENDED, rows, rows, created_at=begun, ended_at=at)
+
+    def _asked(self, batch_id: str) -> BatchReport:
         try:
             return self._read(batch_id, self._job(batch_id))
         except UnknownJobError:
-            return self._left(batch_id)
+            return self._lost(batch_id)
 
     def _read(self, batch_id: str, job: Any) -> BatchReport:
         files = self._files(batch_id)
-        status, reason, retryable = _status(job), None, False
         with _reaching(files):
             done, total = files.rows_done(), (files.read_json(PLAN) or {}).get("requests")
-            if status is BatchStatus.FAILED and files.exists(ended(batch_id)):
-                status = BatchStatus.ENDED  # every row has its line; what failed came after
-        if status is BatchStatus.FAILED:
-            kind, code = getattr(job.error_type, "value", job.error_type), job.driver_exit_code
-            reason = _last_words(job.message) or "The job failed."
-            retryable = kind not in _FAILS_AGAIN or (code is not None and (code < 0 or code > 128))  # noqa: PLR2004 -- killed
-        return BatchReport(
-            batch_id,
-            status,
-            total=total,
-            done=done,
-            reason=reason,
-            retryable=retryable,
-            created_at=_time(job.start_time),
-            ended_at=_time(job.end_time) if status.is_terminal else None,
-        )
+        return read_job(batch_id, job, total, done)
 
-    def _left(self, batch_id: str) -> BatchReport:
-        """Of a job that the cluster does not know: what its files say."""
+    def _lost(self, batch_id: str) -> BatchReport:
+        """Of a job that the cluster does not know and that has not ended."""
         files = self._files(batch_id)
         with _reaching(files):
-            last, plan = files.read_json(ended(batch_id)), files.read_json(PLAN) or {}
-            done = files.rows_done() if plan else None
-        if last is not None:
-            at = datetime.fromtimestamp(last["at"], UTC)
-            return BatchReport(batch_id, BatchStatus.ENDED, plan.get("requests"), done, ended_at=at)
+            total = (files.read_json(PLAN) or {}).get("requests")
+            done = files.rows_done() if total is not None else None
         reason = "The cluster knows no such job: its head was restarted, or this is another cluster."
         if done:
             reason += f" {done} rows are finished and kept."
-        return BatchReport(batch_id, BatchStatus.NOT_FOUND, plan.get("requests"), done, reason=reason)
+        return BatchReport(batch_id, BatchStatus.NOT_FOUND, total, done, reason=reason)
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch. Of a job that did not end well, what was finished."""
         report = self._report(batch_id)
-        if report.status in (BatchStatus.PENDING, BatchStatus.RUNNING):
+        if report.status.is_stoppable:
             raise TransientError(f"The job '{batch_id}' still runs; its results are there when it has ended.")
         files = self._files(batch_id)
         with _reaching(files):
@@ -268,13 +264,14 @@ class RayProvider:
 
     def cancel(self, batch_id: str) -> None:
         """See Provider.cancel."""
+        if (over := self._over(batch_id)) is not None and over.status is BatchStatus.ENDED:
+            return
         client = self._client()
         try:
             with self._calls(f"stop the job '{batch_id}'"):
                 client.stop_job(batch_id)
         except UnknownJobError as error:
-            if self._report(batch_id).status is not BatchStatus.ENDED:
-                raise RefusedError(f"The cluster knows no job '{batch_id}', so it cannot stop it.") from error
+            raise RefusedError(f"The cluster knows no job '{batch_id}', so it cannot stop it.") from error
 
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. A job of this one line, and its result: that takes seconds, whatever answers."""
@@ -290,6 +287,8 @@ class RayProvider:
                     raise TransientError(f"The job of one line is gone. {report.reason}")
                 time.sleep(_LOOK_SECONDS)
             answers = list(self.fetch(job_id))
+        except AmbiguousError as error:
+            raise TransientError(str(error)) from error
         finally:
             files.remove()
         if len(answers) != 1:
@@ -356,20 +355,6 @@ class RayProvider:
                     f"The environment variable {variable} is set, and Ray's SDK would go there in place of "
                     f"{self._address}. Unset it, or give both the same address."
                 )
-
-
-def _status(job: Any) -> BatchStatus:
-    return _STATUSES.get(getattr(job.status, "value", job.status), BatchStatus.RUNNING)
-
-
-def _time(milliseconds: Any) -> datetime | None:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC) if isinstance(milliseconds, int) and milliseconds else None
-
-
-def _last_words(message: Any) -> str:
-    """The end of what Ray says of a failure; it quotes up to 20,000 characters of the job's log."""
-    lines = [words for line in str(message or "").splitlines() if (words := plain_words(line))]
-    return " | ".join(lines)[-500:]
 
 
 def _model_of(line: bytes) -> str:
