@@ -11,8 +11,10 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -23,6 +25,7 @@ from dagster_llm_batch.errors import AmbiguousError, ConfigError, CredentialsErr
 from dagster_llm_batch.providers.ray import RayProvider
 from dagster_llm_batch.providers.ray_answers import RayAnswers
 from dagster_llm_batch.providers.ray_errors import UnknownJobError, provider_error
+from dagster_llm_batch.providers.ray_reports import read_job
 from dagster_llm_batch.providers.ray_shard import answering
 from dagster_llm_batch.providers.ray_shard.answering import answerer
 from dagster_llm_batch.providers.ray_shard.files import Files
@@ -292,6 +295,33 @@ def test_an_error_of_the_sdk_says_whether_a_job_may_exist_and_holds_no_secret(er
     found = provider_error(error, "start the job", ["secret-token"], creating=creating)
     assert type(found) is expected
     assert "secret-token" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "code", "expected"),
+    [
+        ("PENDING", None, None, (BatchStatus.PENDING, False)),
+        ("STOPPED", None, None, (BatchStatus.CANCELED, False)),
+        ("PAUSED_BY_MOONLIGHT", None, None, (BatchStatus.RUNNING, False)),
+        ("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR", 1, (BatchStatus.FAILED, False)),  # it would fail again
+        ("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR", -9, (BatchStatus.FAILED, True)),  # it was killed
+        ("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR", 137, (BatchStatus.FAILED, True)),
+        ("FAILED", "RUNTIME_ENV_SETUP_FAILURE", None, (BatchStatus.FAILED, False)),
+        ("FAILED", "JOB_SUPERVISOR_ACTOR_DIED", None, (BatchStatus.FAILED, True)),  # its node is gone
+    ],
+)
+def test_a_job_is_worth_another_try_where_it_was_not_its_own_fault(status, kind, code, expected):
+    said = f"last logs:\n{'x' * 9_000}\nValueError: \x1b[31mno such thing\x1b[0m"
+    job = SimpleNamespace(
+        status=status, error_type=kind, driver_exit_code=code, message=said, start_time=1_000, end_time=2_000
+    )
+    found = read_job("id", job, 5, 2)
+    assert (found.status, found.retryable) == expected
+    assert (found.total, found.done, found.created_at) == (5, 2, datetime.fromtimestamp(1, UTC))
+    assert (found.ended_at is not None) == found.status.is_terminal
+    if found.reason is not None:
+        assert len(found.reason) <= 500
+        assert found.reason.endswith("ValueError: no such thing")
 
 
 @pytest.fixture(params=["path", "s3"])

@@ -49,6 +49,7 @@ class Cluster:
             "PATH": f"{ray.parent}{os.pathsep}{os.environ['PATH']}",  # a job's `python` is that of the workers
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_memory_monitor_refresh_ms": "0",  # it kills workers for what other processes of the machine take
         }
         command = [str(ray), "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--port=6379"]
         command += [f"--num-cpus={self._logical_cpus}", "--object-store-memory=150000000", f"--temp-dir={self._folder}"]

@@ -169,7 +169,7 @@ def test_rays_own_vllm_processor_answers_rows_keeps_bad_ones_as_rows_and_leaves_
     too_long = line(provider, "long", "word " * 3_000)
     batch_id = provider.submit(io.BytesIO(shard(provider).read() + too_long), SPEC, "processor")
     ended = finished(provider, batch_id)
-    assert (ended.status, ended.done, ended.reason) == (BatchStatus.ENDED, 6, None)
+    assert (ended.reason, ended.status, ended.done) == (None, BatchStatus.ENDED, 6)
     read = results(provider, batch_id)
     assert_good(read)
     assert {name for name, one in read.items() if one.outcome is Outcome.ERRORED} == {"url", "long"}
