@@ -98,7 +98,7 @@ class VertexProvider:
             if url is not None:
                 checked_address(url, what)
         self._project, self._location = project, location
-        self._place = f"gs://{bucket}" if bigquery_dataset is None else f"bq://{bigquery_dataset}"
+        self._bucket = bucket
         self._prefix = prefix.strip("/")
         self._credentials = credentials
         self._base_url = base_url
@@ -111,14 +111,13 @@ class VertexProvider:
         self._account = f"{project}/{location}" if account is None else account
         where = f"Vertex AI ({self._account})"
         self._api = GoogleApi(self._client, where, lambda: getattr(self._credentials, "token", None))
-        dataset = bigquery_dataset or ""
-        dataset = dataset if "." in dataset else f"{project}.{dataset}"
-        self._in_tables = bigquery_dataset is not None
+        is_whole = bigquery_dataset is None or "." in bigquery_dataset
+        self._dataset = bigquery_dataset if is_whole else f"{project}.{bigquery_dataset}"
         self._storage = VertexStorage(self._storage_client, bucket or "", timeout_seconds, self._api.calls)
-        self._tables = VertexTables(self._tables_client, dataset, timeout_seconds, self._api.calls)
+        self._tables = VertexTables(self._tables_client, timeout_seconds, self._api.calls)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r}, place={self._place!r})"
+        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"
 
     @property
     def name(self) -> str:
@@ -163,7 +162,7 @@ class VertexProvider:
         except AmbiguousError:
             raise
         except ProviderError:
-            (self._tables if self._in_tables else self._storage).delete(uri)
+            (self._storage if self._dataset is None else self._tables).delete(uri)
             raise
         name = job.get("name")
         if not isinstance(name, str) or not name:
@@ -174,8 +173,8 @@ class VertexProvider:
 
     def _upload(self, file: IO[bytes], size: int, tag: str) -> tuple[str, dict[str, Any]]:
         """Where the requests are now, and what a job says of that and of its results."""
-        if self._in_tables:
-            uri = self._tables.upload(tag, file, size)
+        if self._dataset is not None:
+            uri = self._tables.upload(self._dataset, tag, file, size)
             source: dict[str, Any] = {"instancesFormat": "bigquery", "bigquerySource": {"inputUri": uri}}
             results = {"outputUri": self._tables.results_of(uri)}
             target: dict[str, Any] = {"predictionsFormat": "bigquery", "bigqueryDestination": results}
@@ -183,7 +182,7 @@ class VertexProvider:
             folder = "/".join(part for part in (self._prefix, tag) if part)
             uri = self._storage.upload(folder, file, size)
             source = {"instancesFormat": "jsonl", "gcsSource": {"uris": [uri]}}
-            prefix = {"outputUriPrefix": f"{self._place}/{folder}/results"}
+            prefix = {"outputUriPrefix": f"gs://{self._bucket}/{folder}/results"}
             target = {"predictionsFormat": "jsonl", "gcsDestination": prefix}
         return uri, {"inputConfig": source, "outputConfig": target}
 

@@ -34,7 +34,7 @@ _JSON_COLUMNS = ("request", "response")
 
 
 class VertexTables:
-    """Tables of one dataset, `project.dataset`. The client is built on the first call.
+    """Tables of any dataset. The client is built on the first call.
 
     `calls` is the context in which a call is made; it turns what the SDK raises into our errors.
     """
@@ -42,18 +42,17 @@ class VertexTables:
     def __init__(
         self,
         client: Callable[[], Client],
-        dataset: str,
         timeout_seconds: float,
         calls: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         self._make = client
         self._made: Client | None = None
-        self._dataset = dataset
         self._timeout_seconds = timeout_seconds
         self._calls = calls
 
-    def upload(self, tag: str, file: IO[bytes], size: int) -> str:
-        """Load the lines into the tag's table, in the place of what an earlier try left; its bq:// address.
+    def upload(self, dataset: str, tag: str, file: IO[bytes], size: int) -> str:
+        """Load the lines into the tag's table in `project.dataset`, in the place of what an earlier try left; its
+        bq:// address.
 
         Their checksum is in its name: a batch that was perhaps created may be sent again with other rows.
         """
@@ -64,7 +63,7 @@ class VertexTables:
         while piece := file.read(CHUNK_BYTES):
             digest.update(piece)
         file.seek(0)
-        name = f"{self._dataset}.{re.sub(r'[^A-Za-z0-9_]', '_', tag)}_{digest.hexdigest().decode('ascii')}"
+        name = f"{dataset}.{re.sub(r'[^A-Za-z0-9_]', '_', tag)}_{digest.hexdigest().decode('ascii')}"
         config = LoadJobConfig(
             source_format="NEWLINE_DELIMITED_JSON",
             write_disposition="WRITE_TRUNCATE",
