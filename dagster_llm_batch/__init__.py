@@ -38,6 +38,7 @@ from dagster_llm_batch.evaluation_assets import (
     skew_assets,
 )
 from dagster_llm_batch.jobs import build_llm_batch_jobs
+from dagster_llm_batch.parquet import HiveParquetIOManager
 from dagster_llm_batch.resources import (
     AnthropicBatchResource,
     BedrockBatchResource,
@@ -62,6 +63,7 @@ __all__ = [
     "Embedding",
     "Fallback",
     "GeminiBatchResource",
+    "HiveParquetIOManager",
     "LLMBatchAgreementComponent",
     "LLMBatchComponent",
     "LLMBatchCostComponent",

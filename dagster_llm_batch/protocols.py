@@ -5,8 +5,10 @@ A provider is a codec (pure) and six verbs (I/O). Engines above know nothing els
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import BinaryIO, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Protocol, TypeVar, runtime_checkable
+
+import pyarrow as pa
 
 from dagster_llm_batch.types import (
     Absent,
@@ -21,7 +23,10 @@ from dagster_llm_batch.types import (
     Undecided,
 )
 
-__all__ = ["Codec", "Provider"]
+__all__ = ["Codec", "Provider", "Workers"]
+
+_Item = TypeVar("_Item")
+_Report = TypeVar("_Report")
 
 
 class Codec(Protocol):
@@ -141,4 +146,25 @@ class Provider(Protocol):
 
     def console_url(self, batch_id: str) -> str | None:
         """Where a person can look at this batch, or None."""
+        ...
+
+
+class Workers(Protocol):
+    """Processes, mostly on other machines, that do the heavy part of a step for the one that drives it.
+
+    They share the payload store with it and write files there; the ledger and the providers are the driver's alone. A
+    function may run twice for the same input, after a worker was lost: what it writes is the same or has a new name.
+    """
+
+    def map_rows(self, rows: Any, function: Callable[[Iterator[pa.RecordBatch]], _Report]) -> list[_Report]:
+        """What `function` reports of each part of the rows.
+
+        1. Every row is in exactly one part; a part is a stream, never held whole.
+        2. Reports come in the order of the parts, which is the order in which the rows are read otherwise.
+        3. Rows that these workers cannot read in parts are an InputError that says which they can.
+        """
+        ...
+
+    def map(self, function: Callable[[_Item], _Report], items: Sequence[_Item]) -> list[_Report]:
+        """What `function` reports of each item, in their order."""
         ...

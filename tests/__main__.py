@@ -83,18 +83,22 @@ class Engine(NamedTuple):
     `apt` are Debian packages, `program` one that they bring. With `own_environment`, requirements/<name>.txt is
     installed into an environment of its own; without, the engine's Python packages are among those of development.
     `torch`: its pins name torch's builds for CPUs; they come from where pip looks for links, or from torch's own index.
+    `beside` that environment is for the engine alone: this package does not go into it, and its tests run outside.
     """
 
     apt: tuple[str, ...] = ()
     program: str = ""
     own_environment: bool = False
     torch: bool = False
+    beside: bool = False
     in_ci: bool = False
 
 
 ENGINES: dict[str, Engine] = {
     "kafka": Engine(in_ci=True),
+    "flink": Engine(apt=("default-jre-headless",), program="java", own_environment=True, beside=True),
     "ray": Engine(own_environment=True),
+    "spark": Engine(apt=("default-jre-headless",), program="java", own_environment=True),
     "tensorflow": Engine(own_environment=True),  # reads what was exported
     "slurm": Engine(
         ("slurm-wlm", "slurm-wlm-basic-plugins", "munge", "slurmdbd", "mariadb-server"), "sbatch", in_ci=True
@@ -119,9 +123,10 @@ def engine(name: str) -> bool:
         if not (
             (python.exists() or _run("-m", "uv", "venv", "--quiet", "--python", sys.executable, str(venv)))
             and _run(*install, "--no-deps", "-r", str(ROOT / "requirements" / f"{name}.txt"), *more)
-            and _run(*install, "--no-deps", "-e", str(ROOT))
+            and (what.beside or _run(*install, "--no-deps", "-e", str(ROOT)))
         ):
             return False
+    python = Path(sys.executable) if what.beside else python
     command = [str(python), *PYTEST, *(("-m", "not slow") if what.in_ci else ()), f"tests/engines/{name}"]
     print("$", *command, flush=True)
     return subprocess.run(command, cwd=ROOT, check=False).returncode == 0

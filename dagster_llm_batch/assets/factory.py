@@ -20,6 +20,7 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Fallback, Labeling, RetryPolicy
 from dagster_llm_batch.engine.definition import BelowMinimum
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.protocols import Workers
 from dagster_llm_batch.types import Endpoint
 
 __all__ = ["llm_batch_assets"]
@@ -54,6 +55,7 @@ def llm_batch_assets(
     below_minimum: BelowMinimum = "refuse",
     expected_output_tokens: int | None = None,
     price: TokenPrice | None = None,
+    workers: Workers | None = None,
     checks: ChecksPolicy | None = None,
     frame: Frame = "arrow",
     io_manager_key: str = "io_manager",
@@ -83,7 +85,7 @@ def llm_batch_assets(
             Arrow record batches.
         key, prompt, model, response, params, endpoint, keep, retry, expected_output_tokens, price, max_cost_usd,
             max_requests_per_batch, max_bytes_per_batch, fallback, fallback_after, deadline, urgent,
-            realtime_concurrency, below_minimum: See Labeling.
+            realtime_concurrency, below_minimum, workers: See Labeling.
         deps: Assets that a function of rows reads, for order and lineage.
         partitions_def: Any Dagster partitions. An upstream asset is read by the same partition key.
         mode: `deferred`: materializing the labels takes what is there; a sensor (`build_llm_batch_sensor`) does it when
@@ -130,6 +132,7 @@ def llm_batch_assets(
             below_minimum=below_minimum,
             expected_output_tokens=expected_output_tokens,
             price=price,
+            workers=workers,
         ),
         key=asset_key,
         rows=_rows(rows),

@@ -65,6 +65,10 @@ class Asking:
         int | None, about("Of one reply, for the estimate. Default: the most that `params` allow.", 50)
     ] = None
     price: Annotated[TokenPrice | None, PRICE] = None
+    workers: Annotated[
+        Any,
+        about("Spark or Ray, to do the heavy part: a template variable of yours.", "{{ workers }}", kind=str | None),
+    ] = None
     checks: Annotated[ChecksPolicy | None, CHECKS] = None
     resource_key: ResourceKey = "llm_batch"
     description: Description = None

@@ -94,6 +94,11 @@ class RowsDigest:
         self._sum += int.from_bytes(hashlib.blake2b(text, digest_size=32).digest(), "big")
         self.rows += 1
 
+    def merge(self, other: RowsDigest) -> None:
+        """Add the pairs of another one."""
+        self._sum += other._sum
+        self.rows += other.rows
+
     def fingerprint(self, configuration: str) -> str:
         """The fingerprint of a submission with this configuration and these rows."""
         total = (self._sum % (1 << 256)).to_bytes(32, "big")

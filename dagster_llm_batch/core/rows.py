@@ -18,7 +18,8 @@ __all__ = ["BATCH_ROWS", "KeyGuard", "record_batches"]
 
 BATCH_ROWS = 4_096
 _TAKEN = (
-    "a polars, pandas or arrow frame, a DuckDB relation, anything else that narwhals reads, "
+    "a polars, pandas or arrow frame, a DuckDB relation, a Spark frame, a Ray dataset, anything else that narwhals "
+    "reads, "
     "a list of dicts, or an iterator of Arrow record batches"
 )
 _HALF = (
@@ -51,6 +52,8 @@ def record_batches(rows: Any) -> Iterator[pa.RecordBatch]:
             yield from record_batches(_from_dicts(rows))
     elif isinstance(rows, Iterator):
         yield from _from_iterator(rows)
+    elif hasattr(rows, "iter_batches") and hasattr(rows, "map_batches"):  # a Ray dataset
+        yield from _from_iterator(iter(rows.iter_batches(batch_size=BATCH_ROWS, batch_format="pyarrow")))
     else:
         yield from record_batches(_through_narwhals(rows))
 

@@ -9,21 +9,24 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 
 import pyarrow as pa
 
 from dagster_llm_batch.core.identity import NONCE
+from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.results import RESULT_SCHEMA, Reconciler, ShardFacts, Tally
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.shards import RAW, RESULTS, beside, requests_of
 from dagster_llm_batch.errors import CredentialsError, RefusedError, TransientError
+from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.states import Move
+from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Shard
 from dagster_llm_batch.types import BatchStatus
 
@@ -112,25 +115,58 @@ class Collector:
             if shard.status is not BatchStatus.FAILED:
                 raise
 
-    def collect(self, shard: Shard) -> Shard:
-        """Bring an ended shard to `collected`."""
-        raw_path = self.archive(shard)
-        results_path, tally = self.read(shard, raw_path)
-        if tally.unexpected:
-            counts = ", ".join(f"{count} {name}" for name, count in tally.unexpected.items())
-            self._ledger.note(shard.submission_id, "unexpected_lines", f"{shard.shard_id}: {counts}")
-        return self._ledger.move(
-            shard.shard_id,
-            Move.COLLECTED,
-            raw_path=raw_path,
-            results_path=results_path,
-            cost_usd=tally.cost_usd,
-            collected_at=self._deployment.clock(),
+    def collect(self, shards: Sequence[Shard], check: Callable[[], None] = lambda: None) -> None:
+        """Bring ended shards, whose raw lines are archived, to `collected`. `check` may raise before each."""
+        for shard, (results_path, tally) in zip(shards, self._read_all(shards), strict=True):
+            check()
+            if tally.unexpected:
+                counts = ", ".join(f"{count} {name}" for name, count in tally.unexpected.items())
+                self._ledger.note(shard.submission_id, "unexpected_lines", f"{shard.shard_id}: {counts}")
+            self._ledger.move(
+                shard.shard_id,
+                Move.COLLECTED,
+                raw_path=beside(shard, RAW),
+                results_path=results_path,
+                cost_usd=tally.cost_usd,
+                collected_at=self._deployment.clock(),
+            )
+
+    def _read_all(self, shards: Sequence[Shard]) -> Iterable[tuple[str, Tally]]:
+        workers = self._labeling.workers
+        return map(self.read, shards) if workers is None else workers.map(self._reading(shards), shards)
+
+    def read(self, shard: Shard) -> tuple[str, Tally]:
+        """Read raw lines into the shard's results file, again if need be; returns its path and what it adds up to."""
+        return self._reading([shard])(shard)
+
+    def _reading(self, shards: Sequence[Shard]) -> ResultsReading:
+        models = {(shard.provider, shard.model): f"{shard.provider}/{shard.model}" for shard in shards}
+        labelings = {model: self._labeling.by(name) for model, name in models.items()}
+        return ResultsReading(
+            self._payloads,
+            self.schema,
+            {
+                model: (labeling, self._deployment.codec(labeling), self._deployment.terms(labeling))
+                for model, labeling in labelings.items()
+            },
         )
 
-    def read(self, shard: Shard, raw_path: str) -> tuple[str, Tally]:
-        """Read raw lines into the shard's results file, again if need be; returns its path and what it adds up to."""
-        labeling = self._labeling.by(f"{shard.provider}/{shard.model}")
+    def results(self, shards: list[Shard], columns: list[str] | None = None) -> list[pa.Table]:
+        """The results of collected shards, oldest wave first."""
+        ordered = sorted(shards, key=lambda shard: (shard.wave, shard.number))
+        return [self._payloads.read_table(s.results_path, columns) for s in ordered if s.results_path]
+
+
+@dataclass(frozen=True)
+class ResultsReading:
+    """Reads raw lines of shards into results files, wherever it runs: no provider, no ledger. `by` model."""
+
+    payloads: PayloadStore
+    schema: pa.Schema
+    by: Mapping[tuple[str, str], tuple[Labeling, Codec, Callable[[], Tariff]]]
+
+    def __call__(self, shard: Shard) -> tuple[str, Tally]:
+        labeling, codec, terms = self.by[shard.provider, shard.model]
         facts = ShardFacts(
             nonce=shard.nonce,
             status=shard.status or BatchStatus.ENDED,
@@ -143,22 +179,13 @@ class Collector:
             reason=shard.reason,
             retryable=shard.retryable,
         )
-        expected = [request_id for request_id, _ in self._requests(shard)]
-        tariff = self._deployment.tariff(labeling).of(shard.lane)
-        reconciler = Reconciler(self._deployment.codec(labeling), labeling.reader, tariff, facts, expected)
+        expected = [request_id for request_id, _ in requests_of(self.payloads, shard.path, shard.nonce)]
+        reconciler = Reconciler(codec, labeling.reader, terms().of(shard.lane), facts, expected)
         path = beside(shard, RESULTS)
-        with self._payloads.table_writer(path, self.schema) as out:
-            for table in reconciler.tables(self._payloads.lines(raw_path)):
+        with self.payloads.table_writer(path, self.schema) as out:
+            for table in reconciler.tables(self.payloads.lines(shard.raw_path or beside(shard, RAW))):
                 out.write_table(table)
         return path, reconciler.tally
-
-    def _requests(self, shard: Shard) -> Iterator[tuple[str, bytes]]:
-        return requests_of(self._payloads, shard.path, shard.nonce)
-
-    def results(self, shards: list[Shard], columns: list[str] | None = None) -> list[pa.Table]:
-        """The results of collected shards, oldest wave first."""
-        ordered = sorted(shards, key=lambda shard: (shard.wave, shard.number))
-        return [self._payloads.read_table(s.results_path, columns) for s in ordered if s.results_path]
 
 
 def _refuse_fewer(lines: int, at_least: int, shard: Shard) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 from dagster_llm_batch.core.identity import canonical_json
@@ -16,6 +16,7 @@ from dagster_llm_batch.core.pricing import TokenPrice, dollars
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.protocols import Workers
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseKind
 
 __all__ = ["BelowMinimum", "Fallback", "Labeling", "RetryPolicy"]
@@ -88,6 +89,8 @@ class Labeling:
             went alone; requests to be asked again that are refused keep the answer that they have.
         expected_output_tokens: For the estimate. Default: the most that `params` allow.
         price: Your own price, for LLMs the price book lacks or a negotiated rate.
+        workers: Machines that render, encode and write the requests, and read the results, in place of this process:
+            `SparkWorkers` or `RayWorkers`. What comes out is the same.
     """
 
     asset: str
@@ -110,6 +113,12 @@ class Labeling:
     below_minimum: BelowMinimum = "refuse"
     expected_output_tokens: int | None = None
     price: TokenPrice | None = None
+    workers: Workers | None = None
+
+    def __reduce__(self) -> Any:
+        """What was declared; the rest is found again. Workers are not for workers."""
+        declared = {one.name: getattr(self, one.name) for one in fields(self)}
+        return partial(Labeling, **{**declared, "workers": None}), ()
 
     def __post_init__(self) -> None:
         provider, slash, model = self.model.partition("/")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 from dagster_llm_batch.core.pricing import FREE, Tariff, tariff
 from dagster_llm_batch.engine.definition import Labeling
@@ -59,10 +60,14 @@ class Deployment:
 
     def tariff(self, labeling: Labeling) -> Tariff:
         """What this labeling's requests cost in a batch, now."""
+        return self.terms(labeling)()
+
+    def terms(self, labeling: Labeling) -> Callable[[], Tariff]:
+        """The same, to be looked up where it is needed: a tariff with tiers cannot be sent there."""
         book = self.provider(labeling.provider).price_book
         if book is None and labeling.price is None:
-            return FREE
-        return tariff(book or "", labeling.spec.model, self.clock(), labeling.price)
+            return _free
+        return partial(tariff, book or "", labeling.spec.model, self.clock(), labeling.price)
 
     def owner(self, labeling: Labeling, lane: Lane = Lane.BATCH) -> Owner:
         """Whom this labeling asks."""
@@ -88,3 +93,7 @@ class Deployment:
         """What a batch carries so that it can be found: whose it is, and which shard of theirs."""
         owner = hashlib.blake2b(self.namespace.encode(), digest_size=4).hexdigest()
         return f"dlb-{owner}-{shard.nonce}"
+
+
+def _free() -> Tariff:
+    return FREE

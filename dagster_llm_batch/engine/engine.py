@@ -28,6 +28,7 @@ from dagster_llm_batch.engine.retrying import NextWave
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.engine.sending import Sender
 from dagster_llm_batch.engine.status import Status
+from dagster_llm_batch.engine.writing import WrittenLabels, write_labels
 from dagster_llm_batch.errors import (
     CannotTellError,
     ConfigError,
@@ -232,9 +233,7 @@ class Engine:
                     archived.append(shard)
             if archived:
                 self._refuse_other_configuration(labeling, self.ledger.submission(submission_id))
-            for shard in archived:
-                lease.check()
-                collector.collect(shard)
+            collector.collect(archived, lease.check)
             if errors:
                 raise errors[0]
             status = self.status(submission_id)
@@ -281,6 +280,25 @@ class Engine:
     ) -> Iterator[Labeled]:
         """The same in parts, for tables larger than memory. Their rows come in no particular order."""
         return self._settled(labeling, submission_id, reread=reread).batches(run_id=run_id, reread=reread)
+
+    def write_labels(
+        self,
+        labeling: Labeling,
+        submission_id: str,
+        folder: str,
+        rejects_folder: str,
+        *,
+        run_id: str = "",
+        reread: bool = False,
+    ) -> WrittenLabels:
+        """The same as Parquet files, in the place of those that the folders hold: by the labeling's workers, or here.
+
+        A folder is a path or URL, mostly that of one partition, as in `s3://bucket/ticket_labels/day=2026-01-01`:
+        Spark and others read the folder above it as a table with the column `day`. Rows come in no particular order.
+        """
+        landing = self._settled(labeling, submission_id, reread=reread)
+        landing.read_again(reread=reread)
+        return write_labels(landing, PayloadStore(folder), PayloadStore(rejects_folder), run_id)
 
     def _settled(self, labeling: Labeling, submission_id: str, *, reread: bool) -> Landing:
         submission = self.ledger.submission(submission_id)

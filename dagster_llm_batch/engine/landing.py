@@ -61,7 +61,7 @@ class Landing:
 
     def _outcomes(self) -> dict[str, int]:
         """How many requests ended how: by their newest success, else their newest word."""
-        waves = self._waves()
+        waves = self.waves()
         if not waves:
             return {}
         counts: Counter[str] = Counter()
@@ -83,14 +83,14 @@ class Landing:
 
         Results that were read for other columns are read again, and all of them with `reread`.
         """
-        self._read_again(reread=reread)
-        manifest = self.payloads.read_table(self._manifest_path)
-        tables = [self.payloads.read_table(s.results_path or "") for wave in self._waves() for s in wave]
+        self.read_again(reread=reread)
+        manifest = self.payloads.read_table(self.manifest_path)
+        tables = [self.payloads.read_table(s.results_path or "") for wave in self.waves() for s in wave]
         return self._label(manifest, tables, run_id)
 
     def batches(self, *, run_id: str, reread: bool) -> Iterator[Labeled]:
         """`labels` in constant memory, part by part. The rows of a large table come in no particular order."""
-        self._read_again(reread=reread)
+        self.read_again(reread=reread)
         for manifest, results in self._parts():
             yield self._label(manifest, results, run_id)
 
@@ -102,10 +102,10 @@ class Landing:
         self, columns: list[str] | None = None, said: list[str] | None = None
     ) -> Iterator[tuple[pa.Table, list[pa.Table]]]:
         """The manifest and the results of each wave, oldest first; large ones in parts that belong together."""
-        waves = self._waves()
+        waves = self.waves()
         names = part_names(max(self.submission.rows, *(sum(shard.requests for shard in wave) for wave in waves), 0))
-        manifest = self.payloads.iter_batches(self._manifest_path, _AT_ONCE, columns)
-        schema = self.payloads.table_schema(self._manifest_path)
+        manifest = self.payloads.iter_batches(self.manifest_path, _AT_ONCE, columns)
+        schema = self.payloads.table_schema(self.manifest_path)
         sources = [(_chosen(schema, columns), manifest)]
         sources += [(_chosen(self.collector.schema, said), self._results(wave, said)) for wave in waves]
         if len(names) == 1:
@@ -120,17 +120,16 @@ class Landing:
                 first, *rest = (read_part(folder, name) for folder in folders)
                 yield first, rest
 
-    def _read_again(self, *, reread: bool) -> None:
-        for shard in chain.from_iterable(self._waves()):
-            assert shard.raw_path is not None  # stored before the results were
+    def read_again(self, *, reread: bool) -> None:
+        for shard in chain.from_iterable(self.waves()):
             if reread or not self.payloads.table_schema(shard.results_path or "").equals(self.collector.schema):
-                self.collector.read(shard, shard.raw_path)
+                self.collector.read(shard)
 
     def _results(self, shards: Sequence[Shard], columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         for shard in shards:
             yield from self.payloads.iter_batches(shard.results_path or "", _AT_ONCE, columns)
 
-    def _waves(self) -> list[list[Shard]]:
+    def waves(self) -> list[list[Shard]]:
         """The collected shards that hold this submission's answers, oldest first. A wave answers a request once.
 
         Of what was never sent again, the word before it is the last.
@@ -141,7 +140,7 @@ class Landing:
         return [list(wave) for _, wave in groupby(shards, key=lambda shard: (shard.submission_id, shard.wave))]
 
     @property
-    def _manifest_path(self) -> str:
+    def manifest_path(self) -> str:
         assert self.submission.manifest_path is not None  # every plan writes one
         return self.submission.manifest_path
 

@@ -7,7 +7,7 @@ earlier submissions of the partition have answered under the same configuration 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -20,8 +20,8 @@ from upath import UPath
 
 from dagster_llm_batch.core.identity import configuration_fingerprint, shard_nonce
 from dagster_llm_batch.core.pricing import Estimate, Tariff, expected_output_tokens
-from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.core.sharding import tightest
+from dagster_llm_batch.distributed.drafting import SpreadDraft, UnwrittenFiles
 from dagster_llm_batch.engine.budgets import refuse_over_budget
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
@@ -87,8 +87,7 @@ class Planner:
         submission_id = uuid.uuid4().hex
         draft = self._draft(submission_id, partition, self._asked(earlier))
         try:
-            for batch in record_batches(rows):
-                draft.add(batch)
+            draft.add_rows(rows)
             plan = draft.finish(self.configuration)
             known = self._ledger.find(self._deployment.namespace, self._labeling.asset, partition, plan.fingerprint)
             if known is not None and not self._may_follow(known, again=again):
@@ -147,11 +146,11 @@ class Planner:
         history = self._ledger.history(self._deployment.namespace, self._labeling.asset, partition)
         with ExitStack() as stack:
             folder = stack.enter_context(TemporaryDirectory())
-            aside = Planner(self._labeling, replace(self._deployment, payloads=PayloadStore(folder)))
+            alone = replace(self._labeling, workers=None)  # which do not see a folder of this machine
+            aside = Planner(alone, replace(self._deployment, payloads=PayloadStore(folder)))
             draft = aside._draft(uuid.uuid4().hex, partition, self._asked(self._reusable(history)))
             stack.callback(draft.discard)
-            for batch in record_batches(rows):
-                draft.add(batch)
+            draft.add_rows(rows)
             plan = draft.finish(self.configuration)
             known = self._ledger.find(self._deployment.namespace, self._labeling.asset, partition, plan.fingerprint)
             if known is not None and not self._may_follow(known, again=again):
@@ -176,11 +175,17 @@ class Planner:
     def _draft(self, submission_id: str, partition: str, known: Mapping[str, bool]) -> Draft:
         labeling, deployment = self._labeling, self._deployment
         root = labeling.prompt.image_root
-        wave = self.wave(submission_id, partition, 1)
-        return Draft(
+        payloads: PayloadStore = self._payloads
+        draft: Callable[..., Draft] = Draft
+        if labeling.workers is not None:
+            payloads = UnwrittenFiles(payloads)
+            folder = self._path(partition, submission_id, "parts").rpartition("/")[0]
+            draft = partial(SpreadDraft, labeling.workers, folder)
+        wave = replace(self.wave(submission_id, partition, 1), payloads=payloads)
+        return draft(
             labeling=labeling,
             codec=deployment.codec(labeling),
-            payloads=self._payloads,
+            payloads=payloads,
             files={lane: self.files(wave, labeling, lane) for lane in Lane},
             spares=[self.spare(submission_id, partition, one) for one in labeling.models[1:]],
             estimate=Estimate(deployment.tariff(labeling), output_tokens_each(labeling)),

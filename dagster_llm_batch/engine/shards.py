@@ -98,7 +98,7 @@ class ShardFiles:
         shard = self._open or self._begin()
         line = line_for(shard.nonce)
         if self._fill.starts_new(len(line), key) and shard.requests:
-            self._close()
+            self.end()
             shard = self._begin()
             line = line_for(shard.nonce)
         shard.add(line, weigh(len(line)))
@@ -108,14 +108,15 @@ class ShardFiles:
         self._open = _OpenShard(self._wave, next(self._wave.shard_numbers))
         return self._open
 
-    def _close(self) -> None:
+    def end(self) -> None:
+        """End the last file."""
         if self._open is not None:
             self.shards.append(self._open.close(self._owner))
         self._open = None
 
     def close(self) -> list[Shard]:
-        """End the last file, fill it up to the provider's least number from the one before, and return all shards."""
-        self._close()
+        """`end`, fill the last file up to the provider's least number from the one before, and return all shards."""
+        self.end()
         if len(self.shards) > 1:
             self.shards[-2:] = self._fill_up(*self.shards[-2:])
         if self.shards and (lacking := self._limits.min_requests - self.shards[-1].requests) > 0:

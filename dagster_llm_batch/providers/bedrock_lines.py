@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from dagster_llm_batch.errors import ConfigError, InputError
@@ -39,6 +41,10 @@ class BedrockLines:
         self._start = f'{{"modelId":{quote(spec.model)},'
         self._head = dumps(settings(spec, family))[1:-1]
         self._turns = "".join(dumps({"role": t.role, "content": self._content(t.text)}) + "," for t in spec.turns)
+
+    def __reduce__(self) -> Any:
+        """With its limits as they are: a copy elsewhere has no credentials to ask for them."""
+        return BedrockLines, (self._spec, self._family, partial(replace, self.limits))
 
     @property
     def limits(self) -> Limits:

@@ -17,6 +17,7 @@ import io
 import os
 import tempfile
 import uuid
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -189,6 +190,20 @@ class PayloadStore:
             chosen = None if columns is None else list(columns)
             yield from parquet.iter_batches(batch_rows, columns=chosen, use_threads=False)  # each has its own buffers
 
+    def take(self, path: str, rows: Sequence[int], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """These rows of a table, by their numbers in ascending order; only the row groups that hold some are read."""
+        with self._open(path) as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
+            chosen = None if columns is None else list(columns)
+            start = 0
+            for group in range(parquet.num_row_groups):
+                end = start + parquet.metadata.row_group(group).num_rows
+                some = rows[bisect_left(rows, start) : bisect_left(rows, end)]
+                if some:
+                    table = parquet.read_row_group(group, columns=chosen, use_threads=False)
+                    whole = len(some) == end - start
+                    yield table if whole else table.take(pa.array([row - start for row in some], pa.int64()))
+                start = end
+
     def exists(self, path: str) -> bool:
         """Whether a complete file has this name."""
         return bool(self._fs.exists(self._full(path)))
@@ -198,6 +213,17 @@ class PayloadStore:
         full = self._full(path)
         if self._fs.exists(full):
             self._fs.rm_file(full)
+
+    def parquet_files(self) -> list[str]:
+        """The names of the Parquet files in the root itself."""
+        found = self._fs.glob(f"{self._root.path.rstrip('/')}/*.parquet")
+        return sorted(str(path).rpartition("/")[2] for path in found)
+
+    def keep_only(self, start: str) -> None:
+        """Remove the Parquet files in the root itself whose names start otherwise."""
+        for name in self.parquet_files():
+            if not name.startswith(start):
+                self.delete(name)
 
     @property
     def _fs(self) -> Any:

@@ -1,0 +1,69 @@
+"""Tables as Parquet in the layout of Hive, which Spark, Polars, DuckDB and others read as one table.
+
+    <root>/<asset>/<column>=<partition key>/part-….parquet
+
+A partition replaces its own files alone. Written by Arrow, in constant memory where the value is a stream.
+"""
+
+from __future__ import annotations
+
+import uuid
+from itertools import chain
+from typing import Any
+from urllib.parse import quote
+
+import dagster as dg
+import pyarrow as pa
+from pydantic import Field
+
+from dagster_llm_batch.core.rows import record_batches
+from dagster_llm_batch.storage.payloads import PayloadStore
+
+__all__ = ["HiveParquetIOManager"]
+
+
+class HiveParquetIOManager(dg.ConfigurableIOManager):
+    """Stores frames of all kinds, and Spark's, as Parquet that Spark reads; loads Arrow tables."""
+
+    root: str = Field(description="Folder of all tables: a path, s3://…, gs://….")
+    partition_column: str = Field(default="partition", description="The column that a partition's key becomes.")
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        """Put a table in the place of what its folder holds. A Spark DataFrame is written by Spark."""
+        if obj is None:
+            return
+        folder = self.folder(context.asset_key, context.partition_key if context.has_partition_key else None)
+        context.add_output_metadata({"path": dg.MetadataValue.path(folder)})
+        if hasattr(obj, "mapInArrow"):
+            obj.write.mode("overwrite").parquet(folder)
+            return
+        batches = record_batches(obj)
+        first = next(batches)
+        name, store = f"part-{uuid.uuid4().hex}.parquet", PayloadStore(folder)
+        with store.table_writer(name, first.schema) as out:
+            for batch in chain([first], batches):
+                out.write_batch(batch)
+        store.keep_only(name)
+
+    def load_input(self, context: dg.InputContext) -> pa.Table:
+        """The asset, or its partitions that are asked for, with their column. Raises FileNotFoundError for none."""
+        keys = list(context.asset_partition_keys) if context.has_asset_partitions else [None]
+        return pa.concat_tables([self._read(context.asset_key, key) for key in keys], promote_options="permissive")
+
+    def _read(self, asset: dg.AssetKey, partition: str | None) -> pa.Table:
+        folder = self.folder(asset, partition)
+        store = PayloadStore(folder)
+        names = store.parquet_files()
+        if not names:
+            raise FileNotFoundError(folder)
+        table = pa.concat_tables([store.read_table(name) for name in names])
+        if partition is None:
+            return table
+        return table.append_column(self.partition_column, pa.repeat(pa.scalar(partition, pa.string()), len(table)))
+
+    def folder(self, asset: dg.AssetKey, partition: str | None = None) -> str:
+        """Where an asset, or a partition of it, is."""
+        parts = [self.root.rstrip("/"), *asset.path]
+        if partition is not None:
+            parts.append(f"{self.partition_column}={quote(partition, safe=' ')}")  # as Spark writes and reads them
+        return "/".join(parts)

@@ -1,0 +1,111 @@
+"""What one machine does, and what workers do with the same rows: every stored file of the two, beside one another."""
+
+from __future__ import annotations
+
+import base64
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from house import House, TicketLabel
+
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Labeling
+from dagster_llm_batch.storage.records import Submission
+from dagster_llm_batch.types import Limits
+
+_T = TypeVar("_T")
+
+
+class Pickled:
+    """Workers that are this process: all that real ones would get, and give back, is pickled on its way."""
+
+    part_rows = 700
+
+    def map_rows(self, rows: Any, function: Callable[[Any], _T]) -> list[_T]:
+        table = pa.table(rows) if len(rows) else pa.table({})
+        parts = [table.slice(at, self.part_rows) for at in range(0, len(table), self.part_rows)]
+        return [_through_pickle(_through_pickle(function)(iter(part.to_batches()))) for part in parts]
+
+    def map(self, function: Callable[[Any], _T], items: Sequence[Any]) -> list[_T]:
+        return [_through_pickle(_through_pickle(function)(_through_pickle(item))) for item in items]
+
+
+def _through_pickle(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
+
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+def tickets(count: int, start: int = 0, alike: int = 7) -> pa.Table:
+    """Rows of which every seventh asks what an earlier one asks, at any distance."""
+    numbers = range(start, start + count)
+    return pa.table(
+        {
+            "ticket_id": [f"t{n}" for n in numbers],
+            "body": [f"Where is invoice {n // 2 if n % alike == 0 else n}?" + " please" * (n % 11) for n in numbers],
+            "urgent": [n % 50 == 3 for n in numbers],
+            "day": pa.array([n % 3 for n in numbers], pa.int32()),
+        }
+    )
+
+
+def labeling(**changes: Any) -> Labeling:
+    """A definition with many small shards."""
+    usual: dict[str, Any] = {
+        "asset": "ticket_labels",
+        "model": "openai/gpt-4o",
+        "key": "ticket_id",
+        "prompt": Prompt(system="You label support tickets.", user="{{ body }}"),
+        "response": TicketLabel,
+        "params": {"max_tokens": 50},
+        "keep": ["day"],
+        "max_requests_per_batch": 100,
+    }
+    return Labeling(**{**usual, **changes})
+
+
+def stored(house: House, submission: Submission) -> dict[str, Any]:
+    """All that a plan has left, with numbers in the place of what is drawn by lot: submission ids and nonces."""
+    engine = house.engine()
+    shards = engine.ledger.shards(submission.submission_id)
+    plain = ("provider", "account", "model", "lane", "wave", "number", "requests", "bytes", "tokens", "estimated_usd")
+    found: dict[str, Any] = {
+        name: getattr(submission, name)
+        for name in ("fingerprint", "config_fingerprint", "rows", "requests", "reused", "estimated_usd", "price_basis")
+    }
+    for shard in shards:
+        name = f"{shard.lane.value} {shard.number}"
+        with engine.payloads.reader(shard.path, shard.digest) as file:
+            lines = file.read()
+        assert lines.count(shard.nonce.encode()) == shard.requests
+        found[name] = [getattr(shard, one) for one in plain], lines.replace(shard.nonce.encode(), b"NONCE")
+    assert submission.manifest_path is not None
+    found["manifest"] = engine.payloads.read_table(submission.manifest_path)
+    folder = house.tmp_path / "payloads" / submission.manifest_path.rpartition("/")[0]
+    found["files"] = sorted(file.name for file in folder.iterdir())
+    for file in folder.glob("fallback-*"):
+        lines = b"".join(engine.payloads.lines(str(file.relative_to(house.tmp_path / "payloads"))))
+        nonce = lines.partition(b'"custom_id":"')[2][:17]
+        found[file.name] = lines.replace(nonce, b"NONCE")
+    return found
+
+
+def assert_same_plan(here: dict[str, Any], there: dict[str, Any]) -> None:
+    """Byte for byte, and row for row."""
+    assert here.keys() == there.keys()
+    for name, value in here.items():
+        assert there[name] == value, name
+
+
+def by_key(table: pa.Table) -> pa.Table:
+    """Labels without what differs from run to run, in the order of their keys."""
+    varying = {"llm_batch_id", "llm_submitted_at", "llm_completed_at"}
+    return table.select([name for name in table.column_names if name not in varying]).sort_by("ticket_id")
+
+
+SMALL = Limits(max_requests=100, max_bytes=200_000_000, min_requests=40)

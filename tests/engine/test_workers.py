@@ -1,0 +1,169 @@
+"""Planning, collecting and labeling by workers: the same as by one process, whatever the rows and the definition."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from house import House, TicketLabel
+from same import PIXEL, SMALL, Pickled, assert_same_plan, by_key, labeling, stored, tickets
+
+from dagster_llm_batch.core.identity import make_request
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Labeling
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.providers.anthropic import AnthropicProvider
+from dagster_llm_batch.providers.bedrock import BedrockProvider
+from dagster_llm_batch.providers.command import CommandProvider
+from dagster_llm_batch.providers.gemini import GeminiProvider
+from dagster_llm_batch.providers.openai import OpenAIProvider
+
+WORKERS = Pickled()
+
+
+def planned(tmp_path: Any, house: House, definition: Labeling, rows: Any) -> dict[str, Any]:
+    own = House(tmp_path, house.emulator)
+    own.providers |= house.providers
+    engine = own.engine()
+    return stored(own, engine.plan(definition, rows))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"urgent": "urgent"},
+        {"max_bytes_per_batch": 40_000, "max_requests_per_batch": None},
+        {"prompt": Prompt(user="{{ body }}", images=["picture"]), "max_requests_per_batch": 1000},
+        {"fallback": ["openai/gpt-4o-mini"]},
+        {"model": "command/own", "urgent": "urgent"},
+        {"keep": [], "response": None},
+    ],
+    ids=["plain", "urgent", "by bytes", "images", "fallback", "least number", "free text"],
+)
+def test_request_files_are_the_same_byte_for_byte(tmp_path: Any, house: House, changes: dict[str, Any]) -> None:
+    command = [sys.executable, "-c", "", "{input}", "{output}"]
+    house.providers["command"] = CommandProvider(command, str(tmp_path / "jobs"), limits=SMALL)
+    rows = tickets(2_401).append_column("picture", pa.array([PIXEL, None, PIXEL + b"x"] * 800 + [None], pa.binary()))
+    definition = labeling(**changes)
+    here = planned(tmp_path / "here", house, definition, rows)
+    there = planned(tmp_path / "there", house, replace(definition, workers=WORKERS), rows)
+    assert_same_plan(here, there)
+    assert len(here) > 10
+
+
+def test_no_rows_are_the_same_too(tmp_path: Any, house: House) -> None:
+    for number, rows in enumerate([tickets(0), []]):
+        here = planned(tmp_path / f"here-{number}", house, labeling(), rows)
+        there = planned(tmp_path / f"there-{number}", house, labeling(workers=WORKERS), rows)
+        assert_same_plan(here, there)
+
+
+def test_answered_rows_are_not_asked_again_by_workers(house: House) -> None:
+    definition = labeling(workers=WORKERS)
+    house.run(definition, tickets(500))
+    engine = house.engine()
+    submission = engine.plan(definition, tickets(600))
+    alone = engine.plan(replace(definition, workers=None), tickets(600))
+    assert submission.reused > 400
+    assert alone.submission_id == submission.submission_id  # the same rows are the same submission, however planned
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "error", "told"),
+    [
+        (tickets(900).append_column("other", pa.array(["t1"] * 900)), {"key": "other"}, InputError, "duplicate"),
+        (pa.concat_tables([tickets(900), tickets(10)]), {}, InputError, "'t0', 't1'"),
+        (tickets(900), {"key": "nobody"}, InputError, "no key column 'nobody'"),
+        (tickets(900), {"keep": ["nothing"]}, InputError, "keep names"),
+        (tickets(900), {"prompt": Prompt(user="{{ nothing }}")}, ConfigError, "names 'nothing'"),
+        (tickets(900), {"max_bytes_per_batch": 10}, InputError, "'t0' makes a request of"),
+        (tickets(900), {"max_cost_usd": "0.0001"}, Exception, "max_cost_usd"),
+    ],
+)
+def test_what_one_process_refuses_workers_refuse_and_leave_nothing(
+    house: House, rows: Any, changes: dict[str, Any], error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error, match=told) as alone:
+        house.engine().plan(labeling(**changes), rows)
+    with pytest.raises(error, match=told) as spread:
+        house.engine().plan(labeling(**changes, workers=WORKERS), rows)
+    assert type(spread.value) is type(alone.value)
+    assert house.files() == set()
+
+
+def test_a_definition_travels_without_its_workers_and_reads_as_before() -> None:
+    definition = labeling(workers=WORKERS)
+    assert definition.reader.fields  # what was derived does not travel
+    came = pickle.loads(pickle.dumps(definition))
+    assert came.workers is None
+    assert came == replace(definition, workers=None)
+    assert came.code_version == definition.code_version
+    assert came.reader.read(['{"topic":"bug","urgency":1}'], [None]).columns["topic"].to_pylist() == ["bug"]
+    assert came.response is TicketLabel
+
+
+@pytest.mark.parametrize("urgent", [None, "urgent"])
+def test_labels_are_the_same_row_for_row(tmp_path: Any, house: House, urgent: str | None) -> None:
+    found = []
+    for name, workers in (("here", None), ("there", WORKERS)):
+        own = House(tmp_path / name, house.emulator)
+        definition = labeling(urgent=urgent, workers=workers)
+        status = own.run(definition, tickets(1_000))
+        assert status.submission.outcomes == {"succeeded": status.submission.requests}
+        labeled = own.engine().labels(definition, status.submission.submission_id)
+        assert len(labeled.labels) == 1_000
+        found.append(labeled)
+    assert by_key(found[0].labels) == by_key(found[1].labels)
+    assert by_key(found[0].rejects) == by_key(found[1].rejects)
+
+
+@pytest.mark.parametrize("parts", [1, 16])
+@pytest.mark.parametrize("workers", [None, WORKERS], ids=["here", "workers"])
+def test_written_labels_are_the_same_rows_and_replace_the_older_ones(
+    tmp_path: Any, house: House, workers: Pickled | None, parts: int, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("dagster_llm_batch.engine.scattering.PART_ROWS", 1_600 // parts)
+    definition = labeling(workers=workers)
+    submission_id = house.run(definition, tickets(1_000)).submission.submission_id
+    folders = [f"{tmp_path}/table/region=1", f"{tmp_path}/rejects/region=1"]
+    for _ in range(2):  # the second time over the first
+        written = house.engine().write_labels(definition, submission_id, *folders, run_id="r")
+        assert (written.labels, written.rejects) == (1_000, 0)
+        read = pq.read_table(f"{tmp_path}/table")
+        whole = house.engine().labels(definition, submission_id, run_id="r").labels
+        assert by_key(read.drop_columns(["region"])) == by_key(whole)
+        assert len(list((tmp_path / "table" / "region=1").iterdir())) == parts
+    assert not [name for name in house.files() if "apart" in name]
+
+
+def test_a_codec_travels_without_the_providers_secrets(tmp_path: Any) -> None:
+    secret = "sk-planted-in-the-codec"
+    providers = [
+        OpenAIProvider(secret, base_url="http://127.0.0.1:9"),
+        AnthropicProvider(secret, base_url="http://127.0.0.1:9"),
+        GeminiProvider(secret, base_url="http://127.0.0.1:9"),
+        BedrockProvider(
+            "us-east-1",
+            "arn:aws:iam::123456789012:role/batch",
+            "s3://bucket/folder",
+            session_options={"aws_access_key_id": secret, "aws_secret_access_key": secret},
+            read_quotas=False,
+        ),
+        CommandProvider([sys.executable, "{input}", "{output}"], str(tmp_path), env={"KEY": secret}),
+    ]
+    models = ["gpt-4o", "claude-haiku-4-5", "gemini-2.5-flash", "anthropic.claude-haiku-4-5-20251001-v1:0", "own"]
+    request = make_request("You label.", "Where is it?")
+    for provider, model in zip(providers, models, strict=True):
+        params = {"max_output_tokens" if "gemini" in model else "max_tokens": 50}
+        codec = provider.codec(replace(labeling().spec, model=model, params=params))
+        sent = pickle.dumps(codec)
+        assert secret.encode() not in sent
+        came = pickle.loads(sent)
+        assert came.encode(request, "r0-1") == codec.encode(request, "r0-1")
+        assert came.limits == codec.limits

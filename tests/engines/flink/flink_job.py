@@ -1,0 +1,53 @@
+"""Flink tables. Runs in Flink's own environment."""
+
+import sys
+
+from pyflink.table import EnvironmentSettings, Table, TableEnvironment
+
+
+def environment(settings: EnvironmentSettings) -> TableEnvironment:
+    env = TableEnvironment.create(settings)
+    env.get_config().set("parallelism.default", "1")
+    for name in ("python.executable", "python.client.executable"):  # else the python of PATH
+        env.get_config().set(name, sys.executable)
+    env.get_config().set_local_timezone("UTC")
+    env.get_config().set("python.fn-execution.arrow.batch.size", "1000")
+    return env
+
+
+def tickets(partition: str) -> Table:
+    """Rows of a partition."""
+    env = environment(EnvironmentSettings.in_batch_mode())
+    rows = [(f"{partition}-{n}", f"Where is invoice {n}?", n % 2 == 0) for n in range(2_500)]
+    return env.from_elements(rows, ["ticket_id", "body", "is_even"])
+
+
+def times(partition: str) -> Table:
+    """All that an LLM may be asked about that is no text."""
+    env = environment(EnvironmentSettings.in_batch_mode())
+    return env.sql_query(
+        "SELECT 'a' AS ticket_id, TIMESTAMP '2026-01-01 10:00:00.500' AS wall, DATE '2026-01-02' AS day_of, "
+        "CAST(1.25 AS DECIMAL(5, 2)) AS amount, CAST(NULL AS STRING) AS nothing, ARRAY['x', 'y'] AS tags"
+    )
+
+
+def nothing(partition: str) -> Table:
+    return tickets(partition).limit(0)
+
+
+def broken(partition: str) -> Table:
+    raise ValueError("the source is gone")
+
+
+def windows() -> Table:
+    """A stream of messages in windows of a minute, each message with the window it belongs to, in their order."""
+    env = environment(EnvironmentSettings.in_streaming_mode())
+    env.execute_sql(
+        "CREATE TEMPORARY VIEW messages AS SELECT * FROM (VALUES "
+        "('t1', 'Charged twice', TIMESTAMP '2026-01-01 10:00:01'), ('t2', 'Stuck', TIMESTAMP '2026-01-01 10:00:59'), "
+        "('t3', 'How do I log in?', TIMESTAMP '2026-01-01 10:01:01'), ('t4', 'Late', TIMESTAMP '2026-01-01 10:03:00')"
+        ") AS t (ticket_id, body, sent_at)"
+    )
+    return env.sql_query(
+        "SELECT ticket_id, body, DATE_FORMAT(FLOOR(sent_at TO MINUTE), 'yyyy-MM-dd-HHmm') AS minute_of FROM messages"
+    )

@@ -1,0 +1,104 @@
+"""Ray datasets in, and Ray Data as workers: the same requests and labels as by one process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from cluster import Cluster
+
+TESTS = Path(__file__).parents[2]
+sys.path[:0] = [str(TESTS / "engine")]  # its house, and what is the same
+
+from house import House  # noqa: E402
+from same import assert_same_plan, by_key, labeling, stored, tickets  # noqa: E402
+
+from dagster_llm_batch.distributed import RayWorkers  # noqa: E402
+from dagster_llm_batch.errors import InputError  # noqa: E402
+from dagster_llm_batch.testing.emulator import Emulator  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def data(cluster: Cluster) -> Iterator[Any]:
+    """Ray Data, connected."""
+    import ray
+    import ray.data
+
+    path = os.pathsep.join([str(TESTS / "engine"), str(TESTS.parent)])  # what workers import
+    ray.init(
+        "127.0.0.1:6379", runtime_env={"env_vars": {"PYTHONPATH": path}}, log_to_driver=False, logging_level="ERROR"
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield ray.data
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[Emulator]:
+    with Emulator() as running:
+        yield running
+
+
+@pytest.fixture
+def house(tmp_path: Any, emulator: Emulator) -> House:
+    return House(tmp_path, emulator)
+
+
+def dataset(data: Any) -> Any:
+    return data.from_arrow([tickets(800, 0), tickets(900, 800), tickets(700, 1_700), tickets(600, 2_400)])
+
+
+def test_request_files_are_the_same_byte_for_byte_as_those_of_one_process(
+    tmp_path: Any, house: House, data: Any
+) -> None:
+    found = []
+    for name, workers in (("here", None), ("there", RayWorkers())):
+        own = House(tmp_path / name, house.emulator)
+        definition = labeling(urgent="urgent", fallback=["openai/gpt-4o-mini"], workers=workers)
+        rows = dataset(data) if workers else pa.concat_tables([tickets(3_000)])
+        found.append(stored(own, own.engine().plan(definition, rows)))
+    assert_same_plan(*found)
+
+
+def test_labels_are_the_same_row_for_row(tmp_path: Any, house: House, data: Any) -> None:
+    found = []
+    for name, workers in (("here", None), ("there", RayWorkers({"num_cpus": 1}))):
+        own = House(tmp_path / name, house.emulator)
+        definition = labeling(workers=workers)
+        status = own.run(definition, dataset(data))
+        found.append(own.engine().labels(definition, status.submission.submission_id))
+    assert len(found[0].labels) == 3_000
+    assert by_key(found[0].labels) == by_key(found[1].labels)
+
+
+def test_a_worker_that_dies_is_replaced_and_its_rows_are_asked_once(tmp_path: Any, house: House, data: Any) -> None:
+    marker = str(tmp_path / "died")
+
+    def die_once(block: pa.Table) -> pa.Table:
+        if not Path(marker).exists():
+            Path(marker).touch()
+            os._exit(137)
+        return block
+
+    definition = labeling()
+    alone = House(tmp_path / "alone", house.emulator)
+    here = stored(alone, alone.engine().plan(definition, tickets(3_000)))
+    dying = dataset(data).map_batches(die_once, batch_size=None, batch_format="pyarrow")
+    there = stored(house, house.engine().plan(replace(definition, workers=RayWorkers()), dying))
+    assert Path(marker).exists()
+    assert_same_plan(here, there)
+
+
+def test_wrong_rows_are_told_as_one_process_tells_them(house: House, data: Any) -> None:
+    definition = labeling(workers=RayWorkers())
+    with pytest.raises(InputError, match="duplicate values: 't"):
+        house.engine().plan(definition, dataset(data).union(dataset(data)))
+    with pytest.raises(InputError, match="a Ray dataset, got a pyarrow"):
+        house.engine().plan(definition, tickets(10))
+    assert house.files() == set()
