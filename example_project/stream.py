@@ -160,9 +160,9 @@ class World:
         for window in windows:
             self.run("stream_labels", "stream_labels_rejects", partition=window)
 
-    def load(self, name: str) -> Any:
+    def load(self, name: str, partition: str | None = None) -> Any:
         with self.defs.get_asset_value_loader(self.instance) as loader:
-            return loader.load_asset_value(dg.AssetKey(name))
+            return loader.load_asset_value(dg.AssetKey(name), partition_key=partition)
 
     @contextlib.contextmanager
     def stream_layer(self, after: Sequence[str]) -> Iterator[StreamLabeler]:
@@ -246,6 +246,9 @@ def travel(world: World, say: Say, scale: float = 1.0) -> pl.DataFrame:
     for row in world.load("stream_eval").to_dicts():
         cost = f"cost {row['cost_usd']:.6f} USD"
         say(f"      {row['candidate']:<8} accuracy {row['accuracy']:.2f}  kappa {row['kappa']:.2f}  {cost}")
+    world.run("stream_skew", "stream_skew_sample", partition=windows[0])
+    [skew] = world.load("stream_skew", windows[0]).to_dicts()
+    say(f"      asked again in real time, {skew['n_same']} of {skew['n_compared']} labels are the same")
     say(f"[3/5] {len(coming)} tweets come, then {len(other)} sentences of newspapers, {PER_SECOND} a second")
     with world.stream_layer(after=windows) as student:
         world.produce(coming, PER_SECOND)

@@ -23,4 +23,5 @@ def test_the_journey_ends_in_a_dashboard_of_all_messages_and_pays_for_each_reque
     assert student["p99_ms"] is not None
     assert everything["n_truth"] == everything["n"]
     assert not llm.books.billed_twice()
+    assert any("20 of 20 labels are the same" in line for line in told)
     assert any("learns anew" in line for line in told)
