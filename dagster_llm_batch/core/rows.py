@@ -75,9 +75,28 @@ def _plain(column: pa.Array) -> pa.Array:
     """Views and categories, which polars hands over, as the types that all of Arrow's functions know."""
     if pa.types.is_dictionary(column.type):
         return pa.DictionaryArray.from_arrays(column.indices, _plain(column.dictionary)).dictionary_decode()
-    if pa.types.is_string_view(column.type):
-        return column.cast(pa.string())
-    return column.cast(pa.binary()) if pa.types.is_binary_view(column.type) else column
+    wanted = _without_views(column.type)
+    return column if wanted == column.type else column.cast(wanted)
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    """The same type, with plain texts and bytes in it, however deep."""
+    t = pa.types
+    if t.is_string_view(kind):
+        return pa.string()
+    if t.is_binary_view(kind):
+        return pa.binary()
+    if t.is_large_list(kind):
+        return pa.large_list(_field_without_views(kind.value_field))
+    if t.is_list(kind):
+        return pa.list_(_field_without_views(kind.value_field))
+    if t.is_struct(kind):
+        return pa.struct([_field_without_views(kind.field(at)) for at in range(kind.num_fields)])
+    return kind
+
+
+def _field_without_views(field: pa.Field) -> pa.Field:
+    return field.with_type(_without_views(field.type))
 
 
 def _from_dicts(rows: list[Mapping[str, Any]]) -> pa.Table:

@@ -73,6 +73,15 @@ def test_text_comes_as_text_from_every_kind() -> None:
             assert batch.schema.field("text").type in {pa.string(), pa.large_string()}, kind
 
 
+def test_text_and_bytes_inside_of_lists_and_structs_come_plain_too() -> None:
+    """Arrow's functions, such as filter, know no views; polars hands over nothing else."""
+    headers = pl.List(pl.Struct({"name": pl.String, "value": pl.Binary}))
+    rows = [[{"name": "a", "value": b"x"}], [], None]
+    [batch] = record_batches(pl.DataFrame({"h": rows}, schema={"h": headers}))
+    assert "view" not in str(batch.schema)
+    assert batch.filter(pa.array([True, False, True])).column("h").to_pylist() == [rows[0], None]
+
+
 def test_large_sources_come_in_small_batches_and_are_not_read_ahead() -> None:
     table = pa.table({"id": range(10_000)})
     sizes = [batch.num_rows for batch in record_batches(table)]
