@@ -12,7 +12,9 @@ __all__ = ["on_labels_ready"]
 def on_labels_ready() -> dg.AutomationCondition[Any]:
     """Materialize a partition when its labels are new and their blocking checks have passed, whatever its age.
 
-    `AutomationCondition.eager()` would look at the newest time partition only, and not at checks.
+    `AutomationCondition.eager()` would look at the newest time partition only, and not at checks. Labels that landed
+    before the condition was looked at first, as when an asset is added, do not count: a new dataset must not ask for a
+    year of partitions, and pay for them, unasked. Backfill it once.
     """
     condition = dg.AutomationCondition
     return (

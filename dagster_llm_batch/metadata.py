@@ -106,7 +106,8 @@ def _described(labeling: Labeling) -> dict[str, str | None]:
     """What the labeled columns hold, as far as the response or this package says so."""
     schema = labeling.reader.format.json_schema or {}
     said = {name: field.get("description") for name, field in schema.get("properties", {}).items()}
-    return {**said, **_PROVENANCE_DOCS}
+    of_rows = {labeling.key: "the row's key", **dict.fromkeys(labeling.keep, "carried over from the rows")}
+    return {**of_rows, **said, **_PROVENANCE_DOCS}
 
 
 def column_lineage(labeling: Labeling, rows: dg.AssetKey) -> dg.TableColumnLineage:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from example_project import bootstrap  # noqa: E402 - set-up is shared with the example
+from tests import browser  # noqa: E402 - of this checkout
 
 WHEEL_VENV = ROOT / ".venv-wheel"
 PYTEST = ("-m", "pytest", "--color=auto", "-q", "-p", "no:cacheprovider")
@@ -158,6 +159,8 @@ def main() -> int:
         parser.error(f"there is no step {', '.join(unknown)}; the steps are {', '.join(known)}")
     if {"wheel", "slow"} & set(chosen):
         _need_postgres()
+    if "slow" in chosen and not browser.chromium():
+        _apt_install(("chromium", "fonts-dejavu-core"), "the look at Dagster's pages")
     results = {}
     for number, name in enumerate(chosen, start=1):
         print(f"\n== {number} of {len(chosen)}: {name}: {_summary(known[name])}", flush=True)

@@ -1,4 +1,4 @@
-"""How pictures are drawn: PNG bytes, readable at 800 pixels, drawn at 1200.
+"""How pictures are drawn: PNG bytes, 896 pixels wide, since the dialog of Dagster's UI cuts off what is wider than it.
 
 Drawn through matplotlib's objects, never pyplot: no global state, no display, any thread. Texts come from rows, so
 none is read as mathtext, and long ones are shortened. The same input gives the same picture.
@@ -35,7 +35,7 @@ __all__ = [
     "round_step",
 ]
 
-WIDTH_INCHES, _DPI = 8.0, 150
+WIDTH_INCHES, _DPI = 8.0, 112
 INK, MUTED, RULE = "#1f2933", "#616e7c", "#d3d9e0"
 BLUE, AMBER = "#2563a6", "#b45309"
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a7f00")

@@ -10,6 +10,7 @@ import dagster as dg
 from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.evaluation import Target
+from dagster_llm_batch.evaluation_assets.following import whenever_new
 from dagster_llm_batch.evaluation_assets.tabling import Tabling, code_digest
 from dagster_llm_batch.evaluation_assets.thresholds import Thresholds
 from dagster_llm_batch.evaluation_assets.upstreams import Candidate
@@ -70,12 +71,5 @@ class Design:
                 return on_labels_ready()
             missing = condition.any_deps_missing().ignore(assets(*not_awaited))
             return on_labels_ready().replace("any_deps_missing", missing)
-        there = condition.any_deps_match(~condition.missing())
-        watched = [self.gold, *(one.key for one in self.candidates)]
-        follows = (
-            condition.any_deps_updated().allow(assets(*watched)).since_last_handled()
-            & ~condition.any_deps_in_progress().allow(assets(*watched))
-            & ~condition.in_progress()
-            & there.allow(assets(*(one.key for one in self.candidates)))
-        )
-        return (follows if gold_is_there else follows & there.allow(assets(self.gold))).with_label("on_any_labels")
+        candidates = [one.key for one in self.candidates]
+        return whenever_new([self.gold, *candidates], candidates, *([] if gold_is_there else [[self.gold]]))

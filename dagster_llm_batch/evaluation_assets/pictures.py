@@ -21,7 +21,9 @@ def reduced(png: bytes) -> bytes:
     from PIL import Image  # noqa: PLC0415 - matplotlib, which drew it, brings it
 
     small = io.BytesIO()
-    image = Image.open(io.BytesIO(png)).convert("RGB").quantize(_COLORS, dither=Image.Dither.NONE)
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    # an octree keeps the color of a thin line, which a median cut takes for a shade of something larger
+    image = image.quantize(_COLORS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     image.save(small, "PNG", optimize=True)
     return small.getvalue()
 

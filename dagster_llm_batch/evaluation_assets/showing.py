@@ -29,6 +29,7 @@ from dagster_llm_batch.evaluation import (
 )
 from dagster_llm_batch.evaluation.pareto import bake_off_markdown
 from dagster_llm_batch.evaluation.regression import regressions_markdown
+from dagster_llm_batch.evaluation.text import usd_text
 from dagster_llm_batch.evaluation_assets.pictures import MAX_PICTURES, picture
 from dagster_llm_batch.evaluation_assets.reading import Read
 from dagster_llm_batch.evaluation_assets.upstreams import Candidate
@@ -176,7 +177,9 @@ def figure_name(one: Evaluation, among: Sequence[Evaluation], figure: str) -> st
 
 def _figures(one: Evaluation, among: Sequence[Evaluation]) -> dict[str, float | int]:
     known = {name: getattr(one, name) for name in _PLOTTED}
-    figures = {name: float(value) for name, value in known.items() if value is not None}
+    figures = {
+        name: float(f"{value:.8g}") for name, value in known.items() if value is not None
+    }  # little room here too
     counts = {"rows_unlabeled": one.n_gold - one.n_labeled}
     return {figure_name(one, among, name): value for name, value in {**figures, **counts}.items()}
 
@@ -186,7 +189,7 @@ def _summary(evaluations: Sequence[Evaluation]) -> str:
     names = ("candidate", "target", "coverage", "accuracy", "kappa", "ece", "mae", "spearman")
     columns = {name: [getattr(one, name) for one in evaluations] for name in names}
     per_correct = [one.cost_per_correct_usd for one in evaluations]
-    columns["USD / correct"] = [None if usd is None else f"{usd:.2g}" for usd in per_correct]
+    columns["USD / correct"] = [None if usd is None else usd_text(usd) for usd in per_correct]
     if len(set(columns["target"])) == 1:
         del columns["target"]
     known = {name: values for name, values in columns.items() if any(value is not None for value in values)}

@@ -1,22 +1,19 @@
-"""The commands of `docs/how-to/components.md`, in a new environment with this package and no vendor's SDK.
+"""The commands of `docs/how-to/components.md`, in a new environment with the built wheel and no vendor's SDK.
 
-They are run as written, but for what would install: that is done from this checkout, with pinned versions.
+They are run as written, but for what would install: that is done with pinned versions.
 """
 
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from dagster_dev import DagsterDev, free_port, marked, process
+from fresh import CONSTRAINTS, ROOT, built, environment, uv
 from markdown_it import MarkdownIt
 
-ROOT = Path(__file__).resolve().parents[2]
-CONSTRAINTS = ROOT / "requirements" / "dev.txt"
 PAGE = ROOT / "docs" / "how-to" / "components.md"
 TYPE = "dagster_llm_batch.LLMBatchComponent"
 PINNED = {
@@ -52,18 +49,11 @@ def commands() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_commands_of_the_page_make_a_project_that_lists_scaffolds_checks_and_runs_a_labeled_dataset(tmp_path):
-    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    assert uv, "uv is needed: pip install uv"
-    environment, home, shop = tmp_path / "venv", tmp_path / "home", tmp_path / "shop"
-    home.mkdir()
-    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\nnux: {enabled: false}\n")
+    venv, shop = tmp_path / "venv", tmp_path / "shop"
     env = {
-        **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
-        "PYTHONPATH": "",
-        "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "VIRTUAL_ENV": str(environment),
-        "DAGSTER_HOME": str(home),
-        "COLUMNS": "200",
+        **environment(tmp_path / "home"),
+        "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(venv),
     }
 
     def shell(*command, code=0) -> str:
@@ -74,9 +64,10 @@ def test_the_commands_of_the_page_make_a_project_that_lists_scaffolds_checks_and
         assert done.returncode == code, said
         return said
 
-    shell(uv, "venv", "--quiet", "--python", sys.executable, str(environment))
+    [wheel] = built(tmp_path / "dist", "--wheel")
+    shell(uv(), "venv", "--quiet", "--python", sys.executable, str(venv))
     tools = ("create-dagster", "dagster-dg-cli", "dagster-webserver")
-    shell(uv, "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS), *tools, str(ROOT))
+    shell(uv(), "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS), *tools, str(wheel))
     *steps, last = commands()
     said = {step: shell(*shlex.split(step)) for step in steps}
     assert TYPE in said["dg list components"]
@@ -94,7 +85,7 @@ def test_the_commands_of_the_page_make_a_project_that_lists_scaffolds_checks_and
 
     assert last == "dg dev"
     port, log = free_port(), tmp_path / "dg.log"
-    command = [str(environment / "bin" / "python"), str(environment / "bin" / "dg"), "dev"]
+    command = [str(venv / "bin" / "python"), str(venv / "bin" / "dg"), "dev"]
     with process(str(tmp_path), [*command, "--host", "127.0.0.1", "--port", str(port)], env, log, cwd=shop):
         dev = DagsterDev(f"http://127.0.0.1:{port}", log)
         dev.until("dg dev", dev.is_up)

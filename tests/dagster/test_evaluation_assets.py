@@ -436,6 +436,14 @@ class TestAutomation:
         asked, cursor = self.tick(world, assets, cursor)
         assert asked == {None}
 
+    def test_an_unpartitioned_evaluation_that_is_added_later_runs_for_the_labels_that_are_there(self, world):
+        upstream, evaluation = both()
+        world.fill(upstream, "mon")
+        asked, cursor = self.tick(world, [*upstream, *evaluation])
+        assert asked == {None}
+        asked, _ = self.tick(world, [*upstream, *evaluation], cursor)
+        assert asked == set()
+
     def test_an_unpartitioned_evaluation_waits_for_gold(self, world):
         upstream, evaluation = both()
         gold, good, _ = upstream

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from dagster_dev import dagster_dev, emulator, marked
 
+from tests.browser import chromium, pages, photograph
+
 DAYS = ["2026-01-01", "2026-01-02", "2026-01-03"]
 
 BACKFILL = """
@@ -144,7 +146,9 @@ class Reader:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_three_partitions_go_from_one_backfill_to_labels_checks_and_evaluation_in_a_real_dagster(tmp_path):
+def test_three_partitions_go_from_one_backfill_to_labels_checks_evaluation_and_pages_of_a_real_dagster(
+    tmp_path,
+):
     definitions = Path(__file__).with_name("live_defs.py")
     with emulator(tmp_path) as env, dagster_dev(tmp_path, definitions, env) as dev:
         seen = Reader(dev)
@@ -185,4 +189,11 @@ def test_three_partitions_go_from_one_backfill_to_labels_checks_and_evaluation_i
         assert any("in flight" in (tick["skipReason"] or "") for tick in ticks)
         ended = {day for day, text in seen.observations("ticket_labels") if "4 of 4 requests done (100 %)" in text}
         assert ended == set(DAYS)
+        if found := chromium():
+            location = seen.place["repositoryLocationName"]
+            wanted = pages(labels="ticket_labels", partition=DAYS[0], evaluation="ticket_eval", location=location)
+            assert photograph(dev.url, wanted, tmp_path) == []
+            assert {one.stem for one in tmp_path.glob("*.png")} == {page.name for page in wanted}
     assert marked(str(tmp_path)) == []
+    if not found:
+        pytest.skip("All but the pages was tested: there is no Chromium on this machine.")

@@ -43,10 +43,10 @@ def blue_share(image, box):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 12, 16, 40])
-def test_a_confusion_matrix_is_1200_pixels_wide_whatever_its_size(n):
+def test_a_confusion_matrix_is_896_pixels_wide_whatever_its_size(n):
     image = opened(confusion_png(matrix([[i + j for j in range(n)] for i in range(n)])))
-    assert image.width == 1200
-    assert 300 < image.height < 1500
+    assert image.width == 896
+    assert 220 < image.height < 1500
 
 
 def test_right_labels_are_dark_on_the_diagonal_and_wrong_ones_beside_it():
@@ -92,9 +92,9 @@ def test_any_text_can_be_drawn_without_a_warning(text):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         picture = opened(confusion_png(matrix([[3, 1], [0, 2]], [text, "b"], text, text)))
-        assert picture.width == 1200
+        assert picture.width == 896
         named = evaluations(gold=(text, "b", "b", text), said=(text, "b", text, None), names=(text, "b"))
-        assert opened(accuracy_png([dataclasses.replace(one, target=text) for one in named])).width == 1200
+        assert opened(accuracy_png([dataclasses.replace(one, target=text) for one in named])).width == 896
 
 
 def test_dollars_are_drawn_as_dollars():
@@ -105,13 +105,13 @@ def test_dollars_are_drawn_as_dollars():
 def test_each_candidate_and_target_makes_the_picture_higher():
     one, two = opened(accuracy_png(evaluations())), opened(accuracy_png(evaluations(names=("a", "b"))))
     panels = opened(accuracy_png([*evaluations(), *evaluations(target="urgency")]))
-    assert one.width == two.width == panels.width == 1200
+    assert one.width == two.width == panels.width == 896
     assert one.height < two.height < panels.height
 
 
 def test_candidates_without_labels_and_targets_without_gold_can_be_drawn():
-    assert opened(accuracy_png(evaluations(said=(None,) * 4))).width == 1200
-    assert opened(accuracy_png(evaluations(gold=(), said=()))).width == 1200
+    assert opened(accuracy_png(evaluations(said=(None,) * 4))).width == 896
+    assert opened(accuracy_png(evaluations(gold=(), said=()))).width == 896
 
 
 def test_dots_at_0_and_100_percent_are_whole():
@@ -129,7 +129,7 @@ def test_numbers_have_no_accuracy_to_draw():
     report = compare(table, {"c": table}, key="id", targets=[Target("x", kind="numeric")])
     with pytest.raises(ConfigError, match="No categorical evaluation to draw"):
         accuracy_png(report.evaluations)
-    assert opened(accuracy_png([*report.evaluations, *evaluations()])).width == 1200
+    assert opened(accuracy_png([*report.evaluations, *evaluations()])).width == 896
 
 
 def test_a_matrix_without_classes_is_refused():

@@ -1,0 +1,127 @@
+"""Dagster's pages as a person sees them: in a real Chromium, photographed.
+
+`.venv/bin/python -m tests.browser --write` takes those of docs/images, of what `python3 -m example_project` has made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
+_PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_QUIET = ("--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync")
+_PATIENCE_MS = 120_000
+_OVERHANG = """dialog => Math.max(...[...dialog.querySelectorAll('img, table')].map(
+    one => one.getBoundingClientRect().right - dialog.getBoundingClientRect().right))"""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page, what must be seen on it, and what is clicked on before."""
+
+    name: str
+    path: str
+    shows: tuple[str, ...]
+    click: str | None = None
+    size: tuple[int, int] = (1400, 1000)
+    clip: tuple[int, int, int, int] | None = None
+    """Left, top, width and height, where not all of it is the picture."""
+
+
+def pages(*, labels: str, partition: str, evaluation: str, location: str) -> list[Page]:
+    """Of a labeled dataset with partitions, and of an evaluation without."""
+    return [
+        Page(
+            "asset-graph",
+            "/asset-groups",
+            (f"{labels}_batch", "Passed", "filled", f"{evaluation}_per_class"),
+            size=(2000, 1300),
+            clip=(610, 172, 1322, 1024),
+        ),
+        Page(
+            "labels",
+            f"/assets/{labels}?view=partitions&partition={partition}",
+            ("llm_batch/cost_usd", "llm_batch/preview", "Show schema"),
+        ),
+        Page("columns", f"/assets/{labels}", ("llm_prompt_version", "version of the prompt's wording")),
+        Page(
+            "checks", f"/assets/{labels}?view=checks&checkDetail=coverage", ("blocking", "Passed", "llm_batch/coverage")
+        ),
+        Page(
+            "evaluation",
+            f"/assets/{evaluation}?view=events",
+            ("accuracy (95 %)",),
+            click="[Show Markdown]",
+            size=(1400, 1500),
+        ),
+        Page(
+            "sensor",
+            f"/locations/__repository__@{location}/sensors/llm_batch_sensor",
+            ("Polls LLM batches; when those of a partition have ended, asks for the run that lands its labels.",),
+        ),
+    ]
+
+
+def chromium() -> str | None:
+    """A Chromium or Chrome of this machine."""
+    return next((found for name in _PROGRAMS if (found := shutil.which(name))), None)
+
+
+def photograph(url: str, wanted: Sequence[Page], folder: Path) -> list[str]:
+    """A PNG of each page. Gives what is wrong: errors on the console, and what a dialog cuts off."""
+    from playwright.sync_api import sync_playwright
+
+    from dagster_llm_batch.evaluation_assets.pictures import reduced
+
+    said: list[str] = []
+    sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium refuses root with one
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=chromium(), args=[*_QUIET, *sandbox]) as browser,
+    ):
+        for one in wanted:
+            page = browser.new_page(viewport={"width": one.size[0], "height": one.size[1]})
+            page.set_default_timeout(_PATIENCE_MS)
+            page.on("pageerror", lambda error, name=one.name, said=said: said.append(f"{name}: {error}"))
+            page.goto(url + one.path, wait_until="domcontentloaded")
+            if one.click:
+                page.get_by_text(one.click).last.click()
+            for text in one.shows:
+                page.get_by_text(text).first.wait_for()
+            page.wait_for_function("!document.body.innerText.includes('Loading…')")
+            page.wait_for_timeout(1500)  # the graph and dialogs move into place
+            over = [dialog.evaluate(_OVERHANG) for dialog in page.get_by_role("dialog").all()]
+            said += [f"{one.name}: {pixels:.0f} pixels of a picture are cut off" for pixels in over if pixels > 0]
+            clip = None if one.clip is None else dict(zip(("x", "y", "width", "height"), one.clip, strict=True))
+            png = page.screenshot(animations="disabled", clip=clip)
+            folder.joinpath(f"{one.name}.png").write_bytes(reduced(png))
+            page.close()
+    return said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.browser", description=__doc__)
+    parser.add_argument("--write", action="store_true", required=True, help="into docs/images")
+    parser.parse_args()
+    from example_project import settings
+    from example_project.dagster_dev import dagster
+
+    os.environ["DAGSTER_HOME"] = str(settings.HOME / "dagster_home")
+    with dagster(settings.HOME) as running:
+        wanted = pages(
+            labels="tweet_sentiment",
+            partition=settings.EXAMPLE_DAYS[0],
+            evaluation="sentiment_eval",
+            location="example_project.definitions",
+        )
+        for wrong in photograph(running.url, wanted, IMAGES):
+            print(wrong)
+
+
+if __name__ == "__main__":
+    main()
