@@ -21,6 +21,8 @@ from dagster_llm_batch.distributed import FlinkRows, flink_bridge
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
+pytestmark = pytest.mark.timeout(900)  # each one starts a Flink
+
 HERE = Path(__file__).parent
 PYTHON = HERE.parents[2] / ".venv-flink" / "bin" / "python"
 JOB = HERE / "flink_job.py"

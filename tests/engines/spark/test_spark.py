@@ -19,6 +19,8 @@ from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.distributed import SparkWorkers
 from dagster_llm_batch.errors import InputError
 
+pytestmark = pytest.mark.timeout(900)  # the first one waits for Java
+
 
 @pytest.fixture(scope="session")
 def frame(spark: Any, tmp_path_factory: Any) -> Any:
