@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,3 +21,17 @@ def test_the_benchmark_runs_and_prints_its_tables(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for row in ("| openai | 300 |", "| anthropic | 300 |", "| 5 | sent together", "| batch, identical rows once |"):
         assert row in done.stdout
+
+
+def test_the_engines_benchmark_sees_a_killed_worker_and_counts_what_it_cost(tmp_path: Path) -> None:
+    figures = tmp_path / "figures"
+    command = [sys.executable, "-m", "benchmarks.engines", "python", "--rows", "30000", "--keep", str(figures)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    whole, killed = json.loads((figures / "python.json").read_text())
+    assert (whole["code"], whole["rows_lost"], whole["rows_twice"]) == (0, 0, 0)
+    assert len(whole["latencies"]) == 3
+    assert killed["killed_at"] is not None
+    assert killed["code"] != 0  # a pool of processes does not survive one of them
+    assert 0 < killed["rows_lost"] < 30_000
+    assert "| plain Python |" in done.stdout

@@ -1,0 +1,146 @@
+"""A run of one engine, from outside: its memory and CPU over time, and one of its workers killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, pstdev
+
+_LOOK_SECONDS = 0.25
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Run:
+    """What was seen. `memory` is (seconds since the start, MB) of all processes together, shared pages counted once."""
+
+    code: int = 0
+    seconds_up: float = 0.0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0  # while rows were labeled, of all processes
+    latencies: list[float] = field(default_factory=list)
+    memory: list[tuple[float, float]] = field(default_factory=list)
+    killed_at: float | None = None
+    rows_lost: int = 0
+    rows_twice: int = 0
+    seconds_to_recover: float | None = None
+    said: str = ""
+
+    @property
+    def steady(self) -> list[float]:
+        """Memory while rows were labeled, MB."""
+        return [mb for at, mb in self.memory if self.seconds_up <= at <= self.seconds_up + self.seconds] or [0.0]
+
+    @property
+    def memory_mean(self) -> float:
+        return fmean(self.steady)
+
+    @property
+    def memory_deviation(self) -> float:
+        return pstdev(self.steady)
+
+
+def watch(command: list[str], environment: dict[str, str], folder: Path, target: str, rows: int, *, kill: bool) -> Run:
+    """Run it to its end. With `kill`, the worker that wrote last is killed when 40 % of the rows are labeled."""
+    mark, log = uuid.uuid4().hex, folder / "batches.log"
+    log.touch()
+    environment = {**environment, "DLB_BENCH_MARK": mark, "DLB_BENCH_LOG": str(log)}
+    run, began, cpu = Run(), time.time(), {}
+    spent: list[tuple[float, float]] = []
+    with (folder / "said.txt").open("wb") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+        try:
+            while process.poll() is None:
+                pids = _marked(mark)
+                cpu |= {pid: used for pid in pids if (used := _cpu_seconds(pid)) is not None}
+                spent.append((time.time(), sum(cpu.values())))
+                run.memory.append((time.time() - began, sum(map(_memory_mb, pids))))
+                if kill and run.killed_at is None:
+                    run.killed_at = _kill_one(_batches(log), rows, process.pid)
+                time.sleep(_LOOK_SECONDS)
+        finally:
+            for pid in _marked(mark):  # what it left behind
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+    run.code = process.returncode
+    run.said = (folder / "said.txt").read_text(errors="replace")
+    told = [json.loads(line[6:]) for line in run.said.splitlines() if line.startswith("BENCH ")]
+    at = {one["phase"]: one["at"] for one in told}
+    run.seconds_up = at.get("up", began) - began
+    run.seconds = at.get("done", time.time()) - at.get("up", began)
+    run.cpu_seconds = _spent_at(spent, at.get("done", time.time())) - _spent_at(spent, at.get("up", began))
+    run.latencies = next((one["seconds"] for one in told if one["phase"] == "latency"), [])
+    _count(run, _batches(log), _written(Path(target)), rows)
+    return run
+
+
+def _spent_at(spent: list[tuple[float, float]], when: float) -> float:
+    """CPU seconds till then, by the next look."""
+    return next((seconds for at, seconds in spent if at >= when), spent[-1][1])
+
+
+def _count(run: Run, batches: list[dict], written: list[int], rows: int) -> None:
+    """Rows without a label in the output; rows labeled more than once, as paid work would be."""
+    main = [batch for batch in batches if batch["ids"] and batch["ids"][-1][1] < rows]
+    labeled = [one for batch in main for first, last in batch["ids"] for one in range(first, last + 1)]
+    run.rows_lost = rows - len(set(written))
+    run.rows_twice = len(labeled) - len(set(labeled))
+    if run.killed_at is not None:
+        before = {batch["pid"] for batch in main if batch["at"] <= run.killed_at}
+        after = [batch["at"] for batch in main if batch["at"] > run.killed_at and batch["pid"] not in before]
+        run.seconds_to_recover = min(after) - run.killed_at if after else None
+
+
+def _kill_one(batches: list[dict], rows: int, driver: int) -> float | None:
+    done = sum(last - first + 1 for batch in batches for first, last in batch["ids"])
+    if done < rows * 0.4:
+        return None
+    victim = batches[-1]["pid"]
+    assert victim != driver, "a worker is in the driver's process; killing it would show nothing"
+    with suppress(ProcessLookupError):
+        os.kill(victim, signal.SIGKILL)
+    return time.time()
+
+
+def _batches(log: Path) -> list[dict]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def _written(target: Path) -> list[int]:
+    files = [target] if target.is_file() else [path for path in target.rglob("*") if path.is_file()]
+    shown = [path for path in files if not any(part.startswith((".", "_")) for part in path.relative_to(target).parts)]
+    return [json.loads(line)["id"] for path in shown for line in path.read_text().splitlines()]
+
+
+def _marked(mark: str) -> list[int]:
+    """All processes of the run, also those that have another parent by now."""
+    found, wanted = [], f"DLB_BENCH_MARK={mark}".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if wanted in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def _cpu_seconds(pid: int) -> float | None:
+    with suppress(OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+    return None
+
+
+def _memory_mb(pid: int) -> float:
+    """Proportional set size: a page that several share counts for each of them in part."""
+    with suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
+    return 0.0

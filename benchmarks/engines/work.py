@@ -1,0 +1,80 @@
+"""The workload, for all engines: imported in each one's own environment and in its workers. Standard library and VADER.
+
+Every batch that was labeled is one line in a log that outlives its process: who, when, which rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+BATCH = 200
+WORKERS = 2
+SMALL_JOBS = 4
+SMALL_ROWS = 100
+
+
+@cache
+def _lexicon():
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    return SentimentIntensityAnalyzer()
+
+
+def label(texts: Sequence[str]) -> list[str]:
+    """A label for each text."""
+    scores = [_lexicon().polarity_scores(text)["compound"] for text in texts]
+    return ["positive" if score >= 0.05 else "negative" if score <= -0.05 else "neutral" for score in scores]
+
+
+def label_and_log(ids: Sequence[int], texts: Sequence[str]) -> list[str]:
+    """The same, noted in the log that DLB_BENCH_LOG names. Rows are numbered, and batches mostly without gaps."""
+    labels = label(texts)
+    line = json.dumps({"pid": os.getpid(), "at": time.time(), "ids": _ranges(ids)}) + "\n"
+    descriptor = os.open(os.environ["DLB_BENCH_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+    return labels
+
+
+def _ranges(ids: Sequence[int]) -> list[list[int]]:
+    found: list[list[int]] = []
+    for one in map(int, ids):
+        if found and found[-1][1] + 1 == one:
+            found[-1][1] = one
+        else:
+            found.append([one, one])
+    return found
+
+
+def say(**facts: object) -> None:
+    """Tell the process that measures."""
+    print("BENCH " + json.dumps({"at": time.time(), **facts}), flush=True)
+
+
+def places() -> tuple[str, str, str, bool]:
+    """Input folder, folder of a small input, output folder, and whether small jobs are timed after the large one."""
+    source, small, target, latency = sys.argv[1:5]
+    return source, small, target, latency == "latency"
+
+
+def timed(job) -> None:
+    """Time small jobs on the warm engine; the first is not counted."""
+    seconds = []
+    for number in range(SMALL_JOBS):
+        began = time.perf_counter()
+        job(number)
+        seconds.append(time.perf_counter() - began)
+    say(phase="latency", seconds=seconds[1:])
+
+
+def read(folder: str) -> list[dict]:
+    """All rows of a folder of JSON lines."""
+    return [json.loads(line) for path in sorted(Path(folder).glob("*.json")) for line in path.open(encoding="utf-8")]
