@@ -6,6 +6,9 @@ import os
 import sys
 
 import work
+
+os.environ["_python_worker_execution_mode"] = "process"  # noqa: SIM112 - as on a cluster; else threads of this process
+
 from pyflink.table import DataTypes, EnvironmentSettings, TableEnvironment
 from pyflink.table.udf import udf
 
