@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from dagster_llm_batch.core.identity import canonical_json
 
-__all__ = ["Column", "column", "field_for", "resolve"]
+__all__ = ["Column", "columns", "field_for", "resolve"]
 
 _AS_JSON = {b"as_json": b"1"}
 _MAX_DEPTH = 12
@@ -90,9 +90,28 @@ def _common(types: Any) -> pa.DataType | None:
     return distinct[0] if len(distinct) == 1 else None
 
 
-def column(field: pa.Field, values: list[Any]) -> Column:
+def columns(fields: Sequence[pa.Field], rows: Sequence[Mapping[str, Any] | None]) -> list[Column]:
+    """The values of each field in the rows. A row that is None has none."""
+    if not any(map(_is_json, fields)):
+        try:
+            whole = pa.array(rows, pa.struct([(field.name, _as_written(field.type)) for field in fields])).flatten()
+            reasons: list[str | None] = [None] * len(rows)
+            return [Column(values.cast(field.type), reasons) for field, values in zip(fields, whole, strict=True)]
+        except (pa.ArrowException, OverflowError, ValueError, TypeError):
+            pass  # which value does not fit, and why, is found out below
+    return [
+        _column(field, [None if row is None else row.get(name) for row in rows])
+        for field, name in ((field, field.name) for field in fields)
+    ]
+
+
+def _is_json(field: pa.Field) -> bool:
+    return bool(field.metadata and b"as_json" in field.metadata)
+
+
+def _column(field: pa.Field, values: list[Any]) -> Column:
     """The values as one Arrow column; one that does not fit its type is null, with the reason."""
-    if field.metadata and b"as_json" in field.metadata:
+    if _is_json(field):
         return Column(
             pa.array([None if v is None else canonical_json(v) for v in values], pa.string()), [None] * len(values)
         )

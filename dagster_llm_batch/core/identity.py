@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from dagster_llm_batch.types import Image, Request, RequestSpec
@@ -47,19 +48,29 @@ def canonical_json(value: Any) -> str:
 def _digest(parts: Iterable[bytes], size: int) -> str:
     h = hashlib.blake2b(digest_size=size)
     for part in parts:
-        h.update(len(part).to_bytes(8, "big") + part)  # lengths keep ("ab", "c") apart from ("a", "bc")
+        h.update(_sized(part))
     return h.hexdigest()
+
+
+def _sized(part: bytes) -> bytes:
+    return len(part).to_bytes(8, "big") + part  # lengths keep ("ab", "c") apart from ("a", "bc")
 
 
 def make_request(system: str | None, user: str, images: tuple[Image, ...] = ()) -> Request:
     """A Request with its id."""
-    parts = [
-        b"" if system is None else b"s" + system.encode("utf-8", "surrogatepass"),
-        user.encode("utf-8", "surrogatepass"),
-    ]
+    h = _begun(system).copy()
+    h.update(_sized(user.encode("utf-8", "surrogatepass")))
     for image in images:
-        parts += [(image.media_type or "").encode(), image.data or b"", (image.url or "").encode()]
-    return Request(_digest(parts, _REQUEST_ID_BYTES), system, user, images)
+        for part in ((image.media_type or "").encode(), image.data or b"", (image.url or "").encode()):
+            h.update(_sized(part))
+    return Request(h.hexdigest(), system, user, images)
+
+
+@lru_cache(maxsize=16)
+def _begun(system: str | None) -> hashlib.blake2b:
+    """The digest of a request whose system part is in: mostly the same for all requests, and long."""
+    part = b"" if system is None else b"s" + system.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(_sized(part), digest_size=_REQUEST_ID_BYTES)
 
 
 def configuration_fingerprint(account: str, provider: str, spec: RequestSpec) -> str:
@@ -135,6 +146,5 @@ def request_digest(request_id: str) -> bytes:
 
 def request_id_of(custom_id: str | None, nonce: str) -> str | None:
     """The request a result line speaks of, or None where it is not one of this shard's."""
-    if custom_id is None or not custom_id.startswith(nonce + "-"):
-        return None
-    return custom_id[len(nonce) + 1 :]
+    start, _, request_id = (custom_id or "").partition("-")
+    return request_id if start == nonce and request_id else None

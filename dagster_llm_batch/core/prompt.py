@@ -205,25 +205,23 @@ def _template(environment: jinja2.Environment, source: str, columns: Collection[
 
 def _plain(template: nodes.Template, columns: Collection[str]) -> _Template | None:
     """A template of text and columns alone, without Jinja's machinery, which takes most of the time; else None."""
-    fixed: list[str] = []
-    slots: list[tuple[int, str]] = []
+    text = ""  # with %s for each column
+    names: list[str] = []
     for output in template.body:
         if not isinstance(output, nodes.Output):
             return None
         for node in output.nodes:
             if isinstance(node, nodes.TemplateData):
-                fixed.append(node.data)
+                text += node.data.replace("%", "%%")
             elif (name := _column_named(node)) in columns and name is not None:
-                slots.append((len(fixed), name))
-                fixed.append("")
+                text += "%s"
+                names.append(name)
             else:
                 return None
 
     def render(row: Mapping[str, Any]) -> str:
-        parts = fixed.copy()
-        for at, name in slots:
-            parts[at] = str(_nothing_for_null(row[name]))
-        return "".join(parts)
+        values = [row[name] for name in names]
+        return text % tuple(["" if value is None else value for value in values])
 
     return render
 

@@ -23,7 +23,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from dagster_llm_batch.core.columns import column, field_for, resolve
+from dagster_llm_batch.core.columns import columns, field_for, resolve
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
 from dagster_llm_batch.types import ResponseFormat, ResponseKind
 
@@ -152,11 +152,9 @@ class Reader:
         parsed: list[_Parsed] = [(None, None) if text is None else next(read) for text in texts]
         rows = [row for row, _ in parsed]
         reasons = [reason for _, reason in parsed]
-        columns = [
-            column(field, [None if row is None else row.get(field.name) for row in rows]) for field in self.fields
-        ]
+        found = columns(self.fields, rows)
         return Reading(
-            pa.table([c.values for c in columns], schema=self.schema), _first(reasons, *(c.reasons for c in columns))
+            pa.table([c.values for c in found], schema=self.schema), _first(reasons, *(c.reasons for c in found))
         )
 
     def _read_texts(self, texts: Sequence[str | None]) -> Reading:

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.core.identity import is_padding, request_id_of
 from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.rates import MONEY, PICODOLLAR
@@ -58,6 +58,9 @@ _AT_ONCE = 256  # with more objects alive, Python's garbage collector takes long
 _PER_TABLE = 32
 _REPLIED = (Outcome.SUCCEEDED, Outcome.INVALID)
 _NO_USAGE = (None,) * len(Usage._fields)
+
+_Said = tuple[list[str], list[Result]]
+"""Requests, and the result of each."""
 
 _LEFT_OUT: Mapping[BatchStatus, tuple[Outcome, str]] = {
     BatchStatus.ENDED: (Outcome.MISSING, "the batch ended and no result names this request"),
@@ -114,7 +117,7 @@ class Reconciler:
 
     def tables(self, lines: Iterable[bytes]) -> Iterator[pa.Table]:
         """The results in tables of some thousand rows: first the lines in their order, then the requests left out."""
-        yield from self._tables(self._known(lines))
+        yield from self._tables(self._known(some) for some in chunks(lines, _AT_ONCE))
         outcome, why = _LEFT_OUT[self._facts.status]
         left_out = Result(
             custom_id=None,
@@ -122,20 +125,23 @@ class Reconciler:
             reason=self._facts.reason or why,
             retryable=outcome is not Outcome.ERRORED or self._facts.retryable,
         )
-        yield from self._tables((request_id, left_out) for request_id, is_open in self._is_open.items() if is_open)
+        still_open = [request_id for request_id, is_open in self._is_open.items() if is_open]
+        yield from self._tables((some, [left_out] * len(some)) for some in chunks(still_open, _AT_ONCE))
 
-    def _known(self, lines: Iterable[bytes]) -> Iterator[tuple[str, Result]]:
-        decode, nonce, is_open = self._codec.decode, self._facts.nonce, self._is_open
-        for line in lines:
-            if line.isspace():
-                continue
-            result = decode(line)
+    def _known(self, lines: Sequence[bytes]) -> _Said:
+        """What the first lines of each request say. The others are counted."""
+        nonce, is_open = self._facts.nonce, self._is_open
+        request_ids: list[str] = []
+        results: list[Result] = []
+        for result in map(self._codec.decode, [line for line in lines if not line.isspace()]):
             request_id = request_id_of(result.custom_id, nonce)
             if request_id is not None and is_open.get(request_id):
                 is_open[request_id] = False
-                yield request_id, result
+                request_ids.append(request_id)
+                results.append(result)
             else:
                 self._count(result, request_id)
+        return request_ids, results
 
     def _count(self, result: Result, request_id: str | None) -> None:
         """A line that is no result of the shard, or not its first."""
@@ -153,14 +159,13 @@ class Reconciler:
         known = self.tally.cost_usd is not None and cost is not None
         self.tally.cost_usd = self.tally.cost_usd + cost if known else None  # type: ignore[operator]  # both known
 
-    def _tables(self, known: Iterator[tuple[str, Result]]) -> Iterator[pa.Table]:
-        chunks = iter(lambda: list(islice(known, _AT_ONCE)), [])
-        while read := [self._read(chunk) for chunk in islice(chunks, _PER_TABLE)]:
-            yield self._table(pa.concat_tables(read).combine_chunks())
+    def _tables(self, said: Iterable[_Said]) -> Iterator[pa.Table]:
+        read = (self._read(*some) for some in said if some[0])
+        for tables in chunks(read, _PER_TABLE):
+            yield self._table(pa.concat_tables(tables).combine_chunks())
 
-    def _read(self, chunk: list[tuple[str, Result]]) -> pa.Table:
+    def _read(self, request_ids: list[str], results: list[Result]) -> pa.Table:
         """What the lines themselves say: one column for each of _READ, and those of the response."""
-        request_ids, results = map(list, zip(*chunk, strict=True))
         came = [result.outcome is Outcome.SUCCEEDED for result in results]
         texts = [result.text if ok else None for result, ok in zip(results, came, strict=True)]
         vectors = [result.embedding if ok else None for result, ok in zip(results, came, strict=True)]
@@ -222,6 +227,8 @@ def _misfit(result: Result, reason: str) -> Result:
 
 
 def _array(values: Sequence[Any], arrow_type: pa.DataType) -> pa.Array:
+    if len(values) > 1 and values.count(values[0]) == len(values):  # as in most columns, and much quicker
+        return pa.repeat(_array(values[:1], arrow_type)[0], len(values))
     try:
         return pa.array(values, arrow_type)
     except UnicodeEncodeError:

@@ -17,6 +17,7 @@ from decimal import Decimal
 
 import pyarrow as pa
 
+from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.core.identity import NONCE
 from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.results import RESULT_SCHEMA, Reconciler, ShardFacts, Tally
@@ -33,6 +34,7 @@ from dagster_llm_batch.types import BatchStatus
 __all__ = ["Collector", "sum_costs"]
 
 _FETCHES = 3
+_LINES_AT_ONCE = 256
 _PATIENCE = timedelta(hours=1)  # since the batch ended: its result files can come later than its status
 _LONGEST_PAUSE_SECONDS = 30.0
 _ANY_NONCE = re.compile(NONCE.encode() + rb"-[0-9a-z-]{40}")
@@ -78,9 +80,11 @@ class Collector:
         with ExitStack() as files:
             if len(shards) == 1:
                 raw = files.enter_context(self._payloads.writer(beside(shards[0], RAW)))
-                for line in self._lines(shards[0]):
-                    raw.write(line)
-                _refuse_fewer(raw.lines, at_least, shards[0])
+                lines = 0
+                for some in chunks(self._lines(shards[0]), _LINES_AT_ONCE):
+                    raw.write(b"".join(some))
+                    lines += len(some)
+                _refuse_fewer(lines, at_least, shards[0])
                 return
             parts = {shard.nonce.encode(): files.enter_context(tempfile.TemporaryFile()) for shard in shards}
             lines = 0

@@ -24,7 +24,7 @@ from typing import Any
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.anthropic_replies import read_line
 from dagster_llm_batch.providers.anthropic_schema import claude_schema
-from dagster_llm_batch.providers.jsonlines import clean, dumps, quote
+from dagster_llm_batch.providers.jsonlines import clean, dumps, quoted
 from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind, Result
 
 __all__ = ["ANTHROPIC_LIMITS", "ANTHROPIC_VERSION", "AnthropicLines"]
@@ -60,33 +60,32 @@ class AnthropicLines:
         turns: list[dict[str, Any]] = [{"role": turn.role, "content": clean(turn.text)} for turn in spec.turns]
         if spec.cache_prefix and turns:
             turns[-1]["content"] = [{"type": "text", "text": turns[-1]["content"], **_CACHE}]
-        self._head = f'","params":{dumps({"model": spec.model, **_settings(spec)})[:-1]},'
+        self._head = f',"params":{dumps({"model": spec.model, **_settings(spec)})[:-1]},'
         self._turns = "".join(dumps(turn) + "," for turn in turns)
-        self._system: tuple[str | None, str] = (None, "")
+        self._start: tuple[str | None, bytes] = (None, self._before_content(None))
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode. Raises InputError for an image that the vendor cannot take."""
-        content = quote(request.user) if not request.images else _parts(request)
-        return (
-            f'{{"custom_id":{quote(custom_id)[:-1]}{self._head}{self._system_field(request.system)}'
-            f'"messages":[{self._turns}{{"role":"user","content":{content}}}]}}}}\n'
-        ).encode("ascii")
+        known, start = self._start  # mostly the same for all requests; one read, so threads cannot mix two
+        if known != request.system:
+            start = self._before_content(request.system)
+            self._start = (request.system, start)
+        content = quoted(request.user) if not request.images else _parts(request)
+        return b"".join((b'{"custom_id":', quoted(custom_id), start, content, b"}]}}\n"))
 
     def decode(self, line: bytes) -> Result:
         """One result line; see Codec.decode."""
         return read_line(line)
 
-    def _system_field(self, text: str | None) -> str:
-        if not text:
-            return ""
-        known, field = self._system  # mostly the same for all requests; one read, so threads cannot mix two
-        if known != text:
-            value: Any = clean(text)
+    def _before_content(self, system: str | None) -> bytes:
+        """A line from its custom_id to what the user says."""
+        field = ""
+        if system:
+            value: Any = clean(system)
             if self._cached_system:
                 value = [{"type": "text", "text": value, **_CACHE}]
             field = f'"system":{dumps(value)},'
-            self._system = (text, field)
-        return field
+        return f'{self._head}{field}"messages":[{self._turns}{{"role":"user","content":'.encode("ascii")
 
 
 def _check_shape(spec: RequestSpec) -> None:
@@ -149,12 +148,12 @@ def _settings(spec: RequestSpec) -> dict[str, Any]:
     return settings
 
 
-def _parts(request: Request) -> str:
+def _parts(request: Request) -> bytes:
     """Images first: the vendor's LLMs read them best before the text that speaks of them."""
     parts: list[dict[str, Any]] = [{"type": "image", "source": _source(image)} for image in request.images]
     if request.user:
         parts.append({"type": "text", "text": clean(request.user)})
-    return dumps(parts)
+    return dumps(parts).encode("ascii")
 
 
 def _source(image: Image) -> dict[str, str]:

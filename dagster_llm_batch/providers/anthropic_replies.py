@@ -47,6 +47,7 @@ _NO_REPLY = frozenset({"refusal", "pause_turn"})
 _MAX_REASON_CHARS = 1_000
 _NULL = Raw(b"null")
 _SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
+_NO = False
 
 
 class _Result(Struct):
@@ -179,7 +180,7 @@ def _read_message(message: _Message, custom_id: str | None) -> Result:
     text = "".join(texts) if texts else _tool_input(message.content)
     usage, stop = _usage(message.usage), message.stop_reason
     if text and stop not in _NO_REPLY:
-        return Result(custom_id, _SUCCEEDED, text, finish_reason=stop, model=message.model, usage=usage)
+        return Result(custom_id, _SUCCEEDED, text, None, None, _NO, stop, message.model, usage)  # names take longer
     return _read(text, message)._replace(custom_id=custom_id, model=message.model, usage=usage)
 
 

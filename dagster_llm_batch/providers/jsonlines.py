@@ -6,6 +6,7 @@ takes, becomes U+FFFD: one such row must not fail the whole file. Result files a
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import tempfile
@@ -18,7 +19,7 @@ import msgspec
 
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["clean", "dumps", "quote", "repaired", "sized", "split_lines"]
+__all__ = ["clean", "dumps", "quote", "quoted", "repaired", "sized", "split_lines"]
 
 _CHUNK_BYTES = 1 << 16
 _ENCODE = msgspec.json.Encoder().encode
@@ -26,9 +27,14 @@ _ENCODE = msgspec.json.Encoder().encode
 
 def quote(text: str) -> str:
     """The text as an ASCII JSON string, quotes included."""
+    return quoted(text).decode("ascii")
+
+
+def quoted(text: str) -> bytes:
+    """The same, as the bytes of a line."""
     if text.isascii():
-        return _ENCODE(text).decode("ascii")  # several times as fast
-    return encode_basestring_ascii(clean(text))
+        return _ENCODE(text)  # several times as fast
+    return encode_basestring_ascii(clean(text)).encode("ascii")
 
 
 def clean(text: str) -> str:
@@ -60,9 +66,9 @@ def split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
     r"""The lines of a file that comes in pieces, each with its `\n`."""
     rest = b""
     for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            yield line + b"\n"
+        lines = io.BytesIO(rest + chunk).readlines()
+        rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
+        yield from lines
     if rest:
         yield rest + b"\n"
 

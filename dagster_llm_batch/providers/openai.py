@@ -34,6 +34,7 @@ from dagster_llm_batch.errors import (
 from dagster_llm_batch.providers.addresses import checked_address
 from dagster_llm_batch.providers.answers import answer_line
 from dagster_llm_batch.providers.clocks import listed_since
+from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.openai_batch import created_at, read_batch
 from dagster_llm_batch.providers.openai_errors import UnknownIdError, is_foreign, provider_error
 from dagster_llm_batch.providers.openai_lines import URLS, OpenAILines
@@ -236,7 +237,7 @@ class OpenAIProvider:
             batch = self._client(retries=2).batches.retrieve(batch_id)
         for file_id in (batch.output_file_id, batch.error_file_id):
             if file_id:
-                yield from _lines(self._chunks(file_id))
+                yield from split_lines(self._chunks(file_id))
 
     def _chunks(self, file_id: str) -> Iterator[bytes]:
         client = self._client(retries=2)
@@ -355,16 +356,6 @@ def _file(lines: BinaryIO) -> Iterator[BinaryIO]:
         shutil.copyfileobj(lines, copy, _CHUNK_BYTES)
         copy.seek(0)
         yield copy
-
-
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            yield line + b"\n"
-    if rest:
-        yield rest + b"\n"
 
 
 def _json_or_text(text: str) -> Any:

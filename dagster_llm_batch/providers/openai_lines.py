@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.providers.jsonlines import clean, dumps, quote
+from dagster_llm_batch.providers.jsonlines import clean, dumps, quote, quoted
 from dagster_llm_batch.providers.openai_replies import read_line
 from dagster_llm_batch.providers.openai_schema import strict_schema
 from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind, Result
@@ -68,36 +68,35 @@ class OpenAILines:
         turns = [{"role": turn.role, "content": clean(turn.text)} for turn in spec.turns]
         # The varying part comes last: servers that cache prompts by prefix see the same start in every line.
         body = dumps({"model": spec.model, **_settings(spec, lower_schema)})[:-1] + f',"{key}":'
-        self._head = f'","method":"POST","url":"{URLS[spec.endpoint]}","body":{body}'
+        self._head = f',"method":"POST","url":"{URLS[spec.endpoint]}","body":{body}'
         self._turns = "".join(dumps(turn) + "," for turn in turns)
-        self._system: tuple[str | None, str] = (None, "")
+        self._start: tuple[str | None, bytes] = (None, self._before_content(None))
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode. Raises InputError for an image without data and URL."""
-        start = '{"custom_id":' + quote(custom_id)[:-1] + self._head
         if self._endpoint is Endpoint.EMBEDDINGS:
             if request.system or request.images:
                 what = "a system text" if request.system else "images"
                 raise ConfigError(f"Embeddings take one text; the prompt has {what}. Leave only its user part.")
-            return f"{start}{quote(request.user)}}}}}\n".encode("ascii")
-        content = quote(request.user) if not request.images else self._parts(request)
-        system = self._system_message(request.system)
-        return f'{start}[{system}{self._turns}{{"role":"user","content":{content}}}]}}}}\n'.encode("ascii")
+            head = self._head.encode("ascii")
+            return b"".join((b'{"custom_id":', quoted(custom_id), head, quoted(request.user), b"}}\n"))
+        known, start = self._start  # mostly the same for all requests; one read, so threads cannot mix two
+        if known != request.system:
+            start = self._before_content(request.system)
+            self._start = (request.system, start)
+        content = quoted(request.user) if not request.images else self._parts(request)
+        return b"".join((b'{"custom_id":', quoted(custom_id), start, content, b"}]}}\n"))
 
     def decode(self, line: bytes) -> Result:
         """One result line; see Codec.decode."""
         return read_line(line, self._endpoint)
 
-    def _system_message(self, text: str | None) -> str:
-        if not text:
-            return ""
-        known, message = self._system  # mostly the same for all requests; one read, so threads cannot mix two
-        if known != text:
-            message = f'{{"role":"system","content":{quote(text)}}},'
-            self._system = (text, message)
-        return message
+    def _before_content(self, system: str | None) -> bytes:
+        """A line from its custom_id to what the user says."""
+        message = f'{{"role":"system","content":{quote(system)}}},' if system else ""
+        return f'{self._head}[{message}{self._turns}{{"role":"user","content":'.encode("ascii")
 
-    def _parts(self, request: Request) -> str:
+    def _parts(self, request: Request) -> bytes:
         chat = self._endpoint is Endpoint.CHAT
         parts: list[dict[str, Any]] = []
         if request.user:
@@ -107,7 +106,7 @@ class OpenAILines:
             parts.append(
                 {"type": "image_url", "image_url": {"url": url}} if chat else {"type": "input_image", "image_url": url}
             )
-        return dumps(parts)
+        return dumps(parts).encode("ascii")
 
 
 def _check_shape(spec: RequestSpec) -> None:

@@ -41,6 +41,7 @@ _WITHHELD = "content_filter"
 _MAX_REASON_CHARS = 1_000
 _NULL = Raw(b"null")
 _SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
+_NO = False
 
 
 class _Line(Struct):
@@ -166,9 +167,9 @@ def read_line(line: bytes, endpoint: Endpoint) -> Result:
     """One result line of `endpoint` as one Result; `custom_id` is None where the line cannot be read."""
     try:
         read = _ANSWERED[endpoint].decode(line)
-        body = read.response.body
-        if body.error is None and _is_ok(read.response.status_code):
-            return _read_body(body, read.custom_id)
+        response = read.response
+        if response.body.error is None and _is_ok(response.status_code):
+            return _read_body(response.body, read.custom_id)
     except (_Unreadable, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     return _taken_apart(line, endpoint)
@@ -301,7 +302,7 @@ def _read_body(body: _Body, custom_id: str | None) -> Result:
         assert isinstance(body, _Embeddings)
         return Result(custom_id, _SUCCEEDED, embedding=_embedding(body), model=body.model, usage=usage)
     if text and not refusal and finish != _WITHHELD:
-        return Result(custom_id, _SUCCEEDED, text, finish_reason=finish, model=body.model, usage=usage)
+        return Result(custom_id, _SUCCEEDED, text, None, None, _NO, finish, body.model, usage)  # names take longer
     return _no_text(text, refusal, finish)._replace(custom_id=custom_id, model=body.model, usage=usage)
 
 

@@ -152,9 +152,9 @@ class PayloadStore:
             if not file.read(1):  # even an empty stream has a frame
                 raise OSError(f"The payload {path} is truncated: its file is empty. Restore it, or delete it.")
             file.seek(0)
-            stored = _Hashed(file)
+            is_old = digest is not None and not digest.startswith(_OF_STORED)  # of what is uncompressed
+            stored: Any = file if digest is None or is_old else _Hashed(file)
             with pa.CompressedInputStream(stored, _codec(path)) as source:
-                is_old = digest is not None and not digest.startswith(_OF_STORED)  # of what is uncompressed
                 plain = _Hashed(source) if is_old else source
                 yield cast("BinaryIO", io.BufferedReader(plain, _BUFFER_BYTES))
             found = plain if is_old else stored
