@@ -76,7 +76,9 @@ Five rows a day, through the engine against the emulator."""
 _MONEY = """## Money
 
 A thousand rows, of which a fifth repeat another one's text, below a shared prefix of 2,000 tokens. Replies are
-simulated, prices are those of the bundled price book, and no cache hits are counted."""
+simulated, prices are those of the bundled price book. The emulator counts cached tokens by the vendors' documented
+rules, every possible hit: OpenAI caches by itself, Anthropic what `Prompt(cache_prefix=True)` marks, for an hour.
+Vendors promise fewer hits in batches."""
 _STARTUP = """## Start-up"""
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Dollars for a thousand labeled rows, as the emulator's answers are priced: identical rows, batch price, real time.
+"""Dollars for a thousand labeled rows: identical rows once, batch price, a cached prefix, and all of it together.
 
-Simulated replies; prices of the bundled price book. Cache reads are not simulated.
+Simulated replies; cached tokens as `testing.emulator.PromptCache` counts them; prices of the bundled price book.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -13,43 +14,70 @@ import pyarrow as pa
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.providers.anthropic import AnthropicProvider
 from dagster_llm_batch.providers.openai import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+from dagster_llm_batch.storage.records import Submission
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, PromptCache, simulated_answer
 
 _PREFIX = "Rules for labels, the same for every row. " * 200  # about 2,000 tokens
+_MODELS = {"openai": "openai/gpt-5-mini", "anthropic": "anthropic/claude-sonnet-4-5"}
 
 
 def table(rows: int = 1_000) -> str:
     """As Markdown: 20 % of the rows repeat another one's text, below a shared prefix of 2,000 tokens."""
+    lines = [
+        "| Model | How | Requests | USD for 1,000 rows | Of real time |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for service in _MODELS:
+        lines += _lines(service, rows)
+    return "\n".join(lines)
+
+
+def _lines(service: str, rows: int) -> Iterator[str]:
+    plain, cached = (_labeled(service, rows, with_cache=with_cache) for with_cache in (False, True))
+    requests = plain.requests
+    each = _known(plain.realtime_usd) / requests
+    for how, asked, usd in (
+        ("real time, every row", rows, each * rows),
+        ("and a cached prefix", rows, _known(cached.realtime_usd) / requests * rows),
+        ("batch, identical rows once", requests, _known(plain.cost_usd)),
+        ("and a cached prefix", requests, _known(cached.cost_usd)),
+    ):
+        part = f"{usd * 1_000 / rows:.4f} | {100 * usd / (each * rows):.0f} %"
+        yield f"| {_MODELS[service]} | {how} | {asked:,} | {part} |"
+
+
+def _known(usd: Decimal | None) -> Decimal:
+    assert usd is not None
+    return usd
+
+
+def _labeled(service: str, rows: int, *, with_cache: bool) -> Submission:
     unique = rows * 4 // 5
     data = pa.table({"id": [f"r{n}" for n in range(rows)], "text": [f"ticket {n % unique}" for n in range(rows)]})
     definition = Labeling(
-        asset="labels", model="openai/gpt-4o-mini", key="id", prompt=Prompt(system=_PREFIX, user="{{ text }}")
+        asset="labels",
+        model=_MODELS[service],
+        key="id",
+        prompt=Prompt(system=_PREFIX, user="{{ text }}", cache_prefix=with_cache),
+        params={"max_tokens": 100} if service == "anthropic" else {},
     )
-    with Emulator() as emulator, tempfile.TemporaryDirectory() as folder:
-        provider = OpenAIProvider(DEFAULT_KEY, base_url=emulator.openai_base_url)
-        house = Path(folder)
-        engine = Engine(
-            {"openai": provider}, Ledger(house / "ledger.sqlite"), PayloadStore(str(house / "payloads")), "m"
+    with Emulator(answer=PromptCache() if with_cache else simulated_answer) as emulator:
+        provider: Provider = (
+            OpenAIProvider(DEFAULT_KEY, base_url=emulator.openai_base_url)
+            if service == "openai"
+            else AnthropicProvider(DEFAULT_KEY, base_url=emulator.anthropic_base_url)
         )
-        submission = engine.plan(definition, data)
-        engine.submit(definition, submission.submission_id)
-        emulator.settle()
-        settled = engine.advance(definition, submission.submission_id).submission
-    assert settled.cost_usd is not None
-    assert settled.realtime_usd is not None
-    thousand = Decimal(1_000) / rows
-    asked_all = settled.realtime_usd * rows / settled.requests
-    lines = [
-        "| How | Requests | USD for 1,000 rows | Of real time |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    for how, requests, usd in (
-        ("real time, every row", rows, asked_all),
-        ("real time, identical rows once", settled.requests, settled.realtime_usd),
-        ("batch, identical rows once", settled.requests, settled.cost_usd),
-    ):
-        lines.append(f"| {how} | {requests:,} | {usd * thousand:.4f} | {100 * usd / asked_all:.0f} % |")
-    return "\n".join(lines)
+        with tempfile.TemporaryDirectory() as folder:
+            house = Path(folder)
+            engine = Engine(
+                {service: provider}, Ledger(house / "ledger.sqlite"), PayloadStore(str(house / "payloads")), "m"
+            )
+            submission = engine.plan(definition, data)
+            engine.submit(definition, submission.submission_id)
+            emulator.settle()
+            return engine.advance(definition, submission.submission_id).submission

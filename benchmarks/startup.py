@@ -1,29 +1,49 @@
-"""What importing costs, beside Dagster alone."""
+"""What importing costs beside Dagster alone, and validating the example beside a project without assets."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from statistics import median
 
+from benchmarks.measure import ROOT
+
 _RUNS = 5
+_SDKS = ("openai", "anthropic", "boto3", "google.genai")
+_IMPORTS = ("dagster", "dagster_llm_batch", "dagster_llm_batch.engine", "dagster_llm_batch.resources")
 
 
 def table() -> str:
     """As Markdown."""
-    lines = ["| `import` | Seconds, median of 5 | SDKs loaded |", "| --- | ---: | --- |"]
-    for module in ("dagster", "dagster_llm_batch"):
-        code = (
-            f"import sys, {module}; "
-            "print(','.join(n for n in ('openai', 'anthropic', 'boto3', 'google.genai') if n in sys.modules) or 'none')"
-        )
-        took, said = [], ""
-        for _ in range(_RUNS):
-            began = time.perf_counter()
-            said = subprocess.run(
-                [sys.executable, "-c", code], check=True, capture_output=True, text=True
-            ).stdout.strip()
-            took.append(time.perf_counter() - began)
-        lines.append(f"| `{module}` | {median(took):.2f} | {said} |")
+    lines = ["| What | Seconds, median of 5 | SDKs loaded |", "| --- | ---: | --- |"]
+    for module in _IMPORTS:
+        code = f"import sys, {module}; print(','.join(n for n in {_SDKS} if n in sys.modules) or 'none')"
+        took, said = _median([sys.executable, "-c", code])
+        lines.append(f"| `import {module}` | {took:.2f} | {said} |")
+    with tempfile.TemporaryDirectory() as folder:
+        empty = Path(folder) / "empty.py"
+        empty.write_text("import dagster as dg\n\ndefs = dg.Definitions()\n", encoding="utf-8")
+        validate = [sys.executable, "-m", "dagster", "definitions", "validate"]
+        for name, target in (
+            ("a project without assets", ["-f", str(empty)]),
+            ("the example", ["-m", "example_project.definitions"]),
+        ):
+            took, _ = _median([*validate, *target], DAGSTER_HOME=folder)
+            lines.append(f"| `dagster definitions validate` of {name} | {took:.2f} | |")
     return "\n".join(lines)
+
+
+def _median(command: list[str], **environment: str) -> tuple[float, str]:
+    took, said = [], ""
+    for _ in range(_RUNS):
+        began = time.perf_counter()
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}
+        )
+        said = done.stdout.strip()
+        took.append(time.perf_counter() - began)
+    return median(took), said

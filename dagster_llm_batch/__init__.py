@@ -3,56 +3,64 @@
     rows ─render→ requests ─dedupe, encode, shard→ shards ─submit→ batches ─poll→ ended ─fetch→ raw lines
          ─decode→ results ─label→ labeled table ─evaluate→ evaluation tables
 
-Start with `llm_batch_assets`, `build_llm_batch_sensor` and `LLMBatchResource`.
+Start with `llm_batch_assets`, `build_llm_batch_sensor` and `LLMBatchResource`. Each name is imported when it is first
+asked for: who needs the engine alone, as the command line does, waits for no Dagster.
 """
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from dagster_shared.libraries import DagsterLibraryRegistry
 
 from dagster_llm_batch._version import __version__
-from dagster_llm_batch.assets import RowsContext, llm_batch_assets
-from dagster_llm_batch.automation import on_labels_ready
-from dagster_llm_batch.checks import ChecksPolicy
-from dagster_llm_batch.components import (
-    LLMBatchAgreementComponent,
-    LLMBatchComponent,
-    LLMBatchCostComponent,
-    LLMBatchDriftComponent,
-    LLMBatchEvaluationComponent,
-    LLMBatchGoldSampleComponent,
-    LLMBatchPairwiseJudgeComponent,
-    LLMBatchRubricJudgeComponent,
-    LLMBatchSkewComponent,
-)
-from dagster_llm_batch.core.pricing import TokenPrice
-from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.core.response import Embedding
-from dagster_llm_batch.engine import Fallback, RetryPolicy
-from dagster_llm_batch.evaluation_assets import (
-    agreement_assets,
-    cost_assets,
-    drift_assets,
-    evaluation_assets,
-    gold_sample_assets,
-    pairwise_judge_assets,
-    rubric_judge_assets,
-    skew_assets,
-)
-from dagster_llm_batch.jobs import build_llm_batch_jobs
-from dagster_llm_batch.parquet import HiveParquetIOManager
-from dagster_llm_batch.resources import (
-    AnthropicBatchResource,
-    BedrockBatchResource,
-    Budget,
-    CommandBatchResource,
-    GeminiBatchResource,
-    LLMBatchResource,
-    OpenAIBatchResource,
-    QueueLimit,
-    RayBatchResource,
-    SlurmBatchResource,
-    VertexBatchResource,
-)
-from dagster_llm_batch.sensors import build_llm_batch_sensor
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.assets import RowsContext, llm_batch_assets
+    from dagster_llm_batch.automation import on_labels_ready
+    from dagster_llm_batch.checks import ChecksPolicy
+    from dagster_llm_batch.components import (
+        LLMBatchAgreementComponent,
+        LLMBatchComponent,
+        LLMBatchCostComponent,
+        LLMBatchDriftComponent,
+        LLMBatchEvaluationComponent,
+        LLMBatchGoldSampleComponent,
+        LLMBatchPairwiseJudgeComponent,
+        LLMBatchRubricJudgeComponent,
+        LLMBatchSkewComponent,
+    )
+    from dagster_llm_batch.core.pricing import TokenPrice
+    from dagster_llm_batch.core.prompt import Prompt
+    from dagster_llm_batch.core.response import Embedding
+    from dagster_llm_batch.engine import Fallback, RetryPolicy
+    from dagster_llm_batch.evaluation_assets import (
+        agreement_assets,
+        cost_assets,
+        drift_assets,
+        evaluation_assets,
+        gold_sample_assets,
+        pairwise_judge_assets,
+        rubric_judge_assets,
+        skew_assets,
+    )
+    from dagster_llm_batch.jobs import build_llm_batch_jobs
+    from dagster_llm_batch.parquet import HiveParquetIOManager
+    from dagster_llm_batch.resources import (
+        AnthropicBatchResource,
+        BedrockBatchResource,
+        Budget,
+        CommandBatchResource,
+        GeminiBatchResource,
+        LLMBatchResource,
+        OpenAIBatchResource,
+        QueueLimit,
+        RayBatchResource,
+        SlurmBatchResource,
+        VertexBatchResource,
+    )
+    from dagster_llm_batch.sensors import build_llm_batch_sensor
 
 __all__ = [
     "AnthropicBatchResource",
@@ -98,4 +106,50 @@ __all__ = [
     "skew_assets",
 ]
 
+_MODULES = {
+    "ChecksPolicy": "checks",
+    "Embedding": "core.response",
+    "Fallback": "engine",
+    "HiveParquetIOManager": "parquet",
+    "Prompt": "core.prompt",
+    "RetryPolicy": "engine",
+    "RowsContext": "assets",
+    "TokenPrice": "core.pricing",
+    "build_llm_batch_jobs": "jobs",
+    "build_llm_batch_sensor": "sensors",
+    "llm_batch_assets": "assets",
+    "on_labels_ready": "automation",
+}
+_MODULES_BY_END = {"Component": "components", "_assets": "evaluation_assets"}
+"""Where names are; the others are in `resources`."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    by_end = (module for end, module in _MODULES_BY_END.items() if name.endswith(end))
+    module = _MODULES.get(name) or next(by_end, "resources")
+    value = getattr(import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """The function `evaluation_assets` has the name of the package that it is in: importing that must not hide it."""
+
+    @property
+    def evaluation_assets(self) -> Any:
+        return import_module(f"{__name__}.evaluation_assets").evaluation_assets
+
+    @evaluation_assets.setter
+    def evaluation_assets(self, package: ModuleType) -> None:
+        """Where Python would keep the package."""
+
+
+sys.modules[__name__].__class__ = _Package
 DagsterLibraryRegistry.register("dagster-llm-batch", __version__, is_dagster_package=False)

@@ -43,7 +43,7 @@ class Deployment:
     def leased(self, *submission_ids: str, wait_seconds: float | None = None) -> AbstractContextManager[Lease]:
         """Work on these submissions, and nobody else meanwhile; raises LeaseError where another process does."""
         patience = self.lease_wait_seconds if wait_seconds is None else wait_seconds
-        names = [f"submission:{one}" for one in submission_ids]
+        names = [_lease_name(one) for one in submission_ids]
         return self.ledger.leased(*names, seconds=_LEASE_SECONDS, wait_seconds=patience)
 
     def provider(self, name: str) -> Provider:
@@ -57,6 +57,10 @@ class Deployment:
     def codec(self, labeling: Labeling) -> Codec:
         """Between this labeling's requests and its provider's lines; see Provider.codec for what it refuses."""
         return self.provider(labeling.provider).codec(labeling.spec)
+
+    def is_leased(self, submission_id: str) -> bool:
+        """Whether a process works on it. Only a look."""
+        return self.ledger.is_leased(_lease_name(submission_id))
 
     def tariff(self, labeling: Labeling) -> Tariff:
         """What this labeling's requests cost in a batch, now."""
@@ -97,3 +101,7 @@ class Deployment:
 
 def _free() -> Tariff:
     return FREE
+
+
+def _lease_name(submission_id: str) -> str:
+    return f"submission:{submission_id}"

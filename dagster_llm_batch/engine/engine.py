@@ -341,11 +341,7 @@ class Engine:
 
     def is_busy(self, submission_id: str) -> bool:
         """Whether another process works on it now."""
-        try:
-            with self._deployment.leased(submission_id, wait_seconds=0.0):
-                return False
-        except LeaseError:
-            return True
+        return self._deployment.is_leased(submission_id)
 
     def attempt(self, submission_id: str) -> int:
         """A number that changes whenever something happened to the submission: a run for it is worth another try."""

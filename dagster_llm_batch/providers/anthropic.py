@@ -57,7 +57,7 @@ _PUBLIC_HOST = "api.anthropic.com"
 _BATCHES = "/v1/messages/batches"
 _MESSAGES = "/v1/messages"
 _PAGE = 1_000  # the most that one list call gives
-_PAGES_PER_POLL = 3
+_PAGES_PER_POLL = 3  # at least
 _CHUNK_BYTES = 1 << 16
 
 
@@ -214,7 +214,7 @@ class AnthropicProvider:
         reports: dict[str, BatchReport] = {}
         with self._calls("list the batches"):
             pages = self._client(retries=0).messages.batches.list(limit=_PAGE).iter_pages()
-            for _ in range(_PAGES_PER_POLL):
+            for _ in range(max(_PAGES_PER_POLL, len(wanted) // 100)):
                 page = next(pages, None)
                 if page is None or wanted <= set(reports):
                     break

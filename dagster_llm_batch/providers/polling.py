@@ -10,6 +10,7 @@ from dagster_llm_batch.types import BatchReport
 __all__ = ["poll_batches"]
 
 _FEW = 4  # up to here, one call a batch
+_SINGLE_AT_MOST = 100  # calls; what a sensor's tick has time for
 _MAX_FAILURES = 3  # then the provider is not well; the rest waits for the next time
 
 
@@ -18,7 +19,7 @@ def poll_batches(
     listed: Callable[[set[str]], Iterable[tuple[str, BatchReport]]],
     one: Callable[[str], BatchReport],
 ) -> Mapping[str, BatchReport]:
-    """Reports by batch id; a batch that cannot be read now is left out.
+    """Reports by batch id; a batch that cannot be read now, or for which there is no time, is left out.
 
     Args:
         batch_ids: The batches.
@@ -38,9 +39,7 @@ def poll_batches(
                     break
         except ProviderError as error:
             failures.append(error)
-    for batch_id in wanted:
-        if batch_id in reports:
-            continue
+    for batch_id in [one for one in wanted if one not in reports][:_SINGLE_AT_MOST]:
         if len(failures) >= _MAX_FAILURES or any(isinstance(error, CredentialsError) for error in failures):
             break
         try:

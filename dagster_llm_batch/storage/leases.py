@@ -30,7 +30,7 @@ from dagster_llm_batch.storage.database import Database
 from dagster_llm_batch.storage.queries import insert_or_nothing
 from dagster_llm_batch.storage.tables import LEASE
 
-__all__ = ["Lease", "leased"]
+__all__ = ["Lease", "is_leased", "leased"]
 
 _RETRY_SECONDS = 0.2
 
@@ -153,6 +153,13 @@ def leased(
     finally:
         with contextlib.suppress(LedgerError):  # it expires by itself; the block's own outcome matters more
             lease.release()
+
+
+def is_leased(database: Database, clock: Callable[[], datetime], name: str) -> bool:
+    """See Ledger.is_leased."""
+    with database.read() as connection:
+        row = connection.execute(sa.select(LEASE).where(LEASE.c.name == name)).mappings().one_or_none()
+    return row is not None and row["expires_at"] > clock() and not _is_dead(row["owner"])
 
 
 def _is_dead(owner: str) -> bool:

@@ -24,7 +24,7 @@ from sqlalchemy.exc import IntegrityError
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.database import Database
-from dagster_llm_batch.storage.leases import Lease, leased
+from dagster_llm_batch.storage.leases import Lease, is_leased, leased
 from dagster_llm_batch.storage.queries import (
     check_open,
     get_submission,
@@ -308,6 +308,10 @@ class Ledger(Reading):
         where the lease was lost. A dead process of this host loses its lease at once, any other after `seconds`.
         """
         return leased(self._database, self._clock, names, seconds, wait_seconds)
+
+    def is_leased(self, name: str) -> bool:
+        """Whether a living process holds this lease. Only a look: it may be another's a moment later."""
+        return is_leased(self._database, self._clock, name)
 
     # --- inside a transaction ---
 

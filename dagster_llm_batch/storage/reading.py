@@ -83,10 +83,14 @@ class Reading:
         return found[0]
 
     def in_flight(self, namespace: str, *, limit: int | None = None) -> list[Shard]:
-        """Shards whose provider may be working, those never polled and least recently polled first."""
+        """Shards whose provider may be working, those never polled and least recently polled first.
+
+        Of those polled together, the newest come first: that is how providers list their batches.
+        """
         query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.state.in_(sorted(IN_FLIGHT)))
-        return self._shards(query.order_by(SHARD.c.polled_at.nulls_first(), SHARD.c.shard_id).limit(limit))
+        order = (SHARD.c.polled_at.nulls_first(), SHARD.c.submitted_at.desc().nulls_last(), SHARD.c.shard_id)
+        return self._shards(query.order_by(*order).limit(limit))
 
     def sharing(self, submission_ids: Iterable[str]) -> list[Shard]:
         """The shards that are being sent together with one of these submissions, theirs included; carriers first."""

@@ -12,6 +12,8 @@ from test_face_sensor import change, sqlite_time, tick
 from dagster_llm_batch.cli.main import main
 from dagster_llm_batch.engine.pace import Pace
 from dagster_llm_batch.progress import has_moved, pace_text, together
+from dagster_llm_batch.sensors import tick as tick_module
+from dagster_llm_batch.sensors.landing_runs import RANGE_TAGS
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.testing.emulator import Emulator
 
@@ -56,6 +58,17 @@ def test_the_sensor_observes_what_moved_and_ticks_without_news_add_nothing(make,
         tick(face)
     assert seen(face) == [(day, "wave 1: batches 1 ended; 3 of 3 requests done (100 %)") for day in (DAYS[0], DAYS[3])]
     assert face.landed() == set()  # an observation is no materialization
+
+
+def test_a_tick_in_which_very_much_moved_observes_a_part_of_it_and_asks_for_all_runs(make, emulator, monkeypatch):
+    monkeypatch.setattr(tick_module, "_OBSERVED_AT_MOST", 2)
+    face = make(*labeled(partitions_def=DAILY))
+    for day in DAYS[:4]:
+        face.submit(partition=day)
+    emulator.settle()
+    [request] = tick(face).run_requests
+    assert (request.tags[RANGE_TAGS[0]], request.tags[RANGE_TAGS[1]]) == (DAYS[0], DAYS[3])
+    assert len(seen(face)) == 2
 
 
 def test_another_tenth_of_the_requests_is_news_within_a_tenth_is_none(make, emulator):

@@ -46,6 +46,19 @@ def test_a_held_lease_is_refused_saying_who_holds_it_until_when(ledger, clock):
         assert f":{os.getpid()}:" in lease.owner
 
 
+def test_looking_at_a_lease_says_whether_a_living_process_holds_it_and_takes_nothing(ledger, clock):
+    assert not ledger.is_leased("collect")
+    with ledger.leased("collect"):
+        assert ledger.is_leased("collect")
+        assert not ledger.is_leased("another name")
+    assert not ledger.is_leased("collect")
+    put(ledger, "elsewhere:1:2:abc", clock.now + timedelta(seconds=1))
+    assert ledger.is_leased("collect")
+    clock.pass_seconds(1)
+    assert not ledger.is_leased("collect")
+    assert [owner for _, owner, _ in rows(ledger)] == ["elsewhere:1:2:abc"]
+
+
 def test_a_lease_of_another_host_passes_on_only_when_it_expires(ledger, clock):
     put(ledger, "elsewhere:1:2:abc", clock.now + timedelta(seconds=1))
     with pytest.raises(LeaseError, match="elsewhere"), ledger.leased("collect"):

@@ -210,6 +210,16 @@ def test_in_flight_gives_the_least_recently_polled_first(ledger, clock):
     assert [shard.shard_id for shard in ledger.in_flight("prod")][:2] == ["h2", "h4"]
 
 
+def test_of_shards_polled_together_the_newest_come_first_as_providers_list_them(ledger, clock):
+    ledger.open(a_submission(), [a_shard(f"h{number}", number=number) for number in range(4)])
+    for shard_id in ("h2", "h0", "h3", "h1"):
+        clock.pass_seconds(1)
+        bring_to(ledger, shard_id, ShardState.SUBMITTED)
+    assert [shard.shard_id for shard in ledger.in_flight("prod")] == ["h1", "h3", "h0", "h2"]
+    ledger.observe({f"h{number}": BatchReport(f"batch-h{number}", BatchStatus.RUNNING) for number in range(4)})
+    assert [shard.shard_id for shard in ledger.in_flight("prod")] == ["h1", "h3", "h0", "h2"]
+
+
 def test_progress_counts_the_shards_of_each_undelivered_submission_by_state(ledger, clock):
     ledger.open(a_submission("s1"), [a_shard(f"h{number}", number=number) for number in range(4)])
     ledger.open(a_submission("s2", fingerprint="f2", created_at=datetime(2026, 1, 2, tzinfo=UTC)), [])

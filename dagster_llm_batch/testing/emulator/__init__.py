@@ -16,6 +16,7 @@ from dagster_llm_batch.testing.emulator.books import (
     Tokens,
     body_digest,
 )
+from dagster_llm_batch.testing.emulator.caching import PromptCache
 from dagster_llm_batch.testing.emulator.faults import (
     BatchFault,
     Fault,
@@ -60,6 +61,7 @@ __all__ = [
     "Limits",
     "ManualClock",
     "MoveRecord",
+    "PromptCache",
     "Reply",
     "RowFault",
     "Tokens",
