@@ -32,7 +32,6 @@ from dagster_llm_batch.engine.writing import WrittenLabels, write_labels
 from dagster_llm_batch.errors import (
     CannotTellError,
     ConfigError,
-    LeaseError,
     LLMBatchError,
     RefusedError,
     TransientError,

@@ -35,9 +35,11 @@ def test_the_exported_names_are_those_of_all_sorted_and_documented():
         _ = dagster_llm_batch.nothing
 
 
-@pytest.mark.parametrize("first", ["evaluation_assets", "components", "evaluation_assets.factory"])
+@pytest.mark.parametrize("first", ["evaluation_assets", "components", "evaluation_assets.costs"])
 def test_the_function_evaluation_assets_is_not_hidden_by_the_package_of_its_name(first):
-    script = f"import dagster_llm_batch.{first}\nfrom dagster_llm_batch import evaluation_assets\nprint(evaluation_assets)"
+    script = (
+        f"import dagster_llm_batch.{first}\nfrom dagster_llm_batch import evaluation_assets\nprint(evaluation_assets)"
+    )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.startswith("<function evaluation_assets")
 
