@@ -8,7 +8,7 @@ response=Embedding() a vector              one column `embedding`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -24,6 +24,7 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from dagster_llm_batch.core.columns import columns, field_for, resolve
+from dagster_llm_batch.core.plain import plain_decoder
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
 from dagster_llm_batch.types import ResponseFormat, ResponseKind
 
@@ -117,6 +118,7 @@ class Reader:
         self._model: TypeAdapter[Any] | None = None
         self._replies: TypeAdapter[list[Any]]
         self._models: TypeAdapter[list[Any]]
+        self._plain: Callable[[str], dict[str, Any]] | None = None
         self._validator: Any = None
         if self.format.kind is ResponseKind.TEXT:
             self.fields = [_TEXT]
@@ -127,6 +129,7 @@ class Reader:
             if isinstance(response, type) and issubclass(response, BaseModel):
                 self._model, self._models = TypeAdapter(response), TypeAdapter(list[response])
                 self._replies = TypeAdapter(list[Json[response]])
+                self._plain = plain_decoder(response)
                 schema = _schema_of(response, "serialization")
             else:
                 self._validator = jsonschema.Draft202012Validator(schema, registry=_NO_OTHERS)
@@ -164,6 +167,11 @@ class Reader:
         return Reading(pa.table([pa.array(kept, pa.string())], schema=self.schema), reasons)
 
     def _parse_all(self, texts: list[str]) -> list[_Parsed]:
+        if self._plain is not None:
+            try:
+                return [(row, None) for row in map(self._plain, texts)]
+            except Exception:  # noqa: BLE001, S110  # which one, and why, is found out below
+                pass
         if self._model is not None and not any(map(_has_no_number, texts)):
             try:
                 values = self._replies.validate_python(texts)
