@@ -24,7 +24,7 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from dagster_llm_batch.core.columns import columns, field_for, resolve
-from dagster_llm_batch.core.plain import plain_decoder
+from dagster_llm_batch.core.plain_replies import plain_decoder
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
 from dagster_llm_batch.types import ResponseFormat, ResponseKind
 

@@ -252,5 +252,5 @@ def _tap_command(tap: Tap) -> None:
         return tap.around("call: create", lambda: real(*arguments, **options))
 
     _wrap(command_job.Job, "prepare", lambda real, *given: tap.around("call: upload", lambda: real(*given)))
-    _wrap(command_job, "_count_lines", counted)
+    _wrap(command_job, "count_lines", counted)
     _wrap(command.subprocess, "run", run)  # its one call starts a batch's supervisor

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, field_validator
 
-from dagster_llm_batch.core.plain import plain_decoder
+from dagster_llm_batch.core.plain_replies import plain_decoder
 
 
 class Plain(BaseModel):
