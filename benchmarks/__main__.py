@@ -53,6 +53,7 @@ def main() -> None:
     if not options.parts:
         day = dt.datetime.now(dt.UTC).date().isoformat()
         machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}, {day}"
+        machine += f"; load {os.getloadavg()[2]:.0f} at its end"
         PAGE.write_text("\n".join([_HEAD.format(machine=machine), *written]), encoding="utf-8")
         print(f"written: {PAGE}")
 

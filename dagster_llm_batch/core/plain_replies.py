@@ -29,7 +29,7 @@ def plain_decoder(model: type[BaseModel]) -> Callable[[str], dict[str, Any]] | N
     """
     try:
         fields = {name: _field(one) for name, one in _fields(model.__pydantic_core_schema__).items()}
-        return msgspec.json.Decoder(TypedDict("Reply", fields)).decode  # type: ignore[misc, operator]
+        return msgspec.json.Decoder(TypedDict("Reply", fields)).decode  # type: ignore[operator]
     except (_NotPlain, TypeError, PydanticUserError):
         return None
 
