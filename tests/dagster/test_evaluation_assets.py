@@ -262,7 +262,7 @@ class TestShown:
         for _, encoded in found:
             assert len(encoded) < 60_000
             picture = Image.open(io.BytesIO(base64.b64decode(encoded)))
-            assert (picture.format, picture.width) == ("PNG", 1200)
+            assert (picture.format, picture.width) == ("PNG", 896)
 
     def test_tables_show_intervals_and_whether_candidates_differ(self, shown):
         assert "| weak | 0.857 | 0.667 |" in shown["llm_batch/evaluation"].md_str
