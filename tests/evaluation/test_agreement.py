@@ -108,7 +108,7 @@ label = st.none() | st.sampled_from("xyz")
 
 
 @given(st.lists(st.tuples(st.sampled_from("xyz"), label, label), min_size=1, max_size=50))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_counts_add_up_and_sides_are_exchangeable(rows):
     gold, says_a, says_b = zip(*rows, strict=True)
     a, b = joined(gold, says_a, "a"), joined(gold, says_b, "b")

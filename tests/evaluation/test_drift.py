@@ -80,7 +80,7 @@ shares = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 500), min_size=
 
 
 @given(shares, shares)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_for_any_counts_sizes_are_symmetric_bounded_and_zero_for_equals(here, reference):
     got, turned = compared(here, reference), compared(reference, here)
     if got.psi is None:

@@ -147,7 +147,7 @@ def alpha_by_definition(said, distance):
 
 
 @given(st.lists(column, min_size=2, max_size=5), st.sampled_from([NOMINAL, ORDINAL]))
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_alpha_is_its_definition_and_that_of_the_library(said, target):
     got = agreement_among(labels(*said, target=target), "all", n_resamples=20)
     rows = labelers._Rows.of(labels(*said, target=target))
@@ -166,7 +166,7 @@ def test_alpha_is_its_definition_and_that_of_the_library(said, target):
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=7, max_size=7), min_size=2, max_size=4), st.randoms())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_the_order_of_labelers_and_rows_does_not_count(said, rng):
     order = list(range(7))
     rng.shuffle(order)

@@ -260,7 +260,7 @@ rows = st.lists(st.tuples(classes, st.none() | classes), min_size=1, max_size=60
 
 
 @given(rows)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_counts_and_shares_are_consistent(pairs):
     one = joined(*zip(*pairs, strict=True))
     got = evaluate(one, n_resamples=50)
@@ -277,7 +277,7 @@ def test_counts_and_shares_are_consistent(pairs):
 
 
 @given(rows.filter(lambda pairs: any(said for _, said in pairs)))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_figures_equal_those_of_scikit_learn(pairs):
     got = evaluate(joined(*zip(*pairs, strict=True)), n_resamples=0)
     gold, said = zip(*[pair for pair in pairs if pair[1]], strict=True)
@@ -294,7 +294,7 @@ def test_figures_equal_those_of_scikit_learn(pairs):
 
 
 @given(st.lists(classes, min_size=1, max_size=40))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_perfect_predictions_have_perfect_figures(gold):
     got = evaluate(joined(gold, gold), n_resamples=20)
     assert (got.coverage, got.accuracy, got.accuracy_all, got.macro_f1, got.accuracy_high) == (1, 1, 1, 1, 1)
@@ -303,7 +303,7 @@ def test_perfect_predictions_have_perfect_figures(gold):
 
 
 @given(rows, st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_the_order_of_rows_changes_nothing(pairs, random):
     n = len(pairs)
     gold = pa.table({"id": range(n), "t": pa.array([g for g, _ in pairs])})
@@ -320,7 +320,7 @@ finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 
 
 @given(st.lists(st.tuples(finite, finite), min_size=1, max_size=30))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_numeric_figures_keep_their_bounds(pairs):
     got = evaluate(joined(*zip(*pairs, strict=True), Target("t", kind="numeric")))
     assert 0 <= got.mae <= got.rmse * (1 + 1e-9)
@@ -329,7 +329,7 @@ def test_numeric_figures_keep_their_bounds(pairs):
 
 
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=30).filter(lambda values: len(set(values)) > 1))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_increasing_scale_has_the_same_order(values):
     got = evaluate(joined(values, [v**3 for v in values], Target("t", kind="numeric")))
     assert got.spearman == pytest.approx(1)

@@ -112,7 +112,7 @@ def test_a_batch_that_ends_before_it_began_took_no_time():
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_the_front_is_never_empty_and_every_other_one_is_beaten_by_somebody_on_it(points):
     candidates = [candidate(str(i), 10 * correct, str(cost)) for i, (correct, cost) in enumerate(points)]
     on = front(*candidates)

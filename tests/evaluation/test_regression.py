@@ -115,7 +115,7 @@ label = st.sampled_from(["x", "y", None])
 
 
 @given(st.lists(st.tuples(label, label), min_size=1, max_size=40))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_for_any_labels_changes_add_up_and_turning_them_around_turns_the_sign(rows):
     before, after = ([one[i] for one in rows] for i in (0, 1))
     got = regression_between(joined(before), joined(after), n_resamples=200)

@@ -143,7 +143,7 @@ untrusted = st.text(
 @example(["<img src=x onerror=alert(1)>"])
 @example(["a\n\n# heading"])
 @example(["&lt;b&gt;"])
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_row_data_never_becomes_markup(values):
     rows, kinds = parsed_cells(ev.table_markdown(pa.table({"data": pa.array(values, pa.string())})))
     assert "html_block" not in kinds
@@ -192,7 +192,6 @@ def test_plain_text_has_no_control_characters(value, shown):
 
 
 @given(st.text(max_size=200), st.integers(1, 50))
-@settings(deadline=None)
 def test_plain_text_is_one_short_line(value, limit):
     got = ev.plain_text(value, limit)
     assert len(got) <= limit

@@ -1,0 +1,9 @@
+"""What holds for all tests."""
+
+from contextlib import suppress
+
+with suppress(ModuleNotFoundError):  # engines with an environment of their own do without it
+    from hypothesis import settings
+
+    settings.register_profile("untimed", deadline=None)  # a machine that does other work is no defect
+    settings.load_profile("untimed")
