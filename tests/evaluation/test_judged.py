@@ -208,7 +208,7 @@ class TestPicture:
         one, other = compared([("A", "B"), ("A", "A"), (None, "A")]), compared([("tie", "tie")] * 300)
         picture = pairwise_png([one, other])
         image = Image.open(io.BytesIO(picture))
-        assert (image.format, image.width) == ("PNG", 1200)
+        assert (image.format, image.width) == ("PNG", 896)
         assert Image.open(io.BytesIO(pairwise_png([one]))).height < image.height
         assert pairwise_png([one, compared([(None, None)])]) == pairwise_png([one])
         assert pairwise_png([one, other]) == picture
