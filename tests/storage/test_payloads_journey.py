@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pytest
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.providers.openai import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -36,13 +38,22 @@ def test_a_journey_with_payloads_in_an_object_store(request, tmp_path, kind):
             WireFault(kind="cut", route="GET /v1/files/*/content", after_lines=1, framing="chunked"),
         )
 
+        skipped = timedelta()
+
+        def now() -> datetime:
+            return datetime.now(UTC) + skipped
+
         def engine() -> Engine:
             payloads = PayloadStore(root, skip_instance_cache=True, **options)
-            return Engine({"openai": provider}, Ledger(tmp_path / "ledger.db"), payloads, "test", sleep=lambda _: None)
+            ledger = Ledger(tmp_path / "ledger.db", clock=now)
+            return Engine({"openai": provider}, ledger, payloads, "test", clock=now, sleep=lambda _: None)
 
         submission = engine().plan(definition, ROWS)
         engine().submit(definition, submission.submission_id)
         emulator.settle()
+        with pytest.raises(TransientError, match="2 result lines came of 3"):  # the third may still come
+            engine().advance(definition, submission.submission_id)
+        skipped = timedelta(hours=1)
         assert not engine().advance(definition, submission.submission_id).is_settled  # the missing row is sent again
         emulator.settle()
         status = engine().advance(definition, submission.submission_id)
