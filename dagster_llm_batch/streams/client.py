@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Consumer, Producer
     from confluent_kafka.admin import AdminClient
 
-__all__ = ["Connection", "as_ours", "confluent", "kafka_errors"]
+__all__ = ["Connection", "as_ours", "confluent", "is_end", "kafka_errors"]
 
 _CREDENTIALS = (
     "_AUTHENTICATION",
@@ -58,6 +58,11 @@ def as_ours(error: Any, doing: str) -> LLMBatchError:
     if error.name() in ("_FENCED", "INVALID_PRODUCER_EPOCH", "FENCED_INSTANCE_ID"):
         return TransientError(f"{told} Another process produces the same partition now; this one has stopped.")
     return TransientError(f"{told} Nothing was lost; the same can be tried again.")
+
+
+def is_end(error: Any) -> bool:
+    """Whether the client only says that a partition ends here by now."""
+    return bool(error.code() == confluent().KafkaError._PARTITION_EOF)  # noqa: SLF001 - the client's own names
 
 
 class Connection:

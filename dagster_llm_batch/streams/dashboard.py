@@ -16,10 +16,10 @@ from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling
 from dagster_llm_batch.streams.client import Connection
 from dagster_llm_batch.streams.figures import StreamFigures, figures_markdown, latency_png, stream_figures
 from dagster_llm_batch.streams.messages import KEY
-from dagster_llm_batch.streams.reading import WindowReader, watermarks
+from dagster_llm_batch.streams.reading import all_messages
 from dagster_llm_batch.streams.resource import kafka_of
 from dagster_llm_batch.streams.results import StreamResult
-from dagster_llm_batch.streams.windows import KafkaWindow, OffsetRange, check_topic
+from dagster_llm_batch.streams.windows import check_topic
 
 __all__ = ["stream_dashboard_asset", "stream_results"]
 
@@ -41,12 +41,7 @@ _DOCS = {
 
 def stream_results(connection: Connection, topic: str) -> list[StreamResult]:
     """All results that the topic holds, in the order of each partition."""
-    marks = watermarks(connection, topic)
-    ranges = [OffsetRange(number, *one) for number, one in sorted(marks.items()) if one.begin < one.end]
-    if not ranges:
-        return []
-    reader = WindowReader(connection, KafkaWindow(topic, tuple(ranges)), stops_when_lost=False)
-    return [StreamResult.model_validate_json(one.value() or b"") for some in reader.messages() for one in some]
+    return [StreamResult.model_validate_json(one.value() or b"") for one in all_messages(connection, topic)]
 
 
 def stream_dashboard_asset(

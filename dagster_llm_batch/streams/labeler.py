@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError, MessagesLostError
-from dagster_llm_batch.streams.client import Connection, as_ours, confluent, kafka_errors
+from dagster_llm_batch.streams.client import Connection, as_ours, confluent, is_end, kafka_errors
 from dagster_llm_batch.streams.events import DriftEvent
 from dagster_llm_batch.streams.messages import KEY
 from dagster_llm_batch.streams.producing import Outgoing, produce, transaction
@@ -187,7 +187,7 @@ class StreamLabeler:
             error = message.error()
             if error is None:
                 messages.append(message)
-            elif error.code() != confluent().KafkaError._PARTITION_EOF:  # noqa: SLF001 - the client's own names
+            elif not is_end(error):
                 raise as_ours(error, f"Labeling the topic '{self._topic.name}'")
         return messages
 

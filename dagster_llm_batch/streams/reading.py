@@ -14,13 +14,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from dagster_llm_batch.errors import InputError, MessagesLostError, TransientError
-from dagster_llm_batch.streams.client import Connection, as_ours, confluent, kafka_errors
+from dagster_llm_batch.streams.client import Connection, as_ours, confluent, is_end, kafka_errors
 from dagster_llm_batch.streams.windows import KafkaWindow, OffsetRange
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, Message
 
-__all__ = ["Watermarks", "WindowReader", "lost_text", "offsets_at", "watermarks", "watermarks_of"]
+__all__ = ["Watermarks", "WindowReader", "all_messages", "lost_text", "offsets_at", "watermarks", "watermarks_of"]
 
 _AT_ONCE = 500
 _POLL_SECONDS = 0.2
@@ -163,11 +163,11 @@ class WindowReader:
         """Whether this is a message of the window. Closes its partition where the end has been seen."""
         number, offset, error = message.partition(), message.offset(), message.error()
         wanted = None if number is None else self._open.get(number)
-        if error is not None and (wanted is None or offset is None) and not _is_end(error):
+        if error is not None and (wanted is None or offset is None) and not is_end(error):
             raise as_ours(error, f"Reading {self._window.key}")
         if wanted is None or number is None or offset is None:
             return False  # of a partition that is done
-        if error is not None and not _is_end(error):
+        if error is not None and not is_end(error):
             if error.code() != confluent().KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001 - the client's own names
                 raise as_ours(error, f"Reading {self._window.key}")
             self._begin(consumer, wanted)  # retention was quicker
@@ -185,5 +185,10 @@ class WindowReader:
         return True
 
 
-def _is_end(error: object) -> bool:
-    return error.code() == confluent().KafkaError._PARTITION_EOF  # type: ignore[attr-defined,no-any-return]  # noqa: SLF001
+def all_messages(connection: Connection, topic: str) -> Iterator[Message]:
+    """What the topic holds now, in the order of each partition; what retention takes meanwhile is left out."""
+    marks = sorted(watermarks(connection, topic).items())
+    ranges = tuple(OffsetRange(number, *one) for number, one in marks if one.begin < one.end)
+    if ranges:
+        for some in WindowReader(connection, KafkaWindow(topic, ranges), stops_when_lost=False).messages():
+            yield from some

@@ -17,10 +17,10 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.streams.client import Connection
 from dagster_llm_batch.streams.events import DriftEvent
 from dagster_llm_batch.streams.messages import message_id
-from dagster_llm_batch.streams.reading import WindowReader, watermarks
+from dagster_llm_batch.streams.reading import all_messages
 from dagster_llm_batch.streams.resource import kafka_of
 from dagster_llm_batch.streams.topic import KafkaTopic
-from dagster_llm_batch.streams.windows import KafkaWindow, OffsetRange, check_topic
+from dagster_llm_batch.streams.windows import KafkaWindow, check_topic
 
 __all__ = ["build_drift_sensor", "drift_events"]
 
@@ -29,21 +29,9 @@ _RUNS_A_TICK = 20
 
 def drift_events(connection: Connection, topic: str) -> list[tuple[str, DriftEvent]]:
     """All events that the topic holds, each with its id; oldest first within a partition."""
-    ranges = [
-        OffsetRange(number, one.begin, one.end)
-        for number, one in sorted(watermarks(connection, topic).items())
-        if one.begin < one.end
-    ]
-    if not ranges:
-        return []
-    reader = WindowReader(connection, KafkaWindow(topic, tuple(ranges)), stops_when_lost=False)
     return [
-        (
-            message_id(topic, one.partition() or 0, one.offset() or 0),
-            DriftEvent.model_validate_json(one.value() or b""),
-        )
-        for some in reader.messages()
-        for one in some
+        (message_id(topic, one.partition() or 0, one.offset() or 0), DriftEvent.model_validate_json(one.value() or b""))
+        for one in all_messages(connection, topic)
     ]
 
 
