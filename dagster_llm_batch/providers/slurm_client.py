@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.errors import AmbiguousError, CredentialsError, RefusedError, TransientError
 from dagster_llm_batch.providers.slurm_states import JobTask
 from dagster_llm_batch.providers.words import plain_words
@@ -180,9 +181,7 @@ def _portions(names: Iterable[str] | None) -> list[list[str]]:
     """As options: one for all, or names in lists that a command line can hold."""
     if names is None:
         return [[]]
-    wanted = list(names)
-    starts = range(0, len(wanted), _NAMES_AT_ONCE)
-    return [[f"--name={','.join(wanted[start : start + _NAMES_AT_ONCE])}"] for start in starts]
+    return [[f"--name={','.join(some)}"] for some in chunks(names, _NAMES_AT_ONCE)]
 
 
 def _columns(line: str, count: int) -> list[str]:

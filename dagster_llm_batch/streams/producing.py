@@ -18,8 +18,10 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
+from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.streams.client import Connection, as_ours, confluent, kafka_errors
 
@@ -82,7 +84,7 @@ def produce_once(
             [mark] = marker.committed([place], timeout=seconds)
             done = mark.offset if mark.offset >= 0 and mark.metadata == work.version else 0
             there = done
-            for some in _some(messages, done, at_once):
+            for some in chunks(islice(messages, done, None), at_once):
                 there += len(some)
                 reached = client.TopicPartition(work.topic, _MARKED_PARTITION, there, work.version)
                 with transaction(producer, seconds):
@@ -113,7 +115,7 @@ def produce_again(connection: Connection, work: Work, messages: Iterable[Outgoin
     producer = connection.producer()
     produced = 0
     with kafka_errors(f"Producing {work.name} to topic '{work.topic}'"):
-        for some in _some(messages, 0, 5_000):
+        for some in chunks(messages, 5_000):
             produce(producer, work.topic, some)
             flush(producer, connection.timeout_seconds, work.name)
             produced += len(some)
@@ -147,15 +149,3 @@ def produce(producer: Producer, topic: str, messages: Sequence[Outgoing]) -> Non
         producer.poll(0)
     if wrong:
         raise as_ours(wrong[0], f"Producing to topic '{topic}'")
-
-
-def _some(messages: Iterable[Outgoing], skipped: int, at_once: int) -> Iterator[list[Outgoing]]:
-    some: list[Outgoing] = []
-    for number, one in enumerate(messages):
-        if number >= skipped:
-            some.append(one)
-        if len(some) == at_once:
-            yield some
-            some = []
-    if some:
-        yield some
