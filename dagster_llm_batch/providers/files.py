@@ -1,4 +1,4 @@
-r"""Small files that several processes read while one writes them, and the ends of logs. Local disks only.
+r"""Small files that several processes read while one writes them, and the ends of logs.
 
 A file written by `write_json` is there as a whole or not at all, also after a power cut.
 """
@@ -13,13 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dagster_llm_batch.providers.words import plain_words
+from dagster_llm_batch.providers.words import last_words
 
 __all__ = ["count_lines", "lines_of", "log_tail", "read_json", "time_of", "write_json"]
 
 _CHUNK_BYTES = 1 << 20
 _LOG_TAIL_BYTES = 4_096
-_REASON_CHARS = 500
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -71,5 +70,4 @@ def log_tail(path: Path) -> str:
             text = file.read().decode("utf-8", "replace")
     except FileNotFoundError:
         return ""
-    lines = [words for line in text.splitlines() if (words := plain_words(line))]
-    return " | ".join(lines)[-_REASON_CHARS:]
+    return last_words(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from dagster_llm_batch.providers.words import plain_words
+from dagster_llm_batch.providers.words import last_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["read_job", "status_of"]
@@ -18,7 +18,6 @@ _STATUSES = {
     "FAILED": BatchStatus.FAILED,
 }
 _FAILS_AGAIN = ("RUNTIME_ENV_SETUP_FAILURE", "JOB_ENTRYPOINT_COMMAND_START_ERROR", "JOB_ENTRYPOINT_COMMAND_ERROR")
-_REASON_CHARS = 500
 _SIGNALED = 128  # a shell's exit code for a process that was killed is above
 
 
@@ -32,7 +31,7 @@ def read_job(batch_id: str, job: Any, total: int | None, done: int | None) -> Ba
     status, reason, retryable = status_of(job), None, False
     if status is BatchStatus.FAILED:
         kind, code = getattr(job.error_type, "value", job.error_type), job.driver_exit_code
-        reason = _last_words(job.message) or "The job failed."
+        reason = last_words(job.message or "") or "The job failed."
         retryable = kind not in _FAILS_AGAIN or (code is not None and (code < 0 or code > _SIGNALED))
     return BatchReport(
         batch_id,
@@ -48,9 +47,3 @@ def read_job(batch_id: str, job: Any, total: int | None, done: int | None) -> Ba
 
 def _time(milliseconds: Any) -> datetime | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC) if isinstance(milliseconds, int) and milliseconds else None
-
-
-def _last_words(message: Any) -> str:
-    """The end of what Ray says of a failure; it quotes up to 20,000 characters of the job's log."""
-    lines = [words for line in str(message or "").splitlines() if (words := plain_words(line))]
-    return " | ".join(lines)[-_REASON_CHARS:]
