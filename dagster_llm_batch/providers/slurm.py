@@ -21,6 +21,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -90,7 +91,7 @@ class SlurmProvider:
         self._options = options or SlurmOptions()
         self._name = name
         self._account = shlex.join(command) if account is None else account
-        self._limits = Limits(min(limits.max_requests, requests_per_task * max_tasks), *_rest(limits))
+        self._limits = replace(limits, max_requests=min(limits.max_requests, requests_per_task * max_tasks))
         self._requests_per_task = requests_per_task
         self._max_running_tasks = max_running_tasks
         self._max_tasks = max_tasks
@@ -286,10 +287,6 @@ def _by_name(tasks: Iterable[JobTask]) -> dict[str, dict[int, JobTask]]:
 def _is_ours(task: JobTask) -> bool:
     """Whether the comment says so, too. An accounting that does not store comments has none to show."""
     return task.comment in (_COMMENT + task.name, "")
-
-
-def _rest(limits: Limits) -> tuple[int, int | None, int | None, int]:
-    return limits.max_bytes, limits.max_line_bytes, limits.max_inputs, limits.min_requests
 
 
 def _at_least_one(what: str, number: int) -> None:

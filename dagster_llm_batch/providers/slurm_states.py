@@ -99,11 +99,10 @@ def of_all(tasks: Mapping[int, Verdict], started: Collection[int]) -> Verdict:
     and some bad ones, it has ended: what the bad ones lack is missing, and is asked again.
     """
     verdicts = list(tasks.values())
-    if any(verdict.status is None for verdict in verdicts):
-        known = [verdict for verdict in verdicts if verdict.status is not None and not verdict.status.is_terminal]
-        return known[0] if known else Verdict(None)
-    by_status = {verdict.status: verdict for verdict in reversed(verdicts)}
     open_ones = [verdict for verdict in verdicts if verdict.status is not None and not verdict.status.is_terminal]
+    if any(verdict.status is None for verdict in verdicts):
+        return open_ones[0] if open_ones else Verdict(None)
+    by_status = {verdict.status: verdict for verdict in reversed(verdicts)}
     if open_ones:
         runs = started or BatchStatus.RUNNING in by_status or len(open_ones) < len(verdicts)
         return Verdict(BatchStatus.RUNNING) if runs else open_ones[0]
