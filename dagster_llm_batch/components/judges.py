@@ -31,7 +31,14 @@ from dagster_llm_batch.evaluation_assets import pairwise_judge_assets, rubric_ju
 
 __all__ = ["LLMBatchPairwiseJudgeComponent", "LLMBatchRubricJudgeComponent"]
 
-KEYWORDS = tuple(one.name for one in dataclasses.fields(Asking))
+_KEYWORDS = tuple(one.name for one in dataclasses.fields(Asking))
+
+AnswerColumns = Annotated[
+    str | Sequence[str],
+    about("Column, or columns, of the candidates with the answer.", "summary", ["topic", "why"], kind=str | list[str]),
+]
+AskedRows = Annotated[Any, about("Key of the asset with what candidates were asked about.", "crm/tickets", kind=str)]
+Sample = Annotated[int | None, about("Judge so many rows only, of each partition. Default: all.", 200)]
 
 
 @dg.scaffold_with(PairwiseJudgeScaffolder)
@@ -44,21 +51,16 @@ class LLMBatchPairwiseJudgeComponent(Asking, FactoryComponent):
 
     factory = staticmethod(pairwise_judge_assets)
     renamed = {"model": "llm"}  # noqa: RUF012 - `model` is a method of Resolvable
-    keywords = KEYWORDS
+    keywords = _KEYWORDS
 
     name: Annotated[str, about("Name of the asset with the figures.", "summary_duel")]
-    rows: Annotated[Any, about("Key of the asset with what candidates were asked about.", "crm/tickets", kind=str)]
+    rows: AskedRows
     candidates: Candidates
     key: RowKey
-    target: Annotated[
-        str | Sequence[str],
-        about(
-            "Column, or columns, of the candidates with the answer.", "summary", ["topic", "why"], kind=str | list[str]
-        ),
-    ]
+    target: AnswerColumns
     prompt: Annotated[Prompt, PROMPT]
     llm: Llm
-    sample: Annotated[int | None, about("Judge so many rows only, of each partition. Default: all.", 200)] = None
+    sample: Sample = None
     seed: Seed = 0
     max_inconsistent: Annotated[
         float | None, about("As a check: largest share of rows whose verdict changes with the order.", 0.2)
@@ -85,18 +87,13 @@ class LLMBatchRubricJudgeComponent(Asking, FactoryComponent):
 
     factory = staticmethod(rubric_judge_assets)
     renamed = {"model": "llm"}  # noqa: RUF012 - `model` is a method of Resolvable
-    keywords = KEYWORDS
+    keywords = _KEYWORDS
 
     name: Annotated[str, about("Name of the asset with the figures.", "summary_scores")]
-    rows: Annotated[Any, about("Key of the asset with what candidates were asked about.", "crm/tickets", kind=str)]
+    rows: AskedRows
     candidates: Candidates
     key: RowKey
-    target: Annotated[
-        str | Sequence[str],
-        about(
-            "Column, or columns, of the candidates with the answer.", "summary", ["topic", "why"], kind=str | list[str]
-        ),
-    ]
+    target: AnswerColumns
     criteria: Annotated[
         Mapping[str, str],
         about("What is judged, by name.", {"faithful": "Does the article say all of it?"}, kind=dict[str, str]),
@@ -104,7 +101,7 @@ class LLMBatchRubricJudgeComponent(Asking, FactoryComponent):
     prompt: Annotated[Prompt, PROMPT]
     llm: Llm
     scale: Annotated[tuple[int, int], about("Worst and best score.", [1, 5])] = (1, 5)
-    sample: Annotated[int | None, about("Judge so many rows only, of each partition. Default: all.", 200)] = None
+    sample: Sample = None
     seed: Seed = 0
     min_score: Annotated[
         Mapping[str, float] | float | None,
