@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.results import MONEY, PICODOLLAR, RESULT_SCHEMA
+from dagster_llm_batch.core.rates import MONEY, PICODOLLAR
+from dagster_llm_batch.core.results import RESULT_SCHEMA
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import Outcome
 

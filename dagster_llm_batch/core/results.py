@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.core.identity import is_padding, request_id_of
 from dagster_llm_batch.core.pricing import Tariff
-from dagster_llm_batch.core.rates import MONEY, PICODOLLAR
+from dagster_llm_batch.core.rates import MONEY
 from dagster_llm_batch.core.response import Reader, storable
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.types import BatchStatus, Lane, Outcome, PriceBasis, ResponseKind, Result, Usage
 
-__all__ = ["MONEY", "PICODOLLAR", "RESULT_SCHEMA", "Reconciler", "ShardFacts", "Tally"]
+__all__ = ["RESULT_SCHEMA", "Reconciler", "ShardFacts", "Tally"]
 
 RESULT_SCHEMA = pa.schema(
     [

@@ -19,8 +19,7 @@ __all__ = ["BATCH_ROWS", "KeyGuard", "record_batches"]
 BATCH_ROWS = 4_096
 _TAKEN = (
     "a polars, pandas or arrow frame, a DuckDB relation, a Spark frame, a Ray dataset, anything else that narwhals "
-    "reads, "
-    "a list of dicts, or an iterator of Arrow record batches"
+    "reads, a list of dicts, or an iterator of Arrow record batches"
 )
 _HALF = (
     "A text of the rows holds half a surrogate pair, which is no Unicode text. Replace such characters before "

@@ -9,9 +9,7 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
 from dagster_llm_batch.assets.output import Frame, check_frame
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation import (
-    Target,
-)
+from dagster_llm_batch.evaluation import Target
 from dagster_llm_batch.evaluation_assets.agreeing import AgreementDesign, agreement_asset
 from dagster_llm_batch.evaluation_assets.following import follow
 from dagster_llm_batch.evaluation_assets.tabling import Tabling

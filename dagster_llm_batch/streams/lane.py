@@ -78,9 +78,7 @@ class RealTimeLane:
         self._review, self._results, self._target = review, results, target
         self._name = name or f"{labeling.asset}/stream"
         self._at_once, self._poll = at_once, poll_seconds
-        self._labeling = replace(
-            labeling, asset=self._name, key=KEY, keep=(), urgent=_NOW, fallback=(), deadline=None
-        )  # fmt: skip
+        self._labeling = replace(labeling, asset=self._name, key=KEY, keep=(), urgent=_NOW, fallback=(), deadline=None)
 
     def run(self, until: Callable[[int], bool]) -> int:
         """Answer until `until` says so, which is given how many messages wait; returns how many were answered.
@@ -105,9 +103,7 @@ class RealTimeLane:
                         time.sleep(self._poll)
                         continue
                     results, submission_id = self._answers(window)
-                    ends = [
-                        confluent().TopicPartition(window.topic, one.partition, one.end) for one in window.ranges
-                    ]  # fmt: skip
+                    ends = [confluent().TopicPartition(window.topic, one.partition, one.end) for one in window.ranges]
                     with transaction(producer, seconds):
                         produce(producer, self._results, results)
                         producer.send_offsets_to_transaction(ends, consumer.consumer_group_metadata(), seconds)
@@ -153,9 +149,7 @@ class RealTimeLane:
         """A result for each message of the window, and its submission, if there was something to ask."""
         parts = list(self._review.read(self._connection, window))
         rows = pa.Table.from_batches([one for one, _ in parts])
-        results = [
-            _result(row, None, reason=row["reason"]) for _, rejects in parts for row in rejects.to_pylist()
-        ]  # fmt: skip
+        results = [_result(row, None, reason=row["reason"]) for _, rejects in parts for row in rejects.to_pylist()]
         if not len(rows):
             return results, None
         labeled, submission_id = self._ask(window.key, rows)

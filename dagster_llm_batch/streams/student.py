@@ -1,6 +1,6 @@
 """A small student of the LLM: text features and a calibrated linear classifier, from scikit-learn.
 
-It learns from labels, answers in microseconds, and says how sure it is. It knows from which definition its labels came
+It learns from labels, and says how sure it is of an answer. It knows from which definition its labels came
 (`code_version`): a student of another prompt, model or response is not used by mistake.
 """
 

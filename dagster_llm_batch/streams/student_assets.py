@@ -11,6 +11,7 @@ import pyarrow as pa
 from dagster_llm_batch.assets.dataset import Dataset, dataset_of
 from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.core.rates import MONEY
+from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation_assets.following import follow
 from dagster_llm_batch.evaluation_assets.stored import StoredTables
@@ -111,8 +112,6 @@ def student_assets(
 
 def student_of(table: Any) -> Student:
     """The student in a loaded asset, whatever frame its IO manager gives."""
-    from dagster_llm_batch.core.rows import record_batches  # noqa: PLC0415 - short, and used here only
-
     return Student.from_arrow(pa.Table.from_batches(list(record_batches(table))))
 
 
