@@ -42,6 +42,7 @@ __all__ = ["SLURM_LIMITS", "SlurmProvider"]
 SLURM_LIMITS = Limits(max_requests=200_000, max_bytes=4_000_000_000)
 _BODY = Path(__file__).with_name("slurm_body.py")
 _COMMENT = "dagster-llm-batch "
+_MAX_TASKS = 1_000  # of an array: Slurm's default for MaxArraySize is 1,001
 _CLOCKS_APART = timedelta(hours=1)  # of the machines that write times down
 
 
@@ -52,8 +53,7 @@ class SlurmProvider:
         command: As in CommandProvider; it must be there on the nodes.
         workdir: A directory that this machine and all nodes see under the same path.
         options: What Slurm is asked for.
-        requests_per_task, max_running_tasks, max_tasks: How a batch is split. `max_tasks` is below the cluster's
-            MaxArraySize.
+        requests_per_task, max_running_tasks: How a batch is split.
         row_by_row: The command writes each row when it is answered. A task that starts again keeps good rows.
         requeue: Whether Slurm starts a task again after a node failure or preemption.
         export: Names of environment variables that the command gets.
@@ -73,7 +73,6 @@ class SlurmProvider:
         limits: Limits = SLURM_LIMITS,
         requests_per_task: int = 50_000,
         max_running_tasks: int | None = None,
-        max_tasks: int = 1_000,
         row_by_row: bool = False,
         requeue: bool = True,
         python: str = "python3",
@@ -83,18 +82,16 @@ class SlurmProvider:
         lag_seconds: float = 60.0,
     ) -> None:
         self._command = checked_command(command)
-        for what, number in (("requests_per_task", requests_per_task), ("max_tasks", max_tasks)):
-            _at_least_one(what, number)
+        _at_least_one("requests_per_task", requests_per_task)
         if max_running_tasks is not None:
             _at_least_one("max_running_tasks", max_running_tasks)
         self._workdir = Path(workdir).expanduser().absolute()
         self._options = options or SlurmOptions()
         self._name = name
         self._account = shlex.join(command) if account is None else account
-        self._limits = replace(limits, max_requests=min(limits.max_requests, requests_per_task * max_tasks))
+        self._limits = replace(limits, max_requests=min(limits.max_requests, requests_per_task * _MAX_TASKS))
         self._requests_per_task = requests_per_task
         self._max_running_tasks = max_running_tasks
-        self._max_tasks = max_tasks
         self._row_by_row = row_by_row
         self._requeue = requeue
         self._python = python
@@ -141,7 +138,7 @@ class SlurmProvider:
         }
         script = f"#!/usr/bin/env -S {self._python} -I -S\n{_BODY.read_text(encoding='utf-8')}"
         try:
-            job = SlurmJob.create(self._workdir, tag, lines, self._requests_per_task, self._max_tasks, plan, script)
+            job = SlurmJob.create(self._workdir, tag, lines, self._requests_per_task, _MAX_TASKS, plan, script)
         except OSError as error:
             raise TransientError(f"Could not write the batch '{tag}' below {self._workdir}: {error}") from error
         try:
