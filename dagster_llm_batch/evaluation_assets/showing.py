@@ -177,9 +177,8 @@ def figure_name(one: Evaluation, among: Sequence[Evaluation], figure: str) -> st
 
 def _figures(one: Evaluation, among: Sequence[Evaluation]) -> dict[str, float | int]:
     known = {name: getattr(one, name) for name in _PLOTTED}
-    figures = {
-        name: float(f"{value:.8g}") for name, value in known.items() if value is not None
-    }  # little room here too
+    # little room here too
+    figures = {name: float(f"{value:.8g}") for name, value in known.items() if value is not None}
     counts = {"rows_unlabeled": one.n_gold - one.n_labeled}
     return {figure_name(one, among, name): value for name, value in {**figures, **counts}.items()}
 

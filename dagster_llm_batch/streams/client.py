@@ -11,7 +11,6 @@ from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchErro
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, Producer
-    from confluent_kafka.admin import AdminClient
 
 __all__ = ["Connection", "as_ours", "confluent", "is_end", "kafka_errors"]
 
@@ -114,12 +113,6 @@ class Connection:
         with kafka_errors("Making a producer"):
             producer: Producer = confluent().Producer(settings)
         return producer
-
-    def admin(self) -> AdminClient:
-        """For making topics."""
-        from confluent_kafka.admin import AdminClient  # noqa: PLC0415 - an extra
-
-        return AdminClient({**self._usual, **self._settings})
 
 
 def _dotted(given: Mapping[str, Any]) -> dict[str, Any]:
