@@ -20,7 +20,7 @@ from dagster_llm_batch.core.labeling import PROVENANCE, Labeled
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.collecting import sum_costs
 from dagster_llm_batch.engine.pace import Pace
-from dagster_llm_batch.progress import progress_text
+from dagster_llm_batch.progress import progress_bar, progress_text
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.storage.records import Shard
 
@@ -148,6 +148,7 @@ def status_metadata(status: Status, provider: Provider, its_pace: Pace | None = 
     return {
         SUBMISSION_KEY: status.submission.submission_id,
         "llm_batch/progress": progress_text(status, its_pace),
+        "llm_batch/progress_bar": progress_bar(status.done, status.total),
         "llm_batch/requests_done": status.done,
         "llm_batch/requests_total": status.total,
         **known,

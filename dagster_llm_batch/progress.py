@@ -13,7 +13,9 @@ from dagster_llm_batch.engine.pace import Pace, pace, usual_duration
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.records import Progress
 
-__all__ = ["age_text", "has_moved", "pace_of", "pace_text", "progress_text", "together"]
+__all__ = ["age_text", "has_moved", "pace_of", "pace_text", "progress_bar", "progress_text", "together"]
+
+_CELLS = 20
 
 
 def pace_of(engine: Engine, status: Status) -> Pace:
@@ -59,6 +61,12 @@ def pace_text(one: Pace) -> str:
     if one.expected_end_at is not None:
         parts.append(f"expected end {one.expected_end_at:%Y-%m-%d %H:%M} UTC")
     return "; ".join(parts)
+
+
+def progress_bar(done: int, total: int) -> str:
+    """The same to look at: a bar that is full when all is done."""
+    filled = _CELLS * done // total if total else _CELLS
+    return "█" * filled + "░" * (_CELLS - filled)
 
 
 def age_text(age: timedelta) -> str:

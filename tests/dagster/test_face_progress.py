@@ -11,7 +11,7 @@ from test_face_sensor import change, sqlite_time, tick
 
 from dagster_llm_batch.cli.main import main
 from dagster_llm_batch.engine.pace import Pace
-from dagster_llm_batch.progress import has_moved, pace_text, together
+from dagster_llm_batch.progress import has_moved, pace_text, progress_bar, together
 from dagster_llm_batch.sensors import tick as tick_module
 from dagster_llm_batch.sensors.landing_runs import RANGE_TAGS
 from dagster_llm_batch.states import ShardState
@@ -37,6 +37,13 @@ def test_what_is_not_known_is_left_out_and_the_rest_keeps_its_order():
     )
 
 
+def test_the_bar_is_as_full_as_what_is_done_and_full_only_when_all_is():
+    assert progress_bar(410, 1000) == "████████░░░░░░░░░░░░"
+    assert progress_bar(999, 1000) == "███████████████████░"
+    assert progress_bar(0, 3) == "░" * 20
+    assert progress_bar(3, 3) == progress_bar(0, 0) == "█" * 20
+
+
 def test_several_submissions_together_end_with_the_last_of_them_or_nobody_knows_when():
     quick = Pace(50, 100, 1, timedelta(minutes=10), 5.0, END)
     slow = Pace(10, 300, 0, timedelta(minutes=90), 0.5, END + timedelta(days=1))
@@ -58,6 +65,8 @@ def test_the_sensor_observes_what_moved_and_ticks_without_news_add_nothing(make,
         tick(face)
     assert seen(face) == [(day, "wave 1: batches 1 ended; 3 of 3 requests done (100 %)") for day in (DAYS[0], DAYS[3])]
     assert face.landed() == set()  # an observation is no materialization
+    [told, _] = face.instance.fetch_observations(dg.AssetKey(LABELS), limit=10).records
+    assert told.asset_observation.metadata["llm_batch/progress_bar"].value == "█" * 20
 
 
 def test_a_tick_in_which_very_much_moved_observes_a_part_of_it_and_asks_for_all_runs(make, emulator, monkeypatch):
