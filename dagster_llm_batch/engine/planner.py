@@ -21,7 +21,6 @@ from upath import UPath
 from dagster_llm_batch.core.identity import configuration_fingerprint, shard_nonce
 from dagster_llm_batch.core.pricing import Estimate, Tariff, expected_output_tokens
 from dagster_llm_batch.core.sharding import tightest
-from dagster_llm_batch.distributed.drafting import SpreadDraft, UnwrittenFiles
 from dagster_llm_batch.engine.budgets import refuse_over_budget
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
@@ -178,6 +177,9 @@ class Planner:
         payloads: PayloadStore = self._payloads
         draft: Callable[..., Draft] = Draft
         if labeling.workers is not None:
+            # imported here, for a worker imports what is behind it first, and that imports the engine
+            from dagster_llm_batch.distributed.drafting import SpreadDraft, UnwrittenFiles  # noqa: PLC0415
+
             payloads = UnwrittenFiles(payloads)
             folder = self._path(partition, submission_id, "parts").rpartition("/")[0]
             draft = partial(SpreadDraft, labeling.workers, folder)

@@ -1,0 +1,50 @@
+"""Each module below the Dagster face can be the first one that a process imports: where a worker of Spark or Ray
+unpickles a function, it is.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+SCRIPT = """
+import importlib, json, os, pkgutil, sys
+import jinja2.sandbox, jsonschema, msgspec, numpy, pyarrow.parquet, pydantic, sqlalchemy, upath  # they take the time
+import dagster_llm_batch
+
+names = []
+for layer in ("core", "distributed", "engine", "storage"):
+    package = importlib.import_module(f"dagster_llm_batch.{layer}")
+    names += [one.name for one in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
+wrong = {}
+for name in names:
+    read, write = os.pipe()
+    if os.fork() == 0:
+        try:
+            for one in [one for one in sys.modules if one.startswith("dagster_llm_batch.")]:
+                del sys.modules[one]
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:  # an extra that is not installed
+            said = str(error) if str(error.name).startswith("dagster_llm_batch") else ""
+        except Exception as error:
+            said = repr(error)
+        else:
+            said = ""
+        os.write(write, said.encode()[:4000])
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        said = pipe.read().decode()
+    os.wait()
+    if said:
+        wrong[name] = said
+print(json.dumps([names, wrong]))
+"""
+
+
+def test_a_module_can_be_imported_first():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    names, wrong = json.loads(done.stdout)
+    assert wrong == {}
+    assert "dagster_llm_batch.distributed.parts" in names
