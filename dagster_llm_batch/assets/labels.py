@@ -129,6 +129,7 @@ class _Landing:
                 checks=self.checks,
                 verdicts=verdicts(labeled, status, labeling, dataset.checks),
             )
+            engine.ledger.deliver(submission.submission_id)  # Dagster knows of it by now; else the sensor sees to it
 
     def send_together(self, context: dg.AssetExecutionContext, engine: Engine, partitions: list[str]) -> set[str]:
         """Bring all partitions as far as they go without sending, then send what is to be asked again in few batches.

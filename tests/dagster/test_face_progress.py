@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+import pytest
 from click.testing import CliRunner
 from face import DAILY, DAYS, LABELS, Face, labeled, tickets
 from test_face_sensor import change, sqlite_time, tick
@@ -25,6 +26,13 @@ def seen(face):
     records = face.instance.fetch_observations(dg.AssetKey(LABELS), limit=1000).records
     told = [record.asset_observation for record in reversed(records)]
     return [(one.partition, one.metadata["llm_batch/progress"].value) for one in told]
+
+
+def watch_once(stored):
+    """The submissions that `watch` shows."""
+    home = f"{stored.storage_directory()}/llm_batch"
+    places = ["--ledger", f"sqlite:///{home}/ledger.sqlite", "--payloads", f"{home}/payloads"]
+    return json.loads(CliRunner().invoke(main, ["watch", "--once", "--json", *places]).output)["submissions"]
 
 
 def test_what_is_not_known_is_left_out_and_the_rest_keeps_its_order():
@@ -106,13 +114,21 @@ def test_the_skip_reason_and_watch_agree_on_counts_rate_age_and_end(stored, emul
     counts, rate, age, end = face.tick().skip_message.removeprefix("2 batches in flight; ").split("; ")
     assert counts == "240 of 800 requests done (30 %), 6 failed"
     assert (rate, age) == ("2.0 per minute", "oldest 2 h 0 m")
-    home = f"{stored.storage_directory()}/llm_batch"
-    places = ["--ledger", f"sqlite:///{home}/ledger.sqlite", "--payloads", f"{home}/payloads"]
-    [watched] = json.loads(CliRunner().invoke(main, ["watch", "--once", "--json", *places]).output)["submissions"]
+    [watched] = watch_once(stored)
     assert [watched[f"requests_{what}"] for what in ("done", "total", "failed")] == [240, 800, 6]
     assert f"{watched['requests_per_minute']:.1f} per minute" == rate
     told = datetime.strptime(end, "expected end %Y-%m-%d %H:%M UTC").replace(tzinfo=UTC)
     assert abs(told - datetime.fromisoformat(watched["expected_end_at"])) < timedelta(minutes=20)
+
+
+@pytest.mark.parametrize("where", [{"partition": DAYS[0]}, {"span": (DAYS[0], DAYS[1])}])
+def test_labels_that_a_person_landed_are_no_longer_watched_though_no_sensor_runs(stored, emulator, where):
+    face = Face(emulator, stored, *labeled(partitions_def=DAILY))
+    face.submit(**where)
+    assert watch_once(stored)
+    emulator.settle()
+    assert face.collect(**where).success
+    assert watch_once(stored) == []
 
 
 def test_before_the_first_answer_the_expected_end_is_that_of_earlier_submissions(make, emulator):
