@@ -7,9 +7,7 @@ Start with `llm_batch_assets`, `build_llm_batch_sensor` and `LLMBatchResource`. 
 asked for: who needs the engine alone, as the command line does, waits for no Dagster.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dagster_shared.libraries import DagsterLibraryRegistry
@@ -35,7 +33,9 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.prompt import Prompt
     from dagster_llm_batch.core.response import Embedding
     from dagster_llm_batch.engine import Fallback, RetryPolicy
-    from dagster_llm_batch.evaluation_assets import (
+    from dagster_llm_batch.jobs import build_llm_batch_jobs
+    from dagster_llm_batch.parquet import HiveParquetIOManager
+    from dagster_llm_batch.quality import (
         agreement_assets,
         cost_assets,
         drift_assets,
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
         rubric_judge_assets,
         skew_assets,
     )
-    from dagster_llm_batch.jobs import build_llm_batch_jobs
-    from dagster_llm_batch.parquet import HiveParquetIOManager
     from dagster_llm_batch.resources import (
         AnthropicBatchResource,
         BedrockBatchResource,
@@ -120,7 +118,7 @@ _MODULES = {
     "llm_batch_assets": "assets",
     "on_labels_ready": "automation",
 }
-_MODULES_BY_END = {"Component": "components", "_assets": "evaluation_assets"}
+_MODULES_BY_END = {"Component": "components", "_assets": "quality"}
 """Where names are; the others are in `resources`."""
 
 
@@ -139,17 +137,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-class _Package(ModuleType):
-    """The function `evaluation_assets` has the name of the package that it is in: importing that must not hide it."""
-
-    @property
-    def evaluation_assets(self) -> Any:
-        return import_module(f"{__name__}.evaluation_assets").evaluation_assets
-
-    @evaluation_assets.setter
-    def evaluation_assets(self, package: ModuleType) -> None:
-        """Where Python would keep the package."""
-
-
-sys.modules[__name__].__class__ = _Package
 DagsterLibraryRegistry.register("dagster-llm-batch", __version__, is_dagster_package=False)

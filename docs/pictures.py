@@ -27,7 +27,7 @@ from dagster_llm_batch.evaluation import (
     pareto_png,
     reliability_png,
 )
-from dagster_llm_batch.evaluation_assets.pictures import reduced
+from dagster_llm_batch.quality.pictures import reduced
 
 CLASSES = np.array(["billing", "bug", "how_to", "refund"])
 TOPIC = Target("topic", confidence_column="confidence")

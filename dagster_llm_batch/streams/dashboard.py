@@ -10,9 +10,9 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, upstream_key
 from dagster_llm_batch.assets.output import Frame, check_frame
 from dagster_llm_batch.evaluation.schemas import table_of
-from dagster_llm_batch.evaluation_assets.pictures import picture
-from dagster_llm_batch.evaluation_assets.stored import StoredTables
-from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling
+from dagster_llm_batch.quality.pictures import picture
+from dagster_llm_batch.quality.stored import StoredTables
+from dagster_llm_batch.quality.tabling import Computed, Tabling
 from dagster_llm_batch.streams.client import Connection
 from dagster_llm_batch.streams.figures import StreamFigures, figures_markdown, latency_png, stream_figures
 from dagster_llm_batch.streams.messages import KEY

@@ -28,20 +28,11 @@ def test_the_exported_names_are_those_of_all_sorted_and_documented():
     assert all(getattr(dagster_llm_batch, name).__doc__ for name in exported)
     assert set(exported) <= set(dir(dagster_llm_batch))  # Dagster looks for components there
     modules = {name for name, value in vars(dagster_llm_batch).items() if type(value).__name__ == "module"}
-    others = {*modules, "Any", "DagsterLibraryRegistry", "ModuleType", "TYPE_CHECKING", "import_module"}
+    others = {*modules, "Any", "DagsterLibraryRegistry", "TYPE_CHECKING", "import_module"}
     kept = {name for name in vars(dagster_llm_batch) if not name.startswith("_")} - others
-    assert kept | {"__version__", "evaluation_assets"} == set(exported)
+    assert kept | {"__version__"} == set(exported)
     with pytest.raises(AttributeError, match=r"module 'dagster_llm_batch' has no attribute 'nothing'"):
         _ = dagster_llm_batch.nothing
-
-
-@pytest.mark.parametrize("first", ["evaluation_assets", "components", "evaluation_assets.costs"])
-def test_the_function_evaluation_assets_is_not_hidden_by_the_package_of_its_name(first):
-    script = (
-        f"import dagster_llm_batch.{first}\nfrom dagster_llm_batch import evaluation_assets\nprint(evaluation_assets)"
-    )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert found.stdout.startswith("<function evaluation_assets")
 
 
 def test_importing_the_package_or_its_engine_imports_no_dagster():

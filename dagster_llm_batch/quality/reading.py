@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation import Target
-from dagster_llm_batch.evaluation_assets.stored import StoredTables, stacked
-from dagster_llm_batch.evaluation_assets.upstreams import Candidate
+from dagster_llm_batch.quality.stored import StoredTables, stacked
+from dagster_llm_batch.quality.upstreams import Candidate
 
 __all__ = ["Read", "Upstreams"]
 

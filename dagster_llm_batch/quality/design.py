@@ -10,10 +10,10 @@ import dagster as dg
 from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.evaluation import Target
-from dagster_llm_batch.evaluation_assets.following import whenever_new
-from dagster_llm_batch.evaluation_assets.tabling import Tabling, code_digest
-from dagster_llm_batch.evaluation_assets.thresholds import Thresholds
-from dagster_llm_batch.evaluation_assets.upstreams import Candidate
+from dagster_llm_batch.quality.following import whenever_new
+from dagster_llm_batch.quality.tabling import Tabling, code_digest
+from dagster_llm_batch.quality.thresholds import Thresholds
+from dagster_llm_batch.quality.upstreams import Candidate
 
 __all__ = ["Design"]
 

@@ -22,10 +22,10 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.cases import pairwise_cases, rubric_cases
 from dagster_llm_batch.evaluation.pairwise import VERDICTS
-from dagster_llm_batch.evaluation_assets import judgments
-from dagster_llm_batch.evaluation_assets.judging import Judge, instructed, response_schema
-from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling, quiet_check_spec
-from dagster_llm_batch.evaluation_assets.upstreams import Candidates, candidates_of
+from dagster_llm_batch.quality import judgments
+from dagster_llm_batch.quality.judging import Judge, instructed, response_schema
+from dagster_llm_batch.quality.tabling import Computed, Tabling, quiet_check_spec
+from dagster_llm_batch.quality.upstreams import Candidates, candidates_of
 
 __all__ = ["pairwise_judge_assets", "rubric_judge_assets"]
 

@@ -30,9 +30,9 @@ from dagster_llm_batch.evaluation import (
 from dagster_llm_batch.evaluation.pareto import bake_off_markdown
 from dagster_llm_batch.evaluation.regression import regressions_markdown
 from dagster_llm_batch.evaluation.text import usd_text
-from dagster_llm_batch.evaluation_assets.pictures import MAX_PICTURES, picture
-from dagster_llm_batch.evaluation_assets.reading import Read
-from dagster_llm_batch.evaluation_assets.upstreams import Candidate
+from dagster_llm_batch.quality.pictures import MAX_PICTURES, picture
+from dagster_llm_batch.quality.reading import Read
+from dagster_llm_batch.quality.upstreams import Candidate
 
 __all__ = [
     "DOCS",

@@ -27,8 +27,8 @@ from dagster_llm_batch.errors import ConfigError, InputError, TransientError
 from dagster_llm_batch.evaluation import Target, plain_text
 from dagster_llm_batch.evaluation.keyhash import draw_keys
 from dagster_llm_batch.evaluation.skew import Skew, side_by_side, skew_between, skew_markdown, skew_to_arrow
-from dagster_llm_batch.evaluation_assets.stored import StoredTables
-from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling, code_digest, quiet_check_spec
+from dagster_llm_batch.quality.stored import StoredTables
+from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest, quiet_check_spec
 from dagster_llm_batch.types import Lane
 
 __all__ = ["skew_assets"]

@@ -11,13 +11,13 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
 from dagster_llm_batch.assets.output import Frame, check_frame
 from dagster_llm_batch.evaluation import Target
-from dagster_llm_batch.evaluation_assets.accepting import accepted_asset
-from dagster_llm_batch.evaluation_assets.computing import evaluation_asset
-from dagster_llm_batch.evaluation_assets.design import Design
-from dagster_llm_batch.evaluation_assets.tabling import Tabling
-from dagster_llm_batch.evaluation_assets.targets import Kind, targets_of
-from dagster_llm_batch.evaluation_assets.thresholds import Thresholds
-from dagster_llm_batch.evaluation_assets.upstreams import Candidates, candidates_of
+from dagster_llm_batch.quality.accepting import accepted_asset
+from dagster_llm_batch.quality.computing import evaluation_asset
+from dagster_llm_batch.quality.design import Design
+from dagster_llm_batch.quality.tabling import Tabling
+from dagster_llm_batch.quality.targets import Kind, targets_of
+from dagster_llm_batch.quality.thresholds import Thresholds
+from dagster_llm_batch.quality.upstreams import Candidates, candidates_of
 
 __all__ = ["evaluation_assets"]
 
@@ -61,7 +61,7 @@ def evaluation_assets(
 
     With `partitions_def`, each partition is evaluated by itself, and gold may be partitioned alike or not at all.
     Without, all materialized partitions are read, one by one, and evaluated together; keys must be unique over all of
-    them. `evaluation_assets.reading` says which gold rows count. Needs the extra `evaluation` when it runs.
+    them. `quality.reading` says which gold rows count. Needs the extra `evaluation` when it runs.
 
     Args:
         name: Name of the evaluation asset.

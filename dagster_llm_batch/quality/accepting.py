@@ -27,10 +27,10 @@ from dagster_llm_batch.evaluation import Evaluation, Regression, evaluate, join,
 from dagster_llm_batch.evaluation.pareto import bake_off_markdown
 from dagster_llm_batch.evaluation.regression import regressions_markdown
 from dagster_llm_batch.evaluation.text import plain_text
-from dagster_llm_batch.evaluation_assets.design import Design
-from dagster_llm_batch.evaluation_assets.reading import Read, Upstreams
-from dagster_llm_batch.evaluation_assets.stored import columns_of, stacked
-from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling
+from dagster_llm_batch.quality.design import Design
+from dagster_llm_batch.quality.reading import Read, Upstreams
+from dagster_llm_batch.quality.stored import columns_of, stacked
+from dagster_llm_batch.quality.tabling import Computed, Tabling
 
 __all__ = ["CHECK", "Accept", "Accepted", "accepted_asset", "regression_verdict"]
 

@@ -13,10 +13,10 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.assets.output import Frame, check_frame
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation_assets.drifting import CHECK, DriftDesign, drift_asset
-from dagster_llm_batch.evaluation_assets.following import follow
-from dagster_llm_batch.evaluation_assets.tabling import Tabling, quiet_check_spec
-from dagster_llm_batch.evaluation_assets.upstreams import Candidates, candidates_of
+from dagster_llm_batch.quality.drifting import CHECK, DriftDesign, drift_asset
+from dagster_llm_batch.quality.following import follow
+from dagster_llm_batch.quality.tabling import Tabling, quiet_check_spec
+from dagster_llm_batch.quality.upstreams import Candidates, candidates_of
 
 __all__ = ["drift_assets"]
 

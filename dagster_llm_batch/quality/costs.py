@@ -16,10 +16,10 @@ from dagster_llm_batch.evaluation import DayCost, costs_png
 from dagster_llm_batch.evaluation.schemas import USD
 from dagster_llm_batch.evaluation.tables import rows_markdown
 from dagster_llm_batch.evaluation.text import usd_text
-from dagster_llm_batch.evaluation_assets.following import follow
-from dagster_llm_batch.evaluation_assets.pictures import picture
-from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling, code_digest
-from dagster_llm_batch.evaluation_assets.upstreams import Candidates, candidates_of
+from dagster_llm_batch.quality.following import follow
+from dagster_llm_batch.quality.pictures import picture
+from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest
+from dagster_llm_batch.quality.upstreams import Candidates, candidates_of
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.storage.records import Submission
 

@@ -15,11 +15,11 @@ from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.cases import ANSWERS, CASE_ID, JUDGE_COLUMNS
-from dagster_llm_batch.evaluation_assets.following import follow
-from dagster_llm_batch.evaluation_assets.judgments import CASE_DOCS
-from dagster_llm_batch.evaluation_assets.stored import StoredTables, stacked
-from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling, code_digest
-from dagster_llm_batch.evaluation_assets.upstreams import Candidate
+from dagster_llm_batch.quality.following import follow
+from dagster_llm_batch.quality.judgments import CASE_DOCS
+from dagster_llm_batch.quality.stored import StoredTables, stacked
+from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest
+from dagster_llm_batch.quality.upstreams import Candidate
 
 __all__ = ["Figures", "Judge", "instructed", "response_schema"]
 

@@ -13,8 +13,8 @@ from dagster_llm_batch.evaluation.duels import pairwise_png
 from dagster_llm_batch.evaluation.pairwise import Pairwise, compare_pairs, pairwise_markdown, pairwise_to_arrow
 from dagster_llm_batch.evaluation.rubric import Rubric, rubric_markdown, rubric_to_arrow, score_rubric
 from dagster_llm_batch.evaluation.text import plain_text
-from dagster_llm_batch.evaluation_assets.pictures import picture
-from dagster_llm_batch.evaluation_assets.tabling import Computed
+from dagster_llm_batch.quality.pictures import picture
+from dagster_llm_batch.quality.tabling import Computed
 
 __all__ = ["CASE_DOCS", "CONSISTENCY", "SCORE", "pairwise", "rubric"]
 

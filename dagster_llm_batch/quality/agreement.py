@@ -10,11 +10,11 @@ from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
 from dagster_llm_batch.assets.output import Frame, check_frame
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation import Target
-from dagster_llm_batch.evaluation_assets.agreeing import AgreementDesign, agreement_asset
-from dagster_llm_batch.evaluation_assets.following import follow
-from dagster_llm_batch.evaluation_assets.tabling import Tabling
-from dagster_llm_batch.evaluation_assets.targets import Kind, targets_of
-from dagster_llm_batch.evaluation_assets.upstreams import Candidates, candidates_of
+from dagster_llm_batch.quality.agreeing import AgreementDesign, agreement_asset
+from dagster_llm_batch.quality.following import follow
+from dagster_llm_batch.quality.tabling import Tabling
+from dagster_llm_batch.quality.targets import Kind, targets_of
+from dagster_llm_batch.quality.upstreams import Candidates, candidates_of
 
 __all__ = ["agreement_assets"]
 

@@ -16,11 +16,11 @@ from dagster_llm_batch.evaluation import (
     evaluations_to_arrow,
     regressions_to_arrow,
 )
-from dagster_llm_batch.evaluation_assets import showing
-from dagster_llm_batch.evaluation_assets.accepting import CHECK, Accepted, regression_verdict
-from dagster_llm_batch.evaluation_assets.design import Design
-from dagster_llm_batch.evaluation_assets.reading import Read, Upstreams
-from dagster_llm_batch.evaluation_assets.tabling import Computed, quiet_check_spec
+from dagster_llm_batch.quality import showing
+from dagster_llm_batch.quality.accepting import CHECK, Accepted, regression_verdict
+from dagster_llm_batch.quality.design import Design
+from dagster_llm_batch.quality.reading import Read, Upstreams
+from dagster_llm_batch.quality.tabling import Computed, quiet_check_spec
 
 __all__ = ["evaluation_asset"]
 

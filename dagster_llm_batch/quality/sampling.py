@@ -17,10 +17,10 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.sampling import check_design, propose
 from dagster_llm_batch.evaluation.signals import gold_signals
 from dagster_llm_batch.evaluation.tables import rows_markdown
-from dagster_llm_batch.evaluation_assets.following import follow
-from dagster_llm_batch.evaluation_assets.stored import StoredTables, stacked
-from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling, code_digest
-from dagster_llm_batch.evaluation_assets.upstreams import Candidate, Candidates, candidates_of
+from dagster_llm_batch.quality.following import follow
+from dagster_llm_batch.quality.stored import StoredTables, stacked
+from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest
+from dagster_llm_batch.quality.upstreams import Candidate, Candidates, candidates_of
 
 __all__ = ["gold_sample_assets"]
 

@@ -27,10 +27,10 @@ from dagster_llm_batch.evaluation import (
 )
 from dagster_llm_batch.evaluation.drift import drifts_markdown
 from dagster_llm_batch.evaluation.joining import succeeded
-from dagster_llm_batch.evaluation_assets.pictures import MAX_PICTURES, picture
-from dagster_llm_batch.evaluation_assets.stored import StoredTables
-from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling, code_digest
-from dagster_llm_batch.evaluation_assets.upstreams import Candidate
+from dagster_llm_batch.quality.pictures import MAX_PICTURES, picture
+from dagster_llm_batch.quality.stored import StoredTables
+from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest
+from dagster_llm_batch.quality.upstreams import Candidate
 
 __all__ = ["CHECK", "DriftDesign", "drift_asset"]
 

@@ -24,10 +24,10 @@ from dagster_llm_batch.evaluation import (
 from dagster_llm_batch.evaluation.joining import succeeded
 from dagster_llm_batch.evaluation.labelers import labelers_markdown, pairs_markdown
 from dagster_llm_batch.evaluation.schemas import table_of
-from dagster_llm_batch.evaluation_assets.pictures import MAX_PICTURES, picture
-from dagster_llm_batch.evaluation_assets.stored import StoredTables, stacked
-from dagster_llm_batch.evaluation_assets.tabling import Computed, Tabling, code_digest, quiet_check_spec
-from dagster_llm_batch.evaluation_assets.upstreams import Candidate
+from dagster_llm_batch.quality.pictures import MAX_PICTURES, picture
+from dagster_llm_batch.quality.stored import StoredTables, stacked
+from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest, quiet_check_spec
+from dagster_llm_batch.quality.upstreams import Candidate
 
 __all__ = ["AgreementDesign", "agreement_asset"]
 
