@@ -1,4 +1,4 @@
-"""A real Ray of one node, in a network of its own that has only a loopback: Ray itself listens on every address."""
+"""A real Ray, of one node or more, in a network of its own that has only a loopback: Ray listens on every address."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pathlib import Path
 ADDRESS = "http://127.0.0.1:8265"
 _NEW_NETWORK, _NEW_USER = 0x40000000, 0x10000000
 _SET_FLAGS, _UP = 0x8914, 0x1 | 0x40
+_SET_ADDRESS = 0x8916
 
 
 def alone_on_loopback() -> None:
@@ -33,16 +34,40 @@ def alone_on_loopback() -> None:
         fcntl.ioctl(one, _SET_FLAGS, struct.pack("16sh", b"lo", _UP))
 
 
+def have_an_address() -> None:
+    """Give this process's own network an address besides 127.0.0.1: without one, getaddrinfo finds no host's name."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        address = struct.pack("16sHH4s8x", b"lo:1", socket.AF_INET, 0, socket.inet_aton("192.0.2.1"))
+        fcntl.ioctl(one, _SET_ADDRESS, address)
+
+
 class Cluster:
-    """Started and stopped as one process group. `logical_cpus` are what Ray shares out, whatever the machine has."""
+    """Started and stopped as process groups. `logical_cpus` are what Ray shares out of each node, whatever is there."""
 
     def __init__(self, logical_cpus: int = 2) -> None:
         self._logical_cpus = logical_cpus
-        self._process: subprocess.Popen[bytes] | None = None
+        self._nodes: list[subprocess.Popen[bytes]] = []
         self._folder = ""
 
     def start(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets' paths must be short
+        head = ["--head", "--port=6379", f"--temp-dir={self._folder}"]
+        head += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", "--dashboard-port=8265"]
+        process = self._ray("127.0.0.1", *head)
+        end = time.monotonic() + 120
+        while not _answers():
+            assert process.poll() is None, Path(self._folder, "127.0.0.1.log").read_text()
+            assert time.monotonic() < end, "the head never answered"
+            time.sleep(0.2)
+
+    def add_node(self) -> subprocess.Popen[bytes]:
+        """One more, with an address of its own; it comes when it is ready."""
+        number = len(self._nodes) + 1
+        return self._ray(
+            f"127.0.0.{number}", "--address=127.0.0.1:6379", f"--dashboard-agent-listen-port={52365 + number}"
+        )
+
+    def _ray(self, address: str, *words: str) -> subprocess.Popen[bytes]:
         ray = Path(sys.executable).with_name("ray")
         environment = {
             **os.environ,
@@ -51,28 +76,29 @@ class Cluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_memory_monitor_refresh_ms": "0",  # it kills workers for what other processes of the machine take
         }
-        command = [str(ray), "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--port=6379"]
-        command += [f"--num-cpus={self._logical_cpus}", "--object-store-memory=150000000", f"--temp-dir={self._folder}"]
-        command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", "--dashboard-port=8265"]
-        log = Path(self._folder, "start.log")
-        with log.open("wb") as said:
-            self._process = subprocess.Popen(
+        command = [str(ray), "start", "--block", f"--node-ip-address={address}", *words]
+        command += [f"--num-cpus={self._logical_cpus}", "--object-store-memory=150000000"]
+        with Path(self._folder, f"{address}.log").open("wb") as said:
+            node = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
             )
-        end = time.monotonic() + 120
-        while not _answers():
-            assert self._process.poll() is None, log.read_text()
-            assert time.monotonic() < end, "the head never answered"
-            time.sleep(0.2)
+        self._nodes.append(node)
+        return node
 
     def kill(self) -> None:
-        """End it as a machine that fails does: nothing is told anything."""
-        assert self._process is not None
-        for pid in _family(self._process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self._process.wait()
+        """End all of it as machines that fail do: nothing is told anything."""
+        for node in self._nodes:
+            kill_node(node)
+        self._nodes.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def kill_node(node: subprocess.Popen[bytes]) -> None:
+    """As a power cut: the node's daemons and all that they have started are gone at once."""
+    for pid in family(node.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    node.wait()
 
 
 def _answers() -> bool:
@@ -84,7 +110,7 @@ def _answers() -> bool:
         return False
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     """The process and all that it has started, by the tree of parents."""
     found = [pid]
     listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout

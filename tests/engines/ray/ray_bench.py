@@ -27,6 +27,13 @@ def shouting(
     return RayProvider(ADDRESS, str(storage), answers, runtime_env=environment, headers=headers)
 
 
+def asked(folder: Path) -> list[tuple[int, str]]:
+    """Process and text of each row that a worker was asked for."""
+    path = folder / "asked"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(int(pid), text) for pid, text in (line.split(" ", 1) for line in lines)]
+
+
 def batch_file(provider: RayProvider, texts: Iterable[str], spec: RequestSpec = SPEC) -> io.BytesIO:
     """Requests n-0, n-1, … as a request file."""
     codec = provider.codec(spec)

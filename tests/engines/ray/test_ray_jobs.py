@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from cluster import ADDRESS, Cluster
-from ray_bench import SPEC, batch_file, report, results, shouting, submit, until, wait_for_end
+from ray_bench import SPEC, asked, batch_file, report, results, shouting, submit, until, wait_for_end
 
 from dagster_llm_batch.errors import RefusedError, TransientError
 from dagster_llm_batch.providers.ray import RayProvider
@@ -24,13 +24,6 @@ from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, Outco
 
 pytestmark = pytest.mark.usefixtures("cluster")
 HINTS = FindHints(datetime.now(UTC), 3, "n")
-
-
-def asked(folder: Path) -> list[tuple[int, str]]:
-    """Process and text of each row that a worker was asked for."""
-    path = folder / "asked"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [(int(pid), text) for pid, text in (line.split(" ", 1) for line in lines)]
 
 
 def test_a_row_that_fails_is_a_row_and_takes_no_other_along(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cluster import Cluster
 
@@ -94,6 +95,23 @@ def test_a_worker_that_dies_is_replaced_and_its_rows_are_asked_once(tmp_path: An
     there = stored(house, house.engine().plan(replace(definition, workers=RayWorkers()), dying))
     assert Path(marker).exists()
     assert_same_plan(here, there)
+
+
+def test_written_labels_are_a_partitioned_table_with_the_rows_of_one_process(
+    tmp_path: Path, house: House, data: Any, monkeypatch: Any
+) -> None:
+    definition = labeling(workers=RayWorkers())
+    submission_id = house.run(definition, dataset(data)).submission.submission_id
+    for region, part_rows in (("eu", 1_000), ("us", 5_000), ("us", 5_000)):  # taken apart, whole, and once more
+        monkeypatch.setattr("dagster_llm_batch.engine.scattering.PART_ROWS", part_rows)
+        folders = [f"{tmp_path}/{name}/region={region}" for name in ("labels", "rejects")]
+        written = house.engine().write_labels(definition, submission_id, *folders)
+        assert (written.labels, written.rejects) == (3_000, 0)
+    found = data.read_parquet(f"{tmp_path}/labels").groupby("region").count().take_all()
+    assert {row["region"]: row["count()"] for row in found} == {"eu": 3_000, "us": 3_000}
+    alone = house.engine().labels(labeling(), submission_id).labels
+    for region in ("eu", "us"):
+        assert by_key(pq.read_table(f"{tmp_path}/labels/region={region}", partitioning=None)) == by_key(alone)
 
 
 def test_wrong_rows_are_told_as_one_process_tells_them(house: House, data: Any) -> None:
