@@ -43,6 +43,7 @@ from dagster_llm_batch.errors import (
 )
 from dagster_llm_batch.providers.addresses import checked_address
 from dagster_llm_batch.providers.openai_lines import OpenAILines
+from dagster_llm_batch.providers.own_machines import OwnMachines
 from dagster_llm_batch.providers.polling import poll_batches
 from dagster_llm_batch.providers.ray_answers import RayAnswers
 from dagster_llm_batch.providers.ray_errors import UnknownJobError, provider_error
@@ -68,7 +69,7 @@ _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _LOOK_SECONDS = 0.5
 
 
-class RayProvider:
+class RayProvider(OwnMachines):
     """Batches as jobs of the cluster whose job server (its dashboard) is at `address`.
 
     `answers` says how lines are answered; `runtime_env` is Ray's, for what the workers need. `account` names whose
@@ -90,44 +91,19 @@ class RayProvider:
         checked_address(address, "address of the Ray cluster", "http://ray-head:8265")
         if "@" in storage.partition("://")[2].partition("/")[0]:
             raise ConfigError("The storage holds a user name or a password, which would be shown; leave them out.")
+        super().__init__(name, answers.described() if account is None else account, limits)
         self._address = address
         self._storage = storage.rstrip("/")
         self._answers = answers
-        self._name = name
-        self._account = answers.described() if account is None else account
         self._runtime_env = dict(runtime_env or {})
         self._headers = dict(headers or {})
-        self._limits = limits
         self._timeout_seconds = timeout_seconds
         self._known_client: Any = None
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"
-
-    @property
-    def name(self) -> str:
-        """See Provider.name."""
-        return self._name
-
-    @property
-    def account(self) -> str:
-        """See Provider.account."""
-        return self._account
-
-    @property
-    def price_book(self) -> str | None:
-        """See Provider.price_book. Nobody bills the user's own machines."""
-        return None
-
-    @property
-    def settle_seconds(self) -> float:
-        """See Provider.settle_seconds. The same tag makes no second job, so sending again is always safe."""
-        return 0.0
-
     def codec(self, spec: RequestSpec) -> OpenAILines:
-        """See Provider.codec. The response schema goes out as it is, as for a command."""
+        """See Provider.codec. What answers may not take all of it."""
         self._answers.check(spec)
-        return OpenAILines(spec, self._limits, dict)
+        return super().codec(spec)
 
     # Submit
 

@@ -30,11 +30,11 @@ from typing import Any, BinaryIO
 from dagster_llm_batch.errors import ConfigError, RefusedError, TransientError
 from dagster_llm_batch.providers.command_line import checked_command, filled
 from dagster_llm_batch.providers.files import time_of
-from dagster_llm_batch.providers.openai_lines import OpenAILines
+from dagster_llm_batch.providers.own_machines import OwnMachines
+from dagster_llm_batch.providers.slurm_batch import SlurmBatch
 from dagster_llm_batch.providers.slurm_client import SlurmClient
-from dagster_llm_batch.providers.slurm_job import SlurmJob
 from dagster_llm_batch.providers.slurm_options import SlurmOptions
-from dagster_llm_batch.providers.slurm_states import LATE, JobTask, Verdict, of_all, of_exit, of_state
+from dagster_llm_batch.providers.slurm_states import LATE, ArrayTask, Verdict, of_all, of_exit, of_state
 from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, FindHints, Found, Limits, RequestSpec
 
 __all__ = ["SLURM_LIMITS", "SlurmProvider"]
@@ -46,7 +46,7 @@ _MAX_TASKS = 1_000  # of an array: Slurm's default for MaxArraySize is 1,001
 _CLOCKS_APART = timedelta(hours=1)  # of the machines that write times down
 
 
-class SlurmProvider:
+class SlurmProvider(OwnMachines):
     """Batches run by `command`, in which {input}, {output} and {model} are replaced. Building calls nothing.
 
     Args:
@@ -81,51 +81,26 @@ class SlurmProvider:
         grace_seconds: float = 10.0,
         lag_seconds: float = 60.0,
     ) -> None:
-        self._command = checked_command(command)
         _at_least_one("requests_per_task", requests_per_task)
         if max_running_tasks is not None:
             _at_least_one("max_running_tasks", max_running_tasks)
+        super().__init__(
+            name,
+            shlex.join(command) if account is None else account,
+            replace(limits, max_requests=min(limits.max_requests, requests_per_task * _MAX_TASKS)),
+            settle_seconds,  # the controller may still read a request whose sender is dead
+        )
+        self._command = checked_command(command)
         self._workdir = Path(workdir).expanduser().absolute()
         self._options = options or SlurmOptions()
-        self._name = name
-        self._account = shlex.join(command) if account is None else account
-        self._limits = replace(limits, max_requests=min(limits.max_requests, requests_per_task * _MAX_TASKS))
         self._requests_per_task = requests_per_task
         self._max_running_tasks = max_running_tasks
         self._row_by_row = row_by_row
         self._requeue = requeue
         self._python = python
-        self._settle_seconds = settle_seconds
         self._grace_seconds = grace_seconds
         self._lag_seconds = lag_seconds
         self._slurm = SlurmClient(export, timeout_seconds)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"
-
-    @property
-    def name(self) -> str:
-        """See Provider.name."""
-        return self._name
-
-    @property
-    def account(self) -> str:
-        """See Provider.account."""
-        return self._account
-
-    @property
-    def price_book(self) -> str | None:
-        """See Provider.price_book. Nobody bills the user's own cluster."""
-        return None
-
-    @property
-    def settle_seconds(self) -> float:
-        """See Provider.settle_seconds. The controller may still read a request whose sender is dead."""
-        return self._settle_seconds
-
-    def codec(self, spec: RequestSpec) -> OpenAILines:
-        """See Provider.codec. The response schema goes out as it is: guided decoding takes more than strict mode."""
-        return OpenAILines(spec, self._limits, dict)
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         """See Provider.submit. The folder with the intent is on disk before sbatch is called, once."""
@@ -138,25 +113,25 @@ class SlurmProvider:
         }
         script = f"#!/usr/bin/env -S {self._python} -I -S\n{_BODY.read_text(encoding='utf-8')}"
         try:
-            job = SlurmJob.create(self._workdir, tag, lines, self._requests_per_task, _MAX_TASKS, plan, script)
+            batch = SlurmBatch.create(self._workdir, tag, lines, self._requests_per_task, _MAX_TASKS, plan, script)
         except OSError as error:
             raise TransientError(f"Could not write the batch '{tag}' below {self._workdir}: {error}") from error
         try:
-            job_id = self._slurm.submit(self._submit_options(job), job.script, job.path)
+            job_id = self._slurm.submit(self._submit_options(batch), batch.script, batch.path)
         except (RefusedError, TransientError):
-            job.discard()  # Slurm has not taken it, for certain
+            batch.discard()  # Slurm has not taken it, for certain
             raise
-        job.accepted(job_id)
-        return job.batch_id
+        batch.accepted(job_id)
+        return batch.batch_id
 
-    def _submit_options(self, job: SlurmJob) -> list[str]:
-        tasks = len((job.plan() or {})["requests"])
+    def _submit_options(self, batch: SlurmBatch) -> list[str]:
+        tasks = len((batch.plan() or {})["requests"])
         cap = f"%{self._max_running_tasks}" if self._max_running_tasks is not None else ""
         return [
             *self._options.words(),
-            f"--job-name={job.batch_id}",
-            f"--comment={_COMMENT}{job.batch_id}",
-            f"--output={job.log_path(array=tasks > 1)}",
+            f"--job-name={batch.batch_id}",
+            f"--comment={_COMMENT}{batch.batch_id}",
+            f"--output={batch.log_path(array=tasks > 1)}",
             "--open-mode=append",
             "--export=ALL",  # of an environment that holds nothing but what was asked for
             "--requeue" if self._requeue else "--no-requeue",
@@ -166,10 +141,10 @@ class SlurmProvider:
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent:
         """See Provider.find. Folder, controller and accounting are asked in turn; raises where one cannot be asked."""
-        tries = [job for job in SlurmJob.tries(self._workdir, tag) if job.batch_id not in hints.known]
-        for job in tries:
-            if job.has_left_traces():
-                return Found(job.batch_id)
+        tries = [batch for batch in SlurmBatch.tries(self._workdir, tag) if batch.batch_id not in hints.known]
+        for batch in tries:
+            if batch.has_left_traces():
+                return Found(batch.batch_id)
         for tasks in (self._slurm.queue, partial(self._slurm.accounts, hints.sent_at - _CLOCKS_APART)):
             for task in tasks():
                 if task.name.rpartition(".")[0] == tag and _is_ours(task) and task.name not in hints.known:
@@ -178,48 +153,48 @@ class SlurmProvider:
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
         """See Provider.poll. The controller is asked once for all that have not ended by their own account."""
-        jobs = {batch_id: SlurmJob(self._workdir / Path(batch_id).name) for batch_id in batch_ids}
-        asked = [batch_id for batch_id, job in jobs.items() if not _ended_well(job)]
+        batches = {batch_id: SlurmBatch(self._workdir / Path(batch_id).name) for batch_id in batch_ids}
+        asked = [batch_id for batch_id, batch in batches.items() if not _ended_well(batch)]
         known = _by_name(self._slurm.queue(asked)) if asked else {}
         if lost := [batch_id for batch_id in asked if batch_id not in known]:
-            begun = [at for batch_id in lost if (at := time_of(jobs[batch_id].plan(), "created_at"))]
+            begun = [at for batch_id in lost if (at := time_of(batches[batch_id].plan(), "created_at"))]
             since = min(begun, default=datetime.now(UTC) - timedelta(days=30)) - _CLOCKS_APART
             known |= _by_name(self._slurm.accounts(since, lost))
         for batch_id in asked:
-            jobs[batch_id].note_ends(known.get(batch_id, {}))
-        return {batch_id: self._report(job, known.get(batch_id, {})) for batch_id, job in jobs.items()}
+            batches[batch_id].note_ends(known.get(batch_id, {}))
+        return {batch_id: self._report(batch, known.get(batch_id, {})) for batch_id, batch in batches.items()}
 
-    def _report(self, job: SlurmJob, known: Mapping[int, JobTask]) -> BatchReport:
-        plan = job.plan() or {}
+    def _report(self, batch: SlurmBatch, known: Mapping[int, ArrayTask]) -> BatchReport:
+        plan = batch.plan() or {}
         requests: list[int] = plan.get("requests") or [0] * len(known)
-        exits = job.exits()
-        known = {**job.noted_ends(), **known}
-        verdicts = {task: self._verdict(job, task, exits.get(task), known.get(task)) for task in range(len(requests))}
+        exits = batch.exits()
+        known = {**batch.noted_ends(), **known}
+        verdicts = {task: self._verdict(batch, task, exits.get(task), known.get(task)) for task in range(len(requests))}
         over = of_all(verdicts, exits) if verdicts else Verdict(None)
         status, reason = over.status, over.reason
         if status is None:
-            where = f"Slurm knows no job named '{job.batch_id}', and {job.path} does not say how it ended."
-            return BatchReport(job.batch_id, BatchStatus.NOT_FOUND, reason=where)
-        if status.is_stoppable and job.is_asked_to_stop():
+            where = f"Slurm knows no job named '{batch.batch_id}', and {batch.path} does not say how it ended."
+            return BatchReport(batch.batch_id, BatchStatus.NOT_FOUND, reason=where)
+        if status.is_stoppable and batch.is_asked_to_stop():
             status = BatchStatus.CANCELING
         ends = [at for said in exits.values() if (at := time_of(said, "ended_at"))]
         ends += [datetime.fromtimestamp(task.ended_at, UTC) for task in known.values() if task.ended_at]
         return BatchReport(
-            job.batch_id,
+            batch.batch_id,
             status,
             total=sum(requests) or None,
-            done=sum(job.done(task) for task in verdicts),
+            done=sum(batch.done(task) for task in verdicts),
             reason=reason,
             retryable=over.retryable,
             created_at=time_of(plan, "created_at"),
             ended_at=max(ends, default=None) if status.is_terminal else None,
         )
 
-    def _verdict(self, job: SlurmJob, task: int, said: Mapping[str, Any] | None, seen: JobTask | None) -> Verdict:
+    def _verdict(self, batch: SlurmBatch, task: int, said: Mapping[str, Any] | None, seen: ArrayTask | None) -> Verdict:
         if said is not None:
             state = seen.state if seen else None
-            return of_exit(said, state, has_output=bool(job.outputs(task)), log=job.log_tail(task))
-        asked = job.is_asked_to_stop()
+            return of_exit(said, state, has_output=bool(batch.outputs(task)), log=batch.log_tail(task))
+        asked = batch.is_asked_to_stop()
         if seen is None:  # nothing starts that was asked to stop, and what runs is known
             return Verdict(BatchStatus.CANCELED if asked else None)
         if seen.state in LATE:
@@ -227,15 +202,15 @@ class SlurmProvider:
                 return Verdict(BatchStatus.RUNNING)
             if asked:
                 return Verdict(BatchStatus.CANCELED)
-        return of_state(seen.state, seen.reason, job.log_tail(task))
+        return of_state(seen.state, seen.reason, batch.log_tail(task))
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch. Of tasks that died, what their command had written."""
-        job = SlurmJob(self._workdir / Path(batch_id).name)
+        batch = SlurmBatch(self._workdir / Path(batch_id).name)
         status = self.poll([batch_id])[batch_id].status
         if not status.is_terminal and status is not BatchStatus.NOT_FOUND:
             raise TransientError(f"The batch '{batch_id}' still runs; its results are there when it has ended.")
-        yield from job.lines(len((job.plan() or {}).get("requests", ())))
+        yield from batch.lines(len((batch.plan() or {}).get("requests", ())))
 
     def cancel(self, batch_id: str) -> None:
         """See Provider.cancel."""
@@ -243,9 +218,9 @@ class SlurmProvider:
         if report.status is BatchStatus.NOT_FOUND:
             raise RefusedError(report.reason or f"There is no batch '{batch_id}'.")
         if not report.status.is_terminal:
-            job = SlurmJob(self._workdir / Path(batch_id).name)
-            if job.plan() is not None:
-                job.ask_to_stop()
+            batch = SlurmBatch(self._workdir / Path(batch_id).name)
+            if batch.plan() is not None:
+                batch.ask_to_stop()
             self._slurm.cancel(batch_id)
 
     def respond(self, line: bytes) -> bytes:
@@ -261,27 +236,23 @@ class SlurmProvider:
                 raise RefusedError(f"The command gave no answer. {said}".strip())
             return answer + b"\n"
 
-    def console_url(self, batch_id: str) -> None:
-        """See Provider.console_url. There is none; `squeue --name` takes the batch id."""
-        del batch_id
 
-
-def _ended_well(job: SlurmJob) -> bool:
+def _ended_well(batch: SlurmBatch) -> bool:
     """Whether all tasks wrote that they are done, with nothing that Slurm could explain."""
-    exits, tasks = job.exits(), len((job.plan() or {}).get("requests", ()))
+    exits, tasks = batch.exits(), len((batch.plan() or {}).get("requests", ()))
     return 0 < tasks == len(exits) and all(said.get("canceled") or said.get("code") == 0 for said in exits.values())
 
 
-def _by_name(tasks: Iterable[JobTask]) -> dict[str, dict[int, JobTask]]:
+def _by_name(tasks: Iterable[ArrayTask]) -> dict[str, dict[int, ArrayTask]]:
     """Our tasks by batch and number."""
-    found: dict[str, dict[int, JobTask]] = {}
+    found: dict[str, dict[int, ArrayTask]] = {}
     for task in tasks:
         if _is_ours(task):
             found.setdefault(task.name, {})[task.task] = task
     return found
 
 
-def _is_ours(task: JobTask) -> bool:
+def _is_ours(task: ArrayTask) -> bool:
     """Whether the comment says so, too. An accounting that does not store comments has none to show."""
     return task.comment in (_COMMENT + task.name, "")
 

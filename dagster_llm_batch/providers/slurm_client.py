@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.errors import AmbiguousError, CredentialsError, RefusedError, TransientError
-from dagster_llm_batch.providers.slurm_states import JobTask
+from dagster_llm_batch.providers.slurm_states import ArrayTask
 from dagster_llm_batch.providers.words import plain_words
 
 __all__ = ["SlurmClient", "submit_error"]
@@ -23,6 +23,7 @@ _ALWAYS = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TMPDIR
 _NAMES_AT_ONCE = 500
 _NO_ACCOUNTING = "accounting storage is disabled"
 _FULL = ("SubmitJob", "MaxJobCount", "Resource temporarily unavailable", "temporarily unable to accept job")
+_ARRAY = "Invalid job array specification"
 _NOT_REACHED = ("Unable to contact slurm controller", "Communication connection failure", "Connection refused")
 _UNKNOWN_END = (
     "Socket timed out",
@@ -60,26 +61,26 @@ class SlurmClient:
             return int(number)
         raise submit_error(done.returncode, done.stderr or done.stdout)
 
-    def queue(self, names: Iterable[str] | None = None) -> list[JobTask]:
+    def queue(self, names: Iterable[str] | None = None) -> list[ArrayTask]:
         """Own jobs that the controller knows, also those that ended lately: of these names, or all.
 
         Raises TransientError where it cannot be asked now.
         """
-        found: list[JobTask] = []
+        found: list[ArrayTask] = []
         fields = "%j|%k|%A|%F|%K|%T|%r|%e"
         for wanted in _portions(names):
             done = self._ask(["squeue", "--me", "--noheader", "--array", "--states=all", *wanted, f"--format={fields}"])
             for line in done.splitlines():
                 name, comment, _, job_id, task, state, reason, ended_at = _columns(line, 8)
-                found.append(JobTask(name, comment, job_id, _number(task), state, reason, _seconds(ended_at)))
+                found.append(ArrayTask(name, comment, job_id, _number(task), state, reason, _seconds(ended_at)))
         return found
 
-    def accounts(self, since: datetime, names: Iterable[str] | None = None) -> list[JobTask]:
+    def accounts(self, since: datetime, names: Iterable[str] | None = None) -> list[ArrayTask]:
         """Own jobs that the accounting knows since then; none where there is no accounting.
 
         Raises TransientError where it cannot be asked now.
         """
-        found: list[JobTask] = []
+        found: list[ArrayTask] = []
         fields = "JobName,Comment,JobID,State,Reason,End"
         start = f"--starttime={since.astimezone():%Y-%m-%dT%H:%M:%S}"
         for wanted in _portions(names):
@@ -103,7 +104,7 @@ class SlurmClient:
                 name, comment, job, state, reason, ended_at = _columns(line, 6)
                 job_id, _, task = job.partition("_")
                 word = state.partition(" ")[0]  # "CANCELLED by 0"
-                found.append(JobTask(name, comment, job_id, _number(task), word, reason, _seconds(ended_at)))
+                found.append(ArrayTask(name, comment, job_id, _number(task), word, reason, _seconds(ended_at)))
         return found
 
     def cancel(self, name: str) -> None:
@@ -174,6 +175,11 @@ def submit_error(code: int, said: str) -> AmbiguousError | RefusedError | Transi
         return TransientError(f"{text}. The queue is full; it is tried again later.")
     if any(sign in said for sign in _WHO):
         return CredentialsError(text)
+    if _ARRAY in said:
+        return RefusedError(
+            f"{text}. A batch has more parts than an array may: raise requests_per_task until there are no more than "
+            "MaxArraySize, which `scontrol show config` tells."
+        )
     return RefusedError(text)
 
 

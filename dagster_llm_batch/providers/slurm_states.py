@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from dagster_llm_batch.types import BatchStatus
 
-__all__ = ["LATE", "JobTask", "Verdict", "is_over", "of_all", "of_exit", "of_state"]
+__all__ = ["LATE", "ArrayTask", "Verdict", "is_over", "of_all", "of_exit", "of_state"]
 
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
 _PENDING = frozenset(
@@ -34,7 +34,7 @@ LATE = frozenset({"COMPLETED", "FAILED"})
 """Ends that a task writes down itself: where its file is not seen yet, a shared directory may only be slow."""
 
 
-class JobTask(NamedTuple):
+class ArrayTask(NamedTuple):
     """One array task of one job, as Slurm tells of it."""
 
     name: str
@@ -54,7 +54,7 @@ class Verdict(NamedTuple):
     retryable: bool = False
 
 
-def is_over(task: JobTask) -> bool:
+def is_over(task: ArrayTask) -> bool:
     """Whether Slurm says that it has ended."""
     return task.state.rstrip("+") in _WORDS
 

@@ -28,7 +28,7 @@ import httpx
 import httpx2
 import requests.adapters
 
-from dagster_llm_batch.providers import command, command_job
+from dagster_llm_batch.providers import command, command_batch
 from dagster_llm_batch.storage import database
 from dagster_llm_batch.storage.payloads import PayloadStore
 
@@ -251,6 +251,6 @@ def _tap_command(tap: Tap) -> None:
     def run(real: Any, *arguments: Any, **options: Any) -> Any:
         return tap.around("call: create", lambda: real(*arguments, **options))
 
-    _wrap(command_job.Job, "prepare", lambda real, *given: tap.around("call: upload", lambda: real(*given)))
-    _wrap(command_job, "count_lines", counted)
+    _wrap(command_batch.CommandBatch, "prepare", lambda real, *given: tap.around("call: upload", lambda: real(*given)))
+    _wrap(command_batch, "count_lines", counted)
     _wrap(command.subprocess, "run", run)  # its one call starts a batch's supervisor

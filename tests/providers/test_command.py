@@ -17,7 +17,7 @@ from provider_bench import SPEC, batch_file, labeler, until
 
 from dagster_llm_batch.errors import ConfigError, RefusedError
 from dagster_llm_batch.providers.command import CommandProvider
-from dagster_llm_batch.providers.command_job import Job
+from dagster_llm_batch.providers.command_batch import CommandBatch
 from dagster_llm_batch.types import (
     Absent,
     BatchStatus,
@@ -136,7 +136,7 @@ def test_a_batch_is_absent_before_and_found_after_its_start(tmp_path):
 
 def test_a_batch_whose_starter_died_with_nothing_but_the_plan_written_is_absent_and_starts_again(tmp_path):
     provider = labeler(tmp_path)
-    job = Job.of(tmp_path, TAG)
+    job = CommandBatch.of(tmp_path, TAG)
     with job.locked():
         job.prepare(batch_file(provider.codec(SPEC)), ["never", "started"], 1.0)
     assert provider.find(TAG, HINTS) == Absent()

@@ -262,8 +262,8 @@ def test_the_provider_and_what_is_sent_to_the_cluster_import_no_ray():
 
 def test_the_job_imports_nothing_of_this_package(tmp_path):
     folder = Path(answering.__file__).parent
-    script = f"import sys; sys.path.insert(0, {str(folder.parent)!r}); import ray_shard.answering, ray_shard.engine, "
-    script += "ray_shard.files; sys.exit(any(name.startswith('dagster') for name in sys.modules))"
+    script = f"import sys; sys.path.insert(0, {str(folder.parent)!r}); import ray_shard.answering, ray_shard.files, "
+    script += "ray_shard.vllm_processor; sys.exit(any(name.startswith('dagster') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False).returncode == 0
 
 

@@ -45,7 +45,7 @@ def main(folder: str, submission_id: str) -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     answer, pool = plan["answer"], plan["pool"]
     if answer["kind"] == "vllm":
-        from .engine import finished_runs  # noqa: PLC0415 -- needs vllm
+        from .vllm_processor import finished_runs  # noqa: PLC0415 -- needs vllm
 
         runs = finished_runs(folder, answer, pool)
     else:

@@ -30,27 +30,27 @@ from typing import Any, BinaryIO
 from dagster_llm_batch.errors import ConfigError, RefusedError
 from dagster_llm_batch.providers.files import count_lines, lines_of, log_tail, read_json, write_json
 from dagster_llm_batch.providers.jsonlines import split_lines
-from dagster_llm_batch.providers.slurm_states import JobTask, is_over
+from dagster_llm_batch.providers.slurm_states import ArrayTask, is_over
 
-__all__ = ["SlurmJob"]
+__all__ = ["SlurmBatch"]
 
 _CHUNK_BYTES = 1 << 20
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,180}")
 
 
 @dataclass(frozen=True)
-class SlurmJob:
+class SlurmBatch:
     """One batch's folder. `path` need not exist; its name is the batch's id."""
 
     path: Path
 
     @staticmethod
-    def tries(workdir: Path, tag: str) -> list[SlurmJob]:
+    def tries(workdir: Path, tag: str) -> list[SlurmBatch]:
         """The batches of this tag, the last one first. Raises ConfigError for a tag that cannot name them."""
         if not _TAG.fullmatch(tag):
             raise ConfigError(f"The tag {tag!r} cannot name a job and a folder; letters, digits, '_' and '-' can.")
         found = {int(path.suffix[1:]): path for path in workdir.glob(f"{tag}.*") if path.suffix[1:].isdigit()}
-        return [SlurmJob(found[number]) for number in sorted(found, reverse=True)]
+        return [SlurmBatch(found[number]) for number in sorted(found, reverse=True)]
 
     @property
     def batch_id(self) -> str:
@@ -65,7 +65,7 @@ class SlurmJob:
         max_tasks: int,
         plan: dict[str, Any],
         script: str,
-    ) -> SlurmJob:
+    ) -> SlurmBatch:
         """Write requests and intent to disk, and withdraw the tries before. Nothing has started then.
 
         Raises RefusedError where the requests need more tasks than an array may have.
@@ -83,9 +83,9 @@ class SlurmJob:
             (new / "job.py").write_text(script, encoding="utf-8")
             write_json(new / "plan.json", whole)
             _sync(new)
-            before = SlurmJob.tries(workdir, tag)
-            for job in before:
-                (job.path / "withdrawn").touch()
+            before = SlurmBatch.tries(workdir, tag)
+            for batch in before:
+                (batch.path / "withdrawn").touch()
             number = 1 + (int(before[0].path.suffix[1:]) if before else 0)
             path = workdir / f"{tag}.{number}"
             new.rename(path)  # fails where another process made it meanwhile: such a folder is not empty
@@ -93,7 +93,7 @@ class SlurmJob:
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
-        return SlurmJob(path)
+        return SlurmBatch(path)
 
     @property
     def script(self) -> Path:
@@ -125,17 +125,17 @@ class SlurmJob:
                 found[int(number)] = said
         return found
 
-    def note_ends(self, tasks: Mapping[int, JobTask]) -> None:
+    def note_ends(self, tasks: Mapping[int, ArrayTask]) -> None:
         """Keep what Slurm says of tasks that are over; it soon forgets."""
         for number, task in tasks.items():
             if is_over(task) and not (self.path / f"exit-{number}.json").exists() and self.path.exists():
                 with contextlib.suppress(OSError):
                     write_json(self.path / f"slurm-{number}.json", task._asdict())
 
-    def noted_ends(self) -> dict[int, JobTask]:
+    def noted_ends(self) -> dict[int, ArrayTask]:
         """What `note_ends` kept."""
         found = (read_json(path) for path in self.path.glob("slurm-*.json"))
-        return {task["task"]: JobTask(**task) for task in found if task is not None}
+        return {task["task"]: ArrayTask(**task) for task in found if task is not None}
 
     def ask_to_stop(self) -> None:
         """What tasks look for before they start."""

@@ -33,24 +33,24 @@ from typing import Any, BinaryIO
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.files import count_lines, log_tail, read_json
 
-__all__ = ["Job"]
+__all__ = ["CommandBatch"]
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Job:
+class CommandBatch:
     """One batch's folder. `path` need not exist."""
 
     path: Path
 
     @staticmethod
-    def of(workdir: Path, tag: str) -> Job:
-        """The job of this tag. Raises ConfigError for a tag that is no plain file name."""
+    def of(workdir: Path, tag: str) -> CommandBatch:
+        """The batch of this tag. Raises ConfigError for a tag that is no plain file name."""
         if not _TAG.fullmatch(tag):
             raise ConfigError(f"The tag {tag!r} cannot name a folder; letters, digits, '.', '_' and '-' can.")
-        return Job(workdir / tag)
+        return CommandBatch(workdir / tag)
 
     @property
     def input(self) -> Path:
