@@ -7,13 +7,13 @@ pin() { uv_pin requirements/example.in "$@"; }
 pin --group dev --extra all -o requirements/dev.txt "$@"  # first, since dagster-aws decides which Dagster fits
 pin --group example --extra openai --extra evaluation --extra emulator -c requirements/dev.txt -o requirements/example.txt "$@"
 # each heavy engine has an environment of its own
-uv_pin --group engines --extra ray --extra openai --extra emulator -c requirements/dev.txt -o requirements/ray.txt "$@"
+uv_pin --group engines --extra ray --extra openai --extra emulator --extra evaluation -c requirements/dev.txt -o requirements/ray.txt "$@"
 # vLLM needs torch's builds for CPUs, which are not on the usual index, and Python 3.11
 if [ -n "${PIP_FIND_LINKS:-}" ]; then wheels="--find-links $PIP_FIND_LINKS"; else wheels="--torch-backend cpu"; fi
 # shellcheck disable=SC2086 -- two words
 uv pip compile --quiet --python-version 3.11 --no-header --annotation-style line pyproject.toml requirements/vllm.in \
   --group engines --extra ray --override requirements/vllm-overrides.txt $wheels -o requirements/vllm.txt "$@"
 uv_pin requirements/tensorflow.in --group engines --extra export -o requirements/tensorflow.txt "$@"
-uv_pin --group engines --extra spark --extra openai --extra emulator -c requirements/dev.txt -o requirements/spark.txt "$@"
+uv_pin --group engines --extra spark --extra openai --extra emulator --extra evaluation -c requirements/dev.txt -o requirements/spark.txt "$@"
 # PyFlink's pins leave no room for this package
 uv pip compile --quiet --python-version 3.11 --no-header --annotation-style line requirements/flink.in -o requirements/flink.txt "$@"

@@ -6,12 +6,13 @@
     files to write ─────────▶   request files, from the parts
     ledger ◀─────────────────   digests
 
-The functions are those of the single machine (`engine.rendering`, `core.results`, `core.labeling`). Only the driver
-writes the ledger and talks to providers. No engine is imported before it is used.
+The functions are those of the single machine (`engine.rendering`, `core.results`, `core.labeling`, `evaluation`). Only
+the driver writes the ledger and talks to providers. No engine is imported before it is used.
 """
 
+from dagster_llm_batch.distributed.evaluating import compare_spread
 from dagster_llm_batch.distributed.flink import FlinkRows
 from dagster_llm_batch.distributed.ray import RayWorkers
 from dagster_llm_batch.distributed.spark import SparkWorkers
 
-__all__ = ["FlinkRows", "RayWorkers", "SparkWorkers"]
+__all__ = ["FlinkRows", "RayWorkers", "SparkWorkers", "compare_spread"]

@@ -1,7 +1,7 @@
 """Labels, measured: PURE. Arrow tables in; figures, Arrow tables, markdown and PNG bytes out.
 
     gold + candidates ─join→ Joined ─┬─evaluate→ Evaluation, with_pareto_front ─┬─→ Arrow, markdown, PNG
-                                     ├─confusion, per_class ────────────────────┤
+      (in parts: tally, total ───▶)  ├─confusion, per_class ────────────────────┤
                                      ├─calibration_of ──────────────────────────┤
                                      ├─agreement_between (two candidates) ──────┤
                                      └─regression_between (two versions) ───────┤
@@ -56,7 +56,7 @@ from dagster_llm_batch.evaluation.regression import (
     regressions_to_arrow,
     worse,
 )
-from dagster_llm_batch.evaluation.report import EvaluationReport, compare
+from dagster_llm_batch.evaluation.report import EvaluationReport, compare, report_of
 from dagster_llm_batch.evaluation.rubric import RUBRIC_SCHEMA, Rubric, rubric_to_arrow, score_rubric
 from dagster_llm_batch.evaluation.sampling import propose
 from dagster_llm_batch.evaluation.signals import gold_signals
@@ -74,6 +74,7 @@ from dagster_llm_batch.evaluation.tables import (
     per_class_markdown,
     table_markdown,
 )
+from dagster_llm_batch.evaluation.tallying import Tally, tally, total
 from dagster_llm_batch.evaluation.text import markdown_text, plain_text
 from dagster_llm_batch.evaluation.timelines import DayCost, costs_png, drift_png
 
@@ -105,6 +106,7 @@ __all__ = [
     "Regression",
     "Rubric",
     "Skew",
+    "Tally",
     "Target",
     "accuracy_png",
     "adwin_changes",
@@ -147,6 +149,7 @@ __all__ = [
     "regression_between",
     "regressions_to_arrow",
     "reliability_png",
+    "report_of",
     "rubric_cases",
     "rubric_to_arrow",
     "score_rubric",
@@ -155,6 +158,8 @@ __all__ = [
     "skew_between",
     "skew_to_arrow",
     "table_markdown",
+    "tally",
+    "total",
     "with_pareto_front",
     "worse",
 ]

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation._extra import evaluation_extra
 from dagster_llm_batch.evaluation.joining import Joined
+from dagster_llm_batch.evaluation.tallying import Tally, tally
 
 __all__ = ["CALIBRATION_SCHEMA", "Calibration", "CalibrationBin", "calibration_of", "calibrations_to_arrow"]
 
@@ -67,23 +68,25 @@ class Calibration:
     bins: tuple[CalibrationBin, ...]
 
 
-def calibration_of(joined: Joined, *, n_bins: int = N_BINS) -> Calibration | None:
+def calibration_of(joined: Joined | Tally, *, n_bins: int = N_BINS) -> Calibration | None:
     """None where the candidate gives no confidence. Raises ConfigError for a numeric target."""
-    if joined.confidence is None:
+    counted = tally(joined)
+    if "confidence" not in counted.cells.column_names:
         return None
-    if joined.target.kind == "numeric":
+    if counted.target.kind == "numeric":
         raise ConfigError(
-            f"Target '{joined.target.name}' is numeric: its values are near or far, not correct or wrong."
+            f"Target '{counted.target.name}' is numeric: its values are near or far, not correct or wrong."
         )
     with evaluation_extra("Calibration"):
         import numpy as np  # noqa: PLC0415  # optional dependency
-    both = pc.and_(joined.predicted.is_valid(), joined.confidence.is_valid())
-    confidence = np.asarray(joined.confidence.filter(both), dtype=np.float64)
-    correct = np.asarray(pc.equal(joined.predicted, joined.gold).filter(both), dtype=bool)
+    cells = counted.cells.filter(counted.cells["confidence"].is_valid())
+    confidence, times = cells["confidence"].to_numpy(), cells["n"].to_numpy()
+    correct = np.asarray(pc.equal(cells["predicted"], cells["gold"]), dtype=bool)
     edges = np.linspace(0, 1, n_bins + 1)
     at = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, n_bins - 1)
-    n, n_correct = (np.bincount(at, weights=w, minlength=n_bins) for w in (np.ones_like(confidence), correct))
-    total = np.bincount(at, weights=confidence, minlength=n_bins)
+    n, n_correct, total = (
+        np.bincount(at, weights=times * weights, minlength=n_bins) for weights in (1, correct, confidence)
+    )
     bins = tuple(
         CalibrationBin(
             confidence_from=float(edges[i]),
@@ -95,15 +98,15 @@ def calibration_of(joined: Joined, *, n_bins: int = N_BINS) -> Calibration | Non
         )
         for i in range(n_bins)
     )
-    some = len(confidence) > 0
+    rows = int(times.sum())
     return Calibration(
-        candidate=joined.candidate,
-        target=joined.target.name,
-        n=len(confidence),
-        mean_confidence=float(confidence.mean()) if some else None,
-        accuracy=float(correct.mean()) if some else None,
-        ece=float(np.abs(total - n_correct).sum() / len(confidence)) if some else None,
-        brier=float(((confidence - correct) ** 2).mean()) if some else None,
+        candidate=counted.candidate,
+        target=counted.target.name,
+        n=rows,
+        mean_confidence=float(total.sum() / rows) if rows else None,
+        accuracy=float(n_correct.sum() / rows) if rows else None,
+        ece=float(np.abs(total - n_correct).sum() / rows) if rows else None,
+        brier=float((times * (confidence - correct) ** 2).sum() / rows) if rows else None,
         bins=bins,
     )
 

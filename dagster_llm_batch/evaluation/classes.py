@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation._extra import evaluation_extra
 from dagster_llm_batch.evaluation.joining import Class, Joined
+from dagster_llm_batch.evaluation.resampling import Cells
+from dagster_llm_batch.evaluation.tallying import Tally, tally
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,20 +51,21 @@ class Confusion:
     counts: tuple[tuple[int, ...], ...]
 
 
-def confusion(joined: Joined) -> Confusion:
+def confusion(joined: Joined | Tally) -> Confusion:
     """Raises ConfigError for a numeric target."""
-    classes, gold, predicted = coded(joined)
-    with evaluation_extra("A confusion matrix"):
-        import numpy as np  # noqa: PLC0415  # optional dependency
-    n = len(classes)
-    counts = np.bincount(gold * n + predicted, minlength=n * n).reshape(n, n).tolist()
-    return Confusion(joined.candidate, joined.target.name, classes, tuple(map(tuple, counts)))
+    counted = tally(joined)
+    classes, cells = coded(counted)
+    counts = [[0] * len(classes) for _ in classes]
+    for gold, predicted, n in zip(cells.gold.tolist(), cells.predicted.tolist(), cells.counts.tolist(), strict=True):
+        counts[gold][predicted] = n
+    return Confusion(counted.candidate, counted.target.name, classes, tuple(map(tuple, counts)))
 
 
-def per_class(joined: Joined) -> pa.Table:
+def per_class(joined: Joined | Tally) -> pa.Table:
     """One row for each class, in order, in PER_CLASS_SCHEMA. Raises ConfigError for a numeric target."""
-    matrix = confusion(joined)
-    n_gold = {item["values"]: item["counts"] for item in pc.value_counts(joined.gold).to_pylist()}
+    counted = tally(joined)
+    matrix = confusion(counted)
+    n_gold = dict(zip(counted.gold["gold"].to_pylist(), counted.gold["n"].to_pylist(), strict=True))
     rows = []
     for at, value in enumerate(matrix.classes):
         support, predicted = sum(matrix.counts[at]), sum(row[at] for row in matrix.counts)
@@ -89,16 +92,16 @@ def class_name(value: Class) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def coded(joined: Joined) -> tuple[tuple[Class, ...], NDArray[np.int64], NDArray[np.int64]]:
-    """The classes, and gold and predictions of the labeled rows as positions among them."""
-    if joined.target.kind == "numeric":
-        raise ConfigError(f"Target '{joined.target.name}' is numeric: it has no classes to count.")
-    classes = joined.classes()
-    gold, predicted = (positions(values, classes) for values in joined.labeled())
-    return classes, gold, predicted
+def coded(counted: Tally) -> tuple[tuple[Class, ...], Cells]:
+    """The classes, and the labeled rows by the positions of their gold and predicted class among them."""
+    if counted.target.kind == "numeric":
+        raise ConfigError(f"Target '{counted.target.name}' is numeric: it has no classes to count.")
+    classes = counted.classes()
+    gold, predicted = (positions(counted.cells[name], classes) for name in ("gold", "predicted"))
+    return classes, Cells.of(gold, predicted, len(classes), counted.cells["n"].to_numpy())
 
 
-def positions(values: pa.Array, classes: Sequence[Class]) -> NDArray[np.int64]:
+def positions(values: pa.Array | pa.ChunkedArray, classes: Sequence[Class]) -> NDArray[np.int64]:
     """Where each value stands among `classes`, which hold them all."""
     with evaluation_extra("Evaluating labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency

@@ -24,9 +24,19 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.columns import EXAMPLES, Kind, column, comparable_keys, comparable_values, finite
 from dagster_llm_batch.types import Outcome
 
-__all__ = ["MAX_CLASSES", "Class", "Joined", "Target", "join", "succeeded"]
+__all__ = ["MAX_CLASSES", "PROVENANCE", "Class", "Joined", "Target", "join", "succeeded"]
 
 Class = str | int | bool
+
+PROVENANCE = (
+    "llm_outcome",
+    "llm_cost_usd",
+    "llm_model",
+    "llm_prompt_version",
+    "llm_submitted_at",
+    "llm_completed_at",
+)
+"""Columns of a candidate that are read where they are there, beside key, target and confidence."""
 
 MAX_CLASSES = 1000
 """More distinct values than this are free text or measurements, not classes."""
@@ -76,8 +86,8 @@ class Joined:
       none is known. `n_cost_unknown`: such rows whose cost is null, or all of them without that column. What rows
       that are not in the table have cost is not in here: append the rejects to the candidate to count them.
     - `models`, `prompt_versions`: distinct `llm_model` and `llm_prompt_version` of the labeled rows, sorted.
-    - `latency_p50_seconds`, `latency_p95_seconds`: quantiles over the labeled rows, from `llm_submitted_at` to
-      `llm_completed_at` of their batch; None without these columns.
+    - `waits`: microseconds of the labeled rows, from `llm_submitted_at` to `llm_completed_at` of their batch, where
+      both are known; in no order.
     - `has_row`: one boolean a gold row, whether the candidate has a row for it. `confidence`: its confidence, null
       where there is none; None where the target names no column, or the candidate does not have it.
     """
@@ -96,8 +106,7 @@ class Joined:
     n_cost_unknown: int
     models: tuple[str, ...]
     prompt_versions: tuple[str, ...]
-    latency_p50_seconds: float | None
-    latency_p95_seconds: float | None
+    waits: pa.Array
     has_row: pa.Array
     confidence: pa.Array | None
 
@@ -113,17 +122,6 @@ class Joined:
         """Gold and predicted values of the labeled rows."""
         has_label = self.predicted.is_valid()
         return self.gold.filter(has_label), self.predicted.filter(has_label)
-
-    def classes(self) -> tuple[Class, ...]:
-        """All values of gold (labeled or not) and of the predictions, sorted. Raises ConfigError over MAX_CLASSES."""
-        both = pa.chunked_array([self.gold, self.predicted.drop_null()], type=self.gold.type)
-        found = pc.unique(both).to_pylist()
-        if len(found) > MAX_CLASSES:
-            raise ConfigError(
-                f"Target '{self.target.name}' of candidate '{self.candidate}' has {len(found)} distinct values; at "
-                f"most {MAX_CLASSES} are classes. Use kind='numeric' for numbers, or a column with fewer values."
-            )
-        return tuple(sorted(found))
 
 
 def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target, candidate_name: str) -> Joined:
@@ -152,7 +150,6 @@ def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target,
     n_rejected = int(pc.sum(pc.invert(has_succeeded)).as_py() or 0)
     cost_usd, n_cost_unknown = _cost(candidate, met)
     labeled = position.filter(predicted.is_valid())
-    p50, p95 = _latency(candidate, labeled)
     return Joined(
         candidate=candidate_name,
         target=target,
@@ -168,8 +165,7 @@ def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target,
         n_cost_unknown=n_cost_unknown,
         models=_distinct(candidate, "llm_model", labeled),
         prompt_versions=_distinct(candidate, "llm_prompt_version", labeled),
-        latency_p50_seconds=p50,
-        latency_p95_seconds=p95,
+        waits=_waits(candidate, labeled),
         has_row=position.is_valid(),
         confidence=_confidence(candidate, target, position, theirs),
     )
@@ -207,18 +203,17 @@ def _distinct(candidate: pa.Table, name: str, rows: pa.Array) -> tuple[str, ...]
     return tuple(sorted(pc.unique(values.drop_null()).to_pylist()))
 
 
-def _latency(candidate: pa.Table, rows: pa.Array) -> tuple[float | None, float | None]:
+def _waits(candidate: pa.Table, rows: pa.Array) -> pa.Array:
+    none = pa.array([], pa.int64())
     if not {"llm_submitted_at", "llm_completed_at"} <= set(candidate.column_names):
-        return None, None
+        return none
     start, end = (
         column(candidate, name, "the candidate").take(rows) for name in ("llm_submitted_at", "llm_completed_at")
     )
     if not pa.types.is_timestamp(start.type) or start.type != end.type:
-        return None, None
+        return none
     # A provider's clock, or its whole seconds, may end a batch before it began here.
-    microseconds = pc.max_element_wise(pc.microseconds_between(start, end).drop_null(), 0)
-    p50, p95 = pc.quantile(microseconds, [0.5, 0.95]).to_pylist() if len(microseconds) else (None, None)
-    return (None, None) if p50 is None or p95 is None else (p50 / 1e6, p95 / 1e6)
+    return pc.max_element_wise(pc.microseconds_between(start, end).drop_null(), 0)
 
 
 def _confidence(candidate: pa.Table, target: Target, position: pa.Array, theirs: str) -> pa.Array | None:

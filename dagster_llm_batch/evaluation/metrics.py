@@ -15,15 +15,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation._extra import evaluation_extra
 from dagster_llm_batch.evaluation.calibration import calibration_of
 from dagster_llm_batch.evaluation.classes import class_name, coded
 from dagster_llm_batch.evaluation.columns import Kind
-from dagster_llm_batch.evaluation.joining import Class, Joined
-from dagster_llm_batch.evaluation.resampling import CONFIDENCE, Cells, bootstrap_intervals, kappa, macro_f1
+from dagster_llm_batch.evaluation.joining import Joined
+from dagster_llm_batch.evaluation.resampling import CONFIDENCE, bootstrap_intervals, kappa, macro_f1
+from dagster_llm_batch.evaluation.tallying import Tally, tally
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,81 +99,83 @@ class Evaluation:
     prompt_versions: tuple[str, ...] = ()
 
 
-def evaluate(joined: Joined, *, n_resamples: int = 1000, seed: int = 0) -> Evaluation:
+def evaluate(joined: Joined | Tally, *, n_resamples: int = 1000, seed: int = 0) -> Evaluation:
     """Measure one candidate. `n_resamples=0` leaves the bootstrap intervals out. The same input gives the same
-    figures.
+    figures, in one piece or in parts.
     """
-    figures = _numeric(joined) if joined.target.kind == "numeric" else _categorical(joined, n_resamples, seed)
-    if calibrated := calibration_of(joined):
+    counted = tally(joined)
+    numeric = counted.target.kind == "numeric"
+    figures = _numeric(counted) if numeric else _categorical(counted, n_resamples, seed)
+    if calibrated := calibration_of(counted):
         figures |= {"n_confident": calibrated.n, "mean_confidence": calibrated.mean_confidence}
         figures |= {"ece": calibrated.ece, "brier": calibrated.brier}
     n_correct = figures.get("n_correct")
     per_correct = None
-    if joined.cost_usd is not None and not joined.n_cost_unknown and n_correct:
-        per_correct = joined.cost_usd / n_correct
+    if counted.cost_usd is not None and not counted.n_cost_unknown and n_correct:
+        per_correct = counted.cost_usd / n_correct
+    p50, p95 = _waits(counted)
     return Evaluation(
-        candidate=joined.candidate,
-        target=joined.target.name,
-        kind=joined.target.kind,
-        n_gold=joined.n_gold,
-        n_labeled=joined.n_labeled,
-        n_absent=joined.n_absent,
-        n_rejected=joined.n_rejected,
-        n_empty=joined.n_empty,
-        n_gold_null=joined.n_gold_null,
-        n_ignored=joined.n_ignored,
-        coverage=joined.n_labeled / joined.n_gold if joined.n_gold else 0.0,
-        cost_usd=joined.cost_usd,
-        n_cost_unknown=joined.n_cost_unknown,
+        candidate=counted.candidate,
+        target=counted.target.name,
+        kind=counted.target.kind,
+        n_gold=counted.n_gold,
+        n_labeled=counted.n_labeled,
+        n_absent=counted.n_absent,
+        n_rejected=counted.n_rejected,
+        n_empty=counted.n_empty,
+        n_gold_null=counted.n_gold_null,
+        n_ignored=counted.n_ignored,
+        coverage=counted.n_labeled / counted.n_gold if counted.n_gold else 0.0,
+        cost_usd=counted.cost_usd,
+        n_cost_unknown=counted.n_cost_unknown,
         cost_per_correct_usd=per_correct,
-        latency_p50_seconds=joined.latency_p50_seconds,
-        latency_p95_seconds=joined.latency_p95_seconds,
-        models=joined.models,
-        prompt_versions=joined.prompt_versions,
+        latency_p50_seconds=p50,
+        latency_p95_seconds=p95,
+        models=counted.models,
+        prompt_versions=counted.prompt_versions,
         **figures,
     )
 
 
-def _categorical(joined: Joined, n_resamples: int, seed: int) -> dict[str, Any]:
-    weights = joined.target.kappa_weights
-    if weights and not pa.types.is_integer(joined.gold.type):
+def _categorical(counted: Tally, n_resamples: int, seed: int) -> dict[str, Any]:
+    weights, kind = counted.target.kappa_weights, counted.gold.schema.field("gold").type
+    if weights and not pa.types.is_integer(kind):
         raise ConfigError(
-            f"Target '{joined.target.name}' has kappa_weights='{weights}', which needs integer classes, and its values "
-            f"are {joined.gold.type}. Remove kappa_weights or store the classes as integers."
+            f"Target '{counted.target.name}' has kappa_weights='{weights}', which needs integer classes, and its "
+            f"values are {kind}. Remove kappa_weights or store the classes as integers."
         )
-    classes, gold, predicted = coded(joined)
-    if not joined.n_gold:
+    classes, cells = coded(counted)
+    n_gold = counted.n_gold
+    if not n_gold:
         return {"n_classes": 0, "n_correct": 0, "kappa_weights": weights}
-    n_correct = int((gold == predicted).sum())
-    baseline = _most_frequent(joined.gold)
+    n_correct = int(cells.counts[cells.gold == cells.predicted].sum())
+    baseline = min(counted.gold.to_pylist(), key=lambda row: (-row["n"], row["gold"]))
     figures = {
         "n_classes": len(classes),
         "n_correct": n_correct,
-        "accuracy_all": n_correct / joined.n_gold,
-        "baseline_class": class_name(baseline),
-        "baseline_accuracy": pc.sum(pc.equal(joined.gold, pa.scalar(baseline, joined.gold.type))).as_py()
-        / joined.n_gold,
+        "accuracy_all": n_correct / n_gold,
+        "baseline_class": class_name(baseline["gold"]),
+        "baseline_accuracy": baseline["n"] / n_gold,
         "kappa_weights": weights,
     }
-    if not len(gold):
+    if not cells.n:
         return figures
 
     with evaluation_extra("Evaluating labels"):
         from scipy.stats import binomtest  # noqa: PLC0415  # optional dependency
         from sklearn.metrics import precision_recall_fscore_support  # noqa: PLC0415  # optional dependency
-    wilson = binomtest(n_correct, len(gold)).proportion_ci(CONFIDENCE, method="wilson")
-    present = sorted({*gold.tolist(), *predicted.tolist()})
+    wilson = binomtest(n_correct, cells.n).proportion_ci(CONFIDENCE, method="wilson")
+    present = sorted({*cells.gold.tolist(), *cells.predicted.tolist()})
     precision, recall, f1, _ = precision_recall_fscore_support(
-        gold, predicted, labels=present, average="macro", zero_division=0
+        cells.gold, cells.predicted, labels=present, average="macro", zero_division=0, sample_weight=cells.counts
     )
-    cells = Cells.of(gold, predicted, len(classes))
     values = [int(value) for value in classes] if weights else []
     weighted = partial(kappa, values=values, weights=weights)
     point = _finite(weighted(cells, cells.counts[None, :])[0])
     intervals = bootstrap_intervals(cells, [macro_f1, weighted], n_resamples=n_resamples, seed=seed)
     (f1_low, f1_high), (kappa_low, kappa_high) = (interval or (None, None) for interval in intervals)
     return figures | {
-        "accuracy": n_correct / len(gold),
+        "accuracy": n_correct / cells.n,
         "accuracy_low": float(wilson.low),
         "accuracy_high": float(wilson.high),
         "macro_precision": float(precision),
@@ -187,39 +189,60 @@ def _categorical(joined: Joined, n_resamples: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _most_frequent(gold: pa.Array) -> Class:
-    counts = pc.value_counts(gold).to_pylist()
-    value: Class = min(counts, key=lambda item: (-item["counts"], item["values"]))["values"]
-    return value
-
-
-def _numeric(joined: Joined) -> dict[str, Any]:
-    if not joined.n_labeled:
+def _numeric(counted: Tally) -> dict[str, Any]:
+    if not len(counted.cells):
         return {}
     with evaluation_extra("Evaluating numbers"):
         import numpy as np  # noqa: PLC0415  # optional dependency
-        from scipy.stats import rankdata  # noqa: PLC0415  # optional dependency
-    gold, predicted = (values.to_numpy(zero_copy_only=False) for values in joined.labeled())
+    gold, predicted, times = (counted.cells[name].to_numpy() for name in ("gold", "predicted", "n"))
     with np.errstate(over="ignore", invalid="ignore"):
         error = np.abs(predicted - gold)
         largest = error.max() or 1.0  # divided out, so that no square leaves the range of floats
-        mae, rmse = error.mean(), largest * np.sqrt(((error / largest) ** 2).mean())
+        mae = np.average(error, weights=times)
+        rmse = largest * np.sqrt(np.average((error / largest) ** 2, weights=times))
     return {
         "mae": _finite(mae),
         "rmse": _finite(rmse),
-        "pearson": _correlation(gold, predicted),
-        "spearman": _correlation(rankdata(gold), rankdata(predicted)),
+        "pearson": _correlation(gold, predicted, times),
+        "spearman": _correlation(_ranks(gold, times), _ranks(predicted, times), times),
     }
 
 
-def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
+def _ranks(values: NDArray[np.float64], times: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The mean rank, from 1, of each value that occurs so many times."""
+    import numpy as np  # noqa: PLC0415  # its caller has it
+
+    _, at = np.unique(values, return_inverse=True)
+    counts = np.bincount(at, weights=times)
+    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[at]
+    return ranks
+
+
+def _correlation(a: NDArray[np.float64], b: NDArray[np.float64], times: NDArray[np.int64]) -> float | None:
     """Pearson's r. None for a constant side, which has nothing to go along with."""
     import numpy as np  # noqa: PLC0415  # its caller has it
 
     if a.min() == a.max() or b.min() == b.max():
         return None
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        return _finite(np.corrcoef(a, b)[0, 1])
+        (var_a, both), (_, var_b) = np.cov(a, b, fweights=times)
+        return _finite(np.clip(both / np.sqrt(var_a) / np.sqrt(var_b), -1, 1))
+
+
+def _waits(counted: Tally) -> tuple[float | None, float | None]:
+    """Median and 95 % quantile, in seconds; between two rows, in proportion."""
+    if not len(counted.waits):
+        return None, None
+    with evaluation_extra("Evaluating labels"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    values, upto = counted.waits["microseconds"].to_numpy(), np.cumsum(counted.waits["n"].to_numpy())
+
+    def quantile(part: float) -> float:
+        at = part * (int(upto[-1]) - 1)
+        low, high = (values[np.searchsorted(upto, one, side="right")] for one in (math.floor(at), math.ceil(at)))
+        return float(low + (high - low) * (at - math.floor(at))) / 1e6
+
+    return quantile(0.5), quantile(0.95)
 
 
 def _finite(value: np.floating[Any] | float) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -14,8 +14,9 @@ from dagster_llm_batch.evaluation.classes import PER_CLASS_SCHEMA, Confusion, co
 from dagster_llm_batch.evaluation.joining import Target, join
 from dagster_llm_batch.evaluation.metrics import Evaluation, evaluate
 from dagster_llm_batch.evaluation.pareto import with_pareto_front
+from dagster_llm_batch.evaluation.tallying import Tally, tally
 
-__all__ = ["EvaluationReport", "compare"]
+__all__ = ["EvaluationReport", "compare", "report_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +53,17 @@ def compare(
         for target in targets
         for name, table in candidates.items()
     ]
-    categorical = [one for one in joined if one.target.kind == "categorical"]
+    agreements = pairwise_agreement(joined)
+    return replace(report_of(list(map(tally, joined)), n_resamples=n_resamples, seed=seed), agreements=agreements)
+
+
+def report_of(tallies: Sequence[Tally], *, n_resamples: int = 1000, seed: int = 0) -> EvaluationReport:
+    """What counts alone say: all but agreements, which need the rows of both candidates side by side."""
+    categorical = [one for one in tallies if one.target.kind == "categorical"]
     return EvaluationReport(
-        evaluations=with_pareto_front([evaluate(one, n_resamples=n_resamples, seed=seed) for one in joined]),
+        evaluations=with_pareto_front([evaluate(one, n_resamples=n_resamples, seed=seed) for one in tallies]),
         confusions=tuple(map(confusion, categorical)),
         per_class=pa.concat_tables([PER_CLASS_SCHEMA.empty_table(), *map(per_class, categorical)]),
-        agreements=pairwise_agreement(joined),
+        agreements=(),
         calibrations=tuple(found for one in categorical if (found := calibration_of(one))),
     )

@@ -35,11 +35,19 @@ class Cells:
     n_classes: int
 
     @classmethod
-    def of(cls, gold: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int) -> Cells:
+    def of(
+        cls,
+        gold: NDArray[np.int64],
+        predicted: NDArray[np.int64],
+        n_classes: int,
+        counts: NDArray[np.int64] | None = None,
+    ) -> Cells:
+        """Of rows with these classes, each of them `counts` times, or once."""
         with evaluation_extra("Evaluating labels"):
             import numpy as np  # noqa: PLC0415  # optional dependency
-        cell, counts = np.unique(gold * n_classes + predicted, return_counts=True)
-        return cls(cell // n_classes, cell % n_classes, counts.astype(np.int64), n_classes)
+        cell, at = np.unique(gold * n_classes + predicted, return_inverse=True)
+        added = np.bincount(at, counts, len(cell)).astype(np.int64)  # exact below 2**53
+        return cls(cell // n_classes, cell % n_classes, added, n_classes)
 
     @property
     def n(self) -> int:

@@ -22,19 +22,12 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation import Target
+from dagster_llm_batch.evaluation.joining import PROVENANCE
 from dagster_llm_batch.quality.stored import StoredTables, stacked
 from dagster_llm_batch.quality.upstreams import Candidate
 
 __all__ = ["Read", "Upstreams"]
 
-_PROVENANCE = (
-    "llm_outcome",
-    "llm_cost_usd",
-    "llm_model",
-    "llm_prompt_version",
-    "llm_submitted_at",
-    "llm_completed_at",
-)
 _SHOWN = 3
 
 
@@ -161,7 +154,7 @@ class Upstreams:
 
     def _load(self, key: dg.AssetKey, partition: str | None, columns: Sequence[str]) -> pa.Table:
         hint = "Set key=, target= or gold_target= to columns that are there."
-        return self._tables.load(key, partition, columns, also=(*_PROVENANCE, *self._confidences), hint=hint)
+        return self._tables.load(key, partition, columns, also=(*PROVENANCE, *self._confidences), hint=hint)
 
     def _refuse_no_overlap(self, name: str, table: pa.Table, gold: pa.Table) -> None:
         ours, theirs = gold[self._key], table[self._key]

@@ -12,6 +12,7 @@ from house import House, TicketLabel
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling
+from dagster_llm_batch.evaluation import EvaluationReport, Target
 from dagster_llm_batch.storage.records import Submission
 from dagster_llm_batch.types import Limits
 
@@ -106,6 +107,37 @@ def by_key(table: pa.Table) -> pa.Table:
     """Labels without what differs from run to run, in the order of their keys."""
     varying = {"llm_batch_id", "llm_submitted_at", "llm_completed_at"}
     return table.select([name for name in table.column_names if name not in varying]).sort_by("ticket_id")
+
+
+TARGETS = [
+    Target("topic", confidence_column="sure"),
+    Target("urgency", kappa_weights="quadratic"),
+    Target("urgency", "urgency_felt", kind="numeric"),
+]
+
+
+def with_gold(labels: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Gold, and the labels with a confidence: not the same rows, not the same values, and none for some."""
+    rows = labels.select(["ticket_id", "topic", "urgency"]).sort_by("ticket_id").to_pylist()
+    for n, row in enumerate(rows):
+        row["urgency_felt"] = row["urgency"] + n % 7 / 3
+        if n % 5 == 0:
+            row.update(topic="bug", urgency=n % 6 + 1)
+        if n % 11 == 0:
+            row["topic"] = None
+    gold = [*rows[: len(rows) * 2 // 3], *({**row, "ticket_id": f"gone {row['ticket_id']}"} for row in rows[:40])]
+    sure = [None if n % 13 == 0 else n % 89 / 88 for n in range(len(labels))]
+    return pa.Table.from_pylist(gold), labels.append_column("sure", pa.array(sure, pa.float64()))
+
+
+def assert_same_report(here: EvaluationReport, there: EvaluationReport) -> None:
+    """All figures that need no two candidates side by side, to the last digit."""
+    assert (here.evaluations, here.confusions, here.calibrations) == (
+        there.evaluations,
+        there.confusions,
+        there.calibrations,
+    )
+    assert here.per_class.equals(there.per_class)
 
 
 SMALL = Limits(max_requests=100, max_bytes=200_000_000, min_requests=40)

@@ -11,12 +11,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from house import House, TicketLabel
-from same import PIXEL, SMALL, Pickled, assert_same_plan, by_key, labeling, stored, tickets
+from same import (
+    PIXEL,
+    SMALL,
+    TARGETS,
+    Pickled,
+    assert_same_plan,
+    assert_same_report,
+    by_key,
+    labeling,
+    stored,
+    tickets,
+    with_gold,
+)
 
 from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.distributed import compare_spread
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.evaluation import compare
 from dagster_llm_batch.providers.anthropic import AnthropicProvider
 from dagster_llm_batch.providers.bedrock import BedrockProvider
 from dagster_llm_batch.providers.command import CommandProvider
@@ -140,6 +154,36 @@ def test_written_labels_are_the_same_rows_and_replace_the_older_ones(
         assert by_key(read.drop_columns(["region"])) == by_key(whole)
         assert len(list((tmp_path / "table" / "region=1").iterdir())) == parts
     assert not [name for name in house.files() if "apart" in name]
+
+
+def test_figures_against_gold_are_the_same_to_the_last_digit(house: House, monkeypatch: Any) -> None:
+    labels = house.engine().labels(labeling(), house.run(labeling(), tickets(3_000)).submission.submission_id).labels
+    gold, said = with_gold(labels)
+    candidates = {"first": said, "half": said.slice(1_500), "none": said.slice(0, 0)}
+    here = compare(gold, candidates, key="ticket_id", targets=TARGETS, n_resamples=200)
+    for at_once in (200_000, 500):
+        monkeypatch.setattr("dagster_llm_batch.distributed.evaluating._ROWS_AT_ONCE", at_once)
+        there = compare_spread(WORKERS, gold, candidates, key="ticket_id", targets=TARGETS, n_resamples=200)
+        assert_same_report(here, there)
+    topic, stars, numbers = (one for one in there.evaluations if one.candidate == "first")
+    assert topic.n_gold_null > 0 < topic.n_absent < topic.n_labeled > topic.n_correct > 0 < topic.n_ignored
+    assert topic.n_labeled > topic.n_confident > 0
+    assert topic.cost_usd is not None
+    assert topic.latency_p95_seconds is not None
+    assert stars.kappa_low is not None
+    assert numbers.spearman is not None
+
+
+def test_what_cannot_be_measured_is_told_as_one_process_tells_it(house: House) -> None:
+    labels = house.engine().labels(labeling(), house.run(labeling(), tickets(1_000)).submission.submission_id).labels
+    gold, said = with_gold(labels)
+    usual: dict[str, Any] = {"key": "ticket_id", "targets": ["topic"]}
+    with pytest.raises(InputError, match=r"'c' is not unique: 1 values with gold stand in more than one part.* 't0'"):
+        compare_spread(WORKERS, gold, {"c": pa.concat_tables([said, said.slice(0, 1)])}, **usual)
+    with pytest.raises(ConfigError, match="has no column 'mood'"):
+        compare_spread(WORKERS, gold, {"c": said}, **{**usual, "targets": ["mood"]})
+    with pytest.raises(ConfigError, match="Nothing to evaluate"):
+        compare_spread(WORKERS, gold, {}, **usual)
 
 
 def test_a_codec_travels_without_the_providers_secrets(tmp_path: Any) -> None:

@@ -38,7 +38,7 @@ def test_importing_loads_none_of_the_optional_packages():
         ("numpy", "evaluate(one)"),
         ("scipy", "evaluate(one)"),
         ("sklearn", "evaluate(one)"),
-        ("scipy", "evaluate(number)"),
+        ("numpy", "evaluate(number)"),
         ("numpy", "confusion(one)"),
         ("numpy", "per_class(one)"),
         ("scipy", "agreement_between(one, one)"),

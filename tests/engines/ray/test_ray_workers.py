@@ -18,10 +18,20 @@ TESTS = Path(__file__).parents[2]
 sys.path[:0] = [str(TESTS / "engine")]  # its house, and what is the same
 
 from house import House  # noqa: E402
-from same import assert_same_plan, by_key, labeling, stored, tickets  # noqa: E402
+from same import (  # noqa: E402
+    TARGETS,
+    assert_same_plan,
+    assert_same_report,
+    by_key,
+    labeling,
+    stored,
+    tickets,
+    with_gold,
+)
 
-from dagster_llm_batch.distributed import RayWorkers  # noqa: E402
+from dagster_llm_batch.distributed import RayWorkers, compare_spread  # noqa: E402
 from dagster_llm_batch.errors import InputError  # noqa: E402
+from dagster_llm_batch.evaluation import compare  # noqa: E402
 from dagster_llm_batch.testing.emulator import Emulator  # noqa: E402
 
 
@@ -77,6 +87,18 @@ def test_labels_are_the_same_row_for_row(tmp_path: Any, house: House, data: Any)
         found.append(own.engine().labels(definition, status.submission.submission_id))
     assert len(found[0].labels) == 3_000
     assert by_key(found[0].labels) == by_key(found[1].labels)
+
+
+def test_figures_against_gold_are_the_same_to_the_last_digit(house: House, data: Any) -> None:
+    definition = labeling(workers=RayWorkers())
+    engine, submission_id = house.engine(), house.run(definition, dataset(data)).submission.submission_id
+    gold, said = with_gold(engine.labels(definition, submission_id).labels)
+    parts = [said.slice(number * 750, 750) for number in range(4)]
+    there = compare_spread(RayWorkers(), gold, {"c": data.from_arrow(parts)}, key="ticket_id", targets=TARGETS)
+    assert_same_report(compare(gold, {"c": said}, key="ticket_id", targets=TARGETS), there)
+    assert there.evaluations[0].n_labeled > 1_000
+    with pytest.raises(InputError, match="stand in more than one part"):
+        compare_spread(RayWorkers(), gold, {"c": data.from_arrow(parts * 2)}, key="ticket_id", targets=TARGETS)
 
 
 def test_a_worker_that_dies_is_replaced_and_its_rows_are_asked_once(tmp_path: Any, house: House, data: Any) -> None:

@@ -12,12 +12,13 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 from house import House
-from same import assert_same_plan, by_key, labeling, stored, tickets
+from same import TARGETS, assert_same_plan, assert_same_report, by_key, labeling, stored, tickets, with_gold
 
 from dagster_llm_batch import HiveParquetIOManager
 from dagster_llm_batch.core.rows import record_batches
-from dagster_llm_batch.distributed import SparkWorkers
+from dagster_llm_batch.distributed import SparkWorkers, compare_spread
 from dagster_llm_batch.errors import InputError
+from dagster_llm_batch.evaluation import compare
 
 pytestmark = pytest.mark.timeout(900)  # the first one waits for Java
 
@@ -53,6 +54,26 @@ def test_labels_are_the_same_row_for_row(tmp_path: Any, house: House, spark: Any
         found.append(own.engine().labels(definition, status.submission.submission_id))
     assert len(found[0].labels) == 3_000
     assert by_key(found[0].labels) == by_key(found[1].labels)
+
+
+def test_figures_against_gold_are_the_same_to_the_last_digit(
+    tmp_path: Any, house: House, spark: Any, frame: Any
+) -> None:
+    definition = labeling(workers=SparkWorkers(spark))
+    engine, submission_id = house.engine(), house.run(definition, frame).submission.submission_id
+    gold, said = with_gold(engine.labels(definition, submission_id).labels)
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for number in range(4):
+        pq.write_table(said.slice(number * 750, 750), parts / f"{number}.parquet")
+    there = compare_spread(
+        SparkWorkers(spark), gold, {"c": spark.read.parquet(str(parts))}, key="ticket_id", targets=TARGETS
+    )
+    assert_same_report(compare(gold, {"c": said}, key="ticket_id", targets=TARGETS), there)
+    assert there.evaluations[0].n_labeled > 1_000
+    twice = spark.read.parquet(str(parts / "0.parquet"))
+    with pytest.raises(InputError, match="stand in more than one part"):
+        compare_spread(SparkWorkers(spark), gold, {"c": twice.union(twice)}, key="ticket_id", targets=TARGETS)
 
 
 def test_a_worker_that_dies_is_replaced_and_its_rows_are_asked_once(

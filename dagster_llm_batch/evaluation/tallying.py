@@ -1,0 +1,140 @@
+"""The counts that all figures of one candidate come from. Counts of parts add up to those of the whole.
+
+    Joined ─tally→ Tally ─┬─evaluate, confusion, per_class, calibration_of
+    parts ──tally→ ─total─┘
+
+So a table in one piece and one in many pieces, on many machines, have the same figures, to the last digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+import pyarrow as pa
+
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.evaluation.joining import MAX_CLASSES, Class, Joined, Target
+
+__all__ = ["Tally", "tally", "total"]
+
+N = "n"
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """One candidate's labels beside the gold of one target, counted. The counts of rows are those of `Joined`.
+
+    Tables have one row for each different row of `Joined`, sorted, and how often it occurs, `n`:
+
+    - `gold`: `gold`, all gold values, labeled or not.
+    - `cells`: `gold`, `predicted` and, where the candidate gives one, `confidence`, of the labeled rows.
+    - `waits`: `microseconds` from submission to the end of its batch, of the labeled rows where both are known.
+    """
+
+    candidate: str
+    target: Target
+    gold: pa.Table
+    cells: pa.Table
+    waits: pa.Table
+    n_absent: int
+    n_rejected: int
+    n_empty: int
+    n_gold_null: int
+    n_ignored: int
+    cost_usd: Decimal | None
+    n_cost_unknown: int
+    models: tuple[str, ...]
+    prompt_versions: tuple[str, ...]
+
+    @property
+    def n_gold(self) -> int:
+        return _sum(self.gold)
+
+    @property
+    def n_labeled(self) -> int:
+        return _sum(self.cells)
+
+    def classes(self) -> tuple[Class, ...]:
+        """All values of gold (labeled or not) and of the predictions, sorted. Raises ConfigError over MAX_CLASSES."""
+        found = {*self.gold["gold"].to_pylist(), *self.cells["predicted"].to_pylist()}
+        if len(found) > MAX_CLASSES:
+            raise ConfigError(
+                f"Target '{self.target.name}' of candidate '{self.candidate}' has {len(found)} distinct values; at "
+                f"most {MAX_CLASSES} are classes. Use kind='numeric' for numbers, or a column with fewer values."
+            )
+        return tuple(sorted(found))
+
+
+def tally(joined: Joined | Tally) -> Tally:
+    """Count what was joined."""
+    if isinstance(joined, Tally):
+        return joined
+    has_label = joined.predicted.is_valid()
+    columns = {"gold": joined.gold, "predicted": joined.predicted}
+    if joined.confidence is not None:
+        columns["confidence"] = joined.confidence
+    return Tally(
+        candidate=joined.candidate,
+        target=joined.target,
+        gold=_counted({"gold": joined.gold}),
+        cells=_counted({name: values.filter(has_label) for name, values in columns.items()}),
+        waits=_counted({"microseconds": joined.waits}),
+        n_absent=joined.n_absent,
+        n_rejected=joined.n_rejected,
+        n_empty=joined.n_empty,
+        n_gold_null=joined.n_gold_null,
+        n_ignored=joined.n_ignored,
+        cost_usd=joined.cost_usd,
+        n_cost_unknown=joined.n_cost_unknown,
+        models=joined.models,
+        prompt_versions=joined.prompt_versions,
+    )
+
+
+def total(parts: Sequence[Tally]) -> Tally:
+    """The tally of a candidate whose rows were joined in parts, each with all of the gold; in any order.
+
+    The caller knows that no key is in two parts. Raises InputError for parts that were joined with different gold.
+    """
+    first, n_gold = parts[0], parts[0].n_gold
+    if any(not one.gold.equals(first.gold) or one.n_gold_null != first.n_gold_null for one in parts):
+        raise InputError(f"Parts of candidate '{first.candidate}' were joined with different gold rows.")
+    costs = [one.cost_usd for one in parts if one.cost_usd is not None]
+    return Tally(
+        candidate=first.candidate,
+        target=first.target,
+        gold=first.gold,
+        cells=_added([one.cells for one in parts]),
+        waits=_added([one.waits for one in parts]),
+        n_absent=n_gold - sum(n_gold - one.n_absent for one in parts),
+        n_rejected=sum(one.n_rejected for one in parts),
+        n_empty=sum(one.n_empty for one in parts),
+        n_gold_null=first.n_gold_null,
+        n_ignored=sum(one.n_ignored for one in parts),
+        cost_usd=sum(costs, Decimal(0)) if costs else None,
+        n_cost_unknown=sum(one.n_cost_unknown for one in parts),
+        models=tuple(sorted({name for one in parts for name in one.models})),
+        prompt_versions=tuple(sorted({name for one in parts for name in one.prompt_versions})),
+    )
+
+
+def _counted(columns: Mapping[str, pa.Array]) -> pa.Table:
+    table = pa.table(dict(columns))
+    return _grouped(table.append_column(N, pa.repeat(pa.scalar(1, pa.int64()), len(table))))
+
+
+def _added(tables: Sequence[pa.Table]) -> pa.Table:
+    return _grouped(pa.concat_tables(tables))
+
+
+def _grouped(table: pa.Table) -> pa.Table:
+    """The different rows but for their `n`, sorted, with the sum of it."""
+    names = [name for name in table.column_names if name != N]
+    grouped = table.group_by(names).aggregate([(N, "sum")]).rename_columns([*names, N])
+    return grouped.sort_by([(name, "ascending") for name in names]).combine_chunks()
+
+
+def _sum(table: pa.Table) -> int:
+    return sum(table[N].to_pylist())
