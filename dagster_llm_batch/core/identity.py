@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -26,8 +26,9 @@ __all__ = [
     "custom_id_pattern",
     "is_padding",
     "make_request",
+    "make_requests",
     "padding_id",
-    "request_digest",
+    "request_digests",
     "request_id_of",
     "shard_nonce",
 ]
@@ -53,7 +54,22 @@ def _digest(parts: Iterable[bytes], size: int) -> str:
 
 
 def _sized(part: bytes) -> bytes:
-    return len(part).to_bytes(8, "big") + part  # lengths keep ("ab", "c") apart from ("a", "bc")
+    return _size(part) + part
+
+
+def _size(part: bytes) -> bytes:
+    return len(part).to_bytes(8, "big")  # lengths keep ("ab", "c") apart from ("a", "bc")
+
+
+def make_requests(system: str | None, users: Iterable[str]) -> list[Request]:
+    """Requests of text alone that share the system part, with their ids."""
+    begun, found = _begun(system), []
+    for user in users:
+        text, h = user.encode("utf-8", "surrogatepass"), begun.copy()
+        h.update(_size(text))
+        h.update(text)
+        found.append(Request(h.hexdigest(), system, user))
+    return found
 
 
 def make_request(system: str | None, user: str, images: tuple[Image, ...] = ()) -> Request:
@@ -100,10 +116,12 @@ class RowsDigest:
         self._sum = 0
         self.rows = 0
 
-    def add(self, key: object, request_id: str) -> None:
-        text = f"{type(key).__name__}:{key}\0{request_id}".encode("utf-8", "surrogatepass")
-        self._sum += int.from_bytes(hashlib.blake2b(text, digest_size=32).digest(), "big")
-        self.rows += 1
+    def add(self, keys: Sequence[object], request_ids: Sequence[str]) -> None:
+        """Add some pairs."""
+        for key, request_id in zip(keys, request_ids, strict=True):
+            text = f"{type(key).__name__}:{key}\0{request_id}".encode("utf-8", "surrogatepass")
+            self._sum += int.from_bytes(hashlib.blake2b(text, digest_size=32).digest(), "big")
+        self.rows += len(keys)
 
     def merge(self, other: RowsDigest) -> None:
         """Add the pairs of another one."""
@@ -139,9 +157,9 @@ def is_padding(request_id: str) -> bool:
     return request_id.startswith(_PADDING)
 
 
-def request_digest(request_id: str) -> bytes:
-    """16 of the bytes that the id spells."""
-    return bytes.fromhex(request_id)[:16]
+def request_digests(request_ids: Sequence[str]) -> bytes:
+    """16 of the bytes that each id spells."""
+    return bytes.fromhex("".join([request_id[:32] for request_id in request_ids]))
 
 
 def request_id_of(custom_id: str | None, nonce: str) -> str | None:

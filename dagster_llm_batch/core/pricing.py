@@ -7,12 +7,13 @@ where a provider has no such rule the price is unknown. An unknown price is None
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import genai_prices
 import pyarrow as pa
@@ -28,9 +29,8 @@ __all__ = [
     "Estimate",
     "Tariff",
     "TokenPrice",
-    "Weight",
     "dollars",
-    "estimate_tokens",
+    "estimated_tokens",
     "expected_output_tokens",
     "tariff",
 ]
@@ -176,13 +176,6 @@ def _library_usage(usage: Usage) -> genai_prices.Usage:
     return genai_prices.Usage(**{name: count for name, count in named.items() if count})
 
 
-class Weight(NamedTuple):
-    """What one request is estimated to take: input tokens, and USD (None: not known)."""
-
-    tokens: int
-    cost_usd: Decimal | None
-
-
 @dataclass
 class Estimate:
     """What a submission may cost, counted while its requests are written. An estimate, and shown as one."""
@@ -194,20 +187,24 @@ class Estimate:
     _cost_usd: Decimal = Decimal(0)
 
     def __post_init__(self) -> None:
-        self._weight = lru_cache(maxsize=4096)(self._weigh)  # requests of a kind are of similar lengths
+        self._cost_of = lru_cache(maxsize=4096)(self._cost_of_one)  # requests of a kind are of similar lengths
 
-    def _weigh(self, tokens: int, in_batch: bool) -> Weight:
+    def _cost_of_one(self, tokens: int, lane: Lane) -> Decimal | None:
         price = self.tariff.price(Usage(input_tokens=tokens, output_tokens=self.output_tokens_each))
-        return Weight(tokens, price.cost_usd if in_batch else price.realtime_usd)
+        return price.cost_usd if lane is Lane.BATCH else price.realtime_usd
 
-    def add(self, line_bytes: int, extra_tokens: int = 0, lane: Lane = Lane.BATCH) -> Weight:
-        """Count one request."""
-        weight = self._weight(estimate_tokens(line_bytes) + extra_tokens, lane is Lane.BATCH)
-        self.requests += 1
-        self.input_tokens += weight.tokens
-        if weight.cost_usd is not None:
-            self._cost_usd += weight.cost_usd
-        return weight
+    def add(self, tokens: Sequence[int], lane: Lane = Lane.BATCH) -> Decimal | None:
+        """Count requests of so many input tokens; what these cost, or None where that is not known."""
+        self.requests += len(tokens)
+        self.input_tokens += sum(tokens)
+        cost = Decimal(0)
+        for each, count in Counter(tokens).items():
+            one = self._cost_of(each, lane)
+            if one is None:
+                return None
+            cost += one * count
+        self._cost_usd += cost
+        return cost
 
     def add_surcharge(self, cost_usd: Decimal) -> None:
         """Count what is paid beside the requests."""
@@ -218,8 +215,9 @@ class Estimate:
         return None if self.tariff.basis is PriceBasis.UNKNOWN else self._cost_usd
 
 
-def estimate_tokens(line_bytes: int) -> int:
-    return -(-line_bytes // _BYTES_PER_TOKEN)
+def estimated_tokens(sizes: Iterable[int]) -> list[int]:
+    """Tokens of lines of so many bytes."""
+    return [-(-size // _BYTES_PER_TOKEN) for size in sizes]
 
 
 def expected_output_tokens(params: Mapping[str, Any], expected: int | None = None) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import jinja2.meta
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from dagster_llm_batch.core.identity import make_request
+from dagster_llm_batch.core.identity import make_request, make_requests
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.types import Image, Request, Turn
 
@@ -149,6 +150,14 @@ class Renderer:
                 msg = f"The system template failed: {type(error).__name__}: {error}. Correct it; nothing was sent."
                 raise ConfigError(msg) from error
 
+    def requests(self, columns: Mapping[str, Sequence[Any]], keys: Sequence[object]) -> list[Request]:
+        """The requests for some rows, as `render` gives them. `columns` are those that it reads."""
+        system_varies = self._system is not None and self._fixed_system is None
+        if isinstance(self._user, _Plain) and not system_varies and not self._images:
+            return make_requests(self._fixed_system, self._user.all(columns, len(keys)))
+        rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+        return [self.render(row, key) for row, key in zip(rows if columns else repeat({}), keys, strict=False)]
+
     def render(self, row: Mapping[str, Any], key: object) -> Request:
         """The request for one row. Raises InputError naming `key` and the template or column at fault."""
         part = "system"
@@ -203,9 +212,25 @@ def _template(environment: jinja2.Environment, source: str, columns: Collection[
     return lambda row: compiled.render(row, row=row)
 
 
-def _plain(template: nodes.Template, columns: Collection[str]) -> _Template | None:
-    """A template of text and columns alone, without Jinja's machinery, which takes most of the time; else None."""
-    text = ""  # with %s for each column
+@dataclass(frozen=True)
+class _Plain:
+    """A template of text and columns alone, without Jinja's machinery, which takes most of the time."""
+
+    text: str  # with %s for each column
+    names: Sequence[str]
+
+    def __call__(self, row: Mapping[str, Any]) -> str:
+        return self.all({name: [row[name]] for name in self.names}, 1)[0]
+
+    def all(self, columns: Mapping[str, Sequence[Any]], rows: int) -> list[str]:
+        """The texts of so many rows."""
+        values = (["" if value is None else value for value in columns[name]] for name in self.names)
+        return [self.text % row for row in (zip(*values, strict=True) if self.names else repeat((), rows))]
+
+
+def _plain(template: nodes.Template, columns: Collection[str]) -> _Plain | None:
+    """The template, where it is of text and columns alone."""
+    text = ""
     names: list[str] = []
     for output in template.body:
         if not isinstance(output, nodes.Output):
@@ -218,12 +243,7 @@ def _plain(template: nodes.Template, columns: Collection[str]) -> _Template | No
                 names.append(name)
             else:
                 return None
-
-    def render(row: Mapping[str, Any]) -> str:
-        values = [row[name] for name in names]
-        return text % tuple(["" if value is None else value for value in values])
-
-    return render
+    return _Plain(text, names)
 
 
 def _column_named(node: nodes.Expr) -> str | None:

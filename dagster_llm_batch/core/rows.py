@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import struct
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -136,7 +136,7 @@ class KeyGuard:
 
     def __init__(self, key: str) -> None:
         self._key = key
-        self._seen = Seen(_digest)
+        self._seen = Seen(_digests)
 
     def check(self, batch: pa.RecordBatch) -> list[Any]:
         """The keys of this batch, or InputError."""
@@ -155,8 +155,9 @@ class KeyGuard:
                 f"its position {keys.index(None)}. Every row needs its own key: fill or filter them before labeling."
             )
             raise InputError(msg)
-        again = list(dict.fromkeys(key for key, is_new in zip(keys, self._seen.new(keys), strict=True) if not is_new))
-        if again:
+        new = self._seen.new(keys)
+        if not all(new):
+            again = list(dict.fromkeys(key for key, is_new in zip(keys, new, strict=True) if not is_new))
             shown = ", ".join(repr(key) for key in again[: self._SHOWN])
             more = " and more" if len(again) > self._SHOWN else ""
             msg = (
@@ -167,8 +168,9 @@ class KeyGuard:
         return keys
 
 
-def _digest(key: object) -> bytes:
-    return struct.pack("qq", hash(key), hash(f"{key}|"))  # a key is a text, a number or a time
+def _digests(keys: Sequence[object]) -> bytes:
+    other = [f"{key}|" for key in keys]  # a key is a text, a number or a time
+    return array("q", chain.from_iterable(zip(map(hash, keys), map(hash, other), strict=True))).tobytes()
 
 
 def _is_key_type(arrow_type: pa.DataType) -> bool:

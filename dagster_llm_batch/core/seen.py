@@ -6,7 +6,7 @@ the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -25,44 +25,51 @@ class _Run(NamedTuple):
 
 
 class Seen:
-    """`digest` gives 16 bytes, the same for equal values and for no others."""
+    """`digests` gives 16 bytes for each value, all in one: the same for equal values and for no others."""
 
-    def __init__(self, digest: Callable[[Any], bytes]) -> None:
+    def __init__(self, digests: Callable[[Sequence[Any]], bytes]) -> None:
         self.count = 0
-        self._digest = digest
+        self._digests = digests
         self._recent: set[Any] = set()
         self._runs: list[_Run] = []
 
     def new(self, values: Sequence[Any]) -> list[bool]:
         """Remember these; for each, whether it comes for the first time."""
-        found = []
-        for value, is_old in zip(values, self._are_old(values), strict=True):
-            is_new = not is_old and value not in self._recent
-            if is_new:
-                self._recent.add(value)
-            found.append(is_new)
+        old, different = self._old(values), set(values)
+        if not old and len(different) == len(values) and self._recent.isdisjoint(different):
+            found = [True] * len(values)
+            self._recent |= different
+        else:
+            found = []
+            for at, value in enumerate(values):
+                is_new = at not in old and value not in self._recent
+                if is_new:
+                    self._recent.add(value)
+                found.append(is_new)
         self.count += sum(found)
         if len(self._recent) > _MOST_RECENT:
             self._put_away()
         return found
 
-    def _are_old(self, values: Sequence[Any]) -> list[bool]:
-        found = [False] * len(values)
+    def _old(self, values: Sequence[Any]) -> set[int]:
+        """The places of those that are in a run."""
+        found = set()
         if self._runs:
-            digests = _array(map(self._digest, values))
+            digests = _array(self._digests(values))
             heads = _heads(digests)
             for run in self._runs:
                 places = run.heads.searchsorted(heads)
                 alike = run.heads.take(places, mode="clip") == heads
-                for at in alike.nonzero()[0]:
+                for at in alike.nonzero()[0].tolist():
                     end = run.heads.searchsorted(heads[at], side="right")
-                    found[at] |= digests[at] in run.digests[places[at] : end]
+                    if digests[at] in run.digests[places[at] : end]:
+                        found.add(at)
         return found
 
     def _put_away(self) -> None:
         import numpy as np  # noqa: PLC0415  # takes long, and small tables do without
 
-        digests = _array(map(self._digest, self._recent)).copy()
+        digests = _array(self._digests(list(self._recent))).copy()
         self._recent = set()
         digests.sort()
         while self._runs and len(self._runs[-1].digests) <= 2 * len(digests):
@@ -71,10 +78,10 @@ class Seen:
         self._runs.append(_Run(digests, _heads(digests)))
 
 
-def _array(digests: Iterable[bytes]) -> _Array:
+def _array(digests: bytes) -> _Array:
     import numpy as np  # noqa: PLC0415
 
-    return np.frombuffer(b"".join(digests), "S16")
+    return np.frombuffer(digests, "S16")
 
 
 def _heads(digests: _Array) -> _Array:

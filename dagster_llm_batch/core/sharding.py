@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.types import Limits
@@ -23,7 +26,7 @@ def tightest(limits: Limits, max_requests: int | None = None, max_bytes: int | N
 
 @dataclass
 class ShardFill:
-    """How full the current shard is."""
+    """How full a shard is."""
 
     limits: Limits
     requests: int = 0
@@ -34,21 +37,21 @@ class ShardFill:
         self._longest = min(limits.max_bytes, limits.max_line_bytes or limits.max_bytes)
         self._most = min(limits.max_requests, limits.max_inputs or limits.max_requests)
 
-    def starts_new(self, line_bytes: int, key: object) -> bool:
-        """Take one more line of this length. True where it starts a new shard; the first line does.
+    def take(self, sizes: Sequence[int]) -> int:
+        """Take lines of these lengths, from the first on, as far as there is room; how many. See `check`."""
+        ends = list(accumulate(sizes[: self._most - self.requests], initial=self.bytes))
+        taken = bisect_right(ends, self.limits.max_bytes) - 1
+        self.requests += taken
+        self.bytes = ends[taken]
+        return taken
 
-        Raises InputError where no shard could hold it.
-        """
-        if line_bytes > self._longest:
-            most = f"{self._longest:,}"
-            msg = (
-                f"Row {key!r} makes a request of {line_bytes:,} bytes; the provider takes at most {most} in one. "
-                "Shorten the row (a filter such as {{ body[:20000] }}) or leave it out; nothing was sent."
-            )
-            raise InputError(msg)
-        if 0 < self.requests < self._most and self.bytes + line_bytes <= self.limits.max_bytes:
-            self.requests += 1
-            self.bytes += line_bytes
-            return False
-        self.requests, self.bytes = 1, line_bytes
-        return True
+    def check(self, sizes: Sequence[int], keys: Sequence[object]) -> None:
+        """Raise InputError where no shard could hold a line of such a length."""
+        for size, key in zip(sizes, keys, strict=True):
+            if size > self._longest:
+                most = f"{self._longest:,}"
+                msg = (
+                    f"Row {key!r} makes a request of {size:,} bytes; the provider takes at most {most} in one. "
+                    "Shorten the row (a filter such as {{ body[:20000] }}) or leave it out; nothing was sent."
+                )
+                raise InputError(msg)

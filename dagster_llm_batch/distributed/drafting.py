@@ -8,20 +8,18 @@ same order. It keeps 48 bytes a row, as `Draft` does, and 4 bytes a request.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from dagster_llm_batch.core.rows import BATCH_ROWS
 from dagster_llm_batch.distributed.parts import LINE, SIZES, FileTask, Part, PartMaker, spare_line, write_files
-from dagster_llm_batch.engine.planning import Draft, Plan, Spare
+from dagster_llm_batch.engine.planning import Draft, Plan
 from dagster_llm_batch.engine.rendering import Rendering
-from dagster_llm_batch.engine.shards import ShardFiles
 from dagster_llm_batch.errors import LLMBatchError
-from dagster_llm_batch.protocols import Codec, Workers
-from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.protocols import Workers
 from dagster_llm_batch.types import Lane
 
 __all__ = ["SpreadDraft", "UnwrittenFiles"]
@@ -30,102 +28,82 @@ _ID = "llm_request_id"
 _LINES_AT_ONCE = 20_000  # small files are written some at once
 
 
-class _Line:
-    """A line that is in a part."""
+@dataclass(frozen=True)
+class _PartLines:
+    """Lines that are in a part. Which nonce they get is said to whom writes them."""
 
-    __slots__ = ("_bytes", "part", "row")
-
-    def __init__(self, line_bytes: int, part: int, row: int) -> None:
-        self._bytes = line_bytes
-        self.part = part
-        self.row = row
-
-    def __len__(self) -> int:
-        return self._bytes
-
-
-class _Rendered(NamedTuple):
-    """What is known here of a request that was encoded elsewhere. In the place of a Request."""
-
-    request_id: str
-    image_bytes: int
-    image_tokens: int
     part: int
-    row: int
-    line_bytes: Sequence[int]  # for the labeling's model and each fallback
+    rows: Sequence[int]
+    sizes: Sequence[int]
+
+    def some(self, start: int, end: int) -> _PartLines:
+        """See Lines.some."""
+        return _PartLines(self.part, self.rows[start:end], self.sizes[start:end])
+
+    def under(self, nonce: str) -> _PartLines:  # noqa: ARG002 - it has another one in the part
+        """See Lines.under."""
+        return self
 
 
-class _Elsewhere:
-    """In the place of a codec that encodes: the length of the line that the real one encoded."""
+@dataclass(frozen=True)
+class _InPart:
+    """What is known here of requests that were rendered and encoded elsewhere."""
 
-    def __init__(self, codec: Codec, number: int) -> None:
-        self.limits = codec.limits
-        self.decode = codec.decode
-        self._number = number
+    part: int
+    rows: Sequence[int]
+    request_ids: Sequence[str]
+    images: Sequence[tuple[int, int]]
+    sizes: Sequence[Sequence[int]]  # of their lines, for the labeling's model and each fallback
 
-    def encode(self, request: Any, custom_id: str) -> Any:  # noqa: ARG002 - it has another nonce in the part
-        return _Line(request.line_bytes[self._number], request.part, request.row)
+    def at(self, places: Sequence[int]) -> _InPart:
+        """See Drafted.at."""
+        return _InPart(
+            self.part,
+            [self.rows[at] for at in places],
+            [self.request_ids[at] for at in places],
+            [self.images[at] for at in places],
+            [[sizes[at] for at in places] for sizes in self.sizes],
+        )
+
+    def lines(self, model: int, nonce: str) -> _PartLines:  # noqa: ARG002 - see _PartLines.under
+        """See Drafted.lines."""
+        return _PartLines(self.part, self.rows, self.sizes[model])
 
 
 class _Unwritten:
-    """A file that is written later. It has lines of parts."""
+    """A file that is written later, with these rows of parts, by the number of the part."""
 
     digest = ""
 
     def __init__(self) -> None:
-        self.bytes = 0
-        self.rows: dict[int, array[int]] = {}  # by the number of the part
+        self.rows: dict[int, array[int]] = {}
 
-    def write(self, line: _Line) -> None:
-        if line.part not in self.rows:
-            self.rows[line.part] = array("I")
-        self.rows[line.part].append(line.row)
-        self.bytes += len(line)
+    def write(self, lines: _PartLines) -> None:
+        self.rows.setdefault(lines.part, array("I")).extend(lines.rows)
 
 
-class UnwrittenFiles(PayloadStore):
-    """A payload store that remembers, until `is_written`, what its files shall hold."""
+class UnwrittenFiles:
+    """In the place of files: what workers shall write into them."""
 
-    def __init__(self, store: PayloadStore) -> None:
-        self._root = store._root  # noqa: SLF001 - the same place
-        self.store = store
+    def __init__(self) -> None:
         self.files: dict[str, _Unwritten] = {}
-        self.is_written = False
 
     @contextmanager
-    def writer(self, path: str) -> Iterator[Any]:
+    def writer(self, path: str) -> Iterator[_Unwritten]:
         """A file in memory, of numbers alone."""
-        if self.is_written:
-            with super().writer(path) as real:
-                yield real
-        else:
-            yield self.files.setdefault(path, _Unwritten())
+        yield self.files.setdefault(path, _Unwritten())
 
 
 class SpreadDraft(Draft):
     """One submission being planned, by workers. `folder` holds the parts meanwhile."""
 
-    def __init__(
-        self,
-        workers: Workers,
-        folder: str,
-        *,
-        payloads: UnwrittenFiles,
-        files: Mapping[Lane, ShardFiles],
-        spares: Sequence[Spare],
-        **rest: Any,
-    ) -> None:
-        codec: Codec = rest.pop("codec")
-        elsewhere = [replace(one, codec=_Elsewhere(one.codec, number)) for number, one in enumerate(spares, start=1)]
-        super().__init__(codec=_Elsewhere(codec, 0), payloads=payloads, files=files, spares=elsewhere, **rest)
+    def __init__(self, workers: Workers, folder: str, unwritten: UnwrittenFiles, **rest: Any) -> None:
+        super().__init__(**rest, writer=unwritten.writer)
         self._workers = workers
-        self._unwritten = payloads
-        self._maker = PartMaker(self._labeling, codec, spares, payloads.store, folder, self._load_image)
+        self._unwritten = unwritten
+        codec, *_ = self._codecs
+        self._maker = PartMaker(self._labeling, codec, self._spares, self._payloads, folder, self._load_image)
         self._parts: list[Part] = []
-
-    @staticmethod
-    def _images_of(request: Any) -> tuple[int, int]:
-        return request.image_bytes, request.image_tokens
 
     def add_rows(self, rows: Any) -> None:
         """Take all rows. Raises InputError or ConfigError; then `discard`."""
@@ -149,16 +127,13 @@ class SpreadDraft(Draft):
         start = 0
         for batch in self._payloads.iter_batches(part.path, BATCH_ROWS, [*own, _ID, *SIZES, *spares]):
             keys = self._keys.check(batch)
-            ids = batch.column(_ID).to_pylist()
-            facts = zip(*(batch.column(name).to_pylist() for name in (*SIZES, *spares)), strict=True)
-            for row, (request_id, key, is_new, fact) in enumerate(
-                zip(ids, keys, self._seen.new(ids), facts, strict=True), start=start
-            ):
-                if is_new:
-                    line_bytes, image_bytes, image_tokens, is_urgent, *others = fact
-                    sizes = (line_bytes, *others)
-                    rendered: Any = _Rendered(request_id, image_bytes, image_tokens, number, row, sizes)
-                    self._write(rendered, key, Lane.REALTIME if is_urgent else Lane.BATCH)
+            ids, line_bytes, image_bytes, image_tokens, is_urgent, *others = (
+                batch.column(name).to_pylist() for name in (_ID, *SIZES, *spares)
+            )
+            rows = range(start, start + batch.num_rows)
+            images = list(zip(image_bytes, image_tokens, strict=True))
+            drafted = _InPart(number, rows, ids, images, [line_bytes, *others])
+            self._add(drafted, keys, [Lane.REALTIME if urgent else Lane.BATCH for urgent in is_urgent])
             start += batch.num_rows
             self._manifest.write_table(self._rendering.manifest(batch, ids))
 
@@ -169,14 +144,13 @@ class SpreadDraft(Draft):
         tasks = [*self._shard_tasks(), *self._spare_tasks()]
         written = {
             one.path: one
-            for some in self._workers.map(partial(write_files, self._unwritten.store), list(_some_at_once(tasks)))
+            for some in self._workers.map(partial(write_files, self._payloads), list(_some_at_once(tasks)))
             for one in some
         }
         for files in self._files.values():
             files.shards = [replace(shard, digest=written[shard.path].digest) for shard in files.shards]
             for shard in files.shards:
                 assert written[shard.path].bytes == shard.bytes  # what was planned from sizes is what came out
-        self._unwritten.is_written = True
         plan = super().finish(configuration)
         self._discard_parts()
         return plan

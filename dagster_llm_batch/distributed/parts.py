@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dagster_llm_batch.core.identity import RowsDigest, custom_id, request_digest, shard_nonce
+from dagster_llm_batch.core.identity import RowsDigest, custom_id, request_digests, shard_nonce
 from dagster_llm_batch.core.prompt import ImageLoader
 from dagster_llm_batch.core.rows import KeyGuard, record_batches
 from dagster_llm_batch.core.seen import Seen
@@ -75,7 +75,7 @@ class PartMaker:
         first = next(batches, None)
         if first is None:
             return None
-        guard, seen = KeyGuard(self.labeling.key), Seen(request_digest)
+        guard, seen = KeyGuard(self.labeling.key), Seen(request_digests)
         keys = guard.check(first)
         rendering = Rendering(self.labeling, first.schema, self.load_image)
         path = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
@@ -105,10 +105,10 @@ class PartMaker:
         ids: list[str] = []
         start = held_bytes = 0
         for these, requests in rendering.requests(batch, keys):
-            new = seen.new([request.request_id for request in requests])
-            for request, key, lane, is_new in zip(requests, these, lanes, new, strict=False):
-                digest.add(key, request.request_id)
-                ids.append(request.request_id)
+            some = [request.request_id for request in requests]
+            digest.add(these, some)
+            ids += some
+            for request, lane, is_new in zip(requests, lanes, seen.new(some), strict=False):
                 held.append(self._encoded(request, lane) if is_new else self._nothing)
                 held_bytes += held[-1][0]
             if held_bytes >= _HELD_BYTES:

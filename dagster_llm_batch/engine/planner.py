@@ -174,20 +174,20 @@ class Planner:
     def _draft(self, submission_id: str, partition: str, known: Mapping[str, bool]) -> Draft:
         labeling, deployment = self._labeling, self._deployment
         root = labeling.prompt.image_root
-        payloads: PayloadStore = self._payloads
+        wave = self.wave(submission_id, partition, 1)
         draft: Callable[..., Draft] = Draft
         if labeling.workers is not None:
             # imported here, for a worker imports what is behind it first, and that imports the engine
             from dagster_llm_batch.distributed.drafting import SpreadDraft, UnwrittenFiles  # noqa: PLC0415
 
-            payloads = UnwrittenFiles(payloads)
+            unwritten = UnwrittenFiles()
+            wave = replace(wave, writer=unwritten.writer)
             folder = self._path(partition, submission_id, "parts").rpartition("/")[0]
-            draft = partial(SpreadDraft, labeling.workers, folder)
-        wave = replace(self.wave(submission_id, partition, 1), payloads=payloads)
+            draft = partial(SpreadDraft, labeling.workers, folder, unwritten)
         return draft(
             labeling=labeling,
             codec=deployment.codec(labeling),
-            payloads=payloads,
+            payloads=self._payloads,
             files={lane: self.files(wave, labeling, lane) for lane in Lane},
             spares=[self.spare(submission_id, partition, one) for one in labeling.models[1:]],
             estimate=Estimate(deployment.tariff(labeling), output_tokens_each(labeling)),

@@ -8,28 +8,30 @@ out to be known already, is discarded without a trace.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property, partial
+from itertools import groupby
+from typing import Any, Protocol
 
 import pyarrow as pa
 
-from dagster_llm_batch.core.identity import RowsDigest, custom_id, request_digest
-from dagster_llm_batch.core.pricing import Estimate, Weight
+from dagster_llm_batch.core.identity import RowsDigest, custom_id, request_digests
+from dagster_llm_batch.core.pricing import Estimate, estimated_tokens
 from dagster_llm_batch.core.prompt import ImageLoader
 from dagster_llm_batch.core.rows import KeyGuard, record_batches
 from dagster_llm_batch.core.seen import Seen
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.rendering import Rendering, columns_of_nothing, images_of
-from dagster_llm_batch.engine.shards import ShardFiles
+from dagster_llm_batch.engine.shards import Lines, ShardFiles, WrittenLines
 from dagster_llm_batch.protocols import Codec
-from dagster_llm_batch.storage.payloads import PayloadStore, PayloadWriter
+from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Shard
 from dagster_llm_batch.types import Lane, Request
 
-__all__ = ["Draft", "Plan", "Spare"]
+__all__ = ["Draft", "Drafted", "Plan", "Spare"]
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,28 @@ class Plan:
     fingerprint: str
 
 
-class Draft:
-    """One submission being planned."""
+class Drafted(Protocol):
+    """Requests of some rows, rendered here or elsewhere. All but `at` speak of each, in their order."""
 
-    _images_of = staticmethod(images_of)
+    @property
+    def request_ids(self) -> Sequence[str]: ...
+
+    @property
+    def images(self) -> Sequence[tuple[int, int]] | None:
+        """Bytes of the line that are images, and the tokens that they are estimated to take. None: there are none."""
+        ...
+
+    def at(self, places: Sequence[int]) -> Drafted:
+        """Those at these places."""
+        ...
+
+    def lines(self, model: int, nonce: str) -> Lines:
+        """Their lines for one of the labeling's models, by its place among them; `nonce` is what most will be under."""
+        ...
+
+
+class Draft:
+    """One submission being planned. `writer` is what writes request files, where that is not the payload store."""
 
     def __init__(
         self,
@@ -68,11 +88,13 @@ class Draft:
         known: Mapping[str, bool],
         manifest_path: str,
         load_image: ImageLoader | None,
+        writer: Callable[[str], AbstractContextManager[Any]] | None = None,
     ) -> None:
         self.estimate = estimate
         self._labeling = labeling
-        self._codec = codec
+        self._codecs = [codec, *(spare.codec for spare in spares)]
         self._payloads = payloads
+        self._writer = writer or payloads.writer
         self._files = files
         self._spares = spares
         self._not_asked = known  # request_id -> whether it is answered; else it is on its way
@@ -80,11 +102,11 @@ class Draft:
         self._load_image = load_image
         self._keys = KeyGuard(labeling.key)
         self._digest = RowsDigest()
-        self._seen = Seen(request_digest)
+        self._seen = Seen(request_digests)
         self._reused = 0
         self._stack = ExitStack()
         self._manifest: Any = None
-        self._spare_files: list[PayloadWriter] = []
+        self._spare_files: list[Any] = []
         self._rendering: Rendering | None = None
 
     def add_rows(self, rows: Any) -> None:
@@ -100,14 +122,13 @@ class Draft:
         assert self._rendering is not None
         self._rendering.check(batch)
         request_ids: list[str] = []
-        lanes = iter(self._rendering.lanes(batch))
+        lanes = self._rendering.lanes(batch)
         for these, requests in self._rendering.requests(batch, keys):
-            ids = [request.request_id for request in requests]
-            for request, key, lane, is_new in zip(requests, these, lanes, self._seen.new(ids), strict=False):
-                self._digest.add(key, request.request_id)
-                if is_new:
-                    self._write(request, key, lane)
-            request_ids += ids
+            drafted = _Rendered(self._codecs, requests)
+            self._digest.add(these, drafted.request_ids)
+            start = len(request_ids)
+            self._add(drafted, these, lanes[start : start + len(these)])
+            request_ids += drafted.request_ids
         self._manifest.write_table(self._rendering.manifest(batch, request_ids))
 
     def _start(self, rendering: Rendering) -> None:
@@ -115,30 +136,36 @@ class Draft:
         self._manifest = self._stack.enter_context(
             self._payloads.table_writer(self._manifest_path, rendering.manifest_schema)
         )
-        self._spare_files = [self._stack.enter_context(self._payloads.writer(one.path)) for one in self._spares]
+        self._spare_files = [self._stack.enter_context(self._writer(one.path)) for one in self._spares]
 
-    def _write(self, request: Request, key: object, lane: Lane) -> None:
-        if request.request_id in self._not_asked:
-            self._reused += 1
-            if not self._not_asked[request.request_id]:  # the answer may be none
-                self._write_spares(request, key)
-            return
+    def _add(self, drafted: Drafted, keys: Sequence[Any], lanes: Sequence[Lane]) -> None:
+        """Write what of these requests is new, in the order of their rows."""
+        new = [at for at, is_new in enumerate(self._seen.new(drafted.request_ids)) if is_new]
+        if self._not_asked:
+            known = {at: self._not_asked.get(drafted.request_ids[at]) for at in new}
+            self._reused += sum(answered is not None for answered in known.values())
+            self._write_spares(drafted, keys, [at for at in new if not known[at]])  # the answer may be none
+            new = [at for at in new if known[at] is None]
+        else:
+            self._write_spares(drafted, keys, new)
+        for lane, places in groupby(new, lanes.__getitem__):
+            self._write(drafted, keys, list(places), lane)
 
-        def line_for(nonce: str) -> bytes:
-            return self._codec.encode(request, custom_id(nonce, request.request_id))
+    def _write(self, drafted: Drafted, keys: Sequence[Any], places: Sequence[int], lane: Lane) -> None:
+        some, files = drafted.at(places), self._files[lane]
+        lines = some.lines(0, files.nonce)
+        if some.images is None:
+            tokens = estimated_tokens(lines.sizes)
+        else:
+            texts = [size - image_bytes for size, (image_bytes, _) in zip(lines.sizes, some.images, strict=True)]
+            tokens = [one + more for one, (_, more) in zip(estimated_tokens(texts), some.images, strict=True)]
+        files.add(lines, [keys[at] for at in places], tokens, partial(self.estimate.add, lane=lane))
 
-        def weigh(line_bytes: int) -> Weight:
-            image_bytes, image_tokens = self._images_of(request)
-            return self.estimate.add(line_bytes - image_bytes, extra_tokens=image_tokens, lane=lane)
-
-        self._files[lane].add(line_for, key, weigh)
-        self._write_spares(request, key)
-
-    def _write_spares(self, request: Request, key: object) -> None:
-        for spare, file in zip(self._spares, self._spare_files, strict=True):
-            line = spare.codec.encode(request, custom_id(spare.nonce, request.request_id))
-            ShardFill(spare.codec.limits).starts_new(len(line), key)  # refuses what that provider cannot take
-            file.write(line)
+    def _write_spares(self, drafted: Drafted, keys: Sequence[Any], places: Sequence[int]) -> None:
+        for model, (spare, file) in enumerate(zip(self._spares, self._spare_files, strict=True), start=1):
+            lines = drafted.at(places).lines(model, spare.nonce)
+            ShardFill(spare.codec.limits).check(lines.sizes, [keys[at] for at in places])
+            file.write(lines.under(spare.nonce))
 
     def finish(self, configuration: str) -> Plan:
         """Close all files. The draft can still be discarded."""
@@ -179,3 +206,33 @@ class Draft:
         self._stack.close()
         self._discard_requests()
         self._payloads.delete(self._manifest_path)
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """Requests that were rendered here."""
+
+    codecs: Sequence[Codec]
+    requests: Sequence[Request]
+
+    @cached_property
+    def request_ids(self) -> list[str]:
+        """See Drafted.request_ids."""
+        return [request.request_id for request in self.requests]
+
+    @property
+    def images(self) -> list[tuple[int, int]] | None:
+        """See Drafted.images."""
+        if not any(request.images for request in self.requests):
+            return None
+        return [images_of(request) for request in self.requests]
+
+    def at(self, places: Sequence[int]) -> _Rendered:
+        """See Drafted.at."""
+        return _Rendered(self.codecs, [self.requests[at] for at in places])
+
+    def lines(self, model: int, nonce: str) -> WrittenLines:
+        """See Drafted.lines."""
+        encode = self.codecs[model].encode
+        lines = [encode(request, custom_id(nonce, request.request_id)) for request in self.requests]
+        return WrittenLines(self.request_ids, lines, nonce)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +15,7 @@ from dagster_llm_batch.types import Lane, Request
 
 __all__ = ["Rendering", "columns_of_nothing", "images_of"]
 
-_ROWS_AT_ONCE = 256
+_ROWS, _ROWS_WITH_IMAGES = 256, 8  # at once: their requests, and the lines of these, are in memory
 _TOKENS_PER_IMAGE = 1_000  # providers count an image as some hundred to some thousand tokens, whatever its bytes
 
 
@@ -35,6 +34,7 @@ class Rendering:
                 raise InputError(msg)
         self._urgent = labeling.urgent
         self._renderer = labeling.prompt.renderer(rows.names, load_image)
+        self._at_once = _ROWS_WITH_IMAGES if labeling.prompt.images else _ROWS
         self.manifest_schema = manifest_schema(rows, labeling.key, labeling.keep)
         self._needed = {*self.manifest_schema.names[:-1], *self._renderer.columns, *urgent}
 
@@ -45,16 +45,16 @@ class Rendering:
             raise InputError(msg)
 
     def requests(self, batch: pa.RecordBatch, keys: Sequence[Any]) -> Iterator[tuple[Sequence[Any], list[Request]]]:
-        """The requests of the rows, some rows at once, with their keys."""
-        render = self._renderer.render
-        for start, rows in _rows(batch, self._renderer.columns):
-            these = keys[start : start + len(rows)]
-            yield these, [render(row, key) for row, key in zip(rows, these, strict=True)]
+        """The requests of the rows, some rows at once, with their keys: many live objects keep Python's GC busy."""
+        read = batch.select(list(self._renderer.columns))
+        for start in range(0, batch.num_rows, self._at_once):
+            these = keys[start : start + self._at_once]
+            yield these, self._renderer.requests(read.slice(start, self._at_once).to_pydict(), these)
 
-    def lanes(self, batch: pa.RecordBatch) -> Iterable[Lane]:
+    def lanes(self, batch: pa.RecordBatch) -> list[Lane]:
         """The lane of each row."""
         if self._urgent is None:
-            return repeat(Lane.BATCH, batch.num_rows)
+            return [Lane.BATCH] * batch.num_rows
         column = batch.column(self._urgent)
         if not pa.types.is_boolean(column.type) and not pa.types.is_null(column.type):
             msg = f"urgent names the column {self._urgent!r} of type {column.type}; it takes one of true and false."
@@ -84,11 +84,3 @@ def columns_of_nothing(labeling: Labeling) -> pa.Schema:
     """What rows would have if there were any: not even a schema came."""
     names = dict.fromkeys([labeling.key, *labeling.keep, *sorted(labeling.prompt.columns() or ())])
     return pa.schema([(name, pa.string()) for name in names])
-
-
-def _rows(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Slices of the rows as dicts of these columns, each with its start: many live objects keep Python's GC busy."""
-    read = batch.select(list(columns))
-    for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
-        some = read.slice(start, _ROWS_AT_ONCE)
-        yield start, some.to_pylist() if columns else [{}] * min(_ROWS_AT_ONCE, batch.num_rows - start)

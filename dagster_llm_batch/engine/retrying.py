@@ -10,29 +10,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
 from itertools import groupby
 from typing import Any
 
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.identity import custom_id
-from dagster_llm_batch.core.pricing import Weight
+from dagster_llm_batch.core.chunks import chunks
+from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.engine.budgets import committing, exceeded
 from dagster_llm_batch.engine.collecting import Collector
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.planner import Planner, output_tokens_each
 from dagster_llm_batch.engine.planning import Spare
-from dagster_llm_batch.engine.shards import renamed, requests_of
+from dagster_llm_batch.engine.shards import WrittenLines, requests_of
 from dagster_llm_batch.storage.records import Shard, Submission
-from dagster_llm_batch.types import BatchStatus, Lane, Outcome, Usage
+from dagster_llm_batch.types import BatchStatus, Lane, Outcome
 
 __all__ = ["NextWave"]
 
 _RETRIED = frozenset({Outcome.ERRORED, Outcome.EXPIRED, Outcome.CANCELED, Outcome.MISSING, Outcome.INVALID})
 _WORD = ["llm_request_id", "llm_outcome", "llm_retryable"]
 _Word = tuple[str, str, bool]
+_AT_ONCE = 16  # requests, whose lines may hold images
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,11 @@ class NextWave:
         for (model, lane), group in groupby(sorted(asks, key=_target), key=_target):
             files = self._planner.files(wave, self._labeling.models[model], Lane(lane))
             for ask in group:
-                weigh = partial(_constant, self._weight(ask))
-                for request_id, old, line in self._lines(ask):
-                    files.add(partial(renamed, line, old, request_id), request_id, weigh)
+                tokens = ask.shard.tokens // max(ask.shard.requests, 1)  # of an average request
+                cost = self._estimate(ask).add
+                for lines in self._lines(ask):
+                    ids = lines.request_ids
+                    files.add(lines, ids, [tokens] * len(ids), cost)
             shards += files.close()
         return shards
 
@@ -175,27 +177,22 @@ class NextWave:
             self._deployment.ledger.note(self._submission.submission_id, "over_budget", detail)
         return why is None
 
-    def _weight(self, ask: _Ask) -> Weight:
-        """An average request of its shard, at the price of whom it is for now."""
+    def _estimate(self, ask: _Ask) -> Estimate:
+        """At the price of whom it is for now."""
         labeling = self._labeling.models[ask.model]
-        tokens = ask.shard.tokens // max(ask.shard.requests, 1)
-        usage = Usage(input_tokens=tokens, output_tokens=output_tokens_each(labeling))
-        return Weight(tokens, self._deployment.tariff(labeling).of(ask.lane).price(usage).cost_usd)
+        return Estimate(self._deployment.tariff(labeling).of(ask.lane), output_tokens_each(labeling))
 
-    def _lines(self, ask: _Ask) -> Iterator[tuple[str, str, bytes]]:
-        """Each request with its present custom_id and its line, as this model's provider takes it."""
+    def _lines(self, ask: _Ask) -> Iterator[WrittenLines]:
+        """The requests' lines, some at once, as this model's provider takes them."""
         payloads = self._deployment.payloads
         path, nonce = ask.shard.path, ask.shard.nonce
         if _model(ask.shard) != self._labeling.models[ask.model].model:
             spare = self._spare(ask.model)
             path, nonce = spare.path, spare.nonce
-        for request_id, line in requests_of(payloads, path, nonce):
-            if request_id in ask.request_ids:
-                yield request_id, custom_id(nonce, request_id), line
-
-
-def _constant(weight: Weight, _line_bytes: int) -> Weight:
-    return weight
+        wanted = (one for one in requests_of(payloads, path, nonce) if one[0] in ask.request_ids)
+        for some in chunks(wanted, _AT_ONCE):
+            request_ids, lines = zip(*some, strict=True)
+            yield WrittenLines(request_ids, lines, nonce)
 
 
 def _model(shard: Shard) -> str:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import count
+from typing import Any, Protocol
 
 from dagster_llm_batch.core.identity import custom_id, custom_id_pattern, shard_nonce
-from dagster_llm_batch.core.pricing import Weight
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.storage.payloads import PayloadStore, PayloadWriter
 from dagster_llm_batch.storage.records import Shard
 from dagster_llm_batch.types import Lane, Limits
 
-__all__ = ["RAW", "RESULTS", "Owner", "ShardFiles", "Wave", "beside", "renamed", "requests_of"]
+__all__ = ["RAW", "RESULTS", "Lines", "Owner", "ShardFiles", "Wave", "WrittenLines", "beside", "renamed", "requests_of"]
 
 REQUESTS, RAW, RESULTS = ".requests.jsonl.lz4", ".raw.jsonl.zst", ".results.parquet"
 """What a shard's files end with, and differ in alone. Requests are read twice, raw results are kept for long."""
@@ -49,6 +49,48 @@ def renamed(line: bytes, old: str, request_id: str, nonce: str) -> bytes:
     return line.replace(old.encode(), custom_id(nonce, request_id).encode(), 1)
 
 
+class Lines(Protocol):
+    """The lines of some requests, wherever they are."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """How many bytes each line has, under any nonce."""
+        ...
+
+    def some(self, start: int, end: int) -> Lines:
+        """Those from `start` to before `end`."""
+        ...
+
+    def under(self, nonce: str) -> Any:
+        """The same under this nonce, for the writer of a shard."""
+        ...
+
+
+@dataclass(frozen=True)
+class WrittenLines:
+    """Lines that are here."""
+
+    request_ids: Sequence[str]
+    lines: Sequence[bytes]
+    nonce: str
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """See Lines.sizes."""
+        return [len(line) for line in self.lines]
+
+    def some(self, start: int, end: int) -> WrittenLines:
+        """See Lines.some."""
+        return WrittenLines(self.request_ids[start:end], self.lines[start:end], self.nonce)
+
+    def under(self, nonce: str) -> bytes:
+        """See Lines.under."""
+        if nonce == self.nonce:
+            return b"".join(self.lines)
+        pairs = zip(self.lines, self.request_ids, strict=True)
+        return b"".join([renamed(line, custom_id(self.nonce, one), one, nonce) for line, one in pairs])
+
+
 @dataclass(frozen=True)
 class Owner:
     """Whom requests are for."""
@@ -61,12 +103,16 @@ class Owner:
 
 @dataclass(frozen=True)
 class Wave:
-    """One wave of a submission while its request files are written; all of them count on together."""
+    """One wave of a submission while its request files are written; all of them count on together.
+
+    `writer` is what writes them, where that is not the payload store.
+    """
 
     payloads: PayloadStore
     submission_id: str
     number: int
     path_of: Callable[[str], str]
+    writer: Callable[[str], AbstractContextManager[Any]] | None = None
     shard_numbers: Iterator[int] = field(default_factory=count)
 
     def files(self, limits: Limits, owner: Owner, surcharge: Callable[[Shard, int], Decimal]) -> ShardFiles:
@@ -84,28 +130,41 @@ class ShardFiles:
 
     def __init__(self, wave: Wave, limits: Limits, owner: Owner, surcharge: Callable[[Shard, int], Decimal]) -> None:
         self.shards: list[Shard] = []
-        self.requests = 0
         self.surcharge_usd = Decimal(0)
         self._surcharge = surcharge
         self._wave = wave
         self._limits = limits
         self._owner = owner
-        self._fill = ShardFill(limits)
         self._open: _OpenShard | None = None
 
-    def add(self, line_for: Callable[[str], bytes], key: object, weigh: Callable[[int], Weight]) -> None:
-        """Write one request. `line_for` makes its line from a shard's nonce; all nonces are of one length."""
-        shard = self._open or self._begin()
-        line = line_for(shard.nonce)
-        if self._fill.starts_new(len(line), key) and shard.requests:
-            self.end()
-            shard = self._begin()
-            line = line_for(shard.nonce)
-        shard.add(line, weigh(len(line)))
-        self.requests += 1
+    @property
+    def nonce(self) -> str:
+        """Of the shard that takes the next request."""
+        return self._shard().nonce
 
-    def _begin(self) -> _OpenShard:
-        self._open = _OpenShard(self._wave, next(self._wave.shard_numbers))
+    def add(
+        self,
+        lines: Lines,
+        keys: Sequence[object],
+        tokens: Sequence[int],
+        cost: Callable[[Sequence[int]], Decimal | None],
+    ) -> None:
+        """Write requests. `cost` says what those of so many tokens cost. Raises InputError where no shard takes one."""
+        sizes = lines.sizes
+        self._shard().fill.check(sizes, keys)
+        start = 0
+        while start < len(sizes):
+            shard = self._shard()
+            end = start + shard.fill.take(sizes[start:])
+            if start == end:
+                self.end()
+                continue
+            shard.add(lines.some(start, end), tokens[start:end], cost(tokens[start:end]))
+            start = end
+
+    def _shard(self) -> _OpenShard:
+        if self._open is None:
+            self._open = _OpenShard(self._wave, next(self._wave.shard_numbers), self._limits)
         return self._open
 
     def end(self) -> None:
@@ -154,22 +213,21 @@ class ShardFiles:
 class _OpenShard:
     """A request file while it is written."""
 
-    def __init__(self, wave: Wave, number: int) -> None:
+    def __init__(self, wave: Wave, number: int, limits: Limits) -> None:
         self.nonce = shard_nonce(wave.submission_id, wave.number, number)
-        self.requests = 0
+        self.fill = ShardFill(limits)
         self._wave = wave
         self._number = number
         self._path = wave.path_of(f"wave-{wave.number}-{number:04d}{REQUESTS}")
         self._stack = ExitStack()
-        self._writer: PayloadWriter = self._stack.enter_context(wave.payloads.writer(self._path))
+        self._writer: Any = self._stack.enter_context((wave.writer or wave.payloads.writer)(self._path))
         self._tokens = 0
         self._cost_usd: Decimal | None = Decimal(0)
 
-    def add(self, line: bytes, weight: Weight) -> None:
-        self._writer.write(line)
-        self.requests += 1
-        self._tokens += weight.tokens
-        self._cost_usd = _sum(self._cost_usd, weight.cost_usd)
+    def add(self, lines: Lines, tokens: Sequence[int], cost_usd: Decimal | None) -> None:
+        self._writer.write(lines.under(self.nonce))
+        self._tokens += sum(tokens)
+        self._cost_usd = _sum(self._cost_usd, cost_usd)
 
     def close(self, owner: Owner) -> Shard:
         self._stack.close()
@@ -183,8 +241,8 @@ class _OpenShard:
             wave=self._wave.number,
             number=self._number,
             nonce=self.nonce,
-            requests=self.requests,
-            bytes=self._writer.bytes,
+            requests=self.fill.requests,
+            bytes=self.fill.bytes,
             path=self._path,
             digest=self._writer.digest,
             tokens=self._tokens,

@@ -46,7 +46,7 @@ def test_the_fingerprint_does_not_depend_on_the_order_of_rows(rows: dict[Any, st
     def fingerprint(pairs: list[tuple[Any, str]]) -> str:
         digest = RowsDigest()
         for key, request_id in pairs:
-            digest.add(key, request_id)
+            digest.add([key], [request_id])
         assert digest.rows == len(pairs)
         return digest.fingerprint("configuration")
 
@@ -67,15 +67,15 @@ def test_swapping_the_requests_of_two_rows_is_another_fingerprint() -> None:
     straight, crossed = RowsDigest(), RowsDigest()
     for digest, pairs in ((straight, [("a", "1"), ("b", "2")]), (crossed, [("a", "2"), ("b", "1")])):
         for key, request_id in pairs:
-            digest.add(key, request_id)
+            digest.add([key], [request_id])
     assert straight.fingerprint("c") != crossed.fingerprint("c")
     assert straight.fingerprint("c") != straight.fingerprint("d")
 
 
 def test_a_number_and_its_text_are_different_keys() -> None:
     number, text = RowsDigest(), RowsDigest()
-    number.add(1, "r")
-    text.add("1", "r")
+    number.add([1], ["r"])
+    text.add(["1"], ["r"])
     assert number.fingerprint("c") != text.fingerprint("c")
 
 

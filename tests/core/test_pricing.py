@@ -17,12 +17,12 @@ from dagster_llm_batch.core.pricing import (
     Estimate,
     Tariff,
     TokenPrice,
-    estimate_tokens,
+    estimated_tokens,
     expected_output_tokens,
     tariff,
 )
 from dagster_llm_batch.core.rates import PICODOLLAR
-from dagster_llm_batch.types import PriceBasis, Usage
+from dagster_llm_batch.types import Lane, PriceBasis, Usage
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 MILLION = 1_000_000
@@ -131,8 +131,8 @@ def test_an_unknown_price_is_null_and_never_zero() -> None:
         assert prices.price(Usage(1, 1)) == (None, None, PriceBasis.UNKNOWN)
         assert prices.price(None) == (None, None, PriceBasis.UNKNOWN)
         estimate = Estimate(prices, 10)
-        assert estimate.add(100) == (25, None)
-        assert (estimate.cost_usd, estimate.input_tokens) == (None, 25)
+        assert estimate.add([25, 5]) is None
+        assert (estimate.cost_usd, estimate.input_tokens, estimate.requests) == (None, 30, 2)
 
 
 def test_free_is_zero_and_says_so() -> None:
@@ -220,11 +220,12 @@ def test_many_cost_what_each_costs(prices: Tariff, each: list[Usage | None]) -> 
 
 def test_an_estimate_adds_up() -> None:
     estimate = Estimate(tariff("openai", "gpt-4o", NOW), 100)
-    costs = [estimate.add(4_000).cost_usd, estimate.add(4_000, extra_tokens=1_000).cost_usd]
-    assert costs == [Decimal("0.00175"), Decimal("0.003")]
-    assert estimate.cost_usd == Decimal("0.00475")
-    assert (estimate.requests, estimate.input_tokens) == (2, 3_000)
-    assert [estimate_tokens(count) for count in (0, 1, 4, 5)] == [0, 1, 1, 2]
+    costs = [estimate.add([1_000]), estimate.add([1_000, 2_000, 1_000]), estimate.add([1_000], Lane.REALTIME)]
+    assert costs == [Decimal("0.00175"), Decimal("0.0065"), Decimal("0.0035")]
+    assert estimate.cost_usd == Decimal("0.01175")
+    assert (estimate.requests, estimate.input_tokens) == (5, 6_000)
+    assert estimate.add([]) == 0
+    assert estimated_tokens([0, 1, 4, 5]) == [0, 1, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,31 @@ def test_null_renders_as_nothing_and_zero_does_not() -> None:
     assert render("[{{ a }}][{{ b }}][{{ c }}]", {"a": None, "b": 0, "c": False}) == "[][0][False]"
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        Prompt("{{ a }} of 100 %: {{ row['b'] }}"),
+        Prompt("{{ b }}", system="Is {{ a }} so?"),
+        Prompt("{{ a | default('') }}{{ b }}", system="Label it."),
+        Prompt("the same for all"),
+        Prompt("{{ a }}", images=["b"]),
+    ],
+    ids=["plain", "system varies", "not plain", "no column", "images"],
+)
+@given(rows=st.lists(st.tuples(st.text(st.characters(codec=None)) | st.none(), st.integers() | st.none()), max_size=9))
+def test_some_rows_at_once_are_as_one_by_one(prompt: Prompt, rows: list[tuple[Any, Any]]) -> None:
+    columns = {
+        "a": [a for a, _ in rows],
+        "b": [None if b is None else f"https://example.org/{b}.png" if prompt.images else b for _, b in rows],
+    }
+    renderer = prompt.renderer(columns)
+    alone = [
+        renderer.render({"a": a, "b": b}, key)
+        for key, (a, b) in enumerate(zip(columns["a"], columns["b"], strict=True))
+    ]
+    assert renderer.requests({name: columns[name] for name in renderer.columns}, range(len(rows))) == alone
+
+
 def test_row_reaches_columns_of_any_name() -> None:
     row = {"odd name": 1, "größe": 2, "class": 3, "row": "shadowed", "range": 4, "self": 5}
     assert render('{{ row["odd name"] }}{{ größe }}{{ row["class"] }}{{ row["row"] }}', row) == "123shadowed"

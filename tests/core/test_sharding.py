@@ -21,24 +21,32 @@ OPTIONAL = st.one_of(st.none(), st.integers(1, 10))
     st.integers(20, 200),
     OPTIONAL,
     st.one_of(st.none(), st.integers(20, 120)),
+    st.integers(1, 70),
 )
 def test_shards_cover_the_lines_once_under_all_limits(
-    lines: list[int], max_requests: int, max_bytes: int, max_inputs: int | None, max_line: int | None
+    lines: list[int], max_requests: int, max_bytes: int, max_inputs: int | None, max_line: int | None, at_once: int
 ) -> None:
     limits = Limits(max_requests, max_bytes, max_line, max_inputs)
-    fill = ShardFill(limits)
-    shards: list[list[int]] = []
     longest = min(max_bytes, max_line or max_bytes)
-    for number, line in enumerate(lines):
-        if line > longest:
-            told = rf"Row {number} makes a request of {line} bytes; .* at most {longest} "
-            with pytest.raises(InputError, match=told):
-                fill.starts_new(line, number)
-            return
-        if fill.starts_new(line, number):
-            shards.append([])
-        shards[-1].append(line)
+    too_long = next((number for number, line in enumerate(lines) if line > longest), None)
+    if too_long is not None:
+        told = rf"Row {too_long} makes a request of {lines[too_long]} bytes; .* at most {longest} "
+        with pytest.raises(InputError, match=told):
+            ShardFill(limits).check(lines, range(len(lines)))
+        return
+    fill = ShardFill(limits)
+    fill.check(lines, range(len(lines)))
+    shards: list[list[int]] = [[]] if lines else []
+    start = 0
+    while start < len(lines):
+        some = lines[start : start + at_once]
+        taken = fill.take(some)
+        shards[-1] += some[:taken]
+        start += taken
         assert (fill.requests, fill.bytes) == (len(shards[-1]), sum(shards[-1]))
+        if taken < len(some):
+            fill = ShardFill(limits)
+            shards.append([])
     assert [line for shard in shards for line in shard] == lines
     for shard, after in zip_longest(shards, shards[1:]):
         most = min(max_requests, max_inputs or max_requests)

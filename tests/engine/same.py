@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 class Pickled:
     """Workers that are this process: all that real ones would get, and give back, is pickled on its way."""
 
-    part_rows = 768  # a multiple of what is planned at once: files of two lanes are numbered as they are begun
+    part_rows = 500  # no multiple of what is planned at once
 
     def map_rows(self, rows: Any, function: Callable[[Any], _T]) -> list[_T]:
         table = pa.table(rows) if len(rows) else pa.table({})
