@@ -8,7 +8,7 @@ provider, and go through ledger and budgets as a submission of their own: asked 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -23,7 +23,8 @@ from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.core.identity import configuration_fingerprint
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Engine, Labeling, Status
-from dagster_llm_batch.errors import ConfigError, InputError, TransientError
+from dagster_llm_batch.engine.realtime import answer_now, in_real_time, marked
+from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation import Target, plain_text
 from dagster_llm_batch.evaluation.keyhash import draw_keys
 from dagster_llm_batch.evaluation.skew import Skew, side_by_side, skew_between, skew_markdown, skew_to_arrow
@@ -34,7 +35,6 @@ from dagster_llm_batch.types import Lane
 __all__ = ["skew_assets"]
 
 _AGREEMENT = "agreement"
-_NOW = "llm_asked_in_real_time"  # no column of rows has such a name
 _HINT = "Set target= to columns of the labels."
 _ASKED = ("llm_request_id", "llm_model", "llm_lane", "llm_provider")
 
@@ -120,15 +120,8 @@ def skew_assets(
     key = dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name])
     skew = _Skew(
         dataset=dataset,
-        labeling=replace(
-            dataset.labeling,
-            asset=key.to_user_string(),
-            keep=(),
-            urgent=_NOW,
-            fallback=(),
-            deadline=None,
-            realtime_concurrency=concurrency,
-            max_cost_usd=max_cost_usd,
+        labeling=in_real_time(
+            dataset.labeling, key.to_user_string(), realtime_concurrency=concurrency, max_cost_usd=max_cost_usd
         ),
         targets=targets,
         sample=sample,
@@ -257,13 +250,7 @@ class _Skew:
         planned = engine.plan(self.labeling, rows, partition=partition or "", run_id=context.run.run_id)
         if len(batch) and not planned.is_settled:
             self._refuse_other_requests(engine, planned.submission_id, planned.manifest_path or "", batch)
-        status = engine.status(planned.submission_id)
-        for _ in range(self.labeling.retry.max_waves + 1):
-            if status.is_settled:
-                break
-            status = engine.advance(self.labeling, planned.submission_id)
-        if not status.is_settled:
-            raise TransientError("Not all of the sample was answered now. What came is kept; materialize it again.")
+        status = answer_now(engine, self.labeling, planned.submission_id)
         labeled = engine.labels(self.labeling, planned.submission_id, run_id=context.run.run_id)
         engine.ledger.deliver(planned.submission_id)
         return pa.concat_tables([labeled.labels, labeled.rejects], promote_options="default"), status
@@ -304,4 +291,4 @@ def _with_keys(rows: Any, key: str, wanted: pa.ChunkedArray) -> Iterator[pa.Reco
         kept = batch
         if key in batch.schema.names:  # if not, the plan says so
             kept = batch.filter(pa.array([one in keys for one in batch.column(key).to_pylist()], pa.bool_()))
-        yield kept.append_column(_NOW, pa.repeat(pa.scalar(value=True), len(kept)))
+        yield marked(kept)

@@ -10,15 +10,15 @@ extra `kafka`; students need `evaluation`, and the stream layer `drift`.
 
 from dagster_llm_batch.streams.assets import kafka_assets
 from dagster_llm_batch.streams.dashboard import stream_dashboard_asset
+from dagster_llm_batch.streams.drift_sensor import build_drift_sensor
 from dagster_llm_batch.streams.labeler import StreamLabeler
 from dagster_llm_batch.streams.lane import RealTimeLane, labeling_of
-from dagster_llm_batch.streams.relabel import build_drift_sensor
 from dagster_llm_batch.streams.resource import KafkaResource
-from dagster_llm_batch.streams.sensor import build_kafka_sensor
 from dagster_llm_batch.streams.sink import kafka_sink_asset
 from dagster_llm_batch.streams.student import Student
 from dagster_llm_batch.streams.student_assets import student_assets, student_of
 from dagster_llm_batch.streams.topic import KafkaTopic
+from dagster_llm_batch.streams.window_sensor import build_kafka_sensor
 from dagster_llm_batch.streams.windows import KafkaWindow
 
 __all__ = [

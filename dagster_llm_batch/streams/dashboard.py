@@ -1,6 +1,7 @@
-"""The stream at a glance, as an asset: a table, its Markdown and a picture. It reads all results each time."""
+"""The stream at a glance, as an asset: a table, its Markdown and a picture, of the last day's results, say."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
@@ -16,7 +17,7 @@ from dagster_llm_batch.quality.tabling import Computed, Tabling
 from dagster_llm_batch.streams.client import Connection
 from dagster_llm_batch.streams.figures import StreamFigures, figures_markdown, latency_png, stream_figures
 from dagster_llm_batch.streams.messages import KEY
-from dagster_llm_batch.streams.reading import all_messages
+from dagster_llm_batch.streams.reading import messages_from, offsets_at, watermarks
 from dagster_llm_batch.streams.resource import kafka_of
 from dagster_llm_batch.streams.results import StreamResult
 from dagster_llm_batch.streams.windows import check_topic
@@ -39,9 +40,10 @@ _DOCS = {
 }
 
 
-def stream_results(connection: Connection, topic: str) -> list[StreamResult]:
-    """All results that the topic holds, in the order of each partition."""
-    return [StreamResult.model_validate_json(one.value() or b"") for one in all_messages(connection, topic)]
+def stream_results(connection: Connection, topic: str, since: datetime | None = None) -> list[StreamResult]:
+    """All results that the topic holds, or those produced since then, in the order of each partition."""
+    begins = {} if since is None else offsets_at(connection, topic, watermarks(connection, topic), since)
+    return [StreamResult.model_validate_json(one.value() or b"") for one in messages_from(connection, topic, begins)]
 
 
 def stream_dashboard_asset(
@@ -50,7 +52,7 @@ def stream_dashboard_asset(
     results: str,
     truth: Upstream | None = None,
     target: str | None = None,
-    truth_key: str = KEY,
+    last: timedelta | None = timedelta(days=1),
     frame: Frame = "arrow",
     io_manager_key: str = "io_manager",
     resource_key: str = "kafka",
@@ -63,14 +65,14 @@ def stream_dashboard_asset(
 ) -> dg.AssetsDefinition:
     """Throughput, latency (p50, p99), share of the LLM, agreement and cost per 1,000 messages, of a results' topic.
 
-    Needs the extra `evaluation` when it runs. All results are held in memory: give the topic a retention.
+    Needs the extra `evaluation` when it runs. The results that it is about are read anew each time, and held in memory.
 
     Args:
         name: Name of the asset.
         results: The topic that StreamLabeler and RealTimeLane produce to.
         truth: An asset with labels to compare with: those of a batch, or gold. All its partitions are read.
-        target: Its column with labels.
-        truth_key: Its column with the message ids.
+        target: Its column with labels; `message_id` is its key.
+        last: How far back it looks; None: at all that the topic holds.
         frame, io_manager_key, key_prefix, group_name, description, owners, tags: As for `evaluation_assets`.
         resource_key: Where the KafkaResource is.
         automation_condition: As in `AutomationCondition.on_cron("*/15 * * * *")`.
@@ -91,8 +93,9 @@ def stream_dashboard_asset(
     )
 
     def compute(context: dg.AssetExecutionContext, _: str | None) -> Computed:
-        found = stream_results(kafka_of(context.resources, resource_key), results)
-        known = {} if source is None or target is None else _truth(context, source, truth_key, target)
+        since = None if last is None else datetime.now(UTC) - last
+        found = stream_results(kafka_of(context.resources, resource_key), results, since)
+        known = {} if source is None or target is None else _truth(context, source, target)
         figures = stream_figures(found, known)
         metadata: dict[str, Any] = {"stream/figures": dg.MetadataValue.md(figures_markdown(figures))}
         for one in figures:
@@ -106,11 +109,11 @@ def stream_dashboard_asset(
     return Tabling(None, frame, io_manager_key).asset(spec, compute, resource_keys={resource_key})
 
 
-def _truth(context: dg.AssetExecutionContext, source: dg.AssetKey, key: str, target: str) -> dict[str, str]:
+def _truth(context: dg.AssetExecutionContext, source: dg.AssetKey, target: str) -> dict[str, str]:
     """Labels by message id; none where nothing is materialized yet."""
     tables = StoredTables(context)
     if not tables.partitions(source):
         return {}
-    table: pa.Table = tables.read(source, None, None, [key, target], hint="See truth_key= and target=.")
-    pairs = zip(table[key].to_pylist(), table[target].to_pylist(), strict=True)
+    table: pa.Table = tables.read(source, None, None, [KEY, target], hint="See truth= and target=.")
+    pairs = zip(table[KEY].to_pylist(), table[target].to_pylist(), strict=True)
     return {str(one): str(label) for one, label in pairs if label is not None}

@@ -16,23 +16,24 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.errors import ConfigError, MessagesLostError
+from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.streams.client import Connection, as_ours, confluent, is_end, kafka_errors
 from dagster_llm_batch.streams.events import DriftEvent
 from dagster_llm_batch.streams.messages import KEY
 from dagster_llm_batch.streams.producing import Outgoing, produce, transaction
-from dagster_llm_batch.streams.reading import lost_text
+from dagster_llm_batch.streams.reading import resume, watermarks_in
 from dagster_llm_batch.streams.results import REASON, SAID, SINCE, SOURCE, StreamResult, now_ms, outgoing
 from dagster_llm_batch.streams.student import Student
 from dagster_llm_batch.streams.topic import KafkaTopic
 from dagster_llm_batch.streams.watch import DriftWatch
-from dagster_llm_batch.streams.windows import OffsetRange, positions
+from dagster_llm_batch.streams.windows import positions
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, Message, TopicPartition
 
 __all__ = ["Counts", "StreamLabeler"]
 
+_LINGER_SECONDS = 0.01  # for more messages than have come
 _PLACE = (KEY, "kafka_partition", "kafka_offset")
 
 
@@ -67,8 +68,7 @@ class StreamLabeler:
         after: Windows (partition keys) that the batch layer labels: where the group has no position yet, it begins
             after them instead of at the first message.
         at_once: Most messages of one transaction.
-        linger_seconds: How long to wait for so many.
-        drift_delta: See DriftWatch.
+        refresh_seconds: See `students`.
     """
 
     def __init__(
@@ -88,9 +88,7 @@ class StreamLabeler:
         instance: str = "1",
         after: Sequence[str] = (),
         at_once: int = 200,
-        linger_seconds: float = 0.01,
         refresh_seconds: float = 10.0,
-        drift_delta: float = 0.002,
     ) -> None:
         if text not in topic.content.schema.names:
             names = ", ".join(topic.content.schema.names)
@@ -106,9 +104,8 @@ class StreamLabeler:
         self._group = group or f"{topic.name}-student"
         self._instance = instance
         self._first = positions(topic.name, after)
-        self._at_once, self._linger = at_once, linger_seconds
+        self._at_once = at_once
         self._refresh_seconds, self._refreshed = refresh_seconds, float("-inf")
-        self._delta = drift_delta
         self._student: Student
         self._watch: DriftWatch
         self._left = 0  # messages to send on after a change
@@ -128,7 +125,7 @@ class StreamLabeler:
             )
         if not hasattr(self, "_student") or student.version != self._student.version:
             self._student, self._left = student, 0
-            self._watch = DriftWatch(student.classes, delta=self._delta)
+            self._watch = DriftWatch(student.classes)
 
     def run(self, until: Callable[[Counts], bool]) -> Counts:
         """Label until `until` says so; it is asked between two transactions, at least twice a second.
@@ -166,24 +163,17 @@ class StreamLabeler:
 
     def _begin(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
         """Where to read on: after what the group has committed, or what the batch layer has, or from the beginning."""
-        client, seconds = confluent(), self._connection.timeout_seconds
-        found = []
-        for one in consumer.committed(list(partitions), timeout=seconds):
-            begin, _ = consumer.get_watermark_offsets(one, timeout=seconds, cached=False)
-            if 0 <= one.offset < begin:
-                lost = OffsetRange(one.partition, one.offset, begin)
-                told = f"{lost_text(self._topic.name, lost)}: they have no result."
-                if self._topic.on_lost == "stop":
-                    raise MessagesLostError(f"{told} Set on_lost='record' to go on after them.")
-                self.counts.lost += lost.end - lost.start
-            at = one.offset if one.offset >= 0 else self._first.get(one.partition, begin)
-            found.append(client.TopicPartition(one.topic, one.partition, max(at, begin)))
-        return found
+        name, seconds = self._topic.name, self._connection.timeout_seconds
+        marks = {one.partition: watermarks_in(consumer, name, one.partition, seconds) for one in partitions}
+        stops = self._topic.on_lost == "stop"
+        begins, lost = resume(consumer, name, marks, seconds, stops_when_lost=stops, first=self._first)
+        self.counts.lost += lost
+        return [confluent().TopicPartition(name, number, at) for number, at in begins.items()]
 
     def _consume(self, consumer: Consumer) -> list[Message]:
         """The next messages: what is there after a short wait for the first."""
         messages = []
-        for message in consumer.consume(self._at_once, self._linger) or consumer.consume(1, 0.2):
+        for message in consumer.consume(self._at_once, _LINGER_SECONDS) or consumer.consume(1, 0.2):
             error = message.error()
             if error is None:
                 messages.append(message)

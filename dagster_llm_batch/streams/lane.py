@@ -12,30 +12,25 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.engine import Engine, Labeling
-from dagster_llm_batch.errors import ConfigError, MessagesLostError, TransientError
+from dagster_llm_batch.engine.realtime import answer_now, in_real_time, marked
+from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.streams.client import Connection, confluent, kafka_errors
 from dagster_llm_batch.streams.messages import KEY
 from dagster_llm_batch.streams.producing import Outgoing, produce, transaction
-from dagster_llm_batch.streams.reading import Watermarks, lost_text, watermarks_of
+from dagster_llm_batch.streams.reading import Watermarks, resume, watermarks_of
 from dagster_llm_batch.streams.results import REASON, SAID, SINCE, StreamResult, now_ms, outgoing
 from dagster_llm_batch.streams.topic import KafkaTopic
-from dagster_llm_batch.streams.windows import KafkaWindow, OffsetRange, cut_windows
+from dagster_llm_batch.streams.windows import KafkaWindow, cut_windows
 from dagster_llm_batch.types import Outcome
 
-if TYPE_CHECKING:
-    from confluent_kafka import Consumer
-
 __all__ = ["RealTimeLane", "labeling_of"]
-
-_NOW = "llm_now"  # no column of messages has such a name
 
 
 def labeling_of(labels: Iterable[dg.AssetsDefinition]) -> Labeling:
@@ -78,7 +73,7 @@ class RealTimeLane:
         self._review, self._results, self._target = review, results, target
         self._name = name or f"{labeling.asset}/stream"
         self._at_once, self._poll = at_once, poll_seconds
-        self._labeling = replace(labeling, asset=self._name, key=KEY, keep=(), urgent=_NOW, fallback=(), deadline=None)
+        self._labeling = in_real_time(labeling, self._name, key=KEY)
 
     def run(self, until: Callable[[int], bool]) -> int:
         """Answer until `until` says so, which is given how many messages wait; returns how many were answered.
@@ -87,6 +82,7 @@ class RealTimeLane:
         they are, for the next batch or a larger budget.
         """
         seconds, answered = self._connection.timeout_seconds, 0
+        stops = self._review.on_lost == "stop"
         consumer = self._connection.consumer(group_id=self._name)
         producer = self._connection.producer(transactional_id=self._name)
         try:
@@ -94,7 +90,7 @@ class RealTimeLane:
                 producer.init_transactions(seconds)
                 while True:
                     marks = watermarks_of(consumer, self._review.name, seconds)
-                    begins = self._begins(consumer, marks)
+                    begins, _ = resume(consumer, self._review.name, marks, seconds, stops_when_lost=stops)
                     waiting = sum(one.end - begins[number] for number, one in marks.items())
                     if until(waiting):
                         return answered
@@ -113,19 +109,6 @@ class RealTimeLane:
                     answered += len(results)
         finally:
             consumer.close()
-
-    def _begins(self, consumer: Consumer, marks: Mapping[int, Watermarks]) -> dict[int, int]:
-        asked = [confluent().TopicPartition(self._review.name, number) for number in marks]
-        begins = {}
-        for one in consumer.committed(asked, timeout=self._connection.timeout_seconds):
-            begin = marks[one.partition].begin
-            if 0 <= one.offset < begin and self._review.on_lost == "stop":
-                lost = OffsetRange(one.partition, one.offset, begin)
-                raise MessagesLostError(
-                    f"{lost_text(self._review.name, lost)}: they have no result. Set on_lost='record' to go on."
-                )
-            begins[one.partition] = max(one.offset, begin)
-        return begins
 
     def _unfinished(self, begins: Mapping[int, int]) -> KafkaWindow | None:
         """The window that a process was killed in. Those whose results are produced are noted as such."""
@@ -156,15 +139,8 @@ class RealTimeLane:
         return [*results, *(_result(row, labeled[row[KEY]], self._target) for row in rows.to_pylist())], submission_id
 
     def _ask(self, partition: str, rows: pa.Table) -> tuple[dict[str, Any], str]:
-        now = rows.append_column(_NOW, pa.repeat(pa.scalar(value=True), len(rows)))
-        submission = self._engine.plan(self._labeling, now, partition=partition)
-        status = self._engine.status(submission.submission_id)
-        for _ in range(self._labeling.retry.max_waves + 1):
-            if status.is_settled:
-                break
-            status = self._engine.advance(self._labeling, submission.submission_id)
-        if not status.is_settled:
-            raise TransientError(f"{partition}: not all of it was answered now. What came is kept; start again.")
+        submission = self._engine.plan(self._labeling, map(marked, rows.to_batches()), partition=partition)
+        answer_now(self._engine, self._labeling, submission.submission_id)
         labeled = self._engine.labels(self._labeling, submission.submission_id)
         said = [*labeled.labels.to_pylist(), *labeled.rejects.to_pylist()]
         return {row[KEY]: row for row in said}, submission.submission_id

@@ -15,7 +15,7 @@ Where the broker has no transactions, `produce_again` produces all of it again a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -59,19 +59,11 @@ class Work:
         return f"{self.name[:200]}-{digest}"
 
 
-def produce_once(
-    connection: Connection,
-    work: Work,
-    messages: Iterable[Outgoing],
-    *,
-    at_once: int = 5_000,
-    after_each: Callable[[int], None] = lambda _: None,
-) -> int:
+def produce_once(connection: Connection, work: Work, messages: Iterable[Outgoing], *, at_once: int = 5_000) -> int:
     """Produce what of the work is not there yet; returns how many messages that were.
 
-    `messages` are the same, in the same order, at each call with the same version. `after_each` is called with how many
-    are there after each transaction. Raises TransientError where another process does the same work, or the broker is
-    away: what was committed stays, and calling again goes on from there.
+    `messages` are the same, in the same order, at each call with the same version. Raises TransientError where another
+    process does the same work, or the broker is away: what was committed stays, and calling again goes on from there.
     """
     client, seconds = confluent(), connection.timeout_seconds
     marker = connection.consumer(group_id=work.transactional_id)
@@ -91,7 +83,6 @@ def produce_once(
                     produce(producer, work.topic, some)
                     producer.send_offsets_to_transaction([reached], marker.consumer_group_metadata(), seconds)
                 produced += len(some)
-                after_each(there)
     finally:
         marker.close()
     return produced

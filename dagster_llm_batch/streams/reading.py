@@ -20,7 +20,17 @@ from dagster_llm_batch.streams.windows import KafkaWindow, OffsetRange
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, Message
 
-__all__ = ["Watermarks", "WindowReader", "all_messages", "lost_text", "offsets_at", "watermarks", "watermarks_of"]
+__all__ = [
+    "Watermarks",
+    "WindowReader",
+    "lost_text",
+    "messages_from",
+    "offsets_at",
+    "resume",
+    "watermarks",
+    "watermarks_in",
+    "watermarks_of",
+]
 
 _AT_ONCE = 500
 _POLL_SECONDS = 0.2
@@ -50,10 +60,11 @@ def watermarks_of(consumer: Consumer, topic: str, timeout: float) -> dict[int, W
         found = consumer.list_topics(topic, timeout=timeout).topics[topic]
         if found.error is not None:
             raise as_ours(found.error, f"Looking for topic '{topic}'")
-        return {number: _watermarks(consumer, topic, number, timeout) for number in found.partitions}
+        return {number: watermarks_in(consumer, topic, number, timeout) for number in found.partitions}
 
 
-def _watermarks(consumer: Consumer, topic: str, partition: int, timeout: float) -> Watermarks:
+def watermarks_in(consumer: Consumer, topic: str, partition: int, timeout: float) -> Watermarks:
+    """Those of one partition."""
     asked = confluent().TopicPartition(topic, partition)
     found = consumer.get_watermark_offsets(asked, timeout=timeout, cached=False)
     if found is None:
@@ -78,6 +89,36 @@ def offsets_at(
     return {
         one.partition: min(one.offset, ends[one.partition]) if one.offset >= 0 else ends[one.partition] for one in found
     }
+
+
+def resume(
+    consumer: Consumer,
+    topic: str,
+    marks: Mapping[int, Watermarks],
+    timeout: float,
+    *,
+    stops_when_lost: bool,
+    first: Mapping[int, int] | None = None,
+) -> tuple[dict[int, int], int]:
+    """Where the consumer's group goes on, by partition: at its position, or where it has none, at `first` or where all
+    begins.
+
+    And how many offsets after its positions retention has deleted; with `stops_when_lost` they are a MessagesLostError.
+    """
+    begins, lost = {}, 0
+    for one in consumer.committed([confluent().TopicPartition(topic, number) for number in marks], timeout=timeout):
+        begin = marks[one.partition].begin
+        if 0 <= one.offset < begin:
+            if stops_when_lost:
+                gone = OffsetRange(one.partition, one.offset, begin)
+                raise MessagesLostError(
+                    f"{lost_text(topic, gone)}: they have no result. Give the KafkaTopic on_lost='record' to go on "
+                    "after them. Keep messages longer (retention.ms), or run more processes."
+                )
+            lost += begin - one.offset
+        at = one.offset if one.offset >= 0 else (first or {}).get(one.partition, begin)
+        begins[one.partition] = max(at, begin)
+    return begins, lost
 
 
 def lost_text(topic: str, lost: OffsetRange) -> str:
@@ -117,7 +158,7 @@ class WindowReader:
     def _begin(self, consumer: Consumer, wanted: OffsetRange) -> None:
         """Look what is left of a range, before or while it is read."""
         topic = self._window.topic
-        marks = _watermarks(consumer, topic, wanted.partition, self._connection.timeout_seconds)
+        marks = watermarks_in(consumer, topic, wanted.partition, self._connection.timeout_seconds)
         if marks.end < wanted.end:
             raise InputError(
                 f"Partition {wanted.partition} of topic '{topic}' ends at offset {marks.end} now, before the end of "
@@ -185,10 +226,14 @@ class WindowReader:
         return True
 
 
-def all_messages(connection: Connection, topic: str) -> Iterator[Message]:
-    """What the topic holds now, in the order of each partition; what retention takes meanwhile is left out."""
+def messages_from(connection: Connection, topic: str, begins: Mapping[int, int]) -> Iterator[Message]:
+    """What the topic holds now, of each partition from `begins` on, or all of it; in the order of each partition.
+
+    What retention takes meanwhile is left out. A partition that ends before `begins` was made anew: all of it is read.
+    """
     marks = sorted(watermarks(connection, topic).items())
-    ranges = tuple(OffsetRange(number, *one) for number, one in marks if one.begin < one.end)
-    if ranges:
-        for some in WindowReader(connection, KafkaWindow(topic, ranges), stops_when_lost=False).messages():
+    starts = {number: begins.get(number, 0) if begins.get(number, 0) <= one.end else 0 for number, one in marks}
+    ranges = [OffsetRange(number, max(one.begin, starts[number]), one.end) for number, one in marks]
+    if ranges := [one for one in ranges if one.start < one.end]:
+        for some in WindowReader(connection, KafkaWindow(topic, tuple(ranges)), stops_when_lost=False).messages():
             yield from some

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from dagster_llm_batch.streams import KafkaResource
+from dagster_llm_batch.streams import KafkaResource, producing
 from dagster_llm_batch.streams.producing import Outgoing, Work, produce_once
 
 COUNT, AT_ONCE = 250, 50
@@ -18,10 +19,13 @@ def die() -> None:
 
 
 def numbers(when: str) -> Iterator[Outgoing]:
+    """They are asked for when a transaction has been committed, before the next one begins."""
     for n in range(COUNT):
-        if when == "in a transaction" and n == 3 * AT_ONCE + 20:
+        if when == "between transactions" and n == 2 * AT_ONCE:
             die()
         yield Outgoing(str(n).encode(), str(n).encode())
+    if when == "after the last one":
+        die()
 
 
 def work(topic: str, version: str = "v1") -> Work:
@@ -29,14 +33,19 @@ def work(topic: str, version: str = "v1") -> Work:
 
 
 def main(address: str, topic: str, when: str) -> int:
-    def after(there: int) -> None:
-        if when == "between transactions" and there == 2 * AT_ONCE:
-            die()
-        if when == "after the last one" and there == COUNT:
-            die()
+    real = producing.produce
 
+    def produce_and_die(producer: Any, topic: str, messages: Sequence[Outgoing]) -> None:
+        if messages[0].value == str(3 * AT_ONCE).encode():
+            real(producer, topic, messages[:20])
+            producer.flush(5)  # they are in the log, and not committed
+            die()
+        real(producer, topic, messages)
+
+    if when == "in a transaction":
+        producing.produce = produce_and_die
     connection = KafkaResource(bootstrap_servers=address, timeout_seconds=10).connection()
-    return produce_once(connection, work(topic), numbers(when), at_once=AT_ONCE, after_each=after)
+    return produce_once(connection, work(topic), numbers(when), at_once=AT_ONCE)
 
 
 if __name__ == "__main__":

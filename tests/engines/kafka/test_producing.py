@@ -65,12 +65,14 @@ def test_a_broker_that_is_killed_in_the_middle_forgets_nothing_that_was_committe
     name = own_broker.topic("out")
     connection = own_broker.resource(timeout_seconds=3.0).connection()
 
-    def after(there):
-        if there == 2 * AT_ONCE:
-            own_broker.kill()
+    def killing():
+        for n, one in enumerate(numbers("")):
+            if n == 2 * AT_ONCE:
+                own_broker.kill()
+            yield one
 
     with pytest.raises(TransientError):
-        produce_once(connection, work(name), numbers(""), at_once=AT_ONCE, after_each=after)
+        produce_once(connection, work(name), killing(), at_once=AT_ONCE)
     own_broker.start()
     produce_once(own_broker.resource().connection(), work(name), numbers(""), at_once=AT_ONCE)
     assert values(own_broker, name) == list(range(COUNT))

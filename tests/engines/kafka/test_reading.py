@@ -114,6 +114,23 @@ def test_messages_with_old_timestamps_which_retention_deletes_at_once_are_told_a
     assert [row["offsets"] for row in bad] == [2]
 
 
+def test_offsets_that_compaction_removed_are_passed_over_and_are_not_lost(broker, topic):
+    quick = {"min.cleanable.dirty.ratio": "0.01", "segment.ms": "100", "segment.bytes": "1000"}
+    name = topic(**{"cleanup.policy": "compact", "max.compaction.lag.ms": "100", **quick})
+    for n in range(30):
+        broker.produce(name, [f"m{n}"], key=str(n % 3))
+    until = time.monotonic() + 60  # the broker looks from time to time
+    while len(broker.consume(name)) > 10 and time.monotonic() < until:
+        broker.produce(name, ["later"], key="later")
+        time.sleep(1)
+    assert watermarks(broker.resource().connection(), name)[0].begin == 0
+    source = KafkaTopic(name)
+    assert read(broker, source, f"{name}@0.0-20") == ([], [])
+    good, bad = read(broker, source, f"{name}@0.20-30")
+    assert ([row["kafka_offset"] for row in good], bad) == ([27, 28, 29], [])
+    assert [row["text"] for row in good] == ["m27", "m28", "m29"]
+
+
 def test_retention_that_comes_between_looking_and_reading_is_noticed(broker, topic):
     name = topic()
     broker.produce(name, [f"m{n}" for n in range(20)])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,18 @@ from dagster_llm_batch.errors import BudgetError, ConfigError, MessagesLostError
 from dagster_llm_batch.providers.openai import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.streams import KafkaTopic, RealTimeLane, StreamLabeler, build_drift_sensor, lane
+from dagster_llm_batch.streams import (
+    KafkaTopic,
+    RealTimeLane,
+    StreamLabeler,
+    build_drift_sensor,
+    build_kafka_sensor,
+    kafka_sink_asset,
+    lane,
+)
 from dagster_llm_batch.streams.dashboard import stream_results
-from dagster_llm_batch.streams.relabel import drift_events
+from dagster_llm_batch.streams.drift_sensor import SeenEvents, read_events
+from dagster_llm_batch.streams.events import DriftEvent
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 
@@ -69,6 +79,13 @@ class Stream:
 @pytest.fixture
 def stream(broker, topic):
     return Stream(broker, topic("taken") + "-stream")
+
+
+@pytest.fixture
+def llm():
+    """Answers by the texts' words, over OpenAI's protocol."""
+    with Emulator(answer=lambda body, _: {"topic": topic_of(body["messages"][-1]["content"])}) as running:
+        yield running
 
 
 def test_sure_messages_have_a_result_and_the_others_are_sent_on_with_what_is_known_of_them(stream):
@@ -145,7 +162,9 @@ def test_a_change_of_the_stream_is_told_and_what_follows_goes_to_the_llm(stream)
     stream.produce(*plain, *strange(260))
     counts = stream.run(960, drifting=40)
     assert counts.drifts >= 1
-    events = [event for _, event in drift_events(stream.broker.resource().connection(), f"{stream.name}-events")]
+    events = list(
+        read_events(stream.broker.resource().connection(), f"{stream.name}-events", SeenEvents()).open.values()
+    )
     assert all(700 <= event.offset < 960 for event in events), "no alarm before the change"
     assert events[0].first_offset > 300, "ADWIN's window is coarse: it reaches back before the change"
     assert any("known words" in event.signals or "confidence" in event.signals for event in events)
@@ -167,7 +186,70 @@ def test_a_seen_change_has_its_windows_labeled_and_no_others(stream, emulator, s
     assert windows[-1] in asked
     assert windows[0] not in asked
     assert house.launch(ticked)[-1].success
-    assert windows[-1] not in [one.partition_key for one in house.tick("drift").run_requests]
+    for cursor in (ticked.cursor, None):  # none: all events are read again
+        assert not house.tick("drift", cursor).run_requests
+    assert SeenEvents.model_validate_json(ticked.cursor).open == {}
+
+
+def test_a_change_is_read_once_and_waits_for_its_windows_to_be_made(stream, emulator, stored):
+    labels = labeled(stream.topic)
+    sensor = build_drift_sensor(f"{stream.name}-events", topic=stream.topic, labels=labels, after=5, name="drift")
+    house = House(stream.broker, emulator, stored, labels, [sensor])
+    place = {"partition": 0, "first_offset": 8, "offset": 12}
+    event = DriftEvent(topic=stream.name, signals=["confidence"], student="s", seen_ms=0, **place)
+    stream.broker.produce(f"{stream.name}-events", [event.model_dump_json()])
+    windows = [f"{stream.name}@0.{n}-{n + 10}" for n in range(0, 40, 10)]
+    stored.add_dynamic_partitions(f"kafka_{stream.name}", windows[:1])
+    first = house.tick("drift")
+    assert [one.partition_key for one in first.run_requests] == windows[:1]
+    stream.broker.delete_before(f"{stream.name}-events", 1)
+    stored.add_dynamic_partitions(f"kafka_{stream.name}", windows[1:])
+    second = house.tick("drift", first.cursor)
+    assert windows[1] in [one.partition_key for one in second.run_requests]
+    assert not {*windows[2:]} & {one.partition_key for one in second.run_requests}
+    third = house.tick("drift", second.cursor)
+    assert third.skip_message == "0 changes wait for windows that are not made yet"
+    assert SeenEvents.model_validate_json(third.cursor) == SeenEvents(next={0: 1})
+    with pytest.raises(Exception, match="is not its own"):
+        house.tick("drift", "[]")
+
+
+def test_what_the_student_is_unsure_of_goes_to_the_next_batch_and_comes_back_as_labels(stream, llm, stored):
+    """One student, and no lane in real time: the review topic is a source of the batch layer like any other."""
+    lines = [*(text for text, _ in texts(30, seed=5)), *strange(4), "refund quantum lagoon nebula"]
+    stream.produce(*lines)
+    stream.broker.produce(stream.name, ["no json"])
+    stream.run(36, least_confidence=0.9)
+    unsure = stream.sent_on()
+    labels = labeled(stream.review)
+    sink = kafka_sink_asset(
+        name="answered",
+        labels="labels",
+        topic=stream.broker.topic(f"{stream.name}-answered"),
+        key="message_id",
+        columns=["topic", "llm_request_id", "llm_cost_usd"],
+        partitions_def=stream.review.partitions_def,
+    )
+    windows = build_kafka_sensor(stream.review, target=labels, max_messages=4, max_wait=timedelta(0), name="next_batch")
+    house = House(stream.broker, llm, stored, [*labels, sink], [windows])
+    cursor = None
+    for _ in range(2):  # the second time, nothing is new
+        ticked = house.tick("next_batch", cursor)
+        cursor, keys = ticked.cursor, house.add(ticked)
+        assert all(run.success for run in house.launch(ticked))
+        llm.settle()
+        for key in keys:
+            assert house.run("labels", "labels_rejects", "answered", partition=key).success
+    came = {one.key().decode(): json.loads(one.value()) for one in stream.broker.consume(f"{stream.name}-answered")}
+    assert set(came) == set(unsure) >= {f"{stream.name}-0-{n}" for n in range(30, 34)}
+    assert {key: one["topic"] for key, one in came.items()} == {
+        key: topic_of(lines[int(key.rpartition("-")[2])]) for key in came
+    }
+    said = [one.message_id for one in stream.results()]
+    assert len(said) > 20
+    assert sorted([*said, *came]) == sorted(stream.ids(36)), "each message is answered on one way"
+    bodies = [one.body_digest for one in llm.books.executions if one.billed]
+    assert len(bodies) == len(set(bodies)) == len(unsure)
 
 
 def test_a_student_of_another_definition_is_refused_and_a_newer_one_is_taken_over(stream):
@@ -195,13 +277,6 @@ def test_what_retention_took_from_the_stream_layer_is_told_or_counted(stream):
 
 class Killed(BaseException):
     """As kill -9 would, between two statements."""
-
-
-@pytest.fixture
-def llm():
-    """Answers by the texts' words, over OpenAI's protocol."""
-    with Emulator(answer=lambda body, _: {"topic": topic_of(body["messages"][-1]["content"])}) as running:
-        yield running
 
 
 def engine(llm, folder, **more):

@@ -24,7 +24,7 @@ from dagster_llm_batch.streams.resource import kafka_of
 from dagster_llm_batch.streams.topic import KafkaTopic
 from dagster_llm_batch.streams.windows import OffsetRange, cut_windows, positions
 
-__all__ = ["build_kafka_sensor"]
+__all__ = ["asked_for", "build_kafka_sensor"]
 
 _WINDOWS_A_TICK, _RUNS_A_TICK = 200, 50
 _LANDED_LATER = ("labels", "rejects", "evaluation")
@@ -175,13 +175,15 @@ def _without_run(context: dg.SensorEvaluationContext, wanted: Sequence[dg.AssetK
         return []
     there = [context.instance.get_materialized_partitions(key) for key in wanted]
     open_ = [key for key in known if any(key not in some for some in there)]
-    asked = dg.RunsFilter(tags={"dagster/sensor_name": context.sensor_name})
-    found = (
-        {run.tags.get("dagster/run_key") for run in context.instance.get_runs(asked, limit=10 * _WINDOWS_A_TICK)}
-        if open_
-        else set()
-    )
-    return [key for key in open_ if key not in found]
+    asked = asked_for(context) if open_ else set()
+    return [key for key in open_ if key not in asked]
+
+
+def asked_for(context: dg.SensorEvaluationContext) -> set[str]:
+    """Keys of the latest runs that this sensor has asked for."""
+    own = dg.RunsFilter(tags={"dagster/sensor_name": context.sensor_name})
+    found = context.instance.get_runs(own, limit=10 * _WINDOWS_A_TICK)
+    return {run.tags["dagster/run_key"] for run in found if "dagster/run_key" in run.tags}
 
 
 def _waiting(begins: Mapping[int, int], marks: Mapping[int, Watermarks]) -> str:
