@@ -41,6 +41,9 @@ def measure(services: Sequence[str], sizes: Sequence[int], runs: int, inputs: Pa
                     if service in FLOORS:
                         floors.append(child("benchmarks.floor", service, rows, addresses["url"], folder))
                     ours.append(child("benchmarks.package", service, rows, folder, json.dumps(addresses)))
+                for cost in (*floors[-1:], ours[-1]):
+                    if cost.said["rows"] != size:
+                        raise RuntimeError(f"{service}: {cost.said['rows']} of {size} rows have a label")
             yield Row(service, size, _middle(ours), _middle(floors) if floors else None)
 
 

@@ -34,7 +34,13 @@ class Bedrock:
         self._s3 = S3(s3_url)
         self._jobs: dict[str, dict[str, Any]] = {}
         mock.route("POST", r"/model-invocation-job", self.create)
+        mock.route("GET", r"/model-invocation-jobs", self.listed)
         mock.route("GET", r"/model-invocation-job/(.+)", lambda _request, name: self._jobs[unquote(name)])
+
+    def listed(self, request: Any) -> Reply:
+        """The jobs of which the name is asked for."""
+        name = request.query.get("nameContains", "")
+        return {"invocationJobSummaries": [job for job in self._jobs.values() if name in job["jobName"]]}
 
     def create(self, request: Any) -> Reply:
         """A job, which has ended."""
