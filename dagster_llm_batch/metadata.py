@@ -28,6 +28,7 @@ __all__ = [
     "SUBMISSION_KEY",
     "column_lineage",
     "data_version",
+    "figure_key",
     "labels_metadata",
     "labels_version",
     "rejects_metadata",
@@ -93,6 +94,11 @@ def preview(table: pa.Table, columns: list[str]) -> dg.MetadataValue:
     )
 
 
+def figure_key(figure: str, *whose: str) -> str:
+    """`llm_batch/accuracy of tickets, topic`. Dagster has room for 35 characters of a key, and breaks it at spaces."""
+    return f"llm_batch/{figure} of {', '.join(whose)}"
+
+
 def table_schema(table: pa.Schema, described: Mapping[str, str | None]) -> dg.TableSchema:
     """The columns with their types, and what they hold where `described` says so."""
     return dg.TableSchema(
@@ -105,7 +111,7 @@ def table_schema(table: pa.Schema, described: Mapping[str, str | None]) -> dg.Ta
 def _described(labeling: Labeling) -> dict[str, str | None]:
     """What the labeled columns hold, as far as the response or this package says so."""
     schema = labeling.reader.format.json_schema or {}
-    said = {name: field.get("description") for name, field in schema.get("properties", {}).items()}
+    said = {name: field.get("description", "from the reply") for name, field in schema.get("properties", {}).items()}
     of_rows = {labeling.key: "the row's key", **dict.fromkeys(labeling.keep, "carried over from the rows")}
     return {**of_rows, **said, **_PROVENANCE_DOCS}
 
@@ -142,7 +148,7 @@ def status_metadata(status: Status, provider: Provider, its_pace: Pace | None = 
     if its_pace is not None:
         known["llm_batch/requests_failed"] = its_pace.failed
         if its_pace.per_minute is not None:
-            known["llm_batch/requests_per_minute"] = its_pace.per_minute
+            known["llm_batch/requests_per_minute"] = float(f"{its_pace.per_minute:.3g}")
         if its_pace.expected_end_at is not None:
             known["llm_batch/expected_end_at"] = dg.MetadataValue.timestamp(its_pace.expected_end_at)
     return {

@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -18,6 +19,12 @@ _QUIET = ("--disable-gpu", "--disable-background-networking", "--disable-compone
 _PATIENCE_MS = 120_000
 _OVERHANG = """dialog => Math.max(...[...dialog.querySelectorAll('img, table')].map(
     one => one.getBoundingClientRect().right - dialog.getBoundingClientRect().right))"""
+_OVERLAPS = """() => [...document.querySelectorAll('td:first-child span')].filter(
+    key => key.getBoundingClientRect().right > key.closest('td').getBoundingClientRect().right
+).map(key => key.innerText)"""
+_WAITING = """query ($sensor: SensorSelector!, $asset: AssetKeyInput!) {
+  sensorOrError(sensorSelector: $sensor) { ... on Sensor { sensorState { ticks(limit: 500) { tickId skipReason } } } }
+  assetOrError(assetKey: $asset) { ... on Asset { assetObservations(limit: 500) { timestamp } } } }"""
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,15 @@ class Page:
     """Left, top, width and height, where not all of it is the picture."""
 
 
-def pages(*, labels: str, partition: str, evaluation: str, location: str) -> list[Page]:
-    """Of a labeled dataset with partitions, and of an evaluation without."""
+def pages(
+    ask: Callable[..., dict[str, Any]], *, labels: str, partition: str, evaluation: str, location: str
+) -> list[Page]:
+    """Of a labeled dataset with partitions, and of an evaluation without. `ask` is Dagster's GraphQL."""
+    sensor = {"repositoryName": "__repository__", "repositoryLocationName": location, "sensorName": "llm_batch_sensor"}
+    known = ask(_WAITING, sensor=sensor, asset={"path": [labels]})
+    ticks = known["sensorOrError"]["sensorState"]["ticks"]
+    waiting = [tick["tickId"] for tick in ticks if " in flight; " in (tick["skipReason"] or "")]
+    observed = [one["timestamp"] for one in known["assetOrError"]["assetObservations"]]
     return [
         Page(
             "asset-graph",
@@ -64,6 +78,17 @@ def pages(*, labels: str, partition: str, evaluation: str, location: str) -> lis
             f"/locations/__repository__@{location}/sensors/llm_batch_sensor",
             ("Polls LLM batches; when those of a partition have ended, asks for the run that lands its labels.",),
         ),
+        Page(
+            "tick",
+            f"/locations/__repository__@{location}/sensors/llm_batch_sensor?tickId={waiting[len(waiting) // 2]}",
+            ("Skip reason:", " in flight; "),
+            clip=(140, 104, 1120, 190),
+        ),
+        Page(
+            "progress",
+            f"/assets/{labels}?view=events&time={observed[len(observed) // 2]}",
+            ("llm_batch/progress_bar", "requests done"),
+        ),
     ]
 
 
@@ -73,7 +98,7 @@ def chromium() -> str | None:
 
 
 def photograph(url: str, wanted: Sequence[Page], folder: Path) -> list[str]:
-    """A PNG of each page. Gives what is wrong: errors on the console, and what a dialog cuts off."""
+    """A PNG of each page. Gives what is wrong: errors on the console, what a dialog cuts off, keys over values."""
     from playwright.sync_api import sync_playwright
 
     from dagster_llm_batch.quality.pictures import reduced
@@ -97,6 +122,7 @@ def photograph(url: str, wanted: Sequence[Page], folder: Path) -> list[str]:
             page.wait_for_timeout(1500)  # the graph and dialogs move into place
             over = [dialog.evaluate(_OVERHANG) for dialog in page.get_by_role("dialog").all()]
             said += [f"{one.name}: {pixels:.0f} pixels of a picture are cut off" for pixels in over if pixels > 0]
+            said += [f"{one.name}: {key} runs into its value" for key in page.evaluate(_OVERLAPS)]
             clip = None if one.clip is None else dict(zip(("x", "y", "width", "height"), one.clip, strict=True))
             png = page.screenshot(animations="disabled", clip=clip)
             folder.joinpath(f"{one.name}.png").write_bytes(reduced(png))
@@ -114,6 +140,7 @@ def main() -> None:
     os.environ["DAGSTER_HOME"] = str(settings.HOME / "dagster_home")
     with dagster(settings.HOME) as running:
         wanted = pages(
+            running.query,
             labels="tweet_sentiment",
             partition=settings.EXAMPLE_DAYS[0],
             evaluation="sentiment_eval",

@@ -27,6 +27,7 @@ from dagster_llm_batch.evaluation import Evaluation, Regression, evaluate, join,
 from dagster_llm_batch.evaluation.pareto import bake_off_markdown
 from dagster_llm_batch.evaluation.regression import regressions_markdown
 from dagster_llm_batch.evaluation.text import plain_text
+from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.quality.design import Design
 from dagster_llm_batch.quality.reading import Read, Upstreams
 from dagster_llm_batch.quality.stored import columns_of, stacked
@@ -141,7 +142,7 @@ def regression_verdict(
     else:
         said = " ".join(map(_sentence, bad or regressions))
     p_values = {
-        f"llm_batch/{one.candidate}/{one.target}/p_worse": one.p_worse for one in regressions if one.p_worse is not None
+        figure_key("p_worse", one.candidate, one.target): one.p_worse for one in regressions if one.p_worse is not None
     }
     return Verdict(CHECK, passed=not bad, severity=severity, description=said, metadata=p_values)
 

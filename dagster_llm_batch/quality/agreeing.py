@@ -24,6 +24,7 @@ from dagster_llm_batch.evaluation import (
 from dagster_llm_batch.evaluation.joining import succeeded
 from dagster_llm_batch.evaluation.labelers import labelers_markdown, pairs_markdown
 from dagster_llm_batch.evaluation.schemas import table_of
+from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.quality.pictures import MAX_PICTURES, picture
 from dagster_llm_batch.quality.stored import StoredTables, stacked
 from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest, quiet_check_spec
@@ -240,7 +241,7 @@ def _verdict(design: AgreementDesign, agreements: Sequence[LabelerAgreement]) ->
         passed=all(one.alpha is not None and one.alpha >= (design.min_alpha or 0) for one in judged),
         severity=design.severity,
         description=". ".join(lines) + "." if lines else "No row has two labels.",
-        metadata={f"llm_batch/{one.target}/alpha": one.alpha for one in judged if one.alpha is not None},
+        metadata={figure_key("alpha", one.target): one.alpha for one in judged if one.alpha is not None},
     )
 
 
@@ -254,7 +255,7 @@ def _metadata(
             parts.append(picture(f"agreement of each two labelers, {target.name}", agreement_png(drawn)))
     return {
         "llm_batch/agreement": dg.MetadataValue.md("\n\n".join(parts)),
-        **{f"llm_batch/{one.target}/{one.group}/alpha": one.alpha for one in agreements if one.alpha is not None},
+        **{figure_key("alpha", one.target, one.group): one.alpha for one in agreements if one.alpha is not None},
     }
 
 

@@ -27,6 +27,7 @@ from dagster_llm_batch.evaluation import (
 )
 from dagster_llm_batch.evaluation.drift import drifts_markdown
 from dagster_llm_batch.evaluation.joining import succeeded
+from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.quality.pictures import MAX_PICTURES, picture
 from dagster_llm_batch.quality.stored import StoredTables
 from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest
@@ -238,7 +239,7 @@ def _verdict(design: DriftDesign, found: Sequence[_Series]) -> Verdict:
         passed=not any(one.drifted for one in judged),
         severity=design.severity,
         description=" ".join(map(_sentence, judged)),
-        metadata={f"llm_batch/{one.candidate}/{one.target}/psi": one.psi for one in judged if one.psi is not None},
+        metadata={figure_key("psi", one.candidate, one.target): one.psi for one in judged if one.psi is not None},
     )
 
 
@@ -263,7 +264,7 @@ def _metadata(design: DriftDesign, found: Sequence[_Series]) -> dict[str, Any]:
     ]
     last = [one for series in found for one in series.drifts[-1:]]
     figures = {
-        f"llm_batch/{one.candidate}/{one.target}/{name}": value
+        figure_key(name, one.candidate, one.target): value
         for one in last
         for name, value in (("psi", one.psi), ("js_distance", one.js_distance))
         if value is not None

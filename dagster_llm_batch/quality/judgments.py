@@ -13,6 +13,7 @@ from dagster_llm_batch.evaluation.duels import pairwise_png
 from dagster_llm_batch.evaluation.pairwise import Pairwise, compare_pairs, pairwise_markdown, pairwise_to_arrow
 from dagster_llm_batch.evaluation.rubric import Rubric, rubric_markdown, rubric_to_arrow, score_rubric
 from dagster_llm_batch.evaluation.text import plain_text
+from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.quality.pictures import picture
 from dagster_llm_batch.quality.tabling import Computed
 
@@ -77,7 +78,7 @@ def pairwise(
     """The table of pairs; `verdicts` holds rejects too, as rows without one."""
     found = compare_pairs(cases, verdicts, candidates, key=key)
     figures = {
-        f"llm_batch/{one.a}_vs_{one.b}/{name}": value
+        figure_key(name, f"{one.a} vs {one.b}"): value
         for one in found
         for name in ("win_rate_a", "inconsistent_rate", "first_rate")
         if (value := getattr(one, name)) is not None
@@ -112,7 +113,9 @@ def rubric(
 ) -> Computed:
     """The table of candidates and criteria; `scores` holds rejects too, as rows without any."""
     found = score_rubric(cases, scores, candidates, criteria)
-    figures = {f"llm_batch/{one.candidate}/{one.criterion}": one.mean for one in found if one.mean is not None}
+    figures = {
+        figure_key("mean_score", one.candidate, one.criterion): one.mean for one in found if one.mean is not None
+    }
     said = [_score(found, least, severity)] if least else []
     shown = {"llm_batch/judgment": dg.MetadataValue.md(rubric_markdown(found)), **figures, **_cost(scores)}
     return Computed(rubric_to_arrow(found), shown, _RUBRIC_DOCS, said)

@@ -17,6 +17,7 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.sampling import check_design, propose
 from dagster_llm_batch.evaluation.signals import gold_signals
 from dagster_llm_batch.evaluation.tables import rows_markdown
+from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.quality.following import follow
 from dagster_llm_batch.quality.stored import StoredTables, stacked
 from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest
@@ -190,7 +191,7 @@ class _Sampling:
         metadata: dict[str, Any] = {
             "llm_batch/rows": len(keys),
             "llm_batch/why": dg.MetadataValue.md(rows_markdown([{"why": why, "rows": f"{n:,}"} for why, n in reasons])),
-            **{f"llm_batch/{name}/compared_with": earlier for name, (earlier, _) in before.items()},
+            **{figure_key("earlier_partition", name): earlier for name, (earlier, _) in before.items()},
             **({} if has_gold is None else {"llm_batch/gold_rows": len(has_gold.unique())}),
         }
         return Computed(proposed, metadata, _DOCS)

@@ -30,6 +30,7 @@ from dagster_llm_batch.evaluation import (
 from dagster_llm_batch.evaluation.pareto import bake_off_markdown
 from dagster_llm_batch.evaluation.regression import regressions_markdown
 from dagster_llm_batch.evaluation.text import usd_text
+from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.quality.pictures import MAX_PICTURES, picture
 from dagster_llm_batch.quality.reading import Read
 from dagster_llm_batch.quality.upstreams import Candidate
@@ -164,15 +165,15 @@ def versions_metadata(regressions: Sequence[Regression]) -> dict[str, Any]:
     """For `<name>_versions`."""
     said = regressions_markdown(regressions) or "Nothing is accepted yet."
     changes = {
-        f"llm_batch/{one.candidate}/{one.target}/change": one.change for one in regressions if one.change is not None
+        figure_key("change", one.candidate, one.target): one.change for one in regressions if one.change is not None
     }
     return {"llm_batch/versions": dg.MetadataValue.md(said), **changes}
 
 
 def figure_name(one: Evaluation, among: Sequence[Evaluation], figure: str) -> str:
-    """The metadata key of one figure; the UI has little room for keys, so a single target is not named."""
-    where = [one.candidate] if len({other.target for other in among}) == 1 else [one.target, one.candidate]
-    return "/".join(["llm_batch", *where, figure])
+    """The metadata key of one figure; a single target is not named."""
+    whose = [one.candidate] if len({other.target for other in among}) == 1 else [one.candidate, one.target]
+    return figure_key(figure, *whose)
 
 
 def _figures(one: Evaluation, among: Sequence[Evaluation]) -> dict[str, float | int]:

@@ -28,6 +28,7 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation import Target, plain_text
 from dagster_llm_batch.evaluation.keyhash import draw_keys
 from dagster_llm_batch.evaluation.skew import Skew, side_by_side, skew_between, skew_markdown, skew_to_arrow
+from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.quality.stored import StoredTables
 from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest, quiet_check_spec
 from dagster_llm_batch.types import Lane
@@ -208,7 +209,7 @@ class _Skew:
         cost = status.submission.cost_usd
         metadata = {
             "llm_batch/skew": dg.MetadataValue.md(skew_markdown(skews)),
-            **{f"llm_batch/{one.target}/agreement": one.agreement for one in skews if one.agreement is not None},
+            **{figure_key("agreement", one.target): one.agreement for one in skews if one.agreement is not None},
             **({} if cost is None else {"llm_batch/cost_usd": float(cost)}),
             "llm_batch/submission_id": status.submission.submission_id,
         }

@@ -77,7 +77,7 @@ def test_people_are_compared_among_themselves_and_with_the_models(world):
         ("bob", "eve"),
     }
     shown = world.metadata("agree")
-    assert shown["llm_batch/topic/gold/alpha"].value == found["gold"]["alpha"]
+    assert shown["llm_batch/alpha of topic, gold"].value == found["gold"]["alpha"]
     assert len(re.findall(r"data:image/png;base64,", shown["llm_batch/agreement"].md_str)) == 1
     lineage = shown["dagster/column_lineage"].lineage.deps_by_column
     assert dg.TableColumnDep(dg.AssetKey("gold"), "human") in lineage["alpha"]

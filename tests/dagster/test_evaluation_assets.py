@@ -125,7 +125,7 @@ class TestTables:
         assert by_target["stars"]["kappa_weights"] == "quadratic"
         assert by_target["score"]["mae"] == pytest.approx(1 / 3)
         assert {row["candidate"] for row in by_target.values()} == {"tiny"}
-        assert world.metadata("quality")["llm_batch/score/tiny/mae"].value == pytest.approx(1 / 3)
+        assert world.metadata("quality")["llm_batch/mae of tiny, score"].value == pytest.approx(1 / 3)
 
 
 class TestWhichRowsCount:
@@ -138,7 +138,7 @@ class TestWhichRowsCount:
         found = rows(world.stored("quality"))
         assert (found["good"]["n_gold"], found["good"]["coverage"]) == (7, 1.0)
         assert (found["weak"]["n_gold"], found["weak"]["n_absent"], found["weak"]["n_labeled"]) == (7, 2, 4)
-        assert world.metadata("quality")["llm_batch/weak/rows_unlabeled"].value == 3
+        assert world.metadata("quality")["llm_batch/rows_unlabeled of weak"].value == 3
 
     def test_gold_of_partitions_that_nobody_has_labeled_yet_does_not_count(self, world):
         upstream, evaluation = both()
@@ -244,10 +244,10 @@ class TestShown:
         return world.metadata("quality")
 
     def test_figures_are_floats_that_dagster_plots(self, shown):
-        assert shown["llm_batch/good/accuracy"] == dg.FloatMetadataValue(1.0)
-        assert shown["llm_batch/weak/accuracy"].value == pytest.approx(4 / 6)
-        assert shown["llm_batch/weak/cost_per_correct_usd"].value == pytest.approx(0.07 / 4)
-        assert {"kappa", "macro_f1", "coverage"} <= {name.rsplit("/", 1)[-1] for name in shown}
+        assert shown["llm_batch/accuracy of good"] == dg.FloatMetadataValue(1.0)
+        assert shown["llm_batch/accuracy of weak"].value == pytest.approx(4 / 6)
+        assert shown["llm_batch/cost_per_correct_usd of weak"].value == pytest.approx(0.07 / 4)
+        assert {"kappa", "macro_f1", "coverage"} <= {key.removeprefix("llm_batch/").removesuffix(" of weak") for key in shown}
 
     def test_pictures_are_pngs_that_do_not_bloat_the_event_log(self, shown):
         found = re.findall(

@@ -57,7 +57,7 @@ class TestCalibration:
         assert [(row["n"], row["n_correct"]) for row in bins if row["n"]] == [(7, 7), (7, 5)]
         shown = world.metadata("quality_calibration")["llm_batch/calibration"].md_str
         assert len(re.findall(r"!\[reliability diagram of \w+, topic\]\(data:image/png;base64,", shown)) == 2
-        assert world.metadata("quality")["llm_batch/vain/ece"].value == pytest.approx(0.95 - 5 / 7)
+        assert world.metadata("quality")["llm_batch/ece of vain"].value == pytest.approx(0.95 - 5 / 7)
         lineage = world.metadata("quality")["dagster/column_lineage"].lineage.deps_by_column
         assert dg.TableColumnDep(dg.AssetKey("vain"), "sure") in lineage["ece"]
         assert dg.TableColumnDep(dg.AssetKey("vain"), "sure") not in lineage["accuracy"]

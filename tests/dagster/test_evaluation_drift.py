@@ -84,7 +84,7 @@ class TestAllPartitions:
         ]
         shown = world.metadata("drift")
         assert "![shares of tickets, topic](data:image/png;base64," in shown["llm_batch/drift"].md_str
-        assert shown["llm_batch/tickets/topic/psi"].value == pytest.approx(0, abs=0.01)
+        assert shown["llm_batch/psi of tickets, topic"].value == pytest.approx(0, abs=0.01)
         assert shown["llm_batch/partitions_drifted"].value == 0
 
     def test_named_partitions_are_the_reference_of_all_others(self, world):

@@ -90,7 +90,7 @@ def test_a_worse_version_fails_the_check_and_accepting_it_ends_that(world):
     verdict = evaluate(world, upstream, evaluation)
     assert not verdict.passed
     assert "smol, topic: 100.0% accepted, 0.0% now, on 7 rows; 0 fixed, 7 broken (p = 0.0078)" in verdict.description
-    assert verdict.metadata["llm_batch/smol/topic/p_worse"].value == pytest.approx(1 / 128)
+    assert verdict.metadata["llm_batch/p_worse of smol, topic"].value == pytest.approx(1 / 128)
     [row] = world.stored("quality_versions").to_pylist()
     assert (row["accepted_versions"], row["current_versions"], row["n_broken"]) == ("v1", "v2", 7)
     assert "| v1 | v2 | 7 |" in world.metadata("quality_versions")["llm_batch/versions"].md_str

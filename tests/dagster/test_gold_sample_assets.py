@@ -144,7 +144,7 @@ class TestProposals:
         assert grown
         assert any("drift" in row["why"] for row in tuesday.values())
         assert {row["partition"] for row in tuesday.values()} == {"tue"}
-        assert world.metadata()["llm_batch/one/compared_with"].value == "mon"
+        assert world.metadata()["llm_batch/earlier_partition of one"].value == "mon"
 
     def test_an_unpartitioned_sample_is_of_all_partitions(self, world):
         one = labels("one", mostly_bugs)

@@ -180,7 +180,7 @@ class TestPairwise:
         assert shown["llm_batch/cost_usd"].value == pytest.approx(
             float(sum(v["llm_cost_usd"] for v in verdicts.values()))
         )
-        assert shown["llm_batch/short_vs_long/inconsistent_rate"].value == pytest.approx(2 / 3)
+        assert shown["llm_batch/inconsistent_rate of short vs long"].value == pytest.approx(2 / 3)
         assert "| short | long | 37.5% (" in shown["llm_batch/judgment"].md_str
         assert "](data:image/png;base64," in shown["llm_batch/judgment"].md_str
 
@@ -374,7 +374,7 @@ class TestRubric:
         assert found["long", "complete"]["mean"] == pytest.approx((5 + 3 + 5 + 5) / 4)
         assert found["long", "polite"]["highest"] == 1
         assert not list(result.get_asset_check_evaluations())
-        assert world.metadata("grade")["llm_batch/short/complete"].value == pytest.approx(3.75)
+        assert world.metadata("grade")["llm_batch/mean_score of short, complete"].value == pytest.approx(3.75)
 
     def test_the_least_score_is_a_check_and_a_blocking_one_holds_back_what_is_downstream(self, world):
         upstream, judging = grades(min_score={"complete": 4}, blocking=True)

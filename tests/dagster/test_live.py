@@ -179,8 +179,8 @@ def test_three_partitions_go_from_one_backfill_to_labels_checks_evaluation_and_p
             ),
         )
         assert evaluated["llm_batch/gold_rows"] == 12
-        assert evaluated["llm_batch/ticket_labels/coverage"] == 1
-        assert 0 <= evaluated["llm_batch/ticket_labels/accuracy"] <= 1
+        assert evaluated["llm_batch/coverage of ticket_labels"] == 1
+        assert 0 <= evaluated["llm_batch/accuracy of ticket_labels"] <= 1
         assert "ticket" in evaluated["llm_batch/evaluation"]
         assert seen.failed_runs() == []
         ticks = seen.ticks()
@@ -191,7 +191,9 @@ def test_three_partitions_go_from_one_backfill_to_labels_checks_evaluation_and_p
         assert ended == set(DAYS)
         if found := chromium():
             location = seen.place["repositoryLocationName"]
-            wanted = pages(labels="ticket_labels", partition=DAYS[0], evaluation="ticket_eval", location=location)
+            wanted = pages(
+                dev.ask, labels="ticket_labels", partition=DAYS[0], evaluation="ticket_eval", location=location
+            )
             assert photograph(dev.url, wanted, tmp_path) == []
             assert {one.stem for one in tmp_path.glob("*.png")} == {page.name for page in wanted}
     assert marked(str(tmp_path)) == []
