@@ -1,20 +1,25 @@
-"""The platform of `docs/how-to/embed.md`, run as it stands there: PostgreSQL, S3, two code locations, DuckDB, Delta."""
+"""The platform of `docs/how-to/embed.md`, run as it stands there.
+
+PostgreSQL, S3 and Cloud Storage, two code locations in namespaces of their own, DuckDB and Delta tables, OpenTelemetry.
+"""
 
 import importlib
+import os
 import re
 import sys
 from pathlib import Path
 
-import boto3
 import dagster as dg
 import duckdb
+import fsspec
+import gcsfs
 import pytest
 import s3fs
 from deltalake import DeltaTable
 from markdown_it import MarkdownIt
 
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, local_s3
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, local_gcs, local_s3
 from tests.crash.postgres import postgres
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "embed.md"
@@ -53,16 +58,17 @@ class Location:
 
 @pytest.fixture(scope="module")
 def servers():
-    """What gives empty databases of a PostgreSQL server, and the address of an S3 server."""
-    s3fs.S3FileSystem.clear_instance_cache()  # it keeps clients by their settings, which do not name the address
-    with postgres() as empty_database, local_s3("platform") as s3_url:
-        yield empty_database, s3_url
+    """What gives empty databases of a PostgreSQL server, and the addresses of object stores by their schemes."""
+    for filesystem in (s3fs.S3FileSystem, gcsfs.GCSFileSystem):
+        filesystem.clear_instance_cache()  # it keeps clients by their settings, which do not name the address
+    with postgres() as empty_database, local_s3("platform") as s3_url, local_gcs("platform") as gcs_url:
+        yield empty_database, {"s3": s3_url, "gs": gcs_url}
 
 
-@pytest.fixture
-def platform(servers, tmp_path, monkeypatch):
+@pytest.fixture(params=["s3", "gs"])
+def platform(request, servers, tmp_path, monkeypatch):
     """The guide's files, and around them what a platform has. Gives the folder, the emulator and the ledger's URL."""
-    empty_database, s3_url = servers
+    empty_database, stores = servers
     for token in MarkdownIt().parse(GUIDE.read_text(encoding="utf-8")):
         if token.type == "fence" and (title := re.search(r'^python title="(\w+)\.py"', token.info)):
             (tmp_path / f"{title[1]}.py").write_text(token.content, encoding="utf-8")
@@ -72,18 +78,20 @@ def platform(servers, tmp_path, monkeypatch):
     with Emulator() as emulator:
         environment = {
             "LLM_LEDGER_URL": empty_database(),
-            "LLM_PAYLOAD_ROOT": f"s3://platform/{tmp_path.name}",
+            "LLM_PAYLOAD_ROOT": f"{request.param}://platform/{tmp_path.name}",
             "OPENAI_API_KEY": DEFAULT_KEY,
             "OPENAI_BASE_URL": emulator.openai_base_url,
             "WAREHOUSE_DUCKDB": str(tmp_path / "warehouse.duckdb"),
             "LAKE_ROOT": str(tmp_path / "lake"),
-            "AWS_ENDPOINT_URL": s3_url,
+            "STORAGE_EMULATOR_HOST": stores["gs"],
+            "AWS_ENDPOINT_URL": stores["s3"],
             "AWS_ACCESS_KEY_ID": "x",
             "AWS_SECRET_ACCESS_KEY": "x",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})  # what FSSPEC_GS_TOKEN=anon says to a process
         yield tmp_path, emulator, environment["LLM_LEDGER_URL"]
     for name in FILES:
         sys.modules.pop(name, None)
@@ -119,8 +127,8 @@ def test_two_code_locations_share_ledger_and_bucket_and_each_lands_only_its_own(
     by_namespace = {name: [s.asset for s in ledger.submissions(name)] for name in ("support", "moderation", "default")}
     ledger.close()
     assert by_namespace == {"support": [SUPPORT[0]], "moderation": [MODERATION[0]], "default": []}
-    stored = boto3.client("s3").list_objects_v2(Bucket="platform", Prefix=folder.name)["Contents"]
-    assert sum(one["Key"].endswith(".raw.jsonl.zst") for one in stored) == 2
+    stored = fsspec.url_to_fs(os.environ["LLM_PAYLOAD_ROOT"])[0].find(f"platform/{folder.name}")
+    assert sum(name.endswith(".raw.jsonl.zst") for name in stored) == 2
     with duckdb.connect(str(folder / "warehouse.duckdb"), read_only=True) as warehouse:
         rows = warehouse.sql("select ticket_id, llm_outcome, day from support.ticket_labels order by 1").fetchall()
     expected = [(f"{DAY}-{n}", "succeeded", DAY) for n in range(3)]
@@ -130,6 +138,7 @@ def test_two_code_locations_share_ledger_and_bucket_and_each_lands_only_its_own(
     assert {row["verdict"] for row in labels} <= {"fine", "spam", "abuse"}
 
 
+@pytest.mark.parametrize("platform", ["s3"], indirect=True)
 def test_partitions_of_a_delta_table_replace_themselves_and_leave_the_others(platform, locations):
     folder, emulator, _ = platform
     moderation = locations[1]

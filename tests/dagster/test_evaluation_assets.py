@@ -247,7 +247,9 @@ class TestShown:
         assert shown["llm_batch/accuracy of good"] == dg.FloatMetadataValue(1.0)
         assert shown["llm_batch/accuracy of weak"].value == pytest.approx(4 / 6)
         assert shown["llm_batch/cost_per_correct_usd of weak"].value == pytest.approx(0.07 / 4)
-        assert {"kappa", "macro_f1", "coverage"} <= {key.removeprefix("llm_batch/").removesuffix(" of weak") for key in shown}
+        assert {"kappa", "macro_f1", "coverage"} <= {
+            key.removeprefix("llm_batch/").removesuffix(" of weak") for key in shown
+        }
 
     def test_pictures_are_pngs_that_do_not_bloat_the_event_log(self, shown):
         found = re.findall(

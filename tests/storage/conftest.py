@@ -15,7 +15,6 @@ from pg_cluster import Cluster, server_binaries
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.testing.emulator import local_gcs, local_s3
 
-os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # it asks for each bucket's kind at Google itself
 BUCKET = "payloads"
 
 
