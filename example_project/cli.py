@@ -48,6 +48,8 @@ def main() -> None:
     except (settings.SettingError, DagsterError) as error:
         sys.exit(f"\nStopped: {error}")
     except KeyboardInterrupt:
+        if command in ("providers", "stream"):
+            sys.exit("\nInterrupted. All that was started is stopped, and nothing is kept; the next run begins anew.")
         sys.exit(
             "\nInterrupted. Dagster is stopped. Batches that were started run on by themselves, as batches do; "
             "the next run finds them again and pays for nothing twice."

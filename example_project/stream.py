@@ -16,6 +16,7 @@ import contextlib
 import json
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -45,6 +46,13 @@ HISTORY, STREAM, OTHER = 1_200, 900, 300
 """Tweets that are there before, tweets that come, and sentences of newspapers that come after them."""
 PER_SECOND = 150
 _QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
+_LIFELINE = """
+import signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+broker = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+sys.stdin.read()
+broker.kill()
+"""  # the broker ends with this process, also where that is killed: its end of the pipe is closed then
 _START_SECONDS, _PATIENCE_SECONDS = 20, 300
 
 Say = Callable[[str], None]
@@ -60,7 +68,12 @@ def broker(folder: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     program = next(Path(noida_db.__file__).parent.glob("noida-db*"))  # .exe on Windows
     command = [str(program), "start", "--only", "kafka", "--kafka-port", str(port), "--data-dir", str(folder)]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _LIFELINE, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         until = time.monotonic() + _START_SECONDS
         while time.monotonic() < until:
@@ -69,8 +82,7 @@ def broker(folder: Path) -> Iterator[str]:
             time.sleep(0.05)
         yield f"127.0.0.1:{port}"
     finally:
-        process.kill()
-        process.wait()
+        process.communicate()
 
 
 @contextlib.contextmanager

@@ -31,6 +31,15 @@ def times(partition: str) -> Table:
     )
 
 
+def immense(partition: str) -> Table:
+    """More rows than this machine holds."""
+    env = environment(EnvironmentSettings.in_batch_mode())
+    env.execute_sql(
+        "CREATE TEMPORARY TABLE numbers (n BIGINT) WITH ('connector' = 'datagen', 'number-of-rows' = '2000000000')"
+    )
+    return env.sql_query("SELECT CAST(n AS STRING) AS ticket_id, 'Where is my invoice?' AS body FROM numbers")
+
+
 def nothing(partition: str) -> Table:
     return tickets(partition).limit(0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,6 +53,26 @@ def test_a_flink_table_comes_in_batches_with_all_of_its_rows() -> None:
     assert isinstance(table, pl.DataFrame)
     assert table.schema == {"ticket_id": pl.String, "body": pl.String, "is_even": pl.Boolean}
     assert table["ticket_id"].to_list() == [f"eu-{n}" for n in range(2_500)]
+
+
+def test_a_table_is_streamed_and_never_held_whole_and_its_job_ends_with_its_reader() -> None:
+    """Whoever collected two thousand million rows first would not come to the first of them within the time-out."""
+    stream = iter(record_batches(rows("immense")("eu")))
+    some = [next(stream) for _ in range(30)]
+    assert {batch.num_rows for batch in some} == {1_000}
+    [job] = [one for one in _jobs() if b"immense" in one.read_bytes()]
+    stream.close()
+    assert job not in _jobs()
+
+
+def _jobs() -> list[Path]:
+    """Command lines of running bridges."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if flink_bridge.__file__.encode() in line.read_bytes().split(b"\0"):
+                found.append(line)
+    return found
 
 
 def test_values_of_all_kinds_are_those_of_flink() -> None:
