@@ -26,11 +26,9 @@ from dagster_llm_batch.exports.fine_tuning import (
     provenance_path,
     write_example_lines,
 )
-from dagster_llm_batch.exports.tables import FORMATS, STREAMED, write_stream, write_table
+from dagster_llm_batch.exports.tables import FORMATS, STREAMED, form_of, write_table
 
 __all__ = ["export_command"]
-
-_ENDINGS = (*STREAMED, "tfrecord")
 
 
 @click.command("export", cls=Command, short_help="Labels, rejects or fine-tuning examples, as a file.")
@@ -50,8 +48,8 @@ _ENDINGS = (*STREAMED, "tfrecord")
     "form",
     type=click.Choice([*FORMATS, *EXAMPLE_FORMS]),
     help=(
-        "Default: by the file's ending, else jsonl. huggingface writes a folder. For fine-tuning: openai (the default) "
-        "or anthropic, for Claude on Bedrock."
+        "Default: by the file's ending; jsonl for standard output. huggingface writes a folder. For fine-tuning: "
+        "openai (the default) or anthropic, for Claude on Bedrock."
     ),
 )
 @json_option
@@ -71,8 +69,7 @@ def export_command(
     Nothing is asked of a provider: results are read from the payload store. For fine-tuning, rows are loaded and
     rendered as for a submission, and only those whose request has a label are written, each request once.
     """
-    ending = Path(output).suffix.removeprefix(".")
-    form = form or (ending if ending in _ENDINGS else "jsonl")
+    form = form or _form(output)
     if what == "fine-tuning" and form == "jsonl":
         form = "openai"
     _refuse_output(output, form, what, as_json=as_json)
@@ -88,6 +85,13 @@ def export_command(
         print_json({"output": str(Path(output).resolve()), "format": form, "what": what, "rows": count})
     elif output != "-":
         click.echo(f"{count:,} {'examples' if what == 'fine-tuning' else what} in {output}")
+
+
+def _form(output: str) -> str:
+    try:
+        return "jsonl" if output == "-" else form_of(Path(output))
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _refuse_output(output: str, form: str, what: str, *, as_json: bool) -> None:
@@ -129,9 +133,8 @@ def _write_examples(examples: Iterator[Example], output: str) -> int:
 
 
 def _write_table(table: pa.Table, output: str, form: str) -> int:
-    if form in STREAMED:
-        with _written(output) as file:
-            write_stream(table, form, file)
+    if output == "-":
+        STREAMED[form](table, sys.stdout.buffer)
         return len(table)
     try:
         return write_table(table, output, form)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import dagster as dg
 
 from dagster_llm_batch.checks import ChecksPolicy
-from dagster_llm_batch.components.attributes import BackfillPolicy, Description, ResourceKey
+from dagster_llm_batch.components.attributes import BackfillPolicy, ResourceKey
 from dagster_llm_batch.components.resolving import about, duration
 from dagster_llm_batch.components.settings import CHECKS, FALLBACK, PRICE, RETRY
 from dagster_llm_batch.core.pricing import TokenPrice
@@ -71,7 +71,6 @@ class Asking:
     ] = None
     checks: Annotated[ChecksPolicy | None, CHECKS] = None
     resource_key: ResourceKey = "llm_batch"
-    description: Description = None
     metadata: Annotated[
         Mapping[str, Any] | None,
         about("Of labels and rejects, as the IO manager may want it.", {"partition_expr": "day"}),

@@ -1,6 +1,7 @@
 """Attributes that several components have."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import dagster as dg
@@ -11,16 +12,14 @@ from dagster_llm_batch.components.resolving import about
 
 __all__ = [
     "BackfillPolicy",
-    "Blocking",
     "Candidates",
     "CheckSeverity",
+    "Checked",
     "Confidence",
     "Description",
-    "Follow",
-    "FrameKind",
+    "Following",
     "GoldTarget",
     "GroupName",
-    "IOManagerKey",
     "KeyPrefix",
     "Kinds",
     "Owners",
@@ -28,6 +27,7 @@ __all__ = [
     "ResourceKey",
     "RowKey",
     "Seed",
+    "Tabled",
     "Tags",
 ]
 
@@ -122,3 +122,26 @@ ResourceKey = Annotated[str, about("Where the LLMBatchResource is.", "llm_batch"
 RowKey = Annotated[str, about("Column that all of these tables share; it names one row.", "ticket_id")]
 Seed = Annotated[int, about("Another one draws other rows.", 1)]
 Tags = Annotated[Mapping[str, str] | None, about("Tags of the assets.", {"tier": "gold"})]
+
+
+@dataclass(kw_only=True)
+class Tabled:
+    """Where the tables go, and as what."""
+
+    frame: FrameKind = "arrow"
+    io_manager_key: IOManagerKey = "io_manager"
+
+
+@dataclass(kw_only=True)
+class Checked:
+    """What a failed check does."""
+
+    check_severity: CheckSeverity = dg.AssetCheckSeverity.ERROR
+    blocking: Blocking = False
+
+
+@dataclass(kw_only=True)
+class Following:
+    """When the assets are computed."""
+
+    automation_condition: Follow = "follow"

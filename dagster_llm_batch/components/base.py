@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Self
 
@@ -11,11 +12,12 @@ from pydantic import BaseModel
 
 from dagster_llm_batch.assets import ROLE_TAG
 from dagster_llm_batch.automation import on_labels_ready
+from dagster_llm_batch.components.attributes import Description, GroupName, KeyPrefix, Owners, Tags
 from dagster_llm_batch.components.choices import pointed
 from dagster_llm_batch.components.resolving import path_about, pointing_at
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["FactoryComponent", "Translation"]
+__all__ = ["FactoryComponent"]
 
 Translation = Annotated[
     Annotated[TranslationFn[str], TranslationFnResolver[str](lambda role: {"role": role})] | None,
@@ -29,6 +31,7 @@ Translation = Annotated[
 ]
 
 
+@dataclass(kw_only=True)
 class FactoryComponent(dg.Component, dg.Resolvable):
     """A component whose attributes are the arguments of `factory`, by the same names but for `renamed`.
 
@@ -38,7 +41,13 @@ class FactoryComponent(dg.Component, dg.Resolvable):
     factory: ClassVar[Callable[..., list[dg.AssetsDefinition]]]
     renamed: ClassVar[Mapping[str, str]] = {}
     keywords: ClassVar[Sequence[str]] = ()
-    translation: TranslationFn[str] | None
+
+    key_prefix: KeyPrefix = ()
+    group_name: GroupName = None
+    description: Description = None
+    owners: Owners = ()
+    tags: Tags = None
+    translation: Translation = None
 
     @classmethod
     def get_additional_scope(cls) -> Mapping[str, Any]:

@@ -8,15 +8,8 @@ import dagster as dg
 
 from dagster_llm_batch.assets import llm_batch_assets
 from dagster_llm_batch.components.asking import Asking, Llm
-from dagster_llm_batch.components.attributes import (
-    FrameKind,
-    GroupName,
-    IOManagerKey,
-    KeyPrefix,
-    Owners,
-    Tags,
-)
-from dagster_llm_batch.components.base import FactoryComponent, Translation
+from dagster_llm_batch.components.attributes import Tabled
+from dagster_llm_batch.components.base import FactoryComponent
 from dagster_llm_batch.components.partitions import PARTITIONS
 from dagster_llm_batch.components.resolving import about
 from dagster_llm_batch.components.resource import RESOURCE
@@ -32,7 +25,7 @@ __all__ = ["LLMBatchComponent"]
 
 @dg.scaffold_with(BatchScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchComponent(Asking, FactoryComponent):
+class LLMBatchComponent(Asking, Tabled, FactoryComponent):
     """Rows labeled by an LLM at batch prices: a submission, the labeled table, its rejects and its checks.
 
     Attributes are the arguments of `llm_batch_assets`, by the same names; `resource`, `sensor` and `jobs` are what a
@@ -55,16 +48,9 @@ class LLMBatchComponent(Asking, FactoryComponent):
     urgent: Annotated[
         str | None, about("Boolean column of the rows: where it is true, a row is answered in real time.", "is_vip")
     ] = None
-    frame: FrameKind = "arrow"
-    io_manager_key: IOManagerKey = "io_manager"
     required_resource_keys: Annotated[
         set[str] | None, about("Resources for a function that gives rows.", ["warehouse"], kind=list[str] | None)
     ] = None
-    key_prefix: KeyPrefix = ()
-    group_name: GroupName = None
-    owners: Owners = ()
-    tags: Tags = None
-    translation: Translation = None
     resource: Annotated[LLMBatchResource | None, RESOURCE] = None
     sensor: Annotated[Mapping[str, Any] | bool | None, SENSOR] = None
     jobs: Annotated[

@@ -8,24 +8,17 @@ import dagster as dg
 
 from dagster_llm_batch.components.attributes import (
     BackfillPolicy,
-    Blocking,
     Candidates,
-    CheckSeverity,
+    Checked,
     Confidence,
-    Description,
-    Follow,
-    FrameKind,
+    Following,
     GoldTarget,
-    GroupName,
-    IOManagerKey,
-    KeyPrefix,
     Kinds,
-    Owners,
     Rejects,
     RowKey,
-    Tags,
+    Tabled,
 )
-from dagster_llm_batch.components.base import FactoryComponent, Translation
+from dagster_llm_batch.components.base import FactoryComponent
 from dagster_llm_batch.components.partitions import PARTITIONS
 from dagster_llm_batch.components.resolving import about
 from dagster_llm_batch.components.scaffolding import EvaluationScaffolder
@@ -37,7 +30,7 @@ __all__ = ["LLMBatchEvaluationComponent"]
 
 @dg.scaffold_with(EvaluationScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchEvaluationComponent(FactoryComponent):
+class LLMBatchEvaluationComponent(Tabled, Checked, Following, FactoryComponent):
     """Labels measured against gold: coverage, accuracy, F1 and kappa with intervals, and cost per correct label.
 
     Attributes are the arguments of `evaluation_assets`, by the same names.
@@ -74,15 +67,4 @@ class LLMBatchEvaluationComponent(FactoryComponent):
             kind=float | dict[str, float] | None,
         ),
     ] = None
-    check_severity: CheckSeverity = dg.AssetCheckSeverity.ERROR
-    blocking: Blocking = False
-    frame: FrameKind = "arrow"
-    io_manager_key: IOManagerKey = "io_manager"
-    key_prefix: KeyPrefix = ()
-    group_name: GroupName = None
-    description: Description = None
-    owners: Owners = ()
-    tags: Tags = None
-    automation_condition: Follow = "follow"
     backfill_policy: BackfillPolicy = None
-    translation: Translation = None

@@ -9,19 +9,13 @@ import dagster as dg
 
 from dagster_llm_batch.components.asking import Asking, Llm
 from dagster_llm_batch.components.attributes import (
-    Blocking,
     Candidates,
-    CheckSeverity,
-    FrameKind,
-    GroupName,
-    IOManagerKey,
-    KeyPrefix,
-    Owners,
+    Checked,
     RowKey,
     Seed,
-    Tags,
+    Tabled,
 )
-from dagster_llm_batch.components.base import FactoryComponent, Translation
+from dagster_llm_batch.components.base import FactoryComponent
 from dagster_llm_batch.components.partitions import PARTITIONS
 from dagster_llm_batch.components.resolving import about
 from dagster_llm_batch.components.scaffolding import PairwiseJudgeScaffolder, RubricJudgeScaffolder
@@ -31,7 +25,7 @@ from dagster_llm_batch.quality import pairwise_judge_assets, rubric_judge_assets
 
 __all__ = ["LLMBatchPairwiseJudgeComponent", "LLMBatchRubricJudgeComponent"]
 
-_KEYWORDS = tuple(one.name for one in dataclasses.fields(Asking))
+_KEYWORDS = ("description", *(one.name for one in dataclasses.fields(Asking)))
 
 AnswerColumns = Annotated[
     str | Sequence[str],
@@ -43,7 +37,7 @@ Sample = Annotated[int | None, about("Judge so many rows only, of each partition
 
 @dg.scaffold_with(PairwiseJudgeScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchPairwiseJudgeComponent(Asking, FactoryComponent):
+class LLMBatchPairwiseJudgeComponent(Asking, Tabled, Checked, FactoryComponent):
     """An LLM says which of two answers is better, blind and in both orders: win rates with intervals.
 
     Attributes are the arguments of `pairwise_judge_assets`, by the same names.
@@ -65,21 +59,12 @@ class LLMBatchPairwiseJudgeComponent(Asking, FactoryComponent):
     max_inconsistent: Annotated[
         float | None, about("As a check: largest share of rows whose verdict changes with the order.", 0.2)
     ] = None
-    check_severity: CheckSeverity = dg.AssetCheckSeverity.ERROR
-    blocking: Blocking = False
     partitions_def: Annotated[dg.PartitionsDefinition[Any] | None, PARTITIONS] = None
-    frame: FrameKind = "arrow"
-    io_manager_key: IOManagerKey = "io_manager"
-    key_prefix: KeyPrefix = ()
-    group_name: GroupName = None
-    owners: Owners = ()
-    tags: Tags = None
-    translation: Translation = None
 
 
 @dg.scaffold_with(RubricJudgeScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchRubricJudgeComponent(Asking, FactoryComponent):
+class LLMBatchRubricJudgeComponent(Asking, Tabled, Checked, FactoryComponent):
     """An LLM scores each answer by the criteria of a rubric: mean scores with intervals.
 
     Attributes are the arguments of `rubric_judge_assets`, by the same names.
@@ -109,13 +94,4 @@ class LLMBatchRubricJudgeComponent(Asking, FactoryComponent):
             "As a check: least mean score, of all criteria or by criterion.", 4, kind=float | dict[str, float] | None
         ),
     ] = None
-    check_severity: CheckSeverity = dg.AssetCheckSeverity.ERROR
-    blocking: Blocking = False
     partitions_def: Annotated[dg.PartitionsDefinition[Any] | None, PARTITIONS] = None
-    frame: FrameKind = "arrow"
-    io_manager_key: IOManagerKey = "io_manager"
-    key_prefix: KeyPrefix = ()
-    group_name: GroupName = None
-    owners: Owners = ()
-    tags: Tags = None
-    translation: Translation = None

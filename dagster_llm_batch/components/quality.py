@@ -9,26 +9,20 @@ import dagster as dg
 
 from dagster_llm_batch.components.attributes import (
     BackfillPolicy,
-    Blocking,
     Candidates,
+    Checked,
     CheckSeverity,
     Confidence,
-    Description,
-    Follow,
-    FrameKind,
+    Following,
     GoldTarget,
-    GroupName,
-    IOManagerKey,
-    KeyPrefix,
     Kinds,
-    Owners,
     Rejects,
     ResourceKey,
     RowKey,
     Seed,
-    Tags,
+    Tabled,
 )
-from dagster_llm_batch.components.base import FactoryComponent, Translation
+from dagster_llm_batch.components.base import FactoryComponent
 from dagster_llm_batch.components.datasets import LABELS
 from dagster_llm_batch.components.partitions import PARTITIONS
 from dagster_llm_batch.components.resolving import about
@@ -63,7 +57,7 @@ Columns = Annotated[
 
 @dg.scaffold_with(AgreementScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchAgreementComponent(FactoryComponent):
+class LLMBatchAgreementComponent(Tabled, Checked, Following, FactoryComponent):
     """How far people and models agree: Krippendorff's alpha, Fleiss' and Cohen's kappa. None is taken to be right.
 
     Attributes are the arguments of `agreement_assets`, by the same names.
@@ -85,23 +79,12 @@ class LLMBatchAgreementComponent(FactoryComponent):
     kind: Kinds = "categorical"
     partitions_def: Annotated[dg.PartitionsDefinition[Any] | None, PARTITIONS] = None
     min_alpha: Annotated[float | None, about("As a check: least alpha of all labelers.", 0.667)] = None
-    check_severity: CheckSeverity = dg.AssetCheckSeverity.ERROR
-    blocking: Blocking = False
-    frame: FrameKind = "arrow"
-    io_manager_key: IOManagerKey = "io_manager"
-    key_prefix: KeyPrefix = ()
-    group_name: GroupName = None
-    description: Description = None
-    owners: Owners = ()
-    tags: Tags = None
-    automation_condition: Follow = "follow"
     backfill_policy: BackfillPolicy = None
-    translation: Translation = None
 
 
 @dg.scaffold_with(DriftScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchDriftComponent(FactoryComponent):
+class LLMBatchDriftComponent(Tabled, Checked, Following, FactoryComponent):
     """Whether labels have shifted between partitions: PSI, Jensen-Shannon, chi-squared, and ADWIN. It takes no gold.
 
     Attributes are the arguments of `drift_assets`, by the same names.
@@ -127,22 +110,12 @@ class LLMBatchDriftComponent(FactoryComponent):
     ] = False
     partitions_def: Annotated[dg.PartitionsDefinition[Any] | None, PARTITIONS] = None
     check_severity: CheckSeverity = dg.AssetCheckSeverity.WARN
-    blocking: Blocking = False
-    frame: FrameKind = "arrow"
-    io_manager_key: IOManagerKey = "io_manager"
-    key_prefix: KeyPrefix = ()
-    group_name: GroupName = None
-    description: Description = None
-    owners: Owners = ()
-    tags: Tags = None
-    automation_condition: Follow = "follow"
     backfill_policy: BackfillPolicy = None
-    translation: Translation = None
 
 
 @dg.scaffold_with(SkewScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchSkewComponent(FactoryComponent):
+class LLMBatchSkewComponent(Checked, FactoryComponent):
     """A sample of batch labels, asked again in real time and compared with what came: training-serving skew.
 
     Attributes are the arguments of `skew_assets`, by the same names.
@@ -160,26 +133,18 @@ class LLMBatchSkewComponent(FactoryComponent):
         about("Ask nothing if one sample is estimated to cost more.", 1, kind=float | str | None),
     ] = None
     min_agreement: Annotated[float | None, about("As a check: least share of equal values.", 0.95)] = None
-    check_severity: CheckSeverity = dg.AssetCheckSeverity.ERROR
-    blocking: Blocking = False
     concurrency: Annotated[int, about("How many calls run at once.", 4)] = 4
-    key_prefix: KeyPrefix = ()
-    group_name: GroupName = None
-    description: Description = None
-    owners: Owners = ()
-    tags: Tags = None
     automation_condition: Annotated[
         dg.AutomationCondition[Any] | None,
         about(
             "When to ask. Default: when a person says so, since it costs.", "{{ on_labels_ready() }}", kind=str | None
         ),
     ] = None
-    translation: Translation = None
 
 
 @dg.scaffold_with(GoldSampleScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchGoldSampleComponent(FactoryComponent):
+class LLMBatchGoldSampleComponent(Tabled, Following, FactoryComponent):
     """The rows most worth a human label: disagreement, low confidence, rare and growing classes; with their weights.
 
     Attributes are the arguments of `gold_sample_assets`, by the same names.
@@ -200,20 +165,11 @@ class LLMBatchGoldSampleComponent(FactoryComponent):
     random_share: Annotated[float, about("Share of them that is drawn from all rows alike; above 0.", 0.3)] = 0.3
     seed: Seed = 0
     partitions_def: Annotated[dg.PartitionsDefinition[Any] | None, PARTITIONS] = None
-    frame: FrameKind = "arrow"
-    io_manager_key: IOManagerKey = "io_manager"
-    key_prefix: KeyPrefix = ()
-    group_name: GroupName = None
-    description: Description = None
-    owners: Owners = ()
-    tags: Tags = None
-    automation_condition: Follow = "follow"
-    translation: Translation = None
 
 
 @dg.scaffold_with(CostScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchCostComponent(FactoryComponent):
+class LLMBatchCostComponent(Tabled, Following, FactoryComponent):
     """What each submission has cost, from the ledger, beside real time: a table, and a picture by day.
 
     Attributes are the arguments of `cost_assets`, by the same names.
@@ -231,12 +187,3 @@ class LLMBatchCostComponent(FactoryComponent):
         ),
     ] = ()
     resource_key: ResourceKey = "llm_batch"
-    frame: FrameKind = "arrow"
-    io_manager_key: IOManagerKey = "io_manager"
-    key_prefix: KeyPrefix = ()
-    group_name: GroupName = None
-    description: Description = None
-    owners: Owners = ()
-    tags: Tags = None
-    automation_condition: Follow = "follow"
-    translation: Translation = None

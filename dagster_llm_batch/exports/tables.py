@@ -28,7 +28,7 @@ from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError, MissingExtraError
 from dagster_llm_batch.exports.files import whole
 
-__all__ = ["FORMATS", "STREAMED", "form_of", "json_line", "write_stream", "write_table"]
+__all__ = ["FORMATS", "STREAMED", "form_of", "json_line", "write_table"]
 
 _Features = Mapping[str, tuple[list[Any], str]]
 _ENDINGS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".tfrecord": "tfrecord"}
@@ -70,13 +70,8 @@ def form_of(path: Path) -> str:
     try:
         return _ENDINGS[path.suffix]
     except KeyError:
-        endings = ", ".join(_ENDINGS)
-        raise ConfigError(f"{path.name} tells no format by its ending ({endings}); name one: {FORMATS}.") from None
-
-
-def write_stream(table: pa.Table, form: str, file: BinaryIO) -> None:
-    """Write a table into an open file; `form` is one of STREAMED."""
-    STREAMED[form](table, file)
+        endings, forms = ", ".join(_ENDINGS), ", ".join(FORMATS)
+        raise ConfigError(f"{path.name} tells no format by its ending ({endings}); name one: {forms}.") from None
 
 
 def json_line(value: Any) -> bytes:
