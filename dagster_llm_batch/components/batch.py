@@ -30,7 +30,7 @@ class LLMBatchComponent(Asking, Tabled, FactoryComponent):
 
     Attributes are the arguments of `llm_batch_assets`, by the same names; `resource`, `sensor` and `jobs` are what a
     project needs once. What `dg scaffold defs` writes runs as it is, without a key; for a vendor, add `--provider`
-    (openai, anthropic, gemini, vertex or bedrock) and, if you like, `--model`.
+    (openai, anthropic, gemini, vertex, bedrock, ray or slurm) and, if you like, `--model`.
     """
 
     factory = staticmethod(llm_batch_assets)

@@ -41,10 +41,15 @@ _VENDORS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         "us.anthropic.claude-haiku-4-5-20251001-v1:0",
         {"role_arn": "LLM_BATCH_ROLE_ARN", "s3_uri": "LLM_BATCH_S3_URI"},
     ),
+    "ray": (
+        "Qwen/Qwen2.5-7B-Instruct",
+        {"address": "RAY_API_SERVER_ADDRESS", "storage": "LLM_BATCH_STORAGE", "base_url": "LLM_SERVER_URL"},
+    ),
+    "slurm": ("Qwen/Qwen2.5-7B-Instruct", {"workdir": "LLM_BATCH_WORKDIR"}),
 }
-"""A small model of each vendor, and the settings it needs, from the environment."""
+"""A small model of each, and the settings it needs, from the environment."""
 
-Provider = Literal["command", "openai", "anthropic", "gemini", "vertex", "bedrock"]
+Provider = Literal["command", "openai", "anthropic", "gemini", "vertex", "bedrock", "ray", "slurm"]
 
 
 class BatchParams(BaseModel):
@@ -87,7 +92,7 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
         if provider == "command":
             lines.append("  mode: wait  # the run waits for the labels; without this, a sensor lands them")
             lines.append("  poll_seconds: 1")
-        else:
+        elif provider not in ("ray", "slurm"):
             lines.append("  max_cost_usd: 1  # refuses before anything is sent")
         if provider == "bedrock":
             lines.append("  below_minimum: realtime  # three tickets are too few for a batch")
@@ -99,6 +104,8 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
             if provider == "command":
                 lines += _labeler(request)
                 files.append("labeler.py")
+            if provider == "slurm":
+                lines.append('      command: [vllm, run-batch, -i, "{input}", -o, "{output}", --model, "{model}"]')
             if settings:
                 lines += ["", "requirements:", f"  env: [{', '.join(settings.values())}]"]
         _write(request, "\n".join([f"type: {request.type_name}", "", "attributes:", *lines, ""]), files)

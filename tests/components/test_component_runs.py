@@ -86,20 +86,23 @@ def test_a_provider_that_the_project_does_not_have_is_refused_with_what_to_do():
             scaffold(LLMBatchComponent, "second", provider="openai")
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic", "gemini", "vertex", "bedrock"])
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "gemini", "vertex", "bedrock", "ray", "slurm"])
 def test_a_scaffolded_vendor_takes_its_settings_from_variables_that_the_yaml_names(provider, monkeypatch):
     with project() as (sandbox, scaffold):
         document = scaffold(LLMBatchComponent, "ticket_labels", provider=provider)
         settings = document["attributes"]["resource"][provider]
         names = document["requirements"]["env"]
+        command = settings.pop("command", None)
+        assert (command is not None) == (provider == "slurm")
         assert {f"{{{{ env.{name} }}}}" for name in names} == set(settings.values())
         with sandbox.load_component_and_build_defs(sandbox.defs_folder_path / "ticket_labels") as (component, _):
             assert component.llm.startswith(f"{provider}/")
-            assert component.max_cost_usd == 1
+            assert component.max_cost_usd == (None if provider in ("ray", "slurm") else 1)
             for name in names:
                 monkeypatch.setenv(name, "us-central1")
             found = getattr(component.resource, provider)
             assert {getattr(found, one).get_value() for one in settings} == {"us-central1"}
+            assert getattr(found, "command", None) == command
 
 
 def test_the_scaffolder_takes_a_model_and_never_overwrites_a_file():
