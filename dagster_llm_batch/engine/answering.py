@@ -44,7 +44,7 @@ class Answerer:
         ledger.move(shard.shard_id, Move.SEND, lane=Lane.REALTIME, sent_at=self._deployment.clock())
         with payloads.writer(beside(shard, RAW)) as raw:
             wrong = self._ask_all(provider, lines, raw)
-        if wrong is not None and not raw.lines and isinstance(wrong, CredentialsError | ConfigError):
+        if wrong is not None and not raw.bytes and isinstance(wrong, CredentialsError | ConfigError):
             payloads.delete(beside(shard, RAW))
             ledger.move(shard.shard_id, Move.NOT_SENT, reason=str(wrong))
             raise wrong

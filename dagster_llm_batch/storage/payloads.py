@@ -38,13 +38,11 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
 class PayloadWriter:
-    """A payload being written. `bytes` and `lines` are what was written so far, `digest` is known after the block."""
+    """A payload being written. `bytes` is what was written so far, `digest` is known after the block."""
 
     def __init__(self, sink: pa.NativeFile, stored: _Hashed) -> None:
         self._sink = sink
         self._stored = stored
-        self._newlines = 0
-        self._is_partial = False  # the last line has no line end yet
         self._pieces: list[bytes] = []
         self._held_bytes = 0
         self.bytes = 0
@@ -53,12 +51,6 @@ class PayloadWriter:
     def digest(self) -> str:
         """Of the file as it is stored: what `PayloadStore.reader` compares with."""
         return _OF_STORED + self._stored.hash.hexdigest()
-
-    @property
-    def lines(self) -> int:
-        r"""Lines as `PayloadStore.lines` yields them: a last one without `\n` counts."""
-        self.flush()
-        return self._newlines + self._is_partial
 
     def write(self, data: bytes) -> None:
         """Append bytes. Small pieces are compressed together."""
@@ -74,8 +66,6 @@ class PayloadWriter:
         self._pieces, self._held_bytes = [], 0
         if data:
             self._sink.write(data)
-            self._newlines += data.count(b"\n")
-            self._is_partial = not data.endswith(b"\n")
 
 
 class _Hashed(io.RawIOBase):
