@@ -88,13 +88,15 @@ class RealTimeLane:
         try:
             with kafka_errors(f"Answering the topic '{self._review.name}'"):
                 producer.init_transactions(seconds)
+                has_looked = False
                 while True:
                     marks = watermarks_of(consumer, self._review.name, seconds)
                     begins, _ = resume(consumer, self._review.name, marks, seconds, stops_when_lost=stops)
                     waiting = sum(one.end - begins[number] for number, one in marks.items())
                     if until(waiting):
                         return answered
-                    window = self._unfinished(begins) or self._next(begins, marks)
+                    window = (None if has_looked else self._unfinished(begins)) or self._next(begins, marks)
+                    has_looked = True
                     if window is None:
                         time.sleep(self._poll)
                         continue
@@ -120,8 +122,8 @@ class RealTimeLane:
             window = KafkaWindow.parse(submission.partition)
             if all(one.end <= begins.get(one.partition, 0) for one in window.ranges):
                 self._engine.ledger.deliver(submission.submission_id)
-            elif all(one.start == begins.get(one.partition) for one in window.ranges):
-                found = window
+            elif all(one.start <= begins.get(one.partition, -1) for one in window.ranges):
+                found = window  # also where retention has deleted its first messages meanwhile
         return found
 
     def _next(self, begins: Mapping[int, int], marks: Mapping[int, Watermarks]) -> KafkaWindow | None:

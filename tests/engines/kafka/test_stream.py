@@ -334,6 +334,28 @@ def test_a_lane_that_is_killed_and_started_again_pays_once_and_says_everything_o
     assert not [p for p in one.ledger.progress("test") if p.submission.asset == "labels/stream"]
 
 
+def test_a_lane_that_was_killed_pays_once_also_where_retention_took_some_of_its_messages_meanwhile(
+    stream, llm, tmp_path, monkeypatch
+):
+    stream.topic = KafkaTopic(stream.name, Ticket, on_lost="record")
+    stream.review = stream.topic.sent_on_to(f"{stream.name}-review")
+    stream.produce(*strange(12))
+    stream.run(12, least_confidence=1.0)
+    one = engine(llm, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(lane, "produce", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            real_time(stream, one, at_once=100).run(lambda waiting: not waiting)
+    waiting = stream.broker.consume(stream.review.name)
+    fullest = Counter(message.partition() for message in waiting).most_common(1)[0][0]
+    third = [message.offset() for message in waiting if message.partition() == fullest][2]
+    stream.broker.delete_before(stream.review.name, third, fullest)
+    real_time(stream, one, at_once=100).run(lambda waiting: not waiting)
+    said = [result.message_id for result in stream.results() if result.label]
+    assert len(said) == len({*said}) == 10
+    assert len(llm.books.executions) == 12
+
+
 def test_a_budget_leaves_messages_where_they_are(stream, llm, tmp_path):
     stream.produce(*strange(3))
     stream.run(3, least_confidence=1.0)
