@@ -20,7 +20,7 @@ from rich.text import Text
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 SCRIPTS = Path(sys.executable).parent
-WIDTH = 142
+COLUMNS = 142  # more than any line
 SHOP = """
 import io
 import os
@@ -57,7 +57,7 @@ defs = dg.Definitions(
 
 def main() -> None:
     """Run the session."""
-    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
+    session: list[Text] = []
     with tempfile.TemporaryDirectory() as folder, Emulator() as emulator:
         home = Path(folder, "home")
         home.mkdir()
@@ -67,7 +67,7 @@ def main() -> None:
             **os.environ,
             "DAGSTER_HOME": str(home),
             "DAGSTER_PYTHON_FILE": "shop.py",
-            "COLUMNS": str(WIDTH),
+            "COLUMNS": str(COLUMNS),
             "FORCE_COLOR": "1",
             "OPENAI_API_KEY": DEFAULT_KEY,
             "OPENAI_BASE_URL": emulator.openai_base_url,
@@ -86,9 +86,9 @@ def main() -> None:
             return done.stdout.decode()
 
         def shown(*arguments: str) -> None:
-            console.print(f"[bold green]$[/] [bold]dagster-llm-batch {' '.join(arguments)}[/]", highlight=False)
-            console.print(Text.from_ansi(run("dagster-llm-batch", *arguments).rstrip()))
-            console.print()
+            session.append(Text.from_markup(f"[bold green]$[/] [bold]dagster-llm-batch {' '.join(arguments)}[/]"))
+            session.append(Text.from_ansi(run("dagster-llm-batch", *arguments).rstrip()))
+            session.append(Text())
 
         def materialize(select: str, first: str, last: str) -> None:
             run(
@@ -111,6 +111,9 @@ def main() -> None:
         emulator.tick()
         shown("watch", "ticket_labels", "--partition", "2026-01-03", "--poll", "--once")
         shown("cost", "--by", "day,model")
+    widest = max(line.cell_len for text in session for line in text.split())
+    console = Console(record=True, width=widest, file=io.StringIO(), force_terminal=True)
+    console.print(*session, sep="\n")
     svg = console.export_svg(title="dagster-llm-batch", unique_id="session")
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # no fonts from elsewhere
     (Path(__file__).parent / "images" / "terminal.svg").write_text(svg, encoding="utf-8")
