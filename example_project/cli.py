@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from typing import NoReturn
 
 from example_project import settings
@@ -60,14 +61,24 @@ def _tour() -> None:
     _accept_beta()
     from example_project.providers_tour import go  # noqa: PLC0415 - needs all SDKs, which `run` does not
 
-    go()
+    _in_process(go)
 
 
 def _stream() -> None:
     _accept_beta()
     from example_project.stream import go  # noqa: PLC0415 - needs a broker's client, which `run` does not
 
-    go()
+    _in_process(go)
+
+
+def _in_process(go: Callable[[], None]) -> None:
+    """Runs of Dagster in this process have an interrupt of their own."""
+    import dagster as dg  # noqa: PLC0415 - as above
+
+    try:
+        go()
+    except dg.DagsterExecutionInterruptedError as error:
+        raise KeyboardInterrupt from error
 
 
 def _accept_beta() -> None:

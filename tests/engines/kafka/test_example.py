@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+import time
+
 import pytest
 
 from example_project import stream
@@ -25,3 +30,25 @@ def test_the_journey_ends_in_a_dashboard_of_all_messages_and_pays_for_each_reque
     assert not llm.books.billed_twice()
     assert any("20 of 20 labels are the same" in line for line in told)
     assert any("learns anew" in line for line in told)
+
+
+def test_the_broker_ends_with_a_process_that_is_killed(tmp_path):
+    """Or each interrupted journey would leave one behind."""
+    code = (
+        "import pathlib, sys, time; from example_project import stream\n"
+        "with stream.broker(pathlib.Path(sys.argv[1])) as address: print(address, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "broker")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        host, _, port = running.stdout.readline().strip().rpartition(":")
+        socket.create_connection((host, int(port)), 5).close()
+        running.kill()
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            socket.create_connection((host, int(port)), 1).close()
+        except OSError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the broker still listens")

@@ -123,7 +123,8 @@ def test_the_student_is_an_asset_that_is_evaluated_beside_the_llm_and_the_stream
 
     candidates = {"llm": labels, "student": "student_labels"}
     scores = evaluation_assets(name="scores", gold=gold, candidates=candidates, key="message_id", target="topic")
-    results = topic("results")
+    results = topic("results", **{"retention.ms": "-1"})
+    broker.produce(results, [outgoing(result(99)).value], timestamp=1_700_000_000_000)  # years ago
     said = [outgoing(result(n, message_id=f"{source.name}-0-{n}", label=known[n][1])) for n in range(5)]
     for one in said:
         broker.produce(results, [one.value])
