@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -112,8 +113,10 @@ class Reconciler:
         self._reader = reader
         self._tariff = tariff
         self._facts = facts
-        self._is_open = dict.fromkeys(expected, True)  # in the order of the request file
+        self._expected = list(expected)
+        self._open = dict.fromkeys(self._expected)  # in the order of the request file
         self._schema = pa.schema([*RESULT_SCHEMA, *reader.fields])
+        self._read_schema = pa.schema([*_READ, *reader.fields])
 
     def tables(self, lines: Iterable[bytes]) -> Iterator[pa.Table]:
         """The results in tables of some thousand rows: first the lines in their order, then the requests left out."""
@@ -125,23 +128,30 @@ class Reconciler:
             reason=self._facts.reason or why,
             retryable=outcome is not Outcome.ERRORED or self._facts.retryable,
         )
-        still_open = [request_id for request_id, is_open in self._is_open.items() if is_open]
-        yield from self._tables((some, [left_out] * len(some)) for some in chunks(still_open, _AT_ONCE))
+        yield from self._tables((some, [left_out] * len(some)) for some in chunks(self._open, _AT_ONCE))
+
+    @cached_property
+    def _all(self) -> frozenset[str]:
+        return frozenset(self._expected)
 
     def _known(self, lines: Sequence[bytes]) -> _Said:
         """What the first lines of each request say. The others are counted."""
-        nonce, is_open = self._facts.nonce, self._is_open
-        request_ids: list[str] = []
-        results: list[Result] = []
-        for result in map(self._codec.decode, [line for line in lines if not line.isspace()]):
-            request_id = request_id_of(result.custom_id, nonce)
-            if request_id is not None and is_open.get(request_id):
-                is_open[request_id] = False
-                request_ids.append(request_id)
-                results.append(result)
+        results = list(map(self._codec.decode, [line for line in lines if not line.isspace()]))
+        request_ids = [request_id_of(result.custom_id, self._facts.nonce) for result in results]
+        distinct = set(request_ids)
+        if len(distinct) == len(results) and distinct <= self._open.keys():  # as mostly
+            for request_id in request_ids:
+                del self._open[request_id]  # type: ignore[arg-type]  # None is not among them
+            return request_ids, results  # type: ignore[return-value]
+        said: _Said = ([], [])
+        for request_id, result in zip(request_ids, results, strict=True):
+            if request_id is not None and request_id in self._open:
+                del self._open[request_id]
+                said[0].append(request_id)
+                said[1].append(result)
             else:
                 self._count(result, request_id)
-        return request_ids, results
+        return said
 
     def _count(self, result: Result, request_id: str | None) -> None:
         """A line that is no result of the shard, or not its first."""
@@ -150,7 +160,7 @@ class Reconciler:
         elif request_id is not None and is_padding(request_id):
             is_unknown = result.usage is None and result.outcome in _REPLIED
             self._add(None if is_unknown else self._tariff.price(result.usage).cost_usd)
-        elif request_id in self._is_open:
+        elif request_id in self._all:
             self.tally.duplicates += 1
         else:
             self.tally.foreign += 1
@@ -166,20 +176,23 @@ class Reconciler:
 
     def _read(self, request_ids: list[str], results: list[Result]) -> pa.Table:
         """What the lines themselves say: one column for each of _READ, and those of the response."""
+        embeds = self._reader.format.kind is ResponseKind.EMBEDDING
         came = [result.outcome is Outcome.SUCCEEDED for result in results]
-        texts = [result.text if ok else None for result, ok in zip(results, came, strict=True)]
-        vectors = [result.embedding if ok else None for result, ok in zip(results, came, strict=True)]
-        reading = self._reader.read(texts, vectors)
-        replies = vectors if self._reader.format.kind is ResponseKind.EMBEDDING else texts
-        for at, (reply, reason, ok) in enumerate(zip(replies, reading.reasons, came, strict=True)):
-            if ok and (reason is not None or not reply):
-                results[at] = _misfit(results[at], reason or "the reply is empty")
+        replies = [result.embedding if embeds else result.text for result in results]
+        if not all(came):
+            replies = [reply if ok else None for reply, ok in zip(replies, came, strict=True)]
+        nothing = [None] * len(replies)
+        reading = self._reader.read(*((nothing, replies) if embeds else (replies, nothing)))  # type: ignore[arg-type]
+        if any(reading.reasons) or not all(replies):
+            for at, (reply, reason, ok) in enumerate(zip(replies, reading.reasons, came, strict=True)):
+                if ok and (reason is not None or not reply):
+                    results[at] = _misfit(results[at], reason or "the reply is empty")
         _, outcomes, said, _, reasons, retryable, finish_reasons, models, usages = zip(*results, strict=True)
         kept = [None if one is Outcome.SUCCEEDED else text for one, text in zip(outcomes, said, strict=True)]
         tokens = zip(*(_NO_USAGE if usage is None else usage for usage in usages), strict=True)
         columns = [request_ids, outcomes, reasons, retryable, kept, finish_reasons, models, *tokens]
         arrays = [_array(values, column.type) for values, column in zip(columns, _READ, strict=True)]
-        return pa.table([*arrays, *reading.columns.columns], schema=pa.schema([*_READ, *self._reader.fields]))
+        return pa.table([*arrays, *reading.columns.columns], schema=self._read_schema)
 
     def _table(self, read: pa.Table) -> pa.Table:
         """The results: what was read, what it cost, and what all lines of the shard share."""
