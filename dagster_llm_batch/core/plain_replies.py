@@ -1,13 +1,15 @@
 """A quicker reader of replies, for response models that are plain: fields of text, numbers, flags, choices and lists.
 
+Bounds of numbers and of lengths are plain, too; patterns are not, since two libraries read them differently.
+
 It is strict, so it takes less than pydantic does: a reply that it takes has the values that pydantic would give; any
 other is pydantic's to read, and to explain. What it does not look at are fields that the model does not have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NotRequired, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
 from pydantic import BaseModel
@@ -15,7 +17,15 @@ from pydantic.errors import PydanticUserError
 
 __all__ = ["plain_decoder"]
 
-_SCALARS: Mapping[str, Any] = {"str": str, "int": int, "float": float, "bool": bool}
+_LENGTHS = {"min_length": (int,), "max_length": (int,)}
+_BOUNDS = ("ge", "gt", "le", "lt")
+_SCALARS: Mapping[str, tuple[Any, Mapping[str, tuple[type, ...]]]] = {
+    "str": (str, _LENGTHS),
+    "int": (int, dict.fromkeys(_BOUNDS, (int,))),
+    "float": (float, dict.fromkeys(_BOUNDS, (int, float))),
+    "bool": (bool, {}),
+}
+"""What pydantic calls a type, and the types of its bounds."""
 
 
 class _NotPlain(Exception):  # noqa: N818  # the answer, not an error
@@ -30,7 +40,7 @@ def plain_decoder(model: type[BaseModel]) -> Callable[[str], dict[str, Any]] | N
     try:
         fields = {name: _field(one) for name, one in _fields(model.__pydantic_core_schema__).items()}
         return msgspec.json.Decoder(TypedDict("Reply", fields)).decode  # type: ignore[operator]
-    except (_NotPlain, TypeError, PydanticUserError):
+    except (_NotPlain, TypeError, ValueError, PydanticUserError):  # of msgspec: bounds that it does not have
         return None
 
 
@@ -61,13 +71,28 @@ def _field(field: Mapping[str, Any]) -> Any:
 
 
 def _type(schema: Mapping[str, Any]) -> Any:
-    match schema["type"], schema.keys() - {"type", "metadata"}:
-        case kind, keys if kind in _SCALARS and not keys:
-            return _SCALARS[kind]
-        case "literal", keys if keys == {"expected"} and all(type(value) is str for value in schema["expected"]):
-            return Literal[tuple(schema["expected"])]
-        case "list", keys if keys == {"items_schema"}:
-            return list[_type(schema["items_schema"])]  # type: ignore[misc]
-        case "nullable", keys if keys == {"schema"}:
-            return _type(schema["schema"]) | None
+    kind, more = schema["type"], {name: value for name, value in schema.items() if name not in ("type", "metadata")}
+    if kind in _SCALARS:
+        return _bounded(*_SCALARS[kind], more)
+    if kind == "literal":
+        return _choice(more.pop("expected"), more)
+    if kind == "enum" and more.pop("sub_type", None) == "str":
+        del more["cls"], more["ref"]
+        return _choice([member.value for member in more.pop("members")], more)
+    if kind == "list" and "items_schema" in more:
+        return _bounded(list[_type(more.pop("items_schema"))], _LENGTHS, more)  # type: ignore[misc]
+    if kind == "nullable" and more.keys() == {"schema"}:
+        return _type(more["schema"]) | None
     raise _NotPlain
+
+
+def _bounded(found: Any, bounds: Mapping[str, tuple[type, ...]], given: Mapping[str, Any]) -> Any:
+    if any(type(value) not in bounds.get(name, ()) for name, value in given.items()):
+        raise _NotPlain
+    return Annotated[found, msgspec.Meta(**given)] if given else found
+
+
+def _choice(values: Sequence[Any], more: Mapping[str, Any]) -> Any:
+    if more or any(type(value) not in (str, int) for value in values):
+        raise _NotPlain
+    return Literal[tuple(values)]
