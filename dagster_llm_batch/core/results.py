@@ -182,7 +182,7 @@ class Reconciler:
         if not all(came):
             replies = [reply if ok else None for reply, ok in zip(replies, came, strict=True)]
         nothing = [None] * len(replies)
-        reading = self._reader.read(*((nothing, replies) if embeds else (replies, nothing)))  # type: ignore[arg-type]
+        reading = self._reader.read(*((nothing, replies) if embeds else (replies, nothing)))
         if any(reading.reasons) or not all(replies):
             for at, (reply, reason, ok) in enumerate(zip(replies, reading.reasons, came, strict=True)):
                 if ok and (reason is not None or not reply):
