@@ -52,6 +52,10 @@ def as_ours(error: Any, doing: str) -> LLMBatchError:
         return CredentialsError(f"{told} The broker does not accept who asks, or does not allow it.")
     if error.name() in _UNKNOWN:
         return ConfigError(f"{told} Is the topic's name right, and does the broker have it?")
+    if error.name() == "MSG_SIZE_TOO_LARGE":
+        return ConfigError(
+            f"{told} Raise max.message.bytes of that topic: some hundred bytes over the longest message sent on to it."
+        )
     if error.name() == "_INVALID_ARG":
         return ConfigError(f"{told} A setting of KafkaResource is not one that its client knows.")
     if error.name() in ("_FENCED", "INVALID_PRODUCER_EPOCH", "FENCED_INSTANCE_ID"):
@@ -106,6 +110,7 @@ class Connection:
         settings = {
             "enable.idempotence": True,
             "linger.ms": 5,
+            "message.max.bytes": 100_000_000,  # topics have limits of their own
             **self._usual,
             **self._settings,
             **_dotted(more),

@@ -10,6 +10,7 @@ share the topic's partitions. No LLM is asked here: sure rows wait for none.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -265,7 +266,8 @@ def _sent_on(message: Message, said: StreamResult, reason: str) -> Outgoing:
     since = str(said.since_ms or "")
     headers: list[Any] = [one for one in message.headers() or [] if one[0] not in (SOURCE, REASON, SAID, SINCE)]
     headers += [(SOURCE, said.message_id.encode()), (REASON, reason.encode()), (SINCE, since.encode())]
-    headers.append((SAID, said.model_dump_json(include={"student", "student_label", "confidence"}).encode()))
+    told = {"student": said.student, "student_label": said.student_label, "confidence": said.confidence}
+    headers.append((SAID, json.dumps(told).encode()))
     return Outgoing(
         key.encode() if isinstance(key, str) else key,
         value.encode() if isinstance(value, str) else value or b"",

@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from typing import Literal
 
-from pydantic import BaseModel
+import msgspec
 
+from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.streams.producing import Outgoing
 
-__all__ = ["REASON", "SAID", "SINCE", "SOURCE", "StreamResult", "now_ms", "outgoing"]
+__all__ = ["REASON", "SAID", "SINCE", "SOURCE", "StreamResult", "now_ms", "outgoing", "read_result"]
 
 SOURCE, REASON, SAID, SINCE = "llm-source", "llm-reason", "llm-student", "llm-since-ms"
 """Headers of a message that was sent on: its id, why, what the student said, and its time in milliseconds."""
 
 
-class StreamResult(BaseModel):
+class StreamResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A result. Times are milliseconds since 1970.
 
     - `label` is None where `by` is "none": the message cannot be read, or the LLM gave no label; `reason` says why.
@@ -37,9 +38,23 @@ class StreamResult(BaseModel):
     cost_usd: str | None = None
 
 
+_DECODER = msgspec.json.Decoder(StreamResult)
+
+
+def read_result(value: bytes | str | None, where: str) -> StreamResult:
+    """A result as it was produced. Raises InputError for another message."""
+    try:
+        return _DECODER.decode(value or b"")
+    except msgspec.DecodeError as error:
+        raise InputError(
+            f"Message {where} is no result of a stream: {error}. Name the topic that StreamLabeler and RealTimeLane "
+            "produce results to."
+        ) from error
+
+
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
 def outgoing(result: StreamResult) -> Outgoing:
-    return Outgoing(result.message_id.encode(), result.model_dump_json(exclude_none=True).encode("utf-8", "replace"))
+    return Outgoing(result.message_id.encode(), msgspec.json.encode(result))

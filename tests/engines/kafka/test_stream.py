@@ -11,12 +11,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 from house import House, Ticket, labeled
 from texts import labeling, strange, student, texts, topic_of
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Engine
-from dagster_llm_batch.errors import BudgetError, ConfigError, MessagesLostError
+from dagster_llm_batch.errors import BudgetError, ConfigError, InputError, MessagesLostError
 from dagster_llm_batch.providers.openai import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -106,6 +107,24 @@ def test_sure_messages_have_a_result_and_the_others_are_sent_on_with_what_is_kno
     one = sent_on[f"{stream.name}-0-60"]
     assert one["llm-reason"] == b"uncertain"
     assert set(json.loads(one["llm-student"])) == {"student", "student_label", "confidence"}
+
+
+def test_a_message_as_long_as_its_topic_allows_is_sent_on_and_one_too_long_for_the_next_topic_is_told(stream):
+    producer = Producer({**stream.broker.conf, "message.max.bytes": 2_000_000})
+    producer.produce(stream.name, json.dumps({"text": "quantum " * 130_000}))
+    assert producer.flush(10) == 0
+    assert stream.run(1).sent_on == 1
+    narrow = stream.broker.topic(f"{stream.name}-narrow", **{"max.message.bytes": "2000"})
+    stream.produce("lagoon " * 1_000)
+    with pytest.raises(ConfigError, match=r"Raise max\.message\.bytes of that topic"):
+        stream.run(1, review=narrow)
+    assert stream.run(1).sent_on == 1, "nothing was passed over"
+
+
+def test_a_message_that_is_no_result_is_told_with_its_place(stream):
+    stream.broker.produce(f"{stream.name}-results", ["no result"])
+    with pytest.raises(InputError, match=rf"{stream.name}-results-0-0 is no result of a stream"):
+        stream.results()
 
 
 def test_the_stream_layer_begins_after_the_windows_of_the_batch_layer(stream):
