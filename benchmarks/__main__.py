@@ -69,7 +69,8 @@ _PIPELINE = """## From rows to labels
 Rows of about 1 KB from Parquet to labeled Parquet, replies checked against a pydantic model. The floor does that and no
 more, by pydantic; the package, which reads replies of so plain a model by msgspec and leaves the rest to pydantic, also
 keeps a ledger, request files, raw results, reconciliation, provenance columns and prices. CPU is that of the client
-process after its imports; the median of the runs.
+process from the end of its imports (the service's SDK and pandas, which pyarrow imports, among them) to its last row;
+the median of the runs.
 
 ![CPU time of a row, package and floor, by number of rows](images/performance.png)"""
 _SENSOR = """## A tick of the sensor
