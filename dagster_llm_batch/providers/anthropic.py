@@ -12,7 +12,7 @@ API: https://platform.claude.com/docs/en/api/creating-message-batches
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlencode
@@ -35,7 +35,7 @@ from dagster_llm_batch.providers.anthropic_lines import ANTHROPIC_VERSION, Anthr
 from dagster_llm_batch.providers.anthropic_replies import read_line
 from dagster_llm_batch.providers.clocks import listed_since
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
-from dagster_llm_batch.providers.polling import poll_batches
+from dagster_llm_batch.providers.polling import poll_batches, walk_pages
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
@@ -208,18 +208,16 @@ class AnthropicProvider:
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
         """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
-        return poll_batches(batch_ids, lambda wanted: self._poll_pages(wanted).items(), self._report)
+        return poll_batches(batch_ids, self._poll_pages, self._report)
 
-    def _poll_pages(self, wanted: set[str]) -> dict[str, BatchReport]:
-        reports: dict[str, BatchReport] = {}
+    def _poll_pages(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
+        return walk_pages(wanted, self._page, read_batch, self._report, most=max(_PAGES_PER_POLL, len(wanted) // 100))
+
+    def _page(self, after: str | None) -> tuple[dict[str, Any], bool]:
         with self._calls("list the batches"):
-            pages = self._client(retries=0).messages.batches.list(limit=_PAGE).iter_pages()
-            for _ in range(max(_PAGES_PER_POLL, len(wanted) // 100)):
-                page = next(pages, None)
-                if page is None or wanted <= set(reports):
-                    break
-                reports.update({batch.id: read_batch(batch) for batch in _listed(page) if batch.id in wanted})
-        return reports
+            start: dict[str, Any] = {} if after is None else {"after_id": after}
+            page = self._client(retries=0).messages.batches.list(limit=_PAGE, **start)
+            return {batch.id: batch for batch in _listed(page)}, page.has_next_page()
 
     def _report(self, batch_id: str) -> BatchReport:
         try:

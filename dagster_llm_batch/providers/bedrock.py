@@ -21,8 +21,9 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, BinaryIO
 
 from dagster_llm_batch.errors import (
@@ -41,6 +42,7 @@ from dagster_llm_batch.providers.bedrock_jobs import counted, input_of, is_job_i
 from dagster_llm_batch.providers.bedrock_lines import BedrockLines
 from dagster_llm_batch.providers.bedrock_models import Family, family_of
 from dagster_llm_batch.providers.bedrock_quotas import BEDROCK_LIMITS, limits_from
+from dagster_llm_batch.providers.polling import poll_batches
 from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, CannotTell, FindHints, Found, Limits, RequestSpec
 
 __all__ = ["BedrockProvider"]
@@ -49,9 +51,7 @@ _ROLE = re.compile(r"arn:aws(?:-[^:]+)?:iam::(?P<account>[0-9]{12})?:role/.+")
 _S3 = re.compile(r"s3://(?P<bucket>[a-z0-9][-.a-z0-9]{1,61}[a-z0-9])(?:/(?P<prefix>[-!_*'().a-zA-Z0-9/]*))?")
 _PART_BYTES = 16 << 20
 _PARTS_AT_ONCE = 4  # so at most 64 MiB of an upload are in memory
-_FEW = 4  # up to here, one call a batch
 _PAGE = 1_000  # the most that one list call gives
-_MAX_FAILURES = 3
 _HOURS = range(24, 169)
 _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
@@ -251,43 +251,19 @@ class BedrockProvider:
     # Poll and fetch
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
-        """See Provider.poll. Up to four batches take one call each; more are read from a page of the newest jobs."""
-        seen: dict[str, BatchReport] = {}
-        listed = len(batch_ids) > _FEW
-        if listed:
-            try:
-                seen = self._listed()
-            except CredentialsError:
-                raise
-            except ProviderError:
-                listed = False
-        reports: dict[str, BatchReport] = {}
-        failure: ProviderError | None = None
-        failures = 0
-        for batch_id in batch_ids:
-            if batch_id in seen:
-                reports[batch_id] = seen[batch_id]
-                continue
-            if failures == _MAX_FAILURES:
-                continue
-            try:
-                reports[batch_id] = self._counted(self._report(batch_id))
-            except CredentialsError:
-                raise
-            except ProviderError as error:
-                failure, failures = error, failures + 1
-        if failure is not None and not reports:
-            raise failure
-        return reports
+        """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
+        return poll_batches(batch_ids, self._listed, lambda batch_id: self._counted(self._report(batch_id)))
 
-    def _listed(self) -> dict[str, BatchReport]:
+    def _listed(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
         with self._clients.calls("list the batches"):
-            page = self._clients.of("bedrock").list_model_invocation_jobs(
-                maxResults=_PAGE, sortBy="CreationTime", sortOrder="Descending"
-            )
-        reports = (read_job(job) for job in page.get("invocationJobSummaries", ()))
-        # an end without counts is left to the single read, which looks for the manifest
-        return {one.batch_id: one for one in reports if not one.status.is_terminal or one.done is not None}
+            pages = self._clients.of("bedrock").get_paginator("list_model_invocation_jobs")
+            newest = {"sortBy": "CreationTime", "sortOrder": "Descending", "PaginationConfig": {"PageSize": _PAGE}}
+            for page in islice(pages.paginate(**newest), len(wanted) // 100 + 1):
+                jobs = page.get("invocationJobSummaries", ())
+                for report in (read_job(job) for job in jobs if job.get("jobArn") in wanted):
+                    # an end without counts is left to the single read, which looks for the manifest
+                    if not report.status.is_terminal or report.done is not None:
+                        yield report.batch_id, report
 
     def _report(self, batch_id: str) -> BatchReport:
         try:

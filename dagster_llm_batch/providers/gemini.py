@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
@@ -188,7 +188,7 @@ class GeminiProvider:
         """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
         return poll_batches(batch_ids, self._listed, self._report)
 
-    def _listed(self, wanted: set[str]) -> Iterator[tuple[str, BatchReport]]:
+    def _listed(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
         for one in self._pages("list the batches", most=len(wanted) // 10 + 1):
             if one["name"] in wanted:
                 yield one["name"], read_operation(one["name"], one)

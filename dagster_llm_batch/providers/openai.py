@@ -15,7 +15,7 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import pairwise
@@ -38,7 +38,7 @@ from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.openai_batch import created_at, read_batch
 from dagster_llm_batch.providers.openai_errors import UnknownIdError, is_foreign, provider_error
 from dagster_llm_batch.providers.openai_lines import URLS, OpenAILines
-from dagster_llm_batch.providers.polling import poll_batches
+from dagster_llm_batch.providers.polling import poll_batches, walk_pages
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
@@ -211,18 +211,17 @@ class OpenAIProvider:
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
         """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
-        return poll_batches(batch_ids, lambda wanted: self._poll_pages(wanted).items(), self._report)
+        return poll_batches(batch_ids, self._poll_pages, self._report)
 
-    def _poll_pages(self, wanted: set[str]) -> dict[str, BatchReport]:
-        reports: dict[str, BatchReport] = {}
+    def _poll_pages(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
+        # beyond that, single calls are fewer
+        return walk_pages(wanted, self._page, read_batch, self._report, most=len(wanted) // 10 + 1)
+
+    def _page(self, after: str | None) -> tuple[dict[str, Any], bool]:
         with self._calls("list the batches"):
-            pages = self._client(retries=0).batches.list(limit=_PAGE).iter_pages()
-            for _ in range(len(wanted) // 10 + 1):  # beyond that, single calls are fewer
-                page = next(pages, None)
-                if page is None or wanted <= set(reports):
-                    break
-                reports.update({batch.id: read_batch(batch) for batch in _listed(page) if batch.id in wanted})
-        return reports
+            start: dict[str, Any] = {} if after is None else {"after": after}
+            page = self._client(retries=0).batches.list(limit=_PAGE, **start)
+            return {batch.id: batch for batch in _listed(page)}, page.has_next_page()
 
     def _report(self, batch_id: str) -> BatchReport:
         try:

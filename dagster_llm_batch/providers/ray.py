@@ -24,7 +24,7 @@ import re
 import shlex
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -178,7 +178,7 @@ class RayProvider(OwnMachines):
                 raise
             return over
 
-    def _listed(self, wanted: set[str]) -> Iterator[tuple[str, BatchReport]]:
+    def _listed(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
         client = self._client()
         with self._calls("list the jobs"):
             jobs = client.list_jobs()

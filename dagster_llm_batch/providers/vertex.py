@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
@@ -212,7 +212,7 @@ class VertexProvider:
         """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
         return poll_batches(batch_ids, self._listed, self._report)
 
-    def _listed(self, wanted: set[str]) -> Iterator[tuple[str, BatchReport]]:
+    def _listed(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
         for job in self._pages("list the batches", {}, most=len(wanted) // 10 + 1):
             if job["name"] in wanted:
                 yield job["name"], read_job(job["name"], job)
