@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from dagster_llm_batch.engine import Engine, Status
-from dagster_llm_batch.engine.pace import Pace, pace, usual_duration
+from dagster_llm_batch.engine.pace import LOOKED_AT, Pace, pace, usual_duration
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.records import Progress
 
-__all__ = ["age_text", "has_moved", "pace_of", "pace_text", "progress_bar", "progress_text", "together"]
+__all__ = ["age_text", "has_moved", "pace_of", "pace_text", "progress_bar", "progress_text", "together", "usual_of"]
 
 _CELLS = 20
 
@@ -24,8 +24,12 @@ def pace_of(engine: Engine, status: Status) -> Pace:
     found = pace(one, engine.now())
     if found.age is None or found.per_minute is not None:
         return found
-    earlier = engine.ledger.submissions(engine.namespace, assets=[status.submission.asset])
-    return pace(one, engine.now(), usual_duration(earlier))
+    return pace(one, engine.now(), usual_of(engine, status.submission.asset))
+
+
+def usual_of(engine: Engine, asset: str) -> timedelta | None:
+    """How long submissions of an asset take, by the newest ones."""
+    return usual_duration(engine.ledger.settled(engine.namespace, asset, LOOKED_AT))
 
 
 def together(paces: Sequence[Pace]) -> Pace:

@@ -23,6 +23,7 @@ from dagster_llm_batch.types import Lane
 
 __all__ = ["Deployment"]
 
+_LEASE = "submission:"
 _LEASE_SECONDS = 60.0
 
 
@@ -58,9 +59,9 @@ class Deployment:
         """Between this labeling's requests and its provider's lines; see Provider.codec for what it refuses."""
         return self.provider(labeling.provider).codec(labeling.spec)
 
-    def is_leased(self, submission_id: str) -> bool:
-        """Whether a process works on it. Only a look."""
-        return self.ledger.is_leased(_lease_name(submission_id))
+    def leases(self) -> set[str]:
+        """The submissions that processes work on. Only a look."""
+        return {name.removeprefix(_LEASE) for name in self.ledger.leases() if name.startswith(_LEASE)}
 
     def tariff(self, labeling: Labeling) -> Tariff:
         """What this labeling's requests cost in a batch, now."""
@@ -104,4 +105,4 @@ def _free() -> Tariff:
 
 
 def _lease_name(submission_id: str) -> str:
-    return f"submission:{submission_id}"
+    return f"{_LEASE}{submission_id}"

@@ -18,8 +18,9 @@ from dagster_llm_batch.core.labeling import Labeled
 from dagster_llm_batch.engine.collecting import Collector
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.engine.dispatch import WAITS, Dispatcher, drop, due, has_room, keep_places
+from dagster_llm_batch.engine.dispatch import Dispatcher, drop, due, has_room, keep_places
 from dagster_llm_batch.engine.landing import Landing
+from dagster_llm_batch.engine.outlook import TURN, UNAVAILABLE, Outlook, look_out
 from dagster_llm_batch.engine.planner import Planner
 from dagster_llm_batch.engine.polling import Poller
 from dagster_llm_batch.engine.previewing import Preview
@@ -44,8 +45,6 @@ from dagster_llm_batch.storage.records import Progress, Shard, Submission, Submi
 from dagster_llm_batch.types import BatchReport, Lane
 
 __all__ = ["Engine"]
-
-_UNAVAILABLE, _TURN = "unavailable", "turn"
 
 
 class Engine:
@@ -333,27 +332,17 @@ class Engine:
         """Say, now and then, that somebody looks after these assets: what waits of others loses its place in queues."""
         keep_places(self._deployment, assets)
 
-    def note_turn(self, submission_id: str) -> None:
+    def outlook(self) -> Outlook:
+        """Who works on undelivered submissions, and what happened to each last."""
+        return look_out(self._deployment)
+
+    def note_turns(self, submission_ids: Sequence[str]) -> None:
         """Say that what waited may go, so that a run for it is a new one."""
-        if self.ledger.last_event(submission_id).kind == WAITS:
-            self.ledger.note(submission_id, _TURN)
-
-    def is_busy(self, submission_id: str) -> bool:
-        """Whether another process works on it now."""
-        return self._deployment.is_leased(submission_id)
-
-    def attempt(self, submission_id: str) -> int:
-        """A number that changes whenever something happened to the submission: a run for it is worth another try."""
-        return self.ledger.last_event(submission_id).event_id
+        self.ledger.note_together(submission_ids, TURN)
 
     def note_unavailable(self, submission_id: str, error: TransientError) -> None:
         """The provider did not answer: worth another try, later."""
-        self.ledger.note(submission_id, _UNAVAILABLE, str(error))
-
-    def unavailable_since(self, submission_id: str) -> datetime | None:
-        """When the provider did not answer, or not take a batch, if that is the last that happened."""
-        last = self.ledger.last_event(submission_id, besides=(WAITS, _TURN))
-        return last.at if last.kind in (_UNAVAILABLE, Move.NOT_SENT.value) else None
+        self.ledger.note(submission_id, UNAVAILABLE, str(error))
 
     def now(self) -> datetime:
         return self._clock()

@@ -9,9 +9,10 @@ from statistics import median
 
 from dagster_llm_batch.storage.records import Progress, Submission
 
-__all__ = ["Pace", "pace", "usual_duration"]
+__all__ = ["LOOKED_AT", "Pace", "pace", "usual_duration"]
 
-_LOOKED_AT = 20
+LOOKED_AT = 20
+"""Submissions that tell how long one usually takes."""
 
 
 @dataclass(frozen=True)
@@ -56,5 +57,5 @@ def pace(progress: Progress, now: datetime, usual: timedelta | None = None) -> P
 def usual_duration(history: Sequence[Submission]) -> timedelta | None:
     """What the newest settled ones of these submissions took, from plan to settled: the median."""
     settled = sorted((s for s in history if s.settled_at and s.requests > s.reused), key=lambda s: s.created_at)
-    took = [(s.settled_at - s.created_at).total_seconds() for s in settled[-_LOOKED_AT:] if s.settled_at is not None]
+    took = [(s.settled_at - s.created_at).total_seconds() for s in settled[-LOOKED_AT:] if s.settled_at is not None]
     return timedelta(seconds=median(took)) if took else None

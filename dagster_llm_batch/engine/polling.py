@@ -11,7 +11,7 @@ from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.errors import IllegalMoveError, TransientError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import STATUS
-from dagster_llm_batch.storage.records import Shard, SubmissionState
+from dagster_llm_batch.storage.records import Ending, Shard, SubmissionState
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["Poller"]
@@ -58,10 +58,13 @@ class Poller:
                     ran_nothing.update(shard.shard_id for shard in batches[batch_id])
         self._ledger.observe(reports)
         missed = {shard.shard_id for shard in shards if shard.status is BatchStatus.NOT_FOUND}
+        ends: dict[str, Ending] = {}
         for shard_id, said in reports.items():
             report = self._given_up(shard_id, said) if shard_id in missed else said
             if report.status in _ENDINGS and not (shard_id in ran_nothing and self._put_back(shard_id, report)):
-                self._end(shard_id, report)
+                ends[shard_id] = self._ending(report)
+        if ends:
+            self._ledger.ended(ends)
         if errors and not reports:
             raise errors[0]
         return reports
@@ -98,20 +101,18 @@ class Poller:
             )
         return True
 
-    def _end(self, shard_id: str, report: BatchReport) -> None:
-        with suppress(IllegalMoveError):  # as above
-            self._ledger.move(
-                shard_id,
-                _ENDINGS[report.status],
-                of_batch=report.batch_id,
-                status=report.status,
-                ended_at=report.ended_at or self._deployment.clock(),
-                total=report.total,
-                done=report.done,
-                failed=report.failed,
-                reason=report.reason,
-                retryable=report.retryable,
-            )
+    def _ending(self, report: BatchReport) -> Ending:
+        return Ending(
+            move=_ENDINGS[report.status],
+            batch_id=report.batch_id,
+            status=report.status,
+            ended_at=report.ended_at or self._deployment.clock(),
+            total=report.total,
+            done=report.done,
+            failed=report.failed,
+            reason=report.reason,
+            retryable=report.retryable,
+        )
 
     def stop(self, shards: Sequence[Shard]) -> None:
         """Ask their batches to stop, once. One that is shared stops when all whose shards it carries agree."""

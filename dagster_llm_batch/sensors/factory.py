@@ -1,6 +1,7 @@
 """The one call that declares the sensor, and which assets it looks after."""
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import dagster as dg
@@ -12,6 +13,7 @@ from dagster_llm_batch.sensors.tick import Tick
 
 __all__ = ["build_llm_batch_sensor"]
 
+_RUNS_AT_ONCE = 20  # Dagster takes half a second to launch one, and no other sensor ticks meanwhile
 _IN_PROCESS: Mapping[str, Any] = {"execution": {"config": {"in_process": {}}}}
 
 
@@ -53,7 +55,10 @@ def build_llm_batch_sensor(
             raise dg.DagsterInvalidDefinitionError(msg)
         tick = Tick(context, resource.engine(), _labels_in(context, resource_key))
         tick.poll()
-        groups = [group for group in grouped(tick.ready(), max_partitions_per_run) if tick.is_new(group)]
+        new = (group for group in grouped(tick.ready(), max_partitions_per_run) if tick.is_new(group))
+        groups = list(islice(new, _RUNS_AT_ONCE))
+        if len(groups) == _RUNS_AT_ONCE:
+            tick.note("further runs are asked for at the next ticks")
         tick.observe()
         if not groups:
             return dg.SensorResult(skip_reason=tick.summary())

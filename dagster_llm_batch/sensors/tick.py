@@ -1,9 +1,12 @@
-"""One tick: poll what is due, find what a run can bring further, and say what there is to wait for."""
+"""One tick: poll what is due, find what a run can bring further, and say what there is to wait for.
+
+Bounded in time, and in queries: those on the ledger are as many for ten thousand batches as for ten.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from time import monotonic
@@ -11,10 +14,12 @@ from time import monotonic
 import dagster as dg
 
 from dagster_llm_batch.engine import Engine
-from dagster_llm_batch.engine.pace import Pace, pace, usual_duration
+from dagster_llm_batch.engine.outlook import Outlook
+from dagster_llm_batch.engine.pace import Pace, pace
 from dagster_llm_batch.errors import CannotTellError, LeaseError, LLMBatchError
-from dagster_llm_batch.metadata import SUBMISSION_KEY, status_metadata
-from dagster_llm_batch.progress import has_moved, pace_of, pace_text, together
+from dagster_llm_batch.metadata import status_metadata
+from dagster_llm_batch.progress import has_moved, pace_of, pace_text, together, usual_of
+from dagster_llm_batch.sensors.landed import landed
 from dagster_llm_batch.sensors.landing_runs import RANGE_TAGS, Group, Partitions, Ready, joined
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.records import Progress, Shard, Submission
@@ -22,11 +27,14 @@ from dagster_llm_batch.types import BatchStatus
 
 __all__ = ["Tick"]
 
-_TICK_SECONDS = 40.0
+_POLL_SECONDS = 25.0  # then what is known is acted on; the rest is polled at the next tick
+_TICK_SECONDS = 35.0  # Dagster ends one that takes 60
 _POLLED_AT_ONCE = 1_000
 _OBSERVED_AT_MOST = 50  # an observation takes Dagster some 25 ms
+_NOTES_AT_MOST = 20
 _LONGEST_SPACING = timedelta(minutes=10)
 _RUNS_SEEN = 500
+_ASKED_TO_STOP = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
 _UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -45,46 +53,56 @@ class Tick:
         self._ledger = engine.ledger
         self._labels = labels
         self._now = engine.now()
-        self._until = monotonic() + _TICK_SECONDS
-        self._notes: list[str] = []
+        self._began = monotonic()
+        self._notes: dict[str, None] = {}
         self._before = {one.submission.submission_id: one for one in self._progress()}
+        self._after: list[Progress] = []
+        self._recovered = False
         self._runs = context.instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED), limit=_RUNS_SEEN)
 
     def _progress(self) -> list[Progress]:
         """Undelivered submissions; those of other code locations on the same ledger are theirs to look after."""
         return [p for p in self._ledger.progress(self._engine.namespace) if p.submission.asset in self._labels]
 
+    def _has_time(self, seconds: float = _TICK_SECONDS) -> bool:
+        return monotonic() - self._began < seconds
+
     def poll(self) -> None:
         """Ask the providers about batches in flight whose turn it is."""
-        self._stop_late(list(self._before.values()))
+        flying = [one for one in self._ledger.in_flight(self._engine.namespace) if one.submission_id in self._before]
+        self._stop_late(flying)
         due: dict[str, list[Shard]] = defaultdict(list)
-        for shard in self._ledger.in_flight(self._engine.namespace):
-            if shard.submission_id in self._before and self._is_due(shard) and self._can_ask(shard):
+        for shard in flying:
+            if self._is_due(shard) and self._can_ask(shard):
                 due[shard.provider].append(shard)
         longest = 0.0
         for shards in due.values():
             for start in range(0, len(shards), _POLLED_AT_ONCE):
                 began = monotonic()
-                if began + longest > self._until:
-                    self._note(f"{len(shards) - start} batches wait for the next tick")
+                if not self._has_time(_POLL_SECONDS - longest):
+                    self.note(f"{len(shards) - start} batches wait for the next tick")
                     break
                 try:
                     self._engine.poll(shards[start : start + _POLLED_AT_ONCE])
                 except LLMBatchError as error:
                     self._context.log.warning(f"Polling failed, to be tried again: {error}")
-                    self._note(f"polling failed: {error}")
+                    self.note(f"polling failed: {error}")
                     break
                 longest = max(longest, monotonic() - began)
 
-    def _stop_late(self, progress: list[Progress]) -> None:
-        """Batches that run past their deadline are asked to stop; asking twice does nothing."""
-        for one in progress:
-            deadline = one.submission.deadline_at
-            if deadline is not None and deadline <= self._now and ShardState.SUBMITTED in one.states:
+    def _stop_late(self, flying: Iterable[Shard]) -> None:
+        """Batches that run past their deadline are asked to stop."""
+        running = (s for s in flying if s.state is ShardState.SUBMITTED and s.status not in _ASKED_TO_STOP)
+        for submission_id in dict.fromkeys(shard.submission_id for shard in running):
+            submission = self._before[submission_id].submission
+            if submission.deadline_at is not None and submission.deadline_at <= self._now:
+                if not self._has_time(_POLL_SECONDS / 2):
+                    self.note("late batches wait for the next tick to be stopped")
+                    return
                 try:
-                    self._engine.stop_late(one.submission.submission_id)
+                    self._engine.stop_late(submission_id)
                 except LLMBatchError as error:
-                    self._note(f"{one.submission.asset} {one.submission.partition}: {error}")
+                    self.note(f"{submission.asset} {submission.partition}: {error}")
 
     def _is_due(self, shard: Shard) -> bool:
         if shard.polled_at is None or shard.submitted_at is None or shard.status is BatchStatus.CANCELING:
@@ -99,37 +117,30 @@ class Tick:
         try:
             account = self._engine.provider(shard.provider).account
         except LLMBatchError as error:
-            self._note(str(error))
+            self.note(str(error))
             return False
         if account != shard.account:
-            self._note(f"batches of {shard.provider} account {shard.account} wait; {account} is configured")
+            self.note(f"batches of {shard.provider} account {shard.account} wait; {account} is configured")
         return account == shard.account
 
-    def _note(self, text: str) -> None:
-        if text not in self._notes:
-            self._notes.append(text)
+    def note(self, text: str) -> None:
+        """What people are told at the end of the tick."""
+        self._notes[text] = None
 
     def ready(self) -> list[Ready]:
         """Partitions that a run can bring further."""
-        found: dict[tuple[str, str], Ready] = {}
         self._engine.keep_places(list(self._labels))
-        for progress in self._progress():
-            submission = progress.submission
-            try:
-                if (why_not := self._not_ready(progress)) is not None:
-                    self._context.log.debug(f"{submission.asset} {submission.partition}: {why_not}")
-                    continue
-            except CannotTellError as error:
-                self._context.log.exception("A batch needs a person.")
-                self._note(f"{submission.asset} {submission.partition} needs a person: {error}")
-                continue
-            except LeaseError:
-                continue
-            except LLMBatchError as error:
-                self._context.log.warning(f"{submission.asset} {submission.partition}: {error}")
-                self._note(f"{submission.asset} {submission.partition}: {error}")
-                continue
-            if (one := self._placed(submission)) is None:
+        self._after = self._progress()
+        found: dict[tuple[str, str], Ready] = {}
+        going = self._going()
+        outlook = self._engine.outlook()
+        going = [one for one in going if self._is_free(one, outlook)]
+        if turns := [one.submission_id for one in going if outlook.waited(one.submission_id)]:
+            self._engine.note_turns(turns)
+            outlook = self._engine.outlook()
+        for submission in going:
+            attempt = outlook.attempt(submission.submission_id)
+            if (one := self._placed(submission, f"{submission.submission_id}:{attempt}")) is None:
                 continue
             place = (submission.asset, submission.partition)
             if place in found:  # an earlier submission of the partition is there to be taken home too
@@ -137,26 +148,47 @@ class Tick:
             found[place] = one
         return list(found.values())
 
-    def _not_ready(self, progress: Progress) -> str | None:
-        submission = progress.submission
-        if self._engine.needs_recovery(progress):
-            self._engine.recover(submission.submission_id)
-            return "its batches are being looked for"
-        if not self._engine.can_advance(progress):
-            return "its batches are running, or wait for their turn"
-        if self._is_delivered(progress):
-            self._ledger.deliver(submission.submission_id)
-            return "its labels have landed"
-        if self._engine.is_busy(submission.submission_id):
-            return "a run is at it"
+    def _going(self) -> list[Submission]:
+        """Those of which a run has something to do; those of which it has done all leave for good."""
+        moving: list[Submission] = []
+        for progress in self._after:
+            submission = progress.submission
+            try:
+                if self._can_go(progress):
+                    moving.append(submission)
+            except CannotTellError as error:
+                self._context.log.exception("A batch needs a person.")
+                self.note(f"{submission.asset} {submission.partition} needs a person: {error}")
+            except LeaseError:
+                continue
+            except LLMBatchError as error:
+                self._context.log.warning(f"{submission.asset} {submission.partition}: {error}")
+                self.note(f"{submission.asset} {submission.partition}: {error}")
+        settled = [one for one in moving if one.is_settled]
+        home, unknown = landed(self._context.instance, self._engine, settled, self._has_time)
+        if unknown:
+            self.note(f"{len(unknown)} settled submissions wait for the next tick")
+        after = self._progress() if self._recovered else self._after
+        self._after = [one for one in after if one.submission.submission_id not in home]
+        return [one for one in moving if one.submission_id not in home | unknown]
+
+    def _can_go(self, progress: Progress) -> bool:
+        if not self._engine.needs_recovery(progress):
+            return self._engine.can_advance(progress)
+        if self._has_time():
+            self._recovered = True
+            self._engine.recover(progress.submission.submission_id)
+        return False  # its batches are being looked for
+
+    def _is_free(self, submission: Submission, outlook: Outlook) -> bool:
+        """Whether no run is at it, and its provider may be asked again."""
+        if outlook.is_busy(submission.submission_id):
+            return False
         if (run := self._run_at(submission)) is not None:
-            self._note(f"{submission.asset}: run {run.run_id} is at it")
-            return "a run is at it, or will be"
-        since = self._engine.unavailable_since(submission.submission_id)
-        if since is not None and self._now - since < self._spacing(submission.created_at):
-            return "its provider does not answer, or does not take its batches; it is tried again a while later"
-        self._engine.note_turn(submission.submission_id)
-        return None
+            self.note(f"{submission.asset}: run {run.run_id} is at it")
+            return False
+        since = outlook.unavailable_since(submission.submission_id)
+        return since is None or self._now - since >= self._spacing(submission.created_at)
 
     def _run_at(self, submission: Submission) -> dg.DagsterRun | None:
         """The unfinished run, whoever asked for it, that lands this partition."""
@@ -173,57 +205,45 @@ class Tick:
                 return run
         return None
 
-    def _is_delivered(self, progress: Progress) -> bool:
-        """Whether the newest materialization is of this submission, or a newer one has taken its place."""
-        submission = progress.submission
-        if not submission.is_settled:
-            return False
-        latest = self._engine.latest(submission.asset, submission.partition)
-        if latest is not None and latest.submission_id != submission.submission_id:
-            return True
-        records = dg.AssetRecordsFilter(
-            dg.AssetKey.from_user_string(submission.asset),
-            asset_partitions=[submission.partition] if submission.partition else None,
-        )
-        for record in self._context.instance.fetch_materializations(records, limit=1).records:
-            stored = record.asset_materialization
-            value = None if stored is None else stored.metadata.get(SUBMISSION_KEY)
-            return value is not None and value.value == submission.submission_id
-        return False
-
-    def _placed(self, submission: Submission) -> Ready | None:
+    def _placed(self, submission: Submission, run_key: str) -> Ready | None:
         asset = dg.AssetKey.from_user_string(submission.asset)
         partitions = self._labels[submission.asset]
-        run_key = f"{submission.submission_id}:{self._engine.attempt(submission.submission_id)}"
         if not submission.partition and not partitions.are_there:
             return Ready(asset, None, None, run_key)
-        if submission.partition not in partitions.places:
-            what = f"partition {submission.partition}" if submission.partition else "its unpartitioned form"
-            self._note(f"{submission.asset}: {what} no longer exists")
+        if not self._exists(submission):
             return None
         return Ready(asset, submission.partition, partitions.places[submission.partition], run_key)
+
+    def _exists(self, submission: Submission) -> bool:
+        """Whether its asset has the partition that it is of."""
+        partitions = self._labels[submission.asset]
+        if submission.partition in partitions.places or not (submission.partition or partitions.are_there):
+            return True
+        what = f"partition {submission.partition}" if submission.partition else "its unpartitioned form"
+        self.note(f"{submission.asset}: {what} no longer exists")
+        return False
 
     def is_new(self, group: Group) -> bool:
         """Whether this was not asked for yet. Dagster would drop the request without a word."""
         asked = dg.RunsFilter(tags={"dagster/run_key": group.run_key, "dagster/sensor_name": self._context.sensor_name})
         for run in self._context.instance.get_runs(asked, limit=1):
             if run.status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED):
-                self._note(f"{group}: run {run.run_id} did not land it, and nothing has changed since; re-execute it")
+                self.note(f"{group}: run {run.run_id} did not land it, and nothing has changed since; re-execute it")
             else:
-                self._note(f"{group}: run {run.run_id} lands it")
+                self.note(f"{group}: run {run.run_id} lands it")
             return False
         return True
 
     def observe(self) -> None:
         """Show in the UI what has moved notably in this tick: some of it where that is much."""
         shown = 0
-        for one in self._progress():
+        for one in self._after:
             submission = one.submission
             before = self._before.get(submission.submission_id)
             provider = self._engine.providers.get(submission.provider)
-            if before is None or provider is None or not has_moved(before, one) or self._placed(submission) is None:
+            if before is None or provider is None or not has_moved(before, one) or not self._exists(submission):
                 continue
-            if shown == _OBSERVED_AT_MOST or monotonic() > self._until:
+            if shown == _OBSERVED_AT_MOST or not self._has_time():
                 return
             shown += 1
             status = self._engine.status(submission.submission_id)
@@ -236,12 +256,17 @@ class Tick:
 
     def summary(self) -> str:
         """What there is to wait for."""
-        flying = [p for p in self._progress() if p.oldest_submitted_at is not None]
+        flying = [p for p in self._after if p.oldest_submitted_at is not None]
         if not flying:
-            return "; ".join(["no batches in flight", *self._notes])
+            return "; ".join(["no batches in flight", *self._told()])
         batches = sum(count for p in flying for state, count in p.states.items() if state in IN_FLIGHT)
         counted = "1 batch" if batches == 1 else f"{batches:,} batches"
-        return "; ".join([f"{counted} in flight", pace_text(together(self._paces(flying))), *self._notes])
+        return "; ".join([f"{counted} in flight", pace_text(together(self._paces(flying))), *self._told()])
+
+    def _told(self) -> list[str]:
+        notes = list(self._notes)
+        more = len(notes) - _NOTES_AT_MOST
+        return notes if more <= 0 else [*notes[:_NOTES_AT_MOST], f"and {more} notes more"]
 
     def _paces(self, flying: list[Progress]) -> list[Pace]:
         usual: dict[str, timedelta | None] = {}
@@ -251,7 +276,7 @@ class Tick:
             if its_pace.per_minute is None:
                 asset = one.submission.asset
                 if asset not in usual:
-                    usual[asset] = usual_duration(self._ledger.submissions(self._engine.namespace, assets=[asset]))
+                    usual[asset] = usual_of(self._engine, asset)
                 its_pace = pace(one, self._now, usual[asset])
             found.append(its_pace)
         return found

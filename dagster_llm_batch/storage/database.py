@@ -141,7 +141,8 @@ def _engine(url: sa.URL, clock: Callable[[], datetime]) -> sa.Engine:
     if url.get_backend_name() == "sqlite":
         return _sqlite_engine(url)
     try:
-        engine = sa.create_engine(url, hide_parameters=True, pool_pre_ping=True)
+        batched = {"executemany_mode": "values_plus_batch"} if url.get_driver_name() == "psycopg2" else {}
+        engine = sa.create_engine(url, hide_parameters=True, pool_pre_ping=True, **batched)
     except ImportError:
         raise MissingExtraError("postgres", "A ledger in PostgreSQL") from None
     event.listen(engine, "connect", _commit_for_good)

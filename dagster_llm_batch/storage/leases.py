@@ -30,7 +30,7 @@ from dagster_llm_batch.storage.database import Database
 from dagster_llm_batch.storage.queries import insert_or_nothing
 from dagster_llm_batch.storage.tables import LEASE
 
-__all__ = ["Lease", "is_leased", "leased"]
+__all__ = ["Lease", "held", "leased"]
 
 _RETRY_SECONDS = 0.2
 
@@ -155,11 +155,12 @@ def leased(
             lease.release()
 
 
-def is_leased(database: Database, clock: Callable[[], datetime], name: str) -> bool:
-    """See Ledger.is_leased."""
+def held(database: Database, clock: Callable[[], datetime]) -> set[str]:
+    """See Ledger.leases."""
     with database.read() as connection:
-        row = connection.execute(sa.select(LEASE).where(LEASE.c.name == name)).mappings().one_or_none()
-    return row is not None and row["expires_at"] > clock() and not _is_dead(row["owner"])
+        rows = connection.execute(sa.select(LEASE.c.name, LEASE.c.owner).where(LEASE.c.expires_at > clock())).all()
+    dead = {owner for owner in {row.owner for row in rows} if _is_dead(owner)}
+    return {row.name for row in rows if row.owner not in dead}
 
 
 def _is_dead(owner: str) -> bool:

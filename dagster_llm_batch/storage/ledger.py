@@ -24,10 +24,11 @@ from sqlalchemy.exc import IntegrityError
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.database import Database
-from dagster_llm_batch.storage.leases import Lease, is_leased, leased
+from dagster_llm_batch.storage.leases import Lease, held, leased
 from dagster_llm_batch.storage.queries import (
     check_open,
     get_submission,
+    get_submissions,
     illegal_move,
     insert_once,
     looked_after,
@@ -35,7 +36,7 @@ from dagster_llm_batch.storage.queries import (
     unknown_shard,
 )
 from dagster_llm_batch.storage.reading import Reading
-from dagster_llm_batch.storage.records import Shard, ShardFields, Submission, SubmissionState
+from dagster_llm_batch.storage.records import Ending, Shard, ShardFields, Submission, SubmissionState
 from dagster_llm_batch.storage.tables import EVENT, SHARD, SUBMISSION, from_row, to_row
 from dagster_llm_batch.types import BatchReport, PriceBasis
 
@@ -125,13 +126,20 @@ class Ledger(Reading):
                 price_basis=price_basis,
             )
 
-    def deliver(self, submission_id: str) -> Submission:
-        """Its labels have landed, or are no longer wanted: it leaves `progress`. Again: nothing."""
+    def deliver(self, *submission_ids: str) -> None:
+        """Their labels have landed, or are no longer wanted: they leave `progress`. Again: nothing."""
         with self._database.write() as connection:
-            before = get_submission(connection, submission_id, lock=True)
-            if before.delivered_at is not None:
-                return before
-            return self._update(connection, before, "delivered", delivered_at=self._clock())
+            known = get_submissions(connection, submission_ids, lock=True)
+            fresh = {one.submission_id: one.state.value for one in known if one.delivered_at is None}
+            these = SUBMISSION.c.submission_id.in_(list(fresh))
+            connection.execute(sa.update(SUBMISSION).where(these).values(delivered_at=self._clock()))
+            self._record(
+                connection,
+                *(
+                    {"submission_id": one, "kind": "delivered", "from_state": state, "to_state": state}
+                    for one, state in fresh.items()
+                ),
+            )
 
     def set_state(self, submission_id: str, state: SubmissionState) -> Submission:
         """Leave `open`, as by canceling. The state that it has already does nothing; else raises LedgerError."""
@@ -240,6 +248,41 @@ class Ledger(Reading):
             )
             return [moved[shard_id] for shard_id in shard_ids]
 
+    def ended(self, ends: Mapping[str, Ending]) -> None:
+        """The batches of these shards, by id, are over: the moves of all of them in one transaction.
+
+        A shard that cannot take its move, since another process made it or the shard was sent in another batch since,
+        stays as it is.
+        """
+        with self._database.write() as connection:
+            query = sa.select(SHARD.c.shard_id, SHARD.c.submission_id, SHARD.c.state, SHARD.c.batch_id)
+            query = query.where(SHARD.c.shard_id.in_(list(ends))).order_by(SHARD.c.shard_id)
+            rows = connection.execute(query.with_for_update()).all()
+            if missing := ends.keys() - {row.shard_id for row in rows}:
+                raise unknown_shard(min(missing))
+            moves = {row.shard_id: MOVES[ends[row.shard_id].move] for row in rows}
+            rows = [r for r in rows if r.state in moves[r.shard_id][0] and r.batch_id == ends[r.shard_id].batch_id]
+            if not rows:
+                return
+            connection.execute(
+                sa.update(SHARD).where(SHARD.c.shard_id == sa.bindparam("key")),
+                [{"key": r.shard_id, "state": moves[r.shard_id][1], **ends[r.shard_id].values()} for r in rows],
+            )
+            self._record(
+                connection,
+                *(
+                    {
+                        "submission_id": row.submission_id,
+                        "shard_id": row.shard_id,
+                        "kind": ends[row.shard_id].move.value,
+                        "from_state": row.state.value,
+                        "to_state": moves[row.shard_id][1].value,
+                        "detail": ends[row.shard_id].reason,
+                    }
+                    for row in rows
+                ),
+            )
+
     def observe(self, reports: Mapping[str, BatchReport]) -> None:
         """Record reports by shard id: counts, status and the time of the poll. No state changes.
 
@@ -301,6 +344,12 @@ class Ledger(Reading):
             get_submission(connection, submission_id)
             self._record(connection, {"submission_id": submission_id, "kind": kind, "detail": detail})
 
+    def note_together(self, submission_ids: Sequence[str], kind: str) -> None:
+        """The same event for several submissions."""
+        with self._database.write() as connection:
+            get_submissions(connection, submission_ids)
+            self._record(connection, *({"submission_id": one, "kind": kind} for one in submission_ids))
+
     def leased(self, *names: str, seconds: float = 60, wait_seconds: float = 0) -> AbstractContextManager[Lease]:
         """Hold these leases for a block, however long it runs; raise LeaseError where another holder has one of them.
 
@@ -309,9 +358,9 @@ class Ledger(Reading):
         """
         return leased(self._database, self._clock, names, seconds, wait_seconds)
 
-    def is_leased(self, name: str) -> bool:
-        """Whether a living process holds this lease. Only a look: it may be another's a moment later."""
-        return is_leased(self._database, self._clock, name)
+    def leases(self) -> set[str]:
+        """The names of all leases that living processes hold. Only a look: they may be others' a moment later."""
+        return held(self._database, self._clock)
 
     # --- inside a transaction ---
 

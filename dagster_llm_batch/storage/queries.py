@@ -23,6 +23,7 @@ __all__ = [
     "check_open",
     "committed_usd",
     "get_submission",
+    "get_submissions",
     "illegal_move",
     "insert_once",
     "insert_or_nothing",
@@ -62,11 +63,16 @@ def looked_after(since: datetime) -> sa.ColumnElement[bool]:
 
 def get_submission(connection: sa.Connection, submission_id: str, *, lock: bool = False) -> Submission:
     """Raises LedgerError where there is none. With `lock`, nobody else changes it before the transaction ends."""
-    query = sa.select(SUBMISSION).where(SUBMISSION.c.submission_id == submission_id)
-    row = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
-    if row is None:
-        raise LedgerError(f"The ledger has no submission {submission_id}. Look at the ids with Ledger.submissions.")
-    return from_row(Submission, row)
+    return get_submissions(connection, [submission_id], lock=lock)[0]
+
+
+def get_submissions(connection: sa.Connection, ids: Sequence[str], *, lock: bool = False) -> list[Submission]:
+    """The same for several, by id."""
+    query = sa.select(SUBMISSION).where(SUBMISSION.c.submission_id.in_(ids)).order_by(SUBMISSION.c.submission_id)
+    rows = connection.execute(query.with_for_update() if lock else query).mappings().all()
+    if missing := set(ids) - {row["submission_id"] for row in rows}:
+        raise LedgerError(f"The ledger has no submission {min(missing)}. Look at the ids with Ledger.submissions.")
+    return [from_row(Submission, row) for row in rows]
 
 
 def check_open(submission: Submission, wish: str) -> None:

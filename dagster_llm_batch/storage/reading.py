@@ -187,6 +187,32 @@ class Reading:
         with self._database.read() as connection:
             return from_row(Event, connection.execute(query.limit(1)).mappings().one())
 
+    def last_events(self, namespace: str, *, besides: Sequence[str] = ()) -> dict[str, Event]:
+        """The same for all undelivered submissions, by id. One query."""
+        newest = (
+            sa.select(sa.func.max(EVENT.c.event_id))
+            .join(SUBMISSION, SUBMISSION.c.submission_id == EVENT.c.submission_id)
+            .where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
+            .where(EVENT.c.kind.not_in(besides))
+            .group_by(EVENT.c.submission_id)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(EVENT).where(EVENT.c.event_id.in_(newest))).mappings()
+            return {row["submission_id"]: from_row(Event, row) for row in rows}
+
+    def newest(self, namespace: str, asset: str) -> dict[str, str]:
+        """The id of the newest submission of each partition of an asset."""
+        columns = (SUBMISSION.c.partition, SUBMISSION.c.submission_id)
+        query = sa.select(*columns).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset)
+        with self._database.read() as connection:
+            return {row.partition: row.submission_id for row in connection.execute(query.order_by(*OLDEST_FIRST))}
+
+    def settled(self, namespace: str, asset: str, limit: int) -> list[Submission]:
+        """The settled submissions of an asset that asked for something, newest first."""
+        query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset)
+        query = query.where(SUBMISSION.c.settled_at.is_not(None), SUBMISSION.c.requests > SUBMISSION.c.reused)
+        return self._submissions(query.order_by(*(column.desc() for column in OLDEST_FIRST)).limit(limit))
+
     def events(self, submission_id: str) -> list[Event]:
         """What happened to a submission and its shards, in the order of writing."""
         query = sa.select(EVENT).where(EVENT.c.submission_id == submission_id).order_by(EVENT.c.event_id)

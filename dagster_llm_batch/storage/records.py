@@ -15,10 +15,10 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import TypedDict
 
-from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.types import BatchStatus, Lane, PriceBasis
 
-__all__ = ["Event", "Progress", "Shard", "ShardFields", "Submission", "SubmissionState"]
+__all__ = ["Ending", "Event", "Progress", "Shard", "ShardFields", "Submission", "SubmissionState"]
 
 
 class SubmissionState(StrEnum):
@@ -130,6 +130,33 @@ class ShardFields(TypedDict, total=False):
     raw_path: str
     results_path: str
     cost_usd: Decimal | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How the batch of a shard ended."""
+
+    move: Move
+    batch_id: str
+    status: BatchStatus
+    ended_at: datetime
+    total: int | None
+    done: int | None
+    failed: int | None
+    reason: str | None
+    retryable: bool
+
+    def values(self) -> ShardFields:
+        """What the ledger records of it."""
+        return {
+            "status": self.status,
+            "ended_at": self.ended_at,
+            "total": self.total,
+            "done": self.done,
+            "failed": self.failed,
+            "reason": self.reason,
+            "retryable": self.retryable,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

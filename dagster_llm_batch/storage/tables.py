@@ -180,6 +180,9 @@ LEASE = sa.Table(
 )
 
 
+_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Submission, Shard, Event)}
+
+
 def to_row(record: Submission | Shard) -> dict[str, Any]:
     """The record's fields by column name."""
     return {field.name: getattr(record, field.name) for field in fields(record)}
@@ -187,4 +190,4 @@ def to_row(record: Submission | Shard) -> dict[str, Any]:
 
 def from_row(kind: type[_R], row: Mapping[Any, Any]) -> _R:
     """The record that a row (a RowMapping) holds; the ledger's own columns are left out."""
-    return kind(**{field.name: row[field.name] for field in fields(kind)})
+    return kind(**{name: row[name] for name in _NAMES[kind]})

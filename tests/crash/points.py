@@ -78,7 +78,7 @@ CRASHES: tuple[Crash, ...] = (
     # poll
     *_at(PLAIN, "call: poll", _CALL),
     *_at(PLAIN, "ledger: observe", _TRANSACTION),
-    *_at(PLAIN, "ledger: ended", _TRANSACTION, nth=_SECOND),
+    *_at(PLAIN, "ledger: ended", _TRANSACTION),
     # collect
     *_at(PLAIN, "call: fetch", _CALL, nth=_SECOND),
     *_at(PLAIN, "call: download", _CALL, nth=_SECOND),
@@ -106,8 +106,7 @@ CRASHES: tuple[Crash, ...] = (
     *_at(DOUBT, "call: find", _CALL),
     *_at(BUSY, "ledger: not_sent", _TRANSACTION),
     *_at(REFUSED, "ledger: refused", _TRANSACTION, nth=_SECOND),
-    *_at(EXPIRED, "ledger: expired", (_U, _A)),
-    *_at(EXPIRED, "ledger: ended", (_A,)),
+    *_at(EXPIRED, "ledger: ended", (_U, _A)),
     *_at(PUT_BACK, "ledger: put_back", _TRANSACTION),
     *_at(PUT_BACK, "ledger: send", (_A,), nth=4),
     *_at(PUT_BACK, "call: create", (_R, _C, _A), nth=4),
@@ -120,7 +119,7 @@ CRASHES: tuple[Crash, ...] = (
     *_at(SHARED, "ledger: send", _TRANSACTION),
     *_at(SHARED, "call: create", _CALL),
     *_at(SHARED, "ledger: accepted", _TRANSACTION),
-    *_at(SHARED, "ledger: ended", _TRANSACTION, nth=_SECOND),
+    *_at(SHARED, "ledger: ended", _TRANSACTION),
     *_at(SHARED, "call: download", _CALL),
     *_at(SHARED, "file: raw", _FILE, nth=_SECOND),
     *_at(SHARED, "ledger: collected", _TRANSACTION, nth=_SECOND),
@@ -137,13 +136,13 @@ CRASHES: tuple[Crash, ...] = (
     *_at(FALLBACK, "call: create", (_R, _C, _A), wave=2),
     *_at(FALLBACK, "ledger: accepted", (_U,), wave=2),
     *_at(LATE, "call: cancel", _CALL, nth=_SECOND),
-    *_at(LATE, "ledger: canceled", _TRANSACTION, nth=_SECOND),
+    *_at(LATE, "ledger: ended", _TRANSACTION),
     *_at(LATE, "call: respond", (_R, _C, _A), wave=2),
     *_at(LATE, "ledger: answered", _TRANSACTION, wave=2),
     # cancel
     *_at(CANCELED, "ledger: set_state", _TRANSACTION),
     *_at(CANCELED, "call: cancel", _CALL, nth=_SECOND),
-    *_at(CANCELED, "ledger: canceled", _TRANSACTION, nth=_SECOND),
+    *_at(CANCELED, "ledger: ended", _TRANSACTION),
     # killed again while it makes good for the first time
     *(
         Crash(PLAIN, (Point("call: create", first, nth=_SECOND), second))

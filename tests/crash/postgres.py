@@ -13,12 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_SETTINGS = "-c listen_addresses= -c fsync=off -c synchronous_commit=off -c full_page_writes=off"
+_LOCAL = "-c listen_addresses="
+_CARELESS = f"{_LOCAL} -c fsync=off -c synchronous_commit=off -c full_page_writes=off"
 
 
 @contextmanager
-def postgres() -> Iterator[Callable[[], str]]:
-    """Gives a function that makes an empty database; its URL. A kill of a client needs no fsync of the server's."""
+def postgres(*, durable: bool = False) -> Iterator[Callable[[], str]]:
+    """Gives a function that makes an empty database; its URL.
+
+    A kill of a client needs no fsync of the server's; who measures asks for a `durable` one.
+    """
     import psycopg2
 
     binaries = _binaries()
@@ -36,7 +40,7 @@ def postgres() -> Iterator[Callable[[], str]]:
     control = (str(binaries / "pg_ctl"), "-D", f"{home}/data")
     try:
         run(str(binaries / "initdb"), "-D", f"{home}/data", "-U", "dlb", "--auth=trust", "-E", "UTF8", "--no-sync")
-        run(*control, "-w", "-l", f"{home}/log", "-o", f"-k {home} {_SETTINGS}", "start")
+        run(*control, "-w", "-l", f"{home}/log", "-o", f"-k {home} {_LOCAL if durable else _CARELESS}", "start")
 
         def empty_database() -> str:
             name = f"t{uuid.uuid4().hex}"

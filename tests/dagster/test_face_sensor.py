@@ -9,6 +9,7 @@ import pytest
 from face import BATCH, DAILY, DAYS, LABELS, LANDING, Face, labeled, observations, tickets
 
 from dagster_llm_batch import LLMBatchResource, build_llm_batch_sensor
+from dagster_llm_batch.sensors import factory
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault, lost_create_reply
 
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
@@ -120,6 +121,32 @@ def test_a_range_run_holds_at_most_so_many_partitions(emulator, instance):
     assert asked(result) == [(DAYS[0], DAYS[1]), (DAYS[2], DAYS[3]), (DAYS[4], DAYS[4])]
     assert {request.tags["team"] for request in result.run_requests} == {"ml"}
     assert [request.run_config for request in result.run_requests] == [{}] * 3
+
+
+def test_more_runs_than_a_tick_has_time_to_launch_are_asked_for_at_the_next_ticks(make, emulator, monkeypatch):
+    monkeypatch.setattr(factory, "_RUNS_AT_ONCE", 1)
+    face = make(*labeled(partitions_def=DAILY))
+    for day in (DAYS[0], DAYS[2]):
+        face.submit(partition=day)
+    emulator.settle()
+    [first] = tick(face).run_requests
+    assert face.launch(first).success
+    [second] = tick(face).run_requests
+    assert face.launch(second).success
+    assert face.landed() == {DAYS[0], DAYS[2]}
+    assert tick(face).run_requests == []
+
+
+def test_of_many_landed_partitions_the_newest_materialization_of_each_counts(make, emulator):
+    face = make(*labeled(partitions_def=DAILY))
+    face.submit(span=(DAYS[0], DAYS[3]))
+    emulator.settle()
+    [request] = tick(face).run_requests
+    assert face.launch(request).success
+    by_hand = dg.AssetMaterialization(LABELS, partition=DAYS[1])
+    face.instance.report_runless_asset_event(by_hand)
+    change(face, "delivered_at = NULL", "submission")  # the run died before the ledger knew
+    assert asked(tick(face)) == [(DAYS[1], DAYS[1])]
 
 
 @pytest.mark.parametrize("kind", ["static", "dynamic", "multi"])

@@ -319,12 +319,12 @@ def test_what_waits_for_its_turn_is_not_worth_a_run_until_there_is_room(house: H
     engine.submit(definition, submission.submission_id)
     [progress] = engine.ledger.progress("test")
     assert not engine.can_advance(progress)
-    before = engine.attempt(submission.submission_id)
+    before = engine.outlook().attempt(submission.submission_id)
     house.emulator.settle()
     engine.poll(engine.ledger.shards(submission.submission_id))
     [progress] = engine.ledger.progress("test")
     assert engine.can_advance(progress)
-    assert engine.attempt(submission.submission_id) > before
+    assert engine.outlook().attempt(submission.submission_id) > before
 
 
 def test_what_nobody_looks_after_holds_no_place_in_a_queue_for_long(house: House) -> None:

@@ -324,10 +324,10 @@ def test_partitions_that_are_sent_together_keep_to_the_queue_limit(house: House,
         runs += len(ready)
         assert runs < 40  # a run is only asked for where it does something
         for one in ready:
-            before = engine.attempt(one)
-            engine.note_turn(one)
+            before = engine.outlook().attempt(one)
+            engine.note_turns([one])
             engine.advance(definition, one)
-            assert engine.attempt(one) > before
+            assert engine.outlook().attempt(one) > before
         assert len(flying(engine, ids)) <= 2
         if not ready:
             house.emulator.settle()
@@ -360,7 +360,7 @@ def test_a_provider_that_takes_nothing_is_asked_less_often_also_when_others_wait
     submission = engine.plan(definition, tickets(6))
     house.emulator.inject(rate_limited(CREATE, times=3))
     engine.submit(definition, submission.submission_id)
-    assert engine.unavailable_since(submission.submission_id) is not None
+    assert engine.outlook().unavailable_since(submission.submission_id) is not None
 
 
 def test_a_queue_that_another_process_fills_at_this_moment_costs_time_only(house: House) -> None:

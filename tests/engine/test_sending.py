@@ -223,7 +223,7 @@ def test_two_engines_at_once_send_each_shard_once(house: House) -> None:
     with house.engine().ledger.leased(f"submission:{submission.submission_id}"):
         with pytest.raises(LeaseError, match="is held by"):
             house.engine().submit(definition, submission.submission_id)
-        assert house.engine().is_busy(submission.submission_id)
+        assert house.engine().outlook().is_busy(submission.submission_id)
     house.engine().submit(definition, submission.submission_id)
     house.engine().submit(definition, submission.submission_id)
     assert len(house.emulator.books.batches) == 1
@@ -386,11 +386,11 @@ def test_the_steps_say_what_is_to_do_next(house: House) -> None:
     assert not engine.can_advance(progress()[0])
     engine.recover(submission_id)
     assert not engine.needs_recovery(progress()[0])
-    before = engine.attempt(submission_id)
+    before = engine.outlook().attempt(submission_id)
     house.emulator.settle()
     engine.poll(engine.ledger.in_flight("test"))
     assert engine.can_advance(progress()[0])
-    assert engine.attempt(submission_id) > before
+    assert engine.outlook().attempt(submission_id) > before
     engine.advance(definition, submission_id)
     assert engine.status(submission_id).done == engine.status(submission_id).total == 5
 

@@ -16,7 +16,7 @@ from dagster_llm_batch.errors import IllegalMoveError, LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.database import Database
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.records import SubmissionState
+from dagster_llm_batch.storage.records import Ending, SubmissionState
 from dagster_llm_batch.types import BatchReport, BatchStatus, PriceBasis
 
 
@@ -256,11 +256,13 @@ def test_a_settled_or_canceled_submission_stays_in_progress_until_it_is_delivere
     ledger.settle("s1", outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
     ledger.set_state("s2", SubmissionState.CANCELED)
     assert [progress.submission.submission_id for progress in ledger.progress("prod")] == ["s1", "s2"]
-    delivered = ledger.deliver("s1")
+    ledger.deliver("s1")
+    delivered = ledger.submission("s1")
     assert (delivered.state, delivered.delivered_at) == (SubmissionState.SETTLED, clock.now)
     assert ledger.submission("s1") == delivered
     clock.pass_seconds(1)
-    assert ledger.deliver("s1") == delivered
+    ledger.deliver("s1")
+    assert ledger.submission("s1") == delivered
     assert kinds(ledger) == ["opened", "settled", "delivered"]
     assert [progress.submission.submission_id for progress in ledger.progress("prod")] == ["s2"]
 
@@ -419,3 +421,69 @@ def test_a_machine_whose_clock_is_not_the_databases_is_refused(postgres_cluster,
     with pytest.raises(LedgerError, match="disagree about the time"), apart.read():
         pass
     apart.close()
+
+
+def an_ending(batch_id, move=Move.ENDED, **changes):
+    values = {
+        "move": move, "batch_id": batch_id, "status": BatchStatus.ENDED, "ended_at": datetime(2026, 1, 2, tzinfo=UTC),
+        "total": 8, "done": 8, "failed": 0, "reason": None, "retryable": False,
+    }  # fmt: skip
+    return Ending(**{**values, **changes})
+
+
+def test_batches_that_ended_are_recorded_together_and_what_another_process_moved_stays(ledger):
+    ledger.open(a_submission(), [a_shard(f"h{n}", number=n, nonce=f"n{n}") for n in range(1, 5)])
+    for name in ("h1", "h2", "h3", "h4"):
+        bring_to(ledger, name, ShardState.SUBMITTED)
+    ledger.move("h3", Move.CANCELED)
+    ledger.ended(
+        {
+            "h1": an_ending("batch-h1"),
+            "h2": an_ending("batch-h2", Move.FAILED, status=BatchStatus.FAILED, reason="no", retryable=True, done=2),
+            "h3": an_ending("batch-h3"),
+            "h4": an_ending("a batch that it was put back from"),
+        }
+    )
+    states = [shard.state for shard in ledger.shards("s1")]
+    assert states == [ShardState.ENDED, ShardState.FAILED, ShardState.CANCELED, ShardState.SUBMITTED]
+    one, other = ledger.shard("h1"), ledger.shard("h2")
+    assert (one.done, one.ended_at, one.reason) == (8, datetime(2026, 1, 2, tzinfo=UTC), None)
+    assert (other.done, other.status, other.reason, other.retryable) == (2, BatchStatus.FAILED, "no", True)
+    told = [(e.shard_id, e.kind, e.from_state, e.to_state, e.detail) for e in ledger.events("s1")][-2:]
+    assert told == [("h1", "ended", "submitted", "ended", None), ("h2", "failed", "submitted", "failed", "no")]
+    with pytest.raises(LedgerError, match="no shard unknown"):
+        ledger.ended({"h4": an_ending("batch-h4"), "unknown": an_ending("b")})
+    assert ledger.shard("h4").state is ShardState.SUBMITTED
+
+
+def test_the_last_events_are_those_of_undelivered_submissions_each_with_its_newest(ledger):
+    for name in ("s1", "s2", "s3"):
+        ledger.open(a_submission(name, fingerprint=name, namespace="dev" if name == "s3" else "prod"), [])
+    ledger.note_together(["s1", "s2"], "waits")
+    ledger.note("s1", "turn")
+    assert {name: event.kind for name, event in ledger.last_events("prod").items()} == {"s1": "turn", "s2": "waits"}
+    besides = ledger.last_events("prod", besides=("waits", "turn"))
+    assert {name: event.kind for name, event in besides.items()} == {"s1": "opened", "s2": "opened"}
+    assert ledger.last_events("prod")["s1"] == ledger.last_event("s1")
+    ledger.deliver("s1", "s2")
+    assert ledger.last_events("prod") == {}
+    with pytest.raises(LedgerError, match="no submission unknown"):
+        ledger.note_together(["s1", "unknown"], "waits")
+    assert ledger.last_event("s1").kind == "delivered"
+
+
+def test_the_newest_submission_of_each_partition_and_the_settled_ones_of_an_asset(ledger):
+    day = datetime(2026, 1, 1, tzinfo=UTC)
+    for number, partition in enumerate(("a", "b", "a")):
+        ledger.open(
+            a_submission(
+                f"s{number}", partition=partition, fingerprint=str(number), created_at=day.replace(day=2 + number)
+            ),
+            [],
+        )
+    ledger.open(a_submission("s9", asset="other", fingerprint="9"), [])
+    assert ledger.newest("prod", "tickets") == {"a": "s2", "b": "s1"}
+    for name in ("s0", "s1", "s9"):
+        ledger.settle(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
+    assert [one.submission_id for one in ledger.settled("prod", "tickets", 5)] == ["s1", "s0"]
+    assert [one.submission_id for one in ledger.settled("prod", "tickets", 1)] == ["s1"]

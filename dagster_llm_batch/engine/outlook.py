@@ -1,0 +1,53 @@
+"""All undelivered submissions at a glance: who works on them, and what happened to each last. Reads the ledger only."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.dispatch import WAITS
+from dagster_llm_batch.states import Move
+from dagster_llm_batch.storage.records import Event
+
+__all__ = ["TURN", "UNAVAILABLE", "Outlook", "look_out"]
+
+TURN, UNAVAILABLE = "turn", "unavailable"
+"""Events: what waited may go; the provider did not answer."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """As of one moment. Submissions are those of the deployment that are not delivered, by id."""
+
+    busy: Collection[str]
+    last: Mapping[str, Event]
+    last_but_waiting: Mapping[str, Event]
+
+    def is_busy(self, submission_id: str) -> bool:
+        """Whether another process works on it."""
+        return submission_id in self.busy
+
+    def attempt(self, submission_id: str) -> int:
+        """A number that changes whenever something happened to the submission: a run for it is worth another try."""
+        return self.last[submission_id].event_id
+
+    def waited(self, submission_id: str) -> bool:
+        """Whether its last event is that it had to wait for its turn."""
+        return self.last[submission_id].kind == WAITS
+
+    def unavailable_since(self, submission_id: str) -> datetime | None:
+        """When the provider did not answer, or not take a batch, if that is the last that happened."""
+        last = self.last_but_waiting[submission_id]
+        return last.at if last.kind in (UNAVAILABLE, Move.NOT_SENT.value) else None
+
+
+def look_out(deployment: Deployment) -> Outlook:
+    """See Engine.outlook. A few queries, however many there are."""
+    ledger, namespace = deployment.ledger, deployment.namespace
+    return Outlook(
+        busy=deployment.leases(),
+        last=ledger.last_events(namespace),
+        last_but_waiting=ledger.last_events(namespace, besides=(WAITS, TURN)),
+    )
