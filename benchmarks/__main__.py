@@ -25,7 +25,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--services", nargs="+", default=["openai", "anthropic", "bedrock", "vertex"])
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--batches", type=int, nargs="+", default=[100, 1_000])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1_000, 10_000])
+    parser.add_argument("--ledgers", nargs="+", default=list(sensor.LEDGERS))
     parser.add_argument("--days", type=int, default=365)
     parser.add_argument("--inputs", type=Path, default=Path(tempfile.gettempdir()) / "dagster-llm-batch-benchmarks")
     options = parser.parse_args()
@@ -38,7 +39,7 @@ def main() -> None:
 
     parts: dict[str, tuple[str, Callable[[], str]]] = {
         "pipeline": (_PIPELINE, measured_pipeline),
-        "sensor": (_SENSOR, lambda: sensor.table(["openai", "anthropic"], options.batches)),
+        "sensor": (_SENSOR, lambda: sensor.table(["openai", "anthropic"], options.batches, options.ledgers)),
         "partitions": (_PARTITIONS, lambda: partitions.table(options.days)),
         "money": (_MONEY, money.table),
         "startup": (_STARTUP, startup.table),

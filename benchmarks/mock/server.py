@@ -33,12 +33,17 @@ class Request:
 
 
 class Mock:
-    """An ASGI application; services add their routes. `GET /calls` says how often each route was called."""
+    """An ASGI application; services add their routes. `GET /calls` says how often each route was called.
+
+    `POST /pause` with `seconds` makes every further call take that much longer.
+    """
 
     def __init__(self) -> None:
         self._routes: list[tuple[str, re.Pattern[str], Callable[..., Reply]]] = []
         self._calls: Counter[str] = Counter()
+        self._pause_seconds = 0.0
         self.route("GET", "/calls", lambda _request: dict(self._calls))
+        self.route("POST", "/pause", self._pause)
 
     def route(self, method: str, path: str, answer: Callable[..., Reply]) -> None:
         """`answer` is called with the request and the groups of `path`, a regular expression."""
@@ -55,6 +60,7 @@ class Mock:
         headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
         request = Request(headers, dict(parse_qsl(scope["query_string"].decode())), b"".join(pieces))
         del pieces
+        await asyncio.sleep(self._pause_seconds)
         status, reply = await asyncio.to_thread(self._answer, scope["method"], scope["path"], request)
         body = reply if isinstance(reply, bytes) else msgspec.json.encode(reply)
         kind = b"application/x-jsonl" if isinstance(reply, bytes) else b"application/json"
@@ -63,6 +69,10 @@ class Mock:
         for start in range(0, len(body), _PIECE_BYTES):
             await send({"type": "http.response.body", "body": body[start : start + _PIECE_BYTES], "more_body": True})
         await send({"type": "http.response.body"})
+
+    def _pause(self, request: Request) -> Reply:
+        self._pause_seconds = request.json()["seconds"]
+        return {}
 
     def _answer(self, method: str, path: str, request: Request) -> tuple[int, Reply]:
         for wanted, pattern, answer in self._routes:
