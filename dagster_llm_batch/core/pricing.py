@@ -15,9 +15,7 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any
 
-import genai_prices
 import pyarrow as pa
-from genai_prices.types import ModelPrice, TieredPrices
 
 from dagster_llm_batch.core.rates import MONEY, PerToken, Rate, costs
 from dagster_llm_batch.errors import ConfigError
@@ -40,7 +38,6 @@ _HALF = Decimal("0.5")
 _HALVES = frozenset({"anthropic", "aws", "azure", "google", "groq", "mistral", "openai"})
 """Who documents that all its batches cost half. Others give less off (xAI 20 %), or not for every model (Together)."""
 
-_CONTEXT = {"processing": "batch"}
 _BYTES_PER_TOKEN = 4  # the usual rule of thumb for English text
 _OUTPUT_GUESS_TOKENS = 256  # where nothing says how long a reply may be
 _OUTPUT_PARAMS = (  # as the providers spell it
@@ -123,15 +120,14 @@ def tariff(provider: str, model: str, at: datetime, own: TokenPrice | None = Non
     if own is not None:
         return _own_tariff(own)
     name = model.rpartition("models/")[2] if provider == "google" else model  # as in "publishers/google/models/…"
-    try:
-        info = genai_prices.calc_price(
-            genai_prices.Usage(), name, provider_id=provider, genai_request_timestamp=at
-        ).model
-    except LookupError:
+    from dagster_llm_batch.core.price_book import rates_of  # noqa: PLC0415 - the book takes a while to load
+
+    rates = rates_of(provider, name, at)
+    if rates is None:
         return UNKNOWN
-    standard = _rate(info.get_prices(at))
-    if any(v.when == _CONTEXT and (v.constraint is None or v.constraint.active(at)) for v in info.price_variants or ()):
-        return Tariff(PriceBasis.BATCH, _rate(info.get_prices(at, _CONTEXT)), standard)
+    standard, batch = rates
+    if batch is not None:
+        return Tariff(PriceBasis.BATCH, batch, standard)
     if provider not in _HALVES:
         return UNKNOWN
     half = standard.times(_HALF) if isinstance(standard, PerToken) else lambda usage: standard(usage) * _HALF
@@ -145,35 +141,6 @@ def _own_tariff(own: TokenPrice) -> Tariff:
     realtime_input = own.input_usd * 2 if own.realtime_input_usd is None else own.realtime_input_usd
     realtime_output = own.output_usd * 2 if own.realtime_output_usd is None else own.realtime_output_usd
     return Tariff(PriceBasis.BATCH, rate(own.input_usd, own.output_usd), rate(realtime_input, realtime_output))
-
-
-def _rate(price: ModelPrice) -> Rate:
-    """The library's arithmetic. Without tiers it is linear, so five calls give all of it, 60 times faster."""
-
-    def by_library(usage: Usage) -> Decimal:
-        return Decimal(price.calc_price(_library_usage(usage))["total_price"])
-
-    if any(isinstance(value, TieredPrices) for value in vars(price).values()):
-        return lru_cache(maxsize=4096)(by_library)
-    million = 1_000_000
-    return PerToken(
-        fresh=by_library(Usage(input_tokens=million)),
-        output=by_library(Usage(output_tokens=million)),
-        read=by_library(Usage(input_tokens=million, cache_read_tokens=million)),
-        write=by_library(Usage(input_tokens=million, cache_write_tokens=million)),
-        write_1h=by_library(Usage(input_tokens=million, cache_write_tokens=million, cache_write_1h_tokens=million)),
-    ).times(1 / _MILLION)
-
-
-def _library_usage(usage: Usage) -> genai_prices.Usage:
-    named = {
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "cache_read_tokens": usage.cache_read_tokens,
-        "cache_write_tokens": usage.cache_write_tokens,
-        "cache_write_1h_tokens": usage.cache_write_1h_tokens,
-    }
-    return genai_prices.Usage(**{name: count for name, count in named.items() if count})
 
 
 @dataclass

@@ -8,20 +8,16 @@ response=Embedding() a vector              one column `embedding`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import jsonschema
 import msgspec
 import pyarrow as pa
 from pydantic import BaseModel, Json, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic.json_schema import JsonSchemaMode
-from referencing import Registry
-from referencing.exceptions import Unresolvable
-from referencing.jsonschema import DRAFT202012
 
 from dagster_llm_batch.core.columns import columns, field_for, resolve
 from dagster_llm_batch.core.plain_replies import plain_decoder
@@ -34,7 +30,6 @@ _Parsed = tuple[dict[str, Any] | None, str | None]
 _TEXT = pa.field("text", pa.string())
 _MAX_REASON = 500
 _AT_ONCE = 32  # replies given to pydantic in one call; one that does not fit makes all of them be read one by one
-_NO_OTHERS: Registry[Any] = Registry()  # no schema but the user's own, and none from the network
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,9 @@ def response_format(response: Any) -> ResponseFormat:
     if isinstance(response, type) and issubclass(response, BaseModel):
         return ResponseFormat(ResponseKind.JSON, response.__name__, _schema_of(response, "validation"))
     if isinstance(response, Mapping):
-        _check_json_schema(response)
+        from dagster_llm_batch.core.json_schema import check_json_schema  # noqa: PLC0415 - only where it is needed
+
+        check_json_schema(response)
         return ResponseFormat(ResponseKind.JSON, str(response.get("title", "response")), dict(response))
     msg = (
         f"response={response!r} is no response format. It can be a pydantic model class, a JSON Schema as a dict, "
@@ -78,38 +75,6 @@ def _schema_of(model: type[BaseModel], mode: JsonSchemaMode) -> dict[str, Any]:
         raise ResponseSchemaError(msg) from error
 
 
-def _check_json_schema(schema: Mapping[str, Any]) -> None:
-    try:
-        jsonschema.Draft202012Validator.check_schema(dict(schema), jsonschema.Draft202012Validator.FORMAT_CHECKER)
-    except jsonschema.SchemaError as error:
-        msg = f"The response schema is no valid JSON Schema, at {error.json_path}: {error.message}"
-        raise ResponseSchemaError(msg) from error
-    if schema.get("type") != "object" or not schema.get("properties"):
-        msg = (
-            f"The response schema must be of type object with properties, since each becomes a column; got type "
-            f"{schema.get('type')!r} with properties {list(schema.get('properties', {}))}."
-        )
-        raise ResponseSchemaError(msg)
-    resolver = _NO_OTHERS.resolver_with_root(DRAFT202012.create_resource(dict(schema)))
-    for reference in _references(schema):
-        try:
-            resolver.lookup(reference)
-        except Unresolvable as error:
-            msg = f"The response schema's reference {reference!r} cannot be resolved; it must point into the schema."
-            raise ResponseSchemaError(msg) from error
-
-
-def _references(node: Any) -> Iterator[str]:
-    if isinstance(node, Mapping):
-        if isinstance(node.get("$ref"), str):
-            yield node["$ref"]
-        for part in node.values():
-            yield from _references(part)
-    elif isinstance(node, list):
-        for part in node:
-            yield from _references(part)
-
-
 class Reader:
     """Reads replies of one response format. `fields` are the columns it gives, in order."""
 
@@ -119,7 +84,7 @@ class Reader:
         self._replies: TypeAdapter[list[Any]]
         self._models: TypeAdapter[list[Any]]
         self._plain: Callable[[str], dict[str, Any]] | None = None
-        self._validator: Any = None
+        self._fit: Any = None
         if self.format.kind is ResponseKind.TEXT:
             self.fields = [_TEXT]
         elif self.format.kind is ResponseKind.EMBEDDING:
@@ -132,7 +97,9 @@ class Reader:
                 self._plain = plain_decoder(response)
                 schema = _schema_of(response, "serialization")
             else:
-                self._validator = jsonschema.Draft202012Validator(schema, registry=_NO_OTHERS)
+                from dagster_llm_batch.core.json_schema import Fit  # noqa: PLC0415 - as above
+
+                self._fit = Fit(schema)
             if "properties" not in schema and "$ref" in schema:  # a model that holds itself
                 schema = {**schema, **(resolve(schema["$ref"], schema) or {})}
             self.fields = [field_for(name, sub, schema) for name, sub in schema.get("properties", {}).items()]
@@ -186,8 +153,8 @@ class Reader:
         try:
             if self._model is None:
                 value = msgspec.json.decode(text)
-                misfit = jsonschema.exceptions.best_match(self._validator.iter_errors(value))
-                return (value, None) if misfit is None else (None, _shortened(f"{misfit.json_path}: {misfit.message}"))
+                misfit = self._fit.misfit(value)
+                return (value, None) if misfit is None else (None, _shortened(misfit))
             if _has_no_number(text):
                 msgspec.json.decode(text)
             value = self._model.validate_json(text)
