@@ -95,16 +95,15 @@ class Engine(NamedTuple):
     in_ci: bool = False
 
 
+_SLURM = ("slurm-wlm", "slurm-wlm-basic-plugins", "munge", "slurmdbd", "mariadb-server")
 ENGINES: dict[str, Engine] = {
     "kafka": Engine(in_ci=True),
     "flink": Engine(apt=("default-jre-headless",), program="java", own_environment=True, beside=True),
     "ray": Engine(own_environment=True),
     "spark": Engine(apt=("default-jre-headless",), program="java", own_environment=True),
     "tensorflow": Engine(own_environment=True),  # reads what was exported
-    "slurm": Engine(
-        ("slurm-wlm", "slurm-wlm-basic-plugins", "munge", "slurmdbd", "mariadb-server"), "sbatch", in_ci=True
-    ),
-    "vllm": Engine(own_environment=True, torch=True),
+    "slurm": Engine(_SLURM, "sbatch", in_ci=True),
+    "vllm": Engine(_SLURM, "sbatch", own_environment=True, torch=True),  # by a command, on Ray, under Slurm
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "providers"))  # the labeler and the bench of all providers' tests
 
-from cluster import Cluster, missing_programs
+from slurm_cluster import Cluster, missing_programs
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -33,7 +33,10 @@ def pytest_collection_modifyitems(items) -> None:
 @pytest.fixture(scope="session")
 def clusters(tmp_path_factory) -> Iterator[dict[str, Cluster]]:
     ways = {"plain": False, "accounted": True}
-    both = {name: Cluster(tmp_path_factory.mktemp(name) / "s", accounting=way) for name, way in ways.items()}
+    config = "MaxArraySize=9"  # tasks; by default 1,001
+    both = {
+        name: Cluster(tmp_path_factory.mktemp(name) / "s", accounting=way, config=config) for name, way in ways.items()
+    }
     with ExitStack() as stack, ThreadPoolExecutor() as pool:
         yield dict(zip(both, pool.map(stack.enter_context, both.values()), strict=True))
 

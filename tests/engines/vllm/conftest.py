@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[3]
-sys.path.insert(0, str(HERE.parent / "ray"))
-from cluster import Cluster, alone_on_loopback  # noqa: E402 - of the tests of Ray
+sys.path[:0] = [str(HERE.parent / "ray"), str(HERE.parent / "slurm")]
+from cluster import Cluster, alone_on_loopback, have_an_address  # noqa: E402 - of the tests of Ray
+from slurm_cluster import Cluster as SlurmCluster  # noqa: E402 - of the tests of Slurm
 
 alone_on_loopback()  # before anything has a thread or a socket; engines listen for their own workers
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
@@ -68,3 +69,10 @@ def cluster() -> Iterator[Cluster]:
         yield running
     finally:
         running.kill()
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory) -> Iterator[SlurmCluster]:
+    have_an_address()  # Slurm looks for its nodes by name
+    with SlurmCluster(tmp_path_factory.mktemp("slurm") / "s", memory_mb=16_000) as running:
+        yield running

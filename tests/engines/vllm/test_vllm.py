@@ -1,4 +1,4 @@
-"""Real vLLM with real weights, by `command` and on Ray: what its lines say, and that nothing of it is left behind."""
+"""Real vLLM with real weights, by `command`, on Ray and under Slurm: what its lines say, and that it leaves nothing."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.command import CommandProvider
 from dagster_llm_batch.providers.ray import RayProvider
 from dagster_llm_batch.providers.ray_answers import RayAnswers
+from dagster_llm_batch.providers.slurm import SlurmProvider
+from dagster_llm_batch.providers.slurm_options import SlurmOptions
 from dagster_llm_batch.types import (
     BatchReport,
     BatchStatus,
@@ -176,6 +178,40 @@ def test_rays_own_vllm_processor_answers_rows_keeps_bad_ones_as_rows_and_leaves_
     assert "1024" in (read["long"].reason or "")
     assert read["length"].outcome is Outcome.SUCCEEDED  # asked for more than there is room for, it says what it can
     assert len(read) == 6
+    until(lambda: not left(mark))
+
+
+@pytest.fixture
+def on_slurm(slurm, weights, settings, tmp_path, mark, monkeypatch) -> SlurmProvider:
+    """A job gets of the environment what is exported by name."""
+    exported = {**settings, "MARK": mark}
+    for name, value in {**exported, **slurm.environment}.items():
+        monkeypatch.setenv(name, value)
+    options = SlurmOptions(mem="12G", cpus_per_task=2, time_limit="30")
+    return SlurmProvider(
+        run_batch(weights), str(tmp_path), options, export=list(exported), requests_per_task=3, python=sys.executable
+    )
+
+
+def test_the_same_command_under_slurm_a_part_of_the_shard_on_each_node(on_slurm, mark):
+    batch_id = on_slurm.submit(shard(on_slurm), SPEC, "tag")
+    ended = finished(on_slurm, batch_id)
+    assert (ended.status, ended.reason, ended.done) == (BatchStatus.ENDED, None, 5)
+    read = results(on_slurm, batch_id)
+    assert_good(read)
+    assert {read[name].outcome for name in ("model", "length", "url")} == {Outcome.ERRORED}
+    until(lambda: not left(mark))
+
+
+def test_a_run_under_slurm_that_is_canceled_leaves_no_engine_running_and_no_result(on_slurm, mark):
+    many = b"".join(
+        line(on_slurm, f"n-{n}", f"Tell me about {n}", body={"max_tokens": 900, "ignore_eos": True}) for n in range(3)
+    )
+    batch_id = on_slurm.submit(io.BytesIO(many), SPEC, "tag")
+    until(lambda: any("EngineCore" in words or "spawn_main" in words for words in left(mark).values()), 400)
+    on_slurm.cancel(batch_id)
+    assert finished(on_slurm, batch_id).status is BatchStatus.CANCELED
+    assert list(on_slurm.fetch(batch_id)) == []
     until(lambda: not left(mark))
 
 

@@ -24,12 +24,15 @@ _NODES = 2
 
 
 class Cluster:
-    """A context manager. `environment` is what Slurm's commands need to reach it."""
+    """A context manager. `environment` is what Slurm's commands need to reach it; `memory_mb` is what each node has to
+    give, whatever the machine has.
+    """
 
-    def __init__(self, folder: Path, *, accounting: bool = False, config: str = "") -> None:
+    def __init__(self, folder: Path, *, accounting: bool = False, memory_mb: int = 4_000, config: str = "") -> None:
         self.folder = folder
         self.accounting = accounting
         self.shared = folder / "shared"
+        self._memory_mb = memory_mb
         self._config = config
         self._first_job_id = 1
         self._host = socket.gethostname().partition(".")[0]
@@ -154,7 +157,8 @@ class Cluster:
             f"FirstJobId={self._first_job_id}\nDebugFlags=NO_CONF_HASH",
             "MailProg=/bin/true\nInactiveLimit=0\nSlurmdTimeout=300\nMessageTimeout=3\nRebootProgram=/bin/true",
             *(
-                f"NodeName={name} NodeHostname={self._host} NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=4000"
+                f"NodeName={name} NodeHostname={self._host} NodeAddr=127.0.0.1 Port={port} CPUs=8"
+                f" RealMemory={self._memory_mb}"
                 for name, port in zip(self.nodes, nodes, strict=True)
             ),
             "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP",
