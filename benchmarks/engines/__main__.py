@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.engines import page
-from benchmarks.engines.watch import Run, watch
+from benchmarks.engines.watch import Run, Runs, watch
 from benchmarks.engines.work import SMALL_ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ _WORDS = (
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__.partition("\n")[0])
     parser.add_argument("engines", nargs="*", help=f"some of: {', '.join(ENGINES)} (default: all)")
-    parser.add_argument("--rows", type=int, default=40_000)
+    parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--keep", type=Path, help="a folder for the figures, also of earlier calls: all that are there")
     parser.add_argument("--write", action="store_true", help="write docs/engines/measured.md and its picture")
     options = parser.parse_args()
@@ -47,32 +47,30 @@ def main() -> None:
     if unknown := sorted(set(names) - set(ENGINES)):
         parser.error(f"there is no engine {', '.join(unknown)}; the engines are {', '.join(ENGINES)}")
     pythons = {name: python_of(name) for name in names}
-    runs: dict[str, tuple[Run, Run]] = {}
+    runs: dict[str, Runs] = {}
     with tempfile.TemporaryDirectory(prefix="dlb-engines-") as folder:
         lib, source, small = _prepared(Path(folder), options.rows)
         for name in names:
-            load = os.getloadavg()[0]
             one = _measured(name, pythons[name], Path(folder), (source, small), lib, options.rows)
             runs[name] = one
             if options.keep:
                 options.keep.mkdir(parents=True, exist_ok=True)
                 (options.keep / f"{name}.json").write_text(json.dumps([asdict(run) for run in one]), encoding="utf-8")
-            print(f"{name}: done, load {load:.0f} at its start", flush=True)
-            if one[0].code:
-                sys.exit(f"{name} failed without being disturbed:\n{one[0].said[-3000:]}")
+            print(f"{name}: done, load {one.whole.load:.0f} at its start", flush=True)
+            if failed := [run for run in (one.whole, one.cheap) if run.code]:
+                sys.exit(f"{name} failed without being disturbed:\n{failed[0].said[-3000:]}")
     if options.keep:
         kept = {name: options.keep / f"{name}.json" for name in ENGINES}
         runs = {name: _read(path) for name, path in kept.items() if path.exists()}
     day = dt.datetime.now(dt.UTC).date().isoformat()
-    machine = f"{os.cpu_count()} cores, mean load {os.getloadavg()[2]:.0f}, {platform.system()}, {day}"
+    machine = f"{os.cpu_count()} cores, {platform.system()}, {day}"
     print(page.tables(runs, options.rows))
     if options.write:
         page.write(runs, options.rows, machine, ROOT / "docs")
 
 
-def _read(path: Path) -> tuple[Run, Run]:
-    whole, killed = json.loads(path.read_text(encoding="utf-8"))
-    return Run(**whole), Run(**killed)
+def _read(path: Path) -> Runs:
+    return Runs(*(Run(**one) for one in json.loads(path.read_text(encoding="utf-8"))))
 
 
 def python_of(name: str) -> Path:
@@ -83,18 +81,17 @@ def python_of(name: str) -> Path:
     return python
 
 
-def _measured(
-    name: str, python: Path, folder: Path, inputs: tuple[Path, Path], lib: Path, rows: int
-) -> tuple[Run, Run]:
-    def once(*, kill: bool) -> Run:
-        where = folder / f"{name}-{'killed' if kill else 'whole'}"
+def _measured(name: str, python: Path, folder: Path, inputs: tuple[Path, Path], lib: Path, rows: int) -> Runs:
+    def once(kind: str) -> Run:
+        where = folder / f"{name}-{kind}"
         where.mkdir()
         words = [str(python), str(HERE / f"run_{name}.py"), *map(str, inputs), str(where / "out")]
-        words.append("none" if kill else "latency")
+        words.append("latency" if kind == "whole" else "none")
         command = [*_OWN_NETWORK, *words] if name == "ray" else words
-        return watch(command, _environment(lib), where, str(where / "out"), rows, kill=kill)
+        environment = _environment(lib) | ({"DLB_BENCH_CHEAP": "1"} if kind == "cheap" else {})
+        return watch(command, environment, where, str(where / "out"), rows, kill=kind == "killed")
 
-    return once(kill=False), once(kill=True)
+    return Runs(once("whole"), once("killed"), once("cheap"))
 
 
 def _environment(lib: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, pstdev
+from typing import NamedTuple
 
 _LOOK_SECONDS = 0.25
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -22,12 +23,14 @@ class Run:
     """What was seen. `memory` is (seconds since the start, MB) of all processes together, shared pages counted once."""
 
     code: int = 0
+    load: float = 0.0  # of the machine, over the minute before
     seconds_up: float = 0.0
     seconds: float = 0.0
     cpu_seconds: float = 0.0  # while rows were labeled, of all processes
     latencies: list[float] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)
     killed_at: float | None = None
+    killed_after: float | None = None  # seconds since the start
     rows_lost: int = 0
     rows_twice: int = 0
     seconds_to_recover: float | None = None
@@ -47,12 +50,20 @@ class Run:
         return pstdev(self.steady)
 
 
+class Runs(NamedTuple):
+    """Of one engine: left alone, with a worker killed, and with rows that cost next to nothing."""
+
+    whole: Run
+    killed: Run
+    cheap: Run
+
+
 def watch(command: list[str], environment: dict[str, str], folder: Path, target: str, rows: int, *, kill: bool) -> Run:
     """Run it to its end. With `kill`, the worker that wrote last is killed when 40 % of the rows are labeled."""
     mark, log = uuid.uuid4().hex, folder / "batches.log"
     log.touch()
     environment = {**environment, "DLB_BENCH_MARK": mark, "DLB_BENCH_LOG": str(log)}
-    run, began, cpu = Run(), time.time(), {}
+    run, began, cpu = Run(load=os.getloadavg()[0]), time.time(), {}
     spent: list[tuple[float, float]] = []
     with (folder / "said.txt").open("wb") as out:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
@@ -64,6 +75,7 @@ def watch(command: list[str], environment: dict[str, str], folder: Path, target:
                 run.memory.append((time.time() - began, sum(map(_memory_mb, pids))))
                 if kill and run.killed_at is None:
                     run.killed_at = _kill_one(_batches(log), rows, process.pid)
+                    run.killed_after = run.killed_at and run.killed_at - began
                 time.sleep(_LOOK_SECONDS)
         finally:
             for pid in _marked(mark):  # what it left behind

@@ -145,20 +145,24 @@ from ray_engine import deployment, LABELING, ROWS
 from dagster_llm_batch.providers.ray import RayProvider
 
 class Dies(RayProvider):
-    def submit(self, lines, spec, tag):
-        super().submit(lines, spec, tag)
-        os.kill(os.getpid(), signal.SIGKILL)  # the job exists, and nobody wrote that down
+    def _start(self, files, submission_id):
+        if sys.argv[3] == "after":
+            super()._start(files, submission_id)  # the job exists, and nobody writes that down
+        os.kill(os.getpid(), signal.SIGKILL)  # else there are its files only
 
 engine = deployment(Path(sys.argv[1]), Dies)
 engine.submit(LABELING, engine.plan(LABELING, ROWS).submission_id)
 """
 
 
-def test_a_process_killed_between_submit_and_its_record_finds_its_job_again_and_every_row_is_labeled_once(tmp_path):
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_process_killed_as_it_submits_finds_its_job_again_if_there_is_one_and_every_row_is_labeled_once(
+    tmp_path, when
+):
     from ray_engine import LABELING, ROWS, deployment
 
     here = str(Path(__file__).parent)
-    child = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path), here], check=False)
+    child = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path), here, when], check=False)
     assert child.returncode == -signal.SIGKILL
     engine = deployment(tmp_path)
     submission_id = engine.latest("shouts").submission_id
