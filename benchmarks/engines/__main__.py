@@ -39,7 +39,7 @@ _WORDS = (
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__.partition("\n")[0])
     parser.add_argument("engines", nargs="*", help=f"some of: {', '.join(ENGINES)} (default: all)")
-    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--keep", type=Path, help="a folder for the figures, also of earlier calls: all that are there")
     parser.add_argument("--write", action="store_true", help="write docs/engines/measured.md and its picture")
     options = parser.parse_args()
