@@ -44,6 +44,9 @@ def enter(module: str, requirements: str = "example") -> None:
         changed = ensure(requirements)
     except BootstrapError as error:
         sys.exit(f"Set-up stopped: {error}")
+    except KeyboardInterrupt:
+        print("\nSet-up interrupted. The same command goes on with it.", file=sys.stderr)
+        sys.exit(130)  # as a shell says it
     if _inside() and not changed:
         return
     command = [str(_PYTHON), "-m", module, *sys.argv[1:]]

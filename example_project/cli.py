@@ -12,12 +12,14 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from example_project import settings
-from example_project.dagster_dev import DagsterError, dagster
+from example_project.dagster_dev import DagsterError, RunningDagster, dagster
 
 __all__ = ["main"]
 
 _DESCRIPTION = """Labels human-rated tweets in batches, in a real Dagster instance, and evaluates the labels.
 Everything stays on this machine, below .example/; delete that folder to start anew."""
+_INTERRUPTED = 130
+"""What a shell says of a command that Ctrl-C ended."""
 
 
 def main() -> None:
@@ -30,6 +32,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a shell had them ignored
         signal.signal(number, _interrupt)
     os.environ["DAGSTER_HOME"] = str(settings.HOME / "dagster_home")
+    what_of_dagster = "Dagster is stopped."
     try:
         settings.check()
         if command == "providers":
@@ -39,8 +42,10 @@ def main() -> None:
             _stream()
             return
         with dagster(settings.HOME) as running:
+            if running.found:
+                what_of_dagster = "Dagster runs on, as it did before."
             if command == "ui":
-                _stay(running.url)
+                _stay(running)
             else:
                 _accept_beta()
                 from example_project.journey import travel  # noqa: PLC0415 - Dagster takes seconds to import
@@ -50,11 +55,14 @@ def main() -> None:
         sys.exit(f"\nStopped: {error}")
     except KeyboardInterrupt:
         if command in ("providers", "stream"):
-            sys.exit("\nInterrupted. All that was started is stopped, and nothing is kept; the next run begins anew.")
-        sys.exit(
-            "\nInterrupted. Dagster is stopped. Batches that were started run on by themselves, as batches do; "
-            "the next run finds them again and pays for nothing twice."
-        )
+            said = "All that was started is stopped, and nothing is kept; the next run begins anew."
+        else:
+            said = (
+                f"{what_of_dagster} Batches that were started run on by themselves, as batches do; the next run finds "
+                "them again and pays for nothing twice."
+            )
+        print(f"\nInterrupted. {said}", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
 
 
 def _tour() -> None:
@@ -85,8 +93,9 @@ def _accept_beta() -> None:
     warnings.filterwarnings("ignore", message=".*currently in beta")  # backfill policies, in wide use
 
 
-def _stay(url: str) -> None:
-    print(f"Dagster's UI: {url}  (Ctrl-C stops it)", flush=True)
+def _stay(running: RunningDagster) -> None:
+    how = "it was started elsewhere, and stops there" if running.found else "Ctrl-C stops it"
+    print(f"Dagster's UI: {running.url}  ({how})", flush=True)
     threading.Event().wait()
 
 

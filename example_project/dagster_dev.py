@@ -1,7 +1,8 @@
 """A real Dagster on loopback: `dagster dev` with its webserver, its daemon and a home of its own, as a child process.
 
 Invariants: one Dagster a home, since two daemons would do everything twice. One that runs already is used, and left
-running. What is started here is stopped here, with all its processes. Batches are not among them: they are detached.
+running; one whose example was killed is stopped first, since nobody else would. What is started here is stopped here,
+with all its processes. Batches are not among them: they are detached.
 """
 
 from __future__ import annotations
@@ -64,12 +65,17 @@ class RunningDagster:
 def dagster(home: Path) -> Iterator[RunningDagster]:
     """Dagster for this home until the block ends."""
     dagster_home = home / "dagster_home"
-    dagster_home.mkdir(parents=True, exist_ok=True)
-    (dagster_home / "dagster.yaml").write_text(_INSTANCE, encoding="utf-8")
+    try:
+        dagster_home.mkdir(parents=True, exist_ok=True)
+        (dagster_home / "dagster.yaml").write_text(_INSTANCE, encoding="utf-8")
+    except OSError as error:
+        raise DagsterError(f"{home} cannot be written ({error}). Set EXAMPLE_HOME to a folder that can.") from error
     note = home / "dagster.json"
-    if (url := _answering(note)) is not None:
-        yield RunningDagster(url, found=True)
-        return
+    if (there := _answering(note)) is not None:
+        if _is_alive(there["owner"]):
+            yield RunningDagster(there["url"], found=True)
+            return
+        _stop_orphan(there["pid"])
     end_dead_runs(dagster_home)
     log = home / "dagster.log"
     port = _free_port()
@@ -89,7 +95,7 @@ def dagster(home: Path) -> Iterator[RunningDagster]:
         )
     try:
         _wait(running, process, log)
-        note.write_text(json.dumps({"url": running.url, "pid": process.pid}), encoding="utf-8")
+        note.write_text(json.dumps({"url": running.url, "pid": process.pid, "owner": os.getpid()}), encoding="utf-8")
         yield running
     finally:
         note.unlink(missing_ok=True)
@@ -138,16 +144,36 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _answering(note: Path) -> str | None:
-    """The address of a Dagster that runs on this home already."""
+def _stop_orphan(pid: int) -> None:
+    """The same for one that is not our child."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    until = time.monotonic() + _STOP_SECONDS
+    while _is_alive(pid) and time.monotonic() < until:
+        time.sleep(0.3)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _answering(note: Path) -> dict[str, Any] | None:
+    """A Dagster that runs on this home already: its address, its process, and that of the example it belongs to."""
     try:
-        written = json.loads(note.read_text(encoding="utf-8"))
-        url, pid = str(written["url"]), int(written["pid"])
-        os.kill(pid, 0)  # nothing is sent; it raises where there is no such process
+        written: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+        url, pid, _ = str(written["url"]), int(written["pid"]), int(written["owner"])
+        if not _is_alive(pid):
+            return None
         with urllib.request.urlopen(f"{url}/server_info", timeout=5) as response:
-            return url if "dagster_version" in json.loads(response.read()) else None
+            return written if "dagster_version" in json.loads(response.read()) else None
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # nothing is sent
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _free_port() -> int:

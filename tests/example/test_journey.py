@@ -70,27 +70,49 @@ def test_environment_variables_alone_put_a_hosted_model_in_place_of_the_local_on
     assert labels["llm_cost_usd"].min() > 0
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_an_interrupt_stops_dagster_and_all_its_processes(tmp_path):
+@contextlib.contextmanager
+def ui(home):
+    """`… ui`, when Dagster is up: its process, and the group of Dagster's processes."""
     command = [sys.executable, "-m", "example_project.cli", "ui"]
     shell = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]  # as a script's background job: SIGINT ignored
     process = subprocess.Popen(
-        shell, cwd=ROOT, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        shell, cwd=ROOT, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        note = tmp_path / "dagster.json"
-        while not note.exists():
+        note = home / "dagster.json"
+        while not (note.exists() and json.loads(note.read_text())["owner"] == process.pid):
             assert process.poll() is None, process.communicate()
             time.sleep(0.2)
-        group = json.loads(note.read_text())["pid"]
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=120)
+        yield process, json.loads(note.read_text())["pid"]
     finally:
         process.kill()
-    assert "Dagster is stopped" in told
-    assert not note.exists()
+
+
+def wait_until_nothing_is_left_of(group):
     with contextlib.suppress(ProcessLookupError):
-        while True:  # until nothing of the group is left; the killed take a moment
+        while True:  # the killed take a moment
             os.killpg(group, 0)
             time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_an_interrupt_stops_dagster_and_all_its_processes_those_of_a_killed_example_before(tmp_path):
+    with ui(tmp_path) as (killed, orphans):
+        killed.kill()
+        killed.wait()
+    with ui(tmp_path) as (process, group):
+        wait_until_nothing_is_left_of(orphans)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=120)
+    assert "Dagster is stopped" in told
+    assert process.returncode == 130
+    assert not tmp_path.joinpath("dagster.json").exists()
+    wait_until_nothing_is_left_of(group)
+
+
+def test_a_home_that_cannot_be_written_is_named_with_what_to_do():
+    done = example(Path("/proc/nowhere"))
+    assert done.returncode == 1
+    assert "Stopped: /proc/nowhere cannot be written" in done.stderr
+    assert "Set EXAMPLE_HOME" in done.stderr
