@@ -15,6 +15,7 @@ from typing import Any
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dagster_llm_batch.core.labeling import PROVENANCE, Labeled
 from dagster_llm_batch.engine import Labeling, Status
@@ -186,14 +187,15 @@ def submission_metadata(status: Status, labeling: Labeling, provider: Provider) 
 def labels_metadata(labeled: Labeled, status: Status, labeling: Labeling, provider: Provider) -> dict[str, Any]:
     """What came back, and what it cost."""
     submission, labels = status.submission, labeled.labels
-    outcomes = Counter(labels["llm_outcome"].to_pylist()) + Counter(labeled.rejects["llm_outcome"].to_pylist())
+    outcomes: Counter[str] = Counter()
+    tokens = dict.fromkeys(("input_tokens", "output_tokens", "cache_read_tokens"), 0)
+    for table in (labels, labeled.rejects):
+        outcomes.update({one["values"]: one["counts"] for one in table["llm_outcome"].value_counts().to_pylist()})
+        for name in tokens:
+            tokens[name] += pc.sum(table[f"llm_{name}"]).as_py() or 0
     saved = None
     if submission.cost_usd is not None and submission.realtime_usd is not None:
         saved = submission.realtime_usd - submission.cost_usd
-    tokens = {
-        name: sum(v for table in (labels, labeled.rejects) for v in table[f"llm_{name}"].to_pylist() if v is not None)
-        for name in ("input_tokens", "output_tokens", "cache_read_tokens")
-    }
     return {
         "dagster/partition_row_count": len(labels),
         **{f"llm_batch/rows_{outcome}": count for outcome, count in sorted(outcomes.items())},
@@ -219,7 +221,8 @@ def labels_metadata(labeled: Labeled, status: Status, labeling: Labeling, provid
 def rejects_metadata(labeled: Labeled, labeling: Labeling) -> dict[str, Any]:
     """Which rows have no label, and why."""
     rejects = labeled.rejects
-    reasons = Counter((row["llm_outcome"], plain(row["llm_reason"])) for row in rejects.to_pylist())
+    told = rejects.select(["llm_outcome", "llm_reason"]).to_pylist()
+    reasons = Counter((row["llm_outcome"], plain(row["llm_reason"])) for row in told)
     rows: list[list[object]] = [[outcome, reason, count] for (outcome, reason), count in reasons.most_common(20)]
     return {
         "dagster/partition_row_count": len(rejects),
@@ -232,10 +235,10 @@ def rejects_metadata(labeled: Labeled, labeling: Labeling) -> dict[str, Any]:
 def _models(labels: pa.Table, labeling: Labeling) -> dict[str, int]:
     """Tokens by the LLM that answered, in the key form that Dagster's insights know."""
     totals: Counter[str] = Counter()
-    for row in labels.select(["llm_model", "llm_input_tokens", "llm_output_tokens"]).to_pylist():
-        totals[row["llm_model"] or labeling.spec.model] += (row["llm_input_tokens"] or 0) + (
-            row["llm_output_tokens"] or 0
-        )
+    sums = [("llm_input_tokens", "sum"), ("llm_output_tokens", "sum")]
+    for row in labels.group_by("llm_model").aggregate(sums).to_pylist():
+        tokens = (row["llm_input_tokens_sum"] or 0) + (row["llm_output_tokens_sum"] or 0)
+        totals[row["llm_model"] or labeling.spec.model] += tokens
     return {f"{labeling.provider}.{model}.total_tokens": count for model, count in totals.items()}
 
 
