@@ -1,6 +1,6 @@
 """The package without Dagster: from a Parquet file to labeled rows in another, with all that it promises between.
 
-python -m benchmarks.package openai|anthropic|bedrock|vertex rows.parquet folder '{"url": …}'
+python -m benchmarks.package openai|anthropic|bedrock|vertex rows.parquet folder '{"url": …}' ['{changes of Labeling}']
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import benchmarks.bare  # noqa: F401  # before the package
 from benchmarks.inputs import ASK, read_rows
 from benchmarks.labels import Label
 from benchmarks.measure import Work
+from benchmarks.writes import counted
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.protocols import Provider
@@ -90,25 +91,32 @@ def labeling(service: str, **more: Any) -> Labeling:
     )
 
 
-def main(service: str, rows: str, folder: str, addresses: str) -> None:
+def main(service: str, rows: str, folder: str, addresses: str, changes: str = "{}") -> None:
     """Label the rows."""
     asked, house = provider(service, json.loads(addresses)), Path(folder)
     engine = Engine({service: asked}, Ledger(house / "ledger.sqlite"), PayloadStore(house / "payloads"), "benchmark")
-    definition = labeling(service)
+    definition = labeling(service, **json.loads(changes))
     work = Work()
-    submission = engine.plan(definition, read_rows(rows))
-    while not (status := engine.advance(definition, submission.submission_id)).is_settled:
-        pass
-    count = 0
-    with ExitStack() as files:
-        writers: dict[str, pq.ParquetWriter] = {}
-        for part in engine.label_batches(definition, submission.submission_id, run_id="benchmark"):
-            for name, table in (("labels", part.labels), ("rejects", part.rejects)):
-                if name not in writers:
-                    writers[name] = files.enter_context(pq.ParquetWriter(house / f"{name}.parquet", table.schema))
-                writers[name].write_table(table)
-            count += len(part.labels)
-    work.report(rows=count, shards=len(status.shards), cost_usd=str(status.submission.cost_usd))
+    with counted() as writes:
+        submission = engine.plan(definition, read_rows(rows))
+        while not (status := engine.advance(definition, submission.submission_id)).is_settled:
+            pass
+        count = 0
+        with ExitStack() as files:
+            writers: dict[str, pq.ParquetWriter] = {}
+            for part in engine.label_batches(definition, submission.submission_id, run_id="benchmark"):
+                for name, table in (("labels", part.labels), ("rejects", part.rejects)):
+                    if name not in writers:
+                        writers[name] = files.enter_context(pq.ParquetWriter(house / f"{name}.parquet", table.schema))
+                    writers[name].write_table(table)
+                count += len(part.labels)
+    work.report(
+        rows=count,
+        shards=len(status.shards),
+        cost_usd=str(status.submission.cost_usd),
+        statements=writes.statements,
+        written=writes.rows,
+    )
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.slow
 def test_the_benchmark_runs_and_prints_its_tables(tmp_path: Path) -> None:
-    parts = ["pipeline", "partitions", "money"]
-    small = ["--rows", "300", "--services", "openai", "anthropic", "--runs", "1", "--days", "5"]
+    parts = ["pipeline", "runs", "ledger", "sensor", "partitions", "money"]
+    small = ["--rows", "300", "--services", "openai", "anthropic", "--runs", "1", "--days", "5", "--run-rows", "300"]
+    small += ["--shard-sizes", "100", "--batches", "20", "--ledgers", "sqlite"]
     command = [sys.executable, "-m", "benchmarks", *parts, *small, "--inputs", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=290, check=False)
     assert done.returncode == 0, done.stderr
-    for row in ("| openai | 300 |", "| anthropic | 300 |", "| 5 | sent together", "| batch, identical rows once |"):
+    rows = ["| openai | 300 |", "| anthropic | 300 |", "| 300 | 100 | 3 |", "| openai | sqlite | 20 | all have ended |"]
+    for row in (*rows, "| 5 | sent together", "| batch, identical rows once |"):
         assert row in done.stdout
 
 

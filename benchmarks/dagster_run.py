@@ -1,0 +1,135 @@
+"""The pipeline inside a Dagster run, in this process, beside a run of assets of the same shape that do nothing.
+
+python -m benchmarks.dagster_run openai|anthropic rows.parquet|nothing folder '{"url": …}'
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import dagster as dg
+
+from benchmarks.inputs import ASK, read_rows, rows_file
+from benchmarks.labels import Label
+from benchmarks.measure import Cost, Work, child, mock
+from dagster_llm_batch import (
+    AnthropicBatchResource,
+    HiveParquetIOManager,
+    LLMBatchResource,
+    OpenAIBatchResource,
+    Prompt,
+    llm_batch_assets,
+)
+
+_MODELS = {"openai": "openai/gpt-4o-mini", "anthropic": "anthropic/claude-haiku-4-5"}
+_NOTHING = "nothing"
+_CHECKS = ("coverage", "parse_rate", "spend")
+
+
+def main(service: str, rows: str, folder: str, addresses: str) -> None:
+    """Run it, and report what the run alone took."""
+    if service == "openai":
+        import openai  # noqa: F401 - its import is no work
+    else:
+        import anthropic  # noqa: F401
+    import dagster_llm_batch.engine  # noqa: F401
+
+    url = json.loads(addresses)["url"]
+    resources: dict[str, Any] = {
+        "llm_batch": LLMBatchResource(
+            openai=OpenAIBatchResource(api_key="sk-mock", base_url=f"{url}/v1"),
+            anthropic=AnthropicBatchResource(api_key="sk-mock", base_url=url),
+        ),
+        "io_manager": HiveParquetIOManager(root=f"{folder}/tables"),
+    }
+    assets = _empty() if rows == _NOTHING else _labeled(service, rows)
+    with dg.DagsterInstance.local_temp(folder) as instance:
+        instance.get_runs(limit=1)  # its tables are there
+        work = Work()
+        done = dg.materialize(assets, instance=instance, resources=resources)
+        assert done.success
+        work.report(rows=0 if rows == _NOTHING else _landed(Path(folder) / "tables" / "labels"))
+
+
+def _landed(folder: Path) -> int:
+    import pyarrow.parquet as pq
+
+    return sum(pq.ParquetFile(path).metadata.num_rows for path in folder.rglob("*.parquet"))
+
+
+def _labeled(service: str, rows: str) -> Sequence[dg.AssetsDefinition]:
+    return llm_batch_assets(
+        name="labels",
+        rows=lambda _context: read_rows(rows),
+        key="id",
+        prompt=Prompt(user="#ROW:{{ row.row }}#\n" + ASK + "{{ text }}"),
+        response=Label,
+        model=_MODELS[service],
+        params={"max_tokens": 200},
+        mode="wait",
+        poll_seconds=0.01,
+    )
+
+
+def _empty() -> Sequence[dg.AssetsDefinition]:
+    """A submission, labels with three checks, rejects: what Dagster itself takes for as much."""
+
+    @dg.asset(name="labels_batch")
+    def batch() -> dg.MaterializeResult[Any]:
+        return dg.MaterializeResult()
+
+    @dg.multi_asset(
+        specs=[dg.AssetSpec(name, deps=["labels_batch"]) for name in ("labels", "labels_rejects")],
+        check_specs=[dg.AssetCheckSpec(name, asset="labels") for name in _CHECKS],
+    )
+    def collect() -> Iterator[Any]:
+        yield dg.MaterializeResult(asset_key="labels_rejects")
+        checks = [dg.AssetCheckResult(asset_key="labels", check_name=name, passed=True) for name in _CHECKS]
+        yield dg.MaterializeResult(asset_key="labels", check_results=checks)
+
+    return [batch, collect]
+
+
+def table(services: Sequence[str], sizes: Sequence[int], runs: int, inputs: Path) -> str:
+    """As Markdown: empty run, run, floor and engine alone take turns."""
+    titles = ("Service", "Rows", "Run CPU s", "Empty run", "Dagster run, less an empty one", "Engine alone", "Floor")
+    lines = [
+        f"| {' | '.join(titles)} | Run less empty, times the floor | Run peak MB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for service in services:
+        for size in sizes:
+            rows = rows_file(inputs, size)
+            costs: dict[str, list[Cost]] = {"run": [], "empty": [], "engine": [], "floor": []}
+            for _ in range(runs):
+                with mock() as addresses, tempfile.TemporaryDirectory() as folder:
+                    where = json.dumps(addresses)
+
+                    def at(name: str, folder: str = folder) -> Path:
+                        (place := Path(folder) / name).mkdir()
+                        return place
+
+                    costs["floor"].append(child("benchmarks.floor", service, rows, addresses["url"], at("floor")))
+                    costs["engine"].append(child("benchmarks.package", service, rows, at("engine"), where))
+                    costs["empty"].append(child("benchmarks.dagster_run", service, _NOTHING, at("empty"), where))
+                    costs["run"].append(child("benchmarks.dagster_run", service, rows, at("run"), where))
+                    if costs["run"][-1].said["rows"] != size:
+                        raise RuntimeError(f"{costs['run'][-1].said['rows']} of {size} rows landed")
+            cpu = {name: median(one.work_cpu_s for one in some) for name, some in costs.items()}
+            above = cpu["run"] - cpu["empty"]
+            peak = median(one.peak_mb for one in costs["run"])
+            lines.append(
+                f"| {service} | {size:,} | {cpu['run']:.2f} | {cpu['empty']:.2f} | {above:.2f} | {cpu['engine']:.2f} | "
+                f"{cpu['floor']:.2f} | {above / cpu['floor']:.1f} | {peak:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
