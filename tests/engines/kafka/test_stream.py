@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -174,6 +176,39 @@ def test_two_processes_share_the_partitions_and_say_everything_once(broker, topi
     assert len(said) == len(set(said))
     assert set(said) | set(stream.sent_on()) == stream.ids(40) | stream.ids(40, partition=1)
     assert sum(one.counts.messages for one in both) == 80
+
+
+def test_a_process_that_comes_goes_and_comes_back_in_the_middle_loses_and_repeats_nothing(broker, topic):
+    """Each time, partitions go to another process. (This broker waits for ever for a name that does not come back.)"""
+    stream = Stream(broker, topic("moving") + "-stream", partitions=2)
+    first, second, again = (stream.labeler(instance=name, at_once=5) for name in ("a", "b", "b"))
+    sent, all_sent = [0], threading.Event()
+
+    def produce():
+        for partition in (0, 1):
+            stream.produce(*(text for text, _ in texts(20, seed=sent[0])), partition=partition)
+        sent[0] += 20
+
+    def done(_):
+        return all_sent.is_set() and len(stream.results()) + len(stream.sent_on()) >= 2 * sent[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        produce()
+        stays = pool.submit(first.run, done)
+        until = time.monotonic() + 60
+        while not first.counts.messages and time.monotonic() < until:
+            time.sleep(0.1)
+        comes = pool.submit(second.run, lambda counts: counts.messages > 0)
+        while not comes.done() and time.monotonic() < until:
+            produce()
+            time.sleep(0.5)
+        all_sent.set()
+        comes_back = pool.submit(again.run, done)
+        assert stays.result(120).messages + comes.result(120).messages + comes_back.result(120).messages == 2 * sent[0]
+    assert second.counts.messages > 0
+    said = [one.message_id for one in stream.results()]
+    assert len(said) == len(set(said))
+    assert set(said) | set(stream.sent_on()) == stream.ids(sent[0]) | stream.ids(sent[0], partition=1)
 
 
 def test_a_change_of_the_stream_is_told_and_what_follows_goes_to_the_llm(stream):
