@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import dagster_run, money, partitions, pipeline, sensor, startup, writes
+from benchmarks import backfill, dagster_run, money, partitions, pipeline, sensor, startup, writes
 from benchmarks.measure import ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -46,7 +46,10 @@ def main() -> None:
         "runs": (_RUNS, lambda: dagster_run.table(pipeline.FLOORS, options.run_rows, options.runs, options.inputs)),
         "ledger": (_LEDGER, lambda: writes.table(options.rows, options.shard_sizes, options.inputs)),
         "sensor": (_SENSOR, lambda: sensor.table(["openai", "anthropic"], options.batches, options.ledgers)),
-        "partitions": (_PARTITIONS, lambda: partitions.table(options.days)),
+        "partitions": (
+            _PARTITIONS,
+            lambda: f"{partitions.table(options.days)}\n\n{_BACKFILL}\n\n{backfill.table(options.days)}",
+        ),
         "money": (_MONEY, money.table),
         "startup": (_STARTUP, startup.table),
     }
@@ -103,6 +106,9 @@ allow, and not for ten thousand."""
 _PARTITIONS = """## A year in one run
 
 Five rows a day, through the engine against the emulator."""
+_BACKFILL = """And as Dagster's runs, one that submits and one that lands: for all days together, as a backfill does by
+default, or for each. The runs are executed in one process: a launcher that starts a process for each adds its
+seconds. For each day a sample was measured, and multiplied."""
 _MONEY = """## Money
 
 A thousand rows, of which a fifth repeat another one's text, below a shared prefix of 2,000 tokens. Replies are

@@ -21,7 +21,7 @@ def test_the_benchmark_runs_and_prints_its_tables(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=290, check=False)
     assert done.returncode == 0, done.stderr
     rows = ["| openai | 300 |", "| anthropic | 300 |", "| 300 | 100 | 3 |", "| openai | sqlite | 20 | all have ended |"]
-    for row in (*rows, "| 5 | sent together", "| batch, identical rows once |"):
+    for row in (*rows, "| 5 | sent together", "| 5 | a run for each day | 10 |", "| batch, identical rows once |"):
         assert row in done.stdout
 
 
