@@ -9,6 +9,8 @@ The form of `modelOutput` is told from its fields, for the model is not named in
 Usage: Claude and Converse count cached input beside `input_tokens`; here it is part of it. Converse tells no reasoning
 tokens; they are in its output tokens.
 
+A line that is written as the vendor writes replies is read in one go; any other is taken apart step by step.
+
 Formats: https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference-results.html
 """
 
@@ -49,15 +51,36 @@ class _Line(Struct):
     error: Any = None
 
 
+class _Answered(Struct):
+    """The line of a reply as the vendor writes it."""
+
+    recordId: str  # noqa: N815
+    modelOutput: dict[str, Any]  # noqa: N815
+    error: None = None
+
+
 _LINE = msgspec.json.Decoder(_Line)
+_ANSWERED = msgspec.json.Decoder(_Answered)
 
 
 class _Unreadable(Exception):  # noqa: N818 -- not an error: the caller turns it into a Result
     """The output holds no reply; the message says why."""
 
 
+_WRONG = (_Unreadable, TypeError, ValueError, KeyError, AttributeError, IndexError)
+"""What reading an output of no known form can end in."""
+
+
 def read_line(line: bytes) -> Result:
     """One result line as one Result; `custom_id` is None where the line cannot be read."""
+    try:
+        read = _ANSWERED.decode(line)
+        return _named(_output(read.modelOutput), read.recordId)
+    except (*_WRONG, RecursionError):  # those of msgspec are ValueErrors
+        return _taken_apart(line)
+
+
+def _taken_apart(line: bytes) -> Result:
     stripped = line.removeprefix(_BOM).strip()
     if not stripped:
         return Result(None, Outcome.ERRORED, reason="blank line")
@@ -70,7 +93,11 @@ def read_line(line: bytes) -> Result:
         except (ValueError, RecursionError, msgspec.MsgspecError):
             return Result(None, Outcome.ERRORED, reason=f"unreadable line: {error}"[:_MAX_REASON_CHARS])
     custom_id = read.recordId if isinstance(read.recordId, str) else None
-    return _result(read)._replace(custom_id=custom_id)
+    return _named(_result(read), custom_id)
+
+
+def _named(result: Result, custom_id: str | None) -> Result:
+    return Result(custom_id, *result[1:])
 
 
 def _result(line: _Line) -> Result:
@@ -86,18 +113,22 @@ def _result(line: _Line) -> Result:
     if output is None:
         return Result(None, Outcome.ERRORED, reason="the line holds neither an output nor an error")
     try:
-        if not isinstance(output, Mapping):
-            raise _Unreadable("it is no object")
-        if output.get("type") == "error":
-            return _error(output.get("error"))
-        for field, reader in _READERS.items():
-            if output.get(field) is not None:
-                return _judged(reader(output))
-        raise _Unreadable("none of the known forms")
-    except (_Unreadable, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        return _output(output)
+    except _WRONG as error:
         text = raw.decode("utf-8", "replace")
         usage = _usage_anywhere(output)
         return Result(None, Outcome.INVALID, text, reason=f"unreadable reply: {error}"[:_MAX_REASON_CHARS], usage=usage)
+
+
+def _output(output: Any) -> Result:
+    if not isinstance(output, dict):
+        raise _Unreadable("it is no object")
+    if output.get("type") == "error":
+        return _error(output.get("error"))
+    for field, reader in _READERS.items():
+        if output.get(field) is not None:
+            return _judged(reader(output))
+    raise _Unreadable("none of the known forms")
 
 
 def _judged(result: Result) -> Result:
@@ -239,6 +270,6 @@ def _part(usage: Body, name: str) -> Body:
 def _count(usage: Body, *names: str) -> int:
     for name in names:
         value = usage.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return max(value, 0)
+        if type(value) is int:  # a flag is none
+            return max(0, value)
     return 0

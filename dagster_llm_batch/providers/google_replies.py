@@ -7,6 +7,8 @@ r"""Result lines of Gemini batches, of Vertex AI and of the Gemini API, read as 
 Thinking is billed as output, cached input is part of the prompt's tokens, and a total may be absent. A reply cut at the
 output limit has the finish_reason "length"; any other one is the vendor's word.
 
+A line that is written as the vendor writes replies is read in one go; any other is taken apart step by step.
+
 Formats: https://cloud.google.com/vertex-ai/generative-ai/docs/multimodal/batch-prediction-from-cloud-storage,
 https://ai.google.dev/gemini-api/docs/batch-api
 """
@@ -17,7 +19,7 @@ import json
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Raw, Struct, field
@@ -41,6 +43,8 @@ _STATUS_LINE = re.compile(r"\s*([A-Za-z][\w' -]*?)\s*:\s*(.*)", re.DOTALL)
 _PHRASES = {status.phrase.lower(): status.value for status in HTTPStatus}
 _MAX_REASON_CHARS = 1_000
 _NULL = Raw(b"null")
+_SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
+_NO = False
 
 
 class Line(Struct):
@@ -89,6 +93,25 @@ class _Reply(Struct):
     error: Any = None
 
 
+class _Replied(Struct):
+    candidates: list[_Candidate]
+    model_version: str | None = field(name="modelVersion", default=None)
+    usage: _Usage | None = field(name="usageMetadata", default=None)
+    error: None = None
+
+
+class _Answered(Struct):
+    """The line of a reply as the vendor writes it, to a file."""
+
+    response: _Replied
+    custom_id: str | None = None
+    key: str | None = None
+    metadata: None = None
+    status: Literal[""] | None = None
+    error: None = None
+
+
+_ANSWERED = msgspec.json.Decoder(_Answered)
 _LINE = msgspec.json.Decoder(Line)
 _REPLY = msgspec.json.Decoder(_Reply)
 _USAGE = msgspec.json.Decoder(_Usage, strict=False)  # counts are sometimes strings
@@ -96,6 +119,21 @@ _USAGE = msgspec.json.Decoder(_Usage, strict=False)  # counts are sometimes stri
 
 def read_google_line(line: bytes) -> Result:
     """One result line with a reply of Gemini."""
+    try:
+        answered = _ANSWERED.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _taken_apart(line)
+    reply = answered.response
+    text, finish = _said(reply.candidates)
+    if not text or finish in _WITHHELD:
+        return _taken_apart(line)
+    custom_id = answered.key if answered.custom_id is None else answered.custom_id
+    usage = None if reply.usage is None else _tokens(reply.usage)
+    finish = "length" if finish == _CUT_SHORT else finish
+    return Result(custom_id, _SUCCEEDED, text, None, None, _NO, finish, reply.model_version, usage)  # names take longer
+
+
+def _taken_apart(line: bytes) -> Result:
     read, result = read_parts(line)
     return result if read is None else _reply(bytes(read.response))._replace(custom_id=result.custom_id)
 
@@ -187,14 +225,11 @@ def _content(reply: _Reply) -> Result:
         if blocked:
             return Result(None, Outcome.INVALID, reason=f"the prompt was blocked: {blocked}", finish_reason=blocked)
         return Result(None, Outcome.INVALID, reason="the reply holds no candidate", retryable=True)
-    first = reply.candidates[0]
-    parts = (first.content.parts if first.content else None) or []
-    texts = [part.text for part in parts if part.text is not None and not part.thought]
-    text = "".join(texts) if texts else None
-    word = first.finish_reason
+    text, word = _said(reply.candidates)
     finish = "length" if word == _CUT_SHORT else word
     if word in _WITHHELD:
-        reason = ": ".join(part for part in (word, first.finish_message or "the provider withheld the reply") if part)
+        why = reply.candidates[0].finish_message or "the provider withheld the reply"
+        reason = f"{word}: {why}"
         return Result(None, Outcome.INVALID, text, reason=reason[:_MAX_REASON_CHARS], finish_reason=finish)
     if text is None and word != _CUT_SHORT:
         reason = f"the reply holds no text (finishReason: {word})"
@@ -202,11 +237,24 @@ def _content(reply: _Reply) -> Result:
     return Result(None, Outcome.SUCCEEDED, text or "", finish_reason=finish)
 
 
+def _said(candidates: list[_Candidate]) -> tuple[str | None, str | None]:
+    """The text of the first one, without its thoughts, and why it ends."""
+    if not candidates:
+        return None, None
+    first = candidates[0]
+    parts = (first.content.parts if first.content else None) or []
+    texts = [part.text for part in parts if part.text is not None and not part.thought]
+    return "".join(texts) if texts else None, first.finish_reason
+
+
 def _usage(raw: bytes) -> Usage | None:
     try:
-        read = _USAGE.decode(raw)
+        return _tokens(_USAGE.decode(raw))
     except (msgspec.MsgspecError, RecursionError):
         return None
+
+
+def _tokens(read: _Usage) -> Usage | None:
     if read.prompt_token_count is None and read.candidates_token_count is None:
         return None
     thoughts = read.thoughts_token_count or 0

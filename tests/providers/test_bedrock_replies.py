@@ -15,6 +15,7 @@ from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.providers.bedrock_replies import read_line
 from dagster_llm_batch.types import Outcome, PriceBasis, Result, Usage
 
+BOM = b"\xef\xbb\xbf"  # a line that starts with it is never read in one go
 LINES = Path(__file__).with_name("wire").joinpath("bedrock.jsonl").read_text(encoding="ascii")
 WIRE = [json.loads(line) for line in LINES.splitlines()]
 
@@ -84,3 +85,27 @@ values = st.recursive(
 def test_reading_never_raises_on_bent_lines_and_keeps_the_id(output, error):
     line = {"recordId": "r", "modelOutput": output, "error": error}
     assert read_line(json.dumps(line).encode()).custom_id == "r"
+
+
+@pytest.mark.parametrize("wire", WIRE, ids=[wire["name"] for wire in WIRE])
+def test_a_line_read_in_one_go_says_what_it_says_when_taken_apart(wire):
+    line = wire["line"].encode()
+    assert read_line(line) == read_line(BOM + line.removeprefix(BOM))
+
+
+@st.composite
+def bent_lines(draw):
+    """A documented line with one value anywhere in it replaced."""
+    value = json.loads(draw(st.sampled_from([wire["line"] for wire in WIRE if wire["line"].startswith("{")])))
+    node = value
+    while True:
+        key = draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+        if not isinstance(node[key], dict | list) or not node[key] or draw(st.booleans()):
+            node[key] = draw(values | st.floats(allow_nan=False) | st.sampled_from([1 << 63, 1 << 64, -(1 << 64)]))
+            return json.dumps(value).encode()
+        node = node[key]
+
+
+@given(bent_lines())
+def test_so_does_a_bent_one(line):
+    assert read_line(line) == read_line(BOM + line)

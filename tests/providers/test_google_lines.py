@@ -35,6 +35,7 @@ from dagster_llm_batch.types import (
 )
 
 LIMITS = Limits(10, 10_000)
+BOM = b"\xef\xbb\xbf"  # a line that starts with it is never read in one go
 WIRE = [json.loads(line) for line in Path(__file__).with_name("wire").joinpath("google.jsonl").open(encoding="ascii")]
 CLAUDE = VertexClaudeLines(RequestSpec("claude-x", params={"max_tokens": 9}), LIMITS)
 READERS = {"gemini": read_google_line, "claude": CLAUDE.decode}
@@ -88,6 +89,18 @@ def test_a_bent_line_has_one_outcome_and_a_reason_where_it_is_not_a_reply(bent):
     line, reader = bent
     result = READERS[reader](line)
     assert result.text is not None if result.outcome is Outcome.SUCCEEDED else result.reason
+
+
+@pytest.mark.parametrize("wire", WIRE, ids=[wire["name"] for wire in WIRE])
+def test_a_line_read_in_one_go_says_what_it_says_when_taken_apart(wire):
+    line, read = wire["line"].encode(), READERS[wire["reader"]]
+    assert read(line) == read(BOM + line.removeprefix(BOM))
+
+
+@given(bent_lines())
+def test_so_does_a_bent_one(bent):
+    line, reader = bent
+    assert READERS[reader](line) == READERS[reader](BOM + line)
 
 
 @pytest.mark.parametrize(
