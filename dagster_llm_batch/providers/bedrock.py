@@ -49,8 +49,8 @@ __all__ = ["BedrockProvider"]
 
 _ROLE = re.compile(r"arn:aws(?:-[^:]+)?:iam::(?P<account>[0-9]{12})?:role/.+")
 _S3 = re.compile(r"s3://(?P<bucket>[a-z0-9][-.a-z0-9]{1,61}[a-z0-9])(?:/(?P<prefix>[-!_*'().a-zA-Z0-9/]*))?")
-_PART_BYTES = 16 << 20
-_PARTS_AT_ONCE = 4  # so at most 64 MiB of an upload are in memory
+_PART_BYTES = 8 << 20  # of which S3 takes 10,000
+_PARTS_AT_ONCE = 2
 _PAGE = 1_000  # the most that one list call gives
 _HOURS = range(24, 169)
 _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
@@ -375,7 +375,9 @@ class BedrockProvider:
         self._aws()
         from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]  # noqa: PLC0415
 
-        return TransferConfig(_PART_BYTES, _PARTS_AT_ONCE, _PART_BYTES)
+        config = TransferConfig(_PART_BYTES, _PARTS_AT_ONCE, _PART_BYTES)
+        config.max_in_memory_upload_chunks = _PARTS_AT_ONCE  # else it reads ten parts ahead
+        return config
 
 
 def _with_bytes(value: dict[str, Any]) -> dict[str, Any]:

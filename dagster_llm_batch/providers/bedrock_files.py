@@ -141,6 +141,7 @@ class _Stream(io.BufferedIOBase):
             if size is not None and 0 <= size <= len(self._rest):
                 break
         end = len(self._rest) if size is None or size < 0 else size
-        taken = bytes(self._rest[:end])
+        with memoryview(self._rest) as rest:
+            taken = bytes(rest[:end])
         del self._rest[:end]
         return taken
