@@ -5,9 +5,10 @@ A request's id is a digest, so its first digits spread the rows evenly. Within a
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from contextlib import ExitStack
-from itertools import product
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,35 +16,32 @@ import pyarrow.compute as pc
 
 __all__ = ["PART_ROWS", "part_names", "read_part", "scatter"]
 
-PART_ROWS = 32_768
+PART_ROWS = 8_192
 """More rows than these are taken apart."""
 
-_DIGITS = "0123456789abcdef"
-_MOST_DIGITS = 2  # a part is an open file
+_DIGITS = 4
+_MOST_PARTS = 256  # a part is an open file
 
 
 def part_names(rows: int) -> list[str]:
-    """What request ids start with in each of the parts of a table of so many rows; one empty text for a small one."""
-    digits = 0
-    while rows > PART_ROWS * len(_DIGITS) ** digits and digits < _MOST_DIGITS:
-        digits += 1
-    return ["".join(name) for name in product(_DIGITS, repeat=digits)]
+    """The first digits of the least request id in each of the parts of a table of so many rows."""
+    count = min(max(-(-rows // PART_ROWS), 1), _MOST_PARTS)
+    return [f"{(number << 4 * _DIGITS) // count:0{_DIGITS}x}" for number in range(count)]
 
 
 def scatter(batches: Iterable[pa.RecordBatch], schema: pa.Schema, by: str, names: list[str], folder: Path) -> None:
     """Write each row into the file of its part in the new `folder`."""
     folder.mkdir()
-    digits = len(names[0])
     with ExitStack() as files:
-        parts = {name: files.enter_context(pa.ipc.new_file(str(folder / name), schema)) for name in names}
+        parts = [files.enter_context(pa.ipc.new_file(str(folder / name), schema)) for name in names]
         for batch in batches:
-            key = pc.utf8_slice_codeunits(batch.column(by), 0, digits)
+            key = pc.utf8_slice_codeunits(batch.column(by), 0, _DIGITS)
             order = pc.sort_indices(key)
-            sorted_batch, start = batch.take(order), 0
-            runs = pc.run_end_encode(key.take(order))
-            for name, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
-                parts[name].write_batch(sorted_batch.slice(start, end - start))
-                start = end
+            sorted_batch, keys = batch.take(order), key.take(order).to_pylist()
+            starts = [0, *(bisect_left(keys, name) for name in names[1:]), len(keys)]
+            for part, (start, end) in zip(parts, pairwise(starts), strict=True):
+                if start < end:
+                    part.write_batch(sorted_batch.slice(start, end - start))
 
 
 def read_part(folder: Path, name: str) -> pa.Table:

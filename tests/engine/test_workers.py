@@ -137,12 +137,12 @@ def test_labels_are_the_same_row_for_row(tmp_path: Any, house: House, urgent: st
     assert by_key(found[0].rejects) == by_key(found[1].rejects)
 
 
-@pytest.mark.parametrize("parts", [1, 16])
+@pytest.mark.parametrize("parts", [1, 10])
 @pytest.mark.parametrize("workers", [None, WORKERS], ids=["here", "workers"])
 def test_written_labels_are_the_same_rows_and_replace_the_older_ones(
     tmp_path: Any, house: House, workers: Pickled | None, parts: int, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("dagster_llm_batch.engine.scattering.PART_ROWS", 1_600 // parts)
+    monkeypatch.setattr("dagster_llm_batch.engine.scattering.PART_ROWS", 1_000 // parts)
     definition = labeling(workers=workers)
     submission_id = house.run(definition, tickets(1_000)).submission.submission_id
     folders = [f"{tmp_path}/table/region=1", f"{tmp_path}/rejects/region=1"]
