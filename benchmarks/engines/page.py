@@ -104,8 +104,9 @@ def plot(runs: Mapping[str, Runs], path: Path) -> None:
         if killed.killed_after is not None:
             memory = [mb for at, mb in killed.memory if at <= killed.killed_after]
             axes.plot(killed.killed_after, memory[-1] if memory else 0, "x", color="tab:red", label="killed here")
-        axes.set(title=_TITLES[name], xlabel="seconds since the start", xlim=(0, None), ylim=(0, None))
+        axes.set(title=_TITLES[name], xlabel="seconds since the start", xlim=(0, None))
         axes.grid(alpha=0.3)
+    panels[0].set_ylim(0)  # when all are drawn, for they share it
     panels[0].set_ylabel("memory of all processes, MB")
     panels[0].legend(frameon=False, loc="upper left", fontsize="small")
     figure.savefig(path, dpi=110)
