@@ -209,7 +209,14 @@ def _template(environment: jinja2.Environment, source: str, columns: Collection[
     if plain is not None:
         return plain
     compiled = environment.from_string(source)
-    return lambda row: compiled.render(row, row=row)
+    names = dict(compiled.globals)
+
+    def render(row: Mapping[str, Any]) -> str:
+        """As `compiled.render`, which puts Jinja's own names together for each row."""
+        context = compiled.new_context({**names, **row, _ROW: row}, shared=True)
+        return environment.concat(compiled.root_render_func(context))
+
+    return render
 
 
 @dataclass(frozen=True)
