@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import genai_prices.data  # noqa: F401  # which is loaded at the first price, and is no work either
 import pyarrow.parquet as pq
 
 import benchmarks.bare  # noqa: F401  # before the package
