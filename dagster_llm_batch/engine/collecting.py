@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -24,7 +26,7 @@ from dagster_llm_batch.core.results import RESULT_SCHEMA, Reconciler, ShardFacts
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.shards import RAW, RESULTS, beside, requests_of
-from dagster_llm_batch.errors import CredentialsError, RefusedError, TransientError
+from dagster_llm_batch.errors import CredentialsError, ProviderError, RefusedError, TransientError
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -74,6 +76,40 @@ class Collector:
             else:
                 break
         return path
+
+    def archive_all(
+        self, shards: Sequence[Shard], check: Callable[[], None]
+    ) -> Generator[tuple[list[Shard], ProviderError | None], None, None]:
+        """`archive` for several: the shards of each batch as they are there, or why they are not, in their order.
+
+        Some batches are downloaded while the caller reads what came before. `check` may raise before each. With
+        workers, which read many at once, all that are there come together.
+        """
+        by_batch: dict[tuple[str, ...], list[Shard]] = defaultdict(list)
+        for shard in shards:
+            by_batch[shard.provider, shard.account, shard.batch_id or shard.shard_id].append(shard)
+
+        def archived(some: list[Shard]) -> ProviderError | None:
+            try:
+                for shard in some:
+                    check()
+                    self.archive(shard)
+            except (TransientError, RefusedError) as error:
+                return error
+            return None
+
+        here: list[Shard] = []
+        pool = ThreadPoolExecutor(self._deployment.downloads_at_once, "dagster-llm-batch download")
+        try:
+            for some, error in zip(by_batch.values(), pool.map(archived, by_batch.values()), strict=True):
+                if error is not None or self._labeling.workers is None:
+                    yield some, error
+                else:
+                    here += some
+            if here:
+                yield here, None
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _fetch(self, shards: Sequence[Shard], at_least: int) -> None:
         """Download a batch's result lines into the raw files of its shards. One that is stored already stays."""

@@ -40,6 +40,7 @@ class Deployment:
     lease_wait_seconds: float = 0.0
     budgets: tuple[Budget, ...] = ()
     queue_limits: Mapping[str, QueueLimit] = field(default_factory=dict)
+    downloads_at_once: int = 4
 
     def leased(self, *submission_ids: str, wait_seconds: float | None = None) -> AbstractContextManager[Lease]:
         """Work on these submissions, and nobody else meanwhile; raises LeaseError where another process does."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -34,7 +35,6 @@ from dagster_llm_batch.errors import (
     CannotTellError,
     ConfigError,
     LLMBatchError,
-    RefusedError,
     TransientError,
 )
 from dagster_llm_batch.protocols import Provider
@@ -61,6 +61,7 @@ class Engine:
         lease_wait_seconds: float = 0.0,
         budgets: Sequence[Budget] = (),
         queue_limits: Mapping[str, QueueLimit] | None = None,
+        downloads_at_once: int = 4,
     ) -> None:
         self.ledger = ledger
         self.payloads = payloads
@@ -76,6 +77,7 @@ class Engine:
             lease_wait_seconds,
             tuple(budgets),
             queue_limits or {},
+            downloads_at_once,
         )
         self._poller = Poller(self._deployment)
 
@@ -220,18 +222,14 @@ class Engine:
             self.poll([one for shard in running for one in self.ledger.of_batch(shard)])  # one look for all that share
             collector = Collector(labeling, self._deployment)
             ended = [shard for shard in self.ledger.shards(submission_id) if shard.state in ENDED]
-            archived, errors = [], []
-            for shard in ended:
-                lease.check()
-                try:
-                    collector.archive(shard)
-                except (TransientError, RefusedError) as error:  # the others' results may be gone by the next time
-                    errors.append(error)
-                else:
-                    archived.append(shard)
-            if archived:
-                self._refuse_other_configuration(labeling, self.ledger.submission(submission_id))
-            collector.collect(archived, lease.check)
+            errors = []
+            with closing(collector.archive_all(ended, lease.check)) as archived:
+                for shards, error in archived:
+                    if error is not None:  # the others' results may be gone by the next time
+                        errors.append(error)
+                        continue
+                    self._refuse_other_configuration(labeling, self.ledger.submission(submission_id))
+                    collector.collect(shards, lease.check)
             if errors:
                 raise errors[0]
             status = self.status(submission_id)

@@ -74,6 +74,11 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
         ),
     )
 
+    downloads_at_once: int = Field(
+        default=4,
+        ge=1,
+        description="Batches of one submission whose results are downloaded at once, while others are read.",
+    )
     telemetry: bool = Field(
         default=False,
         description="OpenTelemetry spans of provider calls, and metrics of what lands. Needs the extra otel.",
@@ -122,6 +127,7 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
                     name: rules.QueueLimit(one.max_batches, one.max_requests, one.max_tokens)
                     for name, one in self.queue_limits.items()
                 },
+                downloads_at_once=self.downloads_at_once,
             )
         return self._engine
 
