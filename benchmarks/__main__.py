@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import backfill, dagster_run, money, partitions, pipeline, sensor, startup, writes
+from benchmarks import backfill, cores, dagster_run, money, partitions, pipeline, sensor, startup, writes
 from benchmarks.measure import ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -22,12 +22,13 @@ def main() -> None:
     parser.add_argument(
         "parts",
         nargs="*",
-        help="some of: pipeline, runs, ledger, sensor, partitions, money, startup (default: all, written)",
+        help="some of: pipeline, runs, cores, ledger, sensor, partitions, money, startup (default: all, written)",
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--services", nargs="+", default=["openai", "anthropic", "bedrock", "vertex"])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--run-rows", type=int, nargs="+", default=[100_000])
+    parser.add_argument("--caps", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--shard-sizes", type=int, nargs="+", default=[100, 1_000, 10_000, 50_000])
     parser.add_argument("--batches", type=int, nargs="+", default=[1_000, 10_000])
     parser.add_argument("--ledgers", nargs="+", default=list(sensor.LEDGERS))
@@ -44,6 +45,7 @@ def main() -> None:
     parts: dict[str, tuple[str, Callable[[], str]]] = {
         "pipeline": (_PIPELINE, measured_pipeline),
         "runs": (_RUNS, lambda: dagster_run.table(pipeline.FLOORS, options.run_rows, options.runs, options.inputs)),
+        "cores": (_CORES, lambda: cores.table(options.run_rows[-1], options.caps, options.inputs)),
         "ledger": (_LEDGER, lambda: writes.table(options.rows, options.shard_sizes, options.inputs)),
         "sensor": (_SENSOR, lambda: sensor.table(["openai", "anthropic"], options.batches, options.ledgers)),
         "partitions": (
@@ -88,6 +90,13 @@ _RUNS = """## Inside a Dagster run
 The same rows through `llm_batch_assets` in `wait` mode: one run in its own process submits, waits, collects and lands
 labels and rejects as Parquet, with metadata, previews and checks. Beside it a run of three assets and three checks that
 do nothing: what Dagster takes for itself. CPU seconds after the imports."""
+_CORES = """## Several shards at once
+
+The rows in eight shards, through OpenAI's mock over connections of 10 MB a second. Results of several batches are
+downloaded at once, while those that came before are read: `LLMBatchResource(downloads_at_once=…)`, 4 by default.
+Requests are sent one batch after the other, so that a crash leaves one in doubt and not several. Threads do not make
+reading faster, since Python reads in one at a time: who wants more cores for that gives `workers` to the dataset, which
+reads and encodes in processes of Spark or Ray. In brackets: CPU seconds by wall seconds."""
 _LEDGER = """## What the ledger writes
 
 From plan to labels, against the mock of OpenAI: `INSERT`, `UPDATE` and `DELETE` statements, and the rows that they

@@ -35,13 +35,15 @@ class Request:
 class Mock:
     """An ASGI application; services add their routes. `GET /calls` says how often each route was called.
 
-    `POST /pause` with `seconds` makes every further call take that much longer.
+    `POST /pause` with `seconds` makes every further call take that much longer, and with `bytes_a_second` no connection
+    faster than that.
     """
 
     def __init__(self) -> None:
         self._routes: list[tuple[str, re.Pattern[str], Callable[..., Reply]]] = []
         self._calls: Counter[str] = Counter()
         self._pause_seconds = 0.0
+        self._bytes_a_second: float | None = None
         self.route("GET", "/calls", lambda _request: dict(self._calls))
         self.route("POST", "/pause", self._pause)
 
@@ -56,6 +58,7 @@ class Mock:
         while more:
             message = await receive()
             pieces.append(message.get("body", b""))
+            await self._carry(pieces[-1])
             more = message.get("more_body", False)
         headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
         request = Request(headers, dict(parse_qsl(scope["query_string"].decode())), b"".join(pieces))
@@ -67,12 +70,20 @@ class Mock:
         head = [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": head})
         for start in range(0, len(body), _PIECE_BYTES):
-            await send({"type": "http.response.body", "body": body[start : start + _PIECE_BYTES], "more_body": True})
+            piece = body[start : start + _PIECE_BYTES]
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await self._carry(piece)
         await send({"type": "http.response.body"})
 
     def _pause(self, request: Request) -> Reply:
         self._pause_seconds = request.json()["seconds"]
+        self._bytes_a_second = request.json().get("bytes_a_second")
         return {}
+
+    async def _carry(self, piece: bytes) -> None:
+        """As long as a connection of that speed takes."""
+        if self._bytes_a_second is not None:
+            await asyncio.sleep(len(piece) / self._bytes_a_second)
 
     def _answer(self, method: str, path: str, request: Request) -> tuple[int, Reply]:
         for wanted, pattern, answer in self._routes:
