@@ -21,7 +21,7 @@ from dagster_llm_batch.engine.collecting import Collector, sum_costs
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.scattering import part_names, read_part, scatter
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.payloads import PayloadStore, release_memory
 from dagster_llm_batch.storage.records import Shard, Submission
 from dagster_llm_batch.types import Outcome, PriceBasis
 
@@ -93,6 +93,7 @@ class Landing:
         self.read_again(reread=reread)
         for manifest, results in self._parts():
             yield self._label(manifest, results, run_id)
+            release_memory()
 
     def _label(self, manifest: pa.Table, results: Sequence[pa.Table], run_id: str) -> Labeled:
         version = self.labeling.prompt_version
