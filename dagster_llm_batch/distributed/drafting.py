@@ -30,7 +30,7 @@ _LINES_AT_ONCE = 20_000  # small files are written some at once
 
 @dataclass(frozen=True)
 class _PartLines:
-    """Lines that are in a part. Which nonce they get is said to whom writes them."""
+    """Lines that are in a part. Which nonce they get is told to those who write them."""
 
     part: int
     rows: Sequence[int]
