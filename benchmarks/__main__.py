@@ -6,6 +6,7 @@ import argparse
 import datetime as dt
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,11 @@ def main() -> None:
         nargs="*",
         help="some of: pipeline, runs, cores, ledger, sensor, partitions, money, startup (default: all, written)",
     )
+    parser.add_argument(
+        "--keep", type=Path, help="a folder for the tables of the parts; the page is put together from it"
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--big-rows", type=int, nargs="*", default=[1_000_000], help="once, of services with a floor")
     parser.add_argument("--services", nargs="+", default=["openai", "anthropic", "bedrock", "vertex"])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--run-rows", type=int, nargs="+", default=[100_000])
@@ -36,10 +41,15 @@ def main() -> None:
     parser.add_argument("--inputs", type=Path, default=Path(tempfile.gettempdir()) / "dagster-llm-batch-benchmarks")
     options = parser.parse_args()
 
+    keep = options.keep or Path(tempfile.mkdtemp())
+    keep.mkdir(parents=True, exist_ok=True)
+
     def measured_pipeline() -> str:
         rows = list(pipeline.measure(options.services, options.rows, options.runs, options.inputs))
-        if not options.parts:
-            pipeline.plot(rows, PLOT)
+        floors = [one for one in options.services if one in pipeline.FLOORS]
+        rows += pipeline.measure(floors, options.big_rows, 1, options.inputs)
+        rows.sort(key=lambda row: (options.services.index(row.service), row.rows))
+        pipeline.plot(rows, keep / PLOT.name)
         return pipeline.table(rows)
 
     parts: dict[str, tuple[str, Callable[[], str]]] = {
@@ -57,24 +67,26 @@ def main() -> None:
     }
     if unknown := sorted(set(options.parts) - set(parts)):
         parser.error(f"there is no part {', '.join(unknown)}; the parts are {', '.join(parts)}")
-    written = []
     for name in options.parts or parts:
         text, make = parts[name]
-        written.append(f"{text}\n\n{make()}\n")
-        print(written[-1], flush=True)
-    if not options.parts:
-        day = dt.datetime.now(dt.UTC).date().isoformat()
-        machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}, {day}"
-        machine += f"; runs of each size: {options.runs}"
-        machine += f"; load {os.getloadavg()[2]:.0f} at its end"
-        PAGE.write_text("\n".join([_HEAD.format(machine=machine), *written]), encoding="utf-8")
-        print(f"written: {PAGE}")
+        told = f"{text}\n\n{make()}\n\n{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC; load {os.getloadavg()[1]:.0f}.\n"
+        (keep / f"{name}.md").write_text(told, encoding="utf-8")
+        print(told, flush=True)
+    missing = [name for name in parts if not (keep / f"{name}.md").exists()]
+    if missing or (options.parts and options.keep is None):
+        return
+    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}"
+    written = [(keep / f"{name}.md").read_text(encoding="utf-8") for name in parts]
+    PAGE.write_text("\n".join([_HEAD.format(machine=machine, runs=options.runs), *written]), encoding="utf-8")
+    shutil.copyfile(keep / PLOT.name, PLOT)
+    print(f"written: {PAGE}")
 
 
 _HEAD = """# Performance
 
-Written by `python -m benchmarks` ({machine}). Compare ratios, not seconds: floor and package take turns on the same
-machine, each in a process of its own, against a mock in another one.
+Written by `python -m benchmarks` ({machine}; runs of each size: {runs}, a million rows once). Compare ratios, not
+seconds: floor and package take turns on the same machine, each in a process of its own, against a mock in another one.
+Below each table stand its time and how many processes wanted the machine's cores then, over five minutes.
 """
 _PIPELINE = """## From rows to labels
 

@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 def test_the_benchmark_runs_and_prints_its_tables(tmp_path: Path) -> None:
     parts = ["pipeline", "runs", "cores", "ledger", "sensor", "partitions", "money"]
-    small = ["--rows", "300", "--services", "openai", "anthropic", "--runs", "1", "--days", "5", "--run-rows", "300"]
-    small += ["--caps", "2", "--shard-sizes", "100", "--batches", "20", "--ledgers", "sqlite"]
+    small = ["--rows", "300", "--big-rows", "400", "--runs", "1", "--services", "openai", "anthropic", "--days", "5"]
+    small += ["--run-rows", "300", "--caps", "2", "--shard-sizes", "100", "--batches", "20", "--ledgers", "sqlite"]
     command = [sys.executable, "-m", "benchmarks", *parts, *small, "--inputs", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=290, check=False)
     assert done.returncode == 0, done.stderr
-    rows = ["| openai | 300 |", "| anthropic | 300 |", "| 300 | 100 | 3 |", "| openai | sqlite | 20 | all have ended |"]
-    rows.append("read again by threads")
+    rows = ["| openai | 300 |", "| openai | 400 |", "| anthropic | 300 |", "| 300 | 100 | 3 |", "read again by threads"]
+    rows.append("| openai | sqlite | 20 | all have ended |")
     for row in (*rows, "| 5 | sent together", "| 5 | a run for each day | 10 |", "| batch, identical rows once |"):
         assert row in done.stdout
 

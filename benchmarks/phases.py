@@ -1,0 +1,71 @@
+"""The package phase by phase, over slow connections: wall and CPU seconds of each.
+
+python -m benchmarks.phases openai rows.parquet folder '{"url": …}' downloads-at-once requests-a-shard
+
+Connections carry so many bytes a second, as over the internet: at the speed of a loopback nothing waits for a network.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks import package  # isort: skip - before what it keeps Dagster away from
+from benchmarks.cores import THREADS
+from benchmarks.inputs import read_rows
+from benchmarks.measure import Work
+from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine.collecting import Collector
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
+
+_BYTES_A_SECOND = 10_000_000
+_CALL_SECONDS = 0.2
+
+
+def main(service: str, rows: str, folder: str, addresses: str, at_once: str, a_shard: str) -> None:
+    """Label the rows, phase by phase."""
+    where, house = json.loads(addresses), Path(folder)
+    engine = Engine(
+        {service: package.provider(service, where)},
+        Ledger(house / "ledger.sqlite"),
+        PayloadStore(house / "payloads"),
+        "benchmark",
+        downloads_at_once=int(at_once),
+    )
+    definition = package.labeling(service, max_requests_per_batch=int(a_shard))
+    slow = json.dumps({"seconds": _CALL_SECONDS, "bytes_a_second": _BYTES_A_SECOND}).encode()
+    with urllib.request.urlopen(f"{where['url']}/pause", slow):
+        work, took = Work(), {}
+
+    @contextmanager
+    def phase(name: str) -> Iterator[None]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        took[name] = (time.perf_counter() - wall, time.process_time() - cpu)
+
+    with phase("plan"):
+        submission_id = engine.plan(definition, read_rows(rows)).submission_id
+    with phase("submit"):
+        engine.submit(definition, submission_id)
+    with phase("collect"):
+        while not engine.collect(definition, submission_id).is_settled:
+            pass
+    with phase("labels"):
+        count = sum(len(part.labels) for part in engine.label_batches(definition, submission_id, run_id="benchmark"))
+    shards = engine.ledger.shards(submission_id)
+    reader = Collector(definition, engine._deployment)  # noqa: SLF001 - what no caller does: raw results read by threads
+    for threads in THREADS:
+        with phase(f"read by {threads}"), ThreadPoolExecutor(threads) as pool:
+            list(pool.map(reader.read, shards))
+    work.report(rows=count, took=took)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
