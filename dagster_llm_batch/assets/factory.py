@@ -109,6 +109,8 @@ def llm_batch_assets(
     if mode not in ("deferred", "wait"):
         msg = f"mode={mode!r} is neither 'deferred' nor 'wait'."
         raise ConfigError(msg)
+    if not poll_seconds > 0:
+        raise ConfigError(f"poll_seconds={poll_seconds!r} cannot be; it is more than 0.")
     check_frame(frame)
     dataset = Dataset(
         labeling=Labeling(

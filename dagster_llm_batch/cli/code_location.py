@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 import sys
 import tomllib
 import traceback
@@ -11,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +147,8 @@ class CodeLocation:
         upstream = self._repository.assets_defs_by_key.get(dataset.rows_key)
         if upstream is None:
             raise ConfigError(f"The rows asset {name} is not in {self.pointer}, so its rows cannot be loaded here.")
+        disabled = logging.root.manager.disable
+        logging.disable(logging.DEBUG)  # IO managers tell of each file
         try:
             rows = self._repository.load_asset_value(
                 dataset.rows_key,
@@ -154,6 +159,8 @@ class CodeLocation:
             where = "" if not self._instance.is_ephemeral else " (DAGSTER_HOME is not set)"
             msg = f"The rows asset {name} is not materialized{where}: {error}. Materialize it first."
             raise InputError(msg) from error
+        finally:
+            logging.disable(disabled)
         yield rows
 
     @contextmanager
@@ -173,8 +180,14 @@ class CodeLocation:
             with dg.build_resources(wanted, instance=self._instance) as built:
                 yield built
         except dg.DagsterInvalidConfigError as error:  # its message may hold values
-            reasons = "; ".join(one.message for one in error.errors)
+            reasons = "; ".join(_reason(one.message) for one in error.errors)
             raise ConfigError(f"The resources {', '.join(sorted(wanted))} are not configured: {reasons}") from error
+
+
+def _reason(message: str) -> str:
+    """What Dagster says of a setting, without the stack trace that it may add."""
+    said = message.partition("\nStack Trace:")[0].strip().splitlines()
+    return re.sub(r"^[\w.]+Error: ", "", said[-1])
 
 
 def _instance() -> dg.DagsterInstance:
@@ -189,6 +202,8 @@ def _instance() -> dg.DagsterInstance:
 def _load(pointer: Pointer, folder: str) -> dg.RepositoryDefinition:
     if pointer.python_file and not Path(folder, pointer.python_file).is_file():
         raise click.UsageError(f"There is no file {Path(folder, pointer.python_file)}.")
+    if pointer.module_name and not _is_there(pointer.module_name, folder):
+        raise click.UsageError(f"There is no module {pointer.module_name}, neither in {folder} nor installed.")
     try:
         repository = load_repository(
             module_name=pointer.module_name,
@@ -203,6 +218,12 @@ def _load(pointer: Pointer, folder: str) -> dg.RepositoryDefinition:
     if repository is None:
         raise ConfigError(f"There are no Dagster definitions in {pointer}.")
     return repository
+
+
+def _is_there(module: str, folder: str) -> bool:
+    """Whether the package that holds this module can be found; imports nothing."""
+    top = module.partition(".")[0]
+    return PathFinder.find_spec(top, [folder, *sys.path]) is not None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import click
 from rich.text import Text
 
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
-from dagster_llm_batch.cli.show import age, cell, console, money, print_json
+from dagster_llm_batch.cli.show import age, cell, console, counted, money, print_json
 from dagster_llm_batch.cli.where import Where, ledger_command
 from dagster_llm_batch.core.price_age import newest_price_change
 from dagster_llm_batch.core.pricing import tariff
@@ -127,7 +127,8 @@ def _ledger(where: Where) -> Finding:
     if missing is not None:
         return Finding("ledger", Verdict.OK, f"none yet at {missing}; the first submission makes it")
     under_way = len(where.ledger.progress(where.namespace))
-    said = f"{where.ledger!r} answers; {under_way} submissions under way in namespace '{where.namespace}'"
+    submissions = counted(under_way, "submission", "submissions")
+    said = f"{where.ledger!r} answers; {submissions} under way in namespace '{where.namespace}'"
     return Finding("ledger", Verdict.OK, said)
 
 

@@ -12,7 +12,13 @@ __all__ = ["emulate_command"]
 
 @click.command("emulate", cls=Command, short_help="Emulated providers on loopback. Answers are simulated.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port; 0 (the default) takes a free one.")
-@click.option("--pace-seconds", type=float, default=2.0, show_default=True, help="Seconds a batch stays in each state.")
+@click.option(
+    "--pace-seconds",
+    type=click.FloatRange(0),
+    default=2.0,
+    show_default=True,
+    help="Seconds a batch stays in each state.",
+)
 @click.option("--key", "keys", multiple=True, help="Accepted API key, repeatable.")
 @click.option("--all", "everything", is_flag=True, help="Local S3 and Cloud Storage too, for Bedrock and Vertex AI.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides ids and the order of result rows.")

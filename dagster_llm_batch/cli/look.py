@@ -132,9 +132,9 @@ def _facts(ledger: Ledger, one: Submission) -> list[list[object]]:
         ("in real time", dollars(one.realtime_usd)),
         ("saved", dollars(saved)),
         ("prices", one.price_basis.value if one.price_basis else None),
-        ("created", one.created_at),
-        ("settled", one.settled_at),
-        ("landed", one.delivered_at),
+        ("created (UTC)", one.created_at),
+        ("settled (UTC)", one.settled_at),
+        ("landed (UTC)", one.delivered_at),
         ("run", one.run_id),
         ("reuses", ", ".join(other[:SHORT_ID] for other in one.reused_from) or None),
         ("namespace", one.namespace),
@@ -154,7 +154,7 @@ _SHARD_COLUMNS = [
     "failed",
     "bytes",
     "USD",
-    "ended",
+    "ended (UTC)",
     "reason",
 ]
 

@@ -12,7 +12,7 @@ import click
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.finding import find_dataset, partitions_of, partitions_options
-from dagster_llm_batch.cli.show import SHORT_ID, console, dollars, money, print_json, print_table, table
+from dagster_llm_batch.cli.show import SHORT_ID, console, counted, dollars, money, print_json, print_table, table
 from dagster_llm_batch.cli.where import Where, code_location_command
 from dagster_llm_batch.engine.previewing import Preview
 
@@ -155,7 +155,7 @@ def _facts(plan: Planned) -> list[list[object]]:
         ("rows", f"{one.rows:,}"),
         ("requests", f"{one.requests:,}"),
         ("of these reused", f"{one.reused:,}"),
-        ("to send", f"{one.to_send:,} in {len(one.shards):,} batches, {one.bytes:,} bytes"),
+        ("to send", f"{one.to_send:,} in {counted(len(one.shards), 'batch', 'batches')}, {one.bytes:,} bytes"),
         ("tokens", f"about {one.input_tokens:,} in, at most about {one.output_tokens:,} out"),
         ("estimate", dollars(one.estimated_usd)),
         ("in real time", dollars(one.realtime_usd)),

@@ -7,7 +7,7 @@ from datetime import timedelta
 import click
 
 from dagster_llm_batch.cli.commands import Command, confirm, json_option
-from dagster_llm_batch.cli.show import SHORT_ID, print_json, print_table
+from dagster_llm_batch.cli.show import SHORT_ID, counted, print_json, print_table
 from dagster_llm_batch.cli.where import Where, ledger_command
 from dagster_llm_batch.engine.pruning import Pruning
 
@@ -57,7 +57,9 @@ def _print(where: Where, found: Pruning) -> None:
         size = sum(file.bytes for file in found.left_behind)
         rows.append([None, None, None, None, len(found.left_behind), size, "left behind by a killed plan"])
     columns = ["submission", "asset", "partition", "created (UTC)", "files", "bytes", "why"]
-    print_table(columns, rows, title=f"{found.kept} submissions keep their files")
+    if rows:
+        print_table(columns, rows)
+    click.echo(counted(found.kept, "submission keeps its files", "submissions keep their files") + ".")
     if found.foreign:
         click.echo(
             f"{len(found.foreign)} files belong to submissions that this ledger does not know, and stay. Does another "

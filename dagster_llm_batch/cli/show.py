@@ -24,6 +24,7 @@ __all__ = [
     "as_json",
     "cell",
     "console",
+    "counted",
     "dollars",
     "money",
     "print_json",
@@ -94,6 +95,11 @@ def dollars(amount: Decimal | None) -> str | None:
     """The same with its unit."""
     shown = money(amount)
     return None if shown is None else f"{shown} USD"
+
+
+def counted(number: int, one: str, more: str) -> str:
+    """`1 batch`, `2 batches`."""
+    return f"{number:,} {one if number == 1 else more}"
 
 
 def when(moment: datetime) -> str:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.finding import find_submission, partition_option
-from dagster_llm_batch.cli.show import Money, console, print_json, table
+from dagster_llm_batch.cli.show import Money, console, counted, print_json, table
 from dagster_llm_batch.cli.where import Where, ledger_command
 from dagster_llm_batch.engine.pace import Pace, pace, usual_duration
 from dagster_llm_batch.errors import LLMBatchError
@@ -61,7 +61,8 @@ def watch_command(
 ) -> None:
     """Watch submissions that are under way: all, or one. With --json one line for each look.
 
-    It only looks: that labels land is the work of Dagster's sensor. Ctrl-C stops watching, and nothing else.
+    It only looks: labels are landed by Dagster's sensor, or by a run that you start. Ctrl-C stops watching, and
+    nothing else.
     """
     if poll and not where.has_code:
         raise click.UsageError("--poll asks providers, which only a code location knows: give -m or -f.")
@@ -113,7 +114,8 @@ class _Watched:
         ours = [shard for shard in flying if accounts.get(shard.provider) == shard.account]
         notes = []
         if len(ours) < len(flying):
-            notes.append(f"{len(flying) - len(ours)} batches are of accounts that are not configured here")
+            others = counted(len(flying) - len(ours), "batch is of an account", "batches are of accounts")
+            notes.append(f"{others} not configured here")
         try:
             engine.poll(ours)
         except LLMBatchError as error:

@@ -44,7 +44,7 @@ class MultiRun(dg.Model):
     """Several runs."""
 
     type: Literal["multi_run"]
-    max_partitions_per_run: int = Field(default=1, description="Neighbouring partitions that share a run.")
+    max_partitions_per_run: int = Field(default=1, ge=1, description="Neighbouring partitions that share a run.")
 
 
 def _backfill_policy(context: dg.ResolutionContext, given: SingleRun | MultiRun | None) -> dg.BackfillPolicy | None:

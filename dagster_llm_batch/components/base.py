@@ -1,10 +1,12 @@
 """What all components share: attributes are a factory's arguments, specs can be translated, errors name their line."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Self
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import dagster as dg
 from dagster.components.utils.translation import TranslationFn, TranslationFnResolver
@@ -63,9 +65,19 @@ class FactoryComponent(dg.Component, dg.Resolvable):
     def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:
         """From YAML. What cannot work is refused here, where the lines are known."""
         component: Self = super().resolve_from_model(context, model)
+        component._refuse_text(context)
         with pointing_at(context, path_about(type(model).model_fields)):
             _ = component.assets
         return component
+
+    def _refuse_text(self, context: dg.ResolutionContext) -> None:
+        """Dagster takes text for every attribute, since it may be a template: what it stayed is looked at here."""
+        yaml_names = {python: name for name, python in self.renamed.items()}
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name, None)
+            if isinstance(value, str) and not _may_be_text(kind):
+                with pointing_at(context.at_path(yaml_names.get(name, name))):
+                    raise ConfigError(f"{name}={value!r} is text, and no template that gives {_told(kind)}.")
 
     @cached_property
     def assets(self) -> list[dg.AssetsDefinition]:
@@ -99,6 +111,15 @@ class FactoryComponent(dg.Component, dg.Resolvable):
         """The assets and their checks."""
         del context
         return dg.Definitions(assets=self.assets)
+
+
+def _may_be_text(kind: Any) -> bool:
+    choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return any(one in (Any, str) or get_origin(one) in (Literal, ClassVar) for one in choices)
+
+
+def _told(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else re.sub(r"\b[a-z_.]+\.(?=[A-Z])", "", str(kind))
 
 
 def _parameters(factory: Callable[..., Any]) -> list[str]:

@@ -68,11 +68,17 @@ def block(
 ) -> dg.Resolver:
     """An attribute that is a block of settings, from which `make` makes the value."""
 
-    def resolve(context: dg.ResolutionContext, given: BaseModel | None) -> Any:
+    def resolve(context: dg.ResolutionContext, given: Any) -> Any:
         if given is None:
             return None
         with pointing_at(context):
-            return make(**templated(context, given.model_dump(exclude_unset=True)))
+            if not isinstance(given, BaseModel):  # a template has given the value itself
+                return given
+            values = templated(context, given.model_dump(exclude_unset=True))
+            try:
+                return make(**values)
+            except TypeError as error:  # text where a number belongs, or the like
+                raise ConfigError(f"{values} are not of the right types: {error}.") from error
 
     return dg.Resolver(
         resolve, model_field_type=settings | None, description=description, examples=list(examples) or None

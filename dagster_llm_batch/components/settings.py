@@ -169,9 +169,9 @@ def _text(context: dg.ResolutionContext, settings: PromptSettings, part: str) ->
 
 
 def _response(context: dg.ResolutionContext, given: Any) -> Any:
-    if isinstance(given, EmbeddingSettings):
-        return Embedding(given.dimensions)
     with pointing_at(context):
+        if isinstance(given, EmbeddingSettings):
+            return Embedding(given.dimensions)
         found = templated(context, given) if isinstance(given, str) else given  # a JSON Schema is data
         if isinstance(found, str):
             found = import_object(context, found)

@@ -30,6 +30,10 @@ def check_json_schema(schema: Mapping[str, Any]) -> None:
             f"{schema.get('type')!r} with properties {list(schema.get('properties', {}))}."
         )
         raise ResponseSchemaError(msg)
+    if strangers := [name for name in schema.get("required", ()) if name not in schema["properties"]]:
+        raise ResponseSchemaError(
+            f"The response schema requires {strangers}, which its properties lack: {list(schema['properties'])}."
+        )
     resolver = _NO_OTHERS.resolver_with_root(DRAFT202012.create_resource(dict(schema)))
     for reference in _references(schema):
         try:

@@ -71,7 +71,7 @@ def get_submissions(connection: sa.Connection, ids: Sequence[str], *, lock: bool
     query = sa.select(SUBMISSION).where(SUBMISSION.c.submission_id.in_(ids)).order_by(SUBMISSION.c.submission_id)
     rows = connection.execute(query.with_for_update() if lock else query).mappings().all()
     if missing := set(ids) - {row["submission_id"] for row in rows}:
-        raise LedgerError(f"The ledger has no submission {min(missing)}. Look at the ids with Ledger.submissions.")
+        raise LedgerError(f"The ledger has no submission {min(missing)}. `dagster-llm-batch list` names them.")
     return [from_row(Submission, row) for row in rows]
 
 
@@ -86,7 +86,9 @@ def check_open(submission: Submission, wish: str) -> None:
 
 def unknown_shard(shard_id: str) -> LedgerError:
     """The error for a shard id that the ledger does not have."""
-    return LedgerError(f"The ledger has no shard {shard_id}. Nothing was changed. Look at the ids with Ledger.shards.")
+    return LedgerError(
+        f"The ledger has no shard {shard_id}. Nothing was changed. `dagster-llm-batch show` names those that there are."
+    )
 
 
 def illegal_move(shard_id: str, state: ShardState, move: Move) -> IllegalMoveError:

@@ -126,7 +126,7 @@ def test_batches_of_another_account_are_not_asked_about_and_counted(project):
     project.emulator.settle()
     project.change("timeout_seconds=10", 'timeout_seconds=10, account="another"')
     look = json.loads(project.on_file("watch", "--poll", "--once", "--json").stdout)
-    assert look["notes"] == ["1 batches are of accounts that are not configured here"]
+    assert look["notes"] == ["1 batch is of an account not configured here"]
     assert look["submissions"][0]["shards"] == {"submitted": 1}
 
 
