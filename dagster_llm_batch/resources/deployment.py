@@ -76,7 +76,6 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
 
     downloads_at_once: int = Field(
         default=4,
-        ge=1,
         description="Batches of one submission whose results are downloaded at once, while others are read.",
     )
     telemetry: bool = Field(
