@@ -63,8 +63,6 @@ class Engine:
         queue_limits: Mapping[str, QueueLimit] | None = None,
         downloads_at_once: int = 4,
     ) -> None:
-        if downloads_at_once < 1:
-            raise ConfigError(f"downloads_at_once={downloads_at_once}: at least one batch is downloaded at once.")
         self.ledger = ledger
         self.payloads = payloads
         self.namespace = namespace
