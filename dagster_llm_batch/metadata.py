@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.core.labeling import PROVENANCE, Labeled
 from dagster_llm_batch.engine import Labeling, Status
-from dagster_llm_batch.engine.collecting import sum_costs
 from dagster_llm_batch.engine.pace import Pace
+from dagster_llm_batch.engine.status import sum_costs
 from dagster_llm_batch.progress import progress_bar, progress_text
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.storage.records import Shard

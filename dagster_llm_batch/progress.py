@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from dagster_llm_batch.engine import Engine, Status
+from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.pace import LOOKED_AT, Pace, pace, usual_duration
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.records import Progress
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.engine import Engine
 
 __all__ = ["age_text", "has_moved", "pace_of", "pace_text", "progress_bar", "progress_text", "together", "usual_of"]
 

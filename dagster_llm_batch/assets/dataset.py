@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import dagster as dg
@@ -12,9 +12,12 @@ import dagster as dg
 from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.checks import ChecksPolicy
-from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.resources import LLMBatchResource
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.engine import Engine
 
 __all__ = ["ROLE_TAG", "Dataset", "RowsContext", "RowsFunction", "dataset_of"]
 

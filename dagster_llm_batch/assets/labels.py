@@ -3,7 +3,7 @@
 import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -11,7 +11,7 @@ from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.output import write_output
 from dagster_llm_batch.assets.partitions import each_partition, landed
 from dagster_llm_batch.checks import check_specs, verdicts
-from dagster_llm_batch.engine import Engine, Status
+from dagster_llm_batch.engine import Status
 from dagster_llm_batch.errors import ConfigError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.metadata import (
     column_lineage,
@@ -22,6 +22,9 @@ from dagster_llm_batch.metadata import (
 )
 from dagster_llm_batch.progress import pace_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.engine import Engine
 
 __all__ = ["labels_asset"]
 
@@ -80,7 +83,7 @@ class _Landing:
         self.checks = check_specs(labels.key, dataset.checks, dataset.partitions_def)
 
     def land(
-        self, context: dg.AssetExecutionContext, engine: Engine, partition: str | None, news: Collection[str]
+        self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None, news: Collection[str]
     ) -> Iterator[Any]:
         """The events of one partition: its tables if it is settled, else an observation of how far it is.
 
@@ -131,7 +134,7 @@ class _Landing:
             )
             engine.ledger.deliver(submission.submission_id)  # Dagster knows of it by now; else the sensor sees to it
 
-    def send_together(self, context: dg.AssetExecutionContext, engine: Engine, partitions: list[str]) -> set[str]:
+    def send_together(self, context: dg.AssetExecutionContext, engine: "Engine", partitions: list[str]) -> set[str]:
         """Bring all partitions as far as they go without sending, then send what is to be asked again in few batches.
 
         Returns the submissions that were settled by it. What is in the way of one is told when it is landed.
@@ -161,13 +164,13 @@ class _Landing:
         dataset = self._dataset
         return dict(write_output(context, spec, dataset.io_manager_key, partition, table, dataset.frame))
 
-    def _measure(self, context: dg.AssetExecutionContext, engine: Engine, submission_id: str) -> None:
+    def _measure(self, context: dg.AssetExecutionContext, engine: "Engine", submission_id: str) -> None:
         if self._dataset.resource(context).telemetry:
             from dagster_llm_batch.telemetry import measure  # noqa: PLC0415 - its API is an extra
 
             measure(engine, self._dataset.labeling, submission_id)
 
-    def _finish_superseded(self, context: dg.AssetExecutionContext, engine: Engine, partition: str) -> None:
+    def _finish_superseded(self, context: dg.AssetExecutionContext, engine: "Engine", partition: str) -> None:
         """Take home what earlier submissions of the partition have been billed for: its answers can serve again."""
         labeling = self._dataset.labeling
         for older in engine.ledger.history(engine.namespace, labeling.asset, partition)[1:]:
@@ -185,7 +188,7 @@ class _Landing:
                 self._measure(context, engine, older.submission_id)
                 engine.ledger.deliver(older.submission_id)
 
-    def _advance(self, context: dg.AssetExecutionContext, engine: Engine, submission_id: str) -> Status:
+    def _advance(self, context: dg.AssetExecutionContext, engine: "Engine", submission_id: str) -> Status:
         """As far as it goes now; in `wait` mode until it is settled."""
         dataset = self._dataset
         told = ""

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from decimal import Decimal
 
 import pyarrow as pa
 
@@ -33,7 +32,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Shard
 from dagster_llm_batch.types import BatchStatus
 
-__all__ = ["Collector", "sum_costs"]
+__all__ = ["Collector"]
 
 _FETCHES = 3
 _LINES_AT_ONCE = 256
@@ -233,9 +232,3 @@ def _refuse_fewer(lines: int, at_least: int, shard: Shard) -> None:
         raise TransientError(
             f"{lines} result lines came of {at_least} that batch {shard.batch_id} reports; the rest is waited for"
         )
-
-
-def sum_costs(shards: list[Shard]) -> Decimal | None:
-    """What collected shards cost together; None where one is not known."""
-    costs = [shard.cost_usd for shard in shards]
-    return None if any(cost is None for cost in costs) else sum((c for c in costs if c is not None), Decimal(0))

@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.core.labeling import Labeled, label
-from dagster_llm_batch.engine.collecting import Collector, sum_costs
+from dagster_llm_batch.engine.collecting import Collector
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.scattering import part_names, read_part, scatter
+from dagster_llm_batch.engine.status import sum_costs
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore, release_memory
 from dagster_llm_batch.storage.records import Shard, Submission

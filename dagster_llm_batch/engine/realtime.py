@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from dagster_llm_batch.engine.definition import Labeling
-from dagster_llm_batch.engine.engine import Engine
 from dagster_llm_batch.engine.status import Status
 from dagster_llm_batch.errors import TransientError
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.engine import Engine
 
 __all__ = ["answer_now", "in_real_time", "marked"]
 

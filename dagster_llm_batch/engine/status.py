@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from decimal import Decimal
 
 from dagster_llm_batch.states import ENDED, ShardState
 from dagster_llm_batch.storage.records import Shard, Submission
 
-__all__ = ["Status"]
+__all__ = ["Status", "sum_costs"]
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,9 @@ class Status:
     @property
     def total(self) -> int:
         return sum(shard.requests for shard in self.shards)
+
+
+def sum_costs(shards: list[Shard]) -> Decimal | None:
+    """What collected shards cost together; None where one is not known."""
+    costs = [shard.cost_usd for shard in shards]
+    return None if any(cost is None for cost in costs) else sum((c for c in costs if c is not None), Decimal(0))

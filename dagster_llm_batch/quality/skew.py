@@ -10,7 +10,7 @@ provider, and go through ledger and budgets as a submission of their own: asked 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pyarrow as pa
@@ -22,7 +22,7 @@ from dagster_llm_batch.assets.partitions import each_partition
 from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.core.identity import configuration_fingerprint
 from dagster_llm_batch.core.rows import record_batches
-from dagster_llm_batch.engine import Engine, Labeling, Status
+from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.realtime import answer_now, in_real_time, marked
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation import Target, plain_text
@@ -32,6 +32,9 @@ from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.quality.stored import StoredTables
 from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest, quiet_check_spec
 from dagster_llm_batch.types import Lane
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.engine import Engine
 
 __all__ = ["skew_assets"]
 
@@ -199,7 +202,7 @@ class _Skew:
     tabling: Tabling
 
     def compute(
-        self, context: dg.AssetExecutionContext, engine: Engine, partition: str | None
+        self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None
     ) -> tuple[Computed, Computed]:
         """The sample side by side, and the figures."""
         batch = self._drawn(context, engine, partition)
@@ -221,7 +224,7 @@ class _Skew:
             Computed(skew_to_arrow(skews), metadata, _DOCS, verdicts),
         )
 
-    def _drawn(self, context: dg.AssetExecutionContext, engine: Engine, partition: str | None) -> pa.Table:
+    def _drawn(self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None) -> pa.Table:
         """The labels of the sample. Raises ConfigError where they were made in another way than the present one."""
         dataset, key = self.dataset, self.labeling.key
         labeling = dataset.labeling
@@ -244,7 +247,7 @@ class _Skew:
         return labels.filter(pa.array([one in drawn for one in labels[key].to_pylist()], pa.bool_()))
 
     def _asked(
-        self, context: dg.AssetExecutionContext, engine: Engine, partition: str | None, batch: pa.Table
+        self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None, batch: pa.Table
     ) -> tuple[pa.Table, Status]:
         """What is said in real time of the rows of `batch`; rejects are rows without a label."""
         rows = _with_keys(self.dataset.load_rows(context, partition), self.labeling.key, batch[self.labeling.key])
@@ -256,7 +259,7 @@ class _Skew:
         engine.ledger.deliver(planned.submission_id)
         return pa.concat_tables([labeled.labels, labeled.rejects], promote_options="default"), status
 
-    def _refuse_other_requests(self, engine: Engine, submission_id: str, manifest: str, batch: pa.Table) -> None:
+    def _refuse_other_requests(self, engine: "Engine", submission_id: str, manifest: str, batch: pa.Table) -> None:
         """Before anything is paid for."""
         requests = engine.payloads.read_table(manifest, ["llm_request_id"])["llm_request_id"]
         if pc.any(pc.is_in(batch["llm_request_id"].cast(pa.string()), value_set=requests.cast(pa.string()))).as_py():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
-from dagster_llm_batch.engine import Engine, rules
+from dagster_llm_batch.engine import rules
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.resources.own import CommandBatchResource, RayBatchResource, SlurmBatchResource
 from dagster_llm_batch.resources.vendors import (
@@ -18,8 +18,9 @@ from dagster_llm_batch.resources.vendors import (
     OpenAIBatchResource,
     VertexBatchResource,
 )
-from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.payloads import PayloadStore
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.engine import Engine
 
 __all__ = ["Budget", "LLMBatchResource", "QueueLimit"]
 
@@ -114,6 +115,10 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
     def engine(self) -> Engine:
         """The engine over this ledger, payload store and these providers; opened on first use."""
         if self._engine is None:
+            from dagster_llm_batch.engine.engine import Engine  # noqa: PLC0415 - it loads all that a run needs
+            from dagster_llm_batch.storage.ledger import Ledger  # noqa: PLC0415 - as above
+            from dagster_llm_batch.storage.payloads import PayloadStore  # noqa: PLC0415 - as above
+
             ledger_url, payload_root = self.places()
             self._engine = Engine(
                 providers=self.providers(self._folder),

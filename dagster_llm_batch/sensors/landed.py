@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.metadata import SUBMISSION_KEY
 from dagster_llm_batch.storage.records import Submission
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.engine import Engine
 
 __all__ = ["landed"]
 

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from dagster_llm_batch.engine import Engine
-from dagster_llm_batch.engine.outlook import Outlook
 from dagster_llm_batch.engine.pace import Pace, pace
 from dagster_llm_batch.errors import CannotTellError, LeaseError, LLMBatchError
 from dagster_llm_batch.metadata import status_metadata
@@ -24,6 +23,10 @@ from dagster_llm_batch.sensors.landing_runs import RANGE_TAGS, Group, Partitions
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.records import Progress, Shard, Submission
 from dagster_llm_batch.types import BatchStatus
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.engine import Engine
+    from dagster_llm_batch.engine.outlook import Outlook
 
 __all__ = ["Tick"]
 
