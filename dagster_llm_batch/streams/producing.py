@@ -95,9 +95,13 @@ def transaction(producer: Producer, seconds: float) -> Iterator[None]:
     try:
         yield
         producer.commit_transaction(seconds)
-    except BaseException:
-        with suppress(confluent().KafkaException):  # fenced, or the broker is away: it aborts by itself
-            producer.abort_transaction(5)
+    except BaseException as error:
+        try:
+            if isinstance(error, confluent().KafkaException):
+                producer.poll(0)  # raises why a message was refused, which says more
+        finally:
+            with suppress(confluent().KafkaException):  # fenced, or the broker is away: it aborts by itself
+                producer.abort_transaction(5)
         raise
 
 
@@ -124,11 +128,10 @@ def flush(producer: Producer, seconds: float, what: str) -> None:
 
 def produce(producer: Producer, topic: str, messages: Sequence[Outgoing]) -> None:
     """Hand messages to the client. That the broker has them is known after a commit, or `flush`."""
-    wrong: list[Any] = []
 
     def delivered(error: Any, _: Any) -> None:
         if error is not None:
-            wrong.append(error)
+            raise as_ours(error, f"Producing to topic '{topic}'")  # from whatever call serves this report
 
     for one in messages:
         given: dict[str, Any] = {"key": one.key, "headers": list(one.headers), "on_delivery": delivered}
@@ -138,5 +141,3 @@ def produce(producer: Producer, topic: str, messages: Sequence[Outgoing]) -> Non
             producer.flush(30)
             producer.produce(topic, one.value, **given)
         producer.poll(0)
-    if wrong:
-        raise as_ours(wrong[0], f"Producing to topic '{topic}'")
