@@ -106,9 +106,9 @@ _CORES = """## Several shards at once
 
 The rows in eight shards, through OpenAI's mock over connections of 10 MB a second. Results of several batches are
 downloaded at once, while those that came before are read: `LLMBatchResource(downloads_at_once=…)`, 4 by default.
-Requests are sent one batch after the other, so that a crash leaves one in doubt and not several. Threads do not make
-reading faster, since Python reads in one at a time: who wants more cores for that gives `workers` to the dataset, which
-reads and encodes in processes of Spark or Ray. In brackets: CPU seconds by wall seconds."""
+Requests are sent one batch after the other, so that a crash leaves one in doubt and not several. Threads make reading
+hardly faster, since most of it is Python, which runs in one at a time: who wants more cores for that gives `workers` to
+the dataset, which reads and encodes in processes of Spark or Ray. In brackets: CPU seconds by wall seconds."""
 _LEDGER = """## What the ledger writes
 
 From plan to labels, against the mock of OpenAI: `INSERT`, `UPDATE` and `DELETE` statements, and the rows that they
