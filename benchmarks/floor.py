@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Struct
 
-import benchmarks.bare  # noqa: F401  # before Arrow
+import benchmarks.bare  # noqa: F401  # before the first array
 from benchmarks.inputs import ASK, read_rows
 from benchmarks.labels import Label
 from benchmarks.measure import Work

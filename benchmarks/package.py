@@ -14,7 +14,7 @@ from typing import Any
 import genai_prices.data  # noqa: F401  # which is loaded at the first price, and is no work either
 import pyarrow.parquet as pq
 
-import benchmarks.bare  # noqa: F401  # before the package
+import benchmarks.bare  # noqa: F401  # before the first array
 from benchmarks.inputs import ASK, read_rows
 from benchmarks.labels import Label
 from benchmarks.measure import Work

@@ -14,7 +14,7 @@ from benchmarks.measure import ROOT
 
 _RUNS = 5
 _SDKS = ("openai", "anthropic", "boto3", "google.genai")
-_IMPORTS = ("dagster", "dagster_llm_batch", "dagster_llm_batch.engine", "dagster_llm_batch.resources")
+_IMPORTS = ("dagster", "dagster_llm_batch", "dagster_llm_batch.engine.engine", "dagster_llm_batch.resources")
 
 
 def table() -> str:

@@ -1,18 +1,20 @@
 """Jobs for what a person decides: cancel a submission, resolve a shard. From the launchpad, or as any Dagster job."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
 
-from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.engine.orphans import orphans
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
 from dagster_llm_batch.metadata import markdown_table, plain
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.storage.records import Submission
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.engine import Engine
 
 __all__ = ["CancelConfig", "ResolveConfig", "build_llm_batch_jobs"]
 
@@ -43,7 +45,7 @@ def build_llm_batch_jobs(
         tags: Of both jobs, as for run coordinators.
     """
 
-    def engine_of(context: dg.OpExecutionContext) -> Engine:
+    def engine_of(context: dg.OpExecutionContext) -> "Engine":
         resource = getattr(context.resources, resource_key)
         if not isinstance(resource, LLMBatchResource):
             msg = f"The resource '{resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
@@ -95,7 +97,7 @@ def build_llm_batch_jobs(
     return [llm_batch_cancel, llm_batch_resolve]
 
 
-def _submission(engine: Engine, config: CancelConfig) -> Submission:
+def _submission(engine: "Engine", config: CancelConfig) -> Submission:
     if bool(config.submission_id) == bool(config.asset):
         msg = "Give either submission_id, or asset (and its partition, where it has partitions)."
         raise dg.Failure(msg, allow_retries=False)
@@ -111,7 +113,7 @@ def _submission(engine: Engine, config: CancelConfig) -> Submission:
     return latest
 
 
-def _resolve(context: dg.OpExecutionContext, engine: Engine, config: ResolveConfig) -> None:
+def _resolve(context: dg.OpExecutionContext, engine: "Engine", config: ResolveConfig) -> None:
     if bool(config.batch_id) == config.no_batch:
         msg = "Give either batch_id (the provider has this batch), or no_batch: true (it has none)."
         raise dg.Failure(msg, metadata=_orphan_metadata(engine), allow_retries=False)
@@ -122,14 +124,14 @@ def _resolve(context: dg.OpExecutionContext, engine: Engine, config: ResolveConf
     context.log.info(f"Shard {shard.shard_id} is '{shard.state.value}' now; the sensor goes on with it.")
 
 
-def _waiting(engine: Engine) -> str:
+def _waiting(engine: "Engine") -> str:
     found = orphans(engine.ledger, engine.namespace)
     if not found:
         return "No shard waits for a word."
     return f"Shards that wait for a word: {', '.join(one.shard.shard_id for one in found)}."
 
 
-def _orphan_metadata(engine: Engine) -> dict[str, Any]:
+def _orphan_metadata(engine: "Engine") -> dict[str, Any]:
     """The shards in doubt, for the run's page."""
     rows: list[list[object]] = [
         [

@@ -16,6 +16,7 @@ from dagster_llm_batch.storage.records import Progress
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
+    from dagster_llm_batch.storage.ledger import Ledger
 
 __all__ = ["age_text", "has_moved", "pace_of", "pace_text", "progress_bar", "progress_text", "together", "usual_of"]
 
@@ -28,12 +29,12 @@ def pace_of(engine: Engine, status: Status) -> Pace:
     found = pace(one, engine.now())
     if found.age is None or found.per_minute is not None:
         return found
-    return pace(one, engine.now(), usual_of(engine, status.submission.asset))
+    return pace(one, engine.now(), usual_of(engine.ledger, engine.namespace, status.submission.asset))
 
 
-def usual_of(engine: Engine, asset: str) -> timedelta | None:
+def usual_of(ledger: Ledger, namespace: str, asset: str) -> timedelta | None:
     """How long submissions of an asset take, by the newest ones."""
-    return usual_duration(engine.ledger.settled(engine.namespace, asset, LOOKED_AT))
+    return usual_duration(ledger.settled(namespace, asset, LOOKED_AT))
 
 
 def together(paces: Sequence[Pace]) -> Pace:

@@ -113,7 +113,7 @@ def plot(runs: Mapping[str, Runs], path: Path) -> None:
 
 
 def write(runs: Mapping[str, Runs], rows: int, machine: str, docs: Path) -> None:
-    """The measured part of docs/engines/measured.md; what is said about it stays as somebody wrote it."""
+    """The measured part of docs/engines/measured.md; what is said about it is not touched."""
     plot(runs, docs / "images" / "engines-measured.png")
     path = docs / "engines" / "measured.md"
     start, end = "<!-- measured -->\n", "<!-- /measured -->"

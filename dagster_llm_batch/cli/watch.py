@@ -18,10 +18,10 @@ from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.finding import find_submission, partition_option
 from dagster_llm_batch.cli.show import Money, console, counted, print_json, table
 from dagster_llm_batch.cli.where import Where, ledger_command
-from dagster_llm_batch.engine.pace import Pace, pace, usual_duration
+from dagster_llm_batch.engine.pace import Pace, pace
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.metadata import plain
-from dagster_llm_batch.progress import progress_text
+from dagster_llm_batch.progress import progress_text, usual_of
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger import utc_now
 from dagster_llm_batch.storage.records import Progress
@@ -124,8 +124,7 @@ class _Watched:
 
     def _usual_of(self, asset: str) -> timedelta | None:
         if asset not in self._usual:
-            ledger, namespace = self._where.ledger, self._where.namespace
-            self._usual[asset] = usual_duration(ledger.submissions(namespace, assets=[asset]))
+            self._usual[asset] = usual_of(self._where.ledger, self._where.namespace, asset)
         return self._usual[asset]
 
 

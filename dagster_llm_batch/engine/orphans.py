@@ -5,11 +5,13 @@ Most are found again by themselves (`Engine.recover`). Those that are not wait f
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.records import Shard, Submission
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.storage.ledger import Ledger
 
 __all__ = ["Orphan", "orphans"]
 

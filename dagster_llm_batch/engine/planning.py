@@ -141,14 +141,11 @@ class Draft:
     def _add(self, drafted: Drafted, keys: Sequence[Any], lanes: Sequence[Lane]) -> None:
         """Write what of these requests is new, in the order of their rows."""
         new = [at for at, is_new in enumerate(self._seen.new(drafted.request_ids)) if is_new]
-        if self._not_asked:
-            known = {at: self._not_asked.get(drafted.request_ids[at]) for at in new}
-            self._reused += sum(answered is not None for answered in known.values())
-            self._write_spares(drafted, keys, [at for at in new if not known[at]])  # the answer may be none
-            new = [at for at in new if known[at] is None]
-        else:
-            self._write_spares(drafted, keys, new)
-        for lane, places in groupby(new, lanes.__getitem__):
+        known = {at: self._not_asked.get(drafted.request_ids[at]) for at in new}
+        self._write_spares(drafted, keys, [at for at in new if not known[at]])  # the answer may be none
+        unknown = [at for at in new if known[at] is None]
+        self._reused += len(new) - len(unknown)
+        for lane, places in groupby(unknown, lanes.__getitem__):
             self._write(drafted, keys, list(places), lane)
 
     def _write(self, drafted: Drafted, keys: Sequence[Any], places: Sequence[int], lane: Lane) -> None:

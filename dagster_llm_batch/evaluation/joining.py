@@ -118,11 +118,6 @@ class Joined:
     def n_labeled(self) -> int:
         return len(self.predicted) - int(self.predicted.null_count)
 
-    def labeled(self) -> tuple[pa.Array, pa.Array]:
-        """Gold and predicted values of the labeled rows."""
-        has_label = self.predicted.is_valid()
-        return self.gold.filter(has_label), self.predicted.filter(has_label)
-
 
 def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target, candidate_name: str) -> Joined:
     """Raises ConfigError for a missing column or a type that cannot be evaluated, InputError for bad keys or values."""

@@ -209,13 +209,10 @@ class Tick:
         return None
 
     def _placed(self, submission: Submission, run_key: str) -> Ready | None:
-        asset = dg.AssetKey.from_user_string(submission.asset)
-        partitions = self._labels[submission.asset]
-        if not submission.partition and not partitions.are_there:
-            return Ready(asset, None, None, run_key)
         if not self._exists(submission):
             return None
-        return Ready(asset, submission.partition, partitions.places[submission.partition], run_key)
+        place = self._labels[submission.asset].places.get(submission.partition)
+        return Ready(dg.AssetKey.from_user_string(submission.asset), submission.partition or None, place, run_key)
 
     def _exists(self, submission: Submission) -> bool:
         """Whether its asset has the partition that it is of."""
@@ -279,7 +276,7 @@ class Tick:
             if its_pace.per_minute is None:
                 asset = one.submission.asset
                 if asset not in usual:
-                    usual[asset] = usual_of(self._engine, asset)
+                    usual[asset] = usual_of(self._ledger, self._engine.namespace, asset)
                 its_pace = pace(one, self._now, usual[asset])
             found.append(its_pace)
         return found

@@ -131,14 +131,13 @@ class Ledger(Reading):
         with self._database.write() as connection:
             known = get_submissions(connection, submission_ids, lock=True)
             fresh = {one.submission_id: one.state.value for one in known if one.delivered_at is None}
+            if not fresh:
+                return
             these = SUBMISSION.c.submission_id.in_(list(fresh))
             connection.execute(sa.update(SUBMISSION).where(these).values(delivered_at=self._clock()))
             self._record(
                 connection,
-                *(
-                    {"submission_id": one, "kind": "delivered", "from_state": state, "to_state": state}
-                    for one, state in fresh.items()
-                ),
+                *(_event(one, "delivered", state, state) for one, state in fresh.items()),
             )
 
     def set_state(self, submission_id: str, state: SubmissionState) -> Submission:
@@ -235,15 +234,8 @@ class Ledger(Reading):
             self._record(
                 connection,
                 *(
-                    {
-                        "submission_id": moved[shard_id].submission_id,
-                        "shard_id": shard_id,
-                        "kind": move.value,
-                        "from_state": before[shard_id].value,
-                        "to_state": to.value,
-                        "detail": detail or fields.get("reason"),
-                    }
-                    for shard_id in shard_ids
+                    _event(moved[one].submission_id, move, before[one], to, one, detail or fields.get("reason"))
+                    for one in shard_ids
                 ),
             )
             return [moved[shard_id] for shard_id in shard_ids]
@@ -271,15 +263,8 @@ class Ledger(Reading):
             self._record(
                 connection,
                 *(
-                    {
-                        "submission_id": row.submission_id,
-                        "shard_id": row.shard_id,
-                        "kind": ends[row.shard_id].move.value,
-                        "from_state": row.state.value,
-                        "to_state": moves[row.shard_id][1].value,
-                        "detail": ends[row.shard_id].reason,
-                    }
-                    for row in rows
+                    _event(r.submission_id, end.move, r.state, moves[r.shard_id][1], r.shard_id, end.reason)
+                    for r, end in ((r, ends[r.shard_id]) for r in rows)
                 ),
             )
 
@@ -392,6 +377,14 @@ class Ledger(Reading):
         """Append events, all with the same fields."""
         if events:
             connection.execute(sa.insert(EVENT), [{"at": self._clock(), **event} for event in events])
+
+
+def _event(
+    submission_id: str, kind: str, before: str, after: str, shard_id: str | None = None, detail: str | None = None
+) -> dict[str, str | None]:
+    """Enums are told by their values."""
+    states = {"from_state": str(before), "to_state": str(after)}
+    return {"submission_id": submission_id, "shard_id": shard_id, "kind": str(kind), "detail": detail, **states}
 
 
 def _observed(shard: Shard, report: BatchReport) -> dict[str, Any]:

@@ -180,9 +180,9 @@ class Reading:
         with self._database.read() as connection:
             return sum((committed_usd(*row) for row in connection.execute(query)), Decimal(0))
 
-    def last_event(self, submission_id: str, *, besides: Sequence[str] = ()) -> Event:
-        """The newest of a submission's events, or of those of other kinds than `besides`."""
-        query = sa.select(EVENT).where(EVENT.c.submission_id == submission_id, EVENT.c.kind.not_in(besides))
+    def last_event(self, submission_id: str) -> Event:
+        """The newest of a submission's events."""
+        query = sa.select(EVENT).where(EVENT.c.submission_id == submission_id)
         query = query.order_by(EVENT.c.event_id.desc())
         with self._database.read() as connection:
             return from_row(Event, connection.execute(query.limit(1)).mappings().one())

@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.assets.dataset import dataset_of
-from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.engine.realtime import answer_now, in_real_time, marked
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.streams.client import Connection, confluent, kafka_errors
@@ -29,6 +29,9 @@ from dagster_llm_batch.streams.results import REASON, SAID, SINCE, StreamResult,
 from dagster_llm_batch.streams.topic import KafkaTopic
 from dagster_llm_batch.streams.windows import KafkaWindow, cut_windows
 from dagster_llm_batch.types import Outcome
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.engine import Engine
 
 __all__ = ["RealTimeLane", "labeling_of"]
 

@@ -36,7 +36,14 @@ def test_the_exported_names_are_those_of_all_sorted_and_documented():
 
 
 def test_importing_the_package_or_its_engine_imports_no_dagster():
-    script = "import dagster_llm_batch, dagster_llm_batch.engine, sys; print('dagster' in sys.modules)"
+    script = "import dagster_llm_batch, dagster_llm_batch.engine.engine, sys; print('dagster' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
+
+
+@pytest.mark.parametrize("face", ["assets", "components", "jobs", "quality", "resources", "sensors", "streams"])
+def test_a_code_location_that_is_only_read_loads_no_engine(face):
+    script = f"import dagster_llm_batch.{face}, sys; print('dagster_llm_batch.engine.engine' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout == "False\n"
 
