@@ -34,7 +34,9 @@ from dagster_llm_batch.engine.writing import WrittenLabels, write_labels
 from dagster_llm_batch.errors import (
     CannotTellError,
     ConfigError,
+    LeaseError,
     LLMBatchError,
+    ProviderError,
     TransientError,
 )
 from dagster_llm_batch.protocols import Provider
@@ -222,16 +224,23 @@ class Engine:
             self.poll([one for shard in running for one in self.ledger.of_batch(shard)])  # one look for all that share
             collector = Collector(labeling, self._deployment)
             ended = [shard for shard in self.ledger.shards(submission_id) if shard.state in ENDED]
-            errors = []
+            absent: list[ProviderError] = []
+            misread: list[Exception] = []
             with closing(collector.archive_all(ended, lease.check)) as archived:
-                for shards, error in archived:
-                    if error is not None:  # the others' results may be gone by the next time
-                        errors.append(error)
-                        continue
-                    self._refuse_other_configuration(labeling, self.ledger.submission(submission_id))
-                    collector.collect(shards, lease.check)
-            if errors:
-                raise errors[0]
+                for shards, error in archived:  # to the last: the others' results may be gone by the next time
+                    if error is not None:
+                        absent.append(error)
+                    elif not misread:
+                        try:
+                            self._refuse_other_configuration(labeling, self.ledger.submission(submission_id))
+                            collector.collect(shards, lease.check)
+                        except LeaseError:
+                            raise
+                        except Exception as unread:  # noqa: BLE001 - it is raised when all results are stored
+                            misread.append(unread)
+            coming = [one for one in absent if isinstance(one, TransientError)]
+            if first := [*coming, *misread, *absent]:
+                raise first[0]
             status = self.status(submission_id)
             if status.is_settled or any(shard.state is not ShardState.COLLECTED for shard in status.shards):
                 return status

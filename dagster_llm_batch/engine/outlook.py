@@ -25,6 +25,10 @@ class Outlook:
     last: Mapping[str, Event]
     last_but_waiting: Mapping[str, Event]
 
+    def is_open(self, submission_id: str) -> bool:
+        """Whether nobody has delivered it meanwhile. Only of such is anything known."""
+        return submission_id in self.last
+
     def is_busy(self, submission_id: str) -> bool:
         """Whether another process works on it."""
         return submission_id in self.busy

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TypeVar
 
-from dagster_llm_batch.errors import CredentialsError, ProviderError
-from dagster_llm_batch.types import BatchReport
+from dagster_llm_batch.errors import CredentialsError, ProviderError, TransientError
+from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["poll_batches", "walk_pages"]
 
@@ -92,8 +93,23 @@ def walk_pages(
         jumped = in_order and not (here and has_more)
         before = after = next(reversed(batches), None)
         if jumped:
-            after = next(iter(left))
-            del left[after]
-            yield after, one(after)
+            after = (yield from _first_that_is_there(left, one)) or before
+            jumped = after != before
         if not left:
             return
+
+
+def _first_that_is_there(
+    left: dict[str, None], one: Callable[[str], BatchReport]
+) -> Generator[tuple[str, BatchReport], None, str | None]:
+    """Takes batches out of `left` and reads them until there is one that a list can go on after."""
+    for batch_id in list(islice(left, _MAX_FAILURES)):
+        del left[batch_id]
+        try:
+            report = one(batch_id)
+        except TransientError:
+            continue
+        yield batch_id, report
+        if report.status is not BatchStatus.NOT_FOUND:
+            return batch_id
+    return None

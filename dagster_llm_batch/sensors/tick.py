@@ -142,6 +142,8 @@ class Tick:
             self._engine.note_turns(turns)
             outlook = self._engine.outlook()
         for submission in going:
+            if not outlook.is_open(submission.submission_id):
+                continue
             attempt = outlook.attempt(submission.submission_id)
             if (one := self._placed(submission, f"{submission.submission_id}:{attempt}")) is None:
                 continue
@@ -168,7 +170,11 @@ class Tick:
                 self._context.log.warning(f"{submission.asset} {submission.partition}: {error}")
                 self.note(f"{submission.asset} {submission.partition}: {error}")
         settled = [one for one in moving if one.is_settled]
-        home, unknown = landed(self._context.instance, self._engine, settled, self._has_time)
+        try:
+            home, unknown = landed(self._context.instance, self._engine, settled, self._has_time)
+        except LLMBatchError as error:  # the others need not wait for it
+            self.note(str(error))
+            home, unknown = set(), {one.submission_id for one in settled}
         if unknown:
             self.note(f"{len(unknown)} settled submissions wait for the next tick")
         after = self._progress() if self._recovered else self._after
@@ -185,7 +191,7 @@ class Tick:
 
     def _is_free(self, submission: Submission, outlook: Outlook) -> bool:
         """Whether no run is at it, and its provider may be asked again."""
-        if outlook.is_busy(submission.submission_id):
+        if not outlook.is_open(submission.submission_id) or outlook.is_busy(submission.submission_id):
             return False
         if (run := self._run_at(submission)) is not None:
             self.note(f"{submission.asset}: run {run.run_id} is at it")

@@ -32,6 +32,7 @@ __all__ = ["Delivery", "Outgoing", "Work", "flush", "produce", "produce_again", 
 
 Delivery = Literal["exactly_once", "at_least_once"]
 
+_ABORTED = ("_PURGE_QUEUE", "_PURGE_INFLIGHT")  # not sent since its transaction was given up, for a reason of its own
 _MARKED_PARTITION = 0  # of the target topic: where the mark's offset is kept; it is no place in the log
 
 
@@ -130,7 +131,7 @@ def produce(producer: Producer, topic: str, messages: Sequence[Outgoing]) -> Non
     """Hand messages to the client. That the broker has them is known after a commit, or `flush`."""
 
     def delivered(error: Any, _: Any) -> None:
-        if error is not None:
+        if error is not None and error.name() not in _ABORTED:
             raise as_ours(error, f"Producing to topic '{topic}'")  # from whatever call serves this report
 
     for one in messages:

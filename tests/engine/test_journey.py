@@ -15,6 +15,7 @@ from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding
 from dagster_llm_batch.engine import Labeling
+from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 
@@ -261,12 +262,21 @@ def test_replies_are_not_read_with_another_definition_but_their_lines_are_stored
     first = house.engine().plan(old, tickets(3))
     house.engine().submit(old, first.submission_id)
     house.emulator.settle()
-    from dagster_llm_batch.errors import ConfigError
-
     with pytest.raises(ConfigError, match="was made with another model, parameters, response schema or account"):
         house.engine().advance(labeling(response=OtherLabel), first.submission_id)
     assert any(name.endswith(".raw.jsonl.zst") for name in house.files())
     assert house.finish(old, first.submission_id).submission.outcomes == {"succeeded": 3}
+
+
+def test_lines_of_all_batches_are_stored_where_the_first_is_not_read(house: House) -> None:
+    old = labeling(max_requests_per_batch=1)
+    first = house.engine().plan(old, tickets(12))
+    house.engine().submit(old, first.submission_id)
+    house.emulator.settle()
+    with pytest.raises(ConfigError, match="was made with another model"):
+        house.engine().collect(labeling(response=OtherLabel, max_requests_per_batch=1), first.submission_id)
+    assert sum(name.endswith(".raw.jsonl.zst") for name in house.files()) == 12
+    assert house.finish(old, first.submission_id).submission.outcomes == {"succeeded": 12}
 
 
 def test_again_asks_only_what_has_no_label(house: House) -> None:

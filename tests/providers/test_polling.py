@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.providers import polling
 from dagster_llm_batch.providers.polling import poll_batches, walk_pages
 from dagster_llm_batch.types import BatchReport, BatchStatus
@@ -40,7 +41,9 @@ class Listing:
 
     def one(self, batch_id: str) -> BatchReport:
         self.single.append(batch_id)
-        return report(batch_id)
+        if batch_id == "broken":
+            raise TransientError("no answer")
+        return report(batch_id) if batch_id in self.ids else BatchReport(batch_id, BatchStatus.NOT_FOUND)
 
     def walk(self, wanted: list[str], most: int = 100) -> list[str]:
         return [batch_id for batch_id, _ in walk_pages(wanted, self.page, report, self.one, most)]
@@ -73,3 +76,11 @@ def test_a_list_in_another_order_is_walked_from_its_top() -> None:
     assert sorted(listing.walk(wanted)) == sorted(wanted)
     assert listing.single == ["b11"]
     assert listing.pages == [None, "b11", "b2", "b5", "b8"]
+
+
+def test_the_list_goes_on_after_the_first_wanted_batch_that_is_there() -> None:
+    listing = Listing(1_000)
+    there = listing.ids[900:905]
+    assert listing.walk(["gone", *there]) == ["gone", *there]
+    assert listing.pages == [None, "b900", "b903"]
+    assert listing.walk(["broken", "gone", *there]) == ["gone", *there]

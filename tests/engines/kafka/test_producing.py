@@ -16,7 +16,7 @@ from confluent_kafka import Producer
 from house import House
 from producing_process import AT_ONCE, COUNT, main, numbers, work
 
-from dagster_llm_batch.errors import TransientError
+from dagster_llm_batch.errors import ConfigError, TransientError
 from dagster_llm_batch.streams import kafka_sink_asset
 from dagster_llm_batch.streams.producing import Outgoing, produce_again, produce_once
 
@@ -51,6 +51,13 @@ def test_a_process_that_was_taken_for_dead_is_fenced(broker, topic):
     with pytest.raises(TransientError, match="Another process produces the same"):
         produce_once(connection, work(name), zombie(), at_once=AT_ONCE)
     assert 999 not in values(broker, name)
+
+
+def test_a_message_that_is_too_large_is_told_so_also_behind_others(broker, topic):
+    connection = broker.resource().connection()
+    messages = [Outgoing(None, b"0"), Outgoing(None, b"0" * 2_000_000)]  # librdkafka takes a million bytes
+    with pytest.raises(ConfigError, match="MSG_SIZE_TOO_LARGE"):
+        produce_once(connection, work(topic()), messages)
 
 
 def test_another_version_is_produced_as_a_whole(broker, topic):
