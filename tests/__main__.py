@@ -99,6 +99,7 @@ _SLURM = ("slurm-wlm", "slurm-wlm-basic-plugins", "munge", "slurmdbd", "mariadb-
 ENGINES: dict[str, Engine] = {
     "kafka": Engine(in_ci=True),
     "flink": Engine(apt=("default-jre-headless",), program="java", own_environment=True, beside=True),
+    "platform": Engine(own_environment=True),  # warehouses, Kubernetes, OpenTelemetry: what the guide configures loads
     "ray": Engine(own_environment=True),
     "spark": Engine(apt=("default-jre-headless",), program="java", own_environment=True),
     "tensorflow": Engine(own_environment=True),  # reads what was exported
