@@ -17,8 +17,11 @@ def on_labels_ready() -> dg.AutomationCondition[Any]:
     year of partitions, and pay for them, unasked. Backfill it once.
     """
     condition = dg.AutomationCondition
+    updated = condition.any_deps_updated()
+    # Not since_last_handled: a run that was asked for, or ended, since the last look may have missed what landed since.
+    handled = (condition.newly_requested() & ~updated) | condition.initial_evaluation()
     return (
-        condition.any_deps_updated().since_last_handled()
+        updated.since(handled.with_label("handled"))
         & ~condition.any_deps_missing()
         & ~condition.any_deps_in_progress()
         & ~condition.in_progress()

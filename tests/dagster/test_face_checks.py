@@ -45,6 +45,18 @@ def test_labels_of_old_partitions_start_what_waits_for_them_and_only_once(make):
     assert automation.requested() == set()
 
 
+def test_labels_that_land_while_a_run_is_at_it_start_another(make):
+    face = make(*labeled(partitions_def=DAILY), scores)
+    automation = Automation(face)
+    automation.requested()
+    face.land(partition=DAYS[1])
+    assert automation.requested() == {DAYS[1]}
+    assert face.collect(partition=DAYS[1]).success
+    assert face.run("scores", partition=DAYS[1]).success, "which read what was there before, and ends after it"
+    assert automation.requested() == {DAYS[1]}
+    assert automation.requested() == set()
+
+
 def test_a_submission_alone_or_an_early_collection_starts_nothing(make):
     face = make(*labeled(partitions_def=DAILY), scores)
     automation = Automation(face)

@@ -55,10 +55,16 @@ def test_runs_and_sensors_at_once_never_work_on_the_same_shard(ledger_url, emula
     processes = [PROCESSES.Process(target=act, args=(*given, n, barrier, answers)) for n, act in enumerate(acts)]
     for process in processes:
         process.start()
-    said = [answers.get(timeout=240) for _ in processes]
+    try:
+        for _ in processes:
+            word, _ = answers.get(timeout=240)
+            assert word == "settled"
+    except BaseException:
+        for process in processes:
+            process.kill()
+        raise
     for process in processes:
         process.join()
-    assert {word for word, _ in said} == {"settled"}
     mine = engine(*given)
     assert_paid_once(mine, emulator, len(DAYS) * ROWS)
     submissions = mine.ledger.submissions(NAMESPACE)
