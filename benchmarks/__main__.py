@@ -93,8 +93,9 @@ _PIPELINE = """## From rows to labels
 Rows of about 1 KB from Parquet to labeled Parquet, replies checked against a pydantic model. The floor does that and no
 more, by pydantic; the package, which reads replies of so plain a model by msgspec and leaves the rest to pydantic, also
 keeps a ledger, request files, raw results, reconciliation, provenance columns and prices. CPU is that of the client
-process from the end of its imports, the service's SDK among them, to its last row; the median of the runs. Both run
-without pandas, which neither needs: where it is installed, pyarrow imports it, for 0.3 s and 60 MB more.
+process from the end of its imports, the service's SDK and the prices' data among them, to its last row; the median of
+the runs. Both run without pandas, which neither needs: where it is installed, pyarrow imports it, for 0.3 s and 60 MB
+more.
 
 ![CPU time of a row, package and floor, by number of rows](images/performance.png)"""
 _RUNS = """## Inside a Dagster run
