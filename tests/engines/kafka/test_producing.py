@@ -54,8 +54,9 @@ def test_a_process_that_was_taken_for_dead_is_fenced(broker, topic):
 
 
 def test_a_message_that_is_too_large_is_told_so_also_behind_others(broker, topic):
-    connection = broker.resource().connection()
-    messages = [Outgoing(None, b"0"), Outgoing(None, b"0" * 2_000_000)]  # librdkafka takes a million bytes
+    linger = {"linger.ms": "1000", "message.max.bytes": "2000"}  # the first still waits when the second is refused
+    connection = broker.resource(settings=linger).connection()
+    messages = [Outgoing(None, b"0"), Outgoing(None, b"0" * 5_000)]
     with pytest.raises(ConfigError, match="MSG_SIZE_TOO_LARGE"):
         produce_once(connection, work(topic()), messages)
 
