@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +33,15 @@ class Budget(dg.Config):
     period: Literal["day", "month", "ever"] = Field(default="month", description="Of the calendar, in UTC.")
     asset: str | None = Field(default=None, description="Of one labeled dataset, by its key. Default: of all together.")
 
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse a wrong one where it is written, and not in a run."""
+        super().model_post_init(context)
+        self.rule()
+
+    def rule(self) -> rules.Budget:
+        """The same for the engine."""
+        return rules.Budget(str(self.max_usd), self.period, self.asset)
+
 
 class QueueLimit(dg.Config):
     """The most that may be in a provider's queue at once."""
@@ -39,6 +49,15 @@ class QueueLimit(dg.Config):
     max_batches: int | None = Field(default=None, description="Batches.")
     max_requests: int | None = Field(default=None, description="Requests in them.")
     max_tokens: int | None = Field(default=None, description="Input tokens, by estimate: OpenAI's enqueued tokens.")
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse a wrong one where it is written, and not in a run."""
+        super().model_post_init(context)
+        self.rule()
+
+    def rule(self) -> rules.QueueLimit:
+        """The same for the engine."""
+        return rules.QueueLimit(self.max_batches, self.max_requests, self.max_tokens)
 
 
 class LLMBatchResource(dg.ConfigurableResource[Any]):
@@ -90,7 +109,7 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Learn where the Dagster home is."""
         if context.instance is not None and (self.ledger_url is None or self.payload_root is None):
-            self._home = Path(context.instance.storage_directory()) / "llm_batch"
+            self._home = _home_of(context.instance)
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
         """Close the ledger."""
@@ -110,6 +129,9 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
 
     @property
     def _folder(self) -> Path:
+        if self._home is None and os.environ.get("DAGSTER_HOME"):  # used outside Dagster, beside a deployment
+            with dg.DagsterInstance.get() as instance:
+                self._home = _home_of(instance)
         return self._home or Path.cwd() / ".llm_batch"
 
     def engine(self) -> Engine:
@@ -126,11 +148,8 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
                 payloads=PayloadStore(payload_root),
                 namespace=self.namespace,
                 lease_wait_seconds=5.0,
-                budgets=[rules.Budget(str(one.max_usd), one.period, one.asset) for one in self.budgets],
-                queue_limits={
-                    name: rules.QueueLimit(one.max_batches, one.max_requests, one.max_tokens)
-                    for name, one in self.queue_limits.items()
-                },
+                budgets=[one.rule() for one in self.budgets],
+                queue_limits={name: one.rule() for name, one in self.queue_limits.items()},
                 downloads_at_once=self.downloads_at_once,
             )
         return self._engine
@@ -159,3 +178,7 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
 
             return {name: TracedProvider(provider) for name, provider in found.items()}
         return found
+
+
+def _home_of(instance: dg.DagsterInstance) -> Path:
+    return Path(instance.storage_directory()) / "llm_batch"

@@ -67,6 +67,16 @@ def test_ledger_and_payloads_go_where_they_are_told(make, instance, tmp_path):
     assert not (Path(instance.storage_directory()) / "llm_batch").exists()
 
 
+def test_outside_of_dagster_they_are_where_runs_have_them(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    with dg.DagsterInstance.get() as instance:
+        home = Path(instance.storage_directory()) / "llm_batch"
+    assert LLMBatchResource().places() == (f"sqlite:///{home / 'ledger.sqlite'}", str(home / "payloads"))
+    monkeypatch.delenv("DAGSTER_HOME")
+    assert LLMBatchResource().places()[1] == str(tmp_path / ".llm_batch" / "payloads")
+
+
 def test_payloads_can_be_kept_in_memory_by_their_url(make, tmp_path):
     assert make(*labeled(), payload_root="memory://labels").land().success
 
