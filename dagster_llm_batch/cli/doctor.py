@@ -19,7 +19,7 @@ from dagster_llm_batch.cli.show import age, cell, console, counted, money, print
 from dagster_llm_batch.cli.where import Where, ledger_command
 from dagster_llm_batch.core.price_age import newest_price_change
 from dagster_llm_batch.core.pricing import tariff
-from dagster_llm_batch.engine import Engine, Labeling, rules
+from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.engine.orphans import orphans
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.resources import Budget
@@ -177,7 +177,7 @@ def _dataset(engine: Engine, labeling: Labeling) -> Finding:
 
 
 def _budget(engine: Engine, budget: Budget) -> Finding:
-    rule = rules.Budget(str(budget.max_usd), budget.period, budget.asset)
+    rule = budget.rule()
     spent = engine.ledger.spent(engine.namespace, asset=rule.asset, since=rule.since(utc_now()))
     said = f"{rule}: {money(spent)} USD are committed"
     if spent > _NEARLY * Decimal(rule.max_usd):

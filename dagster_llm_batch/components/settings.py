@@ -14,6 +14,7 @@ from dagster_llm_batch.core.response import Embedding, response_format
 from dagster_llm_batch.engine import Fallback, RetryPolicy
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation import Target
+from dagster_llm_batch.sensors import build_llm_batch_sensor
 
 __all__ = ["CHECKS", "FALLBACK", "PRICE", "PROMPT", "RESPONSE", "RETRY", "ROWS", "SENSOR", "TARGET"]
 
@@ -200,6 +201,8 @@ def _sensor(context: dg.ResolutionContext, given: Any) -> Mapping[str, Any] | bo
     settings: dict[str, Any] = templated(context, given.model_dump(exclude_unset=True))
     if "default_status" in settings:
         settings["default_status"] = dg.DefaultSensorStatus(settings["default_status"])
+    with pointing_at(context):
+        build_llm_batch_sensor(**settings)  # a wrong number is refused at its line
     return settings
 
 

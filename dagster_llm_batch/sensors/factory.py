@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from dagster_llm_batch.assets.dataset import ROLE_TAG
+from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.sensors.landing_runs import Partitions, grouped
 from dagster_llm_batch.sensors.tick import Tick
@@ -38,7 +39,15 @@ def build_llm_batch_sensor(
         run_config: Of the runs it asks for. Default: in the run's own process where Dagster's default executor is used,
             since starting another would take longer than landing labels does.
         run_tags: Tags of those runs.
+
+    Raises ConfigError for numbers that a sensor cannot have.
     """
+    if minimum_interval_seconds < 0 or max_partitions_per_run < 1:
+        msg = (
+            f"The sensor '{name}' has minimum_interval_seconds={minimum_interval_seconds} and max_partitions_per_run="
+            f"{max_partitions_per_run}; the first is 0 or more, the second 1 or more."
+        )
+        raise ConfigError(msg)
 
     @dg.sensor(
         name=name,

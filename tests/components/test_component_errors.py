@@ -57,6 +57,26 @@ attributes:
             9,
             "PASSWORD must be the whole value",
         ),
+        (
+            "  model: openai/gpt-5\n  prompt: x\n  resource:\n    budgets:\n      - max_usd: -5",
+            10,
+            "is no amount of US dollars",
+        ),
+        (
+            "  model: openai/gpt-5\n  prompt: x\n  resource:\n    queue_limits:\n      openai: {max_batches: 0}",
+            10,
+            "it is at least 1, or left out",
+        ),
+        (
+            "  model: openai/gpt-5\n  prompt: x\n  sensor: {minimum_interval_seconds: -1}",
+            8,
+            "the first is 0 or more",
+        ),
+        (
+            "  model: openai/gpt-5\n  prompt: x\n  sensor: {max_partitions_per_run: 0}",
+            8,
+            "the second 1 or more",
+        ),
         ("  model: openai/gpt-5\n  prompt: x\n  response: {type: embedding, dimensions: 0}", 8, "it is at least 1"),
         ("  model: openai/gpt-5\n  prompt: x\n  poll_seconds: -1", 8, "it is more than 0"),
         ("  model: openai/gpt-5\n  prompt: x\n  fallback_after: soon", 8, "no template that gives timedelta"),
