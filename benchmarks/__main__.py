@@ -93,16 +93,17 @@ _PIPELINE = """## From rows to labels
 Rows of about 1 KB from Parquet to labeled Parquet, replies checked against a pydantic model. The floor does that and no
 more, by pydantic; the package, which reads replies of so plain a model by msgspec and leaves the rest to pydantic, also
 keeps a ledger, request files, raw results, reconciliation, provenance columns and prices. CPU is that of the client
-process from the end of its imports, the service's SDK and the prices' data among them, to its last row; the median of
-the runs. Both run without pandas, which neither needs: where it is installed, pyarrow imports it, for 0.3 s and 60 MB
-more.
+process from the end of its imports to its last row; the median of the runs. Imports are on both sides also those that
+else come with the first call (the service's SDK, the HTTP client, the prices' data), and one garbage collection of
+what they left. Both run without pandas, which neither needs: where it is installed, pyarrow imports it, for 0.3 s and
+60 MB more.
 
 ![CPU time of a row, package and floor, by number of rows](images/performance.png)"""
 _RUNS = """## Inside a Dagster run
 
 The same rows through `llm_batch_assets` in `wait` mode: one run in its own process submits, waits, collects and lands
 labels and rejects as Parquet, with metadata, previews and checks. Beside it a run of three assets and three checks that
-do nothing: what Dagster takes for itself. CPU seconds after the imports."""
+do nothing: what Dagster takes for itself. CPU seconds after the imports, as above."""
 _CORES = """## Several shards at once
 
 The rows in eight shards, through OpenAI's mock over connections of 10 MB a second. Results of several batches are

@@ -17,6 +17,7 @@ import dagster as dg
 
 from benchmarks.inputs import ASK, read_rows, rows_file
 from benchmarks.labels import Label
+from benchmarks.loading import load_package
 from benchmarks.measure import Cost, Work, child, mock
 from dagster_llm_batch import (
     AnthropicBatchResource,
@@ -34,18 +35,14 @@ _CHECKS = ("coverage", "parse_rate", "spend")
 
 def main(service: str, rows: str, folder: str, addresses: str) -> None:
     """Run it, and report what the run alone took."""
-    if service == "openai":
-        import openai  # noqa: F401 - its import is no work
-    else:
-        import anthropic  # noqa: F401
-    import dagster_llm_batch.engine  # noqa: F401
-
+    load_package(service)
     url = json.loads(addresses)["url"]
+    if service == "openai":
+        llm_batch = LLMBatchResource(openai=OpenAIBatchResource(api_key="sk-mock", base_url=f"{url}/v1"))
+    else:
+        llm_batch = LLMBatchResource(anthropic=AnthropicBatchResource(api_key="sk-mock", base_url=url))
     resources: dict[str, Any] = {
-        "llm_batch": LLMBatchResource(
-            openai=OpenAIBatchResource(api_key="sk-mock", base_url=f"{url}/v1"),
-            anthropic=AnthropicBatchResource(api_key="sk-mock", base_url=url),
-        ),
+        "llm_batch": llm_batch,
         "io_manager": HiveParquetIOManager(root=f"{folder}/tables"),
     }
     assets = _empty() if rows == _NOTHING else _labeled(service, rows)

@@ -23,6 +23,7 @@ from msgspec import Struct
 import benchmarks.bare  # noqa: F401  # before the first array
 from benchmarks.inputs import ASK, read_rows
 from benchmarks.labels import Label
+from benchmarks.loading import FLOOR, load
 from benchmarks.measure import Work
 
 _SLICE = 4_096
@@ -135,6 +136,7 @@ def _results(service: str, client: httpx.Client, batch: str) -> Iterator[bytes]:
 
 def main(service: str, rows: str, url: str, folder: str) -> None:
     """Label the rows."""
+    load(*FLOOR)
     work = Work()
     client = httpx.Client(base_url=url, timeout=600)
     keys: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -52,6 +53,7 @@ class Work:
         import pyarrow as pa
 
         pa.array([0])  # with its first array it imports pandas
+        gc.collect()  # else the first full collection, of what was imported, falls into the work or not by chance
         self._imports = _cpu()
         self._start = time.perf_counter()
 

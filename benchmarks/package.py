@@ -11,12 +11,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import genai_prices.data  # noqa: F401  # which is loaded at the first price, and is no work either
 import pyarrow.parquet as pq
 
 import benchmarks.bare  # noqa: F401  # before the first array
 from benchmarks.inputs import ASK, read_rows
 from benchmarks.labels import Label
+from benchmarks.loading import load_package
 from benchmarks.measure import Work
 from benchmarks.writes import counted
 from dagster_llm_batch.core.prompt import Prompt
@@ -37,21 +37,16 @@ PROMPT = Prompt(user="#ROW:{{ row.row }}#\n" + ASK + "{{ text }}")
 def provider(service: str, addresses: dict[str, str]) -> Provider:
     """The provider, before the mock."""
     url = addresses["url"]
+    load_package(service)
     if service == "openai":
-        import openai  # noqa: F401 - its import is no work
-
         from dagster_llm_batch.providers.openai import OpenAIProvider
 
         return OpenAIProvider("sk-mock", base_url=f"{url}/v1")
     if service == "anthropic":
-        import anthropic  # noqa: F401
-
         from dagster_llm_batch.providers.anthropic import AnthropicProvider
 
         return AnthropicProvider("sk-mock", base_url=url)
     if service == "bedrock":
-        import boto3  # noqa: F401
-
         from dagster_llm_batch.providers.bedrock import BedrockProvider
 
         return BedrockProvider(
@@ -63,8 +58,6 @@ def provider(service: str, addresses: dict[str, str]) -> Provider:
             s3_endpoint_url=addresses["s3"],
             read_quotas=False,
         )
-    import google.cloud.storage
-    import google.genai  # noqa: F401
     from google.oauth2.credentials import Credentials
 
     from dagster_llm_batch.providers.vertex import VertexProvider

@@ -1,0 +1,31 @@
+"""What else a process imports at its first call, imported before the clock starts: floor, engine and run alike."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+FLOOR = ("httpcore", "certifi")
+_PACKAGE = (
+    "dagster_llm_batch.engine.engine",
+    "dagster_llm_batch.core.price_book",
+    "genai_prices.data",
+    "genai_prices.decompose",
+    "genai_prices.validation",
+)
+_SERVICES = {
+    "openai": ("httpcore2", "openai.resources.batches", "openai.resources.files", "dagster_llm_batch.providers.openai"),
+    "anthropic": ("httpcore2", "anthropic.resources.messages.batches", "dagster_llm_batch.providers.anthropic"),
+    "bedrock": ("boto3", "dagster_llm_batch.providers.bedrock"),
+    "vertex": ("httpcore2", "google.cloud.storage", "google.genai", "dagster_llm_batch.providers.vertex"),
+}
+
+
+def load(*names: str) -> None:
+    """Import these."""
+    for name in names:
+        import_module(name)
+
+
+def load_package(service: str) -> None:
+    """Import the engine, the price book and the service's SDK."""
+    load(*_PACKAGE, *_SERVICES[service])
