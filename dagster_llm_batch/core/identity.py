@@ -27,10 +27,12 @@ __all__ = [
     "is_padding",
     "make_request",
     "make_requests",
+    "packed",
     "padding_id",
     "request_digests",
     "request_id_of",
     "shard_nonce",
+    "unpacked",
 ]
 
 _REQUEST_ID_BYTES = 20
@@ -155,6 +157,17 @@ def padding_id(number: int) -> str:
 
 def is_padding(request_id: str) -> bool:
     return request_id.startswith(_PADDING)
+
+
+def packed(request_ids: Iterable[str]) -> bytes:
+    """The 20 bytes that each id spells."""
+    return bytes.fromhex("".join(request_ids))
+
+
+def unpacked(data: bytes) -> list[str]:
+    """The ids that were packed."""
+    text = data.hex()
+    return [text[at : at + _REQUEST_ID_CHARS] for at in range(0, len(text), _REQUEST_ID_CHARS)]
 
 
 def request_digests(request_ids: Sequence[str]) -> bytes:

@@ -34,11 +34,12 @@ class _PartLines:
 
     part: int
     rows: Sequence[int]
+    request_ids: Sequence[str]
     sizes: Sequence[int]
 
     def some(self, start: int, end: int) -> _PartLines:
         """See Lines.some."""
-        return _PartLines(self.part, self.rows[start:end], self.sizes[start:end])
+        return _PartLines(self.part, self.rows[start:end], self.request_ids[start:end], self.sizes[start:end])
 
     def under(self, nonce: str) -> _PartLines:  # noqa: ARG002 - it has another one in the part
         """See Lines.under."""
@@ -67,7 +68,7 @@ class _InPart:
 
     def lines(self, model: int, nonce: str) -> _PartLines:  # noqa: ARG002 - see _PartLines.under
         """See Drafted.lines."""
-        return _PartLines(self.part, self.rows, self.sizes[model])
+        return _PartLines(self.part, self.rows, self.request_ids, self.sizes[model])
 
 
 class _Unwritten:

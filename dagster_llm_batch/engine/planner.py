@@ -27,7 +27,7 @@ from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.planning import Draft, Plan, Spare
 from dagster_llm_batch.engine.previewing import Preview, preview_of
 from dagster_llm_batch.engine.pruning import is_pruned
-from dagster_llm_batch.engine.shards import ShardFiles, Wave, requests_of
+from dagster_llm_batch.engine.shards import ShardFiles, Wave, request_ids
 from dagster_llm_batch.errors import BudgetError, ConfigError, IllegalMoveError, LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.paths import payload_path
@@ -231,7 +231,7 @@ class Planner:
                     pairs = zip(*(column.to_pylist() for column in table.columns), strict=True)
                     answered.update(one for one, outcome in pairs if outcome == Outcome.SUCCEEDED.value)
                 elif shard.state is not ShardState.PLANNED and shard.sent_at is not None:
-                    in_flight.update(one for one, _ in requests_of(self._payloads, shard.path, shard.nonce))
+                    in_flight.update(request_ids(self._payloads, shard))
         return {**dict.fromkeys(in_flight, False), **dict.fromkeys(answered, True)}
 
     def _supersede(self, older: Submission, by: str) -> None:

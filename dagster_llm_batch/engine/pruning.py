@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 
+from dagster_llm_batch.engine.shards import IDS, beside
 from dagster_llm_batch.errors import ConfigError, LeaseError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.listing import StoredFile, remove, stored_files
@@ -116,7 +117,7 @@ class Pruner:
         for one in kept:
             named.add(one.manifest_path)
             for shard in self._ledger.shards(one.submission_id):
-                named |= {shard.path, shard.raw_path, shard.results_path}
+                named |= {shard.path, beside(shard, IDS), shard.raw_path, shard.results_path}
         return {path for path in named if path is not None}
 
     def _delete(self, found: Pruning, folders: Mapping[str, Sequence[StoredFile]]) -> Pruning:

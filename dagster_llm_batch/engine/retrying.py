@@ -23,7 +23,7 @@ from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.planner import Planner, output_tokens_each
 from dagster_llm_batch.engine.planning import Spare
-from dagster_llm_batch.engine.shards import WrittenLines, requests_of
+from dagster_llm_batch.engine.shards import WrittenLines, delete_requests, requests_of
 from dagster_llm_batch.storage.records import Shard, Submission
 from dagster_llm_batch.types import BatchStatus, Lane, Outcome
 
@@ -75,7 +75,7 @@ class NextWave:
                 self._deployment.ledger.add_wave(self._submission.submission_id, shards)
                 return True
         for shard in shards:
-            self._deployment.payloads.delete(shard.path)
+            delete_requests(self._deployment.payloads, shard)
         return False
 
     def _written(self, asks: Sequence[_Ask]) -> list[Shard]:

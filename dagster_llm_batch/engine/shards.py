@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
@@ -9,17 +10,33 @@ from decimal import Decimal
 from itertools import count
 from typing import Any, Protocol
 
-from dagster_llm_batch.core.identity import custom_id, custom_id_pattern, shard_nonce
+from dagster_llm_batch.core.identity import custom_id, custom_id_pattern, packed, shard_nonce, unpacked
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.storage.payloads import PayloadStore, PayloadWriter
 from dagster_llm_batch.storage.records import Shard
 from dagster_llm_batch.types import Lane, Limits
 
-__all__ = ["RAW", "RESULTS", "Lines", "Owner", "ShardFiles", "Wave", "WrittenLines", "beside", "renamed", "requests_of"]
+__all__ = [
+    "IDS",
+    "RAW",
+    "RESULTS",
+    "Lines",
+    "Owner",
+    "ShardFiles",
+    "Wave",
+    "WrittenLines",
+    "beside",
+    "delete_requests",
+    "renamed",
+    "request_ids",
+    "requests_of",
+]
 
-REQUESTS, RAW, RESULTS = ".requests.jsonl.lz4", ".raw.jsonl.zst", ".results.parquet"
-"""What a shard's files end with, and differ in alone. Requests are read twice, raw results are kept for long."""
+REQUESTS, IDS, RAW, RESULTS = ".requests.jsonl.lz4", ".ids.lz4", ".raw.jsonl.zst", ".results.parquet"
+"""What a shard's files end with, and differ in alone. Raw results are kept for long, the others are read soon."""
+
+_DIGEST_BYTES = 16
 
 _AT_ONCE = 32
 """Requests of a shard in real time: what a killed process can lose the answers of."""
@@ -44,6 +61,34 @@ def requests_of(payloads: PayloadStore, path: str, nonce: str) -> Iterator[tuple
         yield line[start:end].decode(), line
 
 
+def request_ids(payloads: PayloadStore, shard: Shard) -> list[str]:
+    """The ids of a shard's requests, in the order of its request file."""
+    try:
+        with payloads.reader(beside(shard, IDS)) as file:
+            digest, ids = file.read(_DIGEST_BYTES), file.read()
+    except OSError:  # there is none, as in shards of few requests, or it cannot be read
+        digest, ids = b"", b""
+    if digest == _digest(shard.nonce, ids):
+        return unpacked(ids)
+    return [request_id for request_id, _ in requests_of(payloads, shard.path, shard.nonce)]
+
+
+def _write_ids(payloads: PayloadStore, shard: Shard, ids: bytes) -> None:
+    with payloads.writer(beside(shard, IDS)) as out:
+        out.write(_digest(shard.nonce, ids))
+        out.write(ids)
+
+
+def _digest(nonce: str, ids: bytes) -> bytes:
+    return hashlib.blake2b(nonce.encode() + ids, digest_size=_DIGEST_BYTES).digest()
+
+
+def delete_requests(payloads: PayloadStore, shard: Shard) -> None:
+    """Remove what a shard asks."""
+    payloads.delete(shard.path)
+    payloads.delete(beside(shard, IDS))
+
+
 def renamed(line: bytes, old: str, request_id: str, nonce: str) -> bytes:
     """The same request under another shard's nonce."""
     return line.replace(old.encode(), custom_id(nonce, request_id).encode(), 1)
@@ -51,6 +96,9 @@ def renamed(line: bytes, old: str, request_id: str, nonce: str) -> bytes:
 
 class Lines(Protocol):
     """The lines of some requests, wherever they are."""
+
+    @property
+    def request_ids(self) -> Sequence[str]: ...
 
     @property
     def sizes(self) -> Sequence[int]:
@@ -193,18 +241,24 @@ class ShardFiles:
         with payloads.writer(full.path) as rest, payloads.writer(tail.path) as more:
             for line in payloads.lines(tail.path):
                 more.write(line)
+            ids = request_ids(payloads, tail)
+            kept = []
             for number, (request_id, line) in enumerate(requests_of(payloads, full.path, full.nonce)):
                 if number < full.requests - lacking:
                     rest.write(line)
+                    kept.append(request_id)
                 else:
                     more.write(renamed(line, custom_id(full.nonce, request_id), request_id, tail.nonce))
+                    ids.append(request_id)
+        _write_ids(payloads, full, packed(kept))
+        _write_ids(payloads, tail, packed(ids))
         return [_rewritten(full, rest, full, -lacking), _rewritten(tail, more, full, lacking)]
 
     def discard(self) -> None:
         """Remove what was written."""
         with ExitStack() as last_first:
             for shard in self.shards:
-                last_first.callback(self._wave.payloads.delete, shard.path)
+                last_first.callback(delete_requests, self._wave.payloads, shard)
             if self._open is not None:
                 last_first.callback(self._open.discard)
         self.shards, self._open = [], None
@@ -221,17 +275,19 @@ class _OpenShard:
         self._path = wave.path_of(f"wave-{wave.number}-{number:04d}{REQUESTS}")
         self._stack = ExitStack()
         self._writer: Any = self._stack.enter_context((wave.writer or wave.payloads.writer)(self._path))
+        self._ids = bytearray()
         self._tokens = 0
         self._cost_usd: Decimal | None = Decimal(0)
 
     def add(self, lines: Lines, tokens: Sequence[int], cost_usd: Decimal | None) -> None:
         self._writer.write(lines.under(self.nonce))
+        self._ids += packed(lines.request_ids)
         self._tokens += sum(tokens)
         self._cost_usd = _sum(self._cost_usd, cost_usd)
 
     def close(self, owner: Owner) -> Shard:
         self._stack.close()
-        return Shard(
+        shard = Shard(
             shard_id=self.nonce[1:],
             submission_id=self._wave.submission_id,
             provider=owner.provider,
@@ -248,6 +304,9 @@ class _OpenShard:
             tokens=self._tokens,
             estimated_usd=self._cost_usd,
         )
+        if owner.lane is Lane.BATCH:  # in real time they are few
+            _write_ids(self._wave.payloads, shard, bytes(self._ids))
+        return shard
 
     def discard(self) -> None:
         self._stack.close()

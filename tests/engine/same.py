@@ -12,6 +12,7 @@ from house import House, TicketLabel
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling
+from dagster_llm_batch.engine.shards import request_ids, requests_of
 from dagster_llm_batch.evaluation import EvaluationReport, Target
 from dagster_llm_batch.storage.records import Submission
 from dagster_llm_batch.types import Limits
@@ -84,6 +85,8 @@ def stored(house: House, submission: Submission) -> dict[str, Any]:
         with engine.payloads.reader(shard.path, shard.digest) as file:
             lines = file.read()
         assert lines.count(shard.nonce.encode()) == shard.requests
+        from_lines = [one for one, _ in requests_of(engine.payloads, shard.path, shard.nonce)]
+        assert request_ids(engine.payloads, shard) == from_lines
         found[name] = [getattr(shard, one) for one in plain], lines.replace(shard.nonce.encode(), b"NONCE")
     assert submission.manifest_path is not None
     found["manifest"] = engine.payloads.read_table(submission.manifest_path)
