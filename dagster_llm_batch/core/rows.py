@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
 import narwhals as nw
 import pyarrow as pa
 
-from dagster_llm_batch.core.seen import Seen
 from dagster_llm_batch.errors import InputError
 
-__all__ = ["BATCH_ROWS", "KeyGuard", "record_batches"]
+__all__ = ["BATCH_ROWS", "record_batches"]
 
 BATCH_ROWS = 4_096
 _TAKEN = (
@@ -127,64 +125,3 @@ def _through_narwhals(rows: Any) -> pa.Table:
         msg = f"Rows came as a {type(rows).__name__}. Rows can be {_TAKEN}."
         raise InputError(msg) from error
     return frame.collect("pyarrow").to_native() if isinstance(frame, nw.LazyFrame) else frame.to_arrow()
-
-
-class KeyGuard:
-    """Refuses rows without an identity: a missing key column, null keys, duplicate keys."""
-
-    _SHOWN = 5
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-        self._seen = Seen(_digests)
-
-    def check(self, batch: pa.RecordBatch) -> list[Any]:
-        """The keys of this batch, or InputError."""
-        names = batch.schema.names
-        if self._key not in names:
-            msg = f"The rows have no key column '{self._key}'. Set key= to one of their columns: {', '.join(names)}."
-            raise InputError(msg)
-        column = batch.column(self._key)
-        if not _is_key_type(column.type):
-            msg = f"The key column '{self._key}' is of type {column.type}. A key is text, an integer, a date or a time."
-            raise InputError(msg)
-        keys: list[Any] = column.to_pylist()
-        if nulls := keys.count(None):
-            msg = (
-                f"The key column '{self._key}' is null in {nulls} of {len(keys)} rows of a batch, first at "
-                f"its position {keys.index(None)}. Every row needs its own key: fill or filter them before labeling."
-            )
-            raise InputError(msg)
-        new = self._seen.new(keys)
-        if not all(new):
-            again = list(dict.fromkeys(key for key, is_new in zip(keys, new, strict=True) if not is_new))
-            shown = ", ".join(repr(key) for key in again[: self._SHOWN])
-            more = " and more" if len(again) > self._SHOWN else ""
-            msg = (
-                f"The key column '{self._key}' has duplicate values: {shown}{more}. "
-                "A key names one row: choose another column, or drop the duplicates before labeling."
-            )
-            raise InputError(msg)
-        return keys
-
-
-def _digests(keys: Sequence[object]) -> bytes:
-    other = [f"{key}|" for key in keys]  # a key is a text, a number or a time
-    return array("q", chain.from_iterable(zip(map(hash, keys), map(hash, other), strict=True))).tobytes()
-
-
-def _is_key_type(arrow_type: pa.DataType) -> bool:
-    t = pa.types
-    value_type = arrow_type.value_type if t.is_dictionary(arrow_type) else arrow_type
-    return any(
-        is_(value_type)
-        for is_ in (
-            t.is_string,
-            t.is_large_string,
-            t.is_string_view,
-            t.is_integer,
-            t.is_temporal,
-            t.is_null,
-            t.is_decimal,
-        )
-    )

@@ -2,7 +2,7 @@
 
 The driver goes through the parts in their order, as `Draft` goes through rows: keys, duplicates, answered requests,
 lanes, shards and estimates are decided by the same code, from the lines' sizes. So the files have the same lines in the
-same order. It keeps 48 bytes a row, as `Draft` does, and 4 bytes a request.
+same order. It keeps 32 bytes a row, as `Draft` does, and 4 bytes a request.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from dagster_llm_batch.core.keys import keys_of
 from dagster_llm_batch.core.rows import BATCH_ROWS
 from dagster_llm_batch.distributed.parts import LINE, SIZES, FileTask, Part, PartMaker, spare_line, write_files
 from dagster_llm_batch.engine.planning import Draft, Plan
@@ -127,7 +128,7 @@ class SpreadDraft(Draft):
         spares = [f"{spare_line(one)}_bytes" for one in range(len(self._spares))]
         start = 0
         for batch in self._payloads.iter_batches(part.path, BATCH_ROWS, [*own, _ID, *SIZES, *spares]):
-            keys = self._keys.check(batch)
+            keys = keys_of(batch, self._labeling.key)
             ids, line_bytes, image_bytes, image_tokens, is_urgent, *others = (
                 batch.column(name).to_pylist() for name in (_ID, *SIZES, *spares)
             )
@@ -136,10 +137,11 @@ class SpreadDraft(Draft):
             drafted = _InPart(number, rows, ids, images, [line_bytes, *others])
             self._add(drafted, keys, [Lane.REALTIME if urgent else Lane.BATCH for urgent in is_urgent])
             start += batch.num_rows
-            self._manifest.write_table(self._rendering.manifest(batch, ids))
+            self._write_manifest(batch, keys, ids)
 
     def finish(self, configuration: str) -> Plan:
-        """Have all files written. The draft can still be discarded."""
+        """Have all files written. See Draft.finish."""
+        self._keys.check(self._keys_again)
         for files in self._files.values():
             files.end()
         tasks = [*self._shard_tasks(), *self._spare_tasks()]

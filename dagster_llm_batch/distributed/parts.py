@@ -14,8 +14,9 @@ from typing import Any
 import pyarrow as pa
 
 from dagster_llm_batch.core.identity import RowsDigest, custom_id, request_digests, shard_nonce
+from dagster_llm_batch.core.keys import keys_of
 from dagster_llm_batch.core.prompt import ImageLoader
-from dagster_llm_batch.core.rows import KeyGuard, record_batches
+from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.core.seen import Seen
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.planning import Spare
@@ -75,8 +76,8 @@ class PartMaker:
         first = next(batches, None)
         if first is None:
             return None
-        guard, seen = KeyGuard(self.labeling.key), Seen(request_digests)
-        keys = guard.check(first)
+        seen = Seen(request_digests)
+        keys = keys_of(first, self.labeling.key)
         rendering = Rendering(self.labeling, first.schema, self.load_image)
         path = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
         part = Part(path, first.schema, RowsDigest())
@@ -86,7 +87,7 @@ class PartMaker:
                 for table in self._tables(first, keys, rendering, seen, part.digest):
                     out.write_table(table)
                 first = next(batches, None)
-                keys = [] if first is None else guard.check(first)
+                keys = [] if first is None else keys_of(first, self.labeling.key)
         return part
 
     def _schema(self, rendering: Rendering) -> pa.Schema:

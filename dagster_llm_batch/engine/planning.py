@@ -2,13 +2,13 @@
 
     rows ─▶ Draft.add ─▶ request files (a shard each) + manifest (row -> request) ─▶ Draft.finish
 
-One pass over the rows, in constant memory but for one digest and one key a row. A draft that is refused, or turns
-out to be known already, is discarded without a trace.
+One pass over the rows, in constant memory but for a digest of each request and a hash of each key. A draft that is
+refused, or turns out to be known already, is discarded without a trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -18,9 +18,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from dagster_llm_batch.core.identity import RowsDigest, custom_id, request_digests
+from dagster_llm_batch.core.keys import KeyGuard, keys_of
 from dagster_llm_batch.core.pricing import Estimate, estimated_tokens
 from dagster_llm_batch.core.prompt import ImageLoader
-from dagster_llm_batch.core.rows import KeyGuard, record_batches
+from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.core.seen import Seen
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.engine.definition import Labeling
@@ -116,7 +117,7 @@ class Draft:
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Take more rows. Raises InputError or ConfigError; then `discard`."""
-        keys = self._keys.check(batch)
+        keys = keys_of(batch, self._labeling.key)
         if self._rendering is None:
             self._start(Rendering(self._labeling, batch.schema, self._load_image))
         assert self._rendering is not None
@@ -129,7 +130,14 @@ class Draft:
             start = len(request_ids)
             self._add(drafted, these, lanes[start : start + len(these)])
             request_ids += drafted.request_ids
-        self._manifest.write_table(self._rendering.manifest(batch, request_ids))
+        self._write_manifest(batch, keys, request_ids)
+
+    def _write_manifest(self, batch: pa.RecordBatch, keys: Sequence[Any], request_ids: list[str]) -> None:
+        assert self._rendering is not None
+        rows = self._rendering.manifest(batch, request_ids)
+        own = rows.column(0)  # of the first batch's type: a text may have become a number
+        self._keys.add(keys if own.type == batch.column(self._labeling.key).type else own.to_pylist())
+        self._manifest.write_table(rows)
 
     def _start(self, rendering: Rendering) -> None:
         self._rendering = rendering
@@ -165,7 +173,8 @@ class Draft:
             file.write(lines.under(spare.nonce))
 
     def finish(self, configuration: str) -> Plan:
-        """Close all files. The draft can still be discarded."""
+        """Close all files. The draft can still be discarded. Raises InputError for duplicate keys; then `discard`."""
+        self._keys.check(self._keys_again)
         if self._manifest is None:  # not even a schema came
             self._start(Rendering(self._labeling, columns_of_nothing(self._labeling), self._load_image))
         shards = [shard for files in self._files.values() for shard in files.close()]
@@ -179,6 +188,11 @@ class Draft:
             reused=self._reused,
             fingerprint=self._digest.fingerprint(configuration),
         )
+
+    def _keys_again(self) -> Iterator[list[Any]]:
+        self._stack.close()
+        for batch in self._payloads.iter_batches(self._manifest_path, columns=[self._labeling.key]):
+            yield batch.column(0).to_pylist()
 
     def only_rows(self, plan: Plan) -> Plan:
         """The plan without anything to send: all of its requests have their outcome already."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import date
 from typing import Any
 
 import duckdb
@@ -12,10 +11,9 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from dagster_llm_batch.core.rows import BATCH_ROWS, KeyGuard, record_batches
+from dagster_llm_batch.core.keys import keys_of
+from dagster_llm_batch.core.rows import BATCH_ROWS, record_batches
 from dagster_llm_batch.errors import InputError
 
 ROWS: list[dict[str, Any]] = [
@@ -64,7 +62,7 @@ def test_a_table_without_rows_still_has_its_columns(kind: str) -> None:
     if kind not in WITHOUT_SCHEMA:
         assert batches
         assert batches[0].schema.names == ["id", "n", "text"]
-        assert KeyGuard("id").check(batches[0]) == []
+        assert keys_of(batches[0], "id") == []
 
 
 def test_text_comes_as_text_from_every_kind() -> None:
@@ -109,68 +107,6 @@ def test_dicts_of_different_columns_are_one_table() -> None:
 def test_what_is_no_table_is_refused_with_what_can_be(wrong: Any) -> None:
     with pytest.raises(InputError, match="polars, pandas or arrow frame"):
         list(record_batches(wrong))
-
-
-# keys -----------------------------------------------------------------------------------------------------------------
-
-
-def check(*columns: Any) -> list[list[Any]]:
-    guard = KeyGuard("id")
-    return [guard.check(pa.RecordBatch.from_pydict({"id": column})) for column in columns]
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        ["a", "b"],
-        [1, 2],
-        [date(2026, 1, 1)],
-        pa.array(["a", "b"]).dictionary_encode(),
-        pa.array(["a"], pa.large_string()),
-        pa.array([1], pa.uint8()),
-        pa.array([1_700_000_000], pa.timestamp("s", "UTC")),
-    ],
-)
-def test_text_integers_and_times_are_keys(keys: Any) -> None:
-    assert len(check(keys)[0]) == len(keys)
-
-
-@pytest.mark.parametrize("keys", [[1.5], [True], [b"x"], [[1]], [{"a": 1}]])
-def test_other_types_are_no_keys(keys: Any) -> None:
-    with pytest.raises(InputError, match="A key is text, an integer, a date or a time"):
-        check(keys)
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [["a", None], [None], pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array(["a", None]))],
-)
-def test_null_keys_are_counted_and_placed(keys: Any) -> None:
-    with pytest.raises(
-        InputError, match=rf"null in 1 of {len(keys)} rows of a batch, first at its position {len(keys) - 1}"
-    ):
-        check(keys)
-
-
-@given(st.lists(st.lists(st.integers(0, 30), max_size=8), max_size=6))
-def test_duplicates_are_found_within_and_across_batches(batches: list[list[int]]) -> None:
-    flat = [key for batch in batches for key in batch]
-    columns = [pa.array(batch, pa.int64()) for batch in batches]
-    if len(set(flat)) == len(flat):
-        assert check(*columns) == batches
-    else:
-        with pytest.raises(InputError, match=r"has duplicate values: \d+.*A key names one row"):
-            check(*columns)
-
-
-def test_many_duplicates_are_shown_in_part() -> None:
-    with pytest.raises(InputError, match=r"duplicate values: 0, 1, 2, 3, 4 and more\. A key"):
-        check([*range(9), *range(9)])
-
-
-def test_a_missing_key_column_is_told_with_the_columns_there_are() -> None:
-    with pytest.raises(InputError, match=r"no key column 'id'\. Set key= to one of their columns: a, b\."):
-        KeyGuard("id").check(pa.RecordBatch.from_pydict({"a": [1], "b": [2]}))
 
 
 def test_categories_are_texts():

@@ -50,6 +50,18 @@ WRONG_ROWS: dict[str, tuple[dict[str, Any], Any, type[Exception], list[str]]] = 
         InputError,
         ["'ticket_id' has duplicate values: 't0'"],
     ),
+    "duplicate keys of another type in a later batch": (
+        {},
+        later_batches({**GOOD, "ticket_id": [7]}, {**GOOD, "ticket_id": ["7"]}),
+        InputError,
+        ["'ticket_id' has duplicate values: 7"],
+    ),
+    "duplicate keys far apart": (
+        {},
+        pl.concat([tickets(40_000), tickets(2)]).lazy(),
+        InputError,
+        ["'ticket_id' has duplicate values: 't0', 't1'. A key names one row"],
+    ),
     "null keys": (
         {},
         tickets(3).with_columns(ticket_id=pl.Series(["a", None, None])),

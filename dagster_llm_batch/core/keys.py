@@ -1,0 +1,120 @@
+"""The keys of rows: each is there, and names one row. Exact, in 8 bytes a row.
+
+Of all keys their hashes are kept. The keys themselves are read once more, and only where two hashes are equal.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from dagster_llm_batch.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["KeyGuard", "keys_of"]
+
+_SHOWN = 5
+_FEW = 1 << 15  # numpy takes long to load, and small tables do without
+_HELD = 1 << 15  # keys at once, while duplicates are looked for
+
+
+def keys_of(batch: pa.RecordBatch, column_name: str) -> list[Any]:
+    """The keys of these rows. Raises InputError where they have no such column, and for null and duplicate keys."""
+    names = batch.schema.names
+    if column_name not in names:
+        msg = f"The rows have no key column '{column_name}'. Set key= to one of their columns: {', '.join(names)}."
+        raise InputError(msg)
+    column = batch.column(column_name)
+    if not _is_key_type(column.type):
+        msg = f"The key column '{column_name}' is of type {column.type}. A key is text, an integer, a date or a time."
+        raise InputError(msg)
+    keys: list[Any] = column.to_pylist()
+    if nulls := keys.count(None):
+        msg = (
+            f"The key column '{column_name}' is null in {nulls} of {len(keys)} rows of a batch, first at "
+            f"its position {keys.index(None)}. Every row needs its own key: fill or filter them before labeling."
+        )
+        raise InputError(msg)
+    if len(set(keys)) != len(keys):
+        raise _duplicates(column_name, [key for key, rows in Counter(keys).items() if rows > 1])
+    return keys
+
+
+class KeyGuard:
+    """Finds keys that name more than one row, however far apart these are."""
+
+    def __init__(self, column_name: str) -> None:
+        self._column_name = column_name
+        self._hashes = array("q")
+
+    def add(self, keys: Sequence[Any]) -> None:
+        """Remember more keys."""
+        self._hashes.extend(map(hash, keys))
+
+    def check(self, again: Callable[[], Iterable[Sequence[Any]]]) -> None:
+        """Raise InputError where two of the keys are equal. `again` gives all of them once more, some at once."""
+        if len(self._hashes) <= _FEW and len(set(self._hashes)) == len(self._hashes):
+            return
+        import numpy as np  # noqa: PLC0415
+
+        hashes = np.frombuffer(self._hashes, "q")
+        hashes.sort()
+        alike = hashes[1:][hashes[1:] == hashes[:-1]]
+        for start in range(0, 2 * len(alike), _HELD):  # there are at most so many keys of these hashes
+            if found := _repeated(_among(again(), alike), start):
+                raise _duplicates(self._column_name, found)
+
+
+def _among(keys: Iterable[Sequence[Any]], hashes: np.ndarray[Any, Any]) -> Iterator[Any]:
+    """The keys whose hashes are among these, which are sorted."""
+    import numpy as np  # noqa: PLC0415
+
+    for some in keys:
+        own = np.fromiter(map(hash, some), "q", len(some))
+        places = (hashes.take(hashes.searchsorted(own), mode="clip") == own).nonzero()[0]
+        yield from map(some.__getitem__, places.tolist())
+
+
+def _repeated(keys: Iterable[Any], start: int) -> list[Any]:
+    """Which of _HELD keys, those from `start` on, come again: the first of them."""
+    held: set[Any] = set()
+    found: dict[Any, None] = {}
+    for number, key in enumerate(keys):
+        if key in held:
+            found[key] = None
+            if len(found) > _SHOWN:
+                break
+        elif start <= number < start + _HELD:
+            held.add(key)
+    return list(found)
+
+
+def _duplicates(column_name: str, keys: Sequence[Any]) -> InputError:
+    shown = ", ".join(map(repr, keys[:_SHOWN])) + (" and more" if len(keys) > _SHOWN else "")
+    return InputError(
+        f"The key column '{column_name}' has duplicate values: {shown}. "
+        "A key names one row: choose another column, or drop the duplicates before labeling."
+    )
+
+
+def _is_key_type(arrow_type: pa.DataType) -> bool:
+    t = pa.types
+    value_type = arrow_type.value_type if t.is_dictionary(arrow_type) else arrow_type
+    return any(
+        is_(value_type)
+        for is_ in (
+            t.is_string,
+            t.is_large_string,
+            t.is_string_view,
+            t.is_integer,
+            t.is_temporal,
+            t.is_null,
+            t.is_decimal,
+        )
+    )

@@ -1,0 +1,108 @@
+"""A row has a key, and a key has one row; what a table gets wrong is told."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dagster_llm_batch.core import keys as module
+from dagster_llm_batch.core.keys import KeyGuard, keys_of
+from dagster_llm_batch.errors import InputError
+
+SAME_HASH = 2**61 - 1  # Python gives i and i + SAME_HASH one hash
+
+
+def read(column: Any) -> list[Any]:
+    return keys_of(pa.RecordBatch.from_pydict({"id": column}), "id")
+
+
+def check(*batches: list[Any]) -> None:
+    guard = KeyGuard("id")
+    for batch in batches:
+        guard.add(batch)
+    guard.check(lambda: batches)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["a", "b"],
+        [1, 2],
+        [date(2026, 1, 1)],
+        pa.array(["a", "b"]).dictionary_encode(),
+        pa.array(["a"], pa.large_string()),
+        pa.array([1], pa.uint8()),
+        pa.array([1_700_000_000], pa.timestamp("s", "UTC")),
+    ],
+)
+def test_text_integers_and_times_are_keys(keys: Any) -> None:
+    assert len(read(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("keys", [[1.5], [True], [b"x"], [[1]], [{"a": 1}]])
+def test_other_types_are_no_keys(keys: Any) -> None:
+    with pytest.raises(InputError, match="A key is text, an integer, a date or a time"):
+        read(keys)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [["a", None], [None], pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array(["a", None]))],
+)
+def test_null_keys_are_counted_and_placed(keys: Any) -> None:
+    with pytest.raises(
+        InputError, match=rf"null in 1 of {len(keys)} rows of a batch, first at its position {len(keys) - 1}"
+    ):
+        read(keys)
+
+
+def test_duplicates_in_a_batch_are_shown_in_part() -> None:
+    with pytest.raises(InputError, match=r"'id' has duplicate values: 0, 1, 2, 3, 4 and more\. A key names one row"):
+        read([*range(9), *range(9)])
+    with pytest.raises(InputError, match=r"'id' has duplicate values: 'b'\. A key names one row"):
+        read(["a", "b", "b", "c"])
+
+
+KEYS = st.integers(0, 20).flatmap(lambda one: st.sampled_from([one, one + SAME_HASH]))
+
+
+@pytest.mark.parametrize("held", [1, 3, 1_000])
+@pytest.mark.parametrize("few", [0, 1_000])
+@given(batches=st.lists(st.lists(KEYS, max_size=8, unique=True), max_size=6))
+def test_duplicates_are_found_across_batches_and_nothing_else(few: int, held: int, batches: list[list[int]]) -> None:
+    flat = [key for batch in batches for key in batch]
+    again = {key for key in flat if flat.count(key) > 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_FEW", few)
+        patch.setattr(module, "_HELD", held)
+        if not again:
+            check(*batches)
+            return
+        with pytest.raises(InputError) as refused:
+            check(*batches)
+    told = str(refused.value).partition("values: ")[2].partition(". A key")[0]
+    shown = {int(key) for key in told.removesuffix(" and more").split(", ")}
+    assert shown
+    assert shown <= again
+
+
+def test_keys_of_one_hash_are_different_keys() -> None:
+    assert hash(7) == hash(7 + SAME_HASH)
+    check([7, 8], [7 + SAME_HASH])
+    with pytest.raises(InputError, match=rf"duplicate values: {7 + SAME_HASH}\. A key"):
+        check([7, 8], [7 + SAME_HASH], [9], [7 + SAME_HASH])
+
+
+def test_many_duplicates_across_batches_are_shown_in_part() -> None:
+    with pytest.raises(InputError, match=r"duplicate values: 0, 1, 2, 3, 4 and more\. A key"):
+        check(list(range(9)), list(range(9)))
+
+
+def test_a_missing_key_column_is_told_with_the_columns_there_are() -> None:
+    with pytest.raises(InputError, match=r"no key column 'id'\. Set key= to one of their columns: a, b\."):
+        keys_of(pa.RecordBatch.from_pydict({"a": [1], "b": [2]}), "id")
