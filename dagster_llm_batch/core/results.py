@@ -24,7 +24,7 @@ from dagster_llm_batch.core.response import Reader, storable
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.types import BatchStatus, Lane, Outcome, PriceBasis, ResponseKind, Result, Usage
 
-__all__ = ["RESULT_SCHEMA", "Reconciler", "ShardFacts", "Tally"]
+__all__ = ["REPEATING", "RESULT_SCHEMA", "Reconciler", "ShardFacts", "Tally"]
 
 RESULT_SCHEMA = pa.schema(
     [
@@ -50,6 +50,9 @@ RESULT_SCHEMA = pa.schema(
     ]
 )
 """One row per request; the columns of the response follow. `llm_reply` is kept for what is not SUCCEEDED."""
+
+REPEATING = tuple(sorted({*RESULT_SCHEMA.names} - {"llm_request_id", "llm_reason", "llm_reply"}))
+"""Columns with few values in all results of a shard."""
 
 _READ = [
     *(RESULT_SCHEMA.field(name) for name in RESULT_SCHEMA.names[:7]),

@@ -81,7 +81,7 @@ class PartMaker:
         rendering = Rendering(self.labeling, first.schema, self.load_image)
         path = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
         part = Part(path, first.schema, RowsDigest())
-        with self.payloads.table_writer(path, self._schema(rendering)) as out:
+        with self.payloads.table_writer(path, self._schema(rendering), repeating=SIZES) as out:
             while first is not None:
                 rendering.check(first)
                 for table in self._tables(first, keys, rendering, seen, part.digest):

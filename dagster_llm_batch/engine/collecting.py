@@ -21,7 +21,7 @@ import pyarrow as pa
 from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.core.identity import NONCE
 from dagster_llm_batch.core.pricing import Tariff
-from dagster_llm_batch.core.results import RESULT_SCHEMA, Reconciler, ShardFacts, Tally
+from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, Reconciler, ShardFacts, Tally
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.shards import RAW, RESULTS, beside, request_ids
@@ -221,7 +221,7 @@ class ResultsReading:
         expected = request_ids(self.payloads, shard)
         reconciler = Reconciler(codec, labeling.reader, terms().of(shard.lane), facts, expected)
         path = beside(shard, RESULTS)
-        with self.payloads.table_writer(path, self.schema) as out:
+        with self.payloads.table_writer(path, self.schema, repeating=REPEATING) as out:
             for table in reconciler.tables(self.payloads.lines(shard.raw_path or beside(shard, RAW))):
                 out.write_table(table)
         return path, reconciler.tally

@@ -142,7 +142,7 @@ class Draft:
     def _start(self, rendering: Rendering) -> None:
         self._rendering = rendering
         self._manifest = self._stack.enter_context(
-            self._payloads.table_writer(self._manifest_path, rendering.manifest_schema)
+            self._payloads.table_writer(self._manifest_path, rendering.manifest_schema, repeating=())
         )
         self._spare_files = [self._stack.enter_context(self._writer(one.path)) for one in self._spares]
 
@@ -208,7 +208,7 @@ class Draft:
     def replace_manifest(self, path: str) -> None:
         """Put this draft's manifest in the place of an older one of the same keys and requests."""
         assert self._rendering is not None
-        with self._payloads.table_writer(path, self._rendering.manifest_schema) as out:
+        with self._payloads.table_writer(path, self._rendering.manifest_schema, repeating=()) as out:
             for batch in self._payloads.iter_batches(self._manifest_path):
                 out.write_batch(batch)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from dagster_llm_batch.core.labeling import label
+from dagster_llm_batch.core.results import REPEATING
 from dagster_llm_batch.engine.landing import Landing
 from dagster_llm_batch.engine.scattering import part_names, read_part, scatter
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -63,7 +64,10 @@ class _TakeApart:
         path = f"{source.path.rpartition('/')[0]}/apart-{uuid.uuid4().hex}.parquet"
         schema = self.payloads.table_schema(source.path)
         sizes = []
-        with tempfile.TemporaryDirectory() as root, self.payloads.table_writer(path, schema) as out:
+        with (
+            tempfile.TemporaryDirectory() as root,
+            self.payloads.table_writer(path, schema, repeating=REPEATING) as out,
+        ):
             folder = Path(root) / "parts"
             scatter(self.payloads.iter_batches(source.path, _AT_ONCE), schema, _ID, self.names, folder)
             for name in self.names:

@@ -169,9 +169,18 @@ class PayloadStore:
             yield from source
 
     @contextmanager
-    def table_writer(self, path: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-        """Write a Parquet table: `write_table` and `write_batch`. It appears when the block ends well."""
-        with self._staged(path) as staged, _TableWriter(staged, schema, compression="zstd") as writer:
+    def table_writer(
+        self, path: str, schema: pa.Schema, *, repeating: Sequence[str] | None = None
+    ) -> Iterator[pq.ParquetWriter]:
+        """Write a Parquet table: `write_table` and `write_batch`. It appears when the block ends well.
+
+        `repeating` names the columns of few values, in a table that this package alone reads: written and read in two
+        thirds of the time, and twice as large.
+        """
+        options: dict[str, Any] = {"compression": "zstd"}
+        if repeating is not None:
+            options = {"compression": "lz4", "use_dictionary": list(repeating), "write_statistics": False}
+        with self._staged(path) as staged, _TableWriter(staged, schema, **options) as writer:
             yield writer
 
     def table_schema(self, path: str) -> pa.Schema:

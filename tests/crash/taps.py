@@ -187,8 +187,8 @@ def _tap_files(tap: Tap) -> None:
             yield out
 
     @contextmanager
-    def table_writer(real: Any, store: PayloadStore, path: str, schema: Any) -> Iterator[Any]:
-        with real(store, path, schema) as out:
+    def table_writer(real: Any, store: PayloadStore, path: str, schema: Any, **more: Any) -> Iterator[Any]:
+        with real(store, path, schema, **more) as out:
             out.write_table = once_half(path, out.write_table)
             yield out
 
