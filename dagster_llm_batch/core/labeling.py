@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -92,10 +93,9 @@ def label(
     """
     empty = pa.schema([*RESULT_SCHEMA, *response]).empty_table()
     results = _good_first(pa.concat_tables([*reversed(waves), empty]))
-    wanted, found = manifest[_ID].combine_chunks(), results[_ID].combine_chunks()
-    is_one_to_one = _is_unique(wanted) and _is_unique(found)
-    joined = results if is_one_to_one and found.equals(wanted) else results.take(_places(wanted, found))
-    if not is_one_to_one:
+    places = _places(manifest[_ID], results[_ID].combine_chunks())
+    joined = results.take(places)
+    if not _is_one_to_one(places, len(results)):
         joined = _with_row_costs(manifest, results, joined)
     for name, text in (("llm_prompt_version", prompt_version), ("llm_run_id", run_id)):
         joined = joined.append_column(name, pa.repeat(pa.scalar(text, pa.string()), len(joined)))
@@ -123,17 +123,18 @@ def _only(table: pa.Table, chosen: pa.ChunkedArray) -> pa.Table:
     return table if pc.all(chosen, min_count=0).as_py() else table.filter(chosen)
 
 
-def _places(wanted: pa.Array, found: pa.Array) -> pa.Array:
+def _places(wanted: pa.ChunkedArray, found: pa.Array) -> pa.Array:
     """Where each wanted request is found first."""
-    places = pc.index_in(wanted, found)
+    places = pc.index_in(wanted, found).combine_chunks()
     if places.null_count:  # the plan wrote both files from the same rows
         msg = f"{places.null_count} rows have no result; the manifest and the results are not of the same submission."
         raise ValueError(msg)
     return places
 
 
-def _is_unique(values: pa.Array) -> bool:
-    return bool(pc.count_distinct(values).as_py() == len(values))
+def _is_one_to_one(places: pa.Array, results: int) -> bool:
+    """Whether each result is of one row: no request was asked twice, nor by two rows, nor by none."""
+    return len(places) == results and bool((np.bincount(places, minlength=1) <= 1).all())
 
 
 def _with_row_costs(manifest: pa.Table, results: pa.Table, joined: pa.Table) -> pa.Table:
