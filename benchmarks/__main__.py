@@ -106,11 +106,12 @@ labels and rejects as Parquet, with metadata, previews and checks. Beside it a r
 do nothing: what Dagster takes for itself. CPU seconds after the imports, as above."""
 _CORES = """## Several shards at once
 
-The rows in eight shards, through OpenAI's mock over connections of 10 MB a second. Results of several batches are
-downloaded at once, while those that came before are read: `LLMBatchResource(downloads_at_once=…)`, 4 by default.
-Requests are sent one batch after the other, so that a crash leaves one in doubt and not several. Threads make reading
-hardly faster, since most of it is Python, which runs in one at a time: who wants more cores for that gives `workers` to
-the dataset, which reads and encodes in processes of Spark or Ray. In brackets: CPU seconds by wall seconds."""
+The rows in eight shards, through OpenAI's mock over connections of 10 MB a second. Several batches are uploaded at
+once, and their results downloaded while those that came before are read: `LLMBatchResource(transfers_at_once=…)`, 4
+by default. Batches of a queue with a limit are sent one after the other, since its room is counted before each. Threads
+make reading hardly faster, since most of it is Python, which runs in one at a time: who wants more cores for that gives
+`workers` to the dataset, which reads and encodes in processes of Spark or Ray. In brackets: CPU seconds by
+wall seconds."""
 _LEDGER = """## What the ledger writes
 
 From plan to labels, against the mock of OpenAI: `INSERT`, `UPDATE` and `DELETE` statements, and the rows that they

@@ -1,4 +1,4 @@
-"""Several shards at once: wall seconds and share of a core, by phase and by how many batches are downloaded at once."""
+"""Several shards at once: wall seconds and share of a core, by phase and by how many go and come at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHARDS = 8
 def table(rows: int, caps: Sequence[int], inputs: Path) -> str:
     """As Markdown."""
     lines = [
-        f"| Downloads at once | {' | '.join(f'{name}, s (cores)' for name in PHASES)} | All, s |",
+        f"| Batches at once | {' | '.join(f'{name}, s (cores)' for name in PHASES)} | All, s |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for cap in caps:

@@ -37,7 +37,7 @@ def main(service: str, rows: str, folder: str, addresses: str, at_once: str, a_s
         Ledger(house / "ledger.sqlite"),
         PayloadStore(house / "payloads"),
         "benchmark",
-        downloads_at_once=int(at_once),
+        transfers_at_once=int(at_once),
     )
     definition = package.labeling(service, max_requests_per_batch=int(a_shard))
     slow = json.dumps({"seconds": _CALL_SECONDS, "bytes_a_second": _BYTES_A_SECOND}).encode()

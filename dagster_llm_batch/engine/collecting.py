@@ -98,7 +98,7 @@ class Collector:
             return None
 
         here: list[Shard] = []
-        pool = ThreadPoolExecutor(self._deployment.downloads_at_once, "dagster-llm-batch download")
+        pool = ThreadPoolExecutor(self._deployment.transfers_at_once, "dagster-llm-batch download")
         try:
             for some, error in zip(by_batch.values(), pool.map(archived, by_batch.values()), strict=True):
                 if error is not None or self._labeling.workers is None:

@@ -40,12 +40,12 @@ class Deployment:
     lease_wait_seconds: float = 0.0
     budgets: tuple[Budget, ...] = ()
     queue_limits: Mapping[str, QueueLimit] = field(default_factory=dict)
-    downloads_at_once: int = 4
+    transfers_at_once: int = 4
 
     def __post_init__(self) -> None:
         """Refuses what could download nothing."""
-        if self.downloads_at_once < 1:
-            raise ConfigError(f"downloads_at_once={self.downloads_at_once!r} cannot be; it is at least 1.")
+        if self.transfers_at_once < 1:
+            raise ConfigError(f"transfers_at_once={self.transfers_at_once!r} cannot be; it is at least 1.")
 
     def leased(self, *submission_ids: str, wait_seconds: float | None = None) -> AbstractContextManager[Lease]:
         """Work on these submissions, and nobody else meanwhile; raises LeaseError where another process does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -56,9 +57,37 @@ class Dispatcher:
                 batches += [(labeling, batch) for batch in self._batches(labeling, list(shards))]
         if batches:
             keep_places(self._deployment, [self._labeling.asset])
+        self._send_at_once([one for one in batches if not self._waits_its_turn(*one)])
         for labeling, batch in batches:
-            self._lease.check()
-            self._send(labeling, batch)
+            if self._waits_its_turn(labeling, batch):
+                self._send(labeling, batch)
+
+    def _send_at_once(self, batches: Sequence[tuple[Labeling, list[Shard]]]) -> None:
+        """Some uploads at a time. After an error those that have begun go on to their end, and no other one begins."""
+        if len(batches) < 2:  # noqa: PLR2004  # in this thread: it can be interrupted
+            for labeling, batch in batches:
+                self._send(labeling, batch)
+            return
+        pool = ThreadPoolExecutor(self._deployment.transfers_at_once, "dagster-llm-batch upload")
+        try:
+            sending = [pool.submit(self._send, labeling, batch) for labeling, batch in batches]
+            wait(sending, return_when=FIRST_EXCEPTION)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        for one in sending:
+            if not one.cancelled():
+                one.result()
+
+    def _waits_its_turn(self, labeling: Labeling, batch: list[Shard]) -> bool:
+        """Whether it goes in real time, or into a queue whose room is counted before each."""
+        return self._is_realtime(labeling, batch) or _limit(self._deployment, batch[0])[0] is not None
+
+    def _is_realtime(self, labeling: Labeling, batch: list[Shard]) -> bool:
+        small = sum(shard.requests for shard in batch) < self._least(labeling)
+        return batch[0].lane is Lane.REALTIME or (small and labeling.below_minimum == "realtime")
+
+    def _least(self, labeling: Labeling) -> int:
+        return self._deployment.codec(labeling).limits.min_requests
 
     def _batches(self, labeling: Labeling, shards: list[Shard]) -> Iterator[list[Shard]]:
         limits = tightest(
@@ -84,15 +113,14 @@ class Dispatcher:
             self._waits(submission_id)
 
     def _send(self, labeling: Labeling, batch: list[Shard]) -> None:
-        least = self._deployment.codec(labeling).limits.min_requests
-        requests = sum(shard.requests for shard in batch)
-        small = requests < least and labeling.below_minimum == "realtime"
-        if small or batch[0].lane is Lane.REALTIME:
+        self._lease.check()
+        if self._is_realtime(labeling, batch):
             answerer = self._answerers.setdefault(labeling.model, Answerer(labeling, self._deployment))
             for shard in batch:
                 answerer.answer(shard)
             return
-        waiting = batch
+        least, waiting = self._least(labeling), batch
+        requests = sum(shard.requests for shard in batch)
         with suppress(LeaseError), _queue(self._deployment, batch[0]):  # another process fills it: the next time
             is_padded = labeling.below_minimum == "pad"
             going = self._that_fit(batch, at_least=1 if is_padded else min(least, requests))

@@ -63,7 +63,7 @@ class Engine:
         lease_wait_seconds: float = 0.0,
         budgets: Sequence[Budget] = (),
         queue_limits: Mapping[str, QueueLimit] | None = None,
-        downloads_at_once: int = 4,
+        transfers_at_once: int = 4,
     ) -> None:
         self.ledger = ledger
         self.payloads = payloads
@@ -79,7 +79,7 @@ class Engine:
             lease_wait_seconds,
             tuple(budgets),
             queue_limits or {},
-            downloads_at_once,
+            transfers_at_once,
         )
         self._poller = Poller(self._deployment)
 

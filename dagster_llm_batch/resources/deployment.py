@@ -94,9 +94,12 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
         ),
     )
 
-    downloads_at_once: int = Field(
+    transfers_at_once: int = Field(
         default=4,
-        description="Batches of one submission whose results are downloaded at once, while others are read.",
+        description=(
+            "Batches of one submission that are uploaded at once, or whose results are downloaded at once while others "
+            "are read."
+        ),
     )
     telemetry: bool = Field(
         default=False,
@@ -150,7 +153,7 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
                 lease_wait_seconds=5.0,
                 budgets=[one.rule() for one in self.budgets],
                 queue_limits={name: one.rule() for name, one in self.queue_limits.items()},
-                downloads_at_once=self.downloads_at_once,
+                transfers_at_once=self.transfers_at_once,
             )
         return self._engine
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tests.crash.clouds import Cloud
 from tests.crash.scenarios import (
+    AT_ONCE,
     BUSY,
     CANCELED,
     DOUBT,
@@ -101,6 +102,12 @@ CRASHES: tuple[Crash, ...] = (
     *_at(TWO_WAVES, "file: results", _FILE, wave=2),
     *_at(TWO_WAVES, "ledger: collected", _TRANSACTION, wave=2),
     *_at(TWO_WAVES, "ledger: settle", _TRANSACTION, wave=2),
+    # several batches in doubt at once
+    *_at(AT_ONCE, "ledger: send", (_U, _A), nth=_SECOND),
+    *_at(AT_ONCE, "call: upload", (_R, _C, _A)),
+    *_at(AT_ONCE, "call: create", _CALL),
+    *_at(AT_ONCE, "ledger: accepted", _TRANSACTION),
+    *_at(AT_ONCE, "call: download", (_C, _H)),
     # what a provider's answer can lead to
     *_at(DOUBT, "ledger: note", _TRANSACTION),
     *_at(DOUBT, "call: find", _CALL),

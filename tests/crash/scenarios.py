@@ -51,6 +51,7 @@ class Scenario:
     changes: of the labeling. urgent: how many rows are answered in real time.
     runs_on: batches run until somebody stops them.
     outcomes: how rows may end. billed: the least and the most requests that may be billed; default: each row, once.
+    at_once: how many batches are sent, or downloaded, at once.
     spare_batches: batches that the provider has, that ran nothing, and that no shard has.
     """
 
@@ -70,6 +71,7 @@ class Scenario:
     is_canceled: bool = False
     outcomes: frozenset[str] = frozenset({"succeeded"})
     billed: tuple[int, int] | None = None
+    at_once: int = 1
     spare_batches: int = 0
 
     def with_changes(self, *changes: tuple[str, Any]) -> Scenario:
@@ -108,6 +110,7 @@ class Scenario:
 
 
 PLAIN = Scenario("nothing goes wrong")
+AT_ONCE = Scenario("batches are sent and fetched at once", at_once=3)
 TWO_WAVES = Scenario(
     "a row fails at first",
     waves=(3, 1),
@@ -165,6 +168,7 @@ CANCELED = Scenario(
 )
 SCENARIOS = (
     PLAIN,
+    AT_ONCE,
     TWO_WAVES,
     DOUBT,
     BUSY,

@@ -15,7 +15,7 @@ import pytest
 from tests.crash.cells import LEDGERS, Cell, Servers, run_cell, servers
 from tests.crash.clouds import CLOUDS, FORGETFUL
 from tests.crash.points import CRASHES, Crash
-from tests.crash.scenarios import PLAIN
+from tests.crash.scenarios import AT_ONCE, PLAIN
 from tests.crash.taps import HELD, Point, When
 
 
@@ -26,8 +26,10 @@ def _selected() -> Iterator[Cell]:
         if "openai" in able:
             yield Cell(crash, able["openai"], "sqlite")
         others = [cloud for name, cloud in able.items() if name != "openai"]
-        is_created = (crash.scenario, last.arrow, last.when) == (PLAIN, "call: create", When.ACTED)
-        if is_created and len(crash.points) == 1:  # the batch exists, and nobody has its id
+        is_created = (last.arrow, last.when) == ("call: create", When.ACTED)
+        if (
+            is_created and crash.scenario in (PLAIN, AT_ONCE) and len(crash.points) == 1
+        ):  # the batch exists, and nobody has its id
             yield from (Cell(crash, cloud, "sqlite") for cloud in others)
         elif others and any(point.arrow.startswith("call:") and point.when in HELD for point in crash.points):
             yield Cell(crash, others[number % len(others)], LEDGERS[number // 3 % 2])

@@ -81,6 +81,7 @@ def work(job: Job, parent: Connection) -> None:
         clock=skipped.now,
         sleep=lambda _: time.sleep(_PAUSE_SECONDS),
         queue_limits={cloud.name: scenario.queue_limit} if scenario.queue_limit else None,
+        transfers_at_once=scenario.at_once,
     )
     labeling = scenario.labeling(cloud)
     ids = [_planned(engine, scenario, labeling, number) for number in range(scenario.partitions)]

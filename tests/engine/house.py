@@ -66,7 +66,7 @@ class House:
     def now(self) -> datetime:
         return datetime.now(UTC) + self.skipped
 
-    def engine(self, namespace: str = "test") -> Engine:
+    def engine(self, namespace: str = "test", **more: Any) -> Engine:
         """A new engine, as another process would make one."""
         return Engine(
             self.providers,
@@ -75,6 +75,7 @@ class House:
             namespace,
             clock=self.now,
             sleep=lambda _: None,
+            **more,
         )
 
     def files(self) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from house import House, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.errors import (
     CannotTellError,
     CredentialsError,
@@ -20,7 +22,7 @@ from dagster_llm_batch.errors import (
     LLMBatchError,
     TransientError,
 )
-from dagster_llm_batch.providers.openai import TAG_KEY
+from dagster_llm_batch.providers.openai import TAG_KEY, OpenAIProvider
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.testing.emulator import (
     DEFAULT_KEY,
@@ -30,7 +32,7 @@ from dagster_llm_batch.testing.emulator import (
     lost_create_reply,
     rate_limited,
 )
-from dagster_llm_batch.types import Absent, CannotTell, FindHints, Found
+from dagster_llm_batch.types import Absent, CannotTell, FindHints, Found, RequestSpec
 
 CREATE = "POST /v1/batches"
 
@@ -200,6 +202,65 @@ def test_one_refused_shard_does_not_stop_its_neighbours(house: House) -> None:
     house.finish(definition, submission_id)
     labels, rejects = assert_total(house, definition, submission_id, 6)
     assert (len(labels), len(rejects)) == (4, 2)
+
+
+class Gathering(OpenAIProvider):
+    """Sends when so many are being sent at once, and counts them."""
+
+    def __init__(self, house: House, together: int) -> None:
+        super().__init__(DEFAULT_KEY, base_url=house.emulator.openai_base_url)
+        self._gate = threading.Barrier(together)
+        self._lock = threading.Lock()
+        self._inside = self.most = 0
+
+    def submit(self, lines: Any, spec: RequestSpec, tag: str) -> str:
+        with self._lock:
+            self._inside += 1
+            self.most = max(self.most, self._inside)
+        self._gate.wait(60)
+        try:
+            return super().submit(lines, spec, tag)
+        finally:
+            with self._lock:
+                self._inside -= 1
+
+
+def test_batches_are_sent_some_at_once_and_no_more(house: House) -> None:
+    gathering = Gathering(house, together=3)
+    house.providers = {"openai": gathering}
+    engine = house.engine(transfers_at_once=3)
+    definition = labeling(max_requests_per_batch=2)
+    submission_id = engine.plan(definition, tickets(12)).submission_id
+    assert engine.submit(definition, submission_id).states == {"submitted": 6}
+    assert gathering.most == 3
+    house.finish(definition, submission_id)
+    assert_total(house, definition, submission_id, 12)
+    assert len(house.emulator.books.batches) == 6
+
+
+def test_batches_of_a_limited_queue_are_sent_one_after_the_other(house: House) -> None:
+    gathering = Gathering(house, together=1)
+    house.providers = {"openai": gathering}
+    engine = house.engine(queue_limits={"openai": QueueLimit(max_batches=2)})
+    definition = labeling(max_requests_per_batch=2)
+    submission_id = engine.plan(definition, tickets(8)).submission_id
+    assert engine.submit(definition, submission_id).states == {"submitted": 2, "planned": 2}
+    assert gathering.most == 1
+
+
+def test_a_key_that_is_refused_while_others_are_sent_leaves_each_sent_or_planned(house: House) -> None:
+    house.emulator.inject(WireFault(kind="status", route=CREATE, status=401))
+    definition = labeling(max_requests_per_batch=1)
+    submission_id = house.engine().plan(definition, tickets(40)).submission_id
+    with pytest.raises(CredentialsError):
+        house.engine().submit(definition, submission_id)
+    states = house.engine().status(submission_id).states
+    assert states.keys() == {"submitted", "planned"}
+    assert states["planned"] > 1  # no other one began
+    assert states["submitted"] == len(house.emulator.books.batches)
+    house.finish(definition, submission_id)
+    assert_total(house, definition, submission_id, 40)
+    assert len(house.emulator.books.batches) == len(billed(house)) == 40
 
 
 def test_a_request_file_that_was_changed_is_not_sent(house: House) -> None:
