@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -47,7 +47,7 @@ _NO_REPLY = frozenset({"refusal", "pause_turn"})
 _MAX_REASON_CHARS = 1_000
 _NULL = Raw(b"null")
 _SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
-_NO = False
+_made = tuple.__new__  # a third of the time that the class takes itself
 
 
 class _Result(Struct):
@@ -61,41 +61,21 @@ class _Line(Struct):
     result: _Result | None = None
 
 
-class _Block(Struct):
+class _Block(Struct, gc=False):
     type: str | None = None
     text: str | None = None
     input: Raw = _NULL
 
 
-class _Message(Struct):
-    content: list[_Block]
-    model: str | None = None
-    stop_reason: str | None = None
-    stop_details: Any = None
-    usage: Raw = _NULL
-
-
-class _Succeeded(Struct):
-    type: Literal["succeeded"]
-    message: _Message
-
-
-class _Answered(Struct):
-    """The line of a reply as the vendor writes it."""
-
-    custom_id: str
-    result: _Succeeded
-
-
-class _Creation(Struct):
+class _Creation(Struct, gc=False):
     ephemeral_1h_input_tokens: int | None = None
 
 
-class _Details(Struct):
+class _Details(Struct, gc=False):
     thinking_tokens: int | None = None
 
 
-class _Usage(Struct):
+class _Usage(Struct, gc=False):
     input_tokens: int | None = None
     output_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
@@ -104,9 +84,34 @@ class _Usage(Struct):
     output_tokens_details: _Details | None = None
 
 
+_U = TypeVar("_U")
+
+
+class _Message(Struct, Generic[_U], gc=False):
+    """Usage is read with the rest, or as far as it can be."""
+
+    content: list[_Block]
+    model: str | None = None
+    stop_reason: str | None = None
+    stop_details: Any = None
+    usage: _U = None  # type: ignore[assignment]  # where there is none
+
+
+class _Succeeded(Struct, gc=False):
+    type: Literal["succeeded"]
+    message: _Message[_Usage | None]
+
+
+class _Answered(Struct, gc=False):
+    """The line of a reply as the vendor writes it."""
+
+    custom_id: str
+    result: _Succeeded
+
+
 _ANSWERED = msgspec.json.Decoder(_Answered)
 _LINE = msgspec.json.Decoder(_Line)
-_MESSAGE = msgspec.json.Decoder(_Message)
+_MESSAGE = msgspec.json.Decoder(_Message[Raw])
 _USAGE = msgspec.json.Decoder(_Usage, strict=False)
 _ANY = msgspec.json.Decoder(Any)
 
@@ -117,7 +122,8 @@ def read_line(line: bytes) -> Result:
         read = _ANSWERED.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _taken_apart(line)
-    return _read_message(read.result.message, read.custom_id)
+    message = read.result.message
+    return _read_message(message, None if message.usage is None else _tokens(message.usage), read.custom_id)
 
 
 def _taken_apart(line: bytes) -> Result:
@@ -172,15 +178,15 @@ def _message(raw: bytes) -> Result:
         message = _MESSAGE.decode(raw)
     except (msgspec.MsgspecError, RecursionError) as error:
         return _unread(raw, str(error))
-    return _read_message(message, None)
+    return _read_message(message, None if message.usage is None else _usage(message.usage), None)
 
 
-def _read_message(message: _Message, custom_id: str | None) -> Result:
+def _read_message(message: _Message[Any], usage: Usage | None, custom_id: str | None) -> Result:
     texts = [block.text for block in message.content if block.type == "text" and block.text is not None]
     text = "".join(texts) if texts else _tool_input(message.content)
-    usage, stop = _usage(message.usage), message.stop_reason
+    stop = message.stop_reason
     if text and stop not in _NO_REPLY:
-        return Result(custom_id, _SUCCEEDED, text, None, None, _NO, stop, message.model, usage)  # names take longer
+        return _made(Result, (custom_id, _SUCCEEDED, text, None, None, False, stop, message.model, usage))
     return _read(text, message)._replace(custom_id=custom_id, model=message.model, usage=usage)
 
 
@@ -190,7 +196,7 @@ def _tool_input(content: list[_Block]) -> str | None:
     return inputs[0].decode("utf-8", "replace") if len(inputs) == 1 else None
 
 
-def _read(text: str | None, message: _Message) -> Result:
+def _read(text: str | None, message: _Message[Any]) -> Result:
     stop = message.stop_reason
     if stop == "refusal":
         details = message.stop_details if isinstance(message.stop_details, Mapping) else {}
@@ -230,19 +236,16 @@ def _unread(raw: bytes, why: str) -> Result:
 def _usage(raw: bytes | Raw) -> Usage | None:
     """Tokens as the line gives them. The vendor's input_tokens leave out what was read from and written to caches."""
     try:
-        read = _USAGE.decode(raw)
+        return _tokens(_USAGE.decode(raw))
     except (msgspec.MsgspecError, RecursionError):
         return None
+
+
+def _tokens(read: _Usage) -> Usage | None:
     if read.input_tokens is None and read.output_tokens is None:
         return None
     written, cached = read.cache_creation_input_tokens or 0, read.cache_read_input_tokens or 0
     hourly = 0 if read.cache_creation is None else read.cache_creation.ephemeral_1h_input_tokens or 0
-    details = read.output_tokens_details
-    return Usage(
-        input_tokens=(read.input_tokens or 0) + written + cached,
-        output_tokens=read.output_tokens or 0,
-        cache_read_tokens=cached,
-        cache_write_tokens=written,
-        cache_write_1h_tokens=hourly,
-        reasoning_tokens=0 if details is None else details.thinking_tokens or 0,
-    )
+    thinking = 0 if read.output_tokens_details is None else read.output_tokens_details.thinking_tokens or 0
+    all_input = (read.input_tokens or 0) + written + cached
+    return _made(Usage, (all_input, read.output_tokens or 0, cached, written, hourly, thinking))

@@ -41,7 +41,7 @@ _WITHHELD = "content_filter"
 _MAX_REASON_CHARS = 1_000
 _NULL = Raw(b"null")
 _SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
-_NO = False
+_made = tuple.__new__  # a third of the time that the class takes itself
 
 
 class _Line(Struct):
@@ -55,7 +55,7 @@ class _Response(Struct):
     body: Raw = _NULL
 
 
-class _Details(Struct):
+class _Details(Struct, gc=False):
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
     reasoning_tokens: int | None = None
@@ -64,7 +64,7 @@ class _Details(Struct):
 _NO_DETAILS = _Details()
 
 
-class _Usage(Struct):
+class _Usage(Struct, gc=False):
     prompt_tokens: int | None = None
     input_tokens: int | None = None
     completion_tokens: int | None = None
@@ -75,66 +75,69 @@ class _Usage(Struct):
     output_tokens_details: _Details | None = None
 
 
-class _Part(Struct):
+class _Part(Struct, gc=False):
     type: str | None = None
     text: str | None = None
     refusal: str | None = None
 
 
-class _Message(Struct):
+class _Message(Struct, gc=False):
     content: str | list[_Part] | None = None
     refusal: str | None = None
 
 
-class _Choice(Struct):
+class _Choice(Struct, gc=False):
     message: _Message
     finish_reason: str | None = None
 
 
-class _Item(Struct):
+class _Item(Struct, gc=False):
     type: str | None = None
     content: list[_Part] | None = None
 
 
-class _Incomplete(Struct):
+class _Incomplete(Struct, gc=False):
     reason: str | None = None
 
 
-class _Body(Struct):
-    """Every endpoint's reply; each fills some of these."""
+_U = TypeVar("_U")
+
+
+class _Body(Struct, Generic[_U], gc=False):
+    """Every endpoint's reply; each fills some of these. Usage is read with the rest, or as far as it can be."""
 
     model: str | None = None
-    usage: Raw = _NULL
+    usage: _U = None  # type: ignore[assignment]  # where there is none
     error: Any = None
 
 
-class _Chat(_Body):
+class _Chat(_Body[_U], Generic[_U], gc=False):
     choices: list[_Choice] = []
 
 
-class _Responses(_Body):
+class _Responses(_Body[_U], Generic[_U], gc=False):
     status: str | None = None
     incomplete_details: _Incomplete | None = None
     output: list[_Item] = []
 
 
-class _Vector(Struct):
+class _Vector(Struct, gc=False):
     embedding: list[float]
 
 
-class _Embeddings(_Body):
+class _Embeddings(_Body[_U], Generic[_U], gc=False):
     data: list[_Vector] = []
 
 
 _B = TypeVar("_B")
 
 
-class _Answer(Struct, Generic[_B]):
+class _Answer(Struct, Generic[_B], gc=False):
     status_code: int
     body: _B
 
 
-class _Answered(Struct, Generic[_B]):
+class _Answered(Struct, Generic[_B], gc=False):
     """The line of a reply as OpenAI writes it."""
 
     custom_id: str
@@ -148,14 +151,14 @@ _USAGE = msgspec.json.Decoder(_Usage, strict=False)
 _ANY = msgspec.json.Decoder(Any)
 _STRING = msgspec.json.Decoder(str)
 _BODY: dict[Endpoint, msgspec.json.Decoder[Any]] = {
-    Endpoint.CHAT: msgspec.json.Decoder(_Chat),
-    Endpoint.RESPONSES: msgspec.json.Decoder(_Responses),
-    Endpoint.EMBEDDINGS: msgspec.json.Decoder(_Embeddings),
+    Endpoint.CHAT: msgspec.json.Decoder(_Chat[Raw]),
+    Endpoint.RESPONSES: msgspec.json.Decoder(_Responses[Raw]),
+    Endpoint.EMBEDDINGS: msgspec.json.Decoder(_Embeddings[Raw]),
 }
 _ANSWERED: dict[Endpoint, msgspec.json.Decoder[Any]] = {
-    Endpoint.CHAT: msgspec.json.Decoder(_Answered[_Chat]),
-    Endpoint.RESPONSES: msgspec.json.Decoder(_Answered[_Responses]),
-    Endpoint.EMBEDDINGS: msgspec.json.Decoder(_Answered[_Embeddings]),
+    Endpoint.CHAT: msgspec.json.Decoder(_Answered[_Chat[_Usage | None]]),
+    Endpoint.RESPONSES: msgspec.json.Decoder(_Answered[_Responses[_Usage | None]]),
+    Endpoint.EMBEDDINGS: msgspec.json.Decoder(_Answered[_Embeddings[_Usage | None]]),
 }
 
 
@@ -169,7 +172,8 @@ def read_line(line: bytes, endpoint: Endpoint) -> Result:
         read = _ANSWERED[endpoint].decode(line)
         response = read.response
         if response.body.error is None and _is_ok(response.status_code):
-            return _read_body(response.body, read.custom_id)
+            usage = None if response.body.usage is None else _tokens(response.body.usage)
+            return _read_body(response.body, usage, read.custom_id)
     except (_Unreadable, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     return _taken_apart(line, endpoint)
@@ -284,13 +288,12 @@ def _reply(raw: bytes, endpoint: Endpoint) -> Result:
         code, message = _error(body.error)
         if code is not None or message is not None:
             return _errored(None, code, message)
-        return _read_body(body, None)
+        return _read_body(body, None if body.usage is None else _usage(body.usage), None)
     except (_Unreadable, msgspec.MsgspecError, RecursionError) as error:
         return _unread(raw, str(error))
 
 
-def _read_body(body: _Body, custom_id: str | None) -> Result:
-    usage = _usage(body.usage)
+def _read_body(body: _Body[Any], usage: Usage | None, custom_id: str | None) -> Result:
     if isinstance(body, _Chat):
         text, refusal, finish = _chat(body)
     elif isinstance(body, _Responses):
@@ -302,7 +305,7 @@ def _read_body(body: _Body, custom_id: str | None) -> Result:
         assert isinstance(body, _Embeddings)
         return Result(custom_id, _SUCCEEDED, embedding=_embedding(body), model=body.model, usage=usage)
     if text and not refusal and finish != _WITHHELD:
-        return Result(custom_id, _SUCCEEDED, text, None, None, _NO, finish, body.model, usage)  # names take longer
+        return _made(Result, (custom_id, _SUCCEEDED, text, None, None, False, finish, body.model, usage))
     return _no_text(text, refusal, finish)._replace(custom_id=custom_id, model=body.model, usage=usage)
 
 
@@ -331,7 +334,7 @@ _Said = tuple[str | None, str | None, str | None]
 """Text, refusal, and why it ends."""
 
 
-def _chat(body: _Chat) -> _Said:
+def _chat(body: _Chat[Any]) -> _Said:
     if not body.choices:
         raise _Unreadable("it has no choices")
     choice = body.choices[0]
@@ -342,7 +345,7 @@ def _chat(body: _Chat) -> _Said:
     return content, refusal, choice.finish_reason
 
 
-def _responses(body: _Responses) -> _Said:
+def _responses(body: _Responses[Any]) -> _Said:
     parts = [part for item in body.output if item.type == "message" for part in item.content or ()]
     texts = [part.text for part in parts if part.type == "output_text" and part.text is not None]
     finish = "stop" if body.status != "incomplete" else "incomplete"
@@ -366,7 +369,7 @@ def _no_text(text: str | None, refusal: str | None, finish: str | None) -> Resul
     return Result(None, _SUCCEEDED, text or "", finish_reason=finish)
 
 
-def _embedding(body: _Embeddings) -> list[float]:
+def _embedding(body: _Embeddings[Any]) -> list[float]:
     if not body.data:
         raise _Unreadable("it has no embedding")
     return body.data[0].embedding
@@ -375,9 +378,12 @@ def _embedding(body: _Embeddings) -> list[float]:
 def _usage(raw: bytes | Raw) -> Usage | None:
     """Tokens as the line gives them; None where it gives none. Both spellings of the API are read."""
     try:
-        read = _USAGE.decode(raw)
+        return _tokens(_USAGE.decode(raw))
     except (msgspec.MsgspecError, RecursionError):
         return None
+
+
+def _tokens(read: _Usage) -> Usage | None:
     input_tokens = read.prompt_tokens if read.prompt_tokens is not None else read.input_tokens
     output_tokens = read.completion_tokens if read.completion_tokens is not None else read.output_tokens
     if input_tokens is None and output_tokens is None:
@@ -385,4 +391,4 @@ def _usage(raw: bytes | Raw) -> Usage | None:
     before = read.prompt_tokens_details or read.input_tokens_details or _NO_DETAILS
     after = read.completion_tokens_details or read.output_tokens_details or _NO_DETAILS
     cached, written = before.cached_tokens or 0, before.cache_write_tokens or 0
-    return Usage(input_tokens or 0, output_tokens or 0, cached, written, 0, after.reasoning_tokens or 0)
+    return _made(Usage, (input_tokens or 0, output_tokens or 0, cached, written, 0, after.reasoning_tokens or 0))
