@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from dagster_llm_batch.core.identity import canonical_json
 
-__all__ = ["Column", "columns", "field_for", "resolve"]
+__all__ = ["Column", "columns", "columns_of", "field_for", "resolve"]
 
 _AS_JSON = {b"as_json": b"1"}
 _MAX_DEPTH = 12
@@ -99,17 +99,20 @@ def columns(fields: Sequence[pa.Field], rows: Sequence[Mapping[str, Any] | None]
             return [Column(values.cast(field.type), reasons) for field, values in zip(fields, whole, strict=True)]
         except (pa.ArrowException, OverflowError, ValueError, TypeError):
             pass  # which value does not fit, and why, is found out below
-    return [
-        _column(field, [None if row is None else row.get(name) for row in rows])
-        for field, name in ((field, field.name) for field in fields)
-    ]
+    names = [field.name for field in fields]
+    return columns_of(fields, [[None if row is None else row.get(name) for row in rows] for name in names])
+
+
+def columns_of(fields: Sequence[pa.Field], values: Iterable[Sequence[Any]]) -> list[Column]:
+    """The same where the values of each field are at hand."""
+    return [_column(field, some) for field, some in zip(fields, values, strict=True)]
 
 
 def _is_json(field: pa.Field) -> bool:
     return bool(field.metadata and b"as_json" in field.metadata)
 
 
-def _column(field: pa.Field, values: list[Any]) -> Column:
+def _column(field: pa.Field, values: Sequence[Any]) -> Column:
     """The values as one Arrow column; one that does not fit its type is null, with the reason."""
     if _is_json(field):
         return Column(
@@ -121,7 +124,7 @@ def _column(field: pa.Field, values: list[Any]) -> Column:
         return _one_by_one(field, values)
 
 
-def _array(values: list[Any], arrow_type: pa.DataType) -> pa.Array:
+def _array(values: Sequence[Any], arrow_type: pa.DataType) -> pa.Array:
     written = _as_written(arrow_type)
     array = pa.array(values, written)
     return array if written == arrow_type else array.cast(arrow_type)
@@ -138,7 +141,7 @@ def _as_written(arrow_type: pa.DataType) -> pa.DataType:
     return arrow_type
 
 
-def _one_by_one(field: pa.Field, values: list[Any]) -> Column:
+def _one_by_one(field: pa.Field, values: Sequence[Any]) -> Column:
     kept: list[pa.Array] = []
     reasons: list[str | None] = []
     for value in values:

@@ -9,7 +9,7 @@ other is pydantic's to read, and to explain. What it does not look at are fields
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import BaseModel
@@ -32,14 +32,17 @@ class _NotPlain(Exception):  # noqa: N818  # the answer, not an error
     pass
 
 
-def plain_decoder(model: type[BaseModel]) -> Callable[[str], dict[str, Any]] | None:
-    """Reads a reply as the values of the model's fields, or raises; None where the model is not plain.
+def plain_decoder(model: type[BaseModel], names: Sequence[str]) -> Callable[[str], msgspec.Struct] | None:
+    """Reads a reply as the values of these fields in their order, or raises; None where the model is not plain.
 
-    A field that has a default and is not there is left out; only the default None counts as plain, which it reads as.
+    A field that has a default and is not there is None; no other default counts as plain.
     """
     try:
-        fields = {name: _field(one) for name, one in _fields(model.__pydantic_core_schema__).items()}
-        return msgspec.json.Decoder(TypedDict("Reply", fields)).decode  # type: ignore[operator]
+        found = _fields(model.__pydantic_core_schema__)
+        if found.keys() != set(names):  # its JSON Schema was changed by hand
+            return None
+        fields = [(name, *_field(found[name])) for name in names]
+        return msgspec.json.Decoder(msgspec.defstruct("Reply", fields, kw_only=True, gc=False)).decode
     except (_NotPlain, TypeError, ValueError, PydanticUserError):  # of msgspec: bounds that it does not have
         return None
 
@@ -59,15 +62,16 @@ def _fields(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     return fields
 
 
-def _field(field: Mapping[str, Any]) -> Any:
+def _field(field: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Its type, and its default if it has one."""
     if field.keys() - {"type", "schema", "metadata"}:  # an alias, for one
         raise _NotPlain
     schema = field["schema"]
     if schema["type"] != "default":
-        return _type(schema)
+        return (_type(schema),)
     if schema.keys() - {"type", "schema", "default", "metadata"} or schema.get("default", ...) is not None:
         raise _NotPlain
-    return NotRequired[_type(schema["schema"])]
+    return _type(schema["schema"]), None
 
 
 def _type(schema: Mapping[str, Any]) -> Any:

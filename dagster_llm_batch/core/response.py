@@ -15,11 +15,12 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+from msgspec.structs import asdict, astuple
 from pydantic import BaseModel, Json, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic.json_schema import JsonSchemaMode
 
-from dagster_llm_batch.core.columns import columns, field_for, resolve
+from dagster_llm_batch.core.columns import Column, columns, columns_of, field_for, resolve
 from dagster_llm_batch.core.plain_replies import plain_decoder
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
 from dagster_llm_batch.types import ResponseFormat, ResponseKind
@@ -88,7 +89,7 @@ class Reader:
         self._model: TypeAdapter[Any] | None = None
         self._replies: TypeAdapter[list[Any]]
         self._models: TypeAdapter[list[Any]]
-        self._plain: Callable[[str], dict[str, Any]] | None = None
+        self._plain: Callable[[str], msgspec.Struct] | None = None
         self._fit: Any = None
         if self.format.kind is ResponseKind.TEXT:
             self.fields = [_TEXT]
@@ -99,7 +100,6 @@ class Reader:
             if isinstance(response, type) and issubclass(response, BaseModel):
                 self._model, self._models = TypeAdapter(response), TypeAdapter(list[response])
                 self._replies = TypeAdapter(list[Json[response]])
-                self._plain = plain_decoder(response)
                 schema = _schema_of(response, "serialization")
             else:
                 from dagster_llm_batch.core.json_schema import Fit  # noqa: PLC0415 - as above
@@ -111,6 +111,8 @@ class Reader:
             if not self.fields:
                 msg = f"The response schema '{self.format.name}' has no fields; each field becomes a column."
                 raise ResponseSchemaError(msg)
+            if self._model is not None:
+                self._plain = plain_decoder(response, [field.name for field in self.fields])
 
     @property
     def schema(self) -> pa.Schema:
@@ -122,15 +124,29 @@ class Reader:
             return self._read_texts(texts)
         if self.format.kind is ResponseKind.EMBEDDING:
             return self._read_embeddings(embeddings)
+        if (found := self._read_plain(texts)) is not None:
+            return self._reading(found, [None] * len(texts))
         given = [text for text in texts if text is not None]
         read = chain.from_iterable(self._parse_all(given[at : at + _AT_ONCE]) for at in range(0, len(given), _AT_ONCE))
         parsed: list[_Parsed] = [(None, None) if text is None else next(read) for text in texts]
         rows = [row for row, _ in parsed]
         reasons = [reason for _, reason in parsed]
-        found = columns(self.fields, rows)
-        return Reading(
-            pa.table([c.values for c in found], schema=self.schema), _first(reasons, *(c.reasons for c in found))
-        )
+        return self._reading(columns(self.fields, rows), reasons)
+
+    def _reading(self, found: Sequence[Column], reasons: list[str | None]) -> Reading:
+        values = pa.table([one.values for one in found], schema=self.schema)
+        return Reading(values, _first(reasons, *(one.reasons for one in found)))
+
+    def _read_plain(self, texts: Sequence[str | None]) -> list[Column] | None:
+        """All of them in one go, as mostly; None where one does not fit, or the model is not plain."""
+        if self._plain is None or not texts:
+            return None
+        nothing, decode = (None,) * len(self.fields), self._plain
+        try:
+            rows = [nothing if text is None else astuple(decode(text)) for text in texts]
+        except Exception:  # noqa: BLE001  # which one, and why, is found out by the others
+            return None
+        return columns_of(self.fields, zip(*rows, strict=True))
 
     def _read_texts(self, texts: Sequence[str | None]) -> Reading:
         kept = [text if text is None or text == storable(text) else None for text in texts]
@@ -141,7 +157,7 @@ class Reader:
     def _parse_all(self, texts: list[str]) -> list[_Parsed]:
         if self._plain is not None:
             try:
-                return [(row, None) for row in map(self._plain, texts)]
+                return [(asdict(row), None) for row in map(self._plain, texts)]
             except Exception:  # noqa: BLE001, S110  # which one, and why, is found out below
                 pass
         if self._model is not None and not any(map(_has_no_number, texts)):

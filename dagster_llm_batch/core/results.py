@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -60,6 +61,7 @@ _READ = [
 ]
 _AT_ONCE = 256  # with more objects alive, Python's garbage collector takes longer than the work itself
 _PER_TABLE = 32
+_SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
 _REPLIED = (Outcome.SUCCEEDED, Outcome.INVALID)
 _NO_USAGE = (None,) * len(Usage._fields)
 
@@ -117,9 +119,9 @@ class Reconciler:
         self._tariff = tariff
         self._facts = facts
         self._expected = list(expected)
-        self._open = dict.fromkeys(self._expected)  # in the order of the request file
+        self._open = set(self._expected)
         self._schema = pa.schema([*RESULT_SCHEMA, *reader.fields])
-        self._read_schema = pa.schema([*_READ, *reader.fields])
+        self._embeds = reader.format.kind is ResponseKind.EMBEDDING
 
     def tables(self, lines: Iterable[bytes]) -> Iterator[pa.Table]:
         """The results in tables of some thousand rows: first the lines in their order, then the requests left out."""
@@ -131,7 +133,13 @@ class Reconciler:
             reason=self._facts.reason or why,
             retryable=outcome is not Outcome.ERRORED or self._facts.retryable,
         )
-        yield from self._tables((some, [left_out] * len(some)) for some in chunks(self._open, _AT_ONCE))
+        yield from self._tables((some, [left_out] * len(some)) for some in chunks(self._left_out(), _AT_ONCE))
+
+    def _left_out(self) -> Iterator[str]:
+        for request_id in self._expected:
+            if request_id in self._open:
+                self._open.remove(request_id)
+                yield request_id
 
     @cached_property
     def _all(self) -> frozenset[str]:
@@ -139,20 +147,19 @@ class Reconciler:
 
     def _known(self, lines: Sequence[bytes]) -> _Said:
         """What the first lines of each request say. The others are counted."""
-        results = list(map(self._codec.decode, [line for line in lines if not line.isspace()]))
+        results = list(map(self._codec.decode, lines))
         request_ids = [request_id_of(result.custom_id, self._facts.nonce) for result in results]
         distinct = set(request_ids)
-        if len(distinct) == len(results) and distinct <= self._open.keys():  # as mostly
-            for request_id in request_ids:
-                del self._open[request_id]  # type: ignore[arg-type]  # None is not among them
+        if len(distinct) == len(results) and distinct <= self._open:  # as mostly
+            self._open -= distinct
             return request_ids, results  # type: ignore[return-value]
         said: _Said = ([], [])
-        for request_id, result in zip(request_ids, results, strict=True):
+        for line, request_id, result in zip(lines, request_ids, results, strict=True):
             if request_id is not None and request_id in self._open:
-                del self._open[request_id]
+                self._open.remove(request_id)
                 said[0].append(request_id)
                 said[1].append(result)
-            else:
+            elif not line.isspace():
                 self._count(result, request_id)
         return said
 
@@ -174,43 +181,46 @@ class Reconciler:
 
     def _tables(self, said: Iterable[_Said]) -> Iterator[pa.Table]:
         read = (self._read(*some) for some in said if some[0])
-        for tables in chunks(read, _PER_TABLE):
-            yield self._table(pa.concat_tables(tables).combine_chunks())
+        for some in chunks(read, _PER_TABLE):
+            lines, replies = zip(*some, strict=True)
+            columns = [list(chain.from_iterable(parts)) for parts in zip(*lines, strict=True)]
+            arrays = {one.name: _array(values, one.type) for values, one in zip(columns, _READ, strict=True)}
+            yield self._table(arrays, pa.concat_tables(replies).combine_chunks())
 
-    def _read(self, request_ids: list[str], results: list[Result]) -> pa.Table:
-        """What the lines themselves say: one column for each of _READ, and those of the response."""
-        embeds = self._reader.format.kind is ResponseKind.EMBEDDING
-        came = [result.outcome is Outcome.SUCCEEDED for result in results]
-        replies = [result.embedding if embeds else result.text for result in results]
+    def _read(self, request_ids: list[str], results: list[Result]) -> tuple[list[Sequence[Any]], pa.Table]:
+        """What the lines themselves say: the values of each of _READ; and the columns of the response."""
+        _, outcomes, texts, vectors, *_ = zip(*results, strict=True)
+        came = [outcome is _SUCCEEDED for outcome in outcomes]
+        replies: Sequence[Any] = vectors if self._embeds else texts
         if not all(came):
             replies = [reply if ok else None for reply, ok in zip(replies, came, strict=True)]
         nothing = [None] * len(replies)
-        reading = self._reader.read(*((nothing, replies) if embeds else (replies, nothing)))
+        reading = self._reader.read(*((nothing, replies) if self._embeds else (replies, nothing)))
         if any(reading.reasons) or not all(replies):
             for at, (reply, reason, ok) in enumerate(zip(replies, reading.reasons, came, strict=True)):
                 if ok and (reason is not None or not reply):
                     results[at] = _misfit(results[at], reason or "the reply is empty")
-        _, outcomes, said, _, reasons, retryable, finish_reasons, models, usages = zip(*results, strict=True)
-        kept = [None if one is Outcome.SUCCEEDED else text for one, text in zip(outcomes, said, strict=True)]
+        _, outcomes, texts, _, *others, usages = zip(*results, strict=True)
+        kept = [None if one is _SUCCEEDED else text for one, text in zip(outcomes, texts, strict=True)]
+        reasons, retryable, finish_reasons, models = others
         tokens = zip(*(_NO_USAGE if usage is None else usage for usage in usages), strict=True)
-        columns = [request_ids, outcomes, reasons, retryable, kept, finish_reasons, models, *tokens]
-        arrays = [_array(values, column.type) for values, column in zip(columns, _READ, strict=True)]
-        return pa.table([*arrays, *reading.columns.columns], schema=self._read_schema)
+        return [request_ids, outcomes, reasons, retryable, kept, finish_reasons, models, *tokens], reading.columns
 
-    def _table(self, read: pa.Table) -> pa.Table:
+    def _table(self, said: Mapping[str, pa.Array], replies: pa.Table) -> pa.Table:
         """The results: what was read, what it cost, and what all lines of the shard share."""
         facts = self._facts
-        tokens = [read[name].combine_chunks() for name in Usage._fields]
+        tokens = [said[name] for name in Usage._fields]
         cost, realtime = self._tariff.costs(tokens)
         if tokens[0].null_count and self._tariff.basis is not PriceBasis.UNKNOWN:
             # A reply was paid for: where it does not say how many tokens it took, nobody knows its cost.
-            paid = pc.is_in(read["llm_outcome"], pa.array(_REPLIED, pa.string())).combine_chunks()
+            paid = pc.is_in(said["llm_outcome"], pa.array(_REPLIED, pa.string()))
             is_zero = pc.and_(pc.is_null(tokens[0]), pc.invert(paid))
             if self._tariff.basis is PriceBasis.FREE:
                 is_zero = pc.is_null(tokens[0])
             cost, realtime = (pc.if_else(is_zero, pa.scalar(Decimal(0), MONEY), one) for one in (cost, realtime))
         self._add(None if cost.null_count else pc.sum(cost).as_py())
-        computed = {
+        own = {
+            **said,
             "llm_cost_usd": cost,
             "llm_realtime_usd": realtime,
             **{f"llm_{name}": column for name, column in zip(Usage._fields, tokens, strict=True)},
@@ -225,14 +235,10 @@ class Reconciler:
             "llm_completed_at": facts.ended_at,
         }
         columns = [
-            computed[field.name]
-            if field.name in computed
-            else pa.repeat(pa.scalar(shared[field.name], field.type), len(read))
-            if field.name in shared
-            else read[field.name]
-            for field in self._schema
+            own[field.name] if field.name in own else pa.repeat(pa.scalar(shared[field.name], field.type), len(replies))
+            for field in RESULT_SCHEMA
         ]
-        return pa.table(columns, schema=self._schema)
+        return pa.table([*columns, *replies.columns], schema=self._schema)
 
 
 def _misfit(result: Result, reason: str) -> Result:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from enum import Enum, StrEnum
 from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import asdict
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -21,6 +23,13 @@ from pydantic import (
 )
 
 from dagster_llm_batch.core.plain_replies import plain_decoder
+from dagster_llm_batch.core.response import Reader
+
+
+def decoder_of(model: type[BaseModel]) -> Callable[[str], dict[str, Any]] | None:
+    """What the decoder reads, by field."""
+    decode = plain_decoder(model, list(model.model_fields))
+    return None if decode is None else lambda text: asdict(decode(text))
 
 
 class Plain(BaseModel):
@@ -87,14 +96,14 @@ REPLIES = st.builds(
 )
 @example('{"row":1,"label":"good","score":1,"sure":true,"topics":[]} and more')
 def test_what_it_takes_has_the_values_that_pydantic_gives(text: str) -> None:
-    decode = plain_decoder(Plain)
+    decode = decoder_of(Plain)
     assert decode is not None
     try:
         found = decode(text)
     except ValueError:
         return
     wanted = given_by_pydantic(text)
-    assert {**dict.fromkeys(Plain.model_fields), **found} == wanted
+    assert found == wanted
     assert [type(found[name]) for name in FITTING] == [type(wanted[name]) for name in FITTING]
 
 
@@ -136,7 +145,7 @@ OWN: dict[str, tuple[type, ...]] = {
     WHOLE | REAL | WORDS | st.lists(WORDS, max_size=3) | st.booleans() | st.none(),
 )
 def test_bounds_decide_as_those_of_pydantic(reply: dict[str, Any], name: str | None, value: Any) -> None:
-    decode = plain_decoder(Bounded)
+    decode = decoder_of(Bounded)
     assert decode is not None
     text = json.dumps(reply if name is None else {**reply, name: value})
     wanted = given_by_pydantic(text, Bounded)
@@ -146,13 +155,13 @@ def test_bounds_decide_as_those_of_pydantic(reply: dict[str, Any], name: str | N
         assert wanted is None or (name is not None and type(value) not in OWN[name]), text
         return
     assert wanted is not None, text
-    assert {"rank": None, **found} == wanted
+    assert found == wanted
     assert [type(found[field]) for field in reply] == [type(wanted[field]) for field in reply]
 
 
 def test_it_takes_what_fits() -> None:
     reply = {"row": 1, "label": "good", "score": 0.5, "sure": True, "topics": ["a"], "note": "n", "numbers": [1, None]}
-    decode = plain_decoder(Plain)
+    decode = decoder_of(Plain)
     assert decode is not None
     assert decode(json.dumps(reply)) == reply
 
@@ -244,4 +253,62 @@ OTHERS = [
 
 @pytest.mark.parametrize("model", OTHERS, ids=lambda model: model.__name__)
 def test_a_model_with_ways_of_its_own_is_left_to_pydantic(model: type[BaseModel]) -> None:
-    assert plain_decoder(model) is None
+    assert decoder_of(model) is None
+
+
+class Turned(BaseModel):
+    """Its JSON Schema has another order."""
+
+    model_config = ConfigDict(json_schema_extra=lambda schema: _turn(schema["properties"]))
+    a: int
+    b: str
+
+
+def _turn(properties: dict[str, Any]) -> None:
+    properties["a"] = properties.pop("a")
+
+
+class Fewer(BaseModel):
+    """Its JSON Schema has less."""
+
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema["properties"].pop("a"))
+    a: int
+    b: str
+
+
+class Optional(BaseModel):
+    a: int | None = None
+    b: str
+
+
+MODELS = [Plain, Bounded, Turned, Fewer, Optional]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_columns_hold_their_own_fields(model: type[BaseModel]) -> None:
+    replies = {
+        Plain: ['{"topics":["x"],"sure":true,"score":2,"label":"bad","row":7}'],
+        Bounded: ['{"kind":"old","grade":2,"tags":["b"],"title":"t","inside":0,"share":1,"beyond":2,"urgency":3}'],
+        Turned: ['{"a":1,"b":"x"}'],
+        Fewer: ['{"a":1,"b":"x"}'],
+        Optional: ['{"b":"x"}', '{"b":"y","a":2}'],
+    }[model]
+    texts = [*replies, None, *replies]
+    reading = Reader(model).read(texts, [None] * len(texts))
+    assert reading.reasons == [None] * len(texts)
+    names = reading.columns.column_names
+    wanted = [{} if text is None else given_by_pydantic(text, model) for text in texts]
+    assert reading.columns.to_pylist() == [{name: one.get(name) for name in names} for one in wanted]
+
+
+def test_one_that_does_not_fit_leaves_the_others_as_they_are() -> None:
+    good = '{"row":%d,"label":"good","score":1,"sure":true,"topics":[]}'
+    texts = [good % number for number in range(100)]
+    texts[70] = '{"row":70}'
+    texts[80] = good % (1 << 70)
+    reading = Reader(Plain).read(texts, [None] * 100)
+    rows = reading.columns["row"].to_pylist()
+    assert rows == [None if number in (70, 80) else number for number in range(100)]
+    assert [at for at, reason in enumerate(reading.reasons) if reason] == [70, 80]
+    assert "Field required" in str(reading.reasons[70])
+    assert "does not fit a column of type int64" in str(reading.reasons[80])

@@ -268,6 +268,21 @@ def test_replies_are_not_read_with_another_definition_but_their_lines_are_stored
     assert house.finish(old, first.submission_id).submission.outcomes == {"succeeded": 3}
 
 
+class CountedLabel(TicketLabel):
+    """A response with a field of a name that usage has too."""
+
+    input_tokens: int
+
+
+def test_a_response_may_have_a_field_that_is_called_as_usage_calls_its_own(house: House) -> None:
+    definition = labeling(response=CountedLabel)
+    status = house.run(definition, tickets(3))
+    labels, _ = assert_total(house, definition, status.submission.submission_id, 3)
+    assert len(labels) == 3
+    assert labels["input_tokens"].null_count == 0
+    assert min(labels["llm_input_tokens"].to_pylist()) > 5  # of the prompt
+
+
 def test_lines_of_all_batches_are_stored_where_the_first_is_not_read(house: House) -> None:
     old = labeling(max_requests_per_batch=1)
     first = house.engine().plan(old, tickets(12))
