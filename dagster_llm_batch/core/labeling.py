@@ -7,7 +7,7 @@ A request that several rows share was sent once; each of its rows bears an equal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from dagster_llm_batch.types import Outcome
 __all__ = ["PROVENANCE", "REJECT_COLUMNS", "Labeled", "check_columns", "label", "manifest_schema"]
 
 _ID = "llm_request_id"
+_COSTS = ("llm_cost_usd", "llm_realtime_usd")
 
 PROVENANCE = (
     "llm_outcome",
@@ -76,14 +77,14 @@ def manifest_schema(rows: pa.Schema, key: str, keep: Sequence[str]) -> pa.Schema
 
 
 def label(
-    manifest: pa.Table, waves: Sequence[pa.Table], response: pa.Schema, *, prompt_version: str, run_id: str
+    manifest: pa.Table, waves: Iterable[pa.Table], response: pa.Schema, *, prompt_version: str, run_id: str
 ) -> Labeled:
     """Give every row of the manifest its outcome.
 
     Args:
         manifest: One row for each input row: key, kept columns, llm_request_id.
         waves: Results (RESULT_SCHEMA and the response's columns), oldest first. The newest success of a request
-            counts, else its newest word.
+            counts, else its newest word. Where nobody else holds them, they are let go column by column.
         response: The response's columns.
         prompt_version: Kept with every row.
         run_id: The run that made this table; kept with every row.
@@ -91,21 +92,24 @@ def label(
     Returns:
         Labels: key, kept columns, response, PROVENANCE. Rejects: key, kept columns, REJECT_COLUMNS.
     """
-    empty = pa.schema([*RESULT_SCHEMA, *response]).empty_table()
-    results = _good_first(pa.concat_tables([*reversed(waves), empty]))
-    places = _places(manifest[_ID], results[_ID].combine_chunks())
-    joined = results.take(places)
-    if not _is_one_to_one(places, len(results)):
-        joined = _with_row_costs(manifest, results, joined)
+    results = pa.concat_tables([*reversed([*waves]), pa.schema([*RESULT_SCHEMA, *response]).empty_table()])
+    places = _places(manifest[_ID], results)
+    rows = manifest.drop_columns([_ID])
+    own = rows.column_names
     for name, text in (("llm_prompt_version", prompt_version), ("llm_run_id", run_id)):
-        joined = joined.append_column(name, pa.repeat(pa.scalar(text, pa.string()), len(joined)))
-    own = [name for name in manifest.column_names if name != _ID]
-    for name in own:
-        joined = joined.append_column(manifest.field(name), manifest[name])
-    fits = _is_good(joined)
+        rows = rows.append_column(name, pa.repeat(pa.scalar(text, pa.string()), len(rows)))
+    if not _is_one_to_one(places, len(results)):
+        for name, costs in _row_costs(manifest[_ID], results.select([_ID, *_COSTS])):
+            rows = rows.append_column(name, costs)
+    fits = _is_good(results).take(places).combine_chunks()
+    halves = [(rows.filter(chosen), places.filter(chosen)) for chosen in (fits, pc.invert(fits))]
+    for name in results.column_names:
+        column, results = results.select([name]), results.drop_columns([name])
+        if name not in rows.column_names:
+            halves = [(half.append_column(column.field(0), column.take(at)[name]), at) for half, at in halves]
+    (labels, _), (rejects, _) = halves
     return Labeled(
-        labels=_only(joined.select([*own, *response.names, *PROVENANCE]), fits),
-        rejects=_only(joined.select([*own, *REJECT_COLUMNS]), pc.invert(fits)),
+        labels=labels.select([*own, *response.names, *PROVENANCE]), rejects=rejects.select([*own, *REJECT_COLUMNS])
     )
 
 
@@ -113,19 +117,12 @@ def _is_good(results: pa.Table) -> pa.ChunkedArray:
     return pc.equal(results["llm_outcome"], Outcome.SUCCEEDED.value)
 
 
-def _good_first(results: pa.Table) -> pa.Table:
+def _places(wanted: pa.ChunkedArray, results: pa.Table) -> pa.Array:
+    """Where each wanted request is found: at its first success, else first at all."""
     good = _is_good(results)
-    return pa.concat_tables([_only(results, good), _only(results, pc.invert(good))])
-
-
-def _only(table: pa.Table, chosen: pa.ChunkedArray) -> pa.Table:
-    """These rows of the table; no copy where it is all of them."""
-    return table if pc.all(chosen, min_count=0).as_py() else table.filter(chosen)
-
-
-def _places(wanted: pa.ChunkedArray, found: pa.Array) -> pa.Array:
-    """Where each wanted request is found first."""
-    places = pc.index_in(wanted, found).combine_chunks()
+    by_worth = pa.concat_arrays([pc.indices_nonzero(good), pc.indices_nonzero(pc.invert(good))])
+    found = results[_ID].take(by_worth).combine_chunks()
+    places = by_worth.take(pc.index_in(wanted, found).combine_chunks())
     if places.null_count:  # the plan wrote both files from the same rows
         msg = f"{places.null_count} rows have no result; the manifest and the results are not of the same submission."
         raise ValueError(msg)
@@ -137,21 +134,20 @@ def _is_one_to_one(places: pa.Array, results: int) -> bool:
     return len(places) == results and bool((np.bincount(places, minlength=1) <= 1).all())
 
 
-def _with_row_costs(manifest: pa.Table, results: pa.Table, joined: pa.Table) -> pa.Table:
+def _row_costs(wanted: pa.ChunkedArray, results: pa.Table) -> Iterator[tuple[pa.Field, pa.Array]]:
     """Each row's part of what its request cost in all attempts."""
-    rows = manifest.group_by(_ID).aggregate([(_ID, "count")])
+    rows = pa.table({_ID: wanted}).group_by(_ID).aggregate([(_ID, "count")])
     sums = results.group_by(_ID).aggregate(
-        [(name, "sum", pc.ScalarAggregateOptions(skip_nulls=False)) for name in ("llm_cost_usd", "llm_realtime_usd")]
+        [(name, "sum", pc.ScalarAggregateOptions(skip_nulls=False)) for name in _COSTS]
     )
-    shared_by = rows[f"{_ID}_count"].take(pc.index_in(manifest[_ID], rows[_ID].combine_chunks()))
-    at = pc.index_in(manifest[_ID], sums[_ID].combine_chunks())
-    for name in ("llm_cost_usd", "llm_realtime_usd"):
+    shared_by = rows[f"{_ID}_count"].take(pc.index_in(wanted, rows[_ID].combine_chunks()))
+    at = pc.index_in(wanted, sums[_ID].combine_chunks())
+    for name in _COSTS:
         whole = sums[f"{name}_sum"].take(at)
         if pc.max(shared_by).as_py() != 1:  # Arrow has no division of decimals that keeps this scale
             pairs = zip(whole.to_pylist(), shared_by.to_pylist(), strict=True)
             whole = pa.array([None if cost is None else (cost / n).quantize(PICODOLLAR) for cost, n in pairs])
-        joined = joined.set_column(joined.column_names.index(name), pa.field(name, MONEY), whole.cast(MONEY))
-    return joined
+        yield pa.field(name, MONEY), whole.cast(MONEY)
 
 
 assert set(PROVENANCE) <= {*RESULT_SCHEMA.names, "llm_prompt_version", "llm_run_id"}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain, groupby
@@ -85,9 +85,8 @@ class Landing:
         Results that were read for other columns are read again, and all of them with `reread`.
         """
         self.read_again(reread=reread)
-        manifest = self.payloads.read_table(self.manifest_path)
-        tables = [self.payloads.read_table(s.results_path or "") for wave in self.waves() for s in wave]
-        return self._label(manifest, tables, run_id)
+        tables = (self.payloads.read_table(s.results_path or "") for wave in self.waves() for s in wave)
+        return self._label(self.payloads.read_table(self.manifest_path), tables, run_id)
 
     def batches(self, *, run_id: str, reread: bool) -> Iterator[Labeled]:
         """`labels` in constant memory, part by part. The rows of a large table come in no particular order."""
@@ -96,7 +95,7 @@ class Landing:
             yield self._label(manifest, results, run_id)
             release_memory()
 
-    def _label(self, manifest: pa.Table, results: Sequence[pa.Table], run_id: str) -> Labeled:
+    def _label(self, manifest: pa.Table, results: Iterable[pa.Table], run_id: str) -> Labeled:
         version = self.labeling.prompt_version
         return label(manifest, results, self.labeling.reader.schema, prompt_version=version, run_id=run_id)
 

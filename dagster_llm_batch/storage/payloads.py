@@ -190,8 +190,10 @@ class PayloadStore:
 
     def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole table, or some of its columns."""
-        with self._open(path) as file, pq.ParquetFile(file) as parquet:
-            return parquet.read(columns=None if columns is None else list(columns))
+        with self._open(path) as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
+            table = parquet.read(columns=None if columns is None else list(columns), use_threads=False)
+        release_memory()
+        return table
 
     def iter_batches(
         self, path: str, batch_rows: int = 65_536, columns: Sequence[str] | None = None
