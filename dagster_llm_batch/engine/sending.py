@@ -10,22 +10,17 @@ submissions, make each move together, the carrier first: the batch has its tag. 
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
-from typing import IO
 
-from dagster_llm_batch.core.identity import custom_id, padding_id
 from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.engine.shards import renamed, requests_of
+from dagster_llm_batch.engine.outgoing import outgoing
 from dagster_llm_batch.errors import (
     AmbiguousError,
     CannotTellError,
     ConfigError,
     CredentialsError,
-    LLMBatchError,
     RefusedError,
     TransientError,
 )
@@ -56,11 +51,7 @@ class Sender:
         ids = [shard.shard_id for shard in shards]
         provider = self._deployment.provider_of(shards[0])
         padding = max(0, fill_up_to - sum(shard.requests for shard in shards))
-        with tempfile.TemporaryFile() as lines:
-            for shard in shards:
-                self._copy(shard, lines)
-            for line in self._padding(shards[0], padding):
-                lines.write(line)
+        with outgoing(self._deployment.payloads, shards, padding) as lines:
             for last in [False] * (_TRIES - 1) + [True]:
                 lines.seek(0)
                 now = self._deployment.clock()
@@ -171,26 +162,6 @@ class Sender:
         ids = [shard.shard_id for shard in shards]
         now = self._deployment.clock()
         self._ledger.move_together(ids, Move.ACCEPTED, batch_id=batch_id, submitted_at=now)
-
-    def _padding(self, shard: Shard, copies: int) -> Iterator[bytes]:
-        """Copies of the shard's shortest request, under ids that belong to no row."""
-        if copies:
-            requests = requests_of(self._deployment.payloads, shard.path, shard.nonce)
-            request_id, line = min(requests, key=lambda request: len(request[1]))
-            own = custom_id(shard.nonce, request_id)
-            for number in range(copies):
-                yield renamed(line, own, padding_id(number), shard.nonce)
-
-    def _copy(self, shard: Shard, lines: IO[bytes]) -> None:
-        try:
-            with self._deployment.payloads.reader(shard.path, shard.digest) as stored:
-                shutil.copyfileobj(stored, lines, 1 << 20)
-        except OSError as error:
-            msg = (
-                f"The request file {shard.path} cannot be read as it was planned, so nothing was sent: {error} "
-                "Restore it in the payload store, or cancel the submission and plan it again."
-            )
-            raise LLMBatchError(msg) from error
 
 
 def _carrier(shard: Shard) -> str:

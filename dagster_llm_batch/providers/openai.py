@@ -346,15 +346,27 @@ def _newest_first(times: Sequence[datetime | None]) -> bool:
 
 @contextmanager
 def _file(lines: BinaryIO) -> Iterator[BinaryIO]:
-    """`lines` as something whose length can be told without reading it: a real file, else a temporary copy."""
-    file = (io.BufferedReader, io.BufferedRandom)
-    if isinstance(lines, io.BytesIO) or (isinstance(lines, file) and isinstance(lines.raw, io.FileIO)):
+    """`lines` as something whose length the SDK can tell without reading it, else a temporary copy."""
+    if _has_length(lines):
         yield lines
         return
     with tempfile.TemporaryFile() as copy:
         shutil.copyfileobj(lines, copy, _CHUNK_BYTES)
         copy.seek(0)
         yield copy
+
+
+def _has_length(lines: BinaryIO) -> bool:
+    """Whether what the SDK takes for the length is it: that of a file behind `lines`, else where a seek ends."""
+    if not lines.seekable():
+        return False
+    if isinstance(lines, io.BufferedReader | io.BufferedRandom) and isinstance(lines.raw, io.FileIO):
+        return True
+    try:
+        lines.fileno()
+    except OSError:
+        return True
+    return False  # the file may be compressed
 
 
 def _json_or_text(text: str) -> Any:

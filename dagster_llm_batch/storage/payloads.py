@@ -15,11 +15,13 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import tempfile
 import uuid
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -50,7 +52,7 @@ class PayloadWriter:
 
     @property
     def digest(self) -> str:
-        """Of the file as it is stored: what `PayloadStore.reader` compares with."""
+        """Of the file as it is stored: what `PayloadStore.checked` compares with."""
         return _OF_STORED + self._stored.hash.hexdigest()
 
     def write(self, data: bytes) -> None:
@@ -69,21 +71,15 @@ class PayloadWriter:
             self._sink.write(data)
 
 
+_new_digest = partial(hashlib.blake2b, digest_size=16)
+
+
 class _Hashed(io.RawIOBase):
-    """A file whose bytes go into a blake2b of 16 bytes as they pass."""
+    """A file whose bytes are digested as they pass."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
-        self.hash = hashlib.blake2b(digest_size=16)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._file.read(len(buffer))
-        self.hash.update(data)
-        buffer[: len(data)] = data
-        return len(data)
+        self.hash = _new_digest()
 
     def writable(self) -> bool:
         return True
@@ -145,23 +141,38 @@ class PayloadStore:
                 writer.flush()
 
     @contextmanager
-    def reader(self, path: str, digest: str | None = None) -> Iterator[BinaryIO]:
-        """Read a payload, uncompressed, as a stream that cannot seek.
-
-        A truncated file is an OSError; so is, when the block has read all of it, one of another digest.
-        """
+    def reader(self, path: str) -> Iterator[BinaryIO]:
+        """Read a payload, uncompressed, as a stream that cannot seek. A truncated file is an OSError."""
         with self._open(path) as file:
             if not file.read(1):  # even an empty stream has a frame
                 raise OSError(f"The payload {path} is truncated: its file is empty. Restore it, or delete it.")
             file.seek(0)
-            is_old = digest is not None and not digest.startswith(_OF_STORED)  # of what is uncompressed
-            stored: Any = file if digest is None or is_old else _Hashed(file)
-            with pa.CompressedInputStream(stored, _codec(path)) as source:
-                plain = _Hashed(source) if is_old else source
-                yield cast("BinaryIO", io.BufferedReader(plain, _BUFFER_BYTES))
-            found = plain if is_old else stored
-            if digest is not None and digest.removeprefix(_OF_STORED) != found.hash.hexdigest():
+            with pa.CompressedInputStream(file, _codec(path)) as source:
+                yield cast("BinaryIO", io.BufferedReader(source, _BUFFER_BYTES))
+
+    @contextmanager
+    def checked(self, path: str, digest: str) -> Iterator[Callable[[], BinaryIO]]:
+        """A payload that was found to have this digest, to be read from its start as often as is wanted.
+
+        Each call gives a stream, uncompressed, that cannot seek, and ends the one before. What is read is what was
+        checked, whatever becomes of the payload meanwhile. Raises OSError where it has another digest.
+        """
+        with ExitStack() as stack:
+            file = stack.enter_context(self._here(path))
+
+            def plain() -> BinaryIO:
+                file.seek(0)
+                own = io.FileIO(os.dup(file.fileno()))  # the stream closes what it reads from
+                return cast("BinaryIO", pa.CompressedInputStream(own, _codec(path)))
+
+            if digest.startswith(_OF_STORED):
+                found = _OF_STORED + hashlib.file_digest(file, _new_digest).hexdigest()
+            else:  # of what is uncompressed
+                with plain() as source:
+                    found = hashlib.file_digest(cast("io.FileIO", source), _new_digest).hexdigest()
+            if found != digest:
                 raise OSError(f"The payload {path} is not the one that was written: its digest differs.")
+            yield plain
 
     def lines(self, path: str) -> Iterator[bytes]:
         r"""The payload's lines, each with its `\n`; a last one without it too."""
@@ -262,6 +273,18 @@ class PayloadStore:
 
     def _open(self, path: str) -> BinaryIO:
         return cast("BinaryIO", self._fs.open(self._full(path), "rb"))
+
+    @contextmanager
+    def _here(self, path: str) -> Iterator[io.FileIO]:
+        """The file as it is stored, on a local disk."""
+        if self._is_local:
+            with Path(self._full(path)).open("rb", buffering=0) as file:
+                yield file
+            return
+        with self._open(path) as file, tempfile.TemporaryFile(buffering=0) as copy:
+            shutil.copyfileobj(file, copy, _BUFFER_BYTES)
+            copy.seek(0)
+            yield copy
 
     @contextmanager
     def _staged(self, path: str) -> Iterator[BinaryIO]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import subprocess
 import sys
@@ -82,6 +83,21 @@ def test_a_submit_uploads_once_and_creates_once_with_its_tag(emulator, provider)
     assert (batch.id, batch.metadata) == (batch_id, {TAG_KEY: TAG})
     assert emulator.books.creates_seen == 1
     assert [file.bytes for file in emulator.books.files] == [len(batch_file(provider.codec(SPEC), TEXTS).read())]
+
+
+@pytest.mark.parametrize("kind", ["file", "compressed file", "pipe", "view of bytes"])
+def test_a_request_file_of_any_kind_is_sent_whole(emulator, provider, tmp_path, kind):
+    lines = batch_file(provider.codec(SPEC), TEXTS).read() * 2_000
+    path = tmp_path / "lines"
+    path.write_bytes(gzip.compress(lines) if kind == "compressed file" else lines)
+    if kind == "pipe":
+        file = subprocess.Popen(["cat", str(path)], stdout=subprocess.PIPE).stdout
+    else:
+        opened = gzip.open if kind == "compressed file" else open
+        file = io.BufferedReader(io.BytesIO(lines)) if kind == "view of bytes" else opened(path, "rb")
+    with file:
+        provider.submit(file, SPEC, TAG)
+    assert [file.bytes for file in emulator.books.files] == [len(lines)]
 
 
 @pytest.mark.parametrize("how", ["500", "close", "hang"])

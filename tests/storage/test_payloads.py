@@ -72,17 +72,31 @@ def test_an_empty_payload_has_no_lines(store):
     assert (writer.bytes, list(store.lines("empty.zst"))) == (0, [])
 
 
+@pytest.mark.parametrize("codec", ["zst", "lz4"])
 @pytest.mark.parametrize("of", ["the file as it is stored", "its content, as before"])
-def test_a_payload_of_another_digest_is_an_error_at_the_end_of_reading(store, of):
-    data = b"line\n" * 100_000
-    digest = write(store, "a.zst", data).digest
+def test_a_payload_of_another_digest_is_an_error_before_it_is_read(store, of, codec):
+    path, data = f"a.{codec}", b"line\n" * 100_000
+    digest = write(store, path, data).digest
     if of != "the file as it is stored":
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    with store.reader("a.zst", digest) as source:
-        assert source.read() == data
-    write(store, "a.zst", data[:-5])
-    with pytest.raises(OSError, match="is not the one that was written"), store.reader("a.zst", digest) as source:
-        source.read()
+    with store.checked(path, digest) as again:
+        for length in (None, 7, 0, None):
+            with again() as source:
+                assert source.read(length) == data[:length]
+    write(store, path, data[:-5])
+    with pytest.raises(OSError, match="is not the one that was written"), store.checked(path, digest):
+        pytest.fail("the digest was not compared")
+
+
+def test_what_was_checked_is_what_is_read_whatever_is_written_meanwhile(store):
+    digest = write(store, "a.lz4", b"old\n").digest
+    with store.checked("a.lz4", digest) as again:
+        write(store, "a.lz4", b"new\n")
+        with again() as source:
+            assert source.read() == b"old\n"
+        store.delete("a.lz4")
+        with again() as source:
+            assert source.read() == b"old\n"
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -228,6 +242,7 @@ def test_a_path_that_could_leave_the_store_is_refused_by_every_method(store, pat
         lambda: write(store, path, b"x"),
         lambda: list(store.lines(path)),
         lambda: store.reader(path).__enter__(),
+        lambda: store.checked(path, "").__enter__(),
         lambda: store.table_writer(path, SCHEMA).__enter__(),
         lambda: store.read_table(path),
         lambda: list(store.iter_batches(path)),
