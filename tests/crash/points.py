@@ -68,6 +68,7 @@ CRASHES: tuple[Crash, ...] = (
     *_at(PLAIN, "ledger: migrate", (_B, _U)),
     *_at(PLAIN, "file: manifest", _FILE),
     *_at(PLAIN, "file: requests", _FILE, nth=_SECOND),
+    *_at(PLAIN, "file: ids", _FILE, nth=_SECOND),
     *_at(PLAIN, "ledger: open", _TRANSACTION),
     # submit
     *_at(PLAIN, "ledger: lease", _TRANSACTION),
