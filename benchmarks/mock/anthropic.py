@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -37,6 +38,7 @@ class Anthropic:
     def __init__(self, mock: Mock) -> None:
         self._results: dict[str, bytes] = {}
         self._batches: dict[str, dict[str, Any]] = {}
+        self._numbers = count()  # calls come at once
         mock.route("POST", r"/v1/messages/batches", self.create)
         mock.route("GET", r"/v1/messages/batches", self.page)
         mock.route("GET", r"/v1/messages/batches/([^/]+)", self.batch)
@@ -62,7 +64,7 @@ class Anthropic:
         return self._batches[name] | {"results_url": url if ended else None}
 
     def _new(self, total: int, status: str) -> dict[str, Any]:
-        name, ended = f"msgbatch_{len(self._batches):08d}", status == "ended"
+        name, ended = f"msgbatch_{next(self._numbers):08d}", status == "ended"
         counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
         batch: dict[str, Any] = {
             "id": name,

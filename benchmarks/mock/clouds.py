@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from io import BytesIO
+from itertools import count
 from typing import Any
 from urllib.parse import unquote
 
@@ -33,6 +34,7 @@ class Bedrock:
     def __init__(self, mock: Mock, s3_url: str) -> None:
         self._s3 = S3(s3_url)
         self._jobs: dict[str, dict[str, Any]] = {}
+        self._numbers = count()  # calls come at once
         mock.route("POST", r"/model-invocation-job", self.create)
         mock.route("GET", r"/model-invocation-jobs", self.listed)
         mock.route("GET", r"/model-invocation-job/(.+)", lambda _request, name: self._jobs[unquote(name)])
@@ -52,7 +54,7 @@ class Bedrock:
             assert found is not None
             reply = answer(found[2])
             out.append(_BEDROCK % (found[2], reply.quoted, reply.input_tokens, reply.output_tokens, found[1]))
-        name = f"{len(self._jobs):012d}"
+        name = f"{next(self._numbers):012d}"
         place = asked["outputDataConfig"]["s3OutputDataConfig"]["s3Uri"].removeprefix("s3://").partition("/")[2]
         self._s3.write(bucket, f"{place}{name}/requests.jsonl.out", BytesIO(b"".join(out)))
         counts = {"totalRecordCount": len(out), "processedRecordCount": len(out), "successRecordCount": len(out)}
@@ -71,6 +73,7 @@ class Vertex:
     def __init__(self, mock: Mock, storage_url: str) -> None:
         self._storage = Storage(storage_url)
         self._jobs: dict[str, dict[str, Any]] = {}
+        self._numbers = count()  # calls come at once
         mock.route("POST", r"/v1/(projects/[^/]+/locations/[^/]+)/batchPredictionJobs", self.create)
         mock.route("GET", r"/v1/(projects/.+)", lambda _request, name: self._jobs[name])
 
@@ -84,8 +87,9 @@ class Vertex:
             reply = answer(found[2])
             tokens = (reply.input_tokens, reply.output_tokens, reply.input_tokens + reply.output_tokens)
             out.append(_VERTEX % (found[1], found[2], reply.quoted, *tokens))
-        name = f"{parent}/batchPredictionJobs/{len(self._jobs):019d}"
-        folder = f"{asked['outputConfig']['gcsDestination']['outputUriPrefix']}/prediction-{len(self._jobs)}"
+        number = next(self._numbers)
+        name = f"{parent}/batchPredictionJobs/{number:019d}"
+        folder = f"{asked['outputConfig']['gcsDestination']['outputUriPrefix']}/prediction-{number}"
         self._storage.write(f"{folder}/predictions.jsonl", b"".join(out))
         self._jobs[name] = asked | {
             "name": name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from itertools import count
 from typing import Any
 
 from benchmarks.mock.answers import answer
@@ -38,6 +39,7 @@ class OpenAI:
     def __init__(self, mock: Mock) -> None:
         self._files: dict[str, bytes] = {}
         self._batches: dict[str, dict[str, Any]] = {}
+        self._numbers = count()  # calls come at once
         mock.route("POST", r"/v1/files", self.upload)
         mock.route("GET", r"/v1/files/([^/]+)/content", lambda _request, name: self._files.pop(name))
         mock.route("POST", r"/v1/batches", self.create)
@@ -67,7 +69,7 @@ class OpenAI:
 
     def _new(self, input_file_id: str, metadata: Any, total: int) -> dict[str, Any]:
         batch: dict[str, Any] = {
-            "id": f"batch_{len(self._batches):08d}",
+            "id": f"batch_{next(self._numbers):08d}",
             "object": "batch",
             "endpoint": "/v1/chat/completions",
             "completion_window": "24h",

@@ -249,12 +249,13 @@ class AnthropicProvider:
             self._calls(f"download the results of batch '{batch_id}'"),
             self._client(retries=2).messages.batches.with_streaming_response.results(batch_id) as response,
         ):
-            for chunk in response.iter_bytes(_CHUNK_BYTES):
-                got += chunk.count(b"\n")
-                yield chunk
             has_end = "content-length" in response.headers or "transfer-encoding" in response.headers
             if has_end or response.http_response.http_version != "HTTP/1.1":
+                yield from response.iter_bytes()
                 return
+            for chunk in response.iter_bytes():
+                got += chunk.count(b"\n")
+                yield chunk
         if got < lines:  # the connection's end is the file's: a cut would go unseen
             raise TransientError(f"Could not download the results of batch '{batch_id}': got {got} of {lines} lines.")
 

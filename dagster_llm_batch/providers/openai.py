@@ -245,7 +245,7 @@ class OpenAIProvider:
             self._calls(f"download the file '{file_id}'"),
             client.files.with_streaming_response.content(file_id) as response,
         ):
-            for chunk in response.iter_bytes(_CHUNK_BYTES):
+            for chunk in response.iter_bytes():
                 got += len(chunk)
                 yield chunk
             has_end = "content-length" in response.headers or "transfer-encoding" in response.headers
