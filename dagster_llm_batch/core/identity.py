@@ -29,7 +29,6 @@ __all__ = [
     "make_requests",
     "packed",
     "padding_id",
-    "request_digests",
     "request_id_of",
     "shard_nonce",
     "unpacked",
@@ -168,11 +167,6 @@ def unpacked(data: bytes) -> list[str]:
     """The ids that were packed."""
     text = data.hex()
     return [text[at : at + _REQUEST_ID_CHARS] for at in range(0, len(text), _REQUEST_ID_CHARS)]
-
-
-def request_digests(request_ids: Sequence[str]) -> bytes:
-    """16 of the bytes that each id spells."""
-    return bytes.fromhex("".join([request_id[:32] for request_id in request_ids]))
 
 
 def request_id_of(custom_id: str | None, nonce: str) -> str | None:

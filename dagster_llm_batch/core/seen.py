@@ -1,7 +1,7 @@
-"""Which values have come before, exactly, in about 24 bytes each: a set of Python objects takes six times as much.
+"""Which values have come before, exactly, in about 16 bytes each: a set of Python objects takes nine times as much.
 
-The newest are kept as they are. Older ones are digests of 16 bytes in sorted arrays, each more than twice as long as
-the next.
+The newest are kept as they are. Older ones are digests of 16 bytes in sorted arrays, each several times as long as the
+next.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["Seen"]
 
 _MOST_RECENT = 1 << 15
+_TIMES = 8
 
 
 class _Run(NamedTuple):
-    digests: _Array
-    heads: _Array  # their first 8 bytes, as numbers
+    heads: _Array  # the first 8 bytes of each digest, sorted
+    tails: _Array  # the next 8
 
 
 class Seen:
-    """`digests` gives 16 bytes for each value, all in one: the same for equal values and for no others."""
+    """`digests` gives 16 bytes or more for each value, all in one: the same for equal values and for no others."""
 
     def __init__(self, digests: Callable[[Sequence[Any]], bytes]) -> None:
         self.count = 0
@@ -54,36 +55,34 @@ class Seen:
     def _old(self, values: Sequence[Any]) -> set[int]:
         """The places of those that are in a run."""
         found = set()
-        if self._runs:
-            digests = _array(self._digests(values))
-            heads = _heads(digests)
+        if self._runs and values:
+            (heads, tails), order = _sorted(self._digests(values), len(values))
             for run in self._runs:
                 places = run.heads.searchsorted(heads)
                 alike = run.heads.take(places, mode="clip") == heads
                 for at in alike.nonzero()[0].tolist():
                     end = run.heads.searchsorted(heads[at], side="right")
-                    if digests[at] in run.digests[places[at] : end]:
-                        found.add(at)
+                    if tails[at] in run.tails[places[at] : end]:
+                        found.add(int(order[at]))
         return found
 
     def _put_away(self) -> None:
         import numpy as np  # noqa: PLC0415  # takes long, and small tables do without
 
-        digests = _array(self._digests(list(self._recent))).copy()
+        new, _ = _sorted(self._digests(list(self._recent)), len(self._recent))
         self._recent = set()
-        digests.sort()
-        while self._runs and len(self._runs[-1].digests) <= 2 * len(digests):
-            digests = np.concatenate([self._runs.pop().digests, digests])
-            digests.sort(kind="stable")  # which is quick where two sorted parts follow each other
-        self._runs.append(_Run(digests, _heads(digests)))
+        while self._runs and len(self._runs[-1].heads) <= _TIMES * len(new.heads):
+            old = self._runs.pop()
+            places = old.heads.searchsorted(new.heads)
+            new = _Run(np.insert(old.heads, places, new.heads), np.insert(old.tails, places, new.tails))
+        self._runs.append(new)
 
 
-def _array(digests: bytes) -> _Array:
+def _sorted(digests: bytes, count: int) -> tuple[_Run, _Array]:
+    """With the place that each had."""
     import numpy as np  # noqa: PLC0415
 
-    return np.frombuffer(digests, "S16")
-
-
-def _heads(digests: _Array) -> _Array:
-    heads: _Array = digests.view(">u8")[::2].astype("u8")
-    return heads
+    parts = np.frombuffer(digests, "u1").reshape(count, -1)[:, :16].copy().view("u8")
+    heads = parts[:, 0].copy()  # side by side they are sorted sooner
+    order = heads.argsort()
+    return _Run(heads[order], parts[order, 1]), order

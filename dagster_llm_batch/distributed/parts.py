@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dagster_llm_batch.core.identity import RowsDigest, custom_id, request_digests, shard_nonce
+from dagster_llm_batch.core.identity import RowsDigest, custom_id, packed, shard_nonce
 from dagster_llm_batch.core.keys import keys_of
 from dagster_llm_batch.core.prompt import ImageLoader
 from dagster_llm_batch.core.rows import record_batches
@@ -76,7 +76,7 @@ class PartMaker:
         first = next(batches, None)
         if first is None:
             return None
-        seen = Seen(request_digests)
+        seen = Seen(packed)
         keys = keys_of(first, self.labeling.key)
         rendering = Rendering(self.labeling, first.schema, self.load_image)
         path = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from dagster_llm_batch.core.identity import RowsDigest, custom_id, request_digests
+from dagster_llm_batch.core.identity import RowsDigest, custom_id, packed
 from dagster_llm_batch.core.keys import KeyGuard, keys_of
 from dagster_llm_batch.core.pricing import Estimate, estimated_tokens
 from dagster_llm_batch.core.prompt import ImageLoader
@@ -103,7 +103,7 @@ class Draft:
         self._load_image = load_image
         self._keys = KeyGuard(labeling.key)
         self._digest = RowsDigest()
-        self._seen = Seen(request_digests)
+        self._seen = Seen(packed)
         self._reused = 0
         self._stack = ExitStack()
         self._manifest: Any = None

@@ -32,7 +32,9 @@ from dagster_llm_batch.providers import command, command_batch
 from dagster_llm_batch.storage import database
 from dagster_llm_batch.storage.payloads import PayloadStore
 
-_FILE = re.compile(r"(?:wave-(?P<wave>\d+)-\d+\.)?(?P<kind>[a-z]+)(?:-[0-9a-f]+)?\.(?:(?:jsonl\.)?(?:zst|lz4)|parquet)$")
+_FILE = re.compile(
+    r"(?:wave-(?P<wave>\d+)-\d+\.)?(?P<kind>[a-z]+)(?:-[0-9a-f]+)?\.(?:(?:jsonl\.)?(?:zst|lz4)|parquet)$"
+)
 _VERBS = {
     "submit": "call: upload",
     **{verb: f"call: {verb}" for verb in ("find", "poll", "fetch", "cancel", "respond")},
