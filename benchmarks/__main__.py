@@ -103,7 +103,7 @@ _RUNS = """## Inside a Dagster run
 
 The same rows through `llm_batch_assets` in `wait` mode: one run in its own process submits, waits, collects and lands
 labels and rejects as Parquet, with metadata, previews and checks. Beside it a run of three assets and three checks that
-do nothing: what Dagster takes for itself. CPU seconds after the imports, as above."""
+do nothing: what Dagster takes for itself. CPU seconds after the imports, and without pandas, as above."""
 _CORES = """## Several shards at once
 
 The rows in eight shards, through OpenAI's mock over connections of 10 MB a second. Several batches are uploaded at
