@@ -80,7 +80,7 @@ def _write_ids(payloads: PayloadStore, shard: Shard, ids: bytes) -> None:
 
 
 def _digest(nonce: str, ids: bytes) -> bytes:
-    return hashlib.blake2b(nonce.encode() + ids, digest_size=_DIGEST_BYTES).digest()
+    return hashlib.blake2b(ids, key=nonce.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
 def delete_requests(payloads: PayloadStore, shard: Shard) -> None:

@@ -25,7 +25,7 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.anthropic_replies import read_line
 from dagster_llm_batch.providers.anthropic_schema import claude_schema
 from dagster_llm_batch.providers.jsonlines import clean, dumps, quoted
-from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind, Result
+from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind
 
 __all__ = ["ANTHROPIC_LIMITS", "ANTHROPIC_VERSION", "AnthropicLines"]
 
@@ -73,9 +73,7 @@ class AnthropicLines:
         content = quoted(request.user) if not request.images else _parts(request)
         return b"".join((b'{"custom_id":', quoted(custom_id), start, content, b"}]}}\n"))
 
-    def decode(self, line: bytes) -> Result:
-        """One result line; see Codec.decode."""
-        return read_line(line)
+    decode = staticmethod(read_line)  # see Codec.decode
 
     def _before_content(self, system: str | None) -> bytes:
         """A line from its custom_id to what the user says."""

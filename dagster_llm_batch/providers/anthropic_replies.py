@@ -182,9 +182,12 @@ def _message(raw: bytes) -> Result:
 
 
 def _read_message(message: _Message[Any], usage: Usage | None, custom_id: str | None) -> Result:
-    texts = [block.text for block in message.content if block.type == "text" and block.text is not None]
-    text = "".join(texts) if texts else _tool_input(message.content)
-    stop = message.stop_reason
+    content, stop = message.content, message.stop_reason
+    if len(content) == 1 and content[0].type == "text":  # as mostly
+        text = content[0].text
+    else:
+        texts = [block.text for block in content if block.type == "text" and block.text is not None]
+        text = "".join(texts) if texts else _tool_input(content)
     if text and stop not in _NO_REPLY:
         return _made(Result, (custom_id, _SUCCEEDED, text, None, None, False, stop, message.model, usage))
     return _read(text, message)._replace(custom_id=custom_id, model=message.model, usage=usage)

@@ -23,7 +23,7 @@ from dagster_llm_batch.providers.bedrock_bodies import check_shape, settings
 from dagster_llm_batch.providers.bedrock_models import Family, takes_images
 from dagster_llm_batch.providers.bedrock_replies import read_line
 from dagster_llm_batch.providers.jsonlines import clean, dumps, quote
-from dagster_llm_batch.types import Image, Limits, Request, RequestSpec, Result
+from dagster_llm_batch.types import Image, Limits, Request, RequestSpec
 
 __all__ = ["BedrockLines"]
 
@@ -72,9 +72,7 @@ class BedrockLines:
         line = f'{self._start}"recordId":{quote(custom_id)},"modelInput":{{{self._head}{comma}{varying}}}}}\n'
         return line.encode("ascii")
 
-    def decode(self, line: bytes) -> Result:
-        """One result line; see Codec.decode."""
-        return read_line(line)
+    decode = staticmethod(read_line)  # see Codec.decode
 
     def record_of(self, line: bytes) -> bytes:
         """The line as Bedrock gets it."""

@@ -22,7 +22,7 @@ from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaErro
 from dagster_llm_batch.providers.google_replies import read_google_line
 from dagster_llm_batch.providers.google_schema import google_schema, import_problem
 from dagster_llm_batch.providers.jsonlines import clean, dumps, quote
-from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind, Result
+from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind
 
 __all__ = ["GoogleLines", "camel", "check_import", "check_shape", "without_model"]
 
@@ -71,9 +71,7 @@ class GoogleLines:
         )
         return line.encode("ascii")
 
-    def decode(self, line: bytes) -> Result:
-        """One result line; see Codec.decode."""
-        return read_google_line(line)
+    decode = staticmethod(read_google_line)  # see Codec.decode
 
     def _system_instruction(self, text: str | None) -> str:
         if not text:
