@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from dagster_llm_batch.types import Outcome
 __all__ = ["PROVENANCE", "REJECT_COLUMNS", "Labeled", "check_columns", "label", "manifest_schema"]
 
 _ID = "llm_request_id"
+_MANY = 65_536  # results of as many rows hold memory that is worth giving back before the end
 _COSTS = ("llm_cost_usd", "llm_realtime_usd")
 
 PROVENANCE = (
@@ -102,10 +104,13 @@ def label(
         for name, costs in _row_costs(manifest[_ID], results.select([_ID, *_COSTS])):
             rows = rows.append_column(name, costs)
     fits = _is_good(results).take(places).combine_chunks()
-    halves = [(rows.filter(chosen), places.filter(chosen)) for chosen in (fits, pc.invert(fits))]
+    halves = [(_only(rows, chosen), _only(places, chosen)) for chosen in (fits, pc.invert(fits))]
+    del rows
     for name in results.column_names:
         column, results = results.select([name]), results.drop_columns([name])
-        if name not in rows.column_names:
+        if len(places) > _MANY:
+            pa.default_memory_pool().release_unused()
+        if name not in halves[0][0].column_names:
             halves = [(half.append_column(column.field(0), column.take(at)[name]), at) for half, at in halves]
     (labels, _), (rejects, _) = halves
     return Labeled(
@@ -115,6 +120,11 @@ def label(
 
 def _is_good(results: pa.Table) -> pa.ChunkedArray:
     return pc.equal(results["llm_outcome"], Outcome.SUCCEEDED.value)
+
+
+def _only(rows: Any, chosen: pa.Array) -> Any:
+    """These rows; no copy where it is all of them."""
+    return rows if pc.all(chosen, min_count=0).as_py() else rows.filter(chosen)
 
 
 def _places(wanted: pa.ChunkedArray, results: pa.Table) -> pa.Array:
