@@ -39,6 +39,7 @@ _RETRYABLE_NAMES = (
     "InternalServerException",
     "ServiceUnavailableException",
 )
+_made = tuple.__new__  # a third of the time that the class takes itself
 _WITHHELD = frozenset({"refusal", "guardrail_intervened", "content_filtered", "content_filter", "INTERVENED"})
 _THOUGHT_START, _THOUGHT_END = "<reasoning>", "</reasoning>"
 
@@ -97,7 +98,7 @@ def _taken_apart(line: bytes) -> Result:
 
 
 def _named(result: Result, custom_id: str | None) -> Result:
-    return Result(custom_id, *result[1:])
+    return _made(Result, (custom_id, *result[1:]))
 
 
 def _result(line: _Line) -> Result:
@@ -170,8 +171,7 @@ def _converse(output: Body) -> Result:
 def _claude(output: Body) -> Result:
     text = _joined(part.get("text") for part in output["content"] if part.get("type") == "text")
     model = output.get("model")
-    details = output.get("stop_details")
-    why = details.get("explanation") if isinstance(details, Mapping) else None
+    why = _part(output, "stop_details").get("explanation")
     reply = _reply(text, output.get("stop_reason"), usage=_usage_of(output.get("usage")), model=model)
     return reply._replace(reason=str(why)) if why and reply.finish_reason == "refusal" else reply
 
@@ -225,7 +225,7 @@ _READERS: dict[str, Callable[[Body], Result]] = {
 def _reply(text: str, finish: Any, usage: Usage | None, model: Any = None) -> Result:
     finish = finish if isinstance(finish, str) else None
     model = model if isinstance(model, str) else None
-    return Result(None, Outcome.SUCCEEDED, text, finish_reason=finish, usage=usage, model=model)
+    return _made(Result, (None, Outcome.SUCCEEDED, text, None, None, False, finish, model, usage))
 
 
 def _joined(texts: Iterable[Any]) -> str:
@@ -238,7 +238,7 @@ def _usage_anywhere(output: Any) -> Usage | None:
 
 def _usage_of(usage: Any) -> Usage | None:
     """The usage of Claude, Converse and Nova, or chat, told apart by their names."""
-    if not isinstance(usage, Mapping):
+    if not isinstance(usage, dict):
         return None
     if "inputTokens" in usage or "outputTokens" in usage:
         read = _count(usage, "cacheReadInputTokens", "cacheReadInputTokenCount")
@@ -252,24 +252,20 @@ def _usage_of(usage: Any) -> Usage | None:
     if "input_tokens" not in usage:
         return None
     read, write = _count(usage, "cache_read_input_tokens"), _count(usage, "cache_creation_input_tokens")
-    return Usage(
-        input_tokens=_count(usage, "input_tokens") + read + write,
-        output_tokens=_count(usage, "output_tokens"),
-        cache_read_tokens=read,
-        cache_write_tokens=write,
-        cache_write_1h_tokens=_count(_part(usage, "cache_creation"), "ephemeral_1h_input_tokens"),
-        reasoning_tokens=_count(_part(usage, "output_tokens_details"), "thinking_tokens"),
-    )
+    hourly = _count(_part(usage, "cache_creation"), "ephemeral_1h_input_tokens")
+    thought = _count(_part(usage, "output_tokens_details"), "thinking_tokens")
+    given, made = _count(usage, "input_tokens") + read + write, _count(usage, "output_tokens")
+    return _made(Usage, (given, made, read, write, hourly, thought))
 
 
 def _part(usage: Body, name: str) -> Body:
     part = usage.get(name)
-    return part if isinstance(part, Mapping) else {}
+    return part if isinstance(part, dict) else {}
 
 
 def _count(usage: Body, *names: str) -> int:
     for name in names:
         value = usage.get(name)
         if type(value) is int:  # a flag is none
-            return max(0, value)
+            return value if value > 0 else 0
     return 0
