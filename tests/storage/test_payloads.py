@@ -158,8 +158,9 @@ def test_a_truncated_payload_is_an_error_and_never_fewer_lines(store, root, code
             list(store.lines(f"a.{codec}"))
 
 
-def test_tables_come_back_whole_by_column_and_in_batches(store, root):
-    with store.table_writer("t/t.parquet", SCHEMA) as writer:
+@pytest.mark.parametrize("repeating", [None, (), ("text", "no such column")])
+def test_tables_come_back_whole_by_column_and_in_batches(store, root, repeating):
+    with store.table_writer("t/t.parquet", SCHEMA, repeating=repeating) as writer:
         writer.write_table(TABLE)
         writer.write_batch(TABLE.to_batches()[0])
     assert store.read_table("t/t.parquet").equals(pa.concat_tables([TABLE, TABLE]))
@@ -168,7 +169,9 @@ def test_tables_come_back_whole_by_column_and_in_batches(store, root):
     assert [batch.num_rows for batch in batches] == [2, 2, 2]
     assert pa.Table.from_batches(batches)["key"].to_pylist() == [1, 2, 3, 1, 2, 3]
     raw = root.fs.cat_file(f"{root.path}/t/t.parquet")
-    assert pq.ParquetFile(pa.BufferReader(raw)).metadata.row_group(0).column(0).compression == "ZSTD"
+    assert pq.ParquetFile(pa.BufferReader(raw)).metadata.row_group(0).column(0).compression == (
+        "ZSTD" if repeating is None else "LZ4"
+    )
 
 
 @pytest.mark.parametrize("kind", ["s3", "gcs"])

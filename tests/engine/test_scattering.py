@@ -1,0 +1,28 @@
+"""Each row lies in the one part that its request id belongs to, and rows of a part keep their order."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dagster_llm_batch.engine.scattering import part_names, read_part, scatter
+
+SCHEMA = pa.schema([("row", pa.int64()), ("id", pa.string()), ("text", pa.string())])
+
+
+@pytest.mark.parametrize("rows", [1, 8_193, 100_000, 1_000_000, 10_000_000])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_a_part_holds_the_rows_between_its_name_and_the_next(rows, data, tmp_path_factory):
+    names = part_names(rows)
+    edges = st.sampled_from([name + tail for name in names for tail in ("0" * 36, "f" * 36)])
+    ids = data.draw(st.lists(st.text("0123456789abcdef", min_size=40, max_size=40) | edges, max_size=60))
+    table = pa.table([list(range(len(ids))), ids, [f"of {one}" for one in ids]], schema=SCHEMA)
+    folder = tmp_path_factory.mktemp("scattered") / "parts"
+    none = pa.RecordBatch.from_pylist([], schema=SCHEMA)
+    scatter([none, *table.to_batches(7)], SCHEMA, "id", names, folder)
+    for name, end in zip(names, [*names[1:], "g"], strict=True):
+        expected = [row for row in table.to_pylist() if name <= row["id"] < end]
+        assert read_part(folder, name).to_pylist() == expected
