@@ -119,10 +119,12 @@ class RowsDigest:
 
     def add(self, keys: Sequence[object], request_ids: Sequence[str]) -> None:
         """Add some pairs."""
-        pairs = zip(keys, request_ids, strict=True)
-        texts = [f"{type(key).__name__}:{key}\0{one}".encode("utf-8", "surrogatepass") for key, one in pairs]
-        self._sum += sum(int.from_bytes(hashlib.blake2b(text, digest_size=32).digest(), "big") for text in texts)
-        self.rows += len(texts)
+        begun = hashlib.blake2b(digest_size=32)
+        for key, one in zip(keys, request_ids, strict=True):
+            h = begun.copy()
+            h.update(f"{type(key).__name__}:{key}\0{one}".encode("utf-8", "surrogatepass"))
+            self._sum += int.from_bytes(h.digest(), "big")
+        self.rows += len(keys)
 
     def merge(self, other: RowsDigest) -> None:
         """Add the pairs of another one."""

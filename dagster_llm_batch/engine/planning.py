@@ -67,7 +67,7 @@ class Drafted(Protocol):
         ...
 
     def at(self, places: Sequence[int]) -> Drafted:
-        """Those at these places."""
+        """Those at these places, which ascend."""
         ...
 
     def lines(self, model: int, nonce: str) -> Lines:
@@ -148,10 +148,11 @@ class Draft:
 
     def _add(self, drafted: Drafted, keys: Sequence[Any], lanes: Sequence[Lane]) -> None:
         """Write what of these requests is new, in the order of their rows."""
-        new = [at for at, is_new in enumerate(self._seen.new(drafted.request_ids)) if is_new]
-        known = {at: self._not_asked.get(drafted.request_ids[at]) for at in new}
-        self._write_spares(drafted, keys, [at for at in new if not known[at]])  # the answer may be none
-        unknown = [at for at in new if known[at] is None]
+        ids, asked = drafted.request_ids, self._not_asked
+        new = [at for at, is_new in enumerate(self._seen.new(ids)) if is_new]
+        if self._spares:
+            self._write_spares(drafted, keys, [at for at in new if not asked.get(ids[at])])  # the answer may be none
+        unknown = [at for at in new if ids[at] not in asked]
         self._reused += len(new) - len(unknown)
         for lane, places in groupby(unknown, lanes.__getitem__):
             self._write(drafted, keys, list(places), lane)
@@ -240,6 +241,8 @@ class _Rendered:
 
     def at(self, places: Sequence[int]) -> _Rendered:
         """See Drafted.at."""
+        if len(places) == len(self.requests):  # they are in their order: all
+            return self
         return _Rendered(self.codecs, [self.requests[at] for at in places])
 
     def lines(self, model: int, nonce: str) -> WrittenLines:
