@@ -36,7 +36,7 @@ __all__ = ["PayloadStore", "PayloadWriter", "release_memory"]
 
 _BUFFER_BYTES = 1 << 17
 _BATCHES_A_RELEASE = 4  # each costs as much as reading a batch
-_TABLES_A_RELEASE = 8  # what was given back is asked for again, and filled with zeros first
+_TABLES_A_RELEASE = 3  # what was given back is asked for again, and filled with zeros first
 _OF_STORED = "stored:"
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
