@@ -72,9 +72,11 @@ class Seen:
         new, _ = _sorted(self._digests(list(self._recent)), len(self._recent))
         self._recent = set()
         while self._runs and len(self._runs[-1].heads) <= _TIMES * len(new.heads):
-            old = self._runs.pop()
-            places = old.heads.searchsorted(new.heads)
-            new = _Run(np.insert(old.heads, places, new.heads), np.insert(old.tails, places, new.tails))
+            heads, tails = self._runs.pop()
+            places = heads.searchsorted(new.heads)
+            heads = np.insert(heads, places, new.heads)  # one after the other: the older ones are gone in between
+            tails = np.insert(tails, places, new.tails)
+            new = _Run(heads, tails)
         self._runs.append(new)
 
 
