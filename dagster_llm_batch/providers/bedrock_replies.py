@@ -39,7 +39,6 @@ _RETRYABLE_NAMES = (
     "InternalServerException",
     "ServiceUnavailableException",
 )
-_made = tuple.__new__  # a third of the time that the class takes itself
 _WITHHELD = frozenset({"refusal", "guardrail_intervened", "content_filtered", "content_filter", "INTERVENED"})
 _THOUGHT_START, _THOUGHT_END = "<reasoning>", "</reasoning>"
 
@@ -98,7 +97,7 @@ def _taken_apart(line: bytes) -> Result:
 
 
 def _named(result: Result, custom_id: str | None) -> Result:
-    return _made(Result, (custom_id, *result[1:]))
+    return Result._make((custom_id, *result[1:]))
 
 
 def _result(line: _Line) -> Result:
@@ -225,7 +224,7 @@ _READERS: dict[str, Callable[[Body], Result]] = {
 def _reply(text: str, finish: Any, usage: Usage | None, model: Any = None) -> Result:
     finish = finish if isinstance(finish, str) else None
     model = model if isinstance(model, str) else None
-    return _made(Result, (None, Outcome.SUCCEEDED, text, None, None, False, finish, model, usage))
+    return Result._make((None, Outcome.SUCCEEDED, text, None, None, False, finish, model, usage))
 
 
 def _joined(texts: Iterable[Any]) -> str:
@@ -255,7 +254,7 @@ def _usage_of(usage: Any) -> Usage | None:
     hourly = _count(_part(usage, "cache_creation"), "ephemeral_1h_input_tokens")
     thought = _count(_part(usage, "output_tokens_details"), "thinking_tokens")
     given, made = _count(usage, "input_tokens") + read + write, _count(usage, "output_tokens")
-    return _made(Usage, (given, made, read, write, hourly, thought))
+    return Usage._make((given, made, read, write, hourly, thought))
 
 
 def _part(usage: Body, name: str) -> Body:
