@@ -24,6 +24,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Raw, Struct, field
 
+from dagster_llm_batch.providers.jsonlines import repaired
 from dagster_llm_batch.types import Outcome, Result, Usage
 
 __all__ = ["RETRYABLE_RPC_CODES", "Line", "error_result", "read_google_line", "read_parts"]
@@ -147,7 +148,7 @@ def read_parts(line: bytes) -> tuple[Line | None, Result]:
         read = _LINE.decode(stripped)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         try:
-            read = _LINE.decode(_repaired(stripped))
+            read = _LINE.decode(repaired(stripped))
         except (ValueError, RecursionError, msgspec.MsgspecError):
             reason = f"unreadable line: {error}"[:_MAX_REASON_CHARS]
             return None, Result(None, Outcome.ERRORED, reason=reason)
@@ -157,12 +158,6 @@ def read_parts(line: bytes) -> tuple[Line | None, Result]:
     if failed is not None:
         return None, failed._replace(custom_id=custom_id)
     return read, Result(custom_id, Outcome.ERRORED)
-
-
-def _repaired(line: bytes) -> bytes:
-    """The line as strict UTF-8 JSON: bad bytes and half surrogates, as an LLM cut mid-character gives, replaced."""
-    text = json.dumps(json.loads(line.decode("utf-8", "replace")), ensure_ascii=False)
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
 def _failure(line: Line) -> Result | None:

@@ -16,13 +16,13 @@ Formats: https://platform.openai.com/docs/api-reference/batch/request-output
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
 
+from dagster_llm_batch.providers.jsonlines import repaired
 from dagster_llm_batch.types import Endpoint, Outcome, Result, Usage
 
 __all__ = ["read_line"]
@@ -187,17 +187,11 @@ def _taken_apart(line: bytes, endpoint: Endpoint) -> Result:
         read = _LINE.decode(stripped)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         try:
-            read = _LINE.decode(_repaired(stripped))
+            read = _LINE.decode(repaired(stripped))
         except (ValueError, RecursionError, msgspec.MsgspecError):
             return Result(None, Outcome.ERRORED, reason=f"unreadable line: {error}"[:_MAX_REASON_CHARS])
     custom_id = read.custom_id if isinstance(read.custom_id, str) else None
     return _result(read, endpoint)._replace(custom_id=custom_id)
-
-
-def _repaired(line: bytes) -> bytes:
-    """The line as strict UTF-8 JSON: bad bytes and half surrogates, as an LLM cut mid-character gives, replaced."""
-    text = json.dumps(json.loads(line.decode("utf-8", "replace")), ensure_ascii=False)
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
 def _result(line: _Line, endpoint: Endpoint) -> Result:
