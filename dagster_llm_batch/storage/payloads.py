@@ -20,7 +20,7 @@ import tempfile
 import uuid
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -166,8 +166,7 @@ class PayloadStore:
         Each call gives a stream, uncompressed, that cannot seek, and ends the one before. What is read is what was
         checked, whatever becomes of the payload meanwhile. Raises OSError where it has another digest.
         """
-        with ExitStack() as stack:
-            file = stack.enter_context(self._here(path))
+        with self._here(path) as file:
 
             def plain() -> BinaryIO:
                 file.seek(0)
@@ -205,13 +204,13 @@ class PayloadStore:
 
     def table_schema(self, path: str) -> pa.Schema:
         """The columns of a table."""
-        with self._open(path) as file, pq.ParquetFile(file) as parquet:
+        with self._parquet(path) as parquet:
             return parquet.schema_arrow
 
     def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole table, or some of its columns."""
-        with self._open(path) as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
-            table = parquet.read(columns=None if columns is None else list(columns), use_threads=False)
+        with self._parquet(path) as parquet:
+            table = parquet.read(columns=columns, use_threads=False)
         release_memory()
         return table
 
@@ -219,9 +218,8 @@ class PayloadStore:
         self, path: str, batch_rows: int = 65_536, columns: Sequence[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
         """The table in record batches of at most `batch_rows` rows, in constant memory."""
-        with self._open(path) as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
-            chosen = None if columns is None else list(columns)
-            batches = parquet.iter_batches(batch_rows, columns=chosen, use_threads=False)  # each has its own buffers
+        with self._parquet(path) as parquet:
+            batches = parquet.iter_batches(batch_rows, columns=columns, use_threads=False)  # each has its own buffers
             for number, batch in enumerate(batches, start=1):
                 yield batch
                 if number % _BATCHES_A_RELEASE == 0:
@@ -229,14 +227,13 @@ class PayloadStore:
 
     def take(self, path: str, rows: Sequence[int], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """These rows of a table, by their numbers in ascending order; only the row groups that hold some are read."""
-        with self._open(path) as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
-            chosen = None if columns is None else list(columns)
+        with self._parquet(path) as parquet:
             start = 0
             for group in range(parquet.num_row_groups):
                 end = start + parquet.metadata.row_group(group).num_rows
                 some = rows[bisect_left(rows, start) : bisect_left(rows, end)]
                 if some:
-                    table = parquet.read_row_group(group, columns=chosen, use_threads=False)
+                    table = parquet.read_row_group(group, columns=columns, use_threads=False)
                     whole = len(some) == end - start
                     yield table if whole else table.take(pa.array([row - start for row in some], pa.int64()))
                 start = end
@@ -282,6 +279,11 @@ class PayloadStore:
 
     def _open(self, path: str) -> BinaryIO:
         return cast("BinaryIO", self._fs.open(self._full(path), "rb"))
+
+    @contextmanager
+    def _parquet(self, path: str) -> Iterator[pq.ParquetFile]:
+        with self._open(path) as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
+            yield parquet
 
     @contextmanager
     def _here(self, path: str) -> Iterator[io.FileIO]:
