@@ -29,7 +29,7 @@ def outgoing(payloads: PayloadStore, shards: Sequence[Shard], padding: int) -> I
     Raises LLMBatchError, before anything can be read, where a request file is not the one that was planned.
     """
     with ExitStack() as stack:
-        files = [stack.enter_context(_planned(payloads, shard)) for shard in shards]
+        files = [_planned(stack, payloads, shard) for shard in shards]
         copies = _copies(payloads, shards[0], padding)
 
         def streams() -> Iterator[BinaryIO]:
@@ -42,18 +42,15 @@ def outgoing(payloads: PayloadStore, shards: Sequence[Shard], padding: int) -> I
         yield stack.enter_context(io.BufferedReader(_Joined(streams, size), _BUFFER_BYTES))
 
 
-@contextmanager
-def _planned(payloads: PayloadStore, shard: Shard) -> Iterator[Callable[[], BinaryIO]]:
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(payloads.checked(shard.path, shard.digest))
-        except OSError as error:
-            msg = (
-                f"The request file {shard.path} cannot be read as it was planned, so nothing was sent: {error} "
-                "Restore it in the payload store, or cancel the submission and plan it again."
-            )
-            raise LLMBatchError(msg) from error
-        yield file
+def _planned(stack: ExitStack, payloads: PayloadStore, shard: Shard) -> Callable[[], BinaryIO]:
+    try:
+        return stack.enter_context(payloads.checked(shard.path, shard.digest))
+    except OSError as error:
+        msg = (
+            f"The request file {shard.path} cannot be read as it was planned, so nothing was sent: {error} "
+            "Restore it in the payload store, or cancel the submission and plan it again."
+        )
+        raise LLMBatchError(msg) from error
 
 
 def _copies(payloads: PayloadStore, shard: Shard, padding: int) -> Callable[[], Iterator[bytes]]:
