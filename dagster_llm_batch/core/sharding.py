@@ -47,8 +47,6 @@ class ShardFill:
 
     def check(self, sizes: Sequence[int], keys: Sequence[object]) -> None:
         """Raise InputError where no shard could hold a line of such a length."""
-        if max(sizes, default=0) <= self._longest:
-            return
         for size, key in zip(sizes, keys, strict=True):
             if size > self._longest:
                 most = f"{self._longest:,}"

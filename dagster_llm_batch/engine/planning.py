@@ -67,7 +67,7 @@ class Drafted(Protocol):
         ...
 
     def at(self, places: Sequence[int]) -> Drafted:
-        """Those at these places, which ascend."""
+        """Those at these places."""
         ...
 
     def lines(self, model: int, nonce: str) -> Lines:
@@ -241,8 +241,6 @@ class _Rendered:
 
     def at(self, places: Sequence[int]) -> _Rendered:
         """See Drafted.at."""
-        if len(places) == len(self.requests):  # they are in their order: all
-            return self
         return _Rendered(self.codecs, [self.requests[at] for at in places])
 
     def lines(self, model: int, nonce: str) -> WrittenLines:
