@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 
-from dagster_llm_batch.engine.shards import IDS, beside
+from dagster_llm_batch.engine.shards import IDS, RAW, RESULTS, beside
 from dagster_llm_batch.errors import ConfigError, LeaseError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.listing import StoredFile, remove, stored_files
@@ -31,7 +31,6 @@ __all__ = ["Pruner", "Pruning", "is_pruned"]
 
 _PRUNED = "pruned"
 _LEFT_BEHIND_AFTER = timedelta(days=1)
-_RESULTS = (".raw.jsonl.zst", ".results.parquet")
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Pruner:
             if PurePosixPath(file.path).name.startswith(".") and _is_stale([file], now)
         ]
         unknown = [file for folder, files in folders.items() if folder not in known for file in files]
-        is_shared = not known or any(file.path.endswith(_RESULTS) for file in unknown)
+        is_shared = not known or any(file.path.endswith((RAW, RESULTS)) for file in unknown)
         return Pruning(
             replaced={key: files for key, files in replaced.items() if files},
             left_behind=(*halves, *(() if is_shared else (file for files in stale.values() for file in files))),
