@@ -43,7 +43,7 @@ class Deployment:
     transfers_at_once: int = 4
 
     def __post_init__(self) -> None:
-        """Refuses what could download nothing."""
+        """Refuses what could transfer nothing."""
         if self.transfers_at_once < 1:
             raise ConfigError(f"transfers_at_once={self.transfers_at_once!r} cannot be; it is at least 1.")
 

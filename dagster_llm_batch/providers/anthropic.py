@@ -58,7 +58,6 @@ _BATCHES = "/v1/messages/batches"
 _MESSAGES = "/v1/messages"
 _PAGE = 1_000  # the most that one list call gives
 _PAGES_PER_POLL = 3  # at least
-_CHUNK_BYTES = 1 << 16
 
 
 class AnthropicProvider:
