@@ -52,7 +52,7 @@ RESULT_SCHEMA = pa.schema(
 )
 """One row per request; the columns of the response follow. `llm_reply` is kept for what is not SUCCEEDED."""
 
-REPEATING = tuple(sorted({*RESULT_SCHEMA.names} - {"llm_request_id", "llm_reason", "llm_reply"}))
+REPEATING = [name for name in RESULT_SCHEMA.names if name not in ("llm_request_id", "llm_reason", "llm_reply")]
 """Columns with few values in all results of a shard."""
 
 _READ = [
@@ -133,13 +133,8 @@ class Reconciler:
             reason=self._facts.reason or why,
             retryable=outcome is not Outcome.ERRORED or self._facts.retryable,
         )
-        yield from self._tables((some, [left_out] * len(some)) for some in chunks(self._left_out(), _AT_ONCE))
-
-    def _left_out(self) -> Iterator[str]:
-        for request_id in self._expected:
-            if request_id in self._open:
-                self._open.remove(request_id)
-                yield request_id
+        unnamed = (one for one in self._expected if one in self._open)
+        yield from self._tables((some, [left_out] * len(some)) for some in chunks(unnamed, _AT_ONCE))
 
     @cached_property
     def _all(self) -> frozenset[str]:
