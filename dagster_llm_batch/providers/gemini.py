@@ -35,8 +35,9 @@ from dagster_llm_batch.providers.gemini_operations import (
 )
 from dagster_llm_batch.providers.google_api import GoogleApi, listed
 from dagster_llm_batch.providers.google_errors import UnknownIdError
-from dagster_llm_batch.providers.google_files import CHUNK_BYTES, split_lines, upload_copy
+from dagster_llm_batch.providers.google_files import CHUNK_BYTES, upload_copy
 from dagster_llm_batch.providers.google_lines import GoogleLines
+from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.polling import poll_batches
 from dagster_llm_batch.types import (
     Absent,

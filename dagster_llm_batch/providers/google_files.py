@@ -1,4 +1,4 @@
-r"""Files on their way to and from Google, in constant memory. No SDK.
+"""Files on their way to and from Google, in constant memory. No SDK.
 
 A request file is copied to a temporary one on the way: the lines' own `model` is taken off, and the uploads need to
 know the size beforehand.
@@ -7,13 +7,14 @@ know the size beforehand.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, BinaryIO, cast
 
 from dagster_llm_batch.providers.google_lines import without_model
+from dagster_llm_batch.providers.jsonlines import split_lines
 
-__all__ = ["split_lines", "upload_copy"]
+__all__ = ["CHUNK_BYTES", "upload_copy"]
 
 CHUNK_BYTES = 1 << 20
 _MEMORY_BYTES = 1 << 20
@@ -29,14 +30,3 @@ def upload_copy(lines: BinaryIO, model: str) -> Iterator[tuple[IO[bytes], int]]:
         size = copy.tell()
         copy.seek(0)
         yield cast("IO[bytes]", copy), size
-
-
-def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    r"""The lines of these pieces, each with its `\n`, split there and nowhere else."""
-    rest = b""
-    for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            yield line + b"\n"
-    if rest:
-        yield rest + b"\n"
