@@ -16,10 +16,14 @@ import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
+from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.storage.payloads import PayloadStore
 
 __all__ = ["HiveParquetIOManager"]
+
+_BATCHES_A_GROUP = 4
+"""Of BATCH_ROWS each: smaller row groups take longer to write and to read, larger ones more memory."""
 
 
 class HiveParquetIOManager(dg.ConfigurableIOManager):
@@ -41,8 +45,8 @@ class HiveParquetIOManager(dg.ConfigurableIOManager):
         first = next(batches)
         name, store = f"part-{uuid.uuid4().hex}.parquet", PayloadStore(folder)
         with store.table_writer(name, first.schema) as out:
-            for batch in chain([first], batches):
-                out.write_batch(batch)
+            for some in chunks(chain([first], batches), _BATCHES_A_GROUP):
+                out.write_table(pa.Table.from_batches(some))
         store.keep_only(name)
 
     def load_input(self, context: dg.InputContext) -> pa.Table:

@@ -8,6 +8,7 @@ import dagster as dg
 import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 
 from dagster_llm_batch import HiveParquetIOManager
@@ -44,6 +45,18 @@ def test_a_partition_replaces_its_own_files_alone_and_all_of_them_are_one_table(
         {"on": "2026-01-01", "key_count": 1},
         {"on": "a/b: c=d", "key_count": 1},
     ]
+
+
+def test_row_groups_hold_many_rows(tmp_path: Any) -> None:
+    @dg.asset
+    def labels():
+        return pa.table({"key": range(20_000)})
+
+    assert dg.materialize([labels], resources={"io_manager": HiveParquetIOManager(root=str(tmp_path))}).success
+    [file] = (tmp_path / "labels").glob("*.parquet")
+    found = pq.ParquetFile(file)
+    assert [found.metadata.row_group(n).num_rows for n in range(found.num_row_groups)] == [16_384, 3_616]
+    assert found.read()["key"].to_pylist() == list(range(20_000))
 
 
 def test_what_is_not_there_is_a_file_that_is_not_found(tmp_path: Any) -> None:
