@@ -66,7 +66,7 @@ def request_ids(payloads: PayloadStore, shard: Shard) -> list[str]:
     try:
         with payloads.reader(beside(shard, IDS)) as file:
             digest, ids = file.read(_DIGEST_BYTES), file.read()
-    except OSError:  # there is none, as in shards of few requests, or it cannot be read
+    except OSError:  # there is none, as in older shards, or it cannot be read
         digest, ids = b"", b""
     if digest == _digest(shard.nonce, ids):
         return unpacked(ids)
@@ -304,8 +304,7 @@ class _OpenShard:
             tokens=self._tokens,
             estimated_usd=self._cost_usd,
         )
-        if owner.lane is Lane.BATCH:  # in real time they are few
-            _write_ids(self._wave.payloads, shard, bytes(self._ids))
+        _write_ids(self._wave.payloads, shard, bytes(self._ids))
         return shard
 
     def discard(self) -> None:

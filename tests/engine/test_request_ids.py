@@ -37,6 +37,17 @@ def test_they_are_those_of_the_lines(house: House) -> None:
         assert request_ids(house.engine().payloads, shard) == lines
 
 
+def test_they_are_there_in_real_time_too_so_that_none_of_an_earlier_plan_are_taken_for_them(house: House) -> None:
+    engine = house.engine()
+    rows = tickets(40).with_columns(now=True)
+    shards = engine.ledger.shards(engine.plan(labeling(urgent="now"), rows).submission_id)
+    assert [shard.requests for shard in shards] == [32, 8]
+    for shard in shards:
+        lines = from_lines(house, shard)
+        (house.tmp_path / "payloads" / shard.path).unlink()
+        assert request_ids(house.engine().payloads, shard) == lines
+
+
 @pytest.mark.parametrize("harm", ["gone", "empty", "cut", "another byte", "of another shard"])
 def test_where_they_are_not_whole_the_lines_are_read(house: House, harm: str) -> None:
     shard, other, _ = planned(house, max_requests_per_batch=3)
