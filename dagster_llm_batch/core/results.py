@@ -55,10 +55,8 @@ RESULT_SCHEMA = pa.schema(
 REPEATING = [name for name in RESULT_SCHEMA.names if name not in ("llm_request_id", "llm_reason", "llm_reply")]
 """Columns with few values in all results of a shard."""
 
-_READ = [
-    *(RESULT_SCHEMA.field(name) for name in RESULT_SCHEMA.names[:7]),
-    *(pa.field(name, pa.int64()) for name in Usage._fields),
-]
+_SAID = [RESULT_SCHEMA.field(name) for name in RESULT_SCHEMA.names[:7]]
+_MOST_TOKENS = 1_000_000_000  # of one request
 _AT_ONCE = 256  # with more objects alive, Python's garbage collector takes longer than the work itself
 _PER_TABLE = 32
 _SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
@@ -164,7 +162,8 @@ class Reconciler:
             self.tally.unreadable += 1
         elif request_id is not None and is_padding(request_id):
             is_unknown = result.usage is None and result.outcome in _REPLIED
-            self._add(None if is_unknown else self._tariff.price(result.usage).cost_usd)
+            is_known = not is_unknown and _can_be(result.usage)
+            self._add(self._tariff.price(result.usage).cost_usd if is_known else None)
         elif request_id in self._all:
             self.tally.duplicates += 1
         else:
@@ -179,11 +178,12 @@ class Reconciler:
         for some in chunks(read, _PER_TABLE):
             lines, replies = zip(*some, strict=True)
             columns = [list(chain.from_iterable(parts)) for parts in zip(*lines, strict=True)]
-            arrays = {one.name: _array(values, one.type) for values, one in zip(columns, _READ, strict=True)}
-            yield self._table(arrays, pa.concat_tables(replies).combine_chunks())
+            arrays = {one.name: _array(values, one.type) for values, one in zip(columns, _SAID, strict=False)}
+            tokens = zip(Usage._fields, _tokens(columns[len(_SAID) :]), strict=True)
+            yield self._table({**arrays, **dict(tokens)}, pa.concat_tables(replies).combine_chunks())
 
     def _read(self, request_ids: list[str], results: list[Result]) -> tuple[list[Sequence[Any]], pa.Table]:
-        """What the lines themselves say: the values of each of _READ; and the columns of the response."""
+        """What the lines themselves say: the values of each of _SAID and of Usage; and the columns of the response."""
         _, outcomes, texts, vectors, *_ = zip(*results, strict=True)
         came = [outcome is _SUCCEEDED for outcome in outcomes]
         replies: Sequence[Any] = vectors if self._embeds else texts
@@ -241,6 +241,30 @@ def _misfit(result: Result, reason: str) -> Result:
     if result.finish_reason in ("length", "max_output_tokens", "max_tokens", "model_context_window_exceeded"):
         reason = f"the reply was cut at its token limit ({reason})"
     return result._replace(outcome=Outcome.INVALID, reason=reason, retryable=True)
+
+
+def _tokens(columns: Sequence[Sequence[int | None]]) -> list[pa.Array]:
+    """One array for each field of Usage. Null in all is what cannot be: nobody knows then what it cost."""
+    try:
+        tokens = [_array(values, pa.int64()) for values in columns]
+        inputs, _, read, written, *_ = tokens
+        bounds = [bound for one in tokens for bound in pc.min_max(one).as_py().values() if bound is not None]
+        fits = pc.less_equal(pc.add_checked(read, written), inputs)
+        if all(0 <= bound <= _MOST_TOKENS for bound in bounds) and pc.all(fits, min_count=0).as_py():
+            return tokens
+    except (OverflowError, pa.ArrowInvalid):
+        pass
+    usages = [None if None in row else Usage(*row) for row in zip(*columns, strict=True)]
+    possible = [_NO_USAGE if usage is None or not _can_be(usage) else usage for usage in usages]
+    return [pa.array(values, pa.int64()) for values in zip(*possible, strict=True)]
+
+
+def _can_be(usage: Usage | None) -> bool:
+    """Whether a request can have taken these tokens."""
+    if usage is None:
+        return True
+    is_part = usage.cache_read_tokens + usage.cache_write_tokens <= usage.input_tokens
+    return is_part and min(usage) >= 0 and max(usage) <= _MOST_TOKENS
 
 
 def _array(values: Sequence[Any], arrow_type: pa.DataType) -> pa.Array:

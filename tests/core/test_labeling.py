@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dagster_llm_batch.core.identity import custom_id, make_request
+from dagster_llm_batch.core.identity import custom_id, make_request, padding_id
 from dagster_llm_batch.core.labeling import PROVENANCE, REJECT_COLUMNS, check_columns, label, manifest_schema
 from dagster_llm_batch.core.pricing import TokenPrice, tariff
 from dagster_llm_batch.core.response import Reader
@@ -159,6 +159,29 @@ def test_half_surrogates_in_a_reply_are_stored_as_replacements() -> None:
     [table] = reconciler.tables([custom_id(NONCE, "a").encode()])
     assert table["llm_reply"].to_pylist() == ["x\ufffd"]
     assert table["llm_reason"].to_pylist() == ["y\ufffd"]
+
+
+@pytest.mark.parametrize(
+    "usage", [Usage(-1), Usage(2**63), Usage(10**30), Usage(10, 10**12), Usage(10, 1, 11), Usage(10, 1, 6, 6)]
+)
+def test_tokens_that_cannot_be_are_a_cost_that_nobody_knows_and_lose_no_reply(usage: Usage) -> None:
+    class Strange(PlainCodec):
+        def decode(self, line: bytes) -> Result:
+            read = super().decode(line)
+            return read._replace(usage=usage) if read.custom_id == custom_id(NONCE, "b") else read
+
+    shard = ShardFacts(NONCE, BatchStatus.ENDED, "any", "b", 1, None)
+    reconciler = Reconciler(Strange(), Reader(SCHEMA), TARIFF, shard, ["a", "b", "c"])
+    [table] = reconciler.tables([line("a"), line("b"), line("c", "errored", None, None)])
+    assert table["llm_outcome"].to_pylist() == ["succeeded", "succeeded", "errored"]
+    assert table["llm_input_tokens"].to_pylist() == [10, None, None]
+    assert table["llm_cost_usd"].to_pylist() == [Decimal("0.00003"), None, Decimal(0)]
+    assert reconciler.tally.cost_usd is None
+
+
+def test_padding_that_took_what_cannot_be_has_an_unknown_cost() -> None:
+    _, tally = reconciled([line("a"), line(padding_id(0), tokens=-5)], ["a"], BatchStatus.ENDED)
+    assert tally.cost_usd is None
 
 
 def test_a_shared_request_splits_its_cost_over_its_rows_and_waves_add_up() -> None:
