@@ -13,13 +13,12 @@ from typing import Any, BinaryIO, cast
 
 from dagster_llm_batch.core.identity import custom_id, padding_id
 from dagster_llm_batch.engine.shards import renamed, requests_of
-from dagster_llm_batch.errors import LLMBatchError, TransientError
+from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Shard
 
 __all__ = ["outgoing"]
 
-_CHANGED = "The request file can no longer be read as it was when its digest was compared"
 _BUFFER_BYTES = 1 << 16  # what the SDKs read at once, who then get it without a copy more
 
 
@@ -100,14 +99,9 @@ class _Joined(io.RawIOBase):
         return count
 
     def _fill(self, buffer: Any) -> int:
-        try:
-            while self._stream is not None:
-                if count := cast("Any", self._stream).readinto(buffer):
-                    self._passed += count
-                    return int(count)
-                self._stream = next(self._streams, None)
-        except OSError as error:
-            raise TransientError(f"{_CHANGED}: {error}") from error
-        if self._passed < self._size:
-            raise TransientError(f"{_CHANGED}: it ends after {self._passed} of {self._size} bytes.")
+        while self._stream is not None:
+            if count := cast("Any", self._stream).readinto(buffer):
+                self._passed += count
+                return int(count)
+            self._stream = next(self._streams, None)
         return 0

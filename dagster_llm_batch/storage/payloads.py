@@ -287,11 +287,7 @@ class PayloadStore:
 
     @contextmanager
     def _here(self, path: str) -> Iterator[io.FileIO]:
-        """The file as it is stored, on a local disk."""
-        if self._is_local:
-            with Path(self._full(path)).open("rb", buffering=0) as file:
-                yield file
-            return
+        """The file as it is stored, in a copy of our own: nobody writes into it while it is read."""
         with self._open(path) as file, tempfile.TemporaryFile(buffering=0) as copy:
             shutil.copyfileobj(file, copy, _BUFFER_BYTES)
             copy.seek(0)
