@@ -22,7 +22,7 @@ from dagster_llm_batch.storage.paths import payload_path
 from dagster_llm_batch.storage.payloads import PayloadStore
 
 MONTH = timedelta(days=30)
-ENDINGS = {"path": ".requests.jsonl.zst", "raw_path": ".raw.jsonl.zst", "results_path": ".results.parquet"}
+ENDINGS = {"path": ".requests.jsonl.lz4", "raw_path": ".raw.jsonl.zst", "results_path": ".results.parquet"}
 
 
 class Store:
@@ -184,11 +184,11 @@ def test_a_file_that_a_kept_shard_names_in_another_folder_stays(store, clock):
 
 def test_what_a_killed_plan_left_goes_after_a_day_and_not_before(store):
     kept = store.submit()
-    young, old = store.path("unknown1", "manifest.parquet"), store.path("unknown2", "wave-1-0000.requests.jsonl.zst")
+    young, old = store.path("unknown1", "manifest.parquet"), store.path("unknown2", "wave-1-0000.requests.jsonl.lz4")
     store.write(young, days_old=0.9)
     store.write(old, days_old=1.1)
     store.write(store.path("unknown3", "manifest.parquet"), days_old=3)
-    store.write(store.path("unknown3", "wave-1-0000.requests.jsonl.zst"), days_old=0)  # still being written
+    store.write(store.path("unknown3", "wave-1-0000.requests.jsonl.lz4"), days_old=0)  # still being written
     half = (store.root / store.path(kept, "manifest.parquet")).with_name(".0123.tmp")
     half.write_bytes(b"half")
     store.age(half, days_old=1.1)
