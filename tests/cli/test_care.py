@@ -159,7 +159,7 @@ def test_prune_shows_and_deletes_only_where_told_and_after_asking(project):
     assert "replaced" in project.on_file("prune").stdout
     document = json.loads(project.cli("prune", "--delete", "--yes", "--json", *project.by_address).stdout)
     assert (document["deleted"], document["files"], document["submissions_kept"]) == (True, 5, 1)
-    assert len(project.files()) == len(files) - 4
+    assert len(project.files()) == len(files) - 5
     assert project.json("show", "ticket_labels")["submission"]["outcomes"] == {"succeeded": 3}
     assert "Nothing was deleted.\n" in project.on_file("prune", "--delete").stdout
 
