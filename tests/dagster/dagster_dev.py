@@ -67,9 +67,12 @@ def process(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(running.pid, signal.SIGKILL)
         running.wait()
-        for pid in marked(mark):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        ends = time.monotonic() + 30
+        while (pids := marked(mark)) and time.monotonic() < ends:  # a process that is killed may just have started one
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
 
 
 def marked(mark: str) -> list[int]:
