@@ -13,12 +13,15 @@ import ast
 import hashlib
 import io
 import tarfile
+from collections.abc import Collection
 from datetime import date, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import polars as pl
+if TYPE_CHECKING:  # where Dagster only looks at the definitions, nobody waits for it
+    import polars as pl
 
-__all__ = ["DAYS", "NEUTRAL_BAND", "PARTS", "ROWS_PER_DAY", "SDIST", "held_out", "label_of", "load", "subset"]
+__all__ = ["DAYS", "NEUTRAL_BAND", "PARTS", "ROWS_PER_DAY", "SDIST", "held_out", "label_of", "load", "rated", "subset"]
 
 SDIST = Path(__file__).resolve().parent.parent / ".example" / "vaderSentiment-2.5.tar.gz"
 SDIST_SHA256 = "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84"
@@ -31,18 +34,6 @@ NEUTRAL_BAND = 0.2
 
 _INNER = "vaderSentiment-2.5/additional_resources/hutto_ICWSM_2014.tar.gz"
 _FOLDER = "hutto_ICWSM_2014"
-_SCHEMA = pl.Schema(
-    {
-        "text_id": pl.String,
-        "text": pl.String,
-        "day": pl.Date,
-        "mean": pl.Float64,
-        "ratings": pl.List(pl.Int8),
-        "n_ratings": pl.Int64,
-        "label": pl.String,
-        "rank": pl.String,
-    }
-)
 
 
 def label_of(mean: float) -> str:
@@ -59,6 +50,8 @@ def load(part: str = "tweets", sdist: Path = SDIST) -> pl.DataFrame:
     (each person's, -4 to 4; for 196 tweets they do not quite give the published mean, which changes no label),
     n_ratings, label (gold; see `NEUTRAL_BAND`), rank (hex; orders the rows of a day).
     """
+    import polars as pl
+
     if part not in PARTS:
         raise ValueError(f"There is no part {part!r}. The parts are: {', '.join(PARTS)}.")
     rows = []
@@ -79,16 +72,38 @@ def load(part: str = "tweets", sdist: Path = SDIST) -> pl.DataFrame:
                     "rank": digest[8:24],
                 }
             )
-    return pl.DataFrame(rows, schema=_SCHEMA)
+    schema = {
+        "text_id": pl.String,
+        "text": pl.String,
+        "day": pl.Date,
+        "mean": pl.Float64,
+        "ratings": pl.List(pl.Int8),
+        "n_ratings": pl.Int64,
+        "label": pl.String,
+        "rank": pl.String,
+    }
+    return pl.DataFrame(rows, schema=schema)
+
+
+def rated(days: Collection[str], rows: int = ROWS_PER_DAY) -> pl.DataFrame:
+    """The subsets of some days, given as in 2026-01-01."""
+    import polars as pl
+
+    texts = load()
+    return pl.concat([subset(texts, day, rows) for day in DAYS if day.isoformat() in days])
 
 
 def subset(texts: pl.DataFrame, day: date, rows: int = ROWS_PER_DAY) -> pl.DataFrame:
     """The first `rows` texts of a day by rank, or all where it has fewer; a larger subset holds every smaller one."""
+    import polars as pl
+
     return texts.filter(pl.col("day") == day).sort("rank").head(rows)
 
 
 def held_out(texts: pl.DataFrame, days: int = 10) -> pl.DataFrame:
     """The last days' texts, for choosing a prompt. The example's own partitions are the first three days."""
+    import polars as pl
+
     return texts.filter(pl.col("day") >= DAYS[-days]).sort("rank")
 
 

@@ -14,10 +14,9 @@ Without any setting all of it runs on this machine. Environment variables put an
 
 import sys
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import dagster as dg
-import polars as pl
 from pydantic import BaseModel
 
 from dagster_llm_batch import (
@@ -39,21 +38,16 @@ daily = dg.DailyPartitionsDefinition(
 one_run = dg.BackfillPolicy.single_run()
 
 
-def rated_tweets(days: list[str]) -> pl.DataFrame:
-    texts = data.load()
-    return pl.concat([data.subset(texts, day, rows_per_day()) for day in data.DAYS if day.isoformat() in days])
-
-
 @dg.asset(partitions_def=daily, backfill_policy=one_run, metadata={"partition_expr": "day"}, kinds={"polars"})
-def tweets(context: dg.AssetExecutionContext) -> pl.DataFrame:
+def tweets(context: dg.AssetExecutionContext) -> Any:
     """Tweets of a day. The days are ours: the tweets carry no dates."""
-    return rated_tweets(context.partition_keys).select("text_id", "text", "day")
+    return data.rated(context.partition_keys, rows_per_day()).select("text_id", "text", "day")
 
 
 @dg.asset(partitions_def=daily, backfill_policy=one_run, metadata={"partition_expr": "day"}, kinds={"polars"})
-def tweet_gold(context: dg.AssetExecutionContext) -> pl.DataFrame:
+def tweet_gold(context: dg.AssetExecutionContext) -> Any:
     """What 20 to 99 people made of each tweet: the mean of their ratings from -4 to 4, and the label it stands for."""
-    return rated_tweets(context.partition_keys).select("text_id", "day", "label", "mean", "n_ratings")
+    return data.rated(context.partition_keys, rows_per_day()).select("text_id", "day", "label", "mean", "n_ratings")
 
 
 class Sentiment(BaseModel):

@@ -6,9 +6,12 @@ A stand-in for the IO manager of your own platform (DuckDB, Snowflake, BigQuery,
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
-import polars as pl
+
+if TYPE_CHECKING:
+    import polars as pl
 
 __all__ = ["ParquetIOManager"]
 
@@ -19,6 +22,8 @@ class ParquetIOManager(dg.ConfigurableIOManager):
     folder: str
 
     def handle_output(self, context: dg.OutputContext, obj: pl.DataFrame) -> None:
+        import polars as pl
+
         keys = context.asset_partition_keys if context.has_asset_partitions else [None]
         column = (context.definition_metadata or {}).get("partition_expr")
         if column is None and len(keys) > 1:
@@ -31,6 +36,8 @@ class ParquetIOManager(dg.ConfigurableIOManager):
             path.with_suffix(".part").replace(path)
 
     def load_input(self, context: dg.InputContext) -> pl.DataFrame:
+        import polars as pl
+
         keys = context.asset_partition_keys if context.has_asset_partitions else [None]
         return pl.concat([pl.read_parquet(self._path(context, key)) for key in keys])
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
-import narwhals as nw
 import pyarrow as pa
 
 from dagster_llm_batch.errors import InputError
@@ -119,6 +118,8 @@ def _from_iterator(rows: Iterator[Any]) -> Iterator[pa.RecordBatch]:
 
 
 def _through_narwhals(rows: Any) -> pa.Table:
+    import narwhals as nw  # noqa: PLC0415  # most rows do without, and every code location would load it
+
     try:
         frame = nw.from_native(rows)
     except TypeError as error:
