@@ -66,6 +66,7 @@ class Codec(Protocol):
 class Provider(Protocol):
     """One outside API. Holds credentials and never shows them; safe to build without any network call.
 
+    Several threads call `submit` and `fetch` at once.
     Every verb raises TransientError, CredentialsError or RefusedError, and nothing of its SDK.
     """
 
@@ -97,7 +98,7 @@ class Provider(Protocol):
         ...
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
-        """Create one batch from the uncompressed request file and return its id.
+        """Create one batch from the uncompressed request file, which can seek, and return its id.
 
         1. At most one create call reaches the provider: SDK retries are off for it.
         2. `tag` is attached so that `find` can see it.

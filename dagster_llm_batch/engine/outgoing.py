@@ -1,4 +1,4 @@
-"""The request files of a batch as one file, which unpacks them as it is read: no copy is made.
+"""The request files of a batch as one file, which unpacks them as it is read: their lines are never copied.
 
 shard, shard, …, padding ─▶ digests compared ─▶ a stream that can seek and knows its size
 """
