@@ -19,6 +19,7 @@ from dagster_llm_batch.types import Image, Request, RequestSpec
 
 __all__ = [
     "NONCE",
+    "REQUEST_ID_BYTES",
     "RowsDigest",
     "canonical_json",
     "configuration_fingerprint",
@@ -34,8 +35,8 @@ __all__ = [
     "unpacked",
 ]
 
-_REQUEST_ID_BYTES = 20
-_REQUEST_ID_CHARS = 2 * _REQUEST_ID_BYTES
+REQUEST_ID_BYTES = 20
+_REQUEST_ID_CHARS = 2 * REQUEST_ID_BYTES
 NONCE = r"(r[0-9a-f]{16})"
 """What a shard's nonce looks like, as a regular expression with one group."""
 
@@ -87,7 +88,7 @@ def make_request(system: str | None, user: str, images: tuple[Image, ...] = ()) 
 def _begun(system: str | None) -> hashlib.blake2b:
     """The digest of a request whose system part is in: mostly the same for all requests, and long."""
     part = b"" if system is None else b"s" + system.encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(_sized(part), digest_size=_REQUEST_ID_BYTES)
+    return hashlib.blake2b(_sized(part), digest_size=REQUEST_ID_BYTES)
 
 
 def configuration_fingerprint(account: str, provider: str, spec: RequestSpec) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -18,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.core.chunks import chunks
-from dagster_llm_batch.core.identity import is_padding, request_id_of
+from dagster_llm_batch.core.expected import Expected
+from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, is_padding, packed, request_id_of
 from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.rates import MONEY
 from dagster_llm_batch.core.response import Reader, storable
@@ -55,7 +55,7 @@ RESULT_SCHEMA = pa.schema(
 REPEATING = [name for name in RESULT_SCHEMA.names if name not in ("llm_request_id", "llm_reason", "llm_reply")]
 """Columns with few values in all results of a shard."""
 
-_SAID = [RESULT_SCHEMA.field(name) for name in RESULT_SCHEMA.names[:7]]
+_SAID = [RESULT_SCHEMA.field(name) for name in RESULT_SCHEMA.names[1:7]]
 _MOST_TOKENS = 1_000_000_000  # of one request
 _AT_ONCE = 256  # with more objects alive, Python's garbage collector takes longer than the work itself
 _PER_TABLE = 32
@@ -63,8 +63,8 @@ _SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
 _REPLIED = (Outcome.SUCCEEDED, Outcome.INVALID)
 _NO_USAGE = (None,) * len(Usage._fields)
 
-_Said = tuple[list[str], list[Result]]
-"""Requests, and the result of each."""
+_Said = tuple[bytes, list[Result]]
+"""The packed ids of requests, and the result of each."""
 
 _LEFT_OUT: Mapping[BatchStatus, tuple[Outcome, str]] = {
     BatchStatus.ENDED: (Outcome.MISSING, "the batch ended and no result names this request"),
@@ -106,18 +106,18 @@ class Tally:
 
 
 class Reconciler:
-    """Turns one shard's raw lines into its results. Use once; `tally` is complete when `tables` is exhausted."""
+    """Turns one shard's raw lines into its results. Use once; `tally` is complete when `tables` is exhausted.
 
-    def __init__(
-        self, codec: Codec, reader: Reader, tariff: Tariff, facts: ShardFacts, expected: Iterable[str]
-    ) -> None:
+    `expected`: the packed ids of its requests.
+    """
+
+    def __init__(self, codec: Codec, reader: Reader, tariff: Tariff, facts: ShardFacts, expected: bytes) -> None:
         self.tally = Tally()
         self._codec = codec
         self._reader = reader
         self._tariff = tariff
         self._facts = facts
-        self._expected = list(expected)
-        self._open = set(self._expected)
+        self._expected = Expected(facts.nonce, expected)
         self._schema = pa.schema([*RESULT_SCHEMA, *reader.fields])
         self._embeds = reader.format.kind is ResponseKind.EMBEDDING
 
@@ -131,30 +131,25 @@ class Reconciler:
             reason=self._facts.reason or why,
             retryable=outcome is not Outcome.ERRORED or self._facts.retryable,
         )
-        unnamed = (one for one in self._expected if one in self._open)
-        yield from self._tables((some, [left_out] * len(some)) for some in chunks(unnamed, _AT_ONCE))
-
-    @cached_property
-    def _all(self) -> frozenset[str]:
-        return frozenset(self._expected)
+        unnamed, size = self._expected.left(), _AT_ONCE * REQUEST_ID_BYTES
+        some = (unnamed[at : at + size] for at in range(0, len(unnamed), size))
+        yield from self._tables((ids, [left_out] * (len(ids) // REQUEST_ID_BYTES)) for ids in some)
 
     def _known(self, lines: Sequence[bytes]) -> _Said:
         """What the first lines of each request say. The others are counted."""
         results = list(map(self._codec.decode, lines))
-        request_ids = [request_id_of(result.custom_id, self._facts.nonce) for result in results]
-        distinct = set(request_ids)
-        if len(distinct) == len(results) and distinct <= self._open:  # as mostly
-            self._open -= distinct
-            return request_ids, results  # type: ignore[return-value]
-        said: _Said = ([], [])
-        for line, request_id, result in zip(lines, request_ids, results, strict=True):
-            if request_id is not None and request_id in self._open:
-                self._open.remove(request_id)
-                said[0].append(request_id)
-                said[1].append(result)
+        ids = self._expected.take([result.custom_id for result in results])
+        if ids is not None:  # as mostly
+            return ids, results
+        request_ids, firsts = [], []
+        for line, result in zip(lines, results, strict=True):
+            request_id = request_id_of(result.custom_id, self._facts.nonce)
+            if request_id is not None and self._expected.take_one(request_id):
+                request_ids.append(request_id)
+                firsts.append(result)
             elif not line.isspace():
                 self._count(result, request_id)
-        return said
+        return packed(request_ids), firsts
 
     def _count(self, result: Result, request_id: str | None) -> None:
         """A line that is no result of the shard, or not its first."""
@@ -164,7 +159,7 @@ class Reconciler:
             is_unknown = result.usage is None and result.outcome in _REPLIED
             is_known = not is_unknown and _can_be(result.usage)
             self._add(self._tariff.price(result.usage).cost_usd if is_known else None)
-        elif request_id in self._all:
+        elif request_id is not None and request_id in self._expected:
             self.tally.duplicates += 1
         else:
             self.tally.foreign += 1
@@ -174,32 +169,34 @@ class Reconciler:
         self.tally.cost_usd = self.tally.cost_usd + cost if known else None  # type: ignore[operator]  # both known
 
     def _tables(self, said: Iterable[_Said]) -> Iterator[pa.Table]:
-        read = (self._read(*some) for some in said if some[0])
+        read = ((ids, *self._read(results)) for ids, results in said if results)
         for some in chunks(read, _PER_TABLE):
-            lines, replies = zip(*some, strict=True)
+            ids, lines, replies = zip(*some, strict=True)
             columns = [list(chain.from_iterable(parts)) for parts in zip(*lines, strict=True)]
             arrays = {one.name: _array(values, one.type) for values, one in zip(columns, _SAID, strict=False)}
             tokens = zip(Usage._fields, _tokens(columns[len(_SAID) :]), strict=True)
+            arrays["llm_request_id"] = _texts(b"".join(ids))
             yield self._table({**arrays, **dict(tokens)}, pa.concat_tables(replies).combine_chunks())
 
-    def _read(self, request_ids: list[str], results: list[Result]) -> tuple[list[Sequence[Any]], pa.Table]:
+    def _read(self, results: list[Result]) -> tuple[list[Sequence[Any]], pa.Table]:
         """What the lines themselves say: the values of each of _SAID and of Usage; and the columns of the response."""
-        _, outcomes, texts, vectors, *_ = zip(*results, strict=True)
-        came = [outcome is _SUCCEEDED for outcome in outcomes]
+        _, outcomes, texts, vectors, *others = zip(*results, strict=True)
         replies: Sequence[Any] = vectors if self._embeds else texts
-        if not all(came):
-            replies = [reply if ok else None for reply, ok in zip(replies, came, strict=True)]
+        came = outcomes.count(_SUCCEEDED) == len(outcomes)
+        if not came:
+            replies = [reply if one is _SUCCEEDED else None for reply, one in zip(replies, outcomes, strict=True)]
         nothing = [None] * len(replies)
+        kept: Sequence[str | None] = nothing
         reading = self._reader.read(*((nothing, replies) if self._embeds else (replies, nothing)))
-        if any(reading.reasons) or not all(replies):
-            for at, (reply, reason, ok) in enumerate(zip(replies, reading.reasons, came, strict=True)):
-                if ok and (reason is not None or not reply):
+        if not (came and all(replies)) or any(reading.reasons):
+            for at, (reply, reason) in enumerate(zip(replies, reading.reasons, strict=True)):
+                if outcomes[at] is _SUCCEEDED and (reason is not None or not reply):
                     results[at] = _misfit(results[at], reason or "the reply is empty")
-        _, outcomes, texts, _, *others, usages = zip(*results, strict=True)
-        kept = [None if one is _SUCCEEDED else text for one, text in zip(outcomes, texts, strict=True)]
-        reasons, retryable, finish_reasons, models = others
+            _, outcomes, texts, _, *others = zip(*results, strict=True)
+            kept = [None if one is _SUCCEEDED else text for one, text in zip(outcomes, texts, strict=True)]
+        reasons, retryable, finish_reasons, models, usages = others
         tokens = zip(*(_NO_USAGE if usage is None else usage for usage in usages), strict=True)
-        return [request_ids, outcomes, reasons, retryable, kept, finish_reasons, models, *tokens], reading.columns
+        return [outcomes, reasons, retryable, kept, finish_reasons, models, *tokens], reading.columns
 
     def _table(self, said: Mapping[str, pa.Array], replies: pa.Table) -> pa.Table:
         """The results: what was read, what it cost, and what all lines of the shard share."""
@@ -265,6 +262,13 @@ def _can_be(usage: Usage | None) -> bool:
         return True
     is_part = usage.cache_read_tokens + usage.cache_write_tokens <= usage.input_tokens
     return is_part and min(usage) >= 0 and max(usage) <= _MOST_TOKENS
+
+
+def _texts(ids: bytes) -> pa.Array:
+    """Packed ids as a column."""
+    chars = pa.binary(2 * REQUEST_ID_BYTES)
+    data = pa.py_buffer(ids.hex().encode())
+    return pa.Array.from_buffers(chars, len(ids) // REQUEST_ID_BYTES, [None, data]).cast(pa.string())
 
 
 def _array(values: Sequence[Any], arrow_type: pa.DataType) -> pa.Array:

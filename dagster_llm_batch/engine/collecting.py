@@ -24,7 +24,7 @@ from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, Reconciler, ShardFacts, Tally
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.engine.shards import RAW, RESULTS, beside, request_ids
+from dagster_llm_batch.engine.shards import RAW, RESULTS, beside, packed_ids
 from dagster_llm_batch.errors import CredentialsError, ProviderError, RefusedError, TransientError
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.states import Move
@@ -218,7 +218,7 @@ class ResultsReading:
             reason=shard.reason,
             retryable=shard.retryable,
         )
-        expected = request_ids(self.payloads, shard)
+        expected = packed_ids(self.payloads, shard)
         reconciler = Reconciler(codec, labeling.reader, terms().of(shard.lane), facts, expected)
         path = beside(shard, RESULTS)
         with self.payloads.table_writer(path, self.schema, repeating=REPEATING) as out:

@@ -28,6 +28,7 @@ __all__ = [
     "WrittenLines",
     "beside",
     "delete_requests",
+    "packed_ids",
     "renamed",
     "request_ids",
     "requests_of",
@@ -61,16 +62,21 @@ def requests_of(payloads: PayloadStore, path: str, nonce: str) -> Iterator[tuple
         yield line[start:end].decode(), line
 
 
-def request_ids(payloads: PayloadStore, shard: Shard) -> list[str]:
-    """The ids of a shard's requests, in the order of its request file."""
+def packed_ids(payloads: PayloadStore, shard: Shard) -> bytes:
+    """The ids of a shard's requests, packed, in the order of its request file."""
     try:
         with payloads.reader(beside(shard, IDS)) as file:
             digest, ids = file.read(_DIGEST_BYTES), file.read()
     except OSError:  # there is none, as in older shards, or it cannot be read
         digest, ids = b"", b""
     if digest == _digest(shard.nonce, ids):
-        return unpacked(ids)
-    return [request_id for request_id, _ in requests_of(payloads, shard.path, shard.nonce)]
+        return ids
+    return packed(request_id for request_id, _ in requests_of(payloads, shard.path, shard.nonce))
+
+
+def request_ids(payloads: PayloadStore, shard: Shard) -> list[str]:
+    """The same as text."""
+    return unpacked(packed_ids(payloads, shard))
 
 
 def _write_ids(payloads: PayloadStore, shard: Shard, ids: bytes) -> None:

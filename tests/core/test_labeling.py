@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dagster_llm_batch.core.identity import custom_id, make_request, padding_id
+from dagster_llm_batch.core.identity import custom_id, make_request, packed, padding_id
 from dagster_llm_batch.core.labeling import PROVENANCE, REJECT_COLUMNS, check_columns, label, manifest_schema
 from dagster_llm_batch.core.pricing import TokenPrice, tariff
 from dagster_llm_batch.core.response import Reader
@@ -50,13 +50,14 @@ def line(request_id: str, outcome: str = "succeeded", text: str | None = '{"x": 
 
 def reconciled(lines: list[bytes], expected: list[str], status: BatchStatus, **facts: Any) -> tuple[pa.Table, Any]:
     shard = ShardFacts(NONCE, status, "any", "batch_1", 1, None, **facts)
-    reconciler = Reconciler(PlainCodec(), Reader(SCHEMA), TARIFF, shard, expected)
+    reconciler = Reconciler(PlainCodec(), Reader(SCHEMA), TARIFF, shard, packed(expected))
     tables = list(reconciler.tables(lines))
     schema = pa.schema([*RESULT_SCHEMA, *Reader(SCHEMA).fields])
     return pa.concat_tables([*tables, schema.empty_table()]), reconciler.tally
 
 
 REQUESTS = [make_request(None, str(number)).request_id for number in range(6)]
+A, B, C = REQUESTS[:3]
 NOISE = st.sampled_from(
     [
         b"not JSON\n",
@@ -126,24 +127,24 @@ def test_every_row_lands_once_whatever_lines_come(
     ],
 )
 def test_the_end_of_the_batch_explains_what_no_line_names(status: BatchStatus, outcome: str, retryable: bool) -> None:
-    table, _ = reconciled([line("a")], ["a", "b"], status)
+    table, _ = reconciled([line(A)], [A, B], status)
     assert table["llm_outcome"].to_pylist() == ["succeeded", outcome]
     assert table["llm_retryable"].to_pylist() == [False, retryable]
     assert table["llm_cost_usd"].to_pylist()[1] == 0
     assert table["llm_reason"].to_pylist()[1]
-    told, _ = reconciled([], ["a"], status, reason="the queue is full", retryable=True)
+    told, _ = reconciled([], [A], status, reason="the queue is full", retryable=True)
     assert told["llm_reason"].to_pylist() == ["the queue is full"]
     assert told["llm_retryable"].to_pylist() == [True]
 
 
 def test_the_first_of_two_lines_on_a_request_counts() -> None:
-    table, tally = reconciled([line("a"), line("a", "errored", None)], ["a"], BatchStatus.ENDED)
+    table, tally = reconciled([line(A), line(A, "errored", None)], [A], BatchStatus.ENDED)
     assert table["llm_outcome"].to_pylist() == ["succeeded"]
     assert tally.unexpected == {"duplicates": 1}
 
 
 def test_an_empty_or_missing_reply_is_no_label() -> None:
-    table, _ = reconciled([line("a", text=""), line("b", text=None)], ["a", "b"], BatchStatus.ENDED)
+    table, _ = reconciled([line(A, text=""), line(B, text=None)], [A, B], BatchStatus.ENDED)
     assert table["llm_outcome"].to_pylist() == ["invalid", "invalid"]
 
 
@@ -155,8 +156,8 @@ def test_half_surrogates_in_a_reply_are_stored_as_replacements() -> None:
             )
 
     shard = ShardFacts(NONCE, BatchStatus.ENDED, "any", "b", 1, None)
-    reconciler = Reconciler(Broken(), Reader(None), TARIFF, shard, ["a"])
-    [table] = reconciler.tables([custom_id(NONCE, "a").encode()])
+    reconciler = Reconciler(Broken(), Reader(None), TARIFF, shard, packed([A]))
+    [table] = reconciler.tables([custom_id(NONCE, A).encode()])
     assert table["llm_reply"].to_pylist() == ["x\ufffd"]
     assert table["llm_reason"].to_pylist() == ["y\ufffd"]
 
@@ -168,11 +169,11 @@ def test_tokens_that_cannot_be_are_a_cost_that_nobody_knows_and_lose_no_reply(us
     class Strange(PlainCodec):
         def decode(self, line: bytes) -> Result:
             read = super().decode(line)
-            return read._replace(usage=usage) if read.custom_id == custom_id(NONCE, "b") else read
+            return read._replace(usage=usage) if read.custom_id == custom_id(NONCE, B) else read
 
     shard = ShardFacts(NONCE, BatchStatus.ENDED, "any", "b", 1, None)
-    reconciler = Reconciler(Strange(), Reader(SCHEMA), TARIFF, shard, ["a", "b", "c"])
-    [table] = reconciler.tables([line("a"), line("b"), line("c", "errored", None, None)])
+    reconciler = Reconciler(Strange(), Reader(SCHEMA), TARIFF, shard, packed([A, B, C]))
+    [table] = reconciler.tables([line(A), line(B), line(C, "errored", None, None)])
     assert table["llm_outcome"].to_pylist() == ["succeeded", "succeeded", "errored"]
     assert table["llm_input_tokens"].to_pylist() == [10, None, None]
     assert table["llm_cost_usd"].to_pylist() == [Decimal("0.00003"), None, Decimal(0)]
@@ -180,38 +181,38 @@ def test_tokens_that_cannot_be_are_a_cost_that_nobody_knows_and_lose_no_reply(us
 
 
 def test_padding_that_took_what_cannot_be_has_an_unknown_cost() -> None:
-    _, tally = reconciled([line("a"), line(padding_id(0), tokens=-5)], ["a"], BatchStatus.ENDED)
+    _, tally = reconciled([line(A), line(padding_id(0), tokens=-5)], [A], BatchStatus.ENDED)
     assert tally.cost_usd is None
 
 
 def test_a_shared_request_splits_its_cost_over_its_rows_and_waves_add_up() -> None:
-    first, _ = reconciled([line("a", "invalid", "?", 100)], ["a"], BatchStatus.ENDED)
-    second, _ = reconciled([line("a", tokens=200)], ["a"], BatchStatus.ENDED)
-    manifest = pa.table({"id": [1, 2, 3], "llm_request_id": ["a"] * 3})
+    first, _ = reconciled([line(A, "invalid", "?", 100)], [A], BatchStatus.ENDED)
+    second, _ = reconciled([line(A, tokens=200)], [A], BatchStatus.ENDED)
+    manifest = pa.table({"id": [1, 2, 3], "llm_request_id": [A] * 3})
     labels = label(manifest, [first, second], Reader(SCHEMA).schema, prompt_version="v", run_id="").labels
     assert labels["llm_cost_usd"].to_pylist() == [Decimal("0.0003")] * 3  # (100 + 200) * (1 + 2) / 1e6 / 3
     assert labels["llm_realtime_usd"].to_pylist() == [Decimal("0.0006")] * 3
 
 
 def test_a_success_counts_even_where_a_newer_word_is_a_failure() -> None:
-    good, _ = reconciled([line("a")], ["a"], BatchStatus.ENDED)
-    bad, _ = reconciled([], ["a"], BatchStatus.EXPIRED)
-    manifest = pa.table({"id": [1], "llm_request_id": ["a"]})
+    good, _ = reconciled([line(A)], [A], BatchStatus.ENDED)
+    bad, _ = reconciled([], [A], BatchStatus.EXPIRED)
+    manifest = pa.table({"id": [1], "llm_request_id": [A]})
     assert len(label(manifest, [good, bad], Reader(SCHEMA).schema, prompt_version="v", run_id="").labels) == 1
 
 
 def test_an_unknown_cost_of_one_wave_makes_the_rows_cost_unknown() -> None:
-    known, _ = reconciled([line("a", "errored", None)], ["a"], BatchStatus.ENDED)
-    unknown, tally = reconciled([line("a", tokens=None)], ["a"], BatchStatus.ENDED)
+    known, _ = reconciled([line(A, "errored", None)], [A], BatchStatus.ENDED)
+    unknown, tally = reconciled([line(A, tokens=None)], [A], BatchStatus.ENDED)
     assert tally.cost_usd is None
-    manifest = pa.table({"id": [1, 2], "llm_request_id": ["a", "a"]})
+    manifest = pa.table({"id": [1, 2], "llm_request_id": [A, A]})
     labels = label(manifest, [known, unknown], Reader(SCHEMA).schema, prompt_version="v", run_id="").labels
     assert labels["llm_cost_usd"].to_pylist() == [None, None]
 
 
 def test_results_of_another_submission_are_refused() -> None:
-    table, _ = reconciled([], ["a"], BatchStatus.ENDED)
-    manifest = pa.table({"id": [1], "llm_request_id": ["b"]})
+    table, _ = reconciled([], [A], BatchStatus.ENDED)
+    manifest = pa.table({"id": [1], "llm_request_id": [B]})
     with pytest.raises(ValueError, match="not of the same submission"):
         label(manifest, [table], Reader(SCHEMA).schema, prompt_version="v", run_id="")
 

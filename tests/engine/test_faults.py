@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from house import House, assert_total, billed, in_one_batch, labeling, texts, tickets
 
-from dagster_llm_batch.core.identity import custom_id, make_request
+from dagster_llm_batch.core.identity import custom_id, make_request, packed
 from dagster_llm_batch.core.results import Reconciler, ShardFacts
 from dagster_llm_batch.engine import RetryPolicy
 from dagster_llm_batch.errors import RefusedError, TransientError
@@ -306,7 +306,7 @@ def test_a_reply_without_usage_has_an_unknown_cost_and_not_zero(house: House) ->
     facts = ShardFacts("r1", BatchStatus.ENDED, "openai", "b", 1, None)
     codec = house.providers["openai"].codec(definition.spec)
     tariff = engine._deployment.tariff(definition)
-    reconciler = Reconciler(codec, definition.reader, tariff, facts, [request.request_id])
+    reconciler = Reconciler(codec, definition.reader, tariff, facts, packed([request.request_id]))
     [table] = reconciler.tables([line])
     assert table["llm_outcome"].to_pylist() == ["succeeded"]
     assert table["llm_cost_usd"].to_pylist() == [None]
