@@ -21,12 +21,12 @@ import uuid
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from upath import UPath
 
 from dagster_llm_batch.errors import MissingExtraError, PayloadError
@@ -37,7 +37,7 @@ __all__ = ["PayloadStore", "PayloadWriter", "release_memory"]
 _BUFFER_BYTES = 1 << 17
 _BATCHES_A_RELEASE = 4  # each costs as much as reading a batch
 _TABLES_A_RELEASE = 3  # what was given back is asked for again, and filled with zeros first
-_OF_STORED = "stored:"
+_DIGEST = "xxh3:"  # of what is stored; against accidents, not against who writes there
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
@@ -54,7 +54,7 @@ class PayloadWriter:
     @property
     def digest(self) -> str:
         """Of the file as it is stored: what `PayloadStore.checked` compares with."""
-        return _OF_STORED + self._stored.hash.hexdigest()
+        return _DIGEST + self._stored.hash.hexdigest()
 
     def write(self, data: bytes) -> None:
         """Append bytes. Small pieces are compressed together."""
@@ -72,15 +72,12 @@ class PayloadWriter:
             self._sink.write(data)
 
 
-_new_digest = partial(hashlib.blake2b, digest_size=16)
-
-
 class _Hashed(io.RawIOBase):
     """A file whose bytes are digested as they pass."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
-        self.hash = _new_digest()
+        self.hash = xxhash.xxh3_128()
 
     def writable(self) -> bool:
         return True
@@ -173,11 +170,7 @@ class PayloadStore:
                 own = io.FileIO(os.dup(file.fileno()))  # the stream closes what it reads from
                 return cast("BinaryIO", pa.CompressedInputStream(own, _codec(path)))
 
-            if digest.startswith(_OF_STORED):
-                found = _OF_STORED + hashlib.file_digest(file, _new_digest).hexdigest()
-            else:  # of what is uncompressed
-                with plain() as source:
-                    found = hashlib.file_digest(cast("io.FileIO", source), _new_digest).hexdigest()
+            found = _DIGEST + hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
             if found != digest:
                 raise OSError(f"The payload {path} is not the one that was written: its digest differs.")
             yield plain

@@ -86,7 +86,7 @@ class Shard:
     requests: int
     bytes: int  # of the uncompressed request file
     path: str  # of the request file, relative to the payload store
-    digest: str  # of the request file; see PayloadStore.reader
+    digest: str  # of the request file; see PayloadStore.checked
     tokens: int = 0  # estimate of the input: what a provider's queue limit counts
     estimated_usd: Decimal | None = None
     waits_until: datetime | None = None  # not to be sent before
