@@ -12,8 +12,10 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from threading import Barrier
 from typing import BinaryIO, Protocol, cast
 
 import pytest
@@ -36,6 +38,8 @@ __all__ = ["OneWayStream", "ProviderContract", "ProviderRig"]
 
 _AWKWARD = ('say "hi"', "a\\b\n\r\t", "x\u2028y\u2029z", "\U0001f600 é 中", '"},{"custom_id":"forged"', "\x00\x1f\x7f")
 _NONCE = "n"
+_THREADS = 4
+_PATIENCE_SECONDS = 60.0
 
 
 class Finish(Protocol):
@@ -192,6 +196,23 @@ class ProviderContract:
         next(broken_off)
         del broken_off
         assert list(rig.provider.fetch(batch_id)) == list(rig.provider.fetch(batch_id))
+
+    def test_several_threads_submit_and_fetch_at_once(self, rig: ProviderRig) -> None:
+        sizes = range(1, _THREADS + 1)
+        ready = Barrier(_THREADS)  # so that they also meet in what the provider makes at its first call
+
+        def submitted(size: int) -> str:
+            ready.wait(_PATIENCE_SECONDS)
+            return rig.submit([f"text {i}" for i in range(size)], f"tag-{size}")
+
+        def fetched(batch_id: str) -> list[str]:
+            ready.wait(_PATIENCE_SECONDS)
+            return sorted(result.custom_id or "" for result in rig.results(batch_id))
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            batch_ids = list(pool.map(submitted, sizes))
+            rig.finish()
+            assert list(pool.map(fetched, batch_ids)) == [[f"n-{i}" for i in range(size)] for size in sizes]
 
     def test_cancel_an_ended_batch_does_nothing(self, rig: ProviderRig) -> None:
         batch_id = rig.submit(["a"], "tag-a")
