@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import signal
@@ -47,6 +48,10 @@ def write(store, path, *pieces):
     return writer
 
 
+def _blake2b(data):
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def names(root):
     """Every file below the root, around the code under test."""
     return sorted(path.rsplit("/", 1)[-1] for path in root.fs.find(root.path))
@@ -73,9 +78,14 @@ def test_an_empty_payload_has_no_lines(store):
 
 
 @pytest.mark.parametrize("codec", ["zst", "lz4"])
-def test_a_payload_of_another_digest_is_an_error_before_it_is_read(store, codec):
+@pytest.mark.parametrize("of", ["the file as it is stored", "that, as before", "its content, as at first"])
+def test_a_payload_of_another_digest_is_an_error_before_it_is_read(store, root, of, codec):
     path, data = f"a.{codec}", b"line\n" * 100_000
     digest = write(store, path, data).digest
+    if of == "that, as before":
+        digest = f"stored:{_blake2b(root.fs.cat_file(f'{root.path}/{path}'))}"
+    elif of == "its content, as at first":
+        digest = _blake2b(data)
     with store.checked(path, digest) as again:
         for length in (None, 7, 0, None):
             with again() as source:
