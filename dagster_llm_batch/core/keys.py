@@ -1,4 +1,4 @@
-"""The keys of rows: each is there, and names one row. Exact, in 8 bytes a row.
+"""The keys of rows: each is there, and names one row. Exact, in a byte a row and 8 in a file.
 
 Of all keys their hashes are kept. The keys themselves are read once more, and only where two hashes are equal.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from io import BytesIO
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -17,11 +19,15 @@ from dagster_llm_batch.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
+    _Array = np.ndarray[Any, Any]
+
 __all__ = ["KeyGuard", "keys_of"]
 
 _SHOWN = 5
-_FEW = 1 << 15  # numpy takes long to load, and small tables do without
+_FEW = 1 << 15  # numpy takes long to load, and small tables do without; nor do they need a file
+_PASSES = 8  # over all hashes, a power of 2: so many times fewer are in memory at once
 _HELD = 1 << 15  # keys at once, while duplicates are looked for
+_PIECE_BYTES = 1 << 18
 
 
 def keys_of(batch: pa.RecordBatch, column_name: str) -> list[Any]:
@@ -47,31 +53,55 @@ def keys_of(batch: pa.RecordBatch, column_name: str) -> list[Any]:
 
 
 class KeyGuard:
-    """Finds keys that name more than one row, however far apart these are."""
+    """Finds keys that name more than one row, however far apart these are.
 
-    def __init__(self, column_name: str) -> None:
+    `spool` makes the file where hashes wait for `check`, once there are many.
+    """
+
+    def __init__(self, column_name: str, spool: Callable[[], IO[bytes]] = BytesIO) -> None:
         self._column_name = column_name
+        self._spool = spool
         self._hashes = array("q")
+        self._older: IO[bytes] | None = None
 
     def add(self, keys: Sequence[Any]) -> None:
         """Remember more keys."""
         self._hashes.extend(map(hash, keys))
+        if len(self._hashes) > _FEW:
+            self._older = self._older or self._spool()
+            self._older.write(self._hashes)
+            self._hashes = array("q")
 
     def check(self, again: Callable[[], Iterable[Sequence[Any]]]) -> None:
         """Raise InputError where two of the keys are equal. `again` gives all of them once more, some at once."""
-        if len(self._hashes) <= _FEW and len(set(self._hashes)) == len(self._hashes):
+        if self._older is None and len(set(self._hashes)) == len(self._hashes):
             return
         import numpy as np  # noqa: PLC0415
 
-        hashes = np.frombuffer(self._hashes, "q")
-        hashes.sort()
-        alike = hashes[1:][hashes[1:] == hashes[:-1]]
+        alike = np.concatenate([self._alike(number) for number in range(_PASSES)])
+        alike.sort()
         for start in range(0, 2 * len(alike), _HELD):  # there are at most so many keys of these hashes
             if found := _repeated(_among(again(), alike), start):
                 raise _duplicates(self._column_name, found)
 
+    def _alike(self, number: int) -> _Array:
+        """The hashes that come again, in one of the passes."""
+        import numpy as np  # noqa: PLC0415
 
-def _among(keys: Iterable[Sequence[Any]], hashes: np.ndarray[Any, Any]) -> Iterator[Any]:
+        some = (np.frombuffer(piece, "q") for piece in self._pieces())
+        hashes = np.concatenate([own[own & (_PASSES - 1) == number] for own in some])
+        hashes.sort()
+        alike: _Array = hashes[1:][hashes[1:] == hashes[:-1]]
+        return alike
+
+    def _pieces(self) -> Iterator[Any]:
+        if self._older is not None:
+            self._older.seek(0)
+            yield from iter(partial(self._older.read, _PIECE_BYTES), b"")
+        yield self._hashes
+
+
+def _among(keys: Iterable[Sequence[Any]], hashes: _Array) -> Iterator[Any]:
     """The keys whose hashes are among these, which are sorted."""
     import numpy as np  # noqa: PLC0415
 

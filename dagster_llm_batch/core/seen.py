@@ -1,18 +1,16 @@
-"""Which values have come before, exactly, in about 16 bytes each: a set of Python objects takes nine times as much.
+"""Which values have come before, exactly, in about 8 bytes each, and 8 in a file: a set of Python objects takes 144.
 
-The newest are kept as they are. Older ones are digests of 16 bytes in sorted arrays, each several times as long as the
-next.
+The newest are kept as they are. Older ones are in sorted runs, each several times as long as the next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from io import BytesIO
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    _Array = np.ndarray[Any, Any]
+    from dagster_llm_batch.core.runs import Digests, Run
 
 __all__ = ["Seen"]
 
@@ -20,19 +18,18 @@ _MOST_RECENT = 1 << 15
 _TIMES = 8
 
 
-class _Run(NamedTuple):
-    heads: _Array  # the first 8 bytes of each digest, sorted
-    tails: _Array  # the next 8
-
-
 class Seen:
-    """`digests` gives 16 bytes or more for each value, all in one: the same for equal values and for no others."""
+    """`digests` gives 16 bytes or more for each value, all in one: the same for equal values and for no others.
 
-    def __init__(self, digests: Callable[[Sequence[Any]], bytes]) -> None:
+    `spool` makes a file for each run.
+    """
+
+    def __init__(self, digests: Callable[[Sequence[Any]], bytes], spool: Callable[[], IO[bytes]] = BytesIO) -> None:
         self.count = 0
         self._digests = digests
+        self._spool = spool
         self._recent: set[Any] = set()
-        self._runs: list[_Run] = []
+        self._runs: list[Run] = []
 
     def new(self, values: Sequence[Any]) -> list[bool]:
         """Remember these; for each, whether it comes for the first time."""
@@ -56,35 +53,22 @@ class Seen:
         """The places of those that are in a run."""
         found = set()
         if self._runs and values:
-            (heads, tails), order = _sorted(self._digests(values), len(values))
+            digests = self._sorted(values)
             for run in self._runs:
-                places = run.heads.searchsorted(heads)
-                alike = run.heads.take(places, mode="clip") == heads
-                for at in alike.nonzero()[0].tolist():
-                    end = run.heads.searchsorted(heads[at], side="right")
-                    if tails[at] in run.tails[places[at] : end]:
-                        found.add(int(order[at]))
+                found.update(run.holds(digests))
         return found
 
     def _put_away(self) -> None:
-        import numpy as np  # noqa: PLC0415  # takes long, and small tables do without
+        from dagster_llm_batch.core.runs import Run  # noqa: PLC0415  # takes long, and small tables do without
 
-        new, _ = _sorted(self._digests(list(self._recent)), len(self._recent))
+        run = Run(self._sorted(list(self._recent)), self._spool())
         self._recent = set()
-        while self._runs and len(self._runs[-1].heads) <= _TIMES * len(new.heads):
-            heads, tails = self._runs.pop()
-            places = heads.searchsorted(new.heads)
-            heads = np.insert(heads, places, new.heads)  # one after the other: the older ones are gone in between
-            tails = np.insert(tails, places, new.tails)
-            new = _Run(heads, tails)
-        self._runs.append(new)
+        while self._runs and len(self._runs[-1]) <= _TIMES * len(run):
+            newer, run = run, self._runs.pop()
+            run.insert(newer)
+        self._runs.append(run)
 
+    def _sorted(self, values: Sequence[Any]) -> Digests:
+        from dagster_llm_batch.core.runs import sorted_digests  # noqa: PLC0415
 
-def _sorted(digests: bytes, count: int) -> tuple[_Run, _Array]:
-    """With the place that each had."""
-    import numpy as np  # noqa: PLC0415
-
-    parts = np.frombuffer(digests, "u1").reshape(count, -1)[:, :16].copy().view("u8")
-    heads = parts[:, 0].copy()  # side by side they are sorted sooner
-    order = heads.argsort()
-    return _Run(heads[order], parts[order, 1]), order
+        return sorted_digests(self._digests(values), len(values))

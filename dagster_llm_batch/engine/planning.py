@@ -2,8 +2,9 @@
 
     rows ─▶ Draft.add ─▶ request files (a shard each) + manifest (row -> request) ─▶ Draft.finish
 
-One pass over the rows, in constant memory but for a digest of each request and a hash of each key. A draft that is
-refused, or turns out to be known already, is discarded without a trace.
+One pass over the rows, in constant memory but for 8 bytes of each request. The rest of its digest, and a hash of each
+key, wait in unnamed files, once there are many. A draft that is refused, or turns out to be known already, is discarded
+without a trace.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby
-from typing import Any, Protocol
+from tempfile import TemporaryFile
+from typing import IO, Any, Protocol
 
 import pyarrow as pa
 
@@ -101,14 +103,18 @@ class Draft:
         self._not_asked = known  # request_id -> whether it is answered; else it is on its way
         self._manifest_path = manifest_path
         self._load_image = load_image
-        self._keys = KeyGuard(labeling.key)
+        self._unnamed = ExitStack()
+        self._keys = KeyGuard(labeling.key, self._unnamed_file)
         self._digest = RowsDigest()
-        self._seen = Seen(packed)
+        self._seen = Seen(packed, self._unnamed_file)
         self._reused = 0
         self._stack = ExitStack()
         self._manifest: Any = None
         self._spare_files: list[Any] = []
         self._rendering: Rendering | None = None
+
+    def _unnamed_file(self) -> IO[bytes]:
+        return self._unnamed.enter_context(TemporaryFile())
 
     def add_rows(self, rows: Any) -> None:
         """Take all rows. Raises InputError or ConfigError; then `discard`."""
@@ -182,6 +188,7 @@ class Draft:
         for files in self._files.values():
             self.estimate.add_surcharge(files.surcharge_usd)
         self._stack.close()
+        self._unnamed.close()
         return Plan(
             shards=shards,
             rows=self._digest.rows,
@@ -216,6 +223,7 @@ class Draft:
     def discard(self) -> None:
         """Remove every file of this draft."""
         self._stack.close()
+        self._unnamed.close()
         self._discard_requests()
         self._payloads.delete(self._manifest_path)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import tracemalloc
 from datetime import date
 from typing import Any
 
@@ -71,15 +73,18 @@ def test_duplicates_in_a_batch_are_shown_in_part() -> None:
 KEYS = st.integers(0, 20).flatmap(lambda one: st.sampled_from([one, one + SAME_HASH]))
 
 
-@pytest.mark.parametrize("held", [1, 3, 1_000])
+@pytest.mark.parametrize(("held", "piece"), [(1, 8), (3, 16), (1_000, 1 << 18)])
 @pytest.mark.parametrize("few", [0, 1_000])
 @given(batches=st.lists(st.lists(KEYS, max_size=8, unique=True), max_size=6))
-def test_duplicates_are_found_across_batches_and_nothing_else(few: int, held: int, batches: list[list[int]]) -> None:
+def test_duplicates_are_found_across_batches_and_nothing_else(
+    few: int, held: int, piece: int, batches: list[list[int]]
+) -> None:
     flat = [key for batch in batches for key in batch]
     again = {key for key in flat if flat.count(key) > 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_FEW", few)
         patch.setattr(module, "_HELD", held)
+        patch.setattr(module, "_PIECE_BYTES", piece)
         if not again:
             check(*batches)
             return
@@ -101,6 +106,29 @@ def test_keys_of_one_hash_are_different_keys() -> None:
 def test_many_duplicates_across_batches_are_shown_in_part() -> None:
     with pytest.raises(InputError, match=r"duplicate values: 0, 1, 2, 3, 4 and more\. A key"):
         check(list(range(9)), list(range(9)))
+
+
+def test_of_many_keys_a_byte_each_is_in_memory_also_while_they_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    count, some = 200_000, 1_000
+    monkeypatch.setattr(module, "_FEW", some)
+    monkeypatch.setattr(module, "_PIECE_BYTES", 8 * some)
+    with tempfile.TemporaryFile() as file:
+        guard = KeyGuard("id", lambda: file)
+        tracemalloc.start()
+        try:
+            for start in range(0, count, some):
+                guard.add(range(start, start + some))
+            guard.check(lambda: pytest.fail("no two are alike"))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 4 * count
+
+
+def test_few_keys_need_no_file() -> None:
+    guard = KeyGuard("id", lambda: pytest.fail("a file was made"))
+    guard.add(range(1_000))
+    guard.check(lambda: pytest.fail("no two are alike"))
 
 
 def test_a_missing_key_column_is_told_with_the_columns_there_are() -> None:

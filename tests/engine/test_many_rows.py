@@ -1,0 +1,66 @@
+"""A plan of many rows is what a plan of few is: what does not stay in memory waits in files that nobody sees."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import IO
+
+import polars as pl
+import pytest
+from house import House, assert_total, billed, labeling, tickets
+
+from dagster_llm_batch.core import keys, seen
+from dagster_llm_batch.engine import planning
+from dagster_llm_batch.errors import InputError
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> list[IO[bytes]]:
+    """The files that were made, where few rows are many."""
+    monkeypatch.setattr(keys, "_FEW", 2)
+    monkeypatch.setattr(seen, "_MOST_RECENT", 2)
+    made: list[IO[bytes]] = []
+
+    def make() -> IO[bytes]:
+        made.append(tempfile.TemporaryFile())  # noqa: SIM115 - whoever asks for it closes it
+        return made[-1]
+
+    monkeypatch.setattr(planning, "TemporaryFile", make)
+    return made
+
+
+def some_at_once(rows: pl.DataFrame) -> object:
+    return iter([rows[start : start + 3] for start in range(0, len(rows), 3)])
+
+
+def test_of_many_rows_each_request_is_asked_once(house: House, temporary: list[IO[bytes]]) -> None:
+    again = tickets(20).with_columns(ticket_id=pl.col("ticket_id") + "-again")
+    status = house.run(labeling(), some_at_once(pl.concat([tickets(20), again])))
+    assert (status.submission.rows, status.submission.requests) == (40, 20)
+    assert len(billed(house)) == len(set(billed(house))) == 20
+    assert_total(house, labeling(), status.submission.submission_id, 40)
+    assert temporary
+    assert all(file.closed for file in temporary)
+
+
+def test_of_many_rows_two_of_one_key_are_refused_however_far_apart(house: House, temporary: list[IO[bytes]]) -> None:
+    rows = pl.concat([tickets(20), tickets(1)])
+    with pytest.raises(InputError, match="'ticket_id' has duplicate values: 't0'"):
+        house.engine().plan(labeling(), some_at_once(rows))
+    assert house.files() == set()
+    assert temporary
+    assert all(file.closed for file in temporary)
+
+
+def test_few_rows_need_no_temporary_file_and_many_do(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    house.engine().plan(labeling(), some_at_once(tickets(20)))
+    before = house.files()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    house.engine().plan(labeling(), some_at_once(tickets(20)))
+    request.getfixturevalue("temporary")
+    with pytest.raises(FileNotFoundError):
+        house.engine().plan(labeling(), some_at_once(tickets(21)))
+    assert house.files() == before
