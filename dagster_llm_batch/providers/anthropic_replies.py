@@ -47,6 +47,7 @@ _NO_REPLY = frozenset({"refusal", "pause_turn"})
 _MAX_REASON_CHARS = 1_000
 _NULL = Raw(b"null")
 _SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
+_made = tuple.__new__  # 0.13 us less than _make, twice a row
 
 
 class _Result(Struct):
@@ -184,7 +185,7 @@ def _read_message(message: _Message[Any], usage: Usage | None, custom_id: str | 
         texts = [block.text for block in content if block.type == "text" and block.text is not None]
         text = "".join(texts) if texts else _tool_input(content)
     if text and stop not in _NO_REPLY:
-        return Result._make((custom_id, _SUCCEEDED, text, None, None, False, stop, message.model, usage))
+        return _made(Result, (custom_id, _SUCCEEDED, text, None, None, False, stop, message.model, usage))
     return _read(text, message)._replace(custom_id=custom_id, model=message.model, usage=usage)
 
 
@@ -246,4 +247,4 @@ def _tokens(read: _Usage) -> Usage | None:
     hourly = 0 if read.cache_creation is None else read.cache_creation.ephemeral_1h_input_tokens or 0
     thinking = 0 if read.output_tokens_details is None else read.output_tokens_details.thinking_tokens or 0
     all_input = (read.input_tokens or 0) + written + cached
-    return Usage._make((all_input, read.output_tokens or 0, cached, written, hourly, thinking))
+    return _made(Usage, (all_input, read.output_tokens or 0, cached, written, hourly, thinking))

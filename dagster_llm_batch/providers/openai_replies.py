@@ -41,6 +41,7 @@ _WITHHELD = "content_filter"
 _MAX_REASON_CHARS = 1_000
 _NULL = Raw(b"null")
 _SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
+_made = tuple.__new__  # 0.13 us less than _make, twice a row
 
 
 class _Line(Struct):
@@ -294,7 +295,7 @@ def _read_body(body: _Body[Any], usage: Usage | None, custom_id: str | None) -> 
         assert isinstance(body, _Embeddings)
         return Result(custom_id, _SUCCEEDED, embedding=_embedding(body), model=body.model, usage=usage)
     if text and not refusal and finish != _WITHHELD:
-        return Result._make((custom_id, _SUCCEEDED, text, None, None, False, finish, body.model, usage))
+        return _made(Result, (custom_id, _SUCCEEDED, text, None, None, False, finish, body.model, usage))
     return _no_text(text, refusal, finish)._replace(custom_id=custom_id, model=body.model, usage=usage)
 
 
@@ -380,4 +381,4 @@ def _tokens(read: _Usage) -> Usage | None:
     before = read.prompt_tokens_details or read.input_tokens_details or _NO_DETAILS
     after = read.completion_tokens_details or read.output_tokens_details or _NO_DETAILS
     cached, written = before.cached_tokens or 0, before.cache_write_tokens or 0
-    return Usage._make((input_tokens or 0, output_tokens or 0, cached, written, 0, after.reasoning_tokens or 0))
+    return _made(Usage, (input_tokens or 0, output_tokens or 0, cached, written, 0, after.reasoning_tokens or 0))
