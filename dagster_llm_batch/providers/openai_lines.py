@@ -63,7 +63,7 @@ class OpenAILines:
             _MAX_EMBEDDING_INPUTS if embeddings and limits.max_inputs is None else limits.max_inputs,
             limits.min_requests,
         )
-        self._endpoint = spec.endpoint
+        self._endpoint, self._embeds = spec.endpoint, embeddings
         key = "messages" if spec.endpoint is Endpoint.CHAT else "input"
         turns = [{"role": turn.role, "content": clean(turn.text)} for turn in spec.turns]
         # The varying part comes last: servers that cache prompts by prefix see the same start in every line.
@@ -74,7 +74,7 @@ class OpenAILines:
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode. Raises InputError for an image without data and URL."""
-        if self._endpoint is Endpoint.EMBEDDINGS:
+        if self._embeds:
             if request.system or request.images:
                 what = "a system text" if request.system else "images"
                 raise ConfigError(f"Embeddings take one text; the prompt has {what}. Leave only its user part.")

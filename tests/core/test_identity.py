@@ -18,6 +18,7 @@ from dagster_llm_batch.core.identity import (
     custom_id,
     custom_id_pattern,
     make_request,
+    make_requests,
     request_id_of,
     shard_nonce,
 )
@@ -32,6 +33,19 @@ def test_requests_are_the_same_only_where_their_content_is(a: Any, b: str, c: An
     one, other = make_request(a, b), make_request(c, d)
     assert (one.request_id == other.request_id) == ((a, b) == (c, d))
     assert re.fullmatch(r"[0-9a-f]{40}", one.request_id)
+
+
+@given(st.one_of(st.none(), TEXT), st.lists(TEXT, max_size=5))
+def test_requests_made_together_are_those_made_one_by_one(system: Any, users: list[str]) -> None:
+    assert make_requests(system, iter(users)) == [make_request(system, user) for user in users]
+
+
+def test_ids_and_fingerprints_are_those_that_answers_were_stored_under() -> None:
+    ids = [request.request_id for request in make_requests("Label.", ["a ticket", "\ud800 ü"])]
+    assert ids == ["6b64db9549547adb83e901db33c866c5367a8be5", "752e3f33794f2f71bf796d461b001142881ea33b"]
+    digest = RowsDigest()
+    digest.add(["t1", 7], ["0" * 40, "f" * 40])
+    assert digest.fingerprint("c") == "51d90e194db48d86034f16c0d73cb85b"
 
 
 def test_a_request_is_all_of_its_parts() -> None:
