@@ -20,7 +20,10 @@ from dagster_llm_batch.core.results import RESULT_SCHEMA
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import Outcome
 
-__all__ = ["PROVENANCE", "REJECT_COLUMNS", "Labeled", "check_columns", "label", "manifest_schema"]
+__all__ = ["PROVENANCE", "REJECT_COLUMNS", "SHARD", "Labeled", "check_columns", "label", "manifest_schema"]
+
+SHARD = pa.field("llm_shard", pa.int32())
+"""In the place of what all results of a shard share, for the way: the number of the shard."""
 
 _ID = "llm_request_id"
 _MANY = 65_536  # results of as many rows hold memory that is worth giving back before the end
@@ -79,7 +82,13 @@ def manifest_schema(rows: pa.Schema, key: str, keep: Sequence[str]) -> pa.Schema
 
 
 def label(
-    manifest: pa.Table, waves: Iterable[pa.Table], response: pa.Schema, *, prompt_version: str, run_id: str
+    manifest: pa.Table,
+    waves: Iterable[pa.Table],
+    response: pa.Schema,
+    *,
+    prompt_version: str,
+    run_id: str,
+    shared: pa.Table | None = None,
 ) -> Labeled:
     """Give every row of the manifest its outcome.
 
@@ -90,11 +99,12 @@ def label(
         response: The response's columns.
         prompt_version: Kept with every row.
         run_id: The run that made this table; kept with every row.
+        shared: Where the waves have SHARD: the columns in whose place it is, a row for each shard.
 
     Returns:
         Labels: key, kept columns, response, PROVENANCE. Rejects: key, kept columns, REJECT_COLUMNS.
     """
-    results = pa.concat_tables([*reversed([*waves]), pa.schema([*RESULT_SCHEMA, *response]).empty_table()])
+    results = pa.concat_tables([*reversed([*waves])] or [pa.schema([*RESULT_SCHEMA, *response]).empty_table()])
     places = _places(manifest[_ID], results)
     rows = manifest.drop_columns([_ID])
     own = rows.column_names
@@ -110,9 +120,8 @@ def label(
         column, results = results.select([name]), results.drop_columns([name])
         if len(places) > _MANY:
             pa.default_memory_pool().release_unused()
-        if name not in halves[0][0].column_names:
-            halves = [(half.append_column(column.field(0), column.take(at)[name]), at) for half, at in halves]
-    (labels, _), (rejects, _) = halves
+        halves = [(_append(half, column, at), at) for half, at in halves]
+    labels, rejects = (half if shared is None else _append(half, shared, half[SHARD.name]) for half, _ in halves)
     return Labeled(
         labels=labels.select([*own, *response.names, *PROVENANCE]), rejects=rejects.select([*own, *REJECT_COLUMNS])
     )
@@ -125,6 +134,16 @@ def _is_good(results: pa.Table) -> pa.ChunkedArray:
 def _only(rows: Any, chosen: pa.Array) -> Any:
     """These rows; no copy where it is all of them."""
     return rows if pc.all(chosen, min_count=0).as_py() else rows.filter(chosen)
+
+
+def _append(half: pa.Table, columns: pa.Table, at: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The half, and of these columns those that it has not: what lies where each of its rows is found."""
+    for field in columns.schema:
+        if field.name not in half.column_names:
+            column = columns[field.name]
+            # Arrow joins the pieces of a column before it takes from it, be it nothing.
+            half = half.append_column(field, column.take(at) if len(at) else column.slice(0, 0))
+    return half
 
 
 def _places(wanted: pa.ChunkedArray, results: pa.Table) -> pa.Array:

@@ -25,7 +25,7 @@ from dagster_llm_batch.core.response import Reader, storable
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.types import BatchStatus, Lane, Outcome, PriceBasis, ResponseKind, Result, Usage
 
-__all__ = ["REPEATING", "RESULT_SCHEMA", "Reconciler", "ShardFacts", "Tally"]
+__all__ = ["REPEATING", "RESULT_SCHEMA", "SHARED", "Reconciler", "ShardFacts", "Tally"]
 
 RESULT_SCHEMA = pa.schema(
     [
@@ -54,6 +54,9 @@ RESULT_SCHEMA = pa.schema(
 
 REPEATING = [name for name in RESULT_SCHEMA.names if name not in ("llm_request_id", "llm_reason", "llm_reply")]
 """Columns with few values in all results of a shard."""
+
+SHARED = RESULT_SCHEMA.names[RESULT_SCHEMA.get_field_index("llm_price_basis") :]
+"""Columns with one value in all results of a shard."""
 
 _SAID = [RESULT_SCHEMA.field(name) for name in RESULT_SCHEMA.names[1:7]]
 _MOST_TOKENS = 1_000_000_000  # of one request

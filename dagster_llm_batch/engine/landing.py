@@ -10,16 +10,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import chain, groupby
+from itertools import accumulate, chain, groupby, repeat
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.labeling import Labeled, label
+from dagster_llm_batch.core.labeling import SHARD, Labeled, label
+from dagster_llm_batch.core.results import SHARED
 from dagster_llm_batch.engine.collecting import Collector
 from dagster_llm_batch.engine.definition import Labeling
-from dagster_llm_batch.engine.scattering import part_names, read_part, scatter
+from dagster_llm_batch.engine.scattering import part_names, read_part, rows_at_once, scatter
 from dagster_llm_batch.engine.status import sum_costs
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore, release_memory
@@ -28,7 +29,6 @@ from dagster_llm_batch.types import Outcome, PriceBasis
 
 __all__ = ["Landing"]
 
-_AT_ONCE = 8_192  # rows of a stored table
 _ID, _OUTCOME, _REALTIME = "llm_request_id", "llm_outcome", "llm_realtime_usd"
 
 
@@ -67,15 +67,16 @@ class Landing:
             return {}
         counts: Counter[str] = Counter()
         if len(waves) == 1 and not self.submission.reused_from:  # every request has spoken once
-            for batch in self._results(waves[0], [_OUTCOME]):
+            for batch in self._results(waves[0], _chosen(self.collector.schema, [_OUTCOME])):
                 counts.update({one["values"]: one["counts"] for one in pc.value_counts(batch.column(0)).to_pylist()})
             return dict(counts)
-        for manifest, results in self._parts([_ID], [_ID, _OUTCOME]):
-            asked = pc.unique(manifest[_ID])
-            newest = pa.concat_tables(reversed(results))
+        asked, said = (_chosen(self.collector.schema, names) for names in ([_ID], [_ID, _OUTCOME]))
+        for manifest, results in self._parts(waves, asked, said):
+            requests = pc.unique(manifest[_ID])
+            newest = pa.concat_tables(reversed([*results]))
             good = newest.filter(pc.equal(newest[_OUTCOME], Outcome.SUCCEEDED.value))
             words = pa.concat_tables([good, newest])
-            last = words[_OUTCOME].take(pc.index_in(asked, words[_ID].combine_chunks()))
+            last = words[_OUTCOME].take(pc.index_in(requests, words[_ID].combine_chunks()))
             counts.update(last.to_pylist())
         return dict(counts)
 
@@ -91,44 +92,64 @@ class Landing:
     def batches(self, *, run_id: str, reread: bool) -> Iterator[Labeled]:
         """`labels` in constant memory, part by part. The rows of a large table come in no particular order."""
         self.read_again(reread=reread)
-        for manifest, results in self._parts():
-            yield self._label(manifest, results, run_id)
+        waves = self.waves()
+        shared = self._shared(waves) if waves else None
+        said = pa.schema([*(field for field in self.collector.schema if field.name not in SHARED), SHARD])
+        for manifest, results in self._parts(waves, self.payloads.table_schema(self.manifest_path), said):
+            yield self._label(manifest, results, run_id, shared)
+            del manifest  # before the next is read
             release_memory()
 
-    def _label(self, manifest: pa.Table, results: Iterable[pa.Table], run_id: str) -> Labeled:
+    def _label(
+        self, manifest: pa.Table, results: Iterable[pa.Table], run_id: str, shared: pa.Table | None = None
+    ) -> Labeled:
         version = self.labeling.prompt_version
-        return label(manifest, results, self.labeling.reader.schema, prompt_version=version, run_id=run_id)
+        return label(
+            manifest, results, self.labeling.reader.schema, prompt_version=version, run_id=run_id, shared=shared
+        )
+
+    def _shared(self, waves: Sequence[Sequence[Shard]]) -> pa.Table:
+        """What all results of a shard share: a row for each, in their order."""
+        firsts = [next(self.payloads.iter_batches(_path(shard), 1, SHARED)) for shard in chain.from_iterable(waves)]
+        return pa.Table.from_batches(firsts, _chosen(self.collector.schema, SHARED)).combine_chunks()
 
     def _parts(
-        self, columns: list[str] | None = None, said: list[str] | None = None
-    ) -> Iterator[tuple[pa.Table, list[pa.Table]]]:
+        self, waves: Sequence[Sequence[Shard]], asked: pa.Schema, said: pa.Schema
+    ) -> Iterator[tuple[pa.Table, Iterator[pa.Table]]]:
         """The manifest and the results of each wave, oldest first; large ones in parts that belong together."""
-        waves = self.waves()
         names = part_names(max(self.submission.rows, *(sum(shard.requests for shard in wave) for wave in waves), 0))
-        manifest = self.payloads.iter_batches(self.manifest_path, _AT_ONCE, columns)
-        schema = self.payloads.table_schema(self.manifest_path)
-        sources = [(_chosen(schema, columns), manifest)]
-        sources += [(_chosen(self.collector.schema, said), self._results(wave, said)) for wave in waves]
+        rows = rows_at_once(names)
+        starts = accumulate(map(len, waves[:-1]), initial=0)
+        sources = [(asked, self.payloads.iter_batches(self.manifest_path, rows, asked.names))]
+        sources += [(said, self._results(wave, said, rows, start)) for wave, start in zip(waves, starts, strict=False)]
         if len(names) == 1:
             first, *rest = (pa.Table.from_batches(batches, schema) for schema, batches in sources)
-            yield first, rest
+            yield first, iter(rest)
             return
         with tempfile.TemporaryDirectory() as root:
             folders = [Path(root) / str(number) for number in range(len(sources))]
             for (schema, batches), folder in zip(sources, folders, strict=True):
                 scatter(batches, schema, _ID, names, folder)
+                release_memory()
             for name in names:
-                first, *rest = (read_part(folder, name) for folder in folders)
-                yield first, rest
+                yield read_part(folders[0], name), map(read_part, folders[1:], repeat(name))
 
     def read_again(self, *, reread: bool) -> None:
         for shard in chain.from_iterable(self.waves()):
             if reread or not self.payloads.table_schema(shard.results_path or "").equals(self.collector.schema):
                 self.collector.read(shard)
 
-    def _results(self, shards: Sequence[Shard], columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        for shard in shards:
-            yield from self.payloads.iter_batches(shard.results_path or "", _AT_ONCE, columns)
+    def _results(
+        self, shards: Sequence[Shard], said: pa.Schema, rows: int = 8_192, start: int = 0
+    ) -> Iterator[pa.RecordBatch]:
+        """What they say, shard by shard, so many rows at once; SHARD counts them from `start`."""
+        stored = [name for name in said.names if name != SHARD.name]
+        for number, shard in enumerate(shards, start):
+            for batch in self.payloads.iter_batches(_path(shard), rows, stored):
+                own = [pa.repeat(pa.scalar(number, SHARD.type), len(batch))] if SHARD.name in said.names else []
+                yield pa.record_batch([*batch.columns, *own], schema=said)
+                del batch
+            release_memory()
 
     def waves(self) -> list[list[Shard]]:
         """The collected shards that hold this submission's answers, oldest first. A wave answers a request once.
@@ -146,5 +167,10 @@ class Landing:
         return self.submission.manifest_path
 
 
-def _chosen(schema: pa.Schema, columns: list[str] | None) -> pa.Schema:
-    return schema if columns is None else pa.schema([schema.field(name) for name in columns])
+def _chosen(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
+    return pa.schema([schema.field(name) for name in columns])
+
+
+def _path(shard: Shard) -> str:
+    assert shard.results_path is not None  # it is collected
+    return shard.results_path

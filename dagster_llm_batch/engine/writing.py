@@ -20,13 +20,12 @@ import pyarrow as pa
 from dagster_llm_batch.core.labeling import label
 from dagster_llm_batch.core.results import REPEATING
 from dagster_llm_batch.engine.landing import Landing
-from dagster_llm_batch.engine.scattering import part_names, read_part, scatter
+from dagster_llm_batch.engine.scattering import part_names, read_part, rows_at_once, scatter
 from dagster_llm_batch.storage.payloads import PayloadStore
 
 __all__ = ["WrittenLabels", "write_labels"]
 
 _ID = "llm_request_id"
-_AT_ONCE = 8_192
 _ALL = 1 << 62  # more rows than there are
 
 
@@ -69,7 +68,8 @@ class _TakeApart:
             self.payloads.table_writer(path, schema, repeating=REPEATING) as out,
         ):
             folder = Path(root) / "parts"
-            scatter(self.payloads.iter_batches(source.path, _AT_ONCE), schema, _ID, self.names, folder)
+            batches = self.payloads.iter_batches(source.path, rows_at_once(self.names))
+            scatter(batches, schema, _ID, self.names, folder)
             for name in self.names:
                 table = read_part(folder, name)
                 sizes.append(len(table))

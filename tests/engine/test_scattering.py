@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,3 +30,15 @@ def test_a_part_holds_the_rows_between_its_name_and_the_next(rows, data, tmp_pat
     for name, end in zip(names, [*names[1:], "g"], strict=True):
         expected = [row for row in table.to_pylist() if name <= row["id"] < end]
         assert read_part(folder, name).to_pylist() == expected
+
+
+def test_a_batch_is_let_go_before_the_next_is_read(tmp_path: Path) -> None:
+    def batches() -> Iterator[pa.RecordBatch]:
+        for number in range(3):
+            batch = pa.record_batch([[number], ["0" * 40], ["of it"]], schema=SCHEMA)
+            held = weakref.ref(batch)
+            yield batch
+            del batch
+            assert held() is None
+
+    scatter(batches(), SCHEMA, "id", part_names(20_000), tmp_path / "parts")
