@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -38,10 +37,12 @@ def record_batches(rows: Any) -> Iterator[pa.RecordBatch]:
         except UnicodeEncodeError as error:  # pandas encodes its texts here
             raise InputError(_HALF) from error
         _check_names(reader.schema)
-        batch = None
+        is_empty = True
         for batch in reader:
+            is_empty = False
             yield from _sliced(batch)
-        if batch is None:
+            del batch  # before the next one is read
+        if is_empty:
             yield from _sliced(pa.RecordBatch.from_pylist([], schema=reader.schema))
     elif isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows):
         if rows:
@@ -107,14 +108,12 @@ def _from_dicts(rows: list[Mapping[str, Any]]) -> pa.Table:
 
 
 def _from_iterator(rows: Iterator[Any]) -> Iterator[pa.RecordBatch]:
-    first = next(rows, None)
-    if first is None:
-        return
-    for item in chain([first], rows):
+    for item in rows:
         if not isinstance(item, pa.RecordBatch) and not hasattr(item, "__arrow_c_stream__"):
             msg = f"The iterator of rows gave a {type(item).__name__}. Rows can be {_TAKEN}."
             raise InputError(msg)
         yield from record_batches(item)
+        del item  # before the next one is read
 
 
 def _through_narwhals(rows: Any) -> pa.Table:

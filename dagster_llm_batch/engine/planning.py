@@ -120,6 +120,7 @@ class Draft:
         """Take all rows. Raises InputError or ConfigError; then `discard`."""
         for batch in record_batches(rows):
             self.add(batch)
+            del batch  # before the next one is read
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Take more rows. Raises InputError or ConfigError; then `discard`."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
+from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import polars as pl
+import pyarrow as pa
 import pytest
 from house import House, assert_total, billed, labeling, tickets
 
@@ -64,3 +68,26 @@ def test_few_rows_need_no_temporary_file_and_many_do(
     with pytest.raises(FileNotFoundError):
         house.engine().plan(labeling(), some_at_once(tickets(21)))
     assert house.files() == before
+
+
+class Numbers(array):  # type: ignore[type-arg]
+    """What batches of rows hold, as long as there is one of them."""
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_some_rows_are_let_go_before_the_next_are_read(house: House, is_stream: bool) -> None:
+    names = ["ticket_id", "subject", "body"]
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for start in range(0, 40, 10):
+            numbers = Numbers("q", range(start, start + 10))
+            column = pa.Array.from_buffers(pa.int64(), 10, [None, pa.py_buffer(numbers)])
+            held = weakref.ref(numbers)
+            del numbers
+            yield pa.RecordBatch.from_arrays([column] * 3, names)
+            del column
+            assert held() is None
+
+    schema = pa.schema([(name, pa.int64()) for name in names])
+    rows = pa.RecordBatchReader.from_batches(schema, batches()) if is_stream else batches()
+    assert house.engine().plan(labeling(), rows).rows == 40
