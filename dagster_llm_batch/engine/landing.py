@@ -130,7 +130,7 @@ class Landing:
             folders = [Path(root) / str(number) for number in range(len(sources))]
             for (schema, batches), folder in zip(sources, folders, strict=True):
                 scatter(batches, schema, _ID, names, folder)
-                release_memory()
+                release_memory(whole=True)
             for name in names:
                 yield read_part(folders[0], name), map(read_part, folders[1:], repeat(name))
 

@@ -12,6 +12,7 @@ Refuses paths that are not relative chains of plain segments (`paths.py`). A mis
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
 import os
@@ -104,12 +105,20 @@ class _TableWriter(pq.ParquetWriter):  # type: ignore[misc]  # Arrow has no type
 
     def close(self) -> None:
         super().close()
-        release_memory()
+        release_memory(whole=True)
 
 
-def release_memory() -> None:
-    """Give back what Arrow's allocator keeps of what was freed: tens of MB, several times what is in use."""
+def release_memory(*, whole: bool = False) -> None:
+    """Give back what Arrow's allocator keeps of what was freed: tens of MB, several times what is in use.
+
+    With `whole`, C's too, where it is glibc's: else it grows from shard to shard.
+    """
     pa.default_memory_pool().release_unused()
+    if whole and _trim is not None:
+        _trim(0)
+
+
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 
 
 class _Staged(io.FileIO):

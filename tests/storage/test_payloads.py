@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import resource
 import signal
 import stat
 import subprocess
 import sys
 import uuid
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -329,3 +331,19 @@ def test_a_folder_that_cannot_be_made_says_so(tmp_path):
     (tmp_path / "f").write_text("")
     with pytest.raises(PayloadError, match="Not a directory"), PayloadStore(str(tmp_path)).writer("f/g/a.zst"):
         pass
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep less, and cannot be told")
+def test_a_table_that_is_written_leaves_no_memory_held_that_nobody_uses(store):
+    with store.table_writer("a.parquet", pa.schema([("a", pa.int64())])) as out:
+        out.write_table(pa.table({"a": [1]}))
+        blocks = [bytes(2_000) for _ in range(50_000)]  # C's allocator gives back only what lies above all in use
+        held = blocks[-1]
+        blocks.clear()
+        before = _resident_bytes()
+    assert before - _resident_bytes() > 50_000_000
+    assert held
+
+
+def _resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
