@@ -29,7 +29,9 @@ def main() -> None:
         "--keep", type=Path, help="a folder for the tables of the parts; the page is put together from it"
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--big-rows", type=int, nargs="*", default=[400_000, 1_000_000], help="once, of services with a floor")
+    parser.add_argument(
+        "--big-rows", type=int, nargs="*", default=[400_000, 1_000_000], help="once, of services with a floor"
+    )
     parser.add_argument("--services", nargs="+", default=["openai", "anthropic", "bedrock", "vertex"])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--run-rows", type=int, nargs="+", default=[100_000])
@@ -85,8 +87,8 @@ def main() -> None:
 _HEAD = """# Performance
 
 Written by `python -m benchmarks` ({machine}; runs of each size: {runs}; from 400,000 rows on once). Compare ratios,
-not seconds: floor and package take turns on the same machine, each in a process of its own, against a mock in another one.
-Below each table stand its time and how many processes wanted the machine's cores then, over five minutes.
+not seconds: floor and package take turns on the same machine, each in a process of its own, against a mock in another
+one. Below each table stand its time and how many processes wanted the machine's cores then, over five minutes.
 """
 _PIPELINE = """## From rows to labels
 
