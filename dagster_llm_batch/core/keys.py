@@ -55,12 +55,12 @@ def keys_of(batch: pa.RecordBatch, column_name: str) -> list[Any]:
 class KeyGuard:
     """Finds keys that name more than one row, however far apart these are.
 
-    `spool` makes the file where hashes wait for `check`, once there are many.
+    `new_file` makes the one where hashes wait for `check`, once there are many.
     """
 
-    def __init__(self, column_name: str, spool: Callable[[], IO[bytes]] = BytesIO) -> None:
+    def __init__(self, column_name: str, new_file: Callable[[], IO[bytes]] = BytesIO) -> None:
         self._column_name = column_name
-        self._spool = spool
+        self._new_file = new_file
         self._hashes = array("q")
         self._older: IO[bytes] | None = None
 
@@ -68,7 +68,7 @@ class KeyGuard:
         """Remember more keys."""
         self._hashes.extend(map(hash, keys))
         if len(self._hashes) > _FEW:
-            self._older = self._older or self._spool()
+            self._older = self._older or self._new_file()
             self._older.write(self._hashes)
             self._hashes = array("q")
 

@@ -15,15 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_llm_batch.core.memory import release_memory
 from dagster_llm_batch.core.rates import MONEY, PICODOLLAR
 from dagster_llm_batch.core.results import RESULT_SCHEMA
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import Outcome
 
-__all__ = ["PROVENANCE", "REJECT_COLUMNS", "SHARD", "Labeled", "check_columns", "label", "manifest_schema"]
-
-SHARD = pa.field("llm_shard", pa.int32())
-"""In the place of what all results of a shard share, for the way: the number of the shard."""
+__all__ = ["PROVENANCE", "REJECT_COLUMNS", "Labeled", "check_columns", "label", "manifest_schema"]
 
 _ID = "llm_request_id"
 _MANY = 65_536  # results of as many rows hold memory that is worth giving back before the end
@@ -82,13 +80,7 @@ def manifest_schema(rows: pa.Schema, key: str, keep: Sequence[str]) -> pa.Schema
 
 
 def label(
-    manifest: pa.Table,
-    waves: Iterable[pa.Table],
-    response: pa.Schema,
-    *,
-    prompt_version: str,
-    run_id: str,
-    shared: pa.Table | None = None,
+    manifest: pa.Table, waves: Iterable[pa.Table], response: pa.Schema, *, prompt_version: str, run_id: str
 ) -> Labeled:
     """Give every row of the manifest its outcome.
 
@@ -99,7 +91,6 @@ def label(
         response: The response's columns.
         prompt_version: Kept with every row.
         run_id: The run that made this table; kept with every row.
-        shared: Where the waves have SHARD: the columns in whose place it is, a row for each shard.
 
     Returns:
         Labels: key, kept columns, response, PROVENANCE. Rejects: key, kept columns, REJECT_COLUMNS.
@@ -119,9 +110,10 @@ def label(
     for name in results.column_names:
         column, results = results.select([name]), results.drop_columns([name])
         if len(places) > _MANY:
-            pa.default_memory_pool().release_unused()
-        halves = [(_append(half, column, at), at) for half, at in halves]
-    labels, rejects = (half if shared is None else _append(half, shared, half[SHARD.name]) for half, _ in halves)
+            release_memory()
+        if name not in halves[0][0].column_names:
+            halves = [(half.append_column(column.field(0), _taken(column[name], at)), at) for half, at in halves]
+    (labels, _), (rejects, _) = halves
     return Labeled(
         labels=labels.select([*own, *response.names, *PROVENANCE]), rejects=rejects.select([*own, *REJECT_COLUMNS])
     )
@@ -136,14 +128,9 @@ def _only(rows: Any, chosen: pa.Array) -> Any:
     return rows if pc.all(chosen, min_count=0).as_py() else rows.filter(chosen)
 
 
-def _append(half: pa.Table, columns: pa.Table, at: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """The half, and of these columns those that it has not: what lies where each of its rows is found."""
-    for field in columns.schema:
-        if field.name not in half.column_names:
-            column = columns[field.name]
-            # Arrow joins the pieces of a column before it takes from it, be it nothing.
-            half = half.append_column(field, column.take(at) if len(at) else column.slice(0, 0))
-    return half
+def _taken(column: pa.ChunkedArray, at: pa.Array) -> pa.ChunkedArray:
+    """What lies there. Arrow joins the pieces of a column before it takes from it, be it nothing."""
+    return column.take(at) if len(at) else column.slice(0, 0)
 
 
 def _places(wanted: pa.ChunkedArray, results: pa.Table) -> pa.Array:

@@ -6,32 +6,32 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Digests", "Run", "sorted_digests"]
+__all__ = ["Run", "SortedDigests", "sorted_digests"]
 
 _Array = np.ndarray[Any, Any]
 _PIECE = 1 << 15
 
 
-class Digests(NamedTuple):
-    """Some digests, sorted."""
+class SortedDigests(NamedTuple):
+    """Some digests, sorted by their heads."""
 
     heads: _Array  # the first 8 bytes of each
     tails: _Array  # the next 8
     order: _Array  # the place that each had
 
 
-def sorted_digests(digests: bytes, count: int) -> Digests:
-    """So many digests, of 16 bytes or more each."""
+def sorted_digests(digests: bytes, count: int) -> SortedDigests:
+    """The first 16 bytes of each of so many digests of one length."""
     parts = np.frombuffer(digests, "u1").reshape(count, -1)[:, :16].copy().view("u8")
     heads = parts[:, 0].copy()  # side by side they are sorted sooner
     order = heads.argsort()
-    return Digests(heads[order], parts[order, 1], order)
+    return SortedDigests(heads[order], parts[order, 1], order)
 
 
 class Run:
-    """Their heads are here, their tails in `file`: one is read where its head is looked for, as if it came before."""
+    """Sorted digests: heads in memory, tails in `file`, where one is read only if its head is looked for."""
 
-    def __init__(self, digests: Digests, file: IO[bytes]) -> None:
+    def __init__(self, digests: SortedDigests, file: IO[bytes]) -> None:
         self._heads = digests.heads
         self._file = file
         self._write(0, digests.tails)
@@ -39,7 +39,7 @@ class Run:
     def __len__(self) -> int:
         return len(self._heads)
 
-    def holds(self, digests: Digests) -> list[int]:
+    def holds(self, digests: SortedDigests) -> list[int]:
         """The places, before they were sorted, of those that are here too."""
         starts = self._heads.searchsorted(digests.heads)
         alike = (self._heads.take(starts, mode="clip") == digests.heads).nonzero()[0]

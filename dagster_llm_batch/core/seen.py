@@ -10,7 +10,7 @@ from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.core.runs import Digests, Run
+    from dagster_llm_batch.core.runs import Run, SortedDigests
 
 __all__ = ["Seen"]
 
@@ -21,13 +21,13 @@ _TIMES = 8
 class Seen:
     """`digests` gives 16 bytes or more for each value, all in one: the same for equal values and for no others.
 
-    `spool` makes a file for each run.
+    `new_file` makes one for each run.
     """
 
-    def __init__(self, digests: Callable[[Sequence[Any]], bytes], spool: Callable[[], IO[bytes]] = BytesIO) -> None:
+    def __init__(self, digests: Callable[[Sequence[Any]], bytes], new_file: Callable[[], IO[bytes]] = BytesIO) -> None:
         self.count = 0
         self._digests = digests
-        self._spool = spool
+        self._new_file = new_file
         self._recent: set[Any] = set()
         self._runs: list[Run] = []
 
@@ -61,14 +61,14 @@ class Seen:
     def _put_away(self) -> None:
         from dagster_llm_batch.core.runs import Run  # noqa: PLC0415  # takes long, and small tables do without
 
-        run = Run(self._sorted(list(self._recent)), self._spool())
+        run = Run(self._sorted(list(self._recent)), self._new_file())
         self._recent = set()
         while self._runs and len(self._runs[-1]) <= _TIMES * len(run):
             newer, run = run, self._runs.pop()
             run.insert(newer)
         self._runs.append(run)
 
-    def _sorted(self, values: Sequence[Any]) -> Digests:
+    def _sorted(self, values: Sequence[Any]) -> SortedDigests:
         from dagster_llm_batch.core.runs import sorted_digests  # noqa: PLC0415
 
         return sorted_digests(self._digests(values), len(values))

@@ -140,8 +140,13 @@ class SpreadDraft(Draft):
             self._write_manifest(batch, keys, ids)
 
     def finish(self, configuration: str) -> Plan:
-        """Have all files written. See Draft.finish."""
-        self._keys.check(self._keys_again)
+        """See Draft.finish."""
+        plan = super().finish(configuration)
+        self._discard_parts()
+        return plan
+
+    def _write_elsewhere(self) -> None:
+        """See Draft."""
         for files in self._files.values():
             files.end()
         tasks = [*self._shard_tasks(), *self._spare_tasks()]
@@ -154,9 +159,6 @@ class SpreadDraft(Draft):
             files.shards = [replace(shard, digest=written[shard.path].digest) for shard in files.shards]
             for shard in files.shards:
                 assert written[shard.path].bytes == shard.bytes  # what was planned from sizes is what came out
-        plan = super().finish(configuration)
-        self._discard_parts()
-        return plan
 
     def _shard_tasks(self) -> Iterator[FileTask]:
         for files in self._files.values():

@@ -16,20 +16,22 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.labeling import SHARD, Labeled, label
+from dagster_llm_batch.core.labeling import Labeled, label
+from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.core.results import SHARED
 from dagster_llm_batch.engine.collecting import Collector
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.scattering import part_names, read_part, rows_at_once, scatter
 from dagster_llm_batch.engine.status import sum_costs
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.payloads import PayloadStore, release_memory
+from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Shard, Submission
 from dagster_llm_batch.types import Outcome, PriceBasis
 
 __all__ = ["Landing"]
 
 _ID, _OUTCOME, _REALTIME = "llm_request_id", "llm_outcome", "llm_realtime_usd"
+_SHARD = pa.field("llm_shard", pa.int32())  # the number of a result's shard among those of all waves
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Landing:
 
     def _sum(self, shard: Shard, column: str) -> Decimal | None:
         """The sum of a column of the shard's results; None where a value is not known."""
-        table = self.payloads.read_table(shard.results_path or "", [column])
+        table = self.payloads.read_table(_path(shard), [column])
         total: Decimal = pc.sum(table[column], min_count=0).as_py()
         return None if table[column].null_count else total
 
@@ -67,8 +69,9 @@ class Landing:
             return {}
         counts: Counter[str] = Counter()
         if len(waves) == 1 and not self.submission.reused_from:  # every request has spoken once
-            for batch in self._results(waves[0], _chosen(self.collector.schema, [_OUTCOME])):
-                counts.update({one["values"]: one["counts"] for one in pc.value_counts(batch.column(0)).to_pylist()})
+            for shard in waves[0]:
+                said = self.payloads.read_table(_path(shard), [_OUTCOME])[_OUTCOME]
+                counts.update({one["values"]: one["counts"] for one in pc.value_counts(said).to_pylist()})
             return dict(counts)
         asked, said = (_chosen(self.collector.schema, names) for names in ([_ID], [_ID, _OUTCOME]))
         for manifest, results in self._parts(waves, asked, said):
@@ -86,27 +89,23 @@ class Landing:
         Results that were read for other columns are read again, and all of them with `reread`.
         """
         self.read_again(reread=reread)
-        tables = (self.payloads.read_table(s.results_path or "") for wave in self.waves() for s in wave)
+        tables = (self.payloads.read_table(_path(s)) for wave in self.waves() for s in wave)
         return self._label(self.payloads.read_table(self.manifest_path), tables, run_id)
 
     def batches(self, *, run_id: str, reread: bool) -> Iterator[Labeled]:
         """`labels` in constant memory, part by part. The rows of a large table come in no particular order."""
         self.read_again(reread=reread)
         waves = self.waves()
-        shared = self._shared(waves) if waves else None
-        said = pa.schema([*(field for field in self.collector.schema if field.name not in SHARED), SHARD])
-        for manifest, results in self._parts(waves, self.payloads.table_schema(self.manifest_path), said):
-            yield self._label(manifest, results, run_id, shared)
+        shared, schema = self._shared(waves), self.collector.schema
+        own = _chosen(schema, [name for name in schema.names if name not in SHARED])
+        for manifest, results in self._parts(waves, self.payloads.table_schema(self.manifest_path), own):
+            yield self._label(manifest, (_with(shared, table).select(schema.names) for table in results), run_id)
             del manifest  # before the next is read
             release_memory()
 
-    def _label(
-        self, manifest: pa.Table, results: Iterable[pa.Table], run_id: str, shared: pa.Table | None = None
-    ) -> Labeled:
+    def _label(self, manifest: pa.Table, results: Iterable[pa.Table], run_id: str) -> Labeled:
         version = self.labeling.prompt_version
-        return label(
-            manifest, results, self.labeling.reader.schema, prompt_version=version, run_id=run_id, shared=shared
-        )
+        return label(manifest, results, self.labeling.reader.schema, prompt_version=version, run_id=run_id)
 
     def _shared(self, waves: Sequence[Sequence[Shard]]) -> pa.Table:
         """What all results of a shard share: a row for each, in their order."""
@@ -117,11 +116,14 @@ class Landing:
         self, waves: Sequence[Sequence[Shard]], asked: pa.Schema, said: pa.Schema
     ) -> Iterator[tuple[pa.Table, Iterator[pa.Table]]]:
         """The manifest and the results of each wave, oldest first; large ones in parts that belong together."""
-        names = part_names(max(self.submission.rows, *(sum(shard.requests for shard in wave) for wave in waves), 0))
+        names = self.part_names(waves)
         rows = rows_at_once(names)
         starts = accumulate(map(len, waves[:-1]), initial=0)
         sources = [(asked, self.payloads.iter_batches(self.manifest_path, rows, asked.names))]
-        sources += [(said, self._results(wave, said, rows, start)) for wave, start in zip(waves, starts, strict=False)]
+        numbered = said.append(_SHARD)
+        sources += [
+            (numbered, self._results(wave, numbered, rows, start)) for wave, start in zip(waves, starts, strict=False)
+        ]
         if len(names) == 1:
             first, *rest = (pa.Table.from_batches(batches, schema) for schema, batches in sources)
             yield first, iter(rest)
@@ -130,24 +132,25 @@ class Landing:
             folders = [Path(root) / str(number) for number in range(len(sources))]
             for (schema, batches), folder in zip(sources, folders, strict=True):
                 scatter(batches, schema, _ID, names, folder)
-                release_memory(whole=True)
+                release_all_memory()
             for name in names:
                 yield read_part(folders[0], name), map(read_part, folders[1:], repeat(name))
 
+    def part_names(self, waves: Sequence[Sequence[Shard]]) -> list[str]:
+        """Of the parts in which the manifest and the largest wave fit into memory."""
+        return part_names(max(self.submission.rows, *(sum(shard.requests for shard in wave) for wave in waves), 0))
+
     def read_again(self, *, reread: bool) -> None:
         for shard in chain.from_iterable(self.waves()):
-            if reread or not self.payloads.table_schema(shard.results_path or "").equals(self.collector.schema):
+            if reread or not self.payloads.table_schema(_path(shard)).equals(self.collector.schema):
                 self.collector.read(shard)
 
-    def _results(
-        self, shards: Sequence[Shard], said: pa.Schema, rows: int = 8_192, start: int = 0
-    ) -> Iterator[pa.RecordBatch]:
-        """What they say, shard by shard, so many rows at once; SHARD counts them from `start`."""
-        stored = [name for name in said.names if name != SHARD.name]
+    def _results(self, shards: Sequence[Shard], said: pa.Schema, rows: int, start: int) -> Iterator[pa.RecordBatch]:
+        """What they say, shard by shard, so many rows at once; the last column counts the shards from `start`."""
         for number, shard in enumerate(shards, start):
-            for batch in self.payloads.iter_batches(_path(shard), rows, stored):
-                own = [pa.repeat(pa.scalar(number, SHARD.type), len(batch))] if SHARD.name in said.names else []
-                yield pa.record_batch([*batch.columns, *own], schema=said)
+            for batch in self.payloads.iter_batches(_path(shard), rows, said.names[:-1]):
+                numbers = pa.repeat(pa.scalar(number, _SHARD.type), len(batch))
+                yield pa.record_batch([*batch.columns, numbers], schema=said)
                 del batch
             release_memory()
 
@@ -169,6 +172,12 @@ class Landing:
 
 def _chosen(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
     return pa.schema([schema.field(name) for name in columns])
+
+
+def _with(shared: pa.Table, results: pa.Table) -> pa.Table:
+    """The results, and what those of a shard share."""
+    told = shared.take(results[_SHARD.name].combine_chunks())
+    return pa.table([*results.columns, *told.columns], names=[*results.column_names, *told.column_names])
 
 
 def _path(shard: Shard) -> str:

@@ -183,6 +183,7 @@ class Draft:
     def finish(self, configuration: str) -> Plan:
         """Close all files. The draft can still be discarded. Raises InputError for duplicate keys; then `discard`."""
         self._keys.check(self._keys_again)
+        self._write_elsewhere()
         if self._manifest is None:  # not even a schema came
             self._start(Rendering(self._labeling, columns_of_nothing(self._labeling), self._load_image))
         shards = [shard for files in self._files.values() for shard in files.close()]
@@ -197,6 +198,9 @@ class Draft:
             reused=self._reused,
             fingerprint=self._digest.fingerprint(configuration),
         )
+
+    def _write_elsewhere(self) -> None:
+        """Have request files written that `writer` does not write itself, before they are closed."""
 
     def _keys_again(self) -> Iterator[list[Any]]:
         self._stack.close()

@@ -20,7 +20,7 @@ import pyarrow as pa
 from dagster_llm_batch.core.labeling import label
 from dagster_llm_batch.core.results import REPEATING
 from dagster_llm_batch.engine.landing import Landing
-from dagster_llm_batch.engine.scattering import part_names, read_part, rows_at_once, scatter
+from dagster_llm_batch.engine.scattering import read_part, rows_at_once, scatter
 from dagster_llm_batch.storage.payloads import PayloadStore
 
 __all__ = ["WrittenLabels", "write_labels"]
@@ -85,7 +85,6 @@ class _LabelPart:
     rejects: PayloadStore
     name: str
     sources: Sequence[_Apart]
-    results: pa.Schema
     response: pa.Schema
     prompt_version: str
     run_id: str
@@ -94,13 +93,7 @@ class _LabelPart:
         [manifest] = self._part(number, 0)
         waves = sorted({source.wave for source in self.sources} - {0})
         results = [table for wave in waves for table in self._part(number, wave)]
-        labeled = label(
-            manifest,
-            results or [self.results.empty_table()],
-            self.response,
-            prompt_version=self.prompt_version,
-            run_id=self.run_id,
-        )
+        labeled = label(manifest, results, self.response, prompt_version=self.prompt_version, run_id=self.run_id)
         for store, table in ((self.labels, labeled.labels), (self.rejects, labeled.rejects)):
             with store.table_writer(f"{self.name}-{number:05d}.parquet", table.schema) as out:
                 out.write_table(table)
@@ -127,7 +120,7 @@ def write_labels(landing: Landing, labels: PayloadStore, rejects: PayloadStore, 
     sources += [
         _Source(shard.results_path or "", wave) for wave, shards in enumerate(waves, start=1) for shard in shards
     ]
-    names = part_names(max(landing.submission.rows, *(sum(one.requests for one in wave) for wave in waves), 0))
+    names = landing.part_names(waves)
     if len(names) == 1:
         apart, passing = [_Apart(one.path, one.wave, (0, _ALL)) for one in sources], []
     else:
@@ -139,7 +132,6 @@ def write_labels(landing: Landing, labels: PayloadStore, rejects: PayloadStore, 
             rejects=rejects,
             name=f"part-{uuid.uuid4().hex}",
             sources=apart,
-            results=landing.collector.schema,
             response=landing.labeling.reader.schema,
             prompt_version=landing.labeling.prompt_version,
             run_id=run_id,

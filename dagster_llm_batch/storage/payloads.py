@@ -12,7 +12,6 @@ Refuses paths that are not relative chains of plain segments (`paths.py`). A mis
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import io
 import os
@@ -31,10 +30,11 @@ import pyarrow.parquet as pq
 import xxhash
 from upath import UPath
 
+from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.errors import MissingExtraError, PayloadError
 from dagster_llm_batch.storage.paths import check_path
 
-__all__ = ["PayloadStore", "PayloadWriter", "release_memory"]
+__all__ = ["PayloadStore", "PayloadWriter"]
 
 _BUFFER_BYTES = 1 << 17
 _BATCHES_A_RELEASE = 4  # each costs as much as reading a batch
@@ -105,20 +105,7 @@ class _TableWriter(pq.ParquetWriter):  # type: ignore[misc]  # Arrow has no type
 
     def close(self) -> None:
         super().close()
-        release_memory(whole=True)
-
-
-def release_memory(*, whole: bool = False) -> None:
-    """Give back what Arrow's allocator keeps of what was freed: tens of MB, several times what is in use.
-
-    With `whole`, C's too, where it is glibc's: else it grows from shard to shard.
-    """
-    pa.default_memory_pool().release_unused()
-    if whole and _trim is not None:
-        _trim(0)
-
-
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+        release_all_memory()
 
 
 class _Staged(io.FileIO):

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dagster_llm_batch.core.identity import custom_id, make_request, packed, padding_id
-from dagster_llm_batch.core.labeling import PROVENANCE, REJECT_COLUMNS, SHARD, check_columns, label, manifest_schema
+from dagster_llm_batch.core.labeling import PROVENANCE, REJECT_COLUMNS, check_columns, label, manifest_schema
 from dagster_llm_batch.core.pricing import TokenPrice, tariff
 from dagster_llm_batch.core.response import Reader
-from dagster_llm_batch.core.results import RESULT_SCHEMA, SHARED, Reconciler, ShardFacts
+from dagster_llm_batch.core.results import RESULT_SCHEMA, Reconciler, ShardFacts
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import BatchStatus, Limits, Outcome, Request, Result, Usage
 
@@ -115,28 +115,6 @@ def test_every_row_lands_once_whatever_lines_come(
     assert labeled.rejects.column_names == ["id", *REJECT_COLUMNS]
     spread = sum(labeled.labels["llm_cost_usd"].to_pylist()) + sum(labeled.rejects["llm_cost_usd"].to_pylist())
     assert abs(spread - sum(costs)) < Decimal("1e-9")
-
-
-@given(
-    answers=st.lists(st.lists(st.tuples(st.sampled_from(REQUESTS), ANSWERS), max_size=9), min_size=1, max_size=3),
-    rows=st.lists(st.sampled_from(REQUESTS), max_size=12),
-)
-def test_what_the_results_of_a_shard_share_can_be_told_by_the_number_of_the_shard(
-    answers: list[Any], rows: list[str]
-) -> None:
-    tables, told = [], []
-    for number, said in enumerate(answers):
-        taken = datetime(2026, 1, 1 + number, tzinfo=UTC)
-        lines = [line(request_id, *answer) for request_id, answer in said]
-        table, _ = reconciled(lines, sorted(set(rows)), BatchStatus.ENDED, submitted_at=taken)
-        numbers = pa.array([number] * len(table), SHARD.type)
-        tables.append(table)
-        told.append(table.drop_columns(SHARED).append_column(SHARD, numbers))
-    shared = pa.concat_tables([table.select(SHARED).slice(0, 1) for table in tables])
-    manifest = pa.table({"id": range(len(rows)), "llm_request_id": pa.array(rows, pa.string())})
-    response = Reader(SCHEMA).schema
-    whole = label(manifest, tables, response, prompt_version="v", run_id="run")
-    assert label(manifest, told, response, prompt_version="v", run_id="run", shared=shared) == whole
 
 
 @pytest.mark.parametrize(

@@ -57,17 +57,14 @@ def test_of_many_rows_two_of_one_key_are_refused_however_far_apart(house: House,
     assert all(file.closed for file in temporary)
 
 
-def test_few_rows_need_no_temporary_file_and_many_do(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+def test_a_plan_whose_temporary_file_cannot_be_made_leaves_nothing(
+    house: House, temporary: list[IO[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house.engine().plan(labeling(), some_at_once(tickets(20)))
-    before = house.files()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-    house.engine().plan(labeling(), some_at_once(tickets(20)))
-    request.getfixturevalue("temporary")
     with pytest.raises(FileNotFoundError):
-        house.engine().plan(labeling(), some_at_once(tickets(21)))
-    assert house.files() == before
+        house.engine().plan(labeling(), some_at_once(tickets(20)))
+    assert house.files() == set()
+    assert not temporary
 
 
 class Numbers(array):  # type: ignore[type-arg]
