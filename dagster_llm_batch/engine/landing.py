@@ -109,8 +109,10 @@ class Landing:
 
     def _shared(self, waves: Sequence[Sequence[Shard]]) -> pa.Table:
         """What all results of a shard share: a row for each, in their order."""
-        firsts = [next(self.payloads.iter_batches(_path(shard), 1, SHARED)) for shard in chain.from_iterable(waves)]
-        return pa.Table.from_batches(firsts, _chosen(self.collector.schema, SHARED)).combine_chunks()
+        schema = _chosen(self.collector.schema, SHARED)
+        nothing = pa.RecordBatch.from_pylist([{}], schema)  # of a shard without results, which `label` refuses
+        results = (self.payloads.iter_batches(_path(shard), 1, SHARED) for shard in chain.from_iterable(waves))
+        return pa.Table.from_batches([next(batches, nothing) for batches in results], schema).combine_chunks()
 
     def _parts(
         self, waves: Sequence[Sequence[Shard]], asked: pa.Schema, said: pa.Schema

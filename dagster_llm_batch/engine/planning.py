@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby
-from tempfile import TemporaryFile
 from typing import IO, Any, Protocol
 
 import pyarrow as pa
@@ -30,7 +29,7 @@ from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.rendering import Rendering, columns_of_nothing, images_of
 from dagster_llm_batch.engine.shards import Lines, ShardFiles, WrittenLines
 from dagster_llm_batch.protocols import Codec
-from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.storage.records import Shard
 from dagster_llm_batch.types import Lane, Request
 
@@ -114,7 +113,7 @@ class Draft:
         self._rendering: Rendering | None = None
 
     def _unnamed_file(self) -> IO[bytes]:
-        return self._unnamed.enter_context(TemporaryFile())
+        return self._unnamed.enter_context(unnamed_file())
 
     def add_rows(self, rows: Any) -> None:
         """Take all rows. Raises InputError or ConfigError; then `discard`."""
@@ -226,11 +225,12 @@ class Draft:
                 out.write_batch(batch)
 
     def discard(self) -> None:
-        """Remove every file of this draft."""
-        self._stack.close()
-        self._unnamed.close()
-        self._discard_requests()
-        self._payloads.delete(self._manifest_path)
+        """Remove every file of this draft, also where a full disk does not let one of them be closed."""
+        with ExitStack() as last_first:
+            last_first.callback(self._payloads.delete, self._manifest_path)
+            last_first.callback(self._discard_requests)
+            last_first.callback(self._unnamed.close)
+            last_first.callback(self._stack.close)
 
 
 @dataclass(frozen=True)

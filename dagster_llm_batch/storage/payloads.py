@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,7 +34,7 @@ from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.errors import MissingExtraError, PayloadError
 from dagster_llm_batch.storage.paths import check_path
 
-__all__ = ["PayloadStore", "PayloadWriter"]
+__all__ = ["PayloadStore", "PayloadWriter", "unnamed_file"]
 
 _BUFFER_BYTES = 1 << 17
 _BATCHES_A_RELEASE = 4  # each costs as much as reading a batch
@@ -116,6 +116,20 @@ class _Staged(io.FileIO):
             return super().write(data)
 
 
+class _Unnamed(io.FileIO):
+    """A file that nobody sees."""
+
+    def write(self, data: Any) -> int:
+        with _told(tempfile.gettempdir()):
+            return super().write(data)
+
+
+def unnamed_file() -> IO[bytes]:
+    """A file on the local disk that is gone when it is closed."""
+    with tempfile.TemporaryFile(buffering=0) as file:
+        return io.BufferedRandom(_Unnamed(os.dup(file.fileno()), "r+b"))
+
+
 @contextmanager
 def _told(where: str | Path) -> Iterator[None]:
     try:
@@ -173,6 +187,8 @@ class PayloadStore:
                 return cast("BinaryIO", pa.CompressedInputStream(own, _codec(path)))
 
             kind, _, expected = digest.rpartition(":")
+            if kind not in _DIGESTS:
+                raise OSError(f"The payload {path} has a digest of a kind that this version does not know: {kind}.")
             with plain() if not kind else nullcontext(file) as source:
                 found = hashlib.file_digest(cast("io.FileIO", source), _DIGESTS[kind]).hexdigest()
             if found != expected:

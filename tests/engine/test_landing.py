@@ -75,6 +75,19 @@ def test_no_rows_are_one_empty_part(house: House, part_rows: int) -> None:
     assert status.submission.outcomes == {}
 
 
+def test_results_that_lack_all_of_a_shard_are_refused_whole_and_in_parts(house: House, part_rows: int) -> None:
+    definition = labeling(max_requests_per_batch=4)
+    status = house.run(definition, tickets(10))
+    engine, submission_id = house.engine(), status.submission.submission_id
+    path = status.shards[1].results_path or ""
+    with engine.payloads.table_writer(path, engine.payloads.table_schema(path)):
+        pass
+    with pytest.raises(ValueError, match="4 rows have no result"):
+        engine.labels(definition, submission_id)
+    with pytest.raises(ValueError, match="rows have no result"):
+        list(engine.label_batches(definition, submission_id))
+
+
 def test_a_whole_table_keeps_the_order_of_its_rows(house: House) -> None:
     rows = twins(tickets(30)).sample(fraction=1.0, shuffle=True, seed=1)
     definition = labeling(max_requests_per_batch=7)

@@ -6,6 +6,7 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -16,7 +17,10 @@ from house import House, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.core import keys, seen
 from dagster_llm_batch.engine import planning
-from dagster_llm_batch.errors import InputError
+from dagster_llm_batch.errors import InputError, PayloadError
+from dagster_llm_batch.storage.payloads import unnamed_file
+
+FULL = "/dev/full"  # as a file on a disk without room for another byte
 
 
 @pytest.fixture
@@ -27,10 +31,10 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> list[IO[bytes]]:
     made: list[IO[bytes]] = []
 
     def make() -> IO[bytes]:
-        made.append(tempfile.TemporaryFile())  # noqa: SIM115 - whoever asks for it closes it
+        made.append(unnamed_file())
         return made[-1]
 
-    monkeypatch.setattr(planning, "TemporaryFile", make)
+    monkeypatch.setattr(planning, "unnamed_file", make)
     return made
 
 
@@ -65,6 +69,18 @@ def test_a_plan_whose_temporary_file_cannot_be_made_leaves_nothing(
         house.engine().plan(labeling(), some_at_once(tickets(20)))
     assert house.files() == set()
     assert not temporary
+
+
+@pytest.mark.skipif(not Path(FULL).exists(), reason="as on Linux")
+def test_a_plan_that_a_full_disk_ends_says_so_and_leaves_nothing(
+    house: House, temporary: list[IO[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", partial(open, FULL, "r+b"))
+    with pytest.raises(PayloadError, match=f"could not write {tempfile.gettempdir()}: No space left on device"):
+        house.engine().plan(labeling(), some_at_once(tickets(20)))
+    assert house.files() == set()
+    assert temporary
+    assert all(file.closed for file in temporary)
 
 
 class Numbers(array):  # type: ignore[type-arg]

@@ -101,6 +101,13 @@ def test_a_digest_of_the_lines_themselves_as_older_versions_kept_it_serves_too(h
         pytest.fail("the digest was not compared")
 
 
+def test_a_digest_of_a_kind_that_only_later_versions_know_is_told(house: House) -> None:
+    [shard], _ = planned(house)
+    later, payloads = replace(shard, digest="xxh9:" + "0" * 32), house.engine().payloads
+    with pytest.raises(LLMBatchError, match="this version does not know: xxh9"), outgoing(payloads, [later], 0):
+        pytest.fail("it was sent unchecked")
+
+
 @pytest.mark.parametrize("harm", ["another byte", "cut"])
 def test_what_is_read_is_what_was_compared_whatever_is_written_into_the_file_meanwhile(house: House, harm: str) -> None:
     [shard], lines = planned(house, 20_000)
