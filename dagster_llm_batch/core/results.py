@@ -127,7 +127,7 @@ class Reconciler:
     def tables(self, lines: Iterable[bytes]) -> Iterator[pa.Table]:
         """The results in tables of some thousand rows: first the lines in their order, then the requests left out."""
         yield from self._tables(self._known(some) for some in chunks(lines, _AT_ONCE))
-        outcome, why = _LEFT_OUT[self._facts.status]
+        outcome, why = _LEFT_OUT.get(self._facts.status, _LEFT_OUT[BatchStatus.ENDED])  # ledgers of before: 'running'
         left_out = Result(
             custom_id=None,
             outcome=outcome,

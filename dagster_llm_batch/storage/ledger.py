@@ -272,7 +272,7 @@ class Ledger(Reading):
         """Record reports by shard id: counts, status and the time of the poll. No state changes.
 
         A count that a report does not know keeps its last value. A new status word is an event. A report on another
-        batch than the shard's present one is dropped.
+        batch than the shard's present one is dropped, as is one that comes after another process learned of its end.
         """
         now = self._clock()
         with self._database.write() as connection:
@@ -280,7 +280,8 @@ class Ledger(Reading):
             shards = [from_row(Shard, row) for row in connection.execute(query.with_for_update()).mappings()]
             if missing := reports.keys() - {shard.shard_id for shard in shards}:
                 raise unknown_shard(min(missing))
-            shards = [shard for shard in shards if shard.batch_id == reports[shard.shard_id].batch_id]
+            running = [shard for shard in shards if shard.state is ShardState.SUBMITTED]
+            shards = [shard for shard in running if shard.batch_id == reports[shard.shard_id].batch_id]
             if not shards:
                 return
             connection.execute(

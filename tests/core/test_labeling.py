@@ -124,6 +124,7 @@ def test_every_row_lands_once_whatever_lines_come(
         (BatchStatus.EXPIRED, "expired", True),
         (BatchStatus.CANCELED, "canceled", True),
         (BatchStatus.FAILED, "errored", False),
+        (BatchStatus.RUNNING, "missing", True),  # said of a batch that had ended, late, and recorded
     ],
 )
 def test_the_end_of_the_batch_explains_what_no_line_names(status: BatchStatus, outcome: str, retryable: bool) -> None:

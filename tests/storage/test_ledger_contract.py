@@ -195,6 +195,16 @@ def test_observe_records_what_is_known_and_only_a_new_status_is_an_event(ledger,
     ledger.observe({})
 
 
+def test_a_report_that_comes_after_the_end_changes_nothing(ledger):
+    ledger.open(a_submission(), [a_shard("h1")])
+    bring_to(ledger, "h1", ShardState.SUBMITTED)
+    ledger.ended({"h1": an_ending("batch-h1", Move.EXPIRED, status=BatchStatus.EXPIRED, done=7)})
+    ended, events = ledger.shard("h1"), ledger.events("s1")
+    ledger.observe({"h1": BatchReport("batch-h1", BatchStatus.RUNNING, done=3)})  # asked for before, and late
+    assert ledger.shard("h1") == ended
+    assert ledger.events("s1") == events
+
+
 def test_in_flight_gives_the_least_recently_polled_first(ledger, clock):
     ledger.open(a_submission(), [a_shard(f"h{number}", number=number) for number in range(5)])
     ledger.open(a_submission("s2", namespace="dev"), [a_shard("dev", "s2")])
