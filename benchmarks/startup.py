@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -20,33 +21,40 @@ _IMPORTS = ("dagster", "dagster_llm_batch", "dagster_llm_batch.engine.engine", "
 def table() -> str:
     """As Markdown."""
     lines = ["| What | CPU seconds, median of 5 | SDKs loaded |", "| --- | ---: | --- |"]
-    for module in _IMPORTS:
-        code = f"import sys, {module}; print(','.join(n for n in {_SDKS} if n in sys.modules) or 'none')"
-        took, said = _median([sys.executable, "-c", code])
+    codes = [
+        f"import sys, {module}; print(','.join(n for n in {_SDKS} if n in sys.modules) or 'none')"
+        for module in _IMPORTS
+    ]
+    for module, (took, said) in zip(_IMPORTS, _medians([[sys.executable, "-c", code] for code in codes]), strict=True):
         lines.append(f"| `import {module}` | {took:.2f} | {said} |")
     with tempfile.TemporaryDirectory() as folder:
         empty = Path(folder) / "empty.py"
         empty.write_text("import dagster as dg\n\ndefs = dg.Definitions()\n", encoding="utf-8")
-        validate = [sys.executable, "-m", "dagster", "definitions", "validate"]
-        for name, target in (
-            ("a project without assets", ["-f", str(empty)]),
-            ("the example", ["-m", "example_project.definitions"]),
-        ):
-            took, _ = _median([*validate, *target], DAGSTER_HOME=folder)
+        projects = {
+            "a project without assets": ["-f", str(empty)],
+            "the example": ["-m", "example_project.definitions"],
+        }
+        commands = [
+            [sys.executable, "-m", "dagster", "definitions", "validate", *target] for target in projects.values()
+        ]
+        for name, (took, _) in zip(projects, _medians(commands, DAGSTER_HOME=folder), strict=True):
             lines.append(f"| `dagster definitions validate` of {name} | {took:.2f} | |")
     return "\n".join(lines)
 
 
-def _median(command: list[str], **environment: str) -> tuple[float, str]:
-    took, said = [], ""
+def _medians(commands: Sequence[list[str]], **environment: str) -> list[tuple[float, str]]:
+    """What each takes and says. They take turns, so that what slows the machine slows all."""
+    took: list[list[float]] = [[] for _ in commands]
+    said = [""] * len(commands)
     for _ in range(_RUNS):
-        before = _children_cpu_s()
-        done = subprocess.run(
-            command, check=True, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}
-        )
-        said = done.stdout.strip()
-        took.append(_children_cpu_s() - before)
-    return median(took), said
+        for number, command in enumerate(commands):
+            before = _children_cpu_s()
+            done = subprocess.run(
+                command, check=True, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}
+            )
+            said[number] = done.stdout.strip()
+            took[number].append(_children_cpu_s() - before)
+    return list(zip(map(median, took), said, strict=True))
 
 
 def _children_cpu_s() -> float:
