@@ -102,18 +102,21 @@ class Draft:
         self._not_asked = known  # request_id -> whether it is answered; else it is on its way
         self._manifest_path = manifest_path
         self._load_image = load_image
-        self._unnamed = ExitStack()
-        self._keys = KeyGuard(labeling.key, self._unnamed_file)
+        self._unnamed = unnamed = ExitStack()
+
+        def new_file() -> IO[
+            bytes
+        ]:  # no method: what holds one of those waits for the garbage collector, with all of it
+            return unnamed.enter_context(unnamed_file())
+
+        self._keys = KeyGuard(labeling.key, new_file)
         self._digest = RowsDigest()
-        self._seen = Seen(packed, self._unnamed_file)
+        self._seen = Seen(packed, new_file)
         self._reused = 0
         self._stack = ExitStack()
         self._manifest: Any = None
         self._spare_files: list[Any] = []
         self._rendering: Rendering | None = None
-
-    def _unnamed_file(self) -> IO[bytes]:
-        return self._unnamed.enter_context(unnamed_file())
 
     def add_rows(self, rows: Any) -> None:
         """Take all rows. Raises InputError or ConfigError; then `discard`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import weakref
 from array import array
@@ -104,3 +105,13 @@ def test_some_rows_are_let_go_before_the_next_are_read(house: House, is_stream: 
     schema = pa.schema([(name, pa.int64()) for name in names])
     rows = pa.RecordBatchReader.from_batches(schema, batches()) if is_stream else batches()
     assert house.engine().plan(labeling(), rows).rows == 40
+
+
+def test_a_plan_that_is_made_is_let_go_without_the_garbage_collector(house: House) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        house.engine().plan(labeling(), tickets(20))
+        assert not [one for one in gc.get_objects() if isinstance(one, planning.Draft)]
+    finally:
+        gc.enable()
