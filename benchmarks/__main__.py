@@ -101,8 +101,11 @@ what they left. Both run without pandas, which neither needs: where it is instal
 60 MB more. Arrow allocates as it does by default; with `ARROW_DEFAULT_MEMORY_POOL=jemalloc`, where it was built
 with that, the package took 25 MB and 3 to 6 % of the CPU time less in a trial.
 
-Of each row, 8 bytes stay in memory while a plan is made, and none later. The rest of what grows with rows is there once
-four batches are under way at a time, which are up to 200,000 requests of OpenAI and 400,000 of Anthropic.
+What a process does once, as compiling SQL and opening the SDK's client, takes about 0.14 s, whatever the number of rows:
+at 1,000 rows that is most of it, and a row takes the same at any size.
+
+Of each row, 8 bytes stay in memory while a plan is made, and none later. What else grows with rows is there as soon as
+four batches are under way at once: up to 200,000 requests of OpenAI, 400,000 of Anthropic.
 
 ![CPU time of a row, package and floor, by number of rows](images/performance.png)"""
 _RUNS = """## Inside a Dagster run
