@@ -101,7 +101,7 @@ what they left. Both run without pandas, which neither needs: where it is instal
 60 MB more. Arrow allocates as it does by default; with `ARROW_DEFAULT_MEMORY_POOL=jemalloc`, where it was built
 with that, the package took 25 MB and 3 to 6 % of the CPU time less in a trial.
 
-What a process does once, as compiling SQL and opening the SDK's client, takes about 0.14 s, however many rows there are:
+What a process does once, as compiling SQL and opening the SDK's client, takes about 0.14 s, however many the rows:
 at 1,000 rows that is most of it, and a row takes the same at any size.
 
 Of each row, 8 bytes stay in memory while a plan is made, and none later. What else grows with rows is there as soon as
