@@ -104,9 +104,7 @@ class Draft:
         self._load_image = load_image
         self._unnamed = unnamed = ExitStack()
 
-        def new_file() -> IO[
-            bytes
-        ]:  # no method: what holds one of those waits for the garbage collector, with all of it
+        def new_file() -> IO[bytes]:  # a method would hold the draft until the garbage collector's next round
             return unnamed.enter_context(unnamed_file())
 
         self._keys = KeyGuard(labeling.key, new_file)
