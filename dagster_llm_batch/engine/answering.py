@@ -8,12 +8,13 @@ was not answered is missing from the raw file, and is for the next wave.
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from datetime import datetime, timedelta
 
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.shards import RAW, beside
+from dagster_llm_batch.engine.threads import Threads
 from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, TransientError
 from dagster_llm_batch.protocols import Codec, Provider
 from dagster_llm_batch.states import Move
@@ -57,7 +58,7 @@ class Answerer:
         and what is on its way still comes: it is paid for.
         """
         wrong: BaseException | None = None
-        with ThreadPoolExecutor(self._labeling.realtime_concurrency, "dagster-llm-batch realtime") as pool:
+        with Threads(self._labeling.realtime_concurrency, "dagster-llm-batch realtime") as pool:
             asked = {pool.submit(self._ask, provider, line) for line in lines}
             while asked:
                 try:

@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -25,6 +24,7 @@ from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, Reconciler,
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.shards import RAW, RESULTS, beside, packed_ids
+from dagster_llm_batch.engine.threads import Threads
 from dagster_llm_batch.errors import CredentialsError, ProviderError, RefusedError, TransientError
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.states import Move
@@ -98,7 +98,7 @@ class Collector:
             return None
 
         here: list[Shard] = []
-        pool = ThreadPoolExecutor(self._deployment.transfers_at_once, "dagster-llm-batch download")
+        pool = Threads(self._deployment.transfers_at_once, "dagster-llm-batch download")
         try:
             for some, error in zip(by_batch.values(), pool.map(archived, by_batch.values()), strict=True):
                 if error is not None or self._labeling.workers is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -15,6 +15,7 @@ from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.engine.sending import Sender
+from dagster_llm_batch.engine.threads import Threads
 from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.leases import Lease
@@ -68,7 +69,7 @@ class Dispatcher:
             for labeling, batch in batches:
                 self._send(labeling, batch)
             return
-        pool = ThreadPoolExecutor(self._deployment.transfers_at_once, "dagster-llm-batch upload")
+        pool = Threads(self._deployment.transfers_at_once, "dagster-llm-batch upload")
         try:
             sending = [pool.submit(self._send, labeling, batch) for labeling, batch in batches]
             wait(sending, return_when=FIRST_EXCEPTION)

@@ -87,10 +87,20 @@ def test_a_labeling_leaves_a_span_for_each_provider_call_flushed_when_its_run_en
 def test_answers_in_real_time_have_spans_too(make):
     rows = tickets(2).with_columns(now=True)
     face = make(*labeled(rows=lambda context: rows, urgent="now"), telemetry=True)
-    face.submit()
-    face.collect()
-    assert len(spans("respond")) == 2
+    with trace.get_tracer("user").start_as_current_span("run") as run:
+        face.submit()
+        face.collect()
+    assert [one.parent.span_id for one in spans("respond")] == [run.get_span_context().span_id] * 2
     assert spans("submit_batch") == []
+
+
+def test_calls_of_threads_are_of_the_span_in_which_the_run_is(make, emulator):
+    face = make(*labeled(max_requests_per_batch=1), telemetry=True)
+    with trace.get_tracer("user").start_as_current_span("run") as run:
+        face.land()
+    assert len(spans("submit_batch")) == len(spans("fetch_results")) == 3
+    calls = [one for one in EXPORTER.get_finished_spans() if one.name != "run"]
+    assert {one.parent and one.parent.span_id for one in calls} == {run.get_span_context().span_id}
 
 
 def test_what_fails_is_told_by_the_kind_of_its_error_alone(make, emulator):
