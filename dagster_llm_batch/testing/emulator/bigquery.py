@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from dagster_llm_batch.testing.emulator.google_wire import ApiError, Body, error_body
-from dagster_llm_batch.testing.emulator.wire import api_key
+from dagster_llm_batch.testing.emulator.google_routes import Handler, cloud_caller, google_app
+from dagster_llm_batch.testing.emulator.google_wire import ApiError, Body
 from dagster_llm_batch.testing.emulator.world import World
 
 BIGQUERY = "/bigquery"
@@ -31,8 +28,6 @@ _ROOT = f"{BIGQUERY}/bigquery/v2/projects/{{project}}"
 _UPLOAD = f"{BIGQUERY}/upload/bigquery/v2/projects/{{project}}/jobs"
 _MOST_ROWS = 1_000
 _PREFIX = "bq://"
-
-Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 
 @dataclass
@@ -94,20 +89,7 @@ class BigQueryHouse:
             ("GET", table, self._table),
             ("DELETE", table, self._delete),
         )
-        made = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in routes]
-        return Starlette(routes=made, exception_handlers={HTTPException: _no_route})
-
-    def _guarded(self, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
-        async def guarded(request: HttpRequest) -> Response:
-            try:
-                account = self._world.account(api_key(request.scope))
-                if account is None:
-                    raise ApiError(401, "Request had invalid authentication credentials.")
-                return await handler(request, account)
-            except ApiError as error:
-                return JSONResponse(error.body, error.status)
-
-        return guarded
+        return google_app(routes, cloud_caller(self._world))
 
     async def _start(self, request: HttpRequest, account: str) -> Response:
         """An upload in one go, or the start of a resumable one."""
@@ -213,8 +195,3 @@ def _parts(content_type: str, body: bytes) -> tuple[Body, bytes]:
     pieces = body.split(f"--{boundary}".encode())
     metadata, data = (piece.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n") for piece in pieces[1:3])
     return json.loads(metadata), data
-
-
-async def _no_route(request: HttpRequest, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 404
-    return JSONResponse(error_body(status, f"Not found: {request.method} {request.url.path}"), status)

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import IO
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from dagster_llm_batch.testing.emulator.blobs import Blob, scratch
 from dagster_llm_batch.testing.emulator.books import BatchRecord, FileRecord
 from dagster_llm_batch.testing.emulator.gemini_batches import GeminiBatch
 from dagster_llm_batch.testing.emulator.google_requests import Request, problem, respond
+from dagster_llm_batch.testing.emulator.google_routes import Handler, google_app, json_body, page
 from dagster_llm_batch.testing.emulator.google_wire import GEMINI, ApiError, Body
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
-from dagster_llm_batch.testing.emulator.vertex import json_body, no_route, page
 from dagster_llm_batch.testing.emulator.wire import api_key
 from dagster_llm_batch.testing.emulator.world import World
 
@@ -32,8 +29,6 @@ _ROOT = f"{GEMINI}/{{version}}"
 _UPLOADS = f"{GEMINI}/upload/{{version}}/files"
 _MOST_INLINE_BYTES = 20_000_000
 _VERSIONS = frozenset({"v1", "v1beta"})
-
-Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 
 @dataclass
@@ -68,24 +63,17 @@ class GeminiHouse:
             ("GET", f"{_ROOT}/files/{{id}}:download", self._download),
             ("DELETE", f"{_ROOT}/files/{{id}}", self._delete_file),
         )
-        routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in table]
-        return Starlette(routes=routes, exception_handlers={HTTPException: no_route})
+        return google_app(table, self._caller)
 
-    def _guarded(self, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
-        async def guarded(request: HttpRequest) -> Response:
-            try:
-                account = self._world.account(api_key(request.scope))
-                begun = self._uploads.get(request.query_params.get("upload_id", ""))
-                account = begun.account if account is None and begun is not None else account  # the URL is the key
-                if account is None:
-                    raise ApiError(400, "API key not valid. Please pass a valid API key.", reason="API_KEY_INVALID")
-                if request.path_params["version"] not in _VERSIONS:
-                    raise ApiError(404, "Unknown API version.")
-                return await handler(request, account)
-            except ApiError as error:
-                return JSONResponse(error.body, error.status)
-
-        return guarded
+    def _caller(self, request: HttpRequest) -> str:
+        account = self._world.account(api_key(request.scope))
+        begun = self._uploads.get(request.query_params.get("upload_id", ""))
+        account = begun.account if account is None and begun is not None else account  # the URL is the key
+        if account is None:
+            raise ApiError(400, "API key not valid. Please pass a valid API key.", reason="API_KEY_INVALID")
+        if request.path_params["version"] not in _VERSIONS:
+            raise ApiError(404, "Unknown API version.")
+        return account
 
     async def _create(self, request: HttpRequest, account: str) -> Response:
         given = (await json_body(request)).get("batch")

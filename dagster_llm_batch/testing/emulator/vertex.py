@@ -7,33 +7,26 @@ Reads report and never move a job. What belongs to another account or project is
 from __future__ import annotations
 
 import asyncio
-import json
 import re
-from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from dagster_llm_batch.testing.emulator.bigquery import Tables
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.google_requests import Request, respond
+from dagster_llm_batch.testing.emulator.google_routes import Handler, cloud_caller, google_app, json_body, page
 from dagster_llm_batch.testing.emulator.google_storage import Storage
-from dagster_llm_batch.testing.emulator.google_wire import VERTEX, ApiError, Body, error_body, rfc3339
+from dagster_llm_batch.testing.emulator.google_wire import VERTEX, ApiError, Body, rfc3339
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
 from dagster_llm_batch.testing.emulator.vertex_jobs import VertexJob
-from dagster_llm_batch.testing.emulator.wire import api_key
 from dagster_llm_batch.testing.emulator.world import World
 
 _PARENT = "projects/{project}/locations/{location}"
 _ROOT = f"{VERTEX}/{{version}}/{_PARENT}"
 _FILTER = re.compile(r'\s*(?:displayName|display_name)\s*=\s*"((?:[^"\\]|\\.)*)"\s*')
 _LABEL = re.compile(r"[a-z0-9_-]{0,63}")
-_MOST = 100
-
-Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 
 class VertexHouse:
@@ -57,20 +50,7 @@ class VertexHouse:
             ("POST", f"{model}:generateContent", self._real_time),
             ("POST", f"{model}:rawPredict", self._real_time),
         )
-        routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in table]
-        return Starlette(routes=routes, exception_handlers={HTTPException: no_route})
-
-    def _guarded(self, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
-        async def guarded(request: HttpRequest) -> Response:
-            try:
-                account = self._world.account(api_key(request.scope))
-                if account is None:
-                    raise ApiError(401, "Request had invalid authentication credentials.")
-                return await handler(request, account)
-            except ApiError as error:
-                return JSONResponse(error.body, error.status)
-
-        return guarded
+        return google_app(table, cloud_caller(self._world))
 
     async def _create(self, request: HttpRequest, account: str) -> Response:
         body = await json_body(request)
@@ -149,34 +129,6 @@ class VertexHouse:
         if job is None or job.record.account != account:
             raise ApiError(404, f"The BatchPredictionJob does not exist: {name}")
         return job
-
-
-async def json_body(request: HttpRequest) -> Body:
-    """The JSON object that the request holds."""
-    try:
-        body = json.loads(await request.body() or b"{}")
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise ApiError(400, "Invalid JSON payload received. Expected an object.")
-    return body
-
-
-def page(request: HttpRequest, items: list[Body], name: str) -> Body:
-    """A page of a list, newest first: https://google.aip.dev/158"""
-    ordered = items[::-1]
-    size, token = request.query_params.get("pageSize", str(_MOST)), request.query_params.get("pageToken", "0")
-    if not size.isdigit() or not token.isdigit():
-        raise ApiError(400, "Invalid page size or token.")
-    start, end = int(token), int(token) + min(int(size) or _MOST, _MOST)
-    more = {"nextPageToken": str(end)} if end < len(ordered) else {}
-    return {**({name: ordered[start:end]} if ordered[start:end] else {}), **more}
-
-
-async def no_route(request: HttpRequest, error: Exception) -> Response:
-    """What a path that is none is answered."""
-    status = error.status_code if isinstance(error, HTTPException) else 404
-    return JSONResponse(error_body(status, f"Not found: {request.method} {request.url.path}"), status)
 
 
 def _source(body: Body) -> str:
