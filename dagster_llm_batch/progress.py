@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.pace import LOOKED_AT, Pace, pace, usual_duration
+from dagster_llm_batch.engine.pace import Pace, pace, usual_duration
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.records import Progress
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["age_text", "has_moved", "pace_of", "pace_text", "progress_bar", "progress_text", "together", "usual_of"]
 
 _CELLS = 20
+_LOOKED_AT = 20  # submissions that tell how long one usually takes
 
 
 def pace_of(engine: Engine, status: Status) -> Pace:
@@ -34,7 +35,7 @@ def pace_of(engine: Engine, status: Status) -> Pace:
 
 def usual_of(ledger: Ledger, namespace: str, asset: str) -> timedelta | None:
     """How long submissions of an asset take, by the newest ones."""
-    return usual_duration(ledger.settled(namespace, asset, LOOKED_AT))
+    return usual_duration(ledger.settled(namespace, asset, _LOOKED_AT))
 
 
 def together(paces: Sequence[Pace]) -> Pace:

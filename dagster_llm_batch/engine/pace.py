@@ -9,10 +9,7 @@ from statistics import median
 
 from dagster_llm_batch.storage.records import Progress, Submission
 
-__all__ = ["LOOKED_AT", "Pace", "pace", "usual_duration"]
-
-LOOKED_AT = 20
-"""Submissions that tell how long one usually takes."""
+__all__ = ["Pace", "pace", "usual_duration"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,7 @@ def pace(progress: Progress, now: datetime, usual: timedelta | None = None) -> P
     )
 
 
-def usual_duration(history: Sequence[Submission]) -> timedelta | None:
-    """What the newest settled ones of these submissions took, from plan to settled: the median."""
-    settled = sorted((s for s in history if s.settled_at and s.requests > s.reused), key=lambda s: s.created_at)
-    took = [(s.settled_at - s.created_at).total_seconds() for s in settled[-LOOKED_AT:] if s.settled_at is not None]
+def usual_duration(settled: Sequence[Submission]) -> timedelta | None:
+    """What these submissions took, from plan to settled: the median."""
+    took = [(one.settled_at - one.created_at).total_seconds() for one in settled if one.settled_at is not None]
     return timedelta(seconds=median(took)) if took else None

@@ -491,9 +491,10 @@ def test_the_newest_submission_of_each_partition_and_the_settled_ones_of_an_asse
             ),
             [],
         )
-    ledger.open(a_submission("s9", asset="other", fingerprint="9"), [])
+    ledger.open(a_submission("s9", asset="other", fingerprint="9", requests=3, reused=3), [])  # it asks for nothing
     assert ledger.newest("prod", "tickets") == {"a": "s2", "b": "s1"}
     for name in ("s0", "s1", "s9"):
         ledger.settle(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
     assert [one.submission_id for one in ledger.settled("prod", "tickets", 5)] == ["s1", "s0"]
     assert [one.submission_id for one in ledger.settled("prod", "tickets", 1)] == ["s1"]
+    assert ledger.settled("prod", "other", 5) == []
