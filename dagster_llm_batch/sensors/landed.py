@@ -15,13 +15,13 @@ from dagster_llm_batch.storage.records import Submission
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
 
-__all__ = ["landed"]
+__all__ = ["deliver_landed"]
 
 _AT_ONCE = 200
 _CLOCKS_APART = timedelta(minutes=1)
 
 
-def landed(
+def deliver_landed(
     instance: dg.DagsterInstance, engine: Engine, settled: Sequence[Submission], has_time: Callable[[], bool]
 ) -> tuple[set[str], set[str]]:
     """Deliver those that are home. Returns their ids, and those for which there was no time."""

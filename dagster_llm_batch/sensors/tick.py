@@ -18,7 +18,7 @@ from dagster_llm_batch.engine.pace import Pace, pace
 from dagster_llm_batch.errors import CannotTellError, LeaseError, LLMBatchError
 from dagster_llm_batch.metadata import status_metadata
 from dagster_llm_batch.progress import has_moved, pace_of, pace_text, together, usual_of
-from dagster_llm_batch.sensors.landed import landed
+from dagster_llm_batch.sensors.landed import deliver_landed
 from dagster_llm_batch.sensors.landing_runs import RANGE_TAGS, Group, Partitions, Ready, joined
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.records import Progress, Shard, Submission
@@ -171,7 +171,7 @@ class Tick:
                 self.note(f"{submission.asset} {submission.partition}: {error}")
         settled = [one for one in moving if one.is_settled]
         try:
-            home, unknown = landed(self._context.instance, self._engine, settled, self._has_time)
+            home, unknown = deliver_landed(self._context.instance, self._engine, settled, self._has_time)
         except LLMBatchError as error:  # the others need not wait for it
             self.note(str(error))
             home, unknown = set(), {one.submission_id for one in settled}
