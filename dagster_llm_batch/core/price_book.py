@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 
 import genai_prices
 from genai_prices.types import ModelPrice, TieredPrices
@@ -33,21 +33,28 @@ def rates_of(provider: str, model: str, at: datetime) -> tuple[Rate, Rate | None
 
 
 def _rate(price: ModelPrice) -> Rate:
+    prices = vars(price)
+    if any(isinstance(value, TieredPrices) for value in prices.values()):
+        return lru_cache(maxsize=4096)(partial(_by_library, price))
+    return _linear(tuple(prices.items()))
+
+
+@cache  # by the prices themselves: those of another day, or of a book that was updated, are others
+def _linear(prices: tuple[tuple[str, Decimal | None], ...]) -> PerToken:
     """The library's arithmetic. Without tiers it is linear, so five calls give all of it, 60 times faster."""
-
-    def by_library(usage: Usage) -> Decimal:
-        return Decimal(price.calc_price(_library_usage(usage))["total_price"])
-
-    if any(isinstance(value, TieredPrices) for value in vars(price).values()):
-        return lru_cache(maxsize=4096)(by_library)
+    cost = partial(_by_library, ModelPrice(**dict(prices)))
     million = 1_000_000
     return PerToken(
-        fresh=by_library(Usage(input_tokens=million)),
-        output=by_library(Usage(output_tokens=million)),
-        read=by_library(Usage(input_tokens=million, cache_read_tokens=million)),
-        write=by_library(Usage(input_tokens=million, cache_write_tokens=million)),
-        write_1h=by_library(Usage(input_tokens=million, cache_write_tokens=million, cache_write_1h_tokens=million)),
+        fresh=cost(Usage(input_tokens=million)),
+        output=cost(Usage(output_tokens=million)),
+        read=cost(Usage(input_tokens=million, cache_read_tokens=million)),
+        write=cost(Usage(input_tokens=million, cache_write_tokens=million)),
+        write_1h=cost(Usage(input_tokens=million, cache_write_tokens=million, cache_write_1h_tokens=million)),
     ).times(1 / _MILLION)
+
+
+def _by_library(price: ModelPrice, usage: Usage) -> Decimal:
+    return Decimal(price.calc_price(_library_usage(usage))["total_price"])
 
 
 def _library_usage(usage: Usage) -> genai_prices.Usage:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
 import genai_prices
 import pyarrow as pa
 import pytest
+from genai_prices.data import providers
+from genai_prices.data_snapshot import DataSnapshot, set_custom_snapshot
+from genai_prices.types import ModelPrice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -99,6 +103,20 @@ def test_before_the_book_had_batch_prices_the_rule_of_half_gives_the_same() -> N
     early = tariff("openai", "gpt-4o", datetime(2026, 9, 1, tzinfo=UTC))
     assert early.basis is PriceBasis.HALF
     assert early.price(Usage(MILLION, MILLION)).cost_usd == Decimal("6.25")
+
+
+def test_prices_of_a_book_that_was_updated_meanwhile_hold_at_once() -> None:
+    before = tariff("openai", "gpt-4o", NOW).price(Usage(MILLION))
+    openai = next(one for one in providers if one.id == "openai")
+    model = next(one for one in openai.models if one.id == "gpt-4o")
+    dearer = replace(model, prices=ModelPrice(input_mtok=Decimal(90)), price_variants=None)
+    set_custom_snapshot(DataSnapshot([replace(openai, models=[dearer])], from_auto_update=True))
+    try:
+        updated = tariff("openai", "gpt-4o", NOW).price(Usage(MILLION))
+    finally:
+        set_custom_snapshot(None)
+    assert updated == (Decimal(45), Decimal(90), PriceBasis.HALF)
+    assert tariff("openai", "gpt-4o", NOW).price(Usage(MILLION)) == before
 
 
 @pytest.mark.parametrize(
