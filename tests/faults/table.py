@@ -41,7 +41,7 @@ class Fault:
     """One row of the table. `lasts`: steps after which it ends; without, it ends by itself.
 
     `script` gives a vendor's faults, for the command the words that `faulty_command.py` takes. `but` holds what differs
-    at a vendor: the expectation, or that it never happens. `open` names vendors where it does not hold yet, and why.
+    at a vendor: the expectation, or that it never happens.
     """
 
     name: str
@@ -50,7 +50,6 @@ class Fault:
     but: Mapping[str, Expected | Never] = field(default_factory=dict)
     lasts: int | None = None
     timeout_seconds: float = 10.0
-    open: Mapping[str, str] = field(default_factory=dict)
 
     def at(self, vendor: Vendor) -> Expected | Never:
         return self.but.get(vendor.name, self.expected)
