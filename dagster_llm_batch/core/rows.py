@@ -110,7 +110,10 @@ def _from_dicts(rows: list[Mapping[str, Any]]) -> pa.Table:
 def _from_iterator(rows: Iterator[Any]) -> Iterator[pa.RecordBatch]:
     for item in rows:
         if not isinstance(item, pa.RecordBatch) and not hasattr(item, "__arrow_c_stream__"):
-            msg = f"The iterator of rows gave a {type(item).__name__}. Rows can be {_TAKEN}."
+            msg = (
+                f"The iterator of rows gave {_kind(item)}. Let each of its items be an Arrow record batch or table, or "
+                "another frame that Arrow can read, as those of polars and pandas; rows as dicts come as one list."
+            )
             raise InputError(msg)
         yield from record_batches(item)
         del item  # before the next one is read
@@ -122,6 +125,14 @@ def _through_narwhals(rows: Any) -> pa.Table:
     try:
         frame = nw.from_native(rows)
     except TypeError as error:
-        msg = f"Rows came as a {type(rows).__name__}. Rows can be {_TAKEN}."
+        msg = f"Rows came as {_kind(rows)}. Rows can be {_TAKEN}."
         raise InputError(msg) from error
     return frame.collect("pyarrow").to_native() if isinstance(frame, nw.LazyFrame) else frame.to_arrow()
+
+
+def _kind(value: Any) -> str:
+    """What was given in place of rows."""
+    if isinstance(value, list) and value:
+        other = next((item for item in value if not isinstance(item, Mapping)), value[0])
+        return f"a list with {_kind(other)} in it"
+    return "None" if value is None else f"a {type(value).__name__}"

@@ -105,7 +105,10 @@ WRONG_ROWS: dict[str, tuple[dict[str, Any], Any, type[Exception], list[str]]] = 
         ["Row 't2' makes a request of", "at most 2,000 in one", "nothing was sent"],
     ),
     "no table": ({}, 42, InputError, ["Rows came as a int", "polars, pandas or arrow frame"]),
-    "an iterator of rows": ({}, iter([{"a": 1}]), InputError, ["The iterator of rows gave a dict"]),
+    "nothing": ({}, None, InputError, ["Rows came as None. Rows can be a polars"]),
+    "a list of other things": ({}, [{"a": 1}, 42], InputError, ["Rows came as a list with a int in it"]),
+    "an iterator of rows": ({}, iter([{"a": 1}]), InputError, ["gave a dict. Let each of its items be", "one list"]),
+    "an iterator of nothing": ({}, iter([None]), InputError, ["gave None. Let each of its items be an Arrow record"]),
     "dicts of mixed types": (
         {},
         [{**{k: v[0] for k, v in GOOD.items()}}, {"ticket_id": 5, "subject": "s", "body": "b"}],
