@@ -22,7 +22,7 @@ __all__ = ["prune_command"]
 @json_option
 def prune_command(where: Where, days: float, *, delete: bool, yes: bool, as_json: bool) -> None:
     """Remove requests and results of submissions that newer ones of the same partition have replaced, and what killed
-    plans left behind. Shows what would go, unless --delete is given.
+    plans and workers left behind. Shows what would go, unless --delete is given.
 
     Kept, always: everything under way; the newest and the newest settled submission of each partition, with its raw
     results; and those whose answers they reuse. If the rows, prompt or model of a partition go back to what a pruned
@@ -55,7 +55,7 @@ def _print(where: Where, found: Pruning) -> None:
         )
     if found.left_behind:
         size = sum(file.bytes for file in found.left_behind)
-        rows.append([None, None, None, None, len(found.left_behind), size, "left behind by a killed plan"])
+        rows.append([None, None, None, None, len(found.left_behind), size, "left behind by a killed plan or worker"])
     columns = ["submission", "asset", "partition", "created (UTC)", "files", "bytes", "why"]
     if rows:
         print_table(columns, rows)

@@ -21,7 +21,7 @@ from dagster_llm_batch.core.seen import Seen
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.planning import Spare
 from dagster_llm_batch.engine.rendering import Rendering, images_of
-from dagster_llm_batch.engine.shards import renamed
+from dagster_llm_batch.engine.shards import PART, renamed
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -79,7 +79,7 @@ class PartMaker:
         seen = Seen(packed)
         keys = keys_of(first, self.labeling.key)
         rendering = Rendering(self.labeling, first.schema, self.load_image)
-        path = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
+        path = f"{self.folder}/{PART}{uuid.uuid4().hex}.parquet"
         part = Part(path, first.schema, RowsDigest())
         with self.payloads.table_writer(path, self._schema(rendering), repeating=SIZES) as out:
             while first is not None:

@@ -7,6 +7,7 @@
    leaves files that the next call removes.
 3. Of files that belong to no submission of this ledger, those go that a killed plan left more than a day ago. Results
    are never among them: where such a folder holds some, another ledger writes here, and all of these stay.
+4. Halves of files, and parts of tables that a lost worker left, go a day later, also where the submission is kept.
 
 Refuses to delete where ledger and payload store do not belong together. Files at the providers are the providers'.
 """
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 
-from dagster_llm_batch.engine.shards import IDS, RAW, RESULTS, beside
+from dagster_llm_batch.engine.shards import APART, IDS, PART, RAW, RESULTS, beside
 from dagster_llm_batch.errors import ConfigError, LeaseError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.listing import StoredFile, remove, stored_files
@@ -90,18 +91,18 @@ class Pruner:
             if folder in folders and one.submission_id not in kept
         }
         stale = {folder: files for folder, files in folders.items() if folder not in known and _is_stale(files, now)}
-        halves = [
+        leftovers = [
             file
             for folder, files in folders.items()
             if folder in known and known[folder].submission_id in kept
             for file in files
-            if PurePosixPath(file.path).name.startswith(".") and _is_stale([file], now)
+            if PurePosixPath(file.path).name.startswith((".", PART, APART)) and _is_stale([file], now)
         ]
         unknown = [file for folder, files in folders.items() if folder not in known for file in files]
         is_shared = not known or any(file.path.endswith((RAW, RESULTS)) for file in unknown)
         return Pruning(
             replaced={key: files for key, files in replaced.items() if files},
-            left_behind=(*halves, *(() if is_shared else (file for files in stale.values() for file in files))),
+            left_behind=(*leftovers, *(() if is_shared else (file for files in stale.values() for file in files))),
             foreign=tuple(unknown) if is_shared else (),
             kept=len(kept),
         )

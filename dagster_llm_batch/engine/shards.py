@@ -18,7 +18,9 @@ from dagster_llm_batch.storage.records import Shard
 from dagster_llm_batch.types import Lane, Limits
 
 __all__ = [
+    "APART",
     "IDS",
+    "PART",
     "RAW",
     "RESULTS",
     "Lines",
@@ -36,6 +38,9 @@ __all__ = [
 
 REQUESTS, IDS, RAW, RESULTS = ".requests.jsonl.lz4", ".ids.lz4", ".raw.jsonl.zst", ".results.parquet"
 """What a shard's files end with, and differ in alone. Raw results are kept for long, the others are read soon."""
+
+PART, APART = "part-", "apart-"
+"""What files start with that workers need within one step, in the submission's folder. A lost worker leaves them."""
 
 _DIGEST_BYTES = 16
 

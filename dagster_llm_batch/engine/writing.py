@@ -21,6 +21,7 @@ from dagster_llm_batch.core.labeling import label
 from dagster_llm_batch.core.results import REPEATING
 from dagster_llm_batch.engine.landing import Landing
 from dagster_llm_batch.engine.scattering import read_part, rows_at_once, scatter
+from dagster_llm_batch.engine.shards import APART
 from dagster_llm_batch.storage.payloads import PayloadStore
 
 __all__ = ["WrittenLabels", "write_labels"]
@@ -60,7 +61,7 @@ class _TakeApart:
     names: list[str]
 
     def __call__(self, source: _Source) -> _Apart:
-        path = f"{source.path.rpartition('/')[0]}/apart-{uuid.uuid4().hex}.parquet"
+        path = f"{source.path.rpartition('/')[0]}/{APART}{uuid.uuid4().hex}.parquet"
         schema = self.payloads.table_schema(source.path)
         sizes = []
         with (

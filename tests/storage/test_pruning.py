@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ledger_builders import a_shard, a_submission, bring_to
 
 from dagster_llm_batch.engine.pruning import Pruner, is_pruned
+from dagster_llm_batch.engine.shards import APART, PART
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
@@ -199,6 +200,18 @@ def test_what_a_killed_plan_left_goes_after_a_day_and_not_before(store):
     assert young in store.files()
     assert len(store.files_of("unknown3")) == 2
     assert len(store.files_of(kept)) == 4
+
+
+def test_what_a_lost_worker_left_beside_the_files_of_a_kept_submission_goes_after_a_day(store):
+    kept = store.submit()
+    young, *old = (store.path(kept, f"{name}0123.parquet") for name in (f"{PART}a", f"{PART}b", APART))
+    store.write(young, days_old=0.9)
+    for path in old:
+        store.write(path, days_old=1.1)
+    found = store.prune()
+    assert {file.path for file in found.left_behind} == set(old)
+    assert len(store.files_of(kept)) == 4 + 1
+    assert young in store.files()
 
 
 def test_results_of_submissions_that_the_ledger_does_not_know_show_another_ledger_and_nothing_of_it_goes(store):
