@@ -76,6 +76,7 @@ def dagster(home: Path) -> Iterator[RunningDagster]:
             yield RunningDagster(there["url"], found=True)
             return
         _stop_orphan(there["pid"])
+    print("Starting Dagster, which takes up to half a minute", flush=True)
     end_dead_runs(dagster_home)
     log = home / "dagster.log"
     port = _free_port()

@@ -63,6 +63,8 @@ class Screen:
 
     def _drawn(self, bars: Sequence[Bar]) -> Table:
         table = Table.grid(padding=(0, 1))
+        for is_bar in (False, False, True, False, False):
+            table.add_column(no_wrap=not is_bar)  # where the terminal is narrow, the bars give way, and no word
         for bar in bars:
             if bar.total:
                 count = f"{bar.done:>4} of {bar.total}"
