@@ -32,7 +32,6 @@ from dagster_llm_batch.storage.migrations import is_current, migrate
 __all__ = ["Database"]
 
 _BUSY_SECONDS = 30
-_WRITES = "dagster_llm_batch_writes"
 _CLOCKS_APART = timedelta(seconds=30)  # at most: half of what a lease is renewed for
 
 
@@ -56,13 +55,13 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """One transaction that only reads."""
-        with self._translated(), self._ready().connect() as connection, connection.begin():
+        with self._translated(), _transaction(self._ready()) as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """One transaction that writes. An exception inside rolls it back."""
-        with self._translated(), _writing(self._ready()) as connection:
+        with self._translated(), _transaction(self._ready(), writes=True) as connection:
             yield connection
 
     def close(self) -> None:
@@ -77,10 +76,10 @@ class Database:
             if self._engine is None:
                 engine = _engine(self._url, self._clock)
                 try:
-                    with engine.connect() as connection, connection.begin():
+                    with _transaction(engine) as connection:
                         current = is_current(connection)
                     if not current:
-                        with _writing(engine) as connection:
+                        with _transaction(engine, writes=True) as connection:
                             migrate(connection)
                 except BaseException:
                     engine.dispose()
@@ -101,8 +100,10 @@ class Database:
 
 
 @contextmanager
-def _writing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    with engine.connect().execution_options(**{_WRITES: True}) as connection, connection.begin():
+def _transaction(engine: sa.Engine, *, writes: bool = False) -> Iterator[sa.Connection]:
+    with engine.connect() as connection, connection.begin():
+        if connection.dialect.name == "sqlite":  # its driver begins nothing by itself; see _on_connect
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
         yield connection
 
 
@@ -178,7 +179,6 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
     _create_private(Path(url.database))
     engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": _BUSY_SECONDS})
     event.listen(engine, "connect", _on_connect)
-    event.listen(engine, "begin", _on_begin)
     return engine
 
 
@@ -212,8 +212,3 @@ def _patiently(change: Callable[[], object]) -> None:
             time.sleep(0.02)
         else:
             return
-
-
-def _on_begin(connection: sa.Connection) -> None:
-    writes = connection.get_execution_options().get(_WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -34,6 +34,10 @@ __all__ = ["Lease", "held", "leased"]
 
 _RETRY_SECONDS = 0.2
 
+_MINE = LEASE.c.owner == sa.bindparam("me")
+_RENEW = sa.update(LEASE).where(_MINE)
+_GIVE_BACK = sa.delete(LEASE).where(_MINE)
+
 
 @dataclass(frozen=True, slots=True)
 class _Holder:
@@ -47,7 +51,7 @@ class Lease:
 
     def __init__(self, database: Database, clock: Callable[[], datetime], names: Sequence[str], seconds: float) -> None:
         self.names = sorted(set(names))  # in one order, so that two holders never wait for each other
-        self.owner = f"{_host()}:{os.getpid()}:{_started(os.getpid()) or '-'}:{uuid.uuid4().hex}"
+        self.owner = f"{_process(os.getpid())}:{uuid.uuid4().hex}"
         self._database = database
         self._clock = clock
         self._length = timedelta(seconds=seconds)
@@ -72,9 +76,8 @@ class Lease:
     def renew(self) -> None:
         """Hold it for another full length, or raise LeaseError where another process has (one of) it."""
         expires_at = self._clock() + self._length
-        mine = LEASE.c.owner == self.owner
         with self._database.write() as connection:
-            renewed = connection.execute(sa.update(LEASE).where(mine).values(expires_at=expires_at)).rowcount
+            renewed = connection.execute(_RENEW, {"me": self.owner, "expires_at": expires_at}).rowcount
         if renewed == len(self.names):
             self._expires_at = expires_at
         else:
@@ -99,7 +102,7 @@ class Lease:
 
     def _give_back(self) -> None:
         with self._database.write() as connection:
-            connection.execute(sa.delete(LEASE).where(LEASE.c.owner == self.owner))
+            connection.execute(_GIVE_BACK, {"me": self.owner})
 
     def _compare_and_set(self, name: str) -> _Holder | None:
         now = self._clock()
@@ -109,7 +112,7 @@ class Lease:
         inserted = False
         while not inserted and row is None:  # a holder can give it back between our two statements
             with self._database.write() as connection:
-                inserted = insert_or_nothing(connection, LEASE, {"name": name, **wanted}, ("name",))
+                inserted = insert_or_nothing(connection, LEASE, {"name": name, **wanted}, "name")
                 if inserted:
                     continue
                 query = sa.select(LEASE).where(LEASE.c.name == name).with_for_update()
@@ -140,6 +143,9 @@ def leased(
     """See Ledger.leased."""
     give_up_at = time.monotonic() + wait_seconds
     lease = Lease(database, clock, names, seconds)
+    if not names:  # nothing to hold, and nothing to renew
+        yield lease
+        return
     while (holder := lease.take()) is not None:
         left_seconds = give_up_at - time.monotonic()
         if left_seconds <= 0:
@@ -186,6 +192,12 @@ def _host() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8])
         parts.append(str(Path("/proc/self/ns/pid").readlink()).strip("pid:[]"))
     return "/".join(parts)
+
+
+@cache  # by pid: a fork is another process
+def _process(pid: int) -> str:
+    """A process, as other ones can find out whether it is dead."""
+    return f"{_host()}:{pid}:{_started(pid) or '-'}"
 
 
 def _started(pid: int) -> str | None:

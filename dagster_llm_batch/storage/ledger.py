@@ -27,17 +27,17 @@ from dagster_llm_batch.storage.database import Database
 from dagster_llm_batch.storage.leases import Lease, held, leased
 from dagster_llm_batch.storage.queries import (
     check_open,
+    get_attempt,
+    get_shards,
     get_submission,
     get_submissions,
     illegal_move,
     insert_once,
     looked_after,
-    of_partition,
-    unknown_shard,
 )
 from dagster_llm_batch.storage.reading import Reading
 from dagster_llm_batch.storage.records import Ending, Shard, ShardFields, Submission, SubmissionState
-from dagster_llm_batch.storage.tables import EVENT, SHARD, SUBMISSION, from_row, to_row
+from dagster_llm_batch.storage.tables import EVENT, SHARD, SUBMISSION, to_row
 from dagster_llm_batch.types import BatchReport, PriceBasis
 
 if TYPE_CHECKING:
@@ -58,6 +58,11 @@ _STAMPS: dict[Move, str] = {
     Move.FAILED: "ended_at",
     Move.COLLECTED: "collected_at",
 }
+
+_UPDATE_SUBMISSION = sa.update(SUBMISSION).where(SUBMISSION.c.submission_id == sa.bindparam("key"))
+_UPDATE_SHARD = sa.update(SHARD).where(SHARD.c.shard_id == sa.bindparam("key"))
+_INSERT_SHARD = sa.insert(SHARD)
+_INSERT_EVENT = sa.insert(EVENT)
 
 
 def utc_now() -> datetime:
@@ -91,14 +96,9 @@ class Ledger(Reading):
         with self._database.write() as connection:
             if insert_once(connection, submission):
                 self._add_shards(connection, submission, shards)
-                opened = {"kind": "opened", "to_state": submission.state.value}
-                self._record(connection, {"submission_id": submission.submission_id, **opened})
-            stored = connection.execute(
-                sa.select(SUBMISSION)
-                .where(of_partition(submission.namespace, submission.asset, submission.partition))
-                .where(SUBMISSION.c.fingerprint == submission.fingerprint, SUBMISSION.c.attempt == submission.attempt)
-            )
-            return from_row(Submission, stored.mappings().one())
+                self._record(connection, _event(submission.submission_id, "opened", after=submission.state))
+                return submission
+            return get_attempt(connection, submission)
 
     def settle(
         self,
@@ -135,10 +135,7 @@ class Ledger(Reading):
                 return
             these = SUBMISSION.c.submission_id.in_(list(fresh))
             connection.execute(sa.update(SUBMISSION).where(these).values(delivered_at=self._clock()))
-            self._record(
-                connection,
-                *(_event(one, "delivered", state, state) for one, state in fresh.items()),
-            )
+            self._record(connection, *(_event(one, "delivered", state, state) for one, state in fresh.items()))
 
     def set_state(self, submission_id: str, state: SubmissionState) -> Submission:
         """Leave `open`, as by canceling. The state that it has already does nothing; else raises LedgerError."""
@@ -208,37 +205,28 @@ class Ledger(Reading):
                 f"A move cannot record {sorted(unknown)}; it can record {sorted(ShardFields.__annotations__)}."
             )
         with self._database.write() as connection:
-            these = SHARD.c.shard_id.in_(shard_ids)
-            query = sa.select(SHARD.c.shard_id, SHARD.c.state, SHARD.c.batch_id).where(these).order_by(SHARD.c.shard_id)
-            rows = connection.execute(query.with_for_update()).all()
-            before: dict[str, ShardState] = {shard_id: state for shard_id, state, _ in rows}
-            elsewhere = {shard_id for shard_id, _, batch_id in rows if of_batch not in (None, batch_id)}
+            before = get_shards(connection, shard_ids)
             for shard_id in shard_ids:
-                if shard_id not in before:
-                    raise unknown_shard(shard_id)
-                if before[shard_id] not in sources or shard_id in elsewhere:
-                    raise illegal_move(shard_id, before[shard_id], move)
+                shard = before[shard_id]
+                if shard.state not in sources or of_batch not in (None, shard.batch_id):
+                    raise illegal_move(shard_id, shard.state, move)
+            changes = dict.fromkeys(shard_ids, values)
             if move is Move.SEND:
-                is_carrier = SHARD.c.shard_id == shard_ids[0]
-                values["carrier"] = sa.case((is_carrier, None), else_=shard_ids[0])
-                values["padding"] = sa.case((is_carrier, fields.get("padding", 0)), else_=0)
+                changes = {one: {**values, "carrier": shard_ids[0], "padding": 0} for one in shard_ids}
+                changes[shard_ids[0]] |= {"carrier": None, "padding": fields.get("padding", 0)}
             try:
-                connection.execute(sa.update(SHARD).where(these).values(values))
+                connection.execute(_UPDATE_SHARD, [{"key": one, **changed} for one, changed in changes.items()])
             except IntegrityError as error:
                 raise LedgerError(
                     f"Batch {fields.get('batch_id')} already belongs to another shard than {shard_ids[0]}. "
                     "Nothing was changed. Look at the events of both before anything is sent again."
                 ) from error
-            after = connection.execute(sa.select(SHARD).where(these)).mappings()
-            moved = {row["shard_id"]: from_row(Shard, row) for row in after}
+            detail = detail or fields.get("reason")
             self._record(
                 connection,
-                *(
-                    _event(moved[one].submission_id, move, before[one], to, one, detail or fields.get("reason"))
-                    for one in shard_ids
-                ),
+                *(_event(before[one].submission_id, move, before[one].state, to, one, detail) for one in shard_ids),
             )
-            return [moved[shard_id] for shard_id in shard_ids]
+            return [replace(before[one], **changes[one]) for one in shard_ids]
 
     def ended(self, ends: Mapping[str, Ending]) -> None:
         """The batches of these shards, by id, are over: the moves of all of them in one transaction.
@@ -247,24 +235,20 @@ class Ledger(Reading):
         stays as it is.
         """
         with self._database.write() as connection:
-            query = sa.select(SHARD.c.shard_id, SHARD.c.submission_id, SHARD.c.state, SHARD.c.batch_id)
-            query = query.where(SHARD.c.shard_id.in_(list(ends))).order_by(SHARD.c.shard_id)
-            rows = connection.execute(query.with_for_update()).all()
-            if missing := ends.keys() - {row.shard_id for row in rows}:
-                raise unknown_shard(min(missing))
-            moves = {row.shard_id: MOVES[ends[row.shard_id].move] for row in rows}
-            rows = [r for r in rows if r.state in moves[r.shard_id][0] and r.batch_id == ends[r.shard_id].batch_id]
-            if not rows:
+            moves = {shard_id: MOVES[end.move] for shard_id, end in ends.items()}
+            shards = [s for s in get_shards(connection, ends).values() if s.state in moves[s.shard_id][0]]
+            shards = [s for s in shards if s.batch_id == ends[s.shard_id].batch_id]
+            if not shards:
                 return
             connection.execute(
-                sa.update(SHARD).where(SHARD.c.shard_id == sa.bindparam("key")),
-                [{"key": r.shard_id, "state": moves[r.shard_id][1], **ends[r.shard_id].values()} for r in rows],
+                _UPDATE_SHARD,
+                [{"key": s.shard_id, "state": moves[s.shard_id][1], **ends[s.shard_id].values()} for s in shards],
             )
             self._record(
                 connection,
                 *(
-                    _event(r.submission_id, end.move, r.state, moves[r.shard_id][1], r.shard_id, end.reason)
-                    for r, end in ((r, ends[r.shard_id]) for r in rows)
+                    _event(s.submission_id, end.move, s.state, moves[s.shard_id][1], s.shard_id, end.reason)
+                    for s, end in ((s, ends[s.shard_id]) for s in shards)
                 ),
             )
 
@@ -276,16 +260,12 @@ class Ledger(Reading):
         """
         now = self._clock()
         with self._database.write() as connection:
-            query = sa.select(SHARD).where(SHARD.c.shard_id.in_(list(reports))).order_by(SHARD.c.shard_id)
-            shards = [from_row(Shard, row) for row in connection.execute(query.with_for_update()).mappings()]
-            if missing := reports.keys() - {shard.shard_id for shard in shards}:
-                raise unknown_shard(min(missing))
-            running = [shard for shard in shards if shard.state is ShardState.SUBMITTED]
+            running = [s for s in get_shards(connection, reports).values() if s.state is ShardState.SUBMITTED]
             shards = [shard for shard in running if shard.batch_id == reports[shard.shard_id].batch_id]
             if not shards:
                 return
             connection.execute(
-                sa.update(SHARD).where(SHARD.c.shard_id == sa.bindparam("key")),
+                _UPDATE_SHARD,
                 [
                     {"key": shard.shard_id, "polled_at": now, **_observed(shard, reports[shard.shard_id])}
                     for shard in shards
@@ -295,13 +275,13 @@ class Ledger(Reading):
             self._record(
                 connection,
                 *(
-                    {
-                        "submission_id": shard.submission_id,
-                        "shard_id": shard.shard_id,
-                        "kind": STATUS,
-                        "detail": f"{shard.status.value if shard.status else 'unknown'} -> "
+                    _event(
+                        shard.submission_id,
+                        STATUS,
+                        shard_id=shard.shard_id,
+                        detail=f"{shard.status.value if shard.status else 'unknown'} -> "
                         + reports[shard.shard_id].status.value,
-                    }
+                    )
                     for shard in changed
                 ),
             )
@@ -328,13 +308,13 @@ class Ledger(Reading):
         """Append an event of the caller's own kind."""
         with self._database.write() as connection:
             get_submission(connection, submission_id)
-            self._record(connection, {"submission_id": submission_id, "kind": kind, "detail": detail})
+            self._record(connection, _event(submission_id, kind, detail=detail))
 
     def note_together(self, submission_ids: Sequence[str], kind: str) -> None:
         """The same event for several submissions."""
         with self._database.write() as connection:
             get_submissions(connection, submission_ids)
-            self._record(connection, *({"submission_id": one, "kind": kind} for one in submission_ids))
+            self._record(connection, *(_event(one, kind) for one in submission_ids))
 
     def leased(self, *names: str, seconds: float = 60, wait_seconds: float = 0) -> AbstractContextManager[Lease]:
         """Hold these leases for a block, however long it runs; raise LeaseError where another holder has one of them.
@@ -361,30 +341,33 @@ class Ledger(Reading):
         now = self._clock()
         rows = [{**to_row(shard), **({} if shard.model else owned), "planned_at": now} for shard in shards]
         if rows:
-            connection.execute(sa.insert(SHARD), rows)
+            connection.execute(_INSERT_SHARD, rows)
 
     def _update(
         self, connection: sa.Connection, before: Submission, kind: str, detail: str | None = None, **values: Any
     ) -> Submission:
         after = replace(before, **values)
-        connection.execute(
-            sa.update(SUBMISSION).where(SUBMISSION.c.submission_id == before.submission_id).values(values)
-        )
-        moved = {"from_state": before.state.value, "to_state": after.state.value}
-        self._record(connection, {"submission_id": before.submission_id, "kind": kind, "detail": detail, **moved})
+        connection.execute(_UPDATE_SUBMISSION, {"key": before.submission_id, **values})
+        self._record(connection, _event(before.submission_id, kind, before.state, after.state, detail=detail))
         return after
 
     def _record(self, connection: sa.Connection, *events: Mapping[str, str | None]) -> None:
-        """Append events, all with the same fields."""
+        """Append events."""
         if events:
-            connection.execute(sa.insert(EVENT), [{"at": self._clock(), **event} for event in events])
+            connection.execute(_INSERT_EVENT, [{"at": self._clock(), **event} for event in events])
 
 
 def _event(
-    submission_id: str, kind: str, before: str, after: str, shard_id: str | None = None, detail: str | None = None
+    submission_id: str,
+    kind: str,
+    before: str | None = None,
+    after: str | None = None,
+    shard_id: str | None = None,
+    detail: str | None = None,
 ) -> dict[str, str | None]:
     """Enums are told by their values."""
-    states = {"from_state": str(before), "to_state": str(after)}
+    from_state, to_state = (None if state is None else str(state) for state in (before, after))
+    states = {"from_state": from_state, "to_state": to_state}
     return {"submission_id": submission_id, "shard_id": shard_id, "kind": str(kind), "detail": detail, **states}
 
 

@@ -1,59 +1,79 @@
-"""The parts of the ledger's transactions that need no ledger: lookups, refusals and sums over rows."""
+"""The parts of the ledger's transactions that need no ledger: lookups, refusals and sums over rows.
+
+Statements that every submission runs are made once, here and where they are run: to make one, and to see that it is
+known, takes SQLAlchemy longer than all the rest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError
 from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
-from dagster_llm_batch.storage.records import Progress, Submission, SubmissionState
+from dagster_llm_batch.storage.records import Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.tables import SHARD, SUBMISSION, from_row, to_row
 from dagster_llm_batch.types import Lane
 
 __all__ = [
+    "OF_PARTITION",
     "OLDEST_FIRST",
     "add_to_progress",
     "check_open",
     "committed_usd",
+    "get_attempt",
+    "get_shards",
     "get_submission",
     "get_submissions",
     "illegal_move",
     "insert_once",
     "insert_or_nothing",
     "looked_after",
-    "of_partition",
     "unknown_shard",
 ]
 
 _OVER = {*ENDED, ShardState.COLLECTED}
+_ATTEMPT = ("namespace", "asset", "partition", "fingerprint", "attempt")
 
 OLDEST_FIRST = (SUBMISSION.c.created_at, SUBMISSION.c.submission_id)
 
+OF_PARTITION = sa.and_(*(SUBMISSION.c[name] == sa.bindparam(name) for name in ("namespace", "asset", "partition")))
+"""The submissions of one partition of one asset."""
 
-def insert_or_nothing(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any], once: Sequence[str]) -> bool:
+_IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
+_SUBMISSIONS = sa.select(SUBMISSION).where(SUBMISSION.c.submission_id.in_(_IDS)).order_by(SUBMISSION.c.submission_id)
+_LOCKED_SUBMISSIONS = _SUBMISSIONS.with_for_update()
+_LOCKED_SHARDS = sa.select(SHARD).where(SHARD.c.shard_id.in_(_IDS)).order_by(SHARD.c.shard_id).with_for_update()
+
+
+def insert_or_nothing(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any], *once: str) -> bool:
     """Insert the row where no other has the same values in `once`, a unique key; say whether it was inserted."""
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(table).values(**row).on_conflict_do_nothing(index_elements=list(once))
-    return connection.execute(statement).rowcount > 0
+    return connection.execute(_insert_or_nothing(table, once), row).rowcount > 0
+
+
+@cache  # as text, which SQLite and PostgreSQL both take: SQLAlchemy compiles its own constructs for this each time
+def _insert_or_nothing(table: sa.Table, once: tuple[str, ...]) -> sa.TextClause:
+    names = [column.name for column in table.c]
+    fields, values, key = (", ".join(some) for some in (names, [f":{name}" for name in names], once))
+    text = f"INSERT INTO {table.name} ({fields}) VALUES ({values}) ON CONFLICT ({key}) DO NOTHING"  # noqa: S608  # ours
+    return sa.text(text).bindparams(*(sa.bindparam(column.name, type_=column.type) for column in table.c))
 
 
 def insert_once(connection: sa.Connection, submission: Submission) -> bool:
     """Insert it where its attempt is not stored yet; say whether it was inserted."""
-    once = ("namespace", "asset", "partition", "fingerprint", "attempt")
-    return insert_or_nothing(connection, SUBMISSION, to_row(submission), once)
+    return insert_or_nothing(connection, SUBMISSION, to_row(submission), *_ATTEMPT)
 
 
-def of_partition(namespace: str, asset: str, partition: str) -> sa.ColumnElement[bool]:
-    """The condition for the submissions of one partition of one asset."""
-    columns = SUBMISSION.c
-    return (columns.namespace == namespace) & (columns.asset == asset) & (columns.partition == partition)
+def get_attempt(connection: sa.Connection, submission: Submission) -> Submission:
+    """The one that is stored of the same attempt."""
+    same = (SUBMISSION.c[name] == getattr(submission, name) for name in _ATTEMPT)
+    return from_row(Submission, connection.execute(sa.select(SUBMISSION).where(*same)).mappings().one())
 
 
 def looked_after(since: datetime) -> sa.ColumnElement[bool]:
@@ -68,11 +88,20 @@ def get_submission(connection: sa.Connection, submission_id: str, *, lock: bool 
 
 def get_submissions(connection: sa.Connection, ids: Sequence[str], *, lock: bool = False) -> list[Submission]:
     """The same for several, by id."""
-    query = sa.select(SUBMISSION).where(SUBMISSION.c.submission_id.in_(ids)).order_by(SUBMISSION.c.submission_id)
-    rows = connection.execute(query.with_for_update() if lock else query).mappings().all()
+    query = _LOCKED_SUBMISSIONS if lock else _SUBMISSIONS
+    rows = connection.execute(query, {"ids": ids}).mappings().all()
     if missing := set(ids) - {row["submission_id"] for row in rows}:
         raise LedgerError(f"The ledger has no submission {min(missing)}. `dagster-llm-batch list` names them.")
     return [from_row(Submission, row) for row in rows]
+
+
+def get_shards(connection: sa.Connection, ids: Collection[str]) -> dict[str, Shard]:
+    """These by id; nobody else changes them before the transaction ends. Raises LedgerError where there is none."""
+    rows = connection.execute(_LOCKED_SHARDS, {"ids": list(ids)}).mappings()
+    found = {row["shard_id"]: from_row(Shard, row) for row in rows}
+    if missing := set(ids) - found.keys():
+        raise unknown_shard(min(missing))
+    return found
 
 
 def check_open(submission: Submission, wish: str) -> None:

@@ -12,12 +12,12 @@ import sqlalchemy as sa
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.database import Database
 from dagster_llm_batch.storage.queries import (
+    OF_PARTITION,
     OLDEST_FIRST,
     add_to_progress,
     committed_usd,
     get_submission,
     looked_after,
-    of_partition,
     unknown_shard,
 )
 from dagster_llm_batch.storage.records import Event, Progress, Shard, Submission, SubmissionState
@@ -25,6 +25,34 @@ from dagster_llm_batch.storage.tables import EVENT, SHARD, SUBMISSION, from_row
 from dagster_llm_batch.types import Lane
 
 __all__ = ["Reading"]
+
+_NEWEST_FIRST = tuple(column.desc() for column in OLDEST_FIRST)
+_HISTORY = sa.select(SUBMISSION).where(OF_PARTITION).order_by(*_NEWEST_FIRST)
+_LATEST_ATTEMPT = (
+    sa.select(SUBMISSION)
+    .where(OF_PARTITION, SUBMISSION.c.fingerprint == sa.bindparam("fingerprint"))
+    .order_by(SUBMISSION.c.attempt.desc())
+    .limit(1)
+)
+_SHARDS = (
+    sa.select(SHARD)
+    .where(SHARD.c.submission_id == sa.bindparam("submission_id"))
+    .order_by(SHARD.c.wave, SHARD.c.number)
+)
+_SENT_IN_SAME = sa.select(sa.func.coalesce(SHARD.c.carrier, SHARD.c.shard_id)).where(
+    SHARD.c.submission_id.in_(sa.bindparam("submission_ids", expanding=True)), SHARD.c.state == ShardState.SUBMITTING
+)
+_SHARING = (
+    sa.select(SHARD)
+    .where(SHARD.c.shard_id.in_(_SENT_IN_SAME) | SHARD.c.carrier.in_(_SENT_IN_SAME))
+    .where(SHARD.c.state == ShardState.SUBMITTING)
+    .order_by(SHARD.c.carrier.nulls_first(), SHARD.c.wave, SHARD.c.number)
+)
+_OF_BATCH = (
+    sa.select(SHARD)
+    .where(*(SHARD.c[name] == sa.bindparam(name) for name in ("provider", "account", "batch_id")))
+    .order_by(SHARD.c.carrier.nulls_first(), SHARD.c.shard_id)
+)
 
 
 class Reading:
@@ -41,16 +69,14 @@ class Reading:
 
     def find(self, namespace: str, asset: str, partition: str, fingerprint: str) -> Submission | None:
         """The latest attempt with this fingerprint."""
-        query = sa.select(SUBMISSION).where(of_partition(namespace, asset, partition))
-        query = query.where(SUBMISSION.c.fingerprint == fingerprint).order_by(SUBMISSION.c.attempt.desc()).limit(1)
+        wanted = {"namespace": namespace, "asset": asset, "partition": partition, "fingerprint": fingerprint}
         with self._database.read() as connection:
-            row = connection.execute(query).mappings().one_or_none()
+            row = connection.execute(_LATEST_ATTEMPT, wanted).mappings().one_or_none()
         return from_row(Submission, row) if row else None
 
     def history(self, namespace: str, asset: str, partition: str = "") -> list[Submission]:
         """All submissions of a partition, newest first."""
-        query = sa.select(SUBMISSION).where(of_partition(namespace, asset, partition))
-        return self._submissions(query.order_by(*(column.desc() for column in OLDEST_FIRST)))
+        return self._submissions(_HISTORY, namespace=namespace, asset=asset, partition=partition)
 
     def submissions(
         self,
@@ -72,8 +98,8 @@ class Reading:
 
     def shards(self, submission_id: str, *, wave: int | None = None) -> list[Shard]:
         """By wave and number."""
-        query = sa.select(SHARD).where(SHARD.c.submission_id == submission_id).order_by(SHARD.c.wave, SHARD.c.number)
-        return self._shards(query if wave is None else query.where(SHARD.c.wave == wave))
+        query = _SHARDS if wave is None else _SHARDS.where(SHARD.c.wave == wave)
+        return self._shards(query, submission_id=submission_id)
 
     def shard(self, shard_id: str) -> Shard:
         """Raises LedgerError where there is none."""
@@ -94,11 +120,7 @@ class Reading:
 
     def sharing(self, submission_ids: Iterable[str]) -> list[Shard]:
         """The shards that are being sent together with one of these submissions, theirs included; carriers first."""
-        asked = SHARD.c.submission_id.in_(list(submission_ids)) & (SHARD.c.state == ShardState.SUBMITTING)
-        carriers = sa.select(sa.func.coalesce(SHARD.c.carrier, SHARD.c.shard_id)).where(asked)
-        query = sa.select(SHARD).where(SHARD.c.shard_id.in_(carriers) | SHARD.c.carrier.in_(carriers))
-        query = query.where(SHARD.c.state == ShardState.SUBMITTING)
-        return self._shards(query.order_by(SHARD.c.carrier.nulls_first(), SHARD.c.wave, SHARD.c.number))
+        return self._shards(_SHARING, submission_ids=list(submission_ids))
 
     def queued(self, namespace: str, shard: Shard, *, seen_since: datetime, model: str | None = None) -> list[Shard]:
         """What is in the queue of this shard's provider and account, and what of this namespace waited longer than it.
@@ -124,9 +146,7 @@ class Reading:
         """All shards that the batch of this one carries, the carrier first."""
         if shard.batch_id is None:
             return [shard]
-        same = (SHARD.c.provider == shard.provider) & (SHARD.c.account == shard.account)
-        query = sa.select(SHARD).where(same, SHARD.c.batch_id == shard.batch_id)
-        return self._shards(query.order_by(SHARD.c.carrier.nulls_first(), SHARD.c.shard_id))
+        return self._shards(_OF_BATCH, provider=shard.provider, account=shard.account, batch_id=shard.batch_id)
 
     # --- the whole ---
 
@@ -211,7 +231,7 @@ class Reading:
         """The settled submissions of an asset that asked for something, newest first."""
         query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset)
         query = query.where(SUBMISSION.c.settled_at.is_not(None), SUBMISSION.c.requests > SUBMISSION.c.reused)
-        return self._submissions(query.order_by(*(column.desc() for column in OLDEST_FIRST)).limit(limit))
+        return self._submissions(query.order_by(*_NEWEST_FIRST).limit(limit))
 
     def events(self, submission_id: str) -> list[Event]:
         """What happened to a submission and its shards, in the order of writing."""
@@ -219,10 +239,10 @@ class Reading:
         with self._database.read() as connection:
             return [from_row(Event, row) for row in connection.execute(query).mappings()]
 
-    def _submissions(self, query: sa.Select[Any]) -> list[Submission]:
+    def _submissions(self, query: sa.Select[Any], **values: Any) -> list[Submission]:
         with self._database.read() as connection:
-            return [from_row(Submission, row) for row in connection.execute(query).mappings()]
+            return [from_row(Submission, row) for row in connection.execute(query, values).mappings()]
 
-    def _shards(self, query: sa.Select[Any]) -> list[Shard]:
+    def _shards(self, query: sa.Select[Any], **values: Any) -> list[Shard]:
         with self._database.read() as connection:
-            return [from_row(Shard, row) for row in connection.execute(query).mappings()]
+            return [from_row(Shard, row) for row in connection.execute(query, values).mappings()]
