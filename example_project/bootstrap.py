@@ -188,7 +188,9 @@ def _quiet(command: list[str]) -> subprocess.CompletedProcess[str]:
 def _run(command: list[str], failed: str) -> None:
     done = _quiet(command)
     if done.returncode != 0:
-        raise BootstrapError(f"{failed}. `{' '.join(command)}` said:\n{(done.stdout + done.stderr).strip()}")
+        said = (done.stdout + done.stderr).strip()
+        flag = "\nIn place of that flag, set UV_SYSTEM_CERTS=1 and run this again." if "--system-certs" in said else ""
+        raise BootstrapError(f"{failed}. `{' '.join(command)}` said:\n{said}{flag}")
 
 
 def _say(message: str) -> None:
