@@ -40,7 +40,7 @@ def keys_of(batch: pa.RecordBatch, column_name: str) -> list[Any]:
     if not _is_key_type(column.type):
         msg = f"The key column '{column_name}' is of type {column.type}. A key is text, an integer, a date or a time."
         raise InputError(msg)
-    keys: list[Any] = column.to_pylist()
+    keys = _values(column, column_name)
     if nulls := keys.count(None):
         msg = (
             f"The key column '{column_name}' is null in {nulls} of {len(keys)} rows of a batch, first at "
@@ -50,6 +50,23 @@ def keys_of(batch: pa.RecordBatch, column_name: str) -> list[Any]:
     if len(set(keys)) != len(keys):
         raise _duplicates(column_name, [key for key, rows in Counter(keys).items() if rows > 1])
     return keys
+
+
+def _values(column: pa.Array, column_name: str) -> list[Any]:
+    """The keys as Python's own values. Raises InputError for one that these cannot hold to the last digit."""
+    try:
+        if column.type == pa.time64("ns"):
+            column = column.cast(
+                pa.time64("us")
+            )  # refuses to cut a time; `to_pylist` would, and make two of them equal
+        values: list[Any] = column.to_pylist()
+    except (OverflowError, ValueError) as error:
+        msg = (
+            f"The key column '{column_name}' is of type {column.type}, and Python cannot hold one of its values as it "
+            f"is: {error}. Turn the column into text before labeling."
+        )
+        raise InputError(msg) from error
+    return values
 
 
 class KeyGuard:
@@ -136,6 +153,8 @@ def _duplicates(column_name: str, keys: Sequence[Any]) -> InputError:
 def _is_key_type(arrow_type: pa.DataType) -> bool:
     t = pa.types
     value_type = arrow_type.value_type if t.is_dictionary(arrow_type) else arrow_type
+    if t.is_interval(value_type):  # counted among the temporal ones; Parquet has no such type
+        return False
     return any(
         is_(value_type)
         for is_ in (

@@ -40,15 +40,28 @@ def check(*batches: list[Any]) -> None:
         pa.array(["a"], pa.large_string()),
         pa.array([1], pa.uint8()),
         pa.array([1_700_000_000], pa.timestamp("s", "UTC")),
+        pa.array([1_000, 2_000], pa.int64()).cast(pa.time64("ns")),  # as polars has its times
     ],
 )
 def test_text_integers_and_times_are_keys(keys: Any) -> None:
     assert len(read(keys)) == len(keys)
 
 
-@pytest.mark.parametrize("keys", [[1.5], [True], [b"x"], [[1]], [{"a": 1}]])
+@pytest.mark.parametrize("keys", [[1.5], [True], [b"x"], [[1]], [{"a": 1}], [pa.MonthDayNano([1, 2, 3])]])
 def test_other_types_are_no_keys(keys: Any) -> None:
     with pytest.raises(InputError, match="A key is text, an integer, a date or a time"):
+        read(keys)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pa.array([2_001, 2_002], pa.int64()).cast(pa.time64("ns")),  # equal, if cut to microseconds
+        pa.array([10**12], pa.timestamp("s")),  # far after the year 9999
+    ],
+)
+def test_times_that_python_cannot_hold_are_refused_and_not_cut(keys: Any) -> None:
+    with pytest.raises(InputError, match=r"'id' is of type .*, and Python cannot hold one of its values.* into text"):
         read(keys)
 
 
