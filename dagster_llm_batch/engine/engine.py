@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -137,8 +138,7 @@ class Engine:
             dispatcher = Dispatcher(labeling, self._deployment, lease)
             planned: list[Shard] = []
             for submission_id in submission_ids:
-                submission = self.ledger.submission(submission_id)
-                shards = self.ledger.shards(submission_id)
+                submission, shards = self.ledger.with_shards(submission_id)
                 for shard in shards:
                     if shard.state in IN_FLIGHT:
                         self._deployment.provider_of(shard)
@@ -193,9 +193,11 @@ class Engine:
 
     def stop_late(self, submission_id: str) -> None:
         """Ask batches that run past the submission's deadline to stop. What they have answered is kept."""
-        submission = self.ledger.submission(submission_id)
+        self._stop_late(*self.ledger.with_shards(submission_id))
+
+    def _stop_late(self, submission: Submission, shards: Sequence[Shard]) -> None:
         if self._deployment.is_late(submission):
-            self._poller.stop(self.ledger.shards(submission_id))
+            self._poller.stop(shards)
 
     # collect --------------------------------------------------------------------------------------------------------
 
@@ -219,21 +221,22 @@ class Engine:
     def collect(self, labeling: Labeling, submission_id: str) -> Status:
         """`advance` without sending: a next wave is planned, and waits for `submit`."""
         with self._deployment.leased(submission_id) as lease:
-            self.stop_late(submission_id)
-            running = [one for one in self.ledger.shards(submission_id) if one.state is ShardState.SUBMITTED]
+            submission, shards = self.ledger.with_shards(submission_id)
+            self._stop_late(submission, shards)
+            running = [shard for shard in shards if shard.state is ShardState.SUBMITTED]
             self.poll([one for shard in running for one in self.ledger.of_batch(shard)])  # one look for all that share
             collector = Collector(labeling, self._deployment)
             ended = [shard for shard in self.ledger.shards(submission_id) if shard.state in ENDED]
             absent: list[ProviderError] = []
             misread: list[Exception] = []
             with closing(collector.archive_all(ended, lease.check)) as archived:
-                for shards, error in archived:  # to the last: the others' results may be gone by the next time
+                for batch, error in archived:  # to the last: the others' results may be gone by the next time
                     if error is not None:
                         absent.append(error)
                     elif not misread:
                         try:
-                            self._refuse_other_configuration(labeling, self.ledger.submission(submission_id))
-                            collector.collect(shards, lease.check)
+                            self._refuse_other_configuration(labeling, submission)
+                            collector.collect(batch, lease.check)
                         except LeaseError:
                             raise
                         except Exception as unread:  # noqa: BLE001 - it is raised when all results are stored
@@ -246,9 +249,9 @@ class Engine:
                 return status
             if not self._has_sources(status.submission):
                 return status
-            if not self._plan_next_wave(labeling, status):
-                self._landing(labeling, status.submission, collector).settle()
-            return self.status(submission_id)
+            if self._plan_next_wave(labeling, status):
+                return self.status(submission_id)
+            return replace(status, submission=self._landing(labeling, status, collector).settle())
 
     def _plan_next_wave(self, labeling: Labeling, status: Status) -> bool:
         if status.submission.state is not SubmissionState.OPEN:
@@ -268,8 +271,8 @@ class Engine:
             )
             raise ConfigError(msg)
 
-    def _landing(self, labeling: Labeling, submission: Submission, collector: Collector) -> Landing:
-        return Landing(labeling, submission, self.ledger, self.payloads, collector)
+    def _landing(self, labeling: Labeling, status: Status, collector: Collector) -> Landing:
+        return Landing(labeling, status.submission, status.shards, self.ledger, self.payloads, collector)
 
     # labels ---------------------------------------------------------------------------------------------------------
 
@@ -306,13 +309,13 @@ class Engine:
         return write_labels(landing, PayloadStore(folder), PayloadStore(rejects_folder), run_id)
 
     def _settled(self, labeling: Labeling, submission_id: str, *, reread: bool) -> Landing:
-        submission = self.ledger.submission(submission_id)
-        if not submission.is_settled:
+        status = self.status(submission_id)
+        if not status.is_settled:
             msg = f"Submission {submission_id} is not settled; it has no labels yet."
             raise LLMBatchError(msg)
         if reread:
-            self._refuse_other_configuration(labeling, submission)
-        return self._landing(labeling, submission, Collector(labeling, self._deployment))
+            self._refuse_other_configuration(labeling, status.submission)
+        return self._landing(labeling, status, Collector(labeling, self._deployment))
 
     # what to do next ------------------------------------------------------------------------------------------------
 
@@ -357,7 +360,7 @@ class Engine:
     # look and stop --------------------------------------------------------------------------------------------------
 
     def status(self, submission_id: str) -> Status:
-        return Status(self.ledger.submission(submission_id), self.ledger.shards(submission_id))
+        return Status(*self.ledger.with_shards(submission_id))
 
     def latest(self, asset: str, partition: str = "") -> Submission | None:
         """The newest submission of a partition."""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from itertools import accumulate, chain, groupby, repeat
 from pathlib import Path
 
@@ -40,18 +41,18 @@ class Landing:
 
     labeling: Labeling
     submission: Submission
+    shards: Sequence[Shard]  # its own
     ledger: Ledger
     payloads: PayloadStore
     collector: Collector
 
     def settle(self) -> Submission:
         """Tell the ledger what it adds up to. Costs are those of its own batches, not of reused answers."""
-        own = self.ledger.shards(self.submission.submission_id)
-        realtime = [self._sum(shard, _REALTIME) for shard in own if shard.results_path]
+        realtime = [self._sum(shard, _REALTIME) for shard in self.shards if shard.results_path]
         return self.ledger.settle(
             self.submission.submission_id,
             outcomes=self._outcomes(),
-            cost_usd=sum_costs(own),
+            cost_usd=sum_costs(self.shards),
             realtime_usd=None if None in realtime else sum(filter(None, realtime), Decimal(0)),
             price_basis=self.submission.price_basis or PriceBasis.UNKNOWN,
         )
@@ -64,7 +65,7 @@ class Landing:
 
     def _outcomes(self) -> dict[str, int]:
         """How many requests ended how: by their newest success, else their newest word."""
-        waves = self.waves()
+        waves = self.waves
         if not waves:
             return {}
         counts: Counter[str] = Counter()
@@ -89,13 +90,13 @@ class Landing:
         Results that were read for other columns are read again, and all of them with `reread`.
         """
         self.read_again(reread=reread)
-        tables = (self.payloads.read_table(_path(s)) for wave in self.waves() for s in wave)
+        tables = (self.payloads.read_table(_path(s)) for wave in self.waves for s in wave)
         return self._label(self.payloads.read_table(self.manifest_path), tables, run_id)
 
     def batches(self, *, run_id: str, reread: bool) -> Iterator[Labeled]:
         """`labels` in constant memory, part by part. The rows of a large table come in no particular order."""
         self.read_again(reread=reread)
-        waves = self.waves()
+        waves = self.waves
         shared, schema = self._shared(waves), self.collector.schema
         own = _chosen(schema, [name for name in schema.names if name not in SHARED])
         for manifest, results in self._parts(waves, self.payloads.table_schema(self.manifest_path), own):
@@ -143,7 +144,7 @@ class Landing:
         return part_names(max(self.submission.rows, *(sum(shard.requests for shard in wave) for wave in waves), 0))
 
     def read_again(self, *, reread: bool) -> None:
-        for shard in chain.from_iterable(self.waves()):
+        for shard in chain.from_iterable(self.waves):
             if reread or not self.payloads.table_schema(_path(shard)).equals(self.collector.schema):
                 self.collector.read(shard)
 
@@ -156,13 +157,14 @@ class Landing:
                 del batch
             release_memory()
 
+    @cached_property
     def waves(self) -> list[list[Shard]]:
         """The collected shards that hold this submission's answers, oldest first. A wave answers a request once.
 
         Of what was never sent again, the word before it is the last.
         """
-        ids = (*reversed(self.submission.reused_from), self.submission.submission_id)
-        collected = [shard for one in ids for shard in self.ledger.shards(one) if shard.results_path]
+        others = [shard for one in reversed(self.submission.reused_from) for shard in self.ledger.shards(one)]
+        collected = [shard for shard in (*others, *self.shards) if shard.results_path]
         shards = [shard for shard in collected if shard.wave == 1 or shard.sent_at is not None]
         return [list(wave) for _, wave in groupby(shards, key=lambda shard: (shard.submission_id, shard.wave))]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -42,7 +43,7 @@ class Status:
         return sum(shard.requests for shard in self.shards)
 
 
-def sum_costs(shards: list[Shard]) -> Decimal | None:
+def sum_costs(shards: Sequence[Shard]) -> Decimal | None:
     """What collected shards cost together; None where one is not known."""
     costs = [shard.cost_usd for shard in shards]
     return None if any(cost is None for cost in costs) else sum((c for c in costs if c is not None), Decimal(0))

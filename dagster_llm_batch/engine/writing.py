@@ -116,7 +116,7 @@ def write_labels(landing: Landing, labels: PayloadStore, rejects: PayloadStore, 
     """See Engine.write_labels."""
     workers = landing.labeling.workers
     spread = map if workers is None else workers.map
-    waves = landing.waves()
+    waves = landing.waves
     sources = [_Source(landing.manifest_path, 0)]
     sources += [
         _Source(shard.results_path or "", wave) for wave, shards in enumerate(waves, start=1) for shard in shards

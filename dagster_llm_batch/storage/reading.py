@@ -67,6 +67,13 @@ class Reading:
         with self._database.read() as connection:
             return get_submission(connection, submission_id)
 
+    def with_shards(self, submission_id: str) -> tuple[Submission, list[Shard]]:
+        """The same, and its shards by wave and number."""
+        with self._database.read() as connection:
+            submission = get_submission(connection, submission_id)
+            rows = connection.execute(_SHARDS, {"submission_id": submission_id}).mappings()
+            return submission, [from_row(Shard, row) for row in rows]
+
     def find(self, namespace: str, asset: str, partition: str, fingerprint: str) -> Submission | None:
         """The latest attempt with this fingerprint."""
         wanted = {"namespace": namespace, "asset": asset, "partition": partition, "fingerprint": fingerprint}
