@@ -11,6 +11,7 @@ _PACKAGE = (
     "genai_prices.data",
     "genai_prices.decompose",
     "genai_prices.validation",
+    "sqlalchemy.dialects.sqlite",
 )
 _SERVICES = {
     "openai": ("httpcore2", "openai.resources.batches", "openai.resources.files", "dagster_llm_batch.providers.openai"),

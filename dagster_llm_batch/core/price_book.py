@@ -7,6 +7,7 @@ from decimal import Decimal
 from functools import cache, lru_cache, partial
 
 import genai_prices
+from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import ModelPrice, TieredPrices
 
 from dagster_llm_batch.core.rates import PerToken, Rate
@@ -21,9 +22,7 @@ _CONTEXT = {"processing": "batch"}
 def rates_of(provider: str, model: str, at: datetime) -> tuple[Rate, Rate | None] | None:
     """The standard rate and that of a batch, None where the book has none of a batch; None for an unknown model."""
     try:
-        info = genai_prices.calc_price(
-            genai_prices.Usage(), model, provider_id=provider, genai_request_timestamp=at
-        ).model
+        _, info = get_snapshot().find_provider_model(model, None, provider, None)
     except LookupError:
         return None
     standard = _rate(info.get_prices(at))

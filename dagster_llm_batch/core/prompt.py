@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -104,23 +105,20 @@ class Prompt:
 
     def columns(self) -> frozenset[str] | None:
         """The columns that the prompt reads, or None where it takes the whole row."""
-        names = self._variables()
+        names = self._variables
         return None if _ROW in names else frozenset(names - self._environment.globals.keys()) | frozenset(self.images)
 
-    def _variables(self) -> set[str]:
+    @cached_property
+    def _variables(self) -> frozenset[str]:
         """What the templates read: columns, `row`, and Jinja's own globals such as `range`."""
-        sources = (source for _, source in self._sources())
-        return {
-            name
-            for source in sources
-            for name in jinja2.meta.find_undeclared_variables(self._environment.parse(source))
-        }
+        parsed = (self._environment.parse(source) for _, source in self._sources())
+        return frozenset(name for one in parsed for name in jinja2.meta.find_undeclared_variables(one))
 
     def renderer(self, columns: Collection[str], load_image: ImageLoader | None = None) -> Renderer:
         """A renderer for rows with these columns. Raises ConfigError where the prompt names a column they lack."""
         needed = self.columns()
         if needed is not None:
-            needed |= self._variables() & set(columns)  # a column named as one of Jinja's globals goes before it
+            needed |= self._variables & set(columns)  # a column named as one of Jinja's globals goes before it
         unknown = sorted((needed or frozenset(self.images)) - set(columns))
         if unknown:
             msg = (

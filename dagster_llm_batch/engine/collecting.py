@@ -99,8 +99,9 @@ class Collector:
 
         here: list[Shard] = []
         pool = Threads(self._deployment.transfers_at_once, "dagster-llm-batch download")
+        spread = pool.map if len(by_batch) > 1 else map  # one alone in this thread: it can be interrupted
         try:
-            for some, error in zip(by_batch.values(), pool.map(archived, by_batch.values()), strict=True):
+            for some, error in zip(by_batch.values(), spread(archived, by_batch.values()), strict=True):
                 if error is not None or self._labeling.workers is None:
                     yield some, error
                 else:
