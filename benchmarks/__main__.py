@@ -104,8 +104,8 @@ with that, the package took 25 MB and 3 to 6 % of the CPU time less in a trial.
 What a process does once, as compiling SQL and opening the SDK's client, takes about 0.14 s, however many the rows:
 at 1,000 rows that is most of it, and a row takes the same at any size.
 
-Of each row, 8 bytes stay in memory while a plan is made, and none later. What else grows with rows is there as soon as
-four batches are under way at once: up to 200,000 requests of OpenAI, 400,000 of Anthropic.
+No row stays in memory. What grows with rows is there as soon as four batches are under way at once: up to 200,000
+requests of OpenAI, 400,000 of Anthropic.
 
 ![CPU time of a row, package and floor, by number of rows](images/performance.png)"""
 _RUNS = """## Inside a Dagster run

@@ -1,74 +1,135 @@
-"""Digests of 16 bytes in sorted runs: 8 bytes of each in memory, 8 in a file. Imported where it is used, for numpy."""
+"""Digests of 16 bytes in files, and which of others are there. Imported where it is used, for numpy.
+
+    a filter: certainly not there, or perhaps ─▶ each run: which blocks of its file to read ─▶ the digests in these
+
+In memory are the filter, of one size however many digests there are, and 8 bytes of each block.
+"""
 
 from __future__ import annotations
 
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import IO, Any
 
 import numpy as np
 
-__all__ = ["Run", "SortedDigests", "sorted_digests"]
+__all__ = ["Runs"]
 
 _Array = np.ndarray[Any, Any]
-_PIECE = 1 << 15
+_BYTES = 16
+_BLOCK = 32  # digests
+_PIECE = 1 << 13  # digests in memory at once, while runs become one
+_TIMES = 4  # more, and runs are joined more often; fewer, and what is there is looked for in more of them
+_HEADS = 1 << 64  # so many there can be
+_FILTER_BITS = 1 << 24  # a power of 2; says perhaps of 1 % of new digests among a million, of a half among ten
 
 
-class SortedDigests(NamedTuple):
-    """Some digests, sorted by their heads."""
+class Runs:
+    """Sorted runs of digests, each several times as long as the next. `new_file` makes the file of one."""
 
-    heads: _Array  # the first 8 bytes of each
-    tails: _Array  # the next 8
-    order: _Array  # the place that each had
+    def __init__(self, new_file: Callable[[], IO[bytes]]) -> None:
+        self._new_file = new_file
+        self._filter = _Filter()
+        self._runs: list[_Run] = []
+
+    def add(self, digests: bytes, count: int) -> None:
+        """Take so many digests, which are of one length, by the first 16 bytes of each. None is here yet."""
+        some = _parts(digests, count)
+        self._filter.add(some)
+        self._runs.append(_Run([_sorted(some)], self._new_file()))
+        while len(self._runs) > 1 and self._runs[-2].count <= _TIMES * self._runs[-1].count:
+            self._runs[-2:] = [_joined(self._runs[-2:], self._new_file())]
+
+    def held(self, digests: bytes, count: int) -> set[int]:
+        """The places of those of these that are here."""
+        some = _parts(digests, count)
+        places = self._filter.perhaps(some)
+        perhaps = some[places]
+        found = (zip(places.tolist(), run.holds(perhaps), strict=True) for run in self._runs)
+        return {place for run in found for place, is_here in run if is_here}
 
 
-def sorted_digests(digests: bytes, count: int) -> SortedDigests:
-    """The first 16 bytes of each of so many digests of one length."""
-    parts = np.frombuffer(digests, "u1").reshape(count, -1)[:, :16].copy().view("u8")
-    heads = parts[:, 0].copy()  # side by side they are sorted sooner
-    order = heads.argsort()
-    return SortedDigests(heads[order], parts[order, 1], order)
+class _Filter:
+    """Two bits of each digest are set. One that has a bit which is not is certainly another."""
+
+    def __init__(self) -> None:
+        self._bits = np.zeros(_FILTER_BITS // 8, "u1")
+
+    def add(self, digests: _Array) -> None:
+        places = _bits_of(digests)
+        np.bitwise_or.at(self._bits, places >> 3, _MASKS[places & 7])
+
+    def perhaps(self, digests: _Array) -> _Array:
+        """The places of those that may have been added."""
+        places = _bits_of(digests)
+        are_set: _Array = (self._bits[places >> 3] & _MASKS[places & 7]).all(axis=1)
+        return are_set.nonzero()[0]
 
 
-class Run:
-    """Sorted digests: heads in memory, tails in `file`, where one is read only if its head is looked for."""
+_MASKS = np.left_shift(1, np.arange(8)).astype("u1")
 
-    def __init__(self, digests: SortedDigests, file: IO[bytes]) -> None:
-        self._heads = digests.heads
+
+def _bits_of(digests: _Array) -> _Array:
+    return digests[:, 1:].copy().view("u4") & (_FILTER_BITS - 1)
+
+
+class _Run:
+    """Digests in a file, sorted by their heads: the first 8 bytes as a number."""
+
+    def __init__(self, pieces: Iterable[_Array], file: IO[bytes]) -> None:
+        self.count = 0
         self._file = file
-        self._write(0, digests.tails)
+        firsts = []
+        for piece in pieces:
+            firsts.append(piece[-self.count % _BLOCK :: _BLOCK, 0].copy())
+            file.write(piece.tobytes())
+            self.count += len(piece)
+        self._firsts = np.concatenate(firsts)  # the first head of each block
 
-    def __len__(self) -> int:
-        return len(self._heads)
+    def holds(self, digests: _Array) -> list[bool]:
+        """Whether each is here."""
+        starts, ends = self._blocks(digests[:, 0], digests[:, 0])
+        sought = zip(digests, starts.tolist(), ends.tolist(), strict=True)
+        return [_is_in(self._read(start, end), digest.tobytes()) for digest, start, end in sought]
 
-    def holds(self, digests: SortedDigests) -> list[int]:
-        """The places, before they were sorted, of those that are here too."""
-        starts = self._heads.searchsorted(digests.heads)
-        alike = (self._heads.take(starts, mode="clip") == digests.heads).nonzero()[0]
-        heads, tails, order = (part[alike] for part in digests)
-        ends = self._heads.searchsorted(heads, side="right")
-        found = zip(*(part.tolist() for part in (order, tails, starts[alike], ends)), strict=True)
-        return [at for at, tail, start, end in found if tail in memoryview(self._read(start, end)).cast("Q")]
+    def between(self, low: int, high: int) -> _Array:
+        """Those whose heads are from the one to the other."""
+        start, end = self._blocks(np.uint64(low), np.uint64(high))
+        some = np.frombuffer(self._read(int(start), int(end)), "u8").reshape(-1, 2)
+        return some[(some[:, 0] >= low) & (some[:, 0] <= high)]
 
-    def insert(self, newer: Run) -> None:
-        """Take those of another run, which ends with that. In pieces, from the end on: never are there two of all."""
-        count, more = len(self), len(newer)
-        places, tails = self._heads.searchsorted(newer._heads), newer._tails(0, more)
-        self._heads.resize(count + more, refcheck=False)
-        last = more
-        for start in reversed(range(0, count, _PIECE)):
-            end, first = min(start + _PIECE, count), int(places.searchsorted(start))
-            here, new = places[first:last] - start, slice(first, last)
-            self._heads[start + first : end + last] = np.insert(self._heads[start:end], here, newer._heads[new])
-            self._write(start + first, np.insert(self._tails(start, end), here, tails[new]))
-            last = first
-        newer._file.close()
+    def close(self) -> None:
+        self._file.close()
 
-    def _tails(self, start: int, end: int) -> _Array:
-        return np.frombuffer(self._read(start, end), "u8")
+    def _blocks(self, low: Any, high: Any) -> tuple[Any, Any]:
+        """Where those blocks start and end that have heads from the one to the other: equal heads fill several."""
+        return np.maximum(self._firsts.searchsorted(low), 1) - 1, self._firsts.searchsorted(high, "right")
 
     def _read(self, start: int, end: int) -> bytes:
-        self._file.seek(8 * start)
-        return self._file.read(8 * (end - start))
+        self._file.seek(_BYTES * _BLOCK * start)
+        return self._file.read(_BYTES * _BLOCK * (end - start))
 
-    def _write(self, start: int, tails: _Array) -> None:
-        self._file.seek(8 * start)
-        self._file.write(tails.data)
+
+def _is_in(block: bytes, digest: bytes) -> bool:
+    at = block.find(digest)
+    while at > 0 and at % _BYTES:  # the end of one and the start of the next
+        at = block.find(digest, at + 1)
+    return at >= 0
+
+
+def _joined(runs: Sequence[_Run], file: IO[bytes]) -> _Run:
+    """One run of all, which end with that. Some heads at a time: never are all in memory."""
+    step = -(-_HEADS // -(-sum(run.count for run in runs) // _PIECE))
+    some = ([run.between(low, min(low + step, _HEADS) - 1) for run in runs] for low in range(0, _HEADS, step))
+    joined = _Run((_sorted(np.concatenate(parts)) for parts in some), file)
+    for run in runs:
+        run.close()
+    return joined
+
+
+def _parts(digests: bytes, count: int) -> _Array:
+    """Head and tail of each."""
+    return np.frombuffer(digests, "u1").reshape(count, -1)[:, :_BYTES].copy().view("u8")
+
+
+def _sorted(digests: _Array) -> _Array:
+    return digests[digests[:, 0].argsort(kind="stable")]  # in no time where two sorted ones follow each other

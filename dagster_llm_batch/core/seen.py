@@ -1,6 +1,6 @@
-"""Which values have come before, exactly, in about 8 bytes each, and 8 in a file: a set of Python objects takes 144.
+"""Which values have come before, exactly, in 2 MB however many there are, and 16 bytes each in files.
 
-The newest are kept as they are. Older ones are in sorted runs, each several times as long as the next.
+A set of Python objects takes 144 bytes each. The newest alone are in one.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.core.runs import Run, SortedDigests
+    from dagster_llm_batch.core.runs import Runs
 
 __all__ = ["Seen"]
 
-_MOST_RECENT = 1 << 15
-_TIMES = 8
+_FEW = 1 << 15  # numpy takes long to load, and small tables do without; nor do they need a file
+_MOST_RECENT = 1 << 13
 
 
 class Seen:
     """`digests` gives 16 bytes or more for each value, all in one: the same for equal values and for no others.
 
-    `new_file` makes one for each run.
+    `new_file` makes the files where digests are, once there are many.
     """
 
     def __init__(self, digests: Callable[[Sequence[Any]], bytes], new_file: Callable[[], IO[bytes]] = BytesIO) -> None:
@@ -29,7 +29,7 @@ class Seen:
         self._digests = digests
         self._new_file = new_file
         self._recent: set[Any] = set()
-        self._runs: list[Run] = []
+        self._older: Runs | None = None
 
     def new(self, values: Sequence[Any]) -> list[bool]:
         """Remember these; for each, whether it comes for the first time."""
@@ -45,30 +45,19 @@ class Seen:
                     self._recent.add(value)
                 found.append(is_new)
         self.count += sum(found)
-        if len(self._recent) > _MOST_RECENT:
+        if len(self._recent) > (_FEW if self._older is None else _MOST_RECENT):
             self._put_away()
         return found
 
     def _old(self, values: Sequence[Any]) -> set[int]:
-        """The places of those that are in a run."""
-        found = set()
-        if self._runs and values:
-            digests = self._sorted(values)
-            for run in self._runs:
-                found.update(run.holds(digests))
-        return found
+        """The places of those that were put away."""
+        if self._older is None or not values:
+            return set()
+        return self._older.held(self._digests(values), len(values))
 
     def _put_away(self) -> None:
-        from dagster_llm_batch.core.runs import Run  # noqa: PLC0415  # takes long, and small tables do without
+        from dagster_llm_batch.core.runs import Runs  # noqa: PLC0415  # see _FEW
 
-        run = Run(self._sorted(list(self._recent)), self._new_file())
+        self._older = self._older or Runs(self._new_file)
+        self._older.add(self._digests(list(self._recent)), len(self._recent))
         self._recent = set()
-        while self._runs and len(self._runs[-1]) <= _TIMES * len(run):
-            newer, run = run, self._runs.pop()
-            run.insert(newer)
-        self._runs.append(run)
-
-    def _sorted(self, values: Sequence[Any]) -> SortedDigests:
-        from dagster_llm_batch.core.runs import sorted_digests  # noqa: PLC0415
-
-        return sorted_digests(self._digests(values), len(values))

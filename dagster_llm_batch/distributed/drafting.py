@@ -2,7 +2,7 @@
 
 The driver goes through the parts in their order, as `Draft` goes through rows: keys, duplicates, answered requests,
 lanes, shards and estimates are decided by the same code, from the lines' sizes. So the files have the same lines in the
-same order. It keeps 8 bytes a row, as `Draft` does, and 4 bytes a request.
+same order. It keeps 4 bytes a request.
 """
 
 from __future__ import annotations

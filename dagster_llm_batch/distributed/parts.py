@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from dagster_llm_batch.engine.rendering import Rendering, images_of
 from dagster_llm_batch.engine.shards import PART, renamed
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.protocols import Codec
-from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import Lane, Request
 
 __all__ = ["LINE", "SIZES", "FileTask", "Part", "PartMaker", "Written", "spare_line", "write_files"]
@@ -76,12 +77,15 @@ class PartMaker:
         first = next(batches, None)
         if first is None:
             return None
-        seen = Seen(packed)
         keys = keys_of(first, self.labeling.key)
         rendering = Rendering(self.labeling, first.schema, self.load_image)
         path = f"{self.folder}/{PART}{uuid.uuid4().hex}.parquet"
         part = Part(path, first.schema, RowsDigest())
-        with self.payloads.table_writer(path, self._schema(rendering), repeating=SIZES) as out:
+        with (
+            ExitStack() as files,
+            self.payloads.table_writer(path, self._schema(rendering), repeating=SIZES) as out,
+        ):
+            seen = Seen(packed, lambda: files.enter_context(unnamed_file()))
             while first is not None:
                 rendering.check(first)
                 for table in self._tables(first, keys, rendering, seen, part.digest):

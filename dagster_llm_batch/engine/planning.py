@@ -2,9 +2,8 @@
 
     rows ─▶ Draft.add ─▶ request files (a shard each) + manifest (row -> request) ─▶ Draft.finish
 
-One pass over the rows, in constant memory but for 8 bytes of each request. The rest of its digest, and a hash of each
-key, wait in unnamed files, once there are many. A draft that is refused, or turns out to be known already, is discarded
-without a trace.
+One pass over the rows, in constant memory: the digests of requests, and a hash of each key, wait in unnamed files, once
+there are many. A draft that is refused, or turns out to be known already, is discarded without a trace.
 """
 
 from __future__ import annotations

@@ -25,13 +25,17 @@ def colliding(values: Sequence[int]) -> bytes:
     return b"".join((value % 3).to_bytes(8, "big") + value.to_bytes(4, "big") + bytes(4) for value in values)
 
 
+@pytest.mark.parametrize("filter_bits", [8, 1 << 10])  # all are perhaps there, or some
 @pytest.mark.parametrize("make", [digests, colliding])
-@pytest.mark.parametrize(("recent", "piece"), [(0, 1), (0, 1_000), (1, 3), (5, 2), (1_000, 1)])
+@pytest.mark.parametrize(("recent", "piece", "block"), [(0, 1, 2), (0, 1_000, 1), (1, 3, 3), (5, 2, 32), (1_000, 1, 1)])
 @given(batches=st.lists(st.lists(st.integers(0, 60), max_size=12), max_size=30))
-def test_what_is_new_is_what_a_set_does_not_hold(make, recent, piece, batches) -> None:
+def test_what_is_new_is_what_a_set_does_not_hold(make, filter_bits, recent, piece, block, batches) -> None:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seen, "_FEW", 2 * recent)
         patch.setattr(seen, "_MOST_RECENT", recent)
         patch.setattr(runs, "_PIECE", piece)
+        patch.setattr(runs, "_BLOCK", block)
+        patch.setattr(runs, "_FILTER_BITS", filter_bits)
         found, plain = Seen(make), set()
         for batch in batches:
             wanted = [not (value in plain or plain.add(value)) for value in batch]
@@ -39,21 +43,33 @@ def test_what_is_new_is_what_a_set_does_not_hold(make, recent, piece, batches) -
         assert found.count == len(plain)
 
 
-def test_of_many_values_eight_bytes_each_are_in_memory_also_while_runs_grow_together(monkeypatch) -> None:
-    count, some = 200_000, 1_000
-    monkeypatch.setattr(seen, "_MOST_RECENT", some)
-    monkeypatch.setattr(runs, "_PIECE", some)
-    with ExitStack() as files:
-        found = Seen(digests, lambda: files.enter_context(tempfile.TemporaryFile()))
-        tracemalloc.start()
-        try:
-            for start in range(0, count, some):
-                assert all(found.new(range(start, start + some)))
-            _, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-        assert not any(found.new(range(count - 5 * some, count)))
-    assert peak < 12 * count  # the smaller of two runs is there twice while they become one
+def test_two_digests_are_no_third_one_that_their_file_spells(monkeypatch) -> None:
+    monkeypatch.setattr(seen, "_FEW", 1)
+    monkeypatch.setattr(runs, "_FILTER_BITS", 8)  # it is perhaps there
+    first, second, across = b"a" * 8 + b"b" * 8, b"c" * 16, b"b" * 8 + b"c" * 8
+    found = Seen(b"".join)
+    assert all(found.new([first, second]))
+    assert found.new([across, second, first]) == [True, False, False]
+
+
+def test_many_values_take_the_memory_of_few_also_while_runs_are_joined(monkeypatch) -> None:
+    some, bits = 1_000, 1 << 20
+    for module, name in ((seen, "_FEW"), (seen, "_MOST_RECENT"), (runs, "_PIECE")):
+        monkeypatch.setattr(module, name, some)
+    monkeypatch.setattr(runs, "_FILTER_BITS", bits)
+
+    def peak(count: int) -> int:
+        with ExitStack() as files:
+            found = Seen(digests, lambda: files.enter_context(tempfile.TemporaryFile()))
+            tracemalloc.start()
+            try:
+                for start in range(0, count, some):
+                    assert all(found.new(range(start, start + some)))
+                return tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+
+    assert peak(200_000) - peak(20_000) < 180_000  # a byte each
 
 
 def test_few_values_need_no_file() -> None:
