@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from ledger_builders import a_submission
 
+from benchmarks.writes import counted
 from dagster_llm_batch.errors import LeaseError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.tables import LEASE
@@ -44,6 +45,13 @@ def test_a_held_lease_is_refused_saying_who_holds_it_until_when(ledger, clock):
         assert (clock.now + timedelta(seconds=60)).isoformat() in str(refusal.value)
         lease.check()
         assert f":{os.getpid()}:" in lease.owner
+
+
+def test_a_lease_of_nothing_writes_nothing_and_starts_no_heartbeat(ledger):
+    threads = threading.active_count()
+    with counted() as writes, ledger.leased():
+        assert threading.active_count() == threads
+    assert writes.statements == 0
 
 
 def test_looking_at_a_lease_says_whether_a_living_process_holds_it_and_takes_nothing(ledger, clock):

@@ -134,6 +134,26 @@ def test_a_move_records_its_time_and_fields(ledger, clock):
     assert [event.detail for event in ledger.events("s1")][-2:] == ["queue full", None]
 
 
+def test_shards_that_are_sent_together_name_the_first_as_their_carrier_which_alone_is_padded(ledger):
+    ledger.open(a_submission(), [a_shard(f"h{number}", number=number) for number in range(3)])
+    sent = ledger.move_together(["h2", "h0"], Move.SEND, padding=5)
+    assert [(one.shard_id, one.carrier, one.padding) for one in sent] == [("h2", None, 5), ("h0", "h2", 0)]
+    assert [ledger.shard("h2"), ledger.shard("h0")] == sent
+    with pytest.raises(IllegalMoveError):
+        ledger.move_together(["h1", "h0"], Move.SEND)
+    assert ledger.shard("h1").state is ShardState.PLANNED
+
+
+def test_a_submission_and_its_shards_are_read_together(ledger):
+    ledger.open(a_submission(), [a_shard(f"h{number}", number=number) for number in (1, 0)])
+    ledger.open(a_submission("s2", attempt=2), [a_shard("other", "s2")])
+    submission, shards = ledger.with_shards("s1")
+    assert submission == ledger.submission("s1")
+    assert [shard.shard_id for shard in shards] == ["h0", "h1"]
+    with pytest.raises(LedgerError, match="no submission s3"):
+        ledger.with_shards("s3")
+
+
 def test_a_move_refuses_what_it_cannot_record(ledger):
     ledger.open(a_submission(), [a_shard()])
     ledger.move("h1", Move.SEND)
