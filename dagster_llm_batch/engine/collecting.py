@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.core.identity import NONCE
+from dagster_llm_batch.core.memory import release_all_memory
 from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, Reconciler, ShardFacts, Tally
 from dagster_llm_batch.engine.definition import Labeling
@@ -35,7 +36,7 @@ from dagster_llm_batch.types import BatchStatus
 __all__ = ["Collector"]
 
 _FETCHES = 3
-_LINES_AT_ONCE = 256
+_LINES_AT_ONCE = 64  # of each download
 _PATIENCE = timedelta(hours=1)  # since the batch ended: its result files can come later than its status
 _LONGEST_PAUSE_SECONDS = 30.0
 _ANY_NONCE = re.compile(NONCE.encode() + rb"-[0-9a-z-]{40}")
@@ -110,6 +111,7 @@ class Collector:
                 yield here, None
         finally:
             pool.shutdown(cancel_futures=True)
+            release_all_memory()  # of the threads: each has its own
 
     def _fetch(self, shards: Sequence[Shard], at_least: int) -> None:
         """Download a batch's result lines into the raw files of its shards. One that is stored already stays."""

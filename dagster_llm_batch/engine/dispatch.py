@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
 
+from dagster_llm_batch.core.memory import release_all_memory
 from dagster_llm_batch.core.sharding import tightest
 from dagster_llm_batch.engine.answering import Answerer
 from dagster_llm_batch.engine.definition import Labeling
@@ -75,6 +76,7 @@ class Dispatcher:
             wait(sending, return_when=FIRST_EXCEPTION)
         finally:
             pool.shutdown(cancel_futures=True)
+            release_all_memory()  # of the threads: each has its own
         for one in sending:
             if not one.cancelled():
                 one.result()
