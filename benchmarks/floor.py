@@ -135,9 +135,14 @@ def _results(service: str, client: httpx.Client, batch: str) -> Iterator[bytes]:
 
 
 def main(service: str, rows: str, url: str, folder: str) -> None:
-    """Label the rows."""
+    """Label the rows, and say what it took."""
     load(*FLOOR)
     work = Work()
+    work.report(rows=label(service, rows, url, folder))
+
+
+def label(service: str, rows: str, url: str, folder: str) -> int:
+    """Label the rows, from one file into another. How many there are."""
     client = httpx.Client(base_url=url, timeout=600)
     keys: list[str] = []
     batches = []
@@ -161,16 +166,16 @@ def main(service: str, rows: str, url: str, folder: str) -> None:
                     text = one.response.body.choices[0].message.content
                 else:
                     text = one.result.message.content[0].text
-                label = Label.model_validate_json(text)
+                found = Label.model_validate_json(text)
                 count += 1
-                values = (keys[int(one.custom_id)], label.row, label.label, label.score, label.topics, label.rationale)
+                values = (keys[int(one.custom_id)], found.row, found.label, found.score, found.topics, found.rationale)
                 for column, value in zip(columns, values, strict=True):
                     column.append(value)
                 if len(columns[0]) == _SLICE:
                     out.write_table(pa.table(columns, schema=_SCHEMA))
                     columns = [[] for _ in _SCHEMA]
         out.write_table(pa.table(columns, schema=_SCHEMA))
-    work.report(rows=count)
+    return count
 
 
 if __name__ == "__main__":

@@ -57,9 +57,13 @@ class Work:
         self._imports = _cpu()
         self._start = time.perf_counter()
 
+    def cpu_s(self) -> float:
+        """CPU seconds until now."""
+        return _cpu() - self._imports
+
     def report(self, **more: Any) -> None:
         """The last thing that the child does."""
-        cpu, wall = _cpu() - self._imports, time.perf_counter() - self._start
+        cpu, wall = self.cpu_s(), time.perf_counter() - self._start
         print(json.dumps({"work_cpu_s": cpu, "wall_s": wall, "peak_mb": _peak_mb(), **more}), flush=True)
 
 

@@ -20,7 +20,7 @@ from benchmarks.loading import load_package
 from benchmarks.measure import Work
 from benchmarks.writes import counted
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine import Engine, Labeling, Status
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -72,10 +72,10 @@ def provider(service: str, addresses: dict[str, str]) -> Provider:
     )
 
 
-def labeling(service: str, **more: Any) -> Labeling:
+def labeling(service: str, asset: str = "labels", **more: Any) -> Labeling:
     """What is asked of each row."""
     return Labeling(
-        asset="labels",
+        asset=asset,
         model=MODELS[service],
         key="id",
         prompt=PROMPT,
@@ -85,25 +85,36 @@ def labeling(service: str, **more: Any) -> Labeling:
     )
 
 
+def engine(service: str, folder: Path, addresses: dict[str, str]) -> Engine:
+    """With its ledger and payloads in the folder."""
+    asked = provider(service, addresses)
+    return Engine({service: asked}, Ledger(folder / "ledger.sqlite"), PayloadStore(folder / "payloads"), "benchmark")
+
+
+def label(engine: Engine, definition: Labeling, rows: str, folder: Path) -> tuple[int, Status]:
+    """Label the rows, from one file into others. How many have a label."""
+    submission_id = engine.plan(definition, read_rows(rows)).submission_id
+    while not (status := engine.advance(definition, submission_id)).is_settled:
+        pass
+    count = 0
+    with ExitStack() as files:
+        writers: dict[str, pq.ParquetWriter] = {}
+        for part in engine.label_batches(definition, submission_id, run_id="benchmark"):
+            for name, table in (("labels", part.labels), ("rejects", part.rejects)):
+                if name not in writers:
+                    writers[name] = files.enter_context(pq.ParquetWriter(folder / f"{name}.parquet", table.schema))
+                writers[name].write_table(table)
+            count += len(part.labels)
+    return count, status
+
+
 def main(service: str, rows: str, folder: str, addresses: str, changes: str = "{}") -> None:
-    """Label the rows."""
-    asked, house = provider(service, json.loads(addresses)), Path(folder)
-    engine = Engine({service: asked}, Ledger(house / "ledger.sqlite"), PayloadStore(house / "payloads"), "benchmark")
-    definition = labeling(service, **json.loads(changes))
+    """Label the rows, and say what it took."""
+    house = Path(folder)
+    one, definition = engine(service, house, json.loads(addresses)), labeling(service, **json.loads(changes))
     work = Work()
     with counted() as writes:
-        submission = engine.plan(definition, read_rows(rows))
-        while not (status := engine.advance(definition, submission.submission_id)).is_settled:
-            pass
-        count = 0
-        with ExitStack() as files:
-            writers: dict[str, pq.ParquetWriter] = {}
-            for part in engine.label_batches(definition, submission.submission_id, run_id="benchmark"):
-                for name, table in (("labels", part.labels), ("rejects", part.rejects)):
-                    if name not in writers:
-                        writers[name] = files.enter_context(pq.ParquetWriter(house / f"{name}.parquet", table.schema))
-                    writers[name].write_table(table)
-                count += len(part.labels)
+        count, status = label(one, definition, rows, house)
     work.report(
         rows=count,
         shards=len(status.shards),

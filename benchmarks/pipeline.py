@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from benchmarks.again import Again
 from benchmarks.inputs import rows_file
 from benchmarks.measure import Cost, child, mock
 
@@ -73,25 +74,30 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: Sequence[Row], to: Path) -> None:
-    """CPU per row over rows, by service."""
+def plot(rows: Sequence[Row], again: Sequence[Again], to: Path) -> None:
+    """CPU seconds over rows, and CPU of a row more; package and floor."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    for service in dict.fromkeys(row.service for row in rows):
+    figure, (whole, more) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    colors = {service: f"C{number}" for number, service in enumerate(dict.fromkeys(row.service for row in rows))}
+    for service, color in colors.items():
         own = [row for row in rows if row.service == service]
-        axes.plot([r.rows for r in own], [r.package.work_cpu_s / r.rows * 1e6 for r in own], marker="o", label=service)
-        floors = [(r.rows, r.floor.work_cpu_s / r.rows * 1e6) for r in own if r.floor is not None]
+        whole.plot([r.rows for r in own], [r.package.work_cpu_s for r in own], marker="o", color=color, label=service)
+        floors = [(r.rows, r.floor.work_cpu_s) for r in own if r.floor is not None]
         if floors:
-            axes.plot(
-                *zip(*floors, strict=True), linestyle=":", color=axes.lines[-1].get_color(), label=f"{service}, floor"
-            )
-    axes.set(xscale="log", xlabel="rows", ylabel="CPU microseconds a row", ylim=(0, None))
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
+            whole.plot(*zip(*floors, strict=True), linestyle=":", color=color, label=f"{service}, floor")
+    for one in again:
+        style: dict[str, str] = {"marker": "o"} if one.who == "package" else {"linestyle": ":"}
+        figures = [each * 1e6 for each in one.more_s.values()]
+        more.plot(list(one.more_s), figures, color=colors[one.service], **style)  # type: ignore[arg-type]
+    whole.set(title="All, in a process of its own", xlabel="rows", ylabel="CPU seconds", xscale="log", yscale="log")
+    more.set(title="A row more", xlabel="rows", ylabel="CPU microseconds", xscale="log", ylim=(0, None))
+    whole.legend(fontsize=8)
+    for axes in (whole, more):
+        axes.grid(alpha=0.3)
     to.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(to, dpi=110)
     plt.close(figure)

@@ -20,7 +20,14 @@ def test_the_benchmark_runs_and_prints_its_tables(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", *parts, *small, "--inputs", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=290, check=False)
     assert done.returncode == 0, done.stderr
-    rows = ["| openai | 300 |", "| openai | 400 |", "| anthropic | 300 |", "| 300 | 100 | 3 |", "read again by threads"]
+    rows = [
+        "| openai | 300 |",
+        "| openai | 400 |",
+        "| anthropic | 300 |",
+        "| openai | package |",
+        "| 300 | 100 | 3 |",
+        "read again by threads",
+    ]
     rows.append("| openai | sqlite | 20 | all have ended |")
     for row in (*rows, "| 5 | sent together", "| 5 | a run for each day | 10 |", "| batch, identical rows once |"):
         assert row in done.stdout
