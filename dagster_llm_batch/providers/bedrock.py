@@ -49,8 +49,7 @@ __all__ = ["BedrockProvider"]
 
 _ROLE = re.compile(r"arn:aws(?:-[^:]+)?:iam::(?P<account>[0-9]{12})?:role/.+")
 _S3 = re.compile(r"s3://(?P<bucket>[a-z0-9][-.a-z0-9]{1,61}[a-z0-9])(?:/(?P<prefix>[-!_*'().a-zA-Z0-9/]*))?")
-_PART_BYTES = 8 << 20  # of which S3 takes 10,000
-_PARTS_AT_ONCE = 2
+_PART_BYTES = 5 << 20  # the least that S3 takes, and of these 10,000
 _PAGE = 1_000  # the most that one list call gives
 _HOURS = range(24, 169)
 _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
@@ -375,9 +374,7 @@ class BedrockProvider:
         self._aws()
         from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]  # noqa: PLC0415
 
-        config = TransferConfig(_PART_BYTES, _PARTS_AT_ONCE, _PART_BYTES)
-        config.max_in_memory_upload_chunks = _PARTS_AT_ONCE  # else it reads ten parts ahead
-        return config
+        return TransferConfig(_PART_BYTES, multipart_chunksize=_PART_BYTES, use_threads=False)
 
 
 def _with_bytes(value: dict[str, Any]) -> dict[str, Any]:
