@@ -17,7 +17,6 @@ from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 _FIRST = dt.date(2025, 1, 1)
 _ROWS_A_DAY = 5
-_SAMPLE = 20  # runs of one partition each are alike
 _QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
 _RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
@@ -85,15 +84,7 @@ def backfill(days: int, *, together: bool) -> Backfill:
 def table(days: int) -> str:
     """As Markdown."""
     lines = ["| Days | | Runs | Batches | API calls | Seconds |", "| ---: | --- | ---: | ---: | ---: | ---: |"]
-    one = backfill(days, together=True)
-    lines.append(f"| {days} | one run | {one.runs} | {one.batches} | {one.calls} | {one.seconds:.0f} |")
-    some = backfill(min(days, _SAMPLE), together=False)
-    times = days / some.days
-    if times > 1:
-        lines.append(
-            f"| {some.days} | a run for each day | {some.runs} | {some.batches} | {some.calls} | {some.seconds:.0f} |"
-        )
-    runs, batches, calls = (round(one * times) for one in (some.runs, some.batches, some.calls))
-    how = "a run for each day" + (f", {some.days} of them times {times:.1f}" if times > 1 else "")
-    lines.append(f"| {days} | {how} | {runs} | {batches} | {calls} | {some.seconds * times:.0f} |")
+    for name, together in (("one run", True), ("a run for each day", False)):
+        took = backfill(days, together=together)
+        lines.append(f"| {days} | {name} | {took.runs} | {took.batches} | {took.calls} | {took.seconds:.0f} |")
     return "\n".join(lines)

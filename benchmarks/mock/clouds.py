@@ -75,7 +75,12 @@ class Vertex:
         self._jobs: dict[str, dict[str, Any]] = {}
         self._numbers = count()  # calls come at once
         mock.route("POST", r"/v1/(projects/[^/]+/locations/[^/]+)/batchPredictionJobs", self.create)
+        mock.route("GET", r"/v1/projects/[^/]+/locations/[^/]+/batchPredictionJobs", self.listed)
         mock.route("GET", r"/v1/(projects/.+)", lambda _request, name: self._jobs[name])
+
+    def listed(self, _request: Any) -> Reply:
+        """All jobs, the newest first."""
+        return {"batchPredictionJobs": list(reversed(self._jobs.values()))}
 
     def create(self, request: Any, parent: str) -> Reply:
         """A job, which has ended."""

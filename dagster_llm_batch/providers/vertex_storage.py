@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["VertexStorage"]
 
 _UPLOAD_CHUNK_BYTES = 4 << 20
-_DOWNLOAD_CHUNK_BYTES = 4 << 20
+_DOWNLOAD_CHUNK_BYTES = 2 << 20
 _RETRY_SECONDS = 10.0  # the SDK's default is two minutes a call; callers of ours try again, and in time
 
 
