@@ -22,7 +22,7 @@ from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.core.results import SHARED
 from dagster_llm_batch.engine.collecting import Collector
 from dagster_llm_batch.engine.definition import Labeling
-from dagster_llm_batch.engine.scattering import part_names, read_part, rows_at_once, scatter
+from dagster_llm_batch.engine.scattering import ROWS_AT_ONCE, part_names, read_part, scatter
 from dagster_llm_batch.engine.status import sum_costs
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -120,12 +120,11 @@ class Landing:
     ) -> Iterator[tuple[pa.Table, Iterator[pa.Table]]]:
         """The manifest and the results of each wave, oldest first; large ones in parts that belong together."""
         names = self.part_names(waves)
-        rows = rows_at_once(names)
         starts = accumulate(map(len, waves[:-1]), initial=0)
-        sources = [(asked, self.payloads.iter_batches(self.manifest_path, rows, asked.names))]
+        sources = [(asked, self.payloads.iter_batches(self.manifest_path, ROWS_AT_ONCE, asked.names))]
         numbered = said.append(_SHARD)
         sources += [
-            (numbered, self._results(wave, numbered, rows, start)) for wave, start in zip(waves, starts, strict=False)
+            (numbered, self._results(wave, numbered, start)) for wave, start in zip(waves, starts, strict=False)
         ]
         if len(names) == 1:
             first, *rest = (pa.Table.from_batches(batches, schema) for schema, batches in sources)
@@ -148,10 +147,10 @@ class Landing:
             if reread or not self.payloads.table_schema(_path(shard)).equals(self.collector.schema):
                 self.collector.read(shard)
 
-    def _results(self, shards: Sequence[Shard], said: pa.Schema, rows: int, start: int) -> Iterator[pa.RecordBatch]:
-        """What they say, shard by shard, so many rows at once; the last column counts the shards from `start`."""
+    def _results(self, shards: Sequence[Shard], said: pa.Schema, start: int) -> Iterator[pa.RecordBatch]:
+        """What they say, shard by shard, some rows at once; the last column counts the shards from `start`."""
         for number, shard in enumerate(shards, start):
-            for batch in self.payloads.iter_batches(_path(shard), rows, said.names[:-1]):
+            for batch in self.payloads.iter_batches(_path(shard), ROWS_AT_ONCE, said.names[:-1]):
                 numbers = pa.repeat(pa.scalar(number, _SHARD.type), len(batch))
                 yield pa.record_batch([*batch.columns, numbers], schema=said)
                 del batch

@@ -15,12 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["PART_ROWS", "part_names", "read_part", "rows_at_once", "scatter"]
+__all__ = ["PART_ROWS", "ROWS_AT_ONCE", "part_names", "read_part", "scatter"]
 
 PART_ROWS = 8_192
 """More rows than these are taken apart."""
 
-_FEW_PARTS = 64
+ROWS_AT_ONCE = 8_192
+"""How many rows the batches to scatter should have: a slice of few rows takes longer than its rows."""
+
 _DIGITS = 4
 _MOST_PARTS = 256  # a part is an open file, and its number a byte
 _BUFFER_BYTES = 1 << 13  # a slice of a batch is many small pieces
@@ -30,11 +32,6 @@ def part_names(rows: int) -> list[str]:
     """The first digits of the least request id in each of the parts of a table of so many rows."""
     count = min(max(-(-rows // PART_ROWS), 1), _MOST_PARTS)
     return [f"{(number << 4 * _DIGITS) // count:0{_DIGITS}x}" for number in range(count)]
-
-
-def rows_at_once(names: list[str]) -> int:
-    """How many rows the batches to scatter should have: a slice of few rows takes longer than its rows."""
-    return 8_192 if len(names) <= _FEW_PARTS else 16_384
 
 
 def scatter(batches: Iterable[pa.RecordBatch], schema: pa.Schema, by: str, names: list[str], folder: Path) -> None:

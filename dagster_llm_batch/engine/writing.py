@@ -20,7 +20,7 @@ import pyarrow as pa
 from dagster_llm_batch.core.labeling import label
 from dagster_llm_batch.core.results import REPEATING
 from dagster_llm_batch.engine.landing import Landing
-from dagster_llm_batch.engine.scattering import read_part, rows_at_once, scatter
+from dagster_llm_batch.engine.scattering import ROWS_AT_ONCE, read_part, scatter
 from dagster_llm_batch.engine.shards import APART
 from dagster_llm_batch.storage.payloads import PayloadStore
 
@@ -69,7 +69,7 @@ class _TakeApart:
             self.payloads.table_writer(path, schema, repeating=REPEATING) as out,
         ):
             folder = Path(root) / "parts"
-            batches = self.payloads.iter_batches(source.path, rows_at_once(self.names))
+            batches = self.payloads.iter_batches(source.path, ROWS_AT_ONCE)
             scatter(batches, schema, _ID, self.names, folder)
             for name in self.names:
                 table = read_part(folder, name)
