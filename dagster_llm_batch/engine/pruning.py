@@ -6,7 +6,8 @@
    on; then its requests, raw results, results and manifest go. Its row and its events stay. Whoever is killed between
    leaves files that the next call removes.
 3. Of files that belong to no submission of this ledger, those go that a killed plan left more than a day ago. Results
-   are never among them: where such a folder holds some, another ledger writes here, and all of these stay.
+   are never among them: where such a folder holds some, another ledger writes here, and all of these stay. So does
+   whatever does not lie and is not named as a submission's file: people keep others in the same bucket.
 4. Halves of files, and parts of tables that a lost worker left, go a day later, also where the submission is kept.
 
 Refuses to delete where ledger and payload store do not belong together. Files at the providers are the providers'.
@@ -14,6 +15,7 @@ Refuses to delete where ledger and payload store do not belong together. Files a
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +34,10 @@ __all__ = ["Pruner", "Pruning", "is_pruned"]
 
 _PRUNED = "pruned"
 _LEFT_BEHIND_AFTER = timedelta(days=1)
+_NAMES = re.compile(
+    rf"\.[0-9a-f]+\.tmp|manifest\.parquet|wave-\d+-\d+\..+|fallback-[0-9a-f]+\..+|({PART}|{APART})[0-9a-f]+\.parquet"
+)
+_DEPTH = len(PurePosixPath(payload_path("namespace", "asset", "partition", "submission", "name")).parents)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,9 @@ class Pruner:
             raise ConfigError(f"Files are pruned after a day at the earliest; got older_than={older_than}.")
         folders: dict[str, list[StoredFile]] = defaultdict(list)
         for file in stored_files(self._payloads, namespace_folder(self._namespace)):
-            folders[str(PurePosixPath(file.path).parent)].append(file)
+            path = PurePosixPath(file.path)
+            if len(path.parents) == _DEPTH and _NAMES.fullmatch(path.name):
+                folders[str(path.parent)].append(file)
         submissions = self._ledger.submissions(self._namespace)  # after the files: what is new meanwhile is young
         found = self._found(folders, submissions, older_than)
         return self._delete(found, folders) if delete else found

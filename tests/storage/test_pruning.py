@@ -214,6 +214,25 @@ def test_what_a_lost_worker_left_beside_the_files_of_a_kept_submission_goes_afte
     assert young in store.files()
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "prod/labels/day=2026-01-01/part-abc-00000.parquet",
+        "prod/reports/manifest.parquet",
+        "prod/readme.md",
+        "prod/tickets/2026-01-01/s9/model.bin",
+        "prod/tickets/2026-01-01/s9/deeper/manifest.parquet",
+    ],
+)
+def test_files_of_others_below_the_same_folder_stay(store, path):
+    store.submit()
+    (other := store.root / path).parent.mkdir(parents=True, exist_ok=True)
+    other.write_bytes(b"not ours")
+    store.age(other, days_old=9)
+    found = store.prune(delete=True)
+    assert (found.files, found.foreign, other.exists()) == ((), (), True)
+
+
 def test_results_of_submissions_that_the_ledger_does_not_know_show_another_ledger_and_nothing_of_it_goes(store):
     store.submit()
     store.write(store.path("theirs1", "wave-1-0000.raw.jsonl.zst"), days_old=9)
