@@ -194,7 +194,6 @@ def _host() -> str:
     return "/".join(parts)
 
 
-@cache  # by pid: a fork is another process
 def _process(pid: int) -> str:
     """A process, as other ones can find out whether it is dead."""
     return f"{_host()}:{pid}:{_started(pid) or '-'}"
