@@ -55,10 +55,10 @@ def keys_of(batch: pa.RecordBatch, column_name: str) -> list[Any]:
 def _values(column: pa.Array, column_name: str) -> list[Any]:
     """The keys as Python's own values. Raises InputError for one that these cannot hold to the last digit."""
     try:
-        if column.type == pa.time64("ns"):
-            column = column.cast(
-                pa.time64("us")
-            )  # refuses to cut a time; `to_pylist` would, and make two of them equal
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if column.type == pa.time64("ns"):  # this refuses to cut a time; `to_pylist` would, and make two of them equal
+            column = column.cast(pa.time64("us"))
         values: list[Any] = column.to_pylist()
     except (OverflowError, ValueError) as error:
         msg = (

@@ -57,6 +57,7 @@ def test_other_types_are_no_keys(keys: Any) -> None:
     "keys",
     [
         pa.array([2_001, 2_002], pa.int64()).cast(pa.time64("ns")),  # equal, if cut to microseconds
+        pa.array([2_001, 2_002], pa.int64()).cast(pa.time64("ns")).dictionary_encode(),
         pa.array([10**12], pa.timestamp("s")),  # far after the year 9999
     ],
 )
