@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -70,9 +71,20 @@ class Dispatcher:
             for labeling, batch in batches:
                 self._send(labeling, batch)
             return
+        failed = threading.Event()
+
+        def send(labeling: Labeling, batch: list[Shard]) -> None:
+            if failed.is_set():  # before this thread's next one is cancelled
+                return
+            try:
+                self._send(labeling, batch)
+            except BaseException:
+                failed.set()
+                raise
+
         pool = Threads(self._deployment.transfers_at_once, "dagster-llm-batch upload")
         try:
-            sending = [pool.submit(self._send, labeling, batch) for labeling, batch in batches]
+            sending = [pool.submit(send, labeling, batch) for labeling, batch in batches]
             wait(sending, return_when=FIRST_EXCEPTION)
         finally:
             pool.shutdown(cancel_futures=True)
