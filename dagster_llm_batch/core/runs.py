@@ -20,7 +20,7 @@ _BLOCK = 32  # digests
 _PIECE = 1 << 13  # digests in memory at once, while runs become one
 _TIMES = 4  # more, and runs are joined more often; fewer, and what is there is looked for in more of them
 _HEADS = 1 << 64  # so many there can be
-_FILTER_BITS = 1 << 24  # a power of 2; says perhaps of 1 % of new digests among a million, of a half among ten
+_FILTER_BITS = 1 << 25  # a power of 2; says perhaps of 1 % of new digests among two million, of a fifth among ten
 
 
 class Runs:

@@ -1,4 +1,4 @@
-"""Which values have come before, exactly, in 2 MB however many there are, and 16 bytes each in files.
+"""Which values have come before, exactly, in 4 MB however many there are, and 16 bytes each in files.
 
 A set of Python objects takes 144 bytes each. The newest alone are in one.
 """
