@@ -25,7 +25,6 @@ _RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_
 class Backfill:
     """What it took."""
 
-    days: int
     runs: int
     batches: int
     calls: int
@@ -78,7 +77,7 @@ def backfill(days: int, *, together: bool) -> Backfill:
         seconds = time.perf_counter() - began
         assert inst.get_materialized_partitions(dg.AssetKey("labels")) == set(keys)
         assert not emulator.books.billed_twice()
-        return Backfill(days, runs, len(emulator.books.batches), len(emulator.books.calls), seconds)
+        return Backfill(runs, len(emulator.books.batches), len(emulator.books.calls), seconds)
 
 
 def table(days: int) -> str:

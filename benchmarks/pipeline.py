@@ -88,9 +88,8 @@ def plot(rows: Sequence[Row], again: Sequence[Again], to: Path) -> None:
         if floors:
             whole.plot(*zip(*floors, strict=True), linestyle=":", color=color, label=f"{service}, floor")
     for one in again:
-        style: dict[str, str] = {"marker": "o"} if one.who == "package" else {"linestyle": ":"}
-        figures = [each * 1e6 for each in one.more_s.values()]
-        more.plot(list(one.more_s), figures, color=colors[one.service], **style)  # type: ignore[arg-type]
+        line = "o-" if one.who == "package" else ":"
+        more.plot(list(one.more_s), [each * 1e6 for each in one.more_s.values()], line, color=colors[one.service])
     whole.set(title="All, in a process of its own", xlabel="rows", ylabel="CPU seconds", xscale="log", yscale="log")
     more.set(title="A row more", xlabel="rows", ylabel="CPU microseconds", xscale="log", ylim=(0, None))
     whole.legend(fontsize=8)

@@ -8,6 +8,7 @@ In memory are the filter, of one size however many digests there are, and 8 byte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
 from typing import IO, Any
 
 import numpy as np
@@ -44,24 +45,23 @@ class Runs:
         some = _parts(digests, count)
         places = self._filter.perhaps(some)
         perhaps = some[places]
-        found = (zip(places.tolist(), run.holds(perhaps), strict=True) for run in self._runs)
-        return {place for run in found for place, is_here in run if is_here}
+        return {place for run in self._runs for place in compress(places.tolist(), run.holds(perhaps))}
 
 
 class _Filter:
     """Two bits of each digest are set. One that has a bit which is not is certainly another."""
 
     def __init__(self) -> None:
-        self._bits = np.zeros(_FILTER_BITS // 8, "u1")
+        self._bytes = np.zeros(_FILTER_BITS // 8, "u1")
 
     def add(self, digests: _Array) -> None:
-        places = _bits_of(digests)
-        np.bitwise_or.at(self._bits, places >> 3, _MASKS[places & 7])
+        bits = _bits_of(digests)
+        np.bitwise_or.at(self._bytes, bits >> 3, _MASKS[bits & 7])
 
     def perhaps(self, digests: _Array) -> _Array:
         """The places of those that may have been added."""
-        places = _bits_of(digests)
-        are_set: _Array = (self._bits[places >> 3] & _MASKS[places & 7]).all(axis=1)
+        bits = _bits_of(digests)
+        are_set: _Array = (self._bytes[bits >> 3] & _MASKS[bits & 7]).all(axis=1)
         return are_set.nonzero()[0]
 
 

@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.core.identity import NONCE
-from dagster_llm_batch.core.memory import release_all_memory
 from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, Reconciler, ShardFacts, Tally
 from dagster_llm_batch.engine.definition import Labeling
@@ -99,9 +98,8 @@ class Collector:
             return None
 
         here: list[Shard] = []
-        pool = Threads(self._deployment.transfers_at_once, "dagster-llm-batch download")
-        spread = pool.map if len(by_batch) > 1 else map  # one alone in this thread: it can be interrupted
-        try:
+        with Threads(self._deployment.transfers_at_once, "dagster-llm-batch download") as pool:
+            spread = pool.map if len(by_batch) > 1 else map  # one alone in this thread: it can be interrupted
             for some, error in zip(by_batch.values(), spread(archived, by_batch.values()), strict=True):
                 if error is not None or self._labeling.workers is None:
                     yield some, error
@@ -109,9 +107,6 @@ class Collector:
                     here += some
             if here:
                 yield here, None
-        finally:
-            pool.shutdown(cancel_futures=True)
-            release_all_memory()  # of the threads: each has its own
 
     def _fetch(self, shards: Sequence[Shard], at_least: int) -> None:
         """Download a batch's result lines into the raw files of its shards. One that is stored already stays."""

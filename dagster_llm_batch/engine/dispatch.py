@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
 
-from dagster_llm_batch.core.memory import release_all_memory
 from dagster_llm_batch.core.sharding import tightest
 from dagster_llm_batch.engine.answering import Answerer
 from dagster_llm_batch.engine.definition import Labeling
@@ -82,13 +81,9 @@ class Dispatcher:
                 failed.set()
                 raise
 
-        pool = Threads(self._deployment.transfers_at_once, "dagster-llm-batch upload")
-        try:
+        with Threads(self._deployment.transfers_at_once, "dagster-llm-batch upload") as pool:
             sending = [pool.submit(send, labeling, batch) for labeling, batch in batches]
             wait(sending, return_when=FIRST_EXCEPTION)
-        finally:
-            pool.shutdown(cancel_futures=True)
-            release_all_memory()  # of the threads: each has its own
         for one in sending:
             if not one.cancelled():
                 one.result()

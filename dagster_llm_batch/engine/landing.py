@@ -65,17 +65,16 @@ class Landing:
 
     def _outcomes(self) -> dict[str, int]:
         """How many requests ended how: by their newest success, else their newest word."""
-        waves = self.waves
-        if not waves:
+        if not self.waves:
             return {}
         counts: Counter[str] = Counter()
-        if len(waves) == 1 and not self.submission.reused_from:  # every request has spoken once
-            for shard in waves[0]:
+        if len(self.waves) == 1 and not self.submission.reused_from:  # every request has spoken once
+            for shard in self.waves[0]:
                 said = self.payloads.read_table(_path(shard), [_OUTCOME])[_OUTCOME]
                 counts.update({one["values"]: one["counts"] for one in pc.value_counts(said).to_pylist()})
             return dict(counts)
         asked, said = (_chosen(self.collector.schema, names) for names in ([_ID], [_ID, _OUTCOME]))
-        for manifest, results in self._parts(waves, asked, said):
+        for manifest, results in self._parts(asked, said):
             requests = pc.unique(manifest[_ID])
             newest = pa.concat_tables(reversed([*results]))
             good = newest.filter(pc.equal(newest[_OUTCOME], Outcome.SUCCEEDED.value))
@@ -96,10 +95,9 @@ class Landing:
     def batches(self, *, run_id: str, reread: bool) -> Iterator[Labeled]:
         """`labels` in constant memory, part by part. The rows of a large table come in no particular order."""
         self.read_again(reread=reread)
-        waves = self.waves
-        shared, schema = self._shared(waves), self.collector.schema
+        shared, schema = self._shared(), self.collector.schema
         own = _chosen(schema, [name for name in schema.names if name not in SHARED])
-        for manifest, results in self._parts(waves, self.payloads.table_schema(self.manifest_path), own):
+        for manifest, results in self._parts(self.payloads.table_schema(self.manifest_path), own):
             yield self._label(manifest, (_with(shared, table).select(schema.names) for table in results), run_id)
             del manifest  # before the next is read
             release_memory()
@@ -108,23 +106,21 @@ class Landing:
         version = self.labeling.prompt_version
         return label(manifest, results, self.labeling.reader.schema, prompt_version=version, run_id=run_id)
 
-    def _shared(self, waves: Sequence[Sequence[Shard]]) -> pa.Table:
+    def _shared(self) -> pa.Table:
         """What all results of a shard share: a row for each, in their order."""
         schema = _chosen(self.collector.schema, SHARED)
         nothing = pa.RecordBatch.from_pylist([{}], schema)  # of a shard without results, which `label` refuses
-        results = (self.payloads.iter_batches(_path(shard), 1, SHARED) for shard in chain.from_iterable(waves))
+        results = (self.payloads.iter_batches(_path(shard), 1, SHARED) for shard in chain.from_iterable(self.waves))
         return pa.Table.from_batches([next(batches, nothing) for batches in results], schema).combine_chunks()
 
-    def _parts(
-        self, waves: Sequence[Sequence[Shard]], asked: pa.Schema, said: pa.Schema
-    ) -> Iterator[tuple[pa.Table, Iterator[pa.Table]]]:
+    def _parts(self, asked: pa.Schema, said: pa.Schema) -> Iterator[tuple[pa.Table, Iterator[pa.Table]]]:
         """The manifest and the results of each wave, oldest first; large ones in parts that belong together."""
-        names = self.part_names(waves)
-        starts = accumulate(map(len, waves[:-1]), initial=0)
+        names = self.part_names()
+        starts = accumulate(map(len, self.waves), initial=0)
         sources = [(asked, self.payloads.iter_batches(self.manifest_path, ROWS_AT_ONCE, asked.names))]
         numbered = said.append(_SHARD)
         sources += [
-            (numbered, self._results(wave, numbered, start)) for wave, start in zip(waves, starts, strict=False)
+            (numbered, self._results(wave, numbered, start)) for wave, start in zip(self.waves, starts, strict=False)
         ]
         if len(names) == 1:
             first, *rest = (pa.Table.from_batches(batches, schema) for schema, batches in sources)
@@ -138,9 +134,10 @@ class Landing:
             for name in names:
                 yield read_part(folders[0], name), map(read_part, folders[1:], repeat(name))
 
-    def part_names(self, waves: Sequence[Sequence[Shard]]) -> list[str]:
+    def part_names(self) -> list[str]:
         """Of the parts in which the manifest and the largest wave fit into memory."""
-        return part_names(max(self.submission.rows, *(sum(shard.requests for shard in wave) for wave in waves), 0))
+        waves = (sum(shard.requests for shard in wave) for wave in self.waves)
+        return part_names(max(self.submission.rows, *waves, 0))
 
     def read_again(self, *, reread: bool) -> None:
         for shard in chain.from_iterable(self.waves):

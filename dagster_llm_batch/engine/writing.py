@@ -116,12 +116,13 @@ def write_labels(landing: Landing, labels: PayloadStore, rejects: PayloadStore, 
     """See Engine.write_labels."""
     workers = landing.labeling.workers
     spread = map if workers is None else workers.map
-    waves = landing.waves
     sources = [_Source(landing.manifest_path, 0)]
     sources += [
-        _Source(shard.results_path or "", wave) for wave, shards in enumerate(waves, start=1) for shard in shards
+        _Source(shard.results_path or "", wave)
+        for wave, shards in enumerate(landing.waves, start=1)
+        for shard in shards
     ]
-    names = landing.part_names(waves)
+    names = landing.part_names()
     if len(names) == 1:
         apart, passing = [_Apart(one.path, one.wave, (0, _ALL)) for one in sources], []
     else:

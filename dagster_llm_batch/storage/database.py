@@ -193,7 +193,7 @@ def _create_private(path: Path) -> None:
 
 
 def _on_connect(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # transactions begin where SQLAlchemy says, not where the driver guesses
+    connection.isolation_level = None  # the driver begins no transaction by itself: `_transaction` does
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = FULL")
     if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):

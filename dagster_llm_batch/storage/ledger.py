@@ -130,12 +130,12 @@ class Ledger(Reading):
         """Their labels have landed, or are no longer wanted: they leave `progress`. Again: nothing."""
         with self._database.write() as connection:
             known = get_submissions(connection, submission_ids, lock=True)
-            fresh = {one.submission_id: one.state.value for one in known if one.delivered_at is None}
+            fresh = [one for one in known if one.delivered_at is None]
             if not fresh:
                 return
-            these = SUBMISSION.c.submission_id.in_(list(fresh))
-            connection.execute(sa.update(SUBMISSION).where(these).values(delivered_at=self._clock()))
-            self._record(connection, *(_event(one, "delivered", state, state) for one, state in fresh.items()))
+            now = self._clock()
+            connection.execute(_UPDATE_SUBMISSION, [{"key": one.submission_id, "delivered_at": now} for one in fresh])
+            self._record(connection, *(_event(one.submission_id, "delivered", one.state, one.state) for one in fresh))
 
     def set_state(self, submission_id: str, state: SubmissionState) -> Submission:
         """Leave `open`, as by canceling. The state that it has already does nothing; else raises LedgerError."""
@@ -235,22 +235,17 @@ class Ledger(Reading):
         stays as it is.
         """
         with self._database.write() as connection:
-            moves = {shard_id: MOVES[end.move] for shard_id, end in ends.items()}
-            shards = [s for s in get_shards(connection, ends).values() if s.state in moves[s.shard_id][0]]
-            shards = [s for s in shards if s.batch_id == ends[s.shard_id].batch_id]
-            if not shards:
+            told = [(shard, ends[shard_id]) for shard_id, shard in get_shards(connection, ends).items()]
+            told = [(s, end) for s, end in told if s.state in MOVES[end.move][0] and s.batch_id == end.batch_id]
+            if not told:
                 return
-            connection.execute(
-                _UPDATE_SHARD,
-                [{"key": s.shard_id, "state": moves[s.shard_id][1], **ends[s.shard_id].values()} for s in shards],
+            moved = [{"key": s.shard_id, "state": MOVES[end.move][1], **end.values()} for s, end in told]
+            connection.execute(_UPDATE_SHARD, moved)
+            events = (
+                _event(s.submission_id, end.move, s.state, MOVES[end.move][1], s.shard_id, end.reason)
+                for s, end in told
             )
-            self._record(
-                connection,
-                *(
-                    _event(s.submission_id, end.move, s.state, moves[s.shard_id][1], s.shard_id, end.reason)
-                    for s, end in ((s, ends[s.shard_id]) for s in shards)
-                ),
-            )
+            self._record(connection, *events)
 
     def observe(self, reports: Mapping[str, BatchReport]) -> None:
         """Record reports by shard id: counts, status and the time of the poll. No state changes.
@@ -260,31 +255,18 @@ class Ledger(Reading):
         """
         now = self._clock()
         with self._database.write() as connection:
-            running = [s for s in get_shards(connection, reports).values() if s.state is ShardState.SUBMITTED]
-            shards = [shard for shard in running if shard.batch_id == reports[shard.shard_id].batch_id]
-            if not shards:
+            told = [(shard, reports[shard_id]) for shard_id, shard in get_shards(connection, reports).items()]
+            told = [(s, one) for s, one in told if s.state is ShardState.SUBMITTED and s.batch_id == one.batch_id]
+            if not told:
                 return
-            connection.execute(
-                _UPDATE_SHARD,
-                [
-                    {"key": shard.shard_id, "polled_at": now, **_observed(shard, reports[shard.shard_id])}
-                    for shard in shards
-                ],
+            seen = [{"key": s.shard_id, "polled_at": now, **_observed(s, one)} for s, one in told]
+            connection.execute(_UPDATE_SHARD, seen)
+            changed = (
+                _event(s.submission_id, STATUS, None, None, s.shard_id, f"{s.status or 'unknown'} -> {one.status}")
+                for s, one in told
+                if one.status is not s.status
             )
-            changed = [shard for shard in shards if reports[shard.shard_id].status is not shard.status]
-            self._record(
-                connection,
-                *(
-                    _event(
-                        shard.submission_id,
-                        STATUS,
-                        shard_id=shard.shard_id,
-                        detail=f"{shard.status.value if shard.status else 'unknown'} -> "
-                        + reports[shard.shard_id].status.value,
-                    )
-                    for shard in changed
-                ),
-            )
+            self._record(connection, *changed)
 
     def keep_places(self, namespace: str, assets: Sequence[str], *, now: datetime, unless_since: datetime) -> None:
         """Somebody looks after what waits of these assets: it keeps its place in a queue. Written where it was not so

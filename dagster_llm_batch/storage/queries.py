@@ -158,6 +158,5 @@ def committed_usd(
     """What one shard takes from a budget; see Ledger.spent."""
     if cost_usd is not None:
         return cost_usd
-    is_over = state in ENDED or state is ShardState.COLLECTED
     was_taken = batch_id is not None or (lane is Lane.REALTIME and sent_at is not None)
-    return Decimal(0) if is_over and not was_taken else estimated_usd or Decimal(0)
+    return Decimal(0) if state in _OVER and not was_taken else estimated_usd or Decimal(0)

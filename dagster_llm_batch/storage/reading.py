@@ -103,10 +103,9 @@ class Reading:
 
     # --- shards ---
 
-    def shards(self, submission_id: str, *, wave: int | None = None) -> list[Shard]:
+    def shards(self, submission_id: str) -> list[Shard]:
         """By wave and number."""
-        query = _SHARDS if wave is None else _SHARDS.where(SHARD.c.wave == wave)
-        return self._shards(query, submission_id=submission_id)
+        return self._shards(_SHARDS, submission_id=submission_id)
 
     def shard(self, shard_id: str) -> Shard:
         """Raises LedgerError where there is none."""

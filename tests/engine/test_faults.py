@@ -85,7 +85,9 @@ def _raw_rows(house: House, wave: int) -> list[dict[str, Any]]:
     engine = house.engine()
     [submission] = engine.ledger.submissions("test")
     rows = []
-    for shard in engine.ledger.shards(submission.submission_id, wave=wave):
+    for shard in engine.ledger.shards(submission.submission_id):
+        if shard.wave != wave:
+            continue
         for line in engine.payloads.lines(shard.raw_path or ""):
             try:
                 row = json.loads(line)
