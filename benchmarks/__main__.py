@@ -38,7 +38,7 @@ def main() -> None:
     )
     parser.add_argument("--services", nargs="+", default=["openai", "anthropic", "bedrock", "vertex"])
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--run-rows", type=int, nargs="+", default=[100_000])
+    parser.add_argument("--run-rows", type=int, nargs="+", default=[100_000, 1_000_000], help="more than 100,000 once")
     parser.add_argument("--caps", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--shard-sizes", type=int, nargs="+", default=[100, 1_000, 10_000, 50_000])
     parser.add_argument("--batches", type=int, nargs="+", default=[1_000, 10_000])
@@ -66,7 +66,7 @@ def main() -> None:
     parts: dict[str, tuple[str, Callable[[], str]]] = {
         "pipeline": (_PIPELINE, measured_pipeline),
         "runs": (_RUNS, lambda: dagster_run.table(pipeline.FLOORS, options.run_rows, options.runs, options.inputs)),
-        "cores": (_CORES, lambda: cores.table(options.run_rows[-1], options.caps, options.inputs)),
+        "cores": (_CORES, lambda: cores.table(options.run_rows[0], options.caps, options.inputs)),
         "ledger": (_LEDGER, lambda: writes.table(options.rows, options.shard_sizes, options.inputs)),
         "sensor": (_SENSOR, lambda: sensor.table(["openai", "anthropic"], options.batches, options.ledgers)),
         "partitions": (
@@ -121,8 +121,9 @@ all compiling SQL and opening the SDK's client, a data set's first the ledger's 
 _RUNS = """## Inside a Dagster run
 
 The same rows through `llm_batch_assets` in `wait` mode: one run in its own process submits, waits, collects and lands
-labels and rejects as Parquet, with metadata, previews and checks. Beside it a run of three assets and three checks that
-do nothing: what Dagster takes for itself. CPU seconds after the imports, and without pandas, as above."""
+labels and rejects as Parquet, with metadata, previews and checks; they stream to the IO manager (`frame="batches"`).
+Beside it a run of three assets and three checks that do nothing: what Dagster takes for itself. CPU seconds after the
+imports, and without pandas, as above."""
 _CORES = """## Several shards at once
 
 The rows in eight shards, through OpenAI's mock over connections of 10 MB a second. Several batches are uploaded at

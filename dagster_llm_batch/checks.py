@@ -13,9 +13,9 @@ from typing import Any
 import dagster as dg
 
 from dagster_llm_batch._dagster_private import check_target
-from dagster_llm_batch.core.labeling import Labeled
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.figures import Figures
 from dagster_llm_batch.types import Outcome
 
 __all__ = ["ChecksPolicy", "Verdict", "check_specs", "evaluations", "verdicts"]
@@ -79,16 +79,15 @@ def check_specs(
         ]
 
 
-def verdicts(labeled: Labeled, status: Status, labeling: Labeling, policy: ChecksPolicy) -> list[Verdict]:
+def verdicts(figures: Figures, status: Status, labeling: Labeling, policy: ChecksPolicy) -> list[Verdict]:
     """The three answers. An empty partition passes: there was nothing to miss."""
-    rows = len(labeled.labels) + len(labeled.rejects)
-    invalid = labeled.rejects["llm_outcome"].to_pylist().count(Outcome.INVALID.value)
-    replies = len(labeled.labels) + invalid
+    rows = figures.labeled + figures.rejected
+    replies = figures.labeled + figures.outcomes[Outcome.INVALID.value]
     cost, budget = status.submission.cost_usd, labeling.budget_usd
     spend = "not known" if cost is None else f"{cost:.6f} USD"
     return [
-        _share(COVERAGE, len(labeled.labels), rows, policy.min_coverage, "rows have a label"),
-        _share(PARSE_RATE, len(labeled.labels), replies, policy.min_parse_rate, "replies fit"),
+        _share(COVERAGE, figures.labeled, rows, policy.min_coverage, "rows have a label"),
+        _share(PARSE_RATE, figures.labeled, replies, policy.min_parse_rate, "replies fit"),
         Verdict(
             SPEND,
             passed=budget is None or (cost is not None and cost <= budget),

@@ -8,16 +8,15 @@ from __future__ import annotations
 import hashlib
 import html
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from dagster_llm_batch.core.labeling import PROVENANCE, Labeled
+from dagster_llm_batch.core.labeling import PROVENANCE
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.pace import Pace
 from dagster_llm_batch.engine.status import sum_costs
@@ -25,13 +24,16 @@ from dagster_llm_batch.progress import progress_bar, progress_text
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.storage.records import Shard
 
+if TYPE_CHECKING:
+    from dagster_llm_batch.figures import Figures
+
 __all__ = [
     "SUBMISSION_KEY",
+    "add_to_version",
     "column_lineage",
     "data_version",
     "figure_key",
     "labels_metadata",
-    "labels_version",
     "rejects_metadata",
     "status_metadata",
     "submission_metadata",
@@ -41,7 +43,6 @@ __all__ = [
 SUBMISSION_KEY = "llm_batch/submission_id"
 """Which submission a materialization is of; the sensor reads it to tell what has landed."""
 
-_PREVIEW_ROWS = 5
 _CELL_CHARS = 120
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -86,12 +87,11 @@ def markdown_table(header: list[str], rows: list[list[object]]) -> str:
     return "\n".join(lines)
 
 
-def preview(table: pa.Table, columns: list[str]) -> dg.MetadataValue:
-    """The first rows as a table."""
-    head = table.select(columns).slice(0, _PREVIEW_ROWS).to_pylist()
+def preview(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> dg.MetadataValue:
+    """Rows as a table."""
     schema = dg.TableSchema(columns=[dg.TableColumn(name) for name in columns])
     return dg.MetadataValue.table(
-        [dg.TableRecord({k: plain(v) for k, v in row.items()}) for row in head], schema=schema
+        [dg.TableRecord({k: plain(v) for k, v in row.items()}) for row in rows], schema=schema
     )
 
 
@@ -125,22 +125,17 @@ def column_lineage(labeling: Labeling, rows: dg.AssetKey) -> dg.TableColumnLinea
     return dg.TableColumnLineage(deps_by_column={**own, **asked})
 
 
-def labels_version(labels: pa.Table, labeling: Labeling) -> str:
-    """Changes when key, kept columns or labels do; provenance does not count."""
-    return data_version(labels.select(_columns(labeling)))
-
-
 def data_version(table: pa.Table) -> str:
     """Changes when any value does."""
     digest = hashlib.blake2b(digest_size=12)
-    for batch in table.combine_chunks().to_batches():  # how the table was cut is not content
-        digest.update(batch.serialize())
+    add_to_version(digest, table)
     return digest.hexdigest()
 
 
-def _columns(labeling: Labeling) -> list[str]:
-    """The labeled table's columns but for provenance."""
-    return [labeling.key, *labeling.keep, *labeling.reader.schema.names]
+def add_to_version(digest: hashlib.blake2b, table: pa.Table) -> None:
+    """Take more rows into a data version."""
+    for batch in table.combine_chunks().to_batches():  # how the table was cut is not content
+        digest.update(batch.serialize())
 
 
 def status_metadata(status: Status, provider: Provider, its_pace: Pace | None = None) -> dict[str, Any]:
@@ -184,28 +179,22 @@ def submission_metadata(status: Status, labeling: Labeling, provider: Provider) 
     }
 
 
-def labels_metadata(labeled: Labeled, status: Status, labeling: Labeling, provider: Provider) -> dict[str, Any]:
+def labels_metadata(figures: Figures, status: Status, labeling: Labeling, provider: Provider) -> dict[str, Any]:
     """What came back, and what it cost."""
-    submission, labels = status.submission, labeled.labels
-    outcomes: Counter[str] = Counter()
-    tokens = dict.fromkeys(("input_tokens", "output_tokens", "cache_read_tokens"), 0)
-    for table in (labels, labeled.rejects):
-        outcomes.update({one["values"]: one["counts"] for one in table["llm_outcome"].value_counts().to_pylist()})
-        for name in tokens:
-            tokens[name] += pc.sum(table[f"llm_{name}"]).as_py() or 0
+    submission = status.submission
     saved = None
     if submission.cost_usd is not None and submission.realtime_usd is not None:
         saved = submission.realtime_usd - submission.cost_usd
     return {
-        "dagster/partition_row_count": len(labels),
-        **{f"llm_batch/rows_{outcome}": count for outcome, count in sorted(outcomes.items())},
-        "llm_batch/rows_rejected": len(labeled.rejects),
+        "dagster/partition_row_count": figures.labeled,
+        **{f"llm_batch/rows_{outcome}": count for outcome, count in sorted(figures.outcomes.items())},
+        "llm_batch/rows_rejected": figures.rejected,
         **_usd("cost_usd", submission.cost_usd),
         **_usd("realtime_cost_usd", submission.realtime_usd),
         **_usd("saved_usd", saved),
         "llm_batch/price_basis": submission.price_basis.value if submission.price_basis else "unknown",
-        "llm_batch/preview": preview(labels, _columns(labeling)),
-        **{f"llm_batch/{name}": count for name, count in tokens.items()},
+        "llm_batch/preview": preview(figures.first_labels, figures.columns),
+        **{f"llm_batch/{name}": count for name, count in figures.tokens.items()},
         "llm_batch/attempts": submission.waves,
         **_waves(status),
         "llm_batch/model": labeling.model,
@@ -213,33 +202,21 @@ def labels_metadata(labeled: Labeled, status: Status, labeling: Labeling, provid
         SUBMISSION_KEY: submission.submission_id,
         "llm_batch/batch_ids": status.batch_ids,
         **_console(status, provider),
-        "dagster/column_schema": table_schema(labels.schema, _described(labeling)),
-        **_models(labels, labeling),
+        "dagster/column_schema": table_schema(figures.labels_schema, _described(labeling)),
+        # in the key form that Dagster's insights know
+        **{f"{labeling.provider}.{model}.total_tokens": count for model, count in figures.tokens_by_model.items()},
     }
 
 
-def rejects_metadata(labeled: Labeled, labeling: Labeling) -> dict[str, Any]:
+def rejects_metadata(figures: Figures, labeling: Labeling) -> dict[str, Any]:
     """Which rows have no label, and why."""
-    rejects = labeled.rejects
-    told = rejects.select(["llm_outcome", "llm_reason"]).to_pylist()
-    reasons = Counter((row["llm_outcome"], plain(row["llm_reason"])) for row in told)
-    rows: list[list[object]] = [[outcome, reason, count] for (outcome, reason), count in reasons.most_common(20)]
+    rows: list[list[object]] = [[*why, count] for why, count in figures.reasons.most_common(20)]
     return {
-        "dagster/partition_row_count": len(rejects),
+        "dagster/partition_row_count": figures.rejected,
         "llm_batch/reasons": dg.MetadataValue.md(markdown_table(["outcome", "reason", "rows"], rows)),
-        "llm_batch/preview": preview(rejects, [labeling.key, "llm_outcome", "llm_reason", "llm_reply"]),
-        "dagster/column_schema": table_schema(rejects.schema, _described(labeling)),
+        "llm_batch/preview": preview(figures.first_rejects, figures.reject_columns),
+        "dagster/column_schema": table_schema(figures.rejects_schema, _described(labeling)),
     }
-
-
-def _models(labels: pa.Table, labeling: Labeling) -> dict[str, int]:
-    """Tokens by the LLM that answered, in the key form that Dagster's insights know."""
-    totals: Counter[str] = Counter()
-    sums = [("llm_input_tokens", "sum"), ("llm_output_tokens", "sum")]
-    for row in labels.group_by("llm_model").aggregate(sums).to_pylist():
-        tokens = (row["llm_input_tokens_sum"] or 0) + (row["llm_output_tokens_sum"] or 0)
-        totals[row["llm_model"] or labeling.spec.model] += tokens
-    return {f"{labeling.provider}.{model}.total_tokens": count for model, count in totals.items()}
 
 
 def _waves(status: Status) -> dict[str, Any]:

@@ -92,7 +92,8 @@ def llm_batch_assets(
             batches end. `wait`: the run waits for them, for development and small submissions.
         poll_seconds: Between two looks in `wait` mode.
         checks: Least coverage and parse rate.
-        frame: What the IO manager is given: "arrow", "polars" or "pandas".
+        frame: What the IO manager is given: a table of "arrow", "polars" or "pandas", or "batches", a stream of Arrow
+            record batches (`pyarrow.RecordBatchReader`, as HiveParquetIOManager takes it) that no memory need hold.
         io_manager_key: The IO manager that stores labels and rejects.
         resource_key: Where LLMBatchResource is.
         required_resource_keys: Resources for a function that gives rows.

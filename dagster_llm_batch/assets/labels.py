@@ -10,13 +10,13 @@ import dagster as dg
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.output import write_output
 from dagster_llm_batch.assets.partitions import each_partition, landed
+from dagster_llm_batch.assets.tables import LabeledTables, labeled_tables
 from dagster_llm_batch.checks import check_specs, verdicts
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.errors import ConfigError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.metadata import (
     column_lineage,
     labels_metadata,
-    labels_version,
     rejects_metadata,
     status_metadata,
 )
@@ -110,17 +110,36 @@ class _Landing:
             metadata = status_metadata(status, provider, its_pace)
             yield dg.AssetObservation(dataset.key, partition=partition, metadata=metadata)
             return
-        labeled = engine.labels(labeling, submission.submission_id, run_id=context.run.run_id, reread=was_settled)
+        with labeled_tables(
+            engine,
+            labeling,
+            submission.submission_id,
+            run_id=context.run.run_id,
+            reread=was_settled,
+            as_streams=dataset.frame == "batches",
+        ) as tables:
+            yield from self._store(context, engine, partition, status, tables)
+
+    def _store(
+        self,
+        context: dg.AssetExecutionContext,
+        engine: "Engine",
+        partition: str | None,
+        status: Status,
+        tables: LabeledTables,
+    ) -> Iterator[Any]:
+        """Give the tables to the IO manager, and Dagster what there is to say of them."""
+        dataset, figures = self._dataset, tables.figures
+        labeling, submission_id = dataset.labeling, status.submission.submission_id
         wanted = context.selected_asset_keys
         if self._rejects.key in wanted:
-            logged = self._write(context, self._rejects, partition, labeled.rejects)
-            metadata = {**rejects_metadata(labeled, labeling), **logged}
-            version = submission.submission_id
-            yield from landed(context, self._rejects.key, partition, metadata=metadata, version=version)
+            logged = self._write(context, self._rejects, partition, tables.rejects)
+            metadata = {**rejects_metadata(figures, labeling), **logged}
+            yield from landed(context, self._rejects.key, partition, metadata=metadata, version=submission_id)
         if self._labels.key in wanted:
-            logged = self._write(context, self._labels, partition, labeled.labels)
-            self._measure(context, engine, submission.submission_id)
-            metadata = {**labels_metadata(labeled, status, labeling, provider), **logged}
+            logged = self._write(context, self._labels, partition, tables.labels)
+            self._measure(context, engine, submission_id)
+            metadata = {**labels_metadata(figures, status, labeling, engine.provider(labeling.provider)), **logged}
             if dataset.rows_key is not None:
                 metadata["dagster/column_lineage"] = column_lineage(labeling, dataset.rows_key)
             yield from landed(
@@ -128,11 +147,11 @@ class _Landing:
                 dataset.key,
                 partition,
                 metadata=metadata,
-                version=labels_version(labeled.labels, labeling),
+                version=figures.version,
                 checks=self.checks,
-                verdicts=verdicts(labeled, status, labeling, dataset.checks),
+                verdicts=verdicts(figures, status, labeling, dataset.checks),
             )
-            engine.ledger.deliver(submission.submission_id)  # Dagster knows of it by now; else the sensor sees to it
+            engine.ledger.deliver(submission_id)  # Dagster knows of it by now; else the sensor sees to it
 
     def send_together(self, context: dg.AssetExecutionContext, engine: "Engine", partitions: list[str]) -> set[str]:
         """Bring all partitions as far as they go without sending, then send what is to be asked again in few batches.

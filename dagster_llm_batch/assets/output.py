@@ -16,7 +16,8 @@ from dagster_llm_batch.errors import ConfigError, MissingExtraError
 
 __all__ = ["Frame", "check_frame", "write_output"]
 
-Frame = Literal["arrow", "polars", "pandas"]
+Frame = Literal["arrow", "polars", "pandas", "batches"]
+"""What an IO manager is given. `batches` is a `pyarrow.RecordBatchReader`, to be read once: no table is held whole."""
 
 
 def check_frame(frame: str) -> None:
@@ -26,7 +27,9 @@ def check_frame(frame: str) -> None:
         raise ConfigError(msg)
 
 
-def _to_frame(table: pa.Table, frame: Frame) -> Any:
+def _to_frame(table: pa.Table | pa.RecordBatchReader, frame: Frame) -> Any:
+    if frame == "batches":
+        return table.to_reader() if isinstance(table, pa.Table) else table
     try:
         if frame == "polars":
             import polars as pl  # noqa: PLC0415 - optional
@@ -42,7 +45,7 @@ def write_output(
     spec: dg.AssetSpec,
     io_manager_key: str,
     partition: str | None,
-    table: pa.Table,
+    table: pa.Table | pa.RecordBatchReader,
     frame: Frame,
 ) -> Mapping[str, Any]:
     """Give one partition's table to the IO manager; returns the metadata that it logs."""

@@ -95,7 +95,7 @@ Follow = Annotated[
         kind=str | None,
     ),
 ]
-FrameKind = Annotated[Frame, about("What the IO manager is given.", "polars")]
+FrameKind = Annotated[Frame, about("What the IO manager is given: a table, or with `batches` a stream.", "polars")]
 GoldTarget = Annotated[
     Mapping[str, str] | str | None,
     about("What gold calls it; a mapping where targets are several.", "topic", kind=str | dict[str, str] | None),

@@ -1,0 +1,73 @@
+"""What is told of a labeled partition, counted part by part: in constant memory, however many its rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.core.labeling import Labeled
+from dagster_llm_batch.engine import Labeling
+from dagster_llm_batch.metadata import add_to_version, plain
+
+__all__ = ["Figures"]
+
+_PREVIEW_ROWS = 5
+_TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens")
+
+
+class Figures:
+    """Of the labels and rejects of a submission; `add` takes all parts of them, one after the other."""
+
+    def __init__(self, labeling: Labeling) -> None:
+        self.labeled = self.rejected = 0  # rows
+        self.outcomes: Counter[str] = Counter()  # rows of each
+        self.reasons: Counter[tuple[str, str]] = Counter()  # rejects by outcome and reason
+        self.tokens = dict.fromkeys(_TOKENS, 0)
+        self.tokens_by_model: Counter[str] = Counter()
+        self.first_labels: list[dict[str, Any]] = []
+        self.first_rejects: list[dict[str, Any]] = []
+        self.labels_schema = self.rejects_schema = pa.schema([])
+        self.columns = [
+            labeling.key,
+            *labeling.keep,
+            *labeling.reader.schema.names,
+        ]  # of the labels, but for provenance
+        self.reject_columns = [labeling.key, "llm_outcome", "llm_reason", "llm_reply"]
+        self._model = labeling.spec.model
+        self._version = hashlib.blake2b(digest_size=12)
+
+    @property
+    def version(self) -> str:
+        """Changes when key, kept columns or labels do; provenance does not count."""
+        return self._version.hexdigest()
+
+    def add(self, part: Labeled) -> None:
+        """Count these in."""
+        labels, rejects = part.labels, part.rejects
+        self.labeled += len(labels)
+        self.rejected += len(rejects)
+        self.labels_schema, self.rejects_schema = labels.schema, rejects.schema
+        for table in (labels, rejects):
+            self.outcomes.update(
+                {one["values"]: one["counts"] for one in table["llm_outcome"].value_counts().to_pylist()}
+            )
+            for name in self.tokens:
+                self.tokens[name] += pc.sum(table[f"llm_{name}"]).as_py() or 0
+        sums = [("llm_input_tokens", "sum"), ("llm_output_tokens", "sum")]
+        for row in labels.group_by("llm_model").aggregate(sums).to_pylist():
+            tokens = (row["llm_input_tokens_sum"] or 0) + (row["llm_output_tokens_sum"] or 0)
+            self.tokens_by_model[row["llm_model"] or self._model] += tokens
+        told = rejects.select(["llm_outcome", "llm_reason"]).to_pylist()
+        self.reasons.update((row["llm_outcome"], plain(row["llm_reason"])) for row in told)
+        self.first_labels += _head(labels.select(self.columns), self.first_labels)
+        self.first_rejects += _head(rejects.select(self.reject_columns), self.first_rejects)
+        add_to_version(self._version, labels.select(self.columns))
+
+
+def _head(table: pa.Table, already: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = table.slice(0, max(_PREVIEW_ROWS - len(already), 0)).to_pylist()
+    return rows

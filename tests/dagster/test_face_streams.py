@@ -1,0 +1,88 @@
+"""`frame="batches"`: labels and rejects reach the IO manager as streams, and all that is told of them is the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from face import DAILY, LABELS, REJECTS, Face, labeled, tickets
+
+from dagster_llm_batch import ChecksPolicy, HiveParquetIOManager
+from dagster_llm_batch.engine.scattering import PART_ROWS
+from dagster_llm_batch.testing.emulator import RowFault
+
+ROWS = PART_ROWS + 500  # in two parts
+OF_A_RUN = {"llm_run_id", "llm_batch_id", "llm_submitted_at", "llm_completed_at"}
+
+
+def stored(root: Path, name: str) -> pa.Table:
+    [path] = (root / name).rglob("*.parquet")
+    table = pq.read_table(path).sort_by("ticket_id")
+    return table.drop_columns([column for column in table.column_names if column in OF_A_RUN])
+
+
+def told(face: Face, name: str) -> dict[str, Any]:
+    """But for the first rows, whose order is not promised."""
+    of_a_run = ("path", "preview", "submission_id", "batch_ids", "console")
+    return {key: value for key, value in face.metadata(name).items() if not key.endswith(of_a_run)}
+
+
+@pytest.mark.parametrize("rejected", ["one", "all", "none"])
+def test_streams_land_and_tell_the_same_as_tables(make, emulator, tmp_path, rejected):
+    if rejected != "none":
+        emulator.inject(RowFault(containing="invoice t-7?" if rejected == "one" else "invoice", status_code=400))
+    seen = []
+    for frame in ("arrow", "batches"):
+        root = tmp_path / frame
+        face = make(
+            *labeled(
+                rows=lambda context: tickets(ROWS),
+                frame=frame,
+                name=f"{frame}_labels",
+                checks=ChecksPolicy(blocking=False),
+            ),
+            resources={"io_manager": HiveParquetIOManager(root=str(root))},
+        )
+        names = [f"{frame}_labels", f"{frame}_labels_rejects"]
+        assert face.run(f"{frame}_labels_batch").success
+        emulator.settle()
+        result = face.run(*names)
+        assert result.success
+        seen.append(
+            {
+                "tables": [stored(root, name) for name in names],
+                "told": [told(face, name) for name in names],
+                "checks": face.checks(result),
+                "first": [len(face.metadata(name)["llm_batch/preview"].records) for name in names],
+            }
+        )
+    whole, streamed = seen
+    assert streamed == whole
+    labels, rejects = streamed["tables"]
+    assert (len(labels), len(rejects)) == {"one": (ROWS - 1, 1), "all": (0, ROWS), "none": (ROWS, 0)}[rejected]
+
+
+def test_a_stream_becomes_few_row_groups(make, tmp_path):
+    face = make(
+        *labeled(rows=lambda context: tickets(ROWS), frame="batches", max_requests_per_batch=1_000),
+        resources={"io_manager": HiveParquetIOManager(root=str(tmp_path))},
+    )
+    assert face.land().success
+    [path] = (tmp_path / LABELS).glob("*.parquet")
+    assert pq.read_metadata(path).num_row_groups <= 2
+
+
+def test_each_partition_of_a_range_is_a_stream_of_its_own_and_materialized_again_has_the_same_version(make, tmp_path):
+    face = make(
+        *labeled(partitions_def=DAILY, frame="batches"),
+        resources={"io_manager": HiveParquetIOManager(root=str(tmp_path))},
+    )
+    span = ("2026-01-02", "2026-01-04")
+    assert face.land(span=span).success
+    versions = {day: one.tags["dagster/data_version"] for day, one in face.materializations().items()}
+    assert len(set(versions.values())) == 3
+    assert [pq.read_table(path).num_rows for path in (tmp_path / LABELS).rglob("*.parquet")] == [3, 3, 3]
+    assert [pq.read_table(path).num_rows for path in (tmp_path / REJECTS).rglob("*.parquet")] == [0, 0, 0]
+    assert face.collect(span=span).success
+    assert {day: one.tags["dagster/data_version"] for day, one in face.materializations().items()} == versions
