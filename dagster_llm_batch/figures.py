@@ -16,6 +16,7 @@ from dagster_llm_batch.metadata import add_to_version, plain
 __all__ = ["Figures"]
 
 _PREVIEW_ROWS = 5
+_REASONS = 10_000  # as many are remembered: a reason may quote its reply, and be that of one row
 _TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens")
 
 
@@ -31,18 +32,14 @@ class Figures:
         self.first_labels: list[dict[str, Any]] = []
         self.first_rejects: list[dict[str, Any]] = []
         self.labels_schema = self.rejects_schema = pa.schema([])
-        self.columns = [
-            labeling.key,
-            *labeling.keep,
-            *labeling.reader.schema.names,
-        ]  # of the labels, but for provenance
+        self.columns = [labeling.key, *labeling.keep, *labeling.reader.schema.names]  # of labels, but for provenance
         self.reject_columns = [labeling.key, "llm_outcome", "llm_reason", "llm_reply"]
         self._model = labeling.spec.model
         self._version = hashlib.blake2b(digest_size=12)
 
     @property
     def version(self) -> str:
-        """Changes when key, kept columns or labels do; provenance does not count."""
+        """Changes when key, kept columns or labels do, or how they are taken apart; provenance does not count."""
         return self._version.hexdigest()
 
     def add(self, part: Labeled) -> None:
@@ -63,6 +60,8 @@ class Figures:
             self.tokens_by_model[row["llm_model"] or self._model] += tokens
         told = rejects.select(["llm_outcome", "llm_reason"]).to_pylist()
         self.reasons.update((row["llm_outcome"], plain(row["llm_reason"])) for row in told)
+        if len(self.reasons) > _REASONS:
+            self.reasons = Counter(dict(self.reasons.most_common(_REASONS)))
         self.first_labels += _head(labels.select(self.columns), self.first_labels)
         self.first_rejects += _head(rejects.select(self.reject_columns), self.first_rejects)
         add_to_version(self._version, labels.select(self.columns))

@@ -6,6 +6,7 @@ A run over several partitions would otherwise hand the IO manager all of them as
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import dagster as dg
@@ -29,7 +30,7 @@ def check_frame(frame: str) -> None:
 
 def _to_frame(table: pa.Table | pa.RecordBatchReader, frame: Frame) -> Any:
     if frame == "batches":
-        return table.to_reader() if isinstance(table, pa.Table) else table
+        return _stream(table)
     try:
         if frame == "polars":
             import polars as pl  # noqa: PLC0415 - optional
@@ -38,6 +39,13 @@ def _to_frame(table: pa.Table | pa.RecordBatchReader, frame: Frame) -> Any:
         return table.to_pandas() if frame == "pandas" else table
     except ImportError as error:
         raise MissingExtraError(frame, f"frame='{frame}'") from error
+
+
+def _stream(table: pa.Table | pa.RecordBatchReader) -> pa.RecordBatchReader:
+    """Of one batch at least, be it without rows: polars and others take the columns from a batch."""
+    reader = table.to_reader() if isinstance(table, pa.Table) else table
+    first = next(reader, pa.RecordBatch.from_pylist([], reader.schema))
+    return pa.RecordBatchReader.from_batches(reader.schema, chain([first], reader))
 
 
 def write_output(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +43,8 @@ def labeled_tables(
         return
     with tempfile.TemporaryDirectory() as folder, ExitStack() as files:
         paths = [str(Path(folder) / name) for name in ("labels", "rejects")]
-        _spool(engine.label_batches(labeling, submission_id, run_id=run_id, reread=reread), paths, figures)
+        with closing(engine.label_batches(labeling, submission_id, run_id=run_id, reread=reread)) as parts:
+            _spool(parts, paths, figures)  # a full disk gets its files back before the next partition
         labels, rejects = (pa.ipc.open_stream(files.enter_context(pa.OSFile(path))) for path in paths)
         yield LabeledTables(labels, rejects, figures)
 

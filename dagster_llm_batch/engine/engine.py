@@ -10,7 +10,7 @@ Knows nothing of Dagster. All memory is in the ledger and the payload store: any
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -285,7 +285,7 @@ class Engine:
 
     def label_batches(
         self, labeling: Labeling, submission_id: str, *, run_id: str = "", reread: bool = False
-    ) -> Iterator[Labeled]:
+    ) -> Generator[Labeled, None, None]:
         """The same in parts, for tables larger than memory. Their rows come in no particular order."""
         return self._settled(labeling, submission_id, reread=reread).batches(run_id=run_id, reread=reread)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
@@ -92,7 +92,7 @@ class Landing:
         tables = (self.payloads.read_table(_path(s)) for wave in self.waves for s in wave)
         return self._label(self.payloads.read_table(self.manifest_path), tables, run_id)
 
-    def batches(self, *, run_id: str, reread: bool) -> Iterator[Labeled]:
+    def batches(self, *, run_id: str, reread: bool) -> Generator[Labeled, None, None]:
         """`labels` in constant memory, part by part. The rows of a large table come in no particular order."""
         self.read_again(reread=reread)
         shared, schema = self._shared(), self.collector.schema

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 __all__ = ["PART_ROWS", "ROWS_AT_ONCE", "part_names", "read_part", "scatter"]
 
 PART_ROWS = 8_192
-"""More rows than these are taken apart."""
+"""More rows than these are taken apart. Another number changes the data versions of streams."""
 
 ROWS_AT_ONCE = 8_192
 """How many rows the batches to scatter should have: a slice of few rows takes longer than its rows."""

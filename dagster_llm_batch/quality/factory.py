@@ -83,7 +83,7 @@ def evaluation_assets(
         min_accuracy, min_kappa, max_ece: Limits of every candidate, or by candidate, as asset checks over all
             categorical targets. Accuracy is that of the labeled rows; ECE is the expected calibration error.
         check_severity, blocking: Of these checks.
-        frame: What the IO manager is given: "arrow", "polars" or "pandas".
+        frame: What the IO manager is given: "arrow", "polars", "pandas", or "batches", a stream.
         io_manager_key: The IO manager that stores the tables.
         partitions_def, key_prefix, group_name, description, owners, tags, backfill_policy: As everywhere in Dagster.
         automation_condition: "follow": when labels or gold are new. A partitioned evaluation waits for all upstreams of

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -61,6 +63,29 @@ def test_streams_land_and_tell_the_same_as_tables(make, emulator, tmp_path, reje
     assert streamed == whole
     labels, rejects = streamed["tables"]
     assert (len(labels), len(rejects)) == {"one": (ROWS - 1, 1), "all": (0, ROWS), "none": (ROWS, 0)}[rejected]
+
+
+class PolarsInMemory(dg.IOManager):
+    """Reads what it is given as polars does, and keeps it."""
+
+    def __init__(self) -> None:
+        self.frames: dict[str, pl.DataFrame] = {}
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        if obj is not None:
+            self.frames[context.asset_key.path[-1]] = pl.from_arrow(obj)
+
+    def load_input(self, context: dg.InputContext) -> pl.DataFrame:
+        return self.frames[context.asset_key.path[-1]]
+
+
+def test_a_stream_without_rows_has_its_columns(make):
+    store = PolarsInMemory()
+    face = make(*labeled(frame="batches"), resources={"io_manager": store})
+    assert face.land().success
+    assert store.frames[LABELS].height == 3
+    assert store.frames[REJECTS].height == 0
+    assert "llm_reason" in store.frames[REJECTS].columns
 
 
 def test_a_stream_becomes_few_row_groups(make, tmp_path):
