@@ -11,11 +11,10 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.core.labeling import Labeled
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.metadata import add_to_version, plain
+from dagster_llm_batch.metadata import PREVIEW_ROWS, add_to_version, first_rows, plain
 
 __all__ = ["Figures"]
 
-_PREVIEW_ROWS = 5
 _REASONS = 10_000  # as many are remembered: a reason may quote its reply, and be that of one row
 _TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens")
 
@@ -62,11 +61,6 @@ class Figures:
         self.reasons.update((row["llm_outcome"], plain(row["llm_reason"])) for row in told)
         if len(self.reasons) > _REASONS:
             self.reasons = Counter(dict(self.reasons.most_common(_REASONS)))
-        self.first_labels += _head(labels.select(self.columns), self.first_labels)
-        self.first_rejects += _head(rejects.select(self.reject_columns), self.first_rejects)
+        self.first_labels += first_rows(labels.select(self.columns), PREVIEW_ROWS - len(self.first_labels))
+        self.first_rejects += first_rows(rejects.select(self.reject_columns), PREVIEW_ROWS - len(self.first_rejects))
         add_to_version(self._version, labels.select(self.columns))
-
-
-def _head(table: pa.Table, already: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = table.slice(0, max(_PREVIEW_ROWS - len(already), 0)).to_pylist()
-    return rows

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from dagster_llm_batch.figures import Figures
 
 __all__ = [
+    "PREVIEW_ROWS",
     "SUBMISSION_KEY",
     "add_to_version",
     "column_lineage",
     "data_version",
     "figure_key",
+    "first_rows",
     "labels_metadata",
     "rejects_metadata",
     "status_metadata",
@@ -43,6 +45,7 @@ __all__ = [
 SUBMISSION_KEY = "llm_batch/submission_id"
 """Which submission a materialization is of; the sensor reads it to tell what has landed."""
 
+PREVIEW_ROWS = 5
 _CELL_CHARS = 120
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -85,6 +88,12 @@ def markdown_table(header: list[str], rows: list[list[object]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     lines += ["| " + " | ".join(markdown_cell(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def first_rows(table: pa.Table, most: int = PREVIEW_ROWS) -> list[dict[str, Any]]:
+    """What a preview shows."""
+    rows: list[dict[str, Any]] = table.slice(0, most).to_pylist()
+    return rows
 
 
 def preview(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> dg.MetadataValue:

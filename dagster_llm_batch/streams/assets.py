@@ -10,7 +10,7 @@ from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.assets.output import Frame, check_frame, write_output
 from dagster_llm_batch.assets.partitions import each_partition, landed
 from dagster_llm_batch.errors import MessagesLostError
-from dagster_llm_batch.metadata import data_version, markdown_table, preview, table_schema
+from dagster_llm_batch.metadata import data_version, first_rows, markdown_table, preview, table_schema
 from dagster_llm_batch.streams.messages import KEY, REJECT_SCHEMA
 from dagster_llm_batch.streams.resource import kafka_of
 from dagster_llm_batch.streams.topic import KafkaTopic
@@ -130,5 +130,5 @@ def _metadata(window: KafkaWindow, table: pa.Table, rejects: pa.Table) -> dict[s
         "kafka/offsets": window.offsets,
         "kafka/messages_unreadable": len(rejects) - sum(map(_is_lost, rejects.to_pylist())),
         "kafka/offsets_lost": sum(row["offsets"] for row in rejects.to_pylist() if _is_lost(row)),
-        "kafka/preview": preview(table, shown),
+        "kafka/preview": preview(first_rows(table.select(shown)), shown),
     }
