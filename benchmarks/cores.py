@@ -19,8 +19,8 @@ _SHARDS = 8
 def table(rows: int, caps: Sequence[int], inputs: Path) -> str:
     """As Markdown."""
     lines = [
-        f"| Batches at once | {' | '.join(f'{name}, s (cores)' for name in PHASES)} | All, s | Peak MB |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| Batches at once | {' | '.join(f'{name}, s (cores)' for name in PHASES)} | All, s |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for cap in caps:
         with mock() as addresses, tempfile.TemporaryDirectory() as folder:
@@ -30,7 +30,7 @@ def table(rows: int, caps: Sequence[int], inputs: Path) -> str:
             raise RuntimeError(f"{cost.said['rows']} of {rows} rows have a label")
         shown = _shown(cost.said["took"])
         seconds = sum(cost.said["took"][name][0] for name in PHASES)
-        lines.append(f"| {cap} | {' | '.join(map(shown, PHASES))} | {seconds:.1f} | {cost.peak_mb:.0f} |")
+        lines.append(f"| {cap} | {' | '.join(map(shown, PHASES))} | {seconds:.1f} |")
     read = ", ".join(f"{shown(f'read by {threads}')} by {threads}" for threads in THREADS)
     lines += ["", f"Raw results of all shards, read again by threads, seconds (cores): {read}."]
     return "\n".join(lines)
