@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine import Labeling
     from dagster_llm_batch.engine.engine import Engine
 
-__all__ = ["LabeledTables", "labeled_tables"]
+__all__ = ["LabeledTables", "labeled_tables", "spool"]
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ def labeled_tables(
     with tempfile.TemporaryDirectory() as folder, ExitStack() as files:
         paths = [str(Path(folder) / name) for name in ("labels", "rejects")]
         with closing(engine.label_batches(labeling, submission_id, run_id=run_id, reread=reread)) as parts:
-            _spool(parts, paths, figures)  # a full disk gets its files back before the next partition
+            spool(parts, paths, figures)  # a full disk gets its files back before the next partition
         labels, rejects = (pa.ipc.open_stream(files.enter_context(pa.OSFile(path))) for path in paths)
         yield LabeledTables(labels, rejects, figures)
 
 
-def _spool(parts: Iterator[Labeled], paths: list[str], figures: Figures) -> None:
+def spool(parts: Iterable[Labeled], paths: list[str], figures: Figures) -> None:
     """Write labels and rejects into a file each; `figures` tells of both before the first of them is stored."""
     with ExitStack() as files:
         writers: list[pa.RecordBatchWriter] = []

@@ -8,10 +8,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from face import DAILY, LABELS, REJECTS, Face, labeled, tickets
+from face import DAILY, LABELS, LANDING, REJECTS, Face, labeled, tickets
 
-from dagster_llm_batch import ChecksPolicy, HiveParquetIOManager
+from dagster_llm_batch import ChecksPolicy, HiveParquetIOManager, Prompt
+from dagster_llm_batch.assets.tables import spool
+from dagster_llm_batch.core.labeling import REJECT_COLUMNS, Labeled
+from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.engine.scattering import PART_ROWS
+from dagster_llm_batch.figures import Figures
 from dagster_llm_batch.testing.emulator import RowFault
 
 ROWS = PART_ROWS + 500  # in two parts
@@ -88,14 +92,17 @@ def test_a_stream_without_rows_has_its_columns(make):
     assert "llm_reason" in store.frames[REJECTS].columns
 
 
-def test_a_stream_becomes_few_row_groups(make, tmp_path):
-    face = make(
-        *labeled(rows=lambda context: tickets(ROWS), frame="batches", max_requests_per_batch=1_000),
-        resources={"io_manager": HiveParquetIOManager(root=str(tmp_path))},
-    )
-    assert face.land().success
-    [path] = (tmp_path / LABELS).glob("*.parquet")
-    assert pq.read_metadata(path).num_row_groups <= 2
+def test_a_part_in_many_pieces_is_one_batch_of_its_stream(tmp_path):
+    labeling = Labeling(asset=LABELS, model="openai/gpt-4o", key="ticket_id", prompt=Prompt(user="{{ body }}"))
+    rows = {name: ["x"] * 50 for name in ("ticket_id", "text", *REJECT_COLUMNS)}
+    tokens = {name: [1] * 50 for name in rows if name.endswith("_tokens")}
+    table = pa.table(rows | tokens)
+    pieces = pa.concat_tables([table.slice(at, 1) for at in range(50)])
+    paths = [str(tmp_path / name) for name in LANDING]
+    spool([Labeled(pieces, pieces)] * 3, paths, Figures(labeling))
+    for path in paths:
+        with pa.OSFile(path) as file:
+            assert [len(batch) for batch in pa.ipc.open_stream(file)] == [50, 50, 50]
 
 
 def test_each_partition_of_a_range_is_a_stream_of_its_own_and_materialized_again_has_the_same_version(make, tmp_path):
