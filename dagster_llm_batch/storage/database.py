@@ -92,6 +92,9 @@ class Database:
         try:
             yield
         except SQLAlchemyError as error:
+            refused = getattr(error, "orig", None)
+            if isinstance(refused, LedgerError):  # by a column of `tables.py`, which says all that there is to say
+                raise refused from None
             said = str(getattr(error, "orig", None) or type(error).__name__).strip()
             raise LedgerError(
                 f"The ledger at {self.shown_url} could not do this: {said}. Nothing was changed. "

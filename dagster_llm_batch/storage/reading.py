@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -24,7 +24,14 @@ from dagster_llm_batch.storage.records import Event, Progress, Shard, Submission
 from dagster_llm_batch.storage.tables import EVENT, SHARD, SUBMISSION, from_row
 from dagster_llm_batch.types import Lane
 
-__all__ = ["Reading"]
+__all__ = ["Reading", "Unreadable"]
+
+Unreadable = Callable[[str, Exception], None]
+"""Takes the id of a row that cannot be read, and why."""
+
+_T = TypeVar("_T")
+_CANNOT_READ = (ValueError, TypeError, ArithmeticError, LookupError)
+_IDS_AT_ONCE = 10_000  # SQLite takes some 32,000 parameters
 
 _NEWEST_FIRST = tuple(column.desc() for column in OLDEST_FIRST)
 _HISTORY = sa.select(SUBMISSION).where(OF_PARTITION).order_by(*_NEWEST_FIRST)
@@ -114,15 +121,26 @@ class Reading:
             raise unknown_shard(shard_id)
         return found[0]
 
-    def in_flight(self, namespace: str, *, limit: int | None = None) -> list[Shard]:
+    def in_flight(
+        self, namespace: str, *, limit: int | None = None, unreadable: Unreadable | None = None
+    ) -> list[Shard]:
         """Shards whose provider may be working, those never polled and least recently polled first.
 
-        Of those polled together, the newest come first: that is how providers list their batches.
+        Of those polled together, the newest come first: that is how providers list their batches. See `progress` for
+        `unreadable`, which gets shard ids here.
         """
-        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-        query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.state.in_(sorted(IN_FLIGHT)))
-        order = (SHARD.c.polled_at.nulls_first(), SHARD.c.submitted_at.desc().nulls_last(), SHARD.c.shard_id)
-        return self._shards(query.order_by(*order).limit(limit))
+
+        def chosen(*columns: Any) -> sa.Select[Any]:
+            query = sa.select(*columns).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+            query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.state.in_(sorted(IN_FLIGHT)))
+            order = (SHARD.c.polled_at.nulls_first(), SHARD.c.submitted_at.desc().nulls_last(), SHARD.c.shard_id)
+            return query.order_by(*order).limit(limit)
+
+        def read(some: Sequence[str] | None) -> list[Shard]:
+            query = chosen(SHARD)
+            return self._shards(query if some is None else query.where(SHARD.c.shard_id.in_(some)))
+
+        return self._read_apart(read, chosen(SHARD.c.shard_id), unreadable)
 
     def sharing(self, submission_ids: Iterable[str]) -> list[Shard]:
         """The shards that are being sent together with one of these submissions, theirs included; carriers first."""
@@ -156,28 +174,38 @@ class Reading:
 
     # --- the whole ---
 
-    def progress(self, namespace: str) -> list[Progress]:
-        """The undelivered submissions, oldest first, each with its shards counted by state. One query."""
-        query = (
-            sa.select(
-                SUBMISSION,
-                SHARD.c.state.label("shard_state"),
-                sa.func.count(SHARD.c.shard_id).label("shards"),
-                sa.func.sum(sa.func.coalesce(SHARD.c.total, SHARD.c.requests)).label("total"),
-                sa.func.sum(SHARD.c.done).label("done"),
-                sa.func.sum(SHARD.c.failed).label("failed"),
-                sa.func.min(SHARD.c.submitted_at).label("oldest_submitted_at"),
+    def progress(self, namespace: str, *, unreadable: Unreadable | None = None) -> list[Progress]:
+        """The undelivered submissions, oldest first, each with its shards counted by state. One query.
+
+        Where a row cannot be read, as one that a newer version wrote, this raises; or, with `unreadable`, that is told
+        the submission's id, and the others are returned.
+        """
+        undelivered = (SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
+
+        def read(some: Sequence[str] | None) -> list[Progress]:
+            query = (
+                sa.select(
+                    SUBMISSION,
+                    SHARD.c.state.label("shard_state"),
+                    sa.func.count(SHARD.c.shard_id).label("shards"),
+                    sa.func.sum(sa.func.coalesce(SHARD.c.total, SHARD.c.requests)).label("total"),
+                    sa.func.sum(SHARD.c.done).label("done"),
+                    sa.func.sum(SHARD.c.failed).label("failed"),
+                    sa.func.min(SHARD.c.submitted_at).label("oldest_submitted_at"),
+                )
+                .join(SHARD, SHARD.c.submission_id == SUBMISSION.c.submission_id, isouter=True)
+                .where(*undelivered, *(() if some is None else (SUBMISSION.c.submission_id.in_(some),)))
+                .group_by(SUBMISSION.c.submission_id, SHARD.c.state)
+                .order_by(*OLDEST_FIRST)
             )
-            .join(SHARD, SHARD.c.submission_id == SUBMISSION.c.submission_id, isouter=True)
-            .where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
-            .group_by(SUBMISSION.c.submission_id, SHARD.c.state)
-            .order_by(*OLDEST_FIRST)
-        )
-        found: dict[str, Progress] = {}
-        with self._database.read() as connection:
-            for row in connection.execute(query).mappings():
-                found[row["submission_id"]] = add_to_progress(found.get(row["submission_id"]), row)
-        return list(found.values())
+            found: dict[str, Progress] = {}
+            with self._database.read() as connection:
+                for row in connection.execute(query).mappings():
+                    found[row["submission_id"]] = add_to_progress(found.get(row["submission_id"]), row)
+            return list(found.values())
+
+        ids = sa.select(SUBMISSION.c.submission_id).where(*undelivered).order_by(*OLDEST_FIRST)
+        return self._read_apart(read, ids, unreadable)
 
     def spent(
         self, namespace: str, *, asset: str | None = None, since: datetime | None = None, besides: Sequence[str] = ()
@@ -213,18 +241,26 @@ class Reading:
         with self._database.read() as connection:
             return from_row(Event, connection.execute(query.limit(1)).mappings().one())
 
-    def last_events(self, namespace: str, *, besides: Sequence[str] = ()) -> dict[str, Event]:
-        """The same for all undelivered submissions, by id. One query."""
-        newest = (
-            sa.select(sa.func.max(EVENT.c.event_id))
-            .join(SUBMISSION, SUBMISSION.c.submission_id == EVENT.c.submission_id)
-            .where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
-            .where(EVENT.c.kind.not_in(besides))
-            .group_by(EVENT.c.submission_id)
-        )
-        with self._database.read() as connection:
-            rows = connection.execute(sa.select(EVENT).where(EVENT.c.event_id.in_(newest))).mappings()
-            return {row["submission_id"]: from_row(Event, row) for row in rows}
+    def last_events(
+        self, namespace: str, *, besides: Sequence[str] = (), unreadable: Unreadable | None = None
+    ) -> dict[str, Event]:
+        """The same for all undelivered submissions, by id. One query. See `progress` for `unreadable`."""
+        undelivered = (SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
+
+        def read(some: Sequence[str] | None) -> list[Event]:
+            newest = (
+                sa.select(sa.func.max(EVENT.c.event_id))
+                .join(SUBMISSION, SUBMISSION.c.submission_id == EVENT.c.submission_id)
+                .where(*undelivered, *(() if some is None else (SUBMISSION.c.submission_id.in_(some),)))
+                .where(EVENT.c.kind.not_in(besides))
+                .group_by(EVENT.c.submission_id)
+            )
+            with self._database.read() as connection:
+                rows = connection.execute(sa.select(EVENT).where(EVENT.c.event_id.in_(newest))).mappings()
+                return [from_row(Event, row) for row in rows]
+
+        ids = sa.select(SUBMISSION.c.submission_id).where(*undelivered)
+        return {event.submission_id: event for event in self._read_apart(read, ids, unreadable)}
 
     def newest(self, namespace: str, asset: str) -> dict[str, str]:
         """The id of the newest submission of each partition of an asset."""
@@ -245,6 +281,23 @@ class Reading:
         with self._database.read() as connection:
             return [from_row(Event, row) for row in connection.execute(query).mappings()]
 
+    def _read_apart(
+        self,
+        read: Callable[[Sequence[str] | None], list[_T]],
+        ids: sa.Select[Any],
+        unreadable: Unreadable | None,
+    ) -> list[_T]:
+        """What `read` gives for all; where rows among them cannot be read, for the others, in the order of `ids`."""
+        try:
+            return read(None)
+        except _CANNOT_READ:
+            if unreadable is None:
+                raise
+        with self._database.read() as connection:
+            every = [str(one) for one in connection.execute(ids).scalars()]
+        parts = (every[start : start + _IDS_AT_ONCE] for start in range(0, len(every), _IDS_AT_ONCE))
+        return [one for part in parts for one in _read_halves(read, part, unreadable)]
+
     def _submissions(self, query: sa.Select[Any], **values: Any) -> list[Submission]:
         with self._database.read() as connection:
             return [from_row(Submission, row) for row in connection.execute(query, values).mappings()]
@@ -252,3 +305,17 @@ class Reading:
     def _shards(self, query: sa.Select[Any], **values: Any) -> list[Shard]:
         with self._database.read() as connection:
             return [from_row(Shard, row) for row in connection.execute(query, values).mappings()]
+
+
+def _read_halves(
+    read: Callable[[Sequence[str] | None], list[_T]], ids: Sequence[str], unreadable: Unreadable
+) -> list[_T]:
+    """What `read` gives for these ids. One that cannot be read is found in as many queries as its halvings."""
+    try:
+        return read(ids)
+    except _CANNOT_READ as error:
+        if len(ids) == 1:
+            unreadable(ids[0], error)
+            return []
+    half = len(ids) // 2
+    return [*_read_halves(read, ids[:half], unreadable), *_read_halves(read, ids[half:], unreadable)]

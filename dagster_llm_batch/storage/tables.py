@@ -2,11 +2,17 @@
 
 Money is text, so it is exact on every database; times are UTC on the way in and aware on the way out; mappings and
 tuples are JSON text with sorted keys.
+
+Text is of two kinds. Names (keys, paths, accounts) are identity: they are stored exactly, or refused before anything is
+sent. What others say (reasons, details, a vendor's batch id) is stored whatever it is, since the event that it belongs
+to must not be lost: characters that a database refuses become U+FFFD, and what is too long is cut.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -76,6 +82,55 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(json.loads(text))
 
 
+# PostgreSQL refuses NUL, and neither its driver nor SQLite's can encode half of a surrogate pair.
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_SAID_CHARS = 10_000
+# Batch ids are indexed: PostgreSQL takes up to 2,700 bytes of an indexed text, and a character is up to 4 bytes.
+_ID_CHARS = 500
+
+
+class _Name(TypeDecorator[str]):
+    """Text that is identity. Raises LedgerError, as the whole transaction, for one that cannot be stored exactly."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def __init__(self, column: str) -> None:
+        super().__init__()
+        self.column = column
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002  # SQLAlchemy's hook
+        if value is None or (found := _UNSTORABLE.search(value)) is None:
+            return value
+        what = f"The {self.column.replace('_', ' ')} {ascii(value)[:200]}"
+        raise LedgerError(
+            f"{what} has the character U+{ord(found[0]):04X}, which no database stores. A name is stored exactly or "
+            "not at all. Nothing was changed. Take that character out."
+        )
+
+
+class _Said(TypeDecorator[str]):
+    """Text from outside, of any content and length: never a reason to lose what it belongs to."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def __init__(self, most_chars: int) -> None:
+        super().__init__()
+        self.most_chars = most_chars
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002  # SQLAlchemy's hook
+        return None if value is None else _storable(value if isinstance(value, str) else str(value), self.most_chars)
+
+
+def _storable(text: str, most_chars: int) -> str:
+    """The text as every database stores it. What is cut ends with a digest, so that two cut ids stay two."""
+    if len(text) > most_chars:
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+        text = f"{text[: most_chars - 17]}…{digest}"
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
 _UTC = _Utc()
 _MONEY = _AsText(Decimal, str)
 
@@ -86,25 +141,33 @@ def _column(name: str, kind: TypeEngine[Any] | type[TypeEngine[Any]], *, null: b
     return sa.Column(name, kind, nullable=null)
 
 
+def _name(column: str, *, null: bool = False, key: bool = False) -> sa.Column[Any]:
+    return sa.Column(column, _Name(column), nullable=null, primary_key=key)
+
+
+def _said(column: str, most_chars: int = _SAID_CHARS) -> sa.Column[Any]:
+    return sa.Column(column, _Said(most_chars), nullable=True)
+
+
 SUBMISSION = sa.Table(
     "submission",
     METADATA,
-    sa.Column("submission_id", sa.Text, primary_key=True),
-    _column("namespace", sa.Text),
-    _column("asset", sa.Text),
-    _column("partition", sa.Text),
-    _column("fingerprint", sa.Text),
-    _column("config_fingerprint", sa.Text),
+    _name("submission_id", key=True),
+    _name("namespace"),
+    _name("asset"),
+    _name("partition"),
+    _name("fingerprint"),
+    _name("config_fingerprint"),
     _column("attempt", sa.BigInteger),
-    _column("provider", sa.Text),
-    _column("account", sa.Text),
-    _column("model", sa.Text),
+    _name("provider"),
+    _name("account"),
+    _name("model"),
     _column("rows", sa.BigInteger),
     _column("requests", sa.BigInteger),
     _column("reused", sa.BigInteger),
     _column("waves", sa.BigInteger),
     _column("state", _AsText(SubmissionState, _word)),
-    _column("manifest_path", sa.Text, null=True),
+    _name("manifest_path", null=True),
     _column("estimated_usd", _MONEY, null=True),
     _column("cost_usd", _MONEY, null=True),
     _column("realtime_usd", _MONEY, null=True),
@@ -113,7 +176,7 @@ SUBMISSION = sa.Table(
     _column("created_at", _UTC),
     _column("settled_at", _UTC, null=True),
     _column("delivered_at", _UTC, null=True),
-    _column("run_id", sa.Text, null=True),
+    _name("run_id", null=True),
     _column("reused_from", _AsText(_names, _json)),
     _column("deadline_at", _UTC, null=True),
 )
@@ -121,20 +184,20 @@ SUBMISSION = sa.Table(
 SHARD = sa.Table(
     "shard",
     METADATA,
-    sa.Column("shard_id", sa.Text, primary_key=True),
-    _column("submission_id", sa.Text),
-    _column("provider", sa.Text),
-    _column("account", sa.Text),
+    _name("shard_id", key=True),
+    _name("submission_id"),
+    _name("provider"),
+    _name("account"),
     _column("wave", sa.BigInteger),
     _column("number", sa.BigInteger),
     _column("state", _AsText(ShardState, _word)),
-    _column("nonce", sa.Text),
+    _name("nonce"),
     _column("requests", sa.BigInteger),
     _column("bytes", sa.BigInteger),
-    _column("path", sa.Text),
-    _column("digest", sa.Text),
+    _name("path"),
+    _name("digest"),
     _column("estimated_usd", _MONEY, null=True),
-    _column("batch_id", sa.Text, null=True),
+    _said("batch_id", _ID_CHARS),
     _column("planned_at", _UTC),  # when it was stored: what `spent` counts from; the ledger's own
     _column("sent_at", _UTC, null=True),
     _column("submitted_at", _UTC, null=True),
@@ -145,16 +208,16 @@ SHARD = sa.Table(
     _column("total", sa.BigInteger, null=True),
     _column("done", sa.BigInteger, null=True),
     _column("failed", sa.BigInteger, null=True),
-    _column("reason", sa.Text, null=True),
+    _said("reason"),
     _column("retryable", sa.Boolean),
-    _column("raw_path", sa.Text, null=True),
-    _column("results_path", sa.Text, null=True),
+    _name("raw_path", null=True),
+    _name("results_path", null=True),
     _column("cost_usd", _MONEY, null=True),
-    _column("model", sa.Text),
+    _name("model"),
     _column("lane", _AsText(Lane, _word)),
     _column("tokens", sa.BigInteger),
     _column("waits_until", _UTC, null=True),
-    _column("carrier", sa.Text, null=True),
+    _name("carrier", null=True),
     _column("padding", sa.BigInteger),
 )
 
@@ -162,20 +225,20 @@ EVENT = sa.Table(
     "event",
     METADATA,
     sa.Column("event_id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
-    _column("submission_id", sa.Text),
-    _column("shard_id", sa.Text, null=True),
+    _name("submission_id"),
+    _name("shard_id", null=True),
     _column("at", _UTC),
-    _column("kind", sa.Text),
-    _column("from_state", sa.Text, null=True),
-    _column("to_state", sa.Text, null=True),
-    _column("detail", sa.Text, null=True),
+    _name("kind"),
+    _name("from_state", null=True),
+    _name("to_state", null=True),
+    _said("detail"),
 )
 
 LEASE = sa.Table(
     "lease",
     METADATA,
-    sa.Column("name", sa.Text, primary_key=True),
-    _column("owner", sa.Text),
+    _name("name", key=True),
+    _name("owner"),
     _column("expires_at", _UTC),
 )
 

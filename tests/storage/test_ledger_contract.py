@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import pytest
@@ -517,3 +517,94 @@ def test_the_newest_submission_of_each_partition_and_the_settled_ones_of_an_asse
     assert [one.submission_id for one in ledger.settled("prod", "tickets", 5)] == ["s1", "s0"]
     assert [one.submission_id for one in ledger.settled("prod", "tickets", 1)] == ["s1"]
     assert ledger.settled("prod", "other", 5) == []
+
+
+HOSTILE = {
+    "half of a surrogate pair": "before \ud83d after",
+    "NUL": "before \x00 after",
+    "control characters": "\x1b[31mred\x1b[0m \x07\x9b\u2028\u202e\r\n\t",
+    "very long": "x\U0001f600" * 200_000,
+    "empty": "",
+    "no text": {"error": ["\ud800", None]},
+}
+
+
+@pytest.mark.parametrize("said", HOSTILE.values(), ids=HOSTILE)
+def test_whatever_a_vendor_says_is_stored_with_what_it_is_said_of(ledger, clock, said):
+    ledger.open(a_submission(), [a_shard("h1"), a_shard("h2", number=2), a_shard("h3", number=3)])
+    ledger.note("s1", "something", said)
+    bring_to(ledger, "h1", ShardState.SUBMITTED)
+    end = Ending(
+        move=Move.FAILED, batch_id="batch-h1", status=BatchStatus.FAILED, ended_at=clock(), total=8, done=0, failed=8,
+        reason=said, retryable=False,
+    )  # fmt: skip
+    ledger.ended({"h1": end})
+    assert ledger.shard("h1").state is ShardState.FAILED
+    ledger.move("h2", Move.SEND)
+    ledger.move("h2", Move.NOT_SENT, reason=said)
+    told = [event.detail for event in ledger.events("s1") if event.kind in ("something", Move.FAILED)]
+    assert told[0] == told[1] == ledger.shard("h1").reason == ledger.shard("h2").reason
+    assert len(told[0]) <= 10_000
+    plain = str(said)[:9_000].replace("\x00", "\ufffd").replace("\ud83d", "\ufffd").replace("\ud800", "\ufffd")
+    assert told[0].startswith(plain)
+
+
+@pytest.mark.parametrize(
+    "said", [one for one in HOSTILE.values() if one], ids=[name for name in HOSTILE if HOSTILE[name]]
+)
+def test_a_batch_whose_id_is_no_plain_text_is_recorded_all_the_same_since_it_is_paid(ledger, said):
+    ledger.open(a_submission(), [a_shard("h1"), a_shard("h2", number=2)])
+    for shard_id, batch_id in (("h1", said), ("h2", f"{said}2")):
+        ledger.move(shard_id, Move.SEND)
+        ledger.move(shard_id, Move.ACCEPTED, batch_id=batch_id)
+    stored = {ledger.shard(one).batch_id for one in ("h1", "h2")}
+    assert len(stored) == 2
+    assert all(len(one) <= 500 for one in stored)
+    for shard in ledger.in_flight("prod"):
+        assert ledger.of_batch(shard) == [shard]
+
+
+@pytest.mark.parametrize("char", ["\x00", "\ud800"])
+def test_a_name_that_no_database_stores_is_refused_with_its_name_and_nothing_is_stored(ledger, char):
+    for name in ("namespace", "asset", "partition", "account", "model", "run_id"):
+        what = rf"^The {name.replace('_', ' ')} 'a\\.*U\+{ord(char):04X}.*Nothing was changed"
+        with pytest.raises(LedgerError, match=what):
+            ledger.open(a_submission(**{name: f"a{char}b"}), [a_shard()])
+    assert ledger.progress("prod") == []
+    with pytest.raises(LedgerError, match="The partition"):  # before it is planned it is looked for
+        ledger.history("prod", "tickets", f"a{char}b")
+
+
+def test_names_of_any_other_characters_are_stored_exactly(ledger):
+    odd = "a/b|ü \x1b\n\t\u202e\U0001f600 \x7f"
+    ledger.open(a_submission(asset=odd, partition=odd), [a_shard()])
+    [found] = ledger.history("prod", odd, odd)
+    assert (found.asset, found.partition) == (odd, odd)
+
+
+def test_rows_that_cannot_be_read_are_named_and_the_others_are_read_in_their_order(ledger, ledger_url, clock):
+    for number in range(9):
+        at = clock() + timedelta(minutes=number)
+        opened = a_submission(f"s{number}", partition=str(number), created_at=at)
+        ledger.open(opened, [a_shard(f"h{number}", f"s{number}", nonce=f"n{number}")])
+        bring_to(ledger, f"h{number}", ShardState.SUBMITTED)
+    database = Database(ledger_url)
+    with database.write() as connection:
+        connection.execute(sa.text("UPDATE submission SET estimated_usd = 'cheap' WHERE submission_id = 's2'"))
+        connection.execute(sa.text("UPDATE submission SET state = 'from the future' WHERE submission_id = 's7'"))
+        connection.execute(sa.text("UPDATE shard SET status = 'from the future' WHERE shard_id = 'h4'"))
+    database.close()
+    with pytest.raises(ArithmeticError):
+        ledger.progress("prod")
+    told = {}
+    found = ledger.progress("prod", unreadable=told.__setitem__)
+    assert [one.submission.submission_id for one in found] == ["s0", "s1", "s3", "s4", "s5", "s6", "s8"]
+    assert [type(told[one]) for one in ("s2", "s7")] == [InvalidOperation, ValueError]
+    assert len(told) == 2
+    told.clear()
+    flying = ledger.in_flight("prod", unreadable=told.__setitem__)
+    assert sorted(told) == ["h4"]
+    assert sorted(shard.shard_id for shard in flying) == [f"h{n}" for n in range(9) if n != 4]
+    told.clear()
+    assert len(ledger.last_events("prod", unreadable=told.__setitem__)) == 9
+    assert told == {}
