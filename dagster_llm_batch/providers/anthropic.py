@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlencode
 
@@ -34,6 +34,7 @@ from dagster_llm_batch.providers.anthropic_errors import UnknownIdError, is_fore
 from dagster_llm_batch.providers.anthropic_lines import ANTHROPIC_VERSION, AnthropicLines
 from dagster_llm_batch.providers.anthropic_replies import read_line
 from dagster_llm_batch.providers.clocks import listed_since
+from dagster_llm_batch.providers.http import Origin, guard_client
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
 from dagster_llm_batch.providers.polling import poll_batches, walk_pages
 from dagster_llm_batch.types import (
@@ -56,6 +57,7 @@ _PUBLIC_URL = "https://api.anthropic.com"
 _PUBLIC_HOST = "api.anthropic.com"
 _BATCHES = "/v1/messages/batches"
 _MESSAGES = "/v1/messages"
+_AS_STREAM = {"Accept": "application/binary", "X-Stainless-Raw-Response": "stream"}  # as the SDK asks for results
 _PAGE = 1_000  # the most that one list call gives
 _PAGES_PER_POLL = 3  # at least
 
@@ -65,7 +67,8 @@ class AnthropicProvider:
 
     `anthropic_version` is the API version, which decides what parameters rows may have. `betas` are features that are
     asked for, such as "output-300k-2026-03-24". `account` names whose answers these are; by default the address and the
-    workspace. Building makes no call.
+    workspace. `http_client` is one of httpx2, for this provider alone: it is made to send nothing secret elsewhere.
+    Building makes no call.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class AnthropicProvider:
         parts = checked_address(base_url or _PUBLIC_URL, "base_url", _PUBLIC_URL)
         self._api_key = api_key
         self._base_url = base_url or _PUBLIC_URL
+        self._origin = Origin(self._base_url)
         self._version = anthropic_version
         self._headers = {"anthropic-version": anthropic_version, **(default_headers or {})}
         if workspace_id:
@@ -240,13 +244,21 @@ class AnthropicProvider:
             raise TransientError(f"The batch '{batch_id}' has no results yet: it is '{batch.processing_status}'.")
         if not batch.results_url:
             return
-        yield from split_lines(self._chunks(batch_id, total_requests(batch)))
+        address = f"{_BATCHES}/{batch_id}/results"
+        if self._origin.is_of(batch.results_url):
+            yield from split_lines(self._chunks(batch_id, batch.results_url, total_requests(batch)))
+            return
+        # a gateway may pass on the vendor's own address, which its key is not for: the path is documented too
+        try:
+            yield from split_lines(self._chunks(batch_id, address, total_requests(batch)))
+        except UnknownIdError:
+            yield from split_lines(self._chunks(batch_id, batch.results_url, total_requests(batch)))
 
-    def _chunks(self, batch_id: str, lines: int) -> Iterator[bytes]:
+    def _chunks(self, batch_id: str, address: str, lines: int) -> Iterator[bytes]:
         got = 0
         with (
             self._calls(f"download the results of batch '{batch_id}'"),
-            self._client(retries=2).messages.batches.with_streaming_response.results(batch_id) as response,
+            closing(self._stream(address)) as response,
         ):
             has_end = "content-length" in response.headers or "transfer-encoding" in response.headers
             if has_end or response.http_response.http_version != "HTTP/1.1":
@@ -257,6 +269,10 @@ class AnthropicProvider:
                 yield chunk
         if got < lines:  # the connection's end is the file's: a cut would go unseen
             raise TransientError(f"Could not download the results of batch '{batch_id}': got {got} of {lines} lines.")
+
+    def _stream(self, address: str) -> Any:
+        """The open response of a GET, which the caller closes."""
+        return self._client(retries=2).get(address, cast_to=object, options={"headers": _AS_STREAM})
 
     def cancel(self, batch_id: str) -> None:
         """See Provider.cancel."""
@@ -302,14 +318,14 @@ class AnthropicProvider:
     def _client(self, *, retries: int) -> Anthropic:
         if self._sdk is None:
             try:
-                from anthropic import Anthropic  # noqa: PLC0415 -- an optional extra
+                from anthropic import Anthropic, DefaultHttpxClient  # noqa: PLC0415 -- an optional extra
             except ImportError as error:
                 raise MissingExtraError("anthropic", f"The provider '{self._name}'") from error
             self._sdk = Anthropic(
                 api_key=self._api_key,
                 base_url=self._base_url,
                 timeout=self._timeout_seconds,
-                http_client=self._http_client,
+                http_client=guard_client(self._http_client or DefaultHttpxClient(), self._origin),
                 open_telemetry=False,
             )
         client = self._sdk.with_options(max_retries=retries)

@@ -37,6 +37,8 @@ def is_foreign(error: Exception) -> bool:
 
 def provider_error(error: Exception, doing: str, secret: str, *, had_effect: bool = False) -> ProviderError:
     """`error`, raised while `doing` something, as one of ours. `had_effect`: a batch may exist now."""
+    if isinstance(error.__cause__, ProviderError):
+        return error.__cause__  # what `http` refused to send, which the SDK takes for a lost connection
     status = getattr(error, "status_code", None)
     said = _redacted(_words(error), secret)
     if not isinstance(status, int) or not 400 <= status < 600:  # noqa: PLR2004 -- HTTP

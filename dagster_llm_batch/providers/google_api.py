@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 
 from dagster_llm_batch.errors import AmbiguousError, CredentialsError, LLMBatchError, ProviderError, TransientError
 from dagster_llm_batch.providers.google_errors import google_calls, http_status
+from dagster_llm_batch.providers.http import Origin, guard_client
 
 if TYPE_CHECKING:
     from google.genai import Client
@@ -38,7 +39,12 @@ class GoogleApi:
     def client(self) -> Client:
         """The SDK's client."""
         if self._made is None:
-            self._made = self._make()
+            made = self._make()
+            api = made._api_client  # noqa: SLF001 -- the SDK takes no hooks for a client that it makes by itself
+            # where a file is uploaded to is told by the reply that begins the upload
+            origin = Origin(str(api._http_options.base_url), takes_uploads=True)  # noqa: SLF001 -- as above
+            guard_client(api._httpx_client, origin)  # noqa: SLF001 -- as above
+            self._made = made
         return self._made
 
     def calls(self, doing: str, *, creating: bool = False) -> Any:

@@ -34,6 +34,7 @@ from dagster_llm_batch.errors import (
 from dagster_llm_batch.providers.addresses import checked_address
 from dagster_llm_batch.providers.answers import answer_line
 from dagster_llm_batch.providers.clocks import listed_since
+from dagster_llm_batch.providers.http import Origin, guard_client
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.openai_batch import created_at, read_batch
 from dagster_llm_batch.providers.openai_errors import UnknownIdError, is_foreign, provider_error
@@ -66,7 +67,8 @@ _CHUNK_BYTES = 1 << 16
 class OpenAIProvider:
     """Batches in one OpenAI account, or on a compatible server at `base_url`.
 
-    `account` names whose answers these are; by default the address, organization and project. Building makes no call.
+    `account` names whose answers these are; by default the address, organization and project. `http_client` is one of
+    httpx2, for this provider alone: it is made to send nothing secret elsewhere. Building makes no call.
     """
 
     def __init__(
@@ -299,7 +301,7 @@ class OpenAIProvider:
     def _client(self, *, retries: int) -> OpenAI:
         if self._sdk is None:
             try:
-                from openai import OpenAI  # noqa: PLC0415 -- an optional extra
+                from openai import DefaultHttpxClient, OpenAI  # noqa: PLC0415 -- an optional extra
             except ImportError as error:
                 raise MissingExtraError("openai", f"The provider '{self._name}'") from error
             self._sdk = OpenAI(
@@ -307,7 +309,7 @@ class OpenAIProvider:
                 base_url=self._base_url,
                 timeout=self._timeout_seconds,
                 default_headers=self._headers,
-                http_client=self._http_client,
+                http_client=guard_client(self._http_client or DefaultHttpxClient(), Origin(self._base_url)),
             )
         client = self._sdk.with_options(max_retries=retries)
         client.organization, client.project = self._organization, self._project  # else the environment's would be sent

@@ -40,6 +40,8 @@ def is_foreign(error: Exception) -> bool:
 
 def provider_error(error: Exception, doing: str, secret: str, *, creating: bool = False) -> ProviderError:
     """`error`, raised while `doing` something, as one of ours. `creating`: what may have had effect is ambiguous."""
+    if isinstance(error.__cause__, ProviderError):
+        return error.__cause__  # what `http` refused to send, which the SDK takes for a lost connection
     status = getattr(error, "status_code", None)
     said = _redacted(str(error), secret)
     if not isinstance(status, int) or not 400 <= status < 600:  # noqa: PLR2004 -- HTTP

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from dagster_llm_batch.errors import (
     AmbiguousError,
@@ -28,6 +28,7 @@ from dagster_llm_batch.providers.google_api import GoogleApi, listed
 from dagster_llm_batch.providers.google_errors import UnknownIdError
 from dagster_llm_batch.providers.google_files import upload_copy
 from dagster_llm_batch.providers.google_lines import GoogleLines
+from dagster_llm_batch.providers.http import Origin, guard_session
 from dagster_llm_batch.providers.polling import poll_batches
 from dagster_llm_batch.providers.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.vertex_jobs import read_job
@@ -56,6 +57,7 @@ VERTEX_LIMITS = Limits(max_requests=200_000, max_bytes=1_000_000_000)
 _JOBS = "batchPredictionJobs"
 _PAGE = 100
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+_SdkClient = TypeVar("_SdkClient", bound=Any)
 _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 
 
@@ -294,7 +296,7 @@ class VertexProvider:
         except ImportError as error:
             raise MissingExtraError("google", f"The provider '{self._name}'") from error
         options = {"api_endpoint": self._storage_url} if self._storage_url else None
-        return Client(project=self._project, credentials=self._access(), client_options=options)
+        return _guarded(Client(project=self._project, credentials=self._access(), client_options=options))
 
     def _tables_client(self) -> TablesClient:
         try:
@@ -302,7 +304,7 @@ class VertexProvider:
         except ImportError as error:
             raise MissingExtraError("bigquery", f"The provider '{self._name}' with bigquery_dataset") from error
         options = {"api_endpoint": self._bigquery_url} if self._bigquery_url else None
-        return Client(project=self._project, credentials=self._access(), client_options=options)
+        return _guarded(Client(project=self._project, credentials=self._access(), client_options=options))
 
     def _access(self) -> Any:
         if self._credentials is None:
@@ -330,6 +332,13 @@ def credentials_of(service_account_json: str | None, access_token: str | None) -
         raise ConfigError(
             "The service account key of provider 'vertex' is no such key. Give the JSON that Google Cloud made, whole."
         ) from None
+
+
+def _guarded(client: _SdkClient) -> _SdkClient:
+    """The same client of Cloud Storage or BigQuery; an upload's session is at the address that its start names."""
+    # no public argument takes a transport; mounting on this session is what the SDK's own documents show
+    guard_session(client._http, Origin(client._connection.API_BASE_URL, takes_uploads=True))  # noqa: SLF001
+    return client
 
 
 def _is_claude(model: str) -> bool:

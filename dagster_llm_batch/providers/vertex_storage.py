@@ -95,8 +95,10 @@ class VertexStorage:
         from google_crc32c import Checksum  # noqa: PLC0415 -- comes with the SDK, which is an extra
 
         uri = f"gs://{blob.bucket.name}/{blob.name}"
+        # by name: the address of the bytes that a listing gives may be another server's, which has no credentials
+        source = self._client().bucket(blob.bucket.name).blob(blob.name, generation=blob.generation)
         with self._calls(f"download {uri}"):
-            reader = blob.open("rb", chunk_size=_DOWNLOAD_CHUNK_BYTES, **self._patience())
+            reader = source.open("rb", chunk_size=_DOWNLOAD_CHUNK_BYTES, **self._patience())
         digest, got = Checksum(), 0
         while True:
             with self._calls(f"download {uri}"):

@@ -1,0 +1,151 @@
+"""Who gets what over HTTP: credentials go to the configured origin alone, whatever a server answers.
+
+    to the configured origin        everything: scheme, host and port are those of the configured address
+    to another origin, over https   downloads without credentials, and uploads where the vendor's protocol names their
+                                    address (a resumable upload's session); each without any header of ours
+    to another origin, over http    nothing
+    a redirect with a body          nothing, as it would take row data to where nobody sent it
+
+SDKs follow redirects and addresses in replies with the headers that they send to the vendor: only `Authorization` is
+dropped on the way, and `x-api-key` or a header of the user is not. So what another host may get is a list of names, and
+every other header counts as a credential. The rules work where the SDKs' own transports send: `guard_hooks` are event
+hooks of httpx and httpx2, `guard_session` is for requests. botocore follows no redirect but to another region of S3,
+whose address it makes by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from dagster_llm_batch.errors import CredentialsError, RefusedError
+
+__all__ = ["Origin", "guard_client", "guard_hooks", "guard_session"]
+
+_PORTS = {"http": 80, "https": 443}
+_NOT_SECRET = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "content-range",
+        "content-type",
+        "host",
+        "range",
+        "transfer-encoding",
+        "user-agent",
+        "x-stainless-raw-response",  # by which the SDKs of OpenAI and Anthropic know how to read the answer
+    }
+)
+_UPLOAD_STEPS = "x-goog-upload-"  # command and offset of a resumable upload
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_UNAUTHORIZED = frozenset({401, 403})
+
+
+class Origin:
+    """The one place that gets the credentials, and the rules for every other.
+
+    `takes_uploads`: the vendor's protocol names addresses elsewhere that request files are uploaded to.
+    """
+
+    def __init__(self, url: str, *, takes_uploads: bool = False) -> None:
+        self._origin = _origin_of(url)
+        self._takes_uploads = takes_uploads
+
+    def is_of(self, url: str) -> bool:
+        """Whether the address is of this origin."""
+        return _origin_of(url) == self._origin
+
+    def check_request(self, method: str, url: str, headers: MutableMapping[str, str]) -> None:
+        """Take from a request to another origin what that may not have. Raises RefusedError where it may have nothing.
+
+        Called for each request right before it is sent, the ones of redirects too.
+        """
+        origin = _origin_of(url)
+        if origin == self._origin:
+            return
+        if origin[0] != "https":
+            raise RefusedError(
+                f"{self} answered with an address at {_shown(origin)}, which is another server, over plain http. "
+                "Nothing was sent there. Use https, or give that server's address as the provider's own."
+            )
+        if method not in ("GET", "HEAD") and not self._takes_uploads:
+            raise RefusedError(
+                f"{self} answered a {method} with an address at {_shown(origin)}, which is another server. Nothing was "
+                "sent there: requests and credentials go to the configured address alone. Correct that address."
+            )
+        for name in list(headers):
+            if name.lower() not in _NOT_SECRET and not name.lower().startswith(_UPLOAD_STEPS):
+                del headers[name]
+
+    def check_response(self, method: str, url: str, status: int, location: str | None) -> None:
+        """Raises RefusedError for a redirect that would take a body to another origin.
+
+        Raises CredentialsError where another origin asks for credentials: it was sent none.
+        """
+        if location and status in _REDIRECTS and method not in ("GET", "HEAD"):
+            target = _origin_of(urljoin(url, location))
+            if target != _origin_of(url):
+                raise RefusedError(
+                    f"{_shown(_origin_of(url))} redirects a {method} to {_shown(target)}, which is another server. It "
+                    "was not followed: requests and credentials go to the configured address alone. If that server is "
+                    "the right one, configure its address."
+                )
+        if status in _UNAUTHORIZED and (origin := _origin_of(url)) != self._origin:
+            raise CredentialsError(
+                f"{self} sent us to {_shown(origin)}, which asks for credentials (HTTP {status}). It was given none: "
+                "they go to the configured address alone. If that server is the right one, configure its address."
+            )
+
+    def __str__(self) -> str:
+        return _shown(self._origin)
+
+
+def guard_hooks(origin: Origin) -> dict[str, list[Callable[[Any], None]]]:
+    """Event hooks for a client of httpx or httpx2, which calls them at each step of a chain of redirects."""
+
+    def request(request: Any) -> None:
+        origin.check_request(request.method, str(request.url), request.headers)
+
+    def response(response: Any) -> None:
+        asked = response.request
+        origin.check_response(asked.method, str(asked.url), response.status_code, response.headers.get("location"))
+
+    return {"request": [request], "response": [response]}
+
+
+def guard_client(client: Any, origin: Origin) -> Any:
+    """The same client of httpx or httpx2, with the hooks after its own."""
+    hooks = client.event_hooks
+    client.event_hooks = {name: [*hooks.get(name, []), *more] for name, more in guard_hooks(origin).items()}
+    return client
+
+
+def guard_session(session: Any, origin: Origin) -> None:
+    """Make a session of requests keep the rules: by its transport, which every request and redirect passes."""
+    from requests.adapters import HTTPAdapter  # noqa: PLC0415 -- comes with the SDKs that use it
+
+    class GuardedAdapter(HTTPAdapter):
+        def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+            origin.check_request(request.method, request.url, request.headers)
+            response = super().send(request, *args, **kwargs)
+            origin.check_response(request.method, request.url, response.status_code, response.headers.get("location"))
+            return response
+
+    for scheme in _PORTS:
+        session.mount(f"{scheme}://", GuardedAdapter())
+
+
+def _origin_of(url: str) -> tuple[str, str, int | None]:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
+    except ValueError:  # a port that is no number: nobody's origin
+        return "", "", None
+
+
+def _shown(origin: tuple[str, str, int | None]) -> str:
+    scheme, host, port = origin
+    return f"{scheme}://{host}" if port == _PORTS.get(scheme) else f"{scheme}://{host}:{port}"
