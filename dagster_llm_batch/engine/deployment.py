@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -21,15 +22,20 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Shard, Submission
 from dagster_llm_batch.types import Lane
 
-__all__ = ["Deployment"]
+__all__ = ["Deployment", "new_id"]
 
 _LEASE = "submission:"
 _LEASE_SECONDS = 60.0
 
 
+def new_id() -> str:
+    """The id of a new submission. All ids that a plan writes follow from it."""
+    return uuid.uuid4().hex
+
+
 @dataclass(frozen=True)
 class Deployment:
-    """One deployment. `sleep` takes seconds; `clock` gives aware times."""
+    """One deployment. `sleep` takes seconds; `clock` gives aware times; `new_id` one that no submission has."""
 
     providers: Mapping[str, Provider]
     ledger: Ledger
@@ -41,6 +47,7 @@ class Deployment:
     budgets: tuple[Budget, ...] = ()
     queue_limits: Mapping[str, QueueLimit] = field(default_factory=dict)
     transfers_at_once: int = 4
+    new_id: Callable[[], str] = new_id
 
     def __post_init__(self) -> None:
         """Refuses what could transfer nothing."""

@@ -19,7 +19,7 @@ from typing import Any
 from dagster_llm_batch.core.labeling import Labeled
 from dagster_llm_batch.engine.collecting import Collector
 from dagster_llm_batch.engine.definition import Labeling
-from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.deployment import Deployment, new_id
 from dagster_llm_batch.engine.dispatch import Dispatcher, drop, due, has_room, keep_places
 from dagster_llm_batch.engine.landing import Landing
 from dagster_llm_batch.engine.outlook import TURN, UNAVAILABLE, Outlook, look_out
@@ -65,6 +65,7 @@ class Engine:
         budgets: Sequence[Budget] = (),
         queue_limits: Mapping[str, QueueLimit] | None = None,
         transfers_at_once: int = 4,
+        new_id: Callable[[], str] = new_id,
     ) -> None:
         self.ledger = ledger
         self.payloads = payloads
@@ -81,6 +82,7 @@ class Engine:
             tuple(budgets),
             queue_limits or {},
             transfers_at_once,
+            new_id,
         )
         self._poller = Poller(self._deployment)
 

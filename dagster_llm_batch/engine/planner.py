@@ -6,7 +6,6 @@ earlier submissions of the partition have answered under the same configuration 
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -83,7 +82,7 @@ class Planner:
     ) -> Submission:
         now = self._deployment.clock()  # what comes home from here on was on its way
         earlier = self._reusable(history)
-        submission_id = uuid.uuid4().hex
+        submission_id = self._deployment.new_id()
         draft = self._draft(submission_id, partition, self._asked(earlier))
         try:
             draft.add_rows(rows)
@@ -147,7 +146,7 @@ class Planner:
             folder = stack.enter_context(TemporaryDirectory())
             alone = replace(self._labeling, workers=None)  # which do not see a folder of this machine
             aside = Planner(alone, replace(self._deployment, payloads=PayloadStore(folder)))
-            draft = aside._draft(uuid.uuid4().hex, partition, self._asked(self._reusable(history)))
+            draft = aside._draft(self._deployment.new_id(), partition, self._asked(self._reusable(history)))
             stack.callback(draft.discard)
             draft.add_rows(rows)
             plan = draft.finish(self.configuration)

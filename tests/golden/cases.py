@@ -1,0 +1,404 @@
+"""The cases: each makes the text of one golden file.
+
+Journeys go from rows to landed labels through the official SDKs and the emulator, with waves, fallbacks and what a
+changed row reuses. Replays give documented result lines to each codec, those of own machines and all families included.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from google.oauth2.credentials import Credentials
+
+from dagster_llm_batch.testing.emulator import (
+    DEFAULT_KEY,
+    Emulator,
+    Limits,
+    Reply,
+    RowFault,
+    local_gcs,
+    local_s3,
+    simulated_answer,
+)
+from tests.golden.corpus import BARE, BUSY, CUT, ODD, PROMPT, REFUSED, SEEING, TAUGHT, WRONG, labeling, tickets
+from tests.golden.filed import Filed, answer, recorded
+from tests.golden.package import Embedding, Fallback, RayAnswers, RetryPolicy, provider_class
+from tests.golden.world import World
+
+BUCKET = "bucket"
+_HAIKU = "anthropic.claude-haiku-4-5-20251001-v1:0"
+_LABELER = Path(__file__).parents[1] / "crash" / "labeler.py"
+_MOST_STEPS = 10
+_STEP_SECONDS = 3600.0
+
+
+class Servers:
+    """The servers of files, which are started when a case first needs them."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._urls: dict[str, str] = {}
+
+    def url(self, kind: str) -> str | None:
+        """Of "s3" or "gcs"."""
+        if kind and kind not in self._urls:
+            server = {"s3": local_s3, "gcs": local_gcs}[kind](BUCKET)
+            self._urls[kind] = self._stack.enter_context(server)
+        return self._urls.get(kind)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+# journeys -------------------------------------------------------------------------------------------------------------
+
+
+def _openai(emulator: Emulator, _url: str | None, **more: Any) -> Any:
+    return provider_class("openai")(DEFAULT_KEY, emulator.openai_base_url, account="the openai account", **more)
+
+
+def _anthropic(emulator: Emulator, _url: str | None) -> Any:
+    return provider_class("anthropic")(DEFAULT_KEY, emulator.anthropic_base_url, account="the anthropic account")
+
+
+def _bedrock(emulator: Emulator | None, url: str | None, min_requests: int = 1) -> Any:
+    return provider_class("bedrock")(
+        "us-east-1",
+        "arn:aws:iam::123456789012:role/batch",
+        f"s3://{BUCKET}/llm",
+        session_options={"aws_access_key_id": DEFAULT_KEY, "aws_secret_access_key": "x"},
+        endpoint_url=emulator.bedrock_url if emulator else None,
+        s3_endpoint_url=url,
+        read_quotas=False,
+        min_requests=min_requests,
+        account="the aws account",
+    )
+
+
+def _vertex(emulator: Emulator | None, url: str | None) -> Any:
+    return provider_class("vertex")(
+        "p",
+        "us-central1",
+        BUCKET,
+        credentials=Credentials(token=DEFAULT_KEY),
+        base_url=emulator.vertex_base_url if emulator else None,
+        storage_url=url,
+        account="the google project",
+    )
+
+
+def _gemini(emulator: Emulator | None, _url: str | None, **more: Any) -> Any:
+    base_url = emulator.gemini_base_url if emulator else None
+    return provider_class("gemini")(DEFAULT_KEY, base_url, account="the gemini account", **more)
+
+
+@dataclass(frozen=True)
+class Journey:
+    """From rows to landed labels at the emulator. `files` names the server of files that the provider needs."""
+
+    model: str
+    provider: Callable[[Emulator, str | None], Any]
+    changes: dict[str, Any] = field(default_factory=dict)
+    files: str = ""
+    key: str = "text"
+    rows: int = 8
+    changes_rows: bool = False
+
+    def __call__(self, folder: Path, servers: Servers) -> str:
+        world = World(folder)
+        definition = labeling(self.model, **self.changes)
+        url = servers.url(self.files)
+        with Emulator(
+            answer=_said,
+            clock=world.clock,
+            limits=Limits(bedrock_min_records=1),
+            faults=[RowFault(containing=BUSY, status_code=503, times=1)],
+            **({f"{self.files}_url": url} if url else {}),
+        ) as emulator:
+            world.providers = {definition.provider: self.provider(emulator, url)}
+            rows = partial(tickets, key=self.key)
+            return _travel(world, definition, rows, self.rows, emulator.settle, changes_rows=self.changes_rows)
+
+
+def _said(body: dict[str, Any], endpoint: str) -> Any:
+    """What the emulated model says: what a mark in the row asks for, else what fits."""
+    text = json.dumps(body)
+    if ODD in text:
+        return {"odd": True}
+    if CUT in text:
+        return Reply(text='{"topic":"bil', truncated=True)
+    if REFUSED in text:
+        return Reply(refusal="I would rather not.")
+    if WRONG in text:
+        return Reply(status_code=400, code="invalid_request", message="The input is too long.")
+    return simulated_answer(body, endpoint)
+
+
+def _travel(
+    world: World,
+    definition: Any,
+    rows: Callable[..., pa.Table],
+    count: int,
+    settle: Callable[[], None],
+    *,
+    changes_rows: bool,
+) -> str:
+    """Two partitions at once; and, where rows change, one of them again with a changed row, and then as it was."""
+    tables: dict[str, pa.Table] = {}
+
+    def land(partition: str, name: str, submission_id: str) -> None:
+        for _ in range(_MOST_STEPS):
+            settle()
+            world.clock.advance(_STEP_SECONDS)
+            if world.engine().advance(definition, submission_id).is_settled:
+                break
+        labeled = world.engine().labels(definition, submission_id, run_id=f"run of {name}")
+        if name != "again":
+            tables[f"labels {partition} {name}"], tables[f"rejects {partition} {name}"] = (
+                labeled.labels,
+                labeled.rejects,
+            )
+        world.engine().ledger.deliver(submission_id)
+
+    partitions = {"2026-01-01": rows(range(count)), "day 2/é": rows(range(count - 2, count + 2))}
+    engine = world.engine()
+    ids = [engine.plan(definition, table, partition=one).submission_id for one, table in partitions.items()]
+    engine.submit_together(definition, ids)
+    for partition, submission_id in zip(partitions, ids, strict=True):
+        land(partition, "first", submission_id)
+    engine = world.engine()
+    later = {"changed": rows(range(count), changed=True), "again": rows(range(count))} if changes_rows else {}
+    for name, table in later.items():
+        submission = engine.plan(definition, table, partition="2026-01-01", run_id=name)
+        engine.submit(definition, submission.submission_id)
+        land("2026-01-01", name, submission.submission_id)
+    text = world.text(tables, {"code": definition.code_version, "prompt": definition.prompt_version})
+    world.close()
+    return text
+
+
+def command(folder: Path, _servers: Servers) -> str:
+    """A command on this machine. Its process reads a clock of its own: what it wrote of the end is set back."""
+    world = World(folder)
+    books = folder / "books.jsonl"
+    words = [sys.executable, "-S", str(_LABELER), "{input}", "{output}", str(books), BUSY]
+    world.providers = {"command": provider_class("command")(words, str(folder / "jobs"), account="the labeler")}
+    definition = labeling(
+        "command/m",
+        response={
+            "title": "Given",
+            "type": "object",
+            "properties": {"topic": {"type": "string"}, "urgency": {"type": "integer"}},
+            "required": ["topic"],
+        },
+    )
+
+    def settle() -> None:
+        for job in (folder / "jobs").iterdir():
+            while not (job / "exit.json").exists():
+                time.sleep(0.005)
+            said = json.loads((job / "exit.json").read_text(encoding="utf-8"))
+            (job / "exit.json").write_text(json.dumps({**said, "ended_at": world.clock()}), encoding="utf-8")
+
+    return _travel(world, definition, partial(tickets, key="integer"), 8, settle, changes_rows=True)
+
+
+_CHAT = {
+    "prompt": SEEING,
+    "max_requests_per_batch": 5,
+    "urgent": "now",
+    "fallback": [Fallback("openai/gpt-4o-mini", params={"max_tokens": 60, "temperature": 0.5})],
+    "max_cost_usd": "5",
+}
+_OUTPUT = {"max_output_tokens": 80}
+
+JOURNEYS = {
+    "openai-chat": Journey("openai/gpt-4o", _openai, _CHAT, changes_rows=True),
+    "openai-responses": Journey(
+        "openai/gpt-4o", _openai, {"endpoint": "responses", "params": _OUTPUT, "prompt": TAUGHT}, key="integer"
+    ),
+    "openai-embeddings": Journey(
+        "openai/text-embedding-3-small",
+        _openai,
+        {"response": Embedding(4), "params": {}, "prompt": BARE, "keep": []},
+        key="date",
+        rows=7,
+    ),
+    "anthropic": Journey(
+        "anthropic/claude-haiku-4-5",
+        _anthropic,
+        {"prompt": TAUGHT, "retry": RetryPolicy(2, 1)},
+        key="large text",
+    ),
+    "bedrock-claude": Journey(
+        f"bedrock/{_HAIKU}",
+        partial(_bedrock, min_requests=6),
+        {"prompt": SEEING, "below_minimum": "pad", "max_requests_per_batch": 8},
+        "s3",
+        key="small integer",
+    ),
+    "bedrock-nova": Journey(
+        "bedrock/amazon.nova-lite-v1:0",
+        partial(_bedrock, min_requests=6),
+        {"response": None, "below_minimum": "realtime"},
+        "s3",
+    ),
+    "vertex-gemini": Journey(
+        "vertex/gemini-2.5-flash", _vertex, {"prompt": TAUGHT, "params": _OUTPUT}, "gcs", key="local time"
+    ),
+    "vertex-claude": Journey("vertex/claude-haiku-4-5", _vertex, {"prompt": TAUGHT}, "gcs", key="instant", rows=5),
+    "gemini-inline": Journey(
+        "gemini/gemini-2.5-flash", partial(_gemini, inline_bytes=1 << 20), {"params": _OUTPUT, "prompt": SEEING}
+    ),
+    "gemini-file": Journey(
+        "gemini/gemini-2.5-flash",
+        partial(_gemini, inline_bytes=0),
+        {"params": _OUTPUT, "prompt": SEEING, "max_requests_per_batch": 6},
+        key="time of day",
+    ),
+}
+
+
+# replays --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Documented result lines through the engine, each as the answer to one request, and more that nobody asked for."""
+
+    model: str
+    provider: Callable[[Path], Any]
+    wire: str
+    of: Callable[[dict[str, Any]], bool]
+    changes: dict[str, Any] = field(default_factory=dict)
+    key: str = "text"
+
+    def __call__(self, folder: Path, _servers: Servers) -> str:
+        world = World(folder)
+        vendor = Filed(self.provider(folder), folder / "vendor", world.now)
+        definition = labeling(
+            self.model,
+            **{"response": None, "retry": RetryPolicy(1, 1), "expected_output_tokens": 20, "keep": [], **self.changes},
+        )
+        world.providers = {definition.provider: vendor}
+        lines = [wire for wire in recorded(self.wire) if self.of(wire)]
+        rows = _distinct(definition, len(lines) + 1, self.key)
+        submission_id = world.engine().plan(definition, rows).submission_id
+        world.engine().submit(definition, submission_id)
+        world.clock.advance(_STEP_SECONDS)
+        vendor.end(partial(_replies, lines))
+        assert world.engine().advance(definition, submission_id).is_settled
+        labeled = world.engine().labels(definition, submission_id, run_id="run")
+        tables = {"labels": labeled.labels, "rejects": labeled.rejects}
+        text = world.text(tables, {"code": definition.code_version, "prompt": definition.prompt_version})
+        world.close()
+        return text
+
+
+def _distinct(definition: Any, count: int, key: str) -> pa.Table:
+    """Rows that ask so many things: one asks what another does."""
+    del definition
+    return tickets(range(count + 1), key)
+
+
+def _replies(lines: list[dict[str, Any]], custom_ids: list[str]) -> Iterator[bytes]:
+    """The last request has no answer; the first has two; and one line is a stranger's."""
+    for wire, custom_id in zip(lines, custom_ids, strict=False):
+        yield answer(wire, custom_id)
+    yield answer(lines[0], custom_ids[0])
+    yield answer(lines[0], f"r{'0' * 16}-{'0' * 40}")
+
+
+def _named(*starts: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda wire: wire["name"].startswith(starts)
+
+
+def _at(endpoint: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda wire: wire["endpoint"] == endpoint
+
+
+def _few(wire: dict[str, Any]) -> bool:
+    return wire in recorded("openai")[:6]
+
+
+def _offline(name: str) -> Callable[[Path], Any]:
+    return lambda _folder: provider_class(name)("a-key", account=f"the {name} account")
+
+
+def _own(name: str, *arguments: Any) -> Callable[[Path], Any]:
+    return lambda folder: provider_class(name)(*arguments[:1], str(folder / "work"), *arguments[1:], account="own")
+
+
+def _on_ray(_folder: Path) -> Any:
+    return provider_class("ray")("http://127.0.0.1:8265", "/tmp/none", RayAnswers(call="labeler:label"), account="own")
+
+
+_VECTOR = {"response": Embedding(), "params": {}}
+
+REPLAYS = {
+    "openai-chat": Replay("openai/gpt-4o", _offline("openai"), "openai", _at("chat"), {"prompt": TAUGHT}),
+    "openai-responses": Replay(
+        "openai/gpt-4o",
+        _offline("openai"),
+        "openai",
+        _at("responses"),
+        {"endpoint": "responses", "params": _OUTPUT, "prompt": SEEING},
+        "integer",
+    ),
+    "openai-embeddings": Replay(
+        "openai/text-embedding-3-small", _offline("openai"), "openai", _at("embeddings"), _VECTOR | {"prompt": BARE}
+    ),
+    "anthropic": Replay(
+        "anthropic/claude-haiku-4-5", _offline("anthropic"), "anthropic", lambda _: True, {"prompt": SEEING}, "date"
+    ),
+    **{
+        f"bedrock-{family}": Replay(
+            f"bedrock/{model}", lambda _folder: _bedrock(None, None), "bedrock", _named(*starts), changes, key
+        )
+        for family, model, starts, changes, key in (
+            ("claude", _HAIKU, ("claude", "error", "neither", "output", "unknown", "BOM", "blank"), {}, "text"),
+            ("nova", "us.amazon.nova-lite-v1:0", ("nova",), {"prompt": TAUGHT}, "instant"),
+            ("llama", "meta.llama3-1-8b-instruct-v1:0", ("llama",), {}, "local time"),
+            ("chat", "openai.gpt-oss-20b-1:0", ("gpt-oss", "chat", "mistral"), {}, "large text"),
+            ("converse", "cohere.command-r-v1:0", ("converse",), {}, "time of day"),
+            ("titan", "amazon.titan-embed-text-v2:0", ("titan",), _VECTOR | {"prompt": BARE}, "small integer"),
+        )
+    },
+    "vertex-gemini": Replay(
+        "vertex/gemini-2.5-flash",
+        lambda _folder: _vertex(None, None),
+        "google",
+        _named("vertex"),
+        {"params": _OUTPUT, "prompt": SEEING},
+    ),
+    "vertex-claude": Replay(
+        "vertex/claude-haiku-4-5", lambda _folder: _vertex(None, None), "google", _named("claude"), {"prompt": PROMPT}
+    ),
+    "gemini": Replay(
+        "gemini/gemini-2.5-flash",
+        lambda _folder: _gemini(None, None),
+        "google",
+        _named("gemini", "blank"),
+        {"params": _OUTPUT, "prompt": TAUGHT},
+        "instant",
+    ),
+    "command": Replay("command/m", _own("command", ["label", "{input}", "{output}"]), "openai", _few),
+    "slurm": Replay("slurm/m", _own("slurm", ["label", "{input}", "{output}"]), "openai", _few, {"prompt": TAUGHT}),
+    "ray": Replay("ray/m", _on_ray, "openai", _few, {"prompt": SEEING}),
+}
+
+CASES: dict[str, Callable[[Path, Servers], str]] = {
+    **{f"journey-{name}": case for name, case in JOURNEYS.items()},
+    "journey-command": command,
+    **{f"replay-{name}": case for name, case in REPLAYS.items()},
+}
+"""Name of the golden file: what makes it."""

@@ -1,0 +1,34 @@
+"""The only door from these tests to the package: a module that moves is a line here, and nothing else.
+
+`mixed` runs this file of an older commit against the code of that commit.
+"""
+
+from dagster_llm_batch import Embedding, Fallback, Prompt, RetryPolicy
+from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.errors import AmbiguousError, CannotTellError, LeaseError, TransientError
+from dagster_llm_batch.providers.ray_answers import RayAnswers
+from dagster_llm_batch.providers.registry import provider_class
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, Found
+
+__all__ = [
+    "Absent",
+    "AmbiguousError",
+    "BatchReport",
+    "BatchStatus",
+    "CannotTellError",
+    "Embedding",
+    "Engine",
+    "Fallback",
+    "Found",
+    "Labeling",
+    "LeaseError",
+    "Ledger",
+    "PayloadStore",
+    "Prompt",
+    "RayAnswers",
+    "RetryPolicy",
+    "TransientError",
+    "provider_class",
+]

@@ -1,0 +1,54 @@
+"""What is asked, stored, landed and paid is what it was, byte for byte. `tests/golden/page.py` says how to read a file.
+
+Where a change is meant: `python -m tests.golden --write`, and read what git says of tests/golden before you commit it.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.golden.cases import CASES, Servers
+from tests.golden.golden import FILES, difference, golden
+from tests.golden.page import Page
+
+
+@pytest.fixture(scope="module")
+def servers():
+    running = Servers()
+    yield running
+    running.close()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_that_is_asked_stored_landed_or_paid_differs_from_its_golden_file(name, tmp_path, servers):
+    shown = difference(name, golden(name), CASES[name](tmp_path, servers).encode())
+    assert not shown, shown
+
+
+def test_each_golden_file_has_a_case():
+    assert {path.stem for path in FILES.glob("*.txt")} == set(CASES)
+
+
+def test_a_difference_is_shown_where_it_is_and_says_how_to_write_the_file_anew():
+    then, now = (f"== a\nsame\n== b\n{'x' * 300}{end}\nsame\n".encode() for end in ("old", "new"))
+    shown = difference("case", then, now)
+    assert "in == b" in shown
+    assert f"- …{'x' * 60}old" in shown
+    assert f"+ …{'x' * 60}new" in shown
+    assert "python -m tests.golden --write" in shown
+    assert difference("case", then, then) == ""
+
+
+def test_request_lines_can_be_put_together_again_from_a_page():
+    ids = [f"r{n:016x}-{n:040x}" for n in range(3)]
+    lines = [f'{{"id":"{one}","body":{{"say":"{text}"}}}}\n' for one, text in zip(ids, ("", 'a"b', "aa"), strict=True)]
+    page = Page()
+    page.write_requests("some", lines)
+    page.write_requests("one more", lines[1:])
+    import json
+
+    _, around, *middles = page.text.split("\n")[:5]
+    before, after, end = json.loads(around)["each"]
+    pairs = [line.split(" ", 1) for line in middles]
+    assert [f"{before}{one}{after}{middle}{end}" for one, middle in pairs] == lines
+    assert '{"each":"as in some"}' in page.text
