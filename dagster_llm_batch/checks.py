@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dagster as dg
@@ -79,14 +79,22 @@ def check_specs(
         ]
 
 
-def verdicts(figures: Figures, status: Status, labeling: Labeling, policy: ChecksPolicy) -> list[Verdict]:
-    """The three answers. An empty partition passes: there was nothing to miss."""
+def verdicts(
+    figures: Figures, status: Status, labeling: Labeling, policy: ChecksPolicy, stopped: str | None = None
+) -> list[Verdict]:
+    """The three answers. An empty partition passes: there was nothing to miss.
+
+    `stopped` is why the submission was stopped, if it was: then the coverage fails, whatever is wanted.
+    """
     rows = figures.labeled + figures.rejected
     replies = figures.labeled + figures.outcomes[Outcome.INVALID.value]
     cost, budget = status.submission.cost_usd, labeling.budget_usd
     spend = "not known" if cost is None else f"{cost:.6f} USD"
+    coverage = _share(COVERAGE, figures.labeled, rows, policy.min_coverage, "rows have a label")
+    if stopped is not None:
+        coverage = replace(coverage, passed=False, description=f"{coverage.description} Stopped: {stopped}")
     return [
-        _share(COVERAGE, figures.labeled, rows, policy.min_coverage, "rows have a label"),
+        coverage,
         _share(PARSE_RATE, figures.labeled, replies, policy.min_parse_rate, "replies fit"),
         Verdict(
             SPEND,

@@ -14,7 +14,7 @@ from dagster_llm_batch.assets.tables import LabeledTables, labeled_tables
 from dagster_llm_batch.checks import check_specs, verdicts
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.errors import ConfigError, LeaseError, LLMBatchError, TransientError
-from dagster_llm_batch.metadata import column_lineage, labels_metadata, rejects_metadata, status_metadata
+from dagster_llm_batch.metadata import column_lineage, labels_metadata, plain, rejects_metadata, status_metadata
 from dagster_llm_batch.progress import pace_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 
@@ -135,6 +135,9 @@ class _Landing:
             logged = self._write(context, self._labels, partition, tables.labels)
             self._measure(context, engine, submission_id)
             metadata = {**labels_metadata(figures, status, labeling, engine.provider(labeling.provider)), **logged}
+            if (stopped := engine.stop_reason(submission_id)) is not None:
+                metadata["llm_batch/stopped"] = plain(stopped, limit=1_000)
+                context.log.error(f"{partition or 'labels'}: stopped: {stopped}")
             if dataset.rows_key is not None:
                 metadata["dagster/column_lineage"] = column_lineage(labeling, dataset.rows_key)
             yield from landed(
@@ -144,7 +147,7 @@ class _Landing:
                 metadata=metadata,
                 version=figures.version,
                 checks=self.checks,
-                verdicts=verdicts(figures, status, labeling, dataset.checks),
+                verdicts=verdicts(figures, status, labeling, dataset.checks, stopped),
             )
             engine.ledger.deliver(submission_id)  # Dagster knows of it by now; else the sensor sees to it
 

@@ -10,7 +10,7 @@ from decimal import Decimal
 import click
 
 from dagster_llm_batch.cli.commands import Command, json_option
-from dagster_llm_batch.cli.show import money, print_json, print_table
+from dagster_llm_batch.cli.show import Money, money, print_json, print_table
 from dagster_llm_batch.cli.where import Where, ledger_command
 from dagster_llm_batch.storage.records import Submission
 
@@ -29,14 +29,18 @@ _DATE = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 
 @dataclass
 class _Sum:
-    """Money of some submissions. Those without a known price are counted, and in no amount."""
+    """Money of some submissions. Those of unknown cost are counted, and in no amount: it is at least so much then.
+
+    None is what is not known of any settled one. `known` counts the settled ones whose cost is.
+    """
 
     submissions: int = 0
     requests: int = 0
-    cost_usd: Decimal = field(default_factory=Decimal)
-    realtime_usd: Decimal = field(default_factory=Decimal)
-    saved_usd: Decimal = field(default_factory=Decimal)
+    cost_usd: Decimal | None = field(default_factory=Decimal)
+    realtime_usd: Decimal | None = field(default_factory=Decimal)
+    saved_usd: Decimal | None = field(default_factory=Decimal)
     open_estimate_usd: Decimal = field(default_factory=Decimal)
+    known: int = 0
     unknown: int = 0
 
     def add(self, one: Submission) -> None:
@@ -48,12 +52,15 @@ class _Sum:
             else:
                 self.open_estimate_usd += one.estimated_usd
         elif one.cost_usd is None:
+            if not self.known:
+                self.cost_usd = self.realtime_usd = self.saved_usd = None
             self.unknown += 1
         else:
-            self.cost_usd += one.cost_usd
+            self.known += 1
+            self.cost_usd = (self.cost_usd or 0) + one.cost_usd
             if one.realtime_usd is not None:
-                self.realtime_usd += one.realtime_usd
-                self.saved_usd += one.realtime_usd - one.cost_usd
+                self.realtime_usd = (self.realtime_usd or 0) + one.realtime_usd
+                self.saved_usd = (self.saved_usd or 0) + one.realtime_usd - one.cost_usd
 
 
 @click.command("cost", cls=Command, short_help="Money spent, and saved against real time.")
@@ -73,8 +80,8 @@ def cost_command(
 ) -> None:
     """Sum what submissions cost, in US dollars, from the usage in their results.
 
-    Those that are not settled count with their estimate, in a column of its own. An unknown price is never zero: such
-    submissions are counted as unknown.
+    Those that are not settled count with their estimate, in a column of its own. An unknown cost is never zero: such
+    submissions are counted as unknown, and what stands beside them is at least so much.
     """
     names = [name.strip() for name in by.split(",") if name.strip()]
     if unknown := [name for name in names if name not in _GROUPS]:
@@ -116,5 +123,8 @@ def _summed(submissions: Sequence[Submission], names: Sequence[str]) -> tuple[di
 
 
 def _row(one: _Sum) -> list[object]:
-    amounts = (one.cost_usd, one.realtime_usd, one.saved_usd, one.open_estimate_usd)
-    return [one.submissions, one.requests, *(money(amount) for amount in amounts), one.unknown]
+    cost = money(one.cost_usd)
+    if cost is not None and one.unknown:
+        cost = Money(f"at least {cost}")
+    others = (one.realtime_usd, one.saved_usd, one.open_estimate_usd)
+    return [one.submissions, one.requests, cost, *(money(amount) for amount in others), one.unknown]

@@ -64,6 +64,9 @@ _AT_ONCE = 256  # with more objects alive, Python's garbage collector takes long
 _PER_TABLE = 32
 _SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
 _REPLIED = (Outcome.SUCCEEDED, Outcome.INVALID)
+# A request without a result may have run, and been billed: like a reply that does not tell its tokens, it has a cost
+# that nobody knows. Errors, and requests that the vendor says never ran, are not billed.
+_BILLED_UNSEEN = (*_REPLIED, Outcome.MISSING)
 _NO_USAGE = (None,) * len(Usage._fields)
 
 _Said = tuple[bytes, list[Result]]
@@ -91,6 +94,7 @@ class ShardFacts:
     reason: str | None = None
     retryable: bool = False
     submitted_at: datetime | None = None
+    padding: int = 0  # requests beside its own, sent only to reach the provider's least number
 
 
 @dataclass
@@ -123,6 +127,7 @@ class Reconciler:
         self._expected = Expected(facts.nonce, expected)
         self._schema = pa.schema([*RESULT_SCHEMA, *reader.fields])
         self._embeds = reader.format.kind is ResponseKind.EMBEDDING
+        self._padding = 0  # lines of padding that came
 
     def tables(self, lines: Iterable[bytes]) -> Iterator[pa.Table]:
         """The results in tables of some thousand rows: first the lines in their order, then the requests left out."""
@@ -137,6 +142,8 @@ class Reconciler:
         unnamed, size = self._expected.left(), _AT_ONCE * REQUEST_ID_BYTES
         some = (unnamed[at : at + size] for at in range(0, len(unnamed), size))
         yield from self._tables((ids, [left_out] * (len(ids) // REQUEST_ID_BYTES)) for ids in some)
+        if outcome is Outcome.MISSING and self._padding < self._facts.padding:
+            self._add(self._unseen_cost())
 
     def _known(self, lines: Sequence[bytes]) -> _Said:
         """What the first lines of each request say. The others are counted."""
@@ -159,6 +166,7 @@ class Reconciler:
         if result.custom_id is None:
             self.tally.unreadable += 1
         elif request_id is not None and is_padding(request_id):
+            self._padding += 1
             is_unknown = result.usage is None and result.outcome in _REPLIED
             is_known = not is_unknown and _can_be(result.usage)
             self._add(self._tariff.price(result.usage).cost_usd if is_known else None)
@@ -170,6 +178,10 @@ class Reconciler:
     def _add(self, cost: Decimal | None) -> None:
         known = self.tally.cost_usd is not None and cost is not None
         self.tally.cost_usd = self.tally.cost_usd + cost if known else None  # type: ignore[operator]  # both known
+
+    def _unseen_cost(self) -> Decimal | None:
+        """What requests cost that may have run unseen: nothing on the user's own machines, else nobody knows."""
+        return Decimal(0) if self._tariff.basis is PriceBasis.FREE else None
 
     def _tables(self, said: Iterable[_Said]) -> Iterator[pa.Table]:
         read = ((ids, *self._read(results)) for ids, results in said if results)
@@ -207,8 +219,7 @@ class Reconciler:
         tokens = [said[name] for name in Usage._fields]
         cost, realtime = self._tariff.costs(tokens)
         if tokens[0].null_count and self._tariff.basis is not PriceBasis.UNKNOWN:
-            # A reply was paid for: where it does not say how many tokens it took, nobody knows its cost.
-            paid = pc.is_in(said["llm_outcome"], pa.array(_REPLIED, pa.string()))
+            paid = pc.is_in(said["llm_outcome"], pa.array(_BILLED_UNSEEN, pa.string()))
             is_zero = pc.and_(pc.is_null(tokens[0]), pc.invert(paid))
             if self._tariff.basis is PriceBasis.FREE:
                 is_zero = pc.is_null(tokens[0])

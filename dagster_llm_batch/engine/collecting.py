@@ -215,6 +215,7 @@ class ResultsReading:
             submitted_at=shard.submitted_at or shard.sent_at,
             reason=shard.reason,
             retryable=shard.retryable,
+            padding=shard.padding,
         )
         expected = packed_ids(self.payloads, shard)
         reconciler = Reconciler(codec, labeling.reader, terms().of(shard.lane), facts, expected)

@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dagster_llm_batch.core.labeling import Labeled
+from dagster_llm_batch.engine.breaker import Breaker, stop_reason
 from dagster_llm_batch.engine.collecting import Collector
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment, new_id
@@ -149,6 +150,9 @@ class Engine:
                     drop(self._deployment, own, "its submission is canceled")
                 elif own:
                     self._refuse_other_configuration(labeling, submission)
+                    if Breaker(labeling, self._deployment).stops_rest(submission, shards):
+                        drop(self._deployment, own, "its submission is stopped: what came so far does not fit")
+                        continue
                     planned += dispatcher.give_up(own, late=self._deployment.is_late(submission))
             dispatcher.send(planned)
 
@@ -363,6 +367,10 @@ class Engine:
 
     def status(self, submission_id: str) -> Status:
         return Status(*self.ledger.with_shards(submission_id))
+
+    def stop_reason(self, submission_id: str) -> str | None:
+        """Why nothing more is sent of a submission: nearly nothing of what came fitted. None: it was not stopped."""
+        return stop_reason(self.ledger, submission_id)
 
     def latest(self, asset: str, partition: str = "") -> Submission | None:
         """The newest submission of a partition."""

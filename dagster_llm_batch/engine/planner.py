@@ -304,7 +304,8 @@ def _may_follow(known: Submission, *, again: bool) -> bool:
         return False
     if again or known.state is SubmissionState.CANCELED:
         return True
-    paid = {Outcome.SUCCEEDED.value, Outcome.INVALID.value} & set(known.outcomes)
+    # A request without a result may have been billed: only a person sends it again.
+    paid = {Outcome.SUCCEEDED.value, Outcome.INVALID.value, Outcome.MISSING.value} & set(known.outcomes)
     return bool(known.requests) and not paid  # every request was refused: asking again costs nothing extra
 
 

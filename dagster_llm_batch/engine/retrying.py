@@ -1,7 +1,8 @@
 """The next wave: which requests are worth asking again, of which model, in which lane.
 
 A request whose reply was not good goes to the same model again while that can help (RetryPolicy), then to the next
-fallback, else nowhere. After the deadline all of it goes in real time. Requests that an earlier submission of the
+fallback, else nowhere. After the deadline all of it goes in real time. After a wave in which nearly nothing fits,
+nothing is asked again (breaker.py). Requests that an earlier submission of the
 partition had sent, and got no good answer to, are asked here too.
 """
 
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.core.pricing import Estimate
+from dagster_llm_batch.engine.breaker import Breaker
 from dagster_llm_batch.engine.budgets import committing, exceeded
 from dagster_llm_batch.engine.collecting import Collector
 from dagster_llm_batch.engine.definition import Labeling
@@ -67,7 +69,7 @@ class NextWave:
     def plan(self) -> bool:
         """Plan the next wave; False where nothing is asked again. Raises LeaseError while others commit money."""
         asks = [*self._again(), *self._adopted()]
-        if not asks:
+        if not asks or self._is_broken(asks):
             return False
         with committing(self._deployment, self._deployment.lease_wait_seconds):
             shards = self._written(asks)
@@ -77,6 +79,15 @@ class NextWave:
         for shard in shards:
             delete_requests(self._deployment.payloads, shard)
         return False
+
+    def _is_broken(self, asks: Sequence[_Ask]) -> bool:
+        """Whether nearly nothing fitted in a wave that these would ask again for, be it an earlier submission's."""
+        waves: list[tuple[list[Shard], Sequence[Shard]]] = []
+        for submission_id, number in dict.fromkeys((ask.shard.submission_id, ask.shard.wave) for ask in asks):
+            is_own = submission_id == self._submission.submission_id
+            siblings = self._shards if is_own else self._deployment.ledger.shards(submission_id)
+            waves.append(([shard for shard in siblings if shard.wave == number], siblings))
+        return Breaker(self._labeling, self._deployment).stops(self._submission, waves)
 
     def _written(self, asks: Sequence[_Ask]) -> list[Shard]:
         submission = self._submission

@@ -110,7 +110,13 @@ class Sender:
         carrier, ids = shards[0], [shard.shard_id for shard in shards]
         assert carrier.sent_at is not None  # it is recorded with the intent
         if carrier.lane is Lane.REALTIME:
-            self._ledger.move_together(ids, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=self._deployment.clock())
+            self._ledger.move_together(
+                ids,
+                Move.ANSWERED,
+                status=BatchStatus.ENDED,
+                ended_at=self._deployment.clock(),
+                reason="the process that asked in real time ended before its answers were stored",
+            )
             return
         provider = self._deployment.provider_of(carrier)
         requests = sum(shard.requests for shard in shards) + carrier.padding

@@ -160,7 +160,8 @@ def _metadata(submissions: Sequence[Submission]) -> dict[str, Any]:
         parts.append(picture("costs by day", costs_png(by_day)))
     return {
         "llm_batch/costs": dg.MetadataValue.md("\n\n".join(parts) if known else "No costs are known yet."),
-        "llm_batch/cost_usd": float(sum((one.cost_usd for one in by_day), Decimal(0))),
+        # left out where no cost is known: zero would be a figure
+        **({"llm_batch/cost_usd": float(sum((one.cost_usd for one in by_day), Decimal(0)))} if by_day else {}),
         "llm_batch/submissions": len(submissions),
         "llm_batch/submissions_without_cost": len(submissions) - len(known),
     }

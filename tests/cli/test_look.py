@@ -162,7 +162,7 @@ def test_a_price_that_nobody_knows_is_counted_as_unknown_and_never_as_zero(proje
     project.change('"max_cost_usd": 1,', "")
     project.land()
     total = project.json("cost")["total"]
-    assert (total["unknown"], total["cost_usd"], total["submissions"]) == (1, "0", 1)
+    assert (total["unknown"], total["cost_usd"], total["submissions"]) == (1, None, 1)
     assert project.json("list", "--all")["submissions"][0]["cost_usd"] is None
 
 

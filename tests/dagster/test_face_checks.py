@@ -8,7 +8,7 @@ from face import BATCH, DAILY, DAYS, LABELS, LANDING, Face, failure, labeled, ti
 
 from dagster_llm_batch import ChecksPolicy, on_labels_ready
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.testing.emulator import Emulator, Reply, RowFault
+from dagster_llm_batch.testing.emulator import Emulator, FileFault, Reply, RowFault
 
 SPAN = (DAYS[0], DAYS[3])
 
@@ -181,3 +181,23 @@ def test_an_empty_partition_passes_its_checks(make):
 def test_a_share_that_is_none_is_refused(name, value):
     with pytest.raises(ConfigError, match=f"{name}={value}"):
         ChecksPolicy(**{name: value})
+
+
+def test_a_submission_that_was_stopped_lands_with_a_failed_check_that_says_why_and_what_to_do(make, emulator):
+    emulator.inject(FileFault(kind="renamed", times=None))
+    face = make(*labeled(rows=lambda _: tickets(12), checks=ChecksPolicy(min_coverage=0, min_parse_rate=0)))
+    face.submit()
+    emulator.settle()
+    landed = face.collect()
+    [coverage] = [one for one in landed.get_asset_check_evaluations() if one.check_name == "coverage"]
+    assert not coverage.passed
+    assert "0 of 12 rows have a label" in coverage.description
+    assert "Stopped: 12 of 12 requests of wave 1 got no reply that fits (12 missing)" in coverage.description
+    assert "dagster-llm-batch retry" in coverage.description
+    [event] = [one for one in landed.get_asset_materialization_events() if one.asset_key == dg.AssetKey(LABELS)]
+    metadata = event.materialization.metadata
+    assert "where 'r" in metadata["llm_batch/stopped"].value
+    assert "llm_batch/cost_usd" not in metadata
+    [spend] = [one for one in landed.get_asset_check_evaluations() if one.check_name == "spend"]
+    assert "Cost: not known" in spend.description
+    assert sum(one.billed for one in emulator.books.executions) == 12

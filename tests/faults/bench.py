@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +55,9 @@ def servers() -> Iterator[Servers]:
 
 @dataclass
 class Ending:
-    """What became of a submission. `errors` is what the steps raised; `twice` counts requests billed in two batches."""
+    """What became of a submission. `errors` is what the steps raised; `twice` counts requests billed in two batches;
+    `stopped` is why nothing more was sent; `cost_usd` is None where nobody knows it.
+    """
 
     rows: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -64,6 +67,8 @@ class Ending:
     waves: int = 0
     batches: int = 0
     steps: int = 0
+    stopped: str | None = None
+    cost_usd: Decimal | None = None
     errors: list[LLMBatchError] = field(default_factory=list)
     unstruck: list[WireFault] = field(default_factory=list)
     in_order: bool = False  # whether the raw lines of the first batch are in the order of its requests
@@ -153,6 +158,7 @@ class Bench:
         engine = self.engine()
         status = engine.status(submission_id)
         ending.waves, ending.batches = status.submission.waves, len(set(status.batch_ids))
+        ending.stopped, ending.cost_usd = engine.stop_reason(submission_id), status.submission.cost_usd
         if status.is_settled:
             labeled = engine.labels(self.definition, submission_id)
             tables = (labeled.labels, labeled.rejects)

@@ -19,10 +19,10 @@ batch = source.parent.name
 written: list[str] = []
 
 
-def row(custom_id: str, status: int) -> dict:
+def row(custom_id: str, status: int, content: str = '{"topic": "billing"}') -> dict:
     if status != 200:
         return {"custom_id": custom_id, "response": {"status_code": status, "body": None}, "error": {"message": "No."}}
-    reply = {"role": "assistant", "content": '{"topic": "billing"}'}
+    reply = {"role": "assistant", "content": content}
     body = {"model": "m", "choices": [{"index": 0, "message": reply, "finish_reason": "stop"}]}
     body["usage"] = {"prompt_tokens": 5, "completion_tokens": 5}
     return {"custom_id": custom_id, "response": {"status_code": 200, "body": body}, "error": None}
@@ -30,15 +30,18 @@ def row(custom_id: str, status: int) -> dict:
 
 def write(request: dict, is_struck: bool) -> None:
     custom_id = request["custom_id"]
-    status = next((int(word) for word in faults if word.isdigit() and (is_struck or "all" in faults)), 200)
+    is_struck = is_struck or "all" in faults
+    status = next((int(word) for word in faults if word.isdigit() and is_struck), 200)
     if status == 200:
         with books.open("a") as out:
             out.write(json.dumps([batch, json.dumps(request["body"], sort_keys=True)]) + "\n")
-    answer = row(custom_id, status)
+    answer = row(custom_id, status, "Billing." if is_struck and "invalid" in faults else '{"topic": "billing"}')
     if "extra" in faults:
         answer["x_unknown"] = {"nested": [1, None]}
     if is_struck and "unknown" in faults:
         answer = {"custom_id": custom_id, "brand_new": {}}
+    if is_struck and "renamed" in faults:
+        answer["custom_id"] += "-1"
     line = json.dumps(answer)
     if is_struck and "missing" in faults:
         return

@@ -27,6 +27,7 @@ class Expected:
     outcomes: Mapping[str, int] = field(default_factory=lambda: {"succeeded": ROWS})
     twice: int = 0
     reason: str = ""  # part of what rejects say
+    stopped: str = ""  # part of why no second wave was paid for; empty: there was no reason for that
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Fault:
         return self.but.get(vendor.name, self.expected)
 
 
-ALL_AGAIN = Expected(twice=ROWS)
+ALL_MISSING = Expected({"missing": ROWS}, stopped="no result names this request")
 STRUCK_AGAIN = Expected(twice=STRUCK)
 STRUCK_ERRORED = Expected({"succeeded": ROWS - STRUCK, "errored": STRUCK})
 ALL_ERRORED = Expected({"errored": ROWS})
@@ -129,11 +130,22 @@ FAULTS = (
     Fault("rows fail for good", scripted(RowFault(status_code=400, **STRUCK_ROWS), command="400"), STRUCK_ERRORED),
     Fault("all rows fail for now", scripted(RowFault(status_code=503, **FIRST), command="503 all")),
     Fault("all rows fail for good", scripted(RowFault(status_code=400), command="400 all"), ALL_ERRORED),
+    Fault(
+        "all ids altered",
+        scripted(FileFault(kind="renamed", times=None), command="renamed all"),
+        Expected({"missing": ROWS}, stopped="results name custom_ids that were not asked"),
+    ),
+    Fault("all results missing", scripted(FileFault(kind="missing", times=None), command="missing all"), ALL_MISSING),
+    Fault(
+        "all replies invalid",
+        scripted(RowFault(kind="truncated"), command="invalid all"),
+        Expected({"invalid": ROWS}, stopped="12 of 12 requests of wave 1 got no reply that fits (12 invalid)"),
+    ),
     # the batch as a whole
     Fault(
         "no output file",
         scripted(BatchFault(kind="no_output_file", **FIRST), command="absent"),
-        ALL_AGAIN,
+        ALL_MISSING,
         but={"command": Expected({"errored": ROWS}, reason="wrote no output")},
     ),
     Fault(
@@ -254,6 +266,13 @@ def problems(fault: Fault, vendor: Vendor, ending: Ending) -> list[str]:
         found.append(f"{dict(ending.outcomes)} in place of {dict(expected.outcomes)}")
     if ending.twice != expected.twice:
         found.append(f"{ending.twice} requests billed twice in place of {expected.twice}")
+    if expected.stopped not in (ending.stopped or ""):
+        found.append(f"stopped for {ending.stopped!r} in place of {expected.stopped!r}")
+    if ending.stopped and not expected.stopped:
+        found.append(f"stopped: {ending.stopped}")
+    has_unseen = bool(expected.twice or expected.outcomes.get("missing")) and vendor.name != "command"
+    if (ending.cost_usd is None) != has_unseen:
+        found.append(f"costs {ending.cost_usd} USD, where some were {'' if has_unseen else 'not '}without a result")
     if expected.reason and not any(expected.reason in reason for reason in ending.reasons):
         found.append(f"no reject says {expected.reason!r}, but {sorted(ending.reasons)[:2]}")
     if ending.in_order and fault.name == "rows shuffled":

@@ -125,7 +125,8 @@ class AnthropicBatch:
         counts = dict(self._counts) if visible else dict.fromkeys(_KINDS, 0)
         counts["processing"] = len(self._order) - sum(counts[kind] for kind in _KINDS[1:])
         archived_at = self._created_at + _KEPT_SECONDS if self._archived() else None
-        hidden = not self.life.ended or archived_at is not None or self._fault("no_output_file") is not None
+        has_none = self._results is None or self._fault("no_output_file") is not None  # no address leads nowhere
+        hidden = not self.life.ended or archived_at is not None or has_none
         if self._fault("miscounts") is not None:
             counts["succeeded"] += 1
         return {

@@ -36,6 +36,7 @@ FileKind = Literal[
     "duplicate",  # the row is written twice
     "missing",  # the row is not written
     "malformed",  # the row is cut in its middle
+    "renamed",  # the row is written under another custom_id than it was asked under
     "foreign",  # after the row stands a copy of it with an unknown custom_id
     "extra_fields",  # unknown JSON fields in the row, its response and its body
     "u2028",  # a raw U+2028 in the reply's text

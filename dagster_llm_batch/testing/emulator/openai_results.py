@@ -37,6 +37,8 @@ class ResultFile:
             _insert_line_separator(row)
         if "unknown_type" in kinds:
             row = self._of_unknown_type(row)
+        if "renamed" in kinds:
+            row = {**row, self._id_field: f"{row[self._id_field]}-1"}
         line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
         self._last_row_at = self._handle.tell()
         self._line(line[: len(line) // 2] if "malformed" in kinds else line)
