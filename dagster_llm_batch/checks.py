@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 
 from dagster_llm_batch._dagster_private import check_target
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.figures import Figures
@@ -23,6 +24,7 @@ __all__ = ["ChecksPolicy", "Verdict", "check_specs", "evaluations", "verdicts"]
 COVERAGE, PARSE_RATE, SPEND = "coverage", "parse_rate", "spend"
 
 
+@checked
 @dataclass(frozen=True)
 class ChecksPolicy:
     """What a labeled partition must hold.

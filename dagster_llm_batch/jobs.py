@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
+from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.engine.orphans import orphans
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
 from dagster_llm_batch.metadata import markdown_table, plain
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["CancelConfig", "ResolveConfig", "build_llm_batch_jobs"]
 
 
-class CancelConfig(dg.Config):
+class CancelConfig(CheckedConfig):
     """Which submission to cancel: by its id, or the newest of an asset's partition."""
 
     submission_id: str = Field(default="", description="Id of a submission. Or give the asset.")
@@ -27,7 +29,7 @@ class CancelConfig(dg.Config):
     partition: str = Field(default="", description="Its partition. Empty for an unpartitioned asset.")
 
 
-class ResolveConfig(dg.Config):
+class ResolveConfig(CheckedConfig):
     """What became of a shard whose create call left no record. Empty: list such shards, and do nothing."""
 
     shard_id: str = Field(default="", description="The shard. Empty: list those that wait for a word.")
@@ -35,6 +37,7 @@ class ResolveConfig(dg.Config):
     no_batch: bool = Field(default=False, description="True where no batch exists: the shard is sent (again).")
 
 
+@checked
 def build_llm_batch_jobs(
     *, resource_key: str = "llm_batch", tags: dict[str, str] | None = None
 ) -> Sequence[dg.JobDefinition]:

@@ -16,6 +16,7 @@ import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
+from dagster_llm_batch.config import CheckedIOManager
 from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -26,7 +27,7 @@ _BATCHES_A_GROUP = 4
 """Of BATCH_ROWS each: smaller row groups take longer to write and to read, larger ones more memory."""
 
 
-class HiveParquetIOManager(dg.ConfigurableIOManager):
+class HiveParquetIOManager(CheckedIOManager):
     """Stores frames of all kinds, and Spark's, as Parquet that Spark reads; loads Arrow tables."""
 
     root: str = Field(description="Folder of all tables: a path, s3://…, gs://….")

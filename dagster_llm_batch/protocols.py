@@ -150,6 +150,7 @@ class Provider(Protocol):
         ...
 
 
+@runtime_checkable
 class Workers(Protocol):
     """Processes, mostly on other machines, that do the heavy part of a step for the one that drives it.
 

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import Dataset, RowsFunction
 from dagster_llm_batch.assets.labels import labels_asset
 from dagster_llm_batch.assets.naming import Upstream, upstream_key
-from dagster_llm_batch.assets.output import Frame, check_frame
+from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.assets.submission import submission_asset
 from dagster_llm_batch.checks import ChecksPolicy
 from dagster_llm_batch.core.pricing import TokenPrice
@@ -28,6 +29,7 @@ __all__ = ["llm_batch_assets"]
 Rows = Upstream | RowsFunction
 
 
+@checked
 def llm_batch_assets(
     *,
     name: str,
@@ -107,12 +109,8 @@ def llm_batch_assets(
     """
     prefix = [key_prefix] if isinstance(key_prefix, str) else list(key_prefix)
     asset_key = dg.AssetKey([*prefix, name])
-    if mode not in ("deferred", "wait"):
-        msg = f"mode={mode!r} is neither 'deferred' nor 'wait'."
-        raise ConfigError(msg)
     if not poll_seconds > 0:
         raise ConfigError(f"poll_seconds={poll_seconds!r} cannot be; it is more than 0.")
-    check_frame(frame)
     dataset = Dataset(
         labeling=Labeling(
             asset=asset_key.to_user_string(),

@@ -7,25 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch._dagster_private import io_manager_surroundings
-from dagster_llm_batch.errors import ConfigError, MissingExtraError
+from dagster_llm_batch.errors import MissingExtraError
 
-__all__ = ["Frame", "check_frame", "write_output"]
+__all__ = ["Frame", "write_output"]
 
 Frame = Literal["arrow", "polars", "pandas", "batches"]
 """What an IO manager is given. `batches` is a `pyarrow.RecordBatchReader`, to be read once: no table is held whole."""
-
-
-def check_frame(frame: str) -> None:
-    """Refuse a kind of frame that cannot be made."""
-    if frame not in get_args(Frame):
-        msg = f"frame={frame!r} is none of {', '.join(map(repr, get_args(Frame)))}."
-        raise ConfigError(msg)
 
 
 def _to_frame(table: pa.Table | pa.RecordBatchReader, frame: Frame) -> Any:

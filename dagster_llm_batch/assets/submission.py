@@ -10,6 +10,7 @@ from pydantic import Field
 
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.partitions import EachPartition, landed
+from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.metadata import submission_metadata
@@ -20,7 +21,7 @@ from dagster_llm_batch.storage.records import Submission
 __all__ = ["SubmitConfig", "submission_asset"]
 
 
-class SubmitConfig(dg.Config):
+class SubmitConfig(CheckedConfig):
     """Run configuration of `<name>_batch`."""
 
     again: bool = Field(

@@ -8,7 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from dagster_llm_batch.assets.output import Frame
-from dagster_llm_batch.components.resolving import about
+from dagster_llm_batch.components.resolving import Block, about
 
 __all__ = [
     "BackfillPolicy",
@@ -34,13 +34,13 @@ __all__ = [
 Kind = Literal["categorical", "ordinal", "numeric"]
 
 
-class SingleRun(dg.Model):
+class SingleRun(Block):
     """One run for all partitions."""
 
     type: Literal["single_run"]
 
 
-class MultiRun(dg.Model):
+class MultiRun(Block):
     """Several runs."""
 
     type: Literal["multi_run"]

@@ -11,12 +11,14 @@ from typing import Any
 
 from pydantic import BaseModel, create_model
 
+from dagster_llm_batch.components.resolving import Block
+
 __all__ = ["pointed"]
 
 Schema = dict[str, Any]
 
 
-class _Pointed(BaseModel):
+class _Pointed(Block):
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> Schema:
         schema = super().model_json_schema(*args, **kwargs)

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 import dagster as dg
 from pydantic import Field
 
-from dagster_llm_batch.components.resolving import pointing_at, templated
+from dagster_llm_batch.components.resolving import Block, pointing_at, templated
 
 __all__ = ["PARTITIONS"]
 
 
-class _Dated(dg.Model):
+class _Dated(Block):
     start_date: str = Field(description="First partition.", examples=["2026-01-01"])
     end_date: str | None = Field(default=None, description="End, itself left out. Default: now.")
     timezone: str | None = Field(default=None, description="As in Europe/Berlin. Default: UTC.")
@@ -54,14 +54,14 @@ class TimeWindow(_Dated):
     fmt: str = Field(description="How partition keys are written.", examples=["%Y-%m-%d"])
 
 
-class Static(dg.Model):
+class Static(Block):
     """A fixed list of partitions."""
 
     type: Literal["static"]
     partition_keys: list[str] = Field(description="The partitions.", examples=[["de", "fr", "it"]])
 
 
-class Dynamic(dg.Model):
+class Dynamic(Block):
     """Partitions that are added while the deployment runs."""
 
     type: Literal["dynamic"]
@@ -71,7 +71,7 @@ class Dynamic(dg.Model):
 Dimension = Annotated[Hourly | Daily | Weekly | Monthly | TimeWindow | Static | Dynamic, Field(discriminator="type")]
 
 
-class Multi(dg.Model):
+class Multi(Block):
     """The product of two dimensions."""
 
     type: Literal["multi"]

@@ -8,15 +8,27 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import dagster as dg
 from dagster.components.resolved.errors import ResolutionException
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
+from dagster_llm_batch.arguments import unknown_name
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
 
-__all__ = ["about", "block", "duration", "folder_of", "import_object", "path_about", "pointing_at", "templated"]
+__all__ = [
+    "Block",
+    "about",
+    "block",
+    "duration",
+    "folder_of",
+    "import_object",
+    "path_about",
+    "pointing_at",
+    "templated",
+]
 
 _TEMPLATE = re.compile(r"\{\{|\{%")
 
@@ -50,7 +62,32 @@ def about(
     )
 
 
-class Duration(dg.Model):
+class Block(dg.Model):
+    """Settings in YAML. An unknown name is refused at its line, with the nearest right one."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_the_nearest(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(given)
+        except ValidationError as error:
+            names = [info.alias or name for name, info in cls.model_fields.items()]
+            told = [_told(one, names) for one in error.errors()]
+            raise ValidationError.from_exception_data(cls.__name__, told) from None
+
+
+def _told(error: Any, names: Collection[str]) -> InitErrorDetails:
+    """The error as it is; but for an unknown attribute of this block the known ones are told.
+
+    Its type stays one of pydantic's own, since Dagster makes errors anew by their types, to add the line.
+    """
+    kind, ctx = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden" and len(error["loc"]) == 1:
+        kind, ctx = "value_error", {"error": unknown_name("attribute", str(error["loc"][0]), names)}
+    return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"], ctx=ctx)
+
+
+class Duration(Block):
     """A length of time: the sum of these."""
 
     days: float = Field(default=0, description="Days.")
@@ -75,10 +112,7 @@ def block(
             if not isinstance(given, BaseModel):  # a template has given the value itself
                 return given
             values = templated(context, given.model_dump(exclude_unset=True))
-            try:
-                return make(**values)
-            except TypeError as error:  # text where a number belongs, or the like
-                raise ConfigError(f"{values} are not of the right types: {error}.") from error
+            return make(**values)
 
     return dg.Resolver(
         resolve, model_field_type=settings | None, description=description, examples=list(examples) or None

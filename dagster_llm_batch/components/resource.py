@@ -12,14 +12,14 @@ from typing import Any, ClassVar, Union, get_args, get_origin
 import dagster as dg
 from pydantic import Field, create_model
 
-from dagster_llm_batch.components.resolving import pointing_at, templated
+from dagster_llm_batch.components.resolving import Block, pointing_at, templated
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.resources import LLMBatchResource
 
 __all__ = ["RESOURCE"]
 
 
-class _Settings(dg.Model):
+class _Settings(Block):
     """The YAML form of `made`."""
 
     made: ClassVar[type[dg.Config]]

@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from dagster_llm_batch.checks import ChecksPolicy
-from dagster_llm_batch.components.resolving import block, folder_of, import_object, pointing_at, templated
+from dagster_llm_batch.components.resolving import Block, block, folder_of, import_object, pointing_at, templated
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding, response_format
@@ -19,7 +19,7 @@ from dagster_llm_batch.sensors import build_llm_batch_sensor
 __all__ = ["CHECKS", "FALLBACK", "PRICE", "PROMPT", "RESPONSE", "RETRY", "ROWS", "SENSOR", "TARGET"]
 
 
-class RowsFunction(dg.Model):
+class RowsFunction(Block):
     """Rows from a Python function."""
 
     function: str = Field(
@@ -27,14 +27,14 @@ class RowsFunction(dg.Model):
     )
 
 
-class Example(dg.Model):
+class Example(Block):
     """A few-shot example."""
 
     user: str = Field(description="What is asked, as plain text.")
     reply: str = Field(description="What the model should reply.")
 
 
-class PromptSettings(dg.Model):
+class PromptSettings(Block):
     """What is asked about each row. Templates are for rows: Dagster's own templating leaves them alone."""
 
     user: str | None = Field(
@@ -54,14 +54,14 @@ class PromptSettings(dg.Model):
     )
 
 
-class EmbeddingSettings(dg.Model):
+class EmbeddingSettings(Block):
     """Ask for a vector instead of a reply."""
 
     type: Literal["embedding"]
     dimensions: int | None = Field(default=None, description="Length of the vector. Default: the model's.")
 
 
-class RetrySettings(dg.Model):
+class RetrySettings(Block):
     """Which requests are sent again. Only those that can succeed ever are."""
 
     max_waves: int | str = Field(default=3, description="How often a request may be sent in all.")
@@ -70,7 +70,7 @@ class RetrySettings(dg.Model):
     )
 
 
-class ChecksSettings(dg.Model):
+class ChecksSettings(Block):
     """What a labeled partition must hold."""
 
     min_coverage: float | str = Field(default=0.95, description="Least share of rows with a label, 0 to 1.")
@@ -78,7 +78,7 @@ class ChecksSettings(dg.Model):
     blocking: bool | str = Field(default=True, description="Whether a failed one holds back what is downstream.")
 
 
-class PriceSettings(dg.Model):
+class PriceSettings(Block):
     """Your own price, in US dollars per million tokens."""
 
     input_usd: float | str = Field(description="Of input, in a batch.", examples=["0.02"])
@@ -87,7 +87,7 @@ class PriceSettings(dg.Model):
     realtime_output_usd: float | str | None = Field(default=None, description="In real time. Default: twice as much.")
 
 
-class FallbackSettings(dg.Model):
+class FallbackSettings(Block):
     """Another model, with settings of its own."""
 
     model: str = Field(description="Provider, and its own name for the model.", examples=["anthropic/claude-haiku-4-5"])
@@ -96,7 +96,7 @@ class FallbackSettings(dg.Model):
     price: PriceSettings | None = Field(default=None, description="Your own price of it.")
 
 
-class SensorSettings(dg.Model):
+class SensorSettings(Block):
     """The sensor that polls batches and lands labels."""
 
     name: str = Field(default="llm_batch_sensor", description="Its name.")
@@ -111,7 +111,7 @@ class SensorSettings(dg.Model):
     run_tags: dict[str, str] | None = Field(default=None, description="Tags of those runs.")
 
 
-class TargetSettings(dg.Model):
+class TargetSettings(Block):
     """One column to evaluate."""
 
     name: str = Field(description="Column of the candidates, and of gold unless `gold_column` says otherwise.")

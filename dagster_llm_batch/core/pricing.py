@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.rates import MONEY, PerToken, Rate, costs
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import Lane, Price, PriceBasis, Usage
@@ -62,6 +63,7 @@ def dollars(name: str, given: Decimal | float | str) -> Decimal:
     return amount
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class TokenPrice:
     """A user's own price, in USD per million tokens: for LLMs the price book does not know, or a negotiated rate.

@@ -17,6 +17,7 @@ import jinja2.meta
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.identity import make_request, make_requests
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.types import Image, Request, Turn
@@ -36,6 +37,7 @@ _MAGIC = (
 )
 
 
+@checked
 @dataclass(frozen=True)
 class Prompt:
     """What is asked of the model about each row.
@@ -62,9 +64,6 @@ class Prompt:
     _environment: jinja2.Environment = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.images, str):
-            msg = f"Prompt.images takes a list of column names, got a string. Write images=[{self.images!r}]."
-            raise ConfigError(msg)
         environment = ImmutableSandboxedEnvironment(
             undefined=jinja2.StrictUndefined,
             finalize=_nothing_for_null,

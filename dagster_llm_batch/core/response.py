@@ -20,6 +20,7 @@ from pydantic import BaseModel, Json, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic.json_schema import JsonSchemaMode
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.columns import Column, columns, columns_of, field_for, resolve
 from dagster_llm_batch.core.plain_replies import plain_decoder
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
@@ -33,6 +34,7 @@ _MAX_REASON = 500
 _AT_ONCE = 32  # replies given to pydantic in one call; one that does not fit makes all of them be read one by one
 
 
+@checked
 @dataclass(frozen=True)
 class Embedding:
     """Ask for a vector instead of a reply. `dimensions`: its length, where the LLM lets one choose."""

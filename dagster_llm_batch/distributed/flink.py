@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.errors import InputError
 
 __all__ = ["FlinkRows"]
@@ -24,6 +25,7 @@ _ERROR = re.compile(r"(Caused by: )?[\w.$]+: ")  # not the lines of its trace
 _BRIDGE = Path(__file__).with_name("flink_bridge.py")
 
 
+@checked
 @dataclass(frozen=True)
 class FlinkRows:
     """A Flink table as rows: `rows=FlinkRows(...)`, or called with a partition key.

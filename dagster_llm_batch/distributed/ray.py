@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.errors import InputError
 
 __all__ = ["RayWorkers"]
@@ -20,6 +21,7 @@ _Item = TypeVar("_Item")
 _Report = TypeVar("_Report")
 
 
+@checked
 @dataclass(frozen=True)
 class RayWorkers:
     """The workers of the Ray cluster that this process is connected to. They have this package, and reach the payload

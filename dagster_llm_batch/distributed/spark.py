@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.errors import InputError
 
 __all__ = ["SparkWorkers"]
@@ -22,6 +23,7 @@ _Report = TypeVar("_Report")
 _REPORTS = "at bigint, report binary"
 
 
+@checked
 @dataclass(frozen=True)
 class SparkWorkers:
     """The executors of a Spark session. They have this package, and reach the payload store.

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import cached_property, partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.labeling import check_columns
 from dagster_llm_batch.core.pricing import TokenPrice, dollars
@@ -24,6 +25,7 @@ __all__ = ["BelowMinimum", "Fallback", "Labeling", "RetryPolicy"]
 BelowMinimum = Literal["refuse", "pad", "realtime"]
 
 
+@checked
 @dataclass(frozen=True)
 class RetryPolicy:
     """Which requests are sent again, and how often. Only those that can succeed ever are.
@@ -42,6 +44,7 @@ class RetryPolicy:
             raise ConfigError(msg)
 
 
+@checked
 @dataclass(frozen=True)
 class Fallback:
     """Another model for requests that the ones before it did not answer.
@@ -59,6 +62,7 @@ class Fallback:
     price: TokenPrice | None = None
 
 
+@checked
 @dataclass(frozen=True)
 class Labeling:
     """One labeled dataset.
@@ -124,16 +128,6 @@ class Labeling:
         provider, slash, model = self.model.partition("/")
         if not (provider and slash and model):
             msg = f"model={self.model!r} names no provider. Write it as provider/model, as in 'openai/gpt-5-nano'."
-            raise ConfigError(msg)
-        if isinstance(self.keep, str):
-            msg = f"keep takes a list of column names, got the string {self.keep!r}. Write keep=[{self.keep!r}]."
-            raise ConfigError(msg)
-        if isinstance(self.fallback, str):
-            msg = f"fallback takes a list of models, got the string {self.fallback!r}. Write [{self.fallback!r}]."
-            raise ConfigError(msg)
-        if self.below_minimum not in get_args(BelowMinimum):
-            allowed = ", ".join(repr(one) for one in get_args(BelowMinimum))
-            msg = f"below_minimum={self.below_minimum!r} is none of {allowed}."
             raise ConfigError(msg)
         for name, least in _LEAST.items():
             given: Any = getattr(self, name)

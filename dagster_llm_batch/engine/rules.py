@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal, get_args
+from typing import Literal
 
+from dagster_llm_batch.arguments import checked, unknown_name
 from dagster_llm_batch.core.pricing import dollars
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["Budget", "Period", "QueueLimit"]
+__all__ = ["Budget", "Period", "QueueLimit", "check_queue_limits"]
 
 Period = Literal["day", "month", "ever"]
 
 
+@checked
 @dataclass(frozen=True)
 class Budget:
     """The most that submissions may commit to in a period, by what they cost, and are estimated to cost till then.
@@ -31,9 +34,6 @@ class Budget:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_usd", dollars("Budget.max_usd", self.max_usd))
-        if self.period not in get_args(Period):
-            msg = f"Budget.period={self.period!r} is none of {', '.join(repr(one) for one in get_args(Period))}."
-            raise ConfigError(msg)
 
     def since(self, now: datetime) -> datetime | None:
         """When the present period began; None: at the beginning."""
@@ -47,6 +47,7 @@ class Budget:
         return f"budget of {self.max_usd} USD for {what}" + ("" if self.period == "ever" else f" per {self.period}")
 
 
+@checked
 @dataclass(frozen=True)
 class QueueLimit:
     """The most that may be in a provider's queue at once; what is over waits in the ledger, and goes oldest first.
@@ -66,3 +67,17 @@ class QueueLimit:
             if (given := getattr(self, name)) is not None and given < 1:
                 msg = f"QueueLimit.{name}={given!r} lets nothing through; it is at least 1, or left out."
                 raise ConfigError(msg)
+
+
+def check_queue_limits(names: Iterable[str], providers: Collection[str]) -> None:
+    """Raise ConfigError for the name of a queue limit, a provider or provider/model, that no provider would read."""
+    for name in names:
+        provider, slash, model = name.partition("/")
+        if provider not in providers:
+            nobody = "no provider is configured."
+            why = unknown_name("configured provider", provider, providers) if providers else nobody
+            raise ConfigError(f"queue_limits has {name!r}, and {why} Configure it, or take its limit out.")
+        if slash and not model:
+            raise ConfigError(
+                f"queue_limits has {name!r}, which names no model. Write {provider!r}, or a model after /."
+            )

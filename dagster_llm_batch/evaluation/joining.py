@@ -20,6 +20,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.columns import EXAMPLES, Kind, column, comparable_keys, comparable_values, finite
 from dagster_llm_batch.types import Outcome
@@ -42,6 +43,7 @@ MAX_CLASSES = 1000
 """More distinct values than this are free text or measurements, not classes."""
 
 
+@checked
 @dataclass(frozen=True)
 class Target:
     """One thing to evaluate. Raises ConfigError where the settings contradict each other.
@@ -60,12 +62,6 @@ class Target:
     confidence_column: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("categorical", "numeric"):
-            raise ConfigError(f"Target '{self.name}' has kind {self.kind!r}; allowed: 'categorical', 'numeric'.")
-        if self.kappa_weights not in (None, "linear", "quadratic"):
-            raise ConfigError(
-                f"Target '{self.name}' has kappa_weights {self.kappa_weights!r}; allowed: 'linear', 'quadratic', None."
-            )
         if self.kind == "numeric" and self.kappa_weights:
             raise ConfigError(f"Target '{self.name}' is numeric: kappa is for classes. Remove kappa_weights.")
         if self.kind == "numeric" and self.confidence_column:

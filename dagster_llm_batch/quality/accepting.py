@@ -21,6 +21,7 @@ from pydantic import Field
 from dagster_llm_batch._dagster_private import io_manager_surroundings
 from dagster_llm_batch.assets.partitions import each_partition
 from dagster_llm_batch.checks import Verdict
+from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation import Evaluation, Regression, evaluate, join, regression_between, worse
@@ -52,7 +53,7 @@ _DOCS = {
 }
 
 
-class Accept(dg.Config):
+class Accept(CheckedConfig):
     """Run config of `<name>_accepted`."""
 
     candidates: list[str] = Field(

@@ -5,9 +5,10 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
-from dagster_llm_batch.assets.output import Frame, check_frame
+from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation import Target
 from dagster_llm_batch.quality.agreeing import AgreementDesign, agreement_asset
@@ -19,6 +20,7 @@ from dagster_llm_batch.quality.upstreams import Candidates, candidates_of
 __all__ = ["agreement_assets"]
 
 
+@checked
 def agreement_assets(
     *,
     name: str,
@@ -71,7 +73,6 @@ def agreement_assets(
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
-    check_frame(frame)
     if gold is None and (annotator or gold_target):
         raise ConfigError("annotator= and gold_target= are about gold=, which is not given.")
     if min_alpha is not None and not -1 <= min_alpha <= 1:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
-from dagster_llm_batch.assets.output import Frame, check_frame
+from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation import DayCost, costs_png
 from dagster_llm_batch.evaluation.schemas import USD
@@ -65,6 +66,7 @@ _DOCS = {
 }
 
 
+@checked
 def cost_assets(
     *,
     name: str,
@@ -91,7 +93,6 @@ def cost_assets(
     Returns:
         The asset, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
-    check_frame(frame)
     datasets = candidates_of(labels, {}) if labels else ()
     upstreams = [one.key for one in datasets]
     condition = follow(upstreams, partitioned=False) if automation_condition == "follow" and upstreams else None

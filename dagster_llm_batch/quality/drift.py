@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import key_beside
-from dagster_llm_batch.assets.output import Frame, check_frame
+from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.quality.drifting import CHECK, DriftDesign, drift_asset
 from dagster_llm_batch.quality.following import follow
@@ -21,6 +22,7 @@ from dagster_llm_batch.quality.upstreams import Candidates, candidates_of
 __all__ = ["drift_assets"]
 
 
+@checked
 def drift_assets(
     *,
     name: str,
@@ -68,7 +70,6 @@ def drift_assets(
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
-    check_frame(frame)
     targets = [target] if isinstance(target, str) else list(target)
     if not targets or len(set(targets)) < len(targets):
         raise ConfigError(f"target={targets}: name at least one column, and each once.")

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
-from dagster_llm_batch.assets.output import Frame, check_frame
+from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.evaluation import Target
 from dagster_llm_batch.quality.accepting import accepted_asset
 from dagster_llm_batch.quality.computing import evaluation_asset
@@ -22,6 +23,7 @@ from dagster_llm_batch.quality.upstreams import Candidates, candidates_of
 __all__ = ["evaluation_assets"]
 
 
+@checked
 def evaluation_assets(
     *,
     name: str,
@@ -93,7 +95,6 @@ def evaluation_assets(
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
-    check_frame(frame)
     prefix = [key_prefix] if isinstance(key_prefix, str) else list(key_prefix)
     targets = targets_of(target, gold_target, kind, confidence)
     measured = candidates_of(candidates, rejects or {})

@@ -16,8 +16,10 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch.arguments import checked_beside
+from dagster_llm_batch.assets import llm_batch_assets
 from dagster_llm_batch.assets.naming import Upstream
-from dagster_llm_batch.assets.output import Frame, check_frame
+from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.cases import pairwise_cases, rubric_cases
@@ -37,6 +39,7 @@ _PAIRWISE = (
 _RUBRIC = "Score the answer by each of these criteria, from {lowest} (worst) to {highest} (best):\n{criteria}\n"
 
 
+@checked_beside(llm_batch_assets)
 def pairwise_judge_assets(
     *,
     name: str,
@@ -88,7 +91,6 @@ def pairwise_judge_assets(
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
-    check_frame(frame)
     if max_inconsistent is not None and not 0 <= max_inconsistent <= 1:
         raise ConfigError(f"max_inconsistent={max_inconsistent!r}: a share is between 0 and 1.")
     judged = candidates_of(candidates, {})
@@ -133,6 +135,7 @@ def pairwise_judge_assets(
     )
 
 
+@checked_beside(llm_batch_assets)
 def rubric_judge_assets(
     *,
     name: str,
@@ -170,7 +173,6 @@ def rubric_judge_assets(
         scale: Worst and best score, as whole numbers.
         min_score: Least mean score of every candidate, by all criteria or by criterion, as a check.
     """
-    check_frame(frame)
     lowest, highest = scale
     if not criteria or "reason" in criteria or not lowest < highest:
         raise ConfigError(

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, upstream_key
-from dagster_llm_batch.assets.output import Frame, check_frame
+from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.sampling import check_design, propose
 from dagster_llm_batch.evaluation.signals import gold_signals
@@ -38,6 +39,7 @@ _DOCS = {
 }
 
 
+@checked
 def gold_sample_assets(
     *,
     name: str,
@@ -91,7 +93,6 @@ def gold_sample_assets(
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
-    check_frame(frame)
     check_design(size, random_share)
     targets = (target,) if isinstance(target, str) else tuple(target)
     sure = dict.fromkeys(targets, confidence) if isinstance(confidence, str) else dict(confidence or {})

@@ -16,6 +16,7 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG, Dataset, dataset_of
 from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.assets.partitions import each_partition
@@ -69,6 +70,7 @@ _SAMPLE_DOCS = {
 }
 
 
+@checked
 def skew_assets(
     *,
     name: str,

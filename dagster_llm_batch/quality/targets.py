@@ -36,8 +36,6 @@ def targets_of(
     found = []
     for one, named in zip(given, names, strict=True):
         which = kinds.get(named, "categorical")
-        if which not in ("categorical", "ordinal", "numeric"):
-            raise ConfigError(f"kind={which!r} of target '{named}' is none of 'categorical', 'ordinal', 'numeric'.")
         column = confidence if isinstance(confidence, str) and which != "numeric" else sure.get(named)
         if isinstance(one, Target):
             found.append(one)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
+from dagster_llm_batch.config import CheckedConfig, CheckedResource
 from dagster_llm_batch.engine import rules
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.resources.own import CommandBatchResource, RayBatchResource, SlurmBatchResource
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Budget", "LLMBatchResource", "QueueLimit"]
 
+_PROVIDERS = ("anthropic", "bedrock", "gemini", "vertex", "openai", "command", "ray", "slurm")
 
-class Budget(dg.Config):
+
+class Budget(CheckedConfig):
     """The most that submissions may commit to in a period: what they cost, or are estimated to cost till then."""
 
     max_usd: float = Field(description="US dollars.")
@@ -43,7 +46,7 @@ class Budget(dg.Config):
         return rules.Budget(str(self.max_usd), self.period, self.asset)
 
 
-class QueueLimit(dg.Config):
+class QueueLimit(CheckedConfig):
     """The most that may be in a provider's queue at once."""
 
     max_batches: int | None = Field(default=None, description="Batches.")
@@ -60,7 +63,7 @@ class QueueLimit(dg.Config):
         return rules.QueueLimit(self.max_batches, self.max_requests, self.max_tokens)
 
 
-class LLMBatchResource(dg.ConfigurableResource[Any]):
+class LLMBatchResource(CheckedResource):
     """What all labeled datasets of a deployment share."""
 
     namespace: str = Field(
@@ -108,6 +111,11 @@ class LLMBatchResource(dg.ConfigurableResource[Any]):
 
     _home: Path | None = PrivateAttr(default=None)
     _engine: Engine | None = PrivateAttr(default=None)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse queue limits that would limit nothing."""
+        super().model_post_init(context)
+        rules.check_queue_limits(self.queue_limits, [one for one in _PROVIDERS if getattr(self, one) is not None])
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Learn where the Dagster home is."""

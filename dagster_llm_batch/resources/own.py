@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-import dagster as dg
 from pydantic import Field
 
+from dagster_llm_batch.config import CheckedResource
 from dagster_llm_batch.protocols import Provider
 
 __all__ = ["CommandBatchResource", "RayBatchResource", "SlurmBatchResource"]
 
 
-class CommandBatchResource(dg.ConfigurableResource[Any]):
+class CommandBatchResource(CheckedResource):
     """A command that reads an OpenAI-format batch file and writes a results file, as `vllm run-batch` does.
 
     It runs detached on the machine of the run that submits, and goes on when that run ends.
@@ -36,7 +36,7 @@ class CommandBatchResource(dg.ConfigurableResource[Any]):
         return CommandProvider(command=self.command, workdir=self.workdir or default_workdir, account=self.account)
 
 
-class RayBatchResource(dg.ConfigurableResource[Any]):
+class RayBatchResource(CheckedResource):
     """Jobs on a Ray cluster. Lines are answered in exactly one way: base_url, call, command or vllm."""
 
     address: str = Field(description="The cluster's job server, as in http://ray-head:8265.")
@@ -88,7 +88,7 @@ class RayBatchResource(dg.ConfigurableResource[Any]):
         )
 
 
-class SlurmBatchResource(dg.ConfigurableResource[Any]):
+class SlurmBatchResource(CheckedResource):
     """A command of the same form on a cluster, as one sbatch job for each batch: an array where the batch is large."""
 
     command: list[str] = Field(

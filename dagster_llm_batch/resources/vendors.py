@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import dagster as dg
 from pydantic import Field
 
+from dagster_llm_batch.config import CheckedResource
 from dagster_llm_batch.protocols import Provider
 
 __all__ = [
@@ -24,7 +24,7 @@ _SETTLE_SECONDS = (
 _AWS_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
-class AnthropicBatchResource(dg.ConfigurableResource[Any]):
+class AnthropicBatchResource(CheckedResource):
     """Anthropic's Message Batches."""
 
     api_key: str = Field(description="API key. Give it as an EnvVar.")
@@ -65,7 +65,7 @@ class AnthropicBatchResource(dg.ConfigurableResource[Any]):
         )
 
 
-class OpenAIBatchResource(dg.ConfigurableResource[Any]):
+class OpenAIBatchResource(CheckedResource):
     """OpenAI's Batch API, and any server that speaks it: Azure OpenAI v1, Groq, Doubleword (by `base_url`)."""
 
     api_key: str = Field(description="API key. Give it as an EnvVar.")
@@ -103,7 +103,7 @@ class OpenAIBatchResource(dg.ConfigurableResource[Any]):
         )
 
 
-class VertexBatchResource(dg.ConfigurableResource[Any]):
+class VertexBatchResource(CheckedResource):
     """Batches on Vertex AI, of Gemini and of Claude, by way of a Cloud Storage bucket or a BigQuery dataset."""
 
     project: str = Field(description="Google Cloud project id.")
@@ -149,7 +149,7 @@ class VertexBatchResource(dg.ConfigurableResource[Any]):
         )
 
 
-class GeminiBatchResource(dg.ConfigurableResource[Any]):
+class GeminiBatchResource(CheckedResource):
     """Batches of the Gemini Developer API."""
 
     api_key: str = Field(description="API key. Give it as an EnvVar.")
@@ -175,7 +175,7 @@ class GeminiBatchResource(dg.ConfigurableResource[Any]):
         )
 
 
-class BedrockBatchResource(dg.ConfigurableResource[Any]):
+class BedrockBatchResource(CheckedResource):
     """Batch inference on Amazon Bedrock; files go through S3.
 
     AWS settings have the names and meanings of dagster-aws's `ResourceWithBoto3Configuration`; `like` takes them over

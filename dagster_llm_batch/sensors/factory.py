@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.resources import LLMBatchResource
@@ -18,6 +19,7 @@ _RUNS_AT_ONCE = 20  # Dagster takes half a second to launch one, and no other se
 _IN_PROCESS: Mapping[str, Any] = {"execution": {"config": {"in_process": {}}}}
 
 
+@checked
 def build_llm_batch_sensor(
     name: str = "llm_batch_sensor",
     *,

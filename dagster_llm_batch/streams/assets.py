@@ -6,8 +6,9 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.naming import key_beside
-from dagster_llm_batch.assets.output import Frame, check_frame, write_output
+from dagster_llm_batch.assets.output import Frame, write_output
 from dagster_llm_batch.assets.partitions import each_partition, landed
 from dagster_llm_batch.errors import MessagesLostError
 from dagster_llm_batch.metadata import data_version, first_rows, markdown_table, preview, table_schema
@@ -31,6 +32,7 @@ _DOCS = {
 }
 
 
+@checked
 def kafka_assets(
     *,
     name: str,
@@ -61,7 +63,6 @@ def kafka_assets(
     Returns:
         The assets, for `Definitions(assets=[...])` and as `rows=` of `llm_batch_assets` (`rows="<name>"`).
     """
-    check_frame(frame)
     key = dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name])
     common: dict[str, Any] = {
         "partitions_def": topic.partitions_def,

@@ -7,9 +7,10 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, upstream_key
-from dagster_llm_batch.assets.output import Frame, check_frame
+from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.evaluation.schemas import table_of
 from dagster_llm_batch.quality.pictures import picture
 from dagster_llm_batch.quality.stored import StoredTables
@@ -49,6 +50,7 @@ def stream_results(connection: Connection, topic: str, since: datetime | None = 
     ]
 
 
+@checked
 def stream_dashboard_asset(
     *,
     name: str,
@@ -82,7 +84,6 @@ def stream_dashboard_asset(
         automation_condition: As in `AutomationCondition.on_cron("*/15 * * * *")`.
     """
     check_topic(results)
-    check_frame(frame)
     source = None if truth is None else upstream_key(truth)
     spec = dg.AssetSpec(
         dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name]),

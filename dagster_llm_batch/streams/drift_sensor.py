@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel, ValidationError
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.streams.client import Connection
@@ -47,6 +48,7 @@ def read_events(connection: Connection, topic: str, seen: SeenEvents) -> SeenEve
     return SeenEvents(next=upto, open=found)
 
 
+@checked
 def build_drift_sensor(
     events: str,
     *,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.streams.client import Connection, as_ours, confluent, is_end, kafka_errors
@@ -50,6 +51,7 @@ class Counts:
     drifts: int = 0
 
 
+@checked
 class StreamLabeler:
     """One process of the stream layer.
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import dagster as dg
 from pydantic import Field
 
+from dagster_llm_batch.config import CheckedResource
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.streams.client import Connection
 
 __all__ = ["KafkaResource", "kafka_of"]
 
 
-class KafkaResource(dg.ConfigurableResource[Any]):
+class KafkaResource(CheckedResource):
     """A Kafka cluster, or anything that speaks its protocol. Nothing is opened before it is needed."""
 
     bootstrap_servers: str = Field(description="Addresses of one or more brokers, as in 'kafka-1:9092,kafka-2:9092'.")

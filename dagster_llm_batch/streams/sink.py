@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.naming import Upstream, upstream_key
 from dagster_llm_batch.assets.partitions import each_partition, landed
 from dagster_llm_batch.automation import on_labels_ready
@@ -25,6 +26,7 @@ DEDUP_ID = "dedup-id"
 _VERSION, _TO = "kafka/produced_version", "kafka/topic"
 
 
+@checked
 def kafka_sink_asset(
     *,
     name: str,
@@ -67,11 +69,8 @@ def kafka_sink_asset(
         The asset. Raises ConfigError for what cannot work.
     """
     check_topic(topic)
-    if delivery not in get_args(Delivery) or not columns or isinstance(columns, str):
-        raise ConfigError(
-            f"delivery={delivery!r}, columns={columns!r}: delivery is one of {', '.join(get_args(Delivery))}; columns "
-            "is a list of at least one column."
-        )
+    if not columns:
+        raise ConfigError(f"columns={columns!r} cannot be; it names at least one column.")
     source = upstream_key(labels)
     own = dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name])
     spec = dg.AssetSpec(

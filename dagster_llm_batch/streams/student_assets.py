@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import Dataset, dataset_of
 from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.core.rates import MONEY
@@ -29,6 +30,7 @@ _DOCS = {
 }
 
 
+@checked
 def student_assets(
     *,
     name: str,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import RowsContext, RowsFunction
-from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.streams.client import Connection
 from dagster_llm_batch.streams.messages import Content, lost_rows
 from dagster_llm_batch.streams.reading import WindowReader
@@ -24,6 +25,7 @@ __all__ = ["KafkaTopic"]
 OnLost = Literal["stop", "record"]
 
 
+@checked
 @dataclass(frozen=True)
 class KafkaTopic:
     """A topic whose windows are partitions; `build_kafka_sensor` makes the windows.
@@ -51,9 +53,6 @@ class KafkaTopic:
 
     def __post_init__(self) -> None:
         check_topic(self.name)
-        if self.on_lost not in get_args(OnLost) or self.key not in ("text", "bytes"):
-            msg = f"on_lost={self.on_lost!r}, key={self.key!r}: on_lost is 'stop' or 'record', key 'text' or 'bytes'."
-            raise ConfigError(msg)
         _ = self.content  # refuse now what cannot be read
 
     @cached_property

@@ -16,6 +16,7 @@ from typing import Any
 
 import dagster as dg
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.errors import ConfigError, InputError, MessagesLostError
 from dagster_llm_batch.streams.client import Connection
@@ -30,6 +31,7 @@ _WINDOWS_A_TICK, _RUNS_A_TICK = 200, 50
 _LANDED_LATER = ("labels", "rejects", "evaluation")
 
 
+@checked
 def build_kafka_sensor(
     topic: KafkaTopic,
     *,

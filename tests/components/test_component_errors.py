@@ -31,8 +31,8 @@ attributes:
         ("  model: openai/gpt-5\n  prompt: x\n  retry: {max_waves: 0}", 8, "RetryPolicy counts start at 1"),
         ("  model: openai/gpt-5\n  prompt: x\n  checks:\n    min_coverage: 95", 8, "a share is between 0 and 1"),
         ("  model: openai/gpt-5\n  prompt: x\n  keep: [ticket_id]", 2, "twice, as key or kept column"),
-        ("  model: openai/gpt-5\n  prompt: x\n  mode: later", 8, "neither 'deferred' nor 'wait'"),
-        ("  model: openai/gpt-5\n  prompt: x\n  frame: spark", 8, "none of 'arrow', 'polars', 'pandas'"),
+        ("  model: openai/gpt-5\n  prompt: x\n  mode: later", 8, "it takes 'deferred' or 'wait'"),
+        ("  model: openai/gpt-5\n  prompt: x\n  frame: spark", 8, "it takes 'arrow' or 'polars' or 'pandas'"),
         ("  model: openai/gpt-5\n  prompt: x\n  endpoint: talk", 8, "none of 'chat', 'responses', 'embeddings'"),
         ("  model: openai/gpt-5\n  prompt: x\n  response: Label", 8, "'Label' is no import path. Write it as"),
         (
@@ -50,8 +50,20 @@ attributes:
             "requires ['b'], which its properties lack: ['a']",
         ),
         ("  model: openai/gpt-5\n  prompt: x\n  partitions_def:\n    type: daily\n    start_date: soon", 8, "soon"),
-        ("  model: openai/gpt-5\n  prompt: x\n  resource:\n    openai: {api_key: k}\n    claude: 1", 8, "claude"),
-        ("  model: openai/gpt-5\n  prompt: x\n  resource:\n    openai:\n      api_kee: k", 8, "api_kee"),
+        ("  model: openai/gpt-5\n  prompt: x\n  modes: wait", 8, "did you mean 'mode'?"),
+        ("  model: openai/gpt-5\n  prompt: {user: x, systm: y}", 7, "did you mean 'system'?"),
+        ("  model: openai/gpt-5\n  prompt: x\n  retry: {max_wave: 3}", 8, "did you mean 'max_waves'?"),
+        ("  model: openai/gpt-5\n  prompt: x\n  deadline: {hour: 3}", 8, "did you mean 'hours'?"),
+        (
+            "  model: openai/gpt-5\n  prompt: x\n  resource:\n    openai: {api_key: k}\n    claude: 1",
+            8,
+            "no attribute 'claude'",
+        ),
+        (
+            "  model: openai/gpt-5\n  prompt: x\n  resource:\n    openai:\n      api_kee: k",
+            8,
+            "did you mean 'api_key'?",
+        ),
         (
             "  model: openai/gpt-5\n  prompt: x\n  resource:\n    ledger_url: postgresql://{{ env.PASSWORD }}@h/d",
             9,
@@ -88,7 +100,11 @@ attributes:
         ),
         ("  model: openai/gpt-5\n  prompt: x\n  sensor: maybe", 8, "sensor='maybe' is text"),
         ("  model: openai/gpt-5\n  prompt: x\n  deps: tickets", 8, "deps='tickets' is text"),
-        ("  model: openai/gpt-5\n  prompt: x\n  retry: {max_waves: many}", 8, "not of the right types"),
+        (
+            "  model: openai/gpt-5\n  prompt: x\n  retry: {max_waves: many}",
+            8,
+            "max_waves='many' cannot be",
+        ),
         (
             "  model: openai/gpt-5\n  prompt: x\n  automation_condition: '{{ eager() }}'",
             8,

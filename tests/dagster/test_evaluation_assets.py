@@ -397,7 +397,7 @@ class TestFailures:
             ({"candidates": []}, "candidates are empty"),
             ({"candidates": ["a/labels", "b/labels"]}, "a/labels, b/labels"),
             ({"target": []}, "at least one"),
-            ({"kind": "nominal"}, "none of 'categorical', 'ordinal', 'numeric'"),
+            ({"kind": "nominal"}, "'categorical' or 'ordinal' or 'numeric'"),
             ({"gold_target": {"other": "x"}}, "no targets"),
             ({"rejects": {"other": "x"}}, "no candidates"),
             ({"min_accuracy": 90}, "between 0 and 1"),

@@ -195,7 +195,7 @@ def test_wrong_rows_are_refused_with_a_message_that_helps_and_leave_nothing(hous
 WRONG_DEFINITIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "model without provider": ({"model": "gpt-4o"}, ["names no provider", "'openai/gpt-5-nano'"]),
     "provider without model": ({"model": "openai/"}, ["names no provider"]),
-    "keep as a string": ({"keep": "subject"}, ["keep takes a list", "keep=['subject']"]),
+    "keep as a string": ({"keep": "subject"}, ["it takes Sequence[str]", "Write keep=['subject']"]),
     "a response named as the key": (
         {"response": {"type": "object", "properties": {"ticket_id": {"type": "string"}}}},
         ["['ticket_id'] twice", "Rename one"],

@@ -1,0 +1,202 @@
+"""Arguments as they are declared: an unknown name is refused with the nearest right one, a value by its annotation.
+
+One mechanism for factories, settings objects (`checked`) and Dagster's configuration (`refuse_unknown`). Nothing is
+coerced: what is called gets the very values that were given. Annotations are read when a call first gives something
+else than the default, so that importing costs nothing.
+
+Pydantic's `validate_call` is not used: it looks into the fields of every dataclass and named tuple that an annotation
+names (Dagster's, Jinja's), makes anew what is a sequence, and speaks of its own schema where a union fits nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import abc
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
+from datetime import timedelta
+from decimal import Decimal
+from difflib import get_close_matches
+from enum import Enum
+from functools import cached_property, wraps
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from dagster_llm_batch.errors import ConfigError
+
+__all__ = ["checked", "checked_beside", "refuse_unknown", "unknown_name"]
+
+_Called = TypeVar("_Called", bound=Callable[..., Any])
+
+_UNIONS = (Union, UnionType)
+_CONTAINERS = (abc.Mapping, dict, abc.Sequence, list, set, tuple)
+_NUMBERS: dict[Any, Any] = {int: Integral, float: Real, Decimal: (Decimal, Real, str)}
+"""What a number may come as. numpy's are among them; `dollars` reads a Decimal from any of these, to the last digit."""
+
+_SHOWN_CHARS = 80
+
+
+def checked(called: _Called) -> _Called:
+    """Decorate a function or class: ConfigError for a call with arguments other than it declares."""
+    return _checked(called, None)
+
+
+def checked_beside(rest: Callable[..., Any]) -> Callable[[_Called], _Called]:
+    """Decorate a function that hands its `**` arguments on to `rest`, which checks their values."""
+    return lambda called: _checked(called, rest)
+
+
+def refuse_unknown(owner: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raise ConfigError for the first name that is not a field of `owner`."""
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{owner}: {unknown_name('field', name, known)}")
+
+
+def unknown_name(noun: str, name: str, known: Collection[str]) -> str:
+    """What to say of a name that is not among the known ones."""
+    near = get_close_matches(name, list(known), n=1)
+    meant = f"; did you mean {near[0]!r}?" if near else "."
+    return f"there is no {noun} {name!r}{meant} The {noun}s are {', '.join(known)}."
+
+
+def _checked(called: _Called, rest: Callable[..., Any] | None) -> _Called:
+    function: Any = called.__init__ if isinstance(called, type) else called  # type: ignore[misc]
+    declared = _Declared(called, function, rest)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        declared.check(args, kwargs)
+        return function(*args, **kwargs)
+
+    if not isinstance(called, type):
+        return call  # type: ignore[return-value]
+    called.__init__ = call  # type: ignore[misc]
+    return called
+
+
+class _Declared:
+    """The arguments of a function, or of a class's constructor."""
+
+    def __init__(self, called: Any, function: Callable[..., Any], rest: Callable[..., Any] | None) -> None:
+        self._called = called
+        self._function = function
+        self._rest = rest
+
+    def check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Raise ConfigError for what is not declared. What is missing is Python's to tell."""
+        noun, prefix = ("field", f"{self._called.__name__}.") if isinstance(self._called, type) else ("argument", "")
+        for name, value in self._given(args, kwargs):
+            if name not in self._names:
+                raise ConfigError(f"{self._called.__name__}: {unknown_name(noun, name, self._names)}")
+            parameter = self._parameters.get(name)
+            if parameter is None or value is parameter.default or _fits(value, self.kinds[name]):
+                continue
+            kind = self.kinds[name]
+            hint = self._hint(name, value)
+            raise ConfigError(f"{prefix}{name}={_shown(value)} cannot be; it takes {_told(kind)}.{hint}")
+
+    def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        values = args[1:] if isinstance(self._called, type) else args  # without `self`
+        yield from zip(self._parameters, values, strict=False)
+        yield from kwargs.items()
+
+    @cached_property
+    def _parameters(self) -> dict[str, inspect.Parameter]:
+        return {
+            name: one
+            for name, one in inspect.signature(self._called).parameters.items()
+            if one.kind is not inspect.Parameter.VAR_KEYWORD
+        }
+
+    @cached_property
+    def _names(self) -> list[str]:
+        others = [] if self._rest is None else inspect.signature(self._rest).parameters
+        return list(dict.fromkeys([*self._parameters, *others]))
+
+    @cached_property
+    def kinds(self) -> dict[str, Any]:
+        return get_type_hints(self._called if is_dataclass(self._called) else self._function)
+
+    def _hint(self, name: str, value: Any) -> str:
+        """How to write it instead, where that can be known."""
+        if _fits([value], self.kinds[name]):
+            return f" Write {name}={_shown([value])}."
+        for kind in _choices(self.kinds[name]):
+            if kind is timedelta and _fits(value, float):
+                return f" Write {name}=timedelta(seconds={value!r})."
+            if isinstance(kind, type) and issubclass(kind, Enum) and str(value) in kind.__members__:
+                return f" Write {name}={kind[str(value)]}."
+            if isinstance(kind, type) and is_dataclass(kind):
+                return f" Write {name}={_construction(kind, value)}."
+        return ""
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether the value is of this kind, an annotation. A class is asked for by `isinstance`, and never looked into."""
+    origin: Any = get_origin(kind) or kind
+    parts = get_args(kind)
+    if kind is Any:
+        return True
+    if origin in _UNIONS:
+        return any(_fits(value, one) for one in parts)
+    if origin is Literal:
+        return any(isinstance(value, type(one)) and value == one for one in parts)
+    if origin is abc.Callable:
+        return callable(value)
+    if origin in _NUMBERS:
+        return isinstance(value, _NUMBERS[origin]) and not isinstance(value, bool)
+    taken: Any = (origin, list) if origin in (set, tuple) else origin  # the items of these alone are read
+    if not isinstance(value, taken):
+        return False
+    if origin in (abc.Mapping, dict):
+        return all(_fits(key, parts[0]) and _fits(one, parts[1]) for key, one in value.items())
+    if origin is tuple:
+        return len(value) == len(parts) and all(map(_fits, value, parts))
+    if origin in (abc.Sequence, list, set):
+        return not _is_one_thing(value) and all(_fits(one, parts[0]) for one in value)
+    return True
+
+
+def _is_one_thing(value: Any) -> bool:
+    """Whether it can be iterated, but is no list of anything: text, and named tuples such as Dagster's AssetKey."""
+    return isinstance(value, str | bytes) or (isinstance(value, tuple) and type(value) is not tuple)
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in _UNIONS else (kind,)
+
+
+def _told(kind: Any) -> str:
+    """The annotation in words: without modules, as one writes it."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in _UNIONS:
+        return " or ".join(dict.fromkeys(map(_told, parts)))
+    if origin is Literal:
+        return " or ".join(map(repr, parts))
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return " or ".join(map(str, kind))
+    if origin is abc.Callable:
+        return "a function"
+    if kind is NoneType:
+        return "None"
+    if kind is Any:
+        return "anything"
+    name = getattr(origin or kind, "__name__", str(kind))
+    return f"{name}[{', '.join(map(_told, parts))}]" if origin in _CONTAINERS else name
+
+
+def _construction(kind: Any, value: Any) -> str:
+    """How such an object is made, with the value in its first field where it fits there and is enough."""
+    parameters = inspect.signature(kind).parameters
+    first, *_ = parameters
+    needed = [name for name, one in parameters.items() if one.default is inspect.Parameter.empty]
+    if set(needed) <= {first} and _fits(value, get_type_hints(kind)[first]):
+        return f"{kind.__name__}({first}={_shown(value)})"
+    return f"{kind.__name__}({', '.join(f'{name}=…' for name in needed or parameters)})"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"

@@ -1,0 +1,289 @@
+"""What is misspelled or of a wrong kind is refused where it is written, with the right name or form."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from dataclasses import is_dataclass
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any, get_type_hints
+
+import dagster as dg
+import numpy as np
+import pytest
+
+import dagster_llm_batch
+from dagster_llm_batch import (
+    BedrockBatchResource,
+    Budget,
+    ChecksPolicy,
+    CommandBatchResource,
+    Fallback,
+    HiveParquetIOManager,
+    LLMBatchResource,
+    OpenAIBatchResource,
+    Prompt,
+    QueueLimit,
+    RetryPolicy,
+    TokenPrice,
+    build_llm_batch_sensor,
+    evaluation_assets,
+    llm_batch_assets,
+    pairwise_judge_assets,
+    resources,
+    rubric_judge_assets,
+    streams,
+)
+from dagster_llm_batch.assets.submission import SubmitConfig
+from dagster_llm_batch.distributed import FlinkRows, RayWorkers, SparkWorkers
+from dagster_llm_batch.engine import Labeling, rules
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation import Target
+from dagster_llm_batch.jobs import CancelConfig, ResolveConfig
+from dagster_llm_batch.quality.accepting import Accept
+
+_PUBLIC = {
+    **{name: getattr(dagster_llm_batch, name) for name in dagster_llm_batch.__all__ if name != "__version__"},
+    **{name: getattr(streams, name) for name in streams.__all__},
+    **{f"engine.{one.__name__}": one for one in (rules.Budget, rules.QueueLimit, Labeling, Target)},
+    **{one.__name__: one for one in (SparkWorkers, RayWorkers, FlinkRows)},
+}
+_NOT_WRITTEN = {"RowsContext", "KafkaWindow", "Student"}
+"""Given to users, and not made by them."""
+
+FACTORIES = {
+    name: one
+    for name, one in _PUBLIC.items()
+    if (isinstance(one, types.FunctionType) and name.endswith(("_assets", "_asset"))) or name.startswith("build_")
+}
+SETTINGS = {name: one for name, one in _PUBLIC.items() if is_dataclass(one) and name not in _NOT_WRITTEN} | {
+    "StreamLabeler": streams.StreamLabeler
+}
+SETTINGS = {name: one for name, one in SETTINGS.items() if not name.endswith("Component")}
+CONFIGS = {
+    **{name: getattr(resources, name) for name in resources.__all__},
+    **{
+        one.__name__: one
+        for one in (streams.KafkaResource, HiveParquetIOManager, SubmitConfig, CancelConfig, ResolveConfig, Accept)
+    },
+}
+ASKED: dict[str, Any] = {
+    "name": "labels",
+    "rows": "tickets",
+    "key": "id",
+    "prompt": Prompt(user="{{ text }}"),
+    "model": "openai/gpt-4o",
+}
+
+
+def _first(called: Any) -> str:
+    return next(iter(inspect.signature(called).parameters))
+
+
+def test_all_public_factories_and_settings_are_looked_at() -> None:
+    assert len(FACTORIES) >= 16
+    assert {"Prompt", "Fallback", "RetryPolicy", "TokenPrice", "ChecksPolicy", "Embedding", "KafkaTopic"} <= set(
+        SETTINGS
+    )
+
+
+@pytest.mark.parametrize("name", [*FACTORIES, *SETTINGS])
+def test_an_unknown_argument_is_refused_with_the_nearest_right_name(name: str) -> None:
+    called = {**FACTORIES, **SETTINGS}[name]
+    right = _first(called)
+    with pytest.raises(ConfigError) as caught:
+        called(**{f"{right}s_": "x"})
+    assert f"'{right}s_'; did you mean '{right}'?" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [*FACTORIES, *SETTINGS])
+def test_an_argument_of_another_kind_is_refused_with_its_name(name: str) -> None:
+    """Of each: what nobody could mean."""
+    called = {**FACTORIES, **SETTINGS}[name]
+    hints = get_type_hints(called if is_dataclass(called) else getattr(called, "__init__", called))
+    hints = hints if is_dataclass(called) or isinstance(called, type) else get_type_hints(called)
+    names = [one for one in inspect.signature(called).parameters if hints.get(one, Any) is not Any]
+    assert names or name == "SparkWorkers"
+    for one in names:
+        with pytest.raises(ConfigError) as caught:
+            called(**{one: object()})
+        assert f"{one}=<object object at" in str(caught.value)
+        assert "cannot be; it takes" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_unknown_field_of_a_configuration_is_refused_with_the_nearest_right_name(name: str) -> None:
+    config = CONFIGS[name]
+    right = next(iter(config.model_fields))
+    with pytest.raises(ConfigError) as caught:
+        config(**{f"{right}_": "x"})
+    assert f"there is no field '{right}_'; did you mean '{right}'? The fields are {right}" in str(caught.value)
+    if hasattr(config, "configure_at_launch"):
+        with pytest.raises(ConfigError, match="did you mean"):
+            config.configure_at_launch(**{f"{right}_": "x"})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"name_space": "prod"}, "did you mean 'namespace'?"),
+        ({"ledger": "postgresql://db"}, "did you mean 'ledger_url'?"),
+        (
+            {"budgets": [{"max_usd": 3, "assets": "labels"}]},
+            "Budget: there is no field 'assets'; did you mean 'asset'?",
+        ),
+        ({"queue_limits": {"openai": {"max_token": 3}}}, "did you mean 'max_tokens'?"),
+        ({"openai": {"api_key": "sk-1", "base_ulr": "http://x"}}, "did you mean 'base_url'?"),
+        (
+            {"queue_limits": {"opnai": {"max_batches": 3}}},
+            "did you mean 'openai'? The configured providers are openai.",
+        ),
+        ({"queue_limits": {"gemini": {"max_batches": 3}}}, "The configured providers are openai. Configure it"),
+        ({"queue_limits": {"openai/": {"max_batches": 3}}}, "names no model"),
+    ],
+)
+def test_a_deployment_with_a_typo_is_refused_also_deep_within(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LLMBatchResource(**{"openai": OpenAIBatchResource(api_key="sk-1"), **wrong})
+    assert message in str(caught.value)
+    assert "sk-1" not in str(caught.value)
+
+
+def test_settings_beside_those_of_an_aws_resource_are_checked_alike() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'max_attempts'"):
+        BedrockBatchResource.like(_Aws(), role_arn="arn", s3_uri="s3://b", max_attempt=3)
+
+
+class _Aws:
+    """The fields of dagster-aws that `like` takes over."""
+
+    def __init__(self) -> None:
+        vars(self).update(
+            dict.fromkeys(
+                ("region_name", "profile_name", "aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+            ),
+            max_attempts=5,
+            use_ssl=True,
+            verify=None,
+        )
+
+
+def test_resources_still_resolve_in_dagster_by_variable_nested_and_at_the_launch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DLB_TEST_ADDRESS", "http://127.0.0.1:1/v1")
+    seen = []
+
+    @dg.op
+    def look(llm_batch: LLMBatchResource) -> None:
+        seen.append(llm_batch)
+
+    @dg.job
+    def looks() -> None:
+        look()
+
+    given = LLMBatchResource(
+        openai=OpenAIBatchResource(api_key="k", base_url=dg.EnvVar("DLB_TEST_ADDRESS")),
+        budgets=[Budget(max_usd=3, period="day")],
+        queue_limits={"openai": QueueLimit(max_batches=3)},
+    )
+    assert looks.execute_in_process(resources={"llm_batch": given}).success
+    late = LLMBatchResource.configure_at_launch(command=CommandBatchResource(command=["x"]))
+    config = {"resources": {"llm_batch": {"config": {"namespace": "prod"}}}}
+    defs = dg.Definitions(jobs=[looks], resources={"llm_batch": late})
+    assert defs.resolve_job_def("looks").execute_in_process(run_config=config).success
+    by_variable, at_launch = seen
+    assert by_variable.openai.base_url == "http://127.0.0.1:1/v1"
+    assert by_variable.budgets == [Budget(max_usd=3, period="day")]
+    assert at_launch.namespace == "prod"
+    assert at_launch.command.command == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"prompt": "Label it."},
+            "prompt='Label it.' cannot be; it takes Prompt. Write prompt=Prompt(user='Label it.').",
+        ),
+        ({"deadline": 3600}, "it takes timedelta or None. Write deadline=timedelta(seconds=3600)."),
+        ({"fallback_after": 60.5}, "Write fallback_after=timedelta(seconds=60.5)."),
+        ({"retry": 3}, "Write retry=RetryPolicy(max_waves=3)."),
+        ({"price": 1.5}, "Write price=TokenPrice(input_usd=…, output_usd=…)."),
+        ({"checks": 0.9}, "Write checks=ChecksPolicy(min_coverage=0.9)."),
+        ({"keep": "day"}, "Write keep=['day']."),
+        ({"fallback": "openai/gpt-5"}, "Write fallback=['openai/gpt-5']."),
+        ({"fallback": Fallback("openai/gpt-5")}, "Write fallback=[Fallback(model='openai/gpt-5'"),
+        ({"owners": "team:a"}, "Write owners=['team:a']."),
+        ({"mode": "later"}, "mode='later' cannot be; it takes 'deferred' or 'wait'."),
+        ({"realtime_concurrency": "8"}, "it takes int"),
+        ({"realtime_concurrency": True}, "it takes int"),
+        ({"max_cost_usd": True}, "it takes Decimal or float or str or None"),
+        ({"tags": {"tier": 1}}, "it takes Mapping[str, str] or None"),
+        ({"partitions_def": "daily"}, "it takes PartitionsDefinition or None"),
+        ({"backfill_policy": "single_run"}, "it takes BackfillPolicy or None"),
+        ({"automation_condition": "eager"}, "it takes AutomationCondition or None"),
+        ({"required_resource_keys": "warehouse"}, "it takes set[str] or None"),
+        ({"rows": 3}, "AssetKey or AssetsDefinition or AssetSpec or a function"),
+        ({"prompts": "x"}, "did you mean 'prompt'?"),
+    ],
+)
+def test_a_natural_mistake_is_refused_when_definitions_load_with_what_to_write(
+    wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        llm_batch_assets(**{**ASKED, **wrong})
+    assert message in str(caught.value)
+
+
+def test_what_fits_is_taken_as_it_is() -> None:
+    fits: list[dict[str, Any]] = [
+        {"max_cost_usd": "0.25"},
+        {"max_cost_usd": 3},
+        {"max_cost_usd": Decimal(3)},
+        {"max_requests_per_batch": np.int64(100)},
+        {"poll_seconds": 5},
+        {"deadline": timedelta(hours=1)},
+        {"keep": ("day",)},
+        {"params": types.MappingProxyType({"max_tokens": 3})},
+        {"rows": lambda context: context},
+        {"rows": dg.AssetKey(["crm", "tickets"])},
+        {"rows": ["crm", "tickets"]},
+        {"rows": dg.AssetSpec("tickets")},
+        {"deps": [dg.AssetKey("raw"), "more"]},
+        {"required_resource_keys": ["warehouse"]},
+        {"partitions_def": dg.DailyPartitionsDefinition("2026-01-01")},
+        {"automation_condition": dg.AutomationCondition.eager()},
+        {"retry": RetryPolicy(max_waves=1), "checks": ChecksPolicy(), "price": TokenPrice(0.1, "0.2")},  # type: ignore[arg-type]
+    ]
+    for one in fits:
+        assert len(llm_batch_assets(**{**ASKED, **one})) == 2
+
+
+def test_siblings_of_the_other_factories() -> None:
+    measured: dict[str, Any] = {"name": "e", "gold": "gold", "candidates": ["labels"], "key": "id", "target": "topic"}
+    for wrong, message in (
+        ({"candidates": "labels"}, "Write candidates=['labels']."),
+        ({"check_severity": "WARN"}, "Write check_severity=AssetCheckSeverity.WARN."),
+        ({"min_accuracy": "0.9"}, "it takes float or Mapping[str, float] or None"),
+        ({"kind": "nominal"}, "it takes 'categorical' or 'ordinal' or 'numeric' or Mapping"),
+        ({"frame": "spark"}, "it takes 'arrow' or 'polars' or 'pandas' or 'batches'"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            evaluation_assets(**{**measured, **wrong})
+        assert message in str(caught.value)
+    with pytest.raises(ConfigError, match=r"Write default_status=DefaultSensorStatus\.STOPPED"):
+        build_llm_batch_sensor(default_status="STOPPED")  # type: ignore[arg-type]
+    judged: dict[str, Any] = {**ASKED, "candidates": ["a", "b"], "target": "topic"}
+    with pytest.raises(ConfigError, match="no argument 'max_inconsistant'; did you mean 'max_inconsistent'"):
+        pairwise_judge_assets(**judged, max_inconsistant=0.1)
+    with pytest.raises(ConfigError, match="no argument 'dead_line'; did you mean 'deadline'"):
+        rubric_judge_assets(**judged, criteria={"a": "b"}, dead_line=3)
+
+
+def test_signatures_stay_for_readers_and_tools() -> None:
+    assert "prompt: 'Prompt'" in str(inspect.signature(llm_batch_assets))
+    assert next(iter(inspect.signature(Prompt).parameters)) == "user"
+    assert llm_batch_assets.__doc__ is not None
+    assert llm_batch_assets.__module__ == "dagster_llm_batch.assets.factory"
