@@ -228,9 +228,9 @@ def test_no_gold_is_no_error(gold, candidate):
 
 
 def test_settings_that_contradict_each_other_are_refused():
-    with pytest.raises(ConfigError, match="'categorical', 'numeric'"):
+    with pytest.raises(ConfigError, match="'categorical' or 'numeric'"):
         Target("t", kind="text")
-    with pytest.raises(ConfigError, match="'linear', 'quadratic', None"):
+    with pytest.raises(ConfigError, match="'linear' or 'quadratic' or None"):
         Target("t", kappa_weights="cubic")
     with pytest.raises(ConfigError, match="kappa is for classes"):
         Target("t", kind="numeric", kappa_weights="linear")
