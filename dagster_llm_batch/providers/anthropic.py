@@ -37,6 +37,7 @@ from dagster_llm_batch.providers.clocks import listed_since
 from dagster_llm_batch.providers.http import Origin, guard_client
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
 from dagster_llm_batch.providers.polling import poll_batches, walk_pages
+from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
@@ -62,6 +63,7 @@ _PAGE = 1_000  # the most that one list call gives
 _PAGES_PER_POLL = 3  # at least
 
 
+@masked
 class AnthropicProvider:
     """Batches in one workspace of Anthropic, the key's own unless `workspace_id` names another.
 
@@ -94,6 +96,7 @@ class AnthropicProvider:
         self._base_url = base_url or _PUBLIC_URL
         self._origin = Origin(self._base_url)
         self._version = anthropic_version
+        self._secret_headers = [part for value in (default_headers or {}).values() for part in value.split()]
         self._headers = {"anthropic-version": anthropic_version, **(default_headers or {})}
         if workspace_id:
             self._headers["anthropic-workspace-id"] = workspace_id
@@ -133,6 +136,9 @@ class AnthropicProvider:
     def settle_seconds(self) -> float:
         """See Provider.settle_seconds. The vendor documents no time; a lost call may still be at work."""
         return self._settle_seconds
+
+    def _secrets(self) -> list[str]:
+        return [self._api_key, *self._secret_headers]
 
     def codec(self, spec: RequestSpec) -> AnthropicLines:
         """See Provider.codec."""

@@ -15,6 +15,7 @@ import re
 from typing import Any
 
 from dagster_llm_batch.errors import AmbiguousError, CredentialsError, ProviderError, RefusedError, TransientError
+from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.providers.words import plain_words
 
 __all__ = ["UnknownIdError", "is_foreign", "provider_error"]
@@ -81,5 +82,5 @@ def _retry_after_seconds(headers: Any) -> float | None:
 
 
 def _redacted(text: str, secret: str) -> str:
-    text = text.replace(secret, "***") if secret else text
+    text = Mask([secret]).text(text)  # before it is cut
     return plain_words(_KEY.sub("sk-***", text))

@@ -43,6 +43,7 @@ from dagster_llm_batch.providers.bedrock_lines import BedrockLines
 from dagster_llm_batch.providers.bedrock_models import Family, family_of
 from dagster_llm_batch.providers.bedrock_quotas import BEDROCK_LIMITS, limits_from
 from dagster_llm_batch.providers.polling import poll_batches
+from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, CannotTell, FindHints, Found, Limits, RequestSpec
 
 __all__ = ["BedrockProvider"]
@@ -55,6 +56,7 @@ _HOURS = range(24, 169)
 _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
+@masked
 class BedrockProvider:
     """Batches in one AWS account and region. Building makes no call; it imports boto3 only to learn the region.
 
@@ -132,8 +134,7 @@ class BedrockProvider:
         for service, url in self._endpoints.items():
             if url is not None:
                 checked_address(url, f"endpoint of {service}")
-        secrets = [str(value) for word, value in self._session_options.items() if word in _SECRETS and value]
-        self._clients = Clients(self._client, max_attempts, self._account, secrets)
+        self._clients = Clients(self._client, max_attempts, self._account, self._secrets())
         self._files = Files(self._clients, place["bucket"], place["prefix"] or "", kms_key_id)
         self._settle_seconds = settle_seconds
         self._quotas: list[Mapping[str, Any]] | None = None
@@ -160,6 +161,9 @@ class BedrockProvider:
     def settle_seconds(self) -> float:
         """See Provider.settle_seconds. No time is documented after which a new job is listed."""
         return self._settle_seconds
+
+    def _secrets(self) -> list[str]:
+        return [str(value) for word, value in self._session_options.items() if word in _SECRETS and value]
 
     def codec(self, spec: RequestSpec) -> BedrockLines:
         """See Provider.codec."""

@@ -17,6 +17,7 @@ from collections.abc import Collection
 from typing import Any
 
 from dagster_llm_batch.errors import AmbiguousError, CredentialsError, ProviderError, RefusedError, TransientError
+from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.providers.words import plain_words
 
 __all__ = ["UnknownIdError", "aws_error", "is_aws", "status_of"]
@@ -140,6 +141,5 @@ def _reply(error: Exception) -> dict[str, Any]:
 
 
 def _redacted(text: str, secrets: Collection[str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, "***") if secret else text
+    text = Mask(secrets).text(text)  # before it is cut
     return plain_words(_ACCESS_KEY.sub(r"\1***", text))

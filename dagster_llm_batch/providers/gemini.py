@@ -39,6 +39,7 @@ from dagster_llm_batch.providers.google_files import CHUNK_BYTES, upload_copy
 from dagster_llm_batch.providers.google_lines import GoogleLines
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.polling import poll_batches
+from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
@@ -64,6 +65,7 @@ _PAGE = 100
 _MAX_INLINE_BYTES = 15_000_000  # the API takes 20 MB a request, everything included
 
 
+@masked
 class GeminiProvider:
     """Batches of one project of the Gemini API.
 
@@ -122,6 +124,9 @@ class GeminiProvider:
     def settle_seconds(self) -> float:
         """See Provider.settle_seconds. The vendor documents no time; a lost call may still be at work."""
         return self._settle_seconds
+
+    def _secrets(self) -> list[str]:
+        return [self._api_key]
 
     def codec(self, spec: RequestSpec) -> GoogleLines:
         """See Provider.codec."""

@@ -25,6 +25,7 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
+from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.providers.words import plain_words
 
 __all__ = ["PreconditionFailedError", "UnknownIdError", "google_calls", "http_status", "is_about_credentials"]
@@ -137,5 +138,5 @@ def _retry_after_seconds(error: Exception) -> float | None:
 
 
 def _redacted(text: str, secret: str) -> str:
-    text = text.replace(secret, "***") if secret else text
+    text = Mask([secret]).text(text)  # before it is cut
     return plain_words(_KEY.sub(r"\1***", text))

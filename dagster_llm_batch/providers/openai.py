@@ -40,6 +40,7 @@ from dagster_llm_batch.providers.openai_batch import created_at, read_batch
 from dagster_llm_batch.providers.openai_errors import UnknownIdError, is_foreign, provider_error
 from dagster_llm_batch.providers.openai_lines import URLS, OpenAILines
 from dagster_llm_batch.providers.polling import poll_batches, walk_pages
+from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
@@ -64,6 +65,7 @@ _PAGE = 100  # the most that one list call gives
 _CHUNK_BYTES = 1 << 16
 
 
+@masked
 class OpenAIProvider:
     """Batches in one OpenAI account, or on a compatible server at `base_url`.
 
@@ -130,6 +132,9 @@ class OpenAIProvider:
     def settle_seconds(self) -> float:
         """See Provider.settle_seconds. The vendor documents no time; a lost call may still be at work."""
         return self._settle_seconds
+
+    def _secrets(self) -> list[str]:
+        return [self._api_key, *(part for value in self._headers.values() for part in value.split())]
 
     def codec(self, spec: RequestSpec) -> OpenAILines:
         """See Provider.codec."""

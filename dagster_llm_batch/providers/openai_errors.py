@@ -18,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from dagster_llm_batch.errors import AmbiguousError, CredentialsError, ProviderError, RefusedError, TransientError
+from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.providers.words import plain_words
 
 __all__ = ["UnknownIdError", "is_foreign", "provider_error", "retry_after_seconds"]
@@ -89,5 +90,5 @@ def retry_after_seconds(headers: Any) -> float | None:
 
 
 def _redacted(text: str, secret: str) -> str:
-    text = text.replace(secret, "***") if secret else text
+    text = Mask([secret]).text(text)  # before it is cut
     return plain_words(_KEY.sub(r"\1-***", text))

@@ -49,6 +49,7 @@ from dagster_llm_batch.providers.ray_answers import RayAnswers
 from dagster_llm_batch.providers.ray_errors import UnknownJobError, provider_error
 from dagster_llm_batch.providers.ray_reports import read_job, status_of
 from dagster_llm_batch.providers.ray_shard.files import PLAN, Files, ended, started
+from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
@@ -69,6 +70,7 @@ _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _LOOK_SECONDS = 0.5
 
 
+@masked
 class RayProvider(OwnMachines):
     """Batches as jobs of the cluster whose job server (its dashboard) is at `address`.
 
@@ -99,6 +101,9 @@ class RayProvider(OwnMachines):
         self._headers = dict(headers or {})
         self._timeout_seconds = timeout_seconds
         self._known_client: Any = None
+
+    def _secrets(self) -> list[str]:
+        return [part for value in self._headers.values() for part in value.split()]
 
     def codec(self, spec: RequestSpec) -> OpenAILines:
         """See Provider.codec. What answers may not take all of it."""
@@ -301,7 +306,7 @@ class RayProvider(OwnMachines):
         except LLMBatchError:
             raise
         except Exception as error:  # noqa: BLE001 -- the SDK raises what it likes
-            raise provider_error(error, what, self._headers.values(), creating=creating) from None
+            raise provider_error(error, what, self._secrets(), creating=creating) from None
 
     def _client(self) -> Any:
         """The SDK's client. Making it is a call, and it imports Ray."""

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 
 from dagster_llm_batch.errors import AmbiguousError, CredentialsError, LLMBatchError, RefusedError, TransientError
+from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.providers.words import plain_words
 
 __all__ = ["UnknownJobError", "provider_error"]
@@ -25,10 +26,7 @@ def provider_error(
     error: Exception, what: str, secrets: Iterable[str] = (), *, creating: bool = False
 ) -> LLMBatchError:
     """The error of this package for one of the SDK. `what` was tried, as in "start the job"."""
-    said = str(error)
-    for secret in secrets:
-        said = said.replace(secret, "***")
-    said = plain_words(said)
+    said = plain_words(Mask(secrets).text(str(error)))  # before it is cut
     match = _STATUS.search(said)
     status = int(match[1]) if match else getattr(getattr(error, "response", None), "status_code", None)
     message = f"Could not {what}: {said or type(error).__name__}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -30,6 +31,7 @@ from dagster_llm_batch.providers.google_files import upload_copy
 from dagster_llm_batch.providers.google_lines import GoogleLines
 from dagster_llm_batch.providers.http import Origin, guard_session
 from dagster_llm_batch.providers.polling import poll_batches
+from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.providers.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.vertex_jobs import read_job
 from dagster_llm_batch.providers.vertex_storage import VertexStorage
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from google.cloud.storage import Client as StorageClient  # type: ignore[import-untyped]
     from google.genai import Client
 
-__all__ = ["VERTEX_LIMITS", "VertexProvider", "credentials_of"]
+__all__ = ["VERTEX_LIMITS", "VertexProvider", "credentials_of", "secrets_of"]
 
 VERTEX_LIMITS = Limits(max_requests=200_000, max_bytes=1_000_000_000)
 _JOBS = "batchPredictionJobs"
@@ -61,11 +63,13 @@ _SdkClient = TypeVar("_SdkClient", bound=Any)
 _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 
 
+@masked
 class VertexProvider:
     """Batches of one project and location. `credentials` None: the application default ones.
 
     Requests and results are in `bucket` or in `bigquery_dataset` ("dataset" or "project.dataset"), which is in the
-    location's region. `account` names whose answers these are; by default project and location. Building makes no call.
+    location's region. `account` names whose answers these are; by default project and location. `secrets` are what the
+    credentials are made of, to be masked. Building makes no call.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class VertexProvider:
         name: str = "vertex",
         price_book: str | None = "google",
         settle_seconds: float = 300.0,
+        secrets: Collection[str] = (),
     ) -> None:
         if (bucket is None) == (bigquery_dataset is None):
             raise ConfigError(
@@ -104,6 +109,7 @@ class VertexProvider:
         self._prefix = prefix.strip("/")
         self._credentials = credentials
         self._base_url = base_url
+        self._given_secrets = tuple(secrets)
         self._storage_url = storage_url
         self._bigquery_url = bigquery_url
         self._timeout_seconds = timeout_seconds
@@ -140,6 +146,9 @@ class VertexProvider:
     def settle_seconds(self) -> float:
         """See Provider.settle_seconds. The vendor documents no time; a lost call may still be at work."""
         return self._settle_seconds
+
+    def _secrets(self) -> list[str]:
+        return [*self._given_secrets, *filter(None, [getattr(self._credentials, "token", None)])]
 
     def codec(self, spec: RequestSpec) -> Codec:
         """See Provider.codec."""
@@ -332,6 +341,14 @@ def credentials_of(service_account_json: str | None, access_token: str | None) -
         raise ConfigError(
             "The service account key of provider 'vertex' is no such key. Give the JSON that Google Cloud made, whole."
         ) from None
+
+
+def secrets_of(service_account_json: str | None, access_token: str | None) -> list[str]:
+    """What of these no message may hold: the key, its part that signs, the token."""
+    found = [one for one in (service_account_json, access_token) if one]
+    with suppress(ValueError, AttributeError):  # it is no such key, which `credentials_of` says
+        found.append(str(json.loads(service_account_json or "{}").get("private_key") or ""))
+    return found
 
 
 def _guarded(client: _SdkClient) -> _SdkClient:

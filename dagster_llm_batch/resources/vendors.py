@@ -131,7 +131,11 @@ class VertexBatchResource(CheckedResource):
 
     def provider(self) -> Provider:
         """The provider; makes no call."""
-        from dagster_llm_batch.providers.vertex import VertexProvider, credentials_of  # noqa: PLC0415 - an extra
+        from dagster_llm_batch.providers.vertex import (  # noqa: PLC0415 - an extra
+            VertexProvider,
+            credentials_of,
+            secrets_of,
+        )
 
         return VertexProvider(
             project=self.project,
@@ -139,6 +143,7 @@ class VertexBatchResource(CheckedResource):
             bucket=self.bucket,
             prefix=self.prefix,
             credentials=credentials_of(self.service_account_json, self.access_token),
+            secrets=secrets_of(self.service_account_json, self.access_token),
             base_url=self.base_url,
             storage_url=self.storage_url,
             bigquery_dataset=self.bigquery_dataset,

@@ -8,17 +8,21 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dagster_llm_batch import (
     AnthropicBatchResource,
@@ -29,16 +33,23 @@ from dagster_llm_batch import (
 )
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Engine, Labeling
-from dagster_llm_batch.errors import ConfigError, LLMBatchError
+from dagster_llm_batch.errors import ConfigError, LLMBatchError, TransientError
 from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.providers.anthropic import AnthropicProvider
+from dagster_llm_batch.providers.openai import OpenAIProvider
+from dagster_llm_batch.providers.secrets import Mask
+from dagster_llm_batch.providers.vertex import VertexProvider, credentials_of
+from dagster_llm_batch.providers.vertex import secrets_of as parts_of
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import Emulator, Limits, WireFault
 from dagster_llm_batch.types import Request, RequestSpec
 from tests.faults.bench import BUCKET, Servers, rows, servers
+from tests.faults.test_origins import Answer, Asked, Server
 from tests.faults.vendors import VENDORS, Vendor
 
 MARK = "RECOGNISE"
+JSON = {"content-type": "application/json"}
 API_KEYS = {name: f"sk-{name}-{MARK}-4242424242" for name in ("openai", "anthropic", "gemini")}
 TOKEN = f"plain{MARK}token4242"
 ACCESS_KEY, SECRET_KEY, SESSION_TOKEN = f"AKIA{MARK}42424242", f"{MARK}/secret/4242", f"{MARK}//session//4242=="
@@ -209,6 +220,137 @@ def test_an_address_that_holds_a_password_is_refused_and_not_shown(
         usual.model_copy(update={setting: form.format(MARK)}).provider()
     told.error(refused.value)
     told.assert_clean()
+
+
+def echoing(secret: str, *, fails: bool) -> Callable[[Asked], Answer]:
+    """A server of OpenAI's batches that puts what it was sent as a key into all that it says of batches and rows."""
+    custom_ids: list[str] = []
+
+    def answer(asked: Asked) -> Answer:
+        if asked.method == "POST" and asked.path == "/v1/files":
+            custom_ids[:] = re.findall(r'"custom_id":"([^"]+)"', asked.body.decode())
+            return 200, JSON, json.dumps({"id": "file-1", "object": "file"}).encode()
+        if asked.path.endswith("/content"):
+            refused = {"error": {"message": f"Your key {secret} may not.", "code": "model_not_found"}}
+            rows = [
+                {"id": "r", "custom_id": one, "response": {"status_code": 400, "body": refused}, "error": None}
+                for one in custom_ids
+            ]
+            return 200, {}, b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        batch: dict[str, Any] = {"id": "batch_1", "object": "batch", "status": "in_progress"}
+        if asked.method == "GET" and fails:
+            said = {"data": [{"code": "invalid", "message": f"{'x' * 470} The key {secret} may not."}]}
+            batch |= {"status": "failed", "errors": said}
+        elif asked.method == "GET":
+            batch |= {"status": "completed", "output_file_id": "file-2"}
+        return 200, JSON, json.dumps(batch).encode()
+
+    return answer
+
+
+@pytest.mark.parametrize("fails", [True, False], ids=["a batch", "its rows"])
+def test_what_a_batch_or_a_row_failed_of_is_stored_without_the_key(tmp_path: Path, told: Told, fails: bool) -> None:
+    key, vendor = API_KEYS["openai"], next(vendor for vendor in VENDORS if vendor.name == "openai")
+    with Server(echoing(key, fails=fails)) as server:
+        payloads = PayloadStore(str(tmp_path / "payloads"))
+        provider = OpenAIProvider(key, f"{server.url}/v1", timeout_seconds=10)
+        engine = Engine({"openai": provider}, Ledger(tmp_path / "ledger.sqlite"), payloads, "x", sleep=lambda _: None)
+        definition = Labeling(
+            asset="labels", model=f"openai/{vendor.model}", key="id", prompt=Prompt(user="{{ text }}"), response=None
+        )
+        submission = engine.plan(definition, rows())
+        for _ in range(6):
+            with suppress(LLMBatchError):
+                engine.advance(definition, submission.submission_id)
+        told.said += [str(event) for event in engine.ledger.events(submission.submission_id)]
+        told.said += [str(one) for one in engine.ledger.shards(submission.submission_id)]
+        told.said += stored(payloads, tmp_path / "payloads")
+        engine.ledger.close()
+    said = "\n".join(told.said)
+    assert ("xxx The key ***" if fails else "Your key *** may not.") in said
+    assert "sk-openai" not in said
+    told.assert_clean()
+
+
+HELD = {
+    "openai": ["key-of-openai-4242", "the-header-of-the-user"],
+    "anthropic": ["key-of-anthropic-42", "the-header-of-the-user"],
+    "gemini": ["key-of-gemini-4242"],
+    "vertex": ["token-of-vertex-4242", "-----BEGIN PRIVATE KEY-----\nMIIEvgIBADANBg\n-----END PRIVATE KEY-----\n"],
+    "bedrock": ["AKIA4242424242424242", "secret/of/aws+42424242", "session//of//aws=="],
+}
+
+
+def holding(name: str, url: str) -> Provider:
+    """A provider with each secret of HELD where a user gives it."""
+    first, *more = HELD[name]
+    headers = {"X-Gateway": f"Bearer {HELD['openai'][1]}"}
+    match name:
+        case "openai":
+            return OpenAIProvider(first, f"{url}/v1", default_headers=headers, timeout_seconds=10)
+        case "anthropic":
+            return AnthropicProvider(first, url, default_headers=headers, timeout_seconds=10)
+        case "gemini":
+            return GeminiBatchResource(api_key=first, base_url=url).provider()
+        case "vertex":
+            secrets = [first, *parts_of(json.dumps({"private_key": more[0]}), None)]
+            token = credentials_of(None, first)
+            return VertexProvider("p", "l", "b", credentials=token, base_url=url, storage_url=url, secrets=secrets)
+    return BedrockBatchResource(
+        region_name="us-east-1",
+        role_arn="arn:aws:iam::123456789012:role/batch",
+        s3_uri="s3://bucket/folder",
+        aws_access_key_id=first,
+        aws_secret_access_key=more[0],
+        aws_session_token=more[1],
+        endpoint_url=url,
+        read_quotas=False,
+        max_attempts=1,
+    ).provider()
+
+
+@CLOUDS
+def test_every_secret_of_a_provider_is_masked_in_all_that_its_verbs_give(vendor: Vendor) -> None:
+    """In whatever form a server writes it: as it is, escaped as JSON or as a part of an address."""
+    said = " ".join(form for secret in HELD[vendor.name] for form in (secret, json.dumps(secret), quote(secret, "")))
+    body = json.dumps({"error": {"message": said, "code": 400, "status": "INVALID_ARGUMENT"}, "message": said})
+    spec = RequestSpec(vendor.model, params=vendor.params)
+    with Server(lambda _asked: (400, JSON, body.encode())) as server:
+        provider = holding(vendor.name, server.url)
+        line = provider.codec(spec).encode(Request("r", None, "text"), "n-0")
+        told = [provider.respond(line).decode()]
+        for call in (lambda: provider.poll(["abcdefghijkl"]), lambda: list(provider.fetch("abcdefghijkl"))):
+            with pytest.raises(LLMBatchError) as error:
+                call()
+            told.append(str(error.value))
+    for text in told:
+        assert "***" in text
+        for secret in HELD[vendor.name]:
+            assert secret not in text
+            assert json.dumps(secret)[1:-1] not in text
+            assert quote(secret, "") not in text
+
+
+def test_a_key_that_is_in_ordinary_words_too_masks_none_of_them() -> None:
+    """Servers on one's own machine take `x` or `none` for a key."""
+    body = json.dumps({"error": {"message": "Rate limit exceeded: none left."}}).encode()
+    for key in ("x", "none", "Rate limit"[:15].replace(" ", "-")):
+        with Server(lambda _asked: (429, JSON, body)) as server:
+            with pytest.raises(TransientError, match="Rate limit exceeded: none left") as error:
+                OpenAIProvider(key, f"{server.url}/v1").poll(["b"])
+            assert "***" not in str(error.value)
+
+
+@given(cut=st.integers(6, 43), text=st.text("ab-", max_size=30))
+def test_a_secret_is_masked_also_where_a_text_was_cut_in_it(cut: int, text: str) -> None:
+    secret = "k3y-" + "0123456789" * 4
+    mask = Mask([secret, "short", None])
+    assert mask.text(f"{text}{secret[:cut]}") == f"{text}***"
+    assert mask.text(f"{text}{secret}{text}{secret}") == f"{text}***{text}***"
+    assert mask.text(f"{text}short") == f"{text}short"
+    assert mask.line(f"{text}{secret}\n".encode()) == f"{text}***\n".encode()
+    line = f"{text}short\n".encode()
+    assert mask.line(line) is line
 
 
 class _Token(BaseHTTPRequestHandler):
