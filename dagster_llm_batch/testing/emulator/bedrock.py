@@ -100,7 +100,7 @@ class BedrockHouse:
                 response = await handler(request, account)
             except ApiError as error:
                 response = JSONResponse(error.body, error.status, headers={"x-amzn-ErrorType": error.kind})
-            response.headers["x-amzn-RequestId"] = self._world.new_id("")
+            response.headers["x-amzn-RequestId"] = self._world.new_id("", "call")
             return response
 
         return guarded
@@ -126,7 +126,7 @@ class BedrockHouse:
         owner = re.fullmatch(_PATTERNS["roleArn"], body["roleArn"])
         owner_id = (owner and owner[2]) or "123456789012"
         record = BatchRecord(
-            id=f"arn:aws:bedrock:{region}:{owner_id}:model-invocation-job/{self._world.new_id('')[-12:]}",
+            id=f"arn:aws:bedrock:{region}:{owner_id}:model-invocation-job/{self._world.new_id('', 'job')[-12:]}",
             ordinal=len(self._jobs),
             account=account,
             endpoint=body["modelId"],

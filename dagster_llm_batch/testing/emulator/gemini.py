@@ -87,7 +87,7 @@ class GeminiHouse:
         inline = "requests" in source
         rows = _inline_rows(source) if inline else self._file_rows(source.get("fileName"), account)
         record = BatchRecord(
-            id=f"batches/{self._world.new_id('')}",
+            id=f"batches/{self._world.new_id('', 'batch')}",
             ordinal=len(self._world.books.batches),
             account=account,
             endpoint="batchGenerateContent",

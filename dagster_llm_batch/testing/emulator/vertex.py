@@ -68,7 +68,7 @@ class VertexHouse:
             raise ApiError(404, f"Publisher Model `{body['model']}` not found.")
         if "/anthropic/" in body["model"] and given["location"] == "global":
             raise ApiError(400, "Batch prediction of this model is not supported at the global location.")
-        number = int(self._world.new_id("")[:15], 16)
+        number = int(self._world.new_id("", "job")[:15], 16)
         parent = _PARENT.format(project=given["project"], location=given["location"])
         record = BatchRecord(
             id=f"{parent}/batchPredictionJobs/{number}",

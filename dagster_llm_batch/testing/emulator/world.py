@@ -60,7 +60,7 @@ class World:
         self.work_steps = work_steps
         self.books = Books()
         self._keys = {keys: keys} if isinstance(keys, str) else keys
-        self._random = random.Random(seed)  # noqa: S311  (reproducible ids, not secrets)
+        self._randoms: dict[str, random.Random] = {}
         self._lock = threading.Lock()
         self._blobs: list[Blob] = []
 
@@ -70,10 +70,13 @@ class World:
             return None
         return self._keys[key] if isinstance(self._keys, Mapping) else key
 
-    def new_id(self, prefix: str) -> str:
-        """An id that was not given before; the same sequence for the same seed."""
+    def new_id(self, prefix: str, kind: str = "") -> str:
+        """An id that was not given before. The same sequence for the same seed, for each prefix and kind of its own."""
+        stream = f"{self.seed}:{prefix}:{kind}"
         with self._lock:
-            return f"{prefix}{self._random.getrandbits(96):024x}"
+            if stream not in self._randoms:
+                self._randoms[stream] = random.Random(stream)  # noqa: S311  (reproducible ids, not secrets)
+            return f"{prefix}{self._randoms[stream].getrandbits(96):024x}"
 
     def keep(self, blob: Blob) -> Blob:
         """Close this blob with the emulator, and not before: a batch may still read a deleted file."""
