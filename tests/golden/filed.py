@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.golden.package import Absent, AmbiguousError, BatchReport, BatchStatus, Found
+from tests.golden.package import Absent, BatchReport, BatchStatus, Found
 
 WIRE = Path(__file__).parents[1] / "providers" / "wire"
 _CUSTOM_ID = re.compile(rb"r[0-9a-f]{16}-[0-9a-f]{40}")
@@ -32,14 +32,18 @@ def answer(wire: Mapping[str, Any], custom_id: str) -> bytes:
     return (line if named is None else line.replace(json.dumps(named), json.dumps(custom_id), 1)).encode() + b"\n"
 
 
+class KilledError(BaseException):
+    """The process ends here, and nobody in it learns of it."""
+
+
 class Filed:
-    """See above. `end` ends batches; `lose` makes the next create call end in doubt."""
+    """See above. `end` ends batches; `kill` lets the process die in the next create call."""
 
     def __init__(self, provider: Any, folder: Path, now: Callable[[], datetime]) -> None:
         self._provider = provider
         self._folder = folder
         self._now = now
-        self._loses: str | None = None
+        self._dies: str | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def __getattr__(self, name: str) -> Any:
@@ -47,15 +51,15 @@ class Filed:
 
     def submit(self, lines: Any, spec: Any, tag: str) -> str:
         del spec
-        loses, self._loses = self._loses, None
-        if loses == "before":
-            raise AmbiguousError("It is not known whether the call arrived.")
+        dies, self._dies = self._dies, None
+        if dies == "before":
+            raise KilledError
         batch = self._folder / f"batch-{len(self.batches()) + 1}"
         batch.mkdir()
         (batch / "tag").write_text(tag)
         (batch / "requests.jsonl").write_bytes(lines.read())
-        if loses == "after":
-            raise AmbiguousError("It is not known whether the call arrived.")
+        if dies == "after":
+            raise KilledError
         return batch.name
 
     def find(self, tag: str, hints: Any) -> Any:
@@ -100,6 +104,6 @@ class Filed:
             if not results.exists():
                 results.write_bytes(b"".join(answers(self.asked(batch_id))))
 
-    def lose(self, when: str) -> None:
-        """The next create call ends in doubt, "before" or "after" it arrived."""
-        self._loses = when
+    def kill(self, when: str) -> None:
+        """Let the process die in the next create call, "before" or "after" it arrives."""
+        self._dies = when

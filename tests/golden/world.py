@@ -21,14 +21,14 @@ START = 1_767_323_045.5
 
 
 class World:
-    """One deployment in a folder. Time stands still but for `advance`; ids count up."""
+    """One deployment in a folder. Time stands still but where it is moved; ids are `ids` and a number."""
 
-    def __init__(self, folder: Path, ledger_url: str | None = None, start: float = START) -> None:
+    def __init__(self, folder: Path, ledger_url: str | None = None, start: float = START, ids: str = "s") -> None:
         self.folder = folder
         self.clock = ManualClock(start)
         self.providers: dict[str, Any] = {}
         self._ledger_url = ledger_url or f"sqlite:///{folder}/ledger.sqlite"
-        self._ids = count(1)
+        self._ids = (f"{ids}{number}" for number in count(1))
         self._engines: list[Engine] = []
 
     def now(self) -> datetime:
@@ -44,7 +44,7 @@ class World:
             clock=self.now,
             sleep=lambda _: None,
             transfers_at_once=1,
-            new_id=lambda: f"s{next(self._ids)}",
+            new_id=lambda: next(self._ids),
         )
         self._engines.append(engine)
         return engine
