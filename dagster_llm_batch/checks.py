@@ -19,7 +19,7 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.figures import Figures
 from dagster_llm_batch.types import Outcome
 
-__all__ = ["ChecksPolicy", "Verdict", "check_specs", "evaluations", "verdicts"]
+__all__ = ["COVERAGE", "ChecksPolicy", "Verdict", "check_specs", "evaluations", "verdicts"]
 
 COVERAGE, PARSE_RATE, SPEND = "coverage", "parse_rate", "spend"
 

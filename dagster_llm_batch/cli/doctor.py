@@ -99,6 +99,7 @@ def _findings(where: Where) -> Iterator[Finding]:
     if ledger.verdict is Verdict.OK and where.missing_ledger_file is None:
         if where.has_code:
             yield from _left_alone(where)
+        yield from _stranded(where.engine)
         yield from _under_way(where.engine, with_providers=where.has_code)
     yield _prices()
 
@@ -205,13 +206,31 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
     if late:
         yield Finding("late batches", Verdict.WARNING, f"{len(late)} batches run for more than {age(_LONG)}")
     if with_providers:
-        accounts = {name: provider.account for name, provider in engine.providers.items()}
+        accounts = {name: _account(provider) for name, provider in engine.providers.items()}
         for provider, account in sorted({(s.provider, s.account) for s in flying if s.state in IN_FLIGHT}):
             if accounts.get(provider) != account:
                 said = f"batches run at {provider} account {account}; configured is {accounts.get(provider, 'none')}"
                 yield Finding("accounts", Verdict.PROBLEM, said, "Configure the former until they are collected.")
     if not (doubtful or unseen or late):
         yield Finding("batches under way", Verdict.OK, f"{len(flying)} in flight, none in doubt, all looked after")
+
+
+def _account(provider: Provider) -> str:
+    try:
+        return provider.account
+    except Exception:  # noqa: BLE001 - it cannot be made; its own finding says why
+        return "none that works"
+
+
+def _stranded(engine: Engine) -> Iterator[Finding]:
+    """Labels that are not asked for any more, since the runs that were to land them did not."""
+    outlook = engine.outlook()
+    for one in engine.ledger.progress(engine.namespace):
+        submission = one.submission
+        if (why := outlook.stranded(submission.submission_id)) is not None:
+            place = f"{submission.asset} {submission.partition}".rstrip()
+            then = f"Look at that run's log, then materialize {place}: what is paid for is stored."
+            yield Finding("labels", Verdict.PROBLEM, f"the labels of {place} wait: {why}", then)
 
 
 def _left_alone(where: Where) -> Iterator[Finding]:

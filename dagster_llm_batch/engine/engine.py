@@ -23,9 +23,9 @@ from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment, new_id
 from dagster_llm_batch.engine.dispatch import Dispatcher, drop, due, has_room, keep_places
 from dagster_llm_batch.engine.landing import Landing
-from dagster_llm_batch.engine.outlook import TURN, UNAVAILABLE, Outlook, look_out
+from dagster_llm_batch.engine.outlook import LOST, STRANDED, TURN, UNAVAILABLE, Outlook, count_lost, look_out
 from dagster_llm_batch.engine.planner import Planner
-from dagster_llm_batch.engine.polling import Poller
+from dagster_llm_batch.engine.polling import Failed, Poller
 from dagster_llm_batch.engine.previewing import Preview
 from dagster_llm_batch.engine.pruning import Pruner, Pruning
 from dagster_llm_batch.engine.retrying import NextWave
@@ -45,6 +45,7 @@ from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger, utc_now
 from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.reading import Unreadable
 from dagster_llm_batch.storage.records import Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.types import BatchReport, Lane
 
@@ -190,12 +191,14 @@ class Engine:
 
     # poll -----------------------------------------------------------------------------------------------------------
 
-    def poll(self, shards: Sequence[Shard]) -> dict[str, BatchReport]:
+    def poll(self, shards: Sequence[Shard], failed: Failed | None = None) -> dict[str, BatchReport]:
         """Ask the providers how these shards' batches are and record it; reports by shard_id.
 
-        A provider that cannot be asked now is left for the next time. Moves shards, sends nothing.
+        A provider that cannot be asked now is left for the next time. Moves shards, sends nothing. Whatever is wrong
+        with one provider or batch, the others are asked and recorded; then the first error is raised or, with
+        `failed`, that has been given each. Raises LedgerError where nothing can be recorded.
         """
-        return self._poller.poll(shards)
+        return self._poller.poll(shards, failed)
 
     def stop_late(self, submission_id: str) -> None:
         """Ask batches that run past the submission's deadline to stop. What they have answered is kept."""
@@ -230,7 +233,12 @@ class Engine:
             submission, shards = self.ledger.with_shards(submission_id)
             self._stop_late(submission, shards)
             running = [shard for shard in shards if shard.state is ShardState.SUBMITTED]
-            self.poll([one for shard in running for one in self.ledger.of_batch(shard)])  # one look for all that share
+            unseen: list[Exception] = []
+            reports = self.poll(  # one look for all that share a batch
+                [one for shard in running for one in self.ledger.of_batch(shard)], lambda _, error: unseen.append(error)
+            )
+            if reports:  # a provider that does not answer for the rest costs time only
+                unseen = [error for error in unseen if not isinstance(error, TransientError)]
             collector = Collector(labeling, self._deployment)
             ended = [shard for shard in self.ledger.shards(submission_id) if shard.state in ENDED]
             absent: list[ProviderError] = []
@@ -248,7 +256,7 @@ class Engine:
                         except Exception as unread:  # noqa: BLE001 - it is raised when all results are stored
                             misread.append(unread)
             coming = [one for one in absent if isinstance(one, TransientError)]
-            if first := [*coming, *misread, *absent]:
+            if first := [*coming, *misread, *absent, *unseen]:
                 raise first[0]
             status = self.status(submission_id)
             if status.is_settled or any(shard.state is not ShardState.COLLECTED for shard in status.shards):
@@ -348,9 +356,9 @@ class Engine:
         """Say, now and then, that somebody looks after these assets: what waits of others loses its place in queues."""
         keep_places(self._deployment, assets)
 
-    def outlook(self) -> Outlook:
-        """Who works on undelivered submissions, and what happened to each last."""
-        return look_out(self._deployment)
+    def outlook(self, unreadable: Unreadable | None = None) -> Outlook:
+        """Who works on undelivered submissions, and what happened to each last; `unreadable` as in Ledger.progress."""
+        return look_out(self._deployment, unreadable)
 
     def note_turns(self, submission_ids: Sequence[str]) -> None:
         """Say that what waited may go, so that a run for it is a new one."""
@@ -359,6 +367,18 @@ class Engine:
     def note_unavailable(self, submission_id: str, error: TransientError) -> None:
         """The provider did not answer: worth another try, later."""
         self.ledger.note(submission_id, UNAVAILABLE, str(error))
+
+    def lost_runs(self, submission_id: str) -> int:
+        """How many runs in a row were to land the labels and ended without having done anything."""
+        return count_lost(self.ledger.events(submission_id))
+
+    def note_lost(self, submission_id: str, detail: str) -> None:
+        """A run that was to land the labels did nothing, and another one is worth a try."""
+        self.ledger.note(submission_id, LOST, detail)
+
+    def note_stranded(self, submission_id: str, detail: str) -> None:
+        """No further run is worth a try before a person has looked: whatever happens then begins anew."""
+        self.ledger.note(submission_id, STRANDED, detail)
 
     def now(self) -> datetime:
         return self._clock()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import takewhile
 
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.dispatch import WAITS
 from dagster_llm_batch.states import Move
+from dagster_llm_batch.storage.reading import Unreadable
 from dagster_llm_batch.storage.records import Event
 
-__all__ = ["TURN", "UNAVAILABLE", "Outlook", "look_out"]
+__all__ = ["LOST", "STRANDED", "TURN", "UNAVAILABLE", "Outlook", "count_lost", "look_out"]
 
 TURN, UNAVAILABLE = "turn", "unavailable"
 """Events: what waited may go; the provider did not answer."""
+
+LOST, STRANDED = "landing_lost", "landing_stranded"
+"""Events: a run that was to land the labels ended without having done anything, and another is asked for, or none any
+more until a person has looked."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,23 @@ class Outlook:
         last = self.last_but_waiting[submission_id]
         return last.at if last.kind in (UNAVAILABLE, Move.NOT_SENT.value) else None
 
+    def stranded(self, submission_id: str) -> str | None:
+        """Why no run is asked for any more; None where one is."""
+        last = self.last_but_waiting.get(submission_id)
+        return last.detail or "" if last is not None and last.kind == STRANDED else None
 
-def look_out(deployment: Deployment) -> Outlook:
+
+def count_lost(events: Sequence[Event]) -> int:
+    """How many runs in a row, up to now, were lost: nothing else has happened since the first of them was asked for."""
+    since = takewhile(lambda event: event.kind in (LOST, WAITS, TURN), reversed(events))
+    return sum(event.kind == LOST for event in since)
+
+
+def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Outlook:
     """See Engine.outlook. A few queries, however many there are."""
     ledger, namespace = deployment.ledger, deployment.namespace
     return Outlook(
         busy=deployment.leases(),
-        last=ledger.last_events(namespace),
-        last_but_waiting=ledger.last_events(namespace, besides=(WAITS, TURN)),
+        last=ledger.last_events(namespace, unreadable=unreadable),
+        last_but_waiting=ledger.last_events(namespace, besides=(WAITS, TURN), unreadable=unreadable),
     )

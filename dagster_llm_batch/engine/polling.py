@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from typing import TypeVar
 
 from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.errors import IllegalMoveError, TransientError
+from dagster_llm_batch.errors import CredentialsError, IllegalMoveError, LedgerError, TransientError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import STATUS
 from dagster_llm_batch.storage.records import Ending, Shard, SubmissionState
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
-__all__ = ["Poller"]
+__all__ = ["Failed", "Poller"]
+
+Failed = Callable[[Sequence[Shard], Exception], None]
+"""Takes shards about which nothing was learned, and why."""
+
+_T = TypeVar("_T")
+_FAILURES_MOST = 30  # calls: enough to find three odd ones among a thousand
+_OF_ALL_ALIKE = (CredentialsError, TransientError)  # what these say of many, they say of each
 
 _PUT_BACK_MOST = 40  # times; a day and a half
 _PUT_BACK_LONGEST = timedelta(hours=1)
@@ -36,38 +44,91 @@ class Poller:
         self._deployment = deployment
         self._ledger = deployment.ledger
 
-    def poll(self, shards: Sequence[Shard]) -> dict[str, BatchReport]:
+    def poll(self, shards: Sequence[Shard], failed: Failed | None = None) -> dict[str, BatchReport]:
         """See Engine.poll."""
+        errors: list[Exception] = []
+
+        def tell(some: Sequence[Shard], error: Exception) -> None:
+            errors.append(error)
+            if failed is not None:
+                failed(some, error)
+
         reports: dict[str, BatchReport] = {}
         ran_nothing: set[str] = set()
-        errors: list[TransientError] = []
-        by_provider: dict[str, dict[str, list[Shard]]] = {}
+        for name, its_shards in self._by_provider(shards, tell).items():
+            self._ask(name, its_shards, reports, ran_nothing, tell)
+        self._record([shard for shard in shards if shard.shard_id in reports], reports, ran_nothing, tell)
+        if failed is None:
+            odd = [error for error in errors if not isinstance(error, TransientError)]
+            if odd or (errors and not reports):
+                raise (odd or errors)[0]
+        return reports
+
+    def _by_provider(self, shards: Sequence[Shard], failed: Failed) -> dict[str, list[Shard]]:
+        """Those whose batches run, by provider; another account would call them lost."""
+        found: dict[str, list[Shard]] = {}
         for shard in shards:
             if shard.state is ShardState.SUBMITTED and shard.batch_id is not None:
-                self._deployment.provider_of(shard)  # another account would call the batch lost
-                by_provider.setdefault(shard.provider, {}).setdefault(shard.batch_id, []).append(shard)
-        for name, batches in by_provider.items():
-            try:
-                answers = self._deployment.provider(name).poll(list(batches))
-            except TransientError as error:
-                errors.append(error)
-                continue
-            for batch_id, report in answers.items():
-                reports.update({shard.shard_id: self._share(report, shard) for shard in batches[batch_id]})
-                if not report.done:
-                    ran_nothing.update(shard.shard_id for shard in batches[batch_id])
-        self._ledger.observe(reports)
-        missed = {shard.shard_id for shard in shards if shard.status is BatchStatus.NOT_FOUND}
+                try:
+                    self._deployment.provider_of(shard)
+                except Exception as error:  # noqa: BLE001 - of one shard; the others are asked about all the same
+                    failed([shard], error)
+                else:
+                    found.setdefault(shard.provider, []).append(shard)
+        return found
+
+    def _ask(
+        self,
+        name: str,
+        shards: Sequence[Shard],
+        reports: dict[str, BatchReport],
+        ran_nothing: set[str],
+        failed: Failed,
+    ) -> None:
+        """Ask one provider for the batches of these shards, and add what it says to `reports` and `ran_nothing`."""
+        batches: dict[str, list[Shard]] = {}
+        for shard in shards:
+            batches.setdefault(shard.batch_id or "", []).append(shard)
+        answers: dict[str, BatchReport] = {}
+        _apart(
+            list(batches),
+            lambda some: answers.update(self._deployment.provider(name).poll(some)),
+            lambda some, error: failed([shard for batch_id in some for shard in batches[batch_id]], error),
+        )
+        for batch_id in batches.keys() & answers.keys():
+            for shard in batches[batch_id]:
+                try:
+                    reports[shard.shard_id] = self._share(answers[batch_id], shard)
+                    if not answers[batch_id].done:
+                        ran_nothing.add(shard.shard_id)
+                except LedgerError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - an odd report of one batch; the others' are as good as ever
+                    failed([shard], error)
+
+    def _record(
+        self, shards: Sequence[Shard], reports: dict[str, BatchReport], ran_nothing: set[str], failed: Failed
+    ) -> None:
+        """Record the reports on these shards, and the ends of those whose batches have ended."""
+        _apart(shards, lambda some: self._ledger.observe({s.shard_id: reports[s.shard_id] for s in some}), failed)
         ends: dict[str, Ending] = {}
-        for shard_id, said in reports.items():
-            report = self._given_up(shard_id, said) if shard_id in missed else said
-            if report.status in _ENDINGS and not (shard_id in ran_nothing and self._put_back(shard_id, report)):
-                ends[shard_id] = self._ending(report)
-        if ends:
-            self._ledger.ended(ends)
-        if errors and not reports:
-            raise errors[0]
-        return reports
+        for shard in shards:
+            try:
+                if (ending := self._ending_of(shard, reports[shard.shard_id], ran_nothing)) is not None:
+                    ends[shard.shard_id] = ending
+            except LedgerError:
+                raise
+            except Exception as error:  # noqa: BLE001 - as above
+                failed([shard], error)
+        ended = [shard for shard in shards if shard.shard_id in ends]
+        _apart(ended, lambda some: self._ledger.ended({s.shard_id: ends[s.shard_id] for s in some}), failed)
+
+    def _ending_of(self, shard: Shard, said: BatchReport, ran_nothing: set[str]) -> Ending | None:
+        """How its batch ended; None where it runs, or ran nothing and is sent again."""
+        report = self._given_up(shard.shard_id, said) if shard.status is BatchStatus.NOT_FOUND else said
+        if report.status not in _ENDINGS or (shard.shard_id in ran_nothing and self._put_back(shard.shard_id, report)):
+            return None
+        return self._ending(report)
 
     def _given_up(self, shard_id: str, report: BatchReport) -> BatchReport:
         """What has not been found for long, each time that it was asked for, is gone."""
@@ -145,3 +206,27 @@ class Poller:
             return None if count is None else count * shard.requests // total
 
         return replace(report, total=shard.requests, done=part(report.done), failed=part(report.failed))
+
+
+def _apart(
+    items: Sequence[_T], act: Callable[[Sequence[_T]], None], failed: Callable[[Sequence[_T], Exception], None]
+) -> None:
+    """`act` on all items at once. Where it raises, on their halves, and so on: one odd item does not stop the others.
+
+    `failed` gets what `act` failed for, down to single items; after too many failures what is left as it is. Raises a
+    LedgerError: without a ledger nothing goes on.
+    """
+    waiting = [items] if items else []
+    failures = 0
+    while waiting:
+        some = waiting.pop()
+        try:
+            act(some)
+        except LedgerError:
+            raise
+        except Exception as error:  # noqa: BLE001 - of a provider, which may be the user's own: anything may come
+            failures += 1
+            if len(some) == 1 or failures >= _FAILURES_MOST or isinstance(error, _OF_ALL_ALIKE):
+                failed(some, error)
+            else:
+                waiting += [some[len(some) // 2 :], some[: len(some) // 2]]

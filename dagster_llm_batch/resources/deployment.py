@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import dagster as dg
 from pydantic import Field, PrivateAttr
@@ -167,28 +169,36 @@ class LLMBatchResource(CheckedResource):
 
     def providers(self, home: Path) -> dict[str, Provider]:
         """The configured providers by name."""
-        found: dict[str, Provider] = {}
-        if self.anthropic is not None:
-            found["anthropic"] = self.anthropic.provider()
-        if self.bedrock is not None:
-            found["bedrock"] = self.bedrock.provider()
-        if self.gemini is not None:
-            found["gemini"] = self.gemini.provider()
-        if self.vertex is not None:
-            found["vertex"] = self.vertex.provider()
-        if self.openai is not None:
-            found["openai"] = self.openai.provider()
+        makers: dict[str, Callable[[], Provider]] = {
+            name: resource.provider
+            for name in ("anthropic", "bedrock", "gemini", "vertex", "openai", "ray", "slurm")
+            if (resource := getattr(self, name)) is not None
+        }
         if self.command is not None:
-            found["command"] = self.command.provider(str(home / "command"))
-        if self.ray is not None:
-            found["ray"] = self.ray.provider()
-        if self.slurm is not None:
-            found["slurm"] = self.slurm.provider()
+            makers["command"] = partial(self.command.provider, str(home / "command"))
+        return {name: self._made(make) for name, make in makers.items()}
+
+    def _made(self, make: Callable[[], Provider]) -> Provider:
+        """The provider or, where it cannot be made, one that says why as soon as it is used: the others work."""
+        try:
+            provider = make()
+        except Exception as error:  # noqa: BLE001 - of an SDK or the user's own: anything may come
+            return cast("Provider", _Unmade(error))
         if self.telemetry:
             from dagster_llm_batch.telemetry import TracedProvider  # noqa: PLC0415 - its API is an extra
 
-            return {name: TracedProvider(provider) for name, provider in found.items()}
-        return found
+            return TracedProvider(provider)
+        return provider
+
+
+class _Unmade:
+    """Stands for a provider that could not be made; every use raises why."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._error.with_traceback(None)
 
 
 def _home_of(instance: dg.DagsterInstance) -> Path:

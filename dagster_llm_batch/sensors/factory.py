@@ -11,6 +11,7 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.sensors.landing_runs import Partitions, grouped
+from dagster_llm_batch.sensors.lost_runs import ASKED_AGAIN_TAG, asked_again
 from dagster_llm_batch.sensors.tick import Tick
 
 __all__ = ["build_llm_batch_sensor"]
@@ -72,6 +73,7 @@ def build_llm_batch_sensor(
             tick.note("further runs are asked for at the next ticks")
         tick.observe()
         if not groups:
+            tick.raise_trouble()
             return dg.SensorResult(skip_reason=tick.summary())
         config = dict(run_config if run_config is not None else _default_run_config(context))
         requests = [
@@ -80,7 +82,11 @@ def build_llm_batch_sensor(
                 asset_selection=group.selection,
                 partition_key=group.partitions[0] if len(group.partitions) == 1 else None,
                 run_config=config,
-                tags={**(run_tags or {}), **group.range_tags},
+                tags={
+                    **(run_tags or {}),
+                    **group.range_tags,
+                    **({ASKED_AGAIN_TAG: asked_again(group.lost)} if group.lost else {}),
+                },
             )
             for group in groups
         ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import dagster as dg
@@ -27,6 +27,8 @@ class Ready:
     partition: str | None
     index: int | None  # its place among the asset's partitions; None: it does not join a range
     run_key: str
+    submissions: tuple[str, ...] = ()  # whose labels, or next waves, these are
+    lost: int = 0  # runs before this one that did nothing
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,19 @@ class Group:
     """Partitions that one run brings."""
 
     asset: dg.AssetKey
-    partitions: list[str | None]
-    run_key: str
+    ready: list[Ready]  # one, or neighbours
+
+    @property
+    def partitions(self) -> list[str | None]:
+        return [one.partition for one in self.ready]
+
+    @property
+    def run_key(self) -> str:
+        return joined([one.run_key for one in self.ready])
+
+    @property
+    def lost(self) -> int:
+        return max(one.lost for one in self.ready)
 
     @property
     def selection(self) -> list[dg.AssetKey]:
@@ -52,19 +65,20 @@ class Group:
         return " ".join([self.asset.to_user_string(), " to ".join(ends)]).rstrip()
 
 
-def grouped(ready: Sequence[Ready], most: int) -> Iterator[Group]:
-    """Neighbouring partitions of an asset as one group, the rest alone."""
+def grouped(ready: Sequence[Ready], most: int) -> list[Group]:
+    """Neighbouring partitions of an asset as one group, the rest alone; in the order of the first of each."""
+    groups: list[Group] = []
     by_asset: dict[dg.AssetKey, list[Ready]] = defaultdict(list)
     for one in ready:
         by_asset[one.asset].append(one)
     for asset, ones in by_asset.items():
-        yield from (Group(asset, [one.partition], one.run_key) for one in ones if one.index is None)
+        groups += (Group(asset, [one]) for one in ones if one.index is None)
         placed = sorted((one for one in ones if one.index is not None), key=lambda one: one.index or 0)
         for _, run in groupby(enumerate(placed), key=lambda pair: (pair[1].index or 0) - pair[0]):
             members = [one for _, one in run]
-            for start in range(0, len(members), most):
-                part = members[start : start + most]
-                yield Group(asset, [one.partition for one in part], joined([one.run_key for one in part]))
+            groups += (Group(asset, members[start : start + most]) for start in range(0, len(members), most))
+    order = {one: number for number, one in enumerate(ready)}
+    return sorted(groups, key=lambda group: min(order[one] for one in group.ready))
 
 
 def joined(run_keys: Sequence[str]) -> str:
@@ -92,3 +106,20 @@ class Partitions:
         keys = self._partitions_def.get_partition_keys(dynamic_partitions_store=self._instance)
         alone = isinstance(self._partitions_def, dg.MultiPartitionsDefinition)
         return {key: None if alone else index for index, key in enumerate(keys)}
+
+    def of_run(self, run: dg.DagsterRun) -> Iterable[str]:
+        """The partitions of the asset that a run is over; "" in an unpartitioned one."""
+        if self._partitions_def is None:
+            return ("",)
+        first, last = (run.tags.get(name, run.tags.get("dagster/partition", "")) for name in RANGE_TAGS)
+        if first == last:
+            if not first and (subset := run.get_resolved_partitions_subset_for_events(self._partitions_def)):
+                return subset.get_partition_keys()
+            return (first,)
+        if isinstance(self._partitions_def, dg.MultiPartitionsDefinition):
+            span = dg.PartitionKeyRange(first, last)
+            return self._partitions_def.get_partition_keys_in_range(span, dynamic_partitions_store=self._instance)
+        start, end = self.places.get(first), self.places.get(last)
+        if start is None or end is None:  # one of them was deleted since
+            return (first, last)
+        return islice(self.places, start, end + 1)

@@ -1,12 +1,18 @@
 """One tick: poll what is due, find what a run can bring further, and say what there is to wait for.
 
 Bounded in time, and in queries: those on the ledger are as many for ten thousand batches as for ten.
+
+Each provider, batch and dataset is looked after by itself. Whatever is raised for one of them, of ours or not, is
+logged with its traceback and said at the end of the tick, and the others go on. A tick fails as a whole where the
+ledger cannot be read, since nothing can be known then; and at its end, when there was nothing to ask for, after an
+error that is none of ours: such a one does not pass by itself, and a skipped tick is read by nobody.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from time import monotonic
@@ -19,7 +25,9 @@ from dagster_llm_batch.errors import CannotTellError, LeaseError, LLMBatchError
 from dagster_llm_batch.metadata import status_metadata
 from dagster_llm_batch.progress import has_moved, pace_of, pace_text, together, usual_of
 from dagster_llm_batch.sensors.landed import deliver_landed
-from dagster_llm_batch.sensors.landing_runs import RANGE_TAGS, Group, Partitions, Ready, joined
+from dagster_llm_batch.sensors.landing_runs import Group, Partitions, Ready, joined
+from dagster_llm_batch.sensors.lost_runs import ALONE_AFTER, LostRuns
+from dagster_llm_batch.sensors.unfinished_runs import UnfinishedRuns
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.records import Progress, Shard, Submission
 from dagster_llm_batch.types import BatchStatus
@@ -36,15 +44,7 @@ _POLLED_AT_ONCE = 1_000
 _OBSERVED_AT_MOST = 50  # an observation takes Dagster some 25 ms
 _NOTES_AT_MOST = 20
 _LONGEST_SPACING = timedelta(minutes=10)
-_RUNS_SEEN = 500
 _ASKED_TO_STOP = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
-_UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 class Tick:
@@ -58,25 +58,58 @@ class Tick:
         self._now = engine.now()
         self._began = monotonic()
         self._notes: dict[str, None] = {}
+        self._troubles: dict[str, Exception] = {}
         self._before = {one.submission.submission_id: one for one in self._progress()}
         self._after: list[Progress] = []
         self._recovered = False
-        self._runs = context.instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED), limit=_RUNS_SEEN)
+        self._runs: UnfinishedRuns | None = None
+        self._lost = LostRuns(context.instance, context.sensor_name, engine, self._now)
 
     def _progress(self) -> list[Progress]:
         """Undelivered submissions; those of other code locations on the same ledger are theirs to look after."""
-        return [p for p in self._ledger.progress(self._engine.namespace) if p.submission.asset in self._labels]
+        found = self._ledger.progress(self._engine.namespace, unreadable=self._unreadable)
+        return [one for one in found if one.submission.asset in self._labels]
+
+    def _unreadable(self, row_id: str, error: Exception) -> None:
+        self._trouble(f"the ledger's row {row_id}", error)
+
+    @contextmanager
+    def _apart(self, what: str) -> Iterator[None]:
+        """Whatever is raised inside is of `what` alone."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - of SDKs, Dagster and the user's code: anything may come
+            self._trouble(what, error)
+
+    def _trouble(self, what: str, error: Exception) -> None:
+        ours = isinstance(error, LLMBatchError)
+        said = f"{what}: {error}" if ours else f"{what}: {type(error).__name__}: {error}"
+        if said in self._notes:
+            return
+        self.note(said)
+        self._context.log.error(said, exc_info=error)
+        if not ours:
+            self._troubles[what] = error
+
+    def raise_trouble(self) -> None:
+        """Fail the tick for errors that do not pass by themselves. To be called when all else is done."""
+        if self._troubles:
+            first = next(iter(self._troubles.values()))
+            msg = f"{len(self._troubles)} could not be looked after, all else was; see the tick's log. {self.summary()}"
+            raise LLMBatchError(msg) from first
 
     def _has_time(self, seconds: float = _TICK_SECONDS) -> bool:
         return monotonic() - self._began < seconds
 
     def poll(self) -> None:
         """Ask the providers about batches in flight whose turn it is."""
-        flying = [one for one in self._ledger.in_flight(self._engine.namespace) if one.submission_id in self._before]
+        flying = self._ledger.in_flight(self._engine.namespace, unreadable=self._unreadable)
+        flying = [one for one in flying if one.submission_id in self._before]
         self._stop_late(flying)
+        accounts = self._accounts({shard.provider for shard in flying})
         due: dict[str, list[Shard]] = defaultdict(list)
         for shard in flying:
-            if self._is_due(shard) and self._can_ask(shard):
+            if self._is_due(shard) and self._can_ask(shard, accounts):
                 due[shard.provider].append(shard)
         longest = 0.0
         for shards in due.values():
@@ -85,13 +118,17 @@ class Tick:
                 if not self._has_time(_POLL_SECONDS - longest):
                     self.note(f"{len(shards) - start} batches wait for the next tick")
                     break
-                try:
-                    self._engine.poll(shards[start : start + _POLLED_AT_ONCE])
-                except LLMBatchError as error:
-                    self._context.log.warning(f"Polling failed, to be tried again: {error}")
-                    self.note(f"polling failed: {error}")
+                if not self._engine.poll(shards[start : start + _POLLED_AT_ONCE], self._not_polled):
                     break
                 longest = max(longest, monotonic() - began)
+
+    def _not_polled(self, shards: Sequence[Shard], error: Exception) -> None:
+        if isinstance(error, LLMBatchError):
+            self._trouble("polling failed", error)
+            return
+        place = self._place_of(self._before[shards[0].submission_id].submission)
+        more = f" and {len(shards) - 1} batches more" if len(shards) > 1 else ""
+        self._trouble(f"polling failed for {place}{more}", error)
 
     def _stop_late(self, flying: Iterable[Shard]) -> None:
         """Batches that run past their deadline are asked to stop."""
@@ -102,10 +139,8 @@ class Tick:
                 if not self._has_time(_POLL_SECONDS / 2):
                     self.note("late batches wait for the next tick to be stopped")
                     return
-                try:
+                with self._apart(self._place_of(submission)):
                     self._engine.stop_late(submission_id)
-                except LLMBatchError as error:
-                    self.note(f"{submission.asset} {submission.partition}: {error}")
 
     def _is_due(self, shard: Shard) -> bool:
         if shard.polled_at is None or shard.submitted_at is None or shard.status is BatchStatus.CANCELING:
@@ -115,110 +150,154 @@ class Tick:
     def _spacing(self, since: datetime) -> timedelta:
         return min((self._now - since) / 10, _LONGEST_SPACING)
 
-    def _can_ask(self, shard: Shard) -> bool:
+    def _accounts(self, providers: Collection[str]) -> dict[str, str]:
+        """The account of each that can be asked."""
+        found = {}
+        for name in sorted(providers):
+            try:
+                found[name] = self._engine.provider(name).account
+            except LLMBatchError as error:
+                self.note(str(error))
+            except Exception as error:  # noqa: BLE001 - a provider may be the user's own: anything may come
+                self._trouble(f"provider {name}", error)
+        return found
+
+    def _can_ask(self, shard: Shard, accounts: Mapping[str, str]) -> bool:
         """Another account does not know the batch, and would have it reported as lost."""
-        try:
-            account = self._engine.provider(shard.provider).account
-        except LLMBatchError as error:
-            self.note(str(error))
-            return False
-        if account != shard.account:
+        account = accounts.get(shard.provider)
+        if account is not None and account != shard.account:
             self.note(f"batches of {shard.provider} account {shard.account} wait; {account} is configured")
         return account == shard.account
+
+    def _place_of(self, submission: Submission) -> str:
+        return f"{submission.asset} {submission.partition}".rstrip()
 
     def note(self, text: str) -> None:
         """What people are told at the end of the tick."""
         self._notes[text] = None
 
     def ready(self) -> list[Ready]:
-        """Partitions that a run can bring further."""
-        self._engine.keep_places(list(self._labels))
+        """Partitions that a run can bring further, those of the oldest submissions first."""
+        with self._apart("places in queues"):
+            self._engine.keep_places(list(self._labels))
         self._after = self._progress()
-        found: dict[tuple[str, str], Ready] = {}
-        going = self._going()
-        outlook = self._engine.outlook()
+        if not self._after:
+            return []
+        # in this order: who planned what is there now still runs, and who has landed it meanwhile has said so
+        self._runs = UnfinishedRuns(
+            self._context.instance, self._repository(), self._labels, self._now, lambda: self._has_time(_POLL_SECONDS)
+        )
+        if not self._runs.seen_all:
+            self.note("not all runs in the queue were looked at")
+        going = self._going(self._readable_labels())
+        outlook = self._engine.outlook(self._unreadable)
         going = [one for one in going if self._is_free(one, outlook)]
         if turns := [one.submission_id for one in going if outlook.waited(one.submission_id)]:
             self._engine.note_turns(turns)
-            outlook = self._engine.outlook()
+            outlook = self._engine.outlook(self._unreadable)
+        found: dict[tuple[str, str], Ready] = {}
         for submission in going:
-            if not outlook.is_open(submission.submission_id):
-                continue
-            attempt = outlook.attempt(submission.submission_id)
-            if (one := self._placed(submission, f"{submission.submission_id}:{attempt}")) is None:
-                continue
-            place = (submission.asset, submission.partition)
-            if place in found:  # an earlier submission of the partition is there to be taken home too
-                one = replace(one, run_key=joined([found[place].run_key, one.run_key]))
-            found[place] = one
+            with self._apart(self._place_of(submission)):
+                if (one := self._ready(submission, outlook)) is None:
+                    continue
+                place = (submission.asset, submission.partition)
+                if (other := found.get(place)) is not None:  # an earlier submission of the partition is taken home too
+                    both = (*other.submissions, *one.submissions)
+                    one = replace(one, run_key=joined([other.run_key, one.run_key]), submissions=both)
+                found[place] = one
         return list(found.values())
 
-    def _going(self) -> list[Submission]:
+    def _repository(self) -> dg.RepositoryDefinition:
+        assert self._context.repository_def is not None
+        return self._context.repository_def
+
+    def _readable_labels(self) -> set[str]:
+        """Assets whose partitions can be told: a definition of them may be the user's own."""
+        readable = set()
+        for asset in dict.fromkeys(one.submission.asset for one in self._after):
+            with self._apart(f"partitions of {asset}"):
+                _ = self._labels[asset].places
+                readable.add(asset)
+        self._after = [one for one in self._after if one.submission.asset in readable]
+        return readable
+
+    def _ready(self, submission: Submission, outlook: Outlook) -> Ready | None:
+        submission_id = submission.submission_id
+        if not outlook.is_open(submission_id) or not self._exists(submission):
+            return None
+        if (why := outlook.stranded(submission_id)) is not None:
+            self.note(f"{self._place_of(submission)} waits for a person: {why}")
+            return None
+        lost = self._lost.count(submission_id, outlook)
+        place = self._labels[submission.asset].places.get(submission.partition)
+        return Ready(
+            dg.AssetKey.from_user_string(submission.asset),
+            submission.partition or None,
+            place if lost < ALONE_AFTER else None,
+            f"{submission_id}:{outlook.attempt(submission_id)}",
+            (submission_id,),
+            lost,
+        )
+
+    def _going(self, readable: Collection[str]) -> list[Submission]:
         """Those of which a run has something to do; those of which it has done all leave for good."""
         moving: list[Submission] = []
         for progress in self._after:
             submission = progress.submission
-            try:
-                if self._can_go(progress):
-                    moving.append(submission)
-            except CannotTellError as error:
-                self._context.log.exception("A batch needs a person.")
-                self.note(f"{submission.asset} {submission.partition} needs a person: {error}")
-            except LeaseError:
-                continue
-            except LLMBatchError as error:
-                self._context.log.warning(f"{submission.asset} {submission.partition}: {error}")
-                self.note(f"{submission.asset} {submission.partition}: {error}")
-        settled = [one for one in moving if one.is_settled]
-        try:
-            home, unknown = deliver_landed(self._context.instance, self._engine, settled, self._has_time)
-        except LLMBatchError as error:  # the others need not wait for it
-            self.note(str(error))
-            home, unknown = set(), {one.submission_id for one in settled}
+            place = self._place_of(submission)
+            with self._apart(place):
+                try:
+                    if self._can_go(progress):
+                        moving.append(submission)
+                except CannotTellError as error:
+                    self._context.log.exception("A batch needs a person.")
+                    self.note(f"{place} needs a person: {error}")
+                except LeaseError:
+                    continue
+        home: set[str] = set()
+        unknown: set[str] = set()
+        settled: dict[str, list[Submission]] = defaultdict(list)
+        for one in moving:
+            if one.is_settled:
+                settled[one.asset].append(one)
+        for asset, submissions in settled.items():
+            late = {one.submission_id for one in submissions}
+            with self._apart(asset):
+                done, late = deliver_landed(self._context.instance, self._engine, submissions, self._has_time)
+                home |= done
+            unknown |= late
         if unknown:
             self.note(f"{len(unknown)} settled submissions wait for the next tick")
         after = self._progress() if self._recovered else self._after
-        self._after = [one for one in after if one.submission.submission_id not in home]
+        self._after = [
+            one for one in after if one.submission.submission_id not in home and one.submission.asset in readable
+        ]
         return [one for one in moving if one.submission_id not in home | unknown]
 
     def _can_go(self, progress: Progress) -> bool:
+        submission = progress.submission
+        assert self._runs is not None
+        if (run := self._runs.submitting(submission.asset, submission.partition)) is not None:
+            # half of what it will send is planned, and what it sends has no record yet: all of that is its own to do
+            self.note(f"{submission.asset}: run {run.run_id} is at work on its submission")
+            return False
         if not self._engine.needs_recovery(progress):
             return self._engine.can_advance(progress)
         if self._has_time():
             self._recovered = True
-            self._engine.recover(progress.submission.submission_id)
+            self._engine.recover(submission.submission_id)
         return False  # its batches are being looked for
 
     def _is_free(self, submission: Submission, outlook: Outlook) -> bool:
         """Whether no run is at it, and its provider may be asked again."""
         if not outlook.is_open(submission.submission_id) or outlook.is_busy(submission.submission_id):
             return False
-        if (run := self._run_at(submission)) is not None:
+        assert self._runs is not None
+        if (run := self._runs.landing(submission.asset, submission.partition)) is not None:
             self.note(f"{submission.asset}: run {run.run_id} is at it")
             return False
         since = outlook.unavailable_since(submission.submission_id)
         return since is None or self._now - since >= self._spacing(submission.created_at)
-
-    def _run_at(self, submission: Submission) -> dg.DagsterRun | None:
-        """The unfinished run, whoever asked for it, that lands this partition."""
-        asset = dg.AssetKey.from_user_string(submission.asset)
-        places = self._labels[submission.asset].places
-        for run in self._runs:
-            if asset not in (run.asset_selection or ()):
-                continue
-            first, last = (run.tags.get(name, run.tags.get("dagster/partition", "")) for name in RANGE_TAGS)
-            if first == last == submission.partition:
-                return run
-            span = [places.get(key) for key in (first, submission.partition, last)]
-            if None not in span and span == sorted(span, key=lambda place: place or 0):
-                return run
-        return None
-
-    def _placed(self, submission: Submission, run_key: str) -> Ready | None:
-        if not self._exists(submission):
-            return None
-        place = self._labels[submission.asset].places.get(submission.partition)
-        return Ready(dg.AssetKey.from_user_string(submission.asset), submission.partition or None, place, run_key)
 
     def _exists(self, submission: Submission) -> bool:
         """Whether its asset has the partition that it is of."""
@@ -231,34 +310,40 @@ class Tick:
 
     def is_new(self, group: Group) -> bool:
         """Whether this was not asked for yet. Dagster would drop the request without a word."""
-        asked = dg.RunsFilter(tags={"dagster/run_key": group.run_key, "dagster/sensor_name": self._context.sensor_name})
-        for run in self._context.instance.get_runs(asked, limit=1):
-            if run.status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED):
-                self.note(f"{group}: run {run.run_id} did not land it, and nothing has changed since; re-execute it")
-            else:
-                self.note(f"{group}: run {run.run_id} lands it")
+        if not self._has_time():
+            self.note("further runs are asked for at the next ticks")
             return False
-        return True
+        is_new = False
+        with self._apart(str(group)):
+            told = self._lost.look_at(group)
+            is_new = told is None
+            if told is not None:
+                self.note(f"{group}: {told}")
+        return is_new
 
     def observe(self) -> None:
         """Show in the UI what has moved notably in this tick: some of it where that is much."""
         shown = 0
         for one in self._after:
-            submission = one.submission
-            before = self._before.get(submission.submission_id)
-            provider = self._engine.providers.get(submission.provider)
-            if before is None or provider is None or not has_moved(before, one) or not self._exists(submission):
-                continue
             if shown == _OBSERVED_AT_MOST or not self._has_time():
                 return
-            shown += 1
-            status = self._engine.status(submission.submission_id)
-            observation = dg.AssetObservation(
-                dg.AssetKey.from_user_string(submission.asset),
-                partition=submission.partition or None,
-                metadata=status_metadata(status, provider, pace_of(self._engine, status)),
-            )
-            self._context.instance.report_runless_asset_event(observation)
+            with self._apart(self._place_of(one.submission)):
+                shown += self._observed(one)
+
+    def _observed(self, one: Progress) -> bool:
+        submission = one.submission
+        before = self._before.get(submission.submission_id)
+        provider = self._engine.providers.get(submission.provider)
+        if before is None or provider is None or not has_moved(before, one) or not self._exists(submission):
+            return False
+        status = self._engine.status(submission.submission_id)
+        observation = dg.AssetObservation(
+            dg.AssetKey.from_user_string(submission.asset),
+            partition=submission.partition or None,
+            metadata=status_metadata(status, provider, pace_of(self._engine, status)),
+        )
+        self._context.instance.report_runless_asset_event(observation)
+        return True
 
     def summary(self) -> str:
         """What there is to wait for."""
@@ -267,7 +352,9 @@ class Tick:
             return "; ".join(["no batches in flight", *self._told()])
         batches = sum(count for p in flying for state, count in p.states.items() if state in IN_FLIGHT)
         counted = "1 batch" if batches == 1 else f"{batches:,} batches"
-        return "; ".join([f"{counted} in flight", pace_text(together(self._paces(flying))), *self._told()])
+        paces = self._paces(flying)
+        how_far = [pace_text(together(paces))] if paces else []
+        return "; ".join([f"{counted} in flight", *how_far, *self._told()])
 
     def _told(self) -> list[str]:
         notes = list(self._notes)
@@ -276,13 +363,14 @@ class Tick:
 
     def _paces(self, flying: list[Progress]) -> list[Pace]:
         usual: dict[str, timedelta | None] = {}
-        found = []
+        found: list[Pace] = []
         for one in flying:
-            its_pace = pace(one, self._now)
-            if its_pace.per_minute is None:
-                asset = one.submission.asset
-                if asset not in usual:
-                    usual[asset] = usual_of(self._ledger, self._engine.namespace, asset)
-                its_pace = pace(one, self._now, usual[asset])
-            found.append(its_pace)
+            with self._apart(self._place_of(one.submission)):
+                its_pace = pace(one, self._now)
+                if its_pace.per_minute is None:
+                    asset = one.submission.asset
+                    if asset not in usual:
+                        usual[asset] = usual_of(self._ledger, self._engine.namespace, asset)
+                    its_pace = pace(one, self._now, usual[asset])
+                found.append(its_pace)
         return found

@@ -87,6 +87,7 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _SAID_CHARS = 10_000
 # Batch ids are indexed: PostgreSQL takes up to 2,700 bytes of an indexed text, and a character is up to 4 bytes.
 _ID_CHARS = 500
+_COUNTS_BELOW = 2**63
 
 
 class _Name(TypeDecorator[str]):
@@ -121,6 +122,16 @@ class _Said(TypeDecorator[str]):
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002  # SQLAlchemy's hook
         return None if value is None else _storable(value if isinstance(value, str) else str(value), self.most_chars)
+
+
+class _Count(TypeDecorator[int]):
+    """A number that others say; one that the column cannot hold is not known."""
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: Dialect) -> int | None:  # noqa: ARG002  # SQLAlchemy's hook
+        return value if isinstance(value, int) and abs(value) < _COUNTS_BELOW else None
 
 
 def _storable(text: str, most_chars: int) -> str:
@@ -205,9 +216,9 @@ SHARD = sa.Table(
     _column("collected_at", _UTC, null=True),
     _column("polled_at", _UTC, null=True),
     _column("status", _AsText(BatchStatus, _word), null=True),
-    _column("total", sa.BigInteger, null=True),
-    _column("done", sa.BigInteger, null=True),
-    _column("failed", sa.BigInteger, null=True),
+    _column("total", _Count, null=True),
+    _column("done", _Count, null=True),
+    _column("failed", _Count, null=True),
     _said("reason"),
     _column("retryable", sa.Boolean),
     _name("raw_path", null=True),
