@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     _Array = np.ndarray[Any, Any]
 
-__all__ = ["KeyGuard", "keys_of"]
+__all__ = ["KeyGuard", "is_key_type", "keys_of"]
 
 _SHOWN = 5
 _FEW = 1 << 15  # numpy takes long to load, and small tables do without; nor do they need a file
@@ -37,7 +37,9 @@ def keys_of(batch: pa.RecordBatch, column_name: str) -> list[Any]:
         msg = f"The rows have no key column '{column_name}'. Set key= to one of their columns: {', '.join(names)}."
         raise InputError(msg)
     column = batch.column(column_name)
-    if not _is_key_type(column.type):
+    if not batch.num_rows:  # pandas has no types then, or float64
+        return []
+    if not is_key_type(column.type):
         msg = f"The key column '{column_name}' is of type {column.type}. A key is text, an integer, a date or a time."
         raise InputError(msg)
     keys = _values(column, column_name)
@@ -150,7 +152,8 @@ def _duplicates(column_name: str, keys: Sequence[Any]) -> InputError:
     )
 
 
-def _is_key_type(arrow_type: pa.DataType) -> bool:
+def is_key_type(arrow_type: pa.DataType) -> bool:
+    """Whether values of this type can name a row."""
     t = pa.types
     value_type = arrow_type.value_type if t.is_dictionary(arrow_type) else arrow_type
     if t.is_interval(value_type):  # counted among the temporal ones; Parquet has no such type

@@ -107,6 +107,10 @@ class Prompt:
         names = self._variables
         return None if _ROW in names else frozenset(names - self._environment.globals.keys()) | frozenset(self.images)
 
+    def names(self) -> frozenset[str] | None:
+        """The same, and Jinja's own names that the templates use: a column of such a name goes before it."""
+        return None if _ROW in self._variables else self._variables | frozenset(self.images)
+
     @cached_property
     def _variables(self) -> frozenset[str]:
         """What the templates read: columns, `row`, and Jinja's own globals such as `range`."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 
 from dagster_llm_batch.errors import InputError
 
-__all__ = ["BATCH_ROWS", "record_batches"]
+__all__ = ["BATCH_ROWS", "check_text", "record_batches"]
 
 BATCH_ROWS = 4_096
 _TAKEN = (
@@ -23,20 +24,26 @@ _HALF = (
 )
 
 
-def record_batches(rows: Any) -> Iterator[pa.RecordBatch]:
+_ONE_TYPE = "Give all its values one type that Arrow has: text, as by str(value), a number, a date or a time"
+_SETS = "holds sets, whose order is another one in every process. Turn them into sorted lists"
+_CANNOT_BE_READ = (pa.ArrowException, OverflowError, TypeError, ValueError)
+
+
+def record_batches(rows: Any, read: Collection[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows as record batches of at most BATCH_ROWS. A table without rows is one empty batch: it has a schema.
 
-    Raises InputError for what is no table.
+    Args:
+        rows: Whatever holds them.
+        read: The columns that are read, None for all. Others are left out where they cannot be read, such as a polars
+            column of Python objects.
+
+    Raises InputError for what is no table, and for a column of `read` whose values have no stable form.
     """
     if isinstance(rows, pa.RecordBatch):
         _check_names(rows.schema)
         yield from _sliced(rows)
     elif hasattr(rows, "__arrow_c_stream__"):  # polars, pandas, arrow, DuckDB and others speak the C stream
-        try:
-            reader = pa.RecordBatchReader.from_stream(rows)
-        except UnicodeEncodeError as error:  # pandas encodes its texts here
-            raise InputError(_HALF) from error
-        _check_names(reader.schema)
+        reader = _reader(rows, read)
         is_empty = True
         for batch in reader:
             is_empty = False
@@ -46,13 +53,110 @@ def record_batches(rows: Any) -> Iterator[pa.RecordBatch]:
             yield from _sliced(pa.RecordBatch.from_pylist([], schema=reader.schema))
     elif isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows):
         if rows:
-            yield from record_batches(_from_dicts(rows))
+            yield from record_batches(_from_dicts(rows, read))
     elif isinstance(rows, Iterator):
-        yield from _from_iterator(rows)
+        yield from _from_iterator(rows, read)
     elif hasattr(rows, "iter_batches") and hasattr(rows, "map_batches"):  # a Ray dataset
-        yield from _from_iterator(iter(rows.iter_batches(batch_size=BATCH_ROWS, batch_format="pyarrow")))
+        yield from _from_iterator(iter(rows.iter_batches(batch_size=BATCH_ROWS, batch_format="pyarrow")), read)
     else:
-        yield from record_batches(_through_narwhals(rows))
+        yield from record_batches(_through_narwhals(rows), read)
+
+
+def check_text(name: str, kind: pa.DataType) -> None:
+    """Raise InputError where values of this type have no text that is the same in every process."""
+    if why := _without_text(kind):
+        msg = f"The column '{name}' is of type {kind}, {why} before labeling, or leave the column out of the prompt."
+        raise InputError(msg)
+
+
+@lru_cache(maxsize=1_024)
+def _without_text(kind: pa.DataType) -> str | None:
+    """Why values of this type, or within it, have no stable text, and what to cast them to."""
+    t = pa.types
+    if t.is_union(kind):
+        return "which may hold values of several types. Cast it to one type, such as text,"
+    if t.is_interval(kind):
+        return "a length of time that depends on the calendar. Cast it to a duration, to numbers or to text"
+    if isinstance(kind, pa.BaseExtensionType) and not isinstance(kind, (pa.UuidType, pa.JsonType, pa.Bool8Type)):
+        return "which only the library knows that made it. Cast it to text, numbers or dates"
+    if t.is_timestamp(kind) and kind.tz is not None:
+        try:
+            pa.scalar(0, kind).as_py()
+        except Exception:  # noqa: BLE001 - by the library of time zones that Arrow finds
+            return f"whose time zone {kind.tz!r} is not known here. Convert it to UTC"
+    if t.is_dictionary(kind) or t.is_run_end_encoded(kind):
+        return _without_text(kind.value_type)
+    inner = (_without_text(kind.field(at).type) for at in range(kind.num_fields))  # of a struct, list or map
+    return next((why for why in inner if why), None)
+
+
+def _reader(rows: Any, read: Collection[str] | None) -> pa.RecordBatchReader:
+    """The rows' own stream, without unread columns that cannot be in one."""
+    if hasattr(rows, "to_native"):  # of narwhals
+        rows = rows.to_native()
+    library = type(rows).__module__.partition(".")[0]
+    lost = {}
+    if library == "polars":  # it would hand over the objects' addresses in memory, as bytes
+        why = "is of polars' type Object, which has no text of its own. Cast it to text, as by map_elements(str)"
+        lost = {name: why for name, kind in rows.schema.items() if str(kind) == "Object"}
+    if lost:
+        rows = _without(rows, lost, read)
+    try:
+        reader = pa.RecordBatchReader.from_stream(rows)
+    except UnicodeEncodeError as error:  # pandas encodes its texts here
+        raise InputError(_HALF) from error
+    except _CANNOT_BE_READ as error:
+        if library not in ("pandas", "polars") or len(set(rows.columns)) < len(rows.columns):
+            raise InputError(f"The rows cannot become an Arrow table: {error}") from error
+        if not (lost := _unreadable(rows)):
+            raise
+        reader = pa.RecordBatchReader.from_stream(_without(rows, lost, read))
+    _check_names(reader.schema)
+    if library == "pandas" and (lost := _with_sets(rows, reader.schema)):
+        reader = pa.RecordBatchReader.from_stream(_without(rows, lost, read))
+    return reader
+
+
+def _unreadable(frame: Any) -> dict[str, str]:
+    """The columns of a pandas or polars frame that Arrow cannot take, each with the reason."""
+    lost = {}
+    for name in frame.columns:
+        try:
+            pa.RecordBatchReader.from_stream(frame[[name]])
+        except _CANNOT_BE_READ as error:
+            lost[name] = f"is of type {frame[name].dtype}, and cannot be read: {error.args[0]}. {_ONE_TYPE}"
+    return lost
+
+
+def _with_sets(frame: Any, schema: pa.Schema) -> dict[str, str]:
+    """The columns of a pandas frame whose values hold sets, which Arrow takes for lists."""
+    nested = [field.name for field in schema if pa.types.is_nested(field.type) and field.name in frame.columns]
+    return {name: _SETS for name in nested if str(frame[name].dtype) == "object" and _has_set(frame[name])}
+
+
+def _has_set(values: Any) -> bool:
+    """Whether there is a set among the values, or within one of them."""
+    for value in values:
+        if isinstance(value, (set, frozenset)):
+            return True
+        if isinstance(value, Mapping):
+            if _has_set(value.values()):
+                return True
+        elif isinstance(value, (list, tuple)) and _has_set(value):
+            return True
+    return False
+
+
+def _without(frame: Any, lost: Mapping[str, str], read: Collection[str] | None) -> Any:
+    """The frame without these columns. Raises InputError where one of them is read."""
+    _refuse(lost, read)
+    return frame[[name for name in frame.columns if name not in lost]]
+
+
+def _refuse(lost: Mapping[str, str], read: Collection[str] | None) -> None:
+    for name, why in lost.items():
+        if read is None or name in read:
+            raise InputError(f"The column '{name}' {why} before labeling, or leave the column out.")
 
 
 def _check_names(schema: pa.Schema) -> None:
@@ -96,18 +200,26 @@ def _field_without_views(field: pa.Field) -> pa.Field:
     return field.with_type(_without_views(field.type))
 
 
-def _from_dicts(rows: list[Mapping[str, Any]]) -> pa.Table:
-    names = dict.fromkeys(name for row in rows for name in row)  # Arrow looks at the first row alone
-    try:
-        return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
-    except (pa.ArrowException, OverflowError) as error:
-        msg = f"The list of rows cannot become a table, since a column has values of several types: {error}"
-        raise InputError(msg) from error
-    except UnicodeEncodeError as error:
-        raise InputError(_HALF) from error
+def _from_dicts(rows: list[Mapping[str, Any]], read: Collection[str] | None) -> pa.Table:
+    columns, lost = {}, {}
+    for name in dict.fromkeys(name for row in rows for name in row):  # Arrow looks at the first row alone
+        if not isinstance(name, str):
+            raise InputError(f"A row has the key {name!r}, a {type(name).__name__}. Names of columns are text.")
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except UnicodeEncodeError as error:
+            raise InputError(_HALF) from error
+        except _CANNOT_BE_READ as error:
+            lost[name] = f"cannot be read: {error}. {_ONE_TYPE}"
+            continue
+        if pa.types.is_nested(columns[name].type) and _has_set(values):
+            lost[name] = _SETS
+    _refuse(lost, read)
+    return pa.table({name: values for name, values in columns.items() if name not in lost})
 
 
-def _from_iterator(rows: Iterator[Any]) -> Iterator[pa.RecordBatch]:
+def _from_iterator(rows: Iterator[Any], read: Collection[str] | None) -> Iterator[pa.RecordBatch]:
     for item in rows:
         if not isinstance(item, pa.RecordBatch) and not hasattr(item, "__arrow_c_stream__"):
             msg = (
@@ -115,11 +227,11 @@ def _from_iterator(rows: Iterator[Any]) -> Iterator[pa.RecordBatch]:
                 "another frame that Arrow can read, as those of polars and pandas; rows as dicts come as one list."
             )
             raise InputError(msg)
-        yield from record_batches(item)
+        yield from record_batches(item, read)
         del item  # before the next one is read
 
 
-def _through_narwhals(rows: Any) -> pa.Table:
+def _through_narwhals(rows: Any) -> Any:
     import narwhals as nw  # noqa: PLC0415  # most rows do without, and every code location would load it
 
     try:
@@ -127,7 +239,8 @@ def _through_narwhals(rows: Any) -> pa.Table:
     except TypeError as error:
         msg = f"Rows came as {_kind(rows)}. Rows can be {_TAKEN}."
         raise InputError(msg) from error
-    return frame.collect("pyarrow").to_native() if isinstance(frame, nw.LazyFrame) else frame.to_arrow()
+    own = (frame.collect() if isinstance(frame, nw.LazyFrame) else frame).to_native()
+    return own if hasattr(own, "__arrow_c_stream__") else frame.to_arrow()
 
 
 def _kind(value: Any) -> str:

@@ -21,7 +21,7 @@ from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.core.seen import Seen
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.planning import Spare
-from dagster_llm_batch.engine.rendering import Rendering, images_of
+from dagster_llm_batch.engine.rendering import Rendering, columns_read, images_of
 from dagster_llm_batch.engine.shards import PART, renamed
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.protocols import Codec
@@ -69,7 +69,8 @@ class PartMaker:
         a worker that raises is tried again.
         """
         try:
-            return self._part(batch for some in rows for batch in record_batches(some))
+            read = columns_read(self.labeling)
+            return self._part(batch for some in rows for batch in record_batches(some, read))
         except LLMBatchError as error:
             return error
 

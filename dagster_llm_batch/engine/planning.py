@@ -25,7 +25,7 @@ from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.core.seen import Seen
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.engine.definition import Labeling
-from dagster_llm_batch.engine.rendering import Rendering, columns_of_nothing, images_of
+from dagster_llm_batch.engine.rendering import Rendering, columns_of_nothing, columns_read, images_of
 from dagster_llm_batch.engine.shards import Lines, ShardFiles, WrittenLines
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
@@ -117,8 +117,9 @@ class Draft:
 
     def add_rows(self, rows: Any) -> None:
         """Take all rows. Raises InputError or ConfigError; then `discard`."""
-        for batch in record_batches(rows):
-            self.add(batch)
+        for batch in record_batches(rows, columns_read(self._labeling)):
+            if batch.num_columns or batch.num_rows:  # else a pandas frame of nothing, not even columns
+                self.add(batch)
             del batch  # before the next one is read
 
     def add(self, batch: pa.RecordBatch) -> None:

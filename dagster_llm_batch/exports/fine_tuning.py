@@ -25,6 +25,7 @@ from dagster_llm_batch.core.labeling import PROVENANCE
 from dagster_llm_batch.core.plain import as_json
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling
+from dagster_llm_batch.engine.rendering import columns_read
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.exports.files import whole
 from dagster_llm_batch.exports.tables import json_line
@@ -88,7 +89,7 @@ def _examples(
     for number, request_id in enumerate(labels["llm_request_id"].to_pylist()):
         place.setdefault(request_id, number)  # of rows that share a request, the first
     origin = labels.select([labeling.key, *(name for name in PROVENANCE if name in labels.schema.names)])
-    for batch in record_batches(rows):
+    for batch in record_batches(rows, columns_read(labeling)):
         if labeling.key not in batch.schema.names:
             raise InputError(f"The rows have no key column '{labeling.key}'.")
         renderer = labeling.prompt.renderer(batch.schema.names)

@@ -7,7 +7,7 @@ much as the two differ (training-serving skew). Requests are made by the labeled
 provider, and go through ledger and budgets as a submission of their own: asked and paid for once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from dagster_llm_batch.core.identity import configuration_fingerprint
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.realtime import answer_now, in_real_time, marked
+from dagster_llm_batch.engine.rendering import columns_read
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation import Target, plain_text
 from dagster_llm_batch.evaluation.keyhash import draw_keys
@@ -252,7 +253,12 @@ class _Skew:
         self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None, batch: pa.Table
     ) -> tuple[pa.Table, Status]:
         """What is said in real time of the rows of `batch`; rejects are rows without a label."""
-        rows = _with_keys(self.dataset.load_rows(context, partition), self.labeling.key, batch[self.labeling.key])
+        rows = _with_keys(
+            self.dataset.load_rows(context, partition),
+            self.labeling.key,
+            batch[self.labeling.key],
+            columns_read(self.labeling),
+        )
         planned = engine.plan(self.labeling, rows, partition=partition or "", run_id=context.run.run_id)
         if len(batch) and not planned.is_settled:
             self._refuse_other_requests(engine, planned.submission_id, planned.manifest_path or "", batch)
@@ -290,10 +296,10 @@ class _Skew:
         )
 
 
-def _with_keys(rows: Any, key: str, wanted: pa.ChunkedArray) -> Iterator[pa.RecordBatch]:
+def _with_keys(rows: Any, key: str, wanted: pa.ChunkedArray, read: Collection[str] | None) -> Iterator[pa.RecordBatch]:
     """The rows with these keys, marked to be asked in real time."""
     keys = set(wanted.to_pylist())
-    for batch in record_batches(rows):
+    for batch in record_batches(rows, read):
         kept = batch
         if key in batch.schema.names:  # if not, the plan says so
             kept = batch.filter(pa.array([one in keys for one in batch.column(key).to_pylist()], pa.bool_()))

@@ -78,7 +78,7 @@ class StoredTables:
         what = key.to_user_string() + ("" if partition is None else f" ({partition})")
         try:
             value = self._context.load_asset_value(key, partition_key=partition)
-            batches = list(record_batches(value))
+            batches = list(record_batches(value, {*columns, *also}))
         except Exception as error:  # an IO manager raises whatever its store does
             never = self._context.instance.get_latest_materialization_event(key) is None
             todo = " It was never materialized here: materialize it first." if never else ""
