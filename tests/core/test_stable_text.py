@@ -145,7 +145,7 @@ def test_rows_without_names_are_refused() -> None:
 @pytest.mark.parametrize(
     "empty",
     [
-        lambda: pd.DataFrame(),
+        pd.DataFrame,
         lambda: pd.DataFrame({"id": [], "x": [], "is_vip": []}),
         lambda: pd.DataFrame(columns=["id", "x", "is_vip"]),
         lambda: pd.DataFrame({"id": [1.5], "x": ["a"], "is_vip": [0.5]})[:0],
@@ -159,10 +159,7 @@ def test_an_empty_day_is_an_empty_day(empty: Callable[[], Any]) -> None:
             rendering = Rendering(asked, batch.schema, None)
             rendering.check(batch)
             assert rendering.lanes(batch) == []
-            assert (
-                pa.types.is_string(rendering.manifest_schema.field("id").type)
-                or batch.schema.field("id").type == pa.null()
-            )
+            assert str(rendering.manifest_schema.field("id").type) in {"string", "null"}
             assert rendering.manifest(batch, []).num_rows == 0
 
 
@@ -170,7 +167,8 @@ _SENT = """
 import pandas as pd, sys
 sys.path.insert(0, {tests!r})
 from test_stable_text import texts
-print(texts(pd.DataFrame({{"id": ["a"], "x": [{{"c": 1, "b": [2.5]}}]}})), texts([{{"id": "a", "x": {{"c": 1, "b": None}}}}]))
+print(texts(pd.DataFrame({{"id": ["a"], "x": [{{"c": 1, "b": [2.5]}}]}})))
+print(texts([{{"id": "a", "x": {{"c": 1, "b": None}}}}]))
 """
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import uuid
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -37,6 +39,30 @@ WRONG_ROWS: dict[str, tuple[dict[str, Any], Any, type[Exception], list[str]]] = 
         tickets(2).rename({"ticket_id": "id"}),
         InputError,
         ["no key column 'ticket_id'", "Set key= to one of their columns: id, subject, body"],
+    ),
+    "python objects in polars": (
+        {},
+        tickets(1).with_columns(pl.Series("subject", [uuid.UUID(int=7)], dtype=pl.Object)),
+        InputError,
+        ["column 'subject'", "polars' type Object", "Cast it to text"],
+    ),
+    "python objects in pandas": (
+        {},
+        tickets(1).to_pandas().assign(subject=[Path("/x")]),
+        InputError,
+        ["column 'subject'", "as by str(value)"],
+    ),
+    "sets": (
+        {},
+        [{"ticket_id": "t0", "subject": {"b", "c"}, "body": "x"}],
+        InputError,
+        ["column 'subject' holds sets", "sorted lists"],
+    ),
+    "an unknown time zone": (
+        {},
+        tickets(1).to_arrow().set_column(1, "subject", pa.array([1], pa.timestamp("us", "Mars/Base"))),
+        InputError,
+        ["column 'subject'", "'Mars/Base'", "Convert it to UTC"],
     ),
     "duplicate keys": (
         {},
@@ -113,7 +139,7 @@ WRONG_ROWS: dict[str, tuple[dict[str, Any], Any, type[Exception], list[str]]] = 
         {},
         [{**{k: v[0] for k, v in GOOD.items()}}, {"ticket_id": 5, "subject": "s", "body": "b"}],
         InputError,
-        ["The list of rows cannot become a table"],
+        ["column 'ticket_id' cannot be read"],
     ),
     "a later batch that lacks a column": (
         {},
@@ -266,6 +292,8 @@ EMPTY: dict[str, Any] = {
     "polars": lambda: tickets(0),
     "arrow": lambda: tickets(0).to_arrow(),
     "pandas": lambda: tickets(0).to_pandas(),
+    "pandas without types": lambda: pd.DataFrame({"ticket_id": [], "subject": [], "body": []}),
+    "pandas without columns": pd.DataFrame,
     "a list": list,
     "an iterator": lambda: iter(()),
     "an iterator of an empty batch": lambda: iter([pa.RecordBatch.from_pylist([], tickets(0).to_arrow().schema)]),
