@@ -2,6 +2,9 @@
 
 Dagster's `Config` drops such a field in silence: with `base_ulr=` in place of `base_url=`, a key and all rows would go
 to the vendor's own address.
+
+A field that holds a secret is declared with `repr=False`: its value is in no repr, no error message and no snapshot
+that Dagster keeps or shows, also where it was given as plain text and not as an `EnvVar`.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import dagster as dg
+from pydantic import ConfigDict, PrivateAttr
 
 from dagster_llm_batch.arguments import refuse_unknown
 
@@ -18,6 +22,8 @@ __all__ = ["CheckedConfig", "CheckedIOManager", "CheckedResource"]
 class CheckedConfig(dg.Config):
     """A Dagster configuration that refuses unknown fields, also where it is given as a mapping within another."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # what is refused may be a key in the wrong place
+
     def __init__(self, **given: Any) -> None:
         refuse_unknown(type(self).__name__, given, type(self).model_fields)
         super().__init__(**given)
@@ -25,6 +31,23 @@ class CheckedConfig(dg.Config):
 
 class CheckedResource(CheckedConfig, dg.ConfigurableResource[Any]):
     """A Dagster resource that refuses unknown fields, also of one that is configured at the launch."""
+
+    _definition: Any = PrivateAttr(default=None)
+
+    def _plain_secrets(self) -> set[str]:
+        """Names of the fields whose values are secrets in plain text."""
+        return {name for name, info in type(self).model_fields.items() if not info.repr and _is_plain(vars(self)[name])}
+
+    def get_resource_definition(self) -> Any:
+        """See ConfigurableResource. Without secrets in plain text, which would be defaults of its config schema.
+
+        Dagster keeps these in the snapshots of jobs, and shows them. A run takes them from the resource itself.
+        """
+        if self._definition is None:
+            made = super().get_resource_definition()
+            hidden = self._plain_secrets()
+            self._definition = _without(made, hidden) if hidden else made
+        return self._definition
 
     @classmethod
     def configure_at_launch(cls, **given: Any) -> Any:
@@ -41,3 +64,35 @@ class CheckedIOManager(CheckedConfig, dg.ConfigurableIOManager):
         """See ConfigurableIOManager; raises ConfigError for an unknown field."""
         refuse_unknown(cls.__name__, given, cls.model_fields)
         return super().configure_at_launch(**given)
+
+
+def _without(made: Any, hidden: set[str]) -> Any:
+    """The definition of a resource without these fields in its config schema."""
+    schema = made.config_schema
+    fields = {name: field for name, field in schema.config_type.fields.items() if name not in hidden}
+    given = schema.default_value if schema.default_provided else {}
+    return type(made)(
+        made.configurable_resource_cls,
+        resource_fn=made.resource_fn,
+        config_schema=dg.Field(
+            dg.Shape(fields),  # type: ignore[no-untyped-call]
+            default_value={name: value for name, value in given.items() if name not in hidden},
+        ),
+        description=made.description,
+        nested_resources=made.nested_resources,
+        nested_partial_resources=made.nested_partial_resources,
+        dagster_maintained=False,
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is there, and no part of it is left to the environment."""
+    return bool(value) and not _has_variable(value)
+
+
+def _has_variable(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return any(_has_variable(part) for part in value)
+    return isinstance(value, dg.EnvVar)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import urlsplit
 
 import dagster as dg
 from pydantic import Field, PrivateAttr
@@ -73,6 +74,7 @@ class LLMBatchResource(CheckedResource):
         description="Keeps deployments apart. Give dev, branch and prod their own, so that none collects another's.",
     )
     ledger_url: str | None = Field(
+        repr=False,
         default=None,
         description="SQLAlchemy URL of the ledger (postgresql://…). Default: an SQLite file below the Dagster home.",
     )
@@ -118,6 +120,19 @@ class LLMBatchResource(CheckedResource):
         """Refuse queue limits that would limit nothing."""
         super().model_post_init(context)
         rules.check_queue_limits(self.queue_limits, [one for one in _PROVIDERS if getattr(self, one) is not None])
+
+    def __repr_args__(self) -> Any:
+        """The fields, with the ledger's place and without its password."""
+        yield from super().__repr_args__()
+        if self.ledger_url is not None and not isinstance(self.ledger_url, dg.EnvVar):
+            is_secret = "ledger_url" in self._plain_secrets()
+            yield "ledger_url", _place_of(self.ledger_url) if is_secret else self.ledger_url
+
+    def _plain_secrets(self) -> set[str]:
+        """See CheckedResource. A ledger's URL is one where it has a password, or a query, which may hold one."""
+        parts = urlsplit(self.ledger_url or "")
+        has_secret = bool(parts.query) or "@" in parts.netloc
+        return super()._plain_secrets() - (set() if has_secret else {"ledger_url"})
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Learn where the Dagster home is."""
@@ -199,6 +214,11 @@ class _Unmade:
 
     def __getattr__(self, name: str) -> Any:
         raise self._error.with_traceback(None)
+
+
+def _place_of(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _home_of(instance: dg.DagsterInstance) -> Path:

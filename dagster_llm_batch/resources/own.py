@@ -68,8 +68,10 @@ class RayBatchResource(CheckedResource):
     requests_at_once: int = Field(default=16, description="Requests to the server, or rows in one call, at a time.")
     max_retries: int = Field(default=5, description="How often a request that the server puts off is sent again.")
     timeout_seconds: float = Field(default=600.0, description="For one request to the server.")
-    runtime_env: dict[str, Any] = Field(default={}, description="Ray's runtime_env: pip, working_dir, env_vars, ….")
-    token: str | None = Field(default=None, description="Token of Ray's job server. As an EnvVar.")
+    runtime_env: dict[str, Any] = Field(
+        repr=False, default={}, description="Ray's runtime_env: pip, working_dir, env_vars, …."
+    )
+    token: str | None = Field(repr=False, default=None, description="Token of Ray's job server. As an EnvVar.")
     account: str | None = Field(default=None, description="What tells its answers apart. Default: what answers.")
 
     def provider(self) -> Provider:

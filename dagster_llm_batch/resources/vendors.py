@@ -27,7 +27,7 @@ _AWS_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 class AnthropicBatchResource(CheckedResource):
     """Anthropic's Message Batches."""
 
-    api_key: str = Field(description="API key. Give it as an EnvVar.")
+    api_key: str = Field(repr=False, description="API key. Give it as an EnvVar.")
     base_url: str | None = Field(default=None, description="Address of another server. Default: Anthropic's own.")
     workspace_id: str | None = Field(default=None, description="Workspace, for a key that can act on several.")
     account: str | None = Field(
@@ -68,7 +68,7 @@ class AnthropicBatchResource(CheckedResource):
 class OpenAIBatchResource(CheckedResource):
     """OpenAI's Batch API, and any server that speaks it: Azure OpenAI v1, Groq, Doubleword (by `base_url`)."""
 
-    api_key: str = Field(description="API key. Give it as an EnvVar.")
+    api_key: str = Field(repr=False, description="API key. Give it as an EnvVar.")
     base_url: str | None = Field(default=None, description="Address of a compatible server. Default: OpenAI's own.")
     organization: str | None = Field(default=None, description="OpenAI organization id.")
     project: str | None = Field(default=None, description="OpenAI project id.")
@@ -117,14 +117,18 @@ class VertexBatchResource(CheckedResource):
         description="In place of a bucket: BigQuery dataset for request and result tables, in the location's region.",
     )
     service_account_json: str | None = Field(
-        default=None, description="Key of a service account, as JSON, as an EnvVar. Default: application default."
+        repr=False,
+        default=None,
+        description="Key of a service account, as JSON, as an EnvVar. Default: application default.",
     )
     base_url: str | None = Field(default=None, description="Address of another server. Default: Google's own.")
     storage_url: str | None = Field(
         default=None, description="Address of another Cloud Storage. Default: Google's own."
     )
     bigquery_url: str | None = Field(default=None, description="Address of another BigQuery. Default: Google's own.")
-    access_token: str | None = Field(default=None, description="A ready token, in place of a key. As an EnvVar.")
+    access_token: str | None = Field(
+        repr=False, default=None, description="A ready token, in place of a key. As an EnvVar."
+    )
     account: str | None = Field(default=None, description="Whose account this is. Default: project and location.")
     timeout_seconds: float = Field(default=600.0, description="For one call.")
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
@@ -157,7 +161,7 @@ class VertexBatchResource(CheckedResource):
 class GeminiBatchResource(CheckedResource):
     """Batches of the Gemini Developer API."""
 
-    api_key: str = Field(description="API key. Give it as an EnvVar.")
+    api_key: str = Field(repr=False, description="API key. Give it as an EnvVar.")
     base_url: str | None = Field(default=None, description="Address of another server. Default: Google's own.")
     account: str | None = Field(
         default=None, description="Whose account this is; a key does not tell. Give one where you use several projects."
@@ -195,9 +199,9 @@ class BedrockBatchResource(CheckedResource):
     use_ssl: bool = Field(default=True, description="Whether to use TLS.")
     endpoint_url: str | None = Field(default=None, description="Address of another Bedrock. Default: AWS's own.")
     verify: bool | None = Field(default=True, description="Whether to verify TLS certificates.")
-    aws_access_key_id: str | None = Field(default=None, description="Access key. As an EnvVar.")
-    aws_secret_access_key: str | None = Field(default=None, description="Secret key. As an EnvVar.")
-    aws_session_token: str | None = Field(default=None, description="Session token. As an EnvVar.")
+    aws_access_key_id: str | None = Field(repr=False, default=None, description="Access key. As an EnvVar.")
+    aws_secret_access_key: str | None = Field(repr=False, default=None, description="Secret key. As an EnvVar.")
+    aws_session_token: str | None = Field(repr=False, default=None, description="Session token. As an EnvVar.")
     s3_endpoint_url: str | None = Field(default=None, description="Address of another S3. Default: AWS's own.")
     quotas_endpoint_url: str | None = Field(default=None, description="Address of another Service Quotas.")
     read_quotas: bool = Field(default=True, description="Read the models' limits from Service Quotas, where allowed.")

@@ -20,10 +20,12 @@ class KafkaResource(CheckedResource):
     security_protocol: str = Field(default="PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.")
     sasl_mechanism: str | None = Field(default=None, description="PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER.")
     username: str | None = Field(default=None, description="For SASL; an API key at many vendors.")
-    password: str | None = Field(default=None, description="For SASL. Give it as an EnvVar.")
+    password: str | None = Field(repr=False, default=None, description="For SASL. Give it as an EnvVar.")
     ssl_ca_location: str | None = Field(default=None, description="File with the certificate authority.")
     settings: dict[str, str] = Field(
-        default={}, description="More of librdkafka's settings, by their own names, as in {'client.rack': 'eu-1a'}."
+        repr=False,
+        default={},
+        description="More of librdkafka's settings, by their own names, as in {'client.rack': 'eu-1a'}.",
     )
     timeout_seconds: float = Field(default=30.0, description="For one answer of the broker, or none while reading.")
 
