@@ -1,0 +1,258 @@
+"""Code of an older commit and the code of now at work on one PostgreSQL ledger and one store, as while a team upgrades.
+
+    python -m tests.golden.mixed OLD_COMMIT
+
+Each partition is planned, sent, polled, collected, sent again where a row was refused for now, and landed by two
+processes, old and new, which hand it over to each other at every step; then both work on the same partitions at once.
+Nothing may be lost, nothing billed twice, and both read the same labels. Its exit status says whether that holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, RowFault
+from tests.crash.postgres import postgres
+from tests.golden.package import Ledger
+
+ROWS = 6
+VENDORS = ("openai", "anthropic", "gemini")
+STEPS = ("plan", "submit", "poll", "collect", "submit", "poll", "collect", "land")
+"""What is done of a partition; batches end after each `submit`. The second ones are of the row that was refused."""
+
+_HERE = Path(__file__).parents[2]
+_WORKER = ("tests/golden/worker.py", "tests/golden/package.py")
+_AT_ONCE = 6
+
+
+class Landed(NamedTuple):
+    """A line of the table."""
+
+    partition: str
+    vendor: str
+    who: str
+    rows: int
+    billed: int
+    twice: int
+    trouble: str
+
+
+class Process:
+    """A worker in a tree."""
+
+    def __init__(self, name: str, tree: Path, arguments: dict[str, Any]) -> None:
+        self.name = name
+        environment = {**os.environ, "PYTHONPATH": str(tree)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.golden.worker", json.dumps(arguments)],
+            cwd=tree,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        found = self.do("hello", "", "")
+        assert Path(found) == tree, f"the {name} worker runs the code in {found}"
+
+    def do(self, verb: str, vendor: str, partition: str) -> Any:
+        """What came of it; raises RuntimeError with what it raised."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([verb, vendor, partition]) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline() or '{"error": "it is gone"}')
+        if "error" in answer:
+            raise RuntimeError(f"the {self.name} code, at {verb}: {answer['error']}")
+        return answer["value"]
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+
+def patterns() -> Iterator[tuple[str, list[int]]]:
+    """Who does each step: 0 is the old code, 1 the new."""
+    count = len(STEPS)
+    for at in range(count + 1):
+        name = {0: "new alone", count: "old alone"}.get(at) or f"old, new from {STEPS[at]} {at + 1}"
+        yield name, [int(n >= at) for n in range(count)]
+    for at in range(1, count):
+        yield f"new, old from {STEPS[at]} {at + 1}", [int(n < at) for n in range(count)]
+    yield "in turns, old first", [n % 2 for n in range(count)]
+    yield "in turns, new first", [1 - n % 2 for n in range(count)]
+
+
+def hand_over(processes: list[Process], emulator: Emulator, vendor: str, partition: str, who: list[int]) -> str:
+    """Take a partition through all steps; what went wrong, or nothing."""
+    try:
+        for step, one in zip(STEPS, who, strict=True):
+            processes[one].do(step, vendor, partition)
+            if step == "submit":
+                emulator.settle()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def at_once(processes: list[Process], emulator: Emulator, work: list[tuple[str, str]]) -> dict[str, str]:
+    """Both take all these partitions from rows to landed; what went wrong, by partition."""
+    done = threading.Event()
+
+    def run(process: Process, order: list[tuple[str, str]]) -> dict[str, str]:
+        troubles = {}
+        for vendor, partition in order:
+            try:
+                process.do("run", vendor, partition)
+            except RuntimeError as error:
+                troubles[partition] = str(error)
+        return troubles
+
+    def let_time_pass() -> None:
+        while not done.wait(0.05):
+            emulator.tick()
+
+    clock = threading.Thread(target=let_time_pass)
+    clock.start()
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(run, processes, (work, work)))
+    finally:
+        done.set()
+        clock.join()
+    return {**found[0], **found[1]}
+
+
+def read_by_both(processes: list[Process], vendor: str, partition: str) -> tuple[int, str]:
+    """How many rows landed, and what is wrong with them: both read them, and both find them planned already."""
+    try:
+        landed = [process.do("land", vendor, partition) for process in processes]
+        plans = {process.do("plan", vendor, partition) for process in processes}
+    except RuntimeError as error:
+        return 0, str(error)
+    [one, other] = landed
+    if one != other:
+        return one["rows"], "old and new read other labels"
+    if len(plans) > 1:
+        return one["rows"], "old and new plan the same rows as two submissions"
+    if one["rejects"] or one["rows"] != ROWS or one["keys"] != ROWS:
+        return one["rows"], f"{one['rows']} rows, {one['keys']} keys, {one['rejects']} rejects of {ROWS}"
+    return one["rows"], ""
+
+
+@contextmanager
+def tree_of(commit: str) -> Iterator[Path]:
+    """A work tree of the commit. One from before this script gets the worker that came with it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(_HERE), *words], check=True, capture_output=True, text=True).stdout
+
+    folder = Path(tempfile.mkdtemp(prefix="dlb-mixed-"))
+    tree = folder / "tree"
+    git("worktree", "add", "--detach", str(tree), commit)
+    try:
+        if not (tree / _WORKER[0]).exists():
+            first = git("log", "--diff-filter=A", "--format=%H", "--", _WORKER[0]).split()[-1:]
+            for name in _WORKER:
+                (tree / name).parent.mkdir(exist_ok=True)
+                text = git("show", f"{first[0]}:{name}") if first else (_HERE / name).read_text(encoding="utf-8")
+                (tree / name).write_text(text, encoding="utf-8")
+        yield tree
+    finally:
+        git("worktree", "remove", "--force", str(tree))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refused_once(partition: str) -> RowFault:
+    return RowFault(containing=f"1 of {partition}? [busy]", status_code=503, times=1)
+
+
+def work(old: Path, ledger_url: str, folder: Path) -> list[Landed]:
+    """All of it; what came of each partition."""
+    with ExitStack() as stack:
+        emulator = stack.enter_context(Emulator())
+        urls = {
+            "openai": emulator.openai_base_url,
+            "anthropic": emulator.anthropic_base_url,
+            "gemini": emulator.gemini_base_url,
+        }
+        arguments = {
+            "ledger": ledger_url, "payloads": str(folder / "payloads"), "urls": urls, "key": DEFAULT_KEY, "rows": ROWS,
+        }  # fmt: skip
+        processes = []
+        for name, tree in (("old", old), ("new", _HERE)):
+            processes.append(Process(name, tree, arguments))
+            stack.callback(processes[-1].close)
+        who: dict[tuple[str, str], tuple[str, str]] = {}
+        for number, (name, steps) in enumerate(patterns()):
+            vendor, partition = VENDORS[number % len(VENDORS)], f"p{number:02d}"
+            emulator.clear_faults()
+            emulator.inject(_refused_once(partition))
+            who[vendor, partition] = name, hand_over(processes, emulator, vendor, partition, steps)
+        both = [(VENDORS[number % len(VENDORS)], f"both{number}") for number in range(_AT_ONCE)]
+        emulator.clear_faults()
+        emulator.inject(*(_refused_once(partition) for _, partition in both))
+        troubles = at_once(processes, emulator, both)
+        who |= {(vendor, partition): ("both at once", troubles.get(partition, "")) for vendor, partition in both}
+        read = {one: read_by_both(processes, *one) for one in who}
+        ledger = Ledger(ledger_url)
+        partition_of = {
+            shard.nonce: (submission.provider, submission.partition)
+            for submission in ledger.submissions("mixed")
+            for shard in ledger.shards(submission.submission_id)
+        }
+        ledger.close()
+        billed: dict[tuple[str, str], Counter[str]] = {one: Counter() for one in who}
+        for one in emulator.books.executions:
+            if one.billed:
+                place = partition_of.get((one.custom_id or "").partition("-")[0], ("nobody", "'s"))
+                billed.setdefault(place, Counter())[one.body_digest] += 1
+    found = []
+    for one, bodies in billed.items():
+        name, trouble = who.get(one, ("nobody", "billed, and in no ledger"))
+        rows, misread = read.get(one, (0, ""))
+        twice = sum(count - 1 for count in bodies.values())
+        wrong = trouble or misread or ("billed twice" if twice else "" if len(bodies) == ROWS else "not all was billed")
+        found.append(Landed(one[1], one[0], name, rows, bodies.total(), twice, wrong))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("old_commit", help="a commit, tag or branch: the code that is older")
+    given = parser.parse_args()
+    with ExitStack() as stack:
+        tree = stack.enter_context(tree_of(given.old_commit))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        empty_database = stack.enter_context(postgres())
+        landed = work(tree, empty_database(), folder)
+    print(f"{'partition':<10} {'vendor':<10} {'steps taken by':<26} {'rows':>4} {'billed':>6} {'twice':>5}  trouble")
+    for one in landed:
+        columns = f"{one.partition:<10} {one.vendor:<10} {one.who:<26} {one.rows:>4} {one.billed:>6} {one.twice:>5}"
+        print(f"{columns}  {one.trouble or '-'}")
+    bad = sum(bool(one.trouble) for one in landed)
+    lost = sum(ROWS - one.rows for one in landed)
+    twice = sum(one.twice for one in landed)
+    print(f"{len(landed)} partitions, {bad} with trouble; {lost} rows lost, {twice} billed twice")
+    if bad:
+        print(
+            "Old and new code do not work beside each other: refuse the older with a message (see the first trouble)."
+        )
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
