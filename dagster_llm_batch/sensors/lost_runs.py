@@ -92,12 +92,18 @@ class LostRuns:
         for one in group.ready:
             for submission_id in one.submissions:
                 self._engine.note_stranded(submission_id, why)
+        failures = []
         for one in group.ready:
-            self._fail_check(one, why)
+            try:
+                self._fail_check(one, why)
+            except Exception as error:  # noqa: BLE001 - of Dagster's storage; the others' are shown all the same
+                failures.append(error)
+        if failures:  # then the tick fails, which a person sees as well
+            raise failures[0]
         return f"waits for a person: {why}"
 
     def _fail_check(self, one: Ready, why: str) -> None:
-        """Raises where Dagster has such a verdict on this partition already, from before it was last landed."""
+        """Raises where Dagster holds a verdict without a run on this partition already: it stores one of a kind."""
         description = (
             f"The labels are not landed: {why}. What was paid for is stored. Look at that run's log, then materialize "
             f"{one.asset.to_user_string()}{f', partition {one.partition}' if one.partition else ''}; nothing asks for "

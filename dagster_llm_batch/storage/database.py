@@ -24,7 +24,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 
 from dagster_llm_batch.errors import LedgerError, MissingExtraError
 from dagster_llm_batch.storage.migrations import is_current, migrate
@@ -92,9 +92,9 @@ class Database:
         try:
             yield
         except SQLAlchemyError as error:
-            refused = getattr(error, "orig", None)
-            if isinstance(refused, LedgerError):  # by a column of `tables.py`, which says all that there is to say
-                raise refused from None
+            if isinstance(error, StatementError) and not isinstance(error, DBAPIError) and error.orig is not None:
+                # A column of `tables.py` did not take a value; the database was not asked and is not to blame.
+                raise error.orig from None
             said = str(getattr(error, "orig", None) or type(error).__name__).strip()
             raise LedgerError(
                 f"The ledger at {self.shown_url} could not do this: {said}. Nothing was changed. "

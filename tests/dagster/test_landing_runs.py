@@ -12,6 +12,7 @@ from test_face_sensor import RANGE_TAGS, asked, tick
 
 from dagster_llm_batch import build_llm_batch_sensor
 from dagster_llm_batch.cli.main import main
+from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.sensors import lost_runs
 from dagster_llm_batch.testing.emulator import WireFault, lost_create_reply
 
@@ -87,6 +88,22 @@ def test_a_run_that_left_nothing_is_asked_for_three_times_more_and_then_a_failed
     assert tick(face).skip_message == "no batches in flight"
     assert f"the labels of {LABELS}" not in " ".join(CliRunner().invoke(main, ["doctor", *where]).output.split())
     assert emulator.books.creates_seen == 1
+
+
+def test_a_verdict_that_dagster_does_not_store_fails_the_tick_and_the_neighbours_have_theirs(make, emulator, at_once):
+    face = make(*labeled(partitions_def=DAILY))
+    face.submit(span=(DAYS[0], DAYS[1]))
+    emulator.settle()
+    [request] = tick(face).run_requests
+    earlier = dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey(LABELS), check_name="coverage", passed=False, metadata={}, partition=DAYS[0]
+    )
+    face.instance.report_runless_asset_event(earlier)  # of a loss long ago: Dagster takes one without a run
+    ended(face, request, dg.DagsterRunStatus.CANCELED)
+    with pytest.raises(LLMBatchError, match="1 could not be looked after"):
+        tick(face)
+    assert len(verdicts(face, DAYS[1])) == 1
+    assert f"{LABELS} {DAYS[0]} waits for a person" in tick(face).skip_message
 
 
 def test_what_a_run_did_change_begins_the_count_anew(make, emulator, at_once):

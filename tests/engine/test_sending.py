@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -32,7 +33,7 @@ from dagster_llm_batch.testing.emulator import (
     lost_create_reply,
     rate_limited,
 )
-from dagster_llm_batch.types import Absent, CannotTell, FindHints, Found, RequestSpec
+from dagster_llm_batch.types import Absent, BatchReport, CannotTell, FindHints, Found, RequestSpec
 
 CREATE = "POST /v1/batches"
 
@@ -454,6 +455,63 @@ def test_the_steps_say_what_is_to_do_next(house: House) -> None:
     assert engine.outlook().attempt(submission_id) > before
     engine.advance(definition, submission_id)
     assert engine.status(submission_id).done == engine.status(submission_id).total == 5
+
+
+class Odd(OpenAIProvider):
+    """Cannot read one of its batches, and says impossible things of another."""
+
+    broken = ""
+    strange = ""
+
+    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
+        if self.broken in batch_ids:
+            raise ZeroDivisionError(self.broken)
+        strange: Any = {"status": "no status", "done": "many"}
+        return {
+            name: replace(report, **strange) if name == self.strange else report
+            for name, report in super().poll(batch_ids).items()
+        }
+
+
+def test_of_many_batches_those_that_cannot_be_read_are_told_and_the_others_recorded(house: House) -> None:
+    odd = Odd(DEFAULT_KEY, house.emulator.openai_base_url, timeout_seconds=5.0)
+    house.providers["openai"] = odd
+    definition = labeling()
+    for number in range(7):
+        submission = house.engine().plan(definition, tickets(2, 2 * number), partition=str(number))
+        house.engine().submit(definition, submission.submission_id)
+    house.emulator.settle()
+    engine = house.engine()
+    flying = engine.ledger.in_flight("test")
+    odd.broken, odd.strange = str(flying[1].batch_id), str(flying[5].batch_id)
+    told: dict[str, str] = {}
+    engine.poll(flying, lambda shards, error: told.update({s.shard_id: type(error).__name__ for s in shards}))
+    assert told.keys() == {flying[1].shard_id, flying[5].shard_id}
+    assert told[flying[1].shard_id] == "ZeroDivisionError"
+    left = engine.ledger.in_flight("test")
+    assert {shard.shard_id for shard in left} == told.keys()
+    with pytest.raises(ZeroDivisionError):  # without somebody to tell, when all else is done
+        engine.poll(left)
+    odd.broken = odd.strange = ""
+    engine.poll(left)
+    assert engine.ledger.in_flight("test") == []
+
+
+def test_what_has_ended_is_stored_though_another_batch_of_the_submission_cannot_be_read(house: House) -> None:
+    odd = Odd(DEFAULT_KEY, house.emulator.openai_base_url, timeout_seconds=5.0)
+    house.providers["openai"] = odd
+    definition = labeling(max_requests_per_batch=2)
+    submission = house.engine().plan(definition, tickets(4))
+    house.engine().submit(definition, submission.submission_id)
+    house.emulator.settle()
+    engine = house.engine()
+    first, second = engine.ledger.shards(submission.submission_id)
+    odd.broken = str(second.batch_id)
+    with pytest.raises(ZeroDivisionError):
+        engine.collect(definition, submission.submission_id)
+    assert engine.ledger.shard(first.shard_id).raw_path is not None
+    odd.broken = ""
+    assert house.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 4}
 
 
 def test_a_poll_of_a_provider_that_is_down_says_so_and_of_two_keeps_what_came(house: House) -> None:
