@@ -13,7 +13,9 @@ import click
 import dagster as dg
 import yaml  # type: ignore[import-untyped]
 from dagster.components.scaffold.scaffold import ScaffoldRequest
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from dagster_llm_batch.components.resolving import Block
 
 __all__ = [
     "AgreementScaffolder",
@@ -52,7 +54,7 @@ _VENDORS: Mapping[str, tuple[str, Mapping[str, str]]] = {
 Provider = Literal["command", "openai", "anthropic", "gemini", "vertex", "bedrock", "ray", "slurm"]
 
 
-class BatchParams(BaseModel):
+class BatchParams(Block):
     """Options of `dg scaffold defs dagster_llm_batch.LLMBatchComponent`."""
 
     provider: Provider | None = Field(

@@ -5,9 +5,11 @@ import re
 import jsonschema
 import pytest
 import yaml
+from pydantic import ValidationError
 from yaml_project import EVAL, evaluation, labels, refusal
 
 from dagster_llm_batch import LLMBatchComponent, LLMBatchEvaluationComponent
+from dagster_llm_batch.components.scaffolding import BatchParams
 
 HEAD = """\
 type: dagster_llm_batch.LLMBatchComponent
@@ -208,3 +210,9 @@ def test_lists_of_choices_blame_their_part_too():
     [(where, said)] = errors(LLMBatchEvaluationComponent, target=["topic", {"name": "urgency", "kin": "x"}])
     assert where == "target.1"
     assert "'kin' was unexpected" in said
+
+
+def test_an_option_of_the_scaffolder_that_is_misspelled_is_refused_too():
+    assert BatchParams(provider="ray").model is None
+    with pytest.raises(ValidationError, match="no attribute 'modle'; did you mean 'model'"):
+        BatchParams(provider="openai", modle="gpt-5-nano")
