@@ -12,6 +12,7 @@ API: https://ai.google.dev/gemini-api/docs/batch-api
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -54,7 +55,11 @@ from dagster_llm_batch.types import (
 if TYPE_CHECKING:
     from google.genai import Client
 
-__all__ = ["GEMINI_LIMITS", "GeminiProvider"]
+__all__ = ["API_VERSION", "GEMINI_LIMITS", "GeminiProvider"]
+
+API_VERSION = "v1beta"
+"""Documented and seen live for batches, and the one that knows the aliases (`gemini-flash-latest`). The SDK itself
+takes v1 from 3.0 on."""
 
 GEMINI_LIMITS = Limits(max_requests=50_000, max_bytes=2_000_000_000)
 """The bytes are documented; the requests are not, and are what other clients use."""
@@ -70,7 +75,7 @@ class GeminiProvider:
     """Batches of one project of the Gemini API.
 
     `account` names whose answers these are; a key does not tell its project, so give one where you use several. Batches
-    up to `inline_bytes` travel inline. Building makes no call.
+    up to `inline_bytes` travel inline. `api_version` is that of every call. Building makes no call.
     """
 
     def __init__(
@@ -79,7 +84,7 @@ class GeminiProvider:
         base_url: str | None = None,
         account: str | None = None,
         inline_bytes: int = 1_000_000,
-        api_version: str = "v1",
+        api_version: str = API_VERSION,
         timeout_seconds: float = 120.0,
         name: str = "gemini",
         price_book: str | None = "google",
@@ -88,6 +93,8 @@ class GeminiProvider:
         if not api_key or not api_key.isascii() or any(char.isspace() for char in api_key):
             what = "is empty" if not api_key else "holds a space, a line break or a letter that no key has"
             raise ConfigError(f"The API key of provider '{name}' {what}. Check where it comes from.")
+        if not re.fullmatch(r"v[0-9]+(alpha|beta)?[0-9]*", api_version):
+            raise ConfigError(f"api_version is {api_version!r}; the Gemini API has 'v1beta' and 'v1'.")
         if not 0 <= inline_bytes <= _MAX_INLINE_BYTES:
             raise ConfigError(f"inline_bytes can be 0 (never inline) to {_MAX_INLINE_BYTES}; got {inline_bytes}.")
         self._api_key = api_key

@@ -39,6 +39,11 @@ _NO_CREDENTIALS = frozenset({"RefreshError", "DefaultCredentialsError", "Malform
 _MAYBE_DONE = frozenset({408, 409, 499})
 _KEY = re.compile(r"\b(AIza|ya29\.|AQ\.|eyJ)[\w\-.]{4,}")  # of the API, of OAuth, and signed tokens (JWT)
 _MOST_CAUSES = 6
+_WRONG_VERSION = re.compile(r'Unknown name "|not found for API version')
+_OF_VERSION = (
+    " This API version has no such field or model. Set api_version of the provider: 'v1beta' has what is documented "
+    "for batches, and 'v1' less of it."
+)
 
 
 class UnknownIdError(RefusedError):
@@ -98,7 +103,8 @@ def _provider_error(error: Exception, doing: str, secret: str, *, creating: bool
     if status in _MAYBE_DONE or status >= 500:  # noqa: PLR2004 -- HTTP
         return _unsure(doing, said, wait, creating=creating)
     kinds: dict[int, type[RefusedError]] = {404: UnknownIdError, 412: PreconditionFailedError}
-    return kinds.get(status, RefusedError)(f"Could not {doing}: {said}")
+    hint = _OF_VERSION if "the Gemini API" in doing and _WRONG_VERSION.search(said) else ""
+    return kinds.get(status, RefusedError)(f"Could not {doing}: {said}{hint}")
 
 
 def _unsure(doing: str, said: str, wait: float | None, *, creating: bool) -> ProviderError:

@@ -104,7 +104,9 @@ class OpenAILines:
         for image in request.images:
             url = _image_url(image)
             parts.append(
-                {"type": "image_url", "image_url": {"url": url}} if chat else {"type": "input_image", "image_url": url}
+                {"type": "image_url", "image_url": {"url": url}}
+                if chat
+                else {"type": "input_image", "image_url": url, "detail": "auto"}  # which is required there
             )
         return dumps(parts).encode("ascii")
 

@@ -59,6 +59,10 @@ VERTEX_LIMITS = Limits(max_requests=200_000, max_bytes=1_000_000_000)
 _JOBS = "batchPredictionJobs"
 _PAGE = 100
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+_PUBLISHERS = ("google", "anthropic")
+_PUBLISHER = re.compile(r"(?:^|/)publishers/([^/]+)/")
+_OPEN = re.compile(r"-maas(@|$)|^(llama|deepseek|qwen|gpt-oss|meta/|openai/|intfloat/)", re.IGNORECASE)
+"""Open models by their short names, where no publisher is named."""
 _SdkClient = TypeVar("_SdkClient", bound=Any)
 _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 
@@ -151,7 +155,13 @@ class VertexProvider:
         return [*self._given_secrets, *filter(None, [getattr(self._credentials, "token", None)])]
 
     def codec(self, spec: RequestSpec) -> Codec:
-        """See Provider.codec."""
+        """See Provider.codec. Raises ConfigError for an open model: its lines are another form, not written yet."""
+        if _is_open(spec.model):
+            raise ConfigError(
+                f"The model {spec.model!r} is not one of Google's or Claude: batches of open models (Llama, DeepSeek, "
+                "Qwen, gpt-oss, …) take lines of another form on Vertex AI, and the form of their results is not "
+                "documented. Nothing was sent. Take a Gemini or Claude model here, or this one at another provider."
+            )
         if not _is_claude(spec.model):
             return GoogleLines(spec, VERTEX_LIMITS, "custom_id", imported=True)
         if self._location == "global":
@@ -360,6 +370,11 @@ def _guarded(client: _SdkClient) -> _SdkClient:
 
 def _is_claude(model: str) -> bool:
     return "claude" in model or model.startswith("publishers/anthropic/")
+
+
+def _is_open(model: str) -> bool:
+    publisher = _PUBLISHER.search(model)
+    return publisher[1] not in _PUBLISHERS if publisher else bool(_OPEN.search(model))
 
 
 def _model_path(model: str) -> str:

@@ -167,6 +167,7 @@ class GeminiBatchResource(CheckedResource):
         default=None, description="Whose account this is; a key does not tell. Give one where you use several projects."
     )
     inline_bytes: int = Field(default=1_000_000, description="Batches up to this size travel in the create call.")
+    api_version: str = Field(default="v1beta", description="API version of every call: v1beta, or v1.")
     timeout_seconds: float = Field(default=600.0, description="For one call.")
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
@@ -179,6 +180,7 @@ class GeminiBatchResource(CheckedResource):
             base_url=self.base_url,
             account=self.account,
             inline_bytes=self.inline_bytes,
+            api_version=self.api_version,
             timeout_seconds=self.timeout_seconds,
             settle_seconds=self.settle_seconds,
         )

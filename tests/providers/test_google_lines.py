@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -13,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from dagster_llm_batch import GeminiBatchResource
 from dagster_llm_batch.core.pricing import tariff
-from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
+from dagster_llm_batch.errors import ConfigError, InputError, RefusedError, ResponseSchemaError
 from dagster_llm_batch.providers.google_lines import GoogleLines, without_model
 from dagster_llm_batch.providers.google_replies import read_google_line
 from dagster_llm_batch.providers.google_schema import google_schema, import_problem
+from dagster_llm_batch.providers.vertex import VertexProvider
 from dagster_llm_batch.providers.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.types import (
     Endpoint,
@@ -33,6 +36,7 @@ from dagster_llm_batch.types import (
     Turn,
     Usage,
 )
+from tests.faults.test_origins import Server
 
 LIMITS = Limits(10, 10_000)
 BOM = b"\xef\xbb\xbf"  # a line that starts with it is never read in one go
@@ -316,3 +320,38 @@ def test_claude_answers_a_schema_by_the_one_tool():
     for params, said in (({}, "needs params="), ({"max_tokens": 9, "thinking": {"type": "enabled"}}, "cannot think")):
         with pytest.raises(ConfigError, match=said):
             VertexClaudeLines(RequestSpec("claude-x", spec.response, params=params), LIMITS)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "publishers/meta/models/llama-3.3-70b-instruct-maas",
+        "projects/p/locations/l/publishers/qwen/models/qwen3-235b-a22b-instruct-2507-maas",
+        "deepseek-v3.1-maas",
+        "openai/gpt-oss-120b-maas",
+        "gpt-oss-20b",
+    ],
+)
+def test_an_open_model_on_vertex_is_refused_before_anything_is_sent(model):
+    with pytest.raises(ConfigError, match=rf"'{re.escape(model)}' is not one of Google's or Claude.*Nothing was sent"):
+        VertexProvider("p", "us-central1", "b").codec(RequestSpec(model))
+
+
+@pytest.mark.parametrize(
+    "model", ["gemini-2.5-flash", "publishers/google/models/gemini-2.5-flash", "projects/p/locations/l/models/123"]
+)
+def test_a_model_of_google_or_of_ones_own_is_not(model):
+    VertexProvider("p", "us-central1", "b").codec(RequestSpec(model))
+
+
+def test_gemini_is_called_by_v1beta_or_by_the_version_that_is_set():
+    said = 'Invalid JSON payload received. Unknown name "systemInstruction": Cannot find field.'
+    body = json.dumps({"error": {"code": 400, "message": said, "status": "INVALID_ARGUMENT"}}).encode()
+    with Server(lambda _asked: (400, {"content-type": "application/json"}, body)) as server:
+        for changes, version in (({}, "v1beta"), ({"api_version": "v1"}, "v1")):
+            resource = GeminiBatchResource(api_key="k", base_url=server.url, **changes)
+            with pytest.raises(RefusedError, match=r"systemInstruction.*Set api_version of the provider: 'v1beta'"):
+                resource.provider().poll(["batches/b"])
+            assert server.asked[-1].path == f"/{version}/batches/b"
+    with pytest.raises(ConfigError, match="api_version is '1'; the Gemini API has 'v1beta' and 'v1'"):
+        GeminiBatchResource(api_key="k", api_version="1").provider()

@@ -8,6 +8,8 @@ from base64 import b64decode
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types.responses import ResponseInputImageParam
+from pydantic import TypeAdapter
 
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
 from dagster_llm_batch.providers.openai_lines import OpenAILines
@@ -110,8 +112,10 @@ def test_images_become_parts_of_the_user_message():
     assert url == {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
     text, data, url = sent(request, spec(Endpoint.RESPONSES))["body"]["input"][0]["content"]
     assert text == {"type": "input_text", "text": "What is it?"}
-    assert data == {"type": "input_image", "image_url": f"{prefix},{encoded}"}
-    assert url == {"type": "input_image", "image_url": "https://example.com/a.png"}
+    assert data == {"type": "input_image", "image_url": f"{prefix},{encoded}", "detail": "auto"}
+    assert url == {"type": "input_image", "image_url": "https://example.com/a.png", "detail": "auto"}
+    for part in (data, url):
+        TypeAdapter(ResponseInputImageParam).validate_python(part, strict=True)  # what the SDK says is required
 
 
 def test_an_image_without_anything_is_an_input_error():
