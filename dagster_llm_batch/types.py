@@ -187,6 +187,7 @@ class PriceBasis(StrEnum):
 
     BATCH = "batch"  # the price book has this model's batch price
     HALF = "rule:half"  # half of the standard price, as the provider documents
+    HALF_BUT_CACHED = "rule:half-but-cached"  # the same, but cached input at its standard price
     REALTIME = "realtime"  # the standard price, for what was answered in real time
     FREE = "free"  # runs on the user's own machines
     UNKNOWN = "unknown"  # nobody knows; the cost is null

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
@@ -132,8 +132,32 @@ def tariff(provider: str, model: str, at: datetime, own: TokenPrice | None = Non
         return Tariff(PriceBasis.BATCH, batch, standard)
     if provider not in _HALVES:
         return UNKNOWN
+    if provider == "google" and "claude" not in name:
+        return Tariff(PriceBasis.HALF_BUT_CACHED, _half_but_cached(standard), standard)
     half = standard.times(_HALF) if isinstance(standard, PerToken) else lambda usage: standard(usage) * _HALF
     return Tariff(PriceBasis.HALF, half, standard)
+
+
+def _half_but_cached(standard: Rate) -> Rate:
+    """Half of the price of all tokens but those read from a cache.
+
+    Google's discount for cached tokens and that for a batch do not add up: Vertex AI documents that the one for cached
+    tokens goes before, and the Gemini API lists one price of cached tokens for both. The book's batch prices agree
+    (2026-11, genai-prices 0.2.3: gemini-2.5-flash 0.03 USD a million in both).
+    """
+    if isinstance(standard, PerToken):
+        return replace(standard.times(_HALF), read=standard.read)
+
+    def rate(usage: Usage) -> Decimal:
+        if not usage.cache_read_tokens:
+            return standard(usage) * _HALF
+        # the tier is that of all input, so what the cached part costs is told by two requests of the same input
+        fresh = standard(Usage(input_tokens=usage.input_tokens, output_tokens=0))
+        mixed = Usage(input_tokens=usage.input_tokens, output_tokens=0, cache_read_tokens=usage.cache_read_tokens)
+        uncached = fresh * (usage.input_tokens - usage.cache_read_tokens) / usage.input_tokens
+        return (standard(usage) + standard(mixed) - uncached) * _HALF
+
+    return rate
 
 
 def _own_tariff(own: TokenPrice) -> Tariff:

@@ -62,7 +62,7 @@ _DOCS = {
     "estimated_usd": "before anything was sent",
     "cost_usd": "from the usage in the results; null: not known, or not settled",
     "realtime_usd": "the same in real time",
-    "price_basis": "batch, rule:half, free or unknown",
+    "price_basis": "batch, rule:half, rule:half-but-cached, free or unknown",
 }
 
 

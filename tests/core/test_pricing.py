@@ -99,6 +99,38 @@ def test_a_batch_price_that_nobody_documents_is_neither_half_nor_whole(provider:
     assert tariff(provider, model, NOW).basis is PriceBasis.UNKNOWN
 
 
+@pytest.mark.parametrize(
+    ("provider", "model", "at", "usage", "cost_usd", "basis"),
+    [
+        # 0.10 fresh, 0.025 cached, 0.40 output: half of 0.75 M fresh and of the output, and all of 0.25 M cached
+        ("google", "gemini-2.0-flash", NOW, Usage(1_000_000, 100_000, 250_000), "0.06375", "rule:half-but-cached"),
+        (
+            "google",
+            "publishers/google/models/gemini-2.0-flash",
+            NOW,
+            Usage(1_000_000, 0),
+            "0.05",
+            "rule:half-but-cached",
+        ),
+        # above 200,000 tokens 4.00 fresh, 0.40 cached, 18.00 output; below 2.00, 0.20 and 12.00
+        ("google", "gemini-3-pro-preview", NOW, Usage(400_000, 1_000, 300_000), "0.329", "rule:half-but-cached"),
+        ("google", "gemini-3-pro-preview", NOW, Usage(100_000, 1_000, 60_000), "0.058", "rule:half-but-cached"),
+        # the book's own batch price, in which it is the same
+        ("google", "gemini-2.5-flash", NOW, Usage(1_000_000, 0, 1_000_000), "0.03", "batch"),
+        # Anthropic's discounts multiply, also on Vertex AI
+        ("google", "claude-sonnet-4-5", NOW, Usage(100_000, 0, 100_000), "0.015", "rule:half"),
+    ],
+)
+def test_googles_cached_tokens_are_not_halved_again_in_a_batch(
+    provider: str, model: str, at: datetime, usage: Usage, cost_usd: str, basis: str
+) -> None:
+    prices = tariff(provider, model, at)
+    assert prices.price(usage).cost_usd == Decimal(cost_usd)
+    assert prices.basis == basis
+    one = [pa.array([count], pa.int64()) for count in usage]
+    assert prices.costs(one)[0].to_pylist() == [Decimal(cost_usd)]
+
+
 def test_before_the_book_had_batch_prices_the_rule_of_half_gives_the_same() -> None:
     early = tariff("openai", "gpt-4o", datetime(2026, 9, 1, tzinfo=UTC))
     assert early.basis is PriceBasis.HALF
