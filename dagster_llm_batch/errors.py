@@ -9,6 +9,7 @@
     │   └── MessagesLostError     … since a stream's retention has deleted some before they were read
     ├── ProviderError             the provider said no
     │   ├── TransientError        … for now: the same call may succeed later
+    │   │   └── NoConnectionError … and this one never left
     │   ├── RefusedError          … for good: the same call will fail again
     │   │   └── CredentialsError  … because of who asked
     │   └── AmbiguousError        … or perhaps yes: a create call ended without a reply that can be trusted
@@ -36,6 +37,7 @@ __all__ = [
     "LedgerError",
     "MessagesLostError",
     "MissingExtraError",
+    "NoConnectionError",
     "PayloadError",
     "ProviderError",
     "RefusedError",
@@ -90,6 +92,10 @@ class TransientError(ProviderError):
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
         self.answer = answer
+
+
+class NoConnectionError(TransientError):
+    """No connection was made, so the call certainly had no effect."""
 
 
 class RefusedError(ProviderError):

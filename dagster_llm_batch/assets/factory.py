@@ -54,6 +54,7 @@ def llm_batch_assets(
     deadline: timedelta | None = None,
     urgent: str | None = None,
     realtime_concurrency: int = 8,
+    realtime_patience: timedelta = timedelta(minutes=5),
     below_minimum: BelowMinimum = "refuse",
     expected_output_tokens: int | None = None,
     price: TokenPrice | None = None,
@@ -87,7 +88,7 @@ def llm_batch_assets(
             Arrow record batches.
         key, prompt, model, response, params, endpoint, keep, retry, expected_output_tokens, price, max_cost_usd,
             max_requests_per_batch, max_bytes_per_batch, fallback, fallback_after, deadline, urgent,
-            realtime_concurrency, below_minimum, workers: See Labeling.
+            realtime_concurrency, realtime_patience, below_minimum, workers: See Labeling.
         deps: Assets that a function of rows reads, for order and lineage.
         partitions_def: Any Dagster partitions. An upstream asset is read by the same partition key.
         mode: `deferred`: materializing the labels takes what is there; a sensor (`build_llm_batch_sensor`) does it when
@@ -130,6 +131,7 @@ def llm_batch_assets(
             deadline=deadline,
             urgent=urgent,
             realtime_concurrency=realtime_concurrency,
+            realtime_patience=realtime_patience,
             below_minimum=below_minimum,
             expected_output_tokens=expected_output_tokens,
             price=price,

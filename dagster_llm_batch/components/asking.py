@@ -58,6 +58,12 @@ class Asking:
         duration("How long batches may take; what none has answered then is answered in real time, at its price."),
     ] = None
     realtime_concurrency: Annotated[int, about("How many calls in real time run at once.", 8)] = 8
+    realtime_patience: Annotated[
+        timedelta,
+        duration(
+            "How long calls in real time may wait in all for a provider that turns them away; then a later run asks."
+        ),
+    ] = timedelta(minutes=5)
     below_minimum: Annotated[
         BelowMinimum, about("What to do with fewer requests than the provider's least number for a batch.", "pad")
     ] = "refuse"

@@ -2,30 +2,32 @@
 
     planned ── commit `submitting` ──▶ a call for each request ──▶ raw file ──▶ commit `ended`
 
-A shard here is small: a process that is killed loses the answers of one, and no request is asked twice in a wave. What
-was not answered is missing from the raw file, and is for the next wave.
+A shard here is small: a process that is killed loses the answers of one, and no request is asked twice in a wave. A
+call of unknown end leaves an empty line, and its request is for the next wave. A run waits for a provider that turns
+calls away as long as the labeling's patience lasts; then the answers are kept beside the shard, which is planned again.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import Future, as_completed
-from datetime import datetime, timedelta
 
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.engine.shards import RAW, beside
+from dagster_llm_batch.engine.shards import RAW, SO_FAR, answers_so_far, beside, write_answers_so_far
 from dagster_llm_batch.engine.threads import Threads
-from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, TransientError
+from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, NoConnectionError, TransientError
 from dagster_llm_batch.protocols import Codec, Provider
 from dagster_llm_batch.states import Move
-from dagster_llm_batch.storage.payloads import PayloadWriter
 from dagster_llm_batch.storage.records import Shard
 from dagster_llm_batch.types import BatchStatus, Lane, Outcome
 
 __all__ = ["Answerer"]
 
 _PAUSES_SECONDS = (1.0, 4.0, 16.0)  # after an answer that says: later, and not when
-_LONGEST_WISH_SECONDS = 300.0
+
+
+class _TurnedAwayError(Exception):
+    """The provider takes no calls for longer than the run waits; this one was not made, or had no effect."""
 
 
 class Answerer:
@@ -35,39 +37,62 @@ class Answerer:
         self._labeling = labeling
         self._deployment = deployment
         self._codec: Codec = deployment.codec(labeling)
-        self._not_before: datetime | None = None
+        self._gate = deployment.gate(labeling)
+
+    @property
+    def is_turned_away(self) -> bool:
+        """Whether the provider has turned calls away for longer than they wait: none is made in this process now."""
+        return self._gate.closed_until is not None
 
     def answer(self, shard: Shard) -> None:
-        """Bring a planned shard to `ended`. Raises CredentialsError or ConfigError, then `planned` if nothing came."""
+        """Bring a planned shard to `ended`; or to `planned` with what was answered, where not all of it could be asked.
+
+        Raises what was in the way of that: CredentialsError, ConfigError or an interruption. That the provider turns
+        calls away is none: the shard waits for the time that it named.
+        """
         provider = self._deployment.provider_of(shard)
         ledger, payloads = self._deployment.ledger, self._deployment.payloads
         lines = list(payloads.lines(shard.path))
+        answers = answers_so_far(payloads, shard)
+        before = len(answers)
         ledger.move(shard.shard_id, Move.SEND, lane=Lane.REALTIME, sent_at=self._deployment.clock())
-        with payloads.writer(beside(shard, RAW)) as raw:
-            wrong = self._ask_all(provider, lines, raw)
-        if wrong is not None and not raw.bytes and isinstance(wrong, CredentialsError | ConfigError):
-            payloads.delete(beside(shard, RAW))
-            ledger.move(shard.shard_id, Move.NOT_SENT, reason=str(wrong))
-            raise wrong
-        ledger.move(shard.shard_id, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=self._deployment.clock())
-        if wrong is not None:
+        wrong = self._ask_all(provider, lines, answers)
+        if len(answers) == len(lines):
+            with payloads.writer(beside(shard, RAW)) as raw:
+                for answer in answers.values():
+                    raw.write(answer)
+            now = self._deployment.clock()
+            ledger.move(shard.shard_id, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=None)
+            if before:
+                payloads.delete(beside(shard, SO_FAR))
+        else:
+            # What was answered is paid for, and what was asked must not be asked twice in a wave. It is stored before
+            # the shard is planned again: a process that is killed in between leaves it to whoever recovers the shard.
+            if len(answers) > before:
+                write_answers_so_far(payloads, shard, answers)
+            until = self._gate.closed_until if isinstance(wrong, _TurnedAwayError) else None
+            reason = str(wrong) or type(wrong).__name__
+            ledger.move(shard.shard_id, Move.NOT_SENT, reason=reason, waits_until=until)
+        if wrong is not None and not isinstance(wrong, _TurnedAwayError):
             raise wrong
 
-    def _ask_all(self, provider: Provider, lines: list[bytes], raw: PayloadWriter) -> BaseException | None:
-        """Write the answers as they come. After an error or an interruption, which is returned, nothing more is asked,
+    def _ask_all(self, provider: Provider, lines: list[bytes], answers: dict[int, bytes]) -> BaseException | None:
+        """Add the answers as they come. After an error or an interruption, which is returned, nothing more is asked,
         and what is on its way still comes: it is paid for.
         """
         wrong: BaseException | None = None
         with Threads(self._labeling.realtime_concurrency, "dagster-llm-batch realtime") as pool:
-            asked = {pool.submit(self._ask, provider, line) for line in lines}
+            unasked = [number for number in range(len(lines)) if number not in answers]
+            asked = {pool.submit(self._ask, provider, lines[number]): number for number in unasked}
             while asked:
                 try:
-                    for future in as_completed(asked):
-                        asked.discard(future)
-                        raw.write(_answer_of(future))
+                    for future in as_completed(list(asked)):
+                        number = asked.pop(future)
+                        answers[number] = _answer_of(future)
                 except BaseException as error:  # noqa: BLE001 - Dagster's interruption is one
-                    wrong = wrong or error
-                    asked = {future for future in asked if not future.cancel()}
+                    if wrong is None or isinstance(wrong, _TurnedAwayError):
+                        wrong = error
+                    asked = {future: number for future, number in asked.items() if not future.cancel()}
         return wrong
 
     def _ask(self, provider: Provider, line: bytes) -> bytes:
@@ -75,29 +100,44 @@ class Answerer:
 
         A rate limit is for all calls: none is made before the time that one was told.
         """
-        for pause in _PAUSES_SECONDS:
+        why = ""
+        for pause in (*_PAUSES_SECONDS, None):
             self._wait()
-            answer, wish_seconds = _answered(provider, line)
-            result = self._codec.decode(answer)
-            if result.outcome is not Outcome.ERRORED or not result.retryable:
-                return answer
-            if wish_seconds:
-                until = self._deployment.clock() + timedelta(seconds=min(wish_seconds, _LONGEST_WISH_SECONDS))
-                self._not_before = max(self._not_before or until, until)
+            wish_seconds: float | None = None
+            answer: bytes | None = None
+            try:
+                answer, wish_seconds = _answered(provider, line)
+            except NoConnectionError as error:
+                why = str(error)
             else:
+                result = self._codec.decode(answer)
+                if result.outcome is not Outcome.ERRORED or not result.retryable:
+                    self._gate.let_in()
+                    return answer
+                why = result.reason or "it turns calls away"
+            seconds = wish_seconds or pause
+            if seconds and not self._gate.turn_away(seconds, is_for_all=bool(wish_seconds)):
+                raise _TurnedAwayError(self._later(why))
+            if pause is None and answer is not None:
+                return answer
+            if pause is not None and not wish_seconds:
                 self._deployment.sleep(pause)
-        self._wait()
-        return _answered(provider, line)[0]
+        raise _TurnedAwayError(self._later(why))
 
     def _wait(self) -> None:
-        if self._not_before is not None:
-            left = self._not_before - self._deployment.clock()
-            if left > timedelta():
-                self._deployment.sleep(left.total_seconds())
+        if self.is_turned_away:
+            raise _TurnedAwayError(self._later("it turns calls away"))
+        if (seconds := self._gate.seconds_to_wait()) > 0:
+            self._deployment.sleep(seconds)
+
+    def _later(self, why: str) -> str:
+        until = self._gate.closed_until
+        then = "later" if until is None else f"after {until.isoformat(timespec='seconds')}"
+        return f"{self._labeling.model} is asked for the rest {then}: {why}"
 
 
 def _answered(provider: Provider, line: bytes) -> tuple[bytes, float | None]:
-    """The answer, and for how many seconds the provider wants no other call."""
+    """The answer, and for how many seconds the provider wants no other call; raises what left no answer."""
     try:
         return provider.respond(line), None
     except TransientError as error:
@@ -110,7 +150,7 @@ def _answer_of(future: Future[bytes]) -> bytes:
     """An empty line where nobody knows whether the call arrived: it is not made again in this wave."""
     try:
         return future.result()
-    except (CredentialsError, ConfigError):
+    except (CredentialsError, ConfigError, _TurnedAwayError):
         raise
     except LLMBatchError:
         return b"\n"

@@ -23,14 +23,14 @@ from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, Reconciler, ShardFacts, Tally
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.engine.shards import RAW, RESULTS, beside, packed_ids
+from dagster_llm_batch.engine.shards import RAW, RESULTS, answers_so_far, beside, packed_ids
 from dagster_llm_batch.engine.threads import Threads
 from dagster_llm_batch.errors import CredentialsError, ProviderError, RefusedError, TransientError
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Shard
-from dagster_llm_batch.types import BatchStatus
+from dagster_llm_batch.types import BatchStatus, Lane
 
 __all__ = ["Collector"]
 
@@ -143,6 +143,8 @@ class Collector:
     def _lines(self, shard: Shard) -> Iterator[bytes]:
         """The lines as the provider gives them. A batch that failed may be gone, with nothing of it to fetch."""
         if shard.batch_id is None:
+            if shard.lane is Lane.REALTIME:  # taken back, or its process died, when some of it was asked
+                yield from answers_so_far(self._payloads, shard).values()
             return
         try:
             yield from self._deployment.provider_of(shard).fetch(shard.batch_id)

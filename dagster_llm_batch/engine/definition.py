@@ -87,6 +87,9 @@ class Labeling:
             its price: running batches are stopped, and their finished rows kept.
         urgent: A boolean column of the rows: where it is true, the row is answered in real time from the start.
         realtime_concurrency: How many calls in real time run at once.
+        realtime_patience: How long calls in real time may wait in all, in one process, for a provider that turns them
+            away (429 with or without Retry-After, overload, no connection); each answer earns a second back. Then, and
+            at once where the provider names a longer wait, the rest stays unasked in the ledger for a later run.
         below_minimum: What to do with fewer requests than the provider's least number for a batch (Bedrock's 100):
             "refuse" them before anything is sent, "pad" the batch with copies that are paid for, or answer them in
             "realtime". They are merged with others of the same run first. The estimate takes each partition as if it
@@ -114,6 +117,7 @@ class Labeling:
     deadline: timedelta | None = None
     urgent: str | None = None
     realtime_concurrency: int = 8
+    realtime_patience: timedelta = timedelta(minutes=5)
     below_minimum: BelowMinimum = "refuse"
     expected_output_tokens: int | None = None
     price: TokenPrice | None = None
@@ -238,6 +242,7 @@ _LEAST = {
     "max_bytes_per_batch": 1,
     "expected_output_tokens": 0,
     "realtime_concurrency": 1,
+    "realtime_patience": timedelta(0),
     "deadline": timedelta(0),
     "fallback_after": timedelta(0),
 }

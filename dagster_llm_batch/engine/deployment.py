@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 
 from dagster_llm_batch.core.pricing import FREE, Tariff, tariff
@@ -22,15 +23,66 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Shard, Submission
 from dagster_llm_batch.types import Lane
 
-__all__ = ["Deployment", "new_id"]
+__all__ = ["Deployment", "Gate", "new_id"]
 
 _LEASE = "submission:"
 _LEASE_SECONDS = 60.0
+_EARNED = timedelta(seconds=1)  # by each answer
+_SHORTEST_ABSENCE = timedelta(minutes=1)
+_LONGEST_ABSENCE = timedelta(hours=1)  # whatever a provider says, it is asked again then
 
 
 def new_id() -> str:
     """The id of a new submission. All ids that a plan writes follow from it."""
     return uuid.uuid4().hex
+
+
+class Gate:
+    """When calls in real time may be made to one model, and how long they may still wait for that. Thread-safe.
+
+    Calls that wait at the same time wait once. Where the patience ends the gate closes, for this process: nobody waits
+    at a closed gate, and what is not asked yet is for later.
+    """
+
+    def __init__(self, clock: Callable[[], datetime], patience: timedelta) -> None:
+        self._clock = clock
+        self._patience = self._left = patience
+        self._waited_until = self._not_before = clock()
+        self._closed_until: datetime | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def closed_until(self) -> datetime | None:
+        """When it opens again, with new patience; None while it is open."""
+        with self._lock:
+            if self._closed_until is not None and self._closed_until <= self._clock():
+                self._closed_until, self._left = None, self._patience
+            return self._closed_until
+
+    def seconds_to_wait(self) -> float:
+        """For how long no call may be made: a rate limit that one call was told is for all of them."""
+        return max(0.0, (self._not_before - self._clock()).total_seconds())
+
+    def turn_away(self, seconds: float, *, is_for_all: bool) -> bool:
+        """A call was turned away for so long; returns whether there is patience to wait for that."""
+        with self._lock:
+            now = self._clock()
+            until = now + min(timedelta(seconds=min(seconds, 1e9)), _LONGEST_ABSENCE)
+            more = until - max(now, self._waited_until)
+            if more > self._left:
+                self._closed_until = until if is_for_all else now + _SHORTEST_ABSENCE
+                return False
+            if more > timedelta():
+                self._left -= more
+                self._waited_until = until
+            if is_for_all:
+                self._not_before = max(self._not_before, until)
+            return True
+
+    def let_in(self) -> None:
+        """A call was answered."""
+        with self._lock:
+            self._left = min(self._patience, self._left + _EARNED)
 
 
 @dataclass(frozen=True)
@@ -48,6 +100,7 @@ class Deployment:
     queue_limits: Mapping[str, QueueLimit] = field(default_factory=dict)
     transfers_at_once: int = 4
     new_id: Callable[[], str] = new_id
+    gates: dict[tuple[str, str, str], Gate] = field(default_factory=dict)  # by provider, account and model
 
     def __post_init__(self) -> None:
         """Refuses what could transfer nothing."""
@@ -102,6 +155,12 @@ class Deployment:
             )
             raise ConfigError(msg)
         return provider
+
+    def gate(self, labeling: Labeling) -> Gate:
+        """Through which this labeling's calls in real time go, whichever submission they are for."""
+        owner = self.owner(labeling)
+        gate = Gate(self.clock, labeling.realtime_patience)
+        return self.gates.setdefault((owner.provider, owner.account, owner.model), gate)
 
     def is_late(self, submission: Submission) -> bool:
         """Whether its deadline has passed."""

@@ -16,17 +16,21 @@ from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.engine.sending import Sender
+from dagster_llm_batch.engine.shards import SO_FAR, beside
 from dagster_llm_batch.engine.threads import Threads
 from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.leases import Lease
-from dagster_llm_batch.storage.records import Shard
+from dagster_llm_batch.storage.records import Shard, ShardFields
 from dagster_llm_batch.types import BatchStatus, Lane, Limits
 
-__all__ = ["WAITS", "Dispatcher", "drop", "due", "has_room", "keep_places"]
+__all__ = ["UNAVAILABLE", "WAITS", "Dispatcher", "can_go", "drop", "keep_places"]
 
 WAITS = "waits"
 """The event of a submission that leaves shards planned, since they may not go yet."""
+
+UNAVAILABLE = "unavailable"
+"""The event of a submission whose provider does not answer now."""
 
 _PLACE_KEPT = timedelta(hours=1)  # unless somebody looks after it: nobody may ever send what a removed asset planned
 _SAY_EVERY = timedelta(minutes=10)
@@ -51,9 +55,13 @@ class Dispatcher:
         Where all of it was asked before, it is given up instead, and an event says so: what came must still land.
         """
         batches: list[tuple[Labeling, list[Shard]]] = []
+        turned_away = _turned_away(planned, self._deployment.clock())
         for (model, lane), shards in groupby(sorted(planned, key=_target), key=_target):
             labeling = self._labeling.by(model)
-            if lane == Lane.REALTIME:
+            if (model, lane) in turned_away:
+                for submission_id in {shard.submission_id for shard in shards}:
+                    self._waits(submission_id)
+            elif lane == Lane.REALTIME:
                 batches += [(labeling, [shard]) for shard in shards]
             else:
                 batches += [(labeling, batch) for batch in self._batches(labeling, list(shards))]
@@ -127,7 +135,10 @@ class Dispatcher:
         if self._is_realtime(labeling, batch):
             answerer = self._answerers.setdefault(labeling.model, Answerer(labeling, self._deployment))
             for shard in batch:
-                answerer.answer(shard)
+                if answerer.is_turned_away:
+                    self._is_unavailable(shard.submission_id, labeling.model)
+                else:
+                    answerer.answer(shard)
             return
         least, waiting = self._least(labeling), batch
         requests = sum(shard.requests for shard in batch)
@@ -150,6 +161,12 @@ class Dispatcher:
     def _waits(self, submission_id: str) -> None:
         if self._deployment.ledger.last_event(submission_id).kind != WAITS:
             self._deployment.ledger.note(submission_id, WAITS, "for the provider's queue, or for its time")
+
+    def _is_unavailable(self, submission_id: str, model: str) -> None:
+        """Say so, unless that is the last that is known: the sensor takes its time then before it asks for a run."""
+        ledger = self._deployment.ledger
+        if ledger.last_event(submission_id).kind not in (UNAVAILABLE, Move.NOT_SENT.value):
+            ledger.note(submission_id, UNAVAILABLE, f"{model} turns calls in real time away; the rest is asked later")
 
     def give_up(self, planned: Sequence[Shard], *, late: bool) -> list[Shard]:
         """Take back what batches of this model will not answer in time; returns what is left to send.
@@ -182,14 +199,28 @@ def drop(deployment: Deployment, planned: Sequence[Shard], reason: str) -> None:
     """Never send these."""
     for shard in planned:
         if shard.state is ShardState.PLANNED:
+            fields: ShardFields = {"status": BatchStatus.CANCELED, "reason": reason, "ended_at": deployment.clock()}
+            if shard.lane is Lane.REALTIME and deployment.payloads.exists(beside(shard, SO_FAR)):
+                fields["sent_at"] = deployment.clock()  # some of it was asked: its answers count
             with suppress(IllegalMoveError):  # another process has just sent it; it is collected in time
-                deployment.ledger.move(
-                    shard.shard_id,
-                    Move.CANCELED,
-                    status=BatchStatus.CANCELED,
-                    reason=reason,
-                    ended_at=deployment.clock(),
-                )
+                deployment.ledger.move(shard.shard_id, Move.CANCELED, **fields)
+
+
+def can_go(deployment: Deployment, planned: Sequence[Shard], *, late: bool) -> bool:
+    """Whether one of a submission's planned shards may go now, or is given up now since it is too late for a batch."""
+    now = deployment.clock()
+    turned_away = _turned_away(planned, now)
+    return any(
+        _target(shard) not in turned_away
+        if shard.lane is Lane.REALTIME
+        else late or (due(shard, now) and has_room(deployment, [shard]))
+        for shard in planned
+    )
+
+
+def _turned_away(planned: Sequence[Shard], now: datetime) -> set[tuple[str, str]]:
+    """Models that turned calls in real time away, until a time that has not come: one shard has it for all of them."""
+    return {_target(shard) for shard in planned if shard.lane is Lane.REALTIME and not due(shard, now)}
 
 
 def due(shard: Shard, now: datetime) -> bool:

@@ -21,9 +21,9 @@ from dagster_llm_batch.engine.breaker import Breaker, stop_reason
 from dagster_llm_batch.engine.collecting import Collector
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment, new_id
-from dagster_llm_batch.engine.dispatch import Dispatcher, drop, due, has_room, keep_places
+from dagster_llm_batch.engine.dispatch import UNAVAILABLE, Dispatcher, can_go, drop, keep_places
 from dagster_llm_batch.engine.landing import Landing
-from dagster_llm_batch.engine.outlook import LOST, STRANDED, TURN, UNAVAILABLE, Outlook, count_lost, look_out
+from dagster_llm_batch.engine.outlook import LOST, STRANDED, TURN, Outlook, count_lost, look_out
 from dagster_llm_batch.engine.planner import Planner
 from dagster_llm_batch.engine.polling import Failed, Poller
 from dagster_llm_batch.engine.previewing import Preview
@@ -47,7 +47,7 @@ from dagster_llm_batch.storage.ledger import Ledger, utc_now
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.reading import Unreadable
 from dagster_llm_batch.storage.records import Progress, Shard, Submission, SubmissionState
-from dagster_llm_batch.types import BatchReport, Lane
+from dagster_llm_batch.types import BatchReport
 
 __all__ = ["Engine"]
 
@@ -346,11 +346,10 @@ class Engine:
 
     def _can_send(self, submission: Submission) -> bool:
         """Whether one of its planned shards may go now. One that had to wait for that gets an event of its own."""
-        if submission.state is not SubmissionState.OPEN or self._deployment.is_late(submission):
+        if submission.state is not SubmissionState.OPEN:
             return True
         planned = [s for s in self.ledger.shards(submission.submission_id) if s.state is ShardState.PLANNED]
-        now = self._clock()
-        return any(s.lane is Lane.REALTIME or (due(s, now) and has_room(self._deployment, [s])) for s in planned)
+        return can_go(self._deployment, planned, late=self._deployment.is_late(submission))
 
     def keep_places(self, assets: Sequence[str]) -> None:
         """Say, now and then, that somebody looks after these assets: what waits of others loses its place in queues."""

@@ -8,15 +8,15 @@ from datetime import datetime
 from itertools import takewhile
 
 from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.engine.dispatch import WAITS
+from dagster_llm_batch.engine.dispatch import UNAVAILABLE, WAITS
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.reading import Unreadable
 from dagster_llm_batch.storage.records import Event
 
-__all__ = ["LOST", "STRANDED", "TURN", "UNAVAILABLE", "Outlook", "count_lost", "look_out"]
+__all__ = ["LOST", "STRANDED", "TURN", "Outlook", "count_lost", "look_out"]
 
-TURN, UNAVAILABLE = "turn", "unavailable"
-"""Events: what waited may go; the provider did not answer."""
+TURN = "turn"
+"""The event that what waited may go."""
 
 LOST, STRANDED = "landing_lost", "landing_stranded"
 """Events: a run that was to land the labels ended without having done anything, and another is asked for, or none any

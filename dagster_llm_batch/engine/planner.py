@@ -7,7 +7,7 @@ earlier submissions of the partition have answered under the same configuration 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -23,16 +23,17 @@ from dagster_llm_batch.core.sharding import tightest
 from dagster_llm_batch.engine.budgets import refuse_over_budget
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.dispatch import drop
 from dagster_llm_batch.engine.planning import Draft, Plan, Spare
 from dagster_llm_batch.engine.previewing import Preview, preview_of
 from dagster_llm_batch.engine.pruning import is_pruned
-from dagster_llm_batch.engine.shards import ShardFiles, Wave, request_ids
-from dagster_llm_batch.errors import BudgetError, ConfigError, IllegalMoveError, LeaseError
-from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.engine.shards import ShardFiles, Wave, answers_so_far, request_ids
+from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError
+from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.paths import payload_path
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Shard, Submission, SubmissionState
-from dagster_llm_batch.types import BatchStatus, Lane, Outcome, PriceBasis, ResponseKind, Usage
+from dagster_llm_batch.types import Lane, Outcome, PriceBasis, ResponseKind, Usage
 
 __all__ = ["Planner", "output_tokens_each"]
 
@@ -231,18 +232,16 @@ class Planner:
                     answered.update(one for one, outcome in pairs if outcome == Outcome.SUCCEEDED.value)
                 elif shard.state is not ShardState.PLANNED and shard.sent_at is not None:
                     in_flight.update(request_ids(self._payloads, shard))
+                elif shard.lane is Lane.REALTIME and (answered_now := answers_so_far(self._payloads, shard)):
+                    ids = request_ids(self._payloads, shard)
+                    in_flight.update(ids[place] for place in answered_now)
         return {**dict.fromkeys(in_flight, False), **dict.fromkeys(answered, True)}
 
     def _supersede(self, older: Submission, by: str) -> None:
         """Send no more of a submission whose rows or definition have changed; what was sent is still collected."""
         self._ledger.note(older.submission_id, "superseded", f"by submission {by}")
         self._ledger.set_state(older.submission_id, SubmissionState.CANCELED)
-        for shard in self._ledger.shards(older.submission_id):
-            if shard.state is ShardState.PLANNED:
-                with suppress(IllegalMoveError):  # another process has just sent it; it is collected in time
-                    self._ledger.move(
-                        shard.shard_id, Move.CANCELED, status=BatchStatus.CANCELED, ended_at=self._deployment.clock()
-                    )
+        drop(self._deployment, self._ledger.shards(older.submission_id), f"submission {by} came in its place")
 
     def _submission(
         self,

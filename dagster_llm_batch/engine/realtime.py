@@ -10,6 +10,7 @@ import pyarrow as pa
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.status import Status
 from dagster_llm_batch.errors import TransientError
+from dagster_llm_batch.states import ShardState
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
@@ -38,5 +39,6 @@ def answer_now(engine: Engine, labeling: Labeling, submission_id: str) -> Status
         status = engine.advance(labeling, submission_id)
     if not status.is_settled:
         where = f"{labeling.asset} {status.submission.partition}".strip()
-        raise TransientError(f"{where}: not all of it was answered now. What came is kept; start it again.")
+        why = next((f" {one.reason}." for one in status.shards if one.state is ShardState.PLANNED and one.reason), "")
+        raise TransientError(f"{where}: not all of it was answered now.{why} What came is kept; start it again.")
     return status

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -23,21 +24,27 @@ __all__ = [
     "PART",
     "RAW",
     "RESULTS",
+    "SO_FAR",
     "Lines",
     "Owner",
     "ShardFiles",
     "Wave",
     "WrittenLines",
+    "answers_so_far",
     "beside",
     "delete_requests",
     "packed_ids",
     "renamed",
     "request_ids",
     "requests_of",
+    "write_answers_so_far",
 ]
 
 REQUESTS, IDS, RAW, RESULTS = ".requests.jsonl.lz4", ".ids.lz4", ".raw.jsonl.zst", ".results.parquet"
 """What a shard's files end with, and differ in alone. Raw results are kept for long, the others are read soon."""
+
+SO_FAR = ".sofar.jsonl.zst"
+"""Beside a shard in real time that was not asked to its end: the answers that it has, which are not paid again."""
 
 PART, APART = "part-", "apart-"
 """What files start with that workers need within one step, in the submission's folder. A lost worker leaves them."""
@@ -98,6 +105,26 @@ def delete_requests(payloads: PayloadStore, shard: Shard) -> None:
     """Remove what a shard asks."""
     payloads.delete(shard.path)
     payloads.delete(beside(shard, IDS))
+
+
+def answers_so_far(payloads: PayloadStore, shard: Shard) -> dict[int, bytes]:
+    """What was answered of a shard in real time that was not asked to its end, by the place in its request file.
+
+    An empty line is a call of unknown end: it is not made again in this wave.
+    """
+    path = beside(shard, SO_FAR)
+    if not payloads.exists(path):
+        return {}
+    places, *answers = payloads.lines(path)
+    return dict(zip(json.loads(places), answers, strict=True))
+
+
+def write_answers_so_far(payloads: PayloadStore, shard: Shard, answers: Mapping[int, bytes]) -> None:
+    """Keep these for `answers_so_far`."""
+    with payloads.writer(beside(shard, SO_FAR)) as out:
+        out.write(json.dumps(list(answers)).encode() + b"\n")
+        for answer in answers.values():
+            out.write(answer)
 
 
 def renamed(line: bytes, old: str, request_id: str, nonce: str) -> bytes:

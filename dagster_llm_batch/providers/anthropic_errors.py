@@ -14,7 +14,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from dagster_llm_batch.errors import AmbiguousError, CredentialsError, ProviderError, RefusedError, TransientError
+from dagster_llm_batch.errors import (
+    AmbiguousError,
+    CredentialsError,
+    NoConnectionError,
+    ProviderError,
+    RefusedError,
+    TransientError,
+)
 from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.providers.words import plain_words
 
@@ -47,7 +54,7 @@ def provider_error(error: Exception, doing: str, secret: str, *, had_effect: boo
         if causes & _CANNOT_SEND:
             return RefusedError(f"Could not {doing}: {said} Check base_url and api_key.")
         if causes & _NEVER_SENT:
-            return TransientError(f"Could not {doing}: no connection. {said}")
+            return NoConnectionError(f"Could not {doing}: no connection. {said}")
         return _unsure(doing, f"the reply was lost or cannot be read. {said}", None, had_effect=had_effect)
     wait = _retry_after_seconds(getattr(getattr(error, "response", None), "headers", {}))
     if status in (401, 403):

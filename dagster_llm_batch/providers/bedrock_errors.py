@@ -16,7 +16,14 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from dagster_llm_batch.errors import AmbiguousError, CredentialsError, ProviderError, RefusedError, TransientError
+from dagster_llm_batch.errors import (
+    AmbiguousError,
+    CredentialsError,
+    NoConnectionError,
+    ProviderError,
+    RefusedError,
+    TransientError,
+)
 from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.providers.words import plain_words
 
@@ -105,7 +112,7 @@ def aws_error(error: Exception, doing: str, secrets: Collection[str], *, creatin
         if names & _NO_CREDENTIALS:
             return CredentialsError(f"Could not {doing}: {said} Check the AWS credentials of this process.")
         if names & _NEVER_SENT:
-            return TransientError(f"Could not {doing}: no connection. {said}")
+            return NoConnectionError(f"Could not {doing}: no connection. {said}")
         if names & _LOST or "Boto3Error" in names or not names & {"BotoCoreError"}:
             return _unsure(doing, f"the reply was lost or cannot be read. {said}", None, creating=creating)
         return RefusedError(f"Could not {doing}: {said}")

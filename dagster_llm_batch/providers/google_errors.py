@@ -21,6 +21,7 @@ from dagster_llm_batch.errors import (
     AmbiguousError,
     CredentialsError,
     LLMBatchError,
+    NoConnectionError,
     ProviderError,
     RefusedError,
     TransientError,
@@ -93,7 +94,7 @@ def _provider_error(error: Exception, doing: str, secret: str, *, creating: bool
         if names & _CANNOT_SEND:
             return RefusedError(f"Could not {doing}: {said} Check the address and the key.")
         if names & _NEVER_SENT:
-            return TransientError(f"Could not {doing}: no connection. {said}")
+            return NoConnectionError(f"Could not {doing}: no connection. {said}")
         return _unsure(doing, f"the reply was lost or cannot be read. {said}", None, creating=creating)
     wait = _retry_after_seconds(error)
     if is_about_credentials(error):

@@ -17,7 +17,14 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from dagster_llm_batch.errors import AmbiguousError, CredentialsError, ProviderError, RefusedError, TransientError
+from dagster_llm_batch.errors import (
+    AmbiguousError,
+    CredentialsError,
+    NoConnectionError,
+    ProviderError,
+    RefusedError,
+    TransientError,
+)
 from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.providers.words import plain_words
 
@@ -51,7 +58,7 @@ def provider_error(error: Exception, doing: str, secret: str, *, creating: bool 
         if causes & _CANNOT_SEND:
             return RefusedError(f"Could not {doing}: {said} Check base_url and api_key.")
         if causes & _NEVER_SENT:
-            return TransientError(f"Could not {doing}: no connection. {said}")
+            return NoConnectionError(f"Could not {doing}: no connection. {said}")
         return _unsure(doing, f"the reply was lost or cannot be read. {said}", None, creating=creating)
     wait = retry_after_seconds(getattr(getattr(error, "response", None), "headers", {}))
     if status in (401, 403):

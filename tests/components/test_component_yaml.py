@@ -279,6 +279,7 @@ def test_what_becomes_of_rows_that_nobody_answers_in_time_is_said_in_yaml():
         deadline="{{ datetime.timedelta(hours=6) }}",
         urgent="is_vip",
         realtime_concurrency=3,
+        realtime_patience={"minutes": 2},
         below_minimum="realtime",
     )
     with loaded(given) as project:
@@ -287,6 +288,7 @@ def test_what_becomes_of_rows_that_nobody_answers_in_time_is_said_in_yaml():
             "gemini/gemini-2.5-flash",
             Fallback("anthropic/claude-haiku-4-5", params={"max_tokens": 9}),
         ]
+        assert component.realtime_patience == timedelta(minutes=2)
         assert (component.fallback_after, component.deadline) == (timedelta(minutes=90), timedelta(hours=6))
         assert (component.urgent, component.realtime_concurrency, component.below_minimum) == ("is_vip", 3, "realtime")
     with loaded(labels(deadline={"days": 1, "hours": 12})) as project:

@@ -150,6 +150,17 @@ PUT_BACK = Scenario(
 OWN_QUEUE = Scenario("batches wait for their turn", queue_limit=QueueLimit(max_batches=1), clouds=frozenset({"openai"}))
 SHARED = Scenario("partitions share a batch", waves=(1,), partitions=3, changes=(("max_requests_per_batch", 9),))
 URGENT = Scenario("some rows are urgent", waves=(2,), urgent=3, clouds=_EMULATED, billed=(9, 12))
+TURNED_AWAY = Scenario(
+    "calls in real time are turned away for an hour",
+    waves=(2,),
+    urgent=3,
+    faults=tuple(
+        WireFault(kind="status", status=429, retry_after="3600", route=route, skip=2)
+        for route in ("POST /v1/chat/completions", "POST /v1/messages", "POST /*:generateContent")
+    ),
+    clouds=_EMULATED - {"bedrock"},  # which names no time
+    billed=(9, 12),
+)
 FALLBACK = Scenario(
     "a model refuses a row",
     waves=(3, 1),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dagster_llm_batch.errors import LLMBatchError, TransientError
+from dagster_llm_batch.errors import LLMBatchError, NoConnectionError, TransientError
 from dagster_llm_batch.testing.emulator import Emulator, WireFault
 from dagster_llm_batch.types import Outcome, Request, RequestSpec
 from tests.faults.vendors import VENDORS, Vendor
@@ -50,3 +50,13 @@ def test_a_wait_that_the_vendor_names_comes_with_the_answer(vendor: Vendor, tmp_
     assert told.value.answer is not None
     result = codec.decode(told.value.answer)
     assert (result.custom_id, result.outcome, result.retryable) == ("n-0", Outcome.ERRORED, True)
+
+
+@pytest.mark.parametrize("vendor", VENDORS[:-1], ids=lambda vendor: vendor.name)
+def test_a_call_that_found_nobody_is_known_to_have_had_no_effect(vendor: Vendor, tmp_path: Path) -> None:
+    addresses = {"s3_url": "http://127.0.0.1:1", "gcs_url": "http://127.0.0.1:1"}
+    with Emulator(**addresses) as emulator:
+        provider = vendor.provider(emulator, tmp_path, 0.5)
+    codec = provider.codec(RequestSpec(vendor.model, params=vendor.params))
+    with pytest.raises(NoConnectionError):
+        provider.respond(codec.encode(Request("r", None, "text"), "n-0"))
