@@ -12,7 +12,18 @@ from dagster._core.execution.plan.utils import build_resources_for_manager
 from dagster._core.secrets.env_file import get_env_var_dict
 from dagster._grpc.utils import get_loadable_targets
 
-__all__ = ["check_target", "env_file", "io_manager_surroundings", "load_repository"]
+__all__ = [
+    "check_target",
+    "env_file",
+    "io_manager_surroundings",
+    "load_asset",
+    "load_repository",
+    "load_stored",
+    "output_context",
+]
+
+_ANY = dg.DagsterType(lambda _context, _value: True, "Stored", typing_type=Any)
+"""What an IO manager is asked for: whatever it gives by itself."""
 
 
 def check_target(
@@ -33,16 +44,115 @@ def check_target(
 
 
 def io_manager_surroundings(context: dg.AssetExecutionContext, io_manager_key: str) -> Mapping[str, Any]:
-    """What an output context needs of the run, as arguments of `dg.build_output_context`.
+    """The configuration and the resources of an IO manager of this step, as arguments of a context that is built.
 
-    Dagster's own output contexts carry the IO manager's configuration and resources; some (DuckDB, Snowflake,
-    BigQuery) take their connection from there. A hand-made one has neither, and a step tells them to nobody else.
+    Some (DuckDB, Snowflake, BigQuery) take their connection from there, and a step tells them to nobody else.
     """
     step = context.get_step_execution_context()
     return {
         "resource_config": step.resolved_run_config.resources[io_manager_key].config,
         "resources": build_resources_for_manager(io_manager_key, step),
     }
+
+
+def output_context(
+    context: dg.AssetExecutionContext,
+    asset: dg.AssetKey,
+    io_manager_key: str,
+    partition: str | None,
+    dagster_type: dg.DagsterType,
+) -> dg.OutputContext:
+    """The output context that Dagster would make for an asset of this step, narrowed to one partition.
+
+    `dg.build_output_context` is for tests: it knows no run, step, op, job or log, and IO managers may ask for each.
+    """
+    step = context.get_step_execution_context()
+    node = step.job_def.asset_layer.get(asset)  # as the code location has it: definitions may have been changed since
+    partitions_def = node.partitions_def
+    subset = None
+    if partition is not None and partitions_def is not None:
+        subset = partitions_def.empty_subset().with_partition_keys([partition])
+    return dg.OutputContext(
+        step_key=step.step.key,
+        name=context.assets_def.get_output_name_for_asset_key(asset),
+        job_name=step.job_def.name,
+        run_id=step.run_id,
+        definition_metadata=node.metadata,
+        # In a run over a range an output is stored once for each partition. Without a mapping key all of them have the
+        # same identifier, and in a store that goes by it the last partition would replace the others.
+        mapping_key=partition if _is_of_many(context) else None,
+        op_def=step.op_def,
+        dagster_type=dagster_type,
+        log_manager=step.log,
+        step_context=step,
+        asset_key=asset,
+        partition_key=partition,
+        asset_partitions_def=partitions_def,
+        asset_partitions_subset=subset,
+        asset_spec=node.to_asset_spec(),
+        **io_manager_surroundings(context, io_manager_key),
+    )
+
+
+def _is_of_many(context: dg.AssetExecutionContext) -> bool:
+    """Whether this run is over more than one partition."""
+    if not context.has_partition_key_range:
+        return False
+    span = context.partition_key_range
+    return bool(span.start != span.end)
+
+
+def load_asset(context: dg.AssetExecutionContext, asset: dg.AssetKey, partition: str | None) -> Any:
+    """Load an upstream asset, or one partition of it, from where the run that materialized it last has put it.
+
+    `context.load_asset_value` makes the IO manager anew, so that one which keeps things in memory is empty, and tells
+    it neither the run nor the step of the asset. It serves where this step does not have the IO manager.
+    """
+    node = context.get_step_execution_context().job_def.asset_layer.get(asset)
+    if node.io_manager_key not in context.op_execution_context.op_def.required_resource_keys:
+        return context.load_asset_value(asset, partition_key=partition)
+    definition = node.assets_def
+    name, op_def = asset.to_python_identifier(), None  # what is not in this run's job may be of ours, named so
+    if definition.is_executable:
+        name, op_def = definition.get_output_name_for_asset_key(asset), definition.get_op_def_for_asset_key(asset)
+    return load_stored(context, node.to_asset_spec(), node.io_manager_key, partition, name=name, op_def=op_def)
+
+
+def load_stored(
+    context: dg.AssetExecutionContext,
+    spec: dg.AssetSpec,
+    io_manager_key: str,
+    partition: str | None,
+    *,
+    name: str,
+    op_def: dg.OpDefinition | None = None,
+) -> Any:
+    """As `load_asset`, of any asset: it need not be in this run's job. `name`: of the output that it was."""
+    of_partition = dg.AssetRecordsFilter(spec.key, asset_partitions=None if partition is None else [partition])
+    newest = next(iter(context.instance.fetch_materializations(of_partition, limit=1).records), None)
+    around = io_manager_surroundings(context, io_manager_key)
+    stored = dg.build_output_context(
+        step_key=None if newest is None else newest.event_log_entry.step_key,
+        run_id=None if newest is None else newest.run_id,
+        name=name,
+        op_def=op_def,
+        asset_key=spec.key,
+        asset_spec=spec,
+        definition_metadata=spec.metadata,
+        resource_config=around["resource_config"],
+    )
+    given = dg.build_input_context(
+        asset_key=spec.key,
+        upstream_output=stored,
+        dagster_type=_ANY,
+        partition_key=partition,
+        asset_partition_key_range=None if partition is None else dg.PartitionKeyRange(partition, partition),
+        asset_partitions_def=spec.partitions_def,
+        instance=context.instance,
+        resource_config=around["resource_config"],
+        resources=around["resources"]._asdict(),  # a named tuple, as output contexts take it
+    )
+    return getattr(context.resources, io_manager_key).load_input(given)
 
 
 def env_file(folder: str) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import dagster as dg
 
+from dagster_llm_batch._dagster_private import load_asset
 from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.checks import ChecksPolicy
@@ -127,7 +128,7 @@ class Dataset:
         upstream = context.op_execution_context.job_def.asset_layer.get(self.rows).partitions_def
         partition = self.rows_partition(upstream, partition)
         try:
-            return context.load_asset_value(self.rows, partition_key=partition)
+            return load_asset(context, self.rows, partition)
         except FileNotFoundError as error:
             msg = f"The rows asset {self.rows.to_user_string()} is not materialized: {error}. Materialize it first."
             raise InputError(msg) from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from dagster_llm_batch.assets.dataset import Dataset
-from dagster_llm_batch.assets.output import write_output
+from dagster_llm_batch.assets.output import stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, landed
 from dagster_llm_batch.assets.tables import LabeledTables, labeled_tables
 from dagster_llm_batch.checks import check_specs, verdicts
@@ -51,7 +51,7 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
 
     @dg.multi_asset(
         name=dataset.key.to_python_identifier(),
-        specs=[labels, rejects],
+        specs=stored_by(dataset.io_manager_key, labels, rejects),
         check_specs=landing.checks,
         can_subset=True,
         required_resource_keys={dataset.resource_key, dataset.io_manager_key},

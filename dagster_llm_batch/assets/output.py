@@ -5,40 +5,60 @@ A run over several partitions would otherwise hand the IO manager all of them as
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any, Literal
 
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch._dagster_private import io_manager_surroundings
+from dagster_llm_batch._dagster_private import output_context
 from dagster_llm_batch.errors import MissingExtraError
 
-__all__ = ["Frame", "write_output"]
+__all__ = ["Frame", "stored_by", "write_output"]
 
 Frame = Literal["arrow", "polars", "pandas", "batches"]
 """What an IO manager is given. `batches` is a `pyarrow.RecordBatchReader`, to be read once: no table is held whole."""
 
 
+def stored_by(io_manager_key: str, *specs: dg.AssetSpec) -> list[dg.AssetSpec]:
+    """The specs with word of which IO manager stores them: what reads them downstream asks that one."""
+    return [spec.with_io_manager_key(io_manager_key) for spec in specs]
+
+
 def _to_frame(table: pa.Table | pa.RecordBatchReader, frame: Frame) -> Any:
-    if frame == "batches":
-        return _stream(table)
+    """The whole table, for `batches` too: an IO manager that keeps it in memory has it read more than once."""
+    whole = table.read_all() if isinstance(table, pa.RecordBatchReader) else table
     try:
         if frame == "polars":
             import polars as pl  # noqa: PLC0415 - optional
 
-            return pl.from_arrow(table)
-        return table.to_pandas() if frame == "pandas" else table
+            return pl.from_arrow(whole)
+        return whole.to_pandas() if frame == "pandas" else whole
     except ImportError as error:
         raise MissingExtraError(frame, f"frame='{frame}'") from error
 
 
-def _stream(table: pa.Table | pa.RecordBatchReader) -> pa.RecordBatchReader:
-    """Of one batch at least, be it without rows: polars and others take the columns from a batch."""
-    reader = table.to_reader() if isinstance(table, pa.Table) else table
-    first = next(reader, pa.RecordBatch.from_pylist([], reader.schema))
-    return pa.RecordBatchReader.from_batches(reader.schema, chain([first], reader))
+class _Stream(Iterator[pa.RecordBatch]):
+    """The batches behind a RecordBatchReader. Has one batch at least, be it without rows: polars and others take the
+    columns from a batch.
+    """
+
+    def __init__(self, reader: pa.RecordBatchReader) -> None:
+        first = next(reader, pa.RecordBatch.from_pylist([], reader.schema))
+        self._schema = reader.schema
+        self._rest: Iterator[pa.RecordBatch] = chain([first], reader)
+
+    def __next__(self) -> pa.RecordBatch:
+        return next(self._rest)
+
+    def reader(self) -> pa.RecordBatchReader:
+        """What an IO manager is given."""
+        return pa.RecordBatchReader.from_batches(self._schema, self)
+
+    def outlive_source(self) -> None:
+        """Take what was not read yet into memory: the files behind a stream are gone once its table has landed."""
+        self._rest = iter(list(self._rest))
 
 
 def write_output(
@@ -50,18 +70,26 @@ def write_output(
     frame: Frame,
 ) -> Mapping[str, Any]:
     """Give one partition's table to the IO manager; returns the metadata that it logs."""
-    value = _to_frame(table, frame)
-    output = dg.build_output_context(
-        name=spec.key.to_python_identifier(),
-        asset_key=spec.key,
-        asset_spec=spec,
-        definition_metadata=spec.metadata,
-        partition_key=partition,
-        asset_partitions_def=spec.partitions_def,
-        run_id=context.run.run_id,
-        dagster_type=dg.PythonObjectDagsterType(type(value)),
-        instance=context.instance,
-        **io_manager_surroundings(context, io_manager_key),
-    )
-    getattr(context.resources, io_manager_key).handle_output(output, value)
+    manager = getattr(context.resources, io_manager_key)
+    stream = None
+    if frame == "batches" and not isinstance(manager, dg.InMemoryIOManager):
+        stream = _Stream(table.to_reader() if isinstance(table, pa.Table) else table)
+        value: Any = stream.reader()
+    else:
+        value = _to_frame(table, frame)
+    kind = dg.PythonObjectDagsterType(type(value))
+    output = output_context(context, spec.key, io_manager_key, partition, kind)
+    told = manager.handle_output(output, value)
+    for one in told if isinstance(told, Iterator) else filter(None, [told]):
+        _tell(output, one)
+    if stream is not None:
+        stream.outlive_source()
     return output.get_logged_metadata()
+
+
+def _tell(output: dg.OutputContext, told: Any) -> None:
+    """Dagster lets an IO manager yield or return metadata and materializations of other assets."""
+    if isinstance(told, dg.AssetMaterialization):
+        output.log_event(told)
+    else:
+        output.add_output_metadata(told)

@@ -49,7 +49,11 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         name=dataset.batch_key.to_python_identifier(),
         specs=[spec],
         can_subset=True,
-        required_resource_keys={dataset.resource_key, *dataset.rows_resource_keys},
+        required_resource_keys={
+            dataset.resource_key,
+            *dataset.rows_resource_keys,
+            *([dataset.io_manager_key] if dataset.rows_key else []),  # the rows may be in its memory
+        },
         backfill_policy=dataset.backfill_policy,
     )
     def submit(context: dg.AssetExecutionContext, config: SubmitConfig) -> Iterator[Any]:

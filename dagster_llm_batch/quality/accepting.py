@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from dagster_llm_batch._dagster_private import io_manager_surroundings
+from dagster_llm_batch._dagster_private import load_stored
+from dagster_llm_batch.assets.output import stored_by
 from dagster_llm_batch.assets.partitions import each_partition
 from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.config import CheckedConfig
@@ -38,9 +39,6 @@ __all__ = ["CHECK", "Accept", "Accepted", "accepted_asset", "regression_verdict"
 
 CHECK = "regression"
 """Name of the asset check."""
-
-_ANY = dg.DagsterType(lambda _context, _value: True, "AcceptedLabels", typing_type=Any)
-"""What an IO manager is asked for: whatever it gives by itself."""
 
 _ANEW = "If its store, key or targets were others when it was accepted, accept a version anew."
 _CANDIDATE = "candidate"
@@ -87,25 +85,11 @@ class Accepted:
         """
         if self._event is None:
             return None
-        context, design, key = self._context, self._design, self._spec.key
-        output = dg.build_output_context(
-            name=key.to_python_identifier(),
-            asset_key=key,
-            asset_spec=self._spec,
-            definition_metadata=self._spec.metadata,
-        )
-        around = io_manager_surroundings(context, design.tabling.io_manager_key)
-        given = dg.build_input_context(
-            asset_key=key,
-            upstream_output=output,
-            instance=context.instance,
-            dagster_type=_ANY,
-            resource_config=around["resource_config"],
-            resources=around["resources"]._asdict(),  # a named tuple, as output contexts take it
-        )
-        what = key.to_user_string()
+        spec, design = self._spec, self._design
+        what, name = spec.key.to_user_string(), spec.key.to_python_identifier()
         try:
-            batches = list(record_batches(getattr(context.resources, design.tabling.io_manager_key).load_input(given)))
+            stored = load_stored(self._context, spec, design.tabling.io_manager_key, None, name=name)
+            batches = list(record_batches(stored))
         except Exception as error:  # an IO manager raises whatever its store does
             raise InputError(f"{what} could not be read: {type(error).__name__}: {error}. {_ANEW}") from error
         columns = [_CANDIDATE, design.join_key, *(target.name for target in design.targets)]
@@ -164,7 +148,7 @@ def accepted_asset(design: Design, spec: dg.AssetSpec, tabling: Tabling) -> dg.A
 
     @dg.multi_asset(
         name=spec.key.to_python_identifier(),
-        specs=[spec],
+        specs=stored_by(tabling.io_manager_key, spec),
         can_subset=True,
         required_resource_keys={tabling.io_manager_key},
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from dagster_llm_batch.assets.output import stored_by
 from dagster_llm_batch.assets.partitions import each_partition
 from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.evaluation import (
@@ -47,7 +48,7 @@ def evaluation_asset(
 
     @dg.multi_asset(
         name=design.key.to_python_identifier(),
-        specs=list(specs.values()),
+        specs=stored_by(design.tabling.io_manager_key, *specs.values()),
         check_specs=checks,
         can_subset=True,
         required_resource_keys={design.tabling.io_manager_key},

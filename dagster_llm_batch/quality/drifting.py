@@ -10,6 +10,7 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_llm_batch.assets.output import stored_by
 from dagster_llm_batch.assets.partitions import each_partition
 from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.errors import ConfigError, InputError
@@ -105,7 +106,7 @@ def drift_asset(
 
     @dg.multi_asset(
         name=design.key.to_python_identifier(),
-        specs=[table, shares],
+        specs=stored_by(design.tabling.io_manager_key, table, shares),
         check_specs=[check],
         can_subset=True,
         required_resource_keys={design.tabling.io_manager_key},

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG, Dataset, dataset_of
 from dagster_llm_batch.assets.naming import key_beside
+from dagster_llm_batch.assets.output import stored_by
 from dagster_llm_batch.assets.partitions import each_partition
 from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.core.identity import configuration_fingerprint
@@ -169,7 +170,7 @@ def _asset(skew: "_Skew", figures: dg.AssetSpec, rows: dg.AssetSpec, *, blocking
 
     @dg.multi_asset(
         name=figures.key.to_python_identifier(),
-        specs=[figures, rows],
+        specs=stored_by(dataset.io_manager_key, figures, rows),
         check_specs=checks,
         can_subset=True,
         required_resource_keys={dataset.resource_key, dataset.io_manager_key, *dataset.rows_resource_keys},

@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch._dagster_private import load_asset
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
 
@@ -77,7 +78,7 @@ class StoredTables:
         """`columns`, and those of `also` that are there. Raises ConfigError, with `hint`, or InputError."""
         what = key.to_user_string() + ("" if partition is None else f" ({partition})")
         try:
-            value = self._context.load_asset_value(key, partition_key=partition)
+            value = load_asset(self._context, key, partition)
             batches = list(record_batches(value, {*columns, *also}))
         except Exception as error:  # an IO manager raises whatever its store does
             never = self._context.instance.get_latest_materialization_event(key) is None

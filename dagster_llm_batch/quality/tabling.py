@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch.assets.output import Frame, write_output
+from dagster_llm_batch.assets.output import Frame, stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, landed
 from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.metadata import data_version, table_schema
@@ -50,7 +50,7 @@ class Tabling:
 
         @dg.multi_asset(
             name=spec.key.to_python_identifier(),
-            specs=[spec],
+            specs=stored_by(self.io_manager_key, spec),
             check_specs=checks,
             can_subset=True,
             required_resource_keys={self.io_manager_key, *resource_keys},

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.naming import key_beside
-from dagster_llm_batch.assets.output import Frame, write_output
+from dagster_llm_batch.assets.output import Frame, stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, landed
 from dagster_llm_batch.errors import MessagesLostError
 from dagster_llm_batch.metadata import data_version, first_rows, markdown_table, preview, table_schema
@@ -79,7 +79,7 @@ def kafka_assets(
 
     @dg.multi_asset(
         name=key.to_python_identifier(),
-        specs=[read, unread],
+        specs=stored_by(io_manager_key, read, unread),
         can_subset=True,
         required_resource_keys={topic.resource_key, io_manager_key},
         backfill_policy=dg.BackfillPolicy.single_run(),

@@ -11,6 +11,7 @@ import pyarrow as pa
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import Dataset, dataset_of
 from dagster_llm_batch.assets.naming import key_beside
+from dagster_llm_batch.assets.output import stored_by
 from dagster_llm_batch.core.rates import MONEY
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
@@ -92,7 +93,7 @@ def student_assets(
 
     @dg.multi_asset(
         name=key.to_python_identifier(),
-        specs=[model, said],
+        specs=stored_by(dataset.io_manager_key, model, said),
         can_subset=True,
         required_resource_keys={dataset.io_manager_key},
     )
