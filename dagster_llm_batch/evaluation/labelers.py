@@ -262,13 +262,12 @@ class _Rows:
 
 def _apart(by_class: NDArray[np.int64], values: NDArray[np.float64] | None) -> NDArray[np.float64]:
     """Disagreement summed over all ordered pairs of labels that are counted in a row of `by_class`."""
-    by_class = by_class.astype("float64")  # squares of counts leave int64
-    n = by_class.sum(axis=1)
-    apart: NDArray[np.float64] = (
-        n**2 - (by_class**2).sum(axis=1)
-        if values is None
-        else 2 * (n * (by_class @ values**2) - (by_class @ values) ** 2)
-    )
+    counts: NDArray[np.float64] = by_class.astype("float64")  # squares of counts leave int64
+    n = counts.sum(axis=1)
+    if values is not None:
+        weighted: NDArray[np.float64] = 2 * (n * (counts @ values**2) - (counts @ values) ** 2)
+        return weighted
+    apart: NDArray[np.float64] = n**2 - (counts**2).sum(axis=1)
     return apart
 
 

@@ -222,7 +222,7 @@ def _correlation(a: NDArray[np.float64], b: NDArray[np.float64], times: NDArray[
     """Pearson's r. None for a constant side, which has nothing to go along with."""
     import numpy as np  # noqa: PLC0415  # its caller has it
 
-    if a.min() == a.max() or b.min() == b.max():
+    if np.min(a) == np.max(a) or np.min(b) == np.max(b):
         return None
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         (var_a, both), (_, var_b) = np.cov(a, b, fweights=times)

@@ -114,7 +114,7 @@ def rare_class(votes: Sequence[pa.Array]) -> NDArray[np.float64]:
     found = np.zeros(len(votes[0]))
     for one in codes:
         counts = np.bincount(one[one >= 0], minlength=1)
-        even = counts.sum() / max(1, (counts > 0).sum())
+        even = float(counts.sum()) / max(1, int((counts > 0).sum()))
         found = _stronger(found, _by_class(np.maximum(0, 1 - counts / max(1, even)), one))
     return found
 
@@ -128,11 +128,11 @@ def drift(votes: Sequence[pa.Array], reference: Sequence[pa.Array]) -> NDArray[n
         import numpy as np  # noqa: PLC0415  # optional dependency
     found = np.zeros(len(votes[0]))
     for here, there in zip(codes[: len(votes)], codes[len(votes) :], strict=True):
-        n = 1 + max(here.max(initial=0), there.max(initial=0))
+        n = 1 + max(int(np.max(one, initial=0)) for one in (here, there))
         counts = [np.bincount(one[one >= 0], minlength=n) for one in (here, there)]
         if not counts[1].sum():  # nothing to compare with
             continue
-        p, q = (count / max(1, count.sum()) for count in counts)
+        p, q = (count / max(1, int(count.sum())) for count in counts)
         found = _stronger(found, _by_class(np.divide(np.maximum(0, p - q), p, out=np.zeros(n), where=p > 0), here))
     return found
 
