@@ -22,7 +22,15 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.columns import EXAMPLES, Kind, column, comparable_keys, comparable_values, finite
+from dagster_llm_batch.evaluation.columns import (
+    EXAMPLES,
+    Kind,
+    column,
+    comparable_keys,
+    comparable_values,
+    finite,
+    refuse_weights,
+)
 from dagster_llm_batch.types import Outcome
 
 __all__ = ["MAX_CLASSES", "PROVENANCE", "Class", "Joined", "Target", "join", "succeeded"]
@@ -116,7 +124,9 @@ class Joined:
 
 
 def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target, candidate_name: str) -> Joined:
-    """Raises ConfigError for a missing column or a type that cannot be evaluated, InputError for bad keys or values."""
+    """Raises ConfigError for a missing column or a type that cannot be evaluated, InputError for bad keys or values,
+    and for gold with the `weight` of a sample.
+    """
     target = Target(target) if isinstance(target, str) else target
     theirs = f"candidate '{candidate_name}'"
     gold_keys, candidate_keys = comparable_keys(column(gold, key, "gold"), column(candidate, key, theirs), key, theirs)
@@ -129,6 +139,7 @@ def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target,
     )
 
     has_gold = truth.is_valid()
+    refuse_weights(gold, key, target.gold_column or target.name, counted=has_gold)
     keys, truth = gold_keys.filter(has_gold), truth.filter(has_gold)
     order = pc.sort_indices(keys)
     keys, truth = keys.take(order), truth.take(order)

@@ -120,27 +120,45 @@ class Accepted:
 def regression_verdict(
     regressions: Sequence[Regression], accepted: dg.AssetKey, severity: dg.AssetCheckSeverity
 ) -> Verdict:
-    """Passes if no accepted candidate is surely worse than it was, and where nothing is accepted yet."""
+    """Passes if no accepted candidate is surely worse than it was. Where nothing is accepted yet, or the rows are too
+    few for a verdict, it does not fail either, and says so first.
+    """
     bad = worse(regressions)
     if not regressions:
         said = f"Nothing is accepted yet. Materialize {accepted.to_user_string()} with candidates= in its run config."
     else:
-        said = " ".join(map(_sentence, bad or regressions))
-    p_values = {
+        said = " ".join(map(_sentence, bad or sorted(regressions, key=_is_judged)))
+        if not any(map(_is_judged, regressions)):
+            said = f"Nothing was judged. {said}"
+    told: dict[str, Any] = {
         figure_key("p_worse", one.candidate, one.target): one.p_worse for one in regressions if one.p_worse is not None
     }
-    return Verdict(CHECK, passed=not bad, severity=severity, description=said, metadata=p_values)
+    told |= {
+        figure_key("too_few_rows", one.candidate, one.target): _rows_short(one)
+        for one in regressions
+        if not _is_judged(one)
+    }
+    return Verdict(CHECK, passed=not bad, severity=severity, description=said, metadata=told)
 
 
 def _sentence(one: Regression) -> str:
     what = f"{plain_text(one.candidate)}, {plain_text(one.target)}"
-    if one.accepted is None or one.current is None or one.p_worse is None:
+    if one.accepted is None or one.current is None:
         return f"{what}: no gold row in common with the accepted version."
     form = ".3f" if one.kind == "numeric" else ".1%"
+    verdict = f"p = {one.p_worse:.2g}" if _is_judged(one) else f"too few rows for a verdict: {_rows_short(one)}"
     return (
         f"{what}: {one.accepted:{form}} accepted, {one.current:{form}} now, on {one.n_both:,} rows; {one.n_fixed:,} "
-        f"fixed, {one.n_broken:,} broken (p = {one.p_worse:.2g})."
+        f"fixed, {one.n_broken:,} broken ({verdict})."
     )
+
+
+def _is_judged(one: Regression) -> bool:
+    return one.p_worse is not None
+
+
+def _rows_short(one: Regression) -> str:
+    return f"{one.n_both} of {one.rows_wanted}"
 
 
 def accepted_asset(design: Design, spec: dg.AssetSpec, tabling: Tabling) -> dg.AssetsDefinition:

@@ -22,6 +22,7 @@ from dagster_llm_batch.evaluation import (
     agreement_png,
     plain_text,
 )
+from dagster_llm_batch.evaluation.columns import WEIGHT, refuse_weights
 from dagster_llm_batch.evaluation.joining import succeeded
 from dagster_llm_batch.evaluation.labelers import labelers_markdown, pairs_markdown
 from dagster_llm_batch.evaluation.schemas import table_of
@@ -169,10 +170,11 @@ def _labels(design: AgreementDesign, tables: StoredTables, partition: str | None
     if design.gold is not None and there(design.gold):
         names = {one.name: one.gold_column or one.name for one in design.targets}
         wanted = [design.join_key, *names.values(), *([design.annotator] if design.annotator else [])]
-        gold = tables.read(design.gold, partition, partitions_def, wanted, hint=_HINT)
+        gold = tables.read(design.gold, partition, partitions_def, wanted, also=(WEIGHT,), hint=_HINT)
         if partition is not None and tables.partitions_def(design.gold) is None and candidates:
             keys = stacked([one.select([design.join_key]) for one in candidates.values()], design.key)[design.join_key]
             gold = gold.filter(pc.is_in(gold[design.join_key], keys.combine_chunks()))
+        refuse_weights(gold, design.join_key, *names.values())
         found[GOLD] = _people(design, gold, names, set(candidates))
     if sum(map(len, found.values())) < 2:  # noqa: PLR2004
         missing = ", ".join(key.to_user_string() for key in design.upstreams if not there(key)) or "none is missing"

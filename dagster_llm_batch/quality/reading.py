@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation import Target
+from dagster_llm_batch.evaluation.columns import WEIGHT
 from dagster_llm_batch.evaluation.joining import PROVENANCE
 from dagster_llm_batch.quality.stored import StoredTables, stacked
 from dagster_llm_batch.quality.upstreams import Candidate
@@ -29,6 +30,8 @@ from dagster_llm_batch.quality.upstreams import Candidate
 __all__ = ["Read", "Upstreams"]
 
 _SHOWN = 3
+
+_HINT = "Set key=, target= or gold_target= to columns that are there."
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Upstreams:
                 f"The gold {self._gold.to_user_string()} is materialized {where}. {self._next(self._gold)}"
             )
         return Read(
-            gold=self._load_all(self._gold, counted, self._gold_columns),
+            gold=self._load_gold(counted),
             candidates={one.name: self._labels(one, labeled[one.name]) for one in self._candidates},
             partitions=None if with_labels == {None} else len(with_labels - {None}),
             gold_partitions_without_labels=len(gold_partitions) - len(counted),
@@ -122,7 +125,7 @@ class Upstreams:
                 f"The gold {self._gold.to_user_string()} is not materialized for this partition. "
                 f"{self._next(self._gold)}"
             )
-        gold = self._load_all(self._gold, gold_parts, self._gold_columns)
+        gold = self._load_gold(gold_parts)
         tables = {one.name: self._labels(one, wanted[one.name]) for one in self._candidates}
         if self._partitions_of(self._gold) is not None:
             return Read(gold, tables)
@@ -149,12 +152,13 @@ class Upstreams:
             return pa.schema([(name, pa.null()) for name in dict.fromkeys(self._columns)]).empty_table()
         return stacked(tables, candidate.key)
 
-    def _load_all(self, key: dg.AssetKey, partitions: Sequence[str | None], columns: Sequence[str]) -> pa.Table:
-        return stacked([self._load(key, partition, columns) for partition in partitions], key)
+    def _load_gold(self, partitions: Sequence[str | None]) -> pa.Table:
+        key = self._gold
+        tables = [self._tables.load(key, one, self._gold_columns, also=(WEIGHT,), hint=_HINT) for one in partitions]
+        return stacked(tables, key)
 
     def _load(self, key: dg.AssetKey, partition: str | None, columns: Sequence[str]) -> pa.Table:
-        hint = "Set key=, target= or gold_target= to columns that are there."
-        return self._tables.load(key, partition, columns, also=(*PROVENANCE, *self._confidences), hint=hint)
+        return self._tables.load(key, partition, columns, also=(*PROVENANCE, *self._confidences), hint=_HINT)
 
     def _refuse_no_overlap(self, name: str, table: pa.Table, gold: pa.Table) -> None:
         ours, theirs = gold[self._key], table[self._key]

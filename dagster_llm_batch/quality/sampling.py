@@ -70,8 +70,9 @@ def gold_sample_assets(
 
     Not the hardest rows only: `random_share` of them is drawn from all rows alike, and each proposal says with what
     probability it was drawn. Keep `weight` with the label: `sum(weight * correct) / sum(weight)` is the accuracy over
-    all rows without gold, not only over the hard ones. What candidates said is not shown: people should not follow it.
-    The same labels and seed give the same proposals. Needs the extra `evaluation` when it runs.
+    all rows without gold, not only over the hard ones. Evaluations do not compute that yet, and refuse gold whose
+    `weight` varies: their figures would hold for these rows only. What candidates said is not shown: people should not
+    follow it. The same labels and seed give the same proposals. Needs the extra `evaluation` when it runs.
 
     Args:
         name: Name of the asset.

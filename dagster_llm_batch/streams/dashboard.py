@@ -11,6 +11,7 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, upstream_key
 from dagster_llm_batch.assets.output import Frame
+from dagster_llm_batch.evaluation.columns import WEIGHT, refuse_weights
 from dagster_llm_batch.evaluation.schemas import table_of
 from dagster_llm_batch.quality.pictures import picture
 from dagster_llm_batch.quality.stored import StoredTables
@@ -119,6 +120,7 @@ def _truth(context: dg.AssetExecutionContext, source: dg.AssetKey, target: str) 
     tables = StoredTables(context)
     if not tables.partitions(source):
         return {}
-    table: pa.Table = tables.read(source, None, None, [KEY, target], hint="See truth= and target=.")
+    table: pa.Table = tables.read(source, None, None, [KEY, target], also=(WEIGHT,), hint="See truth= and target=.")
+    refuse_weights(table, KEY, target)
     pairs = zip(table[KEY].to_pylist(), table[target].to_pylist(), strict=True)
     return {str(one): str(label) for one, label in pairs if label is not None}

@@ -114,6 +114,34 @@ def test_what_chance_explains_is_no_regression(world):
     assert "85.7% now" in verdict.description
 
 
+def test_numbers_of_too_few_rows_get_no_verdict_and_the_check_says_so(world):
+    near = 0.0
+
+    def numbers(name, value):
+        @dg.asset(name=name)
+        def produced():
+            return pa.table({"id": list(TRUTH), "score": [value() for _ in TRUTH]})
+
+        return produced
+
+    gold, smol = numbers("gold", lambda: 0.0), numbers("smol", lambda: near)
+    evaluation = evaluation_assets(
+        name="quality", gold=gold, candidates=[smol], key="id", target="score", kind="numeric", regression=True
+    )
+    world.run([gold, smol])
+    accept(world, [gold, smol, *evaluation], "smol")
+    near = 5.0
+    world.run([gold, smol])
+    verdict = evaluate(world, [gold, smol], evaluation)
+    assert verdict.passed
+    assert verdict.description == (
+        "Nothing was judged. smol, score: 0.000 accepted, 5.000 now, on 7 rows; 0 fixed, 7 broken (too few rows for a "
+        "verdict: 7 of 30)."
+    )
+    assert verdict.metadata["llm_batch/too_few_rows of smol, score"].value == "7 of 30"
+    assert "too few rows: 7 of 30" in world.metadata("quality_versions")["llm_batch/versions"].md_str
+
+
 def test_one_candidate_can_be_accepted_and_the_others_stay_as_they_were(world):
     smol, large = Labeler("smol"), Labeler("large")
     upstream, evaluation = house([smol, large])

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from face import failure
 
-from dagster_llm_batch import Prompt, gold_sample_assets, llm_batch_assets
+from dagster_llm_batch import Prompt, agreement_assets, evaluation_assets, gold_sample_assets, llm_batch_assets
 from dagster_llm_batch.errors import ConfigError
 
 DAYS = dg.StaticPartitionsDefinition(["mon", "tue"])
@@ -203,3 +203,27 @@ class TestFailures:
     def test_settings_that_cannot_work_are_refused_at_once(self, wrong, says):
         with pytest.raises(ConfigError, match=re.escape(says)):
             sample(["one"], **wrong)
+
+
+@pytest.mark.parametrize("measure", [evaluation_assets, agreement_assets])
+def test_gold_from_proposals_with_their_weights_is_refused_where_it_would_be_counted_row_by_row(world, measure):
+    one, other = labels("one", mostly_bugs, None), labels("other", other_in_two, None)
+
+    @dg.asset
+    def gold(to_label):
+        right = pa.array([mostly_bugs("mon", int(key[3:])) for key in to_label["id"].to_pylist()])
+        return to_label.select(["id", "weight"]).append_column("topic", right)
+
+    @dg.asset
+    def unweighted(gold):
+        return gold.drop_columns("weight")
+
+    def against(name):
+        return measure(name=f"{name}_quality", gold=name, candidates=[one, other], key="id", target="topic")
+
+    assets = [one, other, *sample([one, other]), gold, unweighted, *against("gold"), *against("unweighted")]
+    world.run(assets, "one", "other", "to_label", "gold", "unweighted")
+    said = failure(world.run(assets, "gold_quality", succeeds=False))
+    assert "Gold has the weights of a sample: column 'weight', 1" in said
+    assert "sum(weight * correct) / sum(weight)" in said
+    world.run(assets, "unweighted_quality")  # as one may still want

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from dagster_llm_batch.evaluation import (
     regressions_to_arrow,
     worse,
 )
+from dagster_llm_batch.evaluation.regression import regressions_markdown
 
 
 def joined(said, *, gold=None, target="t", version="v1", ids=None):
@@ -97,6 +99,35 @@ def test_numbers_are_worse_where_their_errors_grow():
     assert worse([got]) == [got]
     back = regression_between(joined(far, gold=gold, target=target), joined(near, gold=gold, target=target))
     assert (back.p_worse, worse([back])) == (1.0, [])
+
+
+def compared(before, after):
+    target, gold = Target("t", kind="numeric"), [0.0] * len(before)
+    both = (joined(list(said), gold=gold, target=target) for said in (before, after))
+    return regression_between(*both, n_resamples=400)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 10, 29])
+def test_too_few_numbers_give_no_verdict(rows):
+    got = compared([0.0] * rows, [9.0] * rows)
+    assert (got.n_both, got.n_broken, got.p_worse, got.rows_wanted) == (rows, rows, None, 30)
+    assert worse([got]) == []
+    assert f"too few rows: {rows} of 30" in regressions_markdown([got])
+    alone = regression_between(*versions(fixed=0, broken=5))
+    assert worse([got, alone]) == [alone]  # what is not judged takes nothing from the others
+
+
+@pytest.mark.parametrize("error", ["normal", "skewed", "mostly the same"])
+def test_equal_versions_are_seldom_called_worse_from_the_least_number_of_rows_on(error):
+    random = np.random.default_rng(7)
+    draw = {
+        "normal": lambda: random.standard_normal((2, 30)),
+        "skewed": lambda: random.lognormal(0, 1.5, (2, 30)),
+        "mostly the same": lambda: random.standard_normal((2, 30)) * (random.random(30) < 0.2),
+    }[error]
+    found = [compared(*draw()) for _ in range(300)]
+    assert all(one.p_worse is not None for one in found)
+    assert sum(bool(worse([one])) for one in found) / len(found) < 0.11  # .05 to .08 in a hundred times as many
 
 
 def test_other_gold_is_refused():
