@@ -17,6 +17,7 @@ from dagster_llm_batch.errors import ConfigError, LeaseError, LLMBatchError, Tra
 from dagster_llm_batch.metadata import column_lineage, labels_metadata, plain, rejects_metadata, status_metadata
 from dagster_llm_batch.progress import pace_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
+from dagster_llm_batch.storage.records import Submission
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
@@ -96,6 +97,11 @@ class _Landing:
                 dataset.key, partition=partition, metadata={"llm_batch/progress": "nothing was submitted yet"}
             )
             return
+        if self._is_being_sent(context, engine, submission):
+            context.log.info(f"Not ready: run {submission.run_id} is at work on its submission.")
+            metadata = {"llm_batch/progress": f"run {submission.run_id} is at work on its submission"}
+            yield dg.AssetObservation(dataset.key, partition=partition, metadata=metadata)
+            return
         self._finish_superseded(context, engine, partition or "")
         was_settled = submission.is_settled and submission.submission_id not in news
         status = self._advance(context, engine, submission.submission_id)
@@ -161,7 +167,7 @@ class _Landing:
         settled = set()
         for partition in partitions:
             submission = engine.latest(labeling.asset, partition)
-            if submission is None or submission.is_settled:
+            if submission is None or submission.is_settled or self._is_being_sent(context, engine, submission):
                 continue
             with suppress(LLMBatchError):
                 self._finish_superseded(context, engine, partition)
@@ -174,6 +180,14 @@ class _Landing:
             with suppress(LLMBatchError):
                 engine.submit_together(labeling, planned)
         return settled
+
+    def _is_being_sent(self, context: dg.AssetExecutionContext, engine: "Engine", submission: Submission) -> bool:
+        """Whether another run has planned it and is to send it, together with others that it still plans."""
+        if submission.is_settled or submission.run_id in (None, context.run.run_id):
+            return False
+        shards = engine.ledger.shards(submission.submission_id)
+        unsent = any(one.wave == 1 and one.state in (ShardState.PLANNED, ShardState.SUBMITTING) for one in shards)
+        return unsent and submission.run_id in engine.runs_at_work()
 
     def _write(
         self, context: dg.AssetExecutionContext, spec: dg.AssetSpec, partition: str | None, table: Any

@@ -78,13 +78,14 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             yield from landed(context, spec.key, partition, metadata=metadata, version=submission.fingerprint)
 
         partitions = EachPartition(context)
-        planned = partitions.map(plan)
         are_sent = False
-        if len(planned) > 1:
-            with suppress(LLMBatchError):  # each partition says for itself what is in its way
-                engine.submit_together(dataset.labeling, [one.submission_id for one in planned.values()])
-                are_sent = True  # or wait together: alone, one may be too few for a batch
-        yield from partitions.events(planned, sent)
+        with engine.at_work(context.run.run_id):  # all of them are to be planned before any is sent
+            planned = partitions.map(plan)
+            if len(planned) > 1:
+                with suppress(LLMBatchError):  # each partition says for itself what is in its way
+                    engine.submit_together(dataset.labeling, [one.submission_id for one in planned.values()])
+                    are_sent = True  # or wait together: alone, one may be too few for a batch
+            yield from partitions.events(planned, sent)
 
     return submit
 

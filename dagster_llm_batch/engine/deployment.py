@@ -26,6 +26,7 @@ from dagster_llm_batch.types import Lane
 __all__ = ["Deployment", "Gate", "new_id"]
 
 _LEASE = "submission:"
+_AT_WORK = "run:"
 _LEASE_SECONDS = 60.0
 _EARNED = timedelta(seconds=1)  # by each answer
 _SHORTEST_ABSENCE = timedelta(minutes=1)
@@ -128,6 +129,15 @@ class Deployment:
     def leases(self) -> set[str]:
         """The submissions that processes work on. Only a look."""
         return {name.removeprefix(_LEASE) for name in self.ledger.leases() if name.startswith(_LEASE)}
+
+    def at_work(self, run_id: str) -> AbstractContextManager[Lease]:
+        """Show for a block, however long it runs, that this run plans and sends; a dead process shows nothing."""
+        return self.ledger.leased(f"{_AT_WORK}{run_id}:{uuid.uuid4().hex}", seconds=_LEASE_SECONDS)
+
+    def runs_at_work(self) -> set[str]:
+        """The runs that plan and send at this moment."""
+        names = (name for name in self.ledger.leases() if name.startswith(_AT_WORK))
+        return {name.removeprefix(_AT_WORK).rpartition(":")[0] for name in names}
 
     def tariff(self, labeling: Labeling) -> Tariff:
         """What this labeling's requests cost in a batch, now."""

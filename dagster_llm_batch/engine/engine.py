@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -350,6 +350,14 @@ class Engine:
             return True
         planned = [s for s in self.ledger.shards(submission.submission_id) if s.state is ShardState.PLANNED]
         return can_go(self._deployment, planned, late=self._deployment.is_late(submission))
+
+    def at_work(self, run_id: str) -> AbstractContextManager[object]:
+        """Show for a block that this run plans and sends: nobody else is to send what it has planned so far."""
+        return self._deployment.at_work(run_id)
+
+    def runs_at_work(self) -> set[str]:
+        """The runs that plan and send at this moment. Those of dead processes are not among them."""
+        return self._deployment.runs_at_work()
 
     def keep_places(self, assets: Sequence[str]) -> None:
         """Say, now and then, that somebody looks after these assets: what waits of others loses its place in queues."""

@@ -185,7 +185,12 @@ class Tick:
             return []
         # in this order: who planned what is there now still runs, and who has landed it meanwhile has said so
         self._runs = UnfinishedRuns(
-            self._context.instance, self._repository(), self._labels, self._now, lambda: self._has_time(_POLL_SECONDS)
+            self._context.instance,
+            self._repository(),
+            self._labels,
+            self._engine.runs_at_work(),
+            self._now,
+            lambda: self._has_time(_POLL_SECONDS),
         )
         if not self._runs.seen_all:
             self.note("not all runs in the queue were looked at")

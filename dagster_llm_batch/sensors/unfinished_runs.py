@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ _AT_ONCE = 500
 _AT_WORK = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 _WAITING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED]
 _NEVER_STARTS_AFTER = timedelta(hours=1)
+_SHOWS_WITHIN = timedelta(minutes=5)  # that it is at work; then who does not is elsewhere in a long run, or dead
 
 
 class UnfinishedRuns:
@@ -35,6 +36,7 @@ class UnfinishedRuns:
         instance: dg.DagsterInstance,
         repository: dg.RepositoryDefinition,
         labels: Mapping[str, Partitions],
+        at_work: Collection[str],
         now: datetime,
         has_time: Callable[[], bool],
     ) -> None:
@@ -52,7 +54,8 @@ class UnfinishedRuns:
         self.seen_all = True
         for record in self._records(_AT_WORK, lambda: True):  # few: those that work at this moment
             if not is_stale(record, now):
-                self._add(record.dagster_run, submits=True)
+                run = record.dagster_run
+                self._add(run, submits=run.run_id in at_work or now - record.update_timestamp < _SHOWS_WITHIN)
         for record in self._records(_WAITING, has_time):
             if not is_stale(record, now):
                 self._add(record.dagster_run, submits=False)

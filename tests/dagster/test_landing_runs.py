@@ -253,6 +253,37 @@ def test_a_submission_whose_rows_are_slow_is_one_batch_though_the_sensor_ticks_a
     assert asked(tick(face)) == [(DAYS[0], DAYS[29])]
 
 
+def test_a_landing_run_that_was_asked_for_before_leaves_alone_what_a_run_has_planned_and_not_sent(make, emulator):
+    def rows(context):
+        if context.partition_key == DAYS[2] and not early:  # two are planned
+            early.append(face.collect(span=(DAYS[0], DAYS[1])))
+            early.append(face.collect(partition=DAYS[0]))
+        return tickets(2, context.partition_key)
+
+    early = []
+    face = make(*labeled(rows=rows, partitions_def=DAILY))
+    assert face.submit(span=(DAYS[0], DAYS[2])).success
+    assert [run.success for run in early] == [True, True]
+    assert emulator.books.creates_seen == 1
+    emulator.settle()
+    assert face.collect(span=(DAYS[0], DAYS[2])).success
+    assert face.landed() == set(DAYS[:3])
+
+
+def test_a_submission_run_that_shows_no_life_for_five_minutes_holds_nothing_back(make, emulator):
+    face = make(*labeled(partitions_def=DAILY))
+    face.submit(partition=DAYS[0])
+    emulator.settle()
+    run = a_run(face, [BATCH], STARTED, **days(DAYS[0]))
+    assert tick(face).run_requests == []
+    long_ago(face, run, minutes=6)  # its machine is gone, and nobody has told Dagster
+    engine = face.engine()
+    with engine.at_work(run.run_id):
+        assert tick(face).run_requests == []
+    engine.ledger.close()
+    assert asked(tick(face)) == [(DAYS[0], DAYS[0])]
+
+
 LANDS = dg.StaticPartitionsDefinition(["de", "fr"])
 MULTI = dg.MultiPartitionsDefinition({"day": DAILY, "land": LANDS})
 STARTED, QUEUED = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.QUEUED
