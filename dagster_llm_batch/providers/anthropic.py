@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlencode
 
@@ -28,16 +29,27 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.providers.addresses import checked_address
-from dagster_llm_batch.providers.answers import answer_line
-from dagster_llm_batch.providers.anthropic_batch import CreateBody, created_at, read_batch, total_requests
-from dagster_llm_batch.providers.anthropic_errors import UnknownIdError, is_foreign, provider_error
+from dagster_llm_batch.providers.anthropic_batch import CreateBody, created_at, is_batch, read_batch, total_requests
+from dagster_llm_batch.providers.anthropic_errors import UnknownIdError, provider_error
 from dagster_llm_batch.providers.anthropic_lines import ANTHROPIC_VERSION, AnthropicLines
 from dagster_llm_batch.providers.anthropic_replies import read_line
+from dagster_llm_batch.providers.base import (
+    answer_line,
+    answer_of,
+    check_listed,
+    is_answer,
+    odd_answer,
+    parsed,
+    result_lines,
+    sdk_calls,
+    time_of,
+)
 from dagster_llm_batch.providers.clocks import listed_since
 from dagster_llm_batch.providers.http import Origin, guard_client
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
 from dagster_llm_batch.providers.polling import poll_batches, walk_pages
 from dagster_llm_batch.providers.secrets import masked
+from dagster_llm_batch.providers.words import is_id
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
@@ -150,23 +162,21 @@ class AnthropicProvider:
         client = self._client(retries=0)
         with sized(lines) as (file, size):
             body = CreateBody(file, size)
-            try:
+            with sdk_calls(lambda error: self._translated(error, "create the batch", had_effect=body.is_sent)):
                 reply = client.post(
                     _BATCHES,
                     content=body,
                     cast_to=object,
                     options={"headers": {"Content-Length": str(body.bytes)}},
                 )
-            except Exception as error:
-                if isinstance(error, LLMBatchError) or not (is_foreign(error) or body.is_sent):
-                    raise
-                raise self._translated(error, "create the batch", had_effect=body.is_sent) from None
-        batch_id = reply.get("id") if isinstance(reply, dict) else None
-        if not isinstance(batch_id, str) or not batch_id:
+                if not isinstance(reply, dict):
+                    raise odd_answer({}, reply)
+        batch_id = reply.get("id")
+        if not is_id(batch_id):
             raise AmbiguousError(
                 "Perhaps created the batch: the reply names none. Look for it before creating it again."
             )
-        return batch_id
+        return str(batch_id)
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | CannotTell:
         """See Provider.find. Candidates: unknown batches of as many requests, created since; results name the nonce."""
@@ -175,12 +185,13 @@ class AnthropicProvider:
         with self._calls("look for the batch"):
             reply = self._client(retries=2).messages.batches.with_raw_response.list(limit=_PAGE)
             since = listed_since(hints.sent_at, reply.headers)
-            for page in reply.parse().iter_pages():
+            for page in parsed(reply).iter_pages():
                 batches = _listed(page)
                 times = [created_at(batch) for batch in batches]
                 for batch, time in zip(batches, times, strict=True):
                     recent = time is None or time >= since
-                    if recent and batch.id not in hints.known and total_requests(batch) == hints.requests:
+                    # one that tells no counts may be ours: nothing but its results can say that it is not
+                    if recent and batch.id not in hints.known and total_requests(batch) in (hints.requests, None):
                         candidates[batch.id] = batch
                 if times and all(time is not None and time < since for time in times):
                     break  # the list comes newest first, which is documented
@@ -225,18 +236,19 @@ class AnthropicProvider:
     def _page(self, after: str | None) -> tuple[dict[str, Any], bool]:
         with self._calls("list the batches"):
             start: dict[str, Any] = {} if after is None else {"after_id": after}
-            page = self._client(retries=0).messages.batches.list(limit=_PAGE, **start)
+            page = parsed(self._client(retries=0).messages.batches.with_raw_response.list(limit=_PAGE, **start))
             return {batch.id: batch for batch in _listed(page)}, page.has_next_page()
 
     def _report(self, batch_id: str) -> BatchReport:
         try:
-            return read_batch(self._batch(batch_id))
+            return replace(read_batch(self._batch(batch_id)), batch_id=batch_id)
         except UnknownIdError as error:
             return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=f"The provider knows no such batch. {error}")
 
     def _batch(self, batch_id: str) -> Any:
         with self._calls(f"read the batch '{batch_id}'"):
-            return self._client(retries=0).messages.batches.retrieve(batch_id)
+            batch = parsed(self._client(retries=0).messages.batches.with_raw_response.retrieve(batch_id))
+        return _checked(batch, f"read the batch '{batch_id}'")
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch. A download that breaks is a TransientError: start over, since nothing marks the place.
@@ -244,21 +256,24 @@ class AnthropicProvider:
         RefusedError where the vendor has deleted the results, 29 days after the batch was created.
         """
         batch = self._batch(batch_id)
-        if batch.archived_at is not None:
-            raise RefusedError(f"The results of batch '{batch_id}' are gone: archived at {batch.archived_at}.")
+        if (archived_at := time_of(batch.archived_at)) is not None:
+            raise RefusedError(f"The results of batch '{batch_id}' are gone: archived at {archived_at}.")
         if not batch.results_url and batch.processing_status != "ended":
             raise TransientError(f"The batch '{batch_id}' has no results yet: it is '{batch.processing_status}'.")
         if not batch.results_url:
             return
+        if not is_id(batch.results_url):
+            raise TransientError(f"Could not read the batch '{batch_id}': its results are at what is no address.")
+        what, total = f"the results of batch '{batch_id}'", total_requests(batch) or 0
         address = f"{_BATCHES}/{batch_id}/results"
         if self._origin.is_of(batch.results_url):
-            yield from split_lines(self._chunks(batch_id, batch.results_url, total_requests(batch)))
+            yield from result_lines(split_lines(self._chunks(batch_id, batch.results_url, total)), "custom_id", what)
             return
         # a gateway may pass on the vendor's own address, which its key is not for: the path is documented too
         try:
-            yield from split_lines(self._chunks(batch_id, address, total_requests(batch)))
+            yield from result_lines(split_lines(self._chunks(batch_id, address, total)), "custom_id", what)
         except UnknownIdError:
-            yield from split_lines(self._chunks(batch_id, batch.results_url, total_requests(batch)))
+            yield from result_lines(split_lines(self._chunks(batch_id, batch.results_url, total)), "custom_id", what)
 
     def _chunks(self, batch_id: str, address: str, lines: int) -> Iterator[bytes]:
         got = 0
@@ -284,7 +299,8 @@ class AnthropicProvider:
         """See Provider.cancel."""
         try:
             with self._calls(f"cancel the batch '{batch_id}'"):
-                self._client(retries=0).messages.batches.cancel(batch_id)
+                batch = parsed(self._client(retries=0).messages.batches.with_raw_response.cancel(batch_id))
+            _checked(batch, f"cancel the batch '{batch_id}'")
         except ProviderError:
             try:
                 status = self._report(batch_id).status
@@ -298,15 +314,20 @@ class AnthropicProvider:
         request = json.loads(line)
         result: dict[str, Any]
         failure = None
+        client = self._client(retries=0)
         try:
-            message = self._client(retries=0).post(_MESSAGES, body=request["params"], cast_to=object)
+            message = client.post(_MESSAGES, body=request["params"], cast_to=object)
+            if not isinstance(message, dict):
+                raise odd_answer({}, message if isinstance(message, str) else json.dumps(message))
             result = {"type": "succeeded", "message": message}
-        except Exception as error:
-            if not is_foreign(error):
-                raise
+        except LLMBatchError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- the SDK raises what it likes
             failure = self._translated(error, "get an answer")
             body = getattr(error, "body", None)
-            if getattr(error, "response", None) is None or isinstance(failure, CredentialsError):
+            if not is_answer(getattr(error, "status_code", 0), *answer_of(error)) or isinstance(
+                failure, CredentialsError
+            ):
                 raise failure from None
             if not isinstance(body, dict):
                 kind = "invalid_request_error" if isinstance(failure, RefusedError) else "api_error"
@@ -341,21 +362,19 @@ class AnthropicProvider:
     @contextmanager
     def _calls(self, doing: str) -> Iterator[None]:
         """Turns what the SDK and its transport raise into our errors."""
-        try:
+        with sdk_calls(lambda error: self._translated(error, doing)):
             yield
-        except LLMBatchError:
-            raise
-        except Exception as error:
-            if not is_foreign(error):
-                raise
-            raise self._translated(error, doing) from None
 
     def _translated(self, error: Exception, doing: str, *, had_effect: bool = False) -> ProviderError:
         return provider_error(error, f"{doing} at {self._account}", self._api_key, had_effect=had_effect)
 
 
 def _listed(page: Any) -> list[Any]:
-    """The batches on a page. An answer that is no list must not read as one without our batch."""
-    if not isinstance(page.data, list):
-        raise TransientError("Could not list the batches: the answer is no list.")
-    return page.data
+    return check_listed(page.data, is_batch, has_more=page.has_more)
+
+
+def _checked(batch: Any, doing: str) -> Any:
+    """The batch. Raises TransientError where an answer is another object."""
+    if not is_batch(batch):
+        raise TransientError(f"Could not {doing}: the answer is no batch; it has no id or no status.")
+    return batch

@@ -13,12 +13,14 @@ Format: https://platform.claude.com/docs/en/api/retrieving-message-batches
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, BinaryIO
 
+from dagster_llm_batch.providers.base import count_of, time_of
+from dagster_llm_batch.providers.words import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
-__all__ = ["CreateBody", "created_at", "read_batch", "total_requests"]
+__all__ = ["CreateBody", "created_at", "is_batch", "read_batch", "total_requests"]
 
 _HEAD, _TAIL = b'{"requests":[', b"]}"
 _CHUNK_BYTES = 1 << 16
@@ -54,10 +56,10 @@ class CreateBody:
 
 def read_batch(batch: Any) -> BatchReport:
     """The report of a batch as the SDK gives it, whose fields may be absent or of another type."""
-    word = str(getattr(batch, "processing_status", None))
+    word = plain_words(getattr(batch, "processing_status", None))
     status = _STATUSES.get(word)
     reason = None if status is not None else f"The provider reports the unknown status '{word}'."
-    counts = {name: _count(batch, name) for name in _COUNTS}
+    counts = {name: _count(batch, name) or 0 for name in _COUNTS}
     if status is BatchStatus.ENDED:
         if counts["canceled"] and getattr(batch, "cancel_initiated_at", None) is not None:
             status = BatchStatus.CANCELED
@@ -72,31 +74,25 @@ def read_batch(batch: Any) -> BatchReport:
         failed=total - counts["processing"] - counts["succeeded"] if total else None,
         reason=reason,
         created_at=created_at(batch),
-        ended_at=_time(getattr(batch, "ended_at", None)),
+        ended_at=time_of(getattr(batch, "ended_at", None)),
     )
 
 
-def total_requests(batch: Any) -> int:
-    """How many requests the batch holds: the sum of its counts never changes."""
-    return sum(_count(batch, name) for name in _COUNTS)
+def is_batch(value: Any) -> bool:
+    """Whether this is a batch at all: it has an id and a status, of whatever word."""
+    return is_id(getattr(value, "id", None)) and isinstance(getattr(value, "processing_status", None), str)
+
+
+def total_requests(batch: Any) -> int | None:
+    """How many requests the batch holds: the sum of its counts never changes. None where it tells no counts."""
+    counts = [count for name in _COUNTS if (count := _count(batch, name)) is not None]
+    return sum(counts) if counts else None
 
 
 def created_at(batch: Any) -> datetime | None:
     """When the batch was created, if the server says so."""
-    return _time(getattr(batch, "created_at", None))
+    return time_of(getattr(batch, "created_at", None))
 
 
-def _count(batch: Any, name: str) -> int:
-    value = getattr(getattr(batch, "request_counts", None), name, None)
-    return value if isinstance(value, int) else 0
-
-
-def _time(value: Any) -> datetime | None:
-    """The SDK gives a datetime, and the text itself where it could not read one."""
-    try:
-        time = datetime.fromisoformat(value) if isinstance(value, str) else value
-    except ValueError:
-        return None
-    if not isinstance(time, datetime):
-        return None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+def _count(batch: Any, name: str) -> int | None:
+    return count_of(getattr(getattr(batch, "request_counts", None), name, None))

@@ -30,20 +30,23 @@ from dagster_llm_batch.errors import (
     AmbiguousError,
     ConfigError,
     CredentialsError,
+    LLMBatchError,
     MissingExtraError,
     ProviderError,
     TransientError,
 )
 from dagster_llm_batch.providers.addresses import checked_address
+from dagster_llm_batch.providers.base import OddAnswerError, answer_line, json_object
 from dagster_llm_batch.providers.bedrock_clients import Clients
-from dagster_llm_batch.providers.bedrock_errors import UnknownIdError, is_aws, status_of
+from dagster_llm_batch.providers.bedrock_errors import UnknownIdError, is_answer, is_of_aws
 from dagster_llm_batch.providers.bedrock_files import Files, records
-from dagster_llm_batch.providers.bedrock_jobs import counted, input_of, is_job_id, job_name, read_job
+from dagster_llm_batch.providers.bedrock_jobs import counted, input_of, is_job_id, job_name, listed, read_job
 from dagster_llm_batch.providers.bedrock_lines import BedrockLines
 from dagster_llm_batch.providers.bedrock_models import Family, family_of
 from dagster_llm_batch.providers.bedrock_quotas import BEDROCK_LIMITS, limits_from
 from dagster_llm_batch.providers.polling import poll_batches
 from dagster_llm_batch.providers.secrets import masked
+from dagster_llm_batch.providers.words import is_id
 from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, CannotTell, FindHints, Found, Limits, RequestSpec
 
 __all__ = ["BedrockProvider"]
@@ -219,11 +222,11 @@ class BedrockProvider:
                 tags=[{"key": word, "value": value} for word, value in sorted(self._tags.items())],
             )
         arn = reply.get("jobArn")
-        if not isinstance(arn, str) or not arn:
+        if not is_id(arn):
             raise AmbiguousError(
                 "Perhaps created the batch: the reply names none. Look for it before creating it again."
             )
-        return arn
+        return str(arn)
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find. Every job of the name is asked for; token or input file tell ours."""
@@ -244,7 +247,7 @@ class BedrockProvider:
         with self._clients.calls("look for the batch"):
             pages = self._clients.of("bedrock").get_paginator("list_model_invocation_jobs")
             for page in pages.paginate(nameContains=name):
-                for job in page.get("invocationJobSummaries", ()):
+                for job in listed(page):
                     token = job.get("clientRequestToken")
                     known_by = job.get("jobName", "") if token is None and input_of(job) == source else token or ""
                     if own.fullmatch(known_by):
@@ -262,15 +265,14 @@ class BedrockProvider:
             pages = self._clients.of("bedrock").get_paginator("list_model_invocation_jobs")
             newest = {"sortBy": "CreationTime", "sortOrder": "Descending", "PaginationConfig": {"PageSize": _PAGE}}
             for page in islice(pages.paginate(**newest), len(wanted) // 100 + 1):
-                jobs = page.get("invocationJobSummaries", ())
-                for report in (read_job(job) for job in jobs if job.get("jobArn") in wanted):
+                for report in (read_job(job) for job in listed(page) if job["jobArn"] in wanted):
                     # an end without counts is left to the single read, which looks for the manifest
                     if not report.status.is_terminal or report.done is not None:
                         yield report.batch_id, report
 
     def _report(self, batch_id: str) -> BatchReport:
         try:
-            return read_job(self._job(batch_id))
+            return replace(read_job(self._job(batch_id)), batch_id=batch_id)
         except UnknownIdError:
             return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason="Bedrock knows no such job (any more).")
 
@@ -279,7 +281,7 @@ class BedrockProvider:
             raise UnknownIdError(f"{batch_id!r} is no job of Bedrock: it has neither the form of an ARN nor of an id.")
         with self._clients.calls(f"read the batch '{batch_id}'"):
             job: Mapping[str, Any] = self._clients.of("bedrock").get_model_invocation_job(jobIdentifier=batch_id)
-        if not job.get("jobArn"):
+        if not is_id(job.get("jobArn")) or not isinstance(job.get("status"), str):
             raise TransientError(f"Could not read the batch '{batch_id}': the answer is no job.")
         return job
 
@@ -300,7 +302,9 @@ class BedrockProvider:
         """See Provider.cancel."""
         try:
             with self._clients.calls(f"stop the batch '{batch_id}'"):
-                self._clients.of("bedrock").stop_model_invocation_job(jobIdentifier=batch_id)
+                reply = self._clients.of("bedrock").stop_model_invocation_job(jobIdentifier=batch_id)
+                if not is_of_aws(reply):  # the answer is empty, so it shows by nothing else whose it is
+                    raise OddAnswerError("the answer is not one of AWS.")
         except ProviderError:
             try:
                 status = self._report(batch_id).status
@@ -319,29 +323,27 @@ class BedrockProvider:
             answer["modelOutput"] = (
                 self._converse(model, body) if family is Family.CONVERSE else self._invoke(model, body)
             )
-        except Exception as error:
-            if not is_aws(error):
-                raise
-            failure, status = self._clients.translated(error, "get an answer"), status_of(error)
+        except LLMBatchError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- the SDK raises what it likes
+            failure, status = self._clients.translated(error, "get an answer"), is_answer(error)
             if status is None or isinstance(failure, CredentialsError):
                 raise failure from None
             answer["error"] = {"errorCode": status, "errorMessage": str(failure)}
-        return json.dumps(answer, separators=(",", ":")).encode("ascii") + b"\n"
+        return answer_line(answer)
 
     def _invoke(self, model: str, body: Mapping[str, Any]) -> Any:
         data = json.dumps(body).encode()
         reply = self._clients.of("bedrock-runtime", attempts=1).invoke_model(
             modelId=model, body=data, contentType="application/json", accept="application/json"
         )
-        read = reply["body"].read()
-        try:
-            return json.loads(read)
-        except ValueError:
-            return read.decode("utf-8", "replace")
+        return json_object(reply["ResponseMetadata"]["HTTPHeaders"], reply["body"].read())
 
     def _converse(self, model: str, body: Mapping[str, Any]) -> Any:
         parameters = json.loads(json.dumps(body), object_hook=_with_bytes)
         reply = self._clients.of("bedrock-runtime", attempts=1).converse(modelId=model, **parameters)
+        if not isinstance(reply.get("output"), dict):
+            raise OddAnswerError("the answer holds no output.")
         return {name: value for name, value in reply.items() if name != "ResponseMetadata"}
 
     def console_url(self, batch_id: str) -> str | None:

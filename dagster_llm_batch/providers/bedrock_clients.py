@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from typing import Any
 
-from dagster_llm_batch.errors import LLMBatchError, ProviderError
-from dagster_llm_batch.providers.bedrock_errors import aws_error, is_aws
+from dagster_llm_batch.errors import ProviderError
+from dagster_llm_batch.providers.base import WEB_PAGE, OddAnswerError, is_page, sdk_calls
+from dagster_llm_batch.providers.bedrock_errors import aws_error
 
 __all__ = ["Clients"]
 
@@ -32,21 +33,25 @@ class Clients:
         with self._lock:  # making clients is not thread-safe in boto3; using them is
             if key not in self._made:
                 with self.calls(f"set up the client of '{service}'"):
-                    self._made[key] = self._make(*key)
+                    client = self._make(*key)
+                    client.meta.events.register("after-call", _refuse_page)
+                    self._made[key] = client
             return self._made[key]
 
-    @contextmanager
-    def calls(self, doing: str, *, creating: bool = False) -> Iterator[None]:
+    def calls(self, doing: str, *, creating: bool = False) -> AbstractContextManager[None]:
         """Turns what the SDK raises into our errors. While creating, nothing that was raised is trusted to be a no."""
-        try:
-            yield
-        except LLMBatchError:
-            raise
-        except Exception as error:
-            if not creating and not is_aws(error):
-                raise
-            raise self.translated(error, doing, creating=creating) from None
+        return sdk_calls(lambda error: self.translated(error, doing, creating=creating))
 
     def translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
         """What the SDK raised, as ours."""
         return aws_error(error, f"{doing} at {self._account}", self._secrets, creating=creating)
+
+
+def _refuse_page(http_response: Any, model: Any, **_more: Any) -> None:
+    """Raises OddAnswerError where a call is answered with a web page, of which botocore makes an answer without fields.
+
+    Files are not looked at here: what they hold is their reader's. Nor is the type: S3 servers give one for no body.
+    """
+    is_error = http_response.status_code >= 300  # noqa: PLR2004 -- HTTP; botocore raises those itself
+    if not is_error and not model.has_streaming_output and is_page({}, http_response.content):
+        raise OddAnswerError(WEB_PAGE)

@@ -6,6 +6,8 @@
     unknown job, key or bucket            UnknownIdError
     other 4xx, parameters botocore refuses  RefusedError
     5xx, conflict, timeout, lost reply    AmbiguousError while creating, else TransientError
+    an answer that is none of the API's   AmbiguousError while creating, else TransientError
+    4xx that is not the API's own word    RefusedError while creating, else TransientError
 
 Messages hold no credentials: the vendor echoes access keys.
 """
@@ -13,7 +15,7 @@ Messages hold no credentials: the vendor echoes access keys.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from dagster_llm_batch.errors import (
@@ -24,12 +26,12 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
+from dagster_llm_batch.providers.base import WEB_PAGE, OddAnswerError, is_page, wait_of, words_of
 from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.providers.words import plain_words
 
-__all__ = ["UnknownIdError", "aws_error", "is_aws", "status_of"]
+__all__ = ["UnknownIdError", "aws_error", "is_answer", "is_of_aws"]
 
-_MODULES = frozenset({"boto3", "botocore", "s3transfer", "urllib3", "dateutil"})
 _CREDENTIALS = frozenset(
     {
         "AccessDenied",
@@ -88,24 +90,41 @@ class UnknownIdError(RefusedError):
     """The provider has no such thing."""
 
 
-def is_aws(error: Exception) -> bool:
-    """Whether an AWS SDK or its transport raised it."""
-    return type(error).__module__.partition(".")[0] in _MODULES
+def is_of_aws(reply: Mapping[str, Any]) -> bool:
+    """Whether a reply names its request, as all of AWS's do; what something in AWS's place says does not."""
+    metadata = reply.get("ResponseMetadata", {})
+    headers = metadata.get("HTTPHeaders", {})
+    return any((metadata.get("RequestId"), headers.get("x-amzn-requestid"), headers.get("x-amz-request-id")))
 
 
-def status_of(error: Exception) -> int | None:
-    """The HTTP status of a reply that is an error."""
+def is_answer(error: Exception) -> int | None:
+    """The HTTP status of an error that is the answer to a request in real time; None of any other."""
+    status = _status_of(error)
+    if status is None or not 400 <= status < 600 or (status < 500 and not _is_own_word(error, status)):  # noqa: PLR2004 -- HTTP
+        return None
+    return status
+
+
+def _status_of(error: Exception) -> int | None:
     status = _reply(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
     return status if isinstance(status, int) else None
 
 
+def _is_own_word(error: Exception, status: int) -> bool:
+    """Whether AWS itself said it: it names the kind of error, or at least the request."""
+    reply = _reply(error)
+    code = str(reply.get("Error", {}).get("Code") or "")
+    return is_of_aws(reply) or code not in ("", str(status))
+
+
 def aws_error(error: Exception, doing: str, secrets: Collection[str], *, creating: bool = False) -> ProviderError:
     """`error`, raised while `doing` something, as one of ours. `creating`: what may have had effect is ambiguous."""
-    if not _reply(error) and isinstance(error.__cause__ or error.__context__, Exception):
-        inner = error.__cause__ or error.__context__
-        if isinstance(inner, Exception) and type(error).__module__.startswith("boto3") and is_aws(inner):
-            error = inner  # boto3 wraps what went wrong in an upload
-    said = _redacted(str(error), secrets)
+    inner = error.__cause__ or error.__context__
+    if not _reply(error) and isinstance(inner, Exception) and type(error).__module__.startswith("boto3"):
+        error = inner  # boto3 wraps what went wrong in an upload
+    said = _redacted(words_of(error), secrets)
+    if isinstance(error, OddAnswerError):
+        return _unsure(doing, said, None, creating=creating)
     names = {found.__name__ for found in type(error).__mro__}
     reply = _reply(error)
     if not reply:
@@ -116,15 +135,19 @@ def aws_error(error: Exception, doing: str, secrets: Collection[str], *, creatin
         if names & _LOST or "Boto3Error" in names or not names & {"BotoCoreError"}:
             return _unsure(doing, f"the reply was lost or cannot be read. {said}", None, creating=creating)
         return RefusedError(f"Could not {doing}: {said}")
-    code, status = str(reply.get("Error", {}).get("Code", "")), status_of(error)
+    code, status = str(reply.get("Error", {}).get("Code", "")), _status_of(error)
+    headers = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    said = WEB_PAGE if is_page(headers, reply.get("Error", {}).get("Message")) else said
     if code in _BUSY or status == 429:  # noqa: PLR2004 -- HTTP
         return TransientError(f"Could not {doing}: too many requests or jobs for now. {said}", _wait(reply))
     if code in _CREDENTIALS or status in (401, 403):
         return CredentialsError(f"Could not {doing}: AWS does not accept the credentials, or they may not. {said}")
+    is_odd = not creating and status is not None and not _is_own_word(error, status)
+    if status is None or status < 400 or status in (408, 409) or status >= 500 or is_odd:  # noqa: PLR2004 -- HTTP
+        said = f"status {status}, and no word of AWS. {said}" if is_odd else said
+        return _unsure(doing, said, _wait(reply), creating=creating)
     if code in _UNKNOWN or status == 404:  # noqa: PLR2004 -- HTTP
         return UnknownIdError(f"Could not {doing}: {said}")
-    if status is None or status in (408, 409) or status >= 500:  # noqa: PLR2004 -- HTTP
-        return _unsure(doing, said, _wait(reply), creating=creating)
     return RefusedError(f"Could not {doing}: {said}")
 
 
@@ -135,11 +158,7 @@ def _unsure(doing: str, said: str, wait: float | None, *, creating: bool) -> Pro
 
 
 def _wait(reply: dict[str, Any]) -> float | None:
-    value = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after")
-    try:
-        return None if value is None else max(0.0, float(value))
-    except ValueError:
-        return None
+    return wait_of(reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after"))
 
 
 def _reply(error: Exception) -> dict[str, Any]:

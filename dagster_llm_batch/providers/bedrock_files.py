@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any, BinaryIO, cast
 
 from dagster_llm_batch.errors import ProviderError, RefusedError, TransientError
+from dagster_llm_batch.providers.base import OddAnswerError, result_lines
 from dagster_llm_batch.providers.bedrock_clients import Clients
-from dagster_llm_batch.providers.bedrock_jobs import job_id, job_name
+from dagster_llm_batch.providers.bedrock_jobs import job_id, job_name, output_of
 from dagster_llm_batch.providers.bedrock_lines import BedrockLines
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
 
@@ -69,7 +70,8 @@ class Files:
         """The result lines of a job, from every output file in its own folder."""
         for bucket, key, size in self._outputs(job):
             if not key.endswith(_MANIFEST):
-                yield from split_lines(self._chunks(bucket, key, size))
+                lines = split_lines(self._chunks(bucket, key, size))
+                yield from result_lines(lines, "recordId", f"'s3://{bucket}/{key}'")
 
     def manifest(self, job: Any) -> dict[str, Any]:
         """The counts that Bedrock writes last; empty where there are none."""
@@ -77,7 +79,7 @@ class Files:
             if key.endswith(_MANIFEST):
                 try:
                     found = json.loads(b"".join(self._chunks(bucket, key, size)))
-                except ValueError:
+                except (ValueError, RecursionError):
                     return {}
                 return found if isinstance(found, dict) else {}
         return {}
@@ -87,12 +89,14 @@ class Files:
 
     def _outputs(self, job: Any) -> Iterator[tuple[str, str, int]]:
         """Bucket, key and bytes of the files in a job's own folder."""
-        arn, uri = str(job["jobArn"]), str(job["outputDataConfig"]["s3OutputDataConfig"]["s3Uri"])
+        arn, uri = str(job["jobArn"]), output_of(job)
+        if uri is None:
+            raise TransientError(f"Could not list the results of '{arn}': the job does not tell where they are.")
         bucket, _, folder = uri.removeprefix("s3://").partition("/")
         prefix = "/".join(part for part in (folder.rstrip("/"), job_id(arn)) if part) + "/"
         with self._clients.calls(f"list the results of '{arn}'"):
             pages = self._clients.of("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-            found = [(str(item["Key"]), int(item["Size"])) for page in pages for item in page.get("Contents", ())]
+            found = [(str(item["Key"]), int(item["Size"])) for page in pages for item in _items(page)]
         yield from ((bucket, key, size) for key, size in found if key.endswith(".out"))
 
     def _chunks(self, bucket: str, key: str, size: int) -> Iterator[bytes]:
@@ -105,6 +109,13 @@ class Files:
                     yield chunk
         if got != size:
             raise TransientError(f"Could not download 's3://{bucket}/{key}': got {got} of {size} bytes.")
+
+
+def _items(page: Mapping[str, Any]) -> Any:
+    """What a page of a bucket's list holds. A page of something else says nothing of a bucket."""
+    if not page.keys() & {"Contents", "IsTruncated", "KeyCount", "Name"}:
+        raise OddAnswerError("the answer is no list of objects.")
+    return page.get("Contents", ())
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
-from dagster_llm_batch.providers.words import plain_words
+from dagster_llm_batch.providers.base import check_listed, count_of, time_of
+from dagster_llm_batch.providers.bedrock_errors import is_of_aws
+from dagster_llm_batch.providers.words import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
-__all__ = ["COUNTS", "counted", "input_of", "is_job_id", "job_id", "job_name", "read_job"]
+__all__ = ["COUNTS", "counted", "input_of", "is_job_id", "job_id", "job_name", "listed", "output_of", "read_job"]
 
 # botocore checks lengths only, so these are ours to keep
 _NAME = re.compile(r"[a-zA-Z0-9](?:-*[a-zA-Z0-9]){0,62}")
@@ -54,7 +55,7 @@ def is_job_id(batch_id: str) -> bool:
 
 def input_of(job: Mapping[str, Any]) -> str | None:
     """Where the request file of a job is."""
-    uri = job.get("inputDataConfig", {}).get("s3InputDataConfig", {}).get("s3Uri")
+    uri = ((job.get("inputDataConfig") or {}).get("s3InputDataConfig") or {}).get("s3Uri")
     return uri if isinstance(uri, str) else None
 
 
@@ -63,11 +64,23 @@ def job_id(arn: str) -> str:
     return arn.rsplit("/", 1)[-1]
 
 
+def output_of(job: Mapping[str, Any]) -> str | None:
+    """Where the results of a job are."""
+    uri = ((job.get("outputDataConfig") or {}).get("s3OutputDataConfig") or {}).get("s3Uri")
+    return uri if is_id(uri) else None
+
+
+def listed(page: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The jobs on a page of a list. Raises TransientError for what is none: it must not read as an empty one."""
+    jobs = page.get("invocationJobSummaries", [] if is_of_aws(page) else None)
+    return check_listed(jobs, lambda job: isinstance(job, Mapping) and is_id(job.get("jobArn")))
+
+
 def read_job(job: Mapping[str, Any]) -> BatchReport:
     """The report of a job, or of its summary in a list."""
-    word = str(job.get("status"))
+    word = plain_words(job.get("status"))
     status = _STATUSES.get(word.lower())
-    reason = str(job["message"]) if job.get("message") else None
+    reason = plain_words(job["message"]) if job.get("message") else None
     if status is None:
         reason = f"The provider reports the unknown status '{word}'."
     elif reason is None and word.lower() == "partiallycompleted":
@@ -79,15 +92,15 @@ def read_job(job: Mapping[str, Any]) -> BatchReport:
         status=status or BatchStatus.RUNNING,
         reason=reason and plain_words(reason),
         retryable=status is BatchStatus.FAILED and bool(_FOR_NOW.search(reason or "")),
-        created_at=_time(job.get("submitTime")),
-        ended_at=_time(job.get("endTime")),
+        created_at=time_of(job.get("submitTime")),
+        ended_at=time_of(job.get("endTime")),
     )
     return counted(report, job)
 
 
 def counted(report: BatchReport, counts: Mapping[str, Any]) -> BatchReport:
     """The report with the counts of a job or a manifest; those that are not there stay unknown."""
-    total, done, failed = (counts[name] if isinstance(counts.get(name), int) else None for name in COUNTS)
+    total, done, failed = (count_of(counts.get(name)) for name in COUNTS)
     if done is None:
         return report
     return BatchReport(
@@ -101,9 +114,3 @@ def counted(report: BatchReport, counts: Mapping[str, Any]) -> BatchReport:
         created_at=report.created_at,
         ended_at=report.ended_at,
     )
-
-
-def _time(value: Any) -> datetime | None:
-    if not isinstance(value, datetime):
-        return None
-    return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)

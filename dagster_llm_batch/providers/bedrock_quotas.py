@@ -22,6 +22,7 @@ BEDROCK_LIMITS = Limits(max_requests=50_000, max_bytes=1_000_000_000, min_reques
 """The common defaults; some models have others."""
 
 _GIGABYTE = 1_000_000_000
+_MOST = 1e9  # what a quota can be; NaN is below nothing
 _NAMES = (
     ("min_requests", re.compile(r"Minimum number of records per batch inference job for (?P<model>.+)", re.IGNORECASE)),
     (
@@ -49,7 +50,7 @@ def limits_from(quotas: Iterable[Mapping[str, Any]], model: str, defaults: Limit
         for field, pattern in _NAMES:
             match = pattern.fullmatch(str(quota.get("QuotaName", "")).strip())
             value = quota.get("Value")
-            if match is None or not isinstance(value, int | float):
+            if match is None or not isinstance(value, int | float) or not 0 < value < _MOST:
                 continue
             label = match["model"] or match.groupdict().get("other") or ""
             if _label_words(label) == words:

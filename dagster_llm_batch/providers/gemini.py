@@ -27,20 +27,22 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.providers.addresses import checked_address
-from dagster_llm_batch.providers.answers import answer_line
+from dagster_llm_batch.providers.base import answer_line, result_lines
 from dagster_llm_batch.providers.gemini_operations import (
     display_name,
     inlined_results,
+    is_operation,
     read_operation,
     responses_file,
 )
-from dagster_llm_batch.providers.google_api import GoogleApi, listed
+from dagster_llm_batch.providers.google_api import GoogleApi, listed, next_page
 from dagster_llm_batch.providers.google_errors import UnknownIdError
 from dagster_llm_batch.providers.google_files import CHUNK_BYTES, upload_copy
 from dagster_llm_batch.providers.google_lines import GoogleLines
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.polling import poll_batches
 from dagster_llm_batch.providers.secrets import masked
+from dagster_llm_batch.providers.words import is_id
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
@@ -159,19 +161,19 @@ class GeminiProvider:
                 self._forget(file_name)
             raise
         name = operation.get("name")
-        if not isinstance(name, str) or not name:
+        if not is_id(name):
             raise AmbiguousError(
                 "Perhaps created the batch: the reply names none. Look for it before creating it again."
             )
-        return name
+        return str(name)
 
     def _upload(self, file: IO[bytes], tag: str) -> str:
         client = self._api.client
         with self._api.calls("upload the request file"):
             made = client.files.upload(file=file, config={"display_name": tag, "mime_type": "application/jsonl"})  # type: ignore[arg-type]  # a temporary file is an IOBase
-        if not made.name:
+        if not is_id(made.name):
             raise TransientError("Could not upload the request file: the reply names no file.")
-        return made.name
+        return str(made.name)
 
     def _forget(self, file_name: str) -> None:
         with suppress(ProviderError):  # it costs nothing and expires by itself; the error that led here matters more
@@ -192,9 +194,11 @@ class GeminiProvider:
             query = {"pageSize": _PAGE, **({"pageToken": token} if token else {})}
             page = self._api.call("get", _BATCHES, doing, query=query)
             yield from listed(page, "operations", _BATCHES)
-            token, number = str(page.get("nextPageToken") or ""), number + 1
-            if not token or token in seen:
+            token, number = next_page(page), number + 1
+            if not token:
                 return
+            if token in seen:
+                raise TransientError(f"Could not {doing}: the list gives the same page again and again.")
             seen.add(token)
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
@@ -213,27 +217,31 @@ class GeminiProvider:
             return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=f"The provider knows no such batch. {error}")
 
     def _operation(self, batch_id: str) -> dict[str, Any]:
-        return self._api.call("get", _path(batch_id), f"read the batch '{batch_id}'")
+        operation = self._api.call("get", _path(batch_id), f"read the batch '{batch_id}'")
+        if not is_operation(operation):
+            raise TransientError(f"Could not read the batch '{batch_id}': the answer is no batch; it has no state.")
+        return operation
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch. A file of results comes by way of a temporary file, inline results by the operation."""
         operation = self._operation(batch_id)
         file_name = responses_file(operation)
         if file_name is None:
-            for row in inlined_results(operation):
-                yield json.dumps(row, separators=(",", ":")).encode("ascii") + b"\n"
+            inlined = (answer_line(row) for row in inlined_results(operation))
+            yield from result_lines(inlined, "key", f"the results of batch '{batch_id}'")
             return
         client = self._api.client
         with tempfile.TemporaryFile() as copy:
             with self._api.calls(f"download the file '{file_name}'"):
                 client.files.download(file=file_name, destination=copy)
             copy.seek(0)
-            yield from split_lines(iter(lambda: copy.read(CHUNK_BYTES), b""))
+            lines = split_lines(iter(lambda: copy.read(CHUNK_BYTES), b""))
+            yield from result_lines(lines, "key", f"the file '{file_name}'")
 
     def cancel(self, batch_id: str) -> None:
         """See Provider.cancel."""
         try:
-            self._api.call("post", f"{_path(batch_id)}:cancel", f"cancel the batch '{batch_id}'")
+            self._api.order(f"{_path(batch_id)}:cancel", f"cancel the batch '{batch_id}'")
         except ProviderError:
             try:
                 status = self._report(batch_id).status

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from dagster_llm_batch.providers.google_api import count, time_of
-from dagster_llm_batch.providers.words import plain_words
+from dagster_llm_batch.providers.words import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
-__all__ = ["display_name", "inlined_results", "read_operation", "responses_file"]
+__all__ = ["display_name", "inlined_results", "is_operation", "read_operation", "responses_file"]
 
 _RETRYABLE_CODES = frozenset({8, 13, 14})
 _STATUSES = {
@@ -32,13 +32,13 @@ _STATUSES = {
 def read_operation(batch_id: str, operation: Mapping[str, Any]) -> BatchReport:
     """The report of an operation as the API gives it."""
     batch = _batch(operation)
-    given = str(batch.get("state", ""))
+    given = plain_words(batch.get("state", ""))
     status = _STATUSES.get(given.removeprefix("BATCH_STATE_").removeprefix("JOB_STATE_"))
     error = operation.get("error")
     code, reason = None, None
     if isinstance(error, Mapping) and error:
         code = count(error.get("code"))
-        reason = f"{error.get('message') or 'no message'} (code {code})"
+        reason = f"{plain_words(error.get('message') or 'no message')} (code {code})"
     if status is None and operation.get("done") is True:  # a state that is new, but an end
         status = BatchStatus.FAILED if reason else BatchStatus.ENDED
     if status is None:
@@ -61,6 +61,11 @@ def read_operation(batch_id: str, operation: Mapping[str, Any]) -> BatchReport:
         created_at=time_of(batch.get("createTime")),
         ended_at=time_of(batch.get("endTime")),
     )
+
+
+def is_operation(value: Mapping[str, Any]) -> bool:
+    """Whether this is an operation at all: it has a name, and a state of whatever word or an end."""
+    return is_id(value.get("name")) and (isinstance(_batch(value).get("state"), str) or value.get("done") is True)
 
 
 def display_name(operation: Mapping[str, Any]) -> str | None:

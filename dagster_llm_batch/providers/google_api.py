@@ -6,21 +6,23 @@ The SDK's typed methods drop what is needed here (an operation's `error` and `ba
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from dagster_llm_batch.errors import AmbiguousError, CredentialsError, LLMBatchError, ProviderError, TransientError
-from dagster_llm_batch.providers.google_errors import google_calls, http_status
+from dagster_llm_batch.errors import CredentialsError, ProviderError, TransientError
+from dagster_llm_batch.providers import base
+from dagster_llm_batch.providers.base import check_listed, is_answer, json_object
+from dagster_llm_batch.providers.google_errors import google_answer_of, google_calls, http_status
 from dagster_llm_batch.providers.http import Origin, guard_client
+from dagster_llm_batch.providers.words import is_id
 
 if TYPE_CHECKING:
     from google.genai import Client
 
-__all__ = ["GoogleApi", "count", "listed", "time_of"]
+__all__ = ["GoogleApi", "count", "listed", "next_page", "time_of"]
 
 
 class GoogleApi:
@@ -67,14 +69,12 @@ class GoogleApi:
         with self.calls(doing, creating=creating):
             # no public method gives the body as it came; this is the one that all of the SDK's methods go through
             response = client._api_client.request(method, full, dict(body or {}))  # noqa: SLF001
-        try:
-            value = json.loads(response.body or "{}")
-        except ValueError:
-            value = None
-        if isinstance(value, dict):
-            return value
-        error: type[LLMBatchError] = AmbiguousError if creating else TransientError
-        raise error(f"Could not {doing} at {self._where}, or perhaps did: the answer is no JSON object.")
+            return json_object(response.headers, response.body)
+
+    def order(self, path: str, doing: str) -> None:
+        """A call that is answered with nothing but that it was done: an object without fields."""
+        if self.call("post", path, doing):
+            raise TransientError(f"Could not {doing}, or perhaps did: the answer is not empty, as it should be.")
 
     def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, Any, ProviderError | None]:
         """Status and JSON of a request in real time; an HTTP error is an answer too, bad credentials are raised.
@@ -89,9 +89,10 @@ class GoogleApi:
                 try:
                     # as in `call`
                     response = client._api_client.request("post", path, dict(body))  # noqa: SLF001
-                    return HTTPStatus.OK, json.loads(response.body or "{}"), None
+                    return HTTPStatus.OK, json_object(response.headers, response.body), None
                 except Exception as error:
                     status, said = http_status(error), getattr(error, "details", None)
+                    status = status if is_answer(status, *google_answer_of(error)) else None
                     raise
         except CredentialsError:
             raise
@@ -108,23 +109,26 @@ def listed(page: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
     """
     if page and not {*names, "nextPageToken"} & page.keys():
         raise TransientError(f"Could not list the batches: the answer holds {sorted(page)} and no list.")
-    found = next((page[name] for name in names if page.get(name)), ())
-    return [one for one in found if isinstance(one, dict) and one.get("name")]
+    found: object = next((page[name] for name in names if page.get(name) is not None), [])
+    return check_listed(found, lambda one: isinstance(one, dict) and is_id(one.get("name")))
+
+
+def next_page(page: Mapping[str, Any]) -> str:
+    """The token of the page after this one; empty where it is the last."""
+    token = page.get("nextPageToken") or ""
+    if not isinstance(token, str):
+        raise TransientError("Could not list the batches: the answer names a next page that can be none.")
+    return token
 
 
 def count(value: Any) -> int | None:
     """A count, which Google writes as a string; None where it is absent or -1, which means unknown."""
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        return None
-    return number if number >= 0 else None
+    return base.count_of(value)
 
 
 def time_of(value: Any) -> datetime | None:
     """A time in RFC 3339, with up to nanoseconds."""
-    try:
-        head, dot, tail = str(value).removesuffix("Z").partition(".")
-        return datetime.fromisoformat(f"{head}{dot}{tail[:6].ljust(6, '0') if dot else ''}+00:00")
-    except ValueError:
+    if not isinstance(value, str):
         return None
+    head, dot, tail = value.removesuffix("Z").partition(".")
+    return base.time_of(f"{head}{dot}{tail[:6].ljust(6, '0') if dot else ''}+00:00")

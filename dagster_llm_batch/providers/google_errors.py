@@ -5,6 +5,8 @@
     429                                  TransientError
     other 4xx                            RefusedError
     408, 409, 499, 5xx, a lost reply     AmbiguousError while creating, else TransientError
+    an answer that is none of the API's  AmbiguousError while creating, else TransientError
+    4xx that is not the API's own word   RefusedError while creating, else TransientError
 
 The Gemini API answers 400 with the reason API_KEY_INVALID to a bad key. Classes are told apart by name, since the SDKs
 run on several transport libraries. Messages never hold the key.
@@ -12,28 +14,43 @@ run on several transport libraries. Messages never hold the key.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from dagster_llm_batch.errors import (
     AmbiguousError,
     CredentialsError,
-    LLMBatchError,
     NoConnectionError,
     ProviderError,
     RefusedError,
     TransientError,
 )
+from dagster_llm_batch.providers.base import (
+    WEB_PAGE,
+    OddAnswerError,
+    answer_of,
+    is_page,
+    is_refusal,
+    sdk_calls,
+    wait_of,
+    was_redirected,
+    words_of,
+)
 from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.providers.words import plain_words
 
-__all__ = ["PreconditionFailedError", "UnknownIdError", "google_calls", "http_status", "is_about_credentials"]
+__all__ = [
+    "PreconditionFailedError",
+    "UnknownIdError",
+    "google_answer_of",
+    "google_calls",
+    "http_status",
+    "is_about_credentials",
+]
 
-_FOREIGN = frozenset(
-    {"google", "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "json", "pydantic", "pydantic_core"}
-)
 _NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "NewConnectionError", "TransportError"})
 _CANNOT_SEND = frozenset({"UnsupportedProtocol", "InvalidURL", "LocalProtocolError", "MissingSchema"})
 _NO_CREDENTIALS = frozenset({"RefreshError", "DefaultCredentialsError", "MalformedError", "InvalidOperation"})
@@ -55,22 +72,9 @@ class PreconditionFailedError(RefusedError):
     """There is such an object already (412)."""
 
 
-@contextmanager
-def google_calls(doing: str, secret: str = "", *, creating: bool = False) -> Iterator[None]:
+def google_calls(doing: str, secret: str = "", *, creating: bool = False) -> AbstractContextManager[None]:
     """Turns what an SDK raises into our errors. While creating, nothing that was raised is trusted to be a no."""
-    try:
-        yield
-    except LLMBatchError:
-        raise
-    except Exception as error:
-        if not creating and type(error).__module__.partition(".")[0] not in _FOREIGN and not _is_of_sdk(error):
-            raise
-        raise _provider_error(error, doing, secret, creating=creating) from None
-
-
-def _is_of_sdk(error: Exception) -> bool:
-    # the SDK raises these where an upload is not answered as its protocol says, and the transport where a socket breaks
-    return isinstance(error, KeyError | ValueError | OSError)
+    return sdk_calls(lambda error: _provider_error(error, doing, secret, creating=creating))
 
 
 def http_status(error: Exception) -> int | None:
@@ -79,14 +83,26 @@ def http_status(error: Exception) -> int | None:
     return int(code) if isinstance(code, int) and 400 <= code < 600 else None  # noqa: PLR2004 -- HTTP
 
 
+def google_answer_of(error: Exception) -> tuple[Any, Any]:
+    """Headers and body of the answer that an SDK's exception is about; of some, only what was read of it is left."""
+    headers, body = answer_of(error)
+    details = getattr(error, "details", None)
+    return headers, body or (json.dumps(details) if isinstance(details, Mapping) and "error" in details else b"")
+
+
 def is_about_credentials(error: Exception) -> bool:
     """Whether the provider refused who asked."""
-    return http_status(error) in (401, 403) or "API_KEY_INVALID" in str(error)
+    return http_status(error) in (401, 403) or "API_KEY_INVALID" in words_of(error)
 
 
 def _provider_error(error: Exception, doing: str, secret: str, *, creating: bool) -> ProviderError:
-    said = _redacted(getattr(error, "message", None) or str(error) or type(error).__name__, secret)
+    message = getattr(error, "message", None)
+    said = _redacted(message if isinstance(message, str) and message else words_of(error), secret)
+    if isinstance(error, OddAnswerError):
+        return _unsure(doing, said, None, creating=creating)
     status = http_status(error)
+    headers, body = google_answer_of(error)
+    said = WEB_PAGE if is_page(headers, body) else said
     if status is None:
         names = set(_names(error))
         if names & _NO_CREDENTIALS:
@@ -101,7 +117,9 @@ def _provider_error(error: Exception, doing: str, secret: str, *, creating: bool
         return CredentialsError(f"Could not {doing}: the provider does not accept the credentials. {said}")
     if status == 429:  # noqa: PLR2004 -- HTTP
         return TransientError(f"Could not {doing}: too many requests. {said}", wait)
-    if status in _MAYBE_DONE or status >= 500:  # noqa: PLR2004 -- HTTP
+    is_odd = was_redirected(error) or (not creating and not is_refusal(status, headers, body))
+    if status in _MAYBE_DONE or status >= 500 or is_odd:  # noqa: PLR2004 -- HTTP
+        said = f"status {status}, and no word of the API's own. {said}" if is_odd else said
         return _unsure(doing, said, wait, creating=creating)
     kinds: dict[int, type[RefusedError]] = {404: UnknownIdError, 412: PreconditionFailedError}
     hint = _OF_VERSION if "the Gemini API" in doing and _WRONG_VERSION.search(said) else ""
@@ -132,16 +150,11 @@ def _retry_after_seconds(error: Exception) -> float | None:
     details = getattr(error, "details", None)
     inner = details.get("error", {}) if isinstance(details, Mapping) else {}
     delays = (
-        [entry.get("retryDelay") for entry in (inner.get("details") or ()) if isinstance(entry, Mapping)]
-        if isinstance(inner, Mapping)
+        [entry.get("retryDelay") for entry in inner["details"] if isinstance(entry, Mapping)]
+        if isinstance(inner, Mapping) and isinstance(inner.get("details"), list)
         else []
     )
-    for value in (header, *delays):
-        try:
-            return max(0.0, float(str(value).removesuffix("s")))
-        except ValueError:
-            continue
-    return None
+    return next((wait for value in (header, *delays) if (wait := wait_of(value)) is not None), None)
 
 
 def _redacted(text: str, secret: str) -> str:

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -32,15 +33,25 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.providers.addresses import checked_address
-from dagster_llm_batch.providers.answers import answer_line
+from dagster_llm_batch.providers.base import (
+    answer_line,
+    answer_of,
+    check_listed,
+    is_answer,
+    odd_answer,
+    parsed,
+    result_lines,
+    sdk_calls,
+)
 from dagster_llm_batch.providers.clocks import listed_since
 from dagster_llm_batch.providers.http import Origin, guard_client
 from dagster_llm_batch.providers.jsonlines import split_lines
-from dagster_llm_batch.providers.openai_batch import created_at, read_batch
-from dagster_llm_batch.providers.openai_errors import UnknownIdError, is_foreign, provider_error
+from dagster_llm_batch.providers.openai_batch import created_at, is_batch, read_batch
+from dagster_llm_batch.providers.openai_errors import UnknownIdError, provider_error
 from dagster_llm_batch.providers.openai_lines import URLS, OpenAILines
 from dagster_llm_batch.providers.polling import poll_batches, walk_pages
 from dagster_llm_batch.providers.secrets import masked
+from dagster_llm_batch.providers.words import is_id
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
@@ -144,8 +155,9 @@ class OpenAIProvider:
         """See Provider.submit. The uploaded file is deleted again where there is certainly no batch of it."""
         with self._calls("upload the request file"), _file(lines) as file:
             upload = (f"{tag}.jsonl", file, "application/jsonl")
-            file_id = getattr(self._client(retries=2).files.create(file=upload, purpose="batch"), "id", None)
-        if not isinstance(file_id, str):
+            made = parsed(self._client(retries=2).files.with_raw_response.create(file=upload, purpose="batch"))
+        file_id = made.id
+        if not is_id(file_id):
             raise TransientError("Could not upload the request file: the reply names no file.")
         try:
             return self._create(file_id, spec, tag)
@@ -158,18 +170,18 @@ class OpenAIProvider:
     def _create(self, file_id: str, spec: RequestSpec, tag: str) -> str:
         client = self._client(retries=0)
         with self._calls("create the batch", creating=True):
-            batch = client.batches.create(
+            reply = client.batches.with_raw_response.create(
                 input_file_id=file_id,
                 endpoint=URLS[spec.endpoint],  # type: ignore[arg-type]  # the SDK knows them as literals
                 completion_window=self._window,  # type: ignore[arg-type]  # compatible servers know more than 24h
                 metadata={TAG_KEY: tag},
             )
-        batch_id = getattr(batch, "id", None)
-        if not isinstance(batch_id, str) or not batch_id:
+            batch_id = parsed(reply).id
+        if not is_id(batch_id):
             raise AmbiguousError(
                 "Perhaps created the batch: the reply names none. Look for it before creating it again."
             )
-        return batch_id
+        return str(batch_id)
 
     def _forget(self, file_id: str) -> None:
         try:
@@ -192,7 +204,7 @@ class OpenAIProvider:
         with self._calls("look for the batch"):
             reply = self._client(retries=0).batches.with_raw_response.list(limit=_PAGE)
             since = listed_since(hints.sent_at, reply.headers)
-            for page in reply.parse().iter_pages():
+            for page in parsed(reply).iter_pages():
                 known = len(seen)
                 for batch in _listed(page):
                     tags = batch.metadata if isinstance(batch.metadata, dict) else {}
@@ -227,23 +239,28 @@ class OpenAIProvider:
     def _page(self, after: str | None) -> tuple[dict[str, Any], bool]:
         with self._calls("list the batches"):
             start: dict[str, Any] = {} if after is None else {"after": after}
-            page = self._client(retries=0).batches.list(limit=_PAGE, **start)
+            page = parsed(self._client(retries=0).batches.with_raw_response.list(limit=_PAGE, **start))
             return {batch.id: batch for batch in _listed(page)}, page.has_next_page()
 
     def _report(self, batch_id: str) -> BatchReport:
         try:
-            with self._calls(f"read the batch '{batch_id}'"):
-                return read_batch(self._client(retries=0).batches.retrieve(batch_id))
+            return replace(read_batch(self._batch(batch_id)), batch_id=batch_id)
         except UnknownIdError as error:
             return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=f"The provider knows no such batch. {error}")
 
+    def _batch(self, batch_id: str, retries: int = 0) -> Any:
+        with self._calls(f"read the batch '{batch_id}'"):
+            batch = parsed(self._client(retries=retries).batches.with_raw_response.retrieve(batch_id))
+        return _checked(batch, f"read the batch '{batch_id}'")
+
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch. A download that breaks is a TransientError: start over, since nothing marks the place."""
-        with self._calls(f"read the batch '{batch_id}'"):
-            batch = self._client(retries=2).batches.retrieve(batch_id)
-        for file_id in (batch.output_file_id, batch.error_file_id):
-            if file_id:
-                yield from split_lines(self._chunks(file_id))
+        batch = self._batch(batch_id, retries=2)
+        file_ids = [file_id for file_id in (batch.output_file_id, batch.error_file_id) if file_id]
+        if not all(is_id(file_id) for file_id in file_ids):
+            raise TransientError(f"Could not read the batch '{batch_id}': it names files that can be none.")
+        for file_id in file_ids:
+            yield from result_lines(split_lines(self._chunks(file_id)), "custom_id", f"the file '{file_id}'")
 
     def _chunks(self, file_id: str) -> Iterator[bytes]:
         client = self._client(retries=2)
@@ -266,7 +283,8 @@ class OpenAIProvider:
         """See Provider.cancel."""
         try:
             with self._calls(f"cancel the batch '{batch_id}'"):
-                self._client(retries=0).batches.cancel(batch_id)
+                batch = parsed(self._client(retries=0).batches.with_raw_response.cancel(batch_id))
+            _checked(batch, f"cancel the batch '{batch_id}'")
         except ProviderError:
             try:
                 status = self._report(batch_id).status
@@ -281,16 +299,19 @@ class OpenAIProvider:
         path = request["url"].removeprefix("/v1")
         client = self._client(retries=0)
         status, failure = 200, None
+        body: Any
         try:
-            body: Any = client.post(path, body=request["body"], cast_to=object)
-        except Exception as error:
-            if not is_foreign(error):
-                raise
+            body = client.post(path, body=request["body"], cast_to=object)
+            if not isinstance(body, dict):
+                raise odd_answer({}, body if isinstance(body, str) else json.dumps(body))
+        except LLMBatchError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- the SDK raises what it likes
             failure = self._translated(error, "get an answer")
-            response = getattr(error, "response", None)
-            if response is None or isinstance(failure, CredentialsError):
+            status, (headers, said) = getattr(error, "status_code", 0), answer_of(error)
+            if not is_answer(status, headers, said) or isinstance(failure, CredentialsError):
                 raise failure from None
-            status, body = response.status_code, _json_or_text(response.text)
+            body = _json_or_text(said.decode("utf-8", "replace"))
         answer = {
             "id": None,
             "custom_id": request["custom_id"],
@@ -323,24 +344,22 @@ class OpenAIProvider:
     @contextmanager
     def _calls(self, doing: str, *, creating: bool = False) -> Iterator[None]:
         """Turns what the SDK raises into our errors. While creating, nothing that was raised is trusted to be a no."""
-        try:
+        with sdk_calls(lambda error: self._translated(error, doing, creating=creating)):
             yield
-        except LLMBatchError:
-            raise
-        except Exception as error:
-            if not creating and not is_foreign(error):
-                raise
-            raise self._translated(error, doing, creating=creating) from None
 
     def _translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
         return provider_error(error, f"{doing} at {self._account}", self._api_key, creating=creating)
 
 
 def _listed(page: Any) -> list[Any]:
-    """The batches on a page. An answer that is no list must not read as one without our batch."""
-    if not isinstance(page.data, list):
-        raise TransientError("Could not list the batches: the answer is no list.")
-    return page.data
+    return check_listed(page.data, is_batch, has_more=page.has_more)
+
+
+def _checked(batch: Any, doing: str) -> Any:
+    """The batch. Raises TransientError where an answer is another object."""
+    if not is_batch(batch):
+        raise TransientError(f"Could not {doing}: the answer is no batch: it has no id.")
+    return batch
 
 
 def _newest_first(times: Sequence[datetime | None]) -> bool:
@@ -379,5 +398,5 @@ def _has_length(lines: BinaryIO) -> bool:
 def _json_or_text(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

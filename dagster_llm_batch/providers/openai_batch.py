@@ -8,13 +8,14 @@ Format: https://platform.openai.com/docs/api-reference/batch/object
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from dagster_llm_batch.providers.words import plain_words
+from dagster_llm_batch.providers.base import count_of, time_of
+from dagster_llm_batch.providers.words import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
-__all__ = ["created_at", "read_batch"]
+__all__ = ["created_at", "is_batch", "read_batch"]
 
 _STATUSES = {
     "queued": BatchStatus.PENDING,
@@ -35,7 +36,7 @@ _ENDS = ("completed_at", "expired_at", "cancelled_at", "failed_at")
 
 def read_batch(batch: Any) -> BatchReport:
     """The report of a batch as the SDK gives it, whose fields may be absent or of another type."""
-    word = str(getattr(batch, "status", None)).lower()
+    word = plain_words(getattr(batch, "status", None)).lower()
     status = _STATUSES.get(word)
     reason, codes = _errors(batch)
     if status is None:
@@ -43,8 +44,8 @@ def read_batch(batch: Any) -> BatchReport:
     elif status is BatchStatus.FAILED and reason is None:
         reason = "The provider gives no reason."
     counts = getattr(batch, "request_counts", None)
-    total, completed, failed = (_count(counts, name) for name in ("total", "completed", "failed"))
-    ended_at = next((time for name in _ENDS if (time := _time(getattr(batch, name, None))) is not None), None)
+    total, completed, failed = (count_of(getattr(counts, name, None)) for name in ("total", "completed", "failed"))
+    ended_at = next((time for name in _ENDS if (time := time_of(getattr(batch, name, None))) is not None), None)
     known = bool(total)  # all are zero before the file is validated
     return BatchReport(
         batch_id=str(batch.id),
@@ -59,9 +60,14 @@ def read_batch(batch: Any) -> BatchReport:
     )
 
 
+def is_batch(value: Any) -> bool:
+    """Whether this is a batch at all: it has an id, and a status of whatever word or none yet."""
+    return is_id(getattr(value, "id", None)) and isinstance(getattr(value, "status", None), str | None)
+
+
 def created_at(batch: Any) -> datetime | None:
     """When the batch was created, if the server says so."""
-    return _time(getattr(batch, "created_at", None))
+    return time_of(getattr(batch, "created_at", None))
 
 
 def _errors(batch: Any) -> tuple[str | None, frozenset[str]]:
@@ -72,23 +78,7 @@ def _errors(batch: Any) -> tuple[str | None, frozenset[str]]:
     words, codes = [], set()
     for entry in entries:
         code, message, line = (getattr(entry, name, None) for name in ("code", "message", "line"))
-        codes.add(str(code))
-        text = ": ".join(str(part) for part in (code, message) if part)
-        words.append(f"{text} (line {line})" if line is not None else text)
+        codes.add(plain_words(code))
+        text = ": ".join(plain_words(part) for part in (code, message) if part)
+        words.append(f"{text} (line {plain_words(line)})" if line is not None else text)
     return "; ".join(words) or None, frozenset(codes)
-
-
-def _count(counts: Any, name: str) -> int | None:
-    value = getattr(counts, name, None)
-    return value if isinstance(value, int) else None
-
-
-def _time(value: Any) -> datetime | None:
-    """Seconds since the epoch, as OpenAI writes times, or ISO 8601, as some compatible servers do."""
-    try:
-        if isinstance(value, str):
-            time = datetime.fromisoformat(value)
-            return time if time.tzinfo else time.replace(tzinfo=UTC)
-        return None if value is None else datetime.fromtimestamp(value, UTC)
-    except (ValueError, TypeError, OverflowError, OSError):
-        return None

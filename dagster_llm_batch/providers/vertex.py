@@ -21,11 +21,12 @@ from dagster_llm_batch.errors import (
     ConfigError,
     MissingExtraError,
     ProviderError,
+    TransientError,
 )
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.addresses import checked_address
-from dagster_llm_batch.providers.answers import answer_line
-from dagster_llm_batch.providers.google_api import GoogleApi, listed
+from dagster_llm_batch.providers.base import answer_line, result_lines
+from dagster_llm_batch.providers.google_api import GoogleApi, listed, next_page
 from dagster_llm_batch.providers.google_errors import UnknownIdError
 from dagster_llm_batch.providers.google_files import upload_copy
 from dagster_llm_batch.providers.google_lines import GoogleLines
@@ -33,9 +34,10 @@ from dagster_llm_batch.providers.http import Origin, guard_session
 from dagster_llm_batch.providers.polling import poll_batches
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.providers.vertex_claude import VertexClaudeLines
-from dagster_llm_batch.providers.vertex_jobs import read_job
+from dagster_llm_batch.providers.vertex_jobs import is_job, output_of, read_job
 from dagster_llm_batch.providers.vertex_storage import VertexStorage
 from dagster_llm_batch.providers.vertex_tables import VertexTables
+from dagster_llm_batch.providers.words import is_id, plain_words
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
@@ -186,11 +188,11 @@ class VertexProvider:
             (self._storage if self._dataset is None else self._tables).delete(uri)
             raise
         name = job.get("name")
-        if not isinstance(name, str) or not name:
+        if not is_id(name):
             raise AmbiguousError(
                 "Perhaps created the batch: the reply names none. Look for it before creating it again."
             )
-        return name
+        return str(name)
 
     def _upload(self, file: IO[bytes], size: int, tag: str) -> tuple[str, dict[str, Any]]:
         """Where the requests are now, and what a job says of that and of its results."""
@@ -224,9 +226,11 @@ class VertexProvider:
             more = {"pageToken": token} if token else {}
             page = self._api.call("get", _JOBS, doing, query={"pageSize": _PAGE, **query, **more})
             yield from listed(page, _JOBS)
-            token, number = str(page.get("nextPageToken") or ""), number + 1
-            if not token or token in seen:
+            token, number = next_page(page), number + 1
+            if not token:
                 return
+            if token in seen:
+                raise TransientError(f"Could not {doing}: the list gives the same page again and again.")
             seen.add(token)
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
@@ -245,25 +249,24 @@ class VertexProvider:
             return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=f"The provider knows no such batch. {error}")
 
     def _job(self, batch_id: str) -> dict[str, Any]:
-        return self._api.call("get", _path(batch_id), f"read the batch '{batch_id}'")
+        job = self._api.call("get", _path(batch_id), f"read the batch '{batch_id}'")
+        if not is_job(job):
+            raise TransientError(f"Could not read the batch '{batch_id}': the answer is no job; it has no state.")
+        return job
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch. Every file below the batch's results folder is read, or its results table."""
         job = self._job(batch_id)
-        output = job.get("outputConfig") or {}
-        if table := (output.get("bigqueryDestination") or {}).get("outputUri"):
-            yield from self._tables.lines(table)
-            return
-        folder = (job.get("outputInfo") or {}).get("gcsOutputDirectory")
-        if not folder:  # ended early; what finished was exported all the same, below the batch's own folder
-            folder = (output.get("gcsDestination") or {}).get("outputUriPrefix")
-        if folder:
+        table, folder = output_of(job)
+        if table is not None:
+            yield from result_lines(self._tables.lines(table), "custom_id", f"the table {table}")
+        elif folder is not None:
             yield from self._storage.lines(folder)
 
     def cancel(self, batch_id: str) -> None:
         """See Provider.cancel."""
         try:
-            self._api.call("post", f"{_path(batch_id)}:cancel", f"cancel the batch '{batch_id}'")
+            self._api.order(f"{_path(batch_id)}:cancel", f"cancel the batch '{batch_id}'")
         except ProviderError:
             try:
                 status = self._report(batch_id).status
@@ -279,7 +282,7 @@ class VertexProvider:
         status, body, failure = self._api.answer(f"{_model_path(given['model'])}:{verb}", given["request"])
         ok = status == HTTPStatus.OK
         answer = {
-            "status": "" if ok else f"{HTTPStatus(status).phrase}: {json.dumps(body)}",
+            "status": "" if ok else f"{_phrase(status)}: {_shown(body)}",
             "custom_id": given["custom_id"],
             "request": given["request"],
             "response": body if ok else {},
@@ -366,6 +369,21 @@ def _guarded(client: _SdkClient) -> _SdkClient:
     # no public argument takes a transport; mounting on this session is what the SDK's own documents show
     guard_session(client._http, Origin(client._connection.API_BASE_URL, takes_uploads=True))  # noqa: SLF001
     return client
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return f"Status {status}"
+
+
+def _shown(body: Any) -> str:
+    """What a failed request was answered, as the vendor writes it into a row."""
+    try:
+        return json.dumps(body)
+    except (ValueError, RecursionError):
+        return plain_words(body)
 
 
 def _is_claude(model: str) -> bool:

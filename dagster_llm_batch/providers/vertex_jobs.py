@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from dagster_llm_batch.providers.google_api import count, time_of
-from dagster_llm_batch.providers.words import plain_words
+from dagster_llm_batch.providers.words import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
-__all__ = ["RETRYABLE_JOB_CODES", "job_reason", "read_job"]
+__all__ = ["RETRYABLE_JOB_CODES", "is_job", "job_reason", "output_of", "read_job"]
 
 RETRYABLE_JOB_CODES = frozenset({8, 13, 14})
 """google.rpc.Code: resources exhausted, internal, unavailable."""
@@ -37,16 +37,17 @@ _STATUSES = {
 
 def read_job(batch_id: str, job: Mapping[str, Any]) -> BatchReport:
     """The report of a job as the API gives it."""
-    word = str(job.get("state", "")).removeprefix("JOB_STATE_")
+    state = plain_words(job.get("state", ""))
+    word = state.removeprefix("JOB_STATE_")
     status = _STATUSES.get(word)
     error = job.get("error")
     reason, code = job_reason(error)
     if status is None:
-        reason = f"The provider reports the unknown state '{job.get('state')}'."
+        reason = f"The provider reports the unknown state '{state}'."
     elif status is BatchStatus.FAILED and reason is None:
         reason = "The provider gives no reason."
     elif reason is None and word in ("PAUSED", "PARTIALLY_SUCCEEDED"):
-        reason = f"The provider reports the state '{job.get('state')}'."
+        reason = f"The provider reports the state '{state}'."
     stats = job.get("completionStats")
     stats = stats if isinstance(stats, Mapping) else {}
     succeeded, failed, open_rows = (count(stats.get(f"{name}Count")) for name in ("successful", "failed", "incomplete"))
@@ -65,10 +66,30 @@ def read_job(batch_id: str, job: Mapping[str, Any]) -> BatchReport:
     )
 
 
+def is_job(value: Mapping[str, Any]) -> bool:
+    """Whether this is a job at all: it has a name and a state, of whatever word."""
+    return is_id(value.get("name")) and isinstance(value.get("state"), str)
+
+
 def job_reason(error: Any) -> tuple[str | None, int | None]:
     """Words and code of a job's or operation's error."""
     if not isinstance(error, Mapping) or not error:
         return None, None
     code = count(error.get("code"))
-    text = str(error.get("message") or "no message")
+    text = plain_words(error.get("message") or "no message")
     return (text if code is None else f"{text} (code {code})"), code
+
+
+def output_of(job: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Where the results of a job are: a table (bq://), or a folder (gs://)."""
+
+    def place(*path: str) -> str | None:
+        value: Any = job
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return value if is_id(value) else None
+
+    table = place("outputConfig", "bigqueryDestination", "outputUri")
+    # one that ended early names no folder of its own; what finished was exported all the same, below the batch's
+    folder = place("outputInfo", "gcsOutputDirectory") or place("outputConfig", "gcsDestination", "outputUriPrefix")
+    return table, folder

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import IO, TYPE_CHECKING, Any
 
 from dagster_llm_batch.errors import ProviderError, RefusedError, TransientError
+from dagster_llm_batch.providers.base import OddAnswerError, result_lines
 from dagster_llm_batch.providers.google_errors import PreconditionFailedError
 from dagster_llm_batch.providers.google_files import CHUNK_BYTES
 from dagster_llm_batch.providers.jsonlines import split_lines
@@ -22,6 +23,7 @@ __all__ = ["VertexStorage"]
 
 _UPLOAD_CHUNK_BYTES = 4 << 20
 _DOWNLOAD_CHUNK_BYTES = 2 << 20
+_LIST = "storage#objects"  # the kind of a list of objects, also of one without any
 _RETRY_SECONDS = 10.0  # the SDK's default is two minutes a call; callers of ours try again, and in time
 
 
@@ -58,15 +60,18 @@ class VertexStorage:
         name = f"{folder}/requests-{digest.hexdigest().decode('ascii')}.jsonl"
         uri = f"gs://{self._bucket}/{name}"
         blob = self._client().bucket(self._bucket).blob(name, chunk_size=_UPLOAD_CHUNK_BYTES)
+        checksum = base64.b64encode(digest.digest()).decode("ascii")
         try:
             with self._calls(f"upload {uri}"):
                 blob.upload_from_file(
                     file, size=size, content_type="application/jsonl", if_generation_match=0, **self._patience()
                 )
+                if (blob.size, blob.crc32c) != (size, checksum):
+                    raise OddAnswerError("the answer does not tell that all of it is there.")
         except PreconditionFailedError:
             with self._calls(f"read {uri}"):
                 blob.reload(**self._patience())
-            if (blob.size, blob.crc32c) != (size, base64.b64encode(digest.digest()).decode("ascii")):
+            if (blob.size, blob.crc32c) != (size, checksum):
                 raise RefusedError(f"Could not upload {uri}: another file is there already. Remove it.") from None
         return uri
 
@@ -85,12 +90,18 @@ class VertexStorage:
         client = self._client()
         with self._calls(f"list {folder}"):
             found = client.list_blobs(bucket, prefix=f"{prefix.rstrip('/')}/", **self._patience())
-            blobs = sorted(found, key=lambda blob: str(blob.name))
-        for blob in blobs:
-            if not blob.name.endswith("/"):
-                yield from split_lines(self._chunks(blob))
+            blobs = []
+            for page in found.pages:
+                if not page.num_items and page.raw_page.get("kind") != _LIST:
+                    raise OddAnswerError("the answer is no list of objects.")
+                blobs += [(str(blob.name), blob.size, blob.crc32c, blob) for blob in page]
+            blobs.sort(key=lambda one: one[0])
+        for name, size, checksum, blob in blobs:
+            if not name.endswith("/"):
+                lines = split_lines(self._chunks(blob, size, checksum))
+                yield from result_lines(lines, "custom_id", f"gs://{bucket}/{name}")
 
-    def _chunks(self, blob: Any) -> Iterator[bytes]:
+    def _chunks(self, blob: Any, size: int | None, listed_checksum: str | None) -> Iterator[bytes]:
         """The object's bytes. What came is compared with its listed size and checksum: pieces of it are not checked."""
         from google_crc32c import Checksum  # noqa: PLC0415 -- comes with the SDK, which is an extra
 
@@ -107,10 +118,12 @@ class VertexStorage:
                 break
             digest.update(piece)
             got += len(piece)
+            if size is not None and got > size:  # what serves all of it for each piece would never end
+                break
             yield piece
         checksum = base64.b64encode(digest.digest()).decode("ascii")
-        if (got, checksum) != (blob.size, blob.crc32c):
-            raise TransientError(f"Could not download {uri}: the {got} bytes that came are not the {blob.size} listed.")
+        if (got, checksum) != (size, listed_checksum):
+            raise TransientError(f"Could not download {uri}: the {got} bytes that came are not the {size} listed.")
 
     def _patience(self) -> dict[str, Any]:
         from google.cloud.storage.retry import DEFAULT_RETRY  # type: ignore[import-untyped]  # noqa: PLC0415 -- an extra

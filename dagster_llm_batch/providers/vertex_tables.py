@@ -99,17 +99,18 @@ class VertexTables:
             return
         with self._calls(f"read {uri}"):
             rows = self._client().list_rows(table, page_size=_PAGE, retry=self._retry(), timeout=self._timeout_seconds)
-            found = iter(rows)
+            found, expected = iter(rows), table.num_rows
         got = 0
         while True:
             with self._calls(f"read {uri}"):
                 row = next(found, None)
-            if row is None:
+                line = None if row is None else _line(row.items())
+            if line is None:
                 break
             got += 1
-            yield _line(row.items())
-        if table.num_rows is not None and got < table.num_rows:
-            raise TransientError(f"Could not read {uri}: got {got} of {table.num_rows} rows.")
+            yield line
+        if expected is not None and got < expected:
+            raise TransientError(f"Could not read {uri}: got {got} of {expected} rows.")
 
     def _retry(self) -> Any:
         from google.cloud.bigquery import DEFAULT_RETRY  # noqa: PLC0415 -- an optional extra
@@ -139,6 +140,6 @@ def _line(columns: Any) -> bytes:
         if isinstance(values.get(name), str):  # a column of text
             try:
                 values[name] = json.loads(values[name])
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
     return json.dumps(values, separators=(",", ":"), default=str).encode("ascii") + b"\n"

@@ -1,0 +1,144 @@
+"""Whatever a server answers, a verb of a provider gives what it promises or one of our errors, in clean words."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple
+from datetime import datetime
+from typing import Any
+
+import pytest
+from odd_bench import HOUSES, NONSENSE, VERBS, WEB_PAGE, Answer, House, house, mutants, storage
+
+from dagster_llm_batch.errors import AmbiguousError, ProviderError, TransientError
+from dagster_llm_batch.types import BatchReport, BatchStatus, CannotTell, Found, Outcome, Undecided
+
+MUTANTS = 10
+"""Of each answer."""
+_MOST = 1 << 62
+_OF_CLIENT, _OF_SERVER = 400, 500
+
+
+@pytest.fixture(scope="module")
+def stored() -> Iterator[Mapping[str, Any]]:
+    with storage() as options:
+        yield options
+
+
+@pytest.fixture(scope="module", params=HOUSES)
+def one(request: pytest.FixtureRequest, stored: Mapping[str, Any]) -> Iterator[House]:
+    """A provider, whose SDK does not sleep between its tries."""
+    sleep = time.sleep
+    with pytest.MonkeyPatch.context() as patch, house(request.param, stored) as found:
+        patch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.002)))
+        yield found
+
+
+def _places(one: House) -> Iterator[tuple[str, int]]:
+    """Each call that a verb makes. Claude on Vertex AI differs from Gemini there in its rows alone."""
+    for verb in VERBS if one.name != "vertex claude" else ("fetch", "respond"):
+        for number in range(one.made[verb]):
+            yield verb, number
+
+
+def _told(one: House, verb: str, number: int, odd: Answer) -> Any:
+    """What the verb gives where this call is answered oddly: a value, or the error that it raises."""
+    one.relay.replay(one.kept[verb], number, odd)
+    try:
+        return one.verbs[verb]()
+    except ProviderError as error:
+        return error
+
+
+def _unclean(value: Any) -> list[str]:
+    """What a ledger, a log or a table cannot hold of it."""
+    match value:
+        case ProviderError():
+            return _unclean(str(value))
+        case str():
+            return [] if value.isprintable() else [f"unprintable: {value!a}"]
+        case bytes() | bool() | None:
+            return []
+        case int():
+            return [] if abs(value) < _MOST else [f"too large: {value}"]
+        case datetime():
+            fits = value.tzinfo is not None and 1900 < value.year < 2300
+            return [] if fits else [f"no time: {value}"]
+        case BatchReport() | Found() | CannotTell() | Undecided():
+            return [said for part in astuple(value) for said in _unclean(part)]
+        case Mapping():
+            return [said for pair in value.items() for part in pair for said in _unclean(part)]
+        case list() | tuple():
+            return [said for part in value for said in _unclean(part)]
+        case _:
+            return []
+
+
+def _wrong(one: House, verb: str, number: int, odd: Answer, told: Any) -> str | None:
+    """Why this is not what may come of nonsense."""
+    truth, is_error = one.truth[verb], isinstance(told, ProviderError)
+    match verb:
+        case "submit":
+            is_create = number == one.made[verb] - 1
+            is_no = _OF_CLIENT <= odd.status < _OF_SERVER
+            if is_create and not is_no and not isinstance(told, AmbiguousError):
+                return "a batch that perhaps exists was taken for certain"
+            if is_create and is_no and not is_error:
+                return "no batch was made"
+        case "find" if not is_error and told != truth and not isinstance(told, CannotTell | Undecided):
+            return "nonsense was read as the lack of a batch"
+        case "poll one" | "poll many" if is_error and not isinstance(told, TransientError):
+            return "a poll that can be tried again was taken for final"
+        case "poll one" | "poll many" if not is_error:
+            changed = [report for key, report in told.items() if report != truth[key]]
+            return (
+                f"another status: {changed[0].status}"
+                if any(r.status is not BatchStatus.RUNNING for r in changed)
+                else None
+            )
+        case "fetch" if not is_error and not set(told) <= set(truth):
+            return "what is no result was given as one"
+        case "cancel" if not is_error:
+            return "a batch that runs was taken for canceled"
+        case "respond" if not is_error:
+            result = one.provider.codec(one.spec).decode(told)
+            if result.custom_id != "n-0" or result.outcome is Outcome.SUCCEEDED:
+                return f"not an answer of the row: {result}"
+        case _:
+            pass
+    return None
+
+
+def test_nonsense_is_never_taken_for_an_answer(one: House) -> None:
+    found = []
+    for verb, number in _places(one):
+        for odd in NONSENSE:
+            told = _told(one, verb, number, odd)
+            problems = _unclean(told) + ([wrong] if (wrong := _wrong(one, verb, number, odd, told)) else [])
+            found += [f"{verb}, call {number}, {odd.name}: {problem} ({told!r:.200})" for problem in problems]
+    assert not found, "\n".join(found)
+
+
+def test_an_answer_with_odd_values_gives_clean_values_or_one_of_our_errors(one: House) -> None:
+    found = []
+    for verb, number in _places(one):
+        seed = zlib.crc32(f"{one.name} {verb} {number}".encode())
+        for odd in mutants(one.kept[verb][number].answer, seed, MUTANTS):
+            told = _told(one, verb, number, odd)
+            if verb == "respond" and isinstance(told, bytes):  # what is in a row is the reader's
+                assert one.provider.codec(one.spec).decode(told).custom_id in ("n-0", None)
+            if verb.startswith("poll") and isinstance(told, Mapping):
+                assert set(told) <= set(one.truth[verb])
+                assert all(key == report.batch_id for key, report in told.items())
+            found += [f"{verb}, call {number}, {odd.name}: {problem}" for problem in _unclean(told)]
+    assert not found, "\n".join(found)
+
+
+def test_a_web_page_is_named_as_one_with_what_to_do(one: House) -> None:
+    last = {verb: one.made[verb] - 1 for verb in ("submit", "poll one", "cancel", "respond")}
+    for verb, number in last.items():
+        said = str(_told(one, verb, number, WEB_PAGE))
+        assert "a web page (text/html)" in said, f"{verb}: {said}"
+        assert "base_url" in said, f"{verb}: {said}"
