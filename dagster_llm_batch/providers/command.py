@@ -27,7 +27,8 @@ from dagster_llm_batch.errors import RefusedError, TransientError
 from dagster_llm_batch.providers.command_batch import CommandBatch
 from dagster_llm_batch.providers.command_line import checked_command, filled
 from dagster_llm_batch.providers.files import lines_of, time_of
-from dagster_llm_batch.providers.own_machines import OwnMachines
+from dagster_llm_batch.providers.own_machines import OwnMachines, own_answer, reaching
+from dagster_llm_batch.providers.words import plain_words
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
@@ -73,7 +74,7 @@ class CommandProvider(OwnMachines):
         """See Provider.submit. A batch that runs or has ended is left alone; one that died is run again."""
         batch = CommandBatch.of(self._workdir, tag)
         for _ in range(_START_TRIES):
-            with batch.locked() as lock:
+            with reaching(batch.path), batch.locked() as lock:
                 if lock is not None:
                     if batch.exit() is None:
                         self._start(batch, lines, spec.model, lock)
@@ -103,12 +104,14 @@ class CommandProvider(OwnMachines):
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find. Always certain."""
-        exists = CommandBatch.of(self._workdir, tag).was_started()
+        with reaching(self._workdir):
+            exists = CommandBatch.of(self._workdir, tag).was_started()
         return Found(tag) if exists and tag not in hints.known else Absent()
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
         """See Provider.poll."""
-        return {batch_id: self._report(batch_id) for batch_id in batch_ids}
+        with reaching(self._workdir):
+            return {batch_id: self._report(batch_id) for batch_id in batch_ids}
 
     def _report(self, batch_id: str) -> BatchReport:
         batch = CommandBatch.of(self._workdir, batch_id)
@@ -135,21 +138,27 @@ class CommandProvider(OwnMachines):
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch. Of a batch that died, what its command had written."""
         batch = CommandBatch.of(self._workdir, batch_id)
-        if batch.exit() is None and batch.is_alive():
-            raise TransientError(f"The batch '{batch_id}' still runs; its results are there when it has ended.")
-        yield from lines_of(batch.output if batch.output.exists() else batch.part)
+        with reaching(batch.path):
+            if batch.exit() is None and batch.is_alive():
+                raise TransientError(f"The batch '{batch_id}' still runs; its results are there when it has ended.")
+            yield from lines_of(batch.output if batch.output.exists() else batch.part)
 
     def cancel(self, batch_id: str) -> None:
         """See Provider.cancel."""
         batch = CommandBatch.of(self._workdir, batch_id)
-        if batch.plan() is None:
-            raise RefusedError(f"There is no batch '{batch_id}' under {self._workdir} on this machine.")
-        if batch.exit() is None:
-            batch.ask_to_stop()
+        with reaching(batch.path):
+            if batch.plan() is None:
+                raise RefusedError(f"There is no batch '{batch_id}' under {self._workdir} on this machine.")
+            if batch.exit() is None:
+                batch.ask_to_stop()
 
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. Runs the command on this one line and waits for it."""
         model = json.loads(line)["body"]["model"]
+        with reaching(self._workdir):
+            return self._answer(line, model)
+
+    def _answer(self, line: bytes, model: str) -> bytes:
         self._workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._workdir, prefix=".respond-") as folder:
             batch = CommandBatch(Path(folder))
@@ -172,10 +181,8 @@ class CommandProvider(OwnMachines):
                     with suppress(ProcessLookupError, PermissionError):
                         os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-            answer = batch.output.read_bytes().strip() if batch.output.exists() else b""
-            if not answer:
-                raise RefusedError(f"The command gave no answer; it ended with code {code}. {batch.log_tail()}".strip())
-            return answer + b"\n"
+            output = batch.output.read_bytes() if batch.output.exists() else b""
+            return own_answer(line, output, f"It ended with code {code}. {batch.log_tail()}".strip())
 
 
 def _judged(
@@ -197,5 +204,5 @@ def _judged(
         return BatchStatus.FAILED, f"The command ended well but wrote no output. {batch.log_tail()}".strip(), False
     if code == 0:
         return BatchStatus.ENDED, None, False
-    reason = f"The command ended with code {code}. {batch.log_tail()}".strip()
+    reason = f"The command ended with code {plain_words(code)}. {batch.log_tail()}".strip()
     return (BatchStatus.ENDED if batch.output.exists() else BatchStatus.FAILED), reason, False

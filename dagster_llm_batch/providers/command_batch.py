@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.providers.base import count_of
 from dagster_llm_batch.providers.files import count_lines, log_tail, read_json
 
 __all__ = ["CommandBatch"]
@@ -138,11 +139,11 @@ class CommandBatch:
         """Finished rows and all rows, as far as known: by the command's own progress file, else by lines written."""
         plan = self.plan() or {}
         progress = read_json(self.progress) or {}
-        total = progress.get("total", plan.get("requests"))
-        done = progress.get("done")
-        if not isinstance(done, int):
+        total = count_of(progress.get("total", plan.get("requests")))
+        done = count_of(progress.get("done"))
+        if done is None:
             done = count_lines(self.output if self.output.exists() else self.part)
-        return done, total if isinstance(total, int) else None
+        return done, total
 
     def log_tail(self) -> str:
         """The last printed lines, as plain words; empty where nothing was printed."""

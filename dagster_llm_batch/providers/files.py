@@ -9,10 +9,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from dagster_llm_batch.providers import base
 from dagster_llm_batch.providers.words import last_words
 
 __all__ = ["count_lines", "lines_of", "log_tail", "read_json", "time_of", "write_json"]
@@ -25,7 +26,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in the file, or None where there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -43,7 +44,7 @@ def write_json(path: Path, value: object) -> None:
 def time_of(value: Mapping[str, Any] | None, name: str) -> datetime | None:
     """The time that `name` holds in seconds since the epoch."""
     seconds = (value or {}).get(name)
-    return datetime.fromtimestamp(seconds, UTC) if isinstance(seconds, int | float) else None
+    return base.time_of(seconds) if isinstance(seconds, int | float) else None
 
 
 def count_lines(path: Path) -> int | None:

@@ -5,10 +5,49 @@ They read and write OpenAI's batch files, nobody bills them, and whose answers t
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dagster_llm_batch.errors import RefusedError, TransientError
 from dagster_llm_batch.providers.openai_lines import OpenAILines
+from dagster_llm_batch.providers.words import plain_words
 from dagster_llm_batch.types import Limits, RequestSpec
 
-__all__ = ["OwnMachines"]
+__all__ = ["OwnMachines", "own_answer", "reaching"]
+
+
+@contextmanager
+def reaching(place: object) -> Iterator[None]:
+    """What the system says of files is a matter of time: of a disk that is full, a share that is away."""
+    try:
+        yield
+    except OSError as error:
+        raise TransientError(f"Could not read or write {place}: {plain_words(error)}") from error
+
+
+def own_answer(request: bytes, output: bytes, said: str) -> bytes:
+    """The result line of this one request in what a command wrote. Raises RefusedError where there is none.
+
+    `said` is what else is known of it: its exit code, the end of its log.
+    """
+    wanted = _id_of(request)
+    lines = [line for line in output.split(b"\n") if line.strip()]
+    for line in lines:
+        if _id_of(line) == wanted:
+            return line.strip() + b"\n"
+    if not lines:
+        raise RefusedError(f"The command gave no answer. {said}".strip())
+    start = plain_words(lines[0][:200].decode("utf-8", "replace"))
+    raise RefusedError(f"The command wrote no answer to the request '{wanted}', but: {start} {said}".strip())
+
+
+def _id_of(line: bytes) -> object:
+    try:
+        value = json.loads(line.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    return value.get("custom_id") if isinstance(value, dict) else None
 
 
 class OwnMachines:

@@ -25,8 +25,7 @@ import shlex
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,6 +41,7 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.providers.addresses import checked_address
+from dagster_llm_batch.providers.base import count_of, sdk_calls, time_of, words_of
 from dagster_llm_batch.providers.openai_lines import OpenAILines
 from dagster_llm_batch.providers.own_machines import OwnMachines
 from dagster_llm_batch.providers.polling import poll_batches
@@ -206,8 +206,8 @@ class RayProvider(OwnMachines):
             if last is None:
                 return None
             first = files.read_json(started(batch_id)) or last
-        begun, at = (datetime.fromtimestamp(one["at"], UTC) for one in (first, last))
-        rows = last["rows"]
+        begun, at = (time_of(one.get("at")) for one in (first, last))
+        rows = count_of(last.get("rows"))
         return BatchReport(batch_id, BatchStatus.ENDED, rows, rows, created_at=begun, ended_at=at)
 
     def _asked(self, batch_id: str) -> BatchReport:
@@ -219,14 +219,14 @@ class RayProvider(OwnMachines):
     def _read(self, batch_id: str, job: Any) -> BatchReport:
         files = self._files(batch_id)
         with _reaching(files):
-            done, total = files.rows_done(), (files.read_json(PLAN) or {}).get("requests")
+            done, total = files.rows_done(), count_of((files.read_json(PLAN) or {}).get("requests"))
         return read_job(batch_id, job, total, done)
 
     def _lost(self, batch_id: str) -> BatchReport:
         """Of a job that the cluster does not know and that has not ended."""
         files = self._files(batch_id)
         with _reaching(files):
-            total = (files.read_json(PLAN) or {}).get("requests")
+            total = count_of((files.read_json(PLAN) or {}).get("requests"))
             done = files.rows_done() if total is not None else None
         reason = "The cluster knows no such job: its head was restarted, or this is another cluster."
         if done:
@@ -299,14 +299,8 @@ class RayProvider(OwnMachines):
         with self._calls(f"read the job '{submission_id}'"):
             return client.get_job_info(submission_id)
 
-    @contextmanager
-    def _calls(self, what: str, *, creating: bool = False) -> Iterator[None]:
-        try:
-            yield
-        except LLMBatchError:
-            raise
-        except Exception as error:  # noqa: BLE001 -- the SDK raises what it likes
-            raise provider_error(error, what, self._secrets(), creating=creating) from None
+    def _calls(self, what: str, *, creating: bool = False) -> AbstractContextManager[None]:
+        return sdk_calls(lambda error: provider_error(error, what, self._secrets(), creating=creating))
 
     def _client(self) -> Any:
         """The SDK's client. Making it is a call, and it imports Ray."""
@@ -346,5 +340,5 @@ def _model_of(line: bytes) -> str:
 def _reaching(files: Files) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
-        raise TransientError(f"Could not read or write {files.folder}: {error}") from error
+    except (OSError, pa.ArrowException, ValueError, RecursionError) as error:  # of JSON that is none, too
+        raise TransientError(f"Could not read or write {files.folder}: {words_of(error)}") from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
+from dagster_llm_batch.providers.base import count_of, time_of
 from dagster_llm_batch.providers.words import last_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
@@ -46,4 +47,5 @@ def read_job(batch_id: str, job: Any, total: int | None, done: int | None) -> Ba
 
 
 def _time(milliseconds: Any) -> datetime | None:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC) if isinstance(milliseconds, int) and milliseconds else None
+    known = count_of(milliseconds)
+    return time_of(known / 1000) if known else None

@@ -30,7 +30,7 @@ from typing import Any, BinaryIO
 from dagster_llm_batch.errors import ConfigError, RefusedError, TransientError
 from dagster_llm_batch.providers.command_line import checked_command, filled
 from dagster_llm_batch.providers.files import time_of
-from dagster_llm_batch.providers.own_machines import OwnMachines
+from dagster_llm_batch.providers.own_machines import OwnMachines, own_answer, reaching
 from dagster_llm_batch.providers.slurm_batch import SlurmBatch
 from dagster_llm_batch.providers.slurm_client import SlurmClient
 from dagster_llm_batch.providers.slurm_options import SlurmOptions
@@ -125,7 +125,7 @@ class SlurmProvider(OwnMachines):
         return batch.batch_id
 
     def _submit_options(self, batch: SlurmBatch) -> list[str]:
-        tasks = len((batch.plan() or {})["requests"])
+        tasks = len(batch.requests())
         cap = f"%{self._max_running_tasks}" if self._max_running_tasks is not None else ""
         return [
             *self._options.words(),
@@ -153,6 +153,10 @@ class SlurmProvider(OwnMachines):
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
         """See Provider.poll. The controller is asked once for all that have not ended by their own account."""
+        with reaching(self._workdir):
+            return self._reports(batch_ids)
+
+    def _reports(self, batch_ids: Sequence[str]) -> dict[str, BatchReport]:
         batches = {batch_id: SlurmBatch(self._workdir / Path(batch_id).name) for batch_id in batch_ids}
         asked = [batch_id for batch_id, batch in batches.items() if not _ended_well(batch)]
         known = _by_name(self._slurm.queue(asked)) if asked else {}
@@ -166,7 +170,7 @@ class SlurmProvider(OwnMachines):
 
     def _report(self, batch: SlurmBatch, known: Mapping[int, ArrayTask]) -> BatchReport:
         plan = batch.plan() or {}
-        requests: list[int] = plan.get("requests") or [0] * len(known)
+        requests = batch.requests() or [0] * len(known)
         exits = batch.exits()
         known = {**batch.noted_ends(), **known}
         verdicts = {task: self._verdict(batch, task, exits.get(task), known.get(task)) for task in range(len(requests))}
@@ -178,7 +182,7 @@ class SlurmProvider(OwnMachines):
         if status.is_stoppable and batch.is_asked_to_stop():
             status = BatchStatus.CANCELING
         ends = [at for said in exits.values() if (at := time_of(said, "ended_at"))]
-        ends += [datetime.fromtimestamp(task.ended_at, UTC) for task in known.values() if task.ended_at]
+        ends += [at for task in known.values() if (at := time_of(task._asdict(), "ended_at"))]
         return BatchReport(
             batch.batch_id,
             status,
@@ -210,7 +214,8 @@ class SlurmProvider(OwnMachines):
         status = self.poll([batch_id])[batch_id].status
         if not status.is_terminal and status is not BatchStatus.NOT_FOUND:
             raise TransientError(f"The batch '{batch_id}' still runs; its results are there when it has ended.")
-        yield from batch.lines(len((batch.plan() or {}).get("requests", ())))
+        with reaching(batch.path):
+            yield from batch.lines(len(batch.requests()))
 
     def cancel(self, batch_id: str) -> None:
         """See Provider.cancel."""
@@ -226,20 +231,21 @@ class SlurmProvider(OwnMachines):
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. Runs the command on this one line by srun, and waits for nodes as a batch would."""
         model = json.loads(line)["body"]["model"]
+        with reaching(self._workdir):
+            return self._answer(line, model)
+
+    def _answer(self, line: bytes, model: str) -> bytes:
         self._workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._workdir, prefix=".respond-") as folder:
             source, target = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")
             source.write_bytes(line)
             said = self._slurm.run(self._options.words(), filled(self._command, source, target, model))
-            answer = target.read_bytes().strip() if target.exists() else b""
-            if not answer:
-                raise RefusedError(f"The command gave no answer. {said}".strip())
-            return answer + b"\n"
+            return own_answer(line, target.read_bytes() if target.exists() else b"", said)
 
 
 def _ended_well(batch: SlurmBatch) -> bool:
     """Whether all tasks wrote that they are done, with nothing that Slurm could explain."""
-    exits, tasks = batch.exits(), len((batch.plan() or {}).get("requests", ()))
+    exits, tasks = batch.exits(), len(batch.requests())
     return 0 < tasks == len(exits) and all(said.get("canceled") or said.get("code") == 0 for said in exits.values())
 
 

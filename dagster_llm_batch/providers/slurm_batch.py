@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dagster_llm_batch.errors import ConfigError, RefusedError
+from dagster_llm_batch.providers.base import count_of
 from dagster_llm_batch.providers.files import count_lines, lines_of, log_tail, read_json, write_json
 from dagster_llm_batch.providers.jsonlines import split_lines
-from dagster_llm_batch.providers.slurm_states import ArrayTask, is_over
+from dagster_llm_batch.providers.slurm_states import ArrayTask, array_task, is_over
 
 __all__ = ["SlurmBatch"]
 
@@ -49,7 +50,7 @@ class SlurmBatch:
         """The batches of this tag, the last one first. Raises ConfigError for a tag that cannot name them."""
         if not _TAG.fullmatch(tag):
             raise ConfigError(f"The tag {tag!r} cannot name a job and a folder; letters, digits, '_' and '-' can.")
-        found = {int(path.suffix[1:]): path for path in workdir.glob(f"{tag}.*") if path.suffix[1:].isdigit()}
+        found = {int(path.suffix[1:]): path for path in workdir.glob(f"{tag}.*") if path.suffix[1:].isdecimal()}
         return [SlurmBatch(found[number]) for number in sorted(found, reverse=True)]
 
     @property
@@ -103,6 +104,13 @@ class SlurmBatch:
         """The intent, or None where there is no such batch here."""
         return read_json(self.path / "plan.json")
 
+    def requests(self) -> list[int]:
+        """How many requests each task has; empty where there is no plan that tells it."""
+        counts = (self.plan() or {}).get("requests")
+        if not isinstance(counts, list) or not all(count_of(count) is not None for count in counts):
+            return []
+        return counts
+
     def discard(self) -> None:
         """It was certainly not accepted."""
         shutil.rmtree(self.path, ignore_errors=True)
@@ -121,7 +129,7 @@ class SlurmBatch:
         found: dict[int, dict[str, Any]] = {}
         for path in self.path.glob("exit-*.json"):
             number = path.stem[len("exit-") :]
-            if number.isdigit() and (said := read_json(path)) is not None:
+            if number.isdecimal() and (said := read_json(path)) is not None:
                 found[int(number)] = said
         return found
 
@@ -135,7 +143,8 @@ class SlurmBatch:
     def noted_ends(self) -> dict[int, ArrayTask]:
         """What `note_ends` kept."""
         found = (read_json(path) for path in self.path.glob("slurm-*.json"))
-        return {task["task"]: ArrayTask(**task) for task in found if task is not None}
+        tasks = (array_task(noted) for noted in found if noted is not None)
+        return {task.task: task for task in tasks if task is not None}
 
     def ask_to_stop(self) -> None:
         """What tasks look for before they start."""
@@ -149,7 +158,8 @@ class SlurmBatch:
         whole = self.path / f"out-{task}.jsonl"
         if whole.exists():
             return [whole]
-        parts = sorted(self.path.glob(f"out-{task}.*.part"), key=lambda path: int(path.name.split(".")[1]))
+        found = (path for path in self.path.glob(f"out-{task}.*.part") if path.name.split(".")[1].isdecimal())
+        parts = sorted(found, key=lambda path: int(path.name.split(".")[1]))
         if not parts:
             return []
         kept = self.path / f"kept-{task}.{parts[-1].name.split('.')[1]}.jsonl"

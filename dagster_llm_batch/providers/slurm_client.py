@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.errors import AmbiguousError, CredentialsError, RefusedError, TransientError
+from dagster_llm_batch.providers.base import count_of
 from dagster_llm_batch.providers.slurm_states import ArrayTask
 from dagster_llm_batch.providers.words import plain_words
 
@@ -21,6 +22,7 @@ __all__ = ["SlurmClient", "submit_error"]
 
 _ALWAYS = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TMPDIR", "SLURM_CONF")
 _NAMES_AT_ONCE = 500
+_MOST_DIGITS = 15  # of a job's id
 _NO_ACCOUNTING = "accounting storage is disabled"
 _FULL = ("SubmitJob", "MaxJobCount", "Resource temporarily unavailable", "temporarily unable to accept job")
 _ARRAY = "Invalid job array specification"
@@ -57,7 +59,7 @@ class SlurmClient:
             said = plain_words(_text(error.stderr))
             raise AmbiguousError(f"sbatch gave no answer in {self._timeout_seconds:g} s. {said}".strip()) from None
         number = done.stdout.strip().partition(";")[0]
-        if done.returncode == 0 and number.isdigit():
+        if done.returncode == 0 and number.isascii() and number.isdigit() and len(number) <= _MOST_DIGITS:
             return int(number)
         raise submit_error(done.returncode, done.stderr or done.stdout)
 
@@ -197,11 +199,11 @@ def _columns(line: str, count: int) -> list[str]:
 
 
 def _number(task: str) -> int:
-    return int(task) if task.isdigit() else 0
+    return count_of(task) or 0
 
 
 def _seconds(text: str) -> float | None:
-    return float(text) if text.isdigit() else None
+    return count_of(text)
 
 
 def _text(value: bytes | str | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from dagster_llm_batch.providers.words import plain_words
 from dagster_llm_batch.types import BatchStatus
 
 __all__ = ["LATE", "ArrayTask", "Verdict", "is_over", "of_all", "of_exit", "of_state"]
@@ -46,6 +47,15 @@ class ArrayTask(NamedTuple):
     ended_at: float | None
 
 
+def array_task(noted: Mapping[str, Any]) -> ArrayTask | None:
+    """A task as it was noted, or None where that is no note of one."""
+    if noted.keys() != set(ArrayTask._fields) or type(noted["task"]) is not int:
+        return None
+    texts = (noted[name] for name in ("name", "comment", "job_id", "state", "reason"))
+    is_task = all(isinstance(text, str) for text in texts) and isinstance(noted["ended_at"], int | float | None)
+    return ArrayTask(**noted) if is_task else None
+
+
 class Verdict(NamedTuple):
     """A task, or all of a batch. Without `status`, nobody knows of it."""
 
@@ -69,7 +79,7 @@ def of_exit(said: Mapping[str, Any], state: str | None, *, has_output: bool, log
         return Verdict(BatchStatus.ENDED) if has_output else Verdict(BatchStatus.FAILED, missing)
     if state == "OUT_OF_MEMORY":
         return of_state(state, "", log)
-    reason = f"The command ended with code {code}. {log}".strip()
+    reason = f"The command ended with code {plain_words(code)}. {log}".strip()
     return Verdict(BatchStatus.ENDED if has_output else BatchStatus.FAILED, reason)
 
 
@@ -85,10 +95,10 @@ def of_state(state: str, reason: str, log: str) -> Verdict:
         elif word == "FAILED" and any(sign in log for sign in _MEMORY):
             meaning = _WORDS["OUT_OF_MEMORY"][2]
         elif reason not in ("", "None"):
-            meaning = f"{meaning} ({reason})"
+            meaning = f"{meaning} ({plain_words(reason)})"
         return Verdict(status, f"Slurm: {word}, {meaning}. {log}".strip(), retryable)
     if word in _PENDING:
-        return Verdict(BatchStatus.PENDING, f"Slurm: {word}, {reason or 'no reason given'}.")
+        return Verdict(BatchStatus.PENDING, f"Slurm: {word}, {plain_words(reason) or 'no reason given'}.")
     return Verdict(BatchStatus.RUNNING)
 
 

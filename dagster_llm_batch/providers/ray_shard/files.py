@@ -115,7 +115,8 @@ class Files:
 
     def rows_done(self) -> int:
         """How many rows the result files have, by their names."""
-        return sum(int(name.removesuffix(".jsonl").rpartition("-")[2]) for name in self.results())
+        counts = (name.removesuffix(".jsonl").rpartition("-")[2] for name in self.results())
+        return sum(int(count) for count in counts if count.isdecimal())
 
     def remove(self) -> None:
         """Remove the folder with all that is in it."""
