@@ -14,6 +14,7 @@ import json
 import random
 import re
 import threading
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -273,6 +274,11 @@ def _provider(name: str, seen: Any) -> Provider:
             return gemini(seen, inline_bytes=0, timeout_seconds=2.0)
         case _:
             return gemini(seen, timeout_seconds=2.0)
+
+
+def is_clean(text: str) -> bool:
+    """Whether any ledger, log and terminal can hold the text: no controls, no halves of pairs, no other line ends."""
+    return not {unicodedata.category(char) for char in text} & {"Cc", "Cs", "Zl", "Zp"}
 
 
 def json_answer(name: str, body: bytes, **more: Any) -> Answer:

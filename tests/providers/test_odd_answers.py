@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from odd_bench import HOUSES, NONSENSE, VERBS, WEB_PAGE, Answer, House, house, mutants, storage
+from odd_bench import HOUSES, NONSENSE, VERBS, WEB_PAGE, Answer, House, house, is_clean, mutants, storage
 
 from dagster_llm_batch.errors import AmbiguousError, ProviderError, TransientError
 from dagster_llm_batch.types import BatchReport, BatchStatus, CannotTell, Found, Outcome, Undecided
@@ -58,7 +58,7 @@ def _unclean(value: Any) -> list[str]:
         case ProviderError():
             return _unclean(str(value))
         case str():
-            return [] if value.isprintable() else [f"unprintable: {value!a}"]
+            return [] if is_clean(value) else [f"unclean: {value!a}"]
         case bytes() | bool() | None:
             return []
         case int():

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from odd_bench import NONSENSE, PAGE, Answer, mutants
+from odd_bench import NONSENSE, PAGE, Answer, is_clean, mutants
 from provider_bench import SPEC, batch_file, labeler, odd_server, until
 
 from dagster_llm_batch.errors import LLMBatchError, ProviderError, RefusedError, TransientError
@@ -35,9 +35,9 @@ def odd_bodies(whole: bytes, seed: int) -> Iterator[bytes]:
     yield from (mutant.body for mutant in mutants(Answer("whole", body=whole), seed, 15))
 
 
-def is_clean(report: BatchReport) -> bool:
+def is_kept(report: BatchReport) -> bool:
     counts = [count for count in (report.total, report.done, report.failed) if count is not None]
-    return all(0 <= count < _MOST for count in counts) and (report.reason is None or report.reason.isprintable())
+    return all(0 <= count < _MOST for count in counts) and (report.reason is None or is_clean(report.reason))
 
 
 def told(provider: Any, batch_id: str) -> list[Any]:
@@ -51,9 +51,9 @@ def told(provider: Any, batch_id: str) -> list[Any]:
         try:
             found.append(look())
         except ProviderError as error:
-            assert str(error).isprintable()  # noqa: PT017 -- any of ours may come
+            assert is_clean(str(error))  # noqa: PT017 -- any of ours may come
             found.append(error)
-    assert isinstance(found[0], ProviderError) or is_clean(found[0][batch_id])
+    assert isinstance(found[0], ProviderError) or is_kept(found[0][batch_id])
     return found
 
 
@@ -171,7 +171,7 @@ def test_a_file_of_a_shard_on_ray_may_hold_anything(tmp_path: Path, which: str) 
             except LLMBatchError as error:
                 assert isinstance(error, TransientError)  # noqa: PT017 -- any of ours may come
             else:
-                assert found is None or is_clean(found)
+                assert found is None or is_kept(found)
             assert provider._files(batch_id).rows_done() == 0
 
 
@@ -192,4 +192,4 @@ def test_times_and_codes_of_a_job_on_ray_may_be_anything(odd: Any) -> None:
     report = read_job("id", job, None, None)
     assert report.created_at is None
     assert report.reason is not None
-    assert report.reason.isprintable()
+    assert is_clean(report.reason)
