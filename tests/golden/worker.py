@@ -1,6 +1,6 @@
 """One process of `mixed`: does what it is told, a line of JSON each, with the code of the tree that it is started in.
 
-What it is told and what it answers is the same in all commits: another one's `mixed` talks to it.
+`mixed` puts this file into the tree of the older commit: it imports from that tree's `package.py` alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.golden.package import (
 _MODELS = {
     "openai": ("openai/gpt-4o", {"max_tokens": 50}),
     "anthropic": ("anthropic/claude-haiku-4-5", {"max_tokens": 50}),
-    "gemini": ("gemini/gemini-2.5-flash", {"max_output_tokens": 50}),
+    "gemini": ("gemini/gemini-2.0-flash", {"max_output_tokens": 50}),
 }
 _SECONDS_A_PARTITION = 120.0
 
