@@ -276,7 +276,7 @@ def test_the_resource_passes_all_its_settings_on():
     assert "secret-token" not in repr(made)
 
 
-HTTP = "Request failed with status code {}: no secret-token please"
+HTTP = "Request failed with status code {}: no secret-token-of-ray please"
 
 
 @pytest.mark.parametrize(
@@ -292,9 +292,9 @@ HTTP = "Request failed with status code {}: no secret-token please"
     ],
 )
 def test_an_error_of_the_sdk_says_whether_a_job_may_exist_and_holds_no_secret(error, creating, expected):
-    found = provider_error(error, "start the job", ["secret-token"], creating=creating)
+    found = provider_error(error, "start the job", ["secret-token-of-ray"], creating=creating)
     assert type(found) is expected
-    assert "secret-token" not in str(found)
+    assert "secret-token-of-ray" not in str(found)
 
 
 @pytest.mark.parametrize(
