@@ -25,6 +25,7 @@ from example_project import bootstrap  # noqa: E402 - set-up is shared with the 
 from tests import browser  # noqa: E402 - of this checkout
 
 WHEEL_VENV = ROOT / ".venv-wheel"
+LOWEST_VENV = ROOT / ".venv-lowest"
 REQUIREMENTS = ROOT / "requirements"
 PURE = ("tests/core", "tests/evaluation", "tests/test_imports.py")
 """Tests without a database, a Dagster or a server."""
@@ -85,6 +86,55 @@ def wheel() -> bool:
             return done and there("-c", where) and there(*PYTEST, "-n", FAST_AT_ONCE, "-m", "not slow", "tests")
         finally:
             shutil.rmtree(WHEEL_VENV, ignore_errors=True)
+
+
+# not s3 and export: what they need lifts fsspec, and with it pyarrow, above the lowest
+_LOWEST_EXTRAS = ("anthropic", "openai", "bedrock", "bigquery", "evaluation", "drift", "emulator", "postgres", "gcs")
+_ON_LOWEST = (  # of each part what touches the packages below it, and is quick
+    "tests/test_imports.py",
+    "tests/core/test_labeling.py",
+    "tests/core/test_plain_replies.py",
+    "tests/core/test_pricing.py",
+    "tests/core/test_prompt.py",
+    "tests/core/test_response.py",
+    "tests/evaluation/test_charts.py",
+    "tests/evaluation/test_drift.py",
+    "tests/evaluation/test_figures.py",
+    "tests/evaluation/test_joining.py",
+    "tests/evaluation/test_metrics.py",
+    "tests/storage/test_ledger_contract.py",
+    "tests/storage/test_ledger_migrations.py",
+    "tests/providers/test_contract.py",
+    "tests/providers/test_bedrock_contract.py",
+    "tests/providers/test_google_contract.py",
+    "tests/engine/test_journey.py",
+    "tests/dagster/test_face_checks.py",
+    "tests/dagster/test_face_runs.py",
+)
+
+
+def lowest() -> bool:
+    """The lowest versions that pyproject.toml allows, on the oldest Python: imports, and some tests of each part."""
+    oldest = ".".join(map(str, bootstrap.OLDEST))
+    base = _find_python(oldest)
+    if base is None:
+        print(f"LEFT OUT: not all of the lowest versions have wheels for a newer Python than {oldest}", flush=True)
+        return True
+    python = LOWEST_VENV / "bin" / "python"
+    install = ("-m", "uv", "pip", "install", "--quiet", "--python", str(python), "--compile-bytecode")
+    extras = [word for name in _LOWEST_EXTRAS for word in ("--extra", name)]
+    if not (
+        _run("-m", "uv", "venv", "--quiet", "--clear", f"--python={base}", str(LOWEST_VENV))
+        and _run(*install, "--resolution", "lowest-direct", "-r", "pyproject.toml", *extras)
+        and _run(*install, "--group", "tests")  # which leaves what is there as it is
+        and _run(*install, "--no-deps", "-e", str(ROOT))
+    ):
+        return False
+    command = [str(python), *PYTEST, "-n", FAST_AT_ONCE, "-m", "not slow", *_ON_LOWEST]
+    print("$", *command, flush=True)
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "VIRTUAL_ENV": str(LOWEST_VENV), "PATH": path}
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
 
 
 def slow() -> bool:
@@ -225,6 +275,7 @@ STEPS: dict[str, Callable[[], bool]] = {
     "imports": imports,
     "pythons": pythons,
     "wheel": wheel,
+    "lowest": lowest,
     "slow": slow,
     **{name: partial(engine, name) for name, what in ENGINES.items() if what.in_ci},
 }
@@ -239,7 +290,7 @@ def main() -> int:
     known = STEPS | HEAVY
     if unknown := sorted(set(chosen) - set(known)):
         parser.error(f"there is no step {', '.join(unknown)}; the steps are {', '.join(known)}")
-    if {"wheel", "slow"} & set(chosen):
+    if {"wheel", "lowest", "slow"} & set(chosen):
         _need_postgres()
     if "slow" in chosen and not browser.chromium():
         _apt_install(("chromium", "fonts-dejavu-core"), "the look at Dagster's pages")

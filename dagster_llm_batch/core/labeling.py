@@ -135,7 +135,8 @@ def _taken(column: pa.ChunkedArray, at: pa.Array) -> pa.ChunkedArray:
 
 def _places(wanted: pa.ChunkedArray, results: pa.Table) -> pa.Array:
     """Where each wanted request is found: at its first success, else first at all."""
-    good = _is_good(results)
+    # as one array: before version 26 pyarrow dies of indices_nonzero of a column without a chunk (apache/arrow#51018)
+    good = _is_good(results).combine_chunks()
     by_worth = pa.concat_arrays([pc.indices_nonzero(good), pc.indices_nonzero(pc.invert(good))])
     found = results[_ID].take(by_worth).combine_chunks()
     places = by_worth.take(pc.index_in(wanted, found).combine_chunks())

@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -33,6 +34,8 @@ __all__ = ["Database"]
 
 _BUSY_SECONDS = 30
 _CLOCKS_APART = timedelta(seconds=30)  # at most: half of what a lease is renewed for
+# SQLAlchemy does so from 2.1 on; a URL must name the same ledger before and after it is upgraded
+_DECODES_DATABASE = sa.make_url("sqlite:///%20").database == " "
 
 
 class Database:
@@ -130,6 +133,8 @@ def _parse(url: str | PathLike[str]) -> sa.URL:
             f"The ledger URL (of scheme '{scheme}') is not one that works. A ledger is a path, sqlite:///path "
             "or postgresql://user:password@host/database, special characters percent-encoded."
         )
+    if parsed.database and not _DECODES_DATABASE:
+        parsed = parsed.set(database=unquote(parsed.database))
     if backend == "sqlite" and (parsed.database in {None, "", ":memory:"} or "mode=memory" in text):
         return _refuse_memory()
     return parsed
@@ -144,6 +149,8 @@ def _refuse_memory() -> sa.URL:
 def _engine(url: sa.URL, clock: Callable[[], datetime]) -> sa.Engine:
     if url.get_backend_name() == "sqlite":
         return _sqlite_engine(url)
+    if url.drivername == "postgresql":  # the extra's driver; SQLAlchemy's own choice is psycopg 3 from 2.1 on
+        url = url.set(drivername="postgresql+psycopg2")
     try:
         batched = {"executemany_mode": "values_plus_batch"} if url.get_driver_name() == "psycopg2" else {}
         engine = sa.create_engine(url, hide_parameters=True, pool_pre_ping=True, **batched)

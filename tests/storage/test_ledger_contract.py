@@ -421,6 +421,13 @@ def test_a_sqlite_ledger_is_private_durable_and_made_with_its_directories(sqlite
         ledger.close()
 
 
+def test_a_url_names_the_same_file_with_every_sqlalchemy(tmp_path):
+    ledger = Ledger(f"sqlite:///{tmp_path}/the%20ledger%25.db")
+    ledger.submissions("prod")
+    ledger.close()
+    assert (tmp_path / "the ledger%.db").exists()
+
+
 def test_constructing_a_ledger_touches_nothing(sqlite_url):
     Ledger(sqlite_url).close()
     assert not Path(sqlite_url.removeprefix("sqlite:///")).exists()
