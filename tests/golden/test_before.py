@@ -53,7 +53,7 @@ def _move(url: str, to: str) -> None:
         ledger = Ledger(one)
         ledger.submissions("golden")
         ledger.close()
-    there = sa.create_engine(to)
+    there = sa.create_engine(to.replace("postgresql:", "postgresql+psycopg2:", 1))
     tables = sa.MetaData()
     tables.reflect(there)
     here = sqlite3.connect(url.removeprefix("sqlite:///"))
