@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.prompt import Prompt
     from dagster_llm_batch.core.response import Embedding
     from dagster_llm_batch.engine import Fallback, RetryPolicy
+    from dagster_llm_batch.io import HiveParquetIOManager
     from dagster_llm_batch.jobs import build_llm_batch_jobs
-    from dagster_llm_batch.parquet import HiveParquetIOManager
     from dagster_llm_batch.quality import (
         agreement_assets,
         cost_assets,
@@ -108,7 +108,7 @@ _MODULES = {
     "ChecksPolicy": "checks",
     "Embedding": "core.response",
     "Fallback": "engine",
-    "HiveParquetIOManager": "parquet",
+    "HiveParquetIOManager": "io",
     "Prompt": "core.prompt",
     "RetryPolicy": "engine",
     "RowsContext": "assets",

@@ -16,7 +16,7 @@ from dagster_llm_batch._dagster_private import check_target
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.figures import Figures
+from dagster_llm_batch.label_stats import Figures
 from dagster_llm_batch.types import Outcome
 
 __all__ = ["COVERAGE", "ChecksPolicy", "Verdict", "check_specs", "evaluations", "verdicts"]

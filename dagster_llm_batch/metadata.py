@@ -25,7 +25,7 @@ from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.storage.records import Shard
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.figures import Figures
+    from dagster_llm_batch.label_stats import Figures
 
 __all__ = [
     "PREVIEW_ROWS",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from dagster_llm_batch.figures import Figures
+from dagster_llm_batch.label_stats import Figures
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.labeling import Labeled

@@ -22,9 +22,9 @@ from dagster_llm_batch.core.identity import custom_id, is_padding, request_id_of
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.shards import request_ids
-from dagster_llm_batch.providers.words import plain_words
 from dagster_llm_batch.storage.reading import Reading
 from dagster_llm_batch.storage.records import Shard, Submission
+from dagster_llm_batch.text import plain_words
 from dagster_llm_batch.types import Lane, Outcome
 
 __all__ = ["Breaker", "stop_reason"]

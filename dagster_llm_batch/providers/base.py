@@ -22,7 +22,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from dagster_llm_batch.errors import LLMBatchError, ProviderError, TransientError
-from dagster_llm_batch.providers.words import plain_words, text_of
+from dagster_llm_batch.text import plain_words, text_of
 
 __all__ = [
     "WEB_PAGE",

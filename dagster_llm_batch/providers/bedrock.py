@@ -46,7 +46,7 @@ from dagster_llm_batch.providers.bedrock_models import Family, family_of
 from dagster_llm_batch.providers.bedrock_quotas import BEDROCK_LIMITS, limits_from
 from dagster_llm_batch.providers.polling import poll_batches
 from dagster_llm_batch.providers.secrets import masked
-from dagster_llm_batch.providers.words import is_id
+from dagster_llm_batch.text import is_id
 from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, CannotTell, FindHints, Found, Limits, RequestSpec
 
 __all__ = ["BedrockProvider"]

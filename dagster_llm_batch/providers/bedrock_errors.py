@@ -28,7 +28,7 @@ from dagster_llm_batch.errors import (
 )
 from dagster_llm_batch.providers.base import WEB_PAGE, OddAnswerError, is_page, wait_of, words_of
 from dagster_llm_batch.providers.secrets import Mask
-from dagster_llm_batch.providers.words import plain_words
+from dagster_llm_batch.text import plain_words
 
 __all__ = ["UnknownIdError", "aws_error", "is_answer", "is_of_aws"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from dagster_llm_batch.providers.base import check_listed, count_of, time_of
 from dagster_llm_batch.providers.bedrock_errors import is_of_aws
-from dagster_llm_batch.providers.words import is_id, plain_words
+from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["COUNTS", "counted", "input_of", "is_job_id", "job_id", "job_name", "listed", "output_of", "read_job"]

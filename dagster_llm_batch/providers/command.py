@@ -28,7 +28,7 @@ from dagster_llm_batch.providers.command_batch import CommandBatch
 from dagster_llm_batch.providers.command_line import checked_command, filled
 from dagster_llm_batch.providers.files import lines_of, time_of
 from dagster_llm_batch.providers.own_machines import OwnMachines, own_answer, reaching
-from dagster_llm_batch.providers.words import plain_words
+from dagster_llm_batch.text import plain_words
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,

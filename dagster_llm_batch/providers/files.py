@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dagster_llm_batch.providers import base
-from dagster_llm_batch.providers.words import last_words
+from dagster_llm_batch.text import last_words
 
 __all__ = ["count_lines", "lines_of", "log_tail", "read_json", "time_of", "write_json"]
 

@@ -42,7 +42,7 @@ from dagster_llm_batch.providers.google_lines import GoogleLines
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.polling import poll_batches
 from dagster_llm_batch.providers.secrets import masked
-from dagster_llm_batch.providers.words import is_id
+from dagster_llm_batch.text import is_id
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,

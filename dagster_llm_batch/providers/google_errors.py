@@ -40,7 +40,7 @@ from dagster_llm_batch.providers.base import (
     words_of,
 )
 from dagster_llm_batch.providers.secrets import Mask
-from dagster_llm_batch.providers.words import plain_words
+from dagster_llm_batch.text import plain_words
 
 __all__ = [
     "PreconditionFailedError",

@@ -51,7 +51,7 @@ from dagster_llm_batch.providers.openai_errors import UnknownIdError, provider_e
 from dagster_llm_batch.providers.openai_lines import URLS, OpenAILines
 from dagster_llm_batch.providers.polling import poll_batches, walk_pages
 from dagster_llm_batch.providers.secrets import masked
-from dagster_llm_batch.providers.words import is_id
+from dagster_llm_batch.text import is_id
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,

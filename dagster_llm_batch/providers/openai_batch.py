@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from dagster_llm_batch.providers.base import count_of, time_of
-from dagster_llm_batch.providers.words import is_id, plain_words
+from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["created_at", "is_batch", "read_batch"]

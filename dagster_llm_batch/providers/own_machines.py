@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from dagster_llm_batch.errors import RefusedError, TransientError
 from dagster_llm_batch.providers.openai_lines import OpenAILines
-from dagster_llm_batch.providers.words import plain_words
+from dagster_llm_batch.text import plain_words
 from dagster_llm_batch.types import Limits, RequestSpec
 
 __all__ = ["OwnMachines", "own_answer", "reaching"]

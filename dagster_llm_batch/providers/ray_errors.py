@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from dagster_llm_batch.errors import AmbiguousError, CredentialsError, LLMBatchError, RefusedError, TransientError
 from dagster_llm_batch.providers.secrets import Mask
-from dagster_llm_batch.providers.words import plain_words, text_of
+from dagster_llm_batch.text import plain_words, text_of
 
 __all__ = ["UnknownJobError", "provider_error"]
 

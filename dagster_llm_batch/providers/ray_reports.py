@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from dagster_llm_batch.providers.base import count_of, time_of
-from dagster_llm_batch.providers.words import last_words
+from dagster_llm_batch.text import last_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["read_job", "status_of"]

@@ -16,7 +16,7 @@ from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.errors import AmbiguousError, CredentialsError, RefusedError, TransientError
 from dagster_llm_batch.providers.base import count_of
 from dagster_llm_batch.providers.slurm_states import ArrayTask
-from dagster_llm_batch.providers.words import plain_words
+from dagster_llm_batch.text import plain_words
 
 __all__ = ["SlurmClient", "submit_error"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from dagster_llm_batch.providers.words import plain_words
+from dagster_llm_batch.text import plain_words
 from dagster_llm_batch.types import BatchStatus
 
 __all__ = ["LATE", "ArrayTask", "Verdict", "is_over", "of_all", "of_exit", "of_state"]

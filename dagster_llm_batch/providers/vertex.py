@@ -37,7 +37,7 @@ from dagster_llm_batch.providers.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.vertex_jobs import is_job, output_of, read_job
 from dagster_llm_batch.providers.vertex_storage import VertexStorage
 from dagster_llm_batch.providers.vertex_tables import VertexTables
-from dagster_llm_batch.providers.words import is_id, plain_words
+from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,

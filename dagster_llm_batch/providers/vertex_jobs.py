@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dagster_llm_batch.providers.google_api import count, time_of
-from dagster_llm_batch.providers.words import is_id, plain_words
+from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["RETRYABLE_JOB_CODES", "is_job", "job_reason", "output_of", "read_job"]

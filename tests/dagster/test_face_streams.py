@@ -15,7 +15,7 @@ from dagster_llm_batch.assets.tables import spool
 from dagster_llm_batch.core.labeling import REJECT_COLUMNS, Labeled
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.engine.scattering import PART_ROWS
-from dagster_llm_batch.figures import Figures
+from dagster_llm_batch.label_stats import Figures
 from dagster_llm_batch.testing.emulator import RowFault
 
 ROWS = PART_ROWS + 500  # in two parts
