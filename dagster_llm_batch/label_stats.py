@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.labeling import Labeled
+from dagster_llm_batch.core.label_join import Labeled
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.metadata import PREVIEW_ROWS, add_to_version, first_rows, plain
 

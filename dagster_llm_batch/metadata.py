@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch.core.labeling import PROVENANCE
+from dagster_llm_batch.core.label_join import PROVENANCE
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.pace import Pace
 from dagster_llm_batch.engine.status import sum_costs

@@ -34,7 +34,7 @@ from dagster_llm_batch import (
     evaluation_assets,
     llm_batch_assets,
 )
-from dagster_llm_batch.core.labeling import PROVENANCE
+from dagster_llm_batch.core.label_join import PROVENANCE
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, local_gcs, local_s3
 from example_project import settings
 from example_project.definitions import Sentiment, ask, daily, tweet_gold, tweets

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dagster_llm_batch.core.labeling import PROVENANCE
+from dagster_llm_batch.core.label_join import PROVENANCE
 from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.types import Usage
 from example_project import settings

@@ -14,7 +14,7 @@ import pyarrow as pa
 from dagster_llm_batch.label_stats import Figures
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.core.labeling import Labeled
+    from dagster_llm_batch.core.label_join import Labeled
     from dagster_llm_batch.engine import Labeling
     from dagster_llm_batch.engine.engine import Engine
 

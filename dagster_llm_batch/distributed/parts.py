@@ -14,11 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from dagster_llm_batch.core.dedupe import Seen
 from dagster_llm_batch.core.identity import RowsDigest, custom_id, packed, shard_nonce
 from dagster_llm_batch.core.keys import keys_of
 from dagster_llm_batch.core.prompt import ImageLoader
 from dagster_llm_batch.core.rows import record_batches
-from dagster_llm_batch.core.seen import Seen
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.planning import Spare
 from dagster_llm_batch.engine.rendering import Rendering, columns_read, images_of

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.identity import canonical_json
-from dagster_llm_batch.core.labeling import check_columns
+from dagster_llm_batch.core.label_join import check_columns
 from dagster_llm_batch.core.pricing import TokenPrice, dollars
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Reader

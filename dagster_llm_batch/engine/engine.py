@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from dagster_llm_batch.core.labeling import Labeled
+from dagster_llm_batch.core.label_join import Labeled
 from dagster_llm_batch.engine.breaker import Breaker, stop_reason
 from dagster_llm_batch.engine.collecting import Collector
 from dagster_llm_batch.engine.definition import Labeling

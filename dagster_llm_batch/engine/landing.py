@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.labeling import Labeled, label
+from dagster_llm_batch.core.label_join import Labeled, label
 from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.core.results import SHARED
 from dagster_llm_batch.engine.collecting import Collector

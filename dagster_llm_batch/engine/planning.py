@@ -17,12 +17,12 @@ from typing import IO, Any, Protocol
 
 import pyarrow as pa
 
+from dagster_llm_batch.core.dedupe import Seen
 from dagster_llm_batch.core.identity import RowsDigest, custom_id, packed
 from dagster_llm_batch.core.keys import KeyGuard, keys_of
 from dagster_llm_batch.core.pricing import Estimate, estimated_tokens
 from dagster_llm_batch.core.prompt import ImageLoader
 from dagster_llm_batch.core.rows import record_batches
-from dagster_llm_batch.core.seen import Seen
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.rendering import Rendering, columns_of_nothing, columns_read, images_of

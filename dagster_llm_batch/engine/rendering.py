@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from dagster_llm_batch.core.keys import is_key_type
-from dagster_llm_batch.core.labeling import manifest_schema
+from dagster_llm_batch.core.label_join import manifest_schema
 from dagster_llm_batch.core.prompt import ImageLoader
 from dagster_llm_batch.core.rows import check_text
 from dagster_llm_batch.engine.definition import Labeling

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from dagster_llm_batch.core.labeling import label
+from dagster_llm_batch.core.label_join import label
 from dagster_llm_batch.core.results import REPEATING
 from dagster_llm_batch.engine.landing import Landing
 from dagster_llm_batch.engine.scattering import ROWS_AT_ONCE, read_part, scatter

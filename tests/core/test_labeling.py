@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dagster_llm_batch.core.identity import custom_id, make_request, packed, padding_id
-from dagster_llm_batch.core.labeling import PROVENANCE, REJECT_COLUMNS, check_columns, label, manifest_schema
+from dagster_llm_batch.core.label_join import PROVENANCE, REJECT_COLUMNS, check_columns, label, manifest_schema
 from dagster_llm_batch.core.pricing import TokenPrice, tariff
 from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.core.results import RESULT_SCHEMA, Reconciler, ShardFacts

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_llm_batch.core import runs, seen
-from dagster_llm_batch.core.seen import Seen
+from dagster_llm_batch.core import dedupe as seen
+from dagster_llm_batch.core import runs
+from dagster_llm_batch.core.dedupe import Seen
 
 
 def digests(values: Sequence[int]) -> bytes:
