@@ -21,7 +21,7 @@ from benchmarks.cores import THREADS
 from benchmarks.inputs import read_rows
 from benchmarks.measure import Work
 from dagster_llm_batch.engine import Engine
-from dagster_llm_batch.engine.collecting import Collector
+from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 

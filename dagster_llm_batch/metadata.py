@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from dagster_llm_batch.core.label_join import PROVENANCE
 from dagster_llm_batch.engine import Labeling, Status
-from dagster_llm_batch.engine.pace import Pace
+from dagster_llm_batch.engine.progress import Pace
 from dagster_llm_batch.engine.status import sum_costs
 from dagster_llm_batch.progress import progress_bar, progress_text
 from dagster_llm_batch.protocols import Provider

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.pace import Pace, pace, usual_duration
+from dagster_llm_batch.engine.progress import Pace, pace, usual_duration
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.records import Progress
 

@@ -19,7 +19,7 @@ from dagster_llm_batch.checks import ChecksPolicy
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Fallback, Labeling, RetryPolicy
-from dagster_llm_batch.engine.definition import BelowMinimum
+from dagster_llm_batch.engine.labeling import BelowMinimum
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Workers
 from dagster_llm_batch.types import Endpoint

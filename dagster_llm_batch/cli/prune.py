@@ -9,7 +9,7 @@ import click
 from dagster_llm_batch.cli.commands import Command, confirm, json_option
 from dagster_llm_batch.cli.show import SHORT_ID, counted, print_json, print_table
 from dagster_llm_batch.cli.where import Where, ledger_command
-from dagster_llm_batch.engine.pruning import Pruning
+from dagster_llm_batch.engine.prune import Pruning
 
 __all__ = ["prune_command"]
 

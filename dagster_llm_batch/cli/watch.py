@@ -18,7 +18,7 @@ from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.finding import find_submission, partition_option
 from dagster_llm_batch.cli.show import Money, console, counted, print_json, table
 from dagster_llm_batch.cli.where import Where, ledger_command
-from dagster_llm_batch.engine.pace import Pace, pace
+from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.metadata import plain
 from dagster_llm_batch.progress import progress_text, usual_of

@@ -14,7 +14,7 @@ from dagster_llm_batch.components.resolving import about, duration
 from dagster_llm_batch.components.settings import CHECKS, FALLBACK, PRICE, RETRY
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.engine import Fallback, RetryPolicy
-from dagster_llm_batch.engine.definition import BelowMinimum
+from dagster_llm_batch.engine.labeling import BelowMinimum
 from dagster_llm_batch.types import Endpoint
 
 __all__ = ["Asking", "Llm"]

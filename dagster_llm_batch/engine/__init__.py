@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from dagster_llm_batch.engine.definition import Fallback, Labeling, RetryPolicy
+from dagster_llm_batch.engine.labeling import Fallback, Labeling, RetryPolicy
 from dagster_llm_batch.engine.status import Status
 
 if TYPE_CHECKING:

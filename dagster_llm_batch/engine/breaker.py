@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.core.identity import custom_id, is_padding, request_id_of
-from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.engine.shards import request_ids
+from dagster_llm_batch.engine.labeling import Labeling
+from dagster_llm_batch.engine.request_files import request_ids
 from dagster_llm_batch.storage.reading import Reading
 from dagster_llm_batch.storage.records import Shard, Submission
 from dagster_llm_batch.text import plain_words

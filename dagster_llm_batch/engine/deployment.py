@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from dagster_llm_batch.core.pricing import FREE, Tariff, tariff
-from dagster_llm_batch.engine.definition import Labeling
+from dagster_llm_batch.engine.labeling import Labeling
+from dagster_llm_batch.engine.request_files import Owner
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
-from dagster_llm_batch.engine.shards import Owner
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Codec, Provider
 from dagster_llm_batch.storage.leases import Lease

@@ -1,44 +1,156 @@
-"""All rows of a labeling asked in real time, by the same requests, as submissions of another asset's name."""
+"""The real-time lane: one call for each request, some at once, and the answers stored as a batch's would be.
+
+    planned ── commit `submitting` ──▶ a call for each request ──▶ raw file ──▶ commit `ended`
+
+A shard here is small: a process that is killed loses the answers of one, and no request is asked twice in a wave. A
+call of unknown end leaves an empty line, and its request is for the next wave. A run waits for a provider that turns
+calls away as long as the labeling's patience lasts; then the answers are kept beside the shard, which is planned again.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future, as_completed
 
-import pyarrow as pa
+from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.labeling import Labeling
+from dagster_llm_batch.engine.request_files import RAW, SO_FAR, answers_so_far, beside, write_answers_so_far
+from dagster_llm_batch.engine.threads import Threads
+from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, NoConnectionError, TransientError
+from dagster_llm_batch.protocols import Codec, Provider
+from dagster_llm_batch.states import Move
+from dagster_llm_batch.storage.records import Shard
+from dagster_llm_batch.types import BatchStatus, Lane, Outcome
 
-from dagster_llm_batch.engine.definition import Labeling
-from dagster_llm_batch.engine.status import Status
-from dagster_llm_batch.errors import TransientError
-from dagster_llm_batch.states import ShardState
+__all__ = ["Answerer"]
 
-if TYPE_CHECKING:
-    from dagster_llm_batch.engine.engine import Engine
-
-__all__ = ["answer_now", "in_real_time", "marked"]
-
-_NOW = "llm_asked_in_real_time"  # no column of rows has such a name
-
-
-def in_real_time(labeling: Labeling, asset: str, **changes: Any) -> Labeling:
-    """The labeling of `asset` whose rows, once they are `marked`, go to no other lane and no other model."""
-    return replace(labeling, asset=asset, keep=(), urgent=_NOW, fallback=(), deadline=None, **changes)
+_PAUSES_SECONDS = (1.0, 4.0, 16.0)  # after an answer that says: later, and not when
 
 
-def marked(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """Rows that are asked now."""
-    return rows.append_column(_NOW, pa.repeat(pa.scalar(value=True), rows.num_rows))
+class _TurnedAwayError(Exception):
+    """The provider takes no calls for longer than the run waits; this one was not made, or had no effect."""
 
 
-def answer_now(engine: Engine, labeling: Labeling, submission_id: str) -> Status:
-    """Ask until all is settled. Raises TransientError where it does not settle; what came is kept, and paid once."""
-    status = engine.status(submission_id)
-    for _ in range(labeling.retry.max_waves + 1):
-        if status.is_settled:
-            return status
-        status = engine.advance(labeling, submission_id)
-    if not status.is_settled:
-        where = f"{labeling.asset} {status.submission.partition}".strip()
-        why = next((f" {one.reason}." for one in status.shards if one.state is ShardState.PLANNED and one.reason), "")
-        raise TransientError(f"{where}: not all of it was answered now.{why} What came is kept; start it again.")
-    return status
+class Answerer:
+    """Answers shards of one labeling in real time."""
+
+    def __init__(self, labeling: Labeling, deployment: Deployment) -> None:
+        self._labeling = labeling
+        self._deployment = deployment
+        self._codec: Codec = deployment.codec(labeling)
+        self._gate = deployment.gate(labeling)
+
+    @property
+    def is_turned_away(self) -> bool:
+        """Whether the provider has turned calls away for longer than they wait: none is made in this process now."""
+        return self._gate.closed_until is not None
+
+    def answer(self, shard: Shard) -> None:
+        """Bring a planned shard to `ended`; or to `planned` with what was answered, where not all of it could be asked.
+
+        Raises what was in the way of that: CredentialsError, ConfigError or an interruption. That the provider turns
+        calls away is none: the shard waits for the time that it named.
+        """
+        provider = self._deployment.provider_of(shard)
+        ledger, payloads = self._deployment.ledger, self._deployment.payloads
+        lines = list(payloads.lines(shard.path))
+        answers = answers_so_far(payloads, shard)
+        before = len(answers)
+        ledger.move(shard.shard_id, Move.SEND, lane=Lane.REALTIME, sent_at=self._deployment.clock())
+        wrong = self._ask_all(provider, lines, answers)
+        if len(answers) == len(lines):
+            with payloads.writer(beside(shard, RAW)) as raw:
+                for answer in answers.values():
+                    raw.write(answer)
+            now = self._deployment.clock()
+            ledger.move(shard.shard_id, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=None)
+            if before:
+                payloads.delete(beside(shard, SO_FAR))
+        else:
+            # What was answered is paid for, and what was asked must not be asked twice in a wave. It is stored before
+            # the shard is planned again: a process that is killed in between leaves it to whoever recovers the shard.
+            if len(answers) > before:
+                write_answers_so_far(payloads, shard, answers)
+            until = self._gate.closed_until if isinstance(wrong, _TurnedAwayError) else None
+            reason = str(wrong) or type(wrong).__name__
+            ledger.move(shard.shard_id, Move.NOT_SENT, reason=reason, waits_until=until)
+        if wrong is not None and not isinstance(wrong, _TurnedAwayError):
+            raise wrong
+
+    def _ask_all(self, provider: Provider, lines: list[bytes], answers: dict[int, bytes]) -> BaseException | None:
+        """Add the answers as they come. After an error or an interruption, which is returned, nothing more is asked,
+        and what is on its way still comes: it is paid for.
+        """
+        wrong: BaseException | None = None
+        with Threads(self._labeling.realtime_concurrency, "dagster-llm-batch realtime") as pool:
+            unasked = [number for number in range(len(lines)) if number not in answers]
+            asked = {pool.submit(self._ask, provider, lines[number]): number for number in unasked}
+            while asked:
+                try:
+                    for future in as_completed(list(asked)):
+                        number = asked.pop(future)
+                        answers[number] = _answer_of(future)
+                except BaseException as error:  # noqa: BLE001 - Dagster's interruption is one
+                    if wrong is None or isinstance(wrong, _TurnedAwayError):
+                        wrong = error
+                    asked = {future: number for future, number in asked.items() if not future.cancel()}
+        return wrong
+
+    def _ask(self, provider: Provider, line: bytes) -> bytes:
+        """The answer to one line; asked again where it says that it was turned away, which costs nothing.
+
+        A rate limit is for all calls: none is made before the time that one was told.
+        """
+        why = ""
+        for pause in (*_PAUSES_SECONDS, None):
+            self._wait()
+            wish_seconds: float | None = None
+            answer: bytes | None = None
+            try:
+                answer, wish_seconds = _answered(provider, line)
+            except NoConnectionError as error:
+                why = str(error)
+            else:
+                result = self._codec.decode(answer)
+                if result.outcome is not Outcome.ERRORED or not result.retryable:
+                    self._gate.let_in()
+                    return answer
+                why = result.reason or "it turns calls away"
+            seconds = wish_seconds or pause
+            if seconds and not self._gate.turn_away(seconds, is_for_all=bool(wish_seconds)):
+                raise _TurnedAwayError(self._later(why))
+            if pause is None and answer is not None:
+                return answer
+            if pause is not None and not wish_seconds:
+                self._deployment.sleep(pause)
+        raise _TurnedAwayError(self._later(why))
+
+    def _wait(self) -> None:
+        if self.is_turned_away:
+            raise _TurnedAwayError(self._later("it turns calls away"))
+        if (seconds := self._gate.seconds_to_wait()) > 0:
+            self._deployment.sleep(seconds)
+
+    def _later(self, why: str) -> str:
+        until = self._gate.closed_until
+        then = "later" if until is None else f"after {until.isoformat(timespec='seconds')}"
+        return f"{self._labeling.model} is asked for the rest {then}: {why}"
+
+
+def _answered(provider: Provider, line: bytes) -> tuple[bytes, float | None]:
+    """The answer, and for how many seconds the provider wants no other call; raises what left no answer."""
+    try:
+        return provider.respond(line), None
+    except TransientError as error:
+        if error.answer is None:
+            raise
+        return error.answer, error.retry_after_seconds
+
+
+def _answer_of(future: Future[bytes]) -> bytes:
+    """An empty line where nobody knows whether the call arrived: it is not made again in this wave."""
+    try:
+        return future.result()
+    except (CredentialsError, ConfigError, _TurnedAwayError):
+        raise
+    except LLMBatchError:
+        return b"\n"

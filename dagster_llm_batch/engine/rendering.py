@@ -11,7 +11,7 @@ from dagster_llm_batch.core.keys import is_key_type
 from dagster_llm_batch.core.label_join import manifest_schema
 from dagster_llm_batch.core.prompt import ImageLoader
 from dagster_llm_batch.core.rows import check_text
-from dagster_llm_batch.engine.definition import Labeling
+from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.types import Lane, Request
 

@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from dagster_llm_batch.core.label_join import label
 from dagster_llm_batch.core.results import REPEATING
-from dagster_llm_batch.engine.landing import Landing
+from dagster_llm_batch.engine.label import Landing
+from dagster_llm_batch.engine.request_files import APART
 from dagster_llm_batch.engine.scattering import ROWS_AT_ONCE, read_part, scatter
-from dagster_llm_batch.engine.shards import APART
 from dagster_llm_batch.storage.payloads import PayloadStore
 
 __all__ = ["WrittenLabels", "write_labels"]

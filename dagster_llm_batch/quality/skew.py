@@ -25,7 +25,7 @@ from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.core.identity import configuration_fingerprint
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling, Status
-from dagster_llm_batch.engine.realtime import answer_now, in_real_time, marked
+from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
 from dagster_llm_batch.engine.rendering import columns_read
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation import Target, plain_text

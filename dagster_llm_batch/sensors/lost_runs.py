@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from dagster_llm_batch.checks import COVERAGE
-from dagster_llm_batch.engine.outlook import LOST
+from dagster_llm_batch.engine.activity import LOST
 from dagster_llm_batch.sensors.unfinished_runs import is_stale
 
 if TYPE_CHECKING:
     from dagster import RunRecord
 
+    from dagster_llm_batch.engine.activity import Outlook
     from dagster_llm_batch.engine.engine import Engine
-    from dagster_llm_batch.engine.outlook import Outlook
     from dagster_llm_batch.sensors.landing_runs import Group, Ready
 
 __all__ = ["ALONE_AFTER", "ASKED_AGAIN_TAG", "LostRuns", "asked_again"]

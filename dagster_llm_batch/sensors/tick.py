@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from dagster_llm_batch.engine.pace import Pace, pace
+from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.errors import CannotTellError, LeaseError, LLMBatchError
 from dagster_llm_batch.metadata import status_metadata
 from dagster_llm_batch.progress import has_moved, pace_of, pace_text, together, usual_of
@@ -33,8 +33,8 @@ from dagster_llm_batch.storage.records import Progress, Shard, Submission
 from dagster_llm_batch.types import BatchStatus
 
 if TYPE_CHECKING:
+    from dagster_llm_batch.engine.activity import Outlook
     from dagster_llm_batch.engine.engine import Engine
-    from dagster_llm_batch.engine.outlook import Outlook
 
 __all__ = ["Tick"]
 

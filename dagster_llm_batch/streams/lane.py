@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.engine.realtime import answer_now, in_real_time, marked
+from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.streams.client import Connection, confluent, kafka_errors
 from dagster_llm_batch.streams.messages import KEY

@@ -11,7 +11,7 @@ from face import DAILY, DAYS, LABELS, Face, labeled, tickets
 from test_face_sensor import change, sqlite_time, tick
 
 from dagster_llm_batch.cli.main import main
-from dagster_llm_batch.engine.pace import Pace
+from dagster_llm_batch.engine.progress import Pace
 from dagster_llm_batch.progress import has_moved, pace_text, progress_bar, together
 from dagster_llm_batch.sensors import tick as tick_module
 from dagster_llm_batch.sensors.landing_runs import RANGE_TAGS

@@ -6,7 +6,7 @@ import pytest
 from face import BATCH, DAILY, DAYS, LABELS, LANDING, REJECTS, Face, failure, labeled, observations, tag, tickets
 
 from dagster_llm_batch import Prompt
-from dagster_llm_batch.engine.shards import RAW, beside
+from dagster_llm_batch.engine.request_files import RAW, beside
 from dagster_llm_batch.testing.emulator import Emulator, RowFault, rate_limited
 
 ALL = (DAYS[0], DAYS[-1])

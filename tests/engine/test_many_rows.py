@@ -18,7 +18,7 @@ from house import House, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.core import dedupe as seen
 from dagster_llm_batch.core import keys
-from dagster_llm_batch.engine import planning
+from dagster_llm_batch.engine import request_writer as planning
 from dagster_llm_batch.errors import InputError, PayloadError
 from dagster_llm_batch.storage.payloads import unnamed_file
 

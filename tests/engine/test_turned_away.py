@@ -10,7 +10,7 @@ import pytest
 from house import House, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.engine import Engine
-from dagster_llm_batch.engine.realtime import answer_now
+from dagster_llm_batch.engine.realtime_sample import answer_now
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger_builders import a_shard, a_submission, bring_to
 
-from dagster_llm_batch.engine.pruning import Pruner, is_pruned
-from dagster_llm_batch.engine.shards import APART, PART
+from dagster_llm_batch.engine.prune import Pruner, is_pruned
+from dagster_llm_batch.engine.request_files import APART, PART
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
@@ -301,7 +301,7 @@ def test_an_object_store_is_pruned_as_a_folder_is(ledger, clock, s3):
 DRIVER = """
 import os, signal, sys
 from datetime import datetime, timedelta, UTC
-from dagster_llm_batch.engine.pruning import Pruner
+from dagster_llm_batch.engine.prune import Pruner
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 

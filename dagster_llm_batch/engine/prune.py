@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 
-from dagster_llm_batch.engine.shards import APART, IDS, PART, RAW, RESULTS, beside
+from dagster_llm_batch.engine.request_files import APART, IDS, PART, RAW, RESULTS, beside
 from dagster_llm_batch.errors import ConfigError, LeaseError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.listing import StoredFile, remove, stored_files

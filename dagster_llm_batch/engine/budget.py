@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from decimal import Decimal
 
 from dagster_llm_batch.core.pricing import Estimate
-from dagster_llm_batch.engine.definition import Labeling
 from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.errors import BudgetError
 
 __all__ = ["committing", "exceeded", "refuse_over_budget"]

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 from dagster_llm_batch.core.label_join import Labeled, label
 from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.core.results import SHARED
-from dagster_llm_batch.engine.collecting import Collector
-from dagster_llm_batch.engine.definition import Labeling
+from dagster_llm_batch.engine.collect import Collector
+from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.scattering import ROWS_AT_ONCE, part_names, read_part, scatter
 from dagster_llm_batch.engine.status import sum_costs
 from dagster_llm_batch.storage.ledger import Ledger

@@ -24,9 +24,9 @@ from dagster_llm_batch.core.pricing import Estimate, estimated_tokens
 from dagster_llm_batch.core.prompt import ImageLoader
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.core.sharding import ShardFill
-from dagster_llm_batch.engine.definition import Labeling
+from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.rendering import Rendering, columns_of_nothing, columns_read, images_of
-from dagster_llm_batch.engine.shards import Lines, ShardFiles, WrittenLines
+from dagster_llm_batch.engine.request_files import Lines, ShardFiles, WrittenLines
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.storage.records import Shard

@@ -19,13 +19,13 @@ import pyarrow.compute as pc
 from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.engine.breaker import Breaker
-from dagster_llm_batch.engine.budgets import committing, exceeded
-from dagster_llm_batch.engine.collecting import Collector
-from dagster_llm_batch.engine.definition import Labeling
+from dagster_llm_batch.engine.budget import committing, exceeded
+from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.engine.planner import Planner, output_tokens_each
-from dagster_llm_batch.engine.planning import Spare
-from dagster_llm_batch.engine.shards import WrittenLines, delete_requests, requests_of
+from dagster_llm_batch.engine.labeling import Labeling
+from dagster_llm_batch.engine.plan import Planner, output_tokens_each
+from dagster_llm_batch.engine.request_files import WrittenLines, delete_requests, requests_of
+from dagster_llm_batch.engine.request_writer import Spare
 from dagster_llm_batch.storage.records import Shard, Submission
 from dagster_llm_batch.types import BatchStatus, Lane, Outcome
 

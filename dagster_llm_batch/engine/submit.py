@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from itertools import groupby
 
 from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.engine.outgoing import outgoing
+from dagster_llm_batch.engine.request_stream import outgoing
 from dagster_llm_batch.errors import (
     AmbiguousError,
     CannotTellError,

@@ -20,14 +20,14 @@ from upath import UPath
 from dagster_llm_batch.core.identity import configuration_fingerprint, shard_nonce
 from dagster_llm_batch.core.pricing import Estimate, Tariff, expected_output_tokens
 from dagster_llm_batch.core.sharding import tightest
-from dagster_llm_batch.engine.budgets import refuse_over_budget
-from dagster_llm_batch.engine.definition import Labeling
+from dagster_llm_batch.engine.budget import refuse_over_budget
 from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.engine.dispatch import drop
-from dagster_llm_batch.engine.planning import Draft, Plan, Spare
+from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.previewing import Preview, preview_of
-from dagster_llm_batch.engine.pruning import is_pruned
-from dagster_llm_batch.engine.shards import ShardFiles, Wave, answers_so_far, request_ids
+from dagster_llm_batch.engine.prune import is_pruned
+from dagster_llm_batch.engine.request_files import ShardFiles, Wave, answers_so_far, request_ids
+from dagster_llm_batch.engine.request_writer import Draft, Plan, Spare
+from dagster_llm_batch.engine.submit_queue import drop
 from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.paths import payload_path

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO, cast
 
 from dagster_llm_batch.core.identity import custom_id, padding_id
-from dagster_llm_batch.engine.shards import renamed, requests_of
+from dagster_llm_batch.engine.request_files import renamed, requests_of
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.records import Shard

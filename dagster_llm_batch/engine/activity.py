@@ -8,7 +8,7 @@ from datetime import datetime
 from itertools import takewhile
 
 from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.engine.dispatch import UNAVAILABLE, WAITS
+from dagster_llm_batch.engine.submit_queue import UNAVAILABLE, WAITS
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.reading import Unreadable
 from dagster_llm_batch.storage.records import Event
