@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dagster_llm_batch.evaluation import (
+from dagster_llm_batch.metrics import (
     DayCost,
     Labels,
     Target,

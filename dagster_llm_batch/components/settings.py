@@ -13,7 +13,7 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding, response_format
 from dagster_llm_batch.engine import Fallback, RetryPolicy
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation import Target
+from dagster_llm_batch.metrics import Target
 from dagster_llm_batch.sensors import build_llm_batch_sensor
 
 __all__ = ["CHECKS", "FALLBACK", "PRICE", "PROMPT", "RESPONSE", "RETRY", "ROWS", "SENSOR", "TARGET"]

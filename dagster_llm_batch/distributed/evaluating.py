@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
-from dagster_llm_batch.evaluation import EvaluationReport, Tally, Target, join, report_of, tally, total
-from dagster_llm_batch.evaluation.columns import column, comparable_keys
-from dagster_llm_batch.evaluation.joining import PROVENANCE
+from dagster_llm_batch.metrics import EvaluationReport, Tally, Target, join, report_of, tally, total
+from dagster_llm_batch.metrics.columns import column, comparable_keys
+from dagster_llm_batch.metrics.joining import PROVENANCE
 from dagster_llm_batch.protocols import Workers
 
 __all__ = ["compare_spread"]

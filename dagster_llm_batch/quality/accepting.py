@@ -25,11 +25,11 @@ from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation import Evaluation, Regression, evaluate, join, regression_between, worse
-from dagster_llm_batch.evaluation.pareto import bake_off_markdown
-from dagster_llm_batch.evaluation.regression import regressions_markdown
-from dagster_llm_batch.evaluation.text import plain_text
 from dagster_llm_batch.metadata import figure_key
+from dagster_llm_batch.metrics import Evaluation, Regression, evaluate, join, regression_between, worse
+from dagster_llm_batch.metrics.cells import plain_text
+from dagster_llm_batch.metrics.pareto import bake_off_markdown
+from dagster_llm_batch.metrics.regression import regressions_markdown
 from dagster_llm_batch.quality.design import Design
 from dagster_llm_batch.quality.reading import Read, Upstreams
 from dagster_llm_batch.quality.stored import columns_of, stacked

@@ -12,7 +12,8 @@ from dagster_llm_batch.assets.output import stored_by
 from dagster_llm_batch.assets.partitions import each_partition
 from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation import (
+from dagster_llm_batch.metadata import figure_key
+from dagster_llm_batch.metrics import (
     LabelerAgreement,
     LabelerPair,
     Labels,
@@ -22,11 +23,10 @@ from dagster_llm_batch.evaluation import (
     agreement_png,
     plain_text,
 )
-from dagster_llm_batch.evaluation.columns import WEIGHT, refuse_weights
-from dagster_llm_batch.evaluation.joining import succeeded
-from dagster_llm_batch.evaluation.labelers import labelers_markdown, pairs_markdown
-from dagster_llm_batch.evaluation.schemas import table_of
-from dagster_llm_batch.metadata import figure_key
+from dagster_llm_batch.metrics.agreement import labelers_markdown, pairs_markdown
+from dagster_llm_batch.metrics.columns import WEIGHT, refuse_weights
+from dagster_llm_batch.metrics.joining import succeeded
+from dagster_llm_batch.metrics.schemas import table_of
 from dagster_llm_batch.quality.pictures import MAX_PICTURES, picture
 from dagster_llm_batch.quality.stored import StoredTables, stacked
 from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest, quiet_check_spec

@@ -10,7 +10,7 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation import Target
+from dagster_llm_batch.metrics import Target
 from dagster_llm_batch.quality.agreeing import AgreementDesign, agreement_asset
 from dagster_llm_batch.quality.following import follow
 from dagster_llm_batch.quality.tabling import Tabling

@@ -9,7 +9,7 @@ import dagster as dg
 from dagster_llm_batch.assets.output import stored_by
 from dagster_llm_batch.assets.partitions import each_partition
 from dagster_llm_batch.checks import Verdict
-from dagster_llm_batch.evaluation import (
+from dagster_llm_batch.metrics import (
     EvaluationReport,
     Regression,
     calibrations_to_arrow,

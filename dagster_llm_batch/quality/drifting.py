@@ -14,7 +14,8 @@ from dagster_llm_batch.assets.output import stored_by
 from dagster_llm_batch.assets.partitions import each_partition
 from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation import (
+from dagster_llm_batch.metadata import figure_key
+from dagster_llm_batch.metrics import (
     SHARES_SCHEMA,
     Counts,
     Drift,
@@ -26,9 +27,8 @@ from dagster_llm_batch.evaluation import (
     plain_text,
     shares_to_arrow,
 )
-from dagster_llm_batch.evaluation.drift import drifts_markdown
-from dagster_llm_batch.evaluation.joining import succeeded
-from dagster_llm_batch.metadata import figure_key
+from dagster_llm_batch.metrics.drift import drifts_markdown
+from dagster_llm_batch.metrics.joining import succeeded
 from dagster_llm_batch.quality.pictures import MAX_PICTURES, picture
 from dagster_llm_batch.quality.stored import StoredTables
 from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest

@@ -11,7 +11,7 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
 from dagster_llm_batch.assets.output import Frame
-from dagster_llm_batch.evaluation import Target
+from dagster_llm_batch.metrics import Target
 from dagster_llm_batch.quality.accepting import accepted_asset
 from dagster_llm_batch.quality.computing import evaluation_asset
 from dagster_llm_batch.quality.design import Design

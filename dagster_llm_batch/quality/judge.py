@@ -22,8 +22,8 @@ from dagster_llm_batch.assets.naming import Upstream
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.cases import pairwise_cases, rubric_cases
-from dagster_llm_batch.evaluation.pairwise import VERDICTS
+from dagster_llm_batch.metrics.numeric import pairwise_cases, rubric_cases
+from dagster_llm_batch.metrics.pairwise import VERDICTS
 from dagster_llm_batch.quality import judgments
 from dagster_llm_batch.quality.judging import Judge, instructed, response_schema
 from dagster_llm_batch.quality.tabling import Computed, Tabling, quiet_check_spec

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation import Target
-from dagster_llm_batch.evaluation.columns import WEIGHT
-from dagster_llm_batch.evaluation.joining import PROVENANCE
+from dagster_llm_batch.metrics import Target
+from dagster_llm_batch.metrics.columns import WEIGHT
+from dagster_llm_batch.metrics.joining import PROVENANCE
 from dagster_llm_batch.quality.stored import StoredTables, stacked
 from dagster_llm_batch.quality.upstreams import Candidate
 

@@ -13,7 +13,8 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch.evaluation import (
+from dagster_llm_batch.metadata import figure_key
+from dagster_llm_batch.metrics import (
     Evaluation,
     EvaluationReport,
     Regression,
@@ -27,10 +28,9 @@ from dagster_llm_batch.evaluation import (
     reliability_png,
     table_markdown,
 )
-from dagster_llm_batch.evaluation.pareto import bake_off_markdown
-from dagster_llm_batch.evaluation.regression import regressions_markdown
-from dagster_llm_batch.evaluation.text import usd_text
-from dagster_llm_batch.metadata import figure_key
+from dagster_llm_batch.metrics.cells import usd_text
+from dagster_llm_batch.metrics.pareto import bake_off_markdown
+from dagster_llm_batch.metrics.regression import regressions_markdown
 from dagster_llm_batch.quality.pictures import MAX_PICTURES, picture
 from dagster_llm_batch.quality.reading import Read
 from dagster_llm_batch.quality.upstreams import Candidate

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation import Target
+from dagster_llm_batch.metrics import Target
 
 __all__ = ["Kind", "targets_of"]
 

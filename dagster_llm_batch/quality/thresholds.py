@@ -10,7 +10,7 @@ import dagster as dg
 
 from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation import Evaluation, Target, plain_text
+from dagster_llm_batch.metrics import Evaluation, Target, plain_text
 from dagster_llm_batch.quality.showing import figure_name
 from dagster_llm_batch.quality.tabling import quiet_check_spec
 from dagster_llm_batch.quality.upstreams import Candidate

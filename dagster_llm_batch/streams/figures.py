@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from dagster_llm_batch.evaluation._extra import evaluation_extra
-from dagster_llm_batch.evaluation.drawing import AMBER, BLUE, MUTED, bare, blank, headline, png
-from dagster_llm_batch.evaluation.tables import figure, percent, rows_markdown
+from dagster_llm_batch.metrics._extra import evaluation_extra
+from dagster_llm_batch.metrics.drawing import AMBER, BLUE, MUTED, bare, blank, headline, png
+from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown
 from dagster_llm_batch.streams.results import StreamResult
 
 __all__ = ["StreamFigures", "figures_markdown", "latency_png", "stream_figures"]

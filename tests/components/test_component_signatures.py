@@ -38,7 +38,7 @@ from dagster_llm_batch import (
     skew_assets,
 )
 from dagster_llm_batch.components import settings
-from dagster_llm_batch.evaluation import Target
+from dagster_llm_batch.metrics import Target
 
 COMPONENTS = [
     (LLMBatchComponent, llm_batch_assets, {"translation", "resource", "sensor", "jobs"}),

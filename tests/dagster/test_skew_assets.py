@@ -13,7 +13,7 @@ from face import DAYS, Face, failure, labeled, tickets
 
 from dagster_llm_batch import RetryPolicy, skew_assets
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation import Target
+from dagster_llm_batch.metrics import Target
 from dagster_llm_batch.testing.emulator import Emulator, Reply, WireFault
 from dagster_llm_batch.testing.emulator.answers import last_user_text
 

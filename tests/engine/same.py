@@ -13,7 +13,7 @@ from house import House, TicketLabel
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.engine.request_files import request_ids, requests_of
-from dagster_llm_batch.evaluation import EvaluationReport, Target
+from dagster_llm_batch.metrics import EvaluationReport, Target
 from dagster_llm_batch.storage.records import Submission
 from dagster_llm_batch.types import Limits
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation import Target, agreement_between, join, pairwise_agreement
+from dagster_llm_batch.metrics import Target, agreement_between, join, pairwise_agreement
 
 
 def joined(gold, predicted, name, target="t"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation import (
+from dagster_llm_batch.metrics import (
     CALIBRATION_SCHEMA,
     Target,
     calibration_of,

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation import (
+from dagster_llm_batch.metrics import (
     DayCost,
     LabelerPair,
     Target,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation import (
+from dagster_llm_batch.metrics import (
     DRIFT_SCHEMA,
     SHARES_SCHEMA,
     adwin_changes,

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation import Confusion, Target, accuracy_png, compare, confusion_png
-from dagster_llm_batch.evaluation.figures import MAX_DRAWN
+from dagster_llm_batch.metrics import Confusion, Target, accuracy_png, compare, confusion_png
+from dagster_llm_batch.metrics.confusion import MAX_DRAWN
 
 
 def matrix(counts, classes=None, candidate="haiku", target="topic"):

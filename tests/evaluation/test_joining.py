@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation import Target, join
+from dagster_llm_batch.metrics import Target, join
 
 GOLD = pa.table({"id": [1, 2, 3, 4, 5, 6], "topic": ["a", "b", "a", None, "b", "a"]})
 

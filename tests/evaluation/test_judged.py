@@ -13,11 +13,11 @@ from PIL import Image
 from scipy.stats import binomtest, bootstrap
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.cases import pairwise_cases, rubric_cases
-from dagster_llm_batch.evaluation.duels import pairwise_png
-from dagster_llm_batch.evaluation.intervals import mean_interval, sign_test, wilson
-from dagster_llm_batch.evaluation.pairwise import compare_pairs, pairwise_markdown, pairwise_to_arrow
-from dagster_llm_batch.evaluation.rubric import rubric_markdown, rubric_to_arrow, score_rubric
+from dagster_llm_batch.metrics.intervals import mean_interval, sign_test, wilson
+from dagster_llm_batch.metrics.numeric import pairwise_cases, rubric_cases
+from dagster_llm_batch.metrics.pairwise import compare_pairs, pairwise_markdown, pairwise_to_arrow
+from dagster_llm_batch.metrics.pairwise_plots import pairwise_png
+from dagster_llm_batch.metrics.rubric import rubric_markdown, rubric_to_arrow, score_rubric
 
 ROWS = pa.table({"id": [3, 1, 2], "question": ["c?", "a?", "b?"]})
 MINE = pa.table({"id": [1, 2, 3], "answer": ["x", "y", "z"]})

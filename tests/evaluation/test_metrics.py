@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation import Target, compare, confusion, evaluate, join, per_class
-from dagster_llm_batch.evaluation.resampling import Cells, bootstrap_intervals, kappa, macro_f1
+from dagster_llm_batch.metrics import Target, compare, confusion, evaluate, join, per_class
+from dagster_llm_batch.metrics.bootstrap import Cells, bootstrap_intervals, kappa, macro_f1
 
 
 def joined(gold, predicted, target="t", **columns):

@@ -24,11 +24,11 @@ def run(code, *, without=()):
 
 
 def test_importing_works_without_any_of_the_optional_packages():
-    run("import dagster_llm_batch.evaluation", without=HEAVY)
+    run("import dagster_llm_batch.metrics", without=HEAVY)
 
 
 def test_importing_loads_none_of_the_optional_packages():
-    loaded = run(f"import dagster_llm_batch.evaluation; print([n for n in {HEAVY[1:]} if n in sys.modules])")
+    loaded = run(f"import dagster_llm_batch.metrics; print([n for n in {HEAVY[1:]} if n in sys.modules])")
     assert loaded.strip() == "[]"
 
 
@@ -51,7 +51,7 @@ def test_a_missing_package_is_an_error_that_says_what_to_install(without, call):
         f"""
         import pyarrow as pa
         from dagster_llm_batch.errors import MissingExtraError
-        from dagster_llm_batch.evaluation import *
+        from dagster_llm_batch.metrics import *
         table = pa.table({{"id": [1, 2], "t": ["a", "b"], "x": [0.5, 1.5]}})
         one = join(table, table, key="id", target="t", candidate_name="c")
         ids, topics = (table[name].combine_chunks() for name in ("id", "t"))
@@ -70,7 +70,7 @@ def test_the_online_detector_says_which_extra_it_needs():
     said = run(
         """
         from dagster_llm_batch.errors import MissingExtraError
-        from dagster_llm_batch.evaluation import adwin_changes
+        from dagster_llm_batch.metrics import adwin_changes
         try:
             adwin_changes({"mon": {"a": 1}})
         except MissingExtraError as error:
@@ -84,7 +84,7 @@ def test_the_online_detector_says_which_extra_it_needs():
 def test_drawing_loads_no_pyplot():
     said = run(
         """
-        from dagster_llm_batch.evaluation import Confusion, confusion_png
+        from dagster_llm_batch.metrics import Confusion, confusion_png
         assert confusion_png(Confusion("c", "t", ("a",), ((1,),))).startswith(b"\\x89PNG")
         print("matplotlib.pyplot" in sys.modules)
         """

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dagster_llm_batch.evaluation import Evaluation, Target, compare, cost_per_1000_usd, with_pareto_front
+from dagster_llm_batch.metrics import Evaluation, Target, compare, cost_per_1000_usd, with_pareto_front
 
 
 def candidate(name, correct, cost, *, n=100, target="t", unknown=0):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dagster_llm_batch.errors import InputError
-from dagster_llm_batch.evaluation import (
+from dagster_llm_batch.metrics import (
     REGRESSION_SCHEMA,
     Target,
     join,
@@ -19,7 +19,7 @@ from dagster_llm_batch.evaluation import (
     regressions_to_arrow,
     worse,
 )
-from dagster_llm_batch.evaluation.regression import regressions_markdown
+from dagster_llm_batch.metrics.regression import regressions_markdown
 
 
 def joined(said, *, gold=None, target="t", version="v1", ids=None):

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.keyhash import draw_keys, unit
-from dagster_llm_batch.evaluation.sampling import probabilities, propose
-from dagster_llm_batch.evaluation.signals import disagreement, drift, gold_signals, low_confidence, rare_class
+from dagster_llm_batch.metrics.gold_sample import probabilities, propose
+from dagster_llm_batch.metrics.gold_signals import disagreement, drift, gold_signals, low_confidence, rare_class
+from dagster_llm_batch.metrics.key_hash import draw_keys, unit
 
 
 def votes(*columns):

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagster_llm_batch.errors import InputError
-from dagster_llm_batch.evaluation import Target
-from dagster_llm_batch.evaluation.intervals import wilson
-from dagster_llm_batch.evaluation.skew import side_by_side, skew_between, skew_markdown, skew_to_arrow
+from dagster_llm_batch.metrics import Target
+from dagster_llm_batch.metrics.intervals import wilson
+from dagster_llm_batch.metrics.skew import side_by_side, skew_between, skew_markdown, skew_to_arrow
 
 
 def batch(labels, column="topic", model="small-1"):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dagster_llm_batch.errors import InputError
-from dagster_llm_batch.evaluation import Target, compare, join, report_of, tally, total
+from dagster_llm_batch.metrics import Target, compare, join, report_of, tally, total
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 STARS = Target("stars", kappa_weights="quadratic", confidence_column="sure")

@@ -31,7 +31,7 @@ from same import (  # noqa: E402
 
 from dagster_llm_batch.distributed import RayWorkers, compare_spread  # noqa: E402
 from dagster_llm_batch.errors import InputError  # noqa: E402
-from dagster_llm_batch.evaluation import compare  # noqa: E402
+from dagster_llm_batch.metrics import compare  # noqa: E402
 from dagster_llm_batch.testing.emulator import Emulator  # noqa: E402
 
 

@@ -18,7 +18,7 @@ from dagster_llm_batch import HiveParquetIOManager
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.distributed import SparkWorkers, compare_spread
 from dagster_llm_batch.errors import InputError
-from dagster_llm_batch.evaluation import compare
+from dagster_llm_batch.metrics import compare
 
 pytestmark = pytest.mark.timeout(900)  # the first one waits for Java
 

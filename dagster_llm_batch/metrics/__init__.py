@@ -15,17 +15,23 @@ krippendorff and matplotlib when called (extra `evaluation`), and river (extra `
 
 from __future__ import annotations
 
-from dagster_llm_batch.evaluation.agreement import Agreement, agreement_between, pairwise_agreement
-from dagster_llm_batch.evaluation.calibration import (
+from dagster_llm_batch.metrics.agreement import (
+    LabelerAgreement,
+    LabelerPair,
+    Labels,
+    agreement_among,
+    agreement_of_pairs,
+)
+from dagster_llm_batch.metrics.calibration import (
     CALIBRATION_SCHEMA,
     Calibration,
     calibration_of,
     calibrations_to_arrow,
 )
-from dagster_llm_batch.evaluation.cases import pairwise_cases, rubric_cases
-from dagster_llm_batch.evaluation.charts import agreement_png, pareto_png, reliability_png
-from dagster_llm_batch.evaluation.classes import PER_CLASS_SCHEMA, Confusion, confusion, per_class
-from dagster_llm_batch.evaluation.drift import (
+from dagster_llm_batch.metrics.cells import markdown_text, plain_text
+from dagster_llm_batch.metrics.classification import Evaluation, evaluate
+from dagster_llm_batch.metrics.confusion import accuracy_png, confusion_png
+from dagster_llm_batch.metrics.drift import (
     DRIFT_SCHEMA,
     SHARES_SCHEMA,
     Counts,
@@ -36,32 +42,27 @@ from dagster_llm_batch.evaluation.drift import (
     drifts_to_arrow,
     shares_to_arrow,
 )
-from dagster_llm_batch.evaluation.duels import pairwise_png
-from dagster_llm_batch.evaluation.figures import accuracy_png, confusion_png
-from dagster_llm_batch.evaluation.joining import Joined, Target, join
-from dagster_llm_batch.evaluation.labelers import (
-    LabelerAgreement,
-    LabelerPair,
-    Labels,
-    agreement_among,
-    agreement_of_pairs,
-)
-from dagster_llm_batch.evaluation.metrics import Evaluation, evaluate
-from dagster_llm_batch.evaluation.pairwise import PAIRWISE_SCHEMA, Pairwise, compare_pairs, pairwise_to_arrow
-from dagster_llm_batch.evaluation.pareto import cost_per_1000_usd, quality, with_pareto_front
-from dagster_llm_batch.evaluation.regression import (
+from dagster_llm_batch.metrics.gold_sample import propose
+from dagster_llm_batch.metrics.gold_signals import gold_signals
+from dagster_llm_batch.metrics.joining import Joined, Target, join
+from dagster_llm_batch.metrics.mcnemar import Agreement, agreement_between, pairwise_agreement
+from dagster_llm_batch.metrics.numeric import pairwise_cases, rubric_cases
+from dagster_llm_batch.metrics.pairwise import PAIRWISE_SCHEMA, Pairwise, compare_pairs, pairwise_to_arrow
+from dagster_llm_batch.metrics.pairwise_plots import pairwise_png
+from dagster_llm_batch.metrics.pareto import cost_per_1000_usd, quality, with_pareto_front
+from dagster_llm_batch.metrics.per_class import PER_CLASS_SCHEMA, Confusion, confusion, per_class
+from dagster_llm_batch.metrics.plots import agreement_png, pareto_png, reliability_png
+from dagster_llm_batch.metrics.regression import (
     REGRESSION_SCHEMA,
     Regression,
     regression_between,
     regressions_to_arrow,
     worse,
 )
-from dagster_llm_batch.evaluation.report import EvaluationReport, compare, report_of
-from dagster_llm_batch.evaluation.rubric import RUBRIC_SCHEMA, Rubric, rubric_to_arrow, score_rubric
-from dagster_llm_batch.evaluation.sampling import propose
-from dagster_llm_batch.evaluation.signals import gold_signals
-from dagster_llm_batch.evaluation.skew import SKEW_SCHEMA, Skew, side_by_side, skew_between, skew_to_arrow
-from dagster_llm_batch.evaluation.tables import (
+from dagster_llm_batch.metrics.report import EvaluationReport, compare, report_of
+from dagster_llm_batch.metrics.rubric import RUBRIC_SCHEMA, Rubric, rubric_to_arrow, score_rubric
+from dagster_llm_batch.metrics.skew import SKEW_SCHEMA, Skew, side_by_side, skew_between, skew_to_arrow
+from dagster_llm_batch.metrics.tables import (
     AGREEMENT_SCHEMA,
     CONFUSION_SCHEMA,
     EVALUATION_SCHEMA,
@@ -74,9 +75,8 @@ from dagster_llm_batch.evaluation.tables import (
     per_class_markdown,
     table_markdown,
 )
-from dagster_llm_batch.evaluation.tallying import Tally, tally, total
-from dagster_llm_batch.evaluation.text import markdown_text, plain_text
-from dagster_llm_batch.evaluation.timelines import DayCost, costs_png, drift_png
+from dagster_llm_batch.metrics.tally import Tally, tally, total
+from dagster_llm_batch.metrics.timeline_plots import DayCost, costs_png, drift_png
 
 __all__ = [
     "AGREEMENT_SCHEMA",

@@ -8,8 +8,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.classes import class_name
-from dagster_llm_batch.evaluation.drawing import (
+from dagster_llm_batch.metrics.cells import usd_text
+from dagster_llm_batch.metrics.drawing import (
     AMBER,
     BLUE,
     CANDIDATE_CHARS,
@@ -24,8 +24,8 @@ from dagster_llm_batch.evaluation.drawing import (
     png,
     round_step,
 )
-from dagster_llm_batch.evaluation.drift import Counts, Drift
-from dagster_llm_batch.evaluation.text import usd_text
+from dagster_llm_batch.metrics.drift import Counts, Drift
+from dagster_llm_batch.metrics.per_class import class_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,12 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation._extra import evaluation_extra
-from dagster_llm_batch.evaluation.classes import positions
-from dagster_llm_batch.evaluation.columns import category, check_unique
-from dagster_llm_batch.evaluation.joining import MAX_CLASSES, Class, Target
-from dagster_llm_batch.evaluation.resampling import Cells, bootstrap_intervals, interval, kappa, resamples
-from dagster_llm_batch.evaluation.tables import figure, percent, rows_markdown, share
+from dagster_llm_batch.metrics._extra import evaluation_extra
+from dagster_llm_batch.metrics.bootstrap import Cells, bootstrap_intervals, interval, kappa, resamples
+from dagster_llm_batch.metrics.columns import category, check_unique
+from dagster_llm_batch.metrics.joining import MAX_CLASSES, Class, Target
+from dagster_llm_batch.metrics.per_class import positions
+from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown, share
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
-from dagster_llm_batch.evaluation.agreement import Agreement
-from dagster_llm_batch.evaluation.classes import Confusion, class_name
-from dagster_llm_batch.evaluation.metrics import Evaluation
-from dagster_llm_batch.evaluation.schemas import schema_of, table_of
-from dagster_llm_batch.evaluation.text import markdown_text, usd_text
+from dagster_llm_batch.metrics.cells import markdown_text, usd_text
+from dagster_llm_batch.metrics.classification import Evaluation
+from dagster_llm_batch.metrics.mcnemar import Agreement
+from dagster_llm_batch.metrics.per_class import Confusion, class_name
+from dagster_llm_batch.metrics.schemas import schema_of, table_of
 
 __all__ = [
     "AGREEMENT_SCHEMA",

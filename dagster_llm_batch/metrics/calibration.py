@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation._extra import evaluation_extra
-from dagster_llm_batch.evaluation.joining import Joined
-from dagster_llm_batch.evaluation.tallying import Tally, tally
+from dagster_llm_batch.metrics._extra import evaluation_extra
+from dagster_llm_batch.metrics.joining import Joined
+from dagster_llm_batch.metrics.tally import Tally, tally
 
 __all__ = ["CALIBRATION_SCHEMA", "Calibration", "CalibrationBin", "calibration_of", "calibrations_to_arrow"]
 

@@ -8,10 +8,10 @@ from statistics import fmean
 
 import pyarrow as pa
 
-from dagster_llm_batch.evaluation.cases import CASE_ID
-from dagster_llm_batch.evaluation.intervals import mean_interval
-from dagster_llm_batch.evaluation.schemas import schema_of, table_of
-from dagster_llm_batch.evaluation.tables import figure, rows_markdown, share
+from dagster_llm_batch.metrics.intervals import mean_interval
+from dagster_llm_batch.metrics.numeric import CASE_ID
+from dagster_llm_batch.metrics.schemas import schema_of, table_of
+from dagster_llm_batch.metrics.tables import figure, rows_markdown, share
 
 __all__ = ["RUBRIC_SCHEMA", "Rubric", "rubric_markdown", "rubric_to_arrow", "score_rubric"]
 

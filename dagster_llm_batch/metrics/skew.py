@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.evaluation.columns import Kind, column, comparable_keys, comparable_values
-from dagster_llm_batch.evaluation.intervals import wilson
-from dagster_llm_batch.evaluation.joining import Target, join
-from dagster_llm_batch.evaluation.metrics import evaluate
-from dagster_llm_batch.evaluation.schemas import schema_of, table_of
-from dagster_llm_batch.evaluation.tables import figure, percent, rows_markdown, share
+from dagster_llm_batch.metrics.classification import evaluate
+from dagster_llm_batch.metrics.columns import Kind, column, comparable_keys, comparable_values
+from dagster_llm_batch.metrics.intervals import wilson
+from dagster_llm_batch.metrics.joining import Target, join
+from dagster_llm_batch.metrics.schemas import schema_of, table_of
+from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown, share
 from dagster_llm_batch.types import Outcome
 
 __all__ = ["SKEW_SCHEMA", "Skew", "side_by_side", "skew_between", "skew_markdown", "skew_to_arrow"]

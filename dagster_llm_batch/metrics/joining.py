@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.columns import (
+from dagster_llm_batch.metrics.columns import (
     EXAMPLES,
     Kind,
     column,

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.agreement import Agreement, pairwise_agreement
-from dagster_llm_batch.evaluation.calibration import Calibration, calibration_of
-from dagster_llm_batch.evaluation.classes import PER_CLASS_SCHEMA, Confusion, confusion, per_class
-from dagster_llm_batch.evaluation.joining import Target, join
-from dagster_llm_batch.evaluation.metrics import Evaluation, evaluate
-from dagster_llm_batch.evaluation.pareto import with_pareto_front
-from dagster_llm_batch.evaluation.tallying import Tally, tally
+from dagster_llm_batch.metrics.calibration import Calibration, calibration_of
+from dagster_llm_batch.metrics.classification import Evaluation, evaluate
+from dagster_llm_batch.metrics.joining import Target, join
+from dagster_llm_batch.metrics.mcnemar import Agreement, pairwise_agreement
+from dagster_llm_batch.metrics.pareto import with_pareto_front
+from dagster_llm_batch.metrics.per_class import PER_CLASS_SCHEMA, Confusion, confusion, per_class
+from dagster_llm_batch.metrics.tally import Tally, tally
 
 __all__ = ["EvaluationReport", "compare", "report_of"]
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.columns import column, comparable_keys
-from dagster_llm_batch.evaluation.keyhash import draw_keys
+from dagster_llm_batch.metrics.columns import column, comparable_keys
+from dagster_llm_batch.metrics.key_hash import draw_keys
 
 __all__ = ["ANSWERS", "CASE_ID", "JUDGE_COLUMNS", "pairwise_cases", "rubric_cases"]
 

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import InputError
-from dagster_llm_batch.evaluation._extra import evaluation_extra
-from dagster_llm_batch.evaluation.columns import Kind
-from dagster_llm_batch.evaluation.joining import Joined
-from dagster_llm_batch.evaluation.resampling import interval, resamples
-from dagster_llm_batch.evaluation.schemas import schema_of, table_of
-from dagster_llm_batch.evaluation.tables import figure, percent, rows_markdown
+from dagster_llm_batch.metrics._extra import evaluation_extra
+from dagster_llm_batch.metrics.bootstrap import interval, resamples
+from dagster_llm_batch.metrics.columns import Kind
+from dagster_llm_batch.metrics.joining import Joined
+from dagster_llm_batch.metrics.schemas import schema_of, table_of
+from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown
 
 if TYPE_CHECKING:
     import numpy as np

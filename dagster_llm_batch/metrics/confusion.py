@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.classes import Confusion, class_name
-from dagster_llm_batch.evaluation.drawing import (
+from dagster_llm_batch.metrics.classification import Evaluation
+from dagster_llm_batch.metrics.drawing import (
     AMBER,
     BLUE,
     CANDIDATE_CHARS,
@@ -21,7 +21,7 @@ from dagster_llm_batch.evaluation.drawing import (
     headline,
     png,
 )
-from dagster_llm_batch.evaluation.metrics import Evaluation
+from dagster_llm_batch.metrics.per_class import Confusion, class_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from decimal import Decimal
 import pyarrow as pa
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.joining import MAX_CLASSES, Class, Joined, Target
+from dagster_llm_batch.metrics.joining import MAX_CLASSES, Class, Joined, Target
 
 __all__ = ["Tally", "tally", "total"]
 

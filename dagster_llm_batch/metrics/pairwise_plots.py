@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.drawing import (
+from dagster_llm_batch.metrics.drawing import (
     AMBER,
     BLUE,
     CANDIDATE_CHARS,
@@ -19,7 +19,7 @@ from dagster_llm_batch.evaluation.drawing import (
     headline,
     png,
 )
-from dagster_llm_batch.evaluation.pairwise import Pairwise
+from dagster_llm_batch.metrics.pairwise import Pairwise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.calibration import Calibration
-from dagster_llm_batch.evaluation.drawing import (
+from dagster_llm_batch.metrics.agreement import LabelerPair
+from dagster_llm_batch.metrics.calibration import Calibration
+from dagster_llm_batch.metrics.cells import duration_text, usd_text
+from dagster_llm_batch.metrics.classification import Evaluation
+from dagster_llm_batch.metrics.drawing import (
     AMBER,
     BLUE,
     CANDIDATE_CHARS,
@@ -25,10 +28,7 @@ from dagster_llm_batch.evaluation.drawing import (
     png,
     round_step,
 )
-from dagster_llm_batch.evaluation.labelers import LabelerPair
-from dagster_llm_batch.evaluation.metrics import Evaluation
-from dagster_llm_batch.evaluation.pareto import cost_per_1000_usd, quality
-from dagster_llm_batch.evaluation.text import duration_text, usd_text
+from dagster_llm_batch.metrics.pareto import cost_per_1000_usd, quality
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

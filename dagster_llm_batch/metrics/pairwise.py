@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from dagster_llm_batch.errors import InputError
-from dagster_llm_batch.evaluation.cases import CASE_ID
-from dagster_llm_batch.evaluation.columns import EXAMPLES
-from dagster_llm_batch.evaluation.intervals import sign_test, wilson
-from dagster_llm_batch.evaluation.schemas import schema_of, table_of
-from dagster_llm_batch.evaluation.tables import figure, percent, rows_markdown, share
+from dagster_llm_batch.metrics.columns import EXAMPLES
+from dagster_llm_batch.metrics.intervals import sign_test, wilson
+from dagster_llm_batch.metrics.numeric import CASE_ID
+from dagster_llm_batch.metrics.schemas import schema_of, table_of
+from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown, share
 
 __all__ = ["PAIRWISE_SCHEMA", "VERDICTS", "Pairwise", "compare_pairs", "pairwise_markdown", "pairwise_to_arrow"]
 

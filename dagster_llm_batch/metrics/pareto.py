@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 
-from dagster_llm_batch.evaluation.metrics import Evaluation
-from dagster_llm_batch.evaluation.tables import figure, percent, rows_markdown
-from dagster_llm_batch.evaluation.text import duration_text, usd_text
+from dagster_llm_batch.metrics.cells import duration_text, usd_text
+from dagster_llm_batch.metrics.classification import Evaluation
+from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown
 
 __all__ = ["bake_off_markdown", "cost_per_1000_usd", "quality", "with_pareto_front"]
 
