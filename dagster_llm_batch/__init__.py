@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.prompt import Prompt
     from dagster_llm_batch.core.response import Embedding
     from dagster_llm_batch.engine import Fallback, RetryPolicy
-    from dagster_llm_batch.io import HiveParquetIOManager
-    from dagster_llm_batch.jobs import build_llm_batch_jobs
-    from dagster_llm_batch.quality import (
+    from dagster_llm_batch.evaluation import (
         agreement_assets,
         cost_assets,
         drift_assets,
@@ -45,6 +43,8 @@ if TYPE_CHECKING:
         rubric_judge_assets,
         skew_assets,
     )
+    from dagster_llm_batch.io import HiveParquetIOManager
+    from dagster_llm_batch.jobs import build_llm_batch_jobs
     from dagster_llm_batch.resources import (
         AnthropicBatchResource,
         BedrockBatchResource,
@@ -118,7 +118,7 @@ _MODULES = {
     "llm_batch_assets": "assets",
     "on_labels_ready": "automation",
 }
-_MODULES_BY_END = {"Component": "components", "_assets": "quality"}
+_MODULES_BY_END = {"Component": "components", "_assets": "evaluation"}
 """Where names are; the others are in `resources`."""
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from dagster_llm_batch.evaluation.pictures import reduced
 from dagster_llm_batch.metrics import (
     DayCost,
     Labels,
@@ -27,7 +28,6 @@ from dagster_llm_batch.metrics import (
     pareto_png,
     reliability_png,
 )
-from dagster_llm_batch.quality.pictures import reduced
 
 CLASSES = np.array(["billing", "bug", "how_to", "refund"])
 TOPIC = Target("topic", confidence_column="confidence")

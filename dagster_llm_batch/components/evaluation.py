@@ -23,7 +23,7 @@ from dagster_llm_batch.components.partitions import PARTITIONS
 from dagster_llm_batch.components.resolving import about
 from dagster_llm_batch.components.scaffolding import EvaluationScaffolder
 from dagster_llm_batch.components.settings import TARGET
-from dagster_llm_batch.quality import evaluation_assets
+from dagster_llm_batch.evaluation import evaluation_assets
 
 __all__ = ["LLMBatchEvaluationComponent"]
 

@@ -21,7 +21,7 @@ from dagster_llm_batch.components.resolving import about
 from dagster_llm_batch.components.scaffolding import PairwiseJudgeScaffolder, RubricJudgeScaffolder
 from dagster_llm_batch.components.settings import PROMPT
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.quality import pairwise_judge_assets, rubric_judge_assets
+from dagster_llm_batch.evaluation import pairwise_judge_assets, rubric_judge_assets
 
 __all__ = ["LLMBatchPairwiseJudgeComponent", "LLMBatchRubricJudgeComponent"]
 

@@ -34,7 +34,7 @@ from dagster_llm_batch.components.scaffolding import (
     SkewScaffolder,
 )
 from dagster_llm_batch.components.settings import TARGET
-from dagster_llm_batch.quality import (
+from dagster_llm_batch.evaluation import (
     agreement_assets,
     cost_assets,
     drift_assets,

@@ -12,8 +12,8 @@ from dagster_llm_batch.assets.naming import Upstream, upstream_key
 from dagster_llm_batch.assets.partitions import each_partition, landed
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metadata import data_version
-from dagster_llm_batch.quality.stored import StoredTables
 from dagster_llm_batch.streams.producing import Delivery, Outgoing, Work, produce_again, produce_once
 from dagster_llm_batch.streams.resource import kafka_of
 from dagster_llm_batch.streams.windows import check_topic

@@ -15,9 +15,9 @@ from dagster_llm_batch.assets.output import stored_by
 from dagster_llm_batch.core.rates import MONEY
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.quality.following import follow
-from dagster_llm_batch.quality.stored import StoredTables
-from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest
+from dagster_llm_batch.evaluation.automation import follow
+from dagster_llm_batch.evaluation.builder import Computed, Tabling, code_digest
+from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.streams.student import Student, out_of_fold, train
 from dagster_llm_batch.types import Outcome
 

@@ -39,9 +39,9 @@ from dagster_llm_batch.assets.submission import SubmitConfig
 from dagster_llm_batch.distributed import FlinkRows, RayWorkers, SparkWorkers
 from dagster_llm_batch.engine import Labeling, rules
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation.regression import Accept
 from dagster_llm_batch.jobs import CancelConfig, ResolveConfig
 from dagster_llm_batch.metrics import Target
-from dagster_llm_batch.quality.accepting import Accept
 
 _PUBLIC = {
     **{name: getattr(dagster_llm_batch, name) for name in dagster_llm_batch.__all__ if name != "__version__"},

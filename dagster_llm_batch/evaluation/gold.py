@@ -11,14 +11,14 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
 from dagster_llm_batch.assets.output import Frame
+from dagster_llm_batch.evaluation.builder import Tabling
+from dagster_llm_batch.evaluation.candidates import Candidates, candidates_of
+from dagster_llm_batch.evaluation.computing import evaluation_asset
+from dagster_llm_batch.evaluation.design import Design
+from dagster_llm_batch.evaluation.regression import accepted_asset
+from dagster_llm_batch.evaluation.targets import Kind, targets_of
+from dagster_llm_batch.evaluation.thresholds import Thresholds
 from dagster_llm_batch.metrics import Target
-from dagster_llm_batch.quality.accepting import accepted_asset
-from dagster_llm_batch.quality.computing import evaluation_asset
-from dagster_llm_batch.quality.design import Design
-from dagster_llm_batch.quality.tabling import Tabling
-from dagster_llm_batch.quality.targets import Kind, targets_of
-from dagster_llm_batch.quality.thresholds import Thresholds
-from dagster_llm_batch.quality.upstreams import Candidates, candidates_of
 
 __all__ = ["evaluation_assets"]
 

@@ -9,11 +9,11 @@ import dagster as dg
 
 from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.automation import on_labels_ready
+from dagster_llm_batch.evaluation.automation import whenever_new
+from dagster_llm_batch.evaluation.builder import Tabling, code_digest
+from dagster_llm_batch.evaluation.candidates import Candidate
+from dagster_llm_batch.evaluation.thresholds import Thresholds
 from dagster_llm_batch.metrics import Target
-from dagster_llm_batch.quality.following import whenever_new
-from dagster_llm_batch.quality.tabling import Tabling, code_digest
-from dagster_llm_batch.quality.thresholds import Thresholds
-from dagster_llm_batch.quality.upstreams import Candidate
 
 __all__ = ["Design"]
 

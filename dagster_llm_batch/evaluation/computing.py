@@ -9,6 +9,11 @@ import dagster as dg
 from dagster_llm_batch.assets.output import stored_by
 from dagster_llm_batch.assets.partitions import each_partition
 from dagster_llm_batch.checks import Verdict
+from dagster_llm_batch.evaluation import gold_metadata as showing
+from dagster_llm_batch.evaluation.builder import Computed, quiet_check_spec
+from dagster_llm_batch.evaluation.design import Design
+from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
+from dagster_llm_batch.evaluation.regression import CHECK, Accepted, regression_verdict
 from dagster_llm_batch.metrics import (
     EvaluationReport,
     Regression,
@@ -17,11 +22,6 @@ from dagster_llm_batch.metrics import (
     evaluations_to_arrow,
     regressions_to_arrow,
 )
-from dagster_llm_batch.quality import showing
-from dagster_llm_batch.quality.accepting import CHECK, Accepted, regression_verdict
-from dagster_llm_batch.quality.design import Design
-from dagster_llm_batch.quality.reading import Read, Upstreams
-from dagster_llm_batch.quality.tabling import Computed, quiet_check_spec
 
 __all__ = ["evaluation_asset"]
 

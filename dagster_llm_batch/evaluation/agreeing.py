@@ -12,6 +12,10 @@ from dagster_llm_batch.assets.output import stored_by
 from dagster_llm_batch.assets.partitions import each_partition
 from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.evaluation.builder import Computed, Tabling, code_digest, quiet_check_spec
+from dagster_llm_batch.evaluation.candidates import Candidate
+from dagster_llm_batch.evaluation.pictures import MAX_PICTURES, picture
+from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import (
     LabelerAgreement,
@@ -27,10 +31,6 @@ from dagster_llm_batch.metrics.agreement import labelers_markdown, pairs_markdow
 from dagster_llm_batch.metrics.columns import WEIGHT, refuse_weights
 from dagster_llm_batch.metrics.joining import succeeded
 from dagster_llm_batch.metrics.schemas import table_of
-from dagster_llm_batch.quality.pictures import MAX_PICTURES, picture
-from dagster_llm_batch.quality.stored import StoredTables, stacked
-from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest, quiet_check_spec
-from dagster_llm_batch.quality.upstreams import Candidate
 
 __all__ = ["AgreementDesign", "agreement_asset"]
 

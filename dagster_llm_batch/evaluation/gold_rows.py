@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.evaluation.candidates import Candidate
+from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
 from dagster_llm_batch.metrics import Target
 from dagster_llm_batch.metrics.columns import WEIGHT
 from dagster_llm_batch.metrics.joining import PROVENANCE
-from dagster_llm_batch.quality.stored import StoredTables, stacked
-from dagster_llm_batch.quality.upstreams import Candidate
 
 __all__ = ["Read", "Upstreams"]
 

@@ -15,14 +15,14 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, upstream_key
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation.automation import follow
+from dagster_llm_batch.evaluation.builder import Computed, Tabling, code_digest
+from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of
+from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics.gold_sample import check_design, propose
 from dagster_llm_batch.metrics.gold_signals import gold_signals
 from dagster_llm_batch.metrics.tables import rows_markdown
-from dagster_llm_batch.quality.following import follow
-from dagster_llm_batch.quality.stored import StoredTables, stacked
-from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest
-from dagster_llm_batch.quality.upstreams import Candidate, Candidates, candidates_of
 
 __all__ = ["gold_sample_assets"]
 

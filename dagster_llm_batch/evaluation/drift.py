@@ -14,10 +14,10 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.quality.drifting import CHECK, DriftDesign, drift_asset
-from dagster_llm_batch.quality.following import follow
-from dagster_llm_batch.quality.tabling import Tabling, quiet_check_spec
-from dagster_llm_batch.quality.upstreams import Candidates, candidates_of
+from dagster_llm_batch.evaluation.automation import follow
+from dagster_llm_batch.evaluation.builder import Tabling, quiet_check_spec
+from dagster_llm_batch.evaluation.candidates import Candidates, candidates_of
+from dagster_llm_batch.evaluation.drifting import CHECK, DriftDesign, drift_asset
 
 __all__ = ["drift_assets"]
 

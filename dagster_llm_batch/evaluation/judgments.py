@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.checks import Verdict
+from dagster_llm_batch.evaluation.builder import Computed
+from dagster_llm_batch.evaluation.pictures import picture
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics.cells import plain_text
 from dagster_llm_batch.metrics.pairwise import Pairwise, compare_pairs, pairwise_markdown, pairwise_to_arrow
 from dagster_llm_batch.metrics.pairwise_plots import pairwise_png
 from dagster_llm_batch.metrics.rubric import Rubric, rubric_markdown, rubric_to_arrow, score_rubric
-from dagster_llm_batch.quality.pictures import picture
-from dagster_llm_batch.quality.tabling import Computed
 
 __all__ = ["CASE_DOCS", "CONSISTENCY", "SCORE", "pairwise", "rubric"]
 

@@ -22,12 +22,12 @@ from dagster_llm_batch.assets.naming import Upstream
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation import judgments
+from dagster_llm_batch.evaluation.builder import Computed, Tabling, quiet_check_spec
+from dagster_llm_batch.evaluation.candidates import Candidates, candidates_of
+from dagster_llm_batch.evaluation.judging import Judge, instructed, response_schema
 from dagster_llm_batch.metrics.numeric import pairwise_cases, rubric_cases
 from dagster_llm_batch.metrics.pairwise import VERDICTS
-from dagster_llm_batch.quality import judgments
-from dagster_llm_batch.quality.judging import Judge, instructed, response_schema
-from dagster_llm_batch.quality.tabling import Computed, Tabling, quiet_check_spec
-from dagster_llm_batch.quality.upstreams import Candidates, candidates_of
 
 __all__ = ["pairwise_judge_assets", "rubric_judge_assets"]
 

@@ -14,6 +14,10 @@ from dagster_llm_batch.assets.output import stored_by
 from dagster_llm_batch.assets.partitions import each_partition
 from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.evaluation.builder import Computed, Tabling, code_digest
+from dagster_llm_batch.evaluation.candidates import Candidate
+from dagster_llm_batch.evaluation.pictures import MAX_PICTURES, picture
+from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import (
     SHARES_SCHEMA,
@@ -29,10 +33,6 @@ from dagster_llm_batch.metrics import (
 )
 from dagster_llm_batch.metrics.drift import drifts_markdown
 from dagster_llm_batch.metrics.joining import succeeded
-from dagster_llm_batch.quality.pictures import MAX_PICTURES, picture
-from dagster_llm_batch.quality.stored import StoredTables
-from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest
-from dagster_llm_batch.quality.upstreams import Candidate
 
 __all__ = ["CHECK", "DriftDesign", "drift_asset"]
 

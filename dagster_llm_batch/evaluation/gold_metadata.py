@@ -13,6 +13,9 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch.evaluation.candidates import Candidate
+from dagster_llm_batch.evaluation.gold_rows import Read
+from dagster_llm_batch.evaluation.pictures import MAX_PICTURES, picture
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import (
     Evaluation,
@@ -31,9 +34,6 @@ from dagster_llm_batch.metrics import (
 from dagster_llm_batch.metrics.cells import usd_text
 from dagster_llm_batch.metrics.pareto import bake_off_markdown
 from dagster_llm_batch.metrics.regression import regressions_markdown
-from dagster_llm_batch.quality.pictures import MAX_PICTURES, picture
-from dagster_llm_batch.quality.reading import Read
-from dagster_llm_batch.quality.upstreams import Candidate
 
 __all__ = [
     "DOCS",

@@ -25,15 +25,15 @@ from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.evaluation.builder import Computed, Tabling
+from dagster_llm_batch.evaluation.design import Design
+from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
+from dagster_llm_batch.evaluation.stored_tables import columns_of, stacked
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Evaluation, Regression, evaluate, join, regression_between, worse
 from dagster_llm_batch.metrics.cells import plain_text
 from dagster_llm_batch.metrics.pareto import bake_off_markdown
 from dagster_llm_batch.metrics.regression import regressions_markdown
-from dagster_llm_batch.quality.design import Design
-from dagster_llm_batch.quality.reading import Read, Upstreams
-from dagster_llm_batch.quality.stored import columns_of, stacked
-from dagster_llm_batch.quality.tabling import Computed, Tabling
 
 __all__ = ["CHECK", "Accept", "Accepted", "accepted_asset", "regression_verdict"]
 

@@ -14,12 +14,12 @@ from dagster_llm_batch.assets import ROLE_TAG, RowsContext, llm_batch_assets
 from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation.automation import follow
+from dagster_llm_batch.evaluation.builder import Computed, Tabling, code_digest
+from dagster_llm_batch.evaluation.candidates import Candidate
+from dagster_llm_batch.evaluation.judgments import CASE_DOCS
+from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
 from dagster_llm_batch.metrics.numeric import ANSWERS, CASE_ID, JUDGE_COLUMNS
-from dagster_llm_batch.quality.following import follow
-from dagster_llm_batch.quality.judgments import CASE_DOCS
-from dagster_llm_batch.quality.stored import StoredTables, stacked
-from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest
-from dagster_llm_batch.quality.upstreams import Candidate
 
 __all__ = ["Figures", "Judge", "instructed", "response_schema"]
 

@@ -10,10 +10,10 @@ import dagster as dg
 
 from dagster_llm_batch.checks import Verdict
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation.builder import quiet_check_spec
+from dagster_llm_batch.evaluation.candidates import Candidate
+from dagster_llm_batch.evaluation.gold_metadata import figure_name
 from dagster_llm_batch.metrics import Evaluation, Target, plain_text
-from dagster_llm_batch.quality.showing import figure_name
-from dagster_llm_batch.quality.tabling import quiet_check_spec
-from dagster_llm_batch.quality.upstreams import Candidate
 
 __all__ = ["Thresholds"]
 

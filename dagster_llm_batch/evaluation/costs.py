@@ -13,14 +13,14 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation.automation import follow
+from dagster_llm_batch.evaluation.builder import Computed, Tabling, code_digest
+from dagster_llm_batch.evaluation.candidates import Candidates, candidates_of
+from dagster_llm_batch.evaluation.pictures import picture
 from dagster_llm_batch.metrics import DayCost, costs_png
 from dagster_llm_batch.metrics.cells import usd_text
 from dagster_llm_batch.metrics.schemas import USD
 from dagster_llm_batch.metrics.tables import rows_markdown
-from dagster_llm_batch.quality.following import follow
-from dagster_llm_batch.quality.pictures import picture
-from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest
-from dagster_llm_batch.quality.upstreams import Candidates, candidates_of
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.storage.records import Submission
 

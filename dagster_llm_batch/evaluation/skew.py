@@ -28,12 +28,12 @@ from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
 from dagster_llm_batch.engine.rendering import columns_read
 from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.evaluation.builder import Computed, Tabling, code_digest, quiet_check_spec
+from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Target, plain_text
 from dagster_llm_batch.metrics.key_hash import draw_keys
 from dagster_llm_batch.metrics.skew import Skew, side_by_side, skew_between, skew_markdown, skew_to_arrow
-from dagster_llm_batch.quality.stored import StoredTables
-from dagster_llm_batch.quality.tabling import Computed, Tabling, code_digest, quiet_check_spec
 from dagster_llm_batch.types import Lane
 
 if TYPE_CHECKING:

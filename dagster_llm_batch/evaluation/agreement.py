@@ -10,12 +10,12 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation.agreeing import AgreementDesign, agreement_asset
+from dagster_llm_batch.evaluation.automation import follow
+from dagster_llm_batch.evaluation.builder import Tabling
+from dagster_llm_batch.evaluation.candidates import Candidates, candidates_of
+from dagster_llm_batch.evaluation.targets import Kind, targets_of
 from dagster_llm_batch.metrics import Target
-from dagster_llm_batch.quality.agreeing import AgreementDesign, agreement_asset
-from dagster_llm_batch.quality.following import follow
-from dagster_llm_batch.quality.tabling import Tabling
-from dagster_llm_batch.quality.targets import Kind, targets_of
-from dagster_llm_batch.quality.upstreams import Candidates, candidates_of
 
 __all__ = ["agreement_assets"]
 

@@ -1,0 +1,22 @@
+"""Evaluations as Dagster assets: candidates against gold, against each other, against their past, judged by an LLM, or
+against themselves in real time; and what they have cost. As tables, and as figures and pictures in the UI.
+"""
+
+from dagster_llm_batch.evaluation.agreement import agreement_assets
+from dagster_llm_batch.evaluation.costs import cost_assets
+from dagster_llm_batch.evaluation.drift import drift_assets
+from dagster_llm_batch.evaluation.gold import evaluation_assets
+from dagster_llm_batch.evaluation.gold_sample import gold_sample_assets
+from dagster_llm_batch.evaluation.judge import pairwise_judge_assets, rubric_judge_assets
+from dagster_llm_batch.evaluation.skew import skew_assets
+
+__all__ = [
+    "agreement_assets",
+    "cost_assets",
+    "drift_assets",
+    "evaluation_assets",
+    "gold_sample_assets",
+    "pairwise_judge_assets",
+    "rubric_judge_assets",
+    "skew_assets",
+]
