@@ -47,7 +47,7 @@ from dagster_llm_batch.providers.base import (
 from dagster_llm_batch.providers.clocks import listed_since
 from dagster_llm_batch.providers.http import Origin, guard_client
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
-from dagster_llm_batch.providers.polling import poll_batches, walk_pages
+from dagster_llm_batch.providers.paging import poll_batches, walk_pages
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id
 from dagster_llm_batch.types import (

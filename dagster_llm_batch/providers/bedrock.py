@@ -44,7 +44,7 @@ from dagster_llm_batch.providers.bedrock_jobs import counted, input_of, is_job_i
 from dagster_llm_batch.providers.bedrock_lines import BedrockLines
 from dagster_llm_batch.providers.bedrock_models import Family, family_of
 from dagster_llm_batch.providers.bedrock_quotas import BEDROCK_LIMITS, limits_from
-from dagster_llm_batch.providers.polling import poll_batches
+from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id
 from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, CannotTell, FindHints, Found, Limits, RequestSpec

@@ -40,7 +40,7 @@ from dagster_llm_batch.providers.google_errors import UnknownIdError
 from dagster_llm_batch.providers.google_files import CHUNK_BYTES, upload_copy
 from dagster_llm_batch.providers.google_lines import GoogleLines
 from dagster_llm_batch.providers.jsonlines import split_lines
-from dagster_llm_batch.providers.polling import poll_batches
+from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id
 from dagster_llm_batch.types import (

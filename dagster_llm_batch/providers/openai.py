@@ -49,7 +49,7 @@ from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.openai_batch import created_at, is_batch, read_batch
 from dagster_llm_batch.providers.openai_errors import UnknownIdError, provider_error
 from dagster_llm_batch.providers.openai_lines import URLS, OpenAILines
-from dagster_llm_batch.providers.polling import poll_batches, walk_pages
+from dagster_llm_batch.providers.paging import poll_batches, walk_pages
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id
 from dagster_llm_batch.types import (

@@ -31,7 +31,7 @@ from dagster_llm_batch.providers.google_errors import UnknownIdError
 from dagster_llm_batch.providers.google_files import upload_copy
 from dagster_llm_batch.providers.google_lines import GoogleLines
 from dagster_llm_batch.providers.http import Origin, guard_session
-from dagster_llm_batch.providers.polling import poll_batches
+from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.providers.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.vertex_jobs import is_job, output_of, read_job

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dagster_llm_batch.errors import TransientError
-from dagster_llm_batch.providers import polling
-from dagster_llm_batch.providers.polling import poll_batches, walk_pages
+from dagster_llm_batch.providers import paging as polling
+from dagster_llm_batch.providers.paging import poll_batches, walk_pages
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
 
