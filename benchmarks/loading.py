@@ -15,7 +15,11 @@ _PACKAGE = (
 )
 _SERVICES = {
     "openai": ("httpcore2", "openai.resources.batches", "openai.resources.files", "dagster_llm_batch.providers.openai"),
-    "anthropic": ("httpcore2", "anthropic.resources.messages.batches", "dagster_llm_batch.providers.anthropic"),
+    "anthropic": (
+        "httpcore2",
+        "anthropic.resources.messages.batches",
+        "dagster_llm_batch.providers.anthropic.provider",
+    ),
     "bedrock": ("boto3", "dagster_llm_batch.providers.bedrock"),
     "vertex": ("httpcore2", "google.cloud.storage", "google.genai", "dagster_llm_batch.providers.vertex"),
 }

@@ -15,7 +15,7 @@ import pyarrow as pa
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.providers.anthropic import AnthropicProvider
+from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore

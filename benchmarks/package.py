@@ -43,7 +43,7 @@ def provider(service: str, addresses: dict[str, str]) -> Provider:
 
         return OpenAIProvider("sk-mock", base_url=f"{url}/v1")
     if service == "anthropic":
-        from dagster_llm_batch.providers.anthropic import AnthropicProvider
+        from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 
         return AnthropicProvider("sk-mock", base_url=url)
     if service == "bedrock":

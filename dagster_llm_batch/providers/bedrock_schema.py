@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dagster_llm_batch.errors import ResponseSchemaError
-from dagster_llm_batch.providers.anthropic_schema import claude_schema
+from dagster_llm_batch.providers.anthropic.schema import claude_schema
 
 __all__ = ["bedrock_schema"]
 

@@ -19,7 +19,7 @@ class ProviderEntry(NamedTuple):
 
 
 PROVIDERS: dict[str, ProviderEntry] = {
-    "anthropic": ProviderEntry("dagster_llm_batch.providers.anthropic", "AnthropicProvider", "anthropic"),
+    "anthropic": ProviderEntry("dagster_llm_batch.providers.anthropic.provider", "AnthropicProvider", "anthropic"),
     "bedrock": ProviderEntry("dagster_llm_batch.providers.bedrock", "BedrockProvider", "bedrock"),
     "command": ProviderEntry("dagster_llm_batch.providers.command", "CommandProvider"),
     "gemini": ProviderEntry("dagster_llm_batch.providers.gemini", "GeminiProvider", "google"),

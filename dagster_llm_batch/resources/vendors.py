@@ -50,8 +50,8 @@ class AnthropicBatchResource(CheckedResource):
 
     def provider(self) -> Provider:
         """The provider; makes no call."""
-        from dagster_llm_batch.providers.anthropic import AnthropicProvider  # noqa: PLC0415 - its SDK is an extra
-        from dagster_llm_batch.providers.anthropic_lines import ANTHROPIC_VERSION  # noqa: PLC0415 - as above
+        from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider  # noqa: PLC0415 - its SDK is an extra
+        from dagster_llm_batch.providers.anthropic.requests import ANTHROPIC_VERSION  # noqa: PLC0415 - as above
 
         return AnthropicProvider(
             api_key=self.api_key,

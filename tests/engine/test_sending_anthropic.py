@@ -20,7 +20,7 @@ from house import House, assert_total, billed, in_one_batch, labeling, tickets
 from pydantic import BaseModel
 
 from dagster_llm_batch.errors import CannotTellError, ConfigError
-from dagster_llm_batch.providers.anthropic import AnthropicProvider
+from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, BatchFault, Emulator, RowFault, WireFault, lost_create_reply
 
 CREATE = "POST /v1/messages/batches"

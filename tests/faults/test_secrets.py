@@ -35,7 +35,7 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.errors import ConfigError, LLMBatchError, TransientError
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.providers.anthropic import AnthropicProvider
+from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai import OpenAIProvider
 from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.providers.vertex import VertexProvider, credentials_of

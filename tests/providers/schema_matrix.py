@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.providers.anthropic import AnthropicProvider
+from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.bedrock import BedrockProvider
 from dagster_llm_batch.providers.gemini import GeminiProvider
 from dagster_llm_batch.providers.openai import OpenAIProvider

@@ -24,7 +24,7 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
-from dagster_llm_batch.providers.anthropic import AnthropicProvider
+from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.testing.contracts import OneWayStream
 from dagster_llm_batch.testing.emulator import (
     DEFAULT_KEY,
@@ -589,7 +589,7 @@ def test_every_error_of_a_verb_is_a_provider_error(emulator, provider):
 
 _SUBMIT = """
 import resource, sys, tempfile
-from dagster_llm_batch.providers.anthropic import AnthropicProvider
+from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.types import RequestSpec
 url, rows, chars = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 provider = AnthropicProvider("sk-emulator", url)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
-from dagster_llm_batch.providers.anthropic_lines import AnthropicLines
+from dagster_llm_batch.providers.anthropic.requests import AnthropicLines
 from dagster_llm_batch.types import Endpoint, Image, Request, RequestSpec, ResponseFormat, ResponseKind, Turn
 
 SCHEMA = {"type": "object", "properties": {"topic": {"type": "string"}}, "required": ["topic"]}

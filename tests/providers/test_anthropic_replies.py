@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagster_llm_batch.core.pricing import tariff
-from dagster_llm_batch.providers.anthropic_replies import read_line
+from dagster_llm_batch.providers.anthropic.replies import read_line
 from dagster_llm_batch.types import Outcome, PriceBasis, Result, Usage
 
 LINES = Path(__file__).with_name("wire").joinpath("anthropic.jsonl").read_text(encoding="ascii")

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from dagster_llm_batch.errors import ResponseSchemaError
-from dagster_llm_batch.providers.anthropic_schema import claude_schema
+from dagster_llm_batch.providers.anthropic.schema import claude_schema
 
 
 class Topic(StrEnum):

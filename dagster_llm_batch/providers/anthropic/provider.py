@@ -29,10 +29,10 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.providers.addresses import checked_address
-from dagster_llm_batch.providers.anthropic_batch import CreateBody, created_at, is_batch, read_batch, total_requests
-from dagster_llm_batch.providers.anthropic_errors import UnknownIdError, provider_error
-from dagster_llm_batch.providers.anthropic_lines import ANTHROPIC_VERSION, AnthropicLines
-from dagster_llm_batch.providers.anthropic_replies import read_line
+from dagster_llm_batch.providers.anthropic.batches import CreateBody, created_at, is_batch, read_batch, total_requests
+from dagster_llm_batch.providers.anthropic.errors import UnknownIdError, provider_error
+from dagster_llm_batch.providers.anthropic.replies import read_line
+from dagster_llm_batch.providers.anthropic.requests import ANTHROPIC_VERSION, AnthropicLines
 from dagster_llm_batch.providers.base import (
     answer_line,
     answer_of,

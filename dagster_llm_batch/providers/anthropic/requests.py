@@ -22,8 +22,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.providers.anthropic_replies import read_line
-from dagster_llm_batch.providers.anthropic_schema import claude_schema
+from dagster_llm_batch.providers.anthropic.replies import read_line
+from dagster_llm_batch.providers.anthropic.schema import claude_schema
 from dagster_llm_batch.providers.jsonlines import clean, dumps, quoted
 from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind
 
