@@ -20,7 +20,7 @@ _SERVICES = {
         "anthropic.resources.messages.batches",
         "dagster_llm_batch.providers.anthropic.provider",
     ),
-    "bedrock": ("boto3", "dagster_llm_batch.providers.bedrock"),
+    "bedrock": ("boto3", "dagster_llm_batch.providers.bedrock.provider"),
     "vertex": ("httpcore2", "google.cloud.storage", "google.genai", "dagster_llm_batch.providers.vertex"),
 }
 

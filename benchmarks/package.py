@@ -47,7 +47,7 @@ def provider(service: str, addresses: dict[str, str]) -> Provider:
 
         return AnthropicProvider("sk-mock", base_url=url)
     if service == "bedrock":
-        from dagster_llm_batch.providers.bedrock import BedrockProvider
+        from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
 
         return BedrockProvider(
             region_name="us-east-1",

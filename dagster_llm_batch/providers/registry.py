@@ -20,7 +20,7 @@ class ProviderEntry(NamedTuple):
 
 PROVIDERS: dict[str, ProviderEntry] = {
     "anthropic": ProviderEntry("dagster_llm_batch.providers.anthropic.provider", "AnthropicProvider", "anthropic"),
-    "bedrock": ProviderEntry("dagster_llm_batch.providers.bedrock", "BedrockProvider", "bedrock"),
+    "bedrock": ProviderEntry("dagster_llm_batch.providers.bedrock.provider", "BedrockProvider", "bedrock"),
     "command": ProviderEntry("dagster_llm_batch.providers.command", "CommandProvider"),
     "gemini": ProviderEntry("dagster_llm_batch.providers.gemini", "GeminiProvider", "google"),
     "openai": ProviderEntry("dagster_llm_batch.providers.openai", "OpenAIProvider", "openai"),

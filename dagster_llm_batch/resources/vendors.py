@@ -230,7 +230,7 @@ class BedrockBatchResource(CheckedResource):
 
     def provider(self) -> Provider:
         """The provider; makes no call."""
-        from dagster_llm_batch.providers.bedrock import BedrockProvider  # noqa: PLC0415 - its SDK is an extra
+        from dagster_llm_batch.providers.bedrock.provider import BedrockProvider  # noqa: PLC0415 - its SDK is an extra
 
         session = {name: value for name in ("profile_name", *_AWS_KEYS) if (value := getattr(self, name)) is not None}
         return BedrockProvider(

@@ -11,7 +11,7 @@ from typing import Any
 from google.oauth2.credentials import Credentials
 
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
-from dagster_llm_batch.providers.bedrock import BedrockProvider
+from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
 from dagster_llm_batch.providers.command import CommandProvider
 from dagster_llm_batch.providers.gemini import GeminiProvider
 from dagster_llm_batch.providers.openai import OpenAIProvider

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from house import labeling
 
-from dagster_llm_batch.providers.bedrock import BedrockProvider
+from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY
 
 ROWS, BUCKET, LEAST = 9, "bucket", 3

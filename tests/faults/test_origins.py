@@ -29,7 +29,7 @@ from google_crc32c import Checksum
 from dagster_llm_batch.errors import LLMBatchError, RefusedError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
-from dagster_llm_batch.providers.bedrock import BedrockProvider
+from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
 from dagster_llm_batch.providers.gemini import GeminiProvider
 from dagster_llm_batch.providers.openai import OpenAIProvider
 from dagster_llm_batch.providers.vertex import VertexProvider

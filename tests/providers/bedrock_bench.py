@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 from dagster_llm_batch.protocols import Codec
-from dagster_llm_batch.providers.bedrock import BedrockProvider
+from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Limits
 from dagster_llm_batch.types import Endpoint, Request, RequestSpec, ResponseFormat, ResponseKind
 

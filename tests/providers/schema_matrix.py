@@ -18,7 +18,7 @@ from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
-from dagster_llm_batch.providers.bedrock import BedrockProvider
+from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
 from dagster_llm_batch.providers.gemini import GeminiProvider
 from dagster_llm_batch.providers.openai import OpenAIProvider
 from dagster_llm_batch.providers.vertex import VertexProvider

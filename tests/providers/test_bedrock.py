@@ -23,7 +23,7 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
-from dagster_llm_batch.providers.bedrock import BedrockProvider
+from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
 from dagster_llm_batch.testing.contracts import OneWayStream
 from dagster_llm_batch.testing.emulator import (
     DEFAULT_KEY,
@@ -594,7 +594,7 @@ def test_a_file_of_several_parts_arrives_whole(emulator, provider, s3_url):
 
 def test_importing_and_building_the_provider_loads_no_sdk():
     program = (
-        "import sys; from dagster_llm_batch.providers.bedrock import BedrockProvider as P; "
+        "import sys; from dagster_llm_batch.providers.bedrock.provider import BedrockProvider as P; "
         "P('us-east-1', 'arn:aws:iam::123456789012:role/x', 's3://bucket/x').account; "
         "sys.exit(bool({'boto3', 'botocore', 's3transfer'} & set(sys.modules)))"
     )

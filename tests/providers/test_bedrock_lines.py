@@ -16,10 +16,10 @@ from pydantic import BaseModel, Field
 
 from dagster_llm_batch.core.response import response_format
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
-from dagster_llm_batch.providers.bedrock_jobs import job_name
-from dagster_llm_batch.providers.bedrock_lines import BedrockLines
-from dagster_llm_batch.providers.bedrock_models import Family, family_of
-from dagster_llm_batch.providers.bedrock_quotas import BEDROCK_LIMITS, limits_from
+from dagster_llm_batch.providers.bedrock.batches import job_name
+from dagster_llm_batch.providers.bedrock.models import Family, family_of
+from dagster_llm_batch.providers.bedrock.quotas import BEDROCK_LIMITS, limits_from
+from dagster_llm_batch.providers.bedrock.requests import BedrockLines
 from dagster_llm_batch.types import Endpoint, Image, Request, RequestSpec, ResponseFormat, ResponseKind, Turn
 
 NOVA, LLAMA, GPT_OSS = "amazon.nova-lite-v1:0", "meta.llama3-1-8b-instruct-v1:0", "openai.gpt-oss-20b-1:0"

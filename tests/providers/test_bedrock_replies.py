@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagster_llm_batch.core.pricing import tariff
-from dagster_llm_batch.providers.bedrock_replies import read_line
+from dagster_llm_batch.providers.bedrock.replies import read_line
 from dagster_llm_batch.types import Outcome, PriceBasis, Result, Usage
 
 BOM = b"\xef\xbb\xbf"  # a line that starts with it is never read in one go

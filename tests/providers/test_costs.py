@@ -15,7 +15,7 @@ import pytest
 
 from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.providers.anthropic.replies import read_line as read_anthropic
-from dagster_llm_batch.providers.bedrock_replies import read_line as read_bedrock
+from dagster_llm_batch.providers.bedrock.replies import read_line as read_bedrock
 from dagster_llm_batch.providers.google_replies import read_google_line
 from dagster_llm_batch.providers.openai_replies import read_line
 from dagster_llm_batch.providers.vertex import VERTEX_LIMITS

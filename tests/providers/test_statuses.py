@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from dagster_llm_batch.providers import bedrock_jobs, gemini_operations, openai_batch, vertex_jobs
+from dagster_llm_batch.providers import gemini_operations, openai_batch, vertex_jobs
 from dagster_llm_batch.providers.anthropic import batches as anthropic_batch
+from dagster_llm_batch.providers.bedrock import batches as bedrock_jobs
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
 PENDING, RUNNING, CANCELING = BatchStatus.PENDING, BatchStatus.RUNNING, BatchStatus.CANCELING

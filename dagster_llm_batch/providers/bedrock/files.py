@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, cast
 
 from dagster_llm_batch.errors import ProviderError, RefusedError, TransientError
 from dagster_llm_batch.providers.base import OddAnswerError, result_lines
-from dagster_llm_batch.providers.bedrock_clients import Clients
-from dagster_llm_batch.providers.bedrock_jobs import job_id, job_name, output_of
-from dagster_llm_batch.providers.bedrock_lines import BedrockLines
+from dagster_llm_batch.providers.bedrock.batches import job_id, job_name, output_of
+from dagster_llm_batch.providers.bedrock.clients import Clients
+from dagster_llm_batch.providers.bedrock.requests import BedrockLines
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
 
 __all__ = ["Files", "records"]

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
-from dagster_llm_batch.providers.bedrock_models import Family, can_structure
-from dagster_llm_batch.providers.bedrock_schema import bedrock_schema
+from dagster_llm_batch.providers.bedrock.models import Family, can_structure
+from dagster_llm_batch.providers.bedrock.schema import bedrock_schema
 from dagster_llm_batch.providers.jsonlines import dumps
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseKind
 

@@ -19,9 +19,9 @@ from functools import partial
 from typing import Any
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.providers.bedrock_bodies import check_shape, settings
-from dagster_llm_batch.providers.bedrock_models import Family, takes_images
-from dagster_llm_batch.providers.bedrock_replies import read_line
+from dagster_llm_batch.providers.bedrock.bodies import check_shape, settings
+from dagster_llm_batch.providers.bedrock.models import Family, takes_images
+from dagster_llm_batch.providers.bedrock.replies import read_line
 from dagster_llm_batch.providers.jsonlines import clean, dumps, quote
 from dagster_llm_batch.types import Image, Limits, Request, RequestSpec
 

@@ -37,13 +37,13 @@ from dagster_llm_batch.errors import (
 )
 from dagster_llm_batch.providers.addresses import checked_address
 from dagster_llm_batch.providers.base import OddAnswerError, answer_line, json_object
-from dagster_llm_batch.providers.bedrock_clients import Clients
-from dagster_llm_batch.providers.bedrock_errors import UnknownIdError, is_answer, is_of_aws
-from dagster_llm_batch.providers.bedrock_files import Files, records
-from dagster_llm_batch.providers.bedrock_jobs import counted, input_of, is_job_id, job_name, listed, read_job
-from dagster_llm_batch.providers.bedrock_lines import BedrockLines
-from dagster_llm_batch.providers.bedrock_models import Family, family_of
-from dagster_llm_batch.providers.bedrock_quotas import BEDROCK_LIMITS, limits_from
+from dagster_llm_batch.providers.bedrock.batches import counted, input_of, is_job_id, job_name, listed, read_job
+from dagster_llm_batch.providers.bedrock.clients import Clients
+from dagster_llm_batch.providers.bedrock.errors import UnknownIdError, is_answer, is_of_aws
+from dagster_llm_batch.providers.bedrock.files import Files, records
+from dagster_llm_batch.providers.bedrock.models import Family, family_of
+from dagster_llm_batch.providers.bedrock.quotas import BEDROCK_LIMITS, limits_from
+from dagster_llm_batch.providers.bedrock.requests import BedrockLines
 from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dagster_llm_batch.providers.bedrock_models import plain_id
+from dagster_llm_batch.providers.bedrock.models import plain_id
 from dagster_llm_batch.types import Limits
 
 __all__ = ["BEDROCK_LIMITS", "limits_from"]
