@@ -21,7 +21,7 @@ class ProviderEntry(NamedTuple):
 PROVIDERS: dict[str, ProviderEntry] = {
     "anthropic": ProviderEntry("dagster_llm_batch.providers.anthropic.provider", "AnthropicProvider", "anthropic"),
     "bedrock": ProviderEntry("dagster_llm_batch.providers.bedrock.provider", "BedrockProvider", "bedrock"),
-    "command": ProviderEntry("dagster_llm_batch.providers.command", "CommandProvider"),
+    "command": ProviderEntry("dagster_llm_batch.providers.command.provider", "CommandProvider"),
     "gemini": ProviderEntry("dagster_llm_batch.providers.gemini", "GeminiProvider", "google"),
     "openai": ProviderEntry("dagster_llm_batch.providers.openai", "OpenAIProvider", "openai"),
     "ray": ProviderEntry("dagster_llm_batch.providers.ray", "RayProvider", "ray"),

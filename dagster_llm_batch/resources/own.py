@@ -31,7 +31,7 @@ class CommandBatchResource(CheckedResource):
 
     def provider(self, default_workdir: str) -> Provider:
         """The provider; starts nothing."""
-        from dagster_llm_batch.providers.command import CommandProvider  # noqa: PLC0415 - as the others
+        from dagster_llm_batch.providers.command.provider import CommandProvider  # noqa: PLC0415 - as the others
 
         return CommandProvider(command=self.command, workdir=self.workdir or default_workdir, account=self.account)
 

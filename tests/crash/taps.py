@@ -28,7 +28,8 @@ import httpx
 import httpx2
 import requests.adapters
 
-from dagster_llm_batch.providers import command, command_batch
+from dagster_llm_batch.providers.command import batches as command_batch
+from dagster_llm_batch.providers.command import provider as command
 from dagster_llm_batch.storage import database
 from dagster_llm_batch.storage.payloads import PayloadStore
 

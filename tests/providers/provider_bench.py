@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dagster_llm_batch.protocols import Codec
-from dagster_llm_batch.providers.command import CommandProvider
+from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.types import Request, RequestSpec
 
 LABELER = Path(__file__).with_name("labeler.py")

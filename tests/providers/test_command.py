@@ -16,8 +16,8 @@ import pytest
 from provider_bench import SPEC, batch_file, labeler, until
 
 from dagster_llm_batch.errors import ConfigError, RefusedError
-from dagster_llm_batch.providers.command import CommandProvider
-from dagster_llm_batch.providers.command_batch import CommandBatch
+from dagster_llm_batch.providers.command.batches import CommandBatch
+from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.types import (
     Absent,
     BatchStatus,

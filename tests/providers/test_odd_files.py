@@ -16,7 +16,7 @@ from odd_bench import NONSENSE, PAGE, Answer, is_clean, mutants
 from provider_bench import SPEC, batch_file, labeler, odd_server, until
 
 from dagster_llm_batch.errors import LLMBatchError, ProviderError, RefusedError, TransientError
-from dagster_llm_batch.providers.command import CommandProvider
+from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.providers.ray import RayProvider
 from dagster_llm_batch.providers.ray_answers import RayAnswers
 from dagster_llm_batch.providers.ray_errors import UnknownJobError, provider_error

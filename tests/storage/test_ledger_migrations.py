@@ -20,7 +20,7 @@ from ledger_builders import a_submission
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.errors import LedgerError
-from dagster_llm_batch.providers.command import CommandProvider
+from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.states import MOVES, ShardState
 from dagster_llm_batch.storage import migrations
 from dagster_llm_batch.storage.database import Database

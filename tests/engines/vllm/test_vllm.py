@@ -15,7 +15,7 @@ from cluster import ADDRESS
 from ray_bench import until
 
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.providers.command import CommandProvider
+from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.providers.ray import RayProvider
 from dagster_llm_batch.providers.ray_answers import RayAnswers
 from dagster_llm_batch.providers.slurm import SlurmProvider

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dagster_llm_batch.errors import RefusedError, TransientError
-from dagster_llm_batch.providers.command_batch import CommandBatch
-from dagster_llm_batch.providers.command_line import checked_command, filled
+from dagster_llm_batch.providers.command.arguments import checked_command, filled
+from dagster_llm_batch.providers.command.batches import CommandBatch
 from dagster_llm_batch.providers.files import lines_of, time_of
 from dagster_llm_batch.providers.own_machines import OwnMachines, own_answer, reaching
 from dagster_llm_batch.text import plain_words
