@@ -21,7 +21,7 @@ _SERVICES = {
         "dagster_llm_batch.providers.anthropic.provider",
     ),
     "bedrock": ("boto3", "dagster_llm_batch.providers.bedrock.provider"),
-    "vertex": ("httpcore2", "google.cloud.storage", "google.genai", "dagster_llm_batch.providers.vertex"),
+    "vertex": ("httpcore2", "google.cloud.storage", "google.genai", "dagster_llm_batch.providers.google.vertex"),
 }
 
 

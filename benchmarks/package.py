@@ -60,7 +60,7 @@ def provider(service: str, addresses: dict[str, str]) -> Provider:
         )
     from google.oauth2.credentials import Credentials
 
-    from dagster_llm_batch.providers.vertex import VertexProvider
+    from dagster_llm_batch.providers.google.vertex import VertexProvider
 
     return VertexProvider(
         "p",

@@ -22,11 +22,11 @@ PROVIDERS: dict[str, ProviderEntry] = {
     "anthropic": ProviderEntry("dagster_llm_batch.providers.anthropic.provider", "AnthropicProvider", "anthropic"),
     "bedrock": ProviderEntry("dagster_llm_batch.providers.bedrock.provider", "BedrockProvider", "bedrock"),
     "command": ProviderEntry("dagster_llm_batch.providers.command.provider", "CommandProvider"),
-    "gemini": ProviderEntry("dagster_llm_batch.providers.gemini", "GeminiProvider", "google"),
+    "gemini": ProviderEntry("dagster_llm_batch.providers.google.gemini", "GeminiProvider", "google"),
     "openai": ProviderEntry("dagster_llm_batch.providers.openai", "OpenAIProvider", "openai"),
     "ray": ProviderEntry("dagster_llm_batch.providers.ray", "RayProvider", "ray"),
     "slurm": ProviderEntry("dagster_llm_batch.providers.slurm", "SlurmProvider"),
-    "vertex": ProviderEntry("dagster_llm_batch.providers.vertex", "VertexProvider", "google"),
+    "vertex": ProviderEntry("dagster_llm_batch.providers.google.vertex", "VertexProvider", "google"),
 }
 
 

@@ -135,7 +135,7 @@ class VertexBatchResource(CheckedResource):
 
     def provider(self) -> Provider:
         """The provider; makes no call."""
-        from dagster_llm_batch.providers.vertex import (  # noqa: PLC0415 - an extra
+        from dagster_llm_batch.providers.google.vertex import (  # noqa: PLC0415 - an extra
             VertexProvider,
             credentials_of,
             secrets_of,
@@ -173,7 +173,7 @@ class GeminiBatchResource(CheckedResource):
 
     def provider(self) -> Provider:
         """The provider; makes no call."""
-        from dagster_llm_batch.providers.gemini import GeminiProvider  # noqa: PLC0415 - its SDK is an extra
+        from dagster_llm_batch.providers.google.gemini import GeminiProvider  # noqa: PLC0415 - its SDK is an extra
 
         return GeminiProvider(
             api_key=self.api_key,

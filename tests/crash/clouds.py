@@ -13,9 +13,9 @@ from google.oauth2.credentials import Credentials
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
 from dagster_llm_batch.providers.command.provider import CommandProvider
-from dagster_llm_batch.providers.gemini import GeminiProvider
+from dagster_llm_batch.providers.google.gemini import GeminiProvider
+from dagster_llm_batch.providers.google.vertex import VertexProvider
 from dagster_llm_batch.providers.openai import OpenAIProvider
-from dagster_llm_batch.providers.vertex import VertexProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 from dagster_llm_batch.types import Absent, FindHints
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from google.oauth2.credentials import Credentials
 from house import labeling
 
-from dagster_llm_batch.providers.gemini import GeminiProvider
-from dagster_llm_batch.providers.vertex import VertexProvider
+from dagster_llm_batch.providers.google.gemini import GeminiProvider
+from dagster_llm_batch.providers.google.vertex import VertexProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY
 
 ROWS, BUCKET = 9, "bucket"

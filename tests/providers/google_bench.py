@@ -6,8 +6,8 @@ from typing import Any
 
 from google.oauth2.credentials import Credentials
 
-from dagster_llm_batch.providers.gemini import GeminiProvider
-from dagster_llm_batch.providers.vertex import VertexProvider
+from dagster_llm_batch.providers.google.gemini import GeminiProvider
+from dagster_llm_batch.providers.google.vertex import VertexProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 BUCKET = "bucket"

@@ -16,10 +16,10 @@ import pytest
 from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.providers.anthropic.replies import read_line as read_anthropic
 from dagster_llm_batch.providers.bedrock.replies import read_line as read_bedrock
-from dagster_llm_batch.providers.google_replies import read_google_line
+from dagster_llm_batch.providers.google.replies import read_google_line
+from dagster_llm_batch.providers.google.vertex import VERTEX_LIMITS
+from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.openai_replies import read_line
-from dagster_llm_batch.providers.vertex import VERTEX_LIMITS
-from dagster_llm_batch.providers.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.types import Endpoint, PriceBasis, RequestSpec, Result
 
 AT = datetime(2026, 11, 24, tzinfo=UTC)

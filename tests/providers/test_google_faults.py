@@ -18,7 +18,7 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
-from dagster_llm_batch.providers.vertex import credentials_of
+from dagster_llm_batch.providers.google.vertex import credentials_of
 from dagster_llm_batch.testing.contracts import ProviderRig
 from dagster_llm_batch.testing.emulator import (
     BatchFault,

@@ -17,11 +17,11 @@ from pydantic import BaseModel
 from dagster_llm_batch import GeminiBatchResource
 from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.errors import ConfigError, InputError, RefusedError, ResponseSchemaError
-from dagster_llm_batch.providers.google_lines import GoogleLines, without_model
-from dagster_llm_batch.providers.google_replies import read_google_line
-from dagster_llm_batch.providers.google_schema import google_schema, import_problem
-from dagster_llm_batch.providers.vertex import VertexProvider
-from dagster_llm_batch.providers.vertex_claude import VertexClaudeLines
+from dagster_llm_batch.providers.google.replies import read_google_line
+from dagster_llm_batch.providers.google.requests import GoogleLines, without_model
+from dagster_llm_batch.providers.google.schema import google_schema, import_problem
+from dagster_llm_batch.providers.google.vertex import VertexProvider
+from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.types import (
     Endpoint,
     Image,

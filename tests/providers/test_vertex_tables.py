@@ -13,7 +13,7 @@ from google_bench import vertex, vertex_in_tables
 
 from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.errors import AmbiguousError, ConfigError, RefusedError, TransientError
-from dagster_llm_batch.providers import vertex_tables
+from dagster_llm_batch.providers.google import vertex_bigquery as vertex_tables
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, BatchFault, Emulator, RowFault, WireFault, lost_create_reply
 from dagster_llm_batch.types import BatchStatus, Outcome, RequestSpec
 

@@ -26,17 +26,17 @@ from dagster_llm_batch.errors import (
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.addresses import checked_address
 from dagster_llm_batch.providers.base import answer_line, result_lines
-from dagster_llm_batch.providers.google_api import GoogleApi, listed, next_page
-from dagster_llm_batch.providers.google_errors import UnknownIdError
-from dagster_llm_batch.providers.google_files import upload_copy
-from dagster_llm_batch.providers.google_lines import GoogleLines
+from dagster_llm_batch.providers.google.clients import GoogleApi, listed, next_page
+from dagster_llm_batch.providers.google.errors import UnknownIdError
+from dagster_llm_batch.providers.google.files import upload_copy
+from dagster_llm_batch.providers.google.requests import GoogleLines
+from dagster_llm_batch.providers.google.vertex_batches import is_job, output_of, read_job
+from dagster_llm_batch.providers.google.vertex_bigquery import VertexTables
+from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
+from dagster_llm_batch.providers.google.vertex_storage import VertexStorage
 from dagster_llm_batch.providers.http import Origin, guard_session
 from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.secrets import masked
-from dagster_llm_batch.providers.vertex_claude import VertexClaudeLines
-from dagster_llm_batch.providers.vertex_jobs import is_job, output_of, read_job
-from dagster_llm_batch.providers.vertex_storage import VertexStorage
-from dagster_llm_batch.providers.vertex_tables import VertexTables
 from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import (
     Absent,

@@ -28,17 +28,17 @@ from dagster_llm_batch.errors import (
 )
 from dagster_llm_batch.providers.addresses import checked_address
 from dagster_llm_batch.providers.base import answer_line, result_lines
-from dagster_llm_batch.providers.gemini_operations import (
+from dagster_llm_batch.providers.google.clients import GoogleApi, listed, next_page
+from dagster_llm_batch.providers.google.errors import UnknownIdError
+from dagster_llm_batch.providers.google.files import CHUNK_BYTES, upload_copy
+from dagster_llm_batch.providers.google.gemini_batches import (
     display_name,
     inlined_results,
     is_operation,
     read_operation,
     responses_file,
 )
-from dagster_llm_batch.providers.google_api import GoogleApi, listed, next_page
-from dagster_llm_batch.providers.google_errors import UnknownIdError
-from dagster_llm_batch.providers.google_files import CHUNK_BYTES, upload_copy
-from dagster_llm_batch.providers.google_lines import GoogleLines
+from dagster_llm_batch.providers.google.requests import GoogleLines
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.secrets import masked

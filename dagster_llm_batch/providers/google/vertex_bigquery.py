@@ -19,8 +19,8 @@ from contextlib import AbstractContextManager
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from dagster_llm_batch.errors import ProviderError, TransientError
-from dagster_llm_batch.providers.google_errors import UnknownIdError
-from dagster_llm_batch.providers.google_files import CHUNK_BYTES
+from dagster_llm_batch.providers.google.errors import UnknownIdError
+from dagster_llm_batch.providers.google.files import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dagster_llm_batch.providers.google_api import count, time_of
+from dagster_llm_batch.providers.google.clients import count, time_of
 from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 

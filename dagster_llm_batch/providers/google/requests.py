@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
-from dagster_llm_batch.providers.google_replies import read_google_line
-from dagster_llm_batch.providers.google_schema import google_schema, import_problem
+from dagster_llm_batch.providers.google.replies import read_google_line
+from dagster_llm_batch.providers.google.schema import google_schema, import_problem
 from dagster_llm_batch.providers.jsonlines import clean, dumps, quote
 from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind
 

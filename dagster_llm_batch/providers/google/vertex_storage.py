@@ -12,8 +12,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from dagster_llm_batch.errors import ProviderError, RefusedError, TransientError
 from dagster_llm_batch.providers.base import OddAnswerError, result_lines
-from dagster_llm_batch.providers.google_errors import PreconditionFailedError
-from dagster_llm_batch.providers.google_files import CHUNK_BYTES
+from dagster_llm_batch.providers.google.errors import PreconditionFailedError
+from dagster_llm_batch.providers.google.files import CHUNK_BYTES
 from dagster_llm_batch.providers.jsonlines import split_lines
 
 if TYPE_CHECKING:

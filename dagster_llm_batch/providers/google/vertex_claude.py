@@ -21,9 +21,9 @@ import msgspec
 from msgspec import Raw, Struct
 
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
-from dagster_llm_batch.providers.google_lines import check_import, check_shape
-from dagster_llm_batch.providers.google_replies import read_parts
-from dagster_llm_batch.providers.google_schema import google_schema
+from dagster_llm_batch.providers.google.replies import read_parts
+from dagster_llm_batch.providers.google.requests import check_import, check_shape
+from dagster_llm_batch.providers.google.schema import google_schema
 from dagster_llm_batch.providers.jsonlines import clean, dumps, quote
 from dagster_llm_batch.types import Image, Limits, Outcome, Request, RequestSpec, ResponseKind, Result, Usage
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, BinaryIO, cast
 
-from dagster_llm_batch.providers.google_lines import without_model
+from dagster_llm_batch.providers.google.requests import without_model
 from dagster_llm_batch.providers.jsonlines import split_lines
 
 __all__ = ["CHUNK_BYTES", "upload_copy"]

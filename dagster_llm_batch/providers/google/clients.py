@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 from dagster_llm_batch.errors import CredentialsError, ProviderError, TransientError
 from dagster_llm_batch.providers import base
 from dagster_llm_batch.providers.base import check_listed, is_answer, json_object
-from dagster_llm_batch.providers.google_errors import google_answer_of, google_calls, http_status
+from dagster_llm_batch.providers.google.errors import google_answer_of, google_calls, http_status
 from dagster_llm_batch.providers.http import Origin, guard_client
 from dagster_llm_batch.text import is_id
 
