@@ -14,7 +14,12 @@ _PACKAGE = (
     "sqlalchemy.dialects.sqlite",
 )
 _SERVICES = {
-    "openai": ("httpcore2", "openai.resources.batches", "openai.resources.files", "dagster_llm_batch.providers.openai"),
+    "openai": (
+        "httpcore2",
+        "openai.resources.batches",
+        "openai.resources.files",
+        "dagster_llm_batch.providers.openai.provider",
+    ),
     "anthropic": (
         "httpcore2",
         "anthropic.resources.messages.batches",

@@ -39,7 +39,7 @@ def provider(service: str, addresses: dict[str, str]) -> Provider:
     url = addresses["url"]
     load_package(service)
     if service == "openai":
-        from dagster_llm_batch.providers.openai import OpenAIProvider
+        from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 
         return OpenAIProvider("sk-mock", base_url=f"{url}/v1")
     if service == "anthropic":

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dagster_llm_batch.errors import RefusedError, TransientError
-from dagster_llm_batch.providers.openai_lines import OpenAILines
+from dagster_llm_batch.providers.openai.requests import OpenAILines
 from dagster_llm_batch.text import plain_words
 from dagster_llm_batch.types import Limits, RequestSpec
 

@@ -42,7 +42,7 @@ from dagster_llm_batch.errors import (
 )
 from dagster_llm_batch.providers.addresses import checked_address
 from dagster_llm_batch.providers.base import count_of, sdk_calls, time_of, words_of
-from dagster_llm_batch.providers.openai_lines import OpenAILines
+from dagster_llm_batch.providers.openai.requests import OpenAILines
 from dagster_llm_batch.providers.own_machines import OwnMachines
 from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.ray_answers import RayAnswers

@@ -23,7 +23,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
     "bedrock": ProviderEntry("dagster_llm_batch.providers.bedrock.provider", "BedrockProvider", "bedrock"),
     "command": ProviderEntry("dagster_llm_batch.providers.command.provider", "CommandProvider"),
     "gemini": ProviderEntry("dagster_llm_batch.providers.google.gemini", "GeminiProvider", "google"),
-    "openai": ProviderEntry("dagster_llm_batch.providers.openai", "OpenAIProvider", "openai"),
+    "openai": ProviderEntry("dagster_llm_batch.providers.openai.provider", "OpenAIProvider", "openai"),
     "ray": ProviderEntry("dagster_llm_batch.providers.ray", "RayProvider", "ray"),
     "slurm": ProviderEntry("dagster_llm_batch.providers.slurm", "SlurmProvider"),
     "vertex": ProviderEntry("dagster_llm_batch.providers.google.vertex", "VertexProvider", "google"),

@@ -88,7 +88,7 @@ class OpenAIBatchResource(CheckedResource):
 
     def provider(self) -> Provider:
         """The provider; makes no call."""
-        from dagster_llm_batch.providers.openai import OpenAIProvider  # noqa: PLC0415 - its SDK is an extra
+        from dagster_llm_batch.providers.openai.provider import OpenAIProvider  # noqa: PLC0415 - its SDK is an extra
 
         return OpenAIProvider(
             api_key=self.api_key,

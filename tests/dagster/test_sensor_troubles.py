@@ -10,7 +10,7 @@ from face import DAILY, DAYS, LABELS, labeled
 from test_face_sensor import asked, tick
 
 from dagster_llm_batch import AnthropicBatchResource, LLMBatchResource
-from dagster_llm_batch.providers.openai import OpenAIProvider
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, BatchFault, WireFault
 from dagster_llm_batch.types import BatchStatus
 

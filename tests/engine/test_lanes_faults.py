@@ -18,7 +18,7 @@ from house import House, assert_total, billed, in_one_batch, labeling, tickets
 from dagster_llm_batch.engine import Engine, RetryPolicy
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import CannotTellError, CredentialsError, LeaseError
-from dagster_llm_batch.providers.openai import OpenAIProvider
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore

@@ -23,7 +23,7 @@ from dagster_llm_batch.errors import (
     LLMBatchError,
     TransientError,
 )
-from dagster_llm_batch.providers.openai import TAG_KEY, OpenAIProvider
+from dagster_llm_batch.providers.openai.provider import TAG_KEY, OpenAIProvider
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.testing.emulator import (
     DEFAULT_KEY,

@@ -35,7 +35,7 @@ from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
 from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.providers.google.gemini import GeminiProvider
-from dagster_llm_batch.providers.openai import OpenAIProvider
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 
 WORKERS = Pickled()
 

@@ -32,7 +32,7 @@ from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
 from dagster_llm_batch.providers.google.gemini import GeminiProvider
 from dagster_llm_batch.providers.google.vertex import VertexProvider
-from dagster_llm_batch.providers.openai import OpenAIProvider
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.types import FindHints, Request, RequestSpec
 
 KEY = "the-credential-4242424242"

@@ -38,7 +38,7 @@ from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.google.vertex import VertexProvider, credentials_of
 from dagster_llm_batch.providers.google.vertex import secrets_of as parts_of
-from dagster_llm_batch.providers.openai import OpenAIProvider
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore

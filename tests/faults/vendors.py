@@ -16,7 +16,7 @@ from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
 from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.providers.google.gemini import GeminiProvider
 from dagster_llm_batch.providers.google.vertex import VertexProvider
-from dagster_llm_batch.providers.openai import OpenAIProvider
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 BUCKET = "bucket"

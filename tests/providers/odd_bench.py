@@ -29,7 +29,7 @@ from google_bench import gemini, vertex, vertex_in_tables
 
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
-from dagster_llm_batch.providers.openai import OpenAIProvider
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Limits, local_gcs, local_s3
 from dagster_llm_batch.types import FindHints, Request, RequestSpec
 

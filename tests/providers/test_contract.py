@@ -10,7 +10,7 @@ from provider_bench import labeler, until
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
-from dagster_llm_batch.providers.openai import OpenAIProvider
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.registry import PROVIDERS, provider_class
 from dagster_llm_batch.testing.contracts import ProviderContract, ProviderRig
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator

@@ -21,7 +21,7 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
-from dagster_llm_batch.providers.openai import TAG_KEY, OpenAIProvider
+from dagster_llm_batch.providers.openai.provider import TAG_KEY, OpenAIProvider
 from dagster_llm_batch.testing.emulator import (
     DEFAULT_KEY,
     BatchFault,

@@ -12,7 +12,7 @@ from openai.types.responses import ResponseInputImageParam
 from pydantic import TypeAdapter
 
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
-from dagster_llm_batch.providers.openai_lines import OpenAILines
+from dagster_llm_batch.providers.openai.requests import OpenAILines
 from dagster_llm_batch.types import (
     Endpoint,
     Image,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_llm_batch.providers.openai_replies import read_line
+from dagster_llm_batch.providers.openai.replies import read_line
 from dagster_llm_batch.types import Endpoint, Outcome, Result, Usage
 
 LINES = Path(__file__).with_name("wire").joinpath("openai.jsonl").read_text(encoding="ascii")

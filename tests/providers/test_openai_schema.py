@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
 from dagster_llm_batch.errors import ResponseSchemaError
-from dagster_llm_batch.providers.openai_schema import strict_schema
+from dagster_llm_batch.providers.openai.schema import strict_schema
 
 
 class Urgency(StrEnum):

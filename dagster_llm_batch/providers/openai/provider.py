@@ -46,9 +46,9 @@ from dagster_llm_batch.providers.base import (
 from dagster_llm_batch.providers.clocks import listed_since
 from dagster_llm_batch.providers.http import Origin, guard_client
 from dagster_llm_batch.providers.jsonlines import split_lines
-from dagster_llm_batch.providers.openai_batch import created_at, is_batch, read_batch
-from dagster_llm_batch.providers.openai_errors import UnknownIdError, provider_error
-from dagster_llm_batch.providers.openai_lines import URLS, OpenAILines
+from dagster_llm_batch.providers.openai.batches import created_at, is_batch, read_batch
+from dagster_llm_batch.providers.openai.errors import UnknownIdError, provider_error
+from dagster_llm_batch.providers.openai.requests import URLS, OpenAILines
 from dagster_llm_batch.providers.paging import poll_batches, walk_pages
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id

@@ -21,8 +21,8 @@ from typing import Any
 
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.jsonlines import clean, dumps, quote, quoted
-from dagster_llm_batch.providers.openai_replies import read_line
-from dagster_llm_batch.providers.openai_schema import strict_schema
+from dagster_llm_batch.providers.openai.replies import read_line
+from dagster_llm_batch.providers.openai.schema import strict_schema
 from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind, Result
 
 __all__ = ["OPENAI_LIMITS", "URLS", "OpenAILines"]
