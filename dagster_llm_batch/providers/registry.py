@@ -24,7 +24,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
     "command": ProviderEntry("dagster_llm_batch.providers.command.provider", "CommandProvider"),
     "gemini": ProviderEntry("dagster_llm_batch.providers.google.gemini", "GeminiProvider", "google"),
     "openai": ProviderEntry("dagster_llm_batch.providers.openai.provider", "OpenAIProvider", "openai"),
-    "ray": ProviderEntry("dagster_llm_batch.providers.ray", "RayProvider", "ray"),
+    "ray": ProviderEntry("dagster_llm_batch.providers.ray.provider", "RayProvider", "ray"),
     "slurm": ProviderEntry("dagster_llm_batch.providers.slurm", "SlurmProvider"),
     "vertex": ProviderEntry("dagster_llm_batch.providers.google.vertex", "VertexProvider", "google"),
 }

@@ -76,8 +76,8 @@ class RayBatchResource(CheckedResource):
 
     def provider(self) -> Provider:
         """The provider; makes no call."""
-        from dagster_llm_batch.providers.ray import RayProvider  # noqa: PLC0415 - its SDK is an extra
-        from dagster_llm_batch.providers.ray_answers import RayAnswers  # noqa: PLC0415 - as above
+        from dagster_llm_batch.providers.ray.answers import RayAnswers  # noqa: PLC0415 - as above
+        from dagster_llm_batch.providers.ray.provider import RayProvider  # noqa: PLC0415 - its SDK is an extra
 
         answers = RayAnswers(**{field.name: getattr(self, field.name) for field in fields(RayAnswers)})
         return RayProvider(

@@ -6,7 +6,7 @@
 from dagster_llm_batch import Embedding, Fallback, Prompt, RetryPolicy
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.errors import CannotTellError, LeaseError, TransientError
-from dagster_llm_batch.providers.ray_answers import RayAnswers
+from dagster_llm_batch.providers.ray.answers import RayAnswers
 from dagster_llm_batch.providers.registry import provider_class
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore

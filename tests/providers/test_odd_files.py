@@ -17,11 +17,11 @@ from provider_bench import SPEC, batch_file, labeler, odd_server, until
 
 from dagster_llm_batch.errors import LLMBatchError, ProviderError, RefusedError, TransientError
 from dagster_llm_batch.providers.command.provider import CommandProvider
-from dagster_llm_batch.providers.ray import RayProvider
-from dagster_llm_batch.providers.ray_answers import RayAnswers
-from dagster_llm_batch.providers.ray_errors import UnknownJobError, provider_error
-from dagster_llm_batch.providers.ray_reports import read_job
-from dagster_llm_batch.providers.ray_shard.files import PLAN, ended, started
+from dagster_llm_batch.providers.ray.answers import RayAnswers
+from dagster_llm_batch.providers.ray.batches import read_job
+from dagster_llm_batch.providers.ray.errors import UnknownJobError, provider_error
+from dagster_llm_batch.providers.ray.provider import RayProvider
+from dagster_llm_batch.providers.ray.shard.files import PLAN, ended, started
 from dagster_llm_batch.providers.slurm import SlurmProvider
 from dagster_llm_batch.types import BatchReport, FindHints
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from cluster import ADDRESS
 
-from dagster_llm_batch.providers.ray import RayProvider
-from dagster_llm_batch.providers.ray_answers import RayAnswers
+from dagster_llm_batch.providers.ray.answers import RayAnswers
+from dagster_llm_batch.providers.ray.provider import RayProvider
 from dagster_llm_batch.types import BatchReport, Request, RequestSpec, Result
 
 JOBS = Path(__file__).with_name("jobs")

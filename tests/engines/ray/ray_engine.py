@@ -9,8 +9,8 @@ from ray_bench import JOBS
 from cluster import ADDRESS  # isort: skip
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Engine, Labeling
-from dagster_llm_batch.providers.ray import RayProvider
-from dagster_llm_batch.providers.ray_answers import RayAnswers
+from dagster_llm_batch.providers.ray.answers import RayAnswers
+from dagster_llm_batch.providers.ray.provider import RayProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 

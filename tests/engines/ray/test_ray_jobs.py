@@ -16,8 +16,8 @@ from cluster import ADDRESS, Cluster
 from ray_bench import SPEC, asked, batch_file, report, results, shouting, submit, until, wait_for_end
 
 from dagster_llm_batch.errors import RefusedError, TransientError
-from dagster_llm_batch.providers.ray import RayProvider
-from dagster_llm_batch.providers.ray_answers import RayAnswers
+from dagster_llm_batch.providers.ray.answers import RayAnswers
+from dagster_llm_batch.providers.ray.provider import RayProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 from dagster_llm_batch.testing.emulator.faults import rate_limited
 from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, Outcome
@@ -142,7 +142,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from ray_engine import deployment, LABELING, ROWS
-from dagster_llm_batch.providers.ray import RayProvider
+from dagster_llm_batch.providers.ray.provider import RayProvider
 
 class Dies(RayProvider):
     def _start(self, files, submission_id):

@@ -16,8 +16,8 @@ from ray_bench import until
 
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.command.provider import CommandProvider
-from dagster_llm_batch.providers.ray import RayProvider
-from dagster_llm_batch.providers.ray_answers import RayAnswers
+from dagster_llm_batch.providers.ray.answers import RayAnswers
+from dagster_llm_batch.providers.ray.provider import RayProvider
 from dagster_llm_batch.providers.slurm import SlurmProvider
 from dagster_llm_batch.providers.slurm_options import SlurmOptions
 from dagster_llm_batch.types import (

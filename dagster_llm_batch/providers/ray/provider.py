@@ -45,10 +45,10 @@ from dagster_llm_batch.providers.base import count_of, sdk_calls, time_of, words
 from dagster_llm_batch.providers.openai.requests import OpenAILines
 from dagster_llm_batch.providers.own_machines import OwnMachines
 from dagster_llm_batch.providers.paging import poll_batches
-from dagster_llm_batch.providers.ray_answers import RayAnswers
-from dagster_llm_batch.providers.ray_errors import UnknownJobError, provider_error
-from dagster_llm_batch.providers.ray_reports import read_job, status_of
-from dagster_llm_batch.providers.ray_shard.files import PLAN, Files, ended, started
+from dagster_llm_batch.providers.ray.answers import RayAnswers
+from dagster_llm_batch.providers.ray.batches import read_job, status_of
+from dagster_llm_batch.providers.ray.errors import UnknownJobError, provider_error
+from dagster_llm_batch.providers.ray.shard.files import PLAN, Files, ended, started
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.types import (
     Absent,
