@@ -25,7 +25,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
     "gemini": ProviderEntry("dagster_llm_batch.providers.google.gemini", "GeminiProvider", "google"),
     "openai": ProviderEntry("dagster_llm_batch.providers.openai.provider", "OpenAIProvider", "openai"),
     "ray": ProviderEntry("dagster_llm_batch.providers.ray.provider", "RayProvider", "ray"),
-    "slurm": ProviderEntry("dagster_llm_batch.providers.slurm", "SlurmProvider"),
+    "slurm": ProviderEntry("dagster_llm_batch.providers.slurm.provider", "SlurmProvider"),
     "vertex": ProviderEntry("dagster_llm_batch.providers.google.vertex", "VertexProvider", "google"),
 }
 

@@ -127,8 +127,8 @@ class SlurmBatchResource(CheckedResource):
 
     def provider(self) -> Provider:
         """The provider; calls nothing."""
-        from dagster_llm_batch.providers.slurm import SlurmProvider  # noqa: PLC0415 - as the others
-        from dagster_llm_batch.providers.slurm_options import SlurmOptions  # noqa: PLC0415 - as the others
+        from dagster_llm_batch.providers.slurm.options import SlurmOptions  # noqa: PLC0415 - as the others
+        from dagster_llm_batch.providers.slurm.provider import SlurmProvider  # noqa: PLC0415 - as the others
 
         options = SlurmOptions(
             partition=self.partition,

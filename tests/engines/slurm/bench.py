@@ -10,8 +10,8 @@ from pathlib import Path
 
 from provider_bench import LABELER, SPEC, batch_file, until
 
-from dagster_llm_batch.providers.slurm import SlurmProvider
-from dagster_llm_batch.providers.slurm_options import SlurmOptions
+from dagster_llm_batch.providers.slurm.options import SlurmOptions
+from dagster_llm_batch.providers.slurm.provider import SlurmProvider
 from dagster_llm_batch.types import BatchReport
 
 

@@ -16,7 +16,7 @@ from bench import before_real, provider_on, report, submit, tag_of, texts, wait_
 from provider_bench import until
 
 from dagster_llm_batch.errors import AmbiguousError, RefusedError, TransientError
-from dagster_llm_batch.providers.slurm_options import SlurmOptions
+from dagster_llm_batch.providers.slurm.options import SlurmOptions
 from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found
 
 BOTH = pytest.mark.parametrize("cluster", ["plain", "accounted"], indirect=True)

@@ -18,8 +18,8 @@ from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.providers.ray.answers import RayAnswers
 from dagster_llm_batch.providers.ray.provider import RayProvider
-from dagster_llm_batch.providers.slurm import SlurmProvider
-from dagster_llm_batch.providers.slurm_options import SlurmOptions
+from dagster_llm_batch.providers.slurm.options import SlurmOptions
+from dagster_llm_batch.providers.slurm.provider import SlurmProvider
 from dagster_llm_batch.types import (
     BatchReport,
     BatchStatus,

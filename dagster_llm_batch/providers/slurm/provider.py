@@ -31,10 +31,10 @@ from dagster_llm_batch.errors import ConfigError, RefusedError, TransientError
 from dagster_llm_batch.providers.command.arguments import checked_command, filled
 from dagster_llm_batch.providers.files import time_of
 from dagster_llm_batch.providers.own_machines import OwnMachines, own_answer, reaching
-from dagster_llm_batch.providers.slurm_batch import SlurmBatch
-from dagster_llm_batch.providers.slurm_client import SlurmClient
-from dagster_llm_batch.providers.slurm_options import SlurmOptions
-from dagster_llm_batch.providers.slurm_states import LATE, ArrayTask, Verdict, of_all, of_exit, of_state
+from dagster_llm_batch.providers.slurm.batches import SlurmBatch
+from dagster_llm_batch.providers.slurm.client import SlurmClient
+from dagster_llm_batch.providers.slurm.options import SlurmOptions
+from dagster_llm_batch.providers.slurm.states import LATE, ArrayTask, Verdict, of_all, of_exit, of_state
 from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, FindHints, Found, Limits, RequestSpec
 
 __all__ = ["SLURM_LIMITS", "SlurmProvider"]

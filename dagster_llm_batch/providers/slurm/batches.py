@@ -31,7 +31,7 @@ from dagster_llm_batch.errors import ConfigError, RefusedError
 from dagster_llm_batch.providers.base import count_of
 from dagster_llm_batch.providers.files import count_lines, lines_of, log_tail, read_json, write_json
 from dagster_llm_batch.providers.jsonlines import split_lines
-from dagster_llm_batch.providers.slurm_states import ArrayTask, array_task, is_over
+from dagster_llm_batch.providers.slurm.states import ArrayTask, array_task, is_over
 
 __all__ = ["SlurmBatch"]
 
