@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from dagster_llm_batch.engine.activity import Outlook
     from dagster_llm_batch.engine.engine import Engine
-    from dagster_llm_batch.sensors.landing_runs import Group, Ready
+    from dagster_llm_batch.sensors.run_requests import Group, Ready
 
 __all__ = ["ALONE_AFTER", "ASKED_AGAIN_TAG", "LostRuns", "asked_again"]
 

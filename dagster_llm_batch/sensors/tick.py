@@ -24,9 +24,9 @@ from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.errors import CannotTellError, LeaseError, LLMBatchError
 from dagster_llm_batch.metadata import status_metadata
 from dagster_llm_batch.progress import has_moved, pace_of, pace_text, together, usual_of
-from dagster_llm_batch.sensors.landed import deliver_landed
-from dagster_llm_batch.sensors.landing_runs import Group, Partitions, Ready, joined
+from dagster_llm_batch.sensors.delivery import deliver_landed
 from dagster_llm_batch.sensors.lost_runs import ALONE_AFTER, LostRuns
+from dagster_llm_batch.sensors.run_requests import Group, Partitions, Ready, joined
 from dagster_llm_batch.sensors.unfinished_runs import UnfinishedRuns
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.records import Progress, Shard, Submission

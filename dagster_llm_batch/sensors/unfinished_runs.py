@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from dagster_llm_batch.assets.naming import key_beside
-from dagster_llm_batch.sensors.landing_runs import Partitions
+from dagster_llm_batch.sensors.run_requests import Partitions
 
 if TYPE_CHECKING:
     from dagster import RunRecord

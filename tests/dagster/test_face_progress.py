@@ -14,7 +14,7 @@ from dagster_llm_batch.cli.main import main
 from dagster_llm_batch.engine.progress import Pace
 from dagster_llm_batch.progress import has_moved, pace_text, progress_bar, together
 from dagster_llm_batch.sensors import tick as tick_module
-from dagster_llm_batch.sensors.landing_runs import RANGE_TAGS
+from dagster_llm_batch.sensors.run_requests import RANGE_TAGS
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.testing.emulator import Emulator
 
