@@ -17,9 +17,9 @@ from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.storage.records import Submission
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, PromptCache, simulated_answer
 
 _PREFIX = "Rules for labels, the same for every row. " * 200  # about 2,000 tokens

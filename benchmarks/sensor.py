@@ -32,9 +32,9 @@ from dagster_llm_batch import (
 )
 from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.ledger import utc_now
-from dagster_llm_batch.storage.records import Shard, Submission
-from dagster_llm_batch.storage.tables import EVENT, SHARD, SUBMISSION, to_row
+from dagster_llm_batch.storage.ledger.ledger import utc_now
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, to_row
 
 LEDGERS = ("sqlite", "postgresql")
 _MODELS = {"openai": "gpt-4o-mini", "anthropic": "claude-haiku-4-5"}

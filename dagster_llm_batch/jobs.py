@@ -13,7 +13,7 @@ from dagster_llm_batch.errors import ConfigError, LLMBatchError
 from dagster_llm_batch.metadata import markdown_table, plain
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.resources import LLMBatchResource
-from dagster_llm_batch.storage.records import Submission
+from dagster_llm_batch.storage.ledger.records import Submission
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine

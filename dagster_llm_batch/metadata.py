@@ -22,7 +22,7 @@ from dagster_llm_batch.engine.progress import Pace
 from dagster_llm_batch.engine.status import sum_costs
 from dagster_llm_batch.progress import progress_bar, progress_text
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.storage.records import Shard
+from dagster_llm_batch.storage.ledger.records import Shard
 
 if TYPE_CHECKING:
     from dagster_llm_batch.label_stats import Figures

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.progress import Pace, pace, usual_duration
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.records import Progress
+from dagster_llm_batch.storage.ledger.records import Progress
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
-    from dagster_llm_batch.storage.ledger import Ledger
+    from dagster_llm_batch.storage.ledger.ledger import Ledger
 
 __all__ = ["age_text", "has_moved", "pace_of", "pace_text", "progress_bar", "progress_text", "together", "usual_of"]
 

@@ -15,7 +15,7 @@ from dagster_llm_batch._version import __version__
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.errors import MissingExtraError
 from dagster_llm_batch.protocols import Codec, Provider
-from dagster_llm_batch.storage.records import Shard
+from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,

@@ -17,7 +17,7 @@ from dagster_llm_batch.errors import ConfigError, LeaseError, LLMBatchError, Tra
 from dagster_llm_batch.metadata import column_lineage, labels_metadata, plain, rejects_metadata, status_metadata
 from dagster_llm_batch.progress import pace_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
-from dagster_llm_batch.storage.records import Submission
+from dagster_llm_batch.storage.ledger.records import Submission
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine

@@ -16,7 +16,7 @@ from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.metadata import submission_metadata
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.records import Submission
+from dagster_llm_batch.storage.ledger.records import Submission
 
 __all__ = ["SubmitConfig", "submission_asset"]
 

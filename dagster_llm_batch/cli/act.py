@@ -23,7 +23,7 @@ from dagster_llm_batch.engine.orphans import Orphan, orphans
 from dagster_llm_batch.metadata import plain
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.ledger import utc_now
+from dagster_llm_batch.storage.ledger.ledger import utc_now
 
 __all__ = ["cancel_command", "resolve_command", "retry_command"]
 

@@ -12,7 +12,7 @@ import click
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.show import Money, money, print_json, print_table
 from dagster_llm_batch.cli.where import Where, ledger_command
-from dagster_llm_batch.storage.records import Submission
+from dagster_llm_batch.storage.ledger.records import Submission
 
 __all__ = ["cost_command"]
 

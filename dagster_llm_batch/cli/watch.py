@@ -23,8 +23,8 @@ from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.metadata import plain
 from dagster_llm_batch.progress import progress_text, usual_of
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
-from dagster_llm_batch.storage.ledger import utc_now
-from dagster_llm_batch.storage.records import Progress
+from dagster_llm_batch.storage.ledger.ledger import utc_now
+from dagster_llm_batch.storage.ledger.records import Progress
 
 __all__ = ["watch_command"]
 

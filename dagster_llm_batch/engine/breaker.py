@@ -22,8 +22,8 @@ from dagster_llm_batch.core.identity import custom_id, is_padding, request_id_of
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import request_ids
-from dagster_llm_batch.storage.reading import Reading
-from dagster_llm_batch.storage.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.reading import Reading
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import plain_words
 from dagster_llm_batch.types import Lane, Outcome
 

@@ -28,8 +28,8 @@ from dagster_llm_batch.engine.threads import Threads
 from dagster_llm_batch.errors import CredentialsError, ProviderError, RefusedError, TransientError
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.states import Move
+from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.storage.records import Shard
 from dagster_llm_batch.types import BatchStatus, Lane
 
 __all__ = ["Collector"]

@@ -17,10 +17,10 @@ from dagster_llm_batch.engine.request_files import Owner
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Codec, Provider
-from dagster_llm_batch.storage.leases import Lease
-from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.leases import Lease
+from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.storage.records import Shard, Submission
 from dagster_llm_batch.types import Lane
 
 __all__ = ["Deployment", "Gate", "new_id"]

@@ -24,9 +24,9 @@ from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.scattering import ROWS_AT_ONCE, part_names, read_part, scatter
 from dagster_llm_batch.engine.status import sum_costs
-from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.storage.records import Shard, Submission
 from dagster_llm_batch.types import Outcome, PriceBasis
 
 __all__ = ["Landing"]

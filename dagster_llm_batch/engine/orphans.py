@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.storage.ledger import Ledger
+    from dagster_llm_batch.storage.ledger.ledger import Ledger
 
 __all__ = ["Orphan", "orphans"]
 

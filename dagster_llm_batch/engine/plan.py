@@ -30,9 +30,9 @@ from dagster_llm_batch.engine.request_writer import Draft, Plan, Spare
 from dagster_llm_batch.engine.submit_queue import drop
 from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError
 from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.paths import payload_path
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.storage.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.types import Lane, Outcome, PriceBasis, ResponseKind, Usage
 
 __all__ = ["Planner", "output_tokens_each"]

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.engine.request_writer import Plan
-from dagster_llm_batch.storage.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.types import PriceBasis, Usage
 
 __all__ = ["Preview", "preview_of"]

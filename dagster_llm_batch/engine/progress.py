@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
 
-from dagster_llm_batch.storage.records import Progress, Submission
+from dagster_llm_batch.storage.ledger.records import Progress, Submission
 
 __all__ = ["Pace", "pace", "usual_duration"]
 

@@ -24,11 +24,11 @@ from pathlib import PurePosixPath
 
 from dagster_llm_batch.engine.request_files import APART, IDS, PART, RAW, RESULTS, beside
 from dagster_llm_batch.errors import ConfigError, LeaseError
-from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.listing import StoredFile, remove, stored_files
+from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger.listing import StoredFile, remove, stored_files
+from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.storage.paths import namespace_folder, payload_path
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.storage.records import Submission
 
 __all__ = ["Pruner", "Pruning", "is_pruned"]
 

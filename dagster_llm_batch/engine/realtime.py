@@ -18,7 +18,7 @@ from dagster_llm_batch.engine.threads import Threads
 from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, NoConnectionError, TransientError
 from dagster_llm_batch.protocols import Codec, Provider
 from dagster_llm_batch.states import Move
-from dagster_llm_batch.storage.records import Shard
+from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.types import BatchStatus, Lane, Outcome
 
 __all__ = ["Answerer"]

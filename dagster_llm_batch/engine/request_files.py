@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from dagster_llm_batch.core.identity import custom_id, custom_id_pattern, packed, shard_nonce, unpacked
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore, PayloadWriter
-from dagster_llm_batch.storage.records import Shard
 from dagster_llm_batch.types import Lane, Limits
 
 __all__ = [

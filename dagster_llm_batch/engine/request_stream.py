@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, cast
 from dagster_llm_batch.core.identity import custom_id, padding_id
 from dagster_llm_batch.engine.request_files import renamed, requests_of
 from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.storage.records import Shard
 
 __all__ = ["outgoing"]
 

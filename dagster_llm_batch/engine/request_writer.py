@@ -28,8 +28,8 @@ from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.rendering import Rendering, columns_of_nothing, columns_read, images_of
 from dagster_llm_batch.engine.request_files import Lines, ShardFiles, WrittenLines
 from dagster_llm_batch.protocols import Codec
+from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
-from dagster_llm_batch.storage.records import Shard
 from dagster_llm_batch.types import Lane, Request
 
 __all__ = ["Draft", "Drafted", "Plan", "Spare"]

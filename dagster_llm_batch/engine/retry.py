@@ -26,7 +26,7 @@ from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.plan import Planner, output_tokens_each
 from dagster_llm_batch.engine.request_files import WrittenLines, delete_requests, requests_of
 from dagster_llm_batch.engine.request_writer import Spare
-from dagster_llm_batch.storage.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.types import BatchStatus, Lane, Outcome
 
 __all__ = ["NextWave"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from dagster_llm_batch.states import ENDED, ShardState
-from dagster_llm_batch.storage.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
 
 __all__ = ["Status", "sum_costs"]
 

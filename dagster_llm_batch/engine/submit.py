@@ -25,7 +25,7 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.states import Move
-from dagster_llm_batch.storage.records import Shard
+from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, Lane, RequestSpec, Undecided
 
 __all__ = ["Sender"]

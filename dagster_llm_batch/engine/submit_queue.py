@@ -20,8 +20,8 @@ from dagster_llm_batch.engine.submit import Sender
 from dagster_llm_batch.engine.threads import Threads
 from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError
 from dagster_llm_batch.states import Move, ShardState
-from dagster_llm_batch.storage.leases import Lease
-from dagster_llm_batch.storage.records import Shard, ShardFields
+from dagster_llm_batch.storage.ledger.leases import Lease
+from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
 from dagster_llm_batch.types import BatchStatus, Lane, Limits
 
 __all__ = ["UNAVAILABLE", "WAITS", "Dispatcher", "can_go", "drop", "keep_places"]

@@ -22,7 +22,7 @@ from dagster_llm_batch.metrics.cells import usd_text
 from dagster_llm_batch.metrics.schemas import USD
 from dagster_llm_batch.metrics.tables import rows_markdown
 from dagster_llm_batch.resources import LLMBatchResource
-from dagster_llm_batch.storage.records import Submission
+from dagster_llm_batch.storage.ledger.records import Submission
 
 __all__ = ["cost_assets"]
 

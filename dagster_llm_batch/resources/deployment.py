@@ -166,7 +166,7 @@ class LLMBatchResource(CheckedResource):
         """The engine over this ledger, payload store and these providers; opened on first use."""
         if self._engine is None:
             from dagster_llm_batch.engine.engine import Engine  # noqa: PLC0415 - it loads all that a run needs
-            from dagster_llm_batch.storage.ledger import Ledger  # noqa: PLC0415 - as above
+            from dagster_llm_batch.storage.ledger.ledger import Ledger  # noqa: PLC0415 - as above
             from dagster_llm_batch.storage.payloads import PayloadStore  # noqa: PLC0415 - as above
 
             ledger_url, payload_root = self.places()

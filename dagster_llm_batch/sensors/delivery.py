@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from dagster_llm_batch.metadata import SUBMISSION_KEY
-from dagster_llm_batch.storage.records import Submission
+from dagster_llm_batch.storage.ledger.records import Submission
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine

@@ -29,7 +29,7 @@ from dagster_llm_batch.sensors.lost_runs import ALONE_AFTER, LostRuns
 from dagster_llm_batch.sensors.run_requests import Group, Partitions, Ready, joined
 from dagster_llm_batch.sensors.unfinished_runs import UnfinishedRuns
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
-from dagster_llm_batch.storage.records import Progress, Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission
 from dagster_llm_batch.types import BatchStatus
 
 if TYPE_CHECKING:

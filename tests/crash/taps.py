@@ -30,7 +30,7 @@ import requests.adapters
 
 from dagster_llm_batch.providers.command import batches as command_batch
 from dagster_llm_batch.providers.command import provider as command
-from dagster_llm_batch.storage import database
+from dagster_llm_batch.storage.ledger import database
 from dagster_llm_batch.storage.payloads import PayloadStore
 
 _FILE = re.compile(

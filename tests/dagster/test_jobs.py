@@ -5,7 +5,7 @@ import pytest
 from face import BATCH, DAILY, DAYS, LABELS, Face, failure, labeled
 
 from dagster_llm_batch import build_llm_batch_jobs
-from dagster_llm_batch.storage.records import SubmissionState
+from dagster_llm_batch.storage.ledger.records import SubmissionState
 from dagster_llm_batch.testing.emulator import WireFault
 
 LOST = WireFault(kind="close", route="POST /v1/batches", when="after")

@@ -14,7 +14,7 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.engine.request_files import request_ids, requests_of
 from dagster_llm_batch.metrics import EvaluationReport, Target
-from dagster_llm_batch.storage.records import Submission
+from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.types import Limits
 
 _T = TypeVar("_T")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dagster_llm_batch.core.identity import is_padding, request_id_of
 from dagster_llm_batch.engine.request_stream import outgoing
 from dagster_llm_batch.errors import LLMBatchError
-from dagster_llm_batch.storage.records import Shard
+from dagster_llm_batch.storage.ledger.records import Shard
 
 ROWS = 500
 

@@ -10,7 +10,7 @@ import pytest
 from dagster_llm_batch.core.price_age import newest_price_change
 from dagster_llm_batch.engine.progress import pace, usual_duration
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.records import Progress, Submission
+from dagster_llm_batch.storage.ledger.records import Progress, Submission
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)

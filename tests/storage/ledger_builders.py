@@ -8,11 +8,13 @@ from datetime import UTC, datetime
 
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
-from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
 
 PROCESSES = multiprocessing.get_context("forkserver")  # each a fresh process, without paying the imports again
-PROCESSES.set_forkserver_preload(["dagster_llm_batch.engine", "dagster_llm_batch.storage.ledger", "openai", "pyarrow"])
+PROCESSES.set_forkserver_preload(
+    ["dagster_llm_batch.engine", "dagster_llm_batch.storage.ledger.ledger", "openai", "pyarrow"]
+)
 
 
 def a_submission(submission_id="s1", **changes):

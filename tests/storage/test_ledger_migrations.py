@@ -22,13 +22,13 @@ from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.states import MOVES, ShardState
-from dagster_llm_batch.storage import migrations
-from dagster_llm_batch.storage.database import Database
-from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.migrations import LATEST, MIGRATIONS
+from dagster_llm_batch.storage.ledger import migrations
+from dagster_llm_batch.storage.ledger.database import Database
+from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger.migrations import LATEST, MIGRATIONS
+from dagster_llm_batch.storage.ledger.records import SubmissionState
+from dagster_llm_batch.storage.ledger.schema import METADATA
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.storage.records import SubmissionState
-from dagster_llm_batch.storage.tables import METADATA
 
 HERE = Path(__file__).parent
 PUBLISHED = {1: "256cb0b7c7eb4dfe"}

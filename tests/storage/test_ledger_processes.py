@@ -11,8 +11,8 @@ from ledger_builders import PROCESSES, a_shard, a_submission, race
 
 from dagster_llm_batch.errors import LeaseError
 from dagster_llm_batch.states import Move, ShardState
-from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.migrations import LATEST
+from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger.migrations import LATEST
 
 
 def open_own(ledger, number):

@@ -28,7 +28,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 
 from dagster_llm_batch.errors import LedgerError, MissingExtraError
-from dagster_llm_batch.storage.migrations import is_current, migrate
+from dagster_llm_batch.storage.ledger.migrations import is_current, migrate
 
 __all__ = ["Database"]
 

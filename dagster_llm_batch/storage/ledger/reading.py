@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
-from dagster_llm_batch.storage.database import Database
-from dagster_llm_batch.storage.queries import (
+from dagster_llm_batch.storage.ledger.database import Database
+from dagster_llm_batch.storage.ledger.queries import (
     OF_PARTITION,
     OLDEST_FIRST,
     add_to_progress,
@@ -20,8 +20,8 @@ from dagster_llm_batch.storage.queries import (
     looked_after,
     unknown_shard,
 )
-from dagster_llm_batch.storage.records import Event, Progress, Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.tables import EVENT, SHARD, SUBMISSION, from_row
+from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
 from dagster_llm_batch.types import Lane
 
 __all__ = ["Reading", "Unreadable"]

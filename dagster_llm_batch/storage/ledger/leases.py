@@ -26,9 +26,9 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from dagster_llm_batch.errors import LeaseError, LedgerError
-from dagster_llm_batch.storage.database import Database
-from dagster_llm_batch.storage.queries import insert_or_nothing
-from dagster_llm_batch.storage.tables import LEASE
+from dagster_llm_batch.storage.ledger.database import Database
+from dagster_llm_batch.storage.ledger.queries import insert_or_nothing
+from dagster_llm_batch.storage.ledger.schema import LEASE
 
 __all__ = ["Lease", "held", "leased"]
 

@@ -17,8 +17,8 @@ import sqlalchemy as sa
 
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError
 from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
-from dagster_llm_batch.storage.records import Progress, Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.tables import SHARD, SUBMISSION, from_row, to_row
+from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.schema import SHARD, SUBMISSION, from_row, to_row
 from dagster_llm_batch.types import Lane
 
 __all__ = [

@@ -26,7 +26,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.records import Event, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Event, Shard, Submission, SubmissionState
 from dagster_llm_batch.types import BatchStatus, Lane, PriceBasis
 
 __all__ = ["EVENT", "LEASE", "METADATA", "SHARD", "SUBMISSION", "from_row", "to_row"]

@@ -23,9 +23,9 @@ from sqlalchemy.exc import IntegrityError
 
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
-from dagster_llm_batch.storage.database import Database
-from dagster_llm_batch.storage.leases import Lease, held, leased
-from dagster_llm_batch.storage.queries import (
+from dagster_llm_batch.storage.ledger.database import Database
+from dagster_llm_batch.storage.ledger.leases import Lease, held, leased
+from dagster_llm_batch.storage.ledger.queries import (
     check_open,
     get_attempt,
     get_shards,
@@ -35,9 +35,9 @@ from dagster_llm_batch.storage.queries import (
     insert_once,
     looked_after,
 )
-from dagster_llm_batch.storage.reading import Reading
-from dagster_llm_batch.storage.records import Ending, Shard, ShardFields, Submission, SubmissionState
-from dagster_llm_batch.storage.tables import EVENT, SHARD, SUBMISSION, to_row
+from dagster_llm_batch.storage.ledger.reading import Reading
+from dagster_llm_batch.storage.ledger.records import Ending, Shard, ShardFields, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, to_row
 from dagster_llm_batch.types import BatchReport, PriceBasis
 
 if TYPE_CHECKING:
