@@ -32,7 +32,7 @@ from dagster_llm_batch.testing.emulator import (
     lost_create_reply,
     rate_limited,
 )
-from dagster_llm_batch.testing.emulator.google_storage import Storage
+from dagster_llm_batch.testing.emulator.google.storage import Storage
 from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, Outcome, RequestSpec
 
 SPEC = RequestSpec("gemini-2.5-flash")

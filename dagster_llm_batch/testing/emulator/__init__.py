@@ -6,6 +6,7 @@ what was done and billed. Needs the extra `emulator`.
 """
 
 from dagster_llm_batch.testing.emulator.answers import AnswerFunction, Reply, simulated_answer
+from dagster_llm_batch.testing.emulator.bedrock.s3 import local_s3
 from dagster_llm_batch.testing.emulator.books import (
     BatchRecord,
     Books,
@@ -26,7 +27,7 @@ from dagster_llm_batch.testing.emulator.faults import (
     lost_create_reply,
     rate_limited,
 )
-from dagster_llm_batch.testing.emulator.google_storage import local_gcs
+from dagster_llm_batch.testing.emulator.google.storage import local_gcs
 from dagster_llm_batch.testing.emulator.lifecycle import (
     ANTHROPIC,
     BEDROCK,
@@ -36,7 +37,6 @@ from dagster_llm_batch.testing.emulator.lifecycle import (
     IllegalMoveError,
     ManualClock,
 )
-from dagster_llm_batch.testing.emulator.s3 import local_s3
 from dagster_llm_batch.testing.emulator.server import DEFAULT_KEY, Emulator
 from dagster_llm_batch.testing.emulator.world import Limits
 

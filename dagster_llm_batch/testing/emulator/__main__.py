@@ -10,8 +10,8 @@ import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from dagster_llm_batch.testing.emulator.google_storage import local_gcs
-from dagster_llm_batch.testing.emulator.s3 import local_s3
+from dagster_llm_batch.testing.emulator.bedrock.s3 import local_s3
+from dagster_llm_batch.testing.emulator.google.storage import local_gcs
 from dagster_llm_batch.testing.emulator.server import DEFAULT_KEY, Emulator
 
 BUCKET = "emulator"

@@ -14,19 +14,19 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from dagster_llm_batch.testing.emulator.answers import AnswerFunction, simulated_answer
-from dagster_llm_batch.testing.emulator.anthropic import AnthropicHouse
-from dagster_llm_batch.testing.emulator.anthropic_wire import MESSAGES
-from dagster_llm_batch.testing.emulator.bedrock import BedrockHouse
-from dagster_llm_batch.testing.emulator.bedrock_wire import BEDROCK
-from dagster_llm_batch.testing.emulator.bigquery import BIGQUERY, BigQueryHouse, Tables
+from dagster_llm_batch.testing.emulator.anthropic.routes import AnthropicHouse
+from dagster_llm_batch.testing.emulator.anthropic.wire import MESSAGES
+from dagster_llm_batch.testing.emulator.bedrock.routes import BedrockHouse
+from dagster_llm_batch.testing.emulator.bedrock.wire import BEDROCK
 from dagster_llm_batch.testing.emulator.books import Books
 from dagster_llm_batch.testing.emulator.faults import Fault, FaultScript
-from dagster_llm_batch.testing.emulator.gemini import GeminiHouse
-from dagster_llm_batch.testing.emulator.google_wire import GEMINI, VERTEX
+from dagster_llm_batch.testing.emulator.google.bigquery import BIGQUERY, BigQueryHouse, Tables
+from dagster_llm_batch.testing.emulator.google.gemini_routes import GeminiHouse
+from dagster_llm_batch.testing.emulator.google.vertex_routes import VertexHouse
+from dagster_llm_batch.testing.emulator.google.wire import GEMINI, VERTEX
 from dagster_llm_batch.testing.emulator.lifecycle import Clock, Mover, Pace
-from dagster_llm_batch.testing.emulator.openai import OpenAIHouse
+from dagster_llm_batch.testing.emulator.openai.routes import OpenAIHouse
 from dagster_llm_batch.testing.emulator.storage_relay import GCS, S3, StorageRelay
-from dagster_llm_batch.testing.emulator.vertex import VertexHouse
 from dagster_llm_batch.testing.emulator.wire import App, Connections, Wire, by_path
 from dagster_llm_batch.testing.emulator.world import Keys, Limits, World
 

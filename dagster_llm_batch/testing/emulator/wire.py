@@ -14,15 +14,15 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from dagster_llm_batch.testing.emulator.anthropic_wire import MESSAGES
-from dagster_llm_batch.testing.emulator.anthropic_wire import error_body as anthropic_error_body
-from dagster_llm_batch.testing.emulator.bedrock_wire import BEDROCK
-from dagster_llm_batch.testing.emulator.bedrock_wire import error_body as bedrock_error_body
+from dagster_llm_batch.testing.emulator.anthropic.wire import MESSAGES
+from dagster_llm_batch.testing.emulator.anthropic.wire import error_body as anthropic_error_body
+from dagster_llm_batch.testing.emulator.bedrock.wire import BEDROCK
+from dagster_llm_batch.testing.emulator.bedrock.wire import error_body as bedrock_error_body
 from dagster_llm_batch.testing.emulator.books import Call
 from dagster_llm_batch.testing.emulator.faults import WireFault
-from dagster_llm_batch.testing.emulator.google_wire import GEMINI, VERTEX
-from dagster_llm_batch.testing.emulator.google_wire import error_body as google_error_body
-from dagster_llm_batch.testing.emulator.openai_wire import error_body
+from dagster_llm_batch.testing.emulator.google.wire import GEMINI, VERTEX
+from dagster_llm_batch.testing.emulator.google.wire import error_body as google_error_body
+from dagster_llm_batch.testing.emulator.openai.wire import error_body
 from dagster_llm_batch.testing.emulator.world import World
 
 Message = MutableMapping[str, Any]

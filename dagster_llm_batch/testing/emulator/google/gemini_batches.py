@@ -13,10 +13,10 @@ from typing import Any
 from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
 from dagster_llm_batch.testing.emulator.faults import BatchKind
-from dagster_llm_batch.testing.emulator.google_rows import RunningRows, number, ok
-from dagster_llm_batch.testing.emulator.google_wire import Body, rfc3339, rpc_code
+from dagster_llm_batch.testing.emulator.google.rows import RunningRows, number, ok
+from dagster_llm_batch.testing.emulator.google.wire import Body, rfc3339, rpc_code
 from dagster_llm_batch.testing.emulator.lifecycle import GEMINI, Life
-from dagster_llm_batch.testing.emulator.openai_results import ResultFile
+from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.world import World
 
 _INTERNAL = 13

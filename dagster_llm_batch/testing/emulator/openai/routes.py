@@ -23,10 +23,10 @@ from starlette.routing import Route
 from dagster_llm_batch.testing.emulator.blobs import Blob, scratch
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
-from dagster_llm_batch.testing.emulator.openai_batches import Hooks, OpenAIBatch
-from dagster_llm_batch.testing.emulator.openai_files import Files, StoredFile, Upload, expiry_seconds
-from dagster_llm_batch.testing.emulator.openai_requests import Request, respond
-from dagster_llm_batch.testing.emulator.openai_wire import (
+from dagster_llm_batch.testing.emulator.openai.batches import Hooks, OpenAIBatch
+from dagster_llm_batch.testing.emulator.openai.files import Files, StoredFile, Upload, expiry_seconds
+from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
+from dagster_llm_batch.testing.emulator.openai.wire import (
     CHAT,
     EMBEDDINGS,
     RESPONSES,

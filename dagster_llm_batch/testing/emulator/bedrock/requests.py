@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dagster_llm_batch.testing.emulator.answers import EMBEDDINGS, Reply, embedding_inputs, prompt_tokens, text_tokens
-from dagster_llm_batch.testing.emulator.anthropic_schemas import format_problem
-from dagster_llm_batch.testing.emulator.bedrock_wire import Body, embedding_body, form_of, limited, output_body, view
+from dagster_llm_batch.testing.emulator.anthropic.schemas import format_problem
+from dagster_llm_batch.testing.emulator.bedrock.wire import Body, embedding_body, form_of, limited, output_body, view
 from dagster_llm_batch.testing.emulator.books import Execution, body_digest
 from dagster_llm_batch.testing.emulator.faults import RowFault
 from dagster_llm_batch.testing.emulator.world import World

@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dagster_llm_batch.testing.emulator.google_wire import ApiError, Body, error_body
+from dagster_llm_batch.testing.emulator.google.wire import ApiError, Body, error_body
 from dagster_llm_batch.testing.emulator.wire import api_key
 from dagster_llm_batch.testing.emulator.world import World
 

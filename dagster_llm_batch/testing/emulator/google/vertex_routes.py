@@ -13,14 +13,14 @@ from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from dagster_llm_batch.testing.emulator.bigquery import Tables
 from dagster_llm_batch.testing.emulator.books import BatchRecord
-from dagster_llm_batch.testing.emulator.google_requests import Request, respond
-from dagster_llm_batch.testing.emulator.google_routes import Handler, cloud_caller, google_app, json_body, page
-from dagster_llm_batch.testing.emulator.google_storage import Storage
-from dagster_llm_batch.testing.emulator.google_wire import VERTEX, ApiError, Body, rfc3339
+from dagster_llm_batch.testing.emulator.google.bigquery import Tables
+from dagster_llm_batch.testing.emulator.google.requests import Request, respond
+from dagster_llm_batch.testing.emulator.google.routes import Handler, cloud_caller, google_app, json_body, page
+from dagster_llm_batch.testing.emulator.google.storage import Storage
+from dagster_llm_batch.testing.emulator.google.vertex_batches import VertexJob
+from dagster_llm_batch.testing.emulator.google.wire import VERTEX, ApiError, Body, rfc3339
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
-from dagster_llm_batch.testing.emulator.vertex_jobs import VertexJob
 from dagster_llm_batch.testing.emulator.world import World
 
 _PARENT = "projects/{project}/locations/{location}"

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from dagster_llm_batch.testing.emulator.blobs import Blob, scratch
 from dagster_llm_batch.testing.emulator.faults import FileFault, FileKind
-from dagster_llm_batch.testing.emulator.openai_wire import Body
+from dagster_llm_batch.testing.emulator.openai.wire import Body
 
 _LINE_SEPARATOR = "\u2028"
 _UNKNOWN = {"x_emulator_unknown": {"nested": [1, None, "future"]}}

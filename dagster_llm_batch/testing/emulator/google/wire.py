@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dagster_llm_batch.testing.emulator.answers import Reply
-from dagster_llm_batch.testing.emulator.openai_wire import tokens
+from dagster_llm_batch.testing.emulator.openai.wire import tokens
 
 VERTEX, GEMINI = "/vertex", "/gemini"
 """Where the two houses stand on the emulator: what a client gives as its base URL ends so."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dagster_llm_batch.testing.emulator.answers import Reply
-from dagster_llm_batch.testing.emulator.anthropic_schemas import format_problem
-from dagster_llm_batch.testing.emulator.anthropic_wire import MESSAGES, ApiError, Body, error_body, message_body
+from dagster_llm_batch.testing.emulator.anthropic.schemas import format_problem
+from dagster_llm_batch.testing.emulator.anthropic.wire import MESSAGES, ApiError, Body, error_body, message_body
 from dagster_llm_batch.testing.emulator.books import Execution, body_digest
 from dagster_llm_batch.testing.emulator.faults import RowFault
 from dagster_llm_batch.testing.emulator.world import World

@@ -17,15 +17,15 @@ from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
 from dagster_llm_batch.testing.emulator.faults import BatchKind
 from dagster_llm_batch.testing.emulator.lifecycle import OPENAI, Life
-from dagster_llm_batch.testing.emulator.openai_requests import (
+from dagster_llm_batch.testing.emulator.openai.requests import (
     InputFile,
     InvalidInputError,
     Request,
     respond,
     validate,
 )
-from dagster_llm_batch.testing.emulator.openai_results import ResultFile
-from dagster_llm_batch.testing.emulator.openai_wire import Body, row, unexecuted_row, usage_of, validation_error
+from dagster_llm_batch.testing.emulator.openai.results import ResultFile
+from dagster_llm_batch.testing.emulator.openai.wire import Body, row, unexecuted_row, usage_of, validation_error
 from dagster_llm_batch.testing.emulator.world import World
 
 _TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")

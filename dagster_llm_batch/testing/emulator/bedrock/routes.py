@@ -20,12 +20,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dagster_llm_batch.testing.emulator.bedrock_jobs import BedrockJob
-from dagster_llm_batch.testing.emulator.bedrock_requests import Request, respond
-from dagster_llm_batch.testing.emulator.bedrock_wire import BEDROCK, ApiError, Body
+from dagster_llm_batch.testing.emulator.bedrock.batches import BedrockJob
+from dagster_llm_batch.testing.emulator.bedrock.requests import Request, respond
+from dagster_llm_batch.testing.emulator.bedrock.s3 import S3
+from dagster_llm_batch.testing.emulator.bedrock.wire import BEDROCK, ApiError, Body
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
-from dagster_llm_batch.testing.emulator.s3 import S3
 from dagster_llm_batch.testing.emulator.wire import api_key
 from dagster_llm_batch.testing.emulator.world import World
 

@@ -12,13 +12,13 @@ import random
 from datetime import UTC, datetime
 from typing import Any
 
-from dagster_llm_batch.testing.emulator.anthropic_requests import Caller, Request, respond
-from dagster_llm_batch.testing.emulator.anthropic_wire import Body, row
+from dagster_llm_batch.testing.emulator.anthropic.requests import Caller, Request, respond
+from dagster_llm_batch.testing.emulator.anthropic.wire import Body, row
 from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
 from dagster_llm_batch.testing.emulator.faults import BatchKind
 from dagster_llm_batch.testing.emulator.lifecycle import ANTHROPIC, Life
-from dagster_llm_batch.testing.emulator.openai_results import ResultFile
+from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.world import World
 
 _KINDS = ("processing", "succeeded", "errored", "canceled", "expired")

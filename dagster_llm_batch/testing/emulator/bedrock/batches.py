@@ -14,13 +14,13 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from dagster_llm_batch.testing.emulator.bedrock_requests import Request, respond
-from dagster_llm_batch.testing.emulator.bedrock_wire import Body, iso
+from dagster_llm_batch.testing.emulator.bedrock.requests import Request, respond
+from dagster_llm_batch.testing.emulator.bedrock.s3 import S3
+from dagster_llm_batch.testing.emulator.bedrock.wire import Body, iso
 from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
 from dagster_llm_batch.testing.emulator.faults import BatchKind
 from dagster_llm_batch.testing.emulator.lifecycle import BEDROCK, Life
-from dagster_llm_batch.testing.emulator.openai_results import ResultFile
-from dagster_llm_batch.testing.emulator.s3 import S3
+from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.world import World
 
 _OK = 200

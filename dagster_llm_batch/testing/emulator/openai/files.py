@@ -7,7 +7,7 @@ from typing import Any
 
 from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import FileRecord
-from dagster_llm_batch.testing.emulator.openai_wire import ApiError, Body
+from dagster_llm_batch.testing.emulator.openai.wire import ApiError, Body
 from dagster_llm_batch.testing.emulator.world import World
 
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 3600, 2_592_000

@@ -13,8 +13,8 @@ from typing import Any
 from dagster_llm_batch.testing.emulator.answers import Reply
 from dagster_llm_batch.testing.emulator.books import Execution, body_digest
 from dagster_llm_batch.testing.emulator.faults import RowFault
-from dagster_llm_batch.testing.emulator.google_wire import Body, chat_form, claude_reply, error_body, gemini_reply
-from dagster_llm_batch.testing.emulator.openai_wire import CHAT, limited, truncated
+from dagster_llm_batch.testing.emulator.google.wire import Body, chat_form, claude_reply, error_body, gemini_reply
+from dagster_llm_batch.testing.emulator.openai.wire import CHAT, limited, truncated
 from dagster_llm_batch.testing.emulator.world import World
 
 _REQUEST = frozenset(

@@ -8,8 +8,8 @@ import random
 from typing import Any
 
 from dagster_llm_batch.testing.emulator.books import BatchRecord
-from dagster_llm_batch.testing.emulator.google_requests import Request, respond
-from dagster_llm_batch.testing.emulator.google_wire import Body
+from dagster_llm_batch.testing.emulator.google.requests import Request, respond
+from dagster_llm_batch.testing.emulator.google.wire import Body
 from dagster_llm_batch.testing.emulator.world import World
 
 _SUCCESS = 2

@@ -16,9 +16,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from dagster_llm_batch.testing.emulator.anthropic_batches import AnthropicBatch
-from dagster_llm_batch.testing.emulator.anthropic_requests import Caller, Request, check_batch, respond
-from dagster_llm_batch.testing.emulator.anthropic_wire import MESSAGES, ApiError, Body, error_body
+from dagster_llm_batch.testing.emulator.anthropic.batches import AnthropicBatch
+from dagster_llm_batch.testing.emulator.anthropic.requests import Caller, Request, check_batch, respond
+from dagster_llm_batch.testing.emulator.anthropic.wire import MESSAGES, ApiError, Body, error_body
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
 from dagster_llm_batch.testing.emulator.wire import api_key

@@ -10,7 +10,7 @@ from dagster_llm_batch.testing.emulator.answers import Reply, embedding_inputs, 
 from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import Execution, body_digest
 from dagster_llm_batch.testing.emulator.faults import RowFault
-from dagster_llm_batch.testing.emulator.openai_wire import (
+from dagster_llm_batch.testing.emulator.openai.wire import (
     CHAT,
     EMBEDDINGS,
     RESPONSES,

@@ -12,15 +12,15 @@ import math
 from http import HTTPStatus
 from typing import Any
 
-from dagster_llm_batch.testing.emulator.bigquery import Table, Tables
 from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
 from dagster_llm_batch.testing.emulator.faults import BatchKind
-from dagster_llm_batch.testing.emulator.google_rows import RunningRows, number, ok
-from dagster_llm_batch.testing.emulator.google_storage import Storage, StorageError
-from dagster_llm_batch.testing.emulator.google_wire import ApiError, Body, rfc3339
+from dagster_llm_batch.testing.emulator.google.bigquery import Table, Tables
+from dagster_llm_batch.testing.emulator.google.rows import RunningRows, number, ok
+from dagster_llm_batch.testing.emulator.google.storage import Storage, StorageError
+from dagster_llm_batch.testing.emulator.google.vertex_importer import ImportFailedError, import_rows
+from dagster_llm_batch.testing.emulator.google.wire import ApiError, Body, rfc3339
 from dagster_llm_batch.testing.emulator.lifecycle import VERTEX, Life
-from dagster_llm_batch.testing.emulator.openai_results import ResultFile
-from dagster_llm_batch.testing.emulator.vertex_importer import ImportFailedError, import_rows
+from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.world import World
 
 _FAILED_PRECONDITION, _INVALID_ARGUMENT, _PERMISSION_DENIED, _INTERNAL, _CANCELLED = 9, 3, 7, 13, 1

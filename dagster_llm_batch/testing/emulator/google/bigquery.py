@@ -16,8 +16,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from dagster_llm_batch.testing.emulator.google_routes import Handler, cloud_caller, google_app
-from dagster_llm_batch.testing.emulator.google_wire import ApiError, Body
+from dagster_llm_batch.testing.emulator.google.routes import Handler, cloud_caller, google_app
+from dagster_llm_batch.testing.emulator.google.wire import ApiError, Body
 from dagster_llm_batch.testing.emulator.world import World
 
 BIGQUERY = "/bigquery"
