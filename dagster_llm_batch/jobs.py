@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.config import CheckedConfig
-from dagster_llm_batch.engine.orphans import orphans
+from dagster_llm_batch.engine.submit import orphans
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
 from dagster_llm_batch.metadata import markdown_table, plain
 from dagster_llm_batch.progress import progress_text

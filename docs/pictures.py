@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dagster_llm_batch.evaluation.pictures import reduced
+from dagster_llm_batch.evaluation.builder import reduced
 from dagster_llm_batch.metrics import (
     DayCost,
     Labels,

@@ -101,7 +101,7 @@ def photograph(url: str, wanted: Sequence[Page], folder: Path) -> list[str]:
     """A PNG of each page. Gives what is wrong: errors on the console, what a dialog cuts off, keys over values."""
     from playwright.sync_api import sync_playwright
 
-    from dagster_llm_batch.evaluation.pictures import reduced
+    from dagster_llm_batch.evaluation.builder import reduced
 
     said: list[str] = []
     sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium refuses root with one

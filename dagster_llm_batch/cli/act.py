@@ -19,7 +19,7 @@ from dagster_llm_batch.cli.planning import plan_rows, print_plan
 from dagster_llm_batch.cli.show import print_json, print_table
 from dagster_llm_batch.cli.where import Where, code_location_command, ledger_command
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.orphans import Orphan, orphans
+from dagster_llm_batch.engine.submit import Orphan, orphans
 from dagster_llm_batch.metadata import plain
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.states import ShardState

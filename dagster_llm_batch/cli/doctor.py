@@ -17,10 +17,10 @@ from rich.text import Text
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.show import age, cell, console, counted, money, print_json
 from dagster_llm_batch.cli.where import Where, ledger_command
-from dagster_llm_batch.core.price_age import newest_price_change
+from dagster_llm_batch.core.price_book import newest_price_change
 from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.engine import Engine, Labeling
-from dagster_llm_batch.engine.orphans import orphans
+from dagster_llm_batch.engine.submit import orphans
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.resources import Budget
 from dagster_llm_batch.states import IN_FLIGHT, ShardState

@@ -14,7 +14,7 @@ from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.finding import find_dataset, partitions_of, partitions_options
 from dagster_llm_batch.cli.show import SHORT_ID, console, counted, dollars, money, print_json, print_table, table
 from dagster_llm_batch.cli.where import Where, code_location_command
-from dagster_llm_batch.engine.previewing import Preview
+from dagster_llm_batch.engine.plan import Preview
 
 __all__ = ["Planned", "plan_command", "plan_rows", "print_plan"]
 

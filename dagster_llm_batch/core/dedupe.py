@@ -10,7 +10,7 @@ from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.core.runs import Runs
+    from dagster_llm_batch.core.digest_runs import Runs
 
 __all__ = ["Seen"]
 
@@ -56,7 +56,7 @@ class Seen:
         return self._older.held(self._digests(values), len(values))
 
     def _put_away(self) -> None:
-        from dagster_llm_batch.core.runs import Runs  # noqa: PLC0415  # see _FEW
+        from dagster_llm_batch.core.digest_runs import Runs  # noqa: PLC0415  # see _FEW
 
         self._older = self._older or Runs(self._new_file)
         self._older.add(self._digests(list(self._recent)), len(self._recent))

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.core.memory import release_memory
-from dagster_llm_batch.core.rates import MONEY, PICODOLLAR
+from dagster_llm_batch.core.pricing import MONEY, PICODOLLAR
 from dagster_llm_batch.core.results import RESULT_SCHEMA
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import Outcome

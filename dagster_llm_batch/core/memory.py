@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
 
 import pyarrow as pa
 
-__all__ = ["release_all_memory", "release_memory"]
+__all__ = ["chunks", "release_all_memory", "release_memory"]
+
+_T = TypeVar("_T")
+
+
+def chunks(values: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """The values in lists of `size`, the last one shorter. As `itertools.batched`, which came with Python 3.12."""
+    rest = iter(values)
+    return iter(lambda: list(islice(rest, size)), [])
+
 
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None  # glibc's alone has it
 

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from functools import cache, lru_cache, partial
 
 import genai_prices
+from genai_prices.data import providers
 from genai_prices.data_snapshot import get_snapshot
-from genai_prices.types import ModelPrice, TieredPrices
+from genai_prices.types import ModelPrice, StartDateConstraint, TieredPrices
 
-from dagster_llm_batch.core.rates import PerToken, Rate
+from dagster_llm_batch.core.pricing import PerToken, Rate
 from dagster_llm_batch.types import Usage
 
-__all__ = ["rates_of"]
+__all__ = ["newest_price_change", "rates_of"]
+
+
+def newest_price_change(today: date) -> date | None:
+    """The last day, up to today, on which a price in the book changed: the book is at least as new. None: no such."""
+    constraints = (
+        conditional.constraint
+        for provider in providers
+        for model in provider.models
+        if isinstance(model.prices, list)
+        for conditional in model.prices
+    )
+    days = (one.start_date for one in constraints if isinstance(one, StartDateConstraint))
+    return max((day for day in days if day <= today), default=None)
+
 
 _MILLION = Decimal(1_000_000)
 _CONTEXT = {"processing": "batch"}

@@ -8,10 +8,10 @@ response=Embedding() a vector              one column `embedding`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -21,12 +21,251 @@ from pydantic.errors import PydanticUserError
 from pydantic.json_schema import JsonSchemaMode
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.core.columns import Column, columns, columns_of, field_for, resolve
-from dagster_llm_batch.core.plain_replies import plain_decoder
+from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
 from dagster_llm_batch.types import ResponseFormat, ResponseKind
 
-__all__ = ["Embedding", "Reader", "Reading", "response_format", "storable"]
+__all__ = [
+    "Column",
+    "Embedding",
+    "Reader",
+    "Reading",
+    "columns",
+    "columns_of",
+    "field_for",
+    "plain_decoder",
+    "resolve",
+    "response_format",
+    "storable",
+]
+
+_LENGTHS = {"min_length": (int,), "max_length": (int,)}
+_BOUNDS = ("ge", "gt", "le", "lt")
+_PLAIN_SCALARS: Mapping[str, tuple[Any, Mapping[str, tuple[type, ...]]]] = {
+    "str": (str, _LENGTHS),
+    "int": (int, dict.fromkeys(_BOUNDS, (int,))),
+    "float": (float, dict.fromkeys(_BOUNDS, (int, float))),
+    "bool": (bool, {}),
+}
+"""What pydantic calls a type, and the types of its bounds."""
+
+
+class _NotPlain(Exception):  # noqa: N818  # the answer, not an error
+    pass
+
+
+def plain_decoder(model: type[BaseModel], names: Sequence[str]) -> Callable[[str], msgspec.Struct] | None:
+    """Reads a reply as the values of these fields in their order, or raises; None where the model is not plain.
+
+    A field that has a default and is not there is None; no other default counts as plain.
+    """
+    try:
+        found = _fields(model.__pydantic_core_schema__)
+        if found.keys() != set(names):  # its JSON Schema was changed by hand
+            return None
+        fields = [(name, *_field(found[name])) for name in names]
+        return msgspec.json.Decoder(msgspec.defstruct("Reply", fields, kw_only=True, gc=False)).decode
+    except (_NotPlain, TypeError, ValueError, PydanticUserError):  # of msgspec: bounds that it does not have
+        return None
+
+
+def _fields(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A validator, serializer, setting or computed field of the model's own may change what comes out."""
+    own_ways = schema.get("custom_init") or schema.get("root_model") or "post_init" in schema
+    settings = schema.get("config", {}).keys() - {"title"}
+    inner = schema.get("schema", {})
+    if schema["type"] != "model" or own_ways or settings or "serialization" in schema or "strict" in schema:
+        raise _NotPlain
+    if inner.get("type") != "model-fields" or inner.keys() - {"type", "fields", "model_name", "computed_fields"}:
+        raise _NotPlain
+    if inner.get("computed_fields"):
+        raise _NotPlain
+    fields: Mapping[str, Any] = inner["fields"]
+    return fields
+
+
+def _field(field: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Its type, and its default if it has one."""
+    if field.keys() - {"type", "schema", "metadata"}:  # an alias, for one
+        raise _NotPlain
+    schema = field["schema"]
+    if schema["type"] != "default":
+        return (_plain_type(schema),)
+    if schema.keys() - {"type", "schema", "default", "metadata"} or schema.get("default", ...) is not None:
+        raise _NotPlain
+    return _plain_type(schema["schema"]), None
+
+
+def _plain_type(schema: Mapping[str, Any]) -> Any:
+    kind, more = schema["type"], {name: value for name, value in schema.items() if name not in ("type", "metadata")}
+    if kind in _PLAIN_SCALARS:
+        return _bounded(*_PLAIN_SCALARS[kind], more)
+    if kind == "literal":
+        return _choice(more.pop("expected"), more)
+    if kind == "enum" and more.pop("sub_type", None) == "str":
+        del more["cls"], more["ref"]
+        return _choice([member.value for member in more.pop("members")], more)
+    if kind == "list" and "items_schema" in more:
+        return _bounded(list[_plain_type(more.pop("items_schema"))], _LENGTHS, more)  # type: ignore[misc]
+    if kind == "nullable" and more.keys() == {"schema"}:
+        return _plain_type(more["schema"]) | None
+    raise _NotPlain
+
+
+def _bounded(found: Any, bounds: Mapping[str, tuple[type, ...]], given: Mapping[str, Any]) -> Any:
+    if any(type(value) not in bounds.get(name, ()) for name, value in given.items()):
+        raise _NotPlain
+    return Annotated[found, msgspec.Meta(**given)] if given else found
+
+
+def _choice(values: Sequence[Any], more: Mapping[str, Any]) -> Any:
+    if more or any(type(value) not in (str, int) for value in values):
+        raise _NotPlain
+    return Literal[tuple(values)]
+
+
+_AS_JSON = {b"as_json": b"1"}
+_MAX_DEPTH = 12
+_SCALARS = {
+    "string": pa.string(),
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "boolean": pa.bool_(),
+    "null": pa.null(),
+}
+
+
+class Column(NamedTuple):
+    """Values of one column, and why a value is null though one was given."""
+
+    values: pa.Array
+    reasons: list[str | None]
+
+
+def field_for(name: str, schema: Mapping[str, Any], root: Mapping[str, Any]) -> pa.Field:
+    """The Arrow field of a property. `root` holds the `$defs` that references point to."""
+    arrow_type = _type(schema, root, 0)
+    if arrow_type is None or pa.types.is_null(arrow_type):
+        return pa.field(name, pa.string(), metadata=_AS_JSON)
+    return pa.field(name, arrow_type)
+
+
+def _type(schema: Any, root: Mapping[str, Any], depth: int) -> pa.DataType | None:
+    if depth > _MAX_DEPTH or not isinstance(schema, Mapping):  # it refers to itself, or is `true`: anything goes
+        return None
+    if "$ref" in schema:
+        found = resolve(schema["$ref"], root)
+        return None if found is None else _type(found, root, depth + 1)
+    for word in ("anyOf", "oneOf", "allOf"):
+        if word in schema:
+            return _common(_type(option, root, depth + 1) for option in schema[word])
+    if "const" in schema:
+        return _of_values([schema["const"]])
+    if "enum" in schema:
+        return _of_values(schema["enum"])
+    kind = schema.get("type")
+    if isinstance(kind, list):
+        return _common(_type({**schema, "type": one}, root, depth + 1) for one in kind)
+    if kind == "string" and schema.get("format") == "date":
+        return pa.date32()
+    if kind == "array" and isinstance(schema.get("items"), Mapping):
+        item = _type(schema["items"], root, depth + 1)
+        return None if item is None else pa.list_(item)
+    if kind == "object" and schema.get("properties"):
+        fields = {name: _type(sub, root, depth + 1) for name, sub in schema["properties"].items()}
+        return None if None in fields.values() else pa.struct(list(fields.items()))
+    return _SCALARS.get(kind) if isinstance(kind, str) else None
+
+
+def resolve(reference: str, root: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a reference into the schema `root` points to; None where there is no such thing."""
+    found: Any = root
+    for step in reference.removeprefix("#/").split("/"):
+        found = found.get(step) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else None
+
+
+def _of_values(values: Sequence[Any]) -> pa.DataType | None:
+    return _common(
+        pa.bool_()
+        if isinstance(v, bool)
+        else _SCALARS.get({str: "string", int: "integer", float: "number", type(None): "null"}.get(type(v), ""))
+        for v in values
+    )
+
+
+def _common(types: Any) -> pa.DataType | None:
+    distinct = [t for t in dict.fromkeys(types) if t is None or not pa.types.is_null(t)]
+    if not distinct:
+        return pa.null()
+    if set(distinct) == {pa.int64(), pa.float64()}:
+        return pa.float64()
+    return distinct[0] if len(distinct) == 1 else None
+
+
+def columns(fields: Sequence[pa.Field], rows: Sequence[Mapping[str, Any] | None]) -> list[Column]:
+    """The values of each field in the rows. A row that is None has none."""
+    if not any(map(_is_json, fields)):
+        try:
+            whole = pa.array(rows, pa.struct([(field.name, _as_written(field.type)) for field in fields])).flatten()
+            reasons: list[str | None] = [None] * len(rows)
+            return [Column(values.cast(field.type), reasons) for field, values in zip(fields, whole, strict=True)]
+        except (pa.ArrowException, OverflowError, ValueError, TypeError):
+            pass  # which value does not fit, and why, is found out below
+    names = [field.name for field in fields]
+    return columns_of(fields, [[None if row is None else row.get(name) for row in rows] for name in names])
+
+
+def columns_of(fields: Sequence[pa.Field], values: Iterable[Sequence[Any]]) -> list[Column]:
+    """The same where the values of each field are at hand."""
+    return [_column(field, some) for field, some in zip(fields, values, strict=True)]
+
+
+def _is_json(field: pa.Field) -> bool:
+    return bool(field.metadata and b"as_json" in field.metadata)
+
+
+def _column(field: pa.Field, values: Sequence[Any]) -> Column:
+    """The values as one Arrow column; one that does not fit its type is null, with the reason."""
+    if _is_json(field):
+        return Column(
+            pa.array([None if v is None else canonical_json(v) for v in values], pa.string()), [None] * len(values)
+        )
+    try:
+        return Column(_array(values, field.type), [None] * len(values))
+    except (pa.ArrowException, OverflowError, ValueError, TypeError):
+        return _one_by_one(field, values)
+
+
+def _array(values: Sequence[Any], arrow_type: pa.DataType) -> pa.Array:
+    written = _as_written(arrow_type)
+    array = pa.array(values, written)
+    return array if written == arrow_type else array.cast(arrow_type)
+
+
+def _as_written(arrow_type: pa.DataType) -> pa.DataType:
+    """The type as JSON has it: dates are text, at any depth."""
+    if pa.types.is_date(arrow_type):
+        return pa.string()
+    if pa.types.is_list(arrow_type):
+        return pa.list_(_as_written(arrow_type.value_type))
+    if pa.types.is_struct(arrow_type):
+        return pa.struct([(field.name, _as_written(field.type)) for field in arrow_type])
+    return arrow_type
+
+
+def _one_by_one(field: pa.Field, values: Sequence[Any]) -> Column:
+    kept: list[pa.Array] = []
+    reasons: list[str | None] = []
+    for value in values:
+        try:
+            kept.append(_array([value], field.type))
+            reasons.append(None)
+        except (pa.ArrowException, OverflowError, ValueError, TypeError) as error:
+            kept.append(pa.nulls(1, field.type))
+            reasons.append(f"{field.name}: does not fit a column of type {field.type}: {str(error)[:200]}")
+    return Column(pa.concat_arrays(kept), reasons)
+
 
 _Parsed = tuple[dict[str, Any] | None, str | None]
 _TEXT = pa.field("text", pa.string())

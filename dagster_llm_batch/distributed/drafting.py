@@ -17,8 +17,7 @@ from typing import Any
 from dagster_llm_batch.core.keys import keys_of
 from dagster_llm_batch.core.rows import BATCH_ROWS
 from dagster_llm_batch.distributed.parts import LINE, SIZES, FileTask, Part, PartMaker, spare_line, write_files
-from dagster_llm_batch.engine.rendering import Rendering
-from dagster_llm_batch.engine.request_writer import Draft, Plan
+from dagster_llm_batch.engine.request_writer import Draft, Plan, Rendering
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.protocols import Workers
 from dagster_llm_batch.types import Lane

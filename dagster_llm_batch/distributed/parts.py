@@ -20,9 +20,8 @@ from dagster_llm_batch.core.keys import keys_of
 from dagster_llm_batch.core.prompt import ImageLoader
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.rendering import Rendering, columns_read, images_of
 from dagster_llm_batch.engine.request_files import PART, renamed
-from dagster_llm_batch.engine.request_writer import Spare
+from dagster_llm_batch.engine.request_writer import Rendering, Spare, columns_read, images_of
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file

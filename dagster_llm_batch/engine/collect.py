@@ -17,14 +17,13 @@ from datetime import timedelta
 
 import pyarrow as pa
 
-from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.core.identity import NONCE
+from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, Reconciler, ShardFacts, Tally
-from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.deployment import Deployment, Threads
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import RAW, RESULTS, answers_so_far, beside, packed_ids
-from dagster_llm_batch.engine.threads import Threads
 from dagster_llm_batch.errors import CredentialsError, ProviderError, RefusedError, TransientError
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.states import Move

@@ -6,11 +6,15 @@ import hashlib
 import threading
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from typing import ParamSpec, TypeVar
 
+from dagster_llm_batch.core.memory import release_all_memory
 from dagster_llm_batch.core.pricing import FREE, Tariff, tariff
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import Owner
@@ -23,7 +27,26 @@ from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Lane
 
-__all__ = ["Deployment", "Gate", "new_id"]
+__all__ = ["Deployment", "Gate", "Threads", "new_id"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class Threads(ThreadPoolExecutor):
+    """A pool whose calls see the caller's context variables: a span of OpenTelemetry finds its parent there.
+
+    At the end of `with`, also by an error, what has begun goes on to its end and nothing else begins.
+    """
+
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        call = partial(fn, *args, **kwargs)
+        return super().submit(copy_context().run, call)  # a copy each: two threads cannot be in one at a time
+
+    def __exit__(self, *_error: object) -> None:
+        self.shutdown(cancel_futures=True)
+        release_all_memory()  # of the threads: each has its own
+
 
 _LEASE = "submission:"
 _AT_WORK = "run:"

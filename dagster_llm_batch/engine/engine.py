@@ -21,18 +21,16 @@ from dagster_llm_batch.engine.activity import LOST, STRANDED, TURN, Outlook, cou
 from dagster_llm_batch.engine.breaker import Breaker, stop_reason
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment, new_id
-from dagster_llm_batch.engine.label import Landing
+from dagster_llm_batch.engine.label import Landing, WrittenLabels, write_labels
 from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.plan import Planner
+from dagster_llm_batch.engine.plan import Planner, Preview
 from dagster_llm_batch.engine.poll import Failed, Poller
-from dagster_llm_batch.engine.previewing import Preview
 from dagster_llm_batch.engine.prune import Pruner, Pruning
 from dagster_llm_batch.engine.retry import NextWave
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.engine.status import Status
 from dagster_llm_batch.engine.submit import Sender
 from dagster_llm_batch.engine.submit_queue import UNAVAILABLE, Dispatcher, can_go, drop, keep_places
-from dagster_llm_batch.engine.writing import WrittenLabels, write_labels
 from dagster_llm_batch.errors import (
     CannotTellError,
     ConfigError,

@@ -6,30 +6,214 @@ A submission speaks through its own shards and those of the submissions whose an
 from __future__ import annotations
 
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
-from itertools import accumulate, chain, groupby, repeat
+from itertools import accumulate, chain, groupby, pairwise, repeat
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.core.label_join import Labeled, label
 from dagster_llm_batch.core.memory import release_all_memory, release_memory
-from dagster_llm_batch.core.results import SHARED
+from dagster_llm_batch.core.results import REPEATING, SHARED
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.scattering import ROWS_AT_ONCE, part_names, read_part, scatter
+from dagster_llm_batch.engine.request_files import APART
 from dagster_llm_batch.engine.status import sum_costs
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Outcome, PriceBasis
 
-__all__ = ["Landing"]
+__all__ = [
+    "PART_ROWS",
+    "ROWS_AT_ONCE",
+    "Landing",
+    "WrittenLabels",
+    "part_names",
+    "read_part",
+    "scatter",
+    "write_labels",
+]
+
+PART_ROWS = 8_192
+"""More rows than these are taken apart. Another number changes the data versions of streams."""
+
+ROWS_AT_ONCE = 8_192
+"""How many rows the batches to scatter should have: a slice of few rows takes longer than its rows."""
+
+_DIGITS = 4
+_MOST_PARTS = 256  # a part is an open file, and its number a byte
+_BUFFER_BYTES = 1 << 13  # a slice of a batch is many small pieces
+
+
+def part_names(rows: int) -> list[str]:
+    """The first digits of the least request id in each of the parts of a table of so many rows."""
+    count = min(max(-(-rows // PART_ROWS), 1), _MOST_PARTS)
+    return [f"{(number << 4 * _DIGITS) // count:0{_DIGITS}x}" for number in range(count)]
+
+
+def scatter(batches: Iterable[pa.RecordBatch], schema: pa.Schema, by: str, names: list[str], folder: Path) -> None:
+    """Write each row into the file of its part in the new `folder`."""
+    folder.mkdir()
+    least = _firsts(pa.array(names))
+    with ExitStack() as files:
+        parts = [_part_writer(files, folder / name, schema) for name in names]
+        for batch in batches:
+            found = (np.searchsorted(least, _firsts(batch.column(by)), "right") - 1).astype(np.uint8)
+            sorted_batch = batch.take(pa.array(np.argsort(found, kind="stable")))  # a radix sort, of such small numbers
+            ends = np.cumsum(np.bincount(found, minlength=len(names))).tolist()
+            for part, (start, end) in zip(parts, pairwise([0, *ends]), strict=True):
+                if start < end:
+                    part.write_batch(sorted_batch.slice(start, end - start))
+            del batch, sorted_batch  # before the next is read
+
+
+def _firsts(request_ids: pa.Array) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """The first digits of each as a number, in the order of the digits."""
+    digits = pc.utf8_slice_codeunits(request_ids, 0, _DIGITS)
+    return np.frombuffer(digits.buffers()[2], ">u4", len(digits)).astype(np.uint32)
+
+
+def _part_writer(files: ExitStack, path: Path, schema: pa.Schema) -> pa.RecordBatchWriter:
+    sink = files.enter_context(pa.BufferedOutputStream(files.enter_context(pa.OSFile(str(path), "wb")), _BUFFER_BYTES))
+    return files.enter_context(pa.ipc.new_stream(sink, schema))
+
+
+def read_part(folder: Path, name: str) -> pa.Table:
+    """One part, whole."""
+    with pa.OSFile(str(folder / name)) as file:
+        return pa.ipc.open_stream(file).read_all()
+
+
+_ID = "llm_request_id"
+_ALL = 1 << 62  # more rows than there are
+
+
+@dataclass(frozen=True)
+class WrittenLabels:
+    """How many rows the files hold."""
+
+    labels: int
+    rejects: int
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A stored table: the manifest (wave 0), or results of a wave."""
+
+    path: str
+    wave: int
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """A source, taken apart: part `n` is in the rows `starts[n]` to `starts[n + 1]` of `path`."""
+
+    path: str
+    wave: int
+    starts: Sequence[int]
+
+
+@dataclass(frozen=True)
+class _TakeApart:
+    payloads: PayloadStore
+    names: list[str]
+
+    def __call__(self, source: _Source) -> _Apart:
+        path = f"{source.path.rpartition('/')[0]}/{APART}{uuid.uuid4().hex}.parquet"
+        schema = self.payloads.table_schema(source.path)
+        sizes = []
+        with (
+            tempfile.TemporaryDirectory() as root,
+            self.payloads.table_writer(path, schema, repeating=REPEATING) as out,
+        ):
+            folder = Path(root) / "parts"
+            batches = self.payloads.iter_batches(source.path, ROWS_AT_ONCE)
+            scatter(batches, schema, _ID, self.names, folder)
+            for name in self.names:
+                table = read_part(folder, name)
+                sizes.append(len(table))
+                if len(table):
+                    out.write_table(table)
+        return _Apart(path, source.wave, [0, *accumulate(sizes)])
+
+
+@dataclass(frozen=True)
+class _LabelPart:
+    payloads: PayloadStore
+    labels: PayloadStore
+    rejects: PayloadStore
+    name: str
+    sources: Sequence[_Apart]
+    response: pa.Schema
+    prompt_version: str
+    run_id: str
+
+    def __call__(self, number: int) -> WrittenLabels:
+        [manifest] = self._part(number, 0)
+        waves = sorted({source.wave for source in self.sources} - {0})
+        results = [table for wave in waves for table in self._part(number, wave)]
+        labeled = label(manifest, results, self.response, prompt_version=self.prompt_version, run_id=self.run_id)
+        for store, table in ((self.labels, labeled.labels), (self.rejects, labeled.rejects)):
+            with store.table_writer(f"{self.name}-{number:05d}.parquet", table.schema) as out:
+                out.write_table(table)
+        return WrittenLabels(len(labeled.labels), len(labeled.rejects))
+
+    def _part(self, number: int, wave: int) -> list[pa.Table]:
+        """The rows of this part, in one table for each source of the wave."""
+        found = []
+        for source in self.sources:
+            if source.wave == wave:
+                rows = range(source.starts[number], source.starts[number + 1])
+                schema = self.payloads.table_schema(source.path)
+                tables = self.payloads.take(source.path, rows)
+                found.append(pa.concat_tables([schema.empty_table(), *tables]))
+        return found
+
+
+def write_labels(landing: Landing, labels: PayloadStore, rejects: PayloadStore, run_id: str) -> WrittenLabels:
+    """See Engine.write_labels."""
+    workers = landing.labeling.workers
+    spread = map if workers is None else workers.map
+    sources = [_Source(landing.manifest_path, 0)]
+    sources += [
+        _Source(shard.results_path or "", wave)
+        for wave, shards in enumerate(landing.waves, start=1)
+        for shard in shards
+    ]
+    names = landing.part_names()
+    if len(names) == 1:
+        apart, passing = [_Apart(one.path, one.wave, (0, _ALL)) for one in sources], []
+    else:
+        apart = passing = list(spread(_TakeApart(landing.payloads, names), sources))
+    try:
+        part = _LabelPart(
+            payloads=landing.payloads,
+            labels=labels,
+            rejects=rejects,
+            name=f"part-{uuid.uuid4().hex}",
+            sources=apart,
+            response=landing.labeling.reader.schema,
+            prompt_version=landing.labeling.prompt_version,
+            run_id=run_id,
+        )
+        written = list(spread(part, range(len(names))))
+    finally:
+        for one in passing:
+            landing.payloads.delete(one.path)
+    for store in (labels, rejects):
+        store.keep_only(part.name)
+    return WrittenLabels(sum(one.labels for one in written), sum(one.rejects for one in written))
+
 
 _ID, _OUTCOME, _REALTIME = "llm_request_id", "llm_outcome", "llm_realtime_usd"
 _SHARD = pa.field("llm_shard", pa.int32())  # the number of a result's shard among those of all waves

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from functools import cached_property, partial
@@ -23,7 +23,6 @@ from dagster_llm_batch.core.sharding import tightest
 from dagster_llm_batch.engine.budget import refuse_over_budget
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.previewing import Preview, preview_of
 from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.request_files import ShardFiles, Wave, answers_so_far, request_ids
 from dagster_llm_batch.engine.request_writer import Draft, Plan, Spare
@@ -31,11 +30,55 @@ from dagster_llm_batch.engine.submit_queue import drop
 from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.paths import payload_path
-from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
 from dagster_llm_batch.types import Lane, Outcome, PriceBasis, ResponseKind, Usage
 
-__all__ = ["Planner", "output_tokens_each"]
+__all__ = ["Planner", "Preview", "output_tokens_each", "preview_of"]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A plan's figures. Tokens and money are estimates; None: no price is known."""
+
+    rows: int
+    requests: int  # different ones
+    reused: int  # of these, answered or on their way already
+    shards: tuple[Shard, ...]  # what would be sent
+    input_tokens: int
+    output_tokens: int
+    estimated_usd: Decimal | None
+    realtime_usd: Decimal | None  # what the same would cost in real time
+    price_basis: PriceBasis
+    known: Submission | None = None  # the submission that these rows have already: nothing would be sent
+    refused: str | None = None  # why it would not be sent
+
+    @property
+    def to_send(self) -> int:
+        return sum(shard.requests for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+
+def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:
+    """The figures of a finished draft."""
+    requests, each = estimate.requests, estimate.output_tokens_each
+    average = Usage(input_tokens=-(-estimate.input_tokens // max(requests, 1)), output_tokens=each)
+    realtime = estimate.tariff.price(average).realtime_usd
+    return Preview(
+        rows=plan.rows,
+        requests=plan.requests,
+        reused=plan.reused,
+        shards=tuple(plan.shards),
+        input_tokens=estimate.input_tokens,
+        output_tokens=requests * each,
+        estimated_usd=estimate.cost_usd,
+        realtime_usd=None if realtime is None else realtime * requests,
+        price_basis=estimate.tariff.basis,
+        refused=refused,
+    )
+
 
 _WAIT_SECONDS = 60.0  # for another process that stores a submission of the partition at this moment
 

@@ -25,10 +25,9 @@ from pathlib import PurePosixPath
 from dagster_llm_batch.engine.request_files import APART, IDS, PART, RAW, RESULTS, beside
 from dagster_llm_batch.errors import ConfigError, LeaseError
 from dagster_llm_batch.storage.ledger.ledger import Ledger
-from dagster_llm_batch.storage.ledger.listing import StoredFile, remove, stored_files
+from dagster_llm_batch.storage.ledger.queries import StoredFile, remove, stored_files
 from dagster_llm_batch.storage.ledger.records import Submission
-from dagster_llm_batch.storage.paths import namespace_folder, payload_path
-from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.payloads import PayloadStore, namespace_folder, payload_path
 
 __all__ = ["Pruner", "Pruning", "is_pruned"]
 

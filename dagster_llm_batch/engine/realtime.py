@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from concurrent.futures import Future, as_completed
 
-from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.deployment import Deployment, Threads
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import RAW, SO_FAR, answers_so_far, beside, write_answers_so_far
-from dagster_llm_batch.engine.threads import Threads
 from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, NoConnectionError, TransientError
 from dagster_llm_batch.protocols import Codec, Provider
 from dagster_llm_batch.states import Move

@@ -11,13 +11,12 @@ from itertools import groupby
 from typing import Any
 
 from dagster_llm_batch.core.sharding import tightest
-from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.deployment import Deployment, Threads
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.realtime import Answerer
 from dagster_llm_batch.engine.request_files import SO_FAR, beside
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.engine.submit import Sender
-from dagster_llm_batch.engine.threads import Threads
 from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.leases import Lease

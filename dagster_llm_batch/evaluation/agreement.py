@@ -1,23 +1,277 @@
 """Do people and models label alike? Several labelers of the same rows, none of which is taken to be right."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
-from dagster_llm_batch.assets.output import Frame
-from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.agreeing import AgreementDesign, agreement_asset
+from dagster_llm_batch.assets.output import Frame, stored_by
+from dagster_llm_batch.assets.partitions import each_partition
+from dagster_llm_batch.checks import Verdict
+from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.automation import follow
-from dagster_llm_batch.evaluation.builder import Tabling
-from dagster_llm_batch.evaluation.candidates import Candidates, candidates_of
-from dagster_llm_batch.evaluation.targets import Kind, targets_of
-from dagster_llm_batch.metrics import Target
+from dagster_llm_batch.evaluation.builder import MAX_PICTURES, Computed, Tabling, code_digest, picture, quiet_check_spec
+from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, Kind, candidates_of, targets_of
+from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
+from dagster_llm_batch.metadata import figure_key
+from dagster_llm_batch.metrics import (
+    LabelerAgreement,
+    LabelerPair,
+    Labels,
+    Target,
+    agreement_among,
+    agreement_of_pairs,
+    agreement_png,
+    plain_text,
+)
+from dagster_llm_batch.metrics.agreement import labelers_markdown, pairs_markdown
+from dagster_llm_batch.metrics.columns import WEIGHT, refuse_weights
+from dagster_llm_batch.metrics.joining import succeeded
+from dagster_llm_batch.metrics.schemas import table_of
 
-__all__ = ["agreement_assets"]
+__all__ = ["AgreementDesign", "agreement_asset", "agreement_assets"]
+
+ALL, GOLD, CANDIDATES = "all", "gold", "candidates"
+"""Groups of labelers. Without an annotator column, gold is a single labeler of this name."""
+
+MAX_PAIRED = 30
+"""Labelers that are compared two by two: candidates first, then the annotators with the most labels."""
+
+_HINT = "Set key=, target=, gold_target= or annotator= to columns that are there."
+_DOCS = {
+    "target": "column that was compared",
+    "group": "all labelers, those of gold, or the candidates",
+    "n_labelers": "labelers in the group",
+    "n_rows": "rows with at least two labels",
+    "n_labels": "labels on these rows",
+    "agreement": "share of the pairs of labels on the same row that are equal",
+    "alpha": "Krippendorff's alpha: agreement beyond chance; 1 is full, 0 is chance",
+    "alpha_low": "95 % interval (bootstrap)",
+    "alpha_high": "95 % interval (bootstrap)",
+    "n_complete": "rows that all labelers of the group have labeled",
+    "fleiss_kappa": "Fleiss' kappa over the complete rows",
+    "a": "a labeler",
+    "b": "another one",
+    "n_both": "rows that both have labeled",
+    "n_same": "rows that both have labeled alike",
+    "kappa": "Cohen's kappa",
+    "kappa_low": "95 % interval (bootstrap)",
+    "kappa_high": "95 % interval (bootstrap)",
+}
+
+
+@dataclass(frozen=True)
+class AgreementDesign:
+    """One agreement, in Dagster's words."""
+
+    key: dg.AssetKey
+    gold: dg.AssetKey | None
+    annotator: str | None
+    candidates: tuple[Candidate, ...]
+    join_key: str
+    targets: tuple[Target, ...]
+    min_alpha: float | None
+    severity: dg.AssetCheckSeverity
+    tabling: Tabling
+
+    @property
+    def upstreams(self) -> list[dg.AssetKey]:
+        gold = [] if self.gold is None else [self.gold]
+        return list(dict.fromkeys([*gold, *(one.key for one in self.candidates)]))
+
+    def lineage(self, table: pa.Table) -> dict[str, dg.TableColumnLineage]:
+        """Every figure comes from the labels of all."""
+        labels = [dg.TableColumnDep(one.key, target.name) for one in self.candidates for target in self.targets]
+        if self.gold is not None:
+            labels += [dg.TableColumnDep(self.gold, one.gold_column or one.name) for one in self.targets]
+        figures = [name for name in table.column_names if name not in ("target", "group", "a", "b")]
+        return {"dagster/column_lineage": dg.TableColumnLineage(dict.fromkeys(figures, labels))}
+
+    @property
+    def code_version(self) -> str:
+        return code_digest("1", self.gold, self.annotator, self.candidates, self.join_key, self.targets)
+
+
+def agreement_asset(
+    design: AgreementDesign,
+    table: dg.AssetSpec,
+    pairs: dg.AssetSpec,
+    backfill_policy: dg.BackfillPolicy | None,
+    *,
+    blocking: bool,
+) -> dg.AssetsDefinition:
+    """`<name>` and `<name>_pairs`."""
+    partitions_def = design.tabling.partitions_def
+    checks = []
+    if design.min_alpha is not None:
+        checks.append(
+            quiet_check_spec(
+                "alpha",
+                asset=design.key,
+                description=f"Krippendorff's alpha of all labelers is at least {design.min_alpha:g}.",
+                blocking=blocking,
+                partitions_def=partitions_def,
+            )
+        )
+
+    @dg.multi_asset(
+        name=design.key.to_python_identifier(),
+        specs=stored_by(design.tabling.io_manager_key, table, pairs),
+        check_specs=checks,
+        can_subset=True,
+        required_resource_keys={design.tabling.io_manager_key},
+        backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if partitions_def else None),
+    )
+    def agree(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        tables = StoredTables(context)
+
+        def land(partition: str | None) -> Iterator[Any]:
+            by_group = _labels(design, tables, partition)
+            agreements, two_by_two = _measured(design, by_group)
+            wanted, land_one = context.selected_asset_keys, design.tabling.land
+            if pairs.key in wanted:
+                everybody = sum(map(len, by_group.values()))
+                found = table_of(two_by_two, LabelerPair)
+                metadata = {**_pairs_metadata(two_by_two, everybody), **design.lineage(found)}
+                yield from land_one(context, pairs, partition, Computed(found, metadata, _DOCS), checks)
+            if table.key in wanted:
+                found = table_of(agreements, LabelerAgreement)
+                metadata = {**_metadata(agreements, two_by_two, design.targets), **design.lineage(found)}
+                verdicts = [] if design.min_alpha is None else [_verdict(design, agreements)]
+                yield from land_one(context, table, partition, Computed(found, metadata, _DOCS, verdicts), checks)
+
+        yield from each_partition(context, land)
+
+    return agree
+
+
+_ByLabeler = dict[str, pa.Table]
+
+
+def _labels(design: AgreementDesign, tables: StoredTables, partition: str | None) -> dict[str, _ByLabeler]:
+    """Labelers of each group, each with a table of keys and targets; a row that failed has no label."""
+    columns = [design.join_key, *(one.name for one in design.targets)]
+    partitions_def = design.tabling.partitions_def
+
+    def there(key: dg.AssetKey) -> bool:
+        return bool(tables.partitions(key) if partition is None else tables.in_partition(key, partition))
+
+    candidates = {
+        one.name: _labeled(
+            tables.read(one.key, partition, partitions_def, columns, also=("llm_outcome",), hint=_HINT), columns
+        )
+        for one in design.candidates
+        if there(one.key)
+    }
+    found = {CANDIDATES: candidates}
+    if design.gold is not None and there(design.gold):
+        names = {one.name: one.gold_column or one.name for one in design.targets}
+        wanted = [design.join_key, *names.values(), *([design.annotator] if design.annotator else [])]
+        gold = tables.read(design.gold, partition, partitions_def, wanted, also=(WEIGHT,), hint=_HINT)
+        if partition is not None and tables.partitions_def(design.gold) is None and candidates:
+            keys = stacked([one.select([design.join_key]) for one in candidates.values()], design.key)[design.join_key]
+            gold = gold.filter(pc.is_in(gold[design.join_key], keys.combine_chunks()))
+        refuse_weights(gold, design.join_key, *names.values())
+        found[GOLD] = _people(design, gold, names, set(candidates))
+    if sum(map(len, found.values())) < 2:  # noqa: PLR2004
+        missing = ", ".join(key.to_user_string() for key in design.upstreams if not there(key)) or "none is missing"
+        raise InputError(f"There are fewer than two labelers to compare. Materialize what is missing: {missing}.")
+    return found
+
+
+def _labeled(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Key and targets, the latter null where the row did not succeed."""
+    key, *targets = columns
+    has_label = succeeded(table)
+    values = {name: pc.if_else(has_label, table[name].combine_chunks(), None) for name in targets}
+    return pa.table({key: table[key], **values})
+
+
+def _people(design: AgreementDesign, gold: pa.Table, names: Mapping[str, str], taken: set[str]) -> _ByLabeler:
+    key = design.join_key
+    if design.annotator is None:
+        by_person = {GOLD: gold}
+    else:
+        who = gold[design.annotator].combine_chunks()
+        if who.null_count:
+            raise InputError(f"'{design.annotator}' of gold is null in {who.null_count} rows: nobody has labeled them.")
+        people = sorted(pc.unique(who).to_pylist(), key=str)
+        by_person = {str(one): gold.filter(pc.equal(who, pa.scalar(one, who.type))) for one in people}
+    if both := sorted(taken & set(by_person)):
+        raise ConfigError(f"{both} are names of candidates and of people. Give candidates= a mapping with other names.")
+    return {
+        name: pa.table({key: one[key], **{target: one[column] for target, column in names.items()}})
+        for name, one in by_person.items()
+    }
+
+
+def _measured(
+    design: AgreementDesign, by_group: Mapping[str, _ByLabeler]
+) -> tuple[list[LabelerAgreement], list[LabelerPair]]:
+    agreements, pairs = [], []
+    everyone = {name: table for group in by_group.values() for name, table in group.items()}
+    for target in design.targets:
+        labels = Labels.of(
+            target,
+            {
+                name: (table[design.join_key].combine_chunks(), table[target.name].combine_chunks())
+                for name, table in everyone.items()
+            },
+            key=design.join_key,
+        )
+        agreements.append(agreement_among(labels, ALL))
+        for group, members in by_group.items():
+            if 1 < len(members) < len(everyone):
+                agreements.append(agreement_among(labels.only(list(members)), group))
+        by_labels = sorted(by_group.get(GOLD, {}), key=lambda name: -len(everyone[name]))
+        paired = [*by_group[CANDIDATES], *by_labels][:MAX_PAIRED]
+        pairs += agreement_of_pairs(labels.only(paired))
+    return agreements, pairs
+
+
+def _verdict(design: AgreementDesign, agreements: Sequence[LabelerAgreement]) -> Verdict:
+    judged = [one for one in agreements if one.group == ALL and one.n_rows]
+    lines = [
+        f"{plain_text(one.target)}: {'not defined' if one.alpha is None else f'{one.alpha:.3f}'}; at least "
+        f"{design.min_alpha:g} wanted"
+        for one in judged
+    ]
+    return Verdict(
+        "alpha",
+        passed=all(one.alpha is not None and one.alpha >= (design.min_alpha or 0) for one in judged),
+        severity=design.severity,
+        description=". ".join(lines) + "." if lines else "No row has two labels.",
+        metadata={figure_key("alpha", one.target): one.alpha for one in judged if one.alpha is not None},
+    )
+
+
+def _metadata(
+    agreements: Sequence[LabelerAgreement], pairs: Sequence[LabelerPair], targets: Sequence[Target]
+) -> dict[str, Any]:
+    parts = [labelers_markdown(agreements)]
+    for target in targets[:MAX_PICTURES]:
+        drawn = [one for one in pairs if one.target == target.name]
+        if len(drawn) > 1:  # a single pair is one number
+            parts.append(picture(f"agreement of each two labelers, {target.name}", agreement_png(drawn)))
+    return {
+        "llm_batch/agreement": dg.MetadataValue.md("\n\n".join(parts)),
+        **{figure_key("alpha", one.target, one.group): one.alpha for one in agreements if one.alpha is not None},
+    }
+
+
+def _pairs_metadata(pairs: Sequence[LabelerPair], everybody: int) -> dict[str, Any]:
+    return {
+        "llm_batch/pairs": dg.MetadataValue.md(pairs_markdown(pairs)),
+        "llm_batch/labelers_not_paired": max(0, everybody - MAX_PAIRED),
+    }
 
 
 @checked

@@ -14,9 +14,8 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.automation import follow
-from dagster_llm_batch.evaluation.builder import Computed, Tabling, code_digest
+from dagster_llm_batch.evaluation.builder import Computed, Tabling, code_digest, picture
 from dagster_llm_batch.evaluation.candidates import Candidates, candidates_of
-from dagster_llm_batch.evaluation.pictures import picture
 from dagster_llm_batch.metrics import DayCost, costs_png
 from dagster_llm_batch.metrics.cells import usd_text
 from dagster_llm_batch.metrics.schemas import USD

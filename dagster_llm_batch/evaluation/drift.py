@@ -4,22 +4,289 @@ before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import key_beside
-from dagster_llm_batch.assets.output import Frame
-from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.assets.output import Frame, stored_by
+from dagster_llm_batch.assets.partitions import each_partition
+from dagster_llm_batch.checks import Verdict
+from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.automation import follow
-from dagster_llm_batch.evaluation.builder import Tabling, quiet_check_spec
-from dagster_llm_batch.evaluation.candidates import Candidates, candidates_of
-from dagster_llm_batch.evaluation.drifting import CHECK, DriftDesign, drift_asset
+from dagster_llm_batch.evaluation.builder import MAX_PICTURES, Computed, Tabling, code_digest, picture, quiet_check_spec
+from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of
+from dagster_llm_batch.evaluation.stored_tables import StoredTables
+from dagster_llm_batch.metadata import figure_key
+from dagster_llm_batch.metrics import (
+    SHARES_SCHEMA,
+    Counts,
+    Drift,
+    adwin_changes,
+    class_counts,
+    drift_between,
+    drift_png,
+    drifts_to_arrow,
+    plain_text,
+    shares_to_arrow,
+)
+from dagster_llm_batch.metrics.drift import drifts_markdown
+from dagster_llm_batch.metrics.joining import succeeded
 
-__all__ = ["drift_assets"]
+__all__ = ["CHECK", "DriftDesign", "drift_asset", "drift_assets"]
+
+CHECK = "label_drift"
+"""Name of the asset check."""
+
+_SHOWN = 60
+"""Rows of the table in the UI: the last ones."""
+
+_DOCS = {
+    "partition": "partition of the labels",
+    "candidate": "whose labels",
+    "target": "column with classes",
+    "reference": "partitions that it is compared with",
+    "n": "labels",
+    "n_reference": "labels of the reference",
+    "psi": "population stability index: 0 equal, 0.1 a small shift, 0.25 a large one",
+    "js_distance": "Jensen-Shannon distance: 0 equal, 1 nothing in common",
+    "chi2": "chi-squared statistic",
+    "p_value": "how often chance alone would shift the shares so far",
+    "most_changed": "class whose share has changed the most",
+    "change": "by how much: 0.1 is ten points more",
+    "drifted": "PSI is over the limit, and chance does not explain it",
+    "adwin_changed": "classes whose share changed here, as the online detector sees it",
+    "class": "class of the target",
+    "share": "of the partition's labels",
+}
+
+
+@dataclass(frozen=True)
+class DriftDesign:
+    """One watch over label shares, in Dagster's words. `reference`: so many partitions before, or these."""
+
+    key: dg.AssetKey
+    candidates: tuple[Candidate, ...]
+    targets: tuple[str, ...]
+    reference: int | tuple[str, ...]
+    max_psi: float
+    online: bool
+    severity: dg.AssetCheckSeverity
+    tabling: Tabling
+
+    @property
+    def upstreams(self) -> list[dg.AssetKey]:
+        return list(dict.fromkeys(one.key for one in self.candidates))
+
+    @property
+    def code_version(self) -> str:
+        return code_digest("1", self.candidates, self.targets, self.reference, self.max_psi, self.online)
+
+
+@dataclass(frozen=True)
+class _Series:
+    """One candidate and target: all that was counted, in order, and what it came to."""
+
+    candidate: str
+    target: str
+    counts: dict[str, Counts]
+    drifts: list[Drift]
+
+
+def drift_asset(
+    design: DriftDesign,
+    table: dg.AssetSpec,
+    shares: dg.AssetSpec,
+    check: dg.AssetCheckSpec,
+    backfill_policy: dg.BackfillPolicy | None,
+) -> dg.AssetsDefinition:
+    """`<name>` and `<name>_shares`."""
+    partitions_def = design.tabling.partitions_def
+
+    @dg.multi_asset(
+        name=design.key.to_python_identifier(),
+        specs=stored_by(design.tabling.io_manager_key, table, shares),
+        check_specs=[check],
+        can_subset=True,
+        required_resource_keys={design.tabling.io_manager_key},
+        backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if partitions_def else None),
+    )
+    def watch(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        labels = _Labels(design, StoredTables(context))
+
+        def land(partition: str | None) -> Iterator[Any]:
+            found = labels.series(partition)
+            drifts = [drift for series in found for drift in series.drifts]
+            wanted, land_one = context.selected_asset_keys, design.tabling.land
+            if shares.key in wanted:
+                computed = Computed(_shares(found, partition), {}, _DOCS)
+                yield from land_one(context, shares, partition, computed, [check])
+            if table.key in wanted:
+                verdicts = [_verdict(design, found)]
+                computed = Computed(drifts_to_arrow(drifts), _metadata(design, found), _DOCS, verdicts)
+                yield from land_one(context, table, partition, computed, [check])
+
+        yield from each_partition(context, land)
+
+    return watch
+
+
+class _Labels:
+    """Counts classes for one run."""
+
+    def __init__(self, design: DriftDesign, tables: StoredTables) -> None:
+        self._design = design
+        self._tables = tables
+        self._counted = cache(self._count)
+
+    def series(self, partition: str | None) -> list[_Series]:
+        """Of all partitions, or (`partition`) of one and what it is compared with. Candidates without labels there are
+        left out; raises InputError if none is left.
+        """
+        found = [
+            self._series(candidate, target, partition)
+            for candidate in self._design.candidates
+            if self._has_labels(candidate.key, partition)
+            for target in self._design.targets
+        ]
+        if not found:
+            names = " or ".join(one.key.to_user_string() for one in self._design.candidates)
+            raise InputError(f"There are no labels to look at. Materialize {names} first.")
+        return found
+
+    def _has_labels(self, key: dg.AssetKey, partition: str | None) -> bool:
+        own, wanted = self._tables.partitions_def(key), self._design.tabling.partitions_def
+        if own is None:
+            raise ConfigError(f"{key.to_user_string()} has no partitions, and drift is between partitions.")
+        if partition is not None and own != wanted:
+            raise ConfigError(
+                f"{key.to_user_string()} has other partitions than this asset: {own} against {wanted}. Give both the "
+                "same partitions_def, or this one none, to look at all partitions together."
+            )
+        stored = self._tables.partitions(key)
+        return bool(stored) if partition is None else partition in stored
+
+    def _series(self, candidate: Candidate, target: str, partition: str | None) -> _Series:
+        design = self._design
+        stored = [one for one in self._tables.partitions(candidate.key) if one is not None]
+        measured = stored if partition is None else [partition]
+        references = {one: self._reference(stored, one) for one in measured}
+        read = [one for one in stored if one in measured or any(one in each for each in references.values())]
+        counts = {one: self._counted(candidate.key, one)[target] for one in read}
+        if len(kinds := {type(one) for each in counts.values() for one in each}) > 1:
+            said = " and ".join(sorted(kind.__name__ for kind in kinds))
+            raise InputError(
+                f"The partitions of {candidate.key.to_user_string()} hold {said} in '{target}'. Materialize the older "
+                "ones again with the newer type."
+            )
+        changed = adwin_changes(counts) if design.online else {}
+        drifts = [
+            drift_between(
+                counts[one],
+                _pooled([counts[other] for other in references[one]]),
+                partition=one,
+                candidate=candidate.name,
+                target=target,
+                against=_named(references[one]),
+                max_psi=design.max_psi,
+                adwin_changed=changed.get(one),
+            )
+            for one in measured
+        ]
+        return _Series(candidate.name, target, counts, drifts)
+
+    def _reference(self, stored: Sequence[str], partition: str) -> list[str]:
+        reference = self._design.reference
+        if isinstance(reference, int):
+            at = stored.index(partition)
+            return list(stored[max(0, at - reference) : at])
+        return [one for one in stored if one in reference and one != partition]
+
+    def _count(self, key: dg.AssetKey, partition: str) -> dict[str, Counts]:
+        table = self._tables.load(
+            key, partition, self._design.targets, also=("llm_outcome",), hint="Set target= to columns that are there."
+        )
+        labeled = table.filter(succeeded(table))
+        whose = f"{key.to_user_string()} ({partition})"
+        return {target: class_counts(labeled[target], target, whose) for target in self._design.targets}
+
+
+def _pooled(counts: Sequence[Counts]) -> Counts:
+    total: Counter[Any] = Counter()
+    for one in counts:
+        total.update(one)
+    return total
+
+
+def _named(partitions: Sequence[str]) -> str | None:
+    if not partitions:
+        return None
+    first, last = partitions[0], partitions[-1]
+    return first if len(partitions) == 1 else f"{first} to {last} ({len(partitions)})"
+
+
+def _shares(found: Sequence[_Series], partition: str | None) -> pa.Table:
+    tables = [shares_to_arrow(one.candidate, one.target, one.counts) for one in found]
+    table = pa.concat_tables([SHARES_SCHEMA.empty_table(), *tables])
+    return table if partition is None else table.filter(pc.equal(table["partition"], partition))
+
+
+def _verdict(design: DriftDesign, found: Sequence[_Series]) -> Verdict:
+    """Of the last partition that has labels: in a run of one, that one."""
+    judged = [one for series in found for one in series.drifts[-1:]]
+    return Verdict(
+        CHECK,
+        passed=not any(one.drifted for one in judged),
+        severity=design.severity,
+        description=" ".join(map(_sentence, judged)),
+        metadata={figure_key("psi", one.candidate, one.target): one.psi for one in judged if one.psi is not None},
+    )
+
+
+def _sentence(one: Drift) -> str:
+    what = f"{plain_text(one.partition)}, {plain_text(one.candidate)}, {plain_text(one.target)}"
+    if one.psi is None or one.change is None:
+        return f"{what}: nothing to compare with yet."
+    p_value = "too few rows for chi-squared" if one.p_value is None else f"p = {one.p_value:.2g}"
+    most = f"most changed: {plain_text(one.most_changed)} ({one.change:+.1%})"
+    return f"{what}: PSI {one.psi:.3f} against {plain_text(one.reference)}, {p_value}; {most}."
+
+
+def _metadata(design: DriftDesign, found: Sequence[_Series]) -> dict[str, Any]:
+    drifts = [one for series in found for one in series.drifts]
+    parts = [drifts_markdown(drifts[-_SHOWN:])]
+    parts += [
+        picture(
+            f"shares of {one.candidate}, {one.target}",
+            drift_png(one.candidate, one.target, one.counts, one.drifts, max_psi=design.max_psi),
+        )
+        for one in [one for one in found if any(one.counts.values())][:MAX_PICTURES]
+    ]
+    last = [one for series in found for one in series.drifts[-1:]]
+    figures = {
+        figure_key(name, one.candidate, one.target): value
+        for one in last
+        for name, value in (("psi", one.psi), ("js_distance", one.js_distance))
+        if value is not None
+    }
+    lineage = {
+        name: [dg.TableColumnDep(one.key, target) for one in design.candidates for target in design.targets]
+        for name in ("n", "psi", "js_distance", "chi2", "p_value", "most_changed", "change", "drifted")
+    }
+    return {
+        "llm_batch/drift": dg.MetadataValue.md("\n\n".join(parts)),
+        "llm_batch/partitions_drifted": sum(one.drifted for one in drifts),
+        **figures,
+        "dagster/column_lineage": dg.TableColumnLineage(lineage),
+    }
 
 
 @checked

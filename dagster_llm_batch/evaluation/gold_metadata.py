@@ -13,9 +13,9 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch.evaluation.builder import MAX_PICTURES, picture
 from dagster_llm_batch.evaluation.candidates import Candidate
 from dagster_llm_batch.evaluation.gold_rows import Read
-from dagster_llm_batch.evaluation.pictures import MAX_PICTURES, picture
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import (
     Evaluation,

@@ -26,7 +26,7 @@ from dagster_llm_batch.core.identity import configuration_fingerprint
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
-from dagster_llm_batch.engine.rendering import columns_read
+from dagster_llm_batch.engine.request_writer import columns_read
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import Computed, Tabling, code_digest, quiet_check_spec
 from dagster_llm_batch.evaluation.stored_tables import StoredTables

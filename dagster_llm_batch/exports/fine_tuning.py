@@ -25,7 +25,7 @@ from dagster_llm_batch.core.label_join import PROVENANCE
 from dagster_llm_batch.core.plain import as_json
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.engine.rendering import columns_read
+from dagster_llm_batch.engine.request_writer import columns_read
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.exports.files import whole
 from dagster_llm_batch.exports.tables import json_line

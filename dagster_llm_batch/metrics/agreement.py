@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.metrics._extra import evaluation_extra
 from dagster_llm_batch.metrics.bootstrap import Cells, bootstrap_intervals, interval, kappa, resamples
 from dagster_llm_batch.metrics.columns import category, check_unique
 from dagster_llm_batch.metrics.joining import MAX_CLASSES, Class, Target
 from dagster_llm_batch.metrics.per_class import positions
+from dagster_llm_batch.metrics.schemas import evaluation_extra
 from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown, share
 
 if TYPE_CHECKING:

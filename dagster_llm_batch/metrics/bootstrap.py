@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from dagster_llm_batch.metrics._extra import evaluation_extra
+from dagster_llm_batch.metrics.schemas import evaluation_extra
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.metrics._extra import evaluation_extra
 from dagster_llm_batch.metrics.bootstrap import CONFIDENCE, bootstrap_intervals, kappa, macro_f1
 from dagster_llm_batch.metrics.calibration import calibration_of
 from dagster_llm_batch.metrics.columns import Kind
 from dagster_llm_batch.metrics.joining import Joined
 from dagster_llm_batch.metrics.per_class import class_name, coded
+from dagster_llm_batch.metrics.schemas import evaluation_extra
 from dagster_llm_batch.metrics.tally import Tally, tally
 
 if TYPE_CHECKING:

@@ -20,11 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, MissingExtraError
-from dagster_llm_batch.metrics._extra import evaluation_extra
 from dagster_llm_batch.metrics.columns import category
 from dagster_llm_batch.metrics.joining import MAX_CLASSES, Class
 from dagster_llm_batch.metrics.per_class import class_name
-from dagster_llm_batch.metrics.schemas import schema_of, table_of
+from dagster_llm_batch.metrics.schemas import evaluation_extra, schema_of, table_of
 from dagster_llm_batch.metrics.tables import figure, rows_markdown
 
 if TYPE_CHECKING:

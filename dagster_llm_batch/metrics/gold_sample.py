@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.metrics._extra import evaluation_extra
 from dagster_llm_batch.metrics.columns import comparable_keys
 from dagster_llm_batch.metrics.gold_signals import SIGNALS
 from dagster_llm_batch.metrics.key_hash import unit
+from dagster_llm_batch.metrics.schemas import evaluation_extra
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import InputError
-from dagster_llm_batch.metrics._extra import evaluation_extra
 from dagster_llm_batch.metrics.columns import category, column, comparable_keys
+from dagster_llm_batch.metrics.schemas import evaluation_extra
 
 if TYPE_CHECKING:
     import numpy as np

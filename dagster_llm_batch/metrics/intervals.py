@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import NormalDist, fmean, stdev
 
-from dagster_llm_batch.metrics._extra import evaluation_extra
 from dagster_llm_batch.metrics.bootstrap import CONFIDENCE
+from dagster_llm_batch.metrics.schemas import evaluation_extra
 
 __all__ = ["mean_interval", "sign_test", "wilson"]
 

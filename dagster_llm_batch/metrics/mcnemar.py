@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.metrics._extra import evaluation_extra
 from dagster_llm_batch.metrics.bootstrap import Cells, kappa
 from dagster_llm_batch.metrics.joining import Joined
 from dagster_llm_batch.metrics.per_class import positions
+from dagster_llm_batch.metrics.schemas import evaluation_extra
 
 __all__ = ["EXACT_BELOW", "Agreement", "agreement_between", "pairwise_agreement"]
 

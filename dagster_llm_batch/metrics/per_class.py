@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.metrics._extra import evaluation_extra
 from dagster_llm_batch.metrics.bootstrap import Cells
 from dagster_llm_batch.metrics.joining import Class, Joined
+from dagster_llm_batch.metrics.schemas import evaluation_extra
 from dagster_llm_batch.metrics.tally import Tally, tally
 
 if TYPE_CHECKING:

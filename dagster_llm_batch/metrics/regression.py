@@ -16,11 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import InputError
-from dagster_llm_batch.metrics._extra import evaluation_extra
 from dagster_llm_batch.metrics.bootstrap import interval, resamples
 from dagster_llm_batch.metrics.columns import Kind
 from dagster_llm_batch.metrics.joining import Joined
-from dagster_llm_batch.metrics.schemas import schema_of, table_of
+from dagster_llm_batch.metrics.schemas import evaluation_extra, schema_of, table_of
 from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown
 
 if TYPE_CHECKING:

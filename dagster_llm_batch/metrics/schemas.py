@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["USD", "schema_of", "table_of"]
+from dagster_llm_batch.errors import MissingExtraError
+
+__all__ = ["USD", "evaluation_extra", "schema_of", "table_of"]
+
+
+@contextmanager
+def evaluation_extra(needed_for: str) -> Iterator[None]:
+    """Wraps lazy imports: a module that is not installed becomes MissingExtraError, naming the extra `evaluation`."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("evaluation", needed_for) from error
+
 
 USD = pa.decimal128(38, 12)
 _USD_STEP = Decimal("1e-12")

@@ -16,12 +16,47 @@ whose address it makes by itself.
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
-from dagster_llm_batch.errors import CredentialsError, RefusedError
+from dagster_llm_batch.errors import ConfigError, CredentialsError, RefusedError
 
-__all__ = ["Origin", "guard_client", "guard_hooks", "guard_session"]
+__all__ = ["Origin", "checked_address", "guard_client", "guard_hooks", "guard_session", "listed_since"]
+
+_MARGIN = timedelta(minutes=10)
+
+
+def listed_since(sent_at: datetime, headers: Any) -> datetime:
+    """Since when, by the clock of who answers with these headers, a batch may be that was sent at this time of ours.
+
+    Where our clock is ahead of theirs, by the header `Date`, it was earlier there: a batch that is overlooked is paid
+    twice. Batches older than this need not be looked at.
+    """
+    try:
+        theirs = parsedate_to_datetime(headers["date"])
+        ahead = max(timedelta(), datetime.now(UTC) - theirs.astimezone(UTC))
+    except (KeyError, TypeError, ValueError):  # it sends none, or none that can be read
+        ahead = timedelta()
+    return sent_at - ahead - _MARGIN
+
+
+def checked_address(url: str, what: str, example: str = "https://host/path") -> SplitResult:
+    """The parts of the web address that the setting `what` holds, or ConfigError."""
+    if "@" in url:
+        raise ConfigError(
+            f"The {what} holds a user name or a password. They would be sent in the place of the credentials, and "
+            f"shown wherever the address is. Leave them out; it looks like {example!r}."
+        )
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"The {what} {url!r} is no web address; it looks like {example!r}.")
+    return parts
+
 
 _PORTS = {"http": 80, "https": 443}
 _NOT_SECRET = frozenset(

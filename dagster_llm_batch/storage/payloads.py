@@ -15,8 +15,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import tempfile
+import unicodedata
 import uuid
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -31,10 +33,51 @@ import xxhash
 from upath import UPath
 
 from dagster_llm_batch.core.memory import release_all_memory, release_memory
-from dagster_llm_batch.errors import MissingExtraError, PayloadError
-from dagster_llm_batch.storage.paths import check_path
+from dagster_llm_batch.errors import ConfigError, MissingExtraError, PayloadError
 
-__all__ = ["PayloadStore", "PayloadWriter", "unnamed_file"]
+__all__ = ["PayloadStore", "PayloadWriter", "check_path", "namespace_folder", "payload_path", "unnamed_file"]
+
+_MAX_CHARS = 64
+_SLUG_CHARS = 40
+_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_KEPT = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
+_RESERVED = frozenset(
+    {"con", "prn", "aux", "nul"} | {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
+)  # by Windows, with any extension
+
+
+def payload_path(namespace: str, asset: str, partition: str, submission_id: str, name: str) -> str:
+    """Where a submission's file lies. Any text is allowed; row data has no business here."""
+    return "/".join(_segment(text) for text in (namespace, asset, partition, submission_id, name))
+
+
+def namespace_folder(namespace: str) -> str:
+    """The folder that holds all files of a namespace, and no other's."""
+    return _segment(namespace)
+
+
+def check_path(path: str) -> str:
+    """`path` as it is, or ConfigError where it is not a relative path of plain segments."""
+    if not all(_SEGMENT.fullmatch(segment) for segment in path.split("/")):
+        raise ConfigError(
+            f"The payload path {path!r} is not one that works: it is made of segments of A-Z a-z 0-9 . _ - that start "
+            "with a letter, digit or _, with / between them. Build it with payload_path."
+        )
+    return path
+
+
+def _segment(text: str) -> str:
+    """The text itself where it is plain, else a slug and `--` with a digest, which no plain text holds."""
+    if not text:
+        return "_"
+    is_plain = len(text) <= _MAX_CHARS and _KEPT.fullmatch(text) and "--" not in text and ".." not in text
+    if is_plain and text.partition(".")[0] not in _RESERVED:
+        return text
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii").lower()
+    slug = re.sub(r"[^a-z0-9]+", "-", ascii_text)[:_SLUG_CHARS].strip("-")
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return f"{slug or '_'}--{digest}"
+
 
 _BUFFER_BYTES = 1 << 17
 _BATCHES_A_RELEASE = 4  # each costs as much as reading a batch

@@ -11,8 +11,7 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, upstream_key
 from dagster_llm_batch.assets.output import Frame
-from dagster_llm_batch.evaluation.builder import Computed, Tabling
-from dagster_llm_batch.evaluation.pictures import picture
+from dagster_llm_batch.evaluation.builder import Computed, Tabling, picture
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metrics.columns import WEIGHT, refuse_weights
 from dagster_llm_batch.metrics.schemas import table_of

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from dagster_llm_batch.metrics._extra import evaluation_extra
 from dagster_llm_batch.metrics.drawing import AMBER, BLUE, MUTED, bare, blank, headline, png
+from dagster_llm_batch.metrics.schemas import evaluation_extra
 from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown
 from dagster_llm_batch.streams.results import StreamResult
 

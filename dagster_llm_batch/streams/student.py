@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from dagster_llm_batch.errors import InputError
-from dagster_llm_batch.metrics._extra import evaluation_extra
+from dagster_llm_batch.metrics.schemas import evaluation_extra
 
 __all__ = ["STUDENT_SCHEMA", "Answer", "Student", "out_of_fold", "train"]
 

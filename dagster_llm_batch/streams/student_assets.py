@@ -12,7 +12,7 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import Dataset, dataset_of
 from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.assets.output import stored_by
-from dagster_llm_batch.core.rates import MONEY
+from dagster_llm_batch.core.pricing import MONEY
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.automation import follow

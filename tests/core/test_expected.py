@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dagster_llm_batch.core.expected import Expected
 from dagster_llm_batch.core.identity import custom_id, make_request, packed, request_id_of, unpacked
+from dagster_llm_batch.core.results import Expected
 
 NONCE = "r0123456789abcdef"
 ALIKE = [f"{'ab' * 8}{number:024x}" for number in range(2)]  # the first 8 bytes of both are the same

@@ -22,8 +22,7 @@ from pydantic import (
     field_validator,
 )
 
-from dagster_llm_batch.core.plain_replies import plain_decoder
-from dagster_llm_batch.core.response import Reader
+from dagster_llm_batch.core.response import Reader, plain_decoder
 
 
 def decoder_of(model: type[BaseModel]) -> Callable[[str], dict[str, Any]] | None:

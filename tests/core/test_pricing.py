@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from dagster_llm_batch.core.pricing import (
     FREE,
+    PICODOLLAR,
     UNKNOWN,
     Estimate,
     Tariff,
@@ -25,7 +26,6 @@ from dagster_llm_batch.core.pricing import (
     expected_output_tokens,
     tariff,
 )
-from dagster_llm_batch.core.rates import PICODOLLAR
 from dagster_llm_batch.types import Lane, PriceBasis, Usage
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)

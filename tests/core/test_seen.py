@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_llm_batch.core import dedupe as seen
-from dagster_llm_batch.core import runs
+from dagster_llm_batch.core import dedupe
+from dagster_llm_batch.core import digest_runs
 from dagster_llm_batch.core.dedupe import Seen
 
 
@@ -32,11 +32,11 @@ def colliding(values: Sequence[int]) -> bytes:
 @given(batches=st.lists(st.lists(st.integers(0, 60), max_size=12), max_size=30))
 def test_what_is_new_is_what_a_set_does_not_hold(make, filter_bits, recent, piece, block, batches) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seen, "_FEW", 2 * recent)
-        patch.setattr(seen, "_MOST_RECENT", recent)
-        patch.setattr(runs, "_PIECE", piece)
-        patch.setattr(runs, "_BLOCK", block)
-        patch.setattr(runs, "_FILTER_BITS", filter_bits)
+        patch.setattr(dedupe, "_FEW", 2 * recent)
+        patch.setattr(dedupe, "_MOST_RECENT", recent)
+        patch.setattr(digest_runs, "_PIECE", piece)
+        patch.setattr(digest_runs, "_BLOCK", block)
+        patch.setattr(digest_runs, "_FILTER_BITS", filter_bits)
         found, plain = Seen(make), set()
         for batch in batches:
             wanted = [not (value in plain or plain.add(value)) for value in batch]
@@ -45,8 +45,8 @@ def test_what_is_new_is_what_a_set_does_not_hold(make, filter_bits, recent, piec
 
 
 def test_two_digests_are_no_third_one_that_their_file_spells(monkeypatch) -> None:
-    monkeypatch.setattr(seen, "_FEW", 1)
-    monkeypatch.setattr(runs, "_FILTER_BITS", 8)  # it is perhaps there
+    monkeypatch.setattr(dedupe, "_FEW", 1)
+    monkeypatch.setattr(digest_runs, "_FILTER_BITS", 8)  # it is perhaps there
     first, second, across = b"a" * 8 + b"b" * 8, b"c" * 16, b"b" * 8 + b"c" * 8
     found = Seen(b"".join)
     assert all(found.new([first, second]))
@@ -55,9 +55,9 @@ def test_two_digests_are_no_third_one_that_their_file_spells(monkeypatch) -> Non
 
 def test_many_values_take_the_memory_of_few_also_while_runs_are_joined(monkeypatch) -> None:
     some, bits = 1_000, 1 << 20
-    for module, name in ((seen, "_FEW"), (seen, "_MOST_RECENT"), (runs, "_PIECE")):
+    for module, name in ((dedupe, "_FEW"), (dedupe, "_MOST_RECENT"), (digest_runs, "_PIECE")):
         monkeypatch.setattr(module, name, some)
-    monkeypatch.setattr(runs, "_FILTER_BITS", bits)
+    monkeypatch.setattr(digest_runs, "_FILTER_BITS", bits)
 
     def peak(count: int) -> int:
         with ExitStack() as files:

@@ -21,7 +21,7 @@ import pytest
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.engine.rendering import Rendering, columns_read
+from dagster_llm_batch.engine.request_writer import Rendering, columns_read
 from dagster_llm_batch.errors import InputError
 
 UUID = uuid.UUID(int=7)

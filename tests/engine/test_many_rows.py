@@ -16,9 +16,9 @@ import pyarrow as pa
 import pytest
 from house import House, assert_total, billed, labeling, tickets
 
-from dagster_llm_batch.core import dedupe as seen
+from dagster_llm_batch.core import dedupe
 from dagster_llm_batch.core import keys
-from dagster_llm_batch.engine import request_writer as planning
+from dagster_llm_batch.engine import request_writer
 from dagster_llm_batch.errors import InputError, PayloadError
 from dagster_llm_batch.storage.payloads import unnamed_file
 
@@ -29,14 +29,14 @@ FULL = "/dev/full"  # as a file on a disk without room for another byte
 def temporary(monkeypatch: pytest.MonkeyPatch) -> list[IO[bytes]]:
     """The files that were made, where few rows are many."""
     monkeypatch.setattr(keys, "_FEW", 2)
-    monkeypatch.setattr(seen, "_MOST_RECENT", 2)
+    monkeypatch.setattr(dedupe, "_MOST_RECENT", 2)
     made: list[IO[bytes]] = []
 
     def make() -> IO[bytes]:
         made.append(unnamed_file())
         return made[-1]
 
-    monkeypatch.setattr(planning, "unnamed_file", make)
+    monkeypatch.setattr(request_writer, "unnamed_file", make)
     return made
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dagster_llm_batch.core.identity import is_padding, request_id_of
-from dagster_llm_batch.engine.request_stream import outgoing
+from dagster_llm_batch.engine.submit import outgoing
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.storage.ledger.records import Shard
 

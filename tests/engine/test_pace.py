@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from dagster_llm_batch.core.price_age import newest_price_change
+from dagster_llm_batch.core.price_book import newest_price_change
 from dagster_llm_batch.engine.progress import pace, usual_duration
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Progress, Submission

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dagster_llm_batch.engine.scattering import part_names, read_part, scatter
+from dagster_llm_batch.engine.label import part_names, read_part, scatter
 
 SCHEMA = pa.schema([("row", pa.int64()), ("id", pa.string()), ("text", pa.string())])
 

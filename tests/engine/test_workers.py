@@ -142,7 +142,7 @@ def test_labels_are_the_same_row_for_row(tmp_path: Any, house: House, urgent: st
 def test_written_labels_are_the_same_rows_and_replace_the_older_ones(
     tmp_path: Any, house: House, workers: Pickled | None, parts: int, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("dagster_llm_batch.engine.scattering.PART_ROWS", 1_000 // parts)
+    monkeypatch.setattr("dagster_llm_batch.engine.label.PART_ROWS", 1_000 // parts)
     definition = labeling(workers=workers)
     submission_id = house.run(definition, tickets(1_000)).submission.submission_id
     folders = [f"{tmp_path}/table/region=1", f"{tmp_path}/rejects/region=1"]

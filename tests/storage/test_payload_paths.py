@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dagster_llm_batch.storage.paths import check_path, payload_path
+from dagster_llm_batch.storage.payloads import check_path, payload_path
 
 TEXTS = st.text(st.characters(), max_size=300)
 

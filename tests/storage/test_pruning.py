@@ -18,9 +18,8 @@ from dagster_llm_batch.engine.request_files import APART, PART
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.ledger import Ledger
-from dagster_llm_batch.storage.ledger.listing import stored_files
-from dagster_llm_batch.storage.paths import payload_path
-from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.ledger.queries import stored_files
+from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
 
 MONTH = timedelta(days=30)
 ENDINGS = {"path": ".requests.jsonl.lz4", "raw_path": ".raw.jsonl.zst", "results_path": ".results.parquet"}

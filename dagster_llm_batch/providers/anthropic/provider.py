@@ -28,7 +28,6 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
-from dagster_llm_batch.providers.addresses import checked_address
 from dagster_llm_batch.providers.anthropic.batches import CreateBody, created_at, is_batch, read_batch, total_requests
 from dagster_llm_batch.providers.anthropic.errors import UnknownIdError, provider_error
 from dagster_llm_batch.providers.anthropic.replies import read_line
@@ -44,8 +43,7 @@ from dagster_llm_batch.providers.base import (
     sdk_calls,
     time_of,
 )
-from dagster_llm_batch.providers.clocks import listed_since
-from dagster_llm_batch.providers.http import Origin, guard_client
+from dagster_llm_batch.providers.http import Origin, checked_address, guard_client, listed_since
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
 from dagster_llm_batch.providers.paging import poll_batches, walk_pages
 from dagster_llm_batch.providers.secrets import masked

@@ -35,7 +35,6 @@ from dagster_llm_batch.errors import (
     ProviderError,
     TransientError,
 )
-from dagster_llm_batch.providers.addresses import checked_address
 from dagster_llm_batch.providers.base import OddAnswerError, answer_line, json_object
 from dagster_llm_batch.providers.bedrock.batches import counted, input_of, is_job_id, job_name, listed, read_job
 from dagster_llm_batch.providers.bedrock.clients import Clients
@@ -44,6 +43,7 @@ from dagster_llm_batch.providers.bedrock.files import Files, records
 from dagster_llm_batch.providers.bedrock.models import Family, family_of
 from dagster_llm_batch.providers.bedrock.quotas import BEDROCK_LIMITS, limits_from
 from dagster_llm_batch.providers.bedrock.requests import BedrockLines
+from dagster_llm_batch.providers.http import checked_address
 from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dagster_llm_batch.errors import RefusedError, TransientError
+from dagster_llm_batch.providers.base import OwnMachines, own_answer, reaching
 from dagster_llm_batch.providers.command.arguments import checked_command, filled
 from dagster_llm_batch.providers.command.batches import CommandBatch
 from dagster_llm_batch.providers.files import lines_of, time_of
-from dagster_llm_batch.providers.own_machines import OwnMachines, own_answer, reaching
 from dagster_llm_batch.text import plain_words
 from dagster_llm_batch.types import (
     Absent,

@@ -26,7 +26,6 @@ from dagster_llm_batch.errors import (
     ProviderError,
     TransientError,
 )
-from dagster_llm_batch.providers.addresses import checked_address
 from dagster_llm_batch.providers.base import answer_line, result_lines
 from dagster_llm_batch.providers.google.clients import GoogleApi, listed, next_page
 from dagster_llm_batch.providers.google.errors import UnknownIdError
@@ -39,6 +38,7 @@ from dagster_llm_batch.providers.google.gemini_batches import (
     responses_file,
 )
 from dagster_llm_batch.providers.google.requests import GoogleLines
+from dagster_llm_batch.providers.http import checked_address
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.secrets import masked

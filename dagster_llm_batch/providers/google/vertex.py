@@ -24,7 +24,6 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.protocols import Codec
-from dagster_llm_batch.providers.addresses import checked_address
 from dagster_llm_batch.providers.base import answer_line, result_lines
 from dagster_llm_batch.providers.google.clients import GoogleApi, listed, next_page
 from dagster_llm_batch.providers.google.errors import UnknownIdError
@@ -34,7 +33,7 @@ from dagster_llm_batch.providers.google.vertex_batches import is_job, output_of,
 from dagster_llm_batch.providers.google.vertex_bigquery import VertexTables
 from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.google.vertex_storage import VertexStorage
-from dagster_llm_batch.providers.http import Origin, guard_session
+from dagster_llm_batch.providers.http import Origin, checked_address, guard_session
 from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id, plain_words

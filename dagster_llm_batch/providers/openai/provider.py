@@ -32,7 +32,6 @@ from dagster_llm_batch.errors import (
     ProviderError,
     TransientError,
 )
-from dagster_llm_batch.providers.addresses import checked_address
 from dagster_llm_batch.providers.base import (
     answer_line,
     answer_of,
@@ -43,8 +42,7 @@ from dagster_llm_batch.providers.base import (
     result_lines,
     sdk_calls,
 )
-from dagster_llm_batch.providers.clocks import listed_since
-from dagster_llm_batch.providers.http import Origin, guard_client
+from dagster_llm_batch.providers.http import Origin, checked_address, guard_client, listed_since
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.openai.batches import created_at, is_batch, read_batch
 from dagster_llm_batch.providers.openai.errors import UnknownIdError, provider_error

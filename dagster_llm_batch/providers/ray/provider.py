@@ -40,10 +40,9 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
-from dagster_llm_batch.providers.addresses import checked_address
-from dagster_llm_batch.providers.base import count_of, sdk_calls, time_of, words_of
+from dagster_llm_batch.providers.base import OwnMachines, count_of, sdk_calls, time_of, words_of
+from dagster_llm_batch.providers.http import checked_address
 from dagster_llm_batch.providers.openai.requests import OpenAILines
-from dagster_llm_batch.providers.own_machines import OwnMachines
 from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.ray.answers import RayAnswers
 from dagster_llm_batch.providers.ray.batches import read_job, status_of

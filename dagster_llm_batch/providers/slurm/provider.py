@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dagster_llm_batch.errors import ConfigError, RefusedError, TransientError
+from dagster_llm_batch.providers.base import OwnMachines, own_answer, reaching
 from dagster_llm_batch.providers.command.arguments import checked_command, filled
 from dagster_llm_batch.providers.files import time_of
-from dagster_llm_batch.providers.own_machines import OwnMachines, own_answer, reaching
 from dagster_llm_batch.providers.slurm.batches import SlurmBatch
 from dagster_llm_batch.providers.slurm.client import SlurmClient
 from dagster_llm_batch.providers.slurm.options import SlurmOptions

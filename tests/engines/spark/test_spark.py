@@ -132,7 +132,7 @@ def test_written_labels_are_a_partitioned_table_to_spark(
     definition = labeling(workers=SparkWorkers(spark))
     submission_id = house.run(definition, frame).submission.submission_id
     for region, part_rows in (("eu", 1_000), ("us", 5_000), ("us", 5_000)):  # taken apart, whole, and once more
-        monkeypatch.setattr("dagster_llm_batch.engine.scattering.PART_ROWS", part_rows)
+        monkeypatch.setattr("dagster_llm_batch.engine.label.PART_ROWS", part_rows)
         folders = [f"{tmp_path}/{name}/region={region}" for name in ("labels", "rejects")]
         written = house.engine().write_labels(definition, submission_id, *folders)
         assert (written.labels, written.rejects) == (3_000, 0)
