@@ -16,10 +16,10 @@ from dagster_llm_batch._dagster_private import check_target
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.label_stats import Figures
+from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.types import Outcome
 
-__all__ = ["COVERAGE", "ChecksPolicy", "Verdict", "check_specs", "evaluations", "verdicts"]
+__all__ = ["COVERAGE", "CheckOutcome", "ChecksPolicy", "check_specs", "evaluations", "verdicts"]
 
 COVERAGE, PARSE_RATE, SPEND = "coverage", "parse_rate", "spend"
 
@@ -48,7 +48,7 @@ class ChecksPolicy:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckOutcome:
     """One check's answer on one partition."""
 
     name: str
@@ -82,8 +82,8 @@ def check_specs(
 
 
 def verdicts(
-    figures: Figures, status: Status, labeling: Labeling, policy: ChecksPolicy, stopped: str | None = None
-) -> list[Verdict]:
+    figures: LabelStats, status: Status, labeling: Labeling, policy: ChecksPolicy, stopped: str | None = None
+) -> list[CheckOutcome]:
     """The three answers. An empty partition passes: there was nothing to miss.
 
     `stopped` is why the submission was stopped, if it was: then the coverage fails, whatever is wanted.
@@ -98,7 +98,7 @@ def verdicts(
     return [
         coverage,
         _share(PARSE_RATE, figures.labeled, replies, policy.min_parse_rate, "replies fit"),
-        Verdict(
+        CheckOutcome(
             SPEND,
             passed=budget is None or (cost is not None and cost <= budget),
             severity=dg.AssetCheckSeverity.WARN,
@@ -108,9 +108,9 @@ def verdicts(
     ]
 
 
-def _share(name: str, part: int, whole: int, least: float, what: str) -> Verdict:
+def _share(name: str, part: int, whole: int, least: float, what: str) -> CheckOutcome:
     share = part / whole if whole else 1.0
-    return Verdict(
+    return CheckOutcome(
         name,
         passed=share >= least,
         severity=dg.AssetCheckSeverity.ERROR,
@@ -122,7 +122,7 @@ def _share(name: str, part: int, whole: int, least: float, what: str) -> Verdict
 def evaluations(
     context: dg.AssetExecutionContext,
     specs: Sequence[dg.AssetCheckSpec],
-    verdicts: Sequence[Verdict],
+    verdicts: Sequence[CheckOutcome],
     asset: dg.AssetKey,
     partition: str | None,
 ) -> Iterator[dg.AssetCheckEvaluation]:

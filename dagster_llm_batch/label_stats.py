@@ -13,13 +13,13 @@ from dagster_llm_batch.core.label_join import Labeled
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.metadata import PREVIEW_ROWS, add_to_version, first_rows, plain
 
-__all__ = ["Figures"]
+__all__ = ["LabelStats"]
 
 _REASONS = 10_000  # as many are remembered: a reason may quote its reply, and be that of one row
 _TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens")
 
 
-class Figures:
+class LabelStats:
     """Of the labels and rejects of a submission; `add` takes all parts of them, one after the other."""
 
     def __init__(self, labeling: Labeling) -> None:

@@ -25,7 +25,7 @@ from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.storage.ledger.records import Shard
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.label_stats import Figures
+    from dagster_llm_batch.label_stats import LabelStats
 
 __all__ = [
     "PREVIEW_ROWS",
@@ -188,7 +188,7 @@ def submission_metadata(status: Status, labeling: Labeling, provider: Provider) 
     }
 
 
-def labels_metadata(figures: Figures, status: Status, labeling: Labeling, provider: Provider) -> dict[str, Any]:
+def labels_metadata(figures: LabelStats, status: Status, labeling: Labeling, provider: Provider) -> dict[str, Any]:
     """What came back, and what it cost."""
     submission = status.submission
     saved = None
@@ -217,7 +217,7 @@ def labels_metadata(figures: Figures, status: Status, labeling: Labeling, provid
     }
 
 
-def rejects_metadata(figures: Figures, labeling: Labeling) -> dict[str, Any]:
+def rejects_metadata(figures: LabelStats, labeling: Labeling) -> dict[str, Any]:
     """Which rows have no label, and why."""
     rows: list[list[object]] = [[*why, count] for why, count in figures.reasons.most_common(20)]
     return {

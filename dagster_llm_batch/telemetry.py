@@ -161,7 +161,7 @@ def measure(engine: Engine, labeling: Labeling, submission_id: str) -> None:
     """Record requests, tokens and cost of a settled submission, unless that was done. What it reuses is not its own."""
     if any(event.kind == MEASURED for event in engine.ledger.events(submission_id)):
         return
-    engine.ledger.note(submission_id, MEASURED)  # first: who dies here leaves a gap, and counts nothing twice
+    engine.ledger.add_event(submission_id, MEASURED)  # first: who dies here leaves a gap, and counts nothing twice
     for shard in engine.ledger.shards(submission_id):
         if shard.results_path is not None:
             _measure_shard(engine, labeling, shard, shard.results_path)

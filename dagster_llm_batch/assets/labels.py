@@ -9,7 +9,7 @@ import dagster as dg
 
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.output import stored_by, write_output
-from dagster_llm_batch.assets.partitions import each_partition, landed
+from dagster_llm_batch.assets.partitions import each_partition, materialize_result
 from dagster_llm_batch.assets.tables import LabeledTables, labeled_tables
 from dagster_llm_batch.checks import check_specs, verdicts
 from dagster_llm_batch.engine import Status
@@ -136,7 +136,9 @@ class _Landing:
         if self._rejects.key in wanted:
             logged = self._write(context, self._rejects, partition, tables.rejects)
             metadata = {**rejects_metadata(figures, labeling), **logged}
-            yield from landed(context, self._rejects.key, partition, metadata=metadata, version=submission_id)
+            yield from materialize_result(
+                context, self._rejects.key, partition, metadata=metadata, version=submission_id
+            )
         if self._labels.key in wanted:
             logged = self._write(context, self._labels, partition, tables.labels)
             self._measure(context, engine, submission_id)
@@ -146,7 +148,7 @@ class _Landing:
                 context.log.error(f"{partition or 'labels'}: stopped: {stopped}")
             if dataset.rows_key is not None:
                 metadata["dagster/column_lineage"] = column_lineage(labeling, dataset.rows_key)
-            yield from landed(
+            yield from materialize_result(
                 context,
                 dataset.key,
                 partition,
@@ -155,7 +157,7 @@ class _Landing:
                 checks=self.checks,
                 verdicts=verdicts(figures, status, labeling, dataset.checks, stopped),
             )
-            engine.ledger.deliver(submission_id)  # Dagster knows of it by now; else the sensor sees to it
+            engine.ledger.mark_delivered(submission_id)  # Dagster knows of it by now; else the sensor sees to it
 
     def send_together(self, context: dg.AssetExecutionContext, engine: "Engine", partitions: list[str]) -> set[str]:
         """Bring all partitions as far as they go without sending, then send what is to be asked again in few batches.
@@ -217,7 +219,7 @@ class _Landing:
                 done = not any(shard.state in IN_FLIGHT for shard in engine.ledger.shards(older.submission_id))
             if done:
                 self._measure(context, engine, older.submission_id)
-                engine.ledger.deliver(older.submission_id)
+                engine.ledger.mark_delivered(older.submission_id)
 
     def _advance(self, context: dg.AssetExecutionContext, engine: "Engine", submission_id: str) -> Status:
         """As far as it goes now; in `wait` mode until it is settled."""

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import dagster as dg
 
-from dagster_llm_batch.checks import Verdict, evaluations
+from dagster_llm_batch.checks import CheckOutcome, evaluations
 from dagster_llm_batch.errors import LLMBatchError
 
-__all__ = ["EachPartition", "each_partition", "landed"]
+__all__ = ["EachPartition", "each_partition", "materialize_result"]
 
 _T = TypeVar("_T")
 
@@ -52,7 +52,7 @@ def each_partition(context: dg.AssetExecutionContext, land: Callable[[str | None
     yield from partitions.events(dict.fromkeys(partitions.keys), lambda partition, _: land(partition))
 
 
-def landed(
+def materialize_result(
     context: dg.AssetExecutionContext,
     asset: dg.AssetKey,
     partition: str | None,
@@ -60,7 +60,7 @@ def landed(
     metadata: Mapping[str, Any],
     version: str,
     checks: Sequence[dg.AssetCheckSpec] = (),
-    verdicts: Sequence[Verdict] = (),
+    verdicts: Sequence[CheckOutcome] = (),
 ) -> Iterator[Any]:
     """That a partition is stored, with its data version and the verdicts on it.
 

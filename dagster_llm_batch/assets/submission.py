@@ -9,7 +9,7 @@ import dagster as dg
 from pydantic import Field
 
 from dagster_llm_batch.assets.dataset import Dataset
-from dagster_llm_batch.assets.partitions import EachPartition, landed
+from dagster_llm_batch.assets.partitions import EachPartition, materialize_result
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.errors import LLMBatchError
@@ -75,7 +75,9 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             status = step(submission.submission_id)
             _log(context, partition, status)
             metadata = submission_metadata(status, dataset.labeling, provider)
-            yield from landed(context, spec.key, partition, metadata=metadata, version=submission.fingerprint)
+            yield from materialize_result(
+                context, spec.key, partition, metadata=metadata, version=submission.fingerprint
+            )
 
         partitions = EachPartition(context)
         are_sent = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from dagster_llm_batch.label_stats import Figures
+from dagster_llm_batch.label_stats import LabelStats
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.label_join import Labeled
@@ -27,7 +27,7 @@ class LabeledTables:
 
     labels: pa.Table | pa.RecordBatchReader
     rejects: pa.Table | pa.RecordBatchReader
-    figures: Figures
+    figures: LabelStats
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def labeled_tables(
     engine: Engine, labeling: Labeling, submission_id: str, *, run_id: str, reread: bool, as_streams: bool
 ) -> Iterator[LabeledTables]:
     """All rows of a settled submission. Streams give them in no particular order, and wait on the local disk."""
-    figures = Figures(labeling)
+    figures = LabelStats(labeling)
     if not as_streams:
         labeled = engine.labels(labeling, submission_id, run_id=run_id, reread=reread)
         figures.add(labeled)
@@ -49,7 +49,7 @@ def labeled_tables(
         yield LabeledTables(labels, rejects, figures)
 
 
-def spool(parts: Iterable[Labeled], paths: list[str], figures: Figures) -> None:
+def spool(parts: Iterable[Labeled], paths: list[str], figures: LabelStats) -> None:
     """Write labels and rejects into a file each; `figures` tells of both before the first of them is stored."""
     with ExitStack() as files:
         writers: list[pa.RecordBatchWriter] = []

@@ -67,7 +67,7 @@ class Breaker:
             return True
         for wave, siblings in waves:
             if (why := self._judge(wave, siblings, submission)) is not None:
-                self._deployment.ledger.note(submission.submission_id, _STOPPED, why)
+                self._deployment.ledger.add_event(submission.submission_id, _STOPPED, why)
                 return True
         return False
 

@@ -69,7 +69,7 @@ class Collector:
             except TransientError as error:
                 if last:
                     raise
-                self._ledger.note(shard.submission_id, "fetch_again", f"{shard.shard_id}: {error}")
+                self._ledger.add_event(shard.submission_id, "fetch_again", f"{shard.shard_id}: {error}")
                 self._deployment.sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
             else:
                 break
@@ -159,7 +159,7 @@ class Collector:
             check()
             if tally.unexpected:
                 counts = ", ".join(f"{count} {name}" for name, count in tally.unexpected.items())
-                self._ledger.note(shard.submission_id, "unexpected_lines", f"{shard.shard_id}: {counts}")
+                self._ledger.add_event(shard.submission_id, "unexpected_lines", f"{shard.shard_id}: {counts}")
             self._ledger.move(
                 shard.shard_id,
                 Move.COLLECTED,

@@ -21,7 +21,7 @@ from dagster_llm_batch.engine.activity import LOST, STRANDED, TURN, Outlook, cou
 from dagster_llm_batch.engine.breaker import Breaker, stop_reason
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment, new_id
-from dagster_llm_batch.engine.label import Landing, WrittenLabels, write_labels
+from dagster_llm_batch.engine.label import LabelAssembler, WrittenLabels, write_labels
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.plan import Planner, Preview
 from dagster_llm_batch.engine.poll import Failed, Poller
@@ -283,8 +283,8 @@ class Engine:
             )
             raise ConfigError(msg)
 
-    def _landing(self, labeling: Labeling, status: Status, collector: Collector) -> Landing:
-        return Landing(labeling, status.submission, status.shards, self.ledger, self.payloads, collector)
+    def _landing(self, labeling: Labeling, status: Status, collector: Collector) -> LabelAssembler:
+        return LabelAssembler(labeling, status.submission, status.shards, self.ledger, self.payloads, collector)
 
     # labels ---------------------------------------------------------------------------------------------------------
 
@@ -320,7 +320,7 @@ class Engine:
         landing.read_again(reread=reread)
         return write_labels(landing, PayloadStore(folder), PayloadStore(rejects_folder), run_id)
 
-    def _settled(self, labeling: Labeling, submission_id: str, *, reread: bool) -> Landing:
+    def _settled(self, labeling: Labeling, submission_id: str, *, reread: bool) -> LabelAssembler:
         status = self.status(submission_id)
         if not status.is_settled:
             msg = f"Submission {submission_id} is not settled; it has no labels yet."
@@ -367,11 +367,11 @@ class Engine:
 
     def note_turns(self, submission_ids: Sequence[str]) -> None:
         """Say that what waited may go, so that a run for it is a new one."""
-        self.ledger.note_together(submission_ids, TURN)
+        self.ledger.add_events(submission_ids, TURN)
 
     def note_unavailable(self, submission_id: str, error: TransientError) -> None:
         """The provider did not answer: worth another try, later."""
-        self.ledger.note(submission_id, UNAVAILABLE, str(error))
+        self.ledger.add_event(submission_id, UNAVAILABLE, str(error))
 
     def lost_runs(self, submission_id: str) -> int:
         """How many runs in a row were to land the labels and ended without having done anything."""
@@ -379,11 +379,11 @@ class Engine:
 
     def note_lost(self, submission_id: str, detail: str) -> None:
         """A run that was to land the labels did nothing, and another one is worth a try."""
-        self.ledger.note(submission_id, LOST, detail)
+        self.ledger.add_event(submission_id, LOST, detail)
 
     def note_stranded(self, submission_id: str, detail: str) -> None:
         """No further run is worth a try before a person has looked: whatever happens then begins anew."""
-        self.ledger.note(submission_id, STRANDED, detail)
+        self.ledger.add_event(submission_id, STRANDED, detail)
 
     def now(self) -> datetime:
         return self._clock()

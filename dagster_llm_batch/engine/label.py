@@ -36,7 +36,7 @@ from dagster_llm_batch.types import Outcome, PriceBasis
 __all__ = [
     "PART_ROWS",
     "ROWS_AT_ONCE",
-    "Landing",
+    "LabelAssembler",
     "WrittenLabels",
     "part_names",
     "read_part",
@@ -180,7 +180,7 @@ class _LabelPart:
         return found
 
 
-def write_labels(landing: Landing, labels: PayloadStore, rejects: PayloadStore, run_id: str) -> WrittenLabels:
+def write_labels(landing: LabelAssembler, labels: PayloadStore, rejects: PayloadStore, run_id: str) -> WrittenLabels:
     """See Engine.write_labels."""
     workers = landing.labeling.workers
     spread = map if workers is None else workers.map
@@ -220,7 +220,7 @@ _SHARD = pa.field("llm_shard", pa.int32())  # the number of a result's shard amo
 
 
 @dataclass(frozen=True)
-class Landing:
+class LabelAssembler:
     """Lands one submission of one labeling."""
 
     labeling: Labeling

@@ -282,7 +282,7 @@ class Planner:
 
     def _supersede(self, older: Submission, by: str) -> None:
         """Send no more of a submission whose rows or definition have changed; what was sent is still collected."""
-        self._ledger.note(older.submission_id, "superseded", f"by submission {by}")
+        self._ledger.add_event(older.submission_id, "superseded", f"by submission {by}")
         self._ledger.set_state(older.submission_id, SubmissionState.CANCELED)
         drop(self._deployment, self._ledger.shards(older.submission_id), f"submission {by} came in its place")
 

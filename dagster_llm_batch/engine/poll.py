@@ -110,7 +110,9 @@ class Poller:
         self, shards: Sequence[Shard], reports: dict[str, BatchReport], ran_nothing: set[str], failed: Failed
     ) -> None:
         """Record the reports on these shards, and the ends of those whose batches have ended."""
-        _apart(shards, lambda some: self._ledger.observe({s.shard_id: reports[s.shard_id] for s in some}), failed)
+        _apart(
+            shards, lambda some: self._ledger.record_reports({s.shard_id: reports[s.shard_id] for s in some}), failed
+        )
         ends: dict[str, Ending] = {}
         for shard in shards:
             try:
@@ -187,7 +189,7 @@ class Poller:
                 self._deployment.provider_of(shard).cancel(shard.batch_id)
                 report = BatchReport(shard.batch_id, BatchStatus.CANCELING)
                 running_too = [one.shard_id for one in sharing if one.state is ShardState.SUBMITTED]
-                self._ledger.observe(dict.fromkeys(running_too, report))
+                self._ledger.record_reports(dict.fromkeys(running_too, report))
                 asked.update(running_too)
 
     def _is_unwanted(self, shard: Shard) -> bool:

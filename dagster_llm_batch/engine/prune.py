@@ -149,7 +149,7 @@ class Pruner:
         submission = self._ledger.submission(submission_id)
         if not is_pruned(self._ledger, submission):
             size = sum(file.bytes for file in files)
-            self._ledger.note(submission_id, _PRUNED, f"{len(files)} files, {size} bytes")
+            self._ledger.add_event(submission_id, _PRUNED, f"{len(files)} files, {size} bytes")
         history = self._ledger.history(submission.namespace, submission.asset, submission.partition)
         return submission_id not in _kept(history, self._clock())
 

@@ -185,7 +185,7 @@ class NextWave:
             why = exceeded(self._deployment, unknown or self._labeling, more if unknown is None else None)
         if why is not None:
             detail = f"{requests} requests are not sent again: {why}"
-            self._deployment.ledger.note(self._submission.submission_id, "over_budget", detail)
+            self._deployment.ledger.add_event(self._submission.submission_id, "over_budget", detail)
         return why is None
 
     def _estimate(self, ask: _Ask) -> Estimate:

@@ -185,7 +185,7 @@ class Sender:
                     self._refused(sent, str(error), spec, fill_up_to)
                     return
                 except AmbiguousError as error:
-                    self._ledger.note(shards[0].submission_id, _AMBIGUOUS, f"{ids[0]}: {error}")
+                    self._ledger.add_event(shards[0].submission_id, _AMBIGUOUS, f"{ids[0]}: {error}")
                     self._recover(sent)
                     return
                 else:
@@ -266,7 +266,7 @@ class Sender:
             if is_its and carrier.sent_at is not None and event.at >= carrier.sent_at:
                 return event.at
         gone = f"{carrier.shard_id}: the process that sent it is gone, and no batch of it is known"
-        self._ledger.note(carrier.submission_id, _AMBIGUOUS, gone)
+        self._ledger.add_event(carrier.submission_id, _AMBIGUOUS, gone)
         return self._deployment.clock()
 
     def _known(self, shards: Sequence[Shard]) -> frozenset[str]:

@@ -124,7 +124,7 @@ class Dispatcher:
             if any(shard.wave == 1 for shard in batch):
                 raise ConfigError(f"'{labeling.asset}': {why} Nothing was sent.")
             for submission_id in {shard.submission_id for shard in batch}:
-                self._deployment.ledger.note(submission_id, "below_minimum", f"not sent again: {why}")
+                self._deployment.ledger.add_event(submission_id, "below_minimum", f"not sent again: {why}")
             drop(self._deployment, batch, "it was not sent again: too few requests for a batch")
         for submission_id in {shard.submission_id for shard in shards if not due(shard, now)}:
             self._waits(submission_id)
@@ -159,13 +159,15 @@ class Dispatcher:
 
     def _waits(self, submission_id: str) -> None:
         if self._deployment.ledger.last_event(submission_id).kind != WAITS:
-            self._deployment.ledger.note(submission_id, WAITS, "for the provider's queue, or for its time")
+            self._deployment.ledger.add_event(submission_id, WAITS, "for the provider's queue, or for its time")
 
     def _is_unavailable(self, submission_id: str, model: str) -> None:
         """Say so, unless that is the last that is known: the sensor takes its time then before it asks for a run."""
         ledger = self._deployment.ledger
         if ledger.last_event(submission_id).kind not in (UNAVAILABLE, Move.NOT_SENT.value):
-            ledger.note(submission_id, UNAVAILABLE, f"{model} turns calls in real time away; the rest is asked later")
+            ledger.add_event(
+                submission_id, UNAVAILABLE, f"{model} turns calls in real time away; the rest is asked later"
+            )
 
     def give_up(self, planned: Sequence[Shard], *, late: bool) -> list[Shard]:
         """Take back what batches of this model will not answer in time; returns what is left to send.

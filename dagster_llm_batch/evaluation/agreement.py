@@ -15,10 +15,17 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
 from dagster_llm_batch.assets.output import Frame, stored_by
 from dagster_llm_batch.assets.partitions import each_partition
-from dagster_llm_batch.checks import Verdict
+from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.automation import follow
-from dagster_llm_batch.evaluation.builder import MAX_PICTURES, Computed, Tabling, code_digest, picture, quiet_check_spec
+from dagster_llm_batch.evaluation.builder import (
+    MAX_PICTURES,
+    Computed,
+    TableWriter,
+    code_digest,
+    picture,
+    quiet_check_spec,
+)
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, Kind, candidates_of, targets_of
 from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
 from dagster_llm_batch.metadata import figure_key
@@ -37,7 +44,7 @@ from dagster_llm_batch.metrics.columns import WEIGHT, refuse_weights
 from dagster_llm_batch.metrics.joining import succeeded
 from dagster_llm_batch.metrics.schemas import table_of
 
-__all__ = ["AgreementDesign", "agreement_asset", "agreement_assets"]
+__all__ = ["AgreementSpec", "agreement_asset", "agreement_assets"]
 
 ALL, GOLD, CANDIDATES = "all", "gold", "candidates"
 """Groups of labelers. Without an annotator column, gold is a single labeler of this name."""
@@ -69,7 +76,7 @@ _DOCS = {
 
 
 @dataclass(frozen=True)
-class AgreementDesign:
+class AgreementSpec:
     """One agreement, in Dagster's words."""
 
     key: dg.AssetKey
@@ -80,7 +87,7 @@ class AgreementDesign:
     targets: tuple[Target, ...]
     min_alpha: float | None
     severity: dg.AssetCheckSeverity
-    tabling: Tabling
+    table_writer: TableWriter
 
     @property
     def upstreams(self) -> list[dg.AssetKey]:
@@ -101,7 +108,7 @@ class AgreementDesign:
 
 
 def agreement_asset(
-    design: AgreementDesign,
+    design: AgreementSpec,
     table: dg.AssetSpec,
     pairs: dg.AssetSpec,
     backfill_policy: dg.BackfillPolicy | None,
@@ -109,7 +116,7 @@ def agreement_asset(
     blocking: bool,
 ) -> dg.AssetsDefinition:
     """`<name>` and `<name>_pairs`."""
-    partitions_def = design.tabling.partitions_def
+    partitions_def = design.table_writer.partitions_def
     checks = []
     if design.min_alpha is not None:
         checks.append(
@@ -124,10 +131,10 @@ def agreement_asset(
 
     @dg.multi_asset(
         name=design.key.to_python_identifier(),
-        specs=stored_by(design.tabling.io_manager_key, table, pairs),
+        specs=stored_by(design.table_writer.io_manager_key, table, pairs),
         check_specs=checks,
         can_subset=True,
-        required_resource_keys={design.tabling.io_manager_key},
+        required_resource_keys={design.table_writer.io_manager_key},
         backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if partitions_def else None),
     )
     def agree(context: dg.AssetExecutionContext) -> Iterator[Any]:
@@ -136,7 +143,7 @@ def agreement_asset(
         def land(partition: str | None) -> Iterator[Any]:
             by_group = _labels(design, tables, partition)
             agreements, two_by_two = _measured(design, by_group)
-            wanted, land_one = context.selected_asset_keys, design.tabling.land
+            wanted, land_one = context.selected_asset_keys, design.table_writer.land
             if pairs.key in wanted:
                 everybody = sum(map(len, by_group.values()))
                 found = table_of(two_by_two, LabelerPair)
@@ -156,10 +163,10 @@ def agreement_asset(
 _ByLabeler = dict[str, pa.Table]
 
 
-def _labels(design: AgreementDesign, tables: StoredTables, partition: str | None) -> dict[str, _ByLabeler]:
+def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) -> dict[str, _ByLabeler]:
     """Labelers of each group, each with a table of keys and targets; a row that failed has no label."""
     columns = [design.join_key, *(one.name for one in design.targets)]
-    partitions_def = design.tabling.partitions_def
+    partitions_def = design.table_writer.partitions_def
 
     def there(key: dg.AssetKey) -> bool:
         return bool(tables.partitions(key) if partition is None else tables.in_partition(key, partition))
@@ -195,7 +202,7 @@ def _labeled(table: pa.Table, columns: Sequence[str]) -> pa.Table:
     return pa.table({key: table[key], **values})
 
 
-def _people(design: AgreementDesign, gold: pa.Table, names: Mapping[str, str], taken: set[str]) -> _ByLabeler:
+def _people(design: AgreementSpec, gold: pa.Table, names: Mapping[str, str], taken: set[str]) -> _ByLabeler:
     key = design.join_key
     if design.annotator is None:
         by_person = {GOLD: gold}
@@ -214,7 +221,7 @@ def _people(design: AgreementDesign, gold: pa.Table, names: Mapping[str, str], t
 
 
 def _measured(
-    design: AgreementDesign, by_group: Mapping[str, _ByLabeler]
+    design: AgreementSpec, by_group: Mapping[str, _ByLabeler]
 ) -> tuple[list[LabelerAgreement], list[LabelerPair]]:
     agreements, pairs = [], []
     everyone = {name: table for group in by_group.values() for name, table in group.items()}
@@ -237,14 +244,14 @@ def _measured(
     return agreements, pairs
 
 
-def _verdict(design: AgreementDesign, agreements: Sequence[LabelerAgreement]) -> Verdict:
+def _verdict(design: AgreementSpec, agreements: Sequence[LabelerAgreement]) -> CheckOutcome:
     judged = [one for one in agreements if one.group == ALL and one.n_rows]
     lines = [
         f"{plain_text(one.target)}: {'not defined' if one.alpha is None else f'{one.alpha:.3f}'}; at least "
         f"{design.min_alpha:g} wanted"
         for one in judged
     ]
-    return Verdict(
+    return CheckOutcome(
         "alpha",
         passed=all(one.alpha is not None and one.alpha >= (design.min_alpha or 0) for one in judged),
         severity=design.severity,
@@ -338,7 +345,7 @@ def agreement_assets(
     labelers = candidates_of(candidates, {}) if has_candidates else ()
     if len(labelers) + (2 if annotator else gold is not None) < 2:  # noqa: PLR2004
         raise ConfigError("Agreement needs two labelers: two candidates, one and gold=, or gold= with annotator=.")
-    design = AgreementDesign(
+    design = AgreementSpec(
         key=dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name]),
         gold=None if gold is None else upstream_key(gold),
         annotator=annotator,
@@ -347,7 +354,7 @@ def agreement_assets(
         targets=targets,
         min_alpha=min_alpha,
         severity=check_severity,
-        tabling=Tabling(partitions_def, frame, io_manager_key),
+        table_writer=TableWriter(partitions_def, frame, io_manager_key),
     )
     is_there = isinstance(gold, dg.AssetSpec) and gold.partitions_def is None
     follows = follow(

@@ -17,14 +17,14 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.assets.output import Frame, stored_by, write_output
-from dagster_llm_batch.assets.partitions import each_partition, landed
-from dagster_llm_batch.checks import Verdict
+from dagster_llm_batch.assets.partitions import each_partition, materialize_result
+from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.metadata import data_version, table_schema
 
 __all__ = [
     "MAX_PICTURES",
     "Computed",
-    "Tabling",
+    "TableWriter",
     "code_digest",
     "in_partition",
     "picture",
@@ -63,11 +63,11 @@ class Computed:
     table: pa.Table
     metadata: Mapping[str, Any]
     docs: Mapping[str, str | None] = field(default_factory=dict)
-    verdicts: Sequence[Verdict] = ()
+    verdicts: Sequence[CheckOutcome] = ()
 
 
 @dataclass(frozen=True)
-class Tabling:
+class TableWriter:
     """How the tables of one evaluation are stored."""
 
     partitions_def: dg.PartitionsDefinition[Any] | None
@@ -114,7 +114,7 @@ class Tabling:
             "dagster/row_count" if partition is None else "dagster/partition_row_count": len(table),
             "dagster/column_schema": table_schema(table.schema, {"partition": "of the rows", **computed.docs}),
         }
-        yield from landed(
+        yield from materialize_result(
             context,
             spec.key,
             partition,

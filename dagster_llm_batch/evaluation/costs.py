@@ -14,7 +14,7 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.automation import follow
-from dagster_llm_batch.evaluation.builder import Computed, Tabling, code_digest, picture
+from dagster_llm_batch.evaluation.builder import Computed, TableWriter, code_digest, picture
 from dagster_llm_batch.evaluation.candidates import Candidates, candidates_of
 from dagster_llm_batch.metrics import DayCost, costs_png
 from dagster_llm_batch.metrics.cells import usd_text
@@ -118,7 +118,7 @@ def cost_assets(
         submissions = engine.ledger.submissions(engine.namespace, assets=names)
         return Computed(_table(submissions), _metadata(submissions), _DOCS)
 
-    return [Tabling(None, frame, io_manager_key).asset(spec, compute, resource_keys={resource_key})]
+    return [TableWriter(None, frame, io_manager_key).asset(spec, compute, resource_keys={resource_key})]
 
 
 def _table(submissions: Sequence[Submission]) -> pa.Table:

@@ -19,10 +19,17 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.assets.output import Frame, stored_by
 from dagster_llm_batch.assets.partitions import each_partition
-from dagster_llm_batch.checks import Verdict
+from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.automation import follow
-from dagster_llm_batch.evaluation.builder import MAX_PICTURES, Computed, Tabling, code_digest, picture, quiet_check_spec
+from dagster_llm_batch.evaluation.builder import (
+    MAX_PICTURES,
+    Computed,
+    TableWriter,
+    code_digest,
+    picture,
+    quiet_check_spec,
+)
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metadata import figure_key
@@ -41,7 +48,7 @@ from dagster_llm_batch.metrics import (
 from dagster_llm_batch.metrics.drift import drifts_markdown
 from dagster_llm_batch.metrics.joining import succeeded
 
-__all__ = ["CHECK", "DriftDesign", "drift_asset", "drift_assets"]
+__all__ = ["CHECK", "DriftSpec", "drift_asset", "drift_assets"]
 
 CHECK = "label_drift"
 """Name of the asset check."""
@@ -70,7 +77,7 @@ _DOCS = {
 
 
 @dataclass(frozen=True)
-class DriftDesign:
+class DriftSpec:
     """One watch over label shares, in Dagster's words. `reference`: so many partitions before, or these."""
 
     key: dg.AssetKey
@@ -80,7 +87,7 @@ class DriftDesign:
     max_psi: float
     online: bool
     severity: dg.AssetCheckSeverity
-    tabling: Tabling
+    table_writer: TableWriter
 
     @property
     def upstreams(self) -> list[dg.AssetKey]:
@@ -102,21 +109,21 @@ class _Series:
 
 
 def drift_asset(
-    design: DriftDesign,
+    design: DriftSpec,
     table: dg.AssetSpec,
     shares: dg.AssetSpec,
     check: dg.AssetCheckSpec,
     backfill_policy: dg.BackfillPolicy | None,
 ) -> dg.AssetsDefinition:
     """`<name>` and `<name>_shares`."""
-    partitions_def = design.tabling.partitions_def
+    partitions_def = design.table_writer.partitions_def
 
     @dg.multi_asset(
         name=design.key.to_python_identifier(),
-        specs=stored_by(design.tabling.io_manager_key, table, shares),
+        specs=stored_by(design.table_writer.io_manager_key, table, shares),
         check_specs=[check],
         can_subset=True,
-        required_resource_keys={design.tabling.io_manager_key},
+        required_resource_keys={design.table_writer.io_manager_key},
         backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if partitions_def else None),
     )
     def watch(context: dg.AssetExecutionContext) -> Iterator[Any]:
@@ -125,7 +132,7 @@ def drift_asset(
         def land(partition: str | None) -> Iterator[Any]:
             found = labels.series(partition)
             drifts = [drift for series in found for drift in series.drifts]
-            wanted, land_one = context.selected_asset_keys, design.tabling.land
+            wanted, land_one = context.selected_asset_keys, design.table_writer.land
             if shares.key in wanted:
                 computed = Computed(_shares(found, partition), {}, _DOCS)
                 yield from land_one(context, shares, partition, computed, [check])
@@ -142,7 +149,7 @@ def drift_asset(
 class _Labels:
     """Counts classes for one run."""
 
-    def __init__(self, design: DriftDesign, tables: StoredTables) -> None:
+    def __init__(self, design: DriftSpec, tables: StoredTables) -> None:
         self._design = design
         self._tables = tables
         self._counted = cache(self._count)
@@ -163,7 +170,7 @@ class _Labels:
         return found
 
     def _has_labels(self, key: dg.AssetKey, partition: str | None) -> bool:
-        own, wanted = self._tables.partitions_def(key), self._design.tabling.partitions_def
+        own, wanted = self._tables.partitions_def(key), self._design.table_writer.partitions_def
         if own is None:
             raise ConfigError(f"{key.to_user_string()} has no partitions, and drift is between partitions.")
         if partition is not None and own != wanted:
@@ -239,10 +246,10 @@ def _shares(found: Sequence[_Series], partition: str | None) -> pa.Table:
     return table if partition is None else table.filter(pc.equal(table["partition"], partition))
 
 
-def _verdict(design: DriftDesign, found: Sequence[_Series]) -> Verdict:
+def _verdict(design: DriftSpec, found: Sequence[_Series]) -> CheckOutcome:
     """Of the last partition that has labels: in a run of one, that one."""
     judged = [one for series in found for one in series.drifts[-1:]]
-    return Verdict(
+    return CheckOutcome(
         CHECK,
         passed=not any(one.drifted for one in judged),
         severity=design.severity,
@@ -260,7 +267,7 @@ def _sentence(one: Drift) -> str:
     return f"{what}: PSI {one.psi:.3f} against {plain_text(one.reference)}, {p_value}; {most}."
 
 
-def _metadata(design: DriftDesign, found: Sequence[_Series]) -> dict[str, Any]:
+def _metadata(design: DriftSpec, found: Sequence[_Series]) -> dict[str, Any]:
     drifts = [one for series in found for one in series.drifts]
     parts = [drifts_markdown(drifts[-_SHOWN:])]
     parts += [
@@ -352,7 +359,7 @@ def drift_assets(
     if online and partitions_def is not None:
         raise ConfigError("online=True looks at all partitions in turn: leave partitions_def out.")
     watched = candidates_of(candidates, {})
-    design = DriftDesign(
+    design = DriftSpec(
         key=dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name]),
         candidates=watched,
         targets=tuple(targets),
@@ -360,7 +367,7 @@ def drift_assets(
         max_psi=max_psi,
         online=online,
         severity=check_severity,
-        tabling=Tabling(partitions_def, frame, io_manager_key),
+        table_writer=TableWriter(partitions_def, frame, io_manager_key),
     )
     common: dict[str, Any] = {
         "partitions_def": partitions_def,

@@ -13,13 +13,13 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
 from dagster_llm_batch.assets.output import Frame, stored_by
 from dagster_llm_batch.assets.partitions import each_partition
-from dagster_llm_batch.checks import Verdict
+from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.evaluation import gold_metadata
-from dagster_llm_batch.evaluation.builder import Computed, Tabling, quiet_check_spec
+from dagster_llm_batch.evaluation.builder import Computed, TableWriter, quiet_check_spec
 from dagster_llm_batch.evaluation.candidates import Candidates, Kind, candidates_of, targets_of
-from dagster_llm_batch.evaluation.design import Design
 from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
 from dagster_llm_batch.evaluation.regression import CHECK, Accepted, accepted_asset, regression_verdict
+from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.thresholds import Thresholds
 from dagster_llm_batch.metrics import (
     EvaluationReport,
@@ -35,13 +35,13 @@ __all__ = ["evaluation_asset", "evaluation_assets"]
 
 
 def evaluation_asset(
-    design: Design,
+    design: EvaluationSpec,
     specs: Mapping[str, dg.AssetSpec],
     accepted_spec: dg.AssetSpec,
     backfill_policy: dg.BackfillPolicy | None,
 ) -> dg.AssetsDefinition:
-    """`specs` by what `Design.beside` calls them; the main table is ""."""
-    partitions_def = design.tabling.partitions_def
+    """`specs` by what `EvaluationSpec.beside` calls them; the main table is ""."""
+    partitions_def = design.table_writer.partitions_def
     checks = design.thresholds.specs(design.key, partitions_def)
     if design.regression:
         checks.append(
@@ -56,10 +56,10 @@ def evaluation_asset(
 
     @dg.multi_asset(
         name=design.key.to_python_identifier(),
-        specs=stored_by(design.tabling.io_manager_key, *specs.values()),
+        specs=stored_by(design.table_writer.io_manager_key, *specs.values()),
         check_specs=checks,
         can_subset=True,
-        required_resource_keys={design.tabling.io_manager_key},
+        required_resource_keys={design.table_writer.io_manager_key},
         backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if partitions_def else None),
     )
     def measure(context: dg.AssetExecutionContext) -> Iterator[Any]:
@@ -82,7 +82,7 @@ def evaluation_asset(
                     computed = _computed(design, which, read, report, regressions)
                     if accepted and which == "versions":
                         computed = replace(computed, metadata={**computed.metadata, **accepted.metadata})
-                    yield from design.tabling.land(context, specs[which], partition, computed, checks)
+                    yield from design.table_writer.land(context, specs[which], partition, computed, checks)
 
         yield from each_partition(context, land)
 
@@ -90,10 +90,10 @@ def evaluation_asset(
 
 
 def _computed(
-    design: Design, which: str, read: Read, report: EvaluationReport, regressions: Sequence[Regression]
+    design: EvaluationSpec, which: str, read: Read, report: EvaluationReport, regressions: Sequence[Regression]
 ) -> Computed:
     """One of the tables, as it is stored and shown. Nothing is stored of a partition that cannot be evaluated."""
-    verdicts: list[Verdict] = []
+    verdicts: list[CheckOutcome] = []
     if which == "per_class":
         table, metadata = report.per_class, gold_metadata.per_class_metadata(report)
     elif which == "calibration":
@@ -187,7 +187,7 @@ def evaluation_assets(
     targets = targets_of(target, gold_target, kind, confidence)
     measured = candidates_of(candidates, rejects or {})
     limits = Thresholds.of(min_accuracy, min_kappa, max_ece, measured, targets, check_severity, blocking=blocking)
-    design = Design(
+    design = EvaluationSpec(
         key=dg.AssetKey([*prefix, name]),
         gold=upstream_key(gold),
         candidates=measured,
@@ -195,7 +195,7 @@ def evaluation_assets(
         targets=targets,
         thresholds=limits,
         regression=regression,
-        tabling=Tabling(partitions_def, frame, io_manager_key),
+        table_writer=TableWriter(partitions_def, frame, io_manager_key),
     )
     gold_is_there = isinstance(gold, dg.AssetSpec) and gold.partitions_def is None
     common: dict[str, Any] = {
@@ -229,5 +229,5 @@ def evaluation_assets(
     )
     assets = [evaluation_asset(design, specs, accepted, backfill_policy)]
     if regression:
-        assets.append(accepted_asset(design, accepted, Tabling(None, frame, io_manager_key)))
+        assets.append(accepted_asset(design, accepted, TableWriter(None, frame, io_manager_key)))
     return assets

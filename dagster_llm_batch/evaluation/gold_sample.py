@@ -16,7 +16,7 @@ from dagster_llm_batch.assets.naming import Upstream, upstream_key
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.automation import follow
-from dagster_llm_batch.evaluation.builder import Computed, Tabling, code_digest
+from dagster_llm_batch.evaluation.builder import Computed, TableWriter, code_digest
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of
 from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
 from dagster_llm_batch.metadata import figure_key
@@ -113,7 +113,7 @@ def gold_sample_assets(
         size=size,
         random_share=random_share,
         seed=seed,
-        tabling=Tabling(partitions_def, frame, io_manager_key),
+        table_writer=TableWriter(partitions_def, frame, io_manager_key),
     )
     names = ", ".join(one.name for one in sampling.candidates)
     spec = dg.AssetSpec(
@@ -133,7 +133,7 @@ def gold_sample_assets(
         ),
         skippable=True,  # a run over several partitions says by itself which have landed
     )
-    return [sampling.tabling.asset(spec, sampling.compute)]
+    return [sampling.table_writer.asset(spec, sampling.compute)]
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class _Sampling:
     size: int
     random_share: float
     seed: int
-    tabling: Tabling
+    table_writer: TableWriter
 
     @property
     def reads(self) -> list[dg.AssetKey]:
@@ -200,7 +200,7 @@ class _Sampling:
 
     def _labels(self, stored: StoredTables, candidate: Candidate, partition: str | None) -> pa.Table:
         """Labels, and the rejects as rows without a label."""
-        columns, partitions_def = [self.join_key, *self.targets], self.tabling.partitions_def
+        columns, partitions_def = [self.join_key, *self.targets], self.table_writer.partitions_def
         labels = stored.read(candidate.key, partition, partitions_def, columns, also=self.confidence, hint=_HINT)
         if candidate.rejects is None:
             return labels

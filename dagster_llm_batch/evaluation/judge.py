@@ -22,11 +22,11 @@ from dagster_llm_batch.arguments import checked_beside
 from dagster_llm_batch.assets import ROLE_TAG, RowsContext, llm_batch_assets
 from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
 from dagster_llm_batch.assets.output import Frame
-from dagster_llm_batch.checks import Verdict
+from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.automation import follow
-from dagster_llm_batch.evaluation.builder import Computed, Tabling, code_digest, picture, quiet_check_spec
+from dagster_llm_batch.evaluation.builder import Computed, TableWriter, code_digest, picture, quiet_check_spec
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of
 from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
 from dagster_llm_batch.metadata import figure_key
@@ -122,10 +122,10 @@ def pairwise(
     return Computed(pairwise_to_arrow(found), shown, _PAIRWISE_DOCS, said)
 
 
-def _consistency(found: Sequence[Pairwise], largest: float, severity: dg.AssetCheckSeverity) -> Verdict:
+def _consistency(found: Sequence[Pairwise], largest: float, severity: dg.AssetCheckSeverity) -> CheckOutcome:
     rates = {f"{one.a} and {one.b}": one.inconsistent_rate for one in found if one.inconsistent_rate is not None}
     lines = [f"{plain_text(pair)}: {rate:.1%}; at most {largest:.1%} wanted" for pair, rate in rates.items()]
-    return Verdict(
+    return CheckOutcome(
         CONSISTENCY,
         passed=all(rate <= largest for rate in rates.values()),
         severity=severity,
@@ -152,13 +152,13 @@ def rubric(
     return Computed(rubric_to_arrow(found), shown, _RUBRIC_DOCS, said)
 
 
-def _score(found: Sequence[Rubric], least: Mapping[str, float], severity: dg.AssetCheckSeverity) -> Verdict:
+def _score(found: Sequence[Rubric], least: Mapping[str, float], severity: dg.AssetCheckSeverity) -> CheckOutcome:
     judged = [(one, one.mean, least[one.criterion]) for one in found if one.criterion in least and one.mean is not None]
     lines = [
         f"{plain_text(one.candidate)}, {plain_text(one.criterion)}: {mean:.2f}; at least {wanted:g} wanted"
         for one, mean, wanted in judged
     ]
-    return Verdict(
+    return CheckOutcome(
         SCORE,
         passed=all(mean >= wanted for _, mean, wanted in judged),
         severity=severity,
@@ -227,7 +227,7 @@ class Judge:
     cases: Callable[..., pa.Table]
     sample: int | None
     seed: int
-    tabling: Tabling
+    table_writer: TableWriter
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -269,9 +269,13 @@ class Judge:
         llm_batch: Mapping[str, Any],
     ) -> list[dg.AssetsDefinition]:
         """All of them, in the order of the data."""
-        tabling = self.tabling
-        partitioned = tabling.partitions_def is not None
-        common: dict[str, Any] = {"partitions_def": tabling.partitions_def, "group_name": group_name, "owners": owners}
+        table_writer = self.table_writer
+        partitioned = table_writer.partitions_def is not None
+        common: dict[str, Any] = {
+            "partitions_def": table_writer.partitions_def,
+            "group_name": group_name,
+            "owners": owners,
+        }
         mine = {**common, "tags": {**tags, ROLE_TAG: "evaluation"}, "skippable": True}
         names = ", ".join(one.name for one in self.candidates)
         reads = list(dict.fromkeys([self.rows_key, *(one.key for one in self.candidates)]))
@@ -294,14 +298,14 @@ class Judge:
             key_prefix=self.verdicts_key.path[:-1],
             rows=self._asked,
             deps=[self.cases_key],
-            required_resource_keys={tabling.io_manager_key},
+            required_resource_keys={table_writer.io_manager_key},
             key=CASE_ID,
             keep=[self.join_key, *self.keep],
             prompt=self.prompt,
             response=response,
             model=model,
-            frame=tabling.frame,
-            io_manager_key=tabling.io_manager_key,
+            frame=table_writer.frame,
+            io_manager_key=table_writer.io_manager_key,
             tags=tags,
             **common,
             **llm_batch,
@@ -317,9 +321,9 @@ class Judge:
             **mine,
         )
         return [
-            tabling.asset(cases, self._compute_cases, backfill_policy=_BEFORE_ASKING),
+            table_writer.asset(cases, self._compute_cases, backfill_policy=_BEFORE_ASKING),
             *verdicts,
-            tabling.asset(
+            table_writer.asset(
                 table, lambda context, partition: figures(*self._judged(context, partition, response)), checks
             ),
         ]
@@ -369,7 +373,7 @@ class Judge:
         also: Sequence[str] = (),
     ) -> pa.Table:
         hint = "Set key=, target= or the variables of the prompt to columns that are there."
-        return stored.read(key, partition, self.tabling.partitions_def, columns, also=also, hint=hint)
+        return stored.read(key, partition, self.table_writer.partitions_def, columns, also=also, hint=hint)
 
 
 def _to_ask(cases: pa.Table) -> pa.Table:
@@ -453,7 +457,7 @@ def pairwise_judge_assets(
         cases=pairwise_cases,
         sample=sample,
         seed=seed,
-        tabling=Tabling(partitions_def, frame, io_manager_key),
+        table_writer=TableWriter(partitions_def, frame, io_manager_key),
     )
     verdict = {"type": "string", "enum": list(VERDICTS), "description": "Which answer is better."}
     checks = (
@@ -545,7 +549,7 @@ def rubric_judge_assets(
         cases=rubric_cases,
         sample=sample,
         seed=seed,
-        tabling=Tabling(partitions_def, frame, io_manager_key),
+        table_writer=TableWriter(partitions_def, frame, io_manager_key),
     )
     checks = (
         []

@@ -21,13 +21,13 @@ from pydantic import Field
 from dagster_llm_batch._dagster_private import load_stored
 from dagster_llm_batch.assets.output import stored_by
 from dagster_llm_batch.assets.partitions import each_partition
-from dagster_llm_batch.checks import Verdict
+from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.builder import Computed, Tabling
-from dagster_llm_batch.evaluation.design import Design
+from dagster_llm_batch.evaluation.builder import Computed, TableWriter
 from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
+from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.stored_tables import columns_of, stacked
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Evaluation, Regression, evaluate, join, regression_between, worse
@@ -63,7 +63,7 @@ class Accept(CheckedConfig):
 class Accepted:
     """What was accepted last, as one run reads it."""
 
-    def __init__(self, context: dg.AssetExecutionContext, design: Design, spec: dg.AssetSpec) -> None:
+    def __init__(self, context: dg.AssetExecutionContext, design: EvaluationSpec, spec: dg.AssetSpec) -> None:
         self._context = context
         self._design = design
         self._spec = spec
@@ -88,7 +88,7 @@ class Accepted:
         spec, design = self._spec, self._design
         what, name = spec.key.to_user_string(), spec.key.to_python_identifier()
         try:
-            stored = load_stored(self._context, spec, design.tabling.io_manager_key, None, name=name)
+            stored = load_stored(self._context, spec, design.table_writer.io_manager_key, None, name=name)
             batches = list(record_batches(stored))
         except Exception as error:  # an IO manager raises whatever its store does
             raise InputError(f"{what} could not be read: {type(error).__name__}: {error}. {_ANEW}") from error
@@ -119,7 +119,7 @@ class Accepted:
 
 def regression_verdict(
     regressions: Sequence[Regression], accepted: dg.AssetKey, severity: dg.AssetCheckSeverity
-) -> Verdict:
+) -> CheckOutcome:
     """Passes if no accepted candidate is surely worse than it was. Where nothing is accepted yet, or the rows are too
     few for a verdict, it does not fail either, and says so first.
     """
@@ -138,7 +138,7 @@ def regression_verdict(
         for one in regressions
         if not _is_judged(one)
     }
-    return Verdict(CHECK, passed=not bad, severity=severity, description=said, metadata=told)
+    return CheckOutcome(CHECK, passed=not bad, severity=severity, description=said, metadata=told)
 
 
 def _sentence(one: Regression) -> str:
@@ -161,14 +161,14 @@ def _rows_short(one: Regression) -> str:
     return f"{one.n_both} of {one.rows_wanted}"
 
 
-def accepted_asset(design: Design, spec: dg.AssetSpec, tabling: Tabling) -> dg.AssetsDefinition:
-    """`<name>_accepted`. Its `tabling` has no partitions: one accepted version serves all of them."""
+def accepted_asset(design: EvaluationSpec, spec: dg.AssetSpec, table_writer: TableWriter) -> dg.AssetsDefinition:
+    """`<name>_accepted`. Its `table_writer` has no partitions: one accepted version serves all of them."""
 
     @dg.multi_asset(
         name=spec.key.to_python_identifier(),
-        specs=stored_by(tabling.io_manager_key, spec),
+        specs=stored_by(table_writer.io_manager_key, spec),
         can_subset=True,
-        required_resource_keys={tabling.io_manager_key},
+        required_resource_keys={table_writer.io_manager_key},
     )
     def accept(context: dg.AssetExecutionContext, config: Accept) -> Iterator[Any]:
         names = [one.name for one in design.candidates]
@@ -181,14 +181,14 @@ def accepted_asset(design: Design, spec: dg.AssetSpec, tabling: Tabling) -> dg.A
             )
             return
         yield from each_partition(
-            context, lambda _: tabling.land(context, spec, None, _accept(context, design, spec, config.candidates))
+            context, lambda _: table_writer.land(context, spec, None, _accept(context, design, spec, config.candidates))
         )
 
     return accept
 
 
 def _accept(
-    context: dg.AssetExecutionContext, design: Design, spec: dg.AssetSpec, candidates: Sequence[str]
+    context: dg.AssetExecutionContext, design: EvaluationSpec, spec: dg.AssetSpec, candidates: Sequence[str]
 ) -> Computed:
     upstreams = Upstreams(
         context,
@@ -216,7 +216,7 @@ def _accept(
     return Computed(table, _metadata(measured, replaced, candidates), _DOCS)
 
 
-def _labels_of_gold(name: str, table: pa.Table, gold: pa.Table, design: Design) -> pa.Table:
+def _labels_of_gold(name: str, table: pa.Table, gold: pa.Table, design: EvaluationSpec) -> pa.Table:
     columns = [design.join_key, *(target.name for target in design.targets)]
     columns += [one for one in _KEPT if one in table.column_names]
     labels = table.filter(pc.is_in(table[design.join_key], gold[design.join_key].combine_chunks())).select(columns)

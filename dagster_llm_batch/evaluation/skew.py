@@ -21,14 +21,14 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG, Dataset, dataset_of
 from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.assets.output import stored_by
 from dagster_llm_batch.assets.partitions import each_partition
-from dagster_llm_batch.checks import Verdict
+from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.core.identity import configuration_fingerprint
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
 from dagster_llm_batch.engine.request_writer import columns_read
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.builder import Computed, Tabling, code_digest, quiet_check_spec
+from dagster_llm_batch.evaluation.builder import Computed, TableWriter, code_digest, quiet_check_spec
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Target, plain_text
@@ -136,7 +136,7 @@ def skew_assets(
         seed=seed,
         min_agreement=min_agreement,
         severity=check_severity,
-        tabling=Tabling(dataset.partitions_def, dataset.frame, dataset.io_manager_key),
+        table_writer=TableWriter(dataset.partitions_def, dataset.frame, dataset.io_manager_key),
     )
     common: dict[str, Any] = {
         "partitions_def": dataset.partitions_def,
@@ -157,7 +157,7 @@ def skew_assets(
 
 
 def _asset(skew: "_Skew", figures: dg.AssetSpec, rows: dg.AssetSpec, *, blocking: bool) -> dg.AssetsDefinition:
-    dataset, tabling = skew.dataset, skew.tabling
+    dataset, table_writer = skew.dataset, skew.table_writer
     checks = []
     if skew.min_agreement is not None:
         said = f"At least {skew.min_agreement:.0%} of the labels are the same in real time."
@@ -183,9 +183,9 @@ def _asset(skew: "_Skew", figures: dg.AssetSpec, rows: dg.AssetSpec, *, blocking
         def land(partition: str | None) -> Iterator[Any]:
             side, found = skew.compute(context, engine, partition)
             if rows.key in context.selected_asset_keys:
-                yield from tabling.land(context, rows, partition, side)
+                yield from table_writer.land(context, rows, partition, side)
             if figures.key in context.selected_asset_keys:
-                yield from tabling.land(context, figures, partition, found, checks)
+                yield from table_writer.land(context, figures, partition, found, checks)
 
         yield from each_partition(context, land)
 
@@ -203,7 +203,7 @@ class _Skew:
     seed: int
     min_agreement: float | None
     severity: dg.AssetCheckSeverity
-    tabling: Tabling
+    table_writer: TableWriter
 
     def compute(
         self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None
@@ -265,7 +265,7 @@ class _Skew:
             self._refuse_other_requests(engine, planned.submission_id, planned.manifest_path or "", batch)
         status = answer_now(engine, self.labeling, planned.submission_id)
         labeled = engine.labels(self.labeling, planned.submission_id, run_id=context.run.run_id)
-        engine.ledger.deliver(planned.submission_id)
+        engine.ledger.mark_delivered(planned.submission_id)
         return pa.concat_tables([labeled.labels, labeled.rejects], promote_options="default"), status
 
     def _refuse_other_requests(self, engine: "Engine", submission_id: str, manifest: str, batch: pa.Table) -> None:
@@ -280,7 +280,7 @@ class _Skew:
             f"{self.dataset.batch_key.to_user_string()} and the labels again, or name the prompt's columns."
         )
 
-    def _verdict(self, skews: Sequence[Skew], least: float) -> Verdict:
+    def _verdict(self, skews: Sequence[Skew], least: float) -> CheckOutcome:
         judged = [(one, one.agreement, one.agreement_high) for one in skews]
         lines = [
             f"{plain_text(one.target)}: {share:.1%} (up to {high:.1%}) of {one.n_compared} are the same; at least "
@@ -288,7 +288,7 @@ class _Skew:
             for one, share, high in judged
             if share is not None and high is not None
         ]
-        return Verdict(
+        return CheckOutcome(
             _AGREEMENT,
             passed=all(high is None or high >= least for _, _, high in judged),
             severity=self.severity,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import dagster as dg
 
-from dagster_llm_batch.checks import Verdict
+from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.builder import quiet_check_spec
 from dagster_llm_batch.evaluation.candidates import Candidate
@@ -81,14 +81,14 @@ class Thresholds:
             for figure, wanted in self.limits.items()
         ]
 
-    def verdicts(self, evaluations: Sequence[Evaluation]) -> list[Verdict]:
+    def verdicts(self, evaluations: Sequence[Evaluation]) -> list[CheckOutcome]:
         """One answer for each figure; it passes if every candidate keeps its limit on every categorical target.
 
         Without gold it passes, as there was nothing to miss; a figure that is not defined is not enough.
         """
         return [self._verdict(figure, wanted, evaluations) for figure, wanted in self.limits.items()]
 
-    def _verdict(self, figure: _Figure, wanted: Mapping[str, float], evaluations: Sequence[Evaluation]) -> Verdict:
+    def _verdict(self, figure: _Figure, wanted: Mapping[str, float], evaluations: Sequence[Evaluation]) -> CheckOutcome:
         judged = [
             (one, getattr(one, figure))
             for one in evaluations
@@ -99,7 +99,7 @@ class Thresholds:
             f"{'not defined' if value is None else f'{value:.3f}'}; {_bound(figure)} {wanted[one.candidate]:g} wanted"
             for one, value in judged
         ]
-        return Verdict(
+        return CheckOutcome(
             figure,
             passed=all(
                 value is not None

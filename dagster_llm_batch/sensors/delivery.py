@@ -40,7 +40,7 @@ def deliver_landed(
             superseded = {one.submission_id for one in some if newest[one.partition] != one.submission_id}
             rest = [one for one in some if one.submission_id not in superseded]
             found = superseded | set(_materialized(instance, asset, rest))
-            engine.ledger.deliver(*found)
+            engine.ledger.mark_delivered(*found)
             home |= found
     return home, unknown
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.assets.output import Frame, stored_by, write_output
-from dagster_llm_batch.assets.partitions import each_partition, landed
+from dagster_llm_batch.assets.partitions import each_partition, materialize_result
 from dagster_llm_batch.errors import MessagesLostError
 from dagster_llm_batch.metadata import data_version, first_rows, markdown_table, preview, table_schema
 from dagster_llm_batch.streams.messages import KEY, REJECT_SCHEMA
@@ -97,7 +97,9 @@ def kafka_assets(
                 if spec.key in context.selected_asset_keys:
                     logged = write_output(context, spec, io_manager_key, partition, table, frame)
                     metadata = {**_metadata(window, table, bad), **logged}
-                    yield from landed(context, spec.key, partition, metadata=metadata, version=data_version(table))
+                    yield from materialize_result(
+                        context, spec.key, partition, metadata=metadata, version=data_version(table)
+                    )
 
         yield from each_partition(context, land)
 

@@ -11,7 +11,7 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, upstream_key
 from dagster_llm_batch.assets.output import Frame
-from dagster_llm_batch.evaluation.builder import Computed, Tabling, picture
+from dagster_llm_batch.evaluation.builder import Computed, TableWriter, picture
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metrics.columns import WEIGHT, refuse_weights
 from dagster_llm_batch.metrics.schemas import table_of
@@ -111,7 +111,7 @@ def stream_dashboard_asset(
             metadata["stream/picture"] = dg.MetadataValue.md(picture("latency and share", latency_png(found)))
         return Computed(table_of(figures, StreamFigures), metadata, _DOCS)
 
-    return Tabling(None, frame, io_manager_key).asset(spec, compute, resource_keys={resource_key})
+    return TableWriter(None, frame, io_manager_key).asset(spec, compute, resource_keys={resource_key})
 
 
 def _truth(context: dg.AssetExecutionContext, source: dg.AssetKey, target: str) -> dict[str, str]:

@@ -109,7 +109,7 @@ class RealTimeLane:
                         produce(producer, self._results, results)
                         producer.send_offsets_to_transaction(ends, consumer.consumer_group_metadata(), seconds)
                     if submission_id is not None:
-                        self._engine.ledger.deliver(submission_id)
+                        self._engine.ledger.mark_delivered(submission_id)
                     self.windows += 1
                     answered += len(results)
         finally:
@@ -124,7 +124,7 @@ class RealTimeLane:
                 continue
             window = KafkaWindow.parse(submission.partition)
             if all(one.end <= begins.get(one.partition, 0) for one in window.ranges):
-                self._engine.ledger.deliver(submission.submission_id)
+                self._engine.ledger.mark_delivered(submission.submission_id)
             elif all(one.start <= begins.get(one.partition, -1) for one in window.ranges):
                 found = window  # also where retention has deleted its first messages meanwhile
         return found

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.naming import Upstream, upstream_key
-from dagster_llm_batch.assets.partitions import each_partition, landed
+from dagster_llm_batch.assets.partitions import each_partition, materialize_result
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
@@ -112,7 +112,7 @@ def kafka_sink_asset(
                 "kafka/messages_produced": produced,
                 "dagster/row_count" if partition is None else "dagster/partition_row_count": len(table),
             }
-            yield from landed(context, own, partition, metadata=metadata, version=version)
+            yield from materialize_result(context, own, partition, metadata=metadata, version=version)
 
         yield from each_partition(context, land)
 

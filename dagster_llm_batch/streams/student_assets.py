@@ -16,7 +16,7 @@ from dagster_llm_batch.core.pricing import MONEY
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.automation import follow
-from dagster_llm_batch.evaluation.builder import Computed, Tabling, code_digest
+from dagster_llm_batch.evaluation.builder import Computed, TableWriter, code_digest
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.streams.student import Student, out_of_fold, train
 from dagster_llm_batch.types import Outcome
@@ -75,7 +75,7 @@ def student_assets(
             f"target={target!r} one of its response's columns: {', '.join(dataset.labeling.reader.schema.names)}."
         )
     key = dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name])
-    tabling = Tabling(None, dataset.frame, dataset.io_manager_key)
+    table_writer = TableWriter(None, dataset.frame, dataset.io_manager_key)
     common: dict[str, Any] = {
         "deps": [dataset.key],
         "group_name": group_name,
@@ -106,9 +106,9 @@ def student_assets(
             student = train(texts, labels, code_version=dataset.labeling.code_version, target=target, seed=seed)
             metadata = {"student/version": student.version, "student/rows": student.rows}
             metadata["student/classes"] = list(student.classes)
-            yield from tabling.land(context, model, None, Computed(student.to_arrow(), metadata, _DOCS))
+            yield from table_writer.land(context, model, None, Computed(student.to_arrow(), metadata, _DOCS))
         if said.key in context.selected_asset_keys:
-            yield from tabling.land(context, said, None, _said(table, dataset.labeling.key, text, target, seed))
+            yield from table_writer.land(context, said, None, _said(table, dataset.labeling.key, text, target, seed))
 
     return [learn]
 

@@ -182,7 +182,7 @@ class Project:
         submission_id = self.submit(name, partition)
         self.settle()
         with self.engine() as engine:
-            engine.ledger.deliver(submission_id)
+            engine.ledger.mark_delivered(submission_id)
         return submission_id
 
     def files(self) -> dict[str, bytes]:

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_llm_batch.core import dedupe
-from dagster_llm_batch.core import digest_runs
+from dagster_llm_batch.core import dedupe, digest_runs
 from dagster_llm_batch.core.dedupe import Seen
 
 

@@ -291,7 +291,7 @@ def test_progress_of_one_partition_in_the_middle_changes_the_key_of_its_range(ma
     [before] = tick(face).run_requests
     engine = face.engine()
     middle = engine.latest(LABELS, DAYS[1])
-    engine.ledger.note(middle.submission_id, "something", "happened")
+    engine.ledger.add_event(middle.submission_id, "something", "happened")
     engine.ledger.close()
     [after] = tick(face).run_requests
     assert asked(tick(face)) == [(DAYS[0], DAYS[2])]

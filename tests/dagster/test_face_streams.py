@@ -15,7 +15,7 @@ from dagster_llm_batch.assets.tables import spool
 from dagster_llm_batch.core.label_join import REJECT_COLUMNS, Labeled
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.engine.label import PART_ROWS
-from dagster_llm_batch.label_stats import Figures
+from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.testing.emulator import RowFault
 
 ROWS = PART_ROWS + 500  # in two parts
@@ -99,7 +99,7 @@ def test_a_part_in_many_pieces_is_one_batch_of_its_stream(tmp_path):
     table = pa.table(rows | tokens)
     pieces = pa.concat_tables([table.slice(at, 1) for at in range(50)])
     paths = [str(tmp_path / name) for name in LANDING]
-    spool([Labeled(pieces, pieces)] * 3, paths, Figures(labeling))
+    spool([Labeled(pieces, pieces)] * 3, paths, LabelStats(labeling))
     for path in paths:
         with pa.OSFile(path) as file:
             assert [len(batch) for batch in pa.ipc.open_stream(file)] == [50, 50, 50]

@@ -115,7 +115,7 @@ def test_what_a_run_did_change_begins_the_count_anew(make, emulator, at_once):
         ended(face, request)
         tick(face)
     engine = face.engine()
-    engine.ledger.note(engine.latest(LABELS).submission_id, "something", "happened")
+    engine.ledger.add_event(engine.latest(LABELS).submission_id, "something", "happened")
     engine.ledger.close()
     [request] = tick(face).run_requests
     assert AGAIN not in request.tags

@@ -373,7 +373,7 @@ def test_a_retry_that_would_exceed_a_budget_is_left_out_and_told(house: House) -
     engine = engine_with(house, budgets=[Budget(estimate * 2, "ever")])
     house.emulator.inject(RowFault(status_code=503, times=None))
     submission = engine.plan(definition, tickets(5))
-    engine.ledger.note(submission.submission_id, "test")
+    engine.ledger.add_event(submission.submission_id, "test")
     engine = engine_with(house, budgets=[Budget(Decimal("0.000001"), "ever")])
     engine.submit(definition, submission.submission_id)
     house.emulator.settle()

@@ -16,8 +16,7 @@ import pyarrow as pa
 import pytest
 from house import House, assert_total, billed, labeling, tickets
 
-from dagster_llm_batch.core import dedupe
-from dagster_llm_batch.core import keys
+from dagster_llm_batch.core import dedupe, keys
 from dagster_llm_batch.engine import request_writer
 from dagster_llm_batch.errors import InputError, PayloadError
 from dagster_llm_batch.storage.payloads import unnamed_file
@@ -113,6 +112,6 @@ def test_a_plan_that_is_made_is_let_go_without_the_garbage_collector(house: Hous
     gc.disable()
     try:
         house.engine().plan(labeling(), tickets(20))
-        assert not [one for one in gc.get_objects() if isinstance(one, planning.Draft)]
+        assert not [one for one in gc.get_objects() if isinstance(one, request_writer.Draft)]
     finally:
         gc.enable()

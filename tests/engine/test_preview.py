@@ -92,7 +92,7 @@ def test_after_pruning_the_newest_labels_can_be_read_again_and_the_older_definit
     older = house.run(first, tickets(4)).submission
     newer = house.run(second, tickets(4)).submission
     for one in (older, newer):
-        house.engine().ledger.deliver(one.submission_id)
+        house.engine().ledger.mark_delivered(one.submission_id)
     house.skipped += DAYS_31
     found = house.engine().prune(timedelta(days=30), delete=True)
     assert set(found.replaced) == {older.submission_id}

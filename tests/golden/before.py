@@ -146,7 +146,7 @@ def leave(deployment: World, vendor: str, state: str) -> None:
         advance()
     if state.endswith("landed"):
         engine.labels(labeling, submission_id)
-        engine.ledger.deliver(submission_id)
+        engine.ledger.mark_delivered(submission_id)
 
 
 def write() -> None:

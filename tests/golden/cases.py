@@ -167,7 +167,7 @@ def _travel(
                 labeled.labels,
                 labeled.rejects,
             )
-        world.engine().ledger.deliver(submission_id)
+        world.engine().ledger.mark_delivered(submission_id)
 
     partitions = {"2026-01-01": rows(range(count)), "day 2/é": rows(range(count - 2, count + 2))}
     engine = world.engine()

@@ -100,7 +100,7 @@ def test_work_of_before_lands_in_every_state_and_no_answered_row_is_asked_again(
         assert labeled.labels["ticket_id"].to_pylist() == partition["ticket_id"].to_pylist(), case
         assert labeled.labels["more"].to_pylist() == partition["more"].to_pylist(), case
         assert len(labeled.rejects) == 0, case
-        engine.ledger.deliver(submission.submission_id, *submission.reused_from)
+        engine.ledger.mark_delivered(submission.submission_id, *submission.reused_from)
         known = engine.plan(labeling, partition, partition=state)
         assert known.submission_id == submission.submission_id, case
         asked = filed.asked_ever()[already:]

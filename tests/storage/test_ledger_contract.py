@@ -199,19 +199,19 @@ def test_observe_records_what_is_known_and_only_a_new_status_is_an_event(ledger,
     ledger.open(a_submission(), [a_shard("h1"), a_shard("h2", number=2)])
     bring_to(ledger, "h1", ShardState.SUBMITTED)
     before = len(ledger.events("s1"))
-    ledger.observe({"h1": BatchReport("batch-h1", BatchStatus.RUNNING, total=8, done=3, failed=1)})
+    ledger.record_reports({"h1": BatchReport("batch-h1", BatchStatus.RUNNING, total=8, done=3, failed=1)})
     clock.pass_seconds(9)
-    ledger.observe({"h1": BatchReport("batch-h1", BatchStatus.RUNNING, done=4)})
+    ledger.record_reports({"h1": BatchReport("batch-h1", BatchStatus.RUNNING, done=4)})
     seen = ledger.shard("h1")
     assert (seen.total, seen.done, seen.failed, seen.status) == (8, 4, 1, BatchStatus.RUNNING)
     assert (seen.state, seen.polled_at) == (ShardState.SUBMITTED, clock.now)
     assert [event.detail for event in ledger.events("s1")[before:]] == ["unknown -> running"]
     reports = {"h1": BatchReport("batch-h1", BatchStatus.ENDED), "h9": BatchReport("b9", BatchStatus.ENDED)}
     with pytest.raises(LedgerError, match="h9"):
-        ledger.observe(reports)
+        ledger.record_reports(reports)
     assert ledger.shard("h1") == seen
     assert ledger.shard("h2").polled_at is None
-    ledger.observe({})
+    ledger.record_reports({})
 
 
 def test_a_report_that_comes_after_the_end_changes_nothing(ledger):
@@ -219,7 +219,7 @@ def test_a_report_that_comes_after_the_end_changes_nothing(ledger):
     bring_to(ledger, "h1", ShardState.SUBMITTED)
     ledger.ended({"h1": an_ending("batch-h1", Move.EXPIRED, status=BatchStatus.EXPIRED, done=7)})
     ended, events = ledger.shard("h1"), ledger.events("s1")
-    ledger.observe({"h1": BatchReport("batch-h1", BatchStatus.RUNNING, done=3)})  # asked for before, and late
+    ledger.record_reports({"h1": BatchReport("batch-h1", BatchStatus.RUNNING, done=3)})  # asked for before, and late
     assert ledger.shard("h1") == ended
     assert ledger.events("s1") == events
 
@@ -232,7 +232,7 @@ def test_in_flight_gives_the_least_recently_polled_first(ledger, clock):
     bring_to(ledger, "h3", ShardState.COLLECTED)
     for shard_id in ("h1", "h0"):
         clock.pass_seconds(1)
-        ledger.observe({shard_id: BatchReport(f"batch-{shard_id}", BatchStatus.RUNNING)})
+        ledger.record_reports({shard_id: BatchReport(f"batch-{shard_id}", BatchStatus.RUNNING)})
     assert [shard.shard_id for shard in ledger.in_flight("prod")] == ["h2", "h1", "h0"]
     assert [shard.shard_id for shard in ledger.in_flight("prod", limit=1)] == ["h2"]
     ledger.move("h4", Move.SEND)
@@ -245,7 +245,7 @@ def test_of_shards_polled_together_the_newest_come_first_as_providers_list_them(
         clock.pass_seconds(1)
         bring_to(ledger, shard_id, ShardState.SUBMITTED)
     assert [shard.shard_id for shard in ledger.in_flight("prod")] == ["h1", "h3", "h0", "h2"]
-    ledger.observe({f"h{number}": BatchReport(f"batch-h{number}", BatchStatus.RUNNING) for number in range(4)})
+    ledger.record_reports({f"h{number}": BatchReport(f"batch-h{number}", BatchStatus.RUNNING) for number in range(4)})
     assert [shard.shard_id for shard in ledger.in_flight("prod")] == ["h1", "h3", "h0", "h2"]
 
 
@@ -253,14 +253,14 @@ def test_progress_counts_the_shards_of_each_undelivered_submission_by_state(ledg
     ledger.open(a_submission("s1"), [a_shard(f"h{number}", number=number) for number in range(4)])
     ledger.open(a_submission("s2", fingerprint="f2", created_at=datetime(2026, 1, 2, tzinfo=UTC)), [])
     ledger.open(a_submission("s3", fingerprint="f3"), [a_shard("gone", "s3")])
-    ledger.deliver("s3")
+    ledger.mark_delivered("s3")
     bring_to(ledger, "h0", ShardState.COLLECTED)
     clock.pass_seconds(60)
     oldest = clock.now
     bring_to(ledger, "h1", ShardState.SUBMITTED)
     clock.pass_seconds(60)
     bring_to(ledger, "h2", ShardState.SUBMITTED)
-    ledger.observe(
+    ledger.record_reports(
         {
             "h1": BatchReport("batch-h1", BatchStatus.RUNNING, total=7, done=3, failed=1),
             "h2": BatchReport("batch-h2", BatchStatus.RUNNING, total=8, done=2),
@@ -285,12 +285,12 @@ def test_a_settled_or_canceled_submission_stays_in_progress_until_it_is_delivere
     ledger.settle("s1", outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
     ledger.set_state("s2", SubmissionState.CANCELED)
     assert [progress.submission.submission_id for progress in ledger.progress("prod")] == ["s1", "s2"]
-    ledger.deliver("s1")
+    ledger.mark_delivered("s1")
     delivered = ledger.submission("s1")
     assert (delivered.state, delivered.delivered_at) == (SubmissionState.SETTLED, clock.now)
     assert ledger.submission("s1") == delivered
     clock.pass_seconds(1)
-    ledger.deliver("s1")
+    ledger.mark_delivered("s1")
     assert ledger.submission("s1") == delivered
     assert kinds(ledger) == ["opened", "settled", "delivered"]
     assert [progress.submission.submission_id for progress in ledger.progress("prod")] == ["s2"]
@@ -351,8 +351,8 @@ def test_spent_is_exact_and_counts_costs_then_estimates(ledger, clock):
 
 def test_notes_and_events_stay_in_the_order_of_writing(ledger, clock):
     ledger.open(a_submission(), [])
-    ledger.note("s1", "collect.skipped", "2 shards in flight")
-    ledger.note("s1", "rescued")
+    ledger.add_event("s1", "collect.skipped", "2 shards in flight")
+    ledger.add_event("s1", "rescued")
     events = ledger.events("s1")
     assert [(event.kind, event.detail) for event in events[1:]] == [
         ("collect.skipped", "2 shards in flight"),
@@ -361,7 +361,7 @@ def test_notes_and_events_stay_in_the_order_of_writing(ledger, clock):
     assert [event.event_id for event in events] == sorted(event.event_id for event in events)
     assert {event.at for event in events} == {clock.now}
     with pytest.raises(LedgerError, match="no submission s9"):
-        ledger.note("s9", "lost")
+        ledger.add_event("s9", "lost")
 
 
 def test_a_naive_time_is_refused(ledger):
@@ -495,16 +495,16 @@ def test_batches_that_ended_are_recorded_together_and_what_another_process_moved
 def test_the_last_events_are_those_of_undelivered_submissions_each_with_its_newest(ledger):
     for name in ("s1", "s2", "s3"):
         ledger.open(a_submission(name, fingerprint=name, namespace="dev" if name == "s3" else "prod"), [])
-    ledger.note_together(["s1", "s2"], "waits")
-    ledger.note("s1", "turn")
+    ledger.add_events(["s1", "s2"], "waits")
+    ledger.add_event("s1", "turn")
     assert {name: event.kind for name, event in ledger.last_events("prod").items()} == {"s1": "turn", "s2": "waits"}
     besides = ledger.last_events("prod", besides=("waits", "turn"))
     assert {name: event.kind for name, event in besides.items()} == {"s1": "opened", "s2": "opened"}
     assert ledger.last_events("prod")["s1"] == ledger.last_event("s1")
-    ledger.deliver("s1", "s2")
+    ledger.mark_delivered("s1", "s2")
     assert ledger.last_events("prod") == {}
     with pytest.raises(LedgerError, match="no submission unknown"):
-        ledger.note_together(["s1", "unknown"], "waits")
+        ledger.add_events(["s1", "unknown"], "waits")
     assert ledger.last_event("s1").kind == "delivered"
 
 
@@ -539,7 +539,7 @@ HOSTILE = {
 @pytest.mark.parametrize("said", HOSTILE.values(), ids=HOSTILE)
 def test_whatever_a_vendor_says_is_stored_with_what_it_is_said_of(ledger, clock, said):
     ledger.open(a_submission(), [a_shard("h1"), a_shard("h2", number=2), a_shard("h3", number=3)])
-    ledger.note("s1", "something", said)
+    ledger.add_event("s1", "something", said)
     bring_to(ledger, "h1", ShardState.SUBMITTED)
     end = Ending(
         move=Move.FAILED, batch_id="batch-h1", status=BatchStatus.FAILED, ended_at=clock(), total=8, done=0, failed=8,

@@ -29,7 +29,7 @@ def next_wave(ledger, number):
 
 def count_up(ledger, number):
     for _ in range(20):
-        ledger.note("s1", "count", str(number))
+        ledger.add_event("s1", "count", str(number))
     return number
 
 
@@ -108,7 +108,7 @@ def work_alone(ledger, number):
     for _ in range(5):
         with ledger.leased("count", seconds=3600, wait_seconds=100):
             seen = len(ledger.events("s1"))
-            ledger.note("s1", "step", str(seen))
+            ledger.add_event("s1", "step", str(seen))
     return number
 
 

@@ -80,7 +80,7 @@ class Store:
         if settled:
             self.ledger.settle(submission_id, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
         if delivered:
-            self.ledger.deliver(submission_id)
+            self.ledger.mark_delivered(submission_id)
         self.clock.pass_seconds(60)
         return submission_id
 

@@ -30,7 +30,7 @@ from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.queries import insert_or_nothing
 from dagster_llm_batch.storage.ledger.schema import LEASE
 
-__all__ = ["Lease", "held", "leased"]
+__all__ = ["Lease", "active_leases", "leased"]
 
 _RETRY_SECONDS = 0.2
 
@@ -161,7 +161,7 @@ def leased(
             lease.release()
 
 
-def held(database: Database, clock: Callable[[], datetime]) -> set[str]:
+def active_leases(database: Database, clock: Callable[[], datetime]) -> set[str]:
     """See Ledger.leases."""
     with database.read() as connection:
         rows = connection.execute(sa.select(LEASE.c.name, LEASE.c.owner).where(LEASE.c.expires_at > clock())).all()

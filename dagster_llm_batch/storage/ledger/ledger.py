@@ -24,7 +24,7 @@ from sqlalchemy.exc import IntegrityError
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.leases import Lease, held, leased
+from dagster_llm_batch.storage.ledger.leases import Lease, active_leases, leased
 from dagster_llm_batch.storage.ledger.queries import (
     check_open,
     get_attempt,
@@ -126,7 +126,7 @@ class Ledger(Reading):
                 price_basis=price_basis,
             )
 
-    def deliver(self, *submission_ids: str) -> None:
+    def mark_delivered(self, *submission_ids: str) -> None:
         """Their labels have landed, or are no longer wanted: they leave `progress`. Again: nothing."""
         with self._database.write() as connection:
             known = get_submissions(connection, submission_ids, lock=True)
@@ -247,7 +247,7 @@ class Ledger(Reading):
             )
             self._record(connection, *events)
 
-    def observe(self, reports: Mapping[str, BatchReport]) -> None:
+    def record_reports(self, reports: Mapping[str, BatchReport]) -> None:
         """Record reports by shard id: counts, status and the time of the poll. No state changes.
 
         A count that a report does not know keeps its last value. A new status word is an event. A report on another
@@ -286,13 +286,13 @@ class Ledger(Reading):
 
     # --- events and leases ---
 
-    def note(self, submission_id: str, kind: str, detail: str | None = None) -> None:
+    def add_event(self, submission_id: str, kind: str, detail: str | None = None) -> None:
         """Append an event of the caller's own kind."""
         with self._database.write() as connection:
             get_submission(connection, submission_id)
             self._record(connection, _event(submission_id, kind, detail=detail))
 
-    def note_together(self, submission_ids: Sequence[str], kind: str) -> None:
+    def add_events(self, submission_ids: Sequence[str], kind: str) -> None:
         """The same event for several submissions."""
         with self._database.write() as connection:
             get_submissions(connection, submission_ids)
@@ -308,7 +308,7 @@ class Ledger(Reading):
 
     def leases(self) -> set[str]:
         """The names of all leases that living processes hold. Only a look: they may be others' a moment later."""
-        return held(self._database, self._clock)
+        return active_leases(self._database, self._clock)
 
     # --- inside a transaction ---
 

@@ -10,19 +10,19 @@ import dagster as dg
 from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.evaluation.automation import whenever_new
-from dagster_llm_batch.evaluation.builder import Tabling, code_digest
+from dagster_llm_batch.evaluation.builder import TableWriter, code_digest
 from dagster_llm_batch.evaluation.candidates import Candidate
 from dagster_llm_batch.evaluation.thresholds import Thresholds
 from dagster_llm_batch.metrics import Target
 
-__all__ = ["Design"]
+__all__ = ["EvaluationSpec"]
 
 _FORMAT = "2"
 """Part of the code version: raise it when the same labels would be measured differently."""
 
 
 @dataclass(frozen=True)
-class Design:
+class EvaluationSpec:
     """`regression`: candidates are held against their accepted versions."""
 
     key: dg.AssetKey
@@ -32,7 +32,7 @@ class Design:
     targets: tuple[Target, ...]
     thresholds: Thresholds
     regression: bool
-    tabling: Tabling
+    table_writer: TableWriter
 
     @property
     def accepted_key(self) -> dg.AssetKey:
@@ -65,7 +65,7 @@ class Design:
     def follow(self, *, gold_is_there: bool) -> dg.AutomationCondition[Any]:
         """Labels and gold are followed, rejects come with the labels."""
         condition, assets = dg.AutomationCondition, dg.AssetSelection.assets
-        if self.tabling.partitions_def is not None:
+        if self.table_writer.partitions_def is not None:
             not_awaited = [*self.rejects, *([self.gold] if gold_is_there else [])]
             if not not_awaited:
                 return on_labels_ready()
