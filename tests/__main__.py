@@ -27,7 +27,7 @@ from tests import browser  # noqa: E402 - of this checkout
 WHEEL_VENV = ROOT / ".venv-wheel"
 LOWEST_VENV = ROOT / ".venv-lowest"
 REQUIREMENTS = ROOT / "requirements"
-PURE = ("tests/core", "tests/evaluation", "tests/test_imports.py")
+PURE = ("tests/core", "tests/metrics", "tests/test_imports.py")
 """Tests without a database, a Dagster or a server."""
 PYTEST = ("-m", "pytest", "--color=auto", "-q", "-p", "no:cacheprovider")
 FAST_AT_ONCE, SLOW_AT_ONCE = "3", "4"  # on two cores: much of what they do is waiting for processes to start
@@ -97,11 +97,11 @@ _ON_LOWEST = (  # of each part what touches the packages below it, and is quick
     "tests/core/test_pricing.py",
     "tests/core/test_prompt.py",
     "tests/core/test_response.py",
-    "tests/evaluation/test_charts.py",
-    "tests/evaluation/test_drift.py",
-    "tests/evaluation/test_figures.py",
-    "tests/evaluation/test_joining.py",
-    "tests/evaluation/test_metrics.py",
+    "tests/metrics/test_charts.py",
+    "tests/metrics/test_drift.py",
+    "tests/metrics/test_figures.py",
+    "tests/metrics/test_joining.py",
+    "tests/metrics/test_metrics.py",
     "tests/storage/test_ledger_contract.py",
     "tests/storage/test_ledger_migrations.py",
     "tests/providers/test_contract.py",
@@ -143,7 +143,7 @@ def slow() -> bool:
 
 
 class Engine(NamedTuple):
-    """A real engine, and the tests in `tests/engines/<name>` that start and stop it; in CI without the slow ones.
+    """A real engine, and the tests in `tests/real_engines/<name>` that start and stop it; in CI without the slow ones.
 
     `apt` are Debian packages, `program` one that they bring. With `own_environment`, requirements/<name>.txt is
     installed into an environment of its own; without, the engine's Python packages are among those of development.
@@ -194,7 +194,7 @@ def engine(name: str) -> bool:
         if python is None:
             return False
     python = Path(sys.executable) if what.beside else python
-    command = [str(python), *PYTEST, *(("-m", "not slow") if what.in_ci else ()), f"tests/engines/{name}"]
+    command = [str(python), *PYTEST, *(("-m", "not slow") if what.in_ci else ()), f"tests/real_engines/{name}"]
     print("$", *command, flush=True)
     return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 

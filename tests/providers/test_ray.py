@@ -1,4 +1,4 @@
-"""What a shard on Ray is, without a cluster: settings, files, how a worker answers. Jobs are in tests/engines/ray."""
+"""What a shard on Ray is, without a cluster: settings, files, how a worker answers. Jobs: tests/real_engines/ray."""
 
 from __future__ import annotations
 
