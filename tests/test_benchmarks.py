@@ -46,3 +46,13 @@ def test_the_engines_benchmark_sees_a_killed_worker_and_counts_what_it_cost(tmp_
     assert killed["code"] != 0  # a pool of processes does not survive one of them
     assert 0 < killed["rows_lost"] < 30_000
     assert "| plain Python |" in done.stdout
+
+
+def test_a_row_enters_at_most_40_modules_to_be_submitted_and_at_most_40_to_land() -> None:
+    command = [sys.executable, "-m", "benchmarks.journey", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    ways = json.loads(done.stdout)
+    assert "engine.engine" in ways["submission"]
+    assert "core.results" in ways["landing"]
+    assert all(len(modules) <= 40 for modules in ways.values()), {way: list(modules) for way, modules in ways.items()}

@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from mkdocs.config import load_config
 
 import dagster_llm_batch
+from tests import house_page
 from tests.providers_page import PAGE as PROVIDERS_PAGE
 from tests.providers_page import with_tables
 from tests.state_diagram import PAGE as LEDGER_PAGE
@@ -120,6 +121,12 @@ def test_the_diagram_of_states_is_the_one_that_the_table_of_moves_gives():
 def test_the_tables_of_providers_are_those_that_the_code_gives():
     page = PROVIDERS_PAGE.read_text(encoding="utf-8")
     assert page == with_tables(page), "run `python -m tests.providers_page --write`"
+
+
+def test_the_map_of_the_house_is_the_one_that_the_import_graph_gives():
+    page = house_page.PAGE.read_text(encoding="utf-8")
+    today = house_page.with_part(house_page.with_part(page, "tree", house_page.tree()), "rooms", house_page.rooms())
+    assert page == today, "run `python -m tests.house_page --write`"
 
 
 def test_the_reference_has_every_public_name():
