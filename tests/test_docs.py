@@ -25,7 +25,7 @@ from tests.state_diagram import with_diagram
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "AGENTS.md", "docs/llms.txt")
 SITE = sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md"))
 COMMANDS_RUN_ELSEWHERE = {"docs/reference/cli.md", "docs/how-to/components.md"}
 NOT_RUN = re.compile(r"python3? -m (venv|example_project|tests)\b|mkdir |pip install |dagster dev ")
@@ -127,6 +127,19 @@ def test_the_map_of_the_house_is_the_one_that_the_import_graph_gives():
     page = house_page.PAGE.read_text(encoding="utf-8")
     today = house_page.with_part(house_page.with_part(page, "tree", house_page.tree()), "rooms", house_page.rooms())
     assert page == today, "run `python -m tests.house_page --write`"
+
+
+def test_the_table_of_folders_names_every_folder_of_the_package_once_and_none_that_is_not_there():
+    table = (
+        (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Where things are")[2].partition("\n## ")[0]
+    )
+    named = re.findall(
+        r"`([\w/]+)`", "\n".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+    )
+    assert [place for place in named if not ROOT.joinpath(place).exists()] == []
+    package = ROOT / "dagster_llm_batch"
+    folders = {str(path.parent.relative_to(ROOT)) for path in package.glob("*/__init__.py")}
+    assert sorted(place for place in named if place.startswith("dagster_llm_batch/")) == sorted(folders)
 
 
 def test_the_reference_has_every_public_name():
