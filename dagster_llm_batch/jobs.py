@@ -10,7 +10,8 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.engine.submit import orphans
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
-from dagster_llm_batch.metadata import markdown_table, plain
+from dagster_llm_batch.label_stats import plain
+from dagster_llm_batch.metadata import markdown_table
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.storage.ledger.records import Submission

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
@@ -20,21 +20,16 @@ from dagster_llm_batch.core.label_join import PROVENANCE
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.progress import Pace
 from dagster_llm_batch.engine.status import sum_costs
+from dagster_llm_batch.label_stats import LabelStats, add_to_version, plain
 from dagster_llm_batch.progress import progress_bar, progress_text
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.storage.ledger.records import Shard
 
-if TYPE_CHECKING:
-    from dagster_llm_batch.label_stats import LabelStats
-
 __all__ = [
-    "PREVIEW_ROWS",
     "SUBMISSION_KEY",
-    "add_to_version",
     "column_lineage",
     "data_version",
     "figure_key",
-    "first_rows",
     "labels_metadata",
     "rejects_metadata",
     "status_metadata",
@@ -44,10 +39,6 @@ __all__ = [
 
 SUBMISSION_KEY = "llm_batch/submission_id"
 """Which submission a materialization is of; the sensor reads it to tell what has landed."""
-
-PREVIEW_ROWS = 5
-_CELL_CHARS = 120
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 _PROVENANCE_DOCS = {
     "llm_outcome": "succeeded, invalid, errored, canceled, expired or missing",
@@ -73,12 +64,6 @@ _PROVENANCE_DOCS = {
 }
 
 
-def plain(value: object, limit: int = _CELL_CHARS) -> str:
-    """Text for a table cell: one line, no control characters (nor such as turn text around), shortened."""
-    text = _CONTROL.sub(" ", "" if value is None else str(value)).strip()
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def markdown_cell(value: object) -> str:
     """Text that Markdown and HTML leave alone."""
     return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(plain(value), quote=False))
@@ -88,12 +73,6 @@ def markdown_table(header: list[str], rows: list[list[object]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     lines += ["| " + " | ".join(markdown_cell(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines)
-
-
-def first_rows(table: pa.Table, most: int = PREVIEW_ROWS) -> list[dict[str, Any]]:
-    """What a preview shows."""
-    rows: list[dict[str, Any]] = table.slice(0, most).to_pylist()
-    return rows
 
 
 def preview(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> dg.MetadataValue:
@@ -139,12 +118,6 @@ def data_version(table: pa.Table) -> str:
     digest = hashlib.blake2b(digest_size=12)
     add_to_version(digest, table)
     return digest.hexdigest()
-
-
-def add_to_version(digest: hashlib.blake2b, table: pa.Table) -> None:
-    """Take more rows into a data version."""
-    for batch in table.combine_chunks().to_batches():  # how the table was cut is not content
-        digest.update(batch.serialize())
 
 
 def status_metadata(status: Status, provider: Provider, its_pace: Pace | None = None) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from dagster_llm_batch.assets.tables import LabeledTables, labeled_tables
 from dagster_llm_batch.checks import check_specs, verdicts
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.errors import ConfigError, LeaseError, LLMBatchError, TransientError
-from dagster_llm_batch.metadata import column_lineage, labels_metadata, plain, rejects_metadata, status_metadata
+from dagster_llm_batch.label_stats import plain
+from dagster_llm_batch.metadata import column_lineage, labels_metadata, rejects_metadata, status_metadata
 from dagster_llm_batch.progress import pace_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.records import Submission

@@ -20,7 +20,7 @@ from dagster_llm_batch.cli.show import print_json, print_table
 from dagster_llm_batch.cli.where import Where, code_location_command, ledger_command
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.submit import Orphan, orphans
-from dagster_llm_batch.metadata import plain
+from dagster_llm_batch.label_stats import plain
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.ledger import utc_now

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dagster_llm_batch.core.plain import as_json
-from dagster_llm_batch.metadata import plain
+from dagster_llm_batch.label_stats import plain
 
 __all__ = [
     "SHORT_ID",

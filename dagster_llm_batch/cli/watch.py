@@ -20,7 +20,7 @@ from dagster_llm_batch.cli.show import Money, console, counted, print_json, tabl
 from dagster_llm_batch.cli.where import Where, ledger_command
 from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.errors import LLMBatchError
-from dagster_llm_batch.metadata import plain
+from dagster_llm_batch.label_stats import plain
 from dagster_llm_batch.progress import progress_text, usual_of
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.ledger import utc_now

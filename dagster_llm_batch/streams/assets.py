@@ -11,7 +11,8 @@ from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.assets.output import Frame, stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
 from dagster_llm_batch.errors import MessagesLostError
-from dagster_llm_batch.metadata import data_version, first_rows, markdown_table, preview, table_schema
+from dagster_llm_batch.label_stats import first_rows
+from dagster_llm_batch.metadata import data_version, markdown_table, preview, table_schema
 from dagster_llm_batch.streams.messages import KEY, REJECT_SCHEMA
 from dagster_llm_batch.streams.resource import kafka_of
 from dagster_llm_batch.streams.topic import KafkaTopic

@@ -10,7 +10,8 @@ from markdown_it import MarkdownIt
 
 from dagster_llm_batch import OpenAIBatchResource, Prompt
 from dagster_llm_batch.core.pricing import TokenPrice
-from dagster_llm_batch.metadata import markdown_table, plain
+from dagster_llm_batch.label_stats import plain
+from dagster_llm_batch.metadata import markdown_table
 from dagster_llm_batch.testing.emulator import Emulator, Reply, RowFault
 from dagster_llm_batch.types import Endpoint
 

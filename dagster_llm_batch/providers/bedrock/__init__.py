@@ -1,0 +1,1 @@
+"""Batch inference on Amazon Bedrock, by way of S3."""

@@ -1,0 +1,1 @@
+"""The ledger: submissions, shards, events and leases on SQLite or PostgreSQL."""

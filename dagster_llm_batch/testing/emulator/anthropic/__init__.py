@@ -1,0 +1,1 @@
+"""Anthropic's wire, from its documents."""

@@ -1,0 +1,1 @@
+"""The wires of the Gemini API, Vertex AI, Cloud Storage and BigQuery, from Google's documents."""

@@ -1,0 +1,1 @@
+"""OpenAI's wire, from its documents."""
