@@ -79,7 +79,7 @@ def way() -> str:
         functions = sum(len(names) for names in entered.values())
         parts += [f"**{name.capitalize()}**: {len(entered)} modules, {functions} functions.", ""]
         for number, (room, modules) in enumerate(groupby(entered, key=lambda module: module.rpartition(".")[0]), 1):
-            parts.append(f"{number}. `{room}`: {', '.join(module.rpartition('.')[2] for module in modules)}")
+            parts.append(f"{number}. `{room or PACKAGE}`: {', '.join(module.rpartition('.')[2] for module in modules)}")
         parts.append("")
     return "\n".join(parts).strip()
 
