@@ -21,7 +21,7 @@ from dagster_llm_batch.providers.ray.answers import RayAnswers
 from dagster_llm_batch.providers.ray.batches import read_job
 from dagster_llm_batch.providers.ray.errors import UnknownJobError, provider_error
 from dagster_llm_batch.providers.ray.provider import RayProvider
-from dagster_llm_batch.providers.ray.shard.files import PLAN, ended, started
+from dagster_llm_batch.providers.ray.ray_shard.files import PLAN, ended, started
 from dagster_llm_batch.providers.slurm.provider import SlurmProvider
 from dagster_llm_batch.types import BatchReport, FindHints
 

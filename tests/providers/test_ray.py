@@ -26,9 +26,9 @@ from dagster_llm_batch.providers.ray.answers import RayAnswers
 from dagster_llm_batch.providers.ray.batches import read_job
 from dagster_llm_batch.providers.ray.errors import UnknownJobError, provider_error
 from dagster_llm_batch.providers.ray.provider import RayProvider
-from dagster_llm_batch.providers.ray.shard import answering
-from dagster_llm_batch.providers.ray.shard.answering import answerer
-from dagster_llm_batch.providers.ray.shard.files import Files
+from dagster_llm_batch.providers.ray.ray_shard import answering
+from dagster_llm_batch.providers.ray.ray_shard.answering import answerer
+from dagster_llm_batch.providers.ray.ray_shard.files import Files
 from dagster_llm_batch.types import BatchStatus, Endpoint, Outcome, RequestSpec, ResponseFormat, ResponseKind, Result
 
 ADDRESS = "http://127.0.0.1:8265"
@@ -185,7 +185,7 @@ def alive(pid: int) -> bool:
 def test_a_worker_that_is_killed_takes_its_command_and_all_that_it_started_along(tmp_path):
     gate, child = tmp_path / "gate", tmp_path / "child"
     plan = command("--gate", str(gate), "--worker", str(child), "--deaf").plan("m")["answer"]
-    script = "import json,sys; from dagster_llm_batch.providers.ray.shard.answering import answerer; "
+    script = "import json,sys; from dagster_llm_batch.providers.ray.ray_shard.answering import answerer; "
     script += "answerer(json.loads(sys.argv[1]))([sys.argv[2].encode()])"
     words = [sys.executable, "-c", script, json.dumps(plan), lines_of("one")[0].decode()]
     with subprocess.Popen(words, env={**os.environ, "TMPDIR": str(tmp_path)}) as worker:

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from dagster_llm_batch.errors import AmbiguousError, ConfigError, CredentialsError, RefusedError, TransientError
-from dagster_llm_batch.providers.slurm import job_body as slurm_body
+from dagster_llm_batch.providers.slurm import job_body
 from dagster_llm_batch.providers.slurm.client import submit_error
 from dagster_llm_batch.providers.slurm.options import SlurmOptions
 from dagster_llm_batch.providers.slurm.provider import SlurmProvider
 from dagster_llm_batch.providers.slurm.states import Verdict, of_all, of_state
 from dagster_llm_batch.types import BatchStatus
 
-BODY = Path(slurm_body.__file__)
+BODY = Path(job_body.__file__)
 COMMAND = ["run", "{input}", "{output}"]
 
 

@@ -44,7 +44,7 @@ __all__ = ["COMMAND_LIMITS", "CommandProvider"]
 
 COMMAND_LIMITS = Limits(max_requests=50_000, max_bytes=1_000_000_000)
 _START_TRIES, _START_WAIT_SECONDS = 100, 0.05
-_SUPERVISOR = Path(__file__).with_name("command_supervisor.py")
+_SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
 class CommandProvider(OwnMachines):

@@ -1,6 +1,6 @@
 """Runs the command of one batch to its end, on its own. Standard library only, started by path, so it starts at once.
 
-    python command_supervisor.py JOB_DIR LOCK_FD
+    python supervisor.py JOB_DIR LOCK_FD
 
 1. It holds an exclusive lock on `lock` for as long as it lives. The lock comes locked from the starter, so there is no
    moment in which a started batch looks dead.

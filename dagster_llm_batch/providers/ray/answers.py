@@ -11,7 +11,7 @@ from typing import Any
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.command.arguments import checked_command
 from dagster_llm_batch.providers.http import checked_address
-from dagster_llm_batch.providers.ray.shard.vllm_processor import SAMPLING
+from dagster_llm_batch.providers.ray.ray_shard.vllm_processor import SAMPLING
 from dagster_llm_batch.types import Endpoint, RequestSpec
 
 __all__ = ["RayAnswers"]

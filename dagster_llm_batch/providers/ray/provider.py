@@ -47,7 +47,7 @@ from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.ray.answers import RayAnswers
 from dagster_llm_batch.providers.ray.batches import read_job, status_of
 from dagster_llm_batch.providers.ray.errors import UnknownJobError, provider_error
-from dagster_llm_batch.providers.ray.shard.files import PLAN, Files, ended, started
+from dagster_llm_batch.providers.ray.ray_shard.files import PLAN, Files, ended, started
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.types import (
     Absent,

@@ -2,7 +2,7 @@ r"""The folder of one batch on Slurm, in a directory that all nodes share: its f
 
     plan.json           the intent, written with the requests before sbatch is called
     in-N.jsonl          the requests of array task N
-    job.py              what the job runs: slurm_body.py
+    job.py              what the job runs: job_body.py
     job.json            the job id, when sbatch has said it
     slurm-N.json        what Slurm said of a task that ended without a word of its own
     cancel, withdrawn   nothing that has not started shall run

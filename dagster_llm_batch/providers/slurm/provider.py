@@ -40,7 +40,7 @@ from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, FindHints,
 __all__ = ["SLURM_LIMITS", "SlurmProvider"]
 
 SLURM_LIMITS = Limits(max_requests=200_000, max_bytes=4_000_000_000)
-_BODY = Path(__file__).with_name("slurm_body.py")
+_BODY = Path(__file__).with_name("job_body.py")
 _COMMENT = "dagster-llm-batch "
 _MAX_TASKS = 1_000  # of an array: Slurm's default for MaxArraySize is 1,001
 _CLOCKS_APART = timedelta(hours=1)  # of the machines that write times down
