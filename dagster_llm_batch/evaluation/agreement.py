@@ -1,7 +1,5 @@
 """Do people and models label alike? Several labelers of the same rows, none of which is taken to be right."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

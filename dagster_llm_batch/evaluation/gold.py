@@ -1,7 +1,5 @@
 """The one call that declares an evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal

@@ -1,1 +1,1 @@
-"""Providers: a folder a vendor with the same files in each. `registry.py` names them; nothing here knows two of them."""
+"""Providers: a folder a vendor, each with the same files. `registry.py` names them; nothing here knows two of them."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from house import House, labeling, tickets
 
-from dagster_llm_batch.engine import Labeling, scattering
+from dagster_llm_batch.engine import Labeling, label
 from dagster_llm_batch.testing.emulator import FileFault, RowFault
 
 FEW = {"fraction": 0.3, "times": None, "batches": [0]}
@@ -18,7 +18,7 @@ FEW = {"fraction": 0.3, "times": None, "batches": [0]}
 
 @pytest.fixture(params=[2, 8, 1_000], ids="parts of {} rows".format)
 def part_rows(request: Any, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(scattering, "PART_ROWS", request.param)
+    monkeypatch.setattr(label, "PART_ROWS", request.param)
     return int(request.param)
 
 

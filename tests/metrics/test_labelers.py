@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation import Labels, Target, agreement_among, agreement_of_pairs
+from dagster_llm_batch.metrics import Labels, Target, agreement_among, agreement_of_pairs
 from dagster_llm_batch.metrics import agreement as labelers
 
 NOMINAL, ORDINAL = Target("t"), Target("t", kappa_weights="quadratic")

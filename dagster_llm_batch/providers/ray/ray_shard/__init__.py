@@ -1,4 +1,4 @@
-"""What runs on the Ray cluster for one shard: `python -m ray_shard FOLDER SUBMISSION_ID`.
+"""What runs on the Ray cluster for one shard: the module `ray_shard`, with a folder and the id of a Ray job.
 
 It travels with the job as one of its `py_modules`, so it imports only the standard library and what comes with
 `ray[data]` (pyarrow, requests), and nothing else of this package.
