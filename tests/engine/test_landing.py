@@ -54,7 +54,9 @@ def test_parts_say_what_the_whole_says_after_retries_of_shared_requests(house: H
     assert status.submission.waves > 1
     by_request = {row["llm_request_id"]: row["llm_outcome"] for row in labels + rejects}
     assert status.submission.outcomes == Counter(by_request.values()) == {"succeeded": 59, "errored": 1}
-    assert status.submission.cost_usd == sum(row["llm_cost_usd"] for row in labels + rejects)
+    # Where a wave lost a result, nobody knows what that request cost, be it answered later.
+    costs = [row["llm_cost_usd"] for row in labels + rejects]
+    assert status.submission.cost_usd == (None if None in costs else sum(costs))
 
 
 def test_parts_say_what_the_whole_says_of_answers_of_earlier_submissions(house: House, part_rows: int) -> None:
