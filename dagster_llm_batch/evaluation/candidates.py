@@ -51,7 +51,11 @@ def targets_of(
     return tuple(found)
 
 
-Candidates = Sequence[Upstream | Sequence[dg.AssetsDefinition]] | Mapping[str, Upstream | Sequence[dg.AssetsDefinition]]
+Candidates = (
+    Upstream
+    | Sequence[Upstream | Sequence[dg.AssetsDefinition]]
+    | Mapping[str, Upstream | Sequence[dg.AssetsDefinition]]
+)
 
 
 @dataclass(frozen=True)

@@ -178,11 +178,12 @@ def test_off_by_default_there_are_no_spans_and_opentelemetry_is_not_imported(mak
     assert found.stdout == "[]\n"
 
 
-def test_without_the_extra_the_error_says_what_to_install():
+def test_without_the_extra_the_error_says_what_to_install(tmp_path):
     script = (
         "import sys; sys.modules['opentelemetry'] = None\n"
-        "from dagster_llm_batch import LLMBatchResource\n"
-        "LLMBatchResource(telemetry=True, ledger_url='sqlite://', payload_root='memory://x').engine()"
+        "from dagster_llm_batch import LLMBatchResource, OpenAIBatchResource\n"
+        f"places = dict(ledger_url='sqlite:///{tmp_path}/ledger.sqlite', payload_root='memory://x')\n"
+        "LLMBatchResource(telemetry=True, openai=OpenAIBatchResource(api_key='k'), **places).engine()"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "pip install 'dagster-llm-batch[otel]'" in found.stderr

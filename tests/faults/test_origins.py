@@ -39,7 +39,7 @@ KEY = "the-credential-4242424242"
 ORGANIZATION = "org-of-the-key"
 ROW = "the words of a row"
 MANY = 9_000_000  # bytes: more than a single call uploads
-LINE = b'{"custom_id":"n-0"}\n'
+LINE = b'{"custom_id":"n-0","key":"n-0"}\n'
 CHECKSUM = base64.b64encode(Checksum(LINE).digest()).decode()
 
 

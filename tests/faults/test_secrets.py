@@ -49,7 +49,8 @@ from tests.faults.test_origins import Answer, Asked, Server
 from tests.faults.vendors import VENDORS, Vendor
 
 MARK = "RECOGNISE"
-JSON = {"content-type": "application/json"}
+# AWS names its request, else an answer is no word of AWS.
+JSON = {"content-type": "application/json", "x-amzn-RequestId": "r"}
 API_KEYS = {name: f"sk-{name}-{MARK}-4242424242" for name in ("openai", "anthropic", "gemini")}
 TOKEN = f"plain{MARK}token4242"
 ACCESS_KEY, SECRET_KEY, SESSION_TOKEN = f"AKIA{MARK}42424242", f"{MARK}/secret/4242", f"{MARK}//session//4242=="

@@ -560,14 +560,10 @@ def test_wrong_credentials_are_said_without_showing_them(emulator, s3_url):
 
 
 def test_a_message_that_echoes_the_keys_is_redacted(emulator, provider):
-    emulator.inject(
-        WireFault(
-            kind="status", route=CREATE, status=400, message=f"Credential={DEFAULT_KEY} {SECRET} ASIA123456789012"
-        )
-    )
+    emulator.inject(WireFault(kind="status", route=CREATE, status=400, message=f"Credential={SECRET} ASIA123456789012"))
     with pytest.raises(ProviderError) as raised:
         submit(provider)
-    assert not [secret for secret in (DEFAULT_KEY, SECRET, "ASIA1234") if secret in str(raised.value)]
+    assert not [secret for secret in (SECRET, "ASIA1234") if secret in str(raised.value)]
 
 
 def test_a_one_way_stream_is_taken(emulator, provider):
