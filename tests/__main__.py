@@ -2,6 +2,7 @@
 
 python3 -m tests            style, types, import contracts, these and the pure tests on the machine's other Pythons, the
                             fast tests on the built wheel, slow tests, small engines
+python3 -m tests quick      style, types, imports and the pure rooms on this Python: minutes less than all
 python3 -m tests style      one of these steps alone, or a heavy engine; --help names them all
 """
 
@@ -46,6 +47,11 @@ def types() -> bool:
 def imports() -> bool:
     """Import-linter: arrows point down only."""
     return _imports(Path(sys.executable))
+
+
+def pure() -> bool:
+    """The pure tests on this Python."""
+    return _run(*PYTEST, "-n", FAST_AT_ONCE, *PURE)
 
 
 def pythons() -> bool:
@@ -279,15 +285,22 @@ STEPS: dict[str, Callable[[], bool]] = {
     "slow": slow,
     **{name: partial(engine, name) for name, what in ENGINES.items() if what.in_ci},
 }
+QUICK: dict[str, Callable[[], bool]] = {"style": style, "types": types, "imports": imports, "pure": pure}
 HEAVY = {name: partial(engine, name) for name, what in ENGINES.items() if not what.in_ci}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m tests", description=__doc__.split("\n", maxsplit=1)[0])
     parser.epilog = f"heavy engines, not among the default: {', '.join(HEAVY) or 'none'}"
-    parser.add_argument("steps", nargs="*", metavar="step", help=f"some of: {', '.join(STEPS)} (default: each of them)")
-    chosen = parser.parse_args().steps or list(STEPS)
-    known = STEPS | HEAVY
+    parser.add_argument(
+        "steps",
+        nargs="*",
+        metavar="step",
+        help=f"some of: {', '.join(STEPS)} (default: each of them); quick is {', '.join(QUICK)}",
+    )
+    named = parser.parse_args().steps or list(STEPS)
+    chosen = list(dict.fromkeys(step for name in named for step in (QUICK if name == "quick" else [name])))
+    known = STEPS | QUICK | HEAVY
     if unknown := sorted(set(chosen) - set(known)):
         parser.error(f"there is no step {', '.join(unknown)}; the steps are {', '.join(known)}")
     if {"wheel", "lowest", "slow"} & set(chosen):
