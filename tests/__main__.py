@@ -292,12 +292,8 @@ HEAVY = {name: partial(engine, name) for name, what in ENGINES.items() if not wh
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m tests", description=__doc__.split("\n", maxsplit=1)[0])
     parser.epilog = f"heavy engines, not among the default: {', '.join(HEAVY) or 'none'}"
-    parser.add_argument(
-        "steps",
-        nargs="*",
-        metavar="step",
-        help=f"some of: {', '.join(STEPS)} (default: each of them); quick is {', '.join(QUICK)}",
-    )
+    told = f"some of: {', '.join(STEPS)} (default: each of them); quick is {', '.join(QUICK)}"
+    parser.add_argument("steps", nargs="*", metavar="step", help=told)
     named = parser.parse_args().steps or list(STEPS)
     chosen = list(dict.fromkeys(step for name in named for step in (QUICK if name == "quick" else [name])))
     known = STEPS | QUICK | HEAVY
