@@ -35,7 +35,7 @@ def pace_of(engine: Engine, status: Status) -> Pace:
 
 def usual_of(ledger: Ledger, namespace: str, asset: str) -> timedelta | None:
     """How long submissions of an asset take, by the newest ones."""
-    return usual_duration(ledger.settled(namespace, asset, _LOOKED_AT))
+    return usual_duration(ledger.settled_submissions(namespace, asset, _LOOKED_AT))
 
 
 def together(paces: Sequence[Pace]) -> Pace:

@@ -179,7 +179,7 @@ def _dataset(engine: Engine, labeling: Labeling) -> Finding:
 
 def _budget(engine: Engine, budget: Budget) -> Finding:
     rule = budget.rule()
-    spent = engine.ledger.spent(engine.namespace, asset=rule.asset, since=rule.since(utc_now()))
+    spent = engine.ledger.spent_usd(engine.namespace, asset=rule.asset, since=rule.since(utc_now()))
     said = f"{rule}: {money(spent)} USD are committed"
     if spent > _NEARLY * Decimal(rule.max_usd):
         return Finding("budget", Verdict.WARNING, said, "Submissions that would exceed it are refused.")
@@ -197,7 +197,7 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
             "If Dagster's sensor does not find them, look at the provider's console, then: dagster-llm-batch resolve."
         )
         yield Finding("shards in doubt", Verdict.PROBLEM, said, then)
-    flying = engine.ledger.in_flight(engine.namespace)
+    flying = engine.ledger.shards_in_flight(engine.namespace)
     unseen = [one for one in flying if _since(one.polled_at or one.submitted_at, now) > _UNPOLLED]
     if unseen:
         said = f"nobody has asked about {len(unseen)} of {len(flying)} batches for more than {age(_UNPOLLED)}"

@@ -109,7 +109,9 @@ class _Watched:
         engine = self._where.engine
         accounts = {name: provider.account for name, provider in engine.providers.items()}
         flying = [
-            shard for shard in engine.ledger.in_flight(engine.namespace) if self._only in (None, shard.submission_id)
+            shard
+            for shard in engine.ledger.shards_in_flight(engine.namespace)
+            if self._only in (None, shard.submission_id)
         ]
         ours = [shard for shard in flying if accounts.get(shard.provider) == shard.account]
         notes = []

@@ -22,7 +22,7 @@ def committing(deployment: Deployment, wait_seconds: float) -> Iterator[None]:
     if not deployment.budgets:
         yield
         return
-    with deployment.ledger.leased(f"budget:{deployment.namespace}", wait_seconds=wait_seconds):
+    with deployment.ledger.hold_leases(f"budget:{deployment.namespace}", wait_seconds=wait_seconds):
         yield
 
 
@@ -63,7 +63,7 @@ def exceeded(
         if cost_usd is None:
             return f"no price is known for '{labeling.model}', so the {budget} cannot be kept; give price=TokenPrice(…)"
         since = budget.since(deployment.clock())
-        spent = deployment.ledger.spent(deployment.namespace, asset=budget.asset, since=since, besides=replaced)
+        spent = deployment.ledger.spent_usd(deployment.namespace, asset=budget.asset, since=since, besides=replaced)
         if spent + cost_usd > Decimal(budget.max_usd):
             return f"with {cost_usd:.4f} USD more than the {spent:.4f} USD already committed, the {budget} is exceeded"
     return None

@@ -60,7 +60,7 @@ class Collector:
         path = beside(shard, RAW)
         if self._payloads.exists(path):
             return path
-        shards = self._ledger.of_batch(shard)
+        shards = self._ledger.shards_of_batch(shard)
         counted = sum(one.done or 0 for one in shards)
         is_old = shard.ended_at is not None and self._deployment.clock() - shard.ended_at >= _PATIENCE
         for last in [False] * (_FETCHES - 1) + [True]:
@@ -160,7 +160,7 @@ class Collector:
             if tally.unexpected:
                 counts = ", ".join(f"{count} {name}" for name, count in tally.unexpected.items())
                 self._ledger.add_event(shard.submission_id, "unexpected_lines", f"{shard.shard_id}: {counts}")
-            self._ledger.move(
+            self._ledger.move_shard(
                 shard.shard_id,
                 Move.COLLECTED,
                 raw_path=beside(shard, RAW),

@@ -135,7 +135,7 @@ class Deployment:
         """Work on these submissions, and nobody else meanwhile; raises LeaseError where another process does."""
         patience = self.lease_wait_seconds if wait_seconds is None else wait_seconds
         names = [_lease_name(one) for one in submission_ids]
-        return self.ledger.leased(*names, seconds=_LEASE_SECONDS, wait_seconds=patience)
+        return self.ledger.hold_leases(*names, seconds=_LEASE_SECONDS, wait_seconds=patience)
 
     def provider(self, name: str) -> Provider:
         """The configured provider of this name, or ConfigError."""
@@ -151,15 +151,15 @@ class Deployment:
 
     def leases(self) -> set[str]:
         """The submissions that processes work on. Only a look."""
-        return {name.removeprefix(_LEASE) for name in self.ledger.leases() if name.startswith(_LEASE)}
+        return {name.removeprefix(_LEASE) for name in self.ledger.active_leases() if name.startswith(_LEASE)}
 
     def at_work(self, run_id: str) -> AbstractContextManager[Lease]:
         """Show for a block, however long it runs, that this run plans and sends; a dead process shows nothing."""
-        return self.ledger.leased(f"{_AT_WORK}{run_id}:{uuid.uuid4().hex}", seconds=_LEASE_SECONDS)
+        return self.ledger.hold_leases(f"{_AT_WORK}{run_id}:{uuid.uuid4().hex}", seconds=_LEASE_SECONDS)
 
     def runs_at_work(self) -> set[str]:
         """The runs that plan and send at this moment."""
-        names = (name for name in self.ledger.leases() if name.startswith(_AT_WORK))
+        names = (name for name in self.ledger.active_leases() if name.startswith(_AT_WORK))
         return {name.removeprefix(_AT_WORK).rpartition(":")[0] for name in names}
 
     def tariff(self, labeling: Labeling) -> Tariff:

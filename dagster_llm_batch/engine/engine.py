@@ -140,7 +140,7 @@ class Engine:
             dispatcher = Dispatcher(labeling, self._deployment, lease)
             planned: list[Shard] = []
             for submission_id in submission_ids:
-                submission, shards = self.ledger.with_shards(submission_id)
+                submission, shards = self.ledger.submission_with_shards(submission_id)
                 for shard in shards:
                     if shard.state in IN_FLIGHT:
                         self._deployment.provider_of(shard)
@@ -165,7 +165,7 @@ class Engine:
         """These, and those that share a create call of unknown end with them: they are leased all at once, so that no
         two processes wait for each other.
         """
-        return {*submission_ids, *(shard.submission_id for shard in self.ledger.sharing(submission_ids))}
+        return {*submission_ids, *(shard.submission_id for shard in self.ledger.shards_sent_with(submission_ids))}
 
     def resolve(self, shard_id: str, batch_id: str | None) -> Shard:
         """A person's word on a shard that cannot be told: its batch, or None where there is none (it is sent again).
@@ -174,15 +174,15 @@ class Engine:
         """
         shard = self.ledger.shard(shard_id)
         carrier = shard.carrier or shard_id
-        sharing = self.ledger.sharing([shard.submission_id])
+        sharing = self.ledger.shards_sent_with([shard.submission_id])
         together = [one for one in sharing if carrier in (one.shard_id, one.carrier)] or [shard]
         ids = [one.shard_id for one in together]
         with self._deployment.leased(*(one.submission_id for one in together)):
             if batch_id is None:
-                moved = self.ledger.move_together(ids, Move.NOT_SENT, reason="resolved by a person: no batch exists")
+                moved = self.ledger.move_shards(ids, Move.NOT_SENT, reason="resolved by a person: no batch exists")
             else:
                 told = f"resolved by a person: {batch_id}"
-                moved = self.ledger.move_together(
+                moved = self.ledger.move_shards(
                     ids, Move.ACCEPTED, detail=told, batch_id=batch_id, submitted_at=self._clock()
                 )
         return next(one for one in moved if one.shard_id == shard_id)
@@ -200,7 +200,7 @@ class Engine:
 
     def stop_late(self, submission_id: str) -> None:
         """Ask batches that run past the submission's deadline to stop. What they have answered is kept."""
-        self._stop_late(*self.ledger.with_shards(submission_id))
+        self._stop_late(*self.ledger.submission_with_shards(submission_id))
 
     def _stop_late(self, submission: Submission, shards: Sequence[Shard]) -> None:
         if self._deployment.is_late(submission):
@@ -228,12 +228,13 @@ class Engine:
     def collect(self, labeling: Labeling, submission_id: str) -> Status:
         """`advance` without sending: a next wave is planned, and waits for `submit`."""
         with self._deployment.leased(submission_id) as lease:
-            submission, shards = self.ledger.with_shards(submission_id)
+            submission, shards = self.ledger.submission_with_shards(submission_id)
             self._stop_late(submission, shards)
             running = [shard for shard in shards if shard.state is ShardState.SUBMITTED]
             unseen: list[Exception] = []
             reports = self.poll(  # one look for all that share a batch
-                [one for shard in running for one in self.ledger.of_batch(shard)], lambda _, error: unseen.append(error)
+                [one for shard in running for one in self.ledger.shards_of_batch(shard)],
+                lambda _, error: unseen.append(error),
             )
             if reports:  # a provider that does not answer for the rest costs time only
                 unseen = [error for error in unseen if not isinstance(error, TransientError)]
@@ -391,7 +392,7 @@ class Engine:
     # look and stop --------------------------------------------------------------------------------------------------
 
     def status(self, submission_id: str) -> Status:
-        return Status(*self.ledger.with_shards(submission_id))
+        return Status(*self.ledger.submission_with_shards(submission_id))
 
     def stop_reason(self, submission_id: str) -> str | None:
         """Why nothing more is sent of a submission: nearly nothing of what came fitted. None: it was not stopped."""

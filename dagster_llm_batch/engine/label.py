@@ -233,7 +233,7 @@ class LabelAssembler:
     def settle(self) -> Submission:
         """Tell the ledger what it adds up to. Costs are those of its own batches, not of reused answers."""
         realtime = [self._sum(shard, _REALTIME) for shard in self.shards if shard.results_path]
-        return self.ledger.settle(
+        return self.ledger.settle_submission(
             self.submission.submission_id,
             outcomes=self._outcomes(),
             cost_usd=sum_costs(self.shards),

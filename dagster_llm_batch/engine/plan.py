@@ -131,7 +131,9 @@ class Planner:
         try:
             draft.add_rows(rows)
             plan = draft.finish(self.configuration)
-            known = self._ledger.find(self._deployment.namespace, self._labeling.asset, partition, plan.fingerprint)
+            known = self._ledger.find_submission(
+                self._deployment.namespace, self._labeling.asset, partition, plan.fingerprint
+            )
             if known is not None and not self._may_follow(known, again=again):
                 if known.created_at >= max((s.created_at for s in history), default=known.created_at):
                     draft.replace_manifest(known.manifest_path or "")  # the kept columns may be others
@@ -158,7 +160,7 @@ class Planner:
     ) -> Submission:
         """Store it in the place of those before; where another process has stored the same, return that one."""
         place = (submission.namespace, submission.asset, submission.partition)
-        with self._ledger.leased(f"plan:{':'.join(place)}", wait_seconds=_WAIT_SECONDS):
+        with self._ledger.hold_leases(f"plan:{':'.join(place)}", wait_seconds=_WAIT_SECONDS):
             new = {one.submission_id: one for one in self._ledger.history(*place)}
             for one in history:
                 del new[one.submission_id]
@@ -174,7 +176,7 @@ class Planner:
                 for older in history:
                     if older.state is SubmissionState.OPEN:
                         self._supersede(older, submission.submission_id)
-                return self._ledger.open(submission, plan.shards)
+                return self._ledger.open_submission(submission, plan.shards)
 
     def _unsent(self, history: Sequence[Submission]) -> list[str]:
         """Shards that are not sent any more when another submission takes the place of these."""
@@ -194,7 +196,9 @@ class Planner:
             stack.callback(draft.discard)
             draft.add_rows(rows)
             plan = draft.finish(self.configuration)
-            known = self._ledger.find(self._deployment.namespace, self._labeling.asset, partition, plan.fingerprint)
+            known = self._ledger.find_submission(
+                self._deployment.namespace, self._labeling.asset, partition, plan.fingerprint
+            )
             if known is not None and not self._may_follow(known, again=again):
                 nothing = preview_of(draft.only_rows(plan), Estimate(draft.estimate.tariff, 0), None)
                 return replace(nothing, known=known)

@@ -123,7 +123,7 @@ class Poller:
             except Exception as error:  # noqa: BLE001 - as above
                 failed([shard], error)
         ended = [shard for shard in shards if shard.shard_id in ends]
-        _apart(ended, lambda some: self._ledger.ended({s.shard_id: ends[s.shard_id] for s in some}), failed)
+        _apart(ended, lambda some: self._ledger.record_endings({s.shard_id: ends[s.shard_id] for s in some}), failed)
 
     def _ending_of(self, shard: Shard, said: BatchReport, ran_nothing: set[str]) -> Ending | None:
         """How its batch ended; None where it runs, or ran nothing and is sent again."""
@@ -154,7 +154,7 @@ class Poller:
             return False
         waits_until = self._deployment.clock() + min(_PUT_BACK_LONGEST, timedelta(minutes=2 ** min(before, 10)))
         with suppress(IllegalMoveError):  # another process asked at the same time and recorded it
-            self._ledger.move(
+            self._ledger.move_shard(
                 shard_id,
                 Move.PUT_BACK,
                 of_batch=report.batch_id,
@@ -184,7 +184,7 @@ class Poller:
             running = shard.state is ShardState.SUBMITTED and shard.status not in _ASKED_IN_VAIN
             if not running or shard.batch_id is None or shard.shard_id in asked:
                 continue
-            sharing = self._ledger.of_batch(shard)
+            sharing = self._ledger.shards_of_batch(shard)
             if all(one.submission_id == shard.submission_id or self._is_unwanted(one) for one in sharing):
                 self._deployment.provider_of(shard).cancel(shard.batch_id)
                 report = BatchReport(shard.batch_id, BatchStatus.CANCELING)
@@ -200,7 +200,7 @@ class Poller:
         """A shard's part of the report on a batch that carries more than it; not all providers count the whole."""
         total = report.total
         if total is None and (report.done or 0) > shard.requests:
-            total = sum(one.requests + one.padding for one in self._ledger.of_batch(shard))
+            total = sum(one.requests + one.padding for one in self._ledger.shards_of_batch(shard))
         if total is None or total <= shard.requests:
             return report
 

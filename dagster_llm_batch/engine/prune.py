@@ -1,7 +1,7 @@
 """Removes stored files that nothing needs any more. The rule:
 
-1. Kept, always, with all their files: submissions that are not delivered (`Ledger.deliver`), or were within the last N
-   days; the newest, and the newest settled, submission of each partition; and all whose answers these reuse.
+1. Kept, always, with all their files: submissions that are not delivered (`Ledger.mark_delivered`), or were within the
+   last N days; the newest, and the newest settled, submission of each partition; and all whose answers these reuse.
 2. Every other submission is pruned: first the ledger is told, by an event, so that no plan reuses its answers from then
    on; then its requests, raw results, results and manifest go. Its row and its events stay. Whoever is killed between
    leaves files that the next call removes.
@@ -133,7 +133,7 @@ class Pruner:
         replaced = {}
         for submission_id, files in found.replaced.items():
             try:
-                with self._ledger.leased(f"submission:{submission_id}"):
+                with self._ledger.hold_leases(f"submission:{submission_id}"):
                     if self._give_up(submission_id, files):
                         for file in files:
                             remove(self._payloads, file)

@@ -54,14 +54,14 @@ class Answerer:
         lines = list(payloads.lines(shard.path))
         answers = answers_so_far(payloads, shard)
         before = len(answers)
-        ledger.move(shard.shard_id, Move.SEND, lane=Lane.REALTIME, sent_at=self._deployment.clock())
+        ledger.move_shard(shard.shard_id, Move.SEND, lane=Lane.REALTIME, sent_at=self._deployment.clock())
         wrong = self._ask_all(provider, lines, answers)
         if len(answers) == len(lines):
             with payloads.writer(beside(shard, RAW)) as raw:
                 for answer in answers.values():
                     raw.write(answer)
             now = self._deployment.clock()
-            ledger.move(shard.shard_id, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=None)
+            ledger.move_shard(shard.shard_id, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=None)
             if before:
                 payloads.delete(beside(shard, SO_FAR))
         else:
@@ -71,7 +71,7 @@ class Answerer:
                 write_answers_so_far(payloads, shard, answers)
             until = self._gate.closed_until if isinstance(wrong, _TurnedAwayError) else None
             reason = str(wrong) or type(wrong).__name__
-            ledger.move(shard.shard_id, Move.NOT_SENT, reason=reason, waits_until=until)
+            ledger.move_shard(shard.shard_id, Move.NOT_SENT, reason=reason, waits_until=until)
         if wrong is not None and not isinstance(wrong, _TurnedAwayError):
             raise wrong
 

@@ -137,7 +137,7 @@ class Orphan(NamedTuple):
 
 def orphans(ledger: Ledger, namespace: str) -> list[Orphan]:
     """Those of a namespace, the longest in doubt first. One that is being sent at this moment is among them."""
-    found = [shard for shard in ledger.in_flight(namespace) if shard.state is ShardState.SUBMITTING]
+    found = [shard for shard in ledger.shards_in_flight(namespace) if shard.state is ShardState.SUBMITTING]
     submissions = {shard.submission_id: ledger.submission(shard.submission_id) for shard in found}
     return sorted(
         (Orphan(submissions[shard.submission_id], shard) for shard in found),
@@ -170,16 +170,16 @@ class Sender:
             for last in [False] * (_TRIES - 1) + [True]:
                 lines.seek(0)
                 now = self._deployment.clock()
-                sent = self._ledger.move_together(ids, Move.SEND, sent_at=now, padding=padding)
+                sent = self._ledger.move_shards(ids, Move.SEND, sent_at=now, padding=padding)
                 try:
                     batch_id = provider.submit(lines, spec, self._deployment.tag(shards[0]))
                 except TransientError as error:
-                    self._ledger.move_together(ids, Move.NOT_SENT, reason=str(error))
+                    self._ledger.move_shards(ids, Move.NOT_SENT, reason=str(error))
                     if last:
                         return
                     self._deployment.sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
                 except (CredentialsError, ConfigError) as error:
-                    self._ledger.move_together(ids, Move.NOT_SENT, reason=str(error))
+                    self._ledger.move_shards(ids, Move.NOT_SENT, reason=str(error))
                     raise
                 except RefusedError as error:
                     self._refused(sent, str(error), spec, fill_up_to)
@@ -196,11 +196,11 @@ class Sender:
         """The one of several that cannot be taken must not take the others along: each is tried by itself."""
         ids = [shard.shard_id for shard in shards]
         if len(shards) > 1:
-            for shard in self._ledger.move_together(ids, Move.NOT_SENT, reason=reason):
+            for shard in self._ledger.move_shards(ids, Move.NOT_SENT, reason=reason):
                 self.send([shard], spec, fill_up_to)
             return
         now = self._deployment.clock()
-        self._ledger.move_together(ids, Move.REFUSED, status=BatchStatus.FAILED, reason=reason, ended_at=now)
+        self._ledger.move_shards(ids, Move.REFUSED, status=BatchStatus.FAILED, reason=reason, ended_at=now)
 
     def recover(self, submission_ids: Sequence[str], held: Collection[str]) -> None:
         """Find out what became of shards whose create call left no record. The caller holds the leases of `held`.
@@ -209,7 +209,7 @@ class Sender:
         they were answered in real time, `ended`. Raises CannotTellError where only a person can decide.
         """
         unsure: list[CannotTellError] = []
-        doubtful = sorted(self._ledger.sharing(submission_ids), key=_carrier)
+        doubtful = sorted(self._ledger.shards_sent_with(submission_ids), key=_carrier)
         for _, group in groupby(doubtful, key=_carrier):
             shards = sorted(group, key=lambda shard: shard.carrier is not None)
             if all(shard.submission_id in held for shard in shards):  # else they were sent since: the next time
@@ -225,7 +225,7 @@ class Sender:
         carrier, ids = shards[0], [shard.shard_id for shard in shards]
         assert carrier.sent_at is not None  # it is recorded with the intent
         if carrier.lane is Lane.REALTIME:
-            self._ledger.move_together(
+            self._ledger.move_shards(
                 ids,
                 Move.ANSWERED,
                 status=BatchStatus.ENDED,
@@ -245,7 +245,7 @@ class Sender:
         elif isinstance(found, Absent):
             waited = self._deployment.clock() - self._in_doubt_since(carrier)
             if waited >= timedelta(seconds=provider.settle_seconds):
-                self._ledger.move_together(ids, Move.NOT_SENT, reason="the provider has no such batch")
+                self._ledger.move_shards(ids, Move.NOT_SENT, reason="the provider has no such batch")
         elif not isinstance(found, Undecided):
             candidates = ", ".join(found.candidates) or "none named"
             msg = (
@@ -271,7 +271,7 @@ class Sender:
 
     def _known(self, shards: Sequence[Shard]) -> frozenset[str]:
         """Batches that are others for certain: those in flight anywhere here, and all of the same submissions."""
-        others = [*self._ledger.in_flight(self._deployment.namespace)]
+        others = [*self._ledger.shards_in_flight(self._deployment.namespace)]
         put_back: set[str] = set()
         for submission_id in {shard.submission_id for shard in shards}:
             others += self._ledger.shards(submission_id)
@@ -282,7 +282,7 @@ class Sender:
     def _accepted(self, shards: Sequence[Shard], batch_id: str) -> None:
         ids = [shard.shard_id for shard in shards]
         now = self._deployment.clock()
-        self._ledger.move_together(ids, Move.ACCEPTED, batch_id=batch_id, submitted_at=now)
+        self._ledger.move_shards(ids, Move.ACCEPTED, batch_id=batch_id, submitted_at=now)
 
 
 def _carrier(shard: Shard) -> str:

@@ -204,7 +204,7 @@ def drop(deployment: Deployment, planned: Sequence[Shard], reason: str) -> None:
             if shard.lane is Lane.REALTIME and deployment.payloads.exists(beside(shard, SO_FAR)):
                 fields["sent_at"] = deployment.clock()  # some of it was asked: its answers count
             with suppress(IllegalMoveError):  # another process has just sent it; it is collected in time
-                deployment.ledger.move(shard.shard_id, Move.CANCELED, **fields)
+                deployment.ledger.move_shard(shard.shard_id, Move.CANCELED, **fields)
 
 
 def can_go(deployment: Deployment, planned: Sequence[Shard], *, late: bool) -> bool:
@@ -249,7 +249,7 @@ def _queue(deployment: Deployment, shard: Shard) -> AbstractContextManager[Any]:
     if _limit(deployment, shard)[0] is None:
         return nullcontext()
     name = f"queue:{shard.provider}:{shard.account}"
-    return deployment.ledger.leased(name, wait_seconds=deployment.lease_wait_seconds)
+    return deployment.ledger.hold_leases(name, wait_seconds=deployment.lease_wait_seconds)
 
 
 def has_room(deployment: Deployment, batch: Sequence[Shard]) -> bool:
@@ -259,7 +259,7 @@ def has_room(deployment: Deployment, batch: Sequence[Shard]) -> bool:
         return True
     own = {shard.shard_id for shard in batch}
     now = deployment.clock()
-    before = deployment.ledger.queued(deployment.namespace, batch[0], seen_since=now - _PLACE_KEPT, model=model)
+    before = deployment.ledger.queued_shards(deployment.namespace, batch[0], seen_since=now - _PLACE_KEPT, model=model)
     ahead = [shard for shard in before if shard.shard_id not in own and due(shard, now)]
     everything = [*ahead, *batch]
     taken = {

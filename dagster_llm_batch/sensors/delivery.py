@@ -31,7 +31,7 @@ def deliver_landed(
     for submission in settled:
         by_asset[submission.asset].append(submission)
     for asset, submissions in by_asset.items():
-        newest = engine.ledger.newest(engine.namespace, asset)
+        newest = engine.ledger.newest_ids(engine.namespace, asset)
         for start in range(0, len(submissions), _AT_ONCE):
             some = submissions[start : start + _AT_ONCE]
             if not has_time():

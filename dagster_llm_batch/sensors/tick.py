@@ -103,7 +103,7 @@ class Tick:
 
     def poll(self) -> None:
         """Ask the providers about batches in flight whose turn it is."""
-        flying = self._ledger.in_flight(self._engine.namespace, unreadable=self._unreadable)
+        flying = self._ledger.shards_in_flight(self._engine.namespace, unreadable=self._unreadable)
         flying = [one for one in flying if one.submission_id in self._before]
         self._stop_late(flying)
         accounts = self._accounts({shard.provider for shard in flying})

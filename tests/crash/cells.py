@@ -223,7 +223,7 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, verdict: Verd
 
 def _is_free(ledger: Ledger, submission_id: str) -> bool:
     try:
-        with ledger.leased(f"submission:{submission_id}"):
+        with ledger.hold_leases(f"submission:{submission_id}"):
             return True
     except LeaseError:
         return False

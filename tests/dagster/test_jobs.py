@@ -34,7 +34,7 @@ def in_doubt(face: Face, lost: WireFault) -> str:
     face.emulator.inject(lost, UNLISTED)
     assert face.submit().success
     face.emulator.clear_faults()
-    [shard] = face.engine().ledger.in_flight("default")
+    [shard] = face.engine().ledger.shards_in_flight("default")
     assert shard.state.value == "submitting"
     return shard.shard_id
 

@@ -185,7 +185,9 @@ def test_a_call_of_dagster_that_fails_for_one_asset_is_told_and_the_others_land(
     engine = face.engine()
     for name in (LABELS, OTHER):  # both settled, so that Dagster is asked whether they are home
         submission = engine.latest(name, DAYS[0])
-        engine.ledger.settle(submission.submission_id, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
+        engine.ledger.settle_submission(
+            submission.submission_id, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None
+        )
     engine.ledger.close()
     usual = face.instance.fetch_materializations
 

@@ -62,7 +62,7 @@ def test_budgets_keep_the_estimate_of_what_nobody_knows_the_cost_of(house: House
     submission = house.run(labeling(), tickets(20)).submission
     engine = house.engine(budgets=[Budget(Decimal(100), "ever")])
     assert submission.estimated_usd is not None
-    assert engine.ledger.spent("test") == submission.estimated_usd > 0
+    assert engine.ledger.spent_usd("test") == submission.estimated_usd > 0
 
 
 @pytest.mark.parametrize(

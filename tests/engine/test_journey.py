@@ -337,8 +337,8 @@ def test_a_later_partition_or_namespace_shares_nothing(house: House) -> None:
     tags = [batch.metadata["dagster_llm_batch"] for batch in house.emulator.books.batches]
     owners = [tag.rsplit("-", 1)[0] for tag in tags]
     assert owners[0] == owners[1] != owners[2]
-    assert other.ledger.in_flight("test") == []
-    assert len(other.ledger.in_flight("branch")) == 1
+    assert other.ledger.shards_in_flight("test") == []
+    assert len(other.ledger.shards_in_flight("branch")) == 1
 
 
 # reading again -------------------------------------------------------------------------------------------------------

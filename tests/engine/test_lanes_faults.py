@@ -192,8 +192,8 @@ def test_a_persons_word_waits_for_the_process_that_is_sending(house: House) -> N
     first, second = plans(house, definition, 2)
     ledger = house.engine().ledger
     shards = [ledger.shards(one)[0] for one in (first, second)]
-    ledger.move_together([shard.shard_id for shard in shards], Move.SEND, sent_at=house.now())
-    with ledger.leased(f"submission:{second}"), pytest.raises(LeaseError):
+    ledger.move_shards([shard.shard_id for shard in shards], Move.SEND, sent_at=house.now())
+    with ledger.hold_leases(f"submission:{second}"), pytest.raises(LeaseError):
         house.engine().resolve(shards[0].shard_id, None)
     assert house.engine().resolve(shards[0].shard_id, None).state == "planned"
     assert house.engine().status(second).states == {"planned": 1}
@@ -204,7 +204,7 @@ def test_what_is_certain_is_brought_home_while_a_person_is_asked_about_the_rest(
     engine = house.engine()
     submission = engine.plan(definition, tickets(6))
     certain, unsure = engine.ledger.shards(submission.submission_id)
-    engine.ledger.move(unsure.shard_id, Move.SEND, sent_at=house.now())
+    engine.ledger.move_shard(unsure.shard_id, Move.SEND, sent_at=house.now())
     with engine.payloads.reader(unsure.path) as lines:
         content = lines.read()
     for _ in range(2):  # two batches with its tag: nobody can tell
@@ -215,8 +215,8 @@ def test_what_is_certain_is_brought_home_while_a_person_is_asked_about_the_rest(
             definition.spec,
             engine._deployment.tag(certain),
         )
-    engine.ledger.move(certain.shard_id, Move.SEND, sent_at=house.now())
-    engine.ledger.move(certain.shard_id, Move.ACCEPTED, batch_id=batch_id)
+    engine.ledger.move_shard(certain.shard_id, Move.SEND, sent_at=house.now())
+    engine.ledger.move_shard(certain.shard_id, Move.ACCEPTED, batch_id=batch_id)
     house.emulator.settle()
     with pytest.raises(CannotTellError, match=rf"dagster-llm-batch resolve {unsure.shard_id} --batch-id"):
         engine.advance(definition, submission.submission_id)
@@ -368,7 +368,7 @@ def test_a_queue_that_another_process_fills_at_this_moment_costs_time_only(house
     engine = engine_with(house, queue_limits={"openai": QueueLimit(max_batches=9)})
     [one] = plans(house, definition, 1)
     account = house.providers["openai"].account
-    with house.engine().ledger.leased(f"queue:openai:{account}"):
+    with house.engine().ledger.hold_leases(f"queue:openai:{account}"):
         assert engine.submit(definition, one).states == {"planned": 1}
     assert engine.submit(definition, one).states == {"submitted": 1}
 
@@ -396,7 +396,7 @@ def test_a_next_wave_waits_for_another_process_that_commits_money(house: House) 
     submission = engine.plan(definition, tickets(3))
     engine.submit(definition, submission.submission_id)
     house.emulator.settle()
-    with engine.ledger.leased("budget:test"), pytest.raises(LeaseError):
+    with engine.ledger.hold_leases("budget:test"), pytest.raises(LeaseError):
         engine.advance(definition, submission.submission_id)
     assert house.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 3}
 
@@ -408,7 +408,7 @@ def test_what_new_rows_replace_before_it_was_sent_is_not_counted_beside_them(hou
     engine = engine_with(house, budgets=[Budget(estimate * Decimal("2.5"), "ever")])
     engine.plan(definition, tickets(5))
     engine.plan(definition, tickets(6))
-    assert engine.ledger.spent("test") < estimate * Decimal("2.5")
+    assert engine.ledger.spent_usd("test") < estimate * Decimal("2.5")
 
 
 # rows that change while batches run ---------------------------------------------------------------------------------

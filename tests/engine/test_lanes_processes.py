@@ -154,7 +154,7 @@ def test_a_budget_holds_over_processes_that_plan_and_retry_at_once(house: House)
         house.engine().submit(definition, submission_id)
     house.emulator.inject(RowFault(status_code=503))
     house.emulator.settle()
-    spent = house.engine().ledger.spent("test")
+    spent = house.engine().ledger.spent_usd("test")
     arguments = [(house.tmp_path, base_url, one, str(spent * Decimal("0.75"))) for one in planned]
     with running(advance_one, arguments) as processes:
         ended(processes)

@@ -96,7 +96,9 @@ def test_a_create_call_that_arrives_late_is_found_while_the_engine_waits(house: 
 def test_a_create_call_of_a_killed_process_is_waited_for_however_long_its_upload_took(house: House) -> None:
     plan = house.engine().plan(labeling(), tickets(5))
     [shard] = house.engine().ledger.shards(plan.submission_id)
-    house.engine().ledger.move(shard.shard_id, Move.SEND, sent_at=house.now())  # then hours of upload, then SIGKILL
+    house.engine().ledger.move_shard(
+        shard.shard_id, Move.SEND, sent_at=house.now()
+    )  # then hours of upload, then SIGKILL
     house.skipped += timedelta(hours=2)
     assert house.engine().submit(labeling(), plan.submission_id).states == {"submitting": 1}
     house.skipped += timedelta(seconds=290)  # settle_seconds is 300
@@ -282,7 +284,7 @@ def test_a_request_file_that_was_changed_is_not_sent(house: House) -> None:
 def test_two_engines_at_once_send_each_shard_once(house: House) -> None:
     definition = labeling()
     submission = house.engine().plan(definition, tickets(3))
-    with house.engine().ledger.leased(f"submission:{submission.submission_id}"):
+    with house.engine().ledger.hold_leases(f"submission:{submission.submission_id}"):
         with pytest.raises(LeaseError, match="is held by"):
             house.engine().submit(definition, submission.submission_id)
         assert house.engine().outlook().is_busy(submission.submission_id)
@@ -450,7 +452,7 @@ def test_the_steps_say_what_is_to_do_next(house: House) -> None:
     assert not engine.needs_recovery(progress()[0])
     before = engine.outlook().attempt(submission_id)
     house.emulator.settle()
-    engine.poll(engine.ledger.in_flight("test"))
+    engine.poll(engine.ledger.shards_in_flight("test"))
     assert engine.can_advance(progress()[0])
     assert engine.outlook().attempt(submission_id) > before
     engine.advance(definition, submission_id)
@@ -482,19 +484,19 @@ def test_of_many_batches_those_that_cannot_be_read_are_told_and_the_others_recor
         house.engine().submit(definition, submission.submission_id)
     house.emulator.settle()
     engine = house.engine()
-    flying = engine.ledger.in_flight("test")
+    flying = engine.ledger.shards_in_flight("test")
     odd.broken, odd.strange = str(flying[1].batch_id), str(flying[5].batch_id)
     told: dict[str, str] = {}
     engine.poll(flying, lambda shards, error: told.update({s.shard_id: type(error).__name__ for s in shards}))
     assert told.keys() == {flying[1].shard_id, flying[5].shard_id}
     assert told[flying[1].shard_id] == "ZeroDivisionError"
-    left = engine.ledger.in_flight("test")
+    left = engine.ledger.shards_in_flight("test")
     assert {shard.shard_id for shard in left} == told.keys()
     with pytest.raises(ZeroDivisionError):  # without somebody to tell, when all else is done
         engine.poll(left)
     odd.broken = odd.strange = ""
     engine.poll(left)
-    assert engine.ledger.in_flight("test") == []
+    assert engine.ledger.shards_in_flight("test") == []
 
 
 def test_what_has_ended_is_stored_though_another_batch_of_the_submission_cannot_be_read(house: House) -> None:
@@ -518,6 +520,6 @@ def test_a_poll_of_a_provider_that_is_down_says_so_and_of_two_keeps_what_came(ho
     _, submission_id = sent(house)
     house.emulator.inject(WireFault(kind="status", route="GET /v1/batches*", status=500, times=None))
     with pytest.raises(TransientError):
-        house.engine().poll(house.engine().ledger.in_flight("test"))
+        house.engine().poll(house.engine().ledger.shards_in_flight("test"))
     house.emulator.inject(BatchFault(kind="stuck"))
     assert house.engine().status(submission_id).states == {"submitted": 1}

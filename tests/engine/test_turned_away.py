@@ -123,7 +123,9 @@ def test_a_process_that_is_killed_after_it_was_turned_away_leaves_what_was_answe
     engine = house.engine()
     engine.advance(definition(), one)
     [shard] = engine.ledger.shards(one)
-    engine.ledger.move(shard.shard_id, Move.SEND, sent_at=house.now())  # by a process that dies before its first call
+    engine.ledger.move_shard(
+        shard.shard_id, Move.SEND, sent_at=house.now()
+    )  # by a process that dies before its first call
     house.emulator.clear_faults()
     settled = house.finish(definition(), one)
     assert (settled.submission.outcomes, settled.submission.waves) == ({"succeeded": 5}, 2)

@@ -29,7 +29,7 @@ def put(ledger, owner, expires_at, name="collect"):
 
 
 def test_a_lease_is_held_for_its_block_and_given_back_also_after_an_error(ledger, clock):
-    with pytest.raises(KeyError), ledger.leased("collect", seconds=90) as lease:  # noqa: PT012  # the block is what fails
+    with pytest.raises(KeyError), ledger.hold_leases("collect", seconds=90) as lease:  # noqa: PT012  # the block is what fails
         assert rows(ledger) == [("collect", lease.owner, clock.now + timedelta(seconds=90))]
         lease.check()
         raise KeyError
@@ -38,8 +38,8 @@ def test_a_lease_is_held_for_its_block_and_given_back_also_after_an_error(ledger
 
 
 def test_a_held_lease_is_refused_saying_who_holds_it_until_when(ledger, clock):
-    with ledger.leased("collect") as lease, ledger.leased("another name"):
-        with pytest.raises(LeaseError) as refusal, ledger.leased("collect"):
+    with ledger.hold_leases("collect") as lease, ledger.hold_leases("another name"):
+        with pytest.raises(LeaseError) as refusal, ledger.hold_leases("collect"):
             pass
         assert lease.owner in str(refusal.value)
         assert (clock.now + timedelta(seconds=60)).isoformat() in str(refusal.value)
@@ -49,41 +49,41 @@ def test_a_held_lease_is_refused_saying_who_holds_it_until_when(ledger, clock):
 
 def test_a_lease_of_nothing_writes_nothing_and_starts_no_heartbeat(ledger):
     threads = threading.active_count()
-    with counted() as writes, ledger.leased():
+    with counted() as writes, ledger.hold_leases():
         assert threading.active_count() == threads
     assert writes.statements == 0
 
 
 def test_looking_at_a_lease_says_whether_a_living_process_holds_it_and_takes_nothing(ledger, clock):
-    assert "collect" not in ledger.leases()
-    with ledger.leased("collect"):
-        assert "collect" in ledger.leases()
-        assert "another name" not in ledger.leases()
-    assert "collect" not in ledger.leases()
+    assert "collect" not in ledger.active_leases()
+    with ledger.hold_leases("collect"):
+        assert "collect" in ledger.active_leases()
+        assert "another name" not in ledger.active_leases()
+    assert "collect" not in ledger.active_leases()
     put(ledger, "elsewhere:1:2:abc", clock.now + timedelta(seconds=1))
-    assert "collect" in ledger.leases()
+    assert "collect" in ledger.active_leases()
     clock.pass_seconds(1)
-    assert "collect" not in ledger.leases()
+    assert "collect" not in ledger.active_leases()
     assert [owner for _, owner, _ in rows(ledger)] == ["elsewhere:1:2:abc"]
 
 
 def test_a_lease_of_another_host_passes_on_only_when_it_expires(ledger, clock):
     put(ledger, "elsewhere:1:2:abc", clock.now + timedelta(seconds=1))
-    with pytest.raises(LeaseError, match="elsewhere"), ledger.leased("collect"):
+    with pytest.raises(LeaseError, match="elsewhere"), ledger.hold_leases("collect"):
         pass
     clock.pass_seconds(1)
-    with ledger.leased("collect") as lease:
+    with ledger.hold_leases("collect") as lease:
         assert [owner for _, owner, _ in rows(ledger)] == [lease.owner]
 
 
 def test_a_lease_whose_process_id_was_given_to_another_process_passes_on_at_once(ledger, clock):
-    with ledger.leased("other") as lease:
+    with ledger.hold_leases("other") as lease:
         host, pid, started, _ = lease.owner.rsplit(":", 3)
     put(ledger, f"{host}:{pid}:{int(started) - 1}:abc", clock.now + timedelta(days=1))
-    with ledger.leased("collect") as taken:
+    with ledger.hold_leases("collect") as taken:
         taken.check()
     put(ledger, f"{host}:{pid}:{started}:abc", clock.now + timedelta(days=1))
-    with pytest.raises(LeaseError), ledger.leased("collect"):
+    with pytest.raises(LeaseError), ledger.hold_leases("collect"):
         pass
 
 
@@ -92,7 +92,7 @@ def test_waiting_for_a_lease_gets_it_when_the_holder_is_done(ledger_url):
     held, got = threading.Event(), threading.Event()
 
     def hold():
-        with ledger.leased("collect"):
+        with ledger.hold_leases("collect"):
             held.set()
             waiting.wait(60)
 
@@ -101,7 +101,7 @@ def test_waiting_for_a_lease_gets_it_when_the_holder_is_done(ledger_url):
     holder.start()
     held.wait(60)
     threading.Timer(0.3, waiting.set).start()
-    with ledger.leased("collect", wait_seconds=60):
+    with ledger.hold_leases("collect", wait_seconds=60):
         got.set()
     holder.join()
     assert got.is_set()
@@ -110,7 +110,7 @@ def test_waiting_for_a_lease_gets_it_when_the_holder_is_done(ledger_url):
 
 def test_the_heartbeat_renews_a_lease_until_its_block_ends(sqlite_url):
     ledger = Ledger(sqlite_url)
-    with ledger.leased("collect", seconds=3) as lease:
+    with ledger.hold_leases("collect", seconds=3) as lease:
         ((_, _, first),) = rows(ledger)
         renewed = first
         pause = threading.Event()
@@ -123,7 +123,7 @@ def test_the_heartbeat_renews_a_lease_until_its_block_ends(sqlite_url):
 
 
 def test_a_lease_that_another_process_took_is_lost_and_not_taken_back(ledger, clock):
-    with ledger.leased("collect") as lease:
+    with ledger.hold_leases("collect") as lease:
         put(ledger, "elsewhere:1:2:abc", clock.now + timedelta(days=1))
         with pytest.raises(LeaseError, match="was lost"):
             lease.renew()
@@ -133,7 +133,7 @@ def test_a_lease_that_another_process_took_is_lost_and_not_taken_back(ledger, cl
 
 
 def test_a_lease_that_was_not_renewed_in_time_is_not_trusted(ledger, clock):
-    with ledger.leased("collect", seconds=60) as lease:
+    with ledger.hold_leases("collect", seconds=60) as lease:
         clock.pass_seconds(59.9)
         lease.check()
         clock.pass_seconds(0.1)
@@ -144,6 +144,6 @@ def test_a_lease_that_was_not_renewed_in_time_is_not_trusted(ledger, clock):
 
 
 def test_the_ledger_works_while_a_lease_is_held(ledger):
-    with ledger.leased("collect"):
-        ledger.open(a_submission(), [])
+    with ledger.hold_leases("collect"):
+        ledger.open_submission(a_submission(), [])
     assert ledger.submission("s1").submission_id == "s1"

@@ -31,7 +31,7 @@ def test_a_submission_comes_back_as_it_was_stored(ledger):
         estimated_usd=Decimal("0.1000000000000000000001"), run_id="r", reused_from=("s0", "s-1"),
         created_at=datetime(2026, 1, 1, 9, 0, 0, 123456, tokyo),
     )  # fmt: skip
-    assert ledger.open(full, []) == full
+    assert ledger.open_submission(full, []) == full
     stored = ledger.submission("s1")
     assert stored == full
     assert stored.created_at.tzinfo is UTC
@@ -40,15 +40,15 @@ def test_a_submission_comes_back_as_it_was_stored(ledger):
 
 def test_a_shard_comes_back_as_it_was_stored_with_its_submissions_provider(ledger, clock):
     shard = a_shard(estimated_usd=Decimal("1.10"), bytes=2**40)
-    ledger.open(a_submission(), [shard])
+    ledger.open_submission(a_submission(), [shard])
     owned = replace(shard, provider="openai", account="api.openai.com/org-1", model="gpt-5-mini")
     assert ledger.shards("s1") == [owned]
     assert ledger.shard("h1") == owned
 
 
 def test_opening_the_same_attempt_again_returns_the_first_and_inserts_nothing(ledger):
-    first = ledger.open(a_submission("s1"), [a_shard("h1", "s1")])
-    assert ledger.open(a_submission("s2", rows=99), [a_shard("h2", "s2")]) == first
+    first = ledger.open_submission(a_submission("s1"), [a_shard("h1", "s1")])
+    assert ledger.open_submission(a_submission("s2", rows=99), [a_shard("h2", "s2")]) == first
     assert [submission.submission_id for submission in ledger.submissions("prod")] == ["s1"]
     with pytest.raises(LedgerError, match="no shard h2"):
         ledger.shard("h2")
@@ -58,28 +58,28 @@ def test_opening_the_same_attempt_again_returns_the_first_and_inserts_nothing(le
 def test_a_shard_that_cannot_be_stored_leaves_no_submission(ledger):
     for bad in (a_shard(submission_id="other"), a_shard(state=ShardState.SUBMITTED, batch_id="b")):
         with pytest.raises(LedgerError, match="Nothing was changed"):
-            ledger.open(a_submission(), [bad])
+            ledger.open_submission(a_submission(), [bad])
     with pytest.raises(LedgerError):
-        ledger.open(a_submission(), [a_shard("h1"), a_shard("h2")])  # the same number twice
+        ledger.open_submission(a_submission(), [a_shard("h1"), a_shard("h2")])  # the same number twice
     assert ledger.submissions("prod") == []
 
 
 def test_find_gives_the_latest_attempt_of_exactly_this_fingerprint_and_partition(ledger):
-    ledger.open(a_submission("s1"), [])
-    ledger.open(a_submission("s2", attempt=2), [])
-    ledger.open(a_submission("s3", fingerprint="f2", attempt=7), [])
-    assert ledger.find("prod", "tickets", "2026-01-01", "f1").submission_id == "s2"
-    assert ledger.find("prod", "tickets", "2026-01-01", "f9") is None
-    assert ledger.find("prod", "tickets", "", "f1") is None
-    assert ledger.find("dev", "tickets", "2026-01-01", "f1") is None
+    ledger.open_submission(a_submission("s1"), [])
+    ledger.open_submission(a_submission("s2", attempt=2), [])
+    ledger.open_submission(a_submission("s3", fingerprint="f2", attempt=7), [])
+    assert ledger.find_submission("prod", "tickets", "2026-01-01", "f1").submission_id == "s2"
+    assert ledger.find_submission("prod", "tickets", "2026-01-01", "f9") is None
+    assert ledger.find_submission("prod", "tickets", "", "f1") is None
+    assert ledger.find_submission("dev", "tickets", "2026-01-01", "f1") is None
 
 
 def test_history_is_newest_first_and_submissions_oldest_first(ledger):
     day = datetime(2026, 1, 1, tzinfo=UTC)
-    ledger.open(a_submission("new", fingerprint="f3", created_at=day + timedelta(days=2)), [])
-    ledger.open(a_submission("old", created_at=day), [])
-    ledger.open(a_submission("mid", asset="mails", created_at=day + timedelta(microseconds=1)), [])
-    ledger.open(a_submission("dev", namespace="dev"), [])
+    ledger.open_submission(a_submission("new", fingerprint="f3", created_at=day + timedelta(days=2)), [])
+    ledger.open_submission(a_submission("old", created_at=day), [])
+    ledger.open_submission(a_submission("mid", asset="mails", created_at=day + timedelta(microseconds=1)), [])
+    ledger.open_submission(a_submission("dev", namespace="dev"), [])
     ledger.set_state("old", SubmissionState.CANCELED)
 
     def ids(found):
@@ -96,12 +96,12 @@ def test_history_is_newest_first_and_submissions_oldest_first(ledger):
 def test_every_state_and_move_does_what_the_table_says_and_an_illegal_one_changes_nothing(ledger):
     pairs = [(state, move) for state in ShardState for move in Move]
     shards = [a_shard(f"h{number}", number=number) for number in range(len(pairs))]
-    ledger.open(a_submission(), shards)
+    ledger.open_submission(a_submission(), shards)
     for shard, (state, move) in zip(shards, pairs, strict=True):
         bring_to(ledger, shard.shard_id, state)
         before, events = ledger.shard(shard.shard_id), ledger.events("s1")
         if state in MOVES[move][0]:
-            after = ledger.move(shard.shard_id, move, **fields_for(move, shard.shard_id))
+            after = ledger.move_shard(shard.shard_id, move, **fields_for(move, shard.shard_id))
             assert after.state is MOVES[move][1], (state, move)
             assert after == ledger.shard(shard.shard_id)
             (event,) = ledger.events("s1")[len(events) :]
@@ -109,7 +109,7 @@ def test_every_state_and_move_does_what_the_table_says_and_an_illegal_one_change
             assert (event.from_state, event.to_state) == (state.value, after.state.value)
         else:
             with pytest.raises(IllegalMoveError) as refusal:
-                ledger.move(shard.shard_id, move, **fields_for(move, shard.shard_id))
+                ledger.move_shard(shard.shard_id, move, **fields_for(move, shard.shard_id))
             for word in (shard.shard_id, state.value, *(source.value for source in MOVES[move][0])):
                 assert word in str(refusal.value)
             assert ledger.shard(shard.shard_id) == before, (state, move)
@@ -117,70 +117,70 @@ def test_every_state_and_move_does_what_the_table_says_and_an_illegal_one_change
 
 
 def test_a_move_records_its_time_and_fields(ledger, clock):
-    ledger.open(a_submission(), [a_shard()])
+    ledger.open_submission(a_submission(), [a_shard()])
     sent_at = clock.now
-    assert ledger.move("h1", Move.SEND).sent_at == sent_at
-    assert ledger.move("h1", Move.NOT_SENT).sent_at is None
+    assert ledger.move_shard("h1", Move.SEND).sent_at == sent_at
+    assert ledger.move_shard("h1", Move.NOT_SENT).sent_at is None
     clock.pass_seconds(5)
-    ledger.move("h1", Move.SEND)
+    ledger.move_shard("h1", Move.SEND)
     clock.pass_seconds(1)
-    accepted = ledger.move("h1", Move.ACCEPTED, batch_id="b1")
+    accepted = ledger.move_shard("h1", Move.ACCEPTED, batch_id="b1")
     assert (accepted.sent_at, accepted.submitted_at) == (sent_at + timedelta(seconds=5), clock.now)
-    ended = ledger.move("h1", Move.FAILED, reason="queue full", retryable=True, ended_at=sent_at)
+    ended = ledger.move_shard("h1", Move.FAILED, reason="queue full", retryable=True, ended_at=sent_at)
     assert (ended.ended_at, ended.reason, ended.retryable) == (sent_at, "queue full", True)
-    collected = ledger.move("h1", Move.COLLECTED, raw_path="r", results_path="p", cost_usd=Decimal("0.07"))
+    collected = ledger.move_shard("h1", Move.COLLECTED, raw_path="r", results_path="p", cost_usd=Decimal("0.07"))
     assert (collected.raw_path, collected.results_path, collected.cost_usd) == ("r", "p", Decimal("0.07"))
     assert collected.collected_at == clock.now
     assert [event.detail for event in ledger.events("s1")][-2:] == ["queue full", None]
 
 
 def test_shards_that_are_sent_together_name_the_first_as_their_carrier_which_alone_is_padded(ledger):
-    ledger.open(a_submission(), [a_shard(f"h{number}", number=number) for number in range(3)])
-    sent = ledger.move_together(["h2", "h0"], Move.SEND, padding=5)
+    ledger.open_submission(a_submission(), [a_shard(f"h{number}", number=number) for number in range(3)])
+    sent = ledger.move_shards(["h2", "h0"], Move.SEND, padding=5)
     assert [(one.shard_id, one.carrier, one.padding) for one in sent] == [("h2", None, 5), ("h0", "h2", 0)]
     assert [ledger.shard("h2"), ledger.shard("h0")] == sent
     with pytest.raises(IllegalMoveError):
-        ledger.move_together(["h1", "h0"], Move.SEND)
+        ledger.move_shards(["h1", "h0"], Move.SEND)
     assert ledger.shard("h1").state is ShardState.PLANNED
 
 
 def test_a_submission_and_its_shards_are_read_together(ledger):
-    ledger.open(a_submission(), [a_shard(f"h{number}", number=number) for number in (1, 0)])
-    ledger.open(a_submission("s2", attempt=2), [a_shard("other", "s2")])
-    submission, shards = ledger.with_shards("s1")
+    ledger.open_submission(a_submission(), [a_shard(f"h{number}", number=number) for number in (1, 0)])
+    ledger.open_submission(a_submission("s2", attempt=2), [a_shard("other", "s2")])
+    submission, shards = ledger.submission_with_shards("s1")
     assert submission == ledger.submission("s1")
     assert [shard.shard_id for shard in shards] == ["h0", "h1"]
     with pytest.raises(LedgerError, match="no submission s3"):
-        ledger.with_shards("s3")
+        ledger.submission_with_shards("s3")
 
 
 def test_a_move_refuses_what_it_cannot_record(ledger):
-    ledger.open(a_submission(), [a_shard()])
-    ledger.move("h1", Move.SEND)
+    ledger.open_submission(a_submission(), [a_shard()])
+    ledger.move_shard("h1", Move.SEND)
     with pytest.raises(LedgerError, match="without a batch_id"):
-        ledger.move("h1", Move.ACCEPTED)
+        ledger.move_shard("h1", Move.ACCEPTED)
     with pytest.raises(LedgerError, match="nonce"):
-        ledger.move("h1", Move.ACCEPTED, batch_id="b", nonce="x")
+        ledger.move_shard("h1", Move.ACCEPTED, batch_id="b", nonce="x")
     with pytest.raises(LedgerError, match="no shard h9"):
-        ledger.move("h9", Move.SEND)
+        ledger.move_shard("h9", Move.SEND)
     assert ledger.shard("h1").state is ShardState.SUBMITTING
 
 
 def test_a_batch_of_one_account_belongs_to_one_shard(ledger):
-    ledger.open(a_submission("s1"), [a_shard("h1", "s1"), a_shard("h2", "s1", number=2)])
-    ledger.open(a_submission("s2", asset="x", account="other"), [a_shard("h3", "s2")])
+    ledger.open_submission(a_submission("s1"), [a_shard("h1", "s1"), a_shard("h2", "s1", number=2)])
+    ledger.open_submission(a_submission("s2", asset="x", account="other"), [a_shard("h3", "s2")])
     for shard_id in ("h1", "h2", "h3"):
-        ledger.move(shard_id, Move.SEND)
-    ledger.move("h1", Move.ACCEPTED, batch_id="b1")
+        ledger.move_shard(shard_id, Move.SEND)
+    ledger.move_shard("h1", Move.ACCEPTED, batch_id="b1")
     with pytest.raises(LedgerError, match="b1 already belongs to another shard"):
-        ledger.move("h2", Move.ACCEPTED, batch_id="b1")
+        ledger.move_shard("h2", Move.ACCEPTED, batch_id="b1")
     assert ledger.shard("h2").state is ShardState.SUBMITTING
     assert "accepted" not in [event.kind for event in ledger.events("s1") if event.shard_id == "h2"]
-    assert ledger.move("h3", Move.ACCEPTED, batch_id="b1").batch_id == "b1"
+    assert ledger.move_shard("h3", Move.ACCEPTED, batch_id="b1").batch_id == "b1"
 
 
 def test_a_wave_is_stored_once_and_in_turn(ledger):
-    ledger.open(a_submission(), [a_shard("h1")])
+    ledger.open_submission(a_submission(), [a_shard("h1")])
     second = [a_shard("h2", wave=2), a_shard("h3", wave=2, number=2)]
     assert ledger.add_wave("s1", second).waves == 2
     assert ledger.add_wave("s1", [a_shard("h4", wave=2)]).waves == 2
@@ -196,7 +196,7 @@ def test_a_wave_is_stored_once_and_in_turn(ledger):
 
 
 def test_observe_records_what_is_known_and_only_a_new_status_is_an_event(ledger, clock):
-    ledger.open(a_submission(), [a_shard("h1"), a_shard("h2", number=2)])
+    ledger.open_submission(a_submission(), [a_shard("h1"), a_shard("h2", number=2)])
     bring_to(ledger, "h1", ShardState.SUBMITTED)
     before = len(ledger.events("s1"))
     ledger.record_reports({"h1": BatchReport("batch-h1", BatchStatus.RUNNING, total=8, done=3, failed=1)})
@@ -215,9 +215,9 @@ def test_observe_records_what_is_known_and_only_a_new_status_is_an_event(ledger,
 
 
 def test_a_report_that_comes_after_the_end_changes_nothing(ledger):
-    ledger.open(a_submission(), [a_shard("h1")])
+    ledger.open_submission(a_submission(), [a_shard("h1")])
     bring_to(ledger, "h1", ShardState.SUBMITTED)
-    ledger.ended({"h1": an_ending("batch-h1", Move.EXPIRED, status=BatchStatus.EXPIRED, done=7)})
+    ledger.record_endings({"h1": an_ending("batch-h1", Move.EXPIRED, status=BatchStatus.EXPIRED, done=7)})
     ended, events = ledger.shard("h1"), ledger.events("s1")
     ledger.record_reports({"h1": BatchReport("batch-h1", BatchStatus.RUNNING, done=3)})  # asked for before, and late
     assert ledger.shard("h1") == ended
@@ -225,34 +225,34 @@ def test_a_report_that_comes_after_the_end_changes_nothing(ledger):
 
 
 def test_in_flight_gives_the_least_recently_polled_first(ledger, clock):
-    ledger.open(a_submission(), [a_shard(f"h{number}", number=number) for number in range(5)])
-    ledger.open(a_submission("s2", namespace="dev"), [a_shard("dev", "s2")])
+    ledger.open_submission(a_submission(), [a_shard(f"h{number}", number=number) for number in range(5)])
+    ledger.open_submission(a_submission("s2", namespace="dev"), [a_shard("dev", "s2")])
     for shard_id in ("h0", "h1", "h2", "dev"):
         bring_to(ledger, shard_id, ShardState.SUBMITTED)
     bring_to(ledger, "h3", ShardState.COLLECTED)
     for shard_id in ("h1", "h0"):
         clock.pass_seconds(1)
         ledger.record_reports({shard_id: BatchReport(f"batch-{shard_id}", BatchStatus.RUNNING)})
-    assert [shard.shard_id for shard in ledger.in_flight("prod")] == ["h2", "h1", "h0"]
-    assert [shard.shard_id for shard in ledger.in_flight("prod", limit=1)] == ["h2"]
-    ledger.move("h4", Move.SEND)
-    assert [shard.shard_id for shard in ledger.in_flight("prod")][:2] == ["h2", "h4"]
+    assert [shard.shard_id for shard in ledger.shards_in_flight("prod")] == ["h2", "h1", "h0"]
+    assert [shard.shard_id for shard in ledger.shards_in_flight("prod", limit=1)] == ["h2"]
+    ledger.move_shard("h4", Move.SEND)
+    assert [shard.shard_id for shard in ledger.shards_in_flight("prod")][:2] == ["h2", "h4"]
 
 
 def test_of_shards_polled_together_the_newest_come_first_as_providers_list_them(ledger, clock):
-    ledger.open(a_submission(), [a_shard(f"h{number}", number=number) for number in range(4)])
+    ledger.open_submission(a_submission(), [a_shard(f"h{number}", number=number) for number in range(4)])
     for shard_id in ("h2", "h0", "h3", "h1"):
         clock.pass_seconds(1)
         bring_to(ledger, shard_id, ShardState.SUBMITTED)
-    assert [shard.shard_id for shard in ledger.in_flight("prod")] == ["h1", "h3", "h0", "h2"]
+    assert [shard.shard_id for shard in ledger.shards_in_flight("prod")] == ["h1", "h3", "h0", "h2"]
     ledger.record_reports({f"h{number}": BatchReport(f"batch-h{number}", BatchStatus.RUNNING) for number in range(4)})
-    assert [shard.shard_id for shard in ledger.in_flight("prod")] == ["h1", "h3", "h0", "h2"]
+    assert [shard.shard_id for shard in ledger.shards_in_flight("prod")] == ["h1", "h3", "h0", "h2"]
 
 
 def test_progress_counts_the_shards_of_each_undelivered_submission_by_state(ledger, clock):
-    ledger.open(a_submission("s1"), [a_shard(f"h{number}", number=number) for number in range(4)])
-    ledger.open(a_submission("s2", fingerprint="f2", created_at=datetime(2026, 1, 2, tzinfo=UTC)), [])
-    ledger.open(a_submission("s3", fingerprint="f3"), [a_shard("gone", "s3")])
+    ledger.open_submission(a_submission("s1"), [a_shard(f"h{number}", number=number) for number in range(4)])
+    ledger.open_submission(a_submission("s2", fingerprint="f2", created_at=datetime(2026, 1, 2, tzinfo=UTC)), [])
+    ledger.open_submission(a_submission("s3", fingerprint="f3"), [a_shard("gone", "s3")])
     ledger.mark_delivered("s3")
     bring_to(ledger, "h0", ShardState.COLLECTED)
     clock.pass_seconds(60)
@@ -280,9 +280,9 @@ def test_progress_counts_the_shards_of_each_undelivered_submission_by_state(ledg
 
 
 def test_a_settled_or_canceled_submission_stays_in_progress_until_it_is_delivered(ledger, clock):
-    ledger.open(a_submission("s1"), [])
-    ledger.open(a_submission("s2", fingerprint="f2"), [])
-    ledger.settle("s1", outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
+    ledger.open_submission(a_submission("s1"), [])
+    ledger.open_submission(a_submission("s2", fingerprint="f2"), [])
+    ledger.settle_submission("s1", outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
     ledger.set_state("s2", SubmissionState.CANCELED)
     assert [progress.submission.submission_id for progress in ledger.progress("prod")] == ["s1", "s2"]
     ledger.mark_delivered("s1")
@@ -297,25 +297,27 @@ def test_a_settled_or_canceled_submission_stays_in_progress_until_it_is_delivere
 
 
 def test_settle_records_the_account_and_may_be_repeated(ledger, clock):
-    ledger.open(a_submission(), [a_shard()])
+    ledger.open_submission(a_submission(), [a_shard()])
     money = {"cost_usd": Decimal("0.10"), "realtime_usd": Decimal("0.20"), "price_basis": PriceBasis.HALF}
-    settled = ledger.settle("s1", outcomes={"succeeded": 7, "expired": 1}, **money)
+    settled = ledger.settle_submission("s1", outcomes={"succeeded": 7, "expired": 1}, **money)
     assert settled == ledger.submission("s1")
     assert (settled.state, settled.settled_at) == (SubmissionState.SETTLED, clock.now)
     assert (settled.outcomes, settled.price_basis) == ({"succeeded": 7, "expired": 1}, PriceBasis.HALF)
     assert settled.cost_usd == Decimal("0.10")
     clock.pass_seconds(1)
-    again = ledger.settle("s1", outcomes={"succeeded": 8}, **money)
+    again = ledger.settle_submission("s1", outcomes={"succeeded": 8}, **money)
     assert (again.outcomes, again.settled_at) == ({"succeeded": 8}, settled.settled_at)
     with pytest.raises(LedgerError, match="no submission s9"):
-        ledger.settle("s9", outcomes={}, **money)
+        ledger.settle_submission("s9", outcomes={}, **money)
 
 
 def test_a_canceled_submission_keeps_its_state_and_its_account(ledger):
-    ledger.open(a_submission(), [])
+    ledger.open_submission(a_submission(), [])
     assert ledger.set_state("s1", SubmissionState.CANCELED).state is SubmissionState.CANCELED
     ledger.set_state("s1", SubmissionState.CANCELED)
-    settled = ledger.settle("s1", outcomes={"canceled": 8}, cost_usd=None, realtime_usd=None, price_basis=None)
+    settled = ledger.settle_submission(
+        "s1", outcomes={"canceled": 8}, cost_usd=None, realtime_usd=None, price_basis=None
+    )
     assert (settled.state, settled.outcomes) == (SubmissionState.CANCELED, {"canceled": 8})
     with pytest.raises(LedgerError, match="cannot become 'open'"):
         ledger.set_state("s1", SubmissionState.OPEN)
@@ -329,28 +331,28 @@ def test_spent_is_exact_and_counts_costs_then_estimates(ledger, clock):
         a_shard(name, number=number, estimated_usd=None if name == "no_estimate" else tenth)
         for number, name in enumerate(names)
     ]
-    ledger.open(a_submission(), shards)
+    ledger.open_submission(a_submission(), shards)
     bring_to(ledger, "submitted", ShardState.SUBMITTED)
     for name, cost in (("collected", Decimal("0.03")), ("unknown_cost", None)):
         for move in (Move.SEND, Move.ACCEPTED, Move.ENDED):
-            ledger.move(name, move, **fields_for(move, name))
-        ledger.move(name, Move.COLLECTED, cost_usd=cost)
-    ledger.move("refused", Move.SEND)
-    ledger.move("refused", Move.REFUSED)
-    ledger.move("never_sent", Move.CANCELED)
-    assert ledger.spent("prod") == Decimal("0.33")
-    assert ledger.spent("dev") == 0
+            ledger.move_shard(name, move, **fields_for(move, name))
+        ledger.move_shard(name, Move.COLLECTED, cost_usd=cost)
+    ledger.move_shard("refused", Move.SEND)
+    ledger.move_shard("refused", Move.REFUSED)
+    ledger.move_shard("never_sent", Move.CANCELED)
+    assert ledger.spent_usd("prod") == Decimal("0.33")
+    assert ledger.spent_usd("dev") == 0
     clock.pass_seconds(10)
-    ledger.open(a_submission("s2", asset="mails"), [a_shard("m", "s2", estimated_usd=Decimal(2))])
+    ledger.open_submission(a_submission("s2", asset="mails"), [a_shard("m", "s2", estimated_usd=Decimal(2))])
     ledger.add_wave("s1", [a_shard("late", wave=2, estimated_usd=tenth)])
-    assert ledger.spent("prod") == Decimal("2.43")
-    assert ledger.spent("prod", asset="tickets") == Decimal("0.43")
-    assert ledger.spent("prod", since=clock.now) == Decimal("2.1")
-    assert ledger.spent("prod", since=clock.now + timedelta(microseconds=1)) == 0
+    assert ledger.spent_usd("prod") == Decimal("2.43")
+    assert ledger.spent_usd("prod", asset="tickets") == Decimal("0.43")
+    assert ledger.spent_usd("prod", since=clock.now) == Decimal("2.1")
+    assert ledger.spent_usd("prod", since=clock.now + timedelta(microseconds=1)) == 0
 
 
 def test_notes_and_events_stay_in_the_order_of_writing(ledger, clock):
-    ledger.open(a_submission(), [])
+    ledger.open_submission(a_submission(), [])
     ledger.add_event("s1", "collect.skipped", "2 shards in flight")
     ledger.add_event("s1", "rescued")
     events = ledger.events("s1")
@@ -366,12 +368,12 @@ def test_notes_and_events_stay_in_the_order_of_writing(ledger, clock):
 
 def test_a_naive_time_is_refused(ledger):
     with pytest.raises(LedgerError, match="aware"):
-        ledger.open(a_submission(created_at=datetime(2026, 1, 1)), [])  # noqa: DTZ001  # the point
+        ledger.open_submission(a_submission(created_at=datetime(2026, 1, 1)), [])  # noqa: DTZ001  # the point
     assert ledger.submissions("prod") == []
 
 
 def test_what_one_ledger_wrote_another_reads_also_after_close(ledger, ledger_url):
-    ledger.open(a_submission(), [a_shard()])
+    ledger.open_submission(a_submission(), [a_shard()])
     ledger.close()
     other = Ledger(ledger_url)
     assert other.shard("h1") == ledger.shard("h1")
@@ -468,11 +470,11 @@ def an_ending(batch_id, move=Move.ENDED, **changes):
 
 
 def test_batches_that_ended_are_recorded_together_and_what_another_process_moved_stays(ledger):
-    ledger.open(a_submission(), [a_shard(f"h{n}", number=n, nonce=f"n{n}") for n in range(1, 5)])
+    ledger.open_submission(a_submission(), [a_shard(f"h{n}", number=n, nonce=f"n{n}") for n in range(1, 5)])
     for name in ("h1", "h2", "h3", "h4"):
         bring_to(ledger, name, ShardState.SUBMITTED)
-    ledger.move("h3", Move.CANCELED)
-    ledger.ended(
+    ledger.move_shard("h3", Move.CANCELED)
+    ledger.record_endings(
         {
             "h1": an_ending("batch-h1"),
             "h2": an_ending("batch-h2", Move.FAILED, status=BatchStatus.FAILED, reason="no", retryable=True, done=2),
@@ -488,13 +490,13 @@ def test_batches_that_ended_are_recorded_together_and_what_another_process_moved
     told = [(e.shard_id, e.kind, e.from_state, e.to_state, e.detail) for e in ledger.events("s1")][-2:]
     assert told == [("h1", "ended", "submitted", "ended", None), ("h2", "failed", "submitted", "failed", "no")]
     with pytest.raises(LedgerError, match="no shard unknown"):
-        ledger.ended({"h4": an_ending("batch-h4"), "unknown": an_ending("b")})
+        ledger.record_endings({"h4": an_ending("batch-h4"), "unknown": an_ending("b")})
     assert ledger.shard("h4").state is ShardState.SUBMITTED
 
 
 def test_the_last_events_are_those_of_undelivered_submissions_each_with_its_newest(ledger):
     for name in ("s1", "s2", "s3"):
-        ledger.open(a_submission(name, fingerprint=name, namespace="dev" if name == "s3" else "prod"), [])
+        ledger.open_submission(a_submission(name, fingerprint=name, namespace="dev" if name == "s3" else "prod"), [])
     ledger.add_events(["s1", "s2"], "waits")
     ledger.add_event("s1", "turn")
     assert {name: event.kind for name, event in ledger.last_events("prod").items()} == {"s1": "turn", "s2": "waits"}
@@ -511,19 +513,21 @@ def test_the_last_events_are_those_of_undelivered_submissions_each_with_its_newe
 def test_the_newest_submission_of_each_partition_and_the_settled_ones_of_an_asset(ledger):
     day = datetime(2026, 1, 1, tzinfo=UTC)
     for number, partition in enumerate(("a", "b", "a")):
-        ledger.open(
+        ledger.open_submission(
             a_submission(
                 f"s{number}", partition=partition, fingerprint=str(number), created_at=day.replace(day=2 + number)
             ),
             [],
         )
-    ledger.open(a_submission("s9", asset="other", fingerprint="9", requests=3, reused=3), [])  # it asks for nothing
-    assert ledger.newest("prod", "tickets") == {"a": "s2", "b": "s1"}
+    ledger.open_submission(
+        a_submission("s9", asset="other", fingerprint="9", requests=3, reused=3), []
+    )  # it asks for nothing
+    assert ledger.newest_ids("prod", "tickets") == {"a": "s2", "b": "s1"}
     for name in ("s0", "s1", "s9"):
-        ledger.settle(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
-    assert [one.submission_id for one in ledger.settled("prod", "tickets", 5)] == ["s1", "s0"]
-    assert [one.submission_id for one in ledger.settled("prod", "tickets", 1)] == ["s1"]
-    assert ledger.settled("prod", "other", 5) == []
+        ledger.settle_submission(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
+    assert [one.submission_id for one in ledger.settled_submissions("prod", "tickets", 5)] == ["s1", "s0"]
+    assert [one.submission_id for one in ledger.settled_submissions("prod", "tickets", 1)] == ["s1"]
+    assert ledger.settled_submissions("prod", "other", 5) == []
 
 
 HOSTILE = {
@@ -538,17 +542,17 @@ HOSTILE = {
 
 @pytest.mark.parametrize("said", HOSTILE.values(), ids=HOSTILE)
 def test_whatever_a_vendor_says_is_stored_with_what_it_is_said_of(ledger, clock, said):
-    ledger.open(a_submission(), [a_shard("h1"), a_shard("h2", number=2), a_shard("h3", number=3)])
+    ledger.open_submission(a_submission(), [a_shard("h1"), a_shard("h2", number=2), a_shard("h3", number=3)])
     ledger.add_event("s1", "something", said)
     bring_to(ledger, "h1", ShardState.SUBMITTED)
     end = Ending(
         move=Move.FAILED, batch_id="batch-h1", status=BatchStatus.FAILED, ended_at=clock(), total=8, done=0, failed=8,
         reason=said, retryable=False,
     )  # fmt: skip
-    ledger.ended({"h1": end})
+    ledger.record_endings({"h1": end})
     assert ledger.shard("h1").state is ShardState.FAILED
-    ledger.move("h2", Move.SEND)
-    ledger.move("h2", Move.NOT_SENT, reason=said)
+    ledger.move_shard("h2", Move.SEND)
+    ledger.move_shard("h2", Move.NOT_SENT, reason=said)
     told = [event.detail for event in ledger.events("s1") if event.kind in ("something", Move.FAILED)]
     assert told[0] == told[1] == ledger.shard("h1").reason == ledger.shard("h2").reason
     assert len(told[0]) <= 10_000
@@ -560,15 +564,15 @@ def test_whatever_a_vendor_says_is_stored_with_what_it_is_said_of(ledger, clock,
     "said", [one for one in HOSTILE.values() if one], ids=[name for name in HOSTILE if HOSTILE[name]]
 )
 def test_a_batch_whose_id_is_no_plain_text_is_recorded_all_the_same_since_it_is_paid(ledger, said):
-    ledger.open(a_submission(), [a_shard("h1"), a_shard("h2", number=2)])
+    ledger.open_submission(a_submission(), [a_shard("h1"), a_shard("h2", number=2)])
     for shard_id, batch_id in (("h1", said), ("h2", f"{said}2")):
-        ledger.move(shard_id, Move.SEND)
-        ledger.move(shard_id, Move.ACCEPTED, batch_id=batch_id)
+        ledger.move_shard(shard_id, Move.SEND)
+        ledger.move_shard(shard_id, Move.ACCEPTED, batch_id=batch_id)
     stored = {ledger.shard(one).batch_id for one in ("h1", "h2")}
     assert len(stored) == 2
     assert all(len(one) <= 500 for one in stored)
-    for shard in ledger.in_flight("prod"):
-        assert ledger.of_batch(shard) == [shard]
+    for shard in ledger.shards_in_flight("prod"):
+        assert ledger.shards_of_batch(shard) == [shard]
 
 
 @pytest.mark.parametrize("char", ["\x00", "\ud800"])
@@ -576,7 +580,7 @@ def test_a_name_that_no_database_stores_is_refused_with_its_name_and_nothing_is_
     for name in ("namespace", "asset", "partition", "account", "model", "run_id"):
         what = rf"^The {name.replace('_', ' ')} 'a\\.*U\+{ord(char):04X}.*Nothing was changed"
         with pytest.raises(LedgerError, match=what):
-            ledger.open(a_submission(**{name: f"a{char}b"}), [a_shard()])
+            ledger.open_submission(a_submission(**{name: f"a{char}b"}), [a_shard()])
     assert ledger.progress("prod") == []
     with pytest.raises(LedgerError, match="The partition"):  # before it is planned it is looked for
         ledger.history("prod", "tickets", f"a{char}b")
@@ -584,7 +588,7 @@ def test_a_name_that_no_database_stores_is_refused_with_its_name_and_nothing_is_
 
 def test_names_of_any_other_characters_are_stored_exactly(ledger):
     odd = "a/b|ü \x1b\n\t\u202e\U0001f600 \x7f"
-    ledger.open(a_submission(asset=odd, partition=odd), [a_shard()])
+    ledger.open_submission(a_submission(asset=odd, partition=odd), [a_shard()])
     [found] = ledger.history("prod", odd, odd)
     assert (found.asset, found.partition) == (odd, odd)
 
@@ -593,7 +597,7 @@ def test_rows_that_cannot_be_read_are_named_and_the_others_are_read_in_their_ord
     for number in range(9):
         at = clock() + timedelta(minutes=number)
         opened = a_submission(f"s{number}", partition=str(number), created_at=at)
-        ledger.open(opened, [a_shard(f"h{number}", f"s{number}", nonce=f"n{number}")])
+        ledger.open_submission(opened, [a_shard(f"h{number}", f"s{number}", nonce=f"n{number}")])
         bring_to(ledger, f"h{number}", ShardState.SUBMITTED)
     database = Database(ledger_url)
     with database.write() as connection:
@@ -609,7 +613,7 @@ def test_rows_that_cannot_be_read_are_named_and_the_others_are_read_in_their_ord
     assert [type(told[one]) for one in ("s2", "s7")] == [InvalidOperation, ValueError]
     assert len(told) == 2
     told.clear()
-    flying = ledger.in_flight("prod", unreadable=told.__setitem__)
+    flying = ledger.shards_in_flight("prod", unreadable=told.__setitem__)
     assert sorted(told) == ["h4"]
     assert sorted(shard.shard_id for shard in flying) == [f"h{n}" for n in range(9) if n != 4]
     told.clear()

@@ -49,11 +49,11 @@ def test_the_migrations_make_exactly_the_tables_that_the_code_uses(ledger):
 
 
 def test_a_ledger_that_is_newer_than_the_package_is_refused_and_left_alone(ledger, ledger_url):
-    ledger.open(a_submission(), [])
+    ledger.open_submission(a_submission(), [])
     with ledger._database.write() as connection:
         connection.execute(sa.text(f"INSERT INTO schema_version (version) VALUES ({LATEST + 1})"))
     other = Ledger(ledger_url)
-    for act in (lambda: other.submissions("prod"), lambda: other.open(a_submission("s2", attempt=2), [])):
+    for act in (lambda: other.submissions("prod"), lambda: other.open_submission(a_submission("s2", attempt=2), [])):
         with pytest.raises(
             LedgerError, match=f"schema version {LATEST + 1}; this package knows versions up to {LATEST}"
         ):
@@ -119,8 +119,8 @@ def test_what_version_1_wrote_is_all_there_after_migrating(version_1):
     assert two_waves.created_at.isoformat().endswith("+00:00")
     assert [event.kind for event in ledger.events(two_waves.submission_id)].count("wave") == 1
     assert len(ledger.progress("prod")) == 15  # one was delivered
-    assert len(ledger.in_flight("prod")) == 4
-    assert ledger.spent("prod") > two_waves.cost_usd
+    assert len(ledger.shards_in_flight("prod")) == 4
+    assert ledger.spent_usd("prod") > two_waves.cost_usd
     ledger.close()
 
 
@@ -131,7 +131,7 @@ def test_every_shard_of_version_1_takes_its_next_move(version_1):
             continue
         move = next(move for move, (sources, _) in MOVES.items() if shard.state in sources)
         fields = {"batch_id": f"batch-{shard.shard_id}"} if move.value == "accepted" else {}
-        assert ledger.move(shard.shard_id, move, **fields).state is MOVES[move][1]
+        assert ledger.move_shard(shard.shard_id, move, **fields).state is MOVES[move][1]
     ledger.close()
 
 

@@ -16,11 +16,11 @@ from dagster_llm_batch.storage.ledger.migrations import LATEST
 
 
 def open_own(ledger, number):
-    return ledger.open(a_submission(f"s{number}"), [a_shard(f"h{number}", f"s{number}")]).submission_id
+    return ledger.open_submission(a_submission(f"s{number}"), [a_shard(f"h{number}", f"s{number}")]).submission_id
 
 
 def send(ledger, number):
-    return ledger.move("h1", Move.SEND).state.value
+    return ledger.move_shard("h1", Move.SEND).state.value
 
 
 def next_wave(ledger, number):
@@ -34,7 +34,7 @@ def count_up(ledger, number):
 
 
 def hold_until_killed(url, is_held):
-    with Ledger(url).leased("collect", seconds=3600):
+    with Ledger(url).hold_leases("collect", seconds=3600):
         is_held.send(os.getpid())
         signal.pause()
 
@@ -55,7 +55,7 @@ def test_new_ledgers_migrate_once_and_one_of_several_openers_wins(ledger_url):
 
 def test_a_shard_is_sent_by_one_of_two_processes(ledger_url):
     ledger = Ledger(ledger_url)
-    ledger.open(a_submission(), [a_shard()])
+    ledger.open_submission(a_submission(), [a_shard()])
     answers = race(send, ledger_url)
     assert Counter(kind for kind, _ in answers) == {"won": 1, "IllegalMoveError": 1}
     assert ledger.shard("h1").state is ShardState.SUBMITTING
@@ -65,7 +65,7 @@ def test_a_shard_is_sent_by_one_of_two_processes(ledger_url):
 
 def test_a_wave_is_added_by_one_of_two_processes(ledger_url):
     ledger = Ledger(ledger_url)
-    ledger.open(a_submission(), [a_shard()])
+    ledger.open_submission(a_submission(), [a_shard()])
     assert race(next_wave, ledger_url) == [("won", 2), ("won", 2)]
     assert [shard.wave for shard in ledger.shards("s1")].count(2) == 1
     assert [event.kind for event in ledger.events("s1")] == ["opened", "wave"]
@@ -74,7 +74,7 @@ def test_a_wave_is_added_by_one_of_two_processes(ledger_url):
 
 def test_writers_at_once_lose_nothing(ledger_url):
     ledger = Ledger(ledger_url)
-    ledger.open(a_submission(), [])
+    ledger.open_submission(a_submission(), [])
     race(count_up, ledger_url, processes=3)
     counts = Counter(event.detail for event in ledger.events("s1") if event.kind == "count")
     assert counts == {"0": 20, "1": 20, "2": 20}
@@ -92,13 +92,13 @@ def test_a_killed_holder_loses_its_lease_at_once_and_a_living_one_keeps_it(ledge
     assert f":{pid}:" in refusal[1]
     os.kill(pid, signal.SIGKILL)
     holder.join()
-    with ledger.leased("collect", seconds=3600) as lease:
+    with ledger.hold_leases("collect", seconds=3600) as lease:
         lease.check()
     ledger.close()
 
 
 def try_lease(ledger, number):
-    with ledger.leased("collect", seconds=3600) as lease:
+    with ledger.hold_leases("collect", seconds=3600) as lease:
         lease.check()
     return number
 
@@ -106,7 +106,7 @@ def try_lease(ledger, number):
 def work_alone(ledger, number):
     """Reads, waits for the other, writes: only whoever works alone counts every step."""
     for _ in range(5):
-        with ledger.leased("count", seconds=3600, wait_seconds=100):
+        with ledger.hold_leases("count", seconds=3600, wait_seconds=100):
             seen = len(ledger.events("s1"))
             ledger.add_event("s1", "step", str(seen))
     return number
@@ -114,7 +114,7 @@ def work_alone(ledger, number):
 
 def test_what_is_done_under_a_lease_is_done_by_one_process_at_a_time(ledger_url):
     ledger = Ledger(ledger_url)
-    ledger.open(a_submission(), [])
+    ledger.open_submission(a_submission(), [])
     assert {kind for kind, _ in race(work_alone, ledger_url)} == {"won"}
     steps = [event.detail for event in ledger.events("s1") if event.kind == "step"]
     assert steps == [str(number) for number in range(1, 11)]
@@ -137,7 +137,7 @@ def _race_for_lease(url, tried, answers):
     ledger.submissions("prod")
     tried.wait(timeout=100)
     try:
-        with ledger.leased("collect", seconds=3600):
+        with ledger.hold_leases("collect", seconds=3600):
             tried.wait(timeout=100)  # hold it until the other has tried
             answers.put("won")
     except LeaseError:

@@ -28,7 +28,7 @@ class Moves(RuleBasedStateMachine):
 
     @initialize()
     def open_submission(self):
-        self.ledger.open(a_submission(), [])
+        self.ledger.open_submission(a_submission(), [])
 
     @rule(target=shards)
     def add_shard(self):
@@ -52,12 +52,12 @@ class Moves(RuleBasedStateMachine):
         fields = {"batch_id": batch_id} if move is Move.ACCEPTED else {}
         if self.states[shard] not in sources:
             with pytest.raises(IllegalMoveError, match=shard):
-                self.ledger.move(shard, move, **fields)
+                self.ledger.move_shard(shard, move, **fields)
         elif fields and batch_id in self.batches.values():
             with pytest.raises(LedgerError, match="already belongs"):
-                self.ledger.move(shard, move, **fields)
+                self.ledger.move_shard(shard, move, **fields)
         else:
-            self.ledger.move(shard, move, **fields)
+            self.ledger.move_shard(shard, move, **fields)
             self.states[shard] = to
             self.happened.append((shard, move.value))
             if fields:
@@ -76,7 +76,7 @@ class Moves(RuleBasedStateMachine):
         assert {shard.shard_id: shard.state for shard in found} == self.states
         assert {shard.shard_id: shard.batch_id for shard in found if shard.batch_id} == self.batches
         in_flight = {name for name, state in self.states.items() if state in IN_FLIGHT}
-        assert {shard.shard_id for shard in self.ledger.in_flight("prod")} == in_flight
+        assert {shard.shard_id for shard in self.ledger.shards_in_flight("prod")} == in_flight
         moved = [(event.shard_id, event.kind) for event in self.ledger.events("s1") if event.shard_id]
         assert moved == self.happened
 

@@ -65,12 +65,12 @@ class Store:
             **changes,
         )
         shard = a_shard(f"h{self.made}", submission_id, path=paths["path"])
-        self.ledger.open(submission, [shard])
+        self.ledger.open_submission(submission, [shard])
         self.write(manifest)
         self.write(paths["path"])
         if state is ShardState.COLLECTED:
             bring_to(self.ledger, shard.shard_id, ShardState.ENDED)
-            self.ledger.move(
+            self.ledger.move_shard(
                 shard.shard_id, Move.COLLECTED, raw_path=paths["raw_path"], results_path=paths["results_path"]
             )
             self.write(paths["raw_path"])
@@ -78,7 +78,9 @@ class Store:
         else:
             bring_to(self.ledger, shard.shard_id, state)
         if settled:
-            self.ledger.settle(submission_id, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
+            self.ledger.settle_submission(
+                submission_id, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None
+            )
         if delivered:
             self.ledger.mark_delivered(submission_id)
         self.clock.pass_seconds(60)
@@ -175,7 +177,7 @@ def test_a_file_that_a_kept_shard_names_in_another_folder_stays(store, clock):
     raw = store.path(carrier, "wave-1-0000.raw.jsonl.zst")
     kept = store.submit(state=ShardState.ENDED, settled=False, delivered=False)
     [shard] = store.ledger.shards(kept)
-    store.ledger.move(shard.shard_id, Move.COLLECTED, raw_path=raw)
+    store.ledger.move_shard(shard.shard_id, Move.COLLECTED, raw_path=raw)
     store.submit()
     clock.pass_seconds(400 * 24 * 3600)
     assert set(store.prune().replaced) == {carrier}
@@ -279,7 +281,7 @@ def test_less_than_a_day_is_refused(store):
 def test_a_submission_that_somebody_works_on_is_passed_over(store, clock, ledger_url):
     old, _ = store.submit(), store.submit()
     clock.pass_seconds(31 * 24 * 3600)
-    with Ledger(ledger_url, clock).leased(f"submission:{old}"):
+    with Ledger(ledger_url, clock).hold_leases(f"submission:{old}"):
         assert store.prune().replaced == {}
     assert len(store.files_of(old)) == 4
     assert set(store.prune().replaced) == {old}

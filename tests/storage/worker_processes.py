@@ -65,7 +65,7 @@ def watch_until_settled(url: str, base_url: str, folder: Path, number: int, barr
     barrier.wait()
     try:
         while len(known := mine.ledger.submissions(NAMESPACE)) < len(DAYS) or any(not s.is_settled for s in known):
-            mine.poll(mine.ledger.in_flight(NAMESPACE))
+            mine.poll(mine.ledger.shards_in_flight(NAMESPACE))
             for progress in mine.ledger.progress(NAMESPACE):
                 try:
                     if mine.needs_recovery(progress):

@@ -30,7 +30,7 @@ from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.queries import insert_or_nothing
 from dagster_llm_batch.storage.ledger.schema import LEASE
 
-__all__ = ["Lease", "active_leases", "leased"]
+__all__ = ["Lease", "active_leases", "hold_leases"]
 
 _RETRY_SECONDS = 0.2
 
@@ -137,10 +137,10 @@ class Lease:
 
 
 @contextmanager
-def leased(
+def hold_leases(
     database: Database, clock: Callable[[], datetime], names: Sequence[str], seconds: float, wait_seconds: float
 ) -> Iterator[Lease]:
-    """See Ledger.leased."""
+    """See Ledger.hold_leases."""
     give_up_at = time.monotonic() + wait_seconds
     lease = Lease(database, clock, names, seconds)
     if not names:  # nothing to hold, and nothing to renew
@@ -162,7 +162,7 @@ def leased(
 
 
 def active_leases(database: Database, clock: Callable[[], datetime]) -> set[str]:
-    """See Ledger.leases."""
+    """See Ledger.active_leases."""
     with database.read() as connection:
         rows = connection.execute(sa.select(LEASE.c.name, LEASE.c.owner).where(LEASE.c.expires_at > clock())).all()
     dead = {owner for owner in {row.owner for row in rows} if _is_dead(owner)}

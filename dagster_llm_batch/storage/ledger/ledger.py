@@ -24,7 +24,7 @@ from sqlalchemy.exc import IntegrityError
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.leases import Lease, active_leases, leased
+from dagster_llm_batch.storage.ledger.leases import Lease, active_leases, hold_leases
 from dagster_llm_batch.storage.ledger.queries import (
     check_open,
     get_attempt,
@@ -86,7 +86,7 @@ class Ledger(Reading):
 
     # --- submissions ---
 
-    def open(self, submission: Submission, shards: Sequence[Shard]) -> Submission:
+    def open_submission(self, submission: Submission, shards: Sequence[Shard]) -> Submission:
         """Store a submission and its first wave; where its attempt is stored already, return that one.
 
         Exactly one of several callers at once stores its own: compare the `submission_id`.
@@ -100,7 +100,7 @@ class Ledger(Reading):
                 return submission
             return get_attempt(connection, submission)
 
-    def settle(
+    def settle_submission(
         self,
         submission_id: str,
         *,
@@ -165,7 +165,7 @@ class Ledger(Reading):
             detail = f"wave {wave}, {len(shards)} shard(s), {sum(shard.requests for shard in shards)} request(s)"
             return self._update(connection, before, "wave", detail=detail, waves=wave)
 
-    def move(
+    def move_shard(
         self,
         shard_id: str,
         move: Move,
@@ -179,9 +179,9 @@ class Ledger(Reading):
         The move's own time (`sent_at`, `submitted_at`, `ended_at`, `collected_at`) is now where `fields` has none. With
         `of_batch`, what is known of that batch moves no shard that was sent in another since.
         """
-        return self.move_together([shard_id], move, of_batch=of_batch, detail=detail, **fields)[0]
+        return self.move_shards([shard_id], move, of_batch=of_batch, detail=detail, **fields)[0]
 
-    def move_together(
+    def move_shards(
         self,
         shard_ids: Sequence[str],
         move: Move,
@@ -228,7 +228,7 @@ class Ledger(Reading):
             )
             return [replace(before[one], **changes[one]) for one in shard_ids]
 
-    def ended(self, ends: Mapping[str, Ending]) -> None:
+    def record_endings(self, ends: Mapping[str, Ending]) -> None:
         """The batches of these shards, by id, are over: the moves of all of them in one transaction.
 
         A shard that cannot take its move, since another process made it or the shard was sent in another batch since,
@@ -298,15 +298,15 @@ class Ledger(Reading):
             get_submissions(connection, submission_ids)
             self._record(connection, *(_event(one, kind) for one in submission_ids))
 
-    def leased(self, *names: str, seconds: float = 60, wait_seconds: float = 0) -> AbstractContextManager[Lease]:
+    def hold_leases(self, *names: str, seconds: float = 60, wait_seconds: float = 0) -> AbstractContextManager[Lease]:
         """Hold these leases for a block, however long it runs; raise LeaseError where another holder has one of them.
 
         It is renewed every `seconds`/3. Call `check()` of what this gives before each effect: it raises LeaseError
         where the lease was lost. A dead process of this host loses its lease at once, any other after `seconds`.
         """
-        return leased(self._database, self._clock, names, seconds, wait_seconds)
+        return hold_leases(self._database, self._clock, names, seconds, wait_seconds)
 
-    def leases(self) -> set[str]:
+    def active_leases(self) -> set[str]:
         """The names of all leases that living processes hold. Only a look: they may be others' a moment later."""
         return active_leases(self._database, self._clock)
 

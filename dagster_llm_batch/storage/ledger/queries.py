@@ -199,7 +199,7 @@ def committed_usd(
     estimated_usd: Decimal | None,
     cost_usd: Decimal | None,
 ) -> Decimal:
-    """What one shard takes from a budget; see Ledger.spent."""
+    """What one shard takes from a budget; see Ledger.spent_usd."""
     if cost_usd is not None:
         return cost_usd
     was_taken = batch_id is not None or (lane is Lane.REALTIME and sent_at is not None)

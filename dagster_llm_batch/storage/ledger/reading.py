@@ -74,14 +74,14 @@ class Reading:
         with self._database.read() as connection:
             return get_submission(connection, submission_id)
 
-    def with_shards(self, submission_id: str) -> tuple[Submission, list[Shard]]:
+    def submission_with_shards(self, submission_id: str) -> tuple[Submission, list[Shard]]:
         """The same, and its shards by wave and number."""
         with self._database.read() as connection:
             submission = get_submission(connection, submission_id)
             rows = connection.execute(_SHARDS, {"submission_id": submission_id}).mappings()
             return submission, [from_row(Shard, row) for row in rows]
 
-    def find(self, namespace: str, asset: str, partition: str, fingerprint: str) -> Submission | None:
+    def find_submission(self, namespace: str, asset: str, partition: str, fingerprint: str) -> Submission | None:
         """The latest attempt with this fingerprint."""
         wanted = {"namespace": namespace, "asset": asset, "partition": partition, "fingerprint": fingerprint}
         with self._database.read() as connection:
@@ -121,7 +121,7 @@ class Reading:
             raise unknown_shard(shard_id)
         return found[0]
 
-    def in_flight(
+    def shards_in_flight(
         self, namespace: str, *, limit: int | None = None, unreadable: Unreadable | None = None
     ) -> list[Shard]:
         """Shards whose provider may be working, those never polled and least recently polled first.
@@ -142,11 +142,13 @@ class Reading:
 
         return self._read_apart(read, chosen(SHARD.c.shard_id), unreadable)
 
-    def sharing(self, submission_ids: Iterable[str]) -> list[Shard]:
+    def shards_sent_with(self, submission_ids: Iterable[str]) -> list[Shard]:
         """The shards that are being sent together with one of these submissions, theirs included; carriers first."""
         return self._shards(_SHARING, submission_ids=list(submission_ids))
 
-    def queued(self, namespace: str, shard: Shard, *, seen_since: datetime, model: str | None = None) -> list[Shard]:
+    def queued_shards(
+        self, namespace: str, shard: Shard, *, seen_since: datetime, model: str | None = None
+    ) -> list[Shard]:
         """What is in the queue of this shard's provider and account, and what of this namespace waited longer than it.
 
         Only of `model`, or of all. Whatever was sent counts, from any namespace of this ledger; what waits counts while
@@ -166,7 +168,7 @@ class Reading:
         )
         return self._shards(query if model is None else query.where(SHARD.c.model == model))
 
-    def of_batch(self, shard: Shard) -> list[Shard]:
+    def shards_of_batch(self, shard: Shard) -> list[Shard]:
         """All shards that the batch of this one carries, the carrier first."""
         if shard.batch_id is None:
             return [shard]
@@ -207,7 +209,7 @@ class Reading:
         ids = sa.select(SUBMISSION.c.submission_id).where(*undelivered).order_by(*OLDEST_FIRST)
         return self._read_apart(read, ids, unreadable)
 
-    def spent(
+    def spent_usd(
         self, namespace: str, *, asset: str | None = None, since: datetime | None = None, besides: Sequence[str] = ()
     ) -> Decimal:
         """Committed money in USD: what collected shards cost, and what the others are estimated to cost.
@@ -262,14 +264,14 @@ class Reading:
         ids = sa.select(SUBMISSION.c.submission_id).where(*undelivered)
         return {event.submission_id: event for event in self._read_apart(read, ids, unreadable)}
 
-    def newest(self, namespace: str, asset: str) -> dict[str, str]:
+    def newest_ids(self, namespace: str, asset: str) -> dict[str, str]:
         """The id of the newest submission of each partition of an asset."""
         columns = (SUBMISSION.c.partition, SUBMISSION.c.submission_id)
         query = sa.select(*columns).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset)
         with self._database.read() as connection:
             return {row.partition: row.submission_id for row in connection.execute(query.order_by(*OLDEST_FIRST))}
 
-    def settled(self, namespace: str, asset: str, limit: int) -> list[Submission]:
+    def settled_submissions(self, namespace: str, asset: str, limit: int) -> list[Submission]:
         """The settled submissions of an asset that asked for something, newest first."""
         query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset)
         query = query.where(SUBMISSION.c.settled_at.is_not(None), SUBMISSION.c.requests > SUBMISSION.c.reused)
