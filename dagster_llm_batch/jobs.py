@@ -10,11 +10,11 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.engine.submit import orphans
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
-from dagster_llm_batch.label_stats import plain
 from dagster_llm_batch.metadata import markdown_table
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.storage.ledger.records import Submission
+from dagster_llm_batch.text import cell_text
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
@@ -140,8 +140,8 @@ def _orphan_metadata(engine: "Engine") -> dict[str, Any]:
     rows: list[list[object]] = [
         [
             one.shard.shard_id,
-            plain(one.submission.asset),
-            plain(one.submission.partition),
+            cell_text(one.submission.asset),
+            cell_text(one.submission.partition),
             one.shard.provider,
             one.shard.requests,
             None if one.shard.sent_at is None else one.shard.sent_at.isoformat(timespec="seconds"),

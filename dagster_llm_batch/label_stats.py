@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from typing import Any
 
@@ -12,13 +11,11 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.core.label_join import Labeled
 from dagster_llm_batch.engine import Labeling
+from dagster_llm_batch.text import cell_text
 
-__all__ = ["PREVIEW_ROWS", "LabelStats", "add_to_version", "first_rows", "plain"]
+__all__ = ["PREVIEW_ROWS", "LabelStats", "add_to_version", "first_rows"]
 
 PREVIEW_ROWS = 5
-_CELL_CHARS = 120
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-
 _REASONS = 10_000  # as many are remembered: a reason may quote its reply, and be that of one row
 _TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens")
 
@@ -62,18 +59,12 @@ class LabelStats:
             tokens = (row["llm_input_tokens_sum"] or 0) + (row["llm_output_tokens_sum"] or 0)
             self.tokens_by_model[row["llm_model"] or self._model] += tokens
         told = rejects.select(["llm_outcome", "llm_reason"]).to_pylist()
-        self.reasons.update((row["llm_outcome"], plain(row["llm_reason"])) for row in told)
+        self.reasons.update((row["llm_outcome"], cell_text(row["llm_reason"])) for row in told)
         if len(self.reasons) > _REASONS:
             self.reasons = Counter(dict(self.reasons.most_common(_REASONS)))
         self.first_labels += first_rows(labels.select(self.columns), PREVIEW_ROWS - len(self.first_labels))
         self.first_rejects += first_rows(rejects.select(self.reject_columns), PREVIEW_ROWS - len(self.first_rejects))
         add_to_version(self._version, labels.select(self.columns))
-
-
-def plain(value: object, limit: int = _CELL_CHARS) -> str:
-    """Text for a table cell: one line, no control characters (nor such as turn text around), shortened."""
-    text = _CONTROL.sub(" ", "" if value is None else str(value)).strip()
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def first_rows(table: pa.Table, most: int = PREVIEW_ROWS) -> list[dict[str, Any]]:

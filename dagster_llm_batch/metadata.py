@@ -20,10 +20,11 @@ from dagster_llm_batch.core.label_join import PROVENANCE
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.progress import Pace
 from dagster_llm_batch.engine.status import sum_costs
-from dagster_llm_batch.label_stats import LabelStats, add_to_version, plain
+from dagster_llm_batch.label_stats import LabelStats, add_to_version
 from dagster_llm_batch.progress import progress_bar, progress_text
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.storage.ledger.records import Shard
+from dagster_llm_batch.text import cell_text
 
 __all__ = [
     "SUBMISSION_KEY",
@@ -66,7 +67,7 @@ _PROVENANCE_DOCS = {
 
 def markdown_cell(value: object) -> str:
     """Text that Markdown and HTML leave alone."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(plain(value), quote=False))
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(cell_text(value), quote=False))
 
 
 def markdown_table(header: list[str], rows: list[list[object]]) -> str:
@@ -79,7 +80,7 @@ def preview(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> dg.Metadat
     """Rows as a table."""
     schema = dg.TableSchema(columns=[dg.TableColumn(name) for name in columns])
     return dg.MetadataValue.table(
-        [dg.TableRecord({k: plain(v) for k, v in row.items()}) for row in rows], schema=schema
+        [dg.TableRecord({k: cell_text(v) for k, v in row.items()}) for row in rows], schema=schema
     )
 
 

@@ -1,41 +1,63 @@
-"""What a vendor says, for messages, logs and the ledger: one line that any of them can hold, of bounded length. Pure.
+"""Text from outside as people read it: one printable line of bounded length. The only cleaner of texts. Pure.
 
-Vendors quote what was sent to them, so a row's text can be in it: escape sequences must not reach a terminal, and a
-database takes neither a NUL nor half a surrogate pair. All texts of providers go through `plain_words`.
+Vendors quote what was sent to them, and labels are what an LLM said, so anything can be in either: an escape sequence
+must not reach a terminal, nor a bidirectional control turn the text around it.
 """
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["is_id", "last_words", "plain_words", "text_of"]
+__all__ = ["cell_text", "is_id", "last_words", "plain_text", "plain_words", "replace_halves", "text_of"]
 
-_ESCAPES = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b.")
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]+")
-_HALVES = re.compile(r"[\ud800-\udfff]")
-_MAX_CHARS = 500
+# A command string (OSC and its kin) up to its end, CSI of 7 and of 8 bits, and any other sequence. A command string
+# without an end loses only its start: what follows it may be our own advice. So does one of 8 bits (U+009D), since
+# those characters are also what UTF-8 quotation marks read as Latin-1 become.
+_ESCAPES = re.compile(
+    r"\x1b+[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|(?:\x1b+\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b+(?:[!-/]*[0-~])?"
+)
+_MAX_MESSAGE_CHARS = 500
 _MAX_READ_CHARS = 20_000
 _MAX_ID_CHARS = 2_000
 
 
-def text_of(said: object) -> str:
-    """What was said, as it is but for a bounded length. Where a text should be may be anything."""
+def text_of(value: object) -> str:
+    """Return the value as text, with its first 20,000 characters. Never raises: where a text should be may be anything.
+
+    For what is still to be searched, as for a secret; people get `plain_text`.
+    """
     try:
-        return (said if isinstance(said, str) else str(said))[:_MAX_READ_CHARS]
+        return (value if isinstance(value, str) else str(value))[:_MAX_READ_CHARS]
     except Exception:  # noqa: BLE001 -- what nests too deep, or what its own class cannot show
-        return type(said).__name__
+        return type(value).__name__
 
 
-def plain_words(said: object) -> str:
-    """What was said, on one line, cut where it is long."""
-    text = _CONTROLS.sub(" ", _ESCAPES.sub("", text_of(said)))
-    return _HALVES.sub("\ufffd", text).strip()[:_MAX_CHARS]
+def plain_text(value: object, limit: int = 60) -> str:
+    """Return the value as one line of at most `limit` characters, the last of them … where some were left out.
+
+    Escape sequences and characters that do not print (controls, invisible formatting, half surrogates) are removed;
+    runs of white space become one space.
+    """
+    text = " ".join(_ESCAPES.sub("", text_of(value)).split())
+    if not text.isprintable():
+        text = " ".join("".join(filter(str.isprintable, text)).split())
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
-def last_words(text: str) -> str:
-    """The lines of a log as one, of which the end is kept."""
-    lines = [words for line in text.splitlines() if (words := plain_words(line))]
-    return " | ".join(lines)[-_MAX_CHARS:]
+def cell_text(value: object, limit: int = 120) -> str:
+    """Return `plain_text` for a cell of a table, which is empty for None."""
+    return "" if value is None else plain_text(value, limit)
+
+
+def plain_words(value: object) -> str:
+    """Return `plain_text` for a message: at most 500 characters."""
+    return plain_text(value, _MAX_MESSAGE_CHARS)
+
+
+def last_words(log: str) -> str:
+    """Return the lines of a log as one, of which the last 500 characters are kept."""
+    lines = [words for line in log.splitlines() if (words := plain_words(line))]
+    return " | ".join(lines)[-_MAX_MESSAGE_CHARS:]
 
 
 def is_id(value: object) -> bool:
@@ -46,3 +68,14 @@ def is_id(value: object) -> bool:
         and value.isprintable()
         and not any(char.isspace() for char in value)
     )
+
+
+def replace_halves(text: str) -> str:
+    """Return the text with U+FFFD for half surrogates, which UTF-8 cannot hold, and as it is otherwise."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

@@ -14,11 +14,11 @@ from dagster_llm_batch.assets.tables import LabeledTables, labeled_tables
 from dagster_llm_batch.checks import check_specs, verdicts
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.errors import ConfigError, LeaseError, LLMBatchError, TransientError
-from dagster_llm_batch.label_stats import plain
 from dagster_llm_batch.metadata import column_lineage, labels_metadata, rejects_metadata, status_metadata
 from dagster_llm_batch.progress import pace_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.records import Submission
+from dagster_llm_batch.text import cell_text
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
@@ -145,7 +145,7 @@ class _Landing:
             self._measure(context, engine, submission_id)
             metadata = {**labels_metadata(figures, status, labeling, engine.provider(labeling.provider)), **logged}
             if (stopped := engine.stop_reason(submission_id)) is not None:
-                metadata["llm_batch/stopped"] = plain(stopped, limit=1_000)
+                metadata["llm_batch/stopped"] = cell_text(stopped, limit=1_000)
                 context.log.error(f"{partition or 'labels'}: stopped: {stopped}")
             if dataset.rows_key is not None:
                 metadata["dagster/column_lineage"] = column_lineage(labeling, dataset.rows_key)

@@ -20,10 +20,10 @@ from dagster_llm_batch.cli.show import print_json, print_table
 from dagster_llm_batch.cli.where import Where, code_location_command, ledger_command
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.submit import Orphan, orphans
-from dagster_llm_batch.label_stats import plain
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.ledger import utc_now
+from dagster_llm_batch.text import cell_text
 
 __all__ = ["cancel_command", "resolve_command", "retry_command"]
 
@@ -42,7 +42,7 @@ def cancel_command(where: Where, target: str, partition: str | None, *, yes: boo
     Rows that are answered by then are paid for, and land as labels; Dagster's sensor takes them home.
     """
     submission = find_submission(where.ledger, where.namespace, target, partition)
-    name = plain(" ".join(filter(None, [submission.asset, submission.partition])))
+    name = cell_text(" ".join(filter(None, [submission.asset, submission.partition])))
     confirm(f"Cancel submission {submission.submission_id} of {name} ({submission.requests:,} requests)?", yes=yes)
     _tell("Canceled", where.engine.cancel(submission.submission_id), as_json=as_json)
 

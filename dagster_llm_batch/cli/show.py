@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dagster_llm_batch.core.plain import as_json
-from dagster_llm_batch.label_stats import plain
+from dagster_llm_batch.text import cell_text
 
 __all__ = [
     "SHORT_ID",
@@ -71,7 +71,7 @@ def cell(value: object) -> RenderableType:
         return Text(when(value))
     if isinstance(value, timedelta):
         return Text(age(value))
-    return Text(plain(value, limit=400))
+    return Text(cell_text(value, limit=400))
 
 
 class Money(str):

@@ -20,11 +20,11 @@ from dagster_llm_batch.cli.show import Money, console, counted, print_json, tabl
 from dagster_llm_batch.cli.where import Where, ledger_command
 from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.errors import LLMBatchError
-from dagster_llm_batch.label_stats import plain
 from dagster_llm_batch.progress import progress_text, usual_of
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.ledger import utc_now
 from dagster_llm_batch.storage.ledger.records import Progress
+from dagster_llm_batch.text import cell_text
 
 __all__ = ["watch_command"]
 
@@ -183,7 +183,7 @@ def _tell_changes(look: _Look, told: dict[str, str]) -> None:
             told[submission.submission_id] = moved
             name = " ".join(filter(None, [submission.asset, submission.partition]))
             landing = "; the labels have not landed" if submission.is_settled else ""
-            click.echo(f"{plain(name)}: {progress_text(one, its_pace)}{landing}")
+            click.echo(f"{cell_text(name)}: {progress_text(one, its_pace)}{landing}")
     for text in look.notes or ([] if look.found else [_NOTHING]):
         click.echo(text)
 

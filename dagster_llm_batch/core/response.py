@@ -23,6 +23,7 @@ from pydantic.json_schema import JsonSchemaMode
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
+from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import ResponseFormat, ResponseKind
 
 __all__ = [
@@ -36,7 +37,6 @@ __all__ = [
     "plain_decoder",
     "resolve",
     "response_format",
-    "storable",
 ]
 
 _LENGTHS = {"min_length": (int,), "max_length": (int,)}
@@ -390,7 +390,7 @@ class Reader:
         return columns_of(self.fields, zip(*rows, strict=True))
 
     def _read_texts(self, texts: Sequence[str | None]) -> Reading:
-        kept = [text if text is None or text == storable(text) else None for text in texts]
+        kept = [text if text is None or text == replace_halves(text) else None for text in texts]
         lost = "the reply holds half a surrogate pair, which is no text"
         reasons = [None if text == fit else lost for text, fit in zip(texts, kept, strict=True)]
         return Reading(pa.table([pa.array(kept, pa.string())], schema=self.schema), reasons)
@@ -444,11 +444,6 @@ def _has_no_number(text: str) -> bool:
     return "NaN" in text or "Infinity" in text
 
 
-def storable(text: str) -> str:
-    """The text with U+FFFD for half surrogates, which UTF-8 cannot hold."""
-    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
 def _first(*columns: list[str | None]) -> list[str | None]:
     if not any(map(any, columns)):
         return columns[0]
@@ -464,5 +459,5 @@ def _pydantic_reason(error: ValidationError) -> str:
 
 
 def _shortened(text: str) -> str:
-    text = storable(text)
+    text = replace_halves(text)
     return text if len(text) <= _MAX_REASON else text[: _MAX_REASON - 1] + "…"

@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, custom_id, is_padding, packed, request_id_of, unpacked
 from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import MONEY, Tariff
-from dagster_llm_batch.core.response import Reader, storable
+from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.protocols import Codec
+from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import BatchStatus, Lane, Outcome, PriceBasis, ResponseKind, Result, Usage
 
 __all__ = ["REPEATING", "RESULT_SCHEMA", "SHARED", "Expected", "Reconciler", "ShardFacts", "Tally"]
@@ -352,4 +353,4 @@ def _array(values: Sequence[Any], arrow_type: pa.DataType) -> pa.Array:
     try:
         return pa.array(values, arrow_type)
     except UnicodeEncodeError:
-        return pa.array([None if text is None else storable(text) for text in values], arrow_type)
+        return pa.array([None if text is None else replace_halves(text) for text in values], arrow_type)

@@ -24,7 +24,7 @@ from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import request_ids
 from dagster_llm_batch.storage.ledger.reading import Reading
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
-from dagster_llm_batch.text import plain_words
+from dagster_llm_batch.text import plain_text
 from dagster_llm_batch.types import Lane, Outcome
 
 __all__ = ["Breaker", "stop_reason"]
@@ -110,7 +110,7 @@ class Breaker:
                 request_id, why = one["llm_request_id"], one["llm_reason"] or one["llm_outcome"]
                 if one["llm_outcome"] == Outcome.MISSING.value:
                     why = self._stray(shard, request_id) or why
-                return f"{self._row(submission, request_id)}: {_short(why, 3 * _EXAMPLE_CHARS)}"
+                return f"{self._row(submission, request_id)}: {plain_text(why, 3 * _EXAMPLE_CHARS)}"
         return "none is left to show"  # the results were pruned meanwhile
 
     def _row(self, submission: Submission, request_id: str) -> str:
@@ -120,7 +120,7 @@ class Breaker:
         for batch in batches:
             found = batch.filter(pc.equal(batch["llm_request_id"], request_id))
             if len(found):
-                return f"row {_short(str(found[key][0].as_py()))!r}"
+                return f"row {plain_text(found[key][0].as_py(), _EXAMPLE_CHARS)!r}"
         return f"request {request_id}"  # of a row that another submission has
 
     def _stray(self, shard: Shard, request_id: str) -> str | None:
@@ -133,10 +133,11 @@ class Breaker:
                 continue
             got = codec.decode(line).custom_id
             if got is None:
-                return f"a result line cannot be read: {_short(line.decode('utf-8', 'replace'))!r}"
+                return f"a result line cannot be read: {plain_text(line.decode('utf-8', 'replace'), _EXAMPLE_CHARS)!r}"
             named = request_id_of(got, shard.nonce)
             if named is None or not (named in asked or is_padding(named)):
-                return f"results name custom_ids that were not asked, such as {_short(got)!r} where {expected!r} was"
+                shown = plain_text(got, _EXAMPLE_CHARS)
+                return f"results name custom_ids that were not asked, such as {shown!r} where {expected!r} was"
         return None
 
     def _raw(self, shard: Shard) -> Iterator[bytes]:
@@ -159,9 +160,3 @@ def _requests(shards: Iterable[Shard]) -> int:
 def _was_interrupted(shard: Shard) -> bool:
     """Whether our own process died while it asked in real time: that its answers are missing is no fault of others."""
     return shard.lane is Lane.REALTIME and shard.reason is not None
-
-
-def _short(text: str, most: int = _EXAMPLE_CHARS) -> str:
-    """What vendors and rows say, on one line and not long."""
-    plain = plain_words(text)
-    return plain if len(plain) <= most else plain[: most - 1] + "…"

@@ -30,11 +30,11 @@ from dagster_llm_batch.evaluation.builder import Computed, TableWriter, code_dig
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of
 from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
 from dagster_llm_batch.metadata import figure_key
-from dagster_llm_batch.metrics.cells import plain_text
 from dagster_llm_batch.metrics.numeric import ANSWERS, CASE_ID, JUDGE_COLUMNS, pairwise_cases, rubric_cases
 from dagster_llm_batch.metrics.pairwise import VERDICTS, Pairwise, compare_pairs, pairwise_markdown, pairwise_to_arrow
 from dagster_llm_batch.metrics.pairwise_plots import pairwise_png
 from dagster_llm_batch.metrics.rubric import Rubric, rubric_markdown, rubric_to_arrow, score_rubric
+from dagster_llm_batch.text import plain_text
 
 __all__ = [
     "CASE_DOCS",

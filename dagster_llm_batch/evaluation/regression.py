@@ -31,9 +31,9 @@ from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.stored_tables import columns_of, stacked
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Evaluation, Regression, evaluate, join, regression_between, worse
-from dagster_llm_batch.metrics.cells import plain_text
 from dagster_llm_batch.metrics.pareto import bake_off_markdown
 from dagster_llm_batch.metrics.regression import regressions_markdown
+from dagster_llm_batch.text import plain_text
 
 __all__ = ["CHECK", "Accept", "Accepted", "accepted_asset", "regression_verdict"]
 

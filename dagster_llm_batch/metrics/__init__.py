@@ -28,7 +28,7 @@ from dagster_llm_batch.metrics.calibration import (
     calibration_of,
     calibrations_to_arrow,
 )
-from dagster_llm_batch.metrics.cells import markdown_text, plain_text
+from dagster_llm_batch.metrics.cells import markdown_text
 from dagster_llm_batch.metrics.classification import Evaluation, evaluate
 from dagster_llm_batch.metrics.confusion import accuracy_png, confusion_png
 from dagster_llm_batch.metrics.drift import (
@@ -77,6 +77,7 @@ from dagster_llm_batch.metrics.tables import (
 )
 from dagster_llm_batch.metrics.tally import Tally, tally, total
 from dagster_llm_batch.metrics.timeline_plots import DayCost, costs_png, drift_png
+from dagster_llm_batch.text import plain_text
 
 __all__ = [
     "AGREEMENT_SCHEMA",

@@ -5,26 +5,15 @@ novels.
 from __future__ import annotations
 
 import re
-import unicodedata
 from decimal import Decimal
 
-__all__ = ["duration_text", "markdown_text", "plain_text", "usd_text"]
+from dagster_llm_batch.text import plain_text
 
-_ANSI = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\|$)|\x1b.", re.DOTALL)
+__all__ = ["duration_text", "markdown_text", "usd_text"]
+
 _MARKUP = re.compile(r"([\\`*_\[\]|~$#!])")
 _AUTOLINK = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)", re.IGNORECASE)
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
-
-
-def plain_text(value: object, limit: int = 60) -> str:
-    """`value` on one line of at most `limit` characters (the last is … if more were left out).
-
-    ANSI sequences, control and invisible formatting characters (bidirectional overrides, lone surrogates) are removed;
-    runs of white space become one space.
-    """
-    text = re.sub(r"\s+", " ", _ANSI.sub("", str(value)))
-    text = "".join(c for c in text if unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co", "Cn"}).strip()
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
 def markdown_text(value: object, limit: int = 60) -> str:

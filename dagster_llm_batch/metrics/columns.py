@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.metrics.cells import plain_text
+from dagster_llm_batch.text import plain_text
 
 __all__ = [
     "EXAMPLES",

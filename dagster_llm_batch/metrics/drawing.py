@@ -10,8 +10,8 @@ import io
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from dagster_llm_batch.metrics.cells import plain_text
 from dagster_llm_batch.metrics.schemas import evaluation_extra
+from dagster_llm_batch.text import plain_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 import msgspec
 
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.text import replace_halves
 
-__all__ = ["clean", "dumps", "quote", "quoted", "repaired", "sized", "split_lines"]
+__all__ = ["dumps", "quote", "quoted", "repaired", "sized", "split_lines"]
 
 _CHUNK_BYTES = 1 << 16
 _ENCODE = msgspec.json.Encoder().encode
@@ -34,18 +35,7 @@ def quoted(text: str) -> bytes:
     """The same, as the bytes of a line."""
     if text.isascii():
         return _ENCODE(text)  # several times as fast
-    return encode_basestring_ascii(clean(text)).encode("ascii")
-
-
-def clean(text: str) -> str:
-    """The text with half surrogates replaced."""
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
+    return encode_basestring_ascii(replace_halves(text)).encode("ascii")
 
 
 def dumps(value: Any) -> str:
@@ -59,7 +49,7 @@ def dumps(value: Any) -> str:
 def repaired(line: bytes) -> bytes:
     """The line as strict UTF-8 JSON: bad bytes and half surrogates, as an LLM cut mid-character gives, replaced."""
     text = json.dumps(json.loads(line.decode("utf-8", "replace")), ensure_ascii=False)
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+    return replace_halves(text).encode()
 
 
 def split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -10,9 +10,9 @@ from markdown_it import MarkdownIt
 
 from dagster_llm_batch import OpenAIBatchResource, Prompt
 from dagster_llm_batch.core.pricing import TokenPrice
-from dagster_llm_batch.label_stats import plain
 from dagster_llm_batch.metadata import markdown_table
 from dagster_llm_batch.testing.emulator import Emulator, Reply, RowFault
+from dagster_llm_batch.text import cell_text
 from dagster_llm_batch.types import Endpoint
 
 NASTY = [
@@ -172,7 +172,7 @@ def test_row_data_in_a_markdown_table_is_one_cell_of_plain_text(text):
 
 @pytest.mark.parametrize("text", NASTY)
 def test_row_data_in_a_preview_is_one_short_line_without_controls(text):
-    shown = plain(text)
+    shown = cell_text(text)
     assert len(shown) <= 120
     assert not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", shown)
 

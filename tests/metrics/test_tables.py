@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from dagster_llm_batch import evaluation as ev
+from dagster_llm_batch import metrics as ev
 
 GOLD = pa.table({"id": [1, 2, 3, 4], "topic": ["a", "b", "a", "b"], "score": [0.0, 1.0, 2.0, 3.0]})
 CANDIDATE = pa.table(

@@ -7,7 +7,8 @@ import json
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dagster_llm_batch.providers.jsonlines import clean, quote
+from dagster_llm_batch.providers.jsonlines import quote
+from dagster_llm_batch.text import replace_halves
 
 
 @given(st.text(st.characters(exclude_categories=())))
@@ -19,4 +20,4 @@ def test_a_quoted_text_is_one_line_of_ascii_json_that_reads_as_the_text(text):
     assert quoted.isascii()
     assert "\n" not in quoted
     assert "\r" not in quoted
-    assert json.loads(quoted) == clean(text)
+    assert json.loads(quoted) == replace_halves(text)

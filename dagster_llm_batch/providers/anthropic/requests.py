@@ -24,7 +24,8 @@ from typing import Any
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.anthropic.replies import read_line
 from dagster_llm_batch.providers.anthropic.schema import claude_schema
-from dagster_llm_batch.providers.jsonlines import clean, dumps, quoted
+from dagster_llm_batch.providers.jsonlines import dumps, quoted
+from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind
 
 __all__ = ["ANTHROPIC_LIMITS", "ANTHROPIC_VERSION", "AnthropicLines"]
@@ -57,7 +58,7 @@ class AnthropicLines:
         _check_params(spec, version)
         self.limits = limits
         self._cached_system = spec.cache_prefix and not spec.turns
-        turns: list[dict[str, Any]] = [{"role": turn.role, "content": clean(turn.text)} for turn in spec.turns]
+        turns: list[dict[str, Any]] = [{"role": turn.role, "content": replace_halves(turn.text)} for turn in spec.turns]
         if spec.cache_prefix and turns:
             turns[-1]["content"] = [{"type": "text", "text": turns[-1]["content"], **_CACHE}]
         self._head = f',"params":{dumps({"model": spec.model, **_settings(spec)})[:-1]},'
@@ -79,7 +80,7 @@ class AnthropicLines:
         """A line from its custom_id to what the user says."""
         field = ""
         if system:
-            value: Any = clean(system)
+            value: Any = replace_halves(system)
             if self._cached_system:
                 value = [{"type": "text", "text": value, **_CACHE}]
             field = f'"system":{dumps(value)},'
@@ -150,13 +151,13 @@ def _parts(request: Request) -> bytes:
     """Images first: the vendor's LLMs read them best before the text that speaks of them."""
     parts: list[dict[str, Any]] = [{"type": "image", "source": _source(image)} for image in request.images]
     if request.user:
-        parts.append({"type": "text", "text": clean(request.user)})
+        parts.append({"type": "text", "text": replace_halves(request.user)})
     return dumps(parts).encode("ascii")
 
 
 def _source(image: Image) -> dict[str, str]:
     if image.url is not None:
-        return {"type": "url", "url": clean(image.url)}
+        return {"type": "url", "url": replace_halves(image.url)}
     if image.data is None or image.media_type is None:
         raise InputError("An image has neither a URL nor data with a media type, such as 'image/png'.")
     if image.media_type not in _MEDIA_TYPES:

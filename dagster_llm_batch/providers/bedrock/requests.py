@@ -22,7 +22,8 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.bedrock.bodies import check_shape, settings
 from dagster_llm_batch.providers.bedrock.models import Family, takes_images
 from dagster_llm_batch.providers.bedrock.replies import read_line
-from dagster_llm_batch.providers.jsonlines import clean, dumps, quote
+from dagster_llm_batch.providers.jsonlines import dumps, quote
+from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import Image, Limits, Request, RequestSpec
 
 __all__ = ["BedrockLines"]
@@ -90,7 +91,9 @@ class BedrockLines:
             )
 
     def _content(self, text: str) -> Any:
-        return [{"text": clean(text)}] if self._family in (Family.NOVA, Family.CONVERSE) else clean(text)
+        return (
+            [{"text": replace_halves(text)}] if self._family in (Family.NOVA, Family.CONVERSE) else replace_halves(text)
+        )
 
     def _user(self, request: Request) -> str:
         if not request.images:
@@ -98,7 +101,7 @@ class BedrockLines:
         typed = self._family in (Family.CLAUDE, Family.CHAT)
         parts: list[dict[str, Any]] = [self._image(image) for image in request.images]
         if request.user:
-            text = clean(request.user)
+            text = replace_halves(request.user)
             parts.append({"type": "text", "text": text} if typed else {"text": text})
         return dumps({"role": "user", "content": parts})
 

@@ -21,7 +21,8 @@ from typing import Any
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
 from dagster_llm_batch.providers.google.replies import read_google_line
 from dagster_llm_batch.providers.google.schema import google_schema, import_problem
-from dagster_llm_batch.providers.jsonlines import clean, dumps, quote
+from dagster_llm_batch.providers.jsonlines import dumps, quote
+from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind
 
 __all__ = ["GoogleLines", "camel", "check_import", "check_shape", "without_model"]
@@ -51,7 +52,7 @@ class GoogleLines:
         check_shape(spec)
         self.limits = limits
         constant = _settings(spec)
-        turns = [{"role": _ROLES[turn.role], "parts": [{"text": clean(turn.text)}]} for turn in spec.turns]
+        turns = [{"role": _ROLES[turn.role], "parts": [{"text": replace_halves(turn.text)}]} for turn in spec.turns]
         if imported:
             check_import(constant)
         self._head = f'{_HEAD}{quote(spec.model)},"{id_field}":'
@@ -149,7 +150,7 @@ def _image(image: Image) -> dict[str, Any]:
             raise InputError(
                 f"The image at {image.url!r} needs a media type, such as 'image/png'; its name tells none."
             )
-        return {"fileData": {"mimeType": media_type, "fileUri": clean(image.url)}}
+        return {"fileData": {"mimeType": media_type, "fileUri": replace_halves(image.url)}}
     if image.data is None or image.media_type is None:
         raise InputError("An image has neither a URL nor data with a media type, such as 'image/png'.")
     return {"inlineData": {"mimeType": image.media_type, "data": b64encode(image.data).decode("ascii")}}

@@ -24,7 +24,8 @@ from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaErro
 from dagster_llm_batch.providers.google.replies import read_parts
 from dagster_llm_batch.providers.google.requests import check_import, check_shape
 from dagster_llm_batch.providers.google.schema import google_schema
-from dagster_llm_batch.providers.jsonlines import clean, dumps, quote
+from dagster_llm_batch.providers.jsonlines import dumps, quote
+from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import Image, Limits, Outcome, Request, RequestSpec, ResponseKind, Result, Usage
 
 __all__ = ["VertexClaudeLines"]
@@ -147,7 +148,7 @@ def _json_schema(lowered: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _texts(text: str) -> list[dict[str, Any]]:
-    return [{"type": "text", "text": clean(text)}]
+    return [{"type": "text", "text": replace_halves(text)}]
 
 
 def _source(image: Image) -> dict[str, str]:

@@ -20,9 +20,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.providers.jsonlines import clean, dumps, quote, quoted
+from dagster_llm_batch.providers.jsonlines import dumps, quote, quoted
 from dagster_llm_batch.providers.openai.replies import read_line
 from dagster_llm_batch.providers.openai.schema import strict_schema
+from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind, Result
 
 __all__ = ["OPENAI_LIMITS", "URLS", "OpenAILines"]
@@ -65,7 +66,7 @@ class OpenAILines:
         )
         self._endpoint, self._embeds = spec.endpoint, embeddings
         key = "messages" if spec.endpoint is Endpoint.CHAT else "input"
-        turns = [{"role": turn.role, "content": clean(turn.text)} for turn in spec.turns]
+        turns = [{"role": turn.role, "content": replace_halves(turn.text)} for turn in spec.turns]
         # The varying part comes last: servers that cache prompts by prefix see the same start in every line.
         body = dumps({"model": spec.model, **_settings(spec, lower_schema)})[:-1] + f',"{key}":'
         self._head = f',"method":"POST","url":"{URLS[spec.endpoint]}","body":{body}'
@@ -100,7 +101,7 @@ class OpenAILines:
         chat = self._endpoint is Endpoint.CHAT
         parts: list[dict[str, Any]] = []
         if request.user:
-            parts.append({"type": "text" if chat else "input_text", "text": clean(request.user)})
+            parts.append({"type": "text" if chat else "input_text", "text": replace_halves(request.user)})
         for image in request.images:
             url = _image_url(image)
             parts.append(
@@ -174,7 +175,7 @@ def _settings(spec: RequestSpec, lower: Callable[[Mapping[str, Any]], Mapping[st
 
 def _image_url(image: Image) -> str:
     if image.url is not None:
-        return clean(image.url)
+        return replace_halves(image.url)
     if image.data is None or image.media_type is None:
         raise InputError("An image has neither a URL nor data with a media type, such as 'image/png'.")
     return f"data:{image.media_type};base64,{b64encode(image.data).decode('ascii')}"

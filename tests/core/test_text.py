@@ -1,0 +1,84 @@
+"""One text is the same text wherever people read it: in messages, cells, Markdown, previews and on a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from dagster_llm_batch.cli.show import cell
+from dagster_llm_batch.metadata import markdown_cell, preview
+from dagster_llm_batch.metrics import plain_text
+from dagster_llm_batch.metrics.cells import markdown_text
+from dagster_llm_batch.text import cell_text, last_words, plain_words, replace_halves
+
+PLACES: dict[str, Callable[[str], str]] = {
+    "message": plain_words,
+    "log": last_words,
+    "cell": cell_text,
+    "evaluation": plain_text,
+    "Markdown of an evaluation": markdown_text,
+    "Markdown of metadata": markdown_cell,
+    "preview": lambda text: str(preview([{"a": text}], ["a"]).value.records[0].data["a"]),
+    "command line": lambda text: str(cell(text)),
+}
+SEQUENCES = {
+    "CSI of 7 bits": "\x1b[1;31mred\x1b[0m",
+    "CSI with every kind of parameter": "\x1b[<1;2:3=>?4 qred\x1b[?25l",
+    "CSI of 8 bits": "\x9b1;31mred\x9b0m",
+    "OSC to a bell": "\x1b]8;;https://example.com\x07red\x1b]8;;\x07",
+    "OSC to a terminator": "\x1b]0;title\x1b\\red",
+    "device control": "\x1bPq#0\x1b\\red",
+    "character set": "\x1b(0red\x1b(B",
+    "one escape after another": "\x1b\x1b[31mred\x1b",
+    "bidirectional controls": "\u202ered\u202c\u2066\u2069\u200e",
+    "invisible": "r\u200be\ufeffd\u00ad",
+    "NUL and other controls": "\x00re\x07d\x7f\x80",
+    "half surrogates": "\ud83dred\udc4d",
+    "white space": " \t\r\n\x0b\x85\u2028\u2029\u00a0red\x1c ",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_a_text_is_the_same_in_every_place(sequence: str, place: str) -> None:
+    assert PLACES[place](f"so {SEQUENCES[sequence]} end") in ("so red end", "so | red | end")
+
+
+@given(st.text(st.sampled_from("\x1b[]\\\x07\x9b\x9dPm;0 \n\u202e\ud83da") | st.characters()))
+@example("\x1b" * 20_000)
+@example("\x1b]" * 10_000)
+@example("\x9b1" * 10_000)
+@example("x" * 30_000)
+def test_what_is_shown_prints_and_is_the_same_when_cleaned_again(text: str) -> None:
+    shown = plain_words(text)
+    assert shown.isprintable()
+    assert not {unicodedata.category(char) for char in shown} & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+    assert shown == shown.strip()
+    assert "  " not in shown
+    assert len(shown) <= 500
+    assert plain_words(shown) == shown
+    assert cell_text(text)[:119] == shown[:119].rstrip() or len(shown) > 120
+    assert (len(shown) == 500 and shown.endswith("…")) or len(shown) < 500 or len(text) >= 500
+
+
+def test_an_open_sequence_takes_nothing_else_along() -> None:
+    assert plain_words("Refused: \x1b]8;;x. Give another name.") == "Refused: 8;;x. Give another name."
+    assert plain_words("It says â\x80\x9cno\x9d. Ask â\x80\x9cwhy\x9c.") == "It says âno. Ask âwhy."
+
+
+@given(st.text() | st.text(st.characters(categories=["Cs"])))
+@example("\ud83d\ude00")
+def test_halves_alone_are_replaced(text: str) -> None:
+    whole = replace_halves(text)
+    whole.encode()
+    if not any(unicodedata.category(char) == "Cs" for char in text):
+        assert whole == text
+
+
+def test_two_halves_are_a_character() -> None:
+    assert replace_halves("\ud83d\ude00") == "\U0001f600"
+    assert replace_halves("a\ud83d") == "a\ufffd"
