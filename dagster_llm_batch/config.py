@@ -9,14 +9,16 @@ that Dagster keeps or shows, also where it was given as plain text and not as an
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 from pydantic import ConfigDict, PrivateAttr
 
 from dagster_llm_batch.arguments import refuse_unknown
+from dagster_llm_batch.protocols import Provider
 
-__all__ = ["CheckedConfig", "CheckedIOManager", "CheckedResource"]
+__all__ = ["CheckedConfig", "CheckedIOManager", "CheckedResource", "ProviderResource"]
 
 
 class CheckedConfig(dg.Config):
@@ -54,6 +56,19 @@ class CheckedResource(CheckedConfig, dg.ConfigurableResource[Any]):
         """See ConfigurableResource; raises ConfigError for an unknown field."""
         refuse_unknown(cls.__name__, given, cls.model_fields)
         return super().configure_at_launch(**given)
+
+
+class ProviderResource(CheckedResource):
+    """The settings of one provider."""
+
+    def provider(self) -> Provider:
+        """The provider of these settings; makes no call. Each kind of settings has its own."""
+        raise NotImplementedError
+
+    def provider_below(self, folder: Path) -> Provider:
+        """The provider of a deployment that has this folder for it; most keep no files on this machine."""
+        del folder
+        return self.provider()
 
 
 class CheckedIOManager(CheckedConfig, dg.ConfigurableIOManager):

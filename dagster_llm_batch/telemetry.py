@@ -15,6 +15,7 @@ from dagster_llm_batch._version import __version__
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.errors import MissingExtraError
 from dagster_llm_batch.protocols import Codec, Provider
+from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.types import (
     Absent,
@@ -37,7 +38,6 @@ __all__ = ["TracedProvider", "flush", "measure"]
 MEASURED = "measured"
 """The ledger's event that says that a submission's figures were recorded: they are, once."""
 
-_PROVIDERS = {"bedrock": "aws.bedrock", "vertex": "gcp.vertex_ai", "gemini": "gcp.gemini"}
 _SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "frequency_penalty", "presence_penalty")
 _TOKEN_BUCKETS = [4**n for n in range(14)]
 _SECOND_BUCKETS = [0.01 * 2**n for n in range(14)]
@@ -202,7 +202,8 @@ def flush() -> None:
 
 
 def _provider_name(name: str) -> str:
-    return _PROVIDERS.get(name, name)
+    entry = PROVIDERS.get(name)  # a provider of the user's own is not in there
+    return (entry and entry.telemetry) or name
 
 
 def _asked(spec: RequestSpec) -> dict[str, Any]:

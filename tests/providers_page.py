@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.errors import ResponseSchemaError
+from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.types import Usage
 from tests.providers.schema_matrix import CONSTRUCTS, TARGETS, Construct, Target
 
@@ -40,6 +41,16 @@ _PRICED = (
     ("vertex (Claude)", "google", "claude-sonnet-4-5@20250929"),
     ("gemini", "google", "gemini-2.5-flash"),
 )
+
+
+def providers() -> list[str]:
+    """Which there are, and what each needs."""
+    rows = ["| Provider | Settings | Extra | Billed by |", "| --- | --- | --- | --- |"]
+    for name, entry in PROVIDERS.items():
+        extra = f"`{entry.extra}`" if entry.extra else "none"
+        resource = entry.resource.partition(":")[2]
+        rows.append(f"| {name} | `{resource}` | {extra} | {entry.price_book or 'nobody'} |")
+    return rows
 
 
 def limits() -> list[str]:
@@ -88,7 +99,7 @@ def _per_million(thousand: Decimal | None) -> str:
     return "not known" if thousand is None else f"{thousand * 1_000:f}".rstrip("0").rstrip(".") or "0"
 
 
-TABLES = {"limits": limits, "schemas": schemas, "prices": prices}
+TABLES = {"providers": providers, "limits": limits, "schemas": schemas, "prices": prices}
 
 
 def with_tables(page: str) -> str:

@@ -15,6 +15,7 @@ from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.checks import ChecksPolicy
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.resources import LLMBatchResource
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ __all__ = ["ROLE_TAG", "Dataset", "RowsContext", "RowsFunction", "dataset_of"]
 
 ROLE_TAG = "llm_batch/role"
 """Tag that says what an asset is here: `batch`, `labels`, `rejects` or `evaluation`. The sensor finds labels by it."""
-
-_ICONS = {"openai": "openai", "anthropic": "claude", "bedrock": "aws", "vertex": "gemini", "gemini": "gemini"}
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,8 @@ class Dataset:
         )
 
     def kinds(self, *more: str) -> set[str]:
-        return {*more, _ICONS.get(self.labeling.provider, self.labeling.provider)}
+        entry = PROVIDERS.get(self.labeling.provider)  # a provider of the user's own is not in there
+        return {*more, (entry and entry.kind) or self.labeling.provider}
 
     def resource(self, context: dg.AssetExecutionContext) -> LLMBatchResource:
         """The configured LLMBatchResource."""

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from string import Template
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import click
 import dagster as dg
@@ -16,6 +16,7 @@ from dagster.components.scaffold.scaffold import ScaffoldRequest
 from pydantic import Field
 
 from dagster_llm_batch.components.resolving import Block
+from dagster_llm_batch.providers.registry import PROVIDERS
 
 __all__ = [
     "AgreementScaffolder",
@@ -29,29 +30,14 @@ __all__ = [
     "SkewScaffolder",
 ]
 
+_WITHOUT_KEY = "command"
+"""Who answers where nobody is named: it needs neither a key nor an account."""
 _TEMPLATES = Path(__file__).with_name("templates")
 
-_VENDORS: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "openai": ("gpt-5-nano", {"api_key": "OPENAI_API_KEY"}),
-    "anthropic": ("claude-haiku-4-5", {"api_key": "ANTHROPIC_API_KEY"}),
-    "gemini": ("gemini-2.5-flash-lite", {"api_key": "GEMINI_API_KEY"}),
-    "vertex": (
-        "gemini-2.5-flash-lite",
-        {"project": "GOOGLE_CLOUD_PROJECT", "location": "GOOGLE_CLOUD_LOCATION", "bucket": "LLM_BATCH_BUCKET"},
-    ),
-    "bedrock": (
-        "us.anthropic.claude-haiku-4-5-20251001-v1:0",
-        {"role_arn": "LLM_BATCH_ROLE_ARN", "s3_uri": "LLM_BATCH_S3_URI"},
-    ),
-    "ray": (
-        "Qwen/Qwen2.5-7B-Instruct",
-        {"address": "RAY_API_SERVER_ADDRESS", "storage": "LLM_BATCH_STORAGE", "base_url": "LLM_SERVER_URL"},
-    ),
-    "slurm": ("Qwen/Qwen2.5-7B-Instruct", {"workdir": "LLM_BATCH_WORKDIR"}),
-}
-"""A small model of each, and the settings it needs, from the environment."""
-
-Provider = Literal["command", "openai", "anthropic", "gemini", "vertex", "bedrock", "ray", "slurm"]
+if TYPE_CHECKING:
+    Provider = str
+else:
+    Provider = Literal[tuple(PROVIDERS)]
 
 
 class BatchParams(Block):
@@ -79,7 +65,8 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
             return
         shared = next((found["resource"] for found in _datasets(request) if "resource" in found), None)
         provider = _provider(request.params.provider, shared)
-        default_model, settings = _VENDORS.get(provider, ("keywords", {}))
+        entry = PROVIDERS[provider]
+        starter = entry.starter
         lines = [
             f"  name: {_name(request)}",
             "  rows:",
@@ -89,36 +76,29 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
             "    system: You label support tickets.",
             "    user_file: prompt.md.j2",
             "  response: .schema.TicketLabel",
-            f"  model: {provider}/{request.params.model or default_model}",
+            f"  model: {provider}/{request.params.model or starter.model}",
         ]
-        if provider == "command":
-            lines.append("  mode: wait  # the run waits for the labels; without this, a sensor lands them")
-            lines.append("  poll_seconds: 1")
-        elif provider not in ("ray", "slurm"):
+        if entry.price_book is not None:
             lines.append("  max_cost_usd: 1  # refuses before anything is sent")
-        if provider == "bedrock":
-            lines.append("  below_minimum: realtime  # three tickets are too few for a batch")
+        lines += [f"  {line}" for line in starter.attributes]
         files = ["prompt.md.j2", "rows.py", "schema.py"]
         if shared is None:
             lines.append("  resource:  # once in a project")
             lines.append(f"    {provider}:")
-            lines += [f'      {name}: "{{{{ env.{variable} }}}}"' for name, variable in settings.items()]
-            if provider == "command":
-                lines += _labeler(request)
-                files.append("labeler.py")
-            if provider == "slurm":
-                lines.append('      command: [vllm, run-batch, -i, "{input}", -o, "{output}", --model, "{model}"]')
-            if settings:
-                lines += ["", "requirements:", f"  env: [{', '.join(settings.values())}]"]
+            lines += [f'      {name}: "{{{{ env.{variable} }}}}"' for name, variable in starter.environment.items()]
+            lines += [f"      {line.replace('$folder', _place(request))}" for line in starter.settings]
+            files += starter.files
+            if starter.environment:
+                lines += ["", "requirements:", f"  env: [{', '.join(starter.environment.values())}]"]
         _write(request, "\n".join([f"type: {request.type_name}", "", "attributes:", *lines, ""]), files)
 
 
 def _provider(wanted: str | None, shared: object) -> str:
     """Who answers: who is wanted, else who is there. `shared`: the project's resource, if it is in YAML."""
     if not isinstance(shared, Mapping):
-        return wanted or "command"
-    configured = [name for name in ("command", *_VENDORS) if name in shared]
-    provider = wanted or next(iter(configured), "command")
+        return wanted or _WITHOUT_KEY
+    configured = [name for name in PROVIDERS if name in shared]
+    provider = wanted or next(iter(configured), _WITHOUT_KEY)
     if provider not in configured:
         raise click.ClickException(
             f"This project's `resource` has no provider {provider!r}; it has: {', '.join(configured) or 'none'}. "
@@ -127,14 +107,10 @@ def _provider(wanted: str | None, shared: object) -> str:
     return provider
 
 
-def _labeler(request: ScaffoldRequest[Any]) -> list[str]:
+def _place(request: ScaffoldRequest[Any]) -> str:
+    """The definition's folder in its project."""
     folder = _folder(request).resolve()
-    place = folder.relative_to((request.project_root or folder).resolve()).as_posix()
-    script = f'"{{{{ context.project_root }}}}/{place}/labeler.py"'
-    return [
-        "      # It goes by keywords. A model of your own runs by a command of this form, such as `vllm run-batch`.",
-        f'      command: [python3, {script}, "{{input}}", "{{output}}"]',
-    ]
+    return folder.relative_to((request.project_root or folder).resolve()).as_posix()
 
 
 class AroundScaffolder(dg.Scaffolder):
@@ -161,7 +137,7 @@ class AroundScaffolder(dg.Scaffolder):
             labels=labels,
             other=next(iter(others), "other_labels"),
             rows=rows,
-            judge=next((one for one in models if not one.startswith("command/")), "openai/gpt-5-nano"),
+            judge=next((one for one in models if not one.startswith(f"{_WITHOUT_KEY}/")), "openai/gpt-5-nano"),
         )
         name = name if name != labels else f"{name}_{self.suffix}"
         folder = _write(request, f"type: {request.type_name}\n\nattributes:\n  name: {name}\n{attributes}", [])

@@ -1,41 +1,155 @@
-"""The providers by name, as data. A provider's module is imported only when asked for, and its SDK later still."""
+"""The providers by name, as data: the one list of them, that resources, components, telemetry and docs read.
+
+Importing it costs nothing: a provider's module is imported only when asked for, and its SDK later still. So the order
+here is the order in which people are shown the providers.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["PROVIDERS", "ProviderEntry", "provider_class"]
+__all__ = ["PROVIDERS", "ProviderEntry", "Starter", "class_at", "provider_class"]
+
+
+class Starter(NamedTuple):
+    """What `dg scaffold defs` writes for a provider, beside what it writes for all."""
+
+    model: str = "a-model"
+    """The provider's name for a small model."""
+    environment: Mapping[str, str] = MappingProxyType({})
+    """Settings of the resource, each with the environment variable that it comes from."""
+    settings: tuple[str, ...] = ()
+    """Further lines of YAML in the resource; `$folder` is that of the definition."""
+    attributes: tuple[str, ...] = ()
+    """Further lines of YAML in the labeled dataset."""
+    files: tuple[str, ...] = ()
+    """Further files of the templates."""
 
 
 class ProviderEntry(NamedTuple):
-    """Where a provider is, and which optional dependency it needs."""
+    """One provider: where its code is, and what others need to know of it."""
 
-    module: str
-    attribute: str
+    provider: str
+    """Its class, as `package.module:Class`."""
+    resource: str
+    """The class of its settings, in the same form. `LLMBatchResource` has a field of the provider's name for it."""
     extra: str | None = None
+    """The optional dependency of this package that it needs."""
+    price_book: str | None = None
+    """The price book's id of who bills, unless the provider is told another; None where nobody does."""
+    kind: str | None = None
+    """Dagster's icon for its assets. Default: the name."""
+    telemetry: str | None = None
+    """`gen_ai.provider.name` in OpenTelemetry's conventions. Default: the name."""
+    starter: Starter = Starter()
 
+
+_PACKAGE = "dagster_llm_batch.providers"
+_VENDORS, _OWN = "dagster_llm_batch.resources.vendors", "dagster_llm_batch.resources.own"
 
 PROVIDERS: dict[str, ProviderEntry] = {
-    "anthropic": ProviderEntry("dagster_llm_batch.providers.anthropic.provider", "AnthropicProvider", "anthropic"),
-    "bedrock": ProviderEntry("dagster_llm_batch.providers.bedrock.provider", "BedrockProvider", "bedrock"),
-    "command": ProviderEntry("dagster_llm_batch.providers.command.provider", "CommandProvider"),
-    "gemini": ProviderEntry("dagster_llm_batch.providers.google.gemini", "GeminiProvider", "google"),
-    "openai": ProviderEntry("dagster_llm_batch.providers.openai.provider", "OpenAIProvider", "openai"),
-    "ray": ProviderEntry("dagster_llm_batch.providers.ray.provider", "RayProvider", "ray"),
-    "slurm": ProviderEntry("dagster_llm_batch.providers.slurm.provider", "SlurmProvider"),
-    "vertex": ProviderEntry("dagster_llm_batch.providers.google.vertex", "VertexProvider", "google"),
+    "command": ProviderEntry(
+        provider=f"{_PACKAGE}.command.provider:CommandProvider",
+        resource=f"{_OWN}:CommandBatchResource",
+        starter=Starter(
+            model="keywords",
+            settings=(
+                "# It goes by keywords. A model of your own runs by a command of this form, such as `vllm run-batch`.",
+                'command: [python3, "{{ context.project_root }}/$folder/labeler.py", "{input}", "{output}"]',
+            ),
+            attributes=(
+                "mode: wait  # the run waits for the labels; without this, a sensor lands them",
+                "poll_seconds: 1",
+            ),
+            files=("labeler.py",),
+        ),
+    ),
+    "openai": ProviderEntry(
+        provider=f"{_PACKAGE}.openai.provider:OpenAIProvider",
+        resource=f"{_VENDORS}:OpenAIBatchResource",
+        extra="openai",
+        price_book="openai",
+        starter=Starter("gpt-5-nano", {"api_key": "OPENAI_API_KEY"}),
+    ),
+    "anthropic": ProviderEntry(
+        provider=f"{_PACKAGE}.anthropic.provider:AnthropicProvider",
+        resource=f"{_VENDORS}:AnthropicBatchResource",
+        extra="anthropic",
+        price_book="anthropic",
+        kind="claude",
+        starter=Starter("claude-haiku-4-5", {"api_key": "ANTHROPIC_API_KEY"}),
+    ),
+    "gemini": ProviderEntry(
+        provider=f"{_PACKAGE}.google.gemini:GeminiProvider",
+        resource=f"{_VENDORS}:GeminiBatchResource",
+        extra="google",
+        price_book="google",
+        telemetry="gcp.gemini",
+        starter=Starter("gemini-2.5-flash-lite", {"api_key": "GEMINI_API_KEY"}),
+    ),
+    "vertex": ProviderEntry(
+        provider=f"{_PACKAGE}.google.vertex:VertexProvider",
+        resource=f"{_VENDORS}:VertexBatchResource",
+        extra="google",
+        price_book="google",
+        kind="gemini",
+        telemetry="gcp.vertex_ai",
+        starter=Starter(
+            "gemini-2.5-flash-lite",
+            {"project": "GOOGLE_CLOUD_PROJECT", "location": "GOOGLE_CLOUD_LOCATION", "bucket": "LLM_BATCH_BUCKET"},
+        ),
+    ),
+    "bedrock": ProviderEntry(
+        provider=f"{_PACKAGE}.bedrock.provider:BedrockProvider",
+        resource=f"{_VENDORS}:BedrockBatchResource",
+        extra="bedrock",
+        price_book="aws",
+        kind="aws",
+        telemetry="aws.bedrock",
+        starter=Starter(
+            "us.anthropic.claude-haiku-4-5-20251001-v1:0",
+            {"role_arn": "LLM_BATCH_ROLE_ARN", "s3_uri": "LLM_BATCH_S3_URI"},
+            attributes=("below_minimum: realtime  # three tickets are too few for a batch",),
+        ),
+    ),
+    "ray": ProviderEntry(
+        provider=f"{_PACKAGE}.ray.provider:RayProvider",
+        resource=f"{_OWN}:RayBatchResource",
+        extra="ray",
+        starter=Starter(
+            "Qwen/Qwen2.5-7B-Instruct",
+            {"address": "RAY_API_SERVER_ADDRESS", "storage": "LLM_BATCH_STORAGE", "base_url": "LLM_SERVER_URL"},
+        ),
+    ),
+    "slurm": ProviderEntry(
+        provider=f"{_PACKAGE}.slurm.provider:SlurmProvider",
+        resource=f"{_OWN}:SlurmBatchResource",
+        starter=Starter(
+            "Qwen/Qwen2.5-7B-Instruct",
+            {"workdir": "LLM_BATCH_WORKDIR"},
+            settings=('command: [vllm, run-batch, -i, "{input}", -o, "{output}", --model, "{model}"]',),
+        ),
+    ),
 }
 
 
 def provider_class(name: str) -> type[Any]:
-    """The class of the provider `name`. Raises ConfigError for a name that is not registered."""
+    """Import the class of the provider `name`. Raises ConfigError for a name that is not registered."""
     try:
         entry = PROVIDERS[name]
     except KeyError:
         known = ", ".join(sorted(PROVIDERS))
         raise ConfigError(f"There is no provider '{name}'. The providers are: {known}.") from None
-    found: type[Any] = getattr(import_module(entry.module), entry.attribute)
-    return found
+    return class_at(entry.provider)
+
+
+def class_at(path: str) -> type[Any]:
+    """Import a class by its path, `package.module:Class`."""
+    module, _, attribute = path.partition(":")
+    imported: type[Any] = getattr(import_module(module), attribute)
+    return imported

@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
-from dagster_llm_batch.config import CheckedConfig, CheckedResource
+from dagster_llm_batch.config import CheckedConfig, CheckedResource, ProviderResource
 from dagster_llm_batch.engine import rules
 from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.resources.own import CommandBatchResource, RayBatchResource, SlurmBatchResource
 from dagster_llm_batch.resources.vendors import (
     AnthropicBatchResource,
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
 
 __all__ = ["Budget", "LLMBatchResource", "QueueLimit"]
-
-_PROVIDERS = ("anthropic", "bedrock", "gemini", "vertex", "openai", "command", "ray", "slurm")
 
 
 class Budget(CheckedConfig):
@@ -119,7 +118,7 @@ class LLMBatchResource(CheckedResource):
     def model_post_init(self, context: Any, /) -> None:
         """Refuse queue limits that would limit nothing."""
         super().model_post_init(context)
-        rules.check_queue_limits(self.queue_limits, [one for one in _PROVIDERS if getattr(self, one) is not None])
+        rules.check_queue_limits(self.queue_limits, list(self._configured()))
 
     def __repr_args__(self) -> Any:
         """The fields, with the ledger's place and without its password."""
@@ -184,14 +183,13 @@ class LLMBatchResource(CheckedResource):
 
     def providers(self, home: Path) -> dict[str, Provider]:
         """The configured providers by name."""
-        makers: dict[str, Callable[[], Provider]] = {
-            name: resource.provider
-            for name in ("anthropic", "bedrock", "gemini", "vertex", "openai", "ray", "slurm")
-            if (resource := getattr(self, name)) is not None
-        }
-        if self.command is not None:
-            makers["command"] = partial(self.command.provider, str(home / "command"))
-        return {name: self._made(make) for name, make in makers.items()}
+        configured = self._configured().items()
+        return {name: self._made(partial(resource.provider_below, home / name)) for name, resource in configured}
+
+    def _configured(self) -> dict[str, ProviderResource]:
+        """The settings of those providers that have any. A provider of the registry has the field of its name."""
+        settings = {name: getattr(self, name, None) for name in PROVIDERS}
+        return {name: resource for name, resource in settings.items() if resource is not None}
 
     def _made(self, make: Callable[[], Provider]) -> Provider:
         """The provider or, where it cannot be made, one that says why as soon as it is used: the others work."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from dagster_llm_batch.config import CheckedResource
+from dagster_llm_batch.config import ProviderResource
 from dagster_llm_batch.protocols import Provider
 
 __all__ = ["CommandBatchResource", "RayBatchResource", "SlurmBatchResource"]
 
 
-class CommandBatchResource(CheckedResource):
+class CommandBatchResource(ProviderResource):
     """A command that reads an OpenAI-format batch file and writes a results file, as `vllm run-batch` does.
 
     It runs detached on the machine of the run that submits, and goes on when that run ends.
@@ -29,14 +30,18 @@ class CommandBatchResource(CheckedResource):
     )
     account: str | None = Field(default=None, description="What tells its answers apart. Default: the command.")
 
-    def provider(self, default_workdir: str) -> Provider:
+    def provider_below(self, folder: Path) -> Provider:
+        """See ProviderResource. Its batches are in that folder, unless `workdir` names another."""
+        return self.provider(str(folder))
+
+    def provider(self, default_workdir: str = ".llm_batch/command") -> Provider:
         """The provider; starts nothing."""
         from dagster_llm_batch.providers.command.provider import CommandProvider  # noqa: PLC0415 - as the others
 
         return CommandProvider(command=self.command, workdir=self.workdir or default_workdir, account=self.account)
 
 
-class RayBatchResource(CheckedResource):
+class RayBatchResource(ProviderResource):
     """Jobs on a Ray cluster. Lines are answered in exactly one way: base_url, call, command or vllm."""
 
     address: str = Field(description="The cluster's job server, as in http://ray-head:8265.")
@@ -90,7 +95,7 @@ class RayBatchResource(CheckedResource):
         )
 
 
-class SlurmBatchResource(CheckedResource):
+class SlurmBatchResource(ProviderResource):
     """A command of the same form on a cluster, as one sbatch job for each batch: an array where the batch is large."""
 
     command: list[str] = Field(

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from dagster_llm_batch.config import CheckedResource
+from dagster_llm_batch.config import ProviderResource
 from dagster_llm_batch.protocols import Provider
 
 __all__ = [
@@ -24,7 +24,7 @@ _SETTLE_SECONDS = (
 _AWS_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
-class AnthropicBatchResource(CheckedResource):
+class AnthropicBatchResource(ProviderResource):
     """Anthropic's Message Batches."""
 
     api_key: str = Field(repr=False, description="API key. Give it as an EnvVar.")
@@ -65,7 +65,7 @@ class AnthropicBatchResource(CheckedResource):
         )
 
 
-class OpenAIBatchResource(CheckedResource):
+class OpenAIBatchResource(ProviderResource):
     """OpenAI's Batch API, and any server that speaks it: Azure OpenAI v1, Groq, Doubleword (by `base_url`)."""
 
     api_key: str = Field(repr=False, description="API key. Give it as an EnvVar.")
@@ -103,7 +103,7 @@ class OpenAIBatchResource(CheckedResource):
         )
 
 
-class VertexBatchResource(CheckedResource):
+class VertexBatchResource(ProviderResource):
     """Batches on Vertex AI, of Gemini and of Claude, by way of a Cloud Storage bucket or a BigQuery dataset."""
 
     project: str = Field(description="Google Cloud project id.")
@@ -158,7 +158,7 @@ class VertexBatchResource(CheckedResource):
         )
 
 
-class GeminiBatchResource(CheckedResource):
+class GeminiBatchResource(ProviderResource):
     """Batches of the Gemini Developer API."""
 
     api_key: str = Field(repr=False, description="API key. Give it as an EnvVar.")
@@ -186,7 +186,7 @@ class GeminiBatchResource(CheckedResource):
         )
 
 
-class BedrockBatchResource(CheckedResource):
+class BedrockBatchResource(ProviderResource):
     """Batch inference on Amazon Bedrock; files go through S3.
 
     AWS settings have the names and meanings of dagster-aws's `ResourceWithBoto3Configuration`; `like` takes them over
