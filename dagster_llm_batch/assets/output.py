@@ -33,10 +33,19 @@ def _to_frame(table: pa.Table | pa.RecordBatchReader, frame: Frame) -> Any:
         if frame == "polars":
             import polars as pl  # noqa: PLC0415 - optional
 
-            return pl.from_arrow(whole)
+            return pl.from_arrow(_in_named_zones(whole))
         return whole.to_pandas() if frame == "pandas" else whole
     except ImportError as error:
         raise MissingExtraError(frame, f"frame='{frame}'") from error
+
+
+def _in_named_zones(table: pa.Table) -> pa.Table:
+    """The same moments in UTC, where a column has an offset such as +05:30 for its zone: polars takes names alone."""
+    for at, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type) and (field.type.tz or "")[:1] in ("+", "-"):
+            named = field.with_type(pa.timestamp(field.type.unit, "UTC"))
+            table = table.set_column(at, named, table.column(at).cast(named.type))
+    return table
 
 
 class _Stream(Iterator[pa.RecordBatch]):

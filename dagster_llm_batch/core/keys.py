@@ -62,7 +62,7 @@ def _values(column: pa.Array, column_name: str) -> list[Any]:
         if column.type == pa.time64("ns"):  # this refuses to cut a time; `to_pylist` would, and make two of them equal
             column = column.cast(pa.time64("us"))
         values: list[Any] = column.to_pylist()
-    except (OverflowError, ValueError) as error:
+    except (KeyError, OverflowError, ValueError) as error:  # KeyError: of a time zone that is not known here
         msg = (
             f"The key column '{column_name}' is of type {column.type}, and Python cannot hold one of its values as it "
             f"is: {error}. Turn the column into text before labeling."

@@ -8,10 +8,11 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import InputError
 
-__all__ = ["BATCH_ROWS", "check_text", "record_batches"]
+__all__ = ["BATCH_ROWS", "check_text", "record_batches", "values_of"]
 
 BATCH_ROWS = 4_096
 _TAKEN = (
@@ -67,6 +68,23 @@ def check_text(name: str, kind: pa.DataType) -> None:
     if why := _without_text(kind):
         msg = f"The column '{name}' is of type {kind}, {why} before labeling, or leave the column out of the prompt."
         raise InputError(msg)
+
+
+def values_of(batch: pa.RecordBatch) -> dict[str, list[Any]]:
+    """The values of each column as Python's own. Raises InputError where a column has one that Python cannot hold."""
+    return {name: _python_values(name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+
+
+def _python_values(name: str, column: pa.Array) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except (OverflowError, ValueError) as error:  # of a date after the year 9999, of bytes that are no UTF-8
+        msg = (
+            f"The column '{name}' is of type {column.type}, and Python cannot hold one of its values as it is: "
+            f"{error}. Turn the column into text before labeling, or leave the column out of the prompt."
+        )
+        raise InputError(msg) from error
+    return values
 
 
 @lru_cache(maxsize=1_024)
@@ -173,9 +191,11 @@ def _sliced(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Views and categories, which polars hands over, as the types that all of Arrow's functions know."""
+    """Views, categories and runs as the types that all of Arrow's functions, and Parquet, know."""
     if pa.types.is_dictionary(column.type):
         return pa.DictionaryArray.from_arrays(column.indices, _plain(column.dictionary)).dictionary_decode()
+    if pa.types.is_run_end_encoded(column.type):
+        return _plain(pc.run_end_decode(column))
     wanted = _without_views(column.type)
     return column if wanted == column.type else column.cast(wanted)
 

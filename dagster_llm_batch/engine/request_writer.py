@@ -23,7 +23,7 @@ from dagster_llm_batch.core.keys import KeyGuard, is_key_type, keys_of
 from dagster_llm_batch.core.label_join import manifest_schema
 from dagster_llm_batch.core.pricing import Estimate, estimated_tokens
 from dagster_llm_batch.core.prompt import ImageLoader
-from dagster_llm_batch.core.rows import check_text, record_batches
+from dagster_llm_batch.core.rows import check_text, record_batches, values_of
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import Lines, ShardFiles, WrittenLines
@@ -73,7 +73,7 @@ class Rendering:
         read = batch.select(list(self._renderer.columns))
         for start in range(0, batch.num_rows, self._at_once):
             these = keys[start : start + self._at_once]
-            yield these, self._renderer.requests(read.slice(start, self._at_once).to_pydict(), these)
+            yield these, self._renderer.requests(values_of(read.slice(start, self._at_once)), these)
 
     def lanes(self, batch: pa.RecordBatch) -> list[Lane]:
         """The lane of each row."""
@@ -93,7 +93,22 @@ class Rendering:
         except pa.ArrowException as error:
             msg = f"A later batch of rows has other column types than the first, and cannot be converted: {error}"
             raise InputError(msg) from error
+        for field, column in zip(self.manifest_schema, columns, strict=False):
+            _check_text_is_text(field.name, column)
         return pa.table([*columns, pa.array(request_ids, pa.string())], schema=self.manifest_schema)
+
+
+def _check_text_is_text(name: str, column: pa.Array) -> None:
+    """Raise InputError for text that is no UTF-8: it would be stored, and stop what reads the labels after paying."""
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        msg = (
+            f"The column '{name}' cannot be stored with the labels: {error}. Mend its values, or leave it out of keep."
+        )
+        raise InputError(msg) from error
 
 
 def images_of(request: Request) -> tuple[int, int]:
@@ -208,9 +223,12 @@ class Draft:
         """Take more rows. Raises InputError or ConfigError; then `discard`."""
         keys = keys_of(batch, self._labeling.key)
         if self._rendering is None:
-            self._start(Rendering(self._labeling, batch.schema, self._load_image))
+            rendering = Rendering(self._labeling, batch.schema, self._load_image)
+            rendering.check(batch)  # before a file is begun with types that Parquet has no word for
+            self._start(rendering)
+        else:
+            self._rendering.check(batch)
         assert self._rendering is not None
-        self._rendering.check(batch)
         request_ids: list[str] = []
         lanes = self._rendering.lanes(batch)
         for these, requests in self._rendering.requests(batch, keys):
@@ -226,7 +244,12 @@ class Draft:
         rows = self._rendering.manifest(batch, request_ids)
         own = rows.column(0)  # of the first batch's type: a text may have become a number
         self._keys.add(keys if own.type == batch.column(self._labeling.key).type else own.to_pylist())
-        self._manifest.write_table(rows)
+        try:
+            self._manifest.write_table(rows)
+        except pa.ArrowInvalid as error:  # a full disk is an OSError
+            names = ", ".join(rows.schema.names[:-1])
+            msg = f"What is kept of the rows ({names}) cannot be stored: {error}. Turn such a column into text."
+            raise InputError(msg) from error
 
     def _start(self, rendering: Rendering) -> None:
         self._rendering = rendering

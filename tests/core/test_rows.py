@@ -116,6 +116,14 @@ def test_categories_are_texts():
     assert batch.column("k").to_pylist() == ["a", "b", None]
 
 
+def test_runs_are_the_values_that_they_stand_for():
+    """No file of Parquet holds them as runs."""
+    runs = pa.RunEndEncodedArray.from_arrays(pa.array([2, 3], pa.int32()), pa.array(["a", "b"]))
+    [batch] = record_batches(pa.table({"k": runs}))
+    assert batch.schema.field("k").type == pa.string()
+    assert batch.column("k").to_pylist() == ["a", "a", "b"]
+
+
 @pytest.mark.parametrize("rows", [[{"k": "\ud800"}], pd.DataFrame({"k": ["\ud800"]})], ids=["list", "pandas"])
 def test_half_a_surrogate_pair_is_refused_with_what_to_do(rows):
     with pytest.raises(InputError, match="half a surrogate pair"):

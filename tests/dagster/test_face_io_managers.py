@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,18 @@ class Shelf(dg.IOManager):
 
     def load_input(self, context: dg.InputContext) -> Any:
         return self.kept[tuple(context.get_identifier())]
+
+
+@pytest.mark.parametrize("frame", ["polars", "pandas"])
+def test_a_kept_moment_with_an_offset_for_its_zone_lands(make, frame):
+    """As pandas reads 2026-01-01T00:00+05:30. polars has no such zones, and has the same moment in UTC."""
+    moment = datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=5, minutes=30)))
+    shelf = Shelf()
+    rows = tickets().to_arrow().append_column("at", pa.array([moment] * 3, pa.timestamp("us", "+05:30")))
+    face = make(*labeled(rows=lambda _: rows, keep=["at"], frame=frame), resources={"io_manager": shelf})
+    assert face.land().success
+    [labels] = [table for name, table in shelf.kept.items() if name[-2:] == (LABELS, LABELS) or name[-1] == LABELS]
+    assert [one for batch in record_batches(labels) for one in batch["at"].to_pylist()] == [moment] * 3
 
 
 def test_a_stream_that_was_kept_unread_outlives_the_files_behind_it(make, emulator):

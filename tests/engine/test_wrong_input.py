@@ -64,6 +64,42 @@ WRONG_ROWS: dict[str, tuple[dict[str, Any], Any, type[Exception], list[str]]] = 
         InputError,
         ["column 'subject'", "'Mars/Base'", "Convert it to UTC"],
     ),
+    "a key in an unknown time zone": (
+        {},
+        tickets(1).to_arrow().set_column(0, "ticket_id", pa.array([1], pa.timestamp("us", "Mars/Base"))),
+        InputError,
+        ["key column 'ticket_id'", "'Mars/Base'", "Turn the column into text"],
+    ),
+    "a kept column of a type that Parquet has not": (
+        {"keep": ["length"]},
+        tickets(1).to_arrow().append_column("length", pa.array([(1, 2, 3)], pa.month_day_nano_interval())),
+        InputError,
+        ["column 'length'", "month_day_nano_interval", "leave the column out"],
+    ),
+    "a kept value that Parquet cannot hold": (
+        {"keep": ["at"]},
+        tickets(1).to_arrow().append_column("at", pa.array([2**62], pa.timestamp("s"))),
+        InputError,
+        ["(ticket_id, at)", "overflow", "Turn such a column into text"],
+    ),
+    "a kept text that is no UTF-8": (
+        {"keep": ["note"]},
+        tickets(1).to_arrow().append_column("note", pa.array([b"\xff"]).view(pa.string())),
+        InputError,
+        ["column 'note' cannot be stored", "UTF8", "leave it out of keep"],
+    ),
+    "a text that is no UTF-8": (
+        {},
+        tickets(1).to_arrow().set_column(1, "subject", pa.array([b"\xff"]).view(pa.string())),
+        InputError,
+        ["column 'subject'", "Python cannot hold", "Turn the column into text"],
+    ),
+    "a date beyond Python's": (
+        {},
+        tickets(1).to_arrow().set_column(1, "subject", pa.array([2**30], pa.date32())),
+        InputError,
+        ["column 'subject' is of type date32[day]", "Python cannot hold", "Turn the column into text"],
+    ),
     "duplicate keys": (
         {},
         pl.concat([tickets(3), tickets(2)]),
