@@ -10,7 +10,7 @@ from itertools import takewhile
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.submit_queue import UNAVAILABLE, WAITS
 from dagster_llm_batch.states import Move
-from dagster_llm_batch.storage.ledger.reading import Unreadable
+from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.records import Event
 
 __all__ = ["LOST", "STRANDED", "TURN", "Outlook", "count_lost", "look_out"]

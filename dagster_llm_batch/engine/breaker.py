@@ -22,7 +22,7 @@ from dagster_llm_batch.core.identity import custom_id, is_padding, request_id_of
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import request_ids
-from dagster_llm_batch.storage.ledger.reading import Reading
+from dagster_llm_batch.storage.ledger.queries import LedgerQueries
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import plain_text
 from dagster_llm_batch.types import Lane, Outcome
@@ -144,7 +144,7 @@ class Breaker:
         return iter(()) if shard.raw_path is None else iter(self._payloads.lines(shard.raw_path))
 
 
-def stop_reason(ledger: Reading, submission_id: str) -> str | None:
+def stop_reason(ledger: LedgerQueries, submission_id: str) -> str | None:
     """Why a submission was stopped, with an example and what to do next; None: it was not."""
     return next((one.detail for one in ledger.events(submission_id) if one.kind == _STOPPED), None)
 

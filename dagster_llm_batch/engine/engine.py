@@ -42,7 +42,7 @@ from dagster_llm_batch.errors import (
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.ledger import Ledger, utc_now
-from dagster_llm_batch.storage.ledger.reading import Unreadable
+from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import BatchReport

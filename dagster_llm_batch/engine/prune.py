@@ -25,9 +25,8 @@ from pathlib import PurePosixPath
 from dagster_llm_batch.engine.request_files import APART, IDS, PART, RAW, RESULTS, beside
 from dagster_llm_batch.errors import ConfigError, LeaseError
 from dagster_llm_batch.storage.ledger.ledger import Ledger
-from dagster_llm_batch.storage.ledger.queries import StoredFile, remove, stored_files
 from dagster_llm_batch.storage.ledger.records import Submission
-from dagster_llm_batch.storage.payloads import PayloadStore, namespace_folder, payload_path
+from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile, namespace_folder, payload_path
 
 __all__ = ["Pruner", "Pruning", "is_pruned"]
 
@@ -77,7 +76,7 @@ class Pruner:
         if older_than < _LEFT_BEHIND_AFTER:
             raise ConfigError(f"Files are pruned after a day at the earliest; got older_than={older_than}.")
         folders: dict[str, list[StoredFile]] = defaultdict(list)
-        for file in stored_files(self._payloads, namespace_folder(self._namespace)):
+        for file in self._payloads.files(namespace_folder(self._namespace)):
             path = PurePosixPath(file.path)
             if len(path.parents) == _DEPTH and _NAMES.fullmatch(path.name):
                 folders[str(path.parent)].append(file)
@@ -136,12 +135,12 @@ class Pruner:
                 with self._ledger.hold_leases(f"submission:{submission_id}"):
                     if self._give_up(submission_id, files):
                         for file in files:
-                            remove(self._payloads, file)
+                            self._payloads.remove(file)
                         replaced[submission_id] = files
             except LeaseError:  # somebody works on it after all
                 continue
         for file in found.left_behind:
-            remove(self._payloads, file)
+            self._payloads.remove(file)
         return replace(found, replaced=replaced)
 
     def _give_up(self, submission_id: str, files: Sequence[StoredFile]) -> bool:

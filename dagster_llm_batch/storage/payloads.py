@@ -21,11 +21,12 @@ import tempfile
 import unicodedata
 import uuid
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +36,15 @@ from upath import UPath
 from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.errors import ConfigError, MissingExtraError, PayloadError
 
-__all__ = ["PayloadStore", "PayloadWriter", "check_path", "namespace_folder", "payload_path", "unnamed_file"]
+__all__ = [
+    "PayloadStore",
+    "PayloadWriter",
+    "StoredFile",
+    "check_path",
+    "namespace_folder",
+    "payload_path",
+    "unnamed_file",
+]
 
 _MAX_CHARS = 64
 _SLUG_CHARS = 40
@@ -179,6 +188,14 @@ def _told(where: str | Path) -> Iterator[None]:
         ) from error
 
 
+class StoredFile(NamedTuple):
+    """One file. `path` is relative to the store's root; `modified_at` is None where the store does not say."""
+
+    path: str
+    bytes: int
+    modified_at: datetime | None
+
+
 class PayloadStore:
     """Files below `root`: a local path, or any URL of universal_pathlib (`s3://…`, `gs://…`, `memory://…`)."""
 
@@ -299,6 +316,17 @@ class PayloadStore:
         if self._fs.exists(full):
             self._fs.rm_file(full)
 
+    def files(self, folder: str) -> Iterator[StoredFile]:
+        """Every file below a folder; also what a killed process left of one on a local disk (`.….tmp`)."""
+        base = self._root.path.rstrip("/")
+        for name, info in sorted(self._fs.find(f"{base}/{folder}", detail=True).items()):
+            yield StoredFile(name.partition(f"{base}/")[2], int(info.get("size") or 0), _modified_at(info))
+
+    def remove(self, file: StoredFile) -> None:
+        """Remove a file that `files` gave, whatever its name. Where it is gone already, do nothing."""
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._root.path.rstrip('/')}/{file.path}")
+
     def parquet_files(self) -> list[str]:
         """The names of the Parquet files in the root itself."""
         found = self._fs.glob(f"{self._root.path.rstrip('/')}/*.parquet")
@@ -371,6 +399,22 @@ class PayloadStore:
         staged.replace(full)
         if os.name == "posix":  # elsewhere a directory cannot be opened
             _sync(staged.parent)
+
+
+# The keys under which the file systems of fsspec give the time of a file's last change.
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
+
+
+def _modified_at(info: Mapping[str, Any]) -> datetime | None:
+    for name in _TIMES:
+        value = info.get(name)
+        if isinstance(value, int | float):
+            return datetime.fromtimestamp(value, UTC)
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            return value if value.tzinfo else value.replace(tzinfo=UTC)
+    return None
 
 
 def _codec(path: str) -> str:

@@ -18,7 +18,6 @@ from dagster_llm_batch.engine.request_files import APART, PART
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.ledger import Ledger
-from dagster_llm_batch.storage.ledger.queries import stored_files
 from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
 
 MONTH = timedelta(days=30)
@@ -90,7 +89,7 @@ class Store:
         return Pruner(self.ledger, self.payloads, "prod", self.clock).prune(older_than, delete=delete)
 
     def files(self):
-        return {file.path for file in stored_files(self.payloads, "prod")}
+        return {file.path for file in self.payloads.files("prod")}
 
     def files_of(self, *submission_ids):
         return {path for path in self.files() if path.split("/")[3] in submission_ids}
@@ -293,7 +292,7 @@ def test_an_object_store_is_pruned_as_a_folder_is(ledger, clock, s3):
     store.payloads = PayloadStore(f"{root}/pruning", **options)
     old, newer = store.submit(), store.submit()
     clock.pass_seconds(31 * 24 * 3600)
-    assert all(file.bytes and file.modified_at for file in stored_files(store.payloads, "prod"))
+    assert all(file.bytes and file.modified_at for file in store.payloads.files("prod"))
     assert set(store.prune().replaced) == {old}
     assert store.files() == store.files_of(newer)
     assert len(store.files_of(newer)) == 4

@@ -15,9 +15,10 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from dagster_llm_batch.errors import LedgerError, MissingExtraError
 from dagster_llm_batch.storage.ledger.migrations import is_current, migrate
 
-__all__ = ["Database"]
+__all__ = ["Database", "insert_or_nothing"]
 
 _BUSY_SECONDS = 30
 _CLOCKS_APART = timedelta(seconds=30)  # at most: half of what a lease is renewed for
@@ -103,6 +104,21 @@ class Database:
                 f"The ledger at {self.shown_url} could not do this: {said}. Nothing was changed. "
                 "Check that it can be reached and written, then try again."
             ) from error
+
+
+def insert_or_nothing(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any], *once: str) -> bool:
+    """Insert the row where no other has the same values in `once`, a unique key; say whether it was inserted."""
+    return connection.execute(_insert_or_nothing(table, once), row).rowcount > 0
+
+
+# As text, which SQLite and PostgreSQL both take: SQLAlchemy's own constructs for ON CONFLICT are one for each database,
+# and are compiled anew each time.
+@cache
+def _insert_or_nothing(table: sa.Table, once: tuple[str, ...]) -> sa.TextClause:
+    names = [column.name for column in table.c]
+    fields, values, key = (", ".join(words) for words in (names, [f":{name}" for name in names], once))
+    text = f"INSERT INTO {table.name} ({fields}) VALUES ({values}) ON CONFLICT ({key}) DO NOTHING"  # noqa: S608  # ours
+    return sa.text(text).bindparams(*(sa.bindparam(column.name, type_=column.type) for column in table.c))
 
 
 @contextmanager

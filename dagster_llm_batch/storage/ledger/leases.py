@@ -26,8 +26,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from dagster_llm_batch.errors import LeaseError, LedgerError
-from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.queries import insert_or_nothing
+from dagster_llm_batch.storage.ledger.database import Database, insert_or_nothing
 from dagster_llm_batch.storage.ledger.schema import LEASE
 
 __all__ = ["Lease", "active_leases", "hold_leases"]

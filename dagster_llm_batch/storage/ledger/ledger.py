@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -24,45 +24,35 @@ from sqlalchemy.exc import IntegrityError
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
+from dagster_llm_batch.storage.ledger.events import STATUS, event_row, insert_events
 from dagster_llm_batch.storage.ledger.leases import Lease, active_leases, hold_leases
-from dagster_llm_batch.storage.ledger.queries import (
+from dagster_llm_batch.storage.ledger.queries import LedgerQueries
+from dagster_llm_batch.storage.ledger.records import Ending, Shard, ShardFields, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.schema import SHARD, SUBMISSION
+from dagster_llm_batch.storage.ledger.shards import (
+    UPDATE_SHARD,
+    get_shards,
+    illegal_move,
+    insert_shards,
+    looked_after,
+    move_values,
+    report_values,
+)
+from dagster_llm_batch.storage.ledger.submissions import (
+    UPDATE_SUBMISSION,
     check_open,
     get_attempt,
-    get_shards,
     get_submission,
     get_submissions,
-    illegal_move,
     insert_once,
-    looked_after,
+    update_submission,
 )
-from dagster_llm_batch.storage.ledger.reading import Reading
-from dagster_llm_batch.storage.ledger.records import Ending, Shard, ShardFields, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, to_row
 from dagster_llm_batch.types import BatchReport, PriceBasis
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["STATUS", "Ledger", "utc_now"]
-
-STATUS = "status"
-"""The event of a shard whose batch was reported with another status word than before."""
-
-_STAMPS: dict[Move, str] = {
-    Move.SEND: "sent_at",
-    Move.ACCEPTED: "submitted_at",
-    Move.REFUSED: "ended_at",
-    Move.ENDED: "ended_at",
-    Move.EXPIRED: "ended_at",
-    Move.CANCELED: "ended_at",
-    Move.FAILED: "ended_at",
-    Move.COLLECTED: "collected_at",
-}
-
-_UPDATE_SUBMISSION = sa.update(SUBMISSION).where(SUBMISSION.c.submission_id == sa.bindparam("key"))
-_UPDATE_SHARD = sa.update(SHARD).where(SHARD.c.shard_id == sa.bindparam("key"))
-_INSERT_SHARD = sa.insert(SHARD)
-_INSERT_EVENT = sa.insert(EVENT)
+__all__ = ["Ledger", "utc_now"]
 
 
 def utc_now() -> datetime:
@@ -70,7 +60,7 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class Ledger(Reading):
+class Ledger(LedgerQueries):
     """A ledger in SQLite (a path or `sqlite:///path`) or PostgreSQL (`postgresql://…`). Connects on first use."""
 
     def __init__(self, url: str | os.PathLike[str], clock: Callable[[], datetime] = utc_now) -> None:
@@ -95,8 +85,10 @@ class Ledger(Reading):
             raise LedgerError(f"A new submission is open; {submission.submission_id} is '{submission.state.value}'.")
         with self._database.write() as connection:
             if insert_once(connection, submission):
-                self._add_shards(connection, submission, shards)
-                self._record(connection, _event(submission.submission_id, "opened", after=submission.state))
+                insert_shards(connection, self._clock, submission, shards)
+                insert_events(
+                    connection, self._clock, event_row(submission.submission_id, "opened", after=submission.state)
+                )
                 return submission
             return get_attempt(connection, submission)
 
@@ -114,8 +106,9 @@ class Ledger(Reading):
         with self._database.write() as connection:
             before = get_submission(connection, submission_id, lock=True)
             canceled = before.state is SubmissionState.CANCELED
-            return self._update(
+            return update_submission(
                 connection,
+                self._clock,
                 before,
                 "settled",
                 state=SubmissionState.CANCELED if canceled else SubmissionState.SETTLED,
@@ -134,8 +127,12 @@ class Ledger(Reading):
             if not fresh:
                 return
             now = self._clock()
-            connection.execute(_UPDATE_SUBMISSION, [{"key": one.submission_id, "delivered_at": now} for one in fresh])
-            self._record(connection, *(_event(one.submission_id, "delivered", one.state, one.state) for one in fresh))
+            connection.execute(UPDATE_SUBMISSION, [{"key": one.submission_id, "delivered_at": now} for one in fresh])
+            insert_events(
+                connection,
+                self._clock,
+                *(event_row(one.submission_id, "delivered", one.state, one.state) for one in fresh),
+            )
 
     def set_state(self, submission_id: str, state: SubmissionState) -> Submission:
         """Leave `open`, as by canceling. The state that it has already does nothing; else raises LedgerError."""
@@ -144,7 +141,7 @@ class Ledger(Reading):
             if before.state is state:
                 return before
             check_open(before, f"become '{state.value}'")
-            return self._update(connection, before, state.value, state=state)
+            return update_submission(connection, self._clock, before, state.value, state=state)
 
     # --- shards ---
 
@@ -161,9 +158,9 @@ class Ledger(Reading):
             check_open(before, "take another wave")
             if wave != before.waves + 1:
                 raise LedgerError(f"Submission {submission_id} takes wave {before.waves + 1} next; got {wave}.")
-            self._add_shards(connection, before, shards)
+            insert_shards(connection, self._clock, before, shards)
             detail = f"wave {wave}, {len(shards)} shard(s), {sum(shard.requests for shard in shards)} request(s)"
-            return self._update(connection, before, "wave", detail=detail, waves=wave)
+            return update_submission(connection, self._clock, before, "wave", detail=detail, waves=wave)
 
     def move_shard(
         self,
@@ -193,17 +190,7 @@ class Ledger(Reading):
         """The same move for the shards of one batch, the carrier first: all of them, or none."""
         now = self._clock()
         sources, to = MOVES[move]
-        values: dict[str, Any] = {**fields, "state": to}
-        if move in _STAMPS:
-            values.setdefault(_STAMPS[move], now)
-        if move in (Move.NOT_SENT, Move.PUT_BACK):
-            values |= dict.fromkeys(("sent_at", "submitted_at", "batch_id", "carrier", "status"))
-        if move is Move.ACCEPTED and not fields.get("batch_id"):
-            raise LedgerError(f"Shard {shard_ids[0]} cannot be accepted without a batch_id. Nothing was changed.")
-        if unknown := fields.keys() - ShardFields.__annotations__.keys():
-            raise LedgerError(
-                f"A move cannot record {sorted(unknown)}; it can record {sorted(ShardFields.__annotations__)}."
-            )
+        values = move_values(shard_ids[0], move, fields, now)
         with self._database.write() as connection:
             before = get_shards(connection, shard_ids)
             for shard_id in shard_ids:
@@ -215,16 +202,17 @@ class Ledger(Reading):
                 changes = {one: {**values, "carrier": shard_ids[0], "padding": 0} for one in shard_ids}
                 changes[shard_ids[0]] |= {"carrier": None, "padding": fields.get("padding", 0)}
             try:
-                connection.execute(_UPDATE_SHARD, [{"key": one, **changed} for one, changed in changes.items()])
+                connection.execute(UPDATE_SHARD, [{"key": one, **changed} for one, changed in changes.items()])
             except IntegrityError as error:
                 raise LedgerError(
                     f"Batch {fields.get('batch_id')} already belongs to another shard than {shard_ids[0]}. "
                     "Nothing was changed. Look at the events of both before anything is sent again."
                 ) from error
             detail = detail or fields.get("reason")
-            self._record(
+            insert_events(
                 connection,
-                *(_event(before[one].submission_id, move, before[one].state, to, one, detail) for one in shard_ids),
+                self._clock,
+                *(event_row(before[one].submission_id, move, before[one].state, to, one, detail) for one in shard_ids),
             )
             return [replace(before[one], **changes[one]) for one in shard_ids]
 
@@ -240,12 +228,12 @@ class Ledger(Reading):
             if not told:
                 return
             moved = [{"key": s.shard_id, "state": MOVES[end.move][1], **end.values()} for s, end in told]
-            connection.execute(_UPDATE_SHARD, moved)
+            connection.execute(UPDATE_SHARD, moved)
             events = (
-                _event(s.submission_id, end.move, s.state, MOVES[end.move][1], s.shard_id, end.reason)
+                event_row(s.submission_id, end.move, s.state, MOVES[end.move][1], s.shard_id, end.reason)
                 for s, end in told
             )
-            self._record(connection, *events)
+            insert_events(connection, self._clock, *events)
 
     def record_reports(self, reports: Mapping[str, BatchReport]) -> None:
         """Record reports by shard id: counts, status and the time of the poll. No state changes.
@@ -259,14 +247,14 @@ class Ledger(Reading):
             told = [(s, one) for s, one in told if s.state is ShardState.SUBMITTED and s.batch_id == one.batch_id]
             if not told:
                 return
-            seen = [{"key": s.shard_id, "polled_at": now, **_observed(s, one)} for s, one in told]
-            connection.execute(_UPDATE_SHARD, seen)
+            seen = [{"key": s.shard_id, "polled_at": now, **report_values(s, one)} for s, one in told]
+            connection.execute(UPDATE_SHARD, seen)
             changed = (
-                _event(s.submission_id, STATUS, None, None, s.shard_id, f"{s.status or 'unknown'} -> {one.status}")
+                event_row(s.submission_id, STATUS, None, None, s.shard_id, f"{s.status or 'unknown'} -> {one.status}")
                 for s, one in told
                 if one.status is not s.status
             )
-            self._record(connection, *changed)
+            insert_events(connection, self._clock, *changed)
 
     def keep_places(self, namespace: str, assets: Sequence[str], *, now: datetime, unless_since: datetime) -> None:
         """Somebody looks after what waits of these assets: it keeps its place in a queue. Written where it was not so
@@ -290,13 +278,13 @@ class Ledger(Reading):
         """Append an event of the caller's own kind."""
         with self._database.write() as connection:
             get_submission(connection, submission_id)
-            self._record(connection, _event(submission_id, kind, detail=detail))
+            insert_events(connection, self._clock, event_row(submission_id, kind, detail=detail))
 
     def add_events(self, submission_ids: Sequence[str], kind: str) -> None:
         """The same event for several submissions."""
         with self._database.write() as connection:
             get_submissions(connection, submission_ids)
-            self._record(connection, *(_event(one, kind) for one in submission_ids))
+            insert_events(connection, self._clock, *(event_row(one, kind) for one in submission_ids))
 
     def hold_leases(self, *names: str, seconds: float = 60, wait_seconds: float = 0) -> AbstractContextManager[Lease]:
         """Hold these leases for a block, however long it runs; raise LeaseError where another holder has one of them.
@@ -309,52 +297,3 @@ class Ledger(Reading):
     def active_leases(self) -> set[str]:
         """The names of all leases that living processes hold. Only a look: they may be others' a moment later."""
         return active_leases(self._database, self._clock)
-
-    # --- inside a transaction ---
-
-    def _add_shards(self, connection: sa.Connection, submission: Submission, shards: Sequence[Shard]) -> None:
-        for shard in shards:
-            if shard.submission_id != submission.submission_id or shard.state is not ShardState.PLANNED:
-                raise LedgerError(
-                    f"A new shard is 'planned' and of submission {submission.submission_id}; "
-                    f"{shard.shard_id} is '{shard.state.value}' and of {shard.submission_id}. Nothing was changed."
-                )
-        owned = {name: getattr(submission, name) for name in ("provider", "account", "model")}
-        now = self._clock()
-        rows = [{**to_row(shard), **({} if shard.model else owned), "planned_at": now} for shard in shards]
-        if rows:
-            connection.execute(_INSERT_SHARD, rows)
-
-    def _update(
-        self, connection: sa.Connection, before: Submission, kind: str, detail: str | None = None, **values: Any
-    ) -> Submission:
-        after = replace(before, **values)
-        connection.execute(_UPDATE_SUBMISSION, {"key": before.submission_id, **values})
-        self._record(connection, _event(before.submission_id, kind, before.state, after.state, detail=detail))
-        return after
-
-    def _record(self, connection: sa.Connection, *events: Mapping[str, str | None]) -> None:
-        """Append events."""
-        if events:
-            connection.execute(_INSERT_EVENT, [{"at": self._clock(), **event} for event in events])
-
-
-def _event(
-    submission_id: str,
-    kind: str,
-    before: str | None = None,
-    after: str | None = None,
-    shard_id: str | None = None,
-    detail: str | None = None,
-) -> dict[str, str | None]:
-    """Enums are told by their values."""
-    from_state, to_state = (None if state is None else str(state) for state in (before, after))
-    states = {"from_state": from_state, "to_state": to_state}
-    return {"submission_id": submission_id, "shard_id": shard_id, "kind": str(kind), "detail": detail, **states}
-
-
-def _observed(shard: Shard, report: BatchReport) -> dict[str, Any]:
-    counts = {name: getattr(report, name) for name in ("total", "done", "failed")}
-    return {"status": report.status} | {
-        name: getattr(shard, name) if count is None else count for name, count in counts.items()
-    }

@@ -1,179 +1,324 @@
-"""The parts of the ledger's transactions that need no ledger: lookups, refusals and sums over rows.
-
-Statements that every submission runs are made once, here and where they are run: to make one, and to see that it is
-known, takes SQLAlchemy longer than all the rest.
-"""
+"""What a ledger knows of submissions, shards and events. Reads only; each method is one transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from dagster_llm_batch.errors import IllegalMoveError, LedgerError
-from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
-from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.schema import SHARD, SUBMISSION, from_row, to_row
-from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.states import ENDED, IN_FLIGHT, ShardState
+from dagster_llm_batch.storage.ledger.database import Database
+from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
+from dagster_llm_batch.storage.ledger.shards import looked_after, unknown_shard
+from dagster_llm_batch.storage.ledger.submissions import OF_PARTITION, OLDEST_FIRST, get_submission
 from dagster_llm_batch.types import Lane
 
-__all__ = [
-    "OF_PARTITION",
-    "OLDEST_FIRST",
-    "StoredFile",
-    "add_to_progress",
-    "check_open",
-    "committed_usd",
-    "get_attempt",
-    "get_shards",
-    "get_submission",
-    "get_submissions",
-    "illegal_move",
-    "insert_once",
-    "insert_or_nothing",
-    "looked_after",
-    "remove",
-    "stored_files",
-    "unknown_shard",
-]
+__all__ = ["LedgerQueries", "Unreadable"]
 
-_TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")  # as the file systems of fsspec say it
+Unreadable = Callable[[str, Exception], None]
+"""Takes the id of a row that cannot be read, and why."""
 
-
-class StoredFile(NamedTuple):
-    """One file. `path` is relative to the store's root; `modified_at` is None where the store does not say."""
-
-    path: str
-    bytes: int
-    modified_at: datetime | None
-
-
-def stored_files(store: PayloadStore, folder: str) -> Iterator[StoredFile]:
-    """Every file below a folder; also what a killed process left of one on a local disk (`.….tmp`)."""
-    root = store._root  # noqa: SLF001 - two halves of one thing
-    base = root.path.rstrip("/")
-    for name, info in sorted(root.fs.find(f"{base}/{folder}", detail=True).items()):
-        yield StoredFile(name.partition(f"{base}/")[2], int(info.get("size") or 0), _modified_at(info))
-
-
-def remove(store: PayloadStore, file: StoredFile) -> None:
-    """Remove a file that `stored_files` gave. Where it is gone already, do nothing."""
-    root = store._root  # noqa: SLF001 - as above
-    try:
-        root.fs.rm_file(f"{root.path.rstrip('/')}/{file.path}")
-    except FileNotFoundError:
-        return
-
-
-def _modified_at(info: Mapping[str, Any]) -> datetime | None:
-    for name in _TIMES:
-        value = info.get(name)
-        if isinstance(value, int | float):
-            return datetime.fromtimestamp(value, UTC)
-        if isinstance(value, str):
-            value = datetime.fromisoformat(value)
-        if isinstance(value, datetime):
-            return value if value.tzinfo else value.replace(tzinfo=UTC)
-    return None
-
-
+_T = TypeVar("_T")
+_CANNOT_READ = (ValueError, TypeError, ArithmeticError, LookupError)
 _OVER = {*ENDED, ShardState.COLLECTED}
-_ATTEMPT = ("namespace", "asset", "partition", "fingerprint", "attempt")
+_IDS_AT_ONCE = 10_000  # SQLite takes some 32,000 parameters
 
-OLDEST_FIRST = (SUBMISSION.c.created_at, SUBMISSION.c.submission_id)
-
-OF_PARTITION = sa.and_(*(SUBMISSION.c[name] == sa.bindparam(name) for name in ("namespace", "asset", "partition")))
-"""The submissions of one partition of one asset."""
-
-_IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
-_SUBMISSIONS = sa.select(SUBMISSION).where(SUBMISSION.c.submission_id.in_(_IDS)).order_by(SUBMISSION.c.submission_id)
-_LOCKED_SUBMISSIONS = _SUBMISSIONS.with_for_update()
-_LOCKED_SHARDS = sa.select(SHARD).where(SHARD.c.shard_id.in_(_IDS)).order_by(SHARD.c.shard_id).with_for_update()
-
-
-def insert_or_nothing(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any], *once: str) -> bool:
-    """Insert the row where no other has the same values in `once`, a unique key; say whether it was inserted."""
-    return connection.execute(_insert_or_nothing(table, once), row).rowcount > 0
-
-
-@cache  # as text, which SQLite and PostgreSQL both take: SQLAlchemy compiles its own constructs for this each time
-def _insert_or_nothing(table: sa.Table, once: tuple[str, ...]) -> sa.TextClause:
-    names = [column.name for column in table.c]
-    fields, values, key = (", ".join(some) for some in (names, [f":{name}" for name in names], once))
-    text = f"INSERT INTO {table.name} ({fields}) VALUES ({values}) ON CONFLICT ({key}) DO NOTHING"  # noqa: S608  # ours
-    return sa.text(text).bindparams(*(sa.bindparam(column.name, type_=column.type) for column in table.c))
-
-
-def insert_once(connection: sa.Connection, submission: Submission) -> bool:
-    """Insert it where its attempt is not stored yet; say whether it was inserted."""
-    return insert_or_nothing(connection, SUBMISSION, to_row(submission), *_ATTEMPT)
-
-
-def get_attempt(connection: sa.Connection, submission: Submission) -> Submission:
-    """The one that is stored of the same attempt."""
-    same = (SUBMISSION.c[name] == getattr(submission, name) for name in _ATTEMPT)
-    return from_row(Submission, connection.execute(sa.select(SUBMISSION).where(*same)).mappings().one())
+_NEWEST_FIRST = tuple(column.desc() for column in OLDEST_FIRST)
+_HISTORY = sa.select(SUBMISSION).where(OF_PARTITION).order_by(*_NEWEST_FIRST)
+_LATEST_ATTEMPT = (
+    sa.select(SUBMISSION)
+    .where(OF_PARTITION, SUBMISSION.c.fingerprint == sa.bindparam("fingerprint"))
+    .order_by(SUBMISSION.c.attempt.desc())
+    .limit(1)
+)
+_SHARDS = (
+    sa.select(SHARD)
+    .where(SHARD.c.submission_id == sa.bindparam("submission_id"))
+    .order_by(SHARD.c.wave, SHARD.c.number)
+)
+_SENT_IN_SAME = sa.select(sa.func.coalesce(SHARD.c.carrier, SHARD.c.shard_id)).where(
+    SHARD.c.submission_id.in_(sa.bindparam("submission_ids", expanding=True)), SHARD.c.state == ShardState.SUBMITTING
+)
+_SHARING = (
+    sa.select(SHARD)
+    .where(SHARD.c.shard_id.in_(_SENT_IN_SAME) | SHARD.c.carrier.in_(_SENT_IN_SAME))
+    .where(SHARD.c.state == ShardState.SUBMITTING)
+    .order_by(SHARD.c.carrier.nulls_first(), SHARD.c.wave, SHARD.c.number)
+)
+_OF_BATCH = (
+    sa.select(SHARD)
+    .where(*(SHARD.c[name] == sa.bindparam(name) for name in ("provider", "account", "batch_id")))
+    .order_by(SHARD.c.carrier.nulls_first(), SHARD.c.shard_id)
+)
 
 
-def looked_after(since: datetime) -> sa.ColumnElement[bool]:
-    """The condition for shards that somebody was seen to look after since then; whoever plans one does."""
-    return sa.func.coalesce(SHARD.c.polled_at, SHARD.c.planned_at) >= since
+class LedgerQueries:
+    """The half of a Ledger that changes nothing."""
 
+    _database: Database
 
-def get_submission(connection: sa.Connection, submission_id: str, *, lock: bool = False) -> Submission:
-    """Raises LedgerError where there is none. With `lock`, nobody else changes it before the transaction ends."""
-    return get_submissions(connection, [submission_id], lock=lock)[0]
+    # --- submissions ---
 
+    def submission(self, submission_id: str) -> Submission:
+        """Raises LedgerError where there is none."""
+        with self._database.read() as connection:
+            return get_submission(connection, submission_id)
 
-def get_submissions(connection: sa.Connection, ids: Sequence[str], *, lock: bool = False) -> list[Submission]:
-    """The same for several, by id."""
-    query = _LOCKED_SUBMISSIONS if lock else _SUBMISSIONS
-    rows = connection.execute(query, {"ids": ids}).mappings().all()
-    if missing := set(ids) - {row["submission_id"] for row in rows}:
-        raise LedgerError(f"The ledger has no submission {min(missing)}. `dagster-llm-batch list` names them.")
-    return [from_row(Submission, row) for row in rows]
+    def submission_with_shards(self, submission_id: str) -> tuple[Submission, list[Shard]]:
+        """The same, and its shards by wave and number."""
+        with self._database.read() as connection:
+            submission = get_submission(connection, submission_id)
+            rows = connection.execute(_SHARDS, {"submission_id": submission_id}).mappings()
+            return submission, [from_row(Shard, row) for row in rows]
 
+    def find_submission(self, namespace: str, asset: str, partition: str, fingerprint: str) -> Submission | None:
+        """The latest attempt with this fingerprint."""
+        wanted = {"namespace": namespace, "asset": asset, "partition": partition, "fingerprint": fingerprint}
+        with self._database.read() as connection:
+            row = connection.execute(_LATEST_ATTEMPT, wanted).mappings().one_or_none()
+        return from_row(Submission, row) if row else None
 
-def get_shards(connection: sa.Connection, ids: Collection[str]) -> dict[str, Shard]:
-    """These by id; nobody else changes them before the transaction ends. Raises LedgerError where there is none."""
-    rows = connection.execute(_LOCKED_SHARDS, {"ids": list(ids)}).mappings()
-    found = {row["shard_id"]: from_row(Shard, row) for row in rows}
-    if missing := set(ids) - found.keys():
-        raise unknown_shard(min(missing))
-    return found
+    def history(self, namespace: str, asset: str, partition: str = "") -> list[Submission]:
+        """All submissions of a partition, newest first."""
+        return self._submissions(_HISTORY, namespace=namespace, asset=asset, partition=partition)
 
+    def submissions(
+        self,
+        namespace: str,
+        *,
+        state: SubmissionState | None = None,
+        assets: Iterable[str] | None = None,
+        limit: int | None = None,
+    ) -> list[Submission]:
+        """Oldest first."""
+        query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace).order_by(*OLDEST_FIRST).limit(limit)
+        if state is not None:
+            query = query.where(SUBMISSION.c.state == state)
+        if assets is not None:
+            query = query.where(SUBMISSION.c.asset.in_(list(assets)))
+        return self._submissions(query)
 
-def check_open(submission: Submission, wish: str) -> None:
-    """Raises LedgerError where the submission is not open."""
-    if submission.state is not SubmissionState.OPEN:
-        raise LedgerError(
-            f"Submission {submission.submission_id} is '{submission.state.value}' and cannot {wish}; only an open one "
-            "can. Nothing was changed. Open a new attempt instead."
+    # --- shards ---
+
+    def shards(self, submission_id: str) -> list[Shard]:
+        """By wave and number."""
+        return self._shards(_SHARDS, submission_id=submission_id)
+
+    def shard(self, shard_id: str) -> Shard:
+        """Raises LedgerError where there is none."""
+        found = self._shards(sa.select(SHARD).where(SHARD.c.shard_id == shard_id))
+        if not found:
+            raise unknown_shard(shard_id)
+        return found[0]
+
+    def shards_in_flight(
+        self, namespace: str, *, limit: int | None = None, unreadable: Unreadable | None = None
+    ) -> list[Shard]:
+        """Shards whose provider may be working, those never polled and least recently polled first.
+
+        Of those polled together, the newest come first: that is how providers list their batches. See `progress` for
+        `unreadable`, which gets shard ids here.
+        """
+
+        def chosen(*columns: Any) -> sa.Select[Any]:
+            query = sa.select(*columns).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+            query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.state.in_(sorted(IN_FLIGHT)))
+            order = (SHARD.c.polled_at.nulls_first(), SHARD.c.submitted_at.desc().nulls_last(), SHARD.c.shard_id)
+            return query.order_by(*order).limit(limit)
+
+        def read(some: Sequence[str] | None) -> list[Shard]:
+            query = chosen(SHARD)
+            return self._shards(query if some is None else query.where(SHARD.c.shard_id.in_(some)))
+
+        return self._read_apart(read, chosen(SHARD.c.shard_id), unreadable)
+
+    def shards_sent_with(self, submission_ids: Iterable[str]) -> list[Shard]:
+        """The shards that are being sent together with one of these submissions, theirs included; carriers first."""
+        return self._shards(_SHARING, submission_ids=list(submission_ids))
+
+    def queued_shards(
+        self, namespace: str, shard: Shard, *, seen_since: datetime, model: str | None = None
+    ) -> list[Shard]:
+        """What is in the queue of this shard's provider and account, and what of this namespace waited longer than it.
+
+        Only of `model`, or of all. Whatever was sent counts, from any namespace of this ledger; what waits counts while
+        somebody looks after it (`Ledger.keep_places`).
+        """
+        planned_at = sa.select(SHARD.c.planned_at).where(SHARD.c.shard_id == shard.shard_id).scalar_subquery()
+        older = (SHARD.c.planned_at < planned_at) | (
+            (SHARD.c.planned_at == planned_at) & (SHARD.c.shard_id < shard.shard_id)
         )
+        may_go = (SHARD.c.state == ShardState.PLANNED) & (SUBMISSION.c.state == SubmissionState.OPEN)
+        waits = may_go & (SUBMISSION.c.namespace == namespace) & older & looked_after(seen_since)
+        query = (
+            sa.select(SHARD)
+            .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+            .where(SHARD.c.provider == shard.provider, SHARD.c.account == shard.account, SHARD.c.lane == Lane.BATCH)
+            .where(SHARD.c.state.in_(sorted(IN_FLIGHT)) | waits)
+        )
+        return self._shards(query if model is None else query.where(SHARD.c.model == model))
+
+    def shards_of_batch(self, shard: Shard) -> list[Shard]:
+        """All shards that the batch of this one carries, the carrier first."""
+        if shard.batch_id is None:
+            return [shard]
+        return self._shards(_OF_BATCH, provider=shard.provider, account=shard.account, batch_id=shard.batch_id)
+
+    # --- the whole ---
+
+    def progress(self, namespace: str, *, unreadable: Unreadable | None = None) -> list[Progress]:
+        """The undelivered submissions, oldest first, each with its shards counted by state. One query.
+
+        Where a row cannot be read, as one that a newer version wrote, this raises; or, with `unreadable`, that is told
+        the submission's id, and the others are returned.
+        """
+        undelivered = (SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
+
+        def read(some: Sequence[str] | None) -> list[Progress]:
+            query = (
+                sa.select(
+                    SUBMISSION,
+                    SHARD.c.state.label("shard_state"),
+                    sa.func.count(SHARD.c.shard_id).label("shards"),
+                    sa.func.sum(sa.func.coalesce(SHARD.c.total, SHARD.c.requests)).label("total"),
+                    sa.func.sum(SHARD.c.done).label("done"),
+                    sa.func.sum(SHARD.c.failed).label("failed"),
+                    sa.func.min(SHARD.c.submitted_at).label("oldest_submitted_at"),
+                )
+                .join(SHARD, SHARD.c.submission_id == SUBMISSION.c.submission_id, isouter=True)
+                .where(*undelivered, *(() if some is None else (SUBMISSION.c.submission_id.in_(some),)))
+                .group_by(SUBMISSION.c.submission_id, SHARD.c.state)
+                .order_by(*OLDEST_FIRST)
+            )
+            found: dict[str, Progress] = {}
+            with self._database.read() as connection:
+                for row in connection.execute(query).mappings():
+                    found[row["submission_id"]] = _add_to_progress(found.get(row["submission_id"]), row)
+            return list(found.values())
+
+        ids = sa.select(SUBMISSION.c.submission_id).where(*undelivered).order_by(*OLDEST_FIRST)
+        return self._read_apart(read, ids, unreadable)
+
+    def spent_usd(
+        self, namespace: str, *, asset: str | None = None, since: datetime | None = None, besides: Sequence[str] = ()
+    ) -> Decimal:
+        """Committed money in USD: what collected shards cost, and what the others are estimated to cost.
+
+        Of shards planned at or after `since`, those in `besides` left out. A shard that ended without a batch (refused,
+        or canceled before it was sent) costs nothing; an unknown cost counts as its estimate, an unknown estimate as
+        nothing.
+        """
+        counted = (
+            SHARD.c.state,
+            SHARD.c.lane,
+            SHARD.c.batch_id,
+            SHARD.c.sent_at,
+            SHARD.c.estimated_usd,
+            SHARD.c.cost_usd,
+        )
+        query = sa.select(*counted)
+        query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.shard_id.not_in(besides))
+        if asset is not None:
+            query = query.where(SUBMISSION.c.asset == asset)
+        if since is not None:
+            query = query.where(SHARD.c.planned_at >= since)
+        with self._database.read() as connection:
+            return sum((_committed_usd(*row) for row in connection.execute(query)), Decimal(0))
+
+    def last_event(self, submission_id: str) -> Event:
+        """The newest of a submission's events."""
+        query = sa.select(EVENT).where(EVENT.c.submission_id == submission_id)
+        query = query.order_by(EVENT.c.event_id.desc())
+        with self._database.read() as connection:
+            return from_row(Event, connection.execute(query.limit(1)).mappings().one())
+
+    def last_events(
+        self, namespace: str, *, besides: Sequence[str] = (), unreadable: Unreadable | None = None
+    ) -> dict[str, Event]:
+        """The same for all undelivered submissions, by id. One query. See `progress` for `unreadable`."""
+        undelivered = (SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
+
+        def read(some: Sequence[str] | None) -> list[Event]:
+            newest = (
+                sa.select(sa.func.max(EVENT.c.event_id))
+                .join(SUBMISSION, SUBMISSION.c.submission_id == EVENT.c.submission_id)
+                .where(*undelivered, *(() if some is None else (SUBMISSION.c.submission_id.in_(some),)))
+                .where(EVENT.c.kind.not_in(besides))
+                .group_by(EVENT.c.submission_id)
+            )
+            with self._database.read() as connection:
+                rows = connection.execute(sa.select(EVENT).where(EVENT.c.event_id.in_(newest))).mappings()
+                return [from_row(Event, row) for row in rows]
+
+        ids = sa.select(SUBMISSION.c.submission_id).where(*undelivered)
+        return {event.submission_id: event for event in self._read_apart(read, ids, unreadable)}
+
+    def newest_ids(self, namespace: str, asset: str) -> dict[str, str]:
+        """The id of the newest submission of each partition of an asset."""
+        columns = (SUBMISSION.c.partition, SUBMISSION.c.submission_id)
+        query = sa.select(*columns).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset)
+        with self._database.read() as connection:
+            return {row.partition: row.submission_id for row in connection.execute(query.order_by(*OLDEST_FIRST))}
+
+    def settled_submissions(self, namespace: str, asset: str, limit: int) -> list[Submission]:
+        """The settled submissions of an asset that asked for something, newest first."""
+        query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset)
+        query = query.where(SUBMISSION.c.settled_at.is_not(None), SUBMISSION.c.requests > SUBMISSION.c.reused)
+        return self._submissions(query.order_by(*_NEWEST_FIRST).limit(limit))
+
+    def events(self, submission_id: str) -> list[Event]:
+        """What happened to a submission and its shards, in the order of writing."""
+        query = sa.select(EVENT).where(EVENT.c.submission_id == submission_id).order_by(EVENT.c.event_id)
+        with self._database.read() as connection:
+            return [from_row(Event, row) for row in connection.execute(query).mappings()]
+
+    def _read_apart(
+        self,
+        read: Callable[[Sequence[str] | None], list[_T]],
+        ids: sa.Select[Any],
+        unreadable: Unreadable | None,
+    ) -> list[_T]:
+        """What `read` gives for all; where rows among them cannot be read, for the others, in the order of `ids`."""
+        try:
+            return read(None)
+        except _CANNOT_READ:
+            if unreadable is None:
+                raise
+        with self._database.read() as connection:
+            every = [str(one) for one in connection.execute(ids).scalars()]
+        parts = (every[start : start + _IDS_AT_ONCE] for start in range(0, len(every), _IDS_AT_ONCE))
+        return [one for part in parts for one in _read_halves(read, part, unreadable)]
+
+    def _submissions(self, query: sa.Select[Any], **values: Any) -> list[Submission]:
+        with self._database.read() as connection:
+            return [from_row(Submission, row) for row in connection.execute(query, values).mappings()]
+
+    def _shards(self, query: sa.Select[Any], **values: Any) -> list[Shard]:
+        with self._database.read() as connection:
+            return [from_row(Shard, row) for row in connection.execute(query, values).mappings()]
 
 
-def unknown_shard(shard_id: str) -> LedgerError:
-    """The error for a shard id that the ledger does not have."""
-    return LedgerError(
-        f"The ledger has no shard {shard_id}. Nothing was changed. `dagster-llm-batch show` names those that there are."
-    )
+def _read_halves(
+    read: Callable[[Sequence[str] | None], list[_T]], ids: Sequence[str], unreadable: Unreadable
+) -> list[_T]:
+    """What `read` gives for these ids. One that cannot be read is found in as many queries as its halvings."""
+    try:
+        return read(ids)
+    except _CANNOT_READ as error:
+        if len(ids) == 1:
+            unreadable(ids[0], error)
+            return []
+    half = len(ids) // 2
+    return [*_read_halves(read, ids[:half], unreadable), *_read_halves(read, ids[half:], unreadable)]
 
 
-def illegal_move(shard_id: str, state: ShardState, move: Move) -> IllegalMoveError:
-    """The error for a move that the table does not have."""
-    allowed = ", ".join(sorted(source.value for source in MOVES[move][0]))
-    return IllegalMoveError(
-        f"Shard {shard_id} is '{state.value}' and cannot take the move '{move.value}', allowed from: {allowed}. "
-        "Nothing was changed. Read the shard again: another process may have moved it."
-    )
-
-
-def add_to_progress(known: Progress | None, row: Mapping[Any, Any]) -> Progress:
+def _add_to_progress(known: Progress | None, row: Mapping[Any, Any]) -> Progress:
     """`known` with one row more: the counts of one submission's shards in one state."""
     if known is None:
         submission = from_row(Submission, row)
@@ -191,7 +336,7 @@ def add_to_progress(known: Progress | None, row: Mapping[Any, Any]) -> Progress:
     )
 
 
-def committed_usd(
+def _committed_usd(
     state: ShardState,
     lane: Lane,
     batch_id: str | None,

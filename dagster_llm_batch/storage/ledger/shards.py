@@ -1,0 +1,130 @@
+"""Rows of the table `shard` inside a transaction of the ledger: stored, locked, and what a move or a report sets.
+
+The ledger has rows for shards, never for requests: a partition of a million requests is a handful of shards, and its
+requests, their results and their digests are files in the payload store. A row a request would make the database the
+bottleneck, and a second place where results could be lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from dagster_llm_batch.errors import IllegalMoveError, LedgerError
+from dagster_llm_batch.states import MOVES, Move, ShardState
+from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, Submission
+from dagster_llm_batch.storage.ledger.schema import SHARD, from_row, to_row
+from dagster_llm_batch.types import BatchReport
+
+__all__ = [
+    "UPDATE_SHARD",
+    "get_shards",
+    "illegal_move",
+    "insert_shards",
+    "looked_after",
+    "move_values",
+    "report_values",
+    "unknown_shard",
+]
+
+_STAMPS: dict[Move, str] = {
+    Move.SEND: "sent_at",
+    Move.ACCEPTED: "submitted_at",
+    Move.REFUSED: "ended_at",
+    Move.ENDED: "ended_at",
+    Move.EXPIRED: "ended_at",
+    Move.CANCELED: "ended_at",
+    Move.FAILED: "ended_at",
+    Move.COLLECTED: "collected_at",
+}
+
+UPDATE_SHARD = sa.update(SHARD).where(SHARD.c.shard_id == sa.bindparam("key"))
+"""Set columns of the shard whose id is the parameter `key`."""
+
+_INSERT_SHARD = sa.insert(SHARD)
+
+# Locked in the order of ids, always: two transactions that lock the same rows in different orders wait for each other.
+_IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
+_LOCKED_SHARDS = sa.select(SHARD).where(SHARD.c.shard_id.in_(_IDS)).order_by(SHARD.c.shard_id).with_for_update()
+
+
+def insert_shards(
+    connection: sa.Connection, clock: Callable[[], datetime], submission: Submission, shards: Sequence[Shard]
+) -> None:
+    """Store planned shards of a submission. A shard without a model gets provider, account and model from it.
+
+    Raises LedgerError where a shard is not planned, or belongs to another submission.
+    """
+    for shard in shards:
+        if shard.submission_id != submission.submission_id or shard.state is not ShardState.PLANNED:
+            raise LedgerError(
+                f"A new shard is 'planned' and of submission {submission.submission_id}; "
+                f"{shard.shard_id} is '{shard.state.value}' and of {shard.submission_id}. Nothing was changed."
+            )
+    owned = {name: getattr(submission, name) for name in ("provider", "account", "model")}
+    now = clock()
+    rows = [{**to_row(shard), **({} if shard.model else owned), "planned_at": now} for shard in shards]
+    if rows:
+        connection.execute(_INSERT_SHARD, rows)
+
+
+def get_shards(connection: sa.Connection, ids: Collection[str]) -> dict[str, Shard]:
+    """These by id; nobody else changes them before the transaction ends. Raises LedgerError where there is none."""
+    rows = connection.execute(_LOCKED_SHARDS, {"ids": list(ids)}).mappings()
+    shards = {row["shard_id"]: from_row(Shard, row) for row in rows}
+    if missing := set(ids) - shards.keys():
+        raise unknown_shard(min(missing))
+    return shards
+
+
+def looked_after(since: datetime) -> sa.ColumnElement[bool]:
+    """The condition for shards that somebody was seen to look after since then; whoever plans one does."""
+    return sa.func.coalesce(SHARD.c.polled_at, SHARD.c.planned_at) >= since
+
+
+def move_values(shard_id: str, move: Move, fields: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    """Return the columns that a move sets: the new state, `fields`, and the move's own time where `fields` has none.
+
+    Raises LedgerError where `fields` holds what a move cannot record, or an accepted shard has no batch id.
+    """
+    values: dict[str, Any] = {**fields, "state": MOVES[move][1]}
+    if move in _STAMPS:
+        values.setdefault(_STAMPS[move], now)
+    # No batch exists, or it ran nothing: the shard is as if it had never been sent. Were its old batch id to stay, a
+    # late report on that batch would be taken for one on the batch that is created next.
+    if move in (Move.NOT_SENT, Move.PUT_BACK):
+        values |= dict.fromkeys(("sent_at", "submitted_at", "batch_id", "carrier", "status"))
+    if move is Move.ACCEPTED and not fields.get("batch_id"):
+        raise LedgerError(f"Shard {shard_id} cannot be accepted without a batch_id. Nothing was changed.")
+    if unknown := fields.keys() - ShardFields.__annotations__.keys():
+        raise LedgerError(
+            f"A move cannot record {sorted(unknown)}; it can record {sorted(ShardFields.__annotations__)}."
+        )
+    return values
+
+
+def report_values(shard: Shard, report: BatchReport) -> dict[str, Any]:
+    """Return the columns that a report sets. A count that it does not know keeps the value that the shard has."""
+    counts = {name: getattr(report, name) for name in ("total", "done", "failed")}
+    return {"status": report.status} | {
+        name: getattr(shard, name) if count is None else count for name, count in counts.items()
+    }
+
+
+def unknown_shard(shard_id: str) -> LedgerError:
+    """The error for a shard id that the ledger does not have."""
+    return LedgerError(
+        f"The ledger has no shard {shard_id}. Nothing was changed. `dagster-llm-batch show` names those that there are."
+    )
+
+
+def illegal_move(shard_id: str, state: ShardState, move: Move) -> IllegalMoveError:
+    """The error for a move that the table does not have."""
+    allowed = ", ".join(sorted(source.value for source in MOVES[move][0]))
+    return IllegalMoveError(
+        f"Shard {shard_id} is '{state.value}' and cannot take the move '{move.value}', allowed from: {allowed}. "
+        "Nothing was changed. Read the shard again: another process may have moved it."
+    )

@@ -1,0 +1,99 @@
+"""Rows of the table `submission` inside a transaction of the ledger: stored once, looked up, locked, refused.
+
+Statements that every submission runs are built once, when this module is imported: to build one, and to find its
+compiled text again, takes SQLAlchemy longer than all the rest of a transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from dagster_llm_batch.errors import LedgerError
+from dagster_llm_batch.storage.ledger.database import insert_or_nothing
+from dagster_llm_batch.storage.ledger.events import event_row, insert_events
+from dagster_llm_batch.storage.ledger.records import Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.schema import SUBMISSION, from_row, to_row
+
+__all__ = [
+    "OF_PARTITION",
+    "OLDEST_FIRST",
+    "UPDATE_SUBMISSION",
+    "check_open",
+    "get_attempt",
+    "get_submission",
+    "get_submissions",
+    "insert_once",
+    "update_submission",
+]
+
+OLDEST_FIRST = (SUBMISSION.c.created_at, SUBMISSION.c.submission_id)
+"""The order of submissions wherever several are returned. The id decides between those of one instant."""
+
+OF_PARTITION = sa.and_(*(SUBMISSION.c[name] == sa.bindparam(name) for name in ("namespace", "asset", "partition")))
+"""The condition for the submissions of one partition of one asset."""
+
+UPDATE_SUBMISSION = sa.update(SUBMISSION).where(SUBMISSION.c.submission_id == sa.bindparam("key"))
+"""Set columns of the submission whose id is the parameter `key`."""
+
+# The columns of the unique constraint `submission_once`. It decides which of several processes that plan the same rows
+# at once opens the submission: the others get its row, so nothing is sent, and paid for, twice.
+_ATTEMPT = ("namespace", "asset", "partition", "fingerprint", "attempt")
+
+# Locked in the order of ids, always: two transactions that lock the same rows in different orders wait for each other.
+_IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
+_SUBMISSIONS = sa.select(SUBMISSION).where(SUBMISSION.c.submission_id.in_(_IDS)).order_by(SUBMISSION.c.submission_id)
+_LOCKED_SUBMISSIONS = _SUBMISSIONS.with_for_update()
+
+
+def insert_once(connection: sa.Connection, submission: Submission) -> bool:
+    """Insert it where its attempt is not stored yet; say whether it was inserted."""
+    return insert_or_nothing(connection, SUBMISSION, to_row(submission), *_ATTEMPT)
+
+
+def get_attempt(connection: sa.Connection, submission: Submission) -> Submission:
+    """The one that is stored of the same attempt."""
+    same = (SUBMISSION.c[name] == getattr(submission, name) for name in _ATTEMPT)
+    return from_row(Submission, connection.execute(sa.select(SUBMISSION).where(*same)).mappings().one())
+
+
+def get_submission(connection: sa.Connection, submission_id: str, *, lock: bool = False) -> Submission:
+    """Raises LedgerError where there is none. With `lock`, nobody else changes it before the transaction ends."""
+    return get_submissions(connection, [submission_id], lock=lock)[0]
+
+
+def get_submissions(connection: sa.Connection, ids: Sequence[str], *, lock: bool = False) -> list[Submission]:
+    """The same for several, by id."""
+    query = _LOCKED_SUBMISSIONS if lock else _SUBMISSIONS
+    rows = connection.execute(query, {"ids": ids}).mappings().all()
+    if missing := set(ids) - {row["submission_id"] for row in rows}:
+        raise LedgerError(f"The ledger has no submission {min(missing)}. `dagster-llm-batch list` names them.")
+    return [from_row(Submission, row) for row in rows]
+
+
+def check_open(submission: Submission, wish: str) -> None:
+    """Raises LedgerError where the submission is not open."""
+    if submission.state is not SubmissionState.OPEN:
+        raise LedgerError(
+            f"Submission {submission.submission_id} is '{submission.state.value}' and cannot {wish}; only an open one "
+            "can. Nothing was changed. Open a new attempt instead."
+        )
+
+
+def update_submission(
+    connection: sa.Connection,
+    clock: Callable[[], datetime],
+    before: Submission,
+    kind: str,
+    detail: str | None = None,
+    **values: Any,
+) -> Submission:
+    """Set columns of a locked submission, append the event `kind` of it, and return the submission as it is then."""
+    after = replace(before, **values)
+    connection.execute(UPDATE_SUBMISSION, {"key": before.submission_id, **values})
+    insert_events(connection, clock, event_row(before.submission_id, kind, before.state, after.state, detail=detail))
+    return after
