@@ -95,7 +95,7 @@ class _Declared:
                 continue
             kind = self.kinds[name]
             hint = self._hint(name, value)
-            raise ConfigError(f"{prefix}{name}={_shown(value)} cannot be; it takes {_told(kind)}.{hint}")
+            raise ConfigError(f"{prefix}{name}={_shown(value)} is not allowed; it takes {_told(kind)}.{hint}")
 
     def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         values = args[1:] if isinstance(self._called, type) else args  # without `self`

@@ -111,7 +111,7 @@ def llm_batch_assets(
     prefix = [key_prefix] if isinstance(key_prefix, str) else list(key_prefix)
     asset_key = dg.AssetKey([*prefix, name])
     if not poll_seconds > 0:
-        raise ConfigError(f"poll_seconds={poll_seconds!r} cannot be; it is more than 0.")
+        raise ConfigError(f"poll_seconds={poll_seconds!r} is not allowed; it is more than 0.")
     dataset = Dataset(
         labeling=Labeling(
             asset=asset_key.to_user_string(),

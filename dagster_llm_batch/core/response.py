@@ -283,7 +283,7 @@ class Embedding:
     def __post_init__(self) -> None:
         """Refuses a vector without a length."""
         if self.dimensions is not None and self.dimensions < 1:
-            raise ConfigError(f"dimensions={self.dimensions!r} cannot be; it is at least 1, or left out.")
+            raise ConfigError(f"dimensions={self.dimensions!r} is not allowed; it is at least 1, or left out.")
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class Deployment:
     def __post_init__(self) -> None:
         """Refuses what could transfer nothing."""
         if self.transfers_at_once < 1:
-            raise ConfigError(f"transfers_at_once={self.transfers_at_once!r} cannot be; it is at least 1.")
+            raise ConfigError(f"transfers_at_once={self.transfers_at_once!r} is not allowed; it is at least 1.")
 
     def leased(self, *submission_ids: str, wait_seconds: float | None = None) -> AbstractContextManager[Lease]:
         """Work on these submissions, and nobody else meanwhile; raises LeaseError where another process does."""

@@ -136,7 +136,7 @@ class Labeling:
         for name, least in _LEAST.items():
             given: Any = getattr(self, name)
             if given is not None and given < least:
-                msg = f"{name}={given!r} cannot be; it is at least {least}, or left out."
+                msg = f"{name}={given!r} is not allowed; it is at least {least}, or left out."
                 raise ConfigError(msg)
         check_columns(self.key, self.keep, self.reader.schema.names)
         _ = self.spec, self.budget_usd, self.models  # refuse now what can be known now

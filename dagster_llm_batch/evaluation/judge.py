@@ -233,7 +233,9 @@ class Judge:
         if not self.targets:
             raise ConfigError("target is empty: a judge needs a column with answers.")
         if self.sample is not None and self.sample < 1:
-            raise ConfigError(f"sample={self.sample!r} cannot be; it is at least 1, or left out to judge all rows.")
+            raise ConfigError(
+                f"sample={self.sample!r} is not allowed; it is at least 1, or left out to judge all rows."
+            )
 
     @property
     def cases_key(self) -> dg.AssetKey:

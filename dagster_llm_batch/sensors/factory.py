@@ -10,8 +10,8 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.resources import LLMBatchResource
-from dagster_llm_batch.sensors.lost_runs import ASKED_AGAIN_TAG, asked_again
 from dagster_llm_batch.sensors.run_requests import Partitions, grouped
+from dagster_llm_batch.sensors.runs import ASKED_AGAIN_TAG, asked_again
 from dagster_llm_batch.sensors.tick import Tick
 
 __all__ = ["build_llm_batch_sensor"]

@@ -25,9 +25,8 @@ from dagster_llm_batch.errors import CannotTellError, LeaseError, LLMBatchError
 from dagster_llm_batch.metadata import status_metadata
 from dagster_llm_batch.progress import has_moved, pace_of, pace_text, together, usual_of
 from dagster_llm_batch.sensors.delivery import deliver_landed
-from dagster_llm_batch.sensors.lost_runs import ALONE_AFTER, LostRuns
 from dagster_llm_batch.sensors.run_requests import Group, Partitions, Ready, joined
-from dagster_llm_batch.sensors.unfinished_runs import UnfinishedRuns
+from dagster_llm_batch.sensors.runs import ALONE_AFTER, LostRuns, UnfinishedRuns
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission
 from dagster_llm_batch.types import BatchStatus
@@ -95,7 +94,8 @@ class Tick:
         """Fail the tick for errors that do not pass by themselves. To be called when all else is done."""
         if self._troubles:
             first = next(iter(self._troubles.values()))
-            msg = f"{len(self._troubles)} could not be looked after, all else was; see the tick's log. {self.summary()}"
+            count = "1 part" if len(self._troubles) == 1 else f"{len(self._troubles)} parts"
+            msg = f"{count} of the tick failed, everything else was done; see its log. {self.summary()}"
             raise LLMBatchError(msg) from first
 
     def _has_time(self, seconds: float = _TICK_SECONDS) -> bool:
@@ -299,7 +299,7 @@ class Tick:
             return False
         assert self._runs is not None
         if (run := self._runs.landing(submission.asset, submission.partition)) is not None:
-            self.note(f"{submission.asset}: run {run.run_id} is at it")
+            self.note(f"{submission.asset}: run {run.run_id} is landing it")
             return False
         since = outlook.unavailable_since(submission.submission_id)
         return since is None or self._now - since >= self._spacing(submission.created_at)
@@ -320,10 +320,10 @@ class Tick:
             return False
         is_new = False
         with self._apart(str(group)):
-            told = self._lost.look_at(group)
-            is_new = told is None
-            if told is not None:
-                self.note(f"{group}: {told}")
+            reason = self._lost.reason_not_to_ask(group)
+            is_new = reason is None
+            if reason is not None:
+                self.note(f"{group}: {reason}")
         return is_new
 
     def observe(self) -> None:

@@ -70,7 +70,7 @@ def kafka_sink_asset(
     """
     check_topic(topic)
     if not columns:
-        raise ConfigError(f"columns={columns!r} cannot be; it names at least one column.")
+        raise ConfigError(f"columns={columns!r} is not allowed; it names at least one column.")
     source = upstream_key(labels)
     own = dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name])
     spec = dg.AssetSpec(

@@ -105,7 +105,7 @@ attributes:
         (
             "  model: openai/gpt-5\n  prompt: x\n  retry: {max_waves: many}",
             8,
-            "max_waves='many' cannot be",
+            "max_waves='many' is not allowed",
         ),
         (
             "  model: openai/gpt-5\n  prompt: x\n  automation_condition: '{{ eager() }}'",

@@ -111,7 +111,7 @@ def test_a_resource_of_another_kind_is_refused_in_a_run(emulator, instance):
 
 def test_a_number_of_downloads_that_is_none_is_refused_when_a_run_needs_it(emulator, instance):
     said = failure(Face(emulator, instance, *labeled(), transfers_at_once=0).submit())
-    assert "transfers_at_once=0 cannot be; it is at least 1" in said
+    assert "transfers_at_once=0 is not allowed; it is at least 1" in said
 
 
 def test_another_resource_key_serves_another_provider_account(emulator, instance):

@@ -173,8 +173,8 @@ def test_labels_alone_and_rejects_alone_can_be_materialized(make, emulator):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"mode": "later"}, "mode='later' cannot be; it takes 'deferred' or 'wait'"),
-        ({"frame": "spark"}, "frame='spark' cannot be; it takes 'arrow' or 'polars' or 'pandas'"),
+        ({"mode": "later"}, "mode='later' is not allowed; it takes 'deferred' or 'wait'"),
+        ({"frame": "spark"}, "frame='spark' is not allowed; it takes 'arrow' or 'polars' or 'pandas'"),
         ({"model": "gpt-4o"}, "names no provider"),
     ],
 )

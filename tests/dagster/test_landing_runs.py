@@ -13,7 +13,7 @@ from test_face_sensor import RANGE_TAGS, asked, tick
 from dagster_llm_batch import build_llm_batch_sensor
 from dagster_llm_batch.cli.main import main
 from dagster_llm_batch.errors import LLMBatchError
-from dagster_llm_batch.sensors import lost_runs
+from dagster_llm_batch.sensors import runs
 from dagster_llm_batch.testing.emulator import WireFault, lost_create_reply
 
 AGAIN = "llm_batch/asked_again"
@@ -48,7 +48,7 @@ def verdicts(face, partition=None):
 @pytest.fixture
 def at_once(monkeypatch):
     """No pause between a loss and the next request."""
-    monkeypatch.setattr(lost_runs, "_PAUSES", (timedelta(),) * 3)
+    monkeypatch.setattr(runs, "_PAUSES", (timedelta(),) * 3)
 
 
 @pytest.mark.parametrize("partition", [None, DAYS[0]])
@@ -100,7 +100,7 @@ def test_a_verdict_that_dagster_does_not_store_fails_the_tick_and_the_neighbours
     )
     face.instance.report_runless_asset_event(earlier)  # of a loss long ago: Dagster takes one without a run
     ended(face, request, dg.DagsterRunStatus.CANCELED)
-    with pytest.raises(LLMBatchError, match="1 could not be looked after"):
+    with pytest.raises(LLMBatchError, match="1 part of the tick failed"):
         tick(face)
     assert len(verdicts(face, DAYS[1])) == 1
     assert f"{LABELS} {DAYS[0]} waits for a person" in tick(face).skip_message
@@ -178,7 +178,7 @@ def test_a_run_that_dagster_retries_by_itself_is_left_to_it_and_its_retry_counts
     assert f"run {first.run_id} did not land it; Dagster retries it" in tick(face).skip_message
     face.instance.add_run_tags(first.run_id, {"dagster/auto_retry_run_id": "x"})
     retry = ended(face, request, dg.DagsterRunStatus.STARTED)  # retries carry the tags of their parents
-    assert f"run {retry.run_id} is at it" in tick(face).skip_message
+    assert f"run {retry.run_id} is landing it" in tick(face).skip_message
     face.instance.delete_run(retry.run_id)
     last = ended(face, request)
     assert f"run {last.run_id} ended as FAILURE and changed nothing; asked for again 1 of 3" in tick(face).skip_message
@@ -190,7 +190,7 @@ def test_a_run_whose_worker_died_before_it_could_say_anything_is_lost_after_an_h
     emulator.settle()
     [request] = tick(face).run_requests
     starting = ended(face, request, dg.DagsterRunStatus.STARTING)
-    assert f"run {starting.run_id} is at it" in tick(face).skip_message
+    assert f"run {starting.run_id} is landing it" in tick(face).skip_message
     long_ago(face, starting, minutes=61)
     assert f"run {starting.run_id} ended as STARTING" in tick(face).skip_message
     [again] = tick(face).run_requests

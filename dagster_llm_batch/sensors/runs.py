@@ -1,0 +1,240 @@
+"""The runs of Dagster that matter to the sensor: those at work now, and those that it asked for and that did nothing.
+
+A landing run that ended and changed nothing is asked for again, a few times; then a failed check says what to do.
+
+A run that dies while it starts, or finds no database, leaves no event in the ledger, so that nothing would tell the
+next request from the one before, and Dagster would drop it. Each loss is an event of its submissions: the next request
+has another key, and how often that was is on record. What a run did change begins the count anew.
+
+A run that a person canceled is not asked for again: somebody had a reason. Runs that Dagster retries by itself are left
+to it; they carry their first run's key, and the last of them counts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from dagster_llm_batch.assets.naming import key_beside
+from dagster_llm_batch.checks import COVERAGE
+from dagster_llm_batch.engine.activity import LOST
+from dagster_llm_batch.sensors.run_requests import Partitions
+
+if TYPE_CHECKING:
+    from dagster import RunRecord
+
+    from dagster_llm_batch.engine.activity import Outlook
+    from dagster_llm_batch.engine.engine import Engine
+    from dagster_llm_batch.sensors.run_requests import Group, Ready
+
+__all__ = ["ALONE_AFTER", "ASKED_AGAIN_TAG", "LostRuns", "UnfinishedRuns", "asked_again"]
+
+ASKED_AGAIN_TAG = "llm_batch/asked_again"
+"""Tag of a run that was asked for again, as in `2 of 3`."""
+
+ALONE_AFTER = 2
+"""Losses after which a partition is asked for by itself: another one may be what kills the run that they share."""
+
+_PAUSES = (timedelta(minutes=1), timedelta(minutes=5), timedelta(minutes=30))
+_RETRIED_WITHIN = timedelta(hours=1)
+
+_RECORDS_AT_ONCE = 500
+_AT_WORK = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+_WAITING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED]
+_NEVER_STARTS_AFTER = timedelta(hours=1)
+# A submission run holds a lease in the ledger while it plans and sends. One that has none yet may have just begun;
+# after this time it is elsewhere in a long run, or dead.
+_LEASE_WITHIN = timedelta(minutes=5)
+
+
+def asked_again(lost: int) -> str:
+    """Name the request after so many lost runs, as in `2 of 3`."""
+    return f"{lost} of {len(_PAUSES)}"
+
+
+class UnfinishedRuns:
+    """The runs at one moment. To be made after the ledger is read: whoever planned what was read there is still seen.
+
+    A run that waits in a queue counts where it is to land labels. A submission that waits does not: it would hold back
+    labels that are there, perhaps for the length of a backfill, and begins only after it is seen here as started.
+    """
+
+    def __init__(
+        self,
+        instance: dg.DagsterInstance,
+        repository: dg.RepositoryDefinition,
+        labels: Mapping[str, Partitions],
+        at_work: Collection[str],
+        now: datetime,
+        has_time: Callable[[], bool],
+    ) -> None:
+        self._instance = instance
+        self._repository = repository
+        self._labels = labels
+        self._landing: dict[str, list[dg.DagsterRun]] = defaultdict(list)
+        self._submitting: dict[str, list[dg.DagsterRun]] = defaultdict(list)
+        self._places: dict[tuple[str, bool], dict[str, dg.DagsterRun]] = {}
+        self._owners: dict[dg.AssetKey, list[tuple[str, bool]]] = defaultdict(list)
+        for asset in labels:
+            key = dg.AssetKey.from_user_string(asset)
+            self._owners[key].append((asset, False))
+            self._owners[key_beside(key, "batch")].append((asset, True))
+        self.seen_all = True
+        # at any time, for they are few: those that work at this moment
+        for record in self._records(_AT_WORK, lambda: True):
+            if not _is_stale(record, now):
+                run = record.dagster_run
+                self._add(run, submits=run.run_id in at_work or now - record.update_timestamp < _LEASE_WITHIN)
+        for record in self._records(_WAITING, has_time):
+            if not _is_stale(record, now):
+                self._add(record.dagster_run, submits=False)
+
+    def _records(self, statuses: Sequence[dg.DagsterRunStatus], has_time: Callable[[], bool]) -> Iterator[RunRecord]:
+        cursor: str | None = None
+        while True:
+            if not has_time():
+                self.seen_all = False
+                return
+            page = self._instance.get_run_records(
+                dg.RunsFilter(statuses=statuses), limit=_RECORDS_AT_ONCE, cursor=cursor
+            )
+            yield from page
+            if len(page) < _RECORDS_AT_ONCE:
+                return
+            cursor = page[-1].dagster_run.run_id
+
+    def _add(self, run: dg.DagsterRun, *, submits: bool) -> None:
+        for key in self._assets(run):
+            for asset, is_batch in self._owners.get(key, ()):
+                if not is_batch:
+                    self._landing[asset].append(run)
+                elif submits:
+                    self._submitting[asset].append(run)
+
+    def _assets(self, run: dg.DagsterRun) -> Iterable[dg.AssetKey]:
+        """What it materializes."""
+        if run.asset_selection:
+            return run.asset_selection
+        if run.asset_selection is not None and run.asset_check_selection:
+            return ()
+        if run.asset_selection is None and self._repository.has_job(run.job_name):
+            return self._repository.get_job(run.job_name).asset_layer.executable_asset_keys
+        if run.execution_plan_snapshot_id is None:
+            return ()
+        # a run in somebody's own process, as by `dg.materialize`, names steps only; they are called as their assets
+        steps = set(self._instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id).step_keys_to_execute)
+        return [key for key in self._owners if key.to_python_identifier() in steps]
+
+    def landing(self, asset: str, partition: str) -> dg.DagsterRun | None:
+        """The run, whoever asked for it, that lands the labels of this partition."""
+        return self._at(asset, partition, is_batch=False)
+
+    def submitting(self, asset: str, partition: str) -> dg.DagsterRun | None:
+        """The run that is at work on the submission of this partition."""
+        return self._at(asset, partition, is_batch=True)
+
+    def _at(self, asset: str, partition: str, *, is_batch: bool) -> dg.DagsterRun | None:
+        places = self._places.get((asset, is_batch))
+        if places is None:
+            runs = (self._submitting if is_batch else self._landing).get(asset, ())
+            places = {place: run for run in runs for place in self._labels[asset].of_run(run)}
+            self._places[asset, is_batch] = places
+        return places.get(partition)
+
+
+class LostRuns:
+    """The runs that the sensor asked for before and that ended without a change."""
+
+    def __init__(self, instance: dg.DagsterInstance, sensor_name: str, engine: Engine, now: datetime) -> None:
+        self._instance = instance
+        self._sensor_name = sensor_name
+        self._engine = engine
+        self._now = now
+
+    def count(self, submission_id: str, outlook: Outlook) -> int:
+        """How many runs were lost in a row, up to now."""
+        if outlook.last_but_waiting[submission_id].kind != LOST:
+            return 0
+        return self._engine.lost_runs(submission_id)
+
+    def reason_not_to_ask(self, group: Group) -> str | None:
+        """Say what became of the run that was asked for the group as it is now; None where there is none.
+
+        A lost run is put on record, so that the group is asked for anew at the next tick, or waits for a person.
+        """
+        asked = dg.RunsFilter(tags={"dagster/run_key": group.run_key, "dagster/sensor_name": self._sensor_name})
+        # the newest comes first
+        records = self._instance.get_run_records(asked, limit=1)
+        if not records:
+            return None
+        [record] = records
+        run, run_id = record.dagster_run, record.dagster_run.run_id
+        if run.status is dg.DagsterRunStatus.CANCELED:
+            return self._strand(group, f"run {run_id}, which was to land them, was canceled")
+        if not run.is_finished and not _is_stale(record, self._now):
+            return f"run {run_id} lands it"
+        ended_at = _ended_at(record)
+        if run.is_complete_and_waiting_to_retry and self._now - ended_at < _RETRIED_WITHIN:
+            return f"run {run_id} did not land it; Dagster retries it"
+        ending = f"run {run_id} ended as {run.status.value} and changed nothing"
+        if group.lost >= len(_PAUSES):
+            return self._strand(group, f"{ending}, asked for again {asked_again(group.lost)} times")
+        if (left := ended_at + _PAUSES[group.lost] - self._now) > timedelta():
+            return f"run {run_id} did not land it; asked for again in {left.total_seconds():.0f} s"
+        reason = f"{ending}; asked for again {asked_again(group.lost + 1)}"
+        for ready in group.ready:
+            for submission_id in ready.submissions:
+                self._engine.note_lost(submission_id, reason)
+        return f"{reason}, at the next tick"
+
+    def _strand(self, group: Group, reason: str) -> str:
+        """Put on record that a person has to look, and show it as a failed check."""
+        for ready in group.ready:
+            for submission_id in ready.submissions:
+                self._engine.note_stranded(submission_id, reason)
+        failures = []
+        for ready in group.ready:
+            try:
+                self._fail_check(ready, reason)
+            except Exception as error:  # noqa: BLE001 - of Dagster's storage; the others' are shown all the same
+                failures.append(error)
+        if failures:  # then the tick fails, which a person sees as well
+            raise failures[0]
+        return f"waits for a person: {reason}"
+
+    def _fail_check(self, ready: Ready, reason: str) -> None:
+        """Raises where Dagster holds a verdict without a run on this partition already: it stores one of a kind."""
+        labels = ready.asset.to_user_string() + (f", partition {ready.partition}" if ready.partition else "")
+        description = (
+            f"The labels are not landed: {reason}. What was paid for is stored. Look at that run's log, then "
+            f"materialize {labels}; nothing asks for it by itself any more."
+        )
+        self._instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=ready.asset,
+                check_name=COVERAGE,
+                passed=False,
+                severity=dg.AssetCheckSeverity.ERROR,
+                description=description,
+                partition=ready.partition,
+            )
+        )
+
+
+def _ended_at(record: RunRecord) -> datetime:
+    if record.end_time is not None:
+        return datetime.fromtimestamp(record.end_time, UTC)
+    return record.update_timestamp
+
+
+def _is_stale(record: RunRecord, now: datetime) -> bool:
+    """Whether it was to start long ago and has not: its worker died before it could say anything.
+
+    A run in the queue may wait for any time.
+    """
+    starting = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING)
+    return record.dagster_run.status in starting and now - record.update_timestamp >= _NEVER_STARTS_AFTER
