@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["checked", "checked_beside", "refuse_unknown", "unknown_name"]
+__all__ = ["annotation_text", "checked", "checked_beside", "refuse_unknown", "unknown_name"]
 
 _Called = TypeVar("_Called", bound=Callable[..., Any])
 
@@ -95,7 +95,7 @@ class _Declared:
                 continue
             kind = self.kinds[name]
             hint = self._hint(name, value)
-            raise ConfigError(f"{prefix}{name}={_shown(value)} is not allowed; it takes {_told(kind)}.{hint}")
+            raise ConfigError(f"{prefix}{name}={_shown(value)} is not allowed; it takes {annotation_text(kind)}.{hint}")
 
     def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         values = args[1:] if isinstance(self._called, type) else args  # without `self`
@@ -168,11 +168,11 @@ def _choices(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in _UNIONS else (kind,)
 
 
-def _told(kind: Any) -> str:
-    """The annotation in words: without modules, as one writes it."""
+def annotation_text(kind: Any) -> str:
+    """Return the annotation as one writes it, without modules, and `or` between alternatives."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in _UNIONS:
-        return " or ".join(dict.fromkeys(map(_told, parts)))
+        return " or ".join(dict.fromkeys(map(annotation_text, parts)))
     if origin is Literal:
         return " or ".join(map(repr, parts))
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -184,7 +184,7 @@ def _told(kind: Any) -> str:
     if kind is Any:
         return "anything"
     name = getattr(origin or kind, "__name__", str(kind))
-    return f"{name}[{', '.join(map(_told, parts))}]" if origin in _CONTAINERS else name
+    return f"{name}[{', '.join(map(annotation_text, parts))}]" if origin in _CONTAINERS else name
 
 
 def _construction(kind: Any, value: Any) -> str:

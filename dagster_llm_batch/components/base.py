@@ -1,7 +1,6 @@
 """What all components share: attributes are a factory's arguments, specs can be translated, errors name their line."""
 
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ import dagster as dg
 from dagster.components.utils.translation import TranslationFn, TranslationFnResolver
 from pydantic import BaseModel
 
+from dagster_llm_batch.arguments import annotation_text
 from dagster_llm_batch.assets import ROLE_TAG
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.components.attributes import Description, GroupName, KeyPrefix, Owners, Tags
@@ -77,7 +77,8 @@ class FactoryComponent(dg.Component, dg.Resolvable):
             value = getattr(self, name, None)
             if isinstance(value, str) and not _may_be_text(kind):
                 with pointing_at(context.at_path(yaml_names.get(name, name))):
-                    raise ConfigError(f"{name}={value!r} is text, and no template that gives {_told(kind)}.")
+                    kinds = annotation_text(kind)
+                    raise ConfigError(f"{name}={value!r} is text; it takes {kinds}, or a template that gives one.")
 
     @cached_property
     def assets(self) -> list[dg.AssetsDefinition]:
@@ -116,10 +117,6 @@ class FactoryComponent(dg.Component, dg.Resolvable):
 def _may_be_text(kind: Any) -> bool:
     choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     return any(one in (Any, str) or get_origin(one) in (Literal, ClassVar) for one in choices)
-
-
-def _told(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else re.sub(r"\b[a-z_.]+\.(?=[A-Z])", "", str(kind))
 
 
 def _parameters(factory: Callable[..., Any]) -> list[str]:

@@ -72,12 +72,12 @@ class Block(dg.Model):
             return handler(given)
         except ValidationError as error:
             names = [info.alias or name for name, info in cls.model_fields.items()]
-            told = [_told(one, names) for one in error.errors()]
-            raise ValidationError.from_exception_data(cls.__name__, told) from None
+            details = [_name_known(detail, names) for detail in error.errors()]
+            raise ValidationError.from_exception_data(cls.__name__, details) from None
 
 
-def _told(error: Any, names: Collection[str]) -> InitErrorDetails:
-    """The error as it is; but for an unknown attribute of this block the known ones are told.
+def _name_known(error: Any, names: Collection[str]) -> InitErrorDetails:
+    """Return the error as it is, or with the known attributes where it is about an unknown one of this block.
 
     Its type stays one of pydantic's own, since Dagster makes errors anew by their types, to add the line.
     """

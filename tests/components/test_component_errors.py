@@ -93,12 +93,16 @@ attributes:
         ),
         ("  model: openai/gpt-5\n  prompt: x\n  response: {type: embedding, dimensions: 0}", 8, "it is at least 1"),
         ("  model: openai/gpt-5\n  prompt: x\n  poll_seconds: -1", 8, "it is more than 0"),
-        ("  model: openai/gpt-5\n  prompt: x\n  fallback_after: soon", 8, "no template that gives timedelta"),
+        (
+            "  model: openai/gpt-5\n  prompt: x\n  fallback_after: soon",
+            8,
+            "fallback_after='soon' is text; it takes timedelta, or a template that gives one",
+        ),
         ("  model: openai/gpt-5\n  prompt: x\n  metadata: x", 8, "metadata='x' is text"),
         (
             "  model: openai/gpt-5\n  prompt: x\n  automation_condition: eager",
             8,
-            "'eager' is text, and no template",
+            "'eager' is text; it takes ",
         ),
         ("  model: openai/gpt-5\n  prompt: x\n  sensor: maybe", 8, "sensor='maybe' is text"),
         ("  model: openai/gpt-5\n  prompt: x\n  deps: tickets", 8, "deps='tickets' is text"),
