@@ -9,6 +9,7 @@ that Dagster keeps or shows, also where it was given as plain text and not as an
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import dagster as dg
 from pydantic import ConfigDict, PrivateAttr
 
 from dagster_llm_batch.arguments import refuse_unknown
+from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
 
 __all__ = ["CheckedConfig", "CheckedIOManager", "CheckedResource", "ProviderResource"]
@@ -60,6 +62,17 @@ class CheckedResource(CheckedConfig, dg.ConfigurableResource[Any]):
 
 class ProviderResource(CheckedResource):
     """The settings of one provider."""
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse times in which no call can end. (Not by constraints of fields: Dagster's components take none.)"""
+        super().model_post_init(context)
+        for name, is_enough, least in (
+            ("timeout_seconds", operator.gt, "more than 0"),
+            ("settle_seconds", operator.ge, "at least 0"),
+        ):
+            value = getattr(self, name, None)
+            if isinstance(value, (int, float)) and not is_enough(value, 0):
+                raise ConfigError(f"{type(self).__name__}.{name}={value!r} cannot be; it is {least}.")
 
     def provider(self) -> Provider:
         """The provider of these settings; makes no call. Each kind of settings has its own."""

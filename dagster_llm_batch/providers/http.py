@@ -53,7 +53,8 @@ def checked_address(url: str, what: str, example: str = "https://host/path") -> 
         parts = urlsplit(url)
     except ValueError:
         parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    has_space = any(char.isspace() for char in url)  # `urlsplit` drops line breaks, and what is called does not
+    if parts.scheme not in ("http", "https") or not parts.hostname or has_space:
         raise ConfigError(f"The {what} {url!r} is no web address; it looks like {example!r}.")
     return parts
 

@@ -15,18 +15,22 @@ import pytest
 
 import dagster_llm_batch
 from dagster_llm_batch import (
+    AnthropicBatchResource,
     BedrockBatchResource,
     Budget,
     ChecksPolicy,
     CommandBatchResource,
     Fallback,
+    GeminiBatchResource,
     HiveParquetIOManager,
     LLMBatchResource,
     OpenAIBatchResource,
     Prompt,
     QueueLimit,
+    RayBatchResource,
     RetryPolicy,
     TokenPrice,
+    VertexBatchResource,
     build_llm_batch_sensor,
     evaluation_assets,
     llm_batch_assets,
@@ -148,6 +152,37 @@ def test_a_deployment_with_a_typo_is_refused_also_deep_within(wrong: dict[str, A
         LLMBatchResource(**{"openai": OpenAIBatchResource(api_key="sk-1"), **wrong})
     assert message in str(caught.value)
     assert "sk-1" not in str(caught.value)
+
+
+_PLACE = {"project": "p", "location": "l", "bucket": "b"}
+_BEDROCK = {"role_arn": "arn:aws:iam::123456789012:role/r", "s3_uri": "s3://bucket/f", "region_name": "us-east-1"}
+ADDRESSED: dict[str, tuple[Any, dict[str, Any]]] = {
+    "openai": (OpenAIBatchResource, {"api_key": "sk-1"}),
+    "anthropic": (AnthropicBatchResource, {"api_key": "sk-1"}),
+    "gemini": (GeminiBatchResource, {"api_key": "sk-1"}),
+    "vertex": (VertexBatchResource, {**_PLACE, "access_token": "t"}),
+    "bedrock": (BedrockBatchResource, _BEDROCK),
+    "ray": (RayBatchResource, {"address": "http://r:1", "storage": "/s"}),
+}
+
+
+@pytest.mark.parametrize("url", ["", "https://llm.internal/v1\n", "https://llm internal/v1"])
+@pytest.mark.parametrize("name", ADDRESSED)
+def test_an_address_of_a_variable_that_is_empty_or_has_a_line_break_is_not_the_vendors_own(name: str, url: str) -> None:
+    """`dg.EnvVar` of a variable that is set to nothing would else send key and rows to the vendor."""
+    resource, given = ADDRESSED[name]
+    with pytest.raises(ConfigError, match="is no web address"):
+        resource(**given, **{"endpoint_url" if name == "bedrock" else "base_url": url}).provider()
+
+
+@pytest.mark.parametrize("name", ADDRESSED)
+def test_numbers_of_a_provider_that_cannot_be_are_refused_where_they_are_written(name: str) -> None:
+    resource, given = ADDRESSED[name]
+    wrong = [("timeout_seconds", 0), ("timeout_seconds", -1), ("settle_seconds", -1)]
+    for field, value in wrong:
+        if field in resource.model_fields:
+            with pytest.raises(ConfigError, match=f"{resource.__name__}.{field}={value}.* cannot be; it is "):
+                resource(**given, **{field: value})
 
 
 def test_settings_beside_those_of_an_aws_resource_are_checked_alike() -> None:

@@ -107,7 +107,7 @@ class GeminiProvider:
         self._name = name
         self._price_book = price_book
         self._settle_seconds = settle_seconds
-        host = checked_address(base_url, "base_url").netloc if base_url else _HOST
+        host = _HOST if base_url is None else checked_address(base_url, "base_url").netloc
         self._account = host if account is None else account
         self._api = GoogleApi(self._client, f"the Gemini API ({self._account})", lambda: api_key)
 

@@ -100,9 +100,10 @@ class OpenAIProvider:
         if not api_key or not api_key.isascii() or any(char.isspace() for char in api_key):
             what = "is empty" if not api_key else "holds a space, a line break or a letter that no key has"
             raise ConfigError(f"The API key of provider '{name}' {what}. Check where it comes from.")
-        parts = checked_address(base_url or _PUBLIC_URL, "base_url", _PUBLIC_URL)
+        base_url = _PUBLIC_URL if base_url is None else base_url  # an empty one is a variable that is not set
+        parts = checked_address(base_url, "base_url", _PUBLIC_URL)
         self._api_key = api_key
-        self._base_url = base_url or _PUBLIC_URL
+        self._base_url = base_url
         self._organization = organization
         self._project = project
         self._window = completion_window
