@@ -7,7 +7,7 @@ r"""The payload store: request files, raw results and tables, on a local disk or
 3. Streams are compressed on disk, plain to the caller, in constant memory: by zstd, or by lz4 where the name ends so,
    which takes more room and half the time. Lines end at b"\n" only: U+2028 and such are data.
 
-Refuses paths that are not relative chains of plain segments (`paths.py`). A missing file is a FileNotFoundError.
+Refuses paths that are not relative chains of plain segments (`check_path`). A missing file is a FileNotFoundError.
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ _RESERVED = frozenset(
 
 
 def payload_path(namespace: str, asset: str, partition: str, submission_id: str, name: str) -> str:
-    """Where a submission's file lies. Any text is allowed; row data has no business here."""
+    """Return the path of a submission's file. Any text is allowed; row data has no business here."""
     return "/".join(_segment(text) for text in (namespace, asset, partition, submission_id, name))
 
 
 def namespace_folder(namespace: str) -> str:
-    """The folder that holds all files of a namespace, and no other's."""
+    """Return the folder that holds all files of a namespace, and no other's."""
     return _segment(namespace)
 
 
 def check_path(path: str) -> str:
-    """`path` as it is, or ConfigError where it is not a relative path of plain segments."""
+    """Return `path` as it is. Raises ConfigError where it is not a relative path of plain segments."""
     if not all(_SEGMENT.fullmatch(segment) for segment in path.split("/")):
         raise ConfigError(
             f"The payload path {path!r} is not one that works: it is made of segments of A-Z a-z 0-9 . _ - that start "
@@ -76,7 +76,9 @@ def check_path(path: str) -> str:
 
 
 def _segment(text: str) -> str:
-    """The text itself where it is plain, else a slug and `--` with a digest, which no plain text holds."""
+    """Return the text itself where it is plain, else a slug and `--` with a digest, which no plain text holds."""
+    # Lower case only: on macOS and Windows `Tickets` and `tickets` are one folder, and one asset would overwrite the
+    # other's.
     if not text:
         return "_"
     is_plain = len(text) <= _MAX_CHARS and _KEPT.fullmatch(text) and "--" not in text and ".." not in text
@@ -105,7 +107,7 @@ class PayloadWriter:
 
     @property
     def digest(self) -> str:
-        """Of the file as it is stored: what `PayloadStore.checked` compares with."""
+        """The digest of the file as it is stored: what `PayloadStore.checked` compares with."""
         return f"{_XXH3}:{self._stored.hash.hexdigest()}"
 
     def write(self, data: bytes) -> None:
@@ -127,7 +129,11 @@ class PayloadWriter:
 _blake2b = partial(hashlib.blake2b, digest_size=16)
 _XXH3 = "xxh3"
 _DIGESTS: dict[str, Callable[[], Any]] = {_XXH3: xxhash.xxh3_128, "stored": _blake2b, "": _blake2b}
-"""By what a digest starts with: today's, against accidents, not against forgers; those before; of what is unpacked."""
+"""How to compute a digest, by the kind that it starts with.
+
+`xxh3` is what is written today, of the stored bytes. It guards against accidents, not against forgers, and runs at the
+speed of memory. `stored` (of the stored bytes) and no kind (of the uncompressed ones) are those of older ledgers.
+"""
 
 
 class _Hashed(io.RawIOBase):
@@ -156,29 +162,30 @@ class _TableWriter(pq.ParquetWriter):  # type: ignore[misc]  # Arrow has no type
 
 
 class _Staged(io.FileIO):
-    """A file that is written here first."""
+    """The file of a payload that is being written. What the disk refuses is a PayloadError."""
 
     def write(self, data: Any) -> int:
-        with _told(self.name):
+        with _payload_errors(self.name):
             return super().write(data)
 
 
 class _Unnamed(io.FileIO):
-    """A file that nobody sees."""
+    """A file without a name, on the local disk. What the disk refuses is a PayloadError."""
 
     def write(self, data: Any) -> int:
-        with _told(tempfile.gettempdir()):
+        with _payload_errors(tempfile.gettempdir()):
             return super().write(data)
 
 
 def unnamed_file() -> IO[bytes]:
-    """A file on the local disk that is gone when it is closed."""
+    """Return a file on the local disk that is gone when it is closed, or when the process dies."""
     with tempfile.TemporaryFile(buffering=0) as file:
         return io.BufferedRandom(_Unnamed(os.dup(file.fileno()), "r+b"))
 
 
 @contextmanager
-def _told(where: str | Path) -> Iterator[None]:
+def _payload_errors(where: str | Path) -> Iterator[None]:
+    """Raise PayloadError, which says what to do, for an OSError of the block: a full disk, say, or a missing right."""
     try:
         yield
     except OSError as error:
@@ -229,9 +236,9 @@ class PayloadStore:
 
     @contextmanager
     def checked(self, path: str, digest: str) -> Iterator[Callable[[], BinaryIO]]:
-        """A payload that was found to have this digest, to be read from its start as often as is wanted.
+        """Check a payload's digest, and give a function that opens what was checked, as often as is wanted.
 
-        Each call gives a stream, uncompressed, that cannot seek, and ends the one before. What is read is what was
+        Each call of it gives an uncompressed stream that cannot seek, and ends the one before. What is read is what was
         checked, whatever becomes of the payload meanwhile. Raises OSError where it has another digest.
         """
         with self._here(path) as file:
@@ -245,13 +252,13 @@ class PayloadStore:
             if kind not in _DIGESTS:
                 raise OSError(f"The payload {path} has a digest of a kind that this version does not know: {kind}.")
             with plain() if not kind else nullcontext(file) as source:
-                found = hashlib.file_digest(cast("io.FileIO", source), _DIGESTS[kind]).hexdigest()
-            if found != expected:
+                actual = hashlib.file_digest(cast("io.FileIO", source), _DIGESTS[kind]).hexdigest()
+            if actual != expected:
                 raise OSError(f"The payload {path} is not the one that was written: its digest differs.")
             yield plain
 
     def lines(self, path: str) -> Iterator[bytes]:
-        r"""The payload's lines, each with its `\n`; a last one without it too."""
+        r"""Give the payload's lines, each with its `\n`, but for a last line that has none."""
         with self.reader(path) as source:
             yield from source
 
@@ -271,12 +278,12 @@ class PayloadStore:
             yield writer
 
     def table_schema(self, path: str) -> pa.Schema:
-        """The columns of a table."""
+        """Return the columns of a table."""
         with self._parquet(path) as parquet:
             return parquet.schema_arrow
 
     def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The whole table, or some of its columns."""
+        """Return the whole table, or some of its columns."""
         with self._parquet(path) as parquet:
             table = parquet.read(columns=columns, use_threads=False)
         release_memory()
@@ -285,7 +292,7 @@ class PayloadStore:
     def iter_batches(
         self, path: str, batch_rows: int = 65_536, columns: Sequence[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """The table in record batches of at most `batch_rows` rows, in constant memory."""
+        """Give the table in record batches of at most `batch_rows` rows, in constant memory."""
         with self._parquet(path) as parquet:
             batches = parquet.iter_batches(batch_rows, columns=columns, use_threads=False)  # each has its own buffers
             for number, batch in enumerate(batches, start=1):
@@ -294,20 +301,20 @@ class PayloadStore:
                     release_memory()
 
     def take(self, path: str, rows: Sequence[int], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """These rows of a table, by their numbers in ascending order; only the row groups that hold some are read."""
+        """Give rows of a table by their numbers, in ascending order. Only row groups that hold some are read."""
         with self._parquet(path) as parquet:
             start = 0
             for group in range(parquet.num_row_groups):
                 end = start + parquet.metadata.row_group(group).num_rows
-                some = rows[bisect_left(rows, start) : bisect_left(rows, end)]
-                if some:
+                wanted = rows[bisect_left(rows, start) : bisect_left(rows, end)]
+                if wanted:
                     table = parquet.read_row_group(group, columns=columns, use_threads=False)
-                    whole = len(some) == end - start
-                    yield table if whole else table.take(pa.array([row - start for row in some], pa.int64()))
+                    is_whole = len(wanted) == end - start
+                    yield table if is_whole else table.take(pa.array([row - start for row in wanted], pa.int64()))
                 start = end
 
     def exists(self, path: str) -> bool:
-        """Whether a complete file has this name."""
+        """Return whether a complete file has this name."""
         return bool(self._fs.exists(self._full(path)))
 
     def delete(self, path: str) -> None:
@@ -317,7 +324,7 @@ class PayloadStore:
             self._fs.rm_file(full)
 
     def files(self, folder: str) -> Iterator[StoredFile]:
-        """Every file below a folder; also what a killed process left of one on a local disk (`.….tmp`)."""
+        """Give every file below a folder by name; also what a killed process left half-written (`.….tmp`)."""
         base = self._root.path.rstrip("/")
         for name, info in sorted(self._fs.find(f"{base}/{folder}", detail=True).items()):
             yield StoredFile(name.partition(f"{base}/")[2], int(info.get("size") or 0), _modified_at(info))
@@ -328,9 +335,9 @@ class PayloadStore:
             self._fs.rm_file(f"{self._root.path.rstrip('/')}/{file.path}")
 
     def parquet_files(self) -> list[str]:
-        """The names of the Parquet files in the root itself."""
-        found = self._fs.glob(f"{self._root.path.rstrip('/')}/*.parquet")
-        return sorted(str(path).rpartition("/")[2] for path in found)
+        """Return the names of the Parquet files in the root itself."""
+        paths = self._fs.glob(f"{self._root.path.rstrip('/')}/*.parquet")
+        return sorted(str(path).rpartition("/")[2] for path in paths)
 
     def keep_only(self, start: str) -> None:
         """Remove the Parquet files in the root itself whose names start otherwise."""
@@ -366,7 +373,7 @@ class PayloadStore:
 
     @contextmanager
     def _here(self, path: str) -> Iterator[io.FileIO]:
-        """The file as it is stored, in a copy of our own: nobody writes into it while it is read."""
+        """Give the file as it is stored, in a copy of our own: nobody writes into it while it is read."""
         with self._open(path) as file, tempfile.TemporaryFile(buffering=0) as copy:
             shutil.copyfileobj(file, copy, _BUFFER_BYTES)
             copy.seek(0)
@@ -374,18 +381,19 @@ class PayloadStore:
 
     @contextmanager
     def _staged(self, path: str) -> Iterator[BinaryIO]:
-        """A local file that becomes the payload when the block ends well, and vanishes otherwise."""
+        """Give a local file that becomes the payload when the block ends well, and vanishes otherwise."""
         full = self._full(path)
+        # On a local disk in the same directory: only within one file system is a rename atomic.
         directory = Path(full).parent if self._is_local else Path(tempfile.gettempdir())
         staged = directory / f".{uuid.uuid4().hex}.tmp"
         try:
-            with _told(staged):
+            with _payload_errors(staged):
                 if self._is_local:
                     _make_private(directory)
                 raw = _Staged(staged, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
             with io.BufferedWriter(raw) as file:
                 yield file
-            with _told(full):
+            with _payload_errors(full):
                 self._publish(staged, full)
         finally:
             with suppress(OSError):  # what a failing disk keeps of it, `prune` removes
@@ -395,6 +403,8 @@ class PayloadStore:
         if not self._is_local:
             self._fs.put_file(str(staged), full)  # an object store shows an upload when it is complete
             return
+        # First the bytes, then the name, then the directory that holds it: a crash of the machine between any two
+        # leaves the old file or the whole new one, never a name with half of its bytes.
         _sync(staged)
         staged.replace(full)
         if os.name == "posix":  # elsewhere a directory cannot be opened

@@ -97,17 +97,18 @@ class Database:
             yield
         except SQLAlchemyError as error:
             if isinstance(error, StatementError) and not isinstance(error, DBAPIError) and error.orig is not None:
-                # A column of `tables.py` did not take a value; the database was not asked and is not to blame.
+                # A column of `schema.py` did not take a value; the database was not asked and is not to blame.
                 raise error.orig from None
-            said = str(getattr(error, "orig", None) or type(error).__name__).strip()
+            # The driver's own words alone: SQLAlchemy's text repeats the whole statement.
+            reason = str(getattr(error, "orig", None) or type(error).__name__).strip()
             raise LedgerError(
-                f"The ledger at {self.shown_url} could not do this: {said}. Nothing was changed. "
+                f"The ledger at {self.shown_url} could not do this: {reason}. Nothing was changed. "
                 "Check that it can be reached and written, then try again."
             ) from error
 
 
 def insert_or_nothing(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any], *once: str) -> bool:
-    """Insert the row where no other has the same values in `once`, a unique key; say whether it was inserted."""
+    """Insert the row where no other has the same values in `once`, a unique key; return whether it was inserted."""
     return connection.execute(_insert_or_nothing(table, once), row).rowcount > 0
 
 
@@ -178,7 +179,8 @@ def _engine(url: sa.URL, clock: Callable[[], datetime]) -> sa.Engine:
 
 
 def _commit_for_good(connection: Any, _record: Any) -> None:
-    """What was committed is on disk: an intent to send that a crash of the database forgot would be sent twice."""
+    """Let a commit return only once it is on disk, also where the database's default is another."""
+    # An intent to send that a crash of the database forgot would be sent, and paid for, twice.
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
@@ -187,6 +189,7 @@ def _commit_for_good(connection: Any, _record: Any) -> None:
 
 
 def _refuse_wrong_clock(connection: Any, clock: Callable[[], datetime]) -> None:
+    """Raise LedgerError where this machine's clock and the database's are more than half a minute apart."""
     with connection.cursor() as cursor:
         before = clock()
         cursor.execute("SELECT clock_timestamp()")
@@ -227,7 +230,7 @@ def _on_connect(connection: sqlite3.Connection, _record: Any) -> None:
 
 
 def _patiently(change: Callable[[], object]) -> None:
-    """SQLite does not wait for other processes when the journal mode changes, so we do."""
+    """Repeat the change until no other process is in its way: for the journal mode, SQLite itself does not wait."""
     give_up_at = time.monotonic() + _BUSY_SECONDS
     while True:
         try:

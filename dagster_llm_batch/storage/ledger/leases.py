@@ -73,7 +73,7 @@ class Lease:
             )
 
     def renew(self) -> None:
-        """Hold it for another full length, or raise LeaseError where another process has (one of) it."""
+        """Hold the lease for its full length from now. Raise LeaseError where another process has one of its names."""
         expires_at = self._clock() + self._length
         with self._database.write() as connection:
             renewed = connection.execute(_RENEW, {"me": self.owner, "expires_at": expires_at}).rowcount
@@ -84,7 +84,7 @@ class Lease:
         self.check()
 
     def take(self) -> _Holder | None:
-        """Take it, and start the heartbeat, or say who holds it, or one of them."""
+        """Take the lease, start its heartbeat and return None; or return the holder of one of its names."""
         for name in self.names:
             if (holder := self._compare_and_set(name)) is not None:
                 self._give_back()
@@ -93,7 +93,7 @@ class Lease:
         return None
 
     def release(self) -> None:
-        """Stop the heartbeat and let the next one in. Does nothing where the lease was lost."""
+        """Stop the heartbeat and give the lease back. Does nothing where the lease was lost."""
         self._done.set()
         if self._heart.ident is not None:
             self._heart.join()
@@ -103,6 +103,8 @@ class Lease:
         with self._database.write() as connection:
             connection.execute(_GIVE_BACK, {"me": self.owner})
 
+    # One statement decides who holds a name: the insert, of which one of several processes succeeds, or the update of a
+    # row that is locked and was read as free. Two processes never both believe that they took it.
     def _compare_and_set(self, name: str) -> _Holder | None:
         now = self._clock()
         expires_at = now + self._length
@@ -169,7 +171,7 @@ def active_leases(database: Database, clock: Callable[[], datetime]) -> set[str]
 
 
 def _is_dead(owner: str) -> bool:
-    """Whether the owner certainly is a dead process of this host."""
+    """Return whether the owner certainly is a dead process of this host."""
     host, pid, started, _ = owner.rsplit(":", 3)
     if host != _host() or os.name == "nt":  # Windows has no harmless signal to ask with
         return False
@@ -179,13 +181,15 @@ def _is_dead(owner: str) -> bool:
         return True
     except PermissionError:
         pass  # it lives, as another user
+    # A process id is used again, and in a container nearly always: the process that has it now may have nothing to do
+    # with the owner. Both are the same process only if they started at the same time.
     now_started = _started(int(pid))
     return started != "-" and now_started is not None and now_started != started
 
 
 @cache
 def _host() -> str:
-    """The machine, as far as process ids reach: host name, boot and process namespace."""
+    """Return the name of the machine, as far as process ids reach: host name, boot and process namespace."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8])
@@ -194,12 +198,12 @@ def _host() -> str:
 
 
 def _process(pid: int) -> str:
-    """A process, as other ones can find out whether it is dead."""
+    """Return the name of a process by which others of its host can find out whether it is dead."""
     return f"{_host()}:{pid}:{_started(pid) or '-'}"
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot; None where this system does not say."""
+    """Return when a process started, in clock ticks since boot; None where this system does not say."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

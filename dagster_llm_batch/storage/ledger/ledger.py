@@ -1,6 +1,6 @@
 """The ledger: which submissions and shards there are, and where each one is. Nothing lost, nothing paid twice.
 
-1. A shard changes its state only by `move`: one compare-and-set by the table of `states.py`, with its event in the same
+1. A shard changes its state only by a move of the table in `states.py`: one compare-and-set, with its event in the same
    transaction. An illegal move raises and changes nothing.
 2. What must be there once is unique in the database: a submission's attempt, a wave's shards, an account's batch id.
 3. Every method is one transaction, and safe to call from several threads and processes at once.
@@ -56,7 +56,7 @@ __all__ = ["Ledger", "utc_now"]
 
 
 def utc_now() -> datetime:
-    """Now, aware, in UTC."""
+    """Return the present time, aware, in UTC."""
     return datetime.now(UTC)
 
 
@@ -101,7 +101,11 @@ class Ledger(LedgerQueries):
         realtime_usd: Decimal | None,
         price_basis: PriceBasis | None,
     ) -> Submission:
-        """Every request has its outcome. Again: the numbers are replaced. A canceled one stays canceled."""
+        """Record that every request of a submission has its outcome, and what they cost.
+
+        Called again, as when labels are made anew from stored results, the numbers are replaced and `settled_at` stays.
+        A canceled submission stays canceled.
+        """
         now = self._clock()
         with self._database.write() as connection:
             before = get_submission(connection, submission_id, lock=True)
@@ -120,14 +124,19 @@ class Ledger(LedgerQueries):
             )
 
     def mark_delivered(self, *submission_ids: str) -> None:
-        """Their labels have landed, or are no longer wanted: they leave `progress`. Again: nothing."""
+        """Mark submissions delivered: their labels have landed, or are no longer wanted. Idempotent.
+
+        `progress` and `last_events` list them no longer, so that a sensor's tick reads only what is unfinished,
+        however long the history is.
+        """
         with self._database.write() as connection:
             known = get_submissions(connection, submission_ids, lock=True)
-            fresh = [one for one in known if one.delivered_at is None]
+            fresh = [submission for submission in known if submission.delivered_at is None]
             if not fresh:
                 return
             now = self._clock()
-            connection.execute(UPDATE_SUBMISSION, [{"key": one.submission_id, "delivered_at": now} for one in fresh])
+            rows = [{"key": submission.submission_id, "delivered_at": now} for submission in fresh]
+            connection.execute(UPDATE_SUBMISSION, rows)
             insert_events(
                 connection,
                 self._clock,
@@ -135,7 +144,10 @@ class Ledger(LedgerQueries):
             )
 
     def set_state(self, submission_id: str, state: SubmissionState) -> Submission:
-        """Leave `open`, as by canceling. The state that it has already does nothing; else raises LedgerError."""
+        """Move an open submission to another state, as by canceling it. Idempotent.
+
+        Raises LedgerError where it is not open, and not in that state either.
+        """
         with self._database.write() as connection:
             before = get_submission(connection, submission_id, lock=True)
             if before.state is state:
@@ -146,7 +158,10 @@ class Ledger(LedgerQueries):
     # --- shards ---
 
     def add_wave(self, submission_id: str, shards: Sequence[Shard]) -> Submission:
-        """Store the shards of one further wave of an open submission. Where that wave is stored already: nothing."""
+        """Store the shards of the next wave of an open submission. Idempotent: a wave that is stored stays as it is.
+
+        Raises LedgerError where the submission is not open, or the wave is not the next.
+        """
         waves = {shard.wave for shard in shards}
         if len(waves) != 1:
             raise LedgerError(f"A wave has shards, all of one number; submission {submission_id} got {sorted(waves)}.")
@@ -187,51 +202,59 @@ class Ledger(LedgerQueries):
         detail: str | None = None,
         **fields: Unpack[ShardFields],
     ) -> list[Shard]:
-        """The same move for the shards of one batch, the carrier first: all of them, or none."""
+        """Take the same move for the shards of one batch, the carrier first: for all of them or none. See `move_shard`.
+
+        `SEND` is the intent, and is committed before the provider is called: a process that is killed in between leaves
+        a shard in `submitting`, and whoever finds it asks the provider before anything is sent again.
+        """
         now = self._clock()
         sources, to = MOVES[move]
         values = move_values(shard_ids[0], move, fields, now)
         with self._database.write() as connection:
             before = get_shards(connection, shard_ids)
+            # Compare and set: the rows are locked from here to the commit, so what is compared is what is changed. Of
+            # two processes that take one move, the second reads the new state, and is refused.
             for shard_id in shard_ids:
                 shard = before[shard_id]
                 if shard.state not in sources or of_batch not in (None, shard.batch_id):
                     raise illegal_move(shard_id, shard.state, move)
             changes = dict.fromkeys(shard_ids, values)
             if move is Move.SEND:
-                changes = {one: {**values, "carrier": shard_ids[0], "padding": 0} for one in shard_ids}
+                changes = {shard_id: {**values, "carrier": shard_ids[0], "padding": 0} for shard_id in shard_ids}
                 changes[shard_ids[0]] |= {"carrier": None, "padding": fields.get("padding", 0)}
             try:
-                connection.execute(UPDATE_SHARD, [{"key": one, **changed} for one, changed in changes.items()])
+                connection.execute(
+                    UPDATE_SHARD, [{"key": shard_id, **columns} for shard_id, columns in changes.items()]
+                )
             except IntegrityError as error:
                 raise LedgerError(
                     f"Batch {fields.get('batch_id')} already belongs to another shard than {shard_ids[0]}. "
                     "Nothing was changed. Look at the events of both before anything is sent again."
                 ) from error
             detail = detail or fields.get("reason")
-            insert_events(
-                connection,
-                self._clock,
-                *(event_row(before[one].submission_id, move, before[one].state, to, one, detail) for one in shard_ids),
+            events = (
+                event_row(before[shard_id].submission_id, move, before[shard_id].state, to, shard_id, detail)
+                for shard_id in shard_ids
             )
-            return [replace(before[one], **changes[one]) for one in shard_ids]
+            insert_events(connection, self._clock, *events)
+            return [replace(before[shard_id], **changes[shard_id]) for shard_id in shard_ids]
 
     def record_endings(self, ends: Mapping[str, Ending]) -> None:
-        """The batches of these shards, by id, are over: the moves of all of them in one transaction.
+        """Record how the batches of shards ended, by shard id: the moves of all of them in one transaction.
 
         A shard that cannot take its move, since another process made it or the shard was sent in another batch since,
         stays as it is.
         """
         with self._database.write() as connection:
-            told = [(shard, ends[shard_id]) for shard_id, shard in get_shards(connection, ends).items()]
-            told = [(s, end) for s, end in told if s.state in MOVES[end.move][0] and s.batch_id == end.batch_id]
-            if not told:
+            known = [(shard, ends[shard_id]) for shard_id, shard in get_shards(connection, ends).items()]
+            fresh = [(s, end) for s, end in known if s.state in MOVES[end.move][0] and s.batch_id == end.batch_id]
+            if not fresh:
                 return
-            moved = [{"key": s.shard_id, "state": MOVES[end.move][1], **end.values()} for s, end in told]
-            connection.execute(UPDATE_SHARD, moved)
+            rows = [{"key": s.shard_id, "state": MOVES[end.move][1], **end.values()} for s, end in fresh]
+            connection.execute(UPDATE_SHARD, rows)
             events = (
                 event_row(s.submission_id, end.move, s.state, MOVES[end.move][1], s.shard_id, end.reason)
-                for s, end in told
+                for s, end in fresh
             )
             insert_events(connection, self._clock, *events)
 
@@ -243,34 +266,37 @@ class Ledger(LedgerQueries):
         """
         now = self._clock()
         with self._database.write() as connection:
-            told = [(shard, reports[shard_id]) for shard_id, shard in get_shards(connection, reports).items()]
-            told = [(s, one) for s, one in told if s.state is ShardState.SUBMITTED and s.batch_id == one.batch_id]
-            if not told:
+            known = [(shard, reports[shard_id]) for shard_id, shard in get_shards(connection, reports).items()]
+            fresh = [(s, r) for s, r in known if s.state is ShardState.SUBMITTED and s.batch_id == r.batch_id]
+            if not fresh:
                 return
-            seen = [{"key": s.shard_id, "polled_at": now, **report_values(s, one)} for s, one in told]
-            connection.execute(UPDATE_SHARD, seen)
+            rows = [{"key": s.shard_id, "polled_at": now, **report_values(s, report)} for s, report in fresh]
+            connection.execute(UPDATE_SHARD, rows)
             changed = (
-                event_row(s.submission_id, STATUS, None, None, s.shard_id, f"{s.status or 'unknown'} -> {one.status}")
-                for s, one in told
-                if one.status is not s.status
+                event_row(s.submission_id, STATUS, None, None, s.shard_id, f"{s.status or 'unknown'} -> {r.status}")
+                for s, r in fresh
+                if r.status is not s.status
             )
             insert_events(connection, self._clock, *changed)
 
     def keep_places(self, namespace: str, assets: Sequence[str], *, now: datetime, unless_since: datetime) -> None:
-        """Somebody looks after what waits of these assets: it keeps its place in a queue. Written where it was not so
-        said since `unless_since`.
+        """Record that a living process looks after planned shards of these assets: they keep their places in queues.
+
+        A planned shard that nobody looks after, as one of an asset that was removed, must not hold up those behind it.
+        Nothing is written where this was recorded since `unless_since`, so that most ticks of a sensor only read.
         """
-        theirs = sa.select(SUBMISSION.c.submission_id).where(
+        submission_ids = sa.select(SUBMISSION.c.submission_id).where(
             SUBMISSION.c.namespace == namespace,
             SUBMISSION.c.asset.in_(assets),
             SUBMISSION.c.state == SubmissionState.OPEN,
         )
-        unsaid = (SHARD.c.state == ShardState.PLANNED) & ~looked_after(unless_since) & SHARD.c.submission_id.in_(theirs)
+        is_planned = (SHARD.c.state == ShardState.PLANNED) & ~looked_after(unless_since)
+        is_due = is_planned & SHARD.c.submission_id.in_(submission_ids)
         with self._database.read() as connection:
-            if connection.execute(sa.select(SHARD.c.shard_id).where(unsaid).limit(1)).first() is None:
+            if connection.execute(sa.select(SHARD.c.shard_id).where(is_due).limit(1)).first() is None:
                 return
         with self._database.write() as connection:
-            connection.execute(sa.update(SHARD).where(unsaid).values(polled_at=now))
+            connection.execute(sa.update(SHARD).where(is_due).values(polled_at=now))
 
     # --- events and leases ---
 
@@ -281,10 +307,12 @@ class Ledger(LedgerQueries):
             insert_events(connection, self._clock, event_row(submission_id, kind, detail=detail))
 
     def add_events(self, submission_ids: Sequence[str], kind: str) -> None:
-        """The same event for several submissions."""
+        """Append the same event for several submissions, in one transaction."""
         with self._database.write() as connection:
             get_submissions(connection, submission_ids)
-            insert_events(connection, self._clock, *(event_row(one, kind) for one in submission_ids))
+            insert_events(
+                connection, self._clock, *(event_row(submission_id, kind) for submission_id in submission_ids)
+            )
 
     def hold_leases(self, *names: str, seconds: float = 60, wait_seconds: float = 0) -> AbstractContextManager[Lease]:
         """Hold these leases for a block, however long it runs; raise LeaseError where another holder has one of them.
@@ -295,5 +323,5 @@ class Ledger(LedgerQueries):
         return hold_leases(self._database, self._clock, names, seconds, wait_seconds)
 
     def active_leases(self) -> set[str]:
-        """The names of all leases that living processes hold. Only a look: they may be others' a moment later."""
+        """Return the names of all leases that living processes hold. They may pass to others a moment later."""
         return active_leases(self._database, self._clock)

@@ -99,12 +99,15 @@ LATEST = len(MIGRATIONS)
 
 
 def is_current(connection: sa.Connection) -> bool:
-    """Whether there is nothing to migrate: the usual case, told without taking a lock."""
+    """Return whether there is nothing to migrate: the usual case, so it takes no lock."""
     return sa.inspect(connection).has_table("schema_version") and _checked_version(connection) == LATEST
 
 
 def migrate(connection: sa.Connection) -> None:
     """Bring the database to LATEST inside a writing transaction. Raises LedgerError where it is newer than that."""
+    # SQLite has its one write lock. PostgreSQL has no row or table to lock yet in a new database, and two transactions
+    # that create the same table at once fail, IF NOT EXISTS or not; a lock on a number needs nothing to be there. It is
+    # given back with the transaction, also where the process dies.
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
     connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL PRIMARY KEY)")

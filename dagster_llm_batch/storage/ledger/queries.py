@@ -1,4 +1,8 @@
-"""What a ledger knows of submissions, shards and events. Reads only; each method is one transaction."""
+"""The queries of a ledger: submissions, shards, events and sums over them. Each is one transaction that only reads.
+
+A ledger outlives the code that wrote it. A row that this version cannot read, as one that a newer version wrote, must
+not hide the others: queries over many rows take `unreadable`, which is called with such a row's id.
+"""
 
 from __future__ import annotations
 
@@ -58,33 +62,33 @@ _OF_BATCH = (
 
 
 class LedgerQueries:
-    """The half of a Ledger that changes nothing."""
+    """What a Ledger can be asked. The engine's parts that must change nothing are given this type."""
 
     _database: Database
 
     # --- submissions ---
 
     def submission(self, submission_id: str) -> Submission:
-        """Raises LedgerError where there is none."""
+        """Return a submission. Raises LedgerError where there is none."""
         with self._database.read() as connection:
             return get_submission(connection, submission_id)
 
     def submission_with_shards(self, submission_id: str) -> tuple[Submission, list[Shard]]:
-        """The same, and its shards by wave and number."""
+        """Return a submission and its shards by wave and number, both as of one moment."""
         with self._database.read() as connection:
             submission = get_submission(connection, submission_id)
             rows = connection.execute(_SHARDS, {"submission_id": submission_id}).mappings()
             return submission, [from_row(Shard, row) for row in rows]
 
     def find_submission(self, namespace: str, asset: str, partition: str, fingerprint: str) -> Submission | None:
-        """The latest attempt with this fingerprint."""
+        """Return the latest attempt with this fingerprint, if there is one."""
         wanted = {"namespace": namespace, "asset": asset, "partition": partition, "fingerprint": fingerprint}
         with self._database.read() as connection:
             row = connection.execute(_LATEST_ATTEMPT, wanted).mappings().one_or_none()
         return from_row(Submission, row) if row else None
 
     def history(self, namespace: str, asset: str, partition: str = "") -> list[Submission]:
-        """All submissions of a partition, newest first."""
+        """Return all submissions of a partition, newest first."""
         return self._submissions(_HISTORY, namespace=namespace, asset=asset, partition=partition)
 
     def submissions(
@@ -95,7 +99,7 @@ class LedgerQueries:
         assets: Iterable[str] | None = None,
         limit: int | None = None,
     ) -> list[Submission]:
-        """Oldest first."""
+        """Return the submissions of a namespace, of these assets and in this state where given, oldest first."""
         query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace).order_by(*OLDEST_FIRST).limit(limit)
         if state is not None:
             query = query.where(SUBMISSION.c.state == state)
@@ -106,20 +110,20 @@ class LedgerQueries:
     # --- shards ---
 
     def shards(self, submission_id: str) -> list[Shard]:
-        """By wave and number."""
+        """Return the shards of a submission by wave and number."""
         return self._shards(_SHARDS, submission_id=submission_id)
 
     def shard(self, shard_id: str) -> Shard:
-        """Raises LedgerError where there is none."""
-        found = self._shards(sa.select(SHARD).where(SHARD.c.shard_id == shard_id))
-        if not found:
+        """Return a shard. Raises LedgerError where there is none."""
+        shards = self._shards(sa.select(SHARD).where(SHARD.c.shard_id == shard_id))
+        if not shards:
             raise unknown_shard(shard_id)
-        return found[0]
+        return shards[0]
 
     def shards_in_flight(
         self, namespace: str, *, limit: int | None = None, unreadable: Unreadable | None = None
     ) -> list[Shard]:
-        """Shards whose provider may be working, those never polled and least recently polled first.
+        """Return shards whose provider may be working, those never polled and least recently polled first.
 
         Of those polled together, the newest come first: that is how providers list their batches. See `progress` for
         `unreadable`, which gets shard ids here.
@@ -131,20 +135,23 @@ class LedgerQueries:
             order = (SHARD.c.polled_at.nulls_first(), SHARD.c.submitted_at.desc().nulls_last(), SHARD.c.shard_id)
             return query.order_by(*order).limit(limit)
 
-        def read(some: Sequence[str] | None) -> list[Shard]:
+        def read(ids: Sequence[str] | None) -> list[Shard]:
             query = chosen(SHARD)
-            return self._shards(query if some is None else query.where(SHARD.c.shard_id.in_(some)))
+            return self._shards(query if ids is None else query.where(SHARD.c.shard_id.in_(ids)))
 
         return self._read_apart(read, chosen(SHARD.c.shard_id), unreadable)
 
     def shards_sent_with(self, submission_ids: Iterable[str]) -> list[Shard]:
-        """The shards that are being sent together with one of these submissions, theirs included; carriers first."""
+        """Return the shards that share create calls of unknown end with those of these submissions, carriers first.
+
+        One batch can carry shards of several submissions, so whether it was created is decided for all of them at once.
+        """
         return self._shards(_SHARING, submission_ids=list(submission_ids))
 
     def queued_shards(
         self, namespace: str, shard: Shard, *, seen_since: datetime, model: str | None = None
     ) -> list[Shard]:
-        """What is in the queue of this shard's provider and account, and what of this namespace waited longer than it.
+        """Return the shards in the queue of this shard's provider and account, and of this namespace those before it.
 
         Only of `model`, or of all. Whatever was sent counts, from any namespace of this ledger; what waits counts while
         somebody looks after it (`Ledger.keep_places`).
@@ -164,7 +171,7 @@ class LedgerQueries:
         return self._shards(query if model is None else query.where(SHARD.c.model == model))
 
     def shards_of_batch(self, shard: Shard) -> list[Shard]:
-        """All shards that the batch of this one carries, the carrier first."""
+        """Return all shards that the batch of this one carries, the carrier first."""
         if shard.batch_id is None:
             return [shard]
         return self._shards(_OF_BATCH, provider=shard.provider, account=shard.account, batch_id=shard.batch_id)
@@ -172,14 +179,14 @@ class LedgerQueries:
     # --- the whole ---
 
     def progress(self, namespace: str, *, unreadable: Unreadable | None = None) -> list[Progress]:
-        """The undelivered submissions, oldest first, each with its shards counted by state. One query.
+        """Return the undelivered submissions, oldest first, each with its shards counted by state. One query.
 
-        Where a row cannot be read, as one that a newer version wrote, this raises; or, with `unreadable`, that is told
-        the submission's id, and the others are returned.
+        Where a row cannot be read, as one that a newer version wrote, this raises; with `unreadable`, that is called
+        with the submission's id and the error, and the others are returned.
         """
         undelivered = (SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
 
-        def read(some: Sequence[str] | None) -> list[Progress]:
+        def read(ids: Sequence[str] | None) -> list[Progress]:
             query = (
                 sa.select(
                     SUBMISSION,
@@ -191,23 +198,23 @@ class LedgerQueries:
                     sa.func.min(SHARD.c.submitted_at).label("oldest_submitted_at"),
                 )
                 .join(SHARD, SHARD.c.submission_id == SUBMISSION.c.submission_id, isouter=True)
-                .where(*undelivered, *(() if some is None else (SUBMISSION.c.submission_id.in_(some),)))
+                .where(*undelivered, *(() if ids is None else (SUBMISSION.c.submission_id.in_(ids),)))
                 .group_by(SUBMISSION.c.submission_id, SHARD.c.state)
                 .order_by(*OLDEST_FIRST)
             )
-            found: dict[str, Progress] = {}
+            progress: dict[str, Progress] = {}
             with self._database.read() as connection:
                 for row in connection.execute(query).mappings():
-                    found[row["submission_id"]] = _add_to_progress(found.get(row["submission_id"]), row)
-            return list(found.values())
+                    progress[row["submission_id"]] = _add_to_progress(progress.get(row["submission_id"]), row)
+            return list(progress.values())
 
-        ids = sa.select(SUBMISSION.c.submission_id).where(*undelivered).order_by(*OLDEST_FIRST)
-        return self._read_apart(read, ids, unreadable)
+        every_id = sa.select(SUBMISSION.c.submission_id).where(*undelivered).order_by(*OLDEST_FIRST)
+        return self._read_apart(read, every_id, unreadable)
 
     def spent_usd(
         self, namespace: str, *, asset: str | None = None, since: datetime | None = None, besides: Sequence[str] = ()
     ) -> Decimal:
-        """Committed money in USD: what collected shards cost, and what the others are estimated to cost.
+        """Return the committed money in USD: what collected shards cost, and what the others are estimated to cost.
 
         Of shards planned at or after `since`, those in `besides` left out. A shard that ended without a batch (refused,
         or canceled before it was sent) costs nothing; an unknown cost counts as its estimate, an unknown estimate as
@@ -232,7 +239,7 @@ class LedgerQueries:
             return sum((_committed_usd(*row) for row in connection.execute(query)), Decimal(0))
 
     def last_event(self, submission_id: str) -> Event:
-        """The newest of a submission's events."""
+        """Return the newest of a submission's events."""
         query = sa.select(EVENT).where(EVENT.c.submission_id == submission_id)
         query = query.order_by(EVENT.c.event_id.desc())
         with self._database.read() as connection:
@@ -241,14 +248,17 @@ class LedgerQueries:
     def last_events(
         self, namespace: str, *, besides: Sequence[str] = (), unreadable: Unreadable | None = None
     ) -> dict[str, Event]:
-        """The same for all undelivered submissions, by id. One query. See `progress` for `unreadable`."""
+        """Return the newest event of each undelivered submission, by its id. One query.
+
+        Kinds in `besides` are passed over. See `progress` for `unreadable`.
+        """
         undelivered = (SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
 
-        def read(some: Sequence[str] | None) -> list[Event]:
+        def read(ids: Sequence[str] | None) -> list[Event]:
             newest = (
                 sa.select(sa.func.max(EVENT.c.event_id))
                 .join(SUBMISSION, SUBMISSION.c.submission_id == EVENT.c.submission_id)
-                .where(*undelivered, *(() if some is None else (SUBMISSION.c.submission_id.in_(some),)))
+                .where(*undelivered, *(() if ids is None else (SUBMISSION.c.submission_id.in_(ids),)))
                 .where(EVENT.c.kind.not_in(besides))
                 .group_by(EVENT.c.submission_id)
             )
@@ -256,24 +266,24 @@ class LedgerQueries:
                 rows = connection.execute(sa.select(EVENT).where(EVENT.c.event_id.in_(newest))).mappings()
                 return [from_row(Event, row) for row in rows]
 
-        ids = sa.select(SUBMISSION.c.submission_id).where(*undelivered)
-        return {event.submission_id: event for event in self._read_apart(read, ids, unreadable)}
+        every_id = sa.select(SUBMISSION.c.submission_id).where(*undelivered)
+        return {event.submission_id: event for event in self._read_apart(read, every_id, unreadable)}
 
     def newest_ids(self, namespace: str, asset: str) -> dict[str, str]:
-        """The id of the newest submission of each partition of an asset."""
+        """Return the id of the newest submission of each partition of an asset, by partition."""
         columns = (SUBMISSION.c.partition, SUBMISSION.c.submission_id)
         query = sa.select(*columns).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset)
         with self._database.read() as connection:
             return {row.partition: row.submission_id for row in connection.execute(query.order_by(*OLDEST_FIRST))}
 
     def settled_submissions(self, namespace: str, asset: str, limit: int) -> list[Submission]:
-        """The settled submissions of an asset that asked for something, newest first."""
+        """Return settled submissions of an asset that sent requests, not only reused answers, newest first."""
         query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset)
         query = query.where(SUBMISSION.c.settled_at.is_not(None), SUBMISSION.c.requests > SUBMISSION.c.reused)
         return self._submissions(query.order_by(*_NEWEST_FIRST).limit(limit))
 
     def events(self, submission_id: str) -> list[Event]:
-        """What happened to a submission and its shards, in the order of writing."""
+        """Return all events of a submission and its shards, in the order of writing."""
         query = sa.select(EVENT).where(EVENT.c.submission_id == submission_id).order_by(EVENT.c.event_id)
         with self._database.read() as connection:
             return [from_row(Event, row) for row in connection.execute(query).mappings()]
@@ -284,16 +294,19 @@ class LedgerQueries:
         ids: sa.Select[Any],
         unreadable: Unreadable | None,
     ) -> list[_T]:
-        """What `read` gives for all; where rows among them cannot be read, for the others, in the order of `ids`."""
+        """Return what `read` gives for all ids; where some rows cannot be read, for the others, in the order of `ids`.
+
+        All at once first: it is one query, and the only one where every row can be read.
+        """
         try:
             return read(None)
         except _CANNOT_READ:
             if unreadable is None:
                 raise
         with self._database.read() as connection:
-            every = [str(one) for one in connection.execute(ids).scalars()]
+            every = [str(row_id) for row_id in connection.execute(ids).scalars()]
         parts = (every[start : start + _IDS_AT_ONCE] for start in range(0, len(every), _IDS_AT_ONCE))
-        return [one for part in parts for one in _read_halves(read, part, unreadable)]
+        return [record for part in parts for record in _read_halves(read, part, unreadable)]
 
     def _submissions(self, query: sa.Select[Any], **values: Any) -> list[Submission]:
         with self._database.read() as connection:
@@ -307,7 +320,7 @@ class LedgerQueries:
 def _read_halves(
     read: Callable[[Sequence[str] | None], list[_T]], ids: Sequence[str], unreadable: Unreadable
 ) -> list[_T]:
-    """What `read` gives for these ids. One that cannot be read is found in as many queries as its halvings."""
+    """Return what `read` gives for these ids. Halve them until a row that cannot be read stands alone."""
     try:
         return read(ids)
     except _CANNOT_READ as error:
@@ -319,7 +332,7 @@ def _read_halves(
 
 
 def _add_to_progress(known: Progress | None, row: Mapping[Any, Any]) -> Progress:
-    """`known` with one row more: the counts of one submission's shards in one state."""
+    """Return `known` with one row more: the counts of one submission's shards in one state."""
     if known is None:
         submission = from_row(Submission, row)
         known = Progress(submission=submission, states={}, total=0, done=0, failed=0, oldest_submitted_at=None)
@@ -344,8 +357,9 @@ def _committed_usd(
     estimated_usd: Decimal | None,
     cost_usd: Decimal | None,
 ) -> Decimal:
-    """What one shard takes from a budget; see Ledger.spent_usd."""
+    """Return what one shard takes from a budget; see Ledger.spent_usd."""
     if cost_usd is not None:
         return cost_usd
+    # Without a batch nothing was billed. In real time there is none: what was sent may have been answered, and counts.
     was_taken = batch_id is not None or (lane is Lane.REALTIME and sent_at is not None)
     return Decimal(0) if state in _OVER and not was_taken else estimated_usd or Decimal(0)

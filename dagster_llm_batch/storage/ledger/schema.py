@@ -82,9 +82,11 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(json.loads(text))
 
 
-# PostgreSQL refuses NUL, and neither its driver nor SQLite's can encode half of a surrogate pair.
+# PostgreSQL refuses NUL, and neither its driver nor SQLite's can encode half of a surrogate pair. Text is cleaned here,
+# at the column, so that no caller can forget to: a vendor's message with a NUL would else roll back the very
+# transaction that records that a batch failed, or was created.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-_SAID_CHARS = 10_000
+_TEXT_CHARS = 10_000
 # Batch ids are indexed: PostgreSQL takes up to 2,700 bytes of an indexed text, and a character is up to 4 bytes.
 _ID_CHARS = 500
 _COUNTS_BELOW = 2**63
@@ -101,17 +103,17 @@ class _Name(TypeDecorator[str]):
         self.column = column
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002  # SQLAlchemy's hook
-        if value is None or (found := _UNSTORABLE.search(value)) is None:
+        if value is None or (match := _UNSTORABLE.search(value)) is None:
             return value
         what = f"The {self.column.replace('_', ' ')} {ascii(value)[:200]}"
         raise LedgerError(
-            f"{what} has the character U+{ord(found[0]):04X}, which no database stores. A name is stored exactly or "
+            f"{what} has the character U+{ord(match[0]):04X}, which no database stores. A name is stored exactly or "
             "not at all. Nothing was changed. Take that character out."
         )
 
 
-class _Said(TypeDecorator[str]):
-    """Text from outside, of any content and length: never a reason to lose what it belongs to."""
+class _ForeignText(TypeDecorator[str]):
+    """Text from outside, of any content and length, stored in any case: cleaned, and cut to `most_chars` characters."""
 
     impl = sa.Text
     cache_ok = True
@@ -125,7 +127,7 @@ class _Said(TypeDecorator[str]):
 
 
 class _Count(TypeDecorator[int]):
-    """A number that others say; one that the column cannot hold is not known."""
+    """A number that a vendor reports. One that the column cannot hold is stored as not known."""
 
     impl = sa.BigInteger
     cache_ok = True
@@ -135,7 +137,7 @@ class _Count(TypeDecorator[int]):
 
 
 def _storable(text: str, most_chars: int) -> str:
-    """The text as every database stores it. What is cut ends with a digest, so that two cut ids stay two."""
+    """Return the text as every database stores it. What is cut ends with a digest, so that two cut ids stay two."""
     if len(text) > most_chars:
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
         text = f"{text[: most_chars - 17]}…{digest}"
@@ -156,8 +158,8 @@ def _name(column: str, *, null: bool = False, key: bool = False) -> sa.Column[An
     return sa.Column(column, _Name(column), nullable=null, primary_key=key)
 
 
-def _said(column: str, most_chars: int = _SAID_CHARS) -> sa.Column[Any]:
-    return sa.Column(column, _Said(most_chars), nullable=True)
+def _foreign_text(column: str, most_chars: int = _TEXT_CHARS) -> sa.Column[Any]:
+    return sa.Column(column, _ForeignText(most_chars), nullable=True)
 
 
 SUBMISSION = sa.Table(
@@ -208,7 +210,7 @@ SHARD = sa.Table(
     _name("path"),
     _name("digest"),
     _column("estimated_usd", _MONEY, null=True),
-    _said("batch_id", _ID_CHARS),
+    _foreign_text("batch_id", _ID_CHARS),
     _column("planned_at", _UTC),  # when it was stored: what `spent` counts from; the ledger's own
     _column("sent_at", _UTC, null=True),
     _column("submitted_at", _UTC, null=True),
@@ -219,7 +221,7 @@ SHARD = sa.Table(
     _column("total", _Count, null=True),
     _column("done", _Count, null=True),
     _column("failed", _Count, null=True),
-    _said("reason"),
+    _foreign_text("reason"),
     _column("retryable", sa.Boolean),
     _name("raw_path", null=True),
     _name("results_path", null=True),
@@ -242,7 +244,7 @@ EVENT = sa.Table(
     _name("kind"),
     _name("from_state", null=True),
     _name("to_state", null=True),
-    _said("detail"),
+    _foreign_text("detail"),
 )
 
 LEASE = sa.Table(
@@ -258,10 +260,10 @@ _NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Submiss
 
 
 def to_row(record: Submission | Shard) -> dict[str, Any]:
-    """The record's fields by column name."""
+    """Return the record's fields by column name."""
     return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
 def from_row(kind: type[_R], row: Mapping[Any, Any]) -> _R:
-    """The record that a row (a RowMapping) holds; the ledger's own columns are left out."""
+    """Return the record that a row (a RowMapping) holds; the ledger's own columns are left out."""
     return kind(**{name: row[name] for name in _NAMES[kind]})

@@ -72,7 +72,10 @@ def insert_shards(
 
 
 def get_shards(connection: sa.Connection, ids: Collection[str]) -> dict[str, Shard]:
-    """These by id; nobody else changes them before the transaction ends. Raises LedgerError where there is none."""
+    """Return shards by id, locked: nobody else changes them before the transaction ends.
+
+    Raises LedgerError where the ledger lacks one of them.
+    """
     rows = connection.execute(_LOCKED_SHARDS, {"ids": list(ids)}).mappings()
     shards = {row["shard_id"]: from_row(Shard, row) for row in rows}
     if missing := set(ids) - shards.keys():
@@ -81,7 +84,7 @@ def get_shards(connection: sa.Connection, ids: Collection[str]) -> dict[str, Sha
 
 
 def looked_after(since: datetime) -> sa.ColumnElement[bool]:
-    """The condition for shards that somebody was seen to look after since then; whoever plans one does."""
+    """Return the condition for shards that a process looked after since then. To plan a shard counts as that."""
     return sa.func.coalesce(SHARD.c.polled_at, SHARD.c.planned_at) >= since
 
 
@@ -115,14 +118,14 @@ def report_values(shard: Shard, report: BatchReport) -> dict[str, Any]:
 
 
 def unknown_shard(shard_id: str) -> LedgerError:
-    """The error for a shard id that the ledger does not have."""
+    """Return the error for a shard id that the ledger does not have."""
     return LedgerError(
         f"The ledger has no shard {shard_id}. Nothing was changed. `dagster-llm-batch show` names those that there are."
     )
 
 
 def illegal_move(shard_id: str, state: ShardState, move: Move) -> IllegalMoveError:
-    """The error for a move that the table does not have."""
+    """Return the error for a move that the table does not have."""
     allowed = ", ".join(sorted(source.value for source in MOVES[move][0]))
     return IllegalMoveError(
         f"Shard {shard_id} is '{state.value}' and cannot take the move '{move.value}', allowed from: {allowed}. "

@@ -51,23 +51,26 @@ _LOCKED_SUBMISSIONS = _SUBMISSIONS.with_for_update()
 
 
 def insert_once(connection: sa.Connection, submission: Submission) -> bool:
-    """Insert it where its attempt is not stored yet; say whether it was inserted."""
+    """Insert a submission where its attempt is not stored yet; return whether it was inserted."""
     return insert_or_nothing(connection, SUBMISSION, to_row(submission), *_ATTEMPT)
 
 
 def get_attempt(connection: sa.Connection, submission: Submission) -> Submission:
-    """The one that is stored of the same attempt."""
+    """Return the submission that is stored of the same attempt."""
     same = (SUBMISSION.c[name] == getattr(submission, name) for name in _ATTEMPT)
     return from_row(Submission, connection.execute(sa.select(SUBMISSION).where(*same)).mappings().one())
 
 
 def get_submission(connection: sa.Connection, submission_id: str, *, lock: bool = False) -> Submission:
-    """Raises LedgerError where there is none. With `lock`, nobody else changes it before the transaction ends."""
+    """Return a submission; with `lock`, nobody else changes it before the transaction ends.
+
+    Raises LedgerError where there is none.
+    """
     return get_submissions(connection, [submission_id], lock=lock)[0]
 
 
 def get_submissions(connection: sa.Connection, ids: Sequence[str], *, lock: bool = False) -> list[Submission]:
-    """The same for several, by id."""
+    """Return several submissions, ordered by id. See `get_submission`."""
     query = _LOCKED_SUBMISSIONS if lock else _SUBMISSIONS
     rows = connection.execute(query, {"ids": ids}).mappings().all()
     if missing := set(ids) - {row["submission_id"] for row in rows}:
@@ -76,7 +79,7 @@ def get_submissions(connection: sa.Connection, ids: Sequence[str], *, lock: bool
 
 
 def check_open(submission: Submission, wish: str) -> None:
-    """Raises LedgerError where the submission is not open."""
+    """Raise LedgerError, which names the `wish`, where the submission is not open."""
     if submission.state is not SubmissionState.OPEN:
         raise LedgerError(
             f"Submission {submission.submission_id} is '{submission.state.value}' and cannot {wish}; only an open one "
