@@ -12,7 +12,7 @@ import dagster as dg
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import Dataset, RowsFunction
 from dagster_llm_batch.assets.labels import labels_asset
-from dagster_llm_batch.assets.naming import Upstream, upstream_key
+from dagster_llm_batch.assets.naming import Upstream, prefixed_key, upstream_key
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.assets.submission import submission_asset
 from dagster_llm_batch.checks import ChecksPolicy
@@ -108,8 +108,7 @@ def llm_batch_assets(
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
-    prefix = [key_prefix] if isinstance(key_prefix, str) else list(key_prefix)
-    asset_key = dg.AssetKey([*prefix, name])
+    asset_key = prefixed_key(key_prefix, name)
     if not poll_seconds > 0:
         raise ConfigError(f"poll_seconds={poll_seconds!r} is not allowed; it is more than 0.")
     dataset = Dataset(

@@ -8,7 +8,7 @@ import dagster as dg
 
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["Upstream", "key_beside", "only_key", "upstream_key"]
+__all__ = ["Upstream", "key_beside", "only_key", "prefixed_key", "upstream_key"]
 
 Upstream = str | Sequence[str] | dg.AssetKey | dg.AssetsDefinition | dg.AssetSpec
 
@@ -32,6 +32,11 @@ def only_key(keys: Sequence[dg.AssetKey]) -> dg.AssetKey:
         names = ", ".join(key.to_user_string() for key in keys)
         raise ConfigError(f"Expected one asset, got {len(keys)}: {names}. Name the one to read by its asset key.")
     return keys[0]
+
+
+def prefixed_key(key_prefix: Sequence[str] | str, name: str) -> dg.AssetKey:
+    """The key of an asset that is declared with these two arguments. A prefix that is a text is one part of the key."""
+    return dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name])
 
 
 def key_beside(key: dg.AssetKey, suffix: str) -> dg.AssetKey:

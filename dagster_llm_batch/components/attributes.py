@@ -9,6 +9,7 @@ from pydantic import Field
 
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.components.resolving import Block, about
+from dagster_llm_batch.evaluation.candidates import Scale
 
 __all__ = [
     "BackfillPolicy",
@@ -30,8 +31,6 @@ __all__ = [
     "Tabled",
     "Tags",
 ]
-
-Kind = Literal["categorical", "ordinal", "numeric"]
 
 
 class SingleRun(Block):
@@ -106,8 +105,8 @@ KeyPrefix = Annotated[
     Sequence[str] | str, about("In front of the asset keys.", "crm", ["prod", "crm"], kind=str | list[str])
 ]
 Kinds = Annotated[
-    Mapping[str, Kind] | Kind,
-    about("Of all targets, or by target.", "ordinal", {"urgency": "ordinal"}, kind=Kind | dict[str, Kind]),
+    Mapping[str, Scale] | Scale,
+    about("Of all targets, or by target.", "ordinal", {"urgency": "ordinal"}, kind=Scale | dict[str, Scale]),
 ]
 Owners = Annotated[Sequence[str], about("Owners of the assets.", ["team:ml"])]
 Rejects = Annotated[

@@ -25,6 +25,7 @@ from dagster_llm_batch.types import Lane, Price, PriceBasis, Usage
 __all__ = [
     "FREE",
     "MONEY",
+    "MONEY_TOTAL",
     "PICODOLLAR",
     "UNKNOWN",
     "Estimate",
@@ -40,7 +41,12 @@ __all__ = [
 ]
 
 MONEY = pa.decimal128(20, 12)
-"""US dollars in tables."""
+"""US dollars of one row, in tables: up to 100 million."""
+
+# Sums are wider, as Arrow makes them: `pc.sum` of MONEY is of this type. Tables of users hold both, so neither may take
+# the other's width.
+MONEY_TOTAL = pa.decimal128(38, MONEY.scale)
+"""US dollars of many rows, in tables of evaluations and costs."""
 
 PICODOLLAR = Decimal("1e-12")
 

@@ -19,7 +19,7 @@ from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.metrics import EvaluationReport, Tally, Target, join, report_of, tally, total
 from dagster_llm_batch.metrics.columns import column, comparable_keys
-from dagster_llm_batch.metrics.joining import PROVENANCE
+from dagster_llm_batch.metrics.joining import CANDIDATE_COLUMNS
 from dagster_llm_batch.protocols import Workers
 
 __all__ = ["compare_spread"]
@@ -81,7 +81,8 @@ class _Measure:
 
     def table(self, table: pa.Table) -> _Measured:
         """Rows that are held whole."""
-        wanted = {self.key, *(name for one in self.targets for name in (one.name, one.confidence_column)), *PROVENANCE}
+        measured = (name for target in self.targets for name in (target.name, target.confidence_column))
+        wanted = {self.key, *measured, *CANDIDATE_COLUMNS}
         table = table.select([name for name in table.column_names if name in wanted])
         joined = [
             join(self.gold, table, key=self.key, target=one, candidate_name=self.candidate) for one in self.targets

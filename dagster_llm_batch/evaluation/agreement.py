@@ -1,7 +1,8 @@
 """Do people and models label alike? Several labelers of the same rows, none of which is taken to be right."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import dagster as dg
@@ -9,22 +10,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.dataset import ROLE_TAG
-from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
-from dagster_llm_batch.assets.output import Frame, stored_by
-from dagster_llm_batch.assets.partitions import each_partition
+from dagster_llm_batch.assets.naming import Upstream, upstream_key
+from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.automation import follow
 from dagster_llm_batch.evaluation.builder import (
     MAX_PICTURES,
     Computed,
-    TableWriter,
+    EvaluationBuilder,
+    Tables,
     code_digest,
     picture,
-    quiet_check_spec,
 )
-from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, Kind, candidates_of, targets_of
+from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, Scale, candidates_of, is_external, targets_of
 from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import (
@@ -42,7 +40,7 @@ from dagster_llm_batch.metrics.columns import WEIGHT, refuse_weights
 from dagster_llm_batch.metrics.joining import succeeded
 from dagster_llm_batch.metrics.schemas import table_of
 
-__all__ = ["AgreementSpec", "agreement_asset", "agreement_assets"]
+__all__ = ["AgreementSpec", "agreement_assets"]
 
 ALL, GOLD, CANDIDATES = "all", "gold", "candidates"
 """Groups of labelers. Without an annotator column, gold is a single labeler of this name."""
@@ -77,7 +75,7 @@ _DOCS = {
 class AgreementSpec:
     """One agreement, in Dagster's words."""
 
-    key: dg.AssetKey
+    builder: EvaluationBuilder
     gold: dg.AssetKey | None
     annotator: str | None
     candidates: tuple[Candidate, ...]
@@ -85,7 +83,6 @@ class AgreementSpec:
     targets: tuple[Target, ...]
     min_alpha: float | None
     severity: dg.AssetCheckSeverity
-    table_writer: TableWriter
 
     @property
     def upstreams(self) -> list[dg.AssetKey]:
@@ -105,57 +102,27 @@ class AgreementSpec:
         return code_digest("1", self.gold, self.annotator, self.candidates, self.join_key, self.targets)
 
 
-def agreement_asset(
-    design: AgreementSpec,
-    table: dg.AssetSpec,
-    pairs: dg.AssetSpec,
-    backfill_policy: dg.BackfillPolicy | None,
-    *,
-    blocking: bool,
-) -> dg.AssetsDefinition:
-    """`<name>` and `<name>_pairs`."""
-    partitions_def = design.table_writer.partitions_def
-    checks = []
-    if design.min_alpha is not None:
-        checks.append(
-            quiet_check_spec(
-                "alpha",
-                asset=design.key,
-                description=f"Krippendorff's alpha of all labelers is at least {design.min_alpha:g}.",
-                blocking=blocking,
-                partitions_def=partitions_def,
-            )
-        )
+def _prepare(design: AgreementSpec, context: dg.AssetExecutionContext) -> Callable[[str | None], Tables]:
+    stored = StoredTables(context)
 
-    @dg.multi_asset(
-        name=design.key.to_python_identifier(),
-        specs=stored_by(design.table_writer.io_manager_key, table, pairs),
-        check_specs=checks,
-        can_subset=True,
-        required_resource_keys={design.table_writer.io_manager_key},
-        backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if partitions_def else None),
-    )
-    def agree(context: dg.AssetExecutionContext) -> Iterator[Any]:
-        tables = StoredTables(context)
+    def compute(partition: str | None) -> Tables:
+        by_group = _labels(design, stored, partition)
+        agreements, pairs = _measured(design, by_group)
 
-        def land(partition: str | None) -> Iterator[Any]:
-            by_group = _labels(design, tables, partition)
-            agreements, two_by_two = _measured(design, by_group)
-            wanted, land_one = context.selected_asset_keys, design.table_writer.land
-            if pairs.key in wanted:
-                everybody = sum(map(len, by_group.values()))
-                found = table_of(two_by_two, LabelerPair)
-                metadata = {**_pairs_metadata(two_by_two, everybody), **design.lineage(found)}
-                yield from land_one(context, pairs, partition, Computed(found, metadata, _DOCS), checks)
-            if table.key in wanted:
-                found = table_of(agreements, LabelerAgreement)
-                metadata = {**_metadata(agreements, two_by_two, design.targets), **design.lineage(found)}
-                verdicts = [] if design.min_alpha is None else [_verdict(design, agreements)]
-                yield from land_one(context, table, partition, Computed(found, metadata, _DOCS, verdicts), checks)
+        def pairs_table() -> Computed:
+            table = table_of(pairs, LabelerPair)
+            n_labelers = sum(map(len, by_group.values()))
+            return Computed(table, {**_pairs_metadata(pairs, n_labelers), **design.lineage(table)}, _DOCS)
 
-        yield from each_partition(context, land)
+        def agreements_table() -> Computed:
+            table = table_of(agreements, LabelerAgreement)
+            metadata = {**_metadata(agreements, pairs, design.targets), **design.lineage(table)}
+            verdicts = [] if design.min_alpha is None else [_verdict(design, agreements)]
+            return Computed(table, metadata, _DOCS, verdicts)
 
-    return agree
+        return {"pairs": pairs_table, "": agreements_table}
+
+    return compute
 
 
 _ByLabeler = dict[str, pa.Table]
@@ -164,7 +131,7 @@ _ByLabeler = dict[str, pa.Table]
 def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) -> dict[str, _ByLabeler]:
     """Labelers of each group, each with a table of keys and targets; a row that failed has no label."""
     columns = [design.join_key, *(one.name for one in design.targets)]
-    partitions_def = design.table_writer.partitions_def
+    partitions_def = design.builder.partitions_def
 
     def there(key: dg.AssetKey) -> bool:
         return bool(tables.partitions(key) if partition is None else tables.in_partition(key, partition))
@@ -182,8 +149,8 @@ def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) 
         wanted = [design.join_key, *names.values(), *([design.annotator] if design.annotator else [])]
         gold = tables.read(design.gold, partition, partitions_def, wanted, also=(WEIGHT,), hint=_HINT)
         if partition is not None and tables.partitions_def(design.gold) is None and candidates:
-            keys = stacked([one.select([design.join_key]) for one in candidates.values()], design.key)[design.join_key]
-            gold = gold.filter(pc.is_in(gold[design.join_key], keys.combine_chunks()))
+            keys = stacked([table.select([design.join_key]) for table in candidates.values()], design.builder.key)
+            gold = gold.filter(pc.is_in(gold[design.join_key], keys[design.join_key].combine_chunks()))
         refuse_weights(gold, design.join_key, *names.values())
         found[GOLD] = _people(design, gold, names, set(candidates))
     if sum(map(len, found.values())) < 2:  # noqa: PLR2004
@@ -289,7 +256,7 @@ def agreement_assets(
     gold: Upstream | None = None,
     annotator: str | None = None,
     gold_target: str | Mapping[str, str] | None = None,
-    kind: Kind | Mapping[str, Kind] = "categorical",
+    kind: Scale | Mapping[str, Scale] = "categorical",
     partitions_def: dg.PartitionsDefinition[Any] | None = None,
     min_alpha: float | None = None,
     check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
@@ -344,7 +311,18 @@ def agreement_assets(
     if len(labelers) + (2 if annotator else gold is not None) < 2:  # noqa: PLR2004
         raise ConfigError("Agreement needs two labelers: two candidates, one and gold=, or gold= with annotator=.")
     design = AgreementSpec(
-        key=dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name]),
+        builder=EvaluationBuilder(
+            name=name,
+            key_prefix=key_prefix,
+            partitions_def=partitions_def,
+            frame=frame,
+            io_manager_key=io_manager_key,
+            group_name=group_name,
+            owners=owners,
+            tags=tags,
+            automation_condition=automation_condition,
+            backfill_policy=backfill_policy,
+        ),
         gold=None if gold is None else upstream_key(gold),
         annotator=annotator,
         candidates=labelers,
@@ -352,27 +330,23 @@ def agreement_assets(
         targets=targets,
         min_alpha=min_alpha,
         severity=check_severity,
-        table_writer=TableWriter(partitions_def, frame, io_manager_key),
     )
-    is_there = isinstance(gold, dg.AssetSpec) and gold.partitions_def is None
-    follows = follow(
-        design.upstreams,
-        partitioned=partitions_def is not None,
-        not_awaited=[design.gold] if is_there and design.gold else [],
-    )
-    common: dict[str, Any] = {
-        "partitions_def": partitions_def,
-        "group_name": group_name,
-        "owners": owners,
-        "tags": {**(tags or {}), ROLE_TAG: "evaluation"},
-        "kinds": {"table", "report"},
-        "code_version": design.code_version,
+    builder = design.builder
+    shared: dict[str, Any] = {
         "deps": design.upstreams,
-        "automation_condition": follows if automation_condition == "follow" else automation_condition,
-        "skippable": True,
+        "code_version": design.code_version,
+        "follow": builder.follow(
+            design.upstreams, not_awaited=[design.gold] if design.gold is not None and is_external(gold) else []
+        ),
     }
-    who = ", ".join([*(one.name for one in labelers), *([] if design.gold is None else [design.gold.to_user_string()])])
-    what = f"{who} by {key}: {', '.join(one.name for one in targets)}."
-    table = dg.AssetSpec(design.key, description=description or f"Agreement of {what}", **common)
-    pairs = dg.AssetSpec(key_beside(design.key, "pairs"), description=f"Each two labelers: {what}", **common)
-    return [agreement_asset(design, table, pairs, backfill_policy, blocking=blocking)]
+    names = [*(labeler.name for labeler in labelers), *([] if design.gold is None else [design.gold.to_user_string()])]
+    what = f"{', '.join(names)} by {key}: {', '.join(target.name for target in targets)}."
+    specs = {
+        "": builder.spec(description or f"Agreement of {what}", **shared),
+        "pairs": builder.spec(f"Each two labelers: {what}", suffix="pairs", **shared),
+    }
+    checks = []
+    if min_alpha is not None:
+        least = f"Krippendorff's alpha of all labelers is at least {min_alpha:g}."
+        checks.append(builder.check("alpha", least, blocking=blocking))
+    return [builder.asset(specs, partial(_prepare, design), checks)]

@@ -1,5 +1,10 @@
-"""Assets that compute a table from other tables: one partition after the other, each with its own metadata, version and
-checks.
+"""The one builder of evaluation assets: tables computed from other tables, one partition after the other, each with its
+own metadata, data version and checks.
+
+    factory: arguments ─▶ EvaluationBuilder ─ spec, check, follow ─▶ asset(specs, prepare, checks)
+    run:     prepare(context) ─▶ for each partition: tables ─▶ store: IO manager, metadata, verdicts
+
+This module must not have `from __future__ import annotations`: Dagster reads the annotation of `context`.
 """
 
 import base64
@@ -9,25 +14,29 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch.assets.dataset import ROLE_TAG
+from dagster_llm_batch.assets.naming import key_beside, prefixed_key
 from dagster_llm_batch.assets.output import Frame, stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
+from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.metadata import data_version, table_schema
 
 __all__ = [
     "MAX_PICTURES",
     "Computed",
-    "TableWriter",
+    "EvaluationBuilder",
+    "Tables",
     "code_digest",
     "in_partition",
     "picture",
-    "quiet_check_spec",
     "reduced",
+    "whenever_new",
 ]
 
 MAX_PICTURES = 6
@@ -56,7 +65,7 @@ def picture(text: str, png: bytes) -> str:
 
 @dataclass(frozen=True)
 class Computed:
-    """What an asset stores of one partition, and says of it. `docs` describes columns."""
+    """The table of one partition, with what Dagster shows of it. `docs` describes its columns."""
 
     table: pa.Table
     metadata: Mapping[str, Any]
@@ -64,40 +73,169 @@ class Computed:
     verdicts: Sequence[CheckOutcome] = ()
 
 
-@dataclass(frozen=True)
-class TableWriter:
-    """How the tables of one evaluation are stored."""
+Tables = Mapping[str, Callable[[], Computed]]
+"""The tables of one partition, in the order in which they are stored, by their suffix; the main table is "". Each is
+computed only where it is selected. A feature with a blocking check gives the main table last: the check may end the
+run.
+"""
 
-    partitions_def: dg.PartitionsDefinition[Any] | None
-    frame: Frame
-    io_manager_key: str
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationBuilder:
+    """What all assets of one evaluation have in common. A factory adds what is its own: tables, checks, computation.
+
+    - `automation_condition`: "follow" takes the condition that the factory gives to `spec`.
+    - `backfill_policy`: None: one run for all partitions of a backfill.
+    - `role`: value of the tag `ROLE_TAG`; None: no such tag.
+    """
+
+    name: str
+    key_prefix: Sequence[str] | str = ()
+    partitions_def: dg.PartitionsDefinition[Any] | None = None
+    frame: Frame = "arrow"
+    io_manager_key: str = "io_manager"
+    group_name: str | None = None
+    owners: Sequence[str] = ()
+    tags: Mapping[str, str] | None = None
+    automation_condition: dg.AutomationCondition[Any] | Literal["follow"] | None = "follow"
+    backfill_policy: dg.BackfillPolicy | None = None
+    role: str | None = "evaluation"
+
+    @property
+    def key(self) -> dg.AssetKey:
+        """Of the main table."""
+        return prefixed_key(self.key_prefix, self.name)
+
+    def follow(
+        self, upstreams: Sequence[dg.AssetKey], *, not_awaited: Sequence[dg.AssetKey] = ()
+    ) -> dg.AutomationCondition[Any]:
+        """Return the condition to give to `spec` as `follow`. It is for what costs nothing: asking an LLM waits for a
+        person.
+
+        With partitions: when all of a partition is there and its blocking checks have passed. Without: whenever any
+        partition of an upstream is new, once each has one; and once for what is there when it is looked at first.
+
+        Nothing happens for `not_awaited`, and they need not be there: rejects, which come with their labels, and what
+        is not Dagster's (`is_external`).
+        """
+        condition, assets = dg.AutomationCondition, dg.AssetSelection.assets
+        if self.partitions_def is not None:
+            if not not_awaited:
+                return on_labels_ready()
+            others = assets(*not_awaited)
+            ready = on_labels_ready().replace("any_deps_missing", condition.any_deps_missing().ignore(others))
+            return ready.replace("any_deps_updated", condition.any_deps_updated().ignore(others))
+        awaited = [key for key in upstreams if key not in not_awaited]
+        return whenever_new(awaited, *([key] for key in awaited))
+
+    def spec(
+        self,
+        description: str,
+        *,
+        suffix: str = "",
+        deps: Sequence[dg.AssetKey],
+        kinds: AbstractSet[str] = frozenset({"table", "report"}),
+        code_version: str | None = None,
+        follow: dg.AutomationCondition[Any] | None = None,
+        skippable: bool = True,
+    ) -> dg.AssetSpec:
+        """Return the spec of one table.
+
+        Args:
+            description: For the UI.
+            suffix: The table is `<name>_<suffix>`, beside the main one.
+            deps: What it reads.
+            kinds: For the UI.
+            code_version: See `code_digest`.
+            follow: Its condition where the user has left "follow".
+            skippable: Whether a run may end without it; a run over several partitions says by itself which have landed.
+        """
+        return dg.AssetSpec(
+            key_beside(self.key, suffix) if suffix else self.key,
+            description=description,
+            deps=deps,
+            partitions_def=self.partitions_def,
+            group_name=self.group_name,
+            owners=self.owners,
+            tags={**(self.tags or {}), **({} if self.role is None else {ROLE_TAG: self.role})},
+            kinds={*kinds},
+            code_version=code_version,
+            automation_condition=follow if self.automation_condition == "follow" else self.automation_condition,
+            skippable=skippable,
+        )
+
+    def check(self, name: str, description: str, *, blocking: bool) -> dg.AssetCheckSpec:
+        """Return the spec of a check of the main table, of each partition where there are any."""
+        with warnings.catch_warnings():
+            # Dagster 1.13 warns of each that partitioned checks are new
+            warnings.simplefilter("ignore", category=dg.PreviewWarning)
+            return dg.AssetCheckSpec(
+                name, asset=self.key, description=description, blocking=blocking, partitions_def=self.partitions_def
+            )
+
+    def multi_asset(
+        self,
+        *specs: dg.AssetSpec,
+        checks: Sequence[dg.AssetCheckSpec] = (),
+        resource_keys: AbstractSet[str] = frozenset(),
+    ) -> Callable[[Callable[..., Iterator[Any]]], dg.AssetsDefinition]:
+        """Return Dagster's decorator, for a function that `asset` does not fit: one with a run config in its signature.
+        The first spec names the op.
+        """
+        return dg.multi_asset(
+            name=specs[0].key.to_python_identifier(),
+            specs=stored_by(self.io_manager_key, *specs),
+            check_specs=checks,
+            can_subset=True,
+            required_resource_keys={self.io_manager_key, *resource_keys},
+            backfill_policy=self.backfill_policy or (dg.BackfillPolicy.single_run() if self.partitions_def else None),
+        )
 
     def asset(
+        self,
+        specs: Mapping[str, dg.AssetSpec],
+        prepare: Callable[[dg.AssetExecutionContext], Callable[[str | None], Tables]],
+        checks: Sequence[dg.AssetCheckSpec] = (),
+        resource_keys: AbstractSet[str] = frozenset(),
+    ) -> dg.AssetsDefinition:
+        """Return the asset of one or more tables that are computed together.
+
+        Args:
+            specs: From `spec`, by suffix. The first names the op.
+            prepare: Called once a run; what it raises ends the run as it is. It returns what is called with each
+                partition, or with None; what that raises fails the partition alone.
+            checks: From `check`, of the main table.
+            resource_keys: Resources beside the IO manager.
+        """
+
+        @self.multi_asset(*specs.values(), checks=checks, resource_keys=resource_keys)
+        def evaluate(context: dg.AssetExecutionContext) -> Iterator[Any]:
+            compute = prepare(context)
+
+            def store(partition: str | None) -> Iterator[Any]:
+                for suffix, table in compute(partition).items():
+                    if specs[suffix].key in context.selected_asset_keys:
+                        yield from self.store(context, specs[suffix], partition, table(), checks)
+
+            yield from each_partition(context, store)
+
+        return evaluate
+
+    def table_asset(
         self,
         spec: dg.AssetSpec,
         compute: Callable[[dg.AssetExecutionContext, str | None], Computed],
         checks: Sequence[dg.AssetCheckSpec] = (),
-        backfill_policy: dg.BackfillPolicy | None = None,
         resource_keys: AbstractSet[str] = frozenset(),
     ) -> dg.AssetsDefinition:
-        """An asset of one table. `compute` gets a partition, or None. By default, one run backfills all partitions."""
+        """Return the asset of one table. `compute` gets a partition, or None."""
 
-        @dg.multi_asset(
-            name=spec.key.to_python_identifier(),
-            specs=stored_by(self.io_manager_key, spec),
-            check_specs=checks,
-            can_subset=True,
-            required_resource_keys={self.io_manager_key, *resource_keys},
-            backfill_policy=backfill_policy or dg.BackfillPolicy.single_run() if self.partitions_def else None,
-        )
-        def tabulate(context: dg.AssetExecutionContext) -> Iterator[Any]:
-            yield from each_partition(
-                context, lambda partition: self.land(context, spec, partition, compute(context, partition), checks)
-            )
+        def prepare(context: dg.AssetExecutionContext) -> Callable[[str | None], Tables]:
+            return lambda partition: {"": lambda: compute(context, partition)}
 
-        return tabulate
+        return self.asset({"": spec}, prepare, checks, resource_keys)
 
-    def land(
+    def store(
         self,
         context: dg.AssetExecutionContext,
         spec: dg.AssetSpec,
@@ -105,7 +243,7 @@ class TableWriter:
         computed: Computed,
         checks: Sequence[dg.AssetCheckSpec] = (),
     ) -> Iterator[Any]:
-        """Store one partition, and say so."""
+        """Give one partition to the IO manager, and yield the events that say so."""
         table = in_partition(computed.table, partition)
         logged = write_output(context, spec, self.io_manager_key, partition, table, self.frame)
         described = {
@@ -123,18 +261,29 @@ class TableWriter:
         )
 
 
+def whenever_new(assets: Sequence[dg.AssetKey], *present: Sequence[dg.AssetKey]) -> dg.AutomationCondition[Any]:
+    """Return a condition that holds when any partition of `assets` is new, or was there already when this was looked at
+    first; and of each in `present`, any partition of any of them is there. Not while something is on its way.
+    """
+    condition, selected = dg.AutomationCondition, dg.AssetSelection.assets(*assets)
+    first = condition.initial_evaluation() & condition.missing()
+    # not `since_last_handled`, which forgets at the first look what was there already
+    handled = condition.newly_requested() | condition.newly_updated()
+    follows = (
+        (first | condition.any_deps_updated().allow(selected)).since(handled)
+        & ~condition.any_deps_in_progress().allow(selected)
+        & ~condition.in_progress()
+    )
+    for keys in present:
+        follows &= condition.any_deps_match(~condition.missing()).allow(dg.AssetSelection.assets(*keys))
+    return follows.with_label("on_any_labels")
+
+
 def in_partition(table: pa.Table, partition: str | None) -> pa.Table:
     """With the partition as first column, since many stores keep the partitions in one table."""
     if partition is None or "partition" in table.column_names:
         return table
     return table.add_column(0, "partition", pa.repeat(partition, len(table)).cast(pa.string()))
-
-
-def quiet_check_spec(name: str, **given: Any) -> dg.AssetCheckSpec:
-    """A check, partitioned or not, without the warning that partitioned checks are new in 1.13."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=dg.PreviewWarning)
-        return dg.AssetCheckSpec(name, **given)
 
 
 def code_digest(*parts: object) -> str:

@@ -13,15 +13,23 @@ from dagster_llm_batch.assets.naming import Upstream, only_key, upstream_key
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics import Target
 
-__all__ = ["Candidate", "Candidates", "Kind", "candidates_of", "targets_of"]
+__all__ = ["Candidate", "Candidates", "Scale", "candidates_of", "is_external", "targets_of"]
 
-Kind = Literal["categorical", "ordinal", "numeric"]
+Scale = Literal["categorical", "ordinal", "numeric"]
+"""What a factory takes as `kind`. Of a Target, `ordinal` becomes the `Kind` categorical, with weights for kappa."""
+
+
+def is_external(upstream: Upstream | None) -> bool:
+    """Return whether an asset is taken to be there: an unpartitioned AssetSpec has no definition that a run could
+    materialize, so that waiting for it would be waiting for ever. Of all others Dagster knows what is there.
+    """
+    return isinstance(upstream, dg.AssetSpec) and upstream.partitions_def is None
 
 
 def targets_of(
     target: str | Target | Sequence[str | Target],
     gold_target: str | Mapping[str, str] | None,
-    kind: Kind | Mapping[str, Kind],
+    kind: Scale | Mapping[str, Scale],
     confidence: str | Mapping[str, str] | None = None,
 ) -> tuple[Target, ...]:
     """As the arguments of `evaluation_assets` of these names say. Raises ConfigError."""

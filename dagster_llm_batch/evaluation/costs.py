@@ -10,15 +10,13 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.output import Frame
+from dagster_llm_batch.core.pricing import MONEY_TOTAL
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.automation import follow
-from dagster_llm_batch.evaluation.builder import Computed, TableWriter, code_digest, picture
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, code_digest, picture
 from dagster_llm_batch.evaluation.candidates import Candidates, candidates_of
 from dagster_llm_batch.metrics import DayCost, costs_png
 from dagster_llm_batch.metrics.cells import usd_text
-from dagster_llm_batch.metrics.schemas import USD
 from dagster_llm_batch.metrics.tables import rows_markdown
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.storage.ledger.records import Submission
@@ -39,9 +37,9 @@ _SCHEMA = pa.schema(
         "requests": pa.int64(),
         "requests_reused": pa.int64(),
         "waves": pa.int64(),
-        "estimated_usd": USD,
-        "cost_usd": USD,
-        "realtime_usd": USD,
+        "estimated_usd": MONEY_TOTAL,
+        "cost_usd": MONEY_TOTAL,
+        "realtime_usd": MONEY_TOTAL,
         "price_basis": pa.string(),
     }
 )
@@ -93,18 +91,24 @@ def cost_assets(
         The asset, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
     datasets = candidates_of(labels, {}) if labels else ()
-    upstreams = [one.key for one in datasets]
-    condition = follow(upstreams, partitioned=False) if automation_condition == "follow" and upstreams else None
-    spec = dg.AssetSpec(
-        dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name]),
-        deps=upstreams,
-        description=description or "Costs of " + (", ".join(one.name for one in datasets) or "all datasets") + ".",
+    upstreams = [dataset.key for dataset in datasets]
+    builder = EvaluationBuilder(
+        name=name,
+        key_prefix=key_prefix,
+        frame=frame,
+        io_manager_key=io_manager_key,
         group_name=group_name,
         owners=owners,
-        tags={**(tags or {}), ROLE_TAG: "evaluation"},
-        kinds={"table", "report"},
+        tags=tags,
+        automation_condition=automation_condition,
+    )
+    spec = builder.spec(
+        description or "Costs of " + (", ".join(dataset.name for dataset in datasets) or "all datasets") + ".",
+        deps=upstreams,
         code_version=code_digest("1", upstreams),
-        automation_condition=condition if automation_condition == "follow" else automation_condition,
+        # all of the namespace is no asset that could be followed
+        follow=builder.follow(upstreams) if upstreams else None,
+        skippable=False,
     )
     names = [key.to_user_string() for key in upstreams] or None
 
@@ -118,7 +122,7 @@ def cost_assets(
         submissions = engine.ledger.submissions(engine.namespace, assets=names)
         return Computed(_table(submissions), _metadata(submissions), _DOCS)
 
-    return [TableWriter(None, frame, io_manager_key).asset(spec, compute, resource_keys={resource_key})]
+    return [builder.table_asset(spec, compute, resource_keys={resource_key})]
 
 
 def _table(submissions: Sequence[Submission]) -> pa.Table:

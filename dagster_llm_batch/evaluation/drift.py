@@ -3,9 +3,9 @@ before.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import dagster as dg
@@ -13,20 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.dataset import ROLE_TAG
-from dagster_llm_batch.assets.naming import key_beside
-from dagster_llm_batch.assets.output import Frame, stored_by
-from dagster_llm_batch.assets.partitions import each_partition
+from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.automation import follow
 from dagster_llm_batch.evaluation.builder import (
     MAX_PICTURES,
     Computed,
-    TableWriter,
+    EvaluationBuilder,
+    Tables,
     code_digest,
     picture,
-    quiet_check_spec,
 )
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
@@ -46,7 +42,7 @@ from dagster_llm_batch.metrics import (
 from dagster_llm_batch.metrics.drift import drifts_markdown
 from dagster_llm_batch.metrics.joining import succeeded
 
-__all__ = ["CHECK", "DriftSpec", "drift_asset", "drift_assets"]
+__all__ = ["CHECK", "DriftSpec", "drift_assets"]
 
 CHECK = "label_drift"
 """Name of the asset check."""
@@ -78,14 +74,13 @@ _DOCS = {
 class DriftSpec:
     """One watch over label shares, in Dagster's words. `reference`: so many partitions before, or these."""
 
-    key: dg.AssetKey
+    builder: EvaluationBuilder
     candidates: tuple[Candidate, ...]
     targets: tuple[str, ...]
     reference: int | tuple[str, ...]
     max_psi: float
     online: bool
     severity: dg.AssetCheckSeverity
-    table_writer: TableWriter
 
     @property
     def upstreams(self) -> list[dg.AssetKey]:
@@ -106,42 +101,20 @@ class _Series:
     drifts: list[Drift]
 
 
-def drift_asset(
-    design: DriftSpec,
-    table: dg.AssetSpec,
-    shares: dg.AssetSpec,
-    check: dg.AssetCheckSpec,
-    backfill_policy: dg.BackfillPolicy | None,
-) -> dg.AssetsDefinition:
-    """`<name>` and `<name>_shares`."""
-    partitions_def = design.table_writer.partitions_def
+def _prepare(design: DriftSpec, context: dg.AssetExecutionContext) -> Callable[[str | None], Tables]:
+    labels = _Labels(design, StoredTables(context))
 
-    @dg.multi_asset(
-        name=design.key.to_python_identifier(),
-        specs=stored_by(design.table_writer.io_manager_key, table, shares),
-        check_specs=[check],
-        can_subset=True,
-        required_resource_keys={design.table_writer.io_manager_key},
-        backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if partitions_def else None),
-    )
-    def watch(context: dg.AssetExecutionContext) -> Iterator[Any]:
-        labels = _Labels(design, StoredTables(context))
+    def compute(partition: str | None) -> Tables:
+        measured = labels.series(partition)
+        drifts = [drift for series in measured for drift in series.drifts]
 
-        def land(partition: str | None) -> Iterator[Any]:
-            found = labels.series(partition)
-            drifts = [drift for series in found for drift in series.drifts]
-            wanted, land_one = context.selected_asset_keys, design.table_writer.land
-            if shares.key in wanted:
-                computed = Computed(_shares(found, partition), {}, _DOCS)
-                yield from land_one(context, shares, partition, computed, [check])
-            if table.key in wanted:
-                verdicts = [_verdict(design, found)]
-                computed = Computed(drifts_to_arrow(drifts), _metadata(design, found), _DOCS, verdicts)
-                yield from land_one(context, table, partition, computed, [check])
+        def table() -> Computed:
+            metadata, verdicts = _metadata(design, measured), [_verdict(design, measured)]
+            return Computed(drifts_to_arrow(drifts), metadata, _DOCS, verdicts)
 
-        yield from each_partition(context, land)
+        return {"shares": lambda: Computed(_shares(measured, partition), {}, _DOCS), "": table}
 
-    return watch
+    return compute
 
 
 class _Labels:
@@ -168,7 +141,7 @@ class _Labels:
         return found
 
     def _has_labels(self, key: dg.AssetKey, partition: str | None) -> bool:
-        own, wanted = self._tables.partitions_def(key), self._design.table_writer.partitions_def
+        own, wanted = self._tables.partitions_def(key), self._design.builder.partitions_def
         if own is None:
             raise ConfigError(f"{key.to_user_string()} has no partitions, and drift is between partitions.")
         if partition is not None and own != wanted:
@@ -358,38 +331,35 @@ def drift_assets(
         raise ConfigError("online=True looks at all partitions in turn: leave partitions_def out.")
     watched = candidates_of(candidates, {})
     design = DriftSpec(
-        key=dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name]),
+        builder=EvaluationBuilder(
+            name=name,
+            key_prefix=key_prefix,
+            partitions_def=partitions_def,
+            frame=frame,
+            io_manager_key=io_manager_key,
+            group_name=group_name,
+            owners=owners,
+            tags=tags,
+            automation_condition=automation_condition,
+            backfill_policy=backfill_policy,
+        ),
         candidates=watched,
         targets=tuple(targets),
         reference=before,
         max_psi=max_psi,
         online=online,
         severity=check_severity,
-        table_writer=TableWriter(partitions_def, frame, io_manager_key),
     )
-    common: dict[str, Any] = {
-        "partitions_def": partitions_def,
-        "group_name": group_name,
-        "owners": owners,
-        "tags": {**(tags or {}), ROLE_TAG: "evaluation"},
-        "kinds": {"table", "report"},
-        "code_version": design.code_version,
+    builder = design.builder
+    shared: dict[str, Any] = {
         "deps": design.upstreams,
-        "automation_condition": (
-            follow(design.upstreams, partitioned=partitions_def is not None)
-            if automation_condition == "follow"
-            else automation_condition
-        ),
-        "skippable": True,
+        "code_version": design.code_version,
+        "follow": builder.follow(design.upstreams),
     }
-    what = f"{', '.join(one.name for one in watched)}: {', '.join(targets)}."
-    table = dg.AssetSpec(design.key, description=description or f"Label drift of {what}", **common)
-    shares = dg.AssetSpec(key_beside(design.key, "shares"), description=f"Shares of the classes of {what}", **common)
-    check = quiet_check_spec(
-        CHECK,
-        asset=design.key,
-        description=f"PSI is at most {max_psi:g}, or chance explains the shift.",
-        blocking=blocking,
-        partitions_def=partitions_def,
-    )
-    return [drift_asset(design, table, shares, check, backfill_policy)]
+    what = f"{', '.join(candidate.name for candidate in watched)}: {', '.join(targets)}."
+    specs = {
+        "": builder.spec(description or f"Label drift of {what}", **shared),
+        "shares": builder.spec(f"Shares of the classes of {what}", suffix="shares", **shared),
+    }
+    check = builder.check(CHECK, f"PSI is at most {max_psi:g}, or chance explains the shift.", blocking=blocking)
+    return [builder.asset(specs, partial(_prepare, design), [check])]

@@ -1,20 +1,19 @@
 """The one call that declares an evaluation."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import dagster as dg
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.dataset import ROLE_TAG
-from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
-from dagster_llm_batch.assets.output import Frame, stored_by
-from dagster_llm_batch.assets.partitions import each_partition
+from dagster_llm_batch.assets.naming import Upstream, upstream_key
+from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.evaluation import gold_metadata
-from dagster_llm_batch.evaluation.builder import Computed, TableWriter, quiet_check_spec
-from dagster_llm_batch.evaluation.candidates import Candidates, Kind, candidates_of, targets_of
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, Tables
+from dagster_llm_batch.evaluation.candidates import Candidates, Scale, candidates_of, is_external, targets_of
 from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
 from dagster_llm_batch.evaluation.regression import CHECK, Accepted, accepted_asset, regression_verdict
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
@@ -29,74 +28,49 @@ from dagster_llm_batch.metrics import (
     regressions_to_arrow,
 )
 
-__all__ = ["evaluation_asset", "evaluation_assets"]
+__all__ = ["evaluation_assets"]
 
 
-def evaluation_asset(
-    design: EvaluationSpec,
-    specs: Mapping[str, dg.AssetSpec],
-    accepted_spec: dg.AssetSpec,
-    backfill_policy: dg.BackfillPolicy | None,
-) -> dg.AssetsDefinition:
-    """`specs` by what `EvaluationSpec.beside` calls them; the main table is ""."""
-    partitions_def = design.table_writer.partitions_def
-    checks = design.thresholds.specs(design.key, partitions_def)
-    if design.regression:
-        checks.append(
-            quiet_check_spec(
-                CHECK,
-                asset=design.key,
-                description=f"No candidate is surely worse than what {design.accepted_key.to_user_string()} holds.",
-                blocking=design.thresholds.blocking,
-                partitions_def=partitions_def,
-            )
-        )
-
-    @dg.multi_asset(
-        name=design.key.to_python_identifier(),
-        specs=stored_by(design.table_writer.io_manager_key, *specs.values()),
-        check_specs=checks,
-        can_subset=True,
-        required_resource_keys={design.table_writer.io_manager_key},
-        backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if partitions_def else None),
+def _prepare(
+    design: EvaluationSpec, accepted_spec: dg.AssetSpec, context: dg.AssetExecutionContext
+) -> Callable[[str | None], Tables]:
+    upstreams = Upstreams(
+        context,
+        gold=design.gold,
+        candidates=design.candidates,
+        key=design.join_key,
+        targets=design.targets,
+        partitions_def=design.builder.partitions_def,
     )
-    def measure(context: dg.AssetExecutionContext) -> Iterator[Any]:
-        upstreams = Upstreams(
-            context,
-            gold=design.gold,
-            candidates=design.candidates,
-            key=design.join_key,
-            targets=design.targets,
-            partitions_def=partitions_def,
-        )
-        accepted = Accepted(context, design, accepted_spec) if design.regression else None
+    accepted = Accepted(context, design, accepted_spec) if design.regression else None
 
-        def land(partition: str | None) -> Iterator[Any]:
-            read = upstreams.read(partition)
-            report = compare(read.gold, read.candidates, key=design.join_key, targets=design.targets)
-            regressions = accepted.regressions(read) if accepted else []
-            for which in reversed(list(specs)):  # the main table last: its checks may end the run
-                if specs[which].key in context.selected_asset_keys:
-                    computed = _computed(design, which, read, report, regressions)
-                    if accepted and which == "versions":
-                        computed = replace(computed, metadata={**computed.metadata, **accepted.metadata})
-                    yield from design.table_writer.land(context, specs[which], partition, computed, checks)
+    def compute(partition: str | None) -> Tables:
+        read = upstreams.read(partition)
+        report = compare(read.gold, read.candidates, key=design.join_key, targets=design.targets)
+        regressions = accepted.regressions(read) if accepted else []
 
-        yield from each_partition(context, land)
+        def table(suffix: str) -> Computed:
+            computed = _computed(design, suffix, read, report, regressions)
+            if accepted and suffix == "versions":
+                return replace(computed, metadata={**computed.metadata, **accepted.metadata})
+            return computed
 
-    return measure
+        # the main table last: its checks may end the run
+        return {suffix: partial(table, suffix) for suffix in (*reversed(list(design.beside)), "")}
+
+    return compute
 
 
 def _computed(
-    design: EvaluationSpec, which: str, read: Read, report: EvaluationReport, regressions: Sequence[Regression]
+    design: EvaluationSpec, suffix: str, read: Read, report: EvaluationReport, regressions: Sequence[Regression]
 ) -> Computed:
     """One of the tables, as it is stored and shown. Nothing is stored of a partition that cannot be evaluated."""
     verdicts: list[CheckOutcome] = []
-    if which == "per_class":
+    if suffix == "per_class":
         table, metadata = report.per_class, gold_metadata.per_class_metadata(report)
-    elif which == "calibration":
+    elif suffix == "calibration":
         table, metadata = calibrations_to_arrow(report.calibrations), gold_metadata.calibration_metadata(report)
-    elif which == "versions":
+    elif suffix == "versions":
         table, metadata = regressions_to_arrow(regressions), gold_metadata.versions_metadata(regressions)
     else:
         table, metadata = evaluations_to_arrow(report.evaluations), gold_metadata.evaluation_metadata(report, read)
@@ -118,7 +92,7 @@ def evaluation_assets(
     key: str,
     target: str | Target | Sequence[str | Target],
     gold_target: str | Mapping[str, str] | None = None,
-    kind: Kind | Mapping[str, Kind] = "categorical",
+    kind: Scale | Mapping[str, Scale] = "categorical",
     rejects: Mapping[str, Upstream] | None = None,
     confidence: str | Mapping[str, str] | None = None,
     regression: bool = False,
@@ -149,7 +123,7 @@ def evaluation_assets(
 
     With `partitions_def`, each partition is evaluated by itself, and gold may be partitioned alike or not at all.
     Without, all materialized partitions are read, one by one, and evaluated together; keys must be unique over all of
-    them. `quality.reading` says which gold rows count. Needs the extra `evaluation` when it runs.
+    them. `evaluation.gold_rows` says which gold rows count. Needs the extra `evaluation` when it runs.
 
     Args:
         name: Name of the evaluation asset.
@@ -181,51 +155,55 @@ def evaluation_assets(
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
-    prefix = [key_prefix] if isinstance(key_prefix, str) else list(key_prefix)
     targets = targets_of(target, gold_target, kind, confidence)
     measured = candidates_of(candidates, rejects or {})
     limits = Thresholds.of(min_accuracy, min_kappa, max_ece, measured, targets, check_severity, blocking=blocking)
     design = EvaluationSpec(
-        key=dg.AssetKey([*prefix, name]),
+        builder=EvaluationBuilder(
+            name=name,
+            key_prefix=key_prefix,
+            partitions_def=partitions_def,
+            frame=frame,
+            io_manager_key=io_manager_key,
+            group_name=group_name,
+            owners=owners,
+            tags=tags,
+            automation_condition=automation_condition,
+            backfill_policy=backfill_policy,
+        ),
         gold=upstream_key(gold),
         candidates=measured,
         join_key=key,
         targets=targets,
         thresholds=limits,
         regression=regression,
-        table_writer=TableWriter(partitions_def, frame, io_manager_key),
     )
-    gold_is_there = isinstance(gold, dg.AssetSpec) and gold.partitions_def is None
-    common: dict[str, Any] = {
-        "group_name": group_name,
-        "owners": owners,
-        "tags": {**(tags or {}), ROLE_TAG: "evaluation"},
-        "skippable": True,  # a run over several partitions says by itself which have landed
-    }
+    builder = design.builder
     evaluated: dict[str, Any] = {
-        **common,
-        "partitions_def": partitions_def,
-        "kinds": {"table", "report"},
-        "code_version": design.code_version,
         "deps": design.upstreams,
-        "automation_condition": (
-            design.follow(gold_is_there=gold_is_there) if automation_condition == "follow" else automation_condition
-        ),
+        "code_version": design.code_version,
+        "follow": design.follow(gold_is_external=is_external(gold)),
     }
-    names = ", ".join(one.name for one in measured)
-    what = f"{names} against {design.gold.to_user_string()} by {key}: {', '.join(one.name for one in targets)}."
-    specs = {"": dg.AssetSpec(design.key, description=description or f"Labels of {what}", **evaluated)}
-    for beside, holds in design.beside.items():
-        specs[beside] = dg.AssetSpec(key_beside(design.key, beside), description=f"{holds}: {what}", **evaluated)
-    accepted = dg.AssetSpec(
-        design.accepted_key,
-        description=f"Labels that were accepted, of the gold rows. To accept, name candidates ({names}) in the run "
+    names = ", ".join(candidate.name for candidate in measured)
+    columns = ", ".join(target.name for target in targets)
+    what = f"{names} against {design.gold.to_user_string()} by {key}: {columns}."
+    specs = {"": builder.spec(description or f"Labels of {what}", **evaluated)}
+    for suffix, holds in design.beside.items():
+        specs[suffix] = builder.spec(f"{holds}: {what}", suffix=suffix, **evaluated)
+    # one accepted version serves all partitions, and nothing but a person accepts
+    by_hand = replace(builder, partitions_def=None, automation_condition=None, backfill_policy=None)
+    accepted = by_hand.spec(
+        f"Labels that were accepted, of the gold rows. To accept, name candidates ({names}) in the run "
         "config; without, nothing is accepted.",
+        suffix="accepted",
+        deps=[builder.key, *design.upstreams],
         kinds={"table"},
-        deps=[design.key, *design.upstreams],
-        **common,
     )
-    assets = [evaluation_asset(design, specs, accepted, backfill_policy)]
+    checks = limits.specs(builder)
     if regression:
-        assets.append(accepted_asset(design, accepted, TableWriter(None, frame, io_manager_key)))
+        not_worse = f"No candidate is surely worse than what {design.accepted_key.to_user_string()} holds."
+        checks.append(builder.check(CHECK, not_worse, blocking=blocking))
+    assets = [builder.asset(specs, partial(_prepare, design, accepted), checks)]
+    if regression:
+        assets.append(accepted_asset(design, accepted, by_hand))
     return assets

@@ -25,7 +25,7 @@ from dagster_llm_batch.evaluation.candidates import Candidate
 from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
 from dagster_llm_batch.metrics import Target
 from dagster_llm_batch.metrics.columns import WEIGHT
-from dagster_llm_batch.metrics.joining import PROVENANCE
+from dagster_llm_batch.metrics.joining import CANDIDATE_COLUMNS
 
 __all__ = ["Read", "Upstreams"]
 
@@ -158,7 +158,7 @@ class Upstreams:
         return stacked(tables, key)
 
     def _load(self, key: dg.AssetKey, partition: str | None, columns: Sequence[str]) -> pa.Table:
-        return self._tables.load(key, partition, columns, also=(*PROVENANCE, *self._confidences), hint=_HINT)
+        return self._tables.load(key, partition, columns, also=(*CANDIDATE_COLUMNS, *self._confidences), hint=_HINT)
 
     def _refuse_no_overlap(self, name: str, table: pa.Table, gold: pa.Table) -> None:
         ours, theirs = gold[self._key], table[self._key]

@@ -11,13 +11,11 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, upstream_key
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.automation import follow
-from dagster_llm_batch.evaluation.builder import Computed, TableWriter, code_digest
-from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, code_digest
+from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of, is_external
 from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics.gold_sample import check_design, propose
@@ -103,54 +101,52 @@ def gold_sample_assets(
             "but these."
         )
     sampling = _Sampling(
-        key=dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name]),
+        builder=EvaluationBuilder(
+            name=name,
+            key_prefix=key_prefix,
+            partitions_def=partitions_def,
+            frame=frame,
+            io_manager_key=io_manager_key,
+            group_name=group_name,
+            owners=owners,
+            tags=tags,
+            automation_condition=automation_condition,
+        ),
         candidates=candidates_of(candidates, rejects or {}),
         gold=None if gold is None else upstream_key(gold),
-        gold_is_there=isinstance(gold, dg.AssetSpec),
+        gold_is_external=is_external(gold),
         join_key=key,
         targets=targets,
         confidence=tuple(dict.fromkeys(one for one in sure.values() if one is not None)),
         size=size,
         random_share=random_share,
         seed=seed,
-        table_writer=TableWriter(partitions_def, frame, io_manager_key),
     )
     names = ", ".join(one.name for one in sampling.candidates)
-    spec = dg.AssetSpec(
-        sampling.key,
-        description=description or f"Rows of {names} that people should label next, by {', '.join(targets)}.",
+    spec = sampling.builder.spec(
+        description or f"Rows of {names} that people should label next, by {', '.join(targets)}.",
         deps=[*sampling.reads, *sampling.not_awaited],
-        partitions_def=partitions_def,
-        group_name=group_name,
-        owners=owners,
-        tags={**(tags or {}), ROLE_TAG: "evaluation"},
         kinds={"table"},
         code_version=sampling.code_version,
-        automation_condition=(
-            follow(sampling.reads, partitioned=partitions_def is not None, not_awaited=sampling.not_awaited)
-            if automation_condition == "follow"
-            else automation_condition
-        ),
-        skippable=True,  # a run over several partitions says by itself which have landed
+        follow=sampling.builder.follow(sampling.reads, not_awaited=sampling.not_awaited),
     )
-    return [sampling.table_writer.asset(spec, sampling.compute)]
+    return [sampling.builder.table_asset(spec, sampling.compute)]
 
 
 @dataclass(frozen=True)
 class _Sampling:
     """One sample, in Dagster's words."""
 
-    key: dg.AssetKey
+    builder: EvaluationBuilder
     candidates: tuple[Candidate, ...]
     gold: dg.AssetKey | None
-    gold_is_there: bool
+    gold_is_external: bool
     join_key: str
     targets: tuple[str, ...]
     confidence: tuple[str, ...]
     size: int
     random_share: float
     seed: int
-    table_writer: TableWriter
 
     @property
     def reads(self) -> list[dg.AssetKey]:
@@ -200,7 +196,7 @@ class _Sampling:
 
     def _labels(self, stored: StoredTables, candidate: Candidate, partition: str | None) -> pa.Table:
         """Labels, and the rejects as rows without a label."""
-        columns, partitions_def = [self.join_key, *self.targets], self.table_writer.partitions_def
+        columns, partitions_def = [self.join_key, *self.targets], self.builder.partitions_def
         labels = stored.read(candidate.key, partition, partitions_def, columns, also=self.confidence, hint=_HINT)
         if candidate.rejects is None:
             return labels
@@ -225,7 +221,7 @@ class _Sampling:
         """Keys of the rows that have gold; None where there is no gold yet."""
         if self.gold is None:
             return None
-        begun = self.gold_is_there or context.instance.get_latest_materialization_event(self.gold) is not None
+        begun = self.gold_is_external or context.instance.get_latest_materialization_event(self.gold) is not None
         here = stored.parts(self.gold, partition)
         if not begun or not here:
             return None

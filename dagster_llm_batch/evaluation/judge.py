@@ -19,15 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked_beside
-from dagster_llm_batch.assets import ROLE_TAG, RowsContext, llm_batch_assets
+from dagster_llm_batch.assets import RowsContext, llm_batch_assets
 from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.automation import follow
-from dagster_llm_batch.evaluation.builder import Computed, TableWriter, code_digest, picture, quiet_check_spec
-from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, code_digest, picture
+from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of, is_external
 from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics.numeric import ANSWERS, CASE_ID, JUDGE_COLUMNS, pairwise_cases, rubric_cases
@@ -216,7 +215,7 @@ class Judge:
     there.
     """
 
-    key: dg.AssetKey
+    builder: EvaluationBuilder
     rows: Upstream
     candidates: tuple[Candidate, ...]
     join_key: str
@@ -227,7 +226,6 @@ class Judge:
     cases: Callable[..., pa.Table]
     sample: int | None
     seed: int
-    table_writer: TableWriter
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -239,11 +237,11 @@ class Judge:
 
     @property
     def cases_key(self) -> dg.AssetKey:
-        return key_beside(self.key, "cases")
+        return key_beside(self.builder.key, "cases")
 
     @property
     def verdicts_key(self) -> dg.AssetKey:
-        return key_beside(self.key, "verdicts")
+        return key_beside(self.builder.key, "verdicts")
 
     @property
     def rejects_key(self) -> dg.AssetKey:
@@ -264,68 +262,53 @@ class Judge:
         response: Mapping[str, Any],
         figures: Figures,
         checks: Sequence[dg.AssetCheckSpec],
-        *,
-        group_name: str | None,
-        owners: Sequence[str],
-        tags: Mapping[str, str],
         llm_batch: Mapping[str, Any],
     ) -> list[dg.AssetsDefinition]:
-        """All of them, in the order of the data."""
-        table_writer = self.table_writer
-        partitioned = table_writer.partitions_def is not None
-        common: dict[str, Any] = {
-            "partitions_def": table_writer.partitions_def,
-            "group_name": group_name,
-            "owners": owners,
-        }
-        mine = {**common, "tags": {**tags, ROLE_TAG: "evaluation"}, "skippable": True}
-        names = ", ".join(one.name for one in self.candidates)
-        reads = list(dict.fromkeys([self.rows_key, *(one.key for one in self.candidates)]))
-        from_outside = isinstance(self.rows, dg.AssetSpec) and self.rows.partitions_def is None
-        cases = dg.AssetSpec(
-            self.cases_key,
-            description=f"What {model} is asked to judge: answers of {names}.",
+        """Return all of them, in the order of the data. `llm_batch` is for the labeled dataset of the verdicts."""
+        builder = self.builder
+        names = ", ".join(candidate.name for candidate in self.candidates)
+        reads = list(dict.fromkeys([self.rows_key, *(candidate.key for candidate in self.candidates)]))
+        before_asking = replace(builder, backfill_policy=_BEFORE_ASKING if builder.partitions_def else None)
+        cases = builder.spec(
+            f"What {model} is asked to judge: answers of {names}.",
+            suffix="cases",
             deps=reads,
             kinds={"table"},
             code_version=code_digest(
                 self.join_key, self.targets, self.candidates, self.sample, self.seed, self.columns
             ),
-            automation_condition=follow(
-                reads, partitioned=partitioned, not_awaited=[self.rows_key] if from_outside else []
-            ),
-            **mine,
+            follow=builder.follow(reads, not_awaited=[self.rows_key] if is_external(self.rows) else []),
         )
         verdicts = llm_batch_assets(
             name=self.verdicts_key.path[-1],
             key_prefix=self.verdicts_key.path[:-1],
             rows=self._asked,
             deps=[self.cases_key],
-            required_resource_keys={table_writer.io_manager_key},
+            required_resource_keys={builder.io_manager_key},
             key=CASE_ID,
             keep=[self.join_key, *self.keep],
             prompt=self.prompt,
             response=response,
             model=model,
-            frame=table_writer.frame,
-            io_manager_key=table_writer.io_manager_key,
-            tags=tags,
-            **common,
+            partitions_def=builder.partitions_def,
+            frame=builder.frame,
+            io_manager_key=builder.io_manager_key,
+            group_name=builder.group_name,
+            owners=builder.owners,
+            tags=builder.tags or {},
             **llm_batch,
         )
-        said = [self.verdicts_key, self.rejects_key]
-        table = dg.AssetSpec(
-            self.key,
-            description=f"{names} as judged by {model}.",
-            deps=[self.cases_key, *said],
-            kinds={"table", "report"},
+        judged = [self.verdicts_key, self.rejects_key]
+        table = builder.spec(
+            f"{names} as judged by {model}.",
+            deps=[self.cases_key, *judged],
             code_version=code_digest(response, self.candidates),
-            automation_condition=follow(said, partitioned=partitioned),
-            **mine,
+            follow=builder.follow(judged),
         )
         return [
-            table_writer.asset(cases, self._compute_cases, backfill_policy=_BEFORE_ASKING),
+            before_asking.table_asset(cases, self._compute_cases),
             *verdicts,
-            table_writer.asset(
+            builder.table_asset(
                 table, lambda context, partition: figures(*self._judged(context, partition, response)), checks
             ),
         ]
@@ -375,7 +358,7 @@ class Judge:
         also: Sequence[str] = (),
     ) -> pa.Table:
         hint = "Set key=, target= or the variables of the prompt to columns that are there."
-        return stored.read(key, partition, self.table_writer.partitions_def, columns, also=also, hint=hint)
+        return stored.read(key, partition, self.builder.partitions_def, columns, also=also, hint=hint)
 
 
 def _to_ask(cases: pa.Table) -> pa.Table:
@@ -447,8 +430,18 @@ def pairwise_judge_assets(
     judged = candidates_of(candidates, {})
     if len(judged) < 2:  # noqa: PLR2004
         raise ConfigError(f"candidates is {judged[0].name} alone; a comparison needs two or more.")
+    builder = EvaluationBuilder(
+        name=name,
+        key_prefix=key_prefix,
+        partitions_def=partitions_def,
+        frame=frame,
+        io_manager_key=io_manager_key,
+        group_name=group_name,
+        owners=owners,
+        tags=tags,
+    )
     judge = Judge(
-        key=dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name]),
+        builder=builder,
         rows=rows,
         candidates=judged,
         join_key=key,
@@ -459,31 +452,19 @@ def pairwise_judge_assets(
         cases=pairwise_cases,
         sample=sample,
         seed=seed,
-        table_writer=TableWriter(partitions_def, frame, io_manager_key),
     )
     verdict = {"type": "string", "enum": list(VERDICTS), "description": "Which answer is better."}
-    checks = (
-        []
-        if max_inconsistent is None
-        else [
-            quiet_check_spec(
-                CONSISTENCY,
-                asset=judge.key,
-                description=f"At most {max_inconsistent:.0%} of the verdicts change with the order of the answers.",
-                blocking=blocking,
-                partitions_def=partitions_def,
-            )
-        ]
-    )
+    checks = []
+    if max_inconsistent is not None:
+        most = f"At most {max_inconsistent:.0%} of the verdicts change with the order of the answers."
+        checks.append(builder.check(CONSISTENCY, most, blocking=blocking))
 
     def figures(cases: pa.Table, verdicts: pa.Table) -> Computed:
         names = [one.name for one in judged]
         return pairwise(cases, verdicts, names, key, max_inconsistent, check_severity)
 
     response = response_schema("Verdict", {"verdict": verdict})
-    return judge.assets(
-        model, response, figures, checks, group_name=group_name, owners=owners, tags=tags or {}, llm_batch=llm_batch
-    )
+    return judge.assets(model, response, figures, checks, llm_batch)
 
 
 @checked_beside(llm_batch_assets)
@@ -539,8 +520,18 @@ def rubric_judge_assets(
     listed = "\n".join(f"- {name}: {text}" for name, text in criteria.items())
     told = _RUBRIC.format(lowest=lowest, highest=highest, criteria=listed)
     judged = candidates_of(candidates, {})
+    builder = EvaluationBuilder(
+        name=name,
+        key_prefix=key_prefix,
+        partitions_def=partitions_def,
+        frame=frame,
+        io_manager_key=io_manager_key,
+        group_name=group_name,
+        owners=owners,
+        tags=tags,
+    )
     judge = Judge(
-        key=dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name]),
+        builder=builder,
         rows=rows,
         candidates=judged,
         join_key=key,
@@ -551,23 +542,11 @@ def rubric_judge_assets(
         cases=rubric_cases,
         sample=sample,
         seed=seed,
-        table_writer=TableWriter(partitions_def, frame, io_manager_key),
     )
-    checks = (
-        []
-        if not wanted
-        else [
-            quiet_check_spec(
-                SCORE,
-                asset=judge.key,
-                description="Mean scores of at least "
-                + ", ".join(f"{v:g} ({name})" for name, v in wanted.items())
-                + ".",
-                blocking=blocking,
-                partitions_def=partitions_def,
-            )
-        ]
-    )
+    checks = []
+    if wanted:
+        scores = ", ".join(f"{value:g} ({name})" for name, value in wanted.items())
+        checks.append(builder.check(SCORE, f"Mean scores of at least {scores}.", blocking=blocking))
 
     def figures(cases: pa.Table, verdicts: pa.Table) -> Computed:
         names = [one.name for one in judged]
@@ -575,6 +554,4 @@ def rubric_judge_assets(
 
     score = {"type": "integer", "minimum": lowest, "maximum": highest}
     response = response_schema("Scores", dict.fromkeys(criteria, score))
-    return judge.assets(
-        model, response, figures, checks, group_name=group_name, owners=owners, tags=tags or {}, llm_batch=llm_batch
-    )
+    return judge.assets(model, response, figures, checks, llm_batch)

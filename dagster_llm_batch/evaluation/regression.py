@@ -19,13 +19,12 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from dagster_llm_batch._dagster_private import load_stored
-from dagster_llm_batch.assets.output import stored_by
 from dagster_llm_batch.assets.partitions import each_partition
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.builder import Computed, TableWriter
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder
 from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.stored_tables import columns_of, stacked
@@ -88,7 +87,7 @@ class Accepted:
         spec, design = self._spec, self._design
         what, name = spec.key.to_user_string(), spec.key.to_python_identifier()
         try:
-            stored = load_stored(self._context, spec, design.table_writer.io_manager_key, None, name=name)
+            stored = load_stored(self._context, spec, design.builder.io_manager_key, None, name=name)
             batches = list(record_batches(stored))
         except Exception as error:  # an IO manager raises whatever its store does
             raise InputError(f"{what} could not be read: {type(error).__name__}: {error}. {_ANEW}") from error
@@ -161,15 +160,10 @@ def _rows_short(one: Regression) -> str:
     return f"{one.n_both} of {one.rows_wanted}"
 
 
-def accepted_asset(design: EvaluationSpec, spec: dg.AssetSpec, table_writer: TableWriter) -> dg.AssetsDefinition:
-    """`<name>_accepted`. Its `table_writer` has no partitions: one accepted version serves all of them."""
+def accepted_asset(design: EvaluationSpec, spec: dg.AssetSpec, builder: EvaluationBuilder) -> dg.AssetsDefinition:
+    """Return `<name>_accepted`. Its `builder` has no partitions: one accepted version serves all of them."""
 
-    @dg.multi_asset(
-        name=spec.key.to_python_identifier(),
-        specs=stored_by(table_writer.io_manager_key, spec),
-        can_subset=True,
-        required_resource_keys={table_writer.io_manager_key},
-    )
+    @builder.multi_asset(spec)
     def accept(context: dg.AssetExecutionContext, config: Accept) -> Iterator[Any]:
         names = [one.name for one in design.candidates]
         if strangers := sorted(set(config.candidates) - set(names)):
@@ -181,7 +175,7 @@ def accepted_asset(design: EvaluationSpec, spec: dg.AssetSpec, table_writer: Tab
             )
             return
         yield from each_partition(
-            context, lambda _: table_writer.land(context, spec, None, _accept(context, design, spec, config.candidates))
+            context, lambda _: builder.store(context, spec, None, _accept(context, design, spec, config.candidates))
         )
 
     return accept

@@ -7,9 +7,10 @@ much as the two differ (training-serving skew). Requests are made by the labeled
 provider, and go through ledger and budgets as a submission of their own: asked and paid for once.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -17,10 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.dataset import ROLE_TAG, Dataset, dataset_of
-from dagster_llm_batch.assets.naming import key_beside
-from dagster_llm_batch.assets.output import stored_by
-from dagster_llm_batch.assets.partitions import each_partition
+from dagster_llm_batch.assets.dataset import Dataset, dataset_of
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.core.identity import configuration_fingerprint
 from dagster_llm_batch.core.rows import record_batches
@@ -28,7 +26,7 @@ from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
 from dagster_llm_batch.engine.request_writer import columns_read
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.builder import Computed, TableWriter, code_digest, quiet_check_spec
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, Tables, code_digest
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Target, plain_text
@@ -125,71 +123,55 @@ def skew_assets(
         raise ConfigError(f"target={given}, sample={sample!r}: give at least one of each.")
     if min_agreement is not None and not 0 <= min_agreement <= 1:
         raise ConfigError(f"min_agreement={min_agreement!r}: a share is between 0 and 1.")
-    key = dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name])
+    builder = EvaluationBuilder(
+        name=name,
+        key_prefix=key_prefix,
+        partitions_def=dataset.partitions_def,
+        frame=dataset.frame,
+        io_manager_key=dataset.io_manager_key,
+        group_name=group_name,
+        owners=owners,
+        tags=tags,
+        automation_condition=automation_condition,
+        backfill_policy=dataset.backfill_policy,
+    )
     skew = _Skew(
         dataset=dataset,
         labeling=in_real_time(
-            dataset.labeling, key.to_user_string(), realtime_concurrency=concurrency, max_cost_usd=max_cost_usd
+            dataset.labeling, builder.key.to_user_string(), realtime_concurrency=concurrency, max_cost_usd=max_cost_usd
         ),
         targets=targets,
         sample=sample,
         seed=seed,
         min_agreement=min_agreement,
         severity=check_severity,
-        table_writer=TableWriter(dataset.partitions_def, dataset.frame, dataset.io_manager_key),
     )
-    common: dict[str, Any] = {
-        "partitions_def": dataset.partitions_def,
-        "group_name": group_name,
-        "owners": owners,
-        "tags": {**(tags or {}), ROLE_TAG: "evaluation"},
+    shared: dict[str, Any] = {
         "deps": list(dict.fromkeys([dataset.key, *dataset.upstreams])),
         "code_version": code_digest(dataset.labeling.code_version, targets, sample, seed),
-        "automation_condition": automation_condition,
-        "skippable": True,  # a run over several partitions says by itself which have landed
     }
     of = dataset.key.to_user_string()
-    figures = dg.AssetSpec(
-        key, description=description or f"{of}: batches against real time.", kinds={"table", "report"}, **common
-    )
-    rows = dg.AssetSpec(key_beside(key, "sample"), description=f"Rows of {of}, asked again.", kinds={"table"}, **common)
-    return [_asset(skew, figures, rows, blocking=blocking)]
-
-
-def _asset(skew: "_Skew", figures: dg.AssetSpec, rows: dg.AssetSpec, *, blocking: bool) -> dg.AssetsDefinition:
-    dataset, table_writer = skew.dataset, skew.table_writer
+    specs = {
+        "": builder.spec(description or f"{of}: batches against real time.", **shared),
+        "sample": builder.spec(f"Rows of {of}, asked again.", suffix="sample", kinds={"table"}, **shared),
+    }
     checks = []
-    if skew.min_agreement is not None:
-        said = f"At least {skew.min_agreement:.0%} of the labels are the same in real time."
-        partitions_def = dataset.partitions_def
-        checks.append(
-            quiet_check_spec(
-                _AGREEMENT, asset=figures.key, description=said, blocking=blocking, partitions_def=partitions_def
-            )
-        )
+    if min_agreement is not None:
+        least = f"At least {min_agreement:.0%} of the labels are the same in real time."
+        checks.append(builder.check(_AGREEMENT, least, blocking=blocking))
+    resource_keys = {dataset.resource_key, *dataset.rows_resource_keys}
+    return [builder.asset(specs, partial(_prepare, skew), checks, resource_keys)]
 
-    @dg.multi_asset(
-        name=figures.key.to_python_identifier(),
-        specs=stored_by(dataset.io_manager_key, figures, rows),
-        check_specs=checks,
-        can_subset=True,
-        required_resource_keys={dataset.resource_key, dataset.io_manager_key, *dataset.rows_resource_keys},
-        backfill_policy=dataset.backfill_policy,
-    )
-    def compare(context: dg.AssetExecutionContext) -> Iterator[Any]:
-        engine = dataset.engine(context)
-        engine.check(skew.labeling)  # before any row is read
 
-        def land(partition: str | None) -> Iterator[Any]:
-            side, found = skew.compute(context, engine, partition)
-            if rows.key in context.selected_asset_keys:
-                yield from table_writer.land(context, rows, partition, side)
-            if figures.key in context.selected_asset_keys:
-                yield from table_writer.land(context, figures, partition, found, checks)
+def _prepare(skew: "_Skew", context: dg.AssetExecutionContext) -> Callable[[str | None], Tables]:
+    engine = skew.dataset.engine(context)
+    engine.check(skew.labeling)  # before any row is read
 
-        yield from each_partition(context, land)
+    def compute(partition: str | None) -> Tables:
+        sample, figures = skew.compute(context, engine, partition)
+        return {"sample": lambda: sample, "": lambda: figures}
 
-    return compare
+    return compute
 
 
 @dataclass(frozen=True)
@@ -203,7 +185,6 @@ class _Skew:
     seed: int
     min_agreement: float | None
     severity: dg.AssetCheckSeverity
-    table_writer: TableWriter
 
     def compute(
         self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None

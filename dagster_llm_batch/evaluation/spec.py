@@ -9,8 +9,7 @@ import dagster as dg
 
 from dagster_llm_batch.assets.naming import key_beside
 from dagster_llm_batch.automation import on_labels_ready
-from dagster_llm_batch.evaluation.automation import whenever_new
-from dagster_llm_batch.evaluation.builder import TableWriter, code_digest
+from dagster_llm_batch.evaluation.builder import EvaluationBuilder, code_digest, whenever_new
 from dagster_llm_batch.evaluation.candidates import Candidate
 from dagster_llm_batch.evaluation.thresholds import Thresholds
 from dagster_llm_batch.metrics import Target
@@ -25,18 +24,17 @@ _FORMAT = "2"
 class EvaluationSpec:
     """`regression`: candidates are held against their accepted versions."""
 
-    key: dg.AssetKey
+    builder: EvaluationBuilder
     gold: dg.AssetKey
     candidates: tuple[Candidate, ...]
     join_key: str
     targets: tuple[Target, ...]
     thresholds: Thresholds
     regression: bool
-    table_writer: TableWriter
 
     @property
     def accepted_key(self) -> dg.AssetKey:
-        return key_beside(self.key, "accepted")
+        return key_beside(self.builder.key, "accepted")
 
     @property
     def beside(self) -> dict[str, str]:
@@ -62,14 +60,14 @@ class EvaluationSpec:
     def code_version(self) -> str:
         return code_digest(_FORMAT, self.gold, self.candidates, self.join_key, self.targets, self.regression)
 
-    def follow(self, *, gold_is_there: bool) -> dg.AutomationCondition[Any]:
+    def follow(self, *, gold_is_external: bool) -> dg.AutomationCondition[Any]:
         """Labels and gold are followed, rejects come with the labels."""
         condition, assets = dg.AutomationCondition, dg.AssetSelection.assets
-        if self.table_writer.partitions_def is not None:
-            not_awaited = [*self.rejects, *([self.gold] if gold_is_there else [])]
+        if self.builder.partitions_def is not None:
+            not_awaited = [*self.rejects, *([self.gold] if gold_is_external else [])]
             if not not_awaited:
                 return on_labels_ready()
             missing = condition.any_deps_missing().ignore(assets(*not_awaited))
             return on_labels_ready().replace("any_deps_missing", missing)
         candidates = [one.key for one in self.candidates]
-        return whenever_new([self.gold, *candidates], candidates, *([] if gold_is_there else [[self.gold]]))
+        return whenever_new([self.gold, *candidates], candidates, *([] if gold_is_external else [[self.gold]]))

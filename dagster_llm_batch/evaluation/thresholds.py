@@ -10,7 +10,7 @@ import dagster as dg
 
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.builder import quiet_check_spec
+from dagster_llm_batch.evaluation.builder import EvaluationBuilder
 from dagster_llm_batch.evaluation.candidates import Candidate
 from dagster_llm_batch.evaluation.gold_metadata import figure_name
 from dagster_llm_batch.metrics import Evaluation, Target, plain_text
@@ -66,17 +66,15 @@ class Thresholds:
             limits[figure] = by_candidate
         return cls(limits, severity, blocking)
 
-    def specs(self, asset: dg.AssetKey, partitions_def: dg.PartitionsDefinition[Any] | None) -> list[dg.AssetCheckSpec]:
+    def specs(self, builder: EvaluationBuilder) -> list[dg.AssetCheckSpec]:
         """One check for each figure."""
         return [
-            quiet_check_spec(
+            builder.check(
                 figure,
-                asset=asset,
-                description=f"{_bound(figure).capitalize()} "
+                f"{_bound(figure).capitalize()} "
                 + ", ".join(f"{value:g} by {name}" for name, value in wanted.items())
                 + ".",
                 blocking=self.blocking,
-                partitions_def=partitions_def,
             )
             for figure, wanted in self.limits.items()
         ]

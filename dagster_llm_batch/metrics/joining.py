@@ -33,11 +33,11 @@ from dagster_llm_batch.metrics.columns import (
 )
 from dagster_llm_batch.types import Outcome
 
-__all__ = ["MAX_CLASSES", "PROVENANCE", "Class", "Joined", "Target", "join", "succeeded"]
+__all__ = ["CANDIDATE_COLUMNS", "MAX_CLASSES", "Class", "Joined", "Target", "join", "succeeded"]
 
 Class = str | int | bool
 
-PROVENANCE = (
+CANDIDATE_COLUMNS = (
     "llm_outcome",
     "llm_cost_usd",
     "llm_model",
@@ -45,7 +45,9 @@ PROVENANCE = (
     "llm_submitted_at",
     "llm_completed_at",
 )
-"""Columns of a candidate that are read where they are there, beside key, target and confidence."""
+"""Columns of a candidate that are read where they are there, beside key, target and confidence: those of a labeled
+table's PROVENANCE that an evaluation measures.
+"""
 
 MAX_CLASSES = 1000
 """More distinct values than this are free text or measurements, not classes."""

@@ -9,9 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from dagster_llm_batch.core.pricing import MONEY_TOTAL, PICODOLLAR
 from dagster_llm_batch.errors import MissingExtraError
 
-__all__ = ["USD", "evaluation_extra", "schema_of", "table_of"]
+__all__ = ["evaluation_extra", "schema_of", "table_of"]
 
 
 @contextmanager
@@ -23,16 +24,13 @@ def evaluation_extra(needed_for: str) -> Iterator[None]:
         raise MissingExtraError("evaluation", needed_for) from error
 
 
-USD = pa.decimal128(38, 12)
-_USD_STEP = Decimal("1e-12")
-
 _ARROW_TYPES = {
     "str": pa.string(),
     "Kind": pa.string(),
     "int": pa.int64(),
     "bool": pa.bool_(),
     "float": pa.float64(),
-    "Decimal": USD,
+    "Decimal": MONEY_TOTAL,
     "tuple[str, ...]": pa.string(),
 }
 
@@ -56,4 +54,4 @@ def table_of(rows: Iterable[Any], of: type) -> pa.Table:
 def _stored(value: Any) -> Any:
     if isinstance(value, tuple):
         return ", ".join(value)
-    return value.quantize(_USD_STEP) if isinstance(value, Decimal) else value
+    return value.quantize(PICODOLLAR) if isinstance(value, Decimal) else value

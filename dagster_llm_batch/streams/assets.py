@@ -7,7 +7,7 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.naming import key_beside
+from dagster_llm_batch.assets.naming import key_beside, prefixed_key
 from dagster_llm_batch.assets.output import Frame, stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
 from dagster_llm_batch.errors import MessagesLostError
@@ -64,7 +64,7 @@ def kafka_assets(
     Returns:
         The assets, for `Definitions(assets=[...])` and as `rows=` of `llm_batch_assets` (`rows="<name>"`).
     """
-    key = dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name])
+    key = prefixed_key(key_prefix, name)
     common: dict[str, Any] = {
         "partitions_def": topic.partitions_def,
         "group_name": group_name,

@@ -8,10 +8,9 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.naming import Upstream, upstream_key
 from dagster_llm_batch.assets.output import Frame
-from dagster_llm_batch.evaluation.builder import Computed, TableWriter, picture
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, picture
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metrics.columns import WEIGHT, refuse_weights
 from dagster_llm_batch.metrics.schemas import table_of
@@ -85,16 +84,20 @@ def stream_dashboard_asset(
     """
     check_topic(results)
     source = None if truth is None else upstream_key(truth)
-    spec = dg.AssetSpec(
-        dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name]),
-        deps=[] if source is None else [source],
-        description=description or f"What the results in the Kafka topic {results} add up to.",
-        kinds={"kafka", "report"},
+    builder = EvaluationBuilder(
+        name=name,
+        key_prefix=key_prefix,
+        frame=frame,
+        io_manager_key=io_manager_key,
         group_name=group_name,
         owners=owners,
-        tags={**(tags or {}), ROLE_TAG: "evaluation"},
+        tags=tags,
         automation_condition=automation_condition,
-        skippable=True,
+    )
+    spec = builder.spec(
+        description or f"What the results in the Kafka topic {results} add up to.",
+        deps=[] if source is None else [source],
+        kinds={"kafka", "report"},
     )
 
     def compute(context: dg.AssetExecutionContext, _: str | None) -> Computed:
@@ -111,7 +114,7 @@ def stream_dashboard_asset(
             metadata["stream/picture"] = dg.MetadataValue.md(picture("latency and share", latency_png(found)))
         return Computed(table_of(figures, StreamFigures), metadata, _DOCS)
 
-    return TableWriter(None, frame, io_manager_key).asset(spec, compute, resource_keys={resource_key})
+    return builder.table_asset(spec, compute, resource_keys={resource_key})
 
 
 def _truth(context: dg.AssetExecutionContext, source: dg.AssetKey, target: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.naming import Upstream, upstream_key
+from dagster_llm_batch.assets.naming import Upstream, prefixed_key, upstream_key
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.errors import ConfigError
@@ -72,7 +72,7 @@ def kafka_sink_asset(
     if not columns:
         raise ConfigError(f"columns={columns!r} is not allowed; it names at least one column.")
     source = upstream_key(labels)
-    own = dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name])
+    own = prefixed_key(key_prefix, name)
     spec = dg.AssetSpec(
         own,
         deps=[source],

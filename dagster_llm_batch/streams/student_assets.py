@@ -1,6 +1,6 @@
 """The student as assets: trained on all labels there are, and measured on rows that it did not learn from."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -10,13 +10,10 @@ import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import Dataset, dataset_of
-from dagster_llm_batch.assets.naming import key_beside
-from dagster_llm_batch.assets.output import stored_by
 from dagster_llm_batch.core.pricing import MONEY
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.automation import follow
-from dagster_llm_batch.evaluation.builder import Computed, TableWriter, code_digest
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, Tables, code_digest
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.streams.student import Student, out_of_fold, train
 from dagster_llm_batch.types import Outcome
@@ -74,43 +71,48 @@ def student_assets(
             f"text={text!r} must be one of keep={list(dataset.labeling.keep)} of {dataset.key.to_user_string()}, and "
             f"target={target!r} one of its response's columns: {', '.join(dataset.labeling.reader.schema.names)}."
         )
-    key = dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name])
-    table_writer = TableWriter(None, dataset.frame, dataset.io_manager_key)
-    common: dict[str, Any] = {
+    builder = EvaluationBuilder(
+        name=name,
+        key_prefix=key_prefix,
+        frame=dataset.frame,
+        io_manager_key=dataset.io_manager_key,
+        group_name=group_name,
+        owners=owners,
+        tags=tags,
+        automation_condition=automation_condition or "follow",
+        role=None,
+    )
+    shared: dict[str, Any] = {
         "deps": [dataset.key],
-        "group_name": group_name,
-        "owners": owners,
-        "tags": tags or {},
         "code_version": code_digest(dataset.labeling.code_version, text, target, seed),
-        "automation_condition": automation_condition or follow([dataset.key], partitioned=False),
-        "skippable": True,
+        "follow": builder.follow([dataset.key]),
     }
     of = dataset.key.to_user_string()
-    model = dg.AssetSpec(key, description=description or f"A student of {of}.", kinds={"scikitlearn"}, **common)
-    said = dg.AssetSpec(
-        key_beside(key, "labels"), description=f"Students of {of}, on rows they did not see.", kinds={"table"}, **common
-    )
+    specs = {
+        "": builder.spec(description or f"A student of {of}.", kinds={"scikitlearn"}, **shared),
+        "labels": builder.spec(
+            f"Students of {of}, on rows they did not see.", suffix="labels", kinds={"table"}, **shared
+        ),
+    }
 
-    @dg.multi_asset(
-        name=key.to_python_identifier(),
-        specs=stored_by(dataset.io_manager_key, model, said),
-        can_subset=True,
-        required_resource_keys={dataset.io_manager_key},
-    )
-    def learn(context: dg.AssetExecutionContext) -> Iterator[Any]:
+    def prepare(context: dg.AssetExecutionContext) -> Callable[[str | None], Tables]:
         table = _labeled(context, dataset, text, target)
         if len(table) < min_rows:
             raise InputError(f"{of} has {len(table)} labels; min_rows={min_rows} are wanted before a student learns.")
-        if model.key in context.selected_asset_keys:
+
+        def student() -> Computed:
             texts, labels = table[text].to_pylist(), table[target].to_pylist()
             student = train(texts, labels, code_version=dataset.labeling.code_version, target=target, seed=seed)
             metadata = {"student/version": student.version, "student/rows": student.rows}
             metadata["student/classes"] = list(student.classes)
-            yield from table_writer.land(context, model, None, Computed(student.to_arrow(), metadata, _DOCS))
-        if said.key in context.selected_asset_keys:
-            yield from table_writer.land(context, said, None, _said(table, dataset.labeling.key, text, target, seed))
+            return Computed(student.to_arrow(), metadata, _DOCS)
 
-    return [learn]
+        def out_of_fold_labels() -> Computed:
+            return _out_of_fold_labels(table, dataset.labeling.key, text, target, seed)
+
+        return lambda _: {"": student, "labels": out_of_fold_labels}
+
+    return [builder.asset(specs, prepare)]
 
 
 def student_of(table: Any) -> Student:
@@ -125,7 +127,7 @@ def _labeled(context: dg.AssetExecutionContext, dataset: Dataset, text: str, tar
     return rows.set_column(rows.column_names.index(target), target, rows[target].cast(pa.string()))
 
 
-def _said(table: pa.Table, key: str, text: str, target: str, seed: int) -> Computed:
+def _out_of_fold_labels(table: pa.Table, key: str, text: str, target: str, seed: int) -> Computed:
     began = datetime.now(UTC)
     at, labels, confidences = out_of_fold(table[text].to_pylist(), table[target].to_pylist(), seed=seed)
     ended = datetime.now(UTC)

@@ -10,8 +10,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from dagster_llm_batch.core.label_join import PROVENANCE
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.metrics import Target, join
+from dagster_llm_batch.metrics.joining import CANDIDATE_COLUMNS
 
 GOLD = pa.table({"id": [1, 2, 3, 4, 5, 6], "topic": ["a", "b", "a", None, "b", "a"]})
 
@@ -259,3 +261,7 @@ def test_a_target_may_be_called_weight():
     numbers = pa.table({"id": [1, 2], "weight": [1.0, 2.0]})
     assert joined(numbers, numbers, Target("weight", kind="numeric")).n_labeled == 2
     assert joined(numbers, numbers.rename_columns(["id", "kg"]), Target("kg", "weight", "numeric")).n_labeled == 2
+
+
+def test_what_is_read_of_a_candidate_is_what_labeled_tables_carry() -> None:
+    assert set(CANDIDATE_COLUMNS) < set(PROVENANCE)
