@@ -8,7 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from dagster_llm_batch.assets.output import Frame
-from dagster_llm_batch.components.resolving import Block, about
+from dagster_llm_batch.components.resolving import Block, about, templated
 from dagster_llm_batch.evaluation.candidates import Scale
 
 __all__ = [
@@ -46,11 +46,12 @@ class MultiRun(Block):
     max_partitions_per_run: int = Field(default=1, ge=1, description="Neighbouring partitions that share a run.")
 
 
-def _backfill_policy(context: dg.ResolutionContext, given: SingleRun | MultiRun | None) -> dg.BackfillPolicy | None:
-    del context
+def _backfill_policy(context: dg.ResolutionContext, given: Any) -> dg.BackfillPolicy | None:
     if isinstance(given, MultiRun):
         return dg.BackfillPolicy.multi_run(given.max_partitions_per_run)
-    return None if given is None else dg.BackfillPolicy.single_run()
+    if isinstance(given, SingleRun):
+        return dg.BackfillPolicy.single_run()
+    return templated(context, given)  # type: ignore[no-any-return]  # the factory takes no other
 
 
 BackfillPolicy = Annotated[

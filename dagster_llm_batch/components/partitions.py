@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import dagster as dg
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from dagster_llm_batch.components.resolving import Block, pointing_at, templated
 
@@ -101,8 +101,8 @@ _KINDS: Mapping[str, Any] = {
 
 
 def _resolve(context: dg.ResolutionContext, given: Any) -> dg.PartitionsDefinition[Any] | None:
-    if given is None:
-        return None
+    if not isinstance(given, BaseModel):  # nothing, or what a template gives: the factory takes no other
+        return templated(context, given)  # type: ignore[no-any-return]
     with pointing_at(context):
         return _made(templated(context, given.model_dump(exclude_unset=True)))
 

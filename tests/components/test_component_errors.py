@@ -104,6 +104,8 @@ attributes:
             8,
             "'eager' is text; it takes ",
         ),
+        ("  model: openai/gpt-5\n  prompt: x\n  partitions_def: daily", 8, "partitions_def='daily'"),
+        ("  model: openai/gpt-5\n  prompt: x\n  backfill_policy: multi_run", 8, "backfill_policy='multi_run'"),
         ("  model: openai/gpt-5\n  prompt: x\n  sensor: maybe", 8, "sensor='maybe' is text"),
         ("  model: openai/gpt-5\n  prompt: x\n  deps: tickets", 8, "deps='tickets' is text"),
         (
