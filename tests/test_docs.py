@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from mkdocs.config import load_config
 
 import dagster_llm_batch
+from dagster_llm_batch.providers.registry import PROVIDERS
 from tests import house_page
 from tests.providers_page import PAGE as PROVIDERS_PAGE
 from tests.providers_page import with_tables
@@ -44,14 +45,18 @@ def _run_python(page, monkeypatch, folder):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-emulator")
+    monkeypatch.setitem(PROVIDERS, "dice", PROVIDERS["command"])  # a page registers it: it is gone after the test
+    del PROVIDERS["dice"]
     before = set(sys.modules)
     for line, block in _blocks(page, "python"):
-        if title := re.search(r'title="([\w.]+)"', block.info):
+        if title := re.search(r'title="([\w./]+)"', block.info):
+            folder.joinpath(title[1]).parent.mkdir(exist_ok=True)
             folder.joinpath(title[1]).write_text(block.content, encoding="utf-8")
         exec(compile("\n" * line + block.content, str(ROOT / page), "exec", dont_inherit=True), vars(program))
-    for file in folder.glob("*.py"):
-        if file.stem not in before:
-            sys.modules.pop(file.stem, None)
+    for file in folder.rglob("*.py"):
+        name = ".".join(file.relative_to(folder).with_suffix("").parts)
+        for module in {name, name.partition(".")[0]} - before:
+            sys.modules.pop(module, None)
     return vars(program)
 
 

@@ -1,103 +1,59 @@
-"""Whatever a server answers, and whatever an SDK raises: one of our errors, or a value that can be kept.
+"""What all providers do alike: say whose answers they give, read reports, poll, and cancel.
 
-    sdk_calls      all that is raised in a call of an SDK becomes one of ours; every provider's `calls` is this one
-    OddAnswerError     an answer that is none of the API's; raised in `sdk_calls`, so it never leaves a provider
-    is_refusal     whether an answer with an error status is the API's own word, or that of something in its place
-    result_lines   a results file, unless it is none: a web page there must not read as rows without a result
-    count_of, time_of, wait_of     numbers and times that a ledger can hold, or None
+    BaseProvider     of every provider: its names, and verbs that need none of a vendor's own words
+    VendorProvider   of one behind an API that bills: reports by the batch's id, from a list or one by one
+    OwnMachines      of one on the user's own machines: OpenAI's lines, and nobody bills
+    checked_key, address_of     what the settings of several vendors have in common
 
-A call that creates a batch is special: whatever went wrong after it was sent, the batch may exist and be paid for.
-So nothing here guesses; it says what came, and each provider's errors say what that means.
+A provider's own modules say the rest. What its API answers is read by `answers`.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from urllib.parse import SplitResult
 
-from dagster_llm_batch.errors import LLMBatchError, ProviderError, RefusedError, TransientError
+from dagster_llm_batch.errors import ConfigError, ProviderError
+from dagster_llm_batch.providers.answers import UnknownIdError
 from dagster_llm_batch.providers.openai.requests import OpenAILines
-from dagster_llm_batch.text import plain_words, text_of
-from dagster_llm_batch.types import Limits, RequestSpec
+from dagster_llm_batch.providers.paging import poll_batches
+from dagster_llm_batch.types import BatchReport, BatchStatus, Limits, RequestSpec
 
-__all__ = [
-    "WEB_PAGE",
-    "OddAnswerError",
-    "OwnMachines",
-    "answer_line",
-    "answer_of",
-    "check_listed",
-    "count_of",
-    "is_answer",
-    "is_page",
-    "is_refusal",
-    "json_object",
-    "odd_answer",
-    "own_answer",
-    "parsed",
-    "reaching",
-    "result_lines",
-    "retry_after_seconds",
-    "sdk_calls",
-    "time_of",
-    "wait_of",
-    "was_redirected",
-    "words_of",
-]
+__all__ = ["BaseProvider", "OwnMachines", "VendorProvider", "address_of", "checked_key"]
 
 
-@contextmanager
-def reaching(place: object) -> Iterator[None]:
-    """What the system says of files is a matter of time: of a disk that is full, a share that is away."""
-    try:
-        yield
-    except OSError as error:
-        raise TransientError(f"Could not read or write {place}: {plain_words(error)}") from error
+def checked_key(api_key: str, name: str) -> str:
+    """The API key of the provider `name`. Raises ConfigError, without it, for one that no vendor gives out.
 
-
-def own_answer(request: bytes, output: bytes, said: str) -> bytes:
-    """The result line of this one request in what a command wrote. Raises RefusedError where there is none.
-
-    `said` is what else is known of it: its exit code, the end of its log.
+    A line break at its end, as of a file, would be an error of the transport, which shows the whole header.
     """
-    wanted = _id_of(request)
-    lines = [line for line in output.split(b"\n") if line.strip()]
-    for line in lines:
-        if _id_of(line) == wanted:
-            return line.strip() + b"\n"
-    if not lines:
-        raise RefusedError(f"The command gave no answer. {said}".strip())
-    start = plain_words(lines[0][:200].decode("utf-8", "replace"))
-    raise RefusedError(f"The command wrote no answer to the request '{wanted}', but: {start} {said}".strip())
+    if not api_key or not api_key.isascii() or any(char.isspace() for char in api_key):
+        what = "is empty" if not api_key else "holds a space, a line break or a letter that no key has"
+        raise ConfigError(f"The API key of provider '{name}' {what}. Check where it comes from.")
+    return api_key
 
 
-def _id_of(line: bytes) -> object:
-    try:
-        value = json.loads(line.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return None
-    return value.get("custom_id") if isinstance(value, dict) else None
+def address_of(parts: SplitResult, scope: str = "") -> str:
+    """Whose answers come from this address: host, port and path, and the `scope` within it as a query.
+
+    It is part of every fingerprint, so it must stay as it is: another one, and all rows would be asked again.
+    """
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.hostname}{port}{parts.path.rstrip('/')}{'?' if scope else ''}{scope}"
 
 
-class OwnMachines:
-    """The part of a Provider that makes no call."""
+class BaseProvider:
+    """What every provider says of itself. Building makes no call."""
 
-    price_book: str | None = None
-    """See Provider.price_book. Nobody bills the user's own machines."""
-
-    def __init__(self, name: str, account: str, limits: Limits, settle_seconds: float = 0.0) -> None:
+    def __init__(self, name: str, account: str, price_book: str | None, settle_seconds: float) -> None:
         self._name = name
         self._account = account
-        self._limits = limits
+        self._price_book = price_book
         self._settle_seconds = settle_seconds
 
     def __repr__(self) -> str:
+        # names alone: settings may hold secrets, and a repr is in every traceback
         return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"
 
     @property
@@ -111,243 +67,72 @@ class OwnMachines:
         return self._account
 
     @property
+    def price_book(self) -> str | None:
+        """See Provider.price_book."""
+        return self._price_book
+
+    @property
     def settle_seconds(self) -> float:
-        """See Provider.settle_seconds. 0 where starting is idempotent: sending again is always safe."""
+        """See Provider.settle_seconds."""
         return self._settle_seconds
 
-    def codec(self, spec: RequestSpec) -> OpenAILines:
-        """See Provider.codec. The response schema goes out as it is: guided decoding takes more than strict mode."""
-        return OpenAILines(spec, self._limits, dict)
-
     def console_url(self, batch_id: str) -> str | None:
-        """See Provider.console_url. There is none."""
+        """See Provider.console_url. There is none, unless a provider knows one."""
         del batch_id
         return None
 
 
-WEB_PAGE = (
-    "it answers with a web page (text/html); base_url is probably not the API's address, or a proxy answers in its "
-    "place. Give the API's own address, with its version where it has one."
-)
-_PAGE_START = re.compile(rb"\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
-_BOM = b"\xef\xbb\xbf"
-_SHOWN_BYTES = 200
-_HELD_BYTES = 1 << 20
-_MOST = 1 << 53
-_YEARS = range(1970, 2200)
-_LONGEST_WAIT_SECONDS = 86_400.0
-_CLIENT_ERROR, _SERVER_ERROR, _LAST_ERROR = 400, 500, 600
-# Statuses that say no whoever says it: who asks, how much, how often
-_CLEAR = frozenset({401, 403, 413, 414, 429, 431})
+class VendorProvider(BaseProvider, ABC):
+    """A provider behind a vendor's API. A vendor says how one batch is read, how many are listed, how one is stopped.
 
-
-class OddAnswerError(Exception):
-    """An answer that is none of the API's. Raised within `sdk_calls`, which makes it one of our errors."""
-
-
-@contextmanager
-def sdk_calls(translated: Callable[[Exception], LLMBatchError]) -> Iterator[None]:
-    """Turns all that a call of an SDK raises into our errors, by `translated`; ours pass as they are.
-
-    Which classes an SDK raises is not a list that anybody could keep: an answer that nests too deep is a
-    RecursionError, one without its fields an AttributeError. So put calls of the SDK in here, and what is read of their
-    answers outside, where a mistake of this package still shows as what it is.
+    No vendor documents how long after a create call whose reply was lost a batch may still appear: that call may still
+    be at work. So `settle_seconds` is a guess on the long side, which the user can change.
     """
-    try:
-        yield
-    except LLMBatchError:
-        raise
-    except Exception as error:  # noqa: BLE001 -- the SDKs raise what they like
-        raise translated(error) from None
 
+    @abstractmethod
+    def _read_report(self, batch_id: str) -> BatchReport:
+        """Read this one batch. Raises UnknownIdError where the vendor has none of this id."""
 
-def words_of(error: BaseException) -> str:
-    """What an exception says, uncut, for secrets are masked in it; with its type, where that is none of an SDK's."""
-    if is_page({}, getattr(error, "doc", b"")):  # of a JSONDecodeError: what is no JSON
-        return WEB_PAGE
-    said = text_of(error)
-    if isinstance(error, OddAnswerError):
-        return said
-    is_bare = type(error).__module__ in ("builtins", "json.decoder")
-    return f"{type(error).__name__}: {said}" if is_bare or not said else said
+    @abstractmethod
+    def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
+        """Reports of the wanted batches as far as a few pages of the list have them."""
 
+    @abstractmethod
+    def _stop(self, batch_id: str) -> None:
+        """Ask the vendor to stop the batch."""
 
-def is_page(headers: Any, body: object = b"") -> bool:
-    """Whether an answer is a web page, by its type or by how it begins."""
-    known = headers or {}
-    kind = str(known.get("content-type") or known.get("Content-Type") or "").lower()
-    start = _bytes_of(body)[:_SHOWN_BYTES]
-    is_html = kind.startswith(("text/html", "application/xhtml")) and not start.lstrip().startswith((b"{", b"["))
-    return bool(start.strip()) and (is_html or bool(_PAGE_START.match(start)))
+    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
+        """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
+        return poll_batches(batch_ids, self._list_reports, self._report)
 
-
-def answer_of(error: Exception) -> tuple[Any, Any]:
-    """Headers and body of the answer that an SDK's exception is about; empty where there is none."""
-    response = getattr(error, "response", None)
-    try:
-        return getattr(response, "headers", None) or {}, getattr(response, "content", None) or b""
-    except Exception:  # noqa: BLE001 -- a body that was not read, or that cannot be
-        return getattr(response, "headers", None) or {}, b""
-
-
-def was_redirected(error: Exception) -> bool:
-    """Whether an SDK's exception is about the answer of another place than the one that was called."""
-    return bool(getattr(getattr(error, "response", None), "history", None))
-
-
-def odd_answer(headers: Any, body: object, wanted: str = "JSON object") -> OddAnswerError:
-    """An answer that is not the `wanted` thing; says what it is, with how it begins."""
-    if is_page(headers, body):
-        return OddAnswerError(WEB_PAGE)
-    said = text_of(_bytes_of(body).decode("utf-8", "replace")).strip()  # uncut, as in `words_of`
-    return OddAnswerError(f"the answer is no {wanted}" + (f": {said}" if said else ", but empty."))
-
-
-def json_object(headers: Any, body: object) -> dict[str, Any]:
-    """The JSON object that this answer is. Raises OddAnswerError for any other."""
-    try:
-        value = json.loads(_bytes_of(body))
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise odd_answer(headers, body)
-    return value
-
-
-def parsed(reply: Any) -> Any:
-    """The object that the SDK of OpenAI or Anthropic makes of a raw reply. Raises OddAnswerError where it is none."""
-    response = reply.http_response
-    try:
-        value = reply.parse()
-    except Exception as error:
-        raise odd_answer(response.headers, response.content) from error
-    # of an answer that is no object, these SDKs make a str, a list, or what JSON has
-    if not hasattr(type(value), "model_fields"):
-        raise odd_answer(response.headers, response.content)
-    return value
-
-
-def check_listed(items: object, is_batch: Callable[[Any], bool], *, has_more: object = None) -> list[Any]:
-    """The batches on a page of a list. Raises TransientError for what is none: it must not read as an empty one."""
-    if not isinstance(items, list):
-        raise TransientError("Could not list the batches: the answer is no list.")
-    if not all(is_batch(item) for item in items):
-        raise TransientError("Could not list the batches: the answer holds what is no batch.")
-    if has_more is True and not items:
-        raise TransientError("Could not list the batches: the answer says that there are more, and holds none.")
-    return items
-
-
-def is_refusal(status: int, headers: Any, body: object) -> bool:
-    """Whether an answer with this 4xx status is a no of the API itself.
-
-    A web page or a bare word is that of another server, in front of the API or in its place: it knows nothing of a
-    batch, so it cannot say that there is none. What it says of who asks, how much and how often is true all the same.
-    """
-    if status in _CLEAR:
-        return True
-    try:
-        json_object(headers, body)
-    except OddAnswerError:
-        return False
-    return True
-
-
-def is_answer(status: object, headers: Any, body: object) -> bool:
-    """Whether an error status is the API's answer to a request in real time, as it would be in a batch."""
-    if not isinstance(status, int) or not _CLIENT_ERROR <= status < _LAST_ERROR:
-        return False
-    return status >= _SERVER_ERROR or is_refusal(status, headers, body)
-
-
-def result_lines(lines: Iterator[bytes], id_field: str, what: str) -> Iterator[bytes]:
-    """The lines of a results file, as they are. Raises TransientError where no line of it bears `id_field`.
-
-    A file has bad lines at times, and those are the reader's; one that is bad from start to end is no results file but
-    something in its place. Read as one, all of its rows would lack a result, and be paid for again.
-    """
-    name = f'"{id_field}"'.encode()
-    held: list[bytes] = []
-    held_bytes = 0
-    for line in lines:
-        held.append(line)
-        if name in line and line.removeprefix(_BOM).lstrip().startswith(b"{"):
-            yield from held
-            yield from lines
-            return
-        held_bytes += len(line)
-        if held_bytes > _HELD_BYTES:
-            break
-    if any(line.strip() for line in held):
-        is_web = is_page({}, b"".join(held))
-        raise TransientError(f"Could not read {what}: {WEB_PAGE if is_web else f'no line of it bears {id_field!r}.'}")
-    yield from held
-    yield from lines
-
-
-def answer_line(answer: Mapping[str, Any], failure: ProviderError | None = None) -> bytes:
-    """The raw result line of a call in real time. `failure` is what went wrong: one that names a wait is raised, with
-    the line.
-    """
-    try:
-        line = json.dumps(answer, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
-    except (ValueError, TypeError, RecursionError) as error:
-        said = plain_words(words_of(error))
-        raise TransientError(f"Could not get an answer: what came is no JSON ({said}).") from None
-    if isinstance(failure, TransientError) and failure.retry_after_seconds:
-        raise TransientError(str(failure), failure.retry_after_seconds, line)
-    return line
-
-
-def count_of(value: object) -> int | None:
-    """A count, also one that is written as a text; None for what is none or unknown (below 0)."""
-    if isinstance(value, str) and len(value) < 20:  # noqa: PLR2004 -- digits of 64 bits
-        value = int(value) if value.isdecimal() else None
-    return value if type(value) is int and 0 <= value < _MOST else None
-
-
-def time_of(value: object) -> datetime | None:
-    """A time in UTC: of a datetime, of ISO 8601, or of seconds since the epoch; None for what is none.
-
-    So is one far off, which arithmetic with it, or a database, could not hold.
-    """
-    try:
-        match value:
-            case datetime():
-                time = value
-            case str():
-                time = datetime.fromisoformat(value)
-            case int() | float():
-                time = datetime.fromtimestamp(value, UTC)
-            case _:
-                return None
-        time = time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
-    except (ValueError, TypeError, OverflowError, OSError):
-        return None
-    return time if time.year in _YEARS else None
-
-
-def wait_of(value: object, unit: float = 1.0) -> float | None:
-    """Seconds to wait, of a number of `unit` a second or of a date; None for what is neither. A day at most."""
-    if value is None:
-        return None
-    try:
-        seconds = float(str(value).removesuffix("s")) / unit
-    except ValueError:
+    def _report(self, batch_id: str) -> BatchReport:
         try:
-            seconds = (parsedate_to_datetime(str(value)) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError, OverflowError, IndexError):
-            return None
-    return min(max(0.0, seconds), _LONGEST_WAIT_SECONDS) if math.isfinite(seconds) else None
+            return self._read_report(batch_id)
+        except UnknownIdError as error:
+            return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=f"The provider knows no such batch. {error}")
+
+    def cancel(self, batch_id: str) -> None:
+        """See Provider.cancel."""
+        try:
+            self._stop(batch_id)
+        except ProviderError:
+            # vendors refuse to stop what has ended, each in its own words; the state tells, and not the refusal
+            try:
+                status = self._report(batch_id).status
+            except ProviderError:
+                status = BatchStatus.RUNNING
+            if status.is_stoppable:
+                raise
 
 
-def retry_after_seconds(headers: Any) -> float | None:
-    """The wait that these headers ask for: milliseconds, seconds, or a date."""
-    waits = (wait_of(headers.get(name), unit) for name, unit in (("retry-after-ms", 1_000.0), ("retry-after", 1.0)))
-    return next((wait for wait in waits if wait is not None), None)
+class OwnMachines(BaseProvider):
+    """A provider on the user's own machines. It reads and writes OpenAI's lines, as the servers for open models do."""
 
+    def __init__(self, name: str, account: str, limits: Limits, settle_seconds: float = 0.0) -> None:
+        # starting is idempotent where settle_seconds is 0: sending again is always safe
+        super().__init__(name, account, price_book=None, settle_seconds=settle_seconds)
+        self._limits = limits
 
-def _bytes_of(body: object) -> bytes:
-    if isinstance(body, bytes):
-        return body
-    return body.encode("utf-8", "replace") if isinstance(body, str) else b""
+    def codec(self, spec: RequestSpec) -> OpenAILines:
+        """See Provider.codec. The response schema goes out as it is: guided decoding takes more than strict mode."""
+        return OpenAILines(spec, self._limits, dict)

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dagster_llm_batch.providers import base
+from dagster_llm_batch.providers import answers
 from dagster_llm_batch.text import last_words
 
 __all__ = ["count_lines", "lines_of", "log_tail", "read_json", "time_of", "write_json"]
@@ -44,7 +44,7 @@ def write_json(path: Path, value: object) -> None:
 def time_of(value: Mapping[str, Any] | None, name: str) -> datetime | None:
     """The time that `name` holds in seconds since the epoch."""
     seconds = (value or {}).get(name)
-    return base.time_of(seconds) if isinstance(seconds, int | float) else None
+    return answers.time_of(seconds) if isinstance(seconds, int | float) else None
 
 
 def count_lines(path: Path) -> int | None:

@@ -77,8 +77,8 @@ class Mask:
 def masked(cls: _ProviderClass) -> _ProviderClass:
     """Decorate a provider's class: its verbs give none of the secrets that its `_secrets()` names."""
     for name, given in {"poll": _reports, "find": _found, "respond": Mask.line, "submit": None, "cancel": None}.items():
-        setattr(cls, name, _verb(vars(cls)[name], given))
-    cls.fetch = _fetching(vars(cls)["fetch"])  # type: ignore[attr-defined]
+        setattr(cls, name, _verb(getattr(cls, name), given))
+    cls.fetch = _fetching(cls.fetch)  # type: ignore[attr-defined]
     return cls
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, BinaryIO
 
-from dagster_llm_batch.providers.base import count_of, time_of
+from dagster_llm_batch.providers.answers import count_of, time_of
 from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 

@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlencode
 
 from dagster_llm_batch.errors import (
-    AmbiguousError,
-    ConfigError,
     CredentialsError,
     LLMBatchError,
     MissingExtraError,
@@ -28,14 +26,12 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
-from dagster_llm_batch.providers.anthropic.batches import CreateBody, created_at, is_batch, read_batch, total_requests
-from dagster_llm_batch.providers.anthropic.errors import UnknownIdError, provider_error
-from dagster_llm_batch.providers.anthropic.replies import read_line
-from dagster_llm_batch.providers.anthropic.requests import ANTHROPIC_VERSION, AnthropicLines
-from dagster_llm_batch.providers.base import (
+from dagster_llm_batch.providers.answers import (
+    UnknownIdError,
     answer_line,
     answer_of,
     check_listed,
+    created_id,
     is_answer,
     odd_answer,
     parsed,
@@ -43,15 +39,20 @@ from dagster_llm_batch.providers.base import (
     sdk_calls,
     time_of,
 )
+from dagster_llm_batch.providers.anthropic.batches import CreateBody, created_at, is_batch, read_batch, total_requests
+from dagster_llm_batch.providers.anthropic.errors import provider_error
+from dagster_llm_batch.providers.anthropic.replies import read_line
+from dagster_llm_batch.providers.anthropic.requests import ANTHROPIC_VERSION, AnthropicLines
+from dagster_llm_batch.providers.base import VendorProvider, address_of, checked_key
 from dagster_llm_batch.providers.http import Origin, checked_address, guard_client, listed_since
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
-from dagster_llm_batch.providers.paging import poll_batches, walk_pages
+from dagster_llm_batch.providers.paging import walk_pages
+from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
-    BatchStatus,
     CannotTell,
     FindHints,
     Found,
@@ -74,7 +75,7 @@ _PAGES_PER_POLL = 3  # at least
 
 
 @masked
-class AnthropicProvider:
+class AnthropicProvider(VendorProvider):
     """Batches in one workspace of Anthropic, the key's own unless `workspace_id` names another.
 
     `anthropic_version` is the API version, which decides what parameters rows may have. `betas` are features that are
@@ -95,15 +96,15 @@ class AnthropicProvider:
         default_headers: Mapping[str, str] | None = None,
         http_client: Any = None,
         name: str = "anthropic",
-        price_book: str | None = "anthropic",
+        price_book: str | None = PROVIDERS["anthropic"].price_book,
         settle_seconds: float = 300.0,
     ) -> None:
-        if not api_key or not api_key.isascii() or any(char.isspace() for char in api_key):
-            what = "is empty" if not api_key else "holds a space, a line break or a letter that no key has"
-            raise ConfigError(f"The API key of provider '{name}' {what}. Check where it comes from.")
+        key = checked_key(api_key, name)
         base_url = _PUBLIC_URL if base_url is None else base_url  # an empty one is a variable that is not set
         parts = checked_address(base_url, "base_url", _PUBLIC_URL)
-        self._api_key = api_key
+        scope = urlencode({"workspace": workspace_id}) if workspace_id else ""
+        super().__init__(name, address_of(parts, scope) if account is None else account, price_book, settle_seconds)
+        self._api_key = key
         self._base_url = base_url
         self._origin = Origin(self._base_url)
         self._version = anthropic_version
@@ -118,35 +119,6 @@ class AnthropicProvider:
         self._sdk: Anthropic | None = None
         self._public = parts.hostname == _PUBLIC_HOST
         self._workspace_id = workspace_id
-        self._name = name
-        self._price_book = price_book
-        self._settle_seconds = settle_seconds
-        port = f":{parts.port}" if parts.port else ""
-        scope = f"?{urlencode({'workspace': workspace_id})}" if workspace_id else ""
-        self._account = f"{parts.hostname}{port}{parts.path.rstrip('/')}{scope}" if account is None else account
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"
-
-    @property
-    def name(self) -> str:
-        """See Provider.name."""
-        return self._name
-
-    @property
-    def account(self) -> str:
-        """See Provider.account."""
-        return self._account
-
-    @property
-    def price_book(self) -> str | None:
-        """See Provider.price_book."""
-        return self._price_book
-
-    @property
-    def settle_seconds(self) -> float:
-        """See Provider.settle_seconds. The vendor documents no time; a lost call may still be at work."""
-        return self._settle_seconds
 
     def _secrets(self) -> list[str]:
         return [self._api_key, *self._secret_headers]
@@ -171,11 +143,7 @@ class AnthropicProvider:
                 if not isinstance(reply, dict):
                     raise odd_answer({}, reply)
         batch_id = reply.get("id")
-        if not is_id(batch_id):
-            raise AmbiguousError(
-                "Perhaps created the batch: the reply names none. Look for it before creating it again."
-            )
-        return str(batch_id)
+        return created_id(batch_id)
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | CannotTell:
         """See Provider.find. Candidates: unknown batches of as many requests, created since; results name the nonce."""
@@ -225,11 +193,7 @@ class AnthropicProvider:
             return None
         return False if is_readable else None
 
-    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
-        """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
-        return poll_batches(batch_ids, self._poll_pages, self._report)
-
-    def _poll_pages(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
+    def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
         return walk_pages(wanted, self._page, read_batch, self._report, most=max(_PAGES_PER_POLL, len(wanted) // 100))
 
     def _page(self, after: str | None) -> tuple[dict[str, Any], bool]:
@@ -238,11 +202,9 @@ class AnthropicProvider:
             page = parsed(self._client(retries=0).messages.batches.with_raw_response.list(limit=_PAGE, **start))
             return {batch.id: batch for batch in _listed(page)}, page.has_next_page()
 
-    def _report(self, batch_id: str) -> BatchReport:
-        try:
-            return replace(read_batch(self._batch(batch_id)), batch_id=batch_id)
-        except UnknownIdError as error:
-            return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=f"The provider knows no such batch. {error}")
+    def _read_report(self, batch_id: str) -> BatchReport:
+        # under the id that was asked for, whatever the answer says: it is the one that the ledger knows
+        return replace(read_batch(self._batch(batch_id)), batch_id=batch_id)
 
     def _batch(self, batch_id: str) -> Any:
         with self._calls(f"read the batch '{batch_id}'"):
@@ -294,19 +256,10 @@ class AnthropicProvider:
         """The open response of a GET, which the caller closes."""
         return self._client(retries=2).get(address, cast_to=object, options={"headers": _AS_STREAM})
 
-    def cancel(self, batch_id: str) -> None:
-        """See Provider.cancel."""
-        try:
-            with self._calls(f"cancel the batch '{batch_id}'"):
-                batch = parsed(self._client(retries=0).messages.batches.with_raw_response.cancel(batch_id))
-            _checked(batch, f"cancel the batch '{batch_id}'")
-        except ProviderError:
-            try:
-                status = self._report(batch_id).status
-            except ProviderError:
-                status = BatchStatus.RUNNING
-            if status.is_stoppable:
-                raise
+    def _stop(self, batch_id: str) -> None:
+        with self._calls(f"cancel the batch '{batch_id}'"):
+            batch = parsed(self._client(retries=0).messages.batches.with_raw_response.cancel(batch_id))
+        _checked(batch, f"cancel the batch '{batch_id}'")
 
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""

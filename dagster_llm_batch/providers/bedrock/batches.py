@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dagster_llm_batch.providers.base import check_listed, count_of, time_of
+from dagster_llm_batch.providers.answers import check_listed, count_of, time_of
 from dagster_llm_batch.providers.bedrock.errors import is_of_aws
 from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus

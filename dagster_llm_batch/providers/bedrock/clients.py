@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from dagster_llm_batch.errors import ProviderError
-from dagster_llm_batch.providers.base import WEB_PAGE, OddAnswerError, is_page, sdk_calls
+from dagster_llm_batch.providers.answers import WEB_PAGE, OddAnswerError, is_page, sdk_calls
 from dagster_llm_batch.providers.bedrock.errors import aws_error
 
 __all__ = ["Clients"]

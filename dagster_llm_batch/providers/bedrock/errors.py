@@ -26,11 +26,11 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
-from dagster_llm_batch.providers.base import WEB_PAGE, OddAnswerError, is_page, wait_of, words_of
+from dagster_llm_batch.providers.answers import WEB_PAGE, OddAnswerError, UnknownIdError, is_page, wait_of, words_of
 from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.text import plain_words
 
-__all__ = ["UnknownIdError", "aws_error", "is_answer", "is_of_aws"]
+__all__ = ["aws_error", "is_answer", "is_of_aws"]
 
 _CREDENTIALS = frozenset(
     {
@@ -84,10 +84,6 @@ _BUSY = frozenset(
 )
 _UNKNOWN = frozenset({"404", "NoSuchBucket", "NoSuchKey", "ResourceNotFoundException"})
 _ACCESS_KEY = re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{8,}")
-
-
-class UnknownIdError(RefusedError):
-    """The provider has no such thing."""
 
 
 def is_of_aws(reply: Mapping[str, Any]) -> bool:

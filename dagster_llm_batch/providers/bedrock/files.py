@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, BinaryIO, cast
 
 from dagster_llm_batch.errors import ProviderError, RefusedError, TransientError
-from dagster_llm_batch.providers.base import OddAnswerError, result_lines
+from dagster_llm_batch.providers.answers import OddAnswerError, result_lines
 from dagster_llm_batch.providers.bedrock.batches import job_id, job_name, output_of
 from dagster_llm_batch.providers.bedrock.clients import Clients
 from dagster_llm_batch.providers.bedrock.requests import BedrockLines

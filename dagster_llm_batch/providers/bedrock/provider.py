@@ -35,16 +35,18 @@ from dagster_llm_batch.errors import (
     ProviderError,
     TransientError,
 )
-from dagster_llm_batch.providers.base import OddAnswerError, answer_line, json_object
+from dagster_llm_batch.providers.answers import OddAnswerError, UnknownIdError, answer_line, created_id, json_object
+from dagster_llm_batch.providers.base import VendorProvider
 from dagster_llm_batch.providers.bedrock.batches import counted, input_of, is_job_id, job_name, listed, read_job
 from dagster_llm_batch.providers.bedrock.clients import Clients
-from dagster_llm_batch.providers.bedrock.errors import UnknownIdError, is_answer, is_of_aws
+from dagster_llm_batch.providers.bedrock.errors import is_answer, is_of_aws
 from dagster_llm_batch.providers.bedrock.files import Files, records
 from dagster_llm_batch.providers.bedrock.models import Family, family_of
 from dagster_llm_batch.providers.bedrock.quotas import BEDROCK_LIMITS, limits_from
 from dagster_llm_batch.providers.bedrock.requests import BedrockLines
 from dagster_llm_batch.providers.http import checked_address
 from dagster_llm_batch.providers.paging import poll_batches
+from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id
 from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, CannotTell, FindHints, Found, Limits, RequestSpec
@@ -60,7 +62,7 @@ _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
 @masked
-class BedrockProvider:
+class BedrockProvider(VendorProvider):
     """Batches in one AWS account and region. Building makes no call; it imports boto3 only to learn the region.
 
     `role_arn` is the service role that Bedrock takes on; `s3_uri` a folder that role and caller can read and write.
@@ -110,7 +112,7 @@ class BedrockProvider:
             allowed = ", ".join(f"'{one.value}'" for one in Family)
             raise ConfigError(f"families: {error}; the forms of request are {allowed}.") from None
         self._session: Any = None
-        self._name = name
+        self._name = name  # before the base has it: an error on the way to the region names the provider
         self._session_options = {"region_name": region_name, **(session_options or {})}
         region_name = region_name or self._aws().region_name
         if not region_name:
@@ -125,7 +127,9 @@ class BedrockProvider:
         host = f"bedrock.{region_name}.amazonaws.com"
         if endpoint_url is not None:
             host = checked_address(endpoint_url, "endpoint_url").netloc
-        self._account = f"{host}/{role['account'] or ''}" if account is None else account
+        account = f"{host}/{role['account'] or ''}" if account is None else account
+        # the price book has no batch prices of Bedrock: half of the standard ones, as documented
+        super().__init__(name, account, PROVIDERS["bedrock"].price_book, settle_seconds)
         self._timeout_seconds = timeout_seconds
         self._client_options = dict(client_options or {})
         self._endpoints = {
@@ -139,31 +143,7 @@ class BedrockProvider:
                 checked_address(url, f"endpoint of {service}")
         self._clients = Clients(self._client, max_attempts, self._account, self._secrets())
         self._files = Files(self._clients, place["bucket"], place["prefix"] or "", kms_key_id)
-        self._settle_seconds = settle_seconds
         self._quotas: list[Mapping[str, Any]] | None = None
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"
-
-    @property
-    def name(self) -> str:
-        """See Provider.name."""
-        return self._name
-
-    @property
-    def account(self) -> str:
-        """See Provider.account: the region's address and the account of the role."""
-        return self._account
-
-    @property
-    def price_book(self) -> str | None:
-        """See Provider.price_book. It has no batch prices for Bedrock: half of the standard ones, as documented."""
-        return "aws"
-
-    @property
-    def settle_seconds(self) -> float:
-        """See Provider.settle_seconds. No time is documented after which a new job is listed."""
-        return self._settle_seconds
 
     def _secrets(self) -> list[str]:
         return [str(value) for word, value in self._session_options.items() if word in _SECRETS and value]
@@ -222,11 +202,7 @@ class BedrockProvider:
                 tags=[{"key": word, "value": value} for word, value in sorted(self._tags.items())],
             )
         arn = reply.get("jobArn")
-        if not is_id(arn):
-            raise AmbiguousError(
-                "Perhaps created the batch: the reply names none. Look for it before creating it again."
-            )
-        return str(arn)
+        return created_id(arn)
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find. Every job of the name is asked for; token or input file tell ours."""
@@ -258,9 +234,9 @@ class BedrockProvider:
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
         """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
-        return poll_batches(batch_ids, self._listed, lambda batch_id: self._counted(self._report(batch_id)))
+        return poll_batches(batch_ids, self._list_reports, lambda batch_id: self._counted(self._report(batch_id)))
 
-    def _listed(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
+    def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
         with self._clients.calls("list the batches"):
             pages = self._clients.of("bedrock").get_paginator("list_model_invocation_jobs")
             newest = {"sortBy": "CreationTime", "sortOrder": "Descending", "PaginationConfig": {"PageSize": _PAGE}}
@@ -270,11 +246,13 @@ class BedrockProvider:
                     if not report.status.is_terminal or report.done is not None:
                         yield report.batch_id, report
 
+    def _read_report(self, batch_id: str) -> BatchReport:
+        return replace(read_job(self._job(batch_id)), batch_id=batch_id)
+
     def _report(self, batch_id: str) -> BatchReport:
-        try:
-            return replace(read_job(self._job(batch_id)), batch_id=batch_id)
-        except UnknownIdError:
-            return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason="Bedrock knows no such job (any more).")
+        report = super()._report(batch_id)
+        is_gone = report.status is BatchStatus.NOT_FOUND
+        return replace(report, reason="Bedrock knows no such job (any more).") if is_gone else report
 
     def _job(self, batch_id: str) -> Mapping[str, Any]:
         if not is_job_id(batch_id):
@@ -298,20 +276,11 @@ class BedrockProvider:
         """See Provider.fetch: every output file in the job's own folder, also those of a job that did not end well."""
         yield from self._files.results(self._job(batch_id))
 
-    def cancel(self, batch_id: str) -> None:
-        """See Provider.cancel."""
-        try:
-            with self._clients.calls(f"stop the batch '{batch_id}'"):
-                reply = self._clients.of("bedrock").stop_model_invocation_job(jobIdentifier=batch_id)
-                if not is_of_aws(reply):  # the answer is empty, so it shows by nothing else whose it is
-                    raise OddAnswerError("the answer is not one of AWS.")
-        except ProviderError:
-            try:
-                status = self._report(batch_id).status
-            except ProviderError:
-                status = BatchStatus.RUNNING
-            if status.is_stoppable:
-                raise
+    def _stop(self, batch_id: str) -> None:
+        with self._clients.calls(f"stop the batch '{batch_id}'"):
+            reply = self._clients.of("bedrock").stop_model_invocation_job(jobIdentifier=batch_id)
+            if not is_of_aws(reply):  # the answer is empty, so it shows by nothing else whose it is
+                raise OddAnswerError("the answer is not one of AWS.")
 
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""

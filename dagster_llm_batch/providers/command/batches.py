@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.providers.base import count_of
+from dagster_llm_batch.providers.answers import count_of
 from dagster_llm_batch.providers.files import count_lines, log_tail, read_json
 
 __all__ = ["CommandBatch"]

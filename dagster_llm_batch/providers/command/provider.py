@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dagster_llm_batch.errors import RefusedError, TransientError
-from dagster_llm_batch.providers.base import OwnMachines, own_answer, reaching
+from dagster_llm_batch.providers.answers import own_answer, reaching
+from dagster_llm_batch.providers.base import OwnMachines
 from dagster_llm_batch.providers.command.arguments import checked_command, filled
 from dagster_llm_batch.providers.command.batches import CommandBatch
 from dagster_llm_batch.providers.files import lines_of, time_of

@@ -6,23 +6,26 @@ The SDK's typed methods drop what is needed here (an operation's `error` and `ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from dagster_llm_batch.errors import CredentialsError, ProviderError, TransientError
-from dagster_llm_batch.providers import base
-from dagster_llm_batch.providers.base import check_listed, is_answer, json_object
+from dagster_llm_batch.providers import answers
+from dagster_llm_batch.providers.answers import check_listed, is_answer, json_object
 from dagster_llm_batch.providers.google.errors import google_answer_of, google_calls, http_status
 from dagster_llm_batch.providers.http import Origin, guard_client
 from dagster_llm_batch.text import is_id
+from dagster_llm_batch.types import Absent, CannotTell, Found
 
 if TYPE_CHECKING:
     from google.genai import Client
 
-__all__ = ["GoogleApi", "count", "listed", "next_page", "time_of"]
+__all__ = ["GoogleApi", "count", "found_among", "listed", "next_page", "time_of"]
+
+_PAGE = 100
 
 
 class GoogleApi:
@@ -71,6 +74,37 @@ class GoogleApi:
             response = client._api_client.request(method, full, dict(body or {}))  # noqa: SLF001
             return json_object(response.headers, response.body)
 
+    def pages(
+        self,
+        path: str,
+        doing: str,
+        lists: Sequence[str],
+        query: Mapping[str, Any] | None = None,
+        most: int | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """The batches of a list, page after page, from at `most` so many pages.
+
+        Args:
+            path: The list's.
+            doing: What an error says could not be done.
+            lists: Names under which a page may hold its batches.
+            query: Beside size and token of a page.
+            most: Pages. Default: all; neither API documents an order, so one that is looked for may be on the last.
+        """
+        token, number = "", 0
+        seen: set[str] = set()
+        while most is None or number < most:
+            more = {"pageToken": token} if token else {}
+            page = self.call("get", path, doing, query={"pageSize": _PAGE, **(query or {}), **more})
+            yield from listed(page, *lists)
+            token, number = next_page(page), number + 1
+            if not token:
+                return
+            # whoever ignores the token would be asked for ever
+            if token in seen:
+                raise TransientError(f"Could not {doing}: the list gives the same page again and again.")
+            seen.add(token)
+
     def order(self, path: str, doing: str) -> None:
         """A call that is answered with nothing but that it was done: an object without fields."""
         if self.call("post", path, doing):
@@ -113,6 +147,14 @@ def listed(page: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
     return check_listed(found, lambda one: isinstance(one, dict) and is_id(one.get("name")))
 
 
+def found_among(names: Iterable[str], known: Collection[str]) -> Found | Absent | CannotTell:
+    """The batch of a tag, of all that bear it; `known` are those of other create calls."""
+    ours = dict.fromkeys(name for name in names if name not in known)  # a list may show one on two pages
+    if len(ours) > 1:
+        return CannotTell("More than one batch carries this tag.", tuple(ours))
+    return Found(next(iter(ours))) if ours else Absent()
+
+
 def next_page(page: Mapping[str, Any]) -> str:
     """The token of the page after this one; empty where it is the last."""
     token = page.get("nextPageToken") or ""
@@ -123,7 +165,7 @@ def next_page(page: Mapping[str, Any]) -> str:
 
 def count(value: Any) -> int | None:
     """A count, which Google writes as a string; None where it is absent or -1, which means unknown."""
-    return base.count_of(value)
+    return answers.count_of(value)
 
 
 def time_of(value: Any) -> datetime | None:
@@ -131,4 +173,4 @@ def time_of(value: Any) -> datetime | None:
     if not isinstance(value, str):
         return None
     head, dot, tail = value.removesuffix("Z").partition(".")
-    return base.time_of(f"{head}{dot}{tail[:6].ljust(6, '0') if dot else ''}+00:00")
+    return answers.time_of(f"{head}{dot}{tail[:6].ljust(6, '0') if dot else ''}+00:00")

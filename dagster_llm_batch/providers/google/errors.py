@@ -28,9 +28,10 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
-from dagster_llm_batch.providers.base import (
+from dagster_llm_batch.providers.answers import (
     WEB_PAGE,
     OddAnswerError,
+    UnknownIdError,
     answer_of,
     is_page,
     is_refusal,
@@ -44,7 +45,6 @@ from dagster_llm_batch.text import plain_words
 
 __all__ = [
     "PreconditionFailedError",
-    "UnknownIdError",
     "google_answer_of",
     "google_calls",
     "http_status",
@@ -62,10 +62,6 @@ _OF_VERSION = (
     " This API version has no such field or model. Set api_version of the provider: 'v1beta' has what is documented "
     "for batches, and 'v1' less of it."
 )
-
-
-class UnknownIdError(RefusedError):
-    """The provider has no such thing (404)."""
 
 
 class PreconditionFailedError(RefusedError):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
@@ -26,9 +26,9 @@ from dagster_llm_batch.errors import (
     ProviderError,
     TransientError,
 )
-from dagster_llm_batch.providers.base import answer_line, result_lines
-from dagster_llm_batch.providers.google.clients import GoogleApi, listed, next_page
-from dagster_llm_batch.providers.google.errors import UnknownIdError
+from dagster_llm_batch.providers.answers import answer_line, created_id, result_lines
+from dagster_llm_batch.providers.base import VendorProvider, checked_key
+from dagster_llm_batch.providers.google.clients import GoogleApi, found_among
 from dagster_llm_batch.providers.google.files import CHUNK_BYTES, upload_copy
 from dagster_llm_batch.providers.google.gemini_batches import (
     display_name,
@@ -40,13 +40,12 @@ from dagster_llm_batch.providers.google.gemini_batches import (
 from dagster_llm_batch.providers.google.requests import GoogleLines
 from dagster_llm_batch.providers.http import checked_address
 from dagster_llm_batch.providers.jsonlines import split_lines
-from dagster_llm_batch.providers.paging import poll_batches
+from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
-    BatchStatus,
     CannotTell,
     FindHints,
     Found,
@@ -68,12 +67,12 @@ GEMINI_LIMITS = Limits(max_requests=50_000, max_bytes=2_000_000_000)
 
 _HOST = "generativelanguage.googleapis.com"
 _BATCHES = "batches"
-_PAGE = 100
+_LISTS = ("operations", _BATCHES)
 _MAX_INLINE_BYTES = 15_000_000  # the API takes 20 MB a request, everything included
 
 
 @masked
-class GeminiProvider:
+class GeminiProvider(VendorProvider):
     """Batches of one project of the Gemini API.
 
     `account` names whose answers these are; a key does not tell its project, so give one where you use several. Batches
@@ -89,50 +88,22 @@ class GeminiProvider:
         api_version: str = API_VERSION,
         timeout_seconds: float = 120.0,
         name: str = "gemini",
-        price_book: str | None = "google",
+        price_book: str | None = PROVIDERS["gemini"].price_book,
         settle_seconds: float = 300.0,
     ) -> None:
-        if not api_key or not api_key.isascii() or any(char.isspace() for char in api_key):
-            what = "is empty" if not api_key else "holds a space, a line break or a letter that no key has"
-            raise ConfigError(f"The API key of provider '{name}' {what}. Check where it comes from.")
+        key = checked_key(api_key, name)
         if not re.fullmatch(r"v[0-9]+(alpha|beta)?[0-9]*", api_version):
             raise ConfigError(f"api_version is {api_version!r}; the Gemini API has 'v1beta' and 'v1'.")
         if not 0 <= inline_bytes <= _MAX_INLINE_BYTES:
             raise ConfigError(f"inline_bytes can be 0 (never inline) to {_MAX_INLINE_BYTES}; got {inline_bytes}.")
-        self._api_key = api_key
+        host = _HOST if base_url is None else checked_address(base_url, "base_url").netloc
+        super().__init__(name, host if account is None else account, price_book, settle_seconds)
+        self._api_key = key
         self._base_url = base_url
         self._inline_bytes = inline_bytes
         self._api_version = api_version
         self._timeout_seconds = timeout_seconds
-        self._name = name
-        self._price_book = price_book
-        self._settle_seconds = settle_seconds
-        host = _HOST if base_url is None else checked_address(base_url, "base_url").netloc
-        self._account = host if account is None else account
         self._api = GoogleApi(self._client, f"the Gemini API ({self._account})", lambda: api_key)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"
-
-    @property
-    def name(self) -> str:
-        """See Provider.name."""
-        return self._name
-
-    @property
-    def account(self) -> str:
-        """See Provider.account."""
-        return self._account
-
-    @property
-    def price_book(self) -> str | None:
-        """See Provider.price_book."""
-        return self._price_book
-
-    @property
-    def settle_seconds(self) -> float:
-        """See Provider.settle_seconds. The vendor documents no time; a lost call may still be at work."""
-        return self._settle_seconds
 
     def _secrets(self) -> list[str]:
         return [self._api_key]
@@ -161,11 +132,7 @@ class GeminiProvider:
                 self._forget(file_name)
             raise
         name = operation.get("name")
-        if not is_id(name):
-            raise AmbiguousError(
-                "Perhaps created the batch: the reply names none. Look for it before creating it again."
-            )
-        return str(name)
+        return created_id(name)
 
     def _upload(self, file: IO[bytes], tag: str) -> str:
         client = self._api.client
@@ -181,40 +148,17 @@ class GeminiProvider:
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find. All pages are read, since their order is not documented."""
-        named = (str(one["name"]) for one in self._pages("look for the batch") if display_name(one) == tag)
-        ours = [name for name in named if name not in hints.known]
-        if len(set(ours)) > 1:
-            return CannotTell("More than one batch carries this tag.", tuple(dict.fromkeys(ours)))
-        return Found(ours[0]) if ours else Absent()
+        batches = self._api.pages(_BATCHES, "look for the batch", _LISTS)
+        return found_among((str(batch["name"]) for batch in batches if display_name(batch) == tag), hints.known)
 
-    def _pages(self, doing: str, most: int | None = None) -> Iterator[dict[str, Any]]:
-        token, number = "", 0
-        seen: set[str] = set()
-        while most is None or number < most:
-            query = {"pageSize": _PAGE, **({"pageToken": token} if token else {})}
-            page = self._api.call("get", _BATCHES, doing, query=query)
-            yield from listed(page, "operations", _BATCHES)
-            token, number = next_page(page), number + 1
-            if not token:
-                return
-            if token in seen:
-                raise TransientError(f"Could not {doing}: the list gives the same page again and again.")
-            seen.add(token)
+    def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
+        # beyond that, single calls are fewer
+        for batch in self._api.pages(_BATCHES, "list the batches", _LISTS, most=len(wanted) // 10 + 1):
+            if batch["name"] in wanted:
+                yield batch["name"], read_operation(batch["name"], batch)
 
-    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
-        """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
-        return poll_batches(batch_ids, self._listed, self._report)
-
-    def _listed(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
-        for one in self._pages("list the batches", most=len(wanted) // 10 + 1):
-            if one["name"] in wanted:
-                yield one["name"], read_operation(one["name"], one)
-
-    def _report(self, batch_id: str) -> BatchReport:
-        try:
-            return read_operation(batch_id, self._operation(batch_id))
-        except UnknownIdError as error:
-            return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=f"The provider knows no such batch. {error}")
+    def _read_report(self, batch_id: str) -> BatchReport:
+        return read_operation(batch_id, self._operation(batch_id))
 
     def _operation(self, batch_id: str) -> dict[str, Any]:
         operation = self._api.call("get", _path(batch_id), f"read the batch '{batch_id}'")
@@ -238,17 +182,8 @@ class GeminiProvider:
             lines = split_lines(iter(lambda: copy.read(CHUNK_BYTES), b""))
             yield from result_lines(lines, "key", f"the file '{file_name}'")
 
-    def cancel(self, batch_id: str) -> None:
-        """See Provider.cancel."""
-        try:
-            self._api.order(f"{_path(batch_id)}:cancel", f"cancel the batch '{batch_id}'")
-        except ProviderError:
-            try:
-                status = self._report(batch_id).status
-            except ProviderError:
-                status = BatchStatus.RUNNING
-            if status.is_stoppable:
-                raise
+    def _stop(self, batch_id: str) -> None:
+        self._api.order(f"{_path(batch_id)}:cancel", f"cancel the batch '{batch_id}'")
 
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""

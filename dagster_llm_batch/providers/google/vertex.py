@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -24,9 +24,9 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.protocols import Codec
-from dagster_llm_batch.providers.base import answer_line, result_lines
-from dagster_llm_batch.providers.google.clients import GoogleApi, listed, next_page
-from dagster_llm_batch.providers.google.errors import UnknownIdError
+from dagster_llm_batch.providers.answers import answer_line, created_id, result_lines
+from dagster_llm_batch.providers.base import VendorProvider
+from dagster_llm_batch.providers.google.clients import GoogleApi, found_among
 from dagster_llm_batch.providers.google.files import upload_copy
 from dagster_llm_batch.providers.google.requests import GoogleLines
 from dagster_llm_batch.providers.google.vertex_batches import is_job, output_of, read_job
@@ -34,13 +34,12 @@ from dagster_llm_batch.providers.google.vertex_bigquery import VertexTables
 from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.google.vertex_storage import VertexStorage
 from dagster_llm_batch.providers.http import Origin, checked_address, guard_session
-from dagster_llm_batch.providers.paging import poll_batches
+from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
-from dagster_llm_batch.text import is_id, plain_words
+from dagster_llm_batch.text import plain_words
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
-    BatchStatus,
     CannotTell,
     FindHints,
     Found,
@@ -58,7 +57,6 @@ __all__ = ["VERTEX_LIMITS", "VertexProvider", "credentials_of", "secrets_of"]
 
 VERTEX_LIMITS = Limits(max_requests=200_000, max_bytes=1_000_000_000)
 _JOBS = "batchPredictionJobs"
-_PAGE = 100
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _PUBLISHERS = ("google", "anthropic")
 _PUBLISHER = re.compile(r"(?:^|/)publishers/([^/]+)/")
@@ -69,7 +67,7 @@ _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 
 
 @masked
-class VertexProvider:
+class VertexProvider(VendorProvider):
     """Batches of one project and location. `credentials` None: the application default ones.
 
     Requests and results are in `bucket` or in `bigquery_dataset` ("dataset" or "project.dataset"), which is in the
@@ -91,7 +89,7 @@ class VertexProvider:
         account: str | None = None,
         timeout_seconds: float = 120.0,
         name: str = "vertex",
-        price_book: str | None = "google",
+        price_book: str | None = PROVIDERS["vertex"].price_book,
         settle_seconds: float = 300.0,
         secrets: Collection[str] = (),
     ) -> None:
@@ -109,6 +107,7 @@ class VertexProvider:
         for what, url in (("base_url", base_url), ("storage_url", storage_url), ("bigquery_url", bigquery_url)):
             if url is not None:
                 checked_address(url, what)
+        super().__init__(name, f"{project}/{location}" if account is None else account, price_book, settle_seconds)
         self._project, self._location = project, location
         self._bucket = bucket
         self._prefix = prefix.strip("/")
@@ -118,39 +117,12 @@ class VertexProvider:
         self._storage_url = storage_url
         self._bigquery_url = bigquery_url
         self._timeout_seconds = timeout_seconds
-        self._name = name
-        self._price_book = price_book
-        self._settle_seconds = settle_seconds
-        self._account = f"{project}/{location}" if account is None else account
         where = f"Vertex AI ({self._account})"
         self._api = GoogleApi(self._client, where, lambda: getattr(self._credentials, "token", None))
         is_whole = bigquery_dataset is None or "." in bigquery_dataset
         self._dataset = bigquery_dataset if is_whole else f"{project}.{bigquery_dataset}"
         self._storage = VertexStorage(self._storage_client, bucket or "", timeout_seconds, self._api.calls)
         self._tables = VertexTables(self._tables_client, timeout_seconds, self._api.calls)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"
-
-    @property
-    def name(self) -> str:
-        """See Provider.name."""
-        return self._name
-
-    @property
-    def account(self) -> str:
-        """See Provider.account."""
-        return self._account
-
-    @property
-    def price_book(self) -> str | None:
-        """See Provider.price_book. It holds the Claude models of Vertex AI too."""
-        return self._price_book
-
-    @property
-    def settle_seconds(self) -> float:
-        """See Provider.settle_seconds. The vendor documents no time; a lost call may still be at work."""
-        return self._settle_seconds
 
     def _secrets(self) -> list[str]:
         return [*self._given_secrets, *filter(None, [getattr(self._credentials, "token", None)])]
@@ -187,11 +159,7 @@ class VertexProvider:
             (self._storage if self._dataset is None else self._tables).delete(uri)
             raise
         name = job.get("name")
-        if not is_id(name):
-            raise AmbiguousError(
-                "Perhaps created the batch: the reply names none. Look for it before creating it again."
-            )
-        return str(name)
+        return created_id(name)
 
     def _upload(self, file: IO[bytes], size: int, tag: str) -> tuple[str, dict[str, Any]]:
         """Where the requests are now, and what a job says of that and of its results."""
@@ -211,41 +179,18 @@ class VertexProvider:
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find. All pages are read; what a server's filter lets through is compared once more."""
         quoted = tag.replace("\\", "\\\\").replace('"', '\\"')
-        pages = self._pages("look for the batch", {"filter": f'displayName="{quoted}"'})
-        named = (str(job["name"]) for job in pages if job.get("displayName") == tag)
-        ours = [name for name in named if name not in hints.known]
-        if len(set(ours)) > 1:
-            return CannotTell("More than one batch carries this tag.", tuple(dict.fromkeys(ours)))
-        return Found(ours[0]) if ours else Absent()
+        query = {"filter": f'displayName="{quoted}"'}
+        jobs = self._api.pages(_JOBS, "look for the batch", (_JOBS,), query)
+        return found_among((str(job["name"]) for job in jobs if job.get("displayName") == tag), hints.known)
 
-    def _pages(self, doing: str, query: Mapping[str, Any], most: int | None = None) -> Iterator[dict[str, Any]]:
-        token, number = "", 0
-        seen: set[str] = set()
-        while most is None or number < most:
-            more = {"pageToken": token} if token else {}
-            page = self._api.call("get", _JOBS, doing, query={"pageSize": _PAGE, **query, **more})
-            yield from listed(page, _JOBS)
-            token, number = next_page(page), number + 1
-            if not token:
-                return
-            if token in seen:
-                raise TransientError(f"Could not {doing}: the list gives the same page again and again.")
-            seen.add(token)
-
-    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
-        """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
-        return poll_batches(batch_ids, self._listed, self._report)
-
-    def _listed(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
-        for job in self._pages("list the batches", {}, most=len(wanted) // 10 + 1):
+    def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
+        # beyond that, single calls are fewer
+        for job in self._api.pages(_JOBS, "list the batches", (_JOBS,), most=len(wanted) // 10 + 1):
             if job["name"] in wanted:
                 yield job["name"], read_job(job["name"], job)
 
-    def _report(self, batch_id: str) -> BatchReport:
-        try:
-            return read_job(batch_id, self._job(batch_id))
-        except UnknownIdError as error:
-            return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=f"The provider knows no such batch. {error}")
+    def _read_report(self, batch_id: str) -> BatchReport:
+        return read_job(batch_id, self._job(batch_id))
 
     def _job(self, batch_id: str) -> dict[str, Any]:
         job = self._api.call("get", _path(batch_id), f"read the batch '{batch_id}'")
@@ -262,17 +207,8 @@ class VertexProvider:
         elif folder is not None:
             yield from self._storage.lines(folder)
 
-    def cancel(self, batch_id: str) -> None:
-        """See Provider.cancel."""
-        try:
-            self._api.order(f"{_path(batch_id)}:cancel", f"cancel the batch '{batch_id}'")
-        except ProviderError:
-            try:
-                status = self._report(batch_id).status
-            except ProviderError:
-                status = BatchStatus.RUNNING
-            if status.is_stoppable:
-                raise
+    def _stop(self, batch_id: str) -> None:
+        self._api.order(f"{_path(batch_id)}:cancel", f"cancel the batch '{batch_id}'")
 
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""

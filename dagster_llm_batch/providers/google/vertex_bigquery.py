@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from dagster_llm_batch.errors import ProviderError, TransientError
-from dagster_llm_batch.providers.google.errors import UnknownIdError
+from dagster_llm_batch.providers.answers import UnknownIdError
 from dagster_llm_batch.providers.google.files import CHUNK_BYTES
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import IO, TYPE_CHECKING, Any
 
 from dagster_llm_batch.errors import ProviderError, RefusedError, TransientError
-from dagster_llm_batch.providers.base import OddAnswerError, result_lines
+from dagster_llm_batch.providers.answers import OddAnswerError, result_lines
 from dagster_llm_batch.providers.google.errors import PreconditionFailedError
 from dagster_llm_batch.providers.google.files import CHUNK_BYTES
 from dagster_llm_batch.providers.jsonlines import split_lines

@@ -11,7 +11,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from dagster_llm_batch.providers.base import count_of, time_of
+from dagster_llm_batch.providers.answers import count_of, time_of
 from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 

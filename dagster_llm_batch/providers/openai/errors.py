@@ -24,9 +24,10 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
-from dagster_llm_batch.providers.base import (
+from dagster_llm_batch.providers.answers import (
     WEB_PAGE,
     OddAnswerError,
+    UnknownIdError,
     answer_of,
     is_page,
     is_refusal,
@@ -37,16 +38,12 @@ from dagster_llm_batch.providers.base import (
 from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.text import plain_words
 
-__all__ = ["UnknownIdError", "provider_error"]
+__all__ = ["provider_error"]
 
 _NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
 _CANNOT_SEND = frozenset({"UnsupportedProtocol", "InvalidURL", "LocalProtocolError"})
 _MAYBE_DONE = frozenset({408, 409})
 _KEY = re.compile(r"\b(sk|sess|key)-[\w*.\-]{4,}", re.IGNORECASE)
-
-
-class UnknownIdError(RefusedError):
-    """The provider has no such thing (404)."""
 
 
 def provider_error(error: Exception, doing: str, secret: str, *, creating: bool = False) -> ProviderError:

@@ -25,35 +25,36 @@ from urllib.parse import urlencode
 
 from dagster_llm_batch.errors import (
     AmbiguousError,
-    ConfigError,
     CredentialsError,
     LLMBatchError,
     MissingExtraError,
     ProviderError,
     TransientError,
 )
-from dagster_llm_batch.providers.base import (
+from dagster_llm_batch.providers.answers import (
     answer_line,
     answer_of,
     check_listed,
+    created_id,
     is_answer,
     odd_answer,
     parsed,
     result_lines,
     sdk_calls,
 )
+from dagster_llm_batch.providers.base import VendorProvider, address_of, checked_key
 from dagster_llm_batch.providers.http import Origin, checked_address, guard_client, listed_since
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.openai.batches import created_at, is_batch, read_batch
-from dagster_llm_batch.providers.openai.errors import UnknownIdError, provider_error
+from dagster_llm_batch.providers.openai.errors import provider_error
 from dagster_llm_batch.providers.openai.requests import URLS, OpenAILines
-from dagster_llm_batch.providers.paging import poll_batches, walk_pages
+from dagster_llm_batch.providers.paging import walk_pages
+from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
-    BatchStatus,
     CannotTell,
     FindHints,
     Found,
@@ -75,7 +76,7 @@ _CHUNK_BYTES = 1 << 16
 
 
 @masked
-class OpenAIProvider:
+class OpenAIProvider(VendorProvider):
     """Batches in one OpenAI account, or on a compatible server at `base_url`.
 
     `account` names whose answers these are; by default the address, organization and project. `http_client` is one of
@@ -94,15 +95,15 @@ class OpenAIProvider:
         default_headers: Mapping[str, str] | None = None,
         http_client: Any = None,
         name: str = "openai",
-        price_book: str | None = "openai",
+        price_book: str | None = PROVIDERS["openai"].price_book,
         settle_seconds: float = 300.0,
     ) -> None:
-        if not api_key or not api_key.isascii() or any(char.isspace() for char in api_key):
-            what = "is empty" if not api_key else "holds a space, a line break or a letter that no key has"
-            raise ConfigError(f"The API key of provider '{name}' {what}. Check where it comes from.")
+        key = checked_key(api_key, name)
         base_url = _PUBLIC_URL if base_url is None else base_url  # an empty one is a variable that is not set
         parts = checked_address(base_url, "base_url", _PUBLIC_URL)
-        self._api_key = api_key
+        scope = urlencode([(k, v) for k, v in (("organization", organization), ("project", project)) if v])
+        super().__init__(name, address_of(parts, scope) if account is None else account, price_book, settle_seconds)
+        self._api_key = key
         self._base_url = base_url
         self._organization = organization
         self._project = project
@@ -112,36 +113,6 @@ class OpenAIProvider:
         self._http_client = http_client
         self._sdk: OpenAI | None = None
         self._public = parts.hostname == _PUBLIC_HOST
-        self._name = name
-        self._price_book = price_book
-        self._settle_seconds = settle_seconds
-        port = f":{parts.port}" if parts.port else ""
-        scope = urlencode([(k, v) for k, v in (("organization", organization), ("project", project)) if v])
-        default_account = f"{parts.hostname}{port}{parts.path.rstrip('/')}{'?' if scope else ''}{scope}"
-        self._account = default_account if account is None else account
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"
-
-    @property
-    def name(self) -> str:
-        """See Provider.name."""
-        return self._name
-
-    @property
-    def account(self) -> str:
-        """See Provider.account."""
-        return self._account
-
-    @property
-    def price_book(self) -> str | None:
-        """See Provider.price_book."""
-        return self._price_book
-
-    @property
-    def settle_seconds(self) -> float:
-        """See Provider.settle_seconds. The vendor documents no time; a lost call may still be at work."""
-        return self._settle_seconds
 
     def _secrets(self) -> list[str]:
         return [self._api_key, *(part for value in self._headers.values() for part in value.split())]
@@ -176,11 +147,7 @@ class OpenAIProvider:
                 metadata={TAG_KEY: tag},
             )
             batch_id = parsed(reply).id
-        if not is_id(batch_id):
-            raise AmbiguousError(
-                "Perhaps created the batch: the reply names none. Look for it before creating it again."
-            )
-        return str(batch_id)
+        return created_id(batch_id)
 
     def _forget(self, file_id: str) -> None:
         try:
@@ -227,11 +194,7 @@ class OpenAIProvider:
             return CannotTell("The provider shows no metadata, so these may be ours.", tuple(untagged))
         return Absent()
 
-    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
-        """See Provider.poll. A few are read one by one; of many, as many as possible from list pages."""
-        return poll_batches(batch_ids, self._poll_pages, self._report)
-
-    def _poll_pages(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
+    def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
         # beyond that, single calls are fewer
         return walk_pages(wanted, self._page, read_batch, self._report, most=len(wanted) // 10 + 1)
 
@@ -241,11 +204,9 @@ class OpenAIProvider:
             page = parsed(self._client(retries=0).batches.with_raw_response.list(limit=_PAGE, **start))
             return {batch.id: batch for batch in _listed(page)}, page.has_next_page()
 
-    def _report(self, batch_id: str) -> BatchReport:
-        try:
-            return replace(read_batch(self._batch(batch_id)), batch_id=batch_id)
-        except UnknownIdError as error:
-            return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=f"The provider knows no such batch. {error}")
+    def _read_report(self, batch_id: str) -> BatchReport:
+        # under the id that was asked for, whatever the answer says: it is the one that the ledger knows
+        return replace(read_batch(self._batch(batch_id)), batch_id=batch_id)
 
     def _batch(self, batch_id: str, retries: int = 0) -> Any:
         with self._calls(f"read the batch '{batch_id}'"):
@@ -278,19 +239,10 @@ class OpenAIProvider:
         if isinstance(size, int) and got < size:
             raise TransientError(f"Could not download the file '{file_id}': got {got} of {size} bytes.")
 
-    def cancel(self, batch_id: str) -> None:
-        """See Provider.cancel."""
-        try:
-            with self._calls(f"cancel the batch '{batch_id}'"):
-                batch = parsed(self._client(retries=0).batches.with_raw_response.cancel(batch_id))
-            _checked(batch, f"cancel the batch '{batch_id}'")
-        except ProviderError:
-            try:
-                status = self._report(batch_id).status
-            except ProviderError:
-                status = BatchStatus.RUNNING
-            if status.is_stoppable:
-                raise
+    def _stop(self, batch_id: str) -> None:
+        with self._calls(f"cancel the batch '{batch_id}'"):
+            batch = parsed(self._client(retries=0).batches.with_raw_response.cancel(batch_id))
+        _checked(batch, f"cancel the batch '{batch_id}'")
 
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""

@@ -40,7 +40,8 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
-from dagster_llm_batch.providers.base import OwnMachines, count_of, sdk_calls, time_of, words_of
+from dagster_llm_batch.providers.answers import count_of, sdk_calls, time_of, words_of
+from dagster_llm_batch.providers.base import OwnMachines
 from dagster_llm_batch.providers.http import checked_address
 from dagster_llm_batch.providers.openai.requests import OpenAILines
 from dagster_llm_batch.providers.paging import poll_batches

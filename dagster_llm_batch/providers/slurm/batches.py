@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dagster_llm_batch.errors import ConfigError, RefusedError
-from dagster_llm_batch.providers.base import count_of
+from dagster_llm_batch.providers.answers import count_of
 from dagster_llm_batch.providers.files import count_lines, lines_of, log_tail, read_json, write_json
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.slurm.states import ArrayTask, array_task, is_over

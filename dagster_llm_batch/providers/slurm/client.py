@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.errors import AmbiguousError, CredentialsError, RefusedError, TransientError
-from dagster_llm_batch.providers.base import count_of
+from dagster_llm_batch.providers.answers import count_of
 from dagster_llm_batch.providers.slurm.states import ArrayTask
 from dagster_llm_batch.text import plain_words
 

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dagster_llm_batch.errors import ConfigError, RefusedError, TransientError
-from dagster_llm_batch.providers.base import OwnMachines, own_answer, reaching
+from dagster_llm_batch.providers.answers import own_answer, reaching
+from dagster_llm_batch.providers.base import OwnMachines
 from dagster_llm_batch.providers.command.arguments import checked_command, filled
 from dagster_llm_batch.providers.files import time_of
 from dagster_llm_batch.providers.slurm.batches import SlurmBatch
