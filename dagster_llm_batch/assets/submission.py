@@ -100,9 +100,10 @@ def _log(context: dg.AssetExecutionContext, partition: str | None, status: Statu
     if waiting:
         reasons = sorted({shard.reason for shard in status.shards if shard.reason})
         why = "; ".join(reasons) or "its queue is as full as queue_limits allow"
+        batches = "1 batch waits" if waiting == 1 else f"{waiting} batches wait"
         context.log.warning(
-            f"{where}{waiting} batches wait, since the provider does not take them now: {why}. "
-            "Nothing is lost; the sensor sends them when it can."
+            f"{where}{batches}, since the provider takes nothing now: {why.rstrip('.')}. "
+            "Nothing is lost; the sensor sends what waits when it can."
         )
     refused = [s.reason for s in status.shards if s.state is ShardState.FAILED]
     if refused:
