@@ -143,7 +143,7 @@ def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) 
         for one in design.candidates
         if there(one.key)
     }
-    found = {CANDIDATES: candidates}
+    by_group = {CANDIDATES: candidates}
     if design.gold is not None and there(design.gold):
         names = {one.name: one.gold_column or one.name for one in design.targets}
         wanted = [design.join_key, *names.values(), *([design.annotator] if design.annotator else [])]
@@ -152,11 +152,11 @@ def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) 
             keys = stacked([table.select([design.join_key]) for table in candidates.values()], design.builder.key)
             gold = gold.filter(pc.is_in(gold[design.join_key], keys[design.join_key].combine_chunks()))
         refuse_weights(gold, design.join_key, *names.values())
-        found[GOLD] = _people(design, gold, names, set(candidates))
-    if sum(map(len, found.values())) < 2:  # noqa: PLR2004
+        by_group[GOLD] = _people(design, gold, names, set(candidates))
+    if sum(map(len, by_group.values())) < 2:  # noqa: PLR2004
         missing = ", ".join(key.to_user_string() for key in design.upstreams if not there(key)) or "none is missing"
         raise InputError(f"There are fewer than two labelers to compare. Materialize what is missing: {missing}.")
-    return found
+    return by_group
 
 
 def _labeled(table: pa.Table, columns: Sequence[str]) -> pa.Table:
@@ -210,18 +210,22 @@ def _measured(
 
 
 def _verdict(design: AgreementSpec, agreements: Sequence[LabelerAgreement]) -> CheckOutcome:
-    judged = [one for one in agreements if one.group == ALL and one.n_rows]
+    judged = [agreement for agreement in agreements if agreement.group == ALL and agreement.n_rows]
     lines = [
-        f"{plain_text(one.target)}: {'not defined' if one.alpha is None else f'{one.alpha:.3f}'}; at least "
-        f"{design.min_alpha:g} wanted"
-        for one in judged
+        f"{plain_text(agreement.target)}: {'not defined' if agreement.alpha is None else f'{agreement.alpha:.3f}'}; "
+        f"at least {design.min_alpha:g} wanted"
+        for agreement in judged
     ]
     return CheckOutcome(
         "alpha",
-        passed=all(one.alpha is not None and one.alpha >= (design.min_alpha or 0) for one in judged),
+        passed=all(agreement.alpha is not None and agreement.alpha >= (design.min_alpha or 0) for agreement in judged),
         severity=design.severity,
         description=". ".join(lines) + "." if lines else "No row has two labels.",
-        metadata={figure_key("alpha", one.target): one.alpha for one in judged if one.alpha is not None},
+        metadata={
+            figure_key("alpha", agreement.target): agreement.alpha
+            for agreement in judged
+            if agreement.alpha is not None
+        },
     )
 
 

@@ -46,17 +46,17 @@ def targets_of(
         raise ConfigError(
             f"gold_target=, kind= or confidence= names {strangers}, which are no targets. Targets: {names}."
         )
-    found = []
+    targets = []
     for one, named in zip(given, names, strict=True):
         which = kinds.get(named, "categorical")
         column = confidence if isinstance(confidence, str) and which != "numeric" else sure.get(named)
         if isinstance(one, Target):
-            found.append(one)
+            targets.append(one)
         elif which == "ordinal":
-            found.append(Target(named, golds.get(named), kappa_weights="quadratic", confidence_column=column))
+            targets.append(Target(named, golds.get(named), kappa_weights="quadratic", confidence_column=column))
         else:
-            found.append(Target(named, golds.get(named), kind=which, confidence_column=column))
-    return tuple(found)
+            targets.append(Target(named, golds.get(named), kind=which, confidence_column=column))
+    return tuple(targets)
 
 
 Candidates = (
@@ -78,21 +78,25 @@ class Candidate:
 def candidates_of(given: Candidates, rejects: Mapping[str, Upstream]) -> tuple[Candidate, ...]:
     """Candidates in order, named as in a mapping, else by the last part of the asset key. Raises ConfigError."""
     if isinstance(given, Mapping):
-        found = [_candidate(asset, str(name)) for name, asset in given.items()]
+        candidates = [_candidate(asset, str(name)) for name, asset in given.items()]
     elif isinstance(given, str | dg.AssetKey | dg.AssetSpec | dg.AssetsDefinition):
-        found = [_candidate(given)]
+        candidates = [_candidate(given)]
     else:
-        found = [_candidate(asset) for asset in given if _roles(asset) != {"batch"}]
-    found = [replace(one, rejects=upstream_key(rejects[one.name])) if one.name in rejects else one for one in found]
-    names = [one.name for one in found]
+        candidates = [_candidate(asset) for asset in given if _roles(asset) != {"batch"}]
+    candidates = [
+        replace(candidate, rejects=upstream_key(rejects[candidate.name])) if candidate.name in rejects else candidate
+        for candidate in candidates
+    ]
+    names = [candidate.name for candidate in candidates]
     if not names or len(set(names)) < len(names):
+        keys = ", ".join(candidate.key.to_user_string() for candidate in candidates)
         raise ConfigError(
-            f"candidates are {', '.join(one.key.to_user_string() for one in found) or 'empty'}: an evaluation needs at "
-            "least one, each with a name of its own. Where asset keys end alike, use candidates={'name': asset}."
+            f"candidates are {keys or 'empty'}: an evaluation needs at least one, each with a name of its own. "
+            "Where asset keys end alike, use candidates={'name': asset}."
         )
     if strangers := sorted(set(rejects) - set(names)):
         raise ConfigError(f"rejects= names {strangers}, which are no candidates. Candidates: {', '.join(names)}.")
-    return tuple(found)
+    return tuple(candidates)
 
 
 def _candidate(given: Any, name: str | None = None) -> Candidate:

@@ -129,35 +129,35 @@ def _table(submissions: Sequence[Submission]) -> pa.Table:
     return pa.Table.from_pylist(
         [
             {
-                "dataset": one.asset,
-                "partition": one.partition,
-                "submission_id": one.submission_id,
-                "provider": one.provider,
-                "model": one.model,
-                "state": one.state.value,
-                "submitted_at": one.created_at,
-                "settled_at": one.settled_at,
-                "rows": one.rows,
-                "requests": one.requests,
-                "requests_reused": one.reused,
-                "waves": one.waves,
-                "estimated_usd": one.estimated_usd,
-                "cost_usd": one.cost_usd,
-                "realtime_usd": one.realtime_usd,
-                "price_basis": None if one.price_basis is None else one.price_basis.value,
+                "dataset": submission.asset,
+                "partition": submission.partition,
+                "submission_id": submission.submission_id,
+                "provider": submission.provider,
+                "model": submission.model,
+                "state": submission.state.value,
+                "submitted_at": submission.created_at,
+                "settled_at": submission.settled_at,
+                "rows": submission.rows,
+                "requests": submission.requests,
+                "requests_reused": submission.reused,
+                "waves": submission.waves,
+                "estimated_usd": submission.estimated_usd,
+                "cost_usd": submission.cost_usd,
+                "realtime_usd": submission.realtime_usd,
+                "price_basis": None if submission.price_basis is None else submission.price_basis.value,
             }
-            for one in submissions
+            for submission in submissions
         ],
         schema=_SCHEMA,
     )
 
 
 def _metadata(submissions: Sequence[Submission]) -> dict[str, Any]:
-    known = [one for one in submissions if one.cost_usd is not None]
+    known = [submission for submission in submissions if submission.cost_usd is not None]
     by_day = [
-        DayCost(one.created_at.date(), one.asset, one.cost_usd, one.realtime_usd)
-        for one in known
-        if one.cost_usd is not None
+        DayCost(submission.created_at.date(), submission.asset, submission.cost_usd, submission.realtime_usd)
+        for submission in known
+        if submission.cost_usd is not None
     ]
     parts = [rows_markdown(_by_model(known))]
     if by_day:
@@ -165,7 +165,11 @@ def _metadata(submissions: Sequence[Submission]) -> dict[str, Any]:
     return {
         "llm_batch/costs": dg.MetadataValue.md("\n\n".join(parts) if known else "No costs are known yet."),
         # left out where no cost is known: zero would be a figure
-        **({"llm_batch/cost_usd": float(sum((one.cost_usd for one in by_day), Decimal(0)))} if by_day else {}),
+        **(
+            {"llm_batch/cost_usd": float(sum((submission.cost_usd for submission in by_day), Decimal(0)))}
+            if by_day
+            else {}
+        ),
         "llm_batch/submissions": len(submissions),
         "llm_batch/submissions_without_cost": len(submissions) - len(known),
     }
@@ -173,21 +177,21 @@ def _metadata(submissions: Sequence[Submission]) -> dict[str, Any]:
 
 def _by_model(submissions: Sequence[Submission]) -> list[dict[str, str]]:
     groups: dict[tuple[str, str], list[Submission]] = {}
-    for one in submissions:
-        groups.setdefault((one.asset, f"{one.provider}/{one.model}"), []).append(one)
+    for submission in submissions:
+        groups.setdefault((submission.asset, f"{submission.provider}/{submission.model}"), []).append(submission)
     return [
         {
             "dataset": dataset,
             "model": model,
             "submissions": f"{len(group):,}",
-            "requests": f"{sum(one.requests - one.reused for one in group):,}",
-            "USD": usd_text(sum((one.cost_usd or Decimal(0) for one in group), Decimal(0))),
-            "in real time": _total([one.realtime_usd for one in group]),
+            "requests": f"{sum(submission.requests - submission.reused for submission in group):,}",
+            "USD": usd_text(sum((submission.cost_usd or Decimal(0) for submission in group), Decimal(0))),
+            "in real time": _total([submission.realtime_usd for submission in group]),
         }
         for (dataset, model), group in sorted(groups.items())
     ]
 
 
 def _total(amounts: Sequence[Decimal | None]) -> str:
-    known = [one for one in amounts if one is not None]
+    known = [amount for amount in amounts if amount is not None]
     return usd_text(sum(known, Decimal(0))) if len(known) == len(amounts) else "not known"

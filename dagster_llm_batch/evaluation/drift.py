@@ -129,16 +129,16 @@ class _Labels:
         """Of all partitions, or (`partition`) of one and what it is compared with. Candidates without labels there are
         left out; raises InputError if none is left.
         """
-        found = [
+        series = [
             self._series(candidate, target, partition)
             for candidate in self._design.candidates
             if self._has_labels(candidate.key, partition)
             for target in self._design.targets
         ]
-        if not found:
-            names = " or ".join(one.key.to_user_string() for one in self._design.candidates)
+        if not series:
+            names = " or ".join(candidate.key.to_user_string() for candidate in self._design.candidates)
             raise InputError(f"There are no labels to look at. Materialize {names} first.")
-        return found
+        return series
 
     def _has_labels(self, key: dg.AssetKey, partition: str | None) -> bool:
         own, wanted = self._tables.partitions_def(key), self._design.builder.partitions_def
@@ -154,30 +154,30 @@ class _Labels:
 
     def _series(self, candidate: Candidate, target: str, partition: str | None) -> _Series:
         design = self._design
-        stored = [one for one in self._tables.partitions(candidate.key) if one is not None]
+        stored = [key for key in self._tables.partitions(candidate.key) if key is not None]
         measured = stored if partition is None else [partition]
-        references = {one: self._reference(stored, one) for one in measured}
-        read = [one for one in stored if one in measured or any(one in each for each in references.values())]
-        counts = {one: self._counted(candidate.key, one)[target] for one in read}
-        if len(kinds := {type(one) for each in counts.values() for one in each}) > 1:
-            said = " and ".join(sorted(kind.__name__ for kind in kinds))
+        references = {key: self._reference(stored, key) for key in measured}
+        read = [key for key in stored if key in measured or any(key in each for each in references.values())]
+        counts = {key: self._counted(candidate.key, key)[target] for key in read}
+        if len(kinds := {type(label) for each in counts.values() for label in each}) > 1:
+            types = " and ".join(sorted(kind.__name__ for kind in kinds))
             raise InputError(
-                f"The partitions of {candidate.key.to_user_string()} hold {said} in '{target}'. Materialize the older "
+                f"The partitions of {candidate.key.to_user_string()} hold {types} in '{target}'. Materialize the older "
                 "ones again with the newer type."
             )
         changed = adwin_changes(counts) if design.online else {}
         drifts = [
             drift_between(
-                counts[one],
-                _pooled([counts[other] for other in references[one]]),
-                partition=one,
+                counts[key],
+                _pooled([counts[other] for other in references[key]]),
+                partition=key,
                 candidate=candidate.name,
                 target=target,
-                against=_named(references[one]),
+                against=_named(references[key]),
                 max_psi=design.max_psi,
-                adwin_changed=changed.get(one),
+                adwin_changed=changed.get(key),
             )
-            for one in measured
+            for key in measured
         ]
         return _Series(candidate.name, target, counts, drifts)
 
@@ -186,7 +186,7 @@ class _Labels:
         if isinstance(reference, int):
             at = stored.index(partition)
             return list(stored[max(0, at - reference) : at])
-        return [one for one in stored if one in reference and one != partition]
+        return [key for key in stored if key in reference and key != partition]
 
     def _count(self, key: dg.AssetKey, partition: str) -> dict[str, Counts]:
         table = self._tables.load(
@@ -199,8 +199,8 @@ class _Labels:
 
 def _pooled(counts: Sequence[Counts]) -> Counts:
     total: Counter[Any] = Counter()
-    for one in counts:
-        total.update(one)
+    for partition_counts in counts:
+        total.update(partition_counts)
     return total
 
 
@@ -211,31 +211,33 @@ def _named(partitions: Sequence[str]) -> str | None:
     return first if len(partitions) == 1 else f"{first} to {last} ({len(partitions)})"
 
 
-def _shares(found: Sequence[_Series], partition: str | None) -> pa.Table:
-    tables = [shares_to_arrow(one.candidate, one.target, one.counts) for one in found]
+def _shares(measured: Sequence[_Series], partition: str | None) -> pa.Table:
+    tables = [shares_to_arrow(series.candidate, series.target, series.counts) for series in measured]
     table = pa.concat_tables([SHARES_SCHEMA.empty_table(), *tables])
     return table if partition is None else table.filter(pc.equal(table["partition"], partition))
 
 
-def _verdict(design: DriftSpec, found: Sequence[_Series]) -> CheckOutcome:
+def _verdict(design: DriftSpec, measured: Sequence[_Series]) -> CheckOutcome:
     """Of the last partition that has labels: in a run of one, that one."""
-    judged = [one for series in found for one in series.drifts[-1:]]
+    judged = [drift for series in measured for drift in series.drifts[-1:]]
     return CheckOutcome(
         CHECK,
-        passed=not any(one.drifted for one in judged),
+        passed=not any(drift.drifted for drift in judged),
         severity=design.severity,
         description=" ".join(map(_sentence, judged)),
-        metadata={figure_key("psi", one.candidate, one.target): one.psi for one in judged if one.psi is not None},
+        metadata={
+            figure_key("psi", drift.candidate, drift.target): drift.psi for drift in judged if drift.psi is not None
+        },
     )
 
 
-def _sentence(one: Drift) -> str:
-    what = f"{plain_text(one.partition)}, {plain_text(one.candidate)}, {plain_text(one.target)}"
-    if one.psi is None or one.change is None:
+def _sentence(drift: Drift) -> str:
+    what = f"{plain_text(drift.partition)}, {plain_text(drift.candidate)}, {plain_text(drift.target)}"
+    if drift.psi is None or drift.change is None:
         return f"{what}: nothing to compare with yet."
-    p_value = "too few rows for chi-squared" if one.p_value is None else f"p = {one.p_value:.2g}"
-    most = f"most changed: {plain_text(one.most_changed)} ({one.change:+.1%})"
-    return f"{what}: PSI {one.psi:.3f} against {plain_text(one.reference)}, {p_value}; {most}."
+    p_value = "too few rows for chi-squared" if drift.p_value is None else f"p = {drift.p_value:.2g}"
+    most = f"most changed: {plain_text(drift.most_changed)} ({drift.change:+.1%})"
+    return f"{what}: PSI {drift.psi:.3f} against {plain_text(drift.reference)}, {p_value}; {most}."
 
 
 def _metadata(design: DriftSpec, found: Sequence[_Series]) -> dict[str, Any]:

@@ -136,7 +136,11 @@ def evaluation_metadata(report: EvaluationReport, read: Read) -> dict[str, Any]:
     }
     return {
         **shown,
-        **{name: value for one in report.evaluations for name, value in _figures(one, report.evaluations).items()},
+        **{
+            name: value
+            for evaluation in report.evaluations
+            for name, value in _figures(evaluation, report.evaluations).items()
+        },
         **{f"llm_batch/{name}": value for name, value in counts.items() if value is not None},
     }
 
@@ -149,39 +153,51 @@ def per_class_metadata(report: EvaluationReport) -> dict[str, Any]:
 def calibration_metadata(report: EvaluationReport) -> dict[str, Any]:
     """For `<name>_calibration`: the figures, and a reliability diagram of each candidate and target."""
     figures = [
-        {"candidate": one.candidate, "target": one.target, "labels": one.n, "ECE": one.ece, "Brier": one.brier}
-        for one in report.calibrations
+        {
+            "candidate": calibration.candidate,
+            "target": calibration.target,
+            "labels": calibration.n,
+            "ECE": calibration.ece,
+            "Brier": calibration.brier,
+        }
+        for calibration in report.calibrations
     ]
     parts = [table_markdown(pa.Table.from_pylist(figures), max_rows=len(figures))] if figures else []
-    drawn = [one for one in report.calibrations if one.n]
+    drawn = [calibration for calibration in report.calibrations if calibration.n]
     parts += [
-        picture(f"reliability diagram of {one.candidate}, {one.target}", reliability_png(one))
-        for one in drawn[:MAX_PICTURES]
+        picture(f"reliability diagram of {calibration.candidate}, {calibration.target}", reliability_png(calibration))
+        for calibration in drawn[:MAX_PICTURES]
     ]
     return {"llm_batch/calibration": dg.MetadataValue.md("\n\n".join(parts) or "No label has a confidence.")}
 
 
 def versions_metadata(regressions: Sequence[Regression]) -> dict[str, Any]:
     """For `<name>_versions`."""
-    said = regressions_markdown(regressions) or "Nothing is accepted yet."
+    text = regressions_markdown(regressions) or "Nothing is accepted yet."
     changes = {
-        figure_key("change", one.candidate, one.target): one.change for one in regressions if one.change is not None
+        figure_key("change", regression.candidate, regression.target): regression.change
+        for regression in regressions
+        if regression.change is not None
     }
-    return {"llm_batch/versions": dg.MetadataValue.md(said), **changes}
+    return {"llm_batch/versions": dg.MetadataValue.md(text), **changes}
 
 
-def figure_name(one: Evaluation, among: Sequence[Evaluation], figure: str) -> str:
+def figure_name(evaluation: Evaluation, among: Sequence[Evaluation], figure: str) -> str:
     """The metadata key of one figure; a single target is not named."""
-    whose = [one.candidate] if len({other.target for other in among}) == 1 else [one.candidate, one.target]
+    whose = (
+        [evaluation.candidate]
+        if len({other.target for other in among}) == 1
+        else [evaluation.candidate, evaluation.target]
+    )
     return figure_key(figure, *whose)
 
 
-def _figures(one: Evaluation, among: Sequence[Evaluation]) -> dict[str, float | int]:
-    known = {name: getattr(one, name) for name in _PLOTTED}
+def _figures(evaluation: Evaluation, among: Sequence[Evaluation]) -> dict[str, float | int]:
+    known = {name: getattr(evaluation, name) for name in _PLOTTED}
     # little room here too
     figures = {name: float(f"{value:.8g}") for name, value in known.items() if value is not None}
-    counts = {"rows_unlabeled": one.n_gold - one.n_labeled}
-    return {figure_name(one, among, name): value for name, value in {**figures, **counts}.items()}
+    counts = {"rows_unlabeled": evaluation.n_gold - evaluation.n_labeled}
+    return {figure_name(evaluation, among, name): value for name, value in {**figures, **counts}.items()}
 
 
 def _summary(evaluations: Sequence[Evaluation]) -> str:

@@ -186,5 +186,7 @@ def _with_keys_of(gold: pa.Table, tables: Sequence[pa.Table], key: str) -> pa.Ta
     keys = [table[key] for table in tables if len(table)]
     if any(one.type != gold[key].type for one in keys):
         return gold  # the join says which types differ
-    found = pc.is_in(gold[key], value_set=pa.chunked_array([c for one in keys for c in one.chunks], gold[key].type))
-    return gold.filter(found)
+    has_candidate = pc.is_in(
+        gold[key], value_set=pa.chunked_array([c for one in keys for c in one.chunks], gold[key].type)
+    )
+    return gold.filter(has_candidate)

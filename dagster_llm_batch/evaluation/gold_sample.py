@@ -150,7 +150,7 @@ class _Sampling:
 
     @property
     def reads(self) -> list[dg.AssetKey]:
-        return list(dict.fromkeys(one.key for one in self.candidates))
+        return list(dict.fromkeys(candidate.key for candidate in self.candidates))
 
     @property
     def not_awaited(self) -> list[dg.AssetKey]:
@@ -206,14 +206,14 @@ class _Sampling:
 
     def _before(self, stored: StoredTables, partition: str) -> dict[str, tuple[str, pa.Table]]:
         """The stored partition before this one, and its labels, of the candidates that have one."""
-        found = {}
-        for one in self.candidates:
-            own = [None, *stored.partitions(one.key)]
+        earlier_labels = {}
+        for candidate in self.candidates:
+            own = [None, *stored.partitions(candidate.key)]
             earlier = own[own.index(partition) - 1] if partition in own else None
             if earlier is not None:
                 columns = [self.join_key, *self.targets]
-                found[one.name] = (earlier, stored.load(one.key, earlier, columns, hint=_HINT))
-        return found
+                earlier_labels[candidate.name] = (earlier, stored.load(candidate.key, earlier, columns, hint=_HINT))
+        return earlier_labels
 
     def _gold_keys(
         self, context: dg.AssetExecutionContext, stored: StoredTables, partition: str | None

@@ -106,23 +106,27 @@ def pairwise(
     severity: dg.AssetCheckSeverity,
 ) -> Computed:
     """The table of pairs; `verdicts` holds rejects too, as rows without one."""
-    found = compare_pairs(cases, verdicts, candidates, key=key)
+    pairs = compare_pairs(cases, verdicts, candidates, key=key)
     figures = {
-        figure_key(name, f"{one.a} vs {one.b}"): value
-        for one in found
+        figure_key(name, f"{pair.a} vs {pair.b}"): value
+        for pair in pairs
         for name in ("win_rate_a", "inconsistent_rate", "first_rate")
-        if (value := getattr(one, name)) is not None
+        if (value := getattr(pair, name)) is not None
     }
-    said = [] if max_inconsistent is None else [_consistency(found, max_inconsistent, severity)]
-    told = pairwise_markdown(found)
-    if any(one.n_judged + one.n_identical for one in found):
-        told += "\n\n" + picture("wins, ties and verdicts that change with the order", pairwise_png(found))
-    shown = {"llm_batch/judgment": dg.MetadataValue.md(told), **figures, **_cost(verdicts)}
-    return Computed(pairwise_to_arrow(found), shown, _PAIRWISE_DOCS, said)
+    outcomes = [] if max_inconsistent is None else [_consistency(pairs, max_inconsistent, severity)]
+    text = pairwise_markdown(pairs)
+    if any(pair.n_judged + pair.n_identical for pair in pairs):
+        text += "\n\n" + picture("wins, ties and verdicts that change with the order", pairwise_png(pairs))
+    shown = {"llm_batch/judgment": dg.MetadataValue.md(text), **figures, **_cost(verdicts)}
+    return Computed(pairwise_to_arrow(pairs), shown, _PAIRWISE_DOCS, outcomes)
 
 
-def _consistency(found: Sequence[Pairwise], largest: float, severity: dg.AssetCheckSeverity) -> CheckOutcome:
-    rates = {f"{one.a} and {one.b}": one.inconsistent_rate for one in found if one.inconsistent_rate is not None}
+def _consistency(pairs: Sequence[Pairwise], largest: float, severity: dg.AssetCheckSeverity) -> CheckOutcome:
+    rates = {
+        f"{compared.a} and {compared.b}": compared.inconsistent_rate
+        for compared in pairs
+        if compared.inconsistent_rate is not None
+    }
     lines = [f"{plain_text(pair)}: {rate:.1%}; at most {largest:.1%} wanted" for pair, rate in rates.items()]
     return CheckOutcome(
         CONSISTENCY,
@@ -142,20 +146,26 @@ def rubric(
     severity: dg.AssetCheckSeverity,
 ) -> Computed:
     """The table of candidates and criteria; `scores` holds rejects too, as rows without any."""
-    found = score_rubric(cases, scores, candidates, criteria)
+    scored = score_rubric(cases, scores, candidates, criteria)
     figures = {
-        figure_key("mean_score", one.candidate, one.criterion): one.mean for one in found if one.mean is not None
+        figure_key("mean_score", score.candidate, score.criterion): score.mean
+        for score in scored
+        if score.mean is not None
     }
-    said = [_score(found, least, severity)] if least else []
-    shown = {"llm_batch/judgment": dg.MetadataValue.md(rubric_markdown(found)), **figures, **_cost(scores)}
-    return Computed(rubric_to_arrow(found), shown, _RUBRIC_DOCS, said)
+    outcomes = [_score(scored, least, severity)] if least else []
+    shown = {"llm_batch/judgment": dg.MetadataValue.md(rubric_markdown(scored)), **figures, **_cost(scores)}
+    return Computed(rubric_to_arrow(scored), shown, _RUBRIC_DOCS, outcomes)
 
 
-def _score(found: Sequence[Rubric], least: Mapping[str, float], severity: dg.AssetCheckSeverity) -> CheckOutcome:
-    judged = [(one, one.mean, least[one.criterion]) for one in found if one.criterion in least and one.mean is not None]
+def _score(scored: Sequence[Rubric], least: Mapping[str, float], severity: dg.AssetCheckSeverity) -> CheckOutcome:
+    judged = [
+        (score, score.mean, least[score.criterion])
+        for score in scored
+        if score.criterion in least and score.mean is not None
+    ]
     lines = [
-        f"{plain_text(one.candidate)}, {plain_text(one.criterion)}: {mean:.2f}; at least {wanted:g} wanted"
-        for one, mean, wanted in judged
+        f"{plain_text(score.candidate)}, {plain_text(score.criterion)}: {mean:.2f}; at least {wanted:g} wanted"
+        for score, mean, wanted in judged
     ]
     return CheckOutcome(
         SCORE,
@@ -184,15 +194,15 @@ Figures = Callable[[pa.Table, pa.Table], Computed]
 
 def instructed(prompt: Prompt, instruction: str, answers: Sequence[str]) -> Prompt:
     """The prompt, saying how to answer. Raises ConfigError where it shows no answer, or could tell whose they are."""
-    told = replace(prompt, system=f"{prompt.system}\n\n{instruction}" if prompt.system else instruction)
-    columns = told.columns()
+    judge_prompt = replace(prompt, system=f"{prompt.system}\n\n{instruction}" if prompt.system else instruction)
+    columns = judge_prompt.columns()
     if columns is None:
         raise ConfigError("prompt must name its columns: {{ row }} would show whose answers they are.")
     if lacking := [name for name in answers if name not in columns]:
         raise ConfigError(f"prompt does not show {lacking}. Its variables: {', '.join(sorted(columns))}.")
     if telling := sorted(columns & {*JUDGE_COLUMNS}):
         raise ConfigError(f"prompt reads {telling}, which tell whose answers it is shown. Leave them out.")
-    return told
+    return judge_prompt
 
 
 def response_schema(title: str, properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -340,8 +350,8 @@ class Judge:
     ) -> tuple[pa.Table, pa.Table]:
         """The cases, and what was said of them: a reject is a row without a verdict."""
         stored = StoredTables(context)
-        costs, said = ["llm_cost_usd"], [CASE_ID, *response["properties"]]
-        verdicts = self._read(stored, self.verdicts_key, partition, said, also=costs)
+        costs, columns = ["llm_cost_usd"], [CASE_ID, *response["properties"]]
+        verdicts = self._read(stored, self.verdicts_key, partition, columns, also=costs)
         rejects = self._read(stored, self.rejects_key, partition, [CASE_ID], also=costs)
         return self._stored_cases(stored, partition), stacked([verdicts, rejects], self.verdicts_key)
 
@@ -518,7 +528,7 @@ def rubric_judge_assets(
     if wrong := [value for value in wanted.values() if not lowest <= value <= highest]:
         raise ConfigError(f"min_score={wrong[0]!r}: scores are from {lowest} to {highest}.")
     listed = "\n".join(f"- {name}: {text}" for name, text in criteria.items())
-    told = _RUBRIC.format(lowest=lowest, highest=highest, criteria=listed)
+    instruction = _RUBRIC.format(lowest=lowest, highest=highest, criteria=listed)
     judged = candidates_of(candidates, {})
     builder = EvaluationBuilder(
         name=name,
@@ -536,7 +546,7 @@ def rubric_judge_assets(
         candidates=judged,
         join_key=key,
         targets=(target,) if isinstance(target, str) else tuple(target),
-        prompt=instructed(prompt, told + _MATERIAL.format(what="scores"), ("answer",)),
+        prompt=instructed(prompt, instruction + _MATERIAL.format(what="scores"), ("answer",)),
         own_columns=("candidate", "answer"),
         keep=("candidate",),
         cases=rubric_cases,

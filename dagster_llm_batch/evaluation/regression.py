@@ -102,7 +102,7 @@ class Accepted:
     def regressions(self, read: Read) -> list[Regression]:
         """Each accepted candidate and target, against what is there now."""
         accepted, design = self.table(), self._design
-        found = []
+        regressions = []
         for candidate, now in read.candidates.items():
             then = None if accepted is None else accepted.filter(pc.equal(accepted[_CANDIDATE], candidate))
             if then is None or not len(then):
@@ -112,8 +112,8 @@ class Accepted:
                     read.gold, then, key=design.join_key, target=target, candidate_name=f"{candidate} (accepted)"
                 )
                 after = join(read.gold, now, key=design.join_key, target=target, candidate_name=candidate)
-                found.append(regression_between(before, after))
-        return found
+                regressions.append(regression_between(before, after))
+        return regressions
 
 
 def regression_verdict(
@@ -124,40 +124,48 @@ def regression_verdict(
     """
     bad = worse(regressions)
     if not regressions:
-        said = f"Nothing is accepted yet. Materialize {accepted.to_user_string()} with candidates= in its run config."
+        description = (
+            f"Nothing is accepted yet. Materialize {accepted.to_user_string()} with candidates= in its run config."
+        )
     else:
-        said = " ".join(map(_sentence, bad or sorted(regressions, key=_is_judged)))
+        description = " ".join(map(_sentence, bad or sorted(regressions, key=_is_judged)))
         if not any(map(_is_judged, regressions)):
-            said = f"Nothing was judged. {said}"
-    told: dict[str, Any] = {
-        figure_key("p_worse", one.candidate, one.target): one.p_worse for one in regressions if one.p_worse is not None
+            description = f"Nothing was judged. {description}"
+    metadata: dict[str, Any] = {
+        figure_key("p_worse", regression.candidate, regression.target): regression.p_worse
+        for regression in regressions
+        if regression.p_worse is not None
     }
-    told |= {
-        figure_key("too_few_rows", one.candidate, one.target): _rows_short(one)
-        for one in regressions
-        if not _is_judged(one)
+    metadata |= {
+        figure_key("too_few_rows", regression.candidate, regression.target): _rows_short(regression)
+        for regression in regressions
+        if not _is_judged(regression)
     }
-    return CheckOutcome(CHECK, passed=not bad, severity=severity, description=said, metadata=told)
+    return CheckOutcome(CHECK, passed=not bad, severity=severity, description=description, metadata=metadata)
 
 
-def _sentence(one: Regression) -> str:
-    what = f"{plain_text(one.candidate)}, {plain_text(one.target)}"
-    if one.accepted is None or one.current is None:
+def _sentence(regression: Regression) -> str:
+    what = f"{plain_text(regression.candidate)}, {plain_text(regression.target)}"
+    if regression.accepted is None or regression.current is None:
         return f"{what}: no gold row in common with the accepted version."
-    form = ".3f" if one.kind == "numeric" else ".1%"
-    verdict = f"p = {one.p_worse:.2g}" if _is_judged(one) else f"too few rows for a verdict: {_rows_short(one)}"
+    form = ".3f" if regression.kind == "numeric" else ".1%"
+    verdict = (
+        f"p = {regression.p_worse:.2g}"
+        if _is_judged(regression)
+        else f"too few rows for a verdict: {_rows_short(regression)}"
+    )
     return (
-        f"{what}: {one.accepted:{form}} accepted, {one.current:{form}} now, on {one.n_both:,} rows; {one.n_fixed:,} "
-        f"fixed, {one.n_broken:,} broken ({verdict})."
+        f"{what}: {regression.accepted:{form}} accepted, {regression.current:{form}} now, on "
+        f"{regression.n_both:,} rows; {regression.n_fixed:,} fixed, {regression.n_broken:,} broken ({verdict})."
     )
 
 
-def _is_judged(one: Regression) -> bool:
-    return one.p_worse is not None
+def _is_judged(regression: Regression) -> bool:
+    return regression.p_worse is not None
 
 
-def _rows_short(one: Regression) -> str:
-    return f"{one.n_both} of {one.rows_wanted}"
+def _rows_short(regression: Regression) -> str:
+    return f"{regression.n_both} of {regression.rows_wanted}"
 
 
 def accepted_asset(design: EvaluationSpec, spec: dg.AssetSpec, builder: EvaluationBuilder) -> dg.AssetsDefinition:
@@ -212,7 +220,7 @@ def _accept(
 
 def _labels_of_gold(name: str, table: pa.Table, gold: pa.Table, design: EvaluationSpec) -> pa.Table:
     columns = [design.join_key, *(target.name for target in design.targets)]
-    columns += [one for one in _KEPT if one in table.column_names]
+    columns += [column for column in _KEPT if column in table.column_names]
     labels = table.filter(pc.is_in(table[design.join_key], gold[design.join_key].combine_chunks())).select(columns)
     return labels.add_column(0, _CANDIDATE, pa.repeat(name, len(labels)).cast(pa.large_string()))
 

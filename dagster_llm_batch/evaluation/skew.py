@@ -262,11 +262,11 @@ class _Skew:
         )
 
     def _verdict(self, skews: Sequence[Skew], least: float) -> CheckOutcome:
-        judged = [(one, one.agreement, one.agreement_high) for one in skews]
+        judged = [(skew, skew.agreement, skew.agreement_high) for skew in skews]
         lines = [
-            f"{plain_text(one.target)}: {share:.1%} (up to {high:.1%}) of {one.n_compared} are the same; at least "
+            f"{plain_text(skew.target)}: {share:.1%} (up to {high:.1%}) of {skew.n_compared} are the same; at least "
             f"{least:.1%} wanted"
-            for one, share, high in judged
+            for skew, share, high in judged
             if share is not None and high is not None
         ]
         return CheckOutcome(
@@ -284,5 +284,5 @@ def _with_keys(rows: Any, key: str, wanted: pa.ChunkedArray, read: Collection[st
     for batch in record_batches(rows, read):
         kept = batch
         if key in batch.schema.names:  # if not, the plan says so
-            kept = batch.filter(pa.array([one in keys for one in batch.column(key).to_pylist()], pa.bool_()))
+            kept = batch.filter(pa.array([value in keys for value in batch.column(key).to_pylist()], pa.bool_()))
         yield marked(kept)

@@ -39,22 +39,22 @@ class EvaluationSpec:
     @property
     def beside(self) -> dict[str, str]:
         """The tables beside the main one, and what they hold."""
-        found = {}
-        if any(one.kind == "categorical" for one in self.targets):
-            found["per_class"] = "Each class"
-        if any(one.confidence_column for one in self.targets):
-            found["calibration"] = "Confidence against correctness"
+        tables = {}
+        if any(target.kind == "categorical" for target in self.targets):
+            tables["per_class"] = "Each class"
+        if any(target.confidence_column for target in self.targets):
+            tables["calibration"] = "Confidence against correctness"
         if self.regression:
-            found["versions"] = "Accepted versions against the present ones"
-        return found
+            tables["versions"] = "Accepted versions against the present ones"
+        return tables
 
     @property
     def rejects(self) -> list[dg.AssetKey]:
-        return [one.rejects for one in self.candidates if one.rejects is not None]
+        return [candidate.rejects for candidate in self.candidates if candidate.rejects is not None]
 
     @property
     def upstreams(self) -> list[dg.AssetKey]:
-        return list(dict.fromkeys([self.gold, *(one.key for one in self.candidates), *self.rejects]))
+        return list(dict.fromkeys([self.gold, *(candidate.key for candidate in self.candidates), *self.rejects]))
 
     @property
     def code_version(self) -> str:
@@ -69,5 +69,5 @@ class EvaluationSpec:
                 return on_labels_ready()
             missing = condition.any_deps_missing().ignore(assets(*not_awaited))
             return on_labels_ready().replace("any_deps_missing", missing)
-        candidates = [one.key for one in self.candidates]
+        candidates = [candidate.key for candidate in self.candidates]
         return whenever_new([self.gold, *candidates], candidates, *([] if gold_is_external else [[self.gold]]))

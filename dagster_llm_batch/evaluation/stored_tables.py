@@ -35,7 +35,7 @@ class StoredTables:
             return [None] if there else []
         keys = partitions_def.get_partition_keys(dynamic_partitions_store=instance)
         stored = instance.get_materialized_partitions(key)
-        return [one for one in keys if one in stored]
+        return [partition for partition in keys if partition in stored]
 
     def in_partition(self, key: dg.AssetKey, partition: str) -> list[str | None]:
         """What stands for `partition` in an asset: itself, or all of an unpartitioned one; [] if it is not there."""

@@ -88,25 +88,32 @@ class Thresholds:
 
     def _verdict(self, figure: _Figure, wanted: Mapping[str, float], evaluations: Sequence[Evaluation]) -> CheckOutcome:
         judged = [
-            (one, getattr(one, figure))
-            for one in evaluations
-            if one.kind == "categorical" and one.candidate in wanted and one.n_gold
+            (evaluation, getattr(evaluation, figure))
+            for evaluation in evaluations
+            if evaluation.kind == "categorical" and evaluation.candidate in wanted and evaluation.n_gold
         ]
         lines = [
-            f"{plain_text(one.candidate)}, {plain_text(one.target)}: "
-            f"{'not defined' if value is None else f'{value:.3f}'}; {_bound(figure)} {wanted[one.candidate]:g} wanted"
-            for one, value in judged
+            f"{plain_text(evaluation.candidate)}, {plain_text(evaluation.target)}: "
+            f"{'not defined' if value is None else f'{value:.3f}'}; "
+            f"{_bound(figure)} {wanted[evaluation.candidate]:g} wanted"
+            for evaluation, value in judged
         ]
         return CheckOutcome(
             figure,
             passed=all(
                 value is not None
-                and (value <= wanted[one.candidate] if figure in _LARGEST else value >= wanted[one.candidate])
-                for one, value in judged
+                and (
+                    value <= wanted[evaluation.candidate]
+                    if figure in _LARGEST
+                    else value >= wanted[evaluation.candidate]
+                )
+                for evaluation, value in judged
             ),
             severity=self.severity,
             description=". ".join(lines) + "." if lines else "No gold rows to measure.",
-            metadata={figure_name(one, evaluations, figure): value for one, value in judged if value is not None},
+            metadata={
+                figure_name(evaluation, evaluations, figure): value for evaluation, value in judged if value is not None
+            },
         )
 
 
