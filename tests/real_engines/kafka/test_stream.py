@@ -377,7 +377,7 @@ def test_a_lane_that_is_killed_and_started_again_pays_once_and_says_everything_o
         if point == "asked":
             patch.setattr(lane, "produce", die)
         else:
-            patch.setattr(one.ledger, "deliver", die)
+            patch.setattr(one.ledger, "mark_delivered", die)
         with pytest.raises(Killed):
             real_time(stream, one, at_once=5).run(lambda waiting: not waiting)
     real_time(stream, one, at_once=7).run(lambda waiting: not waiting)  # it would cut other windows
