@@ -105,7 +105,6 @@ _ON_LOWEST = (  # of each part what touches the packages below it, and is quick
     "tests/core/test_response.py",
     "tests/metrics/test_charts.py",
     "tests/metrics/test_drift.py",
-    "tests/metrics/test_figures.py",
     "tests/metrics/test_joining.py",
     "tests/metrics/test_metrics.py",
     "tests/storage/test_ledger_contract.py",
