@@ -21,10 +21,11 @@ from types import FrameType
 from typing import Any
 
 from benchmarks import package  # isort: skip - before what it keeps Dagster away from
+import dagster_llm_batch
 from benchmarks.inputs import read_rows, rows_file
-from benchmarks.measure import ROOT, mock
+from benchmarks.measure import mock
 
-PACKAGE = ROOT / "dagster_llm_batch"
+PACKAGE = Path(dagster_llm_batch.__file__).parent
 SERVICE = "openai"
 
 Entered = dict[str, list[str]]

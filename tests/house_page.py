@@ -15,8 +15,12 @@ from pathlib import Path
 
 import grimp
 
+import dagster_llm_batch
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "dagster_llm_batch"
+FOLDER = Path(dagster_llm_batch.__file__).parent
+"""Of the package under test, which may be an installed one."""
 PAGE = ROOT / "docs" / "design" / "house.md"
 MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("tree", "rooms", "way")}
 
@@ -24,9 +28,9 @@ MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in 
 def tree() -> str:
     """Every folder with its docstring's first line, and its modules with theirs."""
     lines = []
-    for folder in sorted(path.parent for path in (ROOT / PACKAGE).rglob("__init__.py")):
+    for folder in sorted(path.parent for path in FOLDER.rglob("__init__.py")):
         modules = [path for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
-        name = folder.relative_to(ROOT).as_posix()
+        name = folder.relative_to(FOLDER.parent).as_posix()
         lines += [f"### `{name}/`", "", _first_line(folder / "__init__.py"), ""] if lines else []
         if modules:
             lines += ["| Module | What it holds |", "| --- | --- |"]

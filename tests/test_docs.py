@@ -141,9 +141,9 @@ def test_the_table_of_folders_names_every_folder_of_the_package_once_and_none_th
     named = re.findall(
         r"`([\w/]+)`", "\n".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
     )
-    assert [place for place in named if not ROOT.joinpath(place).exists()] == []
-    package = ROOT / "dagster_llm_batch"
-    folders = {str(path.parent.relative_to(ROOT)) for path in package.glob("*/__init__.py")}
+    folder = house_page.FOLDER
+    assert [place for place in named if not any((root / place).exists() for root in (ROOT, folder.parent))] == []
+    folders = {str(path.parent.relative_to(folder.parent)) for path in folder.glob("*/__init__.py")}
     assert sorted(place for place in named if place.startswith("dagster_llm_batch/")) == sorted(folders)
 
 

@@ -11,8 +11,8 @@ from typing import TypeVar
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.errors import CredentialsError, IllegalMoveError, LedgerError, TransientError
 from dagster_llm_batch.states import Move, ShardState
-from dagster_llm_batch.storage.ledger.events import STATUS
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, SubmissionState
+from dagster_llm_batch.storage.ledger.submissions import STATUS
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["Failed", "Poller"]

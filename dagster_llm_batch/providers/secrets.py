@@ -26,6 +26,8 @@ __all__ = ["LEAST_CHARS", "Mask", "masked"]
 
 LEAST_CHARS = 16
 _LEAST_REST = 6  # of a secret, at the end of a text that was cut: fewer characters tell nothing
+_CUT = "…"
+"""What `plain_text` ends a text with that it cut: the start of a secret may stand right before it."""
 _MASK = "***"
 _ProviderClass = TypeVar("_ProviderClass", bound=type)
 
@@ -50,8 +52,9 @@ class Mask:
                     end += 1
                 text = f"{text[:at]}{_MASK}{text[at + end :]}"
                 at = text.find(start, at + len(_MASK))
-            rest = next((n for n in range(LEAST_CHARS - 1, _LEAST_REST - 1, -1) if text.endswith(secret[:n])), 0)
-            text = f"{text[:-rest]}{_MASK}" if rest else text
+            kept = text.removesuffix(_CUT)
+            rest = next((n for n in range(LEAST_CHARS - 1, _LEAST_REST - 1, -1) if kept.endswith(secret[:n])), 0)
+            text = f"{kept[:-rest]}{_MASK}" if rest else text
         return text
 
     def line(self, line: bytes) -> bytes:

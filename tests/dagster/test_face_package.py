@@ -41,7 +41,7 @@ def test_importing_the_package_or_its_engine_imports_no_dagster():
     assert found.stdout == "False\n"
 
 
-@pytest.mark.parametrize("face", ["assets", "components", "jobs", "quality", "resources", "sensors", "streams"])
+@pytest.mark.parametrize("face", ["assets", "components", "evaluation", "jobs", "resources", "sensors", "streams"])
 def test_a_code_location_that_is_only_read_loads_no_engine(face):
     script = f"import dagster_llm_batch.{face}, sys; print('dagster_llm_batch.engine.engine' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -24,7 +24,6 @@ from sqlalchemy.exc import IntegrityError
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.events import STATUS, event_row, insert_events
 from dagster_llm_batch.storage.ledger.leases import Lease, active_leases, hold_leases
 from dagster_llm_batch.storage.ledger.queries import LedgerQueries
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, ShardFields, Submission, SubmissionState
@@ -39,11 +38,14 @@ from dagster_llm_batch.storage.ledger.shards import (
     report_values,
 )
 from dagster_llm_batch.storage.ledger.submissions import (
+    STATUS,
     UPDATE_SUBMISSION,
     check_open,
+    event_row,
     get_attempt,
     get_submission,
     get_submissions,
+    insert_events,
     insert_once,
     update_submission,
 )

@@ -1,4 +1,7 @@
-"""Rows of the table `submission` inside a transaction of the ledger: stored once, looked up, locked, refused.
+"""Rows of the tables `submission` and `event` in a transaction of the ledger: stored once, looked up, locked.
+
+An event is written in the transaction of the change that it tells of. Otherwise a crash between the two would leave a
+state that nobody can explain, or an event of something that never happened.
 
 Statements that every submission runs are built once, when this module is imported: to build one, and to find its
 compiled text again, takes SQLAlchemy longer than all the rest of a transaction.
@@ -6,7 +9,7 @@ compiled text again, takes SQLAlchemy longer than all the rest of a transaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -15,21 +18,49 @@ import sqlalchemy as sa
 
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.storage.ledger.database import insert_or_nothing
-from dagster_llm_batch.storage.ledger.events import event_row, insert_events
 from dagster_llm_batch.storage.ledger.records import Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.schema import SUBMISSION, from_row, to_row
+from dagster_llm_batch.storage.ledger.schema import EVENT, SUBMISSION, from_row, to_row
 
 __all__ = [
     "OF_PARTITION",
     "OLDEST_FIRST",
+    "STATUS",
     "UPDATE_SUBMISSION",
     "check_open",
+    "event_row",
     "get_attempt",
     "get_submission",
     "get_submissions",
+    "insert_events",
     "insert_once",
     "update_submission",
 ]
+
+STATUS = "status"
+"""The kind of the event of a shard whose batch was reported with another status word than before."""
+
+_INSERT_EVENT = sa.insert(EVENT)
+
+
+def event_row(
+    submission_id: str,
+    kind: str,
+    before: str | None = None,
+    after: str | None = None,
+    shard_id: str | None = None,
+    detail: str | None = None,
+) -> dict[str, str | None]:
+    """Return an event as a row without its time. `before` and `after` are states; of an enum, its value is stored."""
+    from_state, to_state = (None if state is None else str(state) for state in (before, after))
+    states = {"from_state": from_state, "to_state": to_state}
+    return {"submission_id": submission_id, "shard_id": shard_id, "kind": str(kind), "detail": detail, **states}
+
+
+def insert_events(connection: sa.Connection, clock: Callable[[], datetime], *events: Mapping[str, str | None]) -> None:
+    """Append events in one statement, at the clock's time."""
+    if events:
+        connection.execute(_INSERT_EVENT, [{"at": clock(), **event} for event in events])
+
 
 OLDEST_FIRST = (SUBMISSION.c.created_at, SUBMISSION.c.submission_id)
 """The order of submissions wherever several are returned. The id decides between those of one instant."""
