@@ -1,4 +1,7 @@
-"""What allocators keep of memory that was freed is given back: tens of MB, several times what is in use."""
+"""Constant memory: many things are taken some at a time, and what allocators keep of freed memory is given back.
+
+What they keep is tens of MB, several times what is in use.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Rates by the price book, `genai-prices`: bundled, offline."""
+"""Rates by the price book, `genai-prices`: bundled, offline.
+
+The book carries no date of its own; how new it is shows in the dates from which its prices hold.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 Priced per request, never per batch: prices have tiers. Every price says its basis. Where the book has no batch price it
 silently gives the standard one; here the provider's documented rule of half the standard price applies instead, and
 where a provider has no such rule the price is unknown. An unknown price is None, never zero.
+
+Rates turn tokens into money: exactly for one request, and for many at once by columns.
 """
 
 from __future__ import annotations

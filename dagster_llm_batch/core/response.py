@@ -4,6 +4,8 @@ response=Model       a pydantic model      one column a field
 response={…}         a JSON Schema object  one column a property
 response=None        free text             one column `text`
 response=Embedding() a vector              one column `embedding`
+
+A property of a JSON Schema becomes an Arrow column; what has no exact Arrow type becomes text that holds JSON.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 Unreadable, foreign and repeated lines are counted, never fatal. A request that no line names gets the outcome that the
 batch's own end explains: expired, canceled, errored, or missing.
+
+Which requests no line has named yet is kept as sorted bytes: 37 for each, a quarter of what a set of texts takes. Lines
+are looked up some hundred at once; only where one of them is not as it should be, each is looked up by itself.
 """
 
 from __future__ import annotations

@@ -423,7 +423,7 @@ class Engine:
     # tidy up --------------------------------------------------------------------------------------------------------
 
     def prune(self, older_than: timedelta, *, delete: bool = False) -> Pruning:
-        """What of the stored files nothing needs any more, by the rule of `pruning.py`; deleted only with `delete`.
+        """What of the stored files nothing needs any more, by the rule of `prune.py`; deleted only with `delete`.
 
         Answers of pruned submissions cannot be reused: should their rows and definition come back, they are asked, and
         paid, again.

@@ -1,6 +1,14 @@
 """What a settled submission says: the outcome of each of its requests, its costs, its labels. Sends nothing.
 
 A submission speaks through its own shards and those of the submissions whose answers it reuses.
+
+Tables larger than memory are taken apart by request, labeled part by part (by workers or here), and written as files:
+
+    manifest, results of each shard ─▶ TakeApart ─▶ the same, with the rows of a part side by side
+                                      each part of all ─▶ LabelPart ─▶ a file of labels, a file of rejects
+
+A request's id is a digest, so its first digits spread the rows evenly, and all rows of one request lie in the same
+part. Within a part, rows keep their order. New files replace the older ones of their folder when all of them are there.
 """
 
 from __future__ import annotations

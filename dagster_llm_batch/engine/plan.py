@@ -2,6 +2,8 @@
 
 The same asset, partition and fingerprint is the same submission: it is found again, not paid again. Requests that
 earlier submissions of the partition have answered under the same configuration are not asked again.
+
+A preview is the figures of a plan that is neither stored nor sent.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@
 
 One pass over the rows, in constant memory: the digests of requests, and a hash of each key, wait in unnamed files, once
 there are many. A draft that is refused, or turns out to be known already, is discarded without a trace.
+
+Rendering a batch of rows into requests needs no other batch, so that workers can do it wherever they run.
 """
 
 from __future__ import annotations

@@ -6,6 +6,13 @@
 
 Nothing here ever creates a batch for a shard that is not `planned`. The shards of one batch, of one or of several
 submissions, make each move together, the carrier first: the batch has its tag. Who calls holds the leases of them all.
+
+A create call that left no record may have made a batch that is paid for. `Engine.recover` finds most of these again;
+those that it cannot find wait for a person (`Engine.resolve`).
+
+The request files of a batch are sent as one stream, which unpacks them as it is read, and their lines are never copied:
+
+    shard, shard, …, padding ─▶ digests compared ─▶ a stream that can seek and knows its size
 """
 
 from __future__ import annotations
