@@ -102,6 +102,17 @@ def queue_is_full(vendor: Vendor) -> Sequence[Any]:
     return [WireFault(route=vendor.create, **_BUSY)] if vendor.calls else []
 
 
+WEB_PAGE = b"<!DOCTYPE html><html><head><title>Welcome</title></head><body>It works!</body></html>"
+# what tests/providers/odd_bench.py gives to each verb alone, here on the way of a whole submission
+ODD_BODIES = {
+    "a web page": ("text/html", WEB_PAGE),
+    "nothing": ("application/json", b""),
+    "null": ("application/json", b"null"),
+    "a list": ("application/json", b"[]"),
+    "bad UTF-8": ("application/json", b'{"id": "\xff\xfe"}'),
+    "a lone surrogate": ("application/json", b'{"error": {"message": "\\ud800"}}'),
+}
+
 FAULTS = (
     # rows of the results
     Fault(
@@ -222,6 +233,18 @@ FAULTS = (
         but=NO_NETWORK,
     ),
     Fault("200 without sense", every_call(kind="status", status=200, times=2), but=NO_NETWORK),
+    *(
+        Fault(
+            f"200 with {name}", every_call(kind="status", status=200, body=body, media_type=media_type), but=NO_NETWORK
+        )
+        for name, (media_type, body) in ODD_BODIES.items()
+    ),
+    Fault(
+        "200 with a web page on all calls, for a while",
+        all_calls(kind="status", status=200, body=WEB_PAGE, media_type="text/html"),
+        lasts=2,
+        but=NO_NETWORK,
+    ),
     Fault("connection closed", every_call(kind="close"), but=NO_NETWORK),
     Fault("connection hangs", every_call(kind="hang"), timeout_seconds=0.5, but=NO_NETWORK),
     Fault("slow", every_call(kind="slow", seconds=0.02, chunk_bytes=1_000), but=NO_NETWORK),

@@ -57,7 +57,7 @@ class WireFault:
     effect and only the answer is lost. `slow` combines with `cut` or `stall`; the others exclude what follows them.
     A fault of a `fraction` strikes calls by chance, which follows from the seed and the order of calls.
 
-    status: answers `status`, with the `retry_after` header if given.
+    status: answers `status`, with the `retry_after` header if given; with no `body`, in the vendor's form of an error.
     close:  closes the connection without a reply.
     hang:   gives no reply until the client or the emulator closes. Sockets only.
     slow:   waits `seconds`; then, if `chunk_bytes` is set, waits again before every piece of that size.
@@ -76,6 +76,8 @@ class WireFault:
     code: str | None = None
     message: str | None = None
     retry_after: str | int | None = None
+    body: bytes | None = None
+    media_type: str = "application/json"
     seconds: float = 0.0
     chunk_bytes: int | None = None
     after_bytes: int | None = None

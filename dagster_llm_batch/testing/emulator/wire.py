@@ -272,8 +272,10 @@ async def _send_status(send: Send, fault: WireFault, path: str) -> None:
     shapes = {MESSAGES: anthropic_error_body, VERTEX: google_error_body, GEMINI: google_error_body}
     shapes[BEDROCK] = bedrock_error_body
     shape = next((one for prefix, one in shapes.items() if path.startswith(prefix)), error_body)
-    body = json.dumps(shape(fault.status, fault.message, code=fault.code)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    body = (
+        json.dumps(shape(fault.status, fault.message, code=fault.code)).encode() if fault.body is None else fault.body
+    )
+    headers = [(b"content-type", fault.media_type.encode()), (b"content-length", str(len(body)).encode())]
     if fault.retry_after is not None:
         headers.append((b"retry-after", str(fault.retry_after).encode()))
     await send({"type": "http.response.start", "status": fault.status, "headers": headers})
