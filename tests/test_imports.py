@@ -47,4 +47,4 @@ def test_a_module_can_be_imported_first():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     names, wrong = json.loads(done.stdout)
     assert wrong == {}
-    assert "dagster_llm_batch.distributed.parts" in names
+    assert "dagster_llm_batch.engine.request_parts" in names

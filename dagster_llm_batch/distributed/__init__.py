@@ -1,16 +1,17 @@
-"""Steps of the engine on many machines, by Spark or Ray. What comes out is the same.
+"""Workers on many machines, by Spark or Ray, and rows by Flink. The results are the same as those of one process.
 
     driver                      workers
     rows ───────────────────▶   render, encode: one part file for each part of the rows
-    order, dedupe, split ◀───   what the parts hold (the lines stay where they are)
+    order, dedupe, split ◀───   sizes and request_ids of the parts (the lines stay with the workers)
     files to write ─────────▶   request files, from the parts
     ledger ◀─────────────────   digests
 
-The functions are those of the single machine (`engine.rendering`, `core.results`, `core.labeling`, `evaluation`). Only
-the driver writes the ledger and talks to providers. No engine is imported before it is used.
+What the workers run is the code of the single machine: `engine.request_parts`, `engine.collect`, `engine.label` and
+`metrics`. Those know of `protocols.Workers` alone; here are its implementations, which a labeling is given. Only the
+driver writes the ledger and talks to providers. Spark, Ray and Flink are imported when they are used.
 """
 
-from dagster_llm_batch.distributed.evaluating import compare_spread
+from dagster_llm_batch.distributed.comparison import compare_spread
 from dagster_llm_batch.distributed.flink import FlinkRows
 from dagster_llm_batch.distributed.ray import RayWorkers
 from dagster_llm_batch.distributed.spark import SparkWorkers

@@ -8,7 +8,7 @@ A preview is the figures of a plan that is neither stored nor sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -27,7 +27,8 @@ from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.request_files import ShardFiles, Wave, answers_so_far, request_ids
-from dagster_llm_batch.engine.request_writer import Draft, Plan, Spare
+from dagster_llm_batch.engine.request_parts import PartMaker, WorkerSource
+from dagster_llm_batch.engine.request_writer import Draft, LocalSource, Plan, RequestSource, Spare
 from dagster_llm_batch.engine.submit_queue import drop
 from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError
 from dagster_llm_batch.states import ShardState
@@ -223,26 +224,26 @@ class Planner:
     def _draft(self, submission_id: str, partition: str, known: Mapping[str, bool]) -> Draft:
         labeling, deployment = self._labeling, self._deployment
         root = labeling.prompt.image_root
-        wave = self.wave(submission_id, partition, 1)
-        draft: Callable[..., Draft] = Draft
+        load_image = None if root is None else _ImagesBelow(UPath(root))
+        spares = [self.spare(submission_id, partition, fallback) for fallback in labeling.models[1:]]
+        codec = deployment.codec(labeling)
+        source: RequestSource = LocalSource(
+            labeling, [codec, *(spare.codec for spare in spares)], self._payloads, load_image
+        )
         if labeling.workers is not None:
-            # imported here, for a worker imports what is behind it first, and that imports the engine
-            from dagster_llm_batch.distributed.drafting import SpreadDraft, UnwrittenFiles  # noqa: PLC0415
-
-            unwritten = UnwrittenFiles()
-            wave = replace(wave, writer=unwritten.writer)
             folder = self._path(partition, submission_id, "parts").rpartition("/")[0]
-            draft = partial(SpreadDraft, labeling.workers, folder, unwritten)
-        return draft(
+            maker = PartMaker(labeling, codec, spares, self._payloads, folder, load_image)
+            source = WorkerSource(labeling.workers, maker, source)
+        wave = replace(self.wave(submission_id, partition, 1), writer=source.writer)
+        return Draft(
             labeling=labeling,
-            codec=deployment.codec(labeling),
+            source=source,
             payloads=self._payloads,
             files={lane: self.files(wave, labeling, lane) for lane in Lane},
-            spares=[self.spare(submission_id, partition, one) for one in labeling.models[1:]],
+            spares=spares,
             estimate=Estimate(deployment.tariff(labeling), output_tokens_each(labeling)),
             known=known,
             manifest_path=self._path(partition, submission_id, "manifest.parquet"),
-            load_image=None if root is None else _ImagesBelow(UPath(root)),
         )
 
     def wave(self, submission_id: str, partition: str, number: int) -> Wave:

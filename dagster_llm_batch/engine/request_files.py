@@ -133,28 +133,28 @@ def renamed(line: bytes, old: str, request_id: str, nonce: str) -> bytes:
 
 
 class Lines(Protocol):
-    """The lines of some requests, wherever they are."""
+    """The encoded lines of some requests: in this process, or in a part file that a worker wrote."""
 
     @property
     def request_ids(self) -> Sequence[str]: ...
 
     @property
     def sizes(self) -> Sequence[int]:
-        """How many bytes each line has, under any nonce."""
+        """The bytes of each line. All nonces have the same length, so this holds for any of them."""
         ...
 
-    def some(self, start: int, end: int) -> Lines:
-        """Those from `start` to before `end`."""
+    def slice(self, start: int, end: int) -> Lines:
+        """Return the lines from `start` to before `end`."""
         ...
 
-    def under(self, nonce: str) -> Any:
-        """The same under this nonce, for the writer of a shard."""
+    def with_nonce(self, nonce: str) -> Any:
+        """Return the lines with this nonce in their custom_ids, as the writer of a shard takes them."""
         ...
 
 
 @dataclass(frozen=True)
 class WrittenLines:
-    """Lines that are here."""
+    """Lines in this process, with `nonce` in their custom_ids."""
 
     request_ids: Sequence[str]
     lines: Sequence[bytes]
@@ -165,16 +165,18 @@ class WrittenLines:
         """See Lines.sizes."""
         return [len(line) for line in self.lines]
 
-    def some(self, start: int, end: int) -> WrittenLines:
-        """See Lines.some."""
+    def slice(self, start: int, end: int) -> WrittenLines:
+        """See Lines.slice."""
         return WrittenLines(self.request_ids[start:end], self.lines[start:end], self.nonce)
 
-    def under(self, nonce: str) -> bytes:
-        """See Lines.under."""
+    def with_nonce(self, nonce: str) -> bytes:
+        """See Lines.with_nonce."""
         if nonce == self.nonce:
             return b"".join(self.lines)
         pairs = zip(self.lines, self.request_ids, strict=True)
-        return b"".join([renamed(line, custom_id(self.nonce, one), one, nonce) for line, one in pairs])
+        return b"".join(
+            [renamed(line, custom_id(self.nonce, request_id), request_id, nonce) for line, request_id in pairs]
+        )
 
 
 @dataclass(frozen=True)
@@ -189,9 +191,9 @@ class Owner:
 
 @dataclass(frozen=True)
 class Wave:
-    """One wave of a submission while its request files are written; all of them count on together.
+    """One wave of a submission while its request files are written. The shards of all its owners are numbered together.
 
-    `writer` is what writes them, where that is not the payload store.
+    `writer` opens a request file; by default the payload store's.
     """
 
     payloads: PayloadStore
@@ -245,7 +247,7 @@ class ShardFiles:
             if start == end:
                 self.end()
                 continue
-            shard.add(lines.some(start, end), tokens[start:end], cost(tokens[start:end]))
+            shard.add(lines.slice(start, end), tokens[start:end], cost(tokens[start:end]))
             start = end
 
     def _shard(self) -> _OpenShard:
@@ -253,15 +255,21 @@ class ShardFiles:
             self._open = _OpenShard(self._wave, next(self._wave.shard_numbers), self._limits)
         return self._open
 
-    def end(self) -> None:
-        """End the last file."""
+    def end(self) -> list[Shard]:
+        """End the last file and return the shards so far."""
         if self._open is not None:
             self.shards.append(self._open.close(self._owner))
         self._open = None
+        return self.shards
 
-    def close(self) -> list[Shard]:
-        """`end`, fill the last file up to the provider's least number from the one before, and return all shards."""
+    def close(self, digests: Mapping[str, str] | None = None) -> list[Shard]:
+        """End the last file, fill it up to the provider's least number from the one before, and return all shards.
+
+        `digests` has those of the files that were written after `end`, by path.
+        """
         self.end()
+        if digests:
+            self.shards = [replace(shard, digest=digests[shard.path]) for shard in self.shards]
         if len(self.shards) > 1:
             self.shards[-2:] = self._fill_up(*self.shards[-2:])
         if self.shards and (lacking := self._limits.min_requests - self.shards[-1].requests) > 0:
@@ -318,7 +326,7 @@ class _OpenShard:
         self._cost_usd: Decimal | None = Decimal(0)
 
     def add(self, lines: Lines, tokens: Sequence[int], cost_usd: Decimal | None) -> None:
-        self._writer.write(lines.under(self.nonce))
+        self._writer.write(lines.with_nonce(self.nonce))
         self._ids += packed(lines.request_ids)
         self._tokens += sum(tokens)
         self._cost_usd = _sum(self._cost_usd, cost_usd)

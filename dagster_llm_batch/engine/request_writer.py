@@ -1,16 +1,19 @@
 """From rows to stored shards: render, dedupe, encode, split, count. Writes payload files; sends nothing.
 
-    rows ─▶ Draft.add ─▶ request files (a shard each) + manifest (row -> request) ─▶ Draft.finish
+    rows ─▶ RequestSource ─▶ Draft.add_rows ─▶ request files (a shard each) + manifest (row -> request) ─▶ Draft.finish
 
-One pass over the rows, in constant memory: the digests of requests, and a hash of each key, wait in unnamed files, once
-there are many. A draft that is refused, or turns out to be known already, is discarded without a trace.
+A draft makes one pass over the rows, in constant memory: the digests of requests, and a hash of each key, are kept in
+unnamed temporary files once there are many. A draft that is refused, or turns out to be known already, is discarded and
+leaves no file behind.
 
-Rendering a batch of rows into requests needs no other batch, so that workers can do it wherever they run.
+A draft decides the order, the duplicates, the lanes, the shards and the estimate. Where the rows are rendered and the
+files are written is up to its RequestSource: LocalSource does it in this process, WorkerSource (request_parts.py) has
+workers do it. Rendering a batch of rows needs no other batch, which is what lets workers do it anywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -35,16 +38,33 @@ from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import Lane, Request
 
-__all__ = ["Draft", "Drafted", "Plan", "Rendering", "Spare", "columns_of_nothing", "columns_read", "images_of"]
+__all__ = [
+    "Draft",
+    "LocalSource",
+    "Plan",
+    "RenderedBatch",
+    "RequestSource",
+    "RowRenderer",
+    "Spare",
+    "columns_of_nothing",
+    "columns_read",
+    "images_of",
+]
 
 _ROWS, _ROWS_WITH_IMAGES = 256, 8  # at once: their requests, and the lines of these, are in memory
 _TOKENS_PER_IMAGE = 1_000  # providers count an image as some hundred to some thousand tokens, whatever its bytes
 
 
-class Rendering:
-    """Renders batches of rows with these columns. Raises InputError or ConfigError where the labeling names others.
+class RowRenderer:
+    """Render batches of rows into requests.
 
-    `manifest_schema` is what is kept of each row.
+    Args:
+        labeling: What is asked about each row.
+        rows: The columns that the first batch has.
+        load_image: Reads an image by its path below the prompt's image_root; None where it has no root.
+
+    `manifest_schema` is what the manifest keeps of each row. Raises InputError or ConfigError where the labeling names
+    a column that the rows do not have.
     """
 
     def __init__(self, labeling: Labeling, rows: pa.Schema, load_image: ImageLoader | None) -> None:
@@ -63,7 +83,7 @@ class Rendering:
         self._needed = {*self.manifest_schema.names[:-1], *self._renderer.columns, *urgent}
 
     def check(self, batch: pa.RecordBatch) -> None:
-        """Refuse a batch without the columns that the first one has, or with values that have no stable text."""
+        """Raise InputError for a batch that lacks a column of the first one, or whose values have no stable text."""
         if lost := sorted(self._needed - set(batch.schema.names)):
             msg = f"A later batch of rows lacks the columns {lost}, which the first one has."
             raise InputError(msg)
@@ -71,14 +91,15 @@ class Rendering:
             check_text(name, batch.schema.field(name).type)
 
     def requests(self, batch: pa.RecordBatch, keys: Sequence[Any]) -> Iterator[tuple[Sequence[Any], list[Request]]]:
-        """The requests of the rows, some rows at once, with their keys: many live objects keep Python's GC busy."""
+        """Yield the requests of the rows with their keys, a few hundred rows at a time."""
+        # Not all rows of a batch at once: Python's garbage collector slows down with the number of live objects.
         read = batch.select(list(self._renderer.columns))
         for start in range(0, batch.num_rows, self._at_once):
-            these = keys[start : start + self._at_once]
-            yield these, self._renderer.requests(values_of(read.slice(start, self._at_once)), these)
+            chunk_keys = keys[start : start + self._at_once]
+            yield chunk_keys, self._renderer.requests(values_of(read.slice(start, self._at_once)), chunk_keys)
 
     def lanes(self, batch: pa.RecordBatch) -> list[Lane]:
-        """The lane of each row."""
+        """Return the lane of each row. Raises InputError where the column `urgent` is not boolean."""
         if self._urgent is None:
             return [Lane.BATCH] * batch.num_rows
         column = batch.column(self._urgent)
@@ -88,7 +109,7 @@ class Rendering:
         return [Lane.REALTIME if flag else Lane.BATCH for flag in column.to_pylist()]
 
     def manifest(self, batch: pa.RecordBatch, request_ids: list[str]) -> pa.Table:
-        """What is kept of the rows, and their requests."""
+        """Return what the manifest keeps of the rows, with their request_ids. Raises InputError for other types."""
         own = [batch.column(name) for name in self.manifest_schema.names[:-1]]
         try:
             columns = [column.cast(field.type) for column, field in zip(own, self.manifest_schema, strict=False)]
@@ -101,7 +122,8 @@ class Rendering:
 
 
 def _check_text_is_text(name: str, column: pa.Array) -> None:
-    """Raise InputError for text that is no UTF-8: it would be stored, and stop what reads the labels after paying."""
+    """Raise InputError for text that is not UTF-8."""
+    # Arrow stores such text without a complaint, and it is only when the paid labels are read that it fails.
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return
     try:
@@ -114,7 +136,7 @@ def _check_text_is_text(name: str, column: pa.Array) -> None:
 
 
 def images_of(request: Request) -> tuple[int, int]:
-    """Bytes of a request's line that are images, and the tokens that they are estimated to take."""
+    """Return the bytes of a request's line that are images, and the input tokens estimated for them."""
     if not request.images:
         return 0, 0
     in_base64 = sum((len(image.data) + 2) // 3 * 4 for image in request.images if image.data is not None)
@@ -122,21 +144,21 @@ def images_of(request: Request) -> tuple[int, int]:
 
 
 def columns_read(labeling: Labeling) -> set[str] | None:
-    """The columns of the rows that planning may read; None where the prompt takes whole rows."""
+    """Return the columns of the rows that planning reads, or None where the prompt takes whole rows."""
     names = labeling.prompt.names()
     urgent = [labeling.urgent] if labeling.urgent else []
     return None if names is None else {labeling.key, *labeling.keep, *urgent, *names}
 
 
 def columns_of_nothing(labeling: Labeling) -> pa.Schema:
-    """What rows would have if there were any: not even a schema came."""
+    """Return the schema to assume for rows that came without any column."""
     names = dict.fromkeys([labeling.key, *labeling.keep, *sorted(labeling.prompt.columns() or ())])
     return pa.schema([(name, pa.string()) for name in names])
 
 
 @dataclass(frozen=True)
 class Spare:
-    """Where the requests are written once more for a fallback model, should it be asked."""
+    """A file with all requests encoded for a fallback model, in case it is asked later."""
 
     codec: Codec
     path: str
@@ -145,7 +167,7 @@ class Spare:
 
 @dataclass(frozen=True)
 class Plan:
-    """A finished draft."""
+    """The result of a finished draft. `requests` counts different ones, `reused` those that need not be sent."""
 
     shards: list[Shard]
     rows: int
@@ -154,97 +176,134 @@ class Plan:
     fingerprint: str
 
 
-class Drafted(Protocol):
-    """Requests of some rows, rendered here or elsewhere. All but `at` speak of each, in their order."""
+class RenderedRequests(Protocol):
+    """Requests of consecutive rows, rendered here or by a worker. Each sequence is in the order of the rows."""
 
     @property
     def request_ids(self) -> Sequence[str]: ...
 
     @property
     def images(self) -> Sequence[tuple[int, int]] | None:
-        """Bytes of the line that are images, and the tokens that they are estimated to take. None: there are none."""
+        """See images_of, for each request; None where no request has an image."""
         ...
 
-    def at(self, places: Sequence[int]) -> Drafted:
-        """Those at these places."""
+    def take(self, places: Sequence[int]) -> RenderedRequests:
+        """Return the requests at these places."""
         ...
 
     def lines(self, model: int, nonce: str) -> Lines:
-        """Their lines for one of the labeling's models, by its place among them; `nonce` is what most will be under."""
+        """Return their lines for one of the labeling's models, by its place in `labeling.models`.
+
+        `nonce` is the one that most of the lines will be written with.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class RenderedBatch:
+    """Consecutive rows with their keys. `requests` is consumed once: chunks of them with their keys and lanes."""
+
+    renderer: RowRenderer
+    rows: pa.RecordBatch
+    keys: Sequence[Any]
+    requests: Iterator[tuple[RenderedRequests, Sequence[Any], Sequence[Lane]]]
+
+
+class RequestSource(Protocol):
+    """Renders the rows of one draft and writes its request files.
+
+    1. `batches` yields every row once, in the order in which the rows are read, and at least one batch.
+    2. `writer` opens a file for what `Lines.with_nonce` returns of this source's lines. It need not write anything yet.
+    3. After `write_files` each file that `writer` opened holds its lines.
+    """
+
+    @property
+    def digest(self) -> RowsDigest:
+        """The digest of the rows that `batches` has yielded."""
+        ...
+
+    def batches(self, rows: Any) -> Iterator[RenderedBatch]:
+        """Render all rows. Raises InputError or ConfigError."""
+        ...
+
+    def writer(self, path: str) -> AbstractContextManager[Any]:
+        """Open a request file."""
+        ...
+
+    def write_files(self, shards: Sequence[Shard], spares: Sequence[Spare]) -> Mapping[str, str]:
+        """Write what `writer` has not written yet; return the digest of each shard's file that this wrote, by path."""
+        ...
+
+    def close(self) -> None:
+        """Remove the files that are needed only while the draft is made. Idempotent."""
         ...
 
 
 class Draft:
-    """One submission being planned. `writer` is what writes request files, where that is not the payload store."""
+    """One submission while it is planned. Discard it where one of its methods raises.
+
+    Args:
+        labeling: What is asked about each row.
+        source: Renders the rows and writes the request files.
+        payloads: Where the manifest is written and files are removed.
+        files: The shards of each lane. They write through `source.writer`.
+        spares: Files with all requests for each fallback model.
+        estimate: Receives the tokens and the cost of the requests that are to be sent.
+        known: The request_ids that are not asked again: True where a good answer is there, False where it is in flight.
+        manifest_path: Where the manifest is written.
+    """
 
     def __init__(
         self,
         labeling: Labeling,
-        codec: Codec,
+        source: RequestSource,
         payloads: PayloadStore,
         files: Mapping[Lane, ShardFiles],
         spares: Sequence[Spare],
         estimate: Estimate,
         known: Mapping[str, bool],
         manifest_path: str,
-        load_image: ImageLoader | None,
-        writer: Callable[[str], AbstractContextManager[Any]] | None = None,
     ) -> None:
         self.estimate = estimate
         self._labeling = labeling
-        self._codecs = [codec, *(spare.codec for spare in spares)]
+        self._source = source
         self._payloads = payloads
-        self._writer = writer or payloads.writer
         self._files = files
         self._spares = spares
-        self._not_asked = known  # request_id -> whether it is answered; else it is on its way
+        self._known = known
         self._manifest_path = manifest_path
-        self._load_image = load_image
         self._unnamed = unnamed = ExitStack()
 
-        def new_file() -> IO[bytes]:  # a method would hold the draft until the garbage collector's next round
+        # A bound method in its place would make a cycle, and keep the draft's memory until the garbage collector runs.
+        def new_file() -> IO[bytes]:
             return unnamed.enter_context(unnamed_file())
 
         self._keys = KeyGuard(labeling.key, new_file)
-        self._digest = RowsDigest()
         self._seen = Seen(packed, new_file)
         self._reused = 0
         self._stack = ExitStack()
         self._manifest: Any = None
         self._spare_files: list[Any] = []
-        self._rendering: Rendering | None = None
+        self._renderer: RowRenderer | None = None
 
     def add_rows(self, rows: Any) -> None:
-        """Take all rows. Raises InputError or ConfigError; then `discard`."""
-        for batch in record_batches(rows, columns_read(self._labeling)):
-            if batch.num_columns or batch.num_rows:  # else a pandas frame of nothing, not even columns
-                self.add(batch)
-            del batch  # before the next one is read
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Take more rows. Raises InputError or ConfigError; then `discard`."""
-        keys = keys_of(batch, self._labeling.key)
-        if self._rendering is None:
-            rendering = Rendering(self._labeling, batch.schema, self._load_image)
-            rendering.check(batch)  # before a file is begun with types that Parquet has no word for
-            self._start(rendering)
-        else:
-            self._rendering.check(batch)
-        assert self._rendering is not None
-        request_ids: list[str] = []
-        lanes = self._rendering.lanes(batch)
-        for these, requests in self._rendering.requests(batch, keys):
-            drafted = _Rendered(self._codecs, requests)
-            self._digest.add(these, drafted.request_ids)
-            start = len(request_ids)
-            self._add(drafted, these, lanes[start : start + len(these)])
-            request_ids += drafted.request_ids
-        self._write_manifest(batch, keys, request_ids)
+        """Plan all rows. Raises InputError or ConfigError."""
+        for batch in self._source.batches(rows):
+            if self._renderer is None:
+                self._start(batch.renderer)
+            request_ids: list[str] = []
+            for requests, keys, lanes in batch.requests:
+                self._add(requests, keys, lanes)
+                request_ids += requests.request_ids
+            self._write_manifest(batch.rows, batch.keys, request_ids)
+            # The loop's variables would keep these rows in memory while the next ones are read.
+            del batch
 
     def _write_manifest(self, batch: pa.RecordBatch, keys: Sequence[Any], request_ids: list[str]) -> None:
-        assert self._rendering is not None
-        rows = self._rendering.manifest(batch, request_ids)
-        own = rows.column(0)  # of the first batch's type: a text may have become a number
+        assert self._renderer is not None
+        rows = self._renderer.manifest(batch, request_ids)
+        # The manifest has the first batch's type: a later batch's text may have become a number there.
+        own = rows.column(0)
         self._keys.add(keys if own.type == batch.column(self._labeling.key).type else own.to_pylist())
         try:
             self._manifest.write_table(rows)
@@ -253,61 +312,60 @@ class Draft:
             msg = f"What is kept of the rows ({names}) cannot be stored: {error}. Turn such a column into text."
             raise InputError(msg) from error
 
-    def _start(self, rendering: Rendering) -> None:
-        self._rendering = rendering
+    def _start(self, renderer: RowRenderer) -> None:
+        self._renderer = renderer
         self._manifest = self._stack.enter_context(
-            self._payloads.table_writer(self._manifest_path, rendering.manifest_schema, repeating=())
+            self._payloads.table_writer(self._manifest_path, renderer.manifest_schema, repeating=())
         )
-        self._spare_files = [self._stack.enter_context(self._writer(one.path)) for one in self._spares]
+        self._spare_files = [self._stack.enter_context(self._source.writer(spare.path)) for spare in self._spares]
 
-    def _add(self, drafted: Drafted, keys: Sequence[Any], lanes: Sequence[Lane]) -> None:
-        """Write what of these requests is new, in the order of their rows."""
-        ids, asked = drafted.request_ids, self._not_asked
+    def _add(self, requests: RenderedRequests, keys: Sequence[Any], lanes: Sequence[Lane]) -> None:
+        """Write the requests that are new, in the order of their rows."""
+        ids, known = requests.request_ids, self._known
         new = [at for at, is_new in enumerate(self._seen.new(ids)) if is_new]
         if self._spares:
-            self._write_spares(drafted, keys, [at for at in new if not asked.get(ids[at])])  # the answer may be none
-        unknown = [at for at in new if ids[at] not in asked]
+            # What is in flight may still come back without an answer, and then a fallback is asked.
+            self._write_spares(requests, keys, [at for at in new if not known.get(ids[at])])
+        unknown = [at for at in new if ids[at] not in known]
         self._reused += len(new) - len(unknown)
         for lane, places in groupby(unknown, lanes.__getitem__):
-            self._write(drafted, keys, list(places), lane)
+            self._write(requests, keys, list(places), lane)
 
-    def _write(self, drafted: Drafted, keys: Sequence[Any], places: Sequence[int], lane: Lane) -> None:
-        some, files = drafted.at(places), self._files[lane]
-        lines = some.lines(0, files.nonce)
-        if some.images is None:
+    def _write(self, requests: RenderedRequests, keys: Sequence[Any], places: Sequence[int], lane: Lane) -> None:
+        requests, files = requests.take(places), self._files[lane]
+        lines = requests.lines(0, files.nonce)
+        if requests.images is None:
             tokens = estimated_tokens(lines.sizes)
         else:
-            texts = [size - image_bytes for size, (image_bytes, _) in zip(lines.sizes, some.images, strict=True)]
-            tokens = [one + more for one, (_, more) in zip(estimated_tokens(texts), some.images, strict=True)]
+            texts = [size - image_bytes for size, (image_bytes, _) in zip(lines.sizes, requests.images, strict=True)]
+            pairs = zip(estimated_tokens(texts), requests.images, strict=True)
+            tokens = [text_tokens + image_tokens for text_tokens, (_, image_tokens) in pairs]
         files.add(lines, [keys[at] for at in places], tokens, partial(self.estimate.add, lane=lane))
 
-    def _write_spares(self, drafted: Drafted, keys: Sequence[Any], places: Sequence[int]) -> None:
+    def _write_spares(self, requests: RenderedRequests, keys: Sequence[Any], places: Sequence[int]) -> None:
         for model, (spare, file) in enumerate(zip(self._spares, self._spare_files, strict=True), start=1):
-            lines = drafted.at(places).lines(model, spare.nonce)
+            lines = requests.take(places).lines(model, spare.nonce)
             ShardFill(spare.codec.limits).check(lines.sizes, [keys[at] for at in places])
-            file.write(lines.under(spare.nonce))
+            file.write(lines.with_nonce(spare.nonce))
 
     def finish(self, configuration: str) -> Plan:
-        """Close all files. The draft can still be discarded. Raises InputError for duplicate keys; then `discard`."""
+        """Close all files. The draft can still be discarded. Raises InputError for duplicate keys."""
         self._keys.check(self._keys_again)
-        self._write_elsewhere()
-        if self._manifest is None:  # not even a schema came
-            self._start(Rendering(self._labeling, columns_of_nothing(self._labeling), self._load_image))
-        shards = [shard for files in self._files.values() for shard in files.close()]
+        shards = [shard for files in self._files.values() for shard in files.end()]
+        digests = self._source.write_files(shards, self._spares)
+        shards = [shard for files in self._files.values() for shard in files.close(digests)]
         for files in self._files.values():
             self.estimate.add_surcharge(files.surcharge_usd)
         self._stack.close()
         self._unnamed.close()
+        self._source.close()
         return Plan(
             shards=shards,
-            rows=self._digest.rows,
+            rows=self._source.digest.rows,
             requests=self._seen.count,
             reused=self._reused,
-            fingerprint=self._digest.fingerprint(configuration),
+            fingerprint=self._source.digest.fingerprint(configuration),
         )
-
-    def _write_elsewhere(self) -> None:
-        """Have request files written that `writer` does not write itself, before they are closed."""
 
     def _keys_again(self) -> Iterator[list[Any]]:
         self._stack.close()
@@ -315,7 +373,7 @@ class Draft:
             yield batch.column(0).to_pylist()
 
     def only_rows(self, plan: Plan) -> Plan:
-        """The plan without anything to send: all of its requests have their outcome already."""
+        """Return the plan without anything to send, for rows whose requests all have their outcome already."""
         self._discard_requests()
         return replace(plan, shards=[], reused=plan.requests)
 
@@ -326,46 +384,110 @@ class Draft:
             self._payloads.delete(spare.path)
 
     def replace_manifest(self, path: str) -> None:
-        """Put this draft's manifest in the place of an older one of the same keys and requests."""
-        assert self._rendering is not None
-        with self._payloads.table_writer(path, self._rendering.manifest_schema, repeating=()) as out:
+        """Replace an older manifest of the same keys and requests, at `path`, by this draft's."""
+        assert self._renderer is not None
+        with self._payloads.table_writer(path, self._renderer.manifest_schema, repeating=()) as out:
             for batch in self._payloads.iter_batches(self._manifest_path):
                 out.write_batch(batch)
 
     def discard(self) -> None:
-        """Remove every file of this draft, also where a full disk does not let one of them be closed."""
+        """Remove every file of this draft, even where closing one of them fails because the disk is full."""
         with ExitStack() as last_first:
+            last_first.callback(self._source.close)
             last_first.callback(self._payloads.delete, self._manifest_path)
             last_first.callback(self._discard_requests)
             last_first.callback(self._unnamed.close)
             last_first.callback(self._stack.close)
 
 
+class LocalSource:
+    """A RequestSource that renders and writes in this process.
+
+    Args:
+        labeling: What is asked about each row.
+        codecs: Those of the labeling's models, in their order.
+        payloads: Where request files are written.
+        load_image: See RowRenderer.
+    """
+
+    def __init__(
+        self, labeling: Labeling, codecs: Sequence[Codec], payloads: PayloadStore, load_image: ImageLoader | None
+    ) -> None:
+        self.digest = RowsDigest()
+        self._labeling = labeling
+        self._codecs = codecs
+        self._payloads = payloads
+        self._load_image = load_image
+
+    def batches(self, rows: Any) -> Iterator[RenderedBatch]:
+        """See RequestSource.batches."""
+        renderer: RowRenderer | None = None
+        for batch in record_batches(rows, columns_read(self._labeling)):
+            # A pandas frame without rows may come without columns, too.
+            if batch.num_columns or batch.num_rows:
+                keys = keys_of(batch, self._labeling.key)
+                renderer = renderer or self._renderer(batch.schema)
+                renderer.check(batch)
+                yield RenderedBatch(renderer, batch, keys, self._requests(renderer, batch, keys))
+                del keys
+            # The loop's variables would keep these rows in memory while the next ones are read.
+            del batch
+        if renderer is None:
+            columns = columns_of_nothing(self._labeling)
+            nothing = pa.RecordBatch.from_pylist([], schema=columns)
+            yield RenderedBatch(self._renderer(columns), nothing, [], iter(()))
+
+    def _renderer(self, columns: pa.Schema) -> RowRenderer:
+        return RowRenderer(self._labeling, columns, self._load_image)
+
+    def _requests(
+        self, renderer: RowRenderer, batch: pa.RecordBatch, keys: Sequence[Any]
+    ) -> Iterator[tuple[LocalRequests, Sequence[Any], Sequence[Lane]]]:
+        lanes = renderer.lanes(batch)
+        start = 0
+        for chunk_keys, rendered in renderer.requests(batch, keys):
+            requests = LocalRequests(self._codecs, rendered)
+            self.digest.add(chunk_keys, requests.request_ids)
+            yield requests, chunk_keys, lanes[start : start + len(chunk_keys)]
+            start += len(chunk_keys)
+
+    def writer(self, path: str) -> AbstractContextManager[Any]:
+        """See RequestSource.writer."""
+        return self._payloads.writer(path)
+
+    def write_files(self, shards: Sequence[Shard], spares: Sequence[Spare]) -> Mapping[str, str]:  # noqa: ARG002 - done
+        """See RequestSource.write_files: `writer` has written everything."""
+        return {}
+
+    def close(self) -> None:
+        """See RequestSource.close: there is nothing."""
+
+
 @dataclass(frozen=True)
-class _Rendered:
-    """Requests that were rendered here."""
+class LocalRequests:
+    """Requests that were rendered in this process."""
 
     codecs: Sequence[Codec]
     requests: Sequence[Request]
 
     @cached_property
     def request_ids(self) -> list[str]:
-        """See Drafted.request_ids."""
+        """See RenderedRequests.request_ids."""
         return [request.request_id for request in self.requests]
 
     @property
     def images(self) -> list[tuple[int, int]] | None:
-        """See Drafted.images."""
+        """See RenderedRequests.images."""
         if not any(request.images for request in self.requests):
             return None
         return [images_of(request) for request in self.requests]
 
-    def at(self, places: Sequence[int]) -> _Rendered:
-        """See Drafted.at."""
-        return _Rendered(self.codecs, [self.requests[at] for at in places])
+    def take(self, places: Sequence[int]) -> LocalRequests:
+        """See RenderedRequests.take."""
+        return LocalRequests(self.codecs, [self.requests[at] for at in places])
 
     def lines(self, model: int, nonce: str) -> WrittenLines:
-        """See Drafted.lines."""
+        """See RenderedRequests.lines."""
         encode = self.codecs[model].encode
         lines = [encode(request, custom_id(nonce, request.request_id)) for request in self.requests]
         return WrittenLines(self.request_ids, lines, nonce)

@@ -21,7 +21,7 @@ import pytest
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.engine.request_writer import Rendering, columns_read
+from dagster_llm_batch.engine.request_writer import RowRenderer, columns_read
 from dagster_llm_batch.errors import InputError
 
 UUID = uuid.UUID(int=7)
@@ -40,9 +40,9 @@ def texts(rows: Any, definition: Labeling | None = None) -> list[str]:
     asked = definition or labeling()
     found: list[str] = []
     for batch in record_batches(rows, columns_read(asked)):
-        rendering = Rendering(asked, batch.schema, None)
-        rendering.check(batch)
-        for _, requests in rendering.requests(batch, batch.column("id").to_pylist()):
+        renderer = RowRenderer(asked, batch.schema, None)
+        renderer.check(batch)
+        for _, requests in renderer.requests(batch, batch.column("id").to_pylist()):
             found += [request.user for request in requests]
     return found
 
@@ -156,11 +156,11 @@ def test_an_empty_day_is_an_empty_day(empty: Callable[[], Any]) -> None:
     asked = labeling(urgent="is_vip", keep=["x"])
     for batch in record_batches(empty(), columns_read(asked)):
         if batch.num_columns:
-            rendering = Rendering(asked, batch.schema, None)
-            rendering.check(batch)
-            assert rendering.lanes(batch) == []
-            assert str(rendering.manifest_schema.field("id").type) in {"string", "null"}
-            assert rendering.manifest(batch, []).num_rows == 0
+            renderer = RowRenderer(asked, batch.schema, None)
+            renderer.check(batch)
+            assert renderer.lanes(batch) == []
+            assert str(renderer.manifest_schema.field("id").type) in {"string", "null"}
+            assert renderer.manifest(batch, []).num_rows == 0
 
 
 _SENT = """

@@ -162,7 +162,7 @@ def test_figures_against_gold_are_the_same_to_the_last_digit(house: House, monke
     candidates = {"first": said, "half": said.slice(1_500), "none": said.slice(0, 0)}
     here = compare(gold, candidates, key="ticket_id", targets=TARGETS, n_resamples=200)
     for at_once in (200_000, 500):
-        monkeypatch.setattr("dagster_llm_batch.distributed.evaluating._ROWS_AT_ONCE", at_once)
+        monkeypatch.setattr("dagster_llm_batch.distributed.comparison._ROWS_AT_ONCE", at_once)
         there = compare_spread(WORKERS, gold, candidates, key="ticket_id", targets=TARGETS, n_resamples=200)
         assert_same_report(here, there)
     topic, stars, numbers = (one for one in there.evaluations if one.candidate == "first")

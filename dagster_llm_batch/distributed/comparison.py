@@ -1,9 +1,9 @@
-"""Labels measured against gold by workers, where no machine holds all of them.
+"""A comparison of labels with gold, measured by workers: no machine needs to hold all labels.
 
     gold ──────────────▶ every worker
     labels, in parts ──▶ joined with it and counted, part by part ─▶ counts, added up here ─▶ all figures
 
-The functions are those of one process (`evaluation`), and its figures are the same to the last digit.
+The functions are those of one process (`metrics`), and the figures are the same to the last digit.
 """
 
 from __future__ import annotations
