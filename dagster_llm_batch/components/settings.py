@@ -14,6 +14,7 @@ from dagster_llm_batch.core.response import Embedding, response_format
 from dagster_llm_batch.engine import Fallback, RetryPolicy
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics import Target
+from dagster_llm_batch.metrics.columns import Kind
 from dagster_llm_batch.sensors import build_llm_batch_sensor
 
 __all__ = ["CHECKS", "FALLBACK", "PRICE", "PROMPT", "RESPONSE", "RETRY", "ROWS", "SENSOR", "TARGET"]
@@ -116,7 +117,7 @@ class TargetSettings(Block):
 
     name: str = Field(description="Column of the candidates, and of gold unless `gold_column` says otherwise.")
     gold_column: str | None = Field(default=None, description="What gold calls it.")
-    kind: Literal["categorical", "numeric"] = Field(default="categorical", description="Classes, or measurements.")
+    kind: Kind = Field(default="categorical", description="Classes, or measurements.")
     kappa_weights: Literal["linear", "quadratic"] | None = Field(
         default=None, description="For integer classes whose distance means something. Default: all alike."
     )

@@ -3,21 +3,21 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.naming import Upstream, upstream_key
-from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import (
     MAX_PICTURES,
     Computed,
     EvaluationBuilder,
+    PartitionOptions,
     Tables,
     code_digest,
     picture,
@@ -133,18 +133,15 @@ def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) 
     columns = [design.join_key, *(one.name for one in design.targets)]
     partitions_def = design.builder.partitions_def
 
-    def there(key: dg.AssetKey) -> bool:
-        return bool(tables.partitions(key) if partition is None else tables.in_partition(key, partition))
-
     candidates = {
         one.name: _labeled(
             tables.read(one.key, partition, partitions_def, columns, also=("llm_outcome",), hint=_HINT), columns
         )
         for one in design.candidates
-        if there(one.key)
+        if tables.parts(one.key, partition)
     }
     by_group = {CANDIDATES: candidates}
-    if design.gold is not None and there(design.gold):
+    if design.gold is not None and tables.parts(design.gold, partition):
         names = {one.name: one.gold_column or one.name for one in design.targets}
         wanted = [design.join_key, *names.values(), *([design.annotator] if design.annotator else [])]
         gold = tables.read(design.gold, partition, partitions_def, wanted, also=(WEIGHT,), hint=_HINT)
@@ -154,8 +151,11 @@ def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) 
         refuse_weights(gold, design.join_key, *names.values())
         by_group[GOLD] = _people(design, gold, names, set(candidates))
     if sum(map(len, by_group.values())) < 2:  # noqa: PLR2004
-        missing = ", ".join(key.to_user_string() for key in design.upstreams if not there(key)) or "none is missing"
-        raise InputError(f"There are fewer than two labelers to compare. Materialize what is missing: {missing}.")
+        absent = [key.to_user_string() for key in design.upstreams if not tables.parts(key, partition)]
+        raise InputError(
+            "There are fewer than two labelers to compare. Materialize what is missing: "
+            f"{', '.join(absent) or 'none is missing'}."
+        )
     return by_group
 
 
@@ -250,7 +250,7 @@ def _pairs_metadata(pairs: Sequence[LabelerPair], everybody: int) -> dict[str, A
     }
 
 
-@checked
+@checked_options(PartitionOptions, EvaluationBuilder)
 def agreement_assets(
     *,
     name: str,
@@ -261,19 +261,11 @@ def agreement_assets(
     annotator: str | None = None,
     gold_target: str | Mapping[str, str] | None = None,
     kind: Scale | Mapping[str, Scale] = "categorical",
-    partitions_def: dg.PartitionsDefinition[Any] | None = None,
     min_alpha: float | None = None,
     check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     blocking: bool = False,
-    frame: Frame = "arrow",
-    io_manager_key: str = "io_manager",
-    key_prefix: Sequence[str] | str = (),
-    group_name: str | None = None,
     description: str | None = None,
-    owners: Sequence[str] = (),
-    tags: Mapping[str, str] | None = None,
-    automation_condition: dg.AutomationCondition[Any] | Literal["follow"] | None = "follow",
-    backfill_policy: dg.BackfillPolicy | None = None,
+    **options: Unpack[PartitionOptions],
 ) -> list[dg.AssetsDefinition]:
     """How far several labelers agree: people, models, or both. None of them is taken to be right.
 
@@ -315,18 +307,7 @@ def agreement_assets(
     if len(labelers) + (2 if annotator else gold is not None) < 2:  # noqa: PLR2004
         raise ConfigError("Agreement needs two labelers: two candidates, one and gold=, or gold= with annotator=.")
     design = AgreementSpec(
-        builder=EvaluationBuilder(
-            name=name,
-            key_prefix=key_prefix,
-            partitions_def=partitions_def,
-            frame=frame,
-            io_manager_key=io_manager_key,
-            group_name=group_name,
-            owners=owners,
-            tags=tags,
-            automation_condition=automation_condition,
-            backfill_policy=backfill_policy,
-        ),
+        builder=EvaluationBuilder(name=name, **options),
         gold=None if gold is None else upstream_key(gold),
         annotator=annotator,
         candidates=labelers,

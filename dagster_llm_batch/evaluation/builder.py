@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import dagster as dg
 import pyarrow as pa
@@ -29,8 +29,12 @@ from dagster_llm_batch.metadata import data_version, table_schema
 
 __all__ = [
     "MAX_PICTURES",
+    "AssetOptions",
     "Computed",
     "EvaluationBuilder",
+    "EvaluationOptions",
+    "PartitionOptions",
+    "TableOptions",
     "Tables",
     "code_digest",
     "in_partition",
@@ -78,6 +82,38 @@ Tables = Mapping[str, Callable[[], Computed]]
 computed only where it is selected. A feature with a blocking check gives the main table last: the check may end the
 run.
 """
+
+
+class AssetOptions(TypedDict, total=False):
+    """What every factory of evaluations takes, and hands to its builder: as everywhere in Dagster.
+
+    `EvaluationBuilder` has the defaults of these and of the options below.
+    """
+
+    key_prefix: Sequence[str] | str
+    group_name: str | None
+    owners: Sequence[str]
+    tags: Mapping[str, str] | None
+
+
+class TableOptions(AssetOptions, total=False):
+    """Where the tables go (`io_manager_key`), and what the IO manager is given (`frame`)."""
+
+    frame: Frame
+    io_manager_key: str
+
+
+class EvaluationOptions(TableOptions, total=False):
+    """When the tables are computed: "follow" is whenever what they read is new."""
+
+    automation_condition: dg.AutomationCondition[Any] | Literal["follow"] | None
+
+
+class PartitionOptions(EvaluationOptions, total=False):
+    """Partitions, each of which is computed by itself, and how many of them a run of a backfill takes."""
+
+    partitions_def: dg.PartitionsDefinition[Any] | None
+    backfill_policy: dg.BackfillPolicy | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.output import Frame
+from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.core.pricing import MONEY_TOTAL
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, code_digest, picture
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, EvaluationOptions, code_digest, picture
 from dagster_llm_batch.evaluation.candidates import Candidates, candidates_of
 from dagster_llm_batch.metrics import DayCost, costs_png
 from dagster_llm_batch.metrics.cells import usd_text
@@ -63,20 +62,14 @@ _DOCS = {
 }
 
 
-@checked
+@checked_options(EvaluationOptions, EvaluationBuilder)
 def cost_assets(
     *,
     name: str,
     labels: Candidates = (),
     resource_key: str = "llm_batch",
-    frame: Frame = "arrow",
-    io_manager_key: str = "io_manager",
-    key_prefix: Sequence[str] | str = (),
-    group_name: str | None = None,
     description: str | None = None,
-    owners: Sequence[str] = (),
-    tags: Mapping[str, str] | None = None,
-    automation_condition: dg.AutomationCondition[Any] | Literal["follow"] | None = "follow",
+    **options: Unpack[EvaluationOptions],
 ) -> list[dg.AssetsDefinition]:
     """What each submission has cost, from the ledger: one row each, and in the UI costs by day beside real time.
 
@@ -92,16 +85,7 @@ def cost_assets(
     """
     datasets = candidates_of(labels, {}) if labels else ()
     upstreams = [dataset.key for dataset in datasets]
-    builder = EvaluationBuilder(
-        name=name,
-        key_prefix=key_prefix,
-        frame=frame,
-        io_manager_key=io_manager_key,
-        group_name=group_name,
-        owners=owners,
-        tags=tags,
-        automation_condition=automation_condition,
-    )
+    builder = EvaluationBuilder(name=name, **options)
     spec = builder.spec(
         description or "Costs of " + (", ".join(dataset.name for dataset in datasets) or "all datasets") + ".",
         deps=upstreams,

@@ -3,23 +3,23 @@ before.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.output import Frame
+from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import (
     MAX_PICTURES,
     Computed,
     EvaluationBuilder,
+    PartitionOptions,
     Tables,
     code_digest,
     picture,
@@ -269,7 +269,7 @@ def _metadata(design: DriftSpec, found: Sequence[_Series]) -> dict[str, Any]:
     }
 
 
-@checked
+@checked_options(PartitionOptions, EvaluationBuilder)
 def drift_assets(
     *,
     name: str,
@@ -278,18 +278,10 @@ def drift_assets(
     reference: int | str | Sequence[str] = 7,
     max_psi: float = 0.25,
     online: bool = False,
-    partitions_def: dg.PartitionsDefinition[Any] | None = None,
     check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN,
     blocking: bool = False,
-    frame: Frame = "arrow",
-    io_manager_key: str = "io_manager",
-    key_prefix: Sequence[str] | str = (),
-    group_name: str | None = None,
     description: str | None = None,
-    owners: Sequence[str] = (),
-    tags: Mapping[str, str] | None = None,
-    automation_condition: dg.AutomationCondition[Any] | Literal["follow"] | None = "follow",
-    backfill_policy: dg.BackfillPolicy | None = None,
+    **options: Unpack[PartitionOptions],
 ) -> list[dg.AssetsDefinition]:
     """Shifts of the classes' shares between the partitions of labeled datasets.
 
@@ -329,22 +321,11 @@ def drift_assets(
         raise ConfigError(
             f"max_psi={max_psi!r}: PSI is 0 for equal shares, and more for others; 0.25 is a large shift."
         )
-    if online and partitions_def is not None:
+    if online and options.get("partitions_def") is not None:
         raise ConfigError("online=True looks at all partitions in turn: leave partitions_def out.")
     watched = candidates_of(candidates, {})
     design = DriftSpec(
-        builder=EvaluationBuilder(
-            name=name,
-            key_prefix=key_prefix,
-            partitions_def=partitions_def,
-            frame=frame,
-            io_manager_key=io_manager_key,
-            group_name=group_name,
-            owners=owners,
-            tags=tags,
-            automation_condition=automation_condition,
-            backfill_policy=backfill_policy,
-        ),
+        builder=EvaluationBuilder(name=name, **options),
         candidates=watched,
         targets=tuple(targets),
         reference=before,

@@ -3,16 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import dagster as dg
 
-from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.naming import Upstream, upstream_key
-from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.evaluation import gold_metadata
-from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, Tables
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, PartitionOptions, Tables
 from dagster_llm_batch.evaluation.candidates import Candidates, Scale, candidates_of, is_external, targets_of
 from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
 from dagster_llm_batch.evaluation.regression import CHECK, Accepted, accepted_asset, regression_verdict
@@ -34,14 +33,7 @@ __all__ = ["evaluation_assets"]
 def _prepare(
     design: EvaluationSpec, accepted_spec: dg.AssetSpec, context: dg.AssetExecutionContext
 ) -> Callable[[str | None], Tables]:
-    upstreams = Upstreams(
-        context,
-        gold=design.gold,
-        candidates=design.candidates,
-        key=design.join_key,
-        targets=design.targets,
-        partitions_def=design.builder.partitions_def,
-    )
+    upstreams = Upstreams(context, design, design.builder.partitions_def)
     accepted = Accepted(context, design, accepted_spec) if design.regression else None
 
     def compute(partition: str | None) -> Tables:
@@ -83,7 +75,7 @@ def _computed(
     return Computed(table, {**metadata, "dagster/column_lineage": lineage}, gold_metadata.DOCS, verdicts)
 
 
-@checked
+@checked_options(PartitionOptions, EvaluationBuilder)
 def evaluation_assets(
     *,
     name: str,
@@ -96,21 +88,13 @@ def evaluation_assets(
     rejects: Mapping[str, Upstream] | None = None,
     confidence: str | Mapping[str, str] | None = None,
     regression: bool = False,
-    partitions_def: dg.PartitionsDefinition[Any] | None = None,
     min_accuracy: float | Mapping[str, float] | None = None,
     min_kappa: float | Mapping[str, float] | None = None,
     max_ece: float | Mapping[str, float] | None = None,
     check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     blocking: bool = False,
-    frame: Frame = "arrow",
-    io_manager_key: str = "io_manager",
-    key_prefix: Sequence[str] | str = (),
-    group_name: str | None = None,
     description: str | None = None,
-    owners: Sequence[str] = (),
-    tags: Mapping[str, str] | None = None,
-    automation_condition: dg.AutomationCondition[Any] | Literal["follow"] | None = "follow",
-    backfill_policy: dg.BackfillPolicy | None = None,
+    **options: Unpack[PartitionOptions],
 ) -> list[dg.AssetsDefinition]:
     """Candidates measured against gold: one row for each candidate and target, and one for each class beside it.
 
@@ -145,8 +129,8 @@ def evaluation_assets(
         min_accuracy, min_kappa, max_ece: Limits of every candidate, or by candidate, as asset checks over all
             categorical targets. Accuracy is that of the labeled rows; ECE is the expected calibration error.
         check_severity, blocking: Of these checks.
-        frame: What the IO manager is given: "arrow", "polars", "pandas", or "batches", a stream.
-        io_manager_key: The IO manager that stores the tables.
+        frame: What the IO manager is given: "arrow" (the default), "polars", "pandas", or "batches", a stream.
+        io_manager_key: The IO manager that stores the tables; by default "io_manager".
         partitions_def, key_prefix, group_name, description, owners, tags, backfill_policy: As everywhere in Dagster.
         automation_condition: "follow": when labels or gold are new. A partitioned evaluation waits for all upstreams of
             its partition and their blocking checks (`on_labels_ready`); an unpartitioned one takes what there is
@@ -159,18 +143,7 @@ def evaluation_assets(
     measured = candidates_of(candidates, rejects or {})
     limits = Thresholds.of(min_accuracy, min_kappa, max_ece, measured, targets, check_severity, blocking=blocking)
     design = EvaluationSpec(
-        builder=EvaluationBuilder(
-            name=name,
-            key_prefix=key_prefix,
-            partitions_def=partitions_def,
-            frame=frame,
-            io_manager_key=io_manager_key,
-            group_name=group_name,
-            owners=owners,
-            tags=tags,
-            automation_condition=automation_condition,
-            backfill_policy=backfill_policy,
-        ),
+        builder=EvaluationBuilder(name=name, **options),
         gold=upstream_key(gold),
         candidates=measured,
         join_key=key,

@@ -16,6 +16,7 @@ import pyarrow as pa
 from dagster_llm_batch.evaluation.builder import MAX_PICTURES, picture
 from dagster_llm_batch.evaluation.candidates import Candidate
 from dagster_llm_batch.evaluation.gold_rows import Read
+from dagster_llm_batch.evaluation.thresholds import figure_name
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import (
     Evaluation,
@@ -40,7 +41,6 @@ __all__ = [
     "calibration_metadata",
     "column_lineage",
     "evaluation_metadata",
-    "figure_name",
     "per_class_metadata",
     "versions_metadata",
 ]
@@ -180,16 +180,6 @@ def versions_metadata(regressions: Sequence[Regression]) -> dict[str, Any]:
         if regression.change is not None
     }
     return {"llm_batch/versions": dg.MetadataValue.md(text), **changes}
-
-
-def figure_name(evaluation: Evaluation, among: Sequence[Evaluation], figure: str) -> str:
-    """The metadata key of one figure; a single target is not named."""
-    whose = (
-        [evaluation.candidate]
-        if len({other.target for other in among}) == 1
-        else [evaluation.candidate, evaluation.target]
-    )
-    return figure_key(figure, *whose)
 
 
 def _figures(evaluation: Evaluation, among: Sequence[Evaluation]) -> dict[str, float | int]:

@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.candidates import Candidate
+from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
-from dagster_llm_batch.metrics import Target
 from dagster_llm_batch.metrics.columns import WEIGHT
 from dagster_llm_batch.metrics.joining import CANDIDATE_COLUMNS
 
@@ -55,16 +55,13 @@ class Upstreams:
     def __init__(
         self,
         context: dg.AssetExecutionContext,
-        *,
-        gold: dg.AssetKey,
-        candidates: Sequence[Candidate],
-        key: str,
-        targets: Sequence[Target],
+        evaluation: EvaluationSpec,
         partitions_def: dg.PartitionsDefinition[Any] | None,
     ) -> None:
+        key, targets = evaluation.join_key, evaluation.targets
         self._context = context
-        self._gold = gold
-        self._candidates = candidates
+        self._gold = evaluation.gold
+        self._candidates = evaluation.candidates
         self._key = key
         self._partitions_def = partitions_def
         self._gold_columns = [key, *(target.gold_column or target.name for target in targets)]

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.naming import Upstream, upstream_key
-from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, code_digest
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, EvaluationOptions, code_digest
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of, is_external
 from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
 from dagster_llm_batch.metadata import figure_key
@@ -37,7 +36,7 @@ _DOCS = {
 }
 
 
-@checked
+@checked_options(EvaluationOptions, EvaluationBuilder)
 def gold_sample_assets(
     *,
     name: str,
@@ -51,14 +50,8 @@ def gold_sample_assets(
     random_share: float = 0.3,
     seed: int = 0,
     partitions_def: dg.PartitionsDefinition[Any] | None = None,
-    frame: Frame = "arrow",
-    io_manager_key: str = "io_manager",
-    key_prefix: Sequence[str] | str = (),
-    group_name: str | None = None,
     description: str | None = None,
-    owners: Sequence[str] = (),
-    tags: Mapping[str, str] | None = None,
-    automation_condition: dg.AutomationCondition[Any] | Literal["follow"] | None = "follow",
+    **options: Unpack[EvaluationOptions],
 ) -> list[dg.AssetsDefinition]:
     """The rows most worth a human label: where candidates disagree or are unsure, rare classes, classes that grow.
 
@@ -101,17 +94,7 @@ def gold_sample_assets(
             "but these."
         )
     sampling = _Sampling(
-        builder=EvaluationBuilder(
-            name=name,
-            key_prefix=key_prefix,
-            partitions_def=partitions_def,
-            frame=frame,
-            io_manager_key=io_manager_key,
-            group_name=group_name,
-            owners=owners,
-            tags=tags,
-            automation_condition=automation_condition,
-        ),
+        builder=EvaluationBuilder(name=name, partitions_def=partitions_def, **options),
         candidates=candidates_of(candidates, rejects or {}),
         gold=None if gold is None else upstream_key(gold),
         gold_is_external=is_external(gold),

@@ -192,15 +192,7 @@ def accepted_asset(design: EvaluationSpec, spec: dg.AssetSpec, builder: Evaluati
 def _accept(
     context: dg.AssetExecutionContext, design: EvaluationSpec, spec: dg.AssetSpec, candidates: Sequence[str]
 ) -> Computed:
-    upstreams = Upstreams(
-        context,
-        gold=design.gold,
-        candidates=design.candidates,
-        key=design.join_key,
-        targets=design.targets,
-        partitions_def=None,
-    )
-    read = upstreams.read(None)
+    read = Upstreams(context, design, None).read(None)
     chosen = Read(read.gold, {name: read.candidates[name] for name in candidates})
     new = [_labels_of_gold(name, table, read.gold, design) for name, table in chosen.candidates.items()]
     try:

@@ -7,17 +7,17 @@ much as the two differ (training-serving skew). Requests are made by the labeled
 provider, and go through ledger and budgets as a submission of their own: asked and paid for once.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.dataset import Dataset, dataset_of
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.core.identity import configuration_fingerprint
@@ -26,7 +26,7 @@ from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
 from dagster_llm_batch.engine.request_writer import columns_read
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, Tables, code_digest
+from dagster_llm_batch.evaluation.builder import AssetOptions, Computed, EvaluationBuilder, Tables, code_digest
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Target, plain_text
@@ -70,7 +70,7 @@ _SAMPLE_DOCS = {
 }
 
 
-@checked
+@checked_options(AssetOptions, EvaluationBuilder)
 def skew_assets(
     *,
     name: str,
@@ -83,12 +83,9 @@ def skew_assets(
     check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     blocking: bool = False,
     concurrency: int = 4,
-    key_prefix: Sequence[str] | str = (),
-    group_name: str | None = None,
     description: str | None = None,
-    owners: Sequence[str] = (),
-    tags: Mapping[str, str] | None = None,
     automation_condition: dg.AutomationCondition[Any] | None = None,
+    **options: Unpack[AssetOptions],
 ) -> list[dg.AssetsDefinition]:
     """A sample of labels, asked again in real time and compared: `<name>`, and `<name>_sample` with both side by side.
 
@@ -125,15 +122,12 @@ def skew_assets(
         raise ConfigError(f"min_agreement={min_agreement!r}: a share is between 0 and 1.")
     builder = EvaluationBuilder(
         name=name,
-        key_prefix=key_prefix,
         partitions_def=dataset.partitions_def,
         frame=dataset.frame,
         io_manager_key=dataset.io_manager_key,
-        group_name=group_name,
-        owners=owners,
-        tags=tags,
         automation_condition=automation_condition,
         backfill_policy=dataset.backfill_policy,
+        **options,
     )
     skew = _Skew(
         dataset=dataset,

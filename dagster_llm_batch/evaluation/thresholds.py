@@ -12,10 +12,10 @@ from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.builder import EvaluationBuilder
 from dagster_llm_batch.evaluation.candidates import Candidate
-from dagster_llm_batch.evaluation.gold_metadata import figure_name
+from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Evaluation, Target, plain_text
 
-__all__ = ["Thresholds"]
+__all__ = ["Thresholds", "figure_name"]
 
 _Figure = Literal["accuracy", "kappa", "ece"]
 _LARGEST = frozenset({"ece"})
@@ -119,3 +119,13 @@ class Thresholds:
 
 def _bound(figure: _Figure) -> str:
     return "at most" if figure in _LARGEST else "at least"
+
+
+def figure_name(evaluation: Evaluation, among: Sequence[Evaluation], figure: str) -> str:
+    """The metadata key of one figure; a single target is not named."""
+    whose = (
+        [evaluation.candidate]
+        if len({other.target for other in among}) == 1
+        else [evaluation.candidate, evaluation.target]
+    )
+    return figure_key(figure, *whose)

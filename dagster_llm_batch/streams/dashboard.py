@@ -1,16 +1,14 @@
 """The stream at a glance, as an asset: a table, its Markdown and a picture, of the last day's results, say."""
 
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Unpack
 
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.naming import Upstream, upstream_key
-from dagster_llm_batch.assets.output import Frame
-from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, picture
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, TableOptions, picture
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metrics.columns import WEIGHT, refuse_weights
 from dagster_llm_batch.metrics.schemas import table_of
@@ -49,7 +47,7 @@ def stream_results(connection: Connection, topic: str, since: datetime | None = 
     ]
 
 
-@checked
+@checked_options(TableOptions, EvaluationBuilder)
 def stream_dashboard_asset(
     *,
     name: str,
@@ -57,15 +55,10 @@ def stream_dashboard_asset(
     truth: Upstream | None = None,
     target: str | None = None,
     last: timedelta | None = timedelta(days=1),
-    frame: Frame = "arrow",
-    io_manager_key: str = "io_manager",
     resource_key: str = "kafka",
-    key_prefix: Sequence[str] | str = (),
-    group_name: str | None = None,
     description: str | None = None,
-    owners: Sequence[str] = (),
-    tags: Mapping[str, str] | None = None,
     automation_condition: dg.AutomationCondition[Any] | None = None,
+    **options: Unpack[TableOptions],
 ) -> dg.AssetsDefinition:
     """Throughput, latency (p50, p99), share of the LLM, agreement and cost per 1,000 messages, of a results' topic.
 
@@ -84,16 +77,7 @@ def stream_dashboard_asset(
     """
     check_topic(results)
     source = None if truth is None else upstream_key(truth)
-    builder = EvaluationBuilder(
-        name=name,
-        key_prefix=key_prefix,
-        frame=frame,
-        io_manager_key=io_manager_key,
-        group_name=group_name,
-        owners=owners,
-        tags=tags,
-        automation_condition=automation_condition,
-    )
+    builder = EvaluationBuilder(name=name, automation_condition=automation_condition, **options)
     spec = builder.spec(
         description or f"What the results in the Kafka topic {results} add up to.",
         deps=[] if source is None else [source],

@@ -1,19 +1,19 @@
 """The student as assets: trained on all labels there are, and measured on rows that it did not learn from."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Unpack
 
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.dataset import Dataset, dataset_of
 from dagster_llm_batch.core.pricing import MONEY
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, Tables, code_digest
+from dagster_llm_batch.evaluation.builder import AssetOptions, Computed, EvaluationBuilder, Tables, code_digest
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.streams.student import Student, out_of_fold, train
 from dagster_llm_batch.types import Outcome
@@ -28,7 +28,7 @@ _DOCS = {
 }
 
 
-@checked
+@checked_options(AssetOptions, EvaluationBuilder)
 def student_assets(
     *,
     name: str,
@@ -37,12 +37,9 @@ def student_assets(
     target: str,
     min_rows: int = 100,
     seed: int = 0,
-    key_prefix: Sequence[str] | str = (),
-    group_name: str | None = None,
     description: str | None = None,
-    owners: Sequence[str] = (),
-    tags: Mapping[str, str] | None = None,
     automation_condition: dg.AutomationCondition[Any] | None = None,
+    **options: Unpack[AssetOptions],
 ) -> list[dg.AssetsDefinition]:
     """A small classifier that learns from the LLM's labels.
 
@@ -73,14 +70,11 @@ def student_assets(
         )
     builder = EvaluationBuilder(
         name=name,
-        key_prefix=key_prefix,
         frame=dataset.frame,
         io_manager_key=dataset.io_manager_key,
-        group_name=group_name,
-        owners=owners,
-        tags=tags,
         automation_condition=automation_condition or "follow",
         role=None,
+        **options,
     )
     shared: dict[str, Any] = {
         "deps": [dataset.key],

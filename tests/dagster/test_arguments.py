@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
+from collections.abc import Sequence
 from dataclasses import is_dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -37,6 +38,7 @@ from dagster_llm_batch import (
     pairwise_judge_assets,
     resources,
     rubric_judge_assets,
+    skew_assets,
     streams,
 )
 from dagster_llm_batch.assets.submission import SubmitConfig
@@ -322,3 +324,13 @@ def test_signatures_stay_for_readers_and_tools() -> None:
     assert next(iter(inspect.signature(Prompt).parameters)) == "user"
     assert llm_batch_assets.__doc__ is not None
     assert llm_batch_assets.__module__ == "dagster_llm_batch.assets.factory"
+
+
+def test_options_that_factories_share_stand_in_each_signature_with_their_defaults() -> None:
+    parameters = inspect.signature(evaluation_assets).parameters
+    assert {one.kind for one in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    assert parameters["io_manager_key"].default == "io_manager"
+    assert parameters["automation_condition"].default == "follow"
+    assert get_type_hints(evaluation_assets)["owners"] == Sequence[str]
+    with pytest.raises(ConfigError, match="no argument 'frame'; did you mean 'name'"):
+        skew_assets(frame="arrow")  # type: ignore[call-arg]
