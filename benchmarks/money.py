@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
@@ -75,7 +75,9 @@ def _labeled(service: str, rows: int, *, with_cache: bool) -> Submission:
         with tempfile.TemporaryDirectory() as folder:
             house = Path(folder)
             engine = Engine(
-                {service: provider}, Ledger(house / "ledger.sqlite"), PayloadStore(str(house / "payloads")), "m"
+                Deployment(
+                    {service: provider}, Ledger(house / "ledger.sqlite"), PayloadStore(str(house / "payloads")), "m"
+                )
             )
             submission = engine.plan(definition, data)
             engine.submit(definition, submission.submission_id)

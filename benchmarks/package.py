@@ -20,7 +20,7 @@ from benchmarks.loading import load_package
 from benchmarks.measure import Work
 from benchmarks.writes import counted
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Engine, Labeling, Status
+from dagster_llm_batch.engine import Deployment, Engine, Labeling, Status
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -88,7 +88,9 @@ def labeling(service: str, asset: str = "labels", **more: Any) -> Labeling:
 def engine(service: str, folder: Path, addresses: dict[str, str]) -> Engine:
     """With its ledger and payloads in the folder."""
     asked = provider(service, addresses)
-    return Engine({service: asked}, Ledger(folder / "ledger.sqlite"), PayloadStore(folder / "payloads"), "benchmark")
+    return Engine(
+        Deployment({service: asked}, Ledger(folder / "ledger.sqlite"), PayloadStore(folder / "payloads"), "benchmark")
+    )
 
 
 def label(engine: Engine, definition: Labeling, rows: str, folder: Path) -> tuple[int, Status]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -35,7 +35,9 @@ def backfill(days: int, *, together: bool) -> Year:
         provider = OpenAIProvider(DEFAULT_KEY, base_url=emulator.openai_base_url)
         house = Path(folder)
         engine = Engine(
-            {"openai": provider}, Ledger(house / "ledger.sqlite"), PayloadStore(str(house / "payloads")), "b"
+            Deployment(
+                {"openai": provider}, Ledger(house / "ledger.sqlite"), PayloadStore(str(house / "payloads")), "b"
+            )
         )
         began = time.perf_counter()
         ids = [engine.plan(definition, _rows(day), partition=f"day-{day:03d}").submission_id for day in range(days)]

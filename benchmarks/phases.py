@@ -20,7 +20,7 @@ from benchmarks import package  # isort: skip - before what it keeps Dagster awa
 from benchmarks.cores import THREADS
 from benchmarks.inputs import read_rows
 from benchmarks.measure import Work
-from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -33,11 +33,13 @@ def main(service: str, rows: str, folder: str, addresses: str, at_once: str, a_s
     """Label the rows, phase by phase."""
     where, house = json.loads(addresses), Path(folder)
     engine = Engine(
-        {service: package.provider(service, where)},
-        Ledger(house / "ledger.sqlite"),
-        PayloadStore(house / "payloads"),
-        "benchmark",
-        transfers_at_once=int(at_once),
+        Deployment(
+            {service: package.provider(service, where)},
+            Ledger(house / "ledger.sqlite"),
+            PayloadStore(house / "payloads"),
+            "benchmark",
+            transfers_at_once=int(at_once),
+        )
     )
     definition = package.labeling(service, max_requests_per_batch=int(a_shard))
     slow = json.dumps({"seconds": _CALL_SECONDS, "bytes_a_second": _BYTES_A_SECOND}).encode()
@@ -60,7 +62,7 @@ def main(service: str, rows: str, folder: str, addresses: str, at_once: str, a_s
     with phase("labels"):
         count = sum(len(part.labels) for part in engine.label_batches(definition, submission_id, run_id="benchmark"))
     shards = engine.ledger.shards(submission_id)
-    reader = Collector(definition, engine._deployment)  # noqa: SLF001 - what no caller does: raw results read by threads
+    reader = Collector(definition, engine.deployment)  # what no caller does: raw results read by threads
     for threads in THREADS:
         with phase(f"read by {threads}"), ThreadPoolExecutor(threads) as pool:
             list(pool.map(reader.read, shards))

@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from dagster_llm_batch.cli.code_location import CodeLocation, Pointer, pointer_in
-from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.storage.ledger.ledger import Ledger
@@ -153,7 +153,7 @@ class Where:
     def _engine(self) -> Engine:
         if not self._by_address:
             return self.resource.engine()
-        return Engine({}, self.ledger, self.payloads, self.namespace, lease_wait_seconds=5.0)
+        return Engine(Deployment({}, self.ledger, self.payloads, self.namespace, lease_wait_seconds=5.0))
 
     def _opened(self, ledger: Ledger) -> Ledger:
         self._stack.callback(ledger.close)

@@ -1,23 +1,27 @@
 """The engine: plans, sends, waits for and collects the batches of labelings. It knows nothing of Dagster.
 
-`Engine` loads all of that, and is loaded when it is asked for: a code location that is only read does without.
+`Engine` and `Deployment` load all of that, so they are imported on first use: a code location that is only read does
+without them.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dagster_llm_batch.engine.labeling import Fallback, Labeling, RetryPolicy
 from dagster_llm_batch.engine.status import Status
 
 if TYPE_CHECKING:
+    from dagster_llm_batch.engine.deployment import Deployment
     from dagster_llm_batch.engine.engine import Engine
 
-__all__ = ["Engine", "Fallback", "Labeling", "RetryPolicy", "Status"]
+__all__ = ["Deployment", "Engine", "Fallback", "Labeling", "RetryPolicy", "Status"]
+
+_IMPORTED_ON_USE = {"Deployment": "deployment", "Engine": "engine"}
 
 
 def __getattr__(name: str) -> Any:
-    if name != "Engine":
+    module = _IMPORTED_ON_USE.get(name)
+    if module is None:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    from dagster_llm_batch.engine.engine import Engine  # noqa: PLC0415 - see above
-
-    return Engine
+    return getattr(import_module(f"{__name__}.{module}"), name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from contextvars import copy_context
@@ -22,7 +23,7 @@ from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Codec, Provider
 from dagster_llm_batch.storage.ledger.leases import Lease
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger.ledger import Ledger, utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Lane
@@ -111,20 +112,35 @@ class Gate:
 
 @dataclass(frozen=True)
 class Deployment:
-    """One deployment. `sleep` takes seconds; `clock` gives aware times; `new_id` one that no submission has."""
+    """One deployment of labelings. All processes that share a ledger and a namespace have an equal one.
+
+    Args:
+        providers: By name, as in the first part of a labeling's model.
+        ledger: Where submissions, shards and leases are recorded.
+        payloads: Where requests and results are stored.
+        namespace: Keeps production, branches and development apart within one ledger and payload store.
+        clock: Returns the time now, aware.
+        sleep: Waits for so many seconds.
+        lease_wait_seconds: How long to wait for another process that works on the same submission.
+        budgets: Limits on what all submissions of a period may cost together.
+        queue_limits: By the name of a provider: how much may be in its queue at once.
+        transfers_at_once: How many request files are sent, and how many results are fetched, at the same time.
+        new_id: Returns the id of a new submission, which no other has.
+        gates: When calls in real time may be made, by provider, account and model. Those of this process.
+    """
 
     providers: Mapping[str, Provider]
     ledger: Ledger
     payloads: PayloadStore
     namespace: str
-    clock: Callable[[], datetime]
-    sleep: Callable[[float], None]
+    clock: Callable[[], datetime] = utc_now
+    sleep: Callable[[float], None] = time.sleep
     lease_wait_seconds: float = 0.0
-    budgets: tuple[Budget, ...] = ()
+    budgets: Sequence[Budget] = ()
     queue_limits: Mapping[str, QueueLimit] = field(default_factory=dict)
     transfers_at_once: int = 4
     new_id: Callable[[], str] = new_id
-    gates: dict[tuple[str, str, str], Gate] = field(default_factory=dict)  # by provider, account and model
+    gates: dict[tuple[str, str, str], Gate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuses what could transfer nothing."""

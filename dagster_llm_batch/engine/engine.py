@@ -9,8 +9,7 @@ Knows nothing of Dagster. All memory is in the ledger and the payload store: any
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -20,14 +19,13 @@ from dagster_llm_batch.core.label_join import Labeled
 from dagster_llm_batch.engine.activity import LOST, STRANDED, TURN, Outlook, count_lost, look_out
 from dagster_llm_batch.engine.breaker import Breaker, stop_reason
 from dagster_llm_batch.engine.collect import Collector
-from dagster_llm_batch.engine.deployment import Deployment, new_id
+from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.label import LabelAssembler, WrittenLabels, write_labels
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.plan import Planner, Preview
 from dagster_llm_batch.engine.poll import Failed, Poller
 from dagster_llm_batch.engine.prune import Pruner, Pruning
 from dagster_llm_batch.engine.retry import NextWave
-from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.engine.status import Status
 from dagster_llm_batch.engine.submit import Sender
 from dagster_llm_batch.engine.submit_queue import UNAVAILABLE, Dispatcher, can_go, drop, keep_places
@@ -41,7 +39,6 @@ from dagster_llm_batch.errors import (
 )
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
-from dagster_llm_batch.storage.ledger.ledger import Ledger, utc_now
 from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -51,49 +48,23 @@ __all__ = ["Engine"]
 
 
 class Engine:
-    """The steps, over one ledger, one payload store and the providers of one deployment."""
+    """The steps, for one deployment: over its ledger, its payload store and its providers."""
 
-    def __init__(
-        self,
-        providers: Mapping[str, Provider],
-        ledger: Ledger,
-        payloads: PayloadStore,
-        namespace: str,
-        clock: Callable[[], datetime] = utc_now,
-        sleep: Callable[[float], None] = time.sleep,
-        lease_wait_seconds: float = 0.0,
-        budgets: Sequence[Budget] = (),
-        queue_limits: Mapping[str, QueueLimit] | None = None,
-        transfers_at_once: int = 4,
-        new_id: Callable[[], str] = new_id,
-    ) -> None:
-        self.ledger = ledger
-        self.payloads = payloads
-        self.namespace = namespace
-        self._clock = clock
-        self._deployment = Deployment(
-            providers,
-            ledger,
-            payloads,
-            namespace,
-            clock,
-            sleep,
-            lease_wait_seconds,
-            tuple(budgets),
-            queue_limits or {},
-            transfers_at_once,
-            new_id,
-        )
-        self._poller = Poller(self._deployment)
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+        self.ledger = deployment.ledger
+        self.payloads = deployment.payloads
+        self.namespace = deployment.namespace
+        self._poller = Poller(deployment)
 
     @property
     def providers(self) -> Mapping[str, Provider]:
         """The configured providers by name."""
-        return self._deployment.providers
+        return self.deployment.providers
 
     def provider(self, name: str) -> Provider:
         """The configured provider of this name, or ConfigError."""
-        return self._deployment.provider(name)
+        return self.deployment.provider(name)
 
     # plan -----------------------------------------------------------------------------------------------------------
 
@@ -119,7 +90,7 @@ class Engine:
         return self._planner(labeling).preview(rows, partition=partition, again=again)
 
     def _planner(self, labeling: Labeling) -> Planner:
-        return Planner(labeling, self._deployment)
+        return Planner(labeling, self.deployment)
 
     # submit and recover ---------------------------------------------------------------------------------------------
 
@@ -135,31 +106,31 @@ class Engine:
     def submit_together(self, labeling: Labeling, submission_ids: Sequence[str]) -> None:
         """The same for several submissions of one labeling, in as few batches as they fit into."""
         held = self._with_sharing(submission_ids)
-        with self._deployment.leased(*held) as lease:
-            Sender(self._deployment).recover(submission_ids, held)
-            dispatcher = Dispatcher(labeling, self._deployment, lease)
+        with self.deployment.leased(*held) as lease:
+            Sender(self.deployment).recover(submission_ids, held)
+            dispatcher = Dispatcher(labeling, self.deployment, lease)
             planned: list[Shard] = []
             for submission_id in submission_ids:
                 submission, shards = self.ledger.submission_with_shards(submission_id)
                 for shard in shards:
                     if shard.state in IN_FLIGHT:
-                        self._deployment.provider_of(shard)
+                        self.deployment.provider_of(shard)
                 own = [shard for shard in shards if shard.state is ShardState.PLANNED]
                 if submission.state is not SubmissionState.OPEN:
-                    drop(self._deployment, own, "its submission is canceled")
+                    drop(self.deployment, own, "its submission is canceled")
                 elif own:
                     self._refuse_other_configuration(labeling, submission)
-                    if Breaker(labeling, self._deployment).stops_rest(submission, shards):
-                        drop(self._deployment, own, "its submission is stopped: what came so far does not fit")
+                    if Breaker(labeling, self.deployment).stops_rest(submission, shards):
+                        drop(self.deployment, own, "its submission is stopped: what came so far does not fit")
                         continue
-                    planned += dispatcher.give_up(own, late=self._deployment.is_late(submission))
+                    planned += dispatcher.give_up(own, late=self.deployment.is_late(submission))
             dispatcher.send(planned)
 
     def recover(self, submission_id: str) -> None:
         """Find batches whose create call left no record. Never sends. Raises LeaseError or CannotTellError."""
         held = self._with_sharing([submission_id])
-        with self._deployment.leased(*held):
-            Sender(self._deployment).recover([submission_id], held)
+        with self.deployment.leased(*held):
+            Sender(self.deployment).recover([submission_id], held)
 
     def _with_sharing(self, submission_ids: Sequence[str]) -> set[str]:
         """These, and those that share a create call of unknown end with them: they are leased all at once, so that no
@@ -177,13 +148,13 @@ class Engine:
         sharing = self.ledger.shards_sent_with([shard.submission_id])
         together = [one for one in sharing if carrier in (one.shard_id, one.carrier)] or [shard]
         ids = [one.shard_id for one in together]
-        with self._deployment.leased(*(one.submission_id for one in together)):
+        with self.deployment.leased(*(one.submission_id for one in together)):
             if batch_id is None:
                 moved = self.ledger.move_shards(ids, Move.NOT_SENT, reason="resolved by a person: no batch exists")
             else:
                 told = f"resolved by a person: {batch_id}"
                 moved = self.ledger.move_shards(
-                    ids, Move.ACCEPTED, detail=told, batch_id=batch_id, submitted_at=self._clock()
+                    ids, Move.ACCEPTED, detail=told, batch_id=batch_id, submitted_at=self.deployment.clock()
                 )
         return next(one for one in moved if one.shard_id == shard_id)
 
@@ -203,7 +174,7 @@ class Engine:
         self._stop_late(*self.ledger.submission_with_shards(submission_id))
 
     def _stop_late(self, submission: Submission, shards: Sequence[Shard]) -> None:
-        if self._deployment.is_late(submission):
+        if self.deployment.is_late(submission):
             self._poller.stop(shards)
 
     # collect --------------------------------------------------------------------------------------------------------
@@ -227,7 +198,7 @@ class Engine:
 
     def collect(self, labeling: Labeling, submission_id: str) -> Status:
         """`advance` without sending: a next wave is planned, and waits for `submit`."""
-        with self._deployment.leased(submission_id) as lease:
+        with self.deployment.leased(submission_id) as lease:
             submission, shards = self.ledger.submission_with_shards(submission_id)
             self._stop_late(submission, shards)
             running = [shard for shard in shards if shard.state is ShardState.SUBMITTED]
@@ -238,7 +209,7 @@ class Engine:
             )
             if reports:  # a provider that does not answer for the rest costs time only
                 unseen = [error for error in unseen if not isinstance(error, TransientError)]
-            collector = Collector(labeling, self._deployment)
+            collector = Collector(labeling, self.deployment)
             ended = [shard for shard in self.ledger.shards(submission_id) if shard.state in ENDED]
             absent: list[ProviderError] = []
             misread: list[Exception] = []
@@ -269,7 +240,7 @@ class Engine:
     def _plan_next_wave(self, labeling: Labeling, status: Status) -> bool:
         if status.submission.state is not SubmissionState.OPEN:
             return False
-        return NextWave(labeling, self._deployment, status.submission, status.shards).plan()
+        return NextWave(labeling, self.deployment, status.submission, status.shards).plan()
 
     def _has_sources(self, submission: Submission) -> bool:
         """Whether the submissions whose answers this one waits for have theirs."""
@@ -328,7 +299,7 @@ class Engine:
             raise LLMBatchError(msg)
         if reread:
             self._refuse_other_configuration(labeling, status.submission)
-        return self._landing(labeling, status, Collector(labeling, self._deployment))
+        return self._landing(labeling, status, Collector(labeling, self.deployment))
 
     # what to do next ------------------------------------------------------------------------------------------------
 
@@ -348,23 +319,23 @@ class Engine:
         if submission.state is not SubmissionState.OPEN:
             return True
         planned = [s for s in self.ledger.shards(submission.submission_id) if s.state is ShardState.PLANNED]
-        return can_go(self._deployment, planned, late=self._deployment.is_late(submission))
+        return can_go(self.deployment, planned, late=self.deployment.is_late(submission))
 
     def at_work(self, run_id: str) -> AbstractContextManager[object]:
         """Show for a block that this run plans and sends: nobody else is to send what it has planned so far."""
-        return self._deployment.at_work(run_id)
+        return self.deployment.at_work(run_id)
 
     def runs_at_work(self) -> set[str]:
         """The runs that plan and send at this moment. Those of dead processes are not among them."""
-        return self._deployment.runs_at_work()
+        return self.deployment.runs_at_work()
 
     def keep_places(self, assets: Sequence[str]) -> None:
         """Say, now and then, that somebody looks after these assets: what waits of others loses its place in queues."""
-        keep_places(self._deployment, assets)
+        keep_places(self.deployment, assets)
 
     def outlook(self, unreadable: Unreadable | None = None) -> Outlook:
         """Who works on undelivered submissions, and what happened to each last; `unreadable` as in Ledger.progress."""
-        return look_out(self._deployment, unreadable)
+        return look_out(self.deployment, unreadable)
 
     def note_turns(self, submission_ids: Sequence[str]) -> None:
         """Say that what waited may go, so that a run for it is a new one."""
@@ -387,7 +358,7 @@ class Engine:
         self.ledger.add_event(submission_id, STRANDED, detail)
 
     def now(self) -> datetime:
-        return self._clock()
+        return self.deployment.clock()
 
     # look and stop --------------------------------------------------------------------------------------------------
 
@@ -406,15 +377,15 @@ class Engine:
     def cancel(self, submission_id: str) -> Status:
         """Stop a submission: nothing more is sent, running batches are asked to stop, finished rows are kept."""
         held = self._with_sharing([submission_id])
-        with self._deployment.leased(*held):
+        with self.deployment.leased(*held):
             self.ledger.set_state(submission_id, SubmissionState.CANCELED)
             unsure: LLMBatchError | None = None
             try:
-                Sender(self._deployment).recover([submission_id], held)
+                Sender(self.deployment).recover([submission_id], held)
             except LLMBatchError as error:  # what is certain is stopped all the same
                 unsure = error
             shards = self.ledger.shards(submission_id)
-            drop(self._deployment, shards, "its submission is canceled")
+            drop(self.deployment, shards, "its submission is canceled")
             self._poller.stop(shards)
             if unsure is not None:
                 raise unsure
@@ -428,4 +399,5 @@ class Engine:
         Answers of pruned submissions cannot be reused: should their rows and definition come back, they are asked, and
         paid, again.
         """
-        return Pruner(self.ledger, self.payloads, self.namespace, self._clock).prune(older_than, delete=delete)
+        clock = self.deployment.clock
+        return Pruner(self.ledger, self.payloads, self.namespace, clock).prune(older_than, delete=delete)

@@ -164,20 +164,23 @@ class LLMBatchResource(CheckedResource):
     def engine(self) -> Engine:
         """The engine over this ledger, payload store and these providers; opened on first use."""
         if self._engine is None:
+            from dagster_llm_batch.engine.deployment import Deployment  # noqa: PLC0415 - as below
             from dagster_llm_batch.engine.engine import Engine  # noqa: PLC0415 - it loads all that a run needs
             from dagster_llm_batch.storage.ledger.ledger import Ledger  # noqa: PLC0415 - as above
             from dagster_llm_batch.storage.payloads import PayloadStore  # noqa: PLC0415 - as above
 
             ledger_url, payload_root = self.places()
             self._engine = Engine(
-                providers=self.providers(self._folder),
-                ledger=Ledger(ledger_url),
-                payloads=PayloadStore(payload_root),
-                namespace=self.namespace,
-                lease_wait_seconds=5.0,
-                budgets=[one.rule() for one in self.budgets],
-                queue_limits={name: one.rule() for name, one in self.queue_limits.items()},
-                transfers_at_once=self.transfers_at_once,
+                Deployment(
+                    providers=self.providers(self._folder),
+                    ledger=Ledger(ledger_url),
+                    payloads=PayloadStore(payload_root),
+                    namespace=self.namespace,
+                    lease_wait_seconds=5.0,
+                    budgets=[one.rule() for one in self.budgets],
+                    queue_limits={name: one.rule() for name, one in self.queue_limits.items()},
+                    transfers_at_once=self.transfers_at_once,
+                )
             )
         return self._engine
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.cli.main import main
-from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -151,7 +151,7 @@ class Project:
         """The engine that runs of this project use."""
         provider = OpenAIProvider(DEFAULT_KEY, self.emulator.openai_base_url, timeout_seconds=10)
         ledger = Ledger(self.ledger)
-        yield Engine({"openai": provider}, ledger, PayloadStore(f"{self.batches}/payloads"), "test")
+        yield Engine(Deployment({"openai": provider}, ledger, PayloadStore(f"{self.batches}/payloads"), "test"))
         ledger.close()
 
     def submit(self, name: str = "ticket_labels", partition: str | None = None) -> str:

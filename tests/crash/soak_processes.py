@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dagster_llm_batch.engine import Engine, RetryPolicy
+from dagster_llm_batch.engine import Deployment, Engine, RetryPolicy
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -130,12 +130,14 @@ def label(task: Task, batch_rows: int, pipe: Connection) -> None:
     changes = (("asset", task.asset), ("max_requests_per_batch", batch_rows), ("retry", RetryPolicy(_MOST_WAVES)))
     labeling = PLAIN.with_changes(*changes).labeling(cloud)
     engine = Engine(
-        {task.cloud: cloud.provider(task.place, ())},
-        Ledger(task.ledger_url),
-        PayloadStore(f"{task.place.folder}/payloads"),
-        NAMESPACE,
-        sleep=lambda seconds: time.sleep(min(seconds, 2.0) * random.uniform(0.5, 1)),
-        lease_wait_seconds=5.0,
+        Deployment(
+            {task.cloud: cloud.provider(task.place, ())},
+            Ledger(task.ledger_url),
+            PayloadStore(f"{task.place.folder}/payloads"),
+            NAMESPACE,
+            sleep=lambda seconds: time.sleep(min(seconds, 2.0) * random.uniform(0.5, 1)),
+            lease_wait_seconds=5.0,
+        )
     )
     submission_id = engine.plan(labeling, task.tickets(), partition=task.partition).submission_id
     while not engine.status(submission_id).is_settled:

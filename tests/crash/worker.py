@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.ledger import Ledger
@@ -74,14 +74,16 @@ def work(job: Job, parent: Connection) -> None:
     scenario = job.scenario
     skipped = Skipped(Path(job.place.folder) / "skipped-seconds")
     engine = Engine(
-        {cloud.name: provider},
-        job.open_ledger(),
-        PayloadStore(f"{job.place.folder}/payloads"),
-        NAMESPACE,
-        clock=skipped.now,
-        sleep=lambda _: time.sleep(_PAUSE_SECONDS),
-        queue_limits={cloud.name: scenario.queue_limit} if scenario.queue_limit else None,
-        transfers_at_once=scenario.at_once,
+        Deployment(
+            {cloud.name: provider},
+            job.open_ledger(),
+            PayloadStore(f"{job.place.folder}/payloads"),
+            NAMESPACE,
+            clock=skipped.now,
+            sleep=lambda _: time.sleep(_PAUSE_SECONDS),
+            queue_limits={cloud.name: scenario.queue_limit} if scenario.queue_limit else {},
+            transfers_at_once=scenario.at_once,
+        )
     )
     labeling = scenario.labeling(cloud)
     ids = [_planned(engine, scenario, labeling, number) for number in range(scenario.partitions)]

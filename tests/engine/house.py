@@ -9,7 +9,7 @@ import polars as pl
 from pydantic import BaseModel, Field
 
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Engine, Labeling, Status
+from dagster_llm_batch.engine import Deployment, Engine, Labeling, Status
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -69,13 +69,15 @@ class House:
     def engine(self, namespace: str = "test", **more: Any) -> Engine:
         """A new engine, as another process would make one."""
         return Engine(
-            self.providers,
-            Ledger(self.tmp_path / "ledger.sqlite", clock=self.now),
-            PayloadStore(str(self.tmp_path / "payloads")),
-            namespace,
-            clock=self.now,
-            sleep=lambda _: None,
-            **more,
+            Deployment(
+                self.providers,
+                Ledger(self.tmp_path / "ledger.sqlite", clock=self.now),
+                PayloadStore(str(self.tmp_path / "payloads")),
+                namespace,
+                clock=self.now,
+                sleep=lambda _: None,
+                **more,
+            )
         )
 
     def files(self) -> set[str]:

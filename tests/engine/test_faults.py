@@ -307,7 +307,7 @@ def test_a_reply_without_usage_has_an_unknown_cost_and_not_zero(house: House) ->
     )
     facts = ShardFacts("r1", BatchStatus.ENDED, "openai", "b", 1, None)
     codec = house.providers["openai"].codec(definition.spec)
-    tariff = engine._deployment.tariff(definition)
+    tariff = engine.deployment.tariff(definition)
     reconciler = Reconciler(codec, definition.reader, tariff, facts, packed([request.request_id]))
     [table] = reconciler.tables([line])
     assert table["llm_outcome"].to_pylist() == ["succeeded"]

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from house import House, assert_total, billed, labeling, tickets
 
-from dagster_llm_batch.engine import Engine, Fallback, RetryPolicy
+from dagster_llm_batch.engine import Deployment, Engine, Fallback, RetryPolicy
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import BudgetError, ConfigError, CredentialsError, InputError
 from dagster_llm_batch.storage.ledger.ledger import Ledger
@@ -23,13 +23,15 @@ CHAT = "POST /v1/chat/completions"
 
 def engine_with(house: House, **rules: Any) -> Engine:
     return Engine(
-        house.providers,
-        Ledger(house.tmp_path / "ledger.sqlite"),
-        PayloadStore(str(house.tmp_path / "payloads")),
-        "test",
-        clock=house.now,
-        sleep=lambda _: None,
-        **rules,
+        Deployment(
+            house.providers,
+            Ledger(house.tmp_path / "ledger.sqlite"),
+            PayloadStore(str(house.tmp_path / "payloads")),
+            "test",
+            clock=house.now,
+            sleep=lambda _: None,
+            **rules,
+        )
     )
 
 
@@ -178,7 +180,7 @@ def test_no_call_in_real_time_is_made_before_the_time_that_the_provider_named(ho
 
     house.emulator.inject(WireFault(kind="status", route=CHAT, status=429, retry_after="70"))
     engine = engine_with(house)
-    waiting = Engine(house.providers, engine.ledger, engine.payloads, "test", clock=house.now, sleep=sleep)
+    waiting = Engine(Deployment(house.providers, engine.ledger, engine.payloads, "test", clock=house.now, sleep=sleep))
     definition = labeling(urgent="now", realtime_concurrency=1)
     submission = waiting.plan(definition, tickets(40).with_columns(pl.lit(True).alias("now")))
     assert waiting.advance(definition, submission.submission_id).submission.outcomes == {"succeeded": 40}

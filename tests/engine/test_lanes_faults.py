@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from house import House, assert_total, billed, in_one_batch, labeling, tickets
 
-from dagster_llm_batch.engine import Engine, RetryPolicy
+from dagster_llm_batch.engine import Deployment, Engine, RetryPolicy
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import CannotTellError, CredentialsError, LeaseError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
@@ -38,13 +38,15 @@ CHAT, CREATE = "POST /v1/chat/completions", "POST /v1/batches"
 
 def engine_with(house: House, **rules: Any) -> Engine:
     return Engine(
-        house.providers,
-        Ledger(house.tmp_path / "ledger.sqlite", clock=house.now),
-        PayloadStore(str(house.tmp_path / "payloads")),
-        "test",
-        clock=house.now,
-        sleep=lambda _: None,
-        **rules,
+        Deployment(
+            house.providers,
+            Ledger(house.tmp_path / "ledger.sqlite", clock=house.now),
+            PayloadStore(str(house.tmp_path / "payloads")),
+            "test",
+            clock=house.now,
+            sleep=lambda _: None,
+            **rules,
+        )
     )
 
 
@@ -146,7 +148,7 @@ def test_an_old_report_says_nothing_of_the_batch_that_a_shard_was_sent_as_since(
         assert usual.submit(definition, submission.submission_id).states == {"submitted": 1}
 
     slow.meanwhile = put_back_and_sent_again
-    stalled = Engine({"openai": slow}, usual.ledger, usual.payloads, "test", clock=house.now)
+    stalled = Engine(Deployment({"openai": slow}, usual.ledger, usual.payloads, "test", clock=house.now))
     stalled.poll(shards)
     [shard] = usual.ledger.shards(submission.submission_id)
     assert (shard.state, shard.status) == ("submitted", None)
@@ -208,12 +210,12 @@ def test_what_is_certain_is_brought_home_while_a_person_is_asked_about_the_rest(
     with engine.payloads.reader(unsure.path) as lines:
         content = lines.read()
     for _ in range(2):  # two batches with its tag: nobody can tell
-        house.providers["openai"].submit(io.BytesIO(content), definition.spec, engine._deployment.tag(unsure))
+        house.providers["openai"].submit(io.BytesIO(content), definition.spec, engine.deployment.tag(unsure))
     with engine.payloads.reader(certain.path) as lines:
         batch_id = house.providers["openai"].submit(
             io.BytesIO(lines.read()),
             definition.spec,
-            engine._deployment.tag(certain),
+            engine.deployment.tag(certain),
         )
     engine.ledger.move_shard(certain.shard_id, Move.SEND, sent_at=house.now())
     engine.ledger.move_shard(certain.shard_id, Move.ACCEPTED, batch_id=batch_id)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from house import House, assert_total, billed, labeling, tickets
 
-from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.engine.rules import Budget
 from dagster_llm_batch.errors import BudgetError, LeaseError, TransientError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
@@ -29,12 +29,14 @@ PARTITIONS = 3
 
 def engine_of(folder: Path, base_url: str, budget: str | None = None) -> Engine:
     return Engine(
-        {"openai": OpenAIProvider(DEFAULT_KEY, base_url, timeout_seconds=30)},
-        Ledger(folder / "ledger.sqlite"),
-        PayloadStore(str(folder / "payloads")),
-        "test",
-        lease_wait_seconds=5.0,
-        budgets=[] if budget is None else [Budget(budget, "ever")],
+        Deployment(
+            {"openai": OpenAIProvider(DEFAULT_KEY, base_url, timeout_seconds=30)},
+            Ledger(folder / "ledger.sqlite"),
+            PayloadStore(str(folder / "payloads")),
+            "test",
+            lease_wait_seconds=5.0,
+            budgets=[] if budget is None else [Budget(budget, "ever")],
+        )
     )
 
 

@@ -12,7 +12,7 @@ import openai
 import pytest
 from house import House, assert_total, billed, labeling, tickets
 
-from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.errors import (
     CannotTellError,
@@ -148,12 +148,14 @@ def test_a_provider_that_is_down_loses_nothing(tmp_path: Any) -> None:
         port = emulator.port
     definition = labeling()
     engine = Engine(
-        {"openai": house.openai_at(f"http://127.0.0.1:{port}/v1", account="same")},
-        house.engine().ledger,
-        house.engine().payloads,
-        "test",
-        clock=house.now,
-        sleep=lambda _: None,
+        Deployment(
+            {"openai": house.openai_at(f"http://127.0.0.1:{port}/v1", account="same")},
+            house.engine().ledger,
+            house.engine().payloads,
+            "test",
+            clock=house.now,
+            sleep=lambda _: None,
+        )
     )
     submission = engine.plan(definition, tickets(3))
     assert engine.submit(definition, submission.submission_id).states == {"planned": 1}
@@ -422,7 +424,9 @@ def test_an_interrupt_anywhere_cancels_nothing_and_the_next_run_goes_on(house: H
 
     definition = labeling()
     interrupted = Engine(
-        house.providers, house.engine().ledger, house.engine().payloads, "test", clock=clock, sleep=lambda _: None
+        Deployment(
+            house.providers, house.engine().ledger, house.engine().payloads, "test", clock=clock, sleep=lambda _: None
+        )
     )
     try:
         submission = interrupted.plan(definition, tickets(3))

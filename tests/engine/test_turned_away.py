@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from house import House, assert_total, billed, labeling, tickets
 
-from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.engine.realtime_sample import answer_now
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.states import Move
@@ -27,7 +27,7 @@ class Run:
         ledger = Ledger(house.tmp_path / "ledger.sqlite")  # its leases go by the time that really passes
         self._house = house
         self.engine = Engine(
-            house.providers, ledger, house.engine().payloads, "test", clock=house.now, sleep=self._sleep
+            Deployment(house.providers, ledger, house.engine().payloads, "test", clock=house.now, sleep=self._sleep)
         )
 
     def _sleep(self, seconds: float) -> None:

@@ -362,13 +362,14 @@ import sys
 sys.modules["openai"] = None  # as if it were not installed
 sys.path.insert(0, sys.argv[1])
 from house import labeling, tickets
-from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.errors import MissingExtraError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 provider = OpenAIProvider(api_key="sk-x", base_url="http://127.0.0.1:9/v1")
-engine = Engine({"openai": provider}, Ledger(sys.argv[2] + "/l.db"), PayloadStore(sys.argv[2] + "/p"), "test")
+places = Ledger(sys.argv[2] + "/l.db"), PayloadStore(sys.argv[2] + "/p")
+engine = Engine(Deployment({"openai": provider}, *places, "test"))
 submission = engine.plan(labeling(), tickets(2))
 try:
     engine.submit(labeling(), submission.submission_id)

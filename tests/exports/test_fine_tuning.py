@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding
-from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.exports import fine_tuning, write_examples
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
@@ -36,7 +36,9 @@ def labels(tmp_path_factory):
     with Emulator() as emulator:
         emulator.inject(RowFault(containing="Hm", status_code=400))
         provider = OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url)
-        engine = Engine({"openai": provider}, Ledger(folder / "l.sqlite"), PayloadStore(str(folder / "p")), "test")
+        engine = Engine(
+            Deployment({"openai": provider}, Ledger(folder / "l.sqlite"), PayloadStore(str(folder / "p")), "test")
+        )
         submission = engine.plan(LABELING, ROWS)
         engine.submit(LABELING, submission.submission_id)
         emulator.settle()

@@ -20,7 +20,7 @@ import polars as pl
 from pydantic import BaseModel
 
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -103,12 +103,14 @@ class Bench:
 
     def engine(self) -> Engine:
         return Engine(
-            {self._vendor.name: self._provider},
-            Ledger(self._folder / "ledger.sqlite", clock=lambda: datetime.fromtimestamp(self._now(), UTC)),
-            PayloadStore(str(self._folder / "payloads")),
-            "faults",
-            clock=lambda: datetime.fromtimestamp(self._now(), UTC),
-            sleep=lambda _: None,
+            Deployment(
+                {self._vendor.name: self._provider},
+                Ledger(self._folder / "ledger.sqlite", clock=lambda: datetime.fromtimestamp(self._now(), UTC)),
+                PayloadStore(str(self._folder / "payloads")),
+                "faults",
+                clock=lambda: datetime.fromtimestamp(self._now(), UTC),
+                sleep=lambda _: None,
+            )
         )
 
     def run(self, faults: Sequence[Any], *, lasts: int | None = None) -> Ending:

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from dagster_llm_batch import LLMBatchResource, OpenAIBatchResource, Prompt, llm_batch_assets
-from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger.ledger import Ledger
@@ -69,7 +69,9 @@ def test_rows_that_look_like_code_paths_or_markup_reach_the_llm_and_come_back_as
     with Emulator(answer=answer) as emulator:
         provider = OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url)
         ledger = Ledger(tmp_path / "ledger.sqlite")
-        engine = Engine({"openai": provider}, ledger, PayloadStore(str(root)), HOSTILE[5], sleep=lambda _: None)
+        engine = Engine(
+            Deployment({"openai": provider}, ledger, PayloadStore(str(root)), HOSTILE[5], sleep=lambda _: None)
+        )
         for partition in HOSTILE[3:7]:
             if "\0" in partition:  # PostgreSQL stores no such text, and a name is stored exactly or not at all
                 with pytest.raises(LedgerError, match=r"U\+0000, which no database stores"):

@@ -32,7 +32,7 @@ from dagster_llm_batch import (
     VertexBatchResource,
 )
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import ConfigError, LLMBatchError, TransientError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
@@ -139,7 +139,9 @@ def stored(payloads: PayloadStore, folder: Path) -> Iterator[str]:
 def journey(vendor: Vendor, provider: Provider, folder: Path, told: Told, emulator: Emulator) -> None:
     """From rows as far as it goes; what the steps raise is told, and all that is stored by then."""
     payloads = PayloadStore(str(folder / "payloads"))
-    engine = Engine({vendor.name: provider}, Ledger(folder / "ledger.sqlite"), payloads, "x", sleep=lambda _: None)
+    engine = Engine(
+        Deployment({vendor.name: provider}, Ledger(folder / "ledger.sqlite"), payloads, "x", sleep=lambda _: None)
+    )
     model, prompt = f"{vendor.name}/{vendor.model}", Prompt(user="{{ text }}")
     definition = Labeling(asset="labels", model=model, key="id", prompt=prompt, response=None, params=vendor.params)
     submission = engine.plan(definition, rows())
@@ -255,7 +257,9 @@ def test_what_a_batch_or_a_row_failed_of_is_stored_without_the_key(tmp_path: Pat
     with Server(echoing(key, fails=fails)) as server:
         payloads = PayloadStore(str(tmp_path / "payloads"))
         provider = OpenAIProvider(key, f"{server.url}/v1", timeout_seconds=10)
-        engine = Engine({"openai": provider}, Ledger(tmp_path / "ledger.sqlite"), payloads, "x", sleep=lambda _: None)
+        engine = Engine(
+            Deployment({"openai": provider}, Ledger(tmp_path / "ledger.sqlite"), payloads, "x", sleep=lambda _: None)
+        )
         definition = Labeling(
             asset="labels", model=f"openai/{vendor.model}", key="id", prompt=Prompt(user="{{ text }}"), response=None
         )

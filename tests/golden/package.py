@@ -4,7 +4,7 @@
 """
 
 from dagster_llm_batch import Embedding, Fallback, Prompt, RetryPolicy
-from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import CannotTellError, LeaseError, TransientError
 from dagster_llm_batch.providers.ray.answers import RayAnswers
 from dagster_llm_batch.providers.registry import provider_class
@@ -17,6 +17,7 @@ __all__ = [
     "BatchReport",
     "BatchStatus",
     "CannotTellError",
+    "Deployment",
     "Embedding",
     "Engine",
     "Fallback",

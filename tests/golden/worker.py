@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 import dagster_llm_batch
+from tests.golden import package
 from tests.golden.package import (
     Engine,
     Labeling,
@@ -43,9 +44,11 @@ class Worker:
         providers = {
             name: provider_class(name)(key, url, account=name, settle_seconds=0.5) for name, url in urls.items()
         }
-        self._engine = Engine(
-            providers, Ledger(ledger), PayloadStore(payloads), "mixed", sleep=lambda _: None, lease_wait_seconds=10.0
-        )
+        own = (providers, Ledger(ledger), PayloadStore(payloads), "mixed")
+        rules = {"sleep": lambda _: None, "lease_wait_seconds": 10.0}
+        # An Engine of before 2026-11-27 takes these itself, and its tree's package.py knows of no Deployment.
+        deployment = getattr(package, "Deployment", None)
+        self._engine = Engine(*own, **rules) if deployment is None else Engine(deployment(*own, **rules))
 
     def hello(self, _vendor: str, _partition: str) -> str:
         return str(Path(dagster_llm_batch.__file__).parents[1])

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from dagster_llm_batch.testing.emulator import ManualClock
-from tests.golden.package import Engine, Ledger, PayloadStore
+from tests.golden.package import Deployment, Engine, Ledger, PayloadStore
 from tests.golden.page import Page, as_json
 
 START = 1_767_323_045.5
@@ -37,14 +37,16 @@ class World:
     def engine(self) -> Engine:
         """A new one, as another process would make it."""
         engine = Engine(
-            self.providers,
-            Ledger(self._ledger_url, clock=self.now),
-            PayloadStore(str(self.folder / "payloads")),
-            "golden",
-            clock=self.now,
-            sleep=lambda _: None,
-            transfers_at_once=1,
-            new_id=lambda: next(self._ids),
+            Deployment(
+                self.providers,
+                Ledger(self._ledger_url, clock=self.now),
+                PayloadStore(str(self.folder / "payloads")),
+                "golden",
+                clock=self.now,
+                sleep=lambda _: None,
+                transfers_at_once=1,
+                new_id=lambda: next(self._ids),
+            )
         )
         self._engines.append(engine)
         return engine

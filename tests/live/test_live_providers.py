@@ -28,7 +28,7 @@ from dagster_llm_batch import (
     RetryPolicy,
     VertexBatchResource,
 )
-from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 
@@ -128,7 +128,7 @@ def test_the_smallest_real_batch_is_labeled_and_priced_within_the_cap(tmp_path, 
     rows = pl.DataFrame({"id": range(live.rows), "text": [f"I love this! ({run}-{n})" for n in range(live.rows)]})
     ledger = Ledger(tmp_path / "ledger.sqlite")
     payloads = PayloadStore(str(tmp_path / "payloads"))
-    engine = Engine({name: live.resource().provider()}, ledger, payloads, f"live-{run[:8]}")
+    engine = Engine(Deployment({name: live.resource().provider()}, ledger, payloads, f"live-{run[:8]}"))
     try:
         submission_id = engine.plan(labeling, rows).submission_id
         finish(engine, labeling, submission_id)

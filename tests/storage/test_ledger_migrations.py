@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from ledger_builders import a_submission
 
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.states import MOVES, ShardState
@@ -142,7 +142,7 @@ def test_work_of_version_1_goes_on_and_nothing_of_it_is_run_again(version_1, tmp
     labeler = HERE.parent / "providers" / "labeler.py"
     words = [sys.executable, "-S", str(labeler), "-i", "{input}", "-o", "{output}", "--model", "{model}"]
     command = CommandProvider([*words, "--runs", str(ran)], str(home / "command"), account="the labeler")
-    engine = Engine({"command": command}, Ledger(version_1), PayloadStore(str(home / "payloads")), "prod")
+    engine = Engine(Deployment({"command": command}, Ledger(version_1), PayloadStore(str(home / "payloads")), "prod"))
 
     def land(day, count=3, **changes):
         rows = pa.table(

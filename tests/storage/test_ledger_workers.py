@@ -22,7 +22,7 @@ from worker_processes import (
     watch_until_settled,
 )
 
-from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.testing.emulator import Emulator, RowFault, WireFault
@@ -111,7 +111,7 @@ def test_a_database_that_goes_away_costs_time_only(
 
     made = engine(url, emulator.openai_base_url, tmp_path / "payloads")
     ledger = Ledger(url, now)
-    mine = Engine(made.providers, ledger, made.payloads, NAMESPACE, clock=now, sleep=lambda _: None)
+    mine = Engine(Deployment(made.providers, ledger, made.payloads, NAMESPACE, clock=now, sleep=lambda _: None))
     failures: list[LedgerError] = []
     gone = Outage(postgres_cluster)
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger.ledger import Ledger
@@ -46,7 +46,7 @@ def test_a_journey_with_payloads_in_an_object_store(request, tmp_path, kind):
         def engine() -> Engine:
             payloads = PayloadStore(root, skip_instance_cache=True, **options)
             ledger = Ledger(tmp_path / "ledger.db", clock=now)
-            return Engine({"openai": provider}, ledger, payloads, "test", clock=now, sleep=lambda _: None)
+            return Engine(Deployment({"openai": provider}, ledger, payloads, "test", clock=now, sleep=lambda _: None))
 
         submission = engine().plan(definition, ROWS)
         engine().submit(definition, submission.submission_id)

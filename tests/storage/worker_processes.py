@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import LeaseError, LedgerError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger.ledger import Ledger
@@ -35,7 +35,9 @@ def rows(day: str) -> pa.Table:
 
 def engine(url: str, base_url: str, folder: Path) -> Engine:
     provider = OpenAIProvider(DEFAULT_KEY, base_url, account="one")
-    return Engine({"openai": provider}, Ledger(url), PayloadStore(str(folder)), NAMESPACE, sleep=lambda _: None)
+    return Engine(
+        Deployment({"openai": provider}, Ledger(url), PayloadStore(str(folder)), NAMESPACE, sleep=lambda _: None)
+    )
 
 
 def run_until_settled(url: str, base_url: str, folder: Path, number: int, barrier, answers) -> None:

@@ -18,7 +18,7 @@ from house import House, Ticket, labeled
 from texts import labeling, strange, student, texts, topic_of
 
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.errors import BudgetError, ConfigError, InputError, MessagesLostError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger.ledger import Ledger
@@ -336,7 +336,7 @@ class Killed(BaseException):
 def engine(llm, folder, **more):
     provider = OpenAIProvider(api_key=DEFAULT_KEY, base_url=llm.openai_base_url)
     ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite'}")
-    return Engine({"openai": provider}, ledger, PayloadStore(str(folder / "payloads")), "test", **more)
+    return Engine(Deployment({"openai": provider}, ledger, PayloadStore(str(folder / "payloads")), "test", **more))
 
 
 def real_time(stream, engine, **more):

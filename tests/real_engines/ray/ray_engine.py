@@ -8,7 +8,7 @@ from ray_bench import JOBS
 
 from cluster import ADDRESS  # isort: skip
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.providers.ray.answers import RayAnswers
 from dagster_llm_batch.providers.ray.provider import RayProvider
 from dagster_llm_batch.storage.ledger.ledger import Ledger
@@ -23,4 +23,6 @@ def deployment(folder: Path, kind: type[RayProvider] = RayProvider) -> Engine:
     environment = {"working_dir": str(JOBS), "env_vars": {"SHOUTING": str(folder)}}
     provider = kind(ADDRESS, str(folder / "storage"), answers, runtime_env=environment)
     ledger = Ledger(folder / "ledger.sqlite")
-    return Engine({"ray": provider}, ledger, PayloadStore(str(folder / "payloads")), "test", sleep=lambda _: None)
+    return Engine(
+        Deployment({"ray": provider}, ledger, PayloadStore(str(folder / "payloads")), "test", sleep=lambda _: None)
+    )
