@@ -135,4 +135,4 @@ class OwnMachines(BaseProvider):
 
     def codec(self, spec: RequestSpec) -> OpenAILines:
         """See Provider.codec. The response schema goes out as it is: guided decoding takes more than strict mode."""
-        return OpenAILines(spec, self._limits, dict)
+        return OpenAILines(spec, self._limits, schema_rules=None)

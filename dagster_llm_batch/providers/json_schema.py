@@ -149,7 +149,7 @@ class SchemaRules:
 
 # Anthropic and Bedrock document the same subset, each in a page of its own.
 CLAUDE_RULES = SchemaRules(
-    vendor="Anthropic",
+    vendor="Claude",
     dialect="structured outputs know",
     keywords={
         "format": STRING,

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from dagster_llm_batch.providers.anthropic.schema import claude_schema
+from dagster_llm_batch.providers.anthropic.schema import ANTHROPIC_RULES
+from dagster_llm_batch.providers.json_schema import lower_schema
 
 
 class Topic(StrEnum):
@@ -42,7 +43,7 @@ class Ticket(BaseModel):
 
 
 def test_reference_optional_enum_nested_list_union_and_date_are_taken():
-    lowered = claude_schema(Ticket.model_json_schema())
+    lowered = lower_schema(Ticket.model_json_schema(), ANTHROPIC_RULES)
     properties = lowered["properties"]
     assert lowered["additionalProperties"] is False
     assert lowered["required"] == ["topic", "again", "parts", "pet", "due", "code"]
@@ -62,13 +63,13 @@ def test_reference_optional_enum_nested_list_union_and_date_are_taken():
 def test_what_the_sdk_would_send_is_taken_too():
     anthropic = pytest.importorskip("anthropic")
     theirs = anthropic.transform_schema(Ticket.model_json_schema())
-    lowered = claude_schema(theirs)
+    lowered = lower_schema(theirs, ANTHROPIC_RULES)
     assert set(lowered["properties"]) == set(theirs["properties"])
     assert lowered["required"] == theirs["required"]
 
 
 def test_several_types_become_alternatives():
     schema = {"type": "object", "properties": {"a": {"type": ["string", "null"], "maxLength": 3}}}
-    assert claude_schema(schema)["properties"]["a"] == {
+    assert lower_schema(schema, ANTHROPIC_RULES)["properties"]["a"] == {
         "anyOf": [{"type": "string", "description": "(maxLength: 3)"}, {"type": "null"}]
     }

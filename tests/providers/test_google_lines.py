@@ -19,9 +19,10 @@ from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.errors import ConfigError, InputError, RefusedError, ResponseSchemaError
 from dagster_llm_batch.providers.google.replies import read_google_line
 from dagster_llm_batch.providers.google.requests import GoogleLines, without_model
-from dagster_llm_batch.providers.google.schema import google_schema, import_problem
+from dagster_llm_batch.providers.google.schema import GOOGLE_RULES, import_problem
 from dagster_llm_batch.providers.google.vertex import VertexProvider
 from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
+from dagster_llm_batch.providers.json_schema import lower_schema
 from dagster_llm_batch.types import (
     Endpoint,
     Image,
@@ -225,7 +226,7 @@ def test_references_optionals_enums_nested_lists_unions_and_dates_are_lowered():
         "propertyOrdering": ["sku", "when"],
         "required": ["sku", "when"],
     }
-    lowered = google_schema(Label.model_json_schema())
+    lowered = lower_schema(Label.model_json_schema(), GOOGLE_RULES)
     assert lowered.pop("description").startswith("With a reference")
     assert lowered == {
         "type": "OBJECT",
@@ -244,12 +245,13 @@ def test_references_optionals_enums_nested_lists_unions_and_dates_are_lowered():
 
 
 def test_lists_of_types_become_nullable_or_a_union_and_no_dollar_sign_is_left():
-    lowered = google_schema(
+    lowered = lower_schema(
         {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "type": "object",
             "properties": {"a": {"type": ["string", "null"]}, "b": {"type": ["string", "number", "null"]}},
-        }
+        },
+        GOOGLE_RULES,
     )
     assert lowered["properties"] == {
         "a": {"type": "STRING", "nullable": True},

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict
 
 from dagster_llm_batch.errors import ResponseSchemaError
-from dagster_llm_batch.providers.anthropic.schema import claude_schema
-from dagster_llm_batch.providers.bedrock.schema import bedrock_schema
-from dagster_llm_batch.providers.google.schema import claude_on_vertex_schema, google_schema
-from dagster_llm_batch.providers.openai.schema import strict_schema
+from dagster_llm_batch.providers.anthropic.schema import ANTHROPIC_RULES
+from dagster_llm_batch.providers.bedrock.schema import BEDROCK_RULES
+from dagster_llm_batch.providers.google.schema import GOOGLE_RULES, claude_on_vertex_schema
+from dagster_llm_batch.providers.json_schema import lower_schema
+from dagster_llm_batch.providers.openai.schema import STRICT_RULES
 
+RULES = (STRICT_RULES, ANTHROPIC_RULES, BEDROCK_RULES, GOOGLE_RULES)
 LOWER = {
-    "OpenAI": strict_schema,
-    "Anthropic": claude_schema,
-    "Bedrock": bedrock_schema,
-    "Gemini": google_schema,
+    **{rules.vendor: partial(lower_schema, rules=rules) for rules in RULES},
     "Claude on Vertex AI": claude_on_vertex_schema,
 }
 RECURSION = ["Anthropic", "Bedrock", "Gemini", "Claude on Vertex AI"]  # where it is refused

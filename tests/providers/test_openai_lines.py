@@ -187,7 +187,7 @@ def test_a_schema_that_strict_mode_cannot_take_is_refused_unless_the_server_can(
     of = spec(response=ResponseFormat(ResponseKind.JSON, "m", open_map))
     with pytest.raises(ResponseSchemaError):
         OpenAILines(of)
-    line = OpenAILines(of, lower_schema=dict).encode(Request("r", None, "u"), "n-1")
+    line = OpenAILines(of, schema_rules=None).encode(Request("r", None, "u"), "n-1")
     assert json.loads(line)["body"]["response_format"]["json_schema"]["schema"] == open_map
 
 

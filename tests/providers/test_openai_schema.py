@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from dagster_llm_batch.errors import ResponseSchemaError
-from dagster_llm_batch.providers.openai.schema import strict_schema
+from dagster_llm_batch.providers.json_schema import lower_schema
+from dagster_llm_batch.providers.openai.schema import STRICT_RULES
 
 
 class Urgency(StrEnum):
@@ -63,7 +64,7 @@ def assert_strict(node: Any) -> None:
 
 
 def test_a_pydantic_model_becomes_strict_with_its_fields_in_order():
-    lowered = strict_schema(Ticket.model_json_schema())
+    lowered = lower_schema(Ticket.model_json_schema(), STRICT_RULES)
     assert_strict(lowered)
     assert lowered["required"] == ["topic", "urgency", "level", "note", "pets", "amount"]
     properties = lowered["properties"]
@@ -77,7 +78,7 @@ def test_a_pydantic_model_becomes_strict_with_its_fields_in_order():
 
 
 def test_a_recursive_model_keeps_its_reference_and_has_an_object_at_the_root():
-    lowered = strict_schema(Node.model_json_schema())
+    lowered = lower_schema(Node.model_json_schema(), STRICT_RULES)
     assert_strict(lowered)
     assert lowered["type"] == "object"
     assert lowered["properties"]["children"]["items"] == {"$ref": "#/$defs/Node"}
@@ -85,27 +86,31 @@ def test_a_recursive_model_keeps_its_reference_and_has_an_object_at_the_root():
 
 
 def test_an_optional_property_is_required_and_not_made_nullable():
-    lowered = strict_schema(obj({"a": {"type": "string", "default": None}, "b": {"type": ["integer", "null"]}}))
+    lowered = lower_schema(
+        obj({"a": {"type": "string", "default": None}, "b": {"type": ["integer", "null"]}}), STRICT_RULES
+    )
     assert lowered["required"] == ["a", "b"]
     assert lowered["properties"] == {"a": {"type": "string"}, "b": {"type": ["integer", "null"]}}
 
 
 def test_annotations_and_inexpressible_constraints_are_left_out():
     name = {"title": "N", "type": "string", "minLength": 2, "maxLength": 9, "examples": ["x"], "default": "y", "x-a": 1}
-    lowered = strict_schema({**obj({"name": name}), "title": "T", "$schema": "http://json-schema.org/x"})
+    lowered = lower_schema({**obj({"name": name}), "title": "T", "$schema": "http://json-schema.org/x"}, STRICT_RULES)
     assert lowered["properties"]["name"] == {"type": "string"}
     assert set(lowered) == {"type", "properties", "required", "additionalProperties"}
 
 
 def test_a_single_all_of_is_merged_and_definitions_are_renamed():
     schema = obj({"a": {"allOf": [{"$ref": "#/definitions/A"}]}}, definitions={"A": obj({"x": {"const": 3}})})
-    lowered = strict_schema(schema)
+    lowered = lower_schema(schema, STRICT_RULES)
     assert lowered["properties"]["a"] == {"$ref": "#/$defs/A"}
     assert lowered["$defs"]["A"]["properties"]["x"] == {"type": "integer", "const": 3}
 
 
 def test_a_type_beside_any_of_belongs_to_each_alternative():
-    lowered = strict_schema(obj({"a": {"type": "string", "anyOf": [{"pattern": "a+"}, {"format": "date"}]}}))
+    lowered = lower_schema(
+        obj({"a": {"type": "string", "anyOf": [{"pattern": "a+"}, {"format": "date"}]}}), STRICT_RULES
+    )
     wanted = [{"type": "string", "pattern": "a+"}, {"type": "string", "format": "date"}]
     assert lowered["properties"]["a"] == {"anyOf": wanted}
 
@@ -138,13 +143,13 @@ REFUSED = [
 @pytest.mark.parametrize(("schema", "path", "construct"), REFUSED, ids=[f"{p[-30:]} {c}" for _, p, c in REFUSED])
 def test_what_strict_mode_lacks_is_refused_with_construct_and_path(schema, path, construct):
     with pytest.raises(ResponseSchemaError) as caught:
-        strict_schema(schema)
+        lower_schema(schema, STRICT_RULES)
     assert construct in str(caught.value)
     assert f" at {path};" in str(caught.value)
 
 
 def test_ten_levels_are_allowed():
-    assert_strict(strict_schema(nested(10)))
+    assert_strict(lower_schema(nested(10), STRICT_RULES))
 
 
 leaves = st.one_of(
@@ -166,7 +171,7 @@ nodes = st.recursive(
 
 @given(st.dictionaries(st.text(max_size=4), nodes, min_size=1, max_size=3))
 def test_lowering_gives_strict_schemas_and_is_idempotent(properties):
-    lowered = strict_schema(obj(properties))
+    lowered = lower_schema(obj(properties), STRICT_RULES)
     assert_strict(lowered)
     jsonschema.Draft202012Validator.check_schema(lowered)
-    assert strict_schema(lowered) == lowered
+    assert lower_schema(lowered, STRICT_RULES) == lowered

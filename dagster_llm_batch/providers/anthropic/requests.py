@@ -23,7 +23,8 @@ from typing import Any
 
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.anthropic.replies import read_line
-from dagster_llm_batch.providers.anthropic.schema import claude_schema
+from dagster_llm_batch.providers.anthropic.schema import ANTHROPIC_RULES
+from dagster_llm_batch.providers.json_schema import lower_schema
 from dagster_llm_batch.providers.jsonlines import dumps, quoted
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind
@@ -142,7 +143,7 @@ def _settings(spec: RequestSpec) -> dict[str, Any]:
     """The constant part of a request but for the model: parameters in the order of their names, then the format."""
     settings = {name: spec.params[name] for name in sorted(spec.params)}
     if spec.response.kind is ResponseKind.JSON and spec.response.json_schema is not None:
-        form = {"type": "json_schema", "schema": claude_schema(spec.response.json_schema)}
+        form = {"type": "json_schema", "schema": lower_schema(spec.response.json_schema, ANTHROPIC_RULES)}
         settings["output_config"] = {**settings.get("output_config", {}), "format": form}
     return settings
 

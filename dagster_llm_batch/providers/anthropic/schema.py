@@ -8,14 +8,10 @@ The subset: https://platform.claude.com/docs/en/build-with-claude/structured-out
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
-from dagster_llm_batch.providers.json_schema import CLAUDE_RULES, lower_schema
+from dagster_llm_batch.providers.json_schema import CLAUDE_RULES
 
-__all__ = ["claude_schema"]
+__all__ = ["ANTHROPIC_RULES"]
 
-
-def claude_schema(json_schema: Mapping[str, Any]) -> dict[str, Any]:
-    """`json_schema` in the form Anthropic takes. Raises ResponseSchemaError, naming construct and path, if none is."""
-    return lower_schema(json_schema, CLAUDE_RULES)
+ANTHROPIC_RULES = replace(CLAUDE_RULES, vendor="Anthropic")

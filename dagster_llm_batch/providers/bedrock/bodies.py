@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
 from dagster_llm_batch.providers.bedrock.models import Family, can_structure
-from dagster_llm_batch.providers.bedrock.schema import bedrock_schema
+from dagster_llm_batch.providers.bedrock.schema import BEDROCK_RULES
+from dagster_llm_batch.providers.json_schema import lower_schema
 from dagster_llm_batch.providers.jsonlines import dumps
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseKind
 
@@ -164,7 +165,8 @@ def _structure(spec: RequestSpec, family: Family, body: dict[str, Any]) -> None:
         )
     if schema is None:
         raise ResponseSchemaError("Bedrock needs a JSON Schema to answer in JSON; the response has none.")
-    lowered, name = bedrock_schema(schema), re.sub(r"[^A-Za-z0-9_-]", "_", spec.response.name)[:64] or "response"
+    lowered = lower_schema(schema, BEDROCK_RULES)
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", spec.response.name)[:64] or "response"
     if family is Family.CHAT:
         if "response_format" in body:
             _refuse(family, "response_format", "comes from the response schema")

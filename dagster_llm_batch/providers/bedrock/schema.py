@@ -5,17 +5,10 @@ https://docs.aws.amazon.com/bedrock/latest/userguide/structured-output.html#stru
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-from dagster_llm_batch.providers.json_schema import CLAUDE_RULES, lower_schema
+from dagster_llm_batch.providers.json_schema import CLAUDE_RULES
 
-__all__ = ["bedrock_schema"]
+__all__ = ["BEDROCK_RULES"]
 
-_RULES = replace(CLAUDE_RULES, vendor="Bedrock")
-
-
-def bedrock_schema(json_schema: Mapping[str, Any]) -> dict[str, Any]:
-    """`json_schema` in the form Bedrock takes. Raises ResponseSchemaError, naming construct and path, if none is."""
-    return lower_schema(json_schema, _RULES)
+BEDROCK_RULES = replace(CLAUDE_RULES, vendor="Bedrock")

@@ -7,7 +7,7 @@ time by itself: it is taken off when a file is uploaded, since both APIs name th
 
 All that a spec's requests share is serialised once. Lines are ASCII; a half surrogate becomes U+FFFD. Parameters are
 given by Google's names, in snake_case or camelCase; those that are no field of the request go into `generationConfig`.
-For Vertex AI everything that would fail the import of the whole file is refused here (see `google_schema`).
+For Vertex AI everything that would fail the import of the whole file is refused here (see `schema`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any
 
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
 from dagster_llm_batch.providers.google.replies import read_google_line
-from dagster_llm_batch.providers.google.schema import google_schema, import_problem
+from dagster_llm_batch.providers.google.schema import GOOGLE_RULES, import_problem
+from dagster_llm_batch.providers.json_schema import lower_schema
 from dagster_llm_batch.providers.jsonlines import dumps, quote
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind
@@ -139,7 +140,7 @@ def _settings(spec: RequestSpec) -> dict[str, Any]:
     if spec.response.kind is ResponseKind.JSON:
         config["responseMimeType"] = "application/json"
         if spec.response.json_schema is not None:
-            config["responseSchema"] = google_schema(spec.response.json_schema)
+            config["responseSchema"] = lower_schema(spec.response.json_schema, GOOGLE_RULES)
     return {**request, "generationConfig": config} if config else request
 
 

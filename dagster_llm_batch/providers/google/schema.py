@@ -20,7 +20,7 @@ from typing import Any
 
 from dagster_llm_batch.providers.json_schema import ARRAY, INTEGER, NUMBER, OBJECT, STRING, SchemaRules, lower_schema
 
-__all__ = ["GOOGLE_RULES", "claude_on_vertex_schema", "google_schema", "import_problem"]
+__all__ = ["GOOGLE_RULES", "claude_on_vertex_schema", "import_problem"]
 
 _MAX_IMPORT_DEPTH = 15
 _IMPORT_KEY = re.compile(r"[^\W\d]\w*")
@@ -70,11 +70,6 @@ GOOGLE_RULES = SchemaRules(
     beside_any_of=("properties", "items"),
 )
 _CLAUDE_RULES = replace(GOOGLE_RULES, vendor="Claude on Vertex AI", dialect="Claude on Vertex AI knows")
-
-
-def google_schema(json_schema: Mapping[str, Any]) -> dict[str, Any]:
-    """`json_schema` as Google's Schema object. Raises ResponseSchemaError, naming construct and path."""
-    return lower_schema(json_schema, GOOGLE_RULES)
 
 
 def claude_on_vertex_schema(json_schema: Mapping[str, Any]) -> dict[str, Any]:

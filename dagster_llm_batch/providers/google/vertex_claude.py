@@ -2,7 +2,7 @@ r"""Claude on Vertex AI: request lines for its batches, and the replies in them.
 
     {"model":"…","custom_id":"…","request":{"anthropic_version":"vertex-2023-10-16","max_tokens":…,"messages":[…]}}
 
-`model` is this package's own, see `google_lines`. A response schema becomes the input of the one tool that must be
+`model` is this package's own, see `requests`. A response schema becomes the input of the one tool that must be
 used: the plainest form that Claude has on all platforms. Claude's batches on Vertex AI were not seen live; what is not
 in the documents (how a failed row looks) is read as Gemini's rows on Vertex AI are.
 

@@ -7,7 +7,7 @@ U+2028 and its kin never appear raw, and their length in characters is their len
 strict JSON reader takes, becomes U+FFFD: one such row must not fail the whole file.
 
 Refused: parameters that would change which request is sent or how it is answered, such as `messages` or `stream`.
-Any other parameter goes through as it is, known or not. Result lines are read in `openai_replies`.
+Any other parameter goes through as it is, known or not. Result lines are read in `replies`.
 
 Formats: https://platform.openai.com/docs/guides/batch, https://platform.openai.com/docs/api-reference/batch/request-input
 """
@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.providers.json_schema import SchemaRules, lower_schema
 from dagster_llm_batch.providers.jsonlines import dumps, quote, quoted
 from dagster_llm_batch.providers.openai.replies import read_line
-from dagster_llm_batch.providers.openai.schema import strict_schema
+from dagster_llm_batch.providers.openai.schema import STRICT_RULES
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind, Result
 
@@ -46,13 +47,13 @@ _RESERVED: dict[Endpoint, dict[str, str]] = {
 
 
 class OpenAILines:
-    """The codec for one spec. `lower_schema` gives the response schema the form that the server takes."""
+    """The codec for one spec. `schema_rules`: what the server takes of a response schema; None for all of it."""
 
     def __init__(
         self,
         spec: RequestSpec,
         limits: Limits = OPENAI_LIMITS,
-        lower_schema: Callable[[Mapping[str, Any]], Mapping[str, Any]] = strict_schema,
+        schema_rules: SchemaRules | None = STRICT_RULES,
     ) -> None:
         _check_shape(spec)
         _check_params(spec)
@@ -68,7 +69,7 @@ class OpenAILines:
         key = "messages" if spec.endpoint is Endpoint.CHAT else "input"
         turns = [{"role": turn.role, "content": replace_halves(turn.text)} for turn in spec.turns]
         # The varying part comes last: servers that cache prompts by prefix see the same start in every line.
-        body = dumps({"model": spec.model, **_settings(spec, lower_schema)})[:-1] + f',"{key}":'
+        body = dumps({"model": spec.model, **_settings(spec, schema_rules)})[:-1] + f',"{key}":'
         self._head = f',"method":"POST","url":"{URLS[spec.endpoint]}","body":{body}'
         self._turns = "".join(dumps(turn) + "," for turn in turns)
         self._start: tuple[str | None, bytes] = (None, self._before_content(None))
@@ -152,7 +153,7 @@ def _refuse_param(name: str, why: str, reserved: Mapping[str, str]) -> None:
     raise ConfigError(f"The parameter '{name}' cannot be set here: it {why}. All parameters but {taken} are passed on.")
 
 
-def _settings(spec: RequestSpec, lower: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
+def _settings(spec: RequestSpec, schema_rules: SchemaRules | None) -> dict[str, Any]:
     """The constant part of a body but for the model: parameters in the order of their names, then the format."""
     settings = {name: spec.params[name] for name in sorted(spec.params)}
     if spec.endpoint is Endpoint.EMBEDDINGS:
@@ -163,7 +164,9 @@ def _settings(spec: RequestSpec, lower: Callable[[Mapping[str, Any]], Mapping[st
         form: dict[str, Any] = {"type": "json_object"}
         if spec.response.json_schema is not None:
             name = re.sub(r"[^A-Za-z0-9_-]", "_", spec.response.name)[:64] or "response"
-            form = {"name": name, "strict": True, "schema": lower(spec.response.json_schema)}
+            asked = spec.response.json_schema
+            schema = dict(asked) if schema_rules is None else lower_schema(asked, schema_rules)
+            form = {"name": name, "strict": True, "schema": schema}
         if spec.endpoint is Endpoint.RESPONSES:
             settings["text"] = {**settings.get("text", {}), "format": {"type": "json_schema", **form}}
         elif "schema" in form:

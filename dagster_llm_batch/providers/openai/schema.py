@@ -10,8 +10,6 @@ The subset: https://platform.openai.com/docs/guides/structured-outputs#supported
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from dagster_llm_batch.providers.json_schema import (
     ARRAY,
@@ -20,10 +18,9 @@ from dagster_llm_batch.providers.json_schema import (
     STRING,
     SchemaRules,
     SizeLimits,
-    lower_schema,
 )
 
-__all__ = ["STRICT_RULES", "strict_schema"]
+__all__ = ["STRICT_RULES"]
 
 _LOOKAROUND = re.compile(r"\(\?(?:[=!]|<[=!])")
 _BOUNDS = ("multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minItems", "maxItems")
@@ -49,8 +46,3 @@ STRICT_RULES = SchemaRules(
     all_required=True,
     limits=SizeLimits(depth=10, properties=5_000, enum_values=1_000, name_chars=120_000, large_enum=(250, 15_000)),
 )
-
-
-def strict_schema(json_schema: Mapping[str, Any]) -> dict[str, Any]:
-    """`json_schema` in strict form. Raises ResponseSchemaError, naming construct and path, where there is none."""
-    return lower_schema(json_schema, STRICT_RULES)
