@@ -43,8 +43,8 @@ __all__ = [
     "pairs_markdown",
 ]
 
-_LIBRARY_CELLS = 20_000_000
-"""The library for alpha holds rows x classes x classes numbers at a time; over this it is computed here."""
+LIBRARY_CELLS = 20_000_000
+"""Numbers that the library for alpha may hold at a time: rows x classes x classes, of 8 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,18 @@ class Labels:
         )
 
 
-def agreement_among(labels: Labels, group: str, *, n_resamples: int = 1000, seed: int = 0) -> LabelerAgreement:
-    """All labelers together. The same input gives the same figures, whatever the order of rows and labelers."""
+def agreement_among(
+    labels: Labels, group: str, *, n_resamples: int = 1000, seed: int = 0, library_cells: int = LIBRARY_CELLS
+) -> LabelerAgreement:
+    """Measure how far all labelers agree. The same labels give the same figures, in any order of rows and labelers.
+
+    Args:
+        labels: What the labelers of the group said.
+        group: Its name, for the table.
+        n_resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+        library_cells: Up to so many numbers alpha is the library's; beyond, the same figure is computed here.
+    """
     with evaluation_extra("Agreement"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     rows = _Rows.of(labels)
@@ -155,7 +165,7 @@ def agreement_among(labels: Labels, group: str, *, n_resamples: int = 1000, seed
     alpha, low_high = None, None
     if some:
         drawn = [rows.alpha(counts) for counts in resamples(rows.counts, n_resamples, seed)]
-        alpha = _finite(_alpha(labels, rows))
+        alpha = _finite(_alpha(labels, rows, library_cells))
         low_high = interval(np.concatenate(drawn)) if drawn and alpha is not None else None
     low, high = low_high or (None, None)
     n_complete, fleiss = rows.fleiss(len(labels.labelers))
@@ -271,10 +281,10 @@ def _apart(by_class: NDArray[np.int64], values: NDArray[np.float64] | None) -> N
     return apart
 
 
-def _alpha(labels: Labels, rows: _Rows) -> float:
+def _alpha(labels: Labels, rows: _Rows, library_cells: int) -> float:
     if len(labels.classes) < 2:  # noqa: PLR2004  # the library refuses a single class, whose alpha is not defined
         return math.nan
-    if rows.counts.sum() * len(labels.classes) ** 2 > _LIBRARY_CELLS:
+    if rows.counts.sum() * len(labels.classes) ** 2 > library_cells:
         return float(rows.alpha(rows.counts[None, :])[0])
     with evaluation_extra("Agreement"):
         import krippendorff  # noqa: PLC0415  # optional dependency

@@ -11,12 +11,11 @@ from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.sensors.run_requests import Partitions, grouped
-from dagster_llm_batch.sensors.runs import ASKED_AGAIN_TAG, asked_again
+from dagster_llm_batch.sensors.runs import ASKED_AGAIN_TAG, TickBounds
 from dagster_llm_batch.sensors.tick import Tick
 
-__all__ = ["build_llm_batch_sensor"]
+__all__ = ["bounded_sensor", "build_llm_batch_sensor"]
 
-_RUNS_AT_ONCE = 20  # Dagster takes half a second to launch one, and no other sensor ticks meanwhile
 _IN_PROCESS: Mapping[str, Any] = {"execution": {"config": {"in_process": {}}}}
 
 
@@ -51,6 +50,30 @@ def build_llm_batch_sensor(
             f"{max_partitions_per_run}; the first is 0 or more, the second 1 or more."
         )
         raise ConfigError(msg)
+    return bounded_sensor(
+        TickBounds(),
+        name,
+        resource_key=resource_key,
+        minimum_interval_seconds=minimum_interval_seconds,
+        default_status=default_status,
+        max_partitions_per_run=max_partitions_per_run,
+        run_config=run_config,
+        run_tags=run_tags,
+    )
+
+
+def bounded_sensor(
+    bounds: TickBounds,
+    name: str,
+    *,
+    resource_key: str,
+    minimum_interval_seconds: int,
+    default_status: dg.DefaultSensorStatus,
+    max_partitions_per_run: int,
+    run_config: Mapping[str, Any] | None,
+    run_tags: Mapping[str, str] | None,
+) -> dg.SensorDefinition:
+    """Return the sensor of `build_llm_batch_sensor`, whose ticks do as much as `bounds` says."""
 
     @dg.sensor(
         name=name,
@@ -65,11 +88,11 @@ def build_llm_batch_sensor(
         if not isinstance(resource, LLMBatchResource):
             msg = f"The resource '{resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
             raise dg.DagsterInvalidDefinitionError(msg)
-        tick = Tick(context, resource.engine(), _labels_in(context, resource_key))
+        tick = Tick(context, resource.engine(), _labels_in(context, resource_key), bounds)
         tick.poll()
         new = (group for group in grouped(tick.ready(), max_partitions_per_run) if tick.is_new(group))
-        groups = list(islice(new, _RUNS_AT_ONCE))
-        if len(groups) == _RUNS_AT_ONCE:
+        groups = list(islice(new, bounds.requested_runs))
+        if len(groups) == bounds.requested_runs:
             tick.note("further runs are asked for at the next ticks")
         tick.observe()
         if not groups:
@@ -85,7 +108,7 @@ def build_llm_batch_sensor(
                 tags={
                     **(run_tags or {}),
                     **group.range_tags,
-                    **({ASKED_AGAIN_TAG: asked_again(group.lost)} if group.lost else {}),
+                    **({ASKED_AGAIN_TAG: bounds.asked_again(group.lost)} if group.lost else {}),
                 },
             )
             for group in groups

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
     from dagster_llm_batch.sensors.run_requests import Group, Ready
 
-__all__ = ["ALONE_AFTER", "ASKED_AGAIN_TAG", "LostRuns", "UnfinishedRuns", "asked_again"]
+__all__ = ["ALONE_AFTER", "ASKED_AGAIN_TAG", "LostRuns", "TickBounds", "UnfinishedRuns"]
 
 ASKED_AGAIN_TAG = "llm_batch/asked_again"
 """Tag of a run that was asked for again, as in `2 of 3`."""
@@ -39,10 +40,8 @@ ASKED_AGAIN_TAG = "llm_batch/asked_again"
 ALONE_AFTER = 2
 """Losses after which a partition is asked for by itself: another one may be what kills the run that they share."""
 
-_PAUSES = (timedelta(minutes=1), timedelta(minutes=5), timedelta(minutes=30))
 _RETRIED_WITHIN = timedelta(hours=1)
 
-_RECORDS_AT_ONCE = 500
 _AT_WORK = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 _WAITING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED]
 _NEVER_STARTS_AFTER = timedelta(hours=1)
@@ -51,9 +50,30 @@ _NEVER_STARTS_AFTER = timedelta(hours=1)
 _LEASE_WITHIN = timedelta(minutes=5)
 
 
-def asked_again(lost: int) -> str:
-    """Name the request after so many lost runs, as in `2 of 3`."""
-    return f"{lost} of {len(_PAUSES)}"
+@dataclass(frozen=True, kw_only=True)
+class TickBounds:
+    """How much one tick does. What is beyond waits for the next tick, which begins where this one ended.
+
+    - `poll_seconds`: time to ask providers; what is known by then is acted on.
+    - `tick_seconds`: time for all. Dagster ends a tick that takes 60 seconds.
+    - `polled_batches`: in one call of the engine.
+    - `requested_runs`: Dagster takes half a second to launch one, and no other sensor ticks meanwhile.
+    - `observations`: reported at most; each takes Dagster some 25 ms.
+    - `run_records`: in one query of Dagster's storage.
+    - `pauses`: between a lost run and the next request for it; as many as there are requests more.
+    """
+
+    poll_seconds: float = 25.0
+    tick_seconds: float = 35.0
+    polled_batches: int = 1_000
+    requested_runs: int = 20
+    observations: int = 50
+    run_records: int = 500
+    pauses: tuple[timedelta, ...] = (timedelta(minutes=1), timedelta(minutes=5), timedelta(minutes=30))
+
+    def asked_again(self, lost: int) -> str:
+        """Name the request after so many lost runs, as in `2 of 3`."""
+        return f"{lost} of {len(self.pauses)}"
 
 
 class UnfinishedRuns:
@@ -71,8 +91,10 @@ class UnfinishedRuns:
         at_work: Collection[str],
         now: datetime,
         has_time: Callable[[], bool],
+        bounds: TickBounds,
     ) -> None:
         self._instance = instance
+        self._page_size = bounds.run_records
         self._repository = repository
         self._labels = labels
         self._landing: dict[str, list[dg.DagsterRun]] = defaultdict(list)
@@ -100,10 +122,10 @@ class UnfinishedRuns:
                 self.seen_all = False
                 return
             page = self._instance.get_run_records(
-                dg.RunsFilter(statuses=statuses), limit=_RECORDS_AT_ONCE, cursor=cursor
+                dg.RunsFilter(statuses=statuses), limit=self._page_size, cursor=cursor
             )
             yield from page
-            if len(page) < _RECORDS_AT_ONCE:
+            if len(page) < self._page_size:
                 return
             cursor = page[-1].dagster_run.run_id
 
@@ -149,7 +171,10 @@ class UnfinishedRuns:
 class LostRuns:
     """The runs that the sensor asked for before and that ended without a change."""
 
-    def __init__(self, instance: dg.DagsterInstance, sensor_name: str, engine: Engine, now: datetime) -> None:
+    def __init__(
+        self, instance: dg.DagsterInstance, sensor_name: str, engine: Engine, now: datetime, bounds: TickBounds
+    ) -> None:
+        self._bounds = bounds
         self._instance = instance
         self._sensor_name = sensor_name
         self._engine = engine
@@ -181,11 +206,11 @@ class LostRuns:
         if run.is_complete_and_waiting_to_retry and self._now - ended_at < _RETRIED_WITHIN:
             return f"run {run_id} did not land it; Dagster retries it"
         ending = f"run {run_id} ended as {run.status.value} and changed nothing"
-        if group.lost >= len(_PAUSES):
-            return self._strand(group, f"{ending}, asked for again {asked_again(group.lost)} times")
-        if (left := ended_at + _PAUSES[group.lost] - self._now) > timedelta():
+        if group.lost >= len(self._bounds.pauses):
+            return self._strand(group, f"{ending}, asked for again {self._bounds.asked_again(group.lost)} times")
+        if (left := ended_at + self._bounds.pauses[group.lost] - self._now) > timedelta():
             return f"run {run_id} did not land it; asked for again in {left.total_seconds():.0f} s"
-        reason = f"{ending}; asked for again {asked_again(group.lost + 1)}"
+        reason = f"{ending}; asked for again {self._bounds.asked_again(group.lost + 1)}"
         for ready in group.ready:
             for submission_id in ready.submissions:
                 self._engine.note_lost(submission_id, reason)

@@ -26,7 +26,7 @@ from dagster_llm_batch.metadata import status_metadata
 from dagster_llm_batch.progress import has_moved, pace_of, pace_text, together, usual_of
 from dagster_llm_batch.sensors.delivery import deliver_landed
 from dagster_llm_batch.sensors.run_requests import Group, Partitions, Ready, joined
-from dagster_llm_batch.sensors.runs import ALONE_AFTER, LostRuns, UnfinishedRuns
+from dagster_llm_batch.sensors.runs import ALONE_AFTER, LostRuns, TickBounds, UnfinishedRuns
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission
 from dagster_llm_batch.types import BatchStatus
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Tick"]
 
-_POLL_SECONDS = 25.0  # then what is known is acted on; the rest is polled at the next tick
-_TICK_SECONDS = 35.0  # Dagster ends one that takes 60
-_POLLED_AT_ONCE = 1_000
-_OBSERVED_AT_MOST = 50  # an observation takes Dagster some 25 ms
 _NOTES_AT_MOST = 20
 _LONGEST_SPACING = timedelta(minutes=10)
 _ASKED_TO_STOP = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
@@ -49,8 +45,15 @@ _ASKED_TO_STOP = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
 class Tick:
     """One look at everything of this code location."""
 
-    def __init__(self, context: dg.SensorEvaluationContext, engine: Engine, labels: Mapping[str, Partitions]) -> None:
+    def __init__(
+        self,
+        context: dg.SensorEvaluationContext,
+        engine: Engine,
+        labels: Mapping[str, Partitions],
+        bounds: TickBounds,
+    ) -> None:
         self._context = context
+        self._bounds = bounds
         self._engine = engine
         self._ledger = engine.ledger
         self._labels = labels
@@ -62,7 +65,7 @@ class Tick:
         self._after: list[Progress] = []
         self._recovered = False
         self._runs: UnfinishedRuns | None = None
-        self._lost = LostRuns(context.instance, context.sensor_name, engine, self._now)
+        self._lost = LostRuns(context.instance, context.sensor_name, engine, self._now, bounds)
 
     def _progress(self) -> list[Progress]:
         """Undelivered submissions; those of other code locations on the same ledger are theirs to look after."""
@@ -98,7 +101,10 @@ class Tick:
             msg = f"{count} of the tick failed, everything else was done; see its log. {self.summary()}"
             raise LLMBatchError(msg) from first
 
-    def _has_time(self, seconds: float = _TICK_SECONDS) -> bool:
+    def _has_time(self) -> bool:
+        return self._is_within(self._bounds.tick_seconds)
+
+    def _is_within(self, seconds: float) -> bool:
         return monotonic() - self._began < seconds
 
     def poll(self) -> None:
@@ -113,12 +119,12 @@ class Tick:
                 due[shard.provider].append(shard)
         longest = 0.0
         for shards in due.values():
-            for start in range(0, len(shards), _POLLED_AT_ONCE):
+            for start in range(0, len(shards), self._bounds.polled_batches):
                 began = monotonic()
-                if not self._has_time(_POLL_SECONDS - longest):
+                if not self._is_within(self._bounds.poll_seconds - longest):
                     self.note(f"{len(shards) - start} batches wait for the next tick")
                     break
-                if not self._engine.poll(shards[start : start + _POLLED_AT_ONCE], self._not_polled):
+                if not self._engine.poll(shards[start : start + self._bounds.polled_batches], self._not_polled):
                     break
                 longest = max(longest, monotonic() - began)
 
@@ -136,7 +142,7 @@ class Tick:
         for submission_id in dict.fromkeys(shard.submission_id for shard in running):
             submission = self._before[submission_id].submission
             if submission.deadline_at is not None and submission.deadline_at <= self._now:
-                if not self._has_time(_POLL_SECONDS / 2):
+                if not self._is_within(self._bounds.poll_seconds / 2):
                     self.note("late batches wait for the next tick to be stopped")
                     return
                 with self._apart(self._place_of(submission)):
@@ -190,7 +196,8 @@ class Tick:
             self._labels,
             self._engine.runs_at_work(),
             self._now,
-            lambda: self._has_time(_POLL_SECONDS),
+            lambda: self._is_within(self._bounds.poll_seconds),
+            self._bounds,
         )
         if not self._runs.seen_all:
             self.note("not all runs in the queue were looked at")
@@ -330,7 +337,7 @@ class Tick:
         """Show in the UI what has moved notably in this tick: some of it where that is much."""
         shown = 0
         for one in self._after:
-            if shown == _OBSERVED_AT_MOST or not self._has_time():
+            if shown == self._bounds.observations or not self._has_time():
                 return
             with self._apart(self._place_of(one.submission)):
                 shown += self._observed(one)

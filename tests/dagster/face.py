@@ -1,5 +1,6 @@
 """A code location over the emulated provider, and the means to run it, tick its sensor and read what Dagster knows."""
 
+import inspect
 from typing import Annotated, Any, Literal
 
 import dagster as dg
@@ -8,6 +9,8 @@ from pydantic import BaseModel, Field
 
 from dagster_llm_batch import LLMBatchResource, OpenAIBatchResource, Prompt, build_llm_batch_sensor, llm_batch_assets
 from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.sensors.factory import bounded_sensor
+from dagster_llm_batch.sensors.runs import TickBounds
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 LABELS, REJECTS, BATCH = "ticket_labels", "ticket_labels_rejects", "ticket_labels_batch"
@@ -52,6 +55,12 @@ def labeled(**changes: Any) -> list[dg.AssetsDefinition]:
     return llm_batch_assets(**{**usual, **changes})
 
 
+def sensor_within(bounds: TickBounds) -> dg.SensorDefinition:
+    """The usual sensor, whose ticks do another amount of work."""
+    declared = inspect.signature(build_llm_batch_sensor).parameters.values()
+    return bounded_sensor(bounds, **{parameter.name: parameter.default for parameter in declared})
+
+
 class Face:
     """One code location. Several may share an instance and an emulator, as processes of one deployment do."""
 
@@ -62,6 +71,7 @@ class Face:
         *assets: Any,
         resources: dict[str, Any] | None = None,
         openai: dict[str, Any] | None = None,
+        bounds: TickBounds | None = None,
         **llm: Any,
     ) -> None:
         self.emulator = emulator
@@ -70,7 +80,8 @@ class Face:
         provider = OpenAIBatchResource(**{**usual, **(openai or {})})
         self.resource = LLMBatchResource(**{"openai": provider, **llm})
         self.resources = {"llm_batch": self.resource, **(resources or {})}
-        self.defs = dg.Definitions(assets=list(assets), sensors=[build_llm_batch_sensor()], resources=self.resources)
+        sensor = build_llm_batch_sensor() if bounds is None else sensor_within(bounds)
+        self.defs = dg.Definitions(assets=list(assets), sensors=[sensor], resources=self.resources)
         self.repository = self.defs.get_repository_def()
 
     def run(

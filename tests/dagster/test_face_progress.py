@@ -13,8 +13,8 @@ from test_face_sensor import change, sqlite_time, tick
 from dagster_llm_batch.cli.main import main
 from dagster_llm_batch.engine.progress import Pace
 from dagster_llm_batch.progress import has_moved, pace_text, progress_bar, together
-from dagster_llm_batch.sensors import tick as tick_module
 from dagster_llm_batch.sensors.run_requests import RANGE_TAGS
+from dagster_llm_batch.sensors.runs import TickBounds
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.testing.emulator import Emulator
 
@@ -77,9 +77,8 @@ def test_the_sensor_observes_what_moved_and_ticks_without_news_add_nothing(make,
     assert told.asset_observation.metadata["llm_batch/progress_bar"].value == "█" * 20
 
 
-def test_a_tick_in_which_very_much_moved_observes_a_part_of_it_and_asks_for_all_runs(make, emulator, monkeypatch):
-    monkeypatch.setattr(tick_module, "_OBSERVED_AT_MOST", 2)
-    face = make(*labeled(partitions_def=DAILY))
+def test_a_tick_in_which_very_much_moved_observes_a_part_of_it_and_asks_for_all_runs(make, emulator):
+    face = make(*labeled(partitions_def=DAILY), bounds=TickBounds(observations=2))
     for day in DAYS[:4]:
         face.submit(partition=day)
     emulator.settle()

@@ -9,7 +9,7 @@ import pytest
 from face import BATCH, DAILY, DAYS, LABELS, LANDING, Face, labeled, observations, tickets
 
 from dagster_llm_batch import LLMBatchResource, build_llm_batch_sensor
-from dagster_llm_batch.sensors import factory
+from dagster_llm_batch.sensors.runs import TickBounds
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault, lost_create_reply
 
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
@@ -123,9 +123,8 @@ def test_a_range_run_holds_at_most_so_many_partitions(emulator, instance):
     assert [request.run_config for request in result.run_requests] == [{}] * 3
 
 
-def test_more_runs_than_a_tick_has_time_to_launch_are_asked_for_at_the_next_ticks(make, emulator, monkeypatch):
-    monkeypatch.setattr(factory, "_RUNS_AT_ONCE", 1)
-    face = make(*labeled(partitions_def=DAILY))
+def test_more_runs_than_a_tick_has_time_to_launch_are_asked_for_at_the_next_ticks(make, emulator):
+    face = make(*labeled(partitions_def=DAILY), bounds=TickBounds(requested_runs=1))
     for day in (DAYS[0], DAYS[2]):
         face.submit(partition=day)
     emulator.settle()

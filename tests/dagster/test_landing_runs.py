@@ -7,16 +7,19 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
-from face import BATCH, DAILY, DAYS, LABELS, LANDING, Face, labeled, tickets
+from face import BATCH, DAILY, DAYS, LABELS, LANDING, Face, labeled, sensor_within, tickets
 from test_face_sensor import RANGE_TAGS, asked, tick
 
 from dagster_llm_batch import build_llm_batch_sensor
 from dagster_llm_batch.cli.main import main
 from dagster_llm_batch.errors import LLMBatchError
-from dagster_llm_batch.sensors import runs
+from dagster_llm_batch.sensors.runs import TickBounds
 from dagster_llm_batch.testing.emulator import WireFault, lost_create_reply
 
 AGAIN = "llm_batch/asked_again"
+AT_ONCE = TickBounds(pauses=(timedelta(),) * 3)
+"""No pause between a loss and the next request."""
+
 ORIGIN = RemoteJobOrigin(
     RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__"), "__ASSET_JOB"
 )  # which a run that waits in a queue must have
@@ -45,17 +48,11 @@ def verdicts(face, partition=None):
     return [one for one in events if one is not None and one.partition == partition]
 
 
-@pytest.fixture
-def at_once(monkeypatch):
-    """No pause between a loss and the next request."""
-    monkeypatch.setattr(runs, "_PAUSES", (timedelta(),) * 3)
-
-
 @pytest.mark.parametrize("partition", [None, DAYS[0]])
 def test_a_run_that_left_nothing_is_asked_for_three_times_more_and_then_a_failed_check_says_what_to_do(
-    make, emulator, at_once, partition
+    make, emulator, partition
 ):
-    face = make(*labeled(partitions_def=DAILY if partition else None))
+    face = make(*labeled(partitions_def=DAILY if partition else None), bounds=AT_ONCE)
     face.submit(partition=partition)
     emulator.settle()
     keys, again = set(), []
@@ -90,8 +87,8 @@ def test_a_run_that_left_nothing_is_asked_for_three_times_more_and_then_a_failed
     assert emulator.books.creates_seen == 1
 
 
-def test_a_verdict_that_dagster_does_not_store_fails_the_tick_and_the_neighbours_have_theirs(make, emulator, at_once):
-    face = make(*labeled(partitions_def=DAILY))
+def test_a_verdict_that_dagster_does_not_store_fails_the_tick_and_the_neighbours_have_theirs(make, emulator):
+    face = make(*labeled(partitions_def=DAILY), bounds=AT_ONCE)
     face.submit(span=(DAYS[0], DAYS[1]))
     emulator.settle()
     [request] = tick(face).run_requests
@@ -106,8 +103,8 @@ def test_a_verdict_that_dagster_does_not_store_fails_the_tick_and_the_neighbours
     assert f"{LABELS} {DAYS[0]} waits for a person" in tick(face).skip_message
 
 
-def test_what_a_run_did_change_begins_the_count_anew(make, emulator, at_once):
-    face = make(*labeled())
+def test_what_a_run_did_change_begins_the_count_anew(make, emulator):
+    face = make(*labeled(), bounds=AT_ONCE)
     face.submit()
     emulator.settle()
     for _ in range(2):
@@ -121,8 +118,8 @@ def test_what_a_run_did_change_begins_the_count_anew(make, emulator, at_once):
     assert AGAIN not in request.tags
 
 
-def test_a_run_that_succeeded_and_changed_nothing_is_asked_for_again(make, emulator, at_once):
-    face = make(*labeled())
+def test_a_run_that_succeeded_and_changed_nothing_is_asked_for_again(make, emulator):
+    face = make(*labeled(), bounds=AT_ONCE)
     face.submit()
     emulator.settle()
     [request] = tick(face).run_requests
@@ -145,8 +142,8 @@ def test_the_first_request_after_a_loss_waits_a_minute(make, emulator):
     assert again.run_key != request.run_key
 
 
-def test_neighbours_that_were_lost_together_twice_are_asked_for_alone(make, emulator, at_once):
-    face = make(*labeled(partitions_def=DAILY))
+def test_neighbours_that_were_lost_together_twice_are_asked_for_alone(make, emulator):
+    face = make(*labeled(partitions_def=DAILY), bounds=AT_ONCE)
     face.submit(span=(DAYS[0], DAYS[2]))
     emulator.settle()
     for _ in range(2):
@@ -156,8 +153,8 @@ def test_neighbours_that_were_lost_together_twice_are_asked_for_alone(make, emul
     assert asked(tick(face)) == [(day, day) for day in DAYS[:3]]
 
 
-def test_a_run_that_a_person_canceled_is_not_asked_for_again_and_a_failed_check_says_so(make, emulator, at_once):
-    face = make(*labeled())
+def test_a_run_that_a_person_canceled_is_not_asked_for_again_and_a_failed_check_says_so(make, emulator):
+    face = make(*labeled(), bounds=AT_ONCE)
     face.submit()
     emulator.settle()
     [request] = tick(face).run_requests
@@ -169,8 +166,8 @@ def test_a_run_that_a_person_canceled_is_not_asked_for_again_and_a_failed_check_
     assert face.collect().success
 
 
-def test_a_run_that_dagster_retries_by_itself_is_left_to_it_and_its_retry_counts_as_the_last(make, emulator, at_once):
-    face = make(*labeled())
+def test_a_run_that_dagster_retries_by_itself_is_left_to_it_and_its_retry_counts_as_the_last(make, emulator):
+    face = make(*labeled(), bounds=AT_ONCE)
     face.submit()
     emulator.settle()
     [request] = tick(face).run_requests
@@ -184,8 +181,8 @@ def test_a_run_that_dagster_retries_by_itself_is_left_to_it_and_its_retry_counts
     assert f"run {last.run_id} ended as FAILURE and changed nothing; asked for again 1 of 3" in tick(face).skip_message
 
 
-def test_a_run_whose_worker_died_before_it_could_say_anything_is_lost_after_an_hour(make, emulator, at_once):
-    face = make(*labeled())
+def test_a_run_whose_worker_died_before_it_could_say_anything_is_lost_after_an_hour(make, emulator):
+    face = make(*labeled(), bounds=AT_ONCE)
     face.submit()
     emulator.settle()
     [request] = tick(face).run_requests
@@ -198,16 +195,16 @@ def test_a_run_whose_worker_died_before_it_could_say_anything_is_lost_after_an_h
 
 
 def test_a_run_that_was_queued_with_another_executors_configuration_is_asked_for_with_that_of_the_present_one(
-    emulator, instance, at_once
+    emulator, instance
 ):
-    face = Face(emulator, instance, *labeled())
+    face = Face(emulator, instance, *labeled(), bounds=AT_ONCE)
     face.submit()
     emulator.settle()
     [request] = tick(face).run_requests
     assert request.run_config == {"execution": {"config": {"in_process": {}}}}
-    changed = Face(emulator, instance, *labeled())
+    changed = Face(emulator, instance, *labeled(), bounds=AT_ONCE)
     changed.defs = dg.Definitions(
-        assets=labeled(), sensors=[build_llm_batch_sensor()], resources=face.resources, executor=dg.in_process_executor
+        assets=labeled(), sensors=[sensor_within(AT_ONCE)], resources=face.resources, executor=dg.in_process_executor
     )
     changed.repository = changed.defs.get_repository_def()
     with pytest.raises(dg.DagsterInvalidConfigError):
@@ -339,9 +336,8 @@ def test_a_range_of_multi_partitions_holds_back_its_own(make, emulator):
     assert sorted(request.partition_key for request in tick(face).run_requests) == sorted({*places} - held)
 
 
-def test_a_run_that_submits_is_seen_beside_pages_of_runs_that_wait(make, emulator, monkeypatch):
-    monkeypatch.setattr(runs, "_RECORDS_AT_ONCE", 10)
-    face = make(*labeled(partitions_def=DAILY))
+def test_a_run_that_submits_is_seen_beside_pages_of_runs_that_wait(make, emulator):
+    face = make(*labeled(partitions_def=DAILY), bounds=TickBounds(run_records=10))
     for day in DAYS[:3]:
         face.submit(partition=day)
     emulator.settle()

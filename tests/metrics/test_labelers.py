@@ -112,11 +112,10 @@ def test_a_group_is_some_of_the_labelers():
     assert agreement_among(three, "all").alpha < 0.5
 
 
-def test_a_table_too_large_for_the_library_gets_the_same_alpha(monkeypatch):
-    said = labels(*KRIPPENDORFF_2011), labels(*KRIPPENDORFF_2011, target=ORDINAL)
-    by_library = [agreement_among(one, "all").alpha for one in said]
-    monkeypatch.setattr(labelers, "_LIBRARY_CELLS", 0)
-    assert [agreement_among(one, "all").alpha for one in said] == pytest.approx(by_library)
+def test_a_table_too_large_for_the_library_gets_the_same_alpha():
+    tables = labels(*KRIPPENDORFF_2011), labels(*KRIPPENDORFF_2011, target=ORDINAL)
+    by_library = [agreement_among(table, "all").alpha for table in tables]
+    assert [agreement_among(table, "all", library_cells=0).alpha for table in tables] == pytest.approx(by_library)
 
 
 def test_other_types_numbers_and_words_for_ordinal_classes_are_refused():
