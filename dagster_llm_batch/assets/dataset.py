@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import dagster as dg
 
 from dagster_llm_batch._dagster_private import load_asset
-from dagster_llm_batch.assets.naming import key_beside
+from dagster_llm_batch.assets.keys import key_beside
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.checks import ChecksPolicy
 from dagster_llm_batch.engine import Labeling

@@ -11,8 +11,8 @@ import dagster as dg
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import Dataset, RowsFunction
+from dagster_llm_batch.assets.keys import Upstream, prefixed_key, upstream_key
 from dagster_llm_batch.assets.labels import labels_asset
-from dagster_llm_batch.assets.naming import Upstream, prefixed_key, upstream_key
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.assets.submission import submission_asset
 from dagster_llm_batch.checks import ChecksPolicy

@@ -10,8 +10,8 @@ from decimal import Decimal
 import click
 
 from dagster_llm_batch.cli.commands import Command, json_option
-from dagster_llm_batch.cli.show import Money, money, print_json, print_table
-from dagster_llm_batch.cli.where import Where, ledger_command
+from dagster_llm_batch.cli.deployment import Where, ledger_command
+from dagster_llm_batch.cli.output import Money, money, print_json, print_table
 from dagster_llm_batch.storage.ledger.records import Submission
 
 __all__ = ["cost_command"]

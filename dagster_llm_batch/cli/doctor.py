@@ -15,8 +15,8 @@ import click
 from rich.text import Text
 
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
-from dagster_llm_batch.cli.show import age, cell, console, counted, money, print_json
-from dagster_llm_batch.cli.where import Where, ledger_command
+from dagster_llm_batch.cli.deployment import Where, ledger_command
+from dagster_llm_batch.cli.output import age, cell, console, counted, money, print_json
 from dagster_llm_batch.core.price_book import newest_price_change
 from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.engine import Engine, Labeling

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, json_option
-from dagster_llm_batch.cli.finding import find_dataset, partitions_of, partitions_options
-from dagster_llm_batch.cli.show import print_json
-from dagster_llm_batch.cli.where import Where, code_location_command
+from dagster_llm_batch.cli.deployment import Where, code_location_command
+from dagster_llm_batch.cli.output import print_json
+from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.exports.files import whole
 from dagster_llm_batch.exports.fine_tuning import (

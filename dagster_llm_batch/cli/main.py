@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from dagster_llm_batch._version import __version__
-from dagster_llm_batch.cli.act import cancel_command, resolve_command, retry_command
 from dagster_llm_batch.cli.cost import cost_command
+from dagster_llm_batch.cli.decisions import cancel_command, resolve_command, retry_command
 from dagster_llm_batch.cli.doctor import doctor_command
 from dagster_llm_batch.cli.emulate import emulate_command
 from dagster_llm_batch.cli.export import export_command
-from dagster_llm_batch.cli.look import list_command, show_command
-from dagster_llm_batch.cli.planning import plan_command
+from dagster_llm_batch.cli.plan import plan_command
 from dagster_llm_batch.cli.prune import prune_command
+from dagster_llm_batch.cli.submissions import list_command, show_command
 from dagster_llm_batch.cli.watch import watch_command
 
 __all__ = ["main"]

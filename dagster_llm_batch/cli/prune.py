@@ -7,8 +7,8 @@ from datetime import timedelta
 import click
 
 from dagster_llm_batch.cli.commands import Command, confirm, json_option
-from dagster_llm_batch.cli.show import SHORT_ID, counted, print_json, print_table
-from dagster_llm_batch.cli.where import Where, ledger_command
+from dagster_llm_batch.cli.deployment import Where, ledger_command
+from dagster_llm_batch.cli.output import SHORT_ID, counted, print_json, print_table
 from dagster_llm_batch.engine.prune import Pruning
 
 __all__ = ["prune_command"]

@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.text import Text
 
 from dagster_llm_batch.cli.commands import Command, json_option
-from dagster_llm_batch.cli.finding import find_submission, partition_option
-from dagster_llm_batch.cli.show import Money, console, counted, print_json, table
-from dagster_llm_batch.cli.where import Where, ledger_command
+from dagster_llm_batch.cli.deployment import Where, ledger_command
+from dagster_llm_batch.cli.output import Money, console, counted, print_json, table
+from dagster_llm_batch.cli.selection import find_submission, partition_option
 from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.progress import progress_text, usual_of

@@ -8,7 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from dagster_llm_batch.assets.output import Frame
-from dagster_llm_batch.components.resolving import Block, about, templated
+from dagster_llm_batch.components.resolution import Block, about, templated
 from dagster_llm_batch.evaluation.candidates import Scale
 
 __all__ = [

@@ -16,7 +16,7 @@ from dagster_llm_batch.assets import ROLE_TAG
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.components.attributes import Description, GroupName, KeyPrefix, Owners, Tags
 from dagster_llm_batch.components.choices import pointed
-from dagster_llm_batch.components.resolving import path_about, pointing_at
+from dagster_llm_batch.components.resolution import path_about, pointing_at
 from dagster_llm_batch.errors import ConfigError
 
 __all__ = ["FactoryComponent"]

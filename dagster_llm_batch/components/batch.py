@@ -7,13 +7,13 @@ from typing import Annotated, Any
 import dagster as dg
 
 from dagster_llm_batch.assets import llm_batch_assets
-from dagster_llm_batch.components.asking import Asking, Llm
 from dagster_llm_batch.components.attributes import Tabled
 from dagster_llm_batch.components.base import FactoryComponent
+from dagster_llm_batch.components.labeling import Asking, Llm
 from dagster_llm_batch.components.partitions import PARTITIONS
-from dagster_llm_batch.components.resolving import about
+from dagster_llm_batch.components.resolution import about
 from dagster_llm_batch.components.resource import RESOURCE
-from dagster_llm_batch.components.scaffolding import BatchScaffolder
+from dagster_llm_batch.components.scaffolders import BatchScaffolder
 from dagster_llm_batch.components.settings import PROMPT, RESPONSE, ROWS, SENSOR
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.jobs import build_llm_batch_jobs

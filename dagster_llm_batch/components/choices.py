@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, create_model
 
-from dagster_llm_batch.components.resolving import Block
+from dagster_llm_batch.components.resolution import Block
 
 __all__ = ["pointed"]
 

@@ -8,7 +8,7 @@ import dagster as dg
 
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.components.batch import LLMBatchComponent
-from dagster_llm_batch.components.resolving import import_object, pointing_at, templated
+from dagster_llm_batch.components.resolution import import_object, pointing_at, templated
 from dagster_llm_batch.errors import ConfigError
 
 __all__ = ["LABELS"]

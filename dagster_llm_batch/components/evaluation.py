@@ -20,8 +20,8 @@ from dagster_llm_batch.components.attributes import (
 )
 from dagster_llm_batch.components.base import FactoryComponent
 from dagster_llm_batch.components.partitions import PARTITIONS
-from dagster_llm_batch.components.resolving import about
-from dagster_llm_batch.components.scaffolding import EvaluationScaffolder
+from dagster_llm_batch.components.resolution import about
+from dagster_llm_batch.components.scaffolders import EvaluationScaffolder
 from dagster_llm_batch.components.settings import TARGET
 from dagster_llm_batch.evaluation import evaluation_assets
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import dagster as dg
 
-from dagster_llm_batch.components.asking import Asking, Llm
 from dagster_llm_batch.components.attributes import (
     Candidates,
     Checked,
@@ -16,9 +15,10 @@ from dagster_llm_batch.components.attributes import (
     Tabled,
 )
 from dagster_llm_batch.components.base import FactoryComponent
+from dagster_llm_batch.components.labeling import Asking, Llm
 from dagster_llm_batch.components.partitions import PARTITIONS
-from dagster_llm_batch.components.resolving import about
-from dagster_llm_batch.components.scaffolding import PairwiseJudgeScaffolder, RubricJudgeScaffolder
+from dagster_llm_batch.components.resolution import about
+from dagster_llm_batch.components.scaffolders import PairwiseJudgeScaffolder, RubricJudgeScaffolder
 from dagster_llm_batch.components.settings import PROMPT
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.evaluation import pairwise_judge_assets, rubric_judge_assets

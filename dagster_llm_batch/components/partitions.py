@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import dagster as dg
 from pydantic import BaseModel, Field
 
-from dagster_llm_batch.components.resolving import Block, pointing_at, templated
+from dagster_llm_batch.components.resolution import Block, pointing_at, templated
 
 __all__ = ["PARTITIONS"]
 

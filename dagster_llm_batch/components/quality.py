@@ -25,8 +25,8 @@ from dagster_llm_batch.components.attributes import (
 from dagster_llm_batch.components.base import FactoryComponent
 from dagster_llm_batch.components.datasets import LABELS
 from dagster_llm_batch.components.partitions import PARTITIONS
-from dagster_llm_batch.components.resolving import about
-from dagster_llm_batch.components.scaffolding import (
+from dagster_llm_batch.components.resolution import about
+from dagster_llm_batch.components.scaffolders import (
     AgreementScaffolder,
     CostScaffolder,
     DriftScaffolder,

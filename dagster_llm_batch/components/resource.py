@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Union, get_args, get_origin
 import dagster as dg
 from pydantic import Field, create_model
 
-from dagster_llm_batch.components.resolving import Block, pointing_at, templated
+from dagster_llm_batch.components.resolution import Block, pointing_at, templated
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.resources import LLMBatchResource
 

@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from dagster_llm_batch.checks import ChecksPolicy
-from dagster_llm_batch.components.resolving import Block, block, folder_of, import_object, pointing_at, templated
+from dagster_llm_batch.components.resolution import Block, block, folder_of, import_object, pointing_at, templated
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding, response_format

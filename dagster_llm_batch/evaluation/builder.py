@@ -20,7 +20,7 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.assets.dataset import ROLE_TAG
-from dagster_llm_batch.assets.naming import key_beside, prefixed_key
+from dagster_llm_batch.assets.keys import key_beside, prefixed_key
 from dagster_llm_batch.assets.output import Frame, stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
 from dagster_llm_batch.automation import on_labels_ready

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import dagster as dg
 
 from dagster_llm_batch.arguments import checked_options
-from dagster_llm_batch.assets.naming import Upstream, upstream_key
+from dagster_llm_batch.assets.keys import Upstream, upstream_key
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.evaluation import gold_metadata
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, PartitionOptions, Tables

@@ -11,7 +11,7 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked_options
-from dagster_llm_batch.assets.naming import Upstream, upstream_key
+from dagster_llm_batch.assets.keys import Upstream, upstream_key
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, EvaluationOptions, code_digest
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of, is_external

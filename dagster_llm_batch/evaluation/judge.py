@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked_beside
 from dagster_llm_batch.assets import RowsContext, llm_batch_assets
-from dagster_llm_batch.assets.naming import Upstream, key_beside, upstream_key
+from dagster_llm_batch.assets.keys import Upstream, key_beside, upstream_key
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.core.prompt import Prompt

@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from dagster_llm_batch.assets.naming import key_beside
+from dagster_llm_batch.assets.keys import key_beside
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.evaluation.builder import EvaluationBuilder, code_digest, whenever_new
 from dagster_llm_batch.evaluation.candidates import Candidate

@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 
-from dagster_llm_batch.assets.naming import key_beside
+from dagster_llm_batch.assets.keys import key_beside
 
 __all__ = ["RANGE_TAGS", "Group", "Partitions", "Ready", "grouped", "joined"]
 

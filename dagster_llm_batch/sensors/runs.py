@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from dagster_llm_batch.assets.naming import key_beside
+from dagster_llm_batch.assets.keys import key_beside
 from dagster_llm_batch.checks import COVERAGE
 from dagster_llm_batch.engine.activity import LOST
 from dagster_llm_batch.sensors.run_requests import Partitions

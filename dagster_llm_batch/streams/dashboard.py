@@ -7,15 +7,15 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked_options
-from dagster_llm_batch.assets.naming import Upstream, upstream_key
+from dagster_llm_batch.assets.keys import Upstream, upstream_key
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, TableOptions, picture
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metrics.columns import WEIGHT, refuse_weights
 from dagster_llm_batch.metrics.schemas import table_of
 from dagster_llm_batch.streams.client import Connection
+from dagster_llm_batch.streams.consumer import messages_from, offsets_at, watermarks
 from dagster_llm_batch.streams.figures import StreamFigures, figures_markdown, latency_png, stream_figures
 from dagster_llm_batch.streams.messages import KEY, message_id
-from dagster_llm_batch.streams.reading import messages_from, offsets_at, watermarks
 from dagster_llm_batch.streams.resource import kafka_of
 from dagster_llm_batch.streams.results import StreamResult, read_result
 from dagster_llm_batch.streams.windows import check_topic

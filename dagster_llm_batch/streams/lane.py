@@ -22,9 +22,9 @@ from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.streams.client import Connection, confluent, kafka_errors
+from dagster_llm_batch.streams.consumer import Watermarks, resume, watermarks_of
 from dagster_llm_batch.streams.messages import KEY
-from dagster_llm_batch.streams.producing import Outgoing, produce, transaction
-from dagster_llm_batch.streams.reading import Watermarks, resume, watermarks_of
+from dagster_llm_batch.streams.producer import Outgoing, produce, transaction
 from dagster_llm_batch.streams.results import REASON, SAID, SINCE, StreamResult, now_ms, outgoing
 from dagster_llm_batch.streams.topic import KafkaTopic
 from dagster_llm_batch.streams.windows import KafkaWindow, cut_windows

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.streams.reading import lost_text
+from dagster_llm_batch.streams.consumer import lost_text
 from dagster_llm_batch.streams.windows import OffsetRange
 
 if TYPE_CHECKING:

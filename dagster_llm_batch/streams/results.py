@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from dagster_llm_batch.errors import InputError
-from dagster_llm_batch.streams.producing import Outgoing
+from dagster_llm_batch.streams.producer import Outgoing
 
 __all__ = ["REASON", "SAID", "SINCE", "SOURCE", "StreamResult", "now_ms", "outgoing", "read_result"]
 

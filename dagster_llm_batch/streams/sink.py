@@ -8,13 +8,13 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.naming import Upstream, prefixed_key, upstream_key
+from dagster_llm_batch.assets.keys import Upstream, prefixed_key, upstream_key
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metadata import data_version
-from dagster_llm_batch.streams.producing import Delivery, Outgoing, Work, produce_again, produce_once
+from dagster_llm_batch.streams.producer import Delivery, Outgoing, Work, produce_again, produce_once
 from dagster_llm_batch.streams.resource import kafka_of
 from dagster_llm_batch.streams.windows import check_topic
 

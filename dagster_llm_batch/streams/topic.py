@@ -14,8 +14,8 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import RowsContext, RowsFunction
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.streams.client import Connection
+from dagster_llm_batch.streams.consumer import WindowReader
 from dagster_llm_batch.streams.messages import Content, lost_rows
-from dagster_llm_batch.streams.reading import WindowReader
 from dagster_llm_batch.streams.resource import kafka_of
 from dagster_llm_batch.streams.results import SOURCE
 from dagster_llm_batch.streams.windows import KafkaWindow, check_topic

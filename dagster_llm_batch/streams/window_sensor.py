@@ -20,7 +20,7 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.errors import ConfigError, InputError, MessagesLostError
 from dagster_llm_batch.streams.client import Connection
-from dagster_llm_batch.streams.reading import Watermarks, lost_text, offsets_at, watermarks
+from dagster_llm_batch.streams.consumer import Watermarks, lost_text, offsets_at, watermarks
 from dagster_llm_batch.streams.resource import kafka_of
 from dagster_llm_batch.streams.topic import KafkaTopic
 from dagster_llm_batch.streams.windows import OffsetRange, cut_windows, positions

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from yaml_project import EVAL, evaluation, labels, refusal
 
 from dagster_llm_batch import LLMBatchComponent, LLMBatchEvaluationComponent
-from dagster_llm_batch.components.scaffolding import BatchParams
+from dagster_llm_batch.components.scaffolders import BatchParams
 
 HEAD = """\
 type: dagster_llm_batch.LLMBatchComponent

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dagster_llm_batch.cli.show import cell
+from dagster_llm_batch.cli.output import cell
 from dagster_llm_batch.metadata import markdown_cell, preview
 from dagster_llm_batch.metrics import plain_text
 from dagster_llm_batch.metrics.cells import markdown_text

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dagster_llm_batch.streams import KafkaResource, producing
-from dagster_llm_batch.streams.producing import Outgoing, Work, produce_once
+from dagster_llm_batch.streams import KafkaResource, producer
+from dagster_llm_batch.streams.producer import Outgoing, Work, produce_once
 
 COUNT, AT_ONCE = 250, 50
 
@@ -33,7 +33,7 @@ def work(topic: str, version: str = "v1") -> Work:
 
 
 def main(address: str, topic: str, when: str) -> int:
-    real = producing.produce
+    real = producer.produce
 
     def produce_and_die(producer: Any, topic: str, messages: Sequence[Outgoing]) -> None:
         if messages[0].value == str(3 * AT_ONCE).encode():
@@ -43,7 +43,7 @@ def main(address: str, topic: str, when: str) -> int:
         real(producer, topic, messages)
 
     if when == "in a transaction":
-        producing.produce = produce_and_die
+        producer.produce = produce_and_die
     connection = KafkaResource(bootstrap_servers=address, timeout_seconds=10).connection()
     return produce_once(connection, work(topic), numbers(when), at_once=AT_ONCE)
 

@@ -18,7 +18,7 @@ from producing_process import AT_ONCE, COUNT, main, numbers, work
 
 from dagster_llm_batch.errors import ConfigError, TransientError
 from dagster_llm_batch.streams import kafka_sink_asset
-from dagster_llm_batch.streams.producing import Outgoing, produce_again, produce_once
+from dagster_llm_batch.streams.producer import Outgoing, produce_again, produce_once
 
 
 def process(broker: Broker, topic: str, when: str) -> subprocess.CompletedProcess[str]:

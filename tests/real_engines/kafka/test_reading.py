@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from dagster_llm_batch.errors import ConfigError, InputError, MessagesLostError, TransientError
 from dagster_llm_batch.streams import KafkaTopic, KafkaWindow
-from dagster_llm_batch.streams.reading import WindowReader, watermarks
+from dagster_llm_batch.streams.consumer import WindowReader, watermarks
 from dagster_llm_batch.streams.windows import OffsetRange
 
 

@@ -11,9 +11,9 @@ import click
 
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
-from dagster_llm_batch.cli.finding import find_dataset, partitions_of, partitions_options
-from dagster_llm_batch.cli.show import SHORT_ID, console, counted, dollars, money, print_json, print_table, table
-from dagster_llm_batch.cli.where import Where, code_location_command
+from dagster_llm_batch.cli.deployment import Where, code_location_command
+from dagster_llm_batch.cli.output import SHORT_ID, console, counted, dollars, money, print_json, print_table, table
+from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
 from dagster_llm_batch.engine.plan import Preview
 
 __all__ = ["Planned", "plan_command", "plan_rows", "print_plan"]

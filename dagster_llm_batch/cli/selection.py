@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from dagster_llm_batch.assets.dataset import Dataset
-from dagster_llm_batch.cli.where import Where
+from dagster_llm_batch.cli.deployment import Where
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Submission

@@ -10,7 +10,7 @@ import dagster as dg
 
 from dagster_llm_batch.checks import ChecksPolicy
 from dagster_llm_batch.components.attributes import BackfillPolicy, ResourceKey
-from dagster_llm_batch.components.resolving import about, duration
+from dagster_llm_batch.components.resolution import about, duration
 from dagster_llm_batch.components.settings import CHECKS, FALLBACK, PRICE, RETRY
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.engine import Fallback, RetryPolicy

@@ -15,7 +15,7 @@ import yaml  # type: ignore[import-untyped]
 from dagster.components.scaffold.scaffold import ScaffoldRequest
 from pydantic import Field
 
-from dagster_llm_batch.components.resolving import Block
+from dagster_llm_batch.components.resolution import Block
 from dagster_llm_batch.providers.registry import PROVIDERS
 
 __all__ = [

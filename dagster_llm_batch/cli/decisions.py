@@ -8,16 +8,16 @@ from typing import Any
 import click
 
 from dagster_llm_batch.cli.commands import Command, ExitCode, confirm, json_option, leave
-from dagster_llm_batch.cli.finding import (
+from dagster_llm_batch.cli.deployment import Where, code_location_command, ledger_command
+from dagster_llm_batch.cli.output import print_json, print_table
+from dagster_llm_batch.cli.plan import plan_rows, print_plan
+from dagster_llm_batch.cli.selection import (
     find_dataset,
     find_submission,
     partition_option,
     partitions_of,
     partitions_options,
 )
-from dagster_llm_batch.cli.planning import plan_rows, print_plan
-from dagster_llm_batch.cli.show import print_json, print_table
-from dagster_llm_batch.cli.where import Where, code_location_command, ledger_command
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.submit import Orphan, orphans
 from dagster_llm_batch.progress import progress_text

@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from dagster_llm_batch.cli.commands import Command, json_option
-from dagster_llm_batch.cli.finding import find_submission, partition_option
-from dagster_llm_batch.cli.show import SHORT_ID, console, dollars, money, print_json, print_table, table
-from dagster_llm_batch.cli.where import Where, ledger_command
+from dagster_llm_batch.cli.deployment import Where, ledger_command
+from dagster_llm_batch.cli.output import SHORT_ID, console, dollars, money, print_json, print_table, table
+from dagster_llm_batch.cli.selection import find_submission, partition_option
 from dagster_llm_batch.storage.ledger.ledger import Ledger, utc_now
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.types import Lane
