@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dagster_llm_batch.core.identity import NONCE
 from dagster_llm_batch.core.memory import chunks
@@ -189,6 +190,28 @@ class Collector:
             },
         )
 
+    def count_outcomes(self, shard: Shard) -> Counter[str]:
+        """Count a shard's outcomes, from its raw lines where its results are not read yet; none where none are stored.
+
+        Moves and writes nothing: the shard may be one that another process collects.
+        """
+        if shard.results_path:
+            outcomes = [self._payloads.read_table(shard.results_path, ["llm_outcome"])["llm_outcome"]]
+        elif self._payloads.exists(beside(shard, RAW)):
+            tables = self._reading([shard]).reconciler(shard).tables(self.raw_lines(shard))
+            outcomes = [table["llm_outcome"] for table in tables]
+        else:
+            outcomes = []
+        counts: Counter[str] = Counter()
+        for column in outcomes:
+            counts.update({count["values"]: count["counts"] for count in pc.value_counts(column).to_pylist()})
+        return counts
+
+    def raw_lines(self, shard: Shard) -> Iterator[bytes]:
+        """Yield the result lines that are stored of a shard; none where it is not archived."""
+        path = shard.raw_path or beside(shard, RAW)
+        return self._payloads.lines(path) if self._payloads.exists(path) else iter(())
+
     def results(self, shards: list[Shard], columns: list[str] | None = None) -> list[pa.Table]:
         """The results of collected shards, oldest wave first."""
         ordered = sorted(shards, key=lambda shard: (shard.wave, shard.number))
@@ -204,6 +227,15 @@ class ResultsReading:
     by: Mapping[tuple[str, str], tuple[Labeling, Codec, Callable[[], Tariff]]]
 
     def __call__(self, shard: Shard) -> tuple[str, Tally]:
+        reconciler = self.reconciler(shard)
+        path = beside(shard, RESULTS)
+        with self.payloads.table_writer(path, self.schema, repeating=REPEATING) as out:
+            for table in reconciler.tables(self.payloads.lines(shard.raw_path or beside(shard, RAW))):
+                out.write_table(table)
+        return path, reconciler.tally
+
+    def reconciler(self, shard: Shard) -> Reconciler:
+        """Return what turns the shard's raw lines into its results."""
         labeling, codec, terms = self.by[shard.provider, shard.model]
         facts = ShardFacts(
             nonce=shard.nonce,
@@ -219,12 +251,7 @@ class ResultsReading:
             padding=shard.padding,
         )
         expected = packed_ids(self.payloads, shard)
-        reconciler = Reconciler(codec, labeling.reader, terms().of(shard.lane), facts, expected)
-        path = beside(shard, RESULTS)
-        with self.payloads.table_writer(path, self.schema, repeating=REPEATING) as out:
-            for table in reconciler.tables(self.payloads.lines(shard.raw_path or beside(shard, RAW))):
-                out.write_table(table)
-        return path, reconciler.tally
+        return Reconciler(codec, labeling.reader, terms().of(shard.lane), facts, expected)
 
 
 def _refuse_fewer(lines: int, at_least: int, shard: Shard) -> None:

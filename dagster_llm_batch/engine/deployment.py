@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -127,6 +128,8 @@ class Deployment:
         transfers_at_once: How many request files are sent, and how many results are fetched, at the same time.
         new_id: Returns the id of a new submission, which no other has.
         gates: When calls in real time may be made, by provider, account and model. Those of this process.
+        batch_outcomes: The outcomes of batches that several submissions share, by provider, account and batch_id, as
+            this process has counted them.
     """
 
     providers: Mapping[str, Provider]
@@ -141,6 +144,7 @@ class Deployment:
     transfers_at_once: int = 4
     new_id: Callable[[], str] = new_id
     gates: dict[tuple[str, str, str], Gate] = field(default_factory=dict)
+    batch_outcomes: dict[tuple[str, str, str], Counter[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuses what could transfer nothing."""
