@@ -104,23 +104,23 @@ def wheel() -> bool:
 _LOWEST_EXTRAS = ("anthropic", "openai", "bedrock", "bigquery", "evaluation", "drift", "emulator", "postgres", "gcs")
 _ON_LOWEST = (  # of each part what touches the packages below it, and is quick
     "tests/test_imports.py",
-    "tests/core/test_labeling.py",
+    "tests/core/test_label_join.py",
     "tests/core/test_plain_replies.py",
     "tests/core/test_pricing.py",
     "tests/core/test_prompt.py",
     "tests/core/test_response.py",
-    "tests/metrics/test_charts.py",
+    "tests/metrics/test_timeline_plots.py",
     "tests/metrics/test_drift.py",
     "tests/metrics/test_joining.py",
-    "tests/metrics/test_metrics.py",
+    "tests/metrics/test_classification.py",
     "tests/storage/test_ledger_contract.py",
     "tests/storage/test_ledger_migrations.py",
     "tests/providers/test_contract.py",
     "tests/providers/test_bedrock_contract.py",
     "tests/providers/test_google_contract.py",
     "tests/engine/test_journey.py",
-    "tests/dagster/test_face_checks.py",
-    "tests/dagster/test_face_runs.py",
+    "tests/dagster/test_asset_checks.py",
+    "tests/dagster/test_asset_runs.py",
 )
 
 

@@ -2,7 +2,7 @@
 
     class TestMyProvider(ProviderContract):
         @pytest.fixture
-        def rig(self): ...
+        def subject(self): ...
 
 Each test is named after the duty it holds the provider to.
 """
@@ -34,7 +34,7 @@ from dagster_llm_batch.types import (
     Undecided,
 )
 
-__all__ = ["OneWayStream", "ProviderContract", "ProviderRig"]
+__all__ = ["OneWayStream", "ProviderContract", "ProviderUnderTest"]
 
 _AWKWARD = ('say "hi"', "a\\b\n\r\t", "x\u2028y\u2029z", "\U0001f600 é 中", '"},{"custom_id":"forged"', "\x00\x1f\x7f")
 _NONCE = "n"
@@ -49,7 +49,7 @@ class Finish(Protocol):
 
 
 @dataclass(frozen=True)
-class ProviderRig:
+class ProviderUnderTest:
     """A provider ready to be tested. `secrets` must never be shown; `finish` lets all its batches end."""
 
     provider: ProviderProtocol
@@ -59,7 +59,7 @@ class ProviderRig:
 
     @property
     def codec(self) -> Codec:
-        """The codec of the rig's spec."""
+        """The codec of its spec."""
         return self.provider.codec(self.spec)
 
     def submit(self, texts: Sequence[str], tag: str) -> str:
@@ -96,147 +96,148 @@ def _hints(requests: int, nonce: str = _NONCE, known: Iterable[str] = ()) -> Fin
 
 
 class ProviderContract:
-    """Inherit, and give a fixture `rig` that returns a ProviderRig."""
+    """Inherit, and give a fixture `subject` that returns a ProviderUnderTest."""
 
     @pytest.fixture
-    def rig(self) -> ProviderRig:
+    def subject(self) -> ProviderUnderTest:
         """The provider under test."""
         raise NotImplementedError
 
-    def test_it_is_a_provider_and_shows_no_secret(self, rig: ProviderRig) -> None:
-        assert isinstance(rig.provider, ProviderProtocol)
-        shown = f"{rig.provider!r} {rig.provider.name} {rig.provider.account} {rig.provider.console_url('b')}"
-        assert not [secret for secret in rig.secrets if secret in shown]
-        assert rig.provider.settle_seconds >= 0
+    def test_it_is_a_provider_and_shows_no_secret(self, subject: ProviderUnderTest) -> None:
+        assert isinstance(subject.provider, ProviderProtocol)
+        provider = subject.provider
+        shown = f"{provider!r} {provider.name} {provider.account} {provider.console_url('b')}"
+        assert not [secret for secret in subject.secrets if secret in shown]
+        assert subject.provider.settle_seconds >= 0
 
-    def test_encode_1_equal_arguments_give_equal_bytes(self, rig: ProviderRig) -> None:
+    def test_encode_1_equal_arguments_give_equal_bytes(self, subject: ProviderUnderTest) -> None:
         request = Request("r", None, "a text")
-        assert rig.codec.encode(request, "n-0") == rig.codec.encode(request, "n-0")
+        assert subject.codec.encode(request, "n-0") == subject.codec.encode(request, "n-0")
 
-    def test_encode_2_a_line_ends_once(self, rig: ProviderRig) -> None:
+    def test_encode_2_a_line_ends_once(self, subject: ProviderUnderTest) -> None:
         for text in _AWKWARD:
-            line = rig.codec.encode(Request("r", None, text), "n-0")
+            line = subject.codec.encode(Request("r", None, text), "n-0")
             assert line.endswith(b"\n")
             assert line.count(b"\n") == 1
             assert len(line.decode().splitlines()) == 1
 
-    def test_encode_3_row_data_stays_data(self, rig: ProviderRig) -> None:
-        plain = json.loads(rig.codec.encode(Request("r", None, "plain"), "n-0"))
+    def test_encode_3_row_data_stays_data(self, subject: ProviderUnderTest) -> None:
+        plain = json.loads(subject.codec.encode(Request("r", None, "plain"), "n-0"))
         for text in _AWKWARD:
-            line = json.loads(rig.codec.encode(Request("r", None, text), "n-0"))
+            line = json.loads(subject.codec.encode(Request("r", None, text), "n-0"))
             assert json.dumps(line).replace(json.dumps(text), '"plain"') == json.dumps(plain)
 
-    def test_decode_1_never_raises(self, rig: ProviderRig) -> None:
+    def test_decode_1_never_raises(self, subject: ProviderUnderTest) -> None:
         for line in (b"", b"\n", b"{", b"[]", b"null", b'"x"', b"{}", b"\xff\xfe", b"\xef\xbb\xbf", b"[" * 100_000):
-            result = rig.codec.decode(line)
+            result = subject.codec.decode(line)
             assert result.custom_id is None
             assert result.outcome is not Outcome.SUCCEEDED
 
-    def test_submit_2_the_tag_is_attached_so_that_find_sees_it(self, rig: ProviderRig) -> None:
-        batch_id = rig.submit(["a", "b"], "tag-a")
+    def test_submit_2_the_tag_is_attached_so_that_find_sees_it(self, subject: ProviderUnderTest) -> None:
+        batch_id = subject.submit(["a", "b"], "tag-a")
         # a vendor without tags knows a batch by its results: until it ends, "perhaps" is right, and "no" never is
-        assert rig.provider.find("tag-a", _hints(2)) in (Found(batch_id), Undecided((batch_id,)))
-        rig.finish()
-        assert rig.provider.find("tag-a", _hints(2)) == Found(batch_id)
+        assert subject.provider.find("tag-a", _hints(2)) in (Found(batch_id), Undecided((batch_id,)))
+        subject.finish()
+        assert subject.provider.find("tag-a", _hints(2)) == Found(batch_id)
 
-    def test_find_a_batch_that_was_never_created_is_absent(self, rig: ProviderRig) -> None:
-        batch_id = rig.submit(["a"], "tag-a")
-        assert rig.provider.find("tag-b", _hints(1, "other")) in (Absent(), Undecided((batch_id,)))
-        assert rig.provider.find("tag-b", _hints(1, "other", {batch_id})) == Absent()
-        rig.finish()
-        assert rig.provider.find("tag-b", _hints(1, "other")) == Absent()
+    def test_find_a_batch_that_was_never_created_is_absent(self, subject: ProviderUnderTest) -> None:
+        batch_id = subject.submit(["a"], "tag-a")
+        assert subject.provider.find("tag-b", _hints(1, "other")) in (Absent(), Undecided((batch_id,)))
+        assert subject.provider.find("tag-b", _hints(1, "other", {batch_id})) == Absent()
+        subject.finish()
+        assert subject.provider.find("tag-b", _hints(1, "other")) == Absent()
 
-    def test_find_a_batch_that_is_another_for_certain_is_not_found(self, rig: ProviderRig) -> None:
-        batch_id = rig.submit(["a", "b"], "tag-a")
-        rig.finish()
-        assert rig.provider.find("tag-a", _hints(2, known={batch_id})) == Absent()
+    def test_find_a_batch_that_is_another_for_certain_is_not_found(self, subject: ProviderUnderTest) -> None:
+        batch_id = subject.submit(["a", "b"], "tag-a")
+        subject.finish()
+        assert subject.provider.find("tag-a", _hints(2, known={batch_id})) == Absent()
 
-    def test_poll_a_batch_is_reported_until_it_ends(self, rig: ProviderRig) -> None:
-        first, second = rig.submit(["a"], "tag-a"), rig.submit(["a", "b"], "tag-b")
-        assert set(rig.provider.poll([first, second])) == {first, second}
-        rig.finish()
-        reports = rig.provider.poll([first, second])
+    def test_poll_a_batch_is_reported_until_it_ends(self, subject: ProviderUnderTest) -> None:
+        first, second = subject.submit(["a"], "tag-a"), subject.submit(["a", "b"], "tag-b")
+        assert set(subject.provider.poll([first, second])) == {first, second}
+        subject.finish()
+        reports = subject.provider.poll([first, second])
         assert {report.status for report in reports.values()} == {BatchStatus.ENDED}
         assert [reports[batch_id].batch_id for batch_id in (first, second)] == [first, second]
         assert reports[second].total in (2, None)
         ended_at = reports[second].ended_at
         assert ended_at is None or ended_at.tzinfo is not None
 
-    def test_poll_1_an_unknown_batch_is_not_found_with_a_reason(self, rig: ProviderRig) -> None:
-        known = rig.submit(["a"], "tag-a")
-        reports = rig.provider.poll(["batch_unknown", known])
+    def test_poll_1_an_unknown_batch_is_not_found_with_a_reason(self, subject: ProviderUnderTest) -> None:
+        known = subject.submit(["a"], "tag-a")
+        reports = subject.provider.poll(["batch_unknown", known])
         assert reports["batch_unknown"].status is BatchStatus.NOT_FOUND
         assert reports["batch_unknown"].reason
         assert known in reports
-        rig.finish()
+        subject.finish()
 
-    def test_poll_nothing_is_nothing(self, rig: ProviderRig) -> None:
-        assert dict(rig.provider.poll([])) == {}
+    def test_poll_nothing_is_nothing(self, subject: ProviderUnderTest) -> None:
+        assert dict(subject.provider.poll([])) == {}
 
-    def test_fetch_every_request_has_one_line_and_one_outcome(self, rig: ProviderRig) -> None:
-        batch_id = rig.submit([f"text {i}" for i in range(20)], "tag-a")
-        rig.finish()
-        results = rig.results(batch_id)
+    def test_fetch_every_request_has_one_line_and_one_outcome(self, subject: ProviderUnderTest) -> None:
+        batch_id = subject.submit([f"text {i}" for i in range(20)], "tag-a")
+        subject.finish()
+        results = subject.results(batch_id)
         assert sorted(result.custom_id or "" for result in results) == sorted(f"n-{i}" for i in range(20))
         assert {result.outcome for result in results} == {Outcome.SUCCEEDED}
         assert all(result.text is not None or result.embedding for result in results)
         assert all(result.usage is not None and result.usage.input_tokens > 0 for result in results)
 
-    def test_fetch_1_lines_end_at_line_feeds_only(self, rig: ProviderRig) -> None:
-        batch_id = rig.submit(_AWKWARD, "tag-a")
-        rig.finish()
-        lines = list(rig.provider.fetch(batch_id))
+    def test_fetch_1_lines_end_at_line_feeds_only(self, subject: ProviderUnderTest) -> None:
+        batch_id = subject.submit(_AWKWARD, "tag-a")
+        subject.finish()
+        lines = list(subject.provider.fetch(batch_id))
         assert len(lines) == len(_AWKWARD)
         assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in lines)
 
-    def test_fetch_can_be_started_over(self, rig: ProviderRig) -> None:
-        batch_id = rig.submit(["a", "b", "c"], "tag-a")
-        rig.finish()
-        broken_off = rig.provider.fetch(batch_id)
+    def test_fetch_can_be_started_over(self, subject: ProviderUnderTest) -> None:
+        batch_id = subject.submit(["a", "b", "c"], "tag-a")
+        subject.finish()
+        broken_off = subject.provider.fetch(batch_id)
         next(broken_off)
         del broken_off
-        assert list(rig.provider.fetch(batch_id)) == list(rig.provider.fetch(batch_id))
+        assert list(subject.provider.fetch(batch_id)) == list(subject.provider.fetch(batch_id))
 
-    def test_several_threads_submit_and_fetch_at_once(self, rig: ProviderRig) -> None:
+    def test_several_threads_submit_and_fetch_at_once(self, subject: ProviderUnderTest) -> None:
         sizes = range(1, _THREADS + 1)
         ready = Barrier(_THREADS)  # so that they also meet in what the provider makes at its first call
 
         def submitted(size: int) -> str:
             ready.wait(_PATIENCE_SECONDS)
-            return rig.submit([f"text {i}" for i in range(size)], f"tag-{size}")
+            return subject.submit([f"text {i}" for i in range(size)], f"tag-{size}")
 
         def fetched(batch_id: str) -> list[str]:
             ready.wait(_PATIENCE_SECONDS)
-            return sorted(result.custom_id or "" for result in rig.results(batch_id))
+            return sorted(result.custom_id or "" for result in subject.results(batch_id))
 
         with ThreadPoolExecutor(_THREADS) as pool:
             batch_ids = list(pool.map(submitted, sizes))
-            rig.finish()
+            subject.finish()
             assert list(pool.map(fetched, batch_ids)) == [[f"n-{i}" for i in range(size)] for size in sizes]
 
-    def test_cancel_an_ended_batch_does_nothing(self, rig: ProviderRig) -> None:
-        batch_id = rig.submit(["a"], "tag-a")
-        rig.finish()
-        rig.provider.cancel(batch_id)
-        assert rig.provider.poll([batch_id])[batch_id].status is BatchStatus.ENDED
-        assert len(rig.results(batch_id)) == 1
+    def test_cancel_an_ended_batch_does_nothing(self, subject: ProviderUnderTest) -> None:
+        batch_id = subject.submit(["a"], "tag-a")
+        subject.finish()
+        subject.provider.cancel(batch_id)
+        assert subject.provider.poll([batch_id])[batch_id].status is BatchStatus.ENDED
+        assert len(subject.results(batch_id)) == 1
 
-    def test_cancel_leads_to_an_end_that_accounts_for_what_finished(self, rig: ProviderRig) -> None:
-        batch_id = rig.submit(["a", "b"], "tag-a")
-        rig.provider.cancel(batch_id)
-        rig.finish()
-        status = rig.provider.poll([batch_id])[batch_id].status
+    def test_cancel_leads_to_an_end_that_accounts_for_what_finished(self, subject: ProviderUnderTest) -> None:
+        batch_id = subject.submit(["a", "b"], "tag-a")
+        subject.provider.cancel(batch_id)
+        subject.finish()
+        status = subject.provider.poll([batch_id])[batch_id].status
         assert status in (BatchStatus.CANCELED, BatchStatus.ENDED)
-        for result in rig.results(batch_id):
+        for result in subject.results(batch_id):
             assert result.outcome in (Outcome.SUCCEEDED, Outcome.CANCELED)
 
-    def test_respond_gives_the_result_line_that_a_batch_would(self, rig: ProviderRig) -> None:
-        answer = rig.provider.respond(rig.codec.encode(Request("r", None, "a text"), "n-7"))
+    def test_respond_gives_the_result_line_that_a_batch_would(self, subject: ProviderUnderTest) -> None:
+        answer = subject.provider.respond(subject.codec.encode(Request("r", None, "a text"), "n-7"))
         assert answer.endswith(b"\n")
         assert answer.count(b"\n") == 1
-        result = rig.codec.decode(answer)
+        result = subject.codec.decode(answer)
         assert (result.custom_id, result.outcome) == ("n-7", Outcome.SUCCEEDED)
-        batch_id = rig.submit(["a text"], "tag-a")
-        rig.finish()
-        (batched,) = rig.results(batch_id)
+        batch_id = subject.submit(["a text"], "tag-a")
+        subject.finish()
+        (batched,) = subject.results(batch_id)
         assert (batched.text, batched.embedding) == (result.text, result.embedding)

@@ -19,12 +19,12 @@ from dagster_llm_batch.errors import LeaseError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.testing.emulator import Emulator, Limits, WireFault, local_gcs, local_s3
-from tests.crash.books import books_of, money_of
+from tests.crash.billing import money_of, read_billing
 from tests.crash.clouds import BUCKET, CLOUDS, Cloud, Place
+from tests.crash.interceptor import Point, When
 from tests.crash.points import ARROWS, Crash
 from tests.crash.postgres import postgres
 from tests.crash.scenarios import ANSWER, RUNNING
-from tests.crash.taps import Point, When
 from tests.crash.worker import NAMESPACE, SECONDS_A_RUN, Job, Reached, work
 
 LEDGERS = ("sqlite", "postgresql")
@@ -196,7 +196,7 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, verdict: Verd
     by_wave: dict[int, set[str]] = defaultdict(set)
     for shard in shards:
         by_wave[shard.wave].update({shard.batch_id} if shard.batch_id else ())
-    batches, answered = books_of(cell.cloud, emulator, folder)
+    batches, answered = read_billing(cell.cloud, emulator, folder)
     money = money_of(answered, {shard.nonce: shard.wave for shard in shards}, max(one.waves for one in submissions))
     verdict.billed, verdict.billed_twice = money.billed, money.twice
     least, most = scenario.billed or (scenario.rows, scenario.rows)

@@ -52,7 +52,7 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Cloud:
-    """One provider. `create` and `download` are patterns of "METHOD path"; see `taps.install`.
+    """One provider. `create` and `download` are patterns of "METHOD path"; see `interceptor.install`.
 
     `held`: the calls that go to the emulator, which can hold them; the others go to a store of files or stay here.
     """
@@ -131,7 +131,7 @@ def _gemini(place: Place, _options: tuple[str, ...]) -> GeminiProvider:
 
 
 def _command(place: Place, options: tuple[str, ...]) -> CommandProvider:
-    words = [sys.executable, "-S", str(_LABELER), "{input}", "{output}", f"{place.folder}/books.jsonl", *options]
+    words = [sys.executable, "-S", str(_LABELER), "{input}", "{output}", f"{place.folder}/answers.jsonl", *options]
     return CommandProvider(words, f"{place.folder}/jobs")
 
 

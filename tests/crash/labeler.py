@@ -1,6 +1,6 @@
-"""The command of the command provider in these tests: labels each line, and keeps books of what it was asked.
+"""The command of the command provider in these tests: labels each line, and writes down what it was asked.
 
-    labeler.py IN OUT BOOKS [fails once: TEXT]
+    labeler.py IN OUT ANSWERS [fails once: TEXT]
 
 A line with TEXT is answered 503 the first time, as a server does that is overloaded.
 """
@@ -11,19 +11,19 @@ import sys
 from pathlib import Path
 
 
-def main(source: Path, target: Path, books: Path, fails_once: str = "") -> None:
+def main(source: Path, target: Path, answers: Path, fails_once: str = "") -> None:
     with target.open("w") as out:
         for line in source.read_bytes().splitlines():
             request = json.loads(line)
-            fails = bool(fails_once) and fails_once.encode() in line and _is_first(books.with_suffix(".failed"))
+            fails = bool(fails_once) and fails_once.encode() in line and _is_first(answers.with_suffix(".failed"))
             entry = {
                 "batch_id": source.parent.name,
                 "custom_id": request["custom_id"],
                 "body": json.dumps(request["body"], sort_keys=True),
                 "is_billed": not fails,
             }
-            with books.open("a") as book:  # one write a line: several batches write at once
-                book.write(json.dumps(entry) + "\n")
+            with answers.open("a") as file:  # one write a line: several batches write at once
+                file.write(json.dumps(entry) + "\n")
             out.write(json.dumps(_answer(request, 503 if fails else 200)) + "\n")
 
 

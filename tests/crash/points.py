@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.crash.clouds import Cloud
+from tests.crash.interceptor import HELD, Point, When
 from tests.crash.scenarios import (
     AT_ONCE,
     BUSY,
@@ -26,7 +27,6 @@ from tests.crash.scenarios import (
     URGENT,
     Scenario,
 )
-from tests.crash.taps import HELD, Point, When
 
 _B, _H, _U, _R, _C, _A = When.BEFORE, When.HALFWAY, When.UNSEEN, When.ARRIVED, When.ACTED, When.AFTER
 _FILE, _TRANSACTION, _CALL = (_B, _H, _U, _A), (_B, _U, _A), (_B, _U, _R, _C, _H, _A)

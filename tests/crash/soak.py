@@ -29,7 +29,7 @@ from dagster_llm_batch.storage.ledger.ledger import Ledger
 from tests.crash.cells import LEDGERS
 from tests.crash.page import PAGE, write
 from tests.crash.postgres import postgres
-from tests.crash.soak_processes import NAMESPACE, Books, Task, label, serve
+from tests.crash.soak_processes import NAMESPACE, Billing, Task, label, serve
 
 VENDORS = ("openai", "anthropic", "bedrock", "vertex", "gemini")
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -119,11 +119,11 @@ def _end(process: Any, pipe: Connection) -> None:
     process.kill()
 
 
-def judge(soak: Soak, books: Mapping[str, Books], ledger: Ledger, seconds: float) -> tuple[list[str], bool]:
-    """The table, and whether all is well. The tables of rows and the vendors' books are the witnesses."""
+def judge(soak: Soak, billing: Mapping[str, Billing], ledger: Ledger, seconds: float) -> tuple[list[str], bool]:
+    """The table, and whether all is well. The tables of rows and the vendors' billing are the witnesses."""
     rows: dict[str, dict[str, int]] = {}
     well = True
-    for vendor, book in books.items():
+    for vendor, bill in billing.items():
         tasks = [task for task in soak.done if task.cloud == vendor]
         shards = [
             shard
@@ -134,23 +134,23 @@ def judge(soak: Soak, books: Mapping[str, Books], ledger: Ledger, seconds: float
         row = {
             "requests": sum(task.rows for task in tasks),
             "partitions": len(tasks),
-            "batches": len(book.batches),
-            "calls": book.calls,
-            "row faults": book.row_faults,
-            "call faults": book.call_faults,
+            "batches": len(bill.batches),
+            "calls": bill.calls,
+            "row faults": bill.row_faults,
+            "call faults": bill.call_faults,
             "kills": soak.kills[vendor],
             "lost": sum(_lost(task) for task in tasks),
-            "billed": book.money.billed,
-            "billed twice": book.money.twice,
+            "billed": bill.money.billed,
+            "billed twice": bill.money.twice,
         }
         rows[vendor] = row
-        orphans = book.billed_batches - {shard.batch_id for shard in shards}
+        orphans = bill.billed_batches - {shard.batch_id for shard in shards}
         wrong = {
             "lost": row["lost"],
             "billed twice": row["billed twice"],
             "billed for nothing": row["billed"] - row["requests"],
             "batches that were billed and no shard has": orphans,
-            "shards in two batches": book.money.in_two_batches,
+            "shards in two batches": bill.money.in_two_batches,
             "shards not collected": sum(shard.state is not ShardState.COLLECTED for shard in shards),
         }
         for what, found in wrong.items():
@@ -208,11 +208,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         waves: dict[str, dict[str, int]] = defaultdict(dict)
         for one in ledger.submissions(NAMESPACE):
             waves[one.provider].update({shard.nonce: shard.wave for shard in ledger.shards(one.submission_id)})
-        books = {}
+        billing = {}
         for vendor, pipe in vendors.items():
             pipe.send((waves[vendor], max(waves[vendor].values(), default=0)))
-            books[vendor] = pipe.recv()
-        lines, well = judge(soak, books, ledger, seconds)
+            billing[vendor] = pipe.recv()
+        lines, well = judge(soak, billing, ledger, seconds)
         ledger.close()
     print("\n" + "\n".join(lines))
     if options.write:

@@ -20,7 +20,7 @@ from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import Emulator, Limits, RowFault, WireFault, local_gcs, local_s3
-from tests.crash.books import Money, books_of, money_of
+from tests.crash.billing import Money, money_of, read_billing
 from tests.crash.clouds import BUCKET, CLOUDS, Place
 from tests.crash.scenarios import ANSWER, PLAIN
 
@@ -46,8 +46,8 @@ CALL_FAULTS = tuple(
 """One call in a hundred: refused for now, failed, done without a word of it, or its answer cut off."""
 
 
-class Books(NamedTuple):
-    """A vendor's books in the end."""
+class Billing(NamedTuple):
+    """A vendor's billing in the end."""
 
     batches: set[str]
     billed_batches: set[str]
@@ -58,7 +58,7 @@ class Books(NamedTuple):
 
 
 def serve(cloud: str, folder: str, pipe: Connection) -> None:
-    """A vendor: says where it is, and serves; given the waves of all shards, it shows its books, and ends."""
+    """A vendor: says where it is, and serves; given the waves of all shards, it shows its billing, and ends."""
     with ExitStack() as servers:
         s3_url = servers.enter_context(local_s3(BUCKET)) if cloud == "bedrock" else None
         gcs_url = servers.enter_context(local_gcs(BUCKET)) if cloud == "vertex" else None
@@ -77,9 +77,9 @@ def serve(cloud: str, folder: str, pipe: Connection) -> None:
             waves, most = pipe.recv()
         except EOFError:
             return
-        batches, answered = books_of(CLOUDS[cloud], emulator, Path(folder))
+        batches, answered = read_billing(CLOUDS[cloud], emulator, Path(folder))
         pipe.send(
-            Books(
+            Billing(
                 batches,
                 {one.batch_id for one in answered if one.is_billed and one.batch_id},
                 money_of(answered, waves, most),

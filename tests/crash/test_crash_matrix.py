@@ -14,9 +14,9 @@ import pytest
 
 from tests.crash.cells import LEDGERS, Cell, Servers, run_cell, servers
 from tests.crash.clouds import CLOUDS, FORGETFUL
+from tests.crash.interceptor import HELD, Point, When
 from tests.crash.points import CRASHES, Crash
 from tests.crash.scenarios import AT_ONCE, PLAIN
-from tests.crash.taps import HELD, Point, When
 
 
 def _selected() -> Iterator[Cell]:

@@ -24,8 +24,8 @@ from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from tests.crash.clouds import Cloud, Place
+from tests.crash.interceptor import Interceptor, Point, When, install, intercept_verbs
 from tests.crash.scenarios import DEADLINE, Scenario
-from tests.crash.taps import Point, Tap, When, install, tap_verbs
 
 NAMESPACE = "crash"
 SECONDS_A_RUN = 180.0
@@ -67,10 +67,10 @@ def work(job: Job, parent: Connection) -> None:
         if is_held:
             parent.recv()
 
-    tap = Tap(job.point, tell)
+    interceptor = Interceptor(job.point, tell)
     cloud = job.cloud
-    install(tap, cloud.create, cloud.download, job.place.port)
-    provider = tap_verbs(tap, cloud.provider(job.place, job.scenario.command_options))
+    install(interceptor, cloud.create, cloud.download, job.place.port)
+    provider = intercept_verbs(interceptor, cloud.provider(job.place, job.scenario.command_options))
     scenario = job.scenario
     skipped = Skipped(Path(job.place.folder) / "skipped-seconds")
     engine = Engine(
@@ -102,10 +102,10 @@ def work(job: Job, parent: Connection) -> None:
         time.sleep(_PAUSE_SECONDS)
     labeled = [engine.labels(labeling, one) for one in ids]
     tables = [table.select(["ticket_id", "llm_outcome"]) for one in labeled for table in (one.labels, one.rejects)]
-    _materialize(tap, pa.concat_tables(tables), job.table)
+    _materialize(interceptor, pa.concat_tables(tables), job.table)
     for one in ids:
         engine.ledger.mark_delivered(one)
-    parent.send(sorted({arrow for arrow, _, _ in tap.crossed}))
+    parent.send(sorted({arrow for arrow, _, _ in interceptor.crossed}))
 
 
 def _send_together(engine: Engine, labeling: Labeling, ids: list[str]) -> None:
@@ -140,11 +140,11 @@ def _planned(engine: Engine, scenario: Scenario, labeling: Labeling, number: int
     return (known or engine.plan(labeling, scenario.tickets(number), partition=partition)).submission_id
 
 
-def _materialize(tap: Tap, rows: pa.Table, path: Path) -> None:
+def _materialize(interceptor: Interceptor, rows: pa.Table, path: Path) -> None:
     """Write the table as an IO manager does: as a whole, or not at all."""
-    tap.cross("table: labels", When.BEFORE)
+    interceptor.cross("table: labels", When.BEFORE)
     part = path.with_suffix(".part")
     pq.write_table(rows, part)
-    tap.cross("table: labels", When.UNSEEN)
+    interceptor.cross("table: labels", When.UNSEEN)
     part.replace(path)
-    tap.cross("table: labels", When.AFTER)
+    interceptor.cross("table: labels", When.AFTER)

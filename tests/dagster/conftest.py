@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from face import Face
+from code_location import CodeLocation
 
 from dagster_llm_batch.testing.emulator import Emulator
 
@@ -32,10 +32,10 @@ def stored() -> Iterator[dg.DagsterInstance]:
 
 
 @pytest.fixture
-def make(emulator: Emulator, instance: dg.DagsterInstance) -> Callable[..., Face]:
+def make(emulator: Emulator, instance: dg.DagsterInstance) -> Callable[..., CodeLocation]:
     """A code location with these assets."""
 
-    def with_assets(*assets: Any, **options: Any) -> Face:
-        return Face(emulator, instance, *assets, **options)
+    def with_assets(*assets: Any, **options: Any) -> CodeLocation:
+        return CodeLocation(emulator, instance, *assets, **options)
 
     return with_assets

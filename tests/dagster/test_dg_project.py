@@ -11,8 +11,8 @@ import time
 
 import pytest
 from dagster_dev import DagsterDev, free_port, marked, process
-from fresh import CONSTRAINTS, ROOT, built, environment, uv
 from markdown_it import MarkdownIt
+from published_package import CONSTRAINTS, ROOT, built, environment, uv
 
 PAGE = ROOT / "docs" / "how-to" / "components.md"
 TYPE = "dagster_llm_batch.LLMBatchComponent"

@@ -7,7 +7,7 @@ import re
 import dagster as dg
 import pyarrow as pa
 import pytest
-from evaluation_world import DAYS, ROWS, TRUTH, World, source
+from evaluation_project import DAYS, ROWS, TRUTH, EvaluationProject, source
 
 from dagster_llm_batch import agreement_assets
 from dagster_llm_batch.errors import ConfigError
@@ -17,8 +17,8 @@ FLIPPED = {one: "how" if label == "bug" else "bug" for one, label in TRUTH.items
 
 
 @pytest.fixture
-def world(tmp_path):
-    return World(tmp_path)
+def project(tmp_path):
+    return EvaluationProject(tmp_path)
 
 
 def people(**labels):
@@ -39,36 +39,36 @@ def agreement(gold=None, candidates=(), **more):
     return upstream, agreement_assets(**{**usual, **more})
 
 
-def groups(world, partition=None):
-    return {row["group"]: row for row in world.stored("agree", partition).to_pylist()}
+def groups(project, partition=None):
+    return {row["group"]: row for row in project.stored("agree", partition).to_pylist()}
 
 
-def pairs(world, partition=None):
-    return {(row["a"], row["b"]): row for row in world.stored("agree_pairs", partition).to_pylist()}
+def pairs(project, partition=None):
+    return {(row["a"], row["b"]): row for row in project.stored("agree_pairs", partition).to_pylist()}
 
 
-def test_gold_and_candidates_are_labelers_of_equal_right(world):
+def test_gold_and_candidates_are_labelers_of_equal_right(project):
     upstream, assets = agreement(source("gold", TRUTH), [source("good", TRUTH), source("weak", WEAK)])
-    world.fill(upstream, "mon", "tue", "wed")
-    world.run([*upstream, *assets], select=assets)
-    assert pairs(world)["good", "gold"]["kappa"] == 1
-    assert pairs(world)["good", "weak"]["n_both"] == 6
-    found = groups(world)
+    project.fill(upstream, "mon", "tue", "wed")
+    project.run([*upstream, *assets], select=assets)
+    assert pairs(project)["good", "gold"]["kappa"] == 1
+    assert pairs(project)["good", "weak"]["n_both"] == 6
+    found = groups(project)
     assert (found["all"]["n_labelers"], found["all"]["n_rows"], found["all"]["n_complete"]) == (3, 7, 6)
     assert found["all"]["alpha"] > found["candidates"]["alpha"]
     assert "gold" not in found  # one labeler agrees with nobody
 
 
-def test_people_are_compared_among_themselves_and_with_the_models(world):
+def test_people_are_compared_among_themselves_and_with_the_models(project):
     gold = people(ann=TRUTH, bob=TRUTH, eve={"m1": "how", "m2": "how"})
     upstream, assets = agreement(
         gold, [source("odd", FLIPPED, partitions_def=None)], annotator="rater", gold_target="human"
     )
-    world.run([*upstream, *assets])
-    found = groups(world)
+    project.run([*upstream, *assets])
+    found = groups(project)
     assert (found["gold"]["n_labelers"], found["all"]["n_labelers"]) == (3, 4)
     assert found["gold"]["alpha"] > 0.7 > found["all"]["alpha"]
-    assert set(pairs(world)) == {
+    assert set(pairs(project)) == {
         ("odd", "ann"),
         ("odd", "bob"),
         ("odd", "eve"),
@@ -76,78 +76,78 @@ def test_people_are_compared_among_themselves_and_with_the_models(world):
         ("ann", "eve"),
         ("bob", "eve"),
     }
-    shown = world.metadata("agree")
+    shown = project.metadata("agree")
     assert shown["llm_batch/alpha of topic, gold"].value == found["gold"]["alpha"]
     assert len(re.findall(r"data:image/png;base64,", shown["llm_batch/agreement"].md_str)) == 1
     lineage = shown["dagster/column_lineage"].lineage.deps_by_column
     assert dg.TableColumnDep(dg.AssetKey("gold"), "human") in lineage["alpha"]
-    assert "Cohen's κ" in world.metadata("agree_pairs")["llm_batch/pairs"].md_str
+    assert "Cohen's κ" in project.metadata("agree_pairs")["llm_batch/pairs"].md_str
 
 
-def test_people_alone_can_be_compared(world):
+def test_people_alone_can_be_compared(project):
     gold = people(ann=TRUTH, bob=FLIPPED)
     upstream, assets = agreement(gold, annotator="rater", gold_target="human")
-    world.run([*upstream, *assets])
-    assert list(groups(world)) == ["all"]
-    assert groups(world)["all"]["alpha"] < 0
+    project.run([*upstream, *assets])
+    assert list(groups(project)) == ["all"]
+    assert groups(project)["all"]["alpha"] < 0
 
 
-def test_a_partition_is_compared_on_its_own_rows(world):
+def test_a_partition_is_compared_on_its_own_rows(project):
     gold = people(ann=TRUTH, bob={**TRUTH, "w1": "bug"})
     upstream, assets = agreement(
         gold, [source("good", TRUTH)], annotator="rater", gold_target="human", partitions_def=DAYS
     )
-    world.fill([gold])
-    world.fill(upstream[1:], "mon", "wed")
-    world.run([*upstream, *assets], select=assets, between=("mon", "mon"))
-    world.run([*upstream, *assets], select=assets, partition="wed")
-    assert groups(world, "mon")["all"]["n_rows"] == len(ROWS["mon"])
-    assert (groups(world, "mon")["all"]["agreement"], groups(world, "mon")["all"]["partition"]) == (1, "mon")
-    assert groups(world, "wed")["all"]["agreement"] == pytest.approx(4 / 6)
+    project.fill([gold])
+    project.fill(upstream[1:], "mon", "wed")
+    project.run([*upstream, *assets], select=assets, between=("mon", "mon"))
+    project.run([*upstream, *assets], select=assets, partition="wed")
+    assert groups(project, "mon")["all"]["n_rows"] == len(ROWS["mon"])
+    assert (groups(project, "mon")["all"]["agreement"], groups(project, "mon")["all"]["partition"]) == (1, "mon")
+    assert groups(project, "wed")["all"]["agreement"] == pytest.approx(4 / 6)
 
 
-def test_rejected_rows_have_no_label(world):
+def test_rejected_rows_have_no_label(project):
     @dg.asset
     def partly():
         outcomes = ["succeeded" if one != "m1" else "invalid" for one in TRUTH]
         return pa.table({"id": list(TRUTH), "topic": list(FLIPPED.values()), "llm_outcome": outcomes})
 
     upstream, assets = agreement(source("gold", TRUTH, partitions_def=None), [partly])
-    world.run([*upstream, *assets])
-    assert pairs(world)["partly", "gold"]["n_both"] == 6
+    project.run([*upstream, *assets])
+    assert pairs(project)["partly", "gold"]["n_both"] == 6
 
 
-def test_a_candidate_that_is_not_there_yet_is_left_out(world):
+def test_a_candidate_that_is_not_there_yet_is_left_out(project):
     upstream, assets = agreement(source("gold", TRUTH), [source("good", TRUTH), source("weak", WEAK)])
-    world.fill(upstream[:2], "mon")
-    world.run([*upstream, *assets], select=assets)
-    assert set(pairs(world)) == {("good", "gold")}
+    project.fill(upstream[:2], "mon")
+    project.run([*upstream, *assets], select=assets)
+    assert set(pairs(project)) == {("good", "gold")}
 
 
 @pytest.mark.parametrize(("least", "passed"), [(0.2, True), (0.9, False)])
-def test_a_least_alpha_is_a_check(world, least, passed):
+def test_a_least_alpha_is_a_check(project, least, passed):
     upstream, assets = agreement(source("gold", TRUTH), [source("weak", WEAK)], min_alpha=least)
-    world.fill(upstream, "mon", "tue", "wed")
-    result = world.run([*upstream, *assets], select=assets)
+    project.fill(upstream, "mon", "tue", "wed")
+    result = project.run([*upstream, *assets], select=assets)
     [verdict] = result.get_asset_check_evaluations()
     assert (verdict.check_name, verdict.passed) == ("alpha", passed)
     assert f"at least {least:g} wanted" in verdict.description
 
 
-def test_fewer_than_two_labelers_say_what_is_missing(world):
+def test_fewer_than_two_labelers_say_what_is_missing(project):
     upstream, assets = agreement(source("gold", TRUTH), [source("good", TRUTH)])
-    world.fill(upstream[:1], "mon")
-    message = world.failure([*upstream, *assets], assets)
+    project.fill(upstream[:1], "mon")
+    message = project.failure([*upstream, *assets], assets)
     assert "fewer than two labelers to compare. Materialize what is missing: good." in message
 
 
-def test_an_annotator_who_labels_a_row_twice_is_refused_by_name(world):
+def test_an_annotator_who_labels_a_row_twice_is_refused_by_name(project):
     @dg.asset
     def gold():
         return pa.table({"id": ["m1", "m1", "m1"], "rater": ["ann", "ann", "bob"], "topic": ["bug", "how", "bug"]})
 
     upstream, assets = agreement(gold, annotator="rater")
-    assert "Key 'id' of labeler 'ann' is not unique" in world.failure([*upstream, *assets], None)
+    assert "Key 'id' of labeler 'ann' is not unique" in project.failure([*upstream, *assets], None)
 
 
 @pytest.mark.parametrize(
@@ -167,19 +167,19 @@ def test_settings_that_cannot_work_are_refused_at_once(wrong, says):
         agreement_assets(**{**right, **wrong})
 
 
-def test_it_follows_its_labelers(world):
+def test_it_follows_its_labelers(project):
     upstream, assets = agreement(source("gold", TRUTH), [source("good", TRUTH)])
-    every = dg.Definitions(assets=[*upstream, *assets], resources=world.resources)
+    every = dg.Definitions(assets=[*upstream, *assets], resources=project.resources)
 
     def tick(cursor=None):
-        result = dg.evaluate_automation_conditions(every, world.instance, cursor=cursor)
+        result = dg.evaluate_automation_conditions(every, project.instance, cursor=cursor)
         return result.get_requested_partitions(dg.AssetKey("agree")), result.cursor
 
     asked, cursor = tick()
     assert asked == set()
-    world.fill(upstream[:1], "mon")
+    project.fill(upstream[:1], "mon")
     asked, cursor = tick(cursor)
     assert asked == set()
-    world.fill(upstream[1:], "mon")
+    project.fill(upstream[1:], "mon")
     asked, _ = tick(cursor)
     assert asked == {None}

@@ -12,7 +12,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from evaluation_world import DAYS, FRAMES, ROWS, TRUTH, World, rows, source, table
+from evaluation_project import DAYS, FRAMES, ROWS, TRUTH, EvaluationProject, rows, source, table
 from PIL import Image
 
 from dagster_llm_batch import Prompt, evaluation_assets, llm_batch_assets
@@ -23,8 +23,8 @@ WEAK = {**TRUTH, "m1": "how", "m2": None, "t1": "how"}
 
 
 @pytest.fixture
-def world(tmp_path):
-    return World(tmp_path)
+def project(tmp_path):
+    return EvaluationProject(tmp_path)
 
 
 def both(evaluation_partitions=None, *, gold_partitions=DAYS, frame="arrow", **more):
@@ -45,11 +45,11 @@ def both(evaluation_partitions=None, *, gold_partitions=DAYS, frame="arrow", **m
 
 class TestTables:
     @pytest.mark.parametrize("frame", FRAMES)
-    def test_all_partitions_are_evaluated_together_and_stored_as_the_frame_asked_for(self, world, frame):
+    def test_all_partitions_are_evaluated_together_and_stored_as_the_frame_asked_for(self, project, frame):
         upstream, evaluation = both(frame=frame)
-        world.fill(upstream, "mon", "tue")
-        world.run([*upstream, *evaluation], select=evaluation)
-        stored = world.stored("quality")
+        project.fill(upstream, "mon", "tue")
+        project.run([*upstream, *evaluation], select=evaluation)
+        stored = project.stored("quality")
         assert isinstance(stored, {"arrow": pa.Table, "polars": pl.DataFrame, "pandas": pd.DataFrame}[frame])
         good, weak = rows(stored)["good"], rows(stored)["weak"]
         assert (good["n_gold"], good["n_correct"], good["accuracy"]) == (5, 5, 1.0)
@@ -60,48 +60,48 @@ class TestTables:
 
     @pytest.mark.parametrize("frame", FRAMES)
     @pytest.mark.parametrize("gold_partitions", [DAYS, None], ids=["gold by day", "gold at once"])
-    def test_a_partition_is_evaluated_on_its_own_gold_rows(self, world, frame, gold_partitions):
+    def test_a_partition_is_evaluated_on_its_own_gold_rows(self, project, frame, gold_partitions):
         upstream, evaluation = both(DAYS, gold_partitions=gold_partitions, frame=frame)
         gold, *labels = upstream
-        world.fill([gold], "mon") if gold_partitions else world.fill([gold])
-        world.fill(labels, "mon")
-        world.run([*upstream, *evaluation], select=evaluation, partition="mon")
-        found = rows(world.stored("quality", "mon"))
+        project.fill([gold], "mon") if gold_partitions else project.fill([gold])
+        project.fill(labels, "mon")
+        project.run([*upstream, *evaluation], select=evaluation, partition="mon")
+        found = rows(project.stored("quality", "mon"))
         assert (found["good"]["n_gold"], found["weak"]["n_correct"]) == (3, 1)
         assert found["good"]["partition"] == "mon"
-        shown = world.metadata("quality", "mon")
+        shown = project.metadata("quality", "mon")
         assert shown["llm_batch/gold_rows_elsewhere"].value == (0 if gold_partitions else 4)
         assert shown["dagster/partition_row_count"].value == 2
 
-    def test_unpartitioned_tables_are_compared_as_they_are(self, world):
+    def test_unpartitioned_tables_are_compared_as_they_are(self, project):
         gold, labels = source("gold", TRUTH, partitions_def=None), source("labels", WEAK, partitions_def=None)
         evaluation = evaluation_assets(name="quality", gold="gold", candidates=labels, key="id", target="topic")
-        world.run([gold, labels, *evaluation])
-        assert rows(world.stored("quality"))["labels"]["n_gold"] == 7
+        project.run([gold, labels, *evaluation])
+        assert rows(project.stored("quality"))["labels"]["n_gold"] == 7
 
-    def test_classes_have_a_table_of_their_own(self, world):
+    def test_classes_have_a_table_of_their_own(self, project):
         upstream, evaluation = both()
-        world.fill(upstream, "mon", "tue", "wed")
-        world.run([*upstream, *evaluation], select=evaluation)
-        classes = pl.from_arrow(world.stored("quality_per_class")).filter(pl.col("candidate") == "weak")
+        project.fill(upstream, "mon", "tue", "wed")
+        project.run([*upstream, *evaluation], select=evaluation)
+        classes = pl.from_arrow(project.stored("quality_per_class")).filter(pl.col("candidate") == "weak")
         assert classes["class"].to_list() == ["bug", "how"]
         assert classes["support"].to_list() == [4, 2]
         assert classes["recall"].to_list() == [0.5, 1.0]
 
-    def test_either_table_can_be_materialized_alone(self, world):
+    def test_either_table_can_be_materialized_alone(self, project):
         upstream, [evaluation] = both()
-        world.fill(upstream, "mon")
+        project.fill(upstream, "mon")
         result = dg.materialize(
             [*upstream, evaluation],
-            instance=world.instance,
-            resources=world.resources,
+            instance=project.instance,
+            resources=project.resources,
             selection=[dg.AssetKey("quality_per_class")],
         )
         assert [event.asset_key for event in result.get_asset_materialization_events()] == [
             dg.AssetKey("quality_per_class")
         ]
 
-    def test_columns_of_gold_may_have_other_names_and_numbers_are_measured_by_distance(self, world):
+    def test_columns_of_gold_may_have_other_names_and_numbers_are_measured_by_distance(self, project):
         @dg.asset
         def gold():
             return pa.table({"id": [1, 2, 3], "human": ["a", "b", "a"], "stars": [1, 3, 5], "score": [0.0, 1.0, 2.0]})
@@ -119,59 +119,59 @@ class TestTables:
             gold_target={"topic": "human"},
             kind={"stars": "ordinal", "score": "numeric"},
         )
-        world.run([gold, labels, *evaluation])
-        by_target = {row["target"]: row for row in world.stored("quality").to_pylist()}
+        project.run([gold, labels, *evaluation])
+        by_target = {row["target"]: row for row in project.stored("quality").to_pylist()}
         assert by_target["topic"]["n_correct"] == 2
         assert by_target["stars"]["kappa_weights"] == "quadratic"
         assert by_target["score"]["mae"] == pytest.approx(1 / 3)
         assert {row["candidate"] for row in by_target.values()} == {"tiny"}
-        assert world.metadata("quality")["llm_batch/mae of tiny, score"].value == pytest.approx(1 / 3)
+        assert project.metadata("quality")["llm_batch/mae of tiny, score"].value == pytest.approx(1 / 3)
 
 
 class TestWhichRowsCount:
-    def test_a_partition_that_one_candidate_lacks_counts_as_unlabeled(self, world):
+    def test_a_partition_that_one_candidate_lacks_counts_as_unlabeled(self, project):
         upstream, evaluation = both()
         gold, good, weak = upstream
-        world.fill([gold, good], "mon", "tue", "wed")
-        world.fill([weak], "mon", "wed")
-        world.run([*upstream, *evaluation], select=evaluation)
-        found = rows(world.stored("quality"))
+        project.fill([gold, good], "mon", "tue", "wed")
+        project.fill([weak], "mon", "wed")
+        project.run([*upstream, *evaluation], select=evaluation)
+        found = rows(project.stored("quality"))
         assert (found["good"]["n_gold"], found["good"]["coverage"]) == (7, 1.0)
         assert (found["weak"]["n_gold"], found["weak"]["n_absent"], found["weak"]["n_labeled"]) == (7, 2, 4)
-        assert world.metadata("quality")["llm_batch/rows_unlabeled of weak"].value == 3
+        assert project.metadata("quality")["llm_batch/rows_unlabeled of weak"].value == 3
 
-    def test_gold_of_partitions_that_nobody_has_labeled_yet_does_not_count(self, world):
+    def test_gold_of_partitions_that_nobody_has_labeled_yet_does_not_count(self, project):
         upstream, evaluation = both()
         gold, *labels = upstream
-        world.fill([gold], "mon", "tue", "wed")
-        world.fill(labels, "mon")
-        world.run([*upstream, *evaluation], select=evaluation)
-        shown = world.metadata("quality")
+        project.fill([gold], "mon", "tue", "wed")
+        project.fill(labels, "mon")
+        project.run([*upstream, *evaluation], select=evaluation)
+        shown = project.metadata("quality")
         assert shown["llm_batch/gold_rows"].value == 3
         assert shown["llm_batch/partitions"].value == 1
         assert shown["llm_batch/partitions_unlabeled"].value == 2
 
-    def test_labels_of_partitions_without_gold_are_left_out_and_counted(self, world):
+    def test_labels_of_partitions_without_gold_are_left_out_and_counted(self, project):
         upstream, evaluation = both()
         gold, *labels = upstream
-        world.fill([gold], "mon")
-        world.fill(labels, "mon", "tue")
-        world.run([*upstream, *evaluation], select=evaluation)
-        found = rows(world.stored("quality"))
+        project.fill([gold], "mon")
+        project.fill(labels, "mon", "tue")
+        project.run([*upstream, *evaluation], select=evaluation)
+        found = rows(project.stored("quality"))
         assert (found["good"]["n_gold"], found["good"]["n_ignored"]) == (3, 2)
-        assert world.metadata("quality")["llm_batch/partitions_without_gold"].value == 1
+        assert project.metadata("quality")["llm_batch/partitions_without_gold"].value == 1
 
-    def test_a_deleted_dynamic_partition_does_not_count(self, world):
+    def test_a_deleted_dynamic_partition_does_not_count(self, project):
         days = dg.DynamicPartitionsDefinition(name="days")
-        world.instance.add_dynamic_partitions("days", ["mon", "tue"])
+        project.instance.add_dynamic_partitions("days", ["mon", "tue"])
         gold, labels = source("gold", TRUTH, partitions_def=days), source("labels", GOOD, partitions_def=days)
         evaluation = evaluation_assets(name="quality", gold=gold, candidates=[labels], key="id", target="topic")
-        world.fill([gold, labels], "mon", "tue")
-        world.instance.delete_dynamic_partition("days", "mon")
-        world.run([gold, labels, *evaluation], select=evaluation)
-        assert world.metadata("quality")["llm_batch/gold_rows"].value == 2
+        project.fill([gold, labels], "mon", "tue")
+        project.instance.delete_dynamic_partition("days", "mon")
+        project.run([gold, labels, *evaluation], select=evaluation)
+        assert project.metadata("quality")["llm_batch/gold_rows"].value == 2
 
-    def test_a_partition_without_gold_rows_is_green_and_says_zero(self, world):
+    def test_a_partition_without_gold_rows_is_green_and_says_zero(self, project):
         upstream, evaluation = both(DAYS, gold_partitions=None, min_accuracy=0.9)
         _, *labels = upstream
 
@@ -179,13 +179,13 @@ class TestWhichRowsCount:
         def gold_of_monday():
             return table(TRUTH, ROWS["mon"])
 
-        world.fill([gold_of_monday])
-        world.fill(labels, "tue")
-        result = world.run([gold_of_monday, *labels, *evaluation], select=evaluation, partition="tue")
-        assert rows(world.stored("quality", "tue"))["good"]["n_gold"] == 0
+        project.fill([gold_of_monday])
+        project.fill(labels, "tue")
+        result = project.run([gold_of_monday, *labels, *evaluation], select=evaluation, partition="tue")
+        assert rows(project.stored("quality", "tue"))["good"]["n_gold"] == 0
         assert [one.passed for one in result.get_asset_check_evaluations()] == [True]
 
-    def test_rejects_beside_the_labels_count_with_what_they_cost(self, world):
+    def test_rejects_beside_the_labels_count_with_what_they_cost(self, project):
         labeled = llm_batch_assets(
             name="smol", rows="texts", key="id", prompt=Prompt(user="{{ text }}"), model="openai/gpt-5-mini"
         )
@@ -202,19 +202,19 @@ class TestWhichRowsCount:
             return landed, pa.table(ids)
 
         evaluation = evaluation_assets(name="quality", gold=gold, candidates=labeled, key="id", target="topic")
-        world.run([gold, smol, *evaluation])
-        found = rows(world.stored("quality"))["smol"]
+        project.run([gold, smol, *evaluation])
+        found = rows(project.stored("quality"))["smol"]
         assert (found["n_labeled"], found["n_rejected"], found["n_absent"]) == (1, 1, 1)
         assert found["cost_per_correct_usd"] == Decimal("0.05")
 
 
 class TestRangeRuns:
-    def test_one_run_evaluates_each_partition_by_itself(self, world):
+    def test_one_run_evaluates_each_partition_by_itself(self, project):
         upstream, evaluation = both(DAYS, min_accuracy=0.7)
-        world.fill(upstream, "mon", "tue", "wed")
-        result = world.run([*upstream, *evaluation], select=evaluation, between=("mon", "wed"))
-        assert world.partitions("quality") == world.partitions("quality_per_class") == {"mon", "tue", "wed"}
-        assert [rows(world.stored("quality", day))["weak"]["n_correct"] for day in ROWS] == [1, 1, 2]
+        project.fill(upstream, "mon", "tue", "wed")
+        result = project.run([*upstream, *evaluation], select=evaluation, between=("mon", "wed"))
+        assert project.partitions("quality") == project.partitions("quality_per_class") == {"mon", "tue", "wed"}
+        assert [rows(project.stored("quality", day))["weak"]["n_correct"] for day in ROWS] == [1, 1, 2]
         versions = {
             event.materialization.tags["dagster/data_version"]
             for event in result.get_asset_materialization_events()
@@ -224,24 +224,24 @@ class TestRangeRuns:
         checks = {one.partition: one.passed for one in result.get_asset_check_evaluations()}
         assert checks == {"mon": False, "tue": False, "wed": True}
 
-    def test_a_partition_that_cannot_be_evaluated_does_not_take_its_neighbours_along(self, world):
+    def test_a_partition_that_cannot_be_evaluated_does_not_take_its_neighbours_along(self, project):
         upstream, evaluation = both(DAYS)
         gold, *labels = upstream
-        world.fill([gold], "mon", "wed")
-        world.fill(labels, "mon", "tue", "wed")
-        message = world.failure([*upstream, *evaluation], evaluation, between=("mon", "wed"))
+        project.fill([gold], "mon", "wed")
+        project.fill(labels, "mon", "tue", "wed")
+        message = project.failure([*upstream, *evaluation], evaluation, between=("mon", "wed"))
         assert "1 of 3 partitions failed" in message
         assert "tue: InputError: The gold gold is not materialized for this partition" in message
-        assert world.partitions("quality") == {"mon", "wed"}
+        assert project.partitions("quality") == {"mon", "wed"}
 
 
 class TestShown:
     @pytest.fixture
-    def shown(self, world):
+    def shown(self, project):
         upstream, evaluation = both()
-        world.fill(upstream, "mon", "tue", "wed")
-        world.run([*upstream, *evaluation], select=evaluation)
-        return world.metadata("quality")
+        project.fill(upstream, "mon", "tue", "wed")
+        project.run([*upstream, *evaluation], select=evaluation)
+        return project.metadata("quality")
 
     def test_figures_are_floats_that_dagster_plots(self, shown):
         assert shown["llm_batch/accuracy of good"] == dg.FloatMetadataValue(1.0)
@@ -279,28 +279,28 @@ class TestShown:
         assert dg.TableColumnDep(dg.AssetKey("gold"), "topic") in lineage["accuracy"]
         assert dg.TableColumnDep(dg.AssetKey("weak"), "topic") in lineage["accuracy"]
 
-    def test_the_data_version_changes_only_with_the_figures(self, world):
+    def test_the_data_version_changes_only_with_the_figures(self, project):
         upstream, evaluation = both()
-        world.fill(upstream, "mon")
+        project.fill(upstream, "mon")
         versions = []
         for day in ("mon", "mon", "tue"):
-            world.fill(upstream, day)
-            result = world.run([*upstream, *evaluation], select=evaluation)
+            project.fill(upstream, day)
+            result = project.run([*upstream, *evaluation], select=evaluation)
             [event] = [e for e in result.get_asset_materialization_events() if e.asset_key == dg.AssetKey("quality")]
             versions.append(event.materialization.tags["dagster/data_version"])
         assert versions[0] == versions[1] != versions[2]
 
 
 class TestThresholds:
-    def verdict(self, world, **thresholds):
+    def verdict(self, project, **thresholds):
         upstream, evaluation = both(**thresholds)
-        world.fill(upstream, "mon", "tue", "wed")
-        result = world.run([*upstream, *evaluation], select=evaluation)
+        project.fill(upstream, "mon", "tue", "wed")
+        result = project.run([*upstream, *evaluation], select=evaluation)
         [verdict] = result.get_asset_check_evaluations()
         return verdict
 
-    def test_every_candidate_must_reach_the_least_accuracy(self, world):
-        verdict = self.verdict(world, min_accuracy=0.7, check_severity=dg.AssetCheckSeverity.WARN)
+    def test_every_candidate_must_reach_the_least_accuracy(self, project):
+        verdict = self.verdict(project, min_accuracy=0.7, check_severity=dg.AssetCheckSeverity.WARN)
         assert (verdict.check_name, verdict.passed, verdict.severity) == (
             "accuracy",
             False,
@@ -308,18 +308,18 @@ class TestThresholds:
         )
         assert "weak, topic: 0.667; at least 0.7 wanted" in verdict.description
 
-    def test_only_candidates_that_are_named_are_held_to_it(self, world):
-        assert self.verdict(world, min_kappa={"good": 0.9}).passed
+    def test_only_candidates_that_are_named_are_held_to_it(self, project):
+        assert self.verdict(project, min_kappa={"good": 0.9}).passed
 
-    def test_a_blocking_one_holds_back_what_is_downstream(self, world):
+    def test_a_blocking_one_holds_back_what_is_downstream(self, project):
         upstream, evaluation = both(min_accuracy=0.9, blocking=True)
 
         @dg.asset(deps=["quality"])
         def report():
             raise AssertionError("must not run")
 
-        world.fill(upstream, "mon")
-        result = world.run([*upstream, *evaluation, report], select=[*evaluation, report], succeeds=False)
+        project.fill(upstream, "mon")
+        result = project.run([*upstream, *evaluation, report], select=[*evaluation, report], succeeds=False)
         assert [event.node_name for event in result.all_node_events if event.is_step_failure] == ["quality"]
 
 
@@ -366,30 +366,30 @@ class TestFailures:
         ],
         ids=["target column", "key column", "key type", "no overlap", "repeated key", "target type"],
     )
-    def test_tables_that_do_not_fit_are_refused_with_what_was_got(self, world, gold, labels, says):
+    def test_tables_that_do_not_fit_are_refused_with_what_was_got(self, project, gold, labels, says):
         assets = [self.gold(**gold), self.labels(**labels)]
         evaluation = evaluation_assets(name="quality", gold="gold", candidates=["labels"], key="id", target="topic")
-        world.fill(assets)
-        assert says in world.failure([*assets, *evaluation], evaluation)
+        project.fill(assets)
+        assert says in project.failure([*assets, *evaluation], evaluation)
 
-    def test_gold_that_is_not_materialized_says_what_to_do(self, world):
+    def test_gold_that_is_not_materialized_says_what_to_do(self, project):
         upstream, evaluation = both()
-        world.fill(upstream[1:], "mon")
-        message = world.failure([*upstream, *evaluation], evaluation)
+        project.fill(upstream[1:], "mon")
+        message = project.failure([*upstream, *evaluation], evaluation)
         assert "The gold gold is materialized nowhere. Materialize gold first." in message
 
-    def test_labels_that_are_not_materialized_say_what_to_do(self, world):
+    def test_labels_that_are_not_materialized_say_what_to_do(self, project):
         upstream, evaluation = both()
-        world.fill(upstream[:1], "mon")
-        message = world.failure([*upstream, *evaluation], evaluation)
+        project.fill(upstream[:1], "mon")
+        message = project.failure([*upstream, *evaluation], evaluation)
         assert "None of good, weak is materialized. Materialize good or weak first." in message
 
-    def test_what_an_io_manager_cannot_read_is_named(self, world):
+    def test_what_an_io_manager_cannot_read_is_named(self, project):
         gold = dg.AssetSpec("gold")  # outside of Dagster, and not there
         labels = source("labels", GOOD, partitions_def=None)
         evaluation = evaluation_assets(name="quality", gold=gold, candidates=[labels], key="id", target="topic")
-        world.fill([labels])
-        assert "gold could not be read" in world.failure([gold, labels, *evaluation], evaluation)
+        project.fill([labels])
+        assert "gold could not be read" in project.failure([gold, labels, *evaluation], evaluation)
 
     @pytest.mark.parametrize(
         ("wrong", "says"),
@@ -413,75 +413,75 @@ class TestFailures:
 
 
 class TestAutomation:
-    def tick(self, world, assets, cursor=None):
+    def tick(self, project, assets, cursor=None):
         """Partitions of `quality` that are asked for, and the cursor."""
         result = dg.evaluate_automation_conditions(
-            dg.Definitions(assets=assets, resources=world.resources), world.instance, cursor=cursor
+            dg.Definitions(assets=assets, resources=project.resources), project.instance, cursor=cursor
         )
         return result.get_requested_partitions(dg.AssetKey("quality")), result.cursor
 
-    def test_an_unpartitioned_evaluation_runs_when_any_partition_lands(self, world):
+    def test_an_unpartitioned_evaluation_runs_when_any_partition_lands(self, project):
         upstream, evaluation = both()
         gold, good, weak = upstream
         assets = [*upstream, *evaluation]
-        asked, cursor = self.tick(world, assets)
+        asked, cursor = self.tick(project, assets)
         assert asked == set()
-        world.fill([gold], "mon")
-        asked, cursor = self.tick(world, assets, cursor)
+        project.fill([gold], "mon")
+        asked, cursor = self.tick(project, assets, cursor)
         assert asked == set()  # nobody has labels
-        world.fill([good], "mon")
-        asked, cursor = self.tick(world, assets, cursor)
+        project.fill([good], "mon")
+        asked, cursor = self.tick(project, assets, cursor)
         assert asked == {None}
-        asked, cursor = self.tick(world, assets, cursor)
+        asked, cursor = self.tick(project, assets, cursor)
         assert asked == set()
-        world.fill([weak], "tue")
-        asked, cursor = self.tick(world, assets, cursor)
+        project.fill([weak], "tue")
+        asked, cursor = self.tick(project, assets, cursor)
         assert asked == {None}
 
-    def test_an_unpartitioned_evaluation_that_is_added_later_runs_for_the_labels_that_are_there(self, world):
+    def test_an_unpartitioned_evaluation_that_is_added_later_runs_for_the_labels_that_are_there(self, project):
         upstream, evaluation = both()
-        world.fill(upstream, "mon")
-        asked, cursor = self.tick(world, [*upstream, *evaluation])
+        project.fill(upstream, "mon")
+        asked, cursor = self.tick(project, [*upstream, *evaluation])
         assert asked == {None}
-        asked, _ = self.tick(world, [*upstream, *evaluation], cursor)
+        asked, _ = self.tick(project, [*upstream, *evaluation], cursor)
         assert asked == set()
 
-    def test_an_unpartitioned_evaluation_waits_for_gold(self, world):
+    def test_an_unpartitioned_evaluation_waits_for_gold(self, project):
         upstream, evaluation = both()
         gold, good, _ = upstream
         assets = [*upstream, *evaluation]
-        _, cursor = self.tick(world, assets)
-        world.fill([good], "mon")
-        asked, cursor = self.tick(world, assets, cursor)
+        _, cursor = self.tick(project, assets)
+        project.fill([good], "mon")
+        asked, cursor = self.tick(project, assets, cursor)
         assert asked == set()
-        world.fill([gold], "mon")
-        asked, cursor = self.tick(world, assets, cursor)
+        project.fill([gold], "mon")
+        asked, cursor = self.tick(project, assets, cursor)
         assert asked == {None}
 
-    def test_a_partitioned_evaluation_waits_for_all_of_its_partition(self, world):
+    def test_a_partitioned_evaluation_waits_for_all_of_its_partition(self, project):
         upstream, evaluation = both(DAYS)
         gold, good, weak = upstream
         assets = [*upstream, *evaluation]
-        _, cursor = self.tick(world, assets)
-        world.fill([gold], "mon", "tue")
-        world.fill([good], "mon", "tue")
-        asked, cursor = self.tick(world, assets, cursor)
+        _, cursor = self.tick(project, assets)
+        project.fill([gold], "mon", "tue")
+        project.fill([good], "mon", "tue")
+        asked, cursor = self.tick(project, assets, cursor)
         assert asked == set()
-        world.fill([weak], "tue")
-        asked, cursor = self.tick(world, assets, cursor)
+        project.fill([weak], "tue")
+        asked, cursor = self.tick(project, assets, cursor)
         assert asked == {"tue"}
 
     @pytest.mark.parametrize("partitions_def", [DAYS, None], ids=["partitioned", "unpartitioned"])
-    def test_gold_from_outside_is_not_waited_for(self, world, partitions_def):
+    def test_gold_from_outside_is_not_waited_for(self, project, partitions_def):
         labels = source("labels", GOOD)
         gold = dg.AssetSpec("gold")
         evaluation = evaluation_assets(
             name="quality", gold=gold, candidates=[labels], key="id", target="topic", partitions_def=partitions_def
         )
         assets = [gold, labels, *evaluation]
-        _, cursor = self.tick(world, assets)
-        world.fill([labels], "wed")
-        asked, _ = self.tick(world, assets, cursor)
+        _, cursor = self.tick(project, assets)
+        project.fill([labels], "wed")
+        asked, _ = self.tick(project, assets, cursor)
         assert asked == ({"wed"} if partitions_def else {None})
 
     def test_it_can_be_left_to_people(self):

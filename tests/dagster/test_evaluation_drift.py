@@ -7,7 +7,7 @@ import re
 import dagster as dg
 import pyarrow as pa
 import pytest
-from evaluation_world import World
+from evaluation_project import EvaluationProject
 
 from dagster_llm_batch import drift_assets
 from dagster_llm_batch.errors import ConfigError
@@ -19,8 +19,8 @@ SHIFTED = {"billing": 20, "bug": 80}
 
 
 @pytest.fixture
-def world(tmp_path):
-    return World(tmp_path)
+def project(tmp_path):
+    return EvaluationProject(tmp_path)
 
 
 def labels(by_day, *, name="tickets", partitions_def=DAILY, column="topic", **more):
@@ -34,13 +34,13 @@ def labels(by_day, *, name="tickets", partitions_def=DAILY, column="topic", **mo
     return labeled
 
 
-def house(*candidates, **more):
+def build_assets(*candidates, **more):
     usual = {"name": "drift", "candidates": candidates, "target": "topic", "reference": 3}
     return [*candidates], drift_assets(**{**usual, **more})
 
 
-def by_partition(world, partition=None):
-    return {row["partition"]: row for row in world.stored("drift", partition).to_pylist()}
+def by_partition(project, partition=None):
+    return {row["partition"]: row for row in project.stored("drift", partition).to_pylist()}
 
 
 def verdicts(result):
@@ -48,11 +48,11 @@ def verdicts(result):
 
 
 class TestAllPartitions:
-    def test_each_partition_is_held_against_those_before_it(self, world):
-        upstream, assets = house(labels({DAYS[3]: SHIFTED}))
-        world.fill(upstream, *DAYS[:5])
-        world.run([*upstream, *assets], select=assets)
-        found = by_partition(world)
+    def test_each_partition_is_held_against_those_before_it(self, project):
+        upstream, assets = build_assets(labels({DAYS[3]: SHIFTED}))
+        project.fill(upstream, *DAYS[:5])
+        project.run([*upstream, *assets], select=assets)
+        found = by_partition(project)
         assert list(found) == DAYS[:5]
         assert [row["drifted"] for row in found.values()] == [False, False, False, True, False]
         assert (found[DAYS[0]]["reference"], found[DAYS[0]]["psi"]) == (None, None)
@@ -60,86 +60,86 @@ class TestAllPartitions:
         assert (found[DAYS[3]]["reference"], found[DAYS[3]]["n_reference"]) == (f"{DAYS[0]} to {DAYS[2]} (3)", 300)
         assert (found[DAYS[3]]["most_changed"], found[DAYS[3]]["change"]) == ("billing", pytest.approx(-0.4))
 
-    def test_the_check_speaks_of_the_last_one(self, world):
-        upstream, assets = house(labels({DAYS[3]: SHIFTED}))
-        world.fill(upstream, *DAYS[:4])
-        result = world.run([*upstream, *assets], select=assets)
+    def test_the_check_speaks_of_the_last_one(self, project):
+        upstream, assets = build_assets(labels({DAYS[3]: SHIFTED}))
+        project.fill(upstream, *DAYS[:4])
+        result = project.run([*upstream, *assets], select=assets)
         verdict = verdicts(result)[None]
         assert (verdict.check_name, verdict.passed) == ("label_drift", False)
         assert verdict.severity == dg.AssetCheckSeverity.WARN
         assert re.search(
             r"2026-01-04, tickets, topic: PSI 0\.\d+ against .* most changed: billing \(-40\.0%\)", verdict.description
         )
-        world.fill(upstream, DAYS[4])
-        assert verdicts(world.run([*upstream, *assets], select=assets))[None].passed
+        project.fill(upstream, DAYS[4])
+        assert verdicts(project.run([*upstream, *assets], select=assets))[None].passed
 
-    def test_shares_have_a_table_and_a_picture(self, world):
-        upstream, assets = house(labels({}))
-        world.fill(upstream, *DAYS[:2])
-        world.run([*upstream, *assets], select=assets)
-        shares = world.stored("drift_shares").to_pylist()
+    def test_shares_have_a_table_and_a_picture(self, project):
+        upstream, assets = build_assets(labels({}))
+        project.fill(upstream, *DAYS[:2])
+        project.run([*upstream, *assets], select=assets)
+        shares = project.stored("drift_shares").to_pylist()
         assert [(row["class"], row["n"], row["share"]) for row in shares[:2]] == [
             ("billing", 60, 0.6),
             ("bug", 40, 0.4),
         ]
-        shown = world.metadata("drift")
+        shown = project.metadata("drift")
         assert "![shares of tickets, topic](data:image/png;base64," in shown["llm_batch/drift"].md_str
         assert shown["llm_batch/psi of tickets, topic"].value == pytest.approx(0, abs=0.01)
         assert shown["llm_batch/partitions_drifted"].value == 0
 
-    def test_named_partitions_are_the_reference_of_all_others(self, world):
-        upstream, assets = house(labels({DAYS[0]: SHIFTED}), reference=DAYS[0])
-        world.fill(upstream, *DAYS[:3])
-        world.run([*upstream, *assets], select=assets)
-        found = by_partition(world)
+    def test_named_partitions_are_the_reference_of_all_others(self, project):
+        upstream, assets = build_assets(labels({DAYS[0]: SHIFTED}), reference=DAYS[0])
+        project.fill(upstream, *DAYS[:3])
+        project.run([*upstream, *assets], select=assets)
+        found = by_partition(project)
         assert found[DAYS[0]]["psi"] is None
         assert {found[day]["reference"] for day in DAYS[1:3]} == {DAYS[0]}
         assert found[DAYS[2]]["drifted"]
 
-    def test_several_datasets_and_targets_are_looked_at(self, world):
-        upstream, assets = house(
+    def test_several_datasets_and_targets_are_looked_at(self, project):
+        upstream, assets = build_assets(
             labels({}, urgency=3), labels({}, name="mails", urgency=5), target=["topic", "urgency"]
         )
-        world.fill(upstream, *DAYS[:2])
-        world.run([*upstream, *assets], select=assets)
-        rows = world.stored("drift").to_pylist()
+        project.fill(upstream, *DAYS[:2])
+        project.run([*upstream, *assets], select=assets)
+        rows = project.stored("drift").to_pylist()
         assert {(row["candidate"], row["target"]) for row in rows} == {
             (one, target) for one in ("tickets", "mails") for target in ("topic", "urgency")
         }
 
-    def test_the_online_detector_says_where_shares_changed(self, world):
+    def test_the_online_detector_says_where_shares_changed(self, project):
         big = {"billing": 600, "bug": 400}
         by_day = {**dict.fromkeys(DAYS, big), DAYS[4]: {"billing": 200, "bug": 800}}
-        upstream, assets = house(labels(by_day), online=True)
-        world.fill(upstream, *DAYS[:5])
-        world.run([*upstream, *assets], select=assets)
-        changed = {day: row["adwin_changed"] for day, row in by_partition(world).items()}
+        upstream, assets = build_assets(labels(by_day), online=True)
+        project.fill(upstream, *DAYS[:5])
+        project.run([*upstream, *assets], select=assets)
+        changed = {day: row["adwin_changed"] for day, row in by_partition(project).items()}
         assert changed[DAYS[4]] == "billing, bug"
         assert {changed[day] for day in DAYS[:4]} == {""}
 
-    def test_rejected_rows_do_not_count(self, world):
-        upstream, assets = house(labels({}, llm_outcome="invalid"))
-        world.fill(upstream, DAYS[0])
-        world.run([*upstream, *assets], select=assets)
-        assert by_partition(world)[DAYS[0]]["n"] == 0
+    def test_rejected_rows_do_not_count(self, project):
+        upstream, assets = build_assets(labels({}, llm_outcome="invalid"))
+        project.fill(upstream, DAYS[0])
+        project.run([*upstream, *assets], select=assets)
+        assert by_partition(project)[DAYS[0]]["n"] == 0
 
 
 class TestPartitions:
-    def test_a_range_is_one_run_with_a_verdict_for_each(self, world):
-        upstream, assets = house(labels({DAYS[2]: SHIFTED}), partitions_def=DAILY, reference=2)
-        world.fill(upstream, *DAYS[:4])
-        result = world.run([*upstream, *assets], select=assets, between=(DAYS[0], DAYS[3]))
+    def test_a_range_is_one_run_with_a_verdict_for_each(self, project):
+        upstream, assets = build_assets(labels({DAYS[2]: SHIFTED}), partitions_def=DAILY, reference=2)
+        project.fill(upstream, *DAYS[:4])
+        result = project.run([*upstream, *assets], select=assets, between=(DAYS[0], DAYS[3]))
         assert {day: one.passed for day, one in verdicts(result).items()} == {
             DAYS[0]: True,
             DAYS[1]: True,
             DAYS[2]: False,
             DAYS[3]: True,
         }
-        assert list(by_partition(world, DAYS[2])) == [DAYS[2]]
-        assert {row["partition"] for row in world.stored("drift_shares", DAYS[2]).to_pylist()} == {DAYS[2]}
+        assert list(by_partition(project, DAYS[2])) == [DAYS[2]]
+        assert {row["partition"] for row in project.stored("drift_shares", DAYS[2]).to_pylist()} == {DAYS[2]}
 
-    def test_a_blocking_check_holds_back_its_own_partition_only(self, world):
-        upstream, assets = house(
+    def test_a_blocking_check_holds_back_its_own_partition_only(self, project):
+        upstream, assets = build_assets(
             labels({DAYS[2]: SHIFTED}),
             partitions_def=DAILY,
             blocking=True,
@@ -150,34 +150,34 @@ class TestPartitions:
         def report():
             return 1
 
-        world.fill(upstream, *DAYS[:4])
+        project.fill(upstream, *DAYS[:4])
         every = [*upstream, *assets, report]
-        world.run(every, select=[*assets, report], partition=DAYS[2], succeeds=False)
-        world.run(every, select=[*assets, report], partition=DAYS[3])
-        assert world.partitions("report") == {DAYS[3]}
+        project.run(every, select=[*assets, report], partition=DAYS[2], succeeds=False)
+        project.run(every, select=[*assets, report], partition=DAYS[3])
+        assert project.partitions("report") == {DAYS[3]}
 
-    def test_other_partitions_and_none_are_refused(self, world):
-        upstream, assets = house(labels({}), partitions_def=dg.StaticPartitionsDefinition(["a"]))
-        world.fill(upstream, DAYS[0])
-        assert "has other partitions than this asset" in world.failure([*upstream, *assets], assets, partition="a")
+    def test_other_partitions_and_none_are_refused(self, project):
+        upstream, assets = build_assets(labels({}), partitions_def=dg.StaticPartitionsDefinition(["a"]))
+        project.fill(upstream, DAYS[0])
+        assert "has other partitions than this asset" in project.failure([*upstream, *assets], assets, partition="a")
 
         @dg.asset
         def whole():
             return pa.table({"topic": ["bug"]})
 
-        upstream, assets = house(whole)
-        assert "whole has no partitions, and drift is between partitions" in world.failure([*upstream, *assets], None)
+        upstream, assets = build_assets(whole)
+        assert "whole has no partitions, and drift is between partitions" in project.failure([*upstream, *assets], None)
 
 
-def test_types_that_change_between_partitions_are_refused(world):
-    upstream, assets = house(labels({DAYS[1]: {1: 3}}))
-    world.fill(upstream, *DAYS[:2])
-    assert "hold int and str in 'topic'" in world.failure([*upstream, *assets], assets)
+def test_types_that_change_between_partitions_are_refused(project):
+    upstream, assets = build_assets(labels({DAYS[1]: {1: 3}}))
+    project.fill(upstream, *DAYS[:2])
+    assert "hold int and str in 'topic'" in project.failure([*upstream, *assets], assets)
 
 
-def test_nothing_to_look_at_says_what_to_do(world):
-    upstream, assets = house(labels({}))
-    assert "There are no labels to look at. Materialize tickets first." in world.failure([*upstream, *assets], assets)
+def test_nothing_to_look_at_says_what_to_do(project):
+    upstream, assets = build_assets(labels({}))
+    assert "There are no labels to look at. Materialize tickets first." in project.failure([*upstream, *assets], assets)
 
 
 @pytest.mark.parametrize(
@@ -197,11 +197,11 @@ def test_settings_that_cannot_work_are_refused_at_once(wrong, says):
         drift_assets(**{**right, **wrong})
 
 
-def test_it_follows_the_labels(world):
+def test_it_follows_the_labels(project):
     for partitions_def, expected in ((None, {None}), (DAILY, {DAYS[1]})):
-        upstream, assets = house(labels({}), partitions_def=partitions_def)
-        every = dg.Definitions(assets=[*upstream, *assets], resources=world.resources)
-        cursor = dg.evaluate_automation_conditions(every, world.instance).cursor
-        world.fill(upstream, DAYS[1])
-        result = dg.evaluate_automation_conditions(every, world.instance, cursor=cursor)
+        upstream, assets = build_assets(labels({}), partitions_def=partitions_def)
+        every = dg.Definitions(assets=[*upstream, *assets], resources=project.resources)
+        cursor = dg.evaluate_automation_conditions(every, project.instance).cursor
+        project.fill(upstream, DAYS[1])
+        result = dg.evaluate_automation_conditions(every, project.instance, cursor=cursor)
         assert result.get_requested_partitions(dg.AssetKey("drift")) == expected

@@ -8,7 +8,7 @@ import dagster as dg
 import polars as pl
 import pyarrow as pa
 import pytest
-from face import failure
+from code_location import failure
 
 from dagster_llm_batch import Prompt, agreement_assets, evaluation_assets, gold_sample_assets, llm_batch_assets
 from dagster_llm_batch.errors import ConfigError
@@ -43,11 +43,11 @@ def other_in_two(day, n):
 
 
 @pytest.fixture
-def world(tmp_path):
-    return World(tmp_path)
+def project(tmp_path):
+    return EvaluationProject(tmp_path)
 
 
-class World:
+class EvaluationProject:
     """An instance and a place for tables."""
 
     def __init__(self, tmp_path):
@@ -84,21 +84,21 @@ def sample(candidates, **more):
 
 
 class TestProposals:
-    def test_rows_that_matter_are_proposed_among_random_ones_each_with_its_reason_and_weight(self, world):
+    def test_rows_that_matter_are_proposed_among_random_ones_each_with_its_reason_and_weight(self, project):
         one, other = labels("one", mostly_bugs, None), labels("other", other_in_two, None)
         assets = [one, other, *sample([one, other], frame="polars")]
-        world.run(assets)
-        found = world.proposals()
+        project.run(assets)
+        found = project.proposals()
         assert len(found) == 12
         assert {"mon20", "mon21"} <= set(found)  # certain: they alone disagree
         # how is rare, for the one who says it
         assert found["mon20"]["why"] in ("disagreement, rare class", "rare class, disagreement")
         assert any(row["why"] == "random" for row in found.values())
         assert all(row["weight"] == pytest.approx(1 / row["probability"]) for row in found.values())
-        assert world.metadata()["llm_batch/rows"].value == N
-        assert "| random |" in world.metadata()["llm_batch/why"].md_str
+        assert project.metadata()["llm_batch/rows"].value == N
+        assert "| random |" in project.metadata()["llm_batch/why"].md_str
 
-    def test_what_people_have_labeled_is_not_proposed_again(self, world):
+    def test_what_people_have_labeled_is_not_proposed_again(self, project):
         one = labels("one", mostly_bugs, None)
 
         @dg.asset
@@ -106,13 +106,13 @@ class TestProposals:
             return pa.table({"id": ids("mon")[:50], "topic": ["bug"] * 50})
 
         assets = [one, gold, *sample([one], gold=gold)]
-        world.run(assets, "one", "to_label")  # there is no gold yet
-        assert "llm_batch/gold_rows" not in world.metadata()
-        world.run(assets, "gold", "to_label")
-        assert set(world.proposals()) == set(ids("mon")[50:])
-        assert world.metadata()["llm_batch/gold_rows"].value == 50
+        project.run(assets, "one", "to_label")  # there is no gold yet
+        assert "llm_batch/gold_rows" not in project.metadata()
+        project.run(assets, "gold", "to_label")
+        assert set(project.proposals()) == set(ids("mon")[50:])
+        assert project.metadata()["llm_batch/gold_rows"].value == 50
 
-    def test_rejects_are_rows_too(self, world):
+    def test_rejects_are_rows_too(self, project):
         labeled = llm_batch_assets(
             name="smol", rows="texts", key="id", prompt=Prompt(user="{{ text }}"), model="openai/gpt-5-mini"
         )
@@ -122,39 +122,39 @@ class TestProposals:
         def smol():
             return pa.table({"id": ["a"], "topic": ["bug"]}), pa.table({"id": ["b"], "llm_outcome": ["invalid"]})
 
-        world.run([smol, *sample(labeled)])
-        assert set(world.proposals()) == {"a", "b"}
+        project.run([smol, *sample(labeled)])
+        assert set(project.proposals()) == {"a", "b"}
 
-    def test_low_confidence_is_a_reason(self, world):
+    def test_low_confidence_is_a_reason(self, project):
         one = labels("one", lambda day, n: "bug", None, sure=lambda n: 0.1 if n == 7 else 1.0)
-        world.run([one, *sample([one], confidence="sure")])
-        assert world.proposals()["mon07"]["why"] == "low confidence"
+        project.run([one, *sample([one], confidence="sure")])
+        assert project.proposals()["mon07"]["why"] == "low confidence"
 
-    def test_a_partition_is_compared_with_the_one_before(self, world):
+    def test_a_partition_is_compared_with_the_one_before(self, project):
         one = labels("one", mostly_bugs)
         assets = [one, *sample([one], partitions_def=DAYS, size=6)]
-        world.run(assets, partition="mon")
-        monday = world.proposals("mon")
+        project.run(assets, partition="mon")
+        monday = project.proposals("mon")
         assert {row["drift"] for row in monday.values()} == {None}
-        world.run(assets, partition="tue")
-        tuesday = world.proposals("tue")
+        project.run(assets, partition="tue")
+        tuesday = project.proposals("tue")
         # billing: 15 of 60 after 5 of 60
         grown = [row["drift"] for key, row in tuesday.items() if key < "tue15"]
         assert grown == [pytest.approx(2 / 3)] * len(grown)
         assert grown
         assert any("drift" in row["why"] for row in tuesday.values())
         assert {row["partition"] for row in tuesday.values()} == {"tue"}
-        assert world.metadata()["llm_batch/earlier_partition of one"].value == "mon"
+        assert project.metadata()["llm_batch/earlier_partition of one"].value == "mon"
 
-    def test_an_unpartitioned_sample_is_of_all_partitions(self, world):
+    def test_an_unpartitioned_sample_is_of_all_partitions(self, project):
         one = labels("one", mostly_bugs)
         assets = [one, *sample([one], size=200)]
         for day in ("mon", "tue"):
-            world.run([one], partition=day)
-        world.run(assets, "to_label")
-        assert set(world.proposals()) == {*ids("mon"), *ids("tue")}
+            project.run([one], partition=day)
+        project.run(assets, "to_label")
+        assert set(project.proposals()) == {*ids("mon"), *ids("tue")}
 
-    def test_it_follows_labels_and_not_gold(self, world):
+    def test_it_follows_labels_and_not_gold(self, project):
         one = labels("one", mostly_bugs, None)
 
         @dg.asset
@@ -165,28 +165,28 @@ class TestProposals:
 
         def tick(cursor):
             found = dg.evaluate_automation_conditions(
-                dg.Definitions(assets=assets, resources=world.resources), world.instance, cursor=cursor
+                dg.Definitions(assets=assets, resources=project.resources), project.instance, cursor=cursor
             )
             return bool(found.get_requested_partitions(dg.AssetKey("to_label"))), found.cursor
 
         asked, cursor = tick(None)
-        world.run(assets, "one")
+        project.run(assets, "one")
         asked, cursor = tick(cursor)
         assert asked
-        world.run(assets, "gold")
+        project.run(assets, "gold")
         asked, cursor = tick(cursor)
         assert not asked
 
 
 class TestFailures:
-    def test_a_confidence_that_no_candidate_has_is_refused(self, world):
+    def test_a_confidence_that_no_candidate_has_is_refused(self, project):
         one = labels("one", mostly_bugs, None)
-        result = world.run([one, *sample([one], confidence="sure")], succeeds=False)
+        result = project.run([one, *sample([one], confidence="sure")], succeeds=False)
         assert "No candidate has a column 'sure'" in failure(result)
 
-    def test_measurements_are_refused(self, world):
+    def test_measurements_are_refused(self, project):
         one = labels("one", mostly_bugs, None, price=lambda n: n / 7)
-        result = world.run([one, *sample([one], target="price")], succeeds=False)
+        result = project.run([one, *sample([one], target="price")], succeeds=False)
         assert "Target 'price' of candidate 'one'" in failure(result)
 
     @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ class TestFailures:
 
 
 @pytest.mark.parametrize("measure", [evaluation_assets, agreement_assets])
-def test_gold_from_proposals_with_their_weights_is_refused_where_it_would_be_counted_row_by_row(world, measure):
+def test_gold_from_proposals_with_their_weights_is_refused_where_it_would_be_counted_row_by_row(project, measure):
     one, other = labels("one", mostly_bugs, None), labels("other", other_in_two, None)
 
     @dg.asset
@@ -222,8 +222,8 @@ def test_gold_from_proposals_with_their_weights_is_refused_where_it_would_be_cou
         return measure(name=f"{name}_quality", gold=name, candidates=[one, other], key="id", target="topic")
 
     assets = [one, other, *sample([one, other]), gold, unweighted, *against("gold"), *against("unweighted")]
-    world.run(assets, "one", "other", "to_label", "gold", "unweighted")
-    said = failure(world.run(assets, "gold_quality", succeeds=False))
+    project.run(assets, "one", "other", "to_label", "gold", "unweighted")
+    said = failure(project.run(assets, "gold_quality", succeeds=False))
     assert "Gold has the weights of a sample: column 'weight', 1" in said
     assert "sum(weight * correct) / sum(weight)" in said
-    world.run(assets, "unweighted_quality")  # as one may still want
+    project.run(assets, "unweighted_quality")  # as one may still want

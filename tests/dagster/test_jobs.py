@@ -2,7 +2,7 @@
 
 import dagster as dg
 import pytest
-from face import BATCH, DAILY, DAYS, LABELS, Face, failure, labeled
+from code_location import BATCH, DAILY, DAYS, LABELS, CodeLocation, failure, labeled
 
 from dagster_llm_batch import build_llm_batch_jobs
 from dagster_llm_batch.storage.ledger.records import SubmissionState
@@ -13,13 +13,13 @@ NOT_CREATED = WireFault(kind="close", route="POST /v1/batches")
 UNLISTED = WireFault(kind="status", status=503, route="GET /v1/batches", times=None)
 
 
-def launch(face: Face, job: str, **config) -> dg.ExecuteInProcessResult:
+def launch(location: CodeLocation, job: str, **config) -> dg.ExecuteInProcessResult:
     """One run from the launchpad, with this configuration of its op."""
-    defs = dg.Definitions(assets=face.defs.assets, jobs=build_llm_batch_jobs(), resources=face.resources)
+    defs = dg.Definitions(assets=location.defs.assets, jobs=build_llm_batch_jobs(), resources=location.resources)
     op = {"llm_batch_cancel": "cancel_submission", "llm_batch_resolve": "resolve_shard"}[job]
     run_config = {"ops": {op: {"config": config}}} if config else None
     return defs.resolve_job_def(job).execute_in_process(
-        instance=face.instance, run_config=run_config, raise_on_error=False
+        instance=location.instance, run_config=run_config, raise_on_error=False
     )
 
 
@@ -29,36 +29,36 @@ def shown(result: dg.ExecuteInProcessResult) -> dict[str, object]:
     return {name: value.value for name, value in output.metadata.items()}
 
 
-def in_doubt(face: Face, lost: WireFault) -> str:
+def in_doubt(location: CodeLocation, lost: WireFault) -> str:
     """Submit with a create call of unknown end; the shard that waits for a person's word."""
-    face.emulator.inject(lost, UNLISTED)
-    assert face.submit().success
-    face.emulator.clear_faults()
-    [shard] = face.engine().ledger.shards_in_flight("default")
+    location.emulator.inject(lost, UNLISTED)
+    assert location.submit().success
+    location.emulator.clear_faults()
+    [shard] = location.engine().ledger.shards_in_flight("default")
     assert shard.state.value == "submitting"
     return shard.shard_id
 
 
 def test_a_partition_is_canceled_by_asset_and_its_neighbour_goes_on(make, emulator):
-    face = make(*labeled(partitions_def=DAILY))
-    face.submit(span=(DAYS[0], DAYS[1]))
-    result = launch(face, "llm_batch_cancel", asset=LABELS, partition=DAYS[0])
+    location = make(*labeled(partitions_def=DAILY))
+    location.submit(span=(DAYS[0], DAYS[1]))
+    result = launch(location, "llm_batch_cancel", asset=LABELS, partition=DAYS[0])
     assert result.success
-    engine = face.engine()
+    engine = location.engine()
     canceled, other = engine.latest(LABELS, DAYS[0]), engine.latest(LABELS, DAYS[1])
     assert (canceled.state, other.state) == (SubmissionState.CANCELED, SubmissionState.OPEN)
     assert shown(result)["llm_batch/submission_id"] == canceled.submission_id
     emulator.settle()
-    assert face.collect(partition=DAYS[1]).success
+    assert location.collect(partition=DAYS[1]).success
     assert {one.batch_id for one in emulator.books.executions} == set(engine.status(other.submission_id).batch_ids)
 
 
 def test_a_submission_is_canceled_by_its_id(make):
-    face = make(*labeled())
-    face.submit()
-    submission_id = face.engine().latest(LABELS).submission_id
-    assert launch(face, "llm_batch_cancel", submission_id=submission_id).success
-    assert face.engine().latest(LABELS).state is SubmissionState.CANCELED
+    location = make(*labeled())
+    location.submit()
+    submission_id = location.engine().latest(LABELS).submission_id
+    assert launch(location, "llm_batch_cancel", submission_id=submission_id).success
+    assert location.engine().latest(LABELS).state is SubmissionState.CANCELED
 
 
 @pytest.mark.parametrize(
@@ -72,48 +72,48 @@ def test_a_submission_is_canceled_by_its_id(make):
     ],
 )
 def test_a_cancel_that_names_no_submission_says_what_there_is_and_changes_nothing(make, config, said):
-    face = make(*labeled(partitions_def=DAILY))
-    face.submit(partition=DAYS[0])
-    result = launch(face, "llm_batch_cancel", **config)
+    location = make(*labeled(partitions_def=DAILY))
+    location.submit(partition=DAYS[0])
+    result = launch(location, "llm_batch_cancel", **config)
     assert not result.success
     assert said in failure(result)
-    assert face.engine().latest(LABELS, DAYS[0]).state is SubmissionState.OPEN
+    assert location.engine().latest(LABELS, DAYS[0]).state is SubmissionState.OPEN
 
 
 def test_without_a_shard_the_job_lists_those_in_doubt_and_changes_nothing(make):
-    face = make(*labeled())
-    assert shown(launch(face, "llm_batch_resolve"))["llm_batch/orphans"] == 0
-    shard_id = in_doubt(face, LOST)
-    result = launch(face, "llm_batch_resolve")
+    location = make(*labeled())
+    assert shown(launch(location, "llm_batch_resolve"))["llm_batch/orphans"] == 0
+    shard_id = in_doubt(location, LOST)
+    result = launch(location, "llm_batch_resolve")
     assert result.success
     metadata = shown(result)
     assert metadata["llm_batch/orphans"] == 1
     assert shard_id in metadata["llm_batch/orphan_shards"]
     assert LABELS.replace("_", "\\_") in metadata["llm_batch/orphan_shards"]
-    assert face.engine().ledger.shard(shard_id).state.value == "submitting"
+    assert location.engine().ledger.shard(shard_id).state.value == "submitting"
 
 
 def test_a_shard_that_is_said_to_have_its_batch_is_labeled_and_paid_once(make, emulator):
-    face = make(*labeled())
-    shard_id = in_doubt(face, LOST)
+    location = make(*labeled())
+    shard_id = in_doubt(location, LOST)
     [batch] = emulator.books.batches
-    assert launch(face, "llm_batch_resolve", shard_id=shard_id, batch_id=batch.id).success
+    assert launch(location, "llm_batch_resolve", shard_id=shard_id, batch_id=batch.id).success
     emulator.settle()
-    assert face.collect().success
-    assert face.materializations(LABELS)
+    assert location.collect().success
+    assert location.materializations(LABELS)
     assert len(emulator.books.batches) == 1
     assert emulator.books.billed_twice() == {}
 
 
 def test_a_shard_that_is_said_to_have_no_batch_is_sent_by_the_next_run(make, emulator):
-    face = make(*labeled())
-    shard_id = in_doubt(face, NOT_CREATED)
-    assert launch(face, "llm_batch_resolve", shard_id=shard_id, no_batch=True).success
-    assert face.run(BATCH).success
+    location = make(*labeled())
+    shard_id = in_doubt(location, NOT_CREATED)
+    assert launch(location, "llm_batch_resolve", shard_id=shard_id, no_batch=True).success
+    assert location.run(BATCH).success
     emulator.settle()
-    assert face.collect().success
+    assert location.collect().success
     assert len(emulator.books.batches) == 1
-    assert len(face.materializations(LABELS)) == 1
+    assert len(location.materializations(LABELS)) == 1
 
 
 @pytest.mark.parametrize(
@@ -126,21 +126,21 @@ def test_a_shard_that_is_said_to_have_no_batch_is_sent_by_the_next_run(make, emu
     ],
 )
 def test_a_resolve_that_does_not_say_what_became_of_which_shard_lists_them_and_changes_nothing(make, config, said):
-    face = make(*labeled())
-    shard_id = in_doubt(face, LOST)
+    location = make(*labeled())
+    shard_id = in_doubt(location, LOST)
     config = {name: shard_id if value == "SHARD" else value for name, value in config.items()}
-    result = launch(face, "llm_batch_resolve", **config)
+    result = launch(location, "llm_batch_resolve", **config)
     assert not result.success
     text = failure(result)
     assert said in text
     assert shard_id in text
-    assert face.engine().ledger.shard(shard_id).state.value == "submitting"
+    assert location.engine().ledger.shard(shard_id).state.value == "submitting"
 
 
 def test_a_resource_of_another_kind_is_refused_by_name(make):
-    face = make(*labeled())
+    location = make(*labeled())
     jobs = build_llm_batch_jobs(resource_key="other")
     defs = dg.Definitions(jobs=jobs, resources={"other": dg.ResourceDefinition.hardcoded_resource(1)})
     job = defs.resolve_job_def("llm_batch_resolve")
-    result = job.execute_in_process(instance=face.instance, raise_on_error=False)
+    result = job.execute_in_process(instance=location.instance, raise_on_error=False)
     assert "The resource 'other' is a int; it must be an LLMBatchResource" in failure(result)

@@ -7,7 +7,7 @@ import re
 import dagster as dg
 import pyarrow as pa
 import pytest
-from face import failure
+from code_location import failure
 
 from dagster_llm_batch import (
     AnthropicBatchResource,
@@ -60,7 +60,7 @@ def table(texts, name, partitions_def=None, column="answer"):
     return stored
 
 
-class World:
+class EvaluationProject:
     """An instance, an emulated provider and a place for tables."""
 
     def __init__(self, tmp_path, emulator):
@@ -111,9 +111,9 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path):
+def project(tmp_path):
     with Emulator(answer=judge) as emulator:
-        yield World(tmp_path, emulator)
+        yield EvaluationProject(tmp_path, emulator)
 
 
 def duel(partitions_def=None, *, together=False, **more):
@@ -155,28 +155,28 @@ def grades(**more):
 
 
 class TestPairwise:
-    def test_pairs_are_asked_in_both_orders_equal_answers_not_at_all_and_flips_are_ties(self, world):
+    def test_pairs_are_asked_in_both_orders_equal_answers_not_at_all_and_flips_are_ties(self, project):
         upstream, judging = duel()
-        world.run(upstream)
-        world.judge([*upstream, *judging])
-        asked = [one for one in world.emulator.books.executions if one.billed]
+        project.run(upstream)
+        project.judge([*upstream, *judging])
+        asked = [one for one in project.emulator.books.executions if one.billed]
         assert len(asked) == 6  # q2 has equal answers
-        [row] = world.stored("duel").to_pylist()
+        [row] = project.stored("duel").to_pylist()
         assert (row["a"], row["b"], row["n_rows"], row["n_identical"]) == ("short", "long", 4, 1)
         assert (row["n_a_wins"], row["n_b_wins"], row["n_inconsistent"], row["n_both_first"]) == (0, 1, 2, 2)
         assert row["win_rate_a"] == pytest.approx((3 / 2) / 4)
         assert row["first_rate"] == pytest.approx(5 / 6)
 
-    def test_verdicts_are_a_labeled_dataset_with_reason_provenance_and_cost(self, world):
+    def test_verdicts_are_a_labeled_dataset_with_reason_provenance_and_cost(self, project):
         upstream, judging = duel()
-        world.run(upstream)
-        world.judge([*upstream, *judging])
-        verdicts = {row["case_id"]: row for row in world.stored("duel_verdicts").to_pylist()}
+        project.run(upstream)
+        project.judge([*upstream, *judging])
+        verdicts = {row["case_id"]: row for row in project.stored("duel_verdicts").to_pylist()}
         one = verdicts["long/short/q1"]
         assert (one["id"], one["first"], one["second"], one["verdict"]) == ("q1", "long", "short", "A")
         assert one["reason"] == "By length."
         assert one["llm_cost_usd"] > 0
-        shown = world.metadata("duel")
+        shown = project.metadata("duel")
         assert shown["llm_batch/cost_usd"].value == pytest.approx(
             float(sum(v["llm_cost_usd"] for v in verdicts.values()))
         )
@@ -184,19 +184,19 @@ class TestPairwise:
         assert "| short | long | 37.5% (" in shown["llm_batch/judgment"].md_str
         assert "](data:image/png;base64," in shown["llm_batch/judgment"].md_str
 
-    def test_judging_again_pays_nothing_and_a_new_answer_pays_for_itself_alone(self, world):
+    def test_judging_again_pays_nothing_and_a_new_answer_pays_for_itself_alone(self, project):
         upstream, judging = duel()
-        world.run(upstream)
-        world.judge([*upstream, *judging])
-        world.judge([*upstream, *judging])
-        assert len(world.emulator.books.executions) == 6
+        project.run(upstream)
+        project.judge([*upstream, *judging])
+        project.judge([*upstream, *judging])
+        assert len(project.emulator.books.executions) == 6
         changed = table({**SHORT, "q1": "Well, no."}, "short")
         assets = [upstream[0], changed, upstream[2], *judging]
-        world.run(assets, "short")
-        world.judge(assets)
-        assert len(world.emulator.books.executions) == 8
+        project.run(assets, "short")
+        project.judge(assets)
+        assert len(project.emulator.books.executions) == 8
 
-    def test_the_judge_is_told_how_to_answer_and_never_who_said_it(self, world):
+    def test_the_judge_is_told_how_to_answer_and_never_who_said_it(self, project):
         seen = []
 
         def looking(body, endpoint):
@@ -205,48 +205,48 @@ class TestPairwise:
 
         with Emulator(answer=looking) as emulator:
             openai = OpenAIBatchResource(api_key=DEFAULT_KEY, base_url=emulator.openai_base_url)
-            world.resources["llm_batch"] = LLMBatchResource(openai=openai)
-            world.emulator = emulator
+            project.resources["llm_batch"] = LLMBatchResource(openai=openai)
+            project.emulator = emulator
             upstream, judging = duel(candidates={"champion": "short", "challenger": "long"})
-            world.run(upstream)
-            world.judge([*upstream, *judging])
+            project.run(upstream)
+            project.judge([*upstream, *judging])
         assert seen
         assert all("You are strict." in one and "The order in which" in one for one in seen)
         assert not any("champion" in one or "challenger" in one for one in seen)
 
-    def test_a_case_without_a_verdict_is_unjudged_and_what_it_cost_counts(self, world):
+    def test_a_case_without_a_verdict_is_unjudged_and_what_it_cost_counts(self, project):
         with Emulator(answer=lambda body, path: "no JSON" if "Why?" in str(body) else judge(body, path)) as emulator:
             openai = OpenAIBatchResource(api_key=DEFAULT_KEY, base_url=emulator.openai_base_url)
-            world.resources["llm_batch"] = LLMBatchResource(openai=openai)
-            world.emulator = emulator
+            project.resources["llm_batch"] = LLMBatchResource(openai=openai)
+            project.emulator = emulator
             upstream, judging = duel(checks=ChecksPolicy(blocking=False))
-            world.run(upstream)
-            world.judge([*upstream, *judging])
-        [row] = world.stored("duel").to_pylist()
+            project.run(upstream)
+            project.judge([*upstream, *judging])
+        [row] = project.stored("duel").to_pylist()
         assert (row["n_unjudged"], row["n_judged"], row["n_rows"]) == (1, 2, 4)
-        paid = [*world.stored("duel_verdicts")["llm_cost_usd"].to_pylist()]
-        rejected = [*world.stored("duel_verdicts_rejects")["llm_cost_usd"].to_pylist()]
-        assert world.metadata("duel")["llm_batch/cost_usd"].value == pytest.approx(float(sum(paid) + sum(rejected)))
+        paid = [*project.stored("duel_verdicts")["llm_cost_usd"].to_pylist()]
+        rejected = [*project.stored("duel_verdicts_rejects")["llm_cost_usd"].to_pylist()]
+        assert project.metadata("duel")["llm_batch/cost_usd"].value == pytest.approx(float(sum(paid) + sum(rejected)))
         assert sum(rejected) > 0
 
-    def test_a_sample_bounds_what_is_asked(self, world):
+    def test_a_sample_bounds_what_is_asked(self, project):
         upstream, judging = duel(sample=2)
-        world.run(upstream)
-        world.run([*upstream, *judging], "duel_cases")
-        assert len(set(world.stored("duel_cases")["id"].to_pylist())) == 2
+        project.run(upstream)
+        project.run([*upstream, *judging], "duel_cases")
+        assert len(set(project.stored("duel_cases")["id"].to_pylist())) == 2
 
-    def test_over_budget_nothing_is_sent(self, world):
+    def test_over_budget_nothing_is_sent(self, project):
         upstream, judging = duel(max_cost_usd="0.000001")
-        world.run(upstream)
-        result = world.run([*upstream, *judging], "duel_cases", "duel_verdicts_batch", succeeds=False)
+        project.run(upstream)
+        result = project.run([*upstream, *judging], "duel_cases", "duel_verdicts_batch", succeeds=False)
         assert "exceeds max_cost_usd" in failure(result)
-        assert not world.emulator.books.executions
+        assert not project.emulator.books.executions
 
-    def test_partitions_are_judged_by_themselves_in_one_run(self, world):
+    def test_partitions_are_judged_by_themselves_in_one_run(self, project):
         upstream, judging = duel(DAYS, max_inconsistent=0.5)
-        world.fill(upstream)
-        result = world.judge([*upstream, *judging], between=("mon", "tue"))
-        monday, tuesday = (world.stored("duel", day).to_pylist()[0] for day in ("mon", "tue"))
+        project.fill(upstream)
+        result = project.judge([*upstream, *judging], between=("mon", "tue"))
+        monday, tuesday = (project.stored("duel", day).to_pylist()[0] for day in ("mon", "tue"))
         assert (monday["partition"], monday["n_rows"], monday["n_b_wins"], monday["n_identical"]) == ("mon", 2, 1, 1)
         assert (tuesday["n_rows"], tuesday["n_inconsistent"]) == (2, 2)
         checks = {one.partition: one.passed for one in result.get_asset_check_evaluations()}
@@ -258,15 +258,15 @@ class TestPairwise:
         assert cases.backfill_policy is not None
         assert cases.backfill_policy != batch.backfill_policy
 
-    def test_an_unpartitioned_judge_reads_all_partitions(self, world):
+    def test_an_unpartitioned_judge_reads_all_partitions(self, project):
         upstream, judging = duel(DAYS, together=True)
-        world.fill(upstream)
-        world.judge([*upstream, *judging])
-        assert world.stored("duel").to_pylist()[0]["n_rows"] == 4
+        project.fill(upstream)
+        project.judge([*upstream, *judging])
+        assert project.stored("duel").to_pylist()[0]["n_rows"] == 4
 
-    def test_lineage_leads_from_answers_over_cases_to_figures(self, world):
+    def test_lineage_leads_from_answers_over_cases_to_figures(self, project):
         upstream, judging = duel()
-        defs = dg.Definitions(assets=[*upstream, *judging], resources=world.resources)
+        defs = dg.Definitions(assets=[*upstream, *judging], resources=project.resources)
         graph = defs.resolve_asset_graph()
 
         def parents(name):
@@ -275,53 +275,53 @@ class TestPairwise:
         assert parents("duel_cases") == {"questions", "short", "long"}
         assert parents("duel_verdicts_batch") == {"duel_cases"}
         assert parents("duel") == {"duel_cases", "duel_verdicts", "duel_verdicts_rejects"}
-        world.run(upstream)
-        world.run([*upstream, *judging], "duel_cases")
-        lineage = world.metadata("duel_cases")["dagster/column_lineage"].lineage.deps_by_column
+        project.run(upstream)
+        project.run([*upstream, *judging], "duel_cases")
+        lineage = project.metadata("duel_cases")["dagster/column_lineage"].lineage.deps_by_column
         answers = {dg.TableColumnDep(dg.AssetKey(name), "answer") for name in ("short", "long")}
         assert set(lineage["answer_a"]) == set(lineage["answer_b"]) == answers
 
-    def test_answers_that_are_not_there_say_what_to_do(self, world):
+    def test_answers_that_are_not_there_say_what_to_do(self, project):
         upstream, judging = duel()
-        world.run(upstream[:2])
-        result = world.run([*upstream, *judging], "duel_cases", succeeds=False)
+        project.run(upstream[:2])
+        result = project.run([*upstream, *judging], "duel_cases", succeeds=False)
         assert re.search("long could not be read.*never materialized here: materialize it first", failure(result))
 
-    def test_cases_and_figures_follow_by_themselves_and_money_waits_for_a_person(self, world):
+    def test_cases_and_figures_follow_by_themselves_and_money_waits_for_a_person(self, project):
         upstream, judging = duel()
         assets = [*upstream, *judging]
 
         def tick(cursor):
             found = dg.evaluate_automation_conditions(
-                dg.Definitions(assets=assets, resources=world.resources), world.instance, cursor=cursor
+                dg.Definitions(assets=assets, resources=project.resources), project.instance, cursor=cursor
             )
             names = ("duel_cases", "duel_verdicts_batch", "duel")
             return {one for one in names if found.get_requested_partitions(dg.AssetKey(one))}, found.cursor
 
         asked, cursor = tick(None)
         assert asked == set()
-        world.run(upstream[:2])
+        project.run(upstream[:2])
         asked, cursor = tick(cursor)
         assert asked == set()  # one candidate has no answers
-        world.run(upstream[2:])
+        project.run(upstream[2:])
         asked, cursor = tick(cursor)
         assert asked == {"duel_cases"}
-        world.run(assets, "duel_cases")
+        project.run(assets, "duel_cases")
         asked, cursor = tick(cursor)
         assert asked == set()
-        world.run(assets, "duel_verdicts_batch")
-        world.emulator.settle()
-        world.run(assets, "duel_verdicts", "duel_verdicts_rejects")
+        project.run(assets, "duel_verdicts_batch")
+        project.emulator.settle()
+        project.run(assets, "duel_verdicts", "duel_verdicts_rejects")
         asked, cursor = tick(cursor)
         assert asked == {"duel"}
 
-    def test_rows_from_outside_are_not_waited_for(self, world):
+    def test_rows_from_outside_are_not_waited_for(self, project):
         questions = dg.AssetSpec("questions")
         [_, *answers], judging = duel(rows=questions)
-        defs = dg.Definitions(assets=[questions, *answers, *judging], resources=world.resources)
-        first = dg.evaluate_automation_conditions(defs, world.instance)
-        world.run(answers)
-        then = dg.evaluate_automation_conditions(defs, world.instance, cursor=first.cursor)
+        defs = dg.Definitions(assets=[questions, *answers, *judging], resources=project.resources)
+        first = dg.evaluate_automation_conditions(defs, project.instance)
+        project.run(answers)
+        then = dg.evaluate_automation_conditions(defs, project.instance, cursor=first.cursor)
         assert then.get_requested_partitions(dg.AssetKey("duel_cases")) == {None}
 
     @pytest.mark.parametrize(
@@ -365,39 +365,39 @@ def test_every_provider_takes_the_responses_of_both_judges(model):
 
 
 class TestRubric:
-    def test_each_answer_is_scored_by_each_criterion(self, world):
+    def test_each_answer_is_scored_by_each_criterion(self, project):
         upstream, judging = grades()
-        world.run(upstream)
-        result = world.judge([*upstream, *judging], "grade")
-        found = {(row["candidate"], row["criterion"]): row for row in world.stored("grade").to_pylist()}
+        project.run(upstream)
+        result = project.judge([*upstream, *judging], "grade")
+        found = {(row["candidate"], row["criterion"]): row for row in project.stored("grade").to_pylist()}
         assert found["short", "complete"]["mean"] == pytest.approx((3 + 3 + 4 + 5) / 4)
         assert found["long", "complete"]["mean"] == pytest.approx((5 + 3 + 5 + 5) / 4)
         assert found["long", "polite"]["highest"] == 1
         assert not list(result.get_asset_check_evaluations())
-        assert world.metadata("grade")["llm_batch/mean_score of short, complete"].value == pytest.approx(3.75)
+        assert project.metadata("grade")["llm_batch/mean_score of short, complete"].value == pytest.approx(3.75)
 
-    def test_the_least_score_is_a_check_and_a_blocking_one_holds_back_what_is_downstream(self, world):
+    def test_the_least_score_is_a_check_and_a_blocking_one_holds_back_what_is_downstream(self, project):
         upstream, judging = grades(min_score={"complete": 4}, blocking=True)
 
         @dg.asset(deps=["grade"])
         def report():
             raise AssertionError("must not run")
 
-        world.run(upstream)
+        project.run(upstream)
         assets = [*upstream, *judging, report]
-        world.run(assets, "grade_cases", "grade_verdicts_batch")
-        world.emulator.settle()
-        world.run(assets, "grade_verdicts", "grade_verdicts_rejects")
-        result = world.run(assets, "grade", "report", succeeds=False)
+        project.run(assets, "grade_cases", "grade_verdicts_batch")
+        project.emulator.settle()
+        project.run(assets, "grade_verdicts", "grade_verdicts_rejects")
+        result = project.run(assets, "grade", "report", succeeds=False)
         [check] = result.get_asset_check_evaluations()
         assert (check.check_name, check.passed) == ("score", False)
         assert "short, complete: 3.75; at least 4 wanted" in check.description
 
-    def test_a_score_outside_of_the_scale_is_a_reject(self, world):
+    def test_a_score_outside_of_the_scale_is_a_reject(self, project):
         upstream, judging = grades(scale=(1, 3), checks=ChecksPolicy(blocking=False))
-        world.run(upstream)
-        world.judge([*upstream, *judging], "grade")
-        found = {(row["candidate"], row["criterion"]): row for row in world.stored("grade").to_pylist()}
+        project.run(upstream)
+        project.judge([*upstream, *judging], "grade")
+        found = {(row["candidate"], row["criterion"]): row for row in project.stored("grade").to_pylist()}
         assert (found["short", "complete"]["n_cases"], found["short", "complete"]["n_scored"]) == (4, 2)
 
     @pytest.mark.parametrize(

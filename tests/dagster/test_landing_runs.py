@@ -6,9 +6,9 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
+from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, CodeLocation, labeled, sensor_within, tickets
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
-from face import BATCH, DAILY, DAYS, LABELS, LANDING, Face, labeled, sensor_within, tickets
-from test_face_sensor import RANGE_TAGS, asked, tick
+from test_batch_sensor import RANGE_TAGS, asked, tick
 
 from dagster_llm_batch import build_llm_batch_sensor
 from dagster_llm_batch.cli.main import main
@@ -25,14 +25,14 @@ ORIGIN = RemoteJobOrigin(
 )  # which a run that waits in a queue must have
 
 
-def ended(face, request, status=dg.DagsterRunStatus.FAILURE, **tags):
+def ended(location, request, status=dg.DagsterRunStatus.FAILURE, **tags):
     """A run of this request that left nothing behind, as of a worker that was killed while it started."""
-    return a_run(face, LANDING, status, **{**request.tags, "dagster/run_key": request.run_key, **tags})
+    return a_run(location, LANDING, status, **{**request.tags, "dagster/run_key": request.run_key, **tags})
 
 
-def a_run(face, names, status, job=None, **tags):
-    return face.instance.create_run_for_job(
-        job or face.defs.resolve_implicit_global_asset_job_def(),
+def a_run(location, names, status, job=None, **tags):
+    return location.instance.create_run_for_job(
+        job or location.defs.resolve_implicit_global_asset_job_def(),
         asset_selection=None if job else frozenset(dg.AssetKey(name) for name in names),
         tags=tags,
         status=status,
@@ -40,10 +40,10 @@ def a_run(face, names, status, job=None, **tags):
     )
 
 
-def verdicts(face, partition=None):
+def verdicts(location, partition=None):
     """All verdicts on coverage of a partition, the newest first."""
     key = dg.AssetCheckKey(dg.AssetKey(LABELS), "coverage")
-    found = face.instance.event_log_storage.get_asset_check_execution_history(key, limit=10)
+    found = location.instance.event_log_storage.get_asset_check_execution_history(key, limit=10)
     events = [record.event.asset_check_evaluation for record in found if record.event is not None]
     return [one for one in events if one is not None and one.partition == partition]
 
@@ -52,159 +52,164 @@ def verdicts(face, partition=None):
 def test_a_run_that_left_nothing_is_asked_for_three_times_more_and_then_a_failed_check_says_what_to_do(
     make, emulator, partition
 ):
-    face = make(*labeled(partitions_def=DAILY if partition else None), bounds=AT_ONCE)
-    face.submit(partition=partition)
+    location = make(*labeled(partitions_def=DAILY if partition else None), bounds=AT_ONCE)
+    location.submit(partition=partition)
     emulator.settle()
     keys, again = set(), []
     for _ in range(4):
-        [request] = tick(face).run_requests
+        [request] = tick(location).run_requests
         assert request.partition_key == partition
         keys.add(request.run_key)
         again.append(request.tags.get(AGAIN))
-        lost = ended(face, request)
-        told = tick(face)
+        lost = ended(location, request)
+        told = tick(location)
         assert told.run_requests == []
         assert lost.run_id in told.skip_message
     assert again == [None, "1 of 3", "2 of 3", "3 of 3"]
     assert len(keys) == 4
     for _ in range(3):
-        assert f"waits for a person: run {lost.run_id}" in tick(face).skip_message
-    [verdict] = verdicts(face, partition)
+        assert f"waits for a person: run {lost.run_id}" in tick(location).skip_message
+    [verdict] = verdicts(location, partition)
     assert not verdict.passed
     assert lost.run_id in verdict.description
     assert f"materialize {LABELS}" in verdict.description
-    face.engine().ledger.close()
-    ledger_url, payload_root = face.resource.places()
+    location.engine().ledger.close()
+    ledger_url, payload_root = location.resource.places()
     where = ["--ledger", ledger_url, "--payloads", payload_root, "--namespace", "default"]
     said = CliRunner().invoke(main, ["doctor", *where])
     assert f"the labels of {LABELS}" in " ".join(said.output.split())
     assert said.exit_code == 3
-    assert face.collect(partition=partition).success  # what the check says
-    assert face.metadata(partition=partition)["dagster/partition_row_count"] == 3
-    assert verdicts(face, partition)[0].passed
-    assert tick(face).skip_message == "no batches in flight"
+    assert location.collect(partition=partition).success  # what the check says
+    assert location.metadata(partition=partition)["dagster/partition_row_count"] == 3
+    assert verdicts(location, partition)[0].passed
+    assert tick(location).skip_message == "no batches in flight"
     assert f"the labels of {LABELS}" not in " ".join(CliRunner().invoke(main, ["doctor", *where]).output.split())
     assert emulator.books.creates_seen == 1
 
 
 def test_a_verdict_that_dagster_does_not_store_fails_the_tick_and_the_neighbours_have_theirs(make, emulator):
-    face = make(*labeled(partitions_def=DAILY), bounds=AT_ONCE)
-    face.submit(span=(DAYS[0], DAYS[1]))
+    location = make(*labeled(partitions_def=DAILY), bounds=AT_ONCE)
+    location.submit(span=(DAYS[0], DAYS[1]))
     emulator.settle()
-    [request] = tick(face).run_requests
+    [request] = tick(location).run_requests
     earlier = dg.AssetCheckEvaluation(
         asset_key=dg.AssetKey(LABELS), check_name="coverage", passed=False, metadata={}, partition=DAYS[0]
     )
-    face.instance.report_runless_asset_event(earlier)  # of a loss long ago: Dagster takes one without a run
-    ended(face, request, dg.DagsterRunStatus.CANCELED)
+    location.instance.report_runless_asset_event(earlier)  # of a loss long ago: Dagster takes one without a run
+    ended(location, request, dg.DagsterRunStatus.CANCELED)
     with pytest.raises(LLMBatchError, match="1 part of the tick failed"):
-        tick(face)
-    assert len(verdicts(face, DAYS[1])) == 1
-    assert f"{LABELS} {DAYS[0]} waits for a person" in tick(face).skip_message
+        tick(location)
+    assert len(verdicts(location, DAYS[1])) == 1
+    assert f"{LABELS} {DAYS[0]} waits for a person" in tick(location).skip_message
 
 
 def test_what_a_run_did_change_begins_the_count_anew(make, emulator):
-    face = make(*labeled(), bounds=AT_ONCE)
-    face.submit()
+    location = make(*labeled(), bounds=AT_ONCE)
+    location.submit()
     emulator.settle()
     for _ in range(2):
-        [request] = tick(face).run_requests
-        ended(face, request)
-        tick(face)
-    engine = face.engine()
+        [request] = tick(location).run_requests
+        ended(location, request)
+        tick(location)
+    engine = location.engine()
     engine.ledger.add_event(engine.latest(LABELS).submission_id, "something", "happened")
     engine.ledger.close()
-    [request] = tick(face).run_requests
+    [request] = tick(location).run_requests
     assert AGAIN not in request.tags
 
 
 def test_a_run_that_succeeded_and_changed_nothing_is_asked_for_again(make, emulator):
-    face = make(*labeled(), bounds=AT_ONCE)
-    face.submit()
+    location = make(*labeled(), bounds=AT_ONCE)
+    location.submit()
     emulator.settle()
-    [request] = tick(face).run_requests
-    ended(face, request, dg.DagsterRunStatus.SUCCESS)  # another process, which died since, held the lease
-    tick(face)
-    [again] = tick(face).run_requests
+    [request] = tick(location).run_requests
+    ended(location, request, dg.DagsterRunStatus.SUCCESS)  # another process, which died since, held the lease
+    tick(location)
+    [again] = tick(location).run_requests
     assert again.tags[AGAIN] == "1 of 3"
 
 
 def test_the_first_request_after_a_loss_waits_a_minute(make, emulator):
-    face = make(*labeled())
-    face.submit()
+    location = make(*labeled())
+    location.submit()
     emulator.settle()
-    [request] = tick(face).run_requests
-    lost = ended(face, request)
-    assert f"run {lost.run_id} did not land it; asked for again in" in tick(face).skip_message
-    long_ago(face, lost, minutes=2)
-    assert "asked for again 1 of 3, at the next tick" in tick(face).skip_message
-    [again] = tick(face).run_requests
+    [request] = tick(location).run_requests
+    lost = ended(location, request)
+    assert f"run {lost.run_id} did not land it; asked for again in" in tick(location).skip_message
+    long_ago(location, lost, minutes=2)
+    assert "asked for again 1 of 3, at the next tick" in tick(location).skip_message
+    [again] = tick(location).run_requests
     assert again.run_key != request.run_key
 
 
 def test_neighbours_that_were_lost_together_twice_are_asked_for_alone(make, emulator):
-    face = make(*labeled(partitions_def=DAILY), bounds=AT_ONCE)
-    face.submit(span=(DAYS[0], DAYS[2]))
+    location = make(*labeled(partitions_def=DAILY), bounds=AT_ONCE)
+    location.submit(span=(DAYS[0], DAYS[2]))
     emulator.settle()
     for _ in range(2):
-        [request] = tick(face).run_requests
-        ended(face, request)
-        tick(face)
-    assert asked(tick(face)) == [(day, day) for day in DAYS[:3]]
+        [request] = tick(location).run_requests
+        ended(location, request)
+        tick(location)
+    assert asked(tick(location)) == [(day, day) for day in DAYS[:3]]
 
 
 def test_a_run_that_a_person_canceled_is_not_asked_for_again_and_a_failed_check_says_so(make, emulator):
-    face = make(*labeled(), bounds=AT_ONCE)
-    face.submit()
+    location = make(*labeled(), bounds=AT_ONCE)
+    location.submit()
     emulator.settle()
-    [request] = tick(face).run_requests
-    canceled = ended(face, request, dg.DagsterRunStatus.CANCELED)
+    [request] = tick(location).run_requests
+    canceled = ended(location, request, dg.DagsterRunStatus.CANCELED)
     for _ in range(3):
-        assert f"run {canceled.run_id}, which was to land them, was canceled" in tick(face).skip_message
-    [verdict] = verdicts(face)
+        assert f"run {canceled.run_id}, which was to land them, was canceled" in tick(location).skip_message
+    [verdict] = verdicts(location)
     assert not verdict.passed
-    assert face.collect().success
+    assert location.collect().success
 
 
 def test_a_run_that_dagster_retries_by_itself_is_left_to_it_and_its_retry_counts_as_the_last(make, emulator):
-    face = make(*labeled(), bounds=AT_ONCE)
-    face.submit()
+    location = make(*labeled(), bounds=AT_ONCE)
+    location.submit()
     emulator.settle()
-    [request] = tick(face).run_requests
-    first = ended(face, request, **{"dagster/will_retry": "true"})
-    assert f"run {first.run_id} did not land it; Dagster retries it" in tick(face).skip_message
-    face.instance.add_run_tags(first.run_id, {"dagster/auto_retry_run_id": "x"})
-    retry = ended(face, request, dg.DagsterRunStatus.STARTED)  # retries carry the tags of their parents
-    assert f"run {retry.run_id} is landing it" in tick(face).skip_message
-    face.instance.delete_run(retry.run_id)
-    last = ended(face, request)
-    assert f"run {last.run_id} ended as FAILURE and changed nothing; asked for again 1 of 3" in tick(face).skip_message
+    [request] = tick(location).run_requests
+    first = ended(location, request, **{"dagster/will_retry": "true"})
+    assert f"run {first.run_id} did not land it; Dagster retries it" in tick(location).skip_message
+    location.instance.add_run_tags(first.run_id, {"dagster/auto_retry_run_id": "x"})
+    retry = ended(location, request, dg.DagsterRunStatus.STARTED)  # retries carry the tags of their parents
+    assert f"run {retry.run_id} is landing it" in tick(location).skip_message
+    location.instance.delete_run(retry.run_id)
+    last = ended(location, request)
+    assert (
+        f"run {last.run_id} ended as FAILURE and changed nothing; asked for again 1 of 3" in tick(location).skip_message
+    )
 
 
 def test_a_run_whose_worker_died_before_it_could_say_anything_is_lost_after_an_hour(make, emulator):
-    face = make(*labeled(), bounds=AT_ONCE)
-    face.submit()
+    location = make(*labeled(), bounds=AT_ONCE)
+    location.submit()
     emulator.settle()
-    [request] = tick(face).run_requests
-    starting = ended(face, request, dg.DagsterRunStatus.STARTING)
-    assert f"run {starting.run_id} is landing it" in tick(face).skip_message
-    long_ago(face, starting, minutes=61)
-    assert f"run {starting.run_id} ended as STARTING" in tick(face).skip_message
-    [again] = tick(face).run_requests
+    [request] = tick(location).run_requests
+    starting = ended(location, request, dg.DagsterRunStatus.STARTING)
+    assert f"run {starting.run_id} is landing it" in tick(location).skip_message
+    long_ago(location, starting, minutes=61)
+    assert f"run {starting.run_id} ended as STARTING" in tick(location).skip_message
+    [again] = tick(location).run_requests
     assert again.tags[AGAIN] == "1 of 3"
 
 
 def test_a_run_that_was_queued_with_another_executors_configuration_is_asked_for_with_that_of_the_present_one(
     emulator, instance
 ):
-    face = Face(emulator, instance, *labeled(), bounds=AT_ONCE)
-    face.submit()
+    location = CodeLocation(emulator, instance, *labeled(), bounds=AT_ONCE)
+    location.submit()
     emulator.settle()
-    [request] = tick(face).run_requests
+    [request] = tick(location).run_requests
     assert request.run_config == {"execution": {"config": {"in_process": {}}}}
-    changed = Face(emulator, instance, *labeled(), bounds=AT_ONCE)
+    changed = CodeLocation(emulator, instance, *labeled(), bounds=AT_ONCE)
     changed.defs = dg.Definitions(
-        assets=labeled(), sensors=[sensor_within(AT_ONCE)], resources=face.resources, executor=dg.in_process_executor
+        assets=labeled(),
+        sensors=[sensor_within(AT_ONCE)],
+        resources=location.resources,
+        executor=dg.in_process_executor,
     )
     changed.repository = changed.defs.get_repository_def()
     with pytest.raises(dg.DagsterInvalidConfigError):
@@ -217,10 +222,10 @@ def test_a_run_that_was_queued_with_another_executors_configuration_is_asked_for
     assert changed.metadata()["dagster/partition_row_count"] == 3
 
 
-def long_ago(face, run, minutes):
+def long_ago(location, run, minutes):
     """As if the run had changed last so many minutes ago."""
     then = datetime.now(UTC).replace(tzinfo=None) - timedelta(minutes=minutes)
-    with face.instance.run_storage.connect() as connection:
+    with location.instance.run_storage.connect() as connection:
         connection.execute(
             sa.text("UPDATE runs SET update_timestamp = :then, end_time = NULL WHERE run_id = :run"),
             {"then": then.strftime("%Y-%m-%d %H:%M:%S.%f"), "run": run.run_id},
@@ -234,51 +239,51 @@ def test_a_submission_whose_rows_are_slow_is_one_batch_though_the_sensor_ticks_a
     asked_for = []
 
     def rows(context):
-        result = face.tick()  # as the daemon does between two partitions
+        result = location.tick()  # as the daemon does between two partitions
         asked_for.extend(result.run_requests)
         for request in result.run_requests:
-            face.launch(request)
+            location.launch(request)
         return tickets(2, context.partition_key)
 
-    face = make(*labeled(rows=rows, partitions_def=DAILY))
-    submission = face.submit(span=(DAYS[0], DAYS[29]))
+    location = make(*labeled(rows=rows, partitions_def=DAILY))
+    submission = location.submit(span=(DAYS[0], DAYS[29]))
     assert submission.success
     assert asked_for == []
     assert emulator.books.creates_seen == 1
-    assert len(face.landed(BATCH)) == 30
+    assert len(location.landed(BATCH)) == 30
     emulator.settle()
-    assert asked(tick(face)) == [(DAYS[0], DAYS[29])]
+    assert asked(tick(location)) == [(DAYS[0], DAYS[29])]
 
 
 def test_a_landing_run_that_was_asked_for_before_leaves_alone_what_a_run_has_planned_and_not_sent(make, emulator):
     def rows(context):
         if context.partition_key == DAYS[2] and not early:  # two are planned
-            early.append(face.collect(span=(DAYS[0], DAYS[1])))
-            early.append(face.collect(partition=DAYS[0]))
+            early.append(location.collect(span=(DAYS[0], DAYS[1])))
+            early.append(location.collect(partition=DAYS[0]))
         return tickets(2, context.partition_key)
 
     early = []
-    face = make(*labeled(rows=rows, partitions_def=DAILY))
-    assert face.submit(span=(DAYS[0], DAYS[2])).success
+    location = make(*labeled(rows=rows, partitions_def=DAILY))
+    assert location.submit(span=(DAYS[0], DAYS[2])).success
     assert [run.success for run in early] == [True, True]
     assert emulator.books.creates_seen == 1
     emulator.settle()
-    assert face.collect(span=(DAYS[0], DAYS[2])).success
-    assert face.landed() == set(DAYS[:3])
+    assert location.collect(span=(DAYS[0], DAYS[2])).success
+    assert location.landed() == set(DAYS[:3])
 
 
 def test_a_submission_run_that_shows_no_life_for_five_minutes_holds_nothing_back(make, emulator):
-    face = make(*labeled(partitions_def=DAILY))
-    face.submit(partition=DAYS[0])
+    location = make(*labeled(partitions_def=DAILY))
+    location.submit(partition=DAYS[0])
     emulator.settle()
-    run = a_run(face, [BATCH], STARTED, **days(DAYS[0]))
-    assert tick(face).run_requests == []
-    long_ago(face, run, minutes=6)  # its machine is gone, and nobody has told Dagster
-    engine = face.engine()
+    run = a_run(location, [BATCH], STARTED, **days(DAYS[0]))
+    assert tick(location).run_requests == []
+    long_ago(location, run, minutes=6)  # its machine is gone, and nobody has told Dagster
+    engine = location.engine()
     with engine.at_work(run.run_id):
-        assert tick(face).run_requests == []
+        assert tick(location).run_requests == []
     engine.ledger.close()
-    assert asked(tick(face)) == [(DAYS[0], DAYS[0])]
+    assert asked(tick(location)) == [(DAYS[0], DAYS[0])]
 
 
 LANDS = dg.StaticPartitionsDefinition(["de", "fr"])
@@ -305,62 +310,62 @@ def days(first, last=None):
     ],
 )
 def test_no_landing_is_asked_for_where_a_run_is_at_work_on_the_submission(make, emulator, names, status, tags, free):
-    face = make(*labeled(partitions_def=DAILY))
+    location = make(*labeled(partitions_def=DAILY))
     for day in DAYS[:3]:
-        face.submit(partition=day)
+        location.submit(partition=day)
     emulator.settle()
     job = None
     if names == "the whole job":
-        face.defs = dg.Definitions(
-            assets=labeled(partitions_def=DAILY), sensors=[build_llm_batch_sensor()], resources=face.resources,
+        location.defs = dg.Definitions(
+            assets=labeled(partitions_def=DAILY), sensors=[build_llm_batch_sensor()], resources=location.resources,
             jobs=[dg.define_asset_job("everything", selection=dg.AssetSelection.all())],
         )  # fmt: skip
-        face.repository = face.defs.get_repository_def()
-        job = face.defs.resolve_job_def("everything")
-    run = a_run(face, names, status, job, **tags)
-    result = tick(face)
+        location.repository = location.defs.get_repository_def()
+        job = location.defs.resolve_job_def("everything")
+    run = a_run(location, names, status, job, **tags)
+    result = tick(location)
     found = [day for first, last in asked(result) for day in DAYS[DAYS.index(first) : DAYS.index(last) + 1]]
     assert found == free
-    face.instance.delete_run(run.run_id)
-    assert asked(tick(face)) == [(DAYS[0], DAYS[2])]
+    location.instance.delete_run(run.run_id)
+    assert asked(tick(location)) == [(DAYS[0], DAYS[2])]
 
 
 def test_a_range_of_multi_partitions_holds_back_its_own(make, emulator):
-    face = make(*labeled(partitions_def=MULTI))
+    location = make(*labeled(partitions_def=MULTI))
     places = [f"{day}|{land}" for day in DAYS[:3] for land in ("de", "fr")]
     for place in places:
-        face.submit(partition=place)
+        location.submit(partition=place)
     emulator.settle()
-    a_run(face, [BATCH], STARTED, **days(f"{DAYS[0]}|fr", f"{DAYS[1]}|fr"))
+    a_run(location, [BATCH], STARTED, **days(f"{DAYS[0]}|fr", f"{DAYS[1]}|fr"))
     held = {f"{DAYS[0]}|fr", f"{DAYS[1]}|fr"}
-    assert sorted(request.partition_key for request in tick(face).run_requests) == sorted({*places} - held)
+    assert sorted(request.partition_key for request in tick(location).run_requests) == sorted({*places} - held)
 
 
 def test_a_run_that_submits_is_seen_beside_pages_of_runs_that_wait(make, emulator):
-    face = make(*labeled(partitions_def=DAILY), bounds=TickBounds(run_records=10))
+    location = make(*labeled(partitions_def=DAILY), bounds=TickBounds(run_records=10))
     for day in DAYS[:3]:
-        face.submit(partition=day)
+        location.submit(partition=day)
     emulator.settle()
-    a_run(face, [BATCH], STARTED, **days(DAYS[0]))
-    a_run(face, LANDING, QUEUED, **days(DAYS[1]))
-    [template] = face.instance.get_runs(dg.RunsFilter(statuses=[QUEUED]))
+    a_run(location, [BATCH], STARTED, **days(DAYS[0]))
+    a_run(location, LANDING, QUEUED, **days(DAYS[1]))
+    [template] = location.instance.get_runs(dg.RunsFilter(statuses=[QUEUED]))
     for number in range(25):
-        face.instance.run_storage.add_run(
+        location.instance.run_storage.add_run(
             template._replace(run_id=f"queued-{number}", asset_selection=frozenset({dg.AssetKey("another")}))
         )
-    assert asked(tick(face)) == [(DAYS[2], DAYS[2])]
+    assert asked(tick(location)) == [(DAYS[2], DAYS[2])]
 
 
 def test_a_batch_in_doubt_is_not_looked_for_while_the_run_that_sends_it_is_at_work(make, emulator):
     emulator.inject(lost_create_reply("close"), WireFault(kind="status", route="GET *", status=503, times=8))
-    face = make(*labeled())
-    face.submit()
+    location = make(*labeled())
+    location.submit()
     emulator.clear_faults()
-    run = a_run(face, [BATCH], STARTED)
+    run = a_run(location, [BATCH], STARTED)
     before = len(emulator.books.calls)
-    assert f"run {run.run_id} is at work on its submission" in tick(face).skip_message
+    assert f"run {run.run_id} is at work on its submission" in tick(location).skip_message
     assert len(emulator.books.calls) == before
-    face.instance.delete_run(run.run_id)
-    tick(face)  # finds it
+    location.instance.delete_run(run.run_id)
+    tick(location)  # finds it
     emulator.settle()
-    assert len(tick(face).run_requests) == 1
+    assert len(tick(location).run_requests) == 1

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from face import DAILY, DAYS, LABELS, labeled
-from test_face_sensor import asked, tick
+from code_location import DAILY, DAYS, LABELS, labeled
+from test_batch_sensor import asked, tick
 
 from dagster_llm_batch import AnthropicBatchResource, LLMBatchResource
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
@@ -42,18 +42,18 @@ class Theirs(LLMBatchResource):
         return {**super().providers(home), "openai": Buggy(DEFAULT_KEY, self.openai.base_url, timeout_seconds=10.0)}
 
 
-def ledger_sql(face, statement):
+def ledger_sql(location, statement):
     """Change the ledger behind the back of the code under test."""
-    connection = sqlite3.connect(Path(face.instance.storage_directory()) / "llm_batch" / "ledger.sqlite")
+    connection = sqlite3.connect(Path(location.instance.storage_directory()) / "llm_batch" / "ledger.sqlite")
     with connection:
         connection.execute(statement)
     connection.close()
 
 
-def failing_tick(face):
+def failing_tick(location):
     """What a tick that fails says, with its causes."""
     try:
-        result = tick(face)
+        result = tick(location)
     except Exception as raised:  # noqa: BLE001 - Dagster's own around what was raised
         error = raised
     else:
@@ -67,10 +67,10 @@ def failing_tick(face):
 
 def in_two_datasets(make, **other):
     """Two datasets, one batch of each under way."""
-    face = make(*labeled(partitions_def=DAILY), *labeled(name=OTHER, partitions_def=DAILY, **other))
-    assert face.submit(partition=DAYS[0]).success
-    assert face.run(f"{OTHER}_batch", partition=DAYS[0]).success
-    return face
+    location = make(*labeled(partitions_def=DAILY), *labeled(name=OTHER, partitions_def=DAILY, **other))
+    assert location.submit(partition=DAYS[0]).success
+    assert location.run(f"{OTHER}_batch", partition=DAYS[0]).success
+    return location
 
 
 def landed_assets(result):
@@ -80,48 +80,48 @@ def landed_assets(result):
 def test_of_many_batches_of_a_provider_those_that_it_trips_over_are_told_and_the_others_land(
     make, emulator, monkeypatch
 ):
-    face = make(*labeled(partitions_def=DAILY))
-    face.resources["llm_batch"] = Theirs(openai=face.resource.openai)
+    location = make(*labeled(partitions_def=DAILY))
+    location.resources["llm_batch"] = Theirs(openai=location.resource.openai)
     sent = DAYS[:12:2]
     for day in sent:
-        face.submit(partition=day)
-    engine = face.engine()
+        location.submit(partition=day)
+    engine = location.engine()
     odd = [engine.latest(LABELS, day) for day in (DAYS[2], DAYS[10])]
     ids = {engine.ledger.shards(one.submission_id)[0].batch_id for one in odd}
     engine.ledger.close()
     monkeypatch.setattr(Buggy, "odd", frozenset(ids))
     emulator.settle()
-    result = tick(face)
+    result = tick(location)
     assert asked(result) == [(day, day) for day in sent if day not in (DAYS[2], DAYS[10])]
     for request in result.run_requests:
-        assert face.launch(request).success
-    told = failing_tick(face)  # nothing else is left, and this does not pass by itself
+        assert location.launch(request).success
+    told = failing_tick(location)  # nothing else is left, and this does not pass by itself
     assert "KeyError" in told
     assert f"polling failed for {LABELS} {DAYS[2]}" in told
     assert f"polling failed for {LABELS} {DAYS[10]}" in told
     monkeypatch.setattr(Buggy, "odd", frozenset())  # a release without the bug
-    assert asked(tick(face)) == [(DAYS[2], DAYS[2]), (DAYS[10], DAYS[10])]
+    assert asked(tick(location)) == [(DAYS[2], DAYS[2]), (DAYS[10], DAYS[10])]
 
 
 @pytest.mark.parametrize("words", ["bad \ud83d\x00\x1b[2J line", "x" * 300_000], ids=["surrogate, NUL", "long"])
 def test_a_failure_message_of_any_text_is_taken_and_the_others_land(make, emulator, monkeypatch, words):
     emulator.inject(BatchFault(kind="fails", code="invalid_request", batches=[0]))
-    face = in_two_datasets(make)
-    face.resources["llm_batch"] = Theirs(openai=face.resource.openai)
+    location = in_two_datasets(make)
+    location.resources["llm_batch"] = Theirs(openai=location.resource.openai)
     monkeypatch.setattr(Buggy, "said", words)
     emulator.settle()
-    assert landed_assets(tick(face)) == [OTHER, LABELS]
+    assert landed_assets(tick(location)) == [OTHER, LABELS]
 
 
 def test_a_row_of_the_ledger_that_cannot_be_read_is_named_and_the_others_land(make, emulator):
-    face = in_two_datasets(make)
+    location = in_two_datasets(make)
     emulator.settle()
-    tick(face)
-    ledger_sql(face, f"UPDATE submission SET state = 'from the future' WHERE asset = '{LABELS}'")
-    result = tick(face)
+    tick(location)
+    ledger_sql(location, f"UPDATE submission SET state = 'from the future' WHERE asset = '{LABELS}'")
+    result = tick(location)
     assert landed_assets(result) == [OTHER]
-    assert face.launch(result.run_requests[0]).success
-    told = failing_tick(face)
+    assert location.launch(result.run_requests[0]).success
+    told = failing_tick(location)
     assert "the ledger's row" in told
     assert "'from the future' is not a valid SubmissionState" in told
 
@@ -133,12 +133,12 @@ def test_a_provider_that_cannot_be_made_stops_neither_the_tick_nor_runs_of_the_o
 
     claude = AnthropicBatchResource(api_key=DEFAULT_KEY, base_url=emulator.anthropic_base_url)
     usual = make()
-    face = make(
+    location = make(
         *labeled(),
         *labeled(name=OTHER, model="anthropic/claude-haiku-4-5"),
         anthropic=claude,
     )
-    assert face.run(f"{OTHER}_batch").success
+    assert location.run(f"{OTHER}_batch").success
     broken = make(
         *labeled(), *labeled(name=OTHER, model="anthropic/claude-haiku-4-5"),
         anthropic=Broken(api_key=DEFAULT_KEY, base_url=emulator.anthropic_base_url),
@@ -149,7 +149,7 @@ def test_a_provider_that_cannot_be_made_stops_neither_the_tick_nor_runs_of_the_o
     assert landed_assets(result) == [LABELS]
     assert broken.launch(result.run_requests[0]).success
     assert "provider anthropic: RuntimeError: its SDK does not load" in failing_tick(broken)
-    assert landed_assets(tick(face)) == [OTHER]
+    assert landed_assets(tick(location)) == [OTHER]
     assert usual.tick().run_requests == []
 
 
@@ -163,58 +163,60 @@ def test_a_dataset_whose_partitions_cannot_be_told_is_named_and_the_others_land(
 
     with pytest.warns(DeprecationWarning, match="partition_fn"):
         theirs = dg.DynamicPartitionsDefinition(partition_fn=keys)
-    face = make(*labeled(), *labeled(name=OTHER, partitions_def=theirs))
-    assert face.submit().success
-    engine = face.engine()
+    location = make(*labeled(), *labeled(name=OTHER, partitions_def=theirs))
+    assert location.submit().success
+    engine = location.engine()
     ours = engine.latest(LABELS)
-    ledger_sql(face, f"UPDATE submission SET asset = '{OTHER}', partition = '{DAYS[0]}'")  # as if it had been submitted
-    assert face.submit().success
+    ledger_sql(
+        location, f"UPDATE submission SET asset = '{OTHER}', partition = '{DAYS[0]}'"
+    )  # as if it had been submitted
+    assert location.submit().success
     assert engine.latest(LABELS).submission_id != ours.submission_id
     engine.ledger.close()
     emulator.settle()
     there.clear()
-    result = tick(face)
+    result = tick(location)
     assert landed_assets(result) == [LABELS]
-    assert face.launch(result.run_requests[0]).success
-    assert f"partitions of {OTHER}: ConnectionError: the customers' database is away" in failing_tick(face)
+    assert location.launch(result.run_requests[0]).success
+    assert f"partitions of {OTHER}: ConnectionError: the customers' database is away" in failing_tick(location)
 
 
 def test_a_call_of_dagster_that_fails_for_one_asset_is_told_and_the_others_land(make, emulator, monkeypatch):
-    face = in_two_datasets(make)
+    location = in_two_datasets(make)
     emulator.settle()
-    engine = face.engine()
+    engine = location.engine()
     for name in (LABELS, OTHER):  # both settled, so that Dagster is asked whether they are home
         submission = engine.latest(name, DAYS[0])
         engine.ledger.settle_submission(
             submission.submission_id, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None
         )
     engine.ledger.close()
-    usual = face.instance.fetch_materializations
+    usual = location.instance.fetch_materializations
 
     def fetch(records_filter, *args, **kwargs):
         if records_filter.asset_key == dg.AssetKey(LABELS):
             raise TimeoutError("statement timeout")
         return usual(records_filter, *args, **kwargs)
 
-    tick(face)  # polled
-    monkeypatch.setattr(face.instance, "fetch_materializations", fetch)
-    assert landed_assets(tick(face)) == [OTHER]
+    tick(location)  # polled
+    monkeypatch.setattr(location.instance, "fetch_materializations", fetch)
+    assert landed_assets(tick(location)) == [OTHER]
 
 
 def test_polls_that_are_answered_with_a_page_of_html_are_told_and_the_others_land(make, emulator):
-    face = in_two_datasets(make)
-    engine = face.engine()
+    location = in_two_datasets(make)
+    engine = location.engine()
     batch = engine.ledger.shards(engine.latest(LABELS, DAYS[0]).submission_id)[0].batch_id
     engine.ledger.close()
     emulator.settle()
     emulator.inject(WireFault(kind="status", status=200, route=f"GET /v1/batches/{batch}", times=None))
-    assert landed_assets(tick(face)) == [OTHER]
+    assert landed_assets(tick(location)) == [OTHER]
     emulator.clear_faults()
-    assert LABELS in landed_assets(tick(face))
+    assert LABELS in landed_assets(tick(location))
 
 
 def test_a_ledger_that_is_away_fails_the_tick(make, emulator):
-    face = make(*labeled())
-    face.submit()
-    ledger_sql(face, "ALTER TABLE submission RENAME TO gone")
-    assert "LedgerError" in failing_tick(face)
+    location = make(*labeled())
+    location.submit()
+    ledger_sql(location, "ALTER TABLE submission RENAME TO gone")
+    assert "LedgerError" in failing_tick(location)

@@ -9,7 +9,7 @@ import dagster as dg
 import polars as pl
 import pyarrow as pa
 import pytest
-from face import DAYS, Face, failure, labeled, tickets
+from code_location import DAYS, CodeLocation, failure, labeled, tickets
 
 from dagster_llm_batch import RetryPolicy, skew_assets
 from dagster_llm_batch.errors import ConfigError
@@ -42,12 +42,12 @@ def model():
 
 
 @pytest.fixture
-def world(model, instance, tmp_path):
+def workspace(model, instance, tmp_path):
     with Emulator(answer=model) as emulator:
-        yield World(emulator, instance, tmp_path)
+        yield SkewWorkspace(emulator, instance, tmp_path)
 
 
-class World:
+class SkewWorkspace:
     def __init__(self, emulator, instance, tmp_path):
         self.emulator, self.instance = emulator, instance
         self.tables = {"io_manager": dg.FilesystemIOManager(base_dir=str(tmp_path / "tables"))}
@@ -55,9 +55,9 @@ class World:
             "ledger_url": f"sqlite:///{tmp_path}/ledger.sqlite", "payload_root": str(tmp_path / "payloads"),
         }  # fmt: skip
 
-    def face(self, labels, **more):
+    def location(self, labels, **more):
         usual = {"name": "skew", "labels": labels, "target": ["topic", "urgency"], "sample": 10}
-        return Face(
+        return CodeLocation(
             self.emulator,
             self.instance,
             *labels,
@@ -80,24 +80,24 @@ def usual(**changes):
     return labeled(**{"rows": rows, "retry": RetryPolicy(invalid_waves=1), **changes})
 
 
-def check(face, **where):
-    return face.run("skew", "skew_sample", **where)
+def check(location, **where):
+    return location.run("skew", "skew_sample", **where)
 
 
-def stored(face, name="skew", partition=None):
-    frame = face.defs.load_asset_value(name, instance=face.instance, partition_key=partition)
+def stored(location, name="skew", partition=None):
+    frame = location.defs.load_asset_value(name, instance=location.instance, partition_key=partition)
     return frame.to_dicts() if isinstance(frame, pl.DataFrame) else pa.table(frame).to_pylist()
 
 
 class TestSkew:
-    def test_a_sample_is_asked_in_real_time_and_compared_with_its_batch_labels(self, world, model):
-        face = world.face(usual(), min_agreement=0.9)
-        assert face.land().success
+    def test_a_sample_is_asked_in_real_time_and_compared_with_its_batch_labels(self, workspace, model):
+        location = workspace.location(usual(), min_agreement=0.9)
+        assert location.land().success
         model.off = set(range(0, N, 2))  # the model has changed since
-        result = check(face)
+        result = check(location)
         assert result.success is True
-        topic, urgency = stored(face)
-        side = stored(face, "skew_sample")
+        topic, urgency = stored(location)
+        side = stored(location, "skew_sample")
         differ = sum(int(row["ticket_id"][2:]) % 2 == 0 for row in side)
         assert 0 < differ < 10
         assert (topic["n_sampled"], topic["n_compared"], topic["n_same"]) == (10, 10, 10 - differ)
@@ -105,109 +105,109 @@ class TestSkew:
         assert [row["llm_same"] for row in side] == [int(row["ticket_id"][2:]) % 2 == 1 for row in side]
         assert {row["topic"] for row in side} == {"billing"}
         assert topic["agreement_high"] < 0.9
-        assert face.checks(result) == {(None, "agreement"): False}
-        assert len(world.calls) == 10
+        assert location.checks(result) == {(None, "agreement"): False}
+        assert len(workspace.calls) == 10
 
-    def test_the_requests_are_those_of_the_batch_byte_for_byte(self, world, model):
-        face = world.face(usual())
-        assert face.land().success
-        check(face)
-        bodies = Counter(one.body_digest for one in world.emulator.books.executions)
+    def test_the_requests_are_those_of_the_batch_byte_for_byte(self, workspace, model):
+        location = workspace.location(usual())
+        assert location.land().success
+        check(location)
+        bodies = Counter(one.body_digest for one in workspace.emulator.books.executions)
         assert sorted(bodies.values()) == [1] * (N - 10) + [2] * 10
-        assert {row["n_changed"] for row in stored(face)} == {0}
+        assert {row["n_changed"] for row in stored(location)} == {0}
 
-    def test_it_is_paid_once_at_the_price_of_real_time(self, world):
-        face = world.face(usual())
-        assert face.land().success
-        check(face)
-        before = face.materializations("skew_sample")[None].tags["dagster/data_version"]
-        shown = face.metadata("skew")
-        costs = [row["llm_cost_usd"] for row in stored(face, "skew_sample")]
-        labels = {row["ticket_id"]: row for row in stored(face, "ticket_labels")}
+    def test_it_is_paid_once_at_the_price_of_real_time(self, workspace):
+        location = workspace.location(usual())
+        assert location.land().success
+        check(location)
+        before = location.materializations("skew_sample")[None].tags["dagster/data_version"]
+        shown = location.metadata("skew")
+        costs = [row["llm_cost_usd"] for row in stored(location, "skew_sample")]
+        labels = {row["ticket_id"]: row for row in stored(location, "ticket_labels")}
         assert shown["llm_batch/cost_usd"] == pytest.approx(float(sum(costs)))
-        for row in stored(face, "skew_sample"):
+        for row in stored(location, "skew_sample"):
             assert row["llm_cost_usd"] == labels[row["ticket_id"]]["llm_realtime_usd"]
-        assert check(face).success
-        assert len(world.calls) == 10
-        assert face.materializations("skew_sample")[None].tags["dagster/data_version"] == before
+        assert check(location).success
+        assert len(workspace.calls) == 10
+        assert location.materializations("skew_sample")[None].tags["dagster/data_version"] == before
 
-    def test_over_budget_nothing_is_asked(self, world):
-        face = world.face(usual(), max_cost_usd="0.000001")
-        assert face.land().success
-        assert "exceeds max_cost_usd" in failure(check(face))
-        assert not world.calls
+    def test_over_budget_nothing_is_asked(self, workspace):
+        location = workspace.location(usual(), max_cost_usd="0.000001")
+        assert location.land().success
+        assert "exceeds max_cost_usd" in failure(check(location))
+        assert not workspace.calls
 
-    def test_a_reply_that_does_not_fit_is_unanswered_and_says_so(self, world, model):
-        face = world.face(usual(), sample=N)
-        assert face.land().success
+    def test_a_reply_that_does_not_fit_is_unanswered_and_says_so(self, workspace, model):
+        location = workspace.location(usual(), sample=N)
+        assert location.land().success
         model.broken = {3, 4}
-        assert check(face).success
-        [topic, _] = stored(face)
+        assert check(location).success
+        [topic, _] = stored(location)
         assert (topic["n_unanswered"], topic["n_compared"], topic["agreement"]) == (2, N - 2, 1.0)
-        reasons = {row["ticket_id"]: row["llm_reason"] for row in stored(face, "skew_sample") if row["llm_reason"]}
+        reasons = {row["ticket_id"]: row["llm_reason"] for row in stored(location, "skew_sample") if row["llm_reason"]}
         assert set(reasons) == {"t-3", "t-4"}
 
-    def test_an_answer_that_says_later_is_asked_again(self, world):
-        face = world.face(usual(), sample=3, concurrency=1)
-        assert face.land().success
+    def test_an_answer_that_says_later_is_asked_again(self, workspace):
+        location = workspace.location(usual(), sample=3, concurrency=1)
+        assert location.land().success
         fault = WireFault(kind="status", route="POST /v1/chat/completions", status=503, times=3)
-        world.emulator.inject(fault)
-        assert check(face).success
-        assert stored(face)[0]["n_compared"] == 3
-        assert world.emulator.struck(fault) == 3
+        workspace.emulator.inject(fault)
+        assert check(location).success
+        assert stored(location)[0]["n_compared"] == 3
+        assert workspace.emulator.struck(fault) == 3
 
-    def test_partitions_are_sampled_one_by_one_in_one_run(self, world, model):
-        face = world.face(usual(rows=lambda c: tickets(8, c.partition_key), partitions_def=TWO), sample=5)
+    def test_partitions_are_sampled_one_by_one_in_one_run(self, workspace, model):
+        location = workspace.location(usual(rows=lambda c: tickets(8, c.partition_key), partitions_def=TWO), sample=5)
         for day in DAYS[:2]:
-            assert face.land(partition=day).success
-        assert check(face, span=(DAYS[0], DAYS[1])).success
+            assert location.land(partition=day).success
+        assert check(location, span=(DAYS[0], DAYS[1])).success
         for day in DAYS[:2]:
-            side = stored(face, "skew_sample", day)
+            side = stored(location, "skew_sample", day)
             assert len(side) == 5
             assert {row["partition"] for row in side} == {day}
-        assert len(world.calls) == 10
+        assert len(workspace.calls) == 10
 
-    def test_a_check_that_fails_surely_can_hold_back_what_is_downstream(self, world, model):
+    def test_a_check_that_fails_surely_can_hold_back_what_is_downstream(self, workspace, model):
         labels = usual()
-        face = world.face(labels, sample=N, min_agreement=0.9, blocking=True)
-        assert face.land().success
+        location = workspace.location(labels, sample=N, min_agreement=0.9, blocking=True)
+        assert location.land().success
         model.off = set(range(N))
-        result = check(face)
-        assert face.checks(result) == {(None, "agreement"): False}
+        result = check(location)
+        assert location.checks(result) == {(None, "agreement"): False}
         assert result.success is False
 
-    def test_only_labels_of_batches_are_drawn(self, world):
+    def test_only_labels_of_batches_are_drawn(self, workspace):
         def half_urgent(_context):
             return tickets(8).with_columns(now=pl.Series([n < 4 for n in range(8)]))
 
-        face = world.face(usual(rows=half_urgent, urgent="now"), sample=8)
-        assert face.land().success
-        assert check(face).success
-        assert {row["ticket_id"] for row in stored(face, "skew_sample")} == {f"t-{n}" for n in range(4, 8)}
+        location = workspace.location(usual(rows=half_urgent, urgent="now"), sample=8)
+        assert location.land().success
+        assert check(location).success
+        assert {row["ticket_id"] for row in stored(location, "skew_sample")} == {f"t-{n}" for n in range(4, 8)}
 
 
 class TestRefusals:
-    def test_labels_of_another_definition_are_not_compared(self, world):
-        face = world.face(usual())
-        assert face.land().success
-        other = world.face(usual(params={"max_tokens": 60}))
+    def test_labels_of_another_definition_are_not_compared(self, workspace):
+        location = workspace.location(usual())
+        assert location.land().success
+        other = workspace.location(usual(params={"max_tokens": 60}))
         assert "were made with another model, parameters" in failure(check(other))
-        assert not world.calls
+        assert not workspace.calls
 
-    def test_rows_that_make_other_requests_now_are_refused_before_anything_is_paid(self, world):
-        face = world.face(usual())
-        assert face.land().success
+    def test_rows_that_make_other_requests_now_are_refused_before_anything_is_paid(self, workspace):
+        location = workspace.location(usual())
+        assert location.land().success
 
         def others(_context):
             return tickets(N).with_columns(body=pl.lit("Something else 7?"))
 
-        other = world.face(usual(rows=others))
+        other = workspace.location(usual(rows=others))
         assert "None of the 10 sampled labels was made from the request that its row makes now" in failure(check(other))
-        assert not world.calls
+        assert not workspace.calls
 
-    def test_a_few_rows_that_have_changed_are_left_out(self, world):
-        face = world.face(usual(), sample=N)
-        assert face.land().success
+    def test_a_few_rows_that_have_changed_are_left_out(self, workspace):
+        location = workspace.location(usual(), sample=N)
+        assert location.land().success
 
         def some(_context):
             return (
@@ -218,13 +218,13 @@ class TestRefusals:
                 )
             )
 
-        other = world.face(usual(rows=some), sample=N)
+        other = workspace.location(usual(rows=some), sample=N)
         assert check(other).success
         assert [(row["n_changed"], row["n_compared"]) for row in stored(other)] == [(2, N - 2)] * 2
 
-    def test_labels_that_are_not_there_say_what_to_do(self, world):
-        face = world.face(usual())
-        assert "materialize" in failure(check(face)).lower()
+    def test_labels_that_are_not_there_say_what_to_do(self, workspace):
+        location = workspace.location(usual())
+        assert "materialize" in failure(check(location)).lower()
 
     @pytest.mark.parametrize(
         ("wrong", "says"),

@@ -4,14 +4,14 @@ import subprocess
 import sys
 
 import pytest
-from face import DAILY, DAYS, failure, labeled, tickets
+from code_location import DAILY, DAYS, failure, labeled, tickets
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from test_face_sensor import tick
+from test_batch_sensor import tick
 
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.telemetry import TracedProvider
@@ -65,8 +65,8 @@ def of_asset(found, asset):
 
 
 def test_a_labeling_leaves_a_span_for_each_provider_call_flushed_when_its_run_ends(make, emulator):
-    face = make(*labeled(), telemetry=True)
-    assert face.submit().success
+    location = make(*labeled(), telemetry=True)
+    assert location.submit().success
     [submitted] = spans("submit_batch")  # without waiting for the exporter's schedule
     assert submitted.name == "submit_batch gpt-4o"
     assert submitted.kind is trace.SpanKind.CLIENT
@@ -76,7 +76,7 @@ def test_a_labeling_leaves_a_span_for_each_provider_call_flushed_when_its_run_en
     [batch] = emulator.books.batches
     assert submitted.attributes["llm_batch.batch_id"] == batch.id
     emulator.settle()
-    assert face.collect().success
+    assert location.collect().success
     polled = spans("poll_batches")[-1]
     assert polled.attributes["llm_batch.batches_ended"] == 1
     [fetched] = spans("fetch_results")
@@ -86,18 +86,18 @@ def test_a_labeling_leaves_a_span_for_each_provider_call_flushed_when_its_run_en
 
 def test_answers_in_real_time_have_spans_too(make):
     rows = tickets(2).with_columns(now=True)
-    face = make(*labeled(rows=lambda context: rows, urgent="now"), telemetry=True)
+    location = make(*labeled(rows=lambda context: rows, urgent="now"), telemetry=True)
     with trace.get_tracer("user").start_as_current_span("run") as run:
-        face.submit()
-        face.collect()
+        location.submit()
+        location.collect()
     assert [one.parent.span_id for one in spans("respond")] == [run.get_span_context().span_id] * 2
     assert spans("submit_batch") == []
 
 
 def test_calls_of_threads_are_of_the_span_in_which_the_run_is(make, emulator):
-    face = make(*labeled(max_requests_per_batch=1), telemetry=True)
+    location = make(*labeled(max_requests_per_batch=1), telemetry=True)
     with trace.get_tracer("user").start_as_current_span("run") as run:
-        face.land()
+        location.land()
     assert len(spans("submit_batch")) == len(spans("fetch_results")) == 3
     calls = [one for one in EXPORTER.get_finished_spans() if one.name != "run"]
     assert {one.parent and one.parent.span_id for one in calls} == {run.get_span_context().span_id}
@@ -105,8 +105,8 @@ def test_calls_of_threads_are_of_the_span_in_which_the_run_is(make, emulator):
 
 def test_what_fails_is_told_by_the_kind_of_its_error_alone(make, emulator):
     emulator.inject(WireFault(kind="status", route="POST /v1/files", status=401, times=None))
-    face = make(*labeled(), telemetry=True)
-    assert "401" in failure(face.submit())
+    location = make(*labeled(), telemetry=True)
+    assert "401" in failure(location.submit())
     [failed] = spans("submit_batch")
     assert failed.attributes["error.type"] == "CredentialsError"
     assert failed.status.status_code is trace.StatusCode.ERROR
@@ -116,9 +116,9 @@ def test_what_fails_is_told_by_the_kind_of_its_error_alone(make, emulator):
 
 def test_no_prompt_row_reply_or_key_is_in_any_span_or_metric(make, emulator, reader):
     emulator.inject(RowFault(containing="t-1", status_code=400, message="cannot read SECRET-OF-THE-ROW", times=None))
-    face = make(*labeled(params={"max_tokens": 50, "user": "SECRET-OF-THE-ROW"}), telemetry=True)
-    face.land()  # one of three rows has no label
-    assert face.metadata()["llm_batch/rows_rejected"] == 1
+    location = make(*labeled(params={"max_tokens": 50, "user": "SECRET-OF-THE-ROW"}), telemetry=True)
+    location.land()  # one of three rows has no label
+    assert location.metadata()["llm_batch/rows_rejected"] == 1
     told = "".join(span.to_json() for span in spans()) + reader.get_metrics_data().to_json()
     assert "submit_batch" in told
     assert not [secret for secret in SECRETS if secret in told]
@@ -126,11 +126,11 @@ def test_no_prompt_row_reply_or_key_is_in_any_span_or_metric(make, emulator, rea
 
 def test_requests_tokens_and_cost_are_those_that_the_provider_billed_each_try_for_itself(make, emulator, reader):
     emulator.inject(RowFault(containing="t-1", status_code=500, times=1))
-    face = make(*labeled(name="billed"), telemetry=True)
+    location = make(*labeled(name="billed"), telemetry=True)
     for _ in range(3):
-        face.run("billed_batch")
+        location.run("billed_batch")
         emulator.settle()
-        face.run("billed", "billed_rejects")
+        location.run("billed", "billed_rejects")
     billed = emulator.books.billed_tokens()
     by_outcome = {a["llm_batch.outcome"]: p.value for a, p in of_asset(points(reader, "llm_batch.requests"), "billed")}
     assert by_outcome == {"succeeded": 3, "errored": 1}
@@ -139,25 +139,25 @@ def test_requests_tokens_and_cost_are_those_that_the_provider_billed_each_try_fo
     assert by_type == {"input": (billed.input_tokens, 3), "output": (billed.output_tokens, 3)}
     assert {attributes["gen_ai.response.model"] for attributes, _ in tokens} <= {"gpt-4o", "gpt-4o-2024-08-06"}
     [(_, cost)] = of_asset(points(reader, "llm_batch.cost"), "billed")
-    assert cost.value == pytest.approx(face.metadata("billed")["llm_batch/cost_usd"])
+    assert cost.value == pytest.approx(location.metadata("billed")["llm_batch/cost_usd"])
 
 
 def test_a_range_run_and_materializing_again_count_each_submission_once(make, emulator, reader):
-    face = make(*labeled(name="ranged", partitions_def=DAILY), telemetry=True)
+    location = make(*labeled(name="ranged", partitions_def=DAILY), telemetry=True)
     span = (DAYS[0], DAYS[2])
-    face.run("ranged_batch", span=span)
+    location.run("ranged_batch", span=span)
     emulator.settle()
     for _ in range(2):
-        assert face.run("ranged", "ranged_rejects", span=span).success
+        assert location.run("ranged", "ranged_rejects", span=span).success
     [(_, requests)] = of_asset(points(reader, "llm_batch.requests"), "ranged")
     assert requests.value == 9
 
 
 def test_durations_are_recorded_by_operation_and_kind_of_error(make, emulator, reader):
-    face = make(*labeled(), telemetry=True)
-    face.submit()
+    location = make(*labeled(), telemetry=True)
+    location.submit()
     emulator.inject(WireFault(kind="status", route="GET *", status=503, times=None))
-    assert "polling failed" in tick(face).skip_message
+    assert "polling failed" in tick(location).skip_message
     found = points(reader, "gen_ai.client.operation.duration")
     seen = {(a["gen_ai.operation.name"], a.get("error.type")) for a, _ in found}
     assert {("submit_batch", None), ("poll_batches", "TransientError")} <= seen
@@ -169,10 +169,10 @@ def test_a_collector_that_is_down_fails_no_run(make, emulator, monkeypatch):
 
 
 def test_off_by_default_there_are_no_spans_and_opentelemetry_is_not_imported(make):
-    face = make(*labeled())
-    assert face.land().success
+    location = make(*labeled())
+    assert location.land().success
     assert spans() == []
-    assert not isinstance(face.engine().provider("openai"), TracedProvider)
+    assert not isinstance(location.engine().provider("openai"), TracedProvider)
     script = "import dagster_llm_batch, sys; print([m for m in sys.modules if m.startswith('opentelemetry')])"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"

@@ -9,8 +9,8 @@ import zipfile
 
 import pytest
 from dagster_dev import DagsterDev, free_port, marked, process
-from fresh import CONSTRAINTS, ROOT, built, environment, uv
 from markdown_it import MarkdownIt
+from published_package import CONSTRAINTS, ROOT, built, environment, uv
 from test_live import Reader
 
 PAGE = ROOT / "docs" / "tutorial.md"

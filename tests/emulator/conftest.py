@@ -14,12 +14,12 @@ from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 CHAT = "/v1/chat/completions"
 
 
-class Bench:
+class EmulatorClient:
     """An emulator and a client of it, with the few steps that most tests take."""
 
     def __init__(self, emulator: Emulator) -> None:
         self.emulator = emulator
-        self.client = self.client_for()
+        self.sdk = self.client_for()
 
     def client_for(self, **options: Any) -> openai.OpenAI:
         options = {"base_url": self.emulator.openai_base_url, "api_key": DEFAULT_KEY, "max_retries": 0} | options
@@ -34,11 +34,11 @@ class Bench:
 
     def upload(self, lines: list[dict[str, Any]] | bytes) -> str:
         data = lines if isinstance(lines, bytes) else "".join(json.dumps(line) + "\n" for line in lines).encode()
-        return self.client.files.create(file=("in.jsonl", data), purpose="batch").id
+        return self.sdk.files.create(file=("in.jsonl", data), purpose="batch").id
 
     def create(self, lines: list[dict[str, Any]] | bytes | int = 3, *, endpoint: str = CHAT, **options: Any) -> Any:
         given = self.lines(lines) if isinstance(lines, int) else lines
-        return self.client.batches.create(
+        return self.sdk.batches.create(
             input_file_id=self.upload(given), endpoint=endpoint, completion_window="24h", **options
         )
 
@@ -48,11 +48,11 @@ class Bench:
         return self.get(batch)
 
     def get(self, batch: Any) -> Any:
-        return self.client.batches.retrieve(batch.id)
+        return self.sdk.batches.retrieve(batch.id)
 
     def raw(self, file_id: str | None) -> bytes:
         assert file_id is not None
-        return self.client.files.content(file_id).content
+        return self.sdk.files.content(file_id).content
 
     def rows(self, file_id: str | None) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.raw(file_id).split(b"\n") if line.strip()]
@@ -62,15 +62,15 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Iterator[Callable[..., Bench]]:
-    """A factory of benches: it takes what `Emulator` takes."""
-    made: list[Bench] = []
+def connect() -> Iterator[Callable[..., EmulatorClient]]:
+    """Connect to a new emulator; takes what `Emulator` takes."""
+    made: list[EmulatorClient] = []
 
-    def make(**options: Any) -> Bench:
-        made.append(Bench(Emulator(**options).start()))
+    def make(**options: Any) -> EmulatorClient:
+        made.append(EmulatorClient(Emulator(**options).start()))
         return made[-1]
 
     yield make
-    for one in made:
-        one.client.close()
-        one.emulator.close()
+    for client in made:
+        client.sdk.close()
+        client.emulator.close()

@@ -24,12 +24,12 @@ from dagster_llm_batch.testing.emulator import (
 PARAMS = {"model": "claude-x", "max_tokens": 20, "messages": [{"role": "user", "content": "hé"}]}
 
 
-class Bench:
+class EmulatorClient:
     """An emulator and a client of it."""
 
     def __init__(self, emulator: Emulator) -> None:
         self.emulator = emulator
-        self.client = self.client_for()
+        self.sdk = self.client_for()
 
     def client_for(self, **options: Any) -> anthropic.Anthropic:
         usual = {"base_url": self.emulator.anthropic_base_url, "api_key": DEFAULT_KEY, "max_retries": 0}
@@ -37,13 +37,13 @@ class Bench:
 
     def create(self, count: int = 3, **params: Any) -> Any:
         requests = [{"custom_id": f"r{i}", "params": {**PARAMS, **params}} for i in range(count)]
-        return self.client.messages.batches.create(requests=requests)
+        return self.sdk.messages.batches.create(requests=requests)
 
     def get(self, batch: Any) -> Any:
-        return self.client.messages.batches.retrieve(batch.id)
+        return self.sdk.messages.batches.retrieve(batch.id)
 
     def results(self, batch: Any) -> list[Any]:
-        return list(self.client.messages.batches.results(batch.id))
+        return list(self.sdk.messages.batches.results(batch.id))
 
     def error(self, **params: Any) -> tuple[str, str]:
         """Type and message of a row with these parameters."""
@@ -55,45 +55,45 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Iterator[Callable[..., Bench]]:
-    made: list[Bench] = []
+def connect() -> Iterator[Callable[..., EmulatorClient]]:
+    made: list[EmulatorClient] = []
 
-    def make(**options: Any) -> Bench:
-        made.append(Bench(Emulator(**options).start()))
+    def make(**options: Any) -> EmulatorClient:
+        made.append(EmulatorClient(Emulator(**options).start()))
         return made[-1]
 
     yield make
-    for one in made:
-        one.client.close()
-        one.emulator.close()
+    for client in made:
+        client.sdk.close()
+        client.emulator.close()
 
 
-def test_a_batch_walks_from_in_progress_to_ended_and_only_by_ticks(bench):
-    one = bench()
-    batch = one.create()
+def test_a_batch_walks_from_in_progress_to_ended_and_only_by_ticks(connect):
+    client = connect()
+    batch = client.create()
     assert (batch.processing_status, batch.results_url, batch.request_counts.processing) == ("in_progress", None, 3)
-    assert [one.get(batch).processing_status for _ in range(3)] == ["in_progress"] * 3
-    one.emulator.settle()
-    ended = one.get(batch)
+    assert [client.get(batch).processing_status for _ in range(3)] == ["in_progress"] * 3
+    client.emulator.settle()
+    ended = client.get(batch)
     assert (ended.processing_status, ended.request_counts.succeeded) == ("ended", 3)
-    assert ended.results_url == f"{one.emulator.anthropic_base_url}/v1/messages/batches/{batch.id}/results"
+    assert ended.results_url == f"{client.emulator.anthropic_base_url}/v1/messages/batches/{batch.id}/results"
     assert (ended.expires_at - ended.created_at).total_seconds() == 86_400
-    assert one.emulator.books.walk(batch.id) == ["ended"]
+    assert client.emulator.books.walk(batch.id) == ["ended"]
     assert ANTHROPIC.states == ("in_progress", "ended", "canceling")
 
 
-def test_results_come_in_another_order_and_each_once(bench):
-    one = bench()
-    batch = one.create(20)
-    one.emulator.settle()
-    ids = [row.custom_id for row in one.results(batch)]
+def test_results_come_in_another_order_and_each_once(connect):
+    client = connect()
+    batch = client.create(20)
+    client.emulator.settle()
+    ids = [row.custom_id for row in client.results(batch)]
     assert ids != [f"r{i}" for i in range(20)]
     assert sorted(ids) == sorted(f"r{i}" for i in range(20))
-    assert one.results(batch)[0].result.message.usage.service_tier == "batch"
+    assert client.results(batch)[0].result.message.usage.service_tier == "batch"
 
 
-def create_raw(one: Bench, requests: Any) -> Any:
-    return one.client.post("/v1/messages/batches", body={"requests": requests}, cast_to=object)
+def create_raw(client: EmulatorClient, requests: Any) -> Any:
+    return client.sdk.post("/v1/messages/batches", body={"requests": requests}, cast_to=object)
 
 
 @pytest.mark.parametrize(
@@ -109,22 +109,22 @@ def create_raw(one: Bench, requests: Any) -> Any:
         ([{"custom_id": f"r{i}", "params": PARAMS} for i in range(4)], "at most 3 items"),
     ],
 )
-def test_custom_ids_and_counts_are_checked_at_once(bench, requests, message):
-    one = bench(limits=Limits(message_batch_requests=3))
+def test_custom_ids_and_counts_are_checked_at_once(connect, requests, message):
+    client = connect(limits=Limits(message_batch_requests=3))
     with pytest.raises(anthropic.BadRequestError, match=message):
-        create_raw(one, requests)
-    assert one.emulator.books.batches == []
+        create_raw(client, requests)
+    assert client.emulator.books.batches == []
 
 
-def test_custom_ids_keep_their_case(bench):
-    one = bench()
-    create_raw(one, [{"custom_id": "a", "params": PARAMS}, {"custom_id": "A", "params": PARAMS}])
+def test_custom_ids_keep_their_case(connect):
+    client = connect()
+    create_raw(client, [{"custom_id": "a", "params": PARAMS}, {"custom_id": "A", "params": PARAMS}])
 
 
-def test_a_body_that_is_too_large_is_refused_at_once(bench):
-    one = bench(limits=Limits(message_batch_bytes=100))
+def test_a_body_that_is_too_large_is_refused_at_once(connect):
+    client = connect(limits=Limits(message_batch_bytes=100))
     with pytest.raises(anthropic.APIStatusError) as caught:
-        one.create()
+        client.create()
     assert (caught.value.status_code, caught.value.type) == (413, "request_too_large")
 
 
@@ -169,57 +169,57 @@ def form(schema: dict) -> dict:
         (form({**SCHEMA, "properties": {"a": {"$ref": "#"}}}), "invalid_request_error", "Circular reference"),
     ],
 )
-def test_everything_else_fails_its_row_when_it_runs(bench, params, kind, message):
-    one = bench(limits=Limits(known_models={"claude-x"}))
-    got = one.error(**params)
+def test_everything_else_fails_its_row_when_it_runs(connect, params, kind, message):
+    client = connect(limits=Limits(known_models={"claude-x"}))
+    got = client.error(**params)
     assert got[0] == kind
     assert re.search(message, got[1])
-    assert one.emulator.books.billed_tokens().input_tokens == 0
+    assert client.emulator.books.billed_tokens().input_tokens == 0
 
 
-def test_sampling_parameters_pass_under_the_first_version(bench):
-    one = bench()
-    one.client = one.client_for(default_headers={"anthropic-version": "2023-06-01"})
-    batch = one.create(1, temperature=0.5)
-    one.emulator.settle()
-    assert one.results(batch)[0].result.type == "succeeded"
+def test_sampling_parameters_pass_under_the_first_version(connect):
+    client = connect()
+    client.sdk = client.client_for(default_headers={"anthropic-version": "2023-06-01"})
+    batch = client.create(1, temperature=0.5)
+    client.emulator.settle()
+    assert client.results(batch)[0].result.type == "succeeded"
 
 
-def test_either_header_carries_the_key_and_another_key_is_another_account(bench):
-    one = bench(keys={"sk-emulator", "sk-other"})
-    batch = one.create()
-    both = one.client_for(api_key="sk-x", default_headers={"x-api-key": DEFAULT_KEY})
+def test_either_header_carries_the_key_and_another_key_is_another_account(connect):
+    client = connect(keys={"sk-emulator", "sk-other"})
+    batch = client.create()
+    both = client.client_for(api_key="sk-x", default_headers={"x-api-key": DEFAULT_KEY})
     assert both.messages.batches.retrieve(batch.id).id == batch.id
     with pytest.raises(anthropic.NotFoundError, match="not found"):
-        one.client_for(api_key="sk-other").messages.batches.retrieve(batch.id)
+        client.client_for(api_key="sk-other").messages.batches.retrieve(batch.id)
     with pytest.raises(anthropic.AuthenticationError, match="API key is invalid"):
-        one.client_for(api_key="sk-wrong").messages.batches.list()
+        client.client_for(api_key="sk-wrong").messages.batches.list()
 
 
-def test_results_are_not_found_until_the_end_and_a_running_batch_asks_for_patience(bench):
-    one = bench()
-    batch = one.create()
+def test_results_are_not_found_until_the_end_and_a_running_batch_asks_for_patience(connect):
+    client = connect()
+    batch = client.create()
     with pytest.raises(anthropic.NotFoundError, match="has no available results"):
-        one.client.get(f"/v1/messages/batches/{batch.id}/results", cast_to=object)
-    raw = one.client.messages.batches.with_raw_response.retrieve(batch.id)
+        client.sdk.get(f"/v1/messages/batches/{batch.id}/results", cast_to=object)
+    raw = client.sdk.messages.batches.with_raw_response.retrieve(batch.id)
     assert raw.headers["retry-after"] == "10"
 
 
-def test_deleting_is_for_ended_batches(bench):
-    one = bench()
-    batch = one.create()
+def test_deleting_is_for_ended_batches(connect):
+    client = connect()
+    batch = client.create()
     with pytest.raises(anthropic.BadRequestError, match="In progress batches cannot be deleted"):
-        one.client.messages.batches.delete(batch.id)
-    one.emulator.settle()
-    assert one.client.messages.batches.delete(batch.id).type == "message_batch_deleted"
+        client.sdk.messages.batches.delete(batch.id)
+    client.emulator.settle()
+    assert client.sdk.messages.batches.delete(batch.id).type == "message_batch_deleted"
     with pytest.raises(anthropic.NotFoundError):
-        one.get(batch)
+        client.get(batch)
 
 
-def test_the_list_pages_newest_first_in_both_directions(bench):
-    one = bench()
-    ids = [one.create(1).id for _ in range(5)][::-1]
-    batches = one.client.messages.batches
+def test_the_list_pages_newest_first_in_both_directions(connect):
+    client = connect()
+    ids = [client.create(1).id for _ in range(5)][::-1]
+    batches = client.sdk.messages.batches
     assert [batch.id for batch in batches.list(limit=2)] == ids
     assert [batch.id for batch in batches.list(limit=2, before_id=ids[3]).data] == ids[1:3]
     with pytest.raises(anthropic.BadRequestError):
@@ -227,72 +227,72 @@ def test_the_list_pages_newest_first_in_both_directions(bench):
 
 
 @pytest.mark.parametrize("seen_live", [False, True])
-def test_counts_stand_still_until_the_end_or_move(bench, seen_live):
-    one = bench(work_steps=3, faults=[BatchFault(kind="counts_move")] if seen_live else [])
-    batch = one.create()
-    one.emulator.tick()
-    counts = one.get(batch).request_counts
+def test_counts_stand_still_until_the_end_or_move(connect, seen_live):
+    client = connect(work_steps=3, faults=[BatchFault(kind="counts_move")] if seen_live else [])
+    batch = client.create()
+    client.emulator.tick()
+    counts = client.get(batch).request_counts
     assert (counts.processing, counts.succeeded) == ((2, 1) if seen_live else (3, 0))
 
 
-def test_a_canceled_batch_has_a_row_for_each_request(bench):
-    one = bench(work_steps=3)
-    batch = one.create()
-    one.emulator.tick()
-    assert one.client.messages.batches.cancel(batch.id).processing_status == "canceling"
-    one.emulator.settle()
-    assert sorted(row.result.type for row in one.results(batch)) == ["canceled", "canceled", "succeeded"]
-    assert one.get(batch).cancel_initiated_at is not None
+def test_a_canceled_batch_has_a_row_for_each_request(connect):
+    client = connect(work_steps=3)
+    batch = client.create()
+    client.emulator.tick()
+    assert client.sdk.messages.batches.cancel(batch.id).processing_status == "canceling"
+    client.emulator.settle()
+    assert sorted(row.result.type for row in client.results(batch)) == ["canceled", "canceled", "succeeded"]
+    assert client.get(batch).cancel_initiated_at is not None
     with pytest.raises(anthropic.BadRequestError):
-        one.client.messages.batches.cancel(batch.id)
+        client.sdk.messages.batches.cancel(batch.id)
 
 
-def test_the_window_ends_after_a_day_and_the_results_after_29(bench):
+def test_the_window_ends_after_a_day_and_the_results_after_29(connect):
     clock = ManualClock()
-    one = bench(clock=clock)
-    batch = one.create()
+    client = connect(clock=clock)
+    batch = client.create()
     clock.advance(86_400)
-    one.emulator.settle()
-    assert {row.result.type for row in one.results(batch)} == {"expired"}
+    client.emulator.settle()
+    assert {row.result.type for row in client.results(batch)} == {"expired"}
     clock.advance(28 * 86_400)
-    archived = one.get(batch)
+    archived = client.get(batch)
     assert archived.archived_at is not None
     assert archived.results_url is None
 
 
-def test_cache_tokens_are_beside_the_input_tokens_and_the_hour_is_told_apart(bench):
-    one = bench(answer=lambda *_: Reply(text="x", input_tokens=100, cached_tokens=20, cache_write_tokens=50))
+def test_cache_tokens_are_beside_the_input_tokens_and_the_hour_is_told_apart(connect):
+    client = connect(answer=lambda *_: Reply(text="x", input_tokens=100, cached_tokens=20, cache_write_tokens=50))
     cached = [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
-    batch = one.create(1, system=cached)
-    one.emulator.settle()
-    usage = one.results(batch)[0].result.message.usage
+    batch = client.create(1, system=cached)
+    client.emulator.settle()
+    usage = client.results(batch)[0].result.message.usage
     assert (usage.input_tokens, usage.cache_read_input_tokens, usage.cache_creation_input_tokens) == (30, 20, 50)
     assert usage.cache_creation.ephemeral_1h_input_tokens == 50
-    assert one.emulator.books.billed_tokens().input_tokens == 100
+    assert client.emulator.books.billed_tokens().input_tokens == 100
 
 
-def test_real_time_answers_as_the_batch_does_and_the_books_know_both(bench):
-    one = bench()
-    message = one.client.messages.create(**PARAMS)
-    batch = one.create(1)
-    again = one.create(1)
-    one.emulator.settle()
-    assert one.results(batch)[0].result.message.content[0].text == message.content[0].text
-    assert list(one.emulator.books.billed_counts().values()) == [3]
-    assert list(one.emulator.books.billed_twice().values()) == [2]
+def test_real_time_answers_as_the_batch_does_and_the_books_know_both(connect):
+    client = connect()
+    message = client.sdk.messages.create(**PARAMS)
+    batch = client.create(1)
+    again = client.create(1)
+    client.emulator.settle()
+    assert client.results(batch)[0].result.message.content[0].text == message.content[0].text
+    assert list(client.emulator.books.billed_counts().values()) == [3]
+    assert list(client.emulator.books.billed_twice().values()) == [2]
     assert again.id != batch.id
 
 
-def test_a_lost_create_reply_leaves_a_batch(bench):
-    one = bench()
-    one.emulator.inject(lost_create_reply(route="POST /v1/messages/batches"))
+def test_a_lost_create_reply_leaves_a_batch(connect):
+    client = connect()
+    client.emulator.inject(lost_create_reply(route="POST /v1/messages/batches"))
     with pytest.raises(anthropic.InternalServerError) as caught:
-        one.create()
+        client.create()
     assert caught.value.type == "api_error"
-    assert one.emulator.books.creates_seen == len(one.emulator.books.batches) == 1
+    assert client.emulator.books.creates_seen == len(client.emulator.books.batches) == 1
 
 
-def test_an_unknown_route_answers_in_anthropics_error_shape(bench):
+def test_an_unknown_route_answers_in_anthropics_error_shape(connect):
     with pytest.raises(anthropic.NotFoundError) as caught:
-        bench().client.get("/v1/messages/nothing", cast_to=object)
+        connect().sdk.get("/v1/messages/nothing", cast_to=object)
     assert json.loads(caught.value.response.text)["error"]["type"] == "not_found_error"

@@ -26,7 +26,7 @@ def s3_url() -> Iterator[str]:
         yield url
 
 
-class Bench:
+class EmulatorClient:
     """An emulator and the clients that most tests need."""
 
     def __init__(self, emulator: Emulator, s3_url: str) -> None:
@@ -71,62 +71,62 @@ class Bench:
 
 
 @pytest.fixture
-def bench(s3_url) -> Iterator[Any]:
-    """A factory of benches over an empty bucket: it takes what `Emulator` takes."""
+def connect(s3_url) -> Iterator[Any]:
+    """Connect to a new emulator over an empty bucket; takes what `Emulator` takes."""
     made: list[Emulator] = []
 
-    def make(least: int = 1, **options: Any) -> Bench:
+    def make(least: int = 1, **options: Any) -> EmulatorClient:
         limits = options.pop("limits", Limits(bedrock_min_records=least))
         made.append(Emulator(s3_url=s3_url, limits=limits, **options).start())
-        bench = Bench(made[-1], s3_url)
-        for key in bench.names(""):
-            bench.s3.delete_object(Bucket=BUCKET, Key=key)
-        return bench
+        client = EmulatorClient(made[-1], s3_url)
+        for key in client.names(""):
+            client.s3.delete_object(Bucket=BUCKET, Key=key)
+        return client
 
     yield make
-    for one in made:
-        one.close()
+    for emulator in made:
+        emulator.close()
 
 
-def test_the_states_are_walked_in_the_documented_order(bench):
-    one = bench()
-    arn = one.create()
-    seen = [one.get(arn)["status"]]
-    while one.emulator.tick():
-        seen.append(one.get(arn)["status"])
+def test_the_states_are_walked_in_the_documented_order(connect):
+    client = connect()
+    arn = client.create()
+    seen = [client.get(arn)["status"]]
+    while client.emulator.tick():
+        seen.append(client.get(arn)["status"])
     assert seen == ["Submitted", "Validating", "Scheduled", "InProgress", "Completed"]
     assert {"PartiallyCompleted", "Expired", "Failed", "Stopped"} < set(BEDROCK.states)
 
 
-def test_results_stand_in_the_jobs_own_folder_and_the_manifest_comes_last(bench):
-    one = bench(work_steps=2)
-    arn = one.create(4)
-    one.emulator.tick(4)
-    assert one.get(arn)["status"] == "InProgress"
-    assert one.names("job/out/") == [f"job/out/{arn[-12:]}/in.jsonl.out"]
-    assert len(one.out(arn)) == 2
-    one.emulator.settle()
-    assert one.out(arn, file="manifest.json.out") == [
+def test_results_stand_in_the_jobs_own_folder_and_the_manifest_comes_last(connect):
+    client = connect(work_steps=2)
+    arn = client.create(4)
+    client.emulator.tick(4)
+    assert client.get(arn)["status"] == "InProgress"
+    assert client.names("job/out/") == [f"job/out/{arn[-12:]}/in.jsonl.out"]
+    assert len(client.out(arn)) == 2
+    client.emulator.settle()
+    assert client.out(arn, file="manifest.json.out") == [
         {
             "totalRecordCount": 4,
             "processedRecordCount": 4,
             "successRecordCount": 4,
             "errorRecordCount": 0,
             "inputTokenCount": 4,
-            "outputTokenCount": sum(row["modelOutput"]["usage"]["output_tokens"] for row in one.out(arn)),
+            "outputTokenCount": sum(row["modelOutput"]["usage"]["output_tokens"] for row in client.out(arn)),
         }
     ]
 
 
-def test_a_record_fails_alone_and_its_error_stands_in_the_place_of_an_output(bench):
-    one = bench()
-    arn = one.create([{"recordId": "good", "modelInput": BODY}, {"recordId": "bad", "modelInput": {"messages": []}}])
-    one.emulator.settle()
-    rows = {row["recordId"]: row for row in one.out(arn)}
+def test_a_record_fails_alone_and_its_error_stands_in_the_place_of_an_output(connect):
+    client = connect()
+    arn = client.create([{"recordId": "good", "modelInput": BODY}, {"recordId": "bad", "modelInput": {"messages": []}}])
+    client.emulator.settle()
+    rows = {row["recordId"]: row for row in client.out(arn)}
     assert set(rows["good"]) == {"recordId", "modelInput", "modelOutput"}
     assert rows["bad"]["error"]["errorCode"] == 400
     assert "modelOutput" not in rows["bad"]
-    assert (one.get(arn)["status"], one.get(arn)["errorRecordCount"]) == ("Completed", 1)
+    assert (client.get(arn)["status"], client.get(arn)["errorRecordCount"]) == ("Completed", 1)
 
 
 @pytest.mark.parametrize(
@@ -147,60 +147,60 @@ def test_a_record_fails_alone_and_its_error_stands_in_the_place_of_an_output(ben
         ({"messages": [{"role": "user", "content": "x"}]}, "amazon.titan-embed-text-v2:0", {}),
     ],
 )  # fmt: skip
-def test_a_body_that_its_model_does_not_take_is_a_failed_record(bench, body, model, options):
-    one = bench()
-    arn = one.create([{"recordId": "r", "modelInput": body}], modelId=model, **options)
-    one.emulator.settle()
-    [row] = one.out(arn)
+def test_a_body_that_its_model_does_not_take_is_a_failed_record(connect, body, model, options):
+    client = connect()
+    arn = client.create([{"recordId": "r", "modelInput": body}], modelId=model, **options)
+    client.emulator.settle()
+    [row] = client.out(arn)
     assert row["error"]["errorCode"] == 400
-    assert not [execution for execution in one.emulator.books.executions if execution.billed]
+    assert not [execution for execution in client.emulator.books.executions if execution.billed]
 
 
 @pytest.mark.parametrize(
     ("records", "words"),
     [(99, "below"), (b"{\n" * 100, "Record 1"), (b'{"recordId":"r"}\n' * 100, "modelInput"), (b"", "below")],
 )
-def test_an_input_that_is_wrong_as_a_whole_fails_the_job_while_it_validates(bench, records, words):
-    one = bench(least=100)
-    arn = one.create(records)
-    assert one.get(arn)["status"] == "Submitted"
-    one.emulator.settle()
-    assert one.get(arn)["status"] == "Failed"
-    assert words in one.get(arn)["message"]
-    assert one.names("job/out/") == []
+def test_an_input_that_is_wrong_as_a_whole_fails_the_job_while_it_validates(connect, records, words):
+    client = connect(least=100)
+    arn = client.create(records)
+    assert client.get(arn)["status"] == "Submitted"
+    client.emulator.settle()
+    assert client.get(arn)["status"] == "Failed"
+    assert words in client.get(arn)["message"]
+    assert client.names("job/out/") == []
 
 
-def test_an_input_that_is_not_there_fails_the_job(bench):
-    one = bench()
-    arn = one.bedrock.create_model_invocation_job(**one.request("nothing"))["jobArn"]
-    one.emulator.settle()
-    assert one.get(arn)["status"] == "Failed"
+def test_an_input_that_is_not_there_fails_the_job(connect):
+    client = connect()
+    arn = client.bedrock.create_model_invocation_job(**client.request("nothing"))["jobArn"]
+    client.emulator.settle()
+    assert client.get(arn)["status"] == "Failed"
 
 
-def test_a_record_without_an_id_is_given_one(bench):
-    one = bench()
-    arn = one.create([{"modelInput": BODY}])
-    one.emulator.settle()
-    assert len(one.out(arn)[0]["recordId"]) == 11
+def test_a_record_without_an_id_is_given_one(connect):
+    client = connect()
+    arn = client.create([{"modelInput": BODY}])
+    client.emulator.settle()
+    assert len(client.out(arn)[0]["recordId"]) == 11
 
 
-def test_a_repeated_token_makes_no_second_job_and_other_parameters_conflict(bench):
-    one = bench()
-    first = one.create(clientRequestToken="t1")
-    assert one.create(clientRequestToken="t1") == first
+def test_a_repeated_token_makes_no_second_job_and_other_parameters_conflict(connect):
+    client = connect()
+    first = client.create(clientRequestToken="t1")
+    assert client.create(clientRequestToken="t1") == first
     with pytest.raises(ClientError) as raised:
-        one.create(clientRequestToken="t1", timeoutDurationInHours=48)
+        client.create(clientRequestToken="t1", timeoutDurationInHours=48)
     assert raised.value.response["Error"]["Code"] == "ConflictException"
-    assert len(one.emulator.books.batches) == 1
+    assert len(client.emulator.books.batches) == 1
 
 
-def test_boto3_repeats_a_create_with_the_same_token(bench):
-    one = bench()
-    one.emulator.inject(WireFault(kind="status", route="POST /bedrock/model-invocation-job", when="after"))
-    one.bedrock = one.client("bedrock", one.emulator.bedrock_url, attempts=3)
-    one.create()
-    assert one.emulator.books.calls_to("POST", "/bedrock/model-invocation-job") == 2
-    assert len(one.emulator.books.batches) == 1
+def test_boto3_repeats_a_create_with_the_same_token(connect):
+    client = connect()
+    client.emulator.inject(WireFault(kind="status", route="POST /bedrock/model-invocation-job", when="after"))
+    client.bedrock = client.client("bedrock", client.emulator.bedrock_url, attempts=3)
+    client.create()
+    assert client.emulator.books.calls_to("POST", "/bedrock/model-invocation-job") == 2
+    assert len(client.emulator.books.batches) == 1
 
 
 @pytest.mark.parametrize(
@@ -214,31 +214,31 @@ def test_boto3_repeats_a_create_with_the_same_token(bench):
         {"outputDataConfig": {"s3OutputDataConfig": {"s3Uri": "s3://bucket/a=b/"}}},
     ],
 )
-def test_what_botocore_lets_pass_is_refused_when_the_job_is_created(bench, wrong):
-    one = bench()
+def test_what_botocore_lets_pass_is_refused_when_the_job_is_created(connect, wrong):
+    client = connect()
     with pytest.raises(ClientError) as raised:
-        one.bedrock.create_model_invocation_job(**one.request(**wrong))
+        client.bedrock.create_model_invocation_job(**client.request(**wrong))
     assert raised.value.response["Error"]["Code"] == "ValidationException"
-    assert one.emulator.books.batches == []
+    assert client.emulator.books.batches == []
 
 
-def test_jobs_are_found_by_arn_and_by_id_and_others_are_not(bench):
-    one = bench()
-    arn = one.create()
-    assert one.get(arn)["jobArn"] == one.get(arn[-12:])["jobArn"] == arn
+def test_jobs_are_found_by_arn_and_by_id_and_others_are_not(connect):
+    client = connect()
+    arn = client.create()
+    assert client.get(arn)["jobArn"] == client.get(arn[-12:])["jobArn"] == arn
     for wrong, code in (("abcdefghijkl", "ResourceNotFoundException"), ("no job", "ValidationException")):
         with pytest.raises(ClientError) as raised:
-            one.get(wrong)
+            client.get(wrong)
         assert raised.value.response["Error"]["Code"] == code
 
 
-def test_lists_filter_sort_and_page(bench):
-    one = bench()
-    arns = [one.create(name=f"job-{n}") for n in range(5)]
-    listed = one.bedrock.list_model_invocation_jobs
+def test_lists_filter_sort_and_page(connect):
+    client = connect()
+    arns = [client.create(name=f"job-{n}") for n in range(5)]
+    listed = client.bedrock.list_model_invocation_jobs
     page = listed(maxResults=2)
     assert [job["jobArn"] for job in page["invocationJobSummaries"]] == arns[:2:-1]
-    pages = one.bedrock.get_paginator("list_model_invocation_jobs").paginate(PaginationConfig={"PageSize": 2})
+    pages = client.bedrock.get_paginator("list_model_invocation_jobs").paginate(PaginationConfig={"PageSize": 2})
     assert [job["jobArn"] for page in pages for job in page["invocationJobSummaries"]] == arns[::-1]
     ascending = listed(sortBy="CreationTime", sortOrder="Ascending")["invocationJobSummaries"]
     assert [job["jobArn"] for job in ascending] == arns
@@ -247,55 +247,55 @@ def test_lists_filter_sort_and_page(bench):
     assert ascending[0]["clientRequestToken"]
 
 
-def test_a_stop_is_taken_once_and_not_from_an_end(bench):
-    one = bench()
-    arn = one.create()
-    one.bedrock.stop_model_invocation_job(jobIdentifier=arn)
-    assert one.get(arn)["status"] == "Stopping"
-    one.bedrock.stop_model_invocation_job(jobIdentifier=arn)
-    one.emulator.settle()
-    assert one.get(arn)["status"] == "Stopped"
+def test_a_stop_is_taken_once_and_not_from_an_end(connect):
+    client = connect()
+    arn = client.create()
+    client.bedrock.stop_model_invocation_job(jobIdentifier=arn)
+    assert client.get(arn)["status"] == "Stopping"
+    client.bedrock.stop_model_invocation_job(jobIdentifier=arn)
+    client.emulator.settle()
+    assert client.get(arn)["status"] == "Stopped"
     with pytest.raises(ClientError) as raised:
-        one.bedrock.stop_model_invocation_job(jobIdentifier=arn)
+        client.bedrock.stop_model_invocation_job(jobIdentifier=arn)
     assert raised.value.response["Error"]["Code"] == "ConflictException"
 
 
-def test_an_unknown_key_is_nobody_and_another_account_sees_nothing(bench):
-    one = bench(keys={DEFAULT_KEY: "a", "other": "b"})
-    one.create()
+def test_an_unknown_key_is_nobody_and_another_account_sees_nothing(connect):
+    client = connect(keys={DEFAULT_KEY: "a", "other": "b"})
+    client.create()
     with pytest.raises(ClientError) as raised:
-        one.client("bedrock", one.emulator.bedrock_url, "wrong").list_model_invocation_jobs()
+        client.client("bedrock", client.emulator.bedrock_url, "wrong").list_model_invocation_jobs()
     assert raised.value.response["Error"]["Code"] == "UnrecognizedClientException"
-    theirs = one.client("bedrock", one.emulator.bedrock_url, "other").list_model_invocation_jobs()
+    theirs = client.client("bedrock", client.emulator.bedrock_url, "other").list_model_invocation_jobs()
     assert theirs["invocationJobSummaries"] == []
 
 
 @pytest.mark.parametrize(("status", "code"), [(429, "ThrottlingException"), (503, "ServiceUnavailableException")])
-def test_a_scripted_error_is_one_that_boto3_knows(bench, status, code):
-    one = bench()
-    one.emulator.inject(WireFault(kind="status", route="GET /bedrock/*", status=status))
+def test_a_scripted_error_is_one_that_boto3_knows(connect, status, code):
+    client = connect()
+    client.emulator.inject(WireFault(kind="status", route="GET /bedrock/*", status=status))
     with pytest.raises(ClientError) as raised:
-        one.bedrock.list_model_invocation_jobs()
+        client.bedrock.list_model_invocation_jobs()
     assert raised.value.response["Error"]["Code"] == code
 
 
 @pytest.mark.parametrize("kind", ["expires", "cancels"])
-def test_a_job_cut_short_has_partial_output_and_a_manifest(bench, kind):
-    one = bench()
-    one.emulator.inject(BatchFault(kind=kind, fraction=0.5))
-    arn = one.create(4)
-    one.emulator.settle()
-    assert one.get(arn)["status"] == {"expires": "Expired", "cancels": "Stopped"}[kind]
-    assert len(one.out(arn)) == 2
-    assert one.out(arn, file="manifest.json.out")[0]["processedRecordCount"] == 2
+def test_a_job_cut_short_has_partial_output_and_a_manifest(connect, kind):
+    client = connect()
+    client.emulator.inject(BatchFault(kind=kind, fraction=0.5))
+    arn = client.create(4)
+    client.emulator.settle()
+    assert client.get(arn)["status"] == {"expires": "Expired", "cancels": "Stopped"}[kind]
+    assert len(client.out(arn)) == 2
+    assert client.out(arn, file="manifest.json.out")[0]["processedRecordCount"] == 2
 
 
-def test_real_time_answers_as_a_batch_does(bench):
-    one = bench()
-    arn = one.create(1)
-    one.emulator.settle()
-    reply = one.runtime.invoke_model(modelId=MODEL, body=json.dumps(BODY))["body"].read()
-    assert json.loads(reply)["content"] == one.out(arn)[0]["modelOutput"]["content"]
-    spoken = one.runtime.converse(modelId=MODEL, messages=CHAT_BODY["messages"], inferenceConfig={"maxTokens": 2})
+def test_real_time_answers_as_a_batch_does(connect):
+    client = connect()
+    arn = client.create(1)
+    client.emulator.settle()
+    reply = client.runtime.invoke_model(modelId=MODEL, body=json.dumps(BODY))["body"].read()
+    assert json.loads(reply)["content"] == client.out(arn)[0]["modelOutput"]["content"]
+    spoken = client.runtime.converse(modelId=MODEL, messages=CHAT_BODY["messages"], inferenceConfig={"maxTokens": 2})
     assert spoken["stopReason"] == "max_tokens"
-    assert one.emulator.books.billed_twice() == {}
+    assert client.emulator.books.billed_twice() == {}

@@ -1,4 +1,4 @@
-"""Fixtures of the engine's tests; `house.py` has what they build."""
+"""Fixtures of the engine's tests; `workspace.py` has what they build."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from house import House
+from workspace import Workspace
 
 from dagster_llm_batch.testing.emulator import Emulator
 
@@ -18,5 +18,5 @@ def emulator() -> Iterator[Emulator]:
 
 
 @pytest.fixture
-def house(tmp_path: Any, emulator: Emulator) -> House:
-    return House(tmp_path, emulator)
+def workspace(tmp_path: Any, emulator: Emulator) -> Workspace:
+    return Workspace(tmp_path, emulator)

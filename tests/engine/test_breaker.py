@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from house import House, assert_total, billed, labeling, tickets
+from workspace import Workspace, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.engine import RetryPolicy
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
@@ -21,46 +21,46 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
 }
 
 
-def stops(house: House, submission_id: str) -> list[str]:
-    events = house.engine().ledger.events(submission_id)
+def stops(workspace: Workspace, submission_id: str) -> list[str]:
+    events = workspace.engine().ledger.events(submission_id)
     return [str(one.detail) for one in events if one.kind == "stopped"]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_second_wave_is_not_paid_and_the_reason_has_an_example(house: House, fault: str) -> None:
+def test_a_second_wave_is_not_paid_and_the_reason_has_an_example(workspace: Workspace, fault: str) -> None:
     scripted, outcome, example = FAULTS[fault]
-    house.emulator.inject(scripted)
+    workspace.emulator.inject(scripted)
     definition = labeling(fallback=["openai/gpt-4o-mini"])  # which is not asked either
-    status = house.run(definition, tickets(20), partition="p")
+    status = workspace.run(definition, tickets(20), partition="p")
     submission = status.submission
-    assert (submission.outcomes, submission.waves, len(billed(house))) == ({outcome: 20}, 1, 20)
-    [why] = stops(house, submission.submission_id)
-    assert why == house.engine().stop_reason(submission.submission_id)
+    assert (submission.outcomes, submission.waves, len(billed(workspace))) == ({outcome: 20}, 1, 20)
+    [why] = stops(workspace, submission.submission_id)
+    assert why == workspace.engine().stop_reason(submission.submission_id)
     assert why.startswith(f"20 of 20 requests of wave 1 got no reply that fits (20 {outcome})")
     assert "row 't" in why
     assert example in why
     assert "`dagster-llm-batch retry ticket_labels --partition p`" in why
-    _, rejects = assert_total(house, definition, submission.submission_id, 20)
+    _, rejects = assert_total(workspace, definition, submission.submission_id, 20)
     known = {cost is not None for cost in rejects["llm_cost_usd"].to_pylist()}
     assert known == {outcome == "invalid"}
     assert (submission.cost_usd is None, submission.realtime_usd is None) == (outcome == "missing",) * 2
     assert submission.cost_usd is None or submission.cost_usd > 0
 
 
-def test_it_is_sent_again_when_a_person_says_so_and_not_because_it_is_materialized_again(house: House) -> None:
-    house.emulator.inject(ALTERED)
-    first = house.run(labeling(), tickets(20)).submission
-    house.emulator.clear_faults()
-    assert house.engine().plan(labeling(), tickets(20)).submission_id == first.submission_id
-    second = house.run(labeling(), tickets(20), again=True).submission
+def test_it_is_sent_again_when_a_person_says_so_and_not_because_it_is_materialized_again(workspace: Workspace) -> None:
+    workspace.emulator.inject(ALTERED)
+    first = workspace.run(labeling(), tickets(20)).submission
+    workspace.emulator.clear_faults()
+    assert workspace.engine().plan(labeling(), tickets(20)).submission_id == first.submission_id
+    second = workspace.run(labeling(), tickets(20), again=True).submission
     assert second.outcomes == {"succeeded": 20}
-    assert len(billed(house)) == 40
+    assert len(billed(workspace)) == 40
 
 
-def test_budgets_keep_the_estimate_of_what_nobody_knows_the_cost_of(house: House) -> None:
-    house.emulator.inject(ALTERED)
-    submission = house.run(labeling(), tickets(20)).submission
-    engine = house.engine(budgets=[Budget(Decimal(100), "ever")])
+def test_budgets_keep_the_estimate_of_what_nobody_knows_the_cost_of(workspace: Workspace) -> None:
+    workspace.emulator.inject(ALTERED)
+    submission = workspace.run(labeling(), tickets(20)).submission
+    engine = workspace.engine(budgets=[Budget(Decimal(100), "ever")])
     assert submission.estimated_usd is not None
     assert engine.ledger.spent_usd("test") == submission.estimated_usd > 0
 
@@ -70,11 +70,11 @@ def test_budgets_keep_the_estimate_of_what_nobody_knows_the_cost_of(house: House
     [(9, 9, 2), (12, 11, 2), (12, 12, 1), (60, 56, 2), (60, 57, 1)],
     ids=["too few to tell", "one of twelve fits", "none of twelve", "four of sixty fit", "three of sixty fit"],
 )
-def test_a_few_misfits_are_asked_again_as_ever(house: House, rows: int, misfits: int, waves: int) -> None:
-    house.emulator.inject(FileFault(kind="missing", times=misfits))
-    status = house.run(labeling(), tickets(rows))
+def test_a_few_misfits_are_asked_again_as_ever(workspace: Workspace, rows: int, misfits: int, waves: int) -> None:
+    workspace.emulator.inject(FileFault(kind="missing", times=misfits))
+    status = workspace.run(labeling(), tickets(rows))
     assert status.submission.waves == waves
-    assert bool(stops(house, status.submission.submission_id)) == (waves == 1)
+    assert bool(stops(workspace, status.submission.submission_id)) == (waves == 1)
     assert status.submission.outcomes == (
         {"succeeded": rows}
         if waves == 2
@@ -84,55 +84,55 @@ def test_a_few_misfits_are_asked_again_as_ever(house: House, rows: int, misfits:
     )
 
 
-def test_rows_that_no_reply_ever_fits_go_to_the_next_model_however_many_they_are(house: House) -> None:
+def test_rows_that_no_reply_ever_fits_go_to_the_next_model_however_many_they_are(workspace: Workspace) -> None:
     """They alone make the second wave, in which nothing fits."""
     hard = [RowFault(kind="truncated", containing=f"number {n}?", times=2) for n in range(12)]
-    house.emulator.inject(*hard)
+    workspace.emulator.inject(*hard)
     definition = labeling(fallback=["openai/gpt-4o-mini"], retry=RetryPolicy(invalid_waves=2))
-    status = house.run(definition, tickets(40))
+    status = workspace.run(definition, tickets(40))
     assert status.submission.outcomes == {"succeeded": 40}
     assert [shard.requests for shard in status.shards] == [40, 12, 12]
 
 
 @pytest.mark.parametrize("status_code", [503, 429])
-def test_what_the_vendor_has_no_room_for_is_no_misfit(house: House, status_code: int) -> None:
-    house.emulator.inject(RowFault(status_code=status_code, times=20))
-    status = house.run(labeling(), tickets(20))
+def test_what_the_vendor_has_no_room_for_is_no_misfit(workspace: Workspace, status_code: int) -> None:
+    workspace.emulator.inject(RowFault(status_code=status_code, times=20))
+    status = workspace.run(labeling(), tickets(20))
     assert (status.submission.outcomes, status.submission.waves) == ({"succeeded": 20}, 2)
 
 
-def test_a_second_wave_that_is_as_large_and_comes_back_altered_is_the_last(house: House) -> None:
-    house.emulator.inject(RowFault(status_code=503, times=20), FileFault(kind="renamed", batches=[1], times=None))
-    status = house.run(labeling(), tickets(20))
+def test_a_second_wave_that_is_as_large_and_comes_back_altered_is_the_last(workspace: Workspace) -> None:
+    workspace.emulator.inject(RowFault(status_code=503, times=20), FileFault(kind="renamed", batches=[1], times=None))
+    status = workspace.run(labeling(), tickets(20))
     assert (status.submission.outcomes, status.submission.waves) == ({"missing": 20}, 2)
-    assert "of wave 2" in stops(house, status.submission.submission_id)[0]
+    assert "of wave 2" in stops(workspace, status.submission.submission_id)[0]
 
 
-def test_the_rest_of_a_wave_that_waits_for_its_turn_is_not_sent_either(house: House) -> None:
-    house.emulator.inject(ALTERED)
+def test_the_rest_of_a_wave_that_waits_for_its_turn_is_not_sent_either(workspace: Workspace) -> None:
+    workspace.emulator.inject(ALTERED)
     definition = labeling(max_requests_per_batch=12)
-    engine = house.engine(queue_limits={"openai": QueueLimit(max_batches=1)})
+    engine = workspace.engine(queue_limits={"openai": QueueLimit(max_batches=1)})
     submission = engine.plan(definition, tickets(36))
     engine.submit(definition, submission.submission_id)
-    house.emulator.settle()
+    workspace.emulator.settle()
     for _ in range(3):
         status = engine.advance(definition, submission.submission_id)
     assert status.submission.outcomes == {"missing": 12, "canceled": 24}
-    assert (len(house.emulator.books.batches), len(billed(house))) == (1, 12)
-    [why] = stops(house, submission.submission_id)
+    assert (len(workspace.emulator.books.batches), len(billed(workspace))) == (1, 12)
+    [why] = stops(workspace, submission.submission_id)
     assert "12 of 12 requests of wave 1" in why
-    assert_total(house, definition, submission.submission_id, 36)
+    assert_total(workspace, definition, submission.submission_id, 36)
 
 
-def test_rows_that_change_do_not_buy_again_what_is_on_its_way_and_comes_back_altered(house: House) -> None:
-    house.emulator.inject(FileFault(kind="renamed", batches=[0], times=None))
-    first = house.engine().plan(labeling(), tickets(20))
-    house.engine().submit(labeling(), first.submission_id)
-    second = house.engine().plan(labeling(), tickets(25))
-    house.engine().submit(labeling(), second.submission_id)
-    house.emulator.settle()
-    house.engine().advance(labeling(), first.submission_id)
-    status = house.finish(labeling(), second.submission_id)
+def test_rows_that_change_do_not_buy_again_what_is_on_its_way_and_comes_back_altered(workspace: Workspace) -> None:
+    workspace.emulator.inject(FileFault(kind="renamed", batches=[0], times=None))
+    first = workspace.engine().plan(labeling(), tickets(20))
+    workspace.engine().submit(labeling(), first.submission_id)
+    second = workspace.engine().plan(labeling(), tickets(25))
+    workspace.engine().submit(labeling(), second.submission_id)
+    workspace.emulator.settle()
+    workspace.engine().advance(labeling(), first.submission_id)
+    status = workspace.finish(labeling(), second.submission_id)
     assert status.submission.outcomes == {"missing": 20, "succeeded": 5}
-    assert len(billed(house)) == 25
-    assert len(stops(house, second.submission_id)) == 1
+    assert len(billed(workspace)) == 25
+    assert len(stops(workspace, second.submission_id)) == 1

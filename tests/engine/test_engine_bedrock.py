@@ -7,8 +7,8 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
-from bedrock_house import BUCKET, LEAST, ROWS, definition, provider
-from house import House, assert_total, billed, tickets
+from bedrock_workspace import BUCKET, LEAST, ROWS, definition, provider
+from workspace import Workspace, assert_total, billed, tickets
 
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.errors import BudgetError, ConfigError
@@ -33,196 +33,202 @@ def s3_url() -> Iterator[str]:
 
 
 @pytest.fixture
-def house(tmp_path, s3_url) -> Iterator[House]:
+def workspace(tmp_path, s3_url) -> Iterator[Workspace]:
     # the schema that Claude takes has no bounds, which a simulated reply would keep to
     answer = {"topic": "billing", "urgency": 3}
     with Emulator(answer=lambda *_: answer, s3_url=s3_url, limits=Limits(bedrock_min_records=LEAST)) as emulator:
-        made = House(tmp_path, emulator)
+        made = Workspace(tmp_path, emulator)
         made.providers = {"bedrock": provider(emulator.bedrock_url, s3_url, timeout_seconds=1.5)}
         yield made
 
 
-def go_on(house: House) -> None:
+def go_on(workspace: Workspace) -> None:
     """What the next runs do, until all is settled: as many jobs as planned, each row labeled and paid once."""
-    plan = house.engine().plan(definition(), tickets(ROWS))
+    plan = workspace.engine().plan(definition(), tickets(ROWS))
     for _ in range(3):
-        house.engine().submit(definition(), plan.submission_id)
-        house.skipped += timedelta(hours=1)
-    status = house.finish(definition(), plan.submission_id)
-    labels, _ = assert_total(house, definition(), plan.submission_id, ROWS)
+        workspace.engine().submit(definition(), plan.submission_id)
+        workspace.skipped += timedelta(hours=1)
+    status = workspace.finish(definition(), plan.submission_id)
+    labels, _ = assert_total(workspace, definition(), plan.submission_id, ROWS)
     assert len(labels) == ROWS
-    assert len(house.emulator.books.batches) == BATCHES
-    assert len(billed(house)) == len(set(billed(house))) == ROWS
-    assert house.emulator.books.billed_twice() == {}
+    assert len(workspace.emulator.books.batches) == BATCHES
+    assert len(billed(workspace)) == len(set(billed(workspace))) == ROWS
+    assert workspace.emulator.books.billed_twice() == {}
     assert status.submission.cost_usd is not None
     assert status.submission.cost_usd > 0
 
 
-def test_rows_become_labels_at_half_the_price(house: House) -> None:
-    go_on(house)
-    [submission] = house.engine().ledger.submissions("test")
-    labels = house.engine().labels(definition(), submission.submission_id).labels
+def test_rows_become_labels_at_half_the_price(workspace: Workspace) -> None:
+    go_on(workspace)
+    [submission] = workspace.engine().ledger.submissions("test")
+    labels = workspace.engine().labels(definition(), submission.submission_id).labels
     assert set(labels["llm_price_basis"].to_pylist()) == {"rule:half"}
     assert set(labels["topic"].to_pylist()) <= {"billing", "bug", "how_to"}
     assert submission.realtime_usd == 2 * submission.cost_usd
 
 
 @pytest.mark.parametrize("how", ["500", "close", "hang"])
-def test_a_lost_reply_to_a_create_makes_no_second_job(house: House, how: str) -> None:
-    house.emulator.inject(lost_create_reply(how, route=CREATE))
-    go_on(house)
+def test_a_lost_reply_to_a_create_makes_no_second_job(workspace: Workspace, how: str) -> None:
+    workspace.emulator.inject(lost_create_reply(how, route=CREATE))
+    go_on(workspace)
 
 
-def test_a_create_that_never_arrived_is_made_in_the_end(house: House) -> None:
-    house.emulator.inject(WireFault(kind="status", route=CREATE, status=503))
-    go_on(house)
+def test_a_create_that_never_arrived_is_made_in_the_end(workspace: Workspace) -> None:
+    workspace.emulator.inject(WireFault(kind="status", route=CREATE, status=503))
+    go_on(workspace)
 
 
-def test_a_full_queue_is_waited_for(house: House) -> None:
+def test_a_full_queue_is_waited_for(workspace: Workspace) -> None:
     busy = {"kind": "status", "route": CREATE, "status": 400, "code": "ServiceQuotaExceededException"}
-    house.emulator.inject(WireFault(**busy, times=5))
-    go_on(house)
+    workspace.emulator.inject(WireFault(**busy, times=5))
+    go_on(workspace)
 
 
 @pytest.mark.parametrize("kind", ["expires", "cancels"])
-def test_a_job_cut_short_pays_for_what_ran_once_and_sends_the_rest_again(house: House, s3_url: str, kind: str) -> None:
-    house.providers = {"bedrock": provider(house.emulator.bedrock_url, s3_url, min_requests=1)}
-    house.emulator.inject(BatchFault(kind=kind, batches=[0], fraction=0.4))
+def test_a_job_cut_short_pays_for_what_ran_once_and_sends_the_rest_again(
+    workspace: Workspace, s3_url: str, kind: str
+) -> None:
+    workspace.providers = {"bedrock": provider(workspace.emulator.bedrock_url, s3_url, min_requests=1)}
+    workspace.emulator.inject(BatchFault(kind=kind, batches=[0], fraction=0.4))
     one_batch = definition(max_requests_per_batch=100)
-    status = house.run(one_batch, tickets(10))
-    labels, _ = assert_total(house, one_batch, status.submission.submission_id, 10)
+    status = workspace.run(one_batch, tickets(10))
+    labels, _ = assert_total(workspace, one_batch, status.submission.submission_id, 10)
     assert len(labels) == 10
     assert status.submission.waves == 2
-    assert len(billed(house)) == len(set(billed(house))) == 10
+    assert len(billed(workspace)) == len(set(billed(workspace))) == 10
 
 
-def test_a_retried_tail_is_padded_where_the_user_chose_so(house: House, s3_url: str) -> None:
-    house.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
+def test_a_retried_tail_is_padded_where_the_user_chose_so(workspace: Workspace, s3_url: str) -> None:
+    workspace.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
     padding = definition(below_minimum="pad")
-    status = house.run(padding, tickets(ROWS))
-    labels, _ = assert_total(house, padding, status.submission.submission_id, ROWS)
+    status = workspace.run(padding, tickets(ROWS))
+    labels, _ = assert_total(workspace, padding, status.submission.submission_id, ROWS)
     assert len(labels) == ROWS
     assert status.submission.outcomes == {"succeeded": ROWS}
-    padded = [one for one in house.emulator.books.executions if "-padding-" in (one.custom_id or "")]
+    padded = [one for one in workspace.emulator.books.executions if "-padding-" in (one.custom_id or "")]
     assert len(padded) == LEAST - 1
     rows = sum(cost for cost in labels["llm_cost_usd"].to_pylist())
     assert status.submission.cost_usd > rows  # the padding is in the bill
 
 
-def test_a_retried_tail_is_answered_in_real_time_where_the_user_chose_so(house: House, s3_url: str) -> None:
-    house.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
+def test_a_retried_tail_is_answered_in_real_time_where_the_user_chose_so(workspace: Workspace, s3_url: str) -> None:
+    workspace.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
     at_once = definition(below_minimum="realtime")
-    status = house.run(at_once, tickets(ROWS))
-    labels, _ = assert_total(house, at_once, status.submission.submission_id, ROWS)
+    status = workspace.run(at_once, tickets(ROWS))
+    labels, _ = assert_total(workspace, at_once, status.submission.submission_id, ROWS)
     assert sorted(labels["llm_lane"].to_pylist()).count("realtime") == 1
-    assert len(house.emulator.books.batches) == BATCHES
+    assert len(workspace.emulator.books.batches) == BATCHES
 
 
-def test_a_retried_tail_is_left_alone_and_says_so_where_nothing_was_chosen(house: House) -> None:
-    house.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
-    status = house.run(definition(), tickets(ROWS))
+def test_a_retried_tail_is_left_alone_and_says_so_where_nothing_was_chosen(workspace: Workspace) -> None:
+    workspace.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
+    status = workspace.run(definition(), tickets(ROWS))
     assert status.submission.outcomes == {"succeeded": ROWS - 1, "errored": 1}
-    assert_says_why(house, status.submission.submission_id)
+    assert_says_why(workspace, status.submission.submission_id)
 
 
-def assert_says_why(house: House, submission_id: str) -> None:
+def assert_says_why(workspace: Workspace, submission_id: str) -> None:
     """The submission says that rows were too few to be sent again, and they keep what the vendor said of them."""
-    events = house.engine().ledger.events(submission_id)
+    events = workspace.engine().ledger.events(submission_id)
     [told] = [event.detail for event in events if event.kind == "below_minimum"]
     assert "below_minimum='pad'" in (told or "")
-    [rejected] = house.engine().labels(definition(), submission_id).rejects["llm_reason"].to_pylist()
+    [rejected] = workspace.engine().labels(definition(), submission_id).rejects["llm_reason"].to_pylist()
     assert "503" in rejected
 
 
-def retried_together(house: House, failing: str, choice: str) -> list[Status]:
+def retried_together(workspace: Workspace, failing: str, choice: str) -> list[Status]:
     """Two partitions, in which rows whose text holds `failing` are to be asked again, by one run over both."""
     made = definition(below_minimum=choice, max_requests_per_batch=100)
-    house.emulator.inject(*[RowFault(containing=text, status_code=503, times=1) for text in failing.split(",")])
-    engine = house.engine()
+    workspace.emulator.inject(*[RowFault(containing=text, status_code=503, times=1) for text in failing.split(",")])
+    engine = workspace.engine()
     plans = [engine.plan(made, tickets(5, 10 * day), partition=f"day-{day}").submission_id for day in (1, 2)]
     engine.submit_together(made, plans)
-    house.emulator.settle()
+    workspace.emulator.settle()
     for submission_id in plans:
         engine.collect(made, submission_id)
-    house.skipped += timedelta(hours=1)
+    workspace.skipped += timedelta(hours=1)
     engine.submit_together(made, plans)
-    return [house.finish(made, submission_id) for submission_id in plans]
+    return [workspace.finish(made, submission_id) for submission_id in plans]
 
 
 @pytest.mark.parametrize("choice", ["refuse", "pad", "realtime"])
-def test_retried_tails_of_several_partitions_are_merged_before_anything_else_is_done(house: House, choice: str) -> None:
-    done = retried_together(house, "number 11?,number 12?,number 21?", choice)
+def test_retried_tails_of_several_partitions_are_merged_before_anything_else_is_done(
+    workspace: Workspace, choice: str
+) -> None:
+    done = retried_together(workspace, "number 11?,number 12?,number 21?", choice)
     assert [one.submission.outcomes for one in done] == [{"succeeded": 5}] * 2
-    assert len(house.emulator.books.batches) == 2  # all rows, then the three that had failed
-    assert len(billed(house)) == 10
+    assert len(workspace.emulator.books.batches) == 2  # all rows, then the three that had failed
+    assert len(billed(workspace)) == 10
 
 
 @pytest.mark.parametrize(("choice", "requests"), [("refuse", 8), ("pad", 11), ("realtime", 10)])
 def test_retried_tails_that_are_too_few_together_are_handled_as_chosen(
-    house: House, choice: str, requests: int
+    workspace: Workspace, choice: str, requests: int
 ) -> None:
-    done = retried_together(house, "number 11?,number 21?", choice)
-    assert len(billed(house)) == requests
-    assert len(house.emulator.books.batches) == (2 if choice == "pad" else 1)
+    done = retried_together(workspace, "number 11?,number 21?", choice)
+    assert len(billed(workspace)) == requests
+    assert len(workspace.emulator.books.batches) == (2 if choice == "pad" else 1)
     if choice == "refuse":
         for one in done:
             assert one.submission.outcomes == {"succeeded": 4, "errored": 1}
-            assert_says_why(house, one.submission.submission_id)
+            assert_says_why(workspace, one.submission.submission_id)
     else:
         assert [one.submission.outcomes for one in done] == [{"succeeded": 5}] * 2
 
 
 @pytest.mark.parametrize("choice", ["refuse", "pad", "realtime"])
-def test_the_estimate_of_a_tail_is_that_of_what_the_user_chose(house: House, choice: str) -> None:
+def test_the_estimate_of_a_tail_is_that_of_what_the_user_chose(workspace: Workspace, choice: str) -> None:
     """One request of at least LEAST: alone, with copies of it up to that number, or at twice the batch price."""
     factor = {"refuse": 1, "pad": LEAST, "realtime": 2}[choice]
-    alone = house.engine().preview(definition(), tickets(1)).estimated_usd
+    alone = workspace.engine().preview(definition(), tickets(1)).estimated_usd
     made = definition(below_minimum=choice)
-    preview = house.engine().preview(made, tickets(1))
+    preview = workspace.engine().preview(made, tickets(1))
     assert preview.estimated_usd == factor * alone
     assert preview.realtime_usd == 2 * alone
-    plan = house.engine().plan(made, tickets(1))
+    plan = workspace.engine().plan(made, tickets(1))
     assert plan.estimated_usd == factor * alone
-    [shard] = house.engine().ledger.shards(plan.submission_id)
+    [shard] = workspace.engine().ledger.shards(plan.submission_id)
     assert shard.estimated_usd == factor * alone
     over = definition(below_minimum=choice, max_cost_usd=factor * alone - Decimal("0.0000001"))
     with pytest.raises(BudgetError, match="max_cost_usd"):
-        house.engine().plan(over, tickets(1, 50))
+        workspace.engine().plan(over, tickets(1, 50))
 
 
-def test_a_retry_whose_padding_would_exceed_the_budget_is_not_sent(house: House) -> None:
-    house.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
-    for_all = house.engine().preview(definition(), tickets(LEAST)).estimated_usd  # and for LEAST copies of one
-    status = house.run(definition(below_minimum="pad", max_cost_usd=for_all), tickets(LEAST))
+def test_a_retry_whose_padding_would_exceed_the_budget_is_not_sent(workspace: Workspace) -> None:
+    workspace.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
+    for_all = workspace.engine().preview(definition(), tickets(LEAST)).estimated_usd  # and for LEAST copies of one
+    status = workspace.run(definition(below_minimum="pad", max_cost_usd=for_all), tickets(LEAST))
     assert status.submission.outcomes == {"succeeded": LEAST - 1, "errored": 1}
     assert status.submission.cost_usd + for_all / LEAST < for_all, "without copies it would have fit"
-    events = house.engine().ledger.events(status.submission.submission_id)
+    events = workspace.engine().ledger.events(status.submission.submission_id)
     assert "over_budget" in [event.kind for event in events]
 
 
-def test_a_tail_is_filled_up_from_the_batch_before_it(house: House, s3_url: str) -> None:
+def test_a_tail_is_filled_up_from_the_batch_before_it(workspace: Workspace, s3_url: str) -> None:
     one_over = definition(max_requests_per_batch=ROWS - 1)
-    status = house.run(one_over, tickets(ROWS))
-    assert_total(house, one_over, status.submission.submission_id, ROWS)
+    status = workspace.run(one_over, tickets(ROWS))
+    assert_total(workspace, one_over, status.submission.submission_id, ROWS)
     assert [shard.requests for shard in status.shards] == [ROWS - LEAST, LEAST]
-    assert len(billed(house)) == ROWS
+    assert len(billed(workspace)) == ROWS
 
 
 @pytest.mark.parametrize(("choice", "batches", "calls"), [("pad", 1, 0), ("realtime", 0, LEAST - 1)])
-def test_too_few_rows_for_a_batch_are_handled_as_chosen(house: House, choice: str, batches: int, calls: int) -> None:
+def test_too_few_rows_for_a_batch_are_handled_as_chosen(
+    workspace: Workspace, choice: str, batches: int, calls: int
+) -> None:
     few = definition(below_minimum=choice)
-    status = house.run(few, tickets(LEAST - 1))
-    labels, _ = assert_total(house, few, status.submission.submission_id, LEAST - 1)
+    status = workspace.run(few, tickets(LEAST - 1))
+    labels, _ = assert_total(workspace, few, status.submission.submission_id, LEAST - 1)
     assert len(labels) == LEAST - 1
-    assert len(house.emulator.books.batches) == batches
+    assert len(workspace.emulator.books.batches) == batches
     assert labels["llm_lane"].to_pylist().count("realtime") == calls
     assert set(labels["llm_price_basis"].to_pylist()) == {"realtime" if calls else "rule:half"}
 
 
-def test_too_few_rows_for_a_batch_are_refused_before_anything_is_sent(house: House) -> None:
-    plan = house.engine().plan(definition(), tickets(LEAST - 1))
+def test_too_few_rows_for_a_batch_are_refused_before_anything_is_sent(workspace: Workspace) -> None:
+    plan = workspace.engine().plan(definition(), tickets(LEAST - 1))
     with pytest.raises(ConfigError, match=f"takes at least {LEAST} requests; these are {LEAST - 1}.*below_minimum="):
-        house.engine().submit(definition(), plan.submission_id)
-    assert house.emulator.books.calls_to("POST", CREATE.removeprefix("POST ")) == 0
+        workspace.engine().submit(definition(), plan.submission_id)
+    assert workspace.emulator.books.calls_to("POST", CREATE.removeprefix("POST ")) == 0
     few = definition(below_minimum="pad")
-    assert house.finish(few, plan.submission_id).submission.outcomes == {"succeeded": LEAST - 1}
+    assert workspace.finish(few, plan.submission_id).submission.outcomes == {"succeeded": LEAST - 1}

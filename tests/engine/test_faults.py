@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from house import House, assert_total, billed, in_one_batch, labeling, texts, tickets
+from workspace import Workspace, assert_total, billed, in_one_batch, labeling, texts, tickets
 
 from dagster_llm_batch.core.identity import custom_id, make_request, packed
 from dagster_llm_batch.core.results import Reconciler, ShardFacts
@@ -30,16 +30,16 @@ from dagster_llm_batch.types import BatchStatus
 FEW = {"fraction": 0.3, "times": None, "batches": [0]}  # about a third of the first batch's rows
 
 
-def requests_sent(house: House) -> list[int]:
+def requests_sent(workspace: Workspace) -> list[int]:
     """How many requests each wave sent."""
-    [submission] = house.engine().ledger.submissions("test")
-    shards = house.engine().ledger.shards(submission.submission_id)
+    [submission] = workspace.engine().ledger.submissions("test")
+    shards = workspace.engine().ledger.shards(submission.submission_id)
     return [sum(s.requests for s in shards if s.wave == wave + 1) for wave in range(submission.waves)]
 
 
-def events(house: House) -> list[str]:
-    [submission] = house.engine().ledger.submissions("test")
-    return [event.kind for event in house.engine().ledger.events(submission.submission_id)]
+def events(workspace: Workspace) -> list[str]:
+    [submission] = workspace.engine().ledger.submissions("test")
+    return [event.kind for event in workspace.engine().ledger.events(submission.submission_id)]
 
 
 # faults that the next wave heals ------------------------------------------------------------------------------------
@@ -63,26 +63,26 @@ HEALED: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("fault", HEALED)
-def test_what_can_succeed_is_sent_again_and_nothing_else(house: House, fault: str) -> None:
-    house.emulator.inject(*HEALED[fault])
+def test_what_can_succeed_is_sent_again_and_nothing_else(workspace: Workspace, fault: str) -> None:
+    workspace.emulator.inject(*HEALED[fault])
     definition = labeling()
-    status = house.run(definition, tickets(30))
-    labels, _ = assert_total(house, definition, status.submission.submission_id, 30)
+    status = workspace.run(definition, tickets(30))
+    labels, _ = assert_total(workspace, definition, status.submission.submission_id, 30)
     assert len(labels) == 30
-    first, second = requests_sent(house)
+    first, second = requests_sent(workspace)
     assert first == 30
     assert 0 < second <= 30
     answered_in_first = {
-        row["custom_id"] for row in _raw_rows(house, 1) if (row["response"] or {}).get("status_code") == 200
+        row["custom_id"] for row in _raw_rows(workspace, 1) if (row["response"] or {}).get("status_code") == 200
     }
     if fault != "cut by max_tokens":
         assert second == 30 - len(answered_in_first)
-    assert in_one_batch(house)
+    assert in_one_batch(workspace)
     assert status.submission.waves == 2
 
 
-def _raw_rows(house: House, wave: int) -> list[dict[str, Any]]:
-    engine = house.engine()
+def _raw_rows(workspace: Workspace, wave: int) -> list[dict[str, Any]]:
+    engine = workspace.engine()
     [submission] = engine.ledger.submissions("test")
     rows = []
     for shard in engine.ledger.shards(submission.submission_id):
@@ -107,16 +107,16 @@ HARMLESS: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("fault", HARMLESS)
-def test_a_fault_that_loses_nothing_costs_nothing(house: House, fault: str) -> None:
-    house.emulator.inject(*HARMLESS[fault])
+def test_a_fault_that_loses_nothing_costs_nothing(workspace: Workspace, fault: str) -> None:
+    workspace.emulator.inject(*HARMLESS[fault])
     definition = labeling(response=None) if fault == "U+2028" else labeling()
-    status = house.run(definition, tickets(20))
-    labels, _ = assert_total(house, definition, status.submission.submission_id, 20)
+    status = workspace.run(definition, tickets(20))
+    labels, _ = assert_total(workspace, definition, status.submission.submission_id, 20)
     assert len(labels) == 20
-    assert len(house.emulator.books.batches) == 1
-    assert len(billed(house)) == 20
+    assert len(workspace.emulator.books.batches) == 1
+    assert len(billed(workspace)) == 20
     if fault in {"duplicate rows", "foreign rows"}:
-        assert "unexpected_lines" in events(house)
+        assert "unexpected_lines" in events(workspace)
     if fault == "another model answers":
         assert set(labels["llm_model"].to_pylist()) == {"gpt-4o-2024-08-06"}
 
@@ -124,13 +124,13 @@ def test_a_fault_that_loses_nothing_costs_nothing(house: House, fault: str) -> N
 # faults that stay -----------------------------------------------------------------------------------------------------
 
 
-def test_a_row_that_can_never_succeed_is_not_sent_again(house: House) -> None:
-    house.emulator.inject(
+def test_a_row_that_can_never_succeed_is_not_sent_again(workspace: Workspace) -> None:
+    workspace.emulator.inject(
         RowFault(status_code=400, containing="number 3?"), RowFault(kind="refusal", containing="number 5?")
     )
     definition = labeling()
-    status = house.run(definition, tickets(8))
-    _, rejects = assert_total(house, definition, status.submission.submission_id, 8)
+    status = workspace.run(definition, tickets(8))
+    _, rejects = assert_total(workspace, definition, status.submission.submission_id, 8)
     assert dict(zip(rejects["ticket_id"].to_pylist(), rejects["llm_outcome"].to_pylist(), strict=True)) == {
         "t3": "errored",
         "t5": "invalid",
@@ -138,7 +138,7 @@ def test_a_row_that_can_never_succeed_is_not_sent_again(house: House) -> None:
     reasons = " ".join(rejects["llm_reason"].to_pylist())
     assert "400" in reasons
     assert "refusal" in reasons
-    assert requests_sent(house) == [8]
+    assert requests_sent(workspace) == [8]
     costs = dict(zip(rejects["ticket_id"].to_pylist(), rejects["llm_cost_usd"].to_pylist(), strict=True))
     assert costs["t3"] == 0
     assert costs["t5"] > 0  # a refusal is paid
@@ -157,22 +157,22 @@ def test_a_row_that_can_never_succeed_is_not_sent_again(house: House) -> None:
     ],
 )
 def test_a_fault_that_stays_is_retried_as_often_as_allowed_and_no_more(
-    house: House, fault: Any, policy: RetryPolicy, sent: list[int], outcome: str
+    workspace: Workspace, fault: Any, policy: RetryPolicy, sent: list[int], outcome: str
 ) -> None:
-    house.emulator.inject(fault)
+    workspace.emulator.inject(fault)
     definition = labeling(retry=policy)
-    status = house.run(definition, tickets(3))
-    _, rejects = assert_total(house, definition, status.submission.submission_id, 3)
-    assert requests_sent(house) == sent
+    status = workspace.run(definition, tickets(3))
+    _, rejects = assert_total(workspace, definition, status.submission.submission_id, 3)
+    assert requests_sent(workspace) == sent
     assert set(rejects["llm_outcome"].to_pylist()) == {outcome}
     assert rejects["llm_attempt"].to_pylist()[0] == len(sent)
 
 
-def test_a_cut_reply_says_so(house: House) -> None:
-    house.emulator.inject(RowFault(kind="truncated"))
+def test_a_cut_reply_says_so(workspace: Workspace) -> None:
+    workspace.emulator.inject(RowFault(kind="truncated"))
     definition = labeling(retry=RetryPolicy(max_waves=1))
-    status = house.run(definition, tickets(1))
-    _, rejects = assert_total(house, definition, status.submission.submission_id, 1)
+    status = workspace.run(definition, tickets(1))
+    _, rejects = assert_total(workspace, definition, status.submission.submission_id, 1)
     assert "cut at its token limit" in rejects["llm_reason"].to_pylist()[0]
     assert rejects["llm_reply"].to_pylist()[0]
     assert rejects["llm_finish_reason"].to_pylist() == ["length"]
@@ -183,130 +183,130 @@ def test_a_reply_that_is_no_json_is_kept_with_its_reason(tmp_path: Any) -> None:
         return "I think: billing" if "number 2?" in str(body) else simulated_answer(body, url)
 
     with Emulator(answer=answer) as emulator:
-        house = House(tmp_path, emulator)
+        workspace = Workspace(tmp_path, emulator)
         definition = labeling()
-        status = house.run(definition, tickets(4))
-        _, rejects = assert_total(house, definition, status.submission.submission_id, 4)
+        status = workspace.run(definition, tickets(4))
+        _, rejects = assert_total(workspace, definition, status.submission.submission_id, 4)
         assert rejects["llm_reply"].to_pylist() == ["I think: billing"]
         assert "JSON" in rejects["llm_reason"].to_pylist()[0]
-        assert requests_sent(house) == [4, 1]
+        assert requests_sent(workspace) == [4, 1]
         wave_costs = [shard.cost_usd for shard in status.shards]
         assert rejects["llm_cost_usd"].to_pylist()[0] > wave_costs[1]  # both replies were paid
         assert status.submission.cost_usd == sum(c for c in wave_costs if c is not None)
 
 
-def test_a_batch_refused_in_validation_gives_every_row_its_reason_and_costs_nothing(house: House) -> None:
-    house.emulator.inject(BatchFault(kind="fails", code="model_not_found", message="The model does not exist."))
+def test_a_batch_refused_in_validation_gives_every_row_its_reason_and_costs_nothing(workspace: Workspace) -> None:
+    workspace.emulator.inject(BatchFault(kind="fails", code="model_not_found", message="The model does not exist."))
     definition = labeling()
-    status = house.run(definition, tickets(4))
-    _, rejects = assert_total(house, definition, status.submission.submission_id, 4)
+    status = workspace.run(definition, tickets(4))
+    _, rejects = assert_total(workspace, definition, status.submission.submission_id, 4)
     assert len(rejects) == 4
     assert "The model does not exist." in rejects["llm_reason"].to_pylist()[0]
-    assert requests_sent(house) == [4]
+    assert requests_sent(workspace) == [4]
     assert status.submission.cost_usd == 0
 
 
 def test_a_queue_that_holds_one_batch_takes_them_all_one_after_the_other(tmp_path: Any) -> None:
     with Emulator(limits=Limits(enqueued_tokens=130)) as emulator:
-        house = House(tmp_path, emulator)
+        workspace = Workspace(tmp_path, emulator)
         definition = labeling(max_requests_per_batch=4)
-        status = house.run(definition, tickets(24))
-        labels, _ = assert_total(house, definition, status.submission.submission_id, 24)
+        status = workspace.run(definition, tickets(24))
+        labels, _ = assert_total(workspace, definition, status.submission.submission_id, 24)
         assert len(labels) == 24
-        assert len(billed(house)) == 24
+        assert len(billed(workspace)) == 24
 
 
-def test_a_batch_that_the_provider_does_not_find_is_waited_for_before_it_is_given_up(house: House) -> None:
-    definition, engine = labeling(), house.engine()
+def test_a_batch_that_the_provider_does_not_find_is_waited_for_before_it_is_given_up(workspace: Workspace) -> None:
+    definition, engine = labeling(), workspace.engine()
     submission = engine.plan(definition, tickets(2))
     engine.submit(definition, submission.submission_id)
-    house.emulator.settle()
-    house.skipped += timedelta(hours=5)  # a batch that is old is no more likely to be gone
-    house.emulator.inject(WireFault(kind="status", route="GET /v1/batches/*", status=404, times=6))
+    workspace.emulator.settle()
+    workspace.skipped += timedelta(hours=5)  # a batch that is old is no more likely to be gone
+    workspace.emulator.inject(WireFault(kind="status", route="GET /v1/batches/*", status=404, times=6))
     for _ in range(6):
-        assert not house.engine().advance(definition, submission.submission_id).is_settled
-        house.skipped += timedelta(minutes=9)
-    status = house.finish(definition, submission.submission_id)
+        assert not workspace.engine().advance(definition, submission.submission_id).is_settled
+        workspace.skipped += timedelta(minutes=9)
+    status = workspace.finish(definition, submission.submission_id)
     assert status.submission.outcomes == {"succeeded": 2}
-    assert len(house.emulator.books.batches) == 1
+    assert len(workspace.emulator.books.batches) == 1
 
 
-def test_a_batch_that_stays_unknown_ends_with_its_reason(house: House) -> None:
-    house.emulator.inject(WireFault(kind="status", route="GET /v1/batches/*", status=404, times=None))
+def test_a_batch_that_stays_unknown_ends_with_its_reason(workspace: Workspace) -> None:
+    workspace.emulator.inject(WireFault(kind="status", route="GET /v1/batches/*", status=404, times=None))
     definition = labeling()
-    status = house.run(definition, tickets(2))
-    _, rejects = assert_total(house, definition, status.submission.submission_id, 2)
+    status = workspace.run(definition, tickets(2))
+    _, rejects = assert_total(workspace, definition, status.submission.submission_id, 2)
     assert "knows no such batch" in rejects["llm_reason"].to_pylist()[0]
 
 
-def test_a_result_file_that_is_gone_is_an_error_and_nothing_is_paid_again(house: House) -> None:
-    house.emulator.inject(WireFault(kind="status", route="GET /v1/files/*/content", status=404, times=None))
+def test_a_result_file_that_is_gone_is_an_error_and_nothing_is_paid_again(workspace: Workspace) -> None:
+    workspace.emulator.inject(WireFault(kind="status", route="GET /v1/files/*/content", status=404, times=None))
     definition = labeling()
-    engine = house.engine()
+    engine = workspace.engine()
     submission = engine.plan(definition, tickets(2))
     engine.submit(definition, submission.submission_id)
-    house.emulator.settle()
+    workspace.emulator.settle()
     for _ in range(2):
         with pytest.raises(RefusedError):
-            house.engine().advance(definition, submission.submission_id)
-    assert len(house.emulator.books.batches) == 1
-    house.emulator.clear_faults()
-    assert house.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 2}
+            workspace.engine().advance(definition, submission.submission_id)
+    assert len(workspace.emulator.books.batches) == 1
+    workspace.emulator.clear_faults()
+    assert workspace.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 2}
 
 
-def test_a_download_that_always_breaks_is_an_error_now_and_is_taken_up_again(house: House) -> None:
-    house.emulator.inject(
+def test_a_download_that_always_breaks_is_an_error_now_and_is_taken_up_again(workspace: Workspace) -> None:
+    workspace.emulator.inject(
         WireFault(kind="cut", route="GET /v1/files/*/content", after_lines=1, framing="length", times=None)
     )
     definition = labeling()
-    engine = house.engine()
+    engine = workspace.engine()
     submission = engine.plan(definition, tickets(6))
     engine.submit(definition, submission.submission_id)
-    house.emulator.settle()
+    workspace.emulator.settle()
     with pytest.raises(TransientError):
-        house.engine().advance(definition, submission.submission_id)
-    assert not any(re.search(r"\.(raw|results)\.|\.tmp$", name) for name in house.files())
-    house.emulator.clear_faults()
-    assert house.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 6}
-    assert len(house.emulator.books.batches) == 1
+        workspace.engine().advance(definition, submission.submission_id)
+    assert not any(re.search(r"\.(raw|results)\.|\.tmp$", name) for name in workspace.files())
+    workspace.emulator.clear_faults()
+    assert workspace.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 6}
+    assert len(workspace.emulator.books.batches) == 1
 
 
-def test_a_batch_whose_results_cannot_be_had_holds_up_no_other(house: House) -> None:
+def test_a_batch_whose_results_cannot_be_had_holds_up_no_other(workspace: Workspace) -> None:
     definition = labeling(max_requests_per_batch=2)
-    engine = house.engine()
+    engine = workspace.engine()
     submission = engine.plan(definition, tickets(6))
     engine.submit(definition, submission.submission_id)
-    house.emulator.settle()
-    house.emulator.inject(WireFault(kind="status", route="GET /v1/files/*/content", status=404))
+    workspace.emulator.settle()
+    workspace.emulator.inject(WireFault(kind="status", route="GET /v1/files/*/content", status=404))
     with pytest.raises(RefusedError):
-        house.engine().advance(definition, submission.submission_id)
+        workspace.engine().advance(definition, submission.submission_id)
     assert engine.status(submission.submission_id).states == {"collected": 2, "ended": 1}
-    assert house.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 6}
-    assert len(house.emulator.books.batches) == 3
+    assert workspace.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 6}
+    assert len(workspace.emulator.books.batches) == 3
 
 
-def test_raw_lines_are_stored_as_they_came_before_anything_reads_them(house: House) -> None:
-    house.emulator.inject(FileFault(kind="malformed", times=1), FileFault(kind="duplicate", times=1))
+def test_raw_lines_are_stored_as_they_came_before_anything_reads_them(workspace: Workspace) -> None:
+    workspace.emulator.inject(FileFault(kind="malformed", times=1), FileFault(kind="duplicate", times=1))
     definition = labeling(retry=RetryPolicy(max_waves=1))
-    status = house.run(definition, tickets(5))
+    status = workspace.run(definition, tickets(5))
     [shard] = status.shards
-    root = house.tmp_path / "payloads"
+    root = workspace.tmp_path / "payloads"
     raw, results = root / (shard.raw_path or ""), root / (shard.results_path or "")
     assert raw.stat().st_mtime_ns <= results.stat().st_mtime_ns
-    served = house.openai().fetch(shard.batch_id or "")
-    assert list(house.engine().payloads.lines(shard.raw_path or "")) == list(served)
+    served = workspace.openai().fetch(shard.batch_id or "")
+    assert list(workspace.engine().payloads.lines(shard.raw_path or "")) == list(served)
 
 
-def test_a_reply_without_usage_has_an_unknown_cost_and_not_zero(house: House) -> None:
+def test_a_reply_without_usage_has_an_unknown_cost_and_not_zero(workspace: Workspace) -> None:
     definition = labeling(response=None)  # the emulator always counts tokens, so the line is given by hand
-    engine = house.engine()
+    engine = workspace.engine()
     request = make_request(None, "hello")
     line = (
         b'{"custom_id":"%s","response":{"status_code":200,"body":{"choices":[{"message":{"content":"x"}}]}}}\n'
         % custom_id("r1", request.request_id).encode()
     )
     facts = ShardFacts("r1", BatchStatus.ENDED, "openai", "b", 1, None)
-    codec = house.providers["openai"].codec(definition.spec)
+    codec = workspace.providers["openai"].codec(definition.spec)
     tariff = engine.deployment.tariff(definition)
     reconciler = Reconciler(codec, definition.reader, tariff, facts, packed([request.request_id]))
     [table] = reconciler.tables([line])
@@ -318,12 +318,12 @@ def test_a_reply_without_usage_has_an_unknown_cost_and_not_zero(house: House) ->
 # money over waves -----------------------------------------------------------------------------------------------------
 
 
-def test_the_budget_holds_over_all_waves(house: House) -> None:
+def test_the_budget_holds_over_all_waves(workspace: Workspace) -> None:
     def answer(_body: Any, _url: str) -> Reply:
         return Reply(text="not JSON", input_tokens=100, output_tokens=50)
 
     with Emulator(answer=answer) as emulator:
-        expensive = House(house.tmp_path, emulator)
+        expensive = Workspace(workspace.tmp_path, emulator)
         each = (100 * Decimal("1.25") + 50 * Decimal(5)) / 1_000_000
         definition = labeling(max_cost_usd=each * 8, retry=RetryPolicy(max_waves=5, invalid_waves=5))
         status = expensive.run(definition, tickets(5))
@@ -335,11 +335,11 @@ def test_the_budget_holds_over_all_waves(house: House) -> None:
         assert expensive.run(free, tickets(5)).submission.waves == 5
 
 
-def test_labels_of_several_waves_come_from_the_wave_that_answered(house: House) -> None:
-    house.emulator.inject(RowFault(status_code=500, containing="number 1?", times=1))
+def test_labels_of_several_waves_come_from_the_wave_that_answered(workspace: Workspace) -> None:
+    workspace.emulator.inject(RowFault(status_code=500, containing="number 1?", times=1))
     definition = labeling()
-    status = house.run(definition, tickets(3))
-    labels, _ = assert_total(house, definition, status.submission.submission_id, 3)
+    status = workspace.run(definition, tickets(3))
+    labels, _ = assert_total(workspace, definition, status.submission.submission_id, 3)
     attempts = dict(zip(labels["ticket_id"].to_pylist(), labels["llm_attempt"].to_pylist(), strict=True))
     assert attempts == {"t0": 1, "t1": 2, "t2": 1}
     assert texts(labels) == ["t0", "t1", "t2"]

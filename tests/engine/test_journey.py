@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import polars as pl
 import pytest
-from house import House, TicketLabel, assert_total, billed, labeling, texts, tickets
 from pydantic import BaseModel
+from workspace import TicketLabel, Workspace, assert_total, billed, labeling, texts, tickets
 
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
@@ -27,14 +27,14 @@ class OtherLabel(BaseModel):
 
 
 @pytest.mark.parametrize("endpoint", ["chat", "responses"])
-def test_each_row_gets_its_own_label_with_provenance(house: House, endpoint: str) -> None:
+def test_each_row_gets_its_own_label_with_provenance(workspace: Workspace, endpoint: str) -> None:
     definition = labeling(
         endpoint=endpoint,
         params={"max_tokens" if endpoint == "chat" else "max_output_tokens": 50},
         keep=["subject"],
     )
-    status = house.run(definition, tickets(20))
-    labels, rejects = assert_total(house, definition, status.submission.submission_id, 20)
+    status = workspace.run(definition, tickets(20))
+    labels, rejects = assert_total(workspace, definition, status.submission.submission_id, 20)
     assert len(labels) == 20
     assert len(rejects) == 0
     assert labels.schema.names[:4] == ["ticket_id", "subject", "topic", "urgency"]
@@ -46,42 +46,42 @@ def test_each_row_gets_its_own_label_with_provenance(house: House, endpoint: str
     assert status.submission.outcomes == {"succeeded": 20}
 
 
-def test_answers_are_joined_by_identity_and_not_by_position(house: House) -> None:
+def test_answers_are_joined_by_identity_and_not_by_position(workspace: Workspace) -> None:
     definition = labeling(response=None)
-    status = house.run(definition, tickets(50), partition="2026-01-01")
-    labels = house.engine().labels(definition, status.submission.submission_id).labels
+    status = workspace.run(definition, tickets(50), partition="2026-01-01")
+    labels = workspace.engine().labels(definition, status.submission.submission_id).labels
     for key, text in zip(labels["ticket_id"].to_pylist(), labels["text"].to_pylist(), strict=True):
         assert text.endswith(f"Where is my invoice number {key[1:]}?")
 
 
-def test_embeddings_become_vectors(house: House) -> None:
+def test_embeddings_become_vectors(workspace: Workspace) -> None:
     definition = labeling(
         model="openai/text-embedding-3-small", prompt=Prompt("{{ body }}"), response=Embedding(4), params={}
     )
-    status = house.run(definition, tickets(3))
-    labels, _ = assert_total(house, definition, status.submission.submission_id, 3)
+    status = workspace.run(definition, tickets(3))
+    labels, _ = assert_total(workspace, definition, status.submission.submission_id, 3)
     assert [len(vector) for vector in labels["embedding"].to_pylist()] == [4, 4, 4]
     assert status.submission.price_basis.value == "rule:half"  # type: ignore[union-attr]
 
 
-def test_shards_hold_every_request_once_and_stay_under_the_limits(house: House) -> None:
+def test_shards_hold_every_request_once_and_stay_under_the_limits(workspace: Workspace) -> None:
     definition = labeling(max_requests_per_batch=7, max_bytes_per_batch=5_000)
-    status = house.run(definition, tickets(30))
-    assert_total(house, definition, status.submission.submission_id, 30)
+    status = workspace.run(definition, tickets(30))
+    assert_total(workspace, definition, status.submission.submission_id, 30)
     assert len(status.shards) >= 5
     assert all(shard.requests <= 7 and shard.bytes <= 5_000 for shard in status.shards)
     assert sorted(shard.bytes for shard in status.shards) == sorted(
-        file.bytes for file in house.emulator.books.files if file.filename.startswith("dlb-")
+        file.bytes for file in workspace.emulator.books.files if file.filename.startswith("dlb-")
     )
-    assert len(billed(house)) == len(set(billed(house))) == 30
+    assert len(billed(workspace)) == len(set(billed(workspace))) == 30
 
 
-def test_identical_requests_are_sent_once_and_answer_all_their_rows(house: House) -> None:
+def test_identical_requests_are_sent_once_and_answer_all_their_rows(workspace: Workspace) -> None:
     rows = tickets(6).with_columns(subject=pl.lit("same"), body=pl.lit("same"))
     definition = labeling()
-    status = house.run(definition, rows)
-    labels, _ = assert_total(house, definition, status.submission.submission_id, 6)
-    assert len(billed(house)) == 1
+    status = workspace.run(definition, rows)
+    labels, _ = assert_total(workspace, definition, status.submission.submission_id, 6)
+    assert len(billed(workspace)) == 1
     assert len(set(labels["topic"].to_pylist())) == 1
     assert abs(sum(labels["llm_cost_usd"].to_pylist()) - status.submission.cost_usd) < Decimal("1e-9")
 
@@ -89,73 +89,73 @@ def test_identical_requests_are_sent_once_and_answer_all_their_rows(house: House
 # not paid twice ------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_rows_in_any_order_are_the_same_submission_while_running_and_after(house: House) -> None:
+def test_the_same_rows_in_any_order_are_the_same_submission_while_running_and_after(workspace: Workspace) -> None:
     definition = labeling()
-    first = house.engine().plan(definition, tickets(9))
-    house.engine().submit(definition, first.submission_id)
-    running = house.engine().plan(labeling(), tickets(9).sample(fraction=1, shuffle=True, seed=1).to_pandas())
-    house.engine().submit(definition, running.submission_id)
-    house.finish(definition, first.submission_id)
-    settled = house.engine().plan(labeling(), tickets(9).to_arrow())
-    house.engine().submit(definition, settled.submission_id)
+    first = workspace.engine().plan(definition, tickets(9))
+    workspace.engine().submit(definition, first.submission_id)
+    running = workspace.engine().plan(labeling(), tickets(9).sample(fraction=1, shuffle=True, seed=1).to_pandas())
+    workspace.engine().submit(definition, running.submission_id)
+    workspace.finish(definition, first.submission_id)
+    settled = workspace.engine().plan(labeling(), tickets(9).to_arrow())
+    workspace.engine().submit(definition, settled.submission_id)
     assert first.submission_id == running.submission_id == settled.submission_id
-    assert len(house.emulator.books.batches) == 1
-    assert len(billed(house)) == 9
+    assert len(workspace.emulator.books.batches) == 1
+    assert len(billed(workspace)) == 9
 
 
-def test_a_plan_that_is_known_leaves_no_files(house: House) -> None:
+def test_a_plan_that_is_known_leaves_no_files(workspace: Workspace) -> None:
     definition = labeling()
-    house.run(definition, tickets(3))
-    before = house.files()
-    house.engine().plan(definition, tickets(3))
-    assert house.files() == before
+    workspace.run(definition, tickets(3))
+    before = workspace.files()
+    workspace.engine().plan(definition, tickets(3))
+    assert workspace.files() == before
 
 
-def test_kept_columns_are_those_of_the_latest_plan(house: House) -> None:
-    house.run(labeling(keep=["subject"]), tickets(3))
+def test_kept_columns_are_those_of_the_latest_plan(workspace: Workspace) -> None:
+    workspace.run(labeling(keep=["subject"]), tickets(3))
     definition = labeling(keep=["subject", "team"])
-    status = house.run(definition, tickets(3).with_columns(team=pl.lit("north")))
-    labels, _ = assert_total(house, definition, status.submission.submission_id, 3)
+    status = workspace.run(definition, tickets(3).with_columns(team=pl.lit("north")))
+    labels, _ = assert_total(workspace, definition, status.submission.submission_id, 3)
     assert labels["team"].to_pylist() == ["north"] * 3
-    assert len(billed(house)) == 3
+    assert len(billed(workspace)) == 3
 
 
-def test_added_rows_pay_only_for_themselves(house: House) -> None:
+def test_added_rows_pay_only_for_themselves(workspace: Workspace) -> None:
     definition = labeling()
-    first = house.run(definition, tickets(5))
-    second = house.run(definition, tickets(8))
-    assert len(billed(house)) == len(set(billed(house))) == 8
+    first = workspace.run(definition, tickets(5))
+    second = workspace.run(definition, tickets(8))
+    assert len(billed(workspace)) == len(set(billed(workspace))) == 8
     assert second.submission.reused == 5
-    labels, _ = assert_total(house, definition, second.submission.submission_id, 8)
+    labels, _ = assert_total(workspace, definition, second.submission.submission_id, 8)
     assert len(labels) == 8
     assert second.submission.outcomes == {"succeeded": 8}
     assert second.submission.cost_usd < first.submission.cost_usd + second.submission.cost_usd
-    third = house.run(definition, tickets(2))  # fewer rows: nothing to pay
-    assert_total(house, definition, third.submission.submission_id, 2)
+    third = workspace.run(definition, tickets(2))  # fewer rows: nothing to pay
+    assert_total(workspace, definition, third.submission.submission_id, 2)
     assert third.submission.cost_usd == 0
-    assert len(house.emulator.books.batches) == 2
+    assert len(workspace.emulator.books.batches) == 2
 
 
-def test_rows_that_come_back_are_the_latest_again_and_free(house: House) -> None:
+def test_rows_that_come_back_are_the_latest_again_and_free(workspace: Workspace) -> None:
     definition = labeling()
-    house.run(definition, tickets(3))
-    house.run(definition, tickets(3, start=3))
-    back = house.run(definition, tickets(3))
-    latest = house.engine().latest("ticket_labels")
+    workspace.run(definition, tickets(3))
+    workspace.run(definition, tickets(3, start=3))
+    back = workspace.run(definition, tickets(3))
+    latest = workspace.engine().latest("ticket_labels")
     assert latest is not None
     assert latest.submission_id == back.submission.submission_id
-    labels, _ = assert_total(house, definition, latest.submission_id, 3)
+    labels, _ = assert_total(workspace, definition, latest.submission_id, 3)
     assert texts(labels) == ["t0", "t1", "t2"]
-    assert len(billed(house)) == 6
+    assert len(billed(workspace)) == 6
 
 
-def test_a_rejected_row_is_not_paid_again_when_its_rows_come_back(house: House) -> None:
-    house.emulator.close()
-    with_refusals = House.__new__(House)  # the same deployment over an emulator that answers badly
+def test_a_rejected_row_is_not_paid_again_when_its_rows_come_back(workspace: Workspace) -> None:
+    workspace.emulator.close()
+    with_refusals = Workspace.__new__(Workspace)  # the same deployment over an emulator that answers badly
     from dagster_llm_batch.testing.emulator import Emulator
 
     with Emulator(answer=lambda _body, _url: "not JSON") as emulator:
-        with_refusals.__init__(house.tmp_path, emulator)  # type: ignore[misc]
+        with_refusals.__init__(workspace.tmp_path, emulator)  # type: ignore[misc]
         definition = labeling()
         with_refusals.run(definition, tickets(2))
         paid = len(billed(with_refusals))
@@ -185,87 +185,87 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_another_configuration_never_gets_the_old_answers(house: House, change: str) -> None:
+def test_another_configuration_never_gets_the_old_answers(workspace: Workspace, change: str) -> None:
     old, new = labeling(), labeling(**CHANGES[change])
-    first = house.run(old, tickets(4))
-    second = house.run(new, tickets(4))
+    first = workspace.run(old, tickets(4))
+    second = workspace.run(new, tickets(4))
     assert second.submission.submission_id != first.submission.submission_id
     assert second.submission.reused == 0
-    assert len(house.emulator.books.batches) == 2
-    assert len(set(billed(house))) == 8
-    labels, _ = assert_total(house, new, second.submission.submission_id, 4)
+    assert len(workspace.emulator.books.batches) == 2
+    assert len(set(billed(workspace))) == 8
+    labels, _ = assert_total(workspace, new, second.submission.submission_id, 4)
     assert set(labels["llm_batch_id"].to_pylist()) == set(second.batch_ids)
-    back = house.run(old, tickets(4))  # and back: free, and the latest
-    assert len(house.emulator.books.batches) == 2
-    latest = house.engine().latest("ticket_labels")
+    back = workspace.run(old, tickets(4))  # and back: free, and the latest
+    assert len(workspace.emulator.books.batches) == 2
+    latest = workspace.engine().latest("ticket_labels")
     assert latest is not None
     assert latest.submission_id == back.submission.submission_id
-    labels, _ = assert_total(house, old, latest.submission_id, 4)
+    labels, _ = assert_total(workspace, old, latest.submission_id, 4)
     assert set(labels["llm_batch_id"].to_pylist()) == set(first.batch_ids)
 
 
-def test_another_account_never_gets_the_old_answers_and_another_key_does(house: House) -> None:
+def test_another_account_never_gets_the_old_answers_and_another_key_does(workspace: Workspace) -> None:
     definition = labeling()
-    house.run(definition, tickets(2))
-    house.providers = {"openai": house.openai(account="other")}
-    house.run(definition, tickets(2))
-    assert len(house.emulator.books.batches) == 2
-    house.providers = {"openai": house.openai(account="other", api_key=DEFAULT_KEY)}
-    house.run(definition, tickets(2))
-    assert len(house.emulator.books.batches) == 2
+    workspace.run(definition, tickets(2))
+    workspace.providers = {"openai": workspace.openai(account="other")}
+    workspace.run(definition, tickets(2))
+    assert len(workspace.emulator.books.batches) == 2
+    workspace.providers = {"openai": workspace.openai(account="other", api_key=DEFAULT_KEY)}
+    workspace.run(definition, tickets(2))
+    assert len(workspace.emulator.books.batches) == 2
 
 
 def test_a_batch_in_flight_is_not_called_lost_by_another_account(tmp_path: Path) -> None:
     from dagster_llm_batch.errors import ConfigError
 
     with Emulator(keys={"sk-a": "a", "sk-b": "b"}) as emulator:
-        house = House(tmp_path, emulator)
-        house.providers = {"openai": house.openai(api_key="sk-a", account="a")}
+        workspace = Workspace(tmp_path, emulator)
+        workspace.providers = {"openai": workspace.openai(api_key="sk-a", account="a")}
         definition = labeling()
-        first = house.engine().plan(definition, tickets(3))
-        house.engine().submit(definition, first.submission_id)
+        first = workspace.engine().plan(definition, tickets(3))
+        workspace.engine().submit(definition, first.submission_id)
         emulator.settle()
-        house.providers = {"openai": house.openai(api_key="sk-b", account="b")}
-        for verb in (house.engine().advance, house.engine().submit):
+        workspace.providers = {"openai": workspace.openai(api_key="sk-b", account="b")}
+        for verb in (workspace.engine().advance, workspace.engine().submit):
             with pytest.raises(ConfigError, match="account 'a'; configured is 'b'"):
                 verb(definition, first.submission_id)
-        house.providers = {"openai": house.openai(api_key="sk-a", account="a")}
-        assert house.finish(definition, first.submission_id).submission.outcomes == {"succeeded": 3}
+        workspace.providers = {"openai": workspace.openai(api_key="sk-a", account="a")}
+        assert workspace.finish(definition, first.submission_id).submission.outcomes == {"succeeded": 3}
         assert len(emulator.books.batches) == 1
 
 
-def test_a_change_while_running_stops_nothing_that_was_sent_and_sends_no_more_of_the_old(house: House) -> None:
+def test_a_change_while_running_stops_nothing_that_was_sent_and_sends_no_more_of_the_old(workspace: Workspace) -> None:
     old = labeling(max_requests_per_batch=2)
-    first = house.engine().plan(old, tickets(4))
-    house.engine().submit(old, first.submission_id)
+    first = workspace.engine().plan(old, tickets(4))
+    workspace.engine().submit(old, first.submission_id)
     new = labeling(model="openai/gpt-4o-mini")
-    status = house.run(new, tickets(4))
-    assert_total(house, new, status.submission.submission_id, 4)
-    settled = house.engine().advance(old, first.submission_id)
+    status = workspace.run(new, tickets(4))
+    assert_total(workspace, new, status.submission.submission_id, 4)
+    settled = workspace.engine().advance(old, first.submission_id)
     assert settled.is_settled
     assert settled.submission.state.value == "canceled"
-    assert len(house.emulator.books.batches) == 3
-    assert_total(house, old, first.submission_id, 4)
+    assert len(workspace.emulator.books.batches) == 3
+    assert_total(workspace, old, first.submission_id, 4)
 
 
-def test_a_superseded_submission_that_was_not_sent_never_is(house: House) -> None:
+def test_a_superseded_submission_that_was_not_sent_never_is(workspace: Workspace) -> None:
     old, new = labeling(), labeling(model="openai/gpt-4o-mini")
-    first = house.engine().plan(old, tickets(3))
-    house.run(new, tickets(3))
-    settled = house.engine().advance(old, first.submission_id)
+    first = workspace.engine().plan(old, tickets(3))
+    workspace.run(new, tickets(3))
+    settled = workspace.engine().advance(old, first.submission_id)
     assert settled.submission.outcomes == {"canceled": 3}
-    assert len(house.emulator.books.batches) == 1
+    assert len(workspace.emulator.books.batches) == 1
 
 
-def test_replies_are_not_read_with_another_definition_but_their_lines_are_stored(house: House) -> None:
+def test_replies_are_not_read_with_another_definition_but_their_lines_are_stored(workspace: Workspace) -> None:
     old = labeling()
-    first = house.engine().plan(old, tickets(3))
-    house.engine().submit(old, first.submission_id)
-    house.emulator.settle()
+    first = workspace.engine().plan(old, tickets(3))
+    workspace.engine().submit(old, first.submission_id)
+    workspace.emulator.settle()
     with pytest.raises(ConfigError, match="was made with another model, parameters, response schema or account"):
-        house.engine().advance(labeling(response=OtherLabel), first.submission_id)
-    assert any(name.endswith(".raw.jsonl.zst") for name in house.files())
-    assert house.finish(old, first.submission_id).submission.outcomes == {"succeeded": 3}
+        workspace.engine().advance(labeling(response=OtherLabel), first.submission_id)
+    assert any(name.endswith(".raw.jsonl.zst") for name in workspace.files())
+    assert workspace.finish(old, first.submission_id).submission.outcomes == {"succeeded": 3}
 
 
 class CountedLabel(TicketLabel):
@@ -274,67 +274,67 @@ class CountedLabel(TicketLabel):
     input_tokens: int
 
 
-def test_a_response_may_have_a_field_that_is_called_as_usage_calls_its_own(house: House) -> None:
+def test_a_response_may_have_a_field_that_is_called_as_usage_calls_its_own(workspace: Workspace) -> None:
     definition = labeling(response=CountedLabel)
-    status = house.run(definition, tickets(3))
-    labels, _ = assert_total(house, definition, status.submission.submission_id, 3)
+    status = workspace.run(definition, tickets(3))
+    labels, _ = assert_total(workspace, definition, status.submission.submission_id, 3)
     assert len(labels) == 3
     assert labels["input_tokens"].null_count == 0
     assert min(labels["llm_input_tokens"].to_pylist()) > 5  # of the prompt
 
 
-def test_lines_of_all_batches_are_stored_where_the_first_is_not_read(house: House) -> None:
+def test_lines_of_all_batches_are_stored_where_the_first_is_not_read(workspace: Workspace) -> None:
     old = labeling(max_requests_per_batch=1)
-    first = house.engine().plan(old, tickets(12))
-    house.engine().submit(old, first.submission_id)
-    house.emulator.settle()
+    first = workspace.engine().plan(old, tickets(12))
+    workspace.engine().submit(old, first.submission_id)
+    workspace.emulator.settle()
     with pytest.raises(ConfigError, match="was made with another model"):
-        house.engine().collect(labeling(response=OtherLabel, max_requests_per_batch=1), first.submission_id)
-    assert sum(name.endswith(".raw.jsonl.zst") for name in house.files()) == 12
-    assert house.finish(old, first.submission_id).submission.outcomes == {"succeeded": 12}
+        workspace.engine().collect(labeling(response=OtherLabel, max_requests_per_batch=1), first.submission_id)
+    assert sum(name.endswith(".raw.jsonl.zst") for name in workspace.files()) == 12
+    assert workspace.finish(old, first.submission_id).submission.outcomes == {"succeeded": 12}
 
 
-def test_again_asks_only_what_has_no_label(house: House) -> None:
+def test_again_asks_only_what_has_no_label(workspace: Workspace) -> None:
     from dagster_llm_batch.testing.emulator import RowFault
 
-    house.emulator.inject(RowFault(containing="number 1?"))
+    workspace.emulator.inject(RowFault(containing="number 1?"))
     definition = labeling()
-    first = house.run(definition, tickets(3))
+    first = workspace.run(definition, tickets(3))
     assert first.submission.outcomes == {"succeeded": 2, "errored": 1}
-    house.emulator.clear_faults()
-    assert house.engine().plan(definition, tickets(3)).submission_id == first.submission.submission_id
-    second = house.run(definition, tickets(3), again=True)
+    workspace.emulator.clear_faults()
+    assert workspace.engine().plan(definition, tickets(3)).submission_id == first.submission.submission_id
+    second = workspace.run(definition, tickets(3), again=True)
     assert second.submission.attempt == 2
-    assert len(billed(house)) == len(set(billed(house))) == 3
-    labels, _ = assert_total(house, definition, second.submission.submission_id, 3)
+    assert len(billed(workspace)) == len(set(billed(workspace))) == 3
+    labels, _ = assert_total(workspace, definition, second.submission.submission_id, 3)
     assert len(labels) == 3
 
 
-def test_a_submission_that_was_refused_as_a_whole_is_sent_again_without_being_asked(house: House) -> None:
+def test_a_submission_that_was_refused_as_a_whole_is_sent_again_without_being_asked(workspace: Workspace) -> None:
     from dagster_llm_batch.testing.emulator import BatchFault
 
-    house.emulator.inject(BatchFault(kind="fails", code="invalid_request", message="model not found"))
+    workspace.emulator.inject(BatchFault(kind="fails", code="invalid_request", message="model not found"))
     definition = labeling()
-    first = house.run(definition, tickets(3))
+    first = workspace.run(definition, tickets(3))
     assert first.submission.outcomes == {"errored": 3}
     assert first.submission.cost_usd == 0
-    house.emulator.clear_faults()
-    second = house.run(definition, tickets(3))
+    workspace.emulator.clear_faults()
+    second = workspace.run(definition, tickets(3))
     assert second.submission.outcomes == {"succeeded": 3}
 
 
-def test_a_later_partition_or_namespace_shares_nothing(house: House) -> None:
+def test_a_later_partition_or_namespace_shares_nothing(workspace: Workspace) -> None:
     definition = labeling()
-    house.run(definition, tickets(2), partition="a")
-    house.run(definition, tickets(2), partition="b")
-    other = house.engine("branch")
+    workspace.run(definition, tickets(2), partition="a")
+    workspace.run(definition, tickets(2), partition="b")
+    other = workspace.engine("branch")
     submission = other.plan(definition, tickets(2), partition="a")
-    assert len(house.emulator.books.batches) == 2
+    assert len(workspace.emulator.books.batches) == 2
     assert submission.reused == 0
     assert [s.namespace for s in other.ledger.submissions("branch")] == ["branch"]
-    assert house.engine("branch").latest("ticket_labels", "b") is None
+    assert workspace.engine("branch").latest("ticket_labels", "b") is None
     other.submit(definition, submission.submission_id)
-    tags = [batch.metadata["dagster_llm_batch"] for batch in house.emulator.books.batches]
+    tags = [batch.metadata["dagster_llm_batch"] for batch in workspace.emulator.books.batches]
     owners = [tag.rsplit("-", 1)[0] for tag in tags]
     assert owners[0] == owners[1] != owners[2]
     assert other.ledger.shards_in_flight("test") == []
@@ -344,7 +344,7 @@ def test_a_later_partition_or_namespace_shares_nothing(house: House) -> None:
 # reading again -------------------------------------------------------------------------------------------------------
 
 
-def test_a_changed_validator_is_applied_again_without_a_call(house: House) -> None:
+def test_a_changed_validator_is_applied_again_without_a_call(workspace: Workspace) -> None:
     calls: list[int] = []
 
     def definition(least: int) -> Labeling:
@@ -362,20 +362,20 @@ def test_a_changed_validator_is_applied_again_without_a_call(house: House) -> No
         Checked.__name__ = "TicketLabel"
         return labeling(response=Checked)
 
-    first = house.run(definition(1), tickets(12))
+    first = workspace.run(definition(1), tickets(12))
     assert first.submission.outcomes == {"succeeded": 12}
-    wire_calls = len(house.emulator.books.calls)
-    engine = house.engine()
+    wire_calls = len(workspace.emulator.books.calls)
+    engine = workspace.engine()
     reread = engine.labels(definition(4), first.submission.submission_id, reread=True)
     urgencies = reread.labels["urgency"].to_pylist()
     assert min(urgencies) >= 4
     assert 0 < len(reread.rejects) == 12 - len(urgencies)
     assert "not urgent enough" in reread.rejects["llm_reason"].to_pylist()[0]
     assert len(engine.labels(definition(1), first.submission.submission_id, reread=True).labels) == 12
-    assert len(house.emulator.books.calls) == wire_calls
+    assert len(workspace.emulator.books.calls) == wire_calls
 
 
-def test_a_computed_column_that_is_new_reaches_reused_rows(house: House) -> None:
+def test_a_computed_column_that_is_new_reaches_reused_rows(workspace: Workspace) -> None:
     from pydantic import computed_field
 
     class Derived(TicketLabel):
@@ -387,41 +387,41 @@ def test_a_computed_column_that_is_new_reaches_reused_rows(house: House) -> None
             return self.urgency > 3
 
     Derived.__name__ = "TicketLabel"
-    house.run(labeling(), tickets(4))
+    workspace.run(labeling(), tickets(4))
     definition = labeling(response=Derived)
-    status = house.run(definition, tickets(6))
-    labels, _ = assert_total(house, definition, status.submission.submission_id, 6)
+    status = workspace.run(definition, tickets(6))
+    labels, _ = assert_total(workspace, definition, status.submission.submission_id, 6)
     assert labels["is_urgent"].to_pylist() == [urgency > 3 for urgency in labels["urgency"].to_pylist()]
-    assert len(billed(house)) == 6
+    assert len(billed(workspace)) == 6
 
 
-def test_labels_of_a_submission_in_flight_are_refused(house: House) -> None:
+def test_labels_of_a_submission_in_flight_are_refused(workspace: Workspace) -> None:
     from dagster_llm_batch.errors import LLMBatchError
 
     definition = labeling()
-    submission = house.engine().plan(definition, tickets(2))
+    submission = workspace.engine().plan(definition, tickets(2))
     with pytest.raises(LLMBatchError, match="is not settled; it has no labels yet"):
-        house.engine().labels(definition, submission.submission_id)
+        workspace.engine().labels(definition, submission.submission_id)
 
 
 # money ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_users_own_price_goes_before_the_book(house: House) -> None:
+def test_the_users_own_price_goes_before_the_book(workspace: Workspace) -> None:
     definition = labeling(
         model="openai/in-house", price=TokenPrice(Decimal(1), Decimal(2)), max_cost_usd=1, response=None
     )
-    status = house.run(definition, tickets(3))
-    tokens = [e for e in house.emulator.books.executions if e.billed]
+    status = workspace.run(definition, tickets(3))
+    tokens = [e for e in workspace.emulator.books.executions if e.billed]
     expected = sum(e.input_tokens * 1 + e.output_tokens * 2 for e in tokens) / Decimal(1_000_000)
     assert status.submission.cost_usd == expected
     assert status.submission.estimated_usd > 0
 
 
-def test_the_cost_of_an_unknown_price_is_null(house: House) -> None:
+def test_the_cost_of_an_unknown_price_is_null(workspace: Workspace) -> None:
     definition = labeling(model="openai/in-house")
-    status = house.run(definition, tickets(3))
-    labels, _ = assert_total(house, definition, status.submission.submission_id, 3)
+    status = workspace.run(definition, tickets(3))
+    labels, _ = assert_total(workspace, definition, status.submission.submission_id, 3)
     assert status.submission.cost_usd is None
     assert status.submission.estimated_usd is None
     assert labels["llm_cost_usd"].null_count == 3

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from house import House, assert_total, billed, labeling, tickets
+from workspace import Workspace, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.engine import Deployment, Engine, Fallback, RetryPolicy
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
@@ -21,14 +21,14 @@ from dagster_llm_batch.testing.emulator import BatchFault, Emulator, FileFault, 
 CHAT = "POST /v1/chat/completions"
 
 
-def engine_with(house: House, **rules: Any) -> Engine:
+def engine_with(workspace: Workspace, **rules: Any) -> Engine:
     return Engine(
         Deployment(
-            house.providers,
-            Ledger(house.tmp_path / "ledger.sqlite"),
-            PayloadStore(str(house.tmp_path / "payloads")),
+            workspace.providers,
+            Ledger(workspace.tmp_path / "ledger.sqlite"),
+            PayloadStore(str(workspace.tmp_path / "payloads")),
             "test",
-            clock=house.now,
+            clock=workspace.now,
             sleep=lambda _: None,
             **rules,
         )
@@ -39,108 +39,108 @@ def lanes(labels: pl.DataFrame | Any) -> Counter[str]:
     return Counter(labels["llm_lane"].to_pylist())
 
 
-def calls(house: House) -> int:
-    return house.emulator.books.calls_to("POST", "/v1/chat/completions")
+def calls(workspace: Workspace) -> int:
+    return workspace.emulator.books.calls_to("POST", "/v1/chat/completions")
 
 
 # shared batches -----------------------------------------------------------------------------------------------------
 
 
-def plans(house: House, definition: Any, partitions: int, rows: int = 3) -> list[str]:
-    engine = house.engine()
+def plans(workspace: Workspace, definition: Any, partitions: int, rows: int = 3) -> list[str]:
+    engine = workspace.engine()
     return [
         engine.plan(definition, tickets(rows, start=rows * n), partition=f"p{n}").submission_id
         for n in range(partitions)
     ]
 
 
-def test_partitions_that_are_sent_together_share_a_batch_and_each_gets_its_own_labels(house: House) -> None:
+def test_partitions_that_are_sent_together_share_a_batch_and_each_gets_its_own_labels(workspace: Workspace) -> None:
     definition = labeling()
-    ids = plans(house, definition, 10)
-    house.engine().submit_together(definition, ids)
-    assert len(house.emulator.books.batches) == 1
+    ids = plans(workspace, definition, 10)
+    workspace.engine().submit_together(definition, ids)
+    assert len(workspace.emulator.books.batches) == 1
     for one in ids:
-        status = house.finish(definition, one)
+        status = workspace.finish(definition, one)
         assert status.submission.outcomes == {"succeeded": 3}
-        assert_total(house, definition, one, 3)
-    assert len(billed(house)) == 30
-    assert house.emulator.books.billed_twice() == {}
-    assert house.emulator.books.calls_to("GET", "/v1/files/") <= 2  # the results are downloaded once
+        assert_total(workspace, definition, one, 3)
+    assert len(billed(workspace)) == 30
+    assert workspace.emulator.books.billed_twice() == {}
+    assert workspace.emulator.books.calls_to("GET", "/v1/files/") <= 2  # the results are downloaded once
 
 
-def test_shared_batches_keep_to_the_limit_that_the_user_gave(house: House) -> None:
+def test_shared_batches_keep_to_the_limit_that_the_user_gave(workspace: Workspace) -> None:
     definition = labeling(max_requests_per_batch=7)
-    ids = plans(house, definition, 10)
-    house.engine().submit_together(definition, ids)
-    assert len(house.emulator.books.batches) == 5
+    ids = plans(workspace, definition, 10)
+    workspace.engine().submit_together(definition, ids)
+    assert len(workspace.emulator.books.batches) == 5
     for one in ids:
-        assert_total(house, definition, house.finish(definition, one).submission.submission_id, 3)
+        assert_total(workspace, definition, workspace.finish(definition, one).submission.submission_id, 3)
 
 
 @pytest.mark.parametrize("how", ["500", "close"])
-def test_a_lost_reply_to_a_shared_create_is_found_for_all_that_share_it(house: House, how: str) -> None:
+def test_a_lost_reply_to_a_shared_create_is_found_for_all_that_share_it(workspace: Workspace, how: str) -> None:
     from dagster_llm_batch.testing.emulator import lost_create_reply
 
     definition = labeling()
-    ids = plans(house, definition, 4)
-    house.emulator.inject(lost_create_reply(how))
-    house.engine().submit_together(definition, ids)
-    house.skipped += timedelta(hours=1)
+    ids = plans(workspace, definition, 4)
+    workspace.emulator.inject(lost_create_reply(how))
+    workspace.engine().submit_together(definition, ids)
+    workspace.skipped += timedelta(hours=1)
     for one in ids:
-        assert_total(house, definition, house.finish(definition, one).submission.submission_id, 3)
-    assert len(house.emulator.books.batches) == 1
-    assert len(billed(house)) == 12
+        assert_total(workspace, definition, workspace.finish(definition, one).submission.submission_id, 3)
+    assert len(workspace.emulator.books.batches) == 1
+    assert len(billed(workspace)) == 12
 
 
-def test_faults_in_a_shared_batch_are_healed_in_the_partitions_that_they_hit(house: House) -> None:
+def test_faults_in_a_shared_batch_are_healed_in_the_partitions_that_they_hit(workspace: Workspace) -> None:
     definition = labeling()
-    ids = plans(house, definition, 6)
-    house.emulator.inject(
+    ids = plans(workspace, definition, 6)
+    workspace.emulator.inject(
         FileFault(kind="missing", fraction=0.2, times=1),
         FileFault(kind="malformed", fraction=0.1, times=1),
         FileFault(kind="foreign", fraction=0.5, times=None),
         FileFault(kind="duplicate", fraction=0.5, times=None),
         FileFault(kind="shuffle", times=None),
     )
-    house.engine().submit_together(definition, ids)
+    workspace.engine().submit_together(definition, ids)
     for one in ids:
-        assert house.finish(definition, one).submission.outcomes == {"succeeded": 3}
-        assert_total(house, definition, one, 3)
+        assert workspace.finish(definition, one).submission.outcomes == {"succeeded": 3}
+        assert_total(workspace, definition, one, 3)
 
 
-def test_canceling_one_of_several_that_share_a_batch_leaves_the_others_their_answers(house: House) -> None:
+def test_canceling_one_of_several_that_share_a_batch_leaves_the_others_their_answers(workspace: Workspace) -> None:
     definition = labeling()
-    first, second = plans(house, definition, 2)
-    house.engine().submit_together(definition, [first, second])
-    house.engine().cancel(first)
-    assert house.finish(definition, second).submission.outcomes == {"succeeded": 3}
-    assert house.engine().advance(definition, first).submission.outcomes == {"succeeded": 3}  # it was paid for
+    first, second = plans(workspace, definition, 2)
+    workspace.engine().submit_together(definition, [first, second])
+    workspace.engine().cancel(first)
+    assert workspace.finish(definition, second).submission.outcomes == {"succeeded": 3}
+    assert workspace.engine().advance(definition, first).submission.outcomes == {"succeeded": 3}  # it was paid for
 
 
-def test_a_shared_batch_stops_when_all_that_share_it_are_canceled(house: House) -> None:
+def test_a_shared_batch_stops_when_all_that_share_it_are_canceled(workspace: Workspace) -> None:
     definition = labeling()
-    ids = plans(house, definition, 2)
-    house.engine().submit_together(definition, ids)
+    ids = plans(workspace, definition, 2)
+    workspace.engine().submit_together(definition, ids)
     for one in ids:
-        house.engine().cancel(one)
-    house.emulator.settle()
+        workspace.engine().cancel(one)
+    workspace.emulator.settle()
     for one in ids:
-        assert house.engine().advance(definition, one).submission.outcomes == {"canceled": 3}
-    assert billed(house) == []
+        assert workspace.engine().advance(definition, one).submission.outcomes == {"canceled": 3}
+    assert billed(workspace) == []
 
 
 # real time ----------------------------------------------------------------------------------------------------------
 
 
-def test_urgent_rows_are_answered_at_once_and_the_others_in_a_batch(house: House) -> None:
+def test_urgent_rows_are_answered_at_once_and_the_others_in_a_batch(workspace: Workspace) -> None:
     definition = labeling(urgent="now")
     rows = tickets(40).with_columns(pl.Series("now", [n % 10 == 0 or None for n in range(40)]))
-    submission = house.engine().plan(definition, rows)
-    status = house.engine().submit(definition, submission.submission_id)
-    assert calls(house) == 4
+    submission = workspace.engine().plan(definition, rows)
+    status = workspace.engine().submit(definition, submission.submission_id)
+    assert calls(workspace) == 4
     assert [shard.state.value for shard in status.shards if shard.lane == "realtime"] == ["ended"]
-    assert house.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 40}
-    labels, _ = assert_total(house, definition, submission.submission_id, 40)
+    assert workspace.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 40}
+    labels, _ = assert_total(workspace, definition, submission.submission_id, 40)
     assert lanes(labels) == {"batch": 36, "realtime": 4}
     for row in labels.to_pylist():
         double = 2 if row["llm_lane"] == "batch" else 1
@@ -148,102 +148,104 @@ def test_urgent_rows_are_answered_at_once_and_the_others_in_a_batch(house: House
         assert row["llm_price_basis"] == ("batch" if double == 2 else "realtime")
 
 
-def test_both_lanes_send_the_same_request(house: House) -> None:
-    house.run(labeling(), tickets(3))
-    house.run(labeling(asset="other", urgent="now"), tickets(3).with_columns(pl.lit(True).alias("now")))
-    executions = house.emulator.books.executions
+def test_both_lanes_send_the_same_request(workspace: Workspace) -> None:
+    workspace.run(labeling(), tickets(3))
+    workspace.run(labeling(asset="other", urgent="now"), tickets(3).with_columns(pl.lit(True).alias("now")))
+    executions = workspace.emulator.books.executions
     assert [one.batch_id is None for one in executions].count(True) == 3
     assert len({one.body_digest for one in executions}) == 3
 
 
-def test_urgent_takes_a_boolean_column_that_is_there(house: House) -> None:
+def test_urgent_takes_a_boolean_column_that_is_there(workspace: Workspace) -> None:
     for name, words in (("nowhere", "do not have"), ("subject", "takes one of true and false")):
         with pytest.raises(InputError, match=f"urgent names.*{words}"):
-            house.engine().plan(labeling(urgent=name), tickets(2))
+            workspace.engine().plan(labeling(urgent=name), tickets(2))
 
 
-def test_a_turned_away_call_in_real_time_is_made_again_and_a_refused_one_is_not(house: House) -> None:
+def test_a_turned_away_call_in_real_time_is_made_again_and_a_refused_one_is_not(workspace: Workspace) -> None:
     rows = tickets(3).with_columns(pl.lit(True).alias("now"))
-    house.emulator.inject(WireFault(kind="status", route=CHAT, status=429, times=2))
-    status = house.run(labeling(urgent="now", realtime_concurrency=1), rows)
+    workspace.emulator.inject(WireFault(kind="status", route=CHAT, status=429, times=2))
+    status = workspace.run(labeling(urgent="now", realtime_concurrency=1), rows)
     assert status.submission.outcomes == {"succeeded": 3}
-    assert len(billed(house)) == 3
+    assert len(billed(workspace)) == 3
     assert status.submission.waves == 1
 
 
-def test_no_call_in_real_time_is_made_before_the_time_that_the_provider_named(house: House) -> None:
+def test_no_call_in_real_time_is_made_before_the_time_that_the_provider_named(workspace: Workspace) -> None:
     slept: list[float] = []
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
-        house.skipped += timedelta(seconds=seconds)
+        workspace.skipped += timedelta(seconds=seconds)
 
-    house.emulator.inject(WireFault(kind="status", route=CHAT, status=429, retry_after="70"))
-    engine = engine_with(house)
-    waiting = Engine(Deployment(house.providers, engine.ledger, engine.payloads, "test", clock=house.now, sleep=sleep))
+    workspace.emulator.inject(WireFault(kind="status", route=CHAT, status=429, retry_after="70"))
+    engine = engine_with(workspace)
+    waiting = Engine(
+        Deployment(workspace.providers, engine.ledger, engine.payloads, "test", clock=workspace.now, sleep=sleep)
+    )
     definition = labeling(urgent="now", realtime_concurrency=1)
     submission = waiting.plan(definition, tickets(40).with_columns(pl.lit(True).alias("now")))
     assert waiting.advance(definition, submission.submission_id).submission.outcomes == {"succeeded": 40}
     assert slept == [pytest.approx(70, abs=5)]
 
 
-def test_answers_that_came_before_the_credentials_failed_are_kept(house: House) -> None:
+def test_answers_that_came_before_the_credentials_failed_are_kept(workspace: Workspace) -> None:
     rows = tickets(6).with_columns(pl.lit(True).alias("now"))
     definition = labeling(urgent="now", realtime_concurrency=1)
-    house.emulator.inject(WireFault(kind="status", route=CHAT, status=401, skip=3, times=None))
-    submission = house.engine().plan(definition, rows)
+    workspace.emulator.inject(WireFault(kind="status", route=CHAT, status=401, skip=3, times=None))
+    submission = workspace.engine().plan(definition, rows)
     with pytest.raises(CredentialsError):
-        house.engine().submit(definition, submission.submission_id)
-    assert len(billed(house)) == 3
-    house.emulator.clear_faults()
-    assert house.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 6}
-    assert len(billed(house)) == 6
+        workspace.engine().submit(definition, submission.submission_id)
+    assert len(billed(workspace)) == 3
+    workspace.emulator.clear_faults()
+    assert workspace.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 6}
+    assert len(billed(workspace)) == 6
 
 
-def test_a_batch_past_its_deadline_is_stopped_and_the_rest_answered_in_real_time(house: House) -> None:
+def test_a_batch_past_its_deadline_is_stopped_and_the_rest_answered_in_real_time(workspace: Workspace) -> None:
     definition = labeling(deadline=timedelta(hours=6))
-    submission = house.engine().plan(definition, tickets(10))
-    house.engine().submit(definition, submission.submission_id)
-    assert house.engine().advance(definition, submission.submission_id).states == {"submitted": 1}
-    house.skipped += timedelta(hours=6)
-    house.engine().advance(definition, submission.submission_id)  # asks it to stop
-    house.emulator.settle()
-    status = house.engine().advance(definition, submission.submission_id)
-    status = status if status.is_settled else house.engine().advance(definition, submission.submission_id)
+    submission = workspace.engine().plan(definition, tickets(10))
+    workspace.engine().submit(definition, submission.submission_id)
+    assert workspace.engine().advance(definition, submission.submission_id).states == {"submitted": 1}
+    workspace.skipped += timedelta(hours=6)
+    workspace.engine().advance(definition, submission.submission_id)  # asks it to stop
+    workspace.emulator.settle()
+    status = workspace.engine().advance(definition, submission.submission_id)
+    status = status if status.is_settled else workspace.engine().advance(definition, submission.submission_id)
     assert status.submission.outcomes == {"succeeded": 10}
-    labels, _ = assert_total(house, definition, submission.submission_id, 10)
+    labels, _ = assert_total(workspace, definition, submission.submission_id, 10)
     assert lanes(labels)["realtime"] == 10
-    assert len(billed(house)) == 10
+    assert len(billed(workspace)) == 10
     assert next(shard.status for shard in status.shards) == "canceled"
 
 
-def test_what_was_not_sent_by_the_deadline_is_answered_in_real_time(house: House) -> None:
+def test_what_was_not_sent_by_the_deadline_is_answered_in_real_time(workspace: Workspace) -> None:
     definition = labeling(deadline=timedelta(hours=1))
-    submission = house.engine().plan(definition, tickets(5))
-    house.skipped += timedelta(hours=2)
-    status = house.engine().advance(definition, submission.submission_id)
-    status = status if status.is_settled else house.engine().advance(definition, submission.submission_id)
+    submission = workspace.engine().plan(definition, tickets(5))
+    workspace.skipped += timedelta(hours=2)
+    status = workspace.engine().advance(definition, submission.submission_id)
+    status = status if status.is_settled else workspace.engine().advance(definition, submission.submission_id)
     assert status.submission.outcomes == {"succeeded": 5}
-    assert house.emulator.books.batches == []
+    assert workspace.emulator.books.batches == []
 
 
 # fallback -----------------------------------------------------------------------------------------------------------
 
 
-def test_requests_that_a_model_refuses_go_to_the_next_and_no_others(house: House) -> None:
+def test_requests_that_a_model_refuses_go_to_the_next_and_no_others(workspace: Workspace) -> None:
     definition = labeling(fallback=["openai/gpt-4o-mini"])
-    house.emulator.inject(RowFault(containing="number 3?", status_code=400, times=1))
-    status = house.run(definition, tickets(5))
+    workspace.emulator.inject(RowFault(containing="number 3?", status_code=400, times=1))
+    status = workspace.run(definition, tickets(5))
     assert status.submission.outcomes == {"succeeded": 5}
-    labels, _ = assert_total(house, definition, status.submission.submission_id, 5)
+    labels, _ = assert_total(workspace, definition, status.submission.submission_id, 5)
     assert Counter(model[:11] for model in labels["llm_model"].to_pylist()) == {"gpt-4o": 4, "gpt-4o-mini": 1}
     assert [shard.model for shard in status.shards] == ["gpt-4o", "gpt-4o-mini"]
 
 
-def test_a_reply_that_never_fits_is_asked_of_the_next_model_after_its_retries(house: House) -> None:
+def test_a_reply_that_never_fits_is_asked_of_the_next_model_after_its_retries(workspace: Workspace) -> None:
     definition = labeling(fallback=["openai/gpt-4o-mini"], retry=RetryPolicy(invalid_waves=2))
-    house.emulator.inject(RowFault(kind="truncated", containing="number 3?", times=2))
-    status = house.run(definition, tickets(5))
+    workspace.emulator.inject(RowFault(kind="truncated", containing="number 3?", times=2))
+    status = workspace.run(definition, tickets(5))
     assert status.submission.outcomes == {"succeeded": 5}
     assert [(shard.model, shard.requests) for shard in status.shards] == [
         ("gpt-4o", 5),
@@ -252,21 +254,23 @@ def test_a_reply_that_never_fits_is_asked_of_the_next_model_after_its_retries(ho
     ]
 
 
-def test_a_provider_that_stays_down_is_replaced_by_the_next_after_a_while(house: House) -> None:
-    house.providers["command"] = house.openai(name="command", account="other")  # another provider's seat, same wire
+def test_a_provider_that_stays_down_is_replaced_by_the_next_after_a_while(workspace: Workspace) -> None:
+    workspace.providers["command"] = workspace.openai(
+        name="command", account="other"
+    )  # another provider's seat, same wire
     definition = labeling(fallback=[Fallback("command/gpt-4o")], fallback_after=timedelta(minutes=30))
-    submission = house.engine().plan(definition, tickets(4))
-    house.emulator.inject(WireFault(kind="status", route="POST /v1/batches", status=429, times=6))
-    house.engine().submit(definition, submission.submission_id)
-    assert house.emulator.books.batches == []
-    house.skipped += timedelta(minutes=31)
-    status = house.finish(definition, submission.submission_id)
+    submission = workspace.engine().plan(definition, tickets(4))
+    workspace.emulator.inject(WireFault(kind="status", route="POST /v1/batches", status=429, times=6))
+    workspace.engine().submit(definition, submission.submission_id)
+    assert workspace.emulator.books.batches == []
+    workspace.skipped += timedelta(minutes=31)
+    status = workspace.finish(definition, submission.submission_id)
     assert status.submission.outcomes == {"succeeded": 4}
     assert [(shard.provider, shard.status.value) for shard in status.shards if shard.status] == [
         ("openai", "canceled"),
         ("command", "ended"),
     ]
-    labels, _ = assert_total(house, definition, submission.submission_id, 4)
+    labels, _ = assert_total(workspace, definition, submission.submission_id, 4)
     assert set(labels["llm_provider"].to_pylist()) == {"command"}
 
 
@@ -281,20 +285,20 @@ def test_a_fallback_that_cannot_be_is_refused(fallback: Any) -> None:
 
 def test_a_shard_that_the_queue_had_no_room_for_is_put_back_and_not_a_try(tmp_path: Any) -> None:
     with Emulator(limits=Limits(enqueued_tokens=130)) as emulator:
-        house = House(tmp_path, emulator)
+        workspace = Workspace(tmp_path, emulator)
         definition = labeling(max_requests_per_batch=4, retry=RetryPolicy(max_waves=1))
-        status = house.run(definition, tickets(24))
+        status = workspace.run(definition, tickets(24))
         assert status.submission.outcomes == {"succeeded": 24}
         assert status.submission.waves == 1
-        events = house.engine().ledger.events(status.submission.submission_id)
+        events = workspace.engine().ledger.events(status.submission.submission_id)
         assert "put_back" in [event.kind for event in events]
-        assert len(billed(house)) == 24
+        assert len(billed(workspace)) == 24
 
 
 @pytest.mark.parametrize("limit", [QueueLimit(max_batches=2), QueueLimit(max_requests=9), QueueLimit(max_tokens=1500)])
-def test_what_is_over_a_queue_limit_waits_and_goes_oldest_first(house: House, limit: QueueLimit) -> None:
+def test_what_is_over_a_queue_limit_waits_and_goes_oldest_first(workspace: Workspace, limit: QueueLimit) -> None:
     definition = labeling(max_requests_per_batch=4)
-    engine = engine_with(house, queue_limits={"openai/gpt-4o": limit})
+    engine = engine_with(workspace, queue_limits={"openai/gpt-4o": limit})
     first = engine.plan(definition, tickets(12), partition="1")
     second = engine.plan(definition, tickets(8, start=12), partition="2")
     for one in (second, first):  # whoever comes first, the older goes first
@@ -305,41 +309,41 @@ def test_what_is_over_a_queue_limit_waits_and_goes_oldest_first(house: House, li
     for _ in range(12):
         shards = [s for one in (first, second) for s in engine.ledger.shards(one.submission_id)]
         most = max(most, sum(shard.state == "submitted" for shard in shards))
-        house.emulator.settle()
+        workspace.emulator.settle()
         for one in (first, second):
             engine.advance(definition, one.submission_id)
     assert most == 2
     for one in (first, second):
         assert engine.status(one.submission_id).is_settled
-    assert len(billed(house)) == 20
+    assert len(billed(workspace)) == 20
 
 
-def test_what_waits_for_its_turn_is_not_worth_a_run_until_there_is_room(house: House) -> None:
+def test_what_waits_for_its_turn_is_not_worth_a_run_until_there_is_room(workspace: Workspace) -> None:
     definition = labeling(max_requests_per_batch=4)
-    engine = engine_with(house, queue_limits={"openai": QueueLimit(max_batches=1)})
+    engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=1)})
     submission = engine.plan(definition, tickets(8))
     engine.submit(definition, submission.submission_id)
     [progress] = engine.ledger.progress("test")
     assert not engine.can_advance(progress)
     before = engine.outlook().attempt(submission.submission_id)
-    house.emulator.settle()
+    workspace.emulator.settle()
     engine.poll(engine.ledger.shards(submission.submission_id))
     [progress] = engine.ledger.progress("test")
     assert engine.can_advance(progress)
     assert engine.outlook().attempt(submission.submission_id) > before
 
 
-def test_what_nobody_looks_after_holds_no_place_in_a_queue_for_long(house: House) -> None:
+def test_what_nobody_looks_after_holds_no_place_in_a_queue_for_long(workspace: Workspace) -> None:
     removed, present = labeling(asset="removed"), labeling(max_requests_per_batch=4)
-    engine = engine_with(house, queue_limits={"openai": QueueLimit(max_batches=1)})
+    engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=1)})
     engine.plan(removed, tickets(4, start=8))
     submission = engine.plan(present, tickets(4))
     assert engine.submit(present, submission.submission_id).states == {"planned": 1}
-    house.skipped += timedelta(minutes=59)
+    workspace.skipped += timedelta(minutes=59)
     engine.keep_places(["removed"])
-    house.skipped += timedelta(minutes=59)
+    workspace.skipped += timedelta(minutes=59)
     assert engine.submit(present, submission.submission_id).states == {"planned": 1}
-    house.skipped += timedelta(minutes=2)
+    workspace.skipped += timedelta(minutes=2)
     [_, progress] = engine.ledger.progress("test")
     assert engine.can_advance(progress)
     assert engine.submit(present, submission.submission_id).states == {"submitted": 1}
@@ -348,37 +352,37 @@ def test_what_nobody_looks_after_holds_no_place_in_a_queue_for_long(house: House
 # budgets ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_budget_of_a_period_holds_over_submissions_and_ends_with_the_period(house: House) -> None:
+def test_a_budget_of_a_period_holds_over_submissions_and_ends_with_the_period(workspace: Workspace) -> None:
     definition = labeling()
-    estimate = house.engine().plan(definition, tickets(1, start=100), partition="x").estimated_usd
+    estimate = workspace.engine().plan(definition, tickets(1, start=100), partition="x").estimated_usd
     assert estimate is not None
-    engine = engine_with(house, budgets=[Budget(estimate * 5, "day")])
+    engine = engine_with(workspace, budgets=[Budget(estimate * 5, "day")])
     engine.plan(definition, tickets(3), partition="1")
     with pytest.raises(BudgetError, match=r"already committed, the budget of .* per day is exceeded. Nothing was sent"):
         engine.plan(definition, tickets(3, start=3), partition="2")
     assert len(engine.ledger.submissions("test")) == 2
-    house.skipped += timedelta(days=1)
+    workspace.skipped += timedelta(days=1)
     engine.plan(definition, tickets(3, start=3), partition="2")
 
 
-def test_a_budget_of_one_asset_leaves_the_others_alone(house: House) -> None:
-    engine = engine_with(house, budgets=[Budget("0.000001", "ever", asset="ticket_labels")])
+def test_a_budget_of_one_asset_leaves_the_others_alone(workspace: Workspace) -> None:
+    engine = engine_with(workspace, budgets=[Budget("0.000001", "ever", asset="ticket_labels")])
     engine.plan(labeling(asset="other_labels"), tickets(3))
     with pytest.raises(BudgetError, match="'ticket_labels'"):
         engine.plan(labeling(), tickets(3))
 
 
-def test_a_retry_that_would_exceed_a_budget_is_left_out_and_told(house: House) -> None:
+def test_a_retry_that_would_exceed_a_budget_is_left_out_and_told(workspace: Workspace) -> None:
     definition = labeling()
-    estimate = house.engine().plan(labeling(asset="x"), tickets(5)).estimated_usd
+    estimate = workspace.engine().plan(labeling(asset="x"), tickets(5)).estimated_usd
     assert estimate is not None
-    engine = engine_with(house, budgets=[Budget(estimate * 2, "ever")])
-    house.emulator.inject(RowFault(status_code=503, times=None))
+    engine = engine_with(workspace, budgets=[Budget(estimate * 2, "ever")])
+    workspace.emulator.inject(RowFault(status_code=503, times=None))
     submission = engine.plan(definition, tickets(5))
     engine.ledger.add_event(submission.submission_id, "test")
-    engine = engine_with(house, budgets=[Budget(Decimal("0.000001"), "ever")])
+    engine = engine_with(workspace, budgets=[Budget(Decimal("0.000001"), "ever")])
     engine.submit(definition, submission.submission_id)
-    house.emulator.settle()
+    workspace.emulator.settle()
     status = engine.advance(definition, submission.submission_id)
     assert status.submission.outcomes == {"errored": 5}
     assert "over_budget" in [event.kind for event in engine.ledger.events(submission.submission_id)]
@@ -387,32 +391,34 @@ def test_a_retry_that_would_exceed_a_budget_is_left_out_and_told(house: House) -
 # rows that change while a batch runs --------------------------------------------------------------------------------
 
 
-def test_requests_in_flight_are_not_asked_again_when_rows_are_added(house: House) -> None:
+def test_requests_in_flight_are_not_asked_again_when_rows_are_added(workspace: Workspace) -> None:
     definition = labeling()
-    first = house.engine().plan(definition, tickets(5))
-    house.engine().submit(definition, first.submission_id)
-    second = house.engine().plan(definition, tickets(8))
+    first = workspace.engine().plan(definition, tickets(5))
+    workspace.engine().submit(definition, first.submission_id)
+    second = workspace.engine().plan(definition, tickets(8))
     assert second.reused == 5
-    house.engine().submit(definition, second.submission_id)
-    house.emulator.settle()
-    assert not house.engine().advance(definition, second.submission_id).is_settled  # the first one's answers are due
-    house.engine().advance(definition, first.submission_id)
-    status = house.finish(definition, second.submission_id)
+    workspace.engine().submit(definition, second.submission_id)
+    workspace.emulator.settle()
+    assert (
+        not workspace.engine().advance(definition, second.submission_id).is_settled
+    )  # the first one's answers are due
+    workspace.engine().advance(definition, first.submission_id)
+    status = workspace.finish(definition, second.submission_id)
     assert status.submission.outcomes == {"succeeded": 8}
-    assert_total(house, definition, second.submission_id, 8)
-    assert len(billed(house)) == 8
+    assert_total(workspace, definition, second.submission_id, 8)
+    assert len(billed(workspace)) == 8
 
 
-def test_adopted_requests_that_failed_are_asked_again_by_who_adopted_them(house: House) -> None:
+def test_adopted_requests_that_failed_are_asked_again_by_who_adopted_them(workspace: Workspace) -> None:
     definition = labeling()
-    house.emulator.inject(BatchFault(kind="expires", batches=[0], fraction=0.4))
-    first = house.engine().plan(definition, tickets(5))
-    house.engine().submit(definition, first.submission_id)
-    second = house.engine().plan(definition, tickets(7))
-    house.engine().submit(definition, second.submission_id)
-    house.emulator.settle()
-    house.engine().advance(definition, first.submission_id)
-    status = house.finish(definition, second.submission_id)
+    workspace.emulator.inject(BatchFault(kind="expires", batches=[0], fraction=0.4))
+    first = workspace.engine().plan(definition, tickets(5))
+    workspace.engine().submit(definition, first.submission_id)
+    second = workspace.engine().plan(definition, tickets(7))
+    workspace.engine().submit(definition, second.submission_id)
+    workspace.emulator.settle()
+    workspace.engine().advance(definition, first.submission_id)
+    status = workspace.finish(definition, second.submission_id)
     assert status.submission.outcomes == {"succeeded": 7}
-    assert_total(house, definition, second.submission_id, 7)
-    assert len(billed(house)) == 7
+    assert_total(workspace, definition, second.submission_id, 7)
+    assert len(billed(workspace)) == 7

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from house import House, assert_total, billed, in_one_batch, labeling, tickets
+from workspace import Workspace, assert_total, billed, in_one_batch, labeling, tickets
 
 from dagster_llm_batch.engine import Deployment, Engine, RetryPolicy
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
@@ -36,22 +36,22 @@ from dagster_llm_batch.types import BatchReport, BatchStatus
 CHAT, CREATE = "POST /v1/chat/completions", "POST /v1/batches"
 
 
-def engine_with(house: House, **rules: Any) -> Engine:
+def engine_with(workspace: Workspace, **rules: Any) -> Engine:
     return Engine(
         Deployment(
-            house.providers,
-            Ledger(house.tmp_path / "ledger.sqlite", clock=house.now),
-            PayloadStore(str(house.tmp_path / "payloads")),
+            workspace.providers,
+            Ledger(workspace.tmp_path / "ledger.sqlite", clock=workspace.now),
+            PayloadStore(str(workspace.tmp_path / "payloads")),
             "test",
-            clock=house.now,
+            clock=workspace.now,
             sleep=lambda _: None,
             **rules,
         )
     )
 
 
-def plans(house: House, definition: Any, partitions: int, rows: int = 3) -> list[str]:
-    engine = house.engine()
+def plans(workspace: Workspace, definition: Any, partitions: int, rows: int = 3) -> list[str]:
+    engine = workspace.engine()
     return [
         engine.plan(definition, tickets(rows, start=rows * n), partition=f"p{n}").submission_id
         for n in range(partitions)
@@ -65,34 +65,38 @@ def flying(engine: Engine, ids: list[str]) -> list[Any]:
 # shared batches -----------------------------------------------------------------------------------------------------
 
 
-def test_a_shared_batch_put_back_by_halves_is_sent_anew_and_never_taken_for_the_old_one(house: House) -> None:
+def test_a_shared_batch_put_back_by_halves_is_sent_anew_and_never_taken_for_the_old_one(workspace: Workspace) -> None:
     definition = labeling()
-    ids = plans(house, definition, 3)
-    house.emulator.inject(BatchFault(kind="fails", batches=[0]))
-    house.engine().submit_together(definition, ids)
-    house.emulator.settle()
-    [carrier] = house.engine().ledger.shards(ids[0])
-    house.engine().poll([carrier])  # and then the process is killed
-    assert [house.engine().status(one).states for one in ids] == [{"planned": 1}, {"submitted": 1}, {"submitted": 1}]
-    house.skipped += timedelta(hours=1)
-    house.emulator.inject(lost_create_reply("500"))  # what is found for the carrier's tag is not the failed batch
-    assert house.engine().submit(definition, ids[0]).states == {"submitted": 1}
+    ids = plans(workspace, definition, 3)
+    workspace.emulator.inject(BatchFault(kind="fails", batches=[0]))
+    workspace.engine().submit_together(definition, ids)
+    workspace.emulator.settle()
+    [carrier] = workspace.engine().ledger.shards(ids[0])
+    workspace.engine().poll([carrier])  # and then the process is killed
+    assert [workspace.engine().status(one).states for one in ids] == [
+        {"planned": 1},
+        {"submitted": 1},
+        {"submitted": 1},
+    ]
+    workspace.skipped += timedelta(hours=1)
+    workspace.emulator.inject(lost_create_reply("500"))  # what is found for the carrier's tag is not the failed batch
+    assert workspace.engine().submit(definition, ids[0]).states == {"submitted": 1}
     for one in ids:
-        assert house.finish(definition, one).submission.outcomes == {"succeeded": 3}
-        assert_total(house, definition, one, 3)
-    assert len(billed(house)) == len(set(billed(house))) == 9
+        assert workspace.finish(definition, one).submission.outcomes == {"succeeded": 3}
+        assert_total(workspace, definition, one, 3)
+    assert len(billed(workspace)) == len(set(billed(workspace))) == 9
 
 
-def test_raw_lines_that_are_stored_are_not_replaced_by_another_download_of_their_batch(house: House) -> None:
+def test_raw_lines_that_are_stored_are_not_replaced_by_another_download_of_their_batch(workspace: Workspace) -> None:
     definition = labeling()
-    first, second = plans(house, definition, 2)
-    house.engine().submit_together(definition, [first, second])
-    house.finish(definition, first)
-    stored = {path: path.stat().st_ino for path in house.tmp_path.rglob("*.raw.jsonl.zst")}
+    first, second = plans(workspace, definition, 2)
+    workspace.engine().submit_together(definition, [first, second])
+    workspace.finish(definition, first)
+    stored = {path: path.stat().st_ino for path in workspace.tmp_path.rglob("*.raw.jsonl.zst")}
     assert len(stored) == 2
     lost = next(path for path in stored if second in str(path))
     lost.unlink()  # as if the process was killed between the two
-    assert house.finish(definition, second).submission.outcomes == {"succeeded": 3}
+    assert workspace.finish(definition, second).submission.outcomes == {"succeeded": 3}
     assert lost.exists()
     assert all(path.stat().st_ino == node for path, node in stored.items() if path != lost)
 
@@ -109,16 +113,18 @@ class FailsWhereItExpires(OpenAIProvider):
         }
 
 
-def test_a_failed_batch_that_ran_some_rows_is_taken_home_and_not_put_back(house: House) -> None:
-    house.providers["openai"] = FailsWhereItExpires(DEFAULT_KEY, house.emulator.openai_base_url, timeout_seconds=5.0)
+def test_a_failed_batch_that_ran_some_rows_is_taken_home_and_not_put_back(workspace: Workspace) -> None:
+    workspace.providers["openai"] = FailsWhereItExpires(
+        DEFAULT_KEY, workspace.emulator.openai_base_url, timeout_seconds=5.0
+    )
     definition = labeling()
-    ids = plans(house, definition, 3)
-    house.emulator.inject(BatchFault(kind="expires", batches=[0], fraction=0.12))  # one row of nine
-    house.engine().submit_together(definition, ids)
+    ids = plans(workspace, definition, 3)
+    workspace.emulator.inject(BatchFault(kind="expires", batches=[0], fraction=0.12))  # one row of nine
+    workspace.engine().submit_together(definition, ids)
     for one in ids:
-        assert house.finish(definition, one).submission.outcomes == {"succeeded": 3}
-        assert_total(house, definition, one, 3)
-    assert len(billed(house)) == len(set(billed(house))) == 9
+        assert workspace.finish(definition, one).submission.outcomes == {"succeeded": 3}
+        assert_total(workspace, definition, one, 3)
+    assert len(billed(workspace)) == len(set(billed(workspace))) == 9
 
 
 class Stalls(OpenAIProvider):
@@ -132,29 +138,29 @@ class Stalls(OpenAIProvider):
         return reports
 
 
-def test_an_old_report_says_nothing_of_the_batch_that_a_shard_was_sent_as_since(house: House) -> None:
+def test_an_old_report_says_nothing_of_the_batch_that_a_shard_was_sent_as_since(workspace: Workspace) -> None:
     definition = labeling()
-    house.emulator.inject(BatchFault(kind="fails", batches=[0]))
-    submission = house.engine().plan(definition, tickets(3))
-    house.engine().submit(definition, submission.submission_id)
-    house.emulator.settle()
-    usual = house.engine()
-    slow = Stalls(DEFAULT_KEY, house.emulator.openai_base_url, timeout_seconds=5.0)
+    workspace.emulator.inject(BatchFault(kind="fails", batches=[0]))
+    submission = workspace.engine().plan(definition, tickets(3))
+    workspace.engine().submit(definition, submission.submission_id)
+    workspace.emulator.settle()
+    usual = workspace.engine()
+    slow = Stalls(DEFAULT_KEY, workspace.emulator.openai_base_url, timeout_seconds=5.0)
     shards = usual.ledger.shards(submission.submission_id)
 
     def put_back_and_sent_again() -> None:
         usual.poll(shards)
-        house.skipped += timedelta(hours=1)
+        workspace.skipped += timedelta(hours=1)
         assert usual.submit(definition, submission.submission_id).states == {"submitted": 1}
 
     slow.meanwhile = put_back_and_sent_again
-    stalled = Engine(Deployment({"openai": slow}, usual.ledger, usual.payloads, "test", clock=house.now))
+    stalled = Engine(Deployment({"openai": slow}, usual.ledger, usual.payloads, "test", clock=workspace.now))
     stalled.poll(shards)
     [shard] = usual.ledger.shards(submission.submission_id)
     assert (shard.state, shard.status) == ("submitted", None)
-    assert house.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 3}
-    assert len(house.emulator.books.batches) == 2
-    assert len(billed(house)) == 3
+    assert workspace.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 3}
+    assert len(workspace.emulator.books.batches) == 2
+    assert len(billed(workspace)) == 3
 
 
 class KeysInAnotherOrder(OpenAIProvider):
@@ -165,61 +171,63 @@ class KeysInAnotherOrder(OpenAIProvider):
             yield json.dumps(dict(reversed(json.loads(line).items()))).encode() + b"\n"
 
 
-def test_a_row_that_looks_like_another_shards_custom_id_stays_its_own(house: House) -> None:
-    house.providers["openai"] = KeysInAnotherOrder(DEFAULT_KEY, house.emulator.openai_base_url, timeout_seconds=5.0)
+def test_a_row_that_looks_like_another_shards_custom_id_stays_its_own(workspace: Workspace) -> None:
+    workspace.providers["openai"] = KeysInAnotherOrder(
+        DEFAULT_KEY, workspace.emulator.openai_base_url, timeout_seconds=5.0
+    )
     definition = labeling(retry=RetryPolicy(max_waves=1))
-    first, second = plans(house, definition, 2)
-    [other] = house.engine().ledger.shards(first)
+    first, second = plans(workspace, definition, 2)
+    [other] = workspace.engine().ledger.shards(first)
     planted = [f"{other.nonce}-{'0' * 40}", f"r{'0' * 16}-{'0' * 40}"]
     for number, text in enumerate(planted):
-        house.emulator.inject(RowFault(containing=f"number {number + 3}?", message=f"no such thing as {text}"))
-    house.engine().submit_together(definition, [first, second])
-    assert house.finish(definition, first).submission.outcomes == {"succeeded": 3}
-    assert house.finish(definition, second).submission.outcomes == {"succeeded": 1, "errored": 2}
-    _, rejects = assert_total(house, definition, second, 3)
+        workspace.emulator.inject(RowFault(containing=f"number {number + 3}?", message=f"no such thing as {text}"))
+    workspace.engine().submit_together(definition, [first, second])
+    assert workspace.finish(definition, first).submission.outcomes == {"succeeded": 3}
+    assert workspace.finish(definition, second).submission.outcomes == {"succeeded": 1, "errored": 2}
+    _, rejects = assert_total(workspace, definition, second, 3)
     assert all("no such thing" in reason for reason in rejects["llm_reason"].to_pylist())
 
 
-def test_a_batch_that_carries_several_shards_of_a_submission_is_asked_to_stop_once(house: House) -> None:
-    submission = house.engine().plan(labeling(max_requests_per_batch=3), tickets(5))
-    house.engine().submit(labeling(), submission.submission_id)  # with a larger limit now: one batch
-    assert len(house.emulator.books.batches) == 1
-    house.engine().cancel(submission.submission_id)
-    house.engine().cancel(submission.submission_id)
-    assert sum(call.path.endswith("/cancel") for call in house.emulator.books.calls) == 1
+def test_a_batch_that_carries_several_shards_of_a_submission_is_asked_to_stop_once(workspace: Workspace) -> None:
+    submission = workspace.engine().plan(labeling(max_requests_per_batch=3), tickets(5))
+    workspace.engine().submit(labeling(), submission.submission_id)  # with a larger limit now: one batch
+    assert len(workspace.emulator.books.batches) == 1
+    workspace.engine().cancel(submission.submission_id)
+    workspace.engine().cancel(submission.submission_id)
+    assert sum(call.path.endswith("/cancel") for call in workspace.emulator.books.calls) == 1
 
 
-def test_a_persons_word_waits_for_the_process_that_is_sending(house: House) -> None:
+def test_a_persons_word_waits_for_the_process_that_is_sending(workspace: Workspace) -> None:
     definition = labeling()
-    first, second = plans(house, definition, 2)
-    ledger = house.engine().ledger
+    first, second = plans(workspace, definition, 2)
+    ledger = workspace.engine().ledger
     shards = [ledger.shards(one)[0] for one in (first, second)]
-    ledger.move_shards([shard.shard_id for shard in shards], Move.SEND, sent_at=house.now())
+    ledger.move_shards([shard.shard_id for shard in shards], Move.SEND, sent_at=workspace.now())
     with ledger.hold_leases(f"submission:{second}"), pytest.raises(LeaseError):
-        house.engine().resolve(shards[0].shard_id, None)
-    assert house.engine().resolve(shards[0].shard_id, None).state == "planned"
-    assert house.engine().status(second).states == {"planned": 1}
+        workspace.engine().resolve(shards[0].shard_id, None)
+    assert workspace.engine().resolve(shards[0].shard_id, None).state == "planned"
+    assert workspace.engine().status(second).states == {"planned": 1}
 
 
-def test_what_is_certain_is_brought_home_while_a_person_is_asked_about_the_rest(house: House) -> None:
+def test_what_is_certain_is_brought_home_while_a_person_is_asked_about_the_rest(workspace: Workspace) -> None:
     definition = labeling(max_requests_per_batch=3)
-    engine = house.engine()
+    engine = workspace.engine()
     submission = engine.plan(definition, tickets(6))
     certain, unsure = engine.ledger.shards(submission.submission_id)
-    engine.ledger.move_shard(unsure.shard_id, Move.SEND, sent_at=house.now())
+    engine.ledger.move_shard(unsure.shard_id, Move.SEND, sent_at=workspace.now())
     with engine.payloads.reader(unsure.path) as lines:
         content = lines.read()
     for _ in range(2):  # two batches with its tag: nobody can tell
-        house.providers["openai"].submit(io.BytesIO(content), definition.spec, engine.deployment.tag(unsure))
+        workspace.providers["openai"].submit(io.BytesIO(content), definition.spec, engine.deployment.tag(unsure))
     with engine.payloads.reader(certain.path) as lines:
-        batch_id = house.providers["openai"].submit(
+        batch_id = workspace.providers["openai"].submit(
             io.BytesIO(lines.read()),
             definition.spec,
             engine.deployment.tag(certain),
         )
-    engine.ledger.move_shard(certain.shard_id, Move.SEND, sent_at=house.now())
+    engine.ledger.move_shard(certain.shard_id, Move.SEND, sent_at=workspace.now())
     engine.ledger.move_shard(certain.shard_id, Move.ACCEPTED, batch_id=batch_id)
-    house.emulator.settle()
+    workspace.emulator.settle()
     with pytest.raises(CannotTellError, match=rf"dagster-llm-batch resolve {unsure.shard_id} --batch-id"):
         engine.advance(definition, submission.submission_id)
     assert engine.status(submission.submission_id).states == {"collected": 1, "submitting": 1}
@@ -228,17 +236,19 @@ def test_what_is_certain_is_brought_home_while_a_person_is_asked_about_the_rest(
 # real time ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_call_of_unknown_end_is_not_made_again_in_its_wave_when_credentials_fail_after_it(house: House) -> None:
+def test_a_call_of_unknown_end_is_not_made_again_in_its_wave_when_credentials_fail_after_it(
+    workspace: Workspace,
+) -> None:
     definition = labeling(urgent="now", realtime_concurrency=1)
-    house.emulator.inject(
+    workspace.emulator.inject(
         WireFault(kind="close", route=CHAT, when="after"),
         WireFault(kind="status", route=CHAT, status=401, times=None),
     )
-    submission = house.engine().plan(definition, tickets(4).with_columns(now=True))
+    submission = workspace.engine().plan(definition, tickets(4).with_columns(now=True))
     with pytest.raises(CredentialsError):
-        house.engine().submit(definition, submission.submission_id)
-    house.emulator.clear_faults()
-    status = house.finish(definition, submission.submission_id)
+        workspace.engine().submit(definition, submission.submission_id)
+    workspace.emulator.clear_faults()
+    status = workspace.finish(definition, submission.submission_id)
     assert status.submission.outcomes == {"succeeded": 4}
     assert status.submission.waves == 2
 
@@ -246,64 +256,64 @@ def test_a_call_of_unknown_end_is_not_made_again_in_its_wave_when_credentials_fa
 # deadline -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_reply_that_never_fits_is_not_bought_again_because_it_is_late(house: House) -> None:
+def test_a_reply_that_never_fits_is_not_bought_again_because_it_is_late(workspace: Workspace) -> None:
     definition = labeling(deadline=timedelta(hours=1), retry=RetryPolicy(invalid_waves=1))
-    house.emulator.inject(RowFault(kind="truncated", containing="number 3?"))
-    submission = house.engine().plan(definition, tickets(5))
-    house.engine().submit(definition, submission.submission_id)
-    house.emulator.settle()
-    house.skipped += timedelta(hours=2)
-    status = house.finish(definition, submission.submission_id)
+    workspace.emulator.inject(RowFault(kind="truncated", containing="number 3?"))
+    submission = workspace.engine().plan(definition, tickets(5))
+    workspace.engine().submit(definition, submission.submission_id)
+    workspace.emulator.settle()
+    workspace.skipped += timedelta(hours=2)
+    status = workspace.finish(definition, submission.submission_id)
     assert status.submission.outcomes == {"succeeded": 4, "invalid": 1}
-    assert len(billed(house)) == 5
+    assert len(billed(workspace)) == 5
 
 
 # fallback -----------------------------------------------------------------------------------------------------------
 
 
-def test_fallbacks_declared_in_another_order_are_asked_in_their_own_name(house: House) -> None:
-    house.emulator.inject(RowFault(containing="number 3?", times=1))
-    submission = house.engine().plan(labeling(fallback=["openai/gpt-4o-mini", "openai/gpt-4.1-mini"]), tickets(5))
-    house.engine().submit(labeling(), submission.submission_id)
+def test_fallbacks_declared_in_another_order_are_asked_in_their_own_name(workspace: Workspace) -> None:
+    workspace.emulator.inject(RowFault(containing="number 3?", times=1))
+    submission = workspace.engine().plan(labeling(fallback=["openai/gpt-4o-mini", "openai/gpt-4.1-mini"]), tickets(5))
+    workspace.engine().submit(labeling(), submission.submission_id)
     definition = labeling(fallback=["openai/gpt-4.1-mini", "openai/gpt-4o-mini"])
-    status = house.finish(definition, submission.submission_id)
+    status = workspace.finish(definition, submission.submission_id)
     assert status.submission.outcomes == {"succeeded": 5}
     assert [shard.model for shard in status.shards] == ["gpt-4o", "gpt-4.1-mini"]
-    labels, _ = assert_total(house, definition, submission.submission_id, 5)
+    labels, _ = assert_total(workspace, definition, submission.submission_id, 5)
     assert sum(model.startswith("gpt-4.1-mini") for model in labels["llm_model"].to_pylist()) == 1
 
 
 @pytest.mark.parametrize("kind", ["status", "truncated"])
-def test_adopted_requests_have_the_fallback_too(house: House, kind: Any) -> None:
+def test_adopted_requests_have_the_fallback_too(workspace: Workspace, kind: Any) -> None:
     definition = labeling(fallback=["openai/gpt-4o-mini"])
-    house.emulator.inject(RowFault(kind=kind, containing="number 3?", times=1 if kind == "status" else 2))
-    first = house.engine().plan(definition, tickets(5))
-    house.engine().submit(definition, first.submission_id)
-    second = house.engine().plan(definition, tickets(7))
+    workspace.emulator.inject(RowFault(kind=kind, containing="number 3?", times=1 if kind == "status" else 2))
+    first = workspace.engine().plan(definition, tickets(5))
+    workspace.engine().submit(definition, first.submission_id)
+    second = workspace.engine().plan(definition, tickets(7))
     assert second.reused == 5
-    house.engine().submit(definition, second.submission_id)
-    house.emulator.settle()
-    house.engine().advance(definition, first.submission_id)
-    status = house.finish(definition, second.submission_id)
+    workspace.engine().submit(definition, second.submission_id)
+    workspace.emulator.settle()
+    workspace.engine().advance(definition, first.submission_id)
+    status = workspace.finish(definition, second.submission_id)
     assert status.submission.outcomes == {"succeeded": 7}
-    labels, _ = assert_total(house, definition, second.submission_id, 7)
+    labels, _ = assert_total(workspace, definition, second.submission_id, 7)
     assert Counter(model[:11] for model in labels["llm_model"].to_pylist()) == {"gpt-4o": 6, "gpt-4o-mini": 1}
 
 
-def test_a_provider_is_down_since_it_last_took_the_shard(house: House) -> None:
+def test_a_provider_is_down_since_it_last_took_the_shard(workspace: Workspace) -> None:
     definition = labeling(fallback=["openai/gpt-4o-mini"], fallback_after=timedelta(minutes=30))
-    engine = engine_with(house)
-    house.emulator.inject(rate_limited(CREATE, times=3), BatchFault(kind="fails", batches=[0]))
+    engine = engine_with(workspace)
+    workspace.emulator.inject(rate_limited(CREATE, times=3), BatchFault(kind="fails", batches=[0]))
     submission = engine.plan(definition, tickets(3))
     engine.submit(definition, submission.submission_id)
     assert engine.submit(definition, submission.submission_id).states == {"submitted": 1}
-    house.emulator.settle()
-    house.skipped += timedelta(hours=1)
-    house.emulator.inject(rate_limited(CREATE, times=3))
+    workspace.emulator.settle()
+    workspace.skipped += timedelta(hours=1)
+    workspace.emulator.inject(rate_limited(CREATE, times=3))
     engine.advance(definition, submission.submission_id)
-    house.skipped += timedelta(minutes=5)
+    workspace.skipped += timedelta(minutes=5)
     engine.advance(definition, submission.submission_id)
-    house.emulator.settle()
+    workspace.emulator.settle()
     status = engine.advance(definition, submission.submission_id)
     assert [shard.model for shard in status.shards] == ["gpt-4o"]
     assert status.submission.outcomes == {"succeeded": 3}
@@ -313,10 +323,10 @@ def test_a_provider_is_down_since_it_last_took_the_shard(house: House) -> None:
 
 
 @pytest.mark.parametrize("limit", [QueueLimit(max_requests=7), QueueLimit(max_tokens=1100)])
-def test_partitions_that_are_sent_together_keep_to_the_queue_limit(house: House, limit: QueueLimit) -> None:
+def test_partitions_that_are_sent_together_keep_to_the_queue_limit(workspace: Workspace, limit: QueueLimit) -> None:
     definition = labeling()
-    engine = engine_with(house, queue_limits={"openai": limit})
-    ids = plans(house, definition, 5)
+    engine = engine_with(workspace, queue_limits={"openai": limit})
+    ids = plans(workspace, definition, 5)
     engine.submit_together(definition, ids)
     assert len(flying(engine, ids)) == 2
     runs = 0
@@ -332,45 +342,45 @@ def test_partitions_that_are_sent_together_keep_to_the_queue_limit(house: House,
             assert engine.outlook().attempt(one) > before
         assert len(flying(engine, ids)) <= 2
         if not ready:
-            house.emulator.settle()
+            workspace.emulator.settle()
             engine.poll(flying(engine, ids))
-    assert len(billed(house)) == len(set(billed(house))) == 15
+    assert len(billed(workspace)) == len(set(billed(workspace))) == 15
 
 
-def test_a_shared_batch_takes_one_place_in_the_queue(house: House) -> None:
+def test_a_shared_batch_takes_one_place_in_the_queue(workspace: Workspace) -> None:
     definition = labeling()
-    engine = engine_with(house, queue_limits={"openai": QueueLimit(max_batches=2)})
-    first, second, third = plans(house, definition, 3)
+    engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=2)})
+    first, second, third = plans(workspace, definition, 3)
     engine.submit_together(definition, [first, second])
     assert engine.submit(definition, third).states == {"submitted": 1}
 
 
-def test_what_waits_for_its_own_time_lets_others_go_first(house: House) -> None:
+def test_what_waits_for_its_own_time_lets_others_go_first(workspace: Workspace) -> None:
     definition = labeling()
-    engine = engine_with(house, queue_limits={"openai": QueueLimit(max_batches=1)})
-    first, second = plans(house, definition, 2)
-    house.emulator.inject(BatchFault(kind="fails", batches=[0]))
+    engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=1)})
+    first, second = plans(workspace, definition, 2)
+    workspace.emulator.inject(BatchFault(kind="fails", batches=[0]))
     engine.submit(definition, first)
-    house.emulator.settle()
+    workspace.emulator.settle()
     engine.poll(engine.ledger.shards(first))
     assert engine.submit(definition, second).states == {"submitted": 1}
 
 
-def test_a_provider_that_takes_nothing_is_asked_less_often_also_when_others_wait_behind(house: House) -> None:
+def test_a_provider_that_takes_nothing_is_asked_less_often_also_when_others_wait_behind(workspace: Workspace) -> None:
     definition = labeling(max_requests_per_batch=3)
-    engine = engine_with(house, queue_limits={"openai": QueueLimit(max_batches=1)})
+    engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=1)})
     submission = engine.plan(definition, tickets(6))
-    house.emulator.inject(rate_limited(CREATE, times=3))
+    workspace.emulator.inject(rate_limited(CREATE, times=3))
     engine.submit(definition, submission.submission_id)
     assert engine.outlook().unavailable_since(submission.submission_id) is not None
 
 
-def test_a_queue_that_another_process_fills_at_this_moment_costs_time_only(house: House) -> None:
+def test_a_queue_that_another_process_fills_at_this_moment_costs_time_only(workspace: Workspace) -> None:
     definition = labeling()
-    engine = engine_with(house, queue_limits={"openai": QueueLimit(max_batches=9)})
-    [one] = plans(house, definition, 1)
-    account = house.providers["openai"].account
-    with house.engine().ledger.hold_leases(f"queue:openai:{account}"):
+    engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=9)})
+    [one] = plans(workspace, definition, 1)
+    account = workspace.providers["openai"].account
+    with workspace.engine().ledger.hold_leases(f"queue:openai:{account}"):
         assert engine.submit(definition, one).states == {"planned": 1}
     assert engine.submit(definition, one).states == {"submitted": 1}
 
@@ -378,36 +388,36 @@ def test_a_queue_that_another_process_fills_at_this_moment_costs_time_only(house
 # budgets ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_fallback_without_a_known_price_is_not_asked_under_a_budget(house: House) -> None:
+def test_a_fallback_without_a_known_price_is_not_asked_under_a_budget(workspace: Workspace) -> None:
     definition = labeling(fallback=["openai/of-unknown-price"])
-    engine = engine_with(house, budgets=[Budget(100, "ever")])
-    house.emulator.inject(RowFault(containing="number 1?", times=1))
+    engine = engine_with(workspace, budgets=[Budget(100, "ever")])
+    workspace.emulator.inject(RowFault(containing="number 1?", times=1))
     submission = engine.plan(definition, tickets(3))
     engine.submit(definition, submission.submission_id)
-    house.emulator.settle()
+    workspace.emulator.settle()
     status = engine.advance(definition, submission.submission_id)
     assert status.submission.outcomes == {"succeeded": 2, "errored": 1}
     told = [event.detail for event in engine.ledger.events(submission.submission_id) if event.kind == "over_budget"]
     assert ["no price is known for 'openai/of-unknown-price'" in str(one) for one in told] == [True]
 
 
-def test_a_next_wave_waits_for_another_process_that_commits_money(house: House) -> None:
+def test_a_next_wave_waits_for_another_process_that_commits_money(workspace: Workspace) -> None:
     definition = labeling()
-    engine = engine_with(house, budgets=[Budget(100, "ever")], lease_wait_seconds=0.0)
-    house.emulator.inject(RowFault(status_code=503, times=3))
+    engine = engine_with(workspace, budgets=[Budget(100, "ever")], lease_wait_seconds=0.0)
+    workspace.emulator.inject(RowFault(status_code=503, times=3))
     submission = engine.plan(definition, tickets(3))
     engine.submit(definition, submission.submission_id)
-    house.emulator.settle()
+    workspace.emulator.settle()
     with engine.ledger.hold_leases("budget:test"), pytest.raises(LeaseError):
         engine.advance(definition, submission.submission_id)
-    assert house.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 3}
+    assert workspace.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 3}
 
 
-def test_what_new_rows_replace_before_it_was_sent_is_not_counted_beside_them(house: House) -> None:
+def test_what_new_rows_replace_before_it_was_sent_is_not_counted_beside_them(workspace: Workspace) -> None:
     definition = labeling()
-    estimate = house.engine().plan(definition, tickets(5, start=100), partition="x").estimated_usd
+    estimate = workspace.engine().plan(definition, tickets(5, start=100), partition="x").estimated_usd
     assert estimate is not None
-    engine = engine_with(house, budgets=[Budget(estimate * Decimal("2.5"), "ever")])
+    engine = engine_with(workspace, budgets=[Budget(estimate * Decimal("2.5"), "ever")])
     engine.plan(definition, tickets(5))
     engine.plan(definition, tickets(6))
     assert engine.ledger.spent_usd("test") < estimate * Decimal("2.5")
@@ -423,87 +433,89 @@ def batches_of(table: Any, between: Any) -> Iterator[pa.RecordBatch]:
     yield batch.slice(1)
 
 
-def test_adopted_requests_whose_batch_comes_home_during_the_plan_are_asked_again(house: House) -> None:
+def test_adopted_requests_whose_batch_comes_home_during_the_plan_are_asked_again(workspace: Workspace) -> None:
     definition = labeling()
-    house.emulator.inject(BatchFault(kind="expires", batches=[0], fraction=0.4))
-    first = house.engine().plan(definition, tickets(5))
-    house.engine().submit(definition, first.submission_id)
-    second = house.engine().plan(definition, tickets(6))  # the first is superseded, and runs
-    house.engine().submit(definition, second.submission_id)
+    workspace.emulator.inject(BatchFault(kind="expires", batches=[0], fraction=0.4))
+    first = workspace.engine().plan(definition, tickets(5))
+    workspace.engine().submit(definition, first.submission_id)
+    second = workspace.engine().plan(definition, tickets(6))  # the first is superseded, and runs
+    workspace.engine().submit(definition, second.submission_id)
 
     def come_home() -> None:
-        house.emulator.settle()
-        house.engine().advance(definition, first.submission_id)
+        workspace.emulator.settle()
+        workspace.engine().advance(definition, first.submission_id)
 
-    third = house.engine().plan(definition, batches_of(tickets(8), come_home))
-    house.engine().submit(definition, third.submission_id)
-    house.emulator.settle()
-    house.engine().advance(definition, second.submission_id)
-    status = house.finish(definition, third.submission_id)
+    third = workspace.engine().plan(definition, batches_of(tickets(8), come_home))
+    workspace.engine().submit(definition, third.submission_id)
+    workspace.emulator.settle()
+    workspace.engine().advance(definition, second.submission_id)
+    status = workspace.finish(definition, third.submission_id)
     assert status.submission.outcomes == {"succeeded": 8}
-    assert_total(house, definition, third.submission_id, 8)
-    assert len(billed(house)) == len(set(billed(house))) == 8
+    assert_total(workspace, definition, third.submission_id, 8)
+    assert len(billed(workspace)) == len(set(billed(workspace))) == 8
 
 
-def test_rows_added_twice_and_removed_while_batches_run_are_asked_once(house: House) -> None:
+def test_rows_added_twice_and_removed_while_batches_run_are_asked_once(workspace: Workspace) -> None:
     definition = labeling()
-    house.emulator.inject(BatchFault(kind="expires", batches=[0, 1], fraction=0.4))
+    workspace.emulator.inject(BatchFault(kind="expires", batches=[0, 1], fraction=0.4))
     ids = []
     for count in (4, 6, 9, 5):
-        submission = house.engine().plan(definition, tickets(count))
-        house.engine().submit(definition, submission.submission_id)
+        submission = workspace.engine().plan(definition, tickets(count))
+        workspace.engine().submit(definition, submission.submission_id)
         ids.append(submission.submission_id)
-    house.emulator.settle()
+    workspace.emulator.settle()
     for one in ids[:-1]:
-        house.engine().advance(definition, one)
+        workspace.engine().advance(definition, one)
     for one in ids[:-1]:
-        house.engine().advance(definition, one)
-    status = house.finish(definition, ids[-1])
+        workspace.engine().advance(definition, one)
+    status = workspace.finish(definition, ids[-1])
     assert status.submission.outcomes == {"succeeded": 5}
-    assert_total(house, definition, ids[-1], 5)
-    assert len(billed(house)) == len(set(billed(house)))
-    assert in_one_batch(house)
+    assert_total(workspace, definition, ids[-1], 5)
+    assert len(billed(workspace)) == len(set(billed(workspace)))
+    assert in_one_batch(workspace)
 
 
-def test_a_source_that_is_canceled_after_it_was_adopted_leaves_its_rest_to_who_adopted_it(house: House) -> None:
+def test_a_source_that_is_canceled_after_it_was_adopted_leaves_its_rest_to_who_adopted_it(workspace: Workspace) -> None:
     definition = labeling()
-    first = house.engine().plan(definition, tickets(5))
-    house.engine().submit(definition, first.submission_id)
-    second = house.engine().plan(definition, tickets(7))
-    house.engine().submit(definition, second.submission_id)
-    house.engine().cancel(first.submission_id)
-    house.emulator.settle()
-    house.engine().advance(definition, first.submission_id)
-    status = house.finish(definition, second.submission_id)
+    first = workspace.engine().plan(definition, tickets(5))
+    workspace.engine().submit(definition, first.submission_id)
+    second = workspace.engine().plan(definition, tickets(7))
+    workspace.engine().submit(definition, second.submission_id)
+    workspace.engine().cancel(first.submission_id)
+    workspace.emulator.settle()
+    workspace.engine().advance(definition, first.submission_id)
+    status = workspace.finish(definition, second.submission_id)
     assert status.submission.outcomes == {"succeeded": 7}
-    assert len(billed(house)) == 7
+    assert len(billed(workspace)) == 7
 
 
-def test_two_plans_of_one_partition_at_once_with_other_rows_do_not_both_send(house: House) -> None:
+def test_two_plans_of_one_partition_at_once_with_other_rows_do_not_both_send(workspace: Workspace) -> None:
     definition = labeling()
     other: list[str] = []
 
     def meanwhile() -> None:
-        other.append(house.engine().plan(definition, tickets(4)).submission_id)
+        other.append(workspace.engine().plan(definition, tickets(4)).submission_id)
 
     with pytest.raises(LeaseError, match=r"another process planned other rows meanwhile"):
-        house.engine().plan(definition, batches_of(tickets(5), meanwhile))
-    assert [one.submission_id for one in house.engine().ledger.submissions("test")] == other
-    house.run(definition, tickets(5))
-    assert len(billed(house)) == 5
+        workspace.engine().plan(definition, batches_of(tickets(5), meanwhile))
+    assert [one.submission_id for one in workspace.engine().ledger.submissions("test")] == other
+    workspace.run(definition, tickets(5))
+    assert len(billed(workspace)) == 5
 
 
-def test_a_plan_killed_after_it_replaced_the_one_before_is_made_again_without_a_second_bill(house: House) -> None:
+def test_a_plan_killed_after_it_replaced_the_one_before_is_made_again_without_a_second_bill(
+    workspace: Workspace,
+) -> None:
     definition = labeling()
-    first = house.engine().plan(definition, tickets(5))
-    house.engine().submit(definition, first.submission_id)
-    house.engine().ledger.set_state(first.submission_id, SubmissionState.CANCELED)  # and killed before `open`
+    first = workspace.engine().plan(definition, tickets(5))
+    workspace.engine().submit(definition, first.submission_id)
+    workspace.engine().ledger.set_state(first.submission_id, SubmissionState.CANCELED)  # and killed before `open`
     for rows in (tickets(5), tickets(6)):
-        again = house.engine().plan(definition, rows)
+        again = workspace.engine().plan(definition, rows)
         assert again.reused == 5
-        house.engine().submit(definition, again.submission_id)
-    house.emulator.settle()
-    for submission in house.engine().ledger.submissions("test"):
-        house.engine().advance(definition, submission.submission_id)
-    assert house.finish(definition, again.submission_id).submission.outcomes == {"succeeded": 6}
-    assert len(billed(house)) == 6
+        workspace.engine().submit(definition, again.submission_id)
+    workspace.emulator.settle()
+    for submission in workspace.engine().ledger.submissions("test"):
+        workspace.engine().advance(definition, submission.submission_id)
+    assert workspace.finish(definition, again.submission_id).submission.outcomes == {"succeeded": 6}
+    assert len(billed(workspace)) == 6

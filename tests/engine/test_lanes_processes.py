@@ -13,7 +13,7 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
-from house import House, assert_total, billed, labeling, tickets
+from workspace import Workspace, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.engine.rules import Budget
@@ -88,13 +88,13 @@ def ended(processes: list[BaseProcess]) -> None:
 
 
 @contextlib.contextmanager
-def settling(house: House) -> Iterator[None]:
+def settling(workspace: Workspace) -> Iterator[None]:
     """Batches end by themselves."""
     stop = Event()
 
     def settle() -> None:
         while not stop.wait(0.1):
-            house.emulator.settle()
+            workspace.emulator.settle()
 
     thread = Thread(target=settle)
     thread.start()
@@ -106,32 +106,34 @@ def settling(house: House) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_processes_find_and_bring_home_one_shared_batch_at_once_and_one_of_them_is_killed(house: House) -> None:
-    definition, engine = labeling(), house.engine()
+def test_processes_find_and_bring_home_one_shared_batch_at_once_and_one_of_them_is_killed(workspace: Workspace) -> None:
+    definition, engine = labeling(), workspace.engine()
     ids = [engine.plan(definition, tickets(3, start=3 * n), partition=f"p{n}").submission_id for n in range(PARTITIONS)]
     send = WireFault(kind="close", route="POST /v1/batches", when="after")
     find = WireFault(kind="close", route="GET /v1/batches*", times=1)  # so that it is left for them to find
-    house.emulator.inject(send, find)
+    workspace.emulator.inject(send, find)
     engine.submit_together(definition, ids)
     assert [engine.status(one).states for one in ids] == [{"submitting": 1}] * PARTITIONS
     download = WireFault(kind="slow", route="GET /v1/files/*/content", seconds=1.0, times=2)
-    house.emulator.inject(download)
+    workspace.emulator.inject(download)
     with (
-        settling(house),
-        running(bring_home, [(house.tmp_path, house.emulator.openai_base_url, one) for one in ids]) as processes,
+        settling(workspace),
+        running(
+            bring_home, [(workspace.tmp_path, workspace.emulator.openai_base_url, one) for one in ids]
+        ) as processes,
     ):
         give_up_at = time.monotonic() + 120
-        while not house.emulator.struck(download):
+        while not workspace.emulator.struck(download):
             assert time.monotonic() < give_up_at
             time.sleep(0.01)
         processes[0].kill()  # as likely as not in its download
         ended(processes[1:])
-        bring_home(house.tmp_path, house.emulator.openai_base_url, ids[0], Now())
+        bring_home(workspace.tmp_path, workspace.emulator.openai_base_url, ids[0], Now())
     for one in ids:
-        assert_total(house, definition, one, 3)
-        assert house.engine().status(one).submission.outcomes == {"succeeded": 3}
-    assert len(house.emulator.books.batches) == 1
-    assert len(billed(house)) == len(set(billed(house))) == 3 * PARTITIONS
+        assert_total(workspace, definition, one, 3)
+        assert workspace.engine().status(one).submission.outcomes == {"succeeded": 3}
+    assert len(workspace.emulator.books.batches) == 1
+    assert len(billed(workspace)) == len(set(billed(workspace))) == 3 * PARTITIONS
 
 
 class Now:
@@ -140,24 +142,24 @@ class Now:
 
 
 @pytest.mark.slow
-def test_a_budget_holds_over_processes_that_plan_and_retry_at_once(house: House) -> None:
+def test_a_budget_holds_over_processes_that_plan_and_retry_at_once(workspace: Workspace) -> None:
     definition = labeling()
-    base_url = house.emulator.openai_base_url
-    one = house.engine().plan(definition, tickets(3), partition="sample").estimated_usd
+    base_url = workspace.emulator.openai_base_url
+    one = workspace.engine().plan(definition, tickets(3), partition="sample").estimated_usd
     assert one is not None
-    house.engine().cancel(house.engine().ledger.submissions("test")[0].submission_id)
+    workspace.engine().cancel(workspace.engine().ledger.submissions("test")[0].submission_id)
     budget = str(one * Decimal("2.5"))
-    arguments = [(house.tmp_path, base_url, number, budget) for number in range(PARTITIONS)]
+    arguments = [(workspace.tmp_path, base_url, number, budget) for number in range(PARTITIONS)]
     with running(plan_one, arguments) as processes:
         ended(processes)
-    planned = [s.submission_id for s in house.engine().ledger.submissions("test") if s.state == "open"]
+    planned = [s.submission_id for s in workspace.engine().ledger.submissions("test") if s.state == "open"]
     assert len(planned) == 2
     for submission_id in planned:
-        house.engine().submit(definition, submission_id)
-    house.emulator.inject(RowFault(status_code=503))
-    house.emulator.settle()
-    spent = house.engine().ledger.spent_usd("test")
-    arguments = [(house.tmp_path, base_url, one, str(spent * Decimal("0.75"))) for one in planned]
+        workspace.engine().submit(definition, submission_id)
+    workspace.emulator.inject(RowFault(status_code=503))
+    workspace.emulator.settle()
+    spent = workspace.engine().ledger.spent_usd("test")
+    arguments = [(workspace.tmp_path, base_url, one, str(spent * Decimal("0.75"))) for one in planned]
     with running(advance_one, arguments) as processes:
         ended(processes)
-    assert sorted(house.engine().ledger.submission(one).waves for one in planned) == [1, 2]
+    assert sorted(workspace.engine().ledger.submission(one).waves for one in planned) == [1, 2]

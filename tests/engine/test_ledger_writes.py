@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from house import House, assert_total, labeling, tickets
+from workspace import Workspace, assert_total, labeling, tickets
 
 from benchmarks.writes import counted
 from dagster_llm_batch.testing.emulator import Emulator
 
 
-def written(house: House, rows: int, a_shard: int) -> tuple[int, int, int]:
+def written(workspace: Workspace, rows: int, a_shard: int) -> tuple[int, int, int]:
     """Shards, statements that write, and rows of the ledger that they touch, from plan to labels."""
     definition = labeling(max_requests_per_batch=a_shard)
     with counted() as writes:
-        status = house.run(definition, tickets(rows), partition=f"{rows} by {a_shard}")
-    assert_total(house, definition, status.submission.submission_id, rows)
+        status = workspace.run(definition, tickets(rows), partition=f"{rows} by {a_shard}")
+    assert_total(workspace, definition, status.submission.submission_id, rows)
     return len(status.shards), writes.statements, writes.rows
 
 
@@ -27,7 +27,7 @@ def counts(tmp_path: Any, emulator: Emulator) -> Any:
     def count(rows: int, a_shard: int) -> tuple[int, int, int]:
         folder = tmp_path / str(next(numbers))  # a ledger of its own: answers are used again within one
         folder.mkdir()
-        return written(House(folder, emulator), rows, a_shard)
+        return written(Workspace(folder, emulator), rows, a_shard)
 
     return count
 

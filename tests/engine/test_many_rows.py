@@ -14,7 +14,7 @@ from typing import IO
 import polars as pl
 import pyarrow as pa
 import pytest
-from house import House, assert_total, billed, labeling, tickets
+from workspace import Workspace, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.core import dedupe, keys
 from dagster_llm_batch.engine import request_writer
@@ -43,43 +43,45 @@ def some_at_once(rows: pl.DataFrame) -> object:
     return iter([rows[start : start + 3] for start in range(0, len(rows), 3)])
 
 
-def test_of_many_rows_each_request_is_asked_once(house: House, temporary: list[IO[bytes]]) -> None:
+def test_of_many_rows_each_request_is_asked_once(workspace: Workspace, temporary: list[IO[bytes]]) -> None:
     again = tickets(20).with_columns(ticket_id=pl.col("ticket_id") + "-again")
-    status = house.run(labeling(), some_at_once(pl.concat([tickets(20), again])))
+    status = workspace.run(labeling(), some_at_once(pl.concat([tickets(20), again])))
     assert (status.submission.rows, status.submission.requests) == (40, 20)
-    assert len(billed(house)) == len(set(billed(house))) == 20
-    assert_total(house, labeling(), status.submission.submission_id, 40)
+    assert len(billed(workspace)) == len(set(billed(workspace))) == 20
+    assert_total(workspace, labeling(), status.submission.submission_id, 40)
     assert temporary
     assert all(file.closed for file in temporary)
 
 
-def test_of_many_rows_two_of_one_key_are_refused_however_far_apart(house: House, temporary: list[IO[bytes]]) -> None:
+def test_of_many_rows_two_of_one_key_are_refused_however_far_apart(
+    workspace: Workspace, temporary: list[IO[bytes]]
+) -> None:
     rows = pl.concat([tickets(20), tickets(1)])
     with pytest.raises(InputError, match="'ticket_id' has duplicate values: 't0'"):
-        house.engine().plan(labeling(), some_at_once(rows))
-    assert house.files() == set()
+        workspace.engine().plan(labeling(), some_at_once(rows))
+    assert workspace.files() == set()
     assert temporary
     assert all(file.closed for file in temporary)
 
 
 def test_a_plan_whose_temporary_file_cannot_be_made_leaves_nothing(
-    house: House, temporary: list[IO[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, temporary: list[IO[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError):
-        house.engine().plan(labeling(), some_at_once(tickets(20)))
-    assert house.files() == set()
+        workspace.engine().plan(labeling(), some_at_once(tickets(20)))
+    assert workspace.files() == set()
     assert not temporary
 
 
 @pytest.mark.skipif(not Path(FULL).exists(), reason="as on Linux")
 def test_a_plan_that_a_full_disk_ends_says_so_and_leaves_nothing(
-    house: House, temporary: list[IO[bytes]], monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, temporary: list[IO[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "TemporaryFile", partial(open, FULL, "r+b"))
     with pytest.raises(PayloadError, match=f"could not write {tempfile.gettempdir()}: No space left on device"):
-        house.engine().plan(labeling(), some_at_once(tickets(20)))
-    assert house.files() == set()
+        workspace.engine().plan(labeling(), some_at_once(tickets(20)))
+    assert workspace.files() == set()
     assert temporary
     assert all(file.closed for file in temporary)
 
@@ -89,7 +91,7 @@ class Numbers(array):  # type: ignore[type-arg]
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-def test_some_rows_are_let_go_before_the_next_are_read(house: House, is_stream: bool) -> None:
+def test_some_rows_are_let_go_before_the_next_are_read(workspace: Workspace, is_stream: bool) -> None:
     names = ["ticket_id", "subject", "body"]
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -104,14 +106,14 @@ def test_some_rows_are_let_go_before_the_next_are_read(house: House, is_stream: 
 
     schema = pa.schema([(name, pa.int64()) for name in names])
     rows = pa.RecordBatchReader.from_batches(schema, batches()) if is_stream else batches()
-    assert house.engine().plan(labeling(), rows).rows == 40
+    assert workspace.engine().plan(labeling(), rows).rows == 40
 
 
-def test_a_plan_that_is_made_is_let_go_without_the_garbage_collector(house: House) -> None:
+def test_a_plan_that_is_made_is_let_go_without_the_garbage_collector(workspace: Workspace) -> None:
     gc.collect()
     gc.disable()
     try:
-        house.engine().plan(labeling(), tickets(20))
+        workspace.engine().plan(labeling(), tickets(20))
         assert not [one for one in gc.get_objects() if isinstance(one, request_writer.Draft)]
     finally:
         gc.enable()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from house import House, assert_total, labeling, tickets
+from workspace import Workspace, assert_total, labeling, tickets
 
 from dagster_llm_batch.core.identity import packed, unpacked
 from dagster_llm_batch.engine.request_files import IDS, beside, delete_requests, request_ids, requests_of
@@ -11,14 +11,14 @@ from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.testing.emulator import RowFault
 
 
-def planned(house: House, **changes) -> list[Shard]:
+def planned(workspace: Workspace, **changes) -> list[Shard]:
     """The shards of a plan."""
-    engine = house.engine()
+    engine = workspace.engine()
     return engine.ledger.shards(engine.plan(labeling(**changes), tickets(7)).submission_id)
 
 
-def from_lines(house: House, shard: Shard) -> list[str]:
-    return [one for one, _ in requests_of(house.engine().payloads, shard.path, shard.nonce)]
+def from_lines(workspace: Workspace, shard: Shard) -> list[str]:
+    return [one for one, _ in requests_of(workspace.engine().payloads, shard.path, shard.nonce)]
 
 
 def test_what_is_packed_comes_out_again() -> None:
@@ -28,38 +28,40 @@ def test_what_is_packed_comes_out_again() -> None:
     assert unpacked(packed([])) == []
 
 
-def test_they_are_those_of_the_lines(house: House) -> None:
-    shards = planned(house, max_requests_per_batch=3)
+def test_they_are_those_of_the_lines(workspace: Workspace) -> None:
+    shards = planned(workspace, max_requests_per_batch=3)
     assert [shard.requests for shard in shards] == [3, 3, 1]
     for shard in shards:
-        lines = from_lines(house, shard)
-        (house.tmp_path / "payloads" / shard.path).unlink()  # they are not read
-        assert request_ids(house.engine().payloads, shard) == lines
+        lines = from_lines(workspace, shard)
+        (workspace.tmp_path / "payloads" / shard.path).unlink()  # they are not read
+        assert request_ids(workspace.engine().payloads, shard) == lines
 
 
-def test_they_are_there_in_real_time_too_so_that_none_of_an_earlier_plan_are_taken_for_them(house: House) -> None:
-    engine = house.engine()
+def test_they_are_there_in_real_time_too_so_that_none_of_an_earlier_plan_are_taken_for_them(
+    workspace: Workspace,
+) -> None:
+    engine = workspace.engine()
     rows = tickets(40).with_columns(now=True)
     shards = engine.ledger.shards(engine.plan(labeling(urgent="now"), rows).submission_id)
     assert [shard.requests for shard in shards] == [32, 8]
     for shard in shards:
-        lines = from_lines(house, shard)
-        (house.tmp_path / "payloads" / shard.path).unlink()
-        assert request_ids(house.engine().payloads, shard) == lines
+        lines = from_lines(workspace, shard)
+        (workspace.tmp_path / "payloads" / shard.path).unlink()
+        assert request_ids(workspace.engine().payloads, shard) == lines
 
 
 @pytest.mark.parametrize("harm", ["gone", "empty", "cut", "another byte", "of another shard"])
-def test_where_they_are_not_whole_the_lines_are_read(house: House, harm: str) -> None:
-    shard, other, _ = planned(house, max_requests_per_batch=3)
-    lines = from_lines(house, shard)
-    stored = house.engine().payloads
-    file = house.tmp_path / "payloads" / beside(shard, IDS)
+def test_where_they_are_not_whole_the_lines_are_read(workspace: Workspace, harm: str) -> None:
+    shard, other, _ = planned(workspace, max_requests_per_batch=3)
+    lines = from_lines(workspace, shard)
+    stored = workspace.engine().payloads
+    file = workspace.tmp_path / "payloads" / beside(shard, IDS)
     if harm == "gone":  # as after a plan of an older version
         file.unlink()
     elif harm == "empty":
         file.write_bytes(b"")
     elif harm == "of another shard":
-        file.write_bytes((house.tmp_path / "payloads" / beside(other, IDS)).read_bytes())
+        file.write_bytes((workspace.tmp_path / "payloads" / beside(other, IDS)).read_bytes())
     else:
         with stored.reader(beside(shard, IDS)) as source:
             data = source.read()
@@ -68,36 +70,36 @@ def test_where_they_are_not_whole_the_lines_are_read(house: House, harm: str) ->
     assert request_ids(stored, shard) == lines
 
 
-def test_a_submission_that_an_older_version_planned_comes_home(house: House) -> None:
+def test_a_submission_that_an_older_version_planned_comes_home(workspace: Workspace) -> None:
     definition = labeling(max_requests_per_batch=3)
-    submission_id = house.engine().plan(definition, tickets(7)).submission_id
-    for shard in house.engine().ledger.shards(submission_id):
-        house.engine().payloads.delete(beside(shard, IDS))
-    house.engine().submit(definition, submission_id)
-    house.finish(definition, submission_id)
-    labels, _ = assert_total(house, definition, submission_id, 7)
+    submission_id = workspace.engine().plan(definition, tickets(7)).submission_id
+    for shard in workspace.engine().ledger.shards(submission_id):
+        workspace.engine().payloads.delete(beside(shard, IDS))
+    workspace.engine().submit(definition, submission_id)
+    workspace.finish(definition, submission_id)
+    labels, _ = assert_total(workspace, definition, submission_id, 7)
     assert len(labels) == 7
 
 
-def test_every_wave_has_them_and_results_need_no_request_file(house: House) -> None:
-    house.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
+def test_every_wave_has_them_and_results_need_no_request_file(workspace: Workspace) -> None:
+    workspace.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
     definition = labeling()
-    submission_id = house.engine().plan(definition, tickets(4)).submission_id
-    house.engine().submit(definition, submission_id)
-    house.emulator.settle()
-    house.engine().advance(definition, submission_id)
-    retried = house.engine().ledger.shards(submission_id)[-1]
+    submission_id = workspace.engine().plan(definition, tickets(4)).submission_id
+    workspace.engine().submit(definition, submission_id)
+    workspace.emulator.settle()
+    workspace.engine().advance(definition, submission_id)
+    retried = workspace.engine().ledger.shards(submission_id)[-1]
     assert (retried.wave, retried.requests) == (2, 1)
-    assert request_ids(house.engine().payloads, retried) == from_lines(house, retried)
-    house.emulator.settle()
-    house.engine().payloads.delete(retried.path)
-    house.finish(definition, submission_id)
-    labels, _ = assert_total(house, definition, submission_id, 4)
+    assert request_ids(workspace.engine().payloads, retried) == from_lines(workspace, retried)
+    workspace.emulator.settle()
+    workspace.engine().payloads.delete(retried.path)
+    workspace.finish(definition, submission_id)
+    labels, _ = assert_total(workspace, definition, submission_id, 4)
     assert len(labels) == 4
 
 
-def test_they_go_with_the_requests(house: House) -> None:
-    shards = planned(house, max_requests_per_batch=3)
+def test_they_go_with_the_requests(workspace: Workspace) -> None:
+    shards = planned(workspace, max_requests_per_batch=3)
     for shard in shards:
-        delete_requests(house.engine().payloads, shard)
-    assert not [name for name in house.files() if "wave-" in name]
+        delete_requests(workspace.engine().payloads, shard)
+    assert not [name for name in workspace.files() if "wave-" in name]

@@ -10,8 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from house import House, TicketLabel
-from same import (
+from comparison import (
     PIXEL,
     SMALL,
     TARGETS,
@@ -24,6 +23,7 @@ from same import (
     tickets,
     with_gold,
 )
+from workspace import TicketLabel, Workspace
 
 from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.core.prompt import Prompt
@@ -40,9 +40,9 @@ from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 WORKERS = Pickled()
 
 
-def planned(tmp_path: Any, house: House, definition: Labeling, rows: Any) -> dict[str, Any]:
-    own = House(tmp_path, house.emulator)
-    own.providers |= house.providers
+def planned(tmp_path: Any, workspace: Workspace, definition: Labeling, rows: Any) -> dict[str, Any]:
+    own = Workspace(tmp_path, workspace.emulator)
+    own.providers |= workspace.providers
     engine = own.engine()
     return stored(own, engine.plan(definition, rows))
 
@@ -60,28 +60,28 @@ def planned(tmp_path: Any, house: House, definition: Labeling, rows: Any) -> dic
     ],
     ids=["plain", "urgent", "by bytes", "images", "fallback", "least number", "free text"],
 )
-def test_request_files_are_the_same_byte_for_byte(tmp_path: Any, house: House, changes: dict[str, Any]) -> None:
+def test_request_files_are_the_same_byte_for_byte(tmp_path: Any, workspace: Workspace, changes: dict[str, Any]) -> None:
     command = [sys.executable, "-c", "", "{input}", "{output}"]
-    house.providers["command"] = CommandProvider(command, str(tmp_path / "jobs"), limits=SMALL)
+    workspace.providers["command"] = CommandProvider(command, str(tmp_path / "jobs"), limits=SMALL)
     rows = tickets(2_401).append_column("picture", pa.array([PIXEL, None, PIXEL + b"x"] * 800 + [None], pa.binary()))
     definition = labeling(**changes)
-    here = planned(tmp_path / "here", house, definition, rows)
-    there = planned(tmp_path / "there", house, replace(definition, workers=WORKERS), rows)
+    here = planned(tmp_path / "here", workspace, definition, rows)
+    there = planned(tmp_path / "there", workspace, replace(definition, workers=WORKERS), rows)
     assert_same_plan(here, there)
     assert len(here) > 10
 
 
-def test_no_rows_are_the_same_too(tmp_path: Any, house: House) -> None:
+def test_no_rows_are_the_same_too(tmp_path: Any, workspace: Workspace) -> None:
     for number, rows in enumerate([tickets(0), []]):
-        here = planned(tmp_path / f"here-{number}", house, labeling(), rows)
-        there = planned(tmp_path / f"there-{number}", house, labeling(workers=WORKERS), rows)
+        here = planned(tmp_path / f"here-{number}", workspace, labeling(), rows)
+        there = planned(tmp_path / f"there-{number}", workspace, labeling(workers=WORKERS), rows)
         assert_same_plan(here, there)
 
 
-def test_answered_rows_are_not_asked_again_by_workers(house: House) -> None:
+def test_answered_rows_are_not_asked_again_by_workers(workspace: Workspace) -> None:
     definition = labeling(workers=WORKERS)
-    house.run(definition, tickets(500))
-    engine = house.engine()
+    workspace.run(definition, tickets(500))
+    engine = workspace.engine()
     submission = engine.plan(definition, tickets(600))
     alone = engine.plan(replace(definition, workers=None), tickets(600))
     assert submission.reused > 400
@@ -101,14 +101,14 @@ def test_answered_rows_are_not_asked_again_by_workers(house: House) -> None:
     ],
 )
 def test_what_one_process_refuses_workers_refuse_and_leave_nothing(
-    house: House, rows: Any, changes: dict[str, Any], error: type[Exception], told: str
+    workspace: Workspace, rows: Any, changes: dict[str, Any], error: type[Exception], told: str
 ) -> None:
     with pytest.raises(error, match=told) as alone:
-        house.engine().plan(labeling(**changes), rows)
+        workspace.engine().plan(labeling(**changes), rows)
     with pytest.raises(error, match=told) as spread:
-        house.engine().plan(labeling(**changes, workers=WORKERS), rows)
+        workspace.engine().plan(labeling(**changes, workers=WORKERS), rows)
     assert type(spread.value) is type(alone.value)
-    assert house.files() == set()
+    assert workspace.files() == set()
 
 
 def test_a_definition_travels_without_its_workers_and_reads_as_before() -> None:
@@ -123,10 +123,10 @@ def test_a_definition_travels_without_its_workers_and_reads_as_before() -> None:
 
 
 @pytest.mark.parametrize("urgent", [None, "urgent"])
-def test_labels_are_the_same_row_for_row(tmp_path: Any, house: House, urgent: str | None) -> None:
+def test_labels_are_the_same_row_for_row(tmp_path: Any, workspace: Workspace, urgent: str | None) -> None:
     found = []
     for name, workers in (("here", None), ("there", WORKERS)):
-        own = House(tmp_path / name, house.emulator)
+        own = Workspace(tmp_path / name, workspace.emulator)
         definition = labeling(urgent=urgent, workers=workers)
         status = own.run(definition, tickets(1_000))
         assert status.submission.outcomes == {"succeeded": status.submission.requests}
@@ -140,24 +140,26 @@ def test_labels_are_the_same_row_for_row(tmp_path: Any, house: House, urgent: st
 @pytest.mark.parametrize("parts", [1, 10])
 @pytest.mark.parametrize("workers", [None, WORKERS], ids=["here", "workers"])
 def test_written_labels_are_the_same_rows_and_replace_the_older_ones(
-    tmp_path: Any, house: House, workers: Pickled | None, parts: int, monkeypatch: Any
+    tmp_path: Any, workspace: Workspace, workers: Pickled | None, parts: int, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("dagster_llm_batch.engine.label.PART_ROWS", 1_000 // parts)
     definition = labeling(workers=workers)
-    submission_id = house.run(definition, tickets(1_000)).submission.submission_id
+    submission_id = workspace.run(definition, tickets(1_000)).submission.submission_id
     folders = [f"{tmp_path}/table/region=1", f"{tmp_path}/rejects/region=1"]
     for _ in range(2):  # the second time over the first
-        written = house.engine().write_labels(definition, submission_id, *folders, run_id="r")
+        written = workspace.engine().write_labels(definition, submission_id, *folders, run_id="r")
         assert (written.labels, written.rejects) == (1_000, 0)
         read = pq.read_table(f"{tmp_path}/table")
-        whole = house.engine().labels(definition, submission_id, run_id="r").labels
+        whole = workspace.engine().labels(definition, submission_id, run_id="r").labels
         assert by_key(read.drop_columns(["region"])) == by_key(whole)
         assert len(list((tmp_path / "table" / "region=1").iterdir())) == parts
-    assert not [name for name in house.files() if "apart" in name]
+    assert not [name for name in workspace.files() if "apart" in name]
 
 
-def test_figures_against_gold_are_the_same_to_the_last_digit(house: House, monkeypatch: Any) -> None:
-    labels = house.engine().labels(labeling(), house.run(labeling(), tickets(3_000)).submission.submission_id).labels
+def test_figures_against_gold_are_the_same_to_the_last_digit(workspace: Workspace, monkeypatch: Any) -> None:
+    labels = (
+        workspace.engine().labels(labeling(), workspace.run(labeling(), tickets(3_000)).submission.submission_id).labels
+    )
     gold, said = with_gold(labels)
     candidates = {"first": said, "half": said.slice(1_500), "none": said.slice(0, 0)}
     here = compare(gold, candidates, key="ticket_id", targets=TARGETS, n_resamples=200)
@@ -174,8 +176,10 @@ def test_figures_against_gold_are_the_same_to_the_last_digit(house: House, monke
     assert numbers.spearman is not None
 
 
-def test_what_cannot_be_measured_is_told_as_one_process_tells_it(house: House) -> None:
-    labels = house.engine().labels(labeling(), house.run(labeling(), tickets(1_000)).submission.submission_id).labels
+def test_what_cannot_be_measured_is_told_as_one_process_tells_it(workspace: Workspace) -> None:
+    labels = (
+        workspace.engine().labels(labeling(), workspace.run(labeling(), tickets(1_000)).submission.submission_id).labels
+    )
     gold, said = with_gold(labels)
     usual: dict[str, Any] = {"key": "ticket_id", "targets": ["topic"]}
     with pytest.raises(InputError, match=r"'c' is not unique: 1 values with gold stand in more than one part.* 't0'"):

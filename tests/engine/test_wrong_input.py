@@ -13,8 +13,8 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from house import House, TicketLabel, assert_total, billed, labeling, tickets
 from pydantic import BaseModel
+from workspace import TicketLabel, Workspace, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
@@ -241,17 +241,17 @@ WRONG_ROWS: dict[str, tuple[dict[str, Any], Any, type[Exception], list[str]]] = 
 
 
 @pytest.mark.parametrize("wrong", WRONG_ROWS)
-def test_wrong_rows_are_refused_with_a_message_that_helps_and_leave_nothing(house: House, wrong: str) -> None:
+def test_wrong_rows_are_refused_with_a_message_that_helps_and_leave_nothing(workspace: Workspace, wrong: str) -> None:
     changes, rows, error, told = WRONG_ROWS[wrong]
     definition = labeling(**changes)
     with pytest.raises(error) as caught:
-        house.engine().plan(definition, rows)
+        workspace.engine().plan(definition, rows)
     assert isinstance(caught.value, LLMBatchError)
     for words in told:
         assert words in str(caught.value)
-    assert house.files() == set()
-    assert house.engine().ledger.submissions("test") == []
-    assert house.emulator.books.calls == []
+    assert workspace.files() == set()
+    assert workspace.engine().ledger.submissions("test") == []
+    assert workspace.emulator.books.calls == []
 
 
 WRONG_DEFINITIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -311,17 +311,17 @@ def test_a_price_is_an_amount(price: dict[str, Any]) -> None:
         TokenPrice(**price)
 
 
-def test_an_unknown_price_without_a_budget_is_no_obstacle(house: House) -> None:
-    submission = house.engine().plan(labeling(model="openai/in-house"), tickets(2))
+def test_an_unknown_price_without_a_budget_is_no_obstacle(workspace: Workspace) -> None:
+    submission = workspace.engine().plan(labeling(model="openai/in-house"), tickets(2))
     assert submission.estimated_usd is None
     assert submission.price_basis.value == "unknown"  # type: ignore[union-attr]
 
 
-def test_a_budget_counts_only_what_is_still_to_be_asked(house: House) -> None:
-    house.run(labeling(), tickets(200))
+def test_a_budget_counts_only_what_is_still_to_be_asked(workspace: Workspace) -> None:
+    workspace.run(labeling(), tickets(200))
     with pytest.raises(BudgetError):
-        house.engine().plan(labeling(max_cost_usd="0.0005", asset="another"), tickets(201))
-    assert house.run(labeling(max_cost_usd="0.0005"), tickets(201)).submission.outcomes == {"succeeded": 201}
+        workspace.engine().plan(labeling(max_cost_usd="0.0005", asset="another"), tickets(201))
+    assert workspace.run(labeling(max_cost_usd="0.0005"), tickets(201)).submission.outcomes == {"succeeded": 201}
 
 
 EMPTY: dict[str, Any] = {
@@ -337,23 +337,23 @@ EMPTY: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", EMPTY)
-def test_no_rows_are_a_settled_empty_table_without_a_call(house: House, kind: str) -> None:
+def test_no_rows_are_a_settled_empty_table_without_a_call(workspace: Workspace, kind: str) -> None:
     definition = labeling(keep=["subject"])
-    status = house.run(definition, EMPTY[kind]())
-    labels, rejects = assert_total(house, definition, status.submission.submission_id, 0)
+    status = workspace.run(definition, EMPTY[kind]())
+    labels, rejects = assert_total(workspace, definition, status.submission.submission_id, 0)
     assert labels.schema.names[:4] == ["ticket_id", "subject", "topic", "urgency"]
     assert rejects.schema.names[:2] == ["ticket_id", "subject"]
     assert status.submission.cost_usd == 0
-    assert house.emulator.books.calls == []
+    assert workspace.emulator.books.calls == []
 
 
-def test_keys_may_be_numbers_and_dates(house: House) -> None:
+def test_keys_may_be_numbers_and_dates(workspace: Workspace) -> None:
     definition = labeling(key="day", prompt=Prompt("{{ day }} {{ number }}"), response=None, keep=["number"])
     rows = pl.DataFrame({"day": [date(2026, 1, 1), date(2026, 1, 2)], "number": [1, 2]})
-    status = house.run(definition, rows)
-    labels = house.engine().labels(definition, status.submission.submission_id).labels
+    status = workspace.run(definition, rows)
+    labels = workspace.engine().labels(definition, status.submission.submission_id).labels
     assert labels["day"].to_pylist() == [date(2026, 1, 1), date(2026, 1, 2)]
-    assert len(billed(house)) == 2
+    assert len(billed(workspace)) == 2
 
 
 def test_a_missing_sdk_names_the_extra_and_leaves_the_shard_planned(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_a_missing_sdk_names_the_extra_and_leaves_the_shard_planned(tmp_path: Pa
 import sys
 sys.modules["openai"] = None  # as if it were not installed
 sys.path.insert(0, sys.argv[1])
-from house import labeling, tickets
+from workspace import labeling, tickets
 from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.errors import MissingExtraError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
@@ -388,7 +388,7 @@ print(dict(engine.status(submission.submission_id).states))
     assert "{'planned': 1}" in done.stdout
 
 
-def test_an_image_is_read_below_its_root_and_nowhere_else(house: House, tmp_path: Path) -> None:
+def test_an_image_is_read_below_its_root_and_nowhere_else(workspace: Workspace, tmp_path: Path) -> None:
     png = b"\x89PNG\r\n\x1a\n" + b"0" * 20
     root = tmp_path / "images"
     (root / "a").mkdir(parents=True)
@@ -402,9 +402,9 @@ def test_an_image_is_read_below_its_root_and_nowhere_else(house: House, tmp_path
 
     for path in ("../secret.png", str(tmp_path / "secret.png"), "link.png", "a/../../secret.png", "gone.png", ""):
         with pytest.raises(InputError, match="Row 't0': the image in column 'picture' cannot be read"):
-            house.engine().plan(definition, rows(path))
-    status = house.run(definition, rows("a/cat.png"))
+            workspace.engine().plan(definition, rows(path))
+    status = workspace.run(definition, rows("a/cat.png"))
     assert status.submission.outcomes == {"succeeded": 1}
     without = labeling(prompt=Prompt("What is it?", images=["picture"]), response=TicketLabel)
     with pytest.raises(InputError, match=r"set Prompt\(image_root=\.\.\.\)"):
-        house.engine().plan(without, rows("a/cat.png"))
+        workspace.engine().plan(without, rows("a/cat.png"))

@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults.bench import ROWS, STRUCK, Ending, servers
 from tests.faults.table import FAULTS, VENDORS, Expected, Fault, Never, problems, run_row
+from tests.faults.workspace import ROWS, STRUCK, Ending, servers
 
 PAGE = Path(__file__).parents[2] / "docs" / "fault-matrix.md"
 START, END = "<!-- faults -->", "<!-- /faults -->"

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 source, target, folder = map(Path, sys.argv[1:])
-books = folder / "answered.jsonl"
-faults = set() if books.exists() else set((folder / "faults").read_text().split())
+answered = folder / "answered.jsonl"
+faults = set() if answered.exists() else set((folder / "faults").read_text().split())
 batch = source.parent.name
 written: list[str] = []
 
@@ -33,7 +33,7 @@ def write(request: dict, is_struck: bool) -> None:
     is_struck = is_struck or "all" in faults
     status = next((int(word) for word in faults if word.isdigit() and is_struck), 200)
     if status == 200:
-        with books.open("a") as out:
+        with answered.open("a") as out:
             out.write(json.dumps([batch, json.dumps(request["body"], sort_keys=True)]) + "\n")
     answer = row(custom_id, status, "Billing." if is_struck and "invalid" in faults else '{"topic": "billing"}')
     if "extra" in faults:
@@ -54,7 +54,7 @@ def write(request: dict, is_struck: bool) -> None:
         written.append(line.replace(custom_id, "foreign-custom-id"))
 
 
-books.touch()
+answered.touch()
 lines = source.read_bytes().splitlines()
 for number, line in enumerate(lines):
     write(json.loads(line), b"[struck]" in line)

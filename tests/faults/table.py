@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dagster_llm_batch.testing.emulator import BatchFault, FileFault, RowFault, WireFault
-from tests.faults.bench import MARK, ROWS, STRUCK, Bench, Ending, Servers
 from tests.faults.vendors import VENDORS, Vendor
+from tests.faults.workspace import MARK, ROWS, STRUCK, Ending, Servers, VendorWorkspace
 
 FIRST: dict[str, Any] = {"batches": [0]}
 STRUCK_ROWS: dict[str, Any] = {"containing": MARK, "times": STRUCK, **FIRST}
@@ -103,7 +103,7 @@ def queue_is_full(vendor: Vendor) -> Sequence[Any]:
 
 
 WEB_PAGE = b"<!DOCTYPE html><html><head><title>Welcome</title></head><body>It works!</body></html>"
-# what tests/providers/odd_bench.py gives to each verb alone, here on the way of a whole submission
+# what tests/providers/odd_answers.py gives to each verb alone, here on the way of a whole submission
 ODD_BODIES = {
     "a web page": ("text/html", WEB_PAGE),
     "nothing": ("application/json", b""),
@@ -268,8 +268,8 @@ FAULTS = (
 
 def run_cell(fault: Fault, vendor: Vendor, servers: Servers, folder: Path) -> Ending:
     """What becomes of one cell."""
-    with closing(Bench(vendor, servers, folder, fault.timeout_seconds)) as bench:
-        return bench.run(fault.script(vendor), lasts=fault.lasts)
+    with closing(VendorWorkspace(vendor, servers, folder, fault.timeout_seconds)) as workspace:
+        return workspace.run(fault.script(vendor), lasts=fault.lasts)
 
 
 def run_row(fault: Fault, servers: Servers, folder: Path) -> dict[str, Ending]:

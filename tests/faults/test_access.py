@@ -28,8 +28,8 @@ from dagster_llm_batch.testing.emulator import (
     local_gcs,
     local_s3,
 )
-from tests.faults.bench import Bench, Servers
 from tests.faults.vendors import VENDORS
+from tests.faults.workspace import Servers, VendorWorkspace
 
 HOSTILE = [
     "{{ 7 * 7 }} {{ row.__class__.__mro__ }}",
@@ -131,9 +131,9 @@ def test_files_are_for_their_owner_alone_under_the_usual_umask(tmp_path: Path, n
     vendor = next(vendor for vendor in VENDORS if vendor.name == name)
     before = os.umask(0o022)
     try:
-        bench = Bench(vendor, Servers("", ""), tmp_path, 10.0)
-        assert bench.run([]).outcomes == {"succeeded": 12}
-        bench.close()
+        workspace = VendorWorkspace(vendor, Servers("", ""), tmp_path, 10.0)
+        assert workspace.run([]).outcomes == {"succeeded": 12}
+        workspace.close()
     finally:
         os.umask(before)
     made = [path for path in tmp_path.rglob("*") if path.name not in ("faults", "answered.jsonl")]

@@ -22,7 +22,6 @@ from dagster_llm_batch import (
     llm_batch_assets,
 )
 from dagster_llm_batch.testing.emulator import Emulator, Limits, WireFault
-from tests.faults.bench import rows
 from tests.faults.test_secrets import (
     ACCESS_KEY,
     API_KEYS,
@@ -36,6 +35,7 @@ from tests.faults.test_secrets import (
     servers,
 )
 from tests.faults.vendors import VENDORS
+from tests.faults.workspace import rows
 
 pytestmark = pytest.mark.slow
 VARIABLES = {

@@ -27,7 +27,7 @@ from google.oauth2.credentials import Credentials
 from tests.golden.corpus import tickets
 from tests.golden.filed import Filed, KilledError, answer, recorded
 from tests.golden.package import Labeling, Prompt, provider_class
-from tests.golden.world import World
+from tests.golden.workspace import FixedWorkspace
 
 STORE = Path(__file__).with_name("before.tar.gz")
 ROWS = 4
@@ -90,12 +90,12 @@ def rows(*, changed: bool = False) -> pa.Table:
     return tickets(range(ROWS), changed=changed)
 
 
-def world(folder: Path, ledger_url: str | None = None, **more: Any) -> World:
-    """The deployment in this folder."""
-    deployment = World(folder, ledger_url, **more)
+def open_workspace(folder: Path, ledger_url: str | None = None, **more: Any) -> FixedWorkspace:
+    """The workspace in this folder."""
+    workspace = FixedWorkspace(folder, ledger_url, **more)
     for name in MODELS:
-        deployment.providers[name] = Filed(provider(name), folder / "vendors" / name, deployment.now)
-    return deployment
+        workspace.providers[name] = Filed(provider(name), folder / "vendors" / name, workspace.now)
+    return workspace
 
 
 def answers(vendor: str, custom_ids: list[str], busy: int = 0) -> Iterator[bytes]:
@@ -109,9 +109,9 @@ def vendor_file(vendor: str) -> str:
     return "google" if vendor in ("vertex", "gemini") else vendor
 
 
-def leave(deployment: World, vendor: str, state: str) -> None:
+def leave(workspace: FixedWorkspace, vendor: str, state: str) -> None:
     """Bring a partition of this name into this state."""
-    labeling, filed, engine = definition(vendor), deployment.providers[vendor], deployment.engine()
+    labeling, filed, engine = definition(vendor), workspace.providers[vendor], workspace.engine()
     submission_id = engine.plan(labeling, rows(), partition=state, run_id=f"run {state}").submission_id
     submit = partial(engine.submit, labeling, submission_id)
     advance = partial(engine.advance, labeling, submission_id)
@@ -124,7 +124,7 @@ def leave(deployment: World, vendor: str, state: str) -> None:
             submit()
         return
     submit()
-    deployment.clock.advance(_STEP_SECONDS)
+    workspace.clock.advance(_STEP_SECONDS)
     if state == "submitted":
         return
     if state == "superseded":
@@ -142,7 +142,7 @@ def leave(deployment: World, vendor: str, state: str) -> None:
         return
     if state == "second wave landed":
         filed.end(partial(answers, vendor), [filed.batches()[-1]])
-        deployment.clock.advance(_STEP_SECONDS)
+        workspace.clock.advance(_STEP_SECONDS)
         advance()
     if state.endswith("landed"):
         engine.labels(labeling, submission_id)
@@ -153,12 +153,12 @@ def write() -> None:
     """Make the file."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        deployment = world(folder)
+        workspace = open_workspace(folder)
         for vendor, state in cases():
-            leave(deployment, vendor, state)
-        deployment.close()
+            leave(workspace, vendor, state)
+        workspace.close()
         commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-        (folder / "made.json").write_text(json.dumps({"commit": commit, "at": deployment.clock()}))
+        (folder / "made.json").write_text(json.dumps({"commit": commit, "at": workspace.clock()}))
         with tarfile.open(STORE, "w:gz", compresslevel=9) as files:
             for path in sorted(folder.rglob("*")):
                 if path.is_file():

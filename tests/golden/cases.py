@@ -32,7 +32,7 @@ from dagster_llm_batch.testing.emulator import (
 from tests.golden.corpus import BARE, BUSY, CUT, ODD, PROMPT, REFUSED, SEEING, TAUGHT, WRONG, labeling, tickets
 from tests.golden.filed import Filed, answer, recorded
 from tests.golden.package import Embedding, Fallback, RayAnswers, RetryPolicy, provider_class
-from tests.golden.world import World
+from tests.golden.workspace import FixedWorkspace
 
 BUCKET = "bucket"
 _HAIKU = "anthropic.claude-haiku-4-5-20251001-v1:0"
@@ -114,19 +114,19 @@ class Journey:
     changes_rows: bool = False
 
     def __call__(self, folder: Path, servers: Servers) -> str:
-        world = World(folder)
+        workspace = FixedWorkspace(folder)
         definition = labeling(self.model, **self.changes)
         url = servers.url(self.files)
         with Emulator(
             answer=_said,
-            clock=world.clock,
+            clock=workspace.clock,
             limits=Limits(bedrock_min_records=1),
             faults=[RowFault(containing=BUSY, status_code=503, times=1)],
             **({f"{self.files}_url": url} if url else {}),
         ) as emulator:
-            world.providers = {definition.provider: self.provider(emulator, url)}
+            workspace.providers = {definition.provider: self.provider(emulator, url)}
             rows = partial(tickets, key=self.key)
-            return _travel(world, definition, rows, self.rows, emulator.settle, changes_rows=self.changes_rows)
+            return _travel(workspace, definition, rows, self.rows, emulator.settle, changes_rows=self.changes_rows)
 
 
 def _said(body: dict[str, Any], endpoint: str) -> Any:
@@ -144,7 +144,7 @@ def _said(body: dict[str, Any], endpoint: str) -> Any:
 
 
 def _travel(
-    world: World,
+    workspace: FixedWorkspace,
     definition: Any,
     rows: Callable[..., pa.Table],
     count: int,
@@ -158,40 +158,40 @@ def _travel(
     def land(partition: str, name: str, submission_id: str) -> None:
         for _ in range(_MOST_STEPS):
             settle()
-            world.clock.advance(_STEP_SECONDS)
-            if world.engine().advance(definition, submission_id).is_settled:
+            workspace.clock.advance(_STEP_SECONDS)
+            if workspace.engine().advance(definition, submission_id).is_settled:
                 break
-        labeled = world.engine().labels(definition, submission_id, run_id=f"run of {name}")
+        labeled = workspace.engine().labels(definition, submission_id, run_id=f"run of {name}")
         if name != "again":
             tables[f"labels {partition} {name}"], tables[f"rejects {partition} {name}"] = (
                 labeled.labels,
                 labeled.rejects,
             )
-        world.engine().ledger.mark_delivered(submission_id)
+        workspace.engine().ledger.mark_delivered(submission_id)
 
     partitions = {"2026-01-01": rows(range(count)), "day 2/é": rows(range(count - 2, count + 2))}
-    engine = world.engine()
+    engine = workspace.engine()
     ids = [engine.plan(definition, table, partition=one).submission_id for one, table in partitions.items()]
     engine.submit_together(definition, ids)
     for partition, submission_id in zip(partitions, ids, strict=True):
         land(partition, "first", submission_id)
-    engine = world.engine()
+    engine = workspace.engine()
     later = {"changed": rows(range(count), changed=True), "again": rows(range(count))} if changes_rows else {}
     for name, table in later.items():
         submission = engine.plan(definition, table, partition="2026-01-01", run_id=name)
         engine.submit(definition, submission.submission_id)
         land("2026-01-01", name, submission.submission_id)
-    text = world.text(tables, {"code": definition.code_version, "prompt": definition.prompt_version})
-    world.close()
+    text = workspace.text(tables, {"code": definition.code_version, "prompt": definition.prompt_version})
+    workspace.close()
     return text
 
 
 def command(folder: Path, _servers: Servers) -> str:
     """A command on this machine. Its process reads a clock of its own: what it wrote of the end is set back."""
-    world = World(folder)
-    books = folder / "books.jsonl"
-    words = [sys.executable, "-S", str(_LABELER), "{input}", "{output}", str(books), BUSY]
-    world.providers = {"command": provider_class("command")(words, str(folder / "jobs"), account="the labeler")}
+    workspace = FixedWorkspace(folder)
+    answers = folder / "answers.jsonl"
+    words = [sys.executable, "-S", str(_LABELER), "{input}", "{output}", str(answers), BUSY]
+    workspace.providers = {"command": provider_class("command")(words, str(folder / "jobs"), account="the labeler")}
     definition = labeling(
         "command/m",
         response={
@@ -207,9 +207,9 @@ def command(folder: Path, _servers: Servers) -> str:
             while not (job / "exit.json").exists():
                 time.sleep(0.005)
             said = json.loads((job / "exit.json").read_text(encoding="utf-8"))
-            (job / "exit.json").write_text(json.dumps({**said, "ended_at": world.clock()}), encoding="utf-8")
+            (job / "exit.json").write_text(json.dumps({**said, "ended_at": workspace.clock()}), encoding="utf-8")
 
-    return _travel(world, definition, partial(tickets, key="integer"), 8, settle, changes_rows=True)
+    return _travel(workspace, definition, partial(tickets, key="integer"), 8, settle, changes_rows=True)
 
 
 _CHAT = {
@@ -283,24 +283,24 @@ class Replay:
     key: str = "text"
 
     def __call__(self, folder: Path, _servers: Servers) -> str:
-        world = World(folder)
-        vendor = Filed(self.provider(folder), folder / "vendor", world.now)
+        workspace = FixedWorkspace(folder)
+        vendor = Filed(self.provider(folder), folder / "vendor", workspace.now)
         definition = labeling(
             self.model,
             **{"response": None, "retry": RetryPolicy(1, 1), "expected_output_tokens": 20, "keep": [], **self.changes},
         )
-        world.providers = {definition.provider: vendor}
+        workspace.providers = {definition.provider: vendor}
         lines = [wire for wire in recorded(self.wire) if self.of(wire)]
         rows = _distinct(definition, len(lines) + 1, self.key)
-        submission_id = world.engine().plan(definition, rows).submission_id
-        world.engine().submit(definition, submission_id)
-        world.clock.advance(_STEP_SECONDS)
+        submission_id = workspace.engine().plan(definition, rows).submission_id
+        workspace.engine().submit(definition, submission_id)
+        workspace.clock.advance(_STEP_SECONDS)
         vendor.end(partial(_replies, lines))
-        assert world.engine().advance(definition, submission_id).is_settled
-        labeled = world.engine().labels(definition, submission_id, run_id="run")
+        assert workspace.engine().advance(definition, submission_id).is_settled
+        labeled = workspace.engine().labels(definition, submission_id, run_id="run")
         tables = {"labels": labeled.labels, "rejects": labeled.rejects}
-        text = world.text(tables, {"code": definition.code_version, "prompt": definition.prompt_version})
-        world.close()
+        text = workspace.text(tables, {"code": definition.code_version, "prompt": definition.prompt_version})
+        workspace.close()
         return text
 
 

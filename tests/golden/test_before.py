@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.crash.postgres import postgres
-from tests.golden.before import MODELS, ROWS, answers, cases, definition, rows, unpack, world
+from tests.golden.before import MODELS, ROWS, answers, cases, definition, open_workspace, rows, unpack
 from tests.golden.package import Ledger
 
 ASKED = {
@@ -35,16 +35,16 @@ def new_database():
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def left(request, tmp_path):
-    """The deployment, a day later, its ledger in SQLite as it was left, or moved to PostgreSQL."""
+    """The workspace, a day later, its ledger in SQLite as it was left, or moved to PostgreSQL."""
     at = unpack(tmp_path)
     url = f"sqlite:///{tmp_path}/ledger.sqlite"
     if request.param == "postgresql":
         moved = request.getfixturevalue("new_database")()
         _move(url, moved)
         url = moved
-    deployment = world(tmp_path, url, start=at + _DAY_SECONDS, ids="new")
-    yield deployment
-    deployment.close()
+    workspace = open_workspace(tmp_path, url, start=at + _DAY_SECONDS, ids="new")
+    yield workspace
+    workspace.close()
 
 
 def _move(url: str, to: str) -> None:

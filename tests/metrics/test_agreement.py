@@ -1,9 +1,10 @@
-"""Two candidates on the same gold: McNemar and kappa against formulas and hand-made counts."""
+"""Agreement among many: published examples, the library's own alpha, and the definitions written out in loops."""
 
 from __future__ import annotations
 
-import math
+from itertools import combinations, permutations
 
+import krippendorff
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -11,116 +12,164 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.metrics import Target, agreement_between, join, pairwise_agreement
+from dagster_llm_batch.metrics import Labels, Target, agreement_among, agreement_of_pairs
+from dagster_llm_batch.metrics import agreement as labelers
+
+NOMINAL, ORDINAL = Target("t"), Target("t", kappa_weights="quadratic")
 
 
-def joined(gold, predicted, name, target="t"):
-    kind = pa.array([*gold, *predicted]).type
-    table = {"id": pa.array(range(len(gold)), pa.int64())}
-    truth = pa.table({**table, "t": pa.array(gold, kind)})
-    return join(
-        truth, pa.table({**table, "t": pa.array(predicted, kind)}), key="id", target=target, candidate_name=name
-    )
+def labels(*said, target=NOMINAL):
+    """One sequence a labeler; None is no label."""
+    kind = pa.array([one for each in said for one in each]).type
+    keys = pa.array(range(len(said[0])), pa.int64())
+    return Labels.of(target, {f"l{i}": (keys, pa.array(each, kind)) for i, each in enumerate(said)})
 
 
-def pair(both_right, only_a, only_b, both_wrong):
-    """Two candidates with these counts on a gold of only "x"; wrong is "y"."""
-    a = "x" * both_right + "x" * only_a + "y" * only_b + "y" * both_wrong
-    b = "x" * both_right + "y" * only_a + "x" * only_b + "y" * both_wrong
-    gold = ["x"] * len(a)
-    return joined(gold, list(a), "a"), joined(gold, list(b), "b")
+def matrix(text):
+    return [[None if one == "*" else int(one) for one in row] for row in text.split()]
 
 
-def test_few_discordant_rows_take_the_exact_binomial():
-    got = agreement_between(*pair(50, 9, 2, 7))
-    assert (got.n_both, got.n_both_correct, got.n_only_a_correct, got.n_only_b_correct, got.n_both_wrong) == (
-        68,
-        50,
-        9,
-        2,
-        7,
-    )
-    assert got.accuracy_difference == pytest.approx(7 / 68)
-    two_sided = 2 * sum(math.comb(11, k) for k in range(3)) / 2**11
-    assert (got.test, got.statistic) == ("exact", None)
-    assert got.p_value == pytest.approx(two_sided)
+KRIPPENDORFF_2011 = matrix("123321412*** 1233224125*3 *3332342251* 12332441251*")
+"""Computing Krippendorff's alpha-reliability (2011), section C: four observers, twelve units, values 1 to 5."""
+
+FLEISS_1971 = [
+    [0, 0, 0, 0, 14],
+    [0, 2, 6, 4, 2],
+    [0, 0, 3, 5, 6],
+    [0, 3, 9, 2, 0],
+    [2, 2, 8, 1, 1],
+    [7, 7, 0, 0, 0],
+    [3, 2, 6, 3, 0],
+    [2, 5, 3, 2, 2],
+    [6, 5, 2, 1, 0],
+    [0, 2, 2, 3, 7],
+]
+"""The worked example of Fleiss' kappa: ten subjects, fourteen raters, five categories; kappa is 0.210."""
 
 
-def test_many_discordant_rows_take_chi_squared_with_continuity():
-    got = agreement_between(*pair(10, 30, 12, 3))
-    statistic = (30 - 12 - 1) ** 2 / 42
-    assert (got.test, got.statistic) == ("chi2", pytest.approx(statistic))
-    assert got.p_value == pytest.approx(math.erfc(math.sqrt(statistic / 2)))  # one degree of freedom
+def test_alpha_is_the_published_one():
+    assert agreement_among(labels(*KRIPPENDORFF_2011), "all").alpha == pytest.approx(0.743, abs=0.0005)
+    assert agreement_among(labels(*KRIPPENDORFF_2011, target=ORDINAL), "all").alpha == pytest.approx(0.849, abs=0.0005)
 
 
-@pytest.mark.parametrize(("discordant", "test"), [(24, "exact"), (25, "chi2")])
-def test_the_exact_test_ends_below_25_discordant_rows(discordant, test):
-    assert agreement_between(*pair(0, discordant, 0, 0)).test == test
+def test_fleiss_kappa_is_the_published_one():
+    raters = list(zip(*[[c for c, n in enumerate(row) for _ in range(n)] for row in FLEISS_1971], strict=True))
+    got = agreement_among(labels(*raters), "all")
+    assert got.fleiss_kappa == pytest.approx(0.210, abs=0.0005)
+    assert (got.n_labelers, got.n_rows, got.n_complete, got.n_labels) == (14, 10, 10, 140)
 
 
-def test_equal_candidates_do_not_differ():
-    assert agreement_between(*pair(5, 0, 0, 5)).p_value == 1
-    even = agreement_between(*pair(5, 20, 20, 5))
-    assert (even.statistic, even.p_value, even.accuracy_difference) == (0, 1, 0)
+def test_rows_with_one_label_say_nothing_and_incomplete_ones_have_no_part_in_fleiss():
+    got = agreement_among(labels("abba", ["a", "b", None, None], ["a", "a", None, "a"]), "all")
+    assert (got.n_rows, got.n_labels, got.n_complete) == (3, 8, 2)
+    assert got.agreement == pytest.approx(5 / 7)  # pairs: 3 of 3, 1 of 3, 1 of 1
 
 
-def test_only_rows_that_both_labeled_count():
-    gold = ["x", "y", "x", "y"]
-    got = agreement_between(joined(gold, ["x", "y", None, "x"], "a"), joined(gold, ["x", None, "y", "x"], "b"))
-    assert (got.n_both, got.n_same, got.n_both_correct, got.n_both_wrong) == (2, 2, 1, 1)
+def test_one_class_leaves_nothing_to_chance():
+    got = agreement_among(labels("aaa", "aaa"), "all")
+    assert (got.agreement, got.alpha, got.alpha_low, got.fleiss_kappa) == (1, None, None, None)
+    elsewhere = agreement_among(labels(["a", "a", "b"], ["a", "a", None]), "all")  # the other class is on no common row
+    assert (elsewhere.alpha, elsewhere.agreement) == (None, 1)
 
 
-def test_candidates_without_a_common_row_have_no_figures():
-    got = agreement_between(joined(["x", "y"], ["x", None], "a"), joined(["x", "y"], [None, "y"], "b"))
-    assert (got.n_both, got.kappa, got.accuracy_difference, got.p_value) == (0, None, None, 1.0)
+def test_without_a_common_row_there_are_no_figures():
+    got = agreement_among(labels(["a", None], [None, "b"]), "all")
+    assert (got.n_rows, got.agreement, got.alpha, got.alpha_high, got.fleiss_kappa) == (0, None, None, None, None)
 
 
-def test_wrong_in_different_ways_is_not_the_same_label():
-    got = agreement_between(joined(["x", "x"], ["y", "x"], "a"), joined(["x", "x"], ["z", "x"], "b"))
-    assert (got.n_both_wrong, got.n_same) == (1, 1)
+def test_intervals_hold_the_figure_and_shrink_with_more_rows():
+    few, many = ("aabbabab" * n for n in (1, 40))
+    got = [agreement_among(labels(one, one[:-2] + "ba"), "all") for one in (few, many)]
+    assert all(one.alpha_low <= one.alpha <= one.alpha_high for one in got)
+    assert got[1].alpha_high - got[1].alpha_low < got[0].alpha_high - got[0].alpha_low
 
 
-def test_kappa_is_weighted_as_the_target_says():
-    target = Target("t", kappa_weights="quadratic")
-    gold, a, b = [1, 2, 3, 4], [1, 2, 4, 4], [1, 3, 3, 1]
-    got = agreement_between(joined(gold, a, "a", target), joined(gold, b, "b", target))
-    assert got.kappa == pytest.approx(cohen_kappa_score(a, b, labels=[1, 2, 3, 4], weights="quadratic"))
+def test_labelers_are_met_by_key_and_not_by_position():
+    a = (pa.array([1, 2, 3]), pa.array(["x", "y", "x"]))
+    b = (pa.array([3, 1, 9]), pa.array(["x", "x", "y"]))
+    [pair] = agreement_of_pairs(Labels.of(NOMINAL, {"a": a, "b": b}))
+    assert (pair.a, pair.b, pair.n_both, pair.n_same) == ("a", "b", 2, 2)
 
 
-def test_another_gold_or_target_is_refused():
-    a = joined(["x", "y"], ["x", "y"], "a")
-    with pytest.raises(InputError, match="'a' and 'b' were joined with different gold rows"):
-        agreement_between(a, joined(["x", "x"], ["x", "y"], "b"))
-    number = Target("t", kind="numeric")
-    with pytest.raises(ConfigError, match="one categorical target"):
-        agreement_between(joined([1], [1], "a", number), joined([1], [1], "b", number))
-    with pytest.raises(ConfigError, match="one categorical target"):
-        agreement_between(a, joined([1], [1], "b", number))
+def test_pairs_are_all_and_their_kappa_is_cohens():
+    a, b, c = "aabbc", "abbbc", "ccbba"
+    pairs = agreement_of_pairs(labels(a, b, c))
+    assert [(one.a, one.b) for one in pairs] == [("l0", "l1"), ("l0", "l2"), ("l1", "l2")]
+    for pair, (one, other) in zip(pairs, combinations([a, b, c], 2), strict=True):
+        assert pair.kappa == pytest.approx(cohen_kappa_score(list(one), list(other)))
+        assert pair.kappa_low <= pair.kappa <= pair.kappa_high
 
 
-def test_pairs_are_all_of_one_target():
-    three = [joined(["x"], ["x"], name) for name in "abc"]
-    numbers = [joined([1], [1], name, Target("t", kind="numeric")) for name in "ab"]
-    assert [(one.a, one.b) for one in pairwise_agreement([*three, *numbers])] == [("a", "b"), ("a", "c"), ("b", "c")]
+def test_ordinal_pairs_are_weighted():
+    a, b = [1, 2, 3, 4, 4], [1, 3, 3, 1, 4]
+    [pair] = agreement_of_pairs(labels(a, b, target=ORDINAL))
+    assert pair.kappa == pytest.approx(cohen_kappa_score(a, b, weights="quadratic"))
 
 
-label = st.none() | st.sampled_from("xyz")
+def test_a_group_is_some_of_the_labelers():
+    three = labels("aab", "aab", "bba")
+    assert agreement_among(three.only(["l0", "l1"]), "people").alpha == pytest.approx(1)
+    assert agreement_among(three, "all").alpha < 0.5
 
 
-@given(st.lists(st.tuples(st.sampled_from("xyz"), label, label), min_size=1, max_size=50))
-@settings(max_examples=60)
-def test_counts_add_up_and_sides_are_exchangeable(rows):
-    gold, says_a, says_b = zip(*rows, strict=True)
-    a, b = joined(gold, says_a, "a"), joined(gold, says_b, "b")
-    got, turned = agreement_between(a, b), agreement_between(b, a)
-    common = [row for row in rows if row[1] and row[2]]
-    parts = (got.n_both_correct, got.n_only_a_correct, got.n_only_b_correct, got.n_both_wrong)
-    assert sum(parts) == got.n_both == len(common)
-    assert got.n_same == sum(x == y for _, x, y in common)
-    assert (got.p_value, got.n_only_a_correct) == (pytest.approx(turned.p_value), turned.n_only_b_correct)
-    assert 0 <= got.p_value <= 1
-    if len({said for row in common for said in row[1:]}) > 1:
-        expected = cohen_kappa_score([row[1] for row in common], [row[2] for row in common])
-        assert got.kappa == pytest.approx(expected, abs=1e-12)
-    else:
-        assert got.kappa is None
+def test_a_table_too_large_for_the_library_gets_the_same_alpha():
+    tables = labels(*KRIPPENDORFF_2011), labels(*KRIPPENDORFF_2011, target=ORDINAL)
+    by_library = [agreement_among(table, "all").alpha for table in tables]
+    assert [agreement_among(table, "all", library_cells=0).alpha for table in tables] == pytest.approx(by_library)
+
+
+def test_other_types_numbers_and_words_for_ordinal_classes_are_refused():
+    keys = pa.array([1, 2])
+    with pytest.raises(InputError, match=r"Target 't' is .*string in a, int64 in b"):
+        Labels.of(NOMINAL, {"a": (keys, pa.array(["x", "y"])), "b": (keys, pa.array([1, 2]))})
+    with pytest.raises(InputError, match=r"Key 'key' is int64 in a, .*string in b"):
+        Labels.of(NOMINAL, {"a": (keys, pa.array(["x", "y"])), "b": (pa.array(["1"]), pa.array(["x"]))})
+    with pytest.raises(InputError, match="Key 'id' of labeler 'a' is not unique"):
+        Labels.of(NOMINAL, {"a": (pa.array([1, 1]), pa.array(["x", "y"]))}, key="id")
+    with pytest.raises(ConfigError, match="agreement is about classes"):
+        Labels.of(Target("t", kind="numeric"), {"a": (keys, pa.array([0.5, 1.5]))})
+    with pytest.raises(ConfigError, match="needs integer classes"):
+        Labels.of(ORDINAL, {"a": (keys, pa.array(["x", "y"]))})
+
+
+column = st.lists(st.none() | st.integers(0, 3), min_size=6, max_size=6)
+
+
+def alpha_by_definition(said, distance):
+    """Observed over expected disagreement of all pairs of labels, in loops."""
+    units = [[one for one in unit if one is not None] for unit in zip(*said, strict=True)]
+    units = [unit for unit in units if len(unit) > 1]
+    every = [one for unit in units for one in unit]
+    n = len(every)
+    observed = sum(sum(distance(x, y) for x, y in permutations(unit, 2)) / (len(unit) - 1) for unit in units) / n
+    expected = sum(distance(x, y) for x, y in permutations(every, 2)) / (n * (n - 1))
+    return 1 - observed / expected
+
+
+@given(st.lists(column, min_size=2, max_size=5), st.sampled_from([NOMINAL, ORDINAL]))
+@settings(max_examples=80)
+def test_alpha_is_its_definition_and_that_of_the_library(said, target):
+    got = agreement_among(labels(*said, target=target), "all", n_resamples=20)
+    rows = labelers._Rows.of(labels(*said, target=target))
+    pairable = {
+        x for unit in zip(*said, strict=True) for x in unit if x is not None and len(unit) - unit.count(None) > 1
+    }
+    if len(pairable) < 2:
+        assert got.alpha is None
+        return
+    distance = (lambda x, y: (x - y) ** 2) if target.kappa_weights else (lambda x, y: x != y)
+    assert got.alpha == pytest.approx(alpha_by_definition(said, distance))
+    assert rows.alpha(rows.counts[None, :])[0] == pytest.approx(got.alpha)  # what the interval is made of
+    level = "interval" if target.kappa_weights else "nominal"
+    data = [[float("nan") if x is None else x for x in row] for row in said]
+    assert got.alpha == pytest.approx(krippendorff.alpha(reliability_data=data, level_of_measurement=level))
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=7, max_size=7), min_size=2, max_size=4), st.randoms())
+@settings(max_examples=40)
+def test_the_order_of_labelers_and_rows_does_not_count(said, rng):
+    order = list(range(7))
+    rng.shuffle(order)
+    turned = [[row[i] for i in order] for row in reversed(said)]
+    one, other = (agreement_among(labels(*each), "all", n_resamples=50) for each in (said, turned))
+    assert one == other

@@ -9,7 +9,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from dagster_llm_batch.providers.registry import PROVIDERS, provider_class
-from dagster_llm_batch.testing.contracts import ProviderContract, ProviderRig
+from dagster_llm_batch.testing.contracts import ProviderContract, ProviderUnderTest
 from dagster_llm_batch.types import RequestSpec
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-provider.md"
@@ -53,8 +53,8 @@ def registered(page):
 
 class TestRegisteredDice(ProviderContract):
     @pytest.fixture
-    def rig(self, registered) -> ProviderRig:
-        return ProviderRig(registered, RequestSpec("d6"), finish=lambda: None)
+    def subject(self, registered) -> ProviderUnderTest:
+        return ProviderUnderTest(registered, RequestSpec("d6"), finish=lambda: None)
 
 
 def test_the_page_makes_one_folder_and_one_line(page):

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import anthropic
 import pytest
-from provider_bench import batch_file, odd_server
+from sample_batches import batch_file, odd_server
 
 from dagster_llm_batch.errors import (
     AmbiguousError,

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import boto3
 import pytest
-from bedrock_bench import BUCKET, CREATE, HAIKU, SECRET, SPEC, SPECS, TAG, batch_file, emulator_over, over
+from bedrock_emulator import BUCKET, CREATE, HAIKU, SECRET, SPEC, SPECS, TAG, batch_file, emulator_over, over
 
 from dagster_llm_batch.errors import (
     AmbiguousError,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from bedrock_bench import BUCKET, SECRET, SPECS, emulator_over, over
+from bedrock_emulator import BUCKET, SECRET, SPECS, emulator_over, over
 
-from dagster_llm_batch.testing.contracts import ProviderContract, ProviderRig
+from dagster_llm_batch.testing.contracts import ProviderContract, ProviderUnderTest
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, local_s3
 
 
@@ -19,6 +19,8 @@ def s3_url() -> Iterator[str]:
 
 class TestBedrock(ProviderContract):
     @pytest.fixture(params=SPECS)
-    def rig(self, request, s3_url) -> Iterator[ProviderRig]:
+    def subject(self, request, s3_url) -> Iterator[ProviderUnderTest]:
         with emulator_over(s3_url) as emulator:
-            yield ProviderRig(over(emulator, s3_url), SPECS[request.param], emulator.settle, [DEFAULT_KEY, SECRET])
+            yield ProviderUnderTest(
+                over(emulator, s3_url), SPECS[request.param], emulator.settle, [DEFAULT_KEY, SECRET]
+            )

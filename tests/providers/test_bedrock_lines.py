@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 import pytest
-from bedrock_bench import HAIKU
+from bedrock_emulator import HAIKU
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field

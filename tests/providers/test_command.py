@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from provider_bench import SPEC, batch_file, labeler, until
+from sample_batches import SPEC, batch_file, labeler, until
 
 from dagster_llm_batch.errors import ConfigError, RefusedError
 from dagster_llm_batch.providers.command.batches import CommandBatch
@@ -148,7 +148,7 @@ def test_a_batch_whose_starter_died_with_nothing_but_the_plan_written_is_absent_
 STARTER = """
 import sys
 from pathlib import Path
-from provider_bench import SPEC, batch_file, labeler
+from sample_batches import SPEC, batch_file, labeler
 provider = labeler(Path(sys.argv[1]), "--gate", sys.argv[2])
 provider.submit(batch_file(provider.codec(SPEC)), SPEC, "tag-1")
 print("started", flush=True)

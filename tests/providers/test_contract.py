@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from provider_bench import labeler, until
+from sample_batches import labeler, until
 
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.registry import PROVIDERS, provider_class
-from dagster_llm_batch.testing.contracts import ProviderContract, ProviderRig
+from dagster_llm_batch.testing.contracts import ProviderContract, ProviderUnderTest
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseFormat, ResponseKind
 
@@ -25,39 +25,39 @@ SPECS = {
 
 class TestOpenAI(ProviderContract):
     @pytest.fixture(params=SPECS)
-    def rig(self, request) -> Iterator[ProviderRig]:
+    def subject(self, request) -> Iterator[ProviderUnderTest]:
         with Emulator() as emulator:
             provider = OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url)
-            yield ProviderRig(provider, SPECS[request.param], emulator.settle, [DEFAULT_KEY])
+            yield ProviderUnderTest(provider, SPECS[request.param], emulator.settle, [DEFAULT_KEY])
 
 
 class TestAzure(ProviderContract):
     @pytest.fixture
-    def rig(self) -> Iterator[ProviderRig]:
+    def subject(self) -> Iterator[ProviderUnderTest]:
         with Emulator() as emulator:
             provider = OpenAIProvider(DEFAULT_KEY, emulator.azure_base_url)
-            yield ProviderRig(provider, SPECS["chat"], emulator.settle, [DEFAULT_KEY])
+            yield ProviderUnderTest(provider, SPECS["chat"], emulator.settle, [DEFAULT_KEY])
 
 
 class TestAnthropic(ProviderContract):
     @pytest.fixture
-    def rig(self) -> Iterator[ProviderRig]:
+    def subject(self) -> Iterator[ProviderUnderTest]:
         with Emulator() as emulator:
             provider = AnthropicProvider(DEFAULT_KEY, emulator.anthropic_base_url)
             spec = RequestSpec("claude-x", params={"max_tokens": 100})
-            yield ProviderRig(provider, spec, emulator.settle, [DEFAULT_KEY])
+            yield ProviderUnderTest(provider, spec, emulator.settle, [DEFAULT_KEY])
 
 
 class TestCommand(ProviderContract):
     @pytest.fixture
-    def rig(self, tmp_path) -> ProviderRig:
+    def subject(self, tmp_path) -> ProviderUnderTest:
         provider = labeler(tmp_path, env={"TOKEN": "secret-token"})
 
         def finish() -> None:
             ids = [path.name for path in tmp_path.iterdir()]
             until(lambda: all(report.status.is_terminal for report in provider.poll(ids).values()))
 
-        return ProviderRig(provider, RequestSpec("m"), finish, ["secret-token"])
+        return ProviderUnderTest(provider, RequestSpec("m"), finish, ["secret-token"])
 
 
 @pytest.mark.parametrize("name", PROVIDERS)

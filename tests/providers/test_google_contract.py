@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from google_bench import BUCKET, gemini, vertex, vertex_in_tables
+from google_emulator import BUCKET, gemini, vertex, vertex_in_tables
 
-from dagster_llm_batch.testing.contracts import ProviderContract, ProviderRig
+from dagster_llm_batch.testing.contracts import ProviderContract, ProviderUnderTest
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, local_gcs
 from dagster_llm_batch.types import RequestSpec
 
@@ -25,22 +25,24 @@ def storage_url() -> Iterator[str]:
 
 class TestVertex(ProviderContract):
     @pytest.fixture(params=VERTEX_SPECS)
-    def rig(self, request, storage_url, tmp_path) -> Iterator[ProviderRig]:
+    def subject(self, request, storage_url, tmp_path) -> Iterator[ProviderUnderTest]:
         with Emulator(gcs_url=storage_url) as emulator:
             provider = vertex(emulator, storage_url, prefix=tmp_path.name + request.param)
-            yield ProviderRig(provider, VERTEX_SPECS[request.param], emulator.settle, [DEFAULT_KEY])
+            yield ProviderUnderTest(provider, VERTEX_SPECS[request.param], emulator.settle, [DEFAULT_KEY])
 
 
 class TestVertexInTables(ProviderContract):
     @pytest.fixture(params=VERTEX_SPECS)
-    def rig(self, request) -> Iterator[ProviderRig]:
+    def subject(self, request) -> Iterator[ProviderUnderTest]:
         with Emulator() as emulator:
-            yield ProviderRig(vertex_in_tables(emulator), VERTEX_SPECS[request.param], emulator.settle, [DEFAULT_KEY])
+            yield ProviderUnderTest(
+                vertex_in_tables(emulator), VERTEX_SPECS[request.param], emulator.settle, [DEFAULT_KEY]
+            )
 
 
 class TestGemini(ProviderContract):
     @pytest.fixture(params=[0, 1_000_000], ids=["file", "inline"])
-    def rig(self, request) -> Iterator[ProviderRig]:
+    def subject(self, request) -> Iterator[ProviderUnderTest]:
         with Emulator() as emulator:
             provider = gemini(emulator, inline_bytes=request.param)
-            yield ProviderRig(provider, RequestSpec("gemini-2.5-flash"), emulator.settle, [DEFAULT_KEY])
+            yield ProviderUnderTest(provider, RequestSpec("gemini-2.5-flash"), emulator.settle, [DEFAULT_KEY])

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
-from google_bench import BUCKET, gemini, vertex
+from google_emulator import BUCKET, gemini, vertex
 
 from dagster_llm_batch.errors import (
     AmbiguousError,
@@ -19,7 +19,7 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.providers.google.vertex import credentials_of
-from dagster_llm_batch.testing.contracts import ProviderRig
+from dagster_llm_batch.testing.contracts import ProviderUnderTest
 from dagster_llm_batch.testing.emulator import (
     BatchFault,
     Emulator,
@@ -47,32 +47,32 @@ def storage_url() -> Iterator[str]:
         yield url
 
 
-class Bench:
+class EmulatedGoogle:
     def __init__(self, kind: str, storage_url: str, prefix: str, **options) -> None:
         self.kind = kind
         self.storage_url = storage_url
         self.emulator = Emulator(gcs_url=storage_url, **options).start()
         self.prefix = prefix
         provider = vertex(self.emulator, storage_url, prefix=prefix) if kind == "vertex" else gemini(self.emulator)
-        self.rig = ProviderRig(provider, SPEC, self.emulator.settle)
+        self.subject = ProviderUnderTest(provider, SPEC, self.emulator.settle)
         self.provider = provider
 
     def run(self, *faults, texts=TEXTS):
         self.emulator.inject(*faults)
-        batch_id = self.rig.submit(texts, "tag-a")
+        batch_id = self.subject.submit(texts, "tag-a")
         self.emulator.settle()
-        return batch_id, self.provider.poll([batch_id])[batch_id], self.rig.results(batch_id)
+        return batch_id, self.provider.poll([batch_id])[batch_id], self.subject.results(batch_id)
 
 
 @pytest.fixture
 def make(storage_url, tmp_path) -> Iterator:
-    made: list[Bench] = []
+    made: list[EmulatedGoogle] = []
 
-    def bench(kind: str, **options) -> Bench:
-        made.append(Bench(kind, storage_url, tmp_path.name, **options))
+    def start(kind: str, **options) -> EmulatedGoogle:
+        made.append(EmulatedGoogle(kind, storage_url, tmp_path.name, **options))
         return made[-1]
 
-    yield bench
+    yield start
     for one in made:
         one.emulator.close()
 
@@ -80,80 +80,84 @@ def make(storage_url, tmp_path) -> Iterator:
 @pytest.mark.parametrize("how", ["500", "close"])
 @pytest.mark.parametrize("kind", CREATES)
 def test_a_create_whose_reply_is_lost_is_ambiguous_made_once_and_found(make, kind, how):
-    bench = make(kind)
-    bench.emulator.inject(lost_create_reply(how, route=CREATES[kind]))
+    service = make(kind)
+    service.emulator.inject(lost_create_reply(how, route=CREATES[kind]))
     with pytest.raises(AmbiguousError):
-        bench.rig.submit(TEXTS, "tag-a")
-    [batch] = bench.emulator.books.batches
-    assert bench.provider.find("tag-a", HINTS) == Found(batch.id)
-    bench.emulator.settle()
-    assert len(bench.rig.results(batch.id)) == len(TEXTS)
+        service.subject.submit(TEXTS, "tag-a")
+    [batch] = service.emulator.books.batches
+    assert service.provider.find("tag-a", HINTS) == Found(batch.id)
+    service.emulator.settle()
+    assert len(service.subject.results(batch.id)) == len(TEXTS)
 
 
 @pytest.mark.parametrize("kind", CREATES)
 def test_a_create_that_was_not_made_says_so_and_can_be_made_again(make, kind):
-    bench = make(kind)
-    bench.emulator.inject(rate_limited(CREATES[kind], retry_after=7))
+    service = make(kind)
+    service.emulator.inject(rate_limited(CREATES[kind], retry_after=7))
     with pytest.raises(TransientError, match="too many requests") as caught:
-        bench.rig.submit(TEXTS, "tag-a")
+        service.subject.submit(TEXTS, "tag-a")
     assert caught.value.retry_after_seconds == 7
-    assert bench.provider.find("tag-a", HINTS) == Absent()
-    assert bench.rig.submit(TEXTS, "tag-a")
-    assert len(bench.emulator.books.batches) == 1
+    assert service.provider.find("tag-a", HINTS) == Absent()
+    assert service.subject.submit(TEXTS, "tag-a")
+    assert len(service.emulator.books.batches) == 1
 
 
 def test_after_an_ambiguous_create_the_same_file_is_used_again_and_other_rows_have_a_file_of_their_own(make):
-    bench = make("vertex")
-    bench.emulator.inject(WireFault(kind="status", route=CREATES["vertex"], status=500))
+    service = make("vertex")
+    service.emulator.inject(WireFault(kind="status", route=CREATES["vertex"], status=500))
     with pytest.raises(AmbiguousError):
-        bench.rig.submit(TEXTS, "tag-a")
-    assert bench.provider.find("tag-a", HINTS) == Absent()
+        service.subject.submit(TEXTS, "tag-a")
+    assert service.provider.find("tag-a", HINTS) == Absent()
     for texts in (["other"], TEXTS, TEXTS):
-        bench.rig.submit(texts, "tag-a")
-    bench.emulator.settle()
-    other, first, second = [batch.input_file_id for batch in bench.emulator.books.batches]
+        service.subject.submit(texts, "tag-a")
+    service.emulator.settle()
+    other, first, second = [batch.input_file_id for batch in service.emulator.books.batches]
     assert other != first == second
-    assert first.startswith(f"gs://{BUCKET}/{bench.prefix}/tag-a/requests-")
-    assert [len(bench.rig.results(batch.id)) for batch in bench.emulator.books.batches] == [1, len(TEXTS), len(TEXTS)]
+    assert first.startswith(f"gs://{BUCKET}/{service.prefix}/tag-a/requests-")
+    assert [len(service.subject.results(batch.id)) for batch in service.emulator.books.batches] == [
+        1,
+        len(TEXTS),
+        len(TEXTS),
+    ]
 
 
 def test_a_file_that_is_there_and_is_another_is_not_overwritten(make):
-    bench = make("vertex")
-    bench.rig.submit(TEXTS, "tag-a")
-    [batch] = bench.emulator.books.batches
-    files = Storage(bench.storage_url)
+    service = make("vertex")
+    service.subject.submit(TEXTS, "tag-a")
+    [batch] = service.emulator.books.batches
+    files = Storage(service.storage_url)
     files.write(batch.input_file_id, b"somebody else's")
     with pytest.raises(RefusedError, match="another file is there already"):
-        bench.rig.submit(TEXTS, "tag-a")
+        service.subject.submit(TEXTS, "tag-a")
     assert files.read(batch.input_file_id) == b"somebody else's"
 
 
 @pytest.mark.parametrize("kind", CREATES)
 def test_a_wrong_key_is_refused_and_never_shown(make, kind):
-    bench = make(kind, keys={"right"})
+    service = make(kind, keys={"right"})
     with pytest.raises(CredentialsError) as caught:
-        bench.rig.submit(TEXTS, "tag-a")
+        service.subject.submit(TEXTS, "tag-a")
     assert "sk-emulator" not in str(caught.value)
     with pytest.raises(CredentialsError):
-        bench.provider.poll(["batch"])
+        service.provider.poll(["batch"])
     with pytest.raises(CredentialsError):
-        bench.provider.respond(bench.rig.lines(["a"]))
+        service.provider.respond(service.subject.lines(["a"]))
 
 
 @pytest.mark.parametrize("kind", CREATES)
 def test_an_answer_that_is_no_list_does_not_say_that_there_is_no_batch(make, kind):
-    bench = make(kind)
-    bench.rig.submit(TEXTS, "tag-a")
-    bench.emulator.inject(WireFault(kind="status", route=f"GET /{kind}/*", status=200, times=None))
+    service = make(kind)
+    service.subject.submit(TEXTS, "tag-a")
+    service.emulator.inject(WireFault(kind="status", route=f"GET /{kind}/*", status=200, times=None))
     with pytest.raises(TransientError, match="no list"):
-        bench.provider.find("tag-a", HINTS)
+        service.provider.find("tag-a", HINTS)
 
 
 @pytest.mark.parametrize("kind", CREATES)
 def test_an_unknown_model_is_refused_at_once(make, kind):
-    bench = make(kind, limits=Limits(known_models={"other"}))
+    service = make(kind, limits=Limits(known_models={"other"}))
     with pytest.raises(RefusedError, match="not found"):
-        bench.rig.submit(TEXTS, "tag-a")
+        service.subject.submit(TEXTS, "tag-a")
 
 
 @pytest.mark.parametrize(
@@ -167,55 +171,55 @@ def test_a_batch_that_failed_says_why_and_whether_again_can_help(make, kind, cod
 
 
 def test_an_import_that_fails_is_found_out_by_the_job_with_code_3(make):
-    bench = make("vertex")
+    service = make("vertex")
     line = json.dumps({"custom_id": "n-0", "request": {"contents": [], "generationConfig": {"$defs": {"a": 1}}}})
-    batch_id = bench.provider.submit(io.BytesIO(line.encode() + b"\n"), SPEC, "tag-a")
-    bench.emulator.settle()
-    report = bench.provider.poll([batch_id])[batch_id]
+    batch_id = service.provider.submit(io.BytesIO(line.encode() + b"\n"), SPEC, "tag-a")
+    service.emulator.settle()
+    report = service.provider.poll([batch_id])[batch_id]
     assert report.status is BatchStatus.FAILED
     assert "Failed to import data" in (report.reason or "")
     assert not report.retryable
 
 
 def test_a_malformed_row_refuses_a_gemini_batch_as_a_whole(make):
-    bench = make("gemini")
+    service = make("gemini")
     line = json.dumps({"key": "n-0", "request": {"contents": [{"parts": [{"texts": "a"}]}]}}).encode()
     with pytest.raises(RefusedError, match="Unknown name"):
-        bench.provider.submit(io.BytesIO(line + b"\n"), SPEC, "tag-a")
-    assert bench.emulator.books.batches == []
+        service.provider.submit(io.BytesIO(line + b"\n"), SPEC, "tag-a")
+    assert service.emulator.books.batches == []
 
 
 def test_numeric_ids_are_rewritten_by_the_importer_and_ours_are_not(make):
-    bench = make("vertex")
+    service = make("vertex")
     rows = [
         {"custom_id": f"{i:06}", "request": {"contents": [{"role": "user", "parts": [{"text": "a"}]}]}} for i in (0, 7)
     ]
     data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    batch_id = bench.provider.submit(io.BytesIO(data), SPEC, "tag-n")
-    bench.emulator.settle()
-    assert {result.custom_id for result in bench.rig.results(batch_id)} == {"0", "7"}
-    assert {result.custom_id for result in bench.run()[2]} == {f"n-{i}" for i in range(4)}
+    batch_id = service.provider.submit(io.BytesIO(data), SPEC, "tag-n")
+    service.emulator.settle()
+    assert {result.custom_id for result in service.subject.results(batch_id)} == {"0", "7"}
+    assert {result.custom_id for result in service.run()[2]} == {f"n-{i}" for i in range(4)}
 
 
 @pytest.mark.parametrize(("fault", "status"), [("expires", BatchStatus.EXPIRED), ("cancels", BatchStatus.CANCELED)])
 def test_a_vertex_job_cut_short_keeps_the_rows_that_finished(make, fault, status):
-    bench = make("vertex")
-    _, report, results = bench.run(BatchFault(kind=fault, fraction=0.5))
+    service = make("vertex")
+    _, report, results = service.run(BatchFault(kind=fault, fraction=0.5))
     assert report.status is status
-    assert len(results) == 2 == len(bench.emulator.books.executions)
+    assert len(results) == 2 == len(service.emulator.books.executions)
     assert {result.outcome for result in results} == {Outcome.SUCCEEDED}
 
 
 @pytest.mark.parametrize("inline_bytes", [0, 1_000_000])
 def test_the_gemini_api_is_spoken_in_its_beta_version_too(make, inline_bytes):
-    bench = make("gemini")
-    bench.rig = ProviderRig(
-        gemini(bench.emulator, api_version="v1beta", inline_bytes=inline_bytes), SPEC, bench.emulator.settle
+    service = make("gemini")
+    service.subject = ProviderUnderTest(
+        gemini(service.emulator, api_version="v1beta", inline_bytes=inline_bytes), SPEC, service.emulator.settle
     )
-    batch_id = bench.rig.submit(TEXTS, "tag")
-    bench.rig.finish()
-    assert {result.outcome for result in bench.rig.results(batch_id)} == {Outcome.SUCCEEDED}
-    assert all("/v1beta/" in call.path for call in bench.emulator.books.calls)
+    batch_id = service.subject.submit(TEXTS, "tag")
+    service.subject.finish()
+    assert {result.outcome for result in service.subject.results(batch_id)} == {Outcome.SUCCEEDED}
+    assert all("/v1beta/" in call.path for call in service.emulator.books.calls)
 
 
 def test_a_gemini_batch_expires_without_results(make):
@@ -240,13 +244,13 @@ def test_every_state_word_is_one_status_and_partial_success_is_an_end(make, stat
 
 @pytest.mark.parametrize("kind", CREATES)
 def test_failed_rows_are_told_apart_and_counted(make, kind):
-    bench = make(kind)
+    service = make(kind)
     faults = (
         RowFault(custom_ids={"n-0"}),
         RowFault(custom_ids={"n-1"}, status_code=503),
         RowFault(kind="refusal", custom_ids={"n-2"}),
     )
-    _, report, results = bench.run(*faults)
+    _, report, results = service.run(*faults)
     assert (report.status, report.done, report.failed) == (BatchStatus.ENDED, 4, 2)
     read = {result.custom_id: (result.outcome, result.retryable) for result in results}
     assert read == {
@@ -262,10 +266,10 @@ def test_failed_rows_are_told_apart_and_counted(make, kind):
 )
 @pytest.mark.parametrize("kind", CREATES)
 def test_a_bent_results_file_loses_no_row_but_the_missing_one(make, kind, file):
-    bench = make(kind)
-    bench.provider = bench.provider if kind == "vertex" else gemini(bench.emulator, inline_bytes=0)
-    bench.rig = ProviderRig(bench.provider, SPEC, bench.emulator.settle)
-    _, _, results = bench.run(FileFault(kind=file))
+    service = make(kind)
+    service.provider = service.provider if kind == "vertex" else gemini(service.emulator, inline_bytes=0)
+    service.subject = ProviderUnderTest(service.provider, SPEC, service.emulator.settle)
+    _, _, results = service.run(FileFault(kind=file))
     got = [result.custom_id for result in results if result.outcome is Outcome.SUCCEEDED]
     extra = {"duplicate": 1, "foreign": 1, "missing": -1}.get(file, 0)
     assert len(got) == len(TEXTS) + extra
@@ -273,46 +277,48 @@ def test_a_bent_results_file_loses_no_row_but_the_missing_one(make, kind, file):
 
 
 def test_results_in_several_files_are_all_read(make):
-    bench = make("vertex")
-    batch_id, _, results = bench.run()
+    service = make("vertex")
+    batch_id, _, results = service.run()
     from google.auth.credentials import AnonymousCredentials
     from google.cloud.storage import Client
 
-    client = Client(project="p", credentials=AnonymousCredentials(), client_options={"api_endpoint": bench.storage_url})
-    [blob] = client.list_blobs(BUCKET, prefix=f"{bench.prefix}/tag-a/results/")
+    client = Client(
+        project="p", credentials=AnonymousCredentials(), client_options={"api_endpoint": service.storage_url}
+    )
+    [blob] = client.list_blobs(BUCKET, prefix=f"{service.prefix}/tag-a/results/")
     more = blob.name.replace("predictions.jsonl", "predictions-2.jsonl")
     client.bucket(BUCKET).blob(more).upload_from_string(blob.download_as_bytes())
-    assert len(bench.rig.results(batch_id)) == 2 * len(results)
+    assert len(service.subject.results(batch_id)) == 2 * len(results)
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_a_download_that_breaks_off_is_transient(make, framing):
-    bench = make("gemini")
-    bench.rig = ProviderRig(gemini(bench.emulator, inline_bytes=0), SPEC, bench.emulator.settle)
-    batch_id = bench.rig.submit(TEXTS, "tag-a")
-    bench.emulator.settle()
-    bench.emulator.inject(WireFault(kind="cut", route="GET *:download", framing=framing))
+    service = make("gemini")
+    service.subject = ProviderUnderTest(gemini(service.emulator, inline_bytes=0), SPEC, service.emulator.settle)
+    batch_id = service.subject.submit(TEXTS, "tag-a")
+    service.emulator.settle()
+    service.emulator.inject(WireFault(kind="cut", route="GET *:download", framing=framing))
     with pytest.raises(TransientError):
-        bench.rig.results(batch_id)
-    assert len(bench.rig.results(batch_id)) == len(TEXTS)
+        service.subject.results(batch_id)
+    assert len(service.subject.results(batch_id)) == len(TEXTS)
 
 
 def test_an_upload_larger_than_a_chunk_arrives_whole(make):
-    bench = make("gemini")
-    bench.rig = ProviderRig(gemini(bench.emulator, inline_bytes=0), SPEC, bench.emulator.settle)
-    batch_id = bench.rig.submit(["x" * 5_000_000, "y" * 5_000_000], "tag-a")
-    bench.emulator.settle()
-    assert len(bench.rig.results(batch_id)) == 2
-    assert bench.emulator.books.files[0].bytes > 10_000_000
+    service = make("gemini")
+    service.subject = ProviderUnderTest(gemini(service.emulator, inline_bytes=0), SPEC, service.emulator.settle)
+    batch_id = service.subject.submit(["x" * 5_000_000, "y" * 5_000_000], "tag-a")
+    service.emulator.settle()
+    assert len(service.subject.results(batch_id)) == 2
+    assert service.emulator.books.files[0].bytes > 10_000_000
 
 
 @pytest.mark.parametrize("kind", CREATES)
 def test_many_batches_are_polled_by_a_page(make, kind):
-    bench = make(kind)
-    ids = [bench.rig.submit(["a"], f"tag-{i}") for i in range(6)]
-    before = len(bench.emulator.books.calls)
-    assert set(bench.provider.poll(ids)) == set(ids)
-    assert len(bench.emulator.books.calls) - before == 1
+    service = make(kind)
+    ids = [service.subject.submit(["a"], f"tag-{i}") for i in range(6)]
+    before = len(service.emulator.books.calls)
+    assert set(service.provider.poll(ids)) == set(ids)
+    assert len(service.emulator.books.calls) - before == 1
 
 
 def test_usage_comes_back_with_thoughts_and_cached_tokens(make):
@@ -329,30 +335,32 @@ def test_usage_comes_back_with_thoughts_and_cached_tokens(make):
 
 
 def test_a_server_that_is_not_there_is_transient_and_nothing_was_created(make):
-    bench = make("gemini")
-    nowhere = ProviderRig(gemini(bench.emulator, base_url="http://127.0.0.1:1"), SPEC, bench.emulator.settle)
+    service = make("gemini")
+    nowhere = ProviderUnderTest(gemini(service.emulator, base_url="http://127.0.0.1:1"), SPEC, service.emulator.settle)
     with pytest.raises(TransientError, match="no connection"):
         nowhere.submit(TEXTS, "tag-a")
 
 
 def test_wrong_settings_are_refused_before_any_call(make):
-    bench = make("vertex")
+    service = make("vertex")
     with pytest.raises(ConfigError, match="without 'gs://'"):
-        vertex(bench.emulator, bench.storage_url, bucket="gs://bucket/x")
+        vertex(service.emulator, service.storage_url, bucket="gs://bucket/x")
     with pytest.raises(ConfigError, match="do not run at the location 'global'"):
-        vertex(bench.emulator, bench.storage_url, location="global").codec(RequestSpec("claude-x"))
+        vertex(service.emulator, service.storage_url, location="global").codec(RequestSpec("claude-x"))
     with pytest.raises(ConfigError, match="is no such key"):
         credentials_of("{}", None)
     with pytest.raises(ConfigError, match="holds a space"):
-        gemini(bench.emulator, api_key="a b")
+        gemini(service.emulator, api_key="a b")
 
 
 def test_a_bucket_that_is_not_there_is_refused(make):
-    bench = make("vertex")
-    rig = ProviderRig(vertex(bench.emulator, bench.storage_url, bucket="absent"), SPEC, bench.emulator.settle)
+    service = make("vertex")
+    subject = ProviderUnderTest(
+        vertex(service.emulator, service.storage_url, bucket="absent"), SPEC, service.emulator.settle
+    )
     with pytest.raises(ProviderError):
-        rig.submit(TEXTS, "tag-a")
-    assert bench.emulator.books.batches == []
+        subject.submit(TEXTS, "tag-a")
+    assert service.emulator.books.batches == []
 
 
 def test_the_resources_build_the_providers_of_an_engine(tmp_path):

@@ -10,7 +10,18 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from odd_bench import HOUSES, NONSENSE, VERBS, WEB_PAGE, Answer, House, house, is_clean, mutants, storage
+from odd_answers import (
+    NONSENSE,
+    PROVIDERS,
+    VERBS,
+    WEB_PAGE,
+    Answer,
+    RecordedProvider,
+    is_clean,
+    mutants,
+    record_provider,
+    storage,
+)
 
 from dagster_llm_batch.errors import AmbiguousError, ProviderError, TransientError
 from dagster_llm_batch.types import BatchReport, BatchStatus, CannotTell, Found, Outcome, Undecided
@@ -27,23 +38,23 @@ def stored() -> Iterator[Mapping[str, Any]]:
         yield options
 
 
-@pytest.fixture(scope="module", params=HOUSES)
-def one(request: pytest.FixtureRequest, stored: Mapping[str, Any]) -> Iterator[House]:
+@pytest.fixture(scope="module", params=PROVIDERS)
+def one(request: pytest.FixtureRequest, stored: Mapping[str, Any]) -> Iterator[RecordedProvider]:
     """A provider, whose SDK does not sleep between its tries."""
     sleep = time.sleep
-    with pytest.MonkeyPatch.context() as patch, house(request.param, stored) as found:
+    with pytest.MonkeyPatch.context() as patch, record_provider(request.param, stored) as found:
         patch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.002)))
         yield found
 
 
-def _places(one: House) -> Iterator[tuple[str, int]]:
+def _places(one: RecordedProvider) -> Iterator[tuple[str, int]]:
     """Each call that a verb makes. Claude on Vertex AI differs from Gemini there in its rows alone."""
     for verb in VERBS if one.name != "vertex claude" else ("fetch", "respond"):
         for number in range(one.made[verb]):
             yield verb, number
 
 
-def _told(one: House, verb: str, number: int, odd: Answer) -> Any:
+def _told(one: RecordedProvider, verb: str, number: int, odd: Answer) -> Any:
     """What the verb gives where this call is answered oddly: a value, or the error that it raises."""
     one.relay.replay(one.kept[verb], number, odd)
     try:
@@ -76,7 +87,7 @@ def _unclean(value: Any) -> list[str]:
             return []
 
 
-def _wrong(one: House, verb: str, number: int, odd: Answer, told: Any) -> str | None:
+def _wrong(one: RecordedProvider, verb: str, number: int, odd: Answer, told: Any) -> str | None:
     """Why this is not what may come of nonsense."""
     truth, is_error = one.truth[verb], isinstance(told, ProviderError)
     match verb:
@@ -111,7 +122,7 @@ def _wrong(one: House, verb: str, number: int, odd: Answer, told: Any) -> str | 
     return None
 
 
-def test_nonsense_is_never_taken_for_an_answer(one: House) -> None:
+def test_nonsense_is_never_taken_for_an_answer(one: RecordedProvider) -> None:
     found = []
     for verb, number in _places(one):
         for odd in NONSENSE:
@@ -121,7 +132,7 @@ def test_nonsense_is_never_taken_for_an_answer(one: House) -> None:
     assert not found, "\n".join(found)
 
 
-def test_an_answer_with_odd_values_gives_clean_values_or_one_of_our_errors(one: House) -> None:
+def test_an_answer_with_odd_values_gives_clean_values_or_one_of_our_errors(one: RecordedProvider) -> None:
     found = []
     for verb, number in _places(one):
         seed = zlib.crc32(f"{one.name} {verb} {number}".encode())
@@ -136,7 +147,7 @@ def test_an_answer_with_odd_values_gives_clean_values_or_one_of_our_errors(one: 
     assert not found, "\n".join(found)
 
 
-def test_a_web_page_is_named_as_one_with_what_to_do(one: House) -> None:
+def test_a_web_page_is_named_as_one_with_what_to_do(one: RecordedProvider) -> None:
     last = {verb: one.made[verb] - 1 for verb in ("submit", "poll one", "cancel", "respond")}
     for verb, number in last.items():
         said = str(_told(one, verb, number, WEB_PAGE))

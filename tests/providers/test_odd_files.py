@@ -12,8 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from odd_bench import NONSENSE, PAGE, Answer, is_clean, mutants
-from provider_bench import SPEC, batch_file, labeler, odd_server, until
+from odd_answers import NONSENSE, PAGE, Answer, is_clean, mutants
+from sample_batches import SPEC, batch_file, labeler, odd_server, until
 
 from dagster_llm_batch.errors import LLMBatchError, ProviderError, RefusedError, TransientError
 from dagster_llm_batch.providers.command.provider import CommandProvider

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from provider_bench import SPEC, batch_file, odd_server
+from sample_batches import SPEC, batch_file, odd_server
 
 from dagster_llm_batch.errors import (
     AmbiguousError,

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
-from provider_bench import LABELER, SPEC, batch_file, until
+from sample_batches import LABELER, SPEC, batch_file, until
 
 from dagster_llm_batch import LLMBatchResource, RayBatchResource
 from dagster_llm_batch.errors import AmbiguousError, ConfigError, CredentialsError, RefusedError, TransientError

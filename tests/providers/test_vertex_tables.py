@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from google.cloud import bigquery
 from google.oauth2.credentials import Credentials
-from google_bench import vertex, vertex_in_tables
+from google_emulator import vertex, vertex_in_tables
 
 from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.errors import AmbiguousError, ConfigError, RefusedError, TransientError

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from house import Ticket
+from kafka_location import Ticket
 from texts import labeling, student
 
 from dagster_llm_batch.streams import KafkaResource, KafkaTopic, StreamLabeler, labeler

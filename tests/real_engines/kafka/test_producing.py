@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from broker import Broker
 from confluent_kafka import Producer
-from house import House
+from kafka_location import CodeLocation
 from producing_process import AT_ONCE, COUNT, main, numbers, work
 
 from dagster_llm_batch.errors import ConfigError, TransientError
@@ -109,20 +109,20 @@ def test_labels_are_produced_by_an_asset_once_a_version_also_after_its_run_was_l
         columns=["label"],
         partitions_def=dg.StaticPartitionsDefinition(["p"]),
     )
-    house = House(broker, emulator, stored, [labels, sink], [])
-    assert house.run("labels", "sink", partition="p").success
+    location = CodeLocation(broker, emulator, stored, [labels, sink], [])
+    assert location.run("labels", "sink", partition="p").success
     first = broker.consume(name)
     assert [(m.key(), json.loads(m.value())) for m in first] == [(b"a", {"label": "y"}), (b"b", {"label": "x"})]
     headers = dict(first[0].headers())
     assert headers["dedup-id"] == b"a:" + headers["llm-version"]
     stored.wipe_assets([dg.AssetKey("sink")])  # as after a kill between the commit and Dagster's note
     table["rows"] = pl.DataFrame(table["rows"].to_pylist()).sort("id").to_arrow()  # another order, the same rows
-    assert house.run("sink", partition="p").success
+    assert location.run("sink", partition="p").success
     assert len(broker.consume(name)) == 2
     table["rows"] = pa.table({"id": ["a"], "label": ["z"], "extra": [1]})
-    assert house.run("labels", "sink", partition="p").success
+    assert location.run("labels", "sink", partition="p").success
     assert [json.loads(m.value())["label"] for m in broker.consume(name)] == ["y", "x", "z"]
-    assert house.run("sink", partition="p").success
+    assert location.run("sink", partition="p").success
     assert len(broker.consume(name)) == 3
 
 

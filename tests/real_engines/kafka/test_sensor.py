@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import pyarrow as pa
 import pytest
-from house import House, Ticket, labeled
+from kafka_location import CodeLocation, Ticket, labeled
 
 from dagster_llm_batch.errors import ConfigError, InputError, MessagesLostError
 from dagster_llm_batch.streams import KafkaTopic, KafkaWindow, build_kafka_sensor, kafka_assets
@@ -19,14 +19,16 @@ NOW = timedelta(0)
 
 @pytest.fixture
 def make(broker, emulator, stored):
-    """A house with the messages' asset, labels of them (or straight of the topic), and a sensor named kafka."""
+    """A code location with the messages' asset, labels of them (or straight of the topic), and a sensor named kafka."""
 
     def with_topic(name, *, on_lost="stop", straight=False, **sensor):
         topic = KafkaTopic(name, Ticket, on_lost=on_lost)
         messages = [] if straight else kafka_assets(name="messages", topic=topic)
         labels = labeled(topic) if straight else labeled(topic, rows="messages", required_resource_keys=None)
         usual = {"name": "kafka", "max_messages": 10, "max_wait": NOW, "target": [*messages, *labels]}
-        return House(broker, emulator, stored, [*messages, *labels], [build_kafka_sensor(topic, **{**usual, **sensor})])
+        return CodeLocation(
+            broker, emulator, stored, [*messages, *labels], [build_kafka_sensor(topic, **{**usual, **sensor})]
+        )
 
     return with_topic
 
@@ -43,29 +45,29 @@ def asked(ticked):
     return [request.partition_key for request in ticked.run_requests or ()]
 
 
-def land(house, partitions):
-    house.emulator.settle()
-    return [house.run("labels", "labels_rejects", partition=one) for one in partitions]
+def land(location, partitions):
+    location.emulator.settle()
+    return [location.run("labels", "labels_rejects", partition=one) for one in partitions]
 
 
 def test_every_message_is_labeled_once_and_each_that_cannot_be_read_is_a_reject(make, broker, topic):
     name = topic(partitions=2)
     broker.produce(name, [*tickets(17), "no json"])
     broker.produce(name, tickets(7, 100), partition=1)
-    house = make(name)
-    ticked = house.tick("kafka")
-    windows = house.add(ticked)
+    location = make(name)
+    ticked = location.tick("kafka")
+    windows = location.add(ticked)
     assert windows == asked(ticked) == [f"{name}@0.0-10", f"{name}@0.10-18_1.0-2", f"{name}@1.2-7"]
-    assert all(run.success for run in house.launch(ticked))
-    assert all(run.success for run in land(house, windows))
-    labels = pa.concat_tables([house.load("labels", one) for one in windows])
+    assert all(run.success for run in location.launch(ticked))
+    assert all(run.success for run in land(location, windows))
+    labels = pa.concat_tables([location.load("labels", one) for one in windows])
     assert sorted(labels["message_id"].to_pylist()) == sorted(
         [f"{name}-0-{n}" for n in range(17)] + [f"{name}-1-{n}" for n in range(7)]
     )
-    rejects = pa.concat_tables([house.load("messages_rejects", one) for one in windows])
+    rejects = pa.concat_tables([location.load("messages_rejects", one) for one in windows])
     assert [(row["message_id"], row["kafka_value"]) for row in rejects.to_pylist()] == [(f"{name}-0-17", b"no json")]
-    assert sum(one.billed for one in house.emulator.books.executions) == 24
-    assert keys(house.tick("kafka", ticked.cursor)) == []
+    assert sum(one.billed for one in location.emulator.books.executions) == 24
+    assert keys(location.tick("kafka", ticked.cursor)) == []
 
 
 @pytest.mark.parametrize("killed", ["before anything", "after partitions", "after runs"])
@@ -74,37 +76,37 @@ def test_a_daemon_that_is_killed_in_a_tick_and_begins_it_again_leaves_no_gap_and
 ):
     name = topic()
     broker.produce(name, tickets(14))
-    house = make(name, straight=True, max_messages=12)
-    first = house.tick("kafka", None)
+    location = make(name, straight=True, max_messages=12)
+    first = location.tick("kafka", None)
     if killed != "before anything":
-        house.add(first)
+        location.add(first)
     if killed == "after runs":
-        house.launch(first)
+        location.launch(first)
     broker.produce(name, tickets(9, 50))  # meanwhile
-    again = house.tick("kafka", None)  # with the old cursor
-    house.add(again)
-    house.launch(again)
-    windows = [KafkaWindow.parse(one) for one in house.instance.get_dynamic_partitions(f"kafka_{name}")]
+    again = location.tick("kafka", None)  # with the old cursor
+    location.add(again)
+    location.launch(again)
+    windows = [KafkaWindow.parse(one) for one in location.instance.get_dynamic_partitions(f"kafka_{name}")]
     held = sorted(n for one in windows for r in one.ranges for n in range(r.start, r.end))
     assert held == list(range(23))
-    assert house.instance.get_materialized_partitions(dg.AssetKey("labels_batch")) == {one.key for one in windows}
-    house.emulator.settle()
-    asked_for = [one.body_digest for one in house.emulator.books.executions]
+    assert location.instance.get_materialized_partitions(dg.AssetKey("labels_batch")) == {one.key for one in windows}
+    location.emulator.settle()
+    asked_for = [one.body_digest for one in location.emulator.books.executions]
     assert len(asked_for) == len(set(asked_for)) == 23
 
 
 def test_either_windows_or_cursor_is_memory_enough(make, broker, topic):
     name = topic()
     broker.produce(name, tickets(10))
-    house = make(name)
-    ticked = house.tick("kafka")
-    assert house.add(ticked) == [f"{name}@0.0-10"]
+    location = make(name)
+    ticked = location.tick("kafka")
+    assert location.add(ticked) == [f"{name}@0.0-10"]
     broker.produce(name, tickets(10, 10))
-    assert keys(house.tick("kafka", None)) == [f"{name}@0.10-20"]
-    house.instance.delete_dynamic_partition(f"kafka_{name}", f"{name}@0.0-10")
-    assert keys(house.tick("kafka", ticked.cursor)) == [f"{name}@0.10-20"]
+    assert keys(location.tick("kafka", None)) == [f"{name}@0.10-20"]
+    location.instance.delete_dynamic_partition(f"kafka_{name}", f"{name}@0.0-10")
+    assert keys(location.tick("kafka", ticked.cursor)) == [f"{name}@0.10-20"]
     with pytest.raises(Exception, match="is not its own"):
-        house.tick("kafka", "[]")
+        location.tick("kafka", "[]")
 
 
 def test_a_rest_waits_until_its_oldest_message_is_old_enough(make, broker, topic):
@@ -137,13 +139,13 @@ def test_windows_by_time_end_before_the_last_boundary_and_start_leaves_out_what_
 def test_retention_before_a_window_stops_the_sensor_until_somebody_decides(make, broker, topic):
     name = topic()
     broker.produce(name, tickets(10))
-    house = make(name)
-    ticked = house.tick("kafka")
-    house.add(ticked)
+    location = make(name)
+    ticked = location.tick("kafka")
+    location.add(ticked)
     broker.produce(name, tickets(10, 10))
     broker.delete_before(name, 14)
     with pytest.raises(MessagesLostError, match=r"offsets 10 to 13 of partition 0 .*no window holds them"):
-        house.tick("kafka", ticked.cursor)
+        location.tick("kafka", ticked.cursor)
     decided = make(name, on_lost="record")
     after = decided.tick("kafka", ticked.cursor)
     [window] = decided.add(after)
@@ -156,23 +158,23 @@ def test_retention_before_a_window_stops_the_sensor_until_somebody_decides(make,
 def test_a_window_that_has_landed_is_not_replaced_by_what_retention_left(make, broker, topic):
     name = topic()
     broker.produce(name, tickets(10))
-    house = make(name, on_lost="record")
-    [window] = house.add(house.tick("kafka"))
-    assert house.run("messages", "messages_rejects", partition=window).success
+    location = make(name, on_lost="record")
+    [window] = location.add(location.tick("kafka"))
+    assert location.run("messages", "messages_rejects", partition=window).success
     broker.delete_before(name, 5)
-    assert not house.run("messages", "messages_rejects", partition=window).success
-    assert len(house.load("messages", window)) == 10
+    assert not location.run("messages", "messages_rejects", partition=window).success
+    assert len(location.load("messages", window)) == 10
 
 
 def test_a_topic_that_was_made_anew_is_noticed(make, broker, topic):
     name = topic()
     broker.produce(name, tickets(4))
-    house = make(name)
+    location = make(name)
     cursor = json.dumps({name: {"0": 50}})
     with pytest.raises(InputError, match=r"gone to offset 50 of partition 0, and it ends at 4 now"):
-        house.tick("kafka", cursor)
+        location.tick("kafka", cursor)
     with pytest.raises(InputError, match=r"of partition 7, and it is gone"):
-        house.tick("kafka", json.dumps({name: {"7": 5}}))
+        location.tick("kafka", json.dumps({name: {"7": 5}}))
 
 
 def test_rows_straight_from_the_topic_refuse_a_window_with_what_they_cannot_read(broker, emulator, stored, topic):
@@ -181,10 +183,10 @@ def test_rows_straight_from_the_topic_refuse_a_window_with_what_they_cannot_read
     source = KafkaTopic(name, Ticket)
     window = f"{name}@0.0-4"
     stored.add_dynamic_partitions(f"kafka_{name}", [window])
-    strict = House(broker, emulator, stored, labeled(source), [])
+    strict = CodeLocation(broker, emulator, stored, labeled(source), [])
     assert not strict.run("labels_batch", partition=window).success
     assert emulator.books.batches == {} or not emulator.books.batches
-    lenient = House(broker, emulator, stored, labeled(source, rows=source.rows(unreadable="leave_out")), [])
+    lenient = CodeLocation(broker, emulator, stored, labeled(source, rows=source.rows(unreadable="leave_out")), [])
     assert lenient.run("labels_batch", partition=window).success
     land(lenient, [window])
     assert lenient.load("labels", window)["message_id"].to_pylist() == [f"{name}-0-{n}" for n in range(3)]

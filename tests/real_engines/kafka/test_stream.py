@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
-from house import House, Ticket, labeled
+from kafka_location import CodeLocation, Ticket, labeled
 from texts import labeling, strange, student, texts, topic_of
 
 from dagster_llm_batch.core.prompt import Prompt
@@ -232,40 +232,40 @@ def test_a_seen_change_has_its_windows_labeled_and_no_others(stream, emulator, s
     stream.run(960)
     labels = labeled(stream.topic)
     sensor = build_drift_sensor(f"{stream.name}-events", topic=stream.topic, labels=labels, name="drift")
-    house = House(stream.broker, emulator, stored, labels, [sensor])
+    location = CodeLocation(stream.broker, emulator, stored, labels, [sensor])
     windows = [f"{stream.name}@0.{n}-{n + 240}" for n in range(0, 960, 240)]
     stored.add_dynamic_partitions(f"kafka_{stream.name}", windows)
-    ticked = house.tick("drift")
+    ticked = location.tick("drift")
     asked = [request.partition_key for request in ticked.run_requests]
     assert windows[-1] in asked
     assert windows[0] not in asked
-    assert house.launch(ticked)[-1].success
+    assert location.launch(ticked)[-1].success
     for cursor in (ticked.cursor, None):  # none: all events are read again
-        assert not house.tick("drift", cursor).run_requests
+        assert not location.tick("drift", cursor).run_requests
     assert SeenEvents.model_validate_json(ticked.cursor).open == {}
 
 
 def test_a_change_is_read_once_and_waits_for_its_windows_to_be_made(stream, emulator, stored):
     labels = labeled(stream.topic)
     sensor = build_drift_sensor(f"{stream.name}-events", topic=stream.topic, labels=labels, after=5, name="drift")
-    house = House(stream.broker, emulator, stored, labels, [sensor])
+    location = CodeLocation(stream.broker, emulator, stored, labels, [sensor])
     place = {"partition": 0, "first_offset": 8, "offset": 12}
     event = DriftEvent(topic=stream.name, signals=["confidence"], student="s", seen_ms=0, **place)
     stream.broker.produce(f"{stream.name}-events", [event.model_dump_json()])
     windows = [f"{stream.name}@0.{n}-{n + 10}" for n in range(0, 40, 10)]
     stored.add_dynamic_partitions(f"kafka_{stream.name}", windows[:1])
-    first = house.tick("drift")
+    first = location.tick("drift")
     assert [one.partition_key for one in first.run_requests] == windows[:1]
     stream.broker.delete_before(f"{stream.name}-events", 1)
     stored.add_dynamic_partitions(f"kafka_{stream.name}", windows[1:])
-    second = house.tick("drift", first.cursor)
+    second = location.tick("drift", first.cursor)
     assert windows[1] in [one.partition_key for one in second.run_requests]
     assert not {*windows[2:]} & {one.partition_key for one in second.run_requests}
-    third = house.tick("drift", second.cursor)
+    third = location.tick("drift", second.cursor)
     assert third.skip_message == "0 changes wait for windows that are not made yet"
     assert SeenEvents.model_validate_json(third.cursor) == SeenEvents(next={0: 1})
     with pytest.raises(Exception, match="is not its own"):
-        house.tick("drift", "[]")
+        location.tick("drift", "[]")
 
 
 def test_what_the_student_is_unsure_of_goes_to_the_next_batch_and_comes_back_as_labels(stream, llm, stored):
@@ -285,15 +285,15 @@ def test_what_the_student_is_unsure_of_goes_to_the_next_batch_and_comes_back_as_
         partitions_def=stream.review.partitions_def,
     )
     windows = build_kafka_sensor(stream.review, target=labels, max_messages=4, max_wait=timedelta(0), name="next_batch")
-    house = House(stream.broker, llm, stored, [*labels, sink], [windows])
+    location = CodeLocation(stream.broker, llm, stored, [*labels, sink], [windows])
     cursor = None
     for _ in range(2):  # the second time, nothing is new
-        ticked = house.tick("next_batch", cursor)
-        cursor, keys = ticked.cursor, house.add(ticked)
-        assert all(run.success for run in house.launch(ticked))
+        ticked = location.tick("next_batch", cursor)
+        cursor, keys = ticked.cursor, location.add(ticked)
+        assert all(run.success for run in location.launch(ticked))
         llm.settle()
         for key in keys:
-            assert house.run("labels", "labels_rejects", "answered", partition=key).success
+            assert location.run("labels", "labels_rejects", "answered", partition=key).success
     came = {one.key().decode(): json.loads(one.value()) for one in stream.broker.consume(f"{stream.name}-answered")}
     assert set(came) == set(unsure) >= {f"{stream.name}-0-{n}" for n in range(30, 34)}
     assert {key: one["topic"] for key, one in came.items()} == {

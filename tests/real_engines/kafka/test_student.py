@@ -7,7 +7,7 @@ from decimal import Decimal
 import dagster as dg
 import pyarrow as pa
 import pytest
-from house import House, labeled
+from kafka_location import CodeLocation, labeled
 from texts import labeling, strange, student, texts, topic_of
 
 from dagster_llm_batch import evaluation_assets
@@ -131,19 +131,19 @@ def test_the_student_is_an_asset_that_is_evaluated_beside_the_llm_and_the_stream
     dashboard = stream_dashboard_asset(name="dashboard", results=results, truth="labels", target="topic")
     assets = [*labels, *learned, gold, *scores, dashboard]
     with Emulator(answer=lambda body, _: {"topic": topic_of(body["messages"][-1]["content"])}) as llm:
-        house = House(broker, llm, stored, assets, [])
-        assert house.run("labels_batch", partition=window).success
+        location = CodeLocation(broker, llm, stored, assets, [])
+        assert location.run("labels_batch", partition=window).success
         llm.settle()
-        assert house.run("labels", "labels_rejects", partition=window).success
-        assert house.run("student", "student_labels", "gold").success
-        assert house.run("scores", "scores_per_class", "dashboard").success
-    loaded = student_of(house.load("student"))
+        assert location.run("labels", "labels_rejects", partition=window).success
+        assert location.run("student", "student_labels", "gold").success
+        assert location.run("scores", "scores_per_class", "dashboard").success
+    loaded = student_of(location.load("student"))
     assert (loaded.rows, loaded.code_version) == (150, labeling().code_version)
-    measured = {row["candidate"]: row for row in house.load("scores").to_pylist()}
+    measured = {row["candidate"]: row for row in location.load("scores").to_pylist()}
     assert measured["llm"]["accuracy"] == 1
     assert measured["student"]["accuracy"] > 0.9
     assert (measured["student"]["n_labeled"], measured["student"]["cost_usd"]) == (150, 0)
-    everything = house.load("dashboard").to_pylist()[0]
+    everything = location.load("dashboard").to_pylist()[0]
     assert (everything["n"], everything["n_truth"], everything["truth_agreement"]) == (5, 5, 1.0)
 
 

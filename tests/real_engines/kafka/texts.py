@@ -6,7 +6,7 @@ import random
 from functools import cache
 from typing import Any
 
-from house import Topic
+from kafka_location import Topic
 
 from dagster_llm_batch import Prompt
 from dagster_llm_batch.engine import Labeling

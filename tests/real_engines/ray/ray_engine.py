@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ray_bench import JOBS
+from ray_batches import JOBS
 
 from cluster import ADDRESS  # isort: skip
 from dagster_llm_batch.core.prompt import Prompt

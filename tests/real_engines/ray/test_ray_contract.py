@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from ray_bench import shouting, until
+from ray_batches import shouting, until
 
-from dagster_llm_batch.testing.contracts import ProviderContract, ProviderRig
+from dagster_llm_batch.testing.contracts import ProviderContract, ProviderUnderTest
 from dagster_llm_batch.types import RequestSpec
 
 
 class TestRay(ProviderContract):
     @pytest.fixture
-    def rig(self, cluster, tmp_path) -> ProviderRig:
+    def subject(self, cluster, tmp_path) -> ProviderUnderTest:
         provider = shouting(tmp_path / "storage", headers={"x-token": "secret-token"})
 
         def finish() -> None:
@@ -19,4 +19,4 @@ class TestRay(ProviderContract):
             ours = [one for one in jobs if one and provider.poll([one])[one].status.value != "not_found"]
             until(lambda: all(report.status.is_terminal for report in provider.poll(ours).values()))
 
-        return ProviderRig(provider, RequestSpec("m"), finish, ["secret-token"])
+        return ProviderUnderTest(provider, RequestSpec("m"), finish, ["secret-token"])

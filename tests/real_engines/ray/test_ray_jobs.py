@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from cluster import ADDRESS, Cluster
-from ray_bench import SPEC, asked, batch_file, report, results, shouting, submit, until, wait_for_end
+from ray_batches import SPEC, asked, batch_file, report, results, shouting, submit, until, wait_for_end
 
 from dagster_llm_batch.errors import RefusedError, TransientError
 from dagster_llm_batch.providers.ray.answers import RayAnswers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster import Cluster, family, kill_node
-from ray_bench import asked, results, shouting, submit, until, wait_for_end
+from ray_batches import asked, results, shouting, submit, until, wait_for_end
 
 from dagster_llm_batch.types import BatchStatus
 

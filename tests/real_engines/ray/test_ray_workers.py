@@ -15,10 +15,9 @@ import pytest
 from cluster import Cluster
 
 TESTS = Path(__file__).parents[2]
-sys.path[:0] = [str(TESTS / "engine")]  # its house, and what is the same
+sys.path[:0] = [str(TESTS / "engine")]  # its workspace and its comparison
 
-from house import House  # noqa: E402
-from same import (  # noqa: E402
+from comparison import (  # noqa: E402
     TARGETS,
     assert_same_plan,
     assert_same_report,
@@ -28,6 +27,7 @@ from same import (  # noqa: E402
     tickets,
     with_gold,
 )
+from workspace import Workspace  # noqa: E402
 
 from dagster_llm_batch.distributed import RayWorkers, compare_spread  # noqa: E402
 from dagster_llm_batch.errors import InputError  # noqa: E402
@@ -57,8 +57,8 @@ def emulator() -> Iterator[Emulator]:
 
 
 @pytest.fixture
-def house(tmp_path: Any, emulator: Emulator) -> House:
-    return House(tmp_path, emulator)
+def workspace(tmp_path: Any, emulator: Emulator) -> Workspace:
+    return Workspace(tmp_path, emulator)
 
 
 def dataset(data: Any) -> Any:
@@ -67,21 +67,21 @@ def dataset(data: Any) -> Any:
 
 
 def test_request_files_are_the_same_byte_for_byte_as_those_of_one_process(
-    tmp_path: Any, house: House, data: Any
+    tmp_path: Any, workspace: Workspace, data: Any
 ) -> None:
     found = []
     for name, workers in (("here", None), ("there", RayWorkers())):
-        own = House(tmp_path / name, house.emulator)
+        own = Workspace(tmp_path / name, workspace.emulator)
         definition = labeling(urgent="urgent", fallback=["openai/gpt-4o-mini"], workers=workers)
         rows = dataset(data) if workers else pa.concat_tables([tickets(3_000)])
         found.append(stored(own, own.engine().plan(definition, rows)))
     assert_same_plan(*found)
 
 
-def test_labels_are_the_same_row_for_row(tmp_path: Any, house: House, data: Any) -> None:
+def test_labels_are_the_same_row_for_row(tmp_path: Any, workspace: Workspace, data: Any) -> None:
     found = []
     for name, workers in (("here", None), ("there", RayWorkers({"num_cpus": 1}))):
-        own = House(tmp_path / name, house.emulator)
+        own = Workspace(tmp_path / name, workspace.emulator)
         definition = labeling(workers=workers)
         status = own.run(definition, dataset(data))
         found.append(own.engine().labels(definition, status.submission.submission_id))
@@ -89,9 +89,9 @@ def test_labels_are_the_same_row_for_row(tmp_path: Any, house: House, data: Any)
     assert by_key(found[0].labels) == by_key(found[1].labels)
 
 
-def test_figures_against_gold_are_the_same_to_the_last_digit(house: House, data: Any) -> None:
+def test_figures_against_gold_are_the_same_to_the_last_digit(workspace: Workspace, data: Any) -> None:
     definition = labeling(workers=RayWorkers())
-    engine, submission_id = house.engine(), house.run(definition, dataset(data)).submission.submission_id
+    engine, submission_id = workspace.engine(), workspace.run(definition, dataset(data)).submission.submission_id
     gold, said = with_gold(engine.labels(definition, submission_id).labels)
     parts = [said.slice(number * 750, 750) for number in range(4)]
     there = compare_spread(RayWorkers(), gold, {"c": data.from_arrow(parts)}, key="ticket_id", targets=TARGETS)
@@ -101,7 +101,9 @@ def test_figures_against_gold_are_the_same_to_the_last_digit(house: House, data:
         compare_spread(RayWorkers(), gold, {"c": data.from_arrow(parts * 2)}, key="ticket_id", targets=TARGETS)
 
 
-def test_a_worker_that_dies_is_replaced_and_its_rows_are_asked_once(tmp_path: Any, house: House, data: Any) -> None:
+def test_a_worker_that_dies_is_replaced_and_its_rows_are_asked_once(
+    tmp_path: Any, workspace: Workspace, data: Any
+) -> None:
     marker = str(tmp_path / "died")
 
     def die_once(block: pa.Table) -> pa.Table:
@@ -111,35 +113,35 @@ def test_a_worker_that_dies_is_replaced_and_its_rows_are_asked_once(tmp_path: An
         return block
 
     definition = labeling()
-    alone = House(tmp_path / "alone", house.emulator)
+    alone = Workspace(tmp_path / "alone", workspace.emulator)
     here = stored(alone, alone.engine().plan(definition, tickets(3_000)))
     dying = dataset(data).map_batches(die_once, batch_size=None, batch_format="pyarrow")
-    there = stored(house, house.engine().plan(replace(definition, workers=RayWorkers()), dying))
+    there = stored(workspace, workspace.engine().plan(replace(definition, workers=RayWorkers()), dying))
     assert Path(marker).exists()
     assert_same_plan(here, there)
 
 
 def test_written_labels_are_a_partitioned_table_with_the_rows_of_one_process(
-    tmp_path: Path, house: House, data: Any, monkeypatch: Any
+    tmp_path: Path, workspace: Workspace, data: Any, monkeypatch: Any
 ) -> None:
     definition = labeling(workers=RayWorkers())
-    submission_id = house.run(definition, dataset(data)).submission.submission_id
+    submission_id = workspace.run(definition, dataset(data)).submission.submission_id
     for region, part_rows in (("eu", 1_000), ("us", 5_000), ("us", 5_000)):  # taken apart, whole, and once more
         monkeypatch.setattr("dagster_llm_batch.engine.label.PART_ROWS", part_rows)
         folders = [f"{tmp_path}/{name}/region={region}" for name in ("labels", "rejects")]
-        written = house.engine().write_labels(definition, submission_id, *folders)
+        written = workspace.engine().write_labels(definition, submission_id, *folders)
         assert (written.labels, written.rejects) == (3_000, 0)
     found = data.read_parquet(f"{tmp_path}/labels").groupby("region").count().take_all()
     assert {row["region"]: row["count()"] for row in found} == {"eu": 3_000, "us": 3_000}
-    alone = house.engine().labels(labeling(), submission_id).labels
+    alone = workspace.engine().labels(labeling(), submission_id).labels
     for region in ("eu", "us"):
         assert by_key(pq.read_table(f"{tmp_path}/labels/region={region}", partitioning=None)) == by_key(alone)
 
 
-def test_wrong_rows_are_told_as_one_process_tells_them(house: House, data: Any) -> None:
+def test_wrong_rows_are_told_as_one_process_tells_them(workspace: Workspace, data: Any) -> None:
     definition = labeling(workers=RayWorkers())
     with pytest.raises(InputError, match="duplicate values: 't"):
-        house.engine().plan(definition, dataset(data).union(dataset(data)))
+        workspace.engine().plan(definition, dataset(data).union(dataset(data)))
     with pytest.raises(InputError, match="a Ray dataset, got a pyarrow"):
-        house.engine().plan(definition, tickets(10))
-    assert house.files() == set()
+        workspace.engine().plan(definition, tickets(10))
+    assert workspace.files() == set()

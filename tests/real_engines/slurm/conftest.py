@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "providers"))  # the labeler and the bench of all providers' tests
+sys.path.insert(0, str(Path(__file__).parents[2] / "providers"))  # the labeler and the batches of all providers' tests
 
 from slurm_cluster import Cluster, missing_programs
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from bench import provider_on
-from provider_bench import until
+from sample_batches import until
+from slurm_batches import provider_on
 
-from dagster_llm_batch.testing.contracts import ProviderContract, ProviderRig
+from dagster_llm_batch.testing.contracts import ProviderContract, ProviderUnderTest
 from dagster_llm_batch.types import RequestSpec
 
 
 @pytest.mark.parametrize("cluster", ["plain", "accounted"], indirect=True)
 class TestSlurm(ProviderContract):
     @pytest.fixture
-    def rig(self, cluster, tmp_path, monkeypatch) -> ProviderRig:
+    def subject(self, cluster, tmp_path, monkeypatch) -> ProviderUnderTest:
         monkeypatch.setenv("TOKEN", "secret-token")
         provider = provider_on(
             tmp_path, export=["TOKEN"], requests_per_task=8, lag_seconds=3.0
@@ -23,4 +23,4 @@ class TestSlurm(ProviderContract):
             ids = [path.name for path in tmp_path.iterdir()]
             until(lambda: all(report.status.is_terminal for report in provider.poll(ids).values()))
 
-        return ProviderRig(provider, RequestSpec("m"), finish, ["secret-token"])
+        return ProviderUnderTest(provider, RequestSpec("m"), finish, ["secret-token"])

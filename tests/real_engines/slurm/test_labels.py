@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench import before_real
+from slurm_batches import before_real
 
 HERE = Path(__file__).parent
 LABELS = {"a": "positive", "b": "negative", "c": "positive", "d": "negative", "e": "positive"}

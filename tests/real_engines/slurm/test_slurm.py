@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from bench import before_real, provider_on, report, submit, tag_of, texts, wait_for_end
-from provider_bench import until
+from sample_batches import until
+from slurm_batches import before_real, provider_on, report, submit, tag_of, texts, wait_for_end
 
 from dagster_llm_batch.errors import AmbiguousError, RefusedError, TransientError
 from dagster_llm_batch.providers.slurm.options import SlurmOptions
@@ -62,7 +62,7 @@ def test_a_batch_of_many_requests_is_one_array_of_which_only_so_many_run_at_once
 STARTER = """
 import sys
 from pathlib import Path
-from bench import before_real, provider_on, submit
+from slurm_batches import before_real, provider_on, submit
 submit(provider_on(Path(sys.argv[1]), *sys.argv[2:]))
 """
 

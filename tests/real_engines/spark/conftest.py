@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 TESTS = Path(__file__).parents[2]
-sys.path[:0] = [str(TESTS / "engine")]  # its house, and what is the same
+sys.path[:0] = [str(TESTS / "engine")]  # its workspace and its comparison
 os.environ["PYSPARK_PYTHON"] = sys.executable  # else workers run the python3 of PATH, which has no pyarrow
 os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS / "engine"), str(TESTS.parent)])  # what workers import
 os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
@@ -19,7 +19,7 @@ os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
 from dagster_llm_batch.testing.emulator import Emulator  # noqa: E402 - the environment comes first
 
 if TYPE_CHECKING:
-    from house import House
+    from workspace import Workspace
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +52,7 @@ def emulator() -> Iterator[Emulator]:
 
 
 @pytest.fixture
-def house(tmp_path: Any, emulator: Emulator) -> House:
-    from house import House
+def workspace(tmp_path: Any, emulator: Emulator) -> Workspace:
+    from workspace import Workspace
 
-    return House(tmp_path, emulator)
+    return Workspace(tmp_path, emulator)

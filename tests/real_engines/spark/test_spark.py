@@ -11,8 +11,8 @@ from typing import Any
 import dagster as dg
 import pyarrow.parquet as pq
 import pytest
-from house import House
-from same import TARGETS, assert_same_plan, assert_same_report, by_key, labeling, stored, tickets, with_gold
+from comparison import TARGETS, assert_same_plan, assert_same_report, by_key, labeling, stored, tickets, with_gold
+from workspace import Workspace
 
 from dagster_llm_batch import HiveParquetIOManager
 from dagster_llm_batch.core.rows import record_batches
@@ -34,21 +34,21 @@ def frame(spark: Any, tmp_path_factory: Any) -> Any:
 
 
 def test_request_files_are_the_same_byte_for_byte_as_those_of_one_process(
-    tmp_path: Any, house: House, spark: Any, frame: Any
+    tmp_path: Any, workspace: Workspace, spark: Any, frame: Any
 ) -> None:
     found = []
     for name, workers in (("here", None), ("there", SparkWorkers(spark))):
-        own = House(tmp_path / name, house.emulator)
+        own = Workspace(tmp_path / name, workspace.emulator)
         definition = labeling(urgent="urgent", fallback=["openai/gpt-4o-mini"], workers=workers)
         found.append(stored(own, own.engine().plan(definition, frame)))
     assert_same_plan(*found)
     assert len([name for name in found[0] if name.startswith("batch ")]) > 20
 
 
-def test_labels_are_the_same_row_for_row(tmp_path: Any, house: House, spark: Any, frame: Any) -> None:
+def test_labels_are_the_same_row_for_row(tmp_path: Any, workspace: Workspace, spark: Any, frame: Any) -> None:
     found = []
     for name, workers in (("here", None), ("there", SparkWorkers(lambda: spark))):
-        own = House(tmp_path / name, house.emulator)
+        own = Workspace(tmp_path / name, workspace.emulator)
         definition = labeling(workers=workers)
         status = own.run(definition, frame)
         found.append(own.engine().labels(definition, status.submission.submission_id))
@@ -57,10 +57,10 @@ def test_labels_are_the_same_row_for_row(tmp_path: Any, house: House, spark: Any
 
 
 def test_figures_against_gold_are_the_same_to_the_last_digit(
-    tmp_path: Any, house: House, spark: Any, frame: Any
+    tmp_path: Any, workspace: Workspace, spark: Any, frame: Any
 ) -> None:
     definition = labeling(workers=SparkWorkers(spark))
-    engine, submission_id = house.engine(), house.run(definition, frame).submission.submission_id
+    engine, submission_id = workspace.engine(), workspace.run(definition, frame).submission.submission_id
     gold, said = with_gold(engine.labels(definition, submission_id).labels)
     parts = tmp_path / "parts"
     parts.mkdir()
@@ -77,7 +77,7 @@ def test_figures_against_gold_are_the_same_to_the_last_digit(
 
 
 def test_a_worker_that_dies_is_replaced_and_its_rows_are_asked_once(
-    tmp_path: Any, house: House, spark: Any, frame: Any
+    tmp_path: Any, workspace: Workspace, spark: Any, frame: Any
 ) -> None:
     marker = str(tmp_path / "died")
 
@@ -89,25 +89,25 @@ def test_a_worker_that_dies_is_replaced_and_its_rows_are_asked_once(
             yield batch
 
     definition = labeling()
-    alone = House(tmp_path / "alone", house.emulator)
+    alone = Workspace(tmp_path / "alone", workspace.emulator)
     here = stored(alone, alone.engine().plan(definition, frame))
     dying = frame.mapInArrow(die_once, frame.schema)
-    there = stored(house, house.engine().plan(replace(definition, workers=SparkWorkers(spark)), dying))
+    there = stored(workspace, workspace.engine().plan(replace(definition, workers=SparkWorkers(spark)), dying))
     assert Path(marker).exists()
     assert_same_plan(here, there)
 
 
-def test_wrong_rows_are_told_as_one_process_tells_them(house: House, spark: Any, frame: Any) -> None:
+def test_wrong_rows_are_told_as_one_process_tells_them(workspace: Workspace, spark: Any, frame: Any) -> None:
     definition = labeling(workers=SparkWorkers(spark))
     with pytest.raises(InputError, match="duplicate values: 't"):
-        house.engine().plan(definition, frame.union(frame))
+        workspace.engine().plan(definition, frame.union(frame))
     with pytest.raises(InputError, match="a Spark DataFrame, got a pyarrow"):
-        house.engine().plan(definition, tickets(10))
-    assert house.files() == set()
+        workspace.engine().plan(definition, tickets(10))
+    assert workspace.files() == set()
 
 
-def test_a_frame_without_rows_is_an_empty_dataset(house: House, spark: Any, frame: Any) -> None:
-    status = house.run(labeling(workers=SparkWorkers(spark)), frame.where("false"))
+def test_a_frame_without_rows_is_an_empty_dataset(workspace: Workspace, spark: Any, frame: Any) -> None:
+    status = workspace.run(labeling(workers=SparkWorkers(spark)), frame.where("false"))
     assert status.submission.rows == 0
 
 
@@ -127,14 +127,14 @@ def test_a_frame_is_streamed_through_arrow_and_never_held_whole(spark: Any) -> N
 
 
 def test_written_labels_are_a_partitioned_table_to_spark(
-    tmp_path: Path, house: House, spark: Any, frame: Any, monkeypatch: Any
+    tmp_path: Path, workspace: Workspace, spark: Any, frame: Any, monkeypatch: Any
 ) -> None:
     definition = labeling(workers=SparkWorkers(spark))
-    submission_id = house.run(definition, frame).submission.submission_id
+    submission_id = workspace.run(definition, frame).submission.submission_id
     for region, part_rows in (("eu", 1_000), ("us", 5_000), ("us", 5_000)):  # taken apart, whole, and once more
         monkeypatch.setattr("dagster_llm_batch.engine.label.PART_ROWS", part_rows)
         folders = [f"{tmp_path}/{name}/region={region}" for name in ("labels", "rejects")]
-        written = house.engine().write_labels(definition, submission_id, *folders)
+        written = workspace.engine().write_labels(definition, submission_id, *folders)
         assert (written.labels, written.rejects) == (3_000, 0)
     found = spark.read.parquet(f"{tmp_path}/labels")
     assert {row.region: row["count"] for row in found.groupBy("region").count().collect()} == {"eu": 3_000, "us": 3_000}

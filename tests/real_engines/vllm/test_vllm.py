@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from cluster import ADDRESS
-from ray_bench import until
+from ray_batches import until
 
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.command.provider import CommandProvider

@@ -1,0 +1,262 @@
+"""Where a worker process can die: each arrow that leaves it, cut at the boundary of a class, in that process alone.
+
+    file: …     a payload: begun, half written, whole but without its name, named
+    ledger: …   a transaction: not begun, run but not committed, committed; named after the ledger's method or move
+    call: …     a call to a provider: not sent, sent and not acted on, acted on and its reply unread, answered
+
+The package has no hooks for this. A new file, transaction or call shows up here under a name of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import botocore.httpsession
+import httpx
+import httpx2
+import requests.adapters
+
+from dagster_llm_batch.providers.command import batches as command_batch
+from dagster_llm_batch.providers.command import provider as command
+from dagster_llm_batch.storage.ledger import database
+from dagster_llm_batch.storage.payloads import PayloadStore
+
+_FILE = re.compile(
+    r"(?:wave-(?P<wave>\d+)-\d+\.)?(?P<kind>[a-z]+)(?:-[0-9a-f]+)?\.(?:(?:jsonl\.)?(?:zst|lz4)|parquet)$"
+)
+_VERBS = {
+    "submit": "call: upload",
+    **{verb: f"call: {verb}" for verb in ("find", "poll", "fetch", "cancel", "respond")},
+}
+_LEASES = {"_compare_and_set": "lease", "_give_back": "release", "release": "release", "renew": "renew"}
+
+
+class When(StrEnum):
+    """The moment at an arrow."""
+
+    BEFORE = "before"  # nothing has left
+    HALFWAY = "halfway"  # some of its bytes have
+    UNSEEN = "unseen"  # all is written, and no one else can see it: without its name, or not committed
+    ARRIVED = "arrived"  # the provider has the call, and never acts on it
+    ACTED = "acted"  # the provider has acted, and its reply is not read
+    AFTER = "after"  # it is done and its end is known here; nothing else has happened
+
+
+HELD = frozenset({When.ARRIVED, When.ACTED, When.HALFWAY})
+"""Moments of a call that are not of this process: the emulator holds the call there, and the parent kills."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """The `nth` time that a process comes to this moment of this arrow, within a wave."""
+
+    arrow: str
+    when: When
+    wave: int = 1
+    nth: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.arrow} · {self.when.value}{' (wave 2)' if self.wave > 1 else ''}"
+
+
+class Interceptor:
+    """Counts what crosses, and dies at one point. `told` tells the parent; it returns once the next call will be held.
+
+    A parent of many processes reads exit codes from several threads, which the standard library does not make safe.
+    """
+
+    def __init__(self, point: Point | None, told: Callable[[bool], None]) -> None:
+        self.crossed: Counter[tuple[str, When, int]] = Counter()
+        self.wave = 1
+        self.verb = ""
+        self._point = point
+        self._told = told
+
+    def cross(self, arrow: str, when: When, wave: int | None = None) -> None:
+        """Say that the process is at this moment; it may be its last."""
+        key = (arrow, when, wave or self.wave)
+        self.crossed[key] += 1
+        point = self._point
+        if point is None or key != (point.arrow, point.when, point.wave) or self.crossed[key] != point.nth:
+            return
+        is_held = arrow.startswith("call: ") and when in HELD
+        self._told(is_held)
+        if not is_held:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, arrow: str, act: Callable[[], Any]) -> Any:
+        """Before, the act, after."""
+        self.cross(arrow, When.BEFORE)
+        result = act()
+        self.cross(arrow, When.AFTER)
+        return result
+
+
+def install(interceptor: Interceptor, create: str, download: str, emulator_port: int) -> None:
+    """Intercept this process. `create` and `download` are patterns of "METHOD path" that tell these calls apart."""
+    _intercept_files(interceptor)
+    _intercept_transactions(interceptor)
+
+    def call(method: str, url: str, send: Callable[[], Any]) -> Any:
+        parts = urlsplit(url)
+        line = f"{method} {parts.path}"
+        arrow = _VERBS.get(interceptor.verb, "call: other")
+        if interceptor.verb == "submit" and re.search(create, line):
+            arrow = "call: create"
+        elif interceptor.verb == "fetch" and re.search(download, line):
+            arrow = "call: download"
+        interceptor.cross(arrow, When.BEFORE)
+        if parts.port == emulator_port:
+            for when in (When.ARRIVED, When.ACTED, *([When.HALFWAY] if arrow == "call: download" else [])):
+                interceptor.cross(arrow, when)
+        answer = send()
+        interceptor.cross(arrow, When.AFTER)
+        return answer
+
+    for transport in (httpx.HTTPTransport, httpx2.HTTPTransport):
+        _wrap(transport, "handle_request", lambda real, me, r: call(r.method, str(r.url), lambda: real(me, r)))
+    _wrap(
+        requests.adapters.HTTPAdapter,
+        "send",
+        lambda real, me, r, *a, **k: call(r.method, r.url, lambda: real(me, r, *a, **k)),
+    )
+    _wrap(botocore.httpsession.URLLib3Session, "send", lambda real, me, r: call(r.method, r.url, lambda: real(me, r)))
+
+
+def intercept_verbs(interceptor: Interceptor, provider: Any) -> Any:
+    """The provider, telling the interceptor which of its verbs is at work. Without network, its verbs are calls."""
+    has_network = not isinstance(provider, command.CommandProvider)
+    if not has_network:
+        _intercept_command(interceptor)
+
+    def tapped(verb: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def act(*arguments: Any) -> Any:
+            interceptor.verb = verb
+            if has_network or verb == "submit":
+                return real(*arguments)
+            return interceptor.around(_VERBS[verb], lambda: real(*arguments))
+
+        return act
+
+    for verb in _VERBS:
+        setattr(provider, verb, tapped(verb, getattr(provider, verb)))
+    return provider
+
+
+def _wrap(owner: Any, name: str, tapped: Callable[..., Any]) -> None:
+    real = getattr(owner, name)
+
+    @functools.wraps(real)
+    def wrapper(*arguments: Any, **options: Any) -> Any:
+        return tapped(real, *arguments, **options)
+
+    setattr(owner, name, wrapper)
+
+
+def _intercept_files(interceptor: Interceptor) -> None:
+    def named(path: str) -> tuple[str, int | None]:
+        found = _FILE.search(path)
+        return (f"file: {found['kind']}", int(found["wave"] or 1)) if found else (f"file: {Path(path).name}", None)
+
+    def once_half(path: str, write: Callable[..., None]) -> Callable[..., None]:
+        told = False
+
+        def half(*given: Any) -> None:
+            nonlocal told
+            write(*given)
+            arrow, wave = named(path)
+            if not told:
+                interceptor.cross(arrow, When.HALFWAY, wave)
+            told = True
+
+        return half
+
+    @contextmanager
+    def writer(real: Any, store: PayloadStore, path: str) -> Iterator[Any]:
+        with real(store, path) as out:
+            out.write = once_half(path, out.write)
+            yield out
+
+    @contextmanager
+    def table_writer(real: Any, store: PayloadStore, path: str, schema: Any, **more: Any) -> Iterator[Any]:
+        with real(store, path, schema, **more) as out:
+            out.write_table = once_half(path, out.write_table)
+            yield out
+
+    @contextmanager
+    def staged(real: Any, store: PayloadStore, path: str) -> Iterator[Any]:
+        arrow, wave = named(path)
+        interceptor.cross(arrow, When.BEFORE, wave)
+        with real(store, path) as file:
+            yield file
+
+    def publish(real: Any, store: PayloadStore, from_: Path, full: str) -> None:
+        arrow, wave = named(full)
+        interceptor.cross(arrow, When.UNSEEN, wave)
+        real(store, from_, full)
+        interceptor.cross(arrow, When.AFTER, wave)
+
+    _wrap(PayloadStore, "writer", writer)
+    _wrap(PayloadStore, "table_writer", table_writer)
+    _wrap(PayloadStore, "_staged", staged)
+    _wrap(PayloadStore, "_publish", publish)
+
+
+def _intercept_transactions(interceptor: Interceptor) -> None:
+    real_write, real_migrate = database.Database.write, database.migrate
+
+    @contextmanager
+    def crossing(arrow: str, transaction: Any) -> Iterator[Any]:
+        interceptor.cross(arrow, When.BEFORE)
+        with transaction as connection:
+            yield connection
+            interceptor.cross(arrow, When.UNSEEN)
+        interceptor.cross(arrow, When.AFTER)
+        if arrow == "ledger: add_wave":
+            interceptor.wave += 1
+
+    def write(self: database.Database) -> Any:
+        caller = sys._getframe(1)  # the method of the ledger or lease whose transaction this is
+        verb = caller.f_code.co_name
+        move = caller.f_locals.get("move")
+        verb = _LEASES.get(verb, verb) if move is None else move.value
+        return crossing(f"ledger: {verb}", real_write(self))
+
+    def migrate(connection: Any) -> None:
+        interceptor.cross("ledger: migrate", When.BEFORE)
+        real_migrate(connection)
+        interceptor.cross("ledger: migrate", When.UNSEEN)
+
+    database.Database.write = write  # type: ignore[method-assign]
+    database.migrate = migrate
+
+
+def _intercept_command(interceptor: Interceptor) -> None:
+    """What leaves the process here is a batch's request file, and the process that it starts."""
+
+    def counted(real: Any, path: Path) -> int | None:
+        if path.name == "in.jsonl" and interceptor.verb == "submit":
+            interceptor.cross("call: upload", When.UNSEEN)  # the file is there, the plan that names it is not
+        return real(path)
+
+    def run(real: Any, *arguments: Any, **options: Any) -> Any:
+        return interceptor.around("call: create", lambda: real(*arguments, **options))
+
+    def prepare(real: Any, *given: Any) -> Any:
+        return interceptor.around("call: upload", lambda: real(*given))
+
+    _wrap(command_batch.CommandBatch, "prepare", prepare)
+    _wrap(command_batch, "count_lines", counted)
+    _wrap(command.subprocess, "run", run)  # its one call starts a batch's supervisor

@@ -1,0 +1,203 @@
+"""Checks by partition, and what goes on from labels: exactly the good partitions, of any age, once."""
+
+from typing import Any
+
+import dagster as dg
+import pytest
+from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, CodeLocation, failure, labeled, tickets
+
+from dagster_llm_batch import ChecksPolicy, on_labels_ready
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.testing.emulator import Emulator, FileFault, Reply, RowFault
+
+SPAN = (DAYS[0], DAYS[3])
+
+
+@dg.asset(partitions_def=DAILY, ins={"labels": dg.AssetIn(LABELS)}, automation_condition=on_labels_ready())
+def scores(labels: Any) -> None: ...
+
+
+class Automation:
+    """The automation sensor, tick by tick."""
+
+    def __init__(self, location):
+        self.location = location
+        self.cursor = None
+
+    def requested(self):
+        result = dg.evaluate_automation_conditions(self.location.defs, self.location.instance, cursor=self.cursor)
+        self.cursor = result.cursor
+        return result.get_requested_partitions(dg.AssetKey("scores"))
+
+
+def spoil(emulator, day):
+    """One of the three rows of a day is refused: its coverage is 67 %."""
+    emulator.inject(RowFault(containing=f"{day}-1?", status_code=400))
+
+
+def test_labels_of_old_partitions_start_what_waits_for_them_and_only_once(make):
+    location = make(*labeled(partitions_def=DAILY), scores)
+    automation = Automation(location)
+    assert automation.requested() == set()
+    location.land(partition=DAYS[1])
+    assert automation.requested() == {DAYS[1]}
+    assert location.run("scores", partition=DAYS[1]).success
+    assert automation.requested() == set()
+
+
+def test_labels_that_land_while_a_run_is_at_it_start_another(make):
+    location = make(*labeled(partitions_def=DAILY), scores)
+    automation = Automation(location)
+    automation.requested()
+    location.land(partition=DAYS[1])
+    assert automation.requested() == {DAYS[1]}
+    assert location.collect(partition=DAYS[1]).success
+    assert location.run("scores", partition=DAYS[1]).success, "which read what was there before, and ends after it"
+    assert automation.requested() == {DAYS[1]}
+    assert automation.requested() == set()
+
+
+def test_a_submission_alone_or_an_early_collection_starts_nothing(make):
+    location = make(*labeled(partitions_def=DAILY), scores)
+    automation = Automation(location)
+    automation.requested()
+    location.submit(partition=DAYS[1])
+    assert automation.requested() == set()
+    location.collect(partition=DAYS[1])
+    assert automation.requested() == set()
+
+
+@pytest.mark.parametrize("how", ["range run", "single runs"])
+def test_a_partition_whose_check_failed_is_held_back_and_its_neighbours_go_on(make, emulator, how):
+    spoil(emulator, DAYS[1])
+    location = make(*labeled(partitions_def=DAILY), scores)
+    automation = Automation(location)
+    automation.requested()
+    location.submit(span=SPAN)
+    emulator.settle()
+    if how == "range run":
+        location.collect(span=SPAN)
+    else:
+        for day in DAYS[:4]:
+            location.collect(partition=day)
+    assert location.landed() == set(DAYS[:4])
+    assert automation.requested() == {DAYS[0], DAYS[2], DAYS[3]}
+    assert automation.requested() == set()
+
+
+def test_a_partition_that_is_mended_goes_on_after_all(make, emulator):
+    emulator.inject(RowFault(containing=f"{DAYS[1]}-1?", status_code=400, times=1))
+    location = make(*labeled(partitions_def=DAILY), scores)
+    automation = Automation(location)
+    automation.requested()
+    location.submit(span=SPAN)
+    emulator.settle()
+    location.collect(span=SPAN)
+    assert DAYS[1] not in automation.requested()
+    again = {"run_config": {"ops": {BATCH: {"config": {"again": True}}}}}
+    assert location.run(BATCH, partition=DAYS[1], **again).success
+    emulator.settle()
+    assert location.collect(partition=DAYS[1]).success
+    assert automation.requested() == {DAYS[1]}
+
+
+def test_landing_the_same_partition_in_range_runs_again_and_again_keeps_its_checks_readable(make):
+    location = make(*labeled(partitions_def=DAILY), scores)
+    automation = Automation(location)
+    automation.requested()
+    location.land(span=SPAN)
+    for _ in range(2):
+        result = location.collect(span=SPAN)
+        assert result.success
+        assert all(location.checks(result).values())
+    assert automation.requested() == set(DAYS[:4])
+
+
+@pytest.mark.parametrize("where", [{"partition": DAYS[1]}, {"span": SPAN}], ids=["one", "range"])
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_failed_blocking_check_holds_back_downstream_of_the_same_run(make, emulator, where, blocking):
+    @dg.asset(partitions_def=DAILY, deps=[LABELS], backfill_policy=dg.BackfillPolicy.single_run())
+    def after(context: dg.AssetExecutionContext) -> None:
+        ran.append(list(context.partition_keys))
+
+    ran: list[list[str]] = []
+    spoil(emulator, DAYS[1])
+    location = make(*labeled(partitions_def=DAILY, checks=ChecksPolicy(blocking=blocking)), after)
+    location.submit(**where)
+    emulator.settle()
+    result = location.run(*LANDING, "after", **where)
+    assert DAYS[1] in location.landed()
+    assert result.success is not blocking
+    assert bool(ran) is ("partition" in where and not blocking)  # a range run leaves downstream to automation
+    if blocking:
+        assert "coverage" in failure(result)
+
+
+def test_coverage_counts_rows_and_parse_rate_counts_replies(make, emulator):
+    emulator.inject(RowFault(containing="t-1?", status_code=400), RowFault(containing="t-2?", kind="truncated"))
+    location = make(*labeled(checks=ChecksPolicy(min_coverage=0.3, min_parse_rate=0.9)))
+    location.submit()
+    for _ in range(3):  # a reply that does not fit is asked for once more
+        emulator.settle()
+        result = location.collect()
+    assert location.checks(result) == {(None, "coverage"): True, (None, "parse_rate"): False, (None, "spend"): True}
+    told = {
+        event.asset_check_evaluation_data.check_name: event.asset_check_evaluation_data
+        for event in result.all_events
+        if event.event_type_value == "ASSET_CHECK_EVALUATION"
+    }
+    assert told["coverage"].description == "1 of 3 rows have a label (33.3%); at least 30% wanted."
+    assert told["parse_rate"].description == "1 of 2 replies fit (50.0%); at least 90% wanted."
+    assert told["coverage"].metadata["llm_batch/coverage"].value == pytest.approx(1 / 3)
+    assert told["spend"].metadata["llm_batch/cost_usd"].value > 0
+
+
+def test_spending_over_the_limit_warns_and_does_not_block(make, emulator, instance):
+    def answer(body, endpoint):
+        return Reply(text='{"topic": "bug", "urgency": 1}', output_tokens=100_000)
+
+    with Emulator(answer=answer) as dear:
+        location = CodeLocation(dear, instance, *labeled(max_cost_usd="0.01"))
+        result = location.land()
+    assert result.success
+    assert location.checks(result)[None, "spend"] is False
+    assert (
+        "limit: 0.01 USD"
+        in [
+            event.asset_check_evaluation_data.description
+            for event in result.all_events
+            if event.event_type_value == "ASSET_CHECK_EVALUATION"
+        ][-1]
+    )
+
+
+def test_an_empty_partition_passes_its_checks(make):
+    location = make(*labeled(rows=lambda context: tickets(0)))
+    result = location.land()
+    assert set(location.checks(result).values()) == {True}
+
+
+@pytest.mark.parametrize(("name", "value"), [("min_coverage", 95), ("min_parse_rate", -0.1)])
+def test_a_share_that_is_none_is_refused(name, value):
+    with pytest.raises(ConfigError, match=f"{name}={value}"):
+        ChecksPolicy(**{name: value})
+
+
+def test_a_submission_that_was_stopped_lands_with_a_failed_check_that_says_why_and_what_to_do(make, emulator):
+    emulator.inject(FileFault(kind="renamed", times=None))
+    location = make(*labeled(rows=lambda _: tickets(12), checks=ChecksPolicy(min_coverage=0, min_parse_rate=0)))
+    location.submit()
+    emulator.settle()
+    landed = location.collect()
+    [coverage] = [one for one in landed.get_asset_check_evaluations() if one.check_name == "coverage"]
+    assert not coverage.passed
+    assert "0 of 12 rows have a label" in coverage.description
+    assert "Stopped: 12 of 12 requests of wave 1 got no reply that fits (12 missing)" in coverage.description
+    assert "dagster-llm-batch retry" in coverage.description
+    [event] = [one for one in landed.get_asset_materialization_events() if one.asset_key == dg.AssetKey(LABELS)]
+    metadata = event.materialization.metadata
+    assert "where 'r" in metadata["llm_batch/stopped"].value
+    assert "llm_batch/cost_usd" not in metadata
+    [spend] = [one for one in landed.get_asset_check_evaluations() if one.check_name == "spend"]
+    assert "Cost: not known" in spend.description
+    assert sum(one.billed for one in emulator.books.executions) == 12

@@ -1,0 +1,253 @@
+"""Accepting a version, and holding later ones against it, in a real Dagster."""
+
+from __future__ import annotations
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+from dagster_duckdb_pandas import DuckDBPandasIOManager
+from evaluation_project import DAYS, ROWS, TRUTH, EvaluationProject, source
+
+from dagster_llm_batch import evaluation_assets
+
+ACCEPTED = dg.AssetKey("quality_accepted")
+WRONG = {one: "how" if label == "bug" else "bug" for one, label in TRUTH.items()}
+
+
+@pytest.fixture
+def project(tmp_path):
+    return EvaluationProject(tmp_path)
+
+
+class Labeler:
+    """A labeled dataset whose prompt can be changed: what it says, and under which version."""
+
+    def __init__(self, name="smol", partitions_def=DAYS):
+        self.says, self.version = dict(TRUTH), "v1"
+
+        @dg.asset(name=name, partitions_def=partitions_def)
+        def labels(context):
+            ids = ROWS[context.partition_key] if partitions_def else list(TRUTH)
+            return pa.table(
+                {
+                    "id": ids,
+                    "topic": pa.array([self.says[one] for one in ids], pa.string()),
+                    "llm_prompt_version": [self.version] * len(ids),
+                }
+            )
+
+        self.asset = labels
+
+
+def build_assets(labelers, partitions_def=None, **more):
+    gold = source("gold", TRUTH, costs=False)
+    evaluation = evaluation_assets(
+        name="quality",
+        gold=gold,
+        candidates=[one.asset for one in labelers],
+        key="id",
+        target="topic",
+        partitions_def=partitions_def,
+        regression=True,
+        **more,
+    )
+    return [gold, *(one.asset for one in labelers)], evaluation
+
+
+def accept(project, assets, *candidates, succeeds=True):
+    accepted = [asset for asset in assets if ACCEPTED in asset.keys]
+    config = {"ops": {"quality_accepted": {"config": {"candidates": list(candidates)}}}}
+    return project.run(assets, select=accepted, config=config, succeeds=succeeds)
+
+
+def evaluate(project, upstream, evaluation, **run):
+    """The verdict on regression."""
+    result = project.run([*upstream, *evaluation], select=evaluation[:1], **run)
+    return next(one for one in result.get_asset_check_evaluations() if one.check_name == "regression")
+
+
+def test_materializing_everything_accepts_nothing_and_the_check_says_what_to_do(project):
+    upstream, evaluation = build_assets([Labeler()])
+    project.fill(upstream, "mon", "tue", "wed")
+    result = project.run([*upstream, *evaluation], select=evaluation)
+    assert ACCEPTED not in {event.asset_key for event in result.get_asset_materialization_events()}
+    [verdict] = result.get_asset_check_evaluations()
+    assert verdict.passed
+    assert "Nothing is accepted yet. Materialize quality_accepted with candidates=" in verdict.description
+    assert len(project.stored("quality_versions")) == 0
+
+
+def test_a_worse_version_fails_the_check_and_accepting_it_ends_that(project):
+    smol = Labeler()
+    upstream, evaluation = build_assets([smol])
+    assets = [*upstream, *evaluation]
+    project.fill(upstream, "mon", "tue", "wed")
+    accept(project, assets, "smol")
+    assert evaluate(project, upstream, evaluation).passed
+
+    smol.says, smol.version = dict(WRONG), "v2"
+    project.fill(upstream, "mon", "tue", "wed")
+    verdict = evaluate(project, upstream, evaluation)
+    assert not verdict.passed
+    assert "smol, topic: 100.0% accepted, 0.0% now, on 7 rows; 0 fixed, 7 broken (p = 0.0078)" in verdict.description
+    assert verdict.metadata["llm_batch/p_worse of smol, topic"].value == pytest.approx(1 / 128)
+    [row] = project.stored("quality_versions").to_pylist()
+    assert (row["accepted_versions"], row["current_versions"], row["n_broken"]) == ("v1", "v2", 7)
+    assert "| v1 | v2 | 7 |" in project.metadata("quality_versions")["llm_batch/versions"].md_str
+
+    accept(project, assets, "smol")
+    assert evaluate(project, upstream, evaluation).passed
+    shown = project.metadata("quality_accepted")
+    assert "| v1 | v2 | 7 |" in shown["llm_batch/replaced"].md_str
+    assert "v2" in shown["llm_batch/accepted"].md_str
+
+
+def test_what_chance_explains_is_no_regression(project):
+    smol = Labeler()
+    upstream, evaluation = build_assets([smol])
+    project.fill(upstream, "mon", "tue", "wed")
+    accept(project, [*upstream, *evaluation], "smol")
+    smol.says = {**TRUTH, "m1": "how"}
+    project.fill(upstream, "mon")
+    verdict = evaluate(project, upstream, evaluation)
+    assert verdict.passed
+    assert "85.7% now" in verdict.description
+
+
+def test_numbers_of_too_few_rows_get_no_verdict_and_the_check_says_so(project):
+    near = 0.0
+
+    def numbers(name, value):
+        @dg.asset(name=name)
+        def produced():
+            return pa.table({"id": list(TRUTH), "score": [value() for _ in TRUTH]})
+
+        return produced
+
+    gold, smol = numbers("gold", lambda: 0.0), numbers("smol", lambda: near)
+    evaluation = evaluation_assets(
+        name="quality", gold=gold, candidates=[smol], key="id", target="score", kind="numeric", regression=True
+    )
+    project.run([gold, smol])
+    accept(project, [gold, smol, *evaluation], "smol")
+    near = 5.0
+    project.run([gold, smol])
+    verdict = evaluate(project, [gold, smol], evaluation)
+    assert verdict.passed
+    assert verdict.description == (
+        "Nothing was judged. smol, score: 0.000 accepted, 5.000 now, on 7 rows; 0 fixed, 7 broken (too few rows for a "
+        "verdict: 7 of 30)."
+    )
+    assert verdict.metadata["llm_batch/too_few_rows of smol, score"].value == "7 of 30"
+    assert "too few rows: 7 of 30" in project.metadata("quality_versions")["llm_batch/versions"].md_str
+
+
+def test_one_candidate_can_be_accepted_and_the_others_stay_as_they_were(project):
+    smol, large = Labeler("smol"), Labeler("large")
+    upstream, evaluation = build_assets([smol, large])
+    assets = [*upstream, *evaluation]
+    project.fill(upstream, "mon", "tue", "wed")
+    accept(project, assets, "smol", "large")
+    smol.version = large.version = "v2"
+    project.fill(upstream, "mon", "tue", "wed")
+    accept(project, assets, "large")
+    stored = project.stored("quality_accepted").to_pylist()
+    assert {(row["candidate"], row["llm_prompt_version"]) for row in stored} == {("smol", "v1"), ("large", "v2")}
+    assert len(stored) == 14
+
+
+def test_a_candidate_that_is_not_there_cannot_be_accepted(project):
+    upstream, evaluation = build_assets([Labeler()])
+    project.fill(upstream, "mon")
+    result = accept(project, [*upstream, *evaluation], "gpt", succeeds=False)
+    [failed] = [event for event in result.all_node_events if event.is_step_failure]
+    assert "['gpt'] to accept are none of smol" in str(failed.step_failure_data.error)
+
+
+def test_partitions_are_each_held_against_their_own_rows(project):
+    smol = Labeler()
+    upstream, evaluation = build_assets([smol], DAYS)
+    project.fill(upstream, "mon", "tue", "wed")
+    accept(project, [*upstream, *evaluation], "smol")
+    smol.says = {**TRUTH, "t1": "how"}
+    project.fill(upstream, "tue")
+    result = project.run([*upstream, *evaluation], select=evaluation[:1], between=("mon", "wed"))
+    said = {one.partition: one.description for one in result.get_asset_check_evaluations()}
+    assert "100.0% now, on 3 rows" in said["mon"]
+    assert "50.0% now, on 2 rows; 0 fixed, 1 broken" in said["tue"]
+    assert project.stored("quality_versions", "tue").to_pylist()[0]["partition"] == "tue"
+
+
+def test_rows_that_the_accepted_version_never_saw_do_not_count(project):
+    smol = Labeler()
+    upstream, evaluation = build_assets([smol])
+    project.fill(upstream, "mon")
+    accept(project, [*upstream, *evaluation], "smol")
+    smol.says = dict(WRONG)
+    project.fill(upstream, "tue", "wed")
+    assert "on 3 rows; 0 fixed, 0 broken" in evaluate(project, upstream, evaluation).description
+
+
+def test_a_blocking_check_holds_back_what_is_downstream(project):
+    smol = Labeler()
+    upstream, evaluation = build_assets([smol], blocking=True)
+    project.fill(upstream, "mon", "tue", "wed")
+    accept(project, [*upstream, *evaluation], "smol")
+    smol.says = dict(WRONG)
+    project.fill(upstream, "mon", "tue", "wed")
+
+    @dg.asset(deps=["quality"])
+    def report():
+        raise AssertionError("must not run")
+
+    assets = [*upstream, *evaluation, report]
+    result = project.run(assets, select=[*evaluation[:1], report], succeeds=False)
+    assert [event.node_name for event in result.all_node_events if event.is_step_failure] == ["quality"]
+
+
+def test_accepting_comes_after_the_evaluation_in_the_lineage_and_never_by_itself():
+    _, evaluation = build_assets([Labeler()])
+    specs = {spec.key.to_user_string(): spec for asset in evaluation for spec in asset.specs}
+    assert {dep.asset_key.to_user_string() for dep in specs["quality_accepted"].deps} == {"gold", "smol", "quality"}
+    assert {dep.asset_key.to_user_string() for dep in specs["quality"].deps} == {"gold", "smol"}
+    assert specs["quality_accepted"].automation_condition is None
+
+
+def test_the_run_that_accepted_is_one_click_away(project):
+    upstream, evaluation = build_assets([Labeler()])
+    project.fill(upstream, "mon")
+    accepting = accept(project, [*upstream, *evaluation], "smol")
+    evaluate(project, upstream, evaluation)
+    assert project.metadata("quality_versions")["llm_batch/accepted_by"].value == accepting.run_id
+
+
+def test_what_was_accepted_comes_back_through_a_database(tmp_path):
+    project = EvaluationProject(tmp_path)
+    project.resources = {**project.resources, "warehouse": DuckDBPandasIOManager(database=str(tmp_path / "db"))}
+    upstream, evaluation = build_assets([Labeler()], frame="pandas", io_manager_key="warehouse")
+    project.fill(upstream, "mon", "tue", "wed")
+    accept(project, [*upstream, *evaluation], "smol")
+    verdict = evaluate(project, upstream, evaluation)
+    assert "100.0% accepted, 100.0% now, on 7 rows" in verdict.description
+
+
+def test_where_the_target_has_changed_the_evaluation_says_so_and_accepting_anew_helps(project):
+    @dg.asset
+    def gold():
+        return pa.table({"id": list(TRUTH), "topic": list(TRUTH.values()), "urgency": [1] * len(TRUTH)})
+
+    @dg.asset
+    def smol():
+        return pa.table({"id": list(TRUTH), "topic": list(TRUTH.values()), "urgency": [2] * len(TRUTH)})
+
+    def evaluation(target):
+        return evaluation_assets(name="quality", gold=gold, candidates=[smol], key="id", target=target, regression=True)
+
+    project.fill([gold, smol])
+    accept(project, [gold, smol, *evaluation("topic")], "smol")
+    changed = evaluation("urgency")
+    message = project.failure([gold, smol, *changed], changed[:1])
+    assert "quality_accepted has no column 'urgency'" in message
+    assert "accept a version anew" in message
+    accept(project, [gold, smol, *changed], "smol")
+    assert evaluate(project, [gold, smol], changed).passed

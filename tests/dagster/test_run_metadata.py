@@ -1,0 +1,202 @@
+"""What Dagster is told of submissions and labels, and that row data stays data in it."""
+
+import re
+
+import dagster as dg
+import polars as pl
+import pytest
+from code_location import BATCH, DAILY, LABELS, REJECTS, CodeLocation, TicketLabel, labeled, tag, tickets
+from markdown_it import MarkdownIt
+
+from dagster_llm_batch import OpenAIBatchResource, Prompt
+from dagster_llm_batch.core.pricing import TokenPrice
+from dagster_llm_batch.metadata import markdown_table
+from dagster_llm_batch.testing.emulator import Emulator, Reply, RowFault
+from dagster_llm_batch.text import cell_text
+from dagster_llm_batch.types import Endpoint
+
+NASTY = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "a | b | c",
+    "`code` **bold** _it_ ~~gone~~",
+    "[click](javascript:alert(1)) ![x](http://x)",
+    "line\none\r\ntwo\u2028three",
+    "\x1b[31mred\x1b[0m \x1b]0;title\x07 bell",
+    "\u202eevil",
+    "# heading",
+    "&lt;b&gt; &#35;",
+    "x" * 5000,
+    "",
+]
+
+
+def code_version(assets, name=LABELS):
+    return next(a.code_versions_by_key for a in assets if dg.AssetKey(name) in a.keys)[dg.AssetKey(name)]
+
+
+def test_a_submission_says_what_is_sent_to_whom_and_what_it_may_cost(make):
+    twin = tickets(1).with_columns(ticket_id=pl.lit("twin"))
+    rows = pl.concat([tickets(3), twin])
+    location = make(*labeled(rows=lambda context: rows, max_requests_per_batch=2))
+    location.submit()
+    told = location.metadata(BATCH)
+    assert told["llm_batch/rows"] == 4
+    assert told["llm_batch/requests"] == 3
+    assert told["llm_batch/rows_sharing_a_request"] == 1
+    assert told["llm_batch/batches"] == 2
+    assert len(told["llm_batch/batch_ids"]) == 2
+    assert told["llm_batch/estimated_cost_usd"] > 0
+    assert told["llm_batch/model"] == "openai/gpt-4o"
+    assert "You label tickets." in told["llm_batch/prompt"]
+    assert "{{ subject }}" in told["llm_batch/prompt"]
+
+
+def test_labels_say_what_came_back_and_what_it_cost(make):
+    location = make(*labeled())
+    location.land()
+    told = location.metadata()
+    assert told["dagster/partition_row_count"] == 3
+    assert told["llm_batch/rows_succeeded"] == 3
+    assert told["llm_batch/cost_usd"] == pytest.approx(told["llm_batch/realtime_cost_usd"] / 2)
+    assert told["llm_batch/saved_usd"] == pytest.approx(told["llm_batch/cost_usd"])
+    assert told["openai.gpt-4o.total_tokens"] == told["llm_batch/input_tokens"] + told["llm_batch/output_tokens"]
+    assert len(told["llm_batch/preview"].records) == 3
+
+
+def test_every_key_of_ours_is_namespaced(make):
+    location = make(*labeled())
+    location.land()
+    known = re.compile(r"(llm_batch|dagster)/|openai\.gpt-4o\.total_tokens|path$")
+    for name in (BATCH, LABELS, REJECTS):
+        assert [key for key in location.metadata(name) if not known.match(key)] == []
+
+
+def test_columns_have_types_and_provenance_is_described(make):
+    location = make(*labeled())
+    location.land()
+    columns = {column.name: column for column in location.metadata()["dagster/column_schema"].columns}
+    assert columns["urgency"].type == "int64"
+    assert columns["urgency"].description == "1 can wait, 5 is now."
+    assert columns["llm_cost_usd"].description.startswith("this row's part")
+    assert all(column.description for name, column in columns.items() if name.startswith("llm_"))
+
+
+def test_each_label_column_descends_from_the_columns_that_the_prompt_reads(make):
+    @dg.asset
+    def inbox() -> pl.DataFrame:
+        return tickets()
+
+    location = make(inbox, *labeled(rows=inbox, keep=["body"], prompt=Prompt(user="{{ subject }}")))
+    location.run("inbox")
+    location.land()
+    lineage = location.metadata()["dagster/column_lineage"].deps_by_column
+    origins = {name: [(dep.asset_key.path[-1], dep.column_name) for dep in deps] for name, deps in lineage.items()}
+    assert origins == {
+        "ticket_id": [("inbox", "ticket_id")],
+        "body": [("inbox", "body")],
+        "topic": [("inbox", "subject")],
+        "urgency": [("inbox", "subject")],
+    }
+
+
+class OtherLabel(TicketLabel):
+    urgent: bool = False
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "openai/gpt-4o-mini"},
+        {"prompt": Prompt(system="You label tickets!", user="{{ subject }}\n{{ body }}")},
+        {"prompt": Prompt(system="You label tickets.", user="{{ body }}")},
+        {"params": {"max_tokens": 51}},
+        {"response": OtherLabel},
+        {"endpoint": Endpoint.RESPONSES},
+    ],
+    ids=["model", "system", "user", "params", "response", "endpoint"],
+)
+def test_the_code_version_changes_with_what_labels_depend_on(change):
+    assert code_version(labeled(**change)) != code_version(labeled())
+
+
+def test_the_code_version_stays_with_what_labels_do_not_depend_on():
+    same = labeled(description="new", frame="pandas", max_cost_usd=3, price=TokenPrice(input_usd=1, output_usd=1))
+    assert code_version(same) == code_version(labeled()) == code_version(labeled(), BATCH)
+
+
+def test_the_data_version_follows_labels_and_not_provenance(make, emulator):
+    location = make(*labeled())
+    location.land()
+    first = tag(location.materializations()[None])
+    other_prompt = make(*labeled(prompt=Prompt(system="Please.", user="{{ subject }}\n{{ body }}")))
+    other_prompt.land()  # the emulated model answers by the user's text alone
+    assert tag(location.materializations()[None]) == first
+    other_rows = make(*labeled(rows=lambda context: tickets(4)))
+    other_rows.land()
+    assert tag(location.materializations()[None]) != first
+
+
+def test_batches_at_the_public_address_have_a_console_link_and_others_none(make):
+    public = OpenAIBatchResource(api_key="sk-x").provider()
+    assert public.console_url("batch_1") == "https://platform.openai.com/batches/batch_1"
+    location = make(*labeled())
+    location.submit()
+    assert "llm_batch/console" not in location.metadata(BATCH)
+
+
+def test_rejects_carry_reason_and_reply_and_their_reasons_are_counted(make, emulator):
+    emulator.inject(RowFault(containing="t-1?", status_code=400, code="bad", message="no | such <thing>"))
+    location = make(*labeled(partitions_def=DAILY, rows=lambda context: tickets()))
+    location.land(partition="2026-01-01")
+    told = location.metadata(REJECTS, "2026-01-01")
+    assert told["dagster/partition_row_count"] == 1
+    [record] = told["llm_batch/preview"].records
+    assert record.data["llm_outcome"] == "errored"
+    assert "no | such <thing>" in record.data["llm_reason"]
+    html = MarkdownIt("gfm-like", {"linkify": False}).render(told["llm_batch/reasons"])
+    assert html.count("<tr>") == 2
+    assert "no | such &lt;thing&gt;" in html
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_row_data_in_a_markdown_table_is_one_cell_of_plain_text(text):
+    html = MarkdownIt("gfm-like", {"linkify": False, "html": True}).render(markdown_table(["a", "b"], [[text, "end"]]))
+    body = html.split("<tbody>")[1]
+    assert body.count("<td>") == 2
+    assert set(re.findall(r"<(\w+)", body)) <= {"tr", "td", "tbody"}
+    shown = re.search(r"<td>(.*?)</td>", body, re.DOTALL)[1]
+    assert "\x1b" not in shown
+    assert len(shown) < 400
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_row_data_in_a_preview_is_one_short_line_without_controls(text):
+    shown = cell_text(text)
+    assert len(shown) <= 120
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", shown)
+
+
+def test_nasty_rows_and_replies_land_and_are_shown_harmless(instance):
+    rows = pl.DataFrame({"ticket_id": [f"k{i} {text[:40]}" for i, text in enumerate(NASTY)], "body": NASTY})
+    with Emulator(answer=lambda body, endpoint: Reply(text="<b>no JSON</b> | \x1b[1m `x`")) as emulator:
+        location = CodeLocation(
+            emulator, instance, *labeled(rows=lambda context: rows, prompt=Prompt(user="{{ body }}"))
+        )
+        location.submit()
+        for _ in range(3):
+            emulator.settle()
+            location.collect()
+    told = location.metadata(REJECTS)
+    assert told["dagster/partition_row_count"] == len(NASTY)
+    for record in told["llm_batch/preview"].records:
+        assert not any("\x1b" in str(cell) or "\n" in str(cell) for cell in record.data.values())
+    assert "<b>" not in told["llm_batch/reasons"]
+
+
+def test_a_prompt_with_fences_stays_inside_its_own(make):
+    location = make(*labeled(prompt=Prompt(user="```\n{{ body }}\n````\n<script>")))
+    location.submit()
+    html = MarkdownIt("gfm-like", {"linkify": False, "html": True}).render(location.metadata(BATCH)["llm_batch/prompt"])
+    assert html.count("<code>") == 1
+    assert "<script>" not in html

@@ -1,0 +1,172 @@
+"""Waiting: runs, the sensor, its observations and `watch` say how far it is in the same words, and when it moved."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+import pytest
+from click.testing import CliRunner
+from code_location import DAILY, DAYS, LABELS, CodeLocation, labeled, tickets
+from test_batch_sensor import change, sqlite_time, tick
+
+from dagster_llm_batch.cli.main import main
+from dagster_llm_batch.engine.progress import Pace
+from dagster_llm_batch.progress import has_moved, pace_text, progress_bar, together
+from dagster_llm_batch.sensors.run_requests import RANGE_TAGS
+from dagster_llm_batch.sensors.runs import TickBounds
+from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.testing.emulator import Emulator
+
+END = datetime(2026, 1, 2, 14, 5, tzinfo=UTC)
+
+
+def seen(location):
+    """(partition, progress) of all observations, oldest first."""
+    records = location.instance.fetch_observations(dg.AssetKey(LABELS), limit=1000).records
+    told = [record.asset_observation for record in reversed(records)]
+    return [(one.partition, one.metadata["llm_batch/progress"].value) for one in told]
+
+
+def watch_once(stored):
+    """The submissions that `watch` shows."""
+    home = f"{stored.storage_directory()}/llm_batch"
+    places = ["--ledger", f"sqlite:///{home}/ledger.sqlite", "--payloads", f"{home}/payloads"]
+    return json.loads(CliRunner().invoke(main, ["watch", "--once", "--json", *places]).output)["submissions"]
+
+
+def test_what_is_not_known_is_left_out_and_the_rest_keeps_its_order():
+    nothing = Pace(0, 0, 0, None, None, None)
+    everything = Pace(1410, 3000, 2, timedelta(hours=2, minutes=13), 3.14, END)
+    assert pace_text(nothing) == "0 of 0 requests done (100 %)"
+    assert pace_text(everything) == (
+        "1,410 of 3,000 requests done (47 %), 2 failed; 3.1 per minute; oldest 2 h 13 m; "
+        "expected end 2026-01-02 14:05 UTC"
+    )
+
+
+def test_the_bar_is_as_full_as_what_is_done_and_full_only_when_all_is():
+    assert progress_bar(410, 1000) == "████████░░░░░░░░░░░░"
+    assert progress_bar(999, 1000) == "███████████████████░"
+    assert progress_bar(0, 3) == "░" * 20
+    assert progress_bar(3, 3) == progress_bar(0, 0) == "█" * 20
+
+
+def test_several_submissions_together_end_with_the_last_of_them_or_nobody_knows_when():
+    quick = Pace(50, 100, 1, timedelta(minutes=10), 5.0, END)
+    slow = Pace(10, 300, 0, timedelta(minutes=90), 0.5, END + timedelta(days=1))
+    silent = Pace(0, 7, 0, timedelta(minutes=1), None, None)
+    assert together([quick, slow]) == Pace(60, 400, 1, timedelta(minutes=90), 5.5, END + timedelta(days=1))
+    assert together([quick, slow, silent]).expected_end_at is None
+    assert together([silent]).per_minute is None
+
+
+def test_the_sensor_observes_what_moved_and_ticks_without_news_add_nothing(make, emulator):
+    location = make(*labeled(partitions_def=DAILY))
+    location.submit(partition=DAYS[0])
+    location.submit(partition=DAYS[3])
+    for _ in range(3):
+        tick(location)
+    assert seen(location) == []
+    emulator.settle()
+    for _ in range(3):
+        tick(location)
+    assert seen(location) == [
+        (day, "wave 1: batches 1 ended; 3 of 3 requests done (100 %)") for day in (DAYS[0], DAYS[3])
+    ]
+    assert location.landed() == set()  # an observation is no materialization
+    [told, _] = location.instance.fetch_observations(dg.AssetKey(LABELS), limit=10).records
+    assert told.asset_observation.metadata["llm_batch/progress_bar"].value == "█" * 20
+
+
+def test_a_tick_in_which_very_much_moved_observes_a_part_of_it_and_asks_for_all_runs(make, emulator):
+    location = make(*labeled(partitions_def=DAILY), bounds=TickBounds(observations=2))
+    for day in DAYS[:4]:
+        location.submit(partition=day)
+    emulator.settle()
+    [request] = tick(location).run_requests
+    assert (request.tags[RANGE_TAGS[0]], request.tags[RANGE_TAGS[1]]) == (DAYS[0], DAYS[3])
+    assert len(seen(location)) == 2
+
+
+def test_another_tenth_of_the_requests_is_news_within_a_tenth_is_none(make, emulator):
+    location = make(*labeled(rows=lambda context: tickets(30)))
+    location.submit()
+    emulator.tick(2)  # the provider says that 30 of 30 are done, and the batch runs on
+    tick(location)
+    assert len(seen(location)) == 1
+    change(location, "done = 20")
+    tick(location)
+    assert len(seen(location)) == 2
+    [one] = location.engine().ledger.progress("default")
+    assert has_moved(replace(one, done=20), replace(one, done=21))
+    assert not has_moved(replace(one, done=21), replace(one, done=23))
+    assert has_moved(one, replace(one, states={ShardState.ENDED: 1}))
+
+
+def test_the_skip_reason_and_watch_agree_on_counts_rate_age_and_end(stored, emulator):
+    location = CodeLocation(emulator, stored, *labeled(rows=lambda context: tickets(800), max_requests_per_batch=400))
+    location.submit()
+    emulator.tick(2)
+    tick(location)
+    now = location.engine().now()
+    sent = sqlite_time(now - timedelta(hours=2))
+    change(location, f"done = 120, failed = 3, polled_at = '{sqlite_time(now)}', submitted_at = '{sent}'")
+    counts, rate, age, end = location.tick().skip_message.removeprefix("2 batches in flight; ").split("; ")
+    assert counts == "240 of 800 requests done (30 %), 6 failed"
+    assert (rate, age) == ("2.0 per minute", "oldest 2 h 0 m")
+    [watched] = watch_once(stored)
+    assert [watched[f"requests_{what}"] for what in ("done", "total", "failed")] == [240, 800, 6]
+    assert f"{watched['requests_per_minute']:.1f} per minute" == rate
+    told = datetime.strptime(end, "expected end %Y-%m-%d %H:%M UTC").replace(tzinfo=UTC)
+    assert abs(told - datetime.fromisoformat(watched["expected_end_at"])) < timedelta(minutes=20)
+
+
+@pytest.mark.parametrize("where", [{"partition": DAYS[0]}, {"span": (DAYS[0], DAYS[1])}])
+def test_labels_that_a_person_landed_are_no_longer_watched_though_no_sensor_runs(stored, emulator, where):
+    location = CodeLocation(emulator, stored, *labeled(partitions_def=DAILY))
+    location.submit(**where)
+    assert watch_once(stored)
+    emulator.settle()
+    assert location.collect(**where).success
+    assert watch_once(stored) == []
+
+
+def test_before_the_first_answer_the_expected_end_is_that_of_earlier_submissions(make, emulator):
+    location = make(*labeled(partitions_def=DAILY))
+    assert location.land(partition=DAYS[0]).success
+    now = location.engine().now()
+    change(
+        location,
+        f"created_at = '{sqlite_time(now - timedelta(days=1))}', settled_at = '{sqlite_time(now)}'",
+        "submission",
+    )
+    location.submit(partition=DAYS[1])
+    expected = now + timedelta(days=1)
+    assert f"expected end {expected:%Y-%m-%d %H:}" in tick(location).skip_message
+    location.collect(partition=DAYS[1])
+    [observation] = location.instance.fetch_observations(dg.AssetKey(LABELS), limit=1).records
+    metadata = observation.asset_observation.metadata
+    told = datetime.fromtimestamp(metadata["llm_batch/expected_end_at"].value, UTC)
+    assert abs(told - expected) < timedelta(hours=1)
+    assert metadata["llm_batch/requests_failed"].value == 0
+
+
+def test_a_run_that_waits_logs_each_move_once_with_its_pace(instance, monkeypatch):
+    with Emulator() as emulator:
+        location = CodeLocation(emulator, instance, *labeled(mode="wait", poll_seconds=0.01))
+        naps = []
+
+        def sleep(seconds):
+            naps.append(seconds)
+            if len(naps) > 5:
+                emulator.settle()
+
+        monkeypatch.setattr("dagster_llm_batch.assets.labels.time.sleep", sleep)
+        location.submit()
+        result = location.collect()
+        assert result.success
+    logs = [entry.user_message for entry in instance.all_logs(result.run_id)]
+    waiting = [text for text in logs if text.startswith("Waiting: ")]
+    assert waiting[0] == "Waiting: wave 1: batches 1 submitted; 0 of 3 requests done (0 %); oldest 0 m"
+    assert len(waiting) < len(naps)

@@ -1,0 +1,22 @@
+"""A run over partitions whose shared batch cannot go now: it waits as one, and is not tried by each of them."""
+
+from collections.abc import Callable
+
+from code_location import DAILY, DAYS, CodeLocation, labeled
+
+from dagster_llm_batch.testing.emulator import Emulator, rate_limited
+
+
+def test_a_shared_batch_that_the_provider_does_not_take_is_tried_once_for_all_its_partitions(
+    emulator: Emulator, make: Callable[..., CodeLocation]
+) -> None:
+    location, span = make(*labeled(partitions_def=DAILY)), (DAYS[0], DAYS[3])
+    emulator.inject(rate_limited("POST /v1/batches", times=3))
+    assert location.submit(span=span).success
+    assert emulator.books.calls_to("POST", "/v1/batches") == 3  # one batch, tried three times
+    assert emulator.books.batches == []
+    assert location.collect(span=span).success
+    assert len(emulator.books.batches) == 1
+    emulator.settle()
+    assert location.collect(span=span).success
+    assert location.landed() == set(DAYS[:4])

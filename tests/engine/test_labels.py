@@ -1,0 +1,106 @@
+"""Labels leave whole or in parts, and both say the same, whatever it took to get them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from workspace import Workspace, labeling, tickets
+
+from dagster_llm_batch.engine import Labeling, label
+from dagster_llm_batch.testing.emulator import FileFault, RowFault
+
+FEW = {"fraction": 0.3, "times": None, "batches": [0]}
+
+
+@pytest.fixture(params=[2, 8, 1_000], ids="parts of {} rows".format)
+def part_rows(request: Any, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(label, "PART_ROWS", request.param)
+    return int(request.param)
+
+
+def twins(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows, and a third of them once more under other keys."""
+    again = rows.gather_every(3).with_columns(pl.col("ticket_id") + "-twin")
+    return pl.concat([rows, again])
+
+
+def landed(workspace: Workspace, definition: Labeling, submission_id: str) -> tuple[list[Any], list[Any]]:
+    """Labels and rejects by key, out of the parts; they are those of the whole."""
+    engine = workspace.engine()
+    whole = engine.labels(definition, submission_id, run_id="r")
+    parts = list(engine.label_batches(definition, submission_id, run_id="r"))
+    for name in ("labels", "rejects"):
+        table: pa.Table = getattr(whole, name)
+        found = pa.concat_tables([getattr(part, name) for part in parts])
+        assert found.schema == table.schema
+        assert found.sort_by("ticket_id").to_pylist() == table.sort_by("ticket_id").to_pylist()
+    return whole.labels.to_pylist(), whole.rejects.to_pylist()
+
+
+def test_parts_say_what_the_whole_says_after_retries_of_shared_requests(workspace: Workspace, part_rows: int) -> None:
+    workspace.emulator.inject(
+        FileFault(kind="missing", **FEW), RowFault(status_code=429, **FEW), RowFault(containing="number 7?")
+    )
+    definition = labeling(keep=["subject"], max_requests_per_batch=11)
+    rows = twins(tickets(60))
+    status = workspace.run(definition, rows)
+    labels, rejects = landed(workspace, definition, status.submission.submission_id)
+    assert sorted(row["ticket_id"] for row in labels + rejects) == sorted(rows["ticket_id"])
+    assert [row["subject"] for row in labels + rejects if row["ticket_id"] == "t3-twin"] == ["Subject 3"]
+    assert status.submission.waves > 1
+    by_request = {row["llm_request_id"]: row["llm_outcome"] for row in labels + rejects}
+    assert status.submission.outcomes == Counter(by_request.values()) == {"succeeded": 59, "errored": 1}
+    # Where a wave lost a result, nobody knows what that request cost, be it answered later.
+    costs = [row["llm_cost_usd"] for row in labels + rejects]
+    assert status.submission.cost_usd == (None if None in costs else sum(costs))
+
+
+def test_parts_say_what_the_whole_says_of_answers_of_earlier_submissions(workspace: Workspace, part_rows: int) -> None:
+    workspace.emulator.inject(RowFault(containing="number 7?"))
+    definition = labeling()
+    workspace.run(definition, tickets(40), partition="p")
+    status = workspace.run(definition, twins(tickets(30, start=20)).vstack(tickets(2, start=6)), partition="p")
+    assert (status.submission.reused, status.submission.requests) == (21, 32)
+    labels, rejects = landed(workspace, definition, status.submission.submission_id)
+    assert len(labels + rejects) == 42
+    assert status.submission.outcomes == {"succeeded": 31, "errored": 1}
+
+
+def test_no_rows_are_one_empty_part(workspace: Workspace, part_rows: int) -> None:
+    definition = labeling()
+    status = workspace.run(definition, tickets(0))
+    assert landed(workspace, definition, status.submission.submission_id) == ([], [])
+    assert status.submission.outcomes == {}
+
+
+def test_results_that_lack_all_of_a_shard_are_refused_whole_and_in_parts(workspace: Workspace, part_rows: int) -> None:
+    definition = labeling(max_requests_per_batch=4)
+    status = workspace.run(definition, tickets(10))
+    engine, submission_id = workspace.engine(), status.submission.submission_id
+    path = status.shards[1].results_path or ""
+    with engine.payloads.table_writer(path, engine.payloads.table_schema(path)):
+        pass
+    with pytest.raises(ValueError, match="4 rows have no result"):
+        engine.labels(definition, submission_id)
+    with pytest.raises(ValueError, match="rows have no result"):
+        list(engine.label_batches(definition, submission_id))
+
+
+def test_a_whole_table_keeps_the_order_of_its_rows(workspace: Workspace) -> None:
+    rows = twins(tickets(30)).sample(fraction=1.0, shuffle=True, seed=1)
+    definition = labeling(max_requests_per_batch=7)
+    status = workspace.run(definition, rows)
+    labels = workspace.engine().labels(definition, status.submission.submission_id).labels
+    assert labels["ticket_id"].to_pylist() == rows["ticket_id"].to_list()
+
+
+def test_labels_are_read_again_when_the_vendor_has_nothing_of_them_any_more(workspace: Workspace) -> None:
+    status = workspace.run(labeling(), tickets(3))
+    engine, submission_id = workspace.engine(), status.submission.submission_id
+    before = engine.labels(labeling(), submission_id).labels
+    workspace.emulator.close()
+    assert engine.labels(labeling(), submission_id, reread=True).labels.equals(before)

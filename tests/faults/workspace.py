@@ -1,0 +1,214 @@
+"""One submission of twelve rows through the engine while a fault holds, and what became of rows and money.
+
+The emulator's books and the final table are the witnesses. Each step is taken by a new engine, as by another process.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+from pydantic import BaseModel
+
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Deployment, Engine, Labeling
+from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.testing.emulator import Emulator, Limits, WireFault, local_gcs, local_s3
+from tests.faults.vendors import BUCKET, Vendor
+
+ROWS, STRUCK = 12, 4
+MARK = "[struck]"
+"""In the text of four rows: those that faults of rows strike."""
+
+MOST_STEPS = 20
+_STEP_SECONDS = 600.0
+
+
+class Label(BaseModel):
+    topic: Literal["billing", "bug", "how_to"]
+
+
+@dataclass(frozen=True)
+class Servers:
+    """The storage servers that all workspaces share."""
+
+    s3_url: str
+    gcs_url: str
+
+
+@contextmanager
+def servers() -> Iterator[Servers]:
+    with local_s3(BUCKET) as s3_url, local_gcs(BUCKET) as gcs_url:
+        yield Servers(s3_url, gcs_url)
+
+
+@dataclass
+class Ending:
+    """What became of a submission. `errors` is what the steps raised; `twice` counts requests billed in two batches;
+    `stopped` is why nothing more was sent; `cost_usd` is None where nobody knows it.
+    """
+
+    rows: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    reasons: set[str] = field(default_factory=set)
+    lost: int = 0
+    twice: int = 0
+    waves: int = 0
+    batches: int = 0
+    steps: int = 0
+    stopped: str | None = None
+    cost_usd: Decimal | None = None
+    errors: list[LLMBatchError] = field(default_factory=list)
+    unstruck: list[WireFault] = field(default_factory=list)
+    in_order: bool = False  # whether the raw lines of the first batch are in the order of its requests
+
+
+class VendorWorkspace:
+    """One vendor, with its emulator, a ledger and payloads in `folder`."""
+
+    def __init__(self, vendor: Vendor, servers: Servers, folder: Path, timeout_seconds: float) -> None:
+        self._vendor = vendor
+        self._folder = folder
+        self._skipped_seconds = 0.0
+        limits = Limits(bedrock_min_records=1)
+        files = {"bedrock": {"s3_url": servers.s3_url}, "vertex": {"gcs_url": servers.gcs_url}}.get(vendor.name, {})
+        self._emulator = Emulator(clock=self._now, limits=limits, **files).start()
+        self._provider = vendor.provider(self._emulator, folder, timeout_seconds)
+        self.definition = Labeling(
+            asset="labels",
+            model=f"{vendor.name}/{vendor.model}",
+            key="id",
+            prompt=Prompt(user="{{ text }}"),
+            response=Label,
+            params=vendor.params,
+        )
+
+    def close(self) -> None:
+        self._emulator.close()
+
+    def _now(self) -> float:
+        """One time for engine and vendor; it passes between steps."""
+        return time.time() + self._skipped_seconds
+
+    def engine(self) -> Engine:
+        return Engine(
+            Deployment(
+                {self._vendor.name: self._provider},
+                Ledger(self._folder / "ledger.sqlite", clock=lambda: datetime.fromtimestamp(self._now(), UTC)),
+                PayloadStore(str(self._folder / "payloads")),
+                "faults",
+                clock=lambda: datetime.fromtimestamp(self._now(), UTC),
+                sleep=lambda _: None,
+            )
+        )
+
+    def run(self, faults: Sequence[Any], *, lasts: int | None = None) -> Ending:
+        """From rows to a settled submission, or to the last step. Faults end by themselves, or after `lasts` steps."""
+        ending = Ending()
+        self._inject(faults)
+        engine = self.engine()
+        submission = engine.plan(self.definition, rows())
+        for ending.steps in range(1, MOST_STEPS + 1):
+            if ending.steps - 1 == lasts:
+                self._clear()
+            engine = self.engine()
+            try:
+                status = engine.advance(self.definition, submission.submission_id)
+            except LLMBatchError as error:
+                ending.errors.append(error)
+            else:
+                if status.is_settled:
+                    break
+            finally:
+                engine.ledger.close()
+            self._let_time_pass()
+        if lasts is None:
+            wires = [fault for fault in faults if isinstance(fault, WireFault)]
+            ending.unstruck = [fault for fault in wires if not self._emulator.struck(fault)]
+        return self._told(ending, submission.submission_id)
+
+    def _inject(self, faults: Sequence[Any]) -> None:
+        if self._vendor.name == "command":
+            (self._folder / "faults").write_text(" ".join(faults))
+        else:
+            self._emulator.inject(*faults)
+
+    def _clear(self) -> None:
+        (self._folder / "faults").write_text("")
+        self._emulator.clear_faults()
+
+    def _let_time_pass(self) -> None:
+        self._emulator.settle()
+        self._skipped_seconds += _STEP_SECONDS
+        if self._vendor.name == "command":
+            jobs = [path.name for path in (self._folder / "jobs").iterdir()]
+            while not all(report.status.is_terminal for report in self._provider.poll(jobs).values()):
+                pass
+
+    def _told(self, ending: Ending, submission_id: str) -> Ending:
+        engine = self.engine()
+        status = engine.status(submission_id)
+        ending.waves, ending.batches = status.submission.waves, len(set(status.batch_ids))
+        ending.stopped, ending.cost_usd = engine.stop_reason(submission_id), status.submission.cost_usd
+        if status.is_settled:
+            labeled = engine.labels(self.definition, submission_id)
+            tables = (labeled.labels, labeled.rejects)
+            keys = [key for table in tables for key in table["id"].to_pylist()]
+            ending.rows = len(keys)
+            ending.outcomes = Counter(outcome for table in tables for outcome in table["llm_outcome"].to_pylist())
+            ending.reasons = set(labeled.rejects["llm_reason"].to_pylist())
+            ending.lost = ROWS - len(set(keys)) + len(keys) - len(set(keys))
+        else:
+            ending.lost = ROWS
+        ending.twice = billed_twice(self._answered())
+        ending.in_order = self._in_order(engine, submission_id)
+        engine.ledger.close()
+        return ending
+
+    def _answered(self) -> Iterable[tuple[str, str]]:
+        """Batch and request of each answer that was billed."""
+        if self._vendor.name == "command":
+            file = self._folder / "answered.jsonl"
+            return [tuple(json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+        return [(one.batch_id or "", one.body_digest) for one in self._emulator.books.executions if one.billed]
+
+    def _in_order(self, engine: Engine, submission_id: str) -> bool:
+        first = engine.ledger.shards(submission_id)[0]
+        if not first.raw_path:
+            return False
+        names = [codec_id(self, line) for line in engine.payloads.lines(first.raw_path)]
+        asked = [name for name in (codec_id(self, line) for line in engine.payloads.lines(first.path)) if name]
+        return names == asked
+
+
+def codec_id(workspace: VendorWorkspace, line: bytes) -> str | None:
+    """The id in a request line or a result line; None where there is none."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return next((value[name] for name in ("custom_id", "key", "recordId") if name in value), None)
+
+
+def rows() -> pl.DataFrame:
+    texts = [f"Where is my invoice number {n}? {MARK if n % 3 == 0 else ''}" for n in range(ROWS)]
+    return pl.DataFrame({"id": [f"t{n}" for n in range(ROWS)], "text": texts})
+
+
+def billed_twice(answered: Iterable[tuple[str, str]]) -> int:
+    """Requests that were answered, and billed, in more than one batch."""
+    batches: dict[str, set[str]] = {}
+    for batch_id, body in answered:
+        batches.setdefault(body, set()).add(batch_id)
+    return sum(len(ids) > 1 for ids in batches.values())
