@@ -39,6 +39,7 @@ __all__ = [
     "is_page",
     "is_refusal",
     "json_object",
+    "json_or_text",
     "odd_answer",
     "own_answer",
     "parsed",
@@ -177,6 +178,15 @@ def json_object(headers: Any, body: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise odd_answer(headers, body)
     return value
+
+
+def json_or_text(body: object) -> Any:
+    """What JSON this is, or its text where it is none."""
+    text = _bytes_of(body).decode("utf-8", "replace")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def parsed(reply: Any) -> Any:

@@ -2,6 +2,7 @@
 
     BaseProvider     of every provider: its names, and verbs that need none of a vendor's own words
     VendorProvider   of one behind an API that bills: reports by the batch's id, from a list or one by one
+    StainlessProvider   of one whose SDK Stainless has generated: OpenAI's and Anthropic's
     OwnMachines      of one on the user's own machines: OpenAI's lines, and nobody bills
     checked_key, address_of     what the settings of several vendors have in common
 
@@ -10,17 +11,31 @@ A provider's own modules say the rest. What its API answers is read by `answers`
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from urllib.parse import SplitResult
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+from urllib.parse import SplitResult, urlencode, urlsplit
 
-from dagster_llm_batch.errors import ConfigError, ProviderError
-from dagster_llm_batch.providers.answers import UnknownIdError
+from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, ProviderError, TransientError
+from dagster_llm_batch.providers.answers import (
+    UnknownIdError,
+    answer_of,
+    check_listed,
+    is_answer,
+    json_or_text,
+    odd_answer,
+    parsed,
+    sdk_calls,
+)
+from dagster_llm_batch.providers.http import checked_address
 from dagster_llm_batch.providers.openai.requests import OpenAILines
 from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.types import BatchReport, BatchStatus, Limits, RequestSpec
 
-__all__ = ["BaseProvider", "OwnMachines", "VendorProvider", "address_of", "checked_key"]
+__all__ = ["BaseProvider", "OwnMachines", "StainlessProvider", "VendorProvider", "address_of", "checked_key"]
 
 
 def checked_key(api_key: str, name: str) -> str:
@@ -123,6 +138,119 @@ class VendorProvider(BaseProvider, ABC):
                 status = BatchStatus.RUNNING
             if status.is_stoppable:
                 raise
+
+
+class StainlessProvider(VendorProvider):
+    """A provider by an SDK that Stainless has generated: OpenAI's and Anthropic's are alike but for names.
+
+    Each call takes the raw reply first and makes the object of it after, by `parsed`: these SDKs make an object of
+    whatever is answered, without a look at it.
+    """
+
+    _public_url: str
+    _page_after: str
+    """The name of the argument after which batch a page of the list begins."""
+
+    _page_size: int
+    """How many batches one list call gives at most."""
+
+    def __init__(
+        self,
+        name: str,
+        api_key: str,
+        base_url: str | None,
+        scope: Mapping[str, str | None],
+        account: str | None,
+        price_book: str | None,
+        settle_seconds: float,
+    ) -> None:
+        self._api_key = checked_key(api_key, name)
+        # an empty address is a variable that is not set, and is refused: it would send key and rows to the vendor
+        self._base_url = self._public_url if base_url is None else base_url
+        parts = checked_address(self._base_url, "base_url", self._public_url)
+        address = address_of(parts, urlencode([(word, value) for word, value in scope.items() if value]))
+        super().__init__(name, address if account is None else account, price_book, settle_seconds)
+        self._public = parts.hostname == urlsplit(self._public_url).hostname
+
+    @abstractmethod
+    def _client(self, *, retries: int) -> Any:
+        """The SDK's client, which makes a call so many times again."""
+
+    @abstractmethod
+    def _batches(self, retries: int) -> Any:
+        """The SDK's calls about batches."""
+
+    @abstractmethod
+    def _is_batch(self, value: Any) -> bool:
+        """Whether an answer is a batch at all."""
+
+    @abstractmethod
+    def _read(self, batch: Any) -> BatchReport:
+        """Read a batch as the SDK gives it."""
+
+    @abstractmethod
+    def _translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
+        """What the SDK raised, as one of ours."""
+
+    def _calls(self, doing: str, *, creating: bool = False) -> AbstractContextManager[None]:
+        """A context that turns what the SDK raises into our errors. While creating, no error is trusted to be a no."""
+        return sdk_calls(lambda error: self._translated(error, doing, creating=creating))
+
+    def _page(self, after: str | None) -> tuple[dict[str, Any], bool]:
+        """The batches of a page of the list, by id, and whether more follow."""
+        start: dict[str, Any] = {} if after is None else {self._page_after: after}
+        with self._calls("list the batches"):
+            page = parsed(self._batches(retries=0).with_raw_response.list(limit=self._page_size, **start))
+            return {batch.id: batch for batch in self._listed(page)}, page.has_next_page()
+
+    def _listed(self, page: Any) -> list[Any]:
+        return check_listed(page.data, self._is_batch, has_more=page.has_more)
+
+    def _read_report(self, batch_id: str) -> BatchReport:
+        # under the id that was asked for, whatever the answer says: it is the one that the ledger knows
+        return replace(self._read(self._batch(batch_id)), batch_id=batch_id)
+
+    def _batch(self, batch_id: str, retries: int = 0) -> Any:
+        """The batch of this id. Raises TransientError where the answer is another object."""
+        doing = f"read the batch '{batch_id}'"
+        with self._calls(doing):
+            batch = parsed(self._batches(retries).with_raw_response.retrieve(batch_id))
+        return self._checked(batch, doing)
+
+    def _stop(self, batch_id: str) -> None:
+        doing = f"cancel the batch '{batch_id}'"
+        with self._calls(doing):
+            batch = parsed(self._batches(retries=0).with_raw_response.cancel(batch_id))
+        self._checked(batch, doing)
+
+    def _checked(self, batch: Any, doing: str) -> Any:
+        if not self._is_batch(batch):
+            raise TransientError(f"Could not {doing}: the answer is no batch; it has no id or no status.")
+        return batch
+
+    def _answer(self, path: str, body: Any) -> tuple[int, Any, ProviderError | None]:
+        """Make one request in real time. An HTTP error of the API's own is an answer, as it is in a batch.
+
+        Returns:
+            The status; the JSON object, or what an error status came with: JSON, else its text; and that error as ours.
+
+        Raises:
+            ProviderError: Bad credentials, no answer, or one that is none of the API's.
+        """
+        client = self._client(retries=0)
+        try:
+            answer = client.post(path, body=body, cast_to=object)
+            if not isinstance(answer, dict):
+                raise odd_answer({}, answer if isinstance(answer, str) else json.dumps(answer))
+        except LLMBatchError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- the SDK raises what it likes
+            failure = self._translated(error, "get an answer")
+            status, (headers, content) = getattr(error, "status_code", 0), answer_of(error)
+            if not is_answer(status, headers, content) or isinstance(failure, CredentialsError):
+                raise failure from None
+            return status, json_or_text(content), failure
+        return 200, answer, None
 
 
 class OwnMachines(BaseProvider):

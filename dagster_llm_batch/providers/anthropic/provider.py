@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import replace
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, BinaryIO
-from urllib.parse import urlencode
 
 from dagster_llm_batch.errors import (
-    CredentialsError,
-    LLMBatchError,
     MissingExtraError,
     ProviderError,
     RefusedError,
@@ -29,10 +25,7 @@ from dagster_llm_batch.errors import (
 from dagster_llm_batch.providers.answers import (
     UnknownIdError,
     answer_line,
-    answer_of,
-    check_listed,
     created_id,
-    is_answer,
     odd_answer,
     parsed,
     result_lines,
@@ -43,8 +36,8 @@ from dagster_llm_batch.providers.anthropic.batches import CreateBody, created_at
 from dagster_llm_batch.providers.anthropic.errors import provider_error
 from dagster_llm_batch.providers.anthropic.replies import read_line
 from dagster_llm_batch.providers.anthropic.requests import ANTHROPIC_VERSION, AnthropicLines
-from dagster_llm_batch.providers.base import VendorProvider, address_of, checked_key
-from dagster_llm_batch.providers.http import Origin, checked_address, guard_client, listed_since
+from dagster_llm_batch.providers.base import StainlessProvider
+from dagster_llm_batch.providers.http import Origin, guard_client, listed_since
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
 from dagster_llm_batch.providers.paging import walk_pages
 from dagster_llm_batch.providers.registry import PROVIDERS
@@ -65,17 +58,14 @@ if TYPE_CHECKING:
 
 __all__ = ["AnthropicProvider"]
 
-_PUBLIC_URL = "https://api.anthropic.com"
-_PUBLIC_HOST = "api.anthropic.com"
 _BATCHES = "/v1/messages/batches"
 _MESSAGES = "/v1/messages"
 _AS_STREAM = {"Accept": "application/binary", "X-Stainless-Raw-Response": "stream"}  # as the SDK asks for results
-_PAGE = 1_000  # the most that one list call gives
 _PAGES_PER_POLL = 3  # at least
 
 
 @masked
-class AnthropicProvider(VendorProvider):
+class AnthropicProvider(StainlessProvider):
     """Batches in one workspace of Anthropic, the key's own unless `workspace_id` names another.
 
     `anthropic_version` is the API version, which decides what parameters rows may have. `betas` are features that are
@@ -83,6 +73,10 @@ class AnthropicProvider(VendorProvider):
     workspace. `http_client` is one of httpx2, for this provider alone: it is made to send nothing secret elsewhere.
     Building makes no call.
     """
+
+    _public_url = "https://api.anthropic.com"
+    _page_after = "after_id"
+    _page_size = 1_000
 
     def __init__(
         self,
@@ -99,13 +93,8 @@ class AnthropicProvider(VendorProvider):
         price_book: str | None = PROVIDERS["anthropic"].price_book,
         settle_seconds: float = 300.0,
     ) -> None:
-        key = checked_key(api_key, name)
-        base_url = _PUBLIC_URL if base_url is None else base_url  # an empty one is a variable that is not set
-        parts = checked_address(base_url, "base_url", _PUBLIC_URL)
-        scope = urlencode({"workspace": workspace_id}) if workspace_id else ""
-        super().__init__(name, address_of(parts, scope) if account is None else account, price_book, settle_seconds)
-        self._api_key = key
-        self._base_url = base_url
+        scope = {"workspace": workspace_id}
+        super().__init__(name, api_key, base_url, scope, account, price_book, settle_seconds)
         self._origin = Origin(self._base_url)
         self._version = anthropic_version
         self._secret_headers = [part for value in (default_headers or {}).values() for part in value.split()]
@@ -117,7 +106,6 @@ class AnthropicProvider(VendorProvider):
         self._timeout_seconds = timeout_seconds
         self._http_client = http_client
         self._sdk: Anthropic | None = None
-        self._public = parts.hostname == _PUBLIC_HOST
         self._workspace_id = workspace_id
 
     def _secrets(self) -> list[str]:
@@ -133,7 +121,7 @@ class AnthropicProvider(VendorProvider):
         client = self._client(retries=0)
         with sized(lines) as (file, size):
             body = CreateBody(file, size)
-            with sdk_calls(lambda error: self._translated(error, "create the batch", had_effect=body.is_sent)):
+            with sdk_calls(lambda error: self._translated(error, "create the batch", creating=body.is_sent)):
                 reply = client.post(
                     _BATCHES,
                     content=body,
@@ -150,10 +138,10 @@ class AnthropicProvider(VendorProvider):
         del tag
         candidates: dict[str, Any] = {}
         with self._calls("look for the batch"):
-            reply = self._client(retries=2).messages.batches.with_raw_response.list(limit=_PAGE)
+            reply = self._client(retries=2).messages.batches.with_raw_response.list(limit=self._page_size)
             since = listed_since(hints.sent_at, reply.headers)
             for page in parsed(reply).iter_pages():
-                batches = _listed(page)
+                batches = self._listed(page)
                 times = [created_at(batch) for batch in batches]
                 for batch, time in zip(batches, times, strict=True):
                     recent = time is None or time >= since
@@ -194,22 +182,7 @@ class AnthropicProvider(VendorProvider):
         return False if is_readable else None
 
     def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
-        return walk_pages(wanted, self._page, read_batch, self._report, most=max(_PAGES_PER_POLL, len(wanted) // 100))
-
-    def _page(self, after: str | None) -> tuple[dict[str, Any], bool]:
-        with self._calls("list the batches"):
-            start: dict[str, Any] = {} if after is None else {"after_id": after}
-            page = parsed(self._client(retries=0).messages.batches.with_raw_response.list(limit=_PAGE, **start))
-            return {batch.id: batch for batch in _listed(page)}, page.has_next_page()
-
-    def _read_report(self, batch_id: str) -> BatchReport:
-        # under the id that was asked for, whatever the answer says: it is the one that the ledger knows
-        return replace(read_batch(self._batch(batch_id)), batch_id=batch_id)
-
-    def _batch(self, batch_id: str) -> Any:
-        with self._calls(f"read the batch '{batch_id}'"):
-            batch = parsed(self._client(retries=0).messages.batches.with_raw_response.retrieve(batch_id))
-        return _checked(batch, f"read the batch '{batch_id}'")
+        return walk_pages(wanted, self._page, self._read, self._report, most=max(_PAGES_PER_POLL, len(wanted) // 100))
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch. A download that breaks is a TransientError: start over, since nothing marks the place.
@@ -256,35 +229,18 @@ class AnthropicProvider(VendorProvider):
         """The open response of a GET, which the caller closes."""
         return self._client(retries=2).get(address, cast_to=object, options={"headers": _AS_STREAM})
 
-    def _stop(self, batch_id: str) -> None:
-        with self._calls(f"cancel the batch '{batch_id}'"):
-            batch = parsed(self._client(retries=0).messages.batches.with_raw_response.cancel(batch_id))
-        _checked(batch, f"cancel the batch '{batch_id}'")
-
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         request = json.loads(line)
-        result: dict[str, Any]
-        failure = None
-        client = self._client(retries=0)
-        try:
-            message = client.post(_MESSAGES, body=request["params"], cast_to=object)
-            if not isinstance(message, dict):
-                raise odd_answer({}, message if isinstance(message, str) else json.dumps(message))
-            result = {"type": "succeeded", "message": message}
-        except LLMBatchError:
-            raise
-        except Exception as error:  # noqa: BLE001 -- the SDK raises what it likes
-            failure = self._translated(error, "get an answer")
-            body = getattr(error, "body", None)
-            if not is_answer(getattr(error, "status_code", 0), *answer_of(error)) or isinstance(
-                failure, CredentialsError
-            ):
-                raise failure from None
-            if not isinstance(body, dict):
-                kind = "invalid_request_error" if isinstance(failure, RefusedError) else "api_error"
-                body = {"type": "error", "error": {"type": kind, "message": str(failure)}}
+        _, body, failure = self._answer(_MESSAGES, request["params"])
+        if failure is None:
+            result = {"type": "succeeded", "message": body}
+        elif isinstance(body, dict):
             result = {"type": "errored", "error": body}
+        else:
+            kind = "invalid_request_error" if isinstance(failure, RefusedError) else "api_error"
+            error = {"type": kind, "message": str(failure)}
+            result = {"type": "errored", "error": {"type": "error", "error": error}}
         return answer_line({"custom_id": request["custom_id"], "result": result}, failure)
 
     def console_url(self, batch_id: str) -> str | None:
@@ -311,22 +267,14 @@ class AnthropicProvider(VendorProvider):
         client._custom_headers = self._headers  # noqa: SLF001 -- else those of the environment would be sent too
         return client
 
-    @contextmanager
-    def _calls(self, doing: str) -> Iterator[None]:
-        """Turns what the SDK and its transport raise into our errors."""
-        with sdk_calls(lambda error: self._translated(error, doing)):
-            yield
+    def _batches(self, retries: int) -> Any:
+        return self._client(retries=retries).messages.batches
 
-    def _translated(self, error: Exception, doing: str, *, had_effect: bool = False) -> ProviderError:
-        return provider_error(error, f"{doing} at {self._account}", self._api_key, had_effect=had_effect)
+    def _is_batch(self, value: Any) -> bool:
+        return is_batch(value)
 
+    def _read(self, batch: Any) -> BatchReport:
+        return read_batch(batch)
 
-def _listed(page: Any) -> list[Any]:
-    return check_listed(page.data, is_batch, has_more=page.has_more)
-
-
-def _checked(batch: Any, doing: str) -> Any:
-    """The batch. Raises TransientError where an answer is another object."""
-    if not is_batch(batch):
-        raise TransientError(f"Could not {doing}: the answer is no batch; it has no id or no status.")
-    return batch
+    def _translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
+        return provider_error(error, f"{doing} at {self._account}", [self._api_key], creating=creating)

@@ -1,34 +1,19 @@
-"""Exceptions of boto3 and botocore, read as ours. Pure; imports neither: classes are told apart by name.
+"""Exceptions of boto3 and botocore, read as ours: see `providers.errors`. Pure; imports neither.
 
-    never sent (no connection)            TransientError
-    no, wrong or expired credentials      CredentialsError
-    throttled, too many jobs at work      TransientError
-    unknown job, key or bucket            UnknownIdError
-    other 4xx, parameters botocore refuses  RefusedError
-    5xx, conflict, timeout, lost reply    AmbiguousError while creating, else TransientError
-    an answer that is none of the API's   AmbiguousError while creating, else TransientError
-    4xx that is not the API's own word    RefusedError while creating, else TransientError
-
-Messages hold no credentials: the vendor echoes access keys.
+AWS says what went wrong by codes, and the status alone tells too little: too many jobs at work are a 400. What botocore
+refuses to send is a BotoCoreError, and so is much of what was lost on the way.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from http import HTTPStatus
 from typing import Any
 
-from dagster_llm_batch.errors import (
-    AmbiguousError,
-    CredentialsError,
-    NoConnectionError,
-    ProviderError,
-    RefusedError,
-    TransientError,
-)
+from dagster_llm_batch.errors import ProviderError, RefusedError
 from dagster_llm_batch.providers.answers import WEB_PAGE, OddAnswerError, UnknownIdError, is_page, wait_of, words_of
-from dagster_llm_batch.providers.secrets import Mask
-from dagster_llm_batch.text import plain_words
+from dagster_llm_batch.providers.errors import Failure, FailureRules, mask_keys, translate_failure
 
 __all__ = ["aws_error", "is_answer", "is_of_aws"]
 
@@ -49,28 +34,37 @@ _CREDENTIALS = frozenset(
         "UnrecognizedClientException",
     }
 )
-_NO_CREDENTIALS = frozenset(
-    {
-        "CredentialRetrievalError",
-        "NoCredentialsError",
-        "PartialCredentialsError",
-        "ProfileNotFound",
-        "SSOError",
-        "TokenRetrievalError",
-        "UnauthorizedSSOTokenError",
-    }
-)
-_NEVER_SENT = frozenset({"ConnectTimeoutError", "EndpointConnectionError", "ProxyConnectionError"})
-_LOST = frozenset(
-    {
-        "ChecksumError",
-        "FlexibleChecksumError",
-        "HTTPClientError",
-        "HTTPError",
-        "IncompleteReadError",
-        "ResponseParserError",
-        "ResponseStreamingError",
-    }
+_RULES = FailureRules(
+    never_sent=frozenset({"ConnectTimeoutError", "EndpointConnectionError", "ProxyConnectionError"}),
+    cannot_send=frozenset({"BotoCoreError"}),
+    lost=frozenset(
+        {
+            "Boto3Error",
+            "ChecksumError",
+            "FlexibleChecksumError",
+            "HTTPClientError",
+            "HTTPError",
+            "IncompleteReadError",
+            "ResponseParserError",
+            "ResponseStreamingError",
+        }
+    ),
+    no_credentials=frozenset(
+        {
+            "CredentialRetrievalError",
+            "NoCredentialsError",
+            "PartialCredentialsError",
+            "ProfileNotFound",
+            "SSOError",
+            "TokenRetrievalError",
+            "UnauthorizedSSOTokenError",
+        }
+    ),
+    refuses_access="AWS does not accept the credentials, or they may not",
+    lacks_access="check the AWS credentials of this process",
+    is_busy="too many requests or jobs for now",
+    check="",
+    own_word="no word of AWS",
 )
 _BUSY = frozenset(
     {
@@ -118,39 +112,26 @@ def aws_error(error: Exception, doing: str, secrets: Collection[str], *, creatin
     inner = error.__cause__ or error.__context__
     if not _reply(error) and isinstance(inner, Exception) and type(error).__module__.startswith("boto3"):
         error = inner  # boto3 wraps what went wrong in an upload
-    said = _redacted(words_of(error), secrets)
-    if isinstance(error, OddAnswerError):
-        return _unsure(doing, said, None, creating=creating)
-    names = {found.__name__ for found in type(error).__mro__}
+    reason = mask_keys(words_of(error), secrets, _ACCESS_KEY)
     reply = _reply(error)
-    if not reply:
-        if names & _NO_CREDENTIALS:
-            return CredentialsError(f"Could not {doing}: {said} Check the AWS credentials of this process.")
-        if names & _NEVER_SENT:
-            return NoConnectionError(f"Could not {doing}: no connection. {said}")
-        if names & _LOST or "Boto3Error" in names or not names & {"BotoCoreError"}:
-            return _unsure(doing, f"the reply was lost or cannot be read. {said}", None, creating=creating)
-        return RefusedError(f"Could not {doing}: {said}")
+    if isinstance(error, OddAnswerError) or not reply:
+        names = frozenset(found.__name__ for found in type(error).__mro__)
+        is_odd = isinstance(error, OddAnswerError)
+        return translate_failure(Failure(doing, reason, creating, names, is_odd=is_odd), _RULES)
     code, status = str(reply.get("Error", {}).get("Code", "")), _status_of(error)
     headers = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    said = WEB_PAGE if is_page(headers, reply.get("Error", {}).get("Message")) else said
-    if code in _BUSY or status == 429:  # noqa: PLR2004 -- HTTP
-        return TransientError(f"Could not {doing}: too many requests or jobs for now. {said}", _wait(reply))
-    if code in _CREDENTIALS or status in (401, 403):
-        return CredentialsError(f"Could not {doing}: AWS does not accept the credentials, or they may not. {said}")
-    is_odd = not creating and status is not None and not _is_own_word(error, status)
-    if status is None or status < 400 or status in (408, 409) or status >= 500 or is_odd:  # noqa: PLR2004 -- HTTP
-        said = f"status {status}, and no word of AWS. {said}" if is_odd else said
-        return _unsure(doing, said, _wait(reply), creating=creating)
-    if code in _UNKNOWN or status == 404:  # noqa: PLR2004 -- HTTP
-        return UnknownIdError(f"Could not {doing}: {said}")
-    return RefusedError(f"Could not {doing}: {said}")
-
-
-def _unsure(doing: str, said: str, wait: float | None, *, creating: bool) -> ProviderError:
-    if creating:
-        return AmbiguousError(f"Could not {doing}, or perhaps did: {said} Look for the batch before creating it again.")
-    return TransientError(f"Could not {doing}: {said}", wait)
+    failure = Failure(
+        doing,
+        WEB_PAGE if is_page(headers, reply.get("Error", {}).get("Message")) else reason,
+        creating,
+        status=status or 0,  # an answer without one says nothing
+        wait_seconds=_wait(reply),
+        is_busy=code in _BUSY or status == HTTPStatus.TOO_MANY_REQUESTS,
+        is_about_access=code in _CREDENTIALS or status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN),
+        is_own_word=status is None or _is_own_word(error, status),
+        refusal=UnknownIdError if code in _UNKNOWN or status == HTTPStatus.NOT_FOUND else RefusedError,
+    )
+    return translate_failure(failure, _RULES)
 
 
 def _wait(reply: dict[str, Any]) -> float | None:
@@ -160,8 +141,3 @@ def _wait(reply: dict[str, Any]) -> float | None:
 def _reply(error: Exception) -> dict[str, Any]:
     reply = getattr(error, "response", None)
     return reply if isinstance(reply, dict) and "Error" in reply else {}
-
-
-def _redacted(text: str, secrets: Collection[str]) -> str:
-    text = Mask(secrets).text(text)  # before it is cut
-    return plain_words(_ACCESS_KEY.sub(r"\1***", text))

@@ -1,15 +1,7 @@
-"""Exceptions of Google's SDKs, their transports and their credentials, read as ours. Pure; imports no SDK.
+"""Exceptions of Google's SDKs, their transports and their credentials, read as ours: see `providers.errors`. Pure.
 
-    no connection, no token yet          TransientError
-    401, 403, a bad key or credentials   CredentialsError
-    429                                  TransientError
-    other 4xx                            RefusedError
-    408, 409, 499, 5xx, a lost reply     AmbiguousError while creating, else TransientError
-    an answer that is none of the API's  AmbiguousError while creating, else TransientError
-    4xx that is not the API's own word   RefusedError while creating, else TransientError
-
-The Gemini API answers 400 with the reason API_KEY_INVALID to a bad key. Classes are told apart by name, since the SDKs
-run on several transport libraries. Messages never hold the key.
+The Gemini API answers 400 with the reason API_KEY_INVALID to a bad key, and 499 to a call that was cut off. The SDKs
+run on several transport libraries, httpx and requests among them, and wrap their exceptions more than once.
 """
 
 from __future__ import annotations
@@ -18,16 +10,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from http import HTTPStatus
 from typing import Any
 
-from dagster_llm_batch.errors import (
-    AmbiguousError,
-    CredentialsError,
-    NoConnectionError,
-    ProviderError,
-    RefusedError,
-    TransientError,
-)
+from dagster_llm_batch.errors import ProviderError, RefusedError
 from dagster_llm_batch.providers.answers import (
     WEB_PAGE,
     OddAnswerError,
@@ -40,8 +26,14 @@ from dagster_llm_batch.providers.answers import (
     was_redirected,
     words_of,
 )
-from dagster_llm_batch.providers.secrets import Mask
-from dagster_llm_batch.text import plain_words
+from dagster_llm_batch.providers.errors import (
+    CANNOT_SEND,
+    NEVER_SENT,
+    Failure,
+    FailureRules,
+    mask_keys,
+    translate_failure,
+)
 
 __all__ = [
     "PreconditionFailedError",
@@ -51,21 +43,28 @@ __all__ = [
     "is_about_credentials",
 ]
 
-_NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "NewConnectionError", "TransportError"})
-_CANNOT_SEND = frozenset({"UnsupportedProtocol", "InvalidURL", "LocalProtocolError", "MissingSchema"})
-_NO_CREDENTIALS = frozenset({"RefreshError", "DefaultCredentialsError", "MalformedError", "InvalidOperation"})
-_MAYBE_DONE = frozenset({408, 409, 499})
+_RULES = FailureRules(
+    never_sent=NEVER_SENT | {"NewConnectionError", "TransportError"},
+    cannot_send=CANNOT_SEND | {"MissingSchema"},
+    no_credentials=frozenset({"RefreshError", "DefaultCredentialsError", "MalformedError", "InvalidOperation"}),
+    maybe_done=frozenset({408, 409, 499}),
+    refuses_access="the provider does not accept the credentials",
+    check="Check the address and the key.",
+)
 _KEY = re.compile(r"\b(AIza|ya29\.|AQ\.|eyJ)[\w\-.]{4,}")  # of the API, of OAuth, and signed tokens (JWT)
 _MOST_CAUSES = 6
 _WRONG_VERSION = re.compile(r'Unknown name "|not found for API version')
 _OF_VERSION = (
-    " This API version has no such field or model. Set api_version of the provider: 'v1beta' has what is documented "
+    "This API version has no such field or model. Set api_version of the provider: 'v1beta' has what is documented "
     "for batches, and 'v1' less of it."
 )
 
 
 class PreconditionFailedError(RefusedError):
     """There is such an object already (412)."""
+
+
+_REFUSALS: dict[int, type[RefusedError]] = {404: UnknownIdError, 412: PreconditionFailedError}
 
 
 def google_calls(doing: str, secret: str = "", *, creating: bool = False) -> AbstractContextManager[None]:
@@ -93,39 +92,29 @@ def is_about_credentials(error: Exception) -> bool:
 
 def _provider_error(error: Exception, doing: str, secret: str, *, creating: bool) -> ProviderError:
     message = getattr(error, "message", None)
-    said = _redacted(message if isinstance(message, str) and message else words_of(error), secret)
+    reason = mask_keys(message if isinstance(message, str) and message else words_of(error), [secret], _KEY)
     if isinstance(error, OddAnswerError):
-        return _unsure(doing, said, None, creating=creating)
+        return translate_failure(Failure(doing, reason, creating, is_odd=True), _RULES)
     status = http_status(error)
     headers, body = google_answer_of(error)
-    said = WEB_PAGE if is_page(headers, body) else said
+    reason = WEB_PAGE if is_page(headers, body) else reason
     if status is None:
-        names = set(_names(error))
-        if names & _NO_CREDENTIALS:
-            return CredentialsError(f"Could not {doing}: the credentials give no access. {said}")
-        if names & _CANNOT_SEND:
-            return RefusedError(f"Could not {doing}: {said} Check the address and the key.")
-        if names & _NEVER_SENT:
-            return NoConnectionError(f"Could not {doing}: no connection. {said}")
-        return _unsure(doing, f"the reply was lost or cannot be read. {said}", None, creating=creating)
-    wait = _retry_after_seconds(error)
-    if is_about_credentials(error):
-        return CredentialsError(f"Could not {doing}: the provider does not accept the credentials. {said}")
-    if status == 429:  # noqa: PLR2004 -- HTTP
-        return TransientError(f"Could not {doing}: too many requests. {said}", wait)
-    is_odd = was_redirected(error) or (not creating and not is_refusal(status, headers, body))
-    if status in _MAYBE_DONE or status >= 500 or is_odd:  # noqa: PLR2004 -- HTTP
-        said = f"status {status}, and no word of the API's own. {said}" if is_odd else said
-        return _unsure(doing, said, wait, creating=creating)
-    kinds: dict[int, type[RefusedError]] = {404: UnknownIdError, 412: PreconditionFailedError}
-    hint = _OF_VERSION if "the Gemini API" in doing and _WRONG_VERSION.search(said) else ""
-    return kinds.get(status, RefusedError)(f"Could not {doing}: {said}{hint}")
-
-
-def _unsure(doing: str, said: str, wait: float | None, *, creating: bool) -> ProviderError:
-    if creating:
-        return AmbiguousError(f"Could not {doing}, or perhaps did: {said} Look for the batch before creating it again.")
-    return TransientError(f"Could not {doing}: {said}", wait)
+        return translate_failure(Failure(doing, reason, creating, frozenset(_names(error))), _RULES)
+    is_of_version = "the Gemini API" in doing and _WRONG_VERSION.search(reason)
+    failure = Failure(
+        doing,
+        reason,
+        creating,
+        status=status,
+        wait_seconds=_retry_after_seconds(error),
+        is_busy=status == HTTPStatus.TOO_MANY_REQUESTS,
+        is_about_access=is_about_credentials(error),
+        is_own_word=is_refusal(status, headers, body),
+        was_redirected=was_redirected(error),
+        refusal=_REFUSALS.get(status, RefusedError),
+        hint=_OF_VERSION if is_of_version else "",
+    )
+    return translate_failure(failure, _RULES)
 
 
 def _names(error: BaseException) -> Iterator[str]:
@@ -151,8 +140,3 @@ def _retry_after_seconds(error: Exception) -> float | None:
         else []
     )
     return next((wait for value in (header, *delays) if (wait := wait_of(value)) is not None), None)
-
-
-def _redacted(text: str, secret: str) -> str:
-    text = Mask([secret]).text(text)  # before it is cut
-    return plain_words(_KEY.sub(r"\1***", text))

@@ -17,33 +17,24 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
-from urllib.parse import urlencode
 
 from dagster_llm_batch.errors import (
     AmbiguousError,
-    CredentialsError,
-    LLMBatchError,
     MissingExtraError,
     ProviderError,
     TransientError,
 )
 from dagster_llm_batch.providers.answers import (
     answer_line,
-    answer_of,
-    check_listed,
     created_id,
-    is_answer,
-    odd_answer,
     parsed,
     result_lines,
-    sdk_calls,
 )
-from dagster_llm_batch.providers.base import VendorProvider, address_of, checked_key
-from dagster_llm_batch.providers.http import Origin, checked_address, guard_client, listed_since
+from dagster_llm_batch.providers.base import StainlessProvider
+from dagster_llm_batch.providers.http import Origin, guard_client, listed_since
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.openai.batches import created_at, is_batch, read_batch
 from dagster_llm_batch.providers.openai.errors import provider_error
@@ -69,19 +60,20 @@ __all__ = ["TAG_KEY", "OpenAIProvider"]
 TAG_KEY = "dagster_llm_batch"
 """The metadata key that holds the tag."""
 
-_PUBLIC_URL = "https://api.openai.com/v1"
-_PUBLIC_HOST = "api.openai.com"
-_PAGE = 100  # the most that one list call gives
 _CHUNK_BYTES = 1 << 16
 
 
 @masked
-class OpenAIProvider(VendorProvider):
+class OpenAIProvider(StainlessProvider):
     """Batches in one OpenAI account, or on a compatible server at `base_url`.
 
     `account` names whose answers these are; by default the address, organization and project. `http_client` is one of
     httpx2, for this provider alone: it is made to send nothing secret elsewhere. Building makes no call.
     """
+
+    _public_url = "https://api.openai.com/v1"
+    _page_after = "after"
+    _page_size = 100
 
     def __init__(
         self,
@@ -98,13 +90,8 @@ class OpenAIProvider(VendorProvider):
         price_book: str | None = PROVIDERS["openai"].price_book,
         settle_seconds: float = 300.0,
     ) -> None:
-        key = checked_key(api_key, name)
-        base_url = _PUBLIC_URL if base_url is None else base_url  # an empty one is a variable that is not set
-        parts = checked_address(base_url, "base_url", _PUBLIC_URL)
-        scope = urlencode([(k, v) for k, v in (("organization", organization), ("project", project)) if v])
-        super().__init__(name, address_of(parts, scope) if account is None else account, price_book, settle_seconds)
-        self._api_key = key
-        self._base_url = base_url
+        scope = {"organization": organization, "project": project}
+        super().__init__(name, api_key, base_url, scope, account, price_book, settle_seconds)
         self._organization = organization
         self._project = project
         self._window = completion_window
@@ -112,7 +99,6 @@ class OpenAIProvider(VendorProvider):
         self._headers = dict(default_headers or {})
         self._http_client = http_client
         self._sdk: OpenAI | None = None
-        self._public = parts.hostname == _PUBLIC_HOST
 
     def _secrets(self) -> list[str]:
         return [self._api_key, *(part for value in self._headers.values() for part in value.split())]
@@ -168,11 +154,11 @@ class OpenAIProvider(VendorProvider):
         server_keeps_tags = self._public
         times: list[datetime | None] = []
         with self._calls("look for the batch"):
-            reply = self._client(retries=0).batches.with_raw_response.list(limit=_PAGE)
+            reply = self._client(retries=0).batches.with_raw_response.list(limit=self._page_size)
             since = listed_since(hints.sent_at, reply.headers)
             for page in parsed(reply).iter_pages():
                 known = len(seen)
-                for batch in _listed(page):
+                for batch in self._listed(page):
                     tags = batch.metadata if isinstance(batch.metadata, dict) else {}
                     server_keeps_tags = server_keeps_tags or TAG_KEY in tags
                     time = created_at(batch)
@@ -196,22 +182,7 @@ class OpenAIProvider(VendorProvider):
 
     def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
         # beyond that, single calls are fewer
-        return walk_pages(wanted, self._page, read_batch, self._report, most=len(wanted) // 10 + 1)
-
-    def _page(self, after: str | None) -> tuple[dict[str, Any], bool]:
-        with self._calls("list the batches"):
-            start: dict[str, Any] = {} if after is None else {"after": after}
-            page = parsed(self._client(retries=0).batches.with_raw_response.list(limit=_PAGE, **start))
-            return {batch.id: batch for batch in _listed(page)}, page.has_next_page()
-
-    def _read_report(self, batch_id: str) -> BatchReport:
-        # under the id that was asked for, whatever the answer says: it is the one that the ledger knows
-        return replace(read_batch(self._batch(batch_id)), batch_id=batch_id)
-
-    def _batch(self, batch_id: str, retries: int = 0) -> Any:
-        with self._calls(f"read the batch '{batch_id}'"):
-            batch = parsed(self._client(retries=retries).batches.with_raw_response.retrieve(batch_id))
-        return _checked(batch, f"read the batch '{batch_id}'")
+        return walk_pages(wanted, self._page, self._read, self._report, most=len(wanted) // 10 + 1)
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch. A download that breaks is a TransientError: start over, since nothing marks the place."""
@@ -239,30 +210,10 @@ class OpenAIProvider(VendorProvider):
         if isinstance(size, int) and got < size:
             raise TransientError(f"Could not download the file '{file_id}': got {got} of {size} bytes.")
 
-    def _stop(self, batch_id: str) -> None:
-        with self._calls(f"cancel the batch '{batch_id}'"):
-            batch = parsed(self._client(retries=0).batches.with_raw_response.cancel(batch_id))
-        _checked(batch, f"cancel the batch '{batch_id}'")
-
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         request = json.loads(line)
-        path = request["url"].removeprefix("/v1")
-        client = self._client(retries=0)
-        status, failure = 200, None
-        body: Any
-        try:
-            body = client.post(path, body=request["body"], cast_to=object)
-            if not isinstance(body, dict):
-                raise odd_answer({}, body if isinstance(body, str) else json.dumps(body))
-        except LLMBatchError:
-            raise
-        except Exception as error:  # noqa: BLE001 -- the SDK raises what it likes
-            failure = self._translated(error, "get an answer")
-            status, (headers, said) = getattr(error, "status_code", 0), answer_of(error)
-            if not is_answer(status, headers, said) or isinstance(failure, CredentialsError):
-                raise failure from None
-            body = _json_or_text(said.decode("utf-8", "replace"))
+        status, body, failure = self._answer(request["url"].removeprefix("/v1"), request["body"])
         answer = {
             "id": None,
             "custom_id": request["custom_id"],
@@ -292,25 +243,17 @@ class OpenAIProvider(VendorProvider):
         client.organization, client.project = self._organization, self._project  # else the environment's would be sent
         return client
 
-    @contextmanager
-    def _calls(self, doing: str, *, creating: bool = False) -> Iterator[None]:
-        """Turns what the SDK raises into our errors. While creating, nothing that was raised is trusted to be a no."""
-        with sdk_calls(lambda error: self._translated(error, doing, creating=creating)):
-            yield
+    def _batches(self, retries: int) -> Any:
+        return self._client(retries=retries).batches
+
+    def _is_batch(self, value: Any) -> bool:
+        return is_batch(value)
+
+    def _read(self, batch: Any) -> BatchReport:
+        return read_batch(batch)
 
     def _translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
-        return provider_error(error, f"{doing} at {self._account}", self._api_key, creating=creating)
-
-
-def _listed(page: Any) -> list[Any]:
-    return check_listed(page.data, is_batch, has_more=page.has_more)
-
-
-def _checked(batch: Any, doing: str) -> Any:
-    """The batch. Raises TransientError where an answer is another object."""
-    if not is_batch(batch):
-        raise TransientError(f"Could not {doing}: the answer is no batch: it has no id.")
-    return batch
+        return provider_error(error, f"{doing} at {self._account}", [self._api_key], creating=creating)
 
 
 def _newest_first(times: Sequence[datetime | None]) -> bool:
@@ -344,10 +287,3 @@ def _has_length(lines: BinaryIO) -> bool:
     except OSError:
         return True
     return False  # the file may be compressed
-
-
-def _json_or_text(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
