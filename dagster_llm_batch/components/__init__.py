@@ -1,13 +1,14 @@
 """The Python API in `defs.yaml`, for `dg`."""
 
 from dagster_llm_batch.components.batch import LLMBatchComponent
-from dagster_llm_batch.components.evaluation import LLMBatchEvaluationComponent
-from dagster_llm_batch.components.judges import LLMBatchPairwiseJudgeComponent, LLMBatchRubricJudgeComponent
-from dagster_llm_batch.components.quality import (
+from dagster_llm_batch.components.evaluation import (
     LLMBatchAgreementComponent,
     LLMBatchCostComponent,
     LLMBatchDriftComponent,
+    LLMBatchEvaluationComponent,
     LLMBatchGoldSampleComponent,
+    LLMBatchPairwiseJudgeComponent,
+    LLMBatchRubricJudgeComponent,
     LLMBatchSkewComponent,
 )
 

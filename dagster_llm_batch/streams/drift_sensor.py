@@ -19,7 +19,7 @@ from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.streams.client import Connection
 from dagster_llm_batch.streams.consumer import messages_from
-from dagster_llm_batch.streams.events import DriftEvent
+from dagster_llm_batch.streams.drift import DriftEvent
 from dagster_llm_batch.streams.messages import message_id
 from dagster_llm_batch.streams.resource import kafka_of
 from dagster_llm_batch.streams.topic import KafkaTopic

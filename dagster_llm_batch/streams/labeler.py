@@ -21,13 +21,12 @@ from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.streams.client import Connection, as_ours, confluent, is_end, kafka_errors
 from dagster_llm_batch.streams.consumer import resume, watermarks_in
-from dagster_llm_batch.streams.events import DriftEvent
+from dagster_llm_batch.streams.drift import DriftEvent, DriftWatch
 from dagster_llm_batch.streams.messages import KEY
 from dagster_llm_batch.streams.producer import Outgoing, produce, transaction
 from dagster_llm_batch.streams.results import REASON, SAID, SINCE, SOURCE, StreamResult, now_ms, outgoing
 from dagster_llm_batch.streams.student import Student
 from dagster_llm_batch.streams.topic import KafkaTopic
-from dagster_llm_batch.streams.watch import DriftWatch
 from dagster_llm_batch.streams.windows import positions
 
 if TYPE_CHECKING:

@@ -33,8 +33,8 @@ from dagster_llm_batch.streams import (
     lane,
 )
 from dagster_llm_batch.streams.dashboard import stream_results
+from dagster_llm_batch.streams.drift import DriftEvent
 from dagster_llm_batch.streams.drift_sensor import SeenEvents, read_events
-from dagster_llm_batch.streams.events import DriftEvent
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 

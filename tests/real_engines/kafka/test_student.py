@@ -13,10 +13,10 @@ from texts import labeling, strange, student, texts, topic_of
 from dagster_llm_batch import evaluation_assets
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.streams import KafkaTopic, stream_dashboard_asset, student_assets, student_of
+from dagster_llm_batch.streams.drift import DriftWatch
 from dagster_llm_batch.streams.figures import figures_markdown, latency_png, stream_figures
 from dagster_llm_batch.streams.results import StreamResult, outgoing
 from dagster_llm_batch.streams.student import Student, out_of_fold, train
-from dagster_llm_batch.streams.watch import DriftWatch
 from dagster_llm_batch.testing.emulator import Emulator
 
 

@@ -1,6 +1,7 @@
 """Has the stream changed? One online detector (river's ADWIN) for each signal, over the messages in their order.
 
 Signals: the share of each class, the student's confidence, the share of words that it knows, and how long texts are.
+What is seen goes to the events' topic as a `DriftEvent`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from dagster_llm_batch.errors import MissingExtraError
 
-__all__ = ["DriftWatch"]
+__all__ = ["DriftEvent", "DriftWatch"]
 
 _MESSAGES_A_CHECK = 8
 
@@ -49,3 +52,19 @@ class DriftWatch:
             if detector.drift_detected:
                 changed[signal] = int(detector.width)
         return changed
+
+
+class DriftEvent(BaseModel):
+    """Since `first_offset` at the earliest, and by `offset`, the messages of this partition are others than before.
+
+    Detectors see all partitions of a process in turn, so that `first_offset` reaches back too far rather than too
+    little. `signals`: what has changed, as in `DriftWatch`. `seen_ms`: milliseconds since 1970.
+    """
+
+    topic: str
+    signals: list[str]
+    partition: int
+    first_offset: int
+    offset: int
+    student: str
+    seen_ms: int
