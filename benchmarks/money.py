@@ -17,7 +17,7 @@ from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, PromptCache, simulated_answer

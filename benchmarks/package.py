@@ -22,7 +22,7 @@ from benchmarks.writes import counted
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Status
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 
 MODELS = {

@@ -22,7 +22,7 @@ from benchmarks.inputs import read_rows
 from benchmarks.measure import Work
 from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.engine.collect import Collector
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 
 _BYTES_A_SECOND = 10_000_000

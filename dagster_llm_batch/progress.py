@@ -16,7 +16,7 @@ from dagster_llm_batch.storage.ledger.records import Progress
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
-    from dagster_llm_batch.storage.ledger.ledger import Ledger
+    from dagster_llm_batch.storage.ledger import Ledger
 
 __all__ = ["age_text", "has_moved", "pace_of", "pace_text", "progress_bar", "progress_text", "together", "usual_of"]
 

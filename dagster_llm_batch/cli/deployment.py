@@ -21,7 +21,7 @@ from dagster_llm_batch.cli.code_location import CodeLocation, Pointer, pointer_i
 from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.resources import LLMBatchResource
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 
 __all__ = ["Where", "code_location_command", "ledger_command"]

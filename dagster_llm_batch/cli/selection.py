@@ -11,7 +11,7 @@ import click
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.deployment import Where
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Submission
 
 __all__ = ["find_dataset", "find_submission", "partition_option", "partitions_of", "partitions_options"]

@@ -32,8 +32,8 @@ from dagster_llm_batch.types import ResponseFormat, ResponseKind
 __all__ = [
     "Column",
     "Embedding",
+    "ParsedReplies",
     "Reader",
-    "Reading",
     "columns",
     "columns_of",
     "field_for",
@@ -290,8 +290,8 @@ class Embedding:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Replies, read. `columns` align with the replies and are null where `reasons` says why one does not fit."""
+class ParsedReplies:
+    """Replies as columns. `columns` align with the replies and are null where `reasons` says why one does not fit."""
 
     columns: pa.Table
     reasons: list[str | None]
@@ -358,24 +358,24 @@ class Reader:
     def schema(self) -> pa.Schema:
         return pa.schema(self.fields)
 
-    def read(self, texts: Sequence[str | None], embeddings: Sequence[Sequence[float] | None]) -> Reading:
+    def read(self, texts: Sequence[str | None], embeddings: Sequence[Sequence[float] | None]) -> ParsedReplies:
         """Read replies; a null reply reads as nulls without a reason."""
         if self.format.kind is ResponseKind.TEXT:
             return self._read_texts(texts)
         if self.format.kind is ResponseKind.EMBEDDING:
             return self._read_embeddings(embeddings)
         if (found := self._read_plain(texts)) is not None:
-            return self._reading(found, [None] * len(texts))
+            return self._parsed(found, [None] * len(texts))
         given = [text for text in texts if text is not None]
         read = chain.from_iterable(self._parse_all(given[at : at + _AT_ONCE]) for at in range(0, len(given), _AT_ONCE))
         parsed: list[_Parsed] = [(None, None) if text is None else next(read) for text in texts]
         rows = [row for row, _ in parsed]
         reasons = [reason for _, reason in parsed]
-        return self._reading(columns(self.fields, rows), reasons)
+        return self._parsed(columns(self.fields, rows), reasons)
 
-    def _reading(self, found: Sequence[Column], reasons: list[str | None]) -> Reading:
+    def _parsed(self, found: Sequence[Column], reasons: list[str | None]) -> ParsedReplies:
         values = pa.table([one.values for one in found], schema=self.schema)
-        return Reading(values, _first(reasons, *(one.reasons for one in found)))
+        return ParsedReplies(values, _first(reasons, *(one.reasons for one in found)))
 
     def _read_plain(self, texts: Sequence[str | None]) -> list[Column] | None:
         """All of them in one go, as mostly; None where one does not fit, or the model is not plain."""
@@ -388,11 +388,11 @@ class Reader:
             return None
         return columns_of(self.fields, zip(*rows, strict=True))
 
-    def _read_texts(self, texts: Sequence[str | None]) -> Reading:
+    def _read_texts(self, texts: Sequence[str | None]) -> ParsedReplies:
         kept = [text if text is None or text == replace_halves(text) else None for text in texts]
         lost = "the reply holds half a surrogate pair, which is no text"
         reasons = [None if text == fit else lost for text, fit in zip(texts, kept, strict=True)]
-        return Reading(pa.table([pa.array(kept, pa.string())], schema=self.schema), reasons)
+        return ParsedReplies(pa.table([pa.array(kept, pa.string())], schema=self.schema), reasons)
 
     def _parse_all(self, texts: list[str]) -> list[_Parsed]:
         if self._plain is not None:
@@ -427,7 +427,7 @@ class Reader:
         except Exception as error:  # noqa: BLE001  # depth, and whatever the user's own validators raise
             return None, _shortened(f"it cannot be read: {type(error).__name__}: {error}")
 
-    def _read_embeddings(self, embeddings: Sequence[Sequence[float] | None]) -> Reading:
+    def _read_embeddings(self, embeddings: Sequence[Sequence[float] | None]) -> ParsedReplies:
         wanted = self.format.dimensions
         kept: list[Sequence[float] | None] = []
         reasons: list[str | None] = []
@@ -435,7 +435,7 @@ class Reader:
             wrong = vector is not None and wanted is not None and len(vector) != wanted
             reasons.append(f"embedding of {len(vector or ())} dimensions, asked for {wanted}" if wrong else None)
             kept.append(None if wrong else vector)
-        return Reading(pa.table([pa.array(kept, pa.list_(pa.float32()))], schema=self.schema), reasons)
+        return ParsedReplies(pa.table([pa.array(kept, pa.list_(pa.float32()))], schema=self.schema), reasons)
 
 
 def _has_no_number(text: str) -> bool:

@@ -18,8 +18,8 @@ from datetime import timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.core.identity import NONCE
-from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, Reconciler, ShardFacts, Tally
 from dagster_llm_batch.engine.deployment import Deployment, Threads
@@ -172,16 +172,16 @@ class Collector:
 
     def _read_all(self, shards: Sequence[Shard]) -> Iterable[tuple[str, Tally]]:
         workers = self._labeling.workers
-        return map(self.read, shards) if workers is None else workers.map(self._reading(shards), shards)
+        return map(self.read, shards) if workers is None else workers.map(self._reader(shards), shards)
 
     def read(self, shard: Shard) -> tuple[str, Tally]:
         """Read raw lines into the shard's results file, again if need be; returns its path and what it adds up to."""
-        return self._reading([shard])(shard)
+        return self._reader([shard])(shard)
 
-    def _reading(self, shards: Sequence[Shard]) -> ResultsReading:
+    def _reader(self, shards: Sequence[Shard]) -> ResultsReader:
         models = {(shard.provider, shard.model): f"{shard.provider}/{shard.model}" for shard in shards}
         labelings = {model: self._labeling.by(name) for model, name in models.items()}
-        return ResultsReading(
+        return ResultsReader(
             self._payloads,
             self.schema,
             {
@@ -198,7 +198,7 @@ class Collector:
         if shard.results_path:
             outcomes = [self._payloads.read_table(shard.results_path, ["llm_outcome"])["llm_outcome"]]
         elif self._payloads.exists(beside(shard, RAW)):
-            tables = self._reading([shard]).reconciler(shard).tables(self.raw_lines(shard))
+            tables = self._reader([shard]).reconciler(shard).tables(self.raw_lines(shard))
             outcomes = [table["llm_outcome"] for table in tables]
         else:
             outcomes = []
@@ -219,7 +219,7 @@ class Collector:
 
 
 @dataclass(frozen=True)
-class ResultsReading:
+class ResultsReader:
     """Reads raw lines of shards into results files, wherever it runs: no provider, no ledger. `by` model."""
 
     payloads: PayloadStore

@@ -23,8 +23,9 @@ from dagster_llm_batch.engine.request_files import Owner
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Codec, Provider
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.leases import Lease
-from dagster_llm_batch.storage.ledger.ledger import Ledger, utc_now
+from dagster_llm_batch.storage.ledger.ledger import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Lane

@@ -36,7 +36,7 @@ from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import APART
 from dagster_llm_batch.engine.status import sum_costs
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Outcome, PriceBasis

@@ -24,7 +24,7 @@ from pathlib import PurePosixPath
 
 from dagster_llm_batch.engine.request_files import APART, IDS, PART, RAW, RESULTS, beside
 from dagster_llm_batch.errors import ConfigError, LeaseError
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile, namespace_folder, payload_path
 

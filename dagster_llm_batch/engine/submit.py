@@ -43,7 +43,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, Lane, RequestSpec, Undecided
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.storage.ledger.ledger import Ledger
+    from dagster_llm_batch.storage.ledger import Ledger
 
 __all__ = ["Orphan", "Sender", "orphans", "outgoing"]
 

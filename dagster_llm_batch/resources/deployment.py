@@ -166,7 +166,7 @@ class LLMBatchResource(CheckedResource):
         if self._engine is None:
             from dagster_llm_batch.engine.deployment import Deployment  # noqa: PLC0415 - as below
             from dagster_llm_batch.engine.engine import Engine  # noqa: PLC0415 - it loads all that a run needs
-            from dagster_llm_batch.storage.ledger.ledger import Ledger  # noqa: PLC0415 - as above
+            from dagster_llm_batch.storage.ledger import Ledger  # noqa: PLC0415 - as above
             from dagster_llm_batch.storage.payloads import PayloadStore  # noqa: PLC0415 - as above
 
             ledger_url, payload_root = self.places()

@@ -17,7 +17,7 @@ from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.cli.main import main
 from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 

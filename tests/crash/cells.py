@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from dagster_llm_batch.errors import LeaseError
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.testing.emulator import Emulator, Limits, WireFault, local_gcs, local_s3
 from tests.crash.billing import money_of, read_billing
 from tests.crash.clouds import BUCKET, CLOUDS, Cloud, Place

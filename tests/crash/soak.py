@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from tests.crash.cells import LEDGERS
 from tests.crash.page import PAGE, write
 from tests.crash.postgres import postgres

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from dagster_llm_batch.engine import Deployment, Engine, RetryPolicy
 from dagster_llm_batch.errors import TransientError
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import Emulator, Limits, RowFault, WireFault, local_gcs, local_s3
 from tests.crash.billing import Money, money_of, read_billing

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from tests.crash.clouds import Cloud, Place
 from tests.crash.interceptor import Interceptor, Point, When, install, intercept_verbs

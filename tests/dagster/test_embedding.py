@@ -18,7 +18,7 @@ import s3fs
 from deltalake import DeltaTable
 from markdown_it import MarkdownIt
 
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, local_gcs, local_s3
 from tests.crash.postgres import postgres
 

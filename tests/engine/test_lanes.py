@@ -14,7 +14,7 @@ from workspace import Workspace, assert_total, billed, labeling, tickets
 from dagster_llm_batch.engine import Deployment, Engine, Fallback, RetryPolicy
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import BudgetError, ConfigError, CredentialsError, InputError
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, FileFault, Limits, RowFault, WireFault
 

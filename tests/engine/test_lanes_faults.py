@@ -20,7 +20,7 @@ from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import CannotTellError, CredentialsError, LeaseError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.states import Move
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import (

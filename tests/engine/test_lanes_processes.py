@@ -19,7 +19,7 @@ from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.engine.rules import Budget
 from dagster_llm_batch.errors import BudgetError, LeaseError, TransientError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, RowFault, WireFault
 

@@ -13,7 +13,7 @@ from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.engine.realtime_sample import answer_now
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.states import Move
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.testing.emulator import WireFault
 
 CHAT = "POST /v1/chat/completions"

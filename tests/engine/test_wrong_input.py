@@ -365,7 +365,7 @@ from workspace import labeling, tickets
 from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.errors import MissingExtraError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 provider = OpenAIProvider(api_key="sk-x", base_url="http://127.0.0.1:9/v1")
 places = Ledger(sys.argv[2] + "/l.db"), PayloadStore(sys.argv[2] + "/p")

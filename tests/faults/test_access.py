@@ -17,7 +17,7 @@ from dagster_llm_batch import LLMBatchResource, OpenAIBatchResource, Prompt, llm
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import (
     DEFAULT_KEY,

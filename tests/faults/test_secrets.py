@@ -40,7 +40,7 @@ from dagster_llm_batch.providers.google.vertex import VertexProvider, credential
 from dagster_llm_batch.providers.google.vertex import secrets_of as parts_of
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.secrets import Mask
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import Emulator, Limits, WireFault
 from dagster_llm_batch.types import Request, RequestSpec

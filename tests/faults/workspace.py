@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import LLMBatchError
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import Emulator, Limits, WireFault, local_gcs, local_s3
 from tests.faults.vendors import BUCKET, Vendor

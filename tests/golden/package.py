@@ -8,7 +8,7 @@ from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import CannotTellError, LeaseError, TransientError
 from dagster_llm_batch.providers.ray.answers import RayAnswers
 from dagster_llm_batch.providers.registry import provider_class
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, Found
 

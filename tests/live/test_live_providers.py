@@ -29,7 +29,7 @@ from dagster_llm_batch import (
     VertexBatchResource,
 )
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 
 CAP_USD = Decimal("0.01")

@@ -12,7 +12,7 @@ from datetime import UTC
 import pytest
 from pg_cluster import Cluster, server_binaries
 
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.testing.emulator import local_gcs, local_s3
 
 BUCKET = "payloads"

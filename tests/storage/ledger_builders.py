@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 
 PROCESSES = multiprocessing.get_context("forkserver")  # each a fresh process, without paying the imports again

@@ -14,8 +14,8 @@ from ledger_builders import a_shard, a_submission, bring_to, fields_for, path_to
 
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Ending, SubmissionState
 from dagster_llm_batch.types import BatchReport, BatchStatus, PriceBasis
 

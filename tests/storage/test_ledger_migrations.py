@@ -22,9 +22,8 @@ from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.states import MOVES, ShardState
-from dagster_llm_batch.storage.ledger import migrations
+from dagster_llm_batch.storage.ledger import Ledger, migrations
 from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.ledger.migrations import LATEST, MIGRATIONS
 from dagster_llm_batch.storage.ledger.records import SubmissionState
 from dagster_llm_batch.storage.ledger.schema import METADATA

@@ -11,7 +11,7 @@ from ledger_builders import PROCESSES, a_shard, a_submission, race
 
 from dagster_llm_batch.errors import LeaseError
 from dagster_llm_batch.states import Move, ShardState
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.migrations import LATEST
 
 

@@ -10,7 +10,7 @@ from ledger_builders import a_shard, a_submission
 
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError
 from dagster_llm_batch.states import IN_FLIGHT, MOVES, Move, ShardState
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 
 BATCHES = ["b1", "b2", "b3"]
 

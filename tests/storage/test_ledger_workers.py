@@ -24,7 +24,7 @@ from worker_processes import (
 
 from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.errors import LedgerError
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.testing.emulator import Emulator, RowFault, WireFault
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from dagster_llm_batch.engine.prune import Pruner, is_pruned
 from dagster_llm_batch.engine.request_files import APART, PART
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.states import Move, ShardState
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
 
 MONTH = timedelta(days=30)
@@ -302,7 +302,7 @@ DRIVER = """
 import os, signal, sys
 from datetime import datetime, timedelta, UTC
 from dagster_llm_batch.engine.prune import Pruner
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 
 url, root, now, left = sys.argv[1], sys.argv[2], datetime.fromisoformat(sys.argv[3]), int(sys.argv[4])

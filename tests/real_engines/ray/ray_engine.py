@@ -11,7 +11,7 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.providers.ray.answers import RayAnswers
 from dagster_llm_batch.providers.ray.provider import RayProvider
-from dagster_llm_batch.storage.ledger.ledger import Ledger
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 
 ROWS = [{"id": str(n), "text": f"text {n}"} for n in range(7)]
