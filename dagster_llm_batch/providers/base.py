@@ -4,7 +4,7 @@
     VendorProvider   of one behind an API that bills: reports by the batch's id, from a list or one by one
     StainlessProvider   of one whose SDK Stainless has generated: OpenAI's and Anthropic's
     OwnMachines      of one on the user's own machines: OpenAI's lines, and nobody bills
-    checked_key, address_of     what the settings of several vendors have in common
+    checked_key, address_of, check_command, fill_command     what the settings of several vendors have in common
 
 A provider's own modules say the rest. What its API answers is read by `answers`.
 """
@@ -12,14 +12,18 @@ A provider's own modules say the rest. What its API answers is read by `answers`
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlencode, urlsplit
 
 from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, ProviderError, TransientError
+from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import (
     UnknownIdError,
     answer_of,
@@ -35,7 +39,19 @@ from dagster_llm_batch.providers.openai.requests import OpenAILines
 from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.types import BatchReport, BatchStatus, Limits, RequestSpec
 
-__all__ = ["BaseProvider", "OwnMachines", "StainlessProvider", "VendorProvider", "address_of", "checked_key"]
+__all__ = [
+    "BaseProvider",
+    "OwnMachines",
+    "StainlessProvider",
+    "VendorProvider",
+    "address_of",
+    "check_command",
+    "checked_key",
+    "fill_command",
+]
+
+
+_PLACEHOLDER = re.compile(r"\{(input|output|model)\}")
 
 
 def checked_key(api_key: str, name: str) -> str:
@@ -56,6 +72,22 @@ def address_of(parts: SplitResult, scope: str = "") -> str:
     """
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.hostname}{port}{parts.path.rstrip('/')}{'?' if scope else ''}{scope}"
+
+
+def check_command(command: Sequence[str]) -> tuple[str, ...]:
+    """The command. Raises ConfigError for a string, and where {input} or {output} is missing."""
+    if isinstance(command, str) or not command:
+        raise ConfigError(f"command is a list of words, as in ['vllm', 'run-batch', …]; got {command!r}.")
+    for word in ("{input}", "{output}"):
+        if not any(word in part for part in command):
+            raise ConfigError(f"The command {shlex.join(command)!r} lacks the placeholder {word}.")
+    return tuple(command)
+
+
+def fill_command(command: Sequence[str], source: Path, target: Path, model: str) -> list[str]:
+    """The command's words with {input}, {output} and {model} replaced, each once: a model's name is not looked into."""
+    values = {"input": str(source), "output": str(target), "model": model}
+    return [_PLACEHOLDER.sub(lambda match: values[match[1]], part) for part in command]
 
 
 class BaseProvider:
@@ -261,6 +293,6 @@ class OwnMachines(BaseProvider):
         super().__init__(name, account, price_book=None, settle_seconds=settle_seconds)
         self._limits = limits
 
-    def codec(self, spec: RequestSpec) -> OpenAILines:
+    def codec(self, spec: RequestSpec) -> Codec:
         """See Provider.codec. The response schema goes out as it is: guided decoding takes more than strict mode."""
         return OpenAILines(spec, self._limits, schema_rules=None)

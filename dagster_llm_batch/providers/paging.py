@@ -13,41 +13,48 @@ __all__ = ["poll_batches", "walk_pages"]
 
 _Batch = TypeVar("_Batch")
 
-_FEW = 4  # up to here, one call a batch
-_SINGLE_AT_MOST = 100  # calls; what a sensor's tick has time for
-_MAX_FAILURES = 3  # then the provider is not well; the rest waits for the next time
+# Up to so many batches, one call each is less than a page of a list.
+_FEW = 4
+# A sensor's tick has 40 seconds for all providers; the rest is read by the next tick.
+_MOST_SINGLE = 100
+# After so many, the provider is not well, and each further call may take its whole timeout.
+_MAX_FAILURES = 3
 
 
 def poll_batches(
     batch_ids: Sequence[str],
-    listed: Callable[[Collection[str]], Iterable[tuple[str, BatchReport]]],
-    one: Callable[[str], BatchReport],
+    list_reports: Callable[[Collection[str]], Iterable[tuple[str, BatchReport]]],
+    read_report: Callable[[str], BatchReport],
+    most_single: int = _MOST_SINGLE,
 ) -> Mapping[str, BatchReport]:
-    """Reports by batch id; a batch that cannot be read now, or for which there is no time, is left out.
+    """Read reports, by batch id. A batch that cannot be read now, or for which there is no time, is left out.
 
     Args:
         batch_ids: The batches.
-        listed: Those of the wanted ones that list pages show. It gets them in their order.
-        one: One batch, by a call of its own.
+        list_reports: Gives those of the wanted batches that list pages show; it gets them in their order.
+        read_report: Reads one batch, by a call of its own.
+        most_single: Calls for one batch each, at most.
 
-    Raises the first ProviderError where not one batch could be read.
+    Raises:
+        ProviderError: The first one, where not one batch could be read.
     """
     wanted = dict.fromkeys(batch_ids)
     reports: dict[str, BatchReport] = {}
     failures: list[ProviderError] = []
     if len(wanted) > _FEW:
         try:
-            for batch_id, report in listed(wanted):
+            for batch_id, report in list_reports(wanted):
                 reports[batch_id] = report
                 if len(reports) == len(wanted):
                     break
         except ProviderError as error:
+            # what the list cannot tell now, single calls may: they are other addresses of the API
             failures.append(error)
-    for batch_id in [one for one in wanted if one not in reports][:_SINGLE_AT_MOST]:
+    for batch_id in [batch_id for batch_id in wanted if batch_id not in reports][:most_single]:
         if len(failures) >= _MAX_FAILURES or any(isinstance(error, CredentialsError) for error in failures):
             break
         try:
-            reports[batch_id] = one(batch_id)
+            reports[batch_id] = read_report(batch_id)
         except ProviderError as error:
             failures.append(error)
     if failures and not reports:
@@ -57,56 +64,57 @@ def poll_batches(
 
 def walk_pages(
     wanted: Collection[str],
-    page: Callable[[str | None], tuple[dict[str, _Batch], bool]],
-    read: Callable[[_Batch], BatchReport],
-    one: Callable[[str], BatchReport],
+    read_page: Callable[[str | None], tuple[dict[str, _Batch], bool]],
+    read_batch: Callable[[_Batch], BatchReport],
+    read_report: Callable[[str], BatchReport],
     most: int,
 ) -> Iterator[tuple[str, BatchReport]]:
-    """What a list tells of the wanted batches, which best come in its order, newest first.
+    """Read reports of the wanted batches, which best come in the list's order, newest first, from its pages.
 
-    A page without any of them is left behind: the next one wanted is read by itself, and the list goes on after it. So
-    what lies deep in a long list costs no walk from its top. Where that finds nothing, the order is another one, and
-    the list is walked as it is.
+    A page without any of them is left behind: the next wanted batch is read by itself, and the list goes on after it.
+    So what lies deep in a long list costs no walk from its top. Where that finds nothing, the list has another order,
+    and is walked as it is.
 
     Args:
         wanted: The batches.
-        page: The batches of the page after this one (None: from the top), and whether more follow.
-        read: A listed batch as a report.
-        one: One batch, by a call of its own.
+        read_page: The batches of the page after this one (None: from the top), and whether more follow.
+        read_batch: A listed batch as a report.
+        read_report: One batch, by a call of its own.
         most: Pages at most.
     """
     left = dict.fromkeys(wanted)
     after: str | None = None
-    before: str | None = None  # the page from which it was left
+    before: str | None = None  # the end of the last page before a jump, to go back to
     jumped, in_order = False, True
     for _ in range(most):
-        batches, has_more = page(after)
-        here = [batch_id for batch_id in batches if batch_id in left]
-        for batch_id in here:
+        batches, has_more = read_page(after)
+        matches = [batch_id for batch_id in batches if batch_id in left]
+        for batch_id in matches:
             del left[batch_id]
-            yield batch_id, read(batches[batch_id])
-        if jumped and not here:
+            yield batch_id, read_batch(batches[batch_id])
+        if jumped and not matches:
+            # the batch that we jumped to has no wanted neighbor: the list is in another order than we were given
             after, jumped, in_order = before, False, False
             continue
         if not left or (not has_more and not in_order):
             return
-        jumped = in_order and not (here and has_more)
+        jumped = in_order and not (matches and has_more)
         before = after = next(reversed(batches), None)
         if jumped:
-            after = (yield from _first_that_is_there(left, one)) or before
+            after = (yield from _next_anchor(left, read_report)) or before
             jumped = after != before
         if not left:
             return
 
 
-def _first_that_is_there(
-    left: dict[str, None], one: Callable[[str], BatchReport]
+def _next_anchor(
+    left: dict[str, None], read_report: Callable[[str], BatchReport]
 ) -> Generator[tuple[str, BatchReport], None, str | None]:
-    """Takes batches out of `left` and reads them until there is one that a list can go on after."""
+    """Take batches out of `left` and read them, until there is one after which a list can go on."""
     for batch_id in list(islice(left, _MAX_FAILURES)):
         del left[batch_id]
         try:
-            report = one(batch_id)
+            report = read_report(batch_id)
         except TransientError:
             continue
         yield batch_id, report

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dagster_llm_batch.errors import TransientError
-from dagster_llm_batch.providers import paging as polling
 from dagster_llm_batch.providers.paging import poll_batches, walk_pages
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
@@ -12,8 +11,7 @@ def report(batch_id: str) -> BatchReport:
     return BatchReport(batch_id, BatchStatus.RUNNING)
 
 
-def test_what_no_list_shows_is_read_one_by_one_up_to_a_bound_and_the_rest_is_left_out(monkeypatch) -> None:
-    monkeypatch.setattr(polling, "_SINGLE_AT_MOST", 3)
+def test_what_no_list_shows_is_read_one_by_one_up_to_a_bound_and_the_rest_is_left_out() -> None:
     wanted = [f"b{number}" for number in range(10)]
     asked: list[str] = []
 
@@ -21,7 +19,7 @@ def test_what_no_list_shows_is_read_one_by_one_up_to_a_bound_and_the_rest_is_lef
         asked.append(batch_id)
         return report(batch_id)
 
-    found = poll_batches(wanted, lambda _: [("b0", report("b0")), ("b2", report("b2"))], one)
+    found = poll_batches(wanted, lambda _: [("b0", report("b0")), ("b2", report("b2"))], one, most_single=3)
     assert asked == ["b1", "b3", "b4"]
     assert found == {batch_id: report(batch_id) for batch_id in ("b0", "b1", "b2", "b3", "b4")}
 

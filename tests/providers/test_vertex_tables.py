@@ -61,7 +61,7 @@ def test_ids_that_the_input_table_has_come_back_in_the_output_table(emulator):
 def test_the_job_names_tables_of_its_own_that_hold_id_and_request_alone(emulator):
     provider = vertex_in_tables(emulator)
     batch_ids = [provider.submit(request_file(provider, 2), SPEC, "dlb-1234-r0") for _ in range(2)]
-    first, second = (provider._job(batch_id) for batch_id in batch_ids)
+    first, second = (provider._batch(batch_id) for batch_id in batch_ids)
     assert first["inputConfig"] == second["inputConfig"], "an equal request table is written once more, not beside"
     assert first["outputConfig"] != second["outputConfig"]
     table = client(emulator).get_table(first["inputConfig"]["bigquerySource"]["inputUri"].removeprefix("bq://"))
@@ -70,13 +70,12 @@ def test_the_job_names_tables_of_its_own_that_hold_id_and_request_alone(emulator
         ("custom_id", "STRING"),
         ("request", "JSON"),
     ]
-    other = provider._job(provider.submit(request_file(provider, 3), SPEC, "dlb-1234-r0"))
+    other = provider._batch(provider.submit(request_file(provider, 3), SPEC, "dlb-1234-r0"))
     assert other["inputConfig"] != first["inputConfig"], "other rows have a table of their own"
 
 
-def test_pages_and_uploads_larger_than_a_part_arrive_whole(emulator, monkeypatch):
-    monkeypatch.setattr(vertex_tables, "_PAGE", 50)
-    provider = vertex_in_tables(emulator, timeout_seconds=60.0)
+def test_pages_and_uploads_larger_than_a_part_arrive_whole(emulator):
+    provider = vertex_in_tables(emulator, timeout_seconds=60.0, table_page_rows=50)
     batch_id = provider.submit(request_file(provider, 120, text="x" * 100_000), SPEC, "t")  # beyond 5 MB: resumable
     emulator.settle()
     assert set(outcomes(provider, batch_id).values()) == {Outcome.SUCCEEDED}

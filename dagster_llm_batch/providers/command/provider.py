@@ -25,8 +25,7 @@ from typing import BinaryIO
 
 from dagster_llm_batch.errors import RefusedError, TransientError
 from dagster_llm_batch.providers.answers import own_answer, reaching
-from dagster_llm_batch.providers.base import OwnMachines
-from dagster_llm_batch.providers.command.arguments import checked_command, filled
+from dagster_llm_batch.providers.base import OwnMachines, check_command, fill_command
 from dagster_llm_batch.providers.command.batches import CommandBatch
 from dagster_llm_batch.providers.files import lines_of, time_of
 from dagster_llm_batch.text import plain_words
@@ -66,7 +65,7 @@ class CommandProvider(OwnMachines):
         grace_seconds: float = 10.0,
     ) -> None:
         super().__init__(name, shlex.join(command) if account is None else account, limits)
-        self._command = checked_command(command)
+        self._command = check_command(command)
         self._workdir = Path(workdir).expanduser().absolute()
         self._env = dict(env or {})
         self._grace_seconds = grace_seconds
@@ -86,7 +85,7 @@ class CommandProvider(OwnMachines):
         raise TransientError(f"Could not start the batch '{tag}': another process holds its folder {batch.path}.")
 
     def _start(self, batch: CommandBatch, lines: BinaryIO, model: str, lock: int) -> None:
-        batch.prepare(lines, filled(self._command, batch.input, batch.part, model), self._grace_seconds)
+        batch.prepare(lines, fill_command(self._command, batch.input, batch.part, model), self._grace_seconds)
         try:
             with batch.log.open("ab") as log:
                 subprocess.run(  # noqa: S603 -- our own script; it returns at once and leaves the supervisor behind
@@ -167,7 +166,7 @@ class CommandProvider(OwnMachines):
             with batch.log.open("ab") as log:
                 try:
                     process = subprocess.Popen(  # noqa: S603 -- the user's own command, no shell
-                        filled(self._command, batch.input, batch.output, model),
+                        fill_command(self._command, batch.input, batch.output, model),
                         env={**os.environ, **self._env},
                         stdin=subprocess.DEVNULL,
                         stdout=log,

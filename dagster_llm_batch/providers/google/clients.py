@@ -6,6 +6,7 @@ The SDK's typed methods drop what is needed here (an operation's `error` and `ba
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from http import HTTPStatus
@@ -15,15 +16,16 @@ from urllib.parse import urlencode
 from dagster_llm_batch.errors import CredentialsError, ProviderError, TransientError
 from dagster_llm_batch.providers import answers
 from dagster_llm_batch.providers.answers import check_listed, is_answer, json_object
+from dagster_llm_batch.providers.base import VendorProvider
 from dagster_llm_batch.providers.google.errors import google_answer_of, google_calls, http_status
 from dagster_llm_batch.providers.http import Origin, guard_client
 from dagster_llm_batch.text import is_id
-from dagster_llm_batch.types import Absent, CannotTell, Found
+from dagster_llm_batch.types import Absent, BatchReport, CannotTell, Found
 
 if TYPE_CHECKING:
     from google.genai import Client
 
-__all__ = ["GoogleApi", "count", "found_among", "listed", "next_page", "time_of"]
+__all__ = ["GoogleApi", "GoogleProvider", "count", "found_among", "listed", "next_page", "time_of"]
 
 _PAGE = 100
 
@@ -134,6 +136,48 @@ class GoogleApi:
             if status is None:
                 raise
             return status, said, failure
+
+
+class GoogleProvider(VendorProvider):
+    """A provider by calls of `GoogleApi`. Each API has a list of its batches at one address, and a batch below it."""
+
+    _api: GoogleApi
+    _batches_path: str
+    _list_names: tuple[str, ...]
+    """Names under which a page may hold its batches."""
+
+    @abstractmethod
+    def _is_batch(self, answer: Mapping[str, Any]) -> bool:
+        """Whether an answer is a batch at all."""
+
+    @abstractmethod
+    def _read(self, batch_id: str, batch: Mapping[str, Any]) -> BatchReport:
+        """Read a batch as the API gives it."""
+
+    @abstractmethod
+    def _path(self, batch_id: str) -> str:
+        """The address of a batch, by its id or by its whole name."""
+
+    def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
+        # Neither API documents the order of its list, so a page tells nothing of where the next wanted batch is. From
+        # one page for ten batches on, single calls are fewer.
+        most = len(wanted) // 10 + 1
+        for batch in self._api.pages(self._batches_path, "list the batches", self._list_names, most=most):
+            if batch["name"] in wanted:
+                yield batch["name"], self._read(batch["name"], batch)
+
+    def _read_report(self, batch_id: str) -> BatchReport:
+        return self._read(batch_id, self._batch(batch_id))
+
+    def _batch(self, batch_id: str) -> dict[str, Any]:
+        """The batch of this id. Raises TransientError where the answer is another object."""
+        batch = self._api.call("get", self._path(batch_id), f"read the batch '{batch_id}'")
+        if not self._is_batch(batch):
+            raise TransientError(f"Could not read the batch '{batch_id}': the answer is no batch; it has no state.")
+        return batch
+
+    def _stop(self, batch_id: str) -> None:
+        self._api.order(f"{self._path(batch_id)}:cancel", f"cancel the batch '{batch_id}'")
 
 
 def listed(page: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
@@ -27,8 +27,8 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.providers.answers import answer_line, created_id, result_lines
-from dagster_llm_batch.providers.base import VendorProvider, checked_key
-from dagster_llm_batch.providers.google.clients import GoogleApi, found_among
+from dagster_llm_batch.providers.base import checked_key
+from dagster_llm_batch.providers.google.clients import GoogleApi, GoogleProvider, found_among
 from dagster_llm_batch.providers.google.files import CHUNK_BYTES, upload_copy
 from dagster_llm_batch.providers.google.gemini_batches import (
     display_name,
@@ -67,17 +67,19 @@ GEMINI_LIMITS = Limits(max_requests=50_000, max_bytes=2_000_000_000)
 
 _HOST = "generativelanguage.googleapis.com"
 _BATCHES = "batches"
-_LISTS = ("operations", _BATCHES)
 _MAX_INLINE_BYTES = 15_000_000  # the API takes 20 MB a request, everything included
 
 
 @masked
-class GeminiProvider(VendorProvider):
+class GeminiProvider(GoogleProvider):
     """Batches of one project of the Gemini API.
 
     `account` names whose answers these are; a key does not tell its project, so give one where you use several. Batches
     up to `inline_bytes` travel inline. `api_version` is that of every call. Building makes no call.
     """
+
+    _batches_path = _BATCHES
+    _list_names = ("operations", _BATCHES)
 
     def __init__(
         self,
@@ -148,27 +150,21 @@ class GeminiProvider(VendorProvider):
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find. All pages are read, since their order is not documented."""
-        batches = self._api.pages(_BATCHES, "look for the batch", _LISTS)
+        batches = self._api.pages(_BATCHES, "look for the batch", self._list_names)
         return found_among((str(batch["name"]) for batch in batches if display_name(batch) == tag), hints.known)
 
-    def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
-        # beyond that, single calls are fewer
-        for batch in self._api.pages(_BATCHES, "list the batches", _LISTS, most=len(wanted) // 10 + 1):
-            if batch["name"] in wanted:
-                yield batch["name"], read_operation(batch["name"], batch)
+    def _is_batch(self, answer: Mapping[str, Any]) -> bool:
+        return is_operation(answer)
 
-    def _read_report(self, batch_id: str) -> BatchReport:
-        return read_operation(batch_id, self._operation(batch_id))
+    def _read(self, batch_id: str, batch: Mapping[str, Any]) -> BatchReport:
+        return read_operation(batch_id, batch)
 
-    def _operation(self, batch_id: str) -> dict[str, Any]:
-        operation = self._api.call("get", _path(batch_id), f"read the batch '{batch_id}'")
-        if not is_operation(operation):
-            raise TransientError(f"Could not read the batch '{batch_id}': the answer is no batch; it has no state.")
-        return operation
+    def _path(self, batch_id: str) -> str:
+        return batch_id if batch_id.startswith(f"{_BATCHES}/") else f"{_BATCHES}/{batch_id}"
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch. A file of results comes by way of a temporary file, inline results by the operation."""
-        operation = self._operation(batch_id)
+        operation = self._batch(batch_id)
         file_name = responses_file(operation)
         if file_name is None:
             inlined = (answer_line(row) for row in inlined_results(operation))
@@ -182,9 +178,6 @@ class GeminiProvider(VendorProvider):
             lines = split_lines(iter(lambda: copy.read(CHUNK_BYTES), b""))
             yield from result_lines(lines, "key", f"the file '{file_name}'")
 
-    def _stop(self, batch_id: str) -> None:
-        self._api.order(f"{_path(batch_id)}:cancel", f"cancel the batch '{batch_id}'")
-
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         given = json.loads(line)
@@ -196,11 +189,6 @@ class GeminiProvider(VendorProvider):
             inner = body.get("error") if isinstance(body, Mapping) else None
             answer["error"] = inner if isinstance(inner, Mapping) else {"code": status, "message": str(body)}
         return answer_line(answer, failure)
-
-    def console_url(self, batch_id: str) -> str | None:
-        """See Provider.console_url. The vendor's console has no page for one batch."""
-        del batch_id
-        return None
 
     def _client(self) -> Client:
         try:
@@ -223,7 +211,3 @@ def _inlined(line: bytes) -> dict[str, Any]:
 
 def _model_path(model: str) -> str:
     return model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
-
-
-def _path(batch_id: str) -> str:
-    return batch_id if batch_id.startswith(f"{_BATCHES}/") else f"{_BATCHES}/{batch_id}"

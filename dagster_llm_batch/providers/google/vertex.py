@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -21,12 +21,10 @@ from dagster_llm_batch.errors import (
     ConfigError,
     MissingExtraError,
     ProviderError,
-    TransientError,
 )
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import answer_line, created_id, result_lines
-from dagster_llm_batch.providers.base import VendorProvider
-from dagster_llm_batch.providers.google.clients import GoogleApi, found_among
+from dagster_llm_batch.providers.google.clients import GoogleApi, GoogleProvider, found_among
 from dagster_llm_batch.providers.google.files import upload_copy
 from dagster_llm_batch.providers.google.requests import GoogleLines
 from dagster_llm_batch.providers.google.vertex_batches import is_job, output_of, read_job
@@ -67,13 +65,17 @@ _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 
 
 @masked
-class VertexProvider(VendorProvider):
+class VertexProvider(GoogleProvider):
     """Batches of one project and location. `credentials` None: the application default ones.
 
     Requests and results are in `bucket` or in `bigquery_dataset` ("dataset" or "project.dataset"), which is in the
     location's region. `account` names whose answers these are; by default project and location. `secrets` are what the
-    credentials are made of, to be masked. Building makes no call.
+    credentials are made of, to be masked. `table_page_rows` is how many rows of a results table one call reads.
+    Building makes no call.
     """
+
+    _batches_path = _JOBS
+    _list_names = (_JOBS,)
 
     def __init__(
         self,
@@ -92,6 +94,7 @@ class VertexProvider(VendorProvider):
         price_book: str | None = PROVIDERS["vertex"].price_book,
         settle_seconds: float = 300.0,
         secrets: Collection[str] = (),
+        table_page_rows: int = 1_000,
     ) -> None:
         if (bucket is None) == (bigquery_dataset is None):
             raise ConfigError(
@@ -122,7 +125,7 @@ class VertexProvider(VendorProvider):
         is_whole = bigquery_dataset is None or "." in bigquery_dataset
         self._dataset = bigquery_dataset if is_whole else f"{project}.{bigquery_dataset}"
         self._storage = VertexStorage(self._storage_client, bucket or "", timeout_seconds, self._api.calls)
-        self._tables = VertexTables(self._tables_client, timeout_seconds, self._api.calls)
+        self._tables = VertexTables(self._tables_client, timeout_seconds, self._api.calls, table_page_rows)
 
     def _secrets(self) -> list[str]:
         return [*self._given_secrets, *filter(None, [getattr(self._credentials, "token", None)])]
@@ -180,35 +183,25 @@ class VertexProvider(VendorProvider):
         """See Provider.find. All pages are read; what a server's filter lets through is compared once more."""
         quoted = tag.replace("\\", "\\\\").replace('"', '\\"')
         query = {"filter": f'displayName="{quoted}"'}
-        jobs = self._api.pages(_JOBS, "look for the batch", (_JOBS,), query)
+        jobs = self._api.pages(_JOBS, "look for the batch", self._list_names, query)
         return found_among((str(job["name"]) for job in jobs if job.get("displayName") == tag), hints.known)
 
-    def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
-        # beyond that, single calls are fewer
-        for job in self._api.pages(_JOBS, "list the batches", (_JOBS,), most=len(wanted) // 10 + 1):
-            if job["name"] in wanted:
-                yield job["name"], read_job(job["name"], job)
+    def _is_batch(self, answer: Mapping[str, Any]) -> bool:
+        return is_job(answer)
 
-    def _read_report(self, batch_id: str) -> BatchReport:
-        return read_job(batch_id, self._job(batch_id))
+    def _read(self, batch_id: str, batch: Mapping[str, Any]) -> BatchReport:
+        return read_job(batch_id, batch)
 
-    def _job(self, batch_id: str) -> dict[str, Any]:
-        job = self._api.call("get", _path(batch_id), f"read the batch '{batch_id}'")
-        if not is_job(job):
-            raise TransientError(f"Could not read the batch '{batch_id}': the answer is no job; it has no state.")
-        return job
+    def _path(self, batch_id: str) -> str:
+        return batch_id if batch_id.startswith("projects/") else f"{_JOBS}/{batch_id}"
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch. Every file below the batch's results folder is read, or its results table."""
-        job = self._job(batch_id)
-        table, folder = output_of(job)
+        table, folder = output_of(self._batch(batch_id))
         if table is not None:
             yield from result_lines(self._tables.lines(table), "custom_id", f"the table {table}")
         elif folder is not None:
             yield from self._storage.lines(folder)
-
-    def _stop(self, batch_id: str) -> None:
-        self._api.order(f"{_path(batch_id)}:cancel", f"cancel the batch '{batch_id}'")
 
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
@@ -334,7 +327,3 @@ def _model_path(model: str) -> str:
     if model.startswith(("publishers/", "projects/")):
         return model
     return f"publishers/{'anthropic' if _is_claude(model) else 'google'}/models/{model}"
-
-
-def _path(batch_id: str) -> str:
-    return batch_id if batch_id.startswith("projects/") else f"{_JOBS}/{batch_id}"

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["VertexTables"]
 
-_PAGE = 1_000
 _RETRY_SECONDS = 10.0  # the SDK's default is ten minutes a call; callers of ours try again, and in time
 _UPLOAD_RETRIES = 2
 _JSON_COLUMNS = ("request", "response")
@@ -36,7 +35,8 @@ _JSON_COLUMNS = ("request", "response")
 class VertexTables:
     """Tables of any dataset. The client is built on the first call.
 
-    `calls` is the context in which a call is made; it turns what the SDK raises into our errors.
+    `calls` is the context in which a call is made; it turns what the SDK raises into our errors. `page_rows` is how
+    many rows of results one call reads.
     """
 
     def __init__(
@@ -44,11 +44,13 @@ class VertexTables:
         client: Callable[[], Client],
         timeout_seconds: float,
         calls: Callable[[str], AbstractContextManager[None]],
+        page_rows: int,
     ) -> None:
         self._make = client
         self._made: Client | None = None
         self._timeout_seconds = timeout_seconds
         self._calls = calls
+        self._page_rows = page_rows
 
     def upload(self, dataset: str, tag: str, file: IO[bytes], size: int) -> str:
         """Load the lines into the tag's table in `project.dataset`, in the place of what an earlier try left; its
@@ -98,7 +100,8 @@ class VertexTables:
         except UnknownIdError:
             return
         with self._calls(f"read {uri}"):
-            rows = self._client().list_rows(table, page_size=_PAGE, retry=self._retry(), timeout=self._timeout_seconds)
+            seconds, retry = self._timeout_seconds, self._retry()
+            rows = self._client().list_rows(table, page_size=self._page_rows, retry=retry, timeout=seconds)
             found, expected = iter(rows), table.num_rows
         got = 0
         while True:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.providers.command.arguments import checked_command
+from dagster_llm_batch.providers.base import check_command
 from dagster_llm_batch.providers.http import checked_address
 from dagster_llm_batch.providers.ray.ray_shard.vllm_processor import SAMPLING
 from dagster_llm_batch.types import Endpoint, RequestSpec
@@ -50,7 +50,7 @@ class RayAnswers:
         if self.call is not None and not all(self.call.partition(":")[::2]):
             raise ConfigError(f"call is an import path, as in 'package.module:name'; got {self.call!r}.")
         if self.command is not None:
-            checked_command(self.command)
+            check_command(self.command)
         for name in ("requests_at_once", "rows_per_file", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it is at least 1.")

@@ -40,10 +40,10 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
+from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import count_of, sdk_calls, time_of, words_of
 from dagster_llm_batch.providers.base import OwnMachines
 from dagster_llm_batch.providers.http import checked_address
-from dagster_llm_batch.providers.openai.requests import OpenAILines
 from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.ray.answers import RayAnswers
 from dagster_llm_batch.providers.ray.batches import read_job, status_of
@@ -105,7 +105,7 @@ class RayProvider(OwnMachines):
     def _secrets(self) -> list[str]:
         return [part for value in self._headers.values() for part in value.split()]
 
-    def codec(self, spec: RequestSpec) -> OpenAILines:
+    def codec(self, spec: RequestSpec) -> Codec:
         """See Provider.codec. What answers may not take all of it."""
         self._answers.check(spec)
         return super().codec(spec)

@@ -29,8 +29,7 @@ from typing import Any, BinaryIO
 
 from dagster_llm_batch.errors import ConfigError, RefusedError, TransientError
 from dagster_llm_batch.providers.answers import own_answer, reaching
-from dagster_llm_batch.providers.base import OwnMachines
-from dagster_llm_batch.providers.command.arguments import checked_command, filled
+from dagster_llm_batch.providers.base import OwnMachines, check_command, fill_command
 from dagster_llm_batch.providers.files import time_of
 from dagster_llm_batch.providers.slurm.batches import SlurmBatch
 from dagster_llm_batch.providers.slurm.client import SlurmClient
@@ -91,7 +90,7 @@ class SlurmProvider(OwnMachines):
             replace(limits, max_requests=min(limits.max_requests, requests_per_task * _MAX_TASKS)),
             settle_seconds,  # the controller may still read a request whose sender is dead
         )
-        self._command = checked_command(command)
+        self._command = check_command(command)
         self._workdir = Path(workdir).expanduser().absolute()
         self._options = options or SlurmOptions()
         self._requests_per_task = requests_per_task
@@ -240,7 +239,7 @@ class SlurmProvider(OwnMachines):
         with tempfile.TemporaryDirectory(dir=self._workdir, prefix=".respond-") as folder:
             source, target = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")
             source.write_bytes(line)
-            said = self._slurm.run(self._options.words(), filled(self._command, source, target, model))
+            said = self._slurm.run(self._options.words(), fill_command(self._command, source, target, model))
             return own_answer(line, target.read_bytes() if target.exists() else b"", said)
 
 
