@@ -41,6 +41,7 @@ def show(running: RunningDagster) -> None:
     console.print()
     console.print(_head(labels, _load("tweet_gold"), console.width))
     console.print(_evaluation(_load("sentiment_eval", partitioned=False)))
+    console.print(_mistakes(_load("sentiment_eval_mistakes", partitioned=False), console.width))
     for line in _money({settings.MODEL: labels, "command/vader": lexicon}):
         console.print(line, markup=False, soft_wrap=True)
     console.print()
@@ -89,6 +90,17 @@ def _evaluation(evaluation: pl.DataFrame) -> Table:
             f'Always saying "{rows[0]["baseline_class"]}" would be right in {rows[0]["baseline_accuracy"]:.2f}. '
             "The lexicon's authors made it partly from these tweets: its figures flatter it."
         )
+    return table
+
+
+def _mistakes(mistakes: pl.DataFrame, columns: int) -> Table:
+    table = Table(title=f"sentiment_eval_mistakes: the first {_ROWS} of {len(mistakes)} rows to look at", **_LOOK)
+    table.add_column("text", no_wrap=True, width=max(20, columns - _OTHERS_WIDTH))
+    for name in ("people said", "model", "lexicon"):
+        table.add_column(name, style="bold" if name == "people said" else "")
+    for row in mistakes.head(_ROWS).to_dicts():
+        answers = [row[f"{name}_label"] or "no label" for name in ("tweet_sentiment", "tweet_sentiment_lexicon")]
+        table.add_row(escape(row["text"]), row["gold"], *answers)
     return table
 
 

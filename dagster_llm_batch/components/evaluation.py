@@ -83,6 +83,10 @@ class LLMBatchEvaluationComponent(Tabled, Checked, Following, FactoryComponent):
     target: Annotated[Any, TARGET]
     gold_target: GoldTarget = None
     kind: Kinds = "categorical"
+    keep: Annotated[
+        Sequence[str] | None,
+        about("Columns shown beside each mistake. Default: what the candidates keep.", ["body"], kind=list[str] | None),
+    ] = None
     rejects: Rejects = None
     confidence: Confidence = None
     regression: Annotated[

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import dagster as dg
 
-from dagster_llm_batch.assets.dataset import ROLE_TAG
+from dagster_llm_batch.assets.dataset import ROLE_TAG, dataset_of
 from dagster_llm_batch.assets.keys import Upstream, only_key, upstream_key
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics import Target
@@ -68,11 +68,14 @@ Candidates = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """Who is measured. `rejects`: the asset with the rows that have no label; None where none is known."""
+    """Who is measured. `rejects`: the asset with the rows that have no label; None where none is known. `keep`: columns
+    that its definition keeps of the rows; () where only its key is known.
+    """
 
     name: str
     key: dg.AssetKey
     rejects: dg.AssetKey | None = None
+    keep: tuple[str, ...] = ()
 
 
 def candidates_of(given: Candidates, rejects: Mapping[str, Upstream]) -> tuple[Candidate, ...]:
@@ -106,7 +109,8 @@ def _candidate(given: Any, name: str | None = None) -> Candidate:
         specs = [spec for one in definitions for spec in one.specs]
         by_role = {spec.tags[ROLE_TAG]: spec.key for spec in specs if ROLE_TAG in spec.tags}
         key = by_role.get("labels") or only_key([spec.key for spec in specs])
-        return Candidate(name or key.path[-1], key, by_role.get("rejects"))
+        keep = dataset_of(definitions).labeling.keep if "labels" in by_role else ()
+        return Candidate(name or key.path[-1], key, by_role.get("rejects"), tuple(keep))
     key = upstream_key(given)
     return Candidate(name or key.path[-1], key)
 

@@ -38,7 +38,7 @@ def _prepare(
 
     def compute(partition: str | None) -> Tables:
         read = upstreams.read(partition)
-        report = compare(read.gold, read.candidates, key=design.join_key, targets=design.targets)
+        report = compare(read.gold, read.candidates, key=design.join_key, targets=design.targets, keep=design.keep)
         regressions = accepted.regressions(read) if accepted else []
 
         def table(suffix: str) -> Computed:
@@ -57,6 +57,17 @@ def _computed(
     design: EvaluationSpec, suffix: str, read: Read, report: EvaluationReport, regressions: Sequence[Regression]
 ) -> Computed:
     """One of the tables, as it is stored and shown. Nothing is stored of a partition that cannot be evaluated."""
+    sources: dict[str, Any] = {
+        "gold": design.gold,
+        "candidates": design.candidates,
+        "key": design.join_key,
+        "targets": design.targets,
+    }
+    if suffix == "mistakes":
+        assert report.mistakes is not None
+        lineage = gold_metadata.mistakes_lineage(report.mistakes.schema, **sources)
+        metadata = {**gold_metadata.mistakes_metadata(report.mistakes), "dagster/column_lineage": lineage}
+        return Computed(report.mistakes, metadata, gold_metadata.mistakes_docs(design.candidates))
     verdicts: list[CheckOutcome] = []
     if suffix == "per_class":
         table, metadata = report.per_class, gold_metadata.per_class_metadata(report)
@@ -69,9 +80,7 @@ def _computed(
         verdicts = design.thresholds.verdicts(report.evaluations)
         if design.regression:
             verdicts.append(regression_verdict(regressions, design.accepted_key, design.thresholds.severity))
-    lineage = gold_metadata.column_lineage(
-        table.schema, gold=design.gold, candidates=design.candidates, key=design.join_key, targets=design.targets
-    )
+    lineage = gold_metadata.column_lineage(table.schema, **sources)
     return Computed(table, {**metadata, "dagster/column_lineage": lineage}, gold_metadata.DOCS, verdicts)
 
 
@@ -85,6 +94,7 @@ def evaluation_assets(
     target: str | Target | Sequence[str | Target],
     gold_target: str | Mapping[str, str] | None = None,
     kind: Scale | Mapping[str, Scale] = "categorical",
+    keep: Sequence[str] | None = None,
     rejects: Mapping[str, Upstream] | None = None,
     confidence: str | Mapping[str, str] | None = None,
     regression: bool = False,
@@ -100,7 +110,8 @@ def evaluation_assets(
 
         gold ───────┐
         candidate a ┼─▶ <name>                 coverage, accuracy, F1, kappa with intervals, cost, latency, Pareto front
-        candidate b ┘   <name>_per_class       precision, recall and F1 of each class (categorical targets)
+        candidate b ┘   <name>_mistakes        the rows that a candidate got wrong, beside gold and all labels
+                        <name>_per_class       precision, recall and F1 of each class (categorical targets)
                         <name>_calibration     confidence against correctness, by bins (with `confidence`)
                         <name>_versions        present labels against the accepted ones (with `regression`)
                            └─▶ <name>_accepted    labels that somebody has accepted (with `regression`)
@@ -119,6 +130,8 @@ def evaluation_assets(
         gold_target: What gold calls the target, or a mapping from targets to that.
         kind: Of all targets, or by target. `ordinal`: integer classes, where kappa counts a disagreement by its squared
             distance.
+        keep: Columns of the candidates that `<name>_mistakes` shows beside each row. Default: what the definitions of
+            the candidates keep.
         rejects: Tables of rejected rows by candidate, so that their costs count and they are told from absent rows.
             Those of `llm_batch_assets` are known where its definitions, not keys, are given as candidates.
         confidence: Column of the candidates with the probability, 0 to 1, that their label is correct; a mapping names
@@ -150,6 +163,7 @@ def evaluation_assets(
         targets=targets,
         thresholds=limits,
         regression=regression,
+        keep=tuple(dict.fromkeys(name for one in measured for name in one.keep) if keep is None else keep),
     )
     builder = design.builder
     evaluated: dict[str, Any] = {

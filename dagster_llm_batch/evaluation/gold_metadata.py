@@ -33,6 +33,7 @@ from dagster_llm_batch.metrics import (
     table_markdown,
 )
 from dagster_llm_batch.metrics.cells import usd_text
+from dagster_llm_batch.metrics.mistakes import kept_name
 from dagster_llm_batch.metrics.pareto import bake_off_markdown
 from dagster_llm_batch.metrics.regression import regressions_markdown
 
@@ -41,6 +42,9 @@ __all__ = [
     "calibration_metadata",
     "column_lineage",
     "evaluation_metadata",
+    "mistakes_docs",
+    "mistakes_lineage",
+    "mistakes_metadata",
     "per_class_metadata",
     "versions_metadata",
 ]
@@ -50,6 +54,8 @@ _PLOTTED = (
     *("mae", "rmse", "pearson", "spearman"),
     *("cost_usd", "cost_per_correct_usd", "latency_p50_seconds"),
 )
+
+MISTAKES_SHOWN = 20
 
 DOCS = {
     "partition": "partition that was evaluated",
@@ -169,6 +175,43 @@ def calibration_metadata(report: EvaluationReport) -> dict[str, Any]:
         for calibration in drawn[:MAX_PICTURES]
     ]
     return {"llm_batch/calibration": dg.MetadataValue.md("\n\n".join(parts) or "No label has a confidence.")}
+
+
+def mistakes_metadata(mistakes: pa.Table) -> dict[str, Any]:
+    """For `<name>_mistakes`: how many rows, and the first of them to read."""
+    text = table_markdown(mistakes, max_rows=MISTAKES_SHOWN) if len(mistakes) else "Every label equals gold."
+    return {"llm_batch/mistakes": dg.MetadataValue.md(text), "llm_batch/rows_mistaken": len(mistakes)}
+
+
+def mistakes_docs(candidates: Sequence[Candidate]) -> dict[str, str]:
+    """What each column of `<name>_mistakes` holds."""
+    docs = {"target": "column that was compared with gold", "gold": "the right value, as text"}
+    for candidate in candidates:
+        docs[f"{candidate.name}_label"] = f"what {candidate.name} said, as text; null where it gave no label"
+        docs[f"{candidate.name}_confidence"] = "its own confidence, 0 to 1"
+        docs[f"{candidate.name}_reason"] = "why it gave no label; null where it gave one"
+    return docs
+
+
+def mistakes_lineage(
+    schema: pa.Schema, *, gold: dg.AssetKey, candidates: Sequence[Candidate], key: str, targets: Sequence[Target]
+) -> dg.TableColumnLineage:
+    """Each column from the table that it is copied from."""
+    by_column = {
+        key: [dg.TableColumnDep(gold, key)],
+        "gold": [dg.TableColumnDep(gold, target.gold_column or target.name) for target in targets],
+    }
+    for one in candidates:
+        by_column[f"{one.name}_label"] = [dg.TableColumnDep(one.key, target.name) for target in targets]
+        sure = dict.fromkeys(target.confidence_column for target in targets if target.confidence_column)
+        by_column[f"{one.name}_confidence"] = [dg.TableColumnDep(one.key, name) for name in sure]
+        reason = [dg.TableColumnDep(one.key, "llm_outcome")]
+        if one.rejects is not None:
+            reason.append(dg.TableColumnDep(one.rejects, "llm_reason"))
+        by_column[f"{one.name}_reason"] = reason
+        for name in one.keep:
+            by_column.setdefault(kept_name(name), []).append(dg.TableColumnDep(one.key, name))
+    return dg.TableColumnLineage({name: by_column[name] for name in schema.names if by_column.get(name)})
 
 
 def versions_metadata(regressions: Sequence[Regression]) -> dict[str, Any]:

@@ -66,6 +66,7 @@ class Upstreams:
         self._partitions_def = partitions_def
         self._gold_columns = [key, *(target.gold_column or target.name for target in targets)]
         self._columns = [key, *(target.name for target in targets)]
+        self._keep = evaluation.keep
         self._confidences = list(dict.fromkeys(t.confidence_column for t in targets if t.confidence_column))
         self._tables = StoredTables(context)
         self._stored = self._tables.partitions
@@ -77,11 +78,13 @@ class Upstreams:
         read = self._read_all() if partition is None else self._read_one(partition)
         for name, table in read.candidates.items():
             self._refuse_no_overlap(name, table, read.gold)
-        for name in self._confidences:
-            if not any(name in table.column_names for table in read.candidates.values()):
-                raise ConfigError(
-                    f"No candidate has the column '{name}' that confidence= names. Name a column of {self._names()}."
-                )
+        for argument, names in (("confidence", self._confidences), ("keep", self._keep)):
+            for name in names:
+                if not any(name in table.column_names for table in read.candidates.values()):
+                    raise ConfigError(
+                        f"No candidate has the column '{name}' that {argument}= names. "
+                        f"Name a column of {self._names()}."
+                    )
         return read
 
     def _read_all(self) -> Read:
@@ -155,7 +158,8 @@ class Upstreams:
         return stacked(tables, key)
 
     def _load(self, key: dg.AssetKey, partition: str | None, columns: Sequence[str]) -> pa.Table:
-        return self._tables.load(key, partition, columns, also=(*CANDIDATE_COLUMNS, *self._confidences), hint=_HINT)
+        also = (*CANDIDATE_COLUMNS, "llm_reason", *self._confidences, *self._keep)
+        return self._tables.load(key, partition, columns, also=also, hint=_HINT)
 
     def _refuse_no_overlap(self, name: str, table: pa.Table, gold: pa.Table) -> None:
         ours, theirs = gold[self._key], table[self._key]

@@ -16,7 +16,7 @@ from dagster_llm_batch.metrics import Target
 
 __all__ = ["EvaluationSpec"]
 
-_FORMAT = "2"
+_FORMAT = "3"
 """Part of the code version: raise it when the same labels would be measured differently."""
 
 
@@ -31,6 +31,7 @@ class EvaluationSpec:
     targets: tuple[Target, ...]
     thresholds: Thresholds
     regression: bool
+    keep: tuple[str, ...]
 
     @property
     def accepted_key(self) -> dg.AssetKey:
@@ -39,7 +40,7 @@ class EvaluationSpec:
     @property
     def beside(self) -> dict[str, str]:
         """The tables beside the main one, and what they hold."""
-        tables = {}
+        tables = {"mistakes": "Rows that a candidate got wrong"}
         if any(target.kind == "categorical" for target in self.targets):
             tables["per_class"] = "Each class"
         if any(target.confidence_column for target in self.targets):
@@ -58,7 +59,7 @@ class EvaluationSpec:
 
     @property
     def code_version(self) -> str:
-        return code_digest(_FORMAT, self.gold, self.candidates, self.join_key, self.targets, self.regression)
+        return code_digest(_FORMAT, self.gold, self.candidates, self.join_key, self.targets, self.regression, self.keep)
 
     def follow(self, *, gold_is_external: bool) -> dg.AutomationCondition[Any]:
         """Labels and gold are followed, rejects come with the labels."""

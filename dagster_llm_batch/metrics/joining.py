@@ -94,7 +94,7 @@ class Joined:
     - `models`, `prompt_versions`: distinct `llm_model` and `llm_prompt_version` of the labeled rows, sorted.
     - `waits`: microseconds of the labeled rows, from `llm_submitted_at` to `llm_completed_at` of their batch, where
       both are known; in no order.
-    - `has_row`: one boolean a gold row, whether the candidate has a row for it. `confidence`: its confidence, null
+    - `position`: the candidate's row for each gold row, null where it has none. `confidence`: its confidence, null
       where there is none; None where the target names no column, or the candidate does not have it.
     """
 
@@ -113,8 +113,13 @@ class Joined:
     models: tuple[str, ...]
     prompt_versions: tuple[str, ...]
     waits: pa.Array
-    has_row: pa.Array
+    position: pa.Array
     confidence: pa.Array | None
+
+    @property
+    def has_row(self) -> pa.Array:
+        """One boolean a gold row: whether the candidate has a row for it."""
+        return self.position.is_valid()
 
     @property
     def n_gold(self) -> int:
@@ -170,7 +175,7 @@ def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target,
         models=_distinct(candidate, "llm_model", labeled),
         prompt_versions=_distinct(candidate, "llm_prompt_version", labeled),
         waits=_waits(candidate, labeled),
-        has_row=position.is_valid(),
+        position=position,
         confidence=_confidence(candidate, target, position, theirs),
     )
 

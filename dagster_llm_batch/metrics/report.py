@@ -12,6 +12,7 @@ from dagster_llm_batch.metrics.calibration import Calibration, calibration_of
 from dagster_llm_batch.metrics.classification import Evaluation, evaluate
 from dagster_llm_batch.metrics.joining import Target, join
 from dagster_llm_batch.metrics.mcnemar import Agreement, pairwise_agreement
+from dagster_llm_batch.metrics.mistakes import find_mistakes
 from dagster_llm_batch.metrics.pareto import with_pareto_front
 from dagster_llm_batch.metrics.per_class import PER_CLASS_SCHEMA, Confusion, confusion, per_class
 from dagster_llm_batch.metrics.tally import Tally, tally
@@ -24,7 +25,8 @@ class EvaluationReport:
     """What `compare` found. Order: targets as given, within a target candidates as given.
 
     `per_class` is one table over all categorical targets, in PER_CLASS_SCHEMA; numeric targets are in `evaluations`
-    only. `calibrations` are of the candidates that give a confidence.
+    only. `calibrations` are of the candidates that give a confidence. `mistakes` are the rows behind the figures
+    (`mistakes`); None where rows were counted in parts and are not there any more.
     """
 
     evaluations: tuple[Evaluation, ...]
@@ -32,6 +34,7 @@ class EvaluationReport:
     per_class: pa.Table
     agreements: tuple[Agreement, ...]
     calibrations: tuple[Calibration, ...]
+    mistakes: pa.Table | None = None
 
 
 def compare(
@@ -40,10 +43,14 @@ def compare(
     *,
     key: str,
     targets: Sequence[str | Target],
+    keep: Sequence[str] = (),
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> EvaluationReport:
-    """Evaluate every candidate (by name) on every target. Raises what `join` and `evaluate` raise."""
+    """Evaluate every candidate (by name) on every target. Raises what `join` and `evaluate` raise.
+
+    `keep`: columns of the candidates that are shown beside what they got wrong.
+    """
     if not candidates or not targets:
         raise ConfigError(
             f"Nothing to evaluate: got {len(candidates)} candidates and {len(targets)} targets, need one of each."
@@ -54,7 +61,8 @@ def compare(
         for name, table in candidates.items()
     ]
     agreements = pairwise_agreement(joined)
-    return replace(report_of(list(map(tally, joined)), n_resamples=n_resamples, seed=seed), agreements=agreements)
+    report = report_of(list(map(tally, joined)), n_resamples=n_resamples, seed=seed)
+    return replace(report, agreements=agreements, mistakes=find_mistakes(joined, candidates, key=key, keep=keep))
 
 
 def report_of(tallies: Sequence[Tally], *, n_resamples: int = 1000, seed: int = 0) -> EvaluationReport:

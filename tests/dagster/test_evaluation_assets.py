@@ -88,6 +88,44 @@ class TestTables:
         assert classes["support"].to_list() == [4, 2]
         assert classes["recall"].to_list() == [0.5, 1.0]
 
+    def test_wrong_rows_have_a_table_of_their_own_with_what_was_asked_and_why_there_is_no_label(self, project):
+        @dg.asset
+        def gold():
+            return pa.table({"id": [1, 2, 3], "topic": ["a", "b", "a"]})
+
+        @dg.asset
+        def labels():
+            return pa.table({"id": [1, 2], "text": ["one", "two"], "topic": ["a", "a"]})
+
+        @dg.asset
+        def labels_rejects():
+            told = {"llm_outcome": ["invalid"], "llm_reason": ["topic: got 'c'"]}
+            return pa.table({"id": [3], "text": ["three"], **told})
+
+        evaluation = evaluation_assets(
+            name="quality",
+            gold=gold,
+            candidates=labels,
+            key="id",
+            target="topic",
+            keep=["text"],
+            rejects={"labels": labels_rejects},
+        )
+        project.run([gold, labels, labels_rejects, *evaluation])
+        asked = {"target": "topic", "labels_label": None, "labels_reason": None}
+        assert project.stored("quality_mistakes").to_pylist() == [
+            {**asked, "id": 2, "text": "two", "gold": "b", "labels_label": "a"},
+            {**asked, "id": 3, "text": "three", "gold": "a", "labels_reason": "invalid: topic: got 'c'"},
+        ]
+        shown = project.metadata("quality_mistakes")
+        assert shown["llm_batch/rows_mistaken"].value == 2
+        assert "| 2 | two | topic | b | a | - |" in shown["llm_batch/mistakes"].value
+        lineage = shown["dagster/column_lineage"].value.deps_by_column
+        assert lineage["labels_reason"] == [
+            dg.TableColumnDep(dg.AssetKey("labels"), "llm_outcome"),
+            dg.TableColumnDep(dg.AssetKey("labels_rejects"), "llm_reason"),
+        ]
+
     def test_either_table_can_be_materialized_alone(self, project):
         upstream, [evaluation] = both()
         project.fill(upstream, "mon")
@@ -486,4 +524,4 @@ class TestAutomation:
 
     def test_it_can_be_left_to_people(self):
         _, [evaluation] = both(automation_condition=None)
-        assert [spec.automation_condition for spec in evaluation.specs] == [None, None]
+        assert [spec.automation_condition for spec in evaluation.specs] == [None, None, None]
