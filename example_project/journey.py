@@ -8,19 +8,21 @@ This only asks and looks: what happens is done by Dagster's daemon. It can be st
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import dagster as dg
 
 from dagster_llm_batch import LLMBatchResource
+from dagster_llm_batch.engine import Status
+from dagster_llm_batch.states import ShardState
 from example_project import report, settings
 from example_project.dagster_dev import DagsterError, RunningDagster
 from example_project.definitions import llm_batch
 from example_project.screen import Bar, Screen
 
-__all__ = ["DATASETS", "travel"]
+__all__ = ["DATASETS", "submitted_text", "travel"]
 
 DATASETS = ("tweet_sentiment", "tweet_sentiment_lexicon")
 BACKFILLED = ("tweets", "tweet_gold", *(f"{name}_batch" for name in DATASETS))
@@ -155,14 +157,30 @@ class _World:
     def submitted_since(self, began: datetime) -> str:
         """What this run sent, and what was there already."""
         engine = self.resource.engine()
-        found = [engine.latest(name, day) for name in DATASETS for day in settings.EXAMPLE_DAYS]
-        submissions = [one for one in found if one is not None]
-        new = [one for one in submissions if one.created_at >= began]
-        sent, reused = sum(one.requests - one.reused for one in new), sum(one.reused for one in new)
-        known = [one for one in submissions if one.created_at < began]
-        answered = reused + sum(one.requests for one in known if one.is_settled)
-        flying = sum(one.requests for one in known if not one.is_settled)
-        parts = [f"{sent} requests sent"]
-        parts += [f"{answered} already answered, not sent and not paid again"] if answered else []
-        parts += [f"{flying} in flight since an earlier run, found again"] if flying else []
-        return "; ".join(parts)
+        submissions = [engine.latest(name, day) for name in DATASETS for day in settings.EXAMPLE_DAYS]
+        statuses = [engine.status(submission.submission_id) for submission in submissions if submission is not None]
+        return submitted_text(statuses, began)
+
+
+def submitted_text(statuses: Sequence[Status], began: datetime) -> str:
+    """Say what has become of the requests of these submissions; what was opened since `began` is new.
+
+    A shard is planned until the provider's queue has room for it: its requests are neither sent nor paid yet.
+    """
+    sent = answered = flying = waiting = 0
+    for status in statuses:
+        submission = status.submission
+        planned = sum(shard.requests for shard in status.shards if shard.state is ShardState.PLANNED)
+        waiting += planned
+        if submission.created_at >= began:
+            sent += submission.requests - submission.reused - planned
+            answered += submission.reused
+        elif submission.is_settled:
+            answered += submission.requests
+        else:
+            flying += submission.requests - planned
+    parts = [f"{sent} requests sent"]
+    parts += [f"{waiting} wait for room in the provider's queue"] if waiting else []
+    parts += [f"{answered} already answered, not sent and not paid again"] if answered else []
+    parts += [f"{flying} in flight since an earlier run, found again"] if flying else []
+    return "; ".join(parts)

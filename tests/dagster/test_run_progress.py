@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from code_location import DAILY, DAYS, LABELS, CodeLocation, labeled, tickets
 from test_batch_sensor import change, sqlite_time, tick
 
+from dagster_llm_batch import QueueLimit
 from dagster_llm_batch.cli.main import main
 from dagster_llm_batch.engine.progress import Pace
 from dagster_llm_batch.progress import has_moved, pace_text, progress_bar, together
@@ -17,6 +18,7 @@ from dagster_llm_batch.sensors.run_requests import RANGE_TAGS
 from dagster_llm_batch.sensors.runs import TickBounds
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.testing.emulator import Emulator
+from example_project.journey import submitted_text
 
 END = datetime(2026, 1, 2, 14, 5, tzinfo=UTC)
 
@@ -170,3 +172,17 @@ def test_a_run_that_waits_logs_each_move_once_with_its_pace(instance, monkeypatc
     waiting = [text for text in logs if text.startswith("Waiting: ")]
     assert waiting[0] == "Waiting: wave 1: batches 1 submitted; 0 of 3 requests done (0 %); oldest 0 m"
     assert len(waiting) < len(naps)
+
+
+def test_the_example_counts_requests_that_wait_for_room_in_the_queue_apart_from_those_sent(make, emulator):
+    location = make(*labeled(partitions_def=DAILY), queue_limits={"openai": QueueLimit(max_batches=1)})
+    began = datetime.now(UTC)
+    location.submit(partition=DAYS[0])
+    location.submit(partition=DAYS[1])
+    engine = location.engine()
+    statuses = [engine.status(engine.latest(LABELS, day).submission_id) for day in DAYS[:2]]
+    engine.ledger.close()
+    assert submitted_text(statuses, began) == "3 requests sent; 3 wait for room in the provider's queue"
+    assert submitted_text(statuses, datetime.now(UTC)) == (
+        "0 requests sent; 3 wait for room in the provider's queue; 3 in flight since an earlier run, found again"
+    )
