@@ -1,6 +1,6 @@
 """Which values have come before, exactly, in 4 MB however many there are, and 16 bytes each in files.
 
-A set of Python objects takes 144 bytes each. The newest alone are in one.
+A set of Python objects takes 144 bytes a value, so only the newest values are in one.
 """
 
 from __future__ import annotations
@@ -14,50 +14,65 @@ if TYPE_CHECKING:
 
 __all__ = ["Seen"]
 
-_FEW = 1 << 15  # numpy takes long to load, and small tables do without; nor do they need a file
-_MOST_RECENT = 1 << 13
-
 
 class Seen:
-    """`digests` gives 16 bytes or more for each value, all in one: the same for equal values and for no others.
+    """A set that grows in files, not in memory.
 
-    `new_file` makes the files where digests are, once there are many.
+    Args:
+        digests: Returns the digests of values in one: 16 bytes or more each, the same for equal values and no others.
+        new_file: Makes a file for digests, once there are many.
+        few: So many values need no file, nor numpy, which takes long to load.
+        recent: How many of the newest values are kept as Python objects, once there are more than `few`.
+        new_runs: Makes the files' reader; `Runs` by default.
     """
 
-    def __init__(self, digests: Callable[[Sequence[Any]], bytes], new_file: Callable[[], IO[bytes]] = BytesIO) -> None:
+    def __init__(
+        self,
+        digests: Callable[[Sequence[Any]], bytes],
+        new_file: Callable[[], IO[bytes]] = BytesIO,
+        *,
+        few: int = 1 << 15,
+        recent: int = 1 << 13,
+        new_runs: Callable[[Callable[[], IO[bytes]]], Runs] | None = None,
+    ) -> None:
         self.count = 0
         self._digests = digests
         self._new_file = new_file
+        self._few = few
+        self._most_recent = min(recent, few)
+        self._new_runs = new_runs
         self._recent: set[Any] = set()
         self._older: Runs | None = None
 
     def new(self, values: Sequence[Any]) -> list[bool]:
-        """Remember these; for each, whether it comes for the first time."""
+        """Add the values; return for each whether it comes for the first time."""
         old, different = self._old(values), set(values)
+        # Mostly all are new: then no value needs a look of its own.
         if not old and len(different) == len(values) and self._recent.isdisjoint(different):
-            found = [True] * len(values)
+            are_new = [True] * len(values)
             self._recent |= different
         else:
-            found = []
+            are_new = []
             for at, value in enumerate(values):
                 is_new = at not in old and value not in self._recent
                 if is_new:
                     self._recent.add(value)
-                found.append(is_new)
-        self.count += sum(found)
-        if len(self._recent) > (_FEW if self._older is None else _MOST_RECENT):
-            self._put_away()
-        return found
+                are_new.append(is_new)
+        self.count += sum(are_new)
+        if len(self._recent) > (self._few if self._older is None else self._most_recent):
+            self._move_to_files()
+        return are_new
 
     def _old(self, values: Sequence[Any]) -> set[int]:
-        """The places of those that were put away."""
+        """Return the places of the values that are in files."""
         if self._older is None or not values:
             return set()
-        return self._older.held(self._digests(values), len(values))
+        return self._older.find(self._digests(values), len(values))
 
-    def _put_away(self) -> None:
-        from dagster_llm_batch.core.digest_runs import Runs  # noqa: PLC0415  # see _FEW
+    def _move_to_files(self) -> None:
+        if self._older is None:
+            from dagster_llm_batch.core.digest_runs import Runs  # noqa: PLC0415 - see `few`
 
-        self._older = self._older or Runs(self._new_file)
+            self._older = (self._new_runs or Runs)(self._new_file)
         self._older.add(self._digests(list(self._recent)), len(self._recent))
         self._recent = set()

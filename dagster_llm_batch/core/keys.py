@@ -1,6 +1,6 @@
-"""The keys of rows: each is there, and names one row. Exact, in a byte a row and 8 in a file.
+"""The keys of rows: every row has one, and no two rows have the same. Exact, in a byte a row and 8 in a file.
 
-Of all keys their hashes are kept. The keys themselves are read once more, and only where two hashes are equal.
+Only the hashes of keys are kept. The keys themselves are read again only where two hashes are equal.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ if TYPE_CHECKING:
 __all__ = ["KeyGuard", "is_key_type", "keys_of"]
 
 _SHOWN = 5
-_FEW = 1 << 15  # numpy takes long to load, and small tables do without; nor do they need a file
-_PASSES = 8  # over all hashes, a power of 2: so many times fewer are in memory at once
-_HELD = 1 << 15  # keys at once, while duplicates are looked for
-_PIECE_BYTES = 1 << 18
+
+# Passes over all hashes, a power of 2: each looks at the hashes with one remainder, so that many times fewer are in
+# memory at once.
+_PASSES = 8
 
 
 def keys_of(batch: pa.RecordBatch, column_name: str) -> list[Any]:
-    """The keys of these rows. Raises InputError where they have no such column, and for null and duplicate keys."""
+    """Return the keys of these rows. Raises InputError for no such column, a null key or a duplicate one."""
     names = batch.schema.names
     if column_name not in names:
         msg = f"The rows have no key column '{column_name}'. Set key= to one of their columns: {', '.join(names)}."
         raise InputError(msg)
     column = batch.column(column_name)
-    if not batch.num_rows:  # pandas has no types then, or float64
+    # Without rows, pandas has no type for the column, or float64.
+    if not batch.num_rows:
         return []
     if not is_key_type(column.type):
         msg = f"The key column '{column_name}' is of type {column.type}. A key is text, an integer, a date or a time."
@@ -55,11 +56,12 @@ def keys_of(batch: pa.RecordBatch, column_name: str) -> list[Any]:
 
 
 def _values(column: pa.Array, column_name: str) -> list[Any]:
-    """The keys as Python's own values. Raises InputError for one that these cannot hold to the last digit."""
+    """Return the keys as Python's own values. Raises InputError for one that these cannot hold to the last digit."""
     try:
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
-        if column.type == pa.time64("ns"):  # this refuses to cut a time; `to_pylist` would, and make two of them equal
+        # `to_pylist` would cut nanoseconds, and make two different times equal; this refuses to.
+        if column.type == pa.time64("ns"):
             column = column.cast(pa.time64("us"))
         values: list[Any] = column.to_pylist()
     except (KeyError, OverflowError, ValueError) as error:  # KeyError: of a time zone that is not known here
@@ -72,43 +74,60 @@ def _values(column: pa.Array, column_name: str) -> list[Any]:
 
 
 class KeyGuard:
-    """Finds keys that name more than one row, however far apart these are.
+    """Find keys that name more than one row, however far apart these are.
 
-    `new_file` makes the one where hashes wait for `check`, once there are many.
+    Args:
+        column_name: The key column, for messages.
+        new_file: Makes the file for hashes, once there are many.
+        few: So many keys need no file, nor numpy, which takes long to load.
+        held: How many keys are in memory at once while duplicates are looked for.
+        piece_bytes: How much of the file is read at once.
     """
 
-    def __init__(self, column_name: str, new_file: Callable[[], IO[bytes]] = BytesIO) -> None:
+    def __init__(
+        self,
+        column_name: str,
+        new_file: Callable[[], IO[bytes]] = BytesIO,
+        *,
+        few: int = 1 << 15,
+        held: int = 1 << 15,
+        piece_bytes: int = 1 << 18,
+    ) -> None:
         self._column_name = column_name
         self._new_file = new_file
+        self._few = few
+        self._held = held
+        self._piece_bytes = piece_bytes
         self._hashes = array("q")
         self._older: IO[bytes] | None = None
 
     def add(self, keys: Sequence[Any]) -> None:
-        """Remember more keys."""
+        """Add keys."""
         self._hashes.extend(map(hash, keys))
-        if len(self._hashes) > _FEW:
+        if len(self._hashes) > self._few:
             self._older = self._older or self._new_file()
             self._older.write(self._hashes)
             self._hashes = array("q")
 
     def check(self, again: Callable[[], Iterable[Sequence[Any]]]) -> None:
-        """Raise InputError where two of the keys are equal. `again` gives all of them once more, some at once."""
+        """Raise InputError where two of the keys are equal. `again` yields all of them once more, in lists."""
         if self._older is None and len(set(self._hashes)) == len(self._hashes):
             return
         import numpy as np  # noqa: PLC0415
 
         alike = np.concatenate([self._alike(number) for number in range(_PASSES)])
         alike.sort()
-        for start in range(0, 2 * len(alike), _HELD):  # there are at most so many keys of these hashes
-            if found := _repeated(_among(again(), alike), start):
-                raise _duplicates(self._column_name, found)
+        # A hash that k keys have is in `alike` k - 1 times, so there are at most twice as many keys.
+        for start in range(0, 2 * len(alike), self._held):
+            if duplicates := _repeated(_among(again(), alike), start, self._held):
+                raise _duplicates(self._column_name, duplicates)
 
     def _alike(self, number: int) -> _Array:
-        """The hashes that come again, in one of the passes."""
+        """Return the hashes that two keys have, in one of the passes."""
         import numpy as np  # noqa: PLC0415
 
-        some = (np.frombuffer(piece, "q") for piece in self._pieces())
-        hashes = np.concatenate([own[own & (_PASSES - 1) == number] for own in some])
+        pieces = (np.frombuffer(piece, "q") for piece in self._pieces())
+        hashes = np.concatenate([own[own & (_PASSES - 1) == number] for own in pieces])
         hashes.sort()
         alike: _Array = hashes[1:][hashes[1:] == hashes[:-1]]
         return alike
@@ -116,32 +135,32 @@ class KeyGuard:
     def _pieces(self) -> Iterator[Any]:
         if self._older is not None:
             self._older.seek(0)
-            yield from iter(partial(self._older.read, _PIECE_BYTES), b"")
+            yield from iter(partial(self._older.read, self._piece_bytes), b"")
         yield self._hashes
 
 
 def _among(keys: Iterable[Sequence[Any]], hashes: _Array) -> Iterator[Any]:
-    """The keys whose hashes are among these, which are sorted."""
+    """Yield the keys whose hashes are among these, which are sorted."""
     import numpy as np  # noqa: PLC0415
 
-    for some in keys:
-        own = np.fromiter(map(hash, some), "q", len(some))
+    for chunk in keys:
+        own = np.fromiter(map(hash, chunk), "q", len(chunk))
         places = (hashes.take(hashes.searchsorted(own), mode="clip") == own).nonzero()[0]
-        yield from map(some.__getitem__, places.tolist())
+        yield from map(chunk.__getitem__, places.tolist())
 
 
-def _repeated(keys: Iterable[Any], start: int) -> list[Any]:
-    """Which of _HELD keys, those from `start` on, come again: the first of them."""
+def _repeated(keys: Iterable[Any], start: int, count: int) -> list[Any]:
+    """Return those of `count` keys, from the one at `start` on, that come again: a few more than are shown."""
     held: set[Any] = set()
-    found: dict[Any, None] = {}
+    repeated: dict[Any, None] = {}
     for number, key in enumerate(keys):
         if key in held:
-            found[key] = None
-            if len(found) > _SHOWN:
+            repeated[key] = None
+            if len(repeated) > _SHOWN:
                 break
-        elif start <= number < start + _HELD:
+        elif start <= number < start + count:
             held.add(key)
-    return list(found)
+    return list(repeated)
 
 
 def _duplicates(column_name: str, keys: Sequence[Any]) -> InputError:
@@ -153,10 +172,11 @@ def _duplicates(column_name: str, keys: Sequence[Any]) -> InputError:
 
 
 def is_key_type(arrow_type: pa.DataType) -> bool:
-    """Whether values of this type can name a row."""
+    """Return whether values of this type can name a row."""
     t = pa.types
     value_type = arrow_type.value_type if t.is_dictionary(arrow_type) else arrow_type
-    if t.is_interval(value_type):  # counted among the temporal ones; Parquet has no such type
+    # Arrow counts intervals among the temporal types, and Parquet has no such type.
+    if t.is_interval(value_type):
         return False
     return any(
         is_(value_type)

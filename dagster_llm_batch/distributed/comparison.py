@@ -24,7 +24,6 @@ from dagster_llm_batch.protocols import Workers
 
 __all__ = ["compare_spread"]
 
-_ROWS_AT_ONCE = 200_000
 _SHOWN = 3
 
 
@@ -37,26 +36,30 @@ def compare_spread(
     targets: Sequence[str | Target],
     n_resamples: int = 1000,
     seed: int = 0,
+    rows_at_once: int = 200_000,
 ) -> EvaluationReport:
-    """As `evaluation.compare`, for candidates whose rows the workers read: Spark DataFrames, Ray datasets.
+    """Compare candidates whose rows the workers read (Spark DataFrames, Ray datasets), as `metrics.compare` does.
 
-    Workers hold `gold` and 200,000 rows of a part; this process holds gold, and the different pairs of gold and label.
-    Agreements between candidates need both side by side, and are left out. A key that comes twice is refused where it
-    has gold. Raises what `compare` raises.
+    Each worker holds `gold` and `rows_at_once` rows of a part; this process holds gold, and the different pairs of gold
+    and label. Agreements between candidates need both side by side, and are left out. A key that comes twice is refused
+    where it has gold. Raises what `compare` raises.
     """
     if not candidates or not targets:
         raise ConfigError(
             f"Nothing to evaluate: got {len(candidates)} candidates and {len(targets)} targets, need one of each."
         )
-    wanted = [Target(one) if isinstance(one, str) else one for one in targets]
-    found = {name: _measured(workers, _Measure(gold, key, wanted, name), rows) for name, rows in candidates.items()}
-    tallies = [found[name][number] for number in range(len(wanted)) for name in candidates]
+    wanted = [Target(target) if isinstance(target, str) else target for target in targets]
+    measured = {
+        name: _measured(workers, _Measure(gold, key, wanted, name, rows_at_once), rows)
+        for name, rows in candidates.items()
+    }
+    tallies = [measured[name][number] for number in range(len(wanted)) for name in candidates]
     return report_of(tallies, n_resamples=n_resamples, seed=seed)
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """Of some rows: the tally of each target, and the gold rows that they belong to, by number."""
+    """The tally of each target over some rows, and the numbers of the gold rows that these belong to."""
 
     tallies: list[Tally]
     met: pa.Array
@@ -64,37 +67,43 @@ class _Measured:
 
 @dataclass(frozen=True)
 class _Measure:
-    """Measures parts of one candidate."""
+    """Measure parts of one candidate's rows."""
 
     gold: pa.Table
     key: str
     targets: Sequence[Target]
     candidate: str
+    rows_at_once: int
 
     def __call__(self, rows: Iterator[pa.RecordBatch]) -> _Measured | LLMBatchError | None:
-        """A part; None for one without a batch. What is wrong is told: a worker that raises is tried again."""
+        """Measure a part; None for one without a batch.
+
+        Returns an error in the rows instead of raising it: Spark and Ray run a task again that raises.
+        """
         try:
-            measured = [self.table(some) for some in _tables(batch for one in rows for batch in record_batches(one))]
-            return self.added(measured) if measured else None
+            batches = (batch for table in rows for batch in record_batches(table))
+            measured = [self.measure(table) for table in _tables(batches, self.rows_at_once)]
+            return self.add_up(measured) if measured else None
         except LLMBatchError as error:
             return error
 
-    def table(self, table: pa.Table) -> _Measured:
-        """Rows that are held whole."""
+    def measure(self, table: pa.Table) -> _Measured:
+        """Measure rows that are held whole."""
         measured = (name for target in self.targets for name in (target.name, target.confidence_column))
         wanted = {self.key, *measured, *CANDIDATE_COLUMNS}
         table = table.select([name for name in table.column_names if name in wanted])
         joined = [
-            join(self.gold, table, key=self.key, target=one, candidate_name=self.candidate) for one in self.targets
+            join(self.gold, table, key=self.key, target=target, candidate_name=self.candidate)
+            for target in self.targets
         ]
         gold, keys = comparable_keys(
             column(self.gold, self.key, "gold"), column(table, self.key, self.candidate), self.key, self.candidate
         )
         return _Measured(list(map(tally, joined)), pc.indices_nonzero(pc.is_in(gold, value_set=keys)))
 
-    def added(self, parts: Sequence[_Measured]) -> _Measured:
-        """Raises InputError where a key is in two parts."""
-        met = pa.concat_arrays([one.met for one in parts])
+    def add_up(self, parts: Sequence[_Measured]) -> _Measured:
+        """Add up the tallies of parts. Raises InputError where a key with gold is in two parts."""
+        met = pa.concat_arrays([part.met for part in parts])
         counts = pc.value_counts(met)
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
         if len(twice):
@@ -103,7 +112,7 @@ class _Measure:
                 f"Key '{self.key}' of candidate '{self.candidate}' is not unique: {len(twice)} values with gold stand "
                 f"in more than one part of its rows, such as {shown}. Keep one row for each."
             )
-        return _Measured([total(of) for of in zip(*(one.tallies for one in parts), strict=True)], met)
+        return _Measured([total(tallies) for tallies in zip(*(part.tallies for part in parts), strict=True)], met)
 
 
 def _measured(workers: Workers, measure: _Measure, rows: Any) -> list[Tally]:
@@ -114,16 +123,17 @@ def _measured(workers: Workers, measure: _Measure, rows: Any) -> list[Tally]:
         if report is not None:
             measured.append(report)
     if not measured:
-        measured = [measure.table(pa.Table.from_batches(record_batches(rows)))]  # they have columns all the same
-    return measure.added(measured).tallies
+        # A candidate without rows has columns all the same, which are checked here.
+        measured = [measure.measure(pa.Table.from_batches(record_batches(rows)))]
+    return measure.add_up(measured).tallies
 
 
-def _tables(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Many batches at a time: joining looks at all of the gold."""
+def _tables(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    """Yield the batches in tables of at least so many rows: each join looks at all of the gold, so fewer are faster."""
     held: list[pa.RecordBatch] = []
     for batch in batches:
         held.append(batch)
-        if sum(one.num_rows for one in held) >= _ROWS_AT_ONCE:
+        if sum(batch.num_rows for batch in held) >= rows:
             yield pa.Table.from_batches(held)
             held = []
     if held:

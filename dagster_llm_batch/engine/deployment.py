@@ -14,7 +14,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import IO, ParamSpec, TypeVar
 
 from dagster_llm_batch.core.memory import release_all_memory
 from dagster_llm_batch.core.pricing import FREE, Tariff, tariff
@@ -27,10 +27,13 @@ from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.ledger import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
-from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import Lane
 
-__all__ = ["Deployment", "Gate", "Threads", "new_id"]
+__all__ = ["PART_ROWS", "Deployment", "Gate", "Threads", "new_id"]
+
+PART_ROWS = 8_192
+"""Labels of more rows are put together in parts, where a deployment says nothing else."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -128,6 +131,10 @@ class Deployment:
         queue_limits: By the name of a provider: how much may be in its queue at once.
         transfers_at_once: How many request files are sent, and how many results are fetched, at the same time.
         new_id: Returns the id of a new submission, which no other has.
+        few_rows: A plan of more rows than this keeps their keys and request_ids in files.
+        part_rows: Labels of more rows than this are put together in parts. Another number changes the data versions of
+            streams.
+        new_file: Makes a temporary file without a name.
         gates: When calls in real time may be made, by provider, account and model. Those of this process.
         batch_outcomes: The outcomes of batches that several submissions share, by provider, account and batch_id, as
             this process has counted them.
@@ -144,6 +151,9 @@ class Deployment:
     queue_limits: Mapping[str, QueueLimit] = field(default_factory=dict)
     transfers_at_once: int = 4
     new_id: Callable[[], str] = new_id
+    few_rows: int = 1 << 15
+    part_rows: int = PART_ROWS
+    new_file: Callable[[], IO[bytes]] = unnamed_file
     gates: dict[tuple[str, str, str], Gate] = field(default_factory=dict)
     batch_outcomes: dict[tuple[str, str, str], Counter[str]] = field(default_factory=dict)
 

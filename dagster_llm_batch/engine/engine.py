@@ -256,7 +256,15 @@ class Engine:
             raise ConfigError(msg)
 
     def _landing(self, labeling: Labeling, status: Status, collector: Collector) -> LabelAssembler:
-        return LabelAssembler(labeling, status.submission, status.shards, self.ledger, self.payloads, collector)
+        return LabelAssembler(
+            labeling,
+            status.submission,
+            status.shards,
+            self.ledger,
+            self.payloads,
+            collector,
+            self.deployment.part_rows,
+        )
 
     # labels ---------------------------------------------------------------------------------------------------------
 

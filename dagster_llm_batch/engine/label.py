@@ -33,6 +33,7 @@ from dagster_llm_batch.core.label_join import Labeled, label
 from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.core.results import REPEATING, SHARED
 from dagster_llm_batch.engine.collect import Collector
+from dagster_llm_batch.engine.deployment import PART_ROWS
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import APART
 from dagster_llm_batch.engine.status import sum_costs
@@ -42,7 +43,6 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Outcome, PriceBasis
 
 __all__ = [
-    "PART_ROWS",
     "ROWS_AT_ONCE",
     "LabelAssembler",
     "WrittenLabels",
@@ -52,9 +52,6 @@ __all__ = [
     "write_labels",
 ]
 
-PART_ROWS = 8_192
-"""More rows than these are taken apart. Another number changes the data versions of streams."""
-
 ROWS_AT_ONCE = 8_192
 """How many rows the batches to scatter should have: a slice of few rows takes longer than its rows."""
 
@@ -63,9 +60,9 @@ _MOST_PARTS = 256  # a part is an open file, and its number a byte
 _BUFFER_BYTES = 1 << 13  # a slice of a batch is many small pieces
 
 
-def part_names(rows: int) -> list[str]:
-    """The first digits of the least request id in each of the parts of a table of so many rows."""
-    count = min(max(-(-rows // PART_ROWS), 1), _MOST_PARTS)
+def part_names(rows: int, part_rows: int = PART_ROWS) -> list[str]:
+    """Return the first digits of the least request_id in each of the parts of a table of so many rows."""
+    count = min(max(-(-rows // part_rows), 1), _MOST_PARTS)
     return [f"{(number << 4 * _DIGITS) // count:0{_DIGITS}x}" for number in range(count)]
 
 
@@ -237,6 +234,7 @@ class LabelAssembler:
     ledger: Ledger
     payloads: PayloadStore
     collector: Collector
+    part_rows: int = PART_ROWS
 
     def settle(self) -> Submission:
         """Tell the ledger what it adds up to. Costs are those of its own batches, not of reused answers."""
@@ -329,7 +327,7 @@ class LabelAssembler:
     def part_names(self) -> list[str]:
         """Of the parts in which the manifest and the largest wave fit into memory."""
         waves = (sum(shard.requests for shard in wave) for wave in self.waves)
-        return part_names(max(self.submission.rows, *waves, 0))
+        return part_names(max(self.submission.rows, *waves, 0), self.part_rows)
 
     def read_again(self, *, reread: bool) -> None:
         for shard in chain.from_iterable(self.waves):

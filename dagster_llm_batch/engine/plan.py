@@ -244,6 +244,8 @@ class Planner:
             estimate=Estimate(deployment.tariff(labeling), output_tokens_each(labeling)),
             known=known,
             manifest_path=self._path(partition, submission_id, "manifest.parquet"),
+            few_rows=deployment.few_rows,
+            new_file=deployment.new_file,
         )
 
     def wave(self, submission_id: str, partition: str, number: int) -> Wave:

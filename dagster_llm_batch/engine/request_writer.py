@@ -13,7 +13,7 @@ workers do it. Rendering a batch of rows needs no other batch, which is what let
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -251,6 +251,8 @@ class Draft:
         estimate: Receives the tokens and the cost of the requests that are to be sent.
         known: The request_ids that are not asked again: True where a good answer is there, False where it is in flight.
         manifest_path: Where the manifest is written.
+        few_rows: So many keys and request_ids are kept in memory; more of them go to files.
+        new_file: Makes such a file.
     """
 
     def __init__(
@@ -263,6 +265,9 @@ class Draft:
         estimate: Estimate,
         known: Mapping[str, bool],
         manifest_path: str,
+        *,
+        few_rows: int = 1 << 15,
+        new_file: Callable[[], IO[bytes]] = unnamed_file,
     ) -> None:
         self.estimate = estimate
         self._labeling = labeling
@@ -275,11 +280,11 @@ class Draft:
         self._unnamed = unnamed = ExitStack()
 
         # A bound method in its place would make a cycle, and keep the draft's memory until the garbage collector runs.
-        def new_file() -> IO[bytes]:
-            return unnamed.enter_context(unnamed_file())
+        def new_unnamed() -> IO[bytes]:
+            return unnamed.enter_context(new_file())
 
-        self._keys = KeyGuard(labeling.key, new_file)
-        self._seen = Seen(packed, new_file)
+        self._keys = KeyGuard(labeling.key, new_unnamed, few=few_rows)
+        self._seen = Seen(packed, new_unnamed, few=few_rows)
         self._reused = 0
         self._stack = ExitStack()
         self._manifest: Any = None

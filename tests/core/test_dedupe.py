@@ -7,13 +7,14 @@ import tempfile
 import tracemalloc
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_llm_batch.core import dedupe, digest_runs
 from dagster_llm_batch.core.dedupe import Seen
+from dagster_llm_batch.core.digest_runs import Runs
 
 
 def digests(values: Sequence[int]) -> bytes:
@@ -30,41 +31,34 @@ def colliding(values: Sequence[int]) -> bytes:
 @pytest.mark.parametrize(("recent", "piece", "block"), [(0, 1, 2), (0, 1_000, 1), (1, 3, 3), (5, 2, 32), (1_000, 1, 1)])
 @given(batches=st.lists(st.lists(st.integers(0, 60), max_size=12), max_size=30))
 def test_what_is_new_is_what_a_set_does_not_hold(make, filter_bits, recent, piece, block, batches) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dedupe, "_FEW", 2 * recent)
-        patch.setattr(dedupe, "_MOST_RECENT", recent)
-        patch.setattr(digest_runs, "_PIECE", piece)
-        patch.setattr(digest_runs, "_BLOCK", block)
-        patch.setattr(digest_runs, "_FILTER_BITS", filter_bits)
-        found, plain = Seen(make), set()
-        for batch in batches:
-            wanted = [not (value in plain or plain.add(value)) for value in batch]
-            assert found.new(batch) == wanted
-        assert found.count == len(plain)
+    new_runs = partial(Runs, piece=piece, block=block, filter_bits=filter_bits)
+    seen, plain = Seen(make, few=2 * recent, recent=recent, new_runs=new_runs), set()
+    for batch in batches:
+        wanted = [not (value in plain or plain.add(value)) for value in batch]
+        assert seen.new(batch) == wanted
+    assert seen.count == len(plain)
 
 
-def test_two_digests_are_no_third_one_that_their_file_spells(monkeypatch) -> None:
-    monkeypatch.setattr(dedupe, "_FEW", 1)
-    monkeypatch.setattr(digest_runs, "_FILTER_BITS", 8)  # it is perhaps there
+def test_two_digests_are_no_third_one_that_their_file_spells() -> None:
     first, second, across = b"a" * 8 + b"b" * 8, b"c" * 16, b"b" * 8 + b"c" * 8
-    found = Seen(b"".join)
-    assert all(found.new([first, second]))
-    assert found.new([across, second, first]) == [True, False, False]
+    seen = Seen(b"".join, few=1, new_runs=partial(Runs, filter_bits=8))  # so small a filter says perhaps of all
+    assert all(seen.new([first, second]))
+    assert seen.new([across, second, first]) == [True, False, False]
 
 
-def test_many_values_take_the_memory_of_few_also_while_runs_are_joined(monkeypatch) -> None:
-    some, bits = 1_000, 1 << 20
-    for module, name in ((dedupe, "_FEW"), (dedupe, "_MOST_RECENT"), (digest_runs, "_PIECE")):
-        monkeypatch.setattr(module, name, some)
-    monkeypatch.setattr(digest_runs, "_FILTER_BITS", bits)
+def test_many_values_take_the_memory_of_few_also_while_runs_are_joined() -> None:
+    few = 1_000
+    new_runs = partial(Runs, piece=few, filter_bits=1 << 20)
 
     def peak(count: int) -> int:
         with ExitStack() as files:
-            found = Seen(digests, lambda: files.enter_context(tempfile.TemporaryFile()))
+            seen = Seen(
+                digests, lambda: files.enter_context(tempfile.TemporaryFile()), few=few, recent=few, new_runs=new_runs
+            )
             tracemalloc.start()
             try:
-                for start in range(0, count, some):
-                    assert all(found.new(range(start, start + some)))
+                for start in range(0, count, few):
+                    assert all(seen.new(range(start, start + few)))
                 return tracemalloc.get_traced_memory()[1]
             finally:
                 tracemalloc.stop()
@@ -73,5 +67,5 @@ def test_many_values_take_the_memory_of_few_also_while_runs_are_joined(monkeypat
 
 
 def test_few_values_need_no_file() -> None:
-    found = Seen(digests, lambda: pytest.fail("a file was made"))
-    assert all(found.new(range(1_000)))
+    seen = Seen(digests, lambda: pytest.fail("a file was made"))
+    assert all(seen.new(range(1_000)))

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_llm_batch.core import keys as module
 from dagster_llm_batch.core.keys import KeyGuard, keys_of
 from dagster_llm_batch.errors import InputError
 
@@ -23,8 +22,8 @@ def read(column: Any) -> list[Any]:
     return keys_of(pa.RecordBatch.from_pydict({"id": column}), "id")
 
 
-def check(*batches: list[Any]) -> None:
-    guard = KeyGuard("id")
+def check(*batches: list[Any], **bounds: int) -> None:
+    guard = KeyGuard("id", **bounds)
     for batch in batches:
         guard.add(batch)
     guard.check(lambda: batches)
@@ -95,15 +94,12 @@ def test_duplicates_are_found_across_batches_and_nothing_else(
 ) -> None:
     flat = [key for batch in batches for key in batch]
     again = {key for key in flat if flat.count(key) > 1}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_FEW", few)
-        patch.setattr(module, "_HELD", held)
-        patch.setattr(module, "_PIECE_BYTES", piece)
-        if not again:
-            check(*batches)
-            return
-        with pytest.raises(InputError) as refused:
-            check(*batches)
+    bounds = {"few": few, "held": held, "piece_bytes": piece}
+    if not again:
+        check(*batches, **bounds)
+        return
+    with pytest.raises(InputError) as refused:
+        check(*batches, **bounds)
     told = str(refused.value).partition("values: ")[2].partition(". A key")[0]
     shown = {int(key) for key in told.removesuffix(" and more").split(", ")}
     assert shown
@@ -122,16 +118,14 @@ def test_many_duplicates_across_batches_are_shown_in_part() -> None:
         check(list(range(9)), list(range(9)))
 
 
-def test_of_many_keys_a_byte_each_is_in_memory_also_while_they_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    count, some = 200_000, 1_000
-    monkeypatch.setattr(module, "_FEW", some)
-    monkeypatch.setattr(module, "_PIECE_BYTES", 8 * some)
+def test_of_many_keys_a_byte_each_is_in_memory_also_while_they_are_checked() -> None:
+    count, few = 200_000, 1_000
     with tempfile.TemporaryFile() as file:
-        guard = KeyGuard("id", lambda: file)
+        guard = KeyGuard("id", lambda: file, few=few, piece_bytes=8 * few)
         tracemalloc.start()
         try:
-            for start in range(0, count, some):
-                guard.add(range(start, start + some))
+            for start in range(0, count, few):
+                guard.add(range(start, start + few))
             guard.check(lambda: pytest.fail("no two are alike"))
             _, peak = tracemalloc.get_traced_memory()
         finally:

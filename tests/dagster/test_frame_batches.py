@@ -14,7 +14,7 @@ from dagster_llm_batch import ChecksPolicy, HiveParquetIOManager, Prompt
 from dagster_llm_batch.assets.labels import spool
 from dagster_llm_batch.core.label_join import REJECT_COLUMNS, Labeled
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.engine.label import PART_ROWS
+from dagster_llm_batch.engine.deployment import PART_ROWS
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.testing.emulator import RowFault
 

@@ -10,15 +10,15 @@ import pyarrow as pa
 import pytest
 from workspace import Workspace, labeling, tickets
 
-from dagster_llm_batch.engine import Labeling, label
+from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.testing.emulator import FileFault, RowFault
 
 FEW = {"fraction": 0.3, "times": None, "batches": [0]}
 
 
 @pytest.fixture(params=[2, 8, 1_000], ids="parts of {} rows".format)
-def part_rows(request: Any, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(label, "PART_ROWS", request.param)
+def part_rows(request: Any, workspace: Workspace) -> int:
+    workspace.bounds["part_rows"] = request.param
     return int(request.param)
 
 

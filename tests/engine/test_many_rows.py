@@ -16,7 +16,6 @@ import pyarrow as pa
 import pytest
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
-from dagster_llm_batch.core import dedupe, keys
 from dagster_llm_batch.engine import request_writer
 from dagster_llm_batch.errors import InputError, PayloadError
 from dagster_llm_batch.storage.payloads import unnamed_file
@@ -25,17 +24,15 @@ FULL = "/dev/full"  # as a file on a disk without room for another byte
 
 
 @pytest.fixture
-def temporary(monkeypatch: pytest.MonkeyPatch) -> list[IO[bytes]]:
+def temporary(workspace: Workspace) -> list[IO[bytes]]:
     """The files that were made, where few rows are many."""
-    monkeypatch.setattr(keys, "_FEW", 2)
-    monkeypatch.setattr(dedupe, "_MOST_RECENT", 2)
     made: list[IO[bytes]] = []
 
     def make() -> IO[bytes]:
         made.append(unnamed_file())
         return made[-1]
 
-    monkeypatch.setattr(request_writer, "unnamed_file", make)
+    workspace.bounds |= {"few_rows": 2, "new_file": make}
     return made
 
 

@@ -140,9 +140,9 @@ def test_labels_are_the_same_row_for_row(tmp_path: Any, workspace: Workspace, ur
 @pytest.mark.parametrize("parts", [1, 10])
 @pytest.mark.parametrize("workers", [None, WORKERS], ids=["here", "workers"])
 def test_written_labels_are_the_same_rows_and_replace_the_older_ones(
-    tmp_path: Any, workspace: Workspace, workers: Pickled | None, parts: int, monkeypatch: Any
+    tmp_path: Any, workspace: Workspace, workers: Pickled | None, parts: int
 ) -> None:
-    monkeypatch.setattr("dagster_llm_batch.engine.label.PART_ROWS", 1_000 // parts)
+    workspace.bounds["part_rows"] = 1_000 // parts
     definition = labeling(workers=workers)
     submission_id = workspace.run(definition, tickets(1_000)).submission.submission_id
     folders = [f"{tmp_path}/table/region=1", f"{tmp_path}/rejects/region=1"]
@@ -156,7 +156,7 @@ def test_written_labels_are_the_same_rows_and_replace_the_older_ones(
     assert not [name for name in workspace.files() if "apart" in name]
 
 
-def test_figures_against_gold_are_the_same_to_the_last_digit(workspace: Workspace, monkeypatch: Any) -> None:
+def test_figures_against_gold_are_the_same_to_the_last_digit(workspace: Workspace) -> None:
     labels = (
         workspace.engine().labels(labeling(), workspace.run(labeling(), tickets(3_000)).submission.submission_id).labels
     )
@@ -164,8 +164,9 @@ def test_figures_against_gold_are_the_same_to_the_last_digit(workspace: Workspac
     candidates = {"first": said, "half": said.slice(1_500), "none": said.slice(0, 0)}
     here = compare(gold, candidates, key="ticket_id", targets=TARGETS, n_resamples=200)
     for at_once in (200_000, 500):
-        monkeypatch.setattr("dagster_llm_batch.distributed.comparison._ROWS_AT_ONCE", at_once)
-        there = compare_spread(WORKERS, gold, candidates, key="ticket_id", targets=TARGETS, n_resamples=200)
+        there = compare_spread(
+            WORKERS, gold, candidates, key="ticket_id", targets=TARGETS, n_resamples=200, rows_at_once=at_once
+        )
         assert_same_report(here, there)
     topic, stars, numbers = (one for one in there.evaluations if one.candidate == "first")
     assert topic.n_gold_null > 0 < topic.n_absent < topic.n_labeled > topic.n_correct > 0 < topic.n_ignored

@@ -56,6 +56,7 @@ class Workspace:
         self.emulator = emulator
         self.skipped = timedelta()
         self.providers = {"openai": self.openai()}
+        self.bounds: dict[str, Any] = {}  # of a Deployment, as part_rows
 
     def openai(self, **changes: Any) -> OpenAIProvider:
         return self.openai_at(self.emulator.openai_base_url, **changes)
@@ -76,7 +77,7 @@ class Workspace:
                 namespace,
                 clock=self.now,
                 sleep=lambda _: None,
-                **more,
+                **{**self.bounds, **more},
             )
         )
 

@@ -22,7 +22,7 @@ from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.states import MOVES, ShardState
-from dagster_llm_batch.storage.ledger import Ledger, migrations
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.migrations import LATEST, MIGRATIONS
 from dagster_llm_batch.storage.ledger.records import SubmissionState
@@ -86,19 +86,17 @@ def test_a_published_migration_is_never_changed(number):
 
 
 @pytest.fixture
-def version_1(ledger_url, monkeypatch):
+def version_1(ledger_url):
     """The URL of a ledger that the package of version 1 wrote."""
-    with monkeypatch.context() as then:
-        then.setattr(migrations, "LATEST", 1)
-        database = Database(ledger_url)
-        with database.write() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.exec_driver_sql("SET LOCAL TIME ZONE 'UTC'")
-            for statement in (HERE / "version_1.sql").read_text(encoding="utf-8").split(";\n")[:-1]:
-                connection.exec_driver_sql(statement)
-        with database.read() as connection:
-            assert connection.execute(sa.text("SELECT max(version) FROM schema_version")).scalar_one() == 1
-        database.close()
+    database = Database(ledger_url, version=1)
+    with database.write() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL TIME ZONE 'UTC'")
+        for statement in (HERE / "version_1.sql").read_text(encoding="utf-8").split(";\n")[:-1]:
+            connection.exec_driver_sql(statement)
+    with database.read() as connection:
+        assert connection.execute(sa.text("SELECT max(version) FROM schema_version")).scalar_one() == 1
+    database.close()
     return ledger_url
 
 

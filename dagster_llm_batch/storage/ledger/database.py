@@ -29,7 +29,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 
 from dagster_llm_batch.errors import LedgerError, MissingExtraError
-from dagster_llm_batch.storage.ledger.migrations import is_current, migrate
+from dagster_llm_batch.storage.ledger.migrations import LATEST, is_current, migrate
 
 __all__ = ["Database", "insert_or_nothing"]
 
@@ -40,11 +40,24 @@ _DECODES_DATABASE = sa.make_url("sqlite:///%20").database == " "
 
 
 class Database:
-    """Cheap to build: the first transaction connects, creates the file or the tables, and migrates."""
+    """Cheap to build: the first transaction connects, creates the file or the tables, and migrates.
 
-    def __init__(self, url: str | PathLike[str], clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    Args:
+        url: A path of SQLite, or a URL.
+        clock: Returns the time now, aware. Compared with PostgreSQL's.
+        version: Which version of the schema to migrate to; one that is newer is refused.
+    """
+
+    def __init__(
+        self,
+        url: str | PathLike[str],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        *,
+        version: int = LATEST,
+    ) -> None:
         self._url = _parse(url)
         self._clock = clock
+        self._version = version
         self._engine: sa.Engine | None = None
         self._lock = threading.Lock()
 
@@ -81,10 +94,10 @@ class Database:
                 engine = _engine(self._url, self._clock)
                 try:
                     with _transaction(engine) as connection:
-                        current = is_current(connection)
+                        current = is_current(connection, self._version)
                     if not current:
                         with _transaction(engine, writes=True) as connection:
-                            migrate(connection)
+                            migrate(connection, self._version)
                 except BaseException:
                     engine.dispose()
                     raise

@@ -98,30 +98,30 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 LATEST = len(MIGRATIONS)
 
 
-def is_current(connection: sa.Connection) -> bool:
+def is_current(connection: sa.Connection, version: int = LATEST) -> bool:
     """Return whether there is nothing to migrate: the usual case, so it takes no lock."""
-    return sa.inspect(connection).has_table("schema_version") and _checked_version(connection) == LATEST
+    return sa.inspect(connection).has_table("schema_version") and _checked_version(connection, version) == version
 
 
-def migrate(connection: sa.Connection) -> None:
-    """Bring the database to LATEST inside a writing transaction. Raises LedgerError where it is newer than that."""
+def migrate(connection: sa.Connection, version: int = LATEST) -> None:
+    """Bring the database to `version` inside a writing transaction. Raises LedgerError where it is newer than that."""
     # SQLite has its one write lock. PostgreSQL has no row or table to lock yet in a new database, and two transactions
     # that create the same table at once fail, IF NOT EXISTS or not; a lock on a number needs nothing to be there. It is
     # given back with the transaction, also where the process dies.
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
     connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL PRIMARY KEY)")
-    for number in range(_checked_version(connection) + 1, LATEST + 1):
+    for number in range(_checked_version(connection, version) + 1, version + 1):
         for statement in MIGRATIONS[number - 1]:
             connection.exec_driver_sql(statement.format(**_TYPES[connection.dialect.name]))
         connection.execute(sa.text("INSERT INTO schema_version (version) VALUES (:version)"), {"version": number})
 
 
-def _checked_version(connection: sa.Connection) -> int:
+def _checked_version(connection: sa.Connection, newest: int) -> int:
     version = int(connection.execute(sa.text("SELECT coalesce(max(version), 0) FROM schema_version")).scalar_one())
-    if version > LATEST:
+    if version > newest:
         raise LedgerError(
-            f"The ledger has schema version {version}; this package knows versions up to {LATEST}. "
+            f"The ledger has schema version {version}; this package knows versions up to {newest}. "
             "Nothing was changed. Upgrade dagster-llm-batch here, or point it at another ledger."
         )
     return version

@@ -122,14 +122,13 @@ def test_a_worker_that_dies_is_replaced_and_its_rows_are_asked_once(
 
 
 def test_written_labels_are_a_partitioned_table_with_the_rows_of_one_process(
-    tmp_path: Path, workspace: Workspace, data: Any, monkeypatch: Any
+    tmp_path: Path, workspace: Workspace, data: Any
 ) -> None:
     definition = labeling(workers=RayWorkers())
     submission_id = workspace.run(definition, dataset(data)).submission.submission_id
     for region, part_rows in (("eu", 1_000), ("us", 5_000), ("us", 5_000)):  # taken apart, whole, and once more
-        monkeypatch.setattr("dagster_llm_batch.engine.label.PART_ROWS", part_rows)
         folders = [f"{tmp_path}/{name}/region={region}" for name in ("labels", "rejects")]
-        written = workspace.engine().write_labels(definition, submission_id, *folders)
+        written = workspace.engine(part_rows=part_rows).write_labels(definition, submission_id, *folders)
         assert (written.labels, written.rejects) == (3_000, 0)
     found = data.read_parquet(f"{tmp_path}/labels").groupby("region").count().take_all()
     assert {row["region"]: row["count()"] for row in found} == {"eu": 3_000, "us": 3_000}

@@ -127,14 +127,13 @@ def test_a_frame_is_streamed_through_arrow_and_never_held_whole(spark: Any) -> N
 
 
 def test_written_labels_are_a_partitioned_table_to_spark(
-    tmp_path: Path, workspace: Workspace, spark: Any, frame: Any, monkeypatch: Any
+    tmp_path: Path, workspace: Workspace, spark: Any, frame: Any
 ) -> None:
     definition = labeling(workers=SparkWorkers(spark))
     submission_id = workspace.run(definition, frame).submission.submission_id
     for region, part_rows in (("eu", 1_000), ("us", 5_000), ("us", 5_000)):  # taken apart, whole, and once more
-        monkeypatch.setattr("dagster_llm_batch.engine.label.PART_ROWS", part_rows)
         folders = [f"{tmp_path}/{name}/region={region}" for name in ("labels", "rejects")]
-        written = workspace.engine().write_labels(definition, submission_id, *folders)
+        written = workspace.engine(part_rows=part_rows).write_labels(definition, submission_id, *folders)
         assert (written.labels, written.rejects) == (3_000, 0)
     found = spark.read.parquet(f"{tmp_path}/labels")
     assert {row.region: row["count"] for row in found.groupBy("region").count().collect()} == {"eu": 3_000, "us": 3_000}
