@@ -134,9 +134,9 @@ class _Declared:
     @cached_property
     def _parameters(self) -> dict[str, inspect.Parameter]:
         return {
-            name: one
-            for name, one in inspect.signature(self._called).parameters.items()
-            if one.kind is not inspect.Parameter.VAR_KEYWORD
+            name: parameter
+            for name, parameter in inspect.signature(self._called).parameters.items()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
         }
 
     @cached_property
@@ -169,9 +169,9 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is Any:
         return True
     if origin in _UNIONS:
-        return any(_fits(value, one) for one in parts)
+        return any(_fits(value, part) for part in parts)
     if origin is Literal:
-        return any(isinstance(value, type(one)) and value == one for one in parts)
+        return any(isinstance(value, type(part)) and value == part for part in parts)
     if origin is abc.Callable:
         return callable(value)
     if origin in _NUMBERS:
@@ -180,11 +180,11 @@ def _fits(value: Any, kind: Any) -> bool:
     if not isinstance(value, taken):
         return False
     if origin in (abc.Mapping, dict):
-        return all(_fits(key, parts[0]) and _fits(one, parts[1]) for key, one in value.items())
+        return all(_fits(key, parts[0]) and _fits(item, parts[1]) for key, item in value.items())
     if origin is tuple:
         return len(value) == len(parts) and all(map(_fits, value, parts))
     if origin in (abc.Sequence, list, set):
-        return not _is_one_thing(value) and all(_fits(one, parts[0]) for one in value)
+        return not _is_one_thing(value) and all(_fits(item, parts[0]) for item in value)
     return True
 
 
@@ -220,7 +220,7 @@ def _construction(kind: Any, value: Any) -> str:
     """How such an object is made, with the value in its first field where it fits there and is enough."""
     parameters = inspect.signature(kind).parameters
     first, *_ = parameters
-    needed = [name for name, one in parameters.items() if one.default is inspect.Parameter.empty]
+    needed = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
     if set(needed) <= {first} and _fits(value, get_type_hints(kind)[first]):
         return f"{kind.__name__}({first}={_shown(value)})"
     return f"{kind.__name__}({', '.join(f'{name}=…' for name in needed or parameters)})"

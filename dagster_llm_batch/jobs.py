@@ -132,21 +132,21 @@ def _waiting(engine: "Engine") -> str:
     found = orphans(engine.ledger, engine.namespace)
     if not found:
         return "No shard waits for a word."
-    return f"Shards that wait for a word: {', '.join(one.shard.shard_id for one in found)}."
+    return f"Shards that wait for a word: {', '.join(orphan.shard.shard_id for orphan in found)}."
 
 
 def _orphan_metadata(engine: "Engine") -> dict[str, Any]:
     """The shards in doubt, for the run's page."""
     rows: list[list[object]] = [
         [
-            one.shard.shard_id,
-            cell_text(one.submission.asset),
-            cell_text(one.submission.partition),
-            one.shard.provider,
-            one.shard.requests,
-            None if one.shard.sent_at is None else one.shard.sent_at.isoformat(timespec="seconds"),
+            orphan.shard.shard_id,
+            cell_text(orphan.submission.asset),
+            cell_text(orphan.submission.partition),
+            orphan.shard.provider,
+            orphan.shard.requests,
+            None if orphan.shard.sent_at is None else orphan.shard.sent_at.isoformat(timespec="seconds"),
         ]
-        for one in orphans(engine.ledger, engine.namespace)
+        for orphan in orphans(engine.ledger, engine.namespace)
     ]
     header = ["shard", "asset", "partition", "provider", "requests", "sent"]
     return {

@@ -50,7 +50,7 @@ class LabelStats:
         self.labels_schema, self.rejects_schema = labels.schema, rejects.schema
         for table in (labels, rejects):
             self.outcomes.update(
-                {one["values"]: one["counts"] for one in table["llm_outcome"].value_counts().to_pylist()}
+                {counted["values"]: counted["counts"] for counted in table["llm_outcome"].value_counts().to_pylist()}
             )
             for name in self.tokens:
                 self.tokens[name] += pc.sum(table[f"llm_{name}"]).as_py() or 0

@@ -26,11 +26,11 @@ _LOOKED_AT = 20  # submissions that tell how long one usually takes
 
 def pace_of(engine: Engine, status: Status) -> Pace:
     """How one submission gets on, now."""
-    one = _glance(status)
-    found = pace(one, engine.now())
+    progress = _glance(status)
+    found = pace(progress, engine.now())
     if found.age is None or found.per_minute is not None:
         return found
-    return pace(one, engine.now(), usual_of(engine.ledger, engine.namespace, status.submission.asset))
+    return pace(progress, engine.now(), usual_of(engine.ledger, engine.namespace, status.submission.asset))
 
 
 def usual_of(ledger: Ledger, namespace: str, asset: str) -> timedelta | None:
@@ -40,36 +40,36 @@ def usual_of(ledger: Ledger, namespace: str, asset: str) -> timedelta | None:
 
 def together(paces: Sequence[Pace]) -> Pace:
     """Several as one. Its end is the last of theirs, where all are known; its age that of the oldest."""
-    ages = [one.age for one in paces if one.age is not None]
-    rates = [one.per_minute for one in paces if one.per_minute is not None]
-    ends = [one.expected_end_at for one in paces if one.expected_end_at is not None]
+    ages = [part.age for part in paces if part.age is not None]
+    rates = [part.per_minute for part in paces if part.per_minute is not None]
+    ends = [part.expected_end_at for part in paces if part.expected_end_at is not None]
     return Pace(
-        done=sum(one.done for one in paces),
-        total=sum(one.total for one in paces),
-        failed=sum(one.failed for one in paces),
+        done=sum(part.done for part in paces),
+        total=sum(part.total for part in paces),
+        failed=sum(part.failed for part in paces),
         age=max(ages, default=None),
         per_minute=sum(rates) if rates else None,
         expected_end_at=max(ends) if ends and len(ends) == len(paces) else None,
     )
 
 
-def progress_text(one: Progress | Status, its_pace: Pace | None = None) -> str:
+def progress_text(progress: Progress | Status, its_pace: Pace | None = None) -> str:
     """One line on a submission: wave, batches by state, and its pace where one is given."""
-    states = ", ".join(f"{count} {state}" for state, count in sorted(one.states.items())) or "nothing to send"
-    its_pace = its_pace or Pace(one.done, one.total, 0, None, None, None)
-    return f"wave {one.submission.waves}: batches {states}; {pace_text(its_pace)}"
+    states = ", ".join(f"{count} {state}" for state, count in sorted(progress.states.items())) or "nothing to send"
+    its_pace = its_pace or Pace(progress.done, progress.total, 0, None, None, None)
+    return f"wave {progress.submission.waves}: batches {states}; {pace_text(its_pace)}"
 
 
-def pace_text(one: Pace) -> str:
+def pace_text(its_pace: Pace) -> str:
     """Counts, then rate, age and expected end where they are known."""
-    failed = f", {one.failed:,} failed" if one.failed else ""
-    parts = [f"{one.done:,} of {one.total:,} requests done ({one.percent} %){failed}"]
-    if one.per_minute is not None:
-        parts.append(f"{one.per_minute:,.1f} per minute")
-    if one.age is not None:
-        parts.append(f"oldest {age_text(one.age)}")
-    if one.expected_end_at is not None:
-        parts.append(f"expected end {one.expected_end_at:%Y-%m-%d %H:%M} UTC")
+    failed = f", {its_pace.failed:,} failed" if its_pace.failed else ""
+    parts = [f"{its_pace.done:,} of {its_pace.total:,} requests done ({its_pace.percent} %){failed}"]
+    if its_pace.per_minute is not None:
+        parts.append(f"{its_pace.per_minute:,.1f} per minute")
+    if its_pace.age is not None:
+        parts.append(f"oldest {age_text(its_pace.age)}")
+    if its_pace.expected_end_at is not None:
+        parts.append(f"expected end {its_pace.expected_end_at:%Y-%m-%d %H:%M} UTC")
     return "; ".join(parts)
 
 
@@ -90,8 +90,8 @@ def has_moved(before: Progress, after: Progress) -> bool:
     return before.states != after.states or _tenth(before) != _tenth(after)
 
 
-def _tenth(one: Progress) -> int:
-    return 10 * one.done // one.total if one.total else 10
+def _tenth(progress: Progress) -> int:
+    return 10 * progress.done // progress.total if progress.total else 10
 
 
 def _glance(status: Status) -> Progress:

@@ -153,8 +153,8 @@ def dataset_of(definitions: Iterable[dg.AssetsDefinition]) -> Dataset:
 
     Dagster copies definitions (with other groups, tags or conditions); the function that computes stays the same.
     """
-    for one in definitions:
-        node = one.node_def if one.is_executable else None
+    for definition in definitions:
+        node = definition.node_def if definition.is_executable else None
         function = getattr(node.compute_fn, "decorated_fn", None) if isinstance(node, dg.OpDefinition) else None
         if function is not None and function in _DECLARED:
             return _DECLARED[function]

@@ -138,7 +138,7 @@ def llm_batch_assets(
         ),
         key=asset_key,
         rows=_rows(rows),
-        deps=tuple(upstream_key(one) for one in deps),
+        deps=tuple(upstream_key(dep) for dep in deps),
         partitions_def=partitions_def,
         mode=mode,
         poll_seconds=poll_seconds,

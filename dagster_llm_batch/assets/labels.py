@@ -69,7 +69,7 @@ def spool(parts: Iterable["Labeled"], paths: list[str], figures: LabelStats) -> 
         writers: list[pa.RecordBatchWriter] = []
         for part in parts:
             figures.add(part)
-            tables = [one.combine_chunks() for one in (part.labels, part.rejects)]  # else each slice is a batch
+            tables = [table.combine_chunks() for table in (part.labels, part.rejects)]  # else each slice is a batch
             if not writers:
                 sinks = [files.enter_context(pa.OSFile(path, "wb")) for path in paths]
                 made = zip(sinks, tables, strict=True)
@@ -242,7 +242,7 @@ class _Landing:
         if submission.is_settled or submission.run_id in (None, context.run.run_id):
             return False
         shards = engine.ledger.shards(submission.submission_id)
-        unsent = any(one.wave == 1 and one.state in (ShardState.PLANNED, ShardState.SUBMITTING) for one in shards)
+        unsent = any(shard.wave == 1 and shard.state in (ShardState.PLANNED, ShardState.SUBMITTING) for shard in shards)
         return unsent and submission.run_id in engine.runs_at_work()
 
     def _write(

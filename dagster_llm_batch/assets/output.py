@@ -89,8 +89,8 @@ def write_output(
     kind = dg.PythonObjectDagsterType(type(value))
     output = output_context(context, spec.key, io_manager_key, partition, kind)
     told = manager.handle_output(output, value)
-    for one in told if isinstance(told, Iterator) else filter(None, [told]):
-        _tell(output, one)
+    for metadata in told if isinstance(told, Iterator) else filter(None, [told]):
+        _tell(output, metadata)
     if stream is not None:
         stream.outlive_source()
     return output.get_logged_metadata()

@@ -85,7 +85,9 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             planned = partitions.map(plan)
             if len(planned) > 1:
                 with suppress(LLMBatchError):  # each partition says for itself what is in its way
-                    engine.submit_together(dataset.labeling, [one.submission_id for one in planned.values()])
+                    engine.submit_together(
+                        dataset.labeling, [submission.submission_id for submission in planned.values()]
+                    )
                     are_sent = True  # or wait together: alone, one may be too few for a batch
             yield from partitions.events(planned, sent)
 

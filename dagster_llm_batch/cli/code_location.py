@@ -54,7 +54,7 @@ def pointer_in(pyproject: Path) -> Pointer | None:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise click.UsageError(f"{pyproject} cannot be read: {error}") from error
     block, project = tool.get("dagster", {}), tool.get("dg", {}).get("project", {})
-    modules = [one.get("name") for one in block.get("modules", [])]
+    modules = [module.get("name") for module in block.get("modules", [])]
     names = [block["module_name"]] if "module_name" in block else modules
     if len(names) > 1:
         raise click.UsageError(
@@ -101,7 +101,9 @@ class CodeLocation:
     def is_looked_after(self, dataset: Dataset) -> bool:
         """Whether a sensor of this code location can ask for runs that land a dataset's labels."""
         jobs = (
-            self._repository.get_job(one.job_name) for sensor in self._repository.sensor_defs for one in sensor.targets
+            self._repository.get_job(target.job_name)
+            for sensor in self._repository.sensor_defs
+            for target in sensor.targets
         )
         return any(dataset.key in job.asset_layer.selected_asset_keys for job in jobs)
 
@@ -180,7 +182,7 @@ class CodeLocation:
             with dg.build_resources(wanted, instance=self._instance) as built:
                 yield built
         except dg.DagsterInvalidConfigError as error:  # its message may hold values
-            reasons = "; ".join(_reason(one.message) for one in error.errors)
+            reasons = "; ".join(_reason(problem.message) for problem in error.errors)
             raise ConfigError(f"The resources {', '.join(sorted(wanted))} are not configured: {reasons}") from error
 
 

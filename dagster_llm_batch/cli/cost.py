@@ -17,12 +17,12 @@ from dagster_llm_batch.storage.ledger.records import Submission
 __all__ = ["cost_command"]
 
 _GROUPS: dict[str, Callable[[Submission], str]] = {
-    "asset": lambda one: one.asset,
-    "partition": lambda one: one.partition,
-    "provider": lambda one: one.provider,
-    "model": lambda one: f"{one.provider}/{one.model}",
-    "day": lambda one: one.created_at.strftime("%Y-%m-%d"),
-    "month": lambda one: one.created_at.strftime("%Y-%m"),
+    "asset": lambda submission: submission.asset,
+    "partition": lambda submission: submission.partition,
+    "provider": lambda submission: submission.provider,
+    "model": lambda submission: f"{submission.provider}/{submission.model}",
+    "day": lambda submission: submission.created_at.strftime("%Y-%m-%d"),
+    "month": lambda submission: submission.created_at.strftime("%Y-%m"),
 }
 _DATE = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 
@@ -43,24 +43,24 @@ class _Sum:
     known: int = 0
     unknown: int = 0
 
-    def add(self, one: Submission) -> None:
+    def add(self, submission: Submission) -> None:
         self.submissions += 1
-        self.requests += one.requests - one.reused
-        if not one.is_settled:
-            if one.estimated_usd is None:
+        self.requests += submission.requests - submission.reused
+        if not submission.is_settled:
+            if submission.estimated_usd is None:
                 self.unknown += 1
             else:
-                self.open_estimate_usd += one.estimated_usd
-        elif one.cost_usd is None:
+                self.open_estimate_usd += submission.estimated_usd
+        elif submission.cost_usd is None:
             if not self.known:
                 self.cost_usd = self.realtime_usd = self.saved_usd = None
             self.unknown += 1
         else:
             self.known += 1
-            self.cost_usd = (self.cost_usd or 0) + one.cost_usd
-            if one.realtime_usd is not None:
-                self.realtime_usd = (self.realtime_usd or 0) + one.realtime_usd
-                self.saved_usd = (self.saved_usd or 0) + one.realtime_usd - one.cost_usd
+            self.cost_usd = (self.cost_usd or 0) + submission.cost_usd
+            if submission.realtime_usd is not None:
+                self.realtime_usd = (self.realtime_usd or 0) + submission.realtime_usd
+                self.saved_usd = (self.saved_usd or 0) + submission.realtime_usd - submission.cost_usd
 
 
 @click.command("cost", cls=Command, short_help="Money spent, and saved against real time.")
@@ -88,11 +88,11 @@ def cost_command(
         raise click.UsageError(f"--by {unknown[0]!r} is none of {', '.join(_GROUPS)}.")
     groups, total = _summed(_between(where.ledger.submissions(where.namespace), asset, since, until), names)
     if as_json:
-        parts = [{**dict(zip(names, key, strict=True)), **vars(one)} for key, one in groups.items()]
+        parts = [{**dict(zip(names, key, strict=True)), **vars(group)} for key, group in groups.items()]
         print_json({"namespace": where.namespace, "by": names, "groups": parts, "total": total})
         return
     columns = [*names, "submissions", "requests", "cost USD", "in real time", "saved", "under way ~USD", "unknown"]
-    rows: list[list[object]] = [[*(part or None for part in key), *_row(one)] for key, one in groups.items()]
+    rows: list[list[object]] = [[*(part or None for part in key), *_row(group)] for key, group in groups.items()]
     if len(rows) != 1:
         rows.append([*(["total"] + [""] * (len(names) - 1))[: len(names)], *_row(total)])
     print_table(columns, rows, title=f"Costs in namespace {where.namespace}")
@@ -104,27 +104,27 @@ def _between(
     first = None if since is None else since.replace(tzinfo=UTC)
     last = None if until is None else until.replace(tzinfo=UTC)
     return [
-        one
-        for one in submissions
-        if asset in (None, one.asset)
-        and (first is None or one.created_at >= first)
-        and (last is None or one.created_at < last)
+        submission
+        for submission in submissions
+        if asset in (None, submission.asset)
+        and (first is None or submission.created_at >= first)
+        and (last is None or submission.created_at < last)
     ]
 
 
 def _summed(submissions: Sequence[Submission], names: Sequence[str]) -> tuple[dict[tuple[str, ...], _Sum], _Sum]:
     groups: dict[tuple[str, ...], _Sum] = {}
     total = _Sum()
-    for one in submissions:
-        key = tuple(_GROUPS[name](one) for name in names)
-        groups.setdefault(key, _Sum()).add(one)
-        total.add(one)
+    for submission in submissions:
+        key = tuple(_GROUPS[name](submission) for name in names)
+        groups.setdefault(key, _Sum()).add(submission)
+        total.add(submission)
     return dict(sorted(groups.items())), total
 
 
-def _row(one: _Sum) -> list[object]:
-    cost = money(one.cost_usd)
-    if cost is not None and one.unknown:
+def _row(sum_: _Sum) -> list[object]:
+    cost = money(sum_.cost_usd)
+    if cost is not None and sum_.unknown:
         cost = Money(f"at least {cost}")
-    others = (one.realtime_usd, one.saved_usd, one.open_estimate_usd)
-    return [one.submissions, one.requests, cost, *(money(amount) for amount in others), one.unknown]
+    others = (sum_.realtime_usd, sum_.saved_usd, sum_.open_estimate_usd)
+    return [sum_.submissions, sum_.requests, cost, *(money(amount) for amount in others), sum_.unknown]

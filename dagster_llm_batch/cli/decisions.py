@@ -111,19 +111,19 @@ def retry_command(
     dataset = find_dataset(where, asset)
     wanted = partitions_of(where, dataset, partitions, partition_range)
     plans = plan_rows(where, [(dataset, partition) for partition in wanted], again=True)
-    documents = {"plans": [one.document for one in plans], "submissions": []}
+    documents = {"plans": [plan.document for plan in plans], "submissions": []}
     if not as_json:
         print_plan(plans)
-    if any(one.preview.refused for one in plans):
+    if any(plan.preview.refused for plan in plans):
         if as_json:
             print_json(documents)
         leave(ExitCode.FAILED)
-    sending = sum(one.preview.to_send for one in plans)
+    sending = sum(plan.preview.to_send for plan in plans)
     if sending:
         confirm(f"Send {sending:,} requests?", yes=yes)
-    statuses = [_send(where, dataset, one.partition) for one in plans if one.preview.to_send]
+    statuses = [_send(where, dataset, plan.partition) for plan in plans if plan.preview.to_send]
     if as_json:
-        print_json({**documents, "submissions": [_document(one) for one in statuses]})
+        print_json({**documents, "submissions": [_document(status) for status in statuses]})
     else:
         for status in statuses:
             click.echo(f"{status.submission.submission_id}: {progress_text(status)}")

@@ -68,16 +68,16 @@ def doctor_command(where: Where, *, as_json: bool) -> None:
     Ends with 3 where there is a problem. Whether an account may create batches is not known before one is sent.
     """
     findings = list(_findings(where))
-    worst = Verdict.PROBLEM if any(one.verdict is Verdict.PROBLEM for one in findings) else Verdict.OK
+    worst = Verdict.PROBLEM if any(finding.verdict is Verdict.PROBLEM for finding in findings) else Verdict.OK
     if as_json:
         print_json({"healthy": worst is Verdict.OK, "findings": findings})
     else:
         out = console()
-        for one in findings:
-            head = Text.assemble((f"{one.verdict.value:8}", _STYLES[one.verdict]), f"{one.check}: ")
-            out.print(head, cell(one.said), sep="")
-            if one.then:
-                out.print("        ", cell(one.then), sep="")
+        for finding in findings:
+            head = Text.assemble((f"{finding.verdict.value:8}", _STYLES[finding.verdict]), f"{finding.check}: ")
+            out.print(head, cell(finding.said), sep="")
+            if finding.then:
+                out.print("        ", cell(finding.then), sep="")
     if worst is Verdict.PROBLEM:
         leave(ExitCode.NEEDS_A_PERSON)
 
@@ -95,7 +95,7 @@ def _findings(where: Where) -> Iterator[Finding]:
         for name, dataset in sorted(where.code.datasets.items()):
             for labeling in dataset.labeling.models:
                 yield _tried(f"dataset {name}", partial(_dataset, engine, labeling))
-        yield from (_tried("budget", partial(_budget, engine, one)) for one in where.resource.budgets)
+        yield from (_tried("budget", partial(_budget, engine, budget)) for budget in where.resource.budgets)
     if ledger.verdict is Verdict.OK and where.missing_ledger_file is None:
         if where.has_code:
             yield from _left_alone(where)
@@ -117,7 +117,11 @@ def _definitions(where: Where) -> Iterator[Finding]:
     names = ", ".join(sorted(code.datasets)) or "none"
     verdict = Verdict.OK if code.datasets else Verdict.WARNING
     yield Finding("definitions", verdict, f"{code.pointer}: labeled assets {names}; namespace '{where.namespace}'")
-    alone = [name for name, one in code.datasets.items() if one.mode == "deferred" and not code.is_looked_after(one)]
+    alone = [
+        name
+        for name, dataset in code.datasets.items()
+        if dataset.mode == "deferred" and not code.is_looked_after(dataset)
+    ]
     if alone:
         said = f"no sensor lands the labels of {', '.join(alone)}"
         yield Finding("sensor", Verdict.WARNING, said, "Add build_llm_batch_sensor() to the definitions' sensors.")
@@ -189,7 +193,9 @@ def _budget(engine: Engine, budget: Budget) -> Finding:
 def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
     now = utc_now()
     doubtful = [
-        one.shard for one in orphans(engine.ledger, engine.namespace) if _since(one.shard.sent_at, now) > _DOUBT
+        orphan.shard
+        for orphan in orphans(engine.ledger, engine.namespace)
+        if _since(orphan.shard.sent_at, now) > _DOUBT
     ]
     if doubtful:
         said = f"nobody knows whether {len(doubtful)} batches exist: shards {', '.join(s.shard_id for s in doubtful)}"
@@ -198,11 +204,11 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
         )
         yield Finding("shards in doubt", Verdict.PROBLEM, said, then)
     flying = engine.ledger.shards_in_flight(engine.namespace)
-    unseen = [one for one in flying if _since(one.polled_at or one.submitted_at, now) > _UNPOLLED]
+    unseen = [shard for shard in flying if _since(shard.polled_at or shard.submitted_at, now) > _UNPOLLED]
     if unseen:
         said = f"nobody has asked about {len(unseen)} of {len(flying)} batches for more than {age(_UNPOLLED)}"
         yield Finding("polling", Verdict.PROBLEM, said, "Is Dagster's daemon running, and the sensor turned on?")
-    late = [one for one in flying if _since(one.submitted_at, now) > _LONG]
+    late = [shard for shard in flying if _since(shard.submitted_at, now) > _LONG]
     if late:
         yield Finding("late batches", Verdict.WARNING, f"{len(late)} batches run for more than {age(_LONG)}")
     if with_providers:
@@ -225,8 +231,8 @@ def _account(provider: Provider) -> str:
 def _stranded(engine: Engine) -> Iterator[Finding]:
     """Labels that are not asked for any more, since the runs that were to land them did not."""
     outlook = engine.outlook()
-    for one in engine.ledger.progress(engine.namespace):
-        submission = one.submission
+    for progress in engine.ledger.progress(engine.namespace):
+        submission = progress.submission
         if (why := outlook.stranded(submission.submission_id)) is not None:
             place = f"{submission.asset} {submission.partition}".rstrip()
             then = f"Look at that run's log, then materialize {place}: what is paid for is stored."
@@ -236,10 +242,10 @@ def _stranded(engine: Engine) -> Iterator[Finding]:
 def _left_alone(where: Where) -> Iterator[Finding]:
     """What is under way for assets that these definitions do not have: removed, renamed, or another code location's."""
     known = where.code.datasets
-    others = [one for one in where.ledger.progress(where.namespace) if one.submission.asset not in known]
+    others = [progress for progress in where.ledger.progress(where.namespace) if progress.submission.asset not in known]
     if others:
-        names = ", ".join(sorted({one.submission.asset for one in others}))
-        unsent = sum(one.states.get(ShardState.PLANNED, 0) for one in others)
+        names = ", ".join(sorted({other.submission.asset for other in others}))
+        unsent = sum(other.states.get(ShardState.PLANNED, 0) for other in others)
         said = f"{len(others)} submissions are under way for {names}, {unsent} of their batches not sent yet"
         then = (
             "These definitions have no such labeled asset. Unless another code location of this namespace has it, "

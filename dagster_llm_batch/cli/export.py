@@ -77,9 +77,13 @@ def export_command(
     wanted = partitions_of(where, dataset, partitions, partition_range)
     if what == "fine-tuning":
         check_examples(dataset.labeling, form)
-        count = _write_examples((one for part in wanted for one in _examples(where, dataset, part, form)), output)
+        count = _write_examples(
+            (example for part in wanted for example in _examples(where, dataset, part, form)), output
+        )
     else:
-        table = pa.concat_tables([_table(where, dataset, one, what) for one in wanted], promote_options="default")
+        table = pa.concat_tables(
+            [_table(where, dataset, partition, what) for partition in wanted], promote_options="default"
+        )
         count = _write_table(table, output, form)
     if as_json:
         print_json({"output": str(Path(output).resolve()), "format": form, "what": what, "rows": count})

@@ -97,9 +97,9 @@ def dollars(amount: Decimal | None) -> str | None:
     return None if shown is None else f"{shown} USD"
 
 
-def counted(number: int, one: str, more: str) -> str:
+def counted(number: int, singular: str, more: str) -> str:
     """`1 batch`, `2 batches`."""
-    return f"{number:,} {one if number == 1 else more}"
+    return f"{number:,} {singular if number == 1 else more}"
 
 
 def when(moment: datetime) -> str:

@@ -50,8 +50,13 @@ class Planned:
             "submission_id": None if preview.known is None else preview.known.submission_id,
             "refused": preview.refused,
             "shards": [
-                {"requests": one.requests, "bytes": one.bytes, "lane": one.lane, "estimated_usd": one.estimated_usd}
-                for one in preview.shards
+                {
+                    "requests": shard.requests,
+                    "bytes": shard.bytes,
+                    "lane": shard.lane,
+                    "estimated_usd": shard.estimated_usd,
+                }
+                for shard in preview.shards
             ],
         }
 
@@ -84,13 +89,13 @@ def plan_command(
     wanted = []
     for name in names:
         dataset = find_dataset(where, name)
-        wanted += [(dataset, one) for one in partitions_of(where, dataset, partitions, partition_range)]
+        wanted += [(dataset, partition) for partition in partitions_of(where, dataset, partitions, partition_range)]
     plans = plan_rows(where, wanted, again=again)
     if as_json:
-        print_json({"plans": [one.document for one in plans], "estimated_usd": _total(plans)})
+        print_json({"plans": [plan.document for plan in plans], "estimated_usd": _total(plans)})
     else:
         print_plan(plans)
-    if any(one.preview.refused for one in plans):
+    if any(plan.preview.refused for plan in plans):
         leave(ExitCode.FAILED)
 
 
@@ -105,7 +110,7 @@ def plan_rows(where: Where, wanted: Sequence[tuple[Dataset, str | None]], *, aga
 
 
 def _total(plans: Sequence[Planned]) -> Decimal | None:
-    costs = [one.preview.estimated_usd for one in plans]
+    costs = [plan.preview.estimated_usd for plan in plans]
     return (
         None if any(cost is None for cost in costs) else sum((cost for cost in costs if cost is not None), Decimal(0))
     )
@@ -117,9 +122,9 @@ def print_plan(plans: Sequence[Planned]) -> None:
         console().print(table(["", ""], _facts(plans[0])))
     else:
         rows: list[list[object]] = [
-            [one.asset, one.partition, *_counts(one.preview), money(one.preview.estimated_usd)] for one in plans
+            [plan.asset, plan.partition, *_counts(plan.preview), money(plan.preview.estimated_usd)] for plan in plans
         ]
-        whole = [sum(part) for part in zip(*(_counts(one.preview) for one in plans), strict=True)]
+        whole = [sum(part) for part in zip(*(_counts(plan.preview) for plan in plans), strict=True)]
         columns = [
             "asset",
             "partition",
@@ -133,33 +138,40 @@ def print_plan(plans: Sequence[Planned]) -> None:
             "~out",
         ]
         print_table([*columns, "~USD"], [*rows, ["total", "", *whole, money(_total(plans))]])
-    for one in plans:
-        if one.preview.refused:
-            click.echo(f"Refused: {one.preview.refused}")
+    for plan in plans:
+        if plan.preview.refused:
+            click.echo(f"Refused: {plan.preview.refused}")
 
 
-def _counts(one: Preview) -> list[int]:
+def _counts(preview: Preview) -> list[int]:
     return [
-        *(one.rows, one.requests, one.reused, one.to_send),
-        *(len(one.shards), one.bytes, one.input_tokens, one.output_tokens),
+        *(preview.rows, preview.requests, preview.reused, preview.to_send),
+        *(len(preview.shards), preview.bytes, preview.input_tokens, preview.output_tokens),
     ]
 
 
 def _facts(plan: Planned) -> list[list[object]]:
-    one = plan.preview
-    known = None if one.known is None else f"submission {one.known.submission_id[:SHORT_ID]} ({one.known.state.value})"
+    preview = plan.preview
+    known = (
+        None
+        if preview.known is None
+        else f"submission {preview.known.submission_id[:SHORT_ID]} ({preview.known.state.value})"
+    )
     facts: list[tuple[str, object]] = [
         ("asset", plan.asset),
         ("partition", plan.partition),
         ("model", plan.model),
-        ("rows", f"{one.rows:,}"),
-        ("requests", f"{one.requests:,}"),
-        ("of these reused", f"{one.reused:,}"),
-        ("to send", f"{one.to_send:,} in {counted(len(one.shards), 'batch', 'batches')}, {one.bytes:,} bytes"),
-        ("tokens", f"about {one.input_tokens:,} in, at most about {one.output_tokens:,} out"),
-        ("estimate", dollars(one.estimated_usd)),
-        ("in real time", dollars(one.realtime_usd)),
-        ("prices", one.price_basis.value),
+        ("rows", f"{preview.rows:,}"),
+        ("requests", f"{preview.requests:,}"),
+        ("of these reused", f"{preview.reused:,}"),
+        (
+            "to send",
+            f"{preview.to_send:,} in {counted(len(preview.shards), 'batch', 'batches')}, {preview.bytes:,} bytes",
+        ),
+        ("tokens", f"about {preview.input_tokens:,} in, at most about {preview.output_tokens:,} out"),
+        ("estimate", dollars(preview.estimated_usd)),
+        ("in real time", dollars(preview.realtime_usd)),
+        ("prices", preview.price_basis.value),
         ("known as", known),
     ]
     return [list(fact) for fact in facts]

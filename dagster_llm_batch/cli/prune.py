@@ -48,10 +48,18 @@ def prune_command(where: Where, days: float, *, delete: bool, yes: bool, as_json
 def _print(where: Where, found: Pruning) -> None:
     rows: list[list[object]] = []
     for submission_id, files in found.replaced.items():
-        one = where.ledger.submission(submission_id)
+        submission = where.ledger.submission(submission_id)
         size = sum(file.bytes for file in files)
         rows.append(
-            [submission_id[:SHORT_ID], one.asset, one.partition or None, one.created_at, len(files), size, "replaced"]
+            [
+                submission_id[:SHORT_ID],
+                submission.asset,
+                submission.partition or None,
+                submission.created_at,
+                len(files),
+                size,
+                "replaced",
+            ]
         )
     if found.left_behind:
         size = sum(file.bytes for file in found.left_behind)

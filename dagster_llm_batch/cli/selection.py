@@ -34,15 +34,15 @@ def partitions_options(function: _F) -> _F:
 def find_submission(ledger: Ledger, namespace: str, target: str, partition: str | None) -> Submission:
     """The submission with this id (or a beginning of it), or the newest of an asset's partition."""
     known = ledger.submissions(namespace)
-    of_asset = [one for one in known if one.asset == target]
+    of_asset = [submission for submission in known if submission.asset == target]
     if not of_asset:
         return _by_id(known, namespace, target)
-    if partition is None and len({one.partition for one in of_asset}) > 1:
-        names = sorted({one.partition for one in of_asset}, reverse=True)
+    if partition is None and len({submission.partition for submission in of_asset}) > 1:
+        names = sorted({submission.partition for submission in of_asset}, reverse=True)
         raise click.UsageError(f"'{target}' has several partitions; say which with --partition: {_some(names)}.")
-    found = [one for one in of_asset if partition is None or one.partition == partition]
+    found = [submission for submission in of_asset if partition is None or submission.partition == partition]
     if not found:
-        names = sorted({one.partition for one in of_asset}, reverse=True)
+        names = sorted({submission.partition for submission in of_asset}, reverse=True)
         raise ConfigError(
             f"Nothing was submitted for partition '{partition}' of '{target}'; for these: {_some(names)}."
         )
@@ -50,13 +50,17 @@ def find_submission(ledger: Ledger, namespace: str, target: str, partition: str 
 
 
 def _by_id(known: Sequence[Submission], namespace: str, target: str) -> Submission:
-    found = [one for one in known if one.submission_id.startswith(target)] if _ID_START.fullmatch(target) else []
+    found = (
+        [submission for submission in known if submission.submission_id.startswith(target)]
+        if _ID_START.fullmatch(target)
+        else []
+    )
     if len(found) == 1:
         return found[0]
     if found:
-        ids = _some([one.submission_id for one in found])
+        ids = _some([submission.submission_id for submission in found])
         raise click.UsageError(f"{len(found)} submissions start with '{target}': {ids}. Give more of the id.")
-    assets = _some(sorted({one.asset for one in known})) or "none"
+    assets = _some(sorted({submission.asset for submission in known})) or "none"
     raise ConfigError(
         f"'{target}' is neither a submission in namespace '{namespace}' nor an asset that has one. Assets that have: "
         f"{assets}."
@@ -82,13 +86,13 @@ def partitions_of(
             raise click.UsageError(f"'{name}' has no partitions; leave --partition out.")
         return [None]
     known = where.code.partitions(dataset)
-    if unknown := [one for one in partitions if one not in known]:
+    if unknown := [partition for partition in partitions if partition not in known]:
         raise click.UsageError(
             f"'{name}' has no partition '{unknown[0]}'; it has {len(known)}, such as {_ends(known)}."
         )
     wanted = list(dict.fromkeys(partitions))
     if partition_range:
-        wanted += [one for one in _between(name, known, partition_range) if one not in wanted]
+        wanted += [key for key in _between(name, known, partition_range) if key not in wanted]
     if not wanted:
         raise click.UsageError(
             f"'{name}' has partitions; say which with --partition KEY or --partition-range START...END. "

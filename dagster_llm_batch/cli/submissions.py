@@ -40,29 +40,29 @@ def list_command(
     ledger, namespace = where.ledger, where.namespace
     wanted_state = None if state is None else SubmissionState(state)
     found = [
-        one
-        for one in ledger.submissions(namespace, state=wanted_state, assets=None if asset is None else [asset])
-        if (everything or one.delivered_at is None) and partition in (None, one.partition)
+        submission
+        for submission in ledger.submissions(namespace, state=wanted_state, assets=None if asset is None else [asset])
+        if (everything or submission.delivered_at is None) and partition in (None, submission.partition)
     ]
     newest = found[: -limit - 1 : -1]
-    progress = {one.submission.submission_id: one for one in ledger.progress(namespace)}
-    entries = [_entry(one, progress.get(one.submission_id)) for one in newest]
+    progress = {at_work.submission.submission_id: at_work for at_work in ledger.progress(namespace)}
+    entries = [_entry(submission, progress.get(submission.submission_id)) for submission in newest]
     if as_json:
         print_json({"namespace": namespace, "found": len(found), "submissions": entries})
         return
     now = utc_now()
     rows = [
         [
-            one["submission_id"][:SHORT_ID],
-            one["asset"],
-            one["partition"] or None,
+            entry["submission_id"][:SHORT_ID],
+            entry["asset"],
+            entry["partition"] or None,
             _state(submission),
-            ", ".join(f"{n} {name}" for name, n in sorted((one["shards"] or {}).items())) or None,
-            one["requests"],
-            money(one["cost_usd"]) or _about(one),
-            now - one["created_at"],
+            ", ".join(f"{n} {name}" for name, n in sorted((entry["shards"] or {}).items())) or None,
+            entry["requests"],
+            money(entry["cost_usd"]) or _about(entry),
+            now - entry["created_at"],
         ]
-        for submission, one in zip(newest, entries, strict=True)
+        for submission, entry in zip(newest, entries, strict=True)
     ]
     title = f"{len(newest)} of {len(found)} submissions in namespace {namespace}"
     print_table(["submission", "asset", "partition", "state", "batches", "requests", "USD", "age"], rows, title=title)
@@ -109,35 +109,39 @@ def show_command(where: Where, target: str, partition: str | None, event_count: 
     out.print(table(["", ""], _facts(ledger, submission)))
     out.print(table(_SHARD_COLUMNS, [_shard_row(shard) for shard in shards], title="\nBatches"))
     if events:
-        rows = [[one.at, one.shard_id, one.kind, one.to_state, one.detail] for one in events]
+        rows = [[event.at, event.shard_id, event.kind, event.to_state, event.detail] for event in events]
         out.print(table(["at (UTC)", "shard", "what", "then", "detail"], rows, title="\nEvents"))
 
 
-def _facts(ledger: Ledger, one: Submission) -> list[list[object]]:
-    saved = None if one.cost_usd is None or one.realtime_usd is None else one.realtime_usd - one.cost_usd
-    outcomes: Counter[str] = Counter(one.outcomes)
+def _facts(ledger: Ledger, submission: Submission) -> list[list[object]]:
+    saved = (
+        None
+        if submission.cost_usd is None or submission.realtime_usd is None
+        else submission.realtime_usd - submission.cost_usd
+    )
+    outcomes: Counter[str] = Counter(submission.outcomes)
     facts: list[tuple[str, object]] = [
-        ("submission", one.submission_id),
-        ("asset", one.asset),
-        ("partition", one.partition or None),
-        ("state", _state(one)),
-        ("asked of", f"{one.provider}/{one.model}, account {one.account}"),
-        ("rows", one.rows),
-        ("requests", one.requests),
-        ("answers reused", one.reused),
-        ("waves", one.waves),
+        ("submission", submission.submission_id),
+        ("asset", submission.asset),
+        ("partition", submission.partition or None),
+        ("state", _state(submission)),
+        ("asked of", f"{submission.provider}/{submission.model}, account {submission.account}"),
+        ("rows", submission.rows),
+        ("requests", submission.requests),
+        ("answers reused", submission.reused),
+        ("waves", submission.waves),
         ("outcomes", ", ".join(f"{n:,} {name}" for name, n in outcomes.most_common()) or None),
-        ("estimate", dollars(one.estimated_usd)),
-        ("cost", dollars(one.cost_usd)),
-        ("in real time", dollars(one.realtime_usd)),
+        ("estimate", dollars(submission.estimated_usd)),
+        ("cost", dollars(submission.cost_usd)),
+        ("in real time", dollars(submission.realtime_usd)),
         ("saved", dollars(saved)),
-        ("prices", one.price_basis.value if one.price_basis else None),
-        ("created (UTC)", one.created_at),
-        ("settled (UTC)", one.settled_at),
-        ("landed (UTC)", one.delivered_at),
-        ("run", one.run_id),
-        ("reuses", ", ".join(other[:SHORT_ID] for other in one.reused_from) or None),
-        ("namespace", one.namespace),
+        ("prices", submission.price_basis.value if submission.price_basis else None),
+        ("created (UTC)", submission.created_at),
+        ("settled (UTC)", submission.settled_at),
+        ("landed (UTC)", submission.delivered_at),
+        ("run", submission.run_id),
+        ("reuses", ", ".join(other[:SHORT_ID] for other in submission.reused_from) or None),
+        ("namespace", submission.namespace),
         ("ledger", repr(ledger)),
     ]
     return [[name, str(value) if isinstance(value, int) else value] for name, value in facts]

@@ -71,7 +71,7 @@ def watch_command(
         while True:
             look = watched.look()
             show(look)
-            if once or not any(until == "landed" or set(one.states) & _UNDER_WAY for one, _ in look.found):
+            if once or not any(until == "landed" or set(progress.states) & _UNDER_WAY for progress, _ in look.found):
                 return
             time.sleep(interval)
 
@@ -99,9 +99,9 @@ class _Watched:
         notes = self._ask() if self._poll else []
         now = utc_now()
         found = [
-            (one, pace(one, now, self._usual_of(one.submission.asset)))
-            for one in self._where.ledger.progress(self._where.namespace)
-            if self._only in (None, one.submission.submission_id)
+            (progress, pace(progress, now, self._usual_of(progress.submission.asset)))
+            for progress in self._where.ledger.progress(self._where.namespace)
+            if self._only in (None, progress.submission.submission_id)
         ]
         return _Look(found, notes)
 
@@ -146,17 +146,17 @@ def _printer(*, as_json: bool, live: bool) -> Iterator[Callable[[_Look], None]]:
 
 
 def _screen(look: _Look) -> Group:
-    parts = [table(_COLUMNS, [_row(*one) for one in look.found]) if look.found else Text(_NOTHING)]
+    parts = [table(_COLUMNS, [_row(*line) for line in look.found]) if look.found else Text(_NOTHING)]
     return Group(*parts, *map(Text, look.notes))
 
 
-def _row(one: Progress, its_pace: Pace) -> list[object]:
-    submission = one.submission
+def _row(progress: Progress, its_pace: Pace) -> list[object]:
+    submission = progress.submission
     return [
         submission.asset,
         submission.partition or None,
         submission.waves,
-        _states(one),
+        _states(progress),
         _done(its_pace),
         its_pace.failed,
         None if its_pace.per_minute is None else Money(f"{its_pace.per_minute:,.1f}"),
@@ -169,21 +169,21 @@ def _done(its_pace: Pace) -> str:
     return f"{its_pace.done:,} of {its_pace.total:,} ({its_pace.percent} %)"
 
 
-def _states(one: Progress) -> str:
-    if one.submission.is_settled:
+def _states(progress: Progress) -> str:
+    if progress.submission.is_settled:
         return "all answered; the labels have not landed"
-    return ", ".join(f"{count} {state.value}" for state, count in sorted(one.states.items())) or "none"
+    return ", ".join(f"{count} {state.value}" for state, count in sorted(progress.states.items())) or "none"
 
 
 def _tell_changes(look: _Look, told: dict[str, str]) -> None:
-    for one, its_pace in look.found:
-        submission = one.submission
-        moved = f"{submission.waves} {_states(one)} {its_pace.done}"
+    for progress, its_pace in look.found:
+        submission = progress.submission
+        moved = f"{submission.waves} {_states(progress)} {its_pace.done}"
         if told.get(submission.submission_id) != moved:
             told[submission.submission_id] = moved
             name = " ".join(filter(None, [submission.asset, submission.partition]))
             landing = "; the labels have not landed" if submission.is_settled else ""
-            click.echo(f"{cell_text(name)}: {progress_text(one, its_pace)}{landing}")
+            click.echo(f"{cell_text(name)}: {progress_text(progress, its_pace)}{landing}")
     for text in look.notes or ([] if look.found else [_NOTHING]):
         click.echo(text)
 
@@ -194,12 +194,12 @@ def _document(look: _Look) -> dict[str, Any]:
         "notes": look.notes,
         "submissions": [
             {
-                "submission_id": one.submission.submission_id,
-                "asset": one.submission.asset,
-                "partition": one.submission.partition,
-                "wave": one.submission.waves,
-                "shards": one.states,
-                "settled": one.submission.is_settled,
+                "submission_id": progress.submission.submission_id,
+                "asset": progress.submission.asset,
+                "partition": progress.submission.partition,
+                "wave": progress.submission.waves,
+                "shards": progress.states,
+                "settled": progress.submission.is_settled,
                 "requests_done": its_pace.done,
                 "requests_total": its_pace.total,
                 "requests_failed": its_pace.failed,
@@ -207,6 +207,6 @@ def _document(look: _Look) -> dict[str, Any]:
                 "age_seconds": its_pace.age,
                 "expected_end_at": its_pace.expected_end_at,
             }
-            for one, its_pace in look.found
+            for progress, its_pace in look.found
         ],
     }

@@ -93,7 +93,7 @@ class FactoryComponent(dg.Component, dg.Resolvable):
         names = (*_parameters(self.factory), *self.keywords)
         arguments = {name: getattr(self, self.renamed.get(name, name)) for name in names}
         made = self.factory(**arguments)
-        spec = next(spec for one in made for spec in one.specs if spec.key.path[-1] == arguments["name"])
+        spec = next(spec for definition in made for spec in definition.specs if spec.key.path[-1] == arguments["name"])
         wanted = self.get_asset_spec(spec)
         if (wanted.key, wanted.partitions_def) != (spec.key, spec.partitions_def):
             *prefix, name = wanted.key.path
@@ -103,7 +103,7 @@ class FactoryComponent(dg.Component, dg.Resolvable):
                     raise ConfigError("translation changes partitions_def, which follows from what the asset reads.")
                 arguments["partitions_def"] = wanted.partitions_def
             made = self.factory(**arguments)
-        return [one.map_asset_specs(self._translated) for one in made]
+        return [definition.map_asset_specs(self._translated) for definition in made]
 
     def get_asset_spec(self, spec: dg.AssetSpec) -> dg.AssetSpec:
         """The spec of one of the assets. Override it for what `translation` cannot say."""
@@ -120,12 +120,12 @@ class FactoryComponent(dg.Component, dg.Resolvable):
 
 def _may_be_text(kind: Any) -> bool:
     choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    return any(one in (Any, str) or get_origin(one) in (Literal, ClassVar) for one in choices)
+    return any(choice in (Any, str) or get_origin(choice) in (Literal, ClassVar) for choice in choices)
 
 
 def _parameters(factory: Callable[..., Any]) -> list[str]:
     every = inspect.signature(factory).parameters.values()
-    return [one.name for one in every if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    return [parameter.name for parameter in every if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
 
 
 Schema = dict[str, Any]
@@ -136,7 +136,9 @@ class _Pointed(Block):
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> Schema:
         schema = super().model_json_schema(*args, **kwargs)
         required = schema.get("required", ())
-        schema["properties"] = dict(sorted(schema["properties"].items(), key=lambda one: one[0] not in required))
+        schema["properties"] = dict(
+            sorted(schema["properties"].items(), key=lambda attribute: attribute[0] not in required)
+        )
         decided: Schema = _decided(schema, schema.get("$defs", {}))
         return decided
 
@@ -149,27 +151,27 @@ def pointed(model: type[BaseModel]) -> type[BaseModel]:
 def _decided(node: Any, named: Schema) -> Any:
     """The schema, and all within it, with choices that are made first."""
     if isinstance(node, list):
-        return [_decided(one, named) for one in node]
+        return [_decided(item, named) for item in node]
     if not isinstance(node, dict):
         return node
     choices = _choices(node)
     rest = {key: value for key, value in node.items() if key not in ("anyOf", "oneOf", "discriminator")}
     if _can_be_told_apart(choices, named):
-        node = rest | _chain(sorted(choices, key=lambda one: _tag(one, named) is None), named)
+        node = rest | _chain(sorted(choices, key=lambda choice: _tag(choice, named) is None), named)
     return {key: value if key in ("default", "examples") else _decided(value, named) for key, value in node.items()}
 
 
 def _choices(node: Schema) -> list[Schema]:
     """The choices of a union, and of the unions in it."""
     found: list[Schema] = []
-    for one in (*node.get("anyOf", ()), *node.get("oneOf", ())):
-        found += _choices(one) or [one]
+    for choice in (*node.get("anyOf", ()), *node.get("oneOf", ())):
+        found += _choices(choice) or [choice]
     return found
 
 
 def _can_be_told_apart(choices: list[Schema], named: Schema) -> bool:
     """By their types, which must not overlap, or by their tags. Choices of plain values need not be."""
-    types = [one for choice in choices if _tag(choice, named) is None for one in _types(choice, named) or {"any"}]
+    types = [kind for choice in choices if _tag(choice, named) is None for kind in _types(choice, named) or {"any"}]
     tagged = any(_tag(choice, named) for choice in choices)
     return (tagged or bool({"object", "array"} & set(types))) and "any" not in types and len(types) == len(set(types))
 

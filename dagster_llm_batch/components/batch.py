@@ -54,7 +54,7 @@ def _kind(annotation: Any) -> Any:
     """The annotation, with the YAML form of each resource or config in it."""
     if isinstance(annotation, type) and issubclass(annotation, dg.Config):
         return settings_of(annotation)
-    origin, arguments = get_origin(annotation), [_kind(one) for one in get_args(annotation)]
+    origin, arguments = get_origin(annotation), [_kind(get_arg) for get_arg in get_args(annotation)]
     if origin in (list, dict):
         return origin[*arguments]
     return Union[*arguments] if origin in (Union, UnionType) else annotation
@@ -85,9 +85,9 @@ class _Environment:
 def _made(context: dg.ResolutionContext, given: Any) -> Any:
     """What the settings, alone or in lists and mappings, are the YAML form of."""
     if isinstance(given, list):
-        return [_made(context.at_path(index), one) for index, one in enumerate(given)]
+        return [_made(context.at_path(index), value) for index, value in enumerate(given)]
     if isinstance(given, dict):
-        return {key: _made(context.at_path(key), one) for key, one in given.items()}
+        return {key: _made(context.at_path(key), value) for key, value in given.items()}
     if not isinstance(given, _Settings):
         return templated(context, given)
     values: dict[str, Any] = {}

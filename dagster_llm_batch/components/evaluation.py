@@ -287,7 +287,7 @@ class LLMBatchCostComponent(Tabled, Following, FactoryComponent):
     resource_key: ResourceKey = "llm_batch"
 
 
-_KEYWORDS = ("description", *(one.name for one in dataclasses.fields(Asking)))
+_KEYWORDS = ("description", *(field.name for field in dataclasses.fields(Asking)))
 
 AnswerColumns = Annotated[
     str | Sequence[str],

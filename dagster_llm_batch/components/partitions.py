@@ -110,7 +110,7 @@ def _resolve(context: dg.ResolutionContext, given: Any) -> dg.PartitionsDefiniti
 def _made(settings: dict[str, Any]) -> dg.PartitionsDefinition[Any]:
     kind = settings.pop("type")
     if kind == "multi":
-        return dg.MultiPartitionsDefinition({name: _made(one) for name, one in settings["dimensions"].items()})
+        return dg.MultiPartitionsDefinition({name: _made(setting) for name, setting in settings["dimensions"].items()})
     if kind == "time_window":
         return dg.TimeWindowPartitionsDefinition(
             start=settings.pop("start_date"), end=settings.pop("end_date", None), **settings

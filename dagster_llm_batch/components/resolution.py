@@ -38,9 +38,9 @@ def templated(context: dg.ResolutionContext, value: Any) -> Any:
     if isinstance(value, str):
         return context.resolve_value(value) if _TEMPLATE.search(value) else value
     if isinstance(value, Mapping):
-        return {key: templated(context.at_path(key), one) for key, one in value.items()}
+        return {key: templated(context.at_path(key), item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [templated(context.at_path(index), one) for index, one in enumerate(value)]
+        return [templated(context.at_path(index), item) for index, item in enumerate(value)]
     return value
 
 
@@ -179,4 +179,6 @@ def _located(context: dg.ResolutionContext, message: str) -> ResolutionException
 
 def _without_input(error: ValidationError) -> str:
     """What is wrong, without the values, which may be secrets."""
-    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False))
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors(include_input=False)
+    )

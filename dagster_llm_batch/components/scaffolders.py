@@ -128,16 +128,16 @@ class AroundScaffolder(dg.Scaffolder):
         if request.scaffold_format == "python":
             dg.scaffold_component(request)
             return
-        found = [one for one in _datasets(request) if "name" in one]
-        labels, *others = [str(one["name"]) for one in found] or ["ticket_labels"]
-        rows = next((one["rows"] for one in found if isinstance(one.get("rows"), str)), "tickets")
-        models = [str(one.get("model")) for one in found]
+        found = [dataset for dataset in _datasets(request) if "name" in dataset]
+        labels, *others = [str(dataset["name"]) for dataset in found] or ["ticket_labels"]
+        rows = next((dataset["rows"] for dataset in found if isinstance(dataset.get("rows"), str)), "tickets")
+        models = [str(dataset.get("model")) for dataset in found]
         name = _name(request)
         attributes = Template(self.attributes).substitute(
             labels=labels,
             other=next(iter(others), "other_labels"),
             rows=rows,
-            judge=next((one for one in models if not one.startswith(f"{_WITHOUT_KEY}/")), "openai/gpt-5-nano"),
+            judge=next((model for model in models if not model.startswith(f"{_WITHOUT_KEY}/")), "openai/gpt-5-nano"),
         )
         name = name if name != labels else f"{name}_{self.suffix}"
         folder = _write(request, f"type: {request.type_name}\n\nattributes:\n  name: {name}\n{attributes}", [])
@@ -294,6 +294,6 @@ def _datasets(request: ScaffoldRequest[Any]) -> Iterator[Mapping[str, Any]]:
             documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
         except (OSError, yaml.YAMLError):  # somebody else's to mend
             continue
-        for one in documents:
-            if isinstance(one, dict) and str(one.get("type")).endswith(".LLMBatchComponent"):
-                yield one.get("attributes") or {}
+        for document in documents:
+            if isinstance(document, dict) and str(document.get("type")).endswith(".LLMBatchComponent"):
+                yield document.get("attributes") or {}

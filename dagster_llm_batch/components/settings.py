@@ -149,7 +149,7 @@ def _prompt(context: dg.ResolutionContext, given: str | PromptSettings) -> Promp
             system=system,
             images=settings.images,
             image_root=templated(context, settings.image_root),
-            examples=[(one.user, one.reply) for one in settings.examples],
+            examples=[(example.user, example.reply) for example in settings.examples],
             cache_prefix=settings.cache_prefix,
             version=templated(context, settings.version),
         )
@@ -183,8 +183,8 @@ def _response(context: dg.ResolutionContext, given: Any) -> Any:
 
 def _fallback(context: dg.ResolutionContext, given: Any) -> list[str | Fallback]:
     return [
-        _fallback_model(context.at_path(index), one) if isinstance(one, FallbackSettings) else one
-        for index, one in enumerate(templated(context, given))
+        _fallback_model(context.at_path(index), model) if isinstance(model, FallbackSettings) else model
+        for index, model in enumerate(templated(context, given))
     ]
 
 
@@ -209,7 +209,7 @@ def _sensor(context: dg.ResolutionContext, given: Any) -> Mapping[str, Any] | bo
 
 def _target(context: dg.ResolutionContext, given: Any) -> Any:
     if isinstance(given, list | tuple):
-        return [_target(context.at_path(index), one) for index, one in enumerate(given)]
+        return [_target(context.at_path(index), target) for index, target in enumerate(given)]
     if isinstance(given, TargetSettings):
         with pointing_at(context):
             return Target(**given.model_dump())

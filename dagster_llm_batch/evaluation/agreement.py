@@ -87,13 +87,15 @@ class AgreementSpec:
     @property
     def upstreams(self) -> list[dg.AssetKey]:
         gold = [] if self.gold is None else [self.gold]
-        return list(dict.fromkeys([*gold, *(one.key for one in self.candidates)]))
+        return list(dict.fromkeys([*gold, *(candidate.key for candidate in self.candidates)]))
 
     def lineage(self, table: pa.Table) -> dict[str, dg.TableColumnLineage]:
         """Every figure comes from the labels of all."""
-        labels = [dg.TableColumnDep(one.key, target.name) for one in self.candidates for target in self.targets]
+        labels = [
+            dg.TableColumnDep(candidate.key, target.name) for candidate in self.candidates for target in self.targets
+        ]
         if self.gold is not None:
-            labels += [dg.TableColumnDep(self.gold, one.gold_column or one.name) for one in self.targets]
+            labels += [dg.TableColumnDep(self.gold, target.gold_column or target.name) for target in self.targets]
         figures = [name for name in table.column_names if name not in ("target", "group", "a", "b")]
         return {"dagster/column_lineage": dg.TableColumnLineage(dict.fromkeys(figures, labels))}
 
@@ -130,19 +132,19 @@ _ByLabeler = dict[str, pa.Table]
 
 def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) -> dict[str, _ByLabeler]:
     """Labelers of each group, each with a table of keys and targets; a row that failed has no label."""
-    columns = [design.join_key, *(one.name for one in design.targets)]
+    columns = [design.join_key, *(target.name for target in design.targets)]
     partitions_def = design.builder.partitions_def
 
     candidates = {
-        one.name: _labeled(
-            tables.read(one.key, partition, partitions_def, columns, also=("llm_outcome",), hint=_HINT), columns
+        candidate.name: _labeled(
+            tables.read(candidate.key, partition, partitions_def, columns, also=("llm_outcome",), hint=_HINT), columns
         )
-        for one in design.candidates
-        if tables.parts(one.key, partition)
+        for candidate in design.candidates
+        if tables.parts(candidate.key, partition)
     }
     by_group = {CANDIDATES: candidates}
     if design.gold is not None and tables.parts(design.gold, partition):
-        names = {one.name: one.gold_column or one.name for one in design.targets}
+        names = {target.name: target.gold_column or target.name for target in design.targets}
         wanted = [design.join_key, *names.values(), *([design.annotator] if design.annotator else [])]
         gold = tables.read(design.gold, partition, partitions_def, wanted, also=(WEIGHT,), hint=_HINT)
         if partition is not None and tables.partitions_def(design.gold) is None and candidates:
@@ -176,12 +178,12 @@ def _people(design: AgreementSpec, gold: pa.Table, names: Mapping[str, str], tak
         if who.null_count:
             raise InputError(f"'{design.annotator}' of gold is null in {who.null_count} rows: nobody has labeled them.")
         people = sorted(pc.unique(who).to_pylist(), key=str)
-        by_person = {str(one): gold.filter(pc.equal(who, pa.scalar(one, who.type))) for one in people}
+        by_person = {str(person): gold.filter(pc.equal(who, pa.scalar(person, who.type))) for person in people}
     if both := sorted(taken & set(by_person)):
         raise ConfigError(f"{both} are names of candidates and of people. Give candidates= a mapping with other names.")
     return {
-        name: pa.table({key: one[key], **{target: one[column] for target, column in names.items()}})
-        for name, one in by_person.items()
+        name: pa.table({key: labels[key], **{target: labels[column] for target, column in names.items()}})
+        for name, labels in by_person.items()
     }
 
 
@@ -234,12 +236,16 @@ def _metadata(
 ) -> dict[str, Any]:
     parts = [labelers_markdown(agreements)]
     for target in targets[:MAX_PICTURES]:
-        drawn = [one for one in pairs if one.target == target.name]
+        drawn = [pair for pair in pairs if pair.target == target.name]
         if len(drawn) > 1:  # a single pair is one number
             parts.append(picture(f"agreement of each two labelers, {target.name}", agreement_png(drawn)))
     return {
         "llm_batch/agreement": dg.MetadataValue.md("\n\n".join(parts)),
-        **{figure_key("alpha", one.target, one.group): one.alpha for one in agreements if one.alpha is not None},
+        **{
+            figure_key("alpha", agreement.target, agreement.group): agreement.alpha
+            for agreement in agreements
+            if agreement.alpha is not None
+        },
     }
 
 
@@ -300,7 +306,7 @@ def agreement_assets(
     if min_alpha is not None and not -1 <= min_alpha <= 1:
         raise ConfigError(f"min_alpha={min_alpha!r}: alpha is between -1 and 1.")
     targets = targets_of(target, gold_target, kind)
-    if numbers := [one.name for one in targets if one.kind == "numeric"]:
+    if numbers := [numeric.name for numeric in targets if numeric.kind == "numeric"]:
         raise ConfigError(f"Agreement is about classes; {numbers} are numeric. Bin them first.")
     has_candidates = bool(candidates) or isinstance(candidates, dg.AssetsDefinition)
     labelers = candidates_of(candidates, {}) if has_candidates else ()

@@ -32,9 +32,9 @@ def targets_of(
     kind: Scale | Mapping[str, Scale],
     confidence: str | Mapping[str, str] | None = None,
 ) -> tuple[Target, ...]:
-    """As the arguments of `evaluation_assets` of these names say. Raises ConfigError."""
+    """Return the targets that these arguments of `evaluation_assets` declare. Raises ConfigError."""
     given = [target] if isinstance(target, str | Target) else list(target)
-    names = [one if isinstance(one, str) else one.name for one in given]
+    names = [declared if isinstance(declared, str) else declared.name for declared in given]
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"target={names}: an evaluation needs at least one, and each once.")
     if isinstance(gold_target, str) and len(names) > 1:
@@ -47,15 +47,16 @@ def targets_of(
             f"gold_target=, kind= or confidence= names {strangers}, which are no targets. Targets: {names}."
         )
     targets = []
-    for one, named in zip(given, names, strict=True):
-        which = kinds.get(named, "categorical")
-        column = confidence if isinstance(confidence, str) and which != "numeric" else sure.get(named)
-        if isinstance(one, Target):
-            targets.append(one)
-        elif which == "ordinal":
-            targets.append(Target(named, golds.get(named), kappa_weights="quadratic", confidence_column=column))
+    for declared, name in zip(given, names, strict=True):
+        scale = kinds.get(name, "categorical")
+        # one confidence column for all is meant for classes: a number is near or far, and no confidence says which
+        certainty = confidence if isinstance(confidence, str) and scale != "numeric" else sure.get(name)
+        if isinstance(declared, Target):
+            targets.append(declared)
+        elif scale == "ordinal":
+            targets.append(Target(name, golds.get(name), kappa_weights="quadratic", confidence_column=certainty))
         else:
-            targets.append(Target(named, golds.get(named), kind=which, confidence_column=column))
+            targets.append(Target(name, golds.get(name), kind=scale, confidence_column=certainty))
     return tuple(targets)
 
 
@@ -105,8 +106,10 @@ def candidates_of(given: Candidates, rejects: Mapping[str, Upstream]) -> tuple[C
 def _candidate(given: Any, name: str | None = None) -> Candidate:
     """Definitions of `llm_batch_assets`, alone or as the list it returns, stand for labels and rejects."""
     definitions = [given] if isinstance(given, dg.AssetsDefinition) else given
-    if isinstance(definitions, list | tuple) and all(isinstance(one, dg.AssetsDefinition) for one in definitions):
-        specs = [spec for one in definitions for spec in one.specs]
+    if isinstance(definitions, list | tuple) and all(
+        isinstance(definition, dg.AssetsDefinition) for definition in definitions
+    ):
+        specs = [spec for definition in definitions for spec in definition.specs]
         by_role = {spec.tags[ROLE_TAG]: spec.key for spec in specs if ROLE_TAG in spec.tags}
         key = by_role.get("labels") or only_key([spec.key for spec in specs])
         keep = dataset_of(definitions).labeling.keep if "labels" in by_role else ()

@@ -84,7 +84,7 @@ class DriftSpec:
 
     @property
     def upstreams(self) -> list[dg.AssetKey]:
-        return list(dict.fromkeys(one.key for one in self.candidates))
+        return list(dict.fromkeys(candidate.key for candidate in self.candidates))
 
     @property
     def code_version(self) -> str:
@@ -241,29 +241,29 @@ def _sentence(drift: Drift) -> str:
 
 
 def _metadata(design: DriftSpec, found: Sequence[_Series]) -> dict[str, Any]:
-    drifts = [one for series in found for one in series.drifts]
+    drifts = [drift for series in found for drift in series.drifts]
     parts = [drifts_markdown(drifts[-_SHOWN:])]
     parts += [
         picture(
-            f"shares of {one.candidate}, {one.target}",
-            drift_png(one.candidate, one.target, one.counts, one.drifts, max_psi=design.max_psi),
+            f"shares of {series.candidate}, {series.target}",
+            drift_png(series.candidate, series.target, series.counts, series.drifts, max_psi=design.max_psi),
         )
-        for one in [one for one in found if any(one.counts.values())][:MAX_PICTURES]
+        for series in [series for series in found if any(series.counts.values())][:MAX_PICTURES]
     ]
-    last = [one for series in found for one in series.drifts[-1:]]
+    last = [drift for series in found for drift in series.drifts[-1:]]
     figures = {
-        figure_key(name, one.candidate, one.target): value
-        for one in last
-        for name, value in (("psi", one.psi), ("js_distance", one.js_distance))
+        figure_key(name, drift.candidate, drift.target): value
+        for drift in last
+        for name, value in (("psi", drift.psi), ("js_distance", drift.js_distance))
         if value is not None
     }
     lineage = {
-        name: [dg.TableColumnDep(one.key, target) for one in design.candidates for target in design.targets]
+        name: [dg.TableColumnDep(candidate.key, target) for candidate in design.candidates for target in design.targets]
         for name in ("n", "psi", "js_distance", "chi2", "p_value", "most_changed", "change", "drifted")
     }
     return {
         "llm_batch/drift": dg.MetadataValue.md("\n\n".join(parts)),
-        "llm_batch/partitions_drifted": sum(one.drifted for one in drifts),
+        "llm_batch/partitions_drifted": sum(drift.drifted for drift in drifts),
         **figures,
         "dagster/column_lineage": dg.TableColumnLineage(lineage),
     }

@@ -163,7 +163,7 @@ def evaluation_assets(
         targets=targets,
         thresholds=limits,
         regression=regression,
-        keep=tuple(dict.fromkeys(name for one in measured for name in one.keep) if keep is None else keep),
+        keep=tuple(dict.fromkeys(name for candidate in measured for name in candidate.keep) if keep is None else keep),
     )
     builder = design.builder
     evaluated: dict[str, Any] = {

@@ -201,16 +201,16 @@ def mistakes_lineage(
         key: [dg.TableColumnDep(gold, key)],
         "gold": [dg.TableColumnDep(gold, target.gold_column or target.name) for target in targets],
     }
-    for one in candidates:
-        by_column[f"{one.name}_label"] = [dg.TableColumnDep(one.key, target.name) for target in targets]
+    for candidate in candidates:
+        by_column[f"{candidate.name}_label"] = [dg.TableColumnDep(candidate.key, target.name) for target in targets]
         sure = dict.fromkeys(target.confidence_column for target in targets if target.confidence_column)
-        by_column[f"{one.name}_confidence"] = [dg.TableColumnDep(one.key, name) for name in sure]
-        reason = [dg.TableColumnDep(one.key, "llm_outcome")]
-        if one.rejects is not None:
-            reason.append(dg.TableColumnDep(one.rejects, "llm_reason"))
-        by_column[f"{one.name}_reason"] = reason
-        for name in one.keep:
-            by_column.setdefault(kept_name(name), []).append(dg.TableColumnDep(one.key, name))
+        by_column[f"{candidate.name}_confidence"] = [dg.TableColumnDep(candidate.key, name) for name in sure]
+        reason = [dg.TableColumnDep(candidate.key, "llm_outcome")]
+        if candidate.rejects is not None:
+            reason.append(dg.TableColumnDep(candidate.rejects, "llm_reason"))
+        by_column[f"{candidate.name}_reason"] = reason
+        for name in candidate.keep:
+            by_column.setdefault(kept_name(name), []).append(dg.TableColumnDep(candidate.key, name))
     return dg.TableColumnLineage({name: by_column[name] for name in schema.names if by_column.get(name)})
 
 
@@ -236,8 +236,8 @@ def _figures(evaluation: Evaluation, among: Sequence[Evaluation]) -> dict[str, f
 def _summary(evaluations: Sequence[Evaluation]) -> str:
     """The few figures that fit beside a metadata key."""
     names = ("candidate", "target", "coverage", "accuracy", "kappa", "ece", "mae", "spearman")
-    columns = {name: [getattr(one, name) for one in evaluations] for name in names}
-    per_correct = [one.cost_per_correct_usd for one in evaluations]
+    columns = {name: [getattr(evaluation, name) for evaluation in evaluations] for name in names}
+    per_correct = [evaluation.cost_per_correct_usd for evaluation in evaluations]
     columns["USD / correct"] = [None if usd is None else usd_text(usd) for usd in per_correct]
     if len(set(columns["target"])) == 1:
         del columns["target"]
@@ -247,17 +247,19 @@ def _summary(evaluations: Sequence[Evaluation]) -> str:
 
 def _report(report: EvaluationReport) -> str:
     """Everything to read, in one Markdown: the UI opens it over the whole page."""
-    categorical = [one for one in report.evaluations if one.kind == "categorical" and one.n_gold]
+    categorical = [
+        evaluation for evaluation in report.evaluations if evaluation.kind == "categorical" and evaluation.n_gold
+    ]
     parts = [evaluations_markdown(report.evaluations)]
     if categorical:
         parts.append(picture("accuracy by candidate", accuracy_png(categorical)))
     parts += _bake_off(report.evaluations)
     if report.agreements:
         parts += ["#### Candidates compared on the rows that both labeled", agreements_markdown(report.agreements)]
-    drawn = [one for one in report.confusions if one.classes]
+    drawn = [confusion for confusion in report.confusions if confusion.classes]
     parts += [
-        picture(f"confusion matrix of {one.candidate}, {one.target}", confusion_png(one))
-        for one in drawn[:MAX_PICTURES]
+        picture(f"confusion matrix of {confusion.candidate}, {confusion.target}", confusion_png(confusion))
+        for confusion in drawn[:MAX_PICTURES]
     ]
     if (left_out := len(drawn) - MAX_PICTURES) > 0:
         parts.append(f"{left_out} more confusion matrices are not drawn.")
@@ -268,7 +270,7 @@ def _report(report: EvaluationReport) -> str:
 
 def _bake_off(evaluations: Sequence[Evaluation]) -> list[str]:
     """Quality against cost, where there is something to choose."""
-    judged = [one.target for one in evaluations if one.on_pareto_front is not None]
+    judged = [evaluation.target for evaluation in evaluations if evaluation.on_pareto_front is not None]
     targets = [target for target in dict.fromkeys(judged) if judged.count(target) > 1]
     if not targets:
         return []
@@ -280,14 +282,14 @@ def column_lineage(
     schema: pa.Schema, *, gold: dg.AssetKey, candidates: Sequence[Candidate], key: str, targets: Sequence[Target]
 ) -> dg.TableColumnLineage:
     """Figures come from keys and values on both sides, costs and models from the candidates' provenance."""
-    names = [one.key for one in candidates]
+    names = [candidate.key for candidate in candidates]
     values = [dg.TableColumnDep(gold, column) for column in [key, *(t.gold_column or t.name for t in targets)]]
-    values += [dg.TableColumnDep(one, column) for one in names for column in [key, *(t.name for t in targets)]]
+    values += [dg.TableColumnDep(name, column) for name in names for column in [key, *(t.name for t in targets)]]
     confidences = dict.fromkeys(t.confidence_column for t in targets if t.confidence_column)
-    sure = [dg.TableColumnDep(one, column) for one in names for column in confidences]
+    sure = [dg.TableColumnDep(name, column) for name in names for column in confidences]
 
     def of(*columns: str) -> list[dg.TableColumnDep]:
-        return [dg.TableColumnDep(one, column) for one in names for column in columns]
+        return [dg.TableColumnDep(name, column) for name in names for column in columns]
 
     costs, times = of("llm_cost_usd"), of("llm_submitted_at", "llm_completed_at")
     special = {

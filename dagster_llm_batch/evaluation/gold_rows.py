@@ -88,7 +88,7 @@ class Upstreams:
         return read
 
     def _read_all(self) -> Read:
-        labeled = {one.name: self._stored(one.key) for one in self._candidates}
+        labeled = {candidate.name: self._stored(candidate.key) for candidate in self._candidates}
         if not any(labeled.values()):
             raise InputError(f"None of {self._names()} is materialized. {self._next(*self._keys())}")
         with_labels = set().union(*labeled.values())
@@ -103,7 +103,9 @@ class Upstreams:
             )
         return Read(
             gold=self._load_gold(counted),
-            candidates={one.name: self._labels(one, labeled[one.name]) for one in self._candidates},
+            candidates={
+                candidate.name: self._labels(candidate, labeled[candidate.name]) for candidate in self._candidates
+            },
             partitions=None if with_labels == {None} else len(with_labels - {None}),
             gold_partitions_without_labels=len(gold_partitions) - len(counted),
             labeled_partitions_without_gold=len(with_labels - set(gold_partitions)) if alike else 0,
@@ -116,7 +118,7 @@ class Upstreams:
                     f"{key.to_user_string()} has other partitions than this evaluation: {self._partitions_of(key)}. "
                     "Give the evaluation the same partitions_def, or none to evaluate all partitions together."
                 )
-        wanted = {one.name: self._in(one.key, partition) for one in self._candidates}
+        wanted = {candidate.name: self._in(candidate.key, partition) for candidate in self._candidates}
         if not any(wanted.values()):
             raise InputError(f"None of {self._names()} has labels for this partition. {self._next(*self._keys())}")
         gold_parts = self._in(self._gold, partition)
@@ -126,10 +128,12 @@ class Upstreams:
                 f"{self._next(self._gold)}"
             )
         gold = self._load_gold(gold_parts)
-        tables = {one.name: self._labels(one, wanted[one.name]) for one in self._candidates}
+        tables = {candidate.name: self._labels(candidate, wanted[candidate.name]) for candidate in self._candidates}
         if self._partitions_of(self._gold) is not None:
             return Read(gold, tables)
-        daily = [tables[one.name] for one in self._candidates if self._partitions_of(one.key) is not None]
+        daily = [
+            tables[candidate.name] for candidate in self._candidates if self._partitions_of(candidate.key) is not None
+        ]
         if not daily:
             raise ConfigError(
                 f"The evaluation is partitioned; neither the gold nor {self._names()} is. Remove partitions_def."
@@ -147,14 +151,19 @@ class Upstreams:
         tables = [self._load(candidate.key, partition, self._columns) for partition in partitions]
         if candidate.rejects is not None:
             stored = self._stored(candidate.rejects)
-            tables += [self._load(candidate.rejects, one, [self._key]) for one in partitions if one in stored]
+            tables += [
+                self._load(candidate.rejects, partition, [self._key]) for partition in partitions if partition in stored
+            ]
         if not tables:
             return pa.schema([(name, pa.null()) for name in dict.fromkeys(self._columns)]).empty_table()
         return stacked(tables, candidate.key)
 
     def _load_gold(self, partitions: Sequence[str | None]) -> pa.Table:
         key = self._gold
-        tables = [self._tables.load(key, one, self._gold_columns, also=(WEIGHT,), hint=_HINT) for one in partitions]
+        tables = [
+            self._tables.load(key, partition, self._gold_columns, also=(WEIGHT,), hint=_HINT)
+            for partition in partitions
+        ]
         return stacked(tables, key)
 
     def _load(self, key: dg.AssetKey, partition: str | None, columns: Sequence[str]) -> pa.Table:
@@ -166,7 +175,9 @@ class Upstreams:
         if not len(ours) or not len(theirs) or ours.type != theirs.type:  # types that differ are refused by the join
             return
         if not pc.any(pc.is_in(ours, value_set=theirs)).as_py():
-            examples = [", ".join(repr(one) for one in keys.slice(0, _SHOWN).to_pylist()) for keys in (ours, theirs)]
+            examples = [
+                ", ".join(repr(example) for example in keys.slice(0, _SHOWN).to_pylist()) for keys in (ours, theirs)
+            ]
             raise InputError(
                 f"No '{self._key}' of the gold {self._gold.to_user_string()} occurs in candidate '{name}': gold has "
                 f"{examples[0]}; the candidate has {examples[1]}. Make both name the same rows alike."
@@ -176,7 +187,7 @@ class Upstreams:
         return ", ".join(key.to_user_string() for key in self._keys())
 
     def _keys(self) -> list[dg.AssetKey]:
-        return [one.key for one in self._candidates]
+        return [candidate.key for candidate in self._candidates]
 
     @staticmethod
     def _next(*keys: dg.AssetKey) -> str:
@@ -185,9 +196,9 @@ class Upstreams:
 
 def _with_keys_of(gold: pa.Table, tables: Sequence[pa.Table], key: str) -> pa.Table:
     keys = [table[key] for table in tables if len(table)]
-    if any(one.type != gold[key].type for one in keys):
+    if any(column.type != gold[key].type for column in keys):
         return gold  # the join says which types differ
     has_candidate = pc.is_in(
-        gold[key], value_set=pa.chunked_array([c for one in keys for c in one.chunks], gold[key].type)
+        gold[key], value_set=pa.chunked_array([c for column in keys for c in column.chunks], gold[key].type)
     )
     return gold.filter(has_candidate)

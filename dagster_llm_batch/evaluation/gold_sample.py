@@ -100,12 +100,12 @@ def gold_sample_assets(
         gold_is_external=is_external(gold),
         join_key=key,
         targets=targets,
-        confidence=tuple(dict.fromkeys(one for one in sure.values() if one is not None)),
+        confidence=tuple(dict.fromkeys(column for column in sure.values() if column is not None)),
         size=size,
         random_share=random_share,
         seed=seed,
     )
-    names = ", ".join(one.name for one in sampling.candidates)
+    names = ", ".join(candidate.name for candidate in sampling.candidates)
     spec = sampling.builder.spec(
         description or f"Rows of {names} that people should label next, by {', '.join(targets)}.",
         deps=[*sampling.reads, *sampling.not_awaited],
@@ -137,7 +137,7 @@ class _Sampling:
 
     @property
     def not_awaited(self) -> list[dg.AssetKey]:
-        rejects = [one.rejects for one in self.candidates if one.rejects is not None]
+        rejects = [candidate.rejects for candidate in self.candidates if candidate.rejects is not None]
         return list(dict.fromkeys([*rejects, *([] if self.gold is None else [self.gold])]))
 
     @property
@@ -147,7 +147,7 @@ class _Sampling:
 
     def compute(self, context: dg.AssetExecutionContext, partition: str | None) -> Computed:
         stored = StoredTables(context)
-        tables = {one.name: self._labels(stored, one, partition) for one in self.candidates}
+        tables = {candidate.name: self._labels(stored, candidate, partition) for candidate in self.candidates}
         before = {} if partition is None else self._before(stored, partition)
         keys, signals = gold_signals(
             tables,
@@ -184,7 +184,7 @@ class _Sampling:
         if candidate.rejects is None:
             return labels
         here = stored.parts(candidate.rejects, partition)
-        rejects = [stored.load(candidate.rejects, one, [self.join_key], hint=_HINT) for one in here]
+        rejects = [stored.load(candidate.rejects, part, [self.join_key], hint=_HINT) for part in here]
         return stacked([labels, *rejects], candidate.key)
 
     def _before(self, stored: StoredTables, partition: str) -> dict[str, tuple[str, pa.Table]]:
@@ -208,5 +208,5 @@ class _Sampling:
         here = stored.parts(self.gold, partition)
         if not begun or not here:
             return None
-        tables = [stored.load(self.gold, one, [self.join_key], hint=_HINT) for one in here]
+        tables = [stored.load(self.gold, part, [self.join_key], hint=_HINT) for part in here]
         return stacked(tables, self.gold)[self.join_key].combine_chunks()

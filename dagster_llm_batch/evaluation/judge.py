@@ -326,10 +326,13 @@ class Judge:
     def _compute_cases(self, context: dg.AssetExecutionContext, partition: str | None) -> Computed:
         stored, key = StoredTables(context), self.join_key
         rows = self._read(stored, self.rows_key, partition, [key, *self.columns])
-        answers = {one.name: self._read(stored, one.key, partition, [key, *self.targets]) for one in self.candidates}
+        answers = {
+            candidate.name: self._read(stored, candidate.key, partition, [key, *self.targets])
+            for candidate in self.candidates
+        }
         cases = self.cases(rows, answers, key=key, target=self.targets, sample=self.sample, seed=self.seed)
         asked = len(_to_ask(cases))
-        shown = [dg.TableColumnDep(one.key, column) for one in self.candidates for column in self.targets]
+        shown = [dg.TableColumnDep(candidate.key, column) for candidate in self.candidates for column in self.targets]
         lineage = {
             **{name: [dg.TableColumnDep(self.rows_key, name)] for name in (key, *self.columns)},
             **{name: shown for name in self.own_columns if name in ANSWERS},
@@ -470,7 +473,7 @@ def pairwise_judge_assets(
         checks.append(builder.check(CONSISTENCY, most, blocking=blocking))
 
     def figures(cases: pa.Table, verdicts: pa.Table) -> Computed:
-        names = [one.name for one in judged]
+        names = [candidate.name for candidate in judged]
         return pairwise(cases, verdicts, names, key, max_inconsistent, check_severity)
 
     response = response_schema("Verdict", {"verdict": verdict})
@@ -559,7 +562,7 @@ def rubric_judge_assets(
         checks.append(builder.check(SCORE, f"Mean scores of at least {scores}.", blocking=blocking))
 
     def figures(cases: pa.Table, verdicts: pa.Table) -> Computed:
-        names = [one.name for one in judged]
+        names = [candidate.name for candidate in judged]
         return rubric(cases, verdicts, names, list(criteria), wanted, check_severity)
 
     score = {"type": "integer", "minimum": lowest, "maximum": highest}

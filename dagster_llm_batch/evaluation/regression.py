@@ -173,7 +173,7 @@ def accepted_asset(design: EvaluationSpec, spec: dg.AssetSpec, builder: Evaluati
 
     @builder.multi_asset(spec)
     def accept(context: dg.AssetExecutionContext, config: Accept) -> Iterator[Any]:
-        names = [one.name for one in design.candidates]
+        names = [candidate.name for candidate in design.candidates]
         if strangers := sorted(set(config.candidates) - set(names)):
             raise ConfigError(f"candidates={strangers} to accept are none of {', '.join(names)}.")
         if not config.candidates:

@@ -112,8 +112,8 @@ def skew_assets(
     """
     dataset = dataset_of(labels)
     given = [target] if isinstance(target, str | Target) else list(target)
-    targets = tuple(Target(one) if isinstance(one, str) else one for one in given)
-    if strangers := sorted({one.name for one in targets} - set(dataset.labeling.reader.schema.names)):
+    targets = tuple(Target(column) if isinstance(column, str) else column for column in given)
+    if strangers := sorted({compared.name for compared in targets} - set(dataset.labeling.reader.schema.names)):
         columns = ", ".join(dataset.labeling.reader.schema.names)
         raise ConfigError(f"target names {strangers}, which the response does not have. Its columns: {columns}.")
     if not targets or sample < 1:
@@ -186,12 +186,12 @@ class _Skew:
         """The sample side by side, and the figures."""
         batch = self._drawn(context, engine, partition)
         realtime, status = self._asked(context, engine, partition, batch)
-        key, names = self.labeling.key, [one.name for one in self.targets]
-        skews = [skew_between(batch, realtime, key=key, target=one) for one in self.targets]
+        key, names = self.labeling.key, [target.name for target in self.targets]
+        skews = [skew_between(batch, realtime, key=key, target=target) for target in self.targets]
         cost = status.submission.cost_usd
         metadata = {
             "llm_batch/skew": dg.MetadataValue.md(skew_markdown(skews)),
-            **{figure_key("agreement", one.target): one.agreement for one in skews if one.agreement is not None},
+            **{figure_key("agreement", skew.target): skew.agreement for skew in skews if skew.agreement is not None},
             **({} if cost is None else {"llm_batch/cost_usd": float(cost)}),
             "llm_batch/submission_id": status.submission.submission_id,
         }
@@ -207,10 +207,10 @@ class _Skew:
         """The labels of the sample. Raises ConfigError where they were made in another way than the present one."""
         dataset, key = self.dataset, self.labeling.key
         labeling = dataset.labeling
-        columns = list(dict.fromkeys([key, *(one.name for one in self.targets), *_ASKED]))
+        columns = list(dict.fromkeys([key, *(target.name for target in self.targets), *_ASKED]))
         labels = StoredTables(context).read(dataset.key, partition, dataset.partitions_def, columns, hint=_HINT)
         submissions = engine.ledger.history(engine.namespace, labeling.asset, partition or "")
-        made = next((one.config_fingerprint for one in submissions if one.is_settled), None)
+        made = next((submission.config_fingerprint for submission in submissions if submission.is_settled), None)
         account = engine.provider(labeling.provider).account
         if made != configuration_fingerprint(account, labeling.provider, labeling.spec):
             raise ConfigError(
@@ -223,7 +223,7 @@ class _Skew:
         )
         labels = labels.filter(own)
         drawn = draw_keys(labels[key].to_pylist(), self.sample, self.seed)
-        return labels.filter(pa.array([one in drawn for one in labels[key].to_pylist()], pa.bool_()))
+        return labels.filter(pa.array([value in drawn for value in labels[key].to_pylist()], pa.bool_()))
 
     def _asked(
         self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None, batch: pa.Table

@@ -70,7 +70,7 @@ class StoredTables:
         if not here:
             where = "" if partition is None else f" for partition {partition}"
             raise InputError(f"{key.to_user_string()} is not materialized{where}. Materialize it first.")
-        return stacked([self.load(key, one, columns, also=also, hint=hint) for one in here], key)
+        return stacked([self.load(key, part, columns, also=also, hint=hint) for part in here], key)
 
     def load(
         self, key: dg.AssetKey, partition: str | None, columns: Sequence[str], *, also: Sequence[str] = (), hint: str

@@ -53,15 +53,15 @@ class Thresholds:
             if wanted is None:
                 continue
             argument = f"max_{figure}" if figure in _LARGEST else f"min_{figure}"
-            names = [one.name for one in candidates]
+            names = [candidate.name for candidate in candidates]
             by_candidate = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(names, wanted)
             if strangers := sorted(set(by_candidate) - set(names)):
                 raise ConfigError(f"{argument} names {strangers}; the candidates are {', '.join(names)}.")
             if wrong := [value for value in by_candidate.values() if not lowest <= value <= 1]:
                 raise ConfigError(f"{argument}={wrong[0]!r}: {figure} is between {lowest:g} and 1.")
-            if all(one.kind == "numeric" for one in targets):
+            if all(target.kind == "numeric" for target in targets):
                 raise ConfigError(f"{argument} needs a categorical target; numeric ones have no {figure}.")
-            if figure == "ece" and not any(one.confidence_column for one in targets):
+            if figure == "ece" and not any(target.confidence_column for target in targets):
                 raise ConfigError("max_ece needs confidence=, the column with the candidates' confidence.")
             limits[figure] = by_candidate
         return cls(limits, severity, blocking)

@@ -148,7 +148,9 @@ def _record_writer(path: Path) -> Iterator[Callable[[_Features], None]]:
         with tf.io.TFRecordWriter(str(path)) as writer:
 
             def write(row: _Features) -> None:
-                features = tf.train.Features(feature={name: feature[kind](one) for name, (one, kind) in row.items()})
+                features = tf.train.Features(
+                    feature={name: feature[kind](value) for name, (value, kind) in row.items()}
+                )
                 writer.write(tf.train.Example(features=features).SerializeToString())
 
             yield write
@@ -186,8 +188,8 @@ def _feature(value: Any, kind: str) -> tuple[list[Any], str]:
     if None in values:
         return _feature(value, "text")  # a list of a feature has no place for nulls
     if kind == "byte":
-        return [one.encode() if isinstance(one, str) else one for one in values], kind
-    return [(int if kind == "int" else float)(one) for one in values], kind
+        return [value.encode() if isinstance(value, str) else value for value in values], kind
+    return [(int if kind == "int" else float)(value) for value in values], kind
 
 
 STREAMED: dict[str, Callable[[pa.Table, BinaryIO], None]] = {

@@ -305,16 +305,16 @@ def labelers_markdown(agreements: Sequence[LabelerAgreement]) -> str:
     return rows_markdown(
         [
             {
-                "target": one.target,
-                "group": one.group,
-                "labelers": f"{one.n_labelers:,}",
-                "rows": f"{one.n_rows:,}",
-                "agreement": percent(one.agreement),
-                "Krippendorff's alpha (95 %)": figure(one.alpha, one.alpha_low, one.alpha_high),
-                "Fleiss' κ": figure(one.fleiss_kappa),
-                "rows of Fleiss": f"{one.n_complete:,}",
+                "target": agreement.target,
+                "group": agreement.group,
+                "labelers": f"{agreement.n_labelers:,}",
+                "rows": f"{agreement.n_rows:,}",
+                "agreement": percent(agreement.agreement),
+                "Krippendorff's alpha (95 %)": figure(agreement.alpha, agreement.alpha_low, agreement.alpha_high),
+                "Fleiss' κ": figure(agreement.fleiss_kappa),
+                "rows of Fleiss": f"{agreement.n_complete:,}",
             }
-            for one in agreements
+            for agreement in agreements
         ]
     )
 
@@ -324,12 +324,12 @@ def pairs_markdown(pairs: Sequence[LabelerPair]) -> str:
     return rows_markdown(
         [
             {
-                "target": one.target,
-                "a": one.a,
-                "b": one.b,
-                "same label": share(one.n_same, one.n_both),
-                "Cohen's κ (95 %)": figure(one.kappa, one.kappa_low, one.kappa_high),
+                "target": pair.target,
+                "a": pair.a,
+                "b": pair.b,
+                "same label": share(pair.n_same, pair.n_both),
+                "Cohen's κ (95 %)": figure(pair.kappa, pair.kappa_low, pair.kappa_high),
             }
-            for one in pairs
+            for pair in pairs
         ]
     )

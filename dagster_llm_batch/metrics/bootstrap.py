@@ -61,10 +61,10 @@ class Cells:
             from scipy.sparse import csr_array  # noqa: PLC0415  # optional dependency
         at, shape = np.arange(len(self.counts)), (self.n_classes, len(self.counts))
         hit = (self.gold == self.predicted).astype(np.int64)
-        one = np.ones_like(hit)
+        ones = np.ones_like(hit)
         return (
-            csr_array((one, (self.gold, at)), shape=shape),
-            csr_array((one, (self.predicted, at)), shape=shape),
+            csr_array((ones, (self.gold, at)), shape=shape),
+            csr_array((ones, (self.predicted, at)), shape=shape),
             csr_array((hit, (self.gold, at)), shape=shape),
         )
 

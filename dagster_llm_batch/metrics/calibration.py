@@ -114,6 +114,8 @@ def calibration_of(joined: Joined | Tally, *, n_bins: int = N_BINS) -> Calibrati
 def calibrations_to_arrow(calibrations: Iterable[Calibration]) -> pa.Table:
     """All bins, in CALIBRATION_SCHEMA."""
     rows = [
-        {"candidate": one.candidate, "target": one.target, **asdict(bin_)} for one in calibrations for bin_ in one.bins
+        {"candidate": calibration.candidate, "target": calibration.target, **asdict(bin_)}
+        for calibration in calibrations
+        for bin_ in calibration.bins
     ]
     return pa.Table.from_pylist(rows, schema=CALIBRATION_SCHEMA)

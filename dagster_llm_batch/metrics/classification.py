@@ -239,7 +239,7 @@ def _waits(counted: Tally) -> tuple[float | None, float | None]:
 
     def quantile(part: float) -> float:
         at = part * (int(upto[-1]) - 1)
-        low, high = (values[np.searchsorted(upto, one, side="right")] for one in (math.floor(at), math.ceil(at)))
+        low, high = (values[np.searchsorted(upto, rank, side="right")] for rank in (math.floor(at), math.ceil(at)))
         return float(low + (high - low) * (at - math.floor(at))) / 1e6
 
     return quantile(0.5), quantile(0.95)

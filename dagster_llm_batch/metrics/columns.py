@@ -60,7 +60,7 @@ def refuse_weights(gold: pa.Table, *named: str, counted: pa.Array | None = None)
     weights = gold[WEIGHT] if counted is None else gold[WEIGHT].filter(counted)
     if not _is_number(weights.type) or weights.null_count == len(weights):
         return
-    least, most = (float(one) for one in pc.min_max(weights.cast(pa.float64())).as_py().values())
+    least, most = (float(bound) for bound in pc.min_max(weights.cast(pa.float64())).as_py().values())
     if weights.null_count or not math.isclose(least, most, rel_tol=1e-9):
         nulls = f", {weights.null_count:,} of them null" if weights.null_count else ""
         raise InputError(

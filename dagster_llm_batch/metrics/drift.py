@@ -103,7 +103,7 @@ def class_counts(values: pa.ChunkedArray, target: str, whose: str) -> dict[Class
             f"Target '{target}' of {whose} has {len(counted)} distinct values; at most {MAX_CLASSES} are classes. Bin "
             "it, or name another column."
         )
-    return {one["values"]: one["counts"] for one in counted}
+    return {entry["values"]: entry["counts"] for entry in counted}
 
 
 def drift_between(
@@ -124,8 +124,8 @@ def drift_between(
     with evaluation_extra("Label drift"):
         import numpy as np  # noqa: PLC0415  # optional dependency
         from scipy.spatial.distance import jensenshannon  # noqa: PLC0415  # optional dependency
-    classes = sorted(one for one in {*here, *reference} if here.get(one, 0) + reference.get(one, 0))
-    table = np.array([[counts.get(one, 0) for one in classes] for counts in (here, reference)], dtype=np.float64)
+    classes = sorted(class_ for class_ in {*here, *reference} if here.get(class_, 0) + reference.get(class_, 0))
+    table = np.array([[counts.get(class_, 0) for class_ in classes] for counts in (here, reference)], dtype=np.float64)
     share = table / table.sum(axis=1, keepdims=True)
     smooth = (table + 0.5) / (table + 0.5).sum(axis=1, keepdims=True)
     psi = float(((smooth[0] - smooth[1]) * np.log(smooth[0] / smooth[1])).sum())
@@ -178,21 +178,21 @@ def adwin_changes(counts: Mapping[str, Counts], *, delta: float = 0.002, seed: i
         from river.drift import ADWIN  # noqa: PLC0415  # optional dependency
     except ModuleNotFoundError as error:
         raise MissingExtraError("drift", "The online detector") from error
-    classes = sorted({one for each in counts.values() for one in each})
-    detectors = {one: ADWIN(delta=delta / max(1, len(classes))) for one in classes}
+    classes = sorted({class_ for each in counts.values() for class_ in each})
+    detectors = {class_: ADWIN(delta=delta / max(1, len(classes))) for class_ in classes}
     rng = np.random.default_rng(seed)
     changed = {}
     for partition, here in counts.items():
-        codes = np.repeat(np.arange(len(classes)), [here.get(one, 0) for one in classes])
+        codes = np.repeat(np.arange(len(classes)), [here.get(class_, 0) for class_ in classes])
         codes = rng.permutation(codes)[:_ADWIN_ROWS]
         found = []
-        for code, (one, detector) in enumerate(detectors.items()):
+        for code, (class_, detector) in enumerate(detectors.items()):
             alarms = 0
             for is_it in (codes == code).tolist():
                 detector.update(float(is_it))
                 alarms += detector.drift_detected
             if alarms:
-                found.append(class_name(one))
+                found.append(class_name(class_))
         changed[partition] = tuple(found)
     return changed
 
@@ -204,18 +204,18 @@ def drifts_to_arrow(drifts: Iterable[Drift]) -> pa.Table:
 
 def shares_to_arrow(candidate: str, target: str, counts: Mapping[str, Counts]) -> pa.Table:
     """One row for each partition and class, in SHARES_SCHEMA."""
-    classes = sorted({one for each in counts.values() for one in each})
+    classes = sorted({class_ for each in counts.values() for class_ in each})
     rows = [
         {
             "partition": partition,
             "candidate": candidate,
             "target": target,
-            "class": class_name(one),
-            "n": here.get(one, 0),
-            "share": here.get(one, 0) / sum(here.values()) if sum(here.values()) else None,
+            "class": class_name(class_),
+            "n": here.get(class_, 0),
+            "share": here.get(class_, 0) / sum(here.values()) if sum(here.values()) else None,
         }
         for partition, here in counts.items()
-        for one in classes
+        for class_ in classes
     ]
     return pa.Table.from_pylist(rows, schema=SHARES_SCHEMA)
 
@@ -225,18 +225,18 @@ def drifts_markdown(drifts: Sequence[Drift]) -> str:
     return rows_markdown(
         [
             {
-                "partition": one.partition,
-                "candidate": one.candidate,
-                "target": one.target,
-                "labels": f"{one.n:,}",
-                "against": one.reference or "-",
-                "PSI": figure(one.psi),
-                "Jensen-Shannon": figure(one.js_distance),
-                "chi-squared p": "-" if one.p_value is None else f"{one.p_value:.2g}",
-                "most changed": "-" if one.most_changed is None else f"{one.most_changed} {one.change:+.1%}",
-                "drifted": "yes" if one.drifted else "no",
-                **({} if one.adwin_changed is None else {"ADWIN": ", ".join(one.adwin_changed) or "-"}),
+                "partition": drift.partition,
+                "candidate": drift.candidate,
+                "target": drift.target,
+                "labels": f"{drift.n:,}",
+                "against": drift.reference or "-",
+                "PSI": figure(drift.psi),
+                "Jensen-Shannon": figure(drift.js_distance),
+                "chi-squared p": "-" if drift.p_value is None else f"{drift.p_value:.2g}",
+                "most changed": "-" if drift.most_changed is None else f"{drift.most_changed} {drift.change:+.1%}",
+                "drifted": "yes" if drift.drifted else "no",
+                **({} if drift.adwin_changed is None else {"ADWIN": ", ".join(drift.adwin_changed) or "-"}),
             }
-            for one in reversed(drifts)
+            for drift in reversed(drifts)
         ]
     )

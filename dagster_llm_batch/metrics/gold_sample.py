@@ -117,8 +117,8 @@ def probabilities(weights: Any, size: int) -> NDArray[Any]:
 
 def _draw(keys: Sequence[object], chance: NDArray[Any], seed: object) -> list[int]:
     """Positions, as many as the probabilities sum to: a systematic sample in the order of the keys' hashes."""
-    drawn = [at for at, one in enumerate(chance) if one >= 1]
-    rest = sorted((at for at, one in enumerate(chance) if one < 1), key=lambda at: unit(keys[at], seed))
+    drawn = [at for at, probability in enumerate(chance) if probability >= 1]
+    rest = sorted((at for at, probability in enumerate(chance) if probability < 1), key=lambda at: unit(keys[at], seed))
     if not rest:
         return drawn
     steps = chance[rest].cumsum()

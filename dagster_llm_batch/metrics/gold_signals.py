@@ -52,7 +52,7 @@ def gold_signals(
             {name: _classes(table, target, f"{whose} '{name}'") for name, table in given.items()}
             for given, whose in ((tables, "candidate"), (reference or {}, "the reference of"))
         )
-        _refuse_other_types({**{f"{name} before": one for name, one in earlier.items()}, **labels}, target)
+        _refuse_other_types({**{f"{name} before": table for name, table in earlier.items()}, **labels}, target)
         votes = {name: values.take(at[name]) for name, values in labels.items()}
         if len(votes) > 1:
             signals["disagreement"].append(disagreement([*votes.values()]))
@@ -80,11 +80,11 @@ def disagreement(votes: Sequence[pa.Array]) -> NDArray[np.float64]:
     with evaluation_extra("Proposing rows for gold"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     differ, pairs = np.zeros(len(codes[0])), np.zeros(len(codes[0]))
-    for i, one in enumerate(codes):
+    for i, code in enumerate(codes):
         for other in codes[i + 1 :]:
-            both = (one >= 0) & (other >= 0)
+            both = (code >= 0) & (other >= 0)
             pairs += both
-            differ += both & (one != other)
+            differ += both & (code != other)
     return differ / np.maximum(pairs, 1)
 
 
@@ -112,10 +112,10 @@ def rare_class(votes: Sequence[pa.Array]) -> NDArray[np.float64]:
     with evaluation_extra("Proposing rows for gold"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     found = np.zeros(len(votes[0]))
-    for one in codes:
-        counts = np.bincount(one[one >= 0], minlength=1)
+    for code in codes:
+        counts = np.bincount(code[code >= 0], minlength=1)
         even = float(counts.sum()) / max(1, int((counts > 0).sum()))
-        found = _stronger(found, _by_class(np.maximum(0, 1 - counts / max(1, even)), one))
+        found = _stronger(found, _by_class(np.maximum(0, 1 - counts / max(1, even)), code))
     return found
 
 
@@ -128,8 +128,8 @@ def drift(votes: Sequence[pa.Array], reference: Sequence[pa.Array]) -> NDArray[n
         import numpy as np  # noqa: PLC0415  # optional dependency
     found = np.zeros(len(votes[0]))
     for here, there in zip(codes[: len(votes)], codes[len(votes) :], strict=True):
-        n = 1 + max(int(np.max(one, initial=0)) for one in (here, there))
-        counts = [np.bincount(one[one >= 0], minlength=n) for one in (here, there)]
+        n = 1 + max(int(np.max(codes, initial=0)) for codes in (here, there))
+        counts = [np.bincount(codes[codes >= 0], minlength=n) for codes in (here, there)]
         if not counts[1].sum():  # nothing to compare with
             continue
         p, q = (count / max(1, int(count.sum())) for count in counts)
@@ -141,10 +141,10 @@ def _codes(columns: Sequence[pa.Array]) -> list[NDArray[np.int64]]:
     """Labels as numbers, the same for the same label in all columns; -1 for none."""
     with evaluation_extra("Proposing rows for gold"):
         import numpy as np  # noqa: PLC0415  # optional dependency
-    kind = next((one.type for one in columns if not pa.types.is_null(one.type)), pa.string())
-    typed = [one.cast(kind) if pa.types.is_null(one.type) else one for one in columns]
+    kind = next((column.type for column in columns if not pa.types.is_null(column.type)), pa.string())
+    typed = [column.cast(kind) if pa.types.is_null(column.type) else column for column in columns]
     classes = pc.unique(pa.chunked_array(typed)).drop_null()
-    return [np.asarray(pc.fill_null(pc.index_in(one, value_set=classes), -1), dtype=np.int64) for one in typed]
+    return [np.asarray(pc.fill_null(pc.index_in(column, value_set=classes), -1), dtype=np.int64) for column in typed]
 
 
 def _by_class(strength: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -153,14 +153,14 @@ def _by_class(strength: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArra
     return strongest
 
 
-def _stronger(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+def _stronger(signal: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
     import numpy as np  # noqa: PLC0415  # optional dependency, loaded by whoever computed them
 
-    return np.maximum(one, other)
+    return np.maximum(signal, other)
 
 
 def _refuse_other_types(votes: Mapping[str, pa.Array], target: str) -> None:
-    known = {name: one.type for name, one in votes.items() if not pa.types.is_null(one.type)}
+    known = {name: vote.type for name, vote in votes.items() if not pa.types.is_null(vote.type)}
     if len(set(known.values())) > 1:
         said = ", ".join(f"{kind} in {name}" for name, kind in known.items())
         raise InputError(f"Target '{target}' is of several types: {said}. Cast all to one.")

@@ -59,10 +59,10 @@ def find_mistakes(
     Returns:
         Rows by target in the order given, then by key; of a numeric target by distance from gold, the farthest first.
     """
-    confidence = any(one.target.confidence_column for one in joined)
+    confidence = any(labels.target.confidence_column for labels in joined)
     parts = []
-    for target in dict.fromkeys(one.target for one in joined):
-        of_target = [one for one in joined if one.target == target]
+    for target in dict.fromkeys(labels.target for labels in joined):
+        of_target = [labels for labels in joined if labels.target == target]
         parts.append(_of_target(of_target, candidates, key=key, keep=keep, confidence=confidence))
     return pa.concat_tables(parts, promote_options="permissive").combine_chunks()
 
@@ -79,21 +79,21 @@ def _of_target(
     kept = {name: _kept(name, joined, candidates) for name in keep}
     columns: list[pa.Array] = [first.keys, *kept.values()]
     columns += [pa.repeat(pa.scalar(first.target.name, _TEXT), first.n_gold), _text(first.gold)]
-    for one in joined:
-        columns.append(_text(one.predicted))
+    for labels in joined:
+        columns.append(_text(labels.predicted))
         if confidence:
-            columns.append(pa.nulls(first.n_gold, pa.float64()) if one.confidence is None else one.confidence)
-        columns.append(_reasons(one, candidates[one.candidate]))
+            columns.append(pa.nulls(first.n_gold, pa.float64()) if labels.confidence is None else labels.confidence)
+        columns.append(_reasons(labels, candidates[labels.candidate]))
     schema = mistakes_schema(
         pa.field(key, first.keys.type),
         {name: values.type for name, values in kept.items()},
-        [one.candidate for one in joined],
+        [labels.candidate for labels in joined],
         confidence=confidence,
     )
     table = pa.Table.from_arrays([_whole(column) for column in columns], schema=schema)
     rows = pc.indices_nonzero(reduce(pc.or_, map(_is_wrong, joined)))
     if first.target.kind == "numeric":
-        distance = reduce(pc.max_element_wise, (_distance(one) for one in joined)).take(rows)
+        distance = reduce(pc.max_element_wise, (_distance(labels) for labels in joined)).take(rows)
         rows = rows.take(pc.sort_indices(distance, sort_keys=[("", "descending")]))
     return table.take(rows)
 
@@ -111,9 +111,9 @@ def _distance(joined: Joined) -> pa.Array:
 def _kept(name: str, joined: Sequence[Joined], candidates: Mapping[str, pa.Table]) -> pa.Array:
     """Return a kept column by gold row, from the first candidate that has the row."""
     there = [
-        _whole(candidates[one.candidate][name]).take(one.position)
-        for one in joined
-        if name in candidates[one.candidate].column_names
+        _whole(candidates[labels.candidate][name]).take(labels.position)
+        for labels in joined
+        if name in candidates[labels.candidate].column_names
     ]
     if not there:
         return pa.nulls(joined[0].n_gold, _TEXT)
@@ -143,7 +143,7 @@ def _text(values: pa.Array) -> pa.Array:
         return values.cast(_TEXT)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         # Arrow has no text for nested values.
-        return pa.array([None if one is None else str(one) for one in values.to_pylist()], _TEXT)
+        return pa.array([None if value is None else str(value) for value in values.to_pylist()], _TEXT)
 
 
 def _whole(values: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -37,7 +37,7 @@ def rubric_cases(
     `rows`. `case_id` is `<candidate>/<key>`. With `sample`, of so many rows.
     """
     keys, said = _answers(rows, answers, key, target, sample, seed)
-    found = [(at, name, said[name][one]) for name in answers for at, one in keys if one in said[name]]
+    found = [(at, name, said[name][key_]) for name in answers for at, key_ in keys if key_ in said[name]]
     own: dict[str, list[Any]] = {
         CASE_ID: [f"{name}/{rows[key][at].as_py()}" for at, name, _ in found],
         "candidate": [name for _, name, _ in found],
@@ -57,17 +57,17 @@ def pairwise_cases(
     keys, said = _answers(rows, answers, key, target, sample, seed)
     found = []
     for a, b in combinations(answers, 2):
-        for at, one in keys:
-            if one in said[a] and one in said[b]:
-                identical = said[a][one] == said[b][one]
-                found += [(at, one, *order, identical) for order in ([(a, b)] if identical else [(a, b), (b, a)])]
+        for at, key_ in keys:
+            if key_ in said[a] and key_ in said[b]:
+                identical = said[a][key_] == said[b][key_]
+                found += [(at, key_, *order, identical) for order in ([(a, b)] if identical else [(a, b), (b, a)])]
     own: dict[str, list[Any]] = {
-        CASE_ID: [f"{first}/{second}/{one}" for _, one, first, second, _ in found],
+        CASE_ID: [f"{first}/{second}/{key_}" for _, key_, first, second, _ in found],
         "first": [first for _, _, first, _, _ in found],
         "second": [second for _, _, _, second, _ in found],
         "identical": [identical for *_, identical in found],
-        "answer_a": [said[first][one] for _, one, first, _, _ in found],
-        "answer_b": [said[second][one] for _, one, _, second, _ in found],
+        "answer_a": [said[first][key_] for _, key_, first, _, _ in found],
+        "answer_b": [said[second][key_] for _, key_, _, second, _ in found],
     }
     return _cases(rows, key, [at for at, *_ in found], own)
 
@@ -83,16 +83,16 @@ def _answers(
     for name, table in answers.items():
         theirs = f"candidate '{name}'"
         _, keys = comparable_keys(own_keys, column(table, key, theirs), key, theirs, ours="the rows")
-        texts = _texts([column(table, one, theirs) for one in target], target)
-        said[name] = {one: text for one, text in zip(keys.to_pylist(), texts, strict=True) if text is not None}
+        texts = _texts([column(table, name, theirs) for name in target], target)
+        said[name] = {key_: text for key_, text in zip(keys.to_pylist(), texts, strict=True) if text is not None}
     values = own_keys.to_pylist()
     drawn = values if sample is None else draw_keys(values, sample, seed)
-    return sorted(((at, one) for at, one in enumerate(values) if one in drawn), key=lambda pair: pair[1]), said
+    return sorted(((at, value) for at, value in enumerate(values) if value in drawn), key=lambda pair: pair[1]), said
 
 
 def _texts(columns: Sequence[pa.Array], names: Sequence[str]) -> Iterator[str | None]:
     """What was said of each row, as text; None where nothing was. Several columns are one JSON object."""
-    for values in zip(*(one.to_pylist() for one in columns), strict=True):
+    for values in zip(*(values_.to_pylist() for values_ in columns), strict=True):
         if all(value is None for value in values):
             yield None
         elif len(values) > 1:

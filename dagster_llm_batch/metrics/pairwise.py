@@ -98,7 +98,7 @@ def compare_pairs(cases: pa.Table, verdicts: pa.Table, candidates: Sequence[str]
 
 def _pair(a: str, b: str, rows: Sequence[dict[str, str | None]], n_identical: int) -> Pairwise:
     """`rows`: the verdict of each row with `a` shown first, and with `b` shown first, by who was."""
-    both = Counter((one.get(a), one.get(b)) for one in rows if one.get(a) is not None and one.get(b) is not None)
+    both = Counter((row.get(a), row.get(b)) for row in rows if row.get(a) is not None and row.get(b) is not None)
     n_judged = sum(both.values())
     n_a, n_b, n_ties = both["A", "B"], both["B", "A"], both["tie", "tie"]
     n_compared = n_judged + n_identical
@@ -143,19 +143,19 @@ def pairwise_markdown(figures: Iterable[Pairwise]) -> str:
     return rows_markdown(
         [
             {
-                "a": one.a,
-                "b": one.b,
-                "a wins, ties half (95 %)": percent(one.win_rate_a, one.win_rate_a_low, one.win_rate_a_high),
-                "a : b": f"{one.n_a_wins:,} : {one.n_b_wins:,}",
-                "sign test p": f"{one.p_value:.2g}",
-                "ties": f"{one.n_ties:,}",
-                "identical": f"{one.n_identical:,}",
-                "inconsistent": share(one.n_inconsistent, one.n_judged),
-                "for the first shown (95 %)": percent(one.first_rate, one.first_rate_low, one.first_rate_high),
-                "always first : second": f"{one.n_both_first:,} : {one.n_both_second:,}",
-                "position p": figure(one.position_p_value),
-                "unjudged": f"{one.n_unjudged:,}",
+                "a": pair.a,
+                "b": pair.b,
+                "a wins, ties half (95 %)": percent(pair.win_rate_a, pair.win_rate_a_low, pair.win_rate_a_high),
+                "a : b": f"{pair.n_a_wins:,} : {pair.n_b_wins:,}",
+                "sign test p": f"{pair.p_value:.2g}",
+                "ties": f"{pair.n_ties:,}",
+                "identical": f"{pair.n_identical:,}",
+                "inconsistent": share(pair.n_inconsistent, pair.n_judged),
+                "for the first shown (95 %)": percent(pair.first_rate, pair.first_rate_low, pair.first_rate_high),
+                "always first : second": f"{pair.n_both_first:,} : {pair.n_both_second:,}",
+                "position p": figure(pair.position_p_value),
+                "unjudged": f"{pair.n_unjudged:,}",
             }
-            for one in figures
+            for pair in figures
         ]
     )

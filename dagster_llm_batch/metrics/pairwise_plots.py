@@ -37,7 +37,7 @@ def pairwise_png(figures: Sequence[Pairwise]) -> bytes:
 
     Raises ConfigError if none was.
     """
-    drawn = [one for one in figures if one.n_judged + one.n_identical][:MAX_PAIRS]
+    drawn = [pair for pair in figures if pair.n_judged + pair.n_identical][:MAX_PAIRS]
     if not drawn:
         raise ConfigError("No pair of candidates has rows that were judged: there is nothing to draw.")
     row, top, below = 0.98, 1.2, 0.1  # inches
@@ -47,8 +47,8 @@ def pairwise_png(figures: Sequence[Pairwise]) -> bytes:
     axes.set_axis_off()
     axes.set_xlim(0, 1)
     axes.set_ylim(len(drawn), 0)
-    for at, one in enumerate(drawn):
-        _bar(axes, type_, one, at)
+    for at, pair in enumerate(drawn):
+        _bar(axes, type_, pair, at)
     x = 0.05
     for name, color, width in (
         ("left wins", BLUE, 0.15),
@@ -63,23 +63,23 @@ def pairwise_png(figures: Sequence[Pairwise]) -> bytes:
     return png(figure)
 
 
-def _bar(axes: Axes, type_: Lettering, one: Pairwise, at: int) -> None:
-    total, left, y = one.n_judged + one.n_identical, 0.0, at + 0.5
+def _bar(axes: Axes, type_: Lettering, pair: Pairwise, at: int) -> None:
+    total, left, y = pair.n_judged + pair.n_identical, 0.0, at + 0.5
     for n, color, ink in (
-        (one.n_a_wins, BLUE, "white"),
-        (one.n_ties + one.n_identical, RULE, INK),
-        (one.n_inconsistent, AMBER, "white"),
-        (one.n_b_wins, PALETTE[2], "white"),
+        (pair.n_a_wins, BLUE, "white"),
+        (pair.n_ties + pair.n_identical, RULE, INK),
+        (pair.n_inconsistent, AMBER, "white"),
+        (pair.n_b_wins, PALETTE[2], "white"),
     ):
         width = n / total
         axes.barh(y, width, left=left, height=0.32, color=color)
         if width >= _NARROW:
             type_.text(axes, left + width / 2, y, f"{n:,}", size=9.5, color=ink, ha="center", va="center_baseline")
         left += width
-    type_.text(axes, 0, y - 0.27, type_.clean(one.a, CANDIDATE_CHARS), size=10, va="center")
-    type_.text(axes, 1, y - 0.27, type_.clean(one.b, CANDIDATE_CHARS), size=10, ha="right", va="center")
-    assert one.win_rate_a is not None  # as there are rows
-    said = [f"win rate, ties as half: {one.win_rate_a:.0%} to {1 - one.win_rate_a:.0%}"]
-    said += [f"verdicts for the answer shown first: {one.first_rate:.0%}"] if one.first_rate is not None else []
-    said += [f"not judged: {one.n_unjudged:,}"] if one.n_unjudged else []
+    type_.text(axes, 0, y - 0.27, type_.clean(pair.a, CANDIDATE_CHARS), size=10, va="center")
+    type_.text(axes, 1, y - 0.27, type_.clean(pair.b, CANDIDATE_CHARS), size=10, ha="right", va="center")
+    assert pair.win_rate_a is not None  # as there are rows
+    said = [f"win rate, ties as half: {pair.win_rate_a:.0%} to {1 - pair.win_rate_a:.0%}"]
+    said += [f"verdicts for the answer shown first: {pair.first_rate:.0%}"] if pair.first_rate is not None else []
+    said += [f"not judged: {pair.n_unjudged:,}"] if pair.n_unjudged else []
     type_.text(axes, 0, y + 0.29, "; ".join(said), size=8.5, color=MUTED, va="center")

@@ -31,14 +31,14 @@ def cost_per_1000_usd(evaluation: Evaluation) -> Decimal | None:
 
 def with_pareto_front(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, ...]:
     """The same, with `on_pareto_front` set among the candidates of each target."""
-    return tuple(replace(one, on_pareto_front=_on_front(one, evaluations)) for one in evaluations)
+    return tuple(replace(evaluation, on_pareto_front=_on_front(evaluation, evaluations)) for evaluation in evaluations)
 
 
-def _on_front(one: Evaluation, among: Sequence[Evaluation]) -> bool | None:
-    mine = _loss_and_cost(one)
+def _on_front(evaluation: Evaluation, among: Sequence[Evaluation]) -> bool | None:
+    mine = _loss_and_cost(evaluation)
     if mine is None:
         return None
-    others = [_loss_and_cost(other) for other in among if other.target == one.target and other is not one]
+    others = [_loss_and_cost(other) for other in among if other.target == evaluation.target and other is not evaluation]
     return not any(
         other is not None and other != mine and other[0] <= mine[0] and other[1] <= mine[1] for other in others
     )
@@ -53,26 +53,28 @@ def _loss_and_cost(evaluation: Evaluation) -> tuple[float, Decimal] | None:
 
 def bake_off_markdown(evaluations: Sequence[Evaluation]) -> str:
     """Quality, cost and latency of each candidate, the best first; targets one below the other."""
-    targets = list(dict.fromkeys(one.target for one in evaluations))
-    ranked = sorted(evaluations, key=lambda one: (targets.index(one.target), *_rank(one)))
-    return rows_markdown([_bake_off_row(one) for one in ranked])
+    targets = list(dict.fromkeys(evaluation.target for evaluation in evaluations))
+    ranked = sorted(evaluations, key=lambda evaluation: (targets.index(evaluation.target), *_rank(evaluation)))
+    return rows_markdown([_bake_off_row(evaluation) for evaluation in ranked])
 
 
-def _rank(one: Evaluation) -> tuple[bool, float]:
-    value = quality(one)
-    return (value is None, 0.0 if value is None else value if one.kind == "numeric" else -value)
+def _rank(evaluation: Evaluation) -> tuple[bool, float]:
+    value = quality(evaluation)
+    return (value is None, 0.0 if value is None else value if evaluation.kind == "numeric" else -value)
 
 
-def _bake_off_row(one: Evaluation) -> dict[str, str]:
-    cost = cost_per_1000_usd(one)
+def _bake_off_row(evaluation: Evaluation) -> dict[str, str]:
+    cost = cost_per_1000_usd(evaluation)
     return {
-        "target": one.target,
-        "candidate": one.candidate,
-        "model": ", ".join(one.models) or "-",
-        "prompt": ", ".join(one.prompt_versions) or "-",
-        "quality": f"{figure(one.mae)} MAE" if one.kind == "numeric" else percent(one.accuracy_all),
+        "target": evaluation.target,
+        "candidate": evaluation.candidate,
+        "model": ", ".join(evaluation.models) or "-",
+        "prompt": ", ".join(evaluation.prompt_versions) or "-",
+        "quality": f"{figure(evaluation.mae)} MAE"
+        if evaluation.kind == "numeric"
+        else percent(evaluation.accuracy_all),
         "USD / 1,000 rows": "not known" if cost is None else usd_text(cost),
-        "median wait": duration_text(one.latency_p50_seconds),
-        "95 % wait": duration_text(one.latency_p95_seconds),
-        "Pareto front": "-" if one.on_pareto_front is None else "yes" if one.on_pareto_front else "no",
+        "median wait": duration_text(evaluation.latency_p50_seconds),
+        "95 % wait": duration_text(evaluation.latency_p95_seconds),
+        "Pareto front": "-" if evaluation.on_pareto_front is None else "yes" if evaluation.on_pareto_front else "no",
     }

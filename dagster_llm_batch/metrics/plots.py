@@ -47,8 +47,8 @@ def pareto_png(evaluations: Sequence[Evaluation], target: str) -> bytes:
 
     Candidates without a known cost are listed only. Raises ConfigError if none has both.
     """
-    listed = [one for one in evaluations if one.target == target]
-    drawn = [one for one in listed if one.on_pareto_front is not None]
+    listed = [evaluation for evaluation in evaluations if evaluation.target == target]
+    drawn = [evaluation for evaluation in listed if evaluation.on_pareto_front is not None]
     if not drawn:
         raise ConfigError(f"Target '{target}' has no candidate with labels and a cost that is known in full.")
     is_numeric = listed[0].kind == "numeric"
@@ -57,11 +57,13 @@ def pareto_png(evaluations: Sequence[Evaluation], target: str) -> bytes:
     height = 0.95 + plot + below
     figure, type_ = blank(height)
     axes = figure.add_axes((0.1, below / height, 0.85, plot / height))
-    costs = [float(cost_per_1000_usd(one) or 0) for one in drawn]
-    heights = [quality(one) or 0.0 for one in drawn]
+    costs = [float(cost_per_1000_usd(evaluation) or 0) for evaluation in drawn]
+    heights = [quality(evaluation) or 0.0 for evaluation in drawn]
     positions = _cost_axis(axes, type_, costs)
     _quality_axis(axes, type_, heights, is_numeric=is_numeric)
-    front = sorted((x, y) for x, y, one in zip(positions, heights, drawn, strict=True) if one.on_pareto_front)
+    front = sorted(
+        (x, y) for x, y, evaluation in zip(positions, heights, drawn, strict=True) if evaluation.on_pareto_front
+    )
     axes.step(*zip(*front, strict=True), where="post", color=BLUE, linewidth=1.4, linestyle=(0, (4, 3)), zorder=2)
     marks: dict[tuple[float, float], list[int]] = {}
     for at, (x, y) in enumerate(zip(positions, heights, strict=True)):
@@ -92,19 +94,23 @@ def _candidates_list(figure: Figure, type_: Lettering, listed: Sequence[Evaluati
         (columns[5], "front", "right"),
     ):
         type_.text(figure, x, top, name, size=9, color=MUTED, ha=ha, va="center")
-    for at, one in enumerate(listed):
-        y, value, cost = top - row * (at + 1), quality(one), cost_per_1000_usd(one)
-        reached = "-" if value is None else f"{value:.3f}" if one.kind == "numeric" else f"{value:.1%}"
+    for at, evaluation in enumerate(listed):
+        y, value, cost = top - row * (at + 1), quality(evaluation), cost_per_1000_usd(evaluation)
+        reached = "-" if value is None else f"{value:.3f}" if evaluation.kind == "numeric" else f"{value:.1%}"
         cells = [
             (columns[0], str(at + 1), "left"),
-            (columns[1], type_.clean(one.candidate, 34), "left"),
+            (columns[1], type_.clean(evaluation.candidate, 34), "left"),
             (columns[2], reached, "right"),
             (columns[3], "not known" if cost is None else usd_text(cost), "right"),
-            (columns[4], duration_text(one.latency_p50_seconds), "right"),
-            (columns[5], "-" if one.on_pareto_front is None else "yes" if one.on_pareto_front else "no", "right"),
+            (columns[4], duration_text(evaluation.latency_p50_seconds), "right"),
+            (
+                columns[5],
+                "-" if evaluation.on_pareto_front is None else "yes" if evaluation.on_pareto_front else "no",
+                "right",
+            ),
         ]
         for x, text, ha in cells:
-            ink = BLUE if one.on_pareto_front else INK
+            ink = BLUE if evaluation.on_pareto_front else INK
             type_.text(figure, x, y, text, size=9.5, color=ink, ha=ha, va="center")
 
 

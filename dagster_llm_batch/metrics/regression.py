@@ -110,8 +110,12 @@ def regression_between(accepted: Joined, current: Joined, *, n_resamples: int = 
 
 def worse(regressions: Sequence[Regression]) -> list[Regression]:
     """Those that chance does not explain. The comparisons share ALPHA (Bonferroni)."""
-    compared = [one for one in regressions if one.p_worse is not None]
-    return [one for one in compared if one.p_worse is not None and one.p_worse < ALPHA / len(compared)]
+    compared = [regression for regression in regressions if regression.p_worse is not None]
+    return [
+        regression
+        for regression in compared
+        if regression.p_worse is not None and regression.p_worse < ALPHA / len(compared)
+    ]
 
 
 def regressions_to_arrow(regressions: Iterable[Regression]) -> pa.Table:
@@ -128,8 +132,10 @@ def _classes(accepted: Joined, current: Joined, n_resamples: int, seed: int) -> 
         from scipy.stats import binomtest  # noqa: PLC0415  # optional dependency
     both = pc.and_(accepted.has_row, current.has_row)
     before, after = (
-        np.asarray(pc.fill_null(pc.equal(one.predicted, one.gold), fill_value=False).filter(both), dtype=np.float64)
-        for one in (accepted, current)
+        np.asarray(
+            pc.fill_null(pc.equal(labels.predicted, labels.gold), fill_value=False).filter(both), dtype=np.float64
+        )
+        for labels in (accepted, current)
     )
     n, fixed, broken = len(before), int((after > before).sum()), int((after < before).sum())
     if not n:
@@ -145,8 +151,8 @@ def _numbers(accepted: Joined, current: Joined, n_resamples: int, seed: int) -> 
         import numpy as np  # noqa: PLC0415  # optional dependency
     both = pc.and_(accepted.predicted.is_valid(), current.predicted.is_valid())
     before, after = (
-        np.abs(np.asarray(pc.subtract(one.predicted, one.gold).filter(both), dtype=np.float64))
-        for one in (accepted, current)
+        np.abs(np.asarray(pc.subtract(labels.predicted, labels.gold).filter(both), dtype=np.float64))
+        for labels in (accepted, current)
     )
     n, fixed, broken = len(before), int((after < before).sum()), int((after > before).sum())
     if not n:
@@ -163,36 +169,36 @@ def regressions_markdown(regressions: Sequence[Regression]) -> str:
     return rows_markdown(
         [
             {
-                "candidate": one.candidate,
-                "target": one.target,
-                "accepted": ", ".join(one.accepted_versions) or "-",
-                "current": ", ".join(one.current_versions) or "-",
-                "rows": f"{one.n_both:,}",
-                **_change(one),
-                "fixed": f"{one.n_fixed:,}",
-                "broken": f"{one.n_broken:,}",
-                "p (worse)": _p_value(one),
+                "candidate": regression.candidate,
+                "target": regression.target,
+                "accepted": ", ".join(regression.accepted_versions) or "-",
+                "current": ", ".join(regression.current_versions) or "-",
+                "rows": f"{regression.n_both:,}",
+                **_change(regression),
+                "fixed": f"{regression.n_fixed:,}",
+                "broken": f"{regression.n_broken:,}",
+                "p (worse)": _p_value(regression),
             }
-            for one in regressions
+            for regression in regressions
         ]
     )
 
 
-def _p_value(one: Regression) -> str:
-    if one.p_worse is not None:
-        return f"{one.p_worse:.2g}"
-    return f"too few rows: {one.n_both} of {one.rows_wanted}" if one.n_both else "-"
+def _p_value(regression: Regression) -> str:
+    if regression.p_worse is not None:
+        return f"{regression.p_worse:.2g}"
+    return f"too few rows: {regression.n_both} of {regression.rows_wanted}" if regression.n_both else "-"
 
 
-def _change(one: Regression) -> dict[str, str]:
-    if one.kind == "numeric":
+def _change(regression: Regression) -> dict[str, str]:
+    if regression.kind == "numeric":
         return {
-            "then": f"{figure(one.accepted)} MAE",
-            "now": f"{figure(one.current)} MAE",
-            "change (95 %)": figure(one.change, one.change_low, one.change_high),
+            "then": f"{figure(regression.accepted)} MAE",
+            "now": f"{figure(regression.current)} MAE",
+            "change (95 %)": figure(regression.change, regression.change_low, regression.change_high),
         }
     return {
-        "then": percent(one.accepted),
-        "now": percent(one.current),
-        "change (95 %)": percent(one.change, one.change_low, one.change_high),
+        "then": percent(regression.accepted),
+        "now": percent(regression.current),
+        "change (95 %)": percent(regression.change, regression.change_low, regression.change_high),
     }

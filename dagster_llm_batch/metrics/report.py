@@ -67,11 +67,11 @@ def compare(
 
 def report_of(tallies: Sequence[Tally], *, n_resamples: int = 1000, seed: int = 0) -> EvaluationReport:
     """What counts alone say: all but agreements, which need the rows of both candidates side by side."""
-    categorical = [one for one in tallies if one.target.kind == "categorical"]
+    categorical = [counts for counts in tallies if counts.target.kind == "categorical"]
     return EvaluationReport(
-        evaluations=with_pareto_front([evaluate(one, n_resamples=n_resamples, seed=seed) for one in tallies]),
+        evaluations=with_pareto_front([evaluate(counts, n_resamples=n_resamples, seed=seed) for counts in tallies]),
         confusions=tuple(map(confusion, categorical)),
         per_class=pa.concat_tables([PER_CLASS_SCHEMA.empty_table(), *map(per_class, categorical)]),
         agreements=(),
-        calibrations=tuple(found for one in categorical if (found := calibration_of(one))),
+        calibrations=tuple(found for counts in categorical if (found := calibration_of(counts))),
     )

@@ -53,7 +53,7 @@ def score_rubric(
     for name in candidates:
         for criterion in criteria:
             values = [given[criterion][at[case_id]] for case_id in of[name] if case_id in at]
-            found.append(_rubric(name, criterion, len(of[name]), [one for one in values if one is not None]))
+            found.append(_rubric(name, criterion, len(of[name]), [value for value in values if value is not None]))
     return tuple(found)
 
 
@@ -89,13 +89,13 @@ def rubric_markdown(figures: Iterable[Rubric]) -> str:
     return rows_markdown(
         [
             {
-                "candidate": one.candidate,
-                "criterion": one.criterion,
-                "mean (95 %)": figure(one.mean, one.mean_low, one.mean_high),
-                "lowest": "-" if one.lowest is None else str(one.lowest),
-                "highest": "-" if one.highest is None else str(one.highest),
-                "scored": share(one.n_scored, one.n_cases),
+                "candidate": score.candidate,
+                "criterion": score.criterion,
+                "mean (95 %)": figure(score.mean, score.mean_low, score.mean_high),
+                "lowest": "-" if score.lowest is None else str(score.lowest),
+                "highest": "-" if score.highest is None else str(score.highest),
+                "scored": share(score.n_scored, score.n_cases),
             }
-            for one in figures
+            for score in figures
         ]
     )

@@ -136,7 +136,7 @@ def side_by_side(batch: pa.Table, realtime: pa.Table, *, key: str, targets: Sequ
     for name in targets:
         columns[name] = batch[name].combine_chunks()
         columns[f"{name}_realtime"] = realtime[name].combine_chunks().take(at)
-        said, says = (columns[one].cast(columns[name].type) for one in (name, f"{name}_realtime"))
+        said, says = (columns[column_name].cast(columns[name].type) for column_name in (name, f"{name}_realtime"))
         same = pc.and_(same, _same(said, says))
     columns["llm_same"] = pc.if_else(answered, same, pa.scalar(None, pa.bool_()))
     columns["llm_changed"] = pc.invert(same_request)
@@ -155,16 +155,16 @@ def skew_markdown(skews: Iterable[Skew]) -> str:
     return rows_markdown(
         [
             {
-                "target": one.target,
-                "same (95 %)": percent(one.agreement, one.agreement_low, one.agreement_high),
-                "rows": share(one.n_same, one.n_compared),
-                "Cohen's κ": figure(one.kappa),
-                "mean difference": figure(one.mean_difference),
-                "unanswered": f"{one.n_unanswered:,}",
-                "changed since": f"{one.n_changed:,}",
-                "model in batch": ", ".join(one.batch_models) or "-",
-                "in real time": ", ".join(one.realtime_models) or "-",
+                "target": skew.target,
+                "same (95 %)": percent(skew.agreement, skew.agreement_low, skew.agreement_high),
+                "rows": share(skew.n_same, skew.n_compared),
+                "Cohen's κ": figure(skew.kappa),
+                "mean difference": figure(skew.mean_difference),
+                "unanswered": f"{skew.n_unanswered:,}",
+                "changed since": f"{skew.n_changed:,}",
+                "model in batch": ", ".join(skew.batch_models) or "-",
+                "in real time": ", ".join(skew.realtime_models) or "-",
             }
-            for one in skews
+            for skew in skews
         ]
     )

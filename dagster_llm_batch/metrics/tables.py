@@ -115,17 +115,17 @@ def agreements_markdown(agreements: Sequence[Agreement]) -> str:
     return rows_markdown(
         [
             {
-                "a": one.a,
-                "b": one.b,
-                "target": one.target,
-                "both labeled": f"{one.n_both:,}",
-                "same label": share(one.n_same, one.n_both),
-                _KAPPA: figure(one.kappa),
-                "only a correct": f"{one.n_only_a_correct:,}",
-                "only b correct": f"{one.n_only_b_correct:,}",
-                "McNemar p": f"{one.p_value:.2g} ({one.test})",
+                "a": agreement.a,
+                "b": agreement.b,
+                "target": agreement.target,
+                "both labeled": f"{agreement.n_both:,}",
+                "same label": share(agreement.n_same, agreement.n_both),
+                _KAPPA: figure(agreement.kappa),
+                "only a correct": f"{agreement.n_only_a_correct:,}",
+                "only b correct": f"{agreement.n_only_b_correct:,}",
+                "McNemar p": f"{agreement.p_value:.2g} ({agreement.test})",
             }
-            for one in agreements
+            for agreement in agreements
         ]
     )
 

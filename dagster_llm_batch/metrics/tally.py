@@ -99,24 +99,24 @@ def total(parts: Sequence[Tally]) -> Tally:
     The caller knows that no key is in two parts. Raises InputError for parts that were joined with different gold.
     """
     first, n_gold = parts[0], parts[0].n_gold
-    if any(not one.gold.equals(first.gold) or one.n_gold_null != first.n_gold_null for one in parts):
+    if any(not part.gold.equals(first.gold) or part.n_gold_null != first.n_gold_null for part in parts):
         raise InputError(f"Parts of candidate '{first.candidate}' were joined with different gold rows.")
-    costs = [one.cost_usd for one in parts if one.cost_usd is not None]
+    costs = [part.cost_usd for part in parts if part.cost_usd is not None]
     return Tally(
         candidate=first.candidate,
         target=first.target,
         gold=first.gold,
-        cells=_added([one.cells for one in parts]),
-        waits=_added([one.waits for one in parts]),
-        n_absent=n_gold - sum(n_gold - one.n_absent for one in parts),
-        n_rejected=sum(one.n_rejected for one in parts),
-        n_empty=sum(one.n_empty for one in parts),
+        cells=_added([part.cells for part in parts]),
+        waits=_added([part.waits for part in parts]),
+        n_absent=n_gold - sum(n_gold - part.n_absent for part in parts),
+        n_rejected=sum(part.n_rejected for part in parts),
+        n_empty=sum(part.n_empty for part in parts),
         n_gold_null=first.n_gold_null,
-        n_ignored=sum(one.n_ignored for one in parts),
+        n_ignored=sum(part.n_ignored for part in parts),
         cost_usd=sum(costs, Decimal(0)) if costs else None,
-        n_cost_unknown=sum(one.n_cost_unknown for one in parts),
-        models=tuple(sorted({name for one in parts for name in one.models})),
-        prompt_versions=tuple(sorted({name for one in parts for name in one.prompt_versions})),
+        n_cost_unknown=sum(part.n_cost_unknown for part in parts),
+        models=tuple(sorted({name for part in parts for name in part.models})),
+        prompt_versions=tuple(sorted({name for part in parts for name in part.prompt_versions})),
     )
 
 

@@ -61,13 +61,13 @@ def drift_png(
     partitions = list(counts)[-MAX_PARTITIONS:]
     if not partitions:
         raise ConfigError(f"Candidate '{candidate}' has no labels of '{target}' to draw.")
-    figures = {one.partition: one for one in drifts if (one.candidate, one.target) == (candidate, target)}
+    figures = {drift.partition: drift for drift in drifts if (drift.candidate, drift.target) == (candidate, target)}
     totals: dict[str, int] = {}
     for partition in partitions:
         for class_, n in sorted(counts[partition].items()):
             totals[class_name(class_)] = totals.get(class_name(class_), 0) + n
     kept = sorted(sorted(totals, key=lambda name: -totals[name])[:_SERIES], key=list(totals).index)
-    series = {name: [_share(counts[one], name) for one in partitions] for name in kept}
+    series = {name: [_share(counts[partition], name) for partition in partitions] for name in kept}
     if len(kept) < len(totals):
         series[f"{len(totals) - len(kept)} others"] = [1 - sum(each) for each in zip(*series.values(), strict=True)]
 
@@ -85,13 +85,17 @@ def drift_png(
     top_axes.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"], **type_.style(size=9.5, color=MUTED))
     bare(top_axes, grid="y")
 
-    psi = [(x, one.psi, one) for x, p in enumerate(partitions) if (one := figures.get(p)) and one.psi is not None]
+    psi = [
+        (x, drift.psi, drift) for x, p in enumerate(partitions) if (drift := figures.get(p)) and drift.psi is not None
+    ]
     high = max([max_psi * 1.5, *(value * 1.25 for _, value, _ in psi)])
     axes.plot([x for x, _, _ in psi], [value for _, value, _ in psi], color=BLUE, linewidth=1.2, zorder=2)
-    for x, value, one in psi:
-        color = AMBER if one.drifted else BLUE
-        axes.plot([x], [value], marker="o", markersize=7 if one.drifted else 4.5, color=color, zorder=3, clip_on=False)
-    changed = [x for x, p in enumerate(partitions) if (one := figures.get(p)) and one.adwin_changed]
+    for x, value, drift in psi:
+        color = AMBER if drift.drifted else BLUE
+        axes.plot(
+            [x], [value], marker="o", markersize=7 if drift.drifted else 4.5, color=color, zorder=3, clip_on=False
+        )
+    changed = [x for x, p in enumerate(partitions) if (drift := figures.get(p)) and drift.adwin_changed]
     axes.plot(changed, [high * 0.94] * len(changed), marker="v", markersize=7, color=INK, linestyle="none", zorder=3)
     axes.axhline(max_psi, color=AMBER, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.set(xlim=(-0.6, max(len(partitions), _LEAST_PLACES) - 0.4), ylim=(0, high))
@@ -101,7 +105,7 @@ def drift_png(
     bare(axes, grid="y")
     _names_below(axes, type_, partitions)
     type_.text(figure, 0.012, (bottom + psi_inches / 2) / height, "PSI", size=10, color=MUTED, rotation=90, va="center")
-    drifted = sum(one.drifted for _, _, one in psi)
+    drifted = sum(drift.drifted for _, _, drift in psi)
     said = f"{drifted} of {len(partitions)} partitions have drifted (amber)"
     online = "; ▼: seen by ADWIN" if changed else ""
     what = f"{type_.clean(candidate, CANDIDATE_CHARS)}, {type_.clean(target, CANDIDATE_CHARS)}"
@@ -117,13 +121,13 @@ def costs_png(costs: Sequence[DayCost]) -> bytes:
     """
     if not costs:
         raise ConfigError("There are no costs to draw.")
-    last = max(one.day for one in costs)
-    first = max(min(one.day for one in costs), last - timedelta(days=MAX_PARTITIONS - 1))
+    last = max(cost.day for cost in costs)
+    first = max(min(cost.day for cost in costs), last - timedelta(days=MAX_PARTITIONS - 1))
     days = [first + timedelta(days=i) for i in range((last - first).days + 1)]
-    shown = [one for one in costs if one.day >= first]
+    shown = [cost for cost in costs if cost.day >= first]
     totals: dict[str, Decimal] = {}
-    for one in shown:
-        totals[one.dataset] = totals.get(one.dataset, Decimal(0)) + one.cost_usd
+    for cost in shown:
+        totals[cost.dataset] = totals.get(cost.dataset, Decimal(0)) + cost.cost_usd
     kept = sorted(sorted(totals, key=lambda name: -totals[name])[:_SERIES])
     names = [*kept, f"{len(totals) - len(kept)} others"] if len(kept) < len(totals) else kept
 
@@ -133,7 +137,7 @@ def costs_png(costs: Sequence[DayCost]) -> bytes:
     base = [0.0] * len(days)
     for name in names:
         spent = [
-            float(sum(one.cost_usd for one in shown if one.day == day and _shown_as(one, kept, names) == name))
+            float(sum(cost.cost_usd for cost in shown if cost.day == day and _shown_as(cost, kept, names) == name))
             for day in days
         ]
         color = PALETTE[kept.index(name)] if name in kept else MUTED
@@ -160,14 +164,14 @@ def costs_png(costs: Sequence[DayCost]) -> bytes:
     _names_below(axes, type_, [day.isoformat() for day in days])
     total, known = sum(totals.values(), Decimal(0)), [value for value in realtime if value is not None]
     said = f"{usd_text(total)} USD from {first} to {last}"
-    if known and len(known) == sum(any(one.day == day for one in shown) for day in days):
+    if known and len(known) == sum(any(cost.day == day for cost in shown) for day in days):
         said += f"; in real time it would have been {usd_text(sum(known, Decimal(0)))} (dashed)"
     headline(figure, type_, "Cost by day", said, height)
     return png(figure)
 
 
 def _share(here: Counts, name: str) -> float:
-    return sum(n for one, n in here.items() if class_name(one) == name) / sum(here.values())
+    return sum(n for class_, n in here.items() if class_name(class_) == name) / sum(here.values())
 
 
 def _shown_as(cost: DayCost, kept: Sequence[str], names: Sequence[str]) -> str:
@@ -175,7 +179,7 @@ def _shown_as(cost: DayCost, kept: Sequence[str], names: Sequence[str]) -> str:
 
 
 def _realtime(costs: Sequence[DayCost], day: date) -> Decimal | None:
-    of_day = [one.realtime_usd for one in costs if one.day == day]
+    of_day = [cost.realtime_usd for cost in costs if cost.day == day]
     known = [value for value in of_day if value is not None]
     return sum(known, Decimal(0)) if known and len(known) == len(of_day) else None
 

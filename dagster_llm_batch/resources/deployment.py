@@ -177,8 +177,8 @@ class LLMBatchResource(CheckedResource):
                     payloads=PayloadStore(payload_root),
                     namespace=self.namespace,
                     lease_wait_seconds=5.0,
-                    budgets=[one.rule() for one in self.budgets],
-                    queue_limits={name: one.rule() for name, one in self.queue_limits.items()},
+                    budgets=[budget.rule() for budget in self.budgets],
+                    queue_limits={name: queue_limit.rule() for name, queue_limit in self.queue_limits.items()},
                     transfers_at_once=self.transfers_at_once,
                 )
             )

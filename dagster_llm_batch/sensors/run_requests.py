@@ -40,15 +40,15 @@ class Group:
 
     @property
     def partitions(self) -> list[str | None]:
-        return [one.partition for one in self.ready]
+        return [ready.partition for ready in self.ready]
 
     @property
     def run_key(self) -> str:
-        return joined([one.run_key for one in self.ready])
+        return joined([partition.run_key for partition in self.ready])
 
     @property
     def lost(self) -> int:
-        return max(one.lost for one in self.ready)
+        return max(partition.lost for partition in self.ready)
 
     @property
     def selection(self) -> list[dg.AssetKey]:
@@ -61,7 +61,7 @@ class Group:
         return dict(zip(RANGE_TAGS, (str(self.partitions[0]), str(self.partitions[-1])), strict=True))
 
     def __str__(self) -> str:
-        ends = dict.fromkeys(str(one) for one in (self.partitions[0], self.partitions[-1]) if one is not None)
+        ends = dict.fromkeys(str(key) for key in (self.partitions[0], self.partitions[-1]) if key is not None)
         return " ".join([self.asset.to_user_string(), " to ".join(ends)]).rstrip()
 
 
@@ -69,16 +69,18 @@ def grouped(ready: Sequence[Ready], most: int) -> list[Group]:
     """Neighbouring partitions of an asset as one group, the rest alone; in the order of the first of each."""
     groups: list[Group] = []
     by_asset: dict[dg.AssetKey, list[Ready]] = defaultdict(list)
-    for one in ready:
-        by_asset[one.asset].append(one)
+    for partition in ready:
+        by_asset[partition.asset].append(partition)
     for asset, ones in by_asset.items():
-        groups += (Group(asset, [one]) for one in ones if one.index is None)
-        placed = sorted((one for one in ones if one.index is not None), key=lambda one: one.index or 0)
+        groups += (Group(asset, [partition]) for partition in ones if partition.index is None)
+        placed = sorted(
+            (partition for partition in ones if partition.index is not None), key=lambda partition: partition.index or 0
+        )
         for _, run in groupby(enumerate(placed), key=lambda pair: (pair[1].index or 0) - pair[0]):
-            members = [one for _, one in run]
+            members = [member for _, member in run]
             groups += (Group(asset, members[start : start + most]) for start in range(0, len(members), most))
-    order = {one: number for number, one in enumerate(ready)}
-    return sorted(groups, key=lambda group: min(order[one] for one in group.ready))
+    order = {partition: number for number, partition in enumerate(ready)}
+    return sorted(groups, key=lambda group: min(order[partition] for partition in group.ready))
 
 
 def joined(run_keys: Sequence[str]) -> str:

@@ -60,7 +60,7 @@ class Tick:
         self._began = monotonic()
         self._notes: dict[str, None] = {}
         self._troubles: dict[str, Exception] = {}
-        self._before = {one.submission.submission_id: one for one in self._progress()}
+        self._before = {progress.submission.submission_id: progress for progress in self._progress()}
         self._after: list[Progress] = []
         self._recovered = False
         self._runs: UnfinishedRuns | None = None
@@ -69,7 +69,7 @@ class Tick:
     def _progress(self) -> list[Progress]:
         """Undelivered submissions; those of other code locations on the same ledger are theirs to look after."""
         found = self._ledger.progress(self._engine.namespace, unreadable=self._unreadable)
-        return [one for one in found if one.submission.asset in self._labels]
+        return [progress for progress in found if progress.submission.asset in self._labels]
 
     def _unreadable(self, row_id: str, error: Exception) -> None:
         self._trouble(f"the ledger's row {row_id}", error)
@@ -109,7 +109,7 @@ class Tick:
     def poll(self) -> None:
         """Ask the providers about batches in flight whose turn it is."""
         flying = self._ledger.shards_in_flight(self._engine.namespace, unreadable=self._unreadable)
-        flying = [one for one in flying if one.submission_id in self._before]
+        flying = [shard for shard in flying if shard.submission_id in self._before]
         self._stop_late(flying)
         accounts = self._accounts({shard.provider for shard in flying})
         due: dict[str, list[Shard]] = defaultdict(list)
@@ -202,20 +202,20 @@ class Tick:
             self.note("not all runs in the queue were looked at")
         going = self._going(self._readable_labels())
         outlook = self._engine.outlook(self._unreadable)
-        going = [one for one in going if self._is_free(one, outlook)]
-        if turns := [one.submission_id for one in going if outlook.waited(one.submission_id)]:
+        going = [submission for submission in going if self._is_free(submission, outlook)]
+        if turns := [submission.submission_id for submission in going if outlook.waited(submission.submission_id)]:
             self._engine.note_turns(turns)
             outlook = self._engine.outlook(self._unreadable)
         found: dict[tuple[str, str], Ready] = {}
         for submission in going:
             with self._apart(self._place_of(submission)):
-                if (one := self._ready(submission, outlook)) is None:
+                if (ready := self._ready(submission, outlook)) is None:
                     continue
                 place = (submission.asset, submission.partition)
                 if (other := found.get(place)) is not None:  # an earlier submission of the partition is taken home too
-                    both = (*other.submissions, *one.submissions)
-                    one = replace(one, run_key=joined([other.run_key, one.run_key]), submissions=both)
-                found[place] = one
+                    both = (*other.submissions, *ready.submissions)
+                    ready = replace(ready, run_key=joined([other.run_key, ready.run_key]), submissions=both)
+                found[place] = ready
         return list(found.values())
 
     def _repository(self) -> dg.RepositoryDefinition:
@@ -225,11 +225,11 @@ class Tick:
     def _readable_labels(self) -> set[str]:
         """Assets whose partitions can be told: a definition of them may be the user's own."""
         readable = set()
-        for asset in dict.fromkeys(one.submission.asset for one in self._after):
+        for asset in dict.fromkeys(progress.submission.asset for progress in self._after):
             with self._apart(f"partitions of {asset}"):
                 _ = self._labels[asset].places
                 readable.add(asset)
-        self._after = [one for one in self._after if one.submission.asset in readable]
+        self._after = [progress for progress in self._after if progress.submission.asset in readable]
         return readable
 
     def _ready(self, submission: Submission, outlook: Outlook) -> Ready | None:
@@ -268,11 +268,11 @@ class Tick:
         home: set[str] = set()
         unknown: set[str] = set()
         settled: dict[str, list[Submission]] = defaultdict(list)
-        for one in moving:
-            if one.is_settled:
-                settled[one.asset].append(one)
+        for submission in moving:
+            if submission.is_settled:
+                settled[submission.asset].append(submission)
         for asset, submissions in settled.items():
-            late = {one.submission_id for one in submissions}
+            late = {submission.submission_id for submission in submissions}
             with self._apart(asset):
                 done, late = deliver_landed(self._context.instance, self._engine, submissions, self._has_time)
                 home |= done
@@ -281,9 +281,11 @@ class Tick:
             self.note(f"{len(unknown)} settled submissions wait for the next tick")
         after = self._progress() if self._recovered else self._after
         self._after = [
-            one for one in after if one.submission.submission_id not in home and one.submission.asset in readable
+            progress
+            for progress in after
+            if progress.submission.submission_id not in home and progress.submission.asset in readable
         ]
-        return [one for one in moving if one.submission_id not in home | unknown]
+        return [submission for submission in moving if submission.submission_id not in home | unknown]
 
     def _can_go(self, progress: Progress) -> bool:
         submission = progress.submission
@@ -335,17 +337,17 @@ class Tick:
     def observe(self) -> None:
         """Show in the UI what has moved notably in this tick: some of it where that is much."""
         shown = 0
-        for one in self._after:
+        for progress in self._after:
             if shown == self._bounds.observations or not self._has_time():
                 return
-            with self._apart(self._place_of(one.submission)):
-                shown += self._observed(one)
+            with self._apart(self._place_of(progress.submission)):
+                shown += self._observed(progress)
 
-    def _observed(self, one: Progress) -> bool:
-        submission = one.submission
+    def _observed(self, progress: Progress) -> bool:
+        submission = progress.submission
         before = self._before.get(submission.submission_id)
         provider = self._engine.providers.get(submission.provider)
-        if before is None or provider is None or not has_moved(before, one) or not self._exists(submission):
+        if before is None or provider is None or not has_moved(before, progress) or not self._exists(submission):
             return False
         status = self._engine.status(submission.submission_id)
         observation = dg.AssetObservation(
@@ -375,14 +377,14 @@ class Tick:
     def _paces(self, flying: list[Progress]) -> list[Pace]:
         usual: dict[str, timedelta | None] = {}
         found: list[Pace] = []
-        for one in flying:
-            with self._apart(self._place_of(one.submission)):
-                its_pace = pace(one, self._now)
+        for progress in flying:
+            with self._apart(self._place_of(progress.submission)):
+                its_pace = pace(progress, self._now)
                 if its_pace.per_minute is None:
-                    asset = one.submission.asset
+                    asset = progress.submission.asset
                     if asset not in usual:
                         usual[asset] = usual_of(self._ledger, self._engine.namespace, asset)
-                    its_pace = pace(one, self._now, usual[asset])
+                    its_pace = pace(progress, self._now, usual[asset])
                 found.append(its_pace)
         return found
 
@@ -405,10 +407,14 @@ def deliver_landed(
         for start in range(0, len(submissions), _AT_ONCE):
             some = submissions[start : start + _AT_ONCE]
             if not has_time():
-                unknown.update(one.submission_id for one in some)
+                unknown.update(submission.submission_id for submission in some)
                 continue
-            superseded = {one.submission_id for one in some if newest[one.partition] != one.submission_id}
-            rest = [one for one in some if one.submission_id not in superseded]
+            superseded = {
+                submission.submission_id
+                for submission in some
+                if newest[submission.partition] != submission.submission_id
+            }
+            rest = [submission for submission in some if submission.submission_id not in superseded]
             found = superseded | set(_materialized(instance, asset, rest))
             engine.ledger.mark_delivered(*found)
             home |= found
@@ -419,11 +425,11 @@ def _materialized(instance: dg.DagsterInstance, asset: str, submissions: Sequenc
     """Those of which the newest materialization of their partition is, by id."""
     if not submissions:
         return
-    wanted = {one.partition: one.submission_id for one in submissions}
+    wanted = {submission.partition: submission.submission_id for submission in submissions}
     records = dg.AssetRecordsFilter(
         dg.AssetKey.from_user_string(asset),
         asset_partitions=[partition for partition in wanted if partition] or None,
-        after_timestamp=(min(one.created_at for one in submissions) - _CLOCKS_APART).timestamp(),
+        after_timestamp=(min(submission.created_at for submission in submissions) - _CLOCKS_APART).timestamp(),
     )
     cursor: str | None = None
     while wanted:

@@ -91,8 +91,8 @@ def kafka_assets(
         def land(partition: str | None) -> Iterator[Any]:
             window = topic.window(partition)
             parts = list(topic.read(connection, window))
-            good = pa.Table.from_batches([one for one, _ in parts], topic.content.schema)
-            bad = pa.Table.from_batches([one for _, one in parts], REJECT_SCHEMA)
+            good = pa.Table.from_batches([part for part, _ in parts], topic.content.schema)
+            bad = pa.Table.from_batches([part for _, part in parts], REJECT_SCHEMA)
             _keep_what_landed(context, window, read.key, bad)
             for spec, table in ((read, good), (unread, bad)):
                 if spec.key in context.selected_asset_keys:
@@ -124,7 +124,9 @@ def _is_lost(row: Mapping[str, Any]) -> bool:
 
 
 def _metadata(window: KafkaWindow, table: pa.Table, rejects: pa.Table) -> dict[str, Any]:
-    rows: list[list[object]] = [[one.partition, one.start, one.end, one.end - one.start] for one in window.ranges]
+    rows: list[list[object]] = [
+        [offsets.partition, offsets.start, offsets.end, offsets.end - offsets.start] for offsets in window.ranges
+    ]
     shown = [name for name in table.column_names if name == KEY or not name.startswith("kafka_")]
     return {
         "dagster/partition_row_count": len(table),

@@ -87,7 +87,10 @@ def offsets_at(
         consumer.close()
     ends = {number: marks.end for number, marks in partitions.items()}
     return {
-        one.partition: min(one.offset, ends[one.partition]) if one.offset >= 0 else ends[one.partition] for one in found
+        position.partition: min(position.offset, ends[position.partition])
+        if position.offset >= 0
+        else ends[position.partition]
+        for position in found
     }
 
 
@@ -106,18 +109,20 @@ def resume(
     And how many offsets after its positions retention has deleted; with `stops_when_lost` they are a MessagesLostError.
     """
     begins, lost = {}, 0
-    for one in consumer.committed([confluent().TopicPartition(topic, number) for number in marks], timeout=timeout):
-        begin = marks[one.partition].begin
-        if 0 <= one.offset < begin:
+    for position in consumer.committed(
+        [confluent().TopicPartition(topic, number) for number in marks], timeout=timeout
+    ):
+        begin = marks[position.partition].begin
+        if 0 <= position.offset < begin:
             if stops_when_lost:
-                gone = OffsetRange(one.partition, one.offset, begin)
+                gone = OffsetRange(position.partition, position.offset, begin)
                 raise MessagesLostError(
                     f"{lost_text(topic, gone)}: they have no result. Give the KafkaTopic on_lost='record' to go on "
                     "after them. Keep messages longer (retention.ms), or run more processes."
                 )
-            lost += begin - one.offset
-        at = one.offset if one.offset >= 0 else (first or {}).get(one.partition, begin)
-        begins[one.partition] = max(at, begin)
+            lost += begin - position.offset
+        at = position.offset if position.offset >= 0 else (first or {}).get(position.partition, begin)
+        begins[position.partition] = max(at, begin)
     return begins, lost
 
 
@@ -148,8 +153,8 @@ class WindowReader:
         consumer = self._connection.consumer()
         try:
             with kafka_errors(f"Reading {self._window.key}"):
-                for one in self._window.ranges:
-                    self._begin(consumer, one)
+                for offsets in self._window.ranges:
+                    self._begin(consumer, offsets)
                 self._assign(consumer)
                 yield from self._read(consumer)
         finally:
@@ -183,7 +188,9 @@ class WindowReader:
 
     def _assign(self, consumer: Consumer) -> None:
         partition = confluent().TopicPartition
-        consumer.assign([partition(self._window.topic, one.partition, one.start) for one in self._open.values()])
+        consumer.assign(
+            [partition(self._window.topic, offsets.partition, offsets.start) for offsets in self._open.values()]
+        )
 
     def _read(self, consumer: Consumer) -> Iterator[list[Message]]:
         heard = monotonic()
@@ -232,8 +239,8 @@ def messages_from(connection: Connection, topic: str, begins: Mapping[int, int])
     What retention takes meanwhile is left out. A partition that ends before `begins` was made anew: all of it is read.
     """
     marks = sorted(watermarks(connection, topic).items())
-    starts = {number: begins.get(number, 0) if begins.get(number, 0) <= one.end else 0 for number, one in marks}
-    ranges = [OffsetRange(number, max(one.begin, starts[number]), one.end) for number, one in marks]
-    if ranges := [one for one in ranges if one.start < one.end]:
+    starts = {number: begins.get(number, 0) if begins.get(number, 0) <= mark.end else 0 for number, mark in marks}
+    ranges = [OffsetRange(number, max(mark.begin, starts[number]), mark.end) for number, mark in marks]
+    if ranges := [offsets for offsets in ranges if offsets.start < offsets.end]:
         for some in WindowReader(connection, KafkaWindow(topic, tuple(ranges)), stops_when_lost=False).messages():
             yield from some

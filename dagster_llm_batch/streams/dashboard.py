@@ -42,8 +42,8 @@ def stream_results(connection: Connection, topic: str, since: datetime | None = 
     """All results that the topic holds, or those produced since then, in the order of each partition."""
     begins = {} if since is None else offsets_at(connection, topic, watermarks(connection, topic), since)
     return [
-        read_result(one.value(), message_id(topic, one.partition() or 0, one.offset() or 0))
-        for one in messages_from(connection, topic, begins)
+        read_result(message.value(), message_id(topic, message.partition() or 0, message.offset() or 0))
+        for message in messages_from(connection, topic, begins)
     ]
 
 
@@ -90,10 +90,10 @@ def stream_dashboard_asset(
         known = {} if source is None or target is None else _truth(context, source, target)
         figures = stream_figures(found, known)
         metadata: dict[str, Any] = {"stream/figures": dg.MetadataValue.md(figures_markdown(figures))}
-        for one in figures:
+        for figure in figures:
             for field in ("per_second", "p50_ms", "p99_ms", "share", "truth_agreement"):
-                if (value := getattr(one, field)) is not None:
-                    metadata[f"stream/{one.by}/{field}"] = value
+                if (value := getattr(figure, field)) is not None:
+                    metadata[f"stream/{figure.by}/{field}"] = value
         if found:
             metadata["stream/picture"] = dg.MetadataValue.md(picture("latency and share", latency_png(found)))
         return Computed(table_of(figures, StreamFigures), metadata, _DOCS)
@@ -109,4 +109,4 @@ def _truth(context: dg.AssetExecutionContext, source: dg.AssetKey, target: str) 
     table: pa.Table = tables.read(source, None, None, [KEY, target], also=(WEIGHT,), hint="See truth= and target=.")
     refuse_weights(table, KEY, target)
     pairs = zip(table[KEY].to_pylist(), table[target].to_pylist(), strict=True)
-    return {str(one): str(label) for one, label in pairs if label is not None}
+    return {str(pair): str(label) for pair, label in pairs if label is not None}

@@ -32,15 +32,15 @@ class DriftWatch:
             from river.drift import ADWIN  # noqa: PLC0415 - an extra
         except ModuleNotFoundError as error:
             raise MissingExtraError("drift", "Watching a stream for drift") from error
-        signals = [*(f"share of {one}" for one in classes), "confidence", "known words", "length"]
+        signals = [*(f"share of {class_}" for class_ in classes), "confidence", "known words", "length"]
         self._classes = list(classes)
         each = delta / len(signals)
-        self._detectors: dict[str, Any] = {one: ADWIN(delta=each, clock=_MESSAGES_A_CHECK) for one in signals}
+        self._detectors: dict[str, Any] = {signal: ADWIN(delta=each, clock=_MESSAGES_A_CHECK) for signal in signals}
 
     def see(self, label: str, confidence: float, known: float, length: int) -> dict[str, int]:
         """Signals that are seen to have changed by now, each with how many messages ago that was, at most."""
         values = {
-            **{f"share of {one}": float(one == label) for one in self._classes},
+            **{f"share of {class_}": float(class_ == label) for class_ in self._classes},
             "confidence": confidence,
             "known words": known,
             "length": min(math.log1p(length) / 10, 1.0),  # ADWIN takes values of about 0 to 1

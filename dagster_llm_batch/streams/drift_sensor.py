@@ -41,9 +41,9 @@ class SeenEvents(BaseModel):
 def read_events(connection: Connection, topic: str, seen: SeenEvents) -> SeenEvents:
     """The same, with what the topic holds beyond."""
     upto, found = dict(seen.next), dict(seen.open)
-    for one in messages_from(connection, topic, seen.next):
-        number, offset = one.partition() or 0, one.offset() or 0
-        found[message_id(topic, number, offset)] = DriftEvent.model_validate_json(one.value() or b"")
+    for message in messages_from(connection, topic, seen.next):
+        number, offset = message.partition() or 0, message.offset() or 0
+        found[message_id(topic, number, offset)] = DriftEvent.model_validate_json(message.value() or b"")
         upto[number] = offset + 1
     return SeenEvents(next=upto, open=found)
 
@@ -81,7 +81,7 @@ def build_drift_sensor(
             f"labels {dataset.key.to_user_string()} have the partitions {dataset.partitions_def}. Give them "
             "partitions_def=topic.partitions_def."
         )
-    selection = [*(spec.key for one in also for spec in one.specs), dataset.batch_key]
+    selection = [*(spec.key for definition in also for spec in definition.specs), dataset.batch_key]
 
     def request(key: str, id_: str, event: DriftEvent) -> dg.RunRequest:
         told = {"kafka/drift_event": id_, "kafka/drift_signals": ", ".join(event.signals)[:200]}
@@ -104,20 +104,22 @@ def build_drift_sensor(
     def drift_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         connection = kafka_of(context.resources, topic.resource_key)
         seen = read_events(connection, events, _seen(context.cursor))
-        open_ = {id_: one for id_, one in seen.open.items() if one.topic == topic.name}
+        open_ = {id_: event for id_, event in seen.open.items() if event.topic == topic.name}
         known = _windows(context.instance, topic) if open_ else []
         there = context.instance.get_materialized_partitions(dataset.batch_key) if open_ else set()
         asked = asked_for(context) if open_ else set()
         due: dict[str, str] = {}  # the window's key, and the event that it is of
         for window in known:
-            of = [id_ for id_, one in open_.items() if _overlaps(window, one, after)]
+            of = [id_ for id_, event in open_.items() if _overlaps(window, event, after)]
             if of and window.key not in there and _run_key(window.key) not in asked:
                 due[window.key] = of[0]
         now = dict(islice(due.items(), _RUNS_A_TICK))
         ended = positions(topic.name, [window.key for window in known])
         later = {id_ for key, id_ in due.items() if key not in now}
         open_ = {
-            id_: one for id_, one in open_.items() if id_ in later or ended.get(one.partition, 0) <= one.offset + after
+            id_: event
+            for id_, event in open_.items()
+            if id_ in later or ended.get(event.partition, 0) <= event.offset + after
         }
         return dg.SensorResult(
             run_requests=[request(key, id_, seen.open[id_]) for key, id_ in now.items()],
@@ -150,6 +152,8 @@ def _run_key(window_key: str) -> str:
 
 def _overlaps(window: KafkaWindow, event: DriftEvent, after: int) -> bool:
     return window.topic == event.topic and any(
-        one.partition == event.partition and one.start <= event.offset + after and event.first_offset < one.end
-        for one in window.ranges
+        offsets.partition == event.partition
+        and offsets.start <= event.offset + after
+        and event.first_offset < offsets.end
+        for offsets in window.ranges
     )

@@ -47,20 +47,22 @@ class StreamFigures:
 
 def stream_figures(results: Iterable[StreamResult], truth: Mapping[str, str]) -> list[StreamFigures]:
     """Of all results, then of each lane. `truth`: labels by message_id."""
-    last = {one.message_id: one for one in results}
+    last = {result.message_id: result for result in results}
     groups: dict[str, list[StreamResult]] = {"all": list(last.values())}
-    for one in last.values():
-        groups.setdefault(one.by, []).append(one)
+    for result in last.values():
+        groups.setdefault(result.by, []).append(result)
     order = [name for name in ("all", "student", "llm", "none") if name in groups]
     return [_figures(name, groups[name], len(last), truth) for name in order]
 
 
 def _figures(by: str, results: Sequence[StreamResult], total: int, truth: Mapping[str, str]) -> StreamFigures:
-    done = sorted(one.done_ms for one in results)
+    done = sorted(result.done_ms for result in results)
     waits = latencies(results)
-    asked = [one for one in results if one.by == "llm" and one.student_label is not None]
-    known = [one for one in results if one.message_id in truth and one.label is not None]
-    prices = [None if one.cost_usd is None else Decimal(one.cost_usd) for one in results if one.by != "none"]
+    asked = [result for result in results if result.by == "llm" and result.student_label is not None]
+    known = [result for result in results if result.message_id in truth and result.label is not None]
+    prices = [
+        None if result.cost_usd is None else Decimal(result.cost_usd) for result in results if result.by != "none"
+    ]
     cost = None if None in prices else sum(filter(None, prices), Decimal(0))
     return StreamFigures(
         by=by,
@@ -70,9 +72,9 @@ def _figures(by: str, results: Sequence[StreamResult], total: int, truth: Mappin
         p50_ms=_quantile(waits, 0.5),
         p99_ms=_quantile(waits, 0.99),
         n_student=len(asked),
-        student_agreement=_part(one.student_label == one.label for one in asked),
+        student_agreement=_part(result.student_label == result.label for result in asked),
         n_truth=len(known),
-        truth_agreement=_part(truth[one.message_id] == one.label for one in known),
+        truth_agreement=_part(truth[result.message_id] == result.label for result in known),
         cost_usd=cost,
         cost_per_1000_usd=None if cost is None or not results else cost * _ROWS_OF_A_PRICE / len(results),
     )
@@ -80,7 +82,7 @@ def _figures(by: str, results: Sequence[StreamResult], total: int, truth: Mappin
 
 def latencies(results: Sequence[StreamResult]) -> list[int]:
     """Milliseconds from each message to its result, sorted; at least 0, as clocks differ."""
-    return sorted(max(0, one.done_ms - one.since_ms) for one in results if one.since_ms is not None)
+    return sorted(max(0, result.done_ms - result.since_ms) for result in results if result.since_ms is not None)
 
 
 def _quantile(values: Sequence[int], part: float) -> float | None:
@@ -97,17 +99,17 @@ def figures_markdown(figures: Sequence[StreamFigures]) -> str:
     return rows_markdown(
         [
             {
-                "answered by": one.by,
-                "results": f"{one.n:,}",
-                "share": percent(one.share, None, None),
-                "per second": "-" if one.per_second is None else f"{one.per_second:,.0f}",
-                "p50 ms": "-" if one.p50_ms is None else f"{one.p50_ms:,.0f}",
-                "p99 ms": "-" if one.p99_ms is None else f"{one.p99_ms:,.0f}",
-                "student as LLM": _agreed(one.student_agreement, one.n_student),
-                "as truth": _agreed(one.truth_agreement, one.n_truth),
-                "USD per 1,000": "-" if one.cost_per_1000_usd is None else f"{one.cost_per_1000_usd:.6f}",
+                "answered by": row.by,
+                "results": f"{row.n:,}",
+                "share": percent(row.share, None, None),
+                "per second": "-" if row.per_second is None else f"{row.per_second:,.0f}",
+                "p50 ms": "-" if row.p50_ms is None else f"{row.p50_ms:,.0f}",
+                "p99 ms": "-" if row.p99_ms is None else f"{row.p99_ms:,.0f}",
+                "student as LLM": _agreed(row.student_agreement, row.n_student),
+                "as truth": _agreed(row.truth_agreement, row.n_truth),
+                "USD per 1,000": "-" if row.cost_per_1000_usd is None else f"{row.cost_per_1000_usd:.6f}",
             }
-            for one in figures
+            for row in figures
         ]
     )
 
@@ -122,15 +124,15 @@ def latency_png(results: Sequence[StreamResult]) -> bytes:
     """
     with evaluation_extra("Drawing a stream"):
         figure_, lettering = blank(5.6)
-    last = {one.message_id: one for one in results}
-    kept = sorted(last.values(), key=lambda one: one.since_ms or one.done_ms)
+    last = {result.message_id: result for result in results}
+    kept = sorted(last.values(), key=lambda result: result.since_ms or result.done_ms)
     headline(figure_, lettering, "A stream, labeled", f"{len(kept):,} messages", 5.6)
     top = figure_.add_axes((0.1, 0.50, 0.85, 0.33))
     for number, (by, color) in enumerate((("student", BLUE), ("llm", AMBER), ("none", MUTED))):
-        waits = latencies([one for one in kept if one.by == by])
+        waits = latencies([result for result in kept if result.by == by])
         if waits:
             shares = [(at + 1) / len(waits) for at in range(len(waits))]
-            top.plot([max(one, 1) for one in waits], shares, color=color, linewidth=2)
+            top.plot([max(wait, 1) for wait in waits], shares, color=color, linewidth=2)
             lettering.text(figure_, 0.38 + 0.1 * number, 0.845, by, color=color, size=10)
     top.set_xscale("log")
     top.xaxis.set_major_formatter("{x:,.0f}")
@@ -140,7 +142,7 @@ def latency_png(results: Sequence[StreamResult]) -> bytes:
     below = figure_.add_axes((0.1, 0.08, 0.85, 0.27))
     size = max(1, -(-len(kept) // 20))
     parts = [kept[at : at + size] for at in range(0, len(kept), size)]
-    shares = [Counter(one.by for one in part)["llm"] / len(part) for part in parts]
+    shares = [Counter(result.by for result in part)["llm"] / len(part) for part in parts]
     below.bar(range(len(parts)), shares, color=AMBER, width=0.8)
     below.set_ylim(0, 1.02)
     below.set_xticks([])

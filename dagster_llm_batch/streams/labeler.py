@@ -166,7 +166,9 @@ class StreamLabeler:
     def _begin(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
         """Where to read on: after what the group has committed, or what the batch layer has, or from the beginning."""
         name, seconds = self._topic.name, self._connection.timeout_seconds
-        marks = {one.partition: watermarks_in(consumer, name, one.partition, seconds) for one in partitions}
+        marks = {
+            partition.partition: watermarks_in(consumer, name, partition.partition, seconds) for partition in partitions
+        }
         stops = self._topic.on_lost == "stop"
         begins, lost = resume(consumer, name, marks, seconds, stops_when_lost=stops, first=self._first)
         self.counts.lost += lost
@@ -189,7 +191,7 @@ class StreamLabeler:
             produce(producer, self._results, results)
             produce(producer, self._review, review)
             produce(producer, self._events, events)
-            ends = {(one.topic(), one.partition()): (one.offset() or 0) + 1 for one in messages}
+            ends = {(message.topic(), message.partition()): (message.offset() or 0) + 1 for message in messages}
             offsets = [confluent().TopicPartition(*place, offset) for place, offset in ends.items()]
             producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata(), seconds)
         self.counts.messages += len(messages)
@@ -199,7 +201,7 @@ class StreamLabeler:
 
     def _answers(self, messages: Sequence[Message]) -> tuple[list[Outgoing], list[Outgoing], list[Outgoing]]:
         readable, rejects = self._topic.content.read(messages)
-        by_place = {(one.partition(), one.offset()): one for one in messages}
+        by_place = {(message.partition(), message.offset()): message for message in messages}
         results = [
             outgoing(
                 StreamResult(
@@ -265,7 +267,9 @@ def _sent_on(message: Message, said: StreamResult, reason: str) -> Outgoing:
     """The message as it came, with what is known of it in headers."""
     value, key = message.value(), message.key()
     since = str(said.since_ms or "")
-    headers: list[Any] = [one for one in message.headers() or [] if one[0] not in (SOURCE, REASON, SAID, SINCE)]
+    headers: list[Any] = [
+        header for header in message.headers() or [] if header[0] not in (SOURCE, REASON, SAID, SINCE)
+    ]
     headers += [(SOURCE, said.message_id.encode()), (REASON, reason.encode()), (SINCE, since.encode())]
     told = {"student": said.student, "student_label": said.student_label, "confidence": said.confidence}
     headers.append((SAID, json.dumps(told).encode()))

@@ -95,7 +95,7 @@ class RealTimeLane:
                 while True:
                     marks = watermarks_of(consumer, self._review.name, seconds)
                     begins, _ = resume(consumer, self._review.name, marks, seconds, stops_when_lost=stops)
-                    waiting = sum(one.end - begins[number] for number, one in marks.items())
+                    waiting = sum(mark.end - begins[number] for number, mark in marks.items())
                     if until(waiting):
                         return answered
                     window = (None if has_looked else self._unfinished(begins)) or self._next(begins, marks)
@@ -104,7 +104,10 @@ class RealTimeLane:
                         time.sleep(self._poll)
                         continue
                     results, submission_id = self._answers(window)
-                    ends = [confluent().TopicPartition(window.topic, one.partition, one.end) for one in window.ranges]
+                    ends = [
+                        confluent().TopicPartition(window.topic, offsets.partition, offsets.end)
+                        for offsets in window.ranges
+                    ]
                     with transaction(producer, seconds):
                         produce(producer, self._results, results)
                         producer.send_offsets_to_transaction(ends, consumer.consumer_group_metadata(), seconds)
@@ -123,20 +126,20 @@ class RealTimeLane:
             if submission.asset != self._name:
                 continue
             window = KafkaWindow.parse(submission.partition)
-            if all(one.end <= begins.get(one.partition, 0) for one in window.ranges):
+            if all(offsets.end <= begins.get(offsets.partition, 0) for offsets in window.ranges):
                 self._engine.ledger.mark_delivered(submission.submission_id)
-            elif all(one.start <= begins.get(one.partition, -1) for one in window.ranges):
+            elif all(offsets.start <= begins.get(offsets.partition, -1) for offsets in window.ranges):
                 found = window  # also where retention has deleted its first messages meanwhile
         return found
 
     def _next(self, begins: Mapping[int, int], marks: Mapping[int, Watermarks]) -> KafkaWindow | None:
-        ends = {number: one.end for number, one in marks.items()}
+        ends = {number: mark.end for number, mark in marks.items()}
         return next(cut_windows(self._review.name, begins, ends, self._at_once, rest=True), None)
 
     def _answers(self, window: KafkaWindow) -> tuple[list[Outgoing], str | None]:
         """A result for each message of the window, and its submission, if there was something to ask."""
         parts = list(self._review.read(self._connection, window))
-        rows = pa.Table.from_batches([one for one, _ in parts])
+        rows = pa.Table.from_batches([part for part, _ in parts])
         results = [_result(row, None, reason=row["reason"]) for _, rejects in parts for row in rejects.to_pylist()]
         if not len(rows):
             return results, None
@@ -152,7 +155,7 @@ class RealTimeLane:
 
 
 def _result(row: Mapping[str, Any], said: Mapping[str, Any] | None, target: str = "", reason: str = "") -> Outgoing:
-    headers = {one["name"]: one["value"] for one in row["kafka_headers"] or ()}
+    headers = {header["name"]: header["value"] for header in row["kafka_headers"] or ()}
     since = headers.get(SINCE)
     student = json.loads(headers.get(SAID, b"{}"))
     good = said is not None and said["llm_outcome"] == Outcome.SUCCEEDED.value

@@ -98,7 +98,11 @@ class Content:
         return readable, pa.RecordBatch.from_pylist(rejects, schema=REJECT_SCHEMA)
 
     def _identified(self, row: dict[str, Any]) -> dict[str, Any]:
-        given = [_text(one["value"]) for one in row["kafka_headers"] if one["name"] == self._id_header and one["value"]]
+        given = [
+            _text(header["value"])
+            for header in row["kafka_headers"]
+            if header["name"] == self._id_header and header["value"]
+        ]
         return {**row, KEY: given[-1]} if given and given[-1] else row
 
     def _key(self, message: Message) -> tuple[str | bytes | None, str | None]:
@@ -119,7 +123,7 @@ class Content:
             for reason, text in zip(none, texts, strict=True)
         ]
         reading = self._reader.read(texts, [])
-        reasons = [one or other for one, other in zip(undecoded, reading.reasons, strict=True)]
+        reasons = [reason or other for reason, other in zip(undecoded, reading.reasons, strict=True)]
         return [column.combine_chunks() for column in reading.columns.columns], reasons
 
 
@@ -127,13 +131,13 @@ def lost_rows(topic: str, lost: Sequence[OffsetRange]) -> pa.RecordBatch:
     """One row for each range that is gone."""
     rows = [
         {
-            KEY: f"{message_id(topic, one.partition, one.start)}..{one.end - 1}",
-            "kafka_partition": one.partition,
-            "kafka_offset": one.start,
-            "offsets": one.end - one.start,
-            "reason": lost_text(topic, one),
+            KEY: f"{message_id(topic, offsets.partition, offsets.start)}..{offsets.end - 1}",
+            "kafka_partition": offsets.partition,
+            "kafka_offset": offsets.start,
+            "offsets": offsets.end - offsets.start,
+            "reason": lost_text(topic, offsets),
         }
-        for one in lost
+        for offsets in lost
     ]
     return pa.RecordBatch.from_pylist(rows, schema=REJECT_SCHEMA)
 

@@ -134,11 +134,11 @@ def produce(producer: Producer, topic: str, messages: Sequence[Outgoing]) -> Non
         if error is not None and error.name() not in _ABORTED:
             raise as_ours(error, f"Producing to topic '{topic}'")  # from whatever call serves this report
 
-    for one in messages:
-        given: dict[str, Any] = {"key": one.key, "headers": list(one.headers), "on_delivery": delivered}
+    for message in messages:
+        given: dict[str, Any] = {"key": message.key, "headers": list(message.headers), "on_delivery": delivered}
         try:
-            producer.produce(topic, one.value, **given)
+            producer.produce(topic, message.value, **given)
         except BufferError:  # the client's queue is full
             producer.flush(30)
-            producer.produce(topic, one.value, **given)
+            producer.produce(topic, message.value, **given)
         producer.poll(0)

@@ -125,7 +125,7 @@ def _out_of_fold_labels(table: pa.Table, key: str, text: str, target: str, seed:
     began = datetime.now(UTC)
     at, labels, confidences = out_of_fold(table[text].to_pylist(), table[target].to_pylist(), seed=seed)
     ended = datetime.now(UTC)
-    truth = [table[target][one].as_py() for one in at]
+    truth = [table[target][row].as_py() for row in at]
     n = len(at)
     when = pa.timestamp("us", "UTC")
     said = pa.table(
@@ -140,5 +140,5 @@ def _out_of_fold_labels(table: pa.Table, key: str, text: str, target: str, seed:
             "llm_completed_at": pa.array([ended] * n, when),
         }
     )
-    same = sum(one == other for one, other in zip(labels, truth, strict=True))
+    same = sum(label == other for label, other in zip(labels, truth, strict=True))
     return Computed(said, {"student/agreement_with_llm": same / n, "student/rows_compared": n}, _DOCS)

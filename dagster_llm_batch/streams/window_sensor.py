@@ -82,7 +82,7 @@ def build_kafka_sensor(
             boundary = datetime.fromtimestamp(now.timestamp() // every.total_seconds() * every.total_seconds(), UTC)
             return offsets_at(connection, topic.name, marks, boundary), True
         old = offsets_at(connection, topic.name, marks, now - max_wait)
-        return {number: one.end for number, one in marks.items()}, any(begins[one] < old[one] for one in old)
+        return {number: mark.end for number, mark in marks.items()}, any(begins[mark] < old[mark] for mark in old)
 
     @dg.sensor(
         name=name or f"kafka_{''.join(c if c.isalnum() else '_' for c in topic.name)}_sensor",
@@ -99,7 +99,7 @@ def build_kafka_sensor(
         known = list(context.instance.get_dynamic_partitions(partitions_name))
         marks = watermarks(connection, topic.name)
         ended = _ended(topic, known, context.cursor)
-        begins = {number: one.begin for number, one in marks.items()}
+        begins = {number: mark.begin for number, mark in marks.items()}
         if start is not None:
             begins = {
                 number: max(begins[number], at)
@@ -132,7 +132,7 @@ def build_kafka_sensor(
 
 
 def _wanted(topic: KafkaTopic, target: Sequence[dg.AssetsDefinition]) -> list[dg.AssetKey]:
-    specs = [spec for one in target for spec in one.specs if spec.tags.get(ROLE_TAG) not in _LANDED_LATER]
+    specs = [spec for definition in target for spec in definition.specs if spec.tags.get(ROLE_TAG) not in _LANDED_LATER]
     for spec in specs:
         if spec.partitions_def != topic.partitions_def:
             raise ConfigError(
@@ -189,5 +189,5 @@ def asked_for(context: dg.SensorEvaluationContext) -> set[str]:
 
 
 def _waiting(begins: Mapping[int, int], marks: Mapping[int, Watermarks]) -> str:
-    waiting = sum(max(0, one.end - begins[number]) for number, one in marks.items())
+    waiting = sum(max(0, mark.end - begins[number]) for number, mark in marks.items())
     return f"{waiting} offsets wait for a window" if waiting else "nothing new"

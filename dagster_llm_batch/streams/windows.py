@@ -47,8 +47,12 @@ class KafkaWindow:
     ranges: tuple[OffsetRange, ...]
 
     def __post_init__(self) -> None:
-        numbers = [one.partition for one in self.ranges]
-        if not self.ranges or numbers != sorted(set(numbers)) or any(one.start >= one.end for one in self.ranges):
+        numbers = [offsets.partition for offsets in self.ranges]
+        if (
+            not self.ranges
+            or numbers != sorted(set(numbers))
+            or any(offsets.start >= offsets.end for offsets in self.ranges)
+        ):
             told = "_".join(map(str, self.ranges))
             raise InputError(f"'{told}' is no window: it has ranges, each of one offset at least, by partition.")
 
@@ -60,7 +64,7 @@ class KafkaWindow:
     @property
     def offsets(self) -> int:
         """How many offsets it spans: as many messages, or fewer, since not every offset is a message."""
-        return sum(one.end - one.start for one in self.ranges)
+        return sum(offsets.end - offsets.start for offsets in self.ranges)
 
     @classmethod
     def parse(cls, key: str) -> KafkaWindow:
@@ -72,7 +76,7 @@ class KafkaWindow:
                 f"{key!r} is no window of a topic. A window is written as in 'tweets@0.100-250_1.80-240': topic, then "
                 "partition.start-end for each partition; the end itself does not belong to it."
             )
-        return cls(topic, tuple(OffsetRange(*map(int, one.groups())) for one in found if one is not None))
+        return cls(topic, tuple(OffsetRange(*map(int, match.groups())) for match in found if match is not None))
 
 
 def check_topic(name: str) -> str:
@@ -90,8 +94,8 @@ def positions(topic: str, keys: Iterable[str]) -> dict[int, int]:
     by_partition: dict[int, list[tuple[OffsetRange, str]]] = {}
     for key in keys:
         if key.startswith(f"{topic}@"):
-            for one in KafkaWindow.parse(key).ranges:
-                by_partition.setdefault(one.partition, []).append((one, key))
+            for offsets in KafkaWindow.parse(key).ranges:
+                by_partition.setdefault(offsets.partition, []).append((offsets, key))
     ends = {}
     for partition, found in by_partition.items():
         found.sort()
@@ -118,14 +122,14 @@ def cut_windows(
     for partition in sorted(ends):
         start = begins.get(partition, 0)
         while start < ends[partition]:
-            one = OffsetRange(partition, start, min(start + room, ends[partition]))
-            if ranges and len(KafkaWindow(topic, (*ranges, one)).key) > _MAX_KEY_CHARS:
+            offsets = OffsetRange(partition, start, min(start + room, ends[partition]))
+            if ranges and len(KafkaWindow(topic, (*ranges, offsets)).key) > _MAX_KEY_CHARS:
                 yield KafkaWindow(topic, tuple(ranges))
                 ranges, room = [], max_messages
                 continue
-            ranges.append(one)
-            room -= one.end - one.start
-            start = one.end
+            ranges.append(offsets)
+            room -= offsets.end - offsets.start
+            start = offsets.end
             if not room:
                 yield KafkaWindow(topic, tuple(ranges))
                 ranges, room = [], max_messages
