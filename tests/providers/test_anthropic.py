@@ -7,20 +7,16 @@ import json
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import anthropic
 import pytest
 from sample_batches import batch_file, odd_server
 
 from dagster_llm_batch.errors import (
     AmbiguousError,
     ConfigError,
-    CredentialsError,
-    ProviderError,
     RefusedError,
     TransientError,
 )
@@ -34,8 +30,6 @@ from dagster_llm_batch.testing.emulator import (
     ManualClock,
     RowFault,
     WireFault,
-    lost_create_reply,
-    rate_limited,
 )
 from dagster_llm_batch.types import (
     Absent,
@@ -122,34 +116,6 @@ def test_the_create_call_sends_the_body_that_the_sdk_would_send():
     assert headers["x-stainless-retry-count"] == "0"
 
 
-@pytest.mark.parametrize("how", ["500", "close", "hang"])
-def test_a_lost_reply_is_ambiguous_and_the_batch_is_found_when_it_has_ended(emulator, how):
-    provider = over(emulator, timeout_seconds=1.0)
-    emulator.inject(lost_create_reply(how, route=CREATE))
-    with pytest.raises(AmbiguousError):
-        submit(provider)
-    (batch,) = emulator.books.batches
-    assert emulator.books.creates_seen == 1
-    assert provider.find("tag", hints()) == Undecided((batch.id,))
-    emulator.settle()
-    assert provider.find("tag", hints()) == Found(batch.id)
-
-
-@pytest.mark.parametrize("status", [408, 409, 500, 502, 503, 504, 529])
-def test_a_create_answered_with_a_status_that_says_nothing_is_ambiguous_and_made_once(emulator, provider, status):
-    emulator.inject(WireFault(kind="status", route=CREATE, status=status))
-    with pytest.raises(AmbiguousError, match="Look for the batch"):
-        submit(provider)
-    assert emulator.books.creates_seen == 1
-    assert provider.find("tag", hints()) == Absent()
-
-
-def test_a_create_whose_reply_is_cut_is_ambiguous(emulator, provider):
-    emulator.inject(WireFault(kind="cut", route=CREATE))
-    with pytest.raises(AmbiguousError):
-        submit(provider)
-
-
 @pytest.mark.parametrize("reply", [b"<html>ok</html>", b"{", b"[]", b"{}", b'{"id":7}'])
 def test_a_create_whose_reply_names_no_batch_is_ambiguous(reply):
     with odd_server(lambda *_: reply) as url, pytest.raises(AmbiguousError):
@@ -163,21 +129,6 @@ def test_a_body_that_was_not_sent_whole_made_no_batch(emulator, provider):
     assert emulator.books.batches == []
 
 
-def test_too_many_requests_means_not_created_and_says_how_long_to_wait(emulator, provider):
-    emulator.inject(rate_limited(CREATE, retry_after=7))
-    with pytest.raises(TransientError) as caught:
-        submit(provider)
-    assert caught.value.retry_after_seconds == 7
-    assert emulator.books.batches == []
-
-
-@pytest.mark.parametrize("status", [400, 404, 413, 422])
-def test_a_refused_create_is_refused(emulator, provider, status):
-    emulator.inject(WireFault(kind="status", route=CREATE, status=status, message="No."))
-    with pytest.raises(RefusedError, match=r"No\."):
-        submit(provider)
-
-
 def test_a_wrong_custom_id_is_refused_at_once_with_the_vendors_words(emulator, provider):
     with pytest.raises(RefusedError, match="should match pattern"):
         submit(provider, nonce="bad id")
@@ -188,34 +139,6 @@ def test_a_wrong_custom_id_is_refused_at_once_with_the_vendors_words(emulator, p
 def test_an_empty_file_is_refused(provider):
     with pytest.raises(RefusedError, match="at least 1 item"):
         submit(provider, 0)
-
-
-def test_a_wrong_key_is_a_credentials_error_that_never_shows_it(emulator):
-    key = "sk-ant-wrong-0123456789abcdef"
-    emulator.inject(WireFault(kind="status", status=401, message=f"{key} is invalid, sk-ant-wr**cdef too", times=None))
-    provider = over(emulator, api_key=key)
-    for call in (
-        lambda: submit(provider),
-        lambda: provider.find("tag", hints()),
-        lambda: provider.poll(["msgbatch_1"]),
-        lambda: list(provider.fetch("msgbatch_1")),
-        lambda: provider.respond(batch_file(provider.codec(SPEC), ["x"]).read()),
-    ):
-        with pytest.raises(CredentialsError) as caught:
-            call()
-        shown = "".join(traceback.format_exception(caught.value))
-        assert "*** is invalid" in shown
-        assert key not in shown
-        assert "cdef" not in shown
-
-
-def test_no_connection_means_not_created():
-    with Emulator() as gone:
-        provider = over(gone)
-    with pytest.raises(TransientError, match="no connection"):
-        submit(provider)
-    with pytest.raises(TransientError, match="no connection"):
-        provider.find("tag", hints())
 
 
 # The version trap
@@ -333,49 +256,15 @@ def test_find_reads_pages_until_one_is_older_than_the_create_call():
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_find_is_transient_where_the_list_or_a_result_cannot_be_read(emulator, provider, status):
+def test_find_is_transient_where_a_result_cannot_be_read(emulator, provider, status):
     submit(provider)
     emulator.settle()
-    for route in (f"GET {BATCHES}", RESULTS):
-        fault = WireFault(kind="status", route=route, status=status, times=3, retry_after=0)
-        emulator.inject(fault)
-        with pytest.raises(TransientError):
-            provider.find("tag", hints())
-        emulator.clear_faults()
-
-
-def test_find_takes_an_answer_that_is_no_list_for_no_answer(emulator, provider):
-    submit(provider)
-    emulator.inject(WireFault(kind="status", route=f"GET {BATCHES}", status=200))
-    with pytest.raises(TransientError, match="no list"):
+    emulator.inject(WireFault(kind="status", route=RESULTS, status=status, times=3, retry_after=0))
+    with pytest.raises(TransientError):
         provider.find("tag", hints())
 
 
 # Poll
-
-
-def test_poll_reads_few_one_by_one_and_many_from_a_page(emulator, provider):
-    ids = [submit(provider, 1) for _ in range(8)]
-    assert set(provider.poll(ids[:3])) == set(ids[:3])
-    assert len(gets(emulator)) == 3
-    assert set(provider.poll(ids)) == set(ids)
-    assert len(gets(emulator)) == 4
-
-
-def test_poll_leaves_out_what_cannot_be_read_and_raises_where_nothing_can(emulator, provider):
-    ids = [submit(provider, 1) for _ in range(3)]
-    emulator.inject(WireFault(kind="status", route=f"GET {BATCHES}/{ids[0]}", status=500))
-    assert set(provider.poll(ids)) == set(ids[1:])
-    emulator.inject(WireFault(kind="status", route=f"GET {BATCHES}*", status=503, times=None))
-    with pytest.raises(TransientError):
-        provider.poll(ids)
-
-
-def test_an_unknown_status_is_running(emulator, provider):
-    emulator.inject(BatchFault(kind="status", status="brand_new"))
-    running = report(provider, submit(provider))
-    assert running.status is BatchStatus.RUNNING
-    assert "brand_new" in (running.reason or "")
 
 
 @pytest.mark.parametrize("moving", [False, True])
@@ -406,46 +295,13 @@ def test_an_expired_batch_keeps_its_finished_rows(emulator, provider):
 # Fetch
 
 
-@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
-@pytest.mark.parametrize("where", [{"after_lines": 2}, {"after_bytes": 700}])
-def test_a_download_that_is_cut_is_transient_even_where_the_cut_cannot_be_seen(emulator, provider, framing, where):
-    batch_id = submit(provider, 9)
-    emulator.settle()
-    emulator.inject(WireFault(kind="cut", route=RESULTS, framing=framing, **where))
-    with pytest.raises(TransientError):
-        list(provider.fetch(batch_id))
-    assert len(list(provider.fetch(batch_id))) == 9
-
-
-def test_a_download_that_ends_with_the_connection_and_is_whole_is_taken(emulator, provider):
-    batch_id = submit(provider, 2)
-    emulator.settle()
-    emulator.inject(WireFault(kind="cut", route=RESULTS, framing="close", after_lines=2))
-    assert len(list(provider.fetch(batch_id))) == 2
-
-
-@pytest.mark.parametrize(
-    ("kind", "lines", "read"),
-    [
-        ("duplicate", 4, 4),
-        ("missing", 2, 2),
-        ("foreign", 4, 4),
-        ("malformed", 3, 2),
-        ("extra_fields", 3, 3),
-        ("u2028", 3, 3),
-        ("unknown_type", 3, 2),
-        ("bom", 3, 3),
-        ("crlf", 3, 3),
-        ("blank_lines", 6, 3),
-    ],
-)
-def test_a_bent_file_passes_through_and_its_good_rows_are_read(emulator, provider, kind, lines, read):
-    emulator.inject(FileFault(kind=kind))
+def test_a_row_with_a_result_of_an_unknown_type_is_no_success(emulator, provider):
+    emulator.inject(FileFault(kind="unknown_type"))
     batch_id = submit(provider)
     emulator.settle()
     decoded = results(provider, batch_id)
-    assert len(decoded) == lines
-    assert sum(result.outcome is Outcome.SUCCEEDED for result in decoded) == read
+    assert len(decoded) == 3
+    assert sum(result.outcome is Outcome.SUCCEEDED for result in decoded) == 2
 
 
 def test_results_of_a_batch_that_runs_are_not_there_yet(provider):
@@ -465,11 +321,6 @@ def test_results_that_the_vendor_has_deleted_are_refused_and_not_taken_for_none(
             list(provider.fetch(batch_id))
 
 
-def test_the_results_of_an_unknown_batch_are_refused(provider):
-    with pytest.raises(RefusedError, match="msgbatch_unknown"):
-        list(provider.fetch("msgbatch_unknown"))
-
-
 # Cancel and respond
 
 
@@ -487,23 +338,6 @@ def test_canceling_keeps_finished_rows_and_names_the_others():
     assert outcomes == [Outcome.CANCELED, Outcome.CANCELED, Outcome.SUCCEEDED]
 
 
-def test_canceling_what_is_unreachable_raises(emulator, provider):
-    batch_id = submit(provider)
-    emulator.inject(WireFault(kind="status", status=500, times=2))
-    with pytest.raises(TransientError):
-        provider.cancel(batch_id)
-
-
-@pytest.mark.parametrize(("status", "retryable"), [(400, False), (413, False), (429, True), (529, True)])
-def test_an_http_error_in_real_time_is_a_result_line(emulator, provider, status, retryable):
-    emulator.inject(
-        WireFault(kind="status", route="POST /v1/messages", status=status, message="no", retry_after=0, times=3)
-    )
-    result = provider.codec(SPEC).decode(provider.respond(batch_file(provider.codec(SPEC), ["a"]).read()))
-    assert (result.custom_id, result.outcome, result.retryable) == ("n-0", Outcome.ERRORED, retryable)
-    assert (result.reason or "").endswith("_error: no" if status != 413 else "request_too_large: no")
-
-
 def test_rows_that_can_pass_later_are_told_from_those_that_cannot(emulator, provider):
     emulator.inject(RowFault(custom_ids=["n-0"], status_code=529), RowFault(custom_ids=["n-1"], status_code=404))
     batch_id = submit(provider)
@@ -513,19 +347,6 @@ def test_rows_that_can_pass_later_are_told_from_those_that_cannot(emulator, prov
 
 
 # Building
-
-
-@pytest.mark.parametrize("key", ["", "sk-a b", "sk-a\n", "sk-é"])
-def test_a_key_that_cannot_be_one_is_refused_and_not_shown(key):
-    with pytest.raises(ConfigError) as caught:
-        AnthropicProvider(key)
-    assert not key or key not in str(caught.value)
-
-
-@pytest.mark.parametrize("url", ["ftp://host", "api.anthropic.com", "https://"])
-def test_an_address_that_is_none_is_refused(url):
-    with pytest.raises(ConfigError, match="no web address"):
-        AnthropicProvider("sk-x", url)
 
 
 def test_the_account_names_address_and_workspace_and_no_key():
@@ -552,37 +373,6 @@ def test_the_environment_changes_nothing_about_whose_answers_these_are(monkeypat
     assert headers["authorization"] == "Bearer sk-x"
     assert "x-api-key" not in headers
     assert "anthropic-workspace-id" not in headers
-
-
-def test_the_sdk_is_imported_on_use_only_and_its_absence_names_the_extra():
-    code = """
-import sys
-from dagster_llm_batch.errors import MissingExtraError
-from dagster_llm_batch.providers.registry import provider_class
-provider = provider_class("anthropic")("sk-x")
-assert "anthropic" not in sys.modules, "the SDK was imported too early"
-sys.modules["anthropic"] = None
-try:
-    provider.poll(["msgbatch_1"])
-except MissingExtraError as error:
-    print(error)
-"""
-    env = {"PYTHONPATH": ":".join(sys.path)}
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout
-    assert "pip install 'dagster-llm-batch[anthropic]'" in out
-
-
-def test_every_error_of_a_verb_is_a_provider_error(emulator, provider):
-    batch_id = submit(provider)
-    emulator.inject(WireFault(kind="close", times=None))
-    for call in (
-        lambda: provider.find("tag", hints()),
-        lambda: provider.poll([batch_id]),
-        lambda: provider.cancel(batch_id),
-    ):
-        with pytest.raises(ProviderError) as caught:
-            call()
-        assert not isinstance(caught.value, anthropic.AnthropicError)
 
 
 # Memory

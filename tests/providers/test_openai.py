@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import subprocess
-import sys
-import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -15,8 +13,6 @@ from sample_batches import SPEC, batch_file, odd_server
 
 from dagster_llm_batch.errors import (
     AmbiguousError,
-    ConfigError,
-    CredentialsError,
     ProviderError,
     RefusedError,
     TransientError,
@@ -26,11 +22,9 @@ from dagster_llm_batch.testing.emulator import (
     DEFAULT_KEY,
     BatchFault,
     Emulator,
-    FileFault,
     RowFault,
     WireFault,
     lost_create_reply,
-    rate_limited,
 )
 from dagster_llm_batch.types import Absent, BatchStatus, CannotTell, FindHints, Found, Outcome
 
@@ -100,33 +94,11 @@ def test_a_request_file_of_any_kind_is_sent_whole(emulator, provider, tmp_path, 
     assert [file.bytes for file in emulator.books.files] == [len(lines)]
 
 
-@pytest.mark.parametrize("how", ["500", "close", "hang"])
-def test_a_lost_reply_is_ambiguous_and_the_batch_is_found(emulator, how):
-    provider = over(emulator, timeout_seconds=1.0)
-    emulator.inject(lost_create_reply(how))
+def test_the_request_file_stays_where_a_batch_of_it_may_exist(emulator, provider):
+    emulator.inject(lost_create_reply("500"))
     with pytest.raises(AmbiguousError):
         submit(provider)
-    (batch,) = emulator.books.batches
-    assert emulator.books.creates_seen == 1
-    assert provider.find(TAG, hints()) == Found(batch.id)
-    emulator.settle()
-    assert report(provider, batch.id).status is BatchStatus.ENDED
     assert "DELETE" not in {call.method for call in emulator.books.calls}  # the batch may still need its input file
-
-
-@pytest.mark.parametrize("status", [408, 409, 500, 502, 503, 504])
-def test_a_create_answered_with_a_status_that_says_nothing_is_ambiguous(emulator, provider, status):
-    emulator.inject(WireFault(kind="status", route=CREATE, status=status))
-    with pytest.raises(AmbiguousError, match="Look for the batch"):
-        submit(provider)
-    assert emulator.books.creates_seen == 1
-    assert provider.find(TAG, hints()) == Absent()
-
-
-def test_a_create_whose_reply_is_cut_is_ambiguous(emulator, provider):
-    emulator.inject(WireFault(kind="cut", route=CREATE))
-    with pytest.raises(AmbiguousError):
-        submit(provider)
 
 
 @pytest.mark.parametrize("reply", [b"<html>ok</html>", b"{", b"[]", b"{}", b'{"id":7}'])
@@ -136,19 +108,10 @@ def test_a_create_whose_reply_names_no_batch_is_ambiguous(reply):
         submit(OpenAIProvider("sk-x", url))
 
 
-def test_too_many_requests_means_not_created_and_says_how_long_to_wait(emulator, provider):
-    emulator.inject(rate_limited(CREATE, retry_after=7))
-    with pytest.raises(TransientError) as caught:
-        submit(provider)
-    assert caught.value.retry_after_seconds == 7
-    assert emulator.books.batches == []
-    assert [call.method for call in emulator.books.calls] == ["POST", "POST", "DELETE"]
-
-
-@pytest.mark.parametrize("status", [400, 404, 422])
-def test_a_refused_create_is_refused_and_its_file_deleted(emulator, provider, status):
+@pytest.mark.parametrize("status", [400, 429])
+def test_the_request_file_is_deleted_where_there_is_certainly_no_batch_of_it(emulator, provider, status):
     emulator.inject(WireFault(kind="status", route=CREATE, status=status))
-    with pytest.raises(RefusedError):
+    with pytest.raises(ProviderError):
         submit(provider)
     deleted = [call.path for call in emulator.books.calls if call.method == "DELETE"]
     assert deleted == [f"/v1/files/{emulator.books.files[0].id}"]
@@ -160,34 +123,12 @@ def test_an_account_without_quota_is_refused(emulator, provider):
         submit(provider)
 
 
-def test_a_wrong_key_is_a_credentials_error_that_never_shows_it(emulator):
-    key = "sk-wrong-0123456789abcdef"
-    message = f"Incorrect API key provided: {key}. Or sk-wr***********cdef."
-    emulator.inject(WireFault(kind="status", status=401, message=message, times=None))
-    provider = over(emulator, api_key=key)
-    for call in (
-        lambda: submit(provider),
-        lambda: provider.find(TAG, hints()),
-        lambda: provider.poll(["batch_1"]),
-        lambda: list(provider.fetch("batch_1")),
-        lambda: provider.respond(batch_file(provider.codec(SPEC), ["x"]).read()),
-    ):
-        with pytest.raises(CredentialsError) as caught:
-            call()
-        shown = "".join(traceback.format_exception(caught.value))
-        assert "Incorrect API key provided: ***" in shown
-        assert key not in shown
-        assert "cdef" not in shown
-
-
-def test_no_connection_means_not_created():
+def test_no_connection_after_the_upload_means_not_created():
     with Emulator() as gone:
         provider = over(gone)
         submit(provider)
     with pytest.raises(TransientError, match="no connection"):
         provider._create("file-1", SPEC, TAG)
-    with pytest.raises(TransientError, match="no connection"):
-        provider.find(TAG, hints())
 
 
 def test_an_upload_is_tried_again(emulator, provider):
@@ -279,38 +220,7 @@ def test_find_counts_a_batch_that_failed_validation(emulator, provider):
     assert provider.find(TAG, hints()) == Found(batch_id)
 
 
-@pytest.mark.parametrize("status", [200, 429, 500, 503])  # 200: an error's body, as some proxies give
-def test_find_is_transient_where_the_list_cannot_be_read(emulator, provider, status):
-    emulator.inject(WireFault(kind="status", route="GET /v1/batches*", status=status))
-    with pytest.raises(TransientError):
-        provider.find(TAG, hints())
-
-
 # Poll
-
-
-def test_poll_reads_few_one_by_one_and_many_from_a_page(emulator, provider):
-    ids = [submit(provider, f"tag-{i}") for i in range(8)]
-    before = len(gets(emulator))
-    assert set(provider.poll(ids[:3])) == set(ids[:3])
-    assert len(gets(emulator)) - before == 3
-    assert set(provider.poll(ids)) == set(ids)
-    assert len(gets(emulator)) - before == 4
-
-
-def test_poll_leaves_out_what_cannot_be_read_and_raises_where_nothing_can(emulator, provider):
-    ids = [submit(provider, f"tag-{i}") for i in range(3)]
-    emulator.inject(WireFault(kind="status", route=f"GET /v1/batches/{ids[0]}", status=500))
-    assert set(provider.poll(ids)) == set(ids[1:])
-    emulator.inject(WireFault(kind="status", route="GET /v1/batches*", status=503, times=None))
-    with pytest.raises(TransientError):
-        provider.poll(ids)
-
-
-def test_poll_falls_back_to_single_reads_where_the_list_fails(emulator, provider):
-    ids = [submit(provider, f"tag-{i}") for i in range(6)]
-    emulator.inject(WireFault(kind="status", route="GET /v1/batches", status=500))
-    assert set(provider.poll(ids)) == set(ids)
 
 
 def test_a_full_queue_is_a_failure_that_may_pass_later(emulator, provider):
@@ -334,13 +244,6 @@ def test_a_file_that_does_not_pass_validation_is_a_failure_with_its_line(emulato
     failed = report(provider, batch_id)
     assert (failed.status, failed.retryable) == (BatchStatus.FAILED, False)
     assert "duplicate_custom_id" in (failed.reason or "")
-
-
-def test_an_unknown_status_is_running(emulator, provider):
-    emulator.inject(BatchFault(kind="status", status="brand_new"))
-    running = report(provider, submit(provider))
-    assert running.status is BatchStatus.RUNNING
-    assert "brand_new" in (running.reason or "")
 
 
 def test_statuses_of_compatible_servers_are_read():
@@ -409,54 +312,6 @@ def test_a_batch_without_files_gives_nothing(emulator, provider):
     assert list(provider.fetch(batch_id)) == []
 
 
-@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
-@pytest.mark.parametrize("where", [{"after_lines": 2}, {"after_bytes": 700}])
-def test_a_download_that_is_cut_is_transient_even_where_the_cut_cannot_be_seen(emulator, provider, framing, where):
-    batch_id = submit(provider, count=9)
-    emulator.settle()
-    emulator.inject(WireFault(kind="cut", route="GET /v1/files/*/content", framing=framing, **where))
-    with pytest.raises(TransientError):
-        list(provider.fetch(batch_id))
-    assert len(list(provider.fetch(batch_id))) == 9
-
-
-def test_a_download_that_ends_with_the_connection_and_is_whole_is_taken(emulator, provider):
-    batch_id = submit(provider, count=2)
-    emulator.settle()
-    emulator.inject(WireFault(kind="cut", route="GET /v1/files/*/content", framing="close", after_lines=2))
-    assert len(list(provider.fetch(batch_id))) == 2
-
-
-@pytest.mark.parametrize(
-    ("kind", "lines", "read"),
-    [
-        ("duplicate", 4, 4),
-        ("missing", 2, 2),
-        ("foreign", 4, 4),
-        ("malformed", 3, 2),
-        ("extra_fields", 3, 3),
-        ("u2028", 3, 3),
-        ("bom", 3, 3),
-        ("crlf", 3, 3),
-        ("blank_lines", 6, 3),
-    ],
-)
-def test_a_bent_file_passes_through_and_its_good_rows_are_read(emulator, provider, kind, lines, read):
-    emulator.inject(FileFault(kind=kind))
-    batch_id = submit(provider)
-    emulator.settle()
-    raw = list(provider.fetch(batch_id))
-    assert len(raw) == lines
-    decoded = [provider.codec(SPEC).decode(line) for line in raw]
-    assert sum(result.outcome is Outcome.SUCCEEDED for result in decoded) == read
-    assert sum(result.custom_id is None for result in decoded) == lines - read
-
-
-def test_the_results_of_an_unknown_batch_are_refused(provider):
-    with pytest.raises(RefusedError, match="batch_unknown"):
-        list(provider.fetch("batch_unknown"))
-
-
 # Cancel and respond
 
 
@@ -471,35 +326,7 @@ def test_canceling_keeps_finished_rows_and_names_the_others(emulator, provider):
     assert {r.outcome for r in results(provider, batch_id)} <= {Outcome.CANCELED, Outcome.SUCCEEDED}
 
 
-def test_canceling_what_is_unknown_or_unreachable_raises(emulator, provider):
-    batch_id = submit(provider)
-    emulator.inject(WireFault(kind="status", status=500, times=2))
-    with pytest.raises(TransientError):
-        provider.cancel(batch_id)
-
-
-def test_an_http_error_in_real_time_is_a_result_line(emulator, provider):
-    emulator.inject(WireFault(kind="status", route="POST /v1/chat/*", status=400, message="no"))
-    result = provider.codec(SPEC).decode(provider.respond(batch_file(provider.codec(SPEC), ["a"]).read()))
-    assert (result.custom_id, result.outcome, result.retryable) == ("n-0", Outcome.ERRORED, False)
-    assert (result.reason or "").startswith("400")
-    assert (result.reason or "").endswith("no")
-
-
 # Building
-
-
-@pytest.mark.parametrize("key", ["", "sk-a b", "sk-a\n", "sk-é"])
-def test_a_key_that_cannot_be_one_is_refused_and_not_shown(key):
-    with pytest.raises(ConfigError) as caught:
-        OpenAIProvider(key)
-    assert not key or key not in str(caught.value)
-
-
-@pytest.mark.parametrize("url", ["ftp://host/v1", "api.openai.com/v1", "https://"])
-def test_an_address_that_is_none_is_refused(url):
-    with pytest.raises(ConfigError, match="no web address"):
-        OpenAIProvider("sk-x", url)
 
 
 def test_the_account_names_address_organization_and_project_and_no_key():
@@ -528,33 +355,3 @@ def test_the_environment_changes_nothing_about_whose_answers_these_are(monkeypat
     organizations = [{k.lower(): v for k, v in headers.items()}.get("openai-organization") for headers in seen]
     assert organizations == [None, "org-mine"]
     assert not [headers for headers in seen if "proj-env" in headers.values()]
-
-
-def test_the_sdk_is_imported_on_use_only_and_its_absence_names_the_extra():
-    code = """
-import sys
-from dagster_llm_batch.errors import MissingExtraError
-from dagster_llm_batch.providers.registry import provider_class
-provider = provider_class("openai")("sk-x")
-assert "openai" not in sys.modules, "the SDK was imported too early"
-sys.modules["openai"] = None
-try:
-    provider.poll(["batch_1"])
-except MissingExtraError as error:
-    print(error)
-"""
-    env = {"PYTHONPATH": ":".join(sys.path)}
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout
-    assert "pip install 'dagster-llm-batch[openai]'" in out
-
-
-def test_every_error_of_a_verb_is_a_provider_error(emulator, provider):
-    batch_id = submit(provider)
-    emulator.inject(WireFault(kind="close", times=None))
-    for call in (
-        lambda: provider.find(TAG, hints()),
-        lambda: provider.poll([batch_id]),
-        lambda: provider.cancel(batch_id),
-    ):
-        with pytest.raises(ProviderError):
-            call()
