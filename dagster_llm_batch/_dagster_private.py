@@ -35,11 +35,11 @@ def check_target(
     it never open; a hand-made evaluation needs this, which `dagster` does not export.
     """
     records = dg.AssetRecordsFilter(asset_key, asset_partitions=None if partition is None else [partition])
-    [*found] = instance.fetch_materializations(records, limit=1).records
-    if not found:
+    [*record_] = instance.fetch_materializations(records, limit=1).records
+    if not record_:
         return None
     return AssetCheckEvaluationTargetMaterializationData(
-        storage_id=found[0].storage_id, run_id=found[0].run_id, timestamp=found[0].timestamp
+        storage_id=record_[0].storage_id, run_id=record_[0].run_id, timestamp=record_[0].timestamp
     )
 
 

@@ -141,8 +141,8 @@ class _Declared:
 
     @cached_property
     def _names(self) -> list[str]:
-        others = [] if self._rest is None else inspect.signature(self._rest).parameters
-        return list(dict.fromkeys([*self._parameters, *others]))
+        more_names = [] if self._rest is None else inspect.signature(self._rest).parameters
+        return list(dict.fromkeys([*self._parameters, *more_names]))
 
     @cached_property
     def kinds(self) -> dict[str, Any]:

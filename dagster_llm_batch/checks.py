@@ -108,13 +108,13 @@ def verdicts(
     ]
 
 
-def _share(name: str, part: int, whole: int, least: float, what: str) -> CheckOutcome:
+def _share(name: str, part: int, whole: int, least: float, subject: str) -> CheckOutcome:
     share = part / whole if whole else 1.0
     return CheckOutcome(
         name,
         passed=share >= least,
         severity=dg.AssetCheckSeverity.ERROR,
-        description=f"{part:,} of {whole:,} {what} ({share:.1%}); at least {least:.0%} wanted.",
+        description=f"{part:,} of {whole:,} {subject} ({share:.1%}); at least {least:.0%} wanted.",
         metadata={f"llm_batch/{name}": share},
     )
 

@@ -46,8 +46,8 @@ class HiveParquetIOManager(CheckedIOManager):
         first = next(batches)
         name, store = f"part-{uuid.uuid4().hex}.parquet", PayloadStore(folder)
         with store.table_writer(name, first.schema) as out:
-            for some in chunks(chain([first], batches), _BATCHES_A_GROUP):
-                out.write_table(pa.Table.from_batches(some))
+            for group in chunks(chain([first], batches), _BATCHES_A_GROUP):
+                out.write_table(pa.Table.from_batches(group))
         store.keep_only(name)
 
     def load_input(self, context: dg.InputContext) -> pa.Table:

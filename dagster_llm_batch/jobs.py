@@ -111,8 +111,8 @@ def _submission(engine: "Engine", config: CancelConfig) -> Submission:
     if latest is None:
         known = engine.ledger.submissions(engine.namespace, assets=[config.asset])
         partitions = ", ".join(sorted({s.partition or "(none)" for s in known})) or "none at all"
-        what = f"partition '{config.partition}'" if config.partition else "its unpartitioned form"
-        msg = f"Nothing was submitted for {what} of '{config.asset}'. Submitted partitions: {partitions}."
+        place = f"partition '{config.partition}'" if config.partition else "its unpartitioned form"
+        msg = f"Nothing was submitted for {place} of '{config.asset}'. Submitted partitions: {partitions}."
         raise dg.Failure(msg, allow_retries=False)
     return latest
 
@@ -129,10 +129,10 @@ def _resolve(context: dg.OpExecutionContext, engine: "Engine", config: ResolveCo
 
 
 def _waiting(engine: "Engine") -> str:
-    found = orphans(engine.ledger, engine.namespace)
-    if not found:
+    doubtful = orphans(engine.ledger, engine.namespace)
+    if not doubtful:
         return "No shard waits for a word."
-    return f"Shards that wait for a word: {', '.join(orphan.shard.shard_id for orphan in found)}."
+    return f"Shards that wait for a word: {', '.join(orphan.shard.shard_id for orphan in doubtful)}."
 
 
 def _orphan_metadata(engine: "Engine") -> dict[str, Any]:

@@ -58,8 +58,8 @@ class LabelStats:
         for row in labels.group_by("llm_model").aggregate(sums).to_pylist():
             tokens = (row["llm_input_tokens_sum"] or 0) + (row["llm_output_tokens_sum"] or 0)
             self.tokens_by_model[row["llm_model"] or self._model] += tokens
-        told = rejects.select(["llm_outcome", "llm_reason"]).to_pylist()
-        self.reasons.update((row["llm_outcome"], cell_text(row["llm_reason"])) for row in told)
+        outcomes = rejects.select(["llm_outcome", "llm_reason"]).to_pylist()
+        self.reasons.update((row["llm_outcome"], cell_text(row["llm_reason"])) for row in outcomes)
         if len(self.reasons) > _REASONS:
             self.reasons = Counter(dict(self.reasons.most_common(_REASONS)))
         self.first_labels += first_rows(labels.select(self.columns), PREVIEW_ROWS - len(self.first_labels))

@@ -101,9 +101,11 @@ def table_schema(table: pa.Schema, described: Mapping[str, str | None]) -> dg.Ta
 def _described(labeling: Labeling) -> dict[str, str | None]:
     """What the labeled columns hold, as far as the response or this package says so."""
     schema = labeling.reader.format.json_schema or {}
-    said = {name: field.get("description", "from the reply") for name, field in schema.get("properties", {}).items()}
+    descriptions = {
+        name: field.get("description", "from the reply") for name, field in schema.get("properties", {}).items()
+    }
     of_rows = {labeling.key: "the row's key", **dict.fromkeys(labeling.keep, "carried over from the rows")}
-    return {**of_rows, **said, **_PROVENANCE_DOCS}
+    return {**of_rows, **descriptions, **_PROVENANCE_DOCS}
 
 
 def column_lineage(labeling: Labeling, rows: dg.AssetKey) -> dg.TableColumnLineage:
@@ -193,7 +195,7 @@ def labels_metadata(figures: LabelStats, status: Status, labeling: Labeling, pro
 
 def rejects_metadata(figures: LabelStats, labeling: Labeling) -> dict[str, Any]:
     """Which rows have no label, and why."""
-    rows: list[list[object]] = [[*why, count] for why, count in figures.reasons.most_common(20)]
+    rows: list[list[object]] = [[*reason, count] for reason, count in figures.reasons.most_common(20)]
     return {
         "dagster/partition_row_count": figures.rejected,
         "llm_batch/reasons": dg.MetadataValue.md(markdown_table(["outcome", "reason", "rows"], rows)),

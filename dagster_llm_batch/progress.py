@@ -27,9 +27,9 @@ _LOOKED_AT = 20  # submissions that tell how long one usually takes
 def pace_of(engine: Engine, status: Status) -> Pace:
     """How one submission gets on, now."""
     progress = _glance(status)
-    found = pace(progress, engine.now())
-    if found.age is None or found.per_minute is not None:
-        return found
+    current = pace(progress, engine.now())
+    if current.age is None or current.per_minute is not None:
+        return current
     return pace(progress, engine.now(), usual_of(engine.ledger, engine.namespace, status.submission.asset))
 
 

@@ -99,9 +99,9 @@ class TracedProvider:
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | CannotTell:
         with self._span("find_batch", None, {"llm_batch.requests": hints.requests}) as span:
-            found = self._provider.find(tag, hints)
-            span.set_attribute("llm_batch.found", type(found).__name__)
-            return found
+            sighting = self._provider.find(tag, hints)
+            span.set_attribute("llm_batch.found", type(sighting).__name__)
+            return sighting
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
         with self._span("poll_batches", None, {"llm_batch.batches": len(batch_ids)}) as span:
@@ -208,5 +208,5 @@ def _provider_name(name: str) -> str:
 
 def _asked(spec: RequestSpec) -> dict[str, Any]:
     """The settings that the conventions know. Other parameters may hold anything, so they stay out."""
-    found = {name: spec.params.get(name) for name in _SETTINGS}
-    return {f"gen_ai.request.{name}": value for name, value in found.items() if isinstance(value, int | float)}
+    settings = {name: spec.params.get(name) for name in _SETTINGS}
+    return {f"gen_ai.request.{name}": value for name, value in settings.items() if isinstance(value, int | float)}

@@ -278,7 +278,7 @@ class _Landing:
     def _advance(self, context: dg.AssetExecutionContext, engine: "Engine", submission_id: str) -> Status:
         """As far as it goes now; in `wait` mode until it is settled."""
         dataset = self._dataset
-        told = ""
+        note = ""
         while True:
             try:
                 status = engine.advance(dataset.labeling, submission_id)
@@ -293,7 +293,7 @@ class _Landing:
                 status = engine.status(submission_id)
             if status.is_settled or dataset.mode == "deferred":
                 return status
-            if (text := progress_text(status)) != told:
+            if (text := progress_text(status)) != note:
                 context.log.info(f"Waiting: {progress_text(status, pace_of(engine, status))}")
-                told = text
+                note = text
             time.sleep(dataset.poll_seconds)

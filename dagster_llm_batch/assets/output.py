@@ -88,17 +88,17 @@ def write_output(
         value = _to_frame(table, frame)
     kind = dg.PythonObjectDagsterType(type(value))
     output = output_context(context, spec.key, io_manager_key, partition, kind)
-    told = manager.handle_output(output, value)
-    for metadata in told if isinstance(told, Iterator) else filter(None, [told]):
+    reported = manager.handle_output(output, value)
+    for metadata in reported if isinstance(reported, Iterator) else filter(None, [reported]):
         _tell(output, metadata)
     if stream is not None:
         stream.outlive_source()
     return output.get_logged_metadata()
 
 
-def _tell(output: dg.OutputContext, told: Any) -> None:
+def _tell(output: dg.OutputContext, reported: Any) -> None:
     """Dagster lets an IO manager yield or return metadata and materializations of other assets."""
-    if isinstance(told, dg.AssetMaterialization):
-        output.log_event(told)
+    if isinstance(reported, dg.AssetMaterialization):
+        output.log_event(reported)
     else:
-        output.add_output_metadata(told)
+        output.add_output_metadata(reported)

@@ -24,7 +24,7 @@ class EachPartition:
         self._failures = _Failures(context, len(self.keys))
 
     def map(self, step: Callable[[str | None], _T]) -> dict[str | None, _T]:
-        """What `step` gives for each."""
+        """Return what `step` gives, by partition; a partition for which it fails has no value."""
         done: dict[str | None, _T] = {}
         for partition in self.keys:
             try:
@@ -33,12 +33,12 @@ class EachPartition:
                 self._failures.add(partition, error)
         return done
 
-    def events(self, found: Mapping[str | None, _T], land: Callable[[str | None, _T], Iterator[Any]]) -> Iterator[Any]:
-        """The events of `land` for each that is in `found`.
+    def events(self, values: Mapping[str | None, _T], land: Callable[[str | None, _T], Iterator[Any]]) -> Iterator[Any]:
+        """Yield the events of `land` for each partition that has a value.
 
         Raises one dg.Failure at the end for all that failed; Dagster marks partitions that did not land as failed.
         """
-        for partition, value in found.items():
+        for partition, value in values.items():
             try:
                 yield from land(partition, value)
             except Exception as error:  # noqa: BLE001 - as above
@@ -47,7 +47,7 @@ class EachPartition:
 
 
 def each_partition(context: dg.AssetExecutionContext, land: Callable[[str | None], Iterator[Any]]) -> Iterator[Any]:
-    """The events of `land` for each partition of this run. Raises one dg.Failure at the end for all that failed."""
+    """Yield the events of `land` for each partition of this run. Raises one dg.Failure at the end for all that fail."""
     partitions = EachPartition(context)
     yield from partitions.events(dict.fromkeys(partitions.keys), lambda partition, _: land(partition))
 
@@ -62,10 +62,8 @@ def materialize_result(
     checks: Sequence[dg.AssetCheckSpec] = (),
     verdicts: Sequence[CheckOutcome] = (),
 ) -> Iterator[Any]:
-    """That a partition is stored, with its data version and the verdicts on it.
-
-    In a run over a range, even of one partition, a MaterializeResult would speak of all of it.
-    """
+    """Yield the events that say that a partition is stored, with its data version and the verdicts on it."""
+    # in a run over a range, even of one partition, a MaterializeResult would speak of all of the range
     if context.has_partition_key_range and not context.has_partition_key:
         tags = {"dagster/data_version": version}
         yield dg.AssetMaterialization(asset, partition=partition, metadata=metadata, tags=tags)
@@ -111,10 +109,10 @@ class _Failures:
         if not self._errors:
             return
         first = next(iter(self._errors.values()))
-        told = [(partition, f"{type(error).__name__}: {error}") for partition, error in self._errors.items()]
+        failures = [(partition, f"{type(error).__name__}: {error}") for partition, error in self._errors.items()]
         if self._partitions == 1:
-            description = told[0][1]
+            description = failures[0][1]
         else:
-            lines = "\n".join(f"- {partition}: {text}" for partition, text in told)
-            description = f"{len(told)} of {self._partitions} partitions failed; the others are done.\n{lines}"
+            lines = "\n".join(f"- {partition}: {text}" for partition, text in failures)
+            description = f"{len(failures)} of {self._partitions} partitions failed; the others are done.\n{lines}"
         raise dg.Failure(description, allow_retries=self._partitions == 1) from first

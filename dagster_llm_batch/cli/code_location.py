@@ -40,9 +40,9 @@ class Pointer:
     working_directory: str | None = None
 
     def __str__(self) -> str:
-        found = self.module_name or self.autoload_module
-        what = f"the file {self.python_file}" if self.python_file else f"the module {found}"
-        return f"{what} ({self.said_by})"
+        module = self.module_name or self.autoload_module
+        place = f"the file {self.python_file}" if self.python_file else f"the module {module}"
+        return f"{place} ({self.said_by})"
 
 
 def pointer_in(pyproject: Path) -> Pointer | None:
@@ -188,8 +188,8 @@ class CodeLocation:
 
 def _reason(message: str) -> str:
     """What Dagster says of a setting, without the stack trace that it may add."""
-    said = message.partition("\nStack Trace:")[0].strip().splitlines()
-    return re.sub(r"^[\w.]+Error: ", "", said[-1])
+    lines = message.partition("\nStack Trace:")[0].strip().splitlines()
+    return re.sub(r"^[\w.]+Error: ", "", lines[-1])
 
 
 def _instance() -> dg.DagsterInstance:

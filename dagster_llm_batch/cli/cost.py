@@ -126,5 +126,5 @@ def _row(sum_: _Sum) -> list[object]:
     cost = money(sum_.cost_usd)
     if cost is not None and sum_.unknown:
         cost = Money(f"at least {cost}")
-    others = (sum_.realtime_usd, sum_.saved_usd, sum_.open_estimate_usd)
-    return [sum_.submissions, sum_.requests, cost, *(money(amount) for amount in others), sum_.unknown]
+    amounts = (sum_.realtime_usd, sum_.saved_usd, sum_.open_estimate_usd)
+    return [sum_.submissions, sum_.requests, cost, *(money(amount) for amount in amounts), sum_.unknown]

@@ -73,9 +73,9 @@ def resolve_command(where: Where, shard_id: str | None, batch_id: str | None, *,
         click.echo(f"Shard {shard.shard_id} is '{shard.state.value}' now. {then}")
 
 
-def _list_orphans(found: Sequence[Orphan], *, as_json: bool) -> None:
+def _list_orphans(doubtful: Sequence[Orphan], *, as_json: bool) -> None:
     if as_json:
-        print_json({"orphans": [{"shard": shard, "submission": submission} for submission, shard in found]})
+        print_json({"orphans": [{"shard": shard, "submission": submission} for submission, shard in doubtful]})
         return
     now = utc_now()
     rows = [
@@ -87,7 +87,7 @@ def _list_orphans(found: Sequence[Orphan], *, as_json: bool) -> None:
             shard.requests,
             None if shard.sent_at is None else now - shard.sent_at,
         ]
-        for submission, shard in found
+        for submission, shard in doubtful
     ]
     if rows:
         print_table(["shard", "asset", "partition", "asked of", "requests", "in doubt for"], rows)

@@ -119,8 +119,8 @@ class Where:
     def missing_ledger_file(self) -> Path | None:
         """The SQLite file that is not there, if the ledger is one."""
         url = self.places[0]
-        scheme, found, rest = url.partition(":///")
-        path = Path((rest if found else url).partition("?")[0])
+        scheme, separator, rest = url.partition(":///")
+        path = Path((rest if separator else url).partition("?")[0])
         is_file = "://" not in url or scheme.partition("+")[0] == "sqlite"
         return path if is_file and not path.expanduser().exists() else None
 
@@ -184,22 +184,22 @@ def ledger_command(function: _F) -> _F:
     return _located(function, [*_CODE_OPTIONS, *_LEDGER_OPTIONS], takes_ledger=True)
 
 
-def _preferred(said: _Options) -> _Options:
+def _preferred(options: _Options) -> _Options:
     """What the command line says goes before what the environment says."""
     source = click.get_current_context().get_parameter_source
     typed = {name for name in ("ledger", "module_name", "python_file") if source(name) is ParameterSource.COMMANDLINE}
     if "ledger" in typed and len(typed) > 1:
         raise click.UsageError("Give either a code location (-m, -f) or a ledger (--ledger), not both.")
-    return replace(said, ledger=None) if typed & {"module_name", "python_file"} else said
+    return replace(options, ledger=None) if typed & {"module_name", "python_file"} else options
 
 
 def _located(function: _F, options: list[Callable[[Any], Any]], *, takes_ledger: bool) -> _F:
     @wraps(function)
     def with_where(**arguments: Any) -> Any:
         names = [field.name for field in fields(_Options) if field.name in arguments]
-        said = _preferred(_Options(**{name: arguments.pop(name) for name in names}))
+        options_ = _preferred(_Options(**{name: arguments.pop(name) for name in names}))
         with ExitStack() as stack:
-            return function(Where(said, stack, takes_ledger=takes_ledger), **arguments)
+            return function(Where(options_, stack, takes_ledger=takes_ledger), **arguments)
 
     decorated: Any = with_where
     for option in reversed(options):

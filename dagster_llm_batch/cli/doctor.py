@@ -50,7 +50,10 @@ _STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "bol
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's answer; `then` says what to do."""
+    """One check's answer; `then` says what to do.
+
+    The names of the fields are keys of `doctor --json`, which programs read: they stay.
+    """
 
     check: str
     verdict: Verdict
@@ -123,8 +126,8 @@ def _definitions(where: Where) -> Iterator[Finding]:
         if dataset.mode == "deferred" and not code.is_looked_after(dataset)
     ]
     if alone:
-        said = f"no sensor lands the labels of {', '.join(alone)}"
-        yield Finding("sensor", Verdict.WARNING, said, "Add build_llm_batch_sensor() to the definitions' sensors.")
+        problem = f"no sensor lands the labels of {', '.join(alone)}"
+        yield Finding("sensor", Verdict.WARNING, problem, "Add build_llm_batch_sensor() to the definitions' sensors.")
 
 
 def _ledger(where: Where) -> Finding:
@@ -133,8 +136,8 @@ def _ledger(where: Where) -> Finding:
         return Finding("ledger", Verdict.OK, f"none yet at {missing}; the first submission makes it")
     under_way = len(where.ledger.progress(where.namespace))
     submissions = counted(under_way, "submission", "submissions")
-    said = f"{where.ledger!r} answers; {submissions} under way in namespace '{where.namespace}'"
-    return Finding("ledger", Verdict.OK, said)
+    state = f"{where.ledger!r} answers; {submissions} under way in namespace '{where.namespace}'"
+    return Finding("ledger", Verdict.OK, state)
 
 
 def _payload_store(payloads: PayloadStore) -> Finding:
@@ -155,12 +158,12 @@ def _payload_store(payloads: PayloadStore) -> Finding:
 def _provider(name: str, provider: Provider) -> Finding:
     """Asks for a batch that cannot exist: the provider has to list what there is."""
     nonce = f"d{uuid.uuid4().hex[:16]}"
-    found = provider.find(f"doctor-{nonce}", FindHints(utc_now(), 1, nonce))
-    said = f"account {provider.account} answers"
-    if isinstance(found, CannotTell):
-        why = f"{said}, but a batch whose create call fails may not be found again: {found.reason}"
-        return Finding(f"provider {name}", Verdict.WARNING, why, "Such a batch would wait for `resolve`.")
-    return Finding(f"provider {name}", Verdict.OK, said)
+    sighting = provider.find(f"doctor-{nonce}", FindHints(utc_now(), 1, nonce))
+    state = f"account {provider.account} answers"
+    if isinstance(sighting, CannotTell):
+        warning = f"{state}, but a batch whose create call fails may not be found again: {sighting.reason}"
+        return Finding(f"provider {name}", Verdict.WARNING, warning, "Such a batch would wait for `resolve`.")
+    return Finding(f"provider {name}", Verdict.OK, state)
 
 
 def _dataset(engine: Engine, labeling: Labeling) -> Finding:
@@ -172,22 +175,22 @@ def _dataset(engine: Engine, labeling: Labeling) -> Finding:
     basis = PriceBasis.FREE if book is None and price is None else None
     basis = basis or tariff(book or "", labeling.spec.model, utc_now(), price).basis
     least = f"at least {limits.min_requests:,}, " if limits.min_requests > 1 else ""
-    said = (
+    problem = (
         f"{labeling.model} takes its schema and parameters; a batch holds {least}at most {limits.max_requests:,} "
         f"requests and {limits.max_bytes:,} bytes; prices: {basis.value}"
     )
     if basis is PriceBasis.UNKNOWN:
-        return Finding(check, Verdict.WARNING, said, "Costs will be unknown. Give price=TokenPrice(...).")
-    return Finding(check, Verdict.OK, said)
+        return Finding(check, Verdict.WARNING, problem, "Costs will be unknown. Give price=TokenPrice(...).")
+    return Finding(check, Verdict.OK, problem)
 
 
 def _budget(engine: Engine, budget: Budget) -> Finding:
     rule = budget.rule()
     spent = engine.ledger.spent_usd(engine.namespace, asset=rule.asset, since=rule.since(utc_now()))
-    said = f"{rule}: {money(spent)} USD are committed"
+    state = f"{rule}: {money(spent)} USD are committed"
     if spent > _NEARLY * Decimal(rule.max_usd):
-        return Finding("budget", Verdict.WARNING, said, "Submissions that would exceed it are refused.")
-    return Finding("budget", Verdict.OK, said)
+        return Finding("budget", Verdict.WARNING, state, "Submissions that would exceed it are refused.")
+    return Finding("budget", Verdict.OK, state)
 
 
 def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
@@ -198,16 +201,18 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
         if _since(orphan.shard.sent_at, now) > _DOUBT
     ]
     if doubtful:
-        said = f"nobody knows whether {len(doubtful)} batches exist: shards {', '.join(s.shard_id for s in doubtful)}"
+        problem = (
+            f"nobody knows whether {len(doubtful)} batches exist: shards {', '.join(s.shard_id for s in doubtful)}"
+        )
         then = (
             "If Dagster's sensor does not find them, look at the provider's console, then: dagster-llm-batch resolve."
         )
-        yield Finding("shards in doubt", Verdict.PROBLEM, said, then)
+        yield Finding("shards in doubt", Verdict.PROBLEM, problem, then)
     flying = engine.ledger.shards_in_flight(engine.namespace)
     unseen = [shard for shard in flying if _since(shard.polled_at or shard.submitted_at, now) > _UNPOLLED]
     if unseen:
-        said = f"nobody has asked about {len(unseen)} of {len(flying)} batches for more than {age(_UNPOLLED)}"
-        yield Finding("polling", Verdict.PROBLEM, said, "Is Dagster's daemon running, and the sensor turned on?")
+        problem = f"nobody has asked about {len(unseen)} of {len(flying)} batches for more than {age(_UNPOLLED)}"
+        yield Finding("polling", Verdict.PROBLEM, problem, "Is Dagster's daemon running, and the sensor turned on?")
     late = [shard for shard in flying if _since(shard.submitted_at, now) > _LONG]
     if late:
         yield Finding("late batches", Verdict.WARNING, f"{len(late)} batches run for more than {age(_LONG)}")
@@ -215,8 +220,8 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
         accounts = {name: _account(provider) for name, provider in engine.providers.items()}
         for provider, account in sorted({(s.provider, s.account) for s in flying if s.state in IN_FLIGHT}):
             if accounts.get(provider) != account:
-                said = f"batches run at {provider} account {account}; configured is {accounts.get(provider, 'none')}"
-                yield Finding("accounts", Verdict.PROBLEM, said, "Configure the former until they are collected.")
+                problem = f"batches run at {provider} account {account}; configured is {accounts.get(provider, 'none')}"
+                yield Finding("accounts", Verdict.PROBLEM, problem, "Configure the former until they are collected.")
     if not (doubtful or unseen or late):
         yield Finding("batches under way", Verdict.OK, f"{len(flying)} in flight, none in doubt, all looked after")
 
@@ -233,25 +238,27 @@ def _stranded(engine: Engine) -> Iterator[Finding]:
     outlook = engine.outlook()
     for progress in engine.ledger.progress(engine.namespace):
         submission = progress.submission
-        if (why := outlook.stranded(submission.submission_id)) is not None:
+        if (reason := outlook.stranded(submission.submission_id)) is not None:
             place = f"{submission.asset} {submission.partition}".rstrip()
             then = f"Look at that run's log, then materialize {place}: what is paid for is stored."
-            yield Finding("labels", Verdict.PROBLEM, f"the labels of {place} wait: {why}", then)
+            yield Finding("labels", Verdict.PROBLEM, f"the labels of {place} wait: {reason}", then)
 
 
 def _left_alone(where: Where) -> Iterator[Finding]:
     """What is under way for assets that these definitions do not have: removed, renamed, or another code location's."""
     known = where.code.datasets
-    others = [progress for progress in where.ledger.progress(where.namespace) if progress.submission.asset not in known]
-    if others:
-        names = ", ".join(sorted({other.submission.asset for other in others}))
-        unsent = sum(other.states.get(ShardState.PLANNED, 0) for other in others)
-        said = f"{len(others)} submissions are under way for {names}, {unsent} of their batches not sent yet"
+    left_alone = [
+        progress for progress in where.ledger.progress(where.namespace) if progress.submission.asset not in known
+    ]
+    if left_alone:
+        names = ", ".join(sorted({other.submission.asset for other in left_alone}))
+        unsent = sum(other.states.get(ShardState.PLANNED, 0) for other in left_alone)
+        problem = f"{len(left_alone)} submissions are under way for {names}, {unsent} of their batches not sent yet"
         then = (
             "These definitions have no such labeled asset. Unless another code location of this namespace has it, "
             "nobody lands its labels: dagster-llm-batch list shows them, dagster-llm-batch cancel SUBMISSION ends one."
         )
-        yield Finding("assets", Verdict.WARNING, said, then)
+        yield Finding("assets", Verdict.WARNING, problem, then)
 
 
 def _since(then: datetime | None, now: datetime) -> timedelta:
@@ -263,7 +270,7 @@ def _prices() -> Finding:
     changed = newest_price_change(today)
     book = f"genai-prices {version('genai-prices')}"
     if changed is None or today - changed > _OLD_PRICES:
-        said = f"{book} knows of no price change since {changed or 'its beginning'}"
-        return Finding("price book", Verdict.WARNING, said, "Upgrade it: pip install --upgrade genai-prices")
-    said = f"{book}; the newest price change in it is of {changed}, {age(today - changed)} ago"
-    return Finding("price book", Verdict.OK, said)
+        state = f"{book} knows of no price change since {changed or 'its beginning'}"
+        return Finding("price book", Verdict.WARNING, state, "Upgrade it: pip install --upgrade genai-prices")
+    state = f"{book}; the newest price change in it is of {changed}, {age(today - changed)} ago"
+    return Finding("price book", Verdict.OK, state)

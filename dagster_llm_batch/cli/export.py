@@ -98,20 +98,20 @@ def _form(output: str) -> str:
         raise click.UsageError(str(error)) from error
 
 
-def _refuse_output(output: str, form: str, what: str, *, as_json: bool) -> None:
+def _refuse_output(output: str, form: str, content: str, *, as_json: bool) -> None:
     if output == "-" and as_json:
         raise click.UsageError("--json and -o - would both write to standard output.")
     if output == "-" and form in ("parquet", "huggingface", "tfrecord"):
         raise click.UsageError(f"{form.capitalize()} is not for standard output; name a file.")
-    if what == "fine-tuning" and form not in EXAMPLE_FORMS:
+    if content == "fine-tuning" and form not in EXAMPLE_FORMS:
         raise click.UsageError(f"Examples for fine-tuning are written as openai or anthropic (JSON lines), not {form}.")
-    if what != "fine-tuning" and form in EXAMPLE_FORMS:
-        raise click.UsageError(f"{form} is for --what fine-tuning; {what} are written as {', '.join(FORMATS)}.")
+    if content != "fine-tuning" and form in EXAMPLE_FORMS:
+        raise click.UsageError(f"{form} is for --what fine-tuning; {content} are written as {', '.join(FORMATS)}.")
     if output != "-" and not Path(output).parent.is_dir():
         raise click.UsageError(f"There is no folder {Path(output).parent}.")
 
 
-def _table(where: Where, dataset: Dataset, partition: str | None, what: str) -> pa.Table:
+def _table(where: Where, dataset: Dataset, partition: str | None, content: str) -> pa.Table:
     engine, name = where.engine, dataset.key.to_user_string()
     submission = engine.latest(name, partition or "")
     if submission is None:
@@ -121,7 +121,7 @@ def _table(where: Where, dataset: Dataset, partition: str | None, what: str) -> 
     except FileNotFoundError as error:
         msg = f"A file of submission {submission.submission_id} is not in the payload store: {error}. Restore it there."
         raise ConfigError(msg) from error
-    return labeled.labels if what == "labels" else labeled.rejects
+    return labeled.labels if content == "labels" else labeled.rejects
 
 
 def _examples(where: Where, dataset: Dataset, partition: str | None, form: str) -> Iterator[Example]:

@@ -29,25 +29,25 @@ def prune_command(where: Where, days: float, *, delete: bool, yes: bool, as_json
     submission asked, it is asked, and paid, again.
     """
     older_than = timedelta(days=days)
-    found = where.engine.prune(older_than)
-    if delete and found.files:
+    pruning = where.engine.prune(older_than)
+    if delete and pruning.files:
         if not as_json:
-            _print(where, found)
-        confirm(f"Delete {len(found.files):,} files ({found.bytes:,} bytes)?", yes=yes)
-        found = where.engine.prune(older_than, delete=True)
+            _print(where, pruning)
+        confirm(f"Delete {len(pruning.files):,} files ({pruning.bytes:,} bytes)?", yes=yes)
+        pruning = where.engine.prune(older_than, delete=True)
         if not as_json:
-            click.echo(f"Deleted {len(found.files):,} files ({found.bytes:,} bytes).")
+            click.echo(f"Deleted {len(pruning.files):,} files ({pruning.bytes:,} bytes).")
     elif not as_json:
-        _print(where, found)
-        click.echo("Nothing was deleted." + (" Give --delete to delete." if found.files else ""))
+        _print(where, pruning)
+        click.echo("Nothing was deleted." + (" Give --delete to delete." if pruning.files else ""))
     if as_json:
-        counts = {"files": len(found.files), "bytes": found.bytes, "submissions_kept": found.kept}
-        print_json({"deleted": delete, **counts, **vars(found)})
+        counts = {"files": len(pruning.files), "bytes": pruning.bytes, "submissions_kept": pruning.kept}
+        print_json({"deleted": delete, **counts, **vars(pruning)})
 
 
-def _print(where: Where, found: Pruning) -> None:
+def _print(where: Where, pruning: Pruning) -> None:
     rows: list[list[object]] = []
-    for submission_id, files in found.replaced.items():
+    for submission_id, files in pruning.replaced.items():
         submission = where.ledger.submission(submission_id)
         size = sum(file.bytes for file in files)
         rows.append(
@@ -61,16 +61,16 @@ def _print(where: Where, found: Pruning) -> None:
                 "replaced",
             ]
         )
-    if found.left_behind:
-        size = sum(file.bytes for file in found.left_behind)
-        rows.append([None, None, None, None, len(found.left_behind), size, "left behind by a killed plan or worker"])
+    if pruning.left_behind:
+        size = sum(file.bytes for file in pruning.left_behind)
+        rows.append([None, None, None, None, len(pruning.left_behind), size, "left behind by a killed plan or worker"])
     columns = ["submission", "asset", "partition", "created (UTC)", "files", "bytes", "why"]
     if rows:
         print_table(columns, rows)
-    click.echo(counted(found.kept, "submission keeps its files", "submissions keep their files") + ".")
-    if found.foreign:
+    click.echo(counted(pruning.kept, "submission keeps its files", "submissions keep their files") + ".")
+    if pruning.foreign:
         click.echo(
-            f"{len(found.foreign)} files belong to submissions that this ledger does not know, and stay. Does another "
-            "ledger use this payload store and namespace?",
+            f"{len(pruning.foreign)} files belong to submissions that this ledger does not know, and stay. Does "
+            "another ledger use this payload store and namespace?",
             err=True,
         )

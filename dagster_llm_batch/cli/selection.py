@@ -40,26 +40,26 @@ def find_submission(ledger: Ledger, namespace: str, target: str, partition: str 
     if partition is None and len({submission.partition for submission in of_asset}) > 1:
         names = sorted({submission.partition for submission in of_asset}, reverse=True)
         raise click.UsageError(f"'{target}' has several partitions; say which with --partition: {_some(names)}.")
-    found = [submission for submission in of_asset if partition is None or submission.partition == partition]
-    if not found:
+    matches = [submission for submission in of_asset if partition is None or submission.partition == partition]
+    if not matches:
         names = sorted({submission.partition for submission in of_asset}, reverse=True)
         raise ConfigError(
             f"Nothing was submitted for partition '{partition}' of '{target}'; for these: {_some(names)}."
         )
-    return found[-1]
+    return matches[-1]
 
 
 def _by_id(known: Sequence[Submission], namespace: str, target: str) -> Submission:
-    found = (
+    matches = (
         [submission for submission in known if submission.submission_id.startswith(target)]
         if _ID_START.fullmatch(target)
         else []
     )
-    if len(found) == 1:
-        return found[0]
-    if found:
-        ids = _some([submission.submission_id for submission in found])
-        raise click.UsageError(f"{len(found)} submissions start with '{target}': {ids}. Give more of the id.")
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        ids = _some([submission.submission_id for submission in matches])
+        raise click.UsageError(f"{len(matches)} submissions start with '{target}': {ids}. Give more of the id.")
     assets = _some(sorted({submission.asset for submission in known})) or "none"
     raise ConfigError(
         f"'{target}' is neither a submission in namespace '{namespace}' nor an asset that has one. Assets that have: "

@@ -39,16 +39,16 @@ def list_command(
     """List submissions, newest first. Without --all: those whose labels have not landed yet."""
     ledger, namespace = where.ledger, where.namespace
     wanted_state = None if state is None else SubmissionState(state)
-    found = [
+    listed = [
         submission
         for submission in ledger.submissions(namespace, state=wanted_state, assets=None if asset is None else [asset])
         if (everything or submission.delivered_at is None) and partition in (None, submission.partition)
     ]
-    newest = found[: -limit - 1 : -1]
+    newest = listed[: -limit - 1 : -1]
     progress = {at_work.submission.submission_id: at_work for at_work in ledger.progress(namespace)}
     entries = [_entry(submission, progress.get(submission.submission_id)) for submission in newest]
     if as_json:
-        print_json({"namespace": namespace, "found": len(found), "submissions": entries})
+        print_json({"namespace": namespace, "found": len(listed), "submissions": entries})
         return
     now = utc_now()
     rows = [
@@ -64,7 +64,7 @@ def list_command(
         ]
         for submission, entry in zip(newest, entries, strict=True)
     ]
-    title = f"{len(newest)} of {len(found)} submissions in namespace {namespace}"
+    title = f"{len(newest)} of {len(listed)} submissions in namespace {namespace}"
     print_table(["submission", "asset", "partition", "state", "batches", "requests", "USD", "age"], rows, title=title)
 
 

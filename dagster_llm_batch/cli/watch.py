@@ -71,7 +71,7 @@ def watch_command(
         while True:
             look = watched.look()
             show(look)
-            if once or not any(until == "landed" or set(progress.states) & _UNDER_WAY for progress, _ in look.found):
+            if once or not any(until == "landed" or set(progress.states) & _UNDER_WAY for progress, _ in look.paces):
                 return
             time.sleep(interval)
 
@@ -79,7 +79,7 @@ def watch_command(
 class _Look(NamedTuple):
     """How far everything was at one moment, and what could not be asked."""
 
-    found: list[tuple[Progress, Pace]]
+    paces: list[tuple[Progress, Pace]]
     notes: list[str]
 
 
@@ -98,12 +98,12 @@ class _Watched:
         """Ask, where asked to, and read the ledger."""
         notes = self._ask() if self._poll else []
         now = utc_now()
-        found = [
+        paces = [
             (progress, pace(progress, now, self._usual_of(progress.submission.asset)))
             for progress in self._where.ledger.progress(self._where.namespace)
             if self._only in (None, progress.submission.submission_id)
         ]
-        return _Look(found, notes)
+        return _Look(paces, notes)
 
     def _ask(self) -> list[str]:
         engine = self._where.engine
@@ -116,8 +116,8 @@ class _Watched:
         ours = [shard for shard in flying if accounts.get(shard.provider) == shard.account]
         notes = []
         if len(ours) < len(flying):
-            others = counted(len(flying) - len(ours), "batch is of an account", "batches are of accounts")
-            notes.append(f"{others} not configured here")
+            foreign = counted(len(flying) - len(ours), "batch is of an account", "batches are of accounts")
+            notes.append(f"{foreign} not configured here")
         try:
             engine.poll(ours)
         except LLMBatchError as error:
@@ -141,12 +141,12 @@ def _printer(*, as_json: bool, live: bool) -> Iterator[Callable[[_Look], None]]:
         with Live(console=console(), auto_refresh=False) as screen:
             yield lambda look: screen.update(_screen(look), refresh=True)
     else:
-        told: dict[str, str] = {}
-        yield lambda look: _tell_changes(look, told)
+        shown: dict[str, str] = {}
+        yield lambda look: _tell_changes(look, shown)
 
 
 def _screen(look: _Look) -> Group:
-    parts = [table(_COLUMNS, [_row(*line) for line in look.found]) if look.found else Text(_NOTHING)]
+    parts = [table(_COLUMNS, [_row(*line) for line in look.paces]) if look.paces else Text(_NOTHING)]
     return Group(*parts, *map(Text, look.notes))
 
 
@@ -175,16 +175,16 @@ def _states(progress: Progress) -> str:
     return ", ".join(f"{count} {state.value}" for state, count in sorted(progress.states.items())) or "none"
 
 
-def _tell_changes(look: _Look, told: dict[str, str]) -> None:
-    for progress, its_pace in look.found:
+def _tell_changes(look: _Look, shown: dict[str, str]) -> None:
+    for progress, its_pace in look.paces:
         submission = progress.submission
         moved = f"{submission.waves} {_states(progress)} {its_pace.done}"
-        if told.get(submission.submission_id) != moved:
-            told[submission.submission_id] = moved
+        if shown.get(submission.submission_id) != moved:
+            shown[submission.submission_id] = moved
             name = " ".join(filter(None, [submission.asset, submission.partition]))
             landing = "; the labels have not landed" if submission.is_settled else ""
             click.echo(f"{cell_text(name)}: {progress_text(progress, its_pace)}{landing}")
-    for text in look.notes or ([] if look.found else [_NOTHING]):
+    for text in look.notes or ([] if look.paces else [_NOTHING]):
         click.echo(text)
 
 
@@ -207,6 +207,6 @@ def _document(look: _Look) -> dict[str, Any]:
                 "age_seconds": its_pace.age,
                 "expected_end_at": its_pace.expected_end_at,
             }
-            for progress, its_pace in look.found
+            for progress, its_pace in look.paces
         ],
     }

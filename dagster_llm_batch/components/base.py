@@ -163,10 +163,10 @@ def _decided(node: Any, named: Schema) -> Any:
 
 def _choices(node: Schema) -> list[Schema]:
     """The choices of a union, and of the unions in it."""
-    found: list[Schema] = []
+    choices: list[Schema] = []
     for choice in (*node.get("anyOf", ()), *node.get("oneOf", ())):
-        found += _choices(choice) or [choice]
-    return found
+        choices += _choices(choice) or [choice]
+    return choices
 
 
 def _can_be_told_apart(choices: list[Schema], named: Schema) -> bool:
@@ -193,8 +193,8 @@ def _chain(choices: list[Schema], named: Schema) -> Schema:
 
 
 def _target(choice: Schema, named: Schema) -> Schema:
-    found: Schema = named[choice["$ref"].removeprefix("#/$defs/")] if "$ref" in choice else choice
-    return found
+    target: Schema = named[choice["$ref"].removeprefix("#/$defs/")] if "$ref" in choice else choice
+    return target
 
 
 def _types(choice: Schema, named: Schema) -> set[str]:

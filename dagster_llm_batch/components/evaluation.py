@@ -116,10 +116,10 @@ def _labels(context: dg.ResolutionContext, given: str) -> list[dg.AssetsDefiniti
     name = str(templated(context, given))
     with pointing_at(context):
         if "." in name:
-            found = import_object(context, name)
-            definitions = [found] if isinstance(found, dg.AssetsDefinition) else found
+            imported = import_object(context, name)
+            definitions = [imported] if isinstance(imported, dg.AssetsDefinition) else imported
             if not isinstance(definitions, list | tuple):
-                raise ConfigError(f"{name!r} is a {type(found).__name__}; give what llm_batch_assets returned.")
+                raise ConfigError(f"{name!r} is a {type(imported).__name__}; give what llm_batch_assets returned.")
             dataset_of(definitions)  # refuses here, where the line is known
             return list(definitions)
     tree = dg.ComponentLoadContext.from_resolution_context(context).component_tree

@@ -63,7 +63,7 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
         if request.scaffold_format == "python":
             dg.scaffold_component(request)
             return
-        shared = next((found["resource"] for found in _datasets(request) if "resource" in found), None)
+        shared = next((datasets["resource"] for datasets in _datasets(request) if "resource" in datasets), None)
         provider = _provider(request.params.provider, shared)
         entry = PROVIDERS[provider]
         starter = entry.starter
@@ -128,10 +128,10 @@ class AroundScaffolder(dg.Scaffolder):
         if request.scaffold_format == "python":
             dg.scaffold_component(request)
             return
-        found = [dataset for dataset in _datasets(request) if "name" in dataset]
-        labels, *others = [str(dataset["name"]) for dataset in found] or ["ticket_labels"]
-        rows = next((dataset["rows"] for dataset in found if isinstance(dataset.get("rows"), str)), "tickets")
-        models = [str(dataset.get("model")) for dataset in found]
+        datasets = [dataset for dataset in _datasets(request) if "name" in dataset]
+        labels, *others = [str(dataset["name"]) for dataset in datasets] or ["ticket_labels"]
+        rows = next((dataset["rows"] for dataset in datasets if isinstance(dataset.get("rows"), str)), "tickets")
+        models = [str(dataset.get("model")) for dataset in datasets]
         name = _name(request)
         attributes = Template(self.attributes).substitute(
             labels=labels,

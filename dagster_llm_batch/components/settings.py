@@ -174,11 +174,11 @@ def _response(context: dg.ResolutionContext, given: Any) -> Any:
     with pointing_at(context):
         if isinstance(given, EmbeddingSettings):
             return Embedding(given.dimensions)
-        found = templated(context, given) if isinstance(given, str) else given  # a JSON Schema is data
-        if isinstance(found, str):
-            found = import_object(context, found)
-        response_format(found)  # refuses here, where the line is known
-    return found
+        response = templated(context, given) if isinstance(given, str) else given  # a JSON Schema is data
+        if isinstance(response, str):
+            response = import_object(context, response)
+        response_format(response)  # refuses here, where the line is known
+    return response
 
 
 def _fallback(context: dg.ResolutionContext, given: Any) -> list[str | Fallback]:

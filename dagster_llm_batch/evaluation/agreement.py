@@ -174,13 +174,19 @@ def _people(design: AgreementSpec, gold: pa.Table, names: Mapping[str, str], tak
     if design.annotator is None:
         by_person = {GOLD: gold}
     else:
-        who = gold[design.annotator].combine_chunks()
-        if who.null_count:
-            raise InputError(f"'{design.annotator}' of gold is null in {who.null_count} rows: nobody has labeled them.")
-        people = sorted(pc.unique(who).to_pylist(), key=str)
-        by_person = {str(person): gold.filter(pc.equal(who, pa.scalar(person, who.type))) for person in people}
-    if both := sorted(taken & set(by_person)):
-        raise ConfigError(f"{both} are names of candidates and of people. Give candidates= a mapping with other names.")
+        annotators = gold[design.annotator].combine_chunks()
+        if annotators.null_count:
+            raise InputError(
+                f"'{design.annotator}' of gold is null in {annotators.null_count} rows: nobody has labeled them."
+            )
+        people = sorted(pc.unique(annotators).to_pylist(), key=str)
+        by_person = {
+            str(person): gold.filter(pc.equal(annotators, pa.scalar(person, annotators.type))) for person in people
+        }
+    if ambiguous := sorted(taken & set(by_person)):
+        raise ConfigError(
+            f"{ambiguous} are names of candidates and of people. Give candidates= a mapping with other names."
+        )
     return {
         name: pa.table({key: labels[key], **{target: labels[column] for target, column in names.items()}})
         for name, labels in by_person.items()
@@ -331,10 +337,10 @@ def agreement_assets(
         ),
     }
     names = [*(labeler.name for labeler in labelers), *([] if design.gold is None else [design.gold.to_user_string()])]
-    what = f"{', '.join(names)} by {key}: {', '.join(target.name for target in targets)}."
+    compared = f"{', '.join(names)} by {key}: {', '.join(target.name for target in targets)}."
     specs = {
-        "": builder.spec(description or f"Agreement of {what}", **shared),
-        "pairs": builder.spec(f"Each two labelers: {what}", suffix="pairs", **shared),
+        "": builder.spec(description or f"Agreement of {compared}", **shared),
+        "pairs": builder.spec(f"Each two labelers: {compared}", suffix="pairs", **shared),
     }
     checks = []
     if min_alpha is not None:

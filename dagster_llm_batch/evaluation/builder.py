@@ -158,9 +158,9 @@ class EvaluationBuilder:
         if self.partitions_def is not None:
             if not not_awaited:
                 return on_labels_ready()
-            others = assets(*not_awaited)
-            ready = on_labels_ready().replace("any_deps_missing", condition.any_deps_missing().ignore(others))
-            return ready.replace("any_deps_updated", condition.any_deps_updated().ignore(others))
+            ignored = assets(*not_awaited)
+            ready = on_labels_ready().replace("any_deps_missing", condition.any_deps_missing().ignore(ignored))
+            return ready.replace("any_deps_updated", condition.any_deps_updated().ignore(ignored))
         awaited = [key for key in upstreams if key not in not_awaited]
         return whenever_new(awaited, *([key] for key in awaited))
 

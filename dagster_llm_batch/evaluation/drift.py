@@ -193,8 +193,8 @@ class _Labels:
             key, partition, self._design.targets, also=("llm_outcome",), hint="Set target= to columns that are there."
         )
         labeled = table.filter(succeeded(table))
-        whose = f"{key.to_user_string()} ({partition})"
-        return {target: class_counts(labeled[target], target, whose) for target in self._design.targets}
+        owner = f"{key.to_user_string()} ({partition})"
+        return {target: class_counts(labeled[target], target, owner) for target in self._design.targets}
 
 
 def _pooled(counts: Sequence[Counts]) -> Counts:
@@ -232,25 +232,25 @@ def _verdict(design: DriftSpec, measured: Sequence[_Series]) -> CheckOutcome:
 
 
 def _sentence(drift: Drift) -> str:
-    what = f"{plain_text(drift.partition)}, {plain_text(drift.candidate)}, {plain_text(drift.target)}"
+    subject = f"{plain_text(drift.partition)}, {plain_text(drift.candidate)}, {plain_text(drift.target)}"
     if drift.psi is None or drift.change is None:
-        return f"{what}: nothing to compare with yet."
+        return f"{subject}: nothing to compare with yet."
     p_value = "too few rows for chi-squared" if drift.p_value is None else f"p = {drift.p_value:.2g}"
     most = f"most changed: {plain_text(drift.most_changed)} ({drift.change:+.1%})"
-    return f"{what}: PSI {drift.psi:.3f} against {plain_text(drift.reference)}, {p_value}; {most}."
+    return f"{subject}: PSI {drift.psi:.3f} against {plain_text(drift.reference)}, {p_value}; {most}."
 
 
-def _metadata(design: DriftSpec, found: Sequence[_Series]) -> dict[str, Any]:
-    drifts = [drift for series in found for drift in series.drifts]
+def _metadata(design: DriftSpec, measured: Sequence[_Series]) -> dict[str, Any]:
+    drifts = [drift for series in measured for drift in series.drifts]
     parts = [drifts_markdown(drifts[-_SHOWN:])]
     parts += [
         picture(
             f"shares of {series.candidate}, {series.target}",
             drift_png(series.candidate, series.target, series.counts, series.drifts, max_psi=design.max_psi),
         )
-        for series in [series for series in found if any(series.counts.values())][:MAX_PICTURES]
+        for series in [series for series in measured if any(series.counts.values())][:MAX_PICTURES]
     ]
-    last = [drift for series in found for drift in series.drifts[-1:]]
+    last = [drift for series in measured for drift in series.drifts[-1:]]
     figures = {
         figure_key(name, drift.candidate, drift.target): value
         for drift in last
@@ -339,10 +339,10 @@ def drift_assets(
         "code_version": design.code_version,
         "follow": builder.follow(design.upstreams),
     }
-    what = f"{', '.join(candidate.name for candidate in watched)}: {', '.join(targets)}."
+    compared = f"{', '.join(candidate.name for candidate in watched)}: {', '.join(targets)}."
     specs = {
-        "": builder.spec(description or f"Label drift of {what}", **shared),
-        "shares": builder.spec(f"Shares of the classes of {what}", suffix="shares", **shared),
+        "": builder.spec(description or f"Label drift of {compared}", **shared),
+        "shares": builder.spec(f"Shares of the classes of {compared}", suffix="shares", **shared),
     }
     check = builder.check(CHECK, f"PSI is at most {max_psi:g}, or chance explains the shift.", blocking=blocking)
     return [builder.asset(specs, partial(_prepare, design), [check])]

@@ -173,10 +173,10 @@ def evaluation_assets(
     }
     names = ", ".join(candidate.name for candidate in measured)
     columns = ", ".join(target.name for target in targets)
-    what = f"{names} against {design.gold.to_user_string()} by {key}: {columns}."
-    specs = {"": builder.spec(description or f"Labels of {what}", **evaluated)}
+    compared = f"{names} against {design.gold.to_user_string()} by {key}: {columns}."
+    specs = {"": builder.spec(description or f"Labels of {compared}", **evaluated)}
     for suffix, holds in design.beside.items():
-        specs[suffix] = builder.spec(f"{holds}: {what}", suffix=suffix, **evaluated)
+        specs[suffix] = builder.spec(f"{holds}: {compared}", suffix=suffix, **evaluated)
     # one accepted version serves all partitions, and nothing but a person accepts
     by_hand = replace(builder, partitions_def=None, automation_condition=None, backfill_policy=None)
     accepted = by_hand.spec(

@@ -85,14 +85,14 @@ class Accepted:
         if self._event is None:
             return None
         spec, design = self._spec, self._design
-        what, name = spec.key.to_user_string(), spec.key.to_python_identifier()
+        shown_key, name = spec.key.to_user_string(), spec.key.to_python_identifier()
         try:
             stored = load_stored(self._context, spec, design.builder.io_manager_key, None, name=name)
             batches = list(record_batches(stored))
         except Exception as error:  # an IO manager raises whatever its store does
-            raise InputError(f"{what} could not be read: {type(error).__name__}: {error}. {_ANEW}") from error
+            raise InputError(f"{shown_key} could not be read: {type(error).__name__}: {error}. {_ANEW}") from error
         columns = [_CANDIDATE, design.join_key, *(target.name for target in design.targets)]
-        return columns_of(batches, what, columns, also=_KEPT, hint=_ANEW)
+        return columns_of(batches, shown_key, columns, also=_KEPT, hint=_ANEW)
 
     def of_others(self, candidates: Sequence[str]) -> list[pa.Table]:
         """What was accepted of all candidates but these."""
@@ -145,9 +145,9 @@ def regression_verdict(
 
 
 def _sentence(regression: Regression) -> str:
-    what = f"{plain_text(regression.candidate)}, {plain_text(regression.target)}"
+    subject = f"{plain_text(regression.candidate)}, {plain_text(regression.target)}"
     if regression.accepted is None or regression.current is None:
-        return f"{what}: no gold row in common with the accepted version."
+        return f"{subject}: no gold row in common with the accepted version."
     form = ".3f" if regression.kind == "numeric" else ".1%"
     verdict = (
         f"p = {regression.p_worse:.2g}"
@@ -155,7 +155,7 @@ def _sentence(regression: Regression) -> str:
         else f"too few rows for a verdict: {_rows_short(regression)}"
     )
     return (
-        f"{what}: {regression.accepted:{form}} accepted, {regression.current:{form}} now, on "
+        f"{subject}: {regression.accepted:{form}} accepted, {regression.current:{form}} now, on "
         f"{regression.n_both:,} rows; {regression.n_fixed:,} fixed, {regression.n_broken:,} broken ({verdict})."
     )
 

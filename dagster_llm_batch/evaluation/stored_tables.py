@@ -76,25 +76,25 @@ class StoredTables:
         self, key: dg.AssetKey, partition: str | None, columns: Sequence[str], *, also: Sequence[str] = (), hint: str
     ) -> pa.Table:
         """`columns`, and those of `also` that are there. Raises ConfigError, with `hint`, or InputError."""
-        what = key.to_user_string() + ("" if partition is None else f" ({partition})")
+        place = key.to_user_string() + ("" if partition is None else f" ({partition})")
         try:
             value = load_asset(self._context, key, partition)
             batches = list(record_batches(value, {*columns, *also}))
         except Exception as error:  # an IO manager raises whatever its store does
             never = self._context.instance.get_latest_materialization_event(key) is None
             todo = " It was never materialized here: materialize it first." if never else ""
-            raise InputError(f"{what} could not be read: {type(error).__name__}: {error}.{todo}") from error
-        return columns_of(batches, what, columns, also=also, hint=hint)
+            raise InputError(f"{place} could not be read: {type(error).__name__}: {error}.{todo}") from error
+        return columns_of(batches, place, columns, also=also, hint=hint)
 
 
 def columns_of(
-    batches: Sequence[pa.RecordBatch], what: str, columns: Sequence[str], *, also: Sequence[str] = (), hint: str
+    batches: Sequence[pa.RecordBatch], place: str, columns: Sequence[str], *, also: Sequence[str] = (), hint: str
 ) -> pa.Table:
     """`columns`, and those of `also` that are there. Raises ConfigError, with `hint`, for one that is not."""
     table = pa.Table.from_batches(batches) if batches else pa.table({})
     if missing := [name for name in columns if name not in table.column_names]:
         raise ConfigError(
-            f"{what} has no column {', '.join(map(repr, missing))}. Its columns: {', '.join(table.column_names)}. "
+            f"{place} has no column {', '.join(map(repr, missing))}. Its columns: {', '.join(table.column_names)}. "
             f"{hint}"
         )
     wanted = dict.fromkeys([*columns, *(name for name in also if name in table.column_names)])

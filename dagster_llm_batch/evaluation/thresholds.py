@@ -123,9 +123,9 @@ def _bound(figure: _Figure) -> str:
 
 def figure_name(evaluation: Evaluation, among: Sequence[Evaluation], figure: str) -> str:
     """The metadata key of one figure; a single target is not named."""
-    whose = (
+    owner = (
         [evaluation.candidate]
         if len({other.target for other in among}) == 1
         else [evaluation.candidate, evaluation.target]
     )
-    return figure_key(figure, *whose)
+    return figure_key(figure, *owner)

@@ -110,12 +110,12 @@ class Labels:
         }
         for name, (keys, _) in by_labeler.items():
             check_unique(keys, key, f"labeler '{name}'")
-        for which in (0, 1):
-            types = {str(pair[which].type): name for name, pair in by_labeler.items() if len(pair[which])}
+        for part in (0, 1):
+            types = {str(pair[part].type): name for name, pair in by_labeler.items() if len(pair[part])}
             if len(types) > 1:
-                what = f"Target '{target.name}'" if which else f"Key '{key}'"
-                said = ", ".join(f"{kind} in {name}" for kind, name in types.items())
-                raise InputError(f"{what} is {said}: no two labels can agree. Cast them to one type.")
+                subject = f"Target '{target.name}'" if part else f"Key '{key}'"
+                listed = ", ".join(f"{kind} in {name}" for kind, name in types.items())
+                raise InputError(f"{subject} is {listed}: no two labels can agree. Cast them to one type.")
         filled = {name: pair for name, pair in by_labeler.items() if len(pair[0])}
         keys = (
             pc.unique(pa.chunked_array([pair[0] for pair in filled.values()])) if filled else pa.array([], pa.int64())
@@ -161,9 +161,9 @@ def agreement_among(
     with evaluation_extra("Agreement"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     rows = _Rows.of(labels)
-    some = len(rows.counts) > 0
+    has_rows = len(rows.counts) > 0
     alpha, low_high = None, None
-    if some:
+    if has_rows:
         drawn = [rows.alpha(counts) for counts in resamples(rows.counts, n_resamples, seed)]
         alpha = _finite(_alpha(labels, rows, library_cells))
         low_high = interval(np.concatenate(drawn)) if drawn and alpha is not None else None
@@ -175,7 +175,7 @@ def agreement_among(
         n_labelers=len(labels.labelers),
         n_rows=int(rows.counts.sum()),
         n_labels=int((rows.counts * rows.n).sum()),
-        agreement=float((rows.counts * rows.same_pairs).sum() / (rows.counts * rows.pairs).sum()) if some else None,
+        agreement=float((rows.counts * rows.same_pairs).sum() / (rows.counts * rows.pairs).sum()) if has_rows else None,
         alpha=alpha,
         alpha_low=low,
         alpha_high=high,
@@ -193,13 +193,13 @@ def agreement_of_pairs(labels: Labels, *, n_resamples: int = 1000, seed: int = 0
         both = (labels.codes[i] >= 0) & (labels.codes[j] >= 0)
         a, b = labels.codes[i][both], labels.codes[j][both]
         n, same = len(a), int((a == b).sum())
-        point, found = None, None
+        point, bounds = None, None
         if n:
             cells = Cells.of(a, b, len(labels.classes))
             weighted = partial(kappa, values=values, weights=weights)
             point = _finite(float(weighted(cells, cells.counts[None, :])[0]))
-            [found] = bootstrap_intervals(cells, [weighted], n_resamples=n_resamples, seed=seed)
-        low, high = (found or (None, None)) if point is not None else (None, None)
+            [bounds] = bootstrap_intervals(cells, [weighted], n_resamples=n_resamples, seed=seed)
+        low, high = (bounds or (None, None)) if point is not None else (None, None)
         pairs.append(
             LabelerPair(
                 target=labels.target.name,

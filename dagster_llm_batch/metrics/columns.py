@@ -37,10 +37,10 @@ WEIGHT = "weight"
 """Column of proposed rows (`propose`, `gold_sample_assets`): how many rows each stands for."""
 
 
-def column(table: pa.Table, name: str, whose: str) -> pa.Array:
+def column(table: pa.Table, name: str, owner: str) -> pa.Array:
     if table.column_names.count(name) != 1:
         problem = "has no column" if name not in table.column_names else "has more than one column"
-        raise ConfigError(f"The table of {whose} {problem} '{name}'. Its columns: {', '.join(table.column_names)}.")
+        raise ConfigError(f"The table of {owner} {problem} '{name}'. Its columns: {', '.join(table.column_names)}.")
     column = table.column(name)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -82,8 +82,8 @@ def _is_text(kind: pa.DataType) -> bool:
 def comparable_keys(
     gold: pa.Array, candidate: pa.Array, key: str, theirs: str, ours: str = "gold"
 ) -> tuple[pa.Array, pa.Array]:
-    for keys, whose in ((gold, ours), (candidate, theirs)):
-        check_unique(keys, key, whose)
+    for keys, owner in ((gold, ours), (candidate, theirs)):
+        check_unique(keys, key, owner)
     if pa.types.is_null(candidate.type):  # an empty table: nulls are refused above
         candidate = candidate.cast(gold.type)
     if pa.types.is_null(gold.type):
@@ -98,22 +98,22 @@ def comparable_keys(
     return gold, candidate
 
 
-def check_unique(keys: pa.Array, key: str, whose: str) -> None:
+def check_unique(keys: pa.Array, key: str, owner: str) -> None:
     """Raises ConfigError for a type that is no key, InputError for a key that is null or stands twice."""
     if pa.types.is_floating(keys.type) or pa.types.is_nested(keys.type):
         raise ConfigError(
-            f"Key '{key}' of {whose} is {_name(keys.type)}; a key is an integer, a string, a date or the like."
+            f"Key '{key}' of {owner} is {_name(keys.type)}; a key is an integer, a string, a date or the like."
         )
     if keys.null_count:
         raise InputError(
-            f"Key '{key}' of {whose} is null in {keys.null_count} of {len(keys)} rows. A row needs its key."
+            f"Key '{key}' of {owner} is null in {keys.null_count} of {len(keys)} rows. A row needs its key."
         )
     counts = pc.value_counts(keys)
     repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
         first = sorted(repeated.to_pylist())[:EXAMPLES]
         raise InputError(
-            f"Key '{key}' of {whose} is not unique: {len(repeated)} values stand in more than one row, such as "
+            f"Key '{key}' of {owner} is not unique: {len(repeated)} values stand in more than one row, such as "
             f"{', '.join(plain_text(repr(value)) for value in first)}. Keep one row for each."
         )
 
@@ -135,29 +135,29 @@ def comparable_values(
     return ours, others
 
 
-def category(values: pa.Array, name: str, whose: str) -> pa.Array:
+def category(values: pa.Array, name: str, owner: str) -> pa.Array:
     """The values as classes; raises ConfigError or InputError where they are none."""
     kind = values.type
     if pa.types.is_nested(kind):
         raise ConfigError(
-            f"Target '{name}' of {whose} is {_name(kind)}: multi-valued targets are not evaluated. "
+            f"Target '{name}' of {owner} is {_name(kind)}: multi-valued targets are not evaluated. "
             "Make one column, and one target, of each part."
         )
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_integer(kind):
-        return _to_integer(finite(values), f"Target '{name}' of {whose}")
+        return _to_integer(finite(values), f"Target '{name}' of {owner}")
     if _is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
         return values
     raise ConfigError(
-        f"Target '{name}' of {whose} is {_name(kind)}; classes are strings, integers or booleans. Cast it."
+        f"Target '{name}' of {owner} is {_name(kind)}; classes are strings, integers or booleans. Cast it."
     )
 
 
-def _number(values: pa.Array, name: str, whose: str) -> pa.Array:
+def _number(values: pa.Array, name: str, owner: str) -> pa.Array:
     kind = values.type
     if not (
         pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)
     ):
-        raise ConfigError(f"Target '{name}' of {whose} is {_name(kind)}; kind='numeric' takes numbers.")
+        raise ConfigError(f"Target '{name}' of {owner} is {_name(kind)}; kind='numeric' takes numbers.")
     return finite(values.cast(pa.float64(), safe=False))
 
 
@@ -167,12 +167,12 @@ def finite(values: pa.Array) -> pa.Array:
     return pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
 
 
-def _to_integer(values: pa.Array, what: str) -> pa.Array:
+def _to_integer(values: pa.Array, subject: str) -> pa.Array:
     try:
         return values.cast(pa.int64())
     except pa.ArrowInvalid as error:
         raise InputError(
-            f"{what} is {_name(values.type)} and not all values are whole numbers of 64 bits ({error}). Cast it to "
+            f"{subject} is {_name(values.type)} and not all values are whole numbers of 64 bits ({error}). Cast it to "
             "string, or evaluate measurements with kind='numeric'."
         ) from error
 

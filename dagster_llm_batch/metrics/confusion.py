@@ -164,10 +164,10 @@ def _fold(matrix: Confusion) -> tuple[list[str], list[list[int]]]:
         return names, counts
     weight = [sum(counts[i]) + sum(row[i] for row in counts) for i in range(len(names))]
     kept = sorted(sorted(range(len(names)), key=lambda i: (-weight[i], i))[: MAX_DRAWN - 1])
-    others = sorted(set(range(len(names))) - set(kept))
-    groups = [*([i] for i in kept), others]
+    rare = sorted(set(range(len(names))) - set(kept))
+    groups = [*([i] for i in kept), rare]
     folded = [[sum(counts[i][j] for i in rows for j in columns) for columns in groups] for rows in groups]
-    return [*(names[i] for i in kept), f"{len(others)} others"], folded
+    return [*(names[i] for i in kept), f"{len(rare)} others"], folded
 
 
 def _count(count: int, n_classes: int) -> str:

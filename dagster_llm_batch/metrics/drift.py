@@ -95,12 +95,12 @@ DRIFT_SCHEMA = schema_of(Drift)
 """The fields of `Drift`, in order; `adwin_changed` is one text, joined by commas."""
 
 
-def class_counts(values: pa.ChunkedArray, target: str, whose: str) -> dict[Class, int]:
+def class_counts(values: pa.ChunkedArray, target: str, owner: str) -> dict[Class, int]:
     """Rows of each class, nulls left out. Raises ConfigError for values that are no classes."""
-    counted = pc.value_counts(category(values.combine_chunks(), target, whose).drop_null()).to_pylist()
+    counted = pc.value_counts(category(values.combine_chunks(), target, owner).drop_null()).to_pylist()
     if len(counted) > MAX_CLASSES:
         raise ConfigError(
-            f"Target '{target}' of {whose} has {len(counted)} distinct values; at most {MAX_CLASSES} are classes. Bin "
+            f"Target '{target}' of {owner} has {len(counted)} distinct values; at most {MAX_CLASSES} are classes. Bin "
             "it, or name another column."
         )
     return {entry["values"]: entry["counts"] for entry in counted}
@@ -162,8 +162,8 @@ def _chi_squared(table: NDArray[np.float64]) -> tuple[float | None, float | None
         pooled = np.column_stack([pooled, table[:, rare].sum(axis=1)])
     if pooled.shape[1] < 2:  # noqa: PLR2004  # one class has nothing to shift to
         return None, None
-    found = chi2_contingency(pooled, correction=False)
-    return float(found.statistic), float(found.pvalue)
+    tested = chi2_contingency(pooled, correction=False)
+    return float(tested.statistic), float(tested.pvalue)
 
 
 def adwin_changes(counts: Mapping[str, Counts], *, delta: float = 0.002, seed: int = 0) -> dict[str, tuple[str, ...]]:
@@ -185,15 +185,15 @@ def adwin_changes(counts: Mapping[str, Counts], *, delta: float = 0.002, seed: i
     for partition, here in counts.items():
         codes = np.repeat(np.arange(len(classes)), [here.get(class_, 0) for class_ in classes])
         codes = rng.permutation(codes)[:_ADWIN_ROWS]
-        found = []
+        changes = []
         for code, (class_, detector) in enumerate(detectors.items()):
             alarms = 0
             for is_it in (codes == code).tolist():
                 detector.update(float(is_it))
                 alarms += detector.drift_detected
             if alarms:
-                found.append(class_name(class_))
-        changed[partition] = tuple(found)
+                changes.append(class_name(class_))
+        changed[partition] = tuple(changes)
     return changed
 
 

@@ -41,16 +41,16 @@ def gold_signals(
     """
     columns: dict[str, pa.Array] = {}
     for name, table in tables.items():
-        found = column(table, key, f"candidate '{name}'")
-        first = next(iter(columns.items()), (name, found))
-        columns[name] = comparable_keys(first[1], found, key, f"candidate '{name}'", ours=f"candidate '{first[0]}'")[1]
+        own = column(table, key, f"candidate '{name}'")
+        first = next(iter(columns.items()), (name, own))
+        columns[name] = comparable_keys(first[1], own, key, f"candidate '{name}'", ours=f"candidate '{first[0]}'")[1]
     keys = pc.unique(pa.chunked_array(list(columns.values())))
-    at = {name: pc.index_in(keys, value_set=found) for name, found in columns.items()}
+    at = {name: pc.index_in(keys, value_set=own) for name, own in columns.items()}
     signals: dict[str, list[NDArray[np.float64]]] = {name: [] for name in SIGNALS}
     for target in targets:
         labels, earlier = (
-            {name: _classes(table, target, f"{whose} '{name}'") for name, table in given.items()}
-            for given, whose in ((tables, "candidate"), (reference or {}, "the reference of"))
+            {name: _classes(table, target, f"{owner} '{name}'") for name, table in given.items()}
+            for given, owner in ((tables, "candidate"), (reference or {}, "the reference of"))
         )
         _refuse_other_types({**{f"{name} before": table for name, table in earlier.items()}, **labels}, target)
         votes = {name: values.take(at[name]) for name, values in labels.items()}
@@ -67,11 +67,11 @@ def gold_signals(
         }
         if stated:
             signals["low_confidence"].append(low_confidence(stated))
-    return keys, {name: reduce(_stronger, found) for name, found in signals.items() if found}
+    return keys, {name: reduce(_stronger, strengths) for name, strengths in signals.items() if strengths}
 
 
-def _classes(table: pa.Table, target: str, whose: str) -> pa.Array:
-    return category(column(table, target, whose), target, whose)
+def _classes(table: pa.Table, target: str, owner: str) -> pa.Array:
+    return category(column(table, target, owner), target, owner)
 
 
 def disagreement(votes: Sequence[pa.Array]) -> NDArray[np.float64]:
@@ -111,12 +111,12 @@ def rare_class(votes: Sequence[pa.Array]) -> NDArray[np.float64]:
     codes = _codes(votes)
     with evaluation_extra("Proposing rows for gold"):
         import numpy as np  # noqa: PLC0415  # optional dependency
-    found = np.zeros(len(votes[0]))
+    signal = np.zeros(len(votes[0]))
     for code in codes:
         counts = np.bincount(code[code >= 0], minlength=1)
         even = float(counts.sum()) / max(1, int((counts > 0).sum()))
-        found = _stronger(found, _by_class(np.maximum(0, 1 - counts / max(1, even)), code))
-    return found
+        signal = _stronger(signal, _by_class(np.maximum(0, 1 - counts / max(1, even)), code))
+    return signal
 
 
 def drift(votes: Sequence[pa.Array], reference: Sequence[pa.Array]) -> NDArray[np.float64]:
@@ -126,15 +126,15 @@ def drift(votes: Sequence[pa.Array], reference: Sequence[pa.Array]) -> NDArray[n
     codes = _codes([*votes, *reference])
     with evaluation_extra("Proposing rows for gold"):
         import numpy as np  # noqa: PLC0415  # optional dependency
-    found = np.zeros(len(votes[0]))
+    signal = np.zeros(len(votes[0]))
     for here, there in zip(codes[: len(votes)], codes[len(votes) :], strict=True):
         n = 1 + max(int(np.max(codes, initial=0)) for codes in (here, there))
         counts = [np.bincount(codes[codes >= 0], minlength=n) for codes in (here, there)]
         if not counts[1].sum():  # nothing to compare with
             continue
         p, q = (count / max(1, int(count.sum())) for count in counts)
-        found = _stronger(found, _by_class(np.divide(np.maximum(0, p - q), p, out=np.zeros(n), where=p > 0), here))
-    return found
+        signal = _stronger(signal, _by_class(np.divide(np.maximum(0, p - q), p, out=np.zeros(n), where=p > 0), here))
+    return signal
 
 
 def _codes(columns: Sequence[pa.Array]) -> list[NDArray[np.int64]]:
@@ -162,5 +162,5 @@ def _stronger(signal: NDArray[np.float64], other: NDArray[np.float64]) -> NDArra
 def _refuse_other_types(votes: Mapping[str, pa.Array], target: str) -> None:
     known = {name: vote.type for name, vote in votes.items() if not pa.types.is_null(vote.type)}
     if len(set(known.values())) > 1:
-        said = ", ".join(f"{kind} in {name}" for name, kind in known.items())
-        raise InputError(f"Target '{target}' is of several types: {said}. Cast all to one.")
+        listed = ", ".join(f"{kind} in {name}" for name, kind in known.items())
+        raise InputError(f"Target '{target}' is of several types: {listed}. Cast all to one.")

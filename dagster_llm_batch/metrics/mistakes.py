@@ -131,11 +131,11 @@ def _reasons(joined: Joined, candidate: pa.Table) -> pa.Array:
         for name in ("llm_outcome", "llm_reason")
     )
     rejected = pc.coalesce(pc.binary_join_element_wise(outcome, words, pa.scalar(": ", _TEXT)), outcome)
-    said = pc.if_else(pc.equal(outcome, "succeeded"), pa.scalar(None, _TEXT), rejected)
+    reasons = pc.if_else(pc.equal(outcome, "succeeded"), pa.scalar(None, _TEXT), rejected)
     absent = pc.if_else(
         joined.has_row, pa.scalar("the label is empty", _TEXT), pa.scalar("the candidate has no such row", _TEXT)
     )
-    return pc.if_else(joined.predicted.is_valid(), pa.scalar(None, _TEXT), pc.coalesce(said, absent))
+    return pc.if_else(joined.predicted.is_valid(), pa.scalar(None, _TEXT), pc.coalesce(reasons, absent))
 
 
 def _text(values: pa.Array) -> pa.Array:

@@ -36,14 +36,14 @@ def rubric_cases(
     """One case for each row and candidate that has an answer: `case_id`, key, `candidate`, `answer`, the columns of
     `rows`. `case_id` is `<candidate>/<key>`. With `sample`, of so many rows.
     """
-    keys, said = _answers(rows, answers, key, target, sample, seed)
-    found = [(at, name, said[name][key_]) for name in answers for at, key_ in keys if key_ in said[name]]
+    keys, texts = _answers(rows, answers, key, target, sample, seed)
+    cases = [(at, name, texts[name][key_]) for name in answers for at, key_ in keys if key_ in texts[name]]
     own: dict[str, list[Any]] = {
-        CASE_ID: [f"{name}/{rows[key][at].as_py()}" for at, name, _ in found],
-        "candidate": [name for _, name, _ in found],
-        "answer": [answer for _, _, answer in found],
+        CASE_ID: [f"{name}/{rows[key][at].as_py()}" for at, name, _ in cases],
+        "candidate": [name for _, name, _ in cases],
+        "answer": [answer for _, _, answer in cases],
     }
-    return _cases(rows, key, [at for at, _, _ in found], own)
+    return _cases(rows, key, [at for at, _, _ in cases], own)
 
 
 def pairwise_cases(
@@ -54,22 +54,22 @@ def pairwise_cases(
 
     `case_id` is `<first>/<second>/<key>`. Answers that are the same need no judge: they are one case, `identical`.
     """
-    keys, said = _answers(rows, answers, key, target, sample, seed)
-    found = []
+    keys, texts = _answers(rows, answers, key, target, sample, seed)
+    cases = []
     for a, b in combinations(answers, 2):
         for at, key_ in keys:
-            if key_ in said[a] and key_ in said[b]:
-                identical = said[a][key_] == said[b][key_]
-                found += [(at, key_, *order, identical) for order in ([(a, b)] if identical else [(a, b), (b, a)])]
+            if key_ in texts[a] and key_ in texts[b]:
+                identical = texts[a][key_] == texts[b][key_]
+                cases += [(at, key_, *order, identical) for order in ([(a, b)] if identical else [(a, b), (b, a)])]
     own: dict[str, list[Any]] = {
-        CASE_ID: [f"{first}/{second}/{key_}" for _, key_, first, second, _ in found],
-        "first": [first for _, _, first, _, _ in found],
-        "second": [second for _, _, _, second, _ in found],
-        "identical": [identical for *_, identical in found],
-        "answer_a": [said[first][key_] for _, key_, first, _, _ in found],
-        "answer_b": [said[second][key_] for _, key_, _, second, _ in found],
+        CASE_ID: [f"{first}/{second}/{key_}" for _, key_, first, second, _ in cases],
+        "first": [first for _, _, first, _, _ in cases],
+        "second": [second for _, _, _, second, _ in cases],
+        "identical": [identical for *_, identical in cases],
+        "answer_a": [texts[first][key_] for _, key_, first, _, _ in cases],
+        "answer_b": [texts[second][key_] for _, key_, _, second, _ in cases],
     }
-    return _cases(rows, key, [at for at, *_ in found], own)
+    return _cases(rows, key, [at for at, *_ in cases], own)
 
 
 def _answers(
@@ -79,15 +79,19 @@ def _answers(
     if taken := sorted(set(rows.column_names) & {*ANSWERS, *JUDGE_COLUMNS}):
         raise InputError(f"The rows have columns {taken}, which a judge's cases have for their own. Rename them.")
     own_keys = column(rows, key, "the rows")
-    said = {}
+    by_candidate = {}
     for name, table in answers.items():
         theirs = f"candidate '{name}'"
         _, keys = comparable_keys(own_keys, column(table, key, theirs), key, theirs, ours="the rows")
         texts = _texts([column(table, name, theirs) for name in target], target)
-        said[name] = {key_: text for key_, text in zip(keys.to_pylist(), texts, strict=True) if text is not None}
+        by_candidate[name] = {
+            key_: text for key_, text in zip(keys.to_pylist(), texts, strict=True) if text is not None
+        }
     values = own_keys.to_pylist()
     drawn = values if sample is None else draw_keys(values, sample, seed)
-    return sorted(((at, value) for at, value in enumerate(values) if value in drawn), key=lambda pair: pair[1]), said
+    return sorted(
+        ((at, value) for at, value in enumerate(values) if value in drawn), key=lambda pair: pair[1]
+    ), by_candidate
 
 
 def _texts(columns: Sequence[pa.Array], names: Sequence[str]) -> Iterator[str | None]:

@@ -79,8 +79,8 @@ def compare_pairs(cases: pa.Table, verdicts: pa.Table, candidates: Sequence[str]
     `cases`: see `pairwise_cases`. `verdicts`: `case_id` and `verdict`, null where the judge gave none. Raises
     InputError for a verdict that is none of VERDICTS.
     """
-    said = dict(zip(verdicts[CASE_ID].to_pylist(), verdicts["verdict"].to_pylist(), strict=True))
-    if strangers := {*said.values()} - {*VERDICTS, None}:
+    by_case = dict(zip(verdicts[CASE_ID].to_pylist(), verdicts["verdict"].to_pylist(), strict=True))
+    if strangers := {*by_case.values()} - {*VERDICTS, None}:
         raise InputError(f"Verdicts {sorted(map(repr, strangers))[:EXAMPLES]} are none of {', '.join(VERDICTS)}.")
     columns = (cases[name].to_pylist() for name in (CASE_ID, key, "first", "second", "identical"))
     rank = {name: at for at, name in enumerate(candidates)}
@@ -91,7 +91,7 @@ def compare_pairs(cases: pa.Table, verdicts: pa.Table, candidates: Sequence[str]
         if same:
             identical[pair] += 1
         else:
-            asked.setdefault(pair, {}).setdefault(row, {})[first] = said.get(case_id)
+            asked.setdefault(pair, {}).setdefault(row, {})[first] = by_case.get(case_id)
     pairs = [(a, b) for at, a in enumerate(candidates) for b in candidates[at + 1 :]]
     return tuple(_pair(a, b, [*asked.get((a, b), {}).values()], identical[a, b]) for a, b in pairs)
 

@@ -79,7 +79,7 @@ def _bar(axes: Axes, type_: Lettering, pair: Pairwise, at: int) -> None:
     type_.text(axes, 0, y - 0.27, type_.clean(pair.a, CANDIDATE_CHARS), size=10, va="center")
     type_.text(axes, 1, y - 0.27, type_.clean(pair.b, CANDIDATE_CHARS), size=10, ha="right", va="center")
     assert pair.win_rate_a is not None  # as there are rows
-    said = [f"win rate, ties as half: {pair.win_rate_a:.0%} to {1 - pair.win_rate_a:.0%}"]
-    said += [f"verdicts for the answer shown first: {pair.first_rate:.0%}"] if pair.first_rate is not None else []
-    said += [f"not judged: {pair.n_unjudged:,}"] if pair.n_unjudged else []
-    type_.text(axes, 0, y + 0.29, "; ".join(said), size=8.5, color=MUTED, va="center")
+    notes = [f"win rate, ties as half: {pair.win_rate_a:.0%} to {1 - pair.win_rate_a:.0%}"]
+    notes += [f"verdicts for the answer shown first: {pair.first_rate:.0%}"] if pair.first_rate is not None else []
+    notes += [f"not judged: {pair.n_unjudged:,}"] if pair.n_unjudged else []
+    type_.text(axes, 0, y + 0.29, "; ".join(notes), size=8.5, color=MUTED, va="center")

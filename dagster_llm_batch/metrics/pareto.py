@@ -38,9 +38,9 @@ def _on_front(evaluation: Evaluation, among: Sequence[Evaluation]) -> bool | Non
     mine = _loss_and_cost(evaluation)
     if mine is None:
         return None
-    others = [_loss_and_cost(other) for other in among if other.target == evaluation.target and other is not evaluation]
+    rivals = [_loss_and_cost(other) for other in among if other.target == evaluation.target and other is not evaluation]
     return not any(
-        other is not None and other != mine and other[0] <= mine[0] and other[1] <= mine[1] for other in others
+        other is not None and other != mine and other[0] <= mine[0] and other[1] <= mine[1] for other in rivals
     )
 
 

@@ -68,19 +68,19 @@ def pareto_png(evaluations: Sequence[Evaluation], target: str) -> bytes:
     marks: dict[tuple[float, float], list[int]] = {}
     for at, (x, y) in enumerate(zip(positions, heights, strict=True)):
         marks.setdefault((round(x, 6), round(y, 6)), []).append(at)
-    for (x, y), which in marks.items():
-        on_front = drawn[which[0]].on_pareto_front
+    for (x, y), marked in marks.items():
+        on_front = drawn[marked[0]].on_pareto_front
         face, ink = (BLUE, "white") if on_front else ("white", MUTED)
         axes.plot(
             [x], [y], marker="o", markersize=17, color=face, markeredgecolor=BLUE if on_front else MUTED, zorder=3
         )
-        numbers = ",".join(str(listed.index(drawn[at]) + 1) for at in which)
+        numbers = ",".join(str(listed.index(drawn[at]) + 1) for at in marked)
         type_.text(axes, x, y, numbers, size=9.5, color=ink, ha="center", va="center_baseline", zorder=4)
     type_.text(figure, 0.525, (below - 0.5) / height, "USD for 1,000 rows", size=10, color=MUTED, ha="center")
     _candidates_list(figure, type_, listed, (below - 0.75 - row / 2) / height, row / height)
-    what = "mean absolute error" if is_numeric else "accuracy, rows without a label being wrong"
+    measure = "mean absolute error" if is_numeric else "accuracy, rows without a label being wrong"
     title = f"{type_.clean(target, CANDIDATE_CHARS)}: quality against cost"
-    headline(figure, type_, title, f"up: {what}; blue: no other is as good for less", height)
+    headline(figure, type_, title, f"up: {measure}; blue: no other is as good for less", height)
     return png(figure)
 
 
@@ -187,9 +187,9 @@ def reliability_png(calibration: Calibration) -> bytes:
     type_.text(figure, 0.012, 1.27 / height, "labels", size=10, color=MUTED, rotation=90, va="center")
     type_.text(figure, left + width / 2, 0.28 / height, "stated confidence", size=10, color=MUTED, ha="center")
     title = f"{type_.clean(calibration.candidate, CANDIDATE_CHARS)}, {type_.clean(calibration.target, CANDIDATE_CHARS)}"
-    said = f"expected calibration error {calibration.ece:.3f}, Brier score {calibration.brier:.3f}"
+    caption = f"expected calibration error {calibration.ece:.3f}, Brier score {calibration.brier:.3f}"
     headline(
-        figure, type_, f"{title}: confidence and truth", f"{said}; {calibration.n:,} labels; amber: the gap", height
+        figure, type_, f"{title}: confidence and truth", f"{caption}; {calibration.n:,} labels; amber: the gap", height
     )
     return png(figure)
 
@@ -218,8 +218,8 @@ def agreement_png(pairs: Sequence[LabelerPair]) -> bytes:
         for i, j in ((names.index(pair.a), names.index(pair.b)), (names.index(pair.b), names.index(pair.a))):
             grid[i][j] = max(0.0, pair.kappa or 0.0)
             ink = "white" if grid[i][j] > 0.72 else INK  # noqa: PLR2004  # where blue turns dark
-            said = "-" if pair.kappa is None else f"{pair.kappa:.2f}"
-            type_.text(axes, j, i - 0.12, said, size=size, color=ink, ha="center", va="center_baseline")
+            text = "-" if pair.kappa is None else f"{pair.kappa:.2f}"
+            type_.text(axes, j, i - 0.12, text, size=size, color=ink, ha="center", va="center_baseline")
             type_.text(axes, j, i + 0.26, f"{pair.n_both:,}", size=size * 0.7, color=ink, ha="center", va="center")
     axes.imshow(grid, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
     shown = [type_.clean(name, CLASS_CHARS) for name in names]

@@ -73,5 +73,5 @@ def report_of(tallies: Sequence[Tally], *, n_resamples: int = 1000, seed: int = 
         confusions=tuple(map(confusion, categorical)),
         per_class=pa.concat_tables([PER_CLASS_SCHEMA.empty_table(), *map(per_class, categorical)]),
         agreements=(),
-        calibrations=tuple(found for counts in categorical if (found := calibration_of(counts))),
+        calibrations=tuple(calibration for counts in categorical if (calibration := calibration_of(counts))),
     )

@@ -49,12 +49,12 @@ def score_rubric(
     at = {case_id: row for row, case_id in enumerate(scores[CASE_ID].to_pylist())}
     given = {criterion: scores[criterion].to_pylist() for criterion in criteria}
     of = _by_candidate(cases, candidates)
-    found = []
+    scores_ = []
     for name in candidates:
         for criterion in criteria:
             values = [given[criterion][at[case_id]] for case_id in of[name] if case_id in at]
-            found.append(_rubric(name, criterion, len(of[name]), [value for value in values if value is not None]))
-    return tuple(found)
+            scores_.append(_rubric(name, criterion, len(of[name]), [value for value in values if value is not None]))
+    return tuple(scores_)
 
 
 def _by_candidate(cases: pa.Table, candidates: Sequence[str]) -> dict[str, list[str]]:

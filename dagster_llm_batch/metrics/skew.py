@@ -65,19 +65,19 @@ def skew_between(batch: pa.Table, realtime: pa.Table, *, key: str, target: Targe
     """
     at, same_request, answered = _met(batch, realtime, key)
     name = target.name
-    said, says = comparable_values(
+    batch_values, realtime_values = comparable_values(
         column(batch, name, "the batch").filter(answered),
         column(realtime, name, "real time").take(at.filter(answered)),
         name=name,
         kind=target.kind,
         theirs="real time",
     )
-    n, n_same = len(said), int(pc.sum(_same(said, says)).as_py() or 0)
+    n, n_same = len(batch_values), int(pc.sum(_same(batch_values, realtime_values)).as_py() or 0)
     low, high = wilson(n_same, n) if n else (None, None)
     keys = column(batch, key, "the batch").filter(answered)
-    pair = (pa.table({key: keys, name: values}) for values in (said, says))
+    pair = (pa.table({key: keys, name: values}) for values in (batch_values, realtime_values))
     figures = evaluate(join(*pair, key=key, target=target, candidate_name="real time"), n_resamples=0)
-    difference = pc.mean(pc.subtract(says, said)).as_py() if target.kind == "numeric" else None
+    difference = pc.mean(pc.subtract(realtime_values, batch_values)).as_py() if target.kind == "numeric" else None
     return Skew(
         target=name,
         kind=target.kind,
@@ -116,9 +116,9 @@ def _text(table: pa.Table, name: str) -> pa.Array:
     return column(table, name, "the labels").cast(pa.large_string())
 
 
-def _same(said: pa.Array, says: pa.Array) -> pa.Array:
-    both_null = pc.and_(said.is_null(), says.is_null())
-    return pc.or_(pc.fill_null(pc.equal(said, says), fill_value=False), both_null)
+def _same(batch: pa.Array, realtime: pa.Array) -> pa.Array:
+    both_null = pc.and_(batch.is_null(), realtime.is_null())
+    return pc.or_(pc.fill_null(pc.equal(batch, realtime), fill_value=False), both_null)
 
 
 def _names(models: pa.Array) -> tuple[str, ...]:
@@ -136,8 +136,10 @@ def side_by_side(batch: pa.Table, realtime: pa.Table, *, key: str, targets: Sequ
     for name in targets:
         columns[name] = batch[name].combine_chunks()
         columns[f"{name}_realtime"] = realtime[name].combine_chunks().take(at)
-        said, says = (columns[column_name].cast(columns[name].type) for column_name in (name, f"{name}_realtime"))
-        same = pc.and_(same, _same(said, says))
+        batch_values, realtime_values = (
+            columns[column_name].cast(columns[name].type) for column_name in (name, f"{name}_realtime")
+        )
+        same = pc.and_(same, _same(batch_values, realtime_values))
     columns["llm_same"] = pc.if_else(answered, same, pa.scalar(None, pa.bool_()))
     columns["llm_changed"] = pc.invert(same_request)
     for name in (_OUTCOME, "llm_reason", _MODEL, "llm_cost_usd"):

@@ -58,13 +58,13 @@ class Tally:
 
     def classes(self) -> tuple[Class, ...]:
         """All values of gold (labeled or not) and of the predictions, sorted. Raises ConfigError over MAX_CLASSES."""
-        found = {*self.gold["gold"].to_pylist(), *self.cells["predicted"].to_pylist()}
-        if len(found) > MAX_CLASSES:
+        values = {*self.gold["gold"].to_pylist(), *self.cells["predicted"].to_pylist()}
+        if len(values) > MAX_CLASSES:
             raise ConfigError(
-                f"Target '{self.target.name}' of candidate '{self.candidate}' has {len(found)} distinct values; at "
+                f"Target '{self.target.name}' of candidate '{self.candidate}' has {len(values)} distinct values; at "
                 f"most {MAX_CLASSES} are classes. Use kind='numeric' for numbers, or a column with fewer values."
             )
-        return tuple(sorted(found))
+        return tuple(sorted(values))
 
 
 def tally(joined: Joined | Tally) -> Tally:

@@ -106,11 +106,11 @@ def drift_png(
     _names_below(axes, type_, partitions)
     type_.text(figure, 0.012, (bottom + psi_inches / 2) / height, "PSI", size=10, color=MUTED, rotation=90, va="center")
     drifted = sum(drift.drifted for _, _, drift in psi)
-    said = f"{drifted} of {len(partitions)} partitions have drifted (amber)"
+    caption = f"{drifted} of {len(partitions)} partitions have drifted (amber)"
     online = "; ▼: seen by ADWIN" if changed else ""
-    what = f"{type_.clean(candidate, CANDIDATE_CHARS)}, {type_.clean(target, CANDIDATE_CHARS)}"
-    title = f"{what}: shares of the classes by partition"
-    headline(figure, type_, title, f"{said}; dashed: PSI {max_psi:g}{online}", height)
+    subject = f"{type_.clean(candidate, CANDIDATE_CHARS)}, {type_.clean(target, CANDIDATE_CHARS)}"
+    title = f"{subject}: shares of the classes by partition"
+    headline(figure, type_, title, f"{caption}; dashed: PSI {max_psi:g}{online}", height)
     return png(figure)
 
 
@@ -163,10 +163,10 @@ def costs_png(costs: Sequence[DayCost]) -> bytes:
     bare(axes, grid="y")
     _names_below(axes, type_, [day.isoformat() for day in days])
     total, known = sum(totals.values(), Decimal(0)), [value for value in realtime if value is not None]
-    said = f"{usd_text(total)} USD from {first} to {last}"
+    caption = f"{usd_text(total)} USD from {first} to {last}"
     if known and len(known) == sum(any(cost.day == day for cost in shown) for day in days):
-        said += f"; in real time it would have been {usd_text(sum(known, Decimal(0)))} (dashed)"
-    headline(figure, type_, "Cost by day", said, height)
+        caption += f"; in real time it would have been {usd_text(sum(known, Decimal(0)))} (dashed)"
+    headline(figure, type_, "Cost by day", caption, height)
     return png(figure)
 
 

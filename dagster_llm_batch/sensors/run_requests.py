@@ -71,10 +71,11 @@ def grouped(ready: Sequence[Ready], most: int) -> list[Group]:
     by_asset: dict[dg.AssetKey, list[Ready]] = defaultdict(list)
     for partition in ready:
         by_asset[partition.asset].append(partition)
-    for asset, ones in by_asset.items():
-        groups += (Group(asset, [partition]) for partition in ones if partition.index is None)
+    for asset, partitions in by_asset.items():
+        groups += (Group(asset, [partition]) for partition in partitions if partition.index is None)
         placed = sorted(
-            (partition for partition in ones if partition.index is not None), key=lambda partition: partition.index or 0
+            (partition for partition in partitions if partition.index is not None),
+            key=lambda partition: partition.index or 0,
         )
         for _, run in groupby(enumerate(placed), key=lambda pair: (pair[1].index or 0) - pair[0]):
             members = [member for _, member in run]

@@ -68,29 +68,29 @@ class Tick:
 
     def _progress(self) -> list[Progress]:
         """Undelivered submissions; those of other code locations on the same ledger are theirs to look after."""
-        found = self._ledger.progress(self._engine.namespace, unreadable=self._unreadable)
-        return [progress for progress in found if progress.submission.asset in self._labels]
+        undelivered = self._ledger.progress(self._engine.namespace, unreadable=self._unreadable)
+        return [progress for progress in undelivered if progress.submission.asset in self._labels]
 
     def _unreadable(self, row_id: str, error: Exception) -> None:
         self._trouble(f"the ledger's row {row_id}", error)
 
     @contextmanager
-    def _apart(self, what: str) -> Iterator[None]:
+    def _apart(self, subject: str) -> Iterator[None]:
         """Whatever is raised inside is of `what` alone."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - of SDKs, Dagster and the user's code: anything may come
-            self._trouble(what, error)
+            self._trouble(subject, error)
 
-    def _trouble(self, what: str, error: Exception) -> None:
+    def _trouble(self, subject: str, error: Exception) -> None:
         ours = isinstance(error, LLMBatchError)
-        said = f"{what}: {error}" if ours else f"{what}: {type(error).__name__}: {error}"
-        if said in self._notes:
+        note = f"{subject}: {error}" if ours else f"{subject}: {type(error).__name__}: {error}"
+        if note in self._notes:
             return
-        self.note(said)
-        self._context.log.error(said, exc_info=error)
+        self.note(note)
+        self._context.log.error(note, exc_info=error)
         if not ours:
-            self._troubles[what] = error
+            self._troubles[subject] = error
 
     def raise_trouble(self) -> None:
         """Fail the tick for errors that do not pass by themselves. To be called when all else is done."""
@@ -157,15 +157,15 @@ class Tick:
 
     def _accounts(self, providers: Collection[str]) -> dict[str, str]:
         """The account of each that can be asked."""
-        found = {}
+        accounts = {}
         for name in sorted(providers):
             try:
-                found[name] = self._engine.provider(name).account
+                accounts[name] = self._engine.provider(name).account
             except LLMBatchError as error:
                 self.note(str(error))
             except Exception as error:  # noqa: BLE001 - a provider may be the user's own: anything may come
                 self._trouble(f"provider {name}", error)
-        return found
+        return accounts
 
     def _can_ask(self, shard: Shard, accounts: Mapping[str, str]) -> bool:
         """Another account does not know the batch, and would have it reported as lost."""
@@ -206,17 +206,19 @@ class Tick:
         if turns := [submission.submission_id for submission in going if outlook.waited(submission.submission_id)]:
             self._engine.note_turns(turns)
             outlook = self._engine.outlook(self._unreadable)
-        found: dict[tuple[str, str], Ready] = {}
+        by_place: dict[tuple[str, str], Ready] = {}
         for submission in going:
             with self._apart(self._place_of(submission)):
                 if (ready := self._ready(submission, outlook)) is None:
                     continue
                 place = (submission.asset, submission.partition)
-                if (other := found.get(place)) is not None:  # an earlier submission of the partition is taken home too
-                    both = (*other.submissions, *ready.submissions)
-                    ready = replace(ready, run_key=joined([other.run_key, ready.run_key]), submissions=both)
-                found[place] = ready
-        return list(found.values())
+                if (
+                    other := by_place.get(place)
+                ) is not None:  # an earlier submission of the partition is taken home too
+                    submissions = (*other.submissions, *ready.submissions)
+                    ready = replace(ready, run_key=joined([other.run_key, ready.run_key]), submissions=submissions)
+                by_place[place] = ready
+        return list(by_place.values())
 
     def _repository(self) -> dg.RepositoryDefinition:
         assert self._context.repository_def is not None
@@ -236,8 +238,8 @@ class Tick:
         submission_id = submission.submission_id
         if not outlook.is_open(submission_id) or not self._exists(submission):
             return None
-        if (why := outlook.stranded(submission_id)) is not None:
-            self.note(f"{self._place_of(submission)} waits for a person: {why}")
+        if (reason := outlook.stranded(submission_id)) is not None:
+            self.note(f"{self._place_of(submission)} waits for a person: {reason}")
             return None
         lost = self._lost.count(submission_id, outlook)
         place = self._labels[submission.asset].places.get(submission.partition)
@@ -317,8 +319,8 @@ class Tick:
         partitions = self._labels[submission.asset]
         if submission.partition in partitions.places or not (submission.partition or partitions.are_there):
             return True
-        what = f"partition {submission.partition}" if submission.partition else "its unpartitioned form"
-        self.note(f"{submission.asset}: {what} no longer exists")
+        place = f"partition {submission.partition}" if submission.partition else "its unpartitioned form"
+        self.note(f"{submission.asset}: {place} no longer exists")
         return False
 
     def is_new(self, group: Group) -> bool:
@@ -376,7 +378,7 @@ class Tick:
 
     def _paces(self, flying: list[Progress]) -> list[Pace]:
         usual: dict[str, timedelta | None] = {}
-        found: list[Pace] = []
+        paces: list[Pace] = []
         for progress in flying:
             with self._apart(self._place_of(progress.submission)):
                 its_pace = pace(progress, self._now)
@@ -385,8 +387,8 @@ class Tick:
                     if asset not in usual:
                         usual[asset] = usual_of(self._ledger, self._engine.namespace, asset)
                     its_pace = pace(progress, self._now, usual[asset])
-                found.append(its_pace)
-        return found
+                paces.append(its_pace)
+        return paces
 
 
 _AT_ONCE = 200
@@ -405,19 +407,19 @@ def deliver_landed(
     for asset, submissions in by_asset.items():
         newest = engine.ledger.newest_ids(engine.namespace, asset)
         for start in range(0, len(submissions), _AT_ONCE):
-            some = submissions[start : start + _AT_ONCE]
+            page = submissions[start : start + _AT_ONCE]
             if not has_time():
-                unknown.update(submission.submission_id for submission in some)
+                unknown.update(submission.submission_id for submission in page)
                 continue
             superseded = {
                 submission.submission_id
-                for submission in some
+                for submission in page
                 if newest[submission.partition] != submission.submission_id
             }
-            rest = [submission for submission in some if submission.submission_id not in superseded]
-            found = superseded | set(_materialized(instance, asset, rest))
-            engine.ledger.mark_delivered(*found)
-            home |= found
+            rest = [submission for submission in page if submission.submission_id not in superseded]
+            landed = superseded | set(_materialized(instance, asset, rest))
+            engine.ledger.mark_delivered(*landed)
+            home |= landed
     return home, unknown
 
 

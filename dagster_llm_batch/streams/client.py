@@ -47,20 +47,21 @@ def kafka_errors(doing: str) -> Iterator[None]:
 
 def as_ours(error: Any, doing: str) -> LLMBatchError:
     """One of the client's errors, by its name."""
-    told = f"{doing}: Kafka says {error.name()}: {error.str()}."
+    message = f"{doing}: Kafka says {error.name()}: {error.str()}."
     if error.name() in _CREDENTIALS:
-        return CredentialsError(f"{told} The broker does not accept who asks, or does not allow it.")
+        return CredentialsError(f"{message} The broker does not accept who asks, or does not allow it.")
     if error.name() in _UNKNOWN:
-        return ConfigError(f"{told} Is the topic's name right, and does the broker have it?")
+        return ConfigError(f"{message} Is the topic's name right, and does the broker have it?")
     if error.name() == "MSG_SIZE_TOO_LARGE":
         return ConfigError(
-            f"{told} Raise max.message.bytes of that topic: some hundred bytes over the longest message sent on to it."
+            f"{message} Raise max.message.bytes of that topic: some hundred bytes over the longest message sent on to "
+            "it."
         )
     if error.name() == "_INVALID_ARG":
-        return ConfigError(f"{told} A setting of KafkaResource is not one that its client knows.")
+        return ConfigError(f"{message} A setting of KafkaResource is not one that its client knows.")
     if error.name() in ("_FENCED", "INVALID_PRODUCER_EPOCH", "FENCED_INSTANCE_ID"):
-        return TransientError(f"{told} Another process produces the same partition now; this one has stopped.")
-    return TransientError(f"{told} Nothing was lost; the same can be tried again.")
+        return TransientError(f"{message} Another process produces the same partition now; this one has stopped.")
+    return TransientError(f"{message} Nothing was lost; the same can be tried again.")
 
 
 def is_end(error: Any) -> bool:

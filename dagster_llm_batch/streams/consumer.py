@@ -57,19 +57,19 @@ def watermarks(connection: Connection, topic: str) -> dict[int, Watermarks]:
 def watermarks_of(consumer: Consumer, topic: str, timeout: float) -> dict[int, Watermarks]:
     """`watermarks`, by a consumer that is there."""
     with kafka_errors(f"Asking for the offsets of topic '{topic}'"):
-        found = consumer.list_topics(topic, timeout=timeout).topics[topic]
-        if found.error is not None:
-            raise as_ours(found.error, f"Looking for topic '{topic}'")
-        return {number: watermarks_in(consumer, topic, number, timeout) for number in found.partitions}
+        metadata = consumer.list_topics(topic, timeout=timeout).topics[topic]
+        if metadata.error is not None:
+            raise as_ours(metadata.error, f"Looking for topic '{topic}'")
+        return {number: watermarks_in(consumer, topic, number, timeout) for number in metadata.partitions}
 
 
 def watermarks_in(consumer: Consumer, topic: str, partition: int, timeout: float) -> Watermarks:
     """Those of one partition."""
     asked = confluent().TopicPartition(topic, partition)
-    found = consumer.get_watermark_offsets(asked, timeout=timeout, cached=False)
-    if found is None:
+    offsets = consumer.get_watermark_offsets(asked, timeout=timeout, cached=False)
+    if offsets is None:
         raise TransientError(f"The broker did not say within {timeout:g} s which offsets there are; try again.")
-    return Watermarks(*found)
+    return Watermarks(*offsets)
 
 
 def offsets_at(
@@ -82,7 +82,7 @@ def offsets_at(
     try:
         with kafka_errors(f"Asking for the offsets of topic '{topic}' at {when:%Y-%m-%d %H:%M:%S %Z}"):
             asked = [client.TopicPartition(topic, number, milliseconds) for number in partitions]
-            found = consumer.offsets_for_times(asked, timeout=connection.timeout_seconds)
+            positions = consumer.offsets_for_times(asked, timeout=connection.timeout_seconds)
     finally:
         consumer.close()
     ends = {number: marks.end for number, marks in partitions.items()}
@@ -90,7 +90,7 @@ def offsets_at(
         position.partition: min(position.offset, ends[position.partition])
         if position.offset >= 0
         else ends[position.partition]
-        for position in found
+        for position in positions
     }
 
 
@@ -195,11 +195,11 @@ class WindowReader:
     def _read(self, consumer: Consumer) -> Iterator[list[Message]]:
         heard = monotonic()
         while self._open:
-            came = consumer.consume(_AT_ONCE, _POLL_SECONDS)
-            found = [message for message in came if self._take(consumer, message)]
-            if found:
+            messages = consumer.consume(_AT_ONCE, _POLL_SECONDS)
+            taken = [message for message in messages if self._take(consumer, message)]
+            if taken:
                 heard = monotonic()
-                yield found
+                yield taken
             elif monotonic() - heard > self._connection.timeout_seconds:
                 left = "_".join(map(str, self._open.values()))
                 raise TransientError(
@@ -242,5 +242,5 @@ def messages_from(connection: Connection, topic: str, begins: Mapping[int, int])
     starts = {number: begins.get(number, 0) if begins.get(number, 0) <= mark.end else 0 for number, mark in marks}
     ranges = [OffsetRange(number, max(mark.begin, starts[number]), mark.end) for number, mark in marks]
     if ranges := [offsets for offsets in ranges if offsets.start < offsets.end]:
-        for some in WindowReader(connection, KafkaWindow(topic, tuple(ranges)), stops_when_lost=False).messages():
-            yield from some
+        for batch in WindowReader(connection, KafkaWindow(topic, tuple(ranges)), stops_when_lost=False).messages():
+            yield from batch

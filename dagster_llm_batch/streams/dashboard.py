@@ -86,16 +86,16 @@ def stream_dashboard_asset(
 
     def compute(context: dg.AssetExecutionContext, _: str | None) -> Computed:
         since = None if last is None else datetime.now(UTC) - last
-        found = stream_results(kafka_of(context.resources, resource_key), results, since)
+        stored = stream_results(kafka_of(context.resources, resource_key), results, since)
         known = {} if source is None or target is None else _truth(context, source, target)
-        figures = stream_figures(found, known)
+        figures = stream_figures(stored, known)
         metadata: dict[str, Any] = {"stream/figures": dg.MetadataValue.md(figures_markdown(figures))}
         for figure in figures:
             for field in ("per_second", "p50_ms", "p99_ms", "share", "truth_agreement"):
                 if (value := getattr(figure, field)) is not None:
                     metadata[f"stream/{figure.by}/{field}"] = value
-        if found:
-            metadata["stream/picture"] = dg.MetadataValue.md(picture("latency and share", latency_png(found)))
+        if stored:
+            metadata["stream/picture"] = dg.MetadataValue.md(picture("latency and share", latency_png(stored)))
         return Computed(table_of(figures, StreamFigures), metadata, _DOCS)
 
     return builder.table_asset(spec, compute, resource_keys={resource_key})

@@ -40,12 +40,12 @@ class SeenEvents(BaseModel):
 
 def read_events(connection: Connection, topic: str, seen: SeenEvents) -> SeenEvents:
     """The same, with what the topic holds beyond."""
-    upto, found = dict(seen.next), dict(seen.open)
+    upto, open_ = dict(seen.next), dict(seen.open)
     for message in messages_from(connection, topic, seen.next):
         number, offset = message.partition() or 0, message.offset() or 0
-        found[message_id(topic, number, offset)] = DriftEvent.model_validate_json(message.value() or b"")
+        open_[message_id(topic, number, offset)] = DriftEvent.model_validate_json(message.value() or b"")
         upto[number] = offset + 1
-    return SeenEvents(next=upto, open=found)
+    return SeenEvents(next=upto, open=open_)
 
 
 @checked
@@ -84,13 +84,13 @@ def build_drift_sensor(
     selection = [*(spec.key for definition in also for spec in definition.specs), dataset.batch_key]
 
     def request(key: str, id_: str, event: DriftEvent) -> dg.RunRequest:
-        told = {"kafka/drift_event": id_, "kafka/drift_signals": ", ".join(event.signals)[:200]}
+        tags = {"kafka/drift_event": id_, "kafka/drift_signals": ", ".join(event.signals)[:200]}
         return dg.RunRequest(
             run_key=_run_key(key),
             partition_key=key,
             asset_selection=selection,
             run_config=dict(run_config or {}),
-            tags={**(run_tags or {}), **told},
+            tags={**(run_tags or {}), **tags},
         )
 
     @dg.sensor(

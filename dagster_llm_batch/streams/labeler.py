@@ -227,7 +227,7 @@ class StreamLabeler:
                 events.append(self._event(message, changed))
             reason = "drift" if self._left else "uncertain" if answer.confidence < self._least_confidence else None
             self._left = max(0, self._left - 1)
-            said = StreamResult(
+            result = StreamResult(
                 message_id=row["message_id"],
                 label=answer.label,
                 by="student",
@@ -239,9 +239,9 @@ class StreamLabeler:
                 cost_usd="0",
             )
             if reason is None:
-                results.append(outgoing(said))
+                results.append(outgoing(result))
             else:
-                review.append(_sent_on(message, said, reason))
+                review.append(_sent_on(message, result, reason))
         return results, review, events
 
     def _event(self, message: Message, changed: dict[str, int]) -> Outgoing:
@@ -263,16 +263,16 @@ def _ms(message: Message) -> int | None:
     return milliseconds if kind else None
 
 
-def _sent_on(message: Message, said: StreamResult, reason: str) -> Outgoing:
+def _sent_on(message: Message, result: StreamResult, reason: str) -> Outgoing:
     """The message as it came, with what is known of it in headers."""
     value, key = message.value(), message.key()
-    since = str(said.since_ms or "")
+    since = str(result.since_ms or "")
     headers: list[Any] = [
         header for header in message.headers() or [] if header[0] not in (SOURCE, REASON, SAID, SINCE)
     ]
-    headers += [(SOURCE, said.message_id.encode()), (REASON, reason.encode()), (SINCE, since.encode())]
-    told = {"student": said.student, "student_label": said.student_label, "confidence": said.confidence}
-    headers.append((SAID, json.dumps(told).encode()))
+    headers += [(SOURCE, result.message_id.encode()), (REASON, reason.encode()), (SINCE, since.encode())]
+    answer = {"student": result.student, "student_label": result.student_label, "confidence": result.confidence}
+    headers.append((SAID, json.dumps(answer).encode()))
     return Outgoing(
         key.encode() if isinstance(key, str) else key,
         value.encode() if isinstance(value, str) else value or b"",

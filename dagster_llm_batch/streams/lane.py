@@ -120,7 +120,7 @@ class RealTimeLane:
 
     def _unfinished(self, begins: Mapping[int, int]) -> KafkaWindow | None:
         """The window that a process was killed in. Those whose results are produced are noted as such."""
-        found = None
+        window_ = None
         for progress in self._engine.ledger.progress(self._engine.namespace):
             submission = progress.submission
             if submission.asset != self._name:
@@ -129,8 +129,8 @@ class RealTimeLane:
             if all(offsets.end <= begins.get(offsets.partition, 0) for offsets in window.ranges):
                 self._engine.ledger.mark_delivered(submission.submission_id)
             elif all(offsets.start <= begins.get(offsets.partition, -1) for offsets in window.ranges):
-                found = window  # also where retention has deleted its first messages meanwhile
-        return found
+                window_ = window  # also where retention has deleted its first messages meanwhile
+        return window_
 
     def _next(self, begins: Mapping[int, int], marks: Mapping[int, Watermarks]) -> KafkaWindow | None:
         ends = {number: mark.end for number, mark in marks.items()}
@@ -150,23 +150,23 @@ class RealTimeLane:
         submission = self._engine.plan(self._labeling, map(marked, rows.to_batches()), partition=partition)
         answer_now(self._engine, self._labeling, submission.submission_id)
         labeled = self._engine.labels(self._labeling, submission.submission_id)
-        said = [*labeled.labels.to_pylist(), *labeled.rejects.to_pylist()]
-        return {row[KEY]: row for row in said}, submission.submission_id
+        answers = [*labeled.labels.to_pylist(), *labeled.rejects.to_pylist()]
+        return {row[KEY]: row for row in answers}, submission.submission_id
 
 
-def _result(row: Mapping[str, Any], said: Mapping[str, Any] | None, target: str = "", reason: str = "") -> Outgoing:
+def _result(row: Mapping[str, Any], answer: Mapping[str, Any] | None, target: str = "", reason: str = "") -> Outgoing:
     headers = {header["name"]: header["value"] for header in row["kafka_headers"] or ()}
     since = headers.get(SINCE)
     student = json.loads(headers.get(SAID, b"{}"))
-    good = said is not None and said["llm_outcome"] == Outcome.SUCCEEDED.value
-    why = headers.get(REASON, b"asked").decode() if good else reason or str((said or {}).get("llm_reason"))
-    cost = None if said is None else said["llm_cost_usd"]
+    good = answer is not None and answer["llm_outcome"] == Outcome.SUCCEEDED.value
+    cause = headers.get(REASON, b"asked").decode() if good else reason or str((answer or {}).get("llm_reason"))
+    cost = None if answer is None else answer["llm_cost_usd"]
     return outgoing(
         StreamResult(
             message_id=row[KEY],
-            label=str(said[target]) if said is not None and good else None,
+            label=str(answer[target]) if answer is not None and good else None,
             by="llm" if good else "none",
-            reason=why,
+            reason=cause,
             student=student.get("student"),
             student_label=student.get("student_label"),
             confidence=student.get("confidence"),

@@ -77,13 +77,13 @@ def produce_once(connection: Connection, work: Work, messages: Iterable[Outgoing
             [mark] = marker.committed([place], timeout=seconds)
             done = mark.offset if mark.offset >= 0 and mark.metadata == work.version else 0
             there = done
-            for some in chunks(islice(messages, done, None), at_once):
-                there += len(some)
+            for batch in chunks(islice(messages, done, None), at_once):
+                there += len(batch)
                 reached = client.TopicPartition(work.topic, _MARKED_PARTITION, there, work.version)
                 with transaction(producer, seconds):
-                    produce(producer, work.topic, some)
+                    produce(producer, work.topic, batch)
                     producer.send_offsets_to_transaction([reached], marker.consumer_group_metadata(), seconds)
-                produced += len(some)
+                produced += len(batch)
     finally:
         marker.close()
     return produced
@@ -111,19 +111,19 @@ def produce_again(connection: Connection, work: Work, messages: Iterable[Outgoin
     producer = connection.producer()
     produced = 0
     with kafka_errors(f"Producing {work.name} to topic '{work.topic}'"):
-        for some in chunks(messages, 5_000):
-            produce(producer, work.topic, some)
+        for batch in chunks(messages, 5_000):
+            produce(producer, work.topic, batch)
             flush(producer, connection.timeout_seconds, work.name)
-            produced += len(some)
+            produced += len(batch)
     return produced
 
 
-def flush(producer: Producer, seconds: float, what: str) -> None:
+def flush(producer: Producer, seconds: float, doing: str) -> None:
     """Wait until the broker has all of it, or raise TransientError."""
     left = producer.flush(seconds)
     if left:
         raise TransientError(
-            f"{what}: the broker has not acknowledged {left} messages within {seconds:g} s; try again."
+            f"{doing}: the broker has not acknowledged {left} messages within {seconds:g} s; try again."
         )
 
 

@@ -123,16 +123,16 @@ def out_of_fold(
     with evaluation_extra(_WHAT):
         import numpy as np  # noqa: PLC0415 - an extra
         from sklearn.model_selection import KFold  # noqa: PLC0415 - an extra
-    said: dict[int, tuple[str, float]] = {}
+    predictions: dict[int, tuple[str, float]] = {}
     for learned, asked in KFold(folds, shuffle=True, random_state=seed).split(np.zeros(len(texts))):
         kept = [int(learned[at]) for at in _learnable([labels[at] for at in learned])]
         pipeline = _fitted([texts[at] for at in kept], [labels[at] for at in kept], seed)
         chances = pipeline.predict_proba([texts[at] for at in asked])
         for at, row in zip(asked, chances, strict=True):
             best = int(row.argmax())
-            said[int(at)] = (str(pipeline.classes_[best]), float(row[best]))
-    order = sorted(said)
-    return order, [said[at][0] for at in order], [said[at][1] for at in order]
+            predictions[int(at)] = (str(pipeline.classes_[best]), float(row[best]))
+    order = sorted(predictions)
+    return order, [predictions[at][0] for at in order], [predictions[at][1] for at in order]
 
 
 def _fitted(texts: Sequence[str], labels: Sequence[str], seed: int) -> Any:

@@ -128,7 +128,7 @@ def _out_of_fold_labels(table: pa.Table, key: str, text: str, target: str, seed:
     truth = [table[target][row].as_py() for row in at]
     n = len(at)
     when = pa.timestamp("us", "UTC")
-    said = pa.table(
+    predictions = pa.table(
         {
             key: table[key].take(pa.array(at)),
             target: pa.array(labels, pa.string()),
@@ -141,4 +141,4 @@ def _out_of_fold_labels(table: pa.Table, key: str, text: str, target: str, seed:
         }
     )
     same = sum(label == other for label, other in zip(labels, truth, strict=True))
-    return Computed(said, {"student/agreement_with_llm": same / n, "student/rows_compared": n}, _DOCS)
+    return Computed(predictions, {"student/agreement_with_llm": same / n, "student/rows_compared": n}, _DOCS)

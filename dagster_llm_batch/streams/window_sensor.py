@@ -146,8 +146,8 @@ def _ended(topic: KafkaTopic, known: Sequence[str], cursor: str | None) -> dict[
     """By partition, where windows have ended: as those that exist say, or the cursor where it knows of later ones."""
     ended = positions(topic.name, known)
     try:
-        told = json.loads(cursor or "{}").get(topic.name, {})
-        remembered = {int(number): int(at) for number, at in told.items()}
+        by_partition = json.loads(cursor or "{}").get(topic.name, {})
+        remembered = {int(number): int(at) for number, at in by_partition.items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"The sensor's cursor {cursor!r} is not its own. Reset it; windows are its memory.") from error
     return {number: max(ended.get(number, 0), remembered.get(number, 0)) for number in {*ended, *remembered}}
@@ -155,15 +155,16 @@ def _ended(topic: KafkaTopic, known: Sequence[str], cursor: str | None) -> dict[
 
 def _check(topic: KafkaTopic, ended: Mapping[int, int], marks: Mapping[int, Watermarks]) -> None:
     for number, at in ended.items():
-        found = marks.get(number)
-        if found is None or found.end < at:
+        watermark = marks.get(number)
+        if watermark is None or watermark.end < at:
+            now = "is gone" if watermark is None else f"ends at {watermark.end} now"
             raise InputError(
-                f"Windows of topic '{topic.name}' have gone to offset {at} of partition {number}, and it "
-                f"{'is gone' if found is None else f'ends at {found.end} now'}: the topic was made anew, or has lost "
-                "messages. Nothing is cut. Give the KafkaTopic another partitions_name to begin anew with this one."
+                f"Windows of topic '{topic.name}' have gone to offset {at} of partition {number}, and it {now}: the "
+                "topic was made anew, or has lost messages. Nothing is cut. Give the KafkaTopic another "
+                "partitions_name to begin anew with this one."
             )
-        if found.begin > at and topic.on_lost == "stop":
-            lost = OffsetRange(number, at, found.begin)
+        if watermark.begin > at and topic.on_lost == "stop":
+            lost = OffsetRange(number, at, watermark.begin)
             raise MessagesLostError(
                 f"{lost_text(topic.name, lost)}: no window holds them. Nothing is cut until somebody decides: give "
                 "the KafkaTopic on_lost='record', and its next window has them among the rejects. Keep messages "
@@ -184,8 +185,8 @@ def _without_run(context: dg.SensorEvaluationContext, wanted: Sequence[dg.AssetK
 def asked_for(context: dg.SensorEvaluationContext) -> set[str]:
     """Keys of the latest runs that this sensor has asked for."""
     own = dg.RunsFilter(tags={"dagster/sensor_name": context.sensor_name})
-    found = context.instance.get_runs(own, limit=10 * _WINDOWS_A_TICK)
-    return {run.tags["dagster/run_key"] for run in found if "dagster/run_key" in run.tags}
+    runs = context.instance.get_runs(own, limit=10 * _WINDOWS_A_TICK)
+    return {run.tags["dagster/run_key"] for run in runs if "dagster/run_key" in run.tags}
 
 
 def _waiting(begins: Mapping[int, int], marks: Mapping[int, Watermarks]) -> str:

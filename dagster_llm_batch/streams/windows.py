@@ -53,8 +53,8 @@ class KafkaWindow:
             or numbers != sorted(set(numbers))
             or any(offsets.start >= offsets.end for offsets in self.ranges)
         ):
-            told = "_".join(map(str, self.ranges))
-            raise InputError(f"'{told}' is no window: it has ranges, each of one offset at least, by partition.")
+            listed = "_".join(map(str, self.ranges))
+            raise InputError(f"'{listed}' is no window: it has ranges, each of one offset at least, by partition.")
 
     @property
     def key(self) -> str:
@@ -70,13 +70,13 @@ class KafkaWindow:
     def parse(cls, key: str) -> KafkaWindow:
         """The window of this key. Raises InputError for another text."""
         topic, at, ranges = key.rpartition("@")
-        found = [_RANGE.fullmatch(part) for part in ranges.split("_")]
-        if not at or not _TOPIC.fullmatch(topic) or None in found:
+        matches = [_RANGE.fullmatch(part) for part in ranges.split("_")]
+        if not at or not _TOPIC.fullmatch(topic) or None in matches:
             raise InputError(
                 f"{key!r} is no window of a topic. A window is written as in 'tweets@0.100-250_1.80-240': topic, then "
                 "partition.start-end for each partition; the end itself does not belong to it."
             )
-        return cls(topic, tuple(OffsetRange(*map(int, match.groups())) for match in found if match is not None))
+        return cls(topic, tuple(OffsetRange(*map(int, match.groups())) for match in matches if match is not None))
 
 
 def check_topic(name: str) -> str:
@@ -97,16 +97,16 @@ def positions(topic: str, keys: Iterable[str]) -> dict[int, int]:
             for offsets in KafkaWindow.parse(key).ranges:
                 by_partition.setdefault(offsets.partition, []).append((offsets, key))
     ends = {}
-    for partition, found in by_partition.items():
-        found.sort()
-        for (before, first), (after, second) in pairwise(found):
+    for partition, ranges in by_partition.items():
+        ranges.sort()
+        for (before, first), (after, second) in pairwise(ranges):
             if after.start < before.end:
                 raise InputError(
                     f"The windows {first} and {second} both hold offset {after.start} of partition {partition}, so its "
                     "message would be labeled twice. Delete one of these dynamic partitions; what the other does not "
                     "hold of it can be added as a window of its own."
                 )
-        ends[partition] = found[-1][0].end
+        ends[partition] = ranges[-1][0].end
     return ends
 
 

@@ -10,8 +10,8 @@ KEYWORDS = {"billing": ("charged", "invoice", "refund"), "bug": ("error", "crash
 
 def label(text: str) -> dict[str, str]:
     """The first topic with a keyword in the text."""
-    found = (topic for topic, words in KEYWORDS.items() if any(word in text.lower() for word in words))
-    return {"topic": next(found, "how_to")}
+    topics = (topic for topic, words in KEYWORDS.items() if any(word in text.lower() for word in words))
+    return {"topic": next(topics, "how_to")}
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
