@@ -1,6 +1,7 @@
 """`dagster-llm-batch`: plan and look at submissions, cancel, resolve and retry them, export, prune, check a deployment.
 
-    where.py ──▶ Where: ledger, engine, code location ──▶ one module a command ──▶ show.py: a table, or JSON
+    deployment.py: ledger, engine, code location ──▶ one module a group of commands ──▶ output.py: a table, or JSON
 
-Nothing here decides: every command is a few calls of the engine's and the ledger's own verbs.
+No command decides anything itself: each is a few calls of the engine and the ledger, so that Dagster and the command line
+cannot disagree.
 """

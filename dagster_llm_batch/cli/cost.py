@@ -10,7 +10,7 @@ from decimal import Decimal
 import click
 
 from dagster_llm_batch.cli.commands import Command, json_option
-from dagster_llm_batch.cli.deployment import Where, ledger_command
+from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import Money, money, print_json, print_table
 from dagster_llm_batch.storage.ledger.records import Submission
 
@@ -76,7 +76,13 @@ class _Sum:
 @click.option("--until", type=_DATE, help="Submitted before then, UTC.")
 @json_option
 def cost_command(
-    where: Where, by: str, asset: str | None, since: datetime | None, until: datetime | None, *, as_json: bool
+    deployment: DeploymentAccess,
+    by: str,
+    asset: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Sum what submissions cost, in US dollars, from the usage in their results.
 
@@ -86,16 +92,16 @@ def cost_command(
     names = [name.strip() for name in by.split(",") if name.strip()]
     if unknown := [name for name in names if name not in _GROUPS]:
         raise click.UsageError(f"--by {unknown[0]!r} is none of {', '.join(_GROUPS)}.")
-    groups, total = _summed(_between(where.ledger.submissions(where.namespace), asset, since, until), names)
+    groups, total = _summed(_between(deployment.ledger.submissions(deployment.namespace), asset, since, until), names)
     if as_json:
         parts = [{**dict(zip(names, key, strict=True)), **vars(group)} for key, group in groups.items()]
-        print_json({"namespace": where.namespace, "by": names, "groups": parts, "total": total})
+        print_json({"namespace": deployment.namespace, "by": names, "groups": parts, "total": total})
         return
     columns = [*names, "submissions", "requests", "cost USD", "in real time", "saved", "under way ~USD", "unknown"]
     rows: list[list[object]] = [[*(part or None for part in key), *_row(group)] for key, group in groups.items()]
     if len(rows) != 1:
         rows.append([*(["total"] + [""] * (len(names) - 1))[: len(names)], *_row(total)])
-    print_table(columns, rows, title=f"Costs in namespace {where.namespace}")
+    print_table(columns, rows, title=f"Costs in namespace {deployment.namespace}")
 
 
 def _between(

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dagster_llm_batch.cli.commands import Command, ExitCode, confirm, json_option, leave
-from dagster_llm_batch.cli.deployment import Where, code_location_command, ledger_command
+from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command, ledger_command
 from dagster_llm_batch.cli.output import print_json, print_table
 from dagster_llm_batch.cli.plan import plan_rows, print_plan
 from dagster_llm_batch.cli.selection import (
@@ -36,15 +36,17 @@ _yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @code_location_command
 @_yes_option
 @json_option
-def cancel_command(where: Where, target: str, partition: str | None, *, yes: bool, as_json: bool) -> None:
+def cancel_command(
+    deployment: DeploymentAccess, target: str, partition: str | None, *, yes: bool, as_json: bool
+) -> None:
     """Cancel a submission: nothing more is sent, and running batches are asked to stop.
 
     Rows that are answered by then are paid for, and land as labels; Dagster's sensor takes them home.
     """
-    submission = find_submission(where.ledger, where.namespace, target, partition)
+    submission = find_submission(deployment.ledger, deployment.namespace, target, partition)
     name = cell_text(" ".join(filter(None, [submission.asset, submission.partition])))
     confirm(f"Cancel submission {submission.submission_id} of {name} ({submission.requests:,} requests)?", yes=yes)
-    _tell("Canceled", where.engine.cancel(submission.submission_id), as_json=as_json)
+    _tell("Canceled", deployment.engine.cancel(submission.submission_id), as_json=as_json)
 
 
 @click.command("resolve", cls=Command, short_help="Say what became of a shard that nobody can tell.")
@@ -53,7 +55,9 @@ def cancel_command(where: Where, target: str, partition: str | None, *, yes: boo
 @click.option("--batch-id", help="The provider has this batch for it.")
 @click.option("--no-batch", is_flag=True, help="The provider has no batch for it: it is sent (again).")
 @json_option
-def resolve_command(where: Where, shard_id: str | None, batch_id: str | None, *, no_batch: bool, as_json: bool) -> None:
+def resolve_command(
+    deployment: DeploymentAccess, shard_id: str | None, batch_id: str | None, *, no_batch: bool, as_json: bool
+) -> None:
     """Resolve a shard whose create call left no record, after a look at the provider's console.
 
     Without SHARD, list such shards. Be certain: with --no-batch it is sent, and paid, a second time if a batch exists.
@@ -61,11 +65,11 @@ def resolve_command(where: Where, shard_id: str | None, batch_id: str | None, *,
     if shard_id is None:
         if batch_id or no_batch:
             raise click.UsageError("Name the shard. `resolve` alone lists those in doubt.")
-        _list_orphans(orphans(where.ledger, where.namespace), as_json=as_json)
+        _list_orphans(orphans(deployment.ledger, deployment.namespace), as_json=as_json)
         return
     if bool(batch_id) == no_batch:
         raise click.UsageError("Give either --batch-id (the provider has this batch) or --no-batch (it has none).")
-    shard = where.engine.resolve(shard_id, batch_id)
+    shard = deployment.engine.resolve(shard_id, batch_id)
     if as_json:
         print_json({"shard": shard})
     else:
@@ -102,15 +106,21 @@ def _list_orphans(doubtful: Sequence[Orphan], *, as_json: bool) -> None:
 @_yes_option
 @json_option
 def retry_command(
-    where: Where, asset: str, partitions: tuple[str, ...], partition_range: str | None, *, yes: bool, as_json: bool
+    deployment: DeploymentAccess,
+    asset: str,
+    partitions: tuple[str, ...],
+    partition_range: str | None,
+    *,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Send a new attempt for the rows of an asset that have no label. Rows that have one are not asked again.
 
     Shows what it may cost and asks first. The rows are loaded as the submission's run would load them.
     """
-    dataset = find_dataset(where, asset)
-    wanted = partitions_of(where, dataset, partitions, partition_range)
-    plans = plan_rows(where, [(dataset, partition) for partition in wanted], again=True)
+    dataset = find_dataset(deployment, asset)
+    wanted = partitions_of(deployment, dataset, partitions, partition_range)
+    plans = plan_rows(deployment, [(dataset, partition) for partition in wanted], again=True)
     documents = {"plans": [plan.document for plan in plans], "submissions": []}
     if not as_json:
         print_plan(plans)
@@ -121,7 +131,7 @@ def retry_command(
     sending = sum(plan.preview.to_send for plan in plans)
     if sending:
         confirm(f"Send {sending:,} requests?", yes=yes)
-    statuses = [_send(where, dataset, plan.partition) for plan in plans if plan.preview.to_send]
+    statuses = [_send(deployment, dataset, plan.partition) for plan in plans if plan.preview.to_send]
     if as_json:
         print_json({**documents, "submissions": [_document(status) for status in statuses]})
     else:
@@ -134,9 +144,9 @@ def retry_command(
         leave(ExitCode.LATER)
 
 
-def _send(where: Where, dataset: Any, partition: str | None) -> Status:
-    engine = where.engine
-    with where.code.rows(dataset, partition) as rows:
+def _send(deployment: DeploymentAccess, dataset: Any, partition: str | None) -> Status:
+    engine = deployment.engine
+    with deployment.code.rows(dataset, partition) as rows:
         submission = engine.plan(dataset.labeling, rows, partition=partition or "", again=True)
     return engine.submit(dataset.labeling, submission.submission_id)
 

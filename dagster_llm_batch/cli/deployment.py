@@ -24,7 +24,7 @@ from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 
-__all__ = ["Where", "code_location_command", "ledger_command"]
+__all__ = ["DeploymentAccess", "code_location_command", "ledger_command"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _VARIABLES = "DAGSTER_LLM_BATCH"
@@ -32,7 +32,7 @@ _VARIABLES = "DAGSTER_LLM_BATCH"
 
 @dataclass(frozen=True)
 class _Options:
-    """What the command line and the environment say of where."""
+    """What command line and environment say of where the deployment is."""
 
     module_name: str | None
     python_file: str | None
@@ -58,8 +58,8 @@ class _Options:
         return pointer_in(Path.cwd() / "pyproject.toml")
 
 
-class Where:
-    """One deployment. Nothing is loaded or opened before it is asked for."""
+class DeploymentAccess:
+    """One deployment: its code location or the address of its ledger. Nothing is loaded or opened before it is used."""
 
     def __init__(self, options: _Options, stack: ExitStack, *, takes_ledger: bool) -> None:
         self._options = options
@@ -175,12 +175,12 @@ _LEDGER_OPTIONS = [
 
 
 def code_location_command(function: _F) -> _F:
-    """Give `function` a Where as its first argument; it needs definitions: datasets, rows or providers."""
+    """Give `function` a DeploymentAccess as its first argument; it needs definitions: datasets, rows or providers."""
     return _located(function, _CODE_OPTIONS, takes_ledger=False)
 
 
 def ledger_command(function: _F) -> _F:
-    """Give `function` a Where as its first argument; it needs the ledger, by definitions or by address."""
+    """Give `function` a DeploymentAccess as its first argument; it needs the ledger, by definitions or by address."""
     return _located(function, [*_CODE_OPTIONS, *_LEDGER_OPTIONS], takes_ledger=True)
 
 
@@ -195,13 +195,13 @@ def _preferred(options: _Options) -> _Options:
 
 def _located(function: _F, options: list[Callable[[Any], Any]], *, takes_ledger: bool) -> _F:
     @wraps(function)
-    def with_where(**arguments: Any) -> Any:
+    def with_deployment(**arguments: Any) -> Any:
         names = [field.name for field in fields(_Options) if field.name in arguments]
         options_ = _preferred(_Options(**{name: arguments.pop(name) for name in names}))
         with ExitStack() as stack:
-            return function(Where(options_, stack, takes_ledger=takes_ledger), **arguments)
+            return function(DeploymentAccess(options_, stack, takes_ledger=takes_ledger), **arguments)
 
-    decorated: Any = with_where
+    decorated: Any = with_deployment
     for option in reversed(options):
         decorated = option(decorated)
     return decorated  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ import click
 from rich.text import Text
 
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
-from dagster_llm_batch.cli.deployment import Where, ledger_command
+from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import age, cell, console, counted, money, print_json
 from dagster_llm_batch.core.price_book import newest_price_change
 from dagster_llm_batch.core.pricing import tariff
@@ -64,13 +64,13 @@ class Finding:
 @click.command("doctor", cls=Command, short_help="Credentials, permissions, limits, storage, ledger, prices.")
 @ledger_command
 @json_option
-def doctor_command(where: Where, *, as_json: bool) -> None:
+def doctor_command(deployment: DeploymentAccess, *, as_json: bool) -> None:
     """Check a deployment: each provider is asked for its batches (which shows credentials and permissions), the payload
     store is written to, the ledger read, definitions held against the providers' limits, prices looked up.
 
     Ends with 3 where there is a problem. Whether an account may create batches is not known before one is sent.
     """
-    findings = list(_findings(where))
+    findings = list(_findings(deployment))
     worst = Verdict.PROBLEM if any(finding.verdict is Verdict.PROBLEM for finding in findings) else Verdict.OK
     if as_json:
         print_json({"healthy": worst is Verdict.OK, "findings": findings})
@@ -85,25 +85,25 @@ def doctor_command(where: Where, *, as_json: bool) -> None:
         leave(ExitCode.NEEDS_A_PERSON)
 
 
-def _findings(where: Where) -> Iterator[Finding]:
-    if where.has_code:
-        yield from _definitions(where)
-    ledger = _tried("ledger", partial(_ledger, where))
+def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
+    if deployment.has_code:
+        yield from _definitions(deployment)
+    ledger = _tried("ledger", partial(_ledger, deployment))
     yield ledger
-    yield _tried("payload store", partial(_payload_store, where.payloads))
-    if where.has_code:
-        engine = where.dry_engine
+    yield _tried("payload store", partial(_payload_store, deployment.payloads))
+    if deployment.has_code:
+        engine = deployment.dry_engine
         for name, provider in sorted(engine.providers.items()):
             yield _tried(f"provider {name}", partial(_provider, name, provider))
-        for name, dataset in sorted(where.code.datasets.items()):
+        for name, dataset in sorted(deployment.code.datasets.items()):
             for labeling in dataset.labeling.models:
                 yield _tried(f"dataset {name}", partial(_dataset, engine, labeling))
-        yield from (_tried("budget", partial(_budget, engine, budget)) for budget in where.resource.budgets)
-    if ledger.verdict is Verdict.OK and where.missing_ledger_file is None:
-        if where.has_code:
-            yield from _left_alone(where)
-        yield from _stranded(where.engine)
-        yield from _under_way(where.engine, with_providers=where.has_code)
+        yield from (_tried("budget", partial(_budget, engine, budget)) for budget in deployment.resource.budgets)
+    if ledger.verdict is Verdict.OK and deployment.missing_ledger_file is None:
+        if deployment.has_code:
+            yield from _left_alone(deployment)
+        yield from _stranded(deployment.engine)
+        yield from _under_way(deployment.engine, with_providers=deployment.has_code)
     yield _prices()
 
 
@@ -115,11 +115,11 @@ def _tried(check: str, look: Callable[[], Finding]) -> Finding:
         return Finding(check, Verdict.PROBLEM, f"{type(error).__name__}: {error}")
 
 
-def _definitions(where: Where) -> Iterator[Finding]:
-    code = where.code
+def _definitions(deployment: DeploymentAccess) -> Iterator[Finding]:
+    code = deployment.code
     names = ", ".join(sorted(code.datasets)) or "none"
     verdict = Verdict.OK if code.datasets else Verdict.WARNING
-    yield Finding("definitions", verdict, f"{code.pointer}: labeled assets {names}; namespace '{where.namespace}'")
+    yield Finding("definitions", verdict, f"{code.pointer}: labeled assets {names}; namespace '{deployment.namespace}'")
     alone = [
         name
         for name, dataset in code.datasets.items()
@@ -130,13 +130,13 @@ def _definitions(where: Where) -> Iterator[Finding]:
         yield Finding("sensor", Verdict.WARNING, problem, "Add build_llm_batch_sensor() to the definitions' sensors.")
 
 
-def _ledger(where: Where) -> Finding:
-    missing = where.missing_ledger_file
+def _ledger(deployment: DeploymentAccess) -> Finding:
+    missing = deployment.missing_ledger_file
     if missing is not None:
         return Finding("ledger", Verdict.OK, f"none yet at {missing}; the first submission makes it")
-    under_way = len(where.ledger.progress(where.namespace))
+    under_way = len(deployment.ledger.progress(deployment.namespace))
     submissions = counted(under_way, "submission", "submissions")
-    state = f"{where.ledger!r} answers; {submissions} under way in namespace '{where.namespace}'"
+    state = f"{deployment.ledger!r} answers; {submissions} under way in namespace '{deployment.namespace}'"
     return Finding("ledger", Verdict.OK, state)
 
 
@@ -244,11 +244,13 @@ def _stranded(engine: Engine) -> Iterator[Finding]:
             yield Finding("labels", Verdict.PROBLEM, f"the labels of {place} wait: {reason}", then)
 
 
-def _left_alone(where: Where) -> Iterator[Finding]:
+def _left_alone(deployment: DeploymentAccess) -> Iterator[Finding]:
     """What is under way for assets that these definitions do not have: removed, renamed, or another code location's."""
-    known = where.code.datasets
+    known = deployment.code.datasets
     left_alone = [
-        progress for progress in where.ledger.progress(where.namespace) if progress.submission.asset not in known
+        progress
+        for progress in deployment.ledger.progress(deployment.namespace)
+        if progress.submission.asset not in known
     ]
     if left_alone:
         names = ", ".join(sorted({other.submission.asset for other in left_alone}))

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, json_option
-from dagster_llm_batch.cli.deployment import Where, code_location_command
+from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import print_json
 from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
 from dagster_llm_batch.errors import ConfigError
@@ -54,7 +54,7 @@ __all__ = ["export_command"]
 )
 @json_option
 def export_command(
-    where: Where,
+    deployment: DeploymentAccess,
     asset: str,
     partitions: tuple[str, ...],
     partition_range: str | None,
@@ -73,16 +73,16 @@ def export_command(
     if what == "fine-tuning" and form == "jsonl":
         form = "openai"
     _refuse_output(output, form, what, as_json=as_json)
-    dataset = find_dataset(where, asset)
-    wanted = partitions_of(where, dataset, partitions, partition_range)
+    dataset = find_dataset(deployment, asset)
+    wanted = partitions_of(deployment, dataset, partitions, partition_range)
     if what == "fine-tuning":
         check_examples(dataset.labeling, form)
         count = _write_examples(
-            (example for part in wanted for example in _examples(where, dataset, part, form)), output
+            (example for part in wanted for example in _examples(deployment, dataset, part, form)), output
         )
     else:
         table = pa.concat_tables(
-            [_table(where, dataset, partition, what) for partition in wanted], promote_options="default"
+            [_table(deployment, dataset, partition, what) for partition in wanted], promote_options="default"
         )
         count = _write_table(table, output, form)
     if as_json:
@@ -111,8 +111,8 @@ def _refuse_output(output: str, form: str, content: str, *, as_json: bool) -> No
         raise click.UsageError(f"There is no folder {Path(output).parent}.")
 
 
-def _table(where: Where, dataset: Dataset, partition: str | None, content: str) -> pa.Table:
-    engine, name = where.engine, dataset.key.to_user_string()
+def _table(deployment: DeploymentAccess, dataset: Dataset, partition: str | None, content: str) -> pa.Table:
+    engine, name = deployment.engine, dataset.key.to_user_string()
     submission = engine.latest(name, partition or "")
     if submission is None:
         raise ConfigError(f"Nothing was submitted for {' '.join(filter(None, [name, partition]))}.")
@@ -124,9 +124,9 @@ def _table(where: Where, dataset: Dataset, partition: str | None, content: str) 
     return labeled.labels if content == "labels" else labeled.rejects
 
 
-def _examples(where: Where, dataset: Dataset, partition: str | None, form: str) -> Iterator[Example]:
-    labels = _table(where, dataset, partition, "labels")
-    with where.code.rows(dataset, partition) as rows:
+def _examples(deployment: DeploymentAccess, dataset: Dataset, partition: str | None, form: str) -> Iterator[Example]:
+    labels = _table(deployment, dataset, partition, "labels")
+    with deployment.code.rows(dataset, partition) as rows:
         yield from fine_tuning(dataset.labeling, rows, labels, form)
 
 

@@ -11,7 +11,7 @@ import click
 
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
-from dagster_llm_batch.cli.deployment import Where, code_location_command
+from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import SHORT_ID, console, counted, dollars, money, print_json, print_table, table
 from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
 from dagster_llm_batch.engine.plan import Preview
@@ -70,7 +70,7 @@ class Planned:
 )
 @json_option
 def plan_command(
-    where: Where,
+    deployment: DeploymentAccess,
     assets: tuple[str, ...],
     partitions: tuple[str, ...],
     partition_range: str | None,
@@ -83,14 +83,16 @@ def plan_command(
 
     Tokens and costs are estimates, from the length of the requests and the longest reply that is allowed.
     """
-    names = assets or tuple(where.code.datasets)
+    names = assets or tuple(deployment.code.datasets)
     if not names:
-        raise click.UsageError(f"There are no labeled assets in {where.code.pointer}.")
+        raise click.UsageError(f"There are no labeled assets in {deployment.code.pointer}.")
     wanted = []
     for name in names:
-        dataset = find_dataset(where, name)
-        wanted += [(dataset, partition) for partition in partitions_of(where, dataset, partitions, partition_range)]
-    plans = plan_rows(where, wanted, again=again)
+        dataset = find_dataset(deployment, name)
+        wanted += [
+            (dataset, partition) for partition in partitions_of(deployment, dataset, partitions, partition_range)
+        ]
+    plans = plan_rows(deployment, wanted, again=again)
     if as_json:
         print_json({"plans": [plan.document for plan in plans], "estimated_usd": _total(plans)})
     else:
@@ -99,12 +101,14 @@ def plan_command(
         leave(ExitCode.FAILED)
 
 
-def plan_rows(where: Where, wanted: Sequence[tuple[Dataset, str | None]], *, again: bool) -> list[Planned]:
+def plan_rows(
+    deployment: DeploymentAccess, wanted: Sequence[tuple[Dataset, str | None]], *, again: bool
+) -> list[Planned]:
     """What a submission of each of these would be now."""
     planned = []
     for dataset, partition in wanted:
-        with where.code.rows(dataset, partition) as rows:
-            preview = where.dry_engine.preview(dataset.labeling, rows, partition=partition or "", again=again)
+        with deployment.code.rows(dataset, partition) as rows:
+            preview = deployment.dry_engine.preview(dataset.labeling, rows, partition=partition or "", again=again)
         planned.append(Planned(dataset.key.to_user_string(), partition, dataset.labeling.model, preview))
     return planned
 

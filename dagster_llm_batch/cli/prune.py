@@ -7,7 +7,7 @@ from datetime import timedelta
 import click
 
 from dagster_llm_batch.cli.commands import Command, confirm, json_option
-from dagster_llm_batch.cli.deployment import Where, ledger_command
+from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import SHORT_ID, counted, print_json, print_table
 from dagster_llm_batch.engine.prune import Pruning
 
@@ -20,7 +20,7 @@ __all__ = ["prune_command"]
 @click.option("--delete", is_flag=True, help="Delete. Without it, only show what would go.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @json_option
-def prune_command(where: Where, days: float, *, delete: bool, yes: bool, as_json: bool) -> None:
+def prune_command(deployment: DeploymentAccess, days: float, *, delete: bool, yes: bool, as_json: bool) -> None:
     """Remove requests and results of submissions that newer ones of the same partition have replaced, and what killed
     plans and workers left behind. Shows what would go, unless --delete is given.
 
@@ -29,26 +29,26 @@ def prune_command(where: Where, days: float, *, delete: bool, yes: bool, as_json
     submission asked, it is asked, and paid, again.
     """
     older_than = timedelta(days=days)
-    pruning = where.engine.prune(older_than)
+    pruning = deployment.engine.prune(older_than)
     if delete and pruning.files:
         if not as_json:
-            _print(where, pruning)
+            _print(deployment, pruning)
         confirm(f"Delete {len(pruning.files):,} files ({pruning.bytes:,} bytes)?", yes=yes)
-        pruning = where.engine.prune(older_than, delete=True)
+        pruning = deployment.engine.prune(older_than, delete=True)
         if not as_json:
             click.echo(f"Deleted {len(pruning.files):,} files ({pruning.bytes:,} bytes).")
     elif not as_json:
-        _print(where, pruning)
+        _print(deployment, pruning)
         click.echo("Nothing was deleted." + (" Give --delete to delete." if pruning.files else ""))
     if as_json:
         counts = {"files": len(pruning.files), "bytes": pruning.bytes, "submissions_kept": pruning.kept}
         print_json({"deleted": delete, **counts, **vars(pruning)})
 
 
-def _print(where: Where, pruning: Pruning) -> None:
+def _print(deployment: DeploymentAccess, pruning: Pruning) -> None:
     rows: list[list[object]] = []
     for submission_id, files in pruning.replaced.items():
-        submission = where.ledger.submission(submission_id)
+        submission = deployment.ledger.submission(submission_id)
         size = sum(file.bytes for file in files)
         rows.append(
             [

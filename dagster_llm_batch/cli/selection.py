@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from dagster_llm_batch.assets.dataset import Dataset
-from dagster_llm_batch.cli.deployment import Where
+from dagster_llm_batch.cli.deployment import DeploymentAccess
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Submission
@@ -67,17 +67,19 @@ def _by_id(known: Sequence[Submission], namespace: str, target: str) -> Submissi
     )
 
 
-def find_dataset(where: Where, name: str) -> Dataset:
+def find_dataset(deployment: DeploymentAccess, name: str) -> Dataset:
     """The labeled dataset of this name."""
-    datasets = where.code.datasets
+    datasets = deployment.code.datasets
     if name not in datasets:
         names = _some(sorted(datasets)) or "none"
-        raise click.UsageError(f"'{name}' is no labeled asset of {where.code.pointer}; its labeled assets: {names}.")
+        raise click.UsageError(
+            f"'{name}' is no labeled asset of {deployment.code.pointer}; its labeled assets: {names}."
+        )
     return datasets[name]
 
 
 def partitions_of(
-    where: Where, dataset: Dataset, partitions: Sequence[str], partition_range: str | None
+    deployment: DeploymentAccess, dataset: Dataset, partitions: Sequence[str], partition_range: str | None
 ) -> list[str | None]:
     """The partitions that were asked for, or None once for an unpartitioned dataset."""
     name = dataset.key.to_user_string()
@@ -85,7 +87,7 @@ def partitions_of(
         if partitions or partition_range:
             raise click.UsageError(f"'{name}' has no partitions; leave --partition out.")
         return [None]
-    known = where.code.partitions(dataset)
+    known = deployment.code.partitions(dataset)
     if unknown := [partition for partition in partitions if partition not in known]:
         raise click.UsageError(
             f"'{name}' has no partition '{unknown[0]}'; it has {len(known)}, such as {_ends(known)}."

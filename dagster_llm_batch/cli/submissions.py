@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dagster_llm_batch.cli.commands import Command, json_option
-from dagster_llm_batch.cli.deployment import Where, ledger_command
+from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import SHORT_ID, console, dollars, money, print_json, print_table, table
 from dagster_llm_batch.cli.selection import find_submission, partition_option
 from dagster_llm_batch.storage.ledger.ledger import Ledger, utc_now
@@ -27,7 +27,7 @@ __all__ = ["list_command", "show_command"]
 @click.option("-n", "--limit", type=click.IntRange(1), default=50, show_default=True, help="The newest so many.")
 @json_option
 def list_command(
-    where: Where,
+    deployment: DeploymentAccess,
     asset: str | None,
     partition: str | None,
     state: str | None,
@@ -37,7 +37,7 @@ def list_command(
     as_json: bool,
 ) -> None:
     """List submissions, newest first. Without --all: those whose labels have not landed yet."""
-    ledger, namespace = where.ledger, where.namespace
+    ledger, namespace = deployment.ledger, deployment.namespace
     wanted_state = None if state is None else SubmissionState(state)
     listed = [
         submission
@@ -96,10 +96,12 @@ def _about(entry: dict[str, Any]) -> str | None:
     "--events", "event_count", type=click.IntRange(0), default=20, show_default=True, help="The last so many."
 )
 @json_option
-def show_command(where: Where, target: str, partition: str | None, event_count: int, *, as_json: bool) -> None:
+def show_command(
+    deployment: DeploymentAccess, target: str, partition: str | None, event_count: int, *, as_json: bool
+) -> None:
     """Show one submission: by its id, or a beginning of it, or the newest of an asset's partition."""
-    ledger = where.ledger
-    submission = find_submission(ledger, where.namespace, target, partition)
+    ledger = deployment.ledger
+    submission = find_submission(ledger, deployment.namespace, target, partition)
     shards = ledger.shards(submission.submission_id)
     events = ledger.events(submission.submission_id)[-event_count:] if event_count else []
     if as_json:

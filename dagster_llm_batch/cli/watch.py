@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from dagster_llm_batch.cli.commands import Command, json_option
-from dagster_llm_batch.cli.deployment import Where, ledger_command
+from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import Money, console, counted, print_json, table
 from dagster_llm_batch.cli.selection import find_submission, partition_option
 from dagster_llm_batch.engine.progress import Pace, pace
@@ -49,7 +49,7 @@ _COLUMNS = ["asset", "partition", "wave", "batches", "done", "failed", "per minu
 @click.option("--once", is_flag=True, help="Look once.")
 @json_option
 def watch_command(
-    where: Where,
+    deployment: DeploymentAccess,
     target: str | None,
     partition: str | None,
     interval: float,
@@ -64,9 +64,9 @@ def watch_command(
     It only looks: labels are landed by Dagster's sensor, or by a run that you start. Ctrl-C stops watching, and
     nothing else.
     """
-    if poll and not where.has_code:
+    if poll and not deployment.has_code:
         raise click.UsageError("--poll asks providers, which only a code location knows: give -m or -f.")
-    watched = _Watched(where, target, partition, poll=poll)
+    watched = _Watched(deployment, target, partition, poll=poll)
     with suppress(KeyboardInterrupt), _printer(as_json=as_json, live=not once) as show:
         while True:
             look = watched.look()
@@ -86,12 +86,12 @@ class _Look(NamedTuple):
 class _Watched:
     """What is watched, and how far it was at the last look."""
 
-    def __init__(self, where: Where, target: str | None, partition: str | None, *, poll: bool) -> None:
-        self._where = where
+    def __init__(self, deployment: DeploymentAccess, target: str | None, partition: str | None, *, poll: bool) -> None:
+        self._deployment = deployment
         self._poll = poll
         self._only = None
         if target is not None:
-            self._only = find_submission(where.ledger, where.namespace, target, partition).submission_id
+            self._only = find_submission(deployment.ledger, deployment.namespace, target, partition).submission_id
         self._usual: dict[str, timedelta | None] = {}
 
     def look(self) -> _Look:
@@ -100,13 +100,13 @@ class _Watched:
         now = utc_now()
         paces = [
             (progress, pace(progress, now, self._usual_of(progress.submission.asset)))
-            for progress in self._where.ledger.progress(self._where.namespace)
+            for progress in self._deployment.ledger.progress(self._deployment.namespace)
             if self._only in (None, progress.submission.submission_id)
         ]
         return _Look(paces, notes)
 
     def _ask(self) -> list[str]:
-        engine = self._where.engine
+        engine = self._deployment.engine
         accounts = {name: provider.account for name, provider in engine.providers.items()}
         flying = [
             shard
@@ -126,7 +126,7 @@ class _Watched:
 
     def _usual_of(self, asset: str) -> timedelta | None:
         if asset not in self._usual:
-            self._usual[asset] = usual_of(self._where.ledger, self._where.namespace, asset)
+            self._usual[asset] = usual_of(self._deployment.ledger, self._deployment.namespace, asset)
         return self._usual[asset]
 
 

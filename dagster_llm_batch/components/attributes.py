@@ -12,13 +12,13 @@ from dagster_llm_batch.components.resolution import Block, about, templated
 from dagster_llm_batch.evaluation.candidates import Scale
 
 __all__ = [
+    "AutomationAttributes",
     "BackfillPolicy",
     "Candidates",
+    "CheckAttributes",
     "CheckSeverity",
-    "Checked",
     "Confidence",
     "Description",
-    "Following",
     "GoldTarget",
     "GroupName",
     "KeyPrefix",
@@ -28,7 +28,7 @@ __all__ = [
     "ResourceKey",
     "RowKey",
     "Seed",
-    "Tabled",
+    "TableAttributes",
     "Tags",
 ]
 
@@ -125,7 +125,7 @@ Tags = Annotated[Mapping[str, str] | None, about("Tags of the assets.", {"tier":
 
 
 @dataclass(kw_only=True)
-class Tabled:
+class TableAttributes:
     """Where the tables go, and as what."""
 
     frame: FrameKind = "arrow"
@@ -133,7 +133,7 @@ class Tabled:
 
 
 @dataclass(kw_only=True)
-class Checked:
+class CheckAttributes:
     """What a failed check does."""
 
     check_severity: CheckSeverity = dg.AssetCheckSeverity.ERROR
@@ -141,7 +141,7 @@ class Checked:
 
 
 @dataclass(kw_only=True)
-class Following:
+class AutomationAttributes:
     """When the assets are computed."""
 
     automation_condition: Follow = "follow"

@@ -14,9 +14,9 @@ import dagster as dg
 from pydantic import Field, create_model
 
 from dagster_llm_batch.assets import llm_batch_assets
-from dagster_llm_batch.components.attributes import Tabled
+from dagster_llm_batch.components.attributes import TableAttributes
 from dagster_llm_batch.components.base import FactoryComponent
-from dagster_llm_batch.components.labeling import Asking, Llm
+from dagster_llm_batch.components.labeling import LabelingAttributes, Llm
 from dagster_llm_batch.components.partitions import PARTITIONS
 from dagster_llm_batch.components.resolution import Block, about, pointing_at, templated
 from dagster_llm_batch.components.scaffolders import BatchScaffolder
@@ -119,7 +119,7 @@ RESOURCE = dg.Resolver(
 
 @dg.scaffold_with(BatchScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchComponent(Asking, Tabled, FactoryComponent):
+class LLMBatchComponent(LabelingAttributes, TableAttributes, FactoryComponent):
     """Rows labeled by an LLM at batch prices: a submission, the labeled table, its rejects and its checks.
 
     Attributes are the arguments of `llm_batch_assets`, by the same names; `resource`, `sensor` and `jobs` are what a

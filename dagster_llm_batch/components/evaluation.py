@@ -10,23 +10,23 @@ import dagster as dg
 
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.components.attributes import (
+    AutomationAttributes,
     BackfillPolicy,
     Candidates,
-    Checked,
+    CheckAttributes,
     CheckSeverity,
     Confidence,
-    Following,
     GoldTarget,
     Kinds,
     Rejects,
     ResourceKey,
     RowKey,
     Seed,
-    Tabled,
+    TableAttributes,
 )
 from dagster_llm_batch.components.base import FactoryComponent
 from dagster_llm_batch.components.batch import LLMBatchComponent
-from dagster_llm_batch.components.labeling import Asking, Llm
+from dagster_llm_batch.components.labeling import LabelingAttributes, Llm
 from dagster_llm_batch.components.partitions import PARTITIONS
 from dagster_llm_batch.components.resolution import about, import_object, pointing_at, templated
 from dagster_llm_batch.components.scaffolders import (
@@ -68,7 +68,7 @@ __all__ = [
 
 @dg.scaffold_with(EvaluationScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchEvaluationComponent(Tabled, Checked, Following, FactoryComponent):
+class LLMBatchEvaluationComponent(TableAttributes, CheckAttributes, AutomationAttributes, FactoryComponent):
     """Labels measured against gold: coverage, accuracy, F1 and kappa with intervals, and cost per correct label.
 
     Attributes are the arguments of `evaluation_assets`, by the same names.
@@ -155,7 +155,7 @@ Columns = Annotated[
 
 @dg.scaffold_with(AgreementScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchAgreementComponent(Tabled, Checked, Following, FactoryComponent):
+class LLMBatchAgreementComponent(TableAttributes, CheckAttributes, AutomationAttributes, FactoryComponent):
     """How far people and models agree: Krippendorff's alpha, Fleiss' and Cohen's kappa. None is taken to be right.
 
     Attributes are the arguments of `agreement_assets`, by the same names.
@@ -182,7 +182,7 @@ class LLMBatchAgreementComponent(Tabled, Checked, Following, FactoryComponent):
 
 @dg.scaffold_with(DriftScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchDriftComponent(Tabled, Checked, Following, FactoryComponent):
+class LLMBatchDriftComponent(TableAttributes, CheckAttributes, AutomationAttributes, FactoryComponent):
     """Whether labels have shifted between partitions: PSI, Jensen-Shannon, chi-squared, and ADWIN. It takes no gold.
 
     Attributes are the arguments of `drift_assets`, by the same names.
@@ -213,7 +213,7 @@ class LLMBatchDriftComponent(Tabled, Checked, Following, FactoryComponent):
 
 @dg.scaffold_with(SkewScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchSkewComponent(Checked, FactoryComponent):
+class LLMBatchSkewComponent(CheckAttributes, FactoryComponent):
     """A sample of batch labels, asked again in real time and compared with what came: training-serving skew.
 
     Attributes are the arguments of `skew_assets`, by the same names.
@@ -242,7 +242,7 @@ class LLMBatchSkewComponent(Checked, FactoryComponent):
 
 @dg.scaffold_with(GoldSampleScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchGoldSampleComponent(Tabled, Following, FactoryComponent):
+class LLMBatchGoldSampleComponent(TableAttributes, AutomationAttributes, FactoryComponent):
     """The rows most worth a human label: disagreement, low confidence, rare and growing classes; with their weights.
 
     Attributes are the arguments of `gold_sample_assets`, by the same names.
@@ -267,7 +267,7 @@ class LLMBatchGoldSampleComponent(Tabled, Following, FactoryComponent):
 
 @dg.scaffold_with(CostScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchCostComponent(Tabled, Following, FactoryComponent):
+class LLMBatchCostComponent(TableAttributes, AutomationAttributes, FactoryComponent):
     """What each submission has cost, from the ledger, beside real time: a table, and a picture by day.
 
     Attributes are the arguments of `cost_assets`, by the same names.
@@ -287,7 +287,7 @@ class LLMBatchCostComponent(Tabled, Following, FactoryComponent):
     resource_key: ResourceKey = "llm_batch"
 
 
-_KEYWORDS = ("description", *(field.name for field in dataclasses.fields(Asking)))
+_KEYWORDS = ("description", *(field.name for field in dataclasses.fields(LabelingAttributes)))
 
 AnswerColumns = Annotated[
     str | Sequence[str],
@@ -299,7 +299,7 @@ Sample = Annotated[int | None, about("Judge so many rows only, of each partition
 
 @dg.scaffold_with(PairwiseJudgeScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchPairwiseJudgeComponent(Asking, Tabled, Checked, FactoryComponent):
+class LLMBatchPairwiseJudgeComponent(LabelingAttributes, TableAttributes, CheckAttributes, FactoryComponent):
     """An LLM says which of two answers is better, blind and in both orders: win rates with intervals.
 
     Attributes are the arguments of `pairwise_judge_assets`, by the same names.
@@ -326,7 +326,7 @@ class LLMBatchPairwiseJudgeComponent(Asking, Tabled, Checked, FactoryComponent):
 
 @dg.scaffold_with(RubricJudgeScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchRubricJudgeComponent(Asking, Tabled, Checked, FactoryComponent):
+class LLMBatchRubricJudgeComponent(LabelingAttributes, TableAttributes, CheckAttributes, FactoryComponent):
     """An LLM scores each answer by the criteria of a rubric: mean scores with intervals.
 
     Attributes are the arguments of `rubric_judge_assets`, by the same names.

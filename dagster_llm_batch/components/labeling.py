@@ -17,7 +17,7 @@ from dagster_llm_batch.engine import Fallback, RetryPolicy
 from dagster_llm_batch.engine.labeling import BelowMinimum
 from dagster_llm_batch.types import Endpoint
 
-__all__ = ["Asking", "Llm"]
+__all__ = ["LabelingAttributes", "Llm"]
 
 Llm = Annotated[
     str,
@@ -31,7 +31,7 @@ Llm = Annotated[
 
 
 @dataclass(kw_only=True)
-class Asking:
+class LabelingAttributes:
     """These arguments of `llm_batch_assets`, by the same names."""
 
     params: Annotated[Mapping[str, Any] | None, about("Given to the provider as they are.", {"max_tokens": 200})] = None
