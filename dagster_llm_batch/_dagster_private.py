@@ -67,7 +67,8 @@ def output_context(
     `dg.build_output_context` is for tests: it knows no run, step, op, job or log, and IO managers may ask for each.
     """
     step = context.get_step_execution_context()
-    node = step.job_def.asset_layer.get(asset)  # as the code location has it: definitions may have been changed since
+    # as the code location has it: definitions may have been changed since
+    node = step.job_def.asset_layer.get(asset)
     partitions_def = node.partitions_def
     subset = None
     if partition is not None and partitions_def is not None:
@@ -112,7 +113,8 @@ def load_asset(context: dg.AssetExecutionContext, asset: dg.AssetKey, partition:
     if node.io_manager_key not in context.op_execution_context.op_def.required_resource_keys:
         return context.load_asset_value(asset, partition_key=partition)
     definition = node.assets_def
-    name, op_def = asset.to_python_identifier(), None  # what is not in this run's job may be of ours, named so
+    # what is not in this run's job may be of ours, named so
+    name, op_def = asset.to_python_identifier(), None
     if definition.is_executable:
         name, op_def = definition.get_output_name_for_asset_key(asset), definition.get_op_def_for_asset_key(asset)
     return load_stored(context, node.to_asset_spec(), node.io_manager_key, partition, name=name, op_def=op_def)
@@ -150,7 +152,8 @@ def load_stored(
         asset_partitions_def=spec.partitions_def,
         instance=context.instance,
         resource_config=around["resource_config"],
-        resources=around["resources"]._asdict(),  # a named tuple, as output contexts take it
+        # a named tuple, as output contexts take it
+        resources=around["resources"]._asdict(),
     )
     return getattr(context.resources, io_manager_key).load_input(given)
 

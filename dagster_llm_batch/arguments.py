@@ -127,7 +127,8 @@ class _Declared:
             raise ConfigError(f"{prefix}{name}={_shown(value)} is not allowed; it takes {annotation_text(kind)}.{hint}")
 
     def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        values = args[1:] if isinstance(self._called, type) else args  # without `self`
+        # without `self`
+        values = args[1:] if isinstance(self._called, type) else args
         yield from zip(self._parameters, values, strict=False)
         yield from kwargs.items()
 
@@ -176,7 +177,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return callable(value)
     if origin in _NUMBERS:
         return isinstance(value, _NUMBERS[origin]) and not isinstance(value, bool)
-    taken: Any = (origin, list) if origin in (set, tuple) else origin  # the items of these alone are read
+    # the items of these alone are read
+    taken: Any = (origin, list) if origin in (set, tuple) else origin
     if not isinstance(value, taken):
         return False
     if origin in (abc.Mapping, dict):

@@ -68,7 +68,8 @@ def check_specs(
         SPEND: "The submission cost no more than max_cost_usd.",
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=dg.PreviewWarning)  # partitioned checks are new in 1.13
+        # partitioned checks are new in 1.13
+        warnings.simplefilter("ignore", category=dg.PreviewWarning)
         return [
             dg.AssetCheckSpec(
                 name,

@@ -70,5 +70,6 @@ class HiveParquetIOManager(CheckedIOManager):
         """Where an asset, or a partition of it, is."""
         parts = [self.root.rstrip("/"), *asset.path]
         if partition is not None:
-            parts.append(f"{self.partition_column}={quote(partition, safe=' ')}")  # as Spark writes and reads them
+            # as Spark writes and reads them
+            parts.append(f"{self.partition_column}={quote(partition, safe=' ')}")
         return "/".join(parts)

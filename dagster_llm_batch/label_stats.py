@@ -16,7 +16,8 @@ from dagster_llm_batch.text import cell_text
 __all__ = ["PREVIEW_ROWS", "LabelStats", "add_to_version", "first_rows"]
 
 PREVIEW_ROWS = 5
-_REASONS = 10_000  # as many are remembered: a reason may quote its reply, and be that of one row
+# as many are remembered: a reason may quote its reply, and be that of one row
+_REASONS = 10_000
 _TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens")
 
 
@@ -24,15 +25,19 @@ class LabelStats:
     """Of the labels and rejects of a submission; `add` takes all parts of them, one after the other."""
 
     def __init__(self, labeling: Labeling) -> None:
-        self.labeled = self.rejected = 0  # rows
-        self.outcomes: Counter[str] = Counter()  # rows of each
-        self.reasons: Counter[tuple[str, str]] = Counter()  # rejects by outcome and reason
+        # rows
+        self.labeled = self.rejected = 0
+        # rows of each
+        self.outcomes: Counter[str] = Counter()
+        # rejects by outcome and reason
+        self.reasons: Counter[tuple[str, str]] = Counter()
         self.tokens = dict.fromkeys(_TOKENS, 0)
         self.tokens_by_model: Counter[str] = Counter()
         self.first_labels: list[dict[str, Any]] = []
         self.first_rejects: list[dict[str, Any]] = []
         self.labels_schema = self.rejects_schema = pa.schema([])
-        self.columns = [labeling.key, *labeling.keep, *labeling.reader.schema.names]  # of labels, but for provenance
+        # of labels, but for provenance
+        self.columns = [labeling.key, *labeling.keep, *labeling.reader.schema.names]
         self.reject_columns = [labeling.key, "llm_outcome", "llm_reason", "llm_reply"]
         self._model = labeling.spec.model
         self._version = hashlib.blake2b(digest_size=12)
@@ -75,5 +80,6 @@ def first_rows(table: pa.Table, most: int = PREVIEW_ROWS) -> list[dict[str, Any]
 
 def add_to_version(digest: hashlib.blake2b, table: pa.Table) -> None:
     """Take more rows into a data version."""
-    for batch in table.combine_chunks().to_batches():  # how the table was cut is not content
+    # how the table was cut is not content
+    for batch in table.combine_chunks().to_batches():
         digest.update(batch.serialize())

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["age_text", "has_moved", "pace_of", "pace_text", "progress_bar", "progress_text", "together", "usual_of"]
 
 _CELLS = 20
-_LOOKED_AT = 20  # submissions that tell how long one usually takes
+# submissions that tell how long one usually takes
+_LOOKED_AT = 20
 
 
 def pace_of(engine: Engine, status: Status) -> Pace:

@@ -161,7 +161,8 @@ def measure(engine: Engine, labeling: Labeling, submission_id: str) -> None:
     """Record requests, tokens and cost of a settled submission, unless that was done. What it reuses is not its own."""
     if any(event.kind == MEASURED for event in engine.ledger.events(submission_id)):
         return
-    engine.ledger.add_event(submission_id, MEASURED)  # first: who dies here leaves a gap, and counts nothing twice
+    # first: who dies here leaves a gap, and counts nothing twice
+    engine.ledger.add_event(submission_id, MEASURED)
     for shard in engine.ledger.shards(submission_id):
         if shard.results_path is not None:
             _measure_shard(engine, labeling, shard, shard.results_path)
@@ -195,14 +196,17 @@ def _measure_shard(engine: Engine, labeling: Labeling, shard: Shard, results_pat
 def flush() -> None:
     """Hand everything to the exporters, since a step's process ends without asking them. What they refuse is lost."""
     for provider in (trace.get_tracer_provider(), metrics.get_meter_provider()):
-        force_flush = getattr(provider, "force_flush", None)  # the SDK's; the API has none
+        # the SDK's; the API has none
+        force_flush = getattr(provider, "force_flush", None)
         if force_flush is not None:
-            with suppress(Exception):  # a collector that is down must not fail a run
+            # a collector that is down must not fail a run
+            with suppress(Exception):
                 force_flush(timeout_millis=_FLUSH_MILLISECONDS)
 
 
 def _provider_name(name: str) -> str:
-    entry = PROVIDERS.get(name)  # a provider of the user's own is not in there
+    # a provider of the user's own is not in there
+    entry = PROVIDERS.get(name)
     return (entry and entry.telemetry) or name
 
 

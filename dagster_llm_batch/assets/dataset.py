@@ -106,7 +106,8 @@ class Dataset:
         )
 
     def kinds(self, *more: str) -> set[str]:
-        entry = PROVIDERS.get(self.labeling.provider)  # a provider of the user's own is not in there
+        # a provider of the user's own is not in there
+        entry = PROVIDERS.get(self.labeling.provider)
         return {*more, (entry and entry.kind) or self.labeling.provider}
 
     def resource(self, context: dg.AssetExecutionContext) -> LLMBatchResource:
@@ -138,7 +139,8 @@ class Dataset:
         if upstream is None:
             return None
         if upstream != self.partitions_def:
-            assert self.rows_key is not None  # a function has no partitions
+            # a function has no partitions
+            assert self.rows_key is not None
             msg = (
                 f"The rows asset {self.rows_key.to_user_string()} has other partitions than "
                 f"{self.key.to_user_string()}: {upstream} against {self.partitions_def}. Give both the same "

@@ -58,7 +58,8 @@ def labeled_tables(
     with tempfile.TemporaryDirectory() as folder, ExitStack() as files:
         paths = [str(Path(folder) / name) for name in ("labels", "rejects")]
         with closing(engine.label_batches(labeling, submission_id, run_id=run_id, reread=reread)) as parts:
-            spool(parts, paths, figures)  # a full disk gets its files back before the next partition
+            # a full disk gets its files back before the next partition
+            spool(parts, paths, figures)
         labels, rejects = (pa.ipc.open_stream(files.enter_context(pa.OSFile(path))) for path in paths)
         yield LabeledTables(labels, rejects, figures)
 
@@ -69,14 +70,16 @@ def spool(parts: Iterable["Labeled"], paths: list[str], figures: LabelStats) -> 
         writers: list[pa.RecordBatchWriter] = []
         for part in parts:
             figures.add(part)
-            tables = [table.combine_chunks() for table in (part.labels, part.rejects)]  # else each slice is a batch
+            # else each slice is a batch
+            tables = [table.combine_chunks() for table in (part.labels, part.rejects)]
             if not writers:
                 sinks = [files.enter_context(pa.OSFile(path, "wb")) for path in paths]
                 made = zip(sinks, tables, strict=True)
                 writers = [files.enter_context(pa.ipc.new_stream(sink, table.schema)) for sink, table in made]
             for writer, table in zip(writers, tables, strict=True):
                 writer.write_table(table)
-            del part, tables  # before the next is made
+            # before the next is made
+            del part, tables
 
 
 def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
@@ -211,7 +214,8 @@ class _Landing:
                 checks=self.checks,
                 verdicts=verdicts(figures, status, labeling, dataset.checks, stopped),
             )
-            engine.ledger.mark_delivered(submission_id)  # Dagster knows of it by now; else the sensor sees to it
+            # Dagster knows of it by now; else the sensor sees to it
+            engine.ledger.mark_delivered(submission_id)
 
     def send_together(self, context: dg.AssetExecutionContext, engine: "Engine", partitions: list[str]) -> set[str]:
         """Bring all partitions as far as they go without sending, then send what is to be asked again in few batches.
@@ -268,7 +272,8 @@ class _Landing:
                 done = status.is_settled
             except LeaseError:
                 continue
-            except ConfigError as error:  # asked otherwise than it is now; its raw results are stored
+            except ConfigError as error:
+                # asked otherwise than it is now; its raw results are stored
                 context.log.info(str(error))
                 done = not any(shard.state in IN_FLIGHT for shard in engine.ledger.shards(older.submission_id))
             if done:
@@ -287,7 +292,8 @@ class _Landing:
                     context.log.info(str(error))
                     return engine.status(submission_id)
                 status = engine.status(submission_id)
-            except TransientError as error:  # costs time only: the note makes the sensor try again, later
+            except TransientError as error:
+                # costs time only: the note makes the sensor try again, later
                 engine.note_unavailable(submission_id, error)
                 context.log.warning(f"The provider does not answer now, to be tried again: {error}")
                 status = engine.status(submission_id)

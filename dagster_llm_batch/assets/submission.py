@@ -52,13 +52,15 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         required_resource_keys={
             dataset.resource_key,
             *dataset.rows_resource_keys,
-            *([dataset.io_manager_key] if dataset.rows_key else []),  # the rows may be in its memory
+            # the rows may be in its memory
+            *([dataset.io_manager_key] if dataset.rows_key else []),
         },
         backfill_policy=dataset.backfill_policy,
     )
     def submit(context: dg.AssetExecutionContext, config: SubmitConfig) -> Iterator[Any]:
         engine = dataset.engine(context)
-        engine.check(dataset.labeling)  # before any row is read
+        # before any row is read
+        engine.check(dataset.labeling)
         provider = engine.provider(dataset.labeling.provider)
 
         def plan(partition: str | None) -> Submission:
@@ -81,14 +83,17 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
 
         partitions = EachPartition(context)
         are_sent = False
-        with engine.at_work(context.run.run_id):  # all of them are to be planned before any is sent
+        # all of them are to be planned before any is sent
+        with engine.at_work(context.run.run_id):
             planned = partitions.map(plan)
             if len(planned) > 1:
-                with suppress(LLMBatchError):  # each partition says for itself what is in its way
+                # each partition says for itself what is in its way
+                with suppress(LLMBatchError):
                     engine.submit_together(
                         dataset.labeling, [submission.submission_id for submission in planned.values()]
                     )
-                    are_sent = True  # or wait together: alone, one may be too few for a batch
+                    # or wait together: alone, one may be too few for a batch
+                    are_sent = True
             yield from partitions.events(planned, sent)
 
     return submit

@@ -85,7 +85,8 @@ class CodeLocation:
         folder = pointer.working_directory or os.getcwd()  # noqa: PTH109 - Dagster wants text
         with ExitStack() as stack:
             stack.enter_context(_environment(env_file(os.getcwd())))  # noqa: PTH109 - as above
-            with contextlib.redirect_stdout(sys.stderr):  # whatever user code prints is not this command's output
+            # whatever user code prints is not this command's output
+            with contextlib.redirect_stdout(sys.stderr):
                 repository = _load(pointer, folder)
             yield cls(pointer, repository, stack.enter_context(_instance()))
 
@@ -150,7 +151,8 @@ class CodeLocation:
         if upstream is None:
             raise ConfigError(f"The rows asset {name} is not in {self.pointer}, so its rows cannot be loaded here.")
         disabled = logging.root.manager.disable
-        logging.disable(logging.DEBUG)  # IO managers tell of each file
+        # IO managers tell of each file
+        logging.disable(logging.DEBUG)
         try:
             rows = self._repository.load_asset_value(
                 dataset.rows_key,
@@ -181,7 +183,8 @@ class CodeLocation:
         try:
             with dg.build_resources(wanted, instance=self._instance) as built:
                 yield built
-        except dg.DagsterInvalidConfigError as error:  # its message may hold values
+        except dg.DagsterInvalidConfigError as error:
+            # its message may hold values
             reasons = "; ".join(_reason(problem.message) for problem in error.errors)
             raise ConfigError(f"The resources {', '.join(sorted(wanted))} are not configured: {reasons}") from error
 

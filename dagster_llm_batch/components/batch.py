@@ -77,7 +77,8 @@ class _Environment:
         return _Name(name) if name in os.environ or default is ... else default
 
     def __getattr__(self, name: str) -> str:
-        if name.startswith(("jinja", "_")):  # asked by Jinja of everything in a scope
+        # asked by Jinja of everything in a scope
+        if name.startswith(("jinja", "_")):
             raise AttributeError(name)
         return _Name(name)
 

@@ -120,7 +120,8 @@ def _labels(context: dg.ResolutionContext, given: str) -> list[dg.AssetsDefiniti
             definitions = [imported] if isinstance(imported, dg.AssetsDefinition) else imported
             if not isinstance(definitions, list | tuple):
                 raise ConfigError(f"{name!r} is a {type(imported).__name__}; give what llm_batch_assets returned.")
-            dataset_of(definitions)  # refuses here, where the line is known
+            # refuses here, where the line is known
+            dataset_of(definitions)
             return list(definitions)
     tree = dg.ComponentLoadContext.from_resolution_context(context).component_tree
     known = {

@@ -101,7 +101,8 @@ _KINDS: Mapping[str, Any] = {
 
 
 def _resolve(context: dg.ResolutionContext, given: Any) -> dg.PartitionsDefinition[Any] | None:
-    if not isinstance(given, BaseModel):  # nothing, or what a template gives: the factory takes no other
+    # nothing, or what a template gives: the factory takes no other
+    if not isinstance(given, BaseModel):
         return templated(context, given)  # type: ignore[no-any-return]
     with pointing_at(context):
         return _made(templated(context, given.model_dump(exclude_unset=True)))

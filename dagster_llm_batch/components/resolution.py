@@ -109,7 +109,8 @@ def block(
         if given is None:
             return None
         with pointing_at(context):
-            if not isinstance(given, BaseModel):  # a template has given the value itself
+            # a template has given the value itself
+            if not isinstance(given, BaseModel):
                 return given
             values = templated(context, given.model_dump(exclude_unset=True))
             return make(**values)
@@ -169,7 +170,8 @@ def path_about(attributes: Collection[str]) -> Callable[[str], str | None]:
 
 def _located(context: dg.ResolutionContext, message: str) -> ResolutionException:
     tree = context.source_position_tree
-    if tree is None:  # attributes that came from Python
+    # attributes that came from Python
+    if tree is None:
         return ResolutionException(f"{'.'.join(map(str, context.path))}: {message}")
     where = tree.source_error(yaml_path=context.path, inline_error_message=message, value_error=True)
     return ResolutionException(

@@ -142,7 +142,8 @@ class AroundScaffolder(dg.Scaffolder):
         name = name if name != labels else f"{name}_{self.suffix}"
         folder = _write(request, f"type: {request.type_name}\n\nattributes:\n  name: {name}\n{attributes}", [])
         if self.gold:
-            _copy("ticket_gold.py", folder.parent)  # in a folder that has YAML, Dagster loads no Python by itself
+            # in a folder that has YAML, Dagster loads no Python by itself
+            _copy("ticket_gold.py", folder.parent)
 
 
 class EvaluationScaffolder(AroundScaffolder):
@@ -292,7 +293,8 @@ def _datasets(request: ScaffoldRequest[Any]) -> Iterator[Mapping[str, Any]]:
     for path in sorted(defs.rglob("defs.yaml")):
         try:
             documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-        except (OSError, yaml.YAMLError):  # somebody else's to mend
+        except (OSError, yaml.YAMLError):
+            # somebody else's to mend
             continue
         for document in documents:
             if isinstance(document, dict) and str(document.get("type")).endswith(".LLMBatchComponent"):

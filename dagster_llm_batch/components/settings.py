@@ -174,10 +174,12 @@ def _response(context: dg.ResolutionContext, given: Any) -> Any:
     with pointing_at(context):
         if isinstance(given, EmbeddingSettings):
             return Embedding(given.dimensions)
-        response = templated(context, given) if isinstance(given, str) else given  # a JSON Schema is data
+        # a JSON Schema is data
+        response = templated(context, given) if isinstance(given, str) else given
         if isinstance(response, str):
             response = import_object(context, response)
-        response_format(response)  # refuses here, where the line is known
+        # refuses here, where the line is known
+        response_format(response)
     return response
 
 
@@ -203,7 +205,8 @@ def _sensor(context: dg.ResolutionContext, given: Any) -> Mapping[str, Any] | bo
     if "default_status" in settings:
         settings["default_status"] = dg.DefaultSensorStatus(settings["default_status"])
     with pointing_at(context):
-        build_llm_batch_sensor(**settings)  # a wrong number is refused at its line
+        # a wrong number is refused at its line
+        build_llm_batch_sensor(**settings)
     return settings
 
 

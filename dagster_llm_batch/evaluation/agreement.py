@@ -243,7 +243,8 @@ def _metadata(
     parts = [labelers_markdown(agreements)]
     for target in targets[:MAX_PICTURES]:
         drawn = [pair for pair in pairs if pair.target == target.name]
-        if len(drawn) > 1:  # a single pair is one number
+        # a single pair is one number
+        if len(drawn) > 1:
             parts.append(picture(f"agreement of each two labelers, {target.name}", agreement_png(drawn)))
     return {
         "llm_batch/agreement": dg.MetadataValue.md("\n\n".join(parts)),

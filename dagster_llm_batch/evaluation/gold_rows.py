@@ -172,7 +172,8 @@ class Upstreams:
 
     def _refuse_no_overlap(self, name: str, table: pa.Table, gold: pa.Table) -> None:
         ours, theirs = gold[self._key], table[self._key]
-        if not len(ours) or not len(theirs) or ours.type != theirs.type:  # types that differ are refused by the join
+        # types that differ are refused by the join
+        if not len(ours) or not len(theirs) or ours.type != theirs.type:
             return
         if not pc.any(pc.is_in(ours, value_set=theirs)).as_py():
             examples = [
@@ -197,7 +198,8 @@ class Upstreams:
 def _with_keys_of(gold: pa.Table, tables: Sequence[pa.Table], key: str) -> pa.Table:
     keys = [table[key] for table in tables if len(table)]
     if any(column.type != gold[key].type for column in keys):
-        return gold  # the join says which types differ
+        # the join says which types differ
+        return gold
     has_candidate = pc.is_in(
         gold[key], value_set=pa.chunked_array([c for column in keys for c in column.chunks], gold[key].type)
     )

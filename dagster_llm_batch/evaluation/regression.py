@@ -89,7 +89,8 @@ class Accepted:
         try:
             stored = load_stored(self._context, spec, design.builder.io_manager_key, None, name=name)
             batches = list(record_batches(stored))
-        except Exception as error:  # an IO manager raises whatever its store does
+        except Exception as error:
+            # an IO manager raises whatever its store does
             raise InputError(f"{shown_key} could not be read: {type(error).__name__}: {error}. {_ANEW}") from error
         columns = [_CANDIDATE, design.join_key, *(target.name for target in design.targets)]
         return columns_of(batches, shown_key, columns, also=_KEPT, hint=_ANEW)

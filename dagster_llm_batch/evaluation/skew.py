@@ -159,7 +159,8 @@ def skew_assets(
 
 def _prepare(skew: "_Skew", context: dg.AssetExecutionContext) -> Callable[[str | None], Tables]:
     engine = skew.dataset.engine(context)
-    engine.check(skew.labeling)  # before any row is read
+    # before any row is read
+    engine.check(skew.labeling)
 
     def compute(partition: str | None) -> Tables:
         sample, figures = skew.compute(context, engine, partition)
@@ -277,6 +278,7 @@ def _with_keys(rows: Any, key: str, wanted: pa.ChunkedArray, read: Collection[st
     keys = set(wanted.to_pylist())
     for batch in record_batches(rows, read):
         kept = batch
-        if key in batch.schema.names:  # if not, the plan says so
+        # if not, the plan says so
+        if key in batch.schema.names:
             kept = batch.filter(pa.array([value in keys for value in batch.column(key).to_pylist()], pa.bool_()))
         yield marked(kept)

@@ -21,8 +21,10 @@ class StoredTables:
 
     def __init__(self, context: dg.AssetExecutionContext) -> None:
         self._context = context
-        self._graph = context.op_execution_context.job_def.asset_layer.asset_graph  # there is no repository in tests
-        self.partitions = cache(self._partitions)  # one answer a run
+        # there is no repository in tests
+        self._graph = context.op_execution_context.job_def.asset_layer.asset_graph
+        # one answer a run
+        self.partitions = cache(self._partitions)
 
     def partitions_def(self, key: dg.AssetKey) -> dg.PartitionsDefinition[Any] | None:
         return self._graph.get(key).partitions_def
@@ -80,7 +82,8 @@ class StoredTables:
         try:
             value = load_asset(self._context, key, partition)
             batches = list(record_batches(value, {*columns, *also}))
-        except Exception as error:  # an IO manager raises whatever its store does
+        except Exception as error:
+            # an IO manager raises whatever its store does
             never = self._context.instance.get_latest_materialization_event(key) is None
             todo = " It was never materialized here: materialize it first." if never else ""
             raise InputError(f"{place} could not be read: {type(error).__name__}: {error}.{todo}") from error

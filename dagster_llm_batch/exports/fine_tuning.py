@@ -87,7 +87,8 @@ def _examples(
         raise InputError(f"The labels of '{labeling.asset}' lack the columns {sorted(lacking)}.")
     place: dict[str, int] = {}
     for number, request_id in enumerate(labels["llm_request_id"].to_pylist()):
-        place.setdefault(request_id, number)  # of rows that share a request, the first
+        # of rows that share a request, the first
+        place.setdefault(request_id, number)
     origin = labels.select([labeling.key, *(name for name in PROVENANCE if name in labels.schema.names)])
     for batch in record_batches(rows, columns_read(labeling)):
         if labeling.key not in batch.schema.names:

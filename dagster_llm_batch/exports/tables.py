@@ -186,7 +186,8 @@ def _feature(value: Any, kind: str) -> tuple[list[Any], str]:
         return [text.encode()], "byte"
     values = value if isinstance(value, list) else [value]
     if None in values:
-        return _feature(value, "text")  # a list of a feature has no place for nulls
+        # a list of a feature has no place for nulls
+        return _feature(value, "text")
     if kind == "byte":
         return [value.encode() if isinstance(value, str) else value for value in values], kind
     return [(int if kind == "int" else float)(value) for value in values], kind

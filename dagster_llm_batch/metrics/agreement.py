@@ -272,7 +272,8 @@ class _Rows:
 
 def _apart(by_class: NDArray[np.int64], values: NDArray[np.float64] | None) -> NDArray[np.float64]:
     """Disagreement summed over all ordered pairs of labels that are counted in a row of `by_class`."""
-    counts: NDArray[np.float64] = by_class.astype("float64")  # squares of counts leave int64
+    # squares of counts leave int64
+    counts: NDArray[np.float64] = by_class.astype("float64")
     n = counts.sum(axis=1)
     if values is not None:
         weighted: NDArray[np.float64] = 2 * (n * (counts @ values**2) - (counts @ values) ** 2)

@@ -46,7 +46,8 @@ class Cells:
         with evaluation_extra("Evaluating labels"):
             import numpy as np  # noqa: PLC0415  # optional dependency
         cell, at = np.unique(gold * n_classes + predicted, return_inverse=True)
-        added = np.bincount(at, counts, len(cell)).astype(np.int64)  # exact below 2**53
+        # exact below 2**53
+        added = np.bincount(at, counts, len(cell)).astype(np.int64)
         return cls(cell // n_classes, cell % n_classes, added, n_classes)
 
     @property

@@ -197,7 +197,8 @@ def _numeric(counted: Tally) -> dict[str, Any]:
     gold, predicted, times = (counted.cells[name].to_numpy() for name in ("gold", "predicted", "n"))
     with np.errstate(over="ignore", invalid="ignore"):
         error = np.abs(predicted - gold)
-        largest = error.max() or 1.0  # divided out, so that no square leaves the range of floats
+        # divided out, so that no square leaves the range of floats
+        largest = error.max() or 1.0
         mae = np.average(error, weights=times)
         rmse = largest * np.sqrt(np.average((error / largest) ** 2, weights=times))
     return {

@@ -45,7 +45,8 @@ def column(table: pa.Table, name: str, owner: str) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if _is_text(column.type):
-        column = column.cast(pa.large_string())  # 64-bit offsets: chunks of any size can be combined
+        # 64-bit offsets: chunks of any size can be combined
+        column = column.cast(pa.large_string())
     return column.combine_chunks()
 
 
@@ -84,7 +85,8 @@ def comparable_keys(
 ) -> tuple[pa.Array, pa.Array]:
     for keys, owner in ((gold, ours), (candidate, theirs)):
         check_unique(keys, key, owner)
-    if pa.types.is_null(candidate.type):  # an empty table: nulls are refused above
+    # an empty table: nulls are refused above
+    if pa.types.is_null(candidate.type):
         candidate = candidate.cast(gold.type)
     if pa.types.is_null(gold.type):
         gold = gold.cast(candidate.type)
@@ -123,7 +125,8 @@ def comparable_values(
 ) -> tuple[pa.Array, pa.Array]:
     normalise = _number if kind == "numeric" else category
     ours, others = normalise(gold, name, "gold"), normalise(candidate, name, theirs)
-    if pa.types.is_null(others.type):  # not one label: any type would do
+    # not one label: any type would do
+    if pa.types.is_null(others.type):
         others = others.cast(ours.type)
     if pa.types.is_null(ours.type):
         ours = ours.cast(others.type)

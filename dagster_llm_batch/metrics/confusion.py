@@ -31,7 +31,8 @@ __all__ = ["MAX_DRAWN", "accuracy_png", "confusion_png"]
 MAX_DRAWN = 16
 """Classes in a picture; the rarest of more are drawn as one row and column, "N others"."""
 
-_LEFT, _CELLS = 0.21, 0.68  # of the width: where the cells of a matrix begin, and what they take
+# of the width: where the cells of a matrix begin, and what they take
+_LEFT, _CELLS = 0.21, 0.68
 
 
 def confusion_png(matrix: Confusion) -> bytes:
@@ -45,21 +46,25 @@ def confusion_png(matrix: Confusion) -> bytes:
     names, counts = _fold(matrix)
     n, longest = len(names), min(max(map(len, names)), CLASS_CHARS)
     slanted = n * longest > 60  # noqa: PLR2004  # side by side they would touch
-    top, bottom = 1.12, 0.5 + 0.055 * longest if slanted else 0.66  # inches around the cells
+    # inches around the cells
+    top, bottom = 1.12, 0.5 + 0.055 * longest if slanted else 0.66
     cells = min(max(0.42, 0.8 - 0.06 * n) * n, 7.4)
     height = top + cells + bottom
     figure, type_ = blank(height)
     axes = figure.add_axes((_LEFT, bottom / height, _CELLS, cells / height))
     shares = [[count / (sum(row) or 1) for count in row] for row in counts]
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")  # past 1: the darkest blue swallows its number
+    # past 1: the darkest blue swallows its number
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
     digits = max(len(_count(count, n)) for row in counts for count in row)
-    size = max(6.5, min(13, _CELLS * WIDTH_INCHES / n * 72 / (0.95 * max(digits, 3))))  # 72 points an inch
+    # 72 points an inch
+    size = max(6.5, min(13, _CELLS * WIDTH_INCHES / n * 72 / (0.95 * max(digits, 3))))
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
             ink = "white" if shares[i][j] > 0.72 else INK if count else MUTED  # noqa: PLR2004  # where blue turns dark
             given = {"color": ink, "size": size, "weight": "bold" if i == j else "normal"}
             type_.text(axes, j, i, _count(count, n), ha="center", va="center_baseline", **given)
-        is_class = i < n - 1 or n == len(matrix.classes)  # the others mixed up among themselves are not recalled
+        # the others mixed up among themselves are not recalled
+        is_class = i < n - 1 or n == len(matrix.classes)
         recall = f"{shares[i][i]:.0%}" if sum(row) and is_class else "-"
         type_.text(axes, 1.02, i, recall, size=10, va="center_baseline", transform=axes.get_yaxis_transform())
     above = 1 + 0.08 / cells
@@ -96,7 +101,8 @@ def accuracy_png(evaluations: Sequence[Evaluation]) -> bytes:
         raise ConfigError("No categorical evaluation to draw: accuracy is not defined for numeric targets.")
     targets = list(dict.fromkeys(evaluation.target for evaluation in drawn))
     panels = [[evaluation for evaluation in drawn if evaluation.target == target] for target in targets]
-    row, above, below = 0.52, 0.38, 0.4  # inches for a candidate, and around a panel
+    # inches for a candidate, and around a panel
+    row, above, below = 0.52, 0.38, 0.4
     height = 1.08 + sum(above + row * len(panel) + below for panel in panels)
     figure, type_ = blank(height)
     top = height - 0.78

@@ -47,8 +47,10 @@ Counts = Mapping[Class, int]
 """Rows of each class; classes without rows may be left out."""
 
 LEAST_P = 0.01
-_LEAST_EXPECTED = 5  # rows of a class, for chi-squared to be near enough
-_ADWIN_ROWS = 2_000  # of a partition that the detector is shown: more of the same tell it little
+# rows of a class, for chi-squared to be near enough
+_LEAST_EXPECTED = 5
+# of a partition that the detector is shown: more of the same tell it little
+_ADWIN_ROWS = 2_000
 
 SHARES_SCHEMA = pa.schema(
     {
@@ -131,7 +133,8 @@ def drift_between(
     psi = float(((smooth[0] - smooth[1]) * np.log(smooth[0] / smooth[1])).sum())
     distance = float(jensenshannon(share[0], share[1], base=2))
     chi2, p_value = _chi_squared(table)
-    apart = table[0] * n_reference - table[1] * n  # whole numbers: of two that changed alike, the first
+    # whole numbers: of two that changed alike, the first
+    apart = table[0] * n_reference - table[1] * n
     most = int(np.abs(apart).argmax())
     return Drift(
         partition=partition,
@@ -141,7 +144,8 @@ def drift_between(
         n=n,
         n_reference=n_reference,
         psi=psi,
-        js_distance=distance if math.isfinite(distance) else 0.0,  # equal shares may give the root of -1e-17
+        # equal shares may give the root of -1e-17
+        js_distance=distance if math.isfinite(distance) else 0.0,
         chi2=chi2,
         p_value=p_value,
         most_changed=class_name(classes[most]),

@@ -122,7 +122,8 @@ def _draw(keys: Sequence[object], chance: NDArray[Any], seed: object) -> list[in
     if not rest:
         return drawn
     steps = chance[rest].cumsum()
-    steps *= round(steps[-1]) / steps[-1]  # a whole number but for rounding
+    # a whole number but for rounding
+    steps *= round(steps[-1]) / steps[-1]
     start = unit("start", seed)
     passed = [int(step + start) for step in steps]
     drawn += [at for at, now, before in zip(rest, passed, [0, *passed], strict=False) if now > before]

@@ -130,7 +130,8 @@ def drift(votes: Sequence[pa.Array], reference: Sequence[pa.Array]) -> NDArray[n
     for here, there in zip(codes[: len(votes)], codes[len(votes) :], strict=True):
         n = 1 + max(int(np.max(codes, initial=0)) for codes in (here, there))
         counts = [np.bincount(codes[codes >= 0], minlength=n) for codes in (here, there)]
-        if not counts[1].sum():  # nothing to compare with
+        # nothing to compare with
+        if not counts[1].sum():
             continue
         p, q = (count / max(1, int(count.sum())) for count in counts)
         signal = _stronger(signal, _by_class(np.divide(np.maximum(0, p - q), p, out=np.zeros(n), where=p > 0), here))

@@ -151,9 +151,11 @@ def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target,
     order = pc.sort_indices(keys)
     keys, truth = keys.take(order), truth.take(order)
 
-    position = pc.index_in(keys, value_set=candidate_keys)  # null: no such row
+    # null: no such row
+    position = pc.index_in(keys, value_set=candidate_keys)
     met = position.drop_null()
-    has_succeeded = succeeded(candidate).take(position)  # null where there is no row
+    # null where there is no row
+    has_succeeded = succeeded(candidate).take(position)
     predicted = pc.if_else(has_succeeded, answer.take(position), pa.scalar(None, answer.type))
     n_absent = int(position.null_count)
     n_rejected = int(pc.sum(pc.invert(has_succeeded)).as_py() or 0)
@@ -199,7 +201,8 @@ def _cost(candidate: pa.Table, rows: pa.Array) -> tuple[Decimal | None, int]:
     if not len(known):
         return None, len(rows)
     if pa.types.is_floating(cost.type):
-        total = Decimal(repr(math.fsum(known.to_pylist())))  # fsum: the same in any order of the rows
+        # fsum: the same in any order of the rows
+        total = Decimal(repr(math.fsum(known.to_pylist())))
     else:
         total = Decimal(pc.sum(known).as_py())
     return total, int(cost.null_count)

@@ -10,7 +10,8 @@ from typing import Any
 
 __all__ = ["draw_keys", "unit"]
 
-_BITS = 53  # as many as a float holds
+# as many as a float holds
+_BITS = 53
 
 
 def unit(key: object, seed: object) -> float:

@@ -75,7 +75,8 @@ def _of_target(
     keep: Sequence[str],
     confidence: bool,
 ) -> pa.Table:
-    first = joined[0]  # of one gold table and one target, all have the same keys and gold, in the same order
+    # of one gold table and one target, all have the same keys and gold, in the same order
+    first = joined[0]
     kept = {name: _kept(name, joined, candidates) for name in keep}
     columns: list[pa.Array] = [first.keys, *kept.values()]
     columns += [pa.repeat(pa.scalar(first.target.name, _TEXT), first.n_gold), _text(first.gold)]

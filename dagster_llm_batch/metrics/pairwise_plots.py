@@ -29,7 +29,8 @@ __all__ = ["MAX_PAIRS", "pairwise_png"]
 MAX_PAIRS = 20
 """Pairs in a picture; of more, the first are drawn."""
 
-_NARROW = 0.045  # of the bar: a number would not fit
+# of the bar: a number would not fit
+_NARROW = 0.045
 
 
 def pairwise_png(figures: Sequence[Pairwise]) -> bytes:
@@ -40,7 +41,8 @@ def pairwise_png(figures: Sequence[Pairwise]) -> bytes:
     drawn = [pair for pair in figures if pair.n_judged + pair.n_identical][:MAX_PAIRS]
     if not drawn:
         raise ConfigError("No pair of candidates has rows that were judged: there is nothing to draw.")
-    row, top, below = 0.98, 1.2, 0.1  # inches
+    # inches
+    row, top, below = 0.98, 1.2, 0.1
     height = top + row * len(drawn) + below
     figure, type_ = blank(height)
     axes = figure.add_axes((0.05, below / height, 0.9, row * len(drawn) / height))
@@ -78,7 +80,8 @@ def _bar(axes: Axes, type_: Lettering, pair: Pairwise, at: int) -> None:
         left += width
     type_.text(axes, 0, y - 0.27, type_.clean(pair.a, CANDIDATE_CHARS), size=10, va="center")
     type_.text(axes, 1, y - 0.27, type_.clean(pair.b, CANDIDATE_CHARS), size=10, ha="right", va="center")
-    assert pair.win_rate_a is not None  # as there are rows
+    # as there are rows
+    assert pair.win_rate_a is not None
     notes = [f"win rate, ties as half: {pair.win_rate_a:.0%} to {1 - pair.win_rate_a:.0%}"]
     notes += [f"verdicts for the answer shown first: {pair.first_rate:.0%}"] if pair.first_rate is not None else []
     notes += [f"not judged: {pair.n_unjudged:,}"] if pair.n_unjudged else []

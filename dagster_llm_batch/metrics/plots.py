@@ -39,7 +39,8 @@ __all__ = ["agreement_png", "pareto_png", "reliability_png"]
 MAX_LABELERS = 12
 """Labelers in a picture, those with the most labels in common with others."""
 
-_LOG_FROM = 20  # times the cheapest: from there on a linear axis would press the cheap ones together
+# times the cheapest: from there on a linear axis would press the cheap ones together
+_LOG_FROM = 20
 
 
 def pareto_png(evaluations: Sequence[Evaluation], target: str) -> bytes:
@@ -52,8 +53,10 @@ def pareto_png(evaluations: Sequence[Evaluation], target: str) -> bytes:
     if not drawn:
         raise ConfigError(f"Target '{target}' has no candidate with labels and a cost that is known in full.")
     is_numeric = listed[0].kind == "numeric"
-    plot, row = 3.6, 0.27  # inches
-    below = 0.95 + row * (len(listed) + 1)  # the axis, the list and a margin
+    # inches
+    plot, row = 3.6, 0.27
+    # the axis, the list and a margin
+    below = 0.95 + row * (len(listed) + 1)
     height = 0.95 + plot + below
     figure, type_ = blank(height)
     axes = figure.add_axes((0.1, below / height, 0.85, plot / height))
@@ -85,7 +88,8 @@ def pareto_png(evaluations: Sequence[Evaluation], target: str) -> bytes:
 
 
 def _candidates_list(figure: Figure, type_: Lettering, listed: Sequence[Evaluation], top: float, row: float) -> None:
-    columns = (0.05, 0.09, 0.47, 0.66, 0.83, 0.95)  # of the width; numbers end where they stand
+    # of the width; numbers end where they stand
+    columns = (0.05, 0.09, 0.47, 0.66, 0.83, 0.95)
     for x, name, ha in (
         (columns[1], "candidate", "left"),
         (columns[2], "quality", "right"),
@@ -181,7 +185,8 @@ def reliability_png(calibration: Calibration) -> bytes:
     axes.set_yticks(percents, shown, **type_.style(size=9.5, color=MUTED))
     counts.set(xlim=(0, 1), ylim=(0, max(bin_.n for bin_ in calibration.bins) * 1.25), xticks=[], yticks=[])
     bare(axes, grid="both")
-    axes.tick_params(axis="x", pad=9)  # dots on the line do not touch the numbers
+    # dots on the line do not touch the numbers
+    axes.tick_params(axis="x", pad=9)
     bare(counts, grid="y")
     type_.text(figure, 0.012, 3.8 / height, "correct", size=10, color=MUTED, rotation=90, va="center")
     type_.text(figure, 0.012, 1.27 / height, "labels", size=10, color=MUTED, rotation=90, va="center")

@@ -157,7 +157,8 @@ def _numbers(accepted: Joined, current: Joined, n_resamples: int, seed: int) -> 
     n, fixed, broken = len(before), int((after < before).sum()), int((after > before).sum())
     if not n:
         return before, after, 0, 0, None, None
-    apart, of_row = np.unique(after - before, return_inverse=True)  # rows that changed alike are drawn together
+    # rows that changed alike are drawn together
+    apart, of_row = np.unique(after - before, return_inverse=True)
     counts = np.bincount(of_row)
     drawn = np.concatenate([chunk @ apart / n for chunk in resamples(counts, n_resamples, seed)])
     p_worse = float((1 + (drawn <= 0).sum()) / (1 + len(drawn))) if n >= MIN_NUMERIC_ROWS else None

@@ -36,8 +36,10 @@ __all__ = ["DayCost", "costs_png", "drift_png"]
 MAX_PARTITIONS = 60
 """Partitions, or days, in a picture: the last ones."""
 
-_LEFT, _WIDTH = 0.1, 0.85  # of the width
-_LEAST_PLACES = 8  # fewer bars do not get wider
+# of the width
+_LEFT, _WIDTH = 0.1, 0.85
+# fewer bars do not get wider
+_LEAST_PLACES = 8
 _SERIES = len(PALETTE)
 
 

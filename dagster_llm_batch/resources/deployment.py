@@ -156,7 +156,8 @@ class LLMBatchResource(CheckedResource):
 
     @property
     def _folder(self) -> Path:
-        if self._home is None and os.environ.get("DAGSTER_HOME"):  # used outside Dagster, beside a deployment
+        # used outside Dagster, beside a deployment
+        if self._home is None and os.environ.get("DAGSTER_HOME"):
             with dg.DagsterInstance.get() as instance:
                 self._home = _home_of(instance)
         return self._home or Path.cwd() / ".llm_batch"

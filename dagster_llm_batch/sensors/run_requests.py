@@ -123,6 +123,7 @@ class Partitions:
             span = dg.PartitionKeyRange(first, last)
             return self._partitions_def.get_partition_keys_in_range(span, dynamic_partitions_store=self._instance)
         start, end = self.places.get(first), self.places.get(last)
-        if start is None or end is None:  # one of them was deleted since
+        # one of them was deleted since
+        if start is None or end is None:
             return (first, last)
         return islice(self.places, start, end + 1)

@@ -227,7 +227,8 @@ class LostRuns:
                 self._fail_check(ready, reason)
             except Exception as error:  # noqa: BLE001 - of Dagster's storage; the others' are shown all the same
                 failures.append(error)
-        if failures:  # then the tick fails, which a person sees as well
+        # then the tick fails, which a person sees as well
+        if failures:
             raise failures[0]
         return f"waits for a person: {reason}"
 

@@ -301,7 +301,8 @@ class Tick:
         if self._has_time():
             self._recovered = True
             self._engine.recover(submission.submission_id)
-        return False  # its batches are being looked for
+        # its batches are being looked for
+        return False
 
     def _is_free(self, submission: Submission, outlook: Outlook) -> bool:
         """Whether no run is at it, and its provider may be asked again."""
@@ -436,7 +437,8 @@ def _materialized(instance: dg.DagsterInstance, asset: str, submissions: Sequenc
     cursor: str | None = None
     while wanted:
         page = instance.fetch_materializations(records, limit=_AT_ONCE, cursor=cursor)
-        for record in page.records:  # the newest first
+        # the newest first
+        for record in page.records:
             submission_id = wanted.pop(record.partition_key or "", None)
             stored = record.asset_materialization
             value = None if stored is None else stored.metadata.get(SUBMISSION_KEY)

@@ -24,7 +24,8 @@ _CREDENTIALS = (
     "ILLEGAL_SASL_STATE",
 )
 _UNKNOWN = ("UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "TOPIC_EXCEPTION")
-_QUIET = 0  # emergencies only: what matters comes back as an error
+# emergencies only: what matters comes back as an error
+_QUIET = 0
 
 
 def confluent() -> Any:
@@ -89,14 +90,16 @@ class Connection:
         It is a group of its own unless `group_id` names one. More settings with _ for the dots.
         """
         settings = {
-            "group.id": f"dagster-llm-batch-{uuid.uuid4().hex}",  # the client wants one; none is joined or committed to
+            # the client wants one; none is joined or committed to
+            "group.id": f"dagster-llm-batch-{uuid.uuid4().hex}",
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "enable.partition.eof": True,
             "isolation.level": "read_committed",
             "auto.offset.reset": "error",
             "queued.max.messages.kbytes": 16_384,
-            "session.timeout.ms": 10_000,  # how long a group waits for a member that was killed; 45 s by default
+            # how long a group waits for a member that was killed; 45 s by default
+            "session.timeout.ms": 10_000,
             "heartbeat.interval.ms": 1_000,
             **self._usual,
             **self._settings,
@@ -111,7 +114,8 @@ class Connection:
         settings = {
             "enable.idempotence": True,
             "linger.ms": 5,
-            "message.max.bytes": 100_000_000,  # topics have limits of their own
+            # topics have limits of their own
+            "message.max.bytes": 100_000_000,
             **self._usual,
             **self._settings,
             **_dotted(more),

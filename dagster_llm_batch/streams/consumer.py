@@ -146,7 +146,8 @@ class WindowReader:
         self._connection = connection
         self._window = window
         self._stops_when_lost = stops_when_lost
-        self._open: dict[int, OffsetRange] = {}  # what is left to read, by partition
+        # what is left to read, by partition
+        self._open: dict[int, OffsetRange] = {}
 
     def messages(self) -> Iterator[list[Message]]:
         """The messages, some hundreds at a time; in order within each partition."""
@@ -214,18 +215,21 @@ class WindowReader:
         if error is not None and (wanted is None or offset is None) and not is_end(error):
             raise as_ours(error, f"Reading {self._window.key}")
         if wanted is None or number is None or offset is None:
-            return False  # of a partition that is done
+            # of a partition that is done
+            return False
         if error is not None and not is_end(error):
             if error.code() != confluent().KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001 - the client's own names
                 raise as_ours(error, f"Reading {self._window.key}")
-            self._begin(consumer, wanted)  # retention was quicker
+            # retention was quicker
+            self._begin(consumer, wanted)
             self._assign(consumer)
             return False
         if offset >= wanted.end:
             del self._open[number]
             consumer.incremental_unassign([confluent().TopicPartition(self._window.topic, number)])
             return False
-        if error is not None:  # the end of the log as one broker sees it, which is to catch up
+        # the end of the log as one broker sees it, which is to catch up
+        if error is not None:
             return False
         self._open[number] = wanted._replace(start=offset + 1)
         if offset + 1 == wanted.end:

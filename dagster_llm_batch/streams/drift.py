@@ -43,7 +43,8 @@ class DriftWatch:
             **{f"share of {class_}": float(class_ == label) for class_ in self._classes},
             "confidence": confidence,
             "known words": known,
-            "length": min(math.log1p(length) / 10, 1.0),  # ADWIN takes values of about 0 to 1
+            # ADWIN takes values of about 0 to 1
+            "length": min(math.log1p(length) / 10, 1.0),
         }
         changed = {}
         for signal, value in values.items():

@@ -108,7 +108,8 @@ def build_drift_sensor(
         known = _windows(context.instance, topic) if open_ else []
         there = context.instance.get_materialized_partitions(dataset.batch_key) if open_ else set()
         asked = asked_for(context) if open_ else set()
-        due: dict[str, str] = {}  # the window's key, and the event that it is of
+        # the window's key, and the event that it is of
+        due: dict[str, str] = {}
         for window in known:
             of = [id_ for id_, event in open_.items() if _overlaps(window, event, after)]
             if of and window.key not in there and _run_key(window.key) not in asked:
@@ -141,7 +142,8 @@ def _seen(cursor: str | None) -> SeenEvents:
 
 def _windows(instance: dg.DagsterInstance, topic: KafkaTopic) -> list[KafkaWindow]:
     name = topic.partitions_def.name
-    assert name is not None  # KafkaTopic gives one
+    # KafkaTopic gives one
+    assert name is not None
     keys = instance.get_dynamic_partitions(name)
     return [KafkaWindow.parse(key) for key in keys if key.startswith(f"{topic.name}@")]
 

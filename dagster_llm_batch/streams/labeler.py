@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Counts", "StreamLabeler"]
 
-_LINGER_SECONDS = 0.01  # for more messages than have come
+# for more messages than have come
+_LINGER_SECONDS = 0.01
 _PLACE = (KEY, "kafka_partition", "kafka_offset")
 
 
@@ -110,7 +111,8 @@ class StreamLabeler:
         self._refresh_seconds, self._refreshed = refresh_seconds, float("-inf")
         self._student: Student
         self._watch: DriftWatch
-        self._left = 0  # messages to send on after a change
+        # messages to send on after a change
+        self._left = 0
         self._refresh()
 
     def _refresh(self) -> None:

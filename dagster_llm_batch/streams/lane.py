@@ -129,7 +129,8 @@ class RealTimeLane:
             if all(offsets.end <= begins.get(offsets.partition, 0) for offsets in window.ranges):
                 self._engine.ledger.mark_delivered(submission.submission_id)
             elif all(offsets.start <= begins.get(offsets.partition, -1) for offsets in window.ranges):
-                window_ = window  # also where retention has deleted its first messages meanwhile
+                # also where retention has deleted its first messages meanwhile
+                window_ = window
         return window_
 
     def _next(self, begins: Mapping[int, int], marks: Mapping[int, Watermarks]) -> KafkaWindow | None:

@@ -144,7 +144,8 @@ def lost_rows(topic: str, lost: Sequence[OffsetRange]) -> pa.RecordBatch:
 
 def _where(message: Message) -> dict[str, Any]:
     topic, partition, offset = message.topic(), message.partition(), message.offset()
-    assert topic is not None  # what was read is somewhere
+    # what was read is somewhere
+    assert topic is not None
     assert partition is not None
     assert offset is not None
     kind, milliseconds = message.timestamp()

@@ -32,8 +32,10 @@ __all__ = ["Delivery", "Outgoing", "Work", "flush", "produce", "produce_again", 
 
 Delivery = Literal["exactly_once", "at_least_once"]
 
-_ABORTED = ("_PURGE_QUEUE", "_PURGE_INFLIGHT")  # not sent since its transaction was given up, for a reason of its own
-_MARKED_PARTITION = 0  # of the target topic: where the mark's offset is kept; it is no place in the log
+# not sent since its transaction was given up, for a reason of its own
+_ABORTED = ("_PURGE_QUEUE", "_PURGE_INFLIGHT")
+# of the target topic: where the mark's offset is kept; it is no place in the log
+_MARKED_PARTITION = 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def produce_once(connection: Connection, work: Work, messages: Iterable[Outgoing
     produced = 0
     try:
         with kafka_errors(f"Producing {work.name} to topic '{work.topic}'"):
-            producer.init_transactions(seconds)  # ends what an earlier process left open, and fences it
+            # ends what an earlier process left open, and fences it
+            producer.init_transactions(seconds)
             place = client.TopicPartition(work.topic, _MARKED_PARTITION)
             [mark] = marker.committed([place], timeout=seconds)
             done = mark.offset if mark.offset >= 0 and mark.metadata == work.version else 0
@@ -99,9 +102,11 @@ def transaction(producer: Producer, seconds: float) -> Iterator[None]:
     except BaseException as error:
         try:
             if isinstance(error, confluent().KafkaException):
-                producer.poll(0)  # raises why a message was refused, which says more
+                # raises why a message was refused, which says more
+                producer.poll(0)
         finally:
-            with suppress(confluent().KafkaException):  # fenced, or the broker is away: it aborts by itself
+            # fenced, or the broker is away: it aborts by itself
+            with suppress(confluent().KafkaException):
                 producer.abort_transaction(5)
         raise
 
@@ -132,13 +137,15 @@ def produce(producer: Producer, topic: str, messages: Sequence[Outgoing]) -> Non
 
     def delivered(error: Any, _: Any) -> None:
         if error is not None and error.name() not in _ABORTED:
-            raise as_ours(error, f"Producing to topic '{topic}'")  # from whatever call serves this report
+            # from whatever call serves this report
+            raise as_ours(error, f"Producing to topic '{topic}'")
 
     for message in messages:
         given: dict[str, Any] = {"key": message.key, "headers": list(message.headers), "on_delivery": delivered}
         try:
             producer.produce(topic, message.value, **given)
-        except BufferError:  # the client's queue is full
+        except BufferError:
+            # the client's queue is full
             producer.flush(30)
             producer.produce(topic, message.value, **given)
         producer.poll(0)

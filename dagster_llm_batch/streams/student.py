@@ -21,7 +21,8 @@ from dagster_llm_batch.metrics.schemas import evaluation_extra
 
 __all__ = ["STUDENT_SCHEMA", "Answer", "Student", "out_of_fold", "train"]
 
-_FOLDS = 3  # of the calibration; a class with fewer rows cannot be learned
+# of the calibration; a class with fewer rows cannot be learned
+_FOLDS = 3
 _WHAT = "A student"
 
 STUDENT_SCHEMA = pa.schema(
@@ -145,7 +146,8 @@ def _fitted(texts: Sequence[str], labels: Sequence[str], seed: int) -> Any:
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=50_000, strip_accents="unicode")
     linear = LogisticRegression(C=4.0, max_iter=1_000, class_weight="balanced", random_state=seed)
     pipeline = Pipeline([("words", words), ("linear", CalibratedClassifierCV(linear, cv=_FOLDS, ensemble=False))])
-    with threadpoolctl.threadpool_limits(1):  # on a busy machine its threads wait for each other, for minutes
+    # on a busy machine its threads wait for each other, for minutes
+    with threadpoolctl.threadpool_limits(1):
         return pipeline.fit(texts, labels)
 
 

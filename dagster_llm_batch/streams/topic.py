@@ -53,7 +53,8 @@ class KafkaTopic:
 
     def __post_init__(self) -> None:
         check_topic(self.name)
-        _ = self.content  # refuse now what cannot be read
+        # refuse now what cannot be read
+        _ = self.content
 
     @cached_property
     def content(self) -> Content:

@@ -95,7 +95,8 @@ def build_kafka_sensor(
     def kafka_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         connection = kafka_of(context.resources, topic.resource_key)
         partitions_name = topic.partitions_def.name
-        assert partitions_name is not None  # KafkaTopic gives one
+        # KafkaTopic gives one
+        assert partitions_name is not None
         known = list(context.instance.get_dynamic_partitions(partitions_name))
         marks = watermarks(connection, topic.name)
         ended = _ended(topic, known, context.cursor)
