@@ -24,6 +24,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from dagster_llm_batch.errors import AmbiguousError, LLMBatchError, ProviderError, RefusedError, TransientError
+from dagster_llm_batch.providers.jsonlines import BOM
 from dagster_llm_batch.text import is_id, plain_words, text_of
 
 __all__ = [
@@ -92,7 +93,6 @@ WEB_PAGE = (
     "place. Give the API's own address, with its version where it has one."
 )
 _PAGE_START = re.compile(rb"\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
-_BOM = b"\xef\xbb\xbf"
 _SHOWN_BYTES = 200
 _HELD_BYTES = 1 << 20
 _MOST = 1 << 53
@@ -253,7 +253,7 @@ def result_lines(lines: Iterator[bytes], id_field: str, what: str) -> Iterator[b
     held_bytes = 0
     for line in lines:
         held.append(line)
-        if name in line and line.removeprefix(_BOM).lstrip().startswith(b"{"):
+        if name in line and line.removeprefix(BOM).lstrip().startswith(b"{"):
             yield from held
             yield from lines
             return

@@ -13,16 +13,21 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from json.encoder import encode_basestring_ascii
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.text import replace_halves
 
-__all__ = ["dumps", "quote", "quoted", "repaired", "sized", "split_lines"]
+__all__ = ["BOM", "MAX_REASON_CHARS", "decode_line", "dumps", "quote", "quoted", "repaired", "sized", "split_lines"]
+
+BOM = b"\xef\xbb\xbf"
+MAX_REASON_CHARS = 1_000
+"""How much of what a vendor says of a row is kept: it is stored with each row."""
 
 _CHUNK_BYTES = 1 << 16
+_Read = TypeVar("_Read")
 _ENCODE = msgspec.json.Encoder().encode
 
 
@@ -50,6 +55,25 @@ def repaired(line: bytes) -> bytes:
     """The line as strict UTF-8 JSON: bad bytes and half surrogates, as an LLM cut mid-character gives, replaced."""
     text = json.dumps(json.loads(line.decode("utf-8", "replace")), ensure_ascii=False)
     return replace_halves(text).encode()
+
+
+def decode_line(line: bytes, decoder: msgspec.json.Decoder[_Read]) -> tuple[_Read, None] | tuple[None, str]:
+    """Decode a result line as far as it can be read; else the second is why it cannot.
+
+    Files have a byte order mark at their start, characters that were cut in their middle, blank lines: whoever reads a
+    row reads it all the same, for it was paid.
+    """
+    stripped = line.removeprefix(BOM).strip()
+    if not stripped:
+        return None, "blank line"
+    try:
+        stripped.decode()  # a Raw field is not checked to be UTF-8
+        return decoder.decode(stripped), None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        try:
+            return decoder.decode(repaired(stripped)), None
+        except (ValueError, RecursionError, msgspec.MsgspecError):
+            return None, f"unreadable line: {error}"[:MAX_REASON_CHARS]
 
 
 def split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:

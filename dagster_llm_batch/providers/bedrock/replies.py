@@ -23,14 +23,12 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from dagster_llm_batch.providers.jsonlines import repaired
+from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line
 from dagster_llm_batch.types import Outcome, Result, Usage
 
 __all__ = ["read_line"]
 
-_BOM = b"\xef\xbb\xbf"
 _NULL = Raw(b"null")
-_MAX_REASON_CHARS = 1_000
 _RETRYABLE_STATUSES = frozenset({408, 429})
 _RETRYABLE_NAMES = (
     "ThrottlingException",
@@ -81,17 +79,9 @@ def read_line(line: bytes) -> Result:
 
 
 def _taken_apart(line: bytes) -> Result:
-    stripped = line.removeprefix(_BOM).strip()
-    if not stripped:
-        return Result(None, Outcome.ERRORED, reason="blank line")
-    try:
-        stripped.decode()  # a Raw field is not checked to be UTF-8
-        read = _LINE.decode(stripped)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        try:
-            read = _LINE.decode(repaired(stripped))
-        except (ValueError, RecursionError, msgspec.MsgspecError):
-            return Result(None, Outcome.ERRORED, reason=f"unreadable line: {error}"[:_MAX_REASON_CHARS])
+    read, reason = decode_line(line, _LINE)
+    if read is None:
+        return Result(None, Outcome.ERRORED, reason=reason)
     custom_id = read.recordId if isinstance(read.recordId, str) else None
     return _named(_result(read), custom_id)
 
@@ -117,7 +107,7 @@ def _result(line: _Line) -> Result:
     except _WRONG as error:
         text = raw.decode("utf-8", "replace")
         usage = _usage_anywhere(output)
-        return Result(None, Outcome.INVALID, text, reason=f"unreadable reply: {error}"[:_MAX_REASON_CHARS], usage=usage)
+        return Result(None, Outcome.INVALID, text, reason=f"unreadable reply: {error}"[:MAX_REASON_CHARS], usage=usage)
 
 
 def _output(output: Any) -> Result:
@@ -134,10 +124,10 @@ def _output(output: Any) -> Result:
 def _judged(result: Result) -> Result:
     if result.finish_reason in _WITHHELD:
         why = result.reason or result.text or "no explanation"
-        reason = f"{result.finish_reason}: {why}"[:_MAX_REASON_CHARS]
+        reason = f"{result.finish_reason}: {why}"[:MAX_REASON_CHARS]
         return result._replace(outcome=Outcome.INVALID, reason=reason)
     if result.reason is not None:
-        return result._replace(outcome=Outcome.INVALID, reason=result.reason[:_MAX_REASON_CHARS])
+        return result._replace(outcome=Outcome.INVALID, reason=result.reason[:MAX_REASON_CHARS])
     return result
 
 
@@ -155,7 +145,7 @@ def _error(error: Any) -> Result:
         if status is None
         else status in _RETRYABLE_STATUSES or status >= server
     )
-    return Result(None, Outcome.ERRORED, reason=words[:_MAX_REASON_CHARS], retryable=retryable)
+    return Result(None, Outcome.ERRORED, reason=words[:MAX_REASON_CHARS], retryable=retryable)
 
 
 # One reader for each form. Each gives outcome SUCCEEDED; `reason` set means that the text is no answer.

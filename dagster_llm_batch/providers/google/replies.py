@@ -24,7 +24,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Raw, Struct, field
 
-from dagster_llm_batch.providers.jsonlines import repaired
+from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line
 from dagster_llm_batch.types import Outcome, Result, Usage
 
 __all__ = ["RETRYABLE_RPC_CODES", "Line", "error_result", "read_google_line", "read_parts"]
@@ -35,14 +35,12 @@ RETRYABLE_RPC_CODES = frozenset({4, 8, 10, 13, 14})
 _CANCELLED = 1
 _RETRYABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _FIRST_HTTP_STATUS = 100
-_BOM = b"\xef\xbb\xbf"
 _CUT_SHORT = "MAX_TOKENS"
 _WITHHELD = frozenset(
     {"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT"}
 )
 _STATUS_LINE = re.compile(r"\s*([A-Za-z][\w' -]*?)\s*:\s*(.*)", re.DOTALL)
 _PHRASES = {status.phrase.lower(): status.value for status in HTTPStatus}
-_MAX_REASON_CHARS = 1_000
 _NULL = Raw(b"null")
 _SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
 
@@ -140,18 +138,9 @@ def _taken_apart(line: bytes) -> Result:
 
 def read_parts(line: bytes) -> tuple[Line | None, Result]:
     """The line where it holds a reply, else None; and the Result of what is known by then."""
-    stripped = line.removeprefix(_BOM).strip()
-    if not stripped:
-        return None, Result(None, Outcome.ERRORED, reason="blank line")
-    try:
-        stripped.decode()  # a Raw field is not checked to be UTF-8
-        read = _LINE.decode(stripped)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        try:
-            read = _LINE.decode(repaired(stripped))
-        except (ValueError, RecursionError, msgspec.MsgspecError):
-            reason = f"unreadable line: {error}"[:_MAX_REASON_CHARS]
-            return None, Result(None, Outcome.ERRORED, reason=reason)
+    read, reason = decode_line(line, _LINE)
+    if read is None:
+        return None, Result(None, Outcome.ERRORED, reason=reason)
     inner = read.metadata.get("key") if isinstance(read.metadata, Mapping) else None
     custom_id = next((name for name in (read.custom_id, read.key, inner) if isinstance(name, str)), None)
     failed = _failure(read)
@@ -188,12 +177,12 @@ def _status_error(status: str) -> Result:
 def error_result(error: Any) -> Result:
     """An error object (or text) as a Result. Codes are those of HTTP, or below 100 those of google.rpc."""
     if not isinstance(error, Mapping):
-        return Result(None, Outcome.ERRORED, reason=str(error)[:_MAX_REASON_CHARS])
+        return Result(None, Outcome.ERRORED, reason=str(error)[:MAX_REASON_CHARS])
     code = error.get("code")
     code = int(code) if isinstance(code, str) and code.isdecimal() else code
     words = [str(word) for word in (code, error.get("status")) if word not in (None, "")]
     reason = ": ".join(part for part in (" ".join(words), str(error.get("message") or "")) if part)
-    reason = (reason or "an error without a message")[:_MAX_REASON_CHARS]
+    reason = (reason or "an error without a message")[:MAX_REASON_CHARS]
     if code == _CANCELLED:
         return Result(None, Outcome.CANCELED, reason=reason, retryable=True)
     retryable = False
@@ -207,7 +196,7 @@ def _reply(raw: bytes) -> Result:
         reply = _REPLY.decode(raw)
     except (msgspec.MsgspecError, RecursionError) as error:
         text = raw.decode("utf-8", "replace")
-        return Result(None, Outcome.INVALID, text, reason=f"unreadable reply: {error}"[:_MAX_REASON_CHARS])
+        return Result(None, Outcome.INVALID, text, reason=f"unreadable reply: {error}"[:MAX_REASON_CHARS])
     if reply.error not in (None, {}):
         return error_result(reply.error)
     return _content(reply)._replace(model=reply.model_version, usage=_usage(bytes(reply.usage)))
@@ -224,7 +213,7 @@ def _content(reply: _Reply) -> Result:
     if word in _WITHHELD:
         why = reply.candidates[0].finish_message or "the provider withheld the reply"
         reason = f"{word}: {why}"
-        return Result(None, Outcome.INVALID, text, reason=reason[:_MAX_REASON_CHARS], finish_reason=finish)
+        return Result(None, Outcome.INVALID, text, reason=reason[:MAX_REASON_CHARS], finish_reason=finish)
     if text is None and word != _CUT_SHORT:
         reason = f"the reply holds no text (finishReason: {word})"
         return Result(None, Outcome.INVALID, None, reason=reason, retryable=True, finish_reason=finish)
