@@ -167,7 +167,7 @@ def test_a_file_of_a_shard_on_ray_may_hold_anything(tmp_path: Path, which: str) 
         for body in odd_bodies(whole[name], len(name)):
             (folder / name).write_bytes(body)
             try:
-                found = provider._over(batch_id)
+                found = provider._report_by_files(batch_id)
             except LLMBatchError as error:
                 assert isinstance(error, TransientError)  # noqa: PT017 -- any of ours may come
             else:

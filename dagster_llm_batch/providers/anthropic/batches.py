@@ -29,6 +29,8 @@ _STATUSES = {
     "canceling": BatchStatus.CANCELING,
     "ended": BatchStatus.ENDED,
 }
+# The SDK documents all but `processing` as zero until the batch ends; they were seen to move before. So they are shown
+# and decide nothing; their sum never changes.
 _COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
 
 

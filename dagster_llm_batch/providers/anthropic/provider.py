@@ -60,8 +60,10 @@ __all__ = ["AnthropicProvider"]
 
 _BATCHES = "/v1/messages/batches"
 _MESSAGES = "/v1/messages"
-_AS_STREAM = {"Accept": "application/binary", "X-Stainless-Raw-Response": "stream"}  # as the SDK asks for results
-_PAGES_PER_POLL = 3  # at least
+# As the SDK asks for results.
+_AS_STREAM = {"Accept": "application/binary", "X-Stainless-Raw-Response": "stream"}
+# At least; more where more than that many pages' worth is wanted.
+_PAGES_PER_POLL = 3
 
 
 @masked
@@ -118,6 +120,8 @@ class AnthropicProvider(StainlessProvider):
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         """See Provider.submit. The tag goes nowhere: the custom_ids carry the shard's nonce instead."""
         del spec, tag
+        # The API has no idempotency key, and the SDK would make the call three times: each may create a batch. The body
+        # is streamed by the SDK's own transport, since its `create` holds all of it in memory.
         client = self._client(retries=0)
         with sized(lines) as (file, size):
             body = CreateBody(file, size)

@@ -45,7 +45,8 @@ _CUT_SHORT = frozenset({"max_tokens", "model_context_window_exceeded"})
 _NO_REPLY = frozenset({"refusal", "pause_turn"})
 _NULL = Raw(b"null")
 _SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
-_made = tuple.__new__  # 0.13 us less than _make, twice a row
+# Result and Usage are named tuples. This makes one in 0.13 us less than `_make` does, twice a row.
+_make = tuple.__new__
 
 
 class _Result(Struct):
@@ -119,12 +120,12 @@ def read_line(line: bytes) -> Result:
     try:
         read = _ANSWERED.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return _taken_apart(line)
+        return _read_bent_line(line)
     message = read.result.message
     return _read_message(message, None if message.usage is None else _tokens(message.usage), read.custom_id)
 
 
-def _taken_apart(line: bytes) -> Result:
+def _read_bent_line(line: bytes) -> Result:
     read, reason = decode_line(line, _LINE)
     if read is None:
         return Result(None, Outcome.ERRORED, reason=reason)
@@ -175,7 +176,7 @@ def _read_message(message: _Message[Any], usage: Usage | None, custom_id: str | 
         texts = [block.text for block in content if block.type == "text" and block.text is not None]
         text = "".join(texts) if texts else _tool_input(content)
     if text and stop not in _NO_REPLY:
-        return _made(Result, (custom_id, _SUCCEEDED, text, None, None, False, stop, message.model, usage))
+        return _make(Result, (custom_id, _SUCCEEDED, text, None, None, False, stop, message.model, usage))
     return _read(text, message)._replace(custom_id=custom_id, model=message.model, usage=usage)
 
 
@@ -237,4 +238,4 @@ def _tokens(read: _Usage) -> Usage | None:
     hourly = 0 if read.cache_creation is None else read.cache_creation.ephemeral_1h_input_tokens or 0
     thinking = 0 if read.output_tokens_details is None else read.output_tokens_details.thinking_tokens or 0
     all_input = (read.input_tokens or 0) + written + cached
-    return _made(Usage, (all_input, read.output_tokens or 0, cached, written, hourly, thinking))
+    return _make(Usage, (all_input, read.output_tokens or 0, cached, written, hourly, thinking))

@@ -9,7 +9,7 @@ is cached for an hour, since batches outlive the usual five minutes.
 The vendor checks parameters only when a row runs, up to a day later, and fails every row for the same mistake. So what
 it is known to refuse is refused here: parameters that no batch takes, and, under API versions from 2026-10-21 on,
 sampling parameters. Document blocks in assistant turns and citations, also refused since then, cannot be written in a
-spec. Anything else goes through as it is, known or not. Result lines are read in `anthropic_replies`.
+spec. Anything else goes through as it is, known or not. Result lines are read in `replies`.
 
 Formats: https://platform.claude.com/docs/en/api/creating-message-batches
 Versions: https://platform.claude.com/docs/en/api/migration-2026-10-21
@@ -37,6 +37,7 @@ ANTHROPIC_VERSION = "2026-10-21"
 ANTHROPIC_LIMITS = Limits(max_requests=100_000, max_bytes=256_000_000 - 1_000)
 """Per batch; the vendor says 256 MB of body, of which the wrapper around the lines takes a little."""
 
+# Refused from that version on, even at their default values: every row would come back as an error, up to a day later.
 _SAMPLING = ("temperature", "top_p", "top_k")
 _NO_SAMPLING_SINCE = "2026-10-21"
 _RESERVED = {
@@ -48,6 +49,7 @@ _RESERVED = {
 _NOT_IN_BATCHES = ("speed", "store", "previous_thread_event_id", "cache_hint", "context_hint")
 _RESEARCH_PREVIEW = "research_preview_2026_02"
 _MEDIA_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
+# An hour, since a batch outlives the five minutes that are usual.
 _CACHE = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
 
 
@@ -68,7 +70,8 @@ class AnthropicLines:
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode. Raises InputError for an image that the vendor cannot take."""
-        known, start = self._start  # mostly the same for all requests; one read, so threads cannot mix two
+        # Mostly the same for all requests. Read and written as one pair, so that threads never mix two requests.
+        known, start = self._start
         if known != request.system:
             start = self._before_content(request.system)
             self._start = (request.system, start)

@@ -17,7 +17,8 @@ from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["COUNTS", "counted", "input_of", "is_job_id", "job_id", "job_name", "listed", "output_of", "read_job"]
 
-# botocore checks lengths only, so these are ours to keep
+# The API's patterns for name and token, of which neither takes an underscore. botocore checks lengths only, so these
+# are ours to keep.
 _NAME = re.compile(r"[a-zA-Z0-9](?:-*[a-zA-Z0-9]){0,62}")
 _NAME_CHARS = 63
 _ID = re.compile(r"(?:arn:aws(?:-[^:]+)?:bedrock:[a-z0-9-]{1,20}:[0-9]{12}:model-invocation-job/)?[a-z0-9]{12}")

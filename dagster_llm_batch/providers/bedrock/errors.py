@@ -115,7 +115,7 @@ def aws_error(error: Exception, doing: str, secrets: Collection[str], *, creatin
     reason = mask_keys(words_of(error), secrets, _ACCESS_KEY)
     reply = _reply(error)
     if isinstance(error, OddAnswerError) or not reply:
-        names = frozenset(found.__name__ for found in type(error).__mro__)
+        names = frozenset(kind.__name__ for kind in type(error).__mro__)
         is_odd = isinstance(error, OddAnswerError)
         return translate_failure(Failure(doing, reason, creating, names, is_odd=is_odd), _RULES)
     code, status = str(reply.get("Error", {}).get("Code", "")), _status_of(error)

@@ -78,10 +78,10 @@ class Files:
         for bucket, key, size in self._outputs(job):
             if key.endswith(_MANIFEST):
                 try:
-                    found = json.loads(b"".join(self._chunks(bucket, key, size)))
+                    counts = json.loads(b"".join(self._chunks(bucket, key, size)))
                 except (ValueError, RecursionError):
                     return {}
-                return found if isinstance(found, dict) else {}
+                return counts if isinstance(counts, dict) else {}
         return {}
 
     def _key(self, tag: str) -> str:
@@ -89,6 +89,7 @@ class Files:
 
     def _outputs(self, job: Any) -> Iterator[tuple[str, str, int]]:
         """Bucket, key and bytes of the files in a job's own folder."""
+        # Bedrock writes below a folder of the job's own id: what lies beside it is another job's.
         arn, uri = str(job["jobArn"]), output_of(job)
         if uri is None:
             raise TransientError(f"Could not list the results of '{arn}': the job does not tell where they are.")
@@ -96,8 +97,8 @@ class Files:
         prefix = "/".join(part for part in (folder.rstrip("/"), job_id(arn)) if part) + "/"
         with self._clients.calls(f"list the results of '{arn}'"):
             pages = self._clients.of("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-            found = [(str(item["Key"]), int(item["Size"])) for page in pages for item in _items(page)]
-        yield from ((bucket, key, size) for key, size in found if key.endswith(".out"))
+            objects = [(str(item["Key"]), int(item["Size"])) for page in pages for item in _items(page)]
+        yield from ((bucket, key, size) for key, size in objects if key.endswith(".out"))
 
     def _chunks(self, bucket: str, key: str, size: int) -> Iterator[bytes]:
         with self._clients.calls(f"download 's3://{bucket}/{key}'"):

@@ -109,7 +109,7 @@ class BedrockProvider(VendorProvider):
         try:
             self._families = {model: Family(word) for model, word in (families or {}).items()}
         except ValueError as error:
-            allowed = ", ".join(f"'{one.value}'" for one in Family)
+            allowed = ", ".join(f"'{family.value}'" for family in Family)
             raise ConfigError(f"families: {error}; the forms of request are {allowed}.") from None
         self._session: Any = None
         self._name = name  # before the base has it: an error on the way to the region names the provider
@@ -186,8 +186,9 @@ class BedrockProvider(VendorProvider):
     def _create(self, spec: RequestSpec, tag: str) -> str:
         converse = self._family(spec.model) is Family.CONVERSE
         name = job_name(tag)
+        # A repeated token is ignored without an error: after a job that failed, the same name would make no new one.
         failed = sum(read_job(job).status is BatchStatus.FAILED for job in self._jobs_of(tag))
-        name = f"{name}-{failed + 1}" if failed else name  # else Bedrock would name the failed one again
+        name = f"{name}-{failed + 1}" if failed else name
         client = self._clients.of("bedrock", attempts=1)
         with self._clients.calls("create the batch", creating=True):
             reply = client.create_model_invocation_job(
@@ -219,7 +220,7 @@ class BedrockProvider(VendorProvider):
         """The jobs that were ever created for this tag."""
         name, source = job_name(tag), self._files.source(tag)
         own = re.compile(rf"{re.escape(name)}(-[0-9]+)?")
-        found = []
+        jobs = []
         with self._clients.calls("look for the batch"):
             pages = self._clients.of("bedrock").get_paginator("list_model_invocation_jobs")
             for page in pages.paginate(nameContains=name):
@@ -227,8 +228,8 @@ class BedrockProvider(VendorProvider):
                     token = job.get("clientRequestToken")
                     known_by = job.get("jobName", "") if token is None and input_of(job) == source else token or ""
                     if own.fullmatch(known_by):
-                        found.append(job)
-        return found
+                        jobs.append(job)
+        return jobs
 
     # Poll and fetch
 

@@ -45,7 +45,7 @@ _DATE_DIGITS = 4
 def limits_from(quotas: Iterable[Mapping[str, Any]], model: str, defaults: Limits = BEDROCK_LIMITS) -> Limits:
     """The limits of `model` by these quotas (`QuotaName`, `Value`)."""
     words = _id_words(model)
-    found: dict[str, list[int]] = {}
+    values: dict[str, list[int]] = {}
     for quota in quotas:
         for field, pattern in _NAMES:
             match = pattern.fullmatch(str(quota.get("QuotaName", "")).strip())
@@ -54,11 +54,11 @@ def limits_from(quotas: Iterable[Mapping[str, Any]], model: str, defaults: Limit
                 continue
             label = match["model"] or match.groupdict().get("other") or ""
             if _label_words(label) == words:
-                found.setdefault(field, []).append(int(value * _GIGABYTE if field == "max_bytes" else value))
+                values.setdefault(field, []).append(int(value * _GIGABYTE if field == "max_bytes" else value))
     return Limits(
-        max_requests=min(found.get("max_requests", [defaults.max_requests])),
-        max_bytes=min(found.get("max_bytes", [defaults.max_bytes])),
-        min_requests=max(found.get("min_requests", [defaults.min_requests])),
+        max_requests=min(values.get("max_requests", [defaults.max_requests])),
+        max_bytes=min(values.get("max_bytes", [defaults.max_bytes])),
+        min_requests=max(values.get("min_requests", [defaults.min_requests])),
     )
 
 

@@ -75,10 +75,10 @@ def read_line(line: bytes) -> Result:
         read = _ANSWERED.decode(line)
         return _named(_output(read.modelOutput), read.recordId)
     except (*_WRONG, RecursionError):  # those of msgspec are ValueErrors
-        return _taken_apart(line)
+        return _read_bent_line(line)
 
 
-def _taken_apart(line: bytes) -> Result:
+def _read_bent_line(line: bytes) -> Result:
     read, reason = decode_line(line, _LINE)
     if read is None:
         return Result(None, Outcome.ERRORED, reason=reason)
@@ -117,11 +117,11 @@ def _output(output: Any) -> Result:
         return _error(output.get("error"))
     for field, reader in _READERS.items():
         if output.get(field) is not None:
-            return _judged(reader(output))
+            return _judge(reader(output))
     raise _Unreadable("none of the known forms")
 
 
-def _judged(result: Result) -> Result:
+def _judge(result: Result) -> Result:
     if result.finish_reason in _WITHHELD:
         why = result.reason or result.text or "no explanation"
         reason = f"{result.finish_reason}: {why}"[:MAX_REASON_CHARS]
@@ -236,15 +236,15 @@ def _usage_of(usage: Any) -> Usage | None:
     if "prompt_tokens" in usage:
         read = _count(_part(usage, "prompt_tokens_details"), "cached_tokens")
         thought = _count(_part(usage, "completion_tokens_details"), "reasoning_tokens")
-        given, made = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-        return Usage(given, made, read, reasoning_tokens=thought)
+        input_tokens, output_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        return Usage(input_tokens, output_tokens, read, reasoning_tokens=thought)
     if "input_tokens" not in usage:
         return None
     read, write = _count(usage, "cache_read_input_tokens"), _count(usage, "cache_creation_input_tokens")
     hourly = _count(_part(usage, "cache_creation"), "ephemeral_1h_input_tokens")
     thought = _count(_part(usage, "output_tokens_details"), "thinking_tokens")
-    given, made = _count(usage, "input_tokens") + read + write, _count(usage, "output_tokens")
-    return Usage._make((given, made, read, write, hourly, thought))
+    input_tokens, output_tokens = _count(usage, "input_tokens") + read + write, _count(usage, "output_tokens")
+    return Usage._make((input_tokens, output_tokens, read, write, hourly, thought))
 
 
 def _part(usage: Body, name: str) -> Body:

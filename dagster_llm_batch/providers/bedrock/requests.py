@@ -132,5 +132,5 @@ class BedrockLines:
         turns = [(turn.role, turn.text) for turn in self._spec.turns] + [("user", request.user)]
         if request.system:
             turns.insert(0, ("system", request.system))
-        said = "".join(f"{start}{role}{end}\n\n{text.replace('<|', '< |')}{stop}" for role, text in turns)
-        return f"<|begin_of_text|>{said}{start}assistant{end}\n\n"
+        dialogue = "".join(f"{start}{role}{end}\n\n{text.replace('<|', '< |')}{stop}" for role, text in turns)
+        return f"<|begin_of_text|>{dialogue}{start}assistant{end}\n\n"

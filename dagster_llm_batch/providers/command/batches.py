@@ -74,7 +74,7 @@ class CommandBatch:
         return self.path / "log.txt"
 
     def plan(self) -> dict[str, Any] | None:
-        """What was started, or None where nothing was."""
+        """The plan of what was started, or None where nothing was."""
         return read_json(self.path / "job.json")
 
     def exit(self) -> dict[str, Any] | None:
@@ -124,7 +124,7 @@ class CommandBatch:
         return self.is_alive() or (self.path / "group.json").exists() or self.exit() is not None
 
     def ask_to_stop(self) -> None:
-        """What the supervisor looks for."""
+        """Leave the mark that the supervisor looks for."""
         (self.path / "cancel").touch()
 
     def clear_leftovers(self) -> None:

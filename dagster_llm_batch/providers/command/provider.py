@@ -81,7 +81,8 @@ class CommandProvider(OwnMachines):
                     return tag
                 if batch.plan() is not None:
                     return tag  # it runs
-            time.sleep(_START_WAIT_SECONDS)  # somebody starts it, or only looked
+            # another process is about to start it, or holds the lock for a moment to see whether it is alive
+            time.sleep(_START_WAIT_SECONDS)
         raise TransientError(f"Could not start the batch '{tag}': another process holds its folder {batch.path}.")
 
     def _start(self, batch: CommandBatch, lines: BinaryIO, model: str, lock: int) -> None:
@@ -115,7 +116,9 @@ class CommandProvider(OwnMachines):
 
     def _report(self, batch_id: str) -> BatchReport:
         batch = CommandBatch.of(self._workdir, batch_id)
-        alive = batch.is_alive()  # before the exit is looked for: it is written before the lock is given back
+        # The exit is written before the lock is given back. So the lock is looked at first: in the other order, a batch
+        # that ended between the two looks would be taken for one that died.
+        alive = batch.is_alive()
         ended = batch.exit()
         if ended is None and not alive and batch.plan() is None:
             gone = f"There is no batch '{batch_id}' under {self._workdir} on this machine."
@@ -123,7 +126,7 @@ class CommandProvider(OwnMachines):
         if ended is None and not alive:
             batch.clear_leftovers()
         done, total = batch.counts()
-        status, reason, retryable = _judged(batch, ended, alive=alive)
+        status, reason, retryable = _judge(batch, ended, alive=alive)
         return BatchReport(
             batch_id,
             status,
@@ -185,15 +188,15 @@ class CommandProvider(OwnMachines):
             return own_answer(line, output, f"It ended with code {code}. {batch.log_tail()}".strip())
 
 
-def _judged(
+def _judge(
     batch: CommandBatch, ended: Mapping[str, object] | None, *, alive: bool
 ) -> tuple[BatchStatus, str | None, bool]:
     """Status, reason, and whether it may pass when sent again."""
-    asked = (batch.path / "cancel").exists()
+    is_asked_to_stop = (batch.path / "cancel").exists()
     if ended is None and alive:
-        return (BatchStatus.CANCELING if asked else BatchStatus.RUNNING), None, False
+        return (BatchStatus.CANCELING if is_asked_to_stop else BatchStatus.RUNNING), None, False
     if ended is None:
-        if asked:
+        if is_asked_to_stop:
             return BatchStatus.CANCELED, "Canceled; its process is gone.", False
         tail = batch.log_tail()
         return BatchStatus.FAILED, f"Its process is gone (killed, or a restart of the machine). {tail}".strip(), True

@@ -88,9 +88,8 @@ def _stop(process: subprocess.Popen, grace_seconds: float) -> int:  # type: igno
 
 
 def _kill(group: int, number: int) -> None:
-    with contextlib.suppress(
-        ProcessLookupError, PermissionError
-    ):  # PermissionError: macOS, where only zombies are left
+    # macOS raises PermissionError for a group of which only zombies are left
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
 
 

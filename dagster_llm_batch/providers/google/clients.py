@@ -113,12 +113,16 @@ class GoogleApi:
             raise TransientError(f"Could not {doing}, or perhaps did: the answer is not empty, as it should be.")
 
     def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, Any, ProviderError | None]:
-        """Status and JSON of a request in real time; an HTTP error is an answer too, bad credentials are raised.
+        """Make one request in real time. An HTTP error is an answer, as it is in a batch.
 
-        And the error as ours.
+        Returns:
+            The status, the JSON that came with it, and an HTTP error as ours.
+
+        Raises:
+            ProviderError: Bad credentials, no answer, or one that is none of the API's.
         """
         client = self.client
-        said: Any = None
+        details: Any = None
         status: int | None = HTTPStatus.OK
         try:
             with self.calls("get an answer"):
@@ -127,7 +131,7 @@ class GoogleApi:
                     response = client._api_client.request("post", path, dict(body))  # noqa: SLF001
                     return HTTPStatus.OK, json_object(response.headers, response.body), None
                 except Exception as error:
-                    status, said = http_status(error), getattr(error, "details", None)
+                    status, details = http_status(error), getattr(error, "details", None)
                     status = status if is_answer(status, *google_answer_of(error)) else None
                     raise
         except CredentialsError:
@@ -135,7 +139,7 @@ class GoogleApi:
         except ProviderError as failure:
             if status is None:
                 raise
-            return status, said, failure
+            return status, details, failure
 
 
 class GoogleProvider(VendorProvider):
@@ -187,13 +191,14 @@ def listed(page: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
     """
     if page and not {*names, "nextPageToken"} & page.keys():
         raise TransientError(f"Could not list the batches: the answer holds {sorted(page)} and no list.")
-    found: object = next((page[name] for name in names if page.get(name) is not None), [])
-    return check_listed(found, lambda one: isinstance(one, dict) and is_id(one.get("name")))
+    batches: object = next((page[name] for name in names if page.get(name) is not None), [])
+    return check_listed(batches, lambda batch: isinstance(batch, dict) and is_id(batch.get("name")))
 
 
 def found_among(names: Iterable[str], known: Collection[str]) -> Found | Absent | CannotTell:
-    """The batch of a tag, of all that bear it; `known` are those of other create calls."""
-    ours = dict.fromkeys(name for name in names if name not in known)  # a list may show one on two pages
+    """Decide which batch a tag has, of all `names` that bear it; `known` are the batches of other create calls."""
+    # a list that grows while it is read may show a batch on two pages
+    ours = dict.fromkeys(name for name in names if name not in known)
     if len(ours) > 1:
         return CannotTell("More than one batch carries this tag.", tuple(ours))
     return Found(next(iter(ours))) if ours else Absent()

@@ -123,9 +123,9 @@ def _names(error: BaseException) -> Iterator[str]:
     for _ in range(_MOST_CAUSES):
         if not waiting:
             return
-        one = waiting.pop(0)
-        yield type(one).__name__
-        parts = [one.__cause__, getattr(one, "reason", None), *one.args]
+        cause = waiting.pop(0)
+        yield type(cause).__name__
+        parts = [cause.__cause__, getattr(cause, "reason", None), *cause.args]
         waiting += [part for part in parts if isinstance(part, BaseException)]
 
 

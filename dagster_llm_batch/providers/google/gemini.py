@@ -67,7 +67,8 @@ GEMINI_LIMITS = Limits(max_requests=50_000, max_bytes=2_000_000_000)
 
 _HOST = "generativelanguage.googleapis.com"
 _BATCHES = "batches"
-_MAX_INLINE_BYTES = 15_000_000  # the API takes 20 MB a request, everything included
+# The API takes 20 MB a request, everything included.
+_MAX_INLINE_BYTES = 15_000_000
 
 
 @masked
@@ -139,13 +140,15 @@ class GeminiProvider(GoogleProvider):
     def _upload(self, file: IO[bytes], tag: str) -> str:
         client = self._api.client
         with self._api.calls("upload the request file"):
-            made = client.files.upload(file=file, config={"display_name": tag, "mime_type": "application/jsonl"})  # type: ignore[arg-type]  # a temporary file is an IOBase
-        if not is_id(made.name):
+            config = {"display_name": tag, "mime_type": "application/jsonl"}
+            uploaded = client.files.upload(file=file, config=config)  # type: ignore[arg-type]  # a temporary file is an IOBase
+        if not is_id(uploaded.name):
             raise TransientError("Could not upload the request file: the reply names no file.")
-        return str(made.name)
+        return str(uploaded.name)
 
     def _forget(self, file_name: str) -> None:
-        with suppress(ProviderError):  # it costs nothing and expires by itself; the error that led here matters more
+        # The file costs nothing and expires by itself after two days; the error that led here matters more.
+        with suppress(ProviderError):
             self._api.call("delete", file_name, "delete the request file")
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:

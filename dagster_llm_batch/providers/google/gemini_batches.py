@@ -39,7 +39,8 @@ def read_operation(batch_id: str, operation: Mapping[str, Any]) -> BatchReport:
     if isinstance(error, Mapping) and error:
         code = count(error.get("code"))
         reason = f"{plain_words(error.get('message') or 'no message')} (code {code})"
-    if status is None and operation.get("done") is True:  # a state that is new, but an end
+    # a state that is new, but an end: the operation says so by itself
+    if status is None and operation.get("done") is True:
         status = BatchStatus.FAILED if reason else BatchStatus.ENDED
     if status is None:
         reason = f"The provider reports the unknown state '{given}'."

@@ -120,18 +120,18 @@ def read_google_line(line: bytes) -> Result:
     try:
         answered = _ANSWERED.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return _taken_apart(line)
+        return _read_bent_line(line)
     reply = answered.response
-    text, finish = _said(reply.candidates)
+    text, finish = _first_candidate(reply.candidates)
     if not text or finish in _WITHHELD:
-        return _taken_apart(line)
+        return _read_bent_line(line)
     custom_id = answered.key if answered.custom_id is None else answered.custom_id
     usage = None if reply.usage is None else _tokens(reply.usage)
     finish = "length" if finish == _CUT_SHORT else finish
     return Result._make((custom_id, _SUCCEEDED, text, None, None, False, finish, reply.model_version, usage))
 
 
-def _taken_apart(line: bytes) -> Result:
+def _read_bent_line(line: bytes) -> Result:
     read, result = read_parts(line)
     return result if read is None else _reply(bytes(read.response))._replace(custom_id=result.custom_id)
 
@@ -208,7 +208,7 @@ def _content(reply: _Reply) -> Result:
         if blocked:
             return Result(None, Outcome.INVALID, reason=f"the prompt was blocked: {blocked}", finish_reason=blocked)
         return Result(None, Outcome.INVALID, reason="the reply holds no candidate", retryable=True)
-    text, word = _said(reply.candidates)
+    text, word = _first_candidate(reply.candidates)
     finish = "length" if word == _CUT_SHORT else word
     if word in _WITHHELD:
         why = reply.candidates[0].finish_message or "the provider withheld the reply"
@@ -220,8 +220,8 @@ def _content(reply: _Reply) -> Result:
     return Result(None, Outcome.SUCCEEDED, text or "", finish_reason=finish)
 
 
-def _said(candidates: list[_Candidate]) -> tuple[str | None, str | None]:
-    """The text of the first one, without its thoughts, and why it ends."""
+def _first_candidate(candidates: list[_Candidate]) -> tuple[str | None, str | None]:
+    """The text of the first candidate, without its thoughts, and why it ends."""
     if not candidates:
         return None, None
     first = candidates[0]
@@ -240,6 +240,7 @@ def _usage(raw: bytes) -> Usage | None:
 def _tokens(read: _Usage) -> Usage | None:
     if read.prompt_token_count is None and read.candidates_token_count is None:
         return None
+    # Thinking is billed as output, and is no part of the candidates' tokens. The vendor's total is absent at times.
     thoughts = read.thoughts_token_count or 0
     return Usage(
         input_tokens=(read.prompt_token_count or 0) + (read.tool_use_prompt_token_count or 0),

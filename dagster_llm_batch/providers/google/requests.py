@@ -78,15 +78,16 @@ class GoogleLines:
     def _system_instruction(self, text: str | None) -> str:
         if not text:
             return ""
-        known, made = self._system  # mostly the same for all requests; one read, so threads cannot mix two
+        # Mostly the same for all requests. Read and written as one pair, so that threads never mix two requests.
+        known, instruction = self._system
         if known != text:
-            made = f'"systemInstruction":{{"parts":[{{"text":{quote(text)}}}]}},'
-            self._system = (text, made)
-        return made
+            instruction = f'"systemInstruction":{{"parts":[{{"text":{quote(text)}}}]}},'
+            self._system = (text, instruction)
+        return instruction
 
 
 def without_model(model: str) -> Callable[[bytes], bytes]:
-    """What takes the model off a line of this model's spec."""
+    """Make a function that takes the model off a line of this model's spec: both APIs name it on the batch alone."""
     head = f"{_HEAD}{quote(model)},".encode("ascii")
 
     def strip(line: bytes) -> bytes:
@@ -108,11 +109,16 @@ def check_shape(spec: RequestSpec) -> None:
 
 
 def check_import(request: Mapping[str, Any]) -> None:
-    """Raises for what would fail the import of the file by Vertex AI: ResponseSchemaError where it is in a schema."""
-    found = import_problem({"request": dict(request)}) if request else None
-    if found is None:
+    """Refuse what would fail the import of the whole file by Vertex AI.
+
+    Raises:
+        ResponseSchemaError: Where it is in a response schema.
+        ConfigError: Where it is in another setting.
+    """
+    problem = import_problem({"request": dict(request)}) if request else None
+    if problem is None:
         return
-    what, path = found
+    what, path = problem
     in_schema = any(word in path for word in ("responseSchema", "input_schema"))
     error = ResponseSchemaError if in_schema else ConfigError
     raise error(

@@ -22,8 +22,13 @@ from dagster_llm_batch.providers.json_schema import ARRAY, INTEGER, NUMBER, OBJE
 
 __all__ = ["GOOGLE_RULES", "claude_on_vertex_schema", "import_problem"]
 
+# What the importer refused in others' production jobs, each with 0 rows run though the same request works in real time:
+# a type that is a text in one place and a list in another, nesting deeper than 15, keys such as `$defs`, names with a
+# space, empty objects, nulls.
 _MAX_IMPORT_DEPTH = 15
 _IMPORT_KEY = re.compile(r"[^\W\d]\w*")
+# Of a column that holds nothing but numbers, the importer makes numbers and writes them its own way: "000000" came back
+# as "0".
 _REWRITTEN_NUMBER = re.compile(r"[+-]?0\d+|[+-]?\d+\.\d*0|[+-]?\d+\.|\+\d+")
 _NUMBER = re.compile(r"[+-]?\d+\.?\d*")
 _KINDS: dict[type, str] = {

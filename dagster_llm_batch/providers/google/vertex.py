@@ -165,7 +165,7 @@ class VertexProvider(GoogleProvider):
         return created_id(name)
 
     def _upload(self, file: IO[bytes], size: int, tag: str) -> tuple[str, dict[str, Any]]:
-        """Where the requests are now, and what a job says of that and of its results."""
+        """Write the requests; where they are now, and the fields that tell a job of them and of its results."""
         if self._dataset is not None:
             uri = self._tables.upload(self._dataset, tag, file, size)
             source: dict[str, Any] = {"instancesFormat": "bigquery", "bigquerySource": {"inputUri": uri}}
@@ -285,11 +285,11 @@ def credentials_of(service_account_json: str | None, access_token: str | None) -
 
 
 def secrets_of(service_account_json: str | None, access_token: str | None) -> list[str]:
-    """What of these no message may hold: the key, its part that signs, the token."""
-    found = [one for one in (service_account_json, access_token) if one]
+    """List what no message may hold: the key, the part of it that signs, the token."""
+    secrets = [secret for secret in (service_account_json, access_token) if secret]
     with suppress(ValueError, AttributeError):  # it is no such key, which `credentials_of` says
-        found.append(str(json.loads(service_account_json or "{}").get("private_key") or ""))
-    return found
+        secrets.append(str(json.loads(service_account_json or "{}").get("private_key") or ""))
+    return secrets
 
 
 def _guarded(client: _SdkClient) -> _SdkClient:

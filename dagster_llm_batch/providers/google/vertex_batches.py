@@ -20,6 +20,7 @@ __all__ = ["RETRYABLE_JOB_CODES", "is_job", "job_reason", "output_of", "read_job
 RETRYABLE_JOB_CODES = frozenset({8, 13, 14})
 """google.rpc.Code: resources exhausted, internal, unavailable."""
 
+# The SDK's own `job.done` is False for PARTIALLY_SUCCEEDED, for ever: so the words are read here.
 _STATUSES = {
     "QUEUED": BatchStatus.PENDING,
     "PENDING": BatchStatus.PENDING,
@@ -48,6 +49,7 @@ def read_job(batch_id: str, job: Mapping[str, Any]) -> BatchReport:
         reason = "The provider gives no reason."
     elif reason is None and word in ("PAUSED", "PARTIALLY_SUCCEEDED"):
         reason = f"The provider reports the state '{state}'."
+    # counts are int64 as text, absent while a job is pending, and -1 where they are unknown
     stats = job.get("completionStats")
     stats = stats if isinstance(stats, Mapping) else {}
     succeeded, failed, open_rows = (count(stats.get(f"{name}Count")) for name in ("successful", "failed", "incomplete"))

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["VertexTables"]
 
-_RETRY_SECONDS = 10.0  # the SDK's default is ten minutes a call; callers of ours try again, and in time
+# The SDK's default is ten minutes a call. Who calls a provider tries again, and has less time than that.
+_RETRY_SECONDS = 10.0
 _UPLOAD_RETRIES = 2
 _JSON_COLUMNS = ("request", "response")
 

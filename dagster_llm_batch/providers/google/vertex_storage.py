@@ -24,7 +24,8 @@ __all__ = ["VertexStorage"]
 _UPLOAD_CHUNK_BYTES = 4 << 20
 _DOWNLOAD_CHUNK_BYTES = 2 << 20
 _LIST = "storage#objects"  # the kind of a list of objects, also of one without any
-_RETRY_SECONDS = 10.0  # the SDK's default is two minutes a call; callers of ours try again, and in time
+# The SDK's default is two minutes a call. Who calls a provider tries again, and has less time than that.
+_RETRY_SECONDS = 10.0
 
 
 class VertexStorage:
@@ -89,13 +90,13 @@ class VertexStorage:
         bucket, _, prefix = folder.removeprefix("gs://").partition("/")
         client = self._client()
         with self._calls(f"list {folder}"):
-            found = client.list_blobs(bucket, prefix=f"{prefix.rstrip('/')}/", **self._patience())
+            listing = client.list_blobs(bucket, prefix=f"{prefix.rstrip('/')}/", **self._patience())
             blobs = []
-            for page in found.pages:
+            for page in listing.pages:
                 if not page.num_items and page.raw_page.get("kind") != _LIST:
                     raise OddAnswerError("the answer is no list of objects.")
                 blobs += [(str(blob.name), blob.size, blob.crc32c, blob) for blob in page]
-            blobs.sort(key=lambda one: one[0])
+            blobs.sort(key=lambda blob: blob[0])
         for name, size, checksum, blob in blobs:
             if not name.endswith("/"):
                 lines = split_lines(self._chunks(blob, size, checksum))
@@ -118,7 +119,8 @@ class VertexStorage:
                 break
             digest.update(piece)
             got += len(piece)
-            if size is not None and got > size:  # what serves all of it for each piece would never end
+            # a server that ignores ranges gives the whole file for each piece, and would never end
+            if size is not None and got > size:
                 break
             yield piece
         checksum = base64.b64encode(digest.digest()).decode("ascii")

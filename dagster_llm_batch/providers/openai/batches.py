@@ -30,6 +30,8 @@ _STATUSES = {
     "canceled": BatchStatus.CANCELED,
     "failed": BatchStatus.FAILED,
 }
+# The create call succeeds, and the batch fails minutes later: the tokens of all batches at work are over the account's
+# limit. When one has ended, the same file is taken.
 _QUEUE_IS_FULL = "token_limit_exceeded"
 _ENDS = ("completed_at", "expired_at", "cancelled_at", "failed_at")
 
@@ -46,7 +48,8 @@ def read_batch(batch: Any) -> BatchReport:
     counts = getattr(batch, "request_counts", None)
     total, completed, failed = (count_of(getattr(counts, name, None)) for name in ("total", "completed", "failed"))
     ended_at = next((time for name in _ENDS if (time := time_of(getattr(batch, name, None))) is not None), None)
-    known = bool(total)  # all are zero before the file is validated
+    # All counts are zero before the file is validated, and in a batch that failed validation.
+    known = bool(total)
     return BatchReport(
         batch_id=str(batch.id),
         status=status or BatchStatus.RUNNING,

@@ -111,8 +111,8 @@ class OpenAIProvider(StainlessProvider):
         """See Provider.submit. The uploaded file is deleted again where there is certainly no batch of it."""
         with self._calls("upload the request file"), _file(lines) as file:
             upload = (f"{tag}.jsonl", file, "application/jsonl")
-            made = parsed(self._client(retries=2).files.with_raw_response.create(file=upload, purpose="batch"))
-        file_id = made.id
+            uploaded = parsed(self._client(retries=2).files.with_raw_response.create(file=upload, purpose="batch"))
+        file_id = uploaded.id
         if not is_id(file_id):
             raise TransientError("Could not upload the request file: the reply names no file.")
         try:
@@ -124,6 +124,7 @@ class OpenAIProvider(StainlessProvider):
             raise
 
     def _create(self, file_id: str, spec: RequestSpec, tag: str) -> str:
+        # The API has no idempotency key, and the SDK would make the call three times: each may create a batch.
         client = self._client(retries=0)
         with self._calls("create the batch", creating=True):
             reply = client.batches.with_raw_response.create(
@@ -140,7 +141,8 @@ class OpenAIProvider(StainlessProvider):
             with self._calls("delete the request file"):
                 self._client(retries=0).files.delete(file_id)
         except ProviderError:
-            pass  # it costs nothing and expires by itself; the error that led here matters more
+            # the file costs nothing and expires by itself; the error that led here matters more
+            pass
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find.
@@ -240,7 +242,8 @@ class OpenAIProvider(StainlessProvider):
                 http_client=guard_client(self._http_client or DefaultHttpxClient(), Origin(self._base_url)),
             )
         client = self._sdk.with_options(max_retries=retries)
-        client.organization, client.project = self._organization, self._project  # else the environment's would be sent
+        # the SDK reads both from the environment where they are None, and would send them
+        client.organization, client.project = self._organization, self._project
         return client
 
     def _batches(self, retries: int) -> Any:

@@ -82,7 +82,8 @@ class OpenAILines:
                 raise ConfigError(f"Embeddings take one text; the prompt has {what}. Leave only its user part.")
             head = self._head.encode("ascii")
             return b"".join((b'{"custom_id":', quoted(custom_id), head, quoted(request.user), b"}}\n"))
-        known, start = self._start  # mostly the same for all requests; one read, so threads cannot mix two
+        # Mostly the same for all requests. Read and written as one pair, so that threads never mix two requests.
+        known, start = self._start
         if known != request.system:
             start = self._before_content(request.system)
             self._start = (request.system, start)
@@ -157,6 +158,7 @@ def _settings(spec: RequestSpec, schema_rules: SchemaRules | None) -> dict[str, 
     """The constant part of a body but for the model: parameters in the order of their names, then the format."""
     settings = {name: spec.params[name] for name in sorted(spec.params)}
     if spec.endpoint is Endpoint.EMBEDDINGS:
+        # said outright: the SDK asks for base64 in real time, and a batch line has what stands in it
         settings["encoding_format"] = "float"
         if spec.response.dimensions is not None:
             settings["dimensions"] = spec.response.dimensions

@@ -14,8 +14,8 @@ from dagster_llm_batch.text import plain_words, text_of
 
 __all__ = ["UnknownJobError", "provider_error"]
 
+# What other servers say of an address that they do not know, which tells nothing of a job.
 _OTHERS = re.compile(r"<!doctype html|<html|404: Not Found|404 page not found", re.IGNORECASE)
-"""What other servers say of an address that they do not know: nothing of a job."""
 
 _STATUS = re.compile(r"status code (\d{3})")
 _NOT_FOUND, _CREDENTIALS, _SERVER_ERROR, _TOO_MANY = 404, (401, 403), 500, 429
@@ -28,11 +28,11 @@ class UnknownJobError(RefusedError):
 def provider_error(
     error: Exception, what: str, secrets: Iterable[str] = (), *, creating: bool = False
 ) -> LLMBatchError:
-    """The error of this package for one of the SDK. `what` was tried, as in "start the job"."""
-    said = plain_words(Mask(secrets).text(text_of(error)))  # before it is cut
-    match = _STATUS.search(said)
+    """Read an exception of the SDK as one of ours. `what` was tried, as in "start the job"."""
+    reason = plain_words(Mask(secrets).text(text_of(error)))  # before it is cut
+    match = _STATUS.search(reason)
     status = int(match[1]) if match else getattr(getattr(error, "response", None), "status_code", None)
-    message = f"Could not {what}: {said or type(error).__name__}"
+    message = f"Could not {what}: {reason or type(error).__name__}"
     if type(error).__name__ == "AuthenticationError" or status in _CREDENTIALS:
         return CredentialsError(f"{message} Give Ray's token as a header of the resource, or in RAY_AUTH_TOKEN.")
     if status == _NOT_FOUND and not _OTHERS.search(str(error)):
@@ -48,16 +48,17 @@ def provider_error(
 
 def _never_sent(error: BaseException) -> bool:
     """Whether no connection was made, or what was to be sent could not be packed."""
-    names = {type(one).__name__ for one in _causes(error)}
+    names = {type(cause).__name__ for cause in _causes(error)}
     return bool(names & {"NewConnectionError", "ConnectTimeoutError", "ConnectTimeout", "ConnectionRefusedError"})
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
-    todo: list[object] = [error]
-    while todo:
-        one = todo.pop()
-        if isinstance(one, BaseException) and one not in found:
-            found.append(one)
-            todo += [one.__cause__, one.__context__, getattr(one, "reason", None), *one.args]
-    return found
+    """The exception with all that it was made of: `requests` wraps what urllib3 raises more than once."""
+    causes: list[BaseException] = []
+    waiting: list[object] = [error]
+    while waiting:
+        cause = waiting.pop()
+        if isinstance(cause, BaseException) and cause not in causes:
+            causes.append(cause)
+            waiting += [cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args]
+    return causes

@@ -142,7 +142,8 @@ class RayProvider(OwnMachines):
                     metadata={"dagster_llm_batch": self._name},
                 )
         except LLMBatchError as error:
-            # a second job of the id is refused with a mere 500; the first is what was asked for
+            # Ray refuses a second job of the id with a mere 500, and a lost reply looks alike. In both cases the first
+            # job is what was asked for: the cluster is asked for it.
             try:
                 self._job(submission_id)
             except UnknownJobError:
@@ -164,26 +165,27 @@ class RayProvider(OwnMachines):
 
     def _attempts(self, tag: str) -> list[Any]:
         """The jobs that the cluster knows of this tag, oldest first."""
-        found: list[Any] = []
+        jobs: list[Any] = []
         while True:
             try:
-                found.append(self._job(self._id(tag, len(found))))
+                jobs.append(self._job(self._id(tag, len(jobs))))
             except UnknownJobError:
-                return found
+                return jobs
 
     # Poll and fetch
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
         """See Provider.poll. A shard whose last file is there has ended, whatever has become of the cluster."""
-        over = {batch_id: report for batch_id in batch_ids if (report := self._over(batch_id)) is not None}
+        over = {batch_id: report for batch_id in batch_ids if (report := self._report_by_files(batch_id)) is not None}
         try:
-            return {**over, **poll_batches([one for one in batch_ids if one not in over], self._listed, self._asked)}
+            open_ids = [batch_id for batch_id in batch_ids if batch_id not in over]
+            return {**over, **poll_batches(open_ids, self._list_reports, self._read_report)}
         except ProviderError:
             if not over:
                 raise
             return over
 
-    def _listed(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
+    def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
         client = self._client()
         with self._calls("list the jobs"):
             jobs = client.list_jobs()
@@ -192,10 +194,10 @@ class RayProvider(OwnMachines):
                 yield job.submission_id, self._read(job.submission_id, job)
 
     def _report(self, batch_id: str) -> BatchReport:
-        return self._over(batch_id) or self._asked(batch_id)
+        return self._report_by_files(batch_id) or self._read_report(batch_id)
 
-    def _over(self, batch_id: str) -> BatchReport | None:
-        """What the files say without the cluster: that it has ended, or was never here."""
+    def _report_by_files(self, batch_id: str) -> BatchReport | None:
+        """The report that the files give without the cluster: the batch has ended, or was never here."""
         match = _ID.fullmatch(batch_id)
         if match is None or match["place"] != self._place:
             reason = f"'{batch_id}' is no job of this provider, whose files are in {self._storage}."
@@ -206,11 +208,11 @@ class RayProvider(OwnMachines):
             if last is None:
                 return None
             first = files.read_json(started(batch_id)) or last
-        begun, at = (time_of(one.get("at")) for one in (first, last))
+        started_at, ended_at = (time_of(note.get("at")) for note in (first, last))
         rows = count_of(last.get("rows"))
-        return BatchReport(batch_id, BatchStatus.ENDED, rows, rows, created_at=begun, ended_at=at)
+        return BatchReport(batch_id, BatchStatus.ENDED, rows, rows, created_at=started_at, ended_at=ended_at)
 
-    def _asked(self, batch_id: str) -> BatchReport:
+    def _read_report(self, batch_id: str) -> BatchReport:
         try:
             return self._read(batch_id, self._job(batch_id))
         except UnknownJobError:
@@ -223,7 +225,7 @@ class RayProvider(OwnMachines):
         return read_job(batch_id, job, total, done)
 
     def _lost(self, batch_id: str) -> BatchReport:
-        """Of a job that the cluster does not know and that has not ended."""
+        """The report of a job that the cluster does not know and that has not ended."""
         files = self._files(batch_id)
         with _reaching(files):
             total = count_of((files.read_json(PLAN) or {}).get("requests"))
@@ -245,7 +247,7 @@ class RayProvider(OwnMachines):
 
     def cancel(self, batch_id: str) -> None:
         """See Provider.cancel."""
-        if (over := self._over(batch_id)) is not None and over.status is BatchStatus.ENDED:
+        if (report := self._report_by_files(batch_id)) is not None and report.status is BatchStatus.ENDED:
             return
         client = self._client()
         try:

@@ -6,7 +6,7 @@ r"""The folder of one batch on Slurm, in a directory that all nodes share: its f
     job.json            the job id, when sbatch has said it
     slurm-N.json        what Slurm said of a task that ended without a word of its own
     cancel, withdrawn   nothing that has not started shall run
-    started-N.json, out-N.START.part, kept-N.START.jsonl, out-N.jsonl, exit-N.json, log-N.txt     see slurm_body.py
+    started-N.json, out-N.START.part, kept-N.START.jsonl, out-N.jsonl, exit-N.json, log-N.txt     see job_body.py
 
 A folder appears whole, by a rename, under the batch's id: `<tag>.<number of the try>`. sbatch is called for a folder
 once in its life, so a job's name tells the one folder that it works in.
@@ -50,8 +50,8 @@ class SlurmBatch:
         """The batches of this tag, the last one first. Raises ConfigError for a tag that cannot name them."""
         if not _TAG.fullmatch(tag):
             raise ConfigError(f"The tag {tag!r} cannot name a job and a folder; letters, digits, '_' and '-' can.")
-        found = {int(path.suffix[1:]): path for path in workdir.glob(f"{tag}.*") if path.suffix[1:].isdecimal()}
-        return [SlurmBatch(found[number]) for number in sorted(found, reverse=True)]
+        paths = {int(path.suffix[1:]): path for path in workdir.glob(f"{tag}.*") if path.suffix[1:].isdecimal()}
+        return [SlurmBatch(paths[number]) for number in sorted(paths, reverse=True)]
 
     @property
     def batch_id(self) -> str:
@@ -89,7 +89,8 @@ class SlurmBatch:
                 (batch.path / "withdrawn").touch()
             number = 1 + (int(before[0].path.suffix[1:]) if before else 0)
             path = workdir / f"{tag}.{number}"
-            new.rename(path)  # fails where another process made it meanwhile: such a folder is not empty
+            # fails where another process made it meanwhile, since such a folder is not empty: so one try has one folder
+            new.rename(path)
             _sync(workdir)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
@@ -112,7 +113,7 @@ class SlurmBatch:
         return counts
 
     def discard(self) -> None:
-        """It was certainly not accepted."""
+        """Remove the folder of a batch that Slurm has certainly not accepted."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def accepted(self, job_id: int) -> None:
@@ -126,12 +127,12 @@ class SlurmBatch:
 
     def exits(self) -> dict[int, dict[str, Any]]:
         """How tasks ended, by number, as they wrote it themselves."""
-        found: dict[int, dict[str, Any]] = {}
+        ends: dict[int, dict[str, Any]] = {}
         for path in self.path.glob("exit-*.json"):
             number = path.stem[len("exit-") :]
-            if number.isdecimal() and (said := read_json(path)) is not None:
-                found[int(number)] = said
-        return found
+            if number.isdecimal() and (end := read_json(path)) is not None:
+                ends[int(number)] = end
+        return ends
 
     def note_ends(self, tasks: Mapping[int, ArrayTask]) -> None:
         """Keep what Slurm says of tasks that are over; it soon forgets."""
@@ -141,13 +142,13 @@ class SlurmBatch:
                     write_json(self.path / f"slurm-{number}.json", task._asdict())
 
     def noted_ends(self) -> dict[int, ArrayTask]:
-        """What `note_ends` kept."""
-        found = (read_json(path) for path in self.path.glob("slurm-*.json"))
-        tasks = (array_task(noted) for noted in found if noted is not None)
+        """The ends that `note_ends` has kept, by task."""
+        notes = (read_json(path) for path in self.path.glob("slurm-*.json"))
+        tasks = (array_task(noted) for noted in notes if noted is not None)
         return {task.task: task for task in tasks if task is not None}
 
     def ask_to_stop(self) -> None:
-        """What tasks look for before they start."""
+        """Leave the mark that tasks look for before they start."""
         (self.path / "cancel").touch()
 
     def is_asked_to_stop(self) -> bool:
@@ -158,14 +159,15 @@ class SlurmBatch:
         whole = self.path / f"out-{task}.jsonl"
         if whole.exists():
             return [whole]
-        found = (path for path in self.path.glob(f"out-{task}.*.part") if path.name.split(".")[1].isdecimal())
-        parts = sorted(found, key=lambda path: int(path.name.split(".")[1]))
+        paths = (path for path in self.path.glob(f"out-{task}.*.part") if path.name.split(".")[1].isdecimal())
+        parts = sorted(paths, key=lambda path: int(path.name.split(".")[1]))
         if not parts:
             return []
         kept = self.path / f"kept-{task}.{parts[-1].name.split('.')[1]}.jsonl"
         if kept.exists() or len(parts) == 1:
             return [kept, parts[-1]]
-        return [max(parts, key=lambda path: path.stat().st_size)]  # each start asked all anew
+        # without row_by_row, each start asked all rows anew: the longest file holds the most of them
+        return [max(parts, key=lambda path: path.stat().st_size)]
 
     def lines(self, tasks: int) -> Iterator[bytes]:
         """All result lines, the whole ones and of tasks that died what is there, in the order of the requests."""

@@ -21,12 +21,14 @@ from dagster_llm_batch.text import plain_words
 __all__ = ["SlurmClient", "submit_error"]
 
 _ALWAYS = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TMPDIR", "SLURM_CONF")
+# So that a command line with them stays below the 128 KiB that Linux takes for one argument.
 _NAMES_AT_ONCE = 500
 _MOST_DIGITS = 15  # of a job's id
 _NO_ACCOUNTING = "accounting storage is disabled"
 _FULL = ("SubmitJob", "MaxJobCount", "Resource temporarily unavailable", "temporarily unable to accept job")
 _ARRAY = "Invalid job array specification"
 _NOT_REACHED = ("Unable to contact slurm controller", "Communication connection failure", "Connection refused")
+# After these the controller may have read the request: such a job runs, though sbatch ended with an error.
 _UNKNOWN_END = (
     "Socket timed out",
     "Zero Bytes were transmitted",
@@ -56,8 +58,8 @@ class SlurmClient:
         try:
             done = self._run(words, self.environment())
         except subprocess.TimeoutExpired as error:
-            said = plain_words(_text(error.stderr))
-            raise AmbiguousError(f"sbatch gave no answer in {self._timeout_seconds:g} s. {said}".strip()) from None
+            printed = plain_words(_text(error.stderr))
+            raise AmbiguousError(f"sbatch gave no answer in {self._timeout_seconds:g} s. {printed}".strip()) from None
         number = done.stdout.strip().partition(";")[0]
         if done.returncode == 0 and number.isascii() and number.isdigit() and len(number) <= _MOST_DIGITS:
             return int(number)
@@ -68,21 +70,21 @@ class SlurmClient:
 
         Raises TransientError where it cannot be asked now.
         """
-        found: list[ArrayTask] = []
+        tasks: list[ArrayTask] = []
         fields = "%j|%k|%A|%F|%K|%T|%r|%e"
         for wanted in _portions(names):
             done = self._ask(["squeue", "--me", "--noheader", "--array", "--states=all", *wanted, f"--format={fields}"])
             for line in done.splitlines():
                 name, comment, _, job_id, task, state, reason, ended_at = _columns(line, 8)
-                found.append(ArrayTask(name, comment, job_id, _number(task), state, reason, _seconds(ended_at)))
-        return found
+                tasks.append(ArrayTask(name, comment, job_id, _number(task), state, reason, _seconds(ended_at)))
+        return tasks
 
     def accounts(self, since: datetime, names: Iterable[str] | None = None) -> list[ArrayTask]:
         """Own jobs that the accounting knows since then; none where there is no accounting.
 
         Raises TransientError where it cannot be asked now.
         """
-        found: list[ArrayTask] = []
+        tasks: list[ArrayTask] = []
         fields = "JobName,Comment,JobID,State,Reason,End"
         start = f"--starttime={since.astimezone():%Y-%m-%dT%H:%M:%S}"
         for wanted in _portions(names):
@@ -106,8 +108,8 @@ class SlurmClient:
                 name, comment, job, state, reason, ended_at = _columns(line, 6)
                 job_id, _, task = job.partition("_")
                 word = state.partition(" ")[0]  # "CANCELLED by 0"
-                found.append(ArrayTask(name, comment, job_id, _number(task), word, reason, _seconds(ended_at)))
-        return found
+                tasks.append(ArrayTask(name, comment, job_id, _number(task), word, reason, _seconds(ended_at)))
+        return tasks
 
     def cancel(self, name: str) -> None:
         """Cancel own jobs of this name; those that ended stay as they are."""
@@ -126,13 +128,13 @@ class SlurmClient:
             )
         except OSError as error:
             raise RefusedError(f"Could not run srun: {error}. Slurm's client commands must be on PATH here.") from error
-        said = plain_words(done.stdout.decode("utf-8", "replace"))
+        printed = plain_words(done.stdout.decode("utf-8", "replace"))
         if done.returncode:
-            raise RefusedError(f"The command ended with code {done.returncode}. {said}".strip())
-        return said
+            raise RefusedError(f"The command ended with code {done.returncode}. {printed}".strip())
+        return printed
 
     def environment(self) -> dict[str, str]:
-        """What jobs get. Raises RefusedError where a variable that the command needs is not set."""
+        """The environment that jobs get. Raises RefusedError where a variable that the command needs is not set."""
         missing = [name for name in self._export if name not in os.environ]
         if missing:
             raise RefusedError(f"The environment variables to export are not set here: {', '.join(missing)}.")
@@ -165,19 +167,19 @@ class SlurmClient:
             raise RefusedError(msg) from error
 
 
-def submit_error(code: int, said: str) -> AmbiguousError | RefusedError | TransientError:
-    """What sbatch's words mean: not accepted for good or for now, or nobody knows."""
-    words = plain_words(said) or "no message"
-    text = f"sbatch ended with code {code}: {words}"
-    if any(sign in said for sign in _NOT_REACHED):
+def submit_error(code: int, printed: str) -> AmbiguousError | RefusedError | TransientError:
+    """Read what sbatch printed as an error: not accepted for good, not accepted for now, or nobody knows."""
+    message = plain_words(printed) or "no message"
+    text = f"sbatch ended with code {code}: {message}"
+    if any(sign in printed for sign in _NOT_REACHED):
         return TransientError(text)
-    if code < 0 or code == 0 or any(sign in said for sign in _UNKNOWN_END):
+    if code < 0 or code == 0 or any(sign in printed for sign in _UNKNOWN_END):
         return AmbiguousError(text)
-    if any(sign in said for sign in _FULL):
+    if any(sign in printed for sign in _FULL):
         return TransientError(f"{text}. The queue is full; it is tried again later.")
-    if any(sign in said for sign in _WHO):
+    if any(sign in printed for sign in _WHO):
         return CredentialsError(text)
-    if _ARRAY in said:
+    if _ARRAY in printed:
         return RefusedError(
             f"{text}. A batch has more parts than an array may: raise requests_per_task until there are no more than "
             "MaxArraySize, which `scontrol show config` tells."
@@ -186,10 +188,10 @@ def submit_error(code: int, said: str) -> AmbiguousError | RefusedError | Transi
 
 
 def _portions(names: Iterable[str] | None) -> list[list[str]]:
-    """As options: one for all, or names in lists that a command line can hold."""
+    """The options of each call: none where all jobs are asked for, else names in lists that a command line can hold."""
     if names is None:
         return [[]]
-    return [[f"--name={','.join(some)}"] for some in chunks(names, _NAMES_AT_ONCE)]
+    return [[f"--name={','.join(portion)}"] for portion in chunks(names, _NAMES_AT_ONCE)]
 
 
 def _columns(line: str, count: int) -> list[str]:

@@ -42,8 +42,13 @@ def main(folder: Path) -> int:
         _write(end, {"code": None, "canceled": True, "ended_at": time.time()})
         return 0
     start = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    said = {"job_id": os.environ.get("SLURM_JOB_ID"), "node": socket.gethostname(), "start": start, "at": time.time()}
-    _write(folder / f"started-{task}.json", said)
+    start_note = {
+        "job_id": os.environ.get("SLURM_JOB_ID"),
+        "node": socket.gethostname(),
+        "start": start,
+        "at": time.time(),
+    }
+    _write(folder / f"started-{task}.json", start_note)
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     source, part = folder / f"in-{task}.jsonl", folder / f"out-{task}.{start}.part"
     kept = folder / f"kept-{task}.{start}.jsonl"
@@ -51,9 +56,9 @@ def main(folder: Path) -> int:
         source = _rest(folder, task, part, kept)
     values = {"input": str(source), "output": str(part), "model": plan["model"]}
     words = [_PLACEHOLDER.sub(lambda match: values[match.group(1)], word) for word in plan["command"]]
-    code, told = _run(words, plan["grace_seconds"]) if source.stat().st_size else (0, False)
-    canceled = told and (folder / "cancel").exists()
-    if told and not canceled:
+    code, was_told = _run(words, plan["grace_seconds"]) if source.stat().st_size else (0, False)
+    canceled = was_told and (folder / "cancel").exists()
+    if was_told and not canceled:
         return 128 + signal.SIGTERM  # how this ends, or whether it starts again, is for Slurm to say
     _publish(kept, part, folder / f"out-{task}.jsonl")
     _write(end, {"code": code, "canceled": canceled, "ended_at": time.time()})
@@ -95,19 +100,19 @@ def _good(line: bytes):  # type: ignore[no-untyped-def]  # noqa: ANN202 -- str o
 
 def _run(words: list, grace_seconds: float) -> tuple:  # type: ignore[type-arg]  # no generics at run time
     """The exit code, below zero where a signal ended it, and whether it ended since we were told to."""
-    told = []
+    signals = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: told.append(True))
+        signal.signal(number, lambda *_: signals.append(True))
     try:
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603 -- no shell
     except OSError as error:
         print(error, flush=True)
         return 127, False
     try:
-        while not told:
+        while not signals:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(_LOOK_SECONDS)
-                return code, code != 0 and (bool(told) or code == -signal.SIGTERM)  # Slurm's can reach it first
+                return code, code != 0 and (bool(signals) or code == -signal.SIGTERM)  # Slurm's can reach it first
         print("told to end (SIGTERM): canceled, over its time limit, or preempted", flush=True)
         _kill(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):

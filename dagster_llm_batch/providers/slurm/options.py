@@ -19,6 +19,7 @@ _TIME = re.compile(r"\d+|\d+:\d{1,2}(:\d{1,2})?|\d+-\d{1,2}(:\d{1,2}(:\d{1,2})?)
 _GRES = re.compile(r"[A-Za-z0-9_.:,/=()*-]+")
 _MEMORY = re.compile(r"\d+[KMGT]?")
 _EXTRA = re.compile(r"--[a-z][a-z-]*(=[^\x00-\x1f\x7f]*)?")
+# A batch is found by its name and comment, its end is told by its files, and its environment holds no secret of ours.
 _OURS = (
     *("--array", "--chdir", "--comment", "--error", "--export", "--export-file", "--get-user-env", "--input"),
     *("--job-name", "--kill-on-invalid-dep", "--no-requeue", "--open-mode", "--output", "--parsable", "--quiet"),
@@ -91,7 +92,7 @@ def _check_extra(word: str) -> None:
         raise ConfigError(f"A further option of sbatch has the form --name or --name=value; got {word!r}.")
     name = word.partition("=")[0]
     # sbatch takes any unambiguous beginning of an option's name
-    ours = sorted(one for one in _OURS if one.startswith(name))
+    ours = sorted(option for option in _OURS if option.startswith(name))
     if ours:
         raise ConfigError(f"The option {word!r} cannot be given: this package sets {', '.join(ours)} itself.")
     if name in _ELSEWHERE:

@@ -42,8 +42,10 @@ __all__ = ["SLURM_LIMITS", "SlurmProvider"]
 SLURM_LIMITS = Limits(max_requests=200_000, max_bytes=4_000_000_000)
 _BODY = Path(__file__).with_name("job_body.py")
 _COMMENT = "dagster-llm-batch "
-_MAX_TASKS = 1_000  # of an array: Slurm's default for MaxArraySize is 1,001
-_CLOCKS_APART = timedelta(hours=1)  # of the machines that write times down
+# Slurm's default for MaxArraySize is 1,001, and the highest index is one less.
+_MAX_TASKS = 1_000
+# The accounting is asked for jobs since a time by this machine's clock, and compares with its own.
+_CLOCKS_APART = timedelta(hours=1)
 
 
 class SlurmProvider(OwnMachines):
@@ -104,7 +106,8 @@ class SlurmProvider(OwnMachines):
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         """See Provider.submit. The folder with the intent is on disk before sbatch is called, once."""
-        self._slurm.environment()  # what is missing is said before anything is written
+        # a missing variable is said before anything is written
+        self._slurm.environment()
         plan: dict[str, Any] = {
             "command": list(self._command),
             "model": spec.model,
@@ -158,13 +161,13 @@ class SlurmProvider(OwnMachines):
 
     def _reports(self, batch_ids: Sequence[str]) -> dict[str, BatchReport]:
         batches = {batch_id: SlurmBatch(self._workdir / Path(batch_id).name) for batch_id in batch_ids}
-        asked = [batch_id for batch_id, batch in batches.items() if not _ended_well(batch)]
-        known = _by_name(self._slurm.queue(asked)) if asked else {}
-        if lost := [batch_id for batch_id in asked if batch_id not in known]:
-            begun = [at for batch_id in lost if (at := time_of(batches[batch_id].plan(), "created_at"))]
-            since = min(begun, default=datetime.now(UTC) - timedelta(days=30)) - _CLOCKS_APART
+        open_ids = [batch_id for batch_id, batch in batches.items() if not _ended_well(batch)]
+        known = _by_name(self._slurm.queue(open_ids)) if open_ids else {}
+        if lost := [batch_id for batch_id in open_ids if batch_id not in known]:
+            created = [at for batch_id in lost if (at := time_of(batches[batch_id].plan(), "created_at"))]
+            since = min(created, default=datetime.now(UTC) - timedelta(days=30)) - _CLOCKS_APART
             known |= _by_name(self._slurm.accounts(since, lost))
-        for batch_id in asked:
+        for batch_id in open_ids:
             batches[batch_id].note_ends(known.get(batch_id, {}))
         return {batch_id: self._report(batch, known.get(batch_id, {})) for batch_id, batch in batches.items()}
 
@@ -174,14 +177,14 @@ class SlurmProvider(OwnMachines):
         exits = batch.exits()
         known = {**batch.noted_ends(), **known}
         verdicts = {task: self._verdict(batch, task, exits.get(task), known.get(task)) for task in range(len(requests))}
-        over = of_all(verdicts, exits) if verdicts else Verdict(None)
-        status, reason = over.status, over.reason
+        whole = of_all(verdicts, exits) if verdicts else Verdict(None)
+        status, reason = whole.status, whole.reason
         if status is None:
             where = f"Slurm knows no job named '{batch.batch_id}', and {batch.path} does not say how it ended."
             return BatchReport(batch.batch_id, BatchStatus.NOT_FOUND, reason=where)
         if status.is_stoppable and batch.is_asked_to_stop():
             status = BatchStatus.CANCELING
-        ends = [at for said in exits.values() if (at := time_of(said, "ended_at"))]
+        ends = [at for end in exits.values() if (at := time_of(end, "ended_at"))]
         ends += [at for task in known.values() if (at := time_of(task._asdict(), "ended_at"))]
         return BatchReport(
             batch.batch_id,
@@ -189,22 +192,25 @@ class SlurmProvider(OwnMachines):
             total=sum(requests) or None,
             done=sum(batch.done(task) for task in verdicts),
             reason=reason,
-            retryable=over.retryable,
+            retryable=whole.retryable,
             created_at=time_of(plan, "created_at"),
             ended_at=max(ends, default=None) if status.is_terminal else None,
         )
 
-    def _verdict(self, batch: SlurmBatch, task: int, said: Mapping[str, Any] | None, seen: ArrayTask | None) -> Verdict:
-        if said is not None:
+    def _verdict(self, batch: SlurmBatch, task: int, end: Mapping[str, Any] | None, seen: ArrayTask | None) -> Verdict:
+        """Judge one task by `end`, which it wrote itself, and by `seen`, which Slurm says of it."""
+        if end is not None:
             state = seen.state if seen else None
-            return of_exit(said, state, has_output=bool(batch.outputs(task)), log=batch.log_tail(task))
-        asked = batch.is_asked_to_stop()
-        if seen is None:  # nothing starts that was asked to stop, and what runs is known
-            return Verdict(BatchStatus.CANCELED if asked else None)
+            return of_exit(end, state, has_output=bool(batch.outputs(task)), log=batch.log_tail(task))
+        is_asked_to_stop = batch.is_asked_to_stop()
+        if seen is None:
+            # nothing starts that was asked to stop, and what runs is known to Slurm: so it has never run
+            return Verdict(BatchStatus.CANCELED if is_asked_to_stop else None)
         if seen.state in LATE:
+            # the task wrote its end on a node; a shared directory may show it here only later
             if seen.ended_at is not None and time.time() - seen.ended_at < self._lag_seconds:
                 return Verdict(BatchStatus.RUNNING)
-            if asked:
+            if is_asked_to_stop:
                 return Verdict(BatchStatus.CANCELED)
         return of_state(seen.state, seen.reason, batch.log_tail(task))
 
@@ -239,23 +245,23 @@ class SlurmProvider(OwnMachines):
         with tempfile.TemporaryDirectory(dir=self._workdir, prefix=".respond-") as folder:
             source, target = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")
             source.write_bytes(line)
-            said = self._slurm.run(self._options.words(), fill_command(self._command, source, target, model))
-            return own_answer(line, target.read_bytes() if target.exists() else b"", said)
+            printed = self._slurm.run(self._options.words(), fill_command(self._command, source, target, model))
+            return own_answer(line, target.read_bytes() if target.exists() else b"", printed)
 
 
 def _ended_well(batch: SlurmBatch) -> bool:
     """Whether all tasks wrote that they are done, with nothing that Slurm could explain."""
     exits, tasks = batch.exits(), len(batch.requests())
-    return 0 < tasks == len(exits) and all(said.get("canceled") or said.get("code") == 0 for said in exits.values())
+    return 0 < tasks == len(exits) and all(end.get("canceled") or end.get("code") == 0 for end in exits.values())
 
 
 def _by_name(tasks: Iterable[ArrayTask]) -> dict[str, dict[int, ArrayTask]]:
     """Our tasks by batch and number."""
-    found: dict[str, dict[int, ArrayTask]] = {}
+    batches: dict[str, dict[int, ArrayTask]] = {}
     for task in tasks:
         if _is_ours(task):
-            found.setdefault(task.name, {})[task.task] = task
-    return found
+            batches.setdefault(task.name, {})[task.task] = task
+    return batches
 
 
 def _is_ours(task: ArrayTask) -> bool:

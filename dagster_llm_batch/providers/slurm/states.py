@@ -1,4 +1,4 @@
-"""What the end of a batch is, of Slurm's words for its tasks and of what the tasks wrote themselves. Pure.
+"""Judge a batch by Slurm's words for its tasks and by what the tasks wrote themselves. Pure.
 
 States: https://slurm.schedmd.com/squeue.html#SECTION_JOB-STATE-CODES
 """
@@ -14,6 +14,7 @@ from dagster_llm_batch.types import BatchStatus
 __all__ = ["LATE", "ArrayTask", "Verdict", "is_over", "of_all", "of_exit", "of_state"]
 
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
+# A requeued task waits again, whatever became of its last start.
 _PENDING = frozenset(
     {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING", "POWER_UP_NODE"}
 )
@@ -57,7 +58,7 @@ def array_task(noted: Mapping[str, Any]) -> ArrayTask | None:
 
 
 class Verdict(NamedTuple):
-    """A task, or all of a batch. Without `status`, nobody knows of it."""
+    """How a task, or a whole batch, stands. Without `status`, nobody knows of it."""
 
     status: BatchStatus | None
     reason: str | None = None
@@ -69,11 +70,11 @@ def is_over(task: ArrayTask) -> bool:
     return task.state.rstrip("+") in _WORDS
 
 
-def of_exit(said: Mapping[str, Any], state: str | None, *, has_output: bool, log: str) -> Verdict:
-    """A task that wrote its end: `said`. `state` is Slurm's word for it, where it was asked."""
-    if said.get("canceled"):
+def of_exit(end: Mapping[str, Any], state: str | None, *, has_output: bool, log: str) -> Verdict:
+    """Judge a task that wrote its own `end`. `state` is Slurm's word for it, where Slurm was asked."""
+    if end.get("canceled"):
         return Verdict(BatchStatus.CANCELED)
-    code = said.get("code")
+    code = end.get("code")
     if code == 0:
         missing = f"The command ended well but wrote no output. {log}".strip()
         return Verdict(BatchStatus.ENDED) if has_output else Verdict(BatchStatus.FAILED, missing)
@@ -84,7 +85,7 @@ def of_exit(said: Mapping[str, Any], state: str | None, *, has_output: bool, log
 
 
 def of_state(state: str, reason: str, log: str) -> Verdict:
-    """A task by Slurm's words alone. A word never seen before runs: waiting loses nothing."""
+    """Judge a task by Slurm's words alone. A word never seen before is RUNNING: waiting loses nothing."""
     word = state.rstrip("+")
     if word in _RUNNING:
         return Verdict(BatchStatus.RUNNING)
@@ -103,24 +104,26 @@ def of_state(state: str, reason: str, log: str) -> Verdict:
 
 
 def of_all(tasks: Mapping[int, Verdict], started: Collection[int]) -> Verdict:
-    """The batch, of its tasks.
+    """Judge a batch by its tasks.
 
-    It is not over before all of them are. One that was canceled makes it so: somebody wanted that. Else, with some good
-    and some bad ones, it has ended: what the bad ones lack is missing, and is asked again.
+    It is not over before all of them are. A single canceled task makes the batch canceled, since somebody wanted that.
+    Else a batch with good and bad tasks has ended: the rows that the bad ones lack are missing, and are asked again.
     """
     verdicts = list(tasks.values())
-    open_ones = [verdict for verdict in verdicts if verdict.status is not None and not verdict.status.is_terminal]
+    open_verdicts = [verdict for verdict in verdicts if verdict.status is not None and not verdict.status.is_terminal]
     if any(verdict.status is None for verdict in verdicts):
-        return open_ones[0] if open_ones else Verdict(None)
+        return open_verdicts[0] if open_verdicts else Verdict(None)
     by_status = {verdict.status: verdict for verdict in reversed(verdicts)}
-    if open_ones:
-        runs = started or BatchStatus.RUNNING in by_status or len(open_ones) < len(verdicts)
-        return Verdict(BatchStatus.RUNNING) if runs else open_ones[0]
+    if open_verdicts:
+        runs = started or BatchStatus.RUNNING in by_status or len(open_verdicts) < len(verdicts)
+        return Verdict(BatchStatus.RUNNING) if runs else open_verdicts[0]
     reasons = [
-        f"task {task}: {one.reason}" if len(tasks) > 1 else one.reason for task, one in tasks.items() if one.reason
+        f"task {task}: {verdict.reason}" if len(tasks) > 1 else verdict.reason
+        for task, verdict in tasks.items()
+        if verdict.reason
     ]
     reason = " | ".join(reasons) or None
     for status in (BatchStatus.CANCELED, BatchStatus.ENDED, BatchStatus.EXPIRED):
         if status in by_status:
             return Verdict(status, reason)
-    return Verdict(BatchStatus.FAILED, reason, all(one.retryable for one in verdicts))
+    return Verdict(BatchStatus.FAILED, reason, all(verdict.retryable for verdict in verdicts))
