@@ -84,7 +84,7 @@ def refuse_unknown(owner: str, given: Iterable[str], known: Collection[str]) -> 
 
 
 def unknown_name(noun: str, name: str, known: Collection[str]) -> str:
-    """What to say of a name that is not among the known ones."""
+    """Return what to say of a name that is not among the known ones."""
     near = get_close_matches(name, list(known), n=1)
     meant = f"; did you mean {near[0]!r}?" if near else "."
     return f"there is no {noun} {name!r}{meant} The {noun}s are {', '.join(known)}."
@@ -150,7 +150,7 @@ class _Declared:
         return get_type_hints(self._called if is_dataclass(self._called) else self._function)
 
     def _hint(self, name: str, value: Any) -> str:
-        """How to write it instead, where that can be known."""
+        """Return how to write it instead, where that can be known."""
         if _fits([value], self.kinds[name]):
             return f" Write {name}={_shown([value])}."
         for kind in _choices(self.kinds[name]):
@@ -164,7 +164,9 @@ class _Declared:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether the value is of this kind, an annotation. A class is asked for by `isinstance`, and never looked into."""
+    """Return whether the value is of this kind, an annotation. A class is asked for by `isinstance`, and never looked
+    into.
+    """
     origin: Any = get_origin(kind) or kind
     parts = get_args(kind)
     if kind is Any:
@@ -191,7 +193,9 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _is_one_thing(value: Any) -> bool:
-    """Whether it can be iterated, but is no list of anything: text, and named tuples such as Dagster's AssetKey."""
+    """Return whether it can be iterated, but is no list of anything: text, and named tuples such as Dagster's
+    AssetKey.
+    """
     return isinstance(value, str | bytes) or (isinstance(value, tuple) and type(value) is not tuple)
 
 
@@ -219,7 +223,7 @@ def annotation_text(kind: Any) -> str:
 
 
 def _construction(kind: Any, value: Any) -> str:
-    """How such an object is made, with the value in its first field where it fits there and is enough."""
+    """Return how such an object is made, with the value in its first field where it fits there and is enough."""
     parameters = inspect.signature(kind).parameters
     first, *_ = parameters
     needed = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]

@@ -61,14 +61,14 @@ class CheckOutcome:
 def check_specs(
     asset: dg.AssetKey, policy: ChecksPolicy, partitions_def: dg.PartitionsDefinition[Any] | None
 ) -> list[dg.AssetCheckSpec]:
-    """The specs of the three checks."""
+    """Return the specs of the three checks."""
     described = {
         COVERAGE: f"At least {policy.min_coverage:.0%} of the rows have a label.",
         PARSE_RATE: f"At least {policy.min_parse_rate:.0%} of the replies fit the response format.",
         SPEND: "The submission cost no more than max_cost_usd.",
     }
     with warnings.catch_warnings():
-        # partitioned checks are new in 1.13
+        # Dagster 1.13 warns of each spec that partitioned checks are a preview.
         warnings.simplefilter("ignore", category=dg.PreviewWarning)
         return [
             dg.AssetCheckSpec(
@@ -85,7 +85,7 @@ def check_specs(
 def verdicts(
     figures: LabelStats, status: Status, labeling: Labeling, policy: ChecksPolicy, stopped: str | None = None
 ) -> list[CheckOutcome]:
-    """The three answers. An empty partition passes: there was nothing to miss.
+    """Judge one partition by all three checks. An empty partition passes: there was nothing to miss.
 
     `stopped` is why the submission was stopped, if it was: then the coverage fails, whatever is wanted.
     """
@@ -127,9 +127,11 @@ def evaluations(
     asset: dg.AssetKey,
     partition: str | None,
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    """Verdicts on one partition of a run over several; its materialization must be stored already."""
+    """Yield verdicts on one partition of a run over several; its materialization must be stored already."""
     if not verdicts:
         return
+    # Dagster stores an AssetCheckResult of such a run without its partition, and what waits for the check downstream
+    # would wait for ever: the evaluation names its partition and materialization itself.
     target = check_target(context.instance, asset, partition)
     blocking = {spec.name: spec.blocking for spec in specs}
     for verdict in verdicts:

@@ -39,7 +39,7 @@ class CheckedResource(CheckedConfig, dg.ConfigurableResource[Any]):
     _definition: Any = PrivateAttr(default=None)
 
     def _plain_secrets(self) -> set[str]:
-        """Names of the fields whose values are secrets in plain text."""
+        """Return names of the fields whose values are secrets in plain text."""
         return {name for name, info in type(self).model_fields.items() if not info.repr and _is_plain(vars(self)[name])}
 
     def get_resource_definition(self) -> Any:
@@ -79,7 +79,7 @@ class ProviderResource(CheckedResource):
         raise NotImplementedError
 
     def provider_below(self, folder: Path) -> Provider:
-        """The provider of a deployment that has this folder for it; most keep no files on this machine."""
+        """Return the provider of a deployment that has this folder for it; most keep no files on this machine."""
         del folder
         return self.provider()
 
@@ -95,7 +95,7 @@ class CheckedIOManager(CheckedConfig, dg.ConfigurableIOManager):
 
 
 def _without(made: Any, hidden: set[str]) -> Any:
-    """The definition of a resource without these fields in its config schema."""
+    """Return the definition of a resource without these fields in its config schema."""
     schema = made.config_schema
     fields = {name: field for name, field in schema.config_type.fields.items() if name not in hidden}
     given = schema.default_value if schema.default_provided else {}
@@ -114,7 +114,7 @@ def _without(made: Any, hidden: set[str]) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is there, and no part of it is left to the environment."""
+    """Return whether a value is there, and no part of it is left to the environment."""
     return bool(value) and not _has_variable(value)
 
 

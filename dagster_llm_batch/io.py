@@ -51,7 +51,9 @@ class HiveParquetIOManager(CheckedIOManager):
         store.keep_only(name)
 
     def load_input(self, context: dg.InputContext) -> pa.Table:
-        """The asset, or its partitions that are asked for, with their column. Raises FileNotFoundError for none."""
+        """Return the asset, or its partitions that are asked for, with their column. Raises FileNotFoundError for
+        none.
+        """
         keys = list(context.asset_partition_keys) if context.has_asset_partitions else [None]
         return pa.concat_tables([self._read(context.asset_key, key) for key in keys], promote_options="permissive")
 
@@ -67,7 +69,7 @@ class HiveParquetIOManager(CheckedIOManager):
         return table.append_column(self.partition_column, pa.repeat(pa.scalar(partition, pa.string()), len(table)))
 
     def folder(self, asset: dg.AssetKey, partition: str | None = None) -> str:
-        """Where an asset, or a partition of it, is."""
+        """Return where an asset, or a partition of it, is."""
         parts = [self.root.rstrip("/"), *asset.path]
         if partition is not None:
             # as Spark writes and reads them

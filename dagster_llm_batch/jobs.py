@@ -42,7 +42,7 @@ class ResolveConfig(CheckedConfig):
 def build_llm_batch_jobs(
     *, resource_key: str = "llm_batch", tags: dict[str, str] | None = None
 ) -> Sequence[dg.JobDefinition]:
-    """`llm_batch_cancel` and `llm_batch_resolve`.
+    """Return the jobs `llm_batch_cancel` and `llm_batch_resolve`.
 
     Args:
         resource_key: Where LLMBatchResource is.
@@ -136,7 +136,7 @@ def _waiting(engine: "Engine") -> str:
 
 
 def _orphan_metadata(engine: "Engine") -> dict[str, Any]:
-    """The shards in doubt, for the run's page."""
+    """Return the shards in doubt, for the run's page."""
     rows: list[list[object]] = [
         [
             orphan.shard.shard_id,

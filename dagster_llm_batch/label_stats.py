@@ -1,4 +1,4 @@
-"""What is told of a labeled partition, counted part by part: in constant memory, however many its rows."""
+"""Statistics of a labeled partition, counted part by part: in constant memory, however many its rows are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens")
 
 
 class LabelStats:
-    """Of the labels and rejects of a submission; `add` takes all parts of them, one after the other."""
+    """Counts, previews and data version of one submission. Give `add` all parts of it, one after the other."""
 
     def __init__(self, labeling: Labeling) -> None:
         # rows
@@ -48,7 +48,7 @@ class LabelStats:
         return self._version.hexdigest()
 
     def add(self, part: Labeled) -> None:
-        """Count these in."""
+        """Count one part of the rows."""
         labels, rejects = part.labels, part.rejects
         self.labeled += len(labels)
         self.rejected += len(rejects)
@@ -73,13 +73,13 @@ class LabelStats:
 
 
 def first_rows(table: pa.Table, most: int = PREVIEW_ROWS) -> list[dict[str, Any]]:
-    """What a preview shows."""
+    """Return the first rows, for a preview."""
     rows: list[dict[str, Any]] = table.slice(0, most).to_pylist()
     return rows
 
 
 def add_to_version(digest: hashlib.blake2b, table: pa.Table) -> None:
-    """Take more rows into a data version."""
-    # how the table was cut is not content
+    """Add rows to the digest of a data version."""
+    # Chunks are joined first: how a table was cut into batches must not change its version.
     for batch in table.combine_chunks().to_batches():
         digest.update(batch.serialize())

@@ -66,7 +66,7 @@ _PROVENANCE_DOCS = {
 
 
 def markdown_cell(value: object) -> str:
-    """Text that Markdown and HTML leave alone."""
+    """Escape text, so that Markdown and HTML leave it alone."""
     return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(cell_text(value), quote=False))
 
 
@@ -77,7 +77,7 @@ def markdown_table(header: list[str], rows: list[list[object]]) -> str:
 
 
 def preview(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> dg.MetadataValue:
-    """Rows as a table."""
+    """Return rows as a table for the UI."""
     schema = dg.TableSchema(columns=[dg.TableColumn(name) for name in columns])
     return dg.MetadataValue.table(
         [dg.TableRecord({k: cell_text(v) for k, v in row.items()}) for row in rows], schema=schema
@@ -85,12 +85,14 @@ def preview(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> dg.Metadat
 
 
 def figure_key(figure: str, *whose: str) -> str:
-    """`llm_batch/accuracy of tickets, topic`. Dagster has room for 35 characters of a key, and breaks it at spaces."""
+    """Return a key such as `llm_batch/accuracy of tickets, topic`. Dagster has room for 35 characters of a key, and
+    breaks it at spaces.
+    """
     return f"llm_batch/{figure} of {', '.join(whose)}"
 
 
 def table_schema(table: pa.Schema, described: Mapping[str, str | None]) -> dg.TableSchema:
-    """The columns with their types, and what they hold where `described` says so."""
+    """Return the columns with their types, and what they hold where `described` says so."""
     return dg.TableSchema(
         columns=[
             dg.TableColumn(field.name, type=str(field.type), description=described.get(field.name)) for field in table
@@ -99,7 +101,7 @@ def table_schema(table: pa.Schema, described: Mapping[str, str | None]) -> dg.Ta
 
 
 def _described(labeling: Labeling) -> dict[str, str | None]:
-    """What the labeled columns hold, as far as the response or this package says so."""
+    """Return what the labeled columns hold, as far as the response or this package says so."""
     schema = labeling.reader.format.json_schema or {}
     descriptions = {
         name: field.get("description", "from the reply") for name, field in schema.get("properties", {}).items()
@@ -109,7 +111,9 @@ def _described(labeling: Labeling) -> dict[str, str | None]:
 
 
 def column_lineage(labeling: Labeling, rows: dg.AssetKey) -> dg.TableColumnLineage:
-    """Key and kept columns come from themselves, each response column from every column that the prompt reads."""
+    """Return the lineage: key and kept columns come from themselves, a response column from all that the prompt
+    reads.
+    """
     read = sorted(labeling.prompt.columns() or ())
     own = {name: [dg.TableColumnDep(rows, name)] for name in (labeling.key, *labeling.keep)}
     asked = {name: [dg.TableColumnDep(rows, column) for column in read] for name in labeling.reader.schema.names}
@@ -117,14 +121,14 @@ def column_lineage(labeling: Labeling, rows: dg.AssetKey) -> dg.TableColumnLinea
 
 
 def data_version(table: pa.Table) -> str:
-    """Changes when any value does."""
+    """Digest a table into a data version, which changes when any value does."""
     digest = hashlib.blake2b(digest_size=12)
     add_to_version(digest, table)
     return digest.hexdigest()
 
 
 def status_metadata(status: Status, provider: Provider, its_pace: Pace | None = None) -> dict[str, Any]:
-    """Where a submission is, and how it gets on: for observations."""
+    """Describe how far a submission is, for observations."""
     known: dict[str, Any] = {}
     if its_pace is not None:
         known["llm_batch/requests_failed"] = its_pace.failed
@@ -145,7 +149,7 @@ def status_metadata(status: Status, provider: Provider, its_pace: Pace | None = 
 
 
 def submission_metadata(status: Status, labeling: Labeling, provider: Provider) -> dict[str, Any]:
-    """What was, or will be, sent."""
+    """Describe what was, or will be, sent."""
     submission = status.submission
     return {
         "llm_batch/progress": progress_text(status),
@@ -165,7 +169,7 @@ def submission_metadata(status: Status, labeling: Labeling, provider: Provider) 
 
 
 def labels_metadata(figures: LabelStats, status: Status, labeling: Labeling, provider: Provider) -> dict[str, Any]:
-    """What came back, and what it cost."""
+    """Describe what came back, and what it cost."""
     submission = status.submission
     saved = None
     if submission.cost_usd is not None and submission.realtime_usd is not None:
@@ -194,7 +198,7 @@ def labels_metadata(figures: LabelStats, status: Status, labeling: Labeling, pro
 
 
 def rejects_metadata(figures: LabelStats, labeling: Labeling) -> dict[str, Any]:
-    """Which rows have no label, and why."""
+    """Describe which rows have no label, and why."""
     rows: list[list[object]] = [[*reason, count] for reason, count in figures.reasons.most_common(20)]
     return {
         "dagster/partition_row_count": figures.rejected,
@@ -205,7 +209,7 @@ def rejects_metadata(figures: LabelStats, labeling: Labeling) -> dict[str, Any]:
 
 
 def _waves(status: Status) -> dict[str, Any]:
-    """What each wave asked of whom, and what it cost, where there was more than one."""
+    """Return what each wave asked of whom, and what it cost, where there was more than one."""
     if status.submission.waves == 1:
         return {}
     groups: dict[tuple[int, str, str], list[Shard]] = defaultdict(list)
@@ -221,7 +225,7 @@ def _waves(status: Status) -> dict[str, Any]:
 
 
 def _usd(name: str, amount: Decimal | None) -> dict[str, Any]:
-    """A float, since Dagster plots those; left out where not known."""
+    """Return an amount as a float, since Dagster plots floats only; nothing where it is not known."""
     return {} if amount is None else {f"llm_batch/{name}": float(amount)}
 
 

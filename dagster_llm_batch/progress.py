@@ -26,7 +26,7 @@ _LOOKED_AT = 20
 
 
 def pace_of(engine: Engine, status: Status) -> Pace:
-    """How one submission gets on, now."""
+    """Measure the pace of one submission now."""
     progress = _glance(status)
     current = pace(progress, engine.now())
     if current.age is None or current.per_minute is not None:
@@ -35,12 +35,12 @@ def pace_of(engine: Engine, status: Status) -> Pace:
 
 
 def usual_of(ledger: Ledger, namespace: str, asset: str) -> timedelta | None:
-    """How long submissions of an asset take, by the newest ones."""
+    """Return how long submissions of an asset take, by the newest ones."""
     return usual_duration(ledger.settled_submissions(namespace, asset, _LOOKED_AT))
 
 
 def together(paces: Sequence[Pace]) -> Pace:
-    """Several as one. Its end is the last of theirs, where all are known; its age that of the oldest."""
+    """Add several paces up. The end is the last of theirs, where all are known; its age that of the oldest."""
     ages = [part.age for part in paces if part.age is not None]
     rates = [part.per_minute for part in paces if part.per_minute is not None]
     ends = [part.expected_end_at for part in paces if part.expected_end_at is not None]
@@ -55,14 +55,14 @@ def together(paces: Sequence[Pace]) -> Pace:
 
 
 def progress_text(progress: Progress | Status, its_pace: Pace | None = None) -> str:
-    """One line on a submission: wave, batches by state, and its pace where one is given."""
+    """Return one line on a submission: wave, batches by state, and its pace where one is given."""
     states = ", ".join(f"{count} {state}" for state, count in sorted(progress.states.items())) or "nothing to send"
     its_pace = its_pace or Pace(progress.done, progress.total, 0, None, None, None)
     return f"wave {progress.submission.waves}: batches {states}; {pace_text(its_pace)}"
 
 
 def pace_text(its_pace: Pace) -> str:
-    """Counts, then rate, age and expected end where they are known."""
+    """Return counts, then rate, age and expected end where they are known."""
     failed = f", {its_pace.failed:,} failed" if its_pace.failed else ""
     parts = [f"{its_pace.done:,} of {its_pace.total:,} requests done ({its_pace.percent} %){failed}"]
     if its_pace.per_minute is not None:
@@ -75,19 +75,19 @@ def pace_text(its_pace: Pace) -> str:
 
 
 def progress_bar(done: int, total: int) -> str:
-    """The same to look at: a bar that is full when all is done."""
+    """Draw the progress as a bar that is full when all is done."""
     filled = _CELLS * done // total if total else _CELLS
     return "█" * filled + "░" * (_CELLS - filled)
 
 
 def age_text(age: timedelta) -> str:
-    """Hours and minutes."""
+    """Return an age in hours and minutes, as in `2 h 13 m`."""
     minutes = int(age.total_seconds()) // 60
     return f"{minutes // 60} h {minutes % 60} m" if minutes >= 60 else f"{minutes} m"  # noqa: PLR2004 - of an hour
 
 
 def has_moved(before: Progress, after: Progress) -> bool:
-    """Whether people want to hear of it: a batch changed its state, or another tenth of the requests is done."""
+    """Return whether the change is worth an observation: a batch changed its state, or another tenth is done."""
     return before.states != after.states or _tenth(before) != _tenth(after)
 
 
@@ -96,7 +96,7 @@ def _tenth(progress: Progress) -> int:
 
 
 def _glance(status: Status) -> Progress:
-    """As the ledger sums it up for all submissions at once."""
+    """Sum up one submission as `Ledger.progress` does for all at once."""
     shards = status.shards
     flying = [shard.submitted_at for shard in shards if shard.state is ShardState.SUBMITTED and shard.submitted_at]
     return Progress(

@@ -135,7 +135,7 @@ class TracedProvider:
 
     @contextmanager
     def _span(self, operation: str, model: str | None, more: Mapping[str, Any]) -> Iterator[trace.Span]:
-        """A client span. It is not made the current one: `fetch` hands lines out while it is open."""
+        """Give a client span. It is not made the current one: `fetch` hands lines out while it is open."""
         attributes = {"gen_ai.operation.name": operation, "gen_ai.provider.name": _provider_name(self.name)}
         if model is not None:
             attributes["gen_ai.request.model"] = model
@@ -211,6 +211,6 @@ def _provider_name(name: str) -> str:
 
 
 def _asked(spec: RequestSpec) -> dict[str, Any]:
-    """The settings that the conventions know. Other parameters may hold anything, so they stay out."""
+    """Return the settings that the conventions know. Other parameters may hold anything, so they stay out."""
     settings = {name: spec.params.get(name) for name in _SETTINGS}
     return {f"gen_ai.request.{name}": value for name, value in settings.items() if isinstance(value, int | float)}

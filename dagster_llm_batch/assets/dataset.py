@@ -94,7 +94,7 @@ class Dataset:
         return function
 
     def spec(self, key: dg.AssetKey, role: str, **more: Any) -> dg.AssetSpec:
-        """An asset spec with what all of them have."""
+        """Return the spec of one of the assets, with the options that all of them share."""
         return dg.AssetSpec(
             key,
             partitions_def=self.partitions_def,
@@ -111,7 +111,7 @@ class Dataset:
         return {*more, (entry and entry.kind) or self.labeling.provider}
 
     def resource(self, context: dg.AssetExecutionContext) -> LLMBatchResource:
-        """The configured LLMBatchResource."""
+        """Return the configured LLMBatchResource."""
         resource = getattr(context.resources, self.resource_key)
         if not isinstance(resource, LLMBatchResource):
             msg = f"The resource '{self.resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
@@ -119,11 +119,11 @@ class Dataset:
         return resource
 
     def engine(self, context: dg.AssetExecutionContext) -> Engine:
-        """Its engine."""
+        """Return the engine of that resource."""
         return self.resource(context).engine()
 
     def load_rows(self, context: dg.AssetExecutionContext, partition: str | None) -> Any:
-        """The rows of one partition."""
+        """Load the rows of one partition, through their IO manager or from the function."""
         if not isinstance(self.rows, dg.AssetKey):
             return self.rows(RowsContext(partition, context))
         upstream = context.op_execution_context.job_def.asset_layer.get(self.rows).partitions_def
@@ -135,7 +135,9 @@ class Dataset:
             raise InputError(msg) from error
 
     def rows_partition(self, upstream: dg.PartitionsDefinition[Any] | None, partition: str | None) -> str | None:
-        """Which partition of the rows asset, with these partitions, is read. Raises ConfigError for other ones."""
+        """Return which partition of the rows asset, with these partitions, is read. Raises ConfigError for other
+        ones.
+        """
         if upstream is None:
             return None
         if upstream != self.partitions_def:
@@ -151,7 +153,7 @@ class Dataset:
 
 
 def dataset_of(definitions: Iterable[dg.AssetsDefinition]) -> Dataset:
-    """What `llm_batch_assets` made these definitions of. Raises ConfigError for others.
+    """Find the Dataset that `llm_batch_assets` made these definitions of. Raises ConfigError for others.
 
     Dagster copies definitions (with other groups, tags or conditions); the function that computes stays the same.
     """

@@ -73,7 +73,7 @@ def llm_batch_assets(
     automation_condition: dg.AutomationCondition[dg.AssetKey] | None = None,
     backfill_policy: dg.BackfillPolicy | None = None,
 ) -> list[dg.AssetsDefinition]:
-    """A labeled dataset: an asset that submits, and one that lands labels and rejects.
+    """Declare a labeled dataset: an asset that submits, and one that lands labels and rejects.
 
         rows ─▶ <name>_batch ─▶ <name>            the labels
                  (submits)      <name>_rejects    rows without a label, and why

@@ -14,7 +14,7 @@ Upstream = str | Sequence[str] | dg.AssetKey | dg.AssetsDefinition | dg.AssetSpe
 
 
 def upstream_key(upstream: Upstream) -> dg.AssetKey:
-    """The key of one asset. Raises ConfigError for a definition of several."""
+    """Return the key of one asset. Raises ConfigError for a definition of several."""
     if isinstance(upstream, dg.AssetKey):
         return upstream
     if isinstance(upstream, str):
@@ -27,7 +27,7 @@ def upstream_key(upstream: Upstream) -> dg.AssetKey:
 
 
 def only_key(keys: Sequence[dg.AssetKey]) -> dg.AssetKey:
-    """The one key, or ConfigError."""
+    """Return the only key. Raises ConfigError for none or several."""
     if len(keys) != 1:
         names = ", ".join(key.to_user_string() for key in keys)
         raise ConfigError(f"Expected one asset, got {len(keys)}: {names}. Name the one to read by its asset key.")
@@ -35,11 +35,13 @@ def only_key(keys: Sequence[dg.AssetKey]) -> dg.AssetKey:
 
 
 def prefixed_key(key_prefix: Sequence[str] | str, name: str) -> dg.AssetKey:
-    """The key of an asset that is declared with these two arguments. A prefix that is a text is one part of the key."""
+    """Return the key of an asset that is declared with these two arguments. A prefix that is a text is one part of the
+    key.
+    """
     return dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name])
 
 
 def key_beside(key: dg.AssetKey, suffix: str) -> dg.AssetKey:
-    """`<name>_<suffix>` beside `<name>`."""
+    """Return the key of `<name>_<suffix>` beside `<name>`."""
     *prefix, name = key.path
     return dg.AssetKey([*prefix, f"{name}_{suffix}"])

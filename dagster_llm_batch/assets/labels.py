@@ -37,7 +37,7 @@ __all__ = ["LabeledTables", "labeled_tables", "labels_asset", "spool"]
 
 @dataclass(frozen=True)
 class LabeledTables:
-    """A stream can be read once, and where it was made."""
+    """Labels and rejects of one partition. A stream can be read once, and only while `labeled_tables` is open."""
 
     labels: pa.Table | pa.RecordBatchReader
     rejects: pa.Table | pa.RecordBatchReader
@@ -48,7 +48,9 @@ class LabeledTables:
 def labeled_tables(
     engine: "Engine", labeling: "Labeling", submission_id: str, *, run_id: str, reread: bool, as_streams: bool
 ) -> Iterator[LabeledTables]:
-    """All rows of a settled submission. Streams give them in no particular order, and wait on the local disk."""
+    """Give labels and rejects of a settled submission. Streams are spooled to the local disk; their rows have no
+    order.
+    """
     figures = LabelStats(labeling)
     if not as_streams:
         labeled = engine.labels(labeling, submission_id, run_id=run_id, reread=reread)
@@ -83,7 +85,7 @@ def spool(parts: Iterable["Labeled"], paths: list[str], figures: LabelStats) -> 
 
 
 def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
-    """`<name>` and `<name>_rejects`."""
+    """Return the asset of `<name>` and `<name>_rejects`."""
     description = dataset.description or f"Rows labeled by {dataset.labeling.model}."
     schema = dataset.labeling.reader.format.json_schema
     described = {} if schema is None else {"llm_batch/response_schema": dg.MetadataValue.json(dict(schema))}
@@ -107,6 +109,7 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
     )
     landing = _Landing(dataset, labels, rejects)
 
+    # `can_subset=True`: checks of an output that is skipped would else fail the step.
     @dg.multi_asset(
         name=dataset.key.to_python_identifier(),
         specs=stored_by(dataset.io_manager_key, labels, rejects),
@@ -138,7 +141,7 @@ class _Landing:
     def land(
         self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None, news: Collection[str]
     ) -> Iterator[Any]:
-        """The events of one partition: its tables if it is settled, else an observation of how far it is.
+        """Yield the events of one partition: its tables if it is settled, else an observation of how far it is.
 
         What was settled before this run, and is not in `news`, has its raw results read again.
         """
@@ -154,6 +157,8 @@ class _Landing:
                 dataset.key, partition=partition, metadata={"llm_batch/progress": "nothing was submitted yet"}
             )
             return
+        # A run that plans many partitions sends them together. To send one of them here would leave the others a
+        # batch that may be too small.
         if self._is_being_sent(context, engine, submission):
             context.log.info(f"Not ready: run {submission.run_id} is at work on its submission.")
             metadata = {"llm_batch/progress": f"run {submission.run_id} is at work on its submission"}
@@ -162,6 +167,7 @@ class _Landing:
         self._finish_superseded(context, engine, partition or "")
         was_settled = submission.is_settled and submission.submission_id not in news
         status = self._advance(context, engine, submission.submission_id)
+        # Pressing "Materialize all" too early must not fail: a skippable output and an observation make a green run.
         if not status.is_settled:
             its_pace = pace_of(engine, status)
             context.log.info(f"Not ready: {progress_text(status, its_pace)}. The sensor lands it when its batches end.")
@@ -214,7 +220,8 @@ class _Landing:
                 checks=self.checks,
                 verdicts=verdicts(figures, status, labeling, dataset.checks, stopped),
             )
-            # Dagster knows of it by now; else the sensor sees to it
+            # Only now, when Dagster has taken the materialization. A run that dies before this line leaves the
+            # submission undelivered, and the sensor finds the materialization by its metadata.
             engine.ledger.mark_delivered(submission_id)
 
     def send_together(self, context: dg.AssetExecutionContext, engine: "Engine", partitions: list[str]) -> set[str]:
@@ -242,7 +249,7 @@ class _Landing:
         return settled
 
     def _is_being_sent(self, context: dg.AssetExecutionContext, engine: "Engine", submission: Submission) -> bool:
-        """Whether another run has planned it and is to send it, together with others that it still plans."""
+        """Return whether another run has planned it and is to send it, together with others that it still plans."""
         if submission.is_settled or submission.run_id in (None, context.run.run_id):
             return False
         shards = engine.ledger.shards(submission.submission_id)
@@ -262,7 +269,7 @@ class _Landing:
             measure(engine, self._dataset.labeling, submission_id)
 
     def _finish_superseded(self, context: dg.AssetExecutionContext, engine: "Engine", partition: str) -> None:
-        """Take home what earlier submissions of the partition have been billed for: its answers can serve again."""
+        """Collect what earlier submissions of the partition were billed for: their answers can be used again."""
         labeling = self._dataset.labeling
         for older in engine.ledger.history(engine.namespace, labeling.asset, partition)[1:]:
             if older.delivered_at is not None:
@@ -273,7 +280,7 @@ class _Landing:
             except LeaseError:
                 continue
             except ConfigError as error:
-                # asked otherwise than it is now; its raw results are stored
+                # The definition changed since this submission; its raw results are archived already.
                 context.log.info(str(error))
                 done = not any(shard.state in IN_FLIGHT for shard in engine.ledger.shards(older.submission_id))
             if done:
@@ -281,7 +288,7 @@ class _Landing:
                 engine.ledger.mark_delivered(older.submission_id)
 
     def _advance(self, context: dg.AssetExecutionContext, engine: "Engine", submission_id: str) -> Status:
-        """As far as it goes now; in `wait` mode until it is settled."""
+        """Advance the submission as far as it goes now; in `wait` mode until it is settled."""
         dataset = self._dataset
         note = ""
         while True:
@@ -293,7 +300,7 @@ class _Landing:
                     return engine.status(submission_id)
                 status = engine.status(submission_id)
             except TransientError as error:
-                # costs time only: the note makes the sensor try again, later
+                # Nothing is lost but time: the note in the ledger makes the sensor try again later.
                 engine.note_unavailable(submission_id, error)
                 context.log.warning(f"The provider does not answer now, to be tried again: {error}")
                 status = engine.status(submission_id)

@@ -22,12 +22,12 @@ Frame = Literal["arrow", "polars", "pandas", "batches"]
 
 
 def stored_by(io_manager_key: str, *specs: dg.AssetSpec) -> list[dg.AssetSpec]:
-    """The specs with word of which IO manager stores them: what reads them downstream asks that one."""
+    """Return the specs with the key of their IO manager, so that assets downstream load them through it."""
     return [spec.with_io_manager_key(io_manager_key) for spec in specs]
 
 
 def _to_frame(table: pa.Table | pa.RecordBatchReader, frame: Frame) -> Any:
-    """The whole table, for `batches` too: an IO manager that keeps it in memory has it read more than once."""
+    """Convert the whole table, for `batches` too: an IO manager that keeps it in memory has it read more than once."""
     whole = table.read_all() if isinstance(table, pa.RecordBatchReader) else table
     try:
         if frame == "polars":
@@ -40,7 +40,9 @@ def _to_frame(table: pa.Table | pa.RecordBatchReader, frame: Frame) -> Any:
 
 
 def _in_named_zones(table: pa.Table) -> pa.Table:
-    """The same moments in UTC, where a column has an offset such as +05:30 for its zone: polars takes names alone."""
+    """Convert to the same moments in UTC, where a column has an offset such as +05:30 for its zone: polars takes names
+    alone.
+    """
     for at, field in enumerate(table.schema):
         if pa.types.is_timestamp(field.type) and (field.type.tz or "")[:1] in ("+", "-"):
             named = field.with_type(pa.timestamp(field.type.unit, "UTC"))
@@ -62,7 +64,7 @@ class _Stream(Iterator[pa.RecordBatch]):
         return next(self._rest)
 
     def reader(self) -> pa.RecordBatchReader:
-        """What an IO manager is given."""
+        """Return the reader that an IO manager is given."""
         return pa.RecordBatchReader.from_batches(self._schema, self)
 
     def outlive_source(self) -> None:

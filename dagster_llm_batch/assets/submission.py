@@ -31,7 +31,7 @@ class SubmitConfig(CheckedConfig):
 
 
 def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
-    """`<name>_batch`."""
+    """Return the asset of `<name>_batch`."""
     spec = dataset.spec(
         dataset.batch_key,
         "batch",
@@ -59,7 +59,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
     )
     def submit(context: dg.AssetExecutionContext, config: SubmitConfig) -> Iterator[Any]:
         engine = dataset.engine(context)
-        # before any row is read
+        # A definition that cannot work is refused before any row is read.
         engine.check(dataset.labeling)
         provider = engine.provider(dataset.labeling.provider)
 
@@ -83,7 +83,8 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
 
         partitions = EachPartition(context)
         are_sent = False
-        # all of them are to be planned before any is sent
+        # All partitions are planned before any is sent, so that they can share batches. The lease of `at_work` tells
+        # the sensor that what is planned here is about to be sent by this run.
         with engine.at_work(context.run.run_id):
             planned = partitions.map(plan)
             if len(planned) > 1:
@@ -92,7 +93,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                     engine.submit_together(
                         dataset.labeling, [submission.submission_id for submission in planned.values()]
                     )
-                    # or wait together: alone, one may be too few for a batch
+                    # Partitions that wait for room in the queue wait together: alone, one may be too few for a batch.
                     are_sent = True
             yield from partitions.events(planned, sent)
 

@@ -46,7 +46,7 @@ class Pointer:
 
 
 def pointer_in(pyproject: Path) -> Pointer | None:
-    """What [tool.dagster] or [tool.dg.project] of a pyproject.toml point to."""
+    """Return what [tool.dagster] or [tool.dg.project] of a pyproject.toml point to."""
     if not pyproject.is_file():
         return None
     try:
@@ -100,7 +100,7 @@ class CodeLocation:
         }
 
     def is_looked_after(self, dataset: Dataset) -> bool:
-        """Whether a sensor of this code location can ask for runs that land a dataset's labels."""
+        """Return whether a sensor of this code location can ask for runs that land a dataset's labels."""
         jobs = (
             self._repository.get_job(target.job_name)
             for sensor in self._repository.sensor_defs
@@ -110,7 +110,9 @@ class CodeLocation:
 
     @contextmanager
     def resource(self, key: str | None) -> Iterator[LLMBatchResource]:
-        """The LLMBatchResource with its environment variables resolved. `key` is needed where there are several."""
+        """Give the LLMBatchResource with its environment variables resolved. `key` is needed where there are
+        several.
+        """
         keys = sorted({dataset.resource_key for dataset in self.datasets.values()}) or ["llm_batch"]
         if key is None and len(keys) > 1:
             raise click.UsageError(
@@ -131,14 +133,14 @@ class CodeLocation:
             yield resource
 
     def partitions(self, dataset: Dataset) -> list[str]:
-        """The partition keys that a dataset has now."""
+        """Return the partition keys that a dataset has now."""
         if dataset.partitions_def is None:
             return []
         return list(dataset.partitions_def.get_partition_keys(dynamic_partitions_store=self._instance))
 
     @contextmanager
     def rows(self, dataset: Dataset, partition: str | None) -> Iterator[Any]:
-        """The rows of a partition, as the submission's run would get them."""
+        """Give the rows of a partition, as the submission's run would get them."""
         if dataset.rows_key is None:
             assert not isinstance(dataset.rows, dg.AssetKey)
             with self._resources(set(dataset.rows_resource_keys)) as built:
@@ -190,7 +192,7 @@ class CodeLocation:
 
 
 def _reason(message: str) -> str:
-    """What Dagster says of a setting, without the stack trace that it may add."""
+    """Return what Dagster says of a setting, without the stack trace that it may add."""
     lines = message.partition("\nStack Trace:")[0].strip().splitlines()
     return re.sub(r"^[\w.]+Error: ", "", lines[-1])
 
@@ -226,7 +228,7 @@ def _load(pointer: Pointer, folder: str) -> dg.RepositoryDefinition:
 
 
 def _is_there(module: str, folder: str) -> bool:
-    """Whether the package that holds this module can be found; imports nothing."""
+    """Return whether the package that holds this module can be found; imports nothing."""
     top = module.partition(".")[0]
     return PathFinder.find_spec(top, [folder, *sys.path]) is not None
 

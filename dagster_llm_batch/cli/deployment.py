@@ -185,7 +185,7 @@ def ledger_command(function: _F) -> _F:
 
 
 def _preferred(options: _Options) -> _Options:
-    """What the command line says goes before what the environment says."""
+    """Prefer what the command line says to what the environment says."""
     source = click.get_current_context().get_parameter_source
     typed = {name for name in ("ledger", "module_name", "python_file") if source(name) is ParameterSource.COMMANDLINE}
     if "ledger" in typed and len(typed) > 1:

@@ -108,7 +108,7 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
 
 
 def _tried(check: str, look: Callable[[], Finding]) -> Finding:
-    """The finding, or the error as one."""
+    """Return the finding, or the error as one."""
     try:
         return look()
     except Exception as error:  # noqa: BLE001 - of a file system's own library: anything may come
@@ -156,7 +156,7 @@ def _payload_store(payloads: PayloadStore) -> Finding:
 
 
 def _provider(name: str, provider: Provider) -> Finding:
-    """Asks for a batch that cannot exist: the provider has to list what there is."""
+    """Ask for a batch that cannot exist: the provider has to list what there is."""
     nonce = f"d{uuid.uuid4().hex[:16]}"
     sighting = provider.find(f"doctor-{nonce}", FindHints(utc_now(), 1, nonce))
     state = f"account {provider.account} answers"
@@ -234,7 +234,7 @@ def _account(provider: Provider) -> str:
 
 
 def _stranded(engine: Engine) -> Iterator[Finding]:
-    """Labels that are not asked for any more, since the runs that were to land them did not."""
+    """Yield labels that are not asked for any more, since the runs that were to land them did not."""
     outlook = engine.outlook()
     for progress in engine.ledger.progress(engine.namespace):
         submission = progress.submission
@@ -245,7 +245,9 @@ def _stranded(engine: Engine) -> Iterator[Finding]:
 
 
 def _left_alone(deployment: DeploymentAccess) -> Iterator[Finding]:
-    """What is under way for assets that these definitions do not have: removed, renamed, or another code location's."""
+    """Yield what is under way for assets that these definitions do not have: removed, renamed, or another code
+    location's.
+    """
     known = deployment.code.datasets
     left_alone = [
         progress

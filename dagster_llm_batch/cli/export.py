@@ -148,7 +148,7 @@ def _write_table(table: pa.Table, output: str, form: str) -> int:
 
 @contextmanager
 def _written(output: str) -> Iterator[BinaryIO]:
-    """The file; it takes its name when it is complete."""
+    """Give the file to write to; it takes its name when it is complete."""
     if output == "-":
         yield sys.stdout.buffer
         return

@@ -46,7 +46,7 @@ def console() -> Console:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> Table:
-    """A table; numbers stand right."""
+    """Make a table whose numbers are aligned right."""
     made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(columns):
         right = bool(rows) and all(isinstance(row[number], int | Decimal | Money | None) for row in rows)
@@ -57,12 +57,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
-    """A table on standard output."""
+    """Print a table on standard output."""
     console().print(table(columns, rows, title=title))
 
 
 def cell(value: object) -> RenderableType:
-    """A value as one line of text; what stands in it is never read as markup or as a terminal's commands."""
+    """Return a value as one line of text; what stands in it is never read as markup or as a terminal's commands."""
     if value is None:
         return Text("-", style="dim")
     if isinstance(value, int) and not isinstance(value, bool):
@@ -81,7 +81,7 @@ class Money(str):
 
 
 def money(amount: Decimal | None) -> Money | None:
-    """US dollars, to a hundredth of a cent; less than that is not shown as nothing."""
+    """Return US dollars, to a hundredth of a cent; less than that is not shown as nothing."""
     if amount is None:
         return None
     if not amount:
@@ -92,23 +92,23 @@ def money(amount: Decimal | None) -> Money | None:
 
 
 def dollars(amount: Decimal | None) -> str | None:
-    """The same with its unit."""
+    """Return an amount with its unit, as in `1.2000 USD`."""
     shown = money(amount)
     return None if shown is None else f"{shown} USD"
 
 
 def counted(number: int, singular: str, more: str) -> str:
-    """`1 batch`, `2 batches`."""
+    """Return a count with its noun: `1 batch`, `2 batches`."""
     return f"{number:,} {singular if number == 1 else more}"
 
 
 def when(moment: datetime) -> str:
-    """To the second, UTC."""
+    """Return a moment to the second, in UTC."""
     return moment.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def age(length: timedelta) -> str:
-    """The two biggest units."""
+    """Return a length of time in its two biggest units, as in `3 d 4 h`."""
     minutes, seconds = divmod(max(0, int(length.total_seconds())), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -118,5 +118,5 @@ def age(length: timedelta) -> str:
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
-    """JSON on standard output."""
+    """Print JSON on standard output."""
     click.echo(json.dumps(as_json(value), indent=indent, ensure_ascii=False))

@@ -104,7 +104,7 @@ def plan_command(
 def plan_rows(
     deployment: DeploymentAccess, wanted: Sequence[tuple[Dataset, str | None]], *, again: bool
 ) -> list[Planned]:
-    """What a submission of each of these would be now."""
+    """Return what a submission of each of these would be now."""
     planned = []
     for dataset, partition in wanted:
         with deployment.code.rows(dataset, partition) as rows:
@@ -121,7 +121,7 @@ def _total(plans: Sequence[Planned]) -> Decimal | None:
 
 
 def print_plan(plans: Sequence[Planned]) -> None:
-    """One plan as a list of its figures, several as a table; what is refused below it."""
+    """Print one plan as a list of its figures, several as a table; below it what is refused."""
     if len(plans) == 1:
         console().print(table(["", ""], _facts(plans[0])))
     else:

@@ -32,7 +32,7 @@ def partitions_options(function: _F) -> _F:
 
 
 def find_submission(ledger: Ledger, namespace: str, target: str, partition: str | None) -> Submission:
-    """The submission with this id (or a beginning of it), or the newest of an asset's partition."""
+    """Return the submission with this id (or a beginning of it), or the newest of an asset's partition."""
     known = ledger.submissions(namespace)
     of_asset = [submission for submission in known if submission.asset == target]
     if not of_asset:
@@ -68,7 +68,7 @@ def _by_id(known: Sequence[Submission], namespace: str, target: str) -> Submissi
 
 
 def find_dataset(deployment: DeploymentAccess, name: str) -> Dataset:
-    """The labeled dataset of this name."""
+    """Return the labeled dataset of this name."""
     datasets = deployment.code.datasets
     if name not in datasets:
         names = _some(sorted(datasets)) or "none"
@@ -81,7 +81,7 @@ def find_dataset(deployment: DeploymentAccess, name: str) -> Dataset:
 def partitions_of(
     deployment: DeploymentAccess, dataset: Dataset, partitions: Sequence[str], partition_range: str | None
 ) -> list[str | None]:
-    """The partitions that were asked for, or None once for an unpartitioned dataset."""
+    """Return the partitions that were asked for, or None once for an unpartitioned dataset."""
     name = dataset.key.to_user_string()
     if dataset.partitions_def is None:
         if partitions or partition_range:

@@ -69,7 +69,7 @@ def list_command(
 
 
 def _entry(submission: Submission, progress: Progress | None) -> dict[str, Any]:
-    """What is listed of a submission; its shards are known while it is under way."""
+    """Return what is listed of a submission; its shards are known while it is under way."""
     names = (
         "submission_id asset partition state attempt waves provider model rows requests reused outcomes estimated_usd "
         "cost_usd realtime_usd created_at settled_at delivered_at run_id"

@@ -132,7 +132,7 @@ class _Watched:
 
 @contextmanager
 def _printer(*, as_json: bool, live: bool) -> Iterator[Callable[[_Look], None]]:
-    """How a look is shown: a JSON line, a table that stays in place, or a line for each change."""
+    """Give a function that shows a look: as a JSON line, a table that stays in place, or a line for each change."""
     if as_json:
         yield lambda look: print_json(_document(look), indent=None)
     elif not live:

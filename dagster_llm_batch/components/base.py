@@ -57,12 +57,12 @@ class FactoryComponent(dg.Component, dg.Resolvable):
 
     @classmethod
     def get_additional_scope(cls) -> Mapping[str, Any]:
-        """What templates can use: `on_labels_ready`, and a subclass's own."""
+        """Return what templates can use: `on_labels_ready`, and a subclass's own."""
         return {"on_labels_ready": on_labels_ready, **super().get_additional_scope()}
 
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:
-        """The attributes in YAML."""
+        """Return the attributes in YAML."""
         return pointed(cls.model())
 
     @classmethod
@@ -106,14 +106,14 @@ class FactoryComponent(dg.Component, dg.Resolvable):
         return [definition.map_asset_specs(self._translated) for definition in made]
 
     def get_asset_spec(self, spec: dg.AssetSpec) -> dg.AssetSpec:
-        """The spec of one of the assets. Override it for what `translation` cannot say."""
+        """Return the spec of one of the assets. Override it for what `translation` cannot say."""
         return spec if self.translation is None else self.translation(spec, spec.tags[ROLE_TAG])
 
     def _translated(self, spec: dg.AssetSpec) -> dg.AssetSpec:
         return self.get_asset_spec(spec).replace_attributes(key=spec.key, partitions_def=spec.partitions_def)
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """The assets and their checks."""
+        """Return the assets and their checks."""
         del context
         return dg.Definitions(assets=self.assets)
 
@@ -144,12 +144,12 @@ class _Pointed(Block):
 
 
 def pointed(model: type[BaseModel]) -> type[BaseModel]:
-    """The model with such a JSON Schema."""
+    """Return the model with such a JSON Schema."""
     return create_model(model.__name__, __base__=(_Pointed, model))
 
 
 def _decided(node: Any, named: Schema) -> Any:
-    """The schema, and all within it, with choices that are made first."""
+    """Return the schema, and all within it, with choices that are made first."""
     if isinstance(node, list):
         return [_decided(item, named) for item in node]
     if not isinstance(node, dict):
@@ -162,7 +162,7 @@ def _decided(node: Any, named: Schema) -> Any:
 
 
 def _choices(node: Schema) -> list[Schema]:
-    """The choices of a union, and of the unions in it."""
+    """Return the choices of a union, and of the unions in it."""
     choices: list[Schema] = []
     for choice in (*node.get("anyOf", ()), *node.get("oneOf", ())):
         choices += _choices(choice) or [choice]
@@ -198,13 +198,13 @@ def _target(choice: Schema, named: Schema) -> Schema:
 
 
 def _types(choice: Schema, named: Schema) -> set[str]:
-    """The JSON types of a choice; empty where it may be anything."""
+    """Return the JSON types of a choice; empty where it may be anything."""
     kind = _target(choice, named).get("type", [])
     return {kind} if isinstance(kind, str) else set(kind)
 
 
 def _tag(choice: Schema, named: Schema) -> str | None:
-    """What the attribute `type` of this choice must be."""
+    """Return what the attribute `type` of this choice must be."""
     target = _target(choice, named)
     kind: str | None = target.get("properties", {}).get("type", {}).get("const")
     return kind if "type" in target.get("required", ()) else None

@@ -37,7 +37,7 @@ class _Settings(Block):
 
 
 def settings_of(made: type[dg.Config]) -> type[_Settings]:
-    """The YAML form of a resource: the same fields, defaults and descriptions; every value can be a template."""
+    """Return the YAML form of a resource: the same fields, defaults and descriptions; every value can be a template."""
     fields: dict[str, Any] = {}
     for name, info in made.model_fields.items():
         default = ... if info.is_required() else info.get_default(call_default_factory=True)
@@ -51,7 +51,7 @@ def settings_of(made: type[dg.Config]) -> type[_Settings]:
 
 
 def _kind(annotation: Any) -> Any:
-    """The annotation, with the YAML form of each resource or config in it."""
+    """Return the annotation, with the YAML form of each resource or config in it."""
     if isinstance(annotation, type) and issubclass(annotation, dg.Config):
         return settings_of(annotation)
     origin, arguments = get_origin(annotation), [_kind(get_arg) for get_arg in get_args(annotation)]
@@ -77,14 +77,14 @@ class _Environment:
         return _Name(name) if name in os.environ or default is ... else default
 
     def __getattr__(self, name: str) -> str:
-        # asked by Jinja of everything in a scope
+        # Jinja asks everything in a scope for these names.
         if name.startswith(("jinja", "_")):
             raise AttributeError(name)
         return _Name(name)
 
 
 def _made(context: dg.ResolutionContext, given: Any) -> Any:
-    """What the settings, alone or in lists and mappings, are the YAML form of."""
+    """Make the resources and configs that the settings are the YAML form of, in lists and mappings too."""
     if isinstance(given, list):
         return [_made(context.at_path(index), value) for index, value in enumerate(given)]
     if isinstance(given, dict):
@@ -102,7 +102,7 @@ def _made(context: dg.ResolutionContext, given: Any) -> Any:
 
 
 def _takes_names(made: type[dg.Config], name: str) -> bool:
-    """Whether Dagster reads the environment for this field, when a run starts: text of a resource."""
+    """Return whether Dagster reads the environment for this field, when a run starts: text of a resource."""
     kind = made.model_fields[name].annotation
     return issubclass(made, dg.ConfigurableResource) and (kind is str or str in get_args(kind))
 
@@ -154,7 +154,7 @@ class LLMBatchComponent(LabelingAttributes, TableAttributes, FactoryComponent):
     ] = None
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """Assets and checks; resource, sensor and jobs where this component gives them."""
+        """Return assets and checks; resource, sensor and jobs where this component gives them."""
         resource_key, is_shared_here = self.resource_key, self.resource is not None
         sensor = is_shared_here if self.sensor is None else self.sensor
         settings = sensor if isinstance(sensor, Mapping) else {}

@@ -34,7 +34,7 @@ _TEMPLATE = re.compile(r"\{\{|\{%")
 
 
 def templated(context: dg.ResolutionContext, value: Any) -> Any:
-    """The value with its templates rendered. Text without one stays what it is: `"123"` is no number here."""
+    """Return the value with its templates rendered. Text without one stays what it is: `"123"` is no number here."""
     if isinstance(value, str):
         return context.resolve_value(value) if _TEMPLATE.search(value) else value
     if isinstance(value, Mapping):
@@ -51,7 +51,9 @@ def about(
     kind: Any = None,
     make: Callable[[Any], Any] = lambda value: value,
 ) -> dg.Resolver:
-    """A plain attribute. `yaml_name`, `kind`: its name and type in YAML, where they differ; `make`: from that type."""
+    """Return a plain attribute. `yaml_name`, `kind`: its name and type in YAML, where they differ; `make`: from that
+    type.
+    """
     return dg.Resolver(
         lambda context, value: make(templated(context, value)),
         model_field_name=yaml_name,
@@ -96,14 +98,14 @@ class Duration(Block):
 
 
 def duration(description: str) -> dg.Resolver:
-    """An attribute that is a length of time."""
+    """Return an attribute that is a length of time."""
     return block(timedelta, Duration, description, {"hours": 6}, {"days": 1, "hours": 12})
 
 
 def block(
     make: Callable[..., Any], settings: type[BaseModel], description: str, *examples: Mapping[str, Any]
 ) -> dg.Resolver:
-    """An attribute that is a block of settings, from which `make` makes the value."""
+    """Return an attribute that is a block of settings, from which `make` makes the value."""
 
     def resolve(context: dg.ResolutionContext, given: Any) -> Any:
         if given is None:
@@ -121,13 +123,13 @@ def block(
 
 
 def folder_of(context: dg.ResolutionContext) -> Path:
-    """The folder of the YAML file."""
+    """Return the folder of the YAML file."""
     path = dg.ComponentLoadContext.from_resolution_context(context).path
     return path.parent if path.is_file() else path
 
 
 def import_object(context: dg.ResolutionContext, path: str) -> Any:
-    """What an import path names; one that starts with a dot is of a module beside the YAML file."""
+    """Return what an import path names; one that starts with a dot is of a module beside the YAML file."""
     load = dg.ComponentLoadContext.from_resolution_context(context)
     module, dot, name = path.rpartition(".")
     if not (dot and name and module.strip(".")):
@@ -148,7 +150,7 @@ def import_object(context: dg.ResolutionContext, path: str) -> Any:
 
 @contextmanager
 def pointing_at(context: dg.ResolutionContext, path_of: Callable[[str], str | None] = lambda _: None) -> Iterator[None]:
-    """Errors in the definition come out with file, line and snippet; `path_of` finds the attribute from the message."""
+    """Raise errors in the definition with file, line and snippet; `path_of` finds the attribute from the message."""
     try:
         yield
     except ValidationError as error:
@@ -159,7 +161,9 @@ def pointing_at(context: dg.ResolutionContext, path_of: Callable[[str], str | No
 
 
 def path_about(attributes: Collection[str]) -> Callable[[str], str | None]:
-    """Finds the attribute that a message is about: ours start with its name, as in `max_cost_usd=-1 is …`."""
+    """Return a function that finds the attribute that a message is about: ours start with its name, as in
+    `max_cost_usd=-1 is …`.
+    """
 
     def find(message: str) -> str | None:
         first = re.match(r"\w+", message)
@@ -170,7 +174,7 @@ def path_about(attributes: Collection[str]) -> Callable[[str], str | None]:
 
 def _located(context: dg.ResolutionContext, message: str) -> ResolutionException:
     tree = context.source_position_tree
-    # attributes that came from Python
+    # The attributes came from Python: there is no line to point at.
     if tree is None:
         return ResolutionException(f"{'.'.join(map(str, context.path))}: {message}")
     where = tree.source_error(yaml_path=context.path, inline_error_message=message, value_error=True)
@@ -180,7 +184,7 @@ def _located(context: dg.ResolutionContext, message: str) -> ResolutionException
 
 
 def _without_input(error: ValidationError) -> str:
-    """What is wrong, without the values, which may be secrets."""
+    """Return what is wrong, without the values, which may be secrets."""
     return "; ".join(
         f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors(include_input=False)
     )

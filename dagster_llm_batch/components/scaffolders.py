@@ -55,7 +55,7 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
 
     @classmethod
     def get_scaffold_params(cls) -> type[BatchParams]:
-        """The options."""
+        """Return the options."""
         return BatchParams
 
     def scaffold(self, request: ScaffoldRequest[BatchParams]) -> None:
@@ -94,7 +94,9 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
 
 
 def _provider(wanted: str | None, shared: object) -> str:
-    """Who answers: who is wanted, else who is there. `shared`: the project's resource, if it is in YAML."""
+    """Return the provider to write for: the one that is wanted, else one that is installed. `shared`: the project's
+    resource, if it is in YAML.
+    """
     if not isinstance(shared, Mapping):
         return wanted or _WITHOUT_KEY
     configured = [name for name in PROVIDERS if name in shared]
@@ -108,7 +110,7 @@ def _provider(wanted: str | None, shared: object) -> str:
 
 
 def _place(request: ScaffoldRequest[Any]) -> str:
-    """The definition's folder in its project."""
+    """Return the definition's folder in its project."""
     folder = _folder(request).resolve()
     return folder.relative_to((request.project_root or folder).resolve()).as_posix()
 
@@ -273,7 +275,7 @@ def _write(request: ScaffoldRequest[Any], text: str, files: list[str]) -> Path:
 
 
 def _copy(name: str, folder: Path) -> None:
-    """A file of the templates, unless there is one already."""
+    """Copy a file of the templates, unless there is one already."""
     if not (folder / name).exists():
         shutil.copyfile(_TEMPLATES / name, folder / name)
 
@@ -287,7 +289,7 @@ def _name(request: ScaffoldRequest[Any]) -> str:
 
 
 def _datasets(request: ScaffoldRequest[Any]) -> Iterator[Mapping[str, Any]]:
-    """Attributes of the labeled datasets that the project has in YAML."""
+    """Yield attributes of the labeled datasets that the project has in YAML."""
     above = request.target_path.parents
     defs = next((folder for folder in above if folder.name == "defs"), request.target_path.parent)
     for path in sorted(defs.rglob("defs.yaml")):

@@ -90,7 +90,7 @@ class AgreementSpec:
         return list(dict.fromkeys([*gold, *(candidate.key for candidate in self.candidates)]))
 
     def lineage(self, table: pa.Table) -> dict[str, dg.TableColumnLineage]:
-        """Every figure comes from the labels of all."""
+        """Return the lineage: every figure comes from the labels of all labelers."""
         labels = [
             dg.TableColumnDep(candidate.key, target.name) for candidate in self.candidates for target in self.targets
         ]
@@ -131,7 +131,7 @@ _ByLabeler = dict[str, pa.Table]
 
 
 def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) -> dict[str, _ByLabeler]:
-    """Labelers of each group, each with a table of keys and targets; a row that failed has no label."""
+    """Return the labelers of each group, each with a table of keys and targets; a row that failed has no label."""
     columns = [design.join_key, *(target.name for target in design.targets)]
     partitions_def = design.builder.partitions_def
 
@@ -280,7 +280,8 @@ def agreement_assets(
     description: str | None = None,
     **options: Unpack[PartitionOptions],
 ) -> list[dg.AssetsDefinition]:
-    """How far several labelers agree: people, models, or both. None of them is taken to be right.
+    """Declare an asset that measures how far several labelers agree: people, models, or both. None of them is taken to
+    be right.
 
         gold ───────┐
         candidate a ┼─▶ <name>          Krippendorff's alpha, Fleiss' kappa: all, the people, the candidates

@@ -50,7 +50,7 @@ _COLORS = 64
 
 
 def reduced(png: bytes) -> bytes:
-    """The same picture in 64 colors, about a third of the bytes."""
+    """Reduce a picture to 64 colors, about a third of the bytes."""
     from PIL import Image  # noqa: PLC0415 - matplotlib, which drew it, brings it
 
     small = io.BytesIO()
@@ -62,7 +62,7 @@ def reduced(png: bytes) -> bytes:
 
 
 def picture(text: str, png: bytes) -> str:
-    """A PNG as a data URI, with `text` in its place where it cannot be shown."""
+    """Return Markdown with a PNG as a data URI, with `text` in its place where it cannot be shown."""
     alt = text.translate(dict.fromkeys(map(ord, "[]()\\\n"), " "))
     return f"![{alt}](data:image/png;base64,{base64.b64encode(reduced(png)).decode()})"
 
@@ -316,12 +316,12 @@ def whenever_new(assets: Sequence[dg.AssetKey], *present: Sequence[dg.AssetKey])
 
 
 def in_partition(table: pa.Table, partition: str | None) -> pa.Table:
-    """With the partition as first column, since many stores keep the partitions in one table."""
+    """Add the partition as first column, since many stores keep all partitions in one table."""
     if partition is None or "partition" in table.column_names:
         return table
     return table.add_column(0, "partition", pa.repeat(partition, len(table)).cast(pa.string()))
 
 
 def code_digest(*parts: object) -> str:
-    """A code version that changes with any of the parts."""
+    """Digest the parts into a code version, which changes with any of them."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

@@ -80,7 +80,7 @@ class Candidate:
 
 
 def candidates_of(given: Candidates, rejects: Mapping[str, Upstream]) -> tuple[Candidate, ...]:
-    """Candidates in order, named as in a mapping, else by the last part of the asset key. Raises ConfigError."""
+    """Return candidates in order, named as in a mapping, else by the last part of the asset key. Raises ConfigError."""
     if isinstance(given, Mapping):
         candidates = [_candidate(asset, str(name)) for name, asset in given.items()]
     elif isinstance(given, str | dg.AssetKey | dg.AssetSpec | dg.AssetsDefinition):

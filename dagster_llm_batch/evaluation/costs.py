@@ -71,7 +71,8 @@ def cost_assets(
     description: str | None = None,
     **options: Unpack[EvaluationOptions],
 ) -> list[dg.AssetsDefinition]:
-    """What each submission has cost, from the ledger: one row each, and in the UI costs by day beside real time.
+    """Declare an asset with what each submission has cost, from the ledger: one row each, and in the UI costs by day
+    beside real time.
 
     Args:
         name: Name of the asset.

@@ -283,7 +283,7 @@ def drift_assets(
     description: str | None = None,
     **options: Unpack[PartitionOptions],
 ) -> list[dg.AssetsDefinition]:
-    """Shifts of the classes' shares between the partitions of labeled datasets.
+    """Declare assets with the shifts of the classes' shares between the partitions of labeled datasets.
 
         candidate ─▶ <name>           PSI, Jensen-Shannon distance and chi-squared of each partition and target
                      <name>_shares    rows and share of each class

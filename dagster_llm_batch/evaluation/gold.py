@@ -56,7 +56,9 @@ def _prepare(
 def _computed(
     design: EvaluationSpec, suffix: str, read: Read, report: EvaluationReport, regressions: Sequence[Regression]
 ) -> Computed:
-    """One of the tables, as it is stored and shown. Nothing is stored of a partition that cannot be evaluated."""
+    """Return one of the tables, as it is stored and shown. Nothing is stored of a partition that cannot be
+    evaluated.
+    """
     sources: dict[str, Any] = {
         "gold": design.gold,
         "candidates": design.candidates,
@@ -106,7 +108,8 @@ def evaluation_assets(
     description: str | None = None,
     **options: Unpack[PartitionOptions],
 ) -> list[dg.AssetsDefinition]:
-    """Candidates measured against gold: one row for each candidate and target, and one for each class beside it.
+    """Declare assets that measure candidates against gold: one row for each candidate and target, and one for each
+    class beside it.
 
         gold ───────┐
         candidate a ┼─▶ <name>                 coverage, accuracy, F1, kappa with intervals, cost, latency, Pareto front

@@ -184,7 +184,7 @@ def mistakes_metadata(mistakes: pa.Table) -> dict[str, Any]:
 
 
 def mistakes_docs(candidates: Sequence[Candidate]) -> dict[str, str]:
-    """What each column of `<name>_mistakes` holds."""
+    """Return what each column of `<name>_mistakes` holds."""
     docs = {"target": "column that was compared with gold", "gold": "the right value, as text"}
     for candidate in candidates:
         docs[f"{candidate.name}_label"] = f"what {candidate.name} said, as text; null where it gave no label"
@@ -196,7 +196,7 @@ def mistakes_docs(candidates: Sequence[Candidate]) -> dict[str, str]:
 def mistakes_lineage(
     schema: pa.Schema, *, gold: dg.AssetKey, candidates: Sequence[Candidate], key: str, targets: Sequence[Target]
 ) -> dg.TableColumnLineage:
-    """Each column from the table that it is copied from."""
+    """Return the lineage of `<name>_mistakes`: each column from the table that it is copied from."""
     by_column = {
         key: [dg.TableColumnDep(gold, key)],
         "gold": [dg.TableColumnDep(gold, target.gold_column or target.name) for target in targets],
@@ -234,7 +234,7 @@ def _figures(evaluation: Evaluation, among: Sequence[Evaluation]) -> dict[str, f
 
 
 def _summary(evaluations: Sequence[Evaluation]) -> str:
-    """The few figures that fit beside a metadata key."""
+    """Return the few figures that fit beside a metadata key."""
     names = ("candidate", "target", "coverage", "accuracy", "kappa", "ece", "mae", "spearman")
     columns = {name: [getattr(evaluation, name) for evaluation in evaluations] for name in names}
     per_correct = [evaluation.cost_per_correct_usd for evaluation in evaluations]
@@ -246,7 +246,7 @@ def _summary(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _report(report: EvaluationReport) -> str:
-    """Everything to read, in one Markdown: the UI opens it over the whole page."""
+    """Return everything to read, in one Markdown: the UI opens it over the whole page."""
     categorical = [
         evaluation for evaluation in report.evaluations if evaluation.kind == "categorical" and evaluation.n_gold
     ]
@@ -281,7 +281,7 @@ def _bake_off(evaluations: Sequence[Evaluation]) -> list[str]:
 def column_lineage(
     schema: pa.Schema, *, gold: dg.AssetKey, candidates: Sequence[Candidate], key: str, targets: Sequence[Target]
 ) -> dg.TableColumnLineage:
-    """Figures come from keys and values on both sides, costs and models from the candidates' provenance."""
+    """Return the lineage: figures come from keys and values on both sides, costs and models from the provenance."""
     names = [candidate.key for candidate in candidates]
     values = [dg.TableColumnDep(gold, column) for column in [key, *(t.gold_column or t.name for t in targets)]]
     values += [dg.TableColumnDep(name, column) for name in names for column in [key, *(t.name for t in targets)]]

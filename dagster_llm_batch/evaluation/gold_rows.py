@@ -74,7 +74,7 @@ class Upstreams:
         self._partitions_of = self._tables.partitions_def
 
     def read(self, partition: str | None) -> Read:
-        """What the evaluation of one partition, or of everything (None), compares."""
+        """Return what the evaluation of one partition, or of everything (None), compares."""
         read = self._read_all() if partition is None else self._read_one(partition)
         for name, table in read.candidates.items():
             self._refuse_no_overlap(name, table, read.gold)
@@ -147,7 +147,7 @@ class Upstreams:
         return Read(here, tables, gold_rows_elsewhere=len(gold) - len(here))
 
     def _labels(self, candidate: Candidate, partitions: Sequence[str | None]) -> pa.Table:
-        """Labels, and the rejects as rows without a label."""
+        """Return labels, and the rejects as rows without a label."""
         tables = [self._load(candidate.key, partition, self._columns) for partition in partitions]
         if candidate.rejects is not None:
             stored = self._stored(candidate.rejects)

@@ -53,7 +53,8 @@ def gold_sample_assets(
     description: str | None = None,
     **options: Unpack[EvaluationOptions],
 ) -> list[dg.AssetsDefinition]:
-    """The rows most worth a human label: where candidates disagree or are unsure, rare classes, classes that grow.
+    """Declare an asset with the rows most worth a human label: where candidates disagree or are unsure, rare classes,
+    classes that grow.
 
         candidate a ─┐
         candidate b ─┼─▶ <name>    one row for each proposal: key, why, probability, weight
@@ -178,7 +179,7 @@ class _Sampling:
         return Computed(proposed, metadata, _DOCS)
 
     def _labels(self, stored: StoredTables, candidate: Candidate, partition: str | None) -> pa.Table:
-        """Labels, and the rejects as rows without a label."""
+        """Return labels, and the rejects as rows without a label."""
         columns, partitions_def = [self.join_key, *self.targets], self.builder.partitions_def
         labels = stored.read(candidate.key, partition, partitions_def, columns, also=self.confidence, hint=_HINT)
         if candidate.rejects is None:
@@ -188,7 +189,7 @@ class _Sampling:
         return stacked([labels, *rejects], candidate.key)
 
     def _before(self, stored: StoredTables, partition: str) -> dict[str, tuple[str, pa.Table]]:
-        """The stored partition before this one, and its labels, of the candidates that have one."""
+        """Return the stored partition before this one, and its labels, of the candidates that have one."""
         earlier_labels = {}
         for candidate in self.candidates:
             own = [None, *stored.partitions(candidate.key)]
@@ -201,7 +202,7 @@ class _Sampling:
     def _gold_keys(
         self, context: dg.AssetExecutionContext, stored: StoredTables, partition: str | None
     ) -> pa.Array | None:
-        """Keys of the rows that have gold; None where there is no gold yet."""
+        """Return keys of the rows that have gold; None where there is no gold yet."""
         if self.gold is None:
             return None
         begun = self.gold_is_external or context.instance.get_latest_materialization_event(self.gold) is not None

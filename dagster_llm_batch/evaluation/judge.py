@@ -105,7 +105,7 @@ def pairwise(
     max_inconsistent: float | None,
     severity: dg.AssetCheckSeverity,
 ) -> Computed:
-    """The table of pairs; `verdicts` holds rejects too, as rows without one."""
+    """Return the table of pairs; `verdicts` holds rejects too, as rows without one."""
     pairs = compare_pairs(cases, verdicts, candidates, key=key)
     figures = {
         figure_key(name, f"{pair.a} vs {pair.b}"): value
@@ -145,7 +145,7 @@ def rubric(
     least: Mapping[str, float],
     severity: dg.AssetCheckSeverity,
 ) -> Computed:
-    """The table of candidates and criteria; `scores` holds rejects too, as rows without any."""
+    """Return the table of candidates and criteria; `scores` holds rejects too, as rows without any."""
     scored = score_rubric(cases, scores, candidates, criteria)
     figures = {
         figure_key("mean_score", score.candidate, score.criterion): score.mean
@@ -177,7 +177,7 @@ def _score(scored: Sequence[Rubric], least: Mapping[str, float], severity: dg.As
 
 
 def _cost(verdicts: pa.Table) -> dict[str, float]:
-    """What the judge cost, where that is known."""
+    """Return what the judge cost, where that is known."""
     if "llm_cost_usd" not in verdicts.column_names or verdicts["llm_cost_usd"].null_count:
         return {}
     return {"llm_batch/cost_usd": float(pc.sum(verdicts["llm_cost_usd"]).as_py() or 0)}
@@ -193,7 +193,9 @@ Figures = Callable[[pa.Table, pa.Table], Computed]
 
 
 def instructed(prompt: Prompt, instruction: str, answers: Sequence[str]) -> Prompt:
-    """The prompt, saying how to answer. Raises ConfigError where it shows no answer, or could tell whose they are."""
+    """Return the prompt, saying how to answer. Raises ConfigError where it shows no answer, or could tell whose they
+    are.
+    """
     judge_prompt = replace(prompt, system=f"{prompt.system}\n\n{instruction}" if prompt.system else instruction)
     columns = judge_prompt.columns()
     if columns is None:
@@ -206,7 +208,7 @@ def instructed(prompt: Prompt, instruction: str, answers: Sequence[str]) -> Prom
 
 
 def response_schema(title: str, properties: Mapping[str, Any]) -> dict[str, Any]:
-    """The reason comes first, so that what follows is said with it in mind."""
+    """Return the schema of a verdict. The reason comes first, so that the verdict is given with it in mind."""
     reason = {"type": "string", "description": "Why, in one or two sentences."}
     asked = {"reason": reason, **properties}
     return {
@@ -345,13 +347,13 @@ class Judge:
         return Computed(cases, metadata, CASE_DOCS)
 
     def _asked(self, context: RowsContext) -> pa.Table:
-        """The rows of the labeled dataset."""
+        """Return the rows of the labeled dataset."""
         return _to_ask(self._stored_cases(StoredTables(context.asset), context.partition_key))
 
     def _judged(
         self, context: dg.AssetExecutionContext, partition: str | None, response: Mapping[str, Any]
     ) -> tuple[pa.Table, pa.Table]:
-        """The cases, and what was said of them: a reject is a row without a verdict."""
+        """Return the cases, and what was said of them: a reject is a row without a verdict."""
         stored = StoredTables(context)
         costs, columns = ["llm_cost_usd"], [CASE_ID, *response["properties"]]
         verdicts = self._read(stored, self.verdicts_key, partition, columns, also=costs)
@@ -410,7 +412,8 @@ def pairwise_judge_assets(
     tags: Mapping[str, str] | None = None,
     **llm_batch: Any,
 ) -> list[dg.AssetsDefinition]:
-    """Which of two answers is better, for all pairs of candidates: each pair is asked in both orders.
+    """Declare assets that judge which of two answers is better, for all pairs of candidates: each pair is asked in both
+    orders.
 
     A win is a win in both orders; verdicts that change with the order are counted as inconsistent, and as a tie.
     `<name>` has one row for each pair of candidates: win rate with its interval, sign test, ties, inconsistent rows,
@@ -506,7 +509,7 @@ def rubric_judge_assets(
     tags: Mapping[str, str] | None = None,
     **llm_batch: Any,
 ) -> list[dg.AssetsDefinition]:
-    """How good each answer is by each criterion of a rubric.
+    """Declare assets that score each answer by each criterion of a rubric.
 
     `<name>` has one row for each candidate and criterion: the mean score with its interval. All else is as for
     `pairwise_judge_assets`, but for these:

@@ -79,8 +79,8 @@ class Accepted:
         }
 
     def table(self) -> pa.Table | None:
-        """All that was accepted; None before anything was. Through the IO manager that stores it, as Dagster would: it
-        is no upstream of a run, which could load those only.
+        """Return all that was accepted; None before anything was. Through the IO manager that stores it, as Dagster
+        would: it is no upstream of a run, which could load those only.
         """
         if self._event is None:
             return None
@@ -96,12 +96,12 @@ class Accepted:
         return columns_of(batches, shown_key, columns, also=_KEPT, hint=_ANEW)
 
     def of_others(self, candidates: Sequence[str]) -> list[pa.Table]:
-        """What was accepted of all candidates but these."""
+        """Return what was accepted of all candidates but these."""
         table = self.table()
         return [] if table is None else [table.filter(pc.invert(pc.is_in(table[_CANDIDATE], pa.array(candidates))))]
 
     def regressions(self, read: Read) -> list[Regression]:
-        """Each accepted candidate and target, against what is there now."""
+        """Return each accepted candidate and target, against what is there now."""
         accepted, design = self.table(), self._design
         regressions = []
         for candidate, now in read.candidates.items():
@@ -120,8 +120,8 @@ class Accepted:
 def regression_verdict(
     regressions: Sequence[Regression], accepted: dg.AssetKey, severity: dg.AssetCheckSeverity
 ) -> CheckOutcome:
-    """Passes if no accepted candidate is surely worse than it was. Where nothing is accepted yet, or the rows are too
-    few for a verdict, it does not fail either, and says so first.
+    """Return the verdict, which passes if no accepted candidate is surely worse than it was. Where nothing is accepted
+    yet, or the rows are too few for a verdict, it does not fail either, and says so first.
     """
     bad = worse(regressions)
     if not regressions:

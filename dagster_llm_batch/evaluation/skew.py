@@ -87,7 +87,8 @@ def skew_assets(
     automation_condition: dg.AutomationCondition[Any] | None = None,
     **options: Unpack[AssetOptions],
 ) -> list[dg.AssetsDefinition]:
-    """A sample of labels, asked again in real time and compared: `<name>`, and `<name>_sample` with both side by side.
+    """Declare a sample of labels, asked again in real time and compared: `<name>`, and `<name>_sample` with both side
+    by side.
 
     Replies also differ by chance, unless the LLM is asked with temperature 0. The labels' partitions are sampled one by
     one. Pressing again asks nothing and pays nothing, unless rows, prompt or parameters have changed. Needs the extra
@@ -184,7 +185,7 @@ class _Skew:
     def compute(
         self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None
     ) -> tuple[Computed, Computed]:
-        """The sample side by side, and the figures."""
+        """Return the sample side by side, and the figures."""
         batch = self._drawn(context, engine, partition)
         realtime, status = self._asked(context, engine, partition, batch)
         key, names = self.labeling.key, [target.name for target in self.targets]
@@ -205,7 +206,9 @@ class _Skew:
         )
 
     def _drawn(self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None) -> pa.Table:
-        """The labels of the sample. Raises ConfigError where they were made in another way than the present one."""
+        """Return the labels of the sample. Raises ConfigError where they were made in another way than the present
+        one.
+        """
         dataset, key = self.dataset, self.labeling.key
         labeling = dataset.labeling
         columns = list(dict.fromkeys([key, *(target.name for target in self.targets), *_ASKED]))
@@ -229,7 +232,7 @@ class _Skew:
     def _asked(
         self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None, batch: pa.Table
     ) -> tuple[pa.Table, Status]:
-        """What is said in real time of the rows of `batch`; rejects are rows without a label."""
+        """Return what is said in real time of the rows of `batch`; rejects are rows without a label."""
         rows = _with_keys(
             self.dataset.load_rows(context, partition),
             self.labeling.key,
@@ -274,7 +277,7 @@ class _Skew:
 
 
 def _with_keys(rows: Any, key: str, wanted: pa.ChunkedArray, read: Collection[str] | None) -> Iterator[pa.RecordBatch]:
-    """The rows with these keys, marked to be asked in real time."""
+    """Yield the rows with these keys, marked to be asked in real time."""
     keys = set(wanted.to_pylist())
     for batch in record_batches(rows, read):
         kept = batch

@@ -62,7 +62,7 @@ class EvaluationSpec:
         return code_digest(_FORMAT, self.gold, self.candidates, self.join_key, self.targets, self.regression, self.keep)
 
     def follow(self, *, gold_is_external: bool) -> dg.AutomationCondition[Any]:
-        """Labels and gold are followed, rejects come with the labels."""
+        """Return the condition to compute anew: when labels or gold are new. Rejects come with the labels."""
         condition, assets = dg.AutomationCondition, dg.AssetSelection.assets
         if self.builder.partitions_def is not None:
             not_awaited = [*self.rejects, *([self.gold] if gold_is_external else [])]

@@ -30,7 +30,9 @@ class StoredTables:
         return self._graph.get(key).partitions_def
 
     def _partitions(self, key: dg.AssetKey) -> list[str | None]:
-        """What can be read of an asset, in order: [None] if it is not partitioned. Deleted partitions do not count."""
+        """Return what can be read of an asset, in order: [None] if it is not partitioned. Deleted partitions do not
+        count.
+        """
         instance, node, partitions_def = self._context.instance, self._graph.get(key), self.partitions_def(key)
         if partitions_def is None:
             there = not node.is_materializable or instance.get_latest_materialization_event(key) is not None
@@ -40,12 +42,14 @@ class StoredTables:
         return [partition for partition in keys if partition in stored]
 
     def in_partition(self, key: dg.AssetKey, partition: str) -> list[str | None]:
-        """What stands for `partition` in an asset: itself, or all of an unpartitioned one; [] if it is not there."""
+        """Return what stands for `partition` in an asset: itself, or all of an unpartitioned one; [] if it is not
+        there.
+        """
         here = None if self.partitions_def(key) is None else partition
         return [here] if here in self.partitions(key) else []
 
     def parts(self, key: dg.AssetKey, partition: str | None) -> list[str | None]:
-        """What stands for `partition` in an asset, or (None) all that can be read of it."""
+        """Return what stands for `partition` in an asset, or (None) all that can be read of it."""
         return self.partitions(key) if partition is None else self.in_partition(key, partition)
 
     def read(
@@ -58,7 +62,7 @@ class StoredTables:
         also: Sequence[str] = (),
         hint: str,
     ) -> pa.Table:
-        """What one partition of an evaluation with `partitions_def` needs of an asset, or (None) all of it.
+        """Return what one partition of an evaluation with `partitions_def` needs of an asset, or (None) all of it.
 
         Raises ConfigError for other partitions, InputError where nothing is there.
         """
@@ -77,7 +81,7 @@ class StoredTables:
     def load(
         self, key: dg.AssetKey, partition: str | None, columns: Sequence[str], *, also: Sequence[str] = (), hint: str
     ) -> pa.Table:
-        """`columns`, and those of `also` that are there. Raises ConfigError, with `hint`, or InputError."""
+        """Return `columns`, and those of `also` that are there. Raises ConfigError, with `hint`, or InputError."""
         place = key.to_user_string() + ("" if partition is None else f" ({partition})")
         try:
             value = load_asset(self._context, key, partition)
@@ -93,7 +97,7 @@ class StoredTables:
 def columns_of(
     batches: Sequence[pa.RecordBatch], place: str, columns: Sequence[str], *, also: Sequence[str] = (), hint: str
 ) -> pa.Table:
-    """`columns`, and those of `also` that are there. Raises ConfigError, with `hint`, for one that is not."""
+    """Return `columns`, and those of `also` that are there. Raises ConfigError, with `hint`, for one that is not."""
     table = pa.Table.from_batches(batches) if batches else pa.table({})
     if missing := [name for name in columns if name not in table.column_names]:
         raise ConfigError(
@@ -105,7 +109,7 @@ def columns_of(
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """One type for what IO managers store in several: text, whole numbers and dictionaries of them."""
+    """Cast to one type what IO managers store in several: text, whole numbers and dictionaries of them."""
     t = pa.types
     if t.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -115,7 +119,7 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def stacked(tables: Sequence[pa.Table], key: dg.AssetKey) -> pa.Table:
-    """Tables of one asset below each other; one without rows has no say in the types."""
+    """Stack tables of one asset below each other; one without rows has no say in the types."""
     filled = [table for table in tables if len(table)] or tables[:1]
     try:
         return pa.concat_tables(filled, promote_options="permissive")

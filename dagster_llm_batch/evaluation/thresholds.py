@@ -42,7 +42,9 @@ class Thresholds:
         *,
         blocking: bool,
     ) -> Thresholds:
-        """Raises ConfigError for an unknown candidate, a value out of range, or where no target has classes."""
+        """Make the thresholds of these arguments. Raises ConfigError for an unknown candidate, a value out of range, or
+        where no target has classes.
+        """
         limits: dict[_Figure, Mapping[str, float]] = {}
         given: list[tuple[_Figure, Any, float]] = [
             ("accuracy", min_accuracy, 0.0),
@@ -67,7 +69,7 @@ class Thresholds:
         return cls(limits, severity, blocking)
 
     def specs(self, builder: EvaluationBuilder) -> list[dg.AssetCheckSpec]:
-        """One check for each figure."""
+        """Return one check for each figure."""
         return [
             builder.check(
                 figure,
@@ -80,7 +82,7 @@ class Thresholds:
         ]
 
     def verdicts(self, evaluations: Sequence[Evaluation]) -> list[CheckOutcome]:
-        """One answer for each figure; it passes if every candidate keeps its limit on every categorical target.
+        """Return one answer for each figure; it passes if every candidate keeps its limit on every categorical target.
 
         Without gold it passes, as there was nothing to miss; a figure that is not defined is not enough.
         """
@@ -122,7 +124,7 @@ def _bound(figure: _Figure) -> str:
 
 
 def figure_name(evaluation: Evaluation, among: Sequence[Evaluation], figure: str) -> str:
-    """The metadata key of one figure; a single target is not named."""
+    """Return the metadata key of one figure; a single target is not named."""
     owner = (
         [evaluation.candidate]
         if len({other.target for other in among}) == 1

@@ -52,7 +52,7 @@ class Example(NamedTuple):
 def fine_tuning(
     definition: Labeling | Iterable[dg.AssetsDefinition], rows: Any, labels: Any, form: str = "openai"
 ) -> Iterator[Example]:
-    """One example for each different request of the rows that has a label, in the order of the rows.
+    """Return one example for each different request of the rows that has a label, in the order of the rows.
 
     Args:
         definition: What llm_batch_assets returned, or a Labeling. Its prompt makes the requests again.
@@ -145,12 +145,12 @@ def write_example_lines(examples: Iterable[Example], file: BinaryIO, origin: Bin
 
 
 def provenance_path(path: Path) -> Path:
-    """Where the origins of a file's examples are."""
+    """Return where the origins of a file's examples are."""
     return path.with_name(f"{path.stem}.provenance.jsonl")
 
 
 def _reply(labeling: Labeling, label: pa.Table) -> str:
-    """What the labeled columns say, in the form that was asked for."""
+    """Return what the labeled columns say, in the form that was asked for."""
     [values] = label.select(labeling.reader.schema.names).to_pylist()
     if labeling.reader.format.kind is ResponseKind.TEXT:
         return str(values["text"])

@@ -66,7 +66,7 @@ def write_table(table: Any, path: str | Path, form: str | None = None) -> int:
 
 
 def form_of(path: Path) -> str:
-    """The format that a file's ending names, else ConfigError."""
+    """Return the format that a file's ending names, else ConfigError."""
     try:
         return _ENDINGS[path.suffix]
     except KeyError:
@@ -75,7 +75,7 @@ def form_of(path: Path) -> str:
 
 
 def json_line(value: Any) -> bytes:
-    """One line of JSON."""
+    """Return one line of JSON."""
     return json.dumps(as_json(value), ensure_ascii=False, default=str).encode() + b"\n"
 
 
@@ -164,7 +164,7 @@ def _record_writer(path: Path) -> Iterator[Callable[[_Features], None]]:
 
 
 def _feature_kind(kind: pa.DataType) -> str:
-    """What a column's values, or those of its lists, become: "int", "float" or "byte"; "text" by way of JSON."""
+    """Return what a column's values, or those of its lists, become: "int", "float" or "byte"; "text" by way of JSON."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         inner = _feature_kind(kind.value_type)
         return "text" if pa.types.is_nested(kind.value_type) else inner

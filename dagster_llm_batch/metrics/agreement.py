@@ -140,7 +140,7 @@ class Labels:
         return cls(target, tuple(by_labeler), tuple(classes), codes)
 
     def only(self, labelers: Sequence[str]) -> Labels:
-        """Those of some of the labelers."""
+        """Return those of some of the labelers."""
         return Labels(
             self.target, tuple(labelers), self.classes, self.codes[[self.labelers.index(n) for n in labelers]]
         )
@@ -185,7 +185,7 @@ def agreement_among(
 
 
 def agreement_of_pairs(labels: Labels, *, n_resamples: int = 1000, seed: int = 0) -> list[LabelerPair]:
-    """Each two labelers, in order."""
+    """Return each two labelers, in order."""
     weights = labels.target.kappa_weights
     values = [int(value) for value in labels.classes] if weights else []
     pairs = []
@@ -258,7 +258,7 @@ class _Rows:
         return result
 
     def fleiss(self, n_labelers: int) -> tuple[int, float | None]:
-        """Rows that all have labeled, and Fleiss' kappa of them."""
+        """Return rows that all have labeled, and Fleiss' kappa of them."""
         complete = self.n == n_labelers
         counts = self.counts[complete]
         n = int(counts.sum())
@@ -302,7 +302,7 @@ def _finite(value: float) -> float | None:
 
 
 def labelers_markdown(agreements: Sequence[LabelerAgreement]) -> str:
-    """Each target and group of labelers."""
+    """Return each target and group of labelers."""
     return rows_markdown(
         [
             {
@@ -321,7 +321,7 @@ def labelers_markdown(agreements: Sequence[LabelerAgreement]) -> str:
 
 
 def pairs_markdown(pairs: Sequence[LabelerPair]) -> str:
-    """Each two labelers."""
+    """Return each two labelers."""
     return rows_markdown(
         [
             {

@@ -135,7 +135,7 @@ def bootstrap_intervals(
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
-    """What the middle 95 % of the values that are defined span; None where none is."""
+    """Return what the middle 95 % of the values that are defined span; None where none is."""
     with evaluation_extra("Evaluating labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     tail, values = (1 - CONFIDENCE) / 2, values[np.isfinite(values)]
@@ -146,7 +146,9 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
 
 
 def resamples(counts: NDArray[np.int64], n_resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """As many rows as `counts` has, drawn again with replacement and counted alike: chunks of (resamples, cells)."""
+    """Yield as many rows as `counts` has, drawn again with replacement and counted alike: chunks of (resamples,
+    cells).
+    """
     with evaluation_extra("Evaluating labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     rng, n = np.random.default_rng(seed), int(counts.sum())

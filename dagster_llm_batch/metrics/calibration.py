@@ -112,7 +112,7 @@ def calibration_of(joined: Joined | Tally, *, n_bins: int = N_BINS) -> Calibrati
 
 
 def calibrations_to_arrow(calibrations: Iterable[Calibration]) -> pa.Table:
-    """All bins, in CALIBRATION_SCHEMA."""
+    """Return all bins, in CALIBRATION_SCHEMA."""
     rows = [
         {"candidate": calibration.candidate, "target": calibration.target, **asdict(bin_)}
         for calibration in calibrations

@@ -210,7 +210,7 @@ def _numeric(counted: Tally) -> dict[str, Any]:
 
 
 def _ranks(values: NDArray[np.float64], times: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The mean rank, from 1, of each value that occurs so many times."""
+    """Return the mean rank, from 1, of each value that occurs so many times."""
     import numpy as np  # noqa: PLC0415  # its caller has it
 
     _, at = np.unique(values, return_inverse=True)

@@ -139,7 +139,7 @@ def comparable_values(
 
 
 def category(values: pa.Array, name: str, owner: str) -> pa.Array:
-    """The values as classes; raises ConfigError or InputError where they are none."""
+    """Return the values as classes; raises ConfigError or InputError where they are none."""
     kind = values.type
     if pa.types.is_nested(kind):
         raise ConfigError(

@@ -36,8 +36,8 @@ _LEFT, _CELLS = 0.21, 0.68
 
 
 def confusion_png(matrix: Confusion) -> bytes:
-    """Rows are gold, columns predictions; color is the share of the gold class, numbers are rows; recall stands at
-    the right.
+    """Draw a confusion matrix. Rows are gold, columns predictions; color is the share of the gold class, numbers are
+    rows; recall stands at the right.
 
     Raises ConfigError for a matrix without classes.
     """
@@ -162,7 +162,7 @@ def _accuracy_panel(axes: Axes, type_: Lettering, target: str, panel: Sequence[E
 
 
 def _fold(matrix: Confusion) -> tuple[list[str], list[list[int]]]:
-    """Names and counts of at most MAX_DRAWN classes, the most frequent ones in their order, then the sum of the
+    """Return names and counts of at most MAX_DRAWN classes, the most frequent ones in their order, then the sum of the
     others.
     """
     names, counts = [class_name(value) for value in matrix.classes], [list(row) for row in matrix.counts]

@@ -70,7 +70,7 @@ class Lettering:
 
 
 def blank(height: float) -> tuple[Figure, Lettering]:
-    """An empty picture of `height` inches, and how to write on it."""
+    """Return an empty picture of `height` inches, and how to write on it."""
     with evaluation_extra("Drawing an evaluation"):
         from matplotlib.figure import Figure  # noqa: PLC0415  # optional dependency
     return Figure(figsize=(WIDTH_INCHES, height), dpi=_DPI, facecolor="white"), Lettering()
@@ -91,7 +91,7 @@ def bare(axes: Axes, *, grid: Literal["x", "y", "both"]) -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """The picture as it is stored; no time, no version."""
+    """Return the picture as it is stored; no time, no version."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  # as above
 
     buffer = io.BytesIO()

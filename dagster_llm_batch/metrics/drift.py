@@ -98,7 +98,7 @@ DRIFT_SCHEMA = schema_of(Drift)
 
 
 def class_counts(values: pa.ChunkedArray, target: str, owner: str) -> dict[Class, int]:
-    """Rows of each class, nulls left out. Raises ConfigError for values that are no classes."""
+    """Return rows of each class, nulls left out. Raises ConfigError for values that are no classes."""
     counted = pc.value_counts(category(values.combine_chunks(), target, owner).drop_null()).to_pylist()
     if len(counted) > MAX_CLASSES:
         raise ConfigError(
@@ -202,12 +202,12 @@ def adwin_changes(counts: Mapping[str, Counts], *, delta: float = 0.002, seed: i
 
 
 def drifts_to_arrow(drifts: Iterable[Drift]) -> pa.Table:
-    """One row for each partition, candidate and target, in DRIFT_SCHEMA."""
+    """Return one row for each partition, candidate and target, in DRIFT_SCHEMA."""
     return table_of(drifts, Drift)
 
 
 def shares_to_arrow(candidate: str, target: str, counts: Mapping[str, Counts]) -> pa.Table:
-    """One row for each partition and class, in SHARES_SCHEMA."""
+    """Return one row for each partition and class, in SHARES_SCHEMA."""
     classes = sorted({class_ for each in counts.values() for class_ in each})
     rows = [
         {
@@ -225,7 +225,7 @@ def shares_to_arrow(candidate: str, target: str, counts: Mapping[str, Counts]) -
 
 
 def drifts_markdown(drifts: Sequence[Drift]) -> str:
-    """Each partition, candidate and target; the last one first."""
+    """Return each partition, candidate and target; the last one first."""
     return rows_markdown(
         [
             {

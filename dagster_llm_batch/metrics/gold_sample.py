@@ -90,7 +90,9 @@ def check_design(size: int, random_share: float) -> None:
 
 
 def _parts(signals: Mapping[str, NDArray[Any]], n_rows: int, random_share: float) -> dict[str, NDArray[Any]]:
-    """What chance and each signal that says something give to each row; each sums to its share, all together to 1."""
+    """Return what chance and each signal that says something give to each row; each sums to its share, all together to
+    1.
+    """
     import numpy as np  # noqa: PLC0415  # optional dependency, checked by propose
 
     loud = {name: values for name, values in signals.items() if values.sum() > 0}

@@ -33,7 +33,8 @@ def gold_signals(
     confidence: Sequence[str] = (),
     reference: Mapping[str, pa.Table] | None = None,
 ) -> tuple[pa.Array, dict[str, NDArray[np.float64]]]:
-    """The keys of all rows of all candidates, and the strength of each signal that can be measured, in their order.
+    """Return the keys of all rows of all candidates, and the strength of each signal that can be measured, in their
+    order.
 
     `tables` hold each candidate's labels, and its rejects as rows without a label. `confidence` names columns, of those
     candidates that have them; `reference` has earlier labels of those that have some. The strongest of several targets
@@ -120,8 +121,8 @@ def rare_class(votes: Sequence[pa.Array]) -> NDArray[np.float64]:
 
 
 def drift(votes: Sequence[pa.Array], reference: Sequence[pa.Array]) -> NDArray[np.float64]:
-    """How much of the row's class its share in the reference does not explain: (p - q) / p, where p is the share of the
-    class here and q there; 0 where it has not grown. By the candidate for whom it is most.
+    """Return how much of the row's class its share in the reference does not explain: (p - q) / p, where p is the share
+    of the class here and q there; 0 where it has not grown. By the candidate for whom it is most.
     """
     codes = _codes([*votes, *reference])
     with evaluation_extra("Proposing rows for gold"):
@@ -139,7 +140,7 @@ def drift(votes: Sequence[pa.Array], reference: Sequence[pa.Array]) -> NDArray[n
 
 
 def _codes(columns: Sequence[pa.Array]) -> list[NDArray[np.int64]]:
-    """Labels as numbers, the same for the same label in all columns; -1 for none."""
+    """Return labels as numbers, the same for the same label in all columns; -1 for none."""
     with evaluation_extra("Proposing rows for gold"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     kind = next((column.type for column in columns if not pa.types.is_null(column.type)), pa.string())
@@ -149,7 +150,7 @@ def _codes(columns: Sequence[pa.Array]) -> list[NDArray[np.int64]]:
 
 
 def _by_class(strength: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The strength of each row's class; 0 without a label."""
+    """Return the strength of each row's class; 0 without a label."""
     strongest: NDArray[np.float64] = (codes >= 0) * strength[codes]
     return strongest
 

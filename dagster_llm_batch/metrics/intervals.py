@@ -37,7 +37,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def sign_test(wins: int, other: int) -> float:
-    """How often two sides that are equally likely would differ as much or more (exact, two-sided); 1 without any."""
+    """Return how often two sides that are equally likely would differ as much or more (exact, two-sided); 1 without
+    any.
+    """
     if wins + other == 0:
         return 1.0
     with evaluation_extra("Comparing candidates"):

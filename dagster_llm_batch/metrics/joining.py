@@ -183,7 +183,7 @@ def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target,
 
 
 def succeeded(candidate: pa.Table) -> pa.Array:
-    """One boolean a row. Without an outcome (no column, or null) the label speaks for itself."""
+    """Return one boolean a row. Without an outcome (no column, or null) the label speaks for itself."""
     if "llm_outcome" not in candidate.column_names:
         return pa.repeat(pa.scalar(value=True), len(candidate))
     outcome = column(candidate, "llm_outcome", "the candidate")

@@ -15,7 +15,7 @@ _BITS = 53
 
 
 def unit(key: object, seed: object) -> float:
-    """A number in [0, 1), as good as uniform."""
+    """Return a number in [0, 1), as good as uniform."""
     text = f"{seed}\0{key}".encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(text, digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> (64 - _BITS)) / (1 << _BITS)

@@ -89,7 +89,7 @@ def agreement_between(a: Joined, b: Joined) -> Agreement:
 
 
 def pairwise_agreement(joined: Sequence[Joined]) -> tuple[Agreement, ...]:
-    """All pairs of candidates that share a categorical target, in the order given."""
+    """Return all pairs of candidates that share a categorical target, in the order given."""
     return tuple(
         agreement_between(a, b)
         for a, b in combinations(joined, 2)

@@ -33,8 +33,8 @@ _TEXT = pa.large_string()
 def rubric_cases(
     rows: pa.Table, answers: Mapping[str, pa.Table], *, key: str, target: Sequence[str], sample: int | None, seed: int
 ) -> pa.Table:
-    """One case for each row and candidate that has an answer: `case_id`, key, `candidate`, `answer`, the columns of
-    `rows`. `case_id` is `<candidate>/<key>`. With `sample`, of so many rows.
+    """Return one case for each row and candidate that has an answer: `case_id`, key, `candidate`, `answer`, the columns
+    of `rows`. `case_id` is `<candidate>/<key>`. With `sample`, of so many rows.
     """
     keys, texts = _answers(rows, answers, key, target, sample, seed)
     cases = [(at, name, texts[name][key_]) for name in answers for at, key_ in keys if key_ in texts[name]]
@@ -49,7 +49,7 @@ def rubric_cases(
 def pairwise_cases(
     rows: pa.Table, answers: Mapping[str, pa.Table], *, key: str, target: Sequence[str], sample: int | None, seed: int
 ) -> pa.Table:
-    """Two cases for each row and pair of candidates that both have an answer, one in each order: `case_id`, key,
+    """Return two cases for each row and pair of candidates that both have an answer, one in each order: `case_id`, key,
     `first`, `second`, `identical`, `answer_a` (of the first), `answer_b`, the columns of `rows`.
 
     `case_id` is `<first>/<second>/<key>`. Answers that are the same need no judge: they are one case, `identical`.
@@ -95,7 +95,7 @@ def _answers(
 
 
 def _texts(columns: Sequence[pa.Array], names: Sequence[str]) -> Iterator[str | None]:
-    """What was said of each row, as text; None where nothing was. Several columns are one JSON object."""
+    """Yield what was said of each row, as text; None where nothing was. Several columns are one JSON object."""
     for values in zip(*(values_.to_pylist() for values_ in columns), strict=True):
         if all(value is None for value in values):
             yield None

@@ -74,7 +74,7 @@ PAIRWISE_SCHEMA = schema_of(Pairwise)
 
 
 def compare_pairs(cases: pa.Table, verdicts: pa.Table, candidates: Sequence[str], *, key: str) -> tuple[Pairwise, ...]:
-    """One figure for each pair of `candidates`, in their order.
+    """Return one figure for each pair of `candidates`, in their order.
 
     `cases`: see `pairwise_cases`. `verdicts`: `case_id` and `verdict`, null where the judge gave none. Raises
     InputError for a verdict that is none of VERDICTS.
@@ -134,12 +134,12 @@ def _pair(a: str, b: str, rows: Sequence[dict[str, str | None]], n_identical: in
 
 
 def pairwise_to_arrow(figures: Iterable[Pairwise]) -> pa.Table:
-    """One row for each pair, in PAIRWISE_SCHEMA."""
+    """Return one row for each pair, in PAIRWISE_SCHEMA."""
     return table_of(figures, Pairwise)
 
 
 def pairwise_markdown(figures: Iterable[Pairwise]) -> str:
-    """Who wins, and how far the judge can be trusted; 95 % intervals."""
+    """Return who wins, and how far the judge can be trusted; 95 % intervals."""
     return rows_markdown(
         [
             {

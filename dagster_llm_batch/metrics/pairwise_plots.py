@@ -34,7 +34,7 @@ _NARROW = 0.045
 
 
 def pairwise_png(figures: Sequence[Pairwise]) -> bytes:
-    """One bar for each pair that was compared: rows that a wins, ties, inconsistent rows, rows that b wins.
+    """Draw one bar for each pair that was compared: rows that a wins, ties, inconsistent rows, rows that b wins.
 
     Raises ConfigError if none was.
     """

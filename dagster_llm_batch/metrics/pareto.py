@@ -19,7 +19,7 @@ __all__ = ["bake_off_markdown", "cost_per_1000_usd", "quality", "with_pareto_fro
 
 
 def quality(evaluation: Evaluation) -> float | None:
-    """What a bake-off is about; None without labels. Of a numeric target, the lower the better."""
+    """Return the figure that a bake-off compares; None without labels. Of a numeric target, the lower the better."""
     return evaluation.mae if evaluation.kind == "numeric" else evaluation.accuracy_all
 
 
@@ -30,7 +30,7 @@ def cost_per_1000_usd(evaluation: Evaluation) -> Decimal | None:
 
 
 def with_pareto_front(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, ...]:
-    """The same, with `on_pareto_front` set among the candidates of each target."""
+    """Return the evaluations with `on_pareto_front` set among the candidates of each target."""
     return tuple(replace(evaluation, on_pareto_front=_on_front(evaluation, evaluations)) for evaluation in evaluations)
 
 

@@ -62,7 +62,7 @@ def confusion(joined: Joined | Tally) -> Confusion:
 
 
 def per_class(joined: Joined | Tally) -> pa.Table:
-    """One row for each class, in order, in PER_CLASS_SCHEMA. Raises ConfigError for a numeric target."""
+    """Return one row for each class, in order, in PER_CLASS_SCHEMA. Raises ConfigError for a numeric target."""
     counted = tally(joined)
     matrix = confusion(counted)
     n_gold = dict(zip(counted.gold["gold"].to_pylist(), counted.gold["n"].to_pylist(), strict=True))
@@ -88,12 +88,12 @@ def per_class(joined: Joined | Tally) -> pa.Table:
 
 
 def class_name(value: Class) -> str:
-    """A class as text; booleans as JSON writes them."""
+    """Return a class as text; booleans as JSON writes them."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def coded(counted: Tally) -> tuple[tuple[Class, ...], Cells]:
-    """The classes, and the labeled rows by the positions of their gold and predicted class among them."""
+    """Return the classes, and the labeled rows by the positions of their gold and predicted class among them."""
     if counted.target.kind == "numeric":
         raise ConfigError(f"Target '{counted.target.name}' is numeric: it has no classes to count.")
     classes = counted.classes()
@@ -102,7 +102,7 @@ def coded(counted: Tally) -> tuple[tuple[Class, ...], Cells]:
 
 
 def positions(values: pa.Array | pa.ChunkedArray, classes: Sequence[Class]) -> NDArray[np.int64]:
-    """Where each value stands among `classes`, which hold them all."""
+    """Return where each value stands among `classes`, which hold them all."""
     with evaluation_extra("Evaluating labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     return np.asarray(pc.index_in(values, value_set=pa.array(classes, type=values.type)), dtype=np.int64)

@@ -44,7 +44,7 @@ _LOG_FROM = 20
 
 
 def pareto_png(evaluations: Sequence[Evaluation], target: str) -> bytes:
-    """Each candidate on one target by quality (up is better) and cost of 1,000 rows; the front is blue.
+    """Draw each candidate on one target by quality (up is better) and cost of 1,000 rows; the front is blue.
 
     Candidates without a known cost are listed only. Raises ConfigError if none has both.
     """
@@ -119,7 +119,7 @@ def _candidates_list(figure: Figure, type_: Lettering, listed: Sequence[Evaluati
 
 
 def _cost_axis(axes: Axes, type_: Lettering, costs: Sequence[float]) -> list[float]:
-    """Where each cost stands. Logarithmic where they are far apart, with a place of its own for 0."""
+    """Return where each cost stands. Logarithmic where they are far apart, with a place of its own for 0."""
     paid = [cost for cost in costs if cost > 0]
     if not paid or max(paid) < _LOG_FROM * min(paid):
         top = (max(paid) if paid else 1.0) * 1.12

@@ -109,7 +109,7 @@ def regression_between(accepted: Joined, current: Joined, *, n_resamples: int = 
 
 
 def worse(regressions: Sequence[Regression]) -> list[Regression]:
-    """Those that chance does not explain. The comparisons share ALPHA (Bonferroni)."""
+    """Return those that chance does not explain. The comparisons share ALPHA (Bonferroni)."""
     compared = [regression for regression in regressions if regression.p_worse is not None]
     return [
         regression
@@ -119,7 +119,7 @@ def worse(regressions: Sequence[Regression]) -> list[Regression]:
 
 
 def regressions_to_arrow(regressions: Iterable[Regression]) -> pa.Table:
-    """One row for each candidate and target, in REGRESSION_SCHEMA."""
+    """Return one row for each candidate and target, in REGRESSION_SCHEMA."""
     return table_of(regressions, Regression)
 
 
@@ -166,7 +166,7 @@ def _numbers(accepted: Joined, current: Joined, n_resamples: int, seed: int) -> 
 
 
 def regressions_markdown(regressions: Sequence[Regression]) -> str:
-    """Each candidate and target: what was accepted, what is there now, and whether it is worse."""
+    """Return each candidate and target: what was accepted, what is there now, and whether it is worse."""
     return rows_markdown(
         [
             {

@@ -66,7 +66,7 @@ def compare(
 
 
 def report_of(tallies: Sequence[Tally], *, n_resamples: int = 1000, seed: int = 0) -> EvaluationReport:
-    """What counts alone say: all but agreements, which need the rows of both candidates side by side."""
+    """Return what counts alone say: all but agreements, which need the rows of both candidates side by side."""
     categorical = [counts for counts in tallies if counts.target.kind == "categorical"]
     return EvaluationReport(
         evaluations=with_pareto_front([evaluate(counts, n_resamples=n_resamples, seed=seed) for counts in tallies]),

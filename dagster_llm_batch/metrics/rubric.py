@@ -42,7 +42,7 @@ RUBRIC_SCHEMA = schema_of(Rubric)
 def score_rubric(
     cases: pa.Table, scores: pa.Table, candidates: Sequence[str], criteria: Sequence[str]
 ) -> tuple[Rubric, ...]:
-    """One figure for each candidate and criterion, in their orders.
+    """Return one figure for each candidate and criterion, in their orders.
 
     `cases`: see `rubric_cases`. `scores`: `case_id` and one column for each criterion, null where the judge gave none.
     """
@@ -80,7 +80,7 @@ def _rubric(candidate: str, criterion: str, n_cases: int, values: Sequence[int])
 
 
 def rubric_to_arrow(figures: Iterable[Rubric]) -> pa.Table:
-    """One row for each candidate and criterion, in RUBRIC_SCHEMA."""
+    """Return one row for each candidate and criterion, in RUBRIC_SCHEMA."""
     return table_of(figures, Rubric)
 
 

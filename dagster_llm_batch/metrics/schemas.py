@@ -36,7 +36,9 @@ _ARROW_TYPES = {
 
 
 def schema_of(of: type) -> pa.Schema:
-    """One column a field. Its annotations are texts (`from __future__ import annotations`); a Literal is text."""
+    """Return one column a field. Its annotations are texts (`from __future__ import annotations`); a Literal is
+    text.
+    """
     plain = {name: annotation.removesuffix(" | None") for name, annotation in of.__annotations__.items()}
     return pa.schema(
         {name: pa.string() if kind.startswith("Literal[") else _ARROW_TYPES[kind] for name, kind in plain.items()}

@@ -112,7 +112,7 @@ def _met(batch: pa.Table, realtime: pa.Table, key: str) -> tuple[pa.Array, pa.Ar
 
 
 def _text(table: pa.Table, name: str) -> pa.Array:
-    """A column that is text also where it holds nulls only."""
+    """Return a column that is text also where it holds nulls only."""
     return column(table, name, "the labels").cast(pa.large_string())
 
 
@@ -126,8 +126,8 @@ def _names(models: pa.Array) -> tuple[str, ...]:
 
 
 def side_by_side(batch: pa.Table, realtime: pa.Table, *, key: str, targets: Sequence[str]) -> pa.Table:
-    """Each sampled row: key, `<target>`, `<target>_realtime`, `llm_same` (null where there is nothing to compare),
-    `llm_changed`, and outcome, reason, model and cost of the reply in real time; in order of the keys.
+    """Return each sampled row: key, `<target>`, `<target>_realtime`, `llm_same` (null where there is nothing to
+    compare), `llm_changed`, and outcome, reason, model and cost of the reply in real time; in order of the keys.
     """
     batch = batch.sort_by(key)
     at, same_request, answered = _met(batch, realtime, key)
@@ -148,12 +148,12 @@ def side_by_side(batch: pa.Table, realtime: pa.Table, *, key: str, targets: Sequ
 
 
 def skew_to_arrow(skews: Iterable[Skew]) -> pa.Table:
-    """One row for each target, in SKEW_SCHEMA."""
+    """Return one row for each target, in SKEW_SCHEMA."""
     return table_of(skews, Skew)
 
 
 def skew_markdown(skews: Iterable[Skew]) -> str:
-    """How far both ways agree; 95 % intervals."""
+    """Return how far both ways agree; 95 % intervals."""
     return rows_markdown(
         [
             {

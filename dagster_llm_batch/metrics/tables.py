@@ -49,17 +49,17 @@ CONFUSION_SCHEMA = pa.schema(
 
 
 def evaluations_to_arrow(evaluations: Iterable[Evaluation]) -> pa.Table:
-    """One row for each evaluation, in EVALUATION_SCHEMA."""
+    """Return one row for each evaluation, in EVALUATION_SCHEMA."""
     return table_of(evaluations, Evaluation)
 
 
 def agreements_to_arrow(agreements: Iterable[Agreement]) -> pa.Table:
-    """One row for each pair of candidates and target, in AGREEMENT_SCHEMA."""
+    """Return one row for each pair of candidates and target, in AGREEMENT_SCHEMA."""
     return table_of(agreements, Agreement)
 
 
 def confusions_to_arrow(confusions: Iterable[Confusion]) -> pa.Table:
-    """All matrices, in CONFUSION_SCHEMA."""
+    """Return all matrices, in CONFUSION_SCHEMA."""
     rows = [
         {
             "candidate": matrix.candidate,
@@ -77,7 +77,9 @@ def confusions_to_arrow(confusions: Iterable[Confusion]) -> pa.Table:
 
 
 def evaluations_markdown(evaluations: Sequence[Evaluation]) -> str:
-    """The figures that decide, one row for each evaluation; numeric targets in a table of their own. 95 % intervals."""
+    """Return the figures that decide, one row for each evaluation; numeric targets in a table of their own. 95 %
+    intervals.
+    """
     categorical = [
         {
             "candidate": e.candidate,
@@ -111,7 +113,7 @@ def evaluations_markdown(evaluations: Sequence[Evaluation]) -> str:
 
 
 def agreements_markdown(agreements: Sequence[Agreement]) -> str:
-    """One row for each pair: who is ahead, by how much, and whether chance would do."""
+    """Return one row for each pair: who is ahead, by how much, and whether chance would do."""
     return rows_markdown(
         [
             {
@@ -139,12 +141,12 @@ def confusion_markdown(matrix: Confusion) -> str:
 
 
 def per_class_markdown(table: pa.Table) -> str:
-    """A table of PER_CLASS_SCHEMA, as it is."""
+    """Return a table of PER_CLASS_SCHEMA, as it is."""
     return table_markdown(table, max_rows=len(table))
 
 
 def table_markdown(table: pa.Table, *, max_rows: int = 20) -> str:
-    """The first rows of any table. Says how many were left out."""
+    """Return the first rows of any table. Says how many were left out."""
     shown = table.slice(0, max_rows)
     cells = [[_cell(value) for value in column.to_pylist()] for column in shown.columns]
     text = _grid(table.column_names, list(zip(*cells, strict=True)))
@@ -153,7 +155,7 @@ def table_markdown(table: pa.Table, *, max_rows: int = 20) -> str:
 
 
 def rows_markdown(rows: Sequence[dict[str, str]]) -> str:
-    """Rows of equal keys as one table; nothing for none."""
+    """Return rows of equal keys as one table; nothing for none."""
     return _grid(list(rows[0]), [list(row.values()) for row in rows]) if rows else ""
 
 
@@ -177,14 +179,14 @@ def figure(value: float | None, low: float | None = None, high: float | None = N
 
 
 def percent(value: float | None, low: float | None = None, high: float | None = None) -> str:
-    """As `figure`, in percent."""
+    """Return a figure with its interval, in percent."""
     if value is None:
         return _DASH
     return f"{value:.1%}" if low is None or high is None else f"{value:.1%} ({low:.1%} to {high:.1%})"
 
 
 def share(part: int, whole: int) -> str:
-    """Counts, and the percentage."""
+    """Return counts, and the percentage."""
     return f"{part:,} of {whole:,}" + (f" ({part / whole:.1%})" if whole else "")
 
 

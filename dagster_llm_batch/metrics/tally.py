@@ -57,7 +57,9 @@ class Tally:
         return _sum(self.cells)
 
     def classes(self) -> tuple[Class, ...]:
-        """All values of gold (labeled or not) and of the predictions, sorted. Raises ConfigError over MAX_CLASSES."""
+        """Return all values of gold (labeled or not) and of the predictions, sorted. Raises ConfigError over
+        MAX_CLASSES.
+        """
         values = {*self.gold["gold"].to_pylist(), *self.cells["predicted"].to_pylist()}
         if len(values) > MAX_CLASSES:
             raise ConfigError(
@@ -94,7 +96,7 @@ def tally(joined: Joined | Tally) -> Tally:
 
 
 def total(parts: Sequence[Tally]) -> Tally:
-    """The tally of a candidate whose rows were joined in parts, each with all of the gold; in any order.
+    """Return the tally of a candidate whose rows were joined in parts, each with all of the gold; in any order.
 
     The caller knows that no key is in two parts. Raises InputError for parts that were joined with different gold.
     """
@@ -130,7 +132,7 @@ def _added(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def _grouped(table: pa.Table) -> pa.Table:
-    """The different rows but for their `n`, sorted, with the sum of it."""
+    """Return the different rows but for their `n`, sorted, with the sum of it."""
     names = [name for name in table.column_names if name != N]
     grouped = table.group_by(names).aggregate([(N, "sum")]).rename_columns([*names, N])
     return grouped.sort_by([(name, "ascending") for name in names]).combine_chunks()

@@ -117,7 +117,7 @@ def drift_png(
 
 
 def costs_png(costs: Sequence[DayCost]) -> bytes:
-    """What was spent on each day, by dataset; the outline is what real time would have cost.
+    """Draw what was spent on each day, by dataset; the outline is what real time would have cost.
 
     The outline is left out of days on which it is not known in full. Raises ConfigError without costs.
     """

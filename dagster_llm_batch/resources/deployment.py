@@ -39,12 +39,12 @@ class Budget(CheckedConfig):
     asset: str | None = Field(default=None, description="Of one labeled dataset, by its key. Default: of all together.")
 
     def model_post_init(self, context: Any, /) -> None:
-        """Refuse a wrong one where it is written, and not in a run."""
+        """Raise ConfigError for wrong numbers where they are written, and not in a run."""
         super().model_post_init(context)
         self.rule()
 
     def rule(self) -> rules.Budget:
-        """The same for the engine."""
+        """Return the rule that the engine works with."""
         return rules.Budget(str(self.max_usd), self.period, self.asset)
 
 
@@ -56,12 +56,12 @@ class QueueLimit(CheckedConfig):
     max_tokens: int | None = Field(default=None, description="Input tokens, by estimate: OpenAI's enqueued tokens.")
 
     def model_post_init(self, context: Any, /) -> None:
-        """Refuse a wrong one where it is written, and not in a run."""
+        """Raise ConfigError for wrong numbers where they are written, and not in a run."""
         super().model_post_init(context)
         self.rule()
 
     def rule(self) -> rules.QueueLimit:
-        """The same for the engine."""
+        """Return the rule that the engine works with."""
         return rules.QueueLimit(self.max_batches, self.max_requests, self.max_tokens)
 
 
@@ -121,7 +121,7 @@ class LLMBatchResource(CheckedResource):
         rules.check_queue_limits(self.queue_limits, list(self._configured()))
 
     def __repr_args__(self) -> Any:
-        """The fields, with the ledger's place and without its password."""
+        """Yield the fields, with the ledger's place and without its password."""
         yield from super().__repr_args__()
         if self.ledger_url is not None and not isinstance(self.ledger_url, dg.EnvVar):
             is_secret = "ledger_url" in self._plain_secrets()
@@ -150,20 +150,20 @@ class LLMBatchResource(CheckedResource):
             flush()
 
     def places(self) -> tuple[str, str]:
-        """URL of the ledger, with its password, and root of the payload store; nothing is opened."""
+        """Return the URL of the ledger, with its password, and the root of the payload store. Nothing is opened."""
         ledger_url = self.ledger_url or f"sqlite:///{self._folder / 'ledger.sqlite'}"
         return ledger_url, self.payload_root or str(self._folder / "payloads")
 
     @property
     def _folder(self) -> Path:
-        # used outside Dagster, beside a deployment
+        # Outside of a run, as on the command line, Dagster has called no `setup_for_execution`.
         if self._home is None and os.environ.get("DAGSTER_HOME"):
             with dg.DagsterInstance.get() as instance:
                 self._home = _home_of(instance)
         return self._home or Path.cwd() / ".llm_batch"
 
     def engine(self) -> Engine:
-        """The engine over this ledger, payload store and these providers; opened on first use."""
+        """Return the engine over this ledger, payload store and these providers; opened on first use."""
         if self._engine is None:
             from dagster_llm_batch.engine.deployment import Deployment  # noqa: PLC0415 - as below
             from dagster_llm_batch.engine.engine import Engine  # noqa: PLC0415 - it loads all that a run needs
@@ -186,17 +186,19 @@ class LLMBatchResource(CheckedResource):
         return self._engine
 
     def providers(self, home: Path) -> dict[str, Provider]:
-        """The configured providers by name."""
+        """Return the configured providers by name."""
         configured = self._configured().items()
         return {name: self._made(partial(resource.provider_below, home / name)) for name, resource in configured}
 
     def _configured(self) -> dict[str, ProviderResource]:
-        """The settings of those providers that have any. A provider of the registry has the field of its name."""
+        """Return the settings of those providers that have any. A provider of the registry has the field of its
+        name.
+        """
         settings = {name: getattr(self, name, None) for name in PROVIDERS}
         return {name: resource for name, resource in settings.items() if resource is not None}
 
     def _made(self, make: Callable[[], Provider]) -> Provider:
-        """The provider or, where it cannot be made, one that says why as soon as it is used: the others work."""
+        """Return the provider or, where it cannot be made, one that says why as soon as it is used: the others work."""
         try:
             provider = make()
         except Exception as error:  # noqa: BLE001 - of an SDK or the user's own: anything may come

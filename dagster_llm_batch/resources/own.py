@@ -35,7 +35,7 @@ class CommandBatchResource(ProviderResource):
         return self.provider(str(folder))
 
     def provider(self, default_workdir: str = ".llm_batch/command") -> Provider:
-        """The provider; starts nothing."""
+        """Return the provider; starts nothing."""
         from dagster_llm_batch.providers.command.provider import CommandProvider  # noqa: PLC0415 - as the others
 
         return CommandProvider(command=self.command, workdir=self.workdir or default_workdir, account=self.account)
@@ -80,7 +80,7 @@ class RayBatchResource(ProviderResource):
     account: str | None = Field(default=None, description="What tells its answers apart. Default: what answers.")
 
     def provider(self) -> Provider:
-        """The provider; makes no call."""
+        """Return the provider; makes no call."""
         from dagster_llm_batch.providers.ray.answers import RayAnswers  # noqa: PLC0415 - as above
         from dagster_llm_batch.providers.ray.provider import RayProvider  # noqa: PLC0415 - its SDK is an extra
 
@@ -131,7 +131,7 @@ class SlurmBatchResource(ProviderResource):
     )
 
     def provider(self) -> Provider:
-        """The provider; calls nothing."""
+        """Return the provider; calls nothing."""
         from dagster_llm_batch.providers.slurm.options import SlurmOptions  # noqa: PLC0415 - as the others
         from dagster_llm_batch.providers.slurm.provider import SlurmProvider  # noqa: PLC0415 - as the others
 

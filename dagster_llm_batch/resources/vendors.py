@@ -49,7 +49,7 @@ class AnthropicBatchResource(ProviderResource):
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
     def provider(self) -> Provider:
-        """The provider; makes no call."""
+        """Return the provider; makes no call."""
         from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider  # noqa: PLC0415 - its SDK is an extra
         from dagster_llm_batch.providers.anthropic.requests import ANTHROPIC_VERSION  # noqa: PLC0415 - as above
 
@@ -87,7 +87,7 @@ class OpenAIBatchResource(ProviderResource):
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
     def provider(self) -> Provider:
-        """The provider; makes no call."""
+        """Return the provider; makes no call."""
         from dagster_llm_batch.providers.openai.provider import OpenAIProvider  # noqa: PLC0415 - its SDK is an extra
 
         return OpenAIProvider(
@@ -134,7 +134,7 @@ class VertexBatchResource(ProviderResource):
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
     def provider(self) -> Provider:
-        """The provider; makes no call."""
+        """Return the provider; makes no call."""
         from dagster_llm_batch.providers.google.vertex import (  # noqa: PLC0415 - an extra
             VertexProvider,
             credentials_of,
@@ -172,7 +172,7 @@ class GeminiBatchResource(ProviderResource):
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
     def provider(self) -> Provider:
-        """The provider; makes no call."""
+        """Return the provider; makes no call."""
         from dagster_llm_batch.providers.google.gemini import GeminiProvider  # noqa: PLC0415 - its SDK is an extra
 
         return GeminiProvider(
@@ -223,13 +223,13 @@ class BedrockBatchResource(ProviderResource):
 
     @classmethod
     def like(cls, aws: Any, **settings: Any) -> BedrockBatchResource:
-        """One with the AWS settings of `aws`, a ResourceWithBoto3Configuration, but for its endpoint."""
+        """Return one with the AWS settings of `aws`, a ResourceWithBoto3Configuration, but for its endpoint."""
         shared = ("region_name", "profile_name", "max_attempts", "use_ssl", "verify", *_AWS_KEYS)
         taken = {name: vars(aws)[name] for name in shared}
         return cls(**{**taken, **settings})
 
     def provider(self) -> Provider:
-        """The provider; makes no call."""
+        """Return the provider; makes no call."""
         from dagster_llm_batch.providers.bedrock.provider import BedrockProvider  # noqa: PLC0415 - its SDK is an extra
 
         session = {name: value for name in ("profile_name", *_AWS_KEYS) if (value := getattr(self, name)) is not None}

@@ -16,6 +16,7 @@ from dagster_llm_batch.sensors.tick import Tick
 
 __all__ = ["bounded_sensor", "build_llm_batch_sensor"]
 
+# A run that lands labels takes a fraction of a second in its own process; starting another takes four to six.
 _IN_PROCESS: Mapping[str, Any] = {"execution": {"config": {"in_process": {}}}}
 
 
@@ -30,7 +31,7 @@ def build_llm_batch_sensor(
     run_config: Mapping[str, Any] | None = None,
     run_tags: Mapping[str, str] | None = None,
 ) -> dg.SensorDefinition:
-    """A sensor that polls batches and lands labels when they end.
+    """Return a sensor that polls batches and lands labels when they end.
 
     Args:
         name: Its name.
@@ -89,6 +90,7 @@ def bounded_sensor(
             msg = f"The resource '{resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
             raise dg.DagsterInvalidDefinitionError(msg)
         tick = Tick(context, resource.engine(), _labels_in(context, resource_key), bounds)
+        # The sensor polls and asks, and never submits: Dagster may run its body twice for one tick.
         tick.poll()
         new = (group for group in grouped(tick.ready(), max_partitions_per_run) if tick.is_new(group))
         groups = list(islice(new, bounds.requested_runs))
@@ -100,6 +102,8 @@ def bounded_sensor(
             return dg.SensorResult(skip_reason=tick.summary())
         config = dict(run_config if run_config is not None else _default_run_config(context))
         requests = [
+            # Dagster drops a repeated run key without a word, also if that run failed. The key holds the attempt, so
+            # that a lost run is asked for again under another key.
             dg.RunRequest(
                 run_key=group.run_key,
                 asset_selection=group.selection,
@@ -119,7 +123,7 @@ def bounded_sensor(
 
 
 def _labels_in(context: dg.SensorEvaluationContext, resource_key: str) -> dict[str, Partitions]:
-    """The labeled assets of this code location whose LLMBatchResource this is."""
+    """Return the labeled assets of this code location that use this LLMBatchResource, with their partitions."""
     assert context.repository_def is not None
     return {
         key.to_user_string(): Partitions(assets.partitions_def, context.instance)

@@ -66,7 +66,7 @@ class Group:
 
 
 def grouped(ready: Sequence[Ready], most: int) -> list[Group]:
-    """Neighbouring partitions of an asset as one group, the rest alone; in the order of the first of each."""
+    """Group neighbouring partitions of an asset, the rest alone; in the order of the first of each group."""
     groups: list[Group] = []
     by_asset: dict[dg.AssetKey, list[Ready]] = defaultdict(list)
     for partition in ready:
@@ -85,7 +85,7 @@ def grouped(ready: Sequence[Ready], most: int) -> list[Group]:
 
 
 def joined(run_keys: Sequence[str]) -> str:
-    """One key for several; another one whenever any of them is."""
+    """Join run keys into one, which changes whenever any of them does."""
     if len(run_keys) == 1:
         return run_keys[0]
     return f"{len(run_keys)}:{hashlib.blake2b(' '.join(run_keys).encode(), digest_size=16).hexdigest()}"
@@ -111,7 +111,7 @@ class Partitions:
         return {key: None if alone else index for index, key in enumerate(keys)}
 
     def of_run(self, run: dg.DagsterRun) -> Iterable[str]:
-        """The partitions of the asset that a run is over; "" in an unpartitioned one."""
+        """Return the partitions of the asset that a run is over; "" in an unpartitioned one."""
         if self._partitions_def is None:
             return ("",)
         first, last = (run.tags.get(name, run.tags.get("dagster/partition", "")) for name in RANGE_TAGS)
@@ -123,7 +123,7 @@ class Partitions:
             span = dg.PartitionKeyRange(first, last)
             return self._partitions_def.get_partition_keys_in_range(span, dynamic_partitions_store=self._instance)
         start, end = self.places.get(first), self.places.get(last)
-        # one of them was deleted since
+        # An end of the range was deleted since: what was between cannot be known any more.
         if start is None or end is None:
             return (first, last)
         return islice(self.places, start, end + 1)

@@ -138,7 +138,7 @@ class UnfinishedRuns:
                     self._submitting[asset].append(run)
 
     def _assets(self, run: dg.DagsterRun) -> Iterable[dg.AssetKey]:
-        """What it materializes."""
+        """Return the keys of the assets that a run materializes."""
         if run.asset_selection:
             return run.asset_selection
         if run.asset_selection is not None and run.asset_check_selection:
@@ -152,11 +152,11 @@ class UnfinishedRuns:
         return [key for key in self._owners if key.to_python_identifier() in steps]
 
     def landing(self, asset: str, partition: str) -> dg.DagsterRun | None:
-        """The run, whoever asked for it, that lands the labels of this partition."""
+        """Return the run, whoever asked for it, that lands the labels of this partition."""
         return self._at(asset, partition, is_batch=False)
 
     def submitting(self, asset: str, partition: str) -> dg.DagsterRun | None:
-        """The run that is at work on the submission of this partition."""
+        """Return the run that is at work on the submission of this partition."""
         return self._at(asset, partition, is_batch=True)
 
     def _at(self, asset: str, partition: str, *, is_batch: bool) -> dg.DagsterRun | None:
@@ -181,7 +181,7 @@ class LostRuns:
         self._now = now
 
     def count(self, submission_id: str, outlook: Outlook) -> int:
-        """How many runs were lost in a row, up to now."""
+        """Return how many runs were lost in a row, up to now."""
         if outlook.last_but_waiting[submission_id].kind != LOST:
             return 0
         return self._engine.lost_runs(submission_id)
@@ -258,7 +258,7 @@ def _ended_at(record: RunRecord) -> datetime:
 
 
 def _is_stale(record: RunRecord, now: datetime) -> bool:
-    """Whether it was to start long ago and has not: its worker died before it could say anything.
+    """Return whether a run was to start long ago and has not: its worker died before it could say anything.
 
     A run in the queue may wait for any time.
     """

@@ -42,7 +42,7 @@ _ASKED_TO_STOP = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
 
 
 class Tick:
-    """One look at everything of this code location."""
+    """One evaluation of the sensor, over all labeled assets of this code location."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Tick:
         self._lost = LostRuns(context.instance, context.sensor_name, engine, self._now, bounds)
 
     def _progress(self) -> list[Progress]:
-        """Undelivered submissions; those of other code locations on the same ledger are theirs to look after."""
+        """Return undelivered submissions. Those of other code locations on the same ledger are looked after there."""
         undelivered = self._ledger.progress(self._engine.namespace, unreadable=self._unreadable)
         return [progress for progress in undelivered if progress.submission.asset in self._labels]
 
@@ -76,7 +76,7 @@ class Tick:
 
     @contextmanager
     def _apart(self, subject: str) -> Iterator[None]:
-        """Whatever is raised inside is of `what` alone."""
+        """Keep whatever is raised inside to `subject`: it is noted, and the tick goes on."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - of SDKs, Dagster and the user's code: anything may come
@@ -136,7 +136,7 @@ class Tick:
         self._trouble(f"polling failed for {place}{more}", error)
 
     def _stop_late(self, flying: Iterable[Shard]) -> None:
-        """Batches that run past their deadline are asked to stop."""
+        """Ask batches that run past their deadline to stop."""
         running = (s for s in flying if s.state is ShardState.SUBMITTED and s.status not in _ASKED_TO_STOP)
         for submission_id in dict.fromkeys(shard.submission_id for shard in running):
             submission = self._before[submission_id].submission
@@ -156,7 +156,7 @@ class Tick:
         return min((self._now - since) / 10, _LONGEST_SPACING)
 
     def _accounts(self, providers: Collection[str]) -> dict[str, str]:
-        """The account of each that can be asked."""
+        """Return the account of each provider that can be asked."""
         accounts = {}
         for name in sorted(providers):
             try:
@@ -178,11 +178,11 @@ class Tick:
         return f"{submission.asset} {submission.partition}".rstrip()
 
     def note(self, text: str) -> None:
-        """What people are told at the end of the tick."""
+        """Add a text to what the tick says at its end."""
         self._notes[text] = None
 
     def ready(self) -> list[Ready]:
-        """Partitions that a run can bring further, those of the oldest submissions first."""
+        """Return the partitions that a run can advance, those of the oldest submissions first."""
         with self._apart("places in queues"):
             self._engine.keep_places(list(self._labels))
         self._after = self._progress()
@@ -225,7 +225,7 @@ class Tick:
         return self._context.repository_def
 
     def _readable_labels(self) -> set[str]:
-        """Assets whose partitions can be told: a definition of them may be the user's own."""
+        """Return the assets whose partition keys can be read: a definition of the user's own may raise."""
         readable = set()
         for asset in dict.fromkeys(progress.submission.asset for progress in self._after):
             with self._apart(f"partitions of {asset}"):
@@ -253,7 +253,7 @@ class Tick:
         )
 
     def _going(self, readable: Collection[str]) -> list[Submission]:
-        """Those of which a run has something to do; those of which it has done all leave for good."""
+        """Return the submissions that a run can advance. Those whose labels have landed are marked delivered."""
         moving: list[Submission] = []
         for progress in self._after:
             submission = progress.submission
@@ -301,11 +301,11 @@ class Tick:
         if self._has_time():
             self._recovered = True
             self._engine.recover(submission.submission_id)
-        # its batches are being looked for
+        # It can move when its batches are found, or known to be absent: at a later tick.
         return False
 
     def _is_free(self, submission: Submission, outlook: Outlook) -> bool:
-        """Whether no run is at it, and its provider may be asked again."""
+        """Return whether no run is at it, and its provider may be asked again."""
         if not outlook.is_open(submission.submission_id) or outlook.is_busy(submission.submission_id):
             return False
         assert self._runs is not None
@@ -316,7 +316,7 @@ class Tick:
         return since is None or self._now - since >= self._spacing(submission.created_at)
 
     def _exists(self, submission: Submission) -> bool:
-        """Whether its asset has the partition that it is of."""
+        """Return whether its asset has the partition that it is of."""
         partitions = self._labels[submission.asset]
         if submission.partition in partitions.places or not (submission.partition or partitions.are_there):
             return True
@@ -325,7 +325,7 @@ class Tick:
         return False
 
     def is_new(self, group: Group) -> bool:
-        """Whether this was not asked for yet. Dagster would drop the request without a word."""
+        """Return whether this group was not asked for yet. Dagster would drop a repeated request without a word."""
         if not self._has_time():
             self.note("further runs are asked for at the next ticks")
             return False
@@ -362,7 +362,7 @@ class Tick:
         return True
 
     def summary(self) -> str:
-        """What there is to wait for."""
+        """Return one line on what is in flight, for the skip reason of the tick."""
         flying = [p for p in self._after if p.oldest_submitted_at is not None]
         if not flying:
             return "; ".join(["no batches in flight", *self._told()])
@@ -399,7 +399,10 @@ _CLOCKS_APART = timedelta(minutes=1)
 def deliver_landed(
     instance: dg.DagsterInstance, engine: Engine, settled: Sequence[Submission], has_time: Callable[[], bool]
 ) -> tuple[set[str], set[str]]:
-    """Deliver those that are home. Returns their ids, and those for which there was no time."""
+    """Mark submissions delivered whose labels have landed.
+
+    Returns the ids of these, and of those that were not looked at for want of time.
+    """
     home: set[str] = set()
     unknown: set[str] = set()
     by_asset: dict[str, list[Submission]] = defaultdict(list)
@@ -425,7 +428,7 @@ def deliver_landed(
 
 
 def _materialized(instance: dg.DagsterInstance, asset: str, submissions: Sequence[Submission]) -> Iterator[str]:
-    """Those of which the newest materialization of their partition is, by id."""
+    """Yield the ids of the submissions that the newest materialization of their partition is of."""
     if not submissions:
         return
     wanted = {submission.partition: submission.submission_id for submission in submissions}

@@ -46,7 +46,7 @@ def kafka_assets(
     owners: Sequence[str] = (),
     tags: Mapping[str, str] | None = None,
 ) -> list[dg.AssetsDefinition]:
-    """The messages of a topic as a table, one partition for each window.
+    """Declare the messages of a topic as a table, one partition for each window.
 
         topic ─▶ <name>            message_id, kafka_partition, kafka_offset, kafka_timestamp, kafka_key,
                                    kafka_headers, and the columns of the content

@@ -29,7 +29,7 @@ _QUIET = 0
 
 
 def confluent() -> Any:
-    """The module `confluent_kafka`. Raises MissingExtraError."""
+    """Return the module `confluent_kafka`. Raises MissingExtraError."""
     try:
         import confluent_kafka  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
@@ -39,7 +39,7 @@ def confluent() -> Any:
 
 @contextmanager
 def kafka_errors(doing: str) -> Iterator[None]:
-    """The client's errors as ours: what may pass is a TransientError, the rest says what to change."""
+    """Give the client's errors as ours: what may pass is a TransientError, the rest says what to change."""
     try:
         yield
     except confluent().KafkaException as error:
@@ -47,7 +47,7 @@ def kafka_errors(doing: str) -> Iterator[None]:
 
 
 def as_ours(error: Any, doing: str) -> LLMBatchError:
-    """One of the client's errors, by its name."""
+    """Return one of the client's errors, by its name."""
     message = f"{doing}: Kafka says {error.name()}: {error.str()}."
     if error.name() in _CREDENTIALS:
         return CredentialsError(f"{message} The broker does not accept who asks, or does not allow it.")
@@ -66,7 +66,7 @@ def as_ours(error: Any, doing: str) -> LLMBatchError:
 
 
 def is_end(error: Any) -> bool:
-    """Whether the client only says that a partition ends here by now."""
+    """Return whether the client only says that a partition ends here by now."""
     return bool(error.code() == confluent().KafkaError._PARTITION_EOF)  # noqa: SLF001 - the client's own names
 
 
@@ -85,7 +85,7 @@ class Connection:
         return f"Connection({self._settings.get('bootstrap.servers')!r})"
 
     def consumer(self, **more: Any) -> Consumer:
-        """A consumer that sees committed messages only, commits nothing by itself, and never skips an offset.
+        """Return a consumer that sees committed messages only, commits nothing by itself, and never skips an offset.
 
         It is a group of its own unless `group_id` names one. More settings with _ for the dots.
         """
@@ -110,7 +110,7 @@ class Connection:
         return consumer
 
     def producer(self, **more: Any) -> Producer:
-        """An idempotent producer."""
+        """Return an idempotent producer."""
         settings = {
             "enable.idempotence": True,
             "linger.ms": 5,

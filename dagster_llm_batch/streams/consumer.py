@@ -55,7 +55,7 @@ def watermarks(connection: Connection, topic: str) -> dict[int, Watermarks]:
 
 
 def watermarks_of(consumer: Consumer, topic: str, timeout: float) -> dict[int, Watermarks]:
-    """`watermarks`, by a consumer that is there."""
+    """Return the watermarks of a topic, by a consumer that is open already."""
     with kafka_errors(f"Asking for the offsets of topic '{topic}'"):
         metadata = consumer.list_topics(topic, timeout=timeout).topics[topic]
         if metadata.error is not None:
@@ -64,7 +64,7 @@ def watermarks_of(consumer: Consumer, topic: str, timeout: float) -> dict[int, W
 
 
 def watermarks_in(consumer: Consumer, topic: str, partition: int, timeout: float) -> Watermarks:
-    """Those of one partition."""
+    """Return the watermarks of one partition."""
     asked = confluent().TopicPartition(topic, partition)
     offsets = consumer.get_watermark_offsets(asked, timeout=timeout, cached=False)
     if offsets is None:
@@ -103,8 +103,8 @@ def resume(
     stops_when_lost: bool,
     first: Mapping[int, int] | None = None,
 ) -> tuple[dict[int, int], int]:
-    """Where the consumer's group goes on, by partition: at its position, or where it has none, at `first` or where all
-    begins.
+    """Return where the consumer's group goes on, by partition: at its position, or where it has none, at `first` or
+    where all begins.
 
     And how many offsets after its positions retention has deleted; with `stops_when_lost` they are a MessagesLostError.
     """
@@ -127,7 +127,7 @@ def resume(
 
 
 def lost_text(topic: str, lost: OffsetRange) -> str:
-    """What is said of offsets that are gone."""
+    """Return what is said of offsets that are gone."""
     return (
         f"offsets {lost.start} to {lost.end - 1} of partition {lost.partition} of topic '{topic}' were deleted by the "
         "topic's retention before they were read"
@@ -150,7 +150,7 @@ class WindowReader:
         self._open: dict[int, OffsetRange] = {}
 
     def messages(self) -> Iterator[list[Message]]:
-        """The messages, some hundreds at a time; in order within each partition."""
+        """Yield the messages, some hundreds at a time; in order within each partition."""
         consumer = self._connection.consumer()
         try:
             with kafka_errors(f"Reading {self._window.key}"):
@@ -209,7 +209,7 @@ class WindowReader:
                 )
 
     def _take(self, consumer: Consumer, message: Message) -> bool:
-        """Whether this is a message of the window. Closes its partition where the end has been seen."""
+        """Return whether this is a message of the window. Close its partition where the end has been seen."""
         number, offset, error = message.partition(), message.offset(), message.error()
         wanted = None if number is None else self._open.get(number)
         if error is not None and (wanted is None or offset is None) and not is_end(error):
@@ -238,7 +238,7 @@ class WindowReader:
 
 
 def messages_from(connection: Connection, topic: str, begins: Mapping[int, int]) -> Iterator[Message]:
-    """What the topic holds now, of each partition from `begins` on, or all of it; in the order of each partition.
+    """Yield what the topic holds now, of each partition from `begins` on, or all of it; in the order of each partition.
 
     What retention takes meanwhile is left out. A partition that ends before `begins` was made anew: all of it is read.
     """

@@ -39,7 +39,7 @@ _DOCS = {
 
 
 def stream_results(connection: Connection, topic: str, since: datetime | None = None) -> list[StreamResult]:
-    """All results that the topic holds, or those produced since then, in the order of each partition."""
+    """Return all results that the topic holds, or those produced since then, in the order of each partition."""
     begins = {} if since is None else offsets_at(connection, topic, watermarks(connection, topic), since)
     return [
         read_result(message.value(), message_id(topic, message.partition() or 0, message.offset() or 0))
@@ -102,7 +102,7 @@ def stream_dashboard_asset(
 
 
 def _truth(context: dg.AssetExecutionContext, source: dg.AssetKey, target: str) -> dict[str, str]:
-    """Labels by message id; none where nothing is materialized yet."""
+    """Return labels by message id; none where nothing is materialized yet."""
     tables = StoredTables(context)
     if not tables.partitions(source):
         return {}

@@ -38,7 +38,7 @@ class DriftWatch:
         self._detectors: dict[str, Any] = {signal: ADWIN(delta=each, clock=_MESSAGES_A_CHECK) for signal in signals}
 
     def see(self, label: str, confidence: float, known: float, length: int) -> dict[str, int]:
-        """Signals that are seen to have changed by now, each with how many messages ago that was, at most."""
+        """Return signals that are seen to have changed by now, each with how many messages ago that was, at most."""
         values = {
             **{f"share of {class_}": float(class_ == label) for class_ in self._classes},
             "confidence": confidence,

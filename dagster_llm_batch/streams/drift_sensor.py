@@ -39,7 +39,7 @@ class SeenEvents(BaseModel):
 
 
 def read_events(connection: Connection, topic: str, seen: SeenEvents) -> SeenEvents:
-    """The same, with what the topic holds beyond."""
+    """Return the events that are known by now: those seen before, and what the topic holds beyond them."""
     upto, open_ = dict(seen.next), dict(seen.open)
     for message in messages_from(connection, topic, seen.next):
         number, offset = message.partition() or 0, message.offset() or 0
@@ -62,7 +62,7 @@ def build_drift_sensor(
     run_config: Mapping[str, Any] | None = None,
     run_tags: Mapping[str, str] | None = None,
 ) -> dg.SensorDefinition:
-    """A sensor that has windows labeled in which StreamLabeler saw a change.
+    """Return a sensor that has windows labeled in which StreamLabeler saw a change.
 
     Args:
         events: Name of the topic with drift events. Keep them long (`retention.ms=-1`); they are few.

@@ -95,7 +95,7 @@ def _part(same: Iterable[bool]) -> float | None:
 
 
 def figures_markdown(figures: Sequence[StreamFigures]) -> str:
-    """A row for each lane."""
+    """Return the figures as Markdown, one row for each lane."""
     return rows_markdown(
         [
             {

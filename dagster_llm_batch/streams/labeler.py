@@ -166,7 +166,9 @@ class StreamLabeler:
         return self.counts
 
     def _begin(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
-        """Where to read on: after what the group has committed, or what the batch layer has, or from the beginning."""
+        """Return where to read on: after what the group has committed, or what the batch layer has, or from the
+        beginning.
+        """
         name, seconds = self._topic.name, self._connection.timeout_seconds
         marks = {
             partition.partition: watermarks_in(consumer, name, partition.partition, seconds) for partition in partitions
@@ -177,7 +179,7 @@ class StreamLabeler:
         return [confluent().TopicPartition(name, number, at) for number, at in begins.items()]
 
     def _consume(self, consumer: Consumer) -> list[Message]:
-        """The next messages: what is there after a short wait for the first."""
+        """Return the next messages: what is there after a short wait for the first."""
         messages = []
         for message in consumer.consume(self._at_once, _LINGER_SECONDS) or consumer.consume(1, 0.2):
             error = message.error()
@@ -266,7 +268,7 @@ def _ms(message: Message) -> int | None:
 
 
 def _sent_on(message: Message, result: StreamResult, reason: str) -> Outgoing:
-    """The message as it came, with what is known of it in headers."""
+    """Return the message as it came, with what is known of it in headers."""
     value, key = message.value(), message.key()
     since = str(result.since_ms or "")
     headers: list[Any] = [

@@ -37,7 +37,7 @@ __all__ = ["RealTimeLane", "labeling_of"]
 
 
 def labeling_of(labels: Iterable[dg.AssetsDefinition]) -> Labeling:
-    """The definition of what `llm_batch_assets` returned: stream and batch ask by the same one."""
+    """Return the definition of what `llm_batch_assets` returned: stream and batch ask by the same one."""
     return dataset_of(labels).labeling
 
 
@@ -119,7 +119,9 @@ class RealTimeLane:
             consumer.close()
 
     def _unfinished(self, begins: Mapping[int, int]) -> KafkaWindow | None:
-        """The window that a process was killed in. Those whose results are produced are noted as such."""
+        """Return the window that a process was killed in, if there is one. Windows whose results are produced are
+        marked.
+        """
         window_ = None
         for progress in self._engine.ledger.progress(self._engine.namespace):
             submission = progress.submission
@@ -129,7 +131,7 @@ class RealTimeLane:
             if all(offsets.end <= begins.get(offsets.partition, 0) for offsets in window.ranges):
                 self._engine.ledger.mark_delivered(submission.submission_id)
             elif all(offsets.start <= begins.get(offsets.partition, -1) for offsets in window.ranges):
-                # also where retention has deleted its first messages meanwhile
+                # This holds also where retention has deleted the first messages of the window meanwhile.
                 window_ = window
         return window_
 
@@ -138,7 +140,7 @@ class RealTimeLane:
         return next(cut_windows(self._review.name, begins, ends, self._at_once, rest=True), None)
 
     def _answers(self, window: KafkaWindow) -> tuple[list[Outgoing], str | None]:
-        """A result for each message of the window, and its submission, if there was something to ask."""
+        """Return a result for each message of the window, and its submission, if there was something to ask."""
         parts = list(self._review.read(self._connection, window))
         rows = pa.Table.from_batches([part for part, _ in parts])
         results = [_result(row, None, reason=row["reason"]) for _, rejects in parts for row in rejects.to_pylist()]

@@ -41,7 +41,7 @@ _BYTES = pa.field("value", pa.binary())
 
 
 def message_id(topic: str, partition: int, offset: int) -> str:
-    """A message's name for ever."""
+    """Return the id of a message, made of where it is in the log: it never changes."""
     return f"{topic}-{partition}-{offset}"
 
 
@@ -78,7 +78,7 @@ class Content:
         return pa.schema([*self._own, *self._fields])
 
     def read(self, messages: Sequence[Message]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """Each message in one of two batches: what can be read (`schema`), and what cannot (REJECT_SCHEMA)."""
+        """Return each message in one of two batches: what can be read (`schema`), and what cannot (REJECT_SCHEMA)."""
         keys = [self._key(message) for message in messages]
         columns, reasons = self._values(messages)
         reasons = [key_reason or reason for (_, key_reason), reason in zip(keys, reasons, strict=True)]
@@ -128,7 +128,7 @@ class Content:
 
 
 def lost_rows(topic: str, lost: Sequence[OffsetRange]) -> pa.RecordBatch:
-    """One row for each range that is gone."""
+    """Return one row for each range that is gone."""
     rows = [
         {
             KEY: f"{message_id(topic, offsets.partition, offsets.start)}..{offsets.end - 1}",

@@ -30,7 +30,7 @@ class KafkaResource(CheckedResource):
     timeout_seconds: float = Field(default=30.0, description="For one answer of the broker, or none while reading.")
 
     def connection(self) -> Connection:
-        """Makes clients; makes no call."""
+        """Return what makes clients; nothing is called."""
         known = {
             "bootstrap.servers": self.bootstrap_servers,
             "security.protocol": self.security_protocol,
@@ -46,7 +46,7 @@ class KafkaResource(CheckedResource):
 
 
 def kafka_of(resources: Any, resource_key: str) -> Connection:
-    """The connection of the resource of this name. Raises ConfigError for another kind of resource."""
+    """Return the connection of the resource of this name. Raises ConfigError for another kind of resource."""
     resource = getattr(resources, resource_key)
     if not isinstance(resource, KafkaResource):
         raise ConfigError(f"The resource '{resource_key}' is a {type(resource).__name__}; it must be a KafkaResource.")

@@ -45,7 +45,8 @@ def kafka_sink_asset(
     tags: Mapping[str, str] | None = None,
     automation_condition: dg.AutomationCondition[Any] | None = None,
 ) -> dg.AssetsDefinition:
-    """Produces the rows of a labeled table to a topic: key `key`, value a JSON object of `columns`.
+    """Declare an asset that produces the rows of a labeled table to a topic: key `key`, value a JSON object of
+    `columns`.
 
     Rows that have changed (other labels, after a new submission) are a new version, and are all produced again; each
     message has the headers `dedup-id` (of row and version), `llm-version` and `llm-partition`. Materializing the same

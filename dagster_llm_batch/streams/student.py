@@ -61,7 +61,7 @@ class Student:
     pipeline: Any = field(repr=False)
 
     def answers(self, texts: Sequence[str]) -> list[Answer]:
-        """One answer a text."""
+        """Answer each text."""
         if not texts:
             return []
         words, classifier = self.pipeline.steps[0][1], self.pipeline.steps[1][1]
@@ -75,7 +75,7 @@ class Student:
         ]
 
     def to_arrow(self) -> pa.Table:
-        """As it is stored, in STUDENT_SCHEMA."""
+        """Return the student as it is stored, in STUDENT_SCHEMA."""
         with evaluation_extra(_WHAT):
             import joblib  # noqa: PLC0415 - scikit-learn brings it
             import sklearn  # noqa: PLC0415 - an extra
@@ -87,7 +87,7 @@ class Student:
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> Student:
-        """A stored one. Raises InputError where another version of scikit-learn made it."""
+        """Load a stored student. Raises InputError where another version of scikit-learn made it."""
         with evaluation_extra(_WHAT):
             import joblib  # noqa: PLC0415 - as above
             import sklearn  # noqa: PLC0415 - as above
@@ -101,7 +101,7 @@ class Student:
 
 
 def train(texts: Sequence[str], labels: Sequence[str], *, code_version: str, target: str, seed: int = 0) -> Student:
-    """A student of these labels. Classes with fewer than 3 rows are left out.
+    """Train a student on these labels. Classes with fewer than 3 rows are left out.
 
     Raises InputError where fewer than two classes are left.
     """
@@ -117,7 +117,7 @@ def train(texts: Sequence[str], labels: Sequence[str], *, code_version: str, tar
 def out_of_fold(
     texts: Sequence[str], labels: Sequence[str], *, folds: int = 5, seed: int = 0
 ) -> tuple[list[int], list[str], list[float]]:
-    """What students say of rows that they have not seen: positions in `texts`, labels and confidences.
+    """Return what students say of rows that they have not seen: positions in `texts`, labels and confidences.
 
     Each fifth is answered by a student of the others. Rows of classes that cannot be learned are answered too.
     """

@@ -41,7 +41,7 @@ def student_assets(
     automation_condition: dg.AutomationCondition[Any] | None = None,
     **options: Unpack[AssetOptions],
 ) -> list[dg.AssetsDefinition]:
-    """A small classifier that learns from the LLM's labels.
+    """Declare a small classifier that learns from the LLM's labels.
 
         labels ─▶ <name>           the student, one row (`student_of` reads it)
                   <name>_labels    what students say of rows that they did not learn from, with a confidence
@@ -110,7 +110,7 @@ def student_assets(
 
 
 def student_of(table: Any) -> Student:
-    """The student in a loaded asset, whatever frame its IO manager gives."""
+    """Return the student in a loaded asset, whatever frame its IO manager gives."""
     return Student.from_arrow(pa.Table.from_batches(list(record_batches(table))))
 
 

@@ -66,18 +66,20 @@ class KafkaTopic:
         return dg.DynamicPartitionsDefinition(name=self.partitions_name or f"kafka_{self.name}")
 
     def sent_on_to(self, name: str) -> KafkaTopic:
-        """The topic to which StreamLabeler sends on messages of this one: they keep the ids that they have here."""
+        """Return the topic to which StreamLabeler sends on messages of this one: they keep the ids that they have
+        here.
+        """
         return replace(self, name=name, partitions_name=None, id_header=SOURCE)
 
     def window(self, partition_key: str | None) -> KafkaWindow:
-        """The window of a partition. Raises InputError for what is none of this topic."""
+        """Return the window of a partition. Raises InputError for what is none of this topic."""
         window = KafkaWindow.parse(partition_key or "")
         if window.topic != self.name:
             raise InputError(f"The window {partition_key!r} is of topic '{window.topic}', not of '{self.name}'.")
         return window
 
     def read(self, connection: Connection, window: KafkaWindow) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
-        """All messages of a window, each once, as pairs of readable rows and rejects. The first pair is empty."""
+        """Yield all messages of a window, each once, as pairs of readable rows and rejects. The first pair is empty."""
         reader = WindowReader(connection, window, stops_when_lost=self.on_lost == "stop")
         yield self.content.read([])
         for messages in reader.messages():

@@ -46,7 +46,8 @@ def build_kafka_sensor(
     run_config: Mapping[str, Any] | None = None,
     run_tags: Mapping[str, str] | None = None,
 ) -> dg.SensorDefinition:
-    """A sensor that turns what has come on a topic into windows (dynamic partitions), and asks for a run for each.
+    """Return a sensor that turns what has come on a topic into windows (dynamic partitions), and asks for a run for
+    each.
 
     A window ends at the last stable offset at most, so that no open transaction is part of it.
 
@@ -184,7 +185,7 @@ def _without_run(context: dg.SensorEvaluationContext, wanted: Sequence[dg.AssetK
 
 
 def asked_for(context: dg.SensorEvaluationContext) -> set[str]:
-    """Keys of the latest runs that this sensor has asked for."""
+    """Return keys of the latest runs that this sensor has asked for."""
     own = dg.RunsFilter(tags={"dagster/sensor_name": context.sensor_name})
     runs = context.instance.get_runs(own, limit=10 * _WINDOWS_A_TICK)
     return {run.tags["dagster/run_key"] for run in runs if "dagster/run_key" in run.tags}

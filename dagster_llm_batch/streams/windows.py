@@ -68,7 +68,7 @@ class KafkaWindow:
 
     @classmethod
     def parse(cls, key: str) -> KafkaWindow:
-        """The window of this key. Raises InputError for another text."""
+        """Return the window of this key. Raises InputError for another text."""
         topic, at, ranges = key.rpartition("@")
         matches = [_RANGE.fullmatch(part) for part in ranges.split("_")]
         if not at or not _TOPIC.fullmatch(topic) or None in matches:
@@ -80,7 +80,7 @@ class KafkaWindow:
 
 
 def check_topic(name: str) -> str:
-    """The name, or ConfigError where Kafka allows no such topic."""
+    """Return the name, or ConfigError where Kafka allows no such topic."""
     if not _TOPIC.fullmatch(name) or name in (".", ".."):
         raise ConfigError(f"{name!r} is no name of a topic: 1 to 249 of A-Z a-z 0-9 . _ - are allowed.")
     return name
