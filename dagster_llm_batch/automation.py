@@ -1,4 +1,4 @@
-"""When to go on from labels."""
+"""The automation condition for what is downstream of labels."""
 
 from __future__ import annotations
 

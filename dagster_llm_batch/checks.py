@@ -1,6 +1,6 @@
-"""Three questions about every labeled partition: are the rows labeled, do the replies fit, was the money kept?
+"""Three checks of every labeled partition: coverage (rows with a label), parse rate (replies that fit) and spend.
 
-Partitioned, so that a bad partition holds back its own downstream and nobody else's.
+They are partitioned, so that a bad partition holds back what is downstream of it, and no other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Jobs for what a person decides: cancel a submission, resolve a shard. From the launchpad, or as any Dagster job."""
+"""Jobs for what a person decides: cancel a submission, resolve a shard.
+
+They are started from the launchpad, or as any Dagster job. No sensor starts them: canceling loses rows, and a shard
+that is resolved wrongly is paid twice.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

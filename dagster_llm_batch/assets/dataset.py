@@ -106,7 +106,7 @@ class Dataset:
         )
 
     def kinds(self, *more: str) -> set[str]:
-        # a provider of the user's own is not in there
+        # A provider of the user's own is not in the registry.
         entry = PROVIDERS.get(self.labeling.provider)
         return {*more, (entry and entry.kind) or self.labeling.provider}
 

@@ -90,6 +90,8 @@ def write_output(
         value = _to_frame(table, frame)
     kind = dg.PythonObjectDagsterType(type(value))
     output = output_context(context, spec.key, io_manager_key, partition, kind)
+    # An IO manager is called here, once a partition, and not by Dagster at the end of the step: it would be given all
+    # partitions as one object.
     reported = manager.handle_output(output, value)
     for metadata in reported if isinstance(reported, Iterator) else filter(None, [reported]):
         _tell(output, metadata)

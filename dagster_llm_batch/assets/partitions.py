@@ -1,4 +1,8 @@
-"""A run over partitions: each by itself, so that one that fails does not take its neighbours along."""
+"""Runs over several partitions: each is computed by itself, and one that fails does not take its neighbours along.
+
+Dagster fails a step as a whole. Here every partition is tried, those that succeed are materialized, and one dg.Failure
+at the end names those that failed.
+"""
 
 from __future__ import annotations
 
@@ -98,6 +102,7 @@ class _Failures:
     def add(self, partition: str | None, error: Exception) -> None:
         """Remember and log one. Where nothing else is in the run, an error that is not ours goes on as it is."""
         ours = isinstance(error, LLMBatchError)
+        # The traceback of the user's own code is what a person needs; a dg.Failure would hide it.
         if self._partitions == 1 and not ours:
             raise error
         self._errors[partition] = error
@@ -115,4 +120,5 @@ class _Failures:
         else:
             lines = "\n".join(f"- {partition}: {text}" for partition, text in failures)
             description = f"{len(failures)} of {self._partitions} partitions failed; the others are done.\n{lines}"
+        # A retry of a run over several partitions would make those that have landed again.
         raise dg.Failure(description, allow_retries=self._partitions == 1) from first

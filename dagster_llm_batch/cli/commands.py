@@ -29,7 +29,7 @@ class Command(click.Command):
     """A command whose errors become one message and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run it."""
+        """Run the command; turn an error of ours into a message and an exit code."""
         try:
             return super().invoke(ctx)
         except LLMBatchError as error:

@@ -67,7 +67,7 @@ class FactoryComponent(dg.Component, dg.Resolvable):
 
     @classmethod
     def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:
-        """From YAML. What cannot work is refused here, where the lines are known."""
+        """Make the component of YAML. What cannot work is refused here, where the lines are known."""
         component: Self = super().resolve_from_model(context, model)
         component._refuse_text(context)
         with pointing_at(context, path_about(type(model).model_fields)):
@@ -75,7 +75,10 @@ class FactoryComponent(dg.Component, dg.Resolvable):
         return component
 
     def _refuse_text(self, context: dg.ResolutionContext) -> None:
-        """Dagster takes text for every attribute, since it may be a template: what it stayed is looked at here."""
+        """Raise ConfigError for text in an attribute that takes none.
+
+        Dagster's model takes text for every attribute, since it may be a template. Here all templates are rendered.
+        """
         yaml_names = {python: name for name, python in self.renamed.items()}
         for name, kind in get_type_hints(type(self)).items():
             value = getattr(self, name, None)
@@ -86,15 +89,14 @@ class FactoryComponent(dg.Component, dg.Resolvable):
 
     @cached_property
     def assets(self) -> list[dg.AssetsDefinition]:
-        """What the factory gives, with translated specs.
-
-        Key and partitions are what runs work with, so they go in when the assets are made; the rest is put on after.
-        """
+        """The assets of the factory, with translated specs."""
         names = (*_parameters(self.factory), *self.keywords)
         arguments = {name: getattr(self, self.renamed.get(name, name)) for name in names}
         made = self.factory(**arguments)
         spec = next(spec for definition in made for spec in definition.specs if spec.key.path[-1] == arguments["name"])
         wanted = self.get_asset_spec(spec)
+        # Runs and the ledger work with key and partitions, so that changing them on the spec alone would lie: the
+        # assets are made again. The rest of a translation is put onto the specs.
         if (wanted.key, wanted.partitions_def) != (spec.key, spec.partitions_def):
             *prefix, name = wanted.key.path
             arguments |= {"name": name, "key_prefix": prefix}
@@ -135,6 +137,7 @@ class _Pointed(Block):
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> Schema:
         schema = super().model_json_schema(*args, **kwargs)
+        # What is required comes first, for whoever reads the schema.
         required = schema.get("required", ())
         schema["properties"] = dict(
             sorted(schema["properties"].items(), key=lambda attribute: attribute[0] not in required)

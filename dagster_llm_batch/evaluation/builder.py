@@ -203,7 +203,7 @@ class EvaluationBuilder:
     def check(self, name: str, description: str, *, blocking: bool) -> dg.AssetCheckSpec:
         """Return the spec of a check of the main table, of each partition where there are any."""
         with warnings.catch_warnings():
-            # Dagster 1.13 warns of each that partitioned checks are new
+            # Dagster 1.13 warns of each spec that partitioned checks are a preview.
             warnings.simplefilter("ignore", category=dg.PreviewWarning)
             return dg.AssetCheckSpec(
                 name, asset=self.key, description=description, blocking=blocking, partitions_def=self.partitions_def

@@ -205,6 +205,7 @@ class _Sampling:
         """Return keys of the rows that have gold; None where there is no gold yet."""
         if self.gold is None:
             return None
+        # Gold may be declared before anybody has labeled a row: until something is materialized there is none.
         begun = self.gold_is_external or context.instance.get_latest_materialization_event(self.gold) is not None
         here = stored.parts(self.gold, partition)
         if not begun or not here:

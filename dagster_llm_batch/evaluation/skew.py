@@ -214,6 +214,7 @@ class _Skew:
         columns = list(dict.fromkeys([key, *(target.name for target in self.targets), *_ASKED]))
         labels = StoredTables(context).read(dataset.key, partition, dataset.partitions_def, columns, hint=_HINT)
         submissions = engine.ledger.history(engine.namespace, labeling.asset, partition or "")
+        # Labels of another definition would be compared with answers to the present one.
         made = next((submission.config_fingerprint for submission in submissions if submission.is_settled), None)
         account = engine.provider(labeling.provider).account
         if made != configuration_fingerprint(account, labeling.provider, labeling.spec):
@@ -240,6 +241,8 @@ class _Skew:
             columns_read(self.labeling),
         )
         planned = engine.plan(self.labeling, rows, partition=partition or "", run_id=context.run.run_id)
+        # Where no label of the sample comes from the request that its row makes now, different questions would be
+        # compared: nothing is paid for that.
         if len(batch) and not planned.is_settled:
             self._refuse_other_requests(engine, planned.submission_id, planned.manifest_path or "", batch)
         status = answer_now(engine, self.labeling, planned.submission_id)

@@ -106,7 +106,7 @@ class UnfinishedRuns:
             self._owners[key].append((asset, False))
             self._owners[key_beside(key, "batch")].append((asset, True))
         self.seen_all = True
-        # at any time, for they are few: those that work at this moment
+        # Runs at work are few, so that all of them are looked at, whatever the time. The queue may be long.
         for record in self._records(_AT_WORK, lambda: True):
             if not _is_stale(record, now):
                 run = record.dagster_run
@@ -227,7 +227,7 @@ class LostRuns:
                 self._fail_check(ready, reason)
             except Exception as error:  # noqa: BLE001 - of Dagster's storage; the others' are shown all the same
                 failures.append(error)
-        # then the tick fails, which a person sees as well
+        # A check that cannot be shown must not hide the trouble: the tick fails, which a person sees as well.
         if failures:
             raise failures[0]
         return f"waits for a person: {reason}"

@@ -110,6 +110,7 @@ class Tick:
         """Ask the providers about batches in flight whose turn it is."""
         flying = self._ledger.shards_in_flight(self._engine.namespace, unreadable=self._unreadable)
         flying = [shard for shard in flying if shard.submission_id in self._before]
+        # Late batches first: the rows of one that is stopped are answered in real time, and somebody waits for them.
         self._stop_late(flying)
         accounts = self._accounts({shard.provider for shard in flying})
         due: dict[str, list[Shard]] = defaultdict(list)
@@ -185,6 +186,7 @@ class Tick:
         """Return the partitions that a run can advance, those of the oldest submissions first."""
         with self._apart("places in queues"):
             self._engine.keep_places(list(self._labels))
+        # Read anew: polling has moved shards since the tick began.
         self._after = self._progress()
         if not self._after:
             return []

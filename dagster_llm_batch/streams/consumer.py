@@ -146,7 +146,7 @@ class WindowReader:
         self._connection = connection
         self._window = window
         self._stops_when_lost = stops_when_lost
-        # what is left to read, by partition
+        # What is left to read, by partition.
         self._open: dict[int, OffsetRange] = {}
 
     def messages(self) -> Iterator[list[Message]]:
@@ -215,20 +215,21 @@ class WindowReader:
         if error is not None and (wanted is None or offset is None) and not is_end(error):
             raise as_ours(error, f"Reading {self._window.key}")
         if wanted is None or number is None or offset is None:
-            # of a partition that is done
+            # This message is of a partition that is done: the client had fetched it before.
             return False
         if error is not None and not is_end(error):
             if error.code() != confluent().KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001 - the client's own names
                 raise as_ours(error, f"Reading {self._window.key}")
-            # retention was quicker
+            # The consumer never skips an offset by itself: one that retention has deleted is this error.
             self._begin(consumer, wanted)
             self._assign(consumer)
             return False
         if offset >= wanted.end:
+            # What follows is read by a later window: without this the client would go on fetching it.
             del self._open[number]
             consumer.incremental_unassign([confluent().TopicPartition(self._window.topic, number)])
             return False
-        # the end of the log as one broker sees it, which is to catch up
+        # The end of the log as one broker sees it. The window ends later, and the broker catches up.
         if error is not None:
             return False
         self._open[number] = wanted._replace(start=offset + 1)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Counts", "StreamLabeler"]
 
-# for more messages than have come
+# How long to wait for more messages than have come: a larger transaction is cheaper for each of them.
 _LINGER_SECONDS = 0.01
 _PLACE = (KEY, "kafka_partition", "kafka_offset")
 
@@ -111,7 +111,7 @@ class StreamLabeler:
         self._refresh_seconds, self._refreshed = refresh_seconds, float("-inf")
         self._student: Student
         self._watch: DriftWatch
-        # messages to send on after a change
+        # Messages that are still sent on, since a change was seen.
         self._left = 0
         self._refresh()
 
@@ -139,6 +139,8 @@ class StreamLabeler:
         "stop".
         """
         consumer = self._connection.consumer(group_id=self._group, group_instance_id=self._instance)
+        # One transactional id for each instance: a process that was thought dead, and goes on, is fenced by its
+        # successor.
         producer = self._connection.producer(transactional_id=f"{self._group}-{self._instance}")
         seconds = self._connection.timeout_seconds
         wrong: list[Exception] = []
@@ -191,6 +193,8 @@ class StreamLabeler:
 
     def _label(self, consumer: Consumer, producer: Any, messages: Sequence[Message], seconds: float) -> None:
         results, review, events = self._answers(messages)
+        # Results, what is sent on, events and the group's offsets are one transaction: a message has one result or is
+        # sent on once, whenever the process is killed.
         with transaction(producer, seconds):
             produce(producer, self._results, results)
             produce(producer, self._review, review)
@@ -271,6 +275,7 @@ def _sent_on(message: Message, result: StreamResult, reason: str) -> Outgoing:
     """Return the message as it came, with what is known of it in headers."""
     value, key = message.value(), message.key()
     since = str(result.since_ms or "")
+    # A message that was sent on before carries our headers already: the new ones replace them.
     headers: list[Any] = [
         header for header in message.headers() or [] if header[0] not in (SOURCE, REASON, SAID, SINCE)
     ]

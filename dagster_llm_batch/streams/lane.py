@@ -98,6 +98,8 @@ class RealTimeLane:
                     waiting = sum(mark.end - begins[number] for number, mark in marks.items())
                     if until(waiting):
                         return answered
+                    # The window of a predecessor that was killed comes first. The ledger is asked for it once: later
+                    # windows are this process's own.
                     window = (None if has_looked else self._unfinished(begins)) or self._next(begins, marks)
                     has_looked = True
                     if window is None:
@@ -111,6 +113,8 @@ class RealTimeLane:
                     with transaction(producer, seconds):
                         produce(producer, self._results, results)
                         producer.send_offsets_to_transaction(ends, consumer.consumer_group_metadata(), seconds)
+                    # Only after the commit: a process that dies in between leaves a window whose offsets are committed,
+                    # and its successor marks it (`_unfinished`).
                     if submission_id is not None:
                         self._engine.ledger.mark_delivered(submission_id)
                     self.windows += 1

@@ -32,9 +32,10 @@ __all__ = ["Delivery", "Outgoing", "Work", "flush", "produce", "produce_again", 
 
 Delivery = Literal["exactly_once", "at_least_once"]
 
-# not sent since its transaction was given up, for a reason of its own
+# The message was not sent, since its transaction was given up for a reason that is told elsewhere.
 _ABORTED = ("_PURGE_QUEUE", "_PURGE_INFLIGHT")
-# of the target topic: where the mark's offset is kept; it is no place in the log
+# The mark is an offset that is committed for this partition of the target topic. It counts rows of the work, and is no
+# place in the log.
 _MARKED_PARTITION = 0
 
 
@@ -74,10 +75,11 @@ def produce_once(connection: Connection, work: Work, messages: Iterable[Outgoing
     produced = 0
     try:
         with kafka_errors(f"Producing {work.name} to topic '{work.topic}'"):
-            # ends what an earlier process left open, and fences it
+            # This ends what an earlier process left open, and fences that process.
             producer.init_transactions(seconds)
             place = client.TopicPartition(work.topic, _MARKED_PARTITION)
             [mark] = marker.committed([place], timeout=seconds)
+            # A mark of another version is of rows that have changed since: all of the present ones are produced.
             done = mark.offset if mark.offset >= 0 and mark.metadata == work.version else 0
             there = done
             for batch in chunks(islice(messages, done, None), at_once):
@@ -94,7 +96,9 @@ def produce_once(connection: Connection, work: Work, messages: Iterable[Outgoing
 
 @contextmanager
 def transaction(producer: Producer, seconds: float) -> Iterator[None]:
-    """Committed at the end; aborted after an error, lest readers wait for its time-out."""
+    """Run a block as one transaction. It is aborted after an error: left open, it would hold readers back until it
+    times out.
+    """
     producer.begin_transaction()
     try:
         yield
@@ -102,10 +106,11 @@ def transaction(producer: Producer, seconds: float) -> Iterator[None]:
     except BaseException as error:
         try:
             if isinstance(error, confluent().KafkaException):
-                # raises why a message was refused, which says more
+                # The error of a commit says only that it failed. Serving the delivery reports raises why a message was
+                # refused.
                 producer.poll(0)
         finally:
-            # fenced, or the broker is away: it aborts by itself
+            # A producer that is fenced, or whose broker is away, cannot abort: the broker does it by itself.
             with suppress(confluent().KafkaException):
                 producer.abort_transaction(5)
         raise
@@ -137,7 +142,7 @@ def produce(producer: Producer, topic: str, messages: Sequence[Outgoing]) -> Non
 
     def delivered(error: Any, _: Any) -> None:
         if error is not None and error.name() not in _ABORTED:
-            # from whatever call serves this report
+            # This is raised in whatever call of the client serves the report.
             raise as_ours(error, f"Producing to topic '{topic}'")
 
     for message in messages:

@@ -83,7 +83,7 @@ def build_kafka_sensor(
             boundary = datetime.fromtimestamp(now.timestamp() // every.total_seconds() * every.total_seconds(), UTC)
             return offsets_at(connection, topic.name, marks, boundary), True
         old = offsets_at(connection, topic.name, marks, now - max_wait)
-        return {number: mark.end for number, mark in marks.items()}, any(begins[mark] < old[mark] for mark in old)
+        return {number: mark.end for number, mark in marks.items()}, any(begins[number] < old[number] for number in old)
 
     @dg.sensor(
         name=name or f"kafka_{''.join(c if c.isalnum() else '_' for c in topic.name)}_sensor",
@@ -96,7 +96,7 @@ def build_kafka_sensor(
     def kafka_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         connection = kafka_of(context.resources, topic.resource_key)
         partitions_name = topic.partitions_def.name
-        # KafkaTopic gives one
+        # KafkaTopic gives a name to its partitions.
         assert partitions_name is not None
         known = list(context.instance.get_dynamic_partitions(partitions_name))
         marks = watermarks(connection, topic.name)
@@ -112,9 +112,11 @@ def build_kafka_sensor(
         ends, rest = due(connection, marks, begins)
         new = list(islice(cut_windows(topic.name, begins, ends, max_messages, rest=rest), _WINDOWS_A_TICK))
         keys = [window.key for window in new]
+        # Partitions are added and runs asked for in one answer to Dagster, which may be killed between the two.
         pending = [*_without_run(context, wanted, known), *keys]
         requests = [
             dg.RunRequest(
+                # the name of a window says its offsets: it is asked for once
                 run_key=key,
                 partition_key=key,
                 asset_selection=list(wanted),
@@ -146,6 +148,8 @@ def _wanted(topic: KafkaTopic, target: Sequence[dg.AssetsDefinition]) -> list[dg
 
 def _ended(topic: KafkaTopic, known: Sequence[str], cursor: str | None) -> dict[int, int]:
     """By partition, where windows have ended: as those that exist say, or the cursor where it knows of later ones."""
+    # The dynamic partitions are the memory of the sensor. The cursor adds windows whose partitions were deleted since:
+    # their messages must not be cut again.
     ended = positions(topic.name, known)
     try:
         by_partition = json.loads(cursor or "{}").get(topic.name, {})
