@@ -1,4 +1,4 @@
-"""All undelivered submissions at a glance: who works on them, and what happened to each last. Reads the ledger only."""
+"""All undelivered submissions at a glance: which are worked on, and the last event of each. Only reads the ledger."""
 
 from __future__ import annotations
 
@@ -16,56 +16,64 @@ from dagster_llm_batch.storage.ledger.records import Event
 __all__ = ["LOST", "STRANDED", "TURN", "Outlook", "count_lost", "look_out"]
 
 TURN = "turn"
-"""The event that what waited may go."""
+"""The event of a submission whose waiting shards may be sent now."""
 
-LOST, STRANDED = "landing_lost", "landing_stranded"
-"""Events: a run that was to land the labels ended without having done anything, and another is asked for, or none any
-more until a person has looked."""
+LOST = "landing_lost"
+"""The event of a run that was to land the labels and ended without having done anything. Another run is requested."""
+
+STRANDED = "landing_stranded"
+"""The event after too many lost runs: none is requested any more until a person has looked."""
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """As of one moment. Submissions are those of the deployment that are not delivered, by id."""
+    """The undelivered submissions of a deployment at one moment.
+
+    Attributes:
+        busy: The ids of those that a process works on.
+        last: The last event of each, by submission_id.
+        last_but_waiting: The same without the events WAITS and TURN, which say nothing of the provider.
+    """
 
     busy: Collection[str]
     last: Mapping[str, Event]
     last_but_waiting: Mapping[str, Event]
 
     def is_open(self, submission_id: str) -> bool:
-        """Whether nobody has delivered it meanwhile. Only of such is anything known."""
+        """Return whether the submission is undelivered. Nothing else is known of others."""
         return submission_id in self.last
 
     def is_busy(self, submission_id: str) -> bool:
-        """Whether another process works on it."""
+        """Return whether a process works on the submission."""
         return submission_id in self.busy
 
     def attempt(self, submission_id: str) -> int:
-        """A number that changes whenever something happened to the submission: a run for it is worth another try."""
+        """Return a number that changes with every event of the submission, after which a run is worth another try."""
         return self.last[submission_id].event_id
 
     def waited(self, submission_id: str) -> bool:
-        """Whether its last event is that it had to wait for its turn."""
+        """Return whether the last event is that its shards have to wait."""
         return self.last[submission_id].kind == WAITS
 
     def unavailable_since(self, submission_id: str) -> datetime | None:
-        """When the provider did not answer, or not take a batch, if that is the last that happened."""
+        """Return when the provider did not answer or take a batch, where that is the last event; else None."""
         last = self.last_but_waiting[submission_id]
         return last.at if last.kind in (UNAVAILABLE, Move.NOT_SENT.value) else None
 
     def stranded(self, submission_id: str) -> str | None:
-        """Why no run is asked for any more; None where one is."""
+        """Return why no run is requested any more; None where runs are."""
         last = self.last_but_waiting.get(submission_id)
         return last.detail or "" if last is not None and last.kind == STRANDED else None
 
 
 def count_lost(events: Sequence[Event]) -> int:
-    """How many runs in a row, up to now, were lost: nothing else has happened since the first of them was asked for."""
+    """Count the lost runs at the end of these events: nothing else has happened since the first of them."""
     since = takewhile(lambda event: event.kind in (LOST, WAITS, TURN), reversed(events))
     return sum(event.kind == LOST for event in since)
 
 
 def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Outlook:
-    """See Engine.outlook. A few queries, however many there are."""
+    """See Engine.outlook. Takes three queries, however many submissions there are."""
     ledger, namespace = deployment.ledger, deployment.namespace
     return Outlook(
         busy=deployment.leases(),

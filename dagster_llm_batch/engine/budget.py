@@ -1,4 +1,7 @@
-"""Refuses what would exceed a budget, before anything is sent. What is committed stands in the ledger."""
+"""Budgets: what would exceed one is refused before anything is sent. The ledger sums up what is committed so far.
+
+Looking and committing happen under one lease: two processes that look at the same moment would both find room.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,13 @@ from dagster_llm_batch.errors import BudgetError
 
 __all__ = ["committing", "exceeded", "refuse_over_budget"]
 
-_WAIT_SECONDS = 60.0  # for another process that commits money at this moment
+# How long to wait for another process that commits money at this moment.
+_WAIT_SECONDS = 60.0
 
 
 @contextmanager
 def committing(deployment: Deployment, wait_seconds: float) -> Iterator[None]:
-    """Commit money in the block: no other process commits any meanwhile. Raises LeaseError where one does so long."""
+    """Let no other process commit money during the block. Raises LeaseError where one still does after the wait."""
     if not deployment.budgets:
         yield
         return
@@ -30,7 +34,7 @@ def committing(deployment: Deployment, wait_seconds: float) -> Iterator[None]:
 def refuse_over_budget(
     deployment: Deployment, labeling: Labeling, estimate: Estimate, replaced: Sequence[str] = ()
 ) -> Iterator[None]:
-    """Raise BudgetError, or commit the money in the block. `replaced` are shards that are not sent any more then."""
+    """Raise BudgetError, or let the block commit the money. `replaced`: shard_ids that will not be sent after that."""
     cost = estimate.cost_usd
     counted = (
         f"{estimate.requests:,} requests ({estimate.input_tokens:,} input tokens, {estimate.output_tokens_each} output "
@@ -56,7 +60,7 @@ def refuse_over_budget(
 def exceeded(
     deployment: Deployment, labeling: Labeling, cost_usd: Decimal | None, replaced: Sequence[str] = ()
 ) -> str | None:
-    """Which of the deployment's budgets so much more would exceed, in words; None: none of them."""
+    """Return which of the deployment's budgets the cost would exceed, in words; None where none."""
     for budget in deployment.budgets:
         if budget.asset not in (None, labeling.asset):
             continue

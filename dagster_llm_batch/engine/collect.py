@@ -1,7 +1,10 @@
-"""Shards come home: raw lines into the store, then read into results, then the ledger's word. All can be repeated.
+"""Collects ended shards: raw lines into the store, then results, then the move in the ledger. All can be repeated.
 
 ended ──fetch──▶ raw file ──Reconciler──▶ results file ──▶ collected
                                              └─ what can succeed when sent again ─▶ the next wave's request files
+
+Raw lines are stored before anything reads them: providers delete results after some weeks, and a parser that is mended
+later reads them again at no cost.
 """
 
 from __future__ import annotations
@@ -35,14 +38,18 @@ from dagster_llm_batch.types import BatchStatus, Lane
 __all__ = ["Collector"]
 
 _FETCHES = 3
-_LINES_AT_ONCE = 64  # of each download
-_PATIENCE = timedelta(hours=1)  # since the batch ended: its result files can come later than its status
+
+# Lines of a download in memory at once.
+_LINES_AT_ONCE = 64
+
+# A batch's result files can be complete later than its status says that it ended.
+_PATIENCE = timedelta(hours=1)
 _LONGEST_PAUSE_SECONDS = 30.0
 _ANY_NONCE = re.compile(NONCE.encode() + rb"-[0-9a-z-]{40}")
 
 
 class Collector:
-    """Collects shards of one labeling."""
+    """Collect shards of one labeling."""
 
     def __init__(self, labeling: Labeling, deployment: Deployment) -> None:
         self._labeling = labeling
@@ -52,17 +59,16 @@ class Collector:
         self.schema = pa.schema([*RESULT_SCHEMA, *labeling.reader.fields])
 
     def archive(self, shard: Shard) -> str:
-        """Store the raw result lines of an ended shard as they came; returns their path. Nothing to do if it exists.
+        """Store the raw result lines of an ended shard, and of all in its batch; return their path. Idempotent.
 
-        So are those of the other shards of its batch. A download that broke off starts over. One that ends early
-        without an error shows in the provider's own count; fewer lines than that are taken when the batch has ended
-        long ago, since a count can be wrong. Until then, raises TransientError.
+        A download that broke off starts over. One that ended early without an error has fewer lines than the provider
+        counts, and raises TransientError. An hour after the batch ended fewer are accepted, since a count can be wrong.
         """
         path = beside(shard, RAW)
         if self._payloads.exists(path):
             return path
         shards = self._ledger.shards_of_batch(shard)
-        counted = sum(one.done or 0 for one in shards)
+        counted = sum(sharing.done or 0 for sharing in shards)
         is_old = shard.ended_at is not None and self._deployment.clock() - shard.ended_at >= _PATIENCE
         for last in [False] * (_FETCHES - 1) + [True]:
             try:
@@ -79,53 +85,56 @@ class Collector:
     def archive_all(
         self, shards: Sequence[Shard], check: Callable[[], None]
     ) -> Generator[tuple[list[Shard], ProviderError | None], None, None]:
-        """`archive` for several: the shards of each batch as they are there, or why they are not, in their order.
+        """Archive several shards; yield those of each batch, in their order, with the error where it failed.
 
-        Some batches are downloaded while the caller reads what came before. `check` may raise before each. With
-        workers, which read many at once, all that are there come together.
+        Further batches are downloaded while the caller reads these. `check` is called before each shard, and may raise.
+        With workers, which read many shards at once, all that are archived are yielded together.
         """
         by_batch: dict[tuple[str, ...], list[Shard]] = defaultdict(list)
         for shard in shards:
             by_batch[shard.provider, shard.account, shard.batch_id or shard.shard_id].append(shard)
 
-        def archived(some: list[Shard]) -> ProviderError | None:
+        def archive_batch(batch: list[Shard]) -> ProviderError | None:
             try:
-                for shard in some:
+                for shard in batch:
                     check()
                     self.archive(shard)
             except (TransientError, RefusedError) as error:
                 return error
             return None
 
-        here: list[Shard] = []
+        for_workers: list[Shard] = []
         with Threads(self._deployment.transfers_at_once, "dagster-llm-batch download") as pool:
-            spread = pool.map if len(by_batch) > 1 else map  # one alone in this thread: it can be interrupted
-            for some, error in zip(by_batch.values(), spread(archived, by_batch.values()), strict=True):
+            # One alone is downloaded in this thread, which can be interrupted.
+            spread = pool.map if len(by_batch) > 1 else map
+            for batch, error in zip(by_batch.values(), spread(archive_batch, by_batch.values()), strict=True):
                 if error is not None or self._labeling.workers is None:
-                    yield some, error
+                    yield batch, error
                 else:
-                    here += some
-            if here:
-                yield here, None
+                    for_workers += batch
+            if for_workers:
+                yield for_workers, None
 
     def _fetch(self, shards: Sequence[Shard], at_least: int) -> None:
-        """Download a batch's result lines into the raw files of its shards. One that is stored already stays."""
+        """Download a batch's result lines into the raw files of its shards. Files that are there already stay."""
         with ExitStack() as files:
             if len(shards) == 1:
                 raw = files.enter_context(self._payloads.writer(beside(shards[0], RAW)))
                 lines = 0
-                for some in chunks(self._lines(shards[0]), _LINES_AT_ONCE):
-                    raw.write(b"".join(some))
-                    lines += len(some)
+                for chunk in chunks(self._lines(shards[0]), _LINES_AT_ONCE):
+                    raw.write(b"".join(chunk))
+                    lines += len(chunk)
                 _refuse_fewer(lines, at_least, shards[0])
                 return
             parts = {shard.nonce.encode(): files.enter_context(tempfile.TemporaryFile()) for shard in shards}
             lines = 0
             for line in self._lines(shards[0]):
                 named = {nonce for nonce in _ANY_NONCE.findall(line) if nonce in parts}
-                if len(named) > 1:  # rows and replies may hold anything; one of them is the line's own
+                # Rows and replies may hold anything, even other shards' custom_ids; only the line's own one counts.
+                if len(named) > 1:
                     named &= {self._nonce_of(line, shards[0])}
-                parts[min(named, default=shards[0].nonce.encode())].write(line)  # what is foreign is the carrier's
+                # Lines that name no shard are kept with the carrier's, which counts them as foreign.
+                parts[min(named, default=shards[0].nonce.encode())].write(line)
                 lines += 1
             _refuse_fewer(lines, at_least, shards[0])
             for shard in shards:
@@ -141,9 +150,10 @@ class Collector:
         return (codec.decode(line).custom_id or "").partition("-")[0].encode()
 
     def _lines(self, shard: Shard) -> Iterator[bytes]:
-        """The lines as the provider gives them. A batch that failed may be gone, with nothing of it to fetch."""
+        """Yield the lines as the provider returns them; none of a failed batch that the provider has forgotten."""
         if shard.batch_id is None:
-            if shard.lane is Lane.REALTIME:  # taken back, or its process died, when some of it was asked
+            # In real time: it was canceled, or its process died, after part of it was asked.
+            if shard.lane is Lane.REALTIME:
                 yield from answers_so_far(self._payloads, shard).values()
             return
         try:
@@ -155,7 +165,7 @@ class Collector:
                 raise
 
     def collect(self, shards: Sequence[Shard], check: Callable[[], None] = lambda: None) -> None:
-        """Bring ended shards, whose raw lines are archived, to `collected`. `check` may raise before each."""
+        """Bring ended, archived shards to `collected`. `check` is called before each, and may raise."""
         for shard, (results_path, tally) in zip(shards, self._read_all(shards), strict=True):
             check()
             if tally.unexpected:
@@ -175,7 +185,7 @@ class Collector:
         return map(self.read, shards) if workers is None else workers.map(self._reader(shards), shards)
 
     def read(self, shard: Shard) -> tuple[str, Tally]:
-        """Read raw lines into the shard's results file, again if need be; returns its path and what it adds up to."""
+        """Read the raw lines into the shard's results file, even if that exists; return its path and its tally."""
         return self._reader([shard])(shard)
 
     def _reader(self, shards: Sequence[Shard]) -> ResultsReader:
@@ -213,14 +223,17 @@ class Collector:
         return self._payloads.lines(path) if self._payloads.exists(path) else iter(())
 
     def results(self, shards: list[Shard], columns: list[str] | None = None) -> list[pa.Table]:
-        """The results of collected shards, oldest wave first."""
+        """Return the results of collected shards, oldest wave first."""
         ordered = sorted(shards, key=lambda shard: (shard.wave, shard.number))
         return [self._payloads.read_table(s.results_path, columns) for s in ordered if s.results_path]
 
 
 @dataclass(frozen=True)
 class ResultsReader:
-    """Reads raw lines of shards into results files, wherever it runs: no provider, no ledger. `by` model."""
+    """Read raw lines of shards into results files. Picklable for workers: it has no provider and no ledger.
+
+    `by` has what each (provider, model) needs.
+    """
 
     payloads: PayloadStore
     schema: pa.Schema

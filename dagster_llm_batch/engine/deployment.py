@@ -1,4 +1,4 @@
-"""What every step needs: the providers, the ledger, the payload store, and the rules of one deployment."""
+"""The deployment that every step works for: its providers, ledger, payload store and rules."""
 
 from __future__ import annotations
 
@@ -47,31 +47,39 @@ class Threads(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         call = partial(fn, *args, **kwargs)
-        return super().submit(copy_context().run, call)  # a copy each: two threads cannot be in one at a time
+        # A copy for each call: no two threads can be in one context at a time.
+        return super().submit(copy_context().run, call)
 
     def __exit__(self, *_error: object) -> None:
         self.shutdown(cancel_futures=True)
-        release_all_memory()  # of the threads: each has its own
+        # Each thread had an arena of C's allocator, which would keep the freed memory.
+        release_all_memory()
 
 
 _LEASE = "submission:"
 _AT_WORK = "run:"
 _LEASE_SECONDS = 60.0
-_EARNED = timedelta(seconds=1)  # by each answer
+
+# The patience that each answer gives back.
+_EARNED = timedelta(seconds=1)
+
+# How long a gate stays closed where the provider named no time.
 _SHORTEST_ABSENCE = timedelta(minutes=1)
-_LONGEST_ABSENCE = timedelta(hours=1)  # whatever a provider says, it is asked again then
+
+# A provider is asked again after this, whatever wait it named.
+_LONGEST_ABSENCE = timedelta(hours=1)
 
 
 def new_id() -> str:
-    """The id of a new submission. All ids that a plan writes follow from it."""
+    """Return the id of a new submission. All ids that a plan writes are derived from it."""
     return uuid.uuid4().hex
 
 
 class Gate:
-    """When calls in real time may be made to one model, and how long they may still wait for that. Thread-safe.
+    """Limit how long calls in real time to one model wait in all where its provider turns them away. Thread-safe.
 
-    Calls that wait at the same time wait once. Where the patience ends the gate closes, for this process: nobody waits
-    at a closed gate, and what is not asked yet is for later.
+    Calls that wait at the same time count once. When the patience is used up, the gate closes for this process: no call
+    waits at a closed gate, and what is not asked yet is left to a later run.
     """
 
     def __init__(self, clock: Callable[[], datetime], patience: timedelta) -> None:
@@ -83,18 +91,18 @@ class Gate:
 
     @property
     def closed_until(self) -> datetime | None:
-        """When it opens again, with new patience; None while it is open."""
+        """Return when the gate opens again, with new patience; None while it is open."""
         with self._lock:
             if self._closed_until is not None and self._closed_until <= self._clock():
                 self._closed_until, self._left = None, self._patience
             return self._closed_until
 
     def seconds_to_wait(self) -> float:
-        """For how long no call may be made: a rate limit that one call was told is for all of them."""
+        """Return for how long no call may be made: a rate limit holds for all calls, not only the one that met it."""
         return max(0.0, (self._not_before - self._clock()).total_seconds())
 
     def turn_away(self, seconds: float, *, is_for_all: bool) -> bool:
-        """A call was turned away for so long; returns whether there is patience to wait for that."""
+        """Record that a call was turned away for so long; return whether there is patience left to wait for that."""
         with self._lock:
             now = self._clock()
             until = now + min(timedelta(seconds=min(seconds, 1e9)), _LONGEST_ABSENCE)
@@ -110,7 +118,7 @@ class Gate:
             return True
 
     def let_in(self) -> None:
-        """A call was answered."""
+        """Record that a call was answered, which gives a second of patience back."""
         with self._lock:
             self._left = min(self._patience, self._left + _EARNED)
 
@@ -158,18 +166,18 @@ class Deployment:
     batch_outcomes: dict[tuple[str, str, str], Counter[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuses what could transfer nothing."""
+        """Raise ConfigError for a number of transfers below 1."""
         if self.transfers_at_once < 1:
             raise ConfigError(f"transfers_at_once={self.transfers_at_once!r} is not allowed; it is at least 1.")
 
     def leased(self, *submission_ids: str, wait_seconds: float | None = None) -> AbstractContextManager[Lease]:
-        """Work on these submissions, and nobody else meanwhile; raises LeaseError where another process does."""
+        """Hold these submissions' leases during a block. Raises LeaseError where another process has one."""
         patience = self.lease_wait_seconds if wait_seconds is None else wait_seconds
-        names = [_lease_name(one) for one in submission_ids]
+        names = [_lease_name(submission_id) for submission_id in submission_ids]
         return self.ledger.hold_leases(*names, seconds=_LEASE_SECONDS, wait_seconds=patience)
 
     def provider(self, name: str) -> Provider:
-        """The configured provider of this name, or ConfigError."""
+        """Return the configured provider of this name. Raises ConfigError where there is none."""
         if name not in self.providers:
             known = ", ".join(sorted(self.providers)) or "none"
             msg = f"No provider '{name}' is configured; configured: {known}. Add it to LLMBatchResource({name}=...)."
@@ -177,39 +185,39 @@ class Deployment:
         return self.providers[name]
 
     def codec(self, labeling: Labeling) -> Codec:
-        """Between this labeling's requests and its provider's lines; see Provider.codec for what it refuses."""
+        """Return the codec for this labeling's requests. Raises what Provider.codec raises."""
         return self.provider(labeling.provider).codec(labeling.spec)
 
     def leases(self) -> set[str]:
-        """The submissions that processes work on. Only a look."""
+        """Return the ids of submissions that processes work on now."""
         return {name.removeprefix(_LEASE) for name in self.ledger.active_leases() if name.startswith(_LEASE)}
 
     def at_work(self, run_id: str) -> AbstractContextManager[Lease]:
-        """Show for a block, however long it runs, that this run plans and sends; a dead process shows nothing."""
+        """Show during a block that this run plans and sends. A dead process's lease expires, and shows it no more."""
         return self.ledger.hold_leases(f"{_AT_WORK}{run_id}:{uuid.uuid4().hex}", seconds=_LEASE_SECONDS)
 
     def runs_at_work(self) -> set[str]:
-        """The runs that plan and send at this moment."""
+        """Return the ids of the runs that plan and send now."""
         names = (name for name in self.ledger.active_leases() if name.startswith(_AT_WORK))
         return {name.removeprefix(_AT_WORK).rpartition(":")[0] for name in names}
 
     def tariff(self, labeling: Labeling) -> Tariff:
-        """What this labeling's requests cost in a batch, now."""
+        """Return what this labeling's requests cost in a batch, now."""
         return self.terms(labeling)()
 
     def terms(self, labeling: Labeling) -> Callable[[], Tariff]:
-        """The same, to be looked up where it is needed: a tariff with tiers cannot be sent there."""
+        """Return a picklable factory for the tariff: a tariff with tiers cannot be pickled to workers."""
         book = self.provider(labeling.provider).price_book
         if book is None and labeling.price is None:
             return _free
         return partial(tariff, book or "", labeling.spec.model, self.clock(), labeling.price)
 
     def owner(self, labeling: Labeling, lane: Lane = Lane.BATCH) -> Owner:
-        """Whom this labeling asks."""
+        """Return the provider, account and model that this labeling asks."""
         return Owner(labeling.provider, self.provider(labeling.provider).account, labeling.spec.model, lane)
 
     def provider_of(self, shard: Shard) -> Provider:
-        """The provider that the shard is for. Raises ConfigError where another account is configured now."""
+        """Return the shard's provider. Raises ConfigError where another account is configured now."""
         provider = self.provider(shard.provider)
         if provider.account != shard.account:
             msg = (
@@ -221,17 +229,17 @@ class Deployment:
         return provider
 
     def gate(self, labeling: Labeling) -> Gate:
-        """Through which this labeling's calls in real time go, whichever submission they are for."""
+        """Return the gate that all calls in real time to this labeling's model share in this process."""
         owner = self.owner(labeling)
         gate = Gate(self.clock, labeling.realtime_patience)
         return self.gates.setdefault((owner.provider, owner.account, owner.model), gate)
 
     def is_late(self, submission: Submission) -> bool:
-        """Whether its deadline has passed."""
+        """Return whether the submission's deadline has passed."""
         return submission.deadline_at is not None and self.clock() >= submission.deadline_at
 
     def tag(self, shard: Shard) -> str:
-        """What a batch carries so that it can be found: whose it is, and which shard of theirs."""
+        """Return the tag by which the shard's batch is found at the provider: the namespace's digest and the nonce."""
         owner = hashlib.blake2b(self.namespace.encode(), digest_size=4).hexdigest()
         return f"dlb-{owner}-{shard.nonce}"
 

@@ -1,10 +1,11 @@
-"""Puts the steps in sequence: plan, submit, poll, collect, recover. Each is idempotent and safe to be killed in.
+"""The engine: plan, submit, poll, collect, recover, in sequence. Each step can be repeated, and killed at any point.
 
     plan ─▶ submit ─▶ poll ─▶ collect ─┬─▶ settled ─▶ labels
               ▲                        │
               └────── next wave ◀──────┘   only what can succeed when sent again
 
-Knows nothing of Dagster. All memory is in the ledger and the payload store: any process can do the next step.
+Knows nothing of Dagster. Everything that must be remembered is in the ledger and the payload store, so that any process
+can do the next step.
 """
 
 from __future__ import annotations
@@ -63,19 +64,19 @@ class Engine:
         return self.deployment.providers
 
     def provider(self, name: str) -> Provider:
-        """The configured provider of this name, or ConfigError."""
+        """Return the configured provider of this name. Raises ConfigError where there is none."""
         return self.deployment.provider(name)
 
     # plan -----------------------------------------------------------------------------------------------------------
 
     def check(self, labeling: Labeling) -> None:
-        """Refuse what this provider cannot take, before any row is read: response schema, parameters, prices."""
+        """Raise ResponseSchemaError or ConfigError for a definition that its provider cannot take. Reads no row."""
         self._planner(labeling).check()
 
     def plan(
         self, labeling: Labeling, rows: Any, *, partition: str = "", run_id: str | None = None, again: bool = False
     ) -> Submission:
-        """The submission for these rows: the one that is known already, or a new one with its shards planned.
+        """Return the submission for these rows: the one that is known already, or a new one with its shards planned.
 
         Sends nothing. With `again`, a settled submission is followed by a new attempt that asks only for what the
         earlier ones did not answer. Raises ConfigError, InputError or BudgetError, and leaves nothing behind then.
@@ -83,9 +84,9 @@ class Engine:
         return self._planner(labeling).plan(rows, partition=partition, run_id=run_id, again=again)
 
     def preview(self, labeling: Labeling, rows: Any, *, partition: str = "", again: bool = False) -> Preview:
-        """What `plan` would do with these rows, and what it may cost. Nothing is stored or sent.
+        """Return what `plan` would do with these rows, and what it may cost. Nothing is stored or sent.
 
-        Raises ConfigError or InputError as `plan` does; that a budget refuses it stands in the preview.
+        Raises ConfigError or InputError as `plan` does. Where a budget would refuse it, the preview says so.
         """
         return self._planner(labeling).preview(rows, partition=partition, again=again)
 
@@ -104,7 +105,7 @@ class Engine:
         return self.status(submission_id)
 
     def submit_together(self, labeling: Labeling, submission_ids: Sequence[str]) -> None:
-        """The same for several submissions of one labeling, in as few batches as they fit into."""
+        """Submit several submissions of one labeling, in as few batches as their shards fit into. See `submit`."""
         held = self._with_sharing(submission_ids)
         with self.deployment.leased(*held) as lease:
             Sender(self.deployment).recover(submission_ids, held)
@@ -133,44 +134,43 @@ class Engine:
             Sender(self.deployment).recover([submission_id], held)
 
     def _with_sharing(self, submission_ids: Sequence[str]) -> set[str]:
-        """These, and those that share a create call of unknown end with them: they are leased all at once, so that no
-        two processes wait for each other.
-        """
+        """Return these and all submissions that share a create call of unknown end with them."""
+        # All are leased at once: two processes that leased them one after another could wait for each other.
         return {*submission_ids, *(shard.submission_id for shard in self.ledger.shards_sent_with(submission_ids))}
 
     def resolve(self, shard_id: str, batch_id: str | None) -> Shard:
-        """A person's word on a shard that cannot be told: its batch, or None where there is none (it is sent again).
+        """Record a person's decision on a shard of unknown end: its batch, or None for no batch (it is sent again).
 
-        It holds for all shards that were sent with it. Raises LeaseError while a process is sending them.
+        The decision holds for all shards that were sent in the same call. Raises LeaseError while a process sends them.
         """
         shard = self.ledger.shard(shard_id)
         carrier = shard.carrier or shard_id
         sharing = self.ledger.shards_sent_with([shard.submission_id])
-        together = [one for one in sharing if carrier in (one.shard_id, one.carrier)] or [shard]
-        ids = [one.shard_id for one in together]
-        with self.deployment.leased(*(one.submission_id for one in together)):
+        together = [other for other in sharing if carrier in (other.shard_id, other.carrier)] or [shard]
+        ids = [other.shard_id for other in together]
+        with self.deployment.leased(*(other.submission_id for other in together)):
             if batch_id is None:
                 moved = self.ledger.move_shards(ids, Move.NOT_SENT, reason="resolved by a person: no batch exists")
             else:
-                told = f"resolved by a person: {batch_id}"
+                detail = f"resolved by a person: {batch_id}"
                 moved = self.ledger.move_shards(
-                    ids, Move.ACCEPTED, detail=told, batch_id=batch_id, submitted_at=self.deployment.clock()
+                    ids, Move.ACCEPTED, detail=detail, batch_id=batch_id, submitted_at=self.deployment.clock()
                 )
-        return next(one for one in moved if one.shard_id == shard_id)
+        return next(moved_shard for moved_shard in moved if moved_shard.shard_id == shard_id)
 
     # poll -----------------------------------------------------------------------------------------------------------
 
     def poll(self, shards: Sequence[Shard], failed: Failed | None = None) -> dict[str, BatchReport]:
-        """Ask the providers how these shards' batches are and record it; reports by shard_id.
+        """Poll the providers for these shards' batches and record the reports; return them by shard_id.
 
-        A provider that cannot be asked now is left for the next time. Moves shards, sends nothing. Whatever is wrong
-        with one provider or batch, the others are asked and recorded; then the first error is raised or, with
-        `failed`, that has been given each. Raises LedgerError where nothing can be recorded.
+        Moves shards whose batches ended; sends nothing. A provider that does not answer is left to the next time. An
+        error of one provider or batch does not stop the others. `failed` is called for each error; without it, the
+        first is raised at the end. Raises LedgerError where nothing can be recorded.
         """
         return self._poller.poll(shards, failed)
 
     def stop_late(self, submission_id: str) -> None:
-        """Ask batches that run past the submission's deadline to stop. What they have answered is kept."""
+        """Ask batches that run past the submission's deadline to stop. Answers so far are kept."""
         self._stop_late(*self.ledger.submission_with_shards(submission_id))
 
     def _stop_late(self, submission: Submission, shards: Sequence[Shard]) -> None:
@@ -180,10 +180,11 @@ class Engine:
     # collect --------------------------------------------------------------------------------------------------------
 
     def advance(self, labeling: Labeling, submission_id: str) -> Status:
-        """Take the submission as far as it goes now: recover, send, poll, collect, then the next wave or settle.
+        """Take the submission as far as it goes now: recover, send, poll, collect, then plan the next wave or settle.
 
-        Returns without waiting. Raises LeaseError where another process is at it, ConfigError where the definition has
-        changed since it was sent (raw results are stored before that), CannotTellError after collecting what is known.
+        Returns without waiting. Raises LeaseError where another process works on it; ConfigError where the definition
+        has changed since it was sent, after the raw results are stored; CannotTellError after all that can be collected
+        is.
         """
         try:
             self.submit(labeling, submission_id)
@@ -192,42 +193,47 @@ class Engine:
             raise
         self.collect(labeling, submission_id)
         status = self.submit(labeling, submission_id)
-        if any(shard.state in ENDED for shard in status.shards):  # answered in real time, or given up
+        # Shards that were answered in real time, or given up, are ended at once.
+        if any(shard.state in ENDED for shard in status.shards):
             return self.collect(labeling, submission_id)
         return status
 
     def collect(self, labeling: Labeling, submission_id: str) -> Status:
-        """`advance` without sending: a next wave is planned, and waits for `submit`."""
+        """Advance without sending: a next wave is planned, and waits for `submit`."""
         with self.deployment.leased(submission_id) as lease:
             submission, shards = self.ledger.submission_with_shards(submission_id)
             self._stop_late(submission, shards)
             running = [shard for shard in shards if shard.state is ShardState.SUBMITTED]
-            unseen: list[Exception] = []
-            reports = self.poll(  # one look for all that share a batch
-                [one for shard in running for one in self.ledger.shards_of_batch(shard)],
-                lambda _, error: unseen.append(error),
+            poll_errors: list[Exception] = []
+            # With all that share their batches, so that a batch is polled once for all its submissions.
+            reports = self.poll(
+                [sharing for shard in running for sharing in self.ledger.shards_of_batch(shard)],
+                lambda _, error: poll_errors.append(error),
             )
-            if reports:  # a provider that does not answer for the rest costs time only
-                unseen = [error for error in unseen if not isinstance(error, TransientError)]
+            # Where some batches were reported, one that could not be polled now costs time only.
+            if reports:
+                poll_errors = [error for error in poll_errors if not isinstance(error, TransientError)]
             collector = Collector(labeling, self.deployment)
             ended = [shard for shard in self.ledger.shards(submission_id) if shard.state in ENDED]
-            absent: list[ProviderError] = []
-            misread: list[Exception] = []
+            fetch_errors: list[ProviderError] = []
+            read_errors: list[Exception] = []
             with closing(collector.archive_all(ended, lease.check)) as archived:
-                for batch, error in archived:  # to the last: the others' results may be gone by the next time
+                # All are archived, whatever fails: providers may have deleted the results by the next time.
+                for batch, error in archived:
                     if error is not None:
-                        absent.append(error)
-                    elif not misread:
+                        fetch_errors.append(error)
+                    elif not read_errors:
                         try:
                             self._refuse_other_configuration(labeling, submission)
                             collector.collect(batch, lease.check)
                         except LeaseError:
                             raise
-                        except Exception as unread:  # noqa: BLE001 - it is raised when all results are stored
-                            misread.append(unread)
-            coming = [one for one in absent if isinstance(one, TransientError)]
-            if first := [*coming, *misread, *absent, *unseen]:
-                raise first[0]
+                        except Exception as read_error:  # noqa: BLE001 - it is raised when all results are stored
+                            read_errors.append(read_error)
+            # First what passes by itself: a run that ends with it is tried again.
+            transient = [error for error in fetch_errors if isinstance(error, TransientError)]
+            if errors := [*transient, *read_errors, *fetch_errors, *poll_errors]:
+                raise errors[0]
             status = self.status(submission_id)
             if status.is_settled or any(shard.state is not ShardState.COLLECTED for shard in status.shards):
                 return status
@@ -235,7 +241,7 @@ class Engine:
                 return status
             if self._plan_next_wave(labeling, status):
                 return self.status(submission_id)
-            return replace(status, submission=self._landing(labeling, status, collector).settle())
+            return replace(status, submission=self._assembler(labeling, status, collector).settle())
 
     def _plan_next_wave(self, labeling: Labeling, status: Status) -> bool:
         if status.submission.state is not SubmissionState.OPEN:
@@ -243,8 +249,8 @@ class Engine:
         return NextWave(labeling, self.deployment, status.submission, status.shards).plan()
 
     def _has_sources(self, submission: Submission) -> bool:
-        """Whether the submissions whose answers this one waits for have theirs."""
-        return all(self.ledger.submission(one).is_settled for one in submission.reused_from)
+        """Return whether the submissions whose answers this one reuses are settled."""
+        return all(self.ledger.submission(source).is_settled for source in submission.reused_from)
 
     def _refuse_other_configuration(self, labeling: Labeling, submission: Submission) -> None:
         if submission.config_fingerprint != self._planner(labeling).configuration:
@@ -255,7 +261,7 @@ class Engine:
             )
             raise ConfigError(msg)
 
-    def _landing(self, labeling: Labeling, status: Status, collector: Collector) -> LabelAssembler:
+    def _assembler(self, labeling: Labeling, status: Status, collector: Collector) -> LabelAssembler:
         return LabelAssembler(
             labeling,
             status.submission,
@@ -269,16 +275,16 @@ class Engine:
     # labels ---------------------------------------------------------------------------------------------------------
 
     def labels(self, labeling: Labeling, submission_id: str, *, run_id: str = "", reread: bool = False) -> Labeled:
-        """The labeled rows and the rejects of a settled submission.
+        """Return the labeled rows and the rejects of a settled submission.
 
-        With `reread`, raw result lines are read again with the present parser: a fix of it costs nothing.
+        With `reread`, raw result lines are read again by the present parser, so that its fixes take effect at no cost.
         """
         return self._settled(labeling, submission_id, reread=reread).labels(run_id=run_id, reread=reread)
 
     def label_batches(
         self, labeling: Labeling, submission_id: str, *, run_id: str = "", reread: bool = False
     ) -> Generator[Labeled, None, None]:
-        """The same in parts, for tables larger than memory. Their rows come in no particular order."""
+        """Yield the labels in parts, for tables larger than memory. Rows come in no particular order. See `labels`."""
         return self._settled(labeling, submission_id, reread=reread).batches(run_id=run_id, reread=reread)
 
     def write_labels(
@@ -291,14 +297,15 @@ class Engine:
         run_id: str = "",
         reread: bool = False,
     ) -> WrittenLabels:
-        """The same as Parquet files, in the place of those that the folders hold: by the labeling's workers, or here.
+        """Write the labels as Parquet files, replacing those in the folders: by the labeling's workers, or here.
 
         A folder is a path or URL, mostly that of one partition, as in `s3://bucket/ticket_labels/day=2026-01-01`:
         Spark and others read the folder above it as a table with the column `day`. Rows come in no particular order.
+        See `labels`.
         """
-        landing = self._settled(labeling, submission_id, reread=reread)
-        landing.read_again(reread=reread)
-        return write_labels(landing, PayloadStore(folder), PayloadStore(rejects_folder), run_id)
+        assembler = self._settled(labeling, submission_id, reread=reread)
+        assembler.read_again(reread=reread)
+        return write_labels(assembler, PayloadStore(folder), PayloadStore(rejects_folder), run_id)
 
     def _settled(self, labeling: Labeling, submission_id: str, *, reread: bool) -> LabelAssembler:
         status = self.status(submission_id)
@@ -307,62 +314,62 @@ class Engine:
             raise LLMBatchError(msg)
         if reread:
             self._refuse_other_configuration(labeling, status.submission)
-        return self._landing(labeling, status, Collector(labeling, self.deployment))
+        return self._assembler(labeling, status, Collector(labeling, self.deployment))
 
     # what to do next ------------------------------------------------------------------------------------------------
 
     def needs_recovery(self, progress: Progress) -> bool:
-        """Whether a shard's create call left no record."""
+        """Return whether a create call of the submission left no record."""
         return ShardState.SUBMITTING in progress.states
 
     def can_advance(self, progress: Progress) -> bool:
-        """Whether `advance` would do something: send what may go, collect what has ended, or settle."""
+        """Return whether `advance` would send, collect or settle something."""
         submission = progress.submission
         if ShardState.PLANNED in progress.states and self._can_send(submission):
             return True
         return not set(progress.states) & {ShardState.PLANNED, *IN_FLIGHT} and self._has_sources(submission)
 
     def _can_send(self, submission: Submission) -> bool:
-        """Whether one of its planned shards may go now. One that had to wait for that gets an event of its own."""
+        """Return whether one of the submission's planned shards may be sent now."""
         if submission.state is not SubmissionState.OPEN:
             return True
         planned = [s for s in self.ledger.shards(submission.submission_id) if s.state is ShardState.PLANNED]
         return can_go(self.deployment, planned, late=self.deployment.is_late(submission))
 
     def at_work(self, run_id: str) -> AbstractContextManager[object]:
-        """Show for a block that this run plans and sends: nobody else is to send what it has planned so far."""
+        """Show during a block that this run plans and sends, so that nobody else sends what it has planned so far."""
         return self.deployment.at_work(run_id)
 
     def runs_at_work(self) -> set[str]:
-        """The runs that plan and send at this moment. Those of dead processes are not among them."""
+        """Return the ids of the runs that plan and send now, without those of dead processes."""
         return self.deployment.runs_at_work()
 
     def keep_places(self, assets: Sequence[str]) -> None:
-        """Say, now and then, that somebody looks after these assets: what waits of others loses its place in queues."""
+        """Record that somebody looks after these assets. Shards of others lose their place in queues in time."""
         keep_places(self.deployment, assets)
 
     def outlook(self, unreadable: Unreadable | None = None) -> Outlook:
-        """Who works on undelivered submissions, and what happened to each last; `unreadable` as in Ledger.progress."""
+        """Return which undelivered submissions are worked on, and their last events. See Ledger.progress."""
         return look_out(self.deployment, unreadable)
 
     def note_turns(self, submission_ids: Sequence[str]) -> None:
-        """Say that what waited may go, so that a run for it is a new one."""
+        """Record that waiting shards may be sent, so that a run for them has a new run key."""
         self.ledger.add_events(submission_ids, TURN)
 
     def note_unavailable(self, submission_id: str, error: TransientError) -> None:
-        """The provider did not answer: worth another try, later."""
+        """Record that the provider did not answer, and that another try is worthwhile later."""
         self.ledger.add_event(submission_id, UNAVAILABLE, str(error))
 
     def lost_runs(self, submission_id: str) -> int:
-        """How many runs in a row were to land the labels and ended without having done anything."""
+        """Return how many of the last runs that were to land the labels ended without having done anything."""
         return count_lost(self.ledger.events(submission_id))
 
     def note_lost(self, submission_id: str, detail: str) -> None:
-        """A run that was to land the labels did nothing, and another one is worth a try."""
+        """Record that a run that was to land the labels did nothing, and that another is worth a try."""
         self.ledger.add_event(submission_id, LOST, detail)
 
     def note_stranded(self, submission_id: str, detail: str) -> None:
-        """No further run is worth a try before a person has looked: whatever happens then begins anew."""
+        """Record that no further run is worth a try until a person has looked. Any later event begins a new count."""
         self.ledger.add_event(submission_id, STRANDED, detail)
 
     def now(self) -> datetime:
@@ -374,23 +381,24 @@ class Engine:
         return Status(*self.ledger.submission_with_shards(submission_id))
 
     def stop_reason(self, submission_id: str) -> str | None:
-        """Why nothing more is sent of a submission: nearly nothing of what came fitted. None: it was not stopped."""
+        """Return why nothing more is sent of a submission of whose replies nearly none fitted; None if not stopped."""
         return stop_reason(self.ledger, submission_id)
 
     def latest(self, asset: str, partition: str = "") -> Submission | None:
-        """The newest submission of a partition."""
+        """Return the newest submission of a partition, or None."""
         history = self.ledger.history(self.namespace, asset, partition)
         return history[0] if history else None
 
     def cancel(self, submission_id: str) -> Status:
-        """Stop a submission: nothing more is sent, running batches are asked to stop, finished rows are kept."""
+        """Cancel a submission: nothing more is sent, running batches are asked to stop, finished rows are kept."""
         held = self._with_sharing([submission_id])
         with self.deployment.leased(*held):
             self.ledger.set_state(submission_id, SubmissionState.CANCELED)
             unsure: LLMBatchError | None = None
             try:
                 Sender(self.deployment).recover([submission_id], held)
-            except LLMBatchError as error:  # what is certain is stopped all the same
+            # A shard of unknown end must not keep the others running.
+            except LLMBatchError as error:
                 unsure = error
             shards = self.ledger.shards(submission_id)
             drop(self.deployment, shards, "its submission is canceled")
@@ -402,9 +410,9 @@ class Engine:
     # tidy up --------------------------------------------------------------------------------------------------------
 
     def prune(self, older_than: timedelta, *, delete: bool = False) -> Pruning:
-        """What of the stored files nothing needs any more, by the rule of `prune.py`; deleted only with `delete`.
+        """Return the stored files that nothing needs any more, by the rule of `prune.py`; remove them with `delete`.
 
-        Answers of pruned submissions cannot be reused: should their rows and definition come back, they are asked, and
+        Answers of pruned submissions cannot be reused: if their rows and definition come back, they are asked, and
         paid, again.
         """
         clock = self.deployment.clock

@@ -1,14 +1,14 @@
-"""What a settled submission says: the outcome of each of its requests, its costs, its labels. Sends nothing.
+"""The labels of a settled submission, with the outcomes and costs of its requests. Sends nothing.
 
-A submission speaks through its own shards and those of the submissions whose answers it reuses.
+Answers come from the submission's own shards and from those of the submissions whose answers it reuses.
 
 Tables larger than memory are taken apart by request, labeled part by part (by workers or here), and written as files:
 
     manifest, results of each shard ─▶ TakeApart ─▶ the same, with the rows of a part side by side
                                       each part of all ─▶ LabelPart ─▶ a file of labels, a file of rejects
 
-A request's id is a digest, so its first digits spread the rows evenly, and all rows of one request lie in the same
-part. Within a part, rows keep their order. New files replace the older ones of their folder when all of them are there.
+A request_id is a digest, so its first digits spread the rows evenly, and all rows of one request are in the same part.
+Within a part, rows keep their order. New files replace the older ones in their folder when all of them are written.
 """
 
 from __future__ import annotations
@@ -53,11 +53,15 @@ __all__ = [
 ]
 
 ROWS_AT_ONCE = 8_192
-"""How many rows the batches to scatter should have: a slice of few rows takes longer than its rows."""
+"""Rows of a batch to scatter. In small batches the slices would take longer than their rows."""
 
 _DIGITS = 4
-_MOST_PARTS = 256  # a part is an open file, and its number a byte
-_BUFFER_BYTES = 1 << 13  # a slice of a batch is many small pieces
+
+# Each part is an open file while rows are scattered, and its number a byte.
+_MOST_PARTS = 256
+
+# A slice of a batch is written as many small pieces.
+_BUFFER_BYTES = 1 << 13
 
 
 def part_names(rows: int, part_rows: int = PART_ROWS) -> list[str]:
@@ -67,23 +71,25 @@ def part_names(rows: int, part_rows: int = PART_ROWS) -> list[str]:
 
 
 def scatter(batches: Iterable[pa.RecordBatch], schema: pa.Schema, by: str, names: list[str], folder: Path) -> None:
-    """Write each row into the file of its part in the new `folder`."""
+    """Write each row into the file of its part, in the new `folder`."""
     folder.mkdir()
     least = _firsts(pa.array(names))
     with ExitStack() as files:
         parts = [_part_writer(files, folder / name, schema) for name in names]
         for batch in batches:
-            found = (np.searchsorted(least, _firsts(batch.column(by)), "right") - 1).astype(np.uint8)
-            sorted_batch = batch.take(pa.array(np.argsort(found, kind="stable")))  # a radix sort, of such small numbers
-            ends = np.cumsum(np.bincount(found, minlength=len(names))).tolist()
+            numbers = (np.searchsorted(least, _firsts(batch.column(by)), "right") - 1).astype(np.uint8)
+            # numpy sorts bytes by radix, in linear time.
+            sorted_batch = batch.take(pa.array(np.argsort(numbers, kind="stable")))
+            ends = np.cumsum(np.bincount(numbers, minlength=len(names))).tolist()
             for part, (start, end) in zip(parts, pairwise([0, *ends]), strict=True):
                 if start < end:
                     part.write_batch(sorted_batch.slice(start, end - start))
-            del batch, sorted_batch  # before the next is read
+            # Or they would be in memory while the next batch is read.
+            del batch, sorted_batch
 
 
 def _firsts(request_ids: pa.Array) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    """The first digits of each as a number, in the order of the digits."""
+    """Return the first digits of each request_id, as numbers with the same order."""
     digits = pc.utf8_slice_codeunits(request_ids, 0, _DIGITS)
     return np.frombuffer(digits.buffers()[2], ">u4", len(digits)).astype(np.uint32)
 
@@ -94,18 +100,19 @@ def _part_writer(files: ExitStack, path: Path, schema: pa.Schema) -> pa.RecordBa
 
 
 def read_part(folder: Path, name: str) -> pa.Table:
-    """One part, whole."""
+    """Return all rows of a part."""
     with pa.OSFile(str(folder / name)) as file:
         return pa.ipc.open_stream(file).read_all()
 
 
 _ID = "llm_request_id"
-_ALL = 1 << 62  # more rows than there are
+# A number of rows that no table has.
+_ALL = 1 << 62
 
 
 @dataclass(frozen=True)
 class WrittenLabels:
-    """How many rows the files hold."""
+    """The numbers of rows in the files."""
 
     labels: int
     rejects: int
@@ -121,7 +128,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Apart:
-    """A source, taken apart: part `n` is in the rows `starts[n]` to `starts[n + 1]` of `path`."""
+    """A source with the rows of each part side by side: part `n` has the rows `starts[n]` to `starts[n + 1]`."""
 
     path: str
     wave: int
@@ -174,70 +181,71 @@ class _LabelPart:
         return WrittenLabels(len(labeled.labels), len(labeled.rejects))
 
     def _part(self, number: int, wave: int) -> list[pa.Table]:
-        """The rows of this part, in one table for each source of the wave."""
-        found = []
+        """Return the rows of this part, in one table for each source of the wave."""
+        parts = []
         for source in self.sources:
             if source.wave == wave:
                 rows = range(source.starts[number], source.starts[number + 1])
                 schema = self.payloads.table_schema(source.path)
                 tables = self.payloads.take(source.path, rows)
-                found.append(pa.concat_tables([schema.empty_table(), *tables]))
-        return found
+                parts.append(pa.concat_tables([schema.empty_table(), *tables]))
+        return parts
 
 
-def write_labels(landing: LabelAssembler, labels: PayloadStore, rejects: PayloadStore, run_id: str) -> WrittenLabels:
+def write_labels(assembler: LabelAssembler, labels: PayloadStore, rejects: PayloadStore, run_id: str) -> WrittenLabels:
     """See Engine.write_labels."""
-    workers = landing.labeling.workers
+    workers = assembler.labeling.workers
     spread = map if workers is None else workers.map
-    sources = [_Source(landing.manifest_path, 0)]
+    sources = [_Source(assembler.manifest_path, 0)]
     sources += [
         _Source(shard.results_path or "", wave)
-        for wave, shards in enumerate(landing.waves, start=1)
+        for wave, shards in enumerate(assembler.waves, start=1)
         for shard in shards
     ]
-    names = landing.part_names()
+    names = assembler.part_names()
     if len(names) == 1:
-        apart, passing = [_Apart(one.path, one.wave, (0, _ALL)) for one in sources], []
+        apart, temporary = [_Apart(source.path, source.wave, (0, _ALL)) for source in sources], []
     else:
-        apart = passing = list(spread(_TakeApart(landing.payloads, names), sources))
+        apart = temporary = list(spread(_TakeApart(assembler.payloads, names), sources))
     try:
-        part = _LabelPart(
-            payloads=landing.payloads,
+        label_part = _LabelPart(
+            payloads=assembler.payloads,
             labels=labels,
             rejects=rejects,
             name=f"part-{uuid.uuid4().hex}",
             sources=apart,
-            response=landing.labeling.reader.schema,
-            prompt_version=landing.labeling.prompt_version,
+            response=assembler.labeling.reader.schema,
+            prompt_version=assembler.labeling.prompt_version,
             run_id=run_id,
         )
-        written = list(spread(part, range(len(names))))
+        written = list(spread(label_part, range(len(names))))
     finally:
-        for one in passing:
-            landing.payloads.delete(one.path)
+        for source in temporary:
+            assembler.payloads.delete(source.path)
     for store in (labels, rejects):
-        store.keep_only(part.name)
-    return WrittenLabels(sum(one.labels for one in written), sum(one.rejects for one in written))
+        store.keep_only(label_part.name)
+    return WrittenLabels(sum(part.labels for part in written), sum(part.rejects for part in written))
 
 
 _ID, _OUTCOME, _REALTIME = "llm_request_id", "llm_outcome", "llm_realtime_usd"
-_SHARD = pa.field("llm_shard", pa.int32())  # the number of a result's shard among those of all waves
+# The number of a result's shard among those of all waves.
+_SHARD = pa.field("llm_shard", pa.int32())
 
 
 @dataclass(frozen=True)
 class LabelAssembler:
-    """Lands one submission of one labeling."""
+    """Assemble the labels of one submission. `shards` are its own; `part_rows` is how many rows fit into memory."""
 
     labeling: Labeling
     submission: Submission
-    shards: Sequence[Shard]  # its own
+    shards: Sequence[Shard]
     ledger: Ledger
     payloads: PayloadStore
     collector: Collector
     part_rows: int = PART_ROWS
 
     def settle(self) -> Submission:
-        """Tell the ledger what it adds up to. Costs are those of its own batches, not of reused answers."""
+        """Record outcomes and costs in the ledger. Costs are those of its own batches, not of reused answers."""
         realtime = [self._sum(shard, _REALTIME) for shard in self.shards if shard.results_path]
         return self.ledger.settle_submission(
             self.submission.submission_id,
@@ -248,48 +256,46 @@ class LabelAssembler:
         )
 
     def _sum(self, shard: Shard, column: str) -> Decimal | None:
-        """The sum of a column of the shard's results; None where a value is not known."""
+        """Return the sum of a column of the shard's results; None where a value is not known."""
         table = self.payloads.read_table(_path(shard), [column])
         total: Decimal = pc.sum(table[column], min_count=0).as_py()
         return None if table[column].null_count else total
 
     def _outcomes(self) -> dict[str, int]:
-        """How many requests ended how: by their newest success, else their newest word."""
+        """Count the requests by outcome: SUCCEEDED where one of their results is, else the newest result's outcome."""
         if not self.waves:
             return {}
         counts: Counter[str] = Counter()
-        if len(self.waves) == 1 and not self.submission.reused_from:  # every request has spoken once
+        # With one wave and nothing reused, every request has exactly one result: no join is needed.
+        if len(self.waves) == 1 and not self.submission.reused_from:
             for shard in self.waves[0]:
-                said = self.payloads.read_table(_path(shard), [_OUTCOME])[_OUTCOME]
-                counts.update({one["values"]: one["counts"] for one in pc.value_counts(said).to_pylist()})
+                counts += self.collector.count_outcomes(shard)
             return dict(counts)
-        asked, said = (_chosen(self.collector.schema, names) for names in ([_ID], [_ID, _OUTCOME]))
-        for manifest, results in self._parts(asked, said):
+        manifest_columns, result_columns = (_chosen(self.collector.schema, names) for names in ([_ID], [_ID, _OUTCOME]))
+        for manifest, results in self._parts(manifest_columns, result_columns):
             requests = pc.unique(manifest[_ID])
             newest = pa.concat_tables(reversed([*results]))
             good = newest.filter(pc.equal(newest[_OUTCOME], Outcome.SUCCEEDED.value))
-            words = pa.concat_tables([good, newest])
-            last = words[_OUTCOME].take(pc.index_in(requests, words[_ID].combine_chunks()))
-            counts.update(last.to_pylist())
+            by_rank = pa.concat_tables([good, newest])
+            outcomes = by_rank[_OUTCOME].take(pc.index_in(requests, by_rank[_ID].combine_chunks()))
+            counts.update(outcomes.to_pylist())
         return dict(counts)
 
     def labels(self, *, run_id: str, reread: bool) -> Labeled:
-        """All labeled rows and rejects, in the order of the rows.
-
-        Results that were read for other columns are read again, and all of them with `reread`.
-        """
+        """Return all labeled rows and rejects, in the order of the rows. See `read_again` for `reread`."""
         self.read_again(reread=reread)
         tables = (self.payloads.read_table(_path(s)) for wave in self.waves for s in wave)
         return self._label(self.payloads.read_table(self.manifest_path), tables, run_id)
 
     def batches(self, *, run_id: str, reread: bool) -> Generator[Labeled, None, None]:
-        """`labels` in constant memory, part by part. The rows of a large table come in no particular order."""
+        """Yield the labels in parts, in constant memory. The rows of a large table come in no particular order."""
         self.read_again(reread=reread)
         shared, schema = self._shared(), self.collector.schema
         own = _chosen(schema, [name for name in schema.names if name not in SHARED])
         for manifest, results in self._parts(self.payloads.table_schema(self.manifest_path), own):
             yield self._label(manifest, (_with(shared, table).select(schema.names) for table in results), run_id)
-            del manifest  # before the next is read
+            # Or it would be in memory while the next part is read.
+            del manifest
             release_memory()
 
     def _label(self, manifest: pa.Table, results: Iterable[pa.Table], run_id: str) -> Labeled:
@@ -297,18 +303,22 @@ class LabelAssembler:
         return label(manifest, results, self.labeling.reader.schema, prompt_version=version, run_id=run_id)
 
     def _shared(self) -> pa.Table:
-        """What all results of a shard share: a row for each, in their order."""
+        """Return what all results of a shard share, as one row for each shard in their order."""
         schema = _chosen(self.collector.schema, SHARED)
-        nothing = pa.RecordBatch.from_pylist([{}], schema)  # of a shard without results, which `label` refuses
+        # Of a shard without results, which `label` refuses.
+        nothing = pa.RecordBatch.from_pylist([{}], schema)
         results = (self.payloads.iter_batches(_path(shard), 1, SHARED) for shard in chain.from_iterable(self.waves))
         return pa.Table.from_batches([next(batches, nothing) for batches in results], schema).combine_chunks()
 
-    def _parts(self, asked: pa.Schema, said: pa.Schema) -> Iterator[tuple[pa.Table, Iterator[pa.Table]]]:
-        """The manifest and the results of each wave, oldest first; large ones in parts that belong together."""
+    def _parts(self, manifest: pa.Schema, results: pa.Schema) -> Iterator[tuple[pa.Table, Iterator[pa.Table]]]:
+        """Yield the manifest and the results of each wave, oldest first; large tables in parts by request_id.
+
+        `manifest` and `results` are the columns that are read.
+        """
         names = self.part_names()
         starts = accumulate(map(len, self.waves), initial=0)
-        sources = [(asked, self.payloads.iter_batches(self.manifest_path, ROWS_AT_ONCE, asked.names))]
-        numbered = said.append(_SHARD)
+        sources = [(manifest, self.payloads.iter_batches(self.manifest_path, ROWS_AT_ONCE, manifest.names))]
+        numbered = results.append(_SHARD)
         sources += [
             (numbered, self._results(wave, numbered, start)) for wave, start in zip(self.waves, starts, strict=False)
         ]
@@ -325,21 +335,22 @@ class LabelAssembler:
                 yield read_part(folders[0], name), map(read_part, folders[1:], repeat(name))
 
     def part_names(self) -> list[str]:
-        """Of the parts in which the manifest and the largest wave fit into memory."""
+        """Return the names of the parts in which the manifest and the largest wave fit into memory."""
         waves = (sum(shard.requests for shard in wave) for wave in self.waves)
         return part_names(max(self.submission.rows, *waves, 0), self.part_rows)
 
     def read_again(self, *, reread: bool) -> None:
+        """Read raw lines again into results where those have other columns than now, or of all shards (`reread`)."""
         for shard in chain.from_iterable(self.waves):
             if reread or not self.payloads.table_schema(_path(shard)).equals(self.collector.schema):
                 self.collector.read(shard)
 
-    def _results(self, shards: Sequence[Shard], said: pa.Schema, start: int) -> Iterator[pa.RecordBatch]:
-        """What they say, shard by shard, some rows at once; the last column counts the shards from `start`."""
+    def _results(self, shards: Sequence[Shard], columns: pa.Schema, start: int) -> Iterator[pa.RecordBatch]:
+        """Yield the shards' results in batches. The last of the columns is the shard's number, from `start` on."""
         for number, shard in enumerate(shards, start):
-            for batch in self.payloads.iter_batches(_path(shard), ROWS_AT_ONCE, said.names[:-1]):
+            for batch in self.payloads.iter_batches(_path(shard), ROWS_AT_ONCE, columns.names[:-1]):
                 numbers = pa.repeat(pa.scalar(number, _SHARD.type), len(batch))
-                yield pa.record_batch([*batch.columns, numbers], schema=said)
+                yield pa.record_batch([*batch.columns, numbers], schema=columns)
                 del batch
             release_memory()
 
@@ -347,16 +358,18 @@ class LabelAssembler:
     def waves(self) -> list[list[Shard]]:
         """The collected shards that hold this submission's answers, oldest first. A wave answers a request once.
 
-        Of what was never sent again, the word before it is the last.
+        A wave that was planned but never sent is ignored; the previous outcome stands.
         """
-        others = [shard for one in reversed(self.submission.reused_from) for shard in self.ledger.shards(one)]
+        sources = reversed(self.submission.reused_from)
+        others = [shard for source in sources for shard in self.ledger.shards(source)]
         collected = [shard for shard in (*others, *self.shards) if shard.results_path]
         shards = [shard for shard in collected if shard.wave == 1 or shard.sent_at is not None]
         return [list(wave) for _, wave in groupby(shards, key=lambda shard: (shard.submission_id, shard.wave))]
 
     @property
     def manifest_path(self) -> str:
-        assert self.submission.manifest_path is not None  # every plan writes one
+        # Every plan writes one.
+        assert self.submission.manifest_path is not None
         return self.submission.manifest_path
 
 
@@ -365,9 +378,9 @@ def _chosen(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
 
 
 def _with(shared: pa.Table, results: pa.Table) -> pa.Table:
-    """The results, and what those of a shard share."""
-    told = shared.take(results[_SHARD.name].combine_chunks())
-    return pa.table([*results.columns, *told.columns], names=[*results.column_names, *told.column_names])
+    """Return the results with the columns that all results of a shard share."""
+    repeated = shared.take(results[_SHARD.name].combine_chunks())
+    return pa.table([*results.columns, *repeated.columns], names=[*results.column_names, *repeated.column_names])
 
 
 def _path(shard: Shard) -> str:

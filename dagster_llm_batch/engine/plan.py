@@ -1,9 +1,9 @@
-"""Decides what a submission is: one that the ledger knows already, or a new one. Sends nothing, spends nothing.
+"""Plans submissions: finds the one that the ledger has for the same rows, or makes a new one. Sends and spends nothing.
 
-The same asset, partition and fingerprint is the same submission: it is found again, not paid again. Requests that
+The same asset, partition and fingerprint is the same submission, which is found again and not paid again. Requests that
 earlier submissions of the partition have answered under the same configuration are not asked again.
 
-A preview is the figures of a plan that is neither stored nor sent.
+A preview has the figures of a plan that is neither stored nor sent.
 """
 
 from __future__ import annotations
@@ -41,19 +41,32 @@ __all__ = ["Planner", "Preview", "output_tokens_each", "preview_of"]
 
 @dataclass(frozen=True)
 class Preview:
-    """A plan's figures. Tokens and money are estimates; None: no price is known."""
+    """The figures of a plan. Tokens and money are estimates; None: no price is known.
+
+    Attributes:
+        rows: All rows.
+        requests: Different requests among them.
+        reused: Requests that are answered or in flight already.
+        shards: What would be sent.
+        input_tokens, output_tokens: Of the requests that would be sent.
+        estimated_usd: What they would cost.
+        realtime_usd: What they would cost in real time.
+        price_basis: Where the price is from.
+        known: The submission that these rows have already; nothing would be sent then.
+        refused: Why a budget would refuse it; None where none would.
+    """
 
     rows: int
-    requests: int  # different ones
-    reused: int  # of these, answered or on their way already
-    shards: tuple[Shard, ...]  # what would be sent
+    requests: int
+    reused: int
+    shards: tuple[Shard, ...]
     input_tokens: int
     output_tokens: int
     estimated_usd: Decimal | None
-    realtime_usd: Decimal | None  # what the same would cost in real time
+    realtime_usd: Decimal | None
     price_basis: PriceBasis
-    known: Submission | None = None  # the submission that these rows have already: nothing would be sent
-    refused: str | None = None  # why it would not be sent
+    known: Submission | None = None
+    refused: str | None = None
 
     @property
     def to_send(self) -> int:
@@ -65,7 +78,7 @@ class Preview:
 
 
 def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:
-    """The figures of a finished draft."""
+    """Return the figures of a finished draft."""
     requests, each = estimate.requests, estimate.output_tokens_each
     average = Usage(input_tokens=-(-estimate.input_tokens // max(requests, 1)), output_tokens=each)
     realtime = estimate.tariff.price(average).realtime_usd
@@ -83,11 +96,12 @@ def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:
     )
 
 
-_WAIT_SECONDS = 60.0  # for another process that stores a submission of the partition at this moment
+# How long to wait for another process that stores a submission of the partition at this moment.
+_WAIT_SECONDS = 60.0
 
 
 class Planner:
-    """Plans submissions of one labeling."""
+    """Plan submissions of one labeling."""
 
     def __init__(self, labeling: Labeling, deployment: Deployment) -> None:
         self._labeling = labeling
@@ -97,13 +111,13 @@ class Planner:
 
     @cached_property
     def configuration(self) -> str:
-        """The fingerprint of all that decides an answer besides the request."""
+        """The fingerprint of all that an answer depends on besides the request: account, model, parameters, schema."""
         labeling = self._labeling
         account = self._deployment.provider(labeling.provider).account
         return configuration_fingerprint(account, labeling.provider, labeling.spec)
 
     def check(self) -> None:
-        """Raise ResponseSchemaError or ConfigError for what a provider cannot take. Needs no row."""
+        """Raise ResponseSchemaError or ConfigError for a definition that a provider cannot take. Reads no row."""
         for labeling in self._labeling.models:
             _ = self._deployment.codec(labeling)
             unknown = self._deployment.tariff(labeling).basis is PriceBasis.UNKNOWN
@@ -121,16 +135,18 @@ class Planner:
         self.check()
         history = self._ledger.history(self._deployment.namespace, self._labeling.asset, partition)
         running = [s.submission_id for s in history if s.state is SubmissionState.OPEN]
-        with self._deployment.leased(*running):  # what they have sent does not change while we look
+        # Nobody may send shards of theirs while this plan decides which requests are in flight.
+        with self._deployment.leased(*running):
             return self._plan(rows, partition, run_id, history, again=again)
 
     def _plan(
         self, rows: Any, partition: str, run_id: str | None, history: Sequence[Submission], *, again: bool
     ) -> Submission:
-        now = self._deployment.clock()  # what comes home from here on was on its way
+        # Shards collected after this time were in flight when we planned: the new submission adopts their answers.
+        now = self._deployment.clock()
         earlier = self._reusable(history)
         submission_id = self._deployment.new_id()
-        draft = self._draft(submission_id, partition, self._asked(earlier))
+        draft = self._draft(submission_id, partition, self._known_requests(earlier))
         try:
             draft.add_rows(rows)
             plan = draft.finish(self.configuration)
@@ -139,10 +155,11 @@ class Planner:
             )
             if known is not None and not self._may_follow(known, again=again):
                 if known.created_at >= max((s.created_at for s in history), default=known.created_at):
-                    draft.replace_manifest(known.manifest_path or "")  # the kept columns may be others
+                    # The fingerprint has no kept columns: these may be others now.
+                    draft.replace_manifest(known.manifest_path or "")
                     draft.discard()
                     return known
-                # Others came after it: it becomes the latest again by a new attempt that has nothing to ask.
+                # Other rows were planned after it. A new attempt with nothing to send makes it the latest again.
                 plan = draft.only_rows(plan)
                 estimate = Estimate(draft.estimate.tariff, 0)
                 sources: tuple[str, ...] = (known.submission_id, *known.reused_from)
@@ -154,25 +171,26 @@ class Planner:
         except BaseException:
             draft.discard()
             raise
-        if opened.submission_id != submission_id:  # another process was quicker
+        # Another process may have stored the same submission first.
+        if opened.submission_id != submission_id:
             draft.discard()
         return opened
 
     def _open(
         self, submission: Submission, plan: Plan, estimate: Estimate, history: Sequence[Submission]
     ) -> Submission:
-        """Store it in the place of those before; where another process has stored the same, return that one."""
+        """Store the submission, superseding those before; return another process's where that has stored the same."""
         place = (submission.namespace, submission.asset, submission.partition)
         with self._ledger.hold_leases(f"plan:{':'.join(place)}", wait_seconds=_WAIT_SECONDS):
-            new = {one.submission_id: one for one in self._ledger.history(*place)}
-            for one in history:
-                del new[one.submission_id]
-            for one in new.values():
-                if one.fingerprint == submission.fingerprint:
-                    return one
+            seen = {earlier.submission_id for earlier in history}
+            for other in self._ledger.history(*place):
+                if other.submission_id in seen:
+                    continue
+                if other.fingerprint == submission.fingerprint:
+                    return other
                 msg = (
-                    f"'{one.asset}' {one.partition}: another process planned other rows meanwhile, as submission "
-                    f"{one.submission_id}. Nothing was sent for these. Run again if these are the newer rows."
+                    f"'{other.asset}' {other.partition}: another process planned other rows meanwhile, as submission "
+                    f"{other.submission_id}. Nothing was sent for these. Run again if these are the newer rows."
                 )
                 raise LeaseError(msg)
             with refuse_over_budget(self._deployment, self._labeling, estimate, self._unsent(history)):
@@ -182,9 +200,9 @@ class Planner:
                 return self._ledger.open_submission(submission, plan.shards)
 
     def _unsent(self, history: Sequence[Submission]) -> list[str]:
-        """Shards that are not sent any more when another submission takes the place of these."""
-        still_open = [one for one in history if one.state is SubmissionState.OPEN]
-        shards = [shard for one in still_open for shard in self._ledger.shards(one.submission_id)]
+        """Return the ids of shards that will not be sent when another submission supersedes these."""
+        still_open = [submission for submission in history if submission.state is SubmissionState.OPEN]
+        shards = [shard for submission in still_open for shard in self._ledger.shards(submission.submission_id)]
         return [shard.shard_id for shard in shards if shard.state is ShardState.PLANNED]
 
     def preview(self, rows: Any, *, partition: str, again: bool) -> Preview:
@@ -193,9 +211,10 @@ class Planner:
         history = self._ledger.history(self._deployment.namespace, self._labeling.asset, partition)
         with ExitStack() as stack:
             folder = stack.enter_context(TemporaryDirectory())
-            alone = replace(self._labeling, workers=None)  # which do not see a folder of this machine
+            # Workers on other machines would not see a temporary folder of this one.
+            alone = replace(self._labeling, workers=None)
             aside = Planner(alone, replace(self._deployment, payloads=PayloadStore(folder)))
-            draft = aside._draft(self._deployment.new_id(), partition, self._asked(self._reusable(history)))
+            draft = aside._draft(self._deployment.new_id(), partition, self._known_requests(self._reusable(history)))
             stack.callback(draft.discard)
             draft.add_rows(rows)
             plan = draft.finish(self.configuration)
@@ -213,12 +232,12 @@ class Planner:
             return preview_of(plan, draft.estimate, refused)
 
     def _reusable(self, history: Sequence[Submission]) -> list[Submission]:
-        """Submissions whose answers can serve again."""
+        """Return the submissions whose answers can be reused."""
         same = [s for s in history if s.config_fingerprint == self.configuration]
         return [s for s in same if not is_pruned(self._ledger, s)]
 
     def _may_follow(self, known: Submission, *, again: bool) -> bool:
-        """Whether the same rows may be sent once more, as a new attempt. Answers that were given up cannot serve."""
+        """Return whether a new attempt may follow for the same rows, as it may where the answers were pruned."""
         return _may_follow(known, again=again or is_pruned(self._ledger, known))
 
     def _draft(self, submission_id: str, partition: str, known: Mapping[str, bool]) -> Draft:
@@ -249,18 +268,18 @@ class Planner:
         )
 
     def wave(self, submission_id: str, partition: str, number: int) -> Wave:
-        """Where the request files of a wave are written."""
+        """Return the wave of this number, to write its request files."""
         return Wave(self._payloads, submission_id, number, lambda name: self._path(partition, submission_id, name))
 
     def files(self, wave: Wave, labeling: Labeling, lane: Lane) -> ShardFiles:
-        """Those of one of the labeling's models."""
+        """Return the request files of a wave for one of the labeling's models, in one lane."""
         limits = self._deployment.codec(labeling).limits
         tight = tightest(limits, labeling.max_requests_per_batch, labeling.max_bytes_per_batch)
         tariff = self._deployment.tariff(labeling)
         return wave.files(tight, self._deployment.owner(labeling, lane), partial(_surcharge, labeling, tariff))
 
     def spare(self, submission_id: str, partition: str, fallback: Labeling) -> Spare:
-        """Where all requests are kept for a fallback, as it is configured now."""
+        """Return the file that has all requests for a fallback, as it is configured now."""
         account = self._deployment.provider(fallback.provider).account
         configuration = configuration_fingerprint(account, fallback.provider, fallback.spec)
         return Spare(
@@ -272,8 +291,8 @@ class Planner:
     def _path(self, partition: str, submission_id: str, name: str) -> str:
         return payload_path(self._deployment.namespace, self._labeling.asset, partition, submission_id, name)
 
-    def _asked(self, submissions: Sequence[Submission]) -> dict[str, bool]:
-        """Requests that these submissions have a good answer to (True), or have sent and may get one (False)."""
+    def _known_requests(self, submissions: Sequence[Submission]) -> dict[str, bool]:
+        """Return request_ids that these submissions have a good answer to (True), or have in flight (False)."""
         answered: set[str] = set()
         in_flight: set[str] = set()
         for submission in submissions:
@@ -281,16 +300,16 @@ class Planner:
                 if shard.results_path:
                     table = self._payloads.read_table(shard.results_path, ["llm_request_id", "llm_outcome"])
                     pairs = zip(*(column.to_pylist() for column in table.columns), strict=True)
-                    answered.update(one for one, outcome in pairs if outcome == Outcome.SUCCEEDED.value)
+                    answered.update(request_id for request_id, outcome in pairs if outcome == Outcome.SUCCEEDED.value)
                 elif shard.state is not ShardState.PLANNED and shard.sent_at is not None:
                     in_flight.update(request_ids(self._payloads, shard))
-                elif shard.lane is Lane.REALTIME and (answered_now := answers_so_far(self._payloads, shard)):
+                elif shard.lane is Lane.REALTIME and (answers := answers_so_far(self._payloads, shard)):
                     ids = request_ids(self._payloads, shard)
-                    in_flight.update(ids[place] for place in answered_now)
+                    in_flight.update(ids[place] for place in answers)
         return {**dict.fromkeys(in_flight, False), **dict.fromkeys(answered, True)}
 
     def _supersede(self, older: Submission, by: str) -> None:
-        """Send no more of a submission whose rows or definition have changed; what was sent is still collected."""
+        """Send no more of a submission whose rows or definition have changed. What was sent is still collected."""
         self._ledger.add_event(older.submission_id, "superseded", f"by submission {by}")
         self._ledger.set_state(older.submission_id, SubmissionState.CANCELED)
         drop(self._deployment, self._ledger.shards(older.submission_id), f"submission {by} came in its place")
@@ -333,13 +352,13 @@ class Planner:
 
 
 def output_tokens_each(labeling: Labeling) -> int:
-    """Output tokens to estimate for each request."""
+    """Return the output tokens to estimate for each request."""
     embeds = labeling.reader.format.kind is ResponseKind.EMBEDDING
     return 0 if embeds else expected_output_tokens(labeling.params, labeling.expected_output_tokens)
 
 
 def _surcharge(labeling: Labeling, tariff: Tariff, shard: Shard, lacking: int) -> Decimal:
-    """What a shard costs on top that goes alone and is `lacking` requests short of the provider's least number."""
+    """Return what a shard costs more, if sent alone, that is `lacking` requests short of the least number."""
     usage = Usage(input_tokens=shard.tokens // shard.requests, output_tokens=output_tokens_each(labeling))
     price = tariff.price(usage)
     if labeling.below_minimum == "refuse" or price.cost_usd is None or price.realtime_usd is None:
@@ -350,18 +369,19 @@ def _surcharge(labeling: Labeling, tariff: Tariff, shard: Shard, lacking: int) -
 
 
 def _may_follow(known: Submission, *, again: bool) -> bool:
-    """Whether the same rows may be sent once more, as a new attempt."""
+    """Return whether a new attempt may follow for the same rows."""
     if known.state is SubmissionState.OPEN:
         return False
     if again or known.state is SubmissionState.CANCELED:
         return True
-    # A request without a result may have been billed: only a person sends it again.
+    # A request without a result may have been billed, so only a person sends it again. Where every request was refused,
+    # nothing was billed, and another attempt costs nothing extra.
     paid = {Outcome.SUCCEEDED.value, Outcome.INVALID.value, Outcome.MISSING.value} & set(known.outcomes)
-    return bool(known.requests) and not paid  # every request was refused: asking again costs nothing extra
+    return bool(known.requests) and not paid
 
 
 class _ImagesBelow:
-    """Reads images below one folder and nowhere else."""
+    """Read images below one folder. Paths in rows that lead out of it are refused: rows may be untrusted."""
 
     def __init__(self, root: UPath) -> None:
         self._root = root
@@ -370,8 +390,9 @@ class _ImagesBelow:
         if path.startswith("/") or "\\" in path or "://" in path or ".." in path.split("/"):
             msg = f"{path!r} is not a relative path below image_root"
             raise ValueError(msg)
-        found = self._root / path
-        if found.protocol in ("", "file") and not found.resolve().is_relative_to(self._root.resolve()):
+        image = self._root / path
+        # On a local disk a symbolic link may lead out.
+        if image.protocol in ("", "file") and not image.resolve().is_relative_to(self._root.resolve()):
             msg = f"{path!r} leads out of image_root"
             raise ValueError(msg)
-        return bytes(found.read_bytes())
+        return bytes(image.read_bytes())

@@ -1,4 +1,7 @@
-"""What the providers say of their batches, and what is said to them: how far, ended how, please stop."""
+"""Polls the providers for the state of running batches and records it; asks batches to stop.
+
+One odd provider, batch or report must not stop the others: failures are passed to the caller, each with its shards.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,22 @@ from dagster_llm_batch.types import BatchReport, BatchStatus
 __all__ = ["Failed", "Poller"]
 
 Failed = Callable[[Sequence[Shard], Exception], None]
-"""Takes shards about which nothing was learned, and why."""
+"""Called with shards about which nothing was learned, and the error."""
 
 _T = TypeVar("_T")
-_FAILURES_MOST = 30  # calls: enough to find three odd ones among a thousand
-_OF_ALL_ALIKE = (CredentialsError, TransientError)  # what these say of many, they say of each
 
-_PUT_BACK_MOST = 40  # times; a day and a half
+# Failed calls after which no smaller groups are tried: enough to find three odd items among a thousand.
+_FAILURES_MOST = 30
+
+# These hold for every item of a call, so smaller groups would fail alike.
+_OF_ALL_ALIKE = (CredentialsError, TransientError)
+
+# A shard is put back this often at most, each time for longer: a day and a half in all.
+_PUT_BACK_MOST = 40
 _PUT_BACK_LONGEST = timedelta(hours=1)
-_GONE_AFTER = timedelta(hours=1)  # a vendor can forget a batch for a moment, as a replica that lags behind
+
+# A vendor can forget a batch for a moment, as when a replica lags behind. To take it for lost would pay it again.
+_GONE_AFTER = timedelta(hours=1)
 
 _ASKED_IN_VAIN = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
 _ENDINGS = {
@@ -38,7 +48,7 @@ _ENDINGS = {
 
 
 class Poller:
-    """Looks after shards whose batches run."""
+    """Poll and stop the batches of shards."""
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
@@ -48,16 +58,16 @@ class Poller:
         """See Engine.poll."""
         errors: list[Exception] = []
 
-        def tell(some: Sequence[Shard], error: Exception) -> None:
+        def add_failure(failed_shards: Sequence[Shard], error: Exception) -> None:
             errors.append(error)
             if failed is not None:
-                failed(some, error)
+                failed(failed_shards, error)
 
         reports: dict[str, BatchReport] = {}
         ran_nothing: set[str] = set()
-        for name, its_shards in self._by_provider(shards, tell).items():
-            self._ask(name, its_shards, reports, ran_nothing, tell)
-        self._record([shard for shard in shards if shard.shard_id in reports], reports, ran_nothing, tell)
+        for name, its_shards in self._by_provider(shards, add_failure).items():
+            self._ask(name, its_shards, reports, ran_nothing, add_failure)
+        self._record([shard for shard in shards if shard.shard_id in reports], reports, ran_nothing, add_failure)
         if failed is None:
             odd = [error for error in errors if not isinstance(error, TransientError)]
             if odd or (errors and not reports):
@@ -65,8 +75,9 @@ class Poller:
         return reports
 
     def _by_provider(self, shards: Sequence[Shard], failed: Failed) -> dict[str, list[Shard]]:
-        """Those whose batches run, by provider; another account would call them lost."""
-        found: dict[str, list[Shard]] = {}
+        """Group the shards whose batches run by provider. Leaves out those of an account that is not configured now."""
+        # Another account does not know the batches, and would report them as gone.
+        running: dict[str, list[Shard]] = {}
         for shard in shards:
             if shard.state is ShardState.SUBMITTED and shard.batch_id is not None:
                 try:
@@ -74,8 +85,8 @@ class Poller:
                 except Exception as error:  # noqa: BLE001 - of one shard; the others are asked about all the same
                     failed([shard], error)
                 else:
-                    found.setdefault(shard.provider, []).append(shard)
-        return found
+                    running.setdefault(shard.provider, []).append(shard)
+        return running
 
     def _ask(
         self,
@@ -85,15 +96,15 @@ class Poller:
         ran_nothing: set[str],
         failed: Failed,
     ) -> None:
-        """Ask one provider for the batches of these shards, and add what it says to `reports` and `ran_nothing`."""
+        """Poll one provider for the batches of these shards; add to `reports` and `ran_nothing`, by shard_id."""
         batches: dict[str, list[Shard]] = {}
         for shard in shards:
             batches.setdefault(shard.batch_id or "", []).append(shard)
         answers: dict[str, BatchReport] = {}
         _apart(
             list(batches),
-            lambda some: answers.update(self._deployment.provider(name).poll(some)),
-            lambda some, error: failed([shard for batch_id in some for shard in batches[batch_id]], error),
+            lambda ids: answers.update(self._deployment.provider(name).poll(ids)),
+            lambda ids, error: failed([shard for batch_id in ids for shard in batches[batch_id]], error),
         )
         for batch_id in batches.keys() & answers.keys():
             for shard in batches[batch_id]:
@@ -111,7 +122,7 @@ class Poller:
     ) -> None:
         """Record the reports on these shards, and the ends of those whose batches have ended."""
         _apart(
-            shards, lambda some: self._ledger.record_reports({s.shard_id: reports[s.shard_id] for s in some}), failed
+            shards, lambda group: self._ledger.record_reports({s.shard_id: reports[s.shard_id] for s in group}), failed
         )
         ends: dict[str, Ending] = {}
         for shard in shards:
@@ -123,17 +134,18 @@ class Poller:
             except Exception as error:  # noqa: BLE001 - as above
                 failed([shard], error)
         ended = [shard for shard in shards if shard.shard_id in ends]
-        _apart(ended, lambda some: self._ledger.record_endings({s.shard_id: ends[s.shard_id] for s in some}), failed)
+        _apart(ended, lambda group: self._ledger.record_endings({s.shard_id: ends[s.shard_id] for s in group}), failed)
 
-    def _ending_of(self, shard: Shard, said: BatchReport, ran_nothing: set[str]) -> Ending | None:
-        """How its batch ended; None where it runs, or ran nothing and is sent again."""
-        report = self._given_up(shard.shard_id, said) if shard.status is BatchStatus.NOT_FOUND else said
+    def _ending_of(self, shard: Shard, report: BatchReport, ran_nothing: set[str]) -> Ending | None:
+        """Return how the shard's batch ended; None where it runs, or ran nothing and will be sent again."""
+        if shard.status is BatchStatus.NOT_FOUND:
+            report = self._given_up(shard.shard_id, report)
         if report.status not in _ENDINGS or (shard.shard_id in ran_nothing and self._put_back(shard.shard_id, report)):
             return None
         return self._ending(report)
 
     def _given_up(self, shard_id: str, report: BatchReport) -> BatchReport:
-        """What has not been found for long, each time that it was asked for, is gone."""
+        """Return a report of failure for a batch that the provider has not known for long, at every poll."""
         if report.status is not BatchStatus.NOT_FOUND:
             return report
         events = self._ledger.events(self._ledger.shard(shard_id).submission_id)
@@ -144,7 +156,7 @@ class Poller:
         return replace(report, status=BatchStatus.FAILED, reason=reason)
 
     def _put_back(self, shard_id: str, report: BatchReport) -> bool:
-        """A batch that ran nothing, since the provider's queue was full: its shard waits, longer each time."""
+        """Plan a shard again whose batch ran nothing since the provider's queue was full; return whether it was."""
         if report.status is not BatchStatus.FAILED or not report.retryable:
             return False
         shard = self._ledger.shard(shard_id)
@@ -153,7 +165,8 @@ class Poller:
         if before >= _PUT_BACK_MOST:
             return False
         waits_until = self._deployment.clock() + min(_PUT_BACK_LONGEST, timedelta(minutes=2 ** min(before, 10)))
-        with suppress(IllegalMoveError):  # another process asked at the same time and recorded it
+        # Another process may have polled at the same time, and recorded it.
+        with suppress(IllegalMoveError):
             self._ledger.move_shard(
                 shard_id,
                 Move.PUT_BACK,
@@ -178,17 +191,17 @@ class Poller:
         )
 
     def stop(self, shards: Sequence[Shard]) -> None:
-        """Ask their batches to stop, once. One that is shared stops when all whose shards it carries agree."""
+        """Ask the shards' batches to stop, once each. A shared batch is stopped when no submission in it is wanted."""
         asked: set[str] = set()
         for shard in shards:
             running = shard.state is ShardState.SUBMITTED and shard.status not in _ASKED_IN_VAIN
             if not running or shard.batch_id is None or shard.shard_id in asked:
                 continue
             sharing = self._ledger.shards_of_batch(shard)
-            if all(one.submission_id == shard.submission_id or self._is_unwanted(one) for one in sharing):
+            if all(other.submission_id == shard.submission_id or self._is_unwanted(other) for other in sharing):
                 self._deployment.provider_of(shard).cancel(shard.batch_id)
                 report = BatchReport(shard.batch_id, BatchStatus.CANCELING)
-                running_too = [one.shard_id for one in sharing if one.state is ShardState.SUBMITTED]
+                running_too = [other.shard_id for other in sharing if other.state is ShardState.SUBMITTED]
                 self._ledger.record_reports(dict.fromkeys(running_too, report))
                 asked.update(running_too)
 
@@ -197,10 +210,11 @@ class Poller:
         return submission.state is SubmissionState.CANCELED or self._deployment.is_late(submission)
 
     def _share(self, report: BatchReport, shard: Shard) -> BatchReport:
-        """A shard's part of the report on a batch that carries more than it; not all providers count the whole."""
+        """Return the shard's part of the report on a shared batch: counts are divided by numbers of requests."""
         total = report.total
+        # Not every provider reports how many requests the batch has in all.
         if total is None and (report.done or 0) > shard.requests:
-            total = sum(one.requests + one.padding for one in self._ledger.shards_of_batch(shard))
+            total = sum(other.requests + other.padding for other in self._ledger.shards_of_batch(shard))
         if total is None or total <= shard.requests:
             return report
 
@@ -213,22 +227,22 @@ class Poller:
 def _apart(
     items: Sequence[_T], act: Callable[[Sequence[_T]], None], failed: Callable[[Sequence[_T], Exception], None]
 ) -> None:
-    """`act` on all items at once. Where it raises, on their halves, and so on: one odd item does not stop the others.
+    """Call `act` on all items at once; where it raises, on their halves, and so on: one odd item stops no other.
 
-    `failed` gets what `act` failed for, down to single items; after too many failures what is left as it is. Raises a
-    LedgerError: without a ledger nothing goes on.
+    `failed` is called with the items for which `act` failed: single ones, or larger groups after too many failures.
+    Raises LedgerError, since nothing can be recorded without a ledger.
     """
     waiting = [items] if items else []
     failures = 0
     while waiting:
-        some = waiting.pop()
+        group = waiting.pop()
         try:
-            act(some)
+            act(group)
         except LedgerError:
             raise
         except Exception as error:  # noqa: BLE001 - of a provider, which may be the user's own: anything may come
             failures += 1
-            if len(some) == 1 or failures >= _FAILURES_MOST or isinstance(error, _OF_ALL_ALIKE):
-                failed(some, error)
+            if len(group) == 1 or failures >= _FAILURES_MOST or isinstance(error, _OF_ALL_ALIKE):
+                failed(group, error)
             else:
-                waiting += [some[len(some) // 2 :], some[: len(some) // 2]]
+                waiting += [group[len(group) // 2 :], group[: len(group) // 2]]

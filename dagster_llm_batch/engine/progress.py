@@ -1,4 +1,4 @@
-"""How far a submission is, and when it may be done: counts, rate, age, expected end; by what the ledger says. Pure."""
+"""The pace of a submission, from the ledger's records: counts, rate, age and expected end. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Pace", "pace", "usual_duration"]
 
 @dataclass(frozen=True)
 class Pace:
-    """Requests of a submission as last reported. None means that nobody can say."""
+    """The requests of a submission as the providers last reported them. None: not known."""
 
     done: int
     total: int
@@ -29,9 +29,14 @@ class Pace:
 
 
 def pace(progress: Progress, now: datetime, usual: timedelta | None = None) -> Pace:
-    """The pace of an undelivered submission; `usual` is how long earlier ones took, for one that has no rate yet.
+    """Return the pace of an undelivered submission.
 
-    An end that should have come already is not expected at any time.
+    Args:
+        progress: What the ledger has of it.
+        now: Aware.
+        usual: How long earlier submissions took: the estimate where no request is done yet.
+
+    There is no expected end where the estimate lies in the past already.
     """
     since = progress.oldest_submitted_at
     age = None if since is None else max(now - since, timedelta())
@@ -52,6 +57,6 @@ def pace(progress: Progress, now: datetime, usual: timedelta | None = None) -> P
 
 
 def usual_duration(settled: Sequence[Submission]) -> timedelta | None:
-    """What these submissions took, from plan to settled: the median."""
-    took = [(one.settled_at - one.created_at).total_seconds() for one in settled if one.settled_at is not None]
-    return timedelta(seconds=median(took)) if took else None
+    """Return the median time from plan to settled of these submissions; None of none."""
+    seconds = [(each.settled_at - each.created_at).total_seconds() for each in settled if each.settled_at is not None]
+    return timedelta(seconds=median(seconds)) if seconds else None

@@ -1,16 +1,18 @@
-"""Removes stored files that nothing needs any more. The rule:
+"""Removes stored files that nothing needs any more, by this rule:
 
-1. Kept, always, with all their files: submissions that are not delivered (`Ledger.mark_delivered`), or were within the
-   last N days; the newest, and the newest settled, submission of each partition; and all whose answers these reuse.
-2. Every other submission is pruned: first the ledger is told, by an event, so that no plan reuses its answers from then
-   on; then its requests, raw results, results and manifest go. Its row and its events stay. Whoever is killed between
-   leaves files that the next call removes.
-3. Of files that belong to no submission of this ledger, those go that a killed plan left more than a day ago. Results
-   are never among them: where such a folder holds some, another ledger writes here, and all of these stay. So does
-   whatever does not lie and is not named as a submission's file: people keep others in the same bucket.
-4. Halves of files, and parts of tables that a lost worker left, go a day later, also where the submission is kept.
+1. These submissions keep all their files: those that are not delivered (`Ledger.mark_delivered`), or were delivered
+   within the last N days; the newest, and the newest settled, submission of each partition; and all whose answers these
+   reuse.
+2. Every other submission is pruned. First an event is added to the ledger, so that no later plan reuses its answers;
+   then its requests, raw results, results and manifest are removed. Its row and its events stay. A process that is
+   killed in between leaves files that the next call removes.
+3. Files that belong to no submission of this ledger are removed if a killed plan left them more than a day ago. Results
+   are never among those: where such a folder holds some, another ledger writes here, and all such files stay. Files
+   that are not at the place and of the name of a submission's file stay, too: people keep others in the same bucket.
+4. Half-written files, and parts of tables that a lost worker left, are removed after a day, even where the submission
+   is kept.
 
-Refuses to delete where ledger and payload store do not belong together. Files at the providers are the providers'.
+Refuses to delete where ledger and payload store do not belong together. Never removes files at the providers.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ _DEPTH = len(PurePosixPath(payload_path("namespace", "asset", "partition", "subm
 
 @dataclass(frozen=True)
 class Pruning:
-    """What goes, or has gone."""
+    """The files that are removed, or would be."""
 
     replaced: Mapping[str, tuple[StoredFile, ...]]  # files of submissions that newer ones replaced, by submission_id
     left_behind: tuple[StoredFile, ...]  # files of plans that were killed
@@ -49,7 +51,7 @@ class Pruning:
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
-        """All that goes."""
+        """All files that are removed."""
         return (*(file for files in self.replaced.values() for file in files), *self.left_behind)
 
     @property
@@ -58,12 +60,12 @@ class Pruning:
 
 
 def is_pruned(ledger: Ledger, submission: Submission) -> bool:
-    """Whether its files were given up: its answers cannot be reused."""
+    """Return whether the submission was pruned, so that its answers cannot be reused."""
     return any(event.kind == _PRUNED for event in ledger.events(submission.submission_id))
 
 
 class Pruner:
-    """Prunes one namespace."""
+    """Prune one namespace."""
 
     def __init__(self, ledger: Ledger, payloads: PayloadStore, namespace: str, clock: Callable[[], datetime]) -> None:
         self._ledger = ledger
@@ -80,21 +82,22 @@ class Pruner:
             path = PurePosixPath(file.path)
             if len(path.parents) == _DEPTH and _NAMES.fullmatch(path.name):
                 folders[str(path.parent)].append(file)
-        submissions = self._ledger.submissions(self._namespace)  # after the files: what is new meanwhile is young
-        found = self._found(folders, submissions, older_than)
-        return self._delete(found, folders) if delete else found
+        # After the files: those of a submission that is planned in between are young, and stay.
+        submissions = self._ledger.submissions(self._namespace)
+        pruning = self._select(folders, submissions, older_than)
+        return self._delete(pruning, folders) if delete else pruning
 
-    def _found(
+    def _select(
         self, folders: Mapping[str, Sequence[StoredFile]], submissions: Sequence[Submission], older_than: timedelta
     ) -> Pruning:
         now = self._clock()
-        known = {self._folder(one): one for one in submissions}
+        known = {self._folder(submission): submission for submission in submissions}
         kept = _kept(submissions, now - older_than)
-        needed = self._needed(one for one in submissions if one.submission_id in kept)
+        needed = self._needed(submission for submission in submissions if submission.submission_id in kept)
         replaced = {
-            one.submission_id: tuple(file for file in folders[folder] if file.path not in needed)
-            for folder, one in known.items()
-            if folder in folders and one.submission_id not in kept
+            submission.submission_id: tuple(file for file in folders[folder] if file.path not in needed)
+            for folder, submission in known.items()
+            if folder in folders and submission.submission_id not in kept
         }
         stale = {folder: files for folder, files in folders.items() if folder not in known and _is_stale(files, now)}
         leftovers = [
@@ -113,38 +116,40 @@ class Pruner:
             kept=len(kept),
         )
 
-    def _folder(self, one: Submission) -> str:
-        path = payload_path(one.namespace, one.asset, one.partition, one.submission_id, "any")
+    def _folder(self, submission: Submission) -> str:
+        place = (submission.namespace, submission.asset, submission.partition)
+        path = payload_path(*place, submission.submission_id, "any")
         return str(PurePosixPath(path).parent)
 
     def _needed(self, kept: Iterable[Submission]) -> set[str]:
-        """Every file that a kept submission names, wherever it lies."""
+        """Return the paths of all files that kept submissions name, which may lie in other submissions' folders."""
         named: set[str | None] = set()
-        for one in kept:
-            named.add(one.manifest_path)
-            for shard in self._ledger.shards(one.submission_id):
+        for submission in kept:
+            named.add(submission.manifest_path)
+            for shard in self._ledger.shards(submission.submission_id):
                 named |= {shard.path, beside(shard, IDS), shard.raw_path, shard.results_path}
         return {path for path in named if path is not None}
 
-    def _delete(self, found: Pruning, folders: Mapping[str, Sequence[StoredFile]]) -> Pruning:
-        if found.files:
+    def _delete(self, pruning: Pruning, folders: Mapping[str, Sequence[StoredFile]]) -> Pruning:
+        if pruning.files:
             self._refuse_another_store(folders)
         replaced = {}
-        for submission_id, files in found.replaced.items():
+        for submission_id, files in pruning.replaced.items():
             try:
                 with self._ledger.hold_leases(f"submission:{submission_id}"):
                     if self._give_up(submission_id, files):
                         for file in files:
                             self._payloads.remove(file)
                         replaced[submission_id] = files
-            except LeaseError:  # somebody works on it after all
+            # A process works on it after all.
+            except LeaseError:
                 continue
-        for file in found.left_behind:
+        for file in pruning.left_behind:
             self._payloads.remove(file)
-        return replace(found, replaced=replaced)
+        return replace(pruning, replaced=replaced)
 
     def _give_up(self, submission_id: str, files: Sequence[StoredFile]) -> bool:
-        """Tell the ledger first. False where a plan has taken its answers up at this moment."""
+        """Add the event; return False where a plan has just taken up its answers, so that its files must stay."""
         submission = self._ledger.submission(submission_id)
         if not is_pruned(self._ledger, submission):
             size = sum(file.bytes for file in files)
@@ -153,8 +158,8 @@ class Pruner:
         return submission_id not in _kept(history, self._clock())
 
     def _refuse_another_store(self, folders: Mapping[str, Sequence[StoredFile]]) -> None:
-        """The newest submission's manifest is always there; where it is not, this is another store."""
-        newest = max(self._ledger.submissions(self._namespace), key=lambda one: one.created_at, default=None)
+        """Raise ConfigError where the newest submission has no file: each has a manifest, so the store is another."""
+        newest = max(self._ledger.submissions(self._namespace), key=lambda each: each.created_at, default=None)
         if newest is None or newest.manifest_path is None or self._folder(newest) in folders:
             return
         msg = (
@@ -165,29 +170,29 @@ class Pruner:
 
 
 def _kept(submissions: Sequence[Submission], cutoff: datetime) -> set[str]:
-    """Ids of those that keep their files. `submissions` are all of a namespace, or all of a partition."""
-    by_id = {one.submission_id: one for one in submissions}
+    """Return the ids of submissions that keep their files. `submissions`: all of a namespace, or of a partition."""
+    by_id = {submission.submission_id: submission for submission in submissions}
     newest: dict[tuple[str, str], Submission] = {}
     newest_settled: dict[tuple[str, str], Submission] = {}
-    for one in sorted(submissions, key=lambda one: (one.created_at, one.submission_id)):
-        newest[one.asset, one.partition] = one
-        if one.is_settled:
-            newest_settled[one.asset, one.partition] = one
+    for submission in sorted(submissions, key=lambda each: (each.created_at, each.submission_id)):
+        newest[submission.asset, submission.partition] = submission
+        if submission.is_settled:
+            newest_settled[submission.asset, submission.partition] = submission
     queue = [
         *newest.values(),
         *newest_settled.values(),
-        *(one for one in submissions if one.delivered_at is None or one.delivered_at > cutoff),
+        *(each for each in submissions if each.delivered_at is None or each.delivered_at > cutoff),
     ]
     kept: set[str] = set()
     while queue:
-        one = queue.pop()
-        if one.submission_id not in kept:
-            kept.add(one.submission_id)
-            queue += [by_id[other] for other in one.reused_from if other in by_id]
+        submission = queue.pop()
+        if submission.submission_id not in kept:
+            kept.add(submission.submission_id)
+            queue += [by_id[source] for source in submission.reused_from if source in by_id]
     return kept
 
 
 def _is_stale(files: Sequence[StoredFile], now: datetime) -> bool:
-    """Whether nobody has written here for long. A file of unknown age is a new one."""
+    """Return whether all files are older than a day. A file of unknown age counts as new."""
     times = [file.modified_at for file in files]
     return all(time is not None and now - time > _LEFT_BEHIND_AFTER for time in times)

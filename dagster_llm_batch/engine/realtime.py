@@ -1,10 +1,11 @@
-"""The real-time lane: one call for each request, some at once, and the answers stored as a batch's would be.
+"""The real-time lane: one call for each request, several at once, and the answers stored as a batch's would be.
 
     planned ── commit `submitting` ──▶ a call for each request ──▶ raw file ──▶ commit `ended`
 
-A shard here is small: a process that is killed loses the answers of one, and no request is asked twice in a wave. A
-call of unknown end leaves an empty line, and its request is for the next wave. A run waits for a provider that turns
-calls away as long as the labeling's patience lasts; then the answers are kept beside the shard, which is planned again.
+Shards in this lane are small, since a killed process loses the answers of one. No request is asked twice in a wave: a
+call of unknown end leaves an empty line, and its request is left to the next wave. A run waits for a provider that
+turns calls away while the labeling's patience lasts. Then the answers so far are kept beside the shard, which is
+planned again.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from dagster_llm_batch.types import BatchStatus, Lane, Outcome
 
 __all__ = ["Answerer"]
 
-_PAUSES_SECONDS = (1.0, 4.0, 16.0)  # after an answer that says: later, and not when
+# Waits after answers that turn a call away without naming a time.
+_PAUSES_SECONDS = (1.0, 4.0, 16.0)
 
 
 class _TurnedAwayError(Exception):
-    """The provider takes no calls for longer than the run waits; this one was not made, or had no effect."""
+    """The provider turns calls away for longer than the run waits. This call was not made, or had no effect."""
 
 
 class Answerer:
-    """Answers shards of one labeling in real time."""
+    """Answer shards of one labeling in real time."""
 
     def __init__(self, labeling: Labeling, deployment: Deployment) -> None:
         self._labeling = labeling
@@ -40,14 +42,14 @@ class Answerer:
 
     @property
     def is_turned_away(self) -> bool:
-        """Whether the provider has turned calls away for longer than they wait: none is made in this process now."""
+        """Return whether the patience is used up, so that this process makes no calls now."""
         return self._gate.closed_until is not None
 
     def answer(self, shard: Shard) -> None:
-        """Bring a planned shard to `ended`; or to `planned` with what was answered, where not all of it could be asked.
+        """Bring a planned shard to `ended`, or back to `planned` with the answers so far where not all could be asked.
 
-        Raises what was in the way of that: CredentialsError, ConfigError or an interruption. That the provider turns
-        calls away is none: the shard waits for the time that it named.
+        Raises what stopped it: CredentialsError, ConfigError or an interruption. Where the provider turns calls away
+        nothing is raised: the shard waits for the time that it named.
         """
         provider = self._deployment.provider_of(shard)
         ledger, payloads = self._deployment.ledger, self._deployment.payloads
@@ -55,7 +57,7 @@ class Answerer:
         answers = answers_so_far(payloads, shard)
         before = len(answers)
         ledger.move_shard(shard.shard_id, Move.SEND, lane=Lane.REALTIME, sent_at=self._deployment.clock())
-        wrong = self._ask_all(provider, lines, answers)
+        stopped_by = self._ask_all(provider, lines, answers)
         if len(answers) == len(lines):
             with payloads.writer(beside(shard, RAW)) as raw:
                 for answer in answers.values():
@@ -69,17 +71,18 @@ class Answerer:
             # the shard is planned again: a process that is killed in between leaves it to whoever recovers the shard.
             if len(answers) > before:
                 write_answers_so_far(payloads, shard, answers)
-            until = self._gate.closed_until if isinstance(wrong, _TurnedAwayError) else None
-            reason = str(wrong) or type(wrong).__name__
+            until = self._gate.closed_until if isinstance(stopped_by, _TurnedAwayError) else None
+            reason = str(stopped_by) or type(stopped_by).__name__
             ledger.move_shard(shard.shard_id, Move.NOT_SENT, reason=reason, waits_until=until)
-        if wrong is not None and not isinstance(wrong, _TurnedAwayError):
-            raise wrong
+        if stopped_by is not None and not isinstance(stopped_by, _TurnedAwayError):
+            raise stopped_by
 
     def _ask_all(self, provider: Provider, lines: list[bytes], answers: dict[int, bytes]) -> BaseException | None:
-        """Add the answers as they come. After an error or an interruption, which is returned, nothing more is asked,
-        and what is on its way still comes: it is paid for.
+        """Add the answers as they come; return the error or interruption that stopped it, if any.
+
+        After that nothing more is asked, but calls under way are waited for: they are paid for.
         """
-        wrong: BaseException | None = None
+        stopped_by: BaseException | None = None
         with Threads(self._labeling.realtime_concurrency, "dagster-llm-batch realtime") as pool:
             unasked = [number for number in range(len(lines)) if number not in answers]
             asked = {pool.submit(self._ask, provider, lines[number]): number for number in unasked}
@@ -89,39 +92,39 @@ class Answerer:
                         number = asked.pop(future)
                         answers[number] = _answer_of(future)
                 except BaseException as error:  # noqa: BLE001 - Dagster's interruption is one
-                    if wrong is None or isinstance(wrong, _TurnedAwayError):
-                        wrong = error
+                    if stopped_by is None or isinstance(stopped_by, _TurnedAwayError):
+                        stopped_by = error
                     asked = {future: number for future, number in asked.items() if not future.cancel()}
-        return wrong
+        return stopped_by
 
     def _ask(self, provider: Provider, line: bytes) -> bytes:
-        """The answer to one line; asked again where it says that it was turned away, which costs nothing.
+        """Return the answer to one line. Asks again where the call was turned away, which costs nothing.
 
-        A rate limit is for all calls: none is made before the time that one was told.
+        Raises _TurnedAwayError where the patience does not last for that.
         """
-        why = ""
+        reason = ""
         for pause in (*_PAUSES_SECONDS, None):
             self._wait()
-            wish_seconds: float | None = None
+            wanted_seconds: float | None = None
             answer: bytes | None = None
             try:
-                answer, wish_seconds = _answered(provider, line)
+                answer, wanted_seconds = _answered(provider, line)
             except NoConnectionError as error:
-                why = str(error)
+                reason = str(error)
             else:
                 result = self._codec.decode(answer)
                 if result.outcome is not Outcome.ERRORED or not result.retryable:
                     self._gate.let_in()
                     return answer
-                why = result.reason or "it turns calls away"
-            seconds = wish_seconds or pause
-            if seconds and not self._gate.turn_away(seconds, is_for_all=bool(wish_seconds)):
-                raise _TurnedAwayError(self._later(why))
+                reason = result.reason or "it turns calls away"
+            seconds = wanted_seconds or pause
+            if seconds and not self._gate.turn_away(seconds, is_for_all=bool(wanted_seconds)):
+                raise _TurnedAwayError(self._later(reason))
             if pause is None and answer is not None:
                 return answer
-            if pause is not None and not wish_seconds:
+            if pause is not None and not wanted_seconds:
                 self._deployment.sleep(pause)
-        raise _TurnedAwayError(self._later(why))
+        raise _TurnedAwayError(self._later(reason))
 
     def _wait(self) -> None:
         if self.is_turned_away:
@@ -129,14 +132,14 @@ class Answerer:
         if (seconds := self._gate.seconds_to_wait()) > 0:
             self._deployment.sleep(seconds)
 
-    def _later(self, why: str) -> str:
+    def _later(self, reason: str) -> str:
         until = self._gate.closed_until
         then = "later" if until is None else f"after {until.isoformat(timespec='seconds')}"
-        return f"{self._labeling.model} is asked for the rest {then}: {why}"
+        return f"{self._labeling.model} is asked for the rest {then}: {reason}"
 
 
 def _answered(provider: Provider, line: bytes) -> tuple[bytes, float | None]:
-    """The answer, and for how many seconds the provider wants no other call; raises what left no answer."""
+    """Return the answer, and for how many seconds the provider wants no other call. Raises where there is no answer."""
     try:
         return provider.respond(line), None
     except TransientError as error:
@@ -146,7 +149,7 @@ def _answered(provider: Provider, line: bytes) -> tuple[bytes, float | None]:
 
 
 def _answer_of(future: Future[bytes]) -> bytes:
-    """An empty line where nobody knows whether the call arrived: it is not made again in this wave."""
+    """Return the answer, or an empty line where nobody knows whether the call arrived."""
     try:
         return future.result()
     except (CredentialsError, ConfigError, _TurnedAwayError):

@@ -1,4 +1,7 @@
-"""All rows of a labeling asked in real time, by the same requests, as submissions of another asset's name."""
+"""Real-time answers to a sample of rows: the same requests as in a batch, as submissions under another asset's name.
+
+The other name keeps them apart in the ledger: they neither reuse the batch's answers nor replace its submissions.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,22 @@ if TYPE_CHECKING:
 
 __all__ = ["answer_now", "in_real_time", "marked"]
 
-_NOW = "llm_asked_in_real_time"  # no column of rows has such a name
+# No column of the rows has such a name: check_columns refuses it.
+_NOW = "llm_asked_in_real_time"
 
 
 def in_real_time(labeling: Labeling, asset: str, **changes: Any) -> Labeling:
-    """The labeling of `asset` whose rows, once they are `marked`, go to no other lane and no other model."""
+    """Return the labeling under the name `asset`, which sends `marked` rows to its first model in real time alone."""
     return replace(labeling, asset=asset, keep=(), urgent=_NOW, fallback=(), deadline=None, **changes)
 
 
 def marked(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """Rows that are asked now."""
+    """Return the rows with the mark that `in_real_time` reads."""
     return rows.append_column(_NOW, pa.repeat(pa.scalar(value=True), rows.num_rows))
 
 
 def answer_now(engine: Engine, labeling: Labeling, submission_id: str) -> Status:
-    """Ask until all is settled. Raises TransientError where it does not settle; what came is kept, and paid once."""
+    """Advance until the submission is settled. Raises TransientError where it does not settle; answers are kept."""
     status = engine.status(submission_id)
     for _ in range(labeling.retry.max_waves + 1):
         if status.is_settled:
@@ -39,6 +43,9 @@ def answer_now(engine: Engine, labeling: Labeling, submission_id: str) -> Status
         status = engine.advance(labeling, submission_id)
     if not status.is_settled:
         where = f"{labeling.asset} {status.submission.partition}".strip()
-        why = next((f" {one.reason}." for one in status.shards if one.state is ShardState.PLANNED and one.reason), "")
-        raise TransientError(f"{where}: not all of it was answered now.{why} What came is kept; start it again.")
+        waiting = [shard for shard in status.shards if shard.state is ShardState.PLANNED]
+        reasons = (f" {shard.reason}." for shard in waiting if shard.reason)
+        raise TransientError(
+            f"{where}: not all of it was answered now.{next(reasons, '')} What came is kept; start it again."
+        )
     return status

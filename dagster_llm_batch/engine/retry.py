@@ -1,9 +1,9 @@
-"""The next wave: which requests are worth asking again, of which model, in which lane.
+"""The next wave: which requests are asked again, of which model and in which lane.
 
-A request whose reply was not good goes to the same model again while that can help (RetryPolicy), then to the next
-fallback, else nowhere. After the deadline all of it goes in real time. After a wave in which nearly nothing fits,
-nothing is asked again (breaker.py). Requests that an earlier submission of the
-partition had sent, and got no good answer to, are asked here too.
+A request without a good reply is asked of the same model again while that can help (RetryPolicy), then of the next
+fallback, then no more. After the deadline all go in real time. After a wave in which nearly nothing fits nothing is
+asked again (breaker.py). Requests that an earlier submission of the partition had in flight, and that got no good
+answer there, are asked here.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from dagster_llm_batch.types import BatchStatus, Lane, Outcome
 __all__ = ["NextWave"]
 
 _RETRIED = frozenset({Outcome.ERRORED, Outcome.EXPIRED, Outcome.CANCELED, Outcome.MISSING, Outcome.INVALID})
-_WORD = ["llm_request_id", "llm_outcome", "llm_retryable"]
-_Word = tuple[str, str, bool]
-_AT_ONCE = 16  # requests, whose lines may hold images
+_RESULT_COLUMNS = ["llm_request_id", "llm_outcome", "llm_retryable"]
+_ResultRow = tuple[str, str, bool]
+# Requests in memory at once: their lines may hold images.
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class _Ask:
-    """Requests of one shard, to be asked of one model in one lane."""
+    """Requests of one shard to ask again. `model` is the place in `labeling.models`."""
 
-    model: int  # which of the labeling's models
+    model: int
     lane: Lane
     shard: Shard
     request_ids: frozenset[str]
@@ -52,7 +53,7 @@ class _Ask:
 
 
 class NextWave:
-    """Decides and writes the next wave of one open submission, all shards of which are collected."""
+    """Decide on and write the next wave of an open submission, all shards of which are collected."""
 
     def __init__(
         self, labeling: Labeling, deployment: Deployment, submission: Submission, shards: Sequence[Shard]
@@ -72,7 +73,7 @@ class NextWave:
         if not asks or self._is_broken(asks):
             return False
         with committing(self._deployment, self._deployment.lease_wait_seconds):
-            shards = self._written(asks)
+            shards = self._write(asks)
             if shards and self._affordable(shards):
                 self._deployment.ledger.add_wave(self._submission.submission_id, shards)
                 return True
@@ -81,7 +82,7 @@ class NextWave:
         return False
 
     def _is_broken(self, asks: Sequence[_Ask]) -> bool:
-        """Whether nearly nothing fitted in a wave that these would ask again for, be it an earlier submission's."""
+        """Return whether one of the waves that these requests come from is broken; see Breaker.stops."""
         waves: list[tuple[list[Shard], Sequence[Shard]]] = []
         for submission_id, number in dict.fromkeys((ask.shard.submission_id, ask.shard.wave) for ask in asks):
             is_own = submission_id == self._submission.submission_id
@@ -89,14 +90,15 @@ class NextWave:
             waves.append(([shard for shard in siblings if shard.wave == number], siblings))
         return Breaker(self._labeling, self._deployment).stops(self._submission, waves)
 
-    def _written(self, asks: Sequence[_Ask]) -> list[Shard]:
+    def _write(self, asks: Sequence[_Ask]) -> list[Shard]:
         submission = self._submission
         wave = self._planner.wave(submission.submission_id, submission.partition, submission.waves + 1)
         shards: list[Shard] = []
         for (model, lane), group in groupby(sorted(asks, key=_target), key=_target):
             files = self._planner.files(wave, self._labeling.models[model], Lane(lane))
             for ask in group:
-                tokens = ask.shard.tokens // max(ask.shard.requests, 1)  # of an average request
+                # Of an average request: the tokens of each are not kept.
+                tokens = ask.shard.tokens // max(ask.shard.requests, 1)
                 cost = self._estimate(ask).add
                 for lines in self._lines(ask):
                     ids = lines.request_ids
@@ -108,35 +110,38 @@ class NextWave:
         for shard in self._shards:
             if shard.wave == self._submission.waves:
                 model = self._labeling.models.index(self._labeling.by(_model(shard)))
-                yield from self._asks(model, shard, self._words([shard], good=False), self._shards)
+                yield from self._asks(model, shard, self._result_rows([shard], good=False), self._shards)
 
-    def _asks(self, model: int, shard: Shard, words: Iterable[_Word], siblings: Sequence[Shard]) -> Iterator[_Ask]:
-        """Whom to ask what this shard has no good answer to; `siblings` are the shards of its submission."""
+    def _asks(self, model: int, shard: Shard, rows: Iterable[_ResultRow], siblings: Sequence[Shard]) -> Iterator[_Ask]:
+        """Yield what to ask again of this shard's requests. `siblings` are the shards of its submission."""
         lane = Lane.REALTIME if self._late else shard.lane
-        same, rest = self._split(shard, words, siblings)
+        same, rest = self._split(shard, rows, siblings)
         if same:
             yield _Ask(model, lane, shard, frozenset(same))
         if rest and model + 1 < len(self._labeling.models) and self._has_spare(model + 1):
             yield _Ask(model + 1, lane, shard, frozenset(rest))
 
     def _has_spare(self, model: int) -> bool:
-        """A fallback that was declared only after the rows were read has no request file."""
+        """Return whether a file has the requests for this fallback: it may have been declared after the plan."""
         return self._deployment.payloads.exists(self._spare(model).path)
 
     def _spare(self, model: int) -> Spare:
         submission = self._submission
         return self._planner.spare(submission.submission_id, submission.partition, self._labeling.models[model])
 
-    def _split(self, shard: Shard, words: Iterable[_Word], siblings: Sequence[Shard]) -> tuple[list[str], list[str]]:
-        """Requests without a good answer: those to ask the same model again, and the others."""
+    def _split(
+        self, shard: Shard, rows: Iterable[_ResultRow], siblings: Sequence[Shard]
+    ) -> tuple[list[str], list[str]]:
+        """Return the request_ids without a good answer: those to ask the same model again, and the others."""
         retry = self._labeling.retry
-        tries = len({one.wave for one in siblings if _model(one) == _model(shard) and one.sent_at is not None})
-        rescued = self._late and shard.lane is Lane.BATCH  # in real time it was not tried yet
+        tries = len({other.wave for other in siblings if _model(other) == _model(shard) and other.sent_at is not None})
+        # After the deadline each request may be tried once in real time.
+        rescued = self._late and shard.lane is Lane.BATCH
         own = shard.submission_id == self._submission.submission_id
         given_up = own and shard.status is BatchStatus.CANCELED and shard.sent_at is None and not self._late
         same: list[str] = []
         rest: list[str] = []
-        for request_id, outcome, retryable in words:
+        for request_id, outcome, retryable in rows:
             if outcome == Outcome.SUCCEEDED:
                 continue
             if outcome == Outcome.INVALID:
@@ -148,61 +153,63 @@ class NextWave:
         return same, rest
 
     def _adopted(self) -> Iterator[_Ask]:
-        """What the submissions before had sent for these rows, in vain."""
+        """Yield requests that earlier submissions had in flight when this was planned, and that got no good answer."""
         if not self._submission.reused_from:
             return
-        manifest = self._deployment.payloads.read_table(self._submission.manifest_path or "", [_WORD[0]])
-        open_ids = set(manifest[_WORD[0]].to_pylist())
-        open_ids.difference_update(request_id for request_id, *_ in self._words(self._shards))
-        sources = {one: self._deployment.ledger.shards(one) for one in self._submission.reused_from}
+        manifest = self._deployment.payloads.read_table(self._submission.manifest_path or "", [_RESULT_COLUMNS[0]])
+        open_ids = set(manifest[_RESULT_COLUMNS[0]].to_pylist())
+        open_ids.difference_update(request_id for request_id, *_ in self._result_rows(self._shards))
+        sources = {source: self._deployment.ledger.shards(source) for source in self._submission.reused_from}
         planned_at = self._submission.created_at
         in_flight = [s for own in sources.values() for s in own if s.collected_at and s.collected_at >= planned_at]
-        words = [(shard, list(self._words([shard]))) for shard in in_flight]
-        open_ids.difference_update(one for _, said in words for one, outcome, _ in said if outcome == Outcome.SUCCEEDED)
-        models = {one.model: number for number, one in enumerate(self._labeling.models)}
-        for shard, said in words:
+        results = [(shard, list(self._result_rows([shard]))) for shard in in_flight]
+        for _, rows in results:
+            open_ids.difference_update(request_id for request_id, outcome, _ in rows if outcome == Outcome.SUCCEEDED)
+        models = {labeling.model: number for number, labeling in enumerate(self._labeling.models)}
+        for shard, rows in results:
             if (model := models.get(_model(shard))) is not None:
-                mine = [word for word in said if word[0] in open_ids]
-                open_ids.difference_update(word[0] for word in mine)
+                mine = [row for row in rows if row[0] in open_ids]
+                open_ids.difference_update(row[0] for row in mine)
                 yield from self._asks(model, shard, mine, sources[shard.submission_id])
 
-    def _words(self, shards: Sequence[Shard], *, good: bool = True) -> Iterator[_Word]:
-        """What the results of these shards say, or what they say but for good answers."""
-        for found in self._collector.results(list(shards), _WORD):
-            table = found if good else found.filter(pc.not_equal(found["llm_outcome"], Outcome.SUCCEEDED.value))
+    def _result_rows(self, shards: Sequence[Shard], *, good: bool = True) -> Iterator[_ResultRow]:
+        """Yield the results of these shards, with or without the good answers."""
+        for results in self._collector.results(list(shards), _RESULT_COLUMNS):
+            table = results if good else results.filter(pc.not_equal(results["llm_outcome"], Outcome.SUCCEEDED.value))
             yield from zip(*(column.to_pylist() for column in table.columns), strict=True)
 
     def _affordable(self, shards: Sequence[Shard]) -> bool:
+        """Return whether max_cost_usd and the budgets allow these shards; else add an event that says why not."""
         known = [shard.estimated_usd if shard.cost_usd is None else shard.cost_usd for shard in self._shards]
         spent = sum((cost for cost in known if cost is not None), Decimal(0))
-        unknown = next((self._labeling.by(_model(one)) for one in shards if one.estimated_usd is None), None)
-        more = sum((one.estimated_usd for one in shards if one.estimated_usd is not None), Decimal(0))
+        unknown = next((self._labeling.by(_model(shard)) for shard in shards if shard.estimated_usd is None), None)
+        more = sum((shard.estimated_usd for shard in shards if shard.estimated_usd is not None), Decimal(0))
         requests = sum(shard.requests for shard in shards)
         most = self._labeling.budget_usd
         if most is not None and spent + more > most:
-            why: str | None = f"{spent} USD are spent of max_cost_usd={most}"
+            reason: str | None = f"{spent} USD are spent of max_cost_usd={most}"
         else:
-            why = exceeded(self._deployment, unknown or self._labeling, more if unknown is None else None)
-        if why is not None:
-            detail = f"{requests} requests are not sent again: {why}"
+            reason = exceeded(self._deployment, unknown or self._labeling, more if unknown is None else None)
+        if reason is not None:
+            detail = f"{requests} requests are not sent again: {reason}"
             self._deployment.ledger.add_event(self._submission.submission_id, "over_budget", detail)
-        return why is None
+        return reason is None
 
     def _estimate(self, ask: _Ask) -> Estimate:
-        """At the price of whom it is for now."""
+        """Return an estimate at the price of the model and lane that are asked now."""
         labeling = self._labeling.models[ask.model]
         return Estimate(self._deployment.tariff(labeling).of(ask.lane), output_tokens_each(labeling))
 
     def _lines(self, ask: _Ask) -> Iterator[WrittenLines]:
-        """The requests' lines, some at once, as this model's provider takes them."""
+        """Yield the requests' lines, several at once, encoded for this model's provider."""
         payloads = self._deployment.payloads
         path, nonce = ask.shard.path, ask.shard.nonce
         if _model(ask.shard) != self._labeling.models[ask.model].model:
             spare = self._spare(ask.model)
             path, nonce = spare.path, spare.nonce
-        wanted = (one for one in requests_of(payloads, path, nonce) if one[0] in ask.request_ids)
-        for some in chunks(wanted, _AT_ONCE):
-            request_ids, lines = zip(*some, strict=True)
+        wanted = (request for request in requests_of(payloads, path, nonce) if request[0] in ask.request_ids)
+        for chunk in chunks(wanted, _AT_ONCE):
+            request_ids, lines = zip(*chunk, strict=True)
             yield WrittenLines(request_ids, lines, nonce)
 
 

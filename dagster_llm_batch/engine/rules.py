@@ -1,4 +1,4 @@
-"""A deployment's rules: budgets over time, and how much may wait in a provider's queue. Values only."""
+"""The rules of a deployment: budgets over time, and limits of the providers' queues. Values only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Period = Literal["day", "month", "ever"]
 @checked
 @dataclass(frozen=True)
 class Budget:
-    """The most that submissions may commit to in a period, by what they cost, and are estimated to cost till then.
+    """The most money that submissions may commit in a period: what they cost or, until that is known, their estimates.
 
     Args:
         max_usd: US dollars.
@@ -36,21 +36,21 @@ class Budget:
         object.__setattr__(self, "max_usd", dollars("Budget.max_usd", self.max_usd))
 
     def since(self, now: datetime) -> datetime | None:
-        """When the present period began; None: at the beginning."""
+        """Return when the present period began; None for "ever"."""
         if self.period == "ever":
             return None
         midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
         return midnight if self.period == "day" else midnight.replace(day=1)
 
     def __str__(self) -> str:
-        what = "all labeled datasets together" if self.asset is None else f"'{self.asset}'"
-        return f"budget of {self.max_usd} USD for {what}" + ("" if self.period == "ever" else f" per {self.period}")
+        scope = "all labeled datasets together" if self.asset is None else f"'{self.asset}'"
+        return f"budget of {self.max_usd} USD for {scope}" + ("" if self.period == "ever" else f" per {self.period}")
 
 
 @checked
 @dataclass(frozen=True)
 class QueueLimit:
-    """The most that may be in a provider's queue at once; what is over waits in the ledger, and goes oldest first.
+    """The most that may be in a provider's queue at once. The rest waits in the ledger and is sent oldest first.
 
     Args:
         max_batches: Batches.
@@ -70,7 +70,7 @@ class QueueLimit:
 
 
 def check_queue_limits(names: Iterable[str], providers: Collection[str]) -> None:
-    """Raise ConfigError for the name of a queue limit, a provider or provider/model, that no provider would read."""
+    """Raise ConfigError for a queue limit whose name is of no configured provider (`provider` or `provider/model`)."""
     for name in names:
         provider, slash, model = name.partition("/")
         if provider not in providers:

@@ -1,4 +1,4 @@
-"""Where a submission is, by what the ledger says."""
+"""The status of a submission, as the ledger has it."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ class Status:
 
 
 def sum_costs(shards: Sequence[Shard]) -> Decimal | None:
-    """What collected shards cost together; None where one is not known."""
+    """Return what collected shards cost together; None where the cost of one is not known."""
     costs = [shard.cost_usd for shard in shards]
     return None if any(cost is None for cost in costs) else sum((c for c in costs if c is not None), Decimal(0))

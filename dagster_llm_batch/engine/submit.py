@@ -1,16 +1,16 @@
-"""Shards leave the house, each at most once. Intent before effect:
+"""Submits shards as batches, each at most once. The intent is committed before the effect:
 
     planned ── commit `submitting` ──▶ create call ──▶ commit `submitted`
                                    └─ no trustworthy reply ─▶ stays `submitting` until `recover` finds the batch or is
                                                               certain that there is none
 
-Nothing here ever creates a batch for a shard that is not `planned`. The shards of one batch, of one or of several
-submissions, make each move together, the carrier first: the batch has its tag. Who calls holds the leases of them all.
+No batch is ever created for a shard that is not `planned`. The shards of one batch, of one or of several submissions,
+make each move together, the carrier first: the batch has its tag. The caller holds the leases of all.
 
 A create call that left no record may have made a batch that is paid for. `Engine.recover` finds most of these again;
 those that it cannot find wait for a person (`Engine.resolve`).
 
-The request files of a batch are sent as one stream, which unpacks them as it is read, and their lines are never copied:
+The request files of a batch are sent as one stream, which unpacks them as it is read; no line is copied:
 
     shard, shard, …, padding ─▶ digests compared ─▶ a stream that can seek and knows its size
 """
@@ -47,12 +47,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Orphan", "Sender", "orphans", "outgoing"]
 
-_BUFFER_BYTES = 1 << 16  # what the SDKs read at once, who then get it without a copy more
+# The SDKs read so much at once: a buffer of the same size is handed to them without another copy.
+_BUFFER_BYTES = 1 << 16
 
 
 @contextmanager
 def outgoing(payloads: PayloadStore, shards: Sequence[Shard], padding: int) -> Iterator[BinaryIO]:
-    """The lines of the shards, and of so many copies of a request, under ids that belong to no row.
+    """Open the lines of the shards, and of `padding` copies of a request with custom_ids that belong to no row.
 
     Raises LLMBatchError, before anything can be read, where a request file is not the one that was planned.
     """
@@ -82,7 +83,7 @@ def _planned(stack: ExitStack, payloads: PayloadStore, shard: Shard) -> Callable
 
 
 def _copies(payloads: PayloadStore, shard: Shard, padding: int) -> Callable[[], Iterator[bytes]]:
-    """Copies of the shard's shortest request."""
+    """Return a function that yields copies of the shard's shortest request, which cost least."""
     if not padding:
         return lambda: iter(())
     requests = requests_of(payloads, shard.path, shard.nonce)
@@ -92,7 +93,11 @@ def _copies(payloads: PayloadStore, shard: Shard, padding: int) -> Callable[[], 
 
 
 class _Joined(io.RawIOBase):
-    """Streams one after another. `streams` gives them anew, each from its start; they have `size` bytes in all."""
+    """Streams one after another, as one that can seek.
+
+    SDKs seek to learn its size, and the sender to start a second call. `streams` opens all streams anew, each at its
+    start; they have `size` bytes in all.
+    """
 
     def __init__(self, streams: Callable[[], Iterator[BinaryIO]], size: int) -> None:
         self._make = streams
@@ -112,7 +117,7 @@ class _Joined(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Costs nothing until more is read."""
+        """Note the position. The streams are moved when more is read."""
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         return self._at
 
@@ -136,19 +141,19 @@ class _Joined(io.RawIOBase):
 
 
 class Orphan(NamedTuple):
-    """A shard in `submitting`, and whose it is."""
+    """A shard in `submitting`: its create call left no record, or is under way."""
 
     submission: Submission
     shard: Shard
 
 
 def orphans(ledger: Ledger, namespace: str) -> list[Orphan]:
-    """Those of a namespace, the longest in doubt first. One that is being sent at this moment is among them."""
-    found = [shard for shard in ledger.shards_in_flight(namespace) if shard.state is ShardState.SUBMITTING]
-    submissions = {shard.submission_id: ledger.submission(shard.submission_id) for shard in found}
+    """Return the orphans of a namespace, the oldest first. A shard that is being sent at this moment is among them."""
+    shards = [shard for shard in ledger.shards_in_flight(namespace) if shard.state is ShardState.SUBMITTING]
+    submissions = {shard.submission_id: ledger.submission(shard.submission_id) for shard in shards}
     return sorted(
-        (Orphan(submissions[shard.submission_id], shard) for shard in found),
-        key=lambda one: (one.shard.sent_at is None, one.shard.sent_at),
+        (Orphan(submissions[shard.submission_id], shard) for shard in shards),
+        key=lambda orphan: (orphan.shard.sent_at is None, orphan.shard.sent_at),
     )
 
 
@@ -158,17 +163,17 @@ _LONGEST_PAUSE_SECONDS = 30.0
 
 
 class Sender:
-    """Sends shards as batches, and finds again what was sent without a record."""
+    """Send shards as batches, and find batches whose create call left no record."""
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
         self._ledger = deployment.ledger
 
     def send(self, shards: Sequence[Shard], spec: RequestSpec, fill_up_to: int = 0) -> None:
-        """Send planned shards of one owner as one batch, filled up with copies of a request to so many.
+        """Send planned shards of one owner as one batch, filled up to `fill_up_to` requests with copies of one.
 
-        They may be `planned` afterwards (the provider is busy: later), `submitting` (nobody knows yet) or `failed` (the
-        provider refused them for good). Raises CredentialsError or ConfigError with the shards `planned` again.
+        Afterwards they are `submitted`, `planned` (the provider is busy), `submitting` (nobody knows yet) or `failed`
+        (the provider refused them for good). Raises CredentialsError or ConfigError with the shards `planned` again.
         """
         ids = [shard.shard_id for shard in shards]
         provider = self._deployment.provider_of(shards[0])
@@ -200,7 +205,7 @@ class Sender:
                     return
 
     def _refused(self, shards: Sequence[Shard], reason: str, spec: RequestSpec, fill_up_to: int) -> None:
-        """The one of several that cannot be taken must not take the others along: each is tried by itself."""
+        """Record that a batch was refused. Of several shards each is tried alone: one of them may be the reason."""
         ids = [shard.shard_id for shard in shards]
         if len(shards) > 1:
             for shard in self._ledger.move_shards(ids, Move.NOT_SENT, reason=reason):
@@ -212,14 +217,15 @@ class Sender:
     def recover(self, submission_ids: Sequence[str], held: Collection[str]) -> None:
         """Find out what became of shards whose create call left no record. The caller holds the leases of `held`.
 
-        They are `submitted` then (found), `planned` (certainly not sent), `submitting` (too early to say) or, where
-        they were answered in real time, `ended`. Raises CannotTellError where only a person can decide.
+        Afterwards they are `submitted` (found), `planned` (certainly not sent), `submitting` (too early to say) or, in
+        the real-time lane, `ended`. Raises CannotTellError where only a person can decide.
         """
         unsure: list[CannotTellError] = []
         doubtful = sorted(self._ledger.shards_sent_with(submission_ids), key=_carrier)
         for _, group in groupby(doubtful, key=_carrier):
             shards = sorted(group, key=lambda shard: shard.carrier is not None)
-            if all(shard.submission_id in held for shard in shards):  # else they were sent since: the next time
+            # Others were sent since the leases were taken; they are left to the next time.
+            if all(shard.submission_id in held for shard in shards):
                 try:
                     self._recover(shards)
                 except CannotTellError as error:
@@ -228,7 +234,7 @@ class Sender:
             raise unsure[0]
 
     def _recover(self, shards: Sequence[Shard]) -> None:
-        """The shards of one create call, the carrier first."""
+        """Recover the shards of one create call, the carrier first."""
         carrier, ids = shards[0], [shard.shard_id for shard in shards]
         assert carrier.sent_at is not None  # it is recorded with the intent
         if carrier.lane is Lane.REALTIME:
@@ -244,29 +250,29 @@ class Sender:
         requests = sum(shard.requests for shard in shards) + carrier.padding
         try:
             hints = FindHints(carrier.sent_at, requests, carrier.nonce, self._known(shards))
-            found = provider.find(self._deployment.tag(carrier), hints)
+            answer = provider.find(self._deployment.tag(carrier), hints)
         except TransientError:
             return
-        if isinstance(found, Found):
-            self._accepted(shards, found.batch_id)
-        elif isinstance(found, Absent):
+        if isinstance(answer, Found):
+            self._accepted(shards, answer.batch_id)
+        elif isinstance(answer, Absent):
             waited = self._deployment.clock() - self._in_doubt_since(carrier)
             if waited >= timedelta(seconds=provider.settle_seconds):
                 self._ledger.move_shards(ids, Move.NOT_SENT, reason="the provider has no such batch")
-        elif not isinstance(found, Undecided):
-            candidates = ", ".join(found.candidates) or "none named"
+        elif not isinstance(answer, Undecided):
+            candidates = ", ".join(answer.candidates) or "none named"
             msg = (
                 f"Shard {carrier.shard_id} was being sent at {carrier.sent_at.isoformat()}, and nobody knows whether "
-                f"its batch exists: {found.reason}. Candidates: {candidates}. Nothing is sent again. Look at the "
+                f"its batch exists: {answer.reason}. Candidates: {candidates}. Nothing is sent again. Look at the "
                 f"provider's console, then run `dagster-llm-batch resolve {carrier.shard_id} --batch-id …` if it "
                 "exists, or `--no-batch` if it does not; in Python, Engine.resolve(shard_id, batch_id or None)."
             )
             raise CannotTellError(msg)
 
     def _in_doubt_since(self, carrier: Shard) -> datetime:
-        """When the create call was over: when its end was seen, else now, when its process is seen to be gone.
+        """Return when the create call was certainly over: when its end was seen, or else now that its process is gone.
 
-        The time of the intent says nothing of that: the upload comes after it, and may take longer than settling does.
+        The time of the intent is not that: the upload comes after it, and may take longer than `settle_seconds`.
         """
         for event in reversed(self._ledger.events(carrier.submission_id)):
             is_its = event.kind == _AMBIGUOUS and (event.detail or "").startswith(carrier.shard_id)
@@ -277,7 +283,7 @@ class Sender:
         return self._deployment.clock()
 
     def _known(self, shards: Sequence[Shard]) -> frozenset[str]:
-        """Batches that are others for certain: those in flight anywhere here, and all of the same submissions."""
+        """Return batches of other shards for certain: all in flight in this namespace, and all of these submissions."""
         others = [*self._ledger.shards_in_flight(self._deployment.namespace)]
         put_back: set[str] = set()
         for submission_id in {shard.submission_id for shard in shards}:

@@ -1,4 +1,8 @@
-"""Which planned shards go now, and how: together where they fit, as the provider's queue has room, or in real time."""
+"""The queue of planned shards: which are sent now, and how. Together in one batch where they fit, when the provider's
+queue has room, or in real time.
+
+What has waited longest is sent first.
+"""
 
 from __future__ import annotations
 
@@ -26,32 +30,36 @@ from dagster_llm_batch.types import BatchStatus, Lane, Limits
 __all__ = ["UNAVAILABLE", "WAITS", "Dispatcher", "can_go", "drop", "keep_places"]
 
 WAITS = "waits"
-"""The event of a submission that leaves shards planned, since they may not go yet."""
+"""The event of a submission whose shards stay planned, since they may not be sent yet."""
 
 UNAVAILABLE = "unavailable"
 """The event of a submission whose provider does not answer now."""
 
-_PLACE_KEPT = timedelta(hours=1)  # unless somebody looks after it: nobody may ever send what a removed asset planned
+# A waiting shard loses its place in the queue after this, unless somebody looks after it: the shards of a removed asset
+# would block the queue for ever.
+_PLACE_KEPT = timedelta(hours=1)
 _SAY_EVERY = timedelta(minutes=10)
 
-_SHARDS_IN_A_BATCH = 200  # their result files are open at once when the batch comes home
+# The result files of a batch's shards are open at the same time when it is collected.
+_SHARDS_IN_A_BATCH = 200
 
 
 class Dispatcher:
-    """Sends planned shards of one labeling, of one or of several submissions, all of whose leases the caller holds."""
+    """Send planned shards of one labeling, of one or several submissions. The caller holds the leases of all."""
 
     def __init__(self, labeling: Labeling, deployment: Deployment, lease: Lease) -> None:
         self._labeling = labeling
         self._deployment = deployment
         self._lease = lease
         self._sender = Sender(deployment)
-        self._answerers: dict[str, Answerer] = {}  # by model: each knows how long it is to wait
+        self._answerers: dict[str, Answerer] = {}  # by model
 
     def send(self, planned: Sequence[Shard]) -> None:
-        """Send what can go now. What cannot stays planned, and an event says that it waits.
+        """Send the shards that can be sent now. Others stay planned, and an event says that they wait.
 
-        A batch below the provider's least number that shall not be sent raises ConfigError before anything is sent.
-        Where all of it was asked before, it is given up instead, and an event says so: what came must still land.
+        Raises ConfigError, before anything is sent, for a batch below the provider's least number of requests that
+        `below_minimum` refuses. Shards of a later wave are given up instead, with an event: the answers of the waves
+        before must still land.
         """
         batches: list[tuple[Labeling, list[Shard]]] = []
         turned_away = _turned_away(planned, self._deployment.clock())
@@ -66,21 +74,23 @@ class Dispatcher:
                 batches += [(labeling, batch) for batch in self._batches(labeling, list(shards))]
         if batches:
             keep_places(self._deployment, [self._labeling.asset])
-        self._send_at_once([one for one in batches if not self._waits_its_turn(*one)])
+        self._send_at_once([item for item in batches if not self._waits_its_turn(*item)])
         for labeling, batch in batches:
             if self._waits_its_turn(labeling, batch):
                 self._send(labeling, batch)
 
     def _send_at_once(self, batches: Sequence[tuple[Labeling, list[Shard]]]) -> None:
-        """Some uploads at a time. After an error those that have begun go on to their end, and no other one begins."""
-        if len(batches) < 2:  # noqa: PLR2004  # in this thread: it can be interrupted
+        """Upload several batches at a time. After an error those that have begun are finished, and no other begins."""
+        # One alone is sent in this thread, which can be interrupted.
+        if len(batches) < 2:  # noqa: PLR2004
             for labeling, batch in batches:
                 self._send(labeling, batch)
             return
         failed = threading.Event()
 
         def send(labeling: Labeling, batch: list[Shard]) -> None:
-            if failed.is_set():  # before this thread's next one is cancelled
+            # The pool cancels what has not begun, but only after this thread may have taken its next one.
+            if failed.is_set():
                 return
             try:
                 self._send(labeling, batch)
@@ -91,12 +101,12 @@ class Dispatcher:
         with Threads(self._deployment.transfers_at_once, "dagster-llm-batch upload") as pool:
             sending = [pool.submit(send, labeling, batch) for labeling, batch in batches]
             wait(sending, return_when=FIRST_EXCEPTION)
-        for one in sending:
-            if not one.cancelled():
-                one.result()
+        for upload in sending:
+            if not upload.cancelled():
+                upload.result()
 
     def _waits_its_turn(self, labeling: Labeling, batch: list[Shard]) -> bool:
-        """Whether it goes in real time, or into a queue whose room is counted before each."""
+        """Return whether the batch goes in real time, or into a queue whose room is counted before each batch."""
         return self._is_realtime(labeling, batch) or _limit(self._deployment, batch[0])[0] is not None
 
     def _is_realtime(self, labeling: Labeling, batch: list[Shard]) -> bool:
@@ -141,7 +151,8 @@ class Dispatcher:
             return
         least, waiting = self._least(labeling), batch
         requests = sum(shard.requests for shard in batch)
-        with suppress(LeaseError), _queue(self._deployment, batch[0]):  # another process fills it: the next time
+        # Where another process fills the queue now, all of the batch waits for the next time.
+        with suppress(LeaseError), _queue(self._deployment, batch[0]):
             is_padded = labeling.below_minimum == "pad"
             going = self._that_fit(batch, at_least=1 if is_padded else min(least, requests))
             waiting = batch[len(going) :]
@@ -151,7 +162,7 @@ class Dispatcher:
             self._waits(submission_id)
 
     def _that_fit(self, batch: list[Shard], at_least: int) -> list[Shard]:
-        """The first of these, as many as may go as one batch now; none where that is too few requests."""
+        """Return the first shards that the queue has room for; none where they have fewer than `at_least` requests."""
         going = list(batch)
         while going and not has_room(self._deployment, going):
             going.pop()
@@ -162,7 +173,7 @@ class Dispatcher:
             self._deployment.ledger.add_event(submission_id, WAITS, "for the provider's queue, or for its time")
 
     def _is_unavailable(self, submission_id: str, model: str) -> None:
-        """Say so, unless that is the last that is known: the sensor takes its time then before it asks for a run."""
+        """Add the event, unless it is the last one already. The sensor waits longer before it requests a run then."""
         ledger = self._deployment.ledger
         if ledger.last_event(submission_id).kind not in (UNAVAILABLE, Move.NOT_SENT.value):
             ledger.add_event(
@@ -170,15 +181,16 @@ class Dispatcher:
             )
 
     def give_up(self, planned: Sequence[Shard], *, late: bool) -> list[Shard]:
-        """Take back what batches of this model will not answer in time; returns what is left to send.
+        """Drop the shards that a batch will not answer in time; return the others.
 
-        That is all after the deadline, and what a fallback is there for once the provider has long not taken it.
+        These are all after the deadline and, where there is a fallback, those that their provider has not taken for
+        `fallback_after`.
         """
         left = []
         for shard in planned:
             if shard.lane is Lane.BATCH and (late or self._is_down(shard)):
-                why = "the deadline has passed" if late else "its provider does not take it; the next model is asked"
-                drop(self._deployment, [shard], why)
+                reason = "the deadline has passed" if late else "its provider does not take it; the next model is asked"
+                drop(self._deployment, [shard], reason)
             else:
                 left.append(shard)
         return left
@@ -197,18 +209,20 @@ class Dispatcher:
 
 
 def drop(deployment: Deployment, planned: Sequence[Shard], reason: str) -> None:
-    """Never send these."""
+    """Cancel planned shards, which are then never sent."""
     for shard in planned:
         if shard.state is ShardState.PLANNED:
             fields: ShardFields = {"status": BatchStatus.CANCELED, "reason": reason, "ended_at": deployment.clock()}
             if shard.lane is Lane.REALTIME and deployment.payloads.exists(beside(shard, SO_FAR)):
-                fields["sent_at"] = deployment.clock()  # some of it was asked: its answers count
-            with suppress(IllegalMoveError):  # another process has just sent it; it is collected in time
+                # Some of it was asked: with a time of sending, its answers count.
+                fields["sent_at"] = deployment.clock()
+            # Where another process has just sent it, it is collected later.
+            with suppress(IllegalMoveError):
                 deployment.ledger.move_shard(shard.shard_id, Move.CANCELED, **fields)
 
 
 def can_go(deployment: Deployment, planned: Sequence[Shard], *, late: bool) -> bool:
-    """Whether one of a submission's planned shards may go now, or is given up now since it is too late for a batch."""
+    """Return whether one of a submission's planned shards may be sent now, or is given up since it is too late."""
     now = deployment.clock()
     turned_away = _turned_away(planned, now)
     return any(
@@ -220,22 +234,22 @@ def can_go(deployment: Deployment, planned: Sequence[Shard], *, late: bool) -> b
 
 
 def _turned_away(planned: Sequence[Shard], now: datetime) -> set[tuple[str, str]]:
-    """Models that turned calls in real time away, until a time that has not come: one shard has it for all of them."""
+    """Return models that turn calls in real time away until a later time. One shard of each has that time."""
     return {_target(shard) for shard in planned if shard.lane is Lane.REALTIME and not due(shard, now)}
 
 
 def due(shard: Shard, now: datetime) -> bool:
-    """Whether its time has come."""
+    """Return whether the shard need not wait any longer."""
     return shard.waits_until is None or shard.waits_until <= now
 
 
 def _together(shards: Sequence[Shard], limits: Limits) -> Iterator[list[Shard]]:
-    """The shards in as few batches as their order and the limits allow."""
+    """Yield the shards in as few batches as their order and the limits allow."""
     batch: list[Shard] = []
     most = limits.max_requests if limits.max_inputs is None else min(limits.max_requests, limits.max_inputs)
     for shard in shards:
-        requests = sum(one.requests for one in batch) + shard.requests
-        size = sum(one.bytes for one in batch) + shard.bytes
+        requests = sum(held.requests for held in batch) + shard.requests
+        size = sum(held.bytes for held in batch) + shard.bytes
         if batch and (requests > most or size > limits.max_bytes or len(batch) == _SHARDS_IN_A_BATCH):
             yield batch
             batch = []
@@ -245,7 +259,7 @@ def _together(shards: Sequence[Shard], limits: Limits) -> Iterator[list[Shard]]:
 
 
 def _queue(deployment: Deployment, shard: Shard) -> AbstractContextManager[Any]:
-    """Hold the queue of this shard's provider, if it has a limit: two processes must not take the same room."""
+    """Hold the lease of the provider's queue, if it has a limit: two processes would take the same room."""
     if _limit(deployment, shard)[0] is None:
         return nullcontext()
     name = f"queue:{shard.provider}:{shard.account}"
@@ -253,7 +267,7 @@ def _queue(deployment: Deployment, shard: Shard) -> AbstractContextManager[Any]:
 
 
 def has_room(deployment: Deployment, batch: Sequence[Shard]) -> bool:
-    """Whether this batch may go: beside what is in the queue, and after what has waited longer."""
+    """Return whether the queue has room for this batch, beside what is in it and after what has waited longer."""
     limit, model = _limit(deployment, batch[0])
     if limit is None:
         return True
@@ -269,18 +283,19 @@ def has_room(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     }
     most = {name: getattr(limit, name) for name in taken}
     fits = all(most[name] is None or count <= most[name] for name, count in taken.items())
-    return fits or (not ahead and len(batch) == 1)  # what is alone over the limit is for the provider to judge
+    # A shard that is over the limit by itself would wait for ever: whether it fits is for the provider to say.
+    return fits or (not ahead and len(batch) == 1)
 
 
 def keep_places(deployment: Deployment, assets: Sequence[str]) -> None:
-    """Say that somebody looks after what waits of these assets, where queues are limited."""
+    """Record that somebody looks after the waiting shards of these assets, where queues are limited."""
     if deployment.queue_limits:
         now = deployment.clock()
         deployment.ledger.keep_places(deployment.namespace, assets, now=now, unless_since=now - _SAY_EVERY)
 
 
 def _limit(deployment: Deployment, shard: Shard) -> tuple[QueueLimit | None, str | None]:
-    """The limit that holds for the shard, and the model that it counts; None: all of the provider's."""
+    """Return the limit that holds for the shard, and the model that it counts (None: all of the provider's)."""
     limits = deployment.queue_limits
     if (own := limits.get(f"{shard.provider}/{shard.model}")) is not None:
         return own, shard.model
