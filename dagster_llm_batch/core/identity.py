@@ -1,4 +1,6 @@
-"""What makes two requests, rows and submissions the same. Digests only; nothing here reads a clock or draws a number.
+"""Digests that say whether two requests, rows or submissions are the same. No clock, no randomness.
+
+They are stored, and compared with those of other versions of this package: a changed digest is a second bill.
 
 request_id   = digest of one rendered request              (equal content, sent once)
 configuration = digest of account, model, params, prompt turns, response schema
@@ -39,13 +41,14 @@ __all__ = [
 REQUEST_ID_BYTES = 20
 _REQUEST_ID_CHARS = 2 * REQUEST_ID_BYTES
 NONCE = r"(r[0-9a-f]{16})"
-"""What a shard's nonce looks like, as a regular expression with one group."""
+"""A regular expression for a shard's nonce, with one group."""
 
-_PADDING = "padding-"  # no digest has these letters
+# No digest has these letters.
+_PADDING = "padding-"
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces; equal values, equal text."""
+    """Return JSON with sorted keys and no spaces: equal values have equal texts."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
 
 
@@ -61,22 +64,24 @@ def _sized(part: bytes) -> bytes:
 
 
 def _size(part: bytes) -> bytes:
-    return len(part).to_bytes(8, "big")  # lengths keep ("ab", "c") apart from ("a", "bc")
+    # Lengths keep ("ab", "c") apart from ("a", "bc").
+    return len(part).to_bytes(8, "big")
 
 
 def make_requests(system: str | None, users: Iterable[str]) -> list[Request]:
-    """Requests of text alone that share the system part, with their ids."""
+    """Return requests of text alone that share the system part, with their ids. As make_request, but faster."""
     begun, ids, users = _begun(system), [], list(users)
     for user in users:
         text, h = user.encode("utf-8", "surrogatepass"), begun.copy()
         h.update(len(text).to_bytes(8, "big"))  # as in _size
         h.update(text)
         ids.append(h.hexdigest())
-    return list(map(Request._make, zip(ids, repeat(system), users, repeat(()))))  # in 0.07 us less each than Request(…)
+    # 0.07 us less for each than Request(…).
+    return list(map(Request._make, zip(ids, repeat(system), users, repeat(()))))
 
 
 def make_request(system: str | None, user: str, images: tuple[Image, ...] = ()) -> Request:
-    """A Request with its id."""
+    """Return a request with its id."""
     h = _begun(system).copy()
     h.update(_sized(user.encode("utf-8", "surrogatepass")))
     for image in images:
@@ -87,13 +92,13 @@ def make_request(system: str | None, user: str, images: tuple[Image, ...] = ()) 
 
 @lru_cache(maxsize=16)
 def _begun(system: str | None) -> hashlib.blake2b:
-    """The digest of a request whose system part is in: mostly the same for all requests, and long."""
+    """Return the digest of a request so far, with its system part, which is mostly the same for all, and long."""
     part = b"" if system is None else b"s" + system.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(_sized(part), digest_size=REQUEST_ID_BYTES)
 
 
 def configuration_fingerprint(account: str, provider: str, spec: RequestSpec) -> str:
-    """Digest of all that decides an answer besides the request itself."""
+    """Return the digest of all that an answer depends on besides the request itself."""
     content: Mapping[str, Any] = {
         "account": account,
         "provider": provider,
@@ -120,28 +125,28 @@ class RowsDigest:
         self.rows = 0
 
     def add(self, keys: Sequence[object], request_ids: Sequence[str]) -> None:
-        """Add some pairs."""
+        """Add pairs."""
         begun, digests = hashlib.blake2b(digest_size=32), []
-        for key, one in zip(keys, request_ids, strict=True):
+        for key, request_id in zip(keys, request_ids, strict=True):
             h = begun.copy()
-            h.update(f"{type(key).__name__}:{key}\0{one}".encode("utf-8", "surrogatepass"))
+            h.update(f"{type(key).__name__}:{key}\0{request_id}".encode("utf-8", "surrogatepass"))
             digests.append(h.digest())
         self._sum += sum(map(int.from_bytes, digests))  # the big end first
         self.rows += len(keys)
 
     def merge(self, other: RowsDigest) -> None:
-        """Add the pairs of another one."""
+        """Add the pairs of another digest."""
         self._sum += other._sum
         self.rows += other.rows
 
     def fingerprint(self, configuration: str) -> str:
-        """The fingerprint of a submission with this configuration and these rows."""
+        """Return the fingerprint of a submission with this configuration and these rows."""
         total = (self._sum % (1 << 256)).to_bytes(32, "big")
         return _digest([configuration.encode(), str(self.rows).encode(), total], 16)
 
 
 def shard_nonce(submission_id: str, wave: int, number: int) -> str:
-    """What starts every custom_id of a shard, and no other's. A letter first: importers rewrite bare digits."""
+    """Return the start of the custom_ids of a shard, and of no other. A letter first: importers rewrite bare digits."""
     return "r" + _digest([submission_id.encode(), str(wave).encode(), str(number).encode()], 8)
 
 
@@ -150,12 +155,12 @@ def custom_id(nonce: str, request_id: str) -> str:
 
 
 def custom_id_pattern(nonce: str) -> re.Pattern[bytes]:
-    """Finds the custom_ids of one shard in its lines; group 1 is the request_id."""
+    """Return a pattern that finds the custom_ids of one shard in its lines; group 1 is the request_id."""
     return re.compile(nonce.encode() + rb"-([0-9a-f]{%d})" % _REQUEST_ID_CHARS)
 
 
 def padding_id(number: int) -> str:
-    """In place of a request's id: a copy that only fills a batch up."""
+    """Return what a copy that only fills a batch up has in the place of a request_id."""
     return _PADDING + f"{number:0{_REQUEST_ID_CHARS - len(_PADDING)}d}"
 
 
@@ -164,17 +169,17 @@ def is_padding(request_id: str) -> bool:
 
 
 def packed(request_ids: Iterable[str]) -> bytes:
-    """The 20 bytes that each id spells."""
+    """Return the 20 bytes that each id spells, one after another."""
     return bytes.fromhex("".join(request_ids))
 
 
 def unpacked(data: bytes) -> list[str]:
-    """The ids that were packed."""
+    """Return the ids that were packed."""
     text = data.hex()
     return [text[at : at + _REQUEST_ID_CHARS] for at in range(0, len(text), _REQUEST_ID_CHARS)]
 
 
 def request_id_of(custom_id: str | None, nonce: str) -> str | None:
-    """The request a result line speaks of, or None where it is not one of this shard's."""
+    """Return the request_id in a result's custom_id, or None where that is not of this shard."""
     start, _, request_id = (custom_id or "").partition("-")
     return request_id if start == nonce and request_id else None

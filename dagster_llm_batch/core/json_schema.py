@@ -1,4 +1,4 @@
-"""Responses by JSON Schema: whether it can be one, what it refers to, and whether a value fits it.
+"""JSON Schemas of responses: whether one is valid, what it refers to, and whether a value fits it.
 
 `jsonschema` loads slowly and only a schema that is given as a dict needs it, so it is imported where it is used.
 """
@@ -17,7 +17,7 @@ __all__ = ["Fit", "check_json_schema", "references"]
 
 
 def check_json_schema(schema: Mapping[str, Any]) -> None:
-    """Raises ResponseSchemaError for what is no JSON Schema of an object, or refers to others."""
+    """Raise ResponseSchemaError for what is no JSON Schema of an object, or refers to other schemas."""
     import jsonschema  # noqa: PLC0415 - loads slowly
     from referencing.exceptions import Unresolvable  # noqa: PLC0415 - as above
     from referencing.jsonschema import DRAFT202012  # noqa: PLC0415 - as above
@@ -47,14 +47,14 @@ def check_json_schema(schema: Mapping[str, Any]) -> None:
 
 
 def _no_others() -> Registry[Any]:
-    """No schema but the user's own, and none from the network."""
+    """Return an empty registry, so that no schema is fetched from the network."""
     from referencing import Registry  # noqa: PLC0415 - as above
 
     return Registry()
 
 
 def references(node: Any) -> Iterator[str]:
-    """Every `$ref` in a schema, as it is written."""
+    """Yield every `$ref` in a schema, as it is written."""
     if isinstance(node, Mapping):
         if isinstance(node.get("$ref"), str):
             yield node["$ref"]
@@ -66,7 +66,7 @@ def references(node: Any) -> Iterator[str]:
 
 
 class Fit:
-    """Says why a value does not fit a schema, or None where it does."""
+    """Find out why a value does not fit a schema."""
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         from jsonschema import Draft202012Validator  # noqa: PLC0415 - as above
@@ -76,5 +76,6 @@ class Fit:
         self._best_match = best_match
 
     def misfit(self, value: Any) -> str | None:
+        """Return the most telling reason why the value does not fit, with its path; None where it fits."""
         error = self._best_match(self._validator.iter_errors(value))
         return None if error is None else f"{error.json_path}: {error.message}"

@@ -1,8 +1,8 @@
-"""From results back to rows: each row gets the outcome of its request, and is a label or a reject; none is dropped.
+"""Joins results with rows: each row gets the outcome of its request, and is a label or a reject. No row is dropped.
 
     manifest (row -> request)  +  results of all waves  =  labels | rejects
 
-A request that several rows share was sent once; each of its rows bears an equal part of what it cost.
+A request that several rows share was sent once; each of its rows has an equal part of what it cost.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from dagster_llm_batch.types import Outcome
 __all__ = ["PROVENANCE", "REJECT_COLUMNS", "Labeled", "check_columns", "label", "manifest_schema"]
 
 _ID = "llm_request_id"
-_MANY = 65_536  # results of as many rows hold memory that is worth giving back before the end
+# With more rows it is worthwhile to give memory back column by column.
+_MANY = 65_536
 _COSTS = ("llm_cost_usd", "llm_realtime_usd")
 
 PROVENANCE = (
@@ -75,7 +76,7 @@ def check_columns(key: str, keep: Sequence[str], response: Sequence[str]) -> Non
 
 
 def manifest_schema(rows: pa.Schema, key: str, keep: Sequence[str]) -> pa.Schema:
-    """Key, kept columns and the request of each row."""
+    """Return the schema of a manifest: key, kept columns and the request_id of each row."""
     return pa.schema([rows.field(name) for name in (key, *keep)] + [pa.field(_ID, pa.string())])
 
 
@@ -87,7 +88,7 @@ def label(
     Args:
         manifest: One row for each input row: key, kept columns, llm_request_id.
         waves: Results (RESULT_SCHEMA and the response's columns), oldest first. The newest success of a request
-            counts, else its newest word. Where nobody else holds them, they are let go column by column.
+            counts, else its newest result. Where nobody else holds them, they are freed column by column.
         response: The response's columns.
         prompt_version: Kept with every row.
         run_id: The run that made this table; kept with every row.
@@ -106,6 +107,7 @@ def label(
             rows = rows.append_column(name, costs)
     fits = _is_good(results).take(places).combine_chunks()
     halves = [(_only(rows, chosen), _only(places, chosen)) for chosen in (fits, pc.invert(fits))]
+    # One column after another, each freed before the next is taken: results and labels are never both whole.
     del rows
     for name in results.column_names:
         column, results = results.select([name]), results.drop_columns([name])
@@ -124,35 +126,37 @@ def _is_good(results: pa.Table) -> pa.ChunkedArray:
 
 
 def _only(rows: Any, chosen: pa.Array) -> Any:
-    """These rows; no copy where it is all of them."""
+    """Return the chosen rows, without a copy where those are all."""
     return rows if pc.all(chosen, min_count=0).as_py() else rows.filter(chosen)
 
 
 def _taken(column: pa.ChunkedArray, at: pa.Array) -> pa.ChunkedArray:
-    """What lies there. Arrow joins the pieces of a column before it takes from it, be it nothing."""
+    """Return the values at these places."""
+    # Arrow joins the pieces of a column before it takes from it, even if it takes nothing.
     return column.take(at) if len(at) else column.slice(0, 0)
 
 
 def _places(wanted: pa.ChunkedArray, results: pa.Table) -> pa.Array:
-    """Where each wanted request is found: at its first success, else first at all."""
-    # as one array: before version 26 pyarrow dies of indices_nonzero of a column without a chunk (apache/arrow#51018)
+    """Return the place of each wanted request in the results: of its first success, else of its first result."""
+    # As one array: before version 26 pyarrow dies of indices_nonzero of a column without a chunk (apache/arrow#51018).
     good = _is_good(results).combine_chunks()
     by_worth = pa.concat_arrays([pc.indices_nonzero(good), pc.indices_nonzero(pc.invert(good))])
-    found = results[_ID].take(by_worth).combine_chunks()
-    places = by_worth.take(pc.index_in(wanted, found).combine_chunks())
-    if places.null_count:  # the plan wrote both files from the same rows
+    ids = results[_ID].take(by_worth).combine_chunks()
+    places = by_worth.take(pc.index_in(wanted, ids).combine_chunks())
+    # The plan wrote the manifest and the requests from the same rows, so each has a result.
+    if places.null_count:
         msg = f"{places.null_count} rows have no result; the manifest and the results are not of the same submission."
         raise ValueError(msg)
     return places
 
 
 def _is_one_to_one(places: pa.Array, results: int) -> bool:
-    """Whether each result is of one row: no request was asked twice, nor by two rows, nor by none."""
+    """Return whether each result is of exactly one row: no request was asked twice, by two rows or by none."""
     return len(places) == results and bool((np.bincount(places, minlength=1) <= 1).all())
 
 
 def _row_costs(wanted: pa.ChunkedArray, results: pa.Table) -> Iterator[tuple[pa.Field, pa.Array]]:
-    """Each row's part of what its request cost in all attempts."""
+    """Yield each row's part of what its request cost in all attempts."""
     rows = pa.table({_ID: wanted}).group_by(_ID).aggregate([(_ID, "count")])
     sums = results.group_by(_ID).aggregate(
         [(name, "sum", pc.ScalarAggregateOptions(skip_nulls=False)) for name in _COSTS]
@@ -161,7 +165,8 @@ def _row_costs(wanted: pa.ChunkedArray, results: pa.Table) -> Iterator[tuple[pa.
     at = pc.index_in(wanted, sums[_ID].combine_chunks())
     for name in _COSTS:
         whole = sums[f"{name}_sum"].take(at)
-        if pc.max(shared_by).as_py() != 1:  # Arrow has no division of decimals that keeps this scale
+        # Arrow has no division of decimals that keeps this scale, so Python divides where a request has several rows.
+        if pc.max(shared_by).as_py() != 1:
             pairs = zip(whole.to_pylist(), shared_by.to_pylist(), strict=True)
             whole = pa.array([None if cost is None else (cost / n).quantize(PICODOLLAR) for cost, n in pairs])
         yield pa.field(name, MONEY), whole.cast(MONEY)

@@ -1,4 +1,4 @@
-"""Values as plain JSON. Pure."""
+"""Values of this package as plain JSON, for the command line and for exports. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["as_json"]
 
 
 def as_json(value: Any) -> Any:
-    """Plain JSON: money as exact text, times in ISO 8601 UTC, lengths of time in seconds."""
+    """Return plain JSON: money as exact text, times in ISO 8601, lengths of time in seconds."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Decimal):
@@ -25,7 +25,7 @@ def as_json(value: Any) -> Any:
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, Mapping):
-        return {str(as_json(key)): as_json(one) for key, one in value.items()}
+        return {str(as_json(key)): as_json(each) for key, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [as_json(one) for one in value]
+        return [as_json(each) for each in value]
     return value

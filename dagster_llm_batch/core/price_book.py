@@ -21,7 +21,7 @@ __all__ = ["newest_price_change", "rates_of"]
 
 
 def newest_price_change(today: date) -> date | None:
-    """The last day, up to today, on which a price in the book changed: the book is at least as new. None: no such."""
+    """Return the last day up to `today` on which a price in the book changed, or None. The book is at least as new."""
     constraints = (
         conditional.constraint
         for provider in providers
@@ -29,7 +29,7 @@ def newest_price_change(today: date) -> date | None:
         if isinstance(model.prices, list)
         for conditional in model.prices
     )
-    days = (one.start_date for one in constraints if isinstance(one, StartDateConstraint))
+    days = (dated.start_date for dated in constraints if isinstance(dated, StartDateConstraint))
     return max((day for day in days if day <= today), default=None)
 
 
@@ -38,7 +38,7 @@ _CONTEXT = {"processing": "batch"}
 
 
 def rates_of(provider: str, model: str, at: datetime) -> tuple[Rate, Rate | None] | None:
-    """The standard rate and that of a batch, None where the book has none of a batch; None for an unknown model."""
+    """Return the standard rate and the batch rate (None: the book has none); None for an unknown model."""
     try:
         _, info = get_snapshot().find_provider_model(model, None, provider, None)
     except LookupError:
@@ -56,9 +56,10 @@ def _rate(price: ModelPrice) -> Rate:
     return _linear(tuple(prices.items()))
 
 
-@cache  # by the prices themselves: those of another day, or of a book that was updated, are others
+# Cached by the prices themselves: those of another day, or of an updated book, are others.
+@cache
 def _linear(prices: tuple[tuple[str, Decimal | None], ...]) -> PerToken:
-    """The library's arithmetic. Without tiers it is linear, so five calls give all of it, 60 times faster."""
+    """Return the library's arithmetic as prices per token: without tiers it is linear, and 60 times faster this way."""
     cost = partial(_by_library, ModelPrice(**dict(prices)))
     million = 1_000_000
     return PerToken(

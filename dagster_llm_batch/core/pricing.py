@@ -53,7 +53,7 @@ MONEY_TOTAL = pa.decimal128(38, MONEY.scale)
 PICODOLLAR = Decimal("1e-12")
 
 Rate = Callable[[Usage], Decimal]
-"""What a request with this usage costs, in USD."""
+"""Returns what a request with this usage costs, in USD."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +76,25 @@ class PerToken:
         )
 
     def times(self, factor: Decimal) -> PerToken:
-        """All prices, multiplied."""
+        """Return the rate with all prices multiplied."""
         return PerToken(*(price * factor for price in astuple(self)))
 
     def in_picodollars(self) -> tuple[int, ...] | None:
-        """The prices as whole numbers, where they are."""
+        """Return the prices as whole numbers of picodollars; None where one is no whole number."""
         whole = [price / PICODOLLAR for price in astuple(self)]
         return tuple(map(int, whole)) if all(price == int(price) for price in whole) else None
 
 
 def costs(rate: Rate, tokens: Sequence[pa.Array]) -> pa.Array:
-    """What requests cost, as MONEY, from their tokens: an array for each field of Usage. Null where tokens are null."""
+    """Return what requests cost, as MONEY. `tokens`: an array for each field of Usage. Null where tokens are null."""
     prices = rate.in_picodollars() if isinstance(rate, PerToken) else None
     if prices is None:
         usages = zip(*(column.to_pylist() for column in tokens), strict=True)
         amounts = [None if None in usage else rate(Usage(*usage)).quantize(PICODOLLAR) for usage in usages]
         return pa.array(amounts, MONEY)
     fresh, output, read, write, write_1h = prices
-    apiece = (fresh, output, read - fresh, write - fresh, write_1h - write)  # cached tokens are input tokens too
+    # Cached tokens are counted among the input tokens, too, so only the difference in price is added for them.
+    apiece = (fresh, output, read - fresh, write - fresh, write_1h - write)
     terms = [pc.multiply_checked(column, price) for column, price in zip(tokens, apiece, strict=False)]
     return reduce(pc.add_checked, terms).cast(pa.decimal128(MONEY.precision, 0)).view(MONEY)
 
@@ -101,11 +102,18 @@ def costs(rate: Rate, tokens: Sequence[pa.Array]) -> pa.Array:
 _MILLION = Decimal(1_000_000)
 _HALF = Decimal("0.5")
 _HALVES = frozenset({"anthropic", "aws", "azure", "google", "groq", "mistral", "openai"})
-"""Who documents that all its batches cost half. Others give less off (xAI 20 %), or not for every model (Together)."""
+"""Providers that document half the price for all batches. Others give less off (xAI 20 %), or not for every model
+(Together)."""
 
-_BYTES_PER_TOKEN = 4  # the usual rule of thumb for English text
-_OUTPUT_GUESS_TOKENS = 256  # where nothing says how long a reply may be
-_OUTPUT_PARAMS = (  # as the providers spell it
+
+# The usual rule of thumb for English text.
+_BYTES_PER_TOKEN = 4
+
+# Where nothing says how long a reply may be.
+_OUTPUT_GUESS_TOKENS = 256
+
+# The parameter for the most output tokens, as the providers spell it.
+_OUTPUT_PARAMS = (
     "max_completion_tokens",
     "max_output_tokens",
     "max_tokens",
@@ -116,7 +124,7 @@ _OUTPUT_PARAMS = (  # as the providers spell it
 
 
 def dollars(name: str, given: Decimal | float | str) -> Decimal:
-    """An amount of US dollars, exact as it was written. Raises ConfigError, naming `name`, for what is none."""
+    """Return an amount of US dollars, exactly as written. Raises ConfigError, naming `name`, for what is none."""
     try:
         amount = Decimal(str(given))
     except InvalidOperation:
@@ -155,7 +163,7 @@ class Tariff:
     _realtime: Rate | None = None
 
     def price(self, usage: Usage | None) -> Price:
-        """What a request with this usage cost. No usage means that nothing was billed."""
+        """Return what a request with this usage cost. No usage means that nothing was billed."""
         if self.basis is PriceBasis.UNKNOWN or self._batch is None or self._realtime is None:
             return Price(None, None, self.basis)
         if usage is None:
@@ -163,13 +171,13 @@ class Tariff:
         return Price(self._batch(usage), self._realtime(usage), self.basis)
 
     def of(self, lane: Lane) -> Tariff:
-        """The prices in this lane."""
+        """Return the prices in this lane."""
         if lane is Lane.BATCH or self.basis in (PriceBasis.UNKNOWN, PriceBasis.FREE):
             return self
         return Tariff(PriceBasis.REALTIME, self._realtime, self._realtime)
 
     def costs(self, tokens: Sequence[pa.Array]) -> tuple[pa.Array, pa.Array]:
-        """`price` of many requests, as MONEY: in this lane and in real time. See `rates.costs`."""
+        """Return what many requests cost, as MONEY: by this tariff and in real time. See `costs`."""
         if self.basis is PriceBasis.UNKNOWN or self._batch is None or self._realtime is None:
             unknown = pa.nulls(len(tokens[0]), MONEY)
             return unknown, unknown
@@ -182,7 +190,7 @@ UNKNOWN = Tariff(PriceBasis.UNKNOWN)
 
 
 def tariff(provider: str, model: str, at: datetime, own: TokenPrice | None = None) -> Tariff:
-    """The prices of `model`, or UNKNOWN. `provider` is the price book's id ("openai"); `own` goes before the book."""
+    """Return the prices of `model`, or UNKNOWN. `provider`: the price book's id ("openai"); `own` has precedence."""
     if own is not None:
         return _own_tariff(own)
     name = model.rpartition("models/")[2] if provider == "google" else model  # as in "publishers/google/models/…"
@@ -203,7 +211,7 @@ def tariff(provider: str, model: str, at: datetime, own: TokenPrice | None = Non
 
 
 def _half_but_cached(standard: Rate) -> Rate:
-    """Half of the price of all tokens but those read from a cache.
+    """Return half of the price for all tokens but those read from a cache.
 
     Google's discount for cached tokens and that for a batch do not add up: Vertex AI documents that the one for cached
     tokens goes before, and the Gemini API lists one price of cached tokens for both. The book's batch prices agree
@@ -215,7 +223,7 @@ def _half_but_cached(standard: Rate) -> Rate:
     def rate(usage: Usage) -> Decimal:
         if not usage.cache_read_tokens:
             return standard(usage) * _HALF
-        # the tier is that of all input, so what the cached part costs is told by two requests of the same input
+        # All input decides the tier, so what the cached part costs is the difference of two requests of the same input.
         fresh = standard(Usage(input_tokens=usage.input_tokens, output_tokens=0))
         mixed = Usage(input_tokens=usage.input_tokens, output_tokens=0, cache_read_tokens=usage.cache_read_tokens)
         uncached = fresh * (usage.input_tokens - usage.cache_read_tokens) / usage.input_tokens
@@ -235,7 +243,7 @@ def _own_tariff(own: TokenPrice) -> Tariff:
 
 @dataclass
 class Estimate:
-    """What a submission may cost, counted while its requests are written. An estimate, and shown as one."""
+    """What a submission may cost, counted while its requests are written."""
 
     tariff: Tariff
     output_tokens_each: int
@@ -244,27 +252,28 @@ class Estimate:
     _cost_usd: Decimal = Decimal(0)
 
     def __post_init__(self) -> None:
-        self._cost_of = lru_cache(maxsize=4096)(self._cost_of_one)  # requests of a kind are of similar lengths
+        # Requests of one labeling have similar lengths, so most costs are computed before.
+        self._cost_of = lru_cache(maxsize=4096)(self._cost_of_request)
 
-    def _cost_of_one(self, tokens: int, lane: Lane) -> Decimal | None:
+    def _cost_of_request(self, tokens: int, lane: Lane) -> Decimal | None:
         price = self.tariff.price(Usage(input_tokens=tokens, output_tokens=self.output_tokens_each))
         return price.cost_usd if lane is Lane.BATCH else price.realtime_usd
 
     def add(self, tokens: Sequence[int], lane: Lane = Lane.BATCH) -> Decimal | None:
-        """Count requests of so many input tokens; what these cost, or None where that is not known."""
+        """Count requests of so many input tokens; return what they cost, or None where that is not known."""
         self.requests += len(tokens)
         self.input_tokens += sum(tokens)
         cost = Decimal(0)
         for each, count in Counter(tokens).items():
-            one = self._cost_of(each, lane)
-            if one is None:
+            request_cost = self._cost_of(each, lane)
+            if request_cost is None:
                 return None
-            cost += one * count
+            cost += request_cost * count
         self._cost_usd += cost
         return cost
 
     def add_surcharge(self, cost_usd: Decimal) -> None:
-        """Count what is paid beside the requests."""
+        """Count what is paid beside the requests, as for padding."""
         self._cost_usd += cost_usd
 
     @property
@@ -273,12 +282,12 @@ class Estimate:
 
 
 def estimated_tokens(sizes: Iterable[int]) -> list[int]:
-    """Tokens of lines of so many bytes."""
+    """Return the estimated tokens of lines of so many bytes."""
     return [-(-size // _BYTES_PER_TOKEN) for size in sizes]
 
 
 def expected_output_tokens(params: Mapping[str, Any], expected: int | None = None) -> int:
-    """How many output tokens to estimate for each request: what the user expects, else the most that `params` allow."""
+    """Return the output tokens to estimate for each request: the user's number, else the most that `params` allow."""
     if expected is not None:
         return expected
     return next((int(params[name]) for name in _OUTPUT_PARAMS if params.get(name)), _OUTPUT_GUESS_TOKENS)

@@ -1,6 +1,7 @@
-"""From a row to a request. Templates are Jinja in a sandbox; row data is data, never code and never a path to follow.
+"""Prompts: templates that make a request out of each row.
 
-Refuses before the first row what can be known then (syntax, unknown columns); names row and column for the rest.
+Templates are Jinja in a sandbox. Row data is data: it is never run as code, and read as a path only below `image_root`.
+Errors of syntax and unknown columns are raised before the first row; others name the row and the column.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dagster_llm_batch.types import Image, Request, Turn
 __all__ = ["ImageLoader", "Prompt", "Renderer"]
 
 ImageLoader = Callable[[str], bytes]
-"""Reads the image that a path column names. Only ever given what the user allowed; see `Prompt.image_root`."""
+"""Returns the bytes of the image at a path of a row. See `Prompt.image_root` for which paths are allowed."""
 
 _Template = Callable[[Mapping[str, Any]], str]
 _ROW = "row"
@@ -73,7 +74,8 @@ class Prompt:
         object.__setattr__(self, "_environment", environment)
         for part, source in self._sources():
             try:
-                environment.from_string(source)  # compiles: unknown filters are found, not just bad syntax
+                # Compiling finds unknown filters, too, which parsing does not.
+                environment.from_string(source)
             except (jinja2.TemplateSyntaxError, RecursionError) as error:
                 line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
                 msg = f"The {part} template has a syntax error{line}: {error}"
@@ -81,7 +83,7 @@ class Prompt:
 
     @classmethod
     def from_files(cls, user: str | Path, system: str | Path | None = None, **rest: Any) -> Prompt:
-        """A prompt whose templates are UTF-8 text files."""
+        """Return a prompt whose templates are in UTF-8 text files. Raises ConfigError where one cannot be read."""
 
         def read(path: str | Path) -> str:
             try:
@@ -103,25 +105,26 @@ class Prompt:
         return tuple(turn for user, reply in self.examples for turn in (Turn("user", user), Turn("assistant", reply)))
 
     def columns(self) -> frozenset[str] | None:
-        """The columns that the prompt reads, or None where it takes the whole row."""
+        """Return the columns that the prompt reads, or None where it takes the whole row."""
         names = self._variables
         return None if _ROW in names else frozenset(names - self._environment.globals.keys()) | frozenset(self.images)
 
     def names(self) -> frozenset[str] | None:
-        """The same, and Jinja's own names that the templates use: a column of such a name goes before it."""
+        """Return the columns and Jinja's own names that the templates use: a column of such a name has precedence."""
         return None if _ROW in self._variables else self._variables | frozenset(self.images)
 
     @cached_property
     def _variables(self) -> frozenset[str]:
-        """What the templates read: columns, `row`, and Jinja's own globals such as `range`."""
+        """The names that the templates read: columns, `row`, and Jinja's own globals such as `range`."""
         parsed = (self._environment.parse(source) for _, source in self._sources())
-        return frozenset(name for one in parsed for name in jinja2.meta.find_undeclared_variables(one))
+        return frozenset(name for template in parsed for name in jinja2.meta.find_undeclared_variables(template))
 
     def renderer(self, columns: Collection[str], load_image: ImageLoader | None = None) -> Renderer:
-        """A renderer for rows with these columns. Raises ConfigError where the prompt names a column they lack."""
+        """Return a renderer for rows with these columns. Raises ConfigError where the prompt names another column."""
         needed = self.columns()
         if needed is not None:
-            needed |= self._variables & set(columns)  # a column named as one of Jinja's globals goes before it
+            # A column with the name of one of Jinja's globals has precedence.
+            needed |= self._variables & set(columns)
         unknown = sorted((needed or frozenset(self.images)) - set(columns))
         if unknown:
             msg = (
@@ -133,7 +136,7 @@ class Prompt:
 
 
 class Renderer:
-    """Renders rows of one set of columns. `columns` says which ones it reads."""
+    """Render rows with one set of columns into requests. `columns` are those that it reads."""
 
     def __init__(self, prompt: Prompt, columns: Collection[str], load_image: ImageLoader | None) -> None:
         environment = prompt._environment  # noqa: SLF001 - two halves of one thing
@@ -147,12 +150,13 @@ class Renderer:
         if self._system is not None and not variables:
             try:
                 self._fixed_system = self._system({})
-            except Exception as error:  # whatever a filter raises, or the sandbox refuses
+            # A filter may raise anything, and so may the sandbox.
+            except Exception as error:
                 msg = f"The system template failed: {type(error).__name__}: {error}. Correct it; nothing was sent."
                 raise ConfigError(msg) from error
 
     def requests(self, columns: Mapping[str, Sequence[Any]], keys: Sequence[object]) -> list[Request]:
-        """The requests for some rows, as `render` gives them. `columns` are those that it reads."""
+        """Return the requests of several rows, given as columns. See `render`."""
         system_varies = self._system is not None and self._fixed_system is None
         if isinstance(self._user, _Plain) and not system_varies and not self._images:
             return make_requests(self._fixed_system, self._user.all(columns, len(keys)))
@@ -160,7 +164,7 @@ class Renderer:
         return [self.render(row, key) for row, key in zip(rows if columns else repeat({}), keys, strict=False)]
 
     def render(self, row: Mapping[str, Any], key: object) -> Request:
-        """The request for one row. Raises InputError naming `key` and the template or column at fault."""
+        """Return the request of one row. Raises InputError, which names `key` and the template or column at fault."""
         part = "system"
         try:
             system = self._fixed_system
@@ -168,7 +172,8 @@ class Renderer:
                 system = self._system(row)
             part = "user"
             user = self._user(row)
-        except Exception as error:  # whatever a filter or an attribute of row data raises
+        # A filter, or an attribute of row data, may raise anything.
+        except Exception as error:
             msg = (
                 f"Row {key!r}: the {part} template failed: {type(error).__name__}: {error}. "
                 f"It reads the columns {_listed(self.columns)}. Correct the template or the row; nothing was sent."
@@ -205,7 +210,7 @@ class Renderer:
 
 
 def _template(environment: jinja2.Environment, source: str, columns: Collection[str]) -> _Template:
-    """The template, ready to render rows with these columns."""
+    """Return a function that renders the template for a row with these columns."""
     plain = _plain(environment.parse(source), columns)
     if plain is not None:
         return plain
@@ -213,7 +218,7 @@ def _template(environment: jinja2.Environment, source: str, columns: Collection[
     names = dict(compiled.globals)
 
     def render(row: Mapping[str, Any]) -> str:
-        """As `compiled.render`, which puts Jinja's own names together for each row."""
+        """Render a row. As `compiled.render`, which collects Jinja's own names anew for each row."""
         context = compiled.new_context({**names, **row, _ROW: row}, shared=True)
         return environment.concat(compiled.root_render_func(context))
 
@@ -222,22 +227,25 @@ def _template(environment: jinja2.Environment, source: str, columns: Collection[
 
 @dataclass(frozen=True)
 class _Plain:
-    """A template of text and columns alone, without Jinja's machinery, which takes most of the time."""
+    """A template of text and columns alone, rendered without Jinja, which would take most of the time of a plan.
 
-    text: str  # with %s for each column
+    `text` has %s for each of the columns `names`.
+    """
+
+    text: str
     names: Sequence[str]
 
     def __call__(self, row: Mapping[str, Any]) -> str:
         return self.all({name: [row[name]] for name in self.names}, 1)[0]
 
     def all(self, columns: Mapping[str, Sequence[Any]], rows: int) -> list[str]:
-        """The texts of so many rows."""
+        """Return the texts of so many rows."""
         values = (["" if value is None else value for value in columns[name]] for name in self.names)
         return [self.text % row for row in (zip(*values, strict=True) if self.names else repeat((), rows))]
 
 
 def _plain(template: nodes.Template, columns: Collection[str]) -> _Plain | None:
-    """The template, where it is of text and columns alone."""
+    """Return the template as _Plain where it has text and columns alone, else None."""
     text = ""
     names: list[str] = []
     for output in template.body:
@@ -255,13 +263,14 @@ def _plain(template: nodes.Template, columns: Collection[str]) -> _Plain | None:
 
 
 def _column_named(node: nodes.Expr) -> str | None:
-    """The column in `{{ name }}`, `{{ row["name"] }}` and `{{ row.name }}`."""
+    """Return the column in `{{ name }}`, `{{ row["name"] }}` or `{{ row.name }}`; None in another expression."""
     if isinstance(node, nodes.Name):
         return None if node.name == _ROW else node.name
     if not (isinstance(node, nodes.Getattr | nodes.Getitem) and node.node == nodes.Name(_ROW, "load")):
         return None
     if isinstance(node, nodes.Getattr):
-        return None if hasattr(dict, node.attr) else node.attr  # Jinja looks for an attribute first
+        # Jinja looks for an attribute of the dict first, as `row.items`.
+        return None if hasattr(dict, node.attr) else node.attr
     return node.arg.value if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str) else None
 
 

@@ -1,11 +1,14 @@
-"""What a reply must look like, and its reading into typed columns. A misfit is a reason, never an exception.
+"""The response: what a reply must look like, and how replies become typed columns. A misfit is a reason, no exception.
 
 response=Model       a pydantic model      one column a field
 response={…}         a JSON Schema object  one column a property
 response=None        free text             one column `text`
 response=Embedding() a vector              one column `embedding`
 
-A property of a JSON Schema becomes an Arrow column; what has no exact Arrow type becomes text that holds JSON.
+A property of a JSON Schema becomes an Arrow column. One without an exact Arrow type becomes text that holds JSON.
+
+Most replies fit, so they are read many at once by the fastest way there is: msgspec where the model is plain, pydantic
+with several replies a call, and only where one of these does not fit, each by itself for the reason.
 """
 
 from __future__ import annotations
@@ -50,30 +53,34 @@ _PLAIN_SCALARS: Mapping[str, tuple[Any, Mapping[str, tuple[type, ...]]]] = {
     "float": (float, dict.fromkeys(_BOUNDS, (int, float))),
     "bool": (bool, {}),
 }
-"""What pydantic calls a type, and the types of its bounds."""
+"""By pydantic's name of a type: the Python type, and the types of its bounds."""
 
 
-class _NotPlain(Exception):  # noqa: N818  # the answer, not an error
-    pass
+class _NotPlain(Exception):  # noqa: N818 - an answer, not an error
+    """The model does more than msgspec can do in the same way."""
 
 
 def plain_decoder(model: type[BaseModel], names: Sequence[str]) -> Callable[[str], msgspec.Struct] | None:
-    """Reads a reply as the values of these fields in their order, or raises; None where the model is not plain.
+    """Return a decoder that reads a reply exactly as the pydantic model does; None where the model is not plain.
 
-    A field that has a default and is not there is None; no other default counts as plain.
+    The decoder raises for a reply that does not fit. Plain are fields of text, numbers, choices and lists of these,
+    with bounds. A field that is left out is None; a model with any other default is not plain.
     """
     try:
-        found = _fields(model.__pydantic_core_schema__)
-        if found.keys() != set(names):  # its JSON Schema was changed by hand
+        by_name = _fields(model.__pydantic_core_schema__)
+        # Its JSON Schema may have been changed by hand.
+        if by_name.keys() != set(names):
             return None
-        fields = [(name, *_field(found[name])) for name in names]
+        fields = [(name, *_field(by_name[name])) for name in names]
         return msgspec.json.Decoder(msgspec.defstruct("Reply", fields, kw_only=True, gc=False)).decode
-    except (_NotPlain, TypeError, ValueError, PydanticUserError):  # of msgspec: bounds that it does not have
+    # msgspec raises TypeError and ValueError for bounds that it does not have.
+    except (_NotPlain, TypeError, ValueError, PydanticUserError):
         return None
 
 
 def _fields(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A validator, serializer, setting or computed field of the model's own may change what comes out."""
+    """Return the fields of a plain model. Raises _NotPlain."""
+    # A validator, serializer, setting or computed field of the model's own may change the values.
     own_ways = schema.get("custom_init") or schema.get("root_model") or "post_init" in schema
     settings = schema.get("config", {}).keys() - {"title"}
     inner = schema.get("schema", {})
@@ -88,8 +95,9 @@ def _fields(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _field(field: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Its type, and its default if it has one."""
-    if field.keys() - {"type", "schema", "metadata"}:  # an alias, for one
+    """Return the type of a field, and its default if it has one. Raises _NotPlain."""
+    # Anything else, such as an alias, changes how the field is read.
+    if field.keys() - {"type", "schema", "metadata"}:
         raise _NotPlain
     schema = field["schema"]
     if schema["type"] != "default":
@@ -115,10 +123,10 @@ def _plain_type(schema: Mapping[str, Any]) -> Any:
     raise _NotPlain
 
 
-def _bounded(found: Any, bounds: Mapping[str, tuple[type, ...]], given: Mapping[str, Any]) -> Any:
+def _bounded(plain_type: Any, bounds: Mapping[str, tuple[type, ...]], given: Mapping[str, Any]) -> Any:
     if any(type(value) not in bounds.get(name, ()) for name, value in given.items()):
         raise _NotPlain
-    return Annotated[found, msgspec.Meta(**given)] if given else found
+    return Annotated[plain_type, msgspec.Meta(**given)] if given else plain_type
 
 
 def _choice(values: Sequence[Any], more: Mapping[str, Any]) -> Any:
@@ -139,14 +147,14 @@ _SCALARS = {
 
 
 class Column(NamedTuple):
-    """Values of one column, and why a value is null though one was given."""
+    """The values of one column, and the reason for each value that is null though one was given."""
 
     values: pa.Array
     reasons: list[str | None]
 
 
 def field_for(name: str, schema: Mapping[str, Any], root: Mapping[str, Any]) -> pa.Field:
-    """The Arrow field of a property. `root` holds the `$defs` that references point to."""
+    """Return the Arrow field of a property. `root` holds the `$defs` that references point to."""
     arrow_type = _type(schema, root, 0)
     if arrow_type is None or pa.types.is_null(arrow_type):
         return pa.field(name, pa.string(), metadata=_AS_JSON)
@@ -154,11 +162,12 @@ def field_for(name: str, schema: Mapping[str, Any], root: Mapping[str, Any]) -> 
 
 
 def _type(schema: Any, root: Mapping[str, Any], depth: int) -> pa.DataType | None:
-    if depth > _MAX_DEPTH or not isinstance(schema, Mapping):  # it refers to itself, or is `true`: anything goes
+    # A schema that refers to itself has no end, and `true` is a schema that anything fits.
+    if depth > _MAX_DEPTH or not isinstance(schema, Mapping):
         return None
     if "$ref" in schema:
-        found = resolve(schema["$ref"], root)
-        return None if found is None else _type(found, root, depth + 1)
+        target = resolve(schema["$ref"], root)
+        return None if target is None else _type(target, root, depth + 1)
     for word in ("anyOf", "oneOf", "allOf"):
         if word in schema:
             return _common(_type(option, root, depth + 1) for option in schema[word])
@@ -168,7 +177,7 @@ def _type(schema: Any, root: Mapping[str, Any], depth: int) -> pa.DataType | Non
         return _of_values(schema["enum"])
     kind = schema.get("type")
     if isinstance(kind, list):
-        return _common(_type({**schema, "type": one}, root, depth + 1) for one in kind)
+        return _common(_type({**schema, "type": option}, root, depth + 1) for option in kind)
     if kind == "string" and schema.get("format") == "date":
         return pa.date32()
     if kind == "array" and isinstance(schema.get("items"), Mapping):
@@ -181,11 +190,11 @@ def _type(schema: Any, root: Mapping[str, Any], depth: int) -> pa.DataType | Non
 
 
 def resolve(reference: str, root: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What a reference into the schema `root` points to; None where there is no such thing."""
-    found: Any = root
+    """Return the schema that a reference into `root` points to; None where there is none."""
+    target: Any = root
     for step in reference.removeprefix("#/").split("/"):
-        found = found.get(step) if isinstance(found, Mapping) else None
-    return found if isinstance(found, Mapping) else None
+        target = target.get(step) if isinstance(target, Mapping) else None
+    return target if isinstance(target, Mapping) else None
 
 
 def _of_values(values: Sequence[Any]) -> pa.DataType | None:
@@ -207,21 +216,22 @@ def _common(types: Any) -> pa.DataType | None:
 
 
 def columns(fields: Sequence[pa.Field], rows: Sequence[Mapping[str, Any] | None]) -> list[Column]:
-    """The values of each field in the rows. A row that is None has none."""
+    """Return the values of each field in the rows. A row that is None has nulls."""
     if not any(map(_is_json, fields)):
         try:
             whole = pa.array(rows, pa.struct([(field.name, _as_written(field.type)) for field in fields])).flatten()
             reasons: list[str | None] = [None] * len(rows)
             return [Column(values.cast(field.type), reasons) for field, values in zip(fields, whole, strict=True)]
         except (pa.ArrowException, OverflowError, ValueError, TypeError):
-            pass  # which value does not fit, and why, is found out below
+            # Which value does not fit, and why, is found out below, column by column.
+            pass
     names = [field.name for field in fields]
     return columns_of(fields, [[None if row is None else row.get(name) for row in rows] for name in names])
 
 
 def columns_of(fields: Sequence[pa.Field], values: Iterable[Sequence[Any]]) -> list[Column]:
-    """The same where the values of each field are at hand."""
-    return [_column(field, some) for field, some in zip(fields, values, strict=True)]
+    """Return the columns of fields whose values are given column by column. See `columns`."""
+    return [_column(field, column) for field, column in zip(fields, values, strict=True)]
 
 
 def _is_json(field: pa.Field) -> bool:
@@ -229,7 +239,7 @@ def _is_json(field: pa.Field) -> bool:
 
 
 def _column(field: pa.Field, values: Sequence[Any]) -> Column:
-    """The values as one Arrow column; one that does not fit its type is null, with the reason."""
+    """Return the values as an Arrow column; one that does not fit the type is null, with the reason."""
     if _is_json(field):
         return Column(
             pa.array([None if v is None else canonical_json(v) for v in values], pa.string()), [None] * len(values)
@@ -247,7 +257,7 @@ def _array(values: Sequence[Any], arrow_type: pa.DataType) -> pa.Array:
 
 
 def _as_written(arrow_type: pa.DataType) -> pa.DataType:
-    """The type as JSON has it: dates are text, at any depth."""
+    """Return the type of the values in JSON, where dates are text, at any depth."""
     if pa.types.is_date(arrow_type):
         return pa.string()
     if pa.types.is_list(arrow_type):
@@ -273,7 +283,8 @@ def _one_by_one(field: pa.Field, values: Sequence[Any]) -> Column:
 _Parsed = tuple[dict[str, Any] | None, str | None]
 _TEXT = pa.field("text", pa.string())
 _MAX_REASON = 500
-_AT_ONCE = 32  # replies given to pydantic in one call; one that does not fit makes all of them be read one by one
+# Replies given to pydantic in one call. One that does not fit makes all of them be read again, one by one.
+_AT_ONCE = 32
 
 
 @checked
@@ -284,7 +295,7 @@ class Embedding:
     dimensions: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuses a vector without a length."""
+        """Raise ConfigError for a length below 1."""
         if self.dimensions is not None and self.dimensions < 1:
             raise ConfigError(f"dimensions={self.dimensions!r} is not allowed; it is at least 1, or left out.")
 
@@ -298,7 +309,7 @@ class ParsedReplies:
 
 
 def response_format(response: Any) -> ResponseFormat:
-    """What a provider is told of the response. Raises ConfigError or ResponseSchemaError for what cannot be one."""
+    """Return the response as providers take it. Raises ConfigError or ResponseSchemaError where it cannot be one."""
     if response is None or response is str:
         return ResponseFormat(ResponseKind.TEXT)
     if isinstance(response, Embedding):
@@ -318,13 +329,14 @@ def response_format(response: Any) -> ResponseFormat:
 def _schema_of(model: type[BaseModel], mode: JsonSchemaMode) -> dict[str, Any]:
     try:
         return model.model_json_schema(mode=mode)
-    except PydanticUserError as error:  # a field that JSON cannot hold, a name that is not defined
+    # A field that JSON cannot hold, or a name that is not defined.
+    except PydanticUserError as error:
         msg = f"The pydantic model {model.__name__} has no JSON Schema: {error.message}"
         raise ResponseSchemaError(msg) from error
 
 
 class Reader:
-    """Reads replies of one response format. `fields` are the columns it gives, in order."""
+    """Parse replies of one response. `fields` are the columns of its results, in order."""
 
     def __init__(self, response: Any) -> None:
         self.format = response_format(response)
@@ -345,7 +357,8 @@ class Reader:
                 schema = _schema_of(response, "serialization")
             else:
                 self._fit = Fit(schema)
-            if "properties" not in schema and "$ref" in schema:  # a model that holds itself
+            # A model that contains itself is a reference into its own definitions.
+            if "properties" not in schema and "$ref" in schema:
                 schema = {**schema, **(resolve(schema["$ref"], schema) or {})}
             self.fields = [field_for(name, sub, schema) for name, sub in schema.get("properties", {}).items()]
             if not self.fields:
@@ -359,13 +372,13 @@ class Reader:
         return pa.schema(self.fields)
 
     def read(self, texts: Sequence[str | None], embeddings: Sequence[Sequence[float] | None]) -> ParsedReplies:
-        """Read replies; a null reply reads as nulls without a reason."""
+        """Parse replies: texts or, for Embedding, vectors. A null reply gives nulls without a reason."""
         if self.format.kind is ResponseKind.TEXT:
             return self._read_texts(texts)
         if self.format.kind is ResponseKind.EMBEDDING:
             return self._read_embeddings(embeddings)
-        if (found := self._read_plain(texts)) is not None:
-            return self._parsed(found, [None] * len(texts))
+        if (plain := self._read_plain(texts)) is not None:
+            return self._parsed(plain, [None] * len(texts))
         given = [text for text in texts if text is not None]
         read = chain.from_iterable(self._parse_all(given[at : at + _AT_ONCE]) for at in range(0, len(given), _AT_ONCE))
         parsed: list[_Parsed] = [(None, None) if text is None else next(read) for text in texts]
@@ -373,18 +386,18 @@ class Reader:
         reasons = [reason for _, reason in parsed]
         return self._parsed(columns(self.fields, rows), reasons)
 
-    def _parsed(self, found: Sequence[Column], reasons: list[str | None]) -> ParsedReplies:
-        values = pa.table([one.values for one in found], schema=self.schema)
-        return ParsedReplies(values, _first(reasons, *(one.reasons for one in found)))
+    def _parsed(self, columns: Sequence[Column], reasons: list[str | None]) -> ParsedReplies:
+        values = pa.table([column.values for column in columns], schema=self.schema)
+        return ParsedReplies(values, _first(reasons, *(column.reasons for column in columns)))
 
     def _read_plain(self, texts: Sequence[str | None]) -> list[Column] | None:
-        """All of them in one go, as mostly; None where one does not fit, or the model is not plain."""
+        """Return the columns of all replies at once; None where one does not fit, or the model is not plain."""
         if self._plain is None or not texts:
             return None
         nothing, decode = (None,) * len(self.fields), self._plain
         try:
             rows = [nothing if text is None else astuple(decode(text)) for text in texts]
-        except Exception:  # noqa: BLE001  # which one, and why, is found out by the others
+        except Exception:  # noqa: BLE001 - which one does not fit, and why, the caller finds out
             return None
         return columns_of(self.fields, zip(*rows, strict=True))
 
@@ -398,24 +411,25 @@ class Reader:
         if self._plain is not None:
             try:
                 return [(asdict(row), None) for row in map(self._plain, texts)]
-            except Exception:  # noqa: BLE001, S110  # which one, and why, is found out below
+            except Exception:  # noqa: BLE001, S110 - which one does not fit, and why, is found out below
                 pass
         if self._model is not None and not any(map(_has_no_number, texts)):
             try:
                 values = self._replies.validate_python(texts)
                 rows = self._models.dump_python(values, mode="json", by_alias=True, warnings=False)
                 return [(row, None) for row in rows]
-            except Exception:  # noqa: BLE001, S110  # whichever it is, and why, is found out below
+            except Exception:  # noqa: BLE001, S110 - which one does not fit, and why, is found out below
                 pass
         return [self._parse(text) for text in texts]
 
     def _parse(self, text: str) -> _Parsed:
-        """The values of a reply by field, or why it does not fit."""
+        """Return the values of a reply by field, or the reason why it does not fit."""
         try:
             if self._model is None:
                 value = msgspec.json.decode(text)
                 misfit = self._fit.misfit(value)
                 return (value, None) if misfit is None else (None, _shortened(misfit))
+            # pydantic takes NaN and Infinity for numbers; msgspec raises for them, as JSON has none.
             if _has_no_number(text):
                 msgspec.json.decode(text)
             value = self._model.validate_json(text)
@@ -424,7 +438,7 @@ class Reader:
             return None, _shortened(_pydantic_reason(error))
         except (msgspec.DecodeError, UnicodeEncodeError) as error:
             return None, _shortened(f"not JSON: {error}")
-        except Exception as error:  # noqa: BLE001  # depth, and whatever the user's own validators raise
+        except Exception as error:  # noqa: BLE001 - depth, and whatever the user's own validators raise
             return None, _shortened(f"it cannot be read: {type(error).__name__}: {error}")
 
     def _read_embeddings(self, embeddings: Sequence[Sequence[float] | None]) -> ParsedReplies:
@@ -439,7 +453,7 @@ class Reader:
 
 
 def _has_no_number(text: str) -> bool:
-    """Whether it may hold the bare words that pydantic takes for numbers, and JSON does not have."""
+    """Return whether the text may hold NaN or Infinity, which are no JSON."""
     return "NaN" in text or "Infinity" in text
 
 

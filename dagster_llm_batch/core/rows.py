@@ -1,4 +1,8 @@
-"""Whatever holds rows, as a stream of Arrow record batches; a source that streams is never held whole."""
+"""Rows, from whatever holds them, as a stream of Arrow record batches. A source that streams is never held whole.
+
+What has no stable text is refused by its column's name: a value that reads differently in another process, such as an
+object's address, would be sent to the model, and asked and paid again at every run.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +35,10 @@ _CANNOT_BE_READ = (pa.ArrowException, OverflowError, TypeError, ValueError)
 
 
 def record_batches(rows: Any, read: Collection[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows as record batches of at most BATCH_ROWS. A table without rows is one empty batch: it has a schema.
+    """Yield the rows as record batches of at most BATCH_ROWS. A table without rows is one empty batch: it has a schema.
 
     Args:
-        rows: Whatever holds them.
+        rows: A frame, relation, data set, list of dicts or iterator.
         read: The columns that are read, None for all. Others are left out where they cannot be read, such as a polars
             column of Python objects.
 
@@ -43,13 +47,15 @@ def record_batches(rows: Any, read: Collection[str] | None = None) -> Iterator[p
     if isinstance(rows, pa.RecordBatch):
         _check_names(rows.schema)
         yield from _sliced(rows)
-    elif hasattr(rows, "__arrow_c_stream__"):  # polars, pandas, arrow, DuckDB and others speak the C stream
+    # polars, pandas, arrow, DuckDB and others have the Arrow C stream.
+    elif hasattr(rows, "__arrow_c_stream__"):
         reader = _reader(rows, read)
         is_empty = True
         for batch in reader:
             is_empty = False
             yield from _sliced(batch)
-            del batch  # before the next one is read
+            # Or it would be in memory while the next one is read.
+            del batch
         if is_empty:
             yield from _sliced(pa.RecordBatch.from_pylist([], schema=reader.schema))
     elif isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows):
@@ -65,20 +71,21 @@ def record_batches(rows: Any, read: Collection[str] | None = None) -> Iterator[p
 
 def check_text(name: str, kind: pa.DataType) -> None:
     """Raise InputError where values of this type have no text that is the same in every process."""
-    if why := _without_text(kind):
-        msg = f"The column '{name}' is of type {kind}, {why} before labeling, or leave the column out of the prompt."
+    if reason := _without_text(kind):
+        msg = f"The column '{name}' is of type {kind}, {reason} before labeling, or leave the column out of the prompt."
         raise InputError(msg)
 
 
 def values_of(batch: pa.RecordBatch) -> dict[str, list[Any]]:
-    """The values of each column as Python's own. Raises InputError where a column has one that Python cannot hold."""
+    """Return the values of each column as Python's own. Raises InputError for one that Python cannot hold."""
     return {name: _python_values(name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
 
 
 def _python_values(name: str, column: pa.Array) -> list[Any]:
     try:
         values: list[Any] = column.to_pylist()
-    except (OverflowError, ValueError) as error:  # of a date after the year 9999, of bytes that are no UTF-8
+    # For a date after the year 9999, or bytes that are not UTF-8.
+    except (OverflowError, ValueError) as error:
         msg = (
             f"The column '{name}' is of type {column.type}, and Python cannot hold one of its values as it is: "
             f"{error}. Turn the column into text before labeling, or leave the column out of the prompt."
@@ -89,7 +96,7 @@ def _python_values(name: str, column: pa.Array) -> list[Any]:
 
 @lru_cache(maxsize=1_024)
 def _without_text(kind: pa.DataType) -> str | None:
-    """Why values of this type, or within it, have no stable text, and what to cast them to."""
+    """Return why values of this type, or within it, have no stable text, and the remedy; None if they have."""
     t = pa.types
     if t.is_union(kind):
         return "which may hold values of several types. Cast it to one type, such as text,"
@@ -105,23 +112,26 @@ def _without_text(kind: pa.DataType) -> str | None:
     if t.is_dictionary(kind) or t.is_run_end_encoded(kind):
         return _without_text(kind.value_type)
     inner = (_without_text(kind.field(at).type) for at in range(kind.num_fields))  # of a struct, list or map
-    return next((why for why in inner if why), None)
+    return next((reason for reason in inner if reason), None)
 
 
 def _reader(rows: Any, read: Collection[str] | None) -> pa.RecordBatchReader:
-    """The rows' own stream, without unread columns that cannot be in one."""
-    if hasattr(rows, "to_native"):  # of narwhals
+    """Return the rows' own stream, without columns that are neither read nor can be in one."""
+    # A frame of narwhals.
+    if hasattr(rows, "to_native"):
         rows = rows.to_native()
     library = type(rows).__module__.partition(".")[0]
     lost = {}
-    if library == "polars":  # it would hand over the objects' addresses in memory, as bytes
-        why = "is of polars' type Object, which has no text of its own. Cast it to text, as by map_elements(str)"
-        lost = {name: why for name, kind in rows.schema.items() if str(kind) == "Object"}
+    # polars would hand over the addresses of objects in memory, as bytes.
+    if library == "polars":
+        reason = "is of polars' type Object, which has no text of its own. Cast it to text, as by map_elements(str)"
+        lost = {name: reason for name, kind in rows.schema.items() if str(kind) == "Object"}
     if lost:
         rows = _without(rows, lost, read)
     try:
         reader = pa.RecordBatchReader.from_stream(rows)
-    except UnicodeEncodeError as error:  # pandas encodes its texts here
+    # pandas encodes its texts here.
+    except UnicodeEncodeError as error:
         raise InputError(_HALF) from error
     except _CANNOT_BE_READ as error:
         if library not in ("pandas", "polars") or len(set(rows.columns)) < len(rows.columns):
@@ -136,7 +146,7 @@ def _reader(rows: Any, read: Collection[str] | None) -> pa.RecordBatchReader:
 
 
 def _unreadable(frame: Any) -> dict[str, str]:
-    """The columns of a pandas or polars frame that Arrow cannot take, each with the reason."""
+    """Return the columns of a pandas or polars frame that Arrow cannot take, each with the reason."""
     lost = {}
     for name in frame.columns:
         try:
@@ -147,13 +157,13 @@ def _unreadable(frame: Any) -> dict[str, str]:
 
 
 def _with_sets(frame: Any, schema: pa.Schema) -> dict[str, str]:
-    """The columns of a pandas frame whose values hold sets, which Arrow takes for lists."""
+    """Return the columns of a pandas frame whose values hold sets, which Arrow takes for lists."""
     nested = [field.name for field in schema if pa.types.is_nested(field.type) and field.name in frame.columns]
     return {name: _SETS for name in nested if str(frame[name].dtype) == "object" and _has_set(frame[name])}
 
 
 def _has_set(values: Any) -> bool:
-    """Whether there is a set among the values, or within one of them."""
+    """Return whether there is a set among the values, or within one of them."""
     for value in values:
         if isinstance(value, (set, frozenset)):
             return True
@@ -166,15 +176,15 @@ def _has_set(values: Any) -> bool:
 
 
 def _without(frame: Any, lost: Mapping[str, str], read: Collection[str] | None) -> Any:
-    """The frame without these columns. Raises InputError where one of them is read."""
+    """Return the frame without these columns. Raises InputError where one of them is read."""
     _refuse(lost, read)
     return frame[[name for name in frame.columns if name not in lost]]
 
 
 def _refuse(lost: Mapping[str, str], read: Collection[str] | None) -> None:
-    for name, why in lost.items():
+    for name, reason in lost.items():
         if read is None or name in read:
-            raise InputError(f"The column '{name}' {why} before labeling, or leave the column out.")
+            raise InputError(f"The column '{name}' {reason} before labeling, or leave the column out.")
 
 
 def _check_names(schema: pa.Schema) -> None:
@@ -191,7 +201,7 @@ def _sliced(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Views, categories and runs as the types that all of Arrow's functions, and Parquet, know."""
+    """Return views, categories and runs as plain types, which all of Arrow's functions, and Parquet, take."""
     if pa.types.is_dictionary(column.type):
         return pa.DictionaryArray.from_arrays(column.indices, _plain(column.dictionary)).dictionary_decode()
     if pa.types.is_run_end_encoded(column.type):
@@ -201,7 +211,7 @@ def _plain(column: pa.Array) -> pa.Array:
 
 
 def _without_views(kind: pa.DataType) -> pa.DataType:
-    """The same type, with plain texts and bytes in it, however deep."""
+    """Return the type with plain texts and bytes in the place of views, at any depth."""
     t = pa.types
     if t.is_string_view(kind):
         return pa.string()
@@ -222,7 +232,8 @@ def _field_without_views(field: pa.Field) -> pa.Field:
 
 def _from_dicts(rows: list[Mapping[str, Any]], read: Collection[str] | None) -> pa.Table:
     columns, lost = {}, {}
-    for name in dict.fromkeys(name for row in rows for name in row):  # Arrow looks at the first row alone
+    # Arrow would take the names from the first row alone.
+    for name in dict.fromkeys(name for row in rows for name in row):
         if not isinstance(name, str):
             raise InputError(f"A row has the key {name!r}, a {type(name).__name__}. Names of columns are text.")
         values = [row.get(name) for row in rows]
@@ -248,7 +259,8 @@ def _from_iterator(rows: Iterator[Any], read: Collection[str] | None) -> Iterato
             )
             raise InputError(msg)
         yield from record_batches(item, read)
-        del item  # before the next one is read
+        # Or it would be in memory while the next one is read.
+        del item
 
 
 def _through_narwhals(rows: Any) -> Any:

@@ -1,4 +1,7 @@
-"""Where one shard ends and the next begins. Counts the bytes that are written, not those of the body alone."""
+"""Fills shards up to a provider's limits.
+
+Counted are the bytes that are written, line ends and custom_ids included, as vendors count the file, not the bodies.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ __all__ = ["ShardFill", "tightest"]
 
 
 def tightest(limits: Limits, max_requests: int | None = None, max_bytes: int | None = None) -> Limits:
-    """The provider's limits, made smaller by the user's, never larger."""
+    """Return the provider's limits, or the user's where those are smaller."""
     return Limits(
         max_requests=min(limits.max_requests, max_requests or limits.max_requests),
         max_bytes=min(limits.max_bytes, max_bytes or limits.max_bytes),
@@ -26,7 +29,7 @@ def tightest(limits: Limits, max_requests: int | None = None, max_bytes: int | N
 
 @dataclass
 class ShardFill:
-    """How full a shard is."""
+    """How full a shard is: its requests and bytes so far."""
 
     limits: Limits
     requests: int = 0
@@ -38,7 +41,7 @@ class ShardFill:
         self._most = min(limits.max_requests, limits.max_inputs or limits.max_requests)
 
     def take(self, sizes: Sequence[int]) -> int:
-        """Take lines of these lengths, from the first on, as far as there is room; how many. See `check`."""
+        """Take as many lines of these sizes, from the first on, as there is room for; return how many. See `check`."""
         ends = list(accumulate(sizes[: self._most - self.requests], initial=self.bytes))
         taken = bisect_right(ends, self.limits.max_bytes) - 1
         self.requests += taken
@@ -46,7 +49,7 @@ class ShardFill:
         return taken
 
     def check(self, sizes: Sequence[int], keys: Sequence[object]) -> None:
-        """Raise InputError where no shard could hold a line of such a length."""
+        """Raise InputError for a line that is too long for any shard."""
         for size, key in zip(sizes, keys, strict=True):
             if size > self._longest:
                 most = f"{self._longest:,}"
