@@ -1,6 +1,6 @@
-"""Rows out of Flink. PyFlink pins versions of Arrow and pandas that are too old here, so it has a Python of its own.
+"""Rows of Flink tables. PyFlink pins versions of Arrow and pandas that are too old here, so it has a Python of its own.
 
-Its process hands record batches over through a pipe, one at a time; neither side holds the table.
+That process sends record batches through a pipe, one at a time: neither side holds the table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from dagster_llm_batch.errors import InputError
 
 __all__ = ["FlinkRows"]
 
-_ERROR = re.compile(r"(Caused by: )?[\w.$]+: ")  # not the lines of its trace
+# A line of an error, not one of its trace.
+_ERROR = re.compile(r"(Caused by: )?[\w.$]+: ")
 _BRIDGE = Path(__file__).with_name("flink_bridge.py")
 
 
@@ -44,45 +45,46 @@ class FlinkRows:
     env: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, context: Any = None) -> Iterator[pa.RecordBatch]:
-        """Rows of a partition: of a RowsContext, or of a key. Raises InputError where the job fails."""
+        """Yield the rows of a partition, given as a RowsContext or a key. Raises InputError where the job fails."""
         partition = getattr(context, "partition_key", context) or ""
         return self._batches(str(partition))
 
     def _batches(self, partition: str) -> Iterator[pa.RecordBatch]:
         reading, writing = os.pipe()
-        with tempfile.TemporaryFile() as said, os.fdopen(reading, "rb") as pipe:
+        with tempfile.TemporaryFile() as output, os.fdopen(reading, "rb") as pipe:
             try:
-                process = subprocess.Popen(  # noqa: S603 - what the definition says
+                process = subprocess.Popen(  # noqa: S603 - the user's own definition
                     [self.python, str(_BRIDGE), "stream", self.script, self.function, partition, str(writing)],
                     env={**os.environ, **self.env},
                     pass_fds=[writing],
                     stdin=subprocess.DEVNULL,
-                    stdout=said,
-                    stderr=said,
+                    stdout=output,
+                    stderr=output,
                 )
             finally:
                 os.close(writing)
             try:
-                yield from self._read(pipe, process, said)
+                yield from self._read(pipe, process, output)
             finally:
                 process.kill()
                 process.wait()
 
-    def _read(self, pipe: Any, process: subprocess.Popen[bytes], said: Any) -> Iterator[pa.RecordBatch]:
+    def _read(self, pipe: Any, process: subprocess.Popen[bytes], output: Any) -> Iterator[pa.RecordBatch]:
         failed: pa.ArrowException | None = None
         try:
             with pa.ipc.open_stream(pipe) as stream:
                 first = next(stream, None)
                 yield first if first is not None else pa.RecordBatch.from_pylist([], schema=stream.schema)
                 yield from stream
-        except pa.ArrowException as error:  # the pipe ended early
+        # The pipe ended early.
+        except pa.ArrowException as error:
             failed = error
         if process.wait() != 0 or failed is not None:
-            said.seek(0)
-            lines = [line for line in said.read().decode("utf-8", "replace").splitlines() if _ERROR.match(line)]
-            told = lines[-1][:500] if lines else "it told no error"
+            output.seek(0)
+            lines = [line for line in output.read().decode("utf-8", "replace").splitlines() if _ERROR.match(line)]
+            reason = lines[-1][:500] if lines else "it told no error"
             msg = (
-                f"The Flink job {self.script}:{self.function} ended with exit code {process.returncode}: {told}. "
+                f"The Flink job {self.script}:{self.function} ended with exit code {process.returncode}: {reason}. "
                 f"Nothing was sent. Run it by itself to see all that it says: {self.python} {self.script}"
             )
             raise InputError(msg) from failed

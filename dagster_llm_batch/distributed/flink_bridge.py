@@ -1,4 +1,6 @@
-"""Runs in Flink's own Python, by its path: a Flink table as Arrow, batch by batch. Imports nothing of this package.
+"""The other end of FlinkRows: runs in Flink's own Python, and sends a table as Arrow, batch by batch.
+
+It is run by its path, and imports nothing of this package, which that Python does not have.
 
     python flink_bridge.py stream  SCRIPT FUNCTION ARGUMENT FILE_DESCRIPTOR   an Arrow stream into a pipe
     python flink_bridge.py windows SCRIPT FUNCTION COLUMN FOLDER              an Arrow file for each value of COLUMN
@@ -17,9 +19,9 @@ from typing import Any
 
 
 def batches(table: Any) -> tuple[Any, Iterator[Any]]:
-    """The schema of a table and its record batches, of which one is held at a time. As in `Table.to_pandas`.
+    """Return the schema of a table and an iterator of its record batches, as `Table.to_pandas` reads them.
 
-    The batches' own schema has other names for the items of lists; the table's is for a table without rows.
+    The schema is for a table without rows: that of the batches has other names for the items of lists.
     """
     import pytz
     from pyflink.java_gateway import get_gateway
@@ -34,33 +36,33 @@ def batches(table: Any) -> tuple[Any, Iterator[Any]]:
     schema = create_arrow_schema(resolved.get_field_names(), resolved.get_field_data_types())
     zone = pytz.timezone(config.getLocalTimeZone().getId())
     serializer = ArrowSerializer(schema, resolved.to_row_data_type(), zone)
-    came = java.table.runtime.arrow.ArrowUtils.collectAsPandasDataFrame(table._j_table, size)
-    return schema, serializer.load_from_iterator(came) if came.hasNext() else iter(())
+    collected = java.table.runtime.arrow.ArrowUtils.collectAsPandasDataFrame(table._j_table, size)
+    return schema, serializer.load_from_iterator(collected) if collected.hasNext() else iter(())
 
 
 def stream(table: Any, descriptor: str) -> None:
-    """All rows into a pipe."""
+    """Write all rows into a pipe."""
     import pyarrow as pa
 
-    schema, found = batches(table)
-    first = next(found, None)
+    schema, record_batches = batches(table)
+    first = next(record_batches, None)
     schema = schema if first is None else first.schema
     with os.fdopen(int(descriptor), "wb") as pipe, pa.ipc.new_stream(pipe, schema) as out:
         while first is not None:
             out.write_batch(first)
-            first = next(found, None)
+            first = next(record_batches, None)
 
 
 def windows(table: Any, column: str, folder: str) -> None:
-    """A file for each window, which is there when the next one has begun, or the table has ended.
+    """Write a file for each window. It takes its name when the next window has begun, or the table has ended.
 
-    A file that is there already stays: the window was handed over before the job started anew.
+    A file that is there already stays: its window was read before the job was started again.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     Path(folder).mkdir(parents=True, exist_ok=True)
-    _, found = batches(table)
+    _, record_batches = batches(table)
     name: str | None = None
     out: Any = None
     staged = Path(folder, f".{os.getpid()}.tmp")
@@ -73,9 +75,10 @@ def windows(table: Any, column: str, folder: str) -> None:
         else:
             staged.rename(target)
 
-    for batch in found:
+    for batch in record_batches:
         keys = batch.column(column)
-        for key in pc.unique(keys).to_pylist():  # in their order
+        # In the order of the rows.
+        for key in pc.unique(keys).to_pylist():
             if str(key) != name:
                 if out is not None:
                     publish()
@@ -86,7 +89,7 @@ def windows(table: Any, column: str, folder: str) -> None:
 
 
 def main(verb: str, script: str, function: str, *rest: str) -> None:
-    """See above."""
+    """Run one of the commands above."""
     sys.path.insert(0, str(Path(script).parent))
     table_of = runpy.run_path(script)[function]
     if verb == "stream":

@@ -1,4 +1,4 @@
-"""Ray Data as workers: `map_batches` over the blocks of a dataset.
+"""Workers on a Ray cluster: `map_batches` over the blocks of a Ray dataset.
 
 The order of the rows is that of the dataset's blocks, and within them. Ray is imported when it is used.
 """
@@ -24,8 +24,9 @@ _Report = TypeVar("_Report")
 @checked
 @dataclass(frozen=True)
 class RayWorkers:
-    """The workers of the Ray cluster that this process is connected to. They have this package, and reach the payload
-    store.
+    """The workers of the Ray cluster that this process is connected to.
+
+    They need this package, and access to the payload store.
 
     Args:
         options: More arguments for Ray's `map_batches`, as in `{"num_cpus": 2}` or `{"concurrency": 16}`.
@@ -58,6 +59,7 @@ class RayWorkers:
         blocks = [pa.table({"item": pa.array([pickle.dumps(item)], pa.binary())}) for item in items]
         return self._run(ray.data.from_arrow(blocks), run)
 
+    # Reports travel as pickles in a binary column: a dataset of Ray has Arrow values alone.
     def _run(self, dataset: Any, run: Callable[[pa.Table], pa.Table]) -> list[Any]:
         done = dataset.map_batches(run, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, **self.options)
         done.context.execution_options.preserve_order = True

@@ -1,7 +1,7 @@
-"""Spark as workers: `mapInArrow` over the partitions of a DataFrame.
+"""Workers on a Spark cluster: `mapInArrow` over the partitions of a DataFrame.
 
-The order of the rows is that of the DataFrame's partitions, and within them. pyspark is imported by whoever made the
-session, never here.
+The order of the rows is that of the DataFrame's partitions, and within them. pyspark is never imported here: whoever
+made the session has done that.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _REPORTS = "at bigint, report binary"
 @checked
 @dataclass(frozen=True)
 class SparkWorkers:
-    """The executors of a Spark session. They have this package, and reach the payload store.
+    """The executors of a Spark session. They need this package, and access to the payload store.
 
     Args:
-        session: A SparkSession, or a function that gives one when it is needed.
+        session: A SparkSession, or a function that returns one when it is needed.
     """
 
     session: Any

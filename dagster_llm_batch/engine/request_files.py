@@ -1,4 +1,7 @@
-"""Request files: lines into shards, a new one whenever the current is full. Local to a wave; nothing is sent."""
+"""Request files: lines are written into shards, a new one whenever the last is full. Nothing is sent.
+
+Beside each request file lies one with the request_ids, packed: whoever needs only these does not unpack the lines.
+"""
 
 from __future__ import annotations
 
@@ -41,45 +44,48 @@ __all__ = [
 ]
 
 REQUESTS, IDS, RAW, RESULTS = ".requests.jsonl.lz4", ".ids.lz4", ".raw.jsonl.zst", ".results.parquet"
-"""What a shard's files end with, and differ in alone. Raw results are kept for long, the others are read soon."""
+"""The endings of a shard's files, which differ in nothing else. zstd is for raw results, which are kept for long; the
+others are read soon, and lz4 is faster."""
 
 SO_FAR = ".sofar.jsonl.zst"
-"""Beside a shard in real time that was not asked to its end: the answers that it has, which are not paid again."""
+"""The ending of the answers so far of a shard in real time that was not asked to its end. They are not paid again."""
 
 PART, APART = "part-", "apart-"
-"""What files start with that workers need within one step, in the submission's folder. A lost worker leaves them."""
+"""The starts of the names of files that workers need within one step. A lost worker leaves them behind."""
 
 _DIGEST_BYTES = 16
 
 _AT_ONCE = 32
-"""Requests of a shard in real time: what a killed process can lose the answers of."""
+"""Requests of a shard in real time. A killed process can lose the answers of so many."""
 
 
 def beside(shard: Shard, ending: str) -> str:
-    """Another file of the same shard."""
+    """Return the path of another file of the shard."""
     return shard.path.rpartition(".requests.")[0] + ending
 
 
 def requests_of(payloads: PayloadStore, path: str, nonce: str) -> Iterator[tuple[str, bytes]]:
-    """The lines of a request file, each with its request_id."""
+    """Yield the lines of a request file, each with its request_id. Raises LLMBatchError for a line without one."""
     pattern, prefix = custom_id_pattern(nonce), f"{nonce}-".encode()
-    start = end = 0  # of the request_id, which is mostly at the same place
+    # The request_id is mostly at the same place as in the line before, which is faster to look at than to search.
+    start = end = 0
     for line in payloads.lines(path):
         if not line.startswith(prefix, start - len(prefix)):
-            found = pattern.search(line)
-            if found is None:
+            match = pattern.search(line)
+            if match is None:
                 msg = f"A line of {path} has no custom_id of its shard: the file was changed after it was planned."
                 raise LLMBatchError(msg)
-            start, end = found.span(1)
+            start, end = match.span(1)
         yield line[start:end].decode(), line
 
 
 def packed_ids(payloads: PayloadStore, shard: Shard) -> bytes:
-    """The ids of a shard's requests, packed, in the order of its request file."""
+    """Return the request_ids of a shard, packed, in the order of its request file."""
     try:
         with payloads.reader(beside(shard, IDS)) as file:
             digest, ids = file.read(_DIGEST_BYTES), file.read()
-    except OSError:  # there is none, as in older shards, or it cannot be read
+    # Shards of older versions have no such file. Where it cannot be read, the request file has the ids, too.
+    except OSError:
         digest, ids = b"", b""
     if digest == _digest(shard.nonce, ids):
         return ids
@@ -87,7 +93,7 @@ def packed_ids(payloads: PayloadStore, shard: Shard) -> bytes:
 
 
 def request_ids(payloads: PayloadStore, shard: Shard) -> list[str]:
-    """The same as text."""
+    """Return the request_ids of a shard, in the order of its request file."""
     return unpacked(packed_ids(payloads, shard))
 
 
@@ -102,15 +108,15 @@ def _digest(nonce: str, ids: bytes) -> bytes:
 
 
 def delete_requests(payloads: PayloadStore, shard: Shard) -> None:
-    """Remove what a shard asks."""
+    """Remove the request file of a shard, and that of its request_ids."""
     payloads.delete(shard.path)
     payloads.delete(beside(shard, IDS))
 
 
 def answers_so_far(payloads: PayloadStore, shard: Shard) -> dict[int, bytes]:
-    """What was answered of a shard in real time that was not asked to its end, by the place in its request file.
+    """Return the answers so far of a shard in real time, by the place in its request file.
 
-    An empty line is a call of unknown end: it is not made again in this wave.
+    An empty line stands for a call of unknown end, which is not made again in this wave.
     """
     path = beside(shard, SO_FAR)
     if not payloads.exists(path):
@@ -120,7 +126,7 @@ def answers_so_far(payloads: PayloadStore, shard: Shard) -> dict[int, bytes]:
 
 
 def write_answers_so_far(payloads: PayloadStore, shard: Shard, answers: Mapping[int, bytes]) -> None:
-    """Keep these for `answers_so_far`."""
+    """Store answers for `answers_so_far`."""
     with payloads.writer(beside(shard, SO_FAR)) as out:
         out.write(json.dumps(list(answers)).encode() + b"\n")
         for answer in answers.values():
@@ -128,7 +134,7 @@ def write_answers_so_far(payloads: PayloadStore, shard: Shard, answers: Mapping[
 
 
 def renamed(line: bytes, old: str, request_id: str, nonce: str) -> bytes:
-    """The same request under another shard's nonce."""
+    """Return the line with another shard's nonce in its custom_id. `old` is the present custom_id."""
     return line.replace(old.encode(), custom_id(nonce, request_id).encode(), 1)
 
 
@@ -181,7 +187,7 @@ class WrittenLines:
 
 @dataclass(frozen=True)
 class Owner:
-    """Whom requests are for."""
+    """The provider, account and model that requests are sent to, and the lane."""
 
     provider: str
     account: str
@@ -204,16 +210,16 @@ class Wave:
     shard_numbers: Iterator[int] = field(default_factory=count)
 
     def files(self, limits: Limits, owner: Owner, surcharge: Callable[[Shard, int], Decimal]) -> ShardFiles:
-        """Where requests for this owner are written."""
+        """Return the request files of this owner."""
         if owner.lane is Lane.REALTIME:
             limits = replace(limits, max_requests=_AT_ONCE, min_requests=1)
         return ShardFiles(self, limits, owner, surcharge)
 
 
 class ShardFiles:
-    """The request files of one owner in a wave. `shards` holds what was closed.
+    """The request files of one owner in a wave. `shards` has those that are ended.
 
-    `surcharge` says what a shard costs on top that is so many requests short of the provider's least number.
+    `surcharge` returns what a shard costs more that is so many requests short of the provider's least number.
     """
 
     def __init__(self, wave: Wave, limits: Limits, owner: Owner, surcharge: Callable[[Shard, int], Decimal]) -> None:
@@ -227,7 +233,7 @@ class ShardFiles:
 
     @property
     def nonce(self) -> str:
-        """Of the shard that takes the next request."""
+        """The nonce of the shard that takes the next request."""
         return self._shard().nonce
 
     def add(
@@ -237,7 +243,7 @@ class ShardFiles:
         tokens: Sequence[int],
         cost: Callable[[Sequence[int]], Decimal | None],
     ) -> None:
-        """Write requests. `cost` says what those of so many tokens cost. Raises InputError where no shard takes one."""
+        """Write requests. `cost` returns the cost of requests of so many tokens. Raises InputError for one too long."""
         sizes = lines.sizes
         self._shard().fill.check(sizes, keys)
         start = 0
@@ -279,7 +285,7 @@ class ShardFiles:
         return self.shards
 
     def _fill_up(self, full: Shard, tail: Shard) -> list[Shard]:
-        """Move requests from the end of `full` into `tail`, where that brings both to the least number."""
+        """Move requests from the end of `full` to `tail`, where both have the least number after that."""
         least, lacking = self._limits.min_requests, self._limits.min_requests - tail.requests
         if lacking <= 0 or full.requests - lacking < least:
             return [full, tail]
@@ -301,7 +307,7 @@ class ShardFiles:
         return [_rewritten(full, rest, full, -lacking), _rewritten(tail, more, full, lacking)]
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove the files that were written."""
         with ExitStack() as last_first:
             for shard in self.shards:
                 last_first.callback(delete_requests, self._wave.payloads, shard)
@@ -311,7 +317,7 @@ class ShardFiles:
 
 
 class _OpenShard:
-    """A request file while it is written."""
+    """A request file that is being written."""
 
     def __init__(self, wave: Wave, number: int, limits: Limits) -> None:
         self.nonce = shard_nonce(wave.submission_id, wave.number, number)
@@ -359,7 +365,7 @@ class _OpenShard:
 
 
 def _rewritten(shard: Shard, file: PayloadWriter, source: Shard, moved: int) -> Shard:
-    """The shard with `moved` average requests of `source` more."""
+    """Return the shard after `moved` requests came from `source`, at the average tokens and cost of its requests."""
     cost = source.estimated_usd
     return replace(
         shard,
@@ -373,6 +379,6 @@ def _rewritten(shard: Shard, file: PayloadWriter, source: Shard, moved: int) -> 
     )
 
 
-def _sum(one: Decimal | None, other: Decimal | None) -> Decimal | None:
-    """None where one of them is not known."""
-    return None if one is None or other is None else one + other
+def _sum(cost: Decimal | None, other: Decimal | None) -> Decimal | None:
+    """Return the sum, or None where one of them is not known."""
+    return None if cost is None or other is None else cost + other

@@ -51,8 +51,11 @@ __all__ = [
     "images_of",
 ]
 
-_ROWS, _ROWS_WITH_IMAGES = 256, 8  # at once: their requests, and the lines of these, are in memory
-_TOKENS_PER_IMAGE = 1_000  # providers count an image as some hundred to some thousand tokens, whatever its bytes
+# Rows whose requests, and the lines of these, are in memory at once.
+_ROWS, _ROWS_WITH_IMAGES = 256, 8
+
+# Providers count an image as some hundred to some thousand tokens, whatever its bytes.
+_TOKENS_PER_IMAGE = 1_000
 
 
 class RowRenderer:
@@ -78,7 +81,8 @@ class RowRenderer:
         self._renderer = labeling.prompt.renderer(rows.names, load_image)
         self._at_once = _ROWS_WITH_IMAGES if labeling.prompt.images else _ROWS
         self.manifest_schema = manifest_schema(rows, labeling.key, labeling.keep)
-        if not is_key_type(rows.field(labeling.key).type):  # there are no rows yet, and so no types
+        # Without rows the columns may have no types yet.
+        if not is_key_type(rows.field(labeling.key).type):
             self.manifest_schema = self.manifest_schema.set(0, pa.field(labeling.key, pa.string()))
         self._needed = {*self.manifest_schema.names[:-1], *self._renderer.columns, *urgent}
 

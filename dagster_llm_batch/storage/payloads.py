@@ -50,9 +50,11 @@ _MAX_CHARS = 64
 _SLUG_CHARS = 40
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _KEPT = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
+
+# Windows reserves these names, with any extension.
 _RESERVED = frozenset(
     {"con", "prn", "aux", "nul"} | {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
-)  # by Windows, with any extension
+)
 
 
 def payload_path(namespace: str, asset: str, partition: str, submission_id: str, name: str) -> str:
@@ -91,7 +93,9 @@ def _segment(text: str) -> str:
 
 
 _BUFFER_BYTES = 1 << 17
-_BATCHES_A_RELEASE = 4  # each costs as much as reading a batch
+
+# To release memory takes as long as to read a batch.
+_BATCHES_A_RELEASE = 4
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
@@ -154,7 +158,8 @@ class _Hashed(io.RawIOBase):
 class _TableWriter(pq.ParquetWriter):  # type: ignore[misc]  # Arrow has no types
     def write_table(self, *args: Any, **kwargs: Any) -> None:
         super().write_table(*args, **kwargs)
-        release_memory()  # 0.3 us a row while planning, for 8 to 12 MB
+        # Costs 0.3 us a row while planning, and saves 8 to 12 MB.
+        release_memory()
 
     def close(self) -> None:
         super().close()
@@ -208,12 +213,13 @@ class PayloadStore:
 
     def __init__(self, root: str | UPath, **storage_options: Any) -> None:
         if "://" in str(root):
-            # a listing that anything in this process made would hide what other processes wrote since
+            # A cached listing, be it of other code in this process, would hide what other processes wrote since.
             storage_options = {"use_listings_cache": False, **storage_options}
         self._root = UPath(root, **storage_options)
 
     def __repr__(self) -> str:
-        return f"PayloadStore({self._root.path!r})"  # without storage options, where secrets live
+        # Without the storage options, which may hold secrets.
+        return f"PayloadStore({self._root.path!r})"
 
     @contextmanager
     def writer(self, path: str) -> Iterator[PayloadWriter]:
@@ -228,7 +234,8 @@ class PayloadStore:
     def reader(self, path: str) -> Iterator[BinaryIO]:
         """Read a payload, uncompressed, as a stream that cannot seek. A truncated file is an OSError."""
         with self._open(path) as file:
-            if not file.read(1):  # even an empty stream has a frame
+            # Even an empty stream has a frame.
+            if not file.read(1):
                 raise OSError(f"The payload {path} is truncated: its file is empty. Restore it, or delete it.")
             file.seek(0)
             with pa.CompressedInputStream(file, _codec(path)) as source:
@@ -236,16 +243,17 @@ class PayloadStore:
 
     @contextmanager
     def checked(self, path: str, digest: str) -> Iterator[Callable[[], BinaryIO]]:
-        """Check a payload's digest, and give a function that opens what was checked, as often as is wanted.
+        """Check a payload's digest; return a function that opens the checked bytes, any number of times.
 
-        Each call of it gives an uncompressed stream that cannot seek, and ends the one before. What is read is what was
-        checked, whatever becomes of the payload meanwhile. Raises OSError where it has another digest.
+        Each call of it returns an uncompressed stream that cannot seek, and ends the one before. The bytes that are
+        read are those that were checked, whatever happens to the payload meanwhile. Raises OSError for another digest.
         """
         with self._here(path) as file:
 
             def plain() -> BinaryIO:
                 file.seek(0)
-                own = io.FileIO(os.dup(file.fileno()))  # the stream closes what it reads from
+                # The stream closes what it reads from, so it gets a descriptor of its own.
+                own = io.FileIO(os.dup(file.fileno()))
                 return cast("BinaryIO", pa.CompressedInputStream(own, _codec(path)))
 
             kind, _, expected = digest.rpartition(":")
@@ -258,7 +266,7 @@ class PayloadStore:
             yield plain
 
     def lines(self, path: str) -> Iterator[bytes]:
-        r"""Give the payload's lines, each with its `\n`, but for a last line that has none."""
+        r"""Yield the payload's lines, each with its `\n`, but for a last line that has none."""
         with self.reader(path) as source:
             yield from source
 
@@ -268,8 +276,8 @@ class PayloadStore:
     ) -> Iterator[pq.ParquetWriter]:
         """Write a Parquet table: `write_table` and `write_batch`. It appears when the block ends well.
 
-        `repeating` names the columns of few values, in a table that this package alone reads: written and read in two
-        thirds of the time, and twice as large.
+        `repeating` names the columns with few values, in a table that only this package reads. Such a table is written
+        and read in two thirds of the time, and is twice as large.
         """
         options: dict[str, Any] = {"compression": "zstd"}
         if repeating is not None:
@@ -292,16 +300,17 @@ class PayloadStore:
     def iter_batches(
         self, path: str, batch_rows: int = 65_536, columns: Sequence[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Give the table in record batches of at most `batch_rows` rows, in constant memory."""
+        """Yield the table in record batches of at most `batch_rows` rows, in constant memory."""
         with self._parquet(path) as parquet:
-            batches = parquet.iter_batches(batch_rows, columns=columns, use_threads=False)  # each has its own buffers
+            # Each batch has buffers of its own, which are freed with it.
+            batches = parquet.iter_batches(batch_rows, columns=columns, use_threads=False)
             for number, batch in enumerate(batches, start=1):
                 yield batch
                 if number % _BATCHES_A_RELEASE == 0:
                     release_memory()
 
     def take(self, path: str, rows: Sequence[int], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Give rows of a table by their numbers, in ascending order. Only row groups that hold some are read."""
+        """Yield rows of a table by their numbers, in ascending order. Only row groups with such rows are read."""
         with self._parquet(path) as parquet:
             start = 0
             for group in range(parquet.num_row_groups):
@@ -324,7 +333,7 @@ class PayloadStore:
             self._fs.rm_file(full)
 
     def files(self, folder: str) -> Iterator[StoredFile]:
-        """Give every file below a folder by name; also what a killed process left half-written (`.….tmp`)."""
+        """Yield every file below a folder by name, half-written ones of killed processes (`.….tmp`) included."""
         base = self._root.path.rstrip("/")
         for name, info in sorted(self._fs.find(f"{base}/{folder}", detail=True).items()):
             yield StoredFile(name.partition(f"{base}/")[2], int(info.get("size") or 0), _modified_at(info))
@@ -373,7 +382,7 @@ class PayloadStore:
 
     @contextmanager
     def _here(self, path: str) -> Iterator[io.FileIO]:
-        """Give the file as it is stored, in a copy of our own: nobody writes into it while it is read."""
+        """Open a copy of the stored file, which nobody can write to while it is read."""
         with self._open(path) as file, tempfile.TemporaryFile(buffering=0) as copy:
             shutil.copyfileobj(file, copy, _BUFFER_BYTES)
             copy.seek(0)
@@ -381,7 +390,7 @@ class PayloadStore:
 
     @contextmanager
     def _staged(self, path: str) -> Iterator[BinaryIO]:
-        """Give a local file that becomes the payload when the block ends well, and vanishes otherwise."""
+        """Open a local file that becomes the payload when the block ends well, and is removed otherwise."""
         full = self._full(path)
         # On a local disk in the same directory: only within one file system is a rename atomic.
         directory = Path(full).parent if self._is_local else Path(tempfile.gettempdir())
@@ -396,18 +405,21 @@ class PayloadStore:
             with _payload_errors(full):
                 self._publish(staged, full)
         finally:
-            with suppress(OSError):  # what a failing disk keeps of it, `prune` removes
+            # What a failing disk keeps of it is removed by `prune`.
+            with suppress(OSError):
                 staged.unlink()
 
     def _publish(self, staged: Path, full: str) -> None:
         if not self._is_local:
-            self._fs.put_file(str(staged), full)  # an object store shows an upload when it is complete
+            # An object store shows an upload when it is complete.
+            self._fs.put_file(str(staged), full)
             return
         # First the bytes, then the name, then the directory that holds it: a crash of the machine between any two
         # leaves the old file or the whole new one, never a name with half of its bytes.
         _sync(staged)
         staged.replace(full)
-        if os.name == "posix":  # elsewhere a directory cannot be opened
+        # On Windows a directory cannot be opened.
+        if os.name == "posix":
             _sync(staged.parent)
 
 

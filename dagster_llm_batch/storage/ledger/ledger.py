@@ -126,7 +126,7 @@ class Ledger(LedgerQueries):
             )
 
     def mark_delivered(self, *submission_ids: str) -> None:
-        """Mark submissions delivered: their labels have landed, or are no longer wanted. Idempotent.
+        """Mark submissions delivered: their labels have landed, or are superseded. Idempotent.
 
         `progress` and `last_events` list them no longer, so that a sensor's tick reads only what is unfinished,
         however long the history is.
@@ -142,7 +142,7 @@ class Ledger(LedgerQueries):
             insert_events(
                 connection,
                 self._clock,
-                *(event_row(one.submission_id, "delivered", one.state, one.state) for one in fresh),
+                *(event_row(each.submission_id, "delivered", each.state, each.state) for each in fresh),
             )
 
     def set_state(self, submission_id: str, state: SubmissionState) -> Submission:

@@ -1,4 +1,4 @@
-"""What the ledger holds, as frozen values. One row of a table is one of these; no behavior, no I/O.
+"""The records of the ledger, as frozen values: each is one row of a table. No behavior, no I/O.
 
     Submission 1 ──▶ n Shard        a labeled dataset's partition, sent in waves of batches
         └──▶ n Event                what happened to either, append-only
@@ -22,11 +22,11 @@ __all__ = ["Ending", "Event", "Progress", "Shard", "ShardFields", "Submission", 
 
 
 class SubmissionState(StrEnum):
-    """Where a submission is. The value is what the ledger stores."""
+    """The state of a submission. The ledger stores the value."""
 
     OPEN = "open"  # shards are planned, in flight or waiting to be collected
     SETTLED = "settled"  # every request has its outcome
-    CANCELED = "canceled"  # somebody gave it up; shards that were sent are still collected
+    CANCELED = "canceled"  # nothing more is sent; shards that were sent are still collected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +56,8 @@ class Submission:
     outcomes: Mapping[str, int] = field(default_factory=dict)  # Outcome value -> requests
     created_at: datetime
     settled_at: datetime | None = None  # every request has its outcome
-    delivered_at: datetime | None = None  # its labels are where they belong, or are no longer wanted
-    deadline_at: datetime | None = None  # what no batch has answered then is answered in real time
+    delivered_at: datetime | None = None  # its labels landed, or are superseded; see mark_delivered
+    deadline_at: datetime | None = None  # requests without an answer then are asked in real time
     run_id: str | None = None  # Dagster run that opened it
     reused_from: tuple[str, ...] = ()  # submission ids
 
@@ -93,7 +93,7 @@ class Shard:
     carrier: str | None = None  # the shard_id whose tag its batch has; None: its own
     padding: int = 0  # requests sent only to reach the provider's least number; paid for, their replies unused
     batch_id: str | None = None  # the provider's; of an account, only a carrier and its shards have the same
-    sent_at: datetime | None = None  # the create call was about to be made; None again after `not_sent`
+    sent_at: datetime | None = None  # just before the create call; None again after `not_sent`
     submitted_at: datetime | None = None  # the batch id was recorded
     ended_at: datetime | None = None
     collected_at: datetime | None = None
@@ -103,14 +103,14 @@ class Shard:
     done: int | None = None  # finished well or badly
     failed: int | None = None
     reason: str | None = None  # why it failed or ended badly
-    retryable: bool = False  # sent again, unchanged, it may pass
+    retryable: bool = False  # the batch may succeed if it is sent again unchanged
     raw_path: str | None = None  # raw result lines, relative to the payload store
     results_path: str | None = None  # decoded results, likewise
     cost_usd: Decimal | None = None
 
 
 class ShardFields(TypedDict, total=False):
-    """What a move may record beside the new state."""
+    """The columns that a move may set beside the new state."""
 
     lane: Lane
     carrier: str | None
@@ -147,7 +147,7 @@ class Ending:
     retryable: bool
 
     def values(self) -> ShardFields:
-        """What the ledger records of it."""
+        """Return the columns that the ledger sets for it."""
         return {
             "status": self.status,
             "ended_at": self.ended_at,
@@ -175,7 +175,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """An undelivered submission at a glance. Counts are the last reports, summed over shards; what is over is done."""
+    """An undelivered submission at a glance. Counts are of the last reports, summed over its shards."""
 
     submission: Submission
     states: Mapping[ShardState, int]  # shards per state; states without shards are left out
