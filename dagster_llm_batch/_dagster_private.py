@@ -35,11 +35,11 @@ def check_target(
     it never open; a hand-made evaluation needs this, which `dagster` does not export.
     """
     records = dg.AssetRecordsFilter(asset_key, asset_partitions=None if partition is None else [partition])
-    [*record_] = instance.fetch_materializations(records, limit=1).records
-    if not record_:
+    newest = next(iter(instance.fetch_materializations(records, limit=1).records), None)
+    if newest is None:
         return None
     return AssetCheckEvaluationTargetMaterializationData(
-        storage_id=record_[0].storage_id, run_id=record_[0].run_id, timestamp=record_[0].timestamp
+        storage_id=newest.storage_id, run_id=newest.run_id, timestamp=newest.timestamp
     )
 
 
@@ -67,7 +67,7 @@ def output_context(
     `dg.build_output_context` is for tests: it knows no run, step, op, job or log, and IO managers may ask for each.
     """
     step = context.get_step_execution_context()
-    # as the code location has it: definitions may have been changed since
+    # The definition as the code location has it: specs may have been changed after the asset was made.
     node = step.job_def.asset_layer.get(asset)
     partitions_def = node.partitions_def
     subset = None
@@ -113,7 +113,7 @@ def load_asset(context: dg.AssetExecutionContext, asset: dg.AssetKey, partition:
     if node.io_manager_key not in context.op_execution_context.op_def.required_resource_keys:
         return context.load_asset_value(asset, partition_key=partition)
     definition = node.assets_def
-    # what is not in this run's job may be of ours, named so
+    # An asset outside of this run's job has no output to be asked for; ours are named like their keys.
     name, op_def = asset.to_python_identifier(), None
     if definition.is_executable:
         name, op_def = definition.get_output_name_for_asset_key(asset), definition.get_op_def_for_asset_key(asset)

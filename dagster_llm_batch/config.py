@@ -75,7 +75,7 @@ class ProviderResource(CheckedResource):
                 raise ConfigError(f"{type(self).__name__}.{name}={value!r} cannot be; it is {least}.")
 
     def provider(self) -> Provider:
-        """The provider of these settings; makes no call. Each kind of settings has its own."""
+        """Return the provider of these settings; makes no call. Each kind of settings has its own."""
         raise NotImplementedError
 
     def provider_below(self, folder: Path) -> Provider:
@@ -85,7 +85,7 @@ class ProviderResource(CheckedResource):
 
 
 class CheckedIOManager(CheckedConfig, dg.ConfigurableIOManager):
-    """A Dagster IO manager that refuses them alike."""
+    """A Dagster IO manager that refuses unknown fields, also of one that is configured at the launch."""
 
     @classmethod
     def configure_at_launch(cls, **given: Any) -> Any:

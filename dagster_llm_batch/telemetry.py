@@ -161,7 +161,8 @@ def measure(engine: Engine, labeling: Labeling, submission_id: str) -> None:
     """Record requests, tokens and cost of a settled submission, unless that was done. What it reuses is not its own."""
     if any(event.kind == MEASURED for event in engine.ledger.events(submission_id)):
         return
-    # first: who dies here leaves a gap, and counts nothing twice
+    # The event comes first: a process that dies after it leaves a gap in the metrics, where the other order could count
+    # twice.
     engine.ledger.add_event(submission_id, MEASURED)
     for shard in engine.ledger.shards(submission_id):
         if shard.results_path is not None:
@@ -199,7 +200,7 @@ def flush() -> None:
         # the SDK's; the API has none
         force_flush = getattr(provider, "force_flush", None)
         if force_flush is not None:
-            # a collector that is down must not fail a run
+            # A collector that is down must not fail a run.
             with suppress(Exception):
                 force_flush(timeout_millis=_FLUSH_MILLISECONDS)
 

@@ -30,9 +30,9 @@ __all__ = ["CodeLocation", "Pointer", "pointer_in"]
 
 @dataclass(frozen=True)
 class Pointer:
-    """Where definitions are: a module, a file, or a folder of `dg` definitions; and who said so."""
+    """Where definitions are: a module, a file, or a folder of `dg` definitions. `source` says what points there."""
 
-    said_by: str
+    source: str
     module_name: str | None = None
     python_file: str | None = None
     autoload_module: str | None = None
@@ -42,7 +42,7 @@ class Pointer:
     def __str__(self) -> str:
         module = self.module_name or self.autoload_module
         place = f"the file {self.python_file}" if self.python_file else f"the module {module}"
-        return f"{place} ({self.said_by})"
+        return f"{place} ({self.source})"
 
 
 def pointer_in(pyproject: Path) -> Pointer | None:
@@ -64,10 +64,10 @@ def pointer_in(pyproject: Path) -> Pointer | None:
         return Pointer(f"[tool.dagster] in {pyproject}", module_name=names[0])
     if not project:
         return None
-    said_by, root = f"[tool.dg.project] in {pyproject}", project.get("root_module")
+    source, root = f"[tool.dg.project] in {pyproject}", project.get("root_module")
     if project.get("autoload_defs"):
-        return Pointer(said_by, autoload_module=project.get("defs_module", f"{root}.defs"))
-    return Pointer(said_by, module_name=project.get("code_location_target_module", f"{root}.definitions"))
+        return Pointer(source, autoload_module=project.get("defs_module", f"{root}.defs"))
+    return Pointer(source, module_name=project.get("code_location_target_module", f"{root}.definitions"))
 
 
 class CodeLocation:
@@ -85,7 +85,7 @@ class CodeLocation:
         folder = pointer.working_directory or os.getcwd()  # noqa: PTH109 - Dagster wants text
         with ExitStack() as stack:
             stack.enter_context(_environment(env_file(os.getcwd())))  # noqa: PTH109 - as above
-            # whatever user code prints is not this command's output
+            # What user code prints as it is imported must not be read as the output of this command: it may be JSON.
             with contextlib.redirect_stdout(sys.stderr):
                 repository = _load(pointer, folder)
             yield cls(pointer, repository, stack.enter_context(_instance()))
@@ -125,6 +125,7 @@ class CodeLocation:
             if not isinstance(resource, LLMBatchResource):
                 msg = f"The resource '{key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
                 raise ConfigError(msg)
+            # Without a Dagster home the resource would make a new, empty ledger in this folder.
             if self._instance.is_ephemeral and None in (resource.ledger_url, resource.payload_root):
                 raise click.UsageError(
                     f"The resource '{key}' of {self.pointer} keeps its ledger or its payloads below the Dagster home, "
@@ -153,7 +154,7 @@ class CodeLocation:
         if upstream is None:
             raise ConfigError(f"The rows asset {name} is not in {self.pointer}, so its rows cannot be loaded here.")
         disabled = logging.root.manager.disable
-        # IO managers tell of each file
+        # IO managers log each file that they read.
         logging.disable(logging.DEBUG)
         try:
             rows = self._repository.load_asset_value(
@@ -174,6 +175,7 @@ class CodeLocation:
         """These resources, and those that they need, set up and taken down."""
         known = self._repository.get_top_level_resources()
         wanted: dict[str, dg.ResourceDefinition] = {}
+        # Resources may need others, and these further ones.
         queue = sorted(keys)
         while queue:
             key = queue.pop()
@@ -186,7 +188,7 @@ class CodeLocation:
             with dg.build_resources(wanted, instance=self._instance) as built:
                 yield built
         except dg.DagsterInvalidConfigError as error:
-            # its message may hold values
+            # The message as a whole may quote values, which may be secrets: of each error, only the reason is told.
             reasons = "; ".join(_reason(problem.message) for problem in error.errors)
             raise ConfigError(f"The resources {', '.join(sorted(wanted))} are not configured: {reasons}") from error
 
@@ -229,6 +231,7 @@ def _load(pointer: Pointer, folder: str) -> dg.RepositoryDefinition:
 
 def _is_there(module: str, folder: str) -> bool:
     """Return whether the package that holds this module can be found; imports nothing."""
+    # Importing would run user code, and an ImportError would not tell a missing module from one that fails to import.
     top = module.partition(".")[0]
     return PathFinder.find_spec(top, [folder, *sys.path]) is not None
 

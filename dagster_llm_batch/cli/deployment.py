@@ -110,6 +110,7 @@ class DeploymentAccess:
     @cached_property
     def ledger(self) -> Ledger:
         """The ledger. One that is not there is an error, not an empty one: the address may be wrong."""
+        # SQLite would create the file, and an empty ledger would look like one in which nothing was ever submitted.
         path = self.missing_ledger_file
         if path is not None:
             raise ConfigError(f"There is no ledger at {path}: nothing was submitted yet, or it is kept elsewhere.")
@@ -135,6 +136,7 @@ class DeploymentAccess:
         """The engine, for a look that leaves nothing behind: where there is no ledger yet, with an empty one aside."""
         if self.missing_ledger_file is None:
             return self._engine
+        # A plan leaves nothing behind: where nothing was submitted yet, it works on a ledger that is thrown away.
         folder = self._stack.enter_context(TemporaryDirectory())
         aside = {"ledger_url": f"sqlite:///{folder}/ledger.sqlite", "payload_root": folder}
         engine = self.resource.model_copy(update=aside).engine()
@@ -190,6 +192,7 @@ def _preferred(options: _Options) -> _Options:
     typed = {name for name in ("ledger", "module_name", "python_file") if source(name) is ParameterSource.COMMANDLINE}
     if "ledger" in typed and len(typed) > 1:
         raise click.UsageError("Give either a code location (-m, -f) or a ledger (--ledger), not both.")
+    # A ledger in the environment is for all commands; a code location that is typed is for this one.
     return replace(options, ledger=None) if typed & {"module_name", "python_file"} else options
 
 

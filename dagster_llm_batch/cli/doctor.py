@@ -141,6 +141,7 @@ def _ledger(deployment: DeploymentAccess) -> Finding:
 
 
 def _payload_store(payloads: PayloadStore) -> Finding:
+    # Permissions to write, to read and to delete may be granted apart: each is tried.
     probe = f"doctor-{uuid.uuid4().hex}"
     content = uuid.uuid4().bytes
     try:
@@ -168,6 +169,7 @@ def _provider(name: str, provider: Provider) -> Finding:
 
 def _dataset(engine: Engine, labeling: Labeling) -> Finding:
     check = f"dataset {labeling.asset}"
+    # The same check as before a submission: schema and parameters against what the model takes. Nothing is sent.
     engine.check(labeling)
     provider = engine.provider(labeling.provider)
     limits = provider.codec(labeling.spec).limits
@@ -219,6 +221,7 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
     if with_providers:
         accounts = {name: _account(provider) for name, provider in engine.providers.items()}
         for provider, account in sorted({(s.provider, s.account) for s in flying if s.state in IN_FLIGHT}):
+            # Another account does not know the batch: asked there, it would look lost.
             if accounts.get(provider) != account:
                 problem = f"batches run at {provider} account {account}; configured is {accounts.get(provider, 'none')}"
                 yield Finding("accounts", Verdict.PROBLEM, problem, "Configure the former until they are collected.")

@@ -41,6 +41,7 @@ _PIPE_COLUMNS = 240
 
 def console() -> Console:
     """Standard output. What is not a terminal gets plain lines, wide enough that no table is cut."""
+    # A pipe has no width. rich would take 80 columns, and cut what a script reads.
     terminal = sys.stdout.isatty()
     return Console(file=sys.stdout, width=None if terminal else _PIPE_COLUMNS, highlight=False)
 
@@ -71,6 +72,7 @@ def cell(value: object) -> RenderableType:
         return Text(when(value))
     if isinstance(value, timedelta):
         return Text(age(value))
+    # Text, and not str: rich reads markup such as [red] in a str.
     return Text(cell_text(value, limit=400))
 
 

@@ -33,6 +33,7 @@ def partitions_options(function: _F) -> _F:
 
 def find_submission(ledger: Ledger, namespace: str, target: str, partition: str | None) -> Submission:
     """Return the submission with this id (or a beginning of it), or the newest of an asset's partition."""
+    # An asset is tried first: its name could look like the beginning of an id.
     known = ledger.submissions(namespace)
     of_asset = [submission for submission in known if submission.asset == target]
     if not of_asset:

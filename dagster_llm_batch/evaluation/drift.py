@@ -123,6 +123,7 @@ class _Labels:
     def __init__(self, design: DriftSpec, tables: StoredTables) -> None:
         self._design = design
         self._tables = tables
+        # A partition is read once, though several others are compared with it.
         self._counted = cache(self._count)
 
     def series(self, partition: str | None) -> list[_Series]:

@@ -47,7 +47,7 @@ def _prepare(
                 return replace(computed, metadata={**computed.metadata, **accepted.metadata})
             return computed
 
-        # the main table last: its checks may end the run
+        # The main table comes last: a blocking check of it may end the run, and the others are stored by then.
         return {suffix: partial(table, suffix) for suffix in (*reversed(list(design.beside)), "")}
 
     return compute
@@ -180,7 +180,7 @@ def evaluation_assets(
     specs = {"": builder.spec(description or f"Labels of {compared}", **evaluated)}
     for suffix, holds in design.beside.items():
         specs[suffix] = builder.spec(f"{holds}: {compared}", suffix=suffix, **evaluated)
-    # one accepted version serves all partitions, and nothing but a person accepts
+    # One accepted version serves all partitions. Only a person accepts, so that it follows nothing.
     by_hand = replace(builder, partitions_def=None, automation_condition=None, backfill_policy=None)
     accepted = by_hand.spec(
         f"Labels that were accepted, of the gold rows. To accept, name candidates ({names}) in the run "

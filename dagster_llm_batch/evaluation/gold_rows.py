@@ -76,6 +76,7 @@ class Upstreams:
     def read(self, partition: str | None) -> Read:
         """Return what the evaluation of one partition, or of everything (None), compares."""
         read = self._read_all() if partition is None else self._read_one(partition)
+        # Keys that never meet (numbers against text, another prefix) would give a coverage of zero for no reason.
         for name, table in read.candidates.items():
             self._refuse_no_overlap(name, table, read.gold)
         for argument, names in (("confidence", self._confidences), ("keep", self._keep)):

@@ -90,7 +90,7 @@ class Accepted:
             stored = load_stored(self._context, spec, design.builder.io_manager_key, None, name=name)
             batches = list(record_batches(stored))
         except Exception as error:
-            # an IO manager raises whatever its store does
+            # An IO manager raises whatever its store raises.
             raise InputError(f"{shown_key} could not be read: {type(error).__name__}: {error}. {_ANEW}") from error
         columns = [_CANDIDATE, design.join_key, *(target.name for target in design.targets)]
         return columns_of(batches, shown_key, columns, also=_KEPT, hint=_ANEW)
@@ -200,6 +200,7 @@ def _accept(
         accepted = Accepted(context, design, spec)
         table = stacked([*accepted.of_others(candidates), *new], spec.key)
         replaced = accepted.regressions(chosen)
+    # What was accepted with another key or other targets cannot be held against the present labels.
     except (ConfigError, InputError) as error:
         context.log.warning(f"What was accepted before is dropped, for it cannot be compared any more: {error}")
         table, replaced = stacked(new, spec.key), []

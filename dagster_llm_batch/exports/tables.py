@@ -116,6 +116,7 @@ def _write_huggingface(table: pa.Table, folder: Path) -> None:
         import datasets  # noqa: PLC0415 -- an optional extra
     except ImportError as error:
         raise MissingExtraError("export", "The format 'huggingface'") from error
+    # The switch is global to the process: it is set back to what the user had.
     quiet = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -134,8 +135,10 @@ def _write_tfrecord(table: pa.Table, path: Path) -> None:
 
 @contextmanager
 def _record_writer(path: Path) -> Iterator[Callable[[_Features], None]]:
-    """TensorFlow's own where that is installed, for the small library registers the same protobuf names: a process
-    that has imported one of the two can never import the other.
+    """Give a function that writes one record.
+
+    TensorFlow's own writer is used where TensorFlow is installed: the small library registers the same protobuf names,
+    and a process that has imported one of the two can never import the other.
     """
     if find_spec("tensorflow") is not None:
         import tensorflow as tf  # noqa: PLC0415 -- the user's own
@@ -186,7 +189,7 @@ def _feature(value: Any, kind: str) -> tuple[list[Any], str]:
         return [text.encode()], "byte"
     values = value if isinstance(value, list) else [value]
     if None in values:
-        # a list of a feature has no place for nulls
+        # A list of tf.train.Feature has no place for nulls: such a value is JSON.
         return _feature(value, "text")
     if kind == "byte":
         return [value.encode() if isinstance(value, str) else value for value in values], kind

@@ -46,7 +46,7 @@ class Cells:
         with evaluation_extra("Evaluating labels"):
             import numpy as np  # noqa: PLC0415  # optional dependency
         cell, at = np.unique(gold * n_classes + predicted, return_inverse=True)
-        # exact below 2**53
+        # Sums of float64 weights are exact below 2**53.
         added = np.bincount(at, counts, len(cell)).astype(np.int64)
         return cls(cell // n_classes, cell % n_classes, added, n_classes)
 
@@ -153,5 +153,6 @@ def resamples(counts: NDArray[np.int64], n_resamples: int, seed: int) -> Iterato
         import numpy as np  # noqa: PLC0415  # optional dependency
     rng, n = np.random.default_rng(seed), int(counts.sum())
     chunk = max(1, _CHUNK_CELLS // len(counts))
+    # One multinomial draw over the cells is a resample of the rows: no row is touched, however many there are.
     for start in range(0, n_resamples, chunk):
         yield rng.multinomial(n, counts / n, size=min(chunk, n_resamples - start))

@@ -197,7 +197,7 @@ def _numeric(counted: Tally) -> dict[str, Any]:
     gold, predicted, times = (counted.cells[name].to_numpy() for name in ("gold", "predicted", "n"))
     with np.errstate(over="ignore", invalid="ignore"):
         error = np.abs(predicted - gold)
-        # divided out, so that no square leaves the range of floats
+        # Divided by the largest error, so that no square leaves the range of floats.
         largest = error.max() or 1.0
         mae = np.average(error, weights=times)
         rmse = largest * np.sqrt(np.average((error / largest) ** 2, weights=times))

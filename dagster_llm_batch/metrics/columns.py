@@ -45,7 +45,7 @@ def column(table: pa.Table, name: str, owner: str) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if _is_text(column.type):
-        # 64-bit offsets: chunks of any size can be combined
+        # 64-bit offsets, so that chunks of any size can be combined.
         column = column.cast(pa.large_string())
     return column.combine_chunks()
 

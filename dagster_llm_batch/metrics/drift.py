@@ -133,7 +133,7 @@ def drift_between(
     psi = float(((smooth[0] - smooth[1]) * np.log(smooth[0] / smooth[1])).sum())
     distance = float(jensenshannon(share[0], share[1], base=2))
     chi2, p_value = _chi_squared(table)
-    # whole numbers: of two that changed alike, the first
+    # Compared as whole numbers, so that rounding does not decide between two classes that changed alike.
     apart = table[0] * n_reference - table[1] * n
     most = int(np.abs(apart).argmax())
     return Drift(

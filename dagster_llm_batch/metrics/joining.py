@@ -131,8 +131,10 @@ class Joined:
 
 
 def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target, candidate_name: str) -> Joined:
-    """Raises ConfigError for a missing column or a type that cannot be evaluated, InputError for bad keys or values,
-    and for gold with the `weight` of a sample.
+    """Join the labels of a candidate to the gold of one target.
+
+    Raises ConfigError for a missing column or a type that cannot be evaluated, InputError for bad keys or values, and
+    for gold with the `weight` of a sample.
     """
     target = Target(target) if isinstance(target, str) else target
     theirs = f"candidate '{candidate_name}'"
@@ -151,10 +153,10 @@ def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target,
     order = pc.sort_indices(keys)
     keys, truth = keys.take(order), truth.take(order)
 
-    # null: no such row
+    # Null where the candidate has no such row.
     position = pc.index_in(keys, value_set=candidate_keys)
     met = position.drop_null()
-    # null where there is no row
+    # Null where there is no row.
     has_succeeded = succeeded(candidate).take(position)
     predicted = pc.if_else(has_succeeded, answer.take(position), pa.scalar(None, answer.type))
     n_absent = int(position.null_count)

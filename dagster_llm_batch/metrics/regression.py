@@ -157,7 +157,7 @@ def _numbers(accepted: Joined, current: Joined, n_resamples: int, seed: int) -> 
     n, fixed, broken = len(before), int((after < before).sum()), int((after > before).sum())
     if not n:
         return before, after, 0, 0, None, None
-    # rows that changed alike are drawn together
+    # Rows that changed alike are drawn together: a resample costs as many draws as there are different changes.
     apart, of_row = np.unique(after - before, return_inverse=True)
     counts = np.bincount(of_row)
     drawn = np.concatenate([chunk @ apart / n for chunk in resamples(counts, n_resamples, seed)])

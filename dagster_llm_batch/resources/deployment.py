@@ -135,6 +135,7 @@ class LLMBatchResource(CheckedResource):
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Learn where the Dagster home is."""
+        # The instance is open for this call only: where its home is, is kept.
         if context.instance is not None and (self.ledger_url is None or self.payload_root is None):
             self._home = _home_of(context.instance)
 
@@ -202,6 +203,7 @@ class LLMBatchResource(CheckedResource):
         try:
             provider = make()
         except Exception as error:  # noqa: BLE001 - of an SDK or the user's own: anything may come
+            # A missing key or extra of one provider must not keep the datasets of the others from working.
             return cast("Provider", _Unmade(error))
         if self.telemetry:
             from dagster_llm_batch.telemetry import TracedProvider  # noqa: PLC0415 - its API is an extra
@@ -217,6 +219,7 @@ class _Unmade:
         self._error = error
 
     def __getattr__(self, name: str) -> Any:
+        # The same error is raised at each use: with its traceback it would grow.
         raise self._error.with_traceback(None)
 
 

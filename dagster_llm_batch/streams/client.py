@@ -24,7 +24,7 @@ _CREDENTIALS = (
     "ILLEGAL_SASL_STATE",
 )
 _UNKNOWN = ("UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "TOPIC_EXCEPTION")
-# emergencies only: what matters comes back as an error
+# Emergencies only: what matters comes back as an error, and the client would print it to stderr as well.
 _QUIET = 0
 
 
@@ -90,15 +90,18 @@ class Connection:
         It is a group of its own unless `group_id` names one. More settings with _ for the dots.
         """
         settings = {
-            # the client wants one; none is joined or committed to
+            # The client wants a group even where none is joined and nothing is committed.
             "group.id": f"dagster-llm-batch-{uuid.uuid4().hex}",
+            # Offsets are committed with what was produced, in one transaction; a timer would commit what is not done.
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "enable.partition.eof": True,
             "isolation.level": "read_committed",
+            # Messages that retention has deleted must be noticed, and not jumped over.
             "auto.offset.reset": "error",
             "queued.max.messages.kbytes": 16_384,
-            # how long a group waits for a member that was killed; 45 s by default
+            # How long a group waits for a member that was killed. The default of 45 s would stop its partitions for as
+            # long.
             "session.timeout.ms": 10_000,
             "heartbeat.interval.ms": 1_000,
             **self._usual,
