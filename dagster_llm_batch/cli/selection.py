@@ -24,7 +24,7 @@ partition_option = click.option("-p", "--partition", help="Partition key.")
 
 
 def partitions_options(function: _F) -> _F:
-    """`--partition`, any number of times, and `--partition-range`."""
+    """Add the options `--partition`, any number of times, and `--partition-range`."""
     span = click.option("--partition-range", help="Partitions from START to END, as START...END.")
     return span(
         click.option("-p", "--partition", "partitions", multiple=True, help="Partition key, repeatable.")(function)

@@ -104,7 +104,9 @@ def candidates_of(given: Candidates, rejects: Mapping[str, Upstream]) -> tuple[C
 
 
 def _candidate(given: Any, name: str | None = None) -> Candidate:
-    """Definitions of `llm_batch_assets`, alone or as the list it returns, stand for labels and rejects."""
+    """Return one candidate. Definitions of `llm_batch_assets`, alone or as the list it returns, stand for labels and
+    rejects.
+    """
     definitions = [given] if isinstance(given, dg.AssetsDefinition) else given
     if isinstance(definitions, list | tuple) and all(
         isinstance(definition, dg.AssetsDefinition) for definition in definitions
@@ -119,5 +121,7 @@ def _candidate(given: Any, name: str | None = None) -> Candidate:
 
 
 def _roles(given: object) -> set[str | None]:
-    """`{"batch"}` for the submission that `llm_batch_assets` returns beside the labels."""
+    """Return the roles of an asset: `{"batch"}` for the submission that `llm_batch_assets` returns beside the
+    labels.
+    """
     return {spec.tags.get(ROLE_TAG) for spec in given.specs} if isinstance(given, dg.AssetsDefinition) else set()

@@ -248,7 +248,7 @@ class _Rows:
         return cls(counts, n, pairs, same, _apart(by_class, values) / np.maximum(n - 1, 1), by_class, values)
 
     def alpha(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Krippendorff's alpha of each of (resamples, patterns): 1 - observed / expected disagreement."""
+        """Compute Krippendorff's alpha of each of (resamples, patterns): 1 - observed / expected disagreement."""
         import numpy as np  # noqa: PLC0415  # as above
 
         by_class = counts @ self.classes

@@ -42,7 +42,7 @@ class Cells:
         n_classes: int,
         counts: NDArray[np.int64] | None = None,
     ) -> Cells:
-        """Of rows with these classes, each of them `counts` times, or once."""
+        """Count rows with these classes, each of them `counts` times, or once."""
         with evaluation_extra("Evaluating labels"):
             import numpy as np  # noqa: PLC0415  # optional dependency
         cell, at = np.unique(gold * n_classes + predicted, return_inverse=True)
@@ -70,13 +70,13 @@ class Cells:
         )
 
     def marginals(self, counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """(support, predicted, correct), each (classes, resamples)."""
+        """Sum cells to (support, predicted, correct), each (classes, resamples)."""
         by_gold, by_predicted, by_hit = self._marginals
         return by_gold @ counts.T, by_predicted @ counts.T, by_hit @ counts.T
 
 
 def macro_f1(cells: Cells, counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean F1 of the classes that occur, in gold or predicted, in that resample."""
+    """Compute the mean F1 of the classes that occur, in gold or predicted, in that resample."""
     support, predicted, correct = cells.marginals(counts)
     occurrences = support + predicted
     f1 = 2 * correct / occurrences.clip(min=1)
@@ -91,7 +91,7 @@ def kappa(
     values: Sequence[int] = (),
     weights: Literal["linear", "quadratic"] | None = None,
 ) -> NDArray[np.float64]:
-    """1 - observed / expected disagreement; NaN where chance cannot disagree (one class only).
+    """Compute kappa, 1 - observed / expected disagreement; NaN where chance cannot disagree (one class only).
 
     With `weights`, a disagreement counts by the distance of the two class `values` (linear), or its square.
     """
@@ -118,11 +118,12 @@ Statistic = Callable[["Cells", "NDArray[np.int64]"], "NDArray[np.float64]"]
 def bootstrap_intervals(
     cells: Cells, statistics: Sequence[Statistic | partial[NDArray[np.float64]]], *, n_resamples: int, seed: int
 ) -> list[tuple[float, float] | None]:
-    """Percentile intervals (95 %) over `n_resamples` resamples of the labeled rows; the same seed, the same intervals.
+    """Compute percentile intervals (95 %) over `n_resamples` resamples of the labeled rows; the same seed, the same
+    intervals.
 
     Resamples in which a statistic is undefined are left out of its interval. None where nothing is left, for fewer than
-    two rows, and for `n_resamples=0`. Known limit of the method: where no row is wrong, none is wrong in any
-    resample, and the interval has no width; for few rows the interval is too narrow.
+    two rows, and for `n_resamples=0`. Known limit of the method: where no row is wrong, none is wrong in any resample,
+    and the interval has no width; for few rows the interval is too narrow.
     """
     with evaluation_extra("Evaluating labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency

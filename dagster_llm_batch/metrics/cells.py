@@ -17,7 +17,8 @@ _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 def markdown_text(value: object, limit: int = 60) -> str:
-    """`plain_text` that GitHub-flavored markdown shows as it is, inside a table cell too: no markup, HTML, or link.
+    """Return `plain_text` that GitHub-flavored markdown shows as it is, inside a table cell too: no markup, HTML, or
+    link.
 
     Web and mail addresses would become links even when escaped; a zero-width space breaks them.
     """
@@ -26,7 +27,7 @@ def markdown_text(value: object, limit: int = 60) -> str:
 
 
 def usd_text(amount: Decimal | float) -> str:
-    """Cents, or three significant digits of an amount below a dollar."""
+    """Return an amount in cents, or with three significant digits of an amount below a dollar."""
     exact = Decimal(str(amount))
     decimals = 2 if not exact or exact.adjusted() >= 0 else 2 - exact.adjusted()
     return f"{exact:,.{decimals}f}"

@@ -220,7 +220,7 @@ def _ranks(values: NDArray[np.float64], times: NDArray[np.int64]) -> NDArray[np.
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64], times: NDArray[np.int64]) -> float | None:
-    """Pearson's r. None for a constant side, which has nothing to go along with."""
+    """Compute Pearson's r. None for a constant side, which has nothing to go along with."""
     import numpy as np  # noqa: PLC0415  # its caller has it
 
     if np.min(a) == np.max(a) or np.min(b) == np.max(b):

@@ -100,6 +100,6 @@ def png(figure: Figure) -> bytes:
 
 
 def round_step(rough: float) -> float:
-    """1, 2 or 5 times a power of ten, at least `rough`: how far ticks are apart."""
+    """Return 1, 2 or 5 times a power of ten, at least `rough`: how far ticks are apart."""
     power = 10.0 ** math.floor(math.log10(rough or 1.0))
     return next(power * times for times in (1, 2, 5, 10) if power * times >= rough * 0.999)

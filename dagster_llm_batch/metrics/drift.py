@@ -171,7 +171,7 @@ def _chi_squared(table: NDArray[np.float64]) -> tuple[float | None, float | None
 
 
 def adwin_changes(counts: Mapping[str, Counts], *, delta: float = 0.002, seed: int = 0) -> dict[str, tuple[str, ...]]:
-    """Classes whose share changed, by partition, in the order given.
+    """Return the classes whose share changed, by partition, in the order given.
 
     Each class has a detector of its own (river's ADWIN), with an equal part of `delta`, the chance of a false alarm. It
     sees the rows of a partition shuffled, at most 2,000 of them: what order they have within one does not count.

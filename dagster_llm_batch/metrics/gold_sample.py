@@ -45,7 +45,8 @@ def propose(
     seed: object = 0,
     has_gold: pa.Array | None = None,
 ) -> pa.Table:
-    """`size` rows to label, or all there are, in order of their keys: key, `why`, the SIGNALS, `probability`, `weight`.
+    """Propose `size` rows to label, or all there are, in order of their keys: key, `why`, the SIGNALS, `probability`,
+    `weight`.
 
     `keys` and `signals` (see `gold_signals`) are of all rows; those whose key is in `has_gold` are not proposed. `why`
     names the signals that weighed as much as chance did, strongest first, else `random`. The same rows and seed give
@@ -102,7 +103,9 @@ def _parts(signals: Mapping[str, NDArray[Any]], n_rows: int, random_share: float
 
 
 def probabilities(weights: Any, size: int) -> NDArray[Any]:
-    """Probabilities in proportion to positive `weights`, none above 1, that sum to `size`; all 1 for fewer rows."""
+    """Return probabilities in proportion to positive `weights`, none above 1, that sum to `size`; all 1 for fewer
+    rows.
+    """
     import numpy as np  # noqa: PLC0415  # optional dependency, checked by propose
 
     certain = np.zeros(len(weights), dtype=bool)
@@ -118,7 +121,7 @@ def probabilities(weights: Any, size: int) -> NDArray[Any]:
 
 
 def _draw(keys: Sequence[object], chance: NDArray[Any], seed: object) -> list[int]:
-    """Positions, as many as the probabilities sum to: a systematic sample in the order of the keys' hashes."""
+    """Draw positions, as many as the probabilities sum to: a systematic sample in the order of the keys' hashes."""
     drawn = [at for at, probability in enumerate(chance) if probability >= 1]
     rest = sorted((at for at, probability in enumerate(chance) if probability < 1), key=lambda at: unit(keys[at], seed))
     if not rest:

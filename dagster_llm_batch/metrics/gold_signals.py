@@ -90,7 +90,9 @@ def disagreement(votes: Sequence[pa.Array]) -> NDArray[np.float64]:
 
 
 def low_confidence(confidences: Mapping[str, pa.Array]) -> NDArray[np.float64]:
-    """1 - the least confidence that a candidate states; 0 where none does. Raises InputError for one out of 0 to 1."""
+    """Return 1 - the least confidence that a candidate states; 0 where none does. Raises InputError for one out of 0 to
+    1.
+    """
     with evaluation_extra("Proposing rows for gold"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     least = np.ones(len(next(iter(confidences.values()))))
@@ -106,8 +108,8 @@ def low_confidence(confidences: Mapping[str, pa.Array]) -> NDArray[np.float64]:
 
 
 def rare_class(votes: Sequence[pa.Array]) -> NDArray[np.float64]:
-    """1 - rows of the class / rows of a class if all were alike; 0 for frequent ones. By the candidate for whom the
-    row's class is rarest.
+    """Return 1 - rows of the class / rows of a class if all were alike; 0 for frequent ones. By the candidate for whom
+    the row's class is rarest.
     """
     codes = _codes(votes)
     with evaluation_extra("Proposing rows for gold"):

@@ -14,7 +14,7 @@ _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
 def wilson(successes: float, n: int) -> tuple[float, float]:
-    """Wilson's interval of a share; `n` is at least 1.
+    """Compute Wilson's interval of a share; `n` is at least 1.
 
     `successes` may hold halves (ties): a row that can be a half varies less than one that cannot, so the interval is
     then wider than need be, never narrower.
@@ -26,7 +26,7 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's interval of a mean; None for fewer than two values, which have no spread."""
+    """Compute Student's interval of a mean; None for fewer than two values, which have no spread."""
     n = len(values)
     if n < 2:  # noqa: PLR2004
         return None

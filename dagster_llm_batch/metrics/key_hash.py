@@ -22,5 +22,5 @@ def unit(key: object, seed: object) -> float:
 
 
 def draw_keys(keys: Iterable[Any], size: int, seed: object) -> set[Any]:
-    """`size` of the keys, or all, each as likely as any other."""
+    """Draw `size` of the keys, or all, each as likely as any other."""
     return set(sorted(keys, key=lambda key: (unit(key, seed), str(key)))[:size])

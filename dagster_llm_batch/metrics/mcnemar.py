@@ -56,7 +56,9 @@ class Agreement:
 
 
 def agreement_between(a: Joined, b: Joined) -> Agreement:
-    """Raises ConfigError for numeric or different targets, InputError where the two were joined with different gold."""
+    """Compare two candidates on the rows that both labeled. Raises ConfigError for numeric or different targets,
+    InputError where the two were joined with different gold.
+    """
     if a.target != b.target or a.target.kind == "numeric":
         raise ConfigError(
             f"Agreement is between two candidates on one categorical target, got '{a.target.name}' ({a.target.kind}) "

@@ -97,7 +97,7 @@ def compare_pairs(cases: pa.Table, verdicts: pa.Table, candidates: Sequence[str]
 
 
 def _pair(a: str, b: str, rows: Sequence[dict[str, str | None]], n_identical: int) -> Pairwise:
-    """`rows`: the verdict of each row with `a` shown first, and with `b` shown first, by who was."""
+    """Compute one pair. `rows`: the verdict of each row with `a` shown first, and with `b` shown first, by who was."""
     both = Counter((row.get(a), row.get(b)) for row in rows if row.get(a) is not None and row.get(b) is not None)
     n_judged = sum(both.values())
     n_a, n_b, n_ties = both["A", "B"], both["B", "A"], both["tie", "tie"]

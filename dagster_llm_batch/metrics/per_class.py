@@ -52,7 +52,7 @@ class Confusion:
 
 
 def confusion(joined: Joined | Tally) -> Confusion:
-    """Raises ConfigError for a numeric target."""
+    """Count the confusion matrix of a candidate. Raises ConfigError for a numeric target."""
     counted = tally(joined)
     classes, cells = coded(counted)
     counts = [[0] * len(classes) for _ in classes]

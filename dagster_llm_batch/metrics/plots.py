@@ -200,7 +200,7 @@ def reliability_png(calibration: Calibration) -> bytes:
 
 
 def agreement_png(pairs: Sequence[LabelerPair]) -> bytes:
-    """Cohen's kappa of each two labelers on one target; below it, how many rows both have labeled.
+    """Draw Cohen's kappa of each two labelers on one target; below it, how many rows both have labeled.
 
     Raises ConfigError without a pair.
     """

@@ -83,7 +83,9 @@ REGRESSION_SCHEMA = schema_of(Regression)
 
 
 def regression_between(accepted: Joined, current: Joined, *, n_resamples: int = 2000, seed: int = 0) -> Regression:
-    """Raises InputError where the two were joined with different gold. The same input gives the same figures."""
+    """Compare two versions of the same labels. Raises InputError where the two were joined with different gold. The
+    same input gives the same figures.
+    """
     if not (accepted.keys.equals(current.keys) and accepted.gold.equals(current.gold)):
         raise InputError(f"The versions of candidate '{current.candidate}' were joined with different gold rows.")
     measure = _numbers if current.target.kind == "numeric" else _classes

@@ -17,7 +17,7 @@ __all__ = ["evaluation_extra", "schema_of", "table_of"]
 
 @contextmanager
 def evaluation_extra(needed_for: str) -> Iterator[None]:
-    """Wraps lazy imports: a module that is not installed becomes MissingExtraError, naming the extra `evaluation`."""
+    """Wrap lazy imports: a module that is not installed becomes MissingExtraError, naming the extra `evaluation`."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -46,7 +46,9 @@ def schema_of(of: type) -> pa.Schema:
 
 
 def table_of(rows: Iterable[Any], of: type) -> pa.Table:
-    """Dataclasses as rows of the schema of their class. Several texts are one, joined by commas; money is rounded."""
+    """Return dataclasses as rows of the schema of their class. Several texts are one, joined by commas; money is
+    rounded.
+    """
     schema = schema_of(of)
     return pa.Table.from_pylist(
         [{name: _stored(getattr(row, name)) for name in schema.names} for row in rows], schema=schema

@@ -187,7 +187,7 @@ def _realtime(costs: Sequence[DayCost], day: date) -> Decimal | None:
 
 
 def _legend(figure: Figure, type_: Lettering, names: Sequence[str], kept: Sequence[str], y: float) -> None:
-    """One line of names beside their colors."""
+    """Draw one line of names beside their colors."""
     step = min(_WIDTH / len(names), 0.22)
     for at, name in enumerate(names):
         x = _LEFT + at * step

@@ -233,7 +233,10 @@ class LostRuns:
         return f"waits for a person: {reason}"
 
     def _fail_check(self, ready: Ready, reason: str) -> None:
-        """Raises where Dagster holds a verdict without a run on this partition already: it stores one of a kind."""
+        """Report a failed check on the labels of one partition.
+
+        Raises where Dagster holds a verdict without a run on this partition already: it stores one of a kind.
+        """
         labels = ready.asset.to_user_string() + (f", partition {ready.partition}" if ready.partition else "")
         description = (
             f"The labels are not landed: {reason}. What was paid for is stored. Look at that run's log, then "

@@ -81,7 +81,7 @@ def _figures(by: str, results: Sequence[StreamResult], total: int, truth: Mappin
 
 
 def latencies(results: Sequence[StreamResult]) -> list[int]:
-    """Milliseconds from each message to its result, sorted; at least 0, as clocks differ."""
+    """Return the milliseconds from each message to its result, sorted; at least 0, as clocks differ."""
     return sorted(max(0, result.done_ms - result.since_ms) for result in results if result.since_ms is not None)
 
 

@@ -179,7 +179,7 @@ def _check(topic: KafkaTopic, ended: Mapping[int, int], marks: Mapping[int, Wate
 
 
 def _without_run(context: dg.SensorEvaluationContext, wanted: Sequence[dg.AssetKey], known: Sequence[str]) -> list[str]:
-    """Windows that exist, are not materialized, and were not asked for: a daemon was killed in between."""
+    """Return windows that exist, are not materialized, and were not asked for: a daemon was killed in between."""
     if not wanted or not known:
         return []
     there = [context.instance.get_materialized_partitions(key) for key in wanted]

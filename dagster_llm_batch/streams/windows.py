@@ -113,7 +113,7 @@ def positions(topic: str, keys: Iterable[str]) -> dict[int, int]:
 def cut_windows(
     topic: str, begins: Mapping[int, int], ends: Mapping[int, int], max_messages: int, *, rest: bool
 ) -> Iterator[KafkaWindow]:
-    """Windows of at most `max_messages` offsets, from `begins` to `ends` of each partition, without a gap.
+    """Yield windows of at most `max_messages` offsets, from `begins` to `ends` of each partition, without a gap.
 
     The last one is left out, unless `rest`, where it could still take more.
     """
