@@ -1,6 +1,6 @@
-"""Whatever a server answers, and whatever an SDK raises: one of our errors, or a value that can be kept.
+"""Read whatever a server answers: as a value that can be kept, or as an error that says what came.
 
-    sdk_calls      all that is raised in a call of an SDK becomes one of ours; every provider's `calls` is this one
+    sdk_calls      the context of every call of an SDK: all that is raised in it becomes one of our errors
     OddAnswerError     an answer that is none of the API's; raised in `sdk_calls`, so it never leaves a provider
     UnknownIdError     there is no such batch or file, and the API itself said so
     created_id     the id of a batch that was created, or an AmbiguousError: it may exist
@@ -8,8 +8,8 @@
     result_lines   a results file, unless it is none: a web page there must not read as rows without a result
     count_of, time_of, wait_of     numbers and times that a ledger can hold, or None
 
-A call that creates a batch is special: whatever went wrong after it was sent, the batch may exist and be paid for.
-So nothing here guesses; it says what came, and each provider's errors say what that means.
+A call that creates a batch is special: whatever went wrong after it was sent, the batch may exist and be paid for. So
+nothing here guesses: it tells what came, and `errors` tells what that means for the call that was made.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ __all__ = [
 
 @contextmanager
 def reaching(place: object) -> Iterator[None]:
-    """What the system says of files is a matter of time: of a disk that is full, a share that is away."""
+    """Turn errors of the file system into TransientError: a disk that is full and a share that is away come back."""
     try:
         yield
     except OSError as error:
         raise TransientError(f"Could not read or write {place}: {plain_words(error)}") from error
 
 
-def own_answer(request: bytes, output: bytes, said: str) -> bytes:
-    """The result line of this one request in what a command wrote. Raises RefusedError where there is none.
+def own_answer(request: bytes, output: bytes, printed: str) -> bytes:
+    """Find the result line of this one request in what a command wrote. Raises RefusedError where there is none.
 
-    `said` is what else is known of it: its exit code, the end of its log.
+    `printed` is what else is known of the command, for the message: its exit code, the end of its log.
     """
     wanted = _id_of(request)
     lines = [line for line in output.split(b"\n") if line.strip()]
@@ -75,9 +75,9 @@ def own_answer(request: bytes, output: bytes, said: str) -> bytes:
         if _id_of(line) == wanted:
             return line.strip() + b"\n"
     if not lines:
-        raise RefusedError(f"The command gave no answer. {said}".strip())
+        raise RefusedError(f"The command gave no answer. {printed}".strip())
     start = plain_words(lines[0][:200].decode("utf-8", "replace"))
-    raise RefusedError(f"The command wrote no answer to the request '{wanted}', but: {start} {said}".strip())
+    raise RefusedError(f"The command wrote no answer to the request '{wanted}', but: {start} {printed}".strip())
 
 
 def _id_of(line: bytes) -> object:
@@ -94,7 +94,9 @@ WEB_PAGE = (
 )
 _PAGE_START = re.compile(rb"\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 _SHOWN_BYTES = 200
+# So much of a results file is looked through for its first result line before it counts as none.
 _HELD_BYTES = 1 << 20
+# The largest number that JSON readers in doubles keep exact.
 _MOST = 1 << 53
 _YEARS = range(1970, 2200)
 _LONGEST_WAIT_SECONDS = 86_400.0
@@ -113,7 +115,7 @@ class OddAnswerError(Exception):
 
 @contextmanager
 def sdk_calls(translated: Callable[[Exception], LLMBatchError]) -> Iterator[None]:
-    """Turns all that a call of an SDK raises into our errors, by `translated`; ours pass as they are.
+    """Turn all that a call of an SDK raises into our errors, by `translated`; ours pass as they are.
 
     Which classes an SDK raises is not a list that anybody could keep: an answer that nests too deep is a
     RecursionError, one without its fields an AttributeError. So put calls of the SDK in here, and what is read of their
@@ -128,14 +130,15 @@ def sdk_calls(translated: Callable[[Exception], LLMBatchError]) -> Iterator[None
 
 
 def words_of(error: BaseException) -> str:
-    """What an exception says, uncut, for secrets are masked in it; with its type, where that is none of an SDK's."""
+    """Tell what an exception says, with its type where that is Python's own. Uncut: secrets are masked in it next."""
     if is_page({}, getattr(error, "doc", b"")):  # of a JSONDecodeError: what is no JSON
         return WEB_PAGE
-    said = text_of(error)
+    text = text_of(error)
     if isinstance(error, OddAnswerError):
-        return said
+        return text
+    # of a KeyError, the text alone is a mere name
     is_bare = type(error).__module__ in ("builtins", "json.decoder")
-    return f"{type(error).__name__}: {said}" if is_bare or not said else said
+    return f"{type(error).__name__}: {text}" if is_bare or not text else text
 
 
 def is_page(headers: Any, body: object = b"") -> bool:
@@ -148,7 +151,7 @@ def is_page(headers: Any, body: object = b"") -> bool:
 
 
 def answer_of(error: Exception) -> tuple[Any, Any]:
-    """Headers and body of the answer that an SDK's exception is about; empty where there is none."""
+    """Take headers and body of the answer that an SDK's exception is about; empty where there is none."""
     response = getattr(error, "response", None)
     try:
         return getattr(response, "headers", None) or {}, getattr(response, "content", None) or b""
@@ -162,15 +165,16 @@ def was_redirected(error: Exception) -> bool:
 
 
 def odd_answer(headers: Any, body: object, wanted: str = "JSON object") -> OddAnswerError:
-    """An answer that is not the `wanted` thing; says what it is, with how it begins."""
+    """Make the error for an answer that is not the `wanted` thing; it tells how the answer begins."""
     if is_page(headers, body):
         return OddAnswerError(WEB_PAGE)
-    said = text_of(_bytes_of(body).decode("utf-8", "replace")).strip()  # uncut, as in `words_of`
-    return OddAnswerError(f"the answer is no {wanted}" + (f": {said}" if said else ", but empty."))
+    # uncut, as in `words_of`: a key that is cut in its middle could not be masked
+    text = text_of(_bytes_of(body).decode("utf-8", "replace")).strip()
+    return OddAnswerError(f"the answer is no {wanted}" + (f": {text}" if text else ", but empty."))
 
 
 def json_object(headers: Any, body: object) -> dict[str, Any]:
-    """The JSON object that this answer is. Raises OddAnswerError for any other."""
+    """Read the JSON object that this answer is. Raises OddAnswerError for any other answer."""
     try:
         value = json.loads(_bytes_of(body))
     except (ValueError, RecursionError):
@@ -181,7 +185,7 @@ def json_object(headers: Any, body: object) -> dict[str, Any]:
 
 
 def json_or_text(body: object) -> Any:
-    """What JSON this is, or its text where it is none."""
+    """Read the JSON that this is; its text, where it is none."""
     text = _bytes_of(body).decode("utf-8", "replace")
     try:
         return json.loads(text)
@@ -190,7 +194,7 @@ def json_or_text(body: object) -> Any:
 
 
 def parsed(reply: Any) -> Any:
-    """The object that the SDK of OpenAI or Anthropic makes of a raw reply. Raises OddAnswerError where it is none."""
+    """Parse a raw reply by the SDK of OpenAI or Anthropic. Raises OddAnswerError for an answer that is no object."""
     response = reply.http_response
     try:
         value = reply.parse()
@@ -203,14 +207,14 @@ def parsed(reply: Any) -> Any:
 
 
 def created_id(value: object) -> str:
-    """The id in the answer to a create call. Raises AmbiguousError for what is none: there may be a batch."""
+    """Check the id in the answer to a create call. Raises AmbiguousError for what is none: there may be a batch."""
     if not is_id(value):
         raise AmbiguousError("Perhaps created the batch: the reply names none. Look for it before creating it again.")
     return str(value)
 
 
 def check_listed(items: object, is_batch: Callable[[Any], bool], *, has_more: object = None) -> list[Any]:
-    """The batches on a page of a list. Raises TransientError for what is none: it must not read as an empty one."""
+    """Check the batches on a page of a list. Raises TransientError for no list: it must not read as an empty page."""
     if not isinstance(items, list):
         raise TransientError("Could not list the batches: the answer is no list.")
     if not all(is_batch(item) for item in items):
@@ -243,7 +247,7 @@ def is_answer(status: object, headers: Any, body: object) -> bool:
 
 
 def result_lines(lines: Iterator[bytes], id_field: str, what: str) -> Iterator[bytes]:
-    """The lines of a results file, as they are. Raises TransientError where no line of it bears `id_field`.
+    """Pass on the lines of a results file, as they are. Raises TransientError where no line of it bears `id_field`.
 
     A file has bad lines at times, and those are the reader's; one that is bad from start to end is no results file but
     something in its place. Read as one, all of its rows would lack a result, and be paid for again.
@@ -268,30 +272,32 @@ def result_lines(lines: Iterator[bytes], id_field: str, what: str) -> Iterator[b
 
 
 def answer_line(answer: Mapping[str, Any], failure: ProviderError | None = None) -> bytes:
-    """The raw result line of a call in real time. `failure` is what went wrong: one that names a wait is raised, with
-    the line.
+    """Write the raw result line of a call in real time.
+
+    `failure` is the error that the answer is about, if any. One that names a wait is raised, and carries the line: who
+    asks in real time waits and asks again, as long as it has time.
     """
     try:
         line = json.dumps(answer, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
     except (ValueError, TypeError, RecursionError) as error:
-        said = plain_words(words_of(error))
-        raise TransientError(f"Could not get an answer: what came is no JSON ({said}).") from None
+        reason = plain_words(words_of(error))
+        raise TransientError(f"Could not get an answer: what came is no JSON ({reason}).") from None
     if isinstance(failure, TransientError) and failure.retry_after_seconds:
         raise TransientError(str(failure), failure.retry_after_seconds, line)
     return line
 
 
 def count_of(value: object) -> int | None:
-    """A count, also one that is written as a text; None for what is none or unknown (below 0)."""
+    """Read a count, also one that is written as a text; None for what is none or unknown (below 0)."""
     if isinstance(value, str) and len(value) < 20:  # noqa: PLR2004 -- digits of 64 bits
         value = int(value) if value.isdecimal() else None
     return value if type(value) is int and 0 <= value < _MOST else None
 
 
 def time_of(value: object) -> datetime | None:
-    """A time in UTC: of a datetime, of ISO 8601, or of seconds since the epoch; None for what is none.
+    """Read a time, in UTC: a datetime, ISO 8601, or seconds since the epoch. None for anything else.
 
-    So is one far off, which arithmetic with it, or a database, could not hold.
+    None, too, for a time far off, which a database, or arithmetic with it, could not hold.
     """
     try:
         match value:
@@ -310,7 +316,7 @@ def time_of(value: object) -> datetime | None:
 
 
 def wait_of(value: object, unit: float = 1.0) -> float | None:
-    """Seconds to wait, of a number of `unit` a second or of a date; None for what is neither. A day at most."""
+    """Read seconds to wait, a day at most: of a number, `unit` of which are a second, or of a date. None for others."""
     if value is None:
         return None
     try:
@@ -324,7 +330,7 @@ def wait_of(value: object, unit: float = 1.0) -> float | None:
 
 
 def retry_after_seconds(headers: Any) -> float | None:
-    """The wait that these headers ask for: milliseconds, seconds, or a date."""
+    """Read how many seconds these headers ask to wait: they name milliseconds, seconds, or a date."""
     waits = (wait_of(headers.get(name), unit) for name, unit in (("retry-after-ms", 1_000.0), ("retry-after", 1.0)))
     return next((wait for wait in waits if wait is not None), None)
 

@@ -1,4 +1,4 @@
-"""What all providers do alike: say whose answers they give, read reports, poll, and cancel.
+"""Do what all providers do alike: tell whose answers they give, read reports, poll, and cancel.
 
     BaseProvider     of every provider: its names, and verbs that need none of a vendor's own words
     VendorProvider   of one behind an API that bills: reports by the batch's id, from a list or one by one
@@ -55,7 +55,7 @@ _PLACEHOLDER = re.compile(r"\{(input|output|model)\}")
 
 
 def checked_key(api_key: str, name: str) -> str:
-    """The API key of the provider `name`. Raises ConfigError, without it, for one that no vendor gives out.
+    """Check the API key of the provider `name`. Raises ConfigError, without it, for one that no vendor gives out.
 
     A line break at its end, as of a file, would be an error of the transport, which shows the whole header.
     """
@@ -66,7 +66,7 @@ def checked_key(api_key: str, name: str) -> str:
 
 
 def address_of(parts: SplitResult, scope: str = "") -> str:
-    """Whose answers come from this address: host, port and path, and the `scope` within it as a query.
+    """Name whose answers come from this address: host, port and path, and the `scope` within it as a query.
 
     It is part of every fingerprint, so it must stay as it is: another one, and all rows would be asked again.
     """
@@ -75,7 +75,7 @@ def address_of(parts: SplitResult, scope: str = "") -> str:
 
 
 def check_command(command: Sequence[str]) -> tuple[str, ...]:
-    """The command. Raises ConfigError for a string, and where {input} or {output} is missing."""
+    """Check a command. Raises ConfigError for a string, and where {input} or {output} is missing."""
     if isinstance(command, str) or not command:
         raise ConfigError(f"command is a list of words, as in ['vllm', 'run-batch', …]; got {command!r}.")
     for word in ("{input}", "{output}"):
@@ -85,7 +85,7 @@ def check_command(command: Sequence[str]) -> tuple[str, ...]:
 
 
 def fill_command(command: Sequence[str], source: Path, target: Path, model: str) -> list[str]:
-    """The command's words with {input}, {output} and {model} replaced, each once: a model's name is not looked into."""
+    """Replace {input}, {output} and {model} in a command's words, each once: a model's name is not looked into."""
     values = {"input": str(source), "output": str(target), "model": model}
     return [_PLACEHOLDER.sub(lambda match: values[match[1]], part) for part in command]
 
@@ -206,11 +206,11 @@ class StainlessProvider(VendorProvider):
 
     @abstractmethod
     def _client(self, *, retries: int) -> Any:
-        """The SDK's client, which makes a call so many times again."""
+        """Return the SDK's client, which makes a call so many times again."""
 
     @abstractmethod
     def _batches(self, retries: int) -> Any:
-        """The SDK's calls about batches."""
+        """Return the SDK's calls about batches."""
 
     @abstractmethod
     def _is_batch(self, value: Any) -> bool:
@@ -222,14 +222,14 @@ class StainlessProvider(VendorProvider):
 
     @abstractmethod
     def _translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
-        """What the SDK raised, as one of ours."""
+        """Tell what the SDK raised, as one of ours."""
 
     def _calls(self, doing: str, *, creating: bool = False) -> AbstractContextManager[None]:
         """A context that turns what the SDK raises into our errors. While creating, no error is trusted to be a no."""
         return sdk_calls(lambda error: self._translated(error, doing, creating=creating))
 
     def _page(self, after: str | None) -> tuple[dict[str, Any], bool]:
-        """The batches of a page of the list, by id, and whether more follow."""
+        """Return the batches of a page of the list, by id, and whether more follow."""
         start: dict[str, Any] = {} if after is None else {self._page_after: after}
         with self._calls("list the batches"):
             page = parsed(self._batches(retries=0).with_raw_response.list(limit=self._page_size, **start))
@@ -243,7 +243,7 @@ class StainlessProvider(VendorProvider):
         return replace(self._read(self._batch(batch_id)), batch_id=batch_id)
 
     def _batch(self, batch_id: str, retries: int = 0) -> Any:
-        """The batch of this id. Raises TransientError where the answer is another object."""
+        """Return the batch of this id. Raises TransientError where the answer is another object."""
         doing = f"read the batch '{batch_id}'"
         with self._calls(doing):
             batch = parsed(self._batches(retries).with_raw_response.retrieve(batch_id))

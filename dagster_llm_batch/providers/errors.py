@@ -160,7 +160,7 @@ def read_failure(
 
 
 def translate_failure(failure: Failure, rules: FailureRules) -> ProviderError:
-    """The error of ours that this failure is; see the table above."""
+    """Return the error of ours that this failure is; see the table above."""
     could_not, reason, status = f"Could not {failure.doing}", failure.reason, failure.status
     if failure.ours is not None:
         return failure.ours
@@ -184,8 +184,9 @@ def translate_failure(failure: Failure, rules: FailureRules) -> ProviderError:
 
 
 def mask_keys(text: str, secrets: Collection[str], key: re.Pattern[str]) -> str:
-    """The text on one line, without these secrets and without what looks like another key of the vendor."""
-    text = Mask(secrets).text(text)  # before it is cut: of half a key, nobody could tell that it is one
+    """Return the text on one line, without these secrets and without what looks like another key of the vendor."""
+    # before it is cut: of half a key, nobody could tell that it is one
+    text = Mask(secrets).text(text)
     return plain_words(key.sub(r"\1***", text))
 
 

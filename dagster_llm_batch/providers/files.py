@@ -23,7 +23,7 @@ _LOG_TAIL_BYTES = 4_096
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in the file, or None where there is none."""
+    """Read the JSON object in the file; None where there is no file, or something else in it."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
@@ -32,7 +32,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write the value under a temporary name, then give it its own."""
+    """Write the value to disk under a temporary name, then rename it: readers see the whole of it or nothing."""
     temporary = path.with_name(path.name + ".part")
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file)
@@ -42,13 +42,13 @@ def write_json(path: Path, value: object) -> None:
 
 
 def time_of(value: Mapping[str, Any] | None, name: str) -> datetime | None:
-    """The time that `name` holds in seconds since the epoch."""
+    """Read the time that `name` holds, in seconds since the epoch."""
     seconds = (value or {}).get(name)
     return answers.time_of(seconds) if isinstance(seconds, int | float) else None
 
 
 def count_lines(path: Path) -> int | None:
-    r"""How many `\n` the file has, or None where there is no file."""
+    r"""Count the `\n` of the file; None where there is no file."""
     try:
         with path.open("rb") as file:
             return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK_BYTES), b""))
@@ -57,14 +57,14 @@ def count_lines(path: Path) -> int | None:
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
-    r"""The lines of a file that may not be there, each with its `\n`, split at that alone."""
+    r"""Read the lines of a file that may not be there, each with its `\n`, split at that alone."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         for line in file:  # a binary file ends lines at b"\n" only
             yield line if line.endswith(b"\n") else line + b"\n"
 
 
 def log_tail(path: Path) -> str:
-    """The last printed lines, as plain words; empty where nothing was printed."""
+    """Read the last printed lines, as plain words; empty where nothing was printed."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _LOG_TAIL_BYTES))

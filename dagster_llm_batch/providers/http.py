@@ -29,21 +29,21 @@ _MARGIN = timedelta(minutes=10)
 
 
 def listed_since(sent_at: datetime, headers: Any) -> datetime:
-    """Since when, by the clock of who answers with these headers, a batch may be that was sent at this time of ours.
+    """Tell from when on a batch that we sent at this time may be in a vendor's list, by the vendor's clock.
 
-    Where our clock is ahead of theirs, by the header `Date`, it was earlier there: a batch that is overlooked is paid
-    twice. Batches older than this need not be looked at.
+    Older batches need not be looked at. Where our clock is ahead of the vendor's, by the header `Date` of its answer,
+    the time is earlier by as much, and by a margin: a batch that is overlooked is paid twice.
     """
     try:
-        theirs = parsedate_to_datetime(headers["date"])
-        ahead = max(timedelta(), datetime.now(UTC) - theirs.astimezone(UTC))
+        vendor_time = parsedate_to_datetime(headers["date"])
+        ahead = max(timedelta(), datetime.now(UTC) - vendor_time.astimezone(UTC))
     except (KeyError, TypeError, ValueError):  # it sends none, or none that can be read
         ahead = timedelta()
     return sent_at - ahead - _MARGIN
 
 
 def checked_address(url: str, what: str, example: str = "https://host/path") -> SplitResult:
-    """The parts of the web address that the setting `what` holds, or ConfigError."""
+    """Split the web address that the setting `what` holds. Raises ConfigError for what is none."""
     if "@" in url:
         raise ConfigError(
             f"The {what} holds a user name or a password. They would be sent in the place of the credentials, and "
@@ -53,13 +53,16 @@ def checked_address(url: str, what: str, example: str = "https://host/path") -> 
         parts = urlsplit(url)
     except ValueError:
         parts = urlsplit("")
-    has_space = any(char.isspace() for char in url)  # `urlsplit` drops line breaks, and what is called does not
+    # `urlsplit` drops line breaks, and what is called does not
+    has_space = any(char.isspace() for char in url)
     if parts.scheme not in ("http", "https") or not parts.hostname or has_space:
         raise ConfigError(f"The {what} {url!r} is no web address; it looks like {example!r}.")
     return parts
 
 
 _PORTS = {"http": 80, "https": 443}
+# The only headers that another server may get. The list is of what may pass and not of what is secret: which header of
+# a user or of an SDK's next version holds a credential, nobody knows.
 _NOT_SECRET = frozenset(
     {
         "accept",
@@ -72,10 +75,12 @@ _NOT_SECRET = frozenset(
         "range",
         "transfer-encoding",
         "user-agent",
-        "x-stainless-raw-response",  # by which the SDKs of OpenAI and Anthropic know how to read the answer
+        # by which the SDKs of OpenAI and Anthropic know how to read the answer
+        "x-stainless-raw-response",
     }
 )
-_UPLOAD_STEPS = "x-goog-upload-"  # command and offset of a resumable upload
+# command and offset of a resumable upload
+_UPLOAD_STEPS = "x-goog-upload-"
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _UNAUTHORIZED = frozenset({401, 403})
 
@@ -129,6 +134,7 @@ class Origin:
                     "was not followed: requests and credentials go to the configured address alone. If that server is "
                     "the right one, configure its address."
                 )
+        # it was sent no credentials, so this 401 says nothing of the configured ones: they must not be taken for wrong
         if status in _UNAUTHORIZED and (origin := _origin_of(url)) != self._origin:
             raise CredentialsError(
                 f"{self} sent us to {_shown(origin)}, which asks for credentials (HTTP {status}). It was given none: "
@@ -140,20 +146,20 @@ class Origin:
 
 
 def guard_hooks(origin: Origin) -> dict[str, list[Callable[[Any], None]]]:
-    """Event hooks for a client of httpx or httpx2, which calls them at each step of a chain of redirects."""
+    """Make event hooks for a client of httpx or httpx2, which calls them at each step of a chain of redirects."""
 
     def request(request: Any) -> None:
         origin.check_request(request.method, str(request.url), request.headers)
 
     def response(response: Any) -> None:
-        asked = response.request
-        origin.check_response(asked.method, str(asked.url), response.status_code, response.headers.get("location"))
+        sent = response.request
+        origin.check_response(sent.method, str(sent.url), response.status_code, response.headers.get("location"))
 
     return {"request": [request], "response": [response]}
 
 
 def guard_client(client: Any, origin: Origin) -> Any:
-    """The same client of httpx or httpx2, with the hooks after its own."""
+    """Make a client of httpx or httpx2 keep the rules: add the hooks after its own."""
     hooks = client.event_hooks
     client.event_hooks = {name: [*hooks.get(name, []), *more] for name, more in guard_hooks(origin).items()}
     return client

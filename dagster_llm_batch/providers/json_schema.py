@@ -87,7 +87,8 @@ class SizeLimits:
     depth: int | None = None  # objects within objects
     properties: int | None = None
     enum_values: int | None = None
-    name_chars: int | None = None  # names of properties and definitions, values of enum and const, together
+    # names of properties and definitions, values of enum and const, together
+    name_chars: int | None = None
     large_enum: tuple[int, int] | None = None
 
 
@@ -184,7 +185,8 @@ class _Walker:
         self._rules = rules
         self._definitions = {**source.get("definitions", {}), **source.get("$defs", {})}
         self._defs: dict[str, Any] = {}
-        self._entered: list[str] = []  # the definitions that this place is in: coming back to one is recursion
+        # the definitions that this place is in: coming back to one is recursion
+        self._entered: list[str] = []
         self._properties = 0
         self._enum_values = 0
         self._name_chars = 0
@@ -216,7 +218,7 @@ class _Walker:
             return self._typed(node, path, depth)
 
     def _flat(self, raw: Any, path: str, *, expands: bool) -> dict[str, Any]:
-        """The node with a single `allOf` merged and `oneOf` as `anyOf`. Refuses what no vendor takes.
+        """Return the node with a single `allOf` merged and `oneOf` as `anyOf`. Refuses what no vendor takes.
 
         Where references are expanded, the definition lies beneath what stands beside the reference, and is entered.
         """
@@ -256,7 +258,8 @@ class _Walker:
             return self._lower({**target, "description": node["description"]}, path, depth)
         if name not in self._defs:
             if self._rules.recursive:
-                self._defs[name] = None  # holds the place: a recursive definition comes back here
+                # holds the place: a recursive definition comes back here
+                self._defs[name] = None
             self._name_chars += len(name)
             self._defs[name] = self._lower(target, f"{_ROOT}.$defs.{name}", 0)
         return {"$ref": "#/$defs/" + name.replace("~", "~0").replace("/", "~1")}
@@ -337,7 +340,8 @@ class _Walker:
         if is_nullable:
             head["nullable"] = True
         if types == ["null"] and self._rules.described:
-            return head  # as an alternative to a type that says it all, it would repeat the description and the words
+            # as an alternative to a type that says it all, it would repeat the description and the words
+            return head
         if "enum" in node or "const" in node:
             return self._described(head, self._values(node, path), node, "type")
         if "array" in types and "items" not in node:
@@ -370,7 +374,7 @@ class _Walker:
         return types, is_nullable
 
     def _keyword(self, word: str, node: Mapping[str, Any], path: str, depth: int) -> dict[str, Any]:
-        """What is written for one keyword; nothing, where it is left out."""
+        """Tell what is written for one keyword; nothing, where it is left out."""
         properties = node.get("properties") or {}
         match word:
             case "items":
@@ -446,7 +450,8 @@ class _Walker:
         if types == {"string"}:
             return {"enum": known, **nullable}
         if types == {"boolean"}:
-            return nullable  # which of both cannot be said; whoever reads the reply knows
+            # which of both cannot be said; whoever reads the reply knows
+            return nullable
         if types == {"integer"} and len(set(known)) == max(known) - min(known) + 1:
             return {"minimum": min(known), "maximum": max(known), **nullable}
         what = "values can be strings, booleans, or whole numbers without a gap"
@@ -483,7 +488,7 @@ class _Walker:
 
 
 def _types_of(node: Mapping[str, Any]) -> list[str]:
-    """The types that a node names, else those of its values, else what its other keywords are for."""
+    """Return the types that a node names, else those of its values, else what its other keywords are for."""
     if node.get("type") is not None:
         return _listed(node["type"])
     values = [node["const"]] if "const" in node else node.get("enum") or []
@@ -492,7 +497,7 @@ def _types_of(node: Mapping[str, Any]) -> list[str]:
 
 
 def _type_of(value: Any) -> str | None:
-    """The JSON type of a single value; None for lists, objects and what is no JSON."""
+    """Return the JSON type of a single value; None for lists, objects and what is no JSON."""
     return next((name for kind, name in _TYPE_NAMES if isinstance(value, kind)), None)
 
 

@@ -84,7 +84,8 @@ def walk_pages(
     """
     left = dict.fromkeys(wanted)
     after: str | None = None
-    before: str | None = None  # the end of the last page before a jump, to go back to
+    # the end of the last page before a jump, to go back to
+    before: str | None = None
     jumped, in_order = False, True
     for _ in range(most):
         batches, has_more = read_page(after)

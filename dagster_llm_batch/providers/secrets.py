@@ -25,7 +25,8 @@ from dagster_llm_batch.types import BatchReport, CannotTell
 __all__ = ["LEAST_CHARS", "Mask", "masked"]
 
 LEAST_CHARS = 16
-_LEAST_REST = 6  # of a secret, at the end of a text that was cut: fewer characters tell nothing
+# of a secret, at the end of a text that was cut: fewer characters tell nothing
+_LEAST_REST = 6
 _CUT = "…"
 """What `plain_text` ends a text with that it cut: the start of a secret may stand right before it."""
 _MASK = "***"
@@ -33,16 +34,17 @@ _ProviderClass = TypeVar("_ProviderClass", bound=type)
 
 
 class Mask:
-    """Puts `***` in the place of these secrets, in each form that JSON or an address gives them."""
+    """Put `***` in the place of these secrets, in each form that JSON or an address gives them."""
 
     def __init__(self, secrets: Iterable[str | None]) -> None:
         words = {word for secret in secrets if secret for word in (secret, secret.strip()) if len(word) >= LEAST_CHARS}
         self._texts = sorted({form for word in words for form in _forms(word)}, key=len, reverse=True)
-        # the part that is the same in every form: one search a secret, for nearly no line holds one
+        # By the part of a secret that is the same in every form: nearly no line holds one, so one search for each
+        # secret is all that a line costs.
         self._lines = {_core(word).encode(): [form.encode() for form in _forms(word)] for word in words}
 
     def text(self, text: str) -> str:
-        """The text without secrets, nor the start of one where a text was cut in the middle of it."""
+        """Mask the secrets in a text, and the start of one at the place where a text was cut in the middle of it."""
         for secret in self._texts:
             start = secret[:LEAST_CHARS]
             at = text.find(start)
@@ -58,7 +60,7 @@ class Mask:
         return text
 
     def line(self, line: bytes) -> bytes:
-        """The line without them. It is the same object where it holds none."""
+        """Mask the secrets in a result line. It is the same object where it holds none."""
         for core, forms in self._lines.items():
             if core in line:
                 for form in forms:
@@ -67,7 +69,7 @@ class Mask:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Masks the message of an error that leaves the block, and the answer that it carries."""
+        """Mask the message of an error that leaves the block, and the answer that it carries."""
         try:
             yield
         except LLMBatchError as error:
@@ -79,22 +81,29 @@ class Mask:
 
 def masked(cls: _ProviderClass) -> _ProviderClass:
     """Decorate a provider's class: its verbs give none of the secrets that its `_secrets()` names."""
-    for name, given in {"poll": _reports, "find": _found, "respond": Mask.line, "submit": None, "cancel": None}.items():
-        setattr(cls, name, _verb(getattr(cls, name), given))
+    for name, mask_value in {
+        "poll": _mask_reports,
+        "find": _mask_finding,
+        "respond": Mask.line,
+        "submit": None,
+        "cancel": None,
+    }.items():
+        setattr(cls, name, _verb(getattr(cls, name), mask_value))
     cls.fetch = _fetching(cls.fetch)  # type: ignore[attr-defined]
     return cls
 
 
-def _verb(verb: Callable[..., Any], given: Callable[[Mask, Any], Any] | None) -> Callable[..., Any]:
+def _verb(verb: Callable[..., Any], mask_value: Callable[[Mask, Any], Any] | None) -> Callable[..., Any]:
     @wraps(verb)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # asked at each call, since tokens are renewed; and after it, since the first call may have got the first one
+        # The secrets are asked for at each call, since tokens are renewed; and after the call, since the first one may
+        # have got the first token.
         try:
-            made = verb(self, *args, **kwargs)
+            value = verb(self, *args, **kwargs)
         except LLMBatchError:
             with Mask(self._secrets()).errors():
                 raise
-        return made if given is None else given(Mask(self._secrets()), made)
+        return value if mask_value is None else mask_value(Mask(self._secrets()), value)
 
     return call
 
@@ -112,12 +121,15 @@ def _fetching(fetch: Callable[[Any, str], Iterator[bytes]]) -> Callable[[Any, st
     return call
 
 
-def _reports(mask: Mask, reports: Mapping[str, BatchReport]) -> Mapping[str, BatchReport]:
-    return {key: replace(one, reason=mask.text(one.reason)) if one.reason else one for key, one in reports.items()}
+def _mask_reports(mask: Mask, reports: Mapping[str, BatchReport]) -> Mapping[str, BatchReport]:
+    return {
+        batch_id: replace(report, reason=mask.text(report.reason)) if report.reason else report
+        for batch_id, report in reports.items()
+    }
 
 
-def _found(mask: Mask, found: Any) -> Any:
-    return replace(found, reason=mask.text(found.reason)) if isinstance(found, CannotTell) else found
+def _mask_finding(mask: Mask, finding: Any) -> Any:
+    return replace(finding, reason=mask.text(finding.reason)) if isinstance(finding, CannotTell) else finding
 
 
 def _forms(word: str) -> Sequence[str]:
@@ -126,6 +138,6 @@ def _forms(word: str) -> Sequence[str]:
 
 
 def _core(word: str) -> str:
-    """The longest part that nothing escapes; all of it where that is short."""
+    """Return the longest part that nothing escapes; all of it where that is short."""
     longest = max(re.findall(r"[A-Za-z0-9_.-]+", word), key=len, default="")
     return longest if len(longest) >= _LEAST_REST else word

@@ -42,12 +42,13 @@ class CreateBody:
 
     def __init__(self, lines: BinaryIO, size: int) -> None:
         self._lines = lines
-        self._left = max(size - 1, 0)  # the last line's end has no comma
+        # the last line's end has no comma
+        self._left = max(size - 1, 0)
         self.bytes = len(_HEAD) + self._left + len(_TAIL)
         self.is_sent = False
 
     def __iter__(self) -> Iterator[bytes]:
-        """The pieces."""
+        """Yield the pieces."""
         yield _HEAD
         while self._left and (piece := self._lines.read(min(_CHUNK_BYTES, self._left))):
             self._left -= len(piece)
@@ -57,7 +58,7 @@ class CreateBody:
 
 
 def read_batch(batch: Any) -> BatchReport:
-    """The report of a batch as the SDK gives it, whose fields may be absent or of another type."""
+    """Return the report of a batch as the SDK gives it, whose fields may be absent or of another type."""
     word = plain_words(getattr(batch, "processing_status", None))
     status = _STATUSES.get(word)
     reason = None if status is not None else f"The provider reports the unknown status '{word}'."
@@ -86,7 +87,7 @@ def is_batch(value: Any) -> bool:
 
 
 def total_requests(batch: Any) -> int | None:
-    """How many requests the batch holds: the sum of its counts never changes. None where it tells no counts."""
+    """Tell how many requests the batch holds: the sum of its counts never changes. None where it tells no counts."""
     counts = [count for name in _COUNTS if (count := _count(batch, name)) is not None]
     return sum(counts) if counts else None
 

@@ -153,7 +153,8 @@ class AnthropicProvider(StainlessProvider):
                     if recent and batch.id not in hints.known and total_requests(batch) in (hints.requests, None):
                         candidates[batch.id] = batch
                 if times and all(time is not None and time < since for time in times):
-                    break  # the list comes newest first, which is documented
+                    # the list comes newest first, which is documented
+                    break
         running, unreadable = [], []
         for batch_id, batch in candidates.items():
             if batch.processing_status != "ended":
@@ -230,7 +231,7 @@ class AnthropicProvider(StainlessProvider):
             raise TransientError(f"Could not download the results of batch '{batch_id}': got {got} of {lines} lines.")
 
     def _stream(self, address: str) -> Any:
-        """The open response of a GET, which the caller closes."""
+        """Return the open response of a GET, which the caller closes."""
         return self._client(retries=2).get(address, cast_to=object, options={"headers": _AS_STREAM})
 
     def respond(self, line: bytes) -> bytes:

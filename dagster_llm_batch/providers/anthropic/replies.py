@@ -181,7 +181,7 @@ def _read_message(message: _Message[Any], usage: Usage | None, custom_id: str | 
 
 
 def _tool_input(content: list[_Block]) -> str | None:
-    """The input of the one tool that the LLM was made to use: the older way to ask for JSON."""
+    """Return the input of the one tool that the LLM was made to use: the older way to ask for JSON."""
     inputs = [bytes(block.input) for block in content if block.type == "tool_use"]
     return inputs[0].decode("utf-8", "replace") if len(inputs) == 1 else None
 
@@ -202,7 +202,7 @@ def _read(text: str | None, message: _Message[Any]) -> Result:
 
 
 def _unread(raw: bytes, why: str) -> Result:
-    """A paid reply that cannot be read: INVALID, with its raw text and what it cost."""
+    """Return a paid reply that cannot be read: INVALID, with its raw text and what it cost."""
     value: Any
     try:
         value = _ANY.decode(raw)

@@ -81,7 +81,7 @@ class AnthropicLines:
     decode = staticmethod(read_line)  # see Codec.decode
 
     def _before_content(self, system: str | None) -> bytes:
-        """A line from its custom_id to what the user says."""
+        """Return a line from its custom_id to what the user says."""
         field = ""
         if system:
             value: Any = replace_halves(system)

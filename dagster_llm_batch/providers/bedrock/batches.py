@@ -41,7 +41,7 @@ COUNTS = ("totalRecordCount", "processedRecordCount", "errorRecordCount")
 
 
 def job_name(tag: str) -> str:
-    """The name of a tag's job, and its clientRequestToken: no underscore, at most 63 characters."""
+    """Return the name of a tag's job, and its clientRequestToken: no underscore, at most 63 characters."""
     if len(tag) <= _NAME_CHARS and _NAME.fullmatch(tag):
         return tag
     digest = hashlib.blake2b(tag.encode(), digest_size=8).hexdigest()
@@ -55,30 +55,30 @@ def is_job_id(batch_id: str) -> bool:
 
 
 def input_of(job: Mapping[str, Any]) -> str | None:
-    """Where the request file of a job is."""
+    """Tell where the request file of a job is."""
     uri = ((job.get("inputDataConfig") or {}).get("s3InputDataConfig") or {}).get("s3Uri")
     return uri if isinstance(uri, str) else None
 
 
 def job_id(arn: str) -> str:
-    """The 12 characters that name a job's output folder."""
+    """Return the 12 characters that name a job's output folder."""
     return arn.rsplit("/", 1)[-1]
 
 
 def output_of(job: Mapping[str, Any]) -> str | None:
-    """Where the results of a job are."""
+    """Tell where the results of a job are."""
     uri = ((job.get("outputDataConfig") or {}).get("s3OutputDataConfig") or {}).get("s3Uri")
     return uri if is_id(uri) else None
 
 
 def listed(page: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The jobs on a page of a list. Raises TransientError for what is none: it must not read as an empty one."""
+    """Return the jobs on a page of a list. Raises TransientError for what is none: it must not read as an empty one."""
     jobs = page.get("invocationJobSummaries", [] if is_of_aws(page) else None)
     return check_listed(jobs, lambda job: isinstance(job, Mapping) and is_id(job.get("jobArn")))
 
 
 def read_job(job: Mapping[str, Any]) -> BatchReport:
-    """The report of a job, or of its summary in a list."""
+    """Return the report of a job, or of its summary in a list."""
     word = plain_words(job.get("status"))
     status = _STATUSES.get(word.lower())
     reason = plain_words(job["message"]) if job.get("message") else None
@@ -100,7 +100,7 @@ def read_job(job: Mapping[str, Any]) -> BatchReport:
 
 
 def counted(report: BatchReport, counts: Mapping[str, Any]) -> BatchReport:
-    """The report with the counts of a job or a manifest; those that are not there stay unknown."""
+    """Return the report with the counts of a job or a manifest; those that are not there stay unknown."""
     total, done, failed = (count_of(counts.get(name)) for name in COUNTS)
     if done is None:
         return report

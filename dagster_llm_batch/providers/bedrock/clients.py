@@ -28,9 +28,10 @@ class Clients:
         self._made: dict[tuple[str, int], Any] = {}
 
     def of(self, service: str, attempts: int | None = None) -> Any:
-        """The client of a service."""
+        """Return the client of a service."""
         key = (service, attempts or self._attempts)
-        with self._lock:  # making clients is not thread-safe in boto3; using them is
+        # making clients is not thread-safe in boto3; using them is
+        with self._lock:
             if key not in self._made:
                 with self.calls(f"set up the client of '{service}'"):
                     client = self._make(*key)
@@ -43,7 +44,7 @@ class Clients:
         return sdk_calls(lambda error: self.translated(error, doing, creating=creating))
 
     def translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
-        """What the SDK raised, as ours."""
+        """Tell what the SDK raised, as ours."""
         return aws_error(error, f"{doing} at {self._account}", self._secrets, creating=creating)
 
 

@@ -69,7 +69,8 @@ _RULES = FailureRules(
 _BUSY = frozenset(
     {
         "RequestLimitExceeded",
-        "ServiceQuotaExceededException",  # too many jobs submitted and at work: later there will be room
+        # too many jobs submitted and at work: later there will be room
+        "ServiceQuotaExceededException",
         "SlowDown",
         "Throttling",
         "ThrottlingException",
@@ -88,7 +89,7 @@ def is_of_aws(reply: Mapping[str, Any]) -> bool:
 
 
 def is_answer(error: Exception) -> int | None:
-    """The HTTP status of an error that is the answer to a request in real time; None of any other."""
+    """Return the HTTP status of an error that is the answer to a request in real time; None of any other."""
     status = _status_of(error)
     if status is None or not 400 <= status < 600 or (status < 500 and not _is_own_word(error, status)):  # noqa: PLR2004 -- HTTP
         return None
@@ -111,7 +112,8 @@ def aws_error(error: Exception, doing: str, secrets: Collection[str], *, creatin
     """`error`, raised while `doing` something, as one of ours. `creating`: what may have had effect is ambiguous."""
     inner = error.__cause__ or error.__context__
     if not _reply(error) and isinstance(inner, Exception) and type(error).__module__.startswith("boto3"):
-        error = inner  # boto3 wraps what went wrong in an upload
+        # boto3 wraps what went wrong in an upload
+        error = inner
     reason = mask_keys(words_of(error), secrets, _ACCESS_KEY)
     reply = _reply(error)
     if isinstance(error, OddAnswerError) or not reply:
@@ -124,7 +126,8 @@ def aws_error(error: Exception, doing: str, secrets: Collection[str], *, creatin
         doing,
         WEB_PAGE if is_page(headers, reply.get("Error", {}).get("Message")) else reason,
         creating,
-        status=status or 0,  # an answer without one says nothing
+        # an answer without one says nothing
+        status=status or 0,
         wait_seconds=_wait(reply),
         is_busy=code in _BUSY or status == HTTPStatus.TOO_MANY_REQUESTS,
         is_about_access=code in _CREDENTIALS or status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN),

@@ -37,11 +37,11 @@ class Files:
         self._kms_key_id = kms_key_id
 
     def source(self, tag: str) -> str:
-        """Where a batch's request file is."""
+        """Tell where a batch's request file is."""
         return f"s3://{self._bucket}/{self._key(tag)}"
 
     def output(self, tag: str) -> dict[str, str]:
-        """Where Bedrock shall write, and under which key."""
+        """Tell where Bedrock shall write, and under which key."""
         place = {"s3Uri": self.source(tag).removesuffix("requests.jsonl") + "results/"}
         return place if self._kms_key_id is None else {**place, "s3EncryptionKeyId": self._kms_key_id}
 
@@ -67,14 +67,14 @@ class Files:
             return
 
     def results(self, job: Any) -> Iterator[bytes]:
-        """The result lines of a job, from every output file in its own folder."""
+        """Yield the result lines of a job, from every output file in its own folder."""
         for bucket, key, size in self._outputs(job):
             if not key.endswith(_MANIFEST):
                 lines = split_lines(self._chunks(bucket, key, size))
                 yield from result_lines(lines, "recordId", f"'s3://{bucket}/{key}'")
 
     def manifest(self, job: Any) -> dict[str, Any]:
-        """The counts that Bedrock writes last; empty where there are none."""
+        """Return the counts that Bedrock writes last; empty where there are none."""
         for bucket, key, size in self._outputs(job):
             if key.endswith(_MANIFEST):
                 try:
@@ -113,7 +113,7 @@ class Files:
 
 
 def _items(page: Mapping[str, Any]) -> Any:
-    """What a page of a bucket's list holds. A page of something else says nothing of a bucket."""
+    """Tell what a page of a bucket's list holds. A page of something else says nothing of a bucket."""
     if not page.keys() & {"Contents", "IsTruncated", "KeyCount", "Name"}:
         raise OddAnswerError("the answer is no list of objects.")
     return page.get("Contents", ())
@@ -147,7 +147,7 @@ class _Stream(io.BufferedIOBase):
         return True
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """The next `size` bytes, fewer only at the end."""
+        """Return the next `size` bytes, fewer only at the end."""
         for line in self._lines if size is None or size < 0 or len(self._rest) < size else ():
             self._rest += line
             if size is not None and 0 <= size <= len(self._rest):

@@ -21,7 +21,8 @@ class Family(StrEnum):
     CLAUDE = "claude"
     NOVA = "nova"
     LLAMA = "llama"
-    CHAT = "chat"  # as OpenAI's chat completions: Mistral, gpt-oss, Qwen, DeepSeek, …
+    # as OpenAI's chat completions: Mistral, gpt-oss, Qwen, DeepSeek, …
+    CHAT = "chat"
     TITAN = "titan"  # text embeddings
     CONVERSE = "converse"
 
@@ -47,12 +48,12 @@ _SEES = re.compile(
 
 
 def plain_id(model: str) -> str:
-    """The model's id without ARN and region: `anthropic.claude-haiku-4-5-20251001-v1:0`."""
+    """Return the model's id without ARN and region: `anthropic.claude-haiku-4-5-20251001-v1:0`."""
     return _REGION.sub("", model.rsplit("/", 1)[-1], count=1)
 
 
 def family_of(model: str) -> Family:
-    """The form of request that this model takes; CONVERSE where the id does not tell."""
+    """Return the form of request that this model takes; CONVERSE where the id does not tell."""
     name = plain_id(model)
     return next((family for pattern, family in _FAMILIES if pattern.match(name)), Family.CONVERSE)
 

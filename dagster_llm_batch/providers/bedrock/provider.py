@@ -55,8 +55,10 @@ __all__ = ["BedrockProvider"]
 
 _ROLE = re.compile(r"arn:aws(?:-[^:]+)?:iam::(?P<account>[0-9]{12})?:role/.+")
 _S3 = re.compile(r"s3://(?P<bucket>[a-z0-9][-.a-z0-9]{1,61}[a-z0-9])(?:/(?P<prefix>[-!_*'().a-zA-Z0-9/]*))?")
-_PART_BYTES = 5 << 20  # the least that S3 takes, and of these 10,000
-_PAGE = 1_000  # the most that one list call gives
+# the least that S3 takes, and of these 10,000
+_PART_BYTES = 5 << 20
+# the most that one list call gives
+_PAGE = 1_000
 _HOURS = range(24, 169)
 _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
@@ -112,7 +114,8 @@ class BedrockProvider(VendorProvider):
             allowed = ", ".join(f"'{family.value}'" for family in Family)
             raise ConfigError(f"families: {error}; the forms of request are {allowed}.") from None
         self._session: Any = None
-        self._name = name  # before the base has it: an error on the way to the region names the provider
+        # before the base has it: an error on the way to the region names the provider
+        self._name = name
         self._session_options = {"region_name": region_name, **(session_options or {})}
         region_name = region_name or self._aws().region_name
         if not region_name:
@@ -167,7 +170,8 @@ class BedrockProvider(VendorProvider):
                 pages = self._clients.of("service-quotas", attempts=2).get_paginator("list_service_quotas")
                 return [quota for page in pages.paginate(ServiceCode="bedrock") for quota in page.get("Quotas", ())]
         except ProviderError:
-            return []  # many may not read them; the defaults are documented
+            # many may not read them; the defaults are documented
+            return []
 
     # Submit
 
@@ -217,7 +221,7 @@ class BedrockProvider(VendorProvider):
                 return CannotTell(f"{len(ours)} jobs carry the token of '{job_name(tag)}'", tuple(ours))
 
     def _jobs_of(self, tag: str) -> list[Mapping[str, Any]]:
-        """The jobs that were ever created for this tag."""
+        """Return the jobs that were ever created for this tag."""
         name, source = job_name(tag), self._files.source(tag)
         own = re.compile(rf"{re.escape(name)}(-[0-9]+)?")
         jobs = []
@@ -265,7 +269,7 @@ class BedrockProvider(VendorProvider):
         return job
 
     def _counted(self, report: BatchReport) -> BatchReport:
-        """The report with the counts of the manifest, where the job itself tells none."""
+        """Return the report with the counts of the manifest, where the job itself tells none."""
         if not report.status.is_terminal or report.status is BatchStatus.FAILED or report.done is not None:
             return report
         try:
@@ -326,7 +330,7 @@ class BedrockProvider(VendorProvider):
     # The SDK
 
     def _aws(self) -> Any:
-        """The session, which knows credentials and region. Reads files and environment, and makes no call."""
+        """Return the session, which knows credentials and region. Reads files and environment, and makes no call."""
         if self._session is None:
             try:
                 import boto3  # type: ignore[import-untyped]  # noqa: PLC0415 -- an optional extra

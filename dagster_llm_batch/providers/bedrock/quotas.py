@@ -22,7 +22,8 @@ BEDROCK_LIMITS = Limits(max_requests=50_000, max_bytes=1_000_000_000, min_reques
 """The common defaults; some models have others."""
 
 _GIGABYTE = 1_000_000_000
-_MOST = 1e9  # what a quota can be; NaN is below nothing
+# what a quota can be; NaN is below nothing
+_MOST = 1e9
 _NAMES = (
     ("min_requests", re.compile(r"Minimum number of records per batch inference job for (?P<model>.+)", re.IGNORECASE)),
     (
@@ -43,7 +44,7 @@ _DATE_DIGITS = 4
 
 
 def limits_from(quotas: Iterable[Mapping[str, Any]], model: str, defaults: Limits = BEDROCK_LIMITS) -> Limits:
-    """The limits of `model` by these quotas (`QuotaName`, `Value`)."""
+    """Return the limits of `model` by these quotas (`QuotaName`, `Value`)."""
     words = _id_words(model)
     values: dict[str, list[int]] = {}
     for quota in quotas:
@@ -64,7 +65,8 @@ def limits_from(quotas: Iterable[Mapping[str, Any]], model: str, defaults: Limit
 
 def _id_words(model: str) -> list[str]:
     name = plain_id(model).partition(".")[2] or plain_id(model)
-    name = re.sub(r":\d+k?$", "", name)  # a revision or a context length
+    # a revision or a context length
+    name = re.sub(r":\d+k?$", "", name)
     return _words(re.sub(r"-\d$", "", name) if name.startswith("gpt-oss") else name)
 
 

@@ -171,7 +171,8 @@ def _chat(output: Body) -> Result:
     content = message.get("content")
     text = content if isinstance(content, str) or content is None else _joined(part.get("text") for part in content)
     if text is not None and text.startswith(_THOUGHT_START) and _THOUGHT_END in text:
-        text = text.partition(_THOUGHT_END)[2].lstrip()  # gpt-oss thinks aloud before it answers
+        # gpt-oss thinks aloud before it answers
+        text = text.partition(_THOUGHT_END)[2].lstrip()
     finish = choice.get("finish_reason") or choice.get("stop_reason")
     reply = _reply(text or "", finish, usage=_usage_of(output.get("usage")), model=output.get("model"))
     if message.get("refusal"):
@@ -226,7 +227,7 @@ def _usage_anywhere(output: Any) -> Usage | None:
 
 
 def _usage_of(usage: Any) -> Usage | None:
-    """The usage of Claude, Converse and Nova, or chat, told apart by their names."""
+    """Return the usage of Claude, Converse and Nova, or chat, told apart by their names."""
     if not isinstance(usage, dict):
         return None
     if "inputTokens" in usage or "outputTokens" in usage:

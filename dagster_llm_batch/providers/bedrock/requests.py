@@ -76,7 +76,7 @@ class BedrockLines:
     decode = staticmethod(read_line)  # see Codec.decode
 
     def record_of(self, line: bytes) -> bytes:
-        """The line as Bedrock gets it."""
+        """Return the line as Bedrock gets it."""
         start = self._start.encode("ascii")
         return b"{" + line[len(start) :] if line.startswith(start) else line
 

@@ -48,7 +48,7 @@ class CommandBatch:
 
     @staticmethod
     def of(workdir: Path, tag: str) -> CommandBatch:
-        """The batch of this tag. Raises ConfigError for a tag that is no plain file name."""
+        """Return the batch of this tag. Raises ConfigError for a tag that is no plain file name."""
         if not _TAG.fullmatch(tag):
             raise ConfigError(f"The tag {tag!r} cannot name a folder; letters, digits, '.', '_' and '-' can.")
         return CommandBatch(workdir / tag)
@@ -74,17 +74,18 @@ class CommandBatch:
         return self.path / "log.txt"
 
     def plan(self) -> dict[str, Any] | None:
-        """The plan of what was started, or None where nothing was."""
+        """Return the plan of what was started, or None where nothing was."""
         return read_json(self.path / "job.json")
 
     def exit(self) -> dict[str, Any] | None:
-        """How it ended, or None where it has not."""
+        """Tell how it ended, or None where it has not."""
         return read_json(self.path / "exit.json")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int | None]:
         """The lock's descriptor, or None where somebody else holds it. A child that inherits it keeps it locked."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # of parents made on the way, the mode is ours
+        # of parents made on the way, the mode is ours
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path.mkdir(mode=0o700, exist_ok=True)
         with _lock(self.path / "lock") as descriptor:
             yield descriptor
@@ -146,7 +147,7 @@ class CommandBatch:
         return done, total
 
     def log_tail(self) -> str:
-        """The last printed lines, as plain words; empty where nothing was printed."""
+        """Return the last printed lines, as plain words; empty where nothing was printed."""
         return log_tail(self.log)
 
 

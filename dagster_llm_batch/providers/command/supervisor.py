@@ -44,7 +44,7 @@ def main(job: Path, lock_fd: int) -> int:
 
 
 def _run(job: Path, plan: dict) -> tuple:  # type: ignore[type-arg]  # JSON
-    """The exit code (None where it was never started) and whether it was canceled."""
+    """Return the exit code (None where it was never started) and whether it was canceled."""
     cancel = job / "cancel"
     if cancel.exists():
         return None, True
@@ -94,7 +94,8 @@ def _kill(group: int, number: int) -> None:
 
 
 def _leave(number: int, _frame: object) -> None:
-    raise SystemExit(128 + number)  # through `finally`: the group does not outlive its supervisor
+    # through `finally`: the group does not outlive its supervisor
+    raise SystemExit(128 + number)
 
 
 def _write(path: Path, value: object) -> None:

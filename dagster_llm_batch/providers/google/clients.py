@@ -55,7 +55,7 @@ class GoogleApi:
         return self._made
 
     def calls(self, doing: str, *, creating: bool = False) -> Any:
-        """A context that turns the SDK's exceptions into ours."""
+        """Return a context that turns the SDK's exceptions into ours."""
         return google_calls(f"{doing} at {self._where}", self._secret() or "", creating=creating)
 
     def call(
@@ -68,7 +68,7 @@ class GoogleApi:
         *,
         creating: bool = False,
     ) -> dict[str, Any]:
-        """The JSON object that answers. While creating, an answer that is none is an AmbiguousError."""
+        """Return the JSON object that answers. While creating, an answer that is none is an AmbiguousError."""
         client = self.client
         full = f"{path}?{urlencode(query)}" if query else path
         with self.calls(doing, creating=creating):
@@ -84,7 +84,7 @@ class GoogleApi:
         query: Mapping[str, Any] | None = None,
         most: int | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """The batches of a list, page after page, from at `most` so many pages.
+        """Yield the batches of a list, page after page, from at `most` so many pages.
 
         Args:
             path: The list's.
@@ -160,7 +160,7 @@ class GoogleProvider(VendorProvider):
 
     @abstractmethod
     def _path(self, batch_id: str) -> str:
-        """The address of a batch, by its id or by its whole name."""
+        """Return the address of a batch, by its id or by its whole name."""
 
     def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
         # Neither API documents the order of its list, so a page tells nothing of where the next wanted batch is. From
@@ -174,7 +174,7 @@ class GoogleProvider(VendorProvider):
         return self._read(batch_id, self._batch(batch_id))
 
     def _batch(self, batch_id: str) -> dict[str, Any]:
-        """The batch of this id. Raises TransientError where the answer is another object."""
+        """Return the batch of this id. Raises TransientError where the answer is another object."""
         batch = self._api.call("get", self._path(batch_id), f"read the batch '{batch_id}'")
         if not self._is_batch(batch):
             raise TransientError(f"Could not read the batch '{batch_id}': the answer is no batch; it has no state.")
@@ -185,7 +185,7 @@ class GoogleProvider(VendorProvider):
 
 
 def listed(page: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
-    """The batches on a page, which Google leaves out where there are none.
+    """Return the batches on a page, which Google leaves out where there are none.
 
     An answer that is no list must not read as one without our batch: it is a TransientError.
     """
@@ -205,7 +205,7 @@ def found_among(names: Iterable[str], known: Collection[str]) -> Found | Absent 
 
 
 def next_page(page: Mapping[str, Any]) -> str:
-    """The token of the page after this one; empty where it is the last."""
+    """Return the token of the page after this one; empty where it is the last."""
     token = page.get("nextPageToken") or ""
     if not isinstance(token, str):
         raise TransientError("Could not list the batches: the answer names a next page that can be none.")
@@ -213,12 +213,12 @@ def next_page(page: Mapping[str, Any]) -> str:
 
 
 def count(value: Any) -> int | None:
-    """A count, which Google writes as a string; None where it is absent or -1, which means unknown."""
+    """Return a count, which Google writes as a string; None where it is absent or -1, which means unknown."""
     return answers.count_of(value)
 
 
 def time_of(value: Any) -> datetime | None:
-    """A time in RFC 3339, with up to nanoseconds."""
+    """Return a time in RFC 3339, with up to nanoseconds."""
     if not isinstance(value, str):
         return None
     head, dot, tail = value.removesuffix("Z").partition(".")

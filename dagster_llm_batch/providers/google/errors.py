@@ -51,7 +51,8 @@ _RULES = FailureRules(
     refuses_access="the provider does not accept the credentials",
     check="Check the address and the key.",
 )
-_KEY = re.compile(r"\b(AIza|ya29\.|AQ\.|eyJ)[\w\-.]{4,}")  # of the API, of OAuth, and signed tokens (JWT)
+# of the API, of OAuth, and signed tokens (JWT)
+_KEY = re.compile(r"\b(AIza|ya29\.|AQ\.|eyJ)[\w\-.]{4,}")
 _MOST_CAUSES = 6
 _WRONG_VERSION = re.compile(r'Unknown name "|not found for API version')
 _OF_VERSION = (
@@ -73,7 +74,7 @@ def google_calls(doing: str, secret: str = "", *, creating: bool = False) -> Abs
 
 
 def http_status(error: Exception) -> int | None:
-    """The HTTP status that an SDK's exception is about."""
+    """Return the HTTP status that an SDK's exception is about."""
     code = getattr(error, "code", None)
     return int(code) if isinstance(code, int) and 400 <= code < 600 else None  # noqa: PLR2004 -- HTTP
 
@@ -118,7 +119,7 @@ def _provider_error(error: Exception, doing: str, secret: str, *, creating: bool
 
 
 def _names(error: BaseException) -> Iterator[str]:
-    """The class names of an exception, of what it was made of and of what it wraps."""
+    """Yield the class names of an exception, of what it was made of and of what it wraps."""
     waiting: list[Any] = [error]
     for _ in range(_MOST_CAUSES):
         if not waiting:
@@ -130,7 +131,7 @@ def _names(error: BaseException) -> Iterator[str]:
 
 
 def _retry_after_seconds(error: Exception) -> float | None:
-    """The wait that the provider asks for: a header, or a RetryInfo in the error's details."""
+    """Return the wait that the provider asks for: a header, or a RetryInfo in the error's details."""
     header = (getattr(getattr(error, "response", None), "headers", None) or {}).get("retry-after")
     details = getattr(error, "details", None)
     inner = details.get("error", {}) if isinstance(details, Mapping) else {}

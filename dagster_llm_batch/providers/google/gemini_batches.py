@@ -30,7 +30,7 @@ _STATUSES = {
 
 
 def read_operation(batch_id: str, operation: Mapping[str, Any]) -> BatchReport:
-    """The report of an operation as the API gives it."""
+    """Return the report of an operation as the API gives it."""
     batch = _batch(operation)
     given = plain_words(batch.get("state", ""))
     status = _STATUSES.get(given.removeprefix("BATCH_STATE_").removeprefix("JOB_STATE_"))
@@ -70,20 +70,20 @@ def is_operation(value: Mapping[str, Any]) -> bool:
 
 
 def display_name(operation: Mapping[str, Any]) -> str | None:
-    """The name that its creator gave the batch."""
+    """Return the name that its creator gave the batch."""
     name = _batch(operation).get("displayName")
     return name if isinstance(name, str) else None
 
 
 def responses_file(operation: Mapping[str, Any]) -> str | None:
-    """The file of the results, if they are in one."""
+    """Return the file of the results, if they are in one."""
     return next(
         (out["responsesFile"] for out in _outputs(operation) if isinstance(out.get("responsesFile"), str)), None
     )
 
 
 def inlined_results(operation: Mapping[str, Any]) -> list[Any]:
-    """The results that are in the operation itself."""
+    """Return the results that are in the operation itself."""
     for out in _outputs(operation):
         inlined = out.get("inlinedResponses")
         rows = inlined.get("inlinedResponses") if isinstance(inlined, Mapping) else None
@@ -98,7 +98,7 @@ def _batch(operation: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _outputs(operation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Where results are named: in the metadata's output, and in the response of an operation that is done."""
+    """Tell where results are named: in the metadata's output, and in the response of an operation that is done."""
     response = operation.get("response")
     places = [_batch(operation).get("output"), response]
     if isinstance(response, Mapping):

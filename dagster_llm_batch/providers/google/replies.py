@@ -112,7 +112,8 @@ class _Answered(Struct):
 _ANSWERED = msgspec.json.Decoder(_Answered)
 _LINE = msgspec.json.Decoder(Line)
 _REPLY = msgspec.json.Decoder(_Reply)
-_USAGE = msgspec.json.Decoder(_Usage, strict=False)  # counts are sometimes strings
+# counts are sometimes strings
+_USAGE = msgspec.json.Decoder(_Usage, strict=False)
 
 
 def read_google_line(line: bytes) -> Result:
@@ -137,7 +138,7 @@ def _read_bent_line(line: bytes) -> Result:
 
 
 def read_parts(line: bytes) -> tuple[Line | None, Result]:
-    """The line where it holds a reply, else None; and the Result of what is known by then."""
+    """Return the line where it holds a reply, else None; and the Result of what is known by then."""
     read, reason = decode_line(line, _LINE)
     if read is None:
         return None, Result(None, Outcome.ERRORED, reason=reason)
@@ -175,7 +176,7 @@ def _status_error(status: str) -> Result:
 
 
 def error_result(error: Any) -> Result:
-    """An error object (or text) as a Result. Codes are those of HTTP, or below 100 those of google.rpc."""
+    """Return an error object (or text) as a Result. Codes are those of HTTP, or below 100 those of google.rpc."""
     if not isinstance(error, Mapping):
         return Result(None, Outcome.ERRORED, reason=str(error)[:MAX_REASON_CHARS])
     code = error.get("code")
@@ -221,7 +222,7 @@ def _content(reply: _Reply) -> Result:
 
 
 def _first_candidate(candidates: list[_Candidate]) -> tuple[str | None, str | None]:
-    """The text of the first candidate, without its thoughts, and why it ends."""
+    """Return the text of the first candidate, without its thoughts, and why it ends."""
     if not candidates:
         return None, None
     first = candidates[0]

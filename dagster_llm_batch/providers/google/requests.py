@@ -128,7 +128,7 @@ def check_import(request: Mapping[str, Any]) -> None:
 
 
 def _settings(spec: RequestSpec) -> dict[str, Any]:
-    """The constant part of a request but for the prompt, in the order of its names."""
+    """Return the constant part of a request but for the prompt, in the order of its names."""
     params = {camel(name): value for name, value in spec.params.items()}
     reserved = dict(_RESERVED)
     if spec.response.kind is ResponseKind.JSON:
@@ -164,5 +164,5 @@ def _image(image: Image) -> dict[str, Any]:
 
 
 def camel(name: str) -> str:
-    """A parameter's name as Google's JSON spells it."""
+    """Return a parameter's name as Google's JSON spells it."""
     return _SNAKE.sub(lambda match: match[1].upper(), name)

@@ -87,7 +87,7 @@ def claude_on_vertex_schema(json_schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(lowered: Mapping[str, Any]) -> dict[str, Any]:
-    """A Schema object written as JSON Schema."""
+    """Return a Schema object written as JSON Schema."""
     node = {name: value for name, value in lowered.items() if name not in ("nullable", "propertyOrdering", "anyOf")}
     if "type" in node:
         node["type"] = node["type"].lower()
@@ -103,7 +103,7 @@ def _plain(lowered: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def import_problem(row: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What would fail the import of a file of rows like this one, as (what, path); None where nothing would."""
+    """Tell what would fail the import of a file of rows like this one, as (what, path); None where nothing would."""
     kinds: dict[str, str] = {}
     strings: dict[str, list[str]] = {}
     for path, problem, value in _walk(row, "", 0):

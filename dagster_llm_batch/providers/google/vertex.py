@@ -287,7 +287,8 @@ def credentials_of(service_account_json: str | None, access_token: str | None) -
 def secrets_of(service_account_json: str | None, access_token: str | None) -> list[str]:
     """List what no message may hold: the key, the part of it that signs, the token."""
     secrets = [secret for secret in (service_account_json, access_token) if secret]
-    with suppress(ValueError, AttributeError):  # it is no such key, which `credentials_of` says
+    # it is no such key, which `credentials_of` says
+    with suppress(ValueError, AttributeError):
         secrets.append(str(json.loads(service_account_json or "{}").get("private_key") or ""))
     return secrets
 
@@ -307,7 +308,7 @@ def _phrase(status: int) -> str:
 
 
 def _shown(body: Any) -> str:
-    """What a failed request was answered, as the vendor writes it into a row."""
+    """Tell what a failed request was answered, as the vendor writes it into a row."""
     try:
         return json.dumps(body)
     except (ValueError, RecursionError):

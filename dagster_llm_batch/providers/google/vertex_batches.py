@@ -37,7 +37,7 @@ _STATUSES = {
 
 
 def read_job(batch_id: str, job: Mapping[str, Any]) -> BatchReport:
-    """The report of a job as the API gives it."""
+    """Return the report of a job as the API gives it."""
     state = plain_words(job.get("state", ""))
     word = state.removeprefix("JOB_STATE_")
     status = _STATUSES.get(word)
@@ -83,7 +83,7 @@ def job_reason(error: Any) -> tuple[str | None, int | None]:
 
 
 def output_of(job: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Where the results of a job are: a table (bq://), or a folder (gs://)."""
+    """Tell where the results of a job are: a table (bq://), or a folder (gs://)."""
 
     def place(*path: str) -> str | None:
         value: Any = job

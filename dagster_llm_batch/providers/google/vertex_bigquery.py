@@ -82,7 +82,7 @@ class VertexTables:
         return f"bq://{name}"
 
     def results_of(self, uri: str) -> str:
-        """Where a new batch of this request table shall write: a table that no other batch has."""
+        """Tell where a new batch of this request table shall write: a table that no other batch has."""
         return f"{uri}_{uuid.uuid4().hex[:8]}_results"
 
     def delete(self, uri: str) -> None:
@@ -91,7 +91,8 @@ class VertexTables:
             with self._calls(f"delete {uri}"):
                 self._client().delete_table(_name(uri), retry=self._retry(), timeout=self._timeout_seconds)
         except ProviderError:
-            pass  # the error that led here matters more
+            # the error that led here matters more
+            pass
 
     def lines(self, uri: str) -> Iterator[bytes]:
         """The rows of the table as lines of a result file; none where it does not exist, since nothing finished."""

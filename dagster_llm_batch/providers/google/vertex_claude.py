@@ -156,7 +156,8 @@ def _usage(read: _Usage | None) -> Usage | None:
         return None
     written, cached = read.cache_creation_input_tokens or 0, read.cache_read_input_tokens or 0
     return Usage(
-        input_tokens=read.input_tokens + written + cached,  # Anthropic's own count leaves the cache out
+        # Anthropic's own count leaves the cache out
+        input_tokens=read.input_tokens + written + cached,
         output_tokens=read.output_tokens or 0,
         cache_read_tokens=cached,
         cache_write_tokens=written,

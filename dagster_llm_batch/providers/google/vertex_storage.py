@@ -23,7 +23,8 @@ __all__ = ["VertexStorage"]
 
 _UPLOAD_CHUNK_BYTES = 4 << 20
 _DOWNLOAD_CHUNK_BYTES = 2 << 20
-_LIST = "storage#objects"  # the kind of a list of objects, also of one without any
+# the kind of a list of objects, also of one without any
+_LIST = "storage#objects"
 # The SDK's default is two minutes a call. Who calls a provider tries again, and has less time than that.
 _RETRY_SECONDS = 10.0
 
@@ -83,10 +84,11 @@ class VertexStorage:
             with self._calls(f"delete {uri}"):
                 self._client().bucket(bucket).blob(name).delete(**self._patience())
         except ProviderError:
-            pass  # the error that led here matters more
+            # the error that led here matters more
+            pass
 
     def lines(self, folder: str) -> Iterator[bytes]:
-        """The lines of all files below this gs:// address, in the order of their names."""
+        """Yield the lines of all files below this gs:// address, in the order of their names."""
         bucket, _, prefix = folder.removeprefix("gs://").partition("/")
         client = self._client()
         with self._calls(f"list {folder}"):

@@ -37,7 +37,7 @@ _ENDS = ("completed_at", "expired_at", "cancelled_at", "failed_at")
 
 
 def read_batch(batch: Any) -> BatchReport:
-    """The report of a batch as the SDK gives it, whose fields may be absent or of another type."""
+    """Return the report of a batch as the SDK gives it, whose fields may be absent or of another type."""
     word = plain_words(getattr(batch, "status", None)).lower()
     status = _STATUSES.get(word)
     reason, codes = _errors(batch)

@@ -208,7 +208,8 @@ class OpenAIProvider(StainlessProvider):
             has_end = "content-length" in response.headers or "transfer-encoding" in response.headers
             if has_end or response.http_response.http_version != "HTTP/1.1":
                 return
-            size = client.files.retrieve(file_id).bytes  # the connection's end is the file's: a cut would go unseen
+            # the connection's end is the file's: a cut would go unseen
+            size = client.files.retrieve(file_id).bytes
         if isinstance(size, int) and got < size:
             raise TransientError(f"Could not download the file '{file_id}': got {got} of {size} bytes.")
 

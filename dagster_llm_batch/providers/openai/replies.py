@@ -206,7 +206,7 @@ def _result(line: _Line, endpoint: Endpoint) -> Result:
 
 
 def _status_and_body(response: bytes) -> tuple[int | None, bytes]:
-    """Status and body; a response without both is itself the body, as some servers write it."""
+    """Return status and body; a response without both is itself the body, as some servers write it."""
     try:
         read = _RESPONSE.decode(response)
     except (msgspec.MsgspecError, RecursionError):
@@ -241,7 +241,7 @@ def _retry(status: int) -> bool:
 
 
 def _value(raw: bytes) -> Any:
-    """The value of a body that should be JSON; its text where it is not."""
+    """Return the value of a body that should be JSON; its text where it is not."""
     try:
         return _ANY.decode(raw)
     except (msgspec.MsgspecError, RecursionError):
@@ -338,7 +338,7 @@ def _responses(body: _Responses[Any]) -> _Content:
 
 
 def _no_text(text: str | None, refusal: str | None, finish: str | None) -> Result:
-    """The result of a reply that is refused, withheld, absent or empty."""
+    """Return the result of a reply that is refused, withheld, absent or empty."""
     if refusal:
         return Result(
             None, Outcome.INVALID, refusal, reason=f"refusal: {refusal}"[:MAX_REASON_CHARS], finish_reason=finish

@@ -95,7 +95,7 @@ class OpenAILines:
         return read_line(line, self._endpoint)
 
     def _before_content(self, system: str | None) -> bytes:
-        """A line from its custom_id to what the user says."""
+        """Return a line from its custom_id to what the user says."""
         message = f'{{"role":"system","content":{quote(system)}}},' if system else ""
         return f'{self._head}[{message}{self._turns}{{"role":"user","content":'.encode("ascii")
 
@@ -155,7 +155,7 @@ def _refuse_param(name: str, why: str, reserved: Mapping[str, str]) -> None:
 
 
 def _settings(spec: RequestSpec, schema_rules: SchemaRules | None) -> dict[str, Any]:
-    """The constant part of a body but for the model: parameters in the order of their names, then the format."""
+    """Return the constant part of a body but for the model: parameters in the order of their names, then the format."""
     settings = {name: spec.params[name] for name in sorted(spec.params)}
     if spec.endpoint is Endpoint.EMBEDDINGS:
         # said outright: the SDK asks for base64 in real time, and a batch line has what stands in it

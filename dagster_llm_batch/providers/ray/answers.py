@@ -74,7 +74,7 @@ class RayAnswers:
             raise ConfigError(f"vllm= on Ray does not know the parameters {', '.join(unknown)}; it knows {known}.")
 
     def plan(self, model: str) -> dict[str, Any]:
-        """What the job reads: how to answer, and the pool of workers."""
+        """Tell what the job reads: how to answer, and the pool of workers."""
         pool = {name: getattr(self, name) for name in ("rows_per_file", "workers", "num_cpus", "num_gpus")}
         return {"answer": self._way(model), "pool": pool}
 

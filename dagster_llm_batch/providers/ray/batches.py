@@ -19,16 +19,17 @@ _STATUSES = {
     "FAILED": BatchStatus.FAILED,
 }
 _FAILS_AGAIN = ("RUNTIME_ENV_SETUP_FAILURE", "JOB_ENTRYPOINT_COMMAND_START_ERROR", "JOB_ENTRYPOINT_COMMAND_ERROR")
-_SIGNALED = 128  # a shell's exit code for a process that was killed is above
+# a shell's exit code for a process that was killed is above
+_SIGNALED = 128
 
 
 def status_of(job: Any) -> BatchStatus:
-    """The status of a job; a word never seen before is RUNNING."""
+    """Return the status of a job; a word never seen before is RUNNING."""
     return _STATUSES.get(getattr(job.status, "value", job.status), BatchStatus.RUNNING)
 
 
 def read_job(batch_id: str, job: Any, total: int | None, done: int | None) -> BatchReport:
-    """The report of a job (`JobDetails` of Ray's SDK), with the counts of its files."""
+    """Return the report of a job (`JobDetails` of Ray's SDK), with the counts of its files."""
     status, reason, retryable = status_of(job), None, False
     if status is BatchStatus.FAILED:
         kind, code = getattr(job.error_type, "value", job.error_type), job.driver_exit_code

@@ -53,7 +53,7 @@ def _never_sent(error: BaseException) -> bool:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """The exception with all that it was made of: `requests` wraps what urllib3 raises more than once."""
+    """Return the exception with all that it was made of: `requests` wraps what urllib3 raises more than once."""
     causes: list[BaseException] = []
     waiting: list[object] = [error]
     while waiting:

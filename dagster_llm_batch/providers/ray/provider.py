@@ -164,7 +164,7 @@ class RayProvider(OwnMachines):
         return Absent() if newest is None or newest in hints.known else Found(newest)
 
     def _attempts(self, tag: str) -> list[Any]:
-        """The jobs that the cluster knows of this tag, oldest first."""
+        """Return the jobs that the cluster knows of this tag, oldest first."""
         jobs: list[Any] = []
         while True:
             try:
@@ -197,7 +197,7 @@ class RayProvider(OwnMachines):
         return self._report_by_files(batch_id) or self._read_report(batch_id)
 
     def _report_by_files(self, batch_id: str) -> BatchReport | None:
-        """The report that the files give without the cluster: the batch has ended, or was never here."""
+        """Return the report that the files give without the cluster: the batch has ended, or was never here."""
         match = _ID.fullmatch(batch_id)
         if match is None or match["place"] != self._place:
             reason = f"'{batch_id}' is no job of this provider, whose files are in {self._storage}."
@@ -225,7 +225,7 @@ class RayProvider(OwnMachines):
         return read_job(batch_id, job, total, done)
 
     def _lost(self, batch_id: str) -> BatchReport:
-        """The report of a job that the cluster does not know and that has not ended."""
+        """Return the report of a job that the cluster does not know and that has not ended."""
         files = self._files(batch_id)
         with _reaching(files):
             total = count_of((files.read_json(PLAN) or {}).get("requests"))
@@ -289,11 +289,12 @@ class RayProvider(OwnMachines):
         return hashlib.blake2b(self._storage.encode(), digest_size=4).hexdigest()
 
     def _id(self, tag: str, failed: int = 0) -> str:
-        """The submission id of a tag, after so many jobs of it that failed."""
+        """Return the submission id of a tag, after so many jobs of it that failed."""
         return f"{tag}.{self._place}" + (f".{failed + 1}" if failed else "")
 
     def _files(self, batch_id: str) -> Files:
-        place, mark, query = self._storage.partition("?")  # a URI's options stay at its end
+        # a URI's options stay at its end
+        place, mark, query = self._storage.partition("?")
         return Files(f"{place.rstrip('/')}/{batch_id.partition('.')[0]}{mark}{query}")
 
     def _job(self, submission_id: str) -> Any:
@@ -305,7 +306,7 @@ class RayProvider(OwnMachines):
         return sdk_calls(lambda error: provider_error(error, what, self._secrets(), creating=creating))
 
     def _client(self) -> Any:
-        """The SDK's client. Making it is a call, and it imports Ray."""
+        """Return the SDK's client. Making it is a call, and it imports Ray."""
         if self._known_client is None:
             self._refuse_other_addresses()
             try:

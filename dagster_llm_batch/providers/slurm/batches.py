@@ -47,7 +47,7 @@ class SlurmBatch:
 
     @staticmethod
     def tries(workdir: Path, tag: str) -> list[SlurmBatch]:
-        """The batches of this tag, the last one first. Raises ConfigError for a tag that cannot name them."""
+        """Return the batches of this tag, the last one first. Raises ConfigError for a tag that cannot name them."""
         if not _TAG.fullmatch(tag):
             raise ConfigError(f"The tag {tag!r} cannot name a job and a folder; letters, digits, '_' and '-' can.")
         paths = {int(path.suffix[1:]): path for path in workdir.glob(f"{tag}.*") if path.suffix[1:].isdecimal()}
@@ -102,11 +102,11 @@ class SlurmBatch:
         return self.path / "job.py"
 
     def plan(self) -> dict[str, Any] | None:
-        """The intent, or None where there is no such batch here."""
+        """Return the intent, or None where there is no such batch here."""
         return read_json(self.path / "plan.json")
 
     def requests(self) -> list[int]:
-        """How many requests each task has; empty where there is no plan that tells it."""
+        """Tell how many requests each task has; empty where there is no plan that tells it."""
         counts = (self.plan() or {}).get("requests")
         if not isinstance(counts, list) or not all(count_of(count) is not None for count in counts):
             return []
@@ -126,7 +126,7 @@ class SlurmBatch:
         return (self.path / "job.json").exists() or any(self.path.glob("started-*.json")) or bool(self.exits())
 
     def exits(self) -> dict[int, dict[str, Any]]:
-        """How tasks ended, by number, as they wrote it themselves."""
+        """Tell how tasks ended, by number, as they wrote it themselves."""
         ends: dict[int, dict[str, Any]] = {}
         for path in self.path.glob("exit-*.json"):
             number = path.stem[len("exit-") :]
@@ -142,7 +142,7 @@ class SlurmBatch:
                     write_json(self.path / f"slurm-{number}.json", task._asdict())
 
     def noted_ends(self) -> dict[int, ArrayTask]:
-        """The ends that `note_ends` has kept, by task."""
+        """Return the ends that `note_ends` has kept, by task."""
         notes = (read_json(path) for path in self.path.glob("slurm-*.json"))
         tasks = (array_task(noted) for noted in notes if noted is not None)
         return {task.task: task for task in tasks if task is not None}
@@ -155,7 +155,7 @@ class SlurmBatch:
         return (self.path / "cancel").exists()
 
     def outputs(self, task: int) -> list[Path]:
-        """The files with the task's results: the whole one, or what its latest start has kept and written."""
+        """Return the files with the task's results: the whole one, or what its latest start has kept and written."""
         whole = self.path / f"out-{task}.jsonl"
         if whole.exists():
             return [whole]
@@ -170,13 +170,13 @@ class SlurmBatch:
         return [max(parts, key=lambda path: path.stat().st_size)]
 
     def lines(self, tasks: int) -> Iterator[bytes]:
-        """All result lines, the whole ones and of tasks that died what is there, in the order of the requests."""
+        """Yield all result lines, the whole ones and of tasks that died what is there, in the order of the requests."""
         for task in range(tasks):
             for path in self.outputs(task):
                 yield from lines_of(path)
 
     def done(self, task: int) -> int:
-        """How many result lines the task has written."""
+        """Tell how many result lines the task has written."""
         return sum(count_lines(path) or 0 for path in self.outputs(task))
 
     def log_path(self, *, array: bool) -> str:

@@ -53,7 +53,7 @@ class SlurmClient:
         self._timeout_seconds = timeout_seconds
 
     def submit(self, options: Sequence[str], script: Path, folder: Path) -> int:
-        """The id of the job that sbatch made. Called once; see Provider.submit for the errors."""
+        """Return the id of the job that sbatch made. Called once; see Provider.submit for the errors."""
         words = ["sbatch", "--parsable", *options, str(script), str(folder)]
         try:
             done = self._run(words, self.environment())
@@ -195,7 +195,7 @@ def _portions(names: Iterable[str] | None) -> list[list[str]]:
 
 
 def _columns(line: str, count: int) -> list[str]:
-    """The line's columns; a foreign job's name or comment with a separator in it cannot be one of ours."""
+    """Return the line's columns; a foreign job's name or comment with a separator in it cannot be one of ours."""
     columns = line.split("|")
     return columns if len(columns) == count else [""] * count
 

@@ -59,7 +59,8 @@ def main(folder: Path) -> int:
     code, was_told = _run(words, plan["grace_seconds"]) if source.stat().st_size else (0, False)
     canceled = was_told and (folder / "cancel").exists()
     if was_told and not canceled:
-        return 128 + signal.SIGTERM  # how this ends, or whether it starts again, is for Slurm to say
+        # how this ends, or whether it starts again, is for Slurm to say
+        return 128 + signal.SIGTERM
     _publish(kept, part, folder / f"out-{task}.jsonl")
     _write(end, {"code": code, "canceled": canceled, "ended_at": time.time()})
     return int(code if code >= 0 else 128 - code)
@@ -99,7 +100,7 @@ def _good(line: bytes):  # type: ignore[no-untyped-def]  # noqa: ANN202 -- str o
 
 
 def _run(words: list, grace_seconds: float) -> tuple:  # type: ignore[type-arg]  # no generics at run time
-    """The exit code, below zero where a signal ended it, and whether it ended since we were told to."""
+    """Return the exit code, below zero where a signal ended it, and whether it ended since we were told to."""
     signals = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: signals.append(True))
@@ -119,7 +120,8 @@ def _run(words: list, grace_seconds: float) -> tuple:  # type: ignore[type-arg] 
             process.wait(grace_seconds)
         return -signal.SIGTERM, True
     finally:
-        _kill(process.pid, signal.SIGKILL)  # workers that an engine left behind, too
+        # workers that an engine left behind, too
+        _kill(process.pid, signal.SIGKILL)
         process.wait()
 
 

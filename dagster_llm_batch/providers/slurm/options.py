@@ -69,7 +69,7 @@ class SlurmOptions:
             _check_extra(word)
 
     def words(self) -> list[str]:
-        """The options as sbatch and srun take them."""
+        """Return the options as sbatch and srun take them."""
         values = {
             "--partition": self.partition,
             "--account": self.account,

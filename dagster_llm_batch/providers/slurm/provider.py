@@ -90,7 +90,8 @@ class SlurmProvider(OwnMachines):
             name,
             shlex.join(command) if account is None else account,
             replace(limits, max_requests=min(limits.max_requests, requests_per_task * _MAX_TASKS)),
-            settle_seconds,  # the controller may still read a request whose sender is dead
+            # the controller may still read a request whose sender is dead
+            settle_seconds,
         )
         self._command = check_command(command)
         self._workdir = Path(workdir).expanduser().absolute()
@@ -122,7 +123,8 @@ class SlurmProvider(OwnMachines):
         try:
             job_id = self._slurm.submit(self._submit_options(batch), batch.script, batch.path)
         except (RefusedError, TransientError):
-            batch.discard()  # Slurm has not taken it, for certain
+            # Slurm has not taken it, for certain
+            batch.discard()
             raise
         batch.accepted(job_id)
         return batch.batch_id
@@ -136,7 +138,8 @@ class SlurmProvider(OwnMachines):
             f"--comment={_COMMENT}{batch.batch_id}",
             f"--output={batch.log_path(array=tasks > 1)}",
             "--open-mode=append",
-            "--export=ALL",  # of an environment that holds nothing but what was asked for
+            # of an environment that holds nothing but what was asked for
+            "--export=ALL",
             "--requeue" if self._requeue else "--no-requeue",
             "--kill-on-invalid-dep=yes",
             *([f"--array=0-{tasks - 1}{cap}"] if tasks > 1 else []),
@@ -256,7 +259,7 @@ def _ended_well(batch: SlurmBatch) -> bool:
 
 
 def _by_name(tasks: Iterable[ArrayTask]) -> dict[str, dict[int, ArrayTask]]:
-    """Our tasks by batch and number."""
+    """Return our tasks by batch and number."""
     batches: dict[str, dict[int, ArrayTask]] = {}
     for task in tasks:
         if _is_ours(task):

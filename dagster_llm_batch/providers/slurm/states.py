@@ -31,7 +31,8 @@ _WORDS = {
     "PREEMPTED": (BatchStatus.FAILED, True, "another job took its place"),
     "REVOKED": (BatchStatus.FAILED, True, "another cluster took it"),
 }
-_MEMORY = ("Exceeded job memory limit", "oom_kill event", "oom-kill event")  # in the log, where the state is FAILED
+# in the log, where the state is FAILED
+_MEMORY = ("Exceeded job memory limit", "oom_kill event", "oom-kill event")
 LATE = frozenset({"COMPLETED", "FAILED"})
 """Ends that a task writes down itself: where its file is not seen yet, a shared directory may only be slow."""
 
@@ -49,7 +50,7 @@ class ArrayTask(NamedTuple):
 
 
 def array_task(noted: Mapping[str, Any]) -> ArrayTask | None:
-    """A task as it was noted, or None where that is no note of one."""
+    """Return a task as it was noted, or None where that is no note of one."""
     if noted.keys() != set(ArrayTask._fields) or type(noted["task"]) is not int:
         return None
     texts = (noted[name] for name in ("name", "comment", "job_id", "state", "reason"))

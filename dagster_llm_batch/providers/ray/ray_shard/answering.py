@@ -36,7 +36,7 @@ _LIFELINE = Path(__file__).with_name("lifeline.py")
 
 
 def answerer(plan: Mapping[str, Any]) -> Answerer:
-    """What answers by this plan."""
+    """Tell what answers by this plan."""
     kinds: dict[str, Callable[..., Answerer]] = {"server": Server, "call": Call, "command": Command}
     options = dict(plan)
     return kinds[options.pop("kind")](**options)
@@ -172,13 +172,13 @@ class Command:
 
 
 def reply_line(custom_id: str | None, body: Any, status: int = _OK) -> bytes:
-    """The result line of a reply."""
+    """Return the result line of a reply."""
     response = {"status_code": status, "request_id": None, "body": body}
     return _line({"id": None, "custom_id": custom_id, "response": response, "error": None})
 
 
 def error_line(custom_id: str | None, code: str, message: str) -> bytes:
-    """The result line of a row without a reply."""
+    """Return the result line of a row without a reply."""
     error = {"code": code, "message": message[:_LOG_CHARS]}
     return _line({"id": None, "custom_id": custom_id, "response": None, "error": error})
 

@@ -21,12 +21,12 @@ _CHUNK_BYTES = 1 << 20
 
 
 def started(submission_id: str) -> str:
-    """The file that says that the job has begun."""
+    """Return the file that says that the job has begun."""
     return f"{submission_id}.started.json"
 
 
 def ended(submission_id: str) -> str:
-    """The file that says that every row has its result line."""
+    """Return the file that says that every row has its result line."""
     return f"{submission_id}.ended.json"
 
 
@@ -46,7 +46,7 @@ class Files:
         return bool(info.type == pyarrow.fs.FileType.File)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """What a JSON file holds, or None where there is no such file."""
+        """Tell what a JSON file holds, or None where there is no such file."""
         if not self.exists(name):
             return None
         with self._fs.open_input_stream(f"{self._path}/{name}", compression=None) as stream:
@@ -71,7 +71,7 @@ class Files:
         return count
 
     def spans(self, rows: int) -> Iterator[tuple[int, int]]:
-        """Where in the request file each run of so many lines is: first byte and length."""
+        """Yield where in the request file each run of so many lines is: first byte and length."""
         start = end = lines = 0
         for line in self.lines(REQUESTS):
             end += len(line)
@@ -83,13 +83,13 @@ class Files:
             yield start, end - start
 
     def requests(self, start: int, length: int) -> list[bytes]:
-        """The request lines of a span."""
+        """Return the request lines of a span."""
         with self._fs.open_input_file(f"{self._path}/{REQUESTS}") as file:
             file.seek(start)
             return [line for line in bytes(file.read(length)).split(b"\n") if line.strip()]
 
     def lines(self, name: str) -> Iterator[bytes]:
-        r"""The lines of a file, each with its `\n`, in constant memory. They end at `\n` alone."""
+        r"""Yield the lines of a file, each with its `\n`, in constant memory. They end at `\n` alone."""
         rest = b""
         with self._fs.open_input_stream(f"{self._path}/{name}", compression=None) as stream:
             while chunk := stream.read(_CHUNK_BYTES):
@@ -100,7 +100,7 @@ class Files:
             yield rest + b"\n"
 
     def result_name(self, key: bytes, rows: int) -> str:
-        """The result file of what `key` stands for: the same each time that it is answered."""
+        """Return the result file of what `key` stands for: the same each time that it is answered."""
         return f"{_RESULTS}/{hashlib.blake2b(key, digest_size=12).hexdigest()}-{rows}.jsonl"
 
     def write_results(self, name: str, lines: Iterable[bytes]) -> None:
@@ -108,13 +108,13 @@ class Files:
         self._write(name, lines)
 
     def results(self) -> list[str]:
-        """The names of all whole result files, in order."""
+        """Return the names of all whole result files, in order."""
         selector = pyarrow.fs.FileSelector(f"{self._path}/{_RESULTS}", allow_not_found=True)
         names = (info.base_name for info in self._fs.get_file_info(selector) if info.type == pyarrow.fs.FileType.File)
         return sorted(f"{_RESULTS}/{name}" for name in names if name.endswith(".jsonl"))
 
     def rows_done(self) -> int:
-        """How many rows the result files have, by their names."""
+        """Tell how many rows the result files have, by their names."""
         counts = (name.removesuffix(".jsonl").rpartition("-")[2] for name in self.results())
         return sum(int(count) for count in counts if count.isdecimal())
 

@@ -14,7 +14,7 @@ import threading
 
 
 def main(words: list) -> int:  # type: ignore[type-arg]  # no generics at run time
-    """The command's exit code."""
+    """Return the command's exit code."""
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603 -- the user's own
 
     def end(*_: object) -> None:

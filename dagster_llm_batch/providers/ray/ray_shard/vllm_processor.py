@@ -24,7 +24,7 @@ SAMPLING = (
 
 
 def finished_runs(folder: str, plan: Mapping[str, Any], pool: Mapping[str, Any]) -> Any:
-    """A dataset with one row for each result file that was written."""
+    """Return a dataset with one row for each result file that was written."""
     import ray.data  # noqa: PLC0415 -- the provider reads SAMPLING without Ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig  # noqa: PLC0415 -- as above
 
