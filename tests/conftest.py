@@ -1,7 +1,12 @@
 """What holds for all tests."""
 
+import gc
 import os
+from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
+
+import pytest
 
 with suppress(ModuleNotFoundError):  # engines with an environment of their own do without it
     from hypothesis import settings
@@ -10,3 +15,24 @@ with suppress(ModuleNotFoundError):  # engines with an environment of their own 
     settings.load_profile("untimed")
 
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # it asks for each bucket's kind at Google itself
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect without the garbage collector, and let it never look again at what collection has made.
+
+    Nothing of the modules and tests that are collected is garbage; looking for it took two fifths of the time.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file without slow tests where those alone are wanted: a few files of hundreds, in every worker."""
+    if config.option.markexpr == "slow" and collection_path.suffix == ".py":
+        return "mark.slow" not in collection_path.read_text(encoding="utf-8") or None
+    return None
