@@ -41,7 +41,7 @@ _MAGIC = (
 @checked
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked of the model about each row.
+    """The question that the model is asked about each row.
 
     Args:
         user: Jinja template. Columns are variables (`{{ subject }}`); `{{ row["odd name"] }}` reaches any column.

@@ -446,9 +446,9 @@ class Reader:
         kept: list[Sequence[float] | None] = []
         reasons: list[str | None] = []
         for vector in embeddings:
-            wrong = vector is not None and wanted is not None and len(vector) != wanted
-            reasons.append(f"embedding of {len(vector or ())} dimensions, asked for {wanted}" if wrong else None)
-            kept.append(None if wrong else vector)
+            is_misfit = vector is not None and wanted is not None and len(vector) != wanted
+            reasons.append(f"embedding of {len(vector or ())} dimensions, asked for {wanted}" if is_misfit else None)
+            kept.append(None if is_misfit else vector)
         return ParsedReplies(pa.table([pa.array(kept, pa.list_(pa.float32()))], schema=self.schema), reasons)
 
 

@@ -223,11 +223,11 @@ class Reconciler:
         """Yield the results in tables of some thousand rows: first those of the lines, then the requests left out."""
         yield from self._tables(self._known(chunk) for chunk in chunks(lines, _AT_ONCE))
         # Older ledgers have 'running' here.
-        outcome, why = _LEFT_OUT.get(self._facts.status, _LEFT_OUT[BatchStatus.ENDED])
+        outcome, explanation = _LEFT_OUT.get(self._facts.status, _LEFT_OUT[BatchStatus.ENDED])
         left_out = Result(
             custom_id=None,
             outcome=outcome,
-            reason=self._facts.reason or why,
+            reason=self._facts.reason or explanation,
             retryable=outcome is not Outcome.ERRORED or self._facts.retryable,
         )
         unnamed, size = self._expected.left(), _AT_ONCE * REQUEST_ID_BYTES

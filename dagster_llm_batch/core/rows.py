@@ -276,7 +276,7 @@ def _through_narwhals(rows: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
-    """What was given in place of rows."""
+    """Return a description of what was given in the place of rows."""
     if isinstance(value, list) and value:
         other = next((item for item in value if not isinstance(item, Mapping)), value[0])
         return f"a list with {_kind(other)} in it"

@@ -149,7 +149,8 @@ class Breaker:
                 if misfit["llm_outcome"] == Outcome.MISSING.value:
                     reason = self._stray(shard, request_id) or reason
                 return f"{self._row(submission, request_id)}: {plain_text(reason, 3 * _EXAMPLE_CHARS)}"
-        return "none is left to show"  # the results were pruned meanwhile
+        # The results may have been pruned meanwhile.
+        return "none is left to show"
 
     def _row(self, submission: Submission, request_id: str) -> str:
         """Name the first row that makes this request by its key."""
@@ -159,7 +160,8 @@ class Breaker:
             rows = batch.filter(pc.equal(batch["llm_request_id"], request_id))
             if len(rows):
                 return f"row {plain_text(rows[key][0].as_py(), _EXAMPLE_CHARS)!r}"
-        return f"request {request_id}"  # of a row that another submission has
+        # The request is of a row that only another submission has.
+        return f"request {request_id}"
 
     def _stray(self, shard: Shard, request_id: str) -> str | None:
         """Describe a result line of the shard's batch that is no result of it, beside the custom_id that was asked."""

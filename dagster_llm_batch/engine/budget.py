@@ -51,8 +51,8 @@ def refuse_over_budget(
         yield
         return
     with committing(deployment, _WAIT_SECONDS):
-        if (why := exceeded(deployment, labeling, cost, replaced)) is not None:
-            msg = f"'{labeling.asset}': {counted} are refused: {why}. Nothing was sent. Raise the budget, or wait."
+        if (reason := exceeded(deployment, labeling, cost, replaced)) is not None:
+            msg = f"'{labeling.asset}': {counted} are refused: {reason}. Nothing was sent. Raise the budget, or wait."
             raise BudgetError(msg)
         yield
 

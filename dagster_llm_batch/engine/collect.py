@@ -68,6 +68,7 @@ class Collector:
         if self._payloads.exists(path):
             return path
         shards = self._ledger.shards_of_batch(shard)
+        # A connection that breaks off without an error looks like the end of a shorter file.
         counted = sum(sharing.done or 0 for sharing in shards)
         is_old = shard.ended_at is not None and self._deployment.clock() - shard.ended_at >= _PATIENCE
         for last in [False] * (_FETCHES - 1) + [True]:
@@ -168,6 +169,7 @@ class Collector:
         """Bring ended, archived shards to `collected`. `check` is called before each, and may raise."""
         for shard, (results_path, tally) in zip(shards, self._read_all(shards), strict=True):
             check()
+            # Counted and shown, never fatal: the results of the other requests are as good as ever.
             if tally.unexpected:
                 counts = ", ".join(f"{count} {name}" for name, count in tally.unexpected.items())
                 self._ledger.add_event(shard.submission_id, "unexpected_lines", f"{shard.shard_id}: {counts}")

@@ -219,6 +219,7 @@ class Deployment:
     def provider_of(self, shard: Shard) -> Provider:
         """Return the shard's provider. Raises ConfigError where another account is configured now."""
         provider = self.provider(shard.provider)
+        # Another account knows none of the shard's batches: it would report them as gone, and they would be paid again.
         if provider.account != shard.account:
             msg = (
                 f"Shard {shard.shard_id} was made with the {shard.provider} account '{shard.account}'; configured is "

@@ -108,11 +108,13 @@ class Engine:
         """Submit several submissions of one labeling, in as few batches as their shards fit into. See `submit`."""
         held = self._with_sharing(submission_ids)
         with self.deployment.leased(*held) as lease:
+            # First, since a shard whose create call left no record may have a batch, and must not be sent again.
             Sender(self.deployment).recover(submission_ids, held)
             dispatcher = Dispatcher(labeling, self.deployment, lease)
             planned: list[Shard] = []
             for submission_id in submission_ids:
                 submission, shards = self.ledger.submission_with_shards(submission_id)
+                # Another account could not collect what is in flight: refuse before more is sent.
                 for shard in shards:
                     if shard.state in IN_FLIGHT:
                         self.deployment.provider_of(shard)
@@ -237,6 +239,7 @@ class Engine:
             status = self.status(submission_id)
             if status.is_settled or any(shard.state is not ShardState.COLLECTED for shard in status.shards):
                 return status
+            # The answers of these submissions decide what is asked again, so the next wave waits for them.
             if not self._has_sources(status.submission):
                 return status
             if self._plan_next_wave(labeling, status):

@@ -222,6 +222,7 @@ def write_labels(assembler: LabelAssembler, labels: PayloadStore, rejects: Paylo
     finally:
         for source in temporary:
             assembler.payloads.delete(source.path)
+    # Only now: until all parts are written, readers find the older files.
     for store in (labels, rejects):
         store.keep_only(label_part.name)
     return WrittenLabels(sum(part.labels for part in written), sum(part.rejects for part in written))
@@ -384,5 +385,6 @@ def _with(shared: pa.Table, results: pa.Table) -> pa.Table:
 
 
 def _path(shard: Shard) -> str:
-    assert shard.results_path is not None  # it is collected
+    # Only collected shards are among the waves.
+    assert shard.results_path is not None
     return shard.results_path

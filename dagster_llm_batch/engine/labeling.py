@@ -1,4 +1,4 @@
-"""What a labeled dataset declares, free of Dagster: how rows become requests, and how far to go for an answer."""
+"""The declaration of a labeled dataset, free of Dagster: how rows become requests, and which are asked again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BelowMinimum = Literal["refuse", "pad", "realtime"]
 @checked
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Which requests are sent again, and how often. Only those that can succeed ever are.
+    """Which requests are sent again, and how often. Only those that can succeed are.
 
     Args:
         max_waves: How often a request may be sent in all. 1 means never again.
@@ -124,8 +124,8 @@ class Labeling:
     workers: Workers | None = None
 
     def __reduce__(self) -> Any:
-        """What was declared; the rest is found again. Workers are not for workers."""
-        declared = {one.name: getattr(self, one.name) for one in fields(self)}
+        """Pickle the declared fields alone; what is derived from them is computed again. Workers need no workers."""
+        declared = {declared_field.name: getattr(self, declared_field.name) for declared_field in fields(self)}
         return partial(Labeling, **{**declared, "workers": None}), ()
 
     def __post_init__(self) -> None:
@@ -139,38 +139,39 @@ class Labeling:
                 msg = f"{name}={given!r} is not allowed; it is at least {least}, or left out."
                 raise ConfigError(msg)
         check_columns(self.key, self.keep, self.reader.schema.names)
-        _ = self.spec, self.budget_usd, self.models  # refuse now what can be known now
+        # Computed now, so that what is wrong with them is raised where the dataset is declared.
+        _ = self.spec, self.budget_usd, self.models
 
     @cached_property
     def models(self) -> tuple[Labeling, ...]:
-        """The same by each of its models: as it is, then by each fallback."""
-        others = [one if isinstance(one, Fallback) else Fallback(one) for one in self.fallback]
-        found = (
+        """The labeling itself, then one for each fallback, with the fallback's model."""
+        fallbacks = [Fallback(fallback) if isinstance(fallback, str) else fallback for fallback in self.fallback]
+        labelings = (
             self,
             *(
                 replace(
                     self,
-                    model=one.model,
-                    params=self.params if one.params is None else one.params,
-                    endpoint=one.endpoint or self.endpoint,
-                    price=one.price,
+                    model=fallback.model,
+                    params=self.params if fallback.params is None else fallback.params,
+                    endpoint=fallback.endpoint or self.endpoint,
+                    price=fallback.price,
                     fallback=(),
                 )
-                for one in others
+                for fallback in fallbacks
             ),
         )
-        names = [one.model for one in found]
+        names = [labeling.model for labeling in labelings]
         if len(set(names)) < len(names):
             msg = f"fallback names a model twice, or the one that it shall replace: {', '.join(names)}."
             raise ConfigError(msg)
-        return found
+        return labelings
 
     def by(self, model: str) -> Labeling:
-        """The same by one of its models. Raises ConfigError for another."""
-        for one in self.models:
-            if one.model == model:
-                return one
-        known = ", ".join(one.model for one in self.models)
+        """Return the labeling by one of its models. Raises ConfigError for another model."""
+        for labeling in self.models:
+            if labeling.model == model:
+                return labeling
+        known = ", ".join(labeling.model for labeling in self.models)
         msg = (
             f"'{self.asset}' has requests at {model}, which is neither its model nor a fallback any more: {known}. "
             "Put it back into fallback= until they are settled."
@@ -187,7 +188,7 @@ class Labeling:
 
     @cached_property
     def spec(self) -> RequestSpec:
-        """What all requests share."""
+        """All that the requests share."""
         embeds = self.reader.format.kind is ResponseKind.EMBEDDING
         default = Endpoint.EMBEDDINGS if embeds else Endpoint.CHAT
         try:
@@ -223,7 +224,7 @@ class Labeling:
 
     @cached_property
     def code_version(self) -> str:
-        """Changes whenever labels could: with prompt, model, parameters or response schema."""
+        """A digest that changes whenever labels could: with prompt, model, parameters or response schema."""
         spec = self.spec
         prompt = [
             self.prompt.system,
@@ -232,7 +233,7 @@ class Labeling:
             [[t.role, t.text] for t in spec.turns],
         ]
         schema = [spec.response.kind.value, spec.response.json_schema, spec.response.dimensions]
-        fallback = [[one.model, dict(one.spec.params)] for one in self.models[1:]]
+        fallback = [[labeling.model, dict(labeling.spec.params)] for labeling in self.models[1:]]
         content = [self.model, spec.endpoint.value, dict(spec.params), prompt, schema]
         return _digest([*content, fallback] if fallback else content)
 

@@ -181,6 +181,7 @@ class Planner:
     ) -> Submission:
         """Store the submission, superseding those before; return another process's where that has stored the same."""
         place = (submission.namespace, submission.asset, submission.partition)
+        # Two processes that plan the same partition at once would each supersede the other's submission.
         with self._ledger.hold_leases(f"plan:{':'.join(place)}", wait_seconds=_WAIT_SECONDS):
             seen = {earlier.submission_id for earlier in history}
             for other in self._ledger.history(*place):
@@ -193,6 +194,7 @@ class Planner:
                     f"{other.submission_id}. Nothing was sent for these. Run again if these are the newer rows."
                 )
                 raise LeaseError(msg)
+            # Shards of older submissions that are not sent any more free their money for this one.
             with refuse_over_budget(self._deployment, self._labeling, estimate, self._unsent(history)):
                 for older in history:
                     if older.state is SubmissionState.OPEN:

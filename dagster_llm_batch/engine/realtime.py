@@ -56,6 +56,7 @@ class Answerer:
         lines = list(payloads.lines(shard.path))
         answers = answers_so_far(payloads, shard)
         before = len(answers)
+        # Committed before the first call: a process that dies after this must not let the same calls be made again.
         ledger.move_shard(shard.shard_id, Move.SEND, lane=Lane.REALTIME, sent_at=self._deployment.clock())
         stopped_by = self._ask_all(provider, lines, answers)
         if len(answers) == len(lines):

@@ -286,6 +286,7 @@ class ShardFiles:
 
     def _fill_up(self, full: Shard, tail: Shard) -> list[Shard]:
         """Move requests from the end of `full` to `tail`, where both have the least number after that."""
+        # Bedrock refuses a batch below its least number of requests, which the last shard easily is.
         least, lacking = self._limits.min_requests, self._limits.min_requests - tail.requests
         if lacking <= 0 or full.requests - lacking < least:
             return [full, tail]

@@ -108,6 +108,7 @@ class NextWave:
 
     def _again(self) -> Iterator[_Ask]:
         for shard in self._shards:
+            # What failed in an earlier wave was asked again in the wave after it.
             if shard.wave == self._submission.waves:
                 model = self._labeling.models.index(self._labeling.by(_model(shard)))
                 yield from self._asks(model, shard, self._result_rows([shard], good=False), self._shards)
@@ -138,6 +139,7 @@ class NextWave:
         # After the deadline each request may be tried once in real time.
         rescued = self._late and shard.lane is Lane.BATCH
         own = shard.submission_id == self._submission.submission_id
+        # Dropped before it was sent, since its provider takes no batches: then a fallback is asked, not the same model.
         given_up = own and shard.status is BatchStatus.CANCELED and shard.sent_at is None and not self._late
         same: list[str] = []
         rest: list[str] = []

@@ -75,8 +75,8 @@ def check_queue_limits(names: Iterable[str], providers: Collection[str]) -> None
         provider, slash, model = name.partition("/")
         if provider not in providers:
             nobody = "no provider is configured."
-            why = unknown_name("configured provider", provider, providers) if providers else nobody
-            raise ConfigError(f"queue_limits has {name!r}, and {why} Configure it, or take its limit out.")
+            reason = unknown_name("configured provider", provider, providers) if providers else nobody
+            raise ConfigError(f"queue_limits has {name!r}, and {reason} Configure it, or take its limit out.")
         if slash and not model:
             raise ConfigError(
                 f"queue_limits has {name!r}, which names no model. Write {provider!r}, or a model after /."

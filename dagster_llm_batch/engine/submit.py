@@ -182,9 +182,12 @@ class Sender:
             for last in [False] * (_TRIES - 1) + [True]:
                 lines.seek(0)
                 now = self._deployment.clock()
+                # Committed before the call: a process that dies after this leaves the shards in `submitting`, whose
+                # batch is looked for at the provider. If committed after it, a batch could exist that nobody knows.
                 sent = self._ledger.move_shards(ids, Move.SEND, sent_at=now, padding=padding)
                 try:
                     batch_id = provider.submit(lines, spec, self._deployment.tag(shards[0]))
+                # Any error but AmbiguousError means that no batch exists (see Provider.submit).
                 except TransientError as error:
                     self._ledger.move_shards(ids, Move.NOT_SENT, reason=str(error))
                     if last:
@@ -237,6 +240,8 @@ class Sender:
         """Recover the shards of one create call, the carrier first."""
         carrier, ids = shards[0], [shard.shard_id for shard in shards]
         assert carrier.sent_at is not None  # it is recorded with the intent
+        # A real-time call cannot be looked for, and may have been billed: its requests are missing, and go to the next
+        # wave where the policy says so.
         if carrier.lane is Lane.REALTIME:
             self._ledger.move_shards(
                 ids,
@@ -256,6 +261,7 @@ class Sender:
         if isinstance(answer, Found):
             self._accepted(shards, answer.batch_id)
         elif isinstance(answer, Absent):
+            # For some seconds a provider may not list a batch that it has created.
             waited = self._deployment.clock() - self._in_doubt_since(carrier)
             if waited >= timedelta(seconds=provider.settle_seconds):
                 self._ledger.move_shards(ids, Move.NOT_SENT, reason="the provider has no such batch")

@@ -126,15 +126,15 @@ class Dispatcher:
             if requests >= limits.min_requests or labeling.below_minimum != "refuse":
                 yield batch
                 continue
-            why = (
+            reason = (
                 f"a batch of {labeling.model} takes at least {limits.min_requests} requests; these are {requests}. "
                 "Set below_minimum='pad' (copies that are paid for fill it up) or 'realtime' (answered at once, at the "
                 "price of real time), or send more rows together."
             )
             if any(shard.wave == 1 for shard in batch):
-                raise ConfigError(f"'{labeling.asset}': {why} Nothing was sent.")
+                raise ConfigError(f"'{labeling.asset}': {reason} Nothing was sent.")
             for submission_id in {shard.submission_id for shard in batch}:
-                self._deployment.ledger.add_event(submission_id, "below_minimum", f"not sent again: {why}")
+                self._deployment.ledger.add_event(submission_id, "below_minimum", f"not sent again: {reason}")
             drop(self._deployment, batch, "it was not sent again: too few requests for a batch")
         for submission_id in {shard.submission_id for shard in shards if not due(shard, now)}:
             self._waits(submission_id)

@@ -1,1 +1,1 @@
-"""What outlives a process: the ledger in SQL, and requests, raw results and labels as files."""
+"""Storage that outlives a process: the ledger in SQL, and requests, raw results and labels as files."""

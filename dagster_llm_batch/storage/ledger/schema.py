@@ -105,9 +105,9 @@ class _Name(TypeDecorator[str]):
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002  # SQLAlchemy's hook
         if value is None or (match := _UNSTORABLE.search(value)) is None:
             return value
-        what = f"The {self.column.replace('_', ' ')} {ascii(value)[:200]}"
+        name = f"The {self.column.replace('_', ' ')} {ascii(value)[:200]}"
         raise LedgerError(
-            f"{what} has the character U+{ord(match[0]):04X}, which no database stores. A name is stored exactly or "
+            f"{name} has the character U+{ord(match[0]):04X}, which no database stores. A name is stored exactly or "
             "not at all. Nothing was changed. Take that character out."
         )
 
