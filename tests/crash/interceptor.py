@@ -234,9 +234,9 @@ def _intercept_transactions(interceptor: Interceptor) -> None:
         verb = _LEASES.get(verb, verb) if move is None else move.value
         return crossing(f"ledger: {verb}", real_write(self))
 
-    def migrate(connection: Any) -> None:
+    def migrate(*given: Any) -> None:
         interceptor.cross("ledger: migrate", When.BEFORE)
-        real_migrate(connection)
+        real_migrate(*given)
         interceptor.cross("ledger: migrate", When.UNSEEN)
 
     database.Database.write = write  # type: ignore[method-assign]
