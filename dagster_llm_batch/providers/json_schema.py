@@ -37,6 +37,7 @@ __all__ = [
     "SchemaRules",
     "SizeLimits",
     "lower_schema",
+    "schema_name",
 ]
 
 JSON_TYPES = frozenset({"string", "number", "integer", "boolean", "null", "object", "array"})
@@ -175,6 +176,11 @@ CLAUDE_RULES = SchemaRules(
 def lower_schema(json_schema: Mapping[str, Any], rules: SchemaRules) -> dict[str, Any]:
     """`json_schema` in the vendor's dialect. Raises ResponseSchemaError, naming construct and path, if none says it."""
     return _Walker(json_schema, rules).lower_root()
+
+
+def schema_name(name: str) -> str:
+    """Write the name of a response as vendors take the name of a schema or tool: 64 letters, digits, `_` and `-`."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64] or "response"
 
 
 class _Walker:

@@ -1,4 +1,4 @@
-r"""Text and bytes of request and result files, for every provider. Pure but for `sized`.
+r"""Text, images and bytes of request and result files, for every provider. Pure but for `sized`.
 
 Request lines are ASCII JSON, so U+2028 and its kin never appear raw. A half surrogate, which no strict JSON reader
 takes, becomes U+FFFD: one such row must not fail the whole file. Result files are split at `\n` alone.
@@ -10,17 +10,31 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from json.encoder import encode_basestring_ascii
 from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
-from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.text import replace_halves
+from dagster_llm_batch.types import Image, Turn
 
-__all__ = ["BOM", "MAX_REASON_CHARS", "decode_line", "dumps", "quote", "quoted", "repaired", "sized", "split_lines"]
+__all__ = [
+    "BOM",
+    "MAX_REASON_CHARS",
+    "check_roles",
+    "decode_line",
+    "dumps",
+    "encode_image",
+    "quote",
+    "quoted",
+    "repaired",
+    "sized",
+    "split_lines",
+]
 
 BOM = b"\xef\xbb\xbf"
 MAX_REASON_CHARS = 1_000
@@ -56,6 +70,20 @@ def repaired(line: bytes) -> bytes:
     """Make strict UTF-8 JSON of a line: replace bad bytes and half surrogates, which an LLM cut mid-character gives."""
     text = json.dumps(json.loads(line.decode("utf-8", "replace")), ensure_ascii=False)
     return replace_halves(text).encode()
+
+
+def check_roles(turns: Iterable[Turn]) -> None:
+    """Raise ConfigError for a few-shot turn of a role that no vendor has: a system text is a part of its own."""
+    for turn in turns:
+        if turn.role not in ("user", "assistant"):
+            raise ConfigError(f"A few-shot turn has the role {turn.role!r}; it can be 'user' or 'assistant'.")
+
+
+def encode_image(image: Image) -> tuple[str, str]:
+    """Write an image's bytes in base64, after its media type. Raises InputError where it has no bytes or no type."""
+    if image.data is None or image.media_type is None:
+        raise InputError("An image has neither a URL nor data with a media type, such as 'image/png'.")
+    return image.media_type, b64encode(image.data).decode("ascii")
 
 
 def decode_line(line: bytes, decoder: msgspec.json.Decoder[_Read]) -> tuple[_Read, None] | tuple[None, str]:

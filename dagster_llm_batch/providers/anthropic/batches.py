@@ -63,6 +63,7 @@ def read_batch(batch: Any) -> BatchReport:
     status = _STATUSES.get(word)
     reason = None if status is not None else f"The provider reports the unknown status '{word}'."
     counts = {name: _count(batch, name) or 0 for name in _COUNTS}
+    # "ended" is the only end there is: also of a batch that was canceled or expired
     if status is BatchStatus.ENDED:
         if counts["canceled"] and getattr(batch, "cancel_initiated_at", None) is not None:
             status = BatchStatus.CANCELED

@@ -140,6 +140,8 @@ class AnthropicProvider(StainlessProvider):
     def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | CannotTell:
         """See Provider.find. Candidates: unknown batches of as many requests, created since; results name the nonce."""
         del tag
+        # Nothing can be attached to a batch, and only its results name rows, when it has ended. So those of the right
+        # size and time are candidates until their results name the shard's nonce, or another.
         candidates: dict[str, Any] = {}
         with self._calls("look for the batch"):
             reply = self._client(retries=2).messages.batches.with_raw_response.list(limit=self._page_size)

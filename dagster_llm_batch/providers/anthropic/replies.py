@@ -31,6 +31,7 @@ _NEVER_RAN = {
     "canceled": (Outcome.CANCELED, "the batch was canceled before this request ran"),
     "expired": (Outcome.EXPIRED, "the batch expired before this request ran"),
 }
+# The vendor documents every other error as one that may be sent again as it is.
 _TERMINAL_ERRORS = frozenset(
     {
         "invalid_request_error",
@@ -42,6 +43,7 @@ _TERMINAL_ERRORS = frozenset(
     }
 )
 _CUT_SHORT = frozenset({"max_tokens", "model_context_window_exceeded"})
+# Ends of rows that are "succeeded" and billed, and hold no answer.
 _NO_REPLY = frozenset({"refusal", "pause_turn"})
 _NULL = Raw(b"null")
 _SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
@@ -237,5 +239,6 @@ def _tokens(read: _Usage) -> Usage | None:
     written, cached = read.cache_creation_input_tokens or 0, read.cache_read_input_tokens or 0
     hourly = 0 if read.cache_creation is None else read.cache_creation.ephemeral_1h_input_tokens or 0
     thinking = 0 if read.output_tokens_details is None else read.output_tokens_details.thinking_tokens or 0
+    # the vendor's input_tokens are those beside the caches; the sum is what was given in
     all_input = (read.input_tokens or 0) + written + cached
     return _make(Usage, (all_input, read.output_tokens or 0, cached, written, hourly, thinking))

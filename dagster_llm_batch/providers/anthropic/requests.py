@@ -17,7 +17,6 @@ Versions: https://platform.claude.com/docs/en/api/migration-2026-10-21
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +24,7 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.anthropic.replies import read_line
 from dagster_llm_batch.providers.anthropic.schema import ANTHROPIC_RULES
 from dagster_llm_batch.providers.json_schema import lower_schema
-from dagster_llm_batch.providers.jsonlines import dumps, quoted
+from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_image, quoted
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind
 
@@ -97,9 +96,7 @@ def _check_shape(spec: RequestSpec) -> None:
             f"Anthropic cannot answer the endpoint '{spec.endpoint.value}' with a response of kind "
             f"'{spec.response.kind.value}'. It has the endpoint 'chat', for kinds 'text' and 'json'."
         )
-    for turn in spec.turns:
-        if turn.role not in ("user", "assistant"):
-            raise ConfigError(f"A few-shot turn has the role {turn.role!r}; it can be 'user' or 'assistant'.")
+    check_roles(spec.turns)
 
 
 def _check_params(spec: RequestSpec, version: str) -> None:
@@ -162,8 +159,7 @@ def _parts(request: Request) -> bytes:
 def _source(image: Image) -> dict[str, str]:
     if image.url is not None:
         return {"type": "url", "url": replace_halves(image.url)}
-    if image.data is None or image.media_type is None:
-        raise InputError("An image has neither a URL nor data with a media type, such as 'image/png'.")
-    if image.media_type not in _MEDIA_TYPES:
-        raise InputError(f"An image is of type {image.media_type!r}; Anthropic takes {', '.join(_MEDIA_TYPES)}.")
-    return {"type": "base64", "media_type": image.media_type, "data": b64encode(image.data).decode("ascii")}
+    media_type, data = encode_image(image)
+    if media_type not in _MEDIA_TYPES:
+        raise InputError(f"An image is of type {media_type!r}; Anthropic takes {', '.join(_MEDIA_TYPES)}.")
+    return {"type": "base64", "media_type": media_type, "data": data}

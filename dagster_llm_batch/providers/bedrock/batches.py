@@ -23,6 +23,7 @@ _NAME = re.compile(r"[a-zA-Z0-9](?:-*[a-zA-Z0-9]){0,62}")
 _NAME_CHARS = 63
 _ID = re.compile(r"(?:arn:aws(?:-[^:]+)?:bedrock:[a-z0-9-]{1,20}:[0-9]{12}:model-invocation-job/)?[a-z0-9]{12}")
 
+# PartiallyCompleted: not all records could be processed in time. Its output is read as that of any job that ended.
 _STATUSES = {
     "submitted": BatchStatus.PENDING,
     "validating": BatchStatus.PENDING,

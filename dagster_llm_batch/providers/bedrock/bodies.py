@@ -7,15 +7,14 @@ here: Bedrock does not check a record against its model when it takes a job.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
 from dagster_llm_batch.providers.bedrock.models import Family, can_structure
 from dagster_llm_batch.providers.bedrock.schema import BEDROCK_RULES
-from dagster_llm_batch.providers.json_schema import lower_schema
-from dagster_llm_batch.providers.jsonlines import dumps
+from dagster_llm_batch.providers.json_schema import lower_schema, schema_name
+from dagster_llm_batch.providers.jsonlines import check_roles, dumps
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseKind
 
 __all__ = ["check_shape", "settings"]
@@ -50,6 +49,7 @@ _RESERVED: dict[Family, dict[str, str]] = {
     Family.LLAMA: {"prompt": _PROMPT},
     Family.TITAN: {"inputText": _PROMPT},
 }
+# Of these forms every field is known, so another is a typing error: Bedrock takes the job, and each record fails.
 _ALLOWED: dict[Family, tuple[str, ...]] = {
     Family.NOVA: ("inferenceConfig", "toolConfig", "schemaVersion", "additionalModelRequestFields", *_INFERENCE),
     Family.CONVERSE: (
@@ -87,9 +87,7 @@ def check_shape(spec: RequestSpec, family: Family) -> None:
         )
     if embedding and spec.turns:
         raise ConfigError("Embeddings take one text; the prompt has few-shot turns. Leave only its user part.")
-    for turn in spec.turns:
-        if turn.role not in ("user", "assistant"):
-            raise ConfigError(f"A few-shot turn has the role {turn.role!r}; it can be 'user' or 'assistant'.")
+    check_roles(spec.turns)
 
 
 def settings(spec: RequestSpec, family: Family) -> dict[str, Any]:
@@ -166,7 +164,7 @@ def _structure(spec: RequestSpec, family: Family, body: dict[str, Any]) -> None:
     if schema is None:
         raise ResponseSchemaError("Bedrock needs a JSON Schema to answer in JSON; the response has none.")
     lowered = lower_schema(schema, BEDROCK_RULES)
-    name = re.sub(r"[^A-Za-z0-9_-]", "_", spec.response.name)[:64] or "response"
+    name = schema_name(spec.response.name)
     if family is Family.CHAT:
         if "response_format" in body:
             _refuse(family, "response_format", "comes from the response schema")

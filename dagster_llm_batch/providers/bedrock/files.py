@@ -127,6 +127,7 @@ def records(lines: BinaryIO, codec: BedrockLines) -> Iterator[BinaryIO]:
         start = file.tell()
         count = sum(1 for _ in islice(iter(file.readline, b""), least))
         file.seek(start)
+        # Bedrock takes such a job, and says no only when it validates it
         if 0 < count < least:
             raise RefusedError(
                 f"A batch of {count} requests is below Bedrock's minimum of {least} for this model; Bedrock would take "

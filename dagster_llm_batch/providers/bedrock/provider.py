@@ -211,6 +211,7 @@ class BedrockProvider(VendorProvider):
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find. Every job of the name is asked for; token or input file tell ours."""
+        # the list's filter is "contains", so a longer name passes it too: `_jobs_of` compares tokens as a whole
         ours = [arn for job in self._jobs_of(tag) if (arn := str(job["jobArn"])) not in hints.known]
         match ours:
             case []:

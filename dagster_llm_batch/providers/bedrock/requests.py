@@ -122,7 +122,7 @@ class BedrockLines:
         return {"image": {"format": kind, "source": {"bytes": data}}}
 
     def _prompt(self, request: Request) -> str:
-        """Llama's markup: https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-meta.html"""
+        """Write the prompt in Llama's markup: https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-meta.html"""
         version4 = "llama4" in self._spec.model
         start, end, stop = (
             ("<|header_start|>", "<|header_end|>", "<|eot|>")
@@ -132,5 +132,6 @@ class BedrockLines:
         turns = [(turn.role, turn.text) for turn in self._spec.turns] + [("user", request.user)]
         if request.system:
             turns.insert(0, ("system", request.system))
+        # a row that holds the markup's own opening could speak as the system or as the LLM
         dialogue = "".join(f"{start}{role}{end}\n\n{text.replace('<|', '< |')}{stop}" for role, text in turns)
         return f"<|begin_of_text|>{dialogue}{start}assistant{end}\n\n"

@@ -92,6 +92,8 @@ class CommandBatch:
 
     def prepare(self, lines: BinaryIO, command: Sequence[str], grace_seconds: float) -> None:
         """Write input and plan. Only while holding the lock."""
+        # By a rename, after the bytes are on disk: a starter that died in between has left no plan, so nothing was
+        # started.
         part = self.path / "in.jsonl.part"
         with part.open("wb") as file:
             shutil.copyfileobj(lines, file, _CHUNK_BYTES)

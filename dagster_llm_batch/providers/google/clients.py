@@ -48,7 +48,7 @@ class GoogleApi:
         if self._made is None:
             made = self._make()
             api = made._api_client  # noqa: SLF001 -- the SDK takes no hooks for a client that it makes by itself
-            # where a file is uploaded to is told by the reply that begins the upload
+            # The reply that begins an upload tells where the file goes, which may be another host of Google's.
             origin = Origin(str(api._http_options.base_url), takes_uploads=True)  # noqa: SLF001 -- as above
             guard_client(api._httpx_client, origin)  # noqa: SLF001 -- as above
             self._made = made
@@ -102,7 +102,7 @@ class GoogleApi:
             token, number = next_page(page), number + 1
             if not token:
                 return
-            # whoever ignores the token would be asked for ever
+            # a server that ignores the token would be asked for ever
             if token in seen:
                 raise TransientError(f"Could not {doing}: the list gives the same page again and again.")
             seen.add(token)

@@ -173,6 +173,7 @@ class GeminiProvider(GoogleProvider):
             inlined = (answer_line(row) for row in inlined_results(operation))
             yield from result_lines(inlined, "key", f"the results of batch '{batch_id}'")
             return
+        # the SDK downloads into a file or into memory as a whole, and a results file may have gigabytes
         client = self._api.client
         with tempfile.TemporaryFile() as copy:
             with self._api.calls(f"download the file '{file_name}'"):

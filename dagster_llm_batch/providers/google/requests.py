@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import mimetypes
 import re
-from base64 import b64encode
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,12 +21,13 @@ from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaErro
 from dagster_llm_batch.providers.google.replies import read_google_line
 from dagster_llm_batch.providers.google.schema import GOOGLE_RULES, import_problem
 from dagster_llm_batch.providers.json_schema import lower_schema
-from dagster_llm_batch.providers.jsonlines import dumps, quote
+from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_image, quote
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind
 
 __all__ = ["GoogleLines", "camel", "check_import", "check_shape", "without_model"]
 
+# Fields beside `generationConfig`; every other parameter is one of its own.
 _REQUEST_FIELDS = frozenset(
     {"safetySettings", "tools", "toolConfig", "cachedContent", "labels", "modelArmorConfig", "serviceTier"}
 )
@@ -103,9 +103,7 @@ def check_shape(spec: RequestSpec) -> None:
             f"The endpoint '{spec.endpoint.value}' with a response of kind '{spec.response.kind.value}' is not "
             "possible here: batches of Google answer the endpoint 'chat', with kinds 'text' and 'json'."
         )
-    for turn in spec.turns:
-        if turn.role not in _ROLES:
-            raise ConfigError(f"A few-shot turn has the role {turn.role!r}; it can be 'user' or 'assistant'.")
+    check_roles(spec.turns)
 
 
 def check_import(request: Mapping[str, Any]) -> None:
@@ -158,9 +156,8 @@ def _image(image: Image) -> dict[str, Any]:
                 f"The image at {image.url!r} needs a media type, such as 'image/png'; its name tells none."
             )
         return {"fileData": {"mimeType": media_type, "fileUri": replace_halves(image.url)}}
-    if image.data is None or image.media_type is None:
-        raise InputError("An image has neither a URL nor data with a media type, such as 'image/png'.")
-    return {"inlineData": {"mimeType": image.media_type, "data": b64encode(image.data).decode("ascii")}}
+    media_type, data = encode_image(image)
+    return {"inlineData": {"mimeType": media_type, "data": data}}
 
 
 def camel(name: str) -> str:

@@ -181,6 +181,7 @@ class VertexProvider(GoogleProvider):
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find. All pages are read; what a server's filter lets through is compared once more."""
+        # the filter's grammar has quotes and backslashes of its own
         quoted = tag.replace("\\", "\\\\").replace('"', '\\"')
         query = {"filter": f'displayName="{quoted}"'}
         jobs = self._api.pages(_JOBS, "look for the batch", self._list_names, query)

@@ -62,6 +62,7 @@ class VertexTables:
         from google.cloud.bigquery import LoadJobConfig, SchemaField  # noqa: PLC0415 -- an optional extra
         from google_crc32c import Checksum  # noqa: PLC0415 -- comes with the SDK
 
+        # also what makes two creates of the same rows share one table, and different rows never overwrite each other's
         digest = Checksum()
         while piece := file.read(CHUNK_BYTES):
             digest.update(piece)

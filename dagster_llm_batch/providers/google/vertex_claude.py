@@ -12,8 +12,6 @@ Format: https://cloud.google.com/vertex-ai/generative-ai/docs/partner-models/cla
 from __future__ import annotations
 
 import json
-import re
-from base64 import b64encode
 from typing import Any
 
 import msgspec
@@ -23,7 +21,8 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.google.replies import read_parts
 from dagster_llm_batch.providers.google.requests import check_import, check_shape
 from dagster_llm_batch.providers.google.schema import claude_on_vertex_schema
-from dagster_llm_batch.providers.jsonlines import dumps, quote
+from dagster_llm_batch.providers.json_schema import schema_name
+from dagster_llm_batch.providers.jsonlines import dumps, encode_image, quote
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import Image, Limits, Outcome, Request, RequestSpec, ResponseKind, Result, Usage
 
@@ -120,7 +119,7 @@ def _settings(spec: RequestSpec) -> dict[str, Any]:
             raise ConfigError("Claude gives JSON by a response schema only; give one, or ask for text.")
         if spec.params.get("thinking"):
             raise ConfigError("Claude cannot think where it must answer by a schema here; leave out 'thinking'.")
-        name = re.sub(r"[^A-Za-z0-9_-]", "_", spec.response.name)[:64] or "response"
+        name = schema_name(spec.response.name)
         schema = claude_on_vertex_schema(spec.response.json_schema)
         settings["tools"] = [{"name": name, "description": "Give the answer.", "input_schema": schema}]
         settings["tool_choice"] = {"type": "tool", "name": name}
@@ -134,9 +133,8 @@ def _texts(text: str) -> list[dict[str, Any]]:
 def _source(image: Image) -> dict[str, str]:
     if image.url is not None:
         raise InputError(f"Claude on Vertex AI takes images as data only; got the URL {image.url!r}. Load it first.")
-    if image.data is None or image.media_type is None:
-        raise InputError("An image has neither a URL nor data with a media type, such as 'image/png'.")
-    return {"type": "base64", "media_type": image.media_type, "data": b64encode(image.data).decode("ascii")}
+    media_type, data = encode_image(image)
+    return {"type": "base64", "media_type": media_type, "data": data}
 
 
 def _reply(message: _Message) -> Result:

@@ -17,6 +17,7 @@ from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["created_at", "is_batch", "read_batch"]
 
+# Compatible servers write "canceled" with one l or two, and in any case of letters.
 _STATUSES = {
     "queued": BatchStatus.PENDING,
     "validating": BatchStatus.PENDING,

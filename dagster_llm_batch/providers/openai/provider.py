@@ -150,6 +150,8 @@ class OpenAIProvider(StainlessProvider):
         Reads on until a whole page is older than the create call, and only where the pages are seen to come newest
         first, which is not documented; else reads all.
         """
+        # A compatible server may drop metadata. Where no batch on the list carries a tag of this package, a batch
+        # without one may be ours, and "no" could not be taken back: the row would be paid twice.
         seen: set[str] = set()
         ours: list[str] = []
         untagged: list[str] = []
@@ -189,6 +191,8 @@ class OpenAIProvider(StainlessProvider):
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch. A download that breaks is a TransientError: start over, since nothing marks the place."""
         batch = self._batch(batch_id, retries=2)
+        # Rows that failed are in a file of their own, and either file is left out where it would be empty: a batch
+        # whose rows all failed has ended well, with no output file.
         file_ids = [file_id for file_id in (batch.output_file_id, batch.error_file_id) if file_id]
         if not all(is_id(file_id) for file_id in file_ids):
             raise TransientError(f"Could not read the batch '{batch_id}': it names files that can be none.")

@@ -14,14 +14,12 @@ Formats: https://platform.openai.com/docs/guides/batch, https://platform.openai.
 
 from __future__ import annotations
 
-import re
-from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
 
-from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.providers.json_schema import SchemaRules, lower_schema
-from dagster_llm_batch.providers.jsonlines import dumps, quote, quoted
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.providers.json_schema import SchemaRules, lower_schema, schema_name
+from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_image, quote, quoted
 from dagster_llm_batch.providers.openai.replies import read_line
 from dagster_llm_batch.providers.openai.schema import STRICT_RULES
 from dagster_llm_batch.text import replace_halves
@@ -123,9 +121,7 @@ def _check_shape(spec: RequestSpec) -> None:
         )
     if embedding and spec.turns:
         raise ConfigError("Embeddings take one text; the prompt has few-shot turns. Leave only its user part.")
-    for turn in spec.turns:
-        if turn.role not in ("user", "assistant"):
-            raise ConfigError(f"A few-shot turn has the role {turn.role!r}; it can be 'user' or 'assistant'.")
+    check_roles(spec.turns)
 
 
 def _check_params(spec: RequestSpec) -> None:
@@ -165,7 +161,7 @@ def _settings(spec: RequestSpec, schema_rules: SchemaRules | None) -> dict[str, 
     elif spec.response.kind is ResponseKind.JSON:
         form: dict[str, Any] = {"type": "json_object"}
         if spec.response.json_schema is not None:
-            name = re.sub(r"[^A-Za-z0-9_-]", "_", spec.response.name)[:64] or "response"
+            name = schema_name(spec.response.name)
             asked = spec.response.json_schema
             schema = dict(asked) if schema_rules is None else lower_schema(asked, schema_rules)
             form = {"name": name, "strict": True, "schema": schema}
@@ -181,6 +177,5 @@ def _settings(spec: RequestSpec, schema_rules: SchemaRules | None) -> dict[str, 
 def _image_url(image: Image) -> str:
     if image.url is not None:
         return replace_halves(image.url)
-    if image.data is None or image.media_type is None:
-        raise InputError("An image has neither a URL nor data with a media type, such as 'image/png'.")
-    return f"data:{image.media_type};base64,{b64encode(image.data).decode('ascii')}"
+    media_type, data = encode_image(image)
+    return f"data:{media_type};base64,{data}"

@@ -143,6 +143,8 @@ def _publish(kept: Path, part: Path, target: Path) -> None:
         return
     with whole.open("rb") as file:
         os.fsync(file.fileno())
+    # A link is made by one start only, whichever comes first: a copy on a node that was lost and came back must not
+    # replace the rows that the batch was already read with.
     try:
         os.link(str(whole), str(target))
     except FileExistsError:

@@ -148,6 +148,7 @@ class SlurmProvider(OwnMachines):
     def find(self, tag: str, hints: FindHints) -> Found | Absent:
         """See Provider.find. Folder, controller and accounting are asked in turn; raises where one cannot be asked."""
         tries = [batch for batch in SlurmBatch.tries(self._workdir, tag) if batch.batch_id not in hints.known]
+        # by the folder first: the controller forgets a job some minutes after its end, and there may be no accounting
         for batch in tries:
             if batch.has_left_traces():
                 return Found(batch.batch_id)

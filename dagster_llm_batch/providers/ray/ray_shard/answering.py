@@ -27,6 +27,7 @@ __all__ = ["Answerer", "answerer", "custom_id_of", "error_line", "reply_line"]
 Answerer = Callable[[Sequence[bytes]], list[bytes]]
 """Request lines to result lines, one for each; what a command leaves out is missing."""
 
+# Answers of a server that is busy or starting; a row that it refuses (other 4xx) fails for good.
 _RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _LONGEST_WAIT_SECONDS = 60.0
 _OK = 200
