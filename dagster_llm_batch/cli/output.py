@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dagster_llm_batch.core.plain import as_json
+from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.text import cell_text
 
 __all__ = [

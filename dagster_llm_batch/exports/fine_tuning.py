@@ -21,8 +21,8 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.assets.dataset import dataset_of
+from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.core.label_join import PROVENANCE
-from dagster_llm_batch.core.plain import as_json
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.engine.request_writer import columns_read

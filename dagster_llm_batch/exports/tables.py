@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from dagster_llm_batch.core.plain import as_json
+from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError, MissingExtraError
 from dagster_llm_batch.exports.files import whole
