@@ -43,7 +43,7 @@ __all__ = [
     "json_or_text",
     "odd_answer",
     "own_answer",
-    "parsed",
+    "parse_reply",
     "reaching",
     "result_lines",
     "retry_after_seconds",
@@ -193,7 +193,7 @@ def json_or_text(body: object) -> Any:
         return text
 
 
-def parsed(reply: Any) -> Any:
+def parse_reply(reply: Any) -> Any:
     """Parse a raw reply by the SDK of OpenAI or Anthropic. Raises OddAnswerError for an answer that is no object."""
     response = reply.http_response
     try:

@@ -4,7 +4,7 @@
     VendorProvider   of one behind an API that bills: reports by the batch's id, from a list or one by one
     StainlessProvider   of one whose SDK Stainless has generated: OpenAI's and Anthropic's
     OwnMachines      of one on the user's own machines: OpenAI's lines, and nobody bills
-    checked_key, address_of, check_command, fill_command     what the settings of several vendors have in common
+    check_key, address_of, check_command, fill_command     what the settings of several vendors have in common
 
 A provider's own modules say the rest. What its API answers is read by `answers`.
 """
@@ -31,10 +31,10 @@ from dagster_llm_batch.providers.answers import (
     is_answer,
     json_or_text,
     odd_answer,
-    parsed,
+    parse_reply,
     sdk_calls,
 )
-from dagster_llm_batch.providers.http import checked_address
+from dagster_llm_batch.providers.http import check_address
 from dagster_llm_batch.providers.openai.requests import OpenAILines
 from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.types import BatchReport, BatchStatus, Limits, RequestSpec
@@ -46,7 +46,7 @@ __all__ = [
     "VendorProvider",
     "address_of",
     "check_command",
-    "checked_key",
+    "check_key",
     "fill_command",
 ]
 
@@ -54,7 +54,7 @@ __all__ = [
 _PLACEHOLDER = re.compile(r"\{(input|output|model)\}")
 
 
-def checked_key(api_key: str, name: str) -> str:
+def check_key(api_key: str, name: str) -> str:
     """Check the API key of the provider `name`. Raises ConfigError, without it, for one that no vendor gives out.
 
     A line break at its end, as of a file, would be an error of the transport, which shows the whole header.
@@ -175,7 +175,7 @@ class VendorProvider(BaseProvider, ABC):
 class StainlessProvider(VendorProvider):
     """A provider by an SDK that Stainless has generated: OpenAI's and Anthropic's are alike but for names.
 
-    Each call takes the raw reply first and makes the object of it after, by `parsed`: these SDKs make an object of
+    Each call takes the raw reply first and makes the object of it after, by `parse_reply`: these SDKs make an object of
     whatever is answered, without a look at it.
     """
 
@@ -196,10 +196,10 @@ class StainlessProvider(VendorProvider):
         price_book: str | None,
         settle_seconds: float,
     ) -> None:
-        self._api_key = checked_key(api_key, name)
+        self._api_key = check_key(api_key, name)
         # an empty address is a variable that is not set, and is refused: it would send key and rows to the vendor
         self._base_url = self._public_url if base_url is None else base_url
-        parts = checked_address(self._base_url, "base_url", self._public_url)
+        parts = check_address(self._base_url, "base_url", self._public_url)
         address = address_of(parts, urlencode([(word, value) for word, value in scope.items() if value]))
         super().__init__(name, address if account is None else account, price_book, settle_seconds)
         self._public = parts.hostname == urlsplit(self._public_url).hostname
@@ -232,7 +232,7 @@ class StainlessProvider(VendorProvider):
         """Return the batches of a page of the list, by id, and whether more follow."""
         start: dict[str, Any] = {} if after is None else {self._page_after: after}
         with self._calls("list the batches"):
-            page = parsed(self._batches(retries=0).with_raw_response.list(limit=self._page_size, **start))
+            page = parse_reply(self._batches(retries=0).with_raw_response.list(limit=self._page_size, **start))
             return {batch.id: batch for batch in self._listed(page)}, page.has_next_page()
 
     def _listed(self, page: Any) -> list[Any]:
@@ -246,13 +246,13 @@ class StainlessProvider(VendorProvider):
         """Return the batch of this id. Raises TransientError where the answer is another object."""
         doing = f"read the batch '{batch_id}'"
         with self._calls(doing):
-            batch = parsed(self._batches(retries).with_raw_response.retrieve(batch_id))
+            batch = parse_reply(self._batches(retries).with_raw_response.retrieve(batch_id))
         return self._checked(batch, doing)
 
     def _stop(self, batch_id: str) -> None:
         doing = f"cancel the batch '{batch_id}'"
         with self._calls(doing):
-            batch = parsed(self._batches(retries=0).with_raw_response.cancel(batch_id))
+            batch = parse_reply(self._batches(retries=0).with_raw_response.cancel(batch_id))
         self._checked(batch, doing)
 
     def _checked(self, batch: Any, doing: str) -> Any:

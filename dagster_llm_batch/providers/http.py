@@ -23,7 +23,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from dagster_llm_batch.errors import ConfigError, CredentialsError, RefusedError
 
-__all__ = ["Origin", "checked_address", "guard_client", "guard_hooks", "guard_session", "listed_since"]
+__all__ = ["Origin", "check_address", "guard_client", "guard_hooks", "guard_session", "listed_since"]
 
 _MARGIN = timedelta(minutes=10)
 
@@ -42,7 +42,7 @@ def listed_since(sent_at: datetime, headers: Any) -> datetime:
     return sent_at - ahead - _MARGIN
 
 
-def checked_address(url: str, what: str, example: str = "https://host/path") -> SplitResult:
+def check_address(url: str, what: str, example: str = "https://host/path") -> SplitResult:
     """Split the web address that the setting `what` holds. Raises ConfigError for what is none."""
     if "@" in url:
         raise ConfigError(

@@ -27,7 +27,7 @@ from dagster_llm_batch.providers.answers import (
     answer_line,
     created_id,
     odd_answer,
-    parsed,
+    parse_reply,
     result_lines,
     sdk_calls,
     time_of,
@@ -146,7 +146,7 @@ class AnthropicProvider(StainlessProvider):
         with self._calls("look for the batch"):
             reply = self._client(retries=2).messages.batches.with_raw_response.list(limit=self._page_size)
             since = listed_since(hints.sent_at, reply.headers)
-            for page in parsed(reply).iter_pages():
+            for page in parse_reply(reply).iter_pages():
                 batches = self._listed(page)
                 times = [created_at(batch) for batch in batches]
                 for batch, time in zip(batches, times, strict=True):

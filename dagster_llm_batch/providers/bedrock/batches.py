@@ -15,7 +15,7 @@ from dagster_llm_batch.providers.bedrock.errors import is_of_aws
 from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
-__all__ = ["COUNTS", "counted", "input_of", "is_job_id", "job_id", "job_name", "listed", "output_of", "read_job"]
+__all__ = ["COUNTS", "add_counts", "input_of", "is_job_id", "job_id", "job_name", "output_of", "page_jobs", "read_job"]
 
 # The API's patterns for name and token, of which neither takes an underscore. botocore checks lengths only, so these
 # are ours to keep.
@@ -72,7 +72,7 @@ def output_of(job: Mapping[str, Any]) -> str | None:
     return uri if is_id(uri) else None
 
 
-def listed(page: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def page_jobs(page: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the jobs on a page of a list. Raises TransientError for what is none: it must not read as an empty one."""
     jobs = page.get("invocationJobSummaries", [] if is_of_aws(page) else None)
     return check_listed(jobs, lambda job: isinstance(job, Mapping) and is_id(job.get("jobArn")))
@@ -97,10 +97,10 @@ def read_job(job: Mapping[str, Any]) -> BatchReport:
         created_at=time_of(job.get("submitTime")),
         ended_at=time_of(job.get("endTime")),
     )
-    return counted(report, job)
+    return add_counts(report, job)
 
 
-def counted(report: BatchReport, counts: Mapping[str, Any]) -> BatchReport:
+def add_counts(report: BatchReport, counts: Mapping[str, Any]) -> BatchReport:
     """Return the report with the counts of a job or a manifest; those that are not there stay unknown."""
     total, done, failed = (count_of(counts.get(name)) for name in COUNTS)
     if done is None:

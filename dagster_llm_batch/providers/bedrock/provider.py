@@ -37,14 +37,14 @@ from dagster_llm_batch.errors import (
 )
 from dagster_llm_batch.providers.answers import OddAnswerError, UnknownIdError, answer_line, created_id, json_object
 from dagster_llm_batch.providers.base import VendorProvider
-from dagster_llm_batch.providers.bedrock.batches import counted, input_of, is_job_id, job_name, listed, read_job
+from dagster_llm_batch.providers.bedrock.batches import add_counts, input_of, is_job_id, job_name, page_jobs, read_job
 from dagster_llm_batch.providers.bedrock.clients import Clients
 from dagster_llm_batch.providers.bedrock.errors import is_answer, is_of_aws
 from dagster_llm_batch.providers.bedrock.files import Files, records
 from dagster_llm_batch.providers.bedrock.models import Family, family_of
 from dagster_llm_batch.providers.bedrock.quotas import BEDROCK_LIMITS, limits_from
 from dagster_llm_batch.providers.bedrock.requests import BedrockLines
-from dagster_llm_batch.providers.http import checked_address
+from dagster_llm_batch.providers.http import check_address
 from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
@@ -129,7 +129,7 @@ class BedrockProvider(VendorProvider):
         self._public = endpoint_url is None
         host = f"bedrock.{region_name}.amazonaws.com"
         if endpoint_url is not None:
-            host = checked_address(endpoint_url, "endpoint_url").netloc
+            host = check_address(endpoint_url, "endpoint_url").netloc
         account = f"{host}/{role['account'] or ''}" if account is None else account
         # the price book has no batch prices of Bedrock: half of the standard ones, as documented
         super().__init__(name, account, PROVIDERS["bedrock"].price_book, settle_seconds)
@@ -143,7 +143,7 @@ class BedrockProvider(VendorProvider):
         }
         for service, url in self._endpoints.items():
             if url is not None:
-                checked_address(url, f"endpoint of {service}")
+                check_address(url, f"endpoint of {service}")
         self._clients = Clients(self._client, max_attempts, self._account, self._secrets())
         self._files = Files(self._clients, place["bucket"], place["prefix"] or "", kms_key_id)
         self._quotas: list[Mapping[str, Any]] | None = None
@@ -229,7 +229,7 @@ class BedrockProvider(VendorProvider):
         with self._clients.calls("look for the batch"):
             pages = self._clients.of("bedrock").get_paginator("list_model_invocation_jobs")
             for page in pages.paginate(nameContains=name):
-                for job in listed(page):
+                for job in page_jobs(page):
                     token = job.get("clientRequestToken")
                     known_by = job.get("jobName", "") if token is None and input_of(job) == source else token or ""
                     if own.fullmatch(known_by):
@@ -247,7 +247,7 @@ class BedrockProvider(VendorProvider):
             pages = self._clients.of("bedrock").get_paginator("list_model_invocation_jobs")
             newest = {"sortBy": "CreationTime", "sortOrder": "Descending", "PaginationConfig": {"PageSize": _PAGE}}
             for page in islice(pages.paginate(**newest), len(wanted) // 100 + 1):
-                for report in (read_job(job) for job in listed(page) if job["jobArn"] in wanted):
+                for report in (read_job(job) for job in page_jobs(page) if job["jobArn"] in wanted):
                     # an end without counts is left to the single read, which looks for the manifest
                     if not report.status.is_terminal or report.done is not None:
                         yield report.batch_id, report
@@ -274,7 +274,7 @@ class BedrockProvider(VendorProvider):
         if not report.status.is_terminal or report.status is BatchStatus.FAILED or report.done is not None:
             return report
         try:
-            return counted(report, self._files.manifest(self._job(report.batch_id)))
+            return add_counts(report, self._files.manifest(self._job(report.batch_id)))
         except ProviderError:
             return report
 

@@ -25,7 +25,7 @@ from dagster_llm_batch.types import Absent, BatchReport, CannotTell, Found
 if TYPE_CHECKING:
     from google.genai import Client
 
-__all__ = ["GoogleApi", "GoogleProvider", "count", "found_among", "listed", "next_page", "time_of"]
+__all__ = ["GoogleApi", "GoogleProvider", "count", "find_among", "next_page", "page_batches", "time_of"]
 
 _PAGE = 100
 
@@ -98,7 +98,7 @@ class GoogleApi:
         while most is None or number < most:
             more = {"pageToken": token} if token else {}
             page = self.call("get", path, doing, query={"pageSize": _PAGE, **(query or {}), **more})
-            yield from listed(page, *lists)
+            yield from page_batches(page, *lists)
             token, number = next_page(page), number + 1
             if not token:
                 return
@@ -184,7 +184,7 @@ class GoogleProvider(VendorProvider):
         self._api.order(f"{self._path(batch_id)}:cancel", f"cancel the batch '{batch_id}'")
 
 
-def listed(page: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
+def page_batches(page: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
     """Return the batches on a page, which Google leaves out where there are none.
 
     An answer that is no list must not read as one without our batch: it is a TransientError.
@@ -195,7 +195,7 @@ def listed(page: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
     return check_listed(batches, lambda batch: isinstance(batch, dict) and is_id(batch.get("name")))
 
 
-def found_among(names: Iterable[str], known: Collection[str]) -> Found | Absent | CannotTell:
+def find_among(names: Iterable[str], known: Collection[str]) -> Found | Absent | CannotTell:
     """Decide which batch a tag has, of all `names` that bear it; `known` are the batches of other create calls."""
     # a list that grows while it is read may show a batch on two pages
     ours = dict.fromkeys(name for name in names if name not in known)

@@ -27,8 +27,8 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.providers.answers import answer_line, created_id, result_lines
-from dagster_llm_batch.providers.base import checked_key
-from dagster_llm_batch.providers.google.clients import GoogleApi, GoogleProvider, found_among
+from dagster_llm_batch.providers.base import check_key
+from dagster_llm_batch.providers.google.clients import GoogleApi, GoogleProvider, find_among
 from dagster_llm_batch.providers.google.files import CHUNK_BYTES, upload_copy
 from dagster_llm_batch.providers.google.gemini_batches import (
     display_name,
@@ -38,7 +38,7 @@ from dagster_llm_batch.providers.google.gemini_batches import (
     responses_file,
 )
 from dagster_llm_batch.providers.google.requests import GoogleLines
-from dagster_llm_batch.providers.http import checked_address
+from dagster_llm_batch.providers.http import check_address
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
@@ -94,12 +94,12 @@ class GeminiProvider(GoogleProvider):
         price_book: str | None = PROVIDERS["gemini"].price_book,
         settle_seconds: float = 300.0,
     ) -> None:
-        key = checked_key(api_key, name)
+        key = check_key(api_key, name)
         if not re.fullmatch(r"v[0-9]+(alpha|beta)?[0-9]*", api_version):
             raise ConfigError(f"api_version is {api_version!r}; the Gemini API has 'v1beta' and 'v1'.")
         if not 0 <= inline_bytes <= _MAX_INLINE_BYTES:
             raise ConfigError(f"inline_bytes can be 0 (never inline) to {_MAX_INLINE_BYTES}; got {inline_bytes}.")
-        host = _HOST if base_url is None else checked_address(base_url, "base_url").netloc
+        host = _HOST if base_url is None else check_address(base_url, "base_url").netloc
         super().__init__(name, host if account is None else account, price_book, settle_seconds)
         self._api_key = key
         self._base_url = base_url
@@ -154,7 +154,7 @@ class GeminiProvider(GoogleProvider):
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find. All pages are read, since their order is not documented."""
         batches = self._api.pages(_BATCHES, "look for the batch", self._list_names)
-        return found_among((str(batch["name"]) for batch in batches if display_name(batch) == tag), hints.known)
+        return find_among((str(batch["name"]) for batch in batches if display_name(batch) == tag), hints.known)
 
     def _is_batch(self, answer: Mapping[str, Any]) -> bool:
         return is_operation(answer)

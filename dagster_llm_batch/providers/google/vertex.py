@@ -24,14 +24,14 @@ from dagster_llm_batch.errors import (
 )
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import answer_line, created_id, result_lines
-from dagster_llm_batch.providers.google.clients import GoogleApi, GoogleProvider, found_among
+from dagster_llm_batch.providers.google.clients import GoogleApi, GoogleProvider, find_among
 from dagster_llm_batch.providers.google.files import upload_copy
 from dagster_llm_batch.providers.google.requests import GoogleLines
 from dagster_llm_batch.providers.google.vertex_batches import is_job, output_of, read_job
 from dagster_llm_batch.providers.google.vertex_bigquery import VertexTables
 from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.google.vertex_storage import VertexStorage
-from dagster_llm_batch.providers.http import Origin, checked_address, guard_session
+from dagster_llm_batch.providers.http import Origin, check_address, guard_session
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import plain_words
@@ -109,7 +109,7 @@ class VertexProvider(GoogleProvider):
                 )
         for what, url in (("base_url", base_url), ("storage_url", storage_url), ("bigquery_url", bigquery_url)):
             if url is not None:
-                checked_address(url, what)
+                check_address(url, what)
         super().__init__(name, f"{project}/{location}" if account is None else account, price_book, settle_seconds)
         self._project, self._location = project, location
         self._bucket = bucket
@@ -185,7 +185,7 @@ class VertexProvider(GoogleProvider):
         quoted = tag.replace("\\", "\\\\").replace('"', '\\"')
         query = {"filter": f'displayName="{quoted}"'}
         jobs = self._api.pages(_JOBS, "look for the batch", self._list_names, query)
-        return found_among((str(job["name"]) for job in jobs if job.get("displayName") == tag), hints.known)
+        return find_among((str(job["name"]) for job in jobs if job.get("displayName") == tag), hints.known)
 
     def _is_batch(self, answer: Mapping[str, Any]) -> bool:
         return is_job(answer)

@@ -30,7 +30,7 @@ from dagster_llm_batch.errors import (
 from dagster_llm_batch.providers.answers import (
     answer_line,
     created_id,
-    parsed,
+    parse_reply,
     result_lines,
 )
 from dagster_llm_batch.providers.base import StainlessProvider
@@ -111,7 +111,7 @@ class OpenAIProvider(StainlessProvider):
         """See Provider.submit. The uploaded file is deleted again where there is certainly no batch of it."""
         with self._calls("upload the request file"), _file(lines) as file:
             upload = (f"{tag}.jsonl", file, "application/jsonl")
-            uploaded = parsed(self._client(retries=2).files.with_raw_response.create(file=upload, purpose="batch"))
+            uploaded = parse_reply(self._client(retries=2).files.with_raw_response.create(file=upload, purpose="batch"))
         file_id = uploaded.id
         if not is_id(file_id):
             raise TransientError("Could not upload the request file: the reply names no file.")
@@ -133,7 +133,7 @@ class OpenAIProvider(StainlessProvider):
                 completion_window=self._window,  # type: ignore[arg-type]  # compatible servers know more than 24h
                 metadata={TAG_KEY: tag},
             )
-            batch_id = parsed(reply).id
+            batch_id = parse_reply(reply).id
         return created_id(batch_id)
 
     def _forget(self, file_id: str) -> None:
@@ -160,7 +160,7 @@ class OpenAIProvider(StainlessProvider):
         with self._calls("look for the batch"):
             reply = self._client(retries=0).batches.with_raw_response.list(limit=self._page_size)
             since = listed_since(hints.sent_at, reply.headers)
-            for page in parsed(reply).iter_pages():
+            for page in parse_reply(reply).iter_pages():
                 known = len(seen)
                 for batch in self._listed(page):
                     tags = batch.metadata if isinstance(batch.metadata, dict) else {}

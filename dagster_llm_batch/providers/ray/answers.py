@@ -10,7 +10,7 @@ from typing import Any
 
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.base import check_command
-from dagster_llm_batch.providers.http import checked_address
+from dagster_llm_batch.providers.http import check_address
 from dagster_llm_batch.providers.ray.ray_shard.vllm_processor import SAMPLING
 from dagster_llm_batch.types import Endpoint, RequestSpec
 
@@ -46,7 +46,7 @@ class RayAnswers:
         if len(given) != 1:
             raise ConfigError(f"A shard on Ray is answered in one way: give one of {_WAYS}; got {given or 'none'}.")
         if self.base_url is not None:
-            checked_address(self.base_url, "base_url", "http://llm.internal:8000/v1")
+            check_address(self.base_url, "base_url", "http://llm.internal:8000/v1")
         if self.call is not None and not all(self.call.partition(":")[::2]):
             raise ConfigError(f"call is an import path, as in 'package.module:name'; got {self.call!r}.")
         if self.command is not None:

@@ -43,7 +43,7 @@ from dagster_llm_batch.errors import (
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import count_of, sdk_calls, time_of, words_of
 from dagster_llm_batch.providers.base import OwnMachines
-from dagster_llm_batch.providers.http import checked_address
+from dagster_llm_batch.providers.http import check_address
 from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.ray.answers import RayAnswers
 from dagster_llm_batch.providers.ray.batches import read_job, status_of
@@ -90,7 +90,7 @@ class RayProvider(OwnMachines):
         limits: Limits = RAY_LIMITS,
         timeout_seconds: float = 60.0,
     ) -> None:
-        checked_address(address, "address of the Ray cluster", "http://ray-head:8265")
+        check_address(address, "address of the Ray cluster", "http://ray-head:8265")
         if "@" in storage.partition("://")[2].partition("/")[0]:
             raise ConfigError("The storage holds a user name or a password, which would be shown; leave them out.")
         super().__init__(name, answers.described() if account is None else account, limits)
