@@ -1,8 +1,8 @@
 """SIGKILL at every arrow that leaves a worker process: no row is lost, none is paid twice, no batch is left over.
 
-Here: every crash point at one provider, on SQLite; where a call hangs, at another one too, and between create and
-record at all of them; uncommitted transactions on PostgreSQL too.
-The whole matrix: `python -m tests.crash.matrix`.
+Here: each moment of each arrow at one provider, on SQLite, and of an arrow that further scenarios cross, the one moment
+that tells most; where a call hangs, at another provider too, and between create and record at all of them; uncommitted
+transactions on PostgreSQL too. The whole matrix: `python -m tests.crash.matrix`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,35 @@ from tests.crash.cells import LEDGERS, Cell, Servers, run_cell, servers
 from tests.crash.clouds import CLOUDS, FORGETFUL
 from tests.crash.interceptor import HELD, Point, When
 from tests.crash.points import CRASHES, Crash
-from tests.crash.scenarios import AT_ONCE, PLAIN
+from tests.crash.scenarios import AT_ONCE, PLAIN, Scenario
+
+_TELLING = {"call": When.ACTED, "file": When.UNSEEN, "ledger": When.UNSEEN, "table": When.UNSEEN}
+"""The moment at which the world and the ledger differ most: what a call did is not known, what was written not seen."""
+
+
+def _crashes() -> list[Crash]:
+    """Return the crashes in which several processes die, and of the others each moment of an arrow once.
+
+    A scenario in which an arrow has no moment of its own by then has the one that tells most.
+    """
+    moments: set[tuple[str, When]] = set()
+    ways: set[tuple[Scenario, str]] = set()
+    kept: list[Crash] = []
+    further: dict[tuple[Scenario, str], Crash] = {}
+    for crash in CRASHES:
+        point = crash.points[-1]
+        way, moment = (crash.scenario, point.arrow), (point.arrow, point.when)
+        if len(crash.points) > 1 or moment not in moments:
+            kept.append(crash)
+            moments.add(moment)
+            ways.add(way)
+        elif way not in further or point.when is _TELLING[point.arrow.partition(":")[0]]:
+            further[way] = crash
+    return kept + [crash for way, crash in further.items() if way not in ways]
 
 
 def _selected() -> Iterator[Cell]:
-    for number, crash in enumerate(CRASHES):
+    for number, crash in enumerate(_crashes()):
         able = {cloud.name: cloud for cloud in CLOUDS.values() if crash.can_happen_at(cloud)}
         last = crash.points[-1]
         if "openai" in able:
