@@ -36,12 +36,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - half, mean + half
 
 
-def sign_test(wins: int, other: int) -> float:
+def sign_test(wins: int, losses: int) -> float:
     """Return how often two sides that are equally likely would differ as much or more (exact, two-sided); 1 without
     any.
     """
-    if wins + other == 0:
+    if wins + losses == 0:
         return 1.0
     with evaluation_extra("Comparing candidates"):
         from scipy.stats import binomtest  # noqa: PLC0415  # optional dependency
-    return float(binomtest(wins, wins + other).pvalue)
+    return float(binomtest(wins, wins + losses).pvalue)
