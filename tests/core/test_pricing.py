@@ -139,7 +139,7 @@ def test_before_the_book_had_batch_prices_the_rule_of_half_gives_the_same() -> N
 
 def test_prices_of_a_book_that_was_updated_meanwhile_hold_at_once() -> None:
     before = tariff("openai", "gpt-4o", NOW).price(Usage(MILLION))
-    openai = next(one for one in providers if one.id == "openai")
+    openai = next(provider for provider in providers if provider.id == "openai")
     model = next(one for one in openai.models if one.id == "gpt-4o")
     dearer = replace(model, prices=ModelPrice(input_mtok=Decimal(90)), price_variants=None)
     set_custom_snapshot(DataSnapshot([replace(openai, models=[dearer])], from_auto_update=True))

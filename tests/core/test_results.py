@@ -48,11 +48,11 @@ def test_some_at_once_are_as_one_by_one(expected: list[str], chunks: list[list[s
             assert len({*ids} & are_open) == len(ids)
             are_open -= {*ids}  # type: ignore[arg-type]  # all are texts, as was seen
             continue
-        for one in ids:
-            if one is not None:
-                assert found.take_one(one) == (one in are_open)
-                assert (one in found) == (one in expected)
-                are_open.discard(one)
+        for request_id in ids:
+            if request_id is not None:
+                assert found.take_one(request_id) == (request_id in are_open)
+                assert (request_id in found) == (request_id in expected)
+                are_open.discard(request_id)
     assert unpacked(found.left()) == [one for one in expected if one in are_open]
 
 

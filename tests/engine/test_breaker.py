@@ -23,7 +23,7 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
 
 def stops(workspace: Workspace, submission_id: str) -> list[str]:
     events = workspace.engine().ledger.events(submission_id)
-    return [str(one.detail) for one in events if one.kind == "stopped"]
+    return [str(event.detail) for event in events if event.kind == "stopped"]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

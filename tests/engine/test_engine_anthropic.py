@@ -72,7 +72,7 @@ def test_each_row_gets_its_own_label_and_its_price(workspace: Workspace) -> None
     assert (len(labels), len(rejects)) == (20, 0)
     assert set(labels["llm_batch_id"].to_pylist()) == set(status.batch_ids)
     assert set(labels["llm_price_basis"].to_pylist()) == {"batch"}
-    tokens = [one for one in workspace.emulator.books.executions if one.billed]
+    tokens = [execution for execution in workspace.emulator.books.executions if execution.billed]
     cost = sum(one.input_tokens * Decimal("0.5") + one.output_tokens * Decimal("2.5") for one in tokens) / 1_000_000
     assert status.submission.cost_usd == cost
     assert len(workspace.emulator.books.batches) == 3

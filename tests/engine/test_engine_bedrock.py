@@ -105,7 +105,9 @@ def test_a_retried_tail_is_padded_where_the_user_chose_so(workspace: Workspace, 
     labels, _ = assert_total(workspace, padding, status.submission.submission_id, ROWS)
     assert len(labels) == ROWS
     assert status.submission.outcomes == {"succeeded": ROWS}
-    padded = [one for one in workspace.emulator.books.executions if "-padding-" in (one.custom_id or "")]
+    padded = [
+        execution for execution in workspace.emulator.books.executions if "-padding-" in (execution.custom_id or "")
+    ]
     assert len(padded) == LEAST - 1
     rows = sum(cost for cost in labels["llm_cost_usd"].to_pylist())
     assert status.submission.cost_usd > rows  # the padding is in the bill

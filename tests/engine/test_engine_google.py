@@ -93,8 +93,8 @@ def test_partitions_share_a_batch_and_come_home_whatever_counts_the_vendor_gives
     ids = [engine.plan(made, tickets(3, start=3 * n), partition=f"p{n}").submission_id for n in range(3)]
     engine.submit_together(made, ids)
     workspace.emulator.settle()
-    for one in ids:
-        assert engine.advance(made, one).is_settled  # at once: the results are all there
-        assert_total(workspace, made, one, 3)
+    for submission_id in ids:
+        assert engine.advance(made, submission_id).is_settled  # at once: the results are all there
+        assert_total(workspace, made, submission_id, 3)
     assert len(workspace.emulator.books.batches) == 1
     assert len(billed(workspace)) == ROWS

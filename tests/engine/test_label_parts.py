@@ -23,7 +23,7 @@ def test_a_part_holds_the_rows_between_its_name_and_the_next(rows, data, tmp_pat
     names = part_names(rows)
     edges = st.sampled_from([name + tail for name in names for tail in ("0" * 36, "f" * 36)])
     ids = data.draw(st.lists(st.text("0123456789abcdef", min_size=40, max_size=40) | edges, max_size=60))
-    table = pa.table([list(range(len(ids))), ids, [f"of {one}" for one in ids]], schema=SCHEMA)
+    table = pa.table([list(range(len(ids))), ids, [f"of {request_id}" for request_id in ids]], schema=SCHEMA)
     folder = tmp_path_factory.mktemp("scattered") / "parts"
     none = pa.RecordBatch.from_pylist([], schema=SCHEMA)
     scatter([none, *table.to_batches(7)], SCHEMA, "id", names, folder)

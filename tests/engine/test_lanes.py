@@ -59,10 +59,10 @@ def test_partitions_that_are_sent_together_share_a_batch_and_each_gets_its_own_l
     ids = plans(workspace, definition, 10)
     workspace.engine().submit_together(definition, ids)
     assert len(workspace.emulator.books.batches) == 1
-    for one in ids:
-        status = workspace.finish(definition, one)
+    for submission_id in ids:
+        status = workspace.finish(definition, submission_id)
         assert status.submission.outcomes == {"succeeded": 3}
-        assert_total(workspace, definition, one, 3)
+        assert_total(workspace, definition, submission_id, 3)
     assert len(billed(workspace)) == 30
     assert workspace.emulator.books.billed_twice() == {}
     assert workspace.emulator.books.calls_to("GET", "/v1/files/") <= 2  # the results are downloaded once
@@ -73,8 +73,8 @@ def test_shared_batches_keep_to_the_limit_that_the_user_gave(workspace: Workspac
     ids = plans(workspace, definition, 10)
     workspace.engine().submit_together(definition, ids)
     assert len(workspace.emulator.books.batches) == 5
-    for one in ids:
-        assert_total(workspace, definition, workspace.finish(definition, one).submission.submission_id, 3)
+    for submission_id in ids:
+        assert_total(workspace, definition, workspace.finish(definition, submission_id).submission.submission_id, 3)
 
 
 @pytest.mark.parametrize("how", ["500", "close"])
@@ -86,8 +86,8 @@ def test_a_lost_reply_to_a_shared_create_is_found_for_all_that_share_it(workspac
     workspace.emulator.inject(lost_create_reply(how))
     workspace.engine().submit_together(definition, ids)
     workspace.skipped += timedelta(hours=1)
-    for one in ids:
-        assert_total(workspace, definition, workspace.finish(definition, one).submission.submission_id, 3)
+    for submission_id in ids:
+        assert_total(workspace, definition, workspace.finish(definition, submission_id).submission.submission_id, 3)
     assert len(workspace.emulator.books.batches) == 1
     assert len(billed(workspace)) == 12
 
@@ -103,9 +103,9 @@ def test_faults_in_a_shared_batch_are_healed_in_the_partitions_that_they_hit(wor
         FileFault(kind="shuffle", times=None),
     )
     workspace.engine().submit_together(definition, ids)
-    for one in ids:
-        assert workspace.finish(definition, one).submission.outcomes == {"succeeded": 3}
-        assert_total(workspace, definition, one, 3)
+    for submission_id in ids:
+        assert workspace.finish(definition, submission_id).submission.outcomes == {"succeeded": 3}
+        assert_total(workspace, definition, submission_id, 3)
 
 
 def test_canceling_one_of_several_that_share_a_batch_leaves_the_others_their_answers(workspace: Workspace) -> None:
@@ -121,11 +121,11 @@ def test_a_shared_batch_stops_when_all_that_share_it_are_canceled(workspace: Wor
     definition = labeling()
     ids = plans(workspace, definition, 2)
     workspace.engine().submit_together(definition, ids)
-    for one in ids:
-        workspace.engine().cancel(one)
+    for submission_id in ids:
+        workspace.engine().cancel(submission_id)
     workspace.emulator.settle()
-    for one in ids:
-        assert workspace.engine().advance(definition, one).submission.outcomes == {"canceled": 3}
+    for submission_id in ids:
+        assert workspace.engine().advance(definition, submission_id).submission.outcomes == {"canceled": 3}
     assert billed(workspace) == []
 
 
@@ -152,8 +152,8 @@ def test_both_lanes_send_the_same_request(workspace: Workspace) -> None:
     workspace.run(labeling(), tickets(3))
     workspace.run(labeling(asset="other", urgent="now"), tickets(3).with_columns(pl.lit(True).alias("now")))
     executions = workspace.emulator.books.executions
-    assert [one.batch_id is None for one in executions].count(True) == 3
-    assert len({one.body_digest for one in executions}) == 3
+    assert [execution.batch_id is None for execution in executions].count(True) == 3
+    assert len({execution.body_digest for execution in executions}) == 3
 
 
 def test_urgent_takes_a_boolean_column_that_is_there(workspace: Workspace) -> None:

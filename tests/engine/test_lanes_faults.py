@@ -59,7 +59,7 @@ def plans(workspace: Workspace, definition: Any, partitions: int, rows: int = 3)
 
 
 def flying(engine: Engine, ids: list[str]) -> list[Any]:
-    return [s for one in ids for s in engine.ledger.shards(one) if s.state == "submitted"]
+    return [s for submission_id in ids for s in engine.ledger.shards(submission_id) if s.state == "submitted"]
 
 
 # shared batches -----------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def test_a_shared_batch_put_back_by_halves_is_sent_anew_and_never_taken_for_the_
     workspace.emulator.settle()
     [carrier] = workspace.engine().ledger.shards(ids[0])
     workspace.engine().poll([carrier])  # and then the process is killed
-    assert [workspace.engine().status(one).states for one in ids] == [
+    assert [workspace.engine().status(submission_id).states for submission_id in ids] == [
         {"planned": 1},
         {"submitted": 1},
         {"submitted": 1},
@@ -81,9 +81,9 @@ def test_a_shared_batch_put_back_by_halves_is_sent_anew_and_never_taken_for_the_
     workspace.skipped += timedelta(hours=1)
     workspace.emulator.inject(lost_create_reply("500"))  # what is found for the carrier's tag is not the failed batch
     assert workspace.engine().submit(definition, ids[0]).states == {"submitted": 1}
-    for one in ids:
-        assert workspace.finish(definition, one).submission.outcomes == {"succeeded": 3}
-        assert_total(workspace, definition, one, 3)
+    for submission_id in ids:
+        assert workspace.finish(definition, submission_id).submission.outcomes == {"succeeded": 3}
+        assert_total(workspace, definition, submission_id, 3)
     assert len(billed(workspace)) == len(set(billed(workspace))) == 9
 
 
@@ -121,9 +121,9 @@ def test_a_failed_batch_that_ran_some_rows_is_taken_home_and_not_put_back(worksp
     ids = plans(workspace, definition, 3)
     workspace.emulator.inject(BatchFault(kind="expires", batches=[0], fraction=0.12))  # one row of nine
     workspace.engine().submit_together(definition, ids)
-    for one in ids:
-        assert workspace.finish(definition, one).submission.outcomes == {"succeeded": 3}
-        assert_total(workspace, definition, one, 3)
+    for submission_id in ids:
+        assert workspace.finish(definition, submission_id).submission.outcomes == {"succeeded": 3}
+        assert_total(workspace, definition, submission_id, 3)
     assert len(billed(workspace)) == len(set(billed(workspace))) == 9
 
 
@@ -330,8 +330,8 @@ def test_partitions_that_are_sent_together_keep_to_the_queue_limit(workspace: Wo
     engine.submit_together(definition, ids)
     assert len(flying(engine, ids)) == 2
     runs = 0
-    while not all(engine.status(one).is_settled for one in ids):
-        waiting = [one for one in engine.ledger.progress("test") if not one.submission.is_settled]
+    while not all(engine.status(submission_id).is_settled for submission_id in ids):
+        waiting = [progress for progress in engine.ledger.progress("test") if not progress.submission.is_settled]
         ready = [one.submission.submission_id for one in waiting if engine.can_advance(one)]
         runs += len(ready)
         assert runs < 40  # a run is only asked for where it does something

@@ -113,13 +113,14 @@ def test_processes_find_and_bring_home_one_shared_batch_at_once_and_one_of_them_
     find = WireFault(kind="close", route="GET /v1/batches*", times=1)  # so that it is left for them to find
     workspace.emulator.inject(send, find)
     engine.submit_together(definition, ids)
-    assert [engine.status(one).states for one in ids] == [{"submitting": 1}] * PARTITIONS
+    assert [engine.status(submission_id).states for submission_id in ids] == [{"submitting": 1}] * PARTITIONS
     download = WireFault(kind="slow", route="GET /v1/files/*/content", seconds=1.0, times=2)
     workspace.emulator.inject(download)
     with (
         settling(workspace),
         running(
-            bring_home, [(workspace.tmp_path, workspace.emulator.openai_base_url, one) for one in ids]
+            bring_home,
+            [(workspace.tmp_path, workspace.emulator.openai_base_url, submission_id) for submission_id in ids],
         ) as processes,
     ):
         give_up_at = time.monotonic() + 120
@@ -129,9 +130,9 @@ def test_processes_find_and_bring_home_one_shared_batch_at_once_and_one_of_them_
         processes[0].kill()  # as likely as not in its download
         ended(processes[1:])
         bring_home(workspace.tmp_path, workspace.emulator.openai_base_url, ids[0], Now())
-    for one in ids:
-        assert_total(workspace, definition, one, 3)
-        assert workspace.engine().status(one).submission.outcomes == {"succeeded": 3}
+    for submission_id in ids:
+        assert_total(workspace, definition, submission_id, 3)
+        assert workspace.engine().status(submission_id).submission.outcomes == {"succeeded": 3}
     assert len(workspace.emulator.books.batches) == 1
     assert len(billed(workspace)) == len(set(billed(workspace))) == 3 * PARTITIONS
 
@@ -159,7 +160,9 @@ def test_a_budget_holds_over_processes_that_plan_and_retry_at_once(workspace: Wo
     workspace.emulator.inject(RowFault(status_code=503))
     workspace.emulator.settle()
     spent = workspace.engine().ledger.spent_usd("test")
-    arguments = [(workspace.tmp_path, base_url, one, str(spent * Decimal("0.75"))) for one in planned]
+    arguments = [
+        (workspace.tmp_path, base_url, submission_id, str(spent * Decimal("0.75"))) for submission_id in planned
+    ]
     with running(advance_one, arguments) as processes:
         ended(processes)
-    assert sorted(workspace.engine().ledger.submission(one).waves for one in planned) == [1, 2]
+    assert sorted(workspace.engine().ledger.submission(submission_id).waves for submission_id in planned) == [1, 2]

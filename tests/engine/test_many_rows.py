@@ -111,6 +111,6 @@ def test_a_plan_that_is_made_is_let_go_without_the_garbage_collector(workspace: 
     gc.disable()
     try:
         workspace.engine().plan(labeling(), tickets(20))
-        assert not [one for one in gc.get_objects() if isinstance(one, request_writer.Draft)]
+        assert not [value for value in gc.get_objects() if isinstance(value, request_writer.Draft)]
     finally:
         gc.enable()

@@ -21,7 +21,7 @@ def everything(workspace: Workspace) -> tuple[object, ...]:
     """All that a preview must not change."""
     ledger = workspace.engine().ledger
     submissions = ledger.submissions("test")
-    return submissions, [ledger.events(one.submission_id) for one in submissions], workspace.files()
+    return submissions, [ledger.events(submission.submission_id) for submission in submissions], workspace.files()
 
 
 @pytest.mark.parametrize("changes", [{}, {"max_requests_per_batch": 3}, {"model": "openai/no-such-llm"}])

@@ -105,10 +105,10 @@ def test_the_patience_is_for_all_submissions_of_a_run_together(workspace: Worksp
     turn_away(workspace)
     run = Run(workspace)
     ids = [run.engine.plan(definition(), urgent(3, 3 * n), partition=f"p{n}").submission_id for n in range(4)]
-    for one in ids:
-        run.engine.advance(definition(), one)
+    for submission_id in ids:
+        run.engine.advance(definition(), submission_id)
     assert (run.slept, calls(workspace)) == (0, 1)
-    assert all(run.engine.outlook().unavailable_since(one) is not None for one in ids)
+    assert all(run.engine.outlook().unavailable_since(submission_id) is not None for submission_id in ids)
 
 
 def test_answers_earn_patience_back_so_that_a_slow_provider_is_waited_for(workspace: Workspace) -> None:

@@ -71,7 +71,7 @@ def test_copies_of_the_shortest_request_fill_it_up(workspace: Workspace) -> None
     copies = data.removeprefix(lines).splitlines(keepends=True)
     ids = [custom_id(line) for line in copies]
     assert len(set(ids)) == len(copies) == 5
-    assert all(is_padding(request_id_of(one.decode(), shards[0].nonce) or "") for one in ids)
+    assert all(is_padding(request_id_of(custom_id.decode(), shards[0].nonce) or "") for custom_id in ids)
     bodies = {line.replace(one, b"") for line, one in zip(copies, ids, strict=True)}
     assert bodies == {shortest.replace(custom_id(shortest), b"")}
 

@@ -168,7 +168,7 @@ def test_figures_against_gold_are_the_same_to_the_last_digit(workspace: Workspac
             WORKERS, gold, candidates, key="ticket_id", targets=TARGETS, n_resamples=200, rows_at_once=at_once
         )
         assert_same_report(here, there)
-    topic, stars, numbers = (one for one in there.evaluations if one.candidate == "first")
+    topic, stars, numbers = (evaluation for evaluation in there.evaluations if evaluation.candidate == "first")
     assert topic.n_gold_null > 0 < topic.n_absent < topic.n_labeled > topic.n_correct > 0 < topic.n_ignored
     assert topic.n_labeled > topic.n_confident > 0
     assert topic.cost_usd is not None

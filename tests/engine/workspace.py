@@ -119,10 +119,10 @@ def assert_total(workspace: Workspace, definition: Labeling, submission_id: str,
 
 def billed(workspace: Workspace) -> list[str]:
     """The bodies that were answered and paid for, one entry for each time."""
-    return [one.body_digest for one in workspace.emulator.books.executions if one.billed]
+    return [execution.body_digest for execution in workspace.emulator.books.executions if execution.billed]
 
 
 def in_one_batch(workspace: Workspace) -> bool:
     """Whether no batch answered the same body twice."""
-    pairs = [(one.batch_id, one.body_digest) for one in workspace.emulator.books.executions]
+    pairs = [(execution.batch_id, execution.body_digest) for execution in workspace.emulator.books.executions]
     return len(pairs) == len(set(pairs))

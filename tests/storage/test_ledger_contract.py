@@ -561,7 +561,7 @@ def test_whatever_a_vendor_says_is_stored_with_what_it_is_said_of(ledger, clock,
 
 
 @pytest.mark.parametrize(
-    "said", [one for one in HOSTILE.values() if one], ids=[name for name in HOSTILE if HOSTILE[name]]
+    "said", [value for value in HOSTILE.values() if value], ids=[name for name in HOSTILE if HOSTILE[name]]
 )
 def test_a_batch_whose_id_is_no_plain_text_is_recorded_all_the_same_since_it_is_paid(ledger, said):
     ledger.open_submission(a_submission(), [a_shard("h1"), a_shard("h2", number=2)])

@@ -103,10 +103,10 @@ def version_1(ledger_url):
 def test_what_version_1_wrote_is_all_there_after_migrating(version_1):
     ledger = Ledger(version_1)
     submissions = ledger.submissions("prod")
-    assert Counter(one.state for one in submissions) == {
+    assert Counter(submission.state for submission in submissions) == {
         SubmissionState.OPEN: 10, SubmissionState.SETTLED: 5, SubmissionState.CANCELED: 1,
     }  # fmt: skip
-    shards = [shard for one in submissions for shard in ledger.shards(one.submission_id)]
+    shards = [shard for submission in submissions for shard in ledger.shards(submission.submission_id)]
     states = {"canceled": 1, "collected": 7, "ended": 2, "expired": 1, "failed": 2, "planned": 2, "submitted": 3}
     assert Counter(shard.state.value for shard in shards) == {**states, "submitting": 1}
     assert {shard.model for shard in shards} == {"shouter", "gpt-4o"}
@@ -123,7 +123,9 @@ def test_what_version_1_wrote_is_all_there_after_migrating(version_1):
 
 def test_every_shard_of_version_1_takes_its_next_move(version_1):
     ledger = Ledger(version_1)
-    for shard in [shard for one in ledger.submissions("prod") for shard in ledger.shards(one.submission_id)]:
+    for shard in [
+        shard for submission in ledger.submissions("prod") for shard in ledger.shards(submission.submission_id)
+    ]:
         if shard.state is ShardState.COLLECTED:
             continue
         move = next(move for move, (sources, _) in MOVES.items() if shard.state in sources)

@@ -39,10 +39,12 @@ def emulator() -> Iterator[Emulator]:
 
 def assert_paid_once(mine: Engine, emulator: Emulator, requests: int) -> None:
     """Every request was answered well, and billed, in exactly one batch, and the ledger knows all batches."""
-    billed = Counter(one.body_digest for one in emulator.books.executions if one.billed)
+    billed = Counter(execution.body_digest for execution in emulator.books.executions if execution.billed)
     assert len(billed) == requests
     assert set(billed.values()) == {1}
-    shards = [s for one in mine.ledger.submissions(NAMESPACE) for s in mine.ledger.shards(one.submission_id)]
+    shards = [
+        s for submission in mine.ledger.submissions(NAMESPACE) for s in mine.ledger.shards(submission.submission_id)
+    ]
     assert sorted(s.batch_id for s in shards) == sorted(batch.id for batch in emulator.books.batches)
 
 
@@ -68,10 +70,10 @@ def test_runs_and_sensors_at_once_never_work_on_the_same_shard(ledger_url, emula
     mine = engine(*given)
     assert_paid_once(mine, emulator, len(DAYS) * ROWS)
     submissions = mine.ledger.submissions(NAMESPACE)
-    assert sorted(one.partition for one in submissions) == DAYS
-    assert {one.waves for one in submissions} == {2}
-    assert all(one.outcomes == {"succeeded": ROWS} for one in submissions)
-    kinds = Counter(event.kind for one in submissions for event in mine.ledger.events(one.submission_id))
+    assert sorted(submission.partition for submission in submissions) == DAYS
+    assert {submission.waves for submission in submissions} == {2}
+    assert all(submission.outcomes == {"succeeded": ROWS} for submission in submissions)
+    kinds = Counter(event.kind for submission in submissions for event in mine.ledger.events(submission.submission_id))
     assert kinds["send"] == kinds["accepted"] == kinds["collected"] == len(DAYS) * (SHARDS_A_DAY + 1)
     mine.ledger.close()
 

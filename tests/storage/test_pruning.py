@@ -333,7 +333,7 @@ def test_killed_between_two_files_the_ledger_knows_already_and_the_next_call_fin
     clock.pass_seconds(3600)  # a dead process of this host has lost its lease
     assert set(store.prune().replaced) == {old}
     assert store.files() == store.files_of(newer)
-    assert [one.kind for one in store.ledger.events(old)].count("pruned") == 1
+    assert [event.kind for event in store.ledger.events(old)].count("pruned") == 1
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
