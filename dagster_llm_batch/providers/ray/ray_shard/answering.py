@@ -115,10 +115,10 @@ class Call:
 
     def __init__(self, path: str, rows: int) -> None:
         module, _, name = path.partition(":")
-        found: Any = importlib.import_module(module)
+        target: Any = importlib.import_module(module)
         for part in name.split("."):
-            found = getattr(found, part)
-        self._call = found() if isinstance(found, type) else found
+            target = getattr(target, part)
+        self._call = target() if isinstance(target, type) else target
         self._rows = rows
 
     def __call__(self, lines: Sequence[bytes]) -> list[bytes]:
@@ -198,12 +198,12 @@ def _body(reply: Any, request: Mapping[str, Any]) -> Any:
 
 
 def custom_id_of(line: bytes) -> str | None:
-    """Whose line it is, or None where that cannot be read."""
+    """Read whose line it is; None where that cannot be read."""
     try:
-        found = json.loads(line)["custom_id"]
+        custom_id = json.loads(line)["custom_id"]
     except Exception:  # noqa: BLE001 -- whatever the line is
         return None
-    return found if isinstance(found, str) else None
+    return custom_id if isinstance(custom_id, str) else None
 
 
 def _never_arrived(error: Exception) -> bool:
