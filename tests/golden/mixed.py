@@ -215,7 +215,7 @@ def work(old: Path, ledger_url: str, folder: Path) -> list[Landed]:
         }
         ledger.close()
         billed: dict[tuple[str, str], Counter[str]] = {one: Counter() for one in who}
-        for one in emulator.answers.executions:
+        for one in emulator.books.executions:
             if one.billed:
                 place = partition_of.get((one.custom_id or "").partition("-")[0], ("nobody", "'s"))
                 billed.setdefault(place, Counter())[one.body_digest] += 1
