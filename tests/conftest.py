@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import functools
 import gc
 import os
 from collections.abc import Iterator
@@ -13,6 +14,13 @@ with suppress(ModuleNotFoundError):  # engines with an environment of their own 
 
     settings.register_profile("untimed", deadline=None)  # a machine that does other work is no defect
     settings.load_profile("untimed")
+
+with suppress(ModuleNotFoundError):
+    import botocore.session
+
+    # Each session reads and parses the same megabytes of JSON, AWS's service models, which no test changes. Here they
+    # share one loader; all else of a session is its own, as everywhere.
+    botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # it asks for each bucket's kind at Google itself
 
