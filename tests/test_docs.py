@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "AGENTS.md", "docs/llms.txt")
 SITE = sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md"))
-COMMANDS_RUN_ELSEWHERE = {"docs/reference/cli.md", "docs/how-to/components.md"}
+COMMANDS_RUN_ELSEWHERE = {"docs/start.md", "docs/reference/cli.md", "docs/how-to/components.md"}
 NOT_RUN = re.compile(r"python3? -m (venv|example_project|tests)\b|mkdir |pip install |dagster dev ")
 
 
@@ -61,12 +61,10 @@ def _run_python(page, monkeypatch, folder):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_python_of_the_readme_runs_as_one_program_from_top_to_bottom(monkeypatch, tmp_path):
-    assert len(_blocks("README.md", "python")) >= 5
+def test_the_python_of_the_readme_defines_what_its_text_names(monkeypatch, tmp_path):
     names = _run_python("README.md", monkeypatch, tmp_path)
-    labels = names["landed"].asset_materializations_for_node("ticket_labels")
-    assert {m.asset_key.to_user_string() for m in labels} == {"ticket_labels", "ticket_labels_rejects"}
-    assert names["defs"].resolve_asset_graph().has(names["tickets"].key)
+    graph = names["defs"].resolve_asset_graph()
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} >= {"moods", "moods_batch", "quality_mistakes"}
 
 
 @pytest.mark.filterwarnings("ignore")

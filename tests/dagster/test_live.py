@@ -125,8 +125,8 @@ class Reader:
                     found[one["partition"], check["name"]] = one["evaluation"]["success"]
         return found
 
-    def materialize(self, name):
-        selector = {**self.place, "pipelineName": "__ASSET_JOB", "assetSelection": [{"path": [name]}]}
+    def materialize(self, *names):
+        selector = {**self.place, "pipelineName": "__ASSET_JOB", "assetSelection": [{"path": [name]} for name in names]}
         result = self.dev.ask(RUN, selector=selector)["launchRun"]
         assert result["__typename"] == "LaunchRunSuccess", result
 
