@@ -79,7 +79,9 @@ class Upstreams:
         # Keys that never meet (numbers against text, another prefix) would give a coverage of zero for no reason.
         for name, table in read.candidates.items():
             self._refuse_no_overlap(name, table, read.gold)
-        for argument, names in (("confidence", self._confidences), ("keep", self._keep)):
+        # A candidate that has not landed yet may be the one that has the column: its table says nothing so far.
+        landed = all(self._stored(candidate.key) for candidate in self._candidates)
+        for argument, names in (("confidence", self._confidences), ("keep", self._keep)) if landed else ():
             for name in names:
                 if not any(name in table.column_names for table in read.candidates.values()):
                     raise ConfigError(

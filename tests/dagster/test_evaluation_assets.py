@@ -126,6 +126,29 @@ class TestTables:
             dg.TableColumnDep(dg.AssetKey("labels_rejects"), "llm_reason"),
         ]
 
+    @pytest.mark.parametrize("asked", [{"keep": ["text"]}, {"confidence": "sure"}], ids=["keep", "confidence"])
+    def test_a_column_of_a_candidate_that_has_not_landed_yet_is_not_missed(self, project, asked):
+        @dg.asset
+        def gold():
+            return pa.table({"id": [1], "topic": ["a"]})
+
+        @dg.asset(partitions_def=DAYS)
+        def plain():
+            return pa.table({"id": [1], "topic": ["b"]})
+
+        @dg.asset(partitions_def=DAYS)
+        def full():
+            return pa.table({"id": [1], "topic": ["a"], "text": ["one"], "sure": [0.9]})
+
+        evaluation = evaluation_assets(
+            name="quality", gold=gold, candidates=[plain, full], key="id", target="topic", **asked
+        )
+        project.fill([gold])
+        project.fill([plain], "mon")
+        project.run([gold, plain, full, *evaluation], select=evaluation)
+        [mistake] = project.stored("quality_mistakes").to_pylist()
+        assert (mistake["plain_label"], mistake["full_label"], mistake.get("text")) == ("b", None, None)
+
     def test_either_table_can_be_materialized_alone(self, project):
         upstream, [evaluation] = both()
         project.fill(upstream, "mon")
