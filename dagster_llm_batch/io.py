@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from dagster_llm_batch.config import CheckedIOManager
-from dagster_llm_batch.core.chunks import chunks
+from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.storage.payloads import PayloadStore
 

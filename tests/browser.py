@@ -74,13 +74,6 @@ def pages(
             size=(1400, 1500),
         ),
         Page(
-            "mistakes",
-            f"/assets/{evaluation}_mistakes?view=events",
-            ("llm_batch/rows_mistaken",),
-            click="[Show Markdown]",
-            size=(1400, 700),
-        ),
-        Page(
             "sensor",
             f"/locations/__repository__@{location}/sensors/llm_batch_sensor",
             ("Polls LLM batches; when those of a partition have ended, asks for the run that lands its labels.",),

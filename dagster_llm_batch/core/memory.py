@@ -1,16 +1,22 @@
-"""Memory that is freed given back to the system, which the allocators of Arrow and C do not do by themselves.
+"""Memory that does not grow with the rows: streams are taken some values at a time, and what is freed is given back.
 
-What they keep is tens of MB, several times what is in use: a run that labels many partitions would grow with each.
+The allocators of Arrow and C give nothing back by themselves. What they keep is tens of MB, several times what is in
+use: a run that labels many partitions would grow with each.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
 
 import pyarrow as pa
 
-__all__ = ["release_all_memory", "release_memory"]
+__all__ = ["chunks", "release_all_memory", "release_memory"]
+
+_T = TypeVar("_T")
 
 # Only glibc has it: no allocator of macOS or musl can be asked.
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
@@ -26,3 +32,10 @@ def release_all_memory() -> None:
     release_memory()
     if _trim is not None:
         _trim(0)
+
+
+# itertools.batched does this from Python 3.12 on; the package runs on 3.11, too.
+def chunks(values: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """Yield the values in lists of `size`, the last one shorter."""
+    rest = iter(values)
+    return iter(lambda: list(islice(rest, size)), [])

@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, custom_id, is_padding, packed, request_id_of, unpacked
+from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import MONEY, Tariff
 from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.protocols import Codec

@@ -21,8 +21,8 @@ from datetime import timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.chunks import chunks
 from dagster_llm_batch.core.identity import NONCE
+from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, Reconciler, ShardFacts, Tally
 from dagster_llm_batch.engine.deployment import Deployment, Threads

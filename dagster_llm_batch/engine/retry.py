@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.chunks import chunks
+from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.engine.breaker import Breaker
 from dagster_llm_batch.engine.budget import committing, exceeded

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
-from dagster_llm_batch.core.chunks import chunks
+from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.streams.client import Connection, as_ours, confluent, kafka_errors
 

@@ -1,12 +1,13 @@
 """README and docs/start.md as a new user goes them: their files in an empty folder, their commands, in order.
 
-The package is the built wheel in a new environment. What is not as on the page: pip is uv with pinned versions, and the
-two ports are free ones.
+The package is the built wheel in a new environment. What is not as on the page: pip is uv with pinned versions, the two
+ports are free ones, and Dagster greets nobody.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,16 @@ from markdown_it import MarkdownIt
 from published_package import CONSTRAINTS, ROOT, built, environment, uv
 from test_live import Reader
 
+from tests import browser
+
+MISTAKES = browser.Page(
+    "mistakes",
+    "/assets/quality_mistakes?view=events",
+    ("llm_batch/rows_mistaken", "Great service, thank you!"),
+    size=(1500, 760),
+    clip=(560, 255, 935, 340),
+)
+"""The picture of the README. `DLB_WRITE_IMAGES=1` puts it into docs/images, where the others are of the example."""
 README, START = ROOT / "README.md", ROOT / "docs" / "start.md"
 SHIMS = """
 pip() {{ {uv} pip --quiet --no-config $1 --find-links {dist} --constraint {pins} "${{@:2}}"; }}
@@ -62,6 +73,7 @@ def shell(page: Path, tmp_path: Path, script: list[str]) -> Iterator[DagsterDev]
     shims = SHIMS.format(uv=uv(), dist=tmp_path / "dist", pins=CONSTRAINTS, port=port)
     text = "\n".join(["set -eumx", shims, *script])
     text = text.replace("./dagster-llm-batch[", "dagster-llm-batch[").replace("8700", emulated)
+    text = text.replace("touch home/dagster.yaml", f"cp {tmp_path}/ignored/dagster.yaml home/")  # no welcome dialog
     env = environment(tmp_path / "ignored")
     del env["DAGSTER_HOME"]
     with process(str(tmp_path), ["/bin/bash", "-c", text], env, log, cwd=folder):
@@ -104,6 +116,9 @@ def test_the_page_start_goes_to_labels_and_then_to_the_plan_of_a_real_account(tm
     folder = tmp_path / "project"
     with shell(START, tmp_path, [install, plan, *then]) as running:
         land(running, folder, ["moods_batch"])
+        if browser.chromium():
+            images = browser.IMAGES if os.environ.get("DLB_WRITE_IMAGES") == "1" else tmp_path
+            assert browser.photograph(running.url, [MISTAKES], images) == []
         folder.joinpath("landed").touch()
         running.until("the rest of the page", folder.joinpath("done").exists)
         said = tmp_path.joinpath("shell.log").read_text()

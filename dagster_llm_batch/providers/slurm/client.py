@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from dagster_llm_batch.core.chunks import chunks
+from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.errors import AmbiguousError, CredentialsError, RefusedError, TransientError
 from dagster_llm_batch.providers.answers import count_of
 from dagster_llm_batch.providers.slurm.states import ArrayTask
