@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["annotation_text", "checked", "checked_beside", "checked_options", "refuse_unknown", "unknown_name"]
+__all__ = ["annotation_text", "checked", "checked_options", "refuse_unknown", "unknown_name"]
 
 _Called = TypeVar("_Called", bound=Callable[..., Any])
 
@@ -42,18 +42,16 @@ def checked(called: _Called) -> _Called:
     return _checked(called, None)
 
 
-def checked_beside(rest: Callable[..., Any]) -> Callable[[_Called], _Called]:
-    """Decorate a function that hands its `**` arguments on to `rest`, which checks their values."""
-    return lambda called: _checked(called, rest)
-
-
-def checked_options(options: type, owner: Callable[..., Any]) -> Callable[[_Called], _Called]:
+def checked_options(
+    options: type, owner: Callable[..., Any], beside: Callable[..., Any] | None = None
+) -> Callable[[_Called], _Called]:
     """Decorate a function whose `**` arguments are `Unpack[options]`, a TypedDict: each is checked, and shown by `help`
     and `inspect.signature`, as if it stood in the argument list.
 
     Args:
         options: What several functions take alike. A TypedDict has no defaults.
         owner: What the options are handed on to; its defaults are theirs.
+        beside: What all other `**` arguments are handed on to; it checks their values.
     """
 
     def decorate(called: _Called) -> _Called:
@@ -66,9 +64,10 @@ def checked_options(options: type, owner: Callable[..., Any]) -> Callable[[_Call
             for name, kind in kinds.items()
         ]
         annotations = {name: kind for name, kind in function.__annotations__.items() if name != rest.name} | kinds
-        function.__signature__ = signature.replace(parameters=[*named, *written_out])
+        others = [] if beside is None else [rest.replace(annotation=Any)]
+        function.__signature__ = signature.replace(parameters=[*named, *written_out, *others])
         function.__annotations__ = annotations
-        call: Any = checked(called)
+        call: Any = _checked(called, beside)
         # from Python 3.14 on `wraps` copies the function that makes the annotations, and not what was set
         call.__annotations__ = annotations
         return call  # type: ignore[no-any-return]

@@ -68,7 +68,7 @@ evaluation = evaluation_assets(
     frame="polars",
 )
 
-skew = skew_assets(name="stream_skew", labels=labels, target="label", sample=20, min_agreement=0.95)
+skew = skew_assets(name="stream_skew", candidates=labels, target="label", sample_size=20, min_agreement=0.95)
 
 dashboard = stream_dashboard_asset(
     name="stream_dashboard", results=RESULTS, truth=stream_gold, target="label", frame="polars"

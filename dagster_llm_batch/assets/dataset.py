@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
@@ -11,6 +11,7 @@ import dagster as dg
 
 from dagster_llm_batch._dagster_private import load_asset
 from dagster_llm_batch.assets.keys import key_beside
+from dagster_llm_batch.assets.options import DagsterOptions
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.checks import ChecksPolicy
 from dagster_llm_batch.engine import Labeling
@@ -53,7 +54,6 @@ class Dataset:
     labeling: Labeling
     key: dg.AssetKey
     rows: dg.AssetKey | RowsFunction
-    deps: tuple[dg.AssetKey, ...]
     partitions_def: dg.PartitionsDefinition[Any] | None
     mode: Literal["deferred", "wait"]
     poll_seconds: float
@@ -62,13 +62,8 @@ class Dataset:
     io_manager_key: str
     resource_key: str
     rows_resource_keys: frozenset[str]
-    group_name: str | None
-    description: str | None
-    owners: tuple[str, ...]
-    tags: Mapping[str, str]
-    metadata: Mapping[str, Any]
-    automation_condition: dg.AutomationCondition[dg.AssetKey] | None
     backfill_policy: dg.BackfillPolicy | None
+    options: DagsterOptions
 
     @property
     def batch_key(self) -> dg.AssetKey:
@@ -84,9 +79,9 @@ class Dataset:
         return self.rows if isinstance(self.rows, dg.AssetKey) else None
 
     @property
-    def upstreams(self) -> list[dg.AssetKey]:
+    def upstreams(self) -> list[dg.AssetDep]:
         """What the submission reads, as far as it is known."""
-        return list(dict.fromkeys([*([] if self.rows_key is None else [self.rows_key]), *self.deps]))
+        return self.options.all_deps([] if self.rows_key is None else [self.rows_key])
 
     def computed_by(self, function: _Function) -> _Function:
         """Remember that `function` computes the labels, so that `dataset_of` finds the way back."""
@@ -95,12 +90,10 @@ class Dataset:
 
     def spec(self, key: dg.AssetKey, role: str, **more: Any) -> dg.AssetSpec:
         """Return the spec of one of the assets, with the options that all of them share."""
-        return dg.AssetSpec(
+        return self.options.asset_spec(
             key,
             partitions_def=self.partitions_def,
-            group_name=self.group_name,
-            owners=self.owners,
-            tags={**self.tags, ROLE_TAG: role},
+            tags={ROLE_TAG: role},
             code_version=self.labeling.code_version,
             **more,
         )
@@ -162,5 +155,5 @@ def dataset_of(definitions: Iterable[dg.AssetsDefinition]) -> Dataset:
         function = getattr(node.compute_fn, "decorated_fn", None) if isinstance(node, dg.OpDefinition) else None
         if function is not None and function in _DECLARED:
             return _DECLARED[function]
-    msg = "These are no labels of llm_batch_assets. Give what it returned, as in labels=ticket_labels."
+    msg = "These are no labels of llm_batch_assets. Give what it returned, as in candidates=ticket_labels."
     raise ConfigError(msg)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import dagster as dg
 
-from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.dataset import Dataset, RowsFunction
 from dagster_llm_batch.assets.keys import Upstream, prefixed_key, upstream_key
 from dagster_llm_batch.assets.labels import labels_asset
+from dagster_llm_batch.assets.options import AssetOptions, DagsterOptions
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.assets.submission import submission_asset
 from dagster_llm_batch.checks import ChecksPolicy
@@ -29,7 +30,7 @@ __all__ = ["llm_batch_assets"]
 Rows = Upstream | RowsFunction
 
 
-@checked
+@checked_options(AssetOptions, DagsterOptions)
 def llm_batch_assets(
     *,
     name: str,
@@ -41,7 +42,6 @@ def llm_batch_assets(
     params: Mapping[str, Any] | None = None,
     endpoint: Endpoint | str | None = None,
     keep: Sequence[str] = (),
-    deps: Sequence[Upstream] = (),
     partitions_def: dg.PartitionsDefinition[Any] | None = None,
     mode: Literal["deferred", "wait"] = "deferred",
     poll_seconds: float = 10.0,
@@ -64,14 +64,8 @@ def llm_batch_assets(
     io_manager_key: str = "io_manager",
     resource_key: str = "llm_batch",
     required_resource_keys: set[str] | None = None,
-    key_prefix: Sequence[str] | str = (),
-    group_name: str | None = None,
-    description: str | None = None,
-    owners: Sequence[str] = (),
-    tags: Mapping[str, str] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    automation_condition: dg.AutomationCondition[dg.AssetKey] | None = None,
     backfill_policy: dg.BackfillPolicy | None = None,
+    **options: Unpack[AssetOptions],
 ) -> list[dg.AssetsDefinition]:
     """Declare a labeled dataset: an asset that submits, and one that lands labels and rejects.
 
@@ -89,7 +83,6 @@ def llm_batch_assets(
         key, prompt, model, response, params, endpoint, keep, retry, expected_output_tokens, price, max_cost_usd,
             max_requests_per_batch, max_bytes_per_batch, fallback, fallback_after, deadline, urgent,
             realtime_concurrency, realtime_patience, below_minimum, workers: See Labeling.
-        deps: Assets that a function of rows reads, for order and lineage.
         partitions_def: Any Dagster partitions. An upstream asset is read by the same partition key.
         mode: `deferred`: materializing the labels takes what is there; a sensor (`build_llm_batch_sensor`) does it when
             batches end. `wait`: the run waits for them, for development and small submissions.
@@ -100,15 +93,22 @@ def llm_batch_assets(
         io_manager_key: The IO manager that stores labels and rejects.
         resource_key: Where LLMBatchResource is.
         required_resource_keys: Resources for a function that gives rows.
-        key_prefix, group_name, description, owners, tags: Of the assets, as everywhere in Dagster.
-        metadata: Of labels and rejects, as the IO manager may want it (`{"partition_expr": "day"}`, with `day` kept).
-        automation_condition: Of the submission, as in `AutomationCondition.eager()`.
-        backfill_policy: Default: one run for all partitions of a backfill.
+        backfill_policy: None: one run for all partitions of a backfill.
+        options: Dagster's own, of all three assets but for these; see `DagsterOptions`.
+            `deps`: assets that a function of rows reads, or that the submission is to come after.
+            `metadata`: as the IO manager may want it (`{"partition_expr": "day"}`, with `day` kept), too.
+            `automation_condition`: of the submission; by default it waits for a person, since it costs. Labels and
+            rejects land by the sensor.
+            `op_tags`: of both ops, the one that submits and the one that lands, for executors that size a step by them.
+            `pool`, `retry_policy`: of the op that submits. A run of one partition is tried again, and what was sent is
+            found in the ledger, not paid again. A run over several records its failures by partition and is not tried
+            again as a whole. Landing has no need of either: the sensor asks for it again.
 
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
-    asset_key = prefixed_key(key_prefix, name)
+    own = DagsterOptions(**options)
+    asset_key = prefixed_key(own.key_prefix, name)
     if not poll_seconds > 0:
         raise ConfigError(f"poll_seconds={poll_seconds!r} is not allowed; it is more than 0.")
     dataset = Dataset(
@@ -138,7 +138,6 @@ def llm_batch_assets(
         ),
         key=asset_key,
         rows=_rows(rows),
-        deps=tuple(upstream_key(dep) for dep in deps),
         partitions_def=partitions_def,
         mode=mode,
         poll_seconds=poll_seconds,
@@ -147,13 +146,8 @@ def llm_batch_assets(
         io_manager_key=io_manager_key,
         resource_key=resource_key,
         rows_resource_keys=frozenset(required_resource_keys or ()),
-        group_name=group_name,
-        description=description,
-        owners=tuple(owners),
-        tags=tags or {},
-        metadata=metadata or {},
-        automation_condition=automation_condition,
         backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if partitions_def else None),
+        options=own,
     )
     return [submission_asset(dataset), labels_asset(dataset)]
 

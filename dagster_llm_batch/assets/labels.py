@@ -86,7 +86,7 @@ def spool(parts: Iterable["Labeled"], paths: list[str], figures: LabelStats) -> 
 
 def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
     """Return the asset of `<name>` and `<name>_rejects`."""
-    description = dataset.description or f"Rows labeled by {dataset.labeling.model}."
+    description = dataset.options.description or f"Rows labeled by {dataset.labeling.model}."
     schema = dataset.labeling.reader.format.json_schema
     described = {} if schema is None else {"llm_batch/response_schema": dg.MetadataValue.json(dict(schema))}
     labels = dataset.spec(
@@ -95,7 +95,7 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
         deps=[dataset.batch_key],
         kinds=dataset.kinds("table"),
         description=description,
-        metadata={**dataset.metadata, **described},
+        metadata=described,
         skippable=True,
     )
     rejects = dataset.spec(
@@ -104,7 +104,6 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
         deps=[dataset.batch_key],
         kinds=dataset.kinds("table"),
         description=f"Rows of {dataset.key.to_user_string()} that have no label, each with the reason and the reply.",
-        metadata=dataset.metadata,
         skippable=True,
     )
     landing = _Landing(dataset, labels, rejects)
@@ -117,6 +116,7 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
         can_subset=True,
         required_resource_keys={dataset.resource_key, dataset.io_manager_key},
         backfill_policy=dataset.backfill_policy,
+        op_tags=dataset.options.op_tags,
     )
     @dataset.computed_by
     def collect(context: dg.AssetExecutionContext) -> Iterator[Any]:

@@ -37,7 +37,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         "batch",
         deps=dataset.upstreams,
         kinds=dataset.kinds("json"),
-        automation_condition=dataset.automation_condition,
+        automation_condition=dataset.options.condition(None),
         description=(
             f"Sends the rows of {dataset.key.to_user_string()} to {dataset.labeling.model} in batches. Rows that "
             "are in flight or answered already are not sent again."
@@ -56,6 +56,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             *([dataset.io_manager_key] if dataset.rows_key else []),
         },
         backfill_policy=dataset.backfill_policy,
+        **dataset.options.op,
     )
     def submit(context: dg.AssetExecutionContext, config: SubmitConfig) -> Iterator[Any]:
         engine = dataset.engine(context)

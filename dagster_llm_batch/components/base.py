@@ -19,7 +19,22 @@ from pydantic import BaseModel, create_model
 from dagster_llm_batch.arguments import annotation_text
 from dagster_llm_batch.assets import ROLE_TAG
 from dagster_llm_batch.automation import on_labels_ready
-from dagster_llm_batch.components.attributes import Description, GroupName, KeyPrefix, Owners, Tags
+from dagster_llm_batch.components.attributes import (
+    AssetKinds,
+    CodeVersion,
+    Condition,
+    Deps,
+    Description,
+    Freshness,
+    GroupName,
+    KeyPrefix,
+    Metadata,
+    OpRetry,
+    OpTags,
+    Owners,
+    Pool,
+    Tags,
+)
 from dagster_llm_batch.components.resolution import Block, path_about, pointing_at
 from dagster_llm_batch.errors import ConfigError
 
@@ -35,6 +50,10 @@ Translation = Annotated[
         examples=[{"kinds": ["snowflake"]}, {"key_prefix": "staging"}],
     ),
 ]
+
+
+_MAPPINGS = {name: getattr(dg, name) for name in dir(dg) if name.endswith("PartitionMapping")}
+"""By their names: Dagster's `dg` of templates has none of them."""
 
 
 @dataclass(kw_only=True)
@@ -53,12 +72,21 @@ class FactoryComponent(dg.Component, dg.Resolvable):
     description: Description = None
     owners: Owners = ()
     tags: Tags = None
+    kinds: AssetKinds = None
+    metadata: Metadata = None
+    code_version: CodeVersion = None
+    freshness_policy: Freshness = None
+    deps: Deps = ()
+    automation_condition: Condition = "default"
+    pool: Pool = None
+    op_tags: OpTags = None
+    retry_policy: OpRetry = None
     translation: Translation = None
 
     @classmethod
     def get_additional_scope(cls) -> Mapping[str, Any]:
-        """Return what templates can use: `on_labels_ready`, and a subclass's own."""
-        return {"on_labels_ready": on_labels_ready, **super().get_additional_scope()}
+        """Return what templates can use: `on_labels_ready`, Dagster's partition mappings, and a subclass's own."""
+        return {"on_labels_ready": on_labels_ready, **_MAPPINGS, **super().get_additional_scope()}
 
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:

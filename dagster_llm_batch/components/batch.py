@@ -138,7 +138,6 @@ class LLMBatchComponent(LabelingAttributes, TableAttributes, FactoryComponent):
     llm: Llm
     response: Annotated[Any, RESPONSE] = None
     keep: Annotated[Sequence[str], about("More columns of the rows to carry into the labeled table.", ["day"])] = ()
-    deps: Annotated[Sequence[Any], about("Assets that a function of rows reads.", ["crm/raw"], kind=list[str])] = ()
     partitions_def: Annotated[dg.PartitionsDefinition[Any] | None, PARTITIONS] = None
     urgent: Annotated[
         str | None, about("Boolean column of the rows: where it is true, a row is answered in real time.", "is_vip")

@@ -10,17 +10,16 @@ import dagster as dg
 
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.components.attributes import (
-    AutomationAttributes,
     BackfillPolicy,
     Candidates,
     CheckAttributes,
-    CheckSeverity,
     Confidence,
     GoldTarget,
     Kinds,
     Rejects,
     ResourceKey,
     RowKey,
+    SampleSize,
     Seed,
     TableAttributes,
 )
@@ -68,7 +67,7 @@ __all__ = [
 
 @dg.scaffold_with(EvaluationScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchEvaluationComponent(TableAttributes, CheckAttributes, AutomationAttributes, FactoryComponent):
+class LLMBatchEvaluationComponent(TableAttributes, CheckAttributes, FactoryComponent):
     """Labels measured against gold: coverage, accuracy, F1 and kappa with intervals, and cost per correct label.
 
     Attributes are the arguments of `evaluation_assets`, by the same names.
@@ -156,7 +155,7 @@ Columns = Annotated[
 
 @dg.scaffold_with(AgreementScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchAgreementComponent(TableAttributes, CheckAttributes, AutomationAttributes, FactoryComponent):
+class LLMBatchAgreementComponent(TableAttributes, CheckAttributes, FactoryComponent):
     """How far people and models agree: Krippendorff's alpha, Fleiss' and Cohen's kappa. None is taken to be right.
 
     Attributes are the arguments of `agreement_assets`, by the same names.
@@ -183,7 +182,7 @@ class LLMBatchAgreementComponent(TableAttributes, CheckAttributes, AutomationAtt
 
 @dg.scaffold_with(DriftScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchDriftComponent(TableAttributes, CheckAttributes, AutomationAttributes, FactoryComponent):
+class LLMBatchDriftComponent(TableAttributes, CheckAttributes, FactoryComponent):
     """Whether labels have shifted between partitions: PSI, Jensen-Shannon, chi-squared, and ADWIN. It takes no gold.
 
     Attributes are the arguments of `drift_assets`, by the same names.
@@ -208,7 +207,6 @@ class LLMBatchDriftComponent(TableAttributes, CheckAttributes, AutomationAttribu
         bool, about("Whether an online detector (ADWIN) looks at all partitions in turn, too. Needs the extra `drift`.")
     ] = False
     partitions_def: Annotated[dg.PartitionsDefinition[Any] | None, PARTITIONS] = None
-    check_severity: CheckSeverity = dg.AssetCheckSeverity.WARN
     backfill_policy: BackfillPolicy = None
 
 
@@ -223,27 +221,22 @@ class LLMBatchSkewComponent(CheckAttributes, FactoryComponent):
     factory = staticmethod(skew_assets)
 
     name: Annotated[str, about("Name of the asset with the figures.", "ticket_skew")]
-    labels: Annotated[Sequence[dg.AssetsDefinition], LABELS]
+    candidates: Annotated[Sequence[dg.AssetsDefinition], LABELS]
     target: Annotated[Any, TARGET]
-    sample: Annotated[int, about("How many labels are asked again, of each partition.", 50)] = 50
+    sample_size: SampleSize = 100
     seed: Seed = 0
     max_cost_usd: Annotated[
         Decimal | float | str | None,
         about("Ask nothing if one sample is estimated to cost more.", 1, kind=float | str | None),
     ] = None
     min_agreement: Annotated[float | None, about("As a check: least share of equal values.", 0.95)] = None
-    concurrency: Annotated[int, about("How many calls run at once.", 4)] = 4
-    automation_condition: Annotated[
-        dg.AutomationCondition[Any] | None,
-        about(
-            "When to ask. Default: when a person says so, since it costs.", "{{ on_labels_ready() }}", kind=str | None
-        ),
-    ] = None
+    realtime_concurrency: Annotated[int, about("How many calls in real time run at once.", 8)] = 8
+    backfill_policy: BackfillPolicy = None
 
 
 @dg.scaffold_with(GoldSampleScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchGoldSampleComponent(TableAttributes, AutomationAttributes, FactoryComponent):
+class LLMBatchGoldSampleComponent(TableAttributes, FactoryComponent):
     """The rows most worth a human label: disagreement, low confidence, rare and growing classes; with their weights.
 
     Attributes are the arguments of `gold_sample_assets`, by the same names.
@@ -255,7 +248,7 @@ class LLMBatchGoldSampleComponent(TableAttributes, AutomationAttributes, Factory
     candidates: Candidates
     key: RowKey
     target: Columns
-    size: Annotated[int, about("How many rows are proposed, of each partition.", 100)]
+    sample_size: SampleSize = 100
     gold: Annotated[
         Any, about("Key of the asset with rows that people have labeled already.", "ticket_gold", kind=str | None)
     ] = None
@@ -264,11 +257,12 @@ class LLMBatchGoldSampleComponent(TableAttributes, AutomationAttributes, Factory
     random_share: Annotated[float, about("Share of them that is drawn from all rows alike; above 0.", 0.3)] = 0.3
     seed: Seed = 0
     partitions_def: Annotated[dg.PartitionsDefinition[Any] | None, PARTITIONS] = None
+    backfill_policy: BackfillPolicy = None
 
 
 @dg.scaffold_with(CostScaffolder)
 @dataclass(kw_only=True)
-class LLMBatchCostComponent(TableAttributes, AutomationAttributes, FactoryComponent):
+class LLMBatchCostComponent(TableAttributes, FactoryComponent):
     """What each submission has cost, from the ledger, beside real time: a table, and a picture by day.
 
     Attributes are the arguments of `cost_assets`, by the same names.
@@ -277,25 +271,17 @@ class LLMBatchCostComponent(TableAttributes, AutomationAttributes, FactoryCompon
     factory = staticmethod(cost_assets)
 
     name: Annotated[str, about("Name of the asset.", "llm_costs")]
-    labels: Annotated[
-        Any,
-        about(
-            "Keys of the labeled assets, or a mapping from names to keys. Default: all of the namespace.",
-            ["ticket_labels"],
-            kind=list[str] | dict[str, str],
-        ),
-    ] = ()
+    candidates: Candidates = ()
     resource_key: ResourceKey = "llm_batch"
 
 
-_KEYWORDS = ("description", *(field.name for field in dataclasses.fields(LabelingAttributes)))
+_KEYWORDS = tuple(field.name for field in dataclasses.fields(LabelingAttributes) if field.name != "backfill_policy")
 
 AnswerColumns = Annotated[
     str | Sequence[str],
     about("Column, or columns, of the candidates with the answer.", "summary", ["topic", "why"], kind=str | list[str]),
 ]
 AskedRows = Annotated[Any, about("Key of the asset with what candidates were asked about.", "crm/tickets", kind=str)]
-Sample = Annotated[int | None, about("Judge so many rows only, of each partition. Default: all.", 200)]
 
 
 @dg.scaffold_with(PairwiseJudgeScaffolder)
@@ -317,7 +303,7 @@ class LLMBatchPairwiseJudgeComponent(LabelingAttributes, TableAttributes, CheckA
     target: AnswerColumns
     prompt: Annotated[Prompt, PROMPT]
     llm: Llm
-    sample: Sample = None
+    sample_size: SampleSize = 100
     seed: Seed = 0
     max_inconsistent: Annotated[
         float | None, about("As a check: largest share of rows whose verdict changes with the order.", 0.2)
@@ -349,7 +335,7 @@ class LLMBatchRubricJudgeComponent(LabelingAttributes, TableAttributes, CheckAtt
     prompt: Annotated[Prompt, PROMPT]
     llm: Llm
     scale: Annotated[tuple[int, int], about("Worst and best score.", [1, 5])] = (1, 5)
-    sample: Sample = None
+    sample_size: SampleSize = 100
     seed: Seed = 0
     min_score: Annotated[
         Mapping[str, float] | float | None,

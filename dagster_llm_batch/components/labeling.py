@@ -6,8 +6,6 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-import dagster as dg
-
 from dagster_llm_batch.checks import ChecksPolicy
 from dagster_llm_batch.components.attributes import BackfillPolicy, ResourceKey
 from dagster_llm_batch.components.resolution import about, duration
@@ -77,18 +75,4 @@ class LabelingAttributes:
     ] = None
     checks: Annotated[ChecksPolicy | None, CHECKS] = None
     resource_key: ResourceKey = "llm_batch"
-    metadata: Annotated[
-        Mapping[str, Any] | None,
-        about("Of labels and rejects, as the IO manager may want it.", {"partition_expr": "day"}),
-    ] = None
-    automation_condition: Annotated[
-        dg.AutomationCondition[Any] | None,
-        about(
-            "When to submit.",
-            "{{ dg.AutomationCondition.eager() }}",
-            "{{ dg.AutomationCondition.on_cron('0 2 * * *') }}",
-            "{{ on_labels_ready() }}",
-            kind=str | None,
-        ),
-    ] = None
     backfill_policy: BackfillPolicy = None

@@ -188,9 +188,9 @@ class SkewScaffolder(AroundScaffolder):
 
     suffix = "skew"
     attributes = """\
-  labels: $labels
+  candidates: $labels
   target: topic
-  sample: 50
+  sample_size: 50
   max_cost_usd: 1  # for each sample; refuses before anything is sent
 """
 
@@ -204,7 +204,7 @@ class GoldSampleScaffolder(AroundScaffolder):
   rejects: {$labels: ${labels}_rejects}
   key: ticket_id
   target: topic
-  size: 100
+  sample_size: 100
 """
 
 
@@ -213,7 +213,7 @@ class CostScaffolder(AroundScaffolder):
 
     suffix = "costs"
     attributes = """\
-  labels: [$labels]  # without this: all of the namespace
+  candidates: [$labels]  # without this: all of the namespace
 """
 
 

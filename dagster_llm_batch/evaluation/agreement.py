@@ -277,7 +277,6 @@ def agreement_assets(
     min_alpha: float | None = None,
     check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     blocking: bool = False,
-    description: str | None = None,
     **options: Unpack[PartitionOptions],
 ) -> list[dg.AssetsDefinition]:
     """Declare an asset that measures how far several labelers agree: people, models, or both. None of them is taken to
@@ -303,8 +302,8 @@ def agreement_assets(
         partitions_def: Each partition by itself; without, all of them together. As for `evaluation_assets`.
         min_alpha: Least alpha of all labelers, as an asset check over all targets.
         check_severity, blocking: Of this check.
-        frame, io_manager_key, key_prefix, group_name, description, owners, tags, automation_condition,
-            backfill_policy: As for `evaluation_assets`.
+        frame, io_manager_key, backfill_policy: As for `evaluation_assets`.
+        options: Dagster's own, as for `evaluation_assets`.
 
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
@@ -341,7 +340,7 @@ def agreement_assets(
     names = [*(labeler.name for labeler in labelers), *([] if design.gold is None else [design.gold.to_user_string()])]
     compared = f"{', '.join(names)} by {key}: {', '.join(target.name for target in targets)}."
     specs = {
-        "": builder.spec(description or f"Agreement of {compared}", **shared),
+        "": builder.spec(f"Agreement of {compared}", **shared),
         "pairs": builder.spec(f"Each two labelers: {compared}", suffix="pairs", **shared),
     }
     checks = []

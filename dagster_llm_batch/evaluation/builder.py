@@ -14,13 +14,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.keys import key_beside, prefixed_key
+from dagster_llm_batch.assets.options import AssetOptions, DagsterOptions
 from dagster_llm_batch.assets.output import Frame, stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
 from dagster_llm_batch.automation import on_labels_ready
@@ -32,7 +33,6 @@ __all__ = [
     "AssetOptions",
     "Computed",
     "EvaluationBuilder",
-    "EvaluationOptions",
     "PartitionOptions",
     "TableOptions",
     "Tables",
@@ -84,18 +84,6 @@ run.
 """
 
 
-class AssetOptions(TypedDict, total=False):
-    """What every factory of evaluations takes, and hands to its builder: as everywhere in Dagster.
-
-    `EvaluationBuilder` has the defaults of these and of the options below.
-    """
-
-    key_prefix: Sequence[str] | str
-    group_name: str | None
-    owners: Sequence[str]
-    tags: Mapping[str, str] | None
-
-
 class TableOptions(AssetOptions, total=False):
     """Where the tables go (`io_manager_key`), and what the IO manager is given (`frame`)."""
 
@@ -103,13 +91,7 @@ class TableOptions(AssetOptions, total=False):
     io_manager_key: str
 
 
-class EvaluationOptions(TableOptions, total=False):
-    """When the tables are computed: "follow" is whenever what they read is new."""
-
-    automation_condition: dg.AutomationCondition[Any] | Literal["follow"] | None
-
-
-class PartitionOptions(EvaluationOptions, total=False):
+class PartitionOptions(TableOptions, total=False):
     """Partitions, each of which is computed by itself, and how many of them a run of a backfill takes."""
 
     partitions_def: dg.PartitionsDefinition[Any] | None
@@ -117,23 +99,17 @@ class PartitionOptions(EvaluationOptions, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationBuilder:
+class EvaluationBuilder(DagsterOptions):
     """What all assets of one evaluation have in common. A factory adds what is its own: tables, checks, computation.
 
-    - `automation_condition`: "follow" takes the condition that the factory gives to `spec`.
     - `backfill_policy`: None: one run for all partitions of a backfill.
     - `role`: value of the tag `ROLE_TAG`; None: no such tag.
     """
 
     name: str
-    key_prefix: Sequence[str] | str = ()
     partitions_def: dg.PartitionsDefinition[Any] | None = None
     frame: Frame = "arrow"
     io_manager_key: str = "io_manager"
-    group_name: str | None = None
-    owners: Sequence[str] = ()
-    tags: Mapping[str, str] | None = None
-    automation_condition: dg.AutomationCondition[Any] | Literal["follow"] | None = "follow"
     backfill_policy: dg.BackfillPolicy | None = None
     role: str | None = "evaluation"
 
@@ -141,6 +117,11 @@ class EvaluationBuilder:
     def key(self) -> dg.AssetKey:
         """Of the main table."""
         return prefixed_key(self.key_prefix, self.name)
+
+    @property
+    def backfill(self) -> dg.BackfillPolicy | None:
+        """How many runs a backfill is; None where there are no partitions."""
+        return self.backfill_policy or (dg.BackfillPolicy.single_run() if self.partitions_def else None)
 
     def follow(
         self, upstreams: Sequence[dg.AssetKey], *, not_awaited: Sequence[dg.AssetKey] = ()
@@ -152,24 +133,34 @@ class EvaluationBuilder:
         partition of an upstream is new, once each has one; and once for what is there when it is looked at first.
 
         Nothing happens for `not_awaited`, and they need not be there: rejects, which come with their labels, and what
-        is not Dagster's (`is_external`).
+        is not Dagster's (`is_external`). Nor for `deps` of the user's.
         """
-        condition, assets = dg.AutomationCondition, dg.AssetSelection.assets
         if self.partitions_def is not None:
-            if not not_awaited:
-                return on_labels_ready()
-            ignored = assets(*not_awaited)
-            ready = on_labels_ready().replace("any_deps_missing", condition.any_deps_missing().ignore(ignored))
-            return ready.replace("any_deps_updated", condition.any_deps_updated().ignore(ignored))
+            ignored = [*not_awaited, *self.more_deps(upstreams)]
+            return self.when_ready(not_awaited=ignored, not_followed=ignored)
         awaited = [key for key in upstreams if key not in not_awaited]
         return whenever_new(awaited, *([key] for key in awaited))
+
+    def when_ready(
+        self, *, not_awaited: Sequence[dg.AssetKey], not_followed: Sequence[dg.AssetKey]
+    ) -> dg.AutomationCondition[Any]:
+        """Return `on_labels_ready` that does not wait for the ones, and does nothing when the others are new."""
+        condition, assets = dg.AutomationCondition, dg.AssetSelection.assets
+        ready = on_labels_ready()
+        if not_awaited:
+            missing = condition.any_deps_missing().ignore(assets(*not_awaited))
+            ready = ready.replace("any_deps_missing", missing)
+        if not_followed:
+            updated = condition.any_deps_updated().ignore(assets(*not_followed))
+            ready = ready.replace("any_deps_updated", updated)
+        return ready
 
     def spec(
         self,
         description: str,
         *,
         suffix: str = "",
-        deps: Sequence[dg.AssetKey],
+        deps: Sequence[dg.AssetKey | dg.AssetDep],
         kinds: AbstractSet[str] = frozenset({"table", "report"}),
         code_version: str | None = None,
         follow: dg.AutomationCondition[Any] | None = None,
@@ -178,25 +169,23 @@ class EvaluationBuilder:
         """Return the spec of one table.
 
         Args:
-            description: For the UI.
+            description: For the UI, where the user gives none for the main table.
             suffix: The table is `<name>_<suffix>`, beside the main one.
-            deps: What it reads.
-            kinds: For the UI.
+            deps: What it reads, beside `deps` of the user's.
+            kinds: For the UI, where the user gives none.
             code_version: See `code_digest`.
-            follow: Its condition where the user has left "follow".
+            follow: Its condition where the user has left "default".
             skippable: Whether a run may end without it; a run over several partitions says by itself which have landed.
         """
-        return dg.AssetSpec(
+        return self.asset_spec(
             key_beside(self.key, suffix) if suffix else self.key,
-            description=description,
-            deps=deps,
+            description=description if suffix else self.description or description,
+            deps=self.all_deps(deps),
             partitions_def=self.partitions_def,
-            group_name=self.group_name,
-            owners=self.owners,
-            tags={**(self.tags or {}), **({} if self.role is None else {ROLE_TAG: self.role})},
-            kinds={*kinds},
+            tags={} if self.role is None else {ROLE_TAG: self.role},
+            kinds=kinds,
             code_version=code_version,
-            automation_condition=follow if self.automation_condition == "follow" else self.automation_condition,
+            automation_condition=self.condition(follow),
             skippable=skippable,
         )
 
@@ -224,7 +213,8 @@ class EvaluationBuilder:
             check_specs=checks,
             can_subset=True,
             required_resource_keys={self.io_manager_key, *resource_keys},
-            backfill_policy=self.backfill_policy or (dg.BackfillPolicy.single_run() if self.partitions_def else None),
+            backfill_policy=self.backfill,
+            **self.op,
         )
 
     def asset(

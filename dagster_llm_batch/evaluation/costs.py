@@ -12,7 +12,7 @@ import pyarrow as pa
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.core.pricing import MONEY_TOTAL
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, EvaluationOptions, code_digest, picture
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, TableOptions, code_digest, picture
 from dagster_llm_batch.evaluation.candidates import Candidates, candidates_of
 from dagster_llm_batch.metrics import DayCost, costs_png
 from dagster_llm_batch.metrics.cells import usd_text
@@ -62,33 +62,33 @@ _DOCS = {
 }
 
 
-@checked_options(EvaluationOptions, EvaluationBuilder)
+@checked_options(TableOptions, EvaluationBuilder)
 def cost_assets(
     *,
     name: str,
-    labels: Candidates = (),
+    candidates: Candidates = (),
     resource_key: str = "llm_batch",
-    description: str | None = None,
-    **options: Unpack[EvaluationOptions],
+    **options: Unpack[TableOptions],
 ) -> list[dg.AssetsDefinition]:
     """Declare an asset with what each submission has cost, from the ledger: one row each, and in the UI costs by day
     beside real time.
 
     Args:
         name: Name of the asset.
-        labels: Labeled datasets, as `llm_batch_assets` returned them or by key. Empty: all of the namespace.
+        candidates: Labeled datasets, as for `evaluation_assets`. Empty: all of the namespace.
         resource_key: Where LLMBatchResource is.
-        frame, io_manager_key, key_prefix, group_name, description, owners, tags: As for `evaluation_assets`.
-        automation_condition: "follow": when any partition of `labels` is new.
+        frame, io_manager_key: As for `evaluation_assets`.
+        options: Dagster's own, as for `evaluation_assets`. By default it is made when any partition of `candidates` is
+            new.
 
     Returns:
         The asset, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
-    datasets = candidates_of(labels, {}) if labels else ()
+    datasets = candidates_of(candidates, {}) if candidates else ()
     upstreams = [dataset.key for dataset in datasets]
     builder = EvaluationBuilder(name=name, **options)
     spec = builder.spec(
-        description or "Costs of " + (", ".join(dataset.name for dataset in datasets) or "all datasets") + ".",
+        "Costs of " + (", ".join(dataset.name for dataset in datasets) or "all datasets") + ".",
         deps=upstreams,
         code_version=code_digest("1", upstreams),
         # all of the namespace is no asset that could be followed

@@ -279,9 +279,8 @@ def drift_assets(
     reference: int | str | Sequence[str] = 7,
     max_psi: float = 0.25,
     online: bool = False,
-    check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN,
+    check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     blocking: bool = False,
-    description: str | None = None,
     **options: Unpack[PartitionOptions],
 ) -> list[dg.AssetsDefinition]:
     """Declare assets with the shifts of the classes' shares between the partitions of labeled datasets.
@@ -304,8 +303,8 @@ def drift_assets(
         partitions_def: That of the candidates: each partition by itself, and one check for each. Without, one table of
             all partitions, and a check of the last one that has labels.
         check_severity, blocking: Of this check.
-        frame, io_manager_key, key_prefix, group_name, description, owners, tags, automation_condition,
-            backfill_policy: As for `evaluation_assets`.
+        frame, io_manager_key, backfill_policy: As for `evaluation_assets`.
+        options: Dagster's own, as for `evaluation_assets`.
 
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
@@ -342,7 +341,7 @@ def drift_assets(
     }
     compared = f"{', '.join(candidate.name for candidate in watched)}: {', '.join(targets)}."
     specs = {
-        "": builder.spec(description or f"Label drift of {compared}", **shared),
+        "": builder.spec(f"Label drift of {compared}", **shared),
         "shares": builder.spec(f"Shares of the classes of {compared}", suffix="shares", **shared),
     }
     check = builder.check(CHECK, f"PSI is at most {max_psi:g}, or chance explains the shift.", blocking=blocking)

@@ -105,7 +105,6 @@ def evaluation_assets(
     max_ece: float | Mapping[str, float] | None = None,
     check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     blocking: bool = False,
-    description: str | None = None,
     **options: Unpack[PartitionOptions],
 ) -> list[dg.AssetsDefinition]:
     """Declare assets that measure candidates against gold: one row for each candidate and target, and one for each
@@ -147,10 +146,13 @@ def evaluation_assets(
         check_severity, blocking: Of these checks.
         frame: What the IO manager is given: "arrow" (the default), "polars", "pandas", or "batches", a stream.
         io_manager_key: The IO manager that stores the tables; by default "io_manager".
-        partitions_def, key_prefix, group_name, description, owners, tags, backfill_policy: As everywhere in Dagster.
-        automation_condition: "follow": when labels or gold are new. A partitioned evaluation waits for all upstreams of
-            its partition and their blocking checks (`on_labels_ready`); an unpartitioned one takes what there is
-            whenever a partition has landed. Gold that is given as an unpartitioned AssetSpec is taken to be there.
+        partitions_def: Each partition by itself; without, all of them together.
+        backfill_policy: None: one run for all partitions of a backfill.
+        options: Dagster's own, of all tables but for `<name>_accepted`, which waits for a person and is never late: see
+            `DagsterOptions`. By default they are made when labels or gold are new. A partitioned evaluation waits for
+            all upstreams of its partition and their blocking checks (`on_labels_ready`); an unpartitioned one takes
+            what there is whenever a partition has landed. Gold that is given as an unpartitioned AssetSpec is taken to
+            be there.
 
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
@@ -177,11 +179,17 @@ def evaluation_assets(
     names = ", ".join(candidate.name for candidate in measured)
     columns = ", ".join(target.name for target in targets)
     compared = f"{names} against {design.gold.to_user_string()} by {key}: {columns}."
-    specs = {"": builder.spec(description or f"Labels of {compared}", **evaluated)}
+    specs = {"": builder.spec(f"Labels of {compared}", **evaluated)}
     for suffix, holds in design.beside.items():
         specs[suffix] = builder.spec(f"{holds}: {compared}", suffix=suffix, **evaluated)
     # One accepted version serves all partitions. Only a person accepts, so that it follows nothing.
-    by_hand = replace(builder, partitions_def=None, automation_condition=None, backfill_policy=None)
+    by_hand = replace(
+        builder,
+        partitions_def=None,
+        automation_condition=None,
+        backfill_policy=None,
+        freshness_policy=None,
+    )
     accepted = by_hand.spec(
         f"Labels that were accepted, of the gold rows. To accept, name candidates ({names}) in the run "
         "config; without, nothing is accepted.",

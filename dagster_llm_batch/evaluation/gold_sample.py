@@ -13,7 +13,7 @@ import pyarrow as pa
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.keys import Upstream, upstream_key
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, EvaluationOptions, code_digest
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, PartitionOptions, code_digest
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of, is_external
 from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
 from dagster_llm_batch.metadata import figure_key
@@ -36,22 +36,20 @@ _DOCS = {
 }
 
 
-@checked_options(EvaluationOptions, EvaluationBuilder)
+@checked_options(PartitionOptions, EvaluationBuilder)
 def gold_sample_assets(
     *,
     name: str,
     candidates: Candidates,
     key: str,
     target: str | Sequence[str],
-    size: int,
+    sample_size: int | None = 100,
     gold: Upstream | None = None,
     rejects: Mapping[str, Upstream] | None = None,
     confidence: str | Mapping[str, str] | None = None,
     random_share: float = 0.3,
     seed: int = 0,
-    partitions_def: dg.PartitionsDefinition[Any] | None = None,
-    description: str | None = None,
-    **options: Unpack[EvaluationOptions],
+    **options: Unpack[PartitionOptions],
 ) -> list[dg.AssetsDefinition]:
     """Declare an asset with the rows most worth a human label: where candidates disagree or are unsure, rare classes,
     classes that grow.
@@ -71,7 +69,7 @@ def gold_sample_assets(
         candidates: Assets with labels, as for `evaluation_assets`. One is enough; two can disagree.
         key: Column that candidates and gold share; it names one row.
         target: Column, or columns, that people will label: classes, not measurements.
-        size: Rows to propose; of each partition, if there are any.
+        sample_size: Rows to propose; of each partition, if there are any. None: all that have no gold.
         gold: Asset with the rows that people have labeled already; these are not proposed. It may be empty yet.
         rejects: Tables of rejected rows by candidate, as for `evaluation_assets`: they are proposed too.
         confidence: Column of the candidates with the probability, 0 to 1, that their label is correct; a mapping names
@@ -80,13 +78,13 @@ def gold_sample_assets(
         seed: Another one draws other rows.
         partitions_def: Propose of each partition by itself. Its classes are then compared with those of the partition
             before, as far as a candidate has that (`drift`).
-        frame, io_manager_key, key_prefix, group_name, description, owners, tags: As for `evaluation_assets`.
-        automation_condition: "follow": when labels are new, not when gold is.
+        frame, io_manager_key, backfill_policy: As for `evaluation_assets`.
+        options: Dagster's own, as for `evaluation_assets`. By default it is made when labels are new, not when gold is.
 
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
-    check_design(size, random_share)
+    check_design(sample_size, random_share)
     targets = (target,) if isinstance(target, str) else tuple(target)
     sure = dict.fromkeys(targets, confidence) if isinstance(confidence, str) else dict(confidence or {})
     if not targets or set(sure) - set(targets):
@@ -95,20 +93,20 @@ def gold_sample_assets(
             "but these."
         )
     sampling = _Sampling(
-        builder=EvaluationBuilder(name=name, partitions_def=partitions_def, **options),
+        builder=EvaluationBuilder(name=name, **options),
         candidates=candidates_of(candidates, rejects or {}),
         gold=None if gold is None else upstream_key(gold),
         gold_is_external=is_external(gold),
         join_key=key,
         targets=targets,
         confidence=tuple(dict.fromkeys(column for column in sure.values() if column is not None)),
-        size=size,
+        sample_size=sample_size,
         random_share=random_share,
         seed=seed,
     )
     names = ", ".join(candidate.name for candidate in sampling.candidates)
     spec = sampling.builder.spec(
-        description or f"Rows of {names} that people should label next, by {', '.join(targets)}.",
+        f"Rows of {names} that people should label next, by {', '.join(targets)}.",
         deps=[*sampling.reads, *sampling.not_awaited],
         kinds={"table"},
         code_version=sampling.code_version,
@@ -128,7 +126,7 @@ class _Sampling:
     join_key: str
     targets: tuple[str, ...]
     confidence: tuple[str, ...]
-    size: int
+    sample_size: int | None
     random_share: float
     seed: int
 
@@ -144,7 +142,7 @@ class _Sampling:
     @property
     def code_version(self) -> str:
         columns = (self.join_key, self.targets, self.confidence)
-        return code_digest(self.candidates, self.gold, columns, self.size, self.random_share, self.seed)
+        return code_digest(self.candidates, self.gold, columns, self.sample_size, self.random_share, self.seed)
 
     def compute(self, context: dg.AssetExecutionContext, partition: str | None) -> Computed:
         stored = StoredTables(context)
@@ -164,7 +162,7 @@ class _Sampling:
             keys,
             signals,
             key=self.join_key,
-            size=self.size,
+            size=max(len(keys), 1) if self.sample_size is None else self.sample_size,
             random_share=self.random_share,
             seed=f"{self.seed}\0{partition or ''}",
             has_gold=has_gold,

@@ -12,20 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.arguments import checked_beside
+from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets import RowsContext, llm_batch_assets
 from dagster_llm_batch.assets.keys import Upstream, key_beside, upstream_key
-from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, code_digest, picture
+from dagster_llm_batch.evaluation.builder import (
+    Computed,
+    EvaluationBuilder,
+    PartitionOptions,
+    code_digest,
+    picture,
+)
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of, is_external
 from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
 from dagster_llm_batch.metadata import figure_key
@@ -188,6 +193,13 @@ _BEFORE_ASKING = dg.BackfillPolicy.multi_run(max_partitions_per_run=100)
 downstream of tables that are stored one by one is skipped.
 """
 
+_SHARED = [
+    name
+    for name in get_type_hints(PartitionOptions)
+    if name not in ("key_prefix", "description", "deps", "automation_condition")
+]
+"""Options that the labeled dataset of the verdicts has as they are."""
+
 Figures = Callable[[pa.Table, pa.Table], Computed]
 """From cases and what was said of them to what `<name>` stores."""
 
@@ -236,15 +248,15 @@ class Judge:
     own_columns: tuple[str, ...]
     keep: tuple[str, ...]
     cases: Callable[..., pa.Table]
-    sample: int | None
+    sample_size: int | None
     seed: int
 
     def __post_init__(self) -> None:
         if not self.targets:
             raise ConfigError("target is empty: a judge needs a column with answers.")
-        if self.sample is not None and self.sample < 1:
+        if self.sample_size is not None and self.sample_size < 1:
             raise ConfigError(
-                f"sample={self.sample!r} is not allowed; it is at least 1, or left out to judge all rows."
+                f"sample_size={self.sample_size!r} is not allowed; it is at least 1, or None to judge all rows."
             )
 
     @property
@@ -277,50 +289,50 @@ class Judge:
         llm_batch: Mapping[str, Any],
     ) -> list[dg.AssetsDefinition]:
         """Return all of them, in the order of the data. `llm_batch` is for the labeled dataset of the verdicts."""
-        builder = self.builder
+        # a condition of the user's is that of asking; None is for all
+        condition = self.builder.automation_condition
+        free = replace(self.builder, automation_condition=None if condition is None else "default")
+        before_asking = replace(free, backfill_policy=_BEFORE_ASKING if free.partitions_def else None)
         names = ", ".join(candidate.name for candidate in self.candidates)
         reads = list(dict.fromkeys([self.rows_key, *(candidate.key for candidate in self.candidates)]))
-        before_asking = replace(builder, backfill_policy=_BEFORE_ASKING if builder.partitions_def else None)
-        cases = builder.spec(
+        cases = before_asking.spec(
             f"What {model} is asked to judge: answers of {names}.",
             suffix="cases",
             deps=reads,
             kinds={"table"},
             code_version=code_digest(
-                self.join_key, self.targets, self.candidates, self.sample, self.seed, self.columns
+                self.join_key, self.targets, self.candidates, self.sample_size, self.seed, self.columns
             ),
-            follow=builder.follow(reads, not_awaited=[self.rows_key] if is_external(self.rows) else []),
+            follow=free.follow(reads, not_awaited=[self.rows_key] if is_external(self.rows) else []),
         )
         verdicts = llm_batch_assets(
             name=self.verdicts_key.path[-1],
             key_prefix=self.verdicts_key.path[:-1],
             rows=self._asked,
             deps=[self.cases_key],
-            required_resource_keys={builder.io_manager_key},
+            required_resource_keys={free.io_manager_key},
             key=CASE_ID,
             keep=[self.join_key, *self.keep],
             prompt=self.prompt,
             response=response,
             model=model,
-            partitions_def=builder.partitions_def,
-            frame=builder.frame,
-            io_manager_key=builder.io_manager_key,
-            group_name=builder.group_name,
-            owners=builder.owners,
-            tags=builder.tags or {},
+            automation_condition=condition,
+            **{name: getattr(free, name) for name in _SHARED},
             **llm_batch,
         )
         judged = [self.verdicts_key, self.rejects_key]
-        table = builder.spec(
+        # what else is read is read for the cases
+        figured = replace(free, deps=())
+        table = figured.spec(
             f"{names} as judged by {model}.",
             deps=[self.cases_key, *judged],
             code_version=code_digest(response, self.candidates),
-            follow=builder.follow(judged),
+            follow=figured.follow(judged),
         )
         return [
             before_asking.table_asset(cases, self._compute_cases),
             *verdicts,
-            builder.table_asset(
+            figured.table_asset(
                 table, lambda context, partition: figures(*self._judged(context, partition, response)), checks
             ),
         ]
@@ -332,7 +344,7 @@ class Judge:
             candidate.name: self._read(stored, candidate.key, partition, [key, *self.targets])
             for candidate in self.candidates
         }
-        cases = self.cases(rows, answers, key=key, target=self.targets, sample=self.sample, seed=self.seed)
+        cases = self.cases(rows, answers, key=key, target=self.targets, sample=self.sample_size, seed=self.seed)
         asked = len(_to_ask(cases))
         shown = [dg.TableColumnDep(candidate.key, column) for candidate in self.candidates for column in self.targets]
         lineage = {
@@ -389,7 +401,14 @@ _PAIRWISE = (
 _RUBRIC = "Score the answer by each of these criteria, from {lowest} (worst) to {highest} (best):\n{criteria}\n"
 
 
-@checked_beside(llm_batch_assets)
+def _builder(name: str, options: Mapping[str, Any]) -> tuple[EvaluationBuilder, dict[str, Any]]:
+    """Return the builder that has the options which all evaluations take, and the other ones."""
+    ours = get_type_hints(PartitionOptions)
+    builder = EvaluationBuilder(name=name, **{key: value for key, value in options.items() if key in ours})
+    return builder, {key: value for key, value in options.items() if key not in ours}
+
+
+@checked_options(PartitionOptions, EvaluationBuilder, beside=llm_batch_assets)
 def pairwise_judge_assets(
     *,
     name: str,
@@ -399,19 +418,12 @@ def pairwise_judge_assets(
     target: str | Sequence[str],
     prompt: Prompt,
     model: str,
-    sample: int | None = None,
+    sample_size: int | None = 100,
     seed: int = 0,
     max_inconsistent: float | None = None,
     check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     blocking: bool = False,
-    partitions_def: dg.PartitionsDefinition[Any] | None = None,
-    frame: Frame = "arrow",
-    io_manager_key: str = "io_manager",
-    key_prefix: Sequence[str] | str = (),
-    group_name: str | None = None,
-    owners: Sequence[str] = (),
-    tags: Mapping[str, str] | None = None,
-    **llm_batch: Any,
+    **options: Any,
 ) -> list[dg.AssetsDefinition]:
     """Declare assets that judge which of two answers is better, for all pairs of candidates: each pair is asked in both
     orders.
@@ -430,14 +442,16 @@ def pairwise_judge_assets(
         prompt: What the judge is asked. Its variables are `answer_a`, `answer_b` and columns of `rows`. How to answer
             is said after its system part.
         model: The judge, as for `llm_batch_assets`.
-        sample: Judge so many rows only, drawn by their keys and `seed`; of each partition, if there are any.
+        sample_size: Rows to judge, drawn by their keys and `seed`; of each partition, if there are any. None: all.
         max_inconsistent: Largest share of rows, of any pair, whose verdicts change with the order; as a check.
         check_severity, blocking: Of this check.
         partitions_def: Judge each partition by itself; `rows` and candidates have the same partitions, or none. Left
             out, all partitions are judged together.
-        frame, io_manager_key, key_prefix, group_name, owners, tags: As for `evaluation_assets`.
-        llm_batch: All else that `llm_batch_assets` takes: params, max_cost_usd, mode, automation_condition (of asking;
-            without it nothing is sent before a person says so), …
+        frame, io_manager_key, backfill_policy: As for `evaluation_assets`.
+        options: Dagster's own, as for `evaluation_assets`, and all else that `llm_batch_assets` takes: params,
+            max_cost_usd, mode, … A condition in `automation_condition` is that of asking: by default nothing is sent
+            before a person says so, and what costs nothing follows. `pool`, `op_tags` and `retry_policy` are for the
+            op of the cases, the one that submits, and that of the figures.
 
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
@@ -447,16 +461,7 @@ def pairwise_judge_assets(
     judged = candidates_of(candidates, {})
     if len(judged) < 2:  # noqa: PLR2004
         raise ConfigError(f"candidates is {judged[0].name} alone; a comparison needs two or more.")
-    builder = EvaluationBuilder(
-        name=name,
-        key_prefix=key_prefix,
-        partitions_def=partitions_def,
-        frame=frame,
-        io_manager_key=io_manager_key,
-        group_name=group_name,
-        owners=owners,
-        tags=tags,
-    )
+    builder, llm_batch = _builder(name, options)
     judge = Judge(
         builder=builder,
         rows=rows,
@@ -467,7 +472,7 @@ def pairwise_judge_assets(
         own_columns=("first", "second", "identical", "answer_a", "answer_b"),
         keep=("first", "second"),
         cases=pairwise_cases,
-        sample=sample,
+        sample_size=sample_size,
         seed=seed,
     )
     verdict = {"type": "string", "enum": list(VERDICTS), "description": "Which answer is better."}
@@ -484,7 +489,7 @@ def pairwise_judge_assets(
     return judge.assets(model, response, figures, checks, llm_batch)
 
 
-@checked_beside(llm_batch_assets)
+@checked_options(PartitionOptions, EvaluationBuilder, beside=llm_batch_assets)
 def rubric_judge_assets(
     *,
     name: str,
@@ -496,19 +501,12 @@ def rubric_judge_assets(
     prompt: Prompt,
     model: str,
     scale: tuple[int, int] = (1, 5),
-    sample: int | None = None,
+    sample_size: int | None = 100,
     seed: int = 0,
     min_score: float | Mapping[str, float] | None = None,
     check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     blocking: bool = False,
-    partitions_def: dg.PartitionsDefinition[Any] | None = None,
-    frame: Frame = "arrow",
-    io_manager_key: str = "io_manager",
-    key_prefix: Sequence[str] | str = (),
-    group_name: str | None = None,
-    owners: Sequence[str] = (),
-    tags: Mapping[str, str] | None = None,
-    **llm_batch: Any,
+    **options: Any,
 ) -> list[dg.AssetsDefinition]:
     """Declare assets that score each answer by each criterion of a rubric.
 
@@ -537,16 +535,7 @@ def rubric_judge_assets(
     listed = "\n".join(f"- {name}: {text}" for name, text in criteria.items())
     instruction = _RUBRIC.format(lowest=lowest, highest=highest, criteria=listed)
     judged = candidates_of(candidates, {})
-    builder = EvaluationBuilder(
-        name=name,
-        key_prefix=key_prefix,
-        partitions_def=partitions_def,
-        frame=frame,
-        io_manager_key=io_manager_key,
-        group_name=group_name,
-        owners=owners,
-        tags=tags,
-    )
+    builder, llm_batch = _builder(name, options)
     judge = Judge(
         builder=builder,
         rows=rows,
@@ -557,7 +546,7 @@ def rubric_judge_assets(
         own_columns=("candidate", "answer"),
         keep=("candidate",),
         cases=rubric_cases,
-        sample=sample,
+        sample_size=sample_size,
         seed=seed,
     )
     checks = []

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.dataset import Dataset, dataset_of
+from dagster_llm_batch.assets.options import AssetOptions
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.core.identity import configuration_fingerprint
 from dagster_llm_batch.core.rows import record_batches
@@ -26,7 +27,7 @@ from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
 from dagster_llm_batch.engine.request_writer import columns_read
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.builder import AssetOptions, Computed, EvaluationBuilder, Tables, code_digest
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, Tables, code_digest
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Target, plain_text
@@ -74,17 +75,16 @@ _SAMPLE_DOCS = {
 def skew_assets(
     *,
     name: str,
-    labels: Sequence[dg.AssetsDefinition],
+    candidates: Sequence[dg.AssetsDefinition],
     target: str | Target | Sequence[str | Target],
-    sample: int = 50,
+    sample_size: int | None = 100,
     seed: int = 0,
     max_cost_usd: Decimal | float | str | None = None,
     min_agreement: float | None = None,
     check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     blocking: bool = False,
-    concurrency: int = 4,
-    description: str | None = None,
-    automation_condition: dg.AutomationCondition[Any] | None = None,
+    realtime_concurrency: int = 8,
+    backfill_policy: dg.BackfillPolicy | None = None,
     **options: Unpack[AssetOptions],
 ) -> list[dg.AssetsDefinition]:
     """Declare a sample of labels, asked again in real time and compared: `<name>`, and `<name>_sample` with both side
@@ -96,29 +96,31 @@ def skew_assets(
 
     Args:
         name: Name of the asset with the figures.
-        labels: What `llm_batch_assets` returned. Rows, prompt, response, model, IO manager and partitions are its.
+        candidates: The one labeled dataset, as `llm_batch_assets` returned it and not by key: rows, prompt, response,
+            model, IO manager and partitions are its.
         target: Column, or columns, of the labels to compare; `Target("price", kind="numeric")` for a measurement.
-        sample: Labels to ask again, drawn by their keys and `seed`; of each partition, if there are any. Only those
-            that came in batches of the labels' own model are drawn.
+        sample_size: Labels to ask again, drawn by their keys and `seed`; of each partition, if there are any. None: all
+            of them. Only those that came in batches of the labels' own model are drawn.
         max_cost_usd: Ask nothing if the estimate for one sample, in real time, exceeds this.
         min_agreement: Least share of equal values, of every target, as a check. It fails where even the upper end of
             the interval is below, so that a small sample does not fail by chance.
         check_severity, blocking: Of this check.
-        concurrency: How many calls run at once.
-        key_prefix, group_name, description, owners, tags: As for `evaluation_assets`.
-        automation_condition: Of both, as in `on_labels_ready()`; without it nothing is asked before a person says so.
+        realtime_concurrency: How many calls run at once.
+        backfill_policy: None: as the labels' own.
+        options: Dagster's own, as for `evaluation_assets`. By default nothing is asked before a person says so;
+            `automation_condition=on_labels_ready()` asks whenever labels are new.
 
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
-    dataset = dataset_of(labels)
+    dataset = dataset_of(candidates)
     given = [target] if isinstance(target, str | Target) else list(target)
     targets = tuple(Target(column) if isinstance(column, str) else column for column in given)
     if strangers := sorted({compared.name for compared in targets} - set(dataset.labeling.reader.schema.names)):
         columns = ", ".join(dataset.labeling.reader.schema.names)
         raise ConfigError(f"target names {strangers}, which the response does not have. Its columns: {columns}.")
-    if not targets or sample < 1:
-        raise ConfigError(f"target={given}, sample={sample!r}: give at least one of each.")
+    if not targets or (sample_size is not None and sample_size < 1):
+        raise ConfigError(f"target={given}, sample_size={sample_size!r}: give at least one of each.")
     if min_agreement is not None and not 0 <= min_agreement <= 1:
         raise ConfigError(f"min_agreement={min_agreement!r}: a share is between 0 and 1.")
     builder = EvaluationBuilder(
@@ -126,28 +128,30 @@ def skew_assets(
         partitions_def=dataset.partitions_def,
         frame=dataset.frame,
         io_manager_key=dataset.io_manager_key,
-        automation_condition=automation_condition,
-        backfill_policy=dataset.backfill_policy,
+        backfill_policy=backfill_policy or dataset.backfill_policy,
         **options,
     )
     skew = _Skew(
         dataset=dataset,
         labeling=in_real_time(
-            dataset.labeling, builder.key.to_user_string(), realtime_concurrency=concurrency, max_cost_usd=max_cost_usd
+            dataset.labeling,
+            builder.key.to_user_string(),
+            realtime_concurrency=realtime_concurrency,
+            max_cost_usd=max_cost_usd,
         ),
         targets=targets,
-        sample=sample,
+        sample_size=sample_size,
         seed=seed,
         min_agreement=min_agreement,
         severity=check_severity,
     )
     shared: dict[str, Any] = {
-        "deps": list(dict.fromkeys([dataset.key, *dataset.upstreams])),
-        "code_version": code_digest(dataset.labeling.code_version, targets, sample, seed),
+        "deps": [dataset.key, *dataset.upstreams],
+        "code_version": code_digest(dataset.labeling.code_version, targets, sample_size, seed),
     }
     of = dataset.key.to_user_string()
     specs = {
-        "": builder.spec(description or f"{of}: batches against real time.", **shared),
+        "": builder.spec(f"{of}: batches against real time.", **shared),
         "sample": builder.spec(f"Rows of {of}, asked again.", suffix="sample", kinds={"table"}, **shared),
     }
     checks = []
@@ -177,7 +181,7 @@ class _Skew:
     dataset: Dataset
     labeling: Labeling
     targets: tuple[Target, ...]
-    sample: int
+    sample_size: int | None
     seed: int
     min_agreement: float | None
     severity: dg.AssetCheckSeverity
@@ -227,7 +231,9 @@ class _Skew:
             pc.equal(labels["llm_lane"], Lane.BATCH.value), pc.equal(labels["llm_provider"], labeling.provider)
         )
         labels = labels.filter(own)
-        drawn = draw_keys(labels[key].to_pylist(), self.sample, self.seed)
+        if self.sample_size is None:
+            return labels
+        drawn = draw_keys(labels[key].to_pylist(), self.sample_size, self.seed)
         return labels.filter(pa.array([value in drawn for value in labels[key].to_pylist()], pa.bool_()))
 
     def _asked(

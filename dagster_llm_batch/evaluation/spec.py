@@ -8,7 +8,6 @@ from typing import Any
 import dagster as dg
 
 from dagster_llm_batch.assets.keys import key_beside
-from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.evaluation.builder import EvaluationBuilder, code_digest, whenever_new
 from dagster_llm_batch.evaluation.candidates import Candidate
 from dagster_llm_batch.evaluation.thresholds import Thresholds
@@ -63,12 +62,9 @@ class EvaluationSpec:
 
     def follow(self, *, gold_is_external: bool) -> dg.AutomationCondition[Any]:
         """Return the condition to compute anew: when labels or gold are new. Rejects come with the labels."""
-        condition, assets = dg.AutomationCondition, dg.AssetSelection.assets
         if self.builder.partitions_def is not None:
-            not_awaited = [*self.rejects, *([self.gold] if gold_is_external else [])]
-            if not not_awaited:
-                return on_labels_ready()
-            missing = condition.any_deps_missing().ignore(assets(*not_awaited))
-            return on_labels_ready().replace("any_deps_missing", missing)
+            more = self.builder.more_deps(self.upstreams)
+            not_awaited = [*self.rejects, *([self.gold] if gold_is_external else []), *more]
+            return self.builder.when_ready(not_awaited=not_awaited, not_followed=more)
         candidates = [candidate.key for candidate in self.candidates]
         return whenever_new([self.gold, *candidates], candidates, *([] if gold_is_external else [[self.gold]]))

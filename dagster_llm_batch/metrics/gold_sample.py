@@ -79,10 +79,10 @@ def propose(
     )
 
 
-def check_design(size: int, random_share: float) -> None:
+def check_design(size: int | None, random_share: float) -> None:
     """Refuse a sample from which nothing can be estimated."""
-    if size < 1:
-        raise ConfigError(f"size={size!r} must be at least 1.")
+    if size is not None and size < 1:
+        raise ConfigError(f"sample_size={size!r} must be at least 1, or None for all rows.")
     if not 0 < random_share <= 1:
         raise ConfigError(
             f"random_share={random_share!r} must be above 0 and at most 1: rows that no signal names must have a "

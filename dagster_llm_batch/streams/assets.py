@@ -1,16 +1,16 @@
 """Messages as tables: each window of a topic lands once, with the messages that cannot be read beside it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Unpack
 
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.keys import key_beside, prefixed_key
-from dagster_llm_batch.assets.output import Frame, stored_by, write_output
+from dagster_llm_batch.arguments import checked_options
+from dagster_llm_batch.assets.output import write_output
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
 from dagster_llm_batch.errors import MessagesLostError
+from dagster_llm_batch.evaluation.builder import EvaluationBuilder, TableOptions
 from dagster_llm_batch.label_stats import first_rows
 from dagster_llm_batch.metadata import data_version, markdown_table, preview, table_schema
 from dagster_llm_batch.streams.messages import KEY, REJECT_SCHEMA
@@ -33,18 +33,13 @@ _DOCS = {
 }
 
 
-@checked
+@checked_options(TableOptions, EvaluationBuilder)
 def kafka_assets(
     *,
     name: str,
     topic: KafkaTopic,
-    frame: Frame = "arrow",
-    io_manager_key: str = "io_manager",
-    key_prefix: Sequence[str] | str = (),
-    group_name: str | None = None,
-    description: str | None = None,
-    owners: Sequence[str] = (),
-    tags: Mapping[str, str] | None = None,
+    backfill_policy: dg.BackfillPolicy | None = None,
+    **options: Unpack[TableOptions],
 ) -> list[dg.AssetsDefinition]:
     """Declare the messages of a topic as a table, one partition for each window.
 
@@ -59,32 +54,23 @@ def kafka_assets(
     Args:
         name: Name of the asset.
         topic: What is read, and how.
-        frame, io_manager_key, key_prefix, group_name, description, owners, tags: As for `llm_batch_assets`.
+        frame, io_manager_key, backfill_policy: As for `llm_batch_assets`.
+        options: Dagster's own, as for `evaluation_assets`. By default nothing is followed: `build_kafka_sensor` asks
+            for each window.
 
     Returns:
         The assets, for `Definitions(assets=[...])` and as `rows=` of `llm_batch_assets` (`rows="<name>"`).
     """
-    key = prefixed_key(key_prefix, name)
-    common: dict[str, Any] = {
-        "partitions_def": topic.partitions_def,
-        "group_name": group_name,
-        "owners": owners,
-        "tags": tags or {},
-        "kinds": {"kafka", "table"},
-        "skippable": True,
-    }
-    read = dg.AssetSpec(key, description=description or f"Messages of the Kafka topic {topic.name}.", **common)
-    unread = dg.AssetSpec(
-        key_beside(key, "rejects"), description=f"Messages of {topic.name} that cannot be read, and why.", **common
+    builder = EvaluationBuilder(
+        name=name, partitions_def=topic.partitions_def, backfill_policy=backfill_policy, role=None, **options
+    )
+    kinds = {"kafka", "table"}
+    read = builder.spec(f"Messages of the Kafka topic {topic.name}.", deps=(), kinds=kinds)
+    unread = builder.spec(
+        f"Messages of {topic.name} that cannot be read, and why.", suffix="rejects", deps=(), kinds=kinds
     )
 
-    @dg.multi_asset(
-        name=key.to_python_identifier(),
-        specs=stored_by(io_manager_key, read, unread),
-        can_subset=True,
-        required_resource_keys={topic.resource_key, io_manager_key},
-        backfill_policy=dg.BackfillPolicy.single_run(),
-    )
+    @builder.multi_asset(read, unread, resource_keys={topic.resource_key})
     def messages(context: dg.AssetExecutionContext) -> Iterator[Any]:
         connection = kafka_of(context.resources, topic.resource_key)
 
@@ -96,7 +82,7 @@ def kafka_assets(
             _keep_what_landed(context, window, read.key, bad)
             for spec, table in ((read, good), (unread, bad)):
                 if spec.key in context.selected_asset_keys:
-                    logged = write_output(context, spec, io_manager_key, partition, table, frame)
+                    logged = write_output(context, spec, builder.io_manager_key, partition, table, builder.frame)
                     metadata = {**_metadata(window, table, bad), **logged}
                     yield from materialize_result(
                         context, spec.key, partition, metadata=metadata, version=data_version(table)

@@ -56,8 +56,6 @@ def stream_dashboard_asset(
     target: str | None = None,
     last: timedelta | None = timedelta(days=1),
     resource_key: str = "kafka",
-    description: str | None = None,
-    automation_condition: dg.AutomationCondition[Any] | None = None,
     **options: Unpack[TableOptions],
 ) -> dg.AssetsDefinition:
     """Throughput, latency (p50, p99), share of the LLM, agreement and cost per 1,000 messages, of a results' topic.
@@ -71,17 +69,19 @@ def stream_dashboard_asset(
         truth: An asset with labels to compare with: those of a batch, or gold. All its partitions are read.
         target: Its column with labels; `message_id` is its key.
         last: How far back it looks; None: at all that the topic holds.
-        frame, io_manager_key, key_prefix, group_name, description, owners, tags: As for `evaluation_assets`.
+        frame, io_manager_key: As for `evaluation_assets`.
         resource_key: Where the KafkaResource is.
-        automation_condition: As in `AutomationCondition.on_cron("*/15 * * * *")`.
+        options: Dagster's own, as for `evaluation_assets`. By default it is made when `truth` is new; what is new in a
+            topic is seen with `automation_condition=AutomationCondition.on_cron("*/15 * * * *")`.
     """
     check_topic(results)
     source = None if truth is None else upstream_key(truth)
-    builder = EvaluationBuilder(name=name, automation_condition=automation_condition, **options)
+    builder = EvaluationBuilder(name=name, **options)
     spec = builder.spec(
-        description or f"What the results in the Kafka topic {results} add up to.",
+        f"What the results in the Kafka topic {results} add up to.",
         deps=[] if source is None else [source],
         kinds={"kafka", "report"},
+        follow=None if source is None else builder.follow([source]),
     )
 
     def compute(context: dg.AssetExecutionContext, _: str | None) -> Computed:

@@ -1,17 +1,18 @@
 """Labels back to a topic, as an asset: one partition after the other, each row once."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Unpack
 
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.keys import Upstream, prefixed_key, upstream_key
+from dagster_llm_batch.arguments import checked_options
+from dagster_llm_batch.assets.keys import Upstream, upstream_key
+from dagster_llm_batch.assets.options import AssetOptions
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
-from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation.builder import EvaluationBuilder
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metadata import data_version
 from dagster_llm_batch.streams.producer import Delivery, Outgoing, Work, produce_again, produce_once
@@ -26,7 +27,7 @@ DEDUP_ID = "dedup-id"
 _VERSION, _TO = "kafka/produced_version", "kafka/topic"
 
 
-@checked
+@checked_options(AssetOptions, EvaluationBuilder)
 def kafka_sink_asset(
     *,
     name: str,
@@ -38,12 +39,8 @@ def kafka_sink_asset(
     delivery: Delivery = "exactly_once",
     io_manager_key: str = "io_manager",
     resource_key: str = "kafka",
-    key_prefix: Sequence[str] | str = (),
-    group_name: str | None = None,
-    description: str | None = None,
-    owners: Sequence[str] = (),
-    tags: Mapping[str, str] | None = None,
-    automation_condition: dg.AutomationCondition[Any] | None = None,
+    backfill_policy: dg.BackfillPolicy | None = None,
+    **options: Unpack[AssetOptions],
 ) -> dg.AssetsDefinition:
     """Declare an asset that produces the rows of a labeled table to a topic: key `key`, value a JSON object of
     `columns`.
@@ -54,7 +51,7 @@ def kafka_sink_asset(
 
     Args:
         name: Name of the asset; with the partition it is the transactional id.
-        labels: The labeled asset.
+        labels: The labeled asset, whose rows are produced as they are.
         topic: Where to.
         key: Column whose value is the message's key, as text.
         columns: Of the value; others are not produced.
@@ -63,8 +60,9 @@ def kafka_sink_asset(
             version once, whatever is killed. "at_least_once", for brokers without transactions: a run that is killed
             and made again produces its rows again, with the same `dedup-id`.
         io_manager_key, resource_key: Of the labels, and of Kafka.
-        key_prefix, group_name, description, owners, tags: As for `llm_batch_assets`.
-        automation_condition: Default: when labels are ready (`on_labels_ready`).
+        backfill_policy: As for `llm_batch_assets`.
+        options: Dagster's own, as for `evaluation_assets`. By default it is made when labels are ready
+            (`on_labels_ready`).
 
     Returns:
         The asset. Raises ConfigError for what cannot work.
@@ -73,18 +71,15 @@ def kafka_sink_asset(
     if not columns:
         raise ConfigError(f"columns={columns!r} is not allowed; it names at least one column.")
     source = upstream_key(labels)
-    own = prefixed_key(key_prefix, name)
-    spec = dg.AssetSpec(
-        own,
+    builder = EvaluationBuilder(
+        name=name, partitions_def=partitions_def, backfill_policy=backfill_policy, role=None, **options
+    )
+    own, more = builder.key, builder.more_deps([source])
+    spec = builder.spec(
+        f"{source.to_user_string()} in the Kafka topic {topic}.",
         deps=[source],
-        partitions_def=partitions_def,
-        description=description or f"{source.to_user_string()} in the Kafka topic {topic}.",
         kinds={"kafka"},
-        group_name=group_name,
-        owners=owners,
-        tags=tags or {},
-        automation_condition=on_labels_ready() if automation_condition is None else automation_condition,
-        skippable=True,
+        follow=builder.when_ready(not_awaited=more, not_followed=more),
     )
 
     @dg.multi_asset(
@@ -92,7 +87,8 @@ def kafka_sink_asset(
         specs=[spec],
         can_subset=True,
         required_resource_keys={resource_key, io_manager_key},
-        backfill_policy=dg.BackfillPolicy.single_run() if partitions_def is not None else None,
+        backfill_policy=builder.backfill,
+        **builder.op,
     )
     def produce(context: dg.AssetExecutionContext) -> Iterator[Any]:
         connection = kafka_of(context.resources, resource_key)

@@ -10,10 +10,11 @@ import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.dataset import Dataset, dataset_of
+from dagster_llm_batch.assets.options import AssetOptions
 from dagster_llm_batch.core.pricing import MONEY
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.builder import AssetOptions, Computed, EvaluationBuilder, Tables, code_digest
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, Tables, code_digest
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.streams.student import Student, out_of_fold, train
 from dagster_llm_batch.types import Outcome
@@ -37,8 +38,6 @@ def student_assets(
     target: str,
     min_rows: int = 100,
     seed: int = 0,
-    description: str | None = None,
-    automation_condition: dg.AutomationCondition[Any] | None = None,
     **options: Unpack[AssetOptions],
 ) -> list[dg.AssetsDefinition]:
     """Declare a small classifier that learns from the LLM's labels.
@@ -51,13 +50,13 @@ def student_assets(
 
     Args:
         name: Name of the asset with the student.
-        labels: What `llm_batch_assets` returned; `keep` must have the text. All partitions are read.
+        labels: What `llm_batch_assets` returned, to learn from and not to measure; `keep` must have the text. All
+            partitions are read.
         text: Column with the text.
         target: Column of the labels that is learned: classes.
         min_rows: Fewer labels are not learned from.
         seed: Of folds and classifier.
-        key_prefix, group_name, description, owners, tags: As for `evaluation_assets`.
-        automation_condition: Default: whenever labels have landed.
+        options: Dagster's own, as for `evaluation_assets`. By default it learns whenever labels have landed.
 
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
@@ -72,7 +71,6 @@ def student_assets(
         name=name,
         frame=dataset.frame,
         io_manager_key=dataset.io_manager_key,
-        automation_condition=automation_condition or "follow",
         role=None,
         **options,
     )
@@ -83,7 +81,7 @@ def student_assets(
     }
     of = dataset.key.to_user_string()
     specs = {
-        "": builder.spec(description or f"A student of {of}.", kinds={"scikitlearn"}, **shared),
+        "": builder.spec(f"A student of {of}.", kinds={"scikitlearn"}, **shared),
         "labels": builder.spec(
             f"Students of {of}, on rows they did not see.", suffix="labels", kinds={"table"}, **shared
         ),

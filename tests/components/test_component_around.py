@@ -22,7 +22,7 @@ ALL_SAID = {
         "min_alpha": 0.6,
         "check_severity": "WARN",
     },
-    "Cost": {"labels": {"mine": "ticket_labels"}, "resource_key": "llm_batch", "frame": "polars"},
+    "Cost": {"candidates": {"mine": "ticket_labels"}, "resource_key": "llm_batch", "frame": "polars"},
     "Drift": {
         "reference": ["2026-01-01"],
         "max_psi": 0.1,
@@ -31,7 +31,7 @@ ALL_SAID = {
     },
     "GoldSample": {"gold": "ticket_gold", "confidence": "sureness", "random_share": 0.5, "seed": 3},
     "PairwiseJudge": {
-        "sample": 10,
+        "sample_size": 10,
         "max_inconsistent": 0.2,
         "prompt": {"system": "Be fair.", "user": "{{ answer_a }} {{ answer_b }}"},
         "params": {"max_tokens": 90},
@@ -41,7 +41,12 @@ ALL_SAID = {
         "automation_condition": "{{ on_labels_ready() }}",
     },
     "RubricJudge": {"scale": [0, 10], "min_score": {"right": 7}, "retry": {"max_waves": 2}, "mode": "wait"},
-    "Skew": {"sample": 5, "min_agreement": 0.9, "max_cost_usd": 1, "automation_condition": "{{ on_labels_ready() }}"},
+    "Skew": {
+        "sample_size": 5,
+        "min_agreement": 0.9,
+        "max_cost_usd": 1,
+        "automation_condition": "{{ on_labels_ready() }}",
+    },
 }
 
 
@@ -80,7 +85,7 @@ def test_a_judge_is_a_labeled_dataset_with_all_its_settings():
         ("Agreement", {"min_alpha": 7}, "alpha is between -1 and 1"),
         ("Drift", {"target": []}, "name at least one column"),
         ("Drift", {"max_psi": 0}, "PSI is 0 for equal shares"),
-        ("GoldSample", {"size": 0}, "size=0"),
+        ("GoldSample", {"sample_size": 0}, "sample_size=0"),
         ("GoldSample", {"random_share": 0}, "random_share=0"),
         ("PairwiseJudge", {"candidates": ["small"]}, "a comparison needs two or more"),
         ("PairwiseJudge", {"max_inconsistent": 20}, "a share is between 0 and 1"),
@@ -92,9 +97,9 @@ def test_a_judge_is_a_labeled_dataset_with_all_its_settings():
         ("RubricJudge", {"scale": [1]}, "scale"),
         ("Skew", {"target": "no"}, "which the response does not have"),
         ("Skew", {"min_agreement": 90}, "a share is between 0 and 1"),
-        ("Skew", {"labels": "others"}, "'others' is no labeled dataset in this project's YAML; it has: none"),
-        ("Skew", {"labels": ".theirs.Label"}, "give what llm_batch_assets returned"),
-        ("Skew", {"labels": ".theirs.no"}, "has no 'no'"),
+        ("Skew", {"candidates": "others"}, "'others' is no labeled dataset in this project's YAML; it has: none"),
+        ("Skew", {"candidates": ".theirs.Label"}, "give what llm_batch_assets returned"),
+        ("Skew", {"candidates": ".theirs.no"}, "has no 'no'"),
     ],
 )
 def test_what_cannot_work_is_refused_at_its_line(word, changes, message):
@@ -164,7 +169,7 @@ def test_labels_of_another_file_are_found_by_their_key_and_errors_name_those_tha
     with create_defs_folder_sandbox() as sandbox:
         for folder, attributes, kind in (
             ("crm", labels(name="ticket_labels", key_prefix="crm"), "dagster_llm_batch.LLMBatchComponent"),
-            ("watch", *around("Skew", labels="crm/ticket_labels", target="reply")),
+            ("watch", *around("Skew", candidates="crm/ticket_labels", target="reply")),
         ):
             path = sandbox.defs_folder_path / folder
             path.mkdir(parents=True)

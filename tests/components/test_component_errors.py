@@ -102,7 +102,7 @@ attributes:
         (
             "  model: openai/gpt-5\n  prompt: x\n  automation_condition: eager",
             8,
-            "'eager' is text; it takes ",
+            "automation_condition='eager' is not allowed; it takes AutomationCondition or 'default' or None",
         ),
         ("  model: openai/gpt-5\n  prompt: x\n  partitions_def: daily", 8, "partitions_def='daily'"),
         ("  model: openai/gpt-5\n  prompt: x\n  backfill_policy: multi_run", 8, "backfill_policy='multi_run'"),

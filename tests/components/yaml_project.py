@@ -29,9 +29,9 @@ EVALUATION = {
 }
 AROUND: dict[str, dict[str, Any]] = {
     "Agreement": {"gold": "ticket_gold", "candidates": ["ticket_labels"], "key": "ticket_id", "target": "topic"},
-    "Cost": {"labels": ["ticket_labels"]},
+    "Cost": {"candidates": ["ticket_labels"]},
     "Drift": {"candidates": ["ticket_labels"], "target": "topic"},
-    "GoldSample": {"candidates": ["ticket_labels"], "key": "ticket_id", "target": "topic", "size": 2},
+    "GoldSample": {"candidates": ["ticket_labels"], "key": "ticket_id", "target": "topic", "sample_size": 2},
     "PairwiseJudge": {
         "rows": "tickets",
         "candidates": ["small", "large"],
@@ -49,7 +49,7 @@ AROUND: dict[str, dict[str, Any]] = {
         "prompt": "{{ body }} {{ answer }}",
         "model": "openai/gpt-4o",
     },
-    "Skew": {"labels": ".theirs.ticket_labels", "target": "topic"},
+    "Skew": {"candidates": ".theirs.ticket_labels", "target": "topic"},
 }
 """The least attributes of the other components, by the word in their names."""
 THEIRS = {

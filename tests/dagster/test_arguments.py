@@ -260,7 +260,7 @@ def test_resources_still_resolve_in_dagster_by_variable_nested_and_at_the_launch
         ({"tags": {"tier": 1}}, "it takes Mapping[str, str] or None"),
         ({"partitions_def": "daily"}, "it takes PartitionsDefinition or None"),
         ({"backfill_policy": "single_run"}, "it takes BackfillPolicy or None"),
-        ({"automation_condition": "eager"}, "it takes AutomationCondition or None"),
+        ({"automation_condition": "eager"}, "it takes AutomationCondition or 'default' or None"),
         ({"required_resource_keys": "warehouse"}, "it takes set[str] or None"),
         ({"rows": 3}, "AssetKey or AssetsDefinition or AssetSpec or a function"),
         ({"prompts": "x"}, "did you mean 'prompt'?"),
@@ -330,7 +330,7 @@ def test_options_that_factories_share_stand_in_each_signature_with_their_default
     parameters = inspect.signature(evaluation_assets).parameters
     assert {one.kind for one in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
     assert parameters["io_manager_key"].default == "io_manager"
-    assert parameters["automation_condition"].default == "follow"
+    assert parameters["automation_condition"].default == "default"
     assert get_type_hints(evaluation_assets)["owners"] == Sequence[str]
     with pytest.raises(ConfigError, match="no argument 'frame'; did you mean 'name'"):
         skew_assets(frame="arrow")  # type: ignore[call-arg]

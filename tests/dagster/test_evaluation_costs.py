@@ -48,7 +48,7 @@ def test_what_is_under_way_is_a_row_without_a_cost(make):
 
 def test_only_the_datasets_that_are_named_count_and_are_its_lineage(make):
     mails = labeled(name="mails")
-    location = make(*labeled(), *mails, *cost_assets(name="llm_costs", labels=[mails]))
+    location = make(*labeled(), *mails, *cost_assets(name="llm_costs", candidates=[mails]))
     assert location.land().success
     assert location.run("mails_batch").success
     assert location.run("llm_costs").success

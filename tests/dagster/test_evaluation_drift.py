@@ -66,7 +66,7 @@ class TestAllPartitions:
         result = project.run([*upstream, *assets], select=assets)
         verdict = verdicts(result)[None]
         assert (verdict.check_name, verdict.passed) == ("label_drift", False)
-        assert verdict.severity == dg.AssetCheckSeverity.WARN
+        assert verdict.severity == dg.AssetCheckSeverity.ERROR
         assert re.search(
             r"2026-01-04, tickets, topic: PSI 0\.\d+ against .* most changed: billing \(-40\.0%\)", verdict.description
         )

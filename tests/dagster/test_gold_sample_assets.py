@@ -79,7 +79,7 @@ class EvaluationProject:
 
 
 def sample(candidates, **more):
-    usual = {"name": "to_label", "candidates": candidates, "key": "id", "target": "topic", "size": 12}
+    usual = {"name": "to_label", "candidates": candidates, "key": "id", "target": "topic", "sample_size": 12}
     return gold_sample_assets(**{**usual, **more})
 
 
@@ -132,7 +132,7 @@ class TestProposals:
 
     def test_a_partition_is_compared_with_the_one_before(self, project):
         one = labels("one", mostly_bugs)
-        assets = [one, *sample([one], partitions_def=DAYS, size=6)]
+        assets = [one, *sample([one], partitions_def=DAYS, sample_size=6)]
         project.run(assets, partition="mon")
         monday = project.proposals("mon")
         assert {row["drift"] for row in monday.values()} == {None}
@@ -148,7 +148,7 @@ class TestProposals:
 
     def test_an_unpartitioned_sample_is_of_all_partitions(self, project):
         one = labels("one", mostly_bugs)
-        assets = [one, *sample([one], size=200)]
+        assets = [one, *sample([one], sample_size=200)]
         for day in ("mon", "tue"):
             project.run([one], partition=day)
         project.run(assets, "to_label")
@@ -192,7 +192,7 @@ class TestFailures:
     @pytest.mark.parametrize(
         ("wrong", "says"),
         [
-            ({"size": 0}, "must be at least 1"),
+            ({"sample_size": 0}, "must be at least 1"),
             ({"random_share": 0}, "must have a chance too"),
             ({"target": []}, "at least one target"),
             ({"confidence": {"other": "sure"}}, "none but these"),

@@ -230,7 +230,7 @@ class TestPairwise:
         assert sum(rejected) > 0
 
     def test_a_sample_bounds_what_is_asked(self, project):
-        upstream, judging = duel(sample=2)
+        upstream, judging = duel(sample_size=2)
         project.run(upstream)
         project.run([*upstream, *judging], "duel_cases")
         assert len(set(project.stored("duel_cases")["id"].to_pylist())) == 2
@@ -332,7 +332,7 @@ class TestPairwise:
             ({"prompt": Prompt(user="{{ answer_a }} {{ answer_b }} {{ first }}")}, "tell whose answers"),
             ({"prompt": Prompt(user="{{ row }}")}, "would show whose answers they are"),
             ({"max_inconsistent": 5}, "between 0 and 1"),
-            ({"sample": 0}, "at least 1"),
+            ({"sample_size": 0}, "at least 1"),
             ({"target": []}, "target is empty"),
             ({"key": "verdict"}, "would have ['verdict'] twice"),
             ({"frame": "spark"}, "'spark'"),

@@ -56,7 +56,7 @@ class SkewWorkspace:
         }  # fmt: skip
 
     def location(self, labels, **more):
-        usual = {"name": "skew", "labels": labels, "target": ["topic", "urgency"], "sample": 10}
+        usual = {"name": "skew", "candidates": labels, "target": ["topic", "urgency"], "sample_size": 10}
         return CodeLocation(
             self.emulator,
             self.instance,
@@ -138,7 +138,7 @@ class TestSkew:
         assert not workspace.calls
 
     def test_a_reply_that_does_not_fit_is_unanswered_and_says_so(self, workspace, model):
-        location = workspace.location(usual(), sample=N)
+        location = workspace.location(usual(), sample_size=N)
         assert location.land().success
         model.broken = {3, 4}
         assert check(location).success
@@ -148,7 +148,7 @@ class TestSkew:
         assert set(reasons) == {"t-3", "t-4"}
 
     def test_an_answer_that_says_later_is_asked_again(self, workspace):
-        location = workspace.location(usual(), sample=3, concurrency=1)
+        location = workspace.location(usual(), sample_size=3, realtime_concurrency=1)
         assert location.land().success
         fault = WireFault(kind="status", route="POST /v1/chat/completions", status=503, times=3)
         workspace.emulator.inject(fault)
@@ -157,7 +157,9 @@ class TestSkew:
         assert workspace.emulator.struck(fault) == 3
 
     def test_partitions_are_sampled_one_by_one_in_one_run(self, workspace, model):
-        location = workspace.location(usual(rows=lambda c: tickets(8, c.partition_key), partitions_def=TWO), sample=5)
+        location = workspace.location(
+            usual(rows=lambda c: tickets(8, c.partition_key), partitions_def=TWO), sample_size=5
+        )
         for day in DAYS[:2]:
             assert location.land(partition=day).success
         assert check(location, span=(DAYS[0], DAYS[1])).success
@@ -169,7 +171,7 @@ class TestSkew:
 
     def test_a_check_that_fails_surely_can_hold_back_what_is_downstream(self, workspace, model):
         labels = usual()
-        location = workspace.location(labels, sample=N, min_agreement=0.9, blocking=True)
+        location = workspace.location(labels, sample_size=N, min_agreement=0.9, blocking=True)
         assert location.land().success
         model.off = set(range(N))
         result = check(location)
@@ -180,7 +182,7 @@ class TestSkew:
         def half_urgent(_context):
             return tickets(8).with_columns(now=pl.Series([n < 4 for n in range(8)]))
 
-        location = workspace.location(usual(rows=half_urgent, urgent="now"), sample=8)
+        location = workspace.location(usual(rows=half_urgent, urgent="now"), sample_size=8)
         assert location.land().success
         assert check(location).success
         assert {row["ticket_id"] for row in stored(location, "skew_sample")} == {f"t-{n}" for n in range(4, 8)}
@@ -206,7 +208,7 @@ class TestRefusals:
         assert not workspace.calls
 
     def test_a_few_rows_that_have_changed_are_left_out(self, workspace):
-        location = workspace.location(usual(), sample=N)
+        location = workspace.location(usual(), sample_size=N)
         assert location.land().success
 
         def some(_context):
@@ -218,7 +220,7 @@ class TestRefusals:
                 )
             )
 
-        other = workspace.location(usual(rows=some), sample=N)
+        other = workspace.location(usual(rows=some), sample_size=N)
         assert check(other).success
         assert [(row["n_changed"], row["n_compared"]) for row in stored(other)] == [(2, N - 2)] * 2
 
@@ -231,14 +233,14 @@ class TestRefusals:
         [
             ({"target": "subject"}, "the response does not have. Its columns: topic, urgency"),
             ({"target": []}, "at least one of each"),
-            ({"sample": 0}, "at least one of each"),
+            ({"sample_size": 0}, "at least one of each"),
             ({"min_agreement": 95}, "between 0 and 1"),
-            ({"concurrency": 0}, "realtime_concurrency=0"),
+            ({"realtime_concurrency": 0}, "realtime_concurrency=0"),
             ({"max_cost_usd": "much"}, "no amount of US dollars"),
-            ({"labels": [dg.asset(name="mine")(lambda: None)]}, "no labels of llm_batch_assets"),
+            ({"candidates": [dg.asset(name="mine")(lambda: None)]}, "no labels of llm_batch_assets"),
         ],
     )
     def test_settings_that_cannot_work_are_refused_at_once(self, wrong, says):
-        right = {"name": "skew", "labels": usual(), "target": Target("topic")}
+        right = {"name": "skew", "candidates": usual(), "target": Target("topic")}
         with pytest.raises(ConfigError, match=re.escape(says)):
             skew_assets(**{**right, **wrong})

@@ -1,0 +1,121 @@
+"""Dagster's own options, by its own names: every factory takes them all, and they mean the same in each.
+
+factory: **options ─▶ DagsterOptions ─ spec ─▶ every asset of the factory
+─ op   ─▶ its op
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+import dagster as dg
+
+from dagster_llm_batch.assets.keys import Upstream, upstream_key
+
+__all__ = ["AssetOptions", "Automation", "DagsterOptions"]
+
+Automation = dg.AutomationCondition[Any] | Literal["default"] | None
+"""When assets are made without a person. "default": what costs nothing follows what it reads; what asks a model waits
+for a person. None: always when a person says so.
+"""
+
+
+class AssetOptions(TypedDict, total=False):
+    """What every factory takes, with the defaults of DagsterOptions."""
+
+    key_prefix: Sequence[str] | str
+    group_name: str | None
+    description: str | None
+    owners: Sequence[str]
+    tags: Mapping[str, str] | None
+    kinds: set[str] | None
+    metadata: Mapping[str, Any] | None
+    code_version: str | None
+    freshness_policy: dg.FreshnessPolicy | None
+    deps: Sequence[Upstream | dg.AssetDep]
+    automation_condition: Automation
+    pool: str | None
+    op_tags: Mapping[str, Any] | None
+    retry_policy: dg.RetryPolicy | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DagsterOptions:
+    """Dagster's own options of one factory.
+
+    Args:
+        key_prefix, group_name: Of all its assets.
+        description: Of its main asset; those beside it say what they are.
+        owners, tags, metadata, freshness_policy: Of all its assets.
+        kinds: Of all its assets, in the place of ours. Dagster takes three at most.
+        code_version: Added to ours, which changes with the arguments: for what we cannot see, such as a function that
+            you call.
+        deps: More that is read, for order and lineage: it is neither waited for nor followed. An `AssetDep` on what is
+            read anyway takes the place of our own, with its partition mapping.
+        automation_condition: See Automation.
+        pool, op_tags, retry_policy: Of the op that computes the assets. A step that covers several partitions is not
+            retried: the others have landed, and those that failed are named.
+    """
+
+    key_prefix: Sequence[str] | str = ()
+    group_name: str | None = None
+    description: str | None = None
+    owners: Sequence[str] = ()
+    tags: Mapping[str, str] | None = None
+    kinds: set[str] | None = None
+    metadata: Mapping[str, Any] | None = None
+    code_version: str | None = None
+    freshness_policy: dg.FreshnessPolicy | None = None
+    deps: Sequence[Upstream | dg.AssetDep] = ()
+    automation_condition: Automation = "default"
+    pool: str | None = None
+    op_tags: Mapping[str, Any] | None = None
+    retry_policy: dg.RetryPolicy | None = None
+
+    @property
+    def op(self) -> dict[str, Any]:
+        """The options of an op, as Dagster's decorators take them."""
+        return {"pool": self.pool, "op_tags": self.op_tags, "retry_policy": self.retry_policy}
+
+    def asset_spec(
+        self,
+        key: dg.AssetKey,
+        *,
+        kinds: AbstractSet[str],
+        deps: Sequence[dg.AssetKey | dg.AssetDep] = (),
+        tags: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        code_version: str | None = None,
+        **more: Any,
+    ) -> dg.AssetSpec:
+        """Return the spec of one asset: what is given here is ours, and `more` is what the user cannot say."""
+        versions = [version for version in (code_version, self.code_version) if version is not None]
+        return dg.AssetSpec(
+            key,
+            deps=deps,
+            group_name=self.group_name,
+            owners=self.owners,
+            tags={**(self.tags or {}), **(tags or {})},
+            kinds={*(kinds if self.kinds is None else self.kinds)},
+            metadata={**(self.metadata or {}), **(metadata or {})},
+            code_version="-".join(versions) or None,
+            freshness_policy=self.freshness_policy,
+            **more,
+        )
+
+    def condition(self, follow: dg.AutomationCondition[Any] | None) -> dg.AutomationCondition[Any] | None:
+        """Return the condition of an asset that would by default be made as `follow` says; None: by a person."""
+        return follow if self.automation_condition == "default" else self.automation_condition
+
+    def all_deps(self, own: Sequence[dg.AssetKey | dg.AssetDep]) -> list[dg.AssetDep]:
+        """Return what we know to be read and what the user names; of both, the user's."""
+        named = (dep if isinstance(dep, dg.AssetDep) else dg.AssetDep(upstream_key(dep)) for dep in self.deps)
+        read = (dep if isinstance(dep, dg.AssetDep) else dg.AssetDep(dep) for dep in own)
+        return list(({dep.asset_key: dep for dep in read} | {dep.asset_key: dep for dep in named}).values())
+
+    def more_deps(self, own: Sequence[dg.AssetKey]) -> list[dg.AssetKey]:
+        """Return what the user alone names."""
+        return [dep.asset_key for dep in self.all_deps(own) if dep.asset_key not in own]

@@ -1,0 +1,98 @@
+"""All factories speak one language: what one has learned of an argument holds in every other."""
+
+import inspect
+from collections import defaultdict
+from typing import Any, get_type_hints
+
+import pytest
+
+import dagster_llm_batch
+from dagster_llm_batch import llm_batch_assets, streams
+from dagster_llm_batch.arguments import annotation_text
+from dagster_llm_batch.assets.options import AssetOptions
+
+FACTORIES = {
+    name: getattr(module, name)
+    for module in (dagster_llm_batch, streams)
+    for name in module.__all__
+    if name.endswith(("_assets", "_asset"))
+}
+JUDGES = {"pairwise_judge_assets", "rubric_judge_assets"}
+OF_THE_JUDGE = {"keep", "urgent", "required_resource_keys", "response"}
+"""Arguments of `llm_batch_assets` that a judge says itself."""
+
+DAGSTERS = {
+    "name",
+    "key_prefix",
+    "group_name",
+    "description",
+    "owners",
+    "tags",
+    "kinds",
+    "metadata",
+    "code_version",
+    "freshness_policy",
+    "deps",
+    "automation_condition",
+    "pool",
+    "op_tags",
+    "retry_policy",
+    "partitions_def",
+    "backfill_policy",
+    "io_manager_key",
+    "required_resource_keys",
+}
+"""What Dagster's own decorators take, by these names."""
+
+EXCEPTIONS = {
+    "candidates": "required where nothing can be done without; a skew check asks again, and needs the definition",
+    "gold": "required where it is the measure; elsewhere it helps",
+    "keep": "labels carry nothing more by default; an evaluation shows what its candidates carry",
+    "labels": "a student learns by the definition of the labels, a sink produces a table",
+    "resource_key": "an LLMBatchResource, or a KafkaResource",
+    "rows": "a function can give the rows that are labeled; those that a judge reads are an asset's",
+    "target": "columns to compare have a scale; those with classes or answers have none; a student has one",
+    "topic": "to read it one says how; to produce to it its name is enough",
+}
+"""Arguments whose type or default differ, and why."""
+
+TOO_MANY = {"llm_batch_assets", *JUDGES}
+"""Factories with more than 20 arguments of ours; judges take those of `llm_batch_assets`."""
+
+
+def parameters(factory: Any) -> dict[str, inspect.Parameter]:
+    """All that a call can name."""
+    named = dict(inspect.signature(factory).parameters)
+    if factory.__name__ not in JUDGES:
+        return named
+    del named["options"]
+    return {name: taken for name, taken in parameters(llm_batch_assets).items() if name not in OF_THE_JUDGE} | named
+
+
+def test_these_are_all_factories():
+    assert len(FACTORIES) == 13
+    assert {"llm_batch_assets", "kafka_assets", "kafka_sink_asset", "student_assets", *JUDGES} <= set(FACTORIES)
+
+
+def test_the_same_argument_has_the_same_type_and_default_in_all_factories():
+    kinds: dict[str, dict[tuple[str, str], list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name, factory in FACTORIES.items():
+        hints = {**get_type_hints(llm_batch_assets), **get_type_hints(factory)}
+        for argument, taken in parameters(factory).items():
+            kinds[argument][annotation_text(hints[argument]), repr(taken.default)].append(name)
+    differing = {argument: dict(found) for argument, found in kinds.items() if len(found) > 1}
+    assert set(differing) == set(EXCEPTIONS), differing
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_every_factory_takes_what_is_dagsters_own(name):
+    taken = parameters(FACTORIES[name])
+    assert set(AssetOptions.__annotations__) <= set(taken)
+    if {"partitions_def", "topic", "realtime_concurrency"} & set(taken):
+        assert "backfill_policy" in taken
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_no_factory_has_more_than_twenty_arguments_of_ours(name):
+    ours = set(parameters(FACTORIES[name])) - DAGSTERS
+    assert (len(ours) > 20) == (name in TOO_MANY), sorted(ours)
