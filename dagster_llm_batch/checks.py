@@ -30,7 +30,7 @@ class ChecksPolicy:
     """What a labeled partition must hold.
 
     Args:
-        min_coverage: Least share of rows with a label, 0 to 1.
+        min_coverage: Least share of rows with a label, 0 to 1. Rows that are empty, and skipped, do not count.
         min_parse_rate: Least share of replies that fit the response, 0 to 1.
         blocking: Whether a failed coverage or parse rate holds back what is downstream.
     """
@@ -63,7 +63,7 @@ def check_specs(
 ) -> list[dg.AssetCheckSpec]:
     """Return the specs of the three checks."""
     described = {
-        COVERAGE: f"At least {policy.min_coverage:.0%} of the rows have a label.",
+        COVERAGE: f"At least {policy.min_coverage:.0%} of the rows that are not empty have a label.",
         PARSE_RATE: f"At least {policy.min_parse_rate:.0%} of the replies fit the response format.",
         SPEND: "The submission cost no more than max_cost_usd.",
     }
@@ -89,11 +89,13 @@ def verdicts(
 
     `stopped` is why the submission was stopped, if it was: then the coverage fails, whatever is wanted.
     """
-    rows = figures.labeled + figures.rejected
+    rows = figures.labeled + figures.rejected - figures.skipped
     replies = figures.labeled + figures.outcomes[Outcome.INVALID.value]
     cost, budget = status.submission.cost_usd, labeling.budget_usd
     spend = "not known" if cost is None else f"{cost:.6f} USD"
     coverage = _share(COVERAGE, figures.labeled, rows, policy.min_coverage, "rows have a label")
+    if figures.skipped:
+        coverage = replace(coverage, **_beside_skipped(coverage, rows, figures.skipped))
     if stopped is not None:
         coverage = replace(coverage, passed=False, description=f"{coverage.description} Stopped: {stopped}")
     return [
@@ -107,6 +109,16 @@ def verdicts(
             metadata={} if cost is None else {"llm_batch/cost_usd": float(cost)},
         ),
     ]
+
+
+def _beside_skipped(coverage: CheckOutcome, asked: int, skipped: int) -> dict[str, Any]:
+    """Return what changes in the coverage where rows are empty: they have no share in it, unless all are."""
+    metadata = {**coverage.metadata, "llm_batch/rows_skipped": skipped}
+    if not asked:
+        reason = "All rows are empty, so none was sent. Look at what fills the columns that the prompt reads."
+        return {"passed": False, "description": reason, "metadata": {**metadata, f"llm_batch/{COVERAGE}": 0.0}}
+    text = f"{coverage.description} {skipped:,} more {'is' if skipped == 1 else 'are'} empty and not sent."
+    return {"description": text, "metadata": metadata}
 
 
 def _share(name: str, part: int, whole: int, least: float, subject: str) -> CheckOutcome:

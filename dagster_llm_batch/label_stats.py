@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.core.label_join import Labeled
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.text import cell_text
+from dagster_llm_batch.types import SKIPPED
 
 __all__ = ["PREVIEW_ROWS", "LabelStats", "add_to_version", "first_rows"]
 
@@ -41,6 +42,11 @@ class LabelStats:
         self.reject_columns = [labeling.key, "llm_outcome", "llm_reason", "llm_reply"]
         self._model = labeling.spec.model
         self._version = hashlib.blake2b(digest_size=12)
+
+    @property
+    def skipped(self) -> int:
+        """Rows that are empty, and were not sent."""
+        return self.outcomes[SKIPPED]
 
     @property
     def version(self) -> str:

@@ -42,7 +42,7 @@ SUBMISSION_KEY = "llm_batch/submission_id"
 """Which submission a materialization is of; the sensor reads it to tell what has landed."""
 
 _PROVENANCE_DOCS = {
-    "llm_outcome": "succeeded, invalid, errored, canceled, expired or missing",
+    "llm_outcome": "succeeded, invalid, errored, canceled, expired or missing, or skipped: not sent, being empty",
     "llm_provider": "who was asked",
     "llm_model": "the LLM that answered, as the provider names it",
     "llm_prompt_version": "version of the prompt's wording",
@@ -148,15 +148,16 @@ def status_metadata(status: Status, provider: Provider, its_pace: Pace | None = 
     }
 
 
-def submission_metadata(status: Status, labeling: Labeling, provider: Provider) -> dict[str, Any]:
-    """Describe what was, or will be, sent."""
+def submission_metadata(status: Status, labeling: Labeling, provider: Provider, skipped: int) -> dict[str, Any]:
+    """Describe what was, or will be, sent. `skipped` rows are empty."""
     submission = status.submission
     return {
         "llm_batch/progress": progress_text(status),
         "llm_batch/rows": submission.rows,
+        "llm_batch/rows_skipped": skipped,
         "llm_batch/requests": submission.requests,
         "llm_batch/requests_reused": submission.reused,
-        "llm_batch/rows_sharing_a_request": submission.rows - submission.requests,
+        "llm_batch/rows_sharing_a_request": submission.rows - skipped - submission.requests,
         "llm_batch/batches": len(status.shards),
         "llm_batch/request_bytes": sum(shard.bytes for shard in status.shards),
         **_usd("estimated_cost_usd", submission.estimated_usd),

@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 __all__ = [
+    "SKIPPED",
     "Absent",
     "BatchReport",
     "BatchStatus",
@@ -48,6 +49,10 @@ class Outcome(StrEnum):
     CANCELED = "canceled"  # canceled before it ran
     EXPIRED = "expired"  # the provider's window closed before it ran
     MISSING = "missing"  # the batch ended and no result names this request
+
+
+SKIPPED = "skipped"
+"""In the place of an outcome: the row is empty, so there was no request."""
 
 
 class BatchStatus(StrEnum):

@@ -20,7 +20,7 @@ from dagster_llm_batch.checks import ChecksPolicy
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Fallback, Labeling, RetryPolicy
-from dagster_llm_batch.engine.labeling import BelowMinimum
+from dagster_llm_batch.engine.labeling import BelowMinimum, EmptyRows
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Workers
 from dagster_llm_batch.types import Endpoint
@@ -42,6 +42,7 @@ def llm_batch_assets(
     params: Mapping[str, Any] | None = None,
     endpoint: Endpoint | str | None = None,
     keep: Sequence[str] = (),
+    empty: EmptyRows = "skip",
     partitions_def: dg.PartitionsDefinition[Any] | None = None,
     mode: Literal["deferred", "wait"] = "deferred",
     poll_seconds: float = 10.0,
@@ -80,7 +81,7 @@ def llm_batch_assets(
         rows: An upstream asset (loaded through its IO manager, one partition at a time), or a function of RowsContext.
             Rows are a polars, pandas or arrow frame, a DuckDB relation, anything narwhals reads, or an iterator of
             Arrow record batches.
-        key, prompt, model, response, params, endpoint, keep, retry, expected_output_tokens, price, max_cost_usd,
+        key, prompt, model, response, params, endpoint, keep, empty, retry, expected_output_tokens, price, max_cost_usd,
             max_requests_per_batch, max_bytes_per_batch, fallback, fallback_after, deadline, urgent,
             realtime_concurrency, realtime_patience, below_minimum, workers: See Labeling.
         partitions_def: Any Dagster partitions. An upstream asset is read by the same partition key.
@@ -121,6 +122,7 @@ def llm_batch_assets(
             params=params or {},
             endpoint=endpoint,
             keep=keep,
+            empty=empty,
             max_cost_usd=max_cost_usd,
             max_requests_per_batch=max_requests_per_batch,
             max_bytes_per_batch=max_bytes_per_batch,

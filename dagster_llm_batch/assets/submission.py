@@ -77,7 +77,13 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             step = engine.status if are_sent else partial(engine.submit, dataset.labeling)
             status = step(submission.submission_id)
             _log(context, partition, status)
-            metadata = submission_metadata(status, dataset.labeling, provider)
+            skipped = engine.skipped_rows(submission)
+            if skipped:
+                context.log.warning(
+                    f"{_where(partition)}{skipped:,} of {submission.rows:,} rows are empty and not sent; "
+                    f"they will be in {dataset.rejects_key.to_user_string()}."
+                )
+            metadata = submission_metadata(status, dataset.labeling, provider, skipped)
             yield from materialize_result(
                 context, spec.key, partition, metadata=metadata, version=submission.fingerprint
             )
@@ -101,8 +107,12 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
     return submit
 
 
+def _where(partition: str | None) -> str:
+    return "" if partition is None else f"{partition}: "
+
+
 def _log(context: dg.AssetExecutionContext, partition: str | None, status: Status) -> None:
-    where = "" if partition is None else f"{partition}: "
+    where = _where(partition)
     if status.submission.rows == 0:
         context.log.warning(f"{where}no rows, so there is nothing to send; the labeled table will be empty.")
     waiting = status.states[ShardState.PLANNED.value]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -15,8 +15,13 @@ from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_com
 from dagster_llm_batch.cli.output import SHORT_ID, console, counted, dollars, money, print_json, print_table, table
 from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
 from dagster_llm_batch.engine.plan import Preview
+from dagster_llm_batch.engine.request_writer import LongRow
+from dagster_llm_batch.text import cell_text
 
 __all__ = ["Planned", "plan_command", "plan_rows", "print_plan"]
+
+
+_LONGEST_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Planned:
             "partition": self.partition,
             "model": self.model,
             "rows": preview.rows,
+            "rows_empty": preview.skipped,
             "requests": preview.requests,
             "requests_reused": preview.reused,
             "requests_to_send": preview.to_send,
@@ -49,6 +55,8 @@ class Planned:
             "price_basis": preview.price_basis,
             "submission_id": None if preview.known is None else preview.known.submission_id,
             "refused": preview.refused,
+            "longest": [{"key": row.key, "input_tokens": row.tokens} for row in preview.longest],
+            "context_tokens": preview.context_tokens,
             "shards": [
                 {
                     "requests": shard.requests,
@@ -143,8 +151,28 @@ def print_plan(plans: Sequence[Planned]) -> None:
         ]
         print_table([*columns, "~USD"], [*rows, ["total", "", *whole, money(_total(plans))]])
     for plan in plans:
+        where = "" if len(plans) == 1 else f"{cell_text(' '.join(filter(None, [plan.asset, plan.partition])))}: "
+        for text in _warnings(plan.preview):
+            click.echo(where + text)
         if plan.preview.refused:
             click.echo(f"Refused: {plan.preview.refused}")
+
+
+def _warnings(preview: Preview) -> Iterator[str]:
+    """Yield what is to know of the rows before they are sent."""
+    if preview.skipped:
+        verb = "is" if preview.skipped == 1 else "are"
+        yield f"{preview.skipped:,} of {counted(preview.rows, 'row', 'rows')} {verb} empty and {verb} not sent."
+    context = preview.context_tokens
+    if context is not None and (over := [row for row in preview.longest if row.tokens > context]):
+        yield (
+            f"Too long for the model, which takes {context:,} tokens with its reply: the rows {_keys(over)}. They will "
+            "be refused, or cut. Shorten them, as by {{ text[:20000] }} in the prompt, or leave them out."
+        )
+
+
+def _keys(rows: Sequence[LongRow]) -> str:
+    return ", ".join(f"{cell_text(row.key, limit=60)!r} (about {row.tokens:,} tokens)" for row in rows)
 
 
 def _counts(preview: Preview) -> list[int]:
@@ -166,6 +194,7 @@ def _facts(plan: Planned) -> list[list[object]]:
         ("partition", plan.partition),
         ("model", plan.model),
         ("rows", f"{preview.rows:,}"),
+        ("of these empty", f"{preview.skipped:,}"),
         ("requests", f"{preview.requests:,}"),
         ("of these reused", f"{preview.reused:,}"),
         (
@@ -173,6 +202,7 @@ def _facts(plan: Planned) -> list[list[object]]:
             f"{preview.to_send:,} in {counted(len(preview.shards), 'batch', 'batches')}, {preview.bytes:,} bytes",
         ),
         ("tokens", f"about {preview.input_tokens:,} in, at most about {preview.output_tokens:,} out"),
+        ("longest rows", _keys(preview.longest[:_LONGEST_SHOWN]) or None),
         ("estimate", dollars(preview.estimated_usd)),
         ("in real time", dollars(preview.realtime_usd)),
         ("prices", preview.price_basis.value),

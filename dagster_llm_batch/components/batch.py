@@ -22,6 +22,7 @@ from dagster_llm_batch.components.resolution import Block, about, pointing_at, t
 from dagster_llm_batch.components.scaffolders import BatchScaffolder
 from dagster_llm_batch.components.settings import PROMPT, RESPONSE, ROWS, SENSOR
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine.labeling import EmptyRows
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.jobs import build_llm_batch_jobs
 from dagster_llm_batch.resources import LLMBatchResource
@@ -138,6 +139,9 @@ class LLMBatchComponent(LabelingAttributes, TableAttributes, FactoryComponent):
     llm: Llm
     response: Annotated[Any, RESPONSE] = None
     keep: Annotated[Sequence[str], about("More columns of the rows to carry into the labeled table.", ["day"])] = ()
+    empty: Annotated[
+        EmptyRows, about("`skip`: a row whose text is null or blank is not sent. `ask`: it is, like any other.", "ask")
+    ] = "skip"
     partitions_def: Annotated[dg.PartitionsDefinition[Any] | None, PARTITIONS] = None
     urgent: Annotated[
         str | None, about("Boolean column of the rows: where it is true, a row is answered in real time.", "is_vip")

@@ -124,12 +124,12 @@ class RowsDigest:
         self._sum = 0
         self.rows = 0
 
-    def add(self, keys: Sequence[object], request_ids: Sequence[str]) -> None:
-        """Add pairs."""
+    def add(self, keys: Sequence[object], request_ids: Sequence[str | None]) -> None:
+        """Add pairs. A row that is not sent has None for a request_id."""
         begun, digests = hashlib.blake2b(digest_size=32), []
         for key, request_id in zip(keys, request_ids, strict=True):
             h = begun.copy()
-            h.update(f"{type(key).__name__}:{key}\0{request_id}".encode("utf-8", "surrogatepass"))
+            h.update(f"{type(key).__name__}:{key}\0{request_id or ''}".encode("utf-8", "surrogatepass"))
             digests.append(h.digest())
         self._sum += sum(map(int.from_bytes, digests))  # the big end first
         self.rows += len(keys)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,17 @@ from dagster_llm_batch.core.memory import release_memory
 from dagster_llm_batch.core.pricing import MONEY, PICODOLLAR
 from dagster_llm_batch.core.results import RESULT_SCHEMA
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.types import Outcome
+from dagster_llm_batch.types import SKIPPED, Outcome
 
-__all__ = ["PROVENANCE", "REJECT_COLUMNS", "Labeled", "check_columns", "label", "manifest_schema"]
+__all__ = ["EMPTY", "PROVENANCE", "REJECT_COLUMNS", "Labeled", "check_columns", "label", "manifest_schema"]
 
 _ID = "llm_request_id"
 # With more rows it is worthwhile to give memory back column by column.
 _MANY = 65_536
 _COSTS = ("llm_cost_usd", "llm_realtime_usd")
+
+EMPTY = "empty: nothing but blanks or nulls in the columns that the prompt reads, so the row was not sent"
+"""The reason of a row that was skipped."""
 
 PROVENANCE = (
     "llm_outcome",
@@ -86,7 +90,7 @@ def label(
     """Give every row of the manifest its outcome.
 
     Args:
-        manifest: One row for each input row: key, kept columns, llm_request_id.
+        manifest: One row for each input row: key, kept columns, llm_request_id (null for a row that was not sent).
         waves: Results (RESULT_SCHEMA and the response's columns), oldest first. The newest success of a request
             counts, else its newest result. Where nobody else holds them, they are freed column by column.
         response: The response's columns.
@@ -97,6 +101,10 @@ def label(
         Labels: key, kept columns, response, PROVENANCE. Rejects: key, kept columns, REJECT_COLUMNS.
     """
     results = pa.concat_tables([*reversed([*waves])] or [pa.schema([*RESULT_SCHEMA, *response]).empty_table()])
+    if manifest[_ID].null_count:
+        # Arrow finds a null among the ids by a null, so all rows that were not sent share this one.
+        skipped = {"llm_outcome": SKIPPED, "llm_reason": EMPTY, **dict.fromkeys(_COSTS, Decimal(0))}
+        results = pa.concat_tables([results, pa.Table.from_pylist([skipped], schema=results.schema)])
     places = _places(manifest[_ID], results)
     rows = manifest.drop_columns([_ID])
     own = rows.column_names
@@ -157,7 +165,7 @@ def _is_one_to_one(places: pa.Array, results: int) -> bool:
 
 def _row_costs(wanted: pa.ChunkedArray, results: pa.Table) -> Iterator[tuple[pa.Field, pa.Array]]:
     """Yield each row's part of what its request cost in all attempts."""
-    rows = pa.table({_ID: wanted}).group_by(_ID).aggregate([(_ID, "count")])
+    rows = pa.table({_ID: wanted}).group_by(_ID).aggregate([(_ID, "count", pc.CountOptions("all"))])
     sums = results.group_by(_ID).aggregate(
         [(name, "sum", pc.ScalarAggregateOptions(skip_nulls=False)) for name in _COSTS]
     )

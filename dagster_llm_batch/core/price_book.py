@@ -17,7 +17,7 @@ from genai_prices.types import ModelPrice, StartDateConstraint, TieredPrices
 from dagster_llm_batch.core.pricing import PerToken, Rate
 from dagster_llm_batch.types import Usage
 
-__all__ = ["newest_price_change", "rates_of"]
+__all__ = ["context_of", "newest_price_change", "rates_of"]
 
 
 def newest_price_change(today: date) -> date | None:
@@ -35,6 +35,15 @@ def newest_price_change(today: date) -> date | None:
 
 _MILLION = Decimal(1_000_000)
 _CONTEXT = {"processing": "batch"}
+
+
+def context_of(provider: str, model: str) -> int | None:
+    """Return how many tokens the model takes in all, or None where the book does not say."""
+    try:
+        _, info = get_snapshot().find_provider_model(model, None, provider, None)
+    except LookupError:
+        return None
+    return info.context_window
 
 
 def rates_of(provider: str, model: str, at: datetime) -> tuple[Rate, Rate | None] | None:

@@ -35,6 +35,7 @@ __all__ = [
     "Rate",
     "Tariff",
     "TokenPrice",
+    "context_tokens",
     "costs",
     "dollars",
     "estimated_tokens",
@@ -189,11 +190,22 @@ FREE = Tariff(PriceBasis.FREE, _NOTHING, _NOTHING)
 UNKNOWN = Tariff(PriceBasis.UNKNOWN)
 
 
+def context_tokens(provider: str, model: str) -> int | None:
+    """Return how many tokens the model takes in all, or None where the price book does not say."""
+    from dagster_llm_batch.core.price_book import context_of  # noqa: PLC0415 - the book takes a while to load
+
+    return context_of(provider, _name_in_book(provider, model))
+
+
+def _name_in_book(provider: str, model: str) -> str:
+    return model.rpartition("models/")[2] if provider == "google" else model  # as in "publishers/google/models/…"
+
+
 def tariff(provider: str, model: str, at: datetime, own: TokenPrice | None = None) -> Tariff:
     """Return the prices of `model`, or UNKNOWN. `provider`: the price book's id ("openai"); `own` has precedence."""
     if own is not None:
         return _own_tariff(own)
-    name = model.rpartition("models/")[2] if provider == "google" else model  # as in "publishers/google/models/…"
+    name = _name_in_book(provider, model)
     from dagster_llm_batch.core.price_book import rates_of  # noqa: PLC0415 - the book takes a while to load
 
     rates = rates_of(provider, name, at)

@@ -29,6 +29,7 @@ ImageLoader = Callable[[str], bytes]
 """Returns the bytes of the image at a path of a row. See `Prompt.image_root` for which paths are allowed."""
 
 _Template = Callable[[Mapping[str, Any]], str]
+_NESTED = (list, dict, tuple)
 _ROW = "row"
 _MAGIC = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -45,7 +46,7 @@ class Prompt:
 
     Args:
         user: Jinja template. Columns are variables (`{{ subject }}`); `{{ row["odd name"] }}` reaches any column.
-            A null renders as nothing.
+            A null renders as nothing, in filters too; it is false, and `is none`.
         system: Jinja template of the system part. One without variables is the same for all requests: a stable prefix.
         images: Columns that hold images: bytes, an http(s) URL, or a path below `image_root`. A null adds none.
         image_root: Where path columns are looked up (any universal_pathlib URL). Without it paths are refused.
@@ -67,10 +68,12 @@ class Prompt:
     def __post_init__(self) -> None:
         environment = ImmutableSandboxedEnvironment(
             undefined=jinja2.StrictUndefined,
-            finalize=_nothing_for_null,
+            finalize=_shown,
             keep_trailing_newline=False,
             autoescape=False,
         )
+        environment.tests["none"] = _is_null
+        environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": _json_of_null}
         object.__setattr__(self, "_environment", environment)
         for part, source in self._sources():
             try:
@@ -108,6 +111,26 @@ class Prompt:
         """Return the columns that the prompt reads, or None where it takes the whole row."""
         names = self._variables
         return None if _ROW in names else frozenset(names - self._environment.globals.keys()) | frozenset(self.images)
+
+    def content(self, columns: Collection[str], key: str) -> frozenset[str]:
+        """Return which of these columns hold what is asked about: those that the prompt reads, but for the key.
+
+        The key counts where nothing else is read. A prompt that takes the whole row reads all columns.
+        """
+        read = frozenset(self.images) | self._variables | self._columns_of_row(columns)
+        return (read & set(columns)) - {key} or read & set(columns)
+
+    def _columns_of_row(self, columns: Collection[str]) -> frozenset[str]:
+        """Return the columns that the templates read as `row["name"]` or `row.name`; all where they use `row` else."""
+        names: set[str] = set()
+        for _, source in self._sources():
+            template = self._environment.parse(source)
+            uses = sum(node.name == _ROW for node in template.find_all(nodes.Name))
+            named = [name for node in template.find_all((nodes.Getattr, nodes.Getitem)) if (name := _item_of_row(node))]
+            if uses > len(named):
+                return frozenset(columns)
+            names.update(named)
+        return frozenset(names)
 
     def names(self) -> frozenset[str] | None:
         """Return the columns and Jinja's own names that the templates use: a column of such a name has precedence."""
@@ -219,6 +242,10 @@ def _template(environment: jinja2.Environment, source: str, columns: Collection[
 
     def render(row: Mapping[str, Any]) -> str:
         """Render a row. As `compiled.render`, which collects Jinja's own names anew for each row."""
+        row = {
+            name: _NULL if value is None else _with_nulls(value) if isinstance(value, _NESTED) else value
+            for name, value in row.items()
+        }
         context = compiled.new_context({**names, **row, _ROW: row}, shared=True)
         return environment.concat(compiled.root_render_func(context))
 
@@ -240,7 +267,10 @@ class _Plain:
 
     def all(self, columns: Mapping[str, Sequence[Any]], rows: int) -> list[str]:
         """Return the texts of so many rows."""
-        values = (["" if value is None else value for value in columns[name]] for name in self.names)
+        values = (
+            ["" if value is None else _with_nulls(value) if isinstance(value, _NESTED) else value for value in column]
+            for column in map(columns.__getitem__, self.names)
+        )
         return [self.text % row for row in (zip(*values, strict=True) if self.names else repeat((), rows))]
 
 
@@ -266,6 +296,11 @@ def _column_named(node: nodes.Expr) -> str | None:
     """Return the column in `{{ name }}`, `{{ row["name"] }}` or `{{ row.name }}`; None in another expression."""
     if isinstance(node, nodes.Name):
         return None if node.name == _ROW else node.name
+    return _item_of_row(node)
+
+
+def _item_of_row(node: nodes.Node) -> str | None:
+    """Return the column in `row["name"]` or `row.name`; None in another expression."""
     if not (isinstance(node, nodes.Getattr | nodes.Getitem) and node.node == nodes.Name(_ROW, "load")):
         return None
     if isinstance(node, nodes.Getattr):
@@ -274,7 +309,63 @@ def _column_named(node: nodes.Expr) -> str | None:
     return node.arg.value if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str) else None
 
 
-def _nothing_for_null(value: object) -> object:
+class _Null:
+    """A null in a row: nothing as text, in any filter, where None would be the word "None"."""
+
+    def __str__(self) -> str:
+        return ""
+
+    def __repr__(self) -> str:
+        # Within a list or a row that is shown whole.
+        return "null"
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __len__(self) -> int:
+        return 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def __getitem__(self, part: object) -> _Null:
+        # `{{ text[:1000] }}`
+        if isinstance(part, slice):
+            return self
+        raise LookupError(part)
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or other is self
+
+    def __hash__(self) -> int:
+        return hash(None)
+
+
+_NULL = _Null()
+
+
+def _with_nulls(value: Any) -> Any:
+    """Return the value with each None in it, at any depth, as `_NULL`."""
+    if isinstance(value, dict):
+        return {name: _with_nulls(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_nulls(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(map(_with_nulls, value))
+    return _NULL if value is None else value
+
+
+def _is_null(value: object) -> bool:
+    return value is None or value is _NULL
+
+
+def _json_of_null(value: object) -> None:
+    if value is not _NULL:
+        raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def _shown(value: object) -> object:
+    """Return what `{{ value }}` shows: nothing for a None that the template itself made."""
     return "" if value is None else value
 
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import InputError
 
-__all__ = ["BATCH_ROWS", "check_text", "record_batches", "values_of"]
+__all__ = ["BATCH_ROWS", "are_empty", "check_text", "record_batches", "values_of"]
 
 BATCH_ROWS = 4_096
 _TAKEN = (
@@ -76,12 +76,48 @@ def check_text(name: str, kind: pa.DataType) -> None:
         raise InputError(msg)
 
 
+def are_empty(batch: pa.RecordBatch) -> pa.BooleanArray | None:
+    """Return for each row whether all its values are null or blank; None where no row is."""
+    empty: Any = None
+    for column in batch.columns:
+        here = _is_blank(column)
+        empty = here if empty is None else pc.and_(empty, here)
+        # Mostly the first column says it.
+        if not pc.any(empty, min_count=0).as_py():
+            return None
+    return empty
+
+
+def _is_blank(column: pa.Array) -> pa.BooleanArray:
+    kind = column.type
+    if pa.types.is_floating(kind):
+        return column.is_null(nan_is_null=True)
+    blank = column.is_null()
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        try:
+            text = pc.utf8_trim_whitespace(column)
+        # Text that is not UTF-8 is told of where it is read.
+        except pa.ArrowInvalid:
+            return blank
+        return pc.or_(blank, pc.fill_null(pc.equal(pc.binary_length(text), 0), fill_value=False))
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return pc.or_(blank, pc.fill_null(pc.equal(pc.binary_length(column), 0), fill_value=False))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pc.or_(blank, pc.fill_null(pc.equal(pc.list_value_length(column), 0), fill_value=False))
+    return blank
+
+
 def values_of(batch: pa.RecordBatch) -> dict[str, list[Any]]:
-    """Return the values of each column as Python's own. Raises InputError for one that Python cannot hold."""
+    """Return the values of each column as Python's own, NaN as None. Raises InputError for one that Python cannot
+    hold.
+    """
     return {name: _python_values(name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
 
 
 def _python_values(name: str, column: pa.Array) -> list[Any]:
+    # polars and arrow tell "not a number" from null, pandas does not. To a prompt both are nothing, not the text "nan".
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     try:
         values: list[Any] = column.to_pylist()
     # For a date after the year 9999, or bytes that are not UTF-8.
@@ -238,7 +274,8 @@ def _from_dicts(rows: list[Mapping[str, Any]], read: Collection[str] | None) -> 
             raise InputError(f"A row has the key {name!r}, a {type(name).__name__}. Names of columns are text.")
         values = [row.get(name) for row in rows]
         try:
-            columns[name] = pa.array(values)
+            # So that NaN, NaT and NA are nulls, as they are in a frame.
+            columns[name] = pa.array(values, from_pandas=True)
         except UnicodeEncodeError as error:
             raise InputError(_HALF) from error
         except _CANNOT_BE_READ as error:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import IO, ParamSpec, TypeVar
 
 from dagster_llm_batch.core.memory import release_all_memory
-from dagster_llm_batch.core.pricing import FREE, Tariff, tariff
+from dagster_llm_batch.core.pricing import FREE, Tariff, context_tokens, tariff
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import Owner
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
@@ -211,6 +211,11 @@ class Deployment:
         if book is None and labeling.price is None:
             return _free
         return partial(tariff, book or "", labeling.spec.model, self.clock(), labeling.price)
+
+    def context_tokens(self, labeling: Labeling) -> int | None:
+        """Return how many tokens the model takes in all, or None where the price book does not say."""
+        book = self.provider(labeling.provider).price_book
+        return None if book is None else context_tokens(book, labeling.spec.model)
 
     def owner(self, labeling: Labeling, lane: Lane = Lane.BATCH) -> Owner:
         """Return the provider, account and model that this labeling asks."""

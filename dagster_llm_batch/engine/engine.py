@@ -26,6 +26,7 @@ from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.plan import Planner, Preview
 from dagster_llm_batch.engine.poll import Failed, Poller
 from dagster_llm_batch.engine.prune import Pruner, Pruning
+from dagster_llm_batch.engine.request_writer import SKIPPED
 from dagster_llm_batch.engine.retry import NextWave
 from dagster_llm_batch.engine.status import Status
 from dagster_llm_batch.engine.submit import Sender
@@ -391,6 +392,12 @@ class Engine:
         """Return the newest submission of a partition, or None."""
         history = self.ledger.history(self.namespace, asset, partition)
         return history[0] if history else None
+
+    def skipped_rows(self, submission: Submission) -> int:
+        """Return how many rows of a submission are empty, and not sent."""
+        # Every plan writes a manifest.
+        assert submission.manifest_path is not None
+        return int(self.payloads.table_metadata(submission.manifest_path).get(SKIPPED.encode(), 0))
 
     def cancel(self, submission_id: str) -> Status:
         """Cancel a submission: nothing more is sent, running batches are asked to stop, finished rows are kept."""

@@ -90,7 +90,8 @@ def scatter(batches: Iterable[pa.RecordBatch], schema: pa.Schema, by: str, names
 
 def _firsts(request_ids: pa.Array) -> np.ndarray[Any, np.dtype[np.uint32]]:
     """Return the first digits of each request_id, as numbers with the same order."""
-    digits = pc.utf8_slice_codeunits(request_ids, 0, _DIGITS)
+    # Rows that were not sent have none; they are in the first part.
+    digits = pc.fill_null(pc.utf8_slice_codeunits(request_ids, 0, _DIGITS), "0" * _DIGITS)
     return np.frombuffer(digits.buffers()[2], ">u4", len(digits)).astype(np.uint32)
 
 
@@ -274,7 +275,7 @@ class LabelAssembler:
             return dict(counts)
         manifest_columns, result_columns = (_chosen(self.collector.schema, names) for names in ([_ID], [_ID, _OUTCOME]))
         for manifest, results in self._parts(manifest_columns, result_columns):
-            requests = pc.unique(manifest[_ID])
+            requests = pc.unique(manifest[_ID]).drop_null()
             newest = pa.concat_tables(reversed([*results]))
             good = newest.filter(pc.equal(newest[_OUTCOME], Outcome.SUCCEEDED.value))
             by_rank = pa.concat_tables([good, newest])

@@ -20,9 +20,10 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Workers
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseKind
 
-__all__ = ["BelowMinimum", "Fallback", "Labeling", "RetryPolicy"]
+__all__ = ["BelowMinimum", "EmptyRows", "Fallback", "Labeling", "RetryPolicy"]
 
 BelowMinimum = Literal["refuse", "pad", "realtime"]
+EmptyRows = Literal["skip", "ask"]
 
 
 @checked
@@ -77,6 +78,8 @@ class Labeling:
         params: Given to the provider as they are (temperature, max_tokens, …).
         endpoint: Which API of the provider. Default: embeddings for `Embedding()`, else chat.
         keep: More columns of the rows to carry into the labeled table.
+        empty: What to do with a row all of whose columns that the prompt reads, the key aside, are null or blank:
+            "skip" it, unsent and unpaid, as a reject with the outcome `skipped`, or "ask" about it like any other.
         max_cost_usd: Refuse a submission whose estimate, retries included, exceeds this.
         max_requests_per_batch, max_bytes_per_batch: Smaller limits than the provider's.
         retry: What is sent again.
@@ -108,6 +111,7 @@ class Labeling:
     params: Mapping[str, Any] = field(default_factory=dict)
     endpoint: Endpoint | str | None = None
     keep: Sequence[str] = ()
+    empty: EmptyRows = "skip"
     max_cost_usd: Decimal | float | str | None = None
     max_requests_per_batch: int | None = None
     max_bytes_per_batch: int | None = None

@@ -28,7 +28,7 @@ from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.request_files import ShardFiles, Wave, answers_so_far, request_ids
 from dagster_llm_batch.engine.request_parts import PartMaker, WorkerSource
-from dagster_llm_batch.engine.request_writer import Draft, LocalSource, Plan, RequestSource, Spare
+from dagster_llm_batch.engine.request_writer import Draft, LocalSource, LongRow, Plan, RequestSource, Spare
 from dagster_llm_batch.engine.submit_queue import drop
 from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError
 from dagster_llm_batch.states import ShardState
@@ -45,7 +45,8 @@ class Preview:
 
     Attributes:
         rows: All rows.
-        requests: Different requests among them.
+        skipped: Rows that are empty, and would not be sent.
+        requests: Different requests among the others.
         reused: Requests that are answered or in flight already.
         shards: What would be sent.
         input_tokens, output_tokens: Of the requests that would be sent.
@@ -54,9 +55,12 @@ class Preview:
         price_basis: Where the price is from.
         known: The submission that these rows have already; nothing would be sent then.
         refused: Why a budget would refuse it; None where none would.
+        longest: The longest requests that would be sent, longest first.
+        context_tokens: What the model takes in all, as the price book knows it.
     """
 
     rows: int
+    skipped: int
     requests: int
     reused: int
     shards: tuple[Shard, ...]
@@ -67,6 +71,8 @@ class Preview:
     price_basis: PriceBasis
     known: Submission | None = None
     refused: str | None = None
+    longest: tuple[LongRow, ...] = ()
+    context_tokens: int | None = None
 
     @property
     def to_send(self) -> int:
@@ -84,6 +90,7 @@ def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:
     realtime = estimate.tariff.price(average).realtime_usd
     return Preview(
         rows=plan.rows,
+        skipped=plan.skipped,
         requests=plan.requests,
         reused=plan.reused,
         shards=tuple(plan.shards),
@@ -93,6 +100,7 @@ def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:
         realtime_usd=None if realtime is None else realtime * requests,
         price_basis=estimate.tariff.basis,
         refused=refused,
+        longest=() if not plan.shards else tuple(plan.longest),
     )
 
 
@@ -231,7 +239,8 @@ class Planner:
                     refused = None
             except BudgetError as error:
                 refused = str(error)
-            return preview_of(plan, draft.estimate, refused)
+            context = self._deployment.context_tokens(self._labeling)
+            return replace(preview_of(plan, draft.estimate, refused), context_tokens=context)
 
     def _reusable(self, history: Sequence[Submission]) -> list[Submission]:
         """Return the submissions whose answers can be reused."""

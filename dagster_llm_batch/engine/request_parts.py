@@ -38,6 +38,7 @@ from dagster_llm_batch.engine.request_writer import (
     Spare,
     columns_read,
     images_of,
+    rendered_chunk,
 )
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.protocols import Codec, Workers
@@ -133,14 +134,16 @@ class PartMaker:
         """Yield the batch with its lines, in tables that fit into memory with all their images."""
         lanes = iter(renderer.lanes(batch))
         held: list[tuple[Any, ...]] = []
-        ids: list[str] = []
+        ids: list[str | None] = []
         start = held_bytes = 0
         for chunk_keys, requests in renderer.requests(batch, keys):
-            chunk_ids = [request.request_id for request in requests]
+            chunk_ids = [None if request is None else request.request_id for request in requests]
             digest.add(chunk_keys, chunk_ids)
             ids += chunk_ids
-            for request, lane, is_new in zip(requests, lanes, seen.new(chunk_ids), strict=False):
-                held.append(self._encoded(request, lane) if is_new else self._nothing)
+            are_new = iter(seen.new([request_id for request_id in chunk_ids if request_id is not None]))
+            for request, lane in zip(requests, lanes, strict=False):
+                is_new = request is not None and next(are_new)
+                held.append(self._encoded(request, lane) if request is not None and is_new else self._nothing)
                 held_bytes += held[-1][0]
             if held_bytes >= _HELD_BYTES:
                 yield self._table(batch.slice(start, len(ids)), ids, held, renderer)
@@ -160,7 +163,7 @@ class PartMaker:
         return (*sizes, *map(len, spares), line, *spares)
 
     def _table(
-        self, batch: pa.RecordBatch, ids: list[str], held: list[tuple[Any, ...]], renderer: RowRenderer
+        self, batch: pa.RecordBatch, ids: list[str | None], held: list[tuple[Any, ...]], renderer: RowRenderer
     ) -> pa.Table:
         table = renderer.manifest(batch, ids)
         schema = self._schema(renderer)
@@ -272,7 +275,9 @@ class WorkerSource:
             images = list(zip(image_bytes, image_tokens, strict=True))
             requests = _PartRequests(number, places, ids, images, [line_bytes, *spare_bytes])
             lanes = [Lane.REALTIME if urgent else Lane.BATCH for urgent in is_urgent]
-            yield RenderedBatch(renderer, batch, keys, iter([(requests, keys, lanes)]))
+            if None in ids:
+                requests = requests.take([at for at, row_id in enumerate(ids) if row_id is not None])
+            yield RenderedBatch(renderer, batch, keys, iter([rendered_chunk(ids, requests, keys, lanes)]))
             start += batch.num_rows
 
     @contextmanager

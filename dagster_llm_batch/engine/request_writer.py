@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import groupby
-from typing import IO, Any, Protocol
+from heapq import nlargest
+from itertools import chain, groupby
+from typing import IO, Any, NamedTuple, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dagster_llm_batch.core.dedupe import Seen
 from dagster_llm_batch.core.identity import RowsDigest, custom_id, packed
@@ -28,7 +30,7 @@ from dagster_llm_batch.core.keys import KeyGuard, is_key_type, keys_of
 from dagster_llm_batch.core.label_join import manifest_schema
 from dagster_llm_batch.core.pricing import Estimate, estimated_tokens
 from dagster_llm_batch.core.prompt import ImageLoader
-from dagster_llm_batch.core.rows import check_text, record_batches, values_of
+from dagster_llm_batch.core.rows import are_empty, check_text, record_batches, values_of
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import Lines, ShardFiles, WrittenLines
@@ -39,20 +41,30 @@ from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import Lane, Request
 
 __all__ = [
+    "SKIPPED",
     "Draft",
     "LocalSource",
+    "LongRow",
     "Plan",
     "RenderedBatch",
+    "RenderedChunk",
     "RequestSource",
     "RowRenderer",
     "Spare",
     "columns_of_nothing",
     "columns_read",
     "images_of",
+    "rendered_chunk",
 ]
 
 # Rows whose requests, and the lines of these, are in memory at once.
 _ROWS, _ROWS_WITH_IMAGES = 256, 8
+
+SKIPPED = "llm_batch.skipped"
+"""Says in a manifest's metadata how many of its rows are empty; where none is, it is not there."""
+
+# So many of the longest requests are told of before they are sent.
+_LONGEST = 5
 
 # Providers count an image as some hundred to some thousand tokens, whatever its bytes.
 _TOKENS_PER_IMAGE = 1_000
@@ -84,6 +96,8 @@ class RowRenderer:
         # Without rows the columns may have no types yet.
         if not is_key_type(rows.field(labeling.key).type):
             self.manifest_schema = self.manifest_schema.set(0, pa.field(labeling.key, pa.string()))
+        content = labeling.prompt.content(rows.names, labeling.key) if labeling.empty == "skip" else ()
+        self._content = sorted(content)
         self._needed = {*self.manifest_schema.names[:-1], *self._renderer.columns, *urgent}
 
     def check(self, batch: pa.RecordBatch) -> None:
@@ -94,13 +108,22 @@ class RowRenderer:
         for name in self._needed:
             check_text(name, batch.schema.field(name).type)
 
-    def requests(self, batch: pa.RecordBatch, keys: Sequence[Any]) -> Iterator[tuple[Sequence[Any], list[Request]]]:
-        """Yield the requests of the rows with their keys, a few hundred rows at a time."""
+    def requests(
+        self, batch: pa.RecordBatch, keys: Sequence[Any]
+    ) -> Iterator[tuple[Sequence[Any], Sequence[Request | None]]]:
+        """Yield the requests of the rows with their keys, a few hundred rows at a time; None for an empty row."""
         # Not all rows of a batch at once: Python's garbage collector slows down with the number of live objects.
         read = batch.select(list(self._renderer.columns))
+        empty = are_empty(batch.select(self._content))
         for start in range(0, batch.num_rows, self._at_once):
-            chunk_keys = keys[start : start + self._at_once]
-            yield chunk_keys, self._renderer.requests(values_of(read.slice(start, self._at_once)), chunk_keys)
+            chunk_keys, chunk = keys[start : start + self._at_once], read.slice(start, self._at_once)
+            if empty is None or not pc.any(here := empty.slice(start, self._at_once)).as_py():
+                yield chunk_keys, self._renderer.requests(values_of(chunk), chunk_keys)
+                continue
+            skipped = here.to_pylist()
+            asked_keys = [key for key, skip in zip(chunk_keys, skipped, strict=True) if not skip]
+            rendered = iter(self._renderer.requests(values_of(chunk.filter(pc.invert(here))), asked_keys))
+            yield chunk_keys, [None if skip else next(rendered) for skip in skipped]
 
     def lanes(self, batch: pa.RecordBatch) -> list[Lane]:
         """Return the lane of each row. Raises InputError where the column `urgent` is not boolean."""
@@ -112,8 +135,11 @@ class RowRenderer:
             raise InputError(msg)
         return [Lane.REALTIME if flag else Lane.BATCH for flag in column.to_pylist()]
 
-    def manifest(self, batch: pa.RecordBatch, request_ids: list[str]) -> pa.Table:
-        """Return what the manifest keeps of the rows, with their request_ids. Raises InputError for other types."""
+    def manifest(self, batch: pa.RecordBatch, request_ids: Sequence[str | None]) -> pa.Table:
+        """Return what the manifest keeps of the rows, with their request_ids, None for a row that is not sent.
+
+        Raises InputError for other types.
+        """
         own = [batch.column(name) for name in self.manifest_schema.names[:-1]]
         try:
             columns = [column.cast(field.type) for column, field in zip(own, self.manifest_schema, strict=False)]
@@ -171,13 +197,32 @@ class Spare:
 
 @dataclass(frozen=True)
 class Plan:
-    """The result of a finished draft. `requests` counts different ones, `reused` those that need not be sent."""
+    """The result of a finished draft.
+
+    Attributes:
+        shards: What is to be sent.
+        rows: All rows.
+        skipped: Rows that are empty, and not sent.
+        requests: Different requests among the others.
+        reused: Requests that need not be sent.
+        fingerprint: See core/identity.py.
+        longest: The longest requests to be sent, longest first.
+    """
 
     shards: list[Shard]
     rows: int
+    skipped: int
     requests: int
     reused: int
     fingerprint: str
+    longest: Sequence[LongRow]
+
+
+class LongRow(NamedTuple):
+    """A row with a long request: its estimated tokens, and its key."""
+
+    tokens: int
+    key: Any
 
 
 class RenderedRequests(Protocol):
@@ -204,13 +249,36 @@ class RenderedRequests(Protocol):
 
 
 @dataclass(frozen=True)
+class RenderedChunk:
+    """Requests of some rows, with the keys and lanes of these.
+
+    `row_ids` are the request_ids of all rows, None for one that is not sent.
+    """
+
+    row_ids: Sequence[str | None]
+    requests: RenderedRequests
+    keys: Sequence[Any]
+    lanes: Sequence[Lane]
+
+
+@dataclass(frozen=True)
 class RenderedBatch:
-    """Consecutive rows with their keys. `requests` is consumed once: chunks of them with their keys and lanes."""
+    """Consecutive rows with their keys. `chunks` is consumed once."""
 
     renderer: RowRenderer
     rows: pa.RecordBatch
     keys: Sequence[Any]
-    requests: Iterator[tuple[RenderedRequests, Sequence[Any], Sequence[Lane]]]
+    chunks: Iterator[RenderedChunk]
+
+
+def rendered_chunk(
+    row_ids: Sequence[str | None], requests: RenderedRequests, keys: Sequence[Any], lanes: Sequence[Lane]
+) -> RenderedChunk:
+    """Return a chunk of the requests of these rows, with the keys and lanes of those that are sent."""
+    if None not in row_ids:
+        return RenderedChunk(row_ids, requests, keys, lanes)
+    places = [at for at, row_id in enumerate(row_ids) if row_id is not None]
+    return RenderedChunk(row_ids, requests, [keys[at] for at in places], [lanes[at] for at in places])
 
 
 class RequestSource(Protocol):
@@ -290,6 +358,8 @@ class Draft:
         self._keys = KeyGuard(labeling.key, new_unnamed, few=few_rows)
         self._seen = Seen(packed, new_unnamed, few=few_rows)
         self._reused = 0
+        self._skipped = 0
+        self._longest: list[LongRow] = []
         self._stack = ExitStack()
         self._manifest: Any = None
         self._spare_files: list[Any] = []
@@ -300,15 +370,16 @@ class Draft:
         for batch in self._source.batches(rows):
             if self._renderer is None:
                 self._start(batch.renderer)
-            request_ids: list[str] = []
-            for requests, keys, lanes in batch.requests:
-                self._add(requests, keys, lanes)
-                request_ids += requests.request_ids
+            request_ids: list[str | None] = []
+            for chunk in batch.chunks:
+                self._add(chunk.requests, chunk.keys, chunk.lanes)
+                self._skipped += len(chunk.row_ids) - len(chunk.keys)
+                request_ids += chunk.row_ids
             self._write_manifest(batch.rows, batch.keys, request_ids)
             # The loop's variables would keep these rows in memory while the next ones are read.
             del batch
 
-    def _write_manifest(self, batch: pa.RecordBatch, keys: Sequence[Any], request_ids: list[str]) -> None:
+    def _write_manifest(self, batch: pa.RecordBatch, keys: Sequence[Any], request_ids: Sequence[str | None]) -> None:
         assert self._renderer is not None
         rows = self._renderer.manifest(batch, request_ids)
         # The manifest has the first batch's type: a later batch's text may have become a number there.
@@ -349,7 +420,11 @@ class Draft:
             texts = [size - image_bytes for size, (image_bytes, _) in zip(lines.sizes, requests.images, strict=True)]
             pairs = zip(estimated_tokens(texts), requests.images, strict=True)
             tokens = [text_tokens + image_tokens for text_tokens, (_, image_tokens) in pairs]
-        files.add(lines, [keys[at] for at in places], tokens, partial(self.estimate.add, lane=lane))
+        keys = [keys[at] for at in places]
+        files.add(lines, keys, tokens, partial(self.estimate.add, lane=lane))
+        if len(self._longest) < _LONGEST or max(tokens, default=0) > self._longest[-1].tokens:
+            rows = map(LongRow, tokens, keys)
+            self._longest = nlargest(_LONGEST, chain(self._longest, rows), key=lambda row: row.tokens)
 
     def _write_spares(self, requests: RenderedRequests, keys: Sequence[Any], places: Sequence[int]) -> None:
         for model, (spare, file) in enumerate(zip(self._spares, self._spare_files, strict=True), start=1):
@@ -360,6 +435,8 @@ class Draft:
     def finish(self, configuration: str) -> Plan:
         """Close all files. The draft can still be discarded. Raises InputError for duplicate keys."""
         self._keys.check(self._keys_again)
+        if self._skipped:
+            self._manifest.add_key_value_metadata({SKIPPED: str(self._skipped)})
         shards = [shard for files in self._files.values() for shard in files.end()]
         digests = self._source.write_files(shards, self._spares)
         shards = [shard for files in self._files.values() for shard in files.close(digests)]
@@ -371,9 +448,11 @@ class Draft:
         return Plan(
             shards=shards,
             rows=self._source.digest.rows,
+            skipped=self._skipped,
             requests=self._seen.count,
             reused=self._reused,
             fingerprint=self._source.digest.fingerprint(configuration),
+            longest=self._longest,
         )
 
     def _keys_again(self) -> Iterator[list[Any]]:
@@ -398,6 +477,8 @@ class Draft:
         with self._payloads.table_writer(path, self._renderer.manifest_schema, repeating=()) as out:
             for batch in self._payloads.iter_batches(self._manifest_path):
                 out.write_batch(batch)
+            if self._skipped:
+                out.add_key_value_metadata({SKIPPED: str(self._skipped)})
 
     def discard(self) -> None:
         """Remove every file of this draft, even where closing one of them fails because the disk is full."""
@@ -449,15 +530,14 @@ class LocalSource:
     def _renderer(self, columns: pa.Schema) -> RowRenderer:
         return RowRenderer(self._labeling, columns, self._load_image)
 
-    def _requests(
-        self, renderer: RowRenderer, batch: pa.RecordBatch, keys: Sequence[Any]
-    ) -> Iterator[tuple[LocalRequests, Sequence[Any], Sequence[Lane]]]:
+    def _requests(self, renderer: RowRenderer, batch: pa.RecordBatch, keys: Sequence[Any]) -> Iterator[RenderedChunk]:
         lanes = renderer.lanes(batch)
         start = 0
         for chunk_keys, rendered in renderer.requests(batch, keys):
-            requests = LocalRequests(self._codecs, rendered)
-            self.digest.add(chunk_keys, requests.request_ids)
-            yield requests, chunk_keys, lanes[start : start + len(chunk_keys)]
+            row_ids = [None if request is None else request.request_id for request in rendered]
+            self.digest.add(chunk_keys, row_ids)
+            asked = LocalRequests(self._codecs, [request for request in rendered if request is not None])
+            yield rendered_chunk(row_ids, asked, chunk_keys, lanes[start : start + len(chunk_keys)])
             start += len(chunk_keys)
 
     def writer(self, path: str) -> AbstractContextManager[Any]:

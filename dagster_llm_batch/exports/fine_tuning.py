@@ -23,7 +23,7 @@ import pyarrow as pa
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.core.label_join import PROVENANCE
-from dagster_llm_batch.core.rows import record_batches
+from dagster_llm_batch.core.rows import record_batches, values_of
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.engine.request_writer import columns_read
 from dagster_llm_batch.errors import ConfigError, InputError
@@ -94,7 +94,8 @@ def _examples(
         if labeling.key not in batch.schema.names:
             raise InputError(f"The rows have no key column '{labeling.key}'.")
         renderer = labeling.prompt.renderer(batch.schema.names)
-        for row in batch.to_pylist():
+        columns = values_of(batch)
+        for row in (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)):
             request = renderer.render(row, row[labeling.key])
             at = place.pop(request.request_id, None)
             if at is not None:

@@ -31,7 +31,7 @@ from dagster_llm_batch.metrics.columns import (
     finite,
     refuse_weights,
 )
-from dagster_llm_batch.types import Outcome
+from dagster_llm_batch.types import SKIPPED, Outcome
 
 __all__ = ["CANDIDATE_COLUMNS", "MAX_CLASSES", "Class", "Joined", "Target", "join", "succeeded"]
 
@@ -189,7 +189,7 @@ def succeeded(candidate: pa.Table) -> pa.Array:
     if "llm_outcome" not in candidate.column_names:
         return pa.repeat(pa.scalar(value=True), len(candidate))
     outcome = column(candidate, "llm_outcome", "the candidate")
-    allowed = [known.value for known in Outcome]
+    allowed = [*(known.value for known in Outcome), SKIPPED]
     if unknown := set(pc.unique(outcome).to_pylist()) - {None, *allowed}:
         raise InputError(f"Unknown llm_outcome {sorted(map(repr, unknown))[:EXAMPLES]}; allowed: {', '.join(allowed)}.")
     return pc.fill_null(pc.equal(outcome.cast(pa.large_string()), Outcome.SUCCEEDED.value), fill_value=True)

@@ -290,6 +290,11 @@ class PayloadStore:
         with self._parquet(path) as parquet:
             return parquet.schema_arrow
 
+    def table_metadata(self, path: str) -> Mapping[bytes, bytes]:
+        """Return what the table's writer added as metadata."""
+        with self._parquet(path) as parquet:
+            return dict(parquet.metadata.metadata or {})
+
     def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the whole table, or some of its columns."""
         with self._parquet(path) as parquet:

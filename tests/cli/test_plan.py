@@ -22,6 +22,19 @@ def test_a_plan_is_what_the_submission_becomes(project):
     assert (known["submission_id"], known["requests_to_send"]) == (submission["submission_id"], 0)
 
 
+def test_a_plan_tells_which_rows_are_empty_and_which_are_long(project):
+    rows = 'return [{"ticket_id": f"{prefix}-{n}", "body": f"Where is my invoice {prefix} {n}?"} for n in range(3)]'
+    messy = 'return [{"ticket_id": f"t{n}", "body": ["", "short", "long " * n][n % 3]} for n in (0, 3, 1, 2, 200_000)]'
+    project.change(rows, messy)
+    said = project.on_file("plan", "ticket_labels").stdout
+    assert "2 of 5 rows are empty and are not sent." in said
+    assert "'t200000' (about 2" in said
+    assert "Too long for the model, which takes 128,000 tokens with its reply: the rows 't200000'" in said
+    [plan] = project.json("plan", "ticket_labels")["plans"]
+    assert (plan["rows"], plan["rows_empty"], plan["requests"], plan["requests_to_send"]) == (5, 2, 3, 3)
+    assert plan["longest"][0]["key"] == "t200000"
+
+
 @pytest.mark.parametrize("before", ["nothing", "a submission"])
 def test_a_plan_sends_nothing_and_leaves_nothing_behind(project, before):
     if before == "a submission":

@@ -51,7 +51,7 @@ COMPONENTS = [
     (LLMBatchRubricJudgeComponent, rubric_judge_assets, {"translation"}),
     (LLMBatchSkewComponent, skew_assets, {"translation"}),
 ]
-OF_THE_JUDGE = {"keep", "urgent", "required_resource_keys", "response"}
+OF_THE_JUDGE = {"keep", "empty", "urgent", "required_resource_keys", "response"}
 """Arguments of `llm_batch_assets` that a judge says itself."""
 BLOCKS = [
     (settings.RetrySettings, RetryPolicy, set(), set()),

@@ -32,7 +32,8 @@ class Thing:
 
 
 def labeling(user: str = "{{ x }}", **changes: Any) -> Labeling:
-    return Labeling(asset="labels", model="openai/gpt-4o", key="id", prompt=Prompt(user=user), **changes)
+    usual = {"asset": "labels", "model": "openai/gpt-4o", "key": "id", "prompt": Prompt(user=user), "empty": "ask"}
+    return Labeling(**{**usual, **changes})
 
 
 def texts(rows: Any, definition: Labeling | None = None) -> list[str]:

@@ -52,6 +52,41 @@ def test_a_submission_says_what_is_sent_to_whom_and_what_it_may_cost(make):
     assert "{{ subject }}" in told["llm_batch/prompt"]
 
 
+def with_blanks(*keys):
+    """Three rows to ask about, and these, whose text is blank."""
+    blank = {"subject": pl.lit(" "), "body": pl.lit(None, pl.String)}
+    blanks = tickets(len(keys)).with_columns(**blank, ticket_id=pl.Series(keys))
+    return lambda context: pl.concat([tickets(3), blanks])
+
+
+def coverage_of(result):
+    [coverage] = [check for check in result.get_asset_check_evaluations() if check.check_name == "coverage"]
+    return coverage
+
+
+def test_empty_rows_are_counted_apart_where_they_are_sent_landed_and_checked(make):
+    location = make(*labeled(rows=with_blanks("b1", "b2")))
+    result = location.land()
+    sent, landed, rejects = (location.metadata(name) for name in (BATCH, LABELS, REJECTS))
+    assert (sent["llm_batch/rows"], sent["llm_batch/rows_skipped"], sent["llm_batch/requests"]) == (5, 2, 3)
+    assert sent["llm_batch/rows_sharing_a_request"] == 0
+    assert (landed["llm_batch/rows_succeeded"], landed["llm_batch/rows_skipped"]) == (3, 2)
+    assert "| skipped | empty: nothing but blanks or nulls" in rejects["llm_batch/reasons"]
+    coverage = coverage_of(result)
+    assert coverage.passed
+    assert coverage.description == (
+        "3 of 3 rows have a label (100.0%); at least 95% wanted. 2 more are empty and not sent."
+    )
+
+
+def test_a_table_of_nothing_but_empty_rows_does_not_pass(make):
+    location = make(*labeled(rows=lambda context: with_blanks("b1", "b2")(context).tail(2)))
+    result = location.land()
+    coverage = coverage_of(result)
+    assert not coverage.passed
+    assert "All rows are empty" in coverage.description
+
+
 def test_labels_say_what_came_back_and_what_it_cost(make):
     location = make(*labeled())
     location.land()

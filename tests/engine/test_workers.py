@@ -71,6 +71,29 @@ def test_request_files_are_the_same_byte_for_byte(tmp_path: Any, workspace: Work
     assert len(here) > 10
 
 
+def with_blanks(rows: pa.Table) -> pa.Table:
+    """The rows, of which some in the middle of a part have nothing to ask about, and one whole chunk."""
+    empty = {3, 4, 499, 500, *range(1_024, 1_280)}
+    texts = [" " if number in empty else text for number, text in enumerate(rows["body"].to_pylist())]
+    return rows.set_column(rows.schema.get_field_index("body"), "body", pa.array(texts))
+
+
+def test_empty_rows_are_the_same_too(tmp_path: Any, workspace: Workspace) -> None:
+    rows = with_blanks(tickets(1_501))
+    here = planned(tmp_path / "here", workspace, labeling(urgent="urgent"), rows)
+    there = planned(tmp_path / "there", workspace, labeling(urgent="urgent", workers=WORKERS), rows)
+    assert_same_plan(here, there)
+    own = Workspace(tmp_path / "labels", workspace.emulator)
+    own.bounds["part_rows"] = 200
+    definition = labeling(workers=WORKERS)
+    submission_id = own.run(definition, rows).submission.submission_id
+    written = own.engine().write_labels(
+        definition, submission_id, f"{tmp_path}/table", f"{tmp_path}/rejects", run_id="r"
+    )
+    assert (written.labels, written.rejects) == (1_241, 260)
+    assert set(pq.read_table(f"{tmp_path}/rejects")["llm_outcome"].to_pylist()) == {"skipped"}
+
+
 def test_no_rows_are_the_same_too(tmp_path: Any, workspace: Workspace) -> None:
     for number, rows in enumerate([tickets(0), []]):
         here = planned(tmp_path / f"here-{number}", workspace, labeling(), rows)
