@@ -182,7 +182,7 @@ AssetKinds = Annotated[
         "Of the assets, in the place of ours; three at most.",
         ["table", "snowflake"],
         kind=list[str] | None,
-        make=lambda kinds: None if kinds is None else set(kinds),
+        make=lambda kinds: set(kinds) if isinstance(kinds, list) else kinds,
     ),
 ]
 Kinds = Annotated[

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from datetime import timedelta
 
 import dagster as dg
 import jsonschema
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from dagster.components.testing import create_defs_folder_sandbox
 from dagster.components.testing.test_cases import TestTranslation
-from yaml_project import AROUND, THEIRS, around, labels, loaded, refusal
+from yaml_project import AROUND, BATCH, EVAL, THEIRS, around, evaluation, labels, loaded, refusal
 
 import dagster_llm_batch
 from dagster_llm_batch import LLMBatchComponent
@@ -62,6 +63,52 @@ def test_what_the_python_api_says_can_be_said_in_yaml(word):
     with loaded(given, kind, files=THEIRS) as project:
         spec = project.spec("watched")
         assert (spec.group_name, list(spec.owners)) == ("crm", ["team:ml"])
+
+
+@pytest.mark.parametrize("word", ["Batch", "Evaluation", *sorted(AROUND)])
+def test_dagsters_own_options_reach_specs_and_ops(word):
+    given, kind = {
+        "Batch": (labels(name="watched"), BATCH),
+        "Evaluation": (evaluation(name="watched"), EVAL),
+    }.get(word) or around(word)
+    options = {
+        "kinds": ["table", "snowflake"],
+        "metadata": {"partition_expr": "day"},
+        "code_version": "mine",
+        "freshness_policy": "{{ dg.FreshnessPolicy.time_window(fail_window=datetime.timedelta(hours=30)) }}",
+        "deps": ["crm/more", {"asset": "raw", "partition_mapping": "{{ AllPartitionMapping() }}"}],
+        "automation_condition": None,
+        "pool": "llm",
+        "op_tags": {"dagster-k8s/config": {"container_config": {"resources": {"limits": {"memory": "8Gi"}}}}},
+        "retry_policy": {"max_retries": 2, "delay": 60, "backoff": "EXPONENTIAL", "jitter": "FULL"},
+    }
+    with loaded({**given, **options}, kind, files=THEIRS) as project:
+        spec = project.spec("watched")
+        assert (spec.kinds, spec.metadata["partition_expr"]) == ({"table", "snowflake"}, "day")
+        assert spec.code_version.endswith("-mine")
+        assert spec.freshness_policy == dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=30))
+        every = [one for made in project.defs.assets for one in made.specs]
+        deps = {dep.asset_key.to_user_string(): dep.partition_mapping for one in every for dep in one.deps}
+        assert (deps["crm/more"], deps["raw"]) == (None, dg.AllPartitionMapping())
+        assert {one.automation_condition for one in every} == {None}
+        ops = [made.op for made in project.defs.assets]
+        assert all("8Gi" in str(op.tags["dagster-k8s/config"]) for op in ops)
+        retries = dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.FULL)
+        assert ("llm", retries) in {(op.pool, op.retry_policy) for op in ops}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"retry_policy": {"max_tries": 3}}, "there is no attribute 'max_tries'; did you mean 'max_retries'"),
+        ({"deps": [{"asset": "raw", "partition_mapping": "all"}]}, "partition_mapping='all' is text"),
+        ({"kinds": "table"}, "kinds='table'"),
+        ({"freshness_policy": "30h"}, "freshness_policy='30h' is text"),
+    ],
+)
+def test_a_wrong_option_is_refused_at_its_line(option, message):
+    given, kind = around("Agreement", **option)
+    assert message in refusal(given, kind, files=THEIRS)
 
 
 def test_a_judge_is_a_labeled_dataset_with_all_its_settings():

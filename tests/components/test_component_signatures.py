@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import dagster as dg
 import jsonschema
 import pytest
 from pydantic import BaseModel
@@ -38,6 +39,7 @@ from dagster_llm_batch import (
     skew_assets,
 )
 from dagster_llm_batch.components import settings
+from dagster_llm_batch.components.attributes import RetryPolicySettings
 from dagster_llm_batch.metrics import Target
 
 COMPONENTS = [
@@ -56,6 +58,7 @@ OF_THE_JUDGE = {"keep", "empty", "urgent", "required_resource_keys", "response"}
 BLOCKS = [
     (settings.RetrySettings, RetryPolicy, set(), set()),
     (settings.ChecksSettings, ChecksPolicy, set(), set()),
+    (RetryPolicySettings, dg.RetryPolicy, set(), set()),
     (settings.PriceSettings, TokenPrice, set(), set()),
     (settings.FallbackSettings, Fallback, set(), set()),
     (settings.TargetSettings, Target, set(), set()),

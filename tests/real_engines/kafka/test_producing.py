@@ -17,7 +17,7 @@ from kafka_location import CodeLocation
 from producing_process import AT_ONCE, COUNT, main, numbers, work
 
 from dagster_llm_batch.errors import ConfigError, TransientError
-from dagster_llm_batch.streams import kafka_sink_asset
+from dagster_llm_batch.streams import KafkaTopic, kafka_assets, kafka_sink_asset, stream_dashboard_asset
 from dagster_llm_batch.streams.producer import Outgoing, produce_again, produce_once
 
 
@@ -139,3 +139,54 @@ def test_readers_do_not_wait_for_a_transaction_that_failed(broker, topic):
     other.produce(name, b"5")
     assert other.flush(10) == 0
     assert values(broker, name) == [5]  # or it gives up after 20 s, far below the time-out of a transaction
+
+
+class _AwayOnce(dg.IOManager):
+    """Tables in memory; each of these assets cannot be stored, or `read`, the first time."""
+
+    def __init__(self, *fails: str) -> None:
+        self.fails, self.tables = set(fails), {}
+
+    def _answer(self, what: str) -> None:
+        if what in self.fails:
+            self.fails.remove(what)
+            raise OSError("The store is away.")
+
+    def handle_output(self, context: dg.OutputContext, obj: object) -> None:
+        self._answer(context.asset_key.to_user_string())
+        self.tables[context.asset_key] = obj
+
+    def load_input(self, context: dg.InputContext) -> object:
+        self._answer(f"{context.asset_key.to_user_string()} read")
+        return self.tables[context.asset_key]
+
+
+def test_steps_at_kafka_are_tried_again_as_their_retry_policy_says(broker, emulator, stored, topic):
+    source, results = KafkaTopic(topic(), None), topic("results", **{"retention.ms": "-1"})
+    broker.produce(source.name, ["one", "two"])
+    window = f"{source.name}@0.0-2"
+    stored.add_dynamic_partitions(source.partitions_def.name, [window])
+
+    @dg.asset
+    def truth():
+        return pa.table({"message_id": ["a"], "topic": ["x"]})
+
+    retries = {"retry_policy": dg.RetryPolicy(max_retries=1)}
+    target = {"topic": results, "key": "message_id", "columns": ["topic"]}
+    assets = [
+        truth,
+        *kafka_assets(name="messages", topic=source, **retries),
+        kafka_sink_asset(name="sink", labels=truth, **target, **retries),
+        stream_dashboard_asset(name="board", results=topic("other"), **retries),
+    ]
+    store = _AwayOnce("messages", "truth read", "board")
+    location = CodeLocation(broker, emulator, stored, assets, [], io_manager=store)
+    assert location.run("truth").success
+    done = [location.run("messages", partition=window), location.run("sink"), location.run("board")]
+    assert [result.success for result in done] == [True] * 3
+    again = [
+        event.step_key for result in done for event in result.all_events if "UP_FOR_RETRY" in event.event_type_value
+    ]
+    assert again == ["messages", "sink", "board"]
+    assert store.fails == set()
+    assert len(broker.consume(results)) == 1
