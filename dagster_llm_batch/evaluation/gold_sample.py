@@ -162,7 +162,7 @@ class _Sampling:
             keys,
             signals,
             key=self.join_key,
-            size=max(len(keys), 1) if self.sample_size is None else self.sample_size,
+            sample_size=max(len(keys), 1) if self.sample_size is None else self.sample_size,
             random_share=self.random_share,
             seed=f"{self.seed}\0{partition or ''}",
             has_gold=has_gold,

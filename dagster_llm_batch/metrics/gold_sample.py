@@ -40,19 +40,19 @@ def propose(
     signals: Mapping[str, NDArray[Any]],
     *,
     key: str,
-    size: int,
+    sample_size: int,
     random_share: float = 0.3,
     seed: object = 0,
     has_gold: pa.Array | None = None,
 ) -> pa.Table:
-    """Propose `size` rows to label, or all there are, in order of their keys: key, `why`, the SIGNALS, `probability`,
-    `weight`.
+    """Propose `sample_size` rows to label, or all there are, in order of their keys: key, `why`, the SIGNALS,
+    `probability`, `weight`.
 
     `keys` and `signals` (see `gold_signals`) are of all rows; those whose key is in `has_gold` are not proposed. `why`
     names the signals that weighed as much as chance did, strongest first, else `random`. The same rows and seed give
     the same proposals. Raises ConfigError for a size or share that cannot be.
     """
-    check_design(size, random_share)
+    check_design(sample_size, random_share)
     with evaluation_extra("Proposing rows for gold"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     order = pc.sort_indices(keys)
@@ -62,7 +62,7 @@ def propose(
     rows = keys.take(order)
     strengths = {name: values[np.asarray(order)] for name, values in signals.items()}
     parts = _parts(strengths, len(rows), random_share)
-    chance = probabilities(sum(parts.values()), size) if len(rows) else np.zeros(0)
+    chance = probabilities(sum(parts.values()), sample_size) if len(rows) else np.zeros(0)
     drawn = _draw(rows.to_pylist(), chance, seed)
     columns = {
         name: pa.array(strengths[name][drawn]) if name in strengths else pa.nulls(len(drawn), pa.float64())
@@ -79,10 +79,10 @@ def propose(
     )
 
 
-def check_design(size: int | None, random_share: float) -> None:
+def check_design(sample_size: int | None, random_share: float) -> None:
     """Refuse a sample from which nothing can be estimated."""
-    if size is not None and size < 1:
-        raise ConfigError(f"sample_size={size!r} must be at least 1, or None for all rows.")
+    if sample_size is not None and sample_size < 1:
+        raise ConfigError(f"sample_size={sample_size!r} must be at least 1, or None for all rows.")
     if not 0 < random_share <= 1:
         raise ConfigError(
             f"random_share={random_share!r} must be above 0 and at most 1: rows that no signal names must have a "

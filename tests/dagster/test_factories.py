@@ -18,7 +18,7 @@ FACTORIES = {
     if name.endswith(("_assets", "_asset"))
 }
 JUDGES = {"pairwise_judge_assets", "rubric_judge_assets"}
-OF_THE_JUDGE = {"keep", "urgent", "required_resource_keys", "response"}
+OF_THE_JUDGE = {"keep", "empty", "urgent", "required_resource_keys", "response"}
 """Arguments of `llm_batch_assets` that a judge says itself."""
 
 DAGSTERS = {

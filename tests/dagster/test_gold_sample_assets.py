@@ -148,11 +148,13 @@ class TestProposals:
 
     def test_an_unpartitioned_sample_is_of_all_partitions(self, project):
         one = labels("one", mostly_bugs)
-        assets = [one, *sample([one], sample_size=200)]
+        assets = [one, *sample([one], sample_size=None)]
         for day in ("mon", "tue"):
             project.run([one], partition=day)
         project.run(assets, "to_label")
-        assert set(project.proposals()) == {*ids("mon"), *ids("tue")}
+        proposed = project.proposals()
+        assert set(proposed) == {*ids("mon"), *ids("tue")}
+        assert {row["weight"] for row in proposed.values()} == {1.0}  # all, so that each stands for itself
 
     def test_it_follows_labels_and_not_gold(self, project):
         one = labels("one", mostly_bugs, None)

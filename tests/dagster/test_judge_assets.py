@@ -234,6 +234,9 @@ class TestPairwise:
         project.run(upstream)
         project.run([*upstream, *judging], "duel_cases")
         assert len(set(project.stored("duel_cases")["id"].to_pylist())) == 2
+        _, all_judging = duel(sample_size=None)
+        project.run([*upstream, *all_judging], "duel_cases")
+        assert len(set(project.stored("duel_cases")["id"].to_pylist())) == 4
 
     def test_over_budget_nothing_is_sent(self, project):
         upstream, judging = duel(max_cost_usd="0.000001")

@@ -138,7 +138,7 @@ class TestSkew:
         assert not workspace.calls
 
     def test_a_reply_that_does_not_fit_is_unanswered_and_says_so(self, workspace, model):
-        location = workspace.location(usual(), sample_size=N)
+        location = workspace.location(usual(), sample_size=None)
         assert location.land().success
         model.broken = {3, 4}
         assert check(location).success

@@ -100,9 +100,9 @@ class TestProbabilities:
         assert (found <= 1).all()
 
 
-def proposals(n=40, size=10, strong=(), **more):
+def proposals(n=40, sample_size=10, strong=(), **more):
     strength = np.array([1.0 if at in strong else 0.0 for at in range(n)])
-    return propose(pa.array(range(n)), {"disagreement": strength}, key="id", size=size, **more)
+    return propose(pa.array(range(n)), {"disagreement": strength}, key="id", sample_size=sample_size, **more)
 
 
 class TestProposals:
@@ -123,7 +123,7 @@ class TestProposals:
             "drift": np.array([0] * 90 + [1.0] * 10),
             "rare_class": np.zeros(100),  # says nothing, so it has no share
         }
-        found = propose(pa.array(range(100)), signals, key="id", size=10, random_share=0.4)
+        found = propose(pa.array(range(100)), signals, key="id", sample_size=10, random_share=0.4)
         chance = {row["id"]: row["probability"] for row in found.to_pylist()}
         for key, one in chance.items():
             expected = 0.4 / 100 + (0.3 / 50 if key < 50 else 0) + (0.3 / 10 if key >= 90 else 0)
@@ -131,34 +131,36 @@ class TestProposals:
 
     def test_why_is_random_unless_a_signal_weighs_as_much_as_chance(self):
         signals = {"low_confidence": np.array([0.01] * 99 + [1.0])}
-        found = propose(pa.array(range(100)), signals, key="id", size=50, random_share=0.5)
+        found = propose(pa.array(range(100)), signals, key="id", sample_size=50, random_share=0.5)
         assert {row["id"]: row["why"] for row in found.to_pylist()}[99] == "low confidence"
         assert set(found["why"].to_pylist()[:-1]) == {"random"}
 
     def test_rows_that_have_gold_are_not_proposed_and_gold_may_name_a_row_twice(self):
-        found = proposals(n=10, size=10, has_gold=pa.array([1, 2, 2, 77]))
+        found = proposals(n=10, sample_size=10, has_gold=pa.array([1, 2, 2, 77]))
         assert found["id"].to_pylist() == [0, 3, 4, 5, 6, 7, 8, 9]
         assert set(found["probability"].to_pylist()) == {1.0}
 
     def test_nothing_is_proposed_of_nothing(self):
-        assert len(proposals(n=3, size=5, has_gold=pa.array([0, 1, 2]))) == 0
+        assert len(proposals(n=3, sample_size=5, has_gold=pa.array([0, 1, 2]))) == 0
         assert proposals(n=0).column_names == proposals().column_names
 
     def test_the_same_rows_and_seed_give_the_same_proposals_in_any_order(self):
         keys, strength = pa.array(range(40)), np.arange(40) / 40
-        one = propose(keys, {"drift": strength}, key="id", size=7, seed=3)
+        one = propose(keys, {"drift": strength}, key="id", sample_size=7, seed=3)
         order = np.random.default_rng(0).permutation(40)
-        assert propose(keys.take(pa.array(order)), {"drift": strength[order]}, key="id", size=7, seed=3).equals(one)
-        assert not propose(keys, {"drift": strength}, key="id", size=7, seed=4).equals(one)
+        assert propose(keys.take(pa.array(order)), {"drift": strength[order]}, key="id", sample_size=7, seed=3).equals(
+            one
+        )
+        assert not propose(keys, {"drift": strength}, key="id", sample_size=7, seed=4).equals(one)
 
-    @pytest.mark.parametrize("wrong", [{"size": 0}, {"random_share": 0}, {"random_share": 1.1}])
+    @pytest.mark.parametrize("wrong", [{"sample_size": 0}, {"random_share": 0}, {"random_share": 1.1}])
     def test_a_design_under_which_no_estimate_holds_is_refused(self, wrong):
         with pytest.raises(ConfigError, match=rf"^{next(iter(wrong))}=.* must be (at least 1|above 0)"):
             proposals(**wrong)
 
     @given(st.integers(1, 30), st.integers(1, 40), st.floats(0.05, 1), st.integers(0, 1000))
     def test_there_are_as_many_as_asked_for_or_all(self, n, size, random_share, seed):
-        found = proposals(n=n, size=size, strong=[0, 1], random_share=random_share, seed=seed)
+        found = proposals(n=n, sample_size=size, strong=[0, 1], random_share=random_share, seed=seed)
         assert len(found) == min(n, size)
         assert len(set(found["id"].to_pylist())) == len(found)
 
@@ -167,7 +169,7 @@ class TestProposals:
         expected = probabilities(0.3 / 10 + 0.7 * strength / strength.sum(), 4)
         drawn, seeds = np.zeros(10), 4000
         for seed in range(seeds):
-            found = propose(pa.array(range(10)), {"drift": strength}, key="id", size=4, seed=seed)
+            found = propose(pa.array(range(10)), {"drift": strength}, key="id", sample_size=4, seed=seed)
             drawn[found["id"].to_numpy()] += 1
             assert found["probability"].to_numpy() == pytest.approx(expected[found["id"].to_numpy()])
         five_sigma = 5 * np.sqrt(expected * (1 - expected) / seeds)
@@ -177,7 +179,7 @@ class TestProposals:
         """Labels are wrong exactly where candidates disagree: 10 of 100 rows."""
         wrong, plain, weighted = set(range(10)), [], []
         for seed in range(400):
-            found = proposals(n=100, size=20, strong=wrong, seed=seed).to_pylist()
+            found = proposals(n=100, sample_size=20, strong=wrong, seed=seed).to_pylist()
             plain.append(sum(row["id"] not in wrong for row in found) / 20)
             weighted.append(sum(row["weight"] for row in found if row["id"] not in wrong) / 100)
         assert np.mean(plain) < 0.6
