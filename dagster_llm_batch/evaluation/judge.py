@@ -188,9 +188,9 @@ def _cost(verdicts: pa.Table) -> dict[str, float]:
     return {"llm_batch/cost_usd": float(pc.sum(verdicts["llm_cost_usd"]).as_py() or 0)}
 
 
-_BEFORE_ASKING = dg.BackfillPolicy.multi_run(max_partitions_per_run=100)
+_BEFORE_ASKING = [dg.BackfillPolicy.multi_run(max_partitions_per_run=partitions) for partitions in (100, 99)]
 """Another policy than that of asking keeps the two in runs of their own: in a run over several partitions, what is
-downstream of tables that are stored one by one is skipped.
+downstream of tables that are stored one by one is skipped. The second is for who asks with the first.
 """
 
 _SHARED = [
@@ -292,7 +292,8 @@ class Judge:
         # a condition of the user's is that of asking; None is for all
         condition = self.builder.automation_condition
         free = replace(self.builder, automation_condition=None if condition is None else "default")
-        before_asking = replace(free, backfill_policy=_BEFORE_ASKING if free.partitions_def else None)
+        apart = next(policy for policy in _BEFORE_ASKING if policy != free.backfill)
+        before_asking = replace(free, backfill_policy=apart if free.partitions_def else None)
         names = ", ".join(candidate.name for candidate in self.candidates)
         reads = list(dict.fromkeys([self.rows_key, *(candidate.key for candidate in self.candidates)]))
         cases = before_asking.spec(

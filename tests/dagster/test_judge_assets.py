@@ -245,6 +245,13 @@ class TestPairwise:
         assert "exceeds max_cost_usd" in failure(result)
         assert not project.emulator.books.executions
 
+    @pytest.mark.parametrize("policy", [None, dg.BackfillPolicy.multi_run(100), dg.BackfillPolicy.multi_run(3)])
+    def test_cases_and_asking_are_never_in_one_run_of_a_backfill(self, policy):
+        _, [cases, asking, landing, figures] = duel(DAYS, backfill_policy=policy)
+        wanted = policy or dg.BackfillPolicy.single_run()
+        assert {one.backfill_policy for one in (asking, landing, figures)} == {wanted}
+        assert cases.backfill_policy not in (None, wanted)
+
     def test_partitions_are_judged_by_themselves_in_one_run(self, project):
         upstream, judging = duel(DAYS, max_inconsistent=0.5)
         project.fill(upstream)
