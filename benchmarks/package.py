@@ -1,6 +1,6 @@
 """The package without Dagster: from a Parquet file to labeled rows in another, with all that it promises between.
 
-python -m benchmarks.package openai|anthropic|bedrock|vertex rows.parquet folder '{"url": …}' ['{changes of Labeling}']
+python -m benchmarks.package openai|anthropic|bedrock|vertex rows.parquet folder '{"url": …}' ['{fields of Limits}']
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.loading import load_package
 from benchmarks.measure import Work
 from benchmarks.writes import counted
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Deployment, Engine, Labeling, Status
+from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits, Status
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -110,10 +110,11 @@ def label(engine: Engine, definition: Labeling, rows: str, folder: Path) -> tupl
     return count, status
 
 
-def main(service: str, rows: str, folder: str, addresses: str, changes: str = "{}") -> None:
+def main(service: str, rows: str, folder: str, addresses: str, limits: str = "{}") -> None:
     """Label the rows, and say what it took."""
     house = Path(folder)
-    one, definition = engine(service, house, json.loads(addresses)), labeling(service, **json.loads(changes))
+    one = engine(service, house, json.loads(addresses))
+    definition = labeling(service, limits=Limits(**json.loads(limits)))
     work = Work()
     with counted() as writes:
         count, status = label(one, definition, rows, house)

@@ -20,7 +20,7 @@ from benchmarks import package  # isort: skip - before what it keeps Dagster awa
 from benchmarks.cores import THREADS
 from benchmarks.inputs import read_rows
 from benchmarks.measure import Work
-from dagster_llm_batch.engine import Deployment, Engine
+from dagster_llm_batch.engine import Deployment, Engine, Limits
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -41,7 +41,7 @@ def main(service: str, rows: str, folder: str, addresses: str, at_once: str, a_s
             transfers_at_once=int(at_once),
         )
     )
-    definition = package.labeling(service, max_requests_per_batch=int(a_shard))
+    definition = package.labeling(service, limits=Limits(max_requests_per_batch=int(a_shard)))
     slow = json.dumps({"seconds": _CALL_SECONDS, "bytes_a_second": _BYTES_A_SECOND}).encode()
     with urllib.request.urlopen(f"{where['url']}/pause", slow):
         work, took = Work(), {}

@@ -54,8 +54,8 @@ def table(sizes: Sequence[int], shard_sizes: Sequence[int], inputs: Path) -> str
         rows = rows_file(inputs, size)
         for most in (one for one in shard_sizes if one <= size <= one * _SHARDS_AT_MOST):
             with mock() as addresses, tempfile.TemporaryDirectory() as folder:
-                more = {"max_requests_per_batch": most}
-                cost = child("benchmarks.package", "openai", rows, folder, json.dumps(addresses), json.dumps(more))
+                limits = {"max_requests_per_batch": most}
+                cost = child("benchmarks.package", "openai", rows, folder, json.dumps(addresses), json.dumps(limits))
             shards, statements, written = (cost.said[name] for name in ("shards", "statements", "written"))
             lines.append(f"| {size:,} | {most:,} | {shards} | {statements} | {written} | {written / shards:.1f} |")
     return "\n".join(lines)

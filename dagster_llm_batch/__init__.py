@@ -17,7 +17,7 @@ from dagster_llm_batch._version import __version__
 if TYPE_CHECKING:
     from dagster_llm_batch.assets import RowsContext, llm_batch_assets
     from dagster_llm_batch.automation import on_labels_ready
-    from dagster_llm_batch.checks import ChecksPolicy
+    from dagster_llm_batch.checks import Checks
     from dagster_llm_batch.components import (
         LLMBatchAgreementComponent,
         LLMBatchComponent,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.pricing import TokenPrice
     from dagster_llm_batch.core.prompt import Prompt
     from dagster_llm_batch.core.response import Embedding
-    from dagster_llm_batch.engine import Fallback, RetryPolicy
+    from dagster_llm_batch.engine import Fallback, Limits, Realtime, Resend, Spend
     from dagster_llm_batch.evaluation import (
         agreement_assets,
         cost_assets,
@@ -64,7 +64,7 @@ __all__ = [
     "AnthropicBatchResource",
     "BedrockBatchResource",
     "Budget",
-    "ChecksPolicy",
+    "Checks",
     "CommandBatchResource",
     "Embedding",
     "Fallback",
@@ -80,13 +80,16 @@ __all__ = [
     "LLMBatchResource",
     "LLMBatchRubricJudgeComponent",
     "LLMBatchSkewComponent",
+    "Limits",
     "OpenAIBatchResource",
     "Prompt",
     "QueueLimit",
     "RayBatchResource",
-    "RetryPolicy",
+    "Realtime",
+    "Resend",
     "RowsContext",
     "SlurmBatchResource",
+    "Spend",
     "TokenPrice",
     "VertexBatchResource",
     "__version__",
@@ -105,13 +108,16 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ChecksPolicy": "checks",
+    "Checks": "checks",
     "Embedding": "core.response",
     "Fallback": "engine",
     "HiveParquetIOManager": "io",
+    "Limits": "engine",
     "Prompt": "core.prompt",
-    "RetryPolicy": "engine",
+    "Realtime": "engine",
+    "Resend": "engine",
     "RowsContext": "assets",
+    "Spend": "engine",
     "TokenPrice": "core.pricing",
     "build_llm_batch_jobs": "jobs",
     "build_llm_batch_sensor": "sensors",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from collections import abc
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from decimal import Decimal
 from difflib import get_close_matches
@@ -117,6 +117,8 @@ class _Declared:
         noun, prefix = ("field", f"{self._called.__name__}.") if isinstance(self._called, type) else ("argument", "")
         for name, value in self._given(args, kwargs):
             if name not in self._names:
+                if (written := self._object_with(name)) is not None:
+                    raise ConfigError(f"{self._called.__name__}: there is no {noun} {name!r}; write {written}.")
                 raise ConfigError(f"{self._called.__name__}: {unknown_name(noun, name, self._names)}")
             parameter = self._parameters.get(name)
             if parameter is None or value is parameter.default or _fits(value, self.kinds[name]):
@@ -147,6 +149,15 @@ class _Declared:
     @cached_property
     def kinds(self) -> dict[str, Any]:
         return get_type_hints(self._called if is_dataclass(self._called) else self._function)
+
+    def _object_with(self, name: str) -> str | None:
+        """Return how to give this name as a field of one of the objects that are taken."""
+        rest = {} if self._rest is None else get_type_hints(self._rest)
+        for argument, kind in {**rest, **self.kinds}.items():
+            for choice in _choices(kind):
+                if argument in self._names and is_dataclass(choice) and name in {own.name for own in fields(choice)}:
+                    return f"{argument}={annotation_text(choice)}({name}=…)"
+        return None
 
     def _hint(self, name: str, value: Any) -> str:
         """Return how to write it instead, where that can be known."""

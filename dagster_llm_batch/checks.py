@@ -19,14 +19,14 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.types import Outcome
 
-__all__ = ["COVERAGE", "CheckOutcome", "ChecksPolicy", "check_specs", "evaluations", "verdicts"]
+__all__ = ["COVERAGE", "CheckOutcome", "Checks", "check_specs", "evaluations", "verdicts"]
 
 COVERAGE, PARSE_RATE, SPEND = "coverage", "parse_rate", "spend"
 
 
 @checked
 @dataclass(frozen=True)
-class ChecksPolicy:
+class Checks:
     """What a labeled partition must hold.
 
     Args:
@@ -43,8 +43,7 @@ class ChecksPolicy:
         for name in ("min_coverage", "min_parse_rate"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                msg = f"ChecksPolicy({name}={value!r}): a share is between 0 and 1."
-                raise ConfigError(msg)
+                raise ConfigError(f"Checks.{name}={value!r} is not allowed; a share is between 0 and 1.")
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,12 @@ class CheckOutcome:
 
 
 def check_specs(
-    asset: dg.AssetKey, policy: ChecksPolicy, partitions_def: dg.PartitionsDefinition[Any] | None
+    asset: dg.AssetKey, wanted: Checks, partitions_def: dg.PartitionsDefinition[Any] | None
 ) -> list[dg.AssetCheckSpec]:
     """Return the specs of the three checks."""
     described = {
-        COVERAGE: f"At least {policy.min_coverage:.0%} of the rows that are not empty have a label.",
-        PARSE_RATE: f"At least {policy.min_parse_rate:.0%} of the replies fit the response format.",
+        COVERAGE: f"At least {wanted.min_coverage:.0%} of the rows that are not empty have a label.",
+        PARSE_RATE: f"At least {wanted.min_parse_rate:.0%} of the replies fit the response format.",
         SPEND: "The submission cost no more than max_cost_usd.",
     }
     with warnings.catch_warnings():
@@ -75,7 +74,7 @@ def check_specs(
                 name,
                 asset=asset,
                 description=description,
-                blocking=policy.blocking and name != SPEND,
+                blocking=wanted.blocking and name != SPEND,
                 partitions_def=partitions_def,
             )
             for name, description in described.items()
@@ -83,7 +82,7 @@ def check_specs(
 
 
 def verdicts(
-    figures: LabelStats, status: Status, labeling: Labeling, policy: ChecksPolicy, stopped: str | None = None
+    figures: LabelStats, status: Status, labeling: Labeling, wanted: Checks, stopped: str | None = None
 ) -> list[CheckOutcome]:
     """Judge one partition by all three checks. An empty partition passes: there was nothing to miss.
 
@@ -93,14 +92,14 @@ def verdicts(
     replies = figures.labeled + figures.outcomes[Outcome.INVALID.value]
     cost, budget = status.submission.cost_usd, labeling.budget_usd
     spend = "not known" if cost is None else f"{cost:.6f} USD"
-    coverage = _share(COVERAGE, figures.labeled, rows, policy.min_coverage, "rows have a label")
+    coverage = _share(COVERAGE, figures.labeled, rows, wanted.min_coverage, "rows have a label")
     if figures.skipped:
         coverage = replace(coverage, **_beside_skipped(coverage, rows, figures.skipped))
     if stopped is not None:
         coverage = replace(coverage, passed=False, description=f"{coverage.description} Stopped: {stopped}")
     return [
         coverage,
-        _share(PARSE_RATE, figures.labeled, replies, policy.min_parse_rate, "replies fit"),
+        _share(PARSE_RATE, figures.labeled, replies, wanted.min_parse_rate, "replies fit"),
         CheckOutcome(
             SPEND,
             passed=budget is None or (cost is not None and cost <= budget),

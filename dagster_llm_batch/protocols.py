@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from dagster_llm_batch.types import (
     Absent,
+    BatchLimits,
     BatchReport,
     CannotTell,
     FindHints,
     Found,
-    Limits,
     Request,
     RequestSpec,
     Result,
@@ -38,7 +38,7 @@ class Codec(Protocol):
     """
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> BatchLimits:
         """What one batch may hold."""
         ...
 

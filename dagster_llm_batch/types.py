@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 __all__ = [
     "SKIPPED",
     "Absent",
+    "BatchLimits",
     "BatchReport",
     "BatchStatus",
     "CannotTell",
@@ -25,7 +26,6 @@ __all__ = [
     "Found",
     "Image",
     "Lane",
-    "Limits",
     "Outcome",
     "Price",
     "PriceBasis",
@@ -152,7 +152,7 @@ class RequestSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BatchLimits:
     """What one batch of a provider may hold. Bytes are those written, line ends included."""
 
     max_requests: int

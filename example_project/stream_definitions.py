@@ -8,7 +8,7 @@ import dagster as dg
 import polars as pl
 from pydantic import BaseModel
 
-from dagster_llm_batch import TokenPrice, evaluation_assets, llm_batch_assets, skew_assets
+from dagster_llm_batch import Spend, TokenPrice, evaluation_assets, llm_batch_assets, skew_assets
 from dagster_llm_batch.streams import (
     KafkaTopic,
     build_drift_sensor,
@@ -44,7 +44,7 @@ labels = llm_batch_assets(
     prompt=ask,
     response=Sentiment,
     model="openai/vader",
-    price=TokenPrice("0.025", "0.20"),  # what a small LLM costs; the lexicon itself costs nothing
+    spend=Spend(price=TokenPrice("0.025", "0.20")),  # what a small LLM costs; the lexicon itself costs nothing
     params={"max_tokens": 16},
     frame="polars",
 )

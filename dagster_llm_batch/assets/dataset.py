@@ -13,7 +13,7 @@ from dagster_llm_batch._dagster_private import load_asset
 from dagster_llm_batch.assets.keys import key_beside
 from dagster_llm_batch.assets.options import DagsterOptions
 from dagster_llm_batch.assets.output import Frame
-from dagster_llm_batch.checks import ChecksPolicy
+from dagster_llm_batch.checks import Checks
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.registry import PROVIDERS
@@ -57,7 +57,7 @@ class Dataset:
     partitions_def: dg.PartitionsDefinition[Any] | None
     mode: Literal["deferred", "wait"]
     poll_seconds: float
-    checks: ChecksPolicy
+    checks: Checks
     frame: Frame
     io_manager_key: str
     resource_key: str

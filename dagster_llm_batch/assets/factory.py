@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Literal, Unpack
 
@@ -16,11 +15,10 @@ from dagster_llm_batch.assets.labels import labels_asset
 from dagster_llm_batch.assets.options import AssetOptions, DagsterOptions
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.assets.submission import submission_asset
-from dagster_llm_batch.checks import ChecksPolicy
-from dagster_llm_batch.core.pricing import TokenPrice
+from dagster_llm_batch.checks import Checks
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Fallback, Labeling, RetryPolicy
-from dagster_llm_batch.engine.labeling import BelowMinimum, EmptyRows
+from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend, Spend
+from dagster_llm_batch.engine.labeling import EmptyRows
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Workers
 from dagster_llm_batch.types import Endpoint
@@ -47,20 +45,12 @@ def llm_batch_assets(
     mode: Literal["deferred", "wait"] = "deferred",
     poll_seconds: float = 10.0,
     max_cost_usd: Decimal | float | str | None = None,
-    max_requests_per_batch: int | None = None,
-    max_bytes_per_batch: int | None = None,
-    retry: RetryPolicy | None = None,
-    fallback: Sequence[str | Fallback] = (),
-    fallback_after: timedelta = timedelta(hours=1),
-    deadline: timedelta | None = None,
-    urgent: str | None = None,
-    realtime_concurrency: int = 8,
-    realtime_patience: timedelta = timedelta(minutes=5),
-    below_minimum: BelowMinimum = "refuse",
-    expected_output_tokens: int | None = None,
-    price: TokenPrice | None = None,
+    limits: Limits | None = None,
+    realtime: Realtime | None = None,
+    resend: Resend | None = None,
+    spend: Spend | None = None,
+    checks: Checks | None = None,
     workers: Workers | None = None,
-    checks: ChecksPolicy | None = None,
     frame: Frame = "arrow",
     io_manager_key: str = "io_manager",
     resource_key: str = "llm_batch",
@@ -81,14 +71,16 @@ def llm_batch_assets(
         rows: An upstream asset (loaded through its IO manager, one partition at a time), or a function of RowsContext.
             Rows are a polars, pandas or arrow frame, a DuckDB relation, anything narwhals reads, or an iterator of
             Arrow record batches.
-        key, prompt, model, response, params, endpoint, keep, empty, retry, expected_output_tokens, price, max_cost_usd,
-            max_requests_per_batch, max_bytes_per_batch, fallback, fallback_after, deadline, urgent,
-            realtime_concurrency, realtime_patience, below_minimum, workers: See Labeling.
+        key, prompt, model, response, params, endpoint, keep, empty, max_cost_usd, workers: See Labeling.
+        limits: How large a batch may be, and what to do with one that is too small: `Limits(...)`.
+        realtime: What is answered in real time, by a deadline or a column: `Realtime(...)`.
+        resend: What is sent again, how often, and to which model then: `Resend(...)`.
+        spend: What requests are taken to cost: `Spend(...)`.
         partitions_def: Any Dagster partitions. An upstream asset is read by the same partition key.
         mode: `deferred`: materializing the labels takes what is there; a sensor (`build_llm_batch_sensor`) does it when
             batches end. `wait`: the run waits for them, for development and small submissions.
         poll_seconds: Between two looks in `wait` mode.
-        checks: Least coverage and parse rate.
+        checks: Least coverage and parse rate, and whether they hold back what is downstream: `Checks(...)`.
         frame: What the IO manager is given: a table of "arrow", "polars" or "pandas", or "batches", a stream of Arrow
             record batches (`pyarrow.RecordBatchReader`, as HiveParquetIOManager takes it) that no memory need hold.
         io_manager_key: The IO manager that stores labels and rejects.
@@ -124,18 +116,10 @@ def llm_batch_assets(
             keep=keep,
             empty=empty,
             max_cost_usd=max_cost_usd,
-            max_requests_per_batch=max_requests_per_batch,
-            max_bytes_per_batch=max_bytes_per_batch,
-            retry=retry or RetryPolicy(),
-            fallback=fallback,
-            fallback_after=fallback_after,
-            deadline=deadline,
-            urgent=urgent,
-            realtime_concurrency=realtime_concurrency,
-            realtime_patience=realtime_patience,
-            below_minimum=below_minimum,
-            expected_output_tokens=expected_output_tokens,
-            price=price,
+            limits=limits or Limits(),
+            realtime=realtime or Realtime(),
+            resend=resend or Resend(),
+            spend=spend or Spend(),
             workers=workers,
         ),
         key=asset_key,
@@ -143,7 +127,7 @@ def llm_batch_assets(
         partitions_def=partitions_def,
         mode=mode,
         poll_seconds=poll_seconds,
-        checks=checks or ChecksPolicy(),
+        checks=checks or Checks(),
         frame=frame,
         io_manager_key=io_manager_key,
         resource_key=resource_key,

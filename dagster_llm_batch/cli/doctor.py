@@ -173,7 +173,7 @@ def _dataset(engine: Engine, labeling: Labeling) -> Finding:
     engine.check(labeling)
     provider = engine.provider(labeling.provider)
     limits = provider.codec(labeling.spec).limits
-    book, price = provider.price_book, labeling.price
+    book, price = provider.price_book, labeling.spend.price
     basis = PriceBasis.FREE if book is None and price is None else None
     basis = basis or tariff(book or "", labeling.spec.model, utc_now(), price).basis
     least = f"at least {limits.min_requests:,}, " if limits.min_requests > 1 else ""
@@ -182,7 +182,7 @@ def _dataset(engine: Engine, labeling: Labeling) -> Finding:
         f"requests and {limits.max_bytes:,} bytes; prices: {basis.value}"
     )
     if basis is PriceBasis.UNKNOWN:
-        return Finding(check, Verdict.WARNING, problem, "Costs will be unknown. Give price=TokenPrice(...).")
+        return Finding(check, Verdict.WARNING, problem, "Costs will be unknown. Give Spend(price=TokenPrice(...)).")
     return Finding(check, Verdict.OK, problem)
 
 

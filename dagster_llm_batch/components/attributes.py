@@ -9,7 +9,7 @@ from pydantic import Field
 
 from dagster_llm_batch.assets.options import Automation
 from dagster_llm_batch.assets.output import Frame
-from dagster_llm_batch.components.resolution import Block, about, block, pointing_at, templated
+from dagster_llm_batch.components.resolution import Block, MadeBlock, about, block, pointing_at, templated
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.candidates import Scale
 
@@ -213,8 +213,16 @@ ResourceKey = Annotated[str, about("Where the LLMBatchResource is.", "llm_batch"
 RowKey = Annotated[str, about("Column that all of these tables share; it names one row.", "ticket_id")]
 
 
-class RetryPolicySettings(Block):
+def _retry_policy(**given: Any) -> dg.RetryPolicy:
+    kinds: dict[str, Any] = {"backoff": dg.Backoff, "jitter": dg.Jitter}
+    named = {name: kinds[name][value] for name, value in given.items() if name in kinds and value is not None}
+    return dg.RetryPolicy(**{**given, **named})
+
+
+class RetryPolicySettings(MadeBlock):
     """How often a step is tried again, and when."""
+
+    make = staticmethod(_retry_policy)
 
     max_retries: int = Field(default=1, description="Tries after the first.")
     delay: float | None = Field(default=None, description="Seconds before the next try. Default: none.")
@@ -222,16 +230,9 @@ class RetryPolicySettings(Block):
     jitter: Literal["FULL", "PLUS_MINUS"] | None = Field(default=None, description="How chance changes the delay.")
 
 
-def _retry_policy(**given: Any) -> dg.RetryPolicy:
-    kinds: dict[str, Any] = {"backoff": dg.Backoff, "jitter": dg.Jitter}
-    named = {name: kinds[name][value] for name, value in given.items() if name in kinds and value is not None}
-    return dg.RetryPolicy(**{**given, **named})
-
-
 OpRetry = Annotated[
     dg.RetryPolicy | None,
     block(
-        _retry_policy,
         RetryPolicySettings,
         "Of the op; of a labeled dataset, of the one that submits. A run over several partitions is not retried.",
         {"max_retries": 3, "delay": 60, "backoff": "EXPONENTIAL"},

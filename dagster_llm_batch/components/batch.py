@@ -143,9 +143,6 @@ class LLMBatchComponent(LabelingAttributes, TableAttributes, FactoryComponent):
         EmptyRows, about("`skip`: a row whose text is null or blank is not sent. `ask`: it is, like any other.", "ask")
     ] = "skip"
     partitions_def: Annotated[dg.PartitionsDefinition[Any] | None, PARTITIONS] = None
-    urgent: Annotated[
-        str | None, about("Boolean column of the rows: where it is true, a row is answered in real time.", "is_vip")
-    ] = None
     required_resource_keys: Annotated[
         set[str] | None, about("Resources for a function that gives rows.", ["warehouse"], kind=list[str] | None)
     ] = None

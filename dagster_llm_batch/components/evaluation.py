@@ -38,8 +38,9 @@ from dagster_llm_batch.components.scaffolders import (
     RubricJudgeScaffolder,
     SkewScaffolder,
 )
-from dagster_llm_batch.components.settings import PROMPT, TARGET
+from dagster_llm_batch.components.settings import PROMPT, REALTIME, TARGET
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Realtime
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation import (
     agreement_assets,
@@ -230,7 +231,7 @@ class LLMBatchSkewComponent(CheckAttributes, FactoryComponent):
         about("Ask nothing if one sample is estimated to cost more.", 1, kind=float | str | None),
     ] = None
     min_agreement: Annotated[float | None, about("As a check: least share of equal values.", 0.95)] = None
-    realtime_concurrency: Annotated[int, about("How many calls in real time run at once.", 8)] = 8
+    realtime: Annotated[Realtime | None, REALTIME] = None
     backfill_policy: BackfillPolicy = None
 
 

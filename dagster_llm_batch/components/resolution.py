@@ -8,11 +8,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import dagster as dg
 from dagster.components.resolved.errors import ResolutionException
-from pydantic import BaseModel, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
 from dagster_llm_batch.arguments import unknown_name
@@ -20,11 +20,13 @@ from dagster_llm_batch.errors import ConfigError, LLMBatchError
 
 __all__ = [
     "Block",
+    "Duration",
+    "MadeBlock",
     "about",
     "block",
-    "duration",
     "folder_of",
     "import_object",
+    "made",
     "path_about",
     "pointing_at",
     "templated",
@@ -89,37 +91,42 @@ def _name_known(error: Any, names: Collection[str]) -> InitErrorDetails:
     return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"], ctx=ctx)
 
 
-class Duration(Block):
+class MadeBlock(Block):
+    """Settings from which `make` makes a value."""
+
+    make: ClassVar[Callable[..., Any]]
+
+
+class Duration(MadeBlock):
     """A length of time: the sum of these."""
+
+    make = timedelta
 
     days: float = Field(default=0, description="Days.")
     hours: float = Field(default=0, description="Hours.")
     minutes: float = Field(default=0, description="Minutes.")
 
 
-def duration(description: str) -> dg.Resolver:
-    """Return an attribute that is a length of time."""
-    return block(timedelta, Duration, description, {"hours": 6}, {"days": 1, "hours": 12})
+def block(settings: type[MadeBlock], description: str, *examples: Mapping[str, Any]) -> dg.Resolver:
+    """Return an attribute that is a block of settings, from which its value is made."""
+    return dg.Resolver(made, model_field_type=settings | None, description=description, examples=list(examples) or None)
 
 
-def block(
-    make: Callable[..., Any], settings: type[BaseModel], description: str, *examples: Mapping[str, Any]
-) -> dg.Resolver:
-    """Return an attribute that is a block of settings, from which `make` makes the value."""
+def made(context: dg.ResolutionContext, given: Any) -> Any:
+    """Return the value of a block and of the blocks within it, with templates rendered.
 
-    def resolve(context: dg.ResolutionContext, given: Any) -> Any:
-        if given is None:
-            return None
-        with pointing_at(context):
-            # a template has given the value itself
-            if not isinstance(given, BaseModel):
-                return given
-            values = templated(context, given.model_dump(exclude_unset=True))
-            return make(**values)
-
-    return dg.Resolver(
-        resolve, model_field_type=settings | None, description=description, examples=list(examples) or None
-    )
+    A template may have given the value itself.
+    """
+    if isinstance(given, list):
+        return [made(context.at_path(index), item) for index, item in enumerate(given)]
+    if not isinstance(given, MadeBlock):
+        return templated(context, given)
+    names = type(given).model_fields
+    values = {
+        name: made(context.at_path(name), getattr(given, name)) for name in names if name in given.model_fields_set
+    }
+    with pointing_at(context, path_about(names)):
+        return given.make(**values)
 
 
 def folder_of(context: dg.ResolutionContext) -> Path:
@@ -162,12 +169,12 @@ def pointing_at(context: dg.ResolutionContext, path_of: Callable[[str], str | No
 
 def path_about(attributes: Collection[str]) -> Callable[[str], str | None]:
     """Return a function that finds the attribute that a message is about: ours start with its name, as in
-    `max_cost_usd=-1 is …`.
+    `max_cost_usd=-1 is …` or `Limits.max_requests_per_batch=0 is …`.
     """
 
     def find(message: str) -> str | None:
-        first = re.match(r"\w+", message)
-        return first.group() if first is not None and first.group() in attributes else None
+        start = re.match(r"(\w+)(?:\.(\w+))?", message)
+        return next((name for name in start.groups() if name in attributes), None) if start is not None else None
 
     return find
 

@@ -6,18 +6,27 @@ from typing import Any, Literal
 import dagster as dg
 from pydantic import Field
 
-from dagster_llm_batch.checks import ChecksPolicy
-from dagster_llm_batch.components.resolution import Block, block, folder_of, import_object, pointing_at, templated
+from dagster_llm_batch.checks import Checks
+from dagster_llm_batch.components.resolution import (
+    Block,
+    Duration,
+    MadeBlock,
+    block,
+    folder_of,
+    import_object,
+    pointing_at,
+    templated,
+)
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding, response_format
-from dagster_llm_batch.engine import Fallback, RetryPolicy
+from dagster_llm_batch.engine import Fallback, Limits, Realtime, Resend, Spend
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics import Target
 from dagster_llm_batch.metrics.columns import Kind
 from dagster_llm_batch.sensors import build_llm_batch_sensor
 
-__all__ = ["CHECKS", "FALLBACK", "PRICE", "PROMPT", "RESPONSE", "RETRY", "ROWS", "SENSOR", "TARGET"]
+__all__ = ["CHECKS", "LIMITS", "PROMPT", "REALTIME", "RESEND", "RESPONSE", "ROWS", "SENSOR", "SPEND", "TARGET"]
 
 
 class RowsFunction(Block):
@@ -62,25 +71,56 @@ class EmbeddingSettings(Block):
     dimensions: int | None = Field(default=None, description="Length of the vector. Default: the model's.")
 
 
-class RetrySettings(Block):
-    """Which requests are sent again. Only those that can succeed ever are."""
+class LimitsSettings(MadeBlock):
+    """How large a batch may be, and what to do with one that is too small."""
 
-    max_waves: int | str = Field(default=3, description="How often a request may be sent in all.")
-    invalid_waves: int | str = Field(
-        default=2, description="How often one whose reply did not fit, and was paid for, may be sent in all."
+    make = Limits
+
+    max_requests_per_batch: int | str | None = Field(
+        default=None, description="Most requests in one batch. Default: as many as the provider takes."
+    )
+    max_bytes_per_batch: int | str | None = Field(
+        default=None, description="Largest request file of one batch, in bytes. Default: what the provider takes."
+    )
+    below_minimum: Literal["refuse", "pad", "realtime"] = Field(
+        default="refuse", description="What to do with fewer requests than the provider's least number for a batch."
     )
 
 
-class ChecksSettings(Block):
+class RealtimeSettings(MadeBlock):
+    """What is answered in real time, at its price, and how."""
+
+    make = Realtime
+
+    deadline: Duration | str | None = Field(
+        default=None,
+        description="How long batches may take; what none has answered then is answered in real time.",
+        examples=[{"hours": 6}],
+    )
+    urgent: str | None = Field(
+        default=None, description="Boolean column of the rows: where it is true, a row is answered in real time."
+    )
+    concurrency: int | str = Field(default=8, description="How many calls run at once.")
+    patience: Duration | str = Field(
+        default=Duration(minutes=5),
+        description="How long calls may wait in all for a provider that turns them away; then a later run asks.",
+    )
+
+
+class ChecksSettings(MadeBlock):
     """What a labeled partition must hold."""
+
+    make = Checks
 
     min_coverage: float | str = Field(default=0.95, description="Least share of rows with a label, 0 to 1.")
     min_parse_rate: float | str = Field(default=0.95, description="Least share of replies that fit, 0 to 1.")
     blocking: bool | str = Field(default=True, description="Whether a failed one holds back what is downstream.")
 
 
-class PriceSettings(Block):
+class PriceSettings(MadeBlock):
     """Your own price, in US dollars per million tokens."""
+
+    make = TokenPrice
 
     input_usd: float | str = Field(description="Of input, in a batch.", examples=["0.02"])
     output_usd: float | str = Field(description="Of output, in a batch.", examples=["0.15"])
@@ -88,13 +128,52 @@ class PriceSettings(Block):
     realtime_output_usd: float | str | None = Field(default=None, description="In real time. Default: twice as much.")
 
 
-class FallbackSettings(Block):
+class FallbackSettings(MadeBlock):
     """Another model, with settings of its own."""
+
+    make = Fallback
 
     model: str = Field(description="Provider, and its own name for the model.", examples=["anthropic/claude-haiku-4-5"])
     params: dict[str, Any] | None = Field(default=None, description="Its parameters. Default: those of the dataset.")
     endpoint: str | None = Field(default=None, description="Which API of that provider. Default: as for the dataset.")
-    price: PriceSettings | None = Field(default=None, description="Your own price of it.")
+    price: PriceSettings | str | None = Field(default=None, description="Your own price of it.")
+
+
+class ResendSettings(MadeBlock):
+    """Which requests are sent again, how often, and to which model then. Only those that can succeed ever are."""
+
+    make = Resend
+
+    max_waves: int | str = Field(default=3, description="How often a request may be sent in all to one model.")
+    invalid_waves: int | str = Field(
+        default=2, description="How often one whose reply did not fit, and was paid for, may be sent in all."
+    )
+    fallback: list[str | FallbackSettings] | str = Field(
+        default=[],
+        description="Models, in this order, for requests that the one before refuses or gives no good answer to.",
+        examples=[
+            ["anthropic/claude-haiku-4-5"],
+            [{"model": "gemini/gemini-2.5-flash", "params": {"max_tokens": 200}}],
+        ],
+    )
+    fallback_after: Duration | str = Field(
+        default=Duration(hours=1), description="How long a provider may be down before the next model is asked."
+    )
+
+
+class SpendSettings(MadeBlock):
+    """What requests are taken to cost."""
+
+    make = Spend
+
+    price: PriceSettings | str | None = Field(
+        default=None,
+        description="Your own price, for models that the price book lacks or a negotiated rate.",
+        examples=[{"input_usd": "0.02", "output_usd": "0.15"}],
+    )
+    expected_output_tokens: int | str | None = Field(
+        default=None, description="Tokens of one reply, for the estimate. Default: the most that `params` allow."
+    )
 
 
 class SensorSettings(Block):
@@ -183,21 +262,6 @@ def _response(context: dg.ResolutionContext, given: Any) -> Any:
     return response
 
 
-def _fallback(context: dg.ResolutionContext, given: Any) -> list[str | Fallback]:
-    return [
-        _fallback_model(context.at_path(index), model) if isinstance(model, FallbackSettings) else model
-        for index, model in enumerate(templated(context, given))
-    ]
-
-
-def _fallback_model(context: dg.ResolutionContext, given: FallbackSettings) -> Fallback:
-    settings: dict[str, Any] = templated(context, given.model_dump(exclude_unset=True))
-    with pointing_at(context):
-        if settings.get("price") is not None:
-            settings["price"] = TokenPrice(**settings["price"])
-        return Fallback(**settings)
-
-
 def _sensor(context: dg.ResolutionContext, given: Any) -> Mapping[str, Any] | bool | None:
     if not isinstance(given, SensorSettings):
         return given  # type: ignore[no-any-return]
@@ -255,20 +319,31 @@ SENSOR = dg.Resolver(
     description="The sensor that lands labels when batches end. Default: there is one where `resource` is given.",
     examples=[{"minimum_interval_seconds": 60}, False],
 )
-FALLBACK = dg.Resolver(
-    _fallback,
-    model_field_type=list[str | FallbackSettings],
-    description="Models, in this order, for requests that the one before refuses or gives no good answer to.",
-    examples=[["anthropic/claude-haiku-4-5"], [{"model": "gemini/gemini-2.5-flash", "params": {"max_tokens": 200}}]],
+LIMITS = block(
+    LimitsSettings,
+    "How large a batch may be, and what to do with one that is too small.",
+    {"max_requests_per_batch": 10_000},
+    {"below_minimum": "pad"},
 )
-RETRY = block(RetryPolicy, RetrySettings, "What is sent again, and how often.", {"max_waves": 3})
-CHECKS = block(ChecksPolicy, ChecksSettings, "Least coverage and parse rate.", {"min_coverage": 0.99})
-PRICE = block(
-    TokenPrice,
-    PriceSettings,
-    "Your own price, for models that the price book lacks or a negotiated rate.",
-    {"input_usd": "0.02", "output_usd": "0.15"},
+REALTIME = block(
+    RealtimeSettings,
+    "What is answered in real time, at its price, and how.",
+    {"deadline": {"hours": 6}},
+    {"urgent": "is_vip", "concurrency": 4},
 )
+RESEND = block(
+    ResendSettings,
+    "What is sent again, how often, and to which model then.",
+    {"max_waves": 2},
+    {"fallback": ["anthropic/claude-haiku-4-5"], "fallback_after": {"hours": 2}},
+)
+SPEND = block(
+    SpendSettings,
+    "What requests are taken to cost.",
+    {"expected_output_tokens": 50},
+    {"price": {"input_usd": "0.02", "output_usd": "0.15"}},
+)
+CHECKS = block(ChecksSettings, "Least coverage and parse rate.", {"min_coverage": 0.99})
 TARGET = dg.Resolver(
     _target,
     model_field_type=str | TargetSettings | list[str | TargetSettings],

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from dagster_llm_batch.errors import InputError
-from dagster_llm_batch.types import Limits
+from dagster_llm_batch.types import BatchLimits
 
 __all__ = ["ShardFill", "tightest"]
 
 
-def tightest(limits: Limits, max_requests: int | None = None, max_bytes: int | None = None) -> Limits:
+def tightest(limits: BatchLimits, max_requests: int | None = None, max_bytes: int | None = None) -> BatchLimits:
     """Return the provider's limits, or the user's where those are smaller."""
-    return Limits(
+    return BatchLimits(
         max_requests=min(limits.max_requests, max_requests or limits.max_requests),
         max_bytes=min(limits.max_bytes, max_bytes or limits.max_bytes),
         max_line_bytes=limits.max_line_bytes,
@@ -31,7 +31,7 @@ def tightest(limits: Limits, max_requests: int | None = None, max_bytes: int | N
 class ShardFill:
     """How full a shard is: its requests and bytes so far."""
 
-    limits: Limits
+    limits: BatchLimits
     requests: int = 0
     bytes: int = 0
 

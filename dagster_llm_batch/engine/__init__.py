@@ -7,14 +7,14 @@ without them.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dagster_llm_batch.engine.labeling import Fallback, Labeling, RetryPolicy
+from dagster_llm_batch.engine.labeling import Fallback, Labeling, Limits, Realtime, Resend, Spend
 from dagster_llm_batch.engine.status import Status
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.deployment import Deployment
     from dagster_llm_batch.engine.engine import Engine
 
-__all__ = ["Deployment", "Engine", "Fallback", "Labeling", "RetryPolicy", "Status"]
+__all__ = ["Deployment", "Engine", "Fallback", "Labeling", "Limits", "Realtime", "Resend", "Spend", "Status"]
 
 _IMPORTED_ON_USE = {"Deployment": "deployment", "Engine": "engine"}
 

@@ -44,7 +44,7 @@ def refuse_over_budget(
     if most is not None and cost is not None and cost > most:
         msg = (
             f"'{labeling.asset}': the estimate of {cost:.4f} USD for {counted} exceeds max_cost_usd={most}. Nothing "
-            "was sent. Raise the limit, lower max_tokens, give expected_output_tokens, or send fewer rows."
+            "was sent. Raise the limit, lower max_tokens, give Spend(expected_output_tokens=…), or send fewer rows."
         )
         raise BudgetError(msg)
     if not estimate.requests:
@@ -65,7 +65,10 @@ def exceeded(
         if budget.asset not in (None, labeling.asset):
             continue
         if cost_usd is None:
-            return f"no price is known for '{labeling.model}', so the {budget} cannot be kept; give price=TokenPrice(…)"
+            return (
+                f"no price is known for '{labeling.model}', so the {budget} cannot be kept; "
+                "give Spend(price=TokenPrice(…))"
+            )
         since = budget.since(deployment.clock())
         spent = deployment.ledger.spent_usd(deployment.namespace, asset=budget.asset, since=since, besides=replaced)
         if spent + cost_usd > Decimal(budget.max_usd):

@@ -208,9 +208,9 @@ class Deployment:
     def terms(self, labeling: Labeling) -> Callable[[], Tariff]:
         """Return a picklable factory for the tariff: a tariff with tiers cannot be pickled to workers."""
         book = self.provider(labeling.provider).price_book
-        if book is None and labeling.price is None:
+        if book is None and labeling.spend.price is None:
             return _free
-        return partial(tariff, book or "", labeling.spec.model, self.clock(), labeling.price)
+        return partial(tariff, book or "", labeling.spec.model, self.clock(), labeling.spend.price)
 
     def context_tokens(self, labeling: Labeling) -> int | None:
         """Return how many tokens the model takes in all, or None where the price book does not say."""
@@ -237,7 +237,7 @@ class Deployment:
     def gate(self, labeling: Labeling) -> Gate:
         """Return the gate that all calls in real time to this labeling's model share in this process."""
         owner = self.owner(labeling)
-        gate = Gate(self.clock, labeling.realtime_patience)
+        gate = Gate(self.clock, labeling.realtime.patience)
         return self.gates.setdefault((owner.provider, owner.account, owner.model), gate)
 
     def is_late(self, submission: Submission) -> bool:

@@ -20,29 +20,56 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Workers
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseKind
 
-__all__ = ["BelowMinimum", "EmptyRows", "Fallback", "Labeling", "RetryPolicy"]
+__all__ = ["EmptyRows", "Fallback", "Labeling", "Limits", "Realtime", "Resend", "Spend"]
 
-BelowMinimum = Literal["refuse", "pad", "realtime"]
 EmptyRows = Literal["skip", "ask"]
 
 
 @checked
 @dataclass(frozen=True)
-class RetryPolicy:
-    """Which requests are sent again, and how often. Only those that can succeed are.
+class Limits:
+    """How large a batch may be, and what to do with one that is too small.
 
     Args:
-        max_waves: How often a request may be sent in all. 1 means never again.
-        invalid_waves: How often one whose reply did not fit may be sent in all (each such reply was paid for).
+        max_requests_per_batch: Most requests in one batch, from 1 on. Default: as many as the provider takes.
+        max_bytes_per_batch: Largest request file of one batch, in bytes. Default: what the provider takes.
+        below_minimum: What to do with fewer requests than the provider's least number for a batch (Bedrock's 100):
+            "refuse" them before anything is sent, "pad" the batch with copies that are paid for, or answer them in
+            "realtime". They are merged with others of the same run first. The estimate takes each partition as if it
+            went alone; requests to be asked again that are refused keep the answer that they have.
     """
 
-    max_waves: int = 3
-    invalid_waves: int = 2
+    max_requests_per_batch: int | None = None
+    max_bytes_per_batch: int | None = None
+    below_minimum: Literal["refuse", "pad", "realtime"] = "refuse"
 
     def __post_init__(self) -> None:
-        if self.max_waves < 1 or self.invalid_waves < 1:
-            msg = f"RetryPolicy counts start at 1 (send once, never again); got {self}."
-            raise ConfigError(msg)
+        _at_least(self, max_requests_per_batch=1, max_bytes_per_batch=1)
+
+
+@checked
+@dataclass(frozen=True)
+class Realtime:
+    """What is answered in real time, at its price, and how.
+
+    Args:
+        deadline: How long batches may take, from planning. What none has answered then is answered in real time:
+            running batches are stopped, and their finished rows kept. Default: as long as the provider gives them.
+        urgent: A boolean column of the rows: where it is true, the row is answered in real time from the start.
+            Default: no row is.
+        concurrency: How many calls run at once.
+        patience: How long calls may wait in all, in one process, for a provider that turns them away (429 with or
+            without Retry-After, overload, no connection); each answer earns a second back. Then, and at once where the
+            provider names a longer wait, the rest stays unasked in the ledger for a later run.
+    """
+
+    deadline: timedelta | None = None
+    urgent: str | None = None
+    concurrency: int = 8
+    patience: timedelta = timedelta(minutes=5)
+
+    def __post_init__(self) -> None:
+        _at_least(self, deadline=timedelta(0), concurrency=1, patience=timedelta(0))
 
 
 @checked
@@ -65,6 +92,48 @@ class Fallback:
 
 @checked
 @dataclass(frozen=True)
+class Resend:
+    """Which requests are sent again, how often, and to which model then. Only those that can succeed are.
+
+    Dagster's own `retry_policy` is another thing: it starts a step again that failed, and sends nothing twice.
+
+    Args:
+        max_waves: How often a request may be sent in all to one model. 1 means never again.
+        invalid_waves: How often one whose reply did not fit may be sent in all (each such reply was paid for).
+        fallback: Models, in this order, for requests that the model before refuses or gives no good answer to, and for
+            all that is not sent yet while its provider has been down for `fallback_after`. Default: none.
+        fallback_after: How long a provider may be down before the next model is asked instead.
+    """
+
+    max_waves: int = 3
+    invalid_waves: int = 2
+    fallback: Sequence[str | Fallback] = ()
+    fallback_after: timedelta = timedelta(hours=1)
+
+    def __post_init__(self) -> None:
+        _at_least(self, max_waves=1, invalid_waves=1, fallback_after=timedelta(0))
+
+
+@checked
+@dataclass(frozen=True)
+class Spend:
+    """What requests are taken to cost.
+
+    Args:
+        price: Your own price, in US dollars per million tokens, for models that the price book lacks or a negotiated
+            rate. Default: that of the price book.
+        expected_output_tokens: Tokens of one reply, for the estimate. Default: the most that `params` allow.
+    """
+
+    price: TokenPrice | None = None
+    expected_output_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(self, expected_output_tokens=0)
+
+
+@checked
+@dataclass(frozen=True)
 class Labeling:
     """One labeled dataset.
 
@@ -81,24 +150,10 @@ class Labeling:
         empty: What to do with a row all of whose columns that the prompt reads, the key aside, are null or blank:
             "skip" it, unsent and unpaid, as a reject with the outcome `skipped`, or "ask" about it like any other.
         max_cost_usd: Refuse a submission whose estimate, retries included, exceeds this.
-        max_requests_per_batch, max_bytes_per_batch: Smaller limits than the provider's.
-        retry: What is sent again.
-        fallback: Models, in this order, for requests that the model before refuses or gives no good answer to, and for
-            all that is not sent yet while its provider has been down for `fallback_after`.
-        fallback_after: How long a provider may be down before the next model is asked instead.
-        deadline: How long batches may take, from planning. What none has answered then is answered in real time, at
-            its price: running batches are stopped, and their finished rows kept.
-        urgent: A boolean column of the rows: where it is true, the row is answered in real time from the start.
-        realtime_concurrency: How many calls in real time run at once.
-        realtime_patience: How long calls in real time may wait in all, in one process, for a provider that turns them
-            away (429 with or without Retry-After, overload, no connection); each answer earns a second back. Then, and
-            at once where the provider names a longer wait, the rest stays unasked in the ledger for a later run.
-        below_minimum: What to do with fewer requests than the provider's least number for a batch (Bedrock's 100):
-            "refuse" them before anything is sent, "pad" the batch with copies that are paid for, or answer them in
-            "realtime". They are merged with others of the same run first. The estimate takes each partition as if it
-            went alone; requests to be asked again that are refused keep the answer that they have.
-        expected_output_tokens: For the estimate. Default: the most that `params` allow.
-        price: Your own price, for LLMs the price book lacks or a negotiated rate.
+        limits: How large a batch may be, and what to do with one that is too small.
+        realtime: What is answered in real time.
+        resend: What is sent again, and to which model then.
+        spend: What requests are taken to cost.
         workers: Machines that render, encode and write the requests, and read the results, in place of this process:
             `SparkWorkers` or `RayWorkers`. What comes out is the same.
     """
@@ -113,18 +168,10 @@ class Labeling:
     keep: Sequence[str] = ()
     empty: EmptyRows = "skip"
     max_cost_usd: Decimal | float | str | None = None
-    max_requests_per_batch: int | None = None
-    max_bytes_per_batch: int | None = None
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    fallback: Sequence[str | Fallback] = ()
-    fallback_after: timedelta = timedelta(hours=1)
-    deadline: timedelta | None = None
-    urgent: str | None = None
-    realtime_concurrency: int = 8
-    realtime_patience: timedelta = timedelta(minutes=5)
-    below_minimum: BelowMinimum = "refuse"
-    expected_output_tokens: int | None = None
-    price: TokenPrice | None = None
+    limits: Limits = field(default_factory=Limits)
+    realtime: Realtime = field(default_factory=Realtime)
+    resend: Resend = field(default_factory=Resend)
+    spend: Spend = field(default_factory=Spend)
     workers: Workers | None = None
 
     def __reduce__(self) -> Any:
@@ -137,11 +184,6 @@ class Labeling:
         if not (provider and slash and model):
             msg = f"model={self.model!r} names no provider. Write it as provider/model, as in 'openai/gpt-5-nano'."
             raise ConfigError(msg)
-        for name, least in _LEAST.items():
-            given: Any = getattr(self, name)
-            if given is not None and given < least:
-                msg = f"{name}={given!r} is not allowed; it is at least {least}, or left out."
-                raise ConfigError(msg)
         check_columns(self.key, self.keep, self.reader.schema.names)
         # Computed now, so that what is wrong with them is raised where the dataset is declared.
         _ = self.spec, self.budget_usd, self.models
@@ -149,7 +191,7 @@ class Labeling:
     @cached_property
     def models(self) -> tuple[Labeling, ...]:
         """The labeling itself, then one for each fallback, with the fallback's model."""
-        fallbacks = [Fallback(fallback) if isinstance(fallback, str) else fallback for fallback in self.fallback]
+        fallbacks = [Fallback(fallback) if isinstance(fallback, str) else fallback for fallback in self.resend.fallback]
         labelings = (
             self,
             *(
@@ -158,15 +200,15 @@ class Labeling:
                     model=fallback.model,
                     params=self.params if fallback.params is None else fallback.params,
                     endpoint=fallback.endpoint or self.endpoint,
-                    price=fallback.price,
-                    fallback=(),
+                    resend=replace(self.resend, fallback=()),
+                    spend=replace(self.spend, price=fallback.price),
                 )
                 for fallback in fallbacks
             ),
         )
         names = [labeling.model for labeling in labelings]
         if len(set(names)) < len(names):
-            msg = f"fallback names a model twice, or the one that it shall replace: {', '.join(names)}."
+            msg = f"resend.fallback names a model twice, or the one that it shall replace: {', '.join(names)}."
             raise ConfigError(msg)
         return labelings
 
@@ -178,7 +220,7 @@ class Labeling:
         known = ", ".join(labeling.model for labeling in self.models)
         msg = (
             f"'{self.asset}' has requests at {model}, which is neither its model nor a fallback any more: {known}. "
-            "Put it back into fallback= until they are settled."
+            "Put it back into Resend(fallback=…) until they are settled."
         )
         raise ConfigError(msg)
 
@@ -242,15 +284,13 @@ class Labeling:
         return _digest([*content, fallback] if fallback else content)
 
 
-_LEAST = {
-    "max_requests_per_batch": 1,
-    "max_bytes_per_batch": 1,
-    "expected_output_tokens": 0,
-    "realtime_concurrency": 1,
-    "realtime_patience": timedelta(0),
-    "deadline": timedelta(0),
-    "fallback_after": timedelta(0),
-}
+def _at_least(settings: Any, **least: int | timedelta) -> None:
+    """Raise ConfigError for a field that is given, and is less than this."""
+    for name, allowed in least.items():
+        given = getattr(settings, name)
+        if given is not None and given < allowed:
+            field_name = f"{type(settings).__name__}.{name}"
+            raise ConfigError(f"{field_name}={given!r} is not allowed; it is at least {allowed}, or left out.")
 
 
 def _digest(content: Any) -> str:

@@ -133,8 +133,8 @@ class Planner:
             if budget is not None and unknown:
                 msg = (
                     f"No price is known for '{labeling.model}', so max_cost_usd={budget} cannot be kept. Give "
-                    "price=TokenPrice(input_usd=..., output_usd=...), correct the model's name, or leave max_cost_usd "
-                    "out."
+                    "spend=Spend(price=TokenPrice(input_usd=..., output_usd=...)), correct the model's name, or leave "
+                    "max_cost_usd out."
                 )
                 raise ConfigError(msg)
 
@@ -285,7 +285,7 @@ class Planner:
     def files(self, wave: Wave, labeling: Labeling, lane: Lane) -> ShardFiles:
         """Return the request files of a wave for one of the labeling's models, in one lane."""
         limits = self._deployment.codec(labeling).limits
-        tight = tightest(limits, labeling.max_requests_per_batch, labeling.max_bytes_per_batch)
+        tight = tightest(limits, labeling.limits.max_requests_per_batch, labeling.limits.max_bytes_per_batch)
         tariff = self._deployment.tariff(labeling)
         return wave.files(tight, self._deployment.owner(labeling, lane), partial(_surcharge, labeling, tariff))
 
@@ -356,7 +356,7 @@ class Planner:
             estimated_usd=estimate.cost_usd,
             price_basis=estimate.tariff.basis,
             created_at=now,
-            deadline_at=None if labeling.deadline is None else now + labeling.deadline,
+            deadline_at=None if (deadline := labeling.realtime.deadline) is None else now + deadline,
             run_id=run_id,
             reused_from=sources,
         )
@@ -365,16 +365,16 @@ class Planner:
 def output_tokens_each(labeling: Labeling) -> int:
     """Return the output tokens to estimate for each request."""
     embeds = labeling.reader.format.kind is ResponseKind.EMBEDDING
-    return 0 if embeds else expected_output_tokens(labeling.params, labeling.expected_output_tokens)
+    return 0 if embeds else expected_output_tokens(labeling.params, labeling.spend.expected_output_tokens)
 
 
 def _surcharge(labeling: Labeling, tariff: Tariff, shard: Shard, lacking: int) -> Decimal:
     """Return what a shard costs more, if sent alone, that is `lacking` requests short of the least number."""
     usage = Usage(input_tokens=shard.tokens // shard.requests, output_tokens=output_tokens_each(labeling))
     price = tariff.price(usage)
-    if labeling.below_minimum == "refuse" or price.cost_usd is None or price.realtime_usd is None:
+    if labeling.limits.below_minimum == "refuse" or price.cost_usd is None or price.realtime_usd is None:
         return Decimal(0)
-    if labeling.below_minimum == "pad":
+    if labeling.limits.below_minimum == "pad":
         return price.cost_usd * lacking
     return (price.realtime_usd - price.cost_usd) * shard.requests
 

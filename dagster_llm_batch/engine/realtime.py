@@ -84,7 +84,7 @@ class Answerer:
         After that nothing more is asked, but calls under way are waited for: they are paid for.
         """
         stopped_by: BaseException | None = None
-        with Threads(self._labeling.realtime_concurrency, "dagster-llm-batch realtime") as pool:
+        with Threads(self._labeling.realtime.concurrency, "dagster-llm-batch realtime") as pool:
             unasked = [number for number in range(len(lines)) if number not in answers]
             asked = {pool.submit(self._ask, provider, lines[number]): number for number in unasked}
             while asked:

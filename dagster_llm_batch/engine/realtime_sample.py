@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from dagster_llm_batch.engine.labeling import Labeling
+from dagster_llm_batch.engine.labeling import Labeling, Realtime
 from dagster_llm_batch.engine.status import Status
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.states import ShardState
@@ -24,9 +24,15 @@ __all__ = ["answer_now", "in_real_time", "marked"]
 _NOW = "llm_asked_in_real_time"
 
 
-def in_real_time(labeling: Labeling, asset: str, **changes: Any) -> Labeling:
-    """Return the labeling under the name `asset`, which sends `marked` rows to its first model in real time alone."""
-    return replace(labeling, asset=asset, keep=(), urgent=_NOW, fallback=(), deadline=None, **changes)
+def in_real_time(labeling: Labeling, asset: str, realtime: Realtime | None = None, **changes: Any) -> Labeling:
+    """Return the labeling under the name `asset`, which sends `marked` rows to its first model in real time alone.
+
+    `realtime` says how, where it is not said by the labeling's own.
+    """
+    how = replace(realtime or labeling.realtime, urgent=_NOW, deadline=None)
+    return replace(
+        labeling, asset=asset, keep=(), realtime=how, resend=replace(labeling.resend, fallback=()), **changes
+    )
 
 
 def marked(rows: pa.RecordBatch) -> pa.RecordBatch:
@@ -37,7 +43,7 @@ def marked(rows: pa.RecordBatch) -> pa.RecordBatch:
 def answer_now(engine: Engine, labeling: Labeling, submission_id: str) -> Status:
     """Advance until the submission is settled. Raises TransientError where it does not settle; answers are kept."""
     status = engine.status(submission_id)
-    for _ in range(labeling.retry.max_waves + 1):
+    for _ in range(labeling.resend.max_waves + 1):
         if status.is_settled:
             return status
         status = engine.advance(labeling, submission_id)

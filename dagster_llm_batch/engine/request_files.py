@@ -19,7 +19,7 @@ from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore, PayloadWriter
-from dagster_llm_batch.types import Lane, Limits
+from dagster_llm_batch.types import BatchLimits, Lane
 
 __all__ = [
     "APART",
@@ -209,7 +209,7 @@ class Wave:
     writer: Callable[[str], AbstractContextManager[Any]] | None = None
     shard_numbers: Iterator[int] = field(default_factory=count)
 
-    def files(self, limits: Limits, owner: Owner, surcharge: Callable[[Shard, int], Decimal]) -> ShardFiles:
+    def files(self, limits: BatchLimits, owner: Owner, surcharge: Callable[[Shard, int], Decimal]) -> ShardFiles:
         """Return the request files of this owner."""
         if owner.lane is Lane.REALTIME:
             limits = replace(limits, max_requests=_AT_ONCE, min_requests=1)
@@ -222,7 +222,9 @@ class ShardFiles:
     `surcharge` returns what a shard costs more that is so many requests short of the provider's least number.
     """
 
-    def __init__(self, wave: Wave, limits: Limits, owner: Owner, surcharge: Callable[[Shard, int], Decimal]) -> None:
+    def __init__(
+        self, wave: Wave, limits: BatchLimits, owner: Owner, surcharge: Callable[[Shard, int], Decimal]
+    ) -> None:
         self.shards: list[Shard] = []
         self.surcharge_usd = Decimal(0)
         self._surcharge = surcharge
@@ -320,7 +322,7 @@ class ShardFiles:
 class _OpenShard:
     """A request file that is being written."""
 
-    def __init__(self, wave: Wave, number: int, limits: Limits) -> None:
+    def __init__(self, wave: Wave, number: int, limits: BatchLimits) -> None:
         self.nonce = shard_nonce(wave.submission_id, wave.number, number)
         self.fill = ShardFill(limits)
         self._wave = wave

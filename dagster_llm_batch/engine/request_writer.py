@@ -83,13 +83,13 @@ class RowRenderer:
     """
 
     def __init__(self, labeling: Labeling, rows: pa.Schema, load_image: ImageLoader | None) -> None:
-        urgent = [labeling.urgent] if labeling.urgent else []
-        for argument, wanted in (("keep", labeling.keep), ("urgent", urgent)):
+        urgent = [labeling.realtime.urgent] if labeling.realtime.urgent else []
+        for argument, wanted in (("keep", labeling.keep), ("Realtime.urgent", urgent)):
             if lacking := sorted(set(wanted) - set(rows.names)):
                 columns = ", ".join(rows.names)
                 msg = f"{argument} names {lacking}, which the rows do not have. Columns of the rows: {columns}."
                 raise InputError(msg)
-        self._urgent = labeling.urgent
+        self._urgent = labeling.realtime.urgent
         self._renderer = labeling.prompt.renderer(rows.names, load_image)
         self._at_once = _ROWS_WITH_IMAGES if labeling.prompt.images else _ROWS
         self.manifest_schema = manifest_schema(rows, labeling.key, labeling.keep)
@@ -131,7 +131,8 @@ class RowRenderer:
             return [Lane.BATCH] * batch.num_rows
         column = batch.column(self._urgent)
         if batch.num_rows and not pa.types.is_boolean(column.type) and not pa.types.is_null(column.type):
-            msg = f"urgent names the column {self._urgent!r} of type {column.type}; it takes one of true and false."
+            named = f"Realtime.urgent names the column {self._urgent!r} of type {column.type}"
+            msg = f"{named}; it takes one of true and false."
             raise InputError(msg)
         return [Lane.REALTIME if flag else Lane.BATCH for flag in column.to_pylist()]
 
@@ -176,7 +177,7 @@ def images_of(request: Request) -> tuple[int, int]:
 def columns_read(labeling: Labeling) -> set[str] | None:
     """Return the columns of the rows that planning reads, or None where the prompt takes whole rows."""
     names = labeling.prompt.names()
-    urgent = [labeling.urgent] if labeling.urgent else []
+    urgent = [labeling.realtime.urgent] if labeling.realtime.urgent else []
     return None if names is None else {labeling.key, *labeling.keep, *urgent, *names}
 
 

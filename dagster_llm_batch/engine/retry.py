@@ -1,6 +1,6 @@
 """The next wave: which requests are asked again, of which model and in which lane.
 
-A request without a good reply is asked of the same model again while that can help (RetryPolicy), then of the next
+A request without a good reply is asked of the same model again while that can help (Resend), then of the next
 fallback, then no more. After the deadline all go in real time. After a wave in which nearly nothing fits nothing is
 asked again (breaker.py). Requests that an earlier submission of the partition had in flight, and that got no good
 answer there, are asked here.
@@ -134,7 +134,7 @@ class NextWave:
         self, shard: Shard, rows: Iterable[_ResultRow], siblings: Sequence[Shard]
     ) -> tuple[list[str], list[str]]:
         """Return the request_ids without a good answer: those to ask the same model again, and the others."""
-        retry = self._labeling.retry
+        resend = self._labeling.resend
         tries = len({other.wave for other in siblings if _model(other) == _model(shard) and other.sent_at is not None})
         # After the deadline each request may be tried once in real time.
         rescued = self._late and shard.lane is Lane.BATCH
@@ -147,9 +147,9 @@ class NextWave:
             if outcome == Outcome.SUCCEEDED:
                 continue
             if outcome == Outcome.INVALID:
-                may = tries < min(retry.max_waves, retry.invalid_waves)
+                may = tries < min(resend.max_waves, resend.invalid_waves)
             else:
-                may = tries < retry.max_waves or rescued
+                may = tries < resend.max_waves or rescued
             worth = retryable and outcome in _RETRIED and not given_up and may
             (same if worth else rest).append(request_id)
         return same, rest

@@ -25,7 +25,7 @@ from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
-from dagster_llm_batch.types import BatchStatus, Lane, Limits
+from dagster_llm_batch.types import BatchLimits, BatchStatus, Lane
 
 __all__ = ["UNAVAILABLE", "WAITS", "Dispatcher", "can_go", "drop", "keep_places"]
 
@@ -111,25 +111,27 @@ class Dispatcher:
 
     def _is_realtime(self, labeling: Labeling, batch: list[Shard]) -> bool:
         small = sum(shard.requests for shard in batch) < self._least(labeling)
-        return batch[0].lane is Lane.REALTIME or (small and labeling.below_minimum == "realtime")
+        return batch[0].lane is Lane.REALTIME or (small and labeling.limits.below_minimum == "realtime")
 
     def _least(self, labeling: Labeling) -> int:
         return self._deployment.codec(labeling).limits.min_requests
 
     def _batches(self, labeling: Labeling, shards: list[Shard]) -> Iterator[list[Shard]]:
         limits = tightest(
-            self._deployment.codec(labeling).limits, labeling.max_requests_per_batch, labeling.max_bytes_per_batch
+            self._deployment.codec(labeling).limits,
+            labeling.limits.max_requests_per_batch,
+            labeling.limits.max_bytes_per_batch,
         )
         now = self._deployment.clock()
         for batch in _together([shard for shard in shards if due(shard, now)], limits):
             requests = sum(shard.requests for shard in batch)
-            if requests >= limits.min_requests or labeling.below_minimum != "refuse":
+            if requests >= limits.min_requests or labeling.limits.below_minimum != "refuse":
                 yield batch
                 continue
             reason = (
                 f"a batch of {labeling.model} takes at least {limits.min_requests} requests; these are {requests}. "
-                "Set below_minimum='pad' (copies that are paid for fill it up) or 'realtime' (answered at once, at the "
-                "price of real time), or send more rows together."
+                "Set Limits(below_minimum='pad') (copies that are paid for fill it up) or 'realtime' (answered at "
+                "once, at the price of real time), or send more rows together."
             )
             if any(shard.wave == 1 for shard in batch):
                 raise ConfigError(f"'{labeling.asset}': {reason} Nothing was sent.")
@@ -153,7 +155,7 @@ class Dispatcher:
         requests = sum(shard.requests for shard in batch)
         # Where another process fills the queue now, all of the batch waits for the next time.
         with suppress(LeaseError), _queue(self._deployment, batch[0]):
-            is_padded = labeling.below_minimum == "pad"
+            is_padded = labeling.limits.below_minimum == "pad"
             going = self._that_fit(batch, at_least=1 if is_padded else min(least, requests))
             waiting = batch[len(going) :]
             if going:
@@ -205,7 +207,7 @@ class Dispatcher:
                 since = since or event.at
             elif event.shard_id == shard.shard_id and event.kind == Move.ACCEPTED.value:
                 since = None
-        return since is not None and self._deployment.clock() - since >= self._labeling.fallback_after
+        return since is not None and self._deployment.clock() - since >= self._labeling.resend.fallback_after
 
 
 def drop(deployment: Deployment, planned: Sequence[Shard], reason: str) -> None:
@@ -243,7 +245,7 @@ def due(shard: Shard, now: datetime) -> bool:
     return shard.waits_until is None or shard.waits_until <= now
 
 
-def _together(shards: Sequence[Shard], limits: Limits) -> Iterator[list[Shard]]:
+def _together(shards: Sequence[Shard], limits: BatchLimits) -> Iterator[list[Shard]]:
     """Yield the shards in as few batches as their order and the limits allow."""
     batch: list[Shard] = []
     most = limits.max_requests if limits.max_inputs is None else min(limits.max_requests, limits.max_inputs)

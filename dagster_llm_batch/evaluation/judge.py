@@ -289,6 +289,11 @@ class Judge:
         llm_batch: Mapping[str, Any],
     ) -> list[dg.AssetsDefinition]:
         """Return all of them, in the order of the data. `llm_batch` is for the labeled dataset of the verdicts."""
+        if (realtime := llm_batch.get("realtime")) and realtime.urgent is not None:
+            raise ConfigError(
+                f"realtime.urgent={realtime.urgent!r} is not allowed: the cases of a judge have no such column. Leave "
+                "it out; a deadline holds for all of them."
+            )
         # a condition of the user's is that of asking; None is for all
         condition = self.builder.automation_condition
         free = replace(self.builder, automation_condition=None if condition is None else "default")

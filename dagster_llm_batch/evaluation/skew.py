@@ -23,7 +23,7 @@ from dagster_llm_batch.assets.options import AssetOptions
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.core.identity import configuration_fingerprint
 from dagster_llm_batch.core.rows import record_batches
-from dagster_llm_batch.engine import Labeling, Status
+from dagster_llm_batch.engine import Labeling, Realtime, Status
 from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
 from dagster_llm_batch.engine.request_writer import columns_read
 from dagster_llm_batch.errors import ConfigError, InputError
@@ -83,7 +83,7 @@ def skew_assets(
     min_agreement: float | None = None,
     check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     blocking: bool = False,
-    realtime_concurrency: int = 8,
+    realtime: Realtime | None = None,
     backfill_policy: dg.BackfillPolicy | None = None,
     **options: Unpack[AssetOptions],
 ) -> list[dg.AssetsDefinition]:
@@ -105,7 +105,8 @@ def skew_assets(
         min_agreement: Least share of equal values, of every target, as a check. It fails where even the upper end of
             the interval is below, so that a small sample does not fail by chance.
         check_severity, blocking: Of this check.
-        realtime_concurrency: How many calls run at once.
+        realtime: How many calls run at once, and how long they wait: `Realtime(concurrency=…, patience=…)`. All rows of
+            the sample are asked at once, so it has no deadline and no urgent column. Default: as of the labels.
         backfill_policy: None: as the labels' own.
         options: Dagster's own, as for `evaluation_assets`. By default nothing is asked before a person says so;
             `automation_condition=on_labels_ready()` asks whenever labels are new.
@@ -123,6 +124,11 @@ def skew_assets(
         raise ConfigError(f"target={given}, sample_size={sample_size!r}: give at least one of each.")
     if min_agreement is not None and not 0 <= min_agreement <= 1:
         raise ConfigError(f"min_agreement={min_agreement!r}: a share is between 0 and 1.")
+    for field in ("deadline", "urgent"):
+        if realtime is not None and (value := getattr(realtime, field)) is not None:
+            raise ConfigError(
+                f"realtime.{field}={value!r} is not allowed: all rows of the sample are asked at once. Leave it out."
+            )
     builder = EvaluationBuilder(
         name=name,
         partitions_def=dataset.partitions_def,
@@ -133,12 +139,7 @@ def skew_assets(
     )
     skew = _Skew(
         dataset=dataset,
-        labeling=in_real_time(
-            dataset.labeling,
-            builder.key.to_user_string(),
-            realtime_concurrency=realtime_concurrency,
-            max_cost_usd=max_cost_usd,
-        ),
+        labeling=in_real_time(dataset.labeling, builder.key.to_user_string(), realtime, max_cost_usd=max_cost_usd),
         targets=targets,
         sample_size=sample_size,
         seed=seed,

@@ -37,7 +37,7 @@ from dagster_llm_batch.providers.answers import (
 from dagster_llm_batch.providers.http import check_address
 from dagster_llm_batch.providers.openai.requests import OpenAILines
 from dagster_llm_batch.providers.paging import poll_batches
-from dagster_llm_batch.types import BatchReport, BatchStatus, Limits, RequestSpec
+from dagster_llm_batch.types import BatchLimits, BatchReport, BatchStatus, RequestSpec
 
 __all__ = [
     "BaseProvider",
@@ -288,7 +288,7 @@ class StainlessProvider(VendorProvider):
 class OwnMachines(BaseProvider):
     """A provider on the user's own machines. It reads and writes OpenAI's lines, as the servers for open models do."""
 
-    def __init__(self, name: str, account: str, limits: Limits, settle_seconds: float = 0.0) -> None:
+    def __init__(self, name: str, account: str, limits: BatchLimits, settle_seconds: float = 0.0) -> None:
         # starting is idempotent where settle_seconds is 0: sending again is always safe
         super().__init__(name, account, price_book=None, settle_seconds=settle_seconds)
         self._limits = limits

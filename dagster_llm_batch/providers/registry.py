@@ -114,7 +114,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
         starter=Starter(
             "us.anthropic.claude-haiku-4-5-20251001-v1:0",
             {"role_arn": "LLM_BATCH_ROLE_ARN", "s3_uri": "LLM_BATCH_S3_URI"},
-            attributes=("below_minimum: realtime  # three tickets are too few for a batch",),
+            attributes=("limits: {below_minimum: realtime}  # three tickets are too few for a batch",),
         ),
     ),
     "ray": ProviderEntry(

@@ -32,6 +32,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from dagster_llm_batch import (
+    Limits,
     LLMBatchResource,
     OpenAIBatchResource,
     Prompt,
@@ -68,7 +69,7 @@ common = {
 }
 ticket_labels = llm_batch_assets(name="ticket_labels", rows=rows, **common)
 daily_labels = llm_batch_assets(
-    name="daily_labels", rows=rows, partitions_def=daily, max_requests_per_batch=2, **common
+    name="daily_labels", rows=rows, partitions_def=daily, limits=Limits(max_requests_per_batch=2), **common
 )
 asset_labels = llm_batch_assets(name="asset_labels", rows=tickets, **common)
 here = f"{Path.cwd()}/batches"

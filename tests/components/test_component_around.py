@@ -13,7 +13,7 @@ from dagster.components.testing.test_cases import TestTranslation
 from yaml_project import AROUND, BATCH, EVAL, THEIRS, around, evaluation, labels, loaded, refusal
 
 import dagster_llm_batch
-from dagster_llm_batch import LLMBatchComponent
+from dagster_llm_batch import LLMBatchComponent, Realtime, Resend
 
 EVERY = pytest.mark.parametrize("word", sorted(AROUND))
 ALL_SAID = {
@@ -37,15 +37,16 @@ ALL_SAID = {
         "prompt": {"system": "Be fair.", "user": "{{ answer_a }} {{ answer_b }}"},
         "params": {"max_tokens": 90},
         "max_cost_usd": 2,
-        "fallback": ["openai/gpt-5"],
-        "deadline": {"hours": 2},
+        "resend": {"fallback": ["openai/gpt-5"]},
+        "realtime": {"deadline": {"hours": 2}},
         "automation_condition": "{{ on_labels_ready() }}",
     },
-    "RubricJudge": {"scale": [0, 10], "min_score": {"right": 7}, "retry": {"max_waves": 2}, "mode": "wait"},
+    "RubricJudge": {"scale": [0, 10], "min_score": {"right": 7}, "resend": {"max_waves": 2}, "mode": "wait"},
     "Skew": {
         "sample_size": 5,
         "min_agreement": 0.9,
         "max_cost_usd": 1,
+        "realtime": {"concurrency": 2},
         "automation_condition": "{{ on_labels_ready() }}",
     },
 }
@@ -119,8 +120,8 @@ def test_a_judge_is_a_labeled_dataset_with_all_its_settings():
         assert project.spec("watched_verdicts_batch").automation_condition is not None
         dataset = dagster_llm_batch.assets.dataset.dataset_of(project.component.assets)
         assert dataset.labeling.max_cost_usd == 2
-        assert dataset.labeling.deadline.total_seconds() == 7200
-        assert list(dataset.labeling.fallback) == ["openai/gpt-5"]
+        assert dataset.labeling.realtime == Realtime(deadline=timedelta(hours=2))
+        assert dataset.labeling.resend == Resend(fallback=["openai/gpt-5"])
         assert "Be fair." in dataset.labeling.prompt.system
         checks = {one.name for made in project.component.assets for one in made.check_specs}
         assert {"consistency", "coverage"} <= checks

@@ -11,9 +11,10 @@ import pytest
 from pydantic import BaseModel
 
 from dagster_llm_batch import (
-    ChecksPolicy,
+    Checks,
     Embedding,
     Fallback,
+    Limits,
     LLMBatchAgreementComponent,
     LLMBatchComponent,
     LLMBatchCostComponent,
@@ -24,7 +25,9 @@ from dagster_llm_batch import (
     LLMBatchRubricJudgeComponent,
     LLMBatchSkewComponent,
     Prompt,
-    RetryPolicy,
+    Realtime,
+    Resend,
+    Spend,
     TokenPrice,
     agreement_assets,
     build_llm_batch_sensor,
@@ -40,6 +43,7 @@ from dagster_llm_batch import (
 )
 from dagster_llm_batch.components import settings
 from dagster_llm_batch.components.attributes import RetryPolicySettings
+from dagster_llm_batch.components.resolution import MadeBlock
 from dagster_llm_batch.metrics import Target
 
 COMPONENTS = [
@@ -53,12 +57,15 @@ COMPONENTS = [
     (LLMBatchRubricJudgeComponent, rubric_judge_assets, {"translation"}),
     (LLMBatchSkewComponent, skew_assets, {"translation"}),
 ]
-OF_THE_JUDGE = {"keep", "empty", "urgent", "required_resource_keys", "response"}
+OF_THE_JUDGE = {"keep", "empty", "required_resource_keys", "response"}
 """Arguments of `llm_batch_assets` that a judge says itself."""
 BLOCKS = [
-    (settings.RetrySettings, RetryPolicy, set(), set()),
-    (settings.ChecksSettings, ChecksPolicy, set(), set()),
     (RetryPolicySettings, dg.RetryPolicy, set(), set()),
+    (settings.LimitsSettings, Limits, set(), set()),
+    (settings.RealtimeSettings, Realtime, set(), set()),
+    (settings.ResendSettings, Resend, set(), set()),
+    (settings.SpendSettings, Spend, set(), set()),
+    (settings.ChecksSettings, Checks, set(), set()),
     (settings.PriceSettings, TokenPrice, set(), set()),
     (settings.FallbackSettings, Fallback, set(), set()),
     (settings.TargetSettings, Target, set(), set()),
@@ -104,6 +111,7 @@ def test_a_setting_that_is_left_out_has_the_default_that_the_docs_show(block, ap
     for name, default in parameters(api).items():
         if default is not inspect.Parameter.empty and name not in less:
             shown = block.model_fields[name].default
+            shown = shown.make(**shown.model_dump(exclude_unset=True)) if isinstance(shown, MadeBlock) else shown
             assert (tuple(shown) if isinstance(shown, list) else shown) == getattr(default, "value", default), name
 
 

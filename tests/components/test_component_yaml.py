@@ -9,7 +9,20 @@ import pytest
 from dagster.components.testing.test_cases import TestTranslation
 from yaml_project import EVAL, evaluation, labels, loaded
 
-from dagster_llm_batch import Budget, Embedding, Fallback, LLMBatchResource, Prompt, QueueLimit, llm_batch_assets
+from dagster_llm_batch import (
+    Budget,
+    Embedding,
+    Fallback,
+    Limits,
+    LLMBatchResource,
+    Prompt,
+    QueueLimit,
+    Realtime,
+    Resend,
+    Spend,
+    TokenPrice,
+    llm_batch_assets,
+)
 
 SCHEMA = """
 from typing import Literal
@@ -258,15 +271,15 @@ def test_partitions_of_every_kind_are_those_of_dagster(given, expected):
 
 def test_policies_prices_and_backfills_arrive_as_they_are_written():
     given = labels(
-        retry={"max_waves": 5},
-        price={"input_usd": "0.02", "output_usd": 0.15},
+        resend={"max_waves": 5},
+        spend={"price": {"input_usd": "0.02", "output_usd": 0.15}, "expected_output_tokens": "{{ 5 * 6 }}"},
         backfill_policy={"type": "multi_run", "max_partitions_per_run": 7},
         partitions_def={"type": "daily", "start_date": "2026-01-01"},
     )
     with loaded(given) as project:
         component = project.component
-        assert (component.retry.max_waves, component.retry.invalid_waves) == (5, 2)
-        assert (component.price.input_usd, component.price.output_usd) == (Decimal("0.02"), Decimal("0.15"))
+        assert component.resend == Resend(max_waves=5)
+        assert component.spend == Spend(TokenPrice(Decimal("0.02"), Decimal("0.15")), expected_output_tokens=30)
         assert {one.backfill_policy for one in component.assets} == {dg.BackfillPolicy.multi_run(7)}
     with loaded({**given, "backfill_policy": {"type": "single_run"}}) as project:
         assert {one.backfill_policy for one in project.component.assets} == {dg.BackfillPolicy.single_run()}
@@ -274,25 +287,64 @@ def test_policies_prices_and_backfills_arrive_as_they_are_written():
 
 def test_what_becomes_of_rows_that_nobody_answers_in_time_is_said_in_yaml():
     given = labels(
-        fallback=["gemini/gemini-2.5-flash", {"model": "anthropic/claude-haiku-4-5", "params": {"max_tokens": 9}}],
-        fallback_after={"minutes": 90},
-        deadline="{{ datetime.timedelta(hours=6) }}",
-        urgent="is_vip",
-        realtime_concurrency=3,
-        realtime_patience={"minutes": 2},
-        below_minimum="realtime",
+        resend={
+            "fallback": [
+                "gemini/gemini-2.5-flash",
+                {"model": "anthropic/claude-haiku-4-5", "params": {"max_tokens": 9}},
+                {"model": "openai/own", "price": {"input_usd": "{{ 1 + 1 }}", "output_usd": 3}},
+            ],
+            "fallback_after": {"minutes": 90},
+        },
+        realtime={
+            "deadline": "{{ datetime.timedelta(hours=6) }}",
+            "urgent": "is_vip",
+            "concurrency": 3,
+            "patience": {"minutes": 2},
+        },
+        limits={"max_requests_per_batch": "{{ 2 * 5 }}", "max_bytes_per_batch": 1000, "below_minimum": "realtime"},
     )
     with loaded(given) as project:
         component = project.component
-        assert component.fallback == [
+        fallback = [
             "gemini/gemini-2.5-flash",
             Fallback("anthropic/claude-haiku-4-5", params={"max_tokens": 9}),
+            Fallback("openai/own", price=TokenPrice(2, 3)),
         ]
-        assert component.realtime_patience == timedelta(minutes=2)
-        assert (component.fallback_after, component.deadline) == (timedelta(minutes=90), timedelta(hours=6))
-        assert (component.urgent, component.realtime_concurrency, component.below_minimum) == ("is_vip", 3, "realtime")
-    with loaded(labels(deadline={"days": 1, "hours": 12})) as project:
-        assert project.component.deadline == timedelta(days=1.5)
+        assert component.resend == Resend(fallback=fallback, fallback_after=timedelta(minutes=90))
+        assert component.realtime == Realtime(timedelta(hours=6), "is_vip", 3, timedelta(minutes=2))
+        assert component.limits == Limits(10, 1000, "realtime")
+    with loaded(labels(realtime={"deadline": {"days": 1, "hours": 12}})) as project:
+        assert project.component.realtime == Realtime(timedelta(days=1.5))
+
+
+def test_a_template_gives_a_whole_object_or_a_part_of_it():
+    variables = """
+    import dagster as dg
+    from dagster_llm_batch import Fallback, Realtime
+
+    @dg.template_var
+    def realtime():
+        return Realtime(concurrency=2)
+
+    @dg.template_var
+    def models():
+        return [Fallback("openai/gpt-5")]
+    """
+    text = """
+    type: dagster_llm_batch.LLMBatchComponent
+    template_vars_module: .variables
+    attributes:
+      name: ticket_labels
+      rows: tickets
+      key: id
+      prompt: "{{ text }}"
+      model: openai/own
+      realtime: "{{ realtime }}"
+      resend: {fallback: "{{ models }}"}
+    """
+    with loaded(text, files={"variables.py": variables}) as project:
+        assert project.component.realtime == Realtime(concurrency=2)
+        assert project.component.resend == Resend(fallback=[Fallback("openai/gpt-5")])
 
 
 def test_budgets_and_queue_limits_are_settings_of_the_resource(monkeypatch):

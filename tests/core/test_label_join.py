@@ -19,7 +19,7 @@ from dagster_llm_batch.core.pricing import TokenPrice, tariff
 from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.core.results import RESULT_SCHEMA, Reconciler, ShardFacts
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.types import BatchStatus, Limits, Outcome, Request, Result, Usage
+from dagster_llm_batch.types import BatchLimits, BatchStatus, Outcome, Request, Result, Usage
 
 NONCE = "r0123"
 TARIFF = tariff("any", "any", datetime(2026, 1, 1, tzinfo=UTC), TokenPrice(Decimal(1), Decimal(2)))
@@ -30,7 +30,7 @@ ENDED = [BatchStatus.ENDED, BatchStatus.EXPIRED, BatchStatus.CANCELED, BatchStat
 class PlainCodec:
     """A codec of the simplest kind: a line is the JSON list [custom_id, outcome, text, tokens]."""
 
-    limits = Limits(10, 1_000)
+    limits = BatchLimits(10, 1_000)
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         return msgspec.json.encode([custom_id, request.user]) + b"\n"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dagster_llm_batch.core.sharding import ShardFill, tightest
 from dagster_llm_batch.errors import InputError
-from dagster_llm_batch.types import Limits
+from dagster_llm_batch.types import BatchLimits
 
 OPTIONAL = st.one_of(st.none(), st.integers(1, 10))
 
@@ -26,7 +26,7 @@ OPTIONAL = st.one_of(st.none(), st.integers(1, 10))
 def test_shards_cover_the_lines_once_under_all_limits(
     lines: list[int], max_requests: int, max_bytes: int, max_inputs: int | None, max_line: int | None, at_once: int
 ) -> None:
-    limits = Limits(max_requests, max_bytes, max_line, max_inputs)
+    limits = BatchLimits(max_requests, max_bytes, max_line, max_inputs)
     longest = min(max_bytes, max_line or max_bytes)
     too_long = next((number for number, line in enumerate(lines) if line > longest), None)
     if too_long is not None:
@@ -57,7 +57,7 @@ def test_shards_cover_the_lines_once_under_all_limits(
 
 
 def test_the_users_limits_make_the_providers_smaller_and_never_larger() -> None:
-    limits = Limits(100, 1_000, 500, 50, 10)
+    limits = BatchLimits(100, 1_000, 500, 50, 10)
     assert tightest(limits) == limits
-    assert tightest(limits, 10, 100) == Limits(10, 100, 500, 50, 10)
+    assert tightest(limits, 10, 100) == BatchLimits(10, 100, 500, 50, 10)
     assert tightest(limits, 1_000, 10_000) == limits

@@ -18,6 +18,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from dagster_llm_batch import Realtime
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling
@@ -154,7 +155,7 @@ def test_rows_without_names_are_refused() -> None:
     ],
 )
 def test_an_empty_day_is_an_empty_day(empty: Callable[[], Any]) -> None:
-    asked = labeling(urgent="is_vip", keep=["x"])
+    asked = labeling(realtime=Realtime(urgent="is_vip"), keep=["x"])
     for batch in record_batches(empty(), columns_read(asked)):
         if batch.num_columns:
             renderer = RowRenderer(asked, batch.schema, None)

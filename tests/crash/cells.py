@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from dagster_llm_batch.errors import LeaseError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.testing.emulator import Emulator, Limits, WireFault, local_gcs, local_s3
+from dagster_llm_batch.testing.emulator import Emulator, VendorLimits, WireFault, local_gcs, local_s3
 from tests.crash.billing import money_of, read_billing
 from tests.crash.clouds import BUCKET, CLOUDS, Cloud, Place
 from tests.crash.interceptor import Point, When
@@ -94,7 +94,7 @@ def run_cell(cell: Cell, around: Servers, folder: Path) -> Verdict:
         answer=lambda *_: ANSWER,
         pace=dict.fromkeys(RUNNING, 3600.0) if cell.crash.scenario.runs_on else _SECONDS_A_STATE,
         faults=cell.crash.scenario.faults,
-        limits=Limits(bedrock_min_records=1),
+        limits=VendorLimits(bedrock_min_records=1),
         s3_url=around.s3_url,
         gcs_url=around.gcs_url,
     ) as emulator:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Labeling
+from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.testing.emulator import BatchFault, Fault, RowFault, WireFault, lost_create_reply
 from tests.crash.clouds import CLOUDS, Cloud
@@ -86,11 +86,11 @@ class Scenario:
             "prompt": Prompt(system="You label support tickets.", user="{{ subject }}\n\n{{ body }}"),
             "response": TicketLabel,
             "params": cloud.params,
-            "max_requests_per_batch": 3,
-            "urgent": "now" if self.urgent else None,
-            "realtime_concurrency": 1,
-            "fallback": (f"{cloud.name}/{cloud.other_model}",) if self.falls_back else (),
-            "deadline": DEADLINE if self.is_late else None,
+            "limits": Limits(max_requests_per_batch=3),
+            "realtime": Realtime(
+                deadline=DEADLINE if self.is_late else None, urgent="now" if self.urgent else None, concurrency=1
+            ),
+            "resend": Resend(fallback=(f"{cloud.name}/{cloud.other_model}",) if self.falls_back else ()),
         }
         return Labeling(**{**usual, **dict(self.changes)})
 
@@ -148,7 +148,9 @@ PUT_BACK = Scenario(
     spare_batches=1,
 )
 OWN_QUEUE = Scenario("batches wait for their turn", queue_limit=QueueLimit(max_batches=1), clouds=frozenset({"openai"}))
-SHARED = Scenario("partitions share a batch", waves=(1,), partitions=3, changes=(("max_requests_per_batch", 9),))
+SHARED = Scenario(
+    "partitions share a batch", waves=(1,), partitions=3, changes=(("limits", Limits(max_requests_per_batch=9)),)
+)
 URGENT = Scenario("some rows are urgent", waves=(2,), urgent=3, clouds=_EMULATED, billed=(9, 12))
 TURNED_AWAY = Scenario(
     "calls in real time are turned away for an hour",

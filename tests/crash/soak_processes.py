@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dagster_llm_batch.engine import Deployment, Engine, RetryPolicy
+from dagster_llm_batch.engine import Deployment, Engine, Limits, Resend
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.testing.emulator import Emulator, Limits, RowFault, WireFault, local_gcs, local_s3
+from dagster_llm_batch.testing.emulator import Emulator, RowFault, VendorLimits, WireFault, local_gcs, local_s3
 from tests.crash.billing import Money, money_of, read_billing
 from tests.crash.clouds import BUCKET, CLOUDS, Place
 from tests.crash.scenarios import ANSWER, PLAIN
@@ -67,7 +67,7 @@ def serve(cloud: str, folder: str, pipe: Connection) -> None:
                 answer=lambda *_: ANSWER,
                 pace=_SECONDS_A_STATE,
                 faults=(*ROW_FAULTS, *CALL_FAULTS),
-                limits=Limits(bedrock_min_records=1),
+                limits=VendorLimits(bedrock_min_records=1),
                 s3_url=s3_url,
                 gcs_url=gcs_url,
             )
@@ -127,7 +127,8 @@ def label(task: Task, batch_rows: int, pipe: Connection) -> None:
     log = os.open(f"{task.place.folder}/workers.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(log, 2)
     cloud = CLOUDS[task.cloud]
-    changes = (("asset", task.asset), ("max_requests_per_batch", batch_rows), ("retry", RetryPolicy(_MOST_WAVES)))
+    limits, resend = Limits(max_requests_per_batch=batch_rows), Resend(_MOST_WAVES)
+    changes = (("asset", task.asset), ("limits", limits), ("resend", resend))
     labeling = PLAIN.with_changes(*changes).labeling(cloud)
     engine = Engine(
         Deployment(

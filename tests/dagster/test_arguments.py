@@ -19,17 +19,20 @@ from dagster_llm_batch import (
     AnthropicBatchResource,
     BedrockBatchResource,
     Budget,
-    ChecksPolicy,
+    Checks,
     CommandBatchResource,
     Fallback,
     GeminiBatchResource,
     HiveParquetIOManager,
+    Limits,
     LLMBatchResource,
     OpenAIBatchResource,
     Prompt,
     QueueLimit,
     RayBatchResource,
-    RetryPolicy,
+    Realtime,
+    Resend,
+    Spend,
     TokenPrice,
     VertexBatchResource,
     build_llm_batch_sensor,
@@ -89,9 +92,8 @@ def _first(called: Any) -> str:
 
 def test_all_public_factories_and_settings_are_looked_at() -> None:
     assert len(FACTORIES) >= 16
-    assert {"Prompt", "Fallback", "RetryPolicy", "TokenPrice", "ChecksPolicy", "Embedding", "KafkaTopic"} <= set(
-        SETTINGS
-    )
+    assert {"Prompt", "Fallback", "TokenPrice", "Embedding", "KafkaTopic"} <= set(SETTINGS)
+    assert {"Limits", "Realtime", "Resend", "Spend", "Checks"} <= set(SETTINGS)
 
 
 @pytest.mark.parametrize("name", [*FACTORIES, *SETTINGS])
@@ -244,18 +246,15 @@ def test_resources_still_resolve_in_dagster_by_variable_nested_and_at_the_launch
             {"prompt": "Label it."},
             "prompt='Label it.' is not allowed; it takes Prompt. Write prompt=Prompt(user='Label it.').",
         ),
-        ({"deadline": 3600}, "it takes timedelta or None. Write deadline=timedelta(seconds=3600)."),
-        ({"fallback_after": 60.5}, "Write fallback_after=timedelta(seconds=60.5)."),
-        ({"retry": 3}, "Write retry=RetryPolicy(max_waves=3)."),
-        ({"price": 1.5}, "Write price=TokenPrice(input_usd=…, output_usd=…)."),
-        ({"checks": 0.9}, "Write checks=ChecksPolicy(min_coverage=0.9)."),
+        ({"limits": 100}, "it takes Limits or None. Write limits=Limits(max_requests_per_batch=100)."),
+        ({"realtime": timedelta(0)}, "Write realtime=Realtime(deadline=datetime.timedelta(0))."),
+        ({"resend": 3}, "Write resend=Resend(max_waves=3)."),
+        ({"spend": 1.5}, "Write spend=Spend(price=…, expected_output_tokens=…)."),
+        ({"checks": 0.9}, "Write checks=Checks(min_coverage=0.9)."),
+        ({"limits": {"max_requests_per_batch": 3}}, "Write limits=Limits(max_requests_per_batch=…, "),
         ({"keep": "day"}, "Write keep=['day']."),
-        ({"fallback": "openai/gpt-5"}, "Write fallback=['openai/gpt-5']."),
-        ({"fallback": Fallback("openai/gpt-5")}, "Write fallback=[Fallback(model='openai/gpt-5'"),
         ({"owners": "team:a"}, "Write owners=['team:a']."),
         ({"mode": "later"}, "mode='later' is not allowed; it takes 'deferred' or 'wait'."),
-        ({"realtime_concurrency": "8"}, "it takes int"),
-        ({"realtime_concurrency": True}, "it takes int"),
         ({"max_cost_usd": True}, "it takes Decimal or float or str or None"),
         ({"tags": {"tier": 1}}, "it takes Mapping[str, str] or None"),
         ({"partitions_def": "daily"}, "it takes PartitionsDefinition or None"),
@@ -264,6 +263,9 @@ def test_resources_still_resolve_in_dagster_by_variable_nested_and_at_the_launch
         ({"required_resource_keys": "warehouse"}, "it takes set[str] or None"),
         ({"rows": 3}, "AssetKey or AssetsDefinition or AssetSpec or a function"),
         ({"prompts": "x"}, "did you mean 'prompt'?"),
+        ({"deadline": timedelta(hours=1)}, "there is no argument 'deadline'; write realtime=Realtime(deadline=…)."),
+        ({"fallback": ["openai/gpt-5"]}, "there is no argument 'fallback'; write resend=Resend(fallback=…)."),
+        ({"system": "x"}, "there is no argument 'system'; write prompt=Prompt(system=…)."),
     ],
 )
 def test_a_natural_mistake_is_refused_when_definitions_load_with_what_to_write(
@@ -274,14 +276,40 @@ def test_a_natural_mistake_is_refused_when_definitions_load_with_what_to_write(
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: Realtime(deadline=3600), "it takes timedelta or None. Write deadline=timedelta(seconds=3600)."),  # type: ignore[arg-type]
+        (lambda: Realtime(concurrency="8"), "Realtime.concurrency='8' is not allowed; it takes int"),  # type: ignore[arg-type]
+        (lambda: Realtime(concurrency=True), "it takes int"),
+        (lambda: Resend(fallback_after=60.5), "Write fallback_after=timedelta(seconds=60.5)."),  # type: ignore[arg-type]
+        (lambda: Resend(fallback="openai/gpt-5"), "Write fallback=['openai/gpt-5']."),
+        (lambda: Resend(fallback=Fallback("openai/gpt-5")), "Write fallback=[Fallback(model='openai/gpt-5'"),  # type: ignore[arg-type]
+        (lambda: Spend(price=1.5), "Write price=TokenPrice(input_usd=…, output_usd=…)."),  # type: ignore[arg-type]
+        (lambda: Limits(below_minimum="ask"), "it takes 'refuse' or 'pad' or 'realtime'"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_natural_mistake_in_an_object_is_refused_too(made: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        made()
+    assert message in str(caught.value)
+
+
+def test_what_belongs_together_is_one_object() -> None:
+    parameters = get_type_hints(llm_batch_assets)
+    objects = {"limits": Limits, "realtime": Realtime, "resend": Resend, "spend": Spend, "checks": Checks}
+    for name, made in objects.items():
+        assert parameters[name] == made | None
+
+
 def test_what_fits_is_taken_as_it_is() -> None:
     fits: list[dict[str, Any]] = [
         {"max_cost_usd": "0.25"},
         {"max_cost_usd": 3},
         {"max_cost_usd": Decimal(3)},
-        {"max_requests_per_batch": np.int64(100)},
+        {"limits": Limits(max_requests_per_batch=np.int64(100))},  # type: ignore[arg-type]
         {"poll_seconds": 5},
-        {"deadline": timedelta(hours=1)},
+        {"realtime": Realtime(deadline=timedelta(hours=1))},
         {"keep": ("day",)},
         {"params": types.MappingProxyType({"max_tokens": 3})},
         {"rows": lambda context: context},
@@ -292,7 +320,7 @@ def test_what_fits_is_taken_as_it_is() -> None:
         {"required_resource_keys": ["warehouse"]},
         {"partitions_def": dg.DailyPartitionsDefinition("2026-01-01")},
         {"automation_condition": dg.AutomationCondition.eager()},
-        {"retry": RetryPolicy(max_waves=1), "checks": ChecksPolicy(), "price": TokenPrice(0.1, "0.2")},  # type: ignore[arg-type]
+        {"resend": Resend(max_waves=1), "checks": Checks(), "spend": Spend(TokenPrice(0.1, "0.2"))},  # type: ignore[arg-type]
     ]
     for one in fits:
         assert len(llm_batch_assets(**{**ASKED, **one})) == 2
@@ -315,8 +343,10 @@ def test_siblings_of_the_other_factories() -> None:
     judged: dict[str, Any] = {**ASKED, "candidates": ["a", "b"], "target": "topic"}
     with pytest.raises(ConfigError, match="no argument 'max_inconsistant'; did you mean 'max_inconsistent'"):
         pairwise_judge_assets(**judged, max_inconsistant=0.1)
-    with pytest.raises(ConfigError, match="no argument 'dead_line'; did you mean 'deadline'"):
-        rubric_judge_assets(**judged, criteria={"a": "b"}, dead_line=3)
+    with pytest.raises(ConfigError, match="no argument 'max_cots_usd'; did you mean 'max_cost_usd'"):
+        rubric_judge_assets(**judged, criteria={"a": "b"}, max_cots_usd=3)
+    with pytest.raises(ConfigError, match=r"no argument 'deadline'; write realtime=Realtime\(deadline=…\)"):
+        pairwise_judge_assets(**judged, deadline=3)
 
 
 def test_signatures_stay_for_readers_and_tools() -> None:

@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, CodeLocation, failure, labeled, tickets
 
-from dagster_llm_batch import ChecksPolicy, on_labels_ready
+from dagster_llm_batch import Checks, on_labels_ready
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import Emulator, FileFault, Reply, RowFault
 
@@ -122,7 +122,7 @@ def test_a_failed_blocking_check_holds_back_downstream_of_the_same_run(make, emu
 
     ran: list[list[str]] = []
     spoil(emulator, DAYS[1])
-    location = make(*labeled(partitions_def=DAILY, checks=ChecksPolicy(blocking=blocking)), after)
+    location = make(*labeled(partitions_def=DAILY, checks=Checks(blocking=blocking)), after)
     location.submit(**where)
     emulator.settle()
     result = location.run(*LANDING, "after", **where)
@@ -135,7 +135,7 @@ def test_a_failed_blocking_check_holds_back_downstream_of_the_same_run(make, emu
 
 def test_coverage_counts_rows_and_parse_rate_counts_replies(make, emulator):
     emulator.inject(RowFault(containing="t-1?", status_code=400), RowFault(containing="t-2?", kind="truncated"))
-    location = make(*labeled(checks=ChecksPolicy(min_coverage=0.3, min_parse_rate=0.9)))
+    location = make(*labeled(checks=Checks(min_coverage=0.3, min_parse_rate=0.9)))
     location.submit()
     for _ in range(3):  # a reply that does not fit is asked for once more
         emulator.settle()
@@ -180,12 +180,12 @@ def test_an_empty_partition_passes_its_checks(make):
 @pytest.mark.parametrize(("name", "value"), [("min_coverage", 95), ("min_parse_rate", -0.1)])
 def test_a_share_that_is_none_is_refused(name, value):
     with pytest.raises(ConfigError, match=f"{name}={value}"):
-        ChecksPolicy(**{name: value})
+        Checks(**{name: value})
 
 
 def test_a_submission_that_was_stopped_lands_with_a_failed_check_that_says_why_and_what_to_do(make, emulator):
     emulator.inject(FileFault(kind="renamed", times=None))
-    location = make(*labeled(rows=lambda _: tickets(12), checks=ChecksPolicy(min_coverage=0, min_parse_rate=0)))
+    location = make(*labeled(rows=lambda _: tickets(12), checks=Checks(min_coverage=0, min_parse_rate=0)))
     location.submit()
     emulator.settle()
     landed = location.collect()

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from code_location import DAILY, LABELS, LANDING, REJECTS, CodeLocation, labeled, tickets
 
-from dagster_llm_batch import ChecksPolicy, HiveParquetIOManager, Prompt
+from dagster_llm_batch import Checks, HiveParquetIOManager, Prompt
 from dagster_llm_batch.assets.labels import spool
 from dagster_llm_batch.core.label_join import REJECT_COLUMNS, Labeled
 from dagster_llm_batch.engine import Labeling
@@ -46,7 +46,7 @@ def test_streams_land_and_tell_the_same_as_tables(make, emulator, tmp_path, reje
                 rows=lambda context: tickets(ROWS),
                 frame=frame,
                 name=f"{frame}_labels",
-                checks=ChecksPolicy(blocking=False),
+                checks=Checks(blocking=False),
             ),
             resources={"io_manager": HiveParquetIOManager(root=str(root))},
         )

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 from code_location import BATCH, DAILY, LABELS, LANDING, REJECTS, failure, labeled, tickets
 
-from dagster_llm_batch import ChecksPolicy, evaluation_assets
+from dagster_llm_batch import Checks, evaluation_assets
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.testing.emulator import RowFault
 
-LENIENT = ChecksPolicy(min_coverage=0.1, min_parse_rate=0.1)
+LENIENT = Checks(min_coverage=0.1, min_parse_rate=0.1)
 GOOD, BAD = {"t-0", "t-2"}, {"t-1"}
 
 

@@ -12,12 +12,13 @@ from code_location import failure
 from dagster_llm_batch import (
     AnthropicBatchResource,
     BedrockBatchResource,
-    ChecksPolicy,
+    Checks,
     GeminiBatchResource,
     LLMBatchResource,
     OpenAIBatchResource,
     Prompt,
-    RetryPolicy,
+    Realtime,
+    Resend,
     VertexBatchResource,
     pairwise_judge_assets,
     rubric_judge_assets,
@@ -33,7 +34,7 @@ QUESTIONS = {"q1": "Why?", "q2": "How?", "q3": "When?", "q4": "Where?"}
 SHORT = {"q1": "No.", "q2": "So.", "q3": "Now.", "q4": "Here."}
 LONG = {"q1": "Because of it.", "q2": "So.", "q3": "When it is !time.", "q4": "Where it !was."}
 PROMPT = Prompt(system="You are strict.", user="Q: {{ question }}\nA: {{ answer_a }}\nB: {{ answer_b }}")
-ONCE = RetryPolicy(invalid_waves=1)
+ONCE = Resend(invalid_waves=1)
 SCORING = Prompt(user="Q: {{ question }}\nAnswer: {{ answer }}")
 
 
@@ -131,7 +132,7 @@ def duel(partitions_def=None, *, together=False, **more):
         "prompt": PROMPT,
         "model": "openai/gpt-4o",
         "params": {"max_tokens": 50},
-        "retry": ONCE,
+        "resend": ONCE,
         "partitions_def": None if together else partitions_def,
     }
     return upstream, pairwise_judge_assets(**{**usual, **more})
@@ -149,7 +150,7 @@ def grades(**more):
         "prompt": SCORING,
         "model": "openai/gpt-4o",
         "params": {"max_tokens": 50},
-        "retry": ONCE,
+        "resend": ONCE,
     }
     return upstream, rubric_judge_assets(**{**usual, **more})
 
@@ -219,7 +220,7 @@ class TestPairwise:
             openai = OpenAIBatchResource(api_key=DEFAULT_KEY, base_url=emulator.openai_base_url)
             project.resources["llm_batch"] = LLMBatchResource(openai=openai)
             project.emulator = emulator
-            upstream, judging = duel(checks=ChecksPolicy(blocking=False))
+            upstream, judging = duel(checks=Checks(blocking=False))
             project.run(upstream)
             project.judge([*upstream, *judging])
         [row] = project.stored("duel").to_pylist()
@@ -346,6 +347,7 @@ class TestPairwise:
             ({"target": []}, "target is empty"),
             ({"key": "verdict"}, "would have ['verdict'] twice"),
             ({"frame": "spark"}, "'spark'"),
+            ({"realtime": Realtime(urgent="is_vip")}, "realtime.urgent='is_vip' is not allowed"),
         ],
     )
     def test_settings_that_cannot_work_are_refused_at_once(self, wrong, says):
@@ -404,7 +406,7 @@ class TestRubric:
         assert "short, complete: 3.75; at least 4 wanted" in check.description
 
     def test_a_score_outside_of_the_scale_is_a_reject(self, project):
-        upstream, judging = grades(scale=(1, 3), checks=ChecksPolicy(blocking=False))
+        upstream, judging = grades(scale=(1, 3), checks=Checks(blocking=False))
         project.run(upstream)
         project.judge([*upstream, *judging], "grade")
         found = {(row["candidate"], row["criterion"]): row for row in project.stored("grade").to_pylist()}

@@ -9,7 +9,7 @@ from code_location import BATCH, DAILY, LABELS, LANDING, REJECTS, failure, label
 from dagster_duckdb_pandas import DuckDBPandasIOManager
 from dagster_duckdb_polars import DuckDBPolarsIOManager
 
-from dagster_llm_batch import ChecksPolicy
+from dagster_llm_batch import Checks
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import RowFault
 
@@ -124,7 +124,7 @@ def test_partitioned_labels_and_rejects_leave_through_duckdb_and_replace_only_th
             frame=frame,
             metadata={"partition_expr": "day"},
             key_prefix="mart",
-            checks=ChecksPolicy(min_coverage=0),
+            checks=Checks(min_coverage=0),
         ),
         resources={"io_manager": io_manager(database=database)},
     )

@@ -8,7 +8,7 @@ import pytest
 from code_location import BATCH, DAILY, LABELS, REJECTS, CodeLocation, TicketLabel, labeled, tag, tickets
 from markdown_it import MarkdownIt
 
-from dagster_llm_batch import OpenAIBatchResource, Prompt
+from dagster_llm_batch import Limits, OpenAIBatchResource, Prompt, Spend
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.metadata import markdown_table
 from dagster_llm_batch.testing.emulator import Emulator, Reply, RowFault
@@ -38,7 +38,7 @@ def code_version(assets, name=LABELS):
 def test_a_submission_says_what_is_sent_to_whom_and_what_it_may_cost(make):
     twin = tickets(1).with_columns(ticket_id=pl.lit("twin"))
     rows = pl.concat([tickets(3), twin])
-    location = make(*labeled(rows=lambda context: rows, max_requests_per_batch=2))
+    location = make(*labeled(rows=lambda context: rows, limits=Limits(max_requests_per_batch=2)))
     location.submit()
     told = location.metadata(BATCH)
     assert told["llm_batch/rows"] == 4
@@ -156,7 +156,9 @@ def test_the_code_version_changes_with_what_labels_depend_on(change):
 
 
 def test_the_code_version_stays_with_what_labels_do_not_depend_on():
-    same = labeled(description="new", frame="pandas", max_cost_usd=3, price=TokenPrice(input_usd=1, output_usd=1))
+    same = labeled(
+        description="new", frame="pandas", max_cost_usd=3, spend=Spend(price=TokenPrice(input_usd=1, output_usd=1))
+    )
     assert code_version(same) == code_version(labeled()) == code_version(labeled(), BATCH)
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from code_location import DAILY, DAYS, LABELS, CodeLocation, labeled, tickets
 from test_batch_sensor import change, sqlite_time, tick
 
-from dagster_llm_batch import QueueLimit
+from dagster_llm_batch import Limits, QueueLimit
 from dagster_llm_batch.cli.main import main
 from dagster_llm_batch.engine.progress import Pace
 from dagster_llm_batch.progress import has_moved, pace_text, progress_bar, together
@@ -107,7 +107,9 @@ def test_another_tenth_of_the_requests_is_news_within_a_tenth_is_none(make, emul
 
 
 def test_the_skip_reason_and_watch_agree_on_counts_rate_age_and_end(stored, emulator):
-    location = CodeLocation(emulator, stored, *labeled(rows=lambda context: tickets(800), max_requests_per_batch=400))
+    location = CodeLocation(
+        emulator, stored, *labeled(rows=lambda context: tickets(800), limits=Limits(max_requests_per_batch=400))
+    )
     location.submit()
     emulator.tick(2)
     tick(location)

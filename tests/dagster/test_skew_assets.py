@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from datetime import timedelta
 
 import dagster as dg
 import polars as pl
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pytest
 from code_location import DAYS, CodeLocation, failure, labeled, tickets
 
-from dagster_llm_batch import RetryPolicy, skew_assets
+from dagster_llm_batch import Realtime, Resend, skew_assets
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics import Target
 from dagster_llm_batch.testing.emulator import Emulator, Reply, WireFault
@@ -77,7 +78,7 @@ def rows(_context):
 
 
 def usual(**changes):
-    return labeled(**{"rows": rows, "retry": RetryPolicy(invalid_waves=1), **changes})
+    return labeled(**{"rows": rows, "resend": Resend(invalid_waves=1), **changes})
 
 
 def check(location, **where):
@@ -148,7 +149,7 @@ class TestSkew:
         assert set(reasons) == {"t-3", "t-4"}
 
     def test_an_answer_that_says_later_is_asked_again(self, workspace):
-        location = workspace.location(usual(), sample_size=3, realtime_concurrency=1)
+        location = workspace.location(usual(), sample_size=3, realtime=Realtime(concurrency=1))
         assert location.land().success
         fault = WireFault(kind="status", route="POST /v1/chat/completions", status=503, times=3)
         workspace.emulator.inject(fault)
@@ -182,7 +183,7 @@ class TestSkew:
         def half_urgent(_context):
             return tickets(8).with_columns(now=pl.Series([n < 4 for n in range(8)]))
 
-        location = workspace.location(usual(rows=half_urgent, urgent="now"), sample_size=8)
+        location = workspace.location(usual(rows=half_urgent, realtime=Realtime(urgent="now")), sample_size=8)
         assert location.land().success
         assert check(location).success
         assert {row["ticket_id"] for row in stored(location, "skew_sample")} == {f"t-{n}" for n in range(4, 8)}
@@ -235,7 +236,11 @@ class TestRefusals:
             ({"target": []}, "at least one of each"),
             ({"sample_size": 0}, "at least one of each"),
             ({"min_agreement": 95}, "between 0 and 1"),
-            ({"realtime_concurrency": 0}, "realtime_concurrency=0"),
+            ({"realtime": Realtime(urgent="now")}, "realtime.urgent='now' is not allowed"),
+            (
+                {"realtime": Realtime(deadline=timedelta(hours=1))},
+                "realtime.deadline=datetime.timedelta(seconds=3600) is not",
+            ),
             ({"max_cost_usd": "much"}, "no amount of US dollars"),
             ({"candidates": [dg.asset(name="mine")(lambda: None)]}, "no labels of llm_batch_assets"),
         ],

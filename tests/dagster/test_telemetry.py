@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from test_batch_sensor import tick
 
+from dagster_llm_batch import Limits, Realtime
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.telemetry import TracedProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, RowFault, WireFault
@@ -86,7 +87,7 @@ def test_a_labeling_leaves_a_span_for_each_provider_call_flushed_when_its_run_en
 
 def test_answers_in_real_time_have_spans_too(make):
     rows = tickets(2).with_columns(now=True)
-    location = make(*labeled(rows=lambda context: rows, urgent="now"), telemetry=True)
+    location = make(*labeled(rows=lambda context: rows, realtime=Realtime(urgent="now")), telemetry=True)
     with trace.get_tracer("user").start_as_current_span("run") as run:
         location.submit()
         location.collect()
@@ -95,7 +96,7 @@ def test_answers_in_real_time_have_spans_too(make):
 
 
 def test_calls_of_threads_are_of_the_span_in_which_the_run_is(make, emulator):
-    location = make(*labeled(max_requests_per_batch=1), telemetry=True)
+    location = make(*labeled(limits=Limits(max_requests_per_batch=1)), telemetry=True)
     with trace.get_tracer("user").start_as_current_span("run") as run:
         location.land()
     assert len(spans("submit_batch")) == len(spans("fetch_results")) == 3

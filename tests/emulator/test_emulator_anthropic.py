@@ -15,9 +15,9 @@ from dagster_llm_batch.testing.emulator import (
     DEFAULT_KEY,
     BatchFault,
     Emulator,
-    Limits,
     ManualClock,
     Reply,
+    VendorLimits,
     lost_create_reply,
 )
 
@@ -110,7 +110,7 @@ def create_raw(client: EmulatorClient, requests: Any) -> Any:
     ],
 )
 def test_custom_ids_and_counts_are_checked_at_once(connect, requests, message):
-    client = connect(limits=Limits(message_batch_requests=3))
+    client = connect(limits=VendorLimits(message_batch_requests=3))
     with pytest.raises(anthropic.BadRequestError, match=message):
         create_raw(client, requests)
     assert client.emulator.books.batches == []
@@ -122,7 +122,7 @@ def test_custom_ids_keep_their_case(connect):
 
 
 def test_a_body_that_is_too_large_is_refused_at_once(connect):
-    client = connect(limits=Limits(message_batch_bytes=100))
+    client = connect(limits=VendorLimits(message_batch_bytes=100))
     with pytest.raises(anthropic.APIStatusError) as caught:
         client.create()
     assert (caught.value.status_code, caught.value.type) == (413, "request_too_large")
@@ -170,7 +170,7 @@ def form(schema: dict) -> dict:
     ],
 )
 def test_everything_else_fails_its_row_when_it_runs(connect, params, kind, message):
-    client = connect(limits=Limits(known_models={"claude-x"}))
+    client = connect(limits=VendorLimits(known_models={"claude-x"}))
     got = client.error(**params)
     assert got[0] == kind
     assert re.search(message, got[1])

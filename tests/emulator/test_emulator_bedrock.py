@@ -11,7 +11,15 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from dagster_llm_batch.testing.emulator import BEDROCK, DEFAULT_KEY, BatchFault, Emulator, Limits, WireFault, local_s3
+from dagster_llm_batch.testing.emulator import (
+    BEDROCK,
+    DEFAULT_KEY,
+    BatchFault,
+    Emulator,
+    VendorLimits,
+    WireFault,
+    local_s3,
+)
 
 BUCKET, MODEL = "bucket", "anthropic.claude-haiku-4-5-20251001-v1:0"
 ROLE = "arn:aws:iam::123456789012:role/batch"
@@ -76,7 +84,7 @@ def connect(s3_url) -> Iterator[Any]:
     made: list[Emulator] = []
 
     def make(least: int = 1, **options: Any) -> EmulatorClient:
-        limits = options.pop("limits", Limits(bedrock_min_records=least))
+        limits = options.pop("limits", VendorLimits(bedrock_min_records=least))
         made.append(Emulator(s3_url=s3_url, limits=limits, **options).start())
         client = EmulatorClient(made[-1], s3_url)
         for key in client.names(""):

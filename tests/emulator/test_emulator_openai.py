@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from dagster_llm_batch.testing.emulator import Emulator, Limits, ManualClock, Reply, WireFault
+from dagster_llm_batch.testing.emulator import Emulator, ManualClock, Reply, VendorLimits, WireFault
 
 SCHEMA = {
     "type": "object",
@@ -332,7 +332,7 @@ def test_a_large_batch_is_held_on_disk_and_comes_back_whole(connect):
 
 
 def test_limits_of_file_size_are_refused_at_upload(connect):
-    client = connect(limits=Limits(file_bytes=100))
+    client = connect(limits=VendorLimits(file_bytes=100))
     with pytest.raises(openai.BadRequestError, match="too large"):
         client.upload(b"x" * 101)
     with pytest.raises(openai.BadRequestError, match="jsonl"):

@@ -5,7 +5,7 @@ import json
 import openai
 import pytest
 
-from dagster_llm_batch.testing.emulator import BatchFault, Limits
+from dagster_llm_batch.testing.emulator import BatchFault, VendorLimits
 
 
 def bad_batch(connect, change=None, *, raw=None, limits=None, endpoint="/v1/chat/completions"):
@@ -56,24 +56,24 @@ def test_an_empty_file_fails_the_batch(connect):
 
 
 def test_an_unknown_model_fails_the_batch(connect):
-    error = bad_batch(connect, limits=Limits(known_models={"gpt"}))
+    error = bad_batch(connect, limits=VendorLimits(known_models={"gpt"}))
     assert (error.code, error.line) == ("model_not_found", 1)
 
 
 def test_too_many_requests_fail_the_batch(connect):
-    assert bad_batch(connect, limits=Limits(batch_requests=2)).code == "too_many_tasks"
+    assert bad_batch(connect, limits=VendorLimits(batch_requests=2)).code == "too_many_tasks"
 
 
 def test_too_many_embedding_inputs_fail_the_batch(connect):
     line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": ["x"] * 4}}
     error = bad_batch(
-        connect, raw=json.dumps(line).encode(), limits=Limits(embedding_inputs=3), endpoint="/v1/embeddings"
+        connect, raw=json.dumps(line).encode(), limits=VendorLimits(embedding_inputs=3), endpoint="/v1/embeddings"
     )
     assert error.code == "invalid_request"
 
 
 def test_the_enqueued_token_limit_counts_live_batches_of_the_model_and_frees_with_their_end(connect):
-    client = connect(limits=Limits(enqueued_tokens=150))
+    client = connect(limits=VendorLimits(enqueued_tokens=150))
     long = [client.line("a", "x" * 400)]
     first = client.create(long)
     client.emulator.tick()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workspace import labeling
 
+from dagster_llm_batch.engine import Limits
 from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY
 
@@ -26,4 +27,6 @@ def provider(bedrock_url: str, s3_url: str, timeout_seconds: float = 60.0, **cha
 
 
 def definition(**changes):
-    return labeling(**{"model": MODEL, "params": {"max_tokens": 50}, "max_requests_per_batch": 3, **changes})
+    return labeling(
+        **{"model": MODEL, "params": {"max_tokens": 50}, "limits": Limits(max_requests_per_batch=3), **changes}
+    )

@@ -11,11 +11,11 @@ import pyarrow as pa
 from workspace import TicketLabel, Workspace
 
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Labeling
+from dagster_llm_batch.engine import Labeling, Limits
 from dagster_llm_batch.engine.request_files import request_ids, requests_of
 from dagster_llm_batch.metrics import EvaluationReport, Target
 from dagster_llm_batch.storage.ledger.records import Submission
-from dagster_llm_batch.types import Limits
+from dagster_llm_batch.types import BatchLimits
 
 _T = TypeVar("_T")
 
@@ -66,7 +66,7 @@ def labeling(**changes: Any) -> Labeling:
         "response": TicketLabel,
         "params": {"max_tokens": 50},
         "keep": ["day"],
-        "max_requests_per_batch": 100,
+        "limits": Limits(max_requests_per_batch=100),
     }
     return Labeling(**{**usual, **changes})
 
@@ -143,4 +143,4 @@ def assert_same_report(here: EvaluationReport, there: EvaluationReport) -> None:
     assert here.per_class.equals(there.per_class)
 
 
-SMALL = Limits(max_requests=100, max_bytes=200_000_000, min_requests=40)
+SMALL = BatchLimits(max_requests=100, max_bytes=200_000_000, min_requests=40)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.oauth2.credentials import Credentials
 from workspace import labeling
 
+from dagster_llm_batch.engine import Limits
 from dagster_llm_batch.providers.google.gemini import GeminiProvider
 from dagster_llm_batch.providers.google.vertex import VertexProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY
@@ -36,4 +37,4 @@ def provider(
 
 
 def definition(kind: str):
-    return labeling(model=MODELS[kind], params={"max_output_tokens": 50}, max_requests_per_batch=3)
+    return labeling(model=MODELS[kind], params={"max_output_tokens": 50}, limits=Limits(max_requests_per_batch=3))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
-from dagster_llm_batch.engine import RetryPolicy
+from dagster_llm_batch.engine import Limits, Resend
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.testing.emulator import FileFault, RowFault
 
@@ -30,7 +30,7 @@ def stops(workspace: Workspace, submission_id: str) -> list[str]:
 def test_a_second_wave_is_not_paid_and_the_reason_has_an_example(workspace: Workspace, fault: str) -> None:
     scripted, outcome, example = FAULTS[fault]
     workspace.emulator.inject(scripted)
-    definition = labeling(fallback=["openai/gpt-4o-mini"])  # which is not asked either
+    definition = labeling(resend=Resend(fallback=["openai/gpt-4o-mini"]))  # which is not asked either
     status = workspace.run(definition, tickets(20), partition="p")
     submission = status.submission
     assert (submission.outcomes, submission.waves, len(billed(workspace))) == ({outcome: 20}, 1, 20)
@@ -88,7 +88,7 @@ def test_rows_that_no_reply_ever_fits_go_to_the_next_model_however_many_they_are
     """They alone make the second wave, in which nothing fits."""
     hard = [RowFault(kind="truncated", containing=f"number {n}?", times=2) for n in range(12)]
     workspace.emulator.inject(*hard)
-    definition = labeling(fallback=["openai/gpt-4o-mini"], retry=RetryPolicy(invalid_waves=2))
+    definition = labeling(resend=Resend(invalid_waves=2, fallback=["openai/gpt-4o-mini"]))
     status = workspace.run(definition, tickets(40))
     assert status.submission.outcomes == {"succeeded": 40}
     assert [shard.requests for shard in status.shards] == [40, 12, 12]
@@ -110,7 +110,7 @@ def test_a_second_wave_that_is_as_large_and_comes_back_altered_is_the_last(works
 
 def test_the_rest_of_a_wave_that_waits_for_its_turn_is_not_sent_either(workspace: Workspace) -> None:
     workspace.emulator.inject(ALTERED)
-    definition = labeling(max_requests_per_batch=12)
+    definition = labeling(limits=Limits(max_requests_per_batch=12))
     engine = workspace.engine(queue_limits={"openai": QueueLimit(max_batches=1)})
     submission = engine.plan(definition, tickets(36))
     engine.submit(definition, submission.submission_id)

@@ -19,6 +19,7 @@ import pytest
 from pydantic import BaseModel
 from workspace import Workspace, assert_total, billed, in_one_batch, labeling, tickets
 
+from dagster_llm_batch.engine import Limits
 from dagster_llm_batch.errors import CannotTellError, ConfigError
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, BatchFault, Emulator, RowFault, WireFault, lost_create_reply
@@ -66,7 +67,7 @@ def foreign_batch(workspace: Workspace, requests: int) -> str:
 
 
 def test_each_row_gets_its_own_label_and_its_price(workspace: Workspace) -> None:
-    definition = of(max_requests_per_batch=7)
+    definition = of(limits=Limits(max_requests_per_batch=7))
     status = workspace.run(definition, tickets(20))
     labels, rejects = assert_total(workspace, definition, status.submission.submission_id, 20)
     assert (len(labels), len(rejects)) == (20, 0)
@@ -106,7 +107,7 @@ def test_sampling_parameters_are_refused_before_anything_is_planned(workspace: W
 def test_a_batch_whose_reply_was_lost_is_waited_for_found_and_not_created_again(workspace: Workspace, how: Any) -> None:
     workspace.providers = {"anthropic": provider(workspace.emulator, timeout_seconds=0.5)}  # type: ignore[dict-item]
     workspace.emulator.inject(lost_create_reply(how, route=CREATE))
-    definition, submission_id = sent(workspace, 6, max_requests_per_batch=3)
+    definition, submission_id = sent(workspace, 6, limits=Limits(max_requests_per_batch=3))
     assert workspace.engine().status(submission_id).states == {"submitting": 1, "submitted": 1}
     workspace.skipped += timedelta(hours=5)  # far beyond settle_seconds: a candidate runs, so nothing is sent again
     assert workspace.engine().advance(definition, submission_id).states == {"submitting": 1, "submitted": 1}

@@ -10,13 +10,13 @@ import pytest
 from bedrock_workspace import BUCKET, LEAST, ROWS, definition, provider
 from workspace import Workspace, assert_total, billed, tickets
 
-from dagster_llm_batch.engine import Status
+from dagster_llm_batch.engine import Limits, Status
 from dagster_llm_batch.errors import BudgetError, ConfigError
 from dagster_llm_batch.testing.emulator import (
     BatchFault,
     Emulator,
-    Limits,
     RowFault,
+    VendorLimits,
     WireFault,
     local_s3,
     lost_create_reply,
@@ -36,7 +36,7 @@ def s3_url() -> Iterator[str]:
 def workspace(tmp_path, s3_url) -> Iterator[Workspace]:
     # the schema that Claude takes has no bounds, which a simulated reply would keep to
     answer = {"topic": "billing", "urgency": 3}
-    with Emulator(answer=lambda *_: answer, s3_url=s3_url, limits=Limits(bedrock_min_records=LEAST)) as emulator:
+    with Emulator(answer=lambda *_: answer, s3_url=s3_url, limits=VendorLimits(bedrock_min_records=LEAST)) as emulator:
         made = Workspace(tmp_path, emulator)
         made.providers = {"bedrock": provider(emulator.bedrock_url, s3_url, timeout_seconds=1.5)}
         yield made
@@ -90,7 +90,7 @@ def test_a_job_cut_short_pays_for_what_ran_once_and_sends_the_rest_again(
 ) -> None:
     workspace.providers = {"bedrock": provider(workspace.emulator.bedrock_url, s3_url, min_requests=1)}
     workspace.emulator.inject(BatchFault(kind=kind, batches=[0], fraction=0.4))
-    one_batch = definition(max_requests_per_batch=100)
+    one_batch = definition(limits=Limits(max_requests_per_batch=100))
     status = workspace.run(one_batch, tickets(10))
     labels, _ = assert_total(workspace, one_batch, status.submission.submission_id, 10)
     assert len(labels) == 10
@@ -100,7 +100,7 @@ def test_a_job_cut_short_pays_for_what_ran_once_and_sends_the_rest_again(
 
 def test_a_retried_tail_is_padded_where_the_user_chose_so(workspace: Workspace, s3_url: str) -> None:
     workspace.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
-    padding = definition(below_minimum="pad")
+    padding = definition(limits=Limits(max_requests_per_batch=3, below_minimum="pad"))
     status = workspace.run(padding, tickets(ROWS))
     labels, _ = assert_total(workspace, padding, status.submission.submission_id, ROWS)
     assert len(labels) == ROWS
@@ -115,7 +115,7 @@ def test_a_retried_tail_is_padded_where_the_user_chose_so(workspace: Workspace, 
 
 def test_a_retried_tail_is_answered_in_real_time_where_the_user_chose_so(workspace: Workspace, s3_url: str) -> None:
     workspace.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
-    at_once = definition(below_minimum="realtime")
+    at_once = definition(limits=Limits(max_requests_per_batch=3, below_minimum="realtime"))
     status = workspace.run(at_once, tickets(ROWS))
     labels, _ = assert_total(workspace, at_once, status.submission.submission_id, ROWS)
     assert sorted(labels["llm_lane"].to_pylist()).count("realtime") == 1
@@ -140,7 +140,7 @@ def assert_says_why(workspace: Workspace, submission_id: str) -> None:
 
 def retried_together(workspace: Workspace, failing: str, choice: str) -> list[Status]:
     """Two partitions, in which rows whose text holds `failing` are to be asked again, by one run over both."""
-    made = definition(below_minimum=choice, max_requests_per_batch=100)
+    made = definition(limits=Limits(max_requests_per_batch=100, below_minimum=choice))
     workspace.emulator.inject(*[RowFault(containing=text, status_code=503, times=1) for text in failing.split(",")])
     engine = workspace.engine()
     plans = [engine.plan(made, tickets(5, 10 * day), partition=f"day-{day}").submission_id for day in (1, 2)]
@@ -183,7 +183,7 @@ def test_the_estimate_of_a_tail_is_that_of_what_the_user_chose(workspace: Worksp
     """One request of at least LEAST: alone, with copies of it up to that number, or at twice the batch price."""
     factor = {"refuse": 1, "pad": LEAST, "realtime": 2}[choice]
     alone = workspace.engine().preview(definition(), tickets(1)).estimated_usd
-    made = definition(below_minimum=choice)
+    made = definition(limits=Limits(max_requests_per_batch=3, below_minimum=choice))
     preview = workspace.engine().preview(made, tickets(1))
     assert preview.estimated_usd == factor * alone
     assert preview.realtime_usd == 2 * alone
@@ -191,7 +191,10 @@ def test_the_estimate_of_a_tail_is_that_of_what_the_user_chose(workspace: Worksp
     assert plan.estimated_usd == factor * alone
     [shard] = workspace.engine().ledger.shards(plan.submission_id)
     assert shard.estimated_usd == factor * alone
-    over = definition(below_minimum=choice, max_cost_usd=factor * alone - Decimal("0.0000001"))
+    over = definition(
+        limits=Limits(max_requests_per_batch=3, below_minimum=choice),
+        max_cost_usd=factor * alone - Decimal("0.0000001"),
+    )
     with pytest.raises(BudgetError, match="max_cost_usd"):
         workspace.engine().plan(over, tickets(1, 50))
 
@@ -199,7 +202,9 @@ def test_the_estimate_of_a_tail_is_that_of_what_the_user_chose(workspace: Worksp
 def test_a_retry_whose_padding_would_exceed_the_budget_is_not_sent(workspace: Workspace) -> None:
     workspace.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
     for_all = workspace.engine().preview(definition(), tickets(LEAST)).estimated_usd  # and for LEAST copies of one
-    status = workspace.run(definition(below_minimum="pad", max_cost_usd=for_all), tickets(LEAST))
+    status = workspace.run(
+        definition(limits=Limits(max_requests_per_batch=3, below_minimum="pad"), max_cost_usd=for_all), tickets(LEAST)
+    )
     assert status.submission.outcomes == {"succeeded": LEAST - 1, "errored": 1}
     assert status.submission.cost_usd + for_all / LEAST < for_all, "without copies it would have fit"
     events = workspace.engine().ledger.events(status.submission.submission_id)
@@ -207,7 +212,7 @@ def test_a_retry_whose_padding_would_exceed_the_budget_is_not_sent(workspace: Wo
 
 
 def test_a_tail_is_filled_up_from_the_batch_before_it(workspace: Workspace, s3_url: str) -> None:
-    one_over = definition(max_requests_per_batch=ROWS - 1)
+    one_over = definition(limits=Limits(max_requests_per_batch=ROWS - 1))
     status = workspace.run(one_over, tickets(ROWS))
     assert_total(workspace, one_over, status.submission.submission_id, ROWS)
     assert [shard.requests for shard in status.shards] == [ROWS - LEAST, LEAST]
@@ -218,7 +223,7 @@ def test_a_tail_is_filled_up_from_the_batch_before_it(workspace: Workspace, s3_u
 def test_too_few_rows_for_a_batch_are_handled_as_chosen(
     workspace: Workspace, choice: str, batches: int, calls: int
 ) -> None:
-    few = definition(below_minimum=choice)
+    few = definition(limits=Limits(max_requests_per_batch=3, below_minimum=choice))
     status = workspace.run(few, tickets(LEAST - 1))
     labels, _ = assert_total(workspace, few, status.submission.submission_id, LEAST - 1)
     assert len(labels) == LEAST - 1
@@ -232,5 +237,5 @@ def test_too_few_rows_for_a_batch_are_refused_before_anything_is_sent(workspace:
     with pytest.raises(ConfigError, match=f"takes at least {LEAST} requests; these are {LEAST - 1}.*below_minimum="):
         workspace.engine().submit(definition(), plan.submission_id)
     assert workspace.emulator.books.calls_to("POST", CREATE.removeprefix("POST ")) == 0
-    few = definition(below_minimum="pad")
+    few = definition(limits=Limits(max_requests_per_batch=3, below_minimum="pad"))
     assert workspace.finish(few, plan.submission_id).submission.outcomes == {"succeeded": LEAST - 1}

@@ -10,6 +10,7 @@ import pytest
 from google_workspace import BUCKET, ROWS, definition, provider
 from workspace import Workspace, assert_total, billed, tickets
 
+from dagster_llm_batch.engine import Limits
 from dagster_llm_batch.testing.emulator import Emulator, RowFault, WireFault, local_gcs, lost_create_reply
 
 VERTEX_JOBS = "POST /vertex/*/batchPredictionJobs"
@@ -88,7 +89,7 @@ def test_a_create_that_never_arrived_is_made_in_the_end(workspace: Workspace, ki
 def test_partitions_share_a_batch_and_come_home_whatever_counts_the_vendor_gives(
     workspace: Workspace, kind: str
 ) -> None:
-    made = replace(definition(kind), max_requests_per_batch=ROWS)
+    made = replace(definition(kind), limits=Limits(max_requests_per_batch=ROWS))
     engine = workspace.engine()
     ids = [engine.plan(made, tickets(3, start=3 * n), partition=f"p{n}").submission_id for n in range(3)]
     engine.submit_together(made, ids)

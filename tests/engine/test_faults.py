@@ -13,15 +13,15 @@ from workspace import Workspace, assert_total, billed, in_one_batch, labeling, t
 
 from dagster_llm_batch.core.identity import custom_id, make_request, packed
 from dagster_llm_batch.core.results import Reconciler, ShardFacts
-from dagster_llm_batch.engine import RetryPolicy
+from dagster_llm_batch.engine import Limits, Resend
 from dagster_llm_batch.errors import RefusedError, TransientError
 from dagster_llm_batch.testing.emulator import (
     BatchFault,
     Emulator,
     FileFault,
-    Limits,
     Reply,
     RowFault,
+    VendorLimits,
     WireFault,
     simulated_answer,
 )
@@ -147,20 +147,20 @@ def test_a_row_that_can_never_succeed_is_not_sent_again(workspace: Workspace) ->
 @pytest.mark.parametrize(
     ("fault", "policy", "sent", "outcome"),
     [
-        (RowFault(status_code=500, containing="number 1?"), RetryPolicy(), [3, 1, 1], "errored"),
-        (RowFault(status_code=500, containing="number 1?"), RetryPolicy(max_waves=1), [3], "errored"),
-        (RowFault(status_code=429, containing="number 1?"), RetryPolicy(max_waves=5), [3, 1, 1, 1, 1], "errored"),
-        (RowFault(kind="truncated", containing="number 1?"), RetryPolicy(), [3, 1], "invalid"),
-        (RowFault(kind="truncated", containing="number 1?"), RetryPolicy(invalid_waves=1), [3], "invalid"),
-        (FileFault(kind="missing", containing="number 1?", times=None), RetryPolicy(), [3, 1, 1], "missing"),
-        (BatchFault(kind="expires", fraction=0), RetryPolicy(max_waves=2), [3, 3], "expired"),
+        (RowFault(status_code=500, containing="number 1?"), Resend(), [3, 1, 1], "errored"),
+        (RowFault(status_code=500, containing="number 1?"), Resend(max_waves=1), [3], "errored"),
+        (RowFault(status_code=429, containing="number 1?"), Resend(max_waves=5), [3, 1, 1, 1, 1], "errored"),
+        (RowFault(kind="truncated", containing="number 1?"), Resend(), [3, 1], "invalid"),
+        (RowFault(kind="truncated", containing="number 1?"), Resend(invalid_waves=1), [3], "invalid"),
+        (FileFault(kind="missing", containing="number 1?", times=None), Resend(), [3, 1, 1], "missing"),
+        (BatchFault(kind="expires", fraction=0), Resend(max_waves=2), [3, 3], "expired"),
     ],
 )
 def test_a_fault_that_stays_is_retried_as_often_as_allowed_and_no_more(
-    workspace: Workspace, fault: Any, policy: RetryPolicy, sent: list[int], outcome: str
+    workspace: Workspace, fault: Any, policy: Resend, sent: list[int], outcome: str
 ) -> None:
     workspace.emulator.inject(fault)
-    definition = labeling(retry=policy)
+    definition = labeling(resend=policy)
     status = workspace.run(definition, tickets(3))
     _, rejects = assert_total(workspace, definition, status.submission.submission_id, 3)
     assert requests_sent(workspace) == sent
@@ -170,7 +170,7 @@ def test_a_fault_that_stays_is_retried_as_often_as_allowed_and_no_more(
 
 def test_a_cut_reply_says_so(workspace: Workspace) -> None:
     workspace.emulator.inject(RowFault(kind="truncated"))
-    definition = labeling(retry=RetryPolicy(max_waves=1))
+    definition = labeling(resend=Resend(max_waves=1))
     status = workspace.run(definition, tickets(1))
     _, rejects = assert_total(workspace, definition, status.submission.submission_id, 1)
     assert "cut at its token limit" in rejects["llm_reason"].to_pylist()[0]
@@ -207,9 +207,9 @@ def test_a_batch_refused_in_validation_gives_every_row_its_reason_and_costs_noth
 
 
 def test_a_queue_that_holds_one_batch_takes_them_all_one_after_the_other(tmp_path: Any) -> None:
-    with Emulator(limits=Limits(enqueued_tokens=130)) as emulator:
+    with Emulator(limits=VendorLimits(enqueued_tokens=130)) as emulator:
         workspace = Workspace(tmp_path, emulator)
-        definition = labeling(max_requests_per_batch=4)
+        definition = labeling(limits=Limits(max_requests_per_batch=4))
         status = workspace.run(definition, tickets(24))
         labels, _ = assert_total(workspace, definition, status.submission.submission_id, 24)
         assert len(labels) == 24
@@ -272,7 +272,7 @@ def test_a_download_that_always_breaks_is_an_error_now_and_is_taken_up_again(wor
 
 
 def test_a_batch_whose_results_cannot_be_had_holds_up_no_other(workspace: Workspace) -> None:
-    definition = labeling(max_requests_per_batch=2)
+    definition = labeling(limits=Limits(max_requests_per_batch=2))
     engine = workspace.engine()
     submission = engine.plan(definition, tickets(6))
     engine.submit(definition, submission.submission_id)
@@ -287,7 +287,7 @@ def test_a_batch_whose_results_cannot_be_had_holds_up_no_other(workspace: Worksp
 
 def test_raw_lines_are_stored_as_they_came_before_anything_reads_them(workspace: Workspace) -> None:
     workspace.emulator.inject(FileFault(kind="malformed", times=1), FileFault(kind="duplicate", times=1))
-    definition = labeling(retry=RetryPolicy(max_waves=1))
+    definition = labeling(resend=Resend(max_waves=1))
     status = workspace.run(definition, tickets(5))
     [shard] = status.shards
     root = workspace.tmp_path / "payloads"
@@ -325,13 +325,13 @@ def test_the_budget_holds_over_all_waves(workspace: Workspace) -> None:
     with Emulator(answer=answer) as emulator:
         expensive = Workspace(workspace.tmp_path, emulator)
         each = (100 * Decimal("1.25") + 50 * Decimal(5)) / 1_000_000
-        definition = labeling(max_cost_usd=each * 8, retry=RetryPolicy(max_waves=5, invalid_waves=5))
+        definition = labeling(max_cost_usd=each * 8, resend=Resend(max_waves=5, invalid_waves=5))
         status = expensive.run(definition, tickets(5))
         assert requests_sent(expensive) == [5]
         assert "over_budget" in events(expensive)
         assert status.submission.cost_usd == 5 * each
         assert status.submission.outcomes == {"invalid": 5}
-        free = labeling(asset="other", retry=RetryPolicy(max_waves=5, invalid_waves=5))
+        free = labeling(asset="other", resend=Resend(max_waves=5, invalid_waves=5))
         assert expensive.run(free, tickets(5)).submission.waves == 5
 
 

@@ -14,7 +14,7 @@ from workspace import TicketLabel, Workspace, assert_total, billed, labeling, te
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding
-from dagster_llm_batch.engine import Labeling
+from dagster_llm_batch.engine import Labeling, Limits, Spend
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
@@ -65,7 +65,7 @@ def test_embeddings_become_vectors(workspace: Workspace) -> None:
 
 
 def test_shards_hold_every_request_once_and_stay_under_the_limits(workspace: Workspace) -> None:
-    definition = labeling(max_requests_per_batch=7, max_bytes_per_batch=5_000)
+    definition = labeling(limits=Limits(max_requests_per_batch=7, max_bytes_per_batch=5_000))
     status = workspace.run(definition, tickets(30))
     assert_total(workspace, definition, status.submission.submission_id, 30)
     assert len(status.shards) >= 5
@@ -235,7 +235,7 @@ def test_a_batch_in_flight_is_not_called_lost_by_another_account(tmp_path: Path)
 
 
 def test_a_change_while_running_stops_nothing_that_was_sent_and_sends_no_more_of_the_old(workspace: Workspace) -> None:
-    old = labeling(max_requests_per_batch=2)
+    old = labeling(limits=Limits(max_requests_per_batch=2))
     first = workspace.engine().plan(old, tickets(4))
     workspace.engine().submit(old, first.submission_id)
     new = labeling(model="openai/gpt-4o-mini")
@@ -284,12 +284,14 @@ def test_a_response_may_have_a_field_that_is_called_as_usage_calls_its_own(works
 
 
 def test_lines_of_all_batches_are_stored_where_the_first_is_not_read(workspace: Workspace) -> None:
-    old = labeling(max_requests_per_batch=1)
+    old = labeling(limits=Limits(max_requests_per_batch=1))
     first = workspace.engine().plan(old, tickets(12))
     workspace.engine().submit(old, first.submission_id)
     workspace.emulator.settle()
     with pytest.raises(ConfigError, match="was made with another model"):
-        workspace.engine().collect(labeling(response=OtherLabel, max_requests_per_batch=1), first.submission_id)
+        workspace.engine().collect(
+            labeling(response=OtherLabel, limits=Limits(max_requests_per_batch=1)), first.submission_id
+        )
     assert sum(name.endswith(".raw.jsonl.zst") for name in workspace.files()) == 12
     assert workspace.finish(old, first.submission_id).submission.outcomes == {"succeeded": 12}
 
@@ -409,7 +411,7 @@ def test_labels_of_a_submission_in_flight_are_refused(workspace: Workspace) -> N
 
 def test_the_users_own_price_goes_before_the_book(workspace: Workspace) -> None:
     definition = labeling(
-        model="openai/in-house", price=TokenPrice(Decimal(1), Decimal(2)), max_cost_usd=1, response=None
+        model="openai/in-house", spend=Spend(price=TokenPrice(Decimal(1), Decimal(2))), max_cost_usd=1, response=None
     )
     status = workspace.run(definition, tickets(3))
     tokens = [e for e in workspace.emulator.books.executions if e.billed]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from workspace import Workspace, labeling, tickets
 
-from dagster_llm_batch.engine import Labeling
+from dagster_llm_batch.engine import Labeling, Limits
 from dagster_llm_batch.testing.emulator import FileFault, RowFault
 
 FEW = {"fraction": 0.3, "times": None, "batches": [0]}
@@ -45,7 +45,7 @@ def test_parts_say_what_the_whole_says_after_retries_of_shared_requests(workspac
     workspace.emulator.inject(
         FileFault(kind="missing", **FEW), RowFault(status_code=429, **FEW), RowFault(containing="number 7?")
     )
-    definition = labeling(keep=["subject"], max_requests_per_batch=11)
+    definition = labeling(keep=["subject"], limits=Limits(max_requests_per_batch=11))
     rows = twins(tickets(60))
     status = workspace.run(definition, rows)
     labels, rejects = landed(workspace, definition, status.submission.submission_id)
@@ -78,7 +78,7 @@ def test_no_rows_are_one_empty_part(workspace: Workspace, part_rows: int) -> Non
 
 
 def test_results_that_lack_all_of_a_shard_are_refused_whole_and_in_parts(workspace: Workspace, part_rows: int) -> None:
-    definition = labeling(max_requests_per_batch=4)
+    definition = labeling(limits=Limits(max_requests_per_batch=4))
     status = workspace.run(definition, tickets(10))
     engine, submission_id = workspace.engine(), status.submission.submission_id
     path = status.shards[1].results_path or ""
@@ -92,7 +92,7 @@ def test_results_that_lack_all_of_a_shard_are_refused_whole_and_in_parts(workspa
 
 def test_a_whole_table_keeps_the_order_of_its_rows(workspace: Workspace) -> None:
     rows = twins(tickets(30)).sample(fraction=1.0, shuffle=True, seed=1)
-    definition = labeling(max_requests_per_batch=7)
+    definition = labeling(limits=Limits(max_requests_per_batch=7))
     status = workspace.run(definition, rows)
     labels = workspace.engine().labels(definition, status.submission.submission_id).labels
     assert labels["ticket_id"].to_pylist() == rows["ticket_id"].to_list()

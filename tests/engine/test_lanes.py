@@ -11,12 +11,12 @@ import polars as pl
 import pytest
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
-from dagster_llm_batch.engine import Deployment, Engine, Fallback, RetryPolicy
+from dagster_llm_batch.engine import Deployment, Engine, Fallback, Limits, Realtime, Resend
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import BudgetError, ConfigError, CredentialsError, InputError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.testing.emulator import BatchFault, Emulator, FileFault, Limits, RowFault, WireFault
+from dagster_llm_batch.testing.emulator import BatchFault, Emulator, FileFault, RowFault, VendorLimits, WireFault
 
 CHAT = "POST /v1/chat/completions"
 
@@ -69,7 +69,7 @@ def test_partitions_that_are_sent_together_share_a_batch_and_each_gets_its_own_l
 
 
 def test_shared_batches_keep_to_the_limit_that_the_user_gave(workspace: Workspace) -> None:
-    definition = labeling(max_requests_per_batch=7)
+    definition = labeling(limits=Limits(max_requests_per_batch=7))
     ids = plans(workspace, definition, 10)
     workspace.engine().submit_together(definition, ids)
     assert len(workspace.emulator.books.batches) == 5
@@ -133,7 +133,7 @@ def test_a_shared_batch_stops_when_all_that_share_it_are_canceled(workspace: Wor
 
 
 def test_urgent_rows_are_answered_at_once_and_the_others_in_a_batch(workspace: Workspace) -> None:
-    definition = labeling(urgent="now")
+    definition = labeling(realtime=Realtime(urgent="now"))
     rows = tickets(40).with_columns(pl.Series("now", [n % 10 == 0 or None for n in range(40)]))
     submission = workspace.engine().plan(definition, rows)
     status = workspace.engine().submit(definition, submission.submission_id)
@@ -150,7 +150,9 @@ def test_urgent_rows_are_answered_at_once_and_the_others_in_a_batch(workspace: W
 
 def test_both_lanes_send_the_same_request(workspace: Workspace) -> None:
     workspace.run(labeling(), tickets(3))
-    workspace.run(labeling(asset="other", urgent="now"), tickets(3).with_columns(pl.lit(True).alias("now")))
+    workspace.run(
+        labeling(asset="other", realtime=Realtime(urgent="now")), tickets(3).with_columns(pl.lit(True).alias("now"))
+    )
     executions = workspace.emulator.books.executions
     assert [execution.batch_id is None for execution in executions].count(True) == 3
     assert len({execution.body_digest for execution in executions}) == 3
@@ -159,13 +161,13 @@ def test_both_lanes_send_the_same_request(workspace: Workspace) -> None:
 def test_urgent_takes_a_boolean_column_that_is_there(workspace: Workspace) -> None:
     for name, words in (("nowhere", "do not have"), ("subject", "takes one of true and false")):
         with pytest.raises(InputError, match=f"urgent names.*{words}"):
-            workspace.engine().plan(labeling(urgent=name), tickets(2))
+            workspace.engine().plan(labeling(realtime=Realtime(urgent=name)), tickets(2))
 
 
 def test_a_turned_away_call_in_real_time_is_made_again_and_a_refused_one_is_not(workspace: Workspace) -> None:
     rows = tickets(3).with_columns(pl.lit(True).alias("now"))
     workspace.emulator.inject(WireFault(kind="status", route=CHAT, status=429, times=2))
-    status = workspace.run(labeling(urgent="now", realtime_concurrency=1), rows)
+    status = workspace.run(labeling(realtime=Realtime(urgent="now", concurrency=1)), rows)
     assert status.submission.outcomes == {"succeeded": 3}
     assert len(billed(workspace)) == 3
     assert status.submission.waves == 1
@@ -183,7 +185,7 @@ def test_no_call_in_real_time_is_made_before_the_time_that_the_provider_named(wo
     waiting = Engine(
         Deployment(workspace.providers, engine.ledger, engine.payloads, "test", clock=workspace.now, sleep=sleep)
     )
-    definition = labeling(urgent="now", realtime_concurrency=1)
+    definition = labeling(realtime=Realtime(urgent="now", concurrency=1))
     submission = waiting.plan(definition, tickets(40).with_columns(pl.lit(True).alias("now")))
     assert waiting.advance(definition, submission.submission_id).submission.outcomes == {"succeeded": 40}
     assert slept == [pytest.approx(70, abs=5)]
@@ -191,7 +193,7 @@ def test_no_call_in_real_time_is_made_before_the_time_that_the_provider_named(wo
 
 def test_answers_that_came_before_the_credentials_failed_are_kept(workspace: Workspace) -> None:
     rows = tickets(6).with_columns(pl.lit(True).alias("now"))
-    definition = labeling(urgent="now", realtime_concurrency=1)
+    definition = labeling(realtime=Realtime(urgent="now", concurrency=1))
     workspace.emulator.inject(WireFault(kind="status", route=CHAT, status=401, skip=3, times=None))
     submission = workspace.engine().plan(definition, rows)
     with pytest.raises(CredentialsError):
@@ -203,7 +205,7 @@ def test_answers_that_came_before_the_credentials_failed_are_kept(workspace: Wor
 
 
 def test_a_batch_past_its_deadline_is_stopped_and_the_rest_answered_in_real_time(workspace: Workspace) -> None:
-    definition = labeling(deadline=timedelta(hours=6))
+    definition = labeling(realtime=Realtime(deadline=timedelta(hours=6)))
     submission = workspace.engine().plan(definition, tickets(10))
     workspace.engine().submit(definition, submission.submission_id)
     assert workspace.engine().advance(definition, submission.submission_id).states == {"submitted": 1}
@@ -220,7 +222,7 @@ def test_a_batch_past_its_deadline_is_stopped_and_the_rest_answered_in_real_time
 
 
 def test_what_was_not_sent_by_the_deadline_is_answered_in_real_time(workspace: Workspace) -> None:
-    definition = labeling(deadline=timedelta(hours=1))
+    definition = labeling(realtime=Realtime(deadline=timedelta(hours=1)))
     submission = workspace.engine().plan(definition, tickets(5))
     workspace.skipped += timedelta(hours=2)
     status = workspace.engine().advance(definition, submission.submission_id)
@@ -233,7 +235,7 @@ def test_what_was_not_sent_by_the_deadline_is_answered_in_real_time(workspace: W
 
 
 def test_requests_that_a_model_refuses_go_to_the_next_and_no_others(workspace: Workspace) -> None:
-    definition = labeling(fallback=["openai/gpt-4o-mini"])
+    definition = labeling(resend=Resend(fallback=["openai/gpt-4o-mini"]))
     workspace.emulator.inject(RowFault(containing="number 3?", status_code=400, times=1))
     status = workspace.run(definition, tickets(5))
     assert status.submission.outcomes == {"succeeded": 5}
@@ -243,7 +245,7 @@ def test_requests_that_a_model_refuses_go_to_the_next_and_no_others(workspace: W
 
 
 def test_a_reply_that_never_fits_is_asked_of_the_next_model_after_its_retries(workspace: Workspace) -> None:
-    definition = labeling(fallback=["openai/gpt-4o-mini"], retry=RetryPolicy(invalid_waves=2))
+    definition = labeling(resend=Resend(invalid_waves=2, fallback=["openai/gpt-4o-mini"]))
     workspace.emulator.inject(RowFault(kind="truncated", containing="number 3?", times=2))
     status = workspace.run(definition, tickets(5))
     assert status.submission.outcomes == {"succeeded": 5}
@@ -258,7 +260,7 @@ def test_a_provider_that_stays_down_is_replaced_by_the_next_after_a_while(worksp
     workspace.providers["command"] = workspace.openai(
         name="command", account="other"
     )  # another provider's seat, same wire
-    definition = labeling(fallback=[Fallback("command/gpt-4o")], fallback_after=timedelta(minutes=30))
+    definition = labeling(resend=Resend(fallback=[Fallback("command/gpt-4o")], fallback_after=timedelta(minutes=30)))
     submission = workspace.engine().plan(definition, tickets(4))
     workspace.emulator.inject(WireFault(kind="status", route="POST /v1/batches", status=429, times=6))
     workspace.engine().submit(definition, submission.submission_id)
@@ -277,16 +279,16 @@ def test_a_provider_that_stays_down_is_replaced_by_the_next_after_a_while(worksp
 @pytest.mark.parametrize("fallback", [["openai/gpt-4o"], ["openai/a", "openai/a"], "openai/a", ["nobody"]])
 def test_a_fallback_that_cannot_be_is_refused(fallback: Any) -> None:
     with pytest.raises(ConfigError, match=r"fallback|provider/model"):
-        labeling(fallback=fallback)
+        labeling(resend=Resend(fallback=fallback))
 
 
 # queues -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_shard_that_the_queue_had_no_room_for_is_put_back_and_not_a_try(tmp_path: Any) -> None:
-    with Emulator(limits=Limits(enqueued_tokens=130)) as emulator:
+    with Emulator(limits=VendorLimits(enqueued_tokens=130)) as emulator:
         workspace = Workspace(tmp_path, emulator)
-        definition = labeling(max_requests_per_batch=4, retry=RetryPolicy(max_waves=1))
+        definition = labeling(limits=Limits(max_requests_per_batch=4), resend=Resend(max_waves=1))
         status = workspace.run(definition, tickets(24))
         assert status.submission.outcomes == {"succeeded": 24}
         assert status.submission.waves == 1
@@ -297,7 +299,7 @@ def test_a_shard_that_the_queue_had_no_room_for_is_put_back_and_not_a_try(tmp_pa
 
 @pytest.mark.parametrize("limit", [QueueLimit(max_batches=2), QueueLimit(max_requests=9), QueueLimit(max_tokens=1500)])
 def test_what_is_over_a_queue_limit_waits_and_goes_oldest_first(workspace: Workspace, limit: QueueLimit) -> None:
-    definition = labeling(max_requests_per_batch=4)
+    definition = labeling(limits=Limits(max_requests_per_batch=4))
     engine = engine_with(workspace, queue_limits={"openai/gpt-4o": limit})
     first = engine.plan(definition, tickets(12), partition="1")
     second = engine.plan(definition, tickets(8, start=12), partition="2")
@@ -319,7 +321,7 @@ def test_what_is_over_a_queue_limit_waits_and_goes_oldest_first(workspace: Works
 
 
 def test_what_waits_for_its_turn_is_not_worth_a_run_until_there_is_room(workspace: Workspace) -> None:
-    definition = labeling(max_requests_per_batch=4)
+    definition = labeling(limits=Limits(max_requests_per_batch=4))
     engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=1)})
     submission = engine.plan(definition, tickets(8))
     engine.submit(definition, submission.submission_id)
@@ -334,7 +336,7 @@ def test_what_waits_for_its_turn_is_not_worth_a_run_until_there_is_room(workspac
 
 
 def test_what_nobody_looks_after_holds_no_place_in_a_queue_for_long(workspace: Workspace) -> None:
-    removed, present = labeling(asset="removed"), labeling(max_requests_per_batch=4)
+    removed, present = labeling(asset="removed"), labeling(limits=Limits(max_requests_per_batch=4))
     engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=1)})
     engine.plan(removed, tickets(4, start=8))
     submission = engine.plan(present, tickets(4))

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from workspace import Workspace, assert_total, billed, in_one_batch, labeling, tickets
 
-from dagster_llm_batch.engine import Deployment, Engine, RetryPolicy
+from dagster_llm_batch.engine import Deployment, Engine, Limits, Realtime, Resend
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import CannotTellError, CredentialsError, LeaseError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
@@ -175,7 +175,7 @@ def test_a_row_that_looks_like_another_shards_custom_id_stays_its_own(workspace:
     workspace.providers["openai"] = KeysInAnotherOrder(
         DEFAULT_KEY, workspace.emulator.openai_base_url, timeout_seconds=5.0
     )
-    definition = labeling(retry=RetryPolicy(max_waves=1))
+    definition = labeling(resend=Resend(max_waves=1))
     first, second = plans(workspace, definition, 2)
     [other] = workspace.engine().ledger.shards(first)
     planted = [f"{other.nonce}-{'0' * 40}", f"r{'0' * 16}-{'0' * 40}"]
@@ -189,7 +189,7 @@ def test_a_row_that_looks_like_another_shards_custom_id_stays_its_own(workspace:
 
 
 def test_a_batch_that_carries_several_shards_of_a_submission_is_asked_to_stop_once(workspace: Workspace) -> None:
-    submission = workspace.engine().plan(labeling(max_requests_per_batch=3), tickets(5))
+    submission = workspace.engine().plan(labeling(limits=Limits(max_requests_per_batch=3)), tickets(5))
     workspace.engine().submit(labeling(), submission.submission_id)  # with a larger limit now: one batch
     assert len(workspace.emulator.books.batches) == 1
     workspace.engine().cancel(submission.submission_id)
@@ -210,7 +210,7 @@ def test_a_persons_word_waits_for_the_process_that_is_sending(workspace: Workspa
 
 
 def test_what_is_certain_is_brought_home_while_a_person_is_asked_about_the_rest(workspace: Workspace) -> None:
-    definition = labeling(max_requests_per_batch=3)
+    definition = labeling(limits=Limits(max_requests_per_batch=3))
     engine = workspace.engine()
     submission = engine.plan(definition, tickets(6))
     certain, unsure = engine.ledger.shards(submission.submission_id)
@@ -239,7 +239,7 @@ def test_what_is_certain_is_brought_home_while_a_person_is_asked_about_the_rest(
 def test_a_call_of_unknown_end_is_not_made_again_in_its_wave_when_credentials_fail_after_it(
     workspace: Workspace,
 ) -> None:
-    definition = labeling(urgent="now", realtime_concurrency=1)
+    definition = labeling(realtime=Realtime(urgent="now", concurrency=1))
     workspace.emulator.inject(
         WireFault(kind="close", route=CHAT, when="after"),
         WireFault(kind="status", route=CHAT, status=401, times=None),
@@ -257,7 +257,7 @@ def test_a_call_of_unknown_end_is_not_made_again_in_its_wave_when_credentials_fa
 
 
 def test_a_reply_that_never_fits_is_not_bought_again_because_it_is_late(workspace: Workspace) -> None:
-    definition = labeling(deadline=timedelta(hours=1), retry=RetryPolicy(invalid_waves=1))
+    definition = labeling(realtime=Realtime(deadline=timedelta(hours=1)), resend=Resend(invalid_waves=1))
     workspace.emulator.inject(RowFault(kind="truncated", containing="number 3?"))
     submission = workspace.engine().plan(definition, tickets(5))
     workspace.engine().submit(definition, submission.submission_id)
@@ -273,9 +273,11 @@ def test_a_reply_that_never_fits_is_not_bought_again_because_it_is_late(workspac
 
 def test_fallbacks_declared_in_another_order_are_asked_in_their_own_name(workspace: Workspace) -> None:
     workspace.emulator.inject(RowFault(containing="number 3?", times=1))
-    submission = workspace.engine().plan(labeling(fallback=["openai/gpt-4o-mini", "openai/gpt-4.1-mini"]), tickets(5))
+    submission = workspace.engine().plan(
+        labeling(resend=Resend(fallback=["openai/gpt-4o-mini", "openai/gpt-4.1-mini"])), tickets(5)
+    )
     workspace.engine().submit(labeling(), submission.submission_id)
-    definition = labeling(fallback=["openai/gpt-4.1-mini", "openai/gpt-4o-mini"])
+    definition = labeling(resend=Resend(fallback=["openai/gpt-4.1-mini", "openai/gpt-4o-mini"]))
     status = workspace.finish(definition, submission.submission_id)
     assert status.submission.outcomes == {"succeeded": 5}
     assert [shard.model for shard in status.shards] == ["gpt-4o", "gpt-4.1-mini"]
@@ -285,7 +287,7 @@ def test_fallbacks_declared_in_another_order_are_asked_in_their_own_name(workspa
 
 @pytest.mark.parametrize("kind", ["status", "truncated"])
 def test_adopted_requests_have_the_fallback_too(workspace: Workspace, kind: Any) -> None:
-    definition = labeling(fallback=["openai/gpt-4o-mini"])
+    definition = labeling(resend=Resend(fallback=["openai/gpt-4o-mini"]))
     workspace.emulator.inject(RowFault(kind=kind, containing="number 3?", times=1 if kind == "status" else 2))
     first = workspace.engine().plan(definition, tickets(5))
     workspace.engine().submit(definition, first.submission_id)
@@ -301,7 +303,7 @@ def test_adopted_requests_have_the_fallback_too(workspace: Workspace, kind: Any)
 
 
 def test_a_provider_is_down_since_it_last_took_the_shard(workspace: Workspace) -> None:
-    definition = labeling(fallback=["openai/gpt-4o-mini"], fallback_after=timedelta(minutes=30))
+    definition = labeling(resend=Resend(fallback=["openai/gpt-4o-mini"], fallback_after=timedelta(minutes=30)))
     engine = engine_with(workspace)
     workspace.emulator.inject(rate_limited(CREATE, times=3), BatchFault(kind="fails", batches=[0]))
     submission = engine.plan(definition, tickets(3))
@@ -367,7 +369,7 @@ def test_what_waits_for_its_own_time_lets_others_go_first(workspace: Workspace) 
 
 
 def test_a_provider_that_takes_nothing_is_asked_less_often_also_when_others_wait_behind(workspace: Workspace) -> None:
-    definition = labeling(max_requests_per_batch=3)
+    definition = labeling(limits=Limits(max_requests_per_batch=3))
     engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=1)})
     submission = engine.plan(definition, tickets(6))
     workspace.emulator.inject(rate_limited(CREATE, times=3))
@@ -389,7 +391,7 @@ def test_a_queue_that_another_process_fills_at_this_moment_costs_time_only(works
 
 
 def test_a_fallback_without_a_known_price_is_not_asked_under_a_budget(workspace: Workspace) -> None:
-    definition = labeling(fallback=["openai/of-unknown-price"])
+    definition = labeling(resend=Resend(fallback=["openai/of-unknown-price"]))
     engine = engine_with(workspace, budgets=[Budget(100, "ever")])
     workspace.emulator.inject(RowFault(containing="number 1?", times=1))
     submission = engine.plan(definition, tickets(3))

@@ -8,12 +8,13 @@ import pytest
 from workspace import Workspace, assert_total, labeling, tickets
 
 from benchmarks.writes import counted
+from dagster_llm_batch.engine import Limits
 from dagster_llm_batch.testing.emulator import Emulator
 
 
 def written(workspace: Workspace, rows: int, a_shard: int) -> tuple[int, int, int]:
     """Shards, statements that write, and rows of the ledger that they touch, from plan to labels."""
-    definition = labeling(max_requests_per_batch=a_shard)
+    definition = labeling(limits=Limits(max_requests_per_batch=a_shard))
     with counted() as writes:
         status = workspace.run(definition, tickets(rows), partition=f"{rows} by {a_shard}")
     assert_total(workspace, definition, status.submission.submission_id, rows)

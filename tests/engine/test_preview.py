@@ -11,6 +11,7 @@ import pytest
 from workspace import Workspace, assert_total, billed, labeling, texts, tickets
 
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Limits
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.testing.emulator import RowFault
 
@@ -24,7 +25,7 @@ def everything(workspace: Workspace) -> tuple[object, ...]:
     return submissions, [ledger.events(submission.submission_id) for submission in submissions], workspace.files()
 
 
-@pytest.mark.parametrize("changes", [{}, {"max_requests_per_batch": 3}, {"model": "openai/no-such-llm"}])
+@pytest.mark.parametrize("changes", [{}, {"limits": Limits(max_requests_per_batch=3)}, {"model": "openai/no-such-llm"}])
 def test_the_figures_of_a_preview_are_those_of_the_plan(workspace: Workspace, changes: dict[str, object]) -> None:
     definition = labeling(**changes)
     rows = pl.concat([tickets(7), tickets(2).with_columns(ticket_id=pl.col("ticket_id") + "-again")])

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
-from dagster_llm_batch.engine import Deployment, Engine
+from dagster_llm_batch.engine import Deployment, Engine, Realtime
 from dagster_llm_batch.engine.realtime_sample import answer_now
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.states import Move
@@ -41,16 +41,16 @@ def urgent(count: int, start: int = 0) -> pl.DataFrame:
     return tickets(count, start).with_columns(pl.lit(True).alias("now"))
 
 
-def definition(**changes: Any) -> Any:
-    return labeling(urgent="now", realtime_concurrency=1, **changes)
+def definition(**realtime: Any) -> Any:
+    return labeling(realtime=Realtime(urgent="now", concurrency=1, **realtime))
 
 
 def calls(workspace: Workspace) -> int:
     return workspace.emulator.books.calls_to("POST", "/v1/chat/completions")
 
 
-def planned(workspace: Workspace, rows: Any, **changes: Any) -> str:
-    return workspace.engine().plan(definition(**changes), rows).submission_id
+def planned(workspace: Workspace, rows: Any, **realtime: Any) -> str:
+    return workspace.engine().plan(definition(**realtime), rows).submission_id
 
 
 def turn_away(workspace: Workspace, *, skip: int = 0, times: int | None = None, after: Any = "3600") -> None:
@@ -115,8 +115,8 @@ def test_answers_earn_patience_back_so_that_a_slow_provider_is_waited_for(worksp
     rows = 60
     for n in range(rows):  # every other call is turned away for two seconds: more than the patience in all
         turn_away(workspace, skip=n, times=1, after="2")
-    one, run = planned(workspace, urgent(rows), realtime_patience=timedelta(seconds=70)), Run(workspace)
-    settled = run.engine.advance(definition(realtime_patience=timedelta(seconds=70)), one)
+    one, run = planned(workspace, urgent(rows), patience=timedelta(seconds=70)), Run(workspace)
+    settled = run.engine.advance(definition(patience=timedelta(seconds=70)), one)
     assert settled.submission.outcomes == {"succeeded": rows}
     assert run.slept > 70
 

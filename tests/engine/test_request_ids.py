@@ -6,6 +6,7 @@ import pytest
 from workspace import Workspace, assert_total, labeling, tickets
 
 from dagster_llm_batch.core.identity import packed, unpacked
+from dagster_llm_batch.engine import Limits, Realtime
 from dagster_llm_batch.engine.request_files import IDS, beside, delete_requests, request_ids, requests_of
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.testing.emulator import RowFault
@@ -29,7 +30,7 @@ def test_what_is_packed_comes_out_again() -> None:
 
 
 def test_they_are_those_of_the_lines(workspace: Workspace) -> None:
-    shards = planned(workspace, max_requests_per_batch=3)
+    shards = planned(workspace, limits=Limits(max_requests_per_batch=3))
     assert [shard.requests for shard in shards] == [3, 3, 1]
     for shard in shards:
         lines = from_lines(workspace, shard)
@@ -42,7 +43,7 @@ def test_they_are_there_in_real_time_too_so_that_none_of_an_earlier_plan_are_tak
 ) -> None:
     engine = workspace.engine()
     rows = tickets(40).with_columns(now=True)
-    shards = engine.ledger.shards(engine.plan(labeling(urgent="now"), rows).submission_id)
+    shards = engine.ledger.shards(engine.plan(labeling(realtime=Realtime(urgent="now")), rows).submission_id)
     assert [shard.requests for shard in shards] == [32, 8]
     for shard in shards:
         lines = from_lines(workspace, shard)
@@ -52,7 +53,7 @@ def test_they_are_there_in_real_time_too_so_that_none_of_an_earlier_plan_are_tak
 
 @pytest.mark.parametrize("harm", ["gone", "empty", "cut", "another byte", "of another shard"])
 def test_where_they_are_not_whole_the_lines_are_read(workspace: Workspace, harm: str) -> None:
-    shard, other, _ = planned(workspace, max_requests_per_batch=3)
+    shard, other, _ = planned(workspace, limits=Limits(max_requests_per_batch=3))
     lines = from_lines(workspace, shard)
     stored = workspace.engine().payloads
     file = workspace.tmp_path / "payloads" / beside(shard, IDS)
@@ -71,7 +72,7 @@ def test_where_they_are_not_whole_the_lines_are_read(workspace: Workspace, harm:
 
 
 def test_a_submission_that_an_older_version_planned_comes_home(workspace: Workspace) -> None:
-    definition = labeling(max_requests_per_batch=3)
+    definition = labeling(limits=Limits(max_requests_per_batch=3))
     submission_id = workspace.engine().plan(definition, tickets(7)).submission_id
     for shard in workspace.engine().ledger.shards(submission_id):
         workspace.engine().payloads.delete(beside(shard, IDS))
@@ -99,7 +100,7 @@ def test_every_wave_has_them_and_results_need_no_request_file(workspace: Workspa
 
 
 def test_they_go_with_the_requests(workspace: Workspace) -> None:
-    shards = planned(workspace, max_requests_per_batch=3)
+    shards = planned(workspace, limits=Limits(max_requests_per_batch=3))
     for shard in shards:
         delete_requests(workspace.engine().payloads, shard)
     assert not [name for name in workspace.files() if "wave-" in name]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from workspace import Workspace, labeling, tickets
 
 from dagster_llm_batch.core.identity import is_padding, request_id_of
+from dagster_llm_batch.engine import Limits
 from dagster_llm_batch.engine.submit import outgoing
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.storage.ledger.records import Shard
@@ -38,7 +39,7 @@ ELSE = st.sampled_from([("start", 0), ("end", 0), ("line", 0), ("rest", 0)])
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(READ | SEEK | ELSE, max_size=12))
 def test_it_is_a_file_of_all_lines(workspace: Workspace, steps: list[tuple[str, int]]) -> None:
-    shards, lines = planned(workspace, max_requests_per_batch=200)
+    shards, lines = planned(workspace, limits=Limits(max_requests_per_batch=200))
     plain = io.BytesIO(lines)
     assert len(shards) == 3
     with outgoing(workspace.engine().payloads, shards, 0) as file:
@@ -59,7 +60,7 @@ def test_it_is_a_file_of_all_lines(workspace: Workspace, steps: list[tuple[str, 
 
 
 def test_copies_of_the_shortest_request_fill_it_up(workspace: Workspace) -> None:
-    shards, lines = planned(workspace, 12, max_requests_per_batch=11)
+    shards, lines = planned(workspace, 12, limits=Limits(max_requests_per_batch=11))
     shortest = min(lines.splitlines(keepends=True)[:11], key=len)
     for _ in range(2):
         with outgoing(workspace.engine().payloads, shards, 5) as file:
@@ -78,7 +79,7 @@ def test_copies_of_the_shortest_request_fill_it_up(workspace: Workspace) -> None
 
 @pytest.mark.parametrize("harm", ["another byte", "cut", "gone"])
 def test_a_file_that_is_not_as_planned_is_found_before_any_is_read(workspace: Workspace, harm: str) -> None:
-    shards, _ = planned(workspace, max_requests_per_batch=200)
+    shards, _ = planned(workspace, limits=Limits(max_requests_per_batch=200))
     path = workspace.tmp_path / "payloads" / shards[-1].path
     data = path.read_bytes()
     path.unlink()

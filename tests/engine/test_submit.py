@@ -12,7 +12,7 @@ import openai
 import pytest
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
-from dagster_llm_batch.engine import Deployment, Engine
+from dagster_llm_batch.engine import Deployment, Engine, Limits
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.errors import (
     CannotTellError,
@@ -50,7 +50,7 @@ def sent(workspace: Workspace, rows: int = 5, **changes: Any) -> tuple[Any, str]
 def test_a_batch_whose_reply_was_lost_is_found_and_not_created_again(workspace: Workspace, how: Any) -> None:
     workspace.providers = {"openai": workspace.openai(timeout_seconds=0.5)}
     workspace.emulator.inject(lost_create_reply(how))
-    definition, submission_id = sent(workspace, 6, max_requests_per_batch=3)
+    definition, submission_id = sent(workspace, 6, limits=Limits(max_requests_per_batch=3))
     status = workspace.finish(definition, submission_id)
     labels, _ = assert_total(workspace, definition, submission_id, 6)
     assert len(labels) == 6
@@ -203,7 +203,7 @@ def test_a_create_call_refused_for_good_gives_every_row_the_reason(workspace: Wo
 
 def test_one_refused_shard_does_not_stop_its_neighbours(workspace: Workspace) -> None:
     workspace.emulator.inject(WireFault(kind="status", route=CREATE, status=400))
-    definition, submission_id = sent(workspace, 6, max_requests_per_batch=2)
+    definition, submission_id = sent(workspace, 6, limits=Limits(max_requests_per_batch=2))
     workspace.finish(definition, submission_id)
     labels, rejects = assert_total(workspace, definition, submission_id, 6)
     assert (len(labels), len(rejects)) == (4, 2)
@@ -234,7 +234,7 @@ def test_batches_are_sent_some_at_once_and_no_more(workspace: Workspace) -> None
     gathering = Gathering(workspace, together=3)
     workspace.providers = {"openai": gathering}
     engine = workspace.engine(transfers_at_once=3)
-    definition = labeling(max_requests_per_batch=2)
+    definition = labeling(limits=Limits(max_requests_per_batch=2))
     submission_id = engine.plan(definition, tickets(12)).submission_id
     assert engine.submit(definition, submission_id).states == {"submitted": 6}
     assert gathering.most == 3
@@ -247,7 +247,7 @@ def test_batches_of_a_limited_queue_are_sent_one_after_the_other(workspace: Work
     gathering = Gathering(workspace, together=1)
     workspace.providers = {"openai": gathering}
     engine = workspace.engine(queue_limits={"openai": QueueLimit(max_batches=2)})
-    definition = labeling(max_requests_per_batch=2)
+    definition = labeling(limits=Limits(max_requests_per_batch=2))
     submission_id = engine.plan(definition, tickets(8)).submission_id
     assert engine.submit(definition, submission_id).states == {"submitted": 2, "planned": 2}
     assert gathering.most == 1
@@ -255,7 +255,7 @@ def test_batches_of_a_limited_queue_are_sent_one_after_the_other(workspace: Work
 
 def test_a_key_that_is_refused_while_others_are_sent_leaves_each_sent_or_planned(workspace: Workspace) -> None:
     workspace.emulator.inject(WireFault(kind="status", route=CREATE, status=401))
-    definition = labeling(max_requests_per_batch=1)
+    definition = labeling(limits=Limits(max_requests_per_batch=1))
     submission_id = workspace.engine().plan(definition, tickets(40)).submission_id
     with pytest.raises(CredentialsError):
         workspace.engine().submit(definition, submission_id)
@@ -511,7 +511,7 @@ def test_of_many_batches_those_that_cannot_be_read_are_told_and_the_others_recor
 def test_what_has_ended_is_stored_though_another_batch_of_the_submission_cannot_be_read(workspace: Workspace) -> None:
     odd = Odd(DEFAULT_KEY, workspace.emulator.openai_base_url, timeout_seconds=5.0)
     workspace.providers["openai"] = odd
-    definition = labeling(max_requests_per_batch=2)
+    definition = labeling(limits=Limits(max_requests_per_batch=2))
     submission = workspace.engine().plan(definition, tickets(4))
     workspace.engine().submit(definition, submission.submission_id)
     workspace.emulator.settle()

@@ -28,7 +28,7 @@ from workspace import TicketLabel, Workspace
 from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.distributed import compare_spread
-from dagster_llm_batch.engine import Labeling
+from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.metrics import compare
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
@@ -51,11 +51,11 @@ def planned(tmp_path: Any, workspace: Workspace, definition: Labeling, rows: Any
     "changes",
     [
         {},
-        {"urgent": "urgent"},
-        {"max_bytes_per_batch": 40_000, "max_requests_per_batch": None},
-        {"prompt": Prompt(user="{{ body }}", images=["picture"]), "max_requests_per_batch": 1000},
-        {"fallback": ["openai/gpt-4o-mini"]},
-        {"model": "command/own", "urgent": "urgent"},
+        {"realtime": Realtime(urgent="urgent")},
+        {"limits": Limits(max_bytes_per_batch=40_000)},
+        {"prompt": Prompt(user="{{ body }}", images=["picture"]), "limits": Limits(max_requests_per_batch=1000)},
+        {"resend": Resend(fallback=["openai/gpt-4o-mini"])},
+        {"model": "command/own", "realtime": Realtime(urgent="urgent")},
         {"keep": [], "response": None},
     ],
     ids=["plain", "urgent", "by bytes", "images", "fallback", "least number", "free text"],
@@ -80,8 +80,8 @@ def with_blanks(rows: pa.Table) -> pa.Table:
 
 def test_empty_rows_are_the_same_too(tmp_path: Any, workspace: Workspace) -> None:
     rows = with_blanks(tickets(1_501))
-    here = planned(tmp_path / "here", workspace, labeling(urgent="urgent"), rows)
-    there = planned(tmp_path / "there", workspace, labeling(urgent="urgent", workers=WORKERS), rows)
+    here = planned(tmp_path / "here", workspace, labeling(realtime=Realtime(urgent="urgent")), rows)
+    there = planned(tmp_path / "there", workspace, labeling(realtime=Realtime(urgent="urgent"), workers=WORKERS), rows)
     assert_same_plan(here, there)
     own = Workspace(tmp_path / "labels", workspace.emulator)
     own.bounds["part_rows"] = 200
@@ -119,7 +119,7 @@ def test_answered_rows_are_not_asked_again_by_workers(workspace: Workspace) -> N
         (tickets(900), {"key": "nobody"}, InputError, "no key column 'nobody'"),
         (tickets(900), {"keep": ["nothing"]}, InputError, "keep names"),
         (tickets(900), {"prompt": Prompt(user="{{ nothing }}")}, ConfigError, "names 'nothing'"),
-        (tickets(900), {"max_bytes_per_batch": 10}, InputError, "'t0' makes a request of"),
+        (tickets(900), {"limits": Limits(max_bytes_per_batch=10)}, InputError, "'t0' makes a request of"),
         (tickets(900), {"max_cost_usd": "0.0001"}, Exception, "max_cost_usd"),
     ],
 )
@@ -150,7 +150,7 @@ def test_labels_are_the_same_row_for_row(tmp_path: Any, workspace: Workspace, ur
     found = []
     for name, workers in (("here", None), ("there", WORKERS)):
         own = Workspace(tmp_path / name, workspace.emulator)
-        definition = labeling(urgent=urgent, workers=workers)
+        definition = labeling(realtime=Realtime(urgent=urgent), workers=workers)
         status = own.run(definition, tickets(1_000))
         assert status.submission.outcomes == {"succeeded": status.submission.requests}
         labeled = own.engine().labels(definition, status.submission.submission_id)

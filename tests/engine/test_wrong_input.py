@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import uuid
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from workspace import TicketLabel, Workspace, assert_total, billed, labeling, ti
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding
-from dagster_llm_batch.engine import RetryPolicy
+from dagster_llm_batch.engine import Limits, Realtime, Resend, Spend
 from dagster_llm_batch.errors import BudgetError, ConfigError, InputError, LLMBatchError, ResponseSchemaError
 
 
@@ -161,7 +161,7 @@ WRONG_ROWS: dict[str, tuple[dict[str, Any], Any, type[Exception], list[str]]] = 
         ["Row 'b': the user template failed: ZeroDivisionError", "'body'"],
     ),
     "a row over the byte limit": (
-        {"max_bytes_per_batch": 2_000},
+        {"limits": Limits(max_bytes_per_batch=2_000)},
         pl.concat([tickets(2), tickets(1, start=2).with_columns(body=pl.lit("x" * 3_000))]),
         InputError,
         ["Row 't2' makes a request of", "at most 2,000 in one", "nothing was sent"],
@@ -254,6 +254,10 @@ def test_wrong_rows_are_refused_with_a_message_that_helps_and_leave_nothing(work
     assert workspace.emulator.books.calls == []
 
 
+_OBJECTS = ("limits", "realtime", "resend", "spend")
+"""Refused where they are made, so these are made in the test."""
+_BACK = timedelta(hours=-1)
+
 WRONG_DEFINITIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "model without provider": ({"model": "gpt-4o"}, ["names no provider", "'openai/gpt-5-nano'"]),
     "provider without model": ({"model": "openai/"}, ["names no provider"]),
@@ -268,9 +272,25 @@ WRONG_DEFINITIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a budget that is no amount": ({"max_cost_usd": "lots"}, ["is no amount of US dollars"]),
     "a negative budget": ({"max_cost_usd": -1}, ["is no amount of US dollars"]),
     "an infinite budget": ({"max_cost_usd": float("inf")}, ["is no amount of US dollars"]),
-    "batches of nothing": ({"max_requests_per_batch": 0}, ["max_requests_per_batch=0", "at least 1"]),
-    "batches of negative bytes": ({"max_bytes_per_batch": -1}, ["max_bytes_per_batch=-1", "at least 1"]),
-    "negative output": ({"expected_output_tokens": -5}, ["expected_output_tokens=-5", "at least 0"]),
+    "batches of nothing": (
+        {"limits": lambda: Limits(max_requests_per_batch=0)},
+        ["Limits.max_requests_per_batch=0", "at least 1"],
+    ),
+    "batches of negative bytes": (
+        {"limits": lambda: Limits(max_bytes_per_batch=-1)},
+        ["Limits.max_bytes_per_batch=-1", "at least 1"],
+    ),
+    "negative output": (
+        {"spend": lambda: Spend(expected_output_tokens=-5)},
+        ["Spend.expected_output_tokens=-5", "at least 0"],
+    ),
+    "no call at once": ({"realtime": lambda: Realtime(concurrency=0)}, ["Realtime.concurrency=0", "at least 1"]),
+    "a negative deadline": ({"realtime": lambda: Realtime(deadline=_BACK)}, ["Realtime.deadline=", "at least 0:00:00"]),
+    "a negative patience": ({"realtime": lambda: Realtime(patience=_BACK)}, ["Realtime.patience=", "at least 0:00:00"]),
+    "a negative time of a provider that is down": (
+        {"resend": lambda: Resend(fallback_after=_BACK)},
+        ["Resend.fallback_after=", "at least 0:00:00"],
+    ),
     "a response that is none": ({"response": 5}, ["is no response format", "pydantic model class"]),
     "a schema that is none": ({"response": {"type": "objekt"}}, ["is no valid JSON Schema"]),
     "a schema of a list": ({"response": {"type": "array"}}, ["must be of type object with properties"]),
@@ -294,15 +314,15 @@ WRONG_DEFINITIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
 def test_a_wrong_definition_is_refused_where_it_is_written(wrong: str) -> None:
     changes, told = WRONG_DEFINITIONS[wrong]
     with pytest.raises(ConfigError) as caught:
-        labeling(**changes)
+        labeling(**{name: value() if name in _OBJECTS else value for name, value in changes.items()})
     for words in told:
         assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("changes", [{"max_waves": 0}, {"invalid_waves": 0}])
-def test_a_retry_policy_counts_from_one(changes: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="counts start at 1"):
-        RetryPolicy(**changes)
+@pytest.mark.parametrize("name", ["max_waves", "invalid_waves"])
+def test_what_is_sent_again_counts_from_one(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"Resend.{name}=0 is not allowed; it is at least 1"):
+        Resend(**{name: 0})
 
 
 @pytest.mark.parametrize("price", [{"input_usd": "-1", "output_usd": 1}, {"input_usd": "free", "output_usd": 1}])

@@ -13,7 +13,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from dagster_llm_batch import LLMBatchResource, OpenAIBatchResource, Prompt, llm_batch_assets
+from dagster_llm_batch import Limits, LLMBatchResource, OpenAIBatchResource, Prompt, llm_batch_assets
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
@@ -64,7 +64,7 @@ def test_rows_that_look_like_code_paths_or_markup_reach_the_llm_and_come_back_as
         prompt=Prompt(user="{{ body }}"),
         response=None,
         keep=["body"],
-        max_requests_per_batch=5,
+        limits=Limits(max_requests_per_batch=5),
     )
     with Emulator(answer=answer) as emulator:
         provider = OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url)

@@ -42,7 +42,7 @@ from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.testing.emulator import Emulator, Limits, WireFault
+from dagster_llm_batch.testing.emulator import Emulator, VendorLimits, WireFault
 from dagster_llm_batch.types import Request, RequestSpec
 from tests.faults.test_origins import Answer, Asked, Server
 from tests.faults.vendors import VENDORS, Vendor
@@ -172,7 +172,7 @@ def test_no_credential_is_shown_where_every_call_fails_and_echoes_it(
     running: Servers, tmp_path: Path, told: Told, vendor: Vendor, status: int
 ) -> None:
     keys = dict.fromkeys(secrets_of(vendor.name), "account")
-    limits = Limits(bedrock_min_records=1)
+    limits = VendorLimits(bedrock_min_records=1)
     with Emulator(keys=keys, s3_url=running.s3_url, gcs_url=running.gcs_url, limits=limits) as emulator:
         echo = f"You sent {', '.join(secrets_of(vendor.name))}."
         faults = [WireFault(kind="status", route=r, status=status, message=echo) for r in vendor.calls.values()]

@@ -21,7 +21,7 @@ from dagster_llm_batch import (
     build_llm_batch_sensor,
     llm_batch_assets,
 )
-from dagster_llm_batch.testing.emulator import Emulator, Limits, WireFault
+from dagster_llm_batch.testing.emulator import Emulator, VendorLimits, WireFault
 from tests.faults.test_secrets import (
     ACCESS_KEY,
     API_KEYS,
@@ -174,7 +174,7 @@ def test_dagster_holds_no_credential_of_any_resource(
     with (
         servers() as running,
         Emulator(
-            keys=keys, s3_url=running.s3_url, gcs_url=running.gcs_url, limits=Limits(bedrock_min_records=1)
+            keys=keys, s3_url=running.s3_url, gcs_url=running.gcs_url, limits=VendorLimits(bedrock_min_records=1)
         ) as emulator,
         dg.instance_for_test(temp_dir=str(home)) as instance,
     ):

@@ -24,7 +24,7 @@ from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.testing.emulator import Emulator, Limits, WireFault, local_gcs, local_s3
+from dagster_llm_batch.testing.emulator import Emulator, VendorLimits, WireFault, local_gcs, local_s3
 from tests.faults.vendors import BUCKET, Vendor
 
 ROWS, STRUCK = 12, 4
@@ -81,7 +81,7 @@ class VendorWorkspace:
         self._vendor = vendor
         self._folder = folder
         self._skipped_seconds = 0.0
-        limits = Limits(bedrock_min_records=1)
+        limits = VendorLimits(bedrock_min_records=1)
         files = {"bedrock": {"s3_url": servers.s3_url}, "vertex": {"gcs_url": servers.gcs_url}}.get(vendor.name, {})
         self._emulator = Emulator(clock=self._now, limits=limits, **files).start()
         self._provider = vendor.provider(self._emulator, folder, timeout_seconds)

@@ -22,16 +22,16 @@ from google.oauth2.credentials import Credentials
 from dagster_llm_batch.testing.emulator import (
     DEFAULT_KEY,
     Emulator,
-    Limits,
     Reply,
     RowFault,
+    VendorLimits,
     local_gcs,
     local_s3,
     simulated_answer,
 )
 from tests.golden.corpus import BARE, BUSY, CUT, ODD, PROMPT, REFUSED, SEEING, TAUGHT, WRONG, labeling, tickets
 from tests.golden.filed import Filed, answer, recorded
-from tests.golden.package import Embedding, Fallback, RayAnswers, RetryPolicy, provider_class
+from tests.golden.package import Embedding, Fallback, Limits, RayAnswers, Realtime, Resend, Spend, provider_class
 from tests.golden.workspace import FixedWorkspace
 
 BUCKET = "bucket"
@@ -120,7 +120,7 @@ class Journey:
         with Emulator(
             answer=_said,
             clock=workspace.clock,
-            limits=Limits(bedrock_min_records=1),
+            limits=VendorLimits(bedrock_min_records=1),
             faults=[RowFault(containing=BUSY, status_code=503, times=1)],
             **({f"{self.files}_url": url} if url else {}),
         ) as emulator:
@@ -214,9 +214,9 @@ def command(folder: Path, _servers: Servers) -> str:
 
 _CHAT = {
     "prompt": SEEING,
-    "max_requests_per_batch": 5,
-    "urgent": "now",
-    "fallback": [Fallback("openai/gpt-4o-mini", params={"max_tokens": 60, "temperature": 0.5})],
+    "limits": Limits(max_requests_per_batch=5),
+    "realtime": Realtime(urgent="now", concurrency=1),
+    "resend": Resend(fallback=[Fallback("openai/gpt-4o-mini", params={"max_tokens": 60, "temperature": 0.5})]),
     "max_cost_usd": "5",
 }
 _OUTPUT = {"max_output_tokens": 80}
@@ -236,20 +236,20 @@ JOURNEYS = {
     "anthropic": Journey(
         "anthropic/claude-haiku-4-5",
         _anthropic,
-        {"prompt": TAUGHT, "retry": RetryPolicy(2, 1)},
+        {"prompt": TAUGHT, "resend": Resend(2, 1)},
         key="large text",
     ),
     "bedrock-claude": Journey(
         f"bedrock/{_HAIKU}",
         partial(_bedrock, min_requests=6),
-        {"prompt": SEEING, "below_minimum": "pad", "max_requests_per_batch": 8},
+        {"prompt": SEEING, "limits": Limits(max_requests_per_batch=8, below_minimum="pad")},
         "s3",
         key="small integer",
     ),
     "bedrock-nova": Journey(
         "bedrock/amazon.nova-lite-v1:0",
         partial(_bedrock, min_requests=6),
-        {"response": None, "below_minimum": "realtime"},
+        {"response": None, "limits": Limits(below_minimum="realtime")},
         "s3",
     ),
     "vertex-gemini": Journey(
@@ -262,7 +262,7 @@ JOURNEYS = {
     "gemini-file": Journey(
         "gemini/gemini-2.5-flash",
         partial(_gemini, inline_bytes=0),
-        {"params": _OUTPUT, "prompt": SEEING, "max_requests_per_batch": 6},
+        {"params": _OUTPUT, "prompt": SEEING, "limits": Limits(max_requests_per_batch=6)},
         key="time of day",
     ),
 }
@@ -287,7 +287,13 @@ class Replay:
         vendor = Filed(self.provider(folder), folder / "vendor", workspace.now)
         definition = labeling(
             self.model,
-            **{"response": None, "retry": RetryPolicy(1, 1), "expected_output_tokens": 20, "keep": [], **self.changes},
+            **{
+                "response": None,
+                "resend": Resend(1, 1),
+                "spend": Spend(expected_output_tokens=20),
+                "keep": [],
+                **self.changes,
+            },
         )
         workspace.providers = {definition.provider: vendor}
         lines = [wire for wire in recorded(self.wire) if self.of(wire)]

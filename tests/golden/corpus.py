@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
-from tests.golden.package import Labeling, Prompt
+from tests.golden.package import Labeling, Prompt, Realtime
 
 ODD, CUT, REFUSED, BUSY, WRONG = "[odd]", "[cut]", "[refused]", "[busy]", "[wrong]"
 """In the body of a row: what becomes of it at the emulator."""
@@ -113,6 +113,6 @@ def labeling(model: str, **changes: Any) -> Labeling:
         "response": TicketLabel,
         "params": {"max_tokens": 80},
         "keep": ["subject", "tags", "more"],
-        "realtime_concurrency": 1,
+        "realtime": Realtime(concurrency=1),
     }
     return Labeling(**{**usual, **changes})

@@ -3,7 +3,7 @@
 `mixed` runs this file of an older commit against the code of that commit.
 """
 
-from dagster_llm_batch import Embedding, Fallback, Prompt, RetryPolicy
+from dagster_llm_batch import Embedding, Fallback, Limits, Prompt, Realtime, Resend, Spend
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import CannotTellError, LeaseError, TransientError
 from dagster_llm_batch.providers.ray.answers import RayAnswers
@@ -25,10 +25,13 @@ __all__ = [
     "Labeling",
     "LeaseError",
     "Ledger",
+    "Limits",
     "PayloadStore",
     "Prompt",
     "RayAnswers",
-    "RetryPolicy",
+    "Realtime",
+    "Resend",
+    "Spend",
     "TransientError",
     "provider_class",
 ]

@@ -121,8 +121,15 @@ def _labeling(vendor: str) -> Labeling:
         response=response,
         params=params,
         keep=["body"],
-        max_requests_per_batch=4,
+        **_batches_of(4),
     )
+
+
+def _batches_of(requests: int) -> dict[str, Any]:
+    # A Labeling of before 2026-11-27 takes these itself, and its tree's package.py knows of no Limits.
+    limits = getattr(package, "Limits", None)
+    given = {"max_requests_per_batch": requests}
+    return given if limits is None else {"limits": limits(**given)}
 
 
 def main() -> None:

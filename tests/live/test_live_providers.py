@@ -25,7 +25,7 @@ from dagster_llm_batch import (
     GeminiBatchResource,
     OpenAIBatchResource,
     Prompt,
-    RetryPolicy,
+    Resend,
     VertexBatchResource,
 )
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
@@ -121,7 +121,7 @@ def test_the_smallest_real_batch_is_labeled_and_priced_within_the_cap(tmp_path, 
         prompt=Prompt(system="You label the sentiment of short texts.", user="{{ text }}"),
         response=Sentiment,
         params=live.params,
-        retry=RetryPolicy(max_waves=1, invalid_waves=1),
+        resend=Resend(max_waves=1, invalid_waves=1),
         max_cost_usd=CAP_USD,
     )
     run = uuid.uuid4().hex  # texts of its own, so that the vendor can have no answer in store

@@ -7,7 +7,7 @@ from typing import Any
 
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
-from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Limits
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, VendorLimits
 from dagster_llm_batch.types import Endpoint, Request, RequestSpec, ResponseFormat, ResponseKind
 
 BUCKET, SECRET, TAG = "bucket", "a-secret-access-key", "dlb-0011-n1"
@@ -25,7 +25,7 @@ SPEC = SPECS["claude"]
 
 def emulator_over(s3_url: str, least: int = 1, **options: Any) -> Emulator:
     """An emulator whose models take batches of `least` records on."""
-    return Emulator(s3_url=s3_url, limits=Limits(bedrock_min_records=least), **options)
+    return Emulator(s3_url=s3_url, limits=VendorLimits(bedrock_min_records=least), **options)
 
 
 def over(emulator: Emulator, s3_url: str, **changes: Any) -> BedrockProvider:

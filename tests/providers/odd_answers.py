@@ -30,7 +30,7 @@ from google_emulator import gemini, vertex, vertex_in_tables
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Limits, local_gcs, local_s3
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, VendorLimits, local_gcs, local_s3
 from dagster_llm_batch.types import FindHints, Request, RequestSpec
 
 ROWS = 4
@@ -211,7 +211,7 @@ def storage() -> Iterator[Mapping[str, Any]]:
 def record_provider(name: str, stored: Mapping[str, Any]) -> Iterator[RecordedProvider]:
     """A provider with batches that have ended and one that runs, and what its verbs were answered."""
     with ExitStack() as stack:
-        emulator = stack.enter_context(Emulator(**stored, limits=Limits(bedrock_min_records=1)))
+        emulator = stack.enter_context(Emulator(**stored, limits=VendorLimits(bedrock_min_records=1)))
         relay = Relay(emulator.openai_base_url)
         stack.callback(relay.close)
         provider, spec = _provider(name, _Seen(emulator, relay)), _SPECS.get(name, _GOOGLE)

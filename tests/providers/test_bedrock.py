@@ -28,9 +28,9 @@ from dagster_llm_batch.testing.emulator import (
     BatchFault,
     Emulator,
     FileFault,
-    Limits,
     ManualClock,
     RowFault,
+    VendorLimits,
     WireFault,
     local_s3,
 )
@@ -155,7 +155,7 @@ def test_a_create_that_was_refused_leaves_nothing_behind(emulator, provider, s3_
 
 
 def test_too_many_jobs_at_work_is_a_matter_of_time(s3_url):
-    with Emulator(s3_url=s3_url, limits=Limits(bedrock_min_records=1, bedrock_jobs=1)) as emulator:
+    with Emulator(s3_url=s3_url, limits=VendorLimits(bedrock_min_records=1, bedrock_jobs=1)) as emulator:
         provider = over(emulator, s3_url)
         submit(provider, "tag-1")
         with pytest.raises(TransientError, match="jobs for now"):
@@ -200,7 +200,7 @@ def test_the_minimum_is_read_from_the_accounts_quotas(s3_url):
     name = "Minimum number of records per batch inference job for Claude Haiku 4.5"
     others = {f"(Flows) Something per second {n}": 1.0 for n in range(250)}  # more than one page
     with Emulator(
-        s3_url=s3_url, limits=Limits(bedrock_min_records=2, bedrock_quotas={**others, name: 2.0})
+        s3_url=s3_url, limits=VendorLimits(bedrock_min_records=2, bedrock_quotas={**others, name: 2.0})
     ) as emulator:
         provider = over(emulator, s3_url, min_requests=100)
         assert provider.codec(SPEC).limits.min_requests == 2

@@ -20,10 +20,10 @@ from dagster_llm_batch.providers.command.batches import CommandBatch
 from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.types import (
     Absent,
+    BatchLimits,
     BatchStatus,
     FindHints,
     Found,
-    Limits,
     Outcome,
     RequestSpec,
     ResponseFormat,
@@ -366,7 +366,7 @@ def test_a_tag_that_is_no_plain_name_is_refused(tmp_path, tag):
 
 def test_the_codec_takes_schemas_that_strict_mode_does_not(tmp_path):
     free = {"type": "object", "properties": {"m": {"type": "object"}}}
-    codec = labeler(tmp_path, limits=Limits(7, 700)).codec(
+    codec = labeler(tmp_path, limits=BatchLimits(7, 700)).codec(
         RequestSpec("m", ResponseFormat(ResponseKind.JSON, "m", free))
     )
-    assert codec.limits == Limits(7, 700)
+    assert codec.limits == BatchLimits(7, 700)

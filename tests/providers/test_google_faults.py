@@ -24,9 +24,9 @@ from dagster_llm_batch.testing.emulator import (
     BatchFault,
     Emulator,
     FileFault,
-    Limits,
     Reply,
     RowFault,
+    VendorLimits,
     WireFault,
     local_gcs,
     rate_limited,
@@ -132,7 +132,7 @@ def test_a_wrong_key_is_refused_and_never_shown(make, kind):
 
 @pytest.mark.parametrize("kind", CREATES)
 def test_an_unknown_model_is_refused_at_once(make, kind):
-    service = make(kind, limits=Limits(known_models={"other"}))
+    service = make(kind, limits=VendorLimits(known_models={"other"}))
     with pytest.raises(RefusedError, match="not found"):
         service.subject.submit(TEXTS, "tag-a")
 

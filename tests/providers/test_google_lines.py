@@ -24,9 +24,9 @@ from dagster_llm_batch.providers.google.vertex import VertexProvider
 from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.json_schema import lower_schema
 from dagster_llm_batch.types import (
+    BatchLimits,
     Endpoint,
     Image,
-    Limits,
     Outcome,
     PriceBasis,
     Request,
@@ -39,7 +39,7 @@ from dagster_llm_batch.types import (
 )
 from tests.faults.test_origins import Server
 
-LIMITS = Limits(10, 10_000)
+LIMITS = BatchLimits(10, 10_000)
 BOM = b"\xef\xbb\xbf"  # a line that starts with it is never read in one go
 WIRE = [json.loads(line) for line in Path(__file__).with_name("wire").joinpath("google.jsonl").open(encoding="ascii")]
 CLAUDE = VertexClaudeLines(RequestSpec("claude-x", params={"max_tokens": 9}), LIMITS)

@@ -14,9 +14,9 @@ from pydantic import TypeAdapter
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
 from dagster_llm_batch.providers.openai.requests import OpenAILines
 from dagster_llm_batch.types import (
+    BatchLimits,
     Endpoint,
     Image,
-    Limits,
     Request,
     RequestSpec,
     ResponseFormat,
@@ -192,9 +192,9 @@ def test_a_schema_that_strict_mode_cannot_take_is_refused_unless_the_server_can(
 
 
 def test_limits_count_embedding_inputs_and_keep_what_is_given():
-    assert OpenAILines(spec()).limits == Limits(50_000, 200_000_000)
-    assert OpenAILines(spec(EMBEDDINGS)).limits == Limits(50_000, 200_000_000, max_inputs=50_000)
-    assert OpenAILines(spec(EMBEDDINGS), Limits(9, 99, 5, 3, 2)).limits == Limits(9, 99, 5, 3, 2)
+    assert OpenAILines(spec()).limits == BatchLimits(50_000, 200_000_000)
+    assert OpenAILines(spec(EMBEDDINGS)).limits == BatchLimits(50_000, 200_000_000, max_inputs=50_000)
+    assert OpenAILines(spec(EMBEDDINGS), BatchLimits(9, 99, 5, 3, 2)).limits == BatchLimits(9, 99, 5, 3, 2)
 
 
 def test_the_system_text_of_one_request_does_not_stay_for_the_next():

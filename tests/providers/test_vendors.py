@@ -25,7 +25,7 @@ from dagster_llm_batch.testing.emulator import (
     BatchFault,
     Emulator,
     FileFault,
-    Limits,
+    VendorLimits,
     WireFault,
     local_s3,
     lost_create_reply,
@@ -58,7 +58,7 @@ def emulated(vendor, s3_url) -> Iterator[EmulatedVendor]:
 
 def emulator_of(vendor: Vendor, s3_url: str) -> Emulator:
     is_bedrock = vendor is VENDORS["bedrock"]
-    return Emulator(s3_url=s3_url if is_bedrock else None, limits=Limits(bedrock_min_records=1))
+    return Emulator(s3_url=s3_url if is_bedrock else None, limits=VendorLimits(bedrock_min_records=1))
 
 
 def hints(requests: int = len(TEXTS)) -> FindHints:

@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy as sa
 from ledger_builders import a_submission
 
+from dagster_llm_batch import Limits
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import LedgerError
@@ -159,7 +160,7 @@ def test_work_of_version_1_goes_on_and_nothing_of_it_is_run_again(version_1, tmp
     settled, landed, submitted, ended = (f"2026-01-0{number}" for number in range(1, 5))
     assert land(settled) == "run-1"
     assert land(landed) == "run-2"
-    assert land(submitted, max_requests_per_batch=2) == "run-3"
+    assert land(submitted, limits=Limits(max_requests_per_batch=2)) == "run-3"
     assert land(ended) == "run-4"
     assert not ran.exists()
     assert land("2026-01-05") == "run-5"  # it was planned and not sent

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pytest
 
+from dagster_llm_batch import Limits
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import TransientError
@@ -29,7 +30,7 @@ def test_a_journey_with_payloads_in_an_object_store(request, tmp_path, kind):
         key="id",
         prompt=Prompt(user="{{ text }}"),
         response=None,
-        max_requests_per_batch=3,
+        limits=Limits(max_requests_per_batch=3),
     )
     with Emulator() as emulator:
         provider = OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from dagster_llm_batch import Limits
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import LeaseError, LedgerError
@@ -24,7 +25,12 @@ ROWS = 8
 def definition() -> Labeling:
     prompt = Prompt(user="{{ text }}")
     return Labeling(
-        asset="labels", model="openai/gpt-4o", key="id", prompt=prompt, response=None, max_requests_per_batch=3
+        asset="labels",
+        model="openai/gpt-4o",
+        key="id",
+        prompt=prompt,
+        response=None,
+        limits=Limits(max_requests_per_batch=3),
     )
 
 

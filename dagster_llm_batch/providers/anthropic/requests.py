@@ -26,14 +26,14 @@ from dagster_llm_batch.providers.anthropic.schema import ANTHROPIC_RULES
 from dagster_llm_batch.providers.json_schema import lower_schema
 from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_image, quoted
 from dagster_llm_batch.text import replace_halves
-from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind
+from dagster_llm_batch.types import BatchLimits, Endpoint, Image, Request, RequestSpec, ResponseKind
 
 __all__ = ["ANTHROPIC_LIMITS", "ANTHROPIC_VERSION", "AnthropicLines"]
 
 ANTHROPIC_VERSION = "2026-10-21"
 """The API version that batches are created with, unless another is asked for."""
 
-ANTHROPIC_LIMITS = Limits(max_requests=100_000, max_bytes=256_000_000 - 1_000)
+ANTHROPIC_LIMITS = BatchLimits(max_requests=100_000, max_bytes=256_000_000 - 1_000)
 """Per batch; the vendor says 256 MB of body, of which the wrapper around the lines takes a little."""
 
 # Refused from that version on, even at their default values: every row would come back as an error, up to a day later.
@@ -55,7 +55,9 @@ _CACHE = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
 class AnthropicLines:
     """The codec for one spec. `version` is the API version that the batch will be created with."""
 
-    def __init__(self, spec: RequestSpec, version: str = ANTHROPIC_VERSION, limits: Limits = ANTHROPIC_LIMITS) -> None:
+    def __init__(
+        self, spec: RequestSpec, version: str = ANTHROPIC_VERSION, limits: BatchLimits = ANTHROPIC_LIMITS
+    ) -> None:
         _check_shape(spec)
         _check_params(spec, version)
         self.limits = limits

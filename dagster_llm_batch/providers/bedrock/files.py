@@ -131,8 +131,8 @@ def records(lines: BinaryIO, codec: BedrockLines) -> Iterator[BinaryIO]:
         if 0 < count < least:
             raise RefusedError(
                 f"A batch of {count} requests is below Bedrock's minimum of {least} for this model; Bedrock would take "
-                "it, and fail it hours later. Nothing was sent. Send more rows together, set below_minimum='pad' or "
-                "'realtime', or ask AWS for a lower quota."
+                "it, and fail it hours later. Nothing was sent. Send more rows together, set "
+                "Limits(below_minimum='pad') or 'realtime', or ask AWS for a lower quota."
             )
         yield cast("BinaryIO", _Stream(codec.record_of(line) for line in iter(file.readline, b"")))
 

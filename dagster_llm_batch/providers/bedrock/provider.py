@@ -49,7 +49,16 @@ from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id
-from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, CannotTell, FindHints, Found, Limits, RequestSpec
+from dagster_llm_batch.types import (
+    Absent,
+    BatchLimits,
+    BatchReport,
+    BatchStatus,
+    CannotTell,
+    FindHints,
+    Found,
+    RequestSpec,
+)
 
 __all__ = ["BedrockProvider"]
 
@@ -158,7 +167,7 @@ class BedrockProvider(VendorProvider):
     def _family(self, model: str) -> Family:
         return self._families.get(model) or family_of(model)
 
-    def limits(self, model: str) -> Limits:
+    def limits(self, model: str) -> BatchLimits:
         """What one batch of the model may hold: by the account's quotas, else the defaults. One read a provider."""
         if self._quotas is None:
             self._quotas = self._read_quotas() if self._reads_quotas else []

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dagster_llm_batch.providers.bedrock.models import plain_id
-from dagster_llm_batch.types import Limits
+from dagster_llm_batch.types import BatchLimits
 
 __all__ = ["BEDROCK_LIMITS", "limits_from"]
 
-BEDROCK_LIMITS = Limits(max_requests=50_000, max_bytes=1_000_000_000, min_requests=100)
+BEDROCK_LIMITS = BatchLimits(max_requests=50_000, max_bytes=1_000_000_000, min_requests=100)
 """The common defaults; some models have others."""
 
 _GIGABYTE = 1_000_000_000
@@ -43,7 +43,7 @@ _SAME = {"embeddings": "embed", "embedding": "embed"}
 _DATE_DIGITS = 4
 
 
-def limits_from(quotas: Iterable[Mapping[str, Any]], model: str, defaults: Limits = BEDROCK_LIMITS) -> Limits:
+def limits_from(quotas: Iterable[Mapping[str, Any]], model: str, defaults: BatchLimits = BEDROCK_LIMITS) -> BatchLimits:
     """Return the limits of `model` by these quotas (`QuotaName`, `Value`)."""
     words = _id_words(model)
     values: dict[str, list[int]] = {}
@@ -56,7 +56,7 @@ def limits_from(quotas: Iterable[Mapping[str, Any]], model: str, defaults: Limit
             label = match["model"] or match.groupdict().get("other") or ""
             if _label_words(label) == words:
                 values.setdefault(field, []).append(int(value * _GIGABYTE if field == "max_bytes" else value))
-    return Limits(
+    return BatchLimits(
         max_requests=min(values.get("max_requests", [defaults.max_requests])),
         max_bytes=min(values.get("max_bytes", [defaults.max_bytes])),
         min_requests=max(values.get("min_requests", [defaults.min_requests])),

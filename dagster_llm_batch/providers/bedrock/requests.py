@@ -24,7 +24,7 @@ from dagster_llm_batch.providers.bedrock.models import Family, takes_images
 from dagster_llm_batch.providers.bedrock.replies import read_line
 from dagster_llm_batch.providers.jsonlines import dumps, quote
 from dagster_llm_batch.text import replace_halves
-from dagster_llm_batch.types import Image, Limits, Request, RequestSpec
+from dagster_llm_batch.types import BatchLimits, Image, Request, RequestSpec
 
 __all__ = ["BedrockLines"]
 
@@ -34,7 +34,7 @@ _IMAGE_FORMATS = frozenset({"png", "jpeg", "gif", "webp"})
 class BedrockLines:
     """The codec for one spec. `limits` is asked only when it is needed, for it may cost a call."""
 
-    def __init__(self, spec: RequestSpec, family: Family, limits: Callable[[], Limits]) -> None:
+    def __init__(self, spec: RequestSpec, family: Family, limits: Callable[[], BatchLimits]) -> None:
         check_shape(spec, family)
         self._spec = spec
         self._family = family
@@ -48,7 +48,7 @@ class BedrockLines:
         return BedrockLines, (self._spec, self._family, partial(replace, self.limits))
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> BatchLimits:
         """What one batch may hold, per model."""
         return self._limits()
 

@@ -31,18 +31,18 @@ from dagster_llm_batch.providers.files import lines_of, time_of
 from dagster_llm_batch.text import plain_words
 from dagster_llm_batch.types import (
     Absent,
+    BatchLimits,
     BatchReport,
     BatchStatus,
     CannotTell,
     FindHints,
     Found,
-    Limits,
     RequestSpec,
 )
 
 __all__ = ["COMMAND_LIMITS", "CommandProvider"]
 
-COMMAND_LIMITS = Limits(max_requests=50_000, max_bytes=1_000_000_000)
+COMMAND_LIMITS = BatchLimits(max_requests=50_000, max_bytes=1_000_000_000)
 _START_TRIES, _START_WAIT_SECONDS = 100, 0.05
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
@@ -61,7 +61,7 @@ class CommandProvider(OwnMachines):
         name: str = "command",
         account: str | None = None,
         env: Mapping[str, str] | None = None,
-        limits: Limits = COMMAND_LIMITS,
+        limits: BatchLimits = COMMAND_LIMITS,
         grace_seconds: float = 10.0,
     ) -> None:
         super().__init__(name, shlex.join(command) if account is None else account, limits)

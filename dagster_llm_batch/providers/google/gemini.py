@@ -45,11 +45,11 @@ from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id
 from dagster_llm_batch.types import (
     Absent,
+    BatchLimits,
     BatchReport,
     CannotTell,
     FindHints,
     Found,
-    Limits,
     RequestSpec,
 )
 
@@ -62,7 +62,7 @@ API_VERSION = "v1beta"
 """Documented and seen live for batches, and the one that knows the aliases (`gemini-flash-latest`). The SDK itself
 takes v1 from 3.0 on."""
 
-GEMINI_LIMITS = Limits(max_requests=50_000, max_bytes=2_000_000_000)
+GEMINI_LIMITS = BatchLimits(max_requests=50_000, max_bytes=2_000_000_000)
 """The bytes are documented; the requests are not, and are what other clients use."""
 
 _HOST = "generativelanguage.googleapis.com"

@@ -23,7 +23,7 @@ from dagster_llm_batch.providers.google.schema import GOOGLE_RULES, import_probl
 from dagster_llm_batch.providers.json_schema import lower_schema
 from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_image, quote
 from dagster_llm_batch.text import replace_halves
-from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind
+from dagster_llm_batch.types import BatchLimits, Endpoint, Image, Request, RequestSpec, ResponseKind
 
 __all__ = ["GoogleLines", "camel", "check_import", "check_shape", "without_model"]
 
@@ -49,7 +49,7 @@ _HEAD = '{"model":'
 class GoogleLines:
     """The codec for one spec. `id_field` is the API's name of a row's id; `imported`: Vertex AI's importer reads it."""
 
-    def __init__(self, spec: RequestSpec, limits: Limits, id_field: str, *, imported: bool) -> None:
+    def __init__(self, spec: RequestSpec, limits: BatchLimits, id_field: str, *, imported: bool) -> None:
         check_shape(spec)
         self.limits = limits
         constant = _settings(spec)

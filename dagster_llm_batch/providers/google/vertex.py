@@ -37,11 +37,11 @@ from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import plain_words
 from dagster_llm_batch.types import (
     Absent,
+    BatchLimits,
     BatchReport,
     CannotTell,
     FindHints,
     Found,
-    Limits,
     RequestSpec,
 )
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VERTEX_LIMITS", "VertexProvider", "credentials_of", "secrets_of"]
 
-VERTEX_LIMITS = Limits(max_requests=200_000, max_bytes=1_000_000_000)
+VERTEX_LIMITS = BatchLimits(max_requests=200_000, max_bytes=1_000_000_000)
 _JOBS = "batchPredictionJobs"
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _PUBLISHERS = ("google", "anthropic")

@@ -24,7 +24,7 @@ from dagster_llm_batch.providers.google.schema import claude_on_vertex_schema
 from dagster_llm_batch.providers.json_schema import schema_name
 from dagster_llm_batch.providers.jsonlines import dumps, encode_image, quote
 from dagster_llm_batch.text import replace_halves
-from dagster_llm_batch.types import Image, Limits, Outcome, Request, RequestSpec, ResponseKind, Result, Usage
+from dagster_llm_batch.types import BatchLimits, Image, Outcome, Request, RequestSpec, ResponseKind, Result, Usage
 
 __all__ = ["VertexClaudeLines"]
 
@@ -71,7 +71,7 @@ _MESSAGE = msgspec.json.Decoder(_Message)
 class VertexClaudeLines:
     """The codec for one spec of a Claude model."""
 
-    def __init__(self, spec: RequestSpec, limits: Limits) -> None:
+    def __init__(self, spec: RequestSpec, limits: BatchLimits) -> None:
         check_shape(spec)
         self.limits = limits
         constant = _settings(spec)

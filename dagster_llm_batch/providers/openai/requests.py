@@ -23,11 +23,11 @@ from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_ima
 from dagster_llm_batch.providers.openai.replies import read_line
 from dagster_llm_batch.providers.openai.schema import STRICT_RULES
 from dagster_llm_batch.text import replace_halves
-from dagster_llm_batch.types import Endpoint, Image, Limits, Request, RequestSpec, ResponseKind, Result
+from dagster_llm_batch.types import BatchLimits, Endpoint, Image, Request, RequestSpec, ResponseKind, Result
 
 __all__ = ["OPENAI_LIMITS", "URLS", "OpenAILines"]
 
-OPENAI_LIMITS = Limits(max_requests=50_000, max_bytes=200_000_000)
+OPENAI_LIMITS = BatchLimits(max_requests=50_000, max_bytes=200_000_000)
 _MAX_EMBEDDING_INPUTS = 50_000
 
 URLS = {
@@ -50,13 +50,13 @@ class OpenAILines:
     def __init__(
         self,
         spec: RequestSpec,
-        limits: Limits = OPENAI_LIMITS,
+        limits: BatchLimits = OPENAI_LIMITS,
         schema_rules: SchemaRules | None = STRICT_RULES,
     ) -> None:
         _check_shape(spec)
         _check_params(spec)
         embeddings = spec.endpoint is Endpoint.EMBEDDINGS
-        self.limits = Limits(
+        self.limits = BatchLimits(
             limits.max_requests,
             limits.max_bytes,
             limits.max_line_bytes,

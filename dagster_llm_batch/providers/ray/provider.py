@@ -52,17 +52,17 @@ from dagster_llm_batch.providers.ray.ray_shard.files import PLAN, Files, ended, 
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.types import (
     Absent,
+    BatchLimits,
     BatchReport,
     BatchStatus,
     FindHints,
     Found,
-    Limits,
     RequestSpec,
 )
 
 __all__ = ["RAY_LIMITS", "RayProvider"]
 
-RAY_LIMITS = Limits(max_requests=50_000, max_bytes=1_000_000_000)
+RAY_LIMITS = BatchLimits(max_requests=50_000, max_bytes=1_000_000_000)
 _SHARD = Path(__file__).with_name("ray_shard")
 _TAG = re.compile(r"[A-Za-z0-9_-]{1,150}")
 _ID = re.compile(rf"(?P<tag>{_TAG.pattern})\.(?P<place>[0-9a-f]{{8}})(\.[1-9][0-9]*)?")
@@ -87,7 +87,7 @@ class RayProvider(OwnMachines):
         account: str | None = None,
         runtime_env: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
-        limits: Limits = RAY_LIMITS,
+        limits: BatchLimits = RAY_LIMITS,
         timeout_seconds: float = 60.0,
     ) -> None:
         check_address(address, "address of the Ray cluster", "http://ray-head:8265")

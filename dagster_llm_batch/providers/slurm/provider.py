@@ -35,11 +35,11 @@ from dagster_llm_batch.providers.slurm.batches import SlurmBatch
 from dagster_llm_batch.providers.slurm.client import SlurmClient
 from dagster_llm_batch.providers.slurm.options import SlurmOptions
 from dagster_llm_batch.providers.slurm.states import LATE, ArrayTask, Verdict, of_all, of_exit, of_state
-from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, FindHints, Found, Limits, RequestSpec
+from dagster_llm_batch.types import Absent, BatchLimits, BatchReport, BatchStatus, FindHints, Found, RequestSpec
 
 __all__ = ["SLURM_LIMITS", "SlurmProvider"]
 
-SLURM_LIMITS = Limits(max_requests=200_000, max_bytes=4_000_000_000)
+SLURM_LIMITS = BatchLimits(max_requests=200_000, max_bytes=4_000_000_000)
 _BODY = Path(__file__).with_name("job_body.py")
 _COMMENT = "dagster-llm-batch "
 # Slurm's default for MaxArraySize is 1,001, and the highest index is one less.
@@ -72,7 +72,7 @@ class SlurmProvider(OwnMachines):
         name: str = "slurm",
         account: str | None = None,
         export: Sequence[str] = (),
-        limits: Limits = SLURM_LIMITS,
+        limits: BatchLimits = SLURM_LIMITS,
         requests_per_task: int = 50_000,
         max_running_tasks: int | None = None,
         row_by_row: bool = False,

@@ -38,7 +38,7 @@ from dagster_llm_batch.testing.emulator.lifecycle import (
     ManualClock,
 )
 from dagster_llm_batch.testing.emulator.server import DEFAULT_KEY, Emulator
-from dagster_llm_batch.testing.emulator.world import Limits
+from dagster_llm_batch.testing.emulator.world import VendorLimits
 
 __all__ = [
     "ANTHROPIC",
@@ -58,13 +58,13 @@ __all__ = [
     "FileFault",
     "FileRecord",
     "IllegalMoveError",
-    "Limits",
     "ManualClock",
     "MoveRecord",
     "PromptCache",
     "Reply",
     "RowFault",
     "Tokens",
+    "VendorLimits",
     "WireFault",
     "body_digest",
     "local_gcs",

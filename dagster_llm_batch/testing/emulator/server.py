@@ -28,7 +28,7 @@ from dagster_llm_batch.testing.emulator.lifecycle import Clock, Mover, Pace
 from dagster_llm_batch.testing.emulator.openai.routes import OpenAIHouse
 from dagster_llm_batch.testing.emulator.storage_relay import GCS, S3, StorageRelay
 from dagster_llm_batch.testing.emulator.wire import App, Connections, Wire, by_path
-from dagster_llm_batch.testing.emulator.world import Keys, Limits, World
+from dagster_llm_batch.testing.emulator.world import Keys, VendorLimits, World
 
 HOST = "127.0.0.1"
 DEFAULT_KEY = "sk-emulator"
@@ -61,7 +61,7 @@ class Emulator:
         clock: Clock = time.time,
         work_steps: int = 1,
         keys: Keys = frozenset({DEFAULT_KEY}),
-        limits: Limits | None = None,
+        limits: VendorLimits | None = None,
         faults: Collection[Fault] = (),
         seed: int = 0,
         port: int = 0,
@@ -77,7 +77,7 @@ class Emulator:
             mover=self._mover,
             faults=FaultScript(faults, seed=seed),
             keys=keys,
-            limits=limits or Limits(),
+            limits=limits or VendorLimits(),
             seed=seed,
             work_steps=work_steps,
         )

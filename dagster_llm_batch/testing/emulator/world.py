@@ -18,7 +18,7 @@ Keys = Collection[str] | Mapping[str, str] | None
 
 
 @dataclass(frozen=True)
-class Limits:
+class VendorLimits:
     """What the house takes; None means unlimited. `enqueued_tokens` is per account and model."""
 
     batch_requests: int = 50_000
@@ -47,7 +47,7 @@ class World:
         mover: Mover,
         faults: FaultScript,
         keys: Keys,
-        limits: Limits,
+        limits: VendorLimits,
         seed: int,
         work_steps: int,
     ) -> None:

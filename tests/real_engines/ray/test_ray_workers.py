@@ -29,6 +29,7 @@ from comparison import (  # noqa: E402
 )
 from workspace import Workspace  # noqa: E402
 
+from dagster_llm_batch import Realtime, Resend  # noqa: E402
 from dagster_llm_batch.distributed import RayWorkers, compare_spread  # noqa: E402
 from dagster_llm_batch.errors import InputError  # noqa: E402
 from dagster_llm_batch.metrics import compare  # noqa: E402
@@ -72,7 +73,9 @@ def test_request_files_are_the_same_byte_for_byte_as_those_of_one_process(
     found = []
     for name, workers in (("here", None), ("there", RayWorkers())):
         own = Workspace(tmp_path / name, workspace.emulator)
-        definition = labeling(urgent="urgent", fallback=["openai/gpt-4o-mini"], workers=workers)
+        definition = labeling(
+            realtime=Realtime(urgent="urgent"), resend=Resend(fallback=["openai/gpt-4o-mini"]), workers=workers
+        )
         rows = dataset(data) if workers else pa.concat_tables([tickets(3_000)])
         found.append(stored(own, own.engine().plan(definition, rows)))
     assert_same_plan(*found)

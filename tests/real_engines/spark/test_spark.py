@@ -14,7 +14,7 @@ import pytest
 from comparison import TARGETS, assert_same_plan, assert_same_report, by_key, labeling, stored, tickets, with_gold
 from workspace import Workspace
 
-from dagster_llm_batch import HiveParquetIOManager
+from dagster_llm_batch import HiveParquetIOManager, Realtime, Resend
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.distributed import SparkWorkers, compare_spread
 from dagster_llm_batch.errors import InputError
@@ -39,7 +39,9 @@ def test_request_files_are_the_same_byte_for_byte_as_those_of_one_process(
     found = []
     for name, workers in (("here", None), ("there", SparkWorkers(spark))):
         own = Workspace(tmp_path / name, workspace.emulator)
-        definition = labeling(urgent="urgent", fallback=["openai/gpt-4o-mini"], workers=workers)
+        definition = labeling(
+            realtime=Realtime(urgent="urgent"), resend=Resend(fallback=["openai/gpt-4o-mini"]), workers=workers
+        )
         found.append(stored(own, own.engine().plan(definition, frame)))
     assert_same_plan(*found)
     assert len([name for name in found[0] if name.startswith("batch ")]) > 20

@@ -22,7 +22,7 @@ from dagster_llm_batch.testing.emulator.openai.wire import (
     validation_error,
 )
 from dagster_llm_batch.testing.emulator.schemas import strict_problem
-from dagster_llm_batch.testing.emulator.world import Limits, World
+from dagster_llm_batch.testing.emulator.world import VendorLimits, World
 
 _NEEDED = {CHAT: "messages", RESPONSES: "input", EMBEDDINGS: "input"}
 _LINE_FIELDS = ("custom_id", "method", "url", "body")
@@ -51,7 +51,7 @@ class InputFile:
         return self.blob.read_at(*self.places[index])
 
 
-def validate(blob: Blob, endpoint: str, limits: Limits) -> InputFile:
+def validate(blob: Blob, endpoint: str, limits: VendorLimits) -> InputFile:
     """Read the file as the vendor does, up to the first bad line, which raises `InvalidInputError`.
 
     https://platform.openai.com/docs/guides/batch#2-upload-your-batch-input-file
