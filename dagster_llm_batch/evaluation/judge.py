@@ -302,7 +302,7 @@ class Judge:
         names = ", ".join(candidate.name for candidate in self.candidates)
         reads = list(dict.fromkeys([self.rows_key, *(candidate.key for candidate in self.candidates)]))
         cases = before_asking.spec(
-            f"What {model} is asked to judge: answers of {names}.",
+            f"What {model} is asked to judge: answers of {names}{_drawn(self.sample_size)}.",
             suffix="cases",
             deps=reads,
             kinds={"table"},
@@ -392,6 +392,10 @@ class Judge:
     ) -> pa.Table:
         hint = "Set key=, target= or the variables of the prompt to columns that are there."
         return stored.read(key, partition, self.builder.partitions_def, columns, also=also, hint=hint)
+
+
+def _drawn(sample_size: int | None) -> str:
+    return "" if sample_size is None else f", of at most {sample_size:,} rows"
 
 
 def _to_ask(cases: pa.Table) -> pa.Table:

@@ -250,6 +250,7 @@ class TestPairwise:
     def test_cases_and_asking_are_never_in_one_run_of_a_backfill(self, policy):
         _, [cases, asking, landing, figures] = duel(DAYS, backfill_policy=policy)
         wanted = policy or dg.BackfillPolicy.single_run()
+        assert next(iter(cases.specs)).description.endswith("short, long, of at most 100 rows.")
         assert {one.backfill_policy for one in (asking, landing, figures)} == {wanted}
         assert cases.backfill_policy not in (None, wanted)
 
