@@ -133,29 +133,33 @@ def load_stored(
     of_partition = dg.AssetRecordsFilter(spec.key, asset_partitions=None if partition is None else [partition])
     newest = next(iter(context.instance.fetch_materializations(of_partition, limit=1).records), None)
     around = io_manager_surroundings(context, io_manager_key)
-    stored = dg.build_output_context(
-        step_key=None if newest is None else newest.event_log_entry.step_key,
-        run_id=None if newest is None else newest.run_id,
-        name=name,
-        op_def=op_def,
-        asset_key=spec.key,
-        asset_spec=spec,
-        definition_metadata=spec.metadata,
-        resource_config=around["resource_config"],
-    )
-    given = dg.build_input_context(
-        asset_key=spec.key,
-        upstream_output=stored,
-        dagster_type=_ANY,
-        partition_key=partition,
-        asset_partition_key_range=None if partition is None else dg.PartitionKeyRange(partition, partition),
-        asset_partitions_def=spec.partitions_def,
-        instance=context.instance,
-        resource_config=around["resource_config"],
-        # a named tuple, as output contexts take it
-        resources=around["resources"]._asdict(),
-    )
-    return getattr(context.resources, io_manager_key).load_input(given)
+    with (
+        dg.build_output_context(
+            step_key=None if newest is None else newest.event_log_entry.step_key,
+            run_id=None if newest is None else newest.run_id,
+            name=name,
+            op_def=op_def,
+            asset_key=spec.key,
+            asset_spec=spec,
+            definition_metadata=spec.metadata,
+            resource_config=around["resource_config"],
+        ) as stored,
+        dg.build_input_context(
+            asset_key=spec.key,
+            upstream_output=stored,
+            dagster_type=_ANY,
+            partition_key=partition,
+            asset_partition_key_range=None if partition is None else dg.PartitionKeyRange(partition, partition),
+            asset_partitions_def=spec.partitions_def,
+            instance=context.instance,
+            resource_config=around["resource_config"],
+            # a named tuple, as output contexts take it
+            resources=around["resources"]._asdict(),
+        ) as given,
+    ):
+        # Each has a Dagster instance of its own. Left open, it is closed by the garbage collector, in any order, which
+        # logs "Cannot operate on a closed database".
+        return getattr(context.resources, io_manager_key).load_input(given)
 
 
 def env_file(folder: str) -> Mapping[str, str]:

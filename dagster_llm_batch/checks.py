@@ -17,6 +17,7 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.label_stats import LabelStats
+from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import Outcome
 
 __all__ = ["COVERAGE", "CheckOutcome", "Checks", "check_specs", "evaluations", "verdicts"]
@@ -91,7 +92,7 @@ def verdicts(
     rows = figures.labeled + figures.rejected - figures.skipped
     replies = figures.labeled + figures.outcomes[Outcome.INVALID.value]
     cost, budget = status.submission.cost_usd, labeling.budget_usd
-    spend = "not known" if cost is None else f"{cost:.6f} USD"
+    spend = "not known" if cost is None else money_text(cost)
     coverage = _share(COVERAGE, figures.labeled, rows, wanted.min_coverage, "rows have a label")
     if figures.skipped:
         coverage = replace(coverage, **_beside_skipped(coverage, rows, figures.skipped))
@@ -104,7 +105,7 @@ def verdicts(
             SPEND,
             passed=budget is None or (cost is not None and cost <= budget),
             severity=dg.AssetCheckSeverity.WARN,
-            description=f"Cost: {spend}; limit: {'none' if budget is None else f'{budget} USD'}.",
+            description=f"Cost: {spend}; limit: {'none' if budget is None else money_text(budget)}.",
             metadata={} if cost is None else {"llm_batch/cost_usd": float(cost)},
         ),
     ]

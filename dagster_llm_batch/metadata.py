@@ -24,7 +24,7 @@ from dagster_llm_batch.label_stats import LabelStats, add_to_version
 from dagster_llm_batch.progress import progress_bar, progress_text
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.storage.ledger.records import Shard
-from dagster_llm_batch.text import cell_text
+from dagster_llm_batch.text import cell_text, money_text
 
 __all__ = [
     "SUBMISSION_KEY",
@@ -220,14 +220,16 @@ def _waves(status: Status) -> dict[str, Any]:
     for (wave, model, lane), shards in sorted(groups.items()):
         cost = sum_costs(shards)
         requests = sum(shard.requests for shard in shards)
-        rows.append([wave, model, lane, len(shards), requests, "unknown" if cost is None else f"{cost:.6f}"])
-    header = ["wave", "asked of", "lane", "batches", "requests", "USD"]
+        rows.append([wave, model, lane, len(shards), requests, "unknown" if cost is None else money_text(cost)])
+    header = ["wave", "asked of", "lane", "batches", "requests", "cost"]
     return {"llm_batch/waves": dg.MetadataValue.md(markdown_table(header, rows))}
 
 
 def _usd(name: str, amount: Decimal | None) -> dict[str, Any]:
-    """Return an amount as a float, since Dagster plots floats only; nothing where it is not known."""
-    return {} if amount is None else {f"llm_batch/{name}": float(amount)}
+    """Return an amount as text for people, and as a float, since Dagster plots floats only; nothing if not known."""
+    if amount is None:
+        return {}
+    return {f"llm_batch/{name.removesuffix('_usd')}": money_text(amount), f"llm_batch/{name}": float(amount)}
 
 
 def _console(status: Status, provider: Provider) -> dict[str, Any]:

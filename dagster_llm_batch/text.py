@@ -7,8 +7,9 @@ must not reach a terminal, nor a bidirectional control turn the text around it.
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
-__all__ = ["cell_text", "is_id", "last_words", "plain_text", "plain_words", "replace_halves", "text_of"]
+__all__ = ["cell_text", "is_id", "last_words", "money_text", "plain_text", "plain_words", "replace_halves", "text_of"]
 
 # A command string (OSC and its kin) up to its end, CSI of 7 and of 8 bits, and any other sequence. A command string
 # without an end loses only its start: what follows it may be our own advice. So does one of 8 bits (U+009D), since
@@ -19,6 +20,7 @@ _ESCAPES = re.compile(
 _MAX_MESSAGE_CHARS = 500
 _MAX_READ_CHARS = 20_000
 _MAX_ID_CHARS = 2_000
+_MAX_DIGITS = 40
 
 
 def text_of(value: object) -> str:
@@ -27,6 +29,9 @@ def text_of(value: object) -> str:
     For what is still to be searched, as for a secret; people get `plain_text`.
     """
     try:
+        if isinstance(value, Decimal) and value.is_finite() and abs(value.adjusted()) < _MAX_DIGITS:
+            # `6.37500E-7` and `0E-12` are for nobody.
+            return format(value, "f")
         return (value if isinstance(value, str) else str(value))[:_MAX_READ_CHARS]
     except Exception:  # noqa: BLE001 -- what nests too deep, or what its own class cannot show
         return type(value).__name__
@@ -42,6 +47,16 @@ def plain_text(value: object, limit: int = 60) -> str:
     if not text.isprintable():
         text = " ".join("".join(filter(str.isprintable, text)).split())
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def money_text(amount: Decimal | float) -> str:
+    """Return US dollars, as $1,234.50: in cents, and below a dollar with four decimals or two significant digits."""
+    exact = Decimal(str(amount))
+    if not exact or exact.adjusted() >= 0:
+        return f"{'-' if exact < 0 else ''}${abs(exact):,.2f}"
+    shown = f"{abs(exact):.{max(4, 1 - exact.adjusted())}f}"
+    whole, _, decimals = shown.partition(".")
+    return f"{'-' if exact < 0 else ''}${whole}.{decimals.rstrip('0'):0<2}"
 
 
 def cell_text(value: object, limit: int = 120) -> str:

@@ -36,6 +36,7 @@ from dagster_llm_batch import (
 )
 from dagster_llm_batch.core.label_join import PROVENANCE
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, local_gcs, local_s3
+from dagster_llm_batch.text import money_text
 from example_project import settings
 from example_project.definitions import Sentiment, ask, daily, tweet_gold, tweets
 from example_project.parquet import ParquetIOManager
@@ -196,7 +197,7 @@ def show(rows: pl.DataFrame) -> Table:
     table.title = f"One labeling through five providers\n({SIMULATED})"
     table.add_column("provider", no_wrap=True)
     table.add_column("model", overflow="fold")
-    for name in ("labeled", "accuracy", "cost\nUSD", "real-time\nUSD", "saved", "basis"):
+    for name in ("labeled", "accuracy", "cost", "real-time", "saved", "basis"):
         table.add_column(name, no_wrap=True, justify="right")
     for row in rows.to_dicts():
         cost, realtime = row["cost_usd"], row["realtime_usd"]
@@ -205,8 +206,8 @@ def show(rows: pl.DataFrame) -> Table:
             row["model"],
             f"{row['labeled']}/{row['rows']}",
             f"{row['accuracy']:.2f}",
-            "unknown" if cost is None else f"{cost:.6f}",
-            "unknown" if realtime is None else f"{realtime:.6f}",
+            "unknown" if cost is None else money_text(cost),
+            "unknown" if realtime is None else money_text(realtime),
             f"{1 - cost / realtime:.0%}" if cost is not None and realtime else "-",
             row["basis"],
         )

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from dagster_llm_batch.core.label_join import PROVENANCE
 from dagster_llm_batch.core.pricing import tariff
+from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import Usage
 from example_project import settings
 from example_project.dagster_dev import RunningDagster
@@ -81,9 +82,7 @@ def _evaluation(evaluation: pl.DataFrame) -> Table:
             _interval(row, "accuracy"),
             _interval(row, "macro_f1"),
             _interval(row, "kappa"),
-            "unknown"
-            if row["cost_per_correct_usd"] is None
-            else f"{row['cost_per_correct_usd']:.6f}".rstrip("0").rstrip("."),
+            "unknown" if row["cost_per_correct_usd"] is None else money_text(row["cost_per_correct_usd"]),
         )
     if rows and rows[0]["baseline_accuracy"] is not None:
         table.caption = (
@@ -118,19 +117,19 @@ def _money(tables: dict[str, pl.DataFrame]) -> list[str]:
         cost, realtime = _sum(labels, "llm_cost_usd"), _sum(labels, "llm_realtime_usd")
         basis = ", ".join(sorted(labels["llm_price_basis"].unique()))
         if basis == "free":
-            money = "0 USD, in real time 0 USD as well: it ran on this machine"
+            money = "$0.00, in real time $0.00 as well: it ran on this machine"
         elif cost is None or realtime is None:
             money = "unknown price"
         else:
-            money = f"{cost:.6f} USD; in real time {realtime:.6f} USD (basis: {basis})"
+            money = f"{money_text(cost)}; in real time {money_text(realtime)} (basis: {basis})"
         lines.append(f"  {model}: {money} ({tokens})")
     own = tables[settings.MODEL]
     usage = Usage(own["llm_input_tokens"].sum(), own["llm_output_tokens"].sum())
     hosted = tariff(*_HOSTED, datetime.now(UTC)).price(usage)
     if settings.MODEL.startswith("command/") and hosted.cost_usd is not None and hosted.realtime_usd is not None:
         lines.append(
-            f"  What if: as many tokens of {'/'.join(_HOSTED)} would cost {hosted.cost_usd:.6f} USD as a batch, "
-            f"{hosted.realtime_usd:.6f} USD in real time (list prices; it counts tokens in its own way)."
+            f"  What if: as many tokens of {'/'.join(_HOSTED)} would cost {money_text(hosted.cost_usd)} as a batch, "
+            f"{money_text(hosted.realtime_usd)} in real time (list prices; it counts tokens in its own way)."
         )
     return lines
 

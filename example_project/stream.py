@@ -35,6 +35,7 @@ from dagster_llm_batch.streams import KafkaResource, RealTimeLane, StreamLabeler
 from dagster_llm_batch.streams.dashboard import stream_results
 from dagster_llm_batch.streams.figures import latency_png
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+from dagster_llm_batch.text import money_text
 from example_project import data, settings, stream_definitions
 from example_project.labelers.vader import answering
 from example_project.parquet import ParquetIOManager
@@ -256,7 +257,7 @@ def travel(world: World, say: Say, scale: float = 1.0) -> pl.DataFrame:
     world.run("stream_gold", "student", "student_labels")
     world.run("stream_eval", "stream_eval_per_class")
     for row in world.load("stream_eval").to_dicts():
-        cost = f"cost {row['cost_usd']:.6f} USD"
+        cost = f"cost {money_text(row['cost_usd'])}"
         say(f"      {row['candidate']:<8} accuracy {row['accuracy']:.2f}  kappa {row['kappa']:.2f}  {cost}")
     world.run("stream_skew", "stream_skew_sample", partition=windows[0])
     [skew] = world.load("stream_skew", windows[0]).to_dicts()

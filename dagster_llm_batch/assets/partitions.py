@@ -121,4 +121,6 @@ class _Failures:
             lines = "\n".join(f"- {partition}: {text}" for partition, text in failures)
             description = f"{len(failures)} of {self._partitions} partitions failed; the others are done.\n{lines}"
         # A retry of a run over several partitions would make those that have landed again.
-        raise dg.Failure(description, allow_retries=self._partitions == 1) from first
+        # Ours say what to do, and their causes only how it was found out: that would be three traces for one message.
+        cause = None if isinstance(first, LLMBatchError) else first
+        raise dg.Failure(description, allow_retries=self._partitions == 1) from cause

@@ -97,7 +97,7 @@ def cost_command(
         parts = [{**dict(zip(names, key, strict=True)), **vars(group)} for key, group in groups.items()]
         print_json({"namespace": deployment.namespace, "by": names, "groups": parts, "total": total})
         return
-    columns = [*names, "submissions", "requests", "cost USD", "in real time", "saved", "under way ~USD", "unknown"]
+    columns = [*names, "submissions", "requests", "cost", "in real time", "saved", "under way ~cost", "unknown"]
     rows: list[list[object]] = [[*(part or None for part in key), *_row(group)] for key, group in groups.items()]
     if len(rows) != 1:
         rows.append([*(["total"] + [""] * (len(names) - 1))[: len(names)], *_row(total)])

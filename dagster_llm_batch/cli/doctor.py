@@ -189,7 +189,7 @@ def _dataset(engine: Engine, labeling: Labeling) -> Finding:
 def _budget(engine: Engine, budget: Budget) -> Finding:
     rule = budget.rule()
     spent = engine.ledger.spent_usd(engine.namespace, asset=rule.asset, since=rule.since(utc_now()))
-    state = f"{rule}: {money(spent)} USD are committed"
+    state = f"{rule}: {money(spent)} is committed"
     if spent > _NEARLY * Decimal(rule.max_usd):
         return Finding("budget", Verdict.WARNING, state, "Submissions that would exceed it are refused.")
     return Finding("budget", Verdict.OK, state)

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dagster_llm_batch.core.json_values import as_json
-from dagster_llm_batch.text import cell_text
+from dagster_llm_batch.text import cell_text, money_text
 
 __all__ = [
     "SHORT_ID",
@@ -25,7 +25,6 @@ __all__ = [
     "cell",
     "console",
     "counted",
-    "dollars",
     "money",
     "print_json",
     "print_table",
@@ -83,20 +82,8 @@ class Money(str):
 
 
 def money(amount: Decimal | None) -> Money | None:
-    """Return US dollars, to a hundredth of a cent; less than that is not shown as nothing."""
-    if amount is None:
-        return None
-    if not amount:
-        return Money("0")
-    if abs(amount) < Decimal("0.0001"):
-        return Money("<0.0001")
-    return Money(f"{amount:,.4f}")
-
-
-def dollars(amount: Decimal | None) -> str | None:
-    """Return an amount with its unit, as in `1.2000 USD`."""
-    shown = money(amount)
-    return None if shown is None else f"{shown} USD"
+    """Return `money_text`; None where the amount is not known."""
+    return None if amount is None else Money(money_text(amount))
 
 
 def counted(number: int, singular: str, more: str) -> str:

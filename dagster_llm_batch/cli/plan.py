@@ -12,7 +12,7 @@ import click
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
-from dagster_llm_batch.cli.output import SHORT_ID, console, counted, dollars, money, print_json, print_table, table
+from dagster_llm_batch.cli.output import SHORT_ID, console, counted, money, print_json, print_table, table
 from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
 from dagster_llm_batch.engine.plan import Preview
 from dagster_llm_batch.engine.request_writer import LongRow
@@ -149,7 +149,7 @@ def print_plan(plans: Sequence[Planned]) -> None:
             "~tokens in",
             "~out",
         ]
-        print_table([*columns, "~USD"], [*rows, ["total", "", *whole, money(_total(plans))]])
+        print_table([*columns, "~cost"], [*rows, ["total", "", *whole, money(_total(plans))]])
     for plan in plans:
         where = "" if len(plans) == 1 else f"{cell_text(' '.join(filter(None, [plan.asset, plan.partition])))}: "
         for text in _warnings(plan.preview):
@@ -203,8 +203,8 @@ def _facts(plan: Planned) -> list[list[object]]:
         ),
         ("tokens", f"about {preview.input_tokens:,} in, at most about {preview.output_tokens:,} out"),
         ("longest rows", _keys(preview.longest[:_LONGEST_SHOWN]) or None),
-        ("estimate", dollars(preview.estimated_usd)),
-        ("in real time", dollars(preview.realtime_usd)),
+        ("estimate", money(preview.estimated_usd)),
+        ("in real time", money(preview.realtime_usd)),
         ("prices", preview.price_basis.value),
         ("known as", known),
     ]

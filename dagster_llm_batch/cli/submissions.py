@@ -9,7 +9,7 @@ import click
 
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
-from dagster_llm_batch.cli.output import SHORT_ID, console, dollars, money, print_json, print_table, table
+from dagster_llm_batch.cli.output import SHORT_ID, console, money, print_json, print_table, table
 from dagster_llm_batch.cli.selection import find_submission, partition_option
 from dagster_llm_batch.storage.ledger.ledger import Ledger, utc_now
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
@@ -65,7 +65,7 @@ def list_command(
         for submission, entry in zip(newest, entries, strict=True)
     ]
     title = f"{len(newest)} of {len(listed)} submissions in namespace {namespace}"
-    print_table(["submission", "asset", "partition", "state", "batches", "requests", "USD", "age"], rows, title=title)
+    print_table(["submission", "asset", "partition", "state", "batches", "requests", "cost", "age"], rows, title=title)
 
 
 def _entry(submission: Submission, progress: Progress | None) -> dict[str, Any]:
@@ -133,10 +133,10 @@ def _facts(ledger: Ledger, submission: Submission) -> list[list[object]]:
         ("answers reused", submission.reused),
         ("waves", submission.waves),
         ("outcomes", ", ".join(f"{n:,} {name}" for name, n in outcomes.most_common()) or None),
-        ("estimate", dollars(submission.estimated_usd)),
-        ("cost", dollars(submission.cost_usd)),
-        ("in real time", dollars(submission.realtime_usd)),
-        ("saved", dollars(saved)),
+        ("estimate", money(submission.estimated_usd)),
+        ("cost", money(submission.cost_usd)),
+        ("in real time", money(submission.realtime_usd)),
+        ("saved", money(saved)),
         ("prices", submission.price_basis.value if submission.price_basis else None),
         ("created (UTC)", submission.created_at),
         ("settled (UTC)", submission.settled_at),
@@ -159,7 +159,7 @@ _SHARD_COLUMNS = [
     "done",
     "failed",
     "bytes",
-    "USD",
+    "cost",
     "ended (UTC)",
     "reason",
 ]

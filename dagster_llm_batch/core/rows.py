@@ -76,11 +76,11 @@ def check_text(name: str, kind: pa.DataType) -> None:
         raise InputError(msg)
 
 
-def are_empty(batch: pa.RecordBatch) -> pa.BooleanArray | None:
-    """Return for each row whether all its values are null or blank; None where no row is."""
+def are_empty(batch: pa.RecordBatch, images: Collection[str] = ()) -> pa.BooleanArray | None:
+    """Return for each row whether all its values are null or blank; None where no row is. An image is there or null."""
     empty: Any = None
-    for column in batch.columns:
-        here = _is_blank(column)
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        here = column.is_null() if name in images else _is_blank(column)
         empty = here if empty is None else pc.and_(empty, here)
         # Mostly the first column says it.
         if not pc.any(empty, min_count=0).as_py():

@@ -13,6 +13,7 @@ from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.errors import BudgetError
+from dagster_llm_batch.text import money_text
 
 __all__ = ["committing", "exceeded", "refuse_over_budget"]
 
@@ -43,8 +44,9 @@ def refuse_over_budget(
     most = labeling.budget_usd
     if most is not None and cost is not None and cost > most:
         msg = (
-            f"'{labeling.asset}': the estimate of {cost:.4f} USD for {counted} exceeds max_cost_usd={most}. Nothing "
-            "was sent. Raise the limit, lower max_tokens, give Spend(expected_output_tokens=…), or send fewer rows."
+            f"'{labeling.asset}': the estimate of {money_text(cost)} for {counted} exceeds max_cost_usd={most:f}. "
+            "Nothing was sent. Raise the limit, lower max_tokens, give Spend(expected_output_tokens=…), or send fewer "
+            "rows."
         )
         raise BudgetError(msg)
     if not estimate.requests:
@@ -72,5 +74,6 @@ def exceeded(
         since = budget.since(deployment.clock())
         spent = deployment.ledger.spent_usd(deployment.namespace, asset=budget.asset, since=since, besides=replaced)
         if spent + cost_usd > Decimal(budget.max_usd):
-            return f"with {cost_usd:.4f} USD more than the {spent:.4f} USD already committed, the {budget} is exceeded"
+            spent_text = f"the {money_text(spent)} already committed"
+            return f"with {money_text(cost_usd)} more than {spent_text}, the {budget} is exceeded"
     return None

@@ -97,7 +97,7 @@ class RowRenderer:
         if not is_key_type(rows.field(labeling.key).type):
             self.manifest_schema = self.manifest_schema.set(0, pa.field(labeling.key, pa.string()))
         content = labeling.prompt.content(rows.names, labeling.key) if labeling.empty == "skip" else ()
-        self._content = sorted(content)
+        self._content, self._images = sorted(content), labeling.prompt.images
         self._needed = {*self.manifest_schema.names[:-1], *self._renderer.columns, *urgent}
 
     def check(self, batch: pa.RecordBatch) -> None:
@@ -114,7 +114,7 @@ class RowRenderer:
         """Yield the requests of the rows with their keys, a few hundred rows at a time; None for an empty row."""
         # Not all rows of a batch at once: Python's garbage collector slows down with the number of live objects.
         read = batch.select(list(self._renderer.columns))
-        empty = are_empty(batch.select(self._content))
+        empty = are_empty(batch.select(self._content), self._images)
         for start in range(0, batch.num_rows, self._at_once):
             chunk_keys, chunk = keys[start : start + self._at_once], read.slice(start, self._at_once)
             if empty is None or not pc.any(here := empty.slice(start, self._at_once)).as_py():

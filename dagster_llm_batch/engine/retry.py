@@ -27,6 +27,7 @@ from dagster_llm_batch.engine.plan import Planner, output_tokens_each
 from dagster_llm_batch.engine.request_files import WrittenLines, delete_requests, requests_of
 from dagster_llm_batch.engine.request_writer import Spare
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import BatchStatus, Lane, Outcome
 
 __all__ = ["NextWave"]
@@ -189,7 +190,7 @@ class NextWave:
         requests = sum(shard.requests for shard in shards)
         most = self._labeling.budget_usd
         if most is not None and spent + more > most:
-            reason: str | None = f"{spent} USD are spent of max_cost_usd={most}"
+            reason: str | None = f"{money_text(spent)} is spent of max_cost_usd={most:f}"
         else:
             reason = exceeded(self._deployment, unknown or self._labeling, more if unknown is None else None)
         if reason is not None:

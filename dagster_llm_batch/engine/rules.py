@@ -11,6 +11,7 @@ from typing import Literal
 from dagster_llm_batch.arguments import checked, unknown_name
 from dagster_llm_batch.core.pricing import dollars
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.text import money_text
 
 __all__ = ["Budget", "Period", "QueueLimit", "check_queue_limits"]
 
@@ -44,7 +45,9 @@ class Budget:
 
     def __str__(self) -> str:
         scope = "all labeled datasets together" if self.asset is None else f"'{self.asset}'"
-        return f"budget of {self.max_usd} USD for {scope}" + ("" if self.period == "ever" else f" per {self.period}")
+        return f"budget of {money_text(Decimal(self.max_usd))} for {scope}" + (
+            "" if self.period == "ever" else f" per {self.period}"
+        )
 
 
 @checked

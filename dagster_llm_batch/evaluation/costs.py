@@ -15,10 +15,10 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, TableOptions, code_digest, picture
 from dagster_llm_batch.evaluation.candidates import Candidates, candidates_of
 from dagster_llm_batch.metrics import DayCost, costs_png
-from dagster_llm_batch.metrics.cells import usd_text
 from dagster_llm_batch.metrics.tables import rows_markdown
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.storage.ledger.records import Submission
+from dagster_llm_batch.text import money_text
 
 __all__ = ["cost_assets"]
 
@@ -170,7 +170,7 @@ def _by_model(submissions: Sequence[Submission]) -> list[dict[str, str]]:
             "model": model,
             "submissions": f"{len(group):,}",
             "requests": f"{sum(submission.requests - submission.reused for submission in group):,}",
-            "USD": usd_text(sum((submission.cost_usd or Decimal(0) for submission in group), Decimal(0))),
+            "USD": money_text(sum((submission.cost_usd or Decimal(0) for submission in group), Decimal(0))),
             "in real time": _total([submission.realtime_usd for submission in group]),
         }
         for (dataset, model), group in sorted(groups.items())
@@ -179,4 +179,4 @@ def _by_model(submissions: Sequence[Submission]) -> list[dict[str, str]]:
 
 def _total(amounts: Sequence[Decimal | None]) -> str:
     known = [amount for amount in amounts if amount is not None]
-    return usd_text(sum(known, Decimal(0))) if len(known) == len(amounts) else "not known"
+    return money_text(sum(known, Decimal(0))) if len(known) == len(amounts) else "not known"

@@ -32,10 +32,10 @@ from dagster_llm_batch.metrics import (
     reliability_png,
     table_markdown,
 )
-from dagster_llm_batch.metrics.cells import usd_text
 from dagster_llm_batch.metrics.mistakes import kept_name
 from dagster_llm_batch.metrics.pareto import bake_off_markdown
 from dagster_llm_batch.metrics.regression import regressions_markdown
+from dagster_llm_batch.text import money_text
 
 __all__ = [
     "DOCS",
@@ -238,7 +238,7 @@ def _summary(evaluations: Sequence[Evaluation]) -> str:
     names = ("candidate", "target", "coverage", "accuracy", "kappa", "ece", "mae", "spearman")
     columns = {name: [getattr(evaluation, name) for evaluation in evaluations] for name in names}
     per_correct = [evaluation.cost_per_correct_usd for evaluation in evaluations]
-    columns["USD / correct"] = [None if usd is None else usd_text(usd) for usd in per_correct]
+    columns["USD / correct"] = [None if usd is None else money_text(usd) for usd in per_correct]
     if len(set(columns["target"])) == 1:
         del columns["target"]
     known = {name: values for name, values in columns.items() if any(value is not None for value in values)}

@@ -104,6 +104,10 @@ def _write_csv(table: pa.Table, file: BinaryIO) -> None:
                 None if v is None else json.dumps(as_json(v), ensure_ascii=False) for v in table[number].to_pylist()
             ]
             table = table.set_column(number, field.name, pa.array(texts, pa.string()))
+        elif pa.types.is_decimal(field.type):
+            # Arrow writes small ones as 6.37500E-7, and nothing as 0E-12.
+            texts = [None if v is None else f"{v.normalize():f}" for v in table[number].to_pylist()]
+            table = table.set_column(number, field.name, pa.array(texts, pa.string()))
     pyarrow.csv.write_csv(table, file)
 
 

@@ -5,11 +5,10 @@ novels.
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 
 from dagster_llm_batch.text import plain_text
 
-__all__ = ["duration_text", "markdown_text", "usd_text"]
+__all__ = ["duration_text", "markdown_text"]
 
 _MARKUP = re.compile(r"([\\`*_\[\]|~$#!])")
 _AUTOLINK = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)", re.IGNORECASE)
@@ -24,13 +23,6 @@ def markdown_text(value: object, limit: int = 60) -> str:
     """
     text = plain_text(value, limit).translate(_HTML)
     return _AUTOLINK.sub("\u200b", _MARKUP.sub(r"\\\1", text))
-
-
-def usd_text(amount: Decimal | float) -> str:
-    """Return an amount in cents, or with three significant digits of an amount below a dollar."""
-    exact = Decimal(str(amount))
-    decimals = 2 if not exact or exact.adjusted() >= 0 else 2 - exact.adjusted()
-    return f"{exact:,.{decimals}f}"
 
 
 def duration_text(seconds: float | None) -> str:

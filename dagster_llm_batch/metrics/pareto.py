@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 
-from dagster_llm_batch.metrics.cells import duration_text, usd_text
+from dagster_llm_batch.metrics.cells import duration_text
 from dagster_llm_batch.metrics.classification import Evaluation
 from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown
+from dagster_llm_batch.text import money_text
 
 __all__ = ["bake_off_markdown", "cost_per_1000_usd", "quality", "with_pareto_front"]
 
@@ -73,7 +74,7 @@ def _bake_off_row(evaluation: Evaluation) -> dict[str, str]:
         "quality": f"{figure(evaluation.mae)} MAE"
         if evaluation.kind == "numeric"
         else percent(evaluation.accuracy_all),
-        "USD / 1,000 rows": "not known" if cost is None else usd_text(cost),
+        "USD / 1,000 rows": "not known" if cost is None else money_text(cost),
         "median wait": duration_text(evaluation.latency_p50_seconds),
         "95 % wait": duration_text(evaluation.latency_p95_seconds),
         "Pareto front": "-" if evaluation.on_pareto_front is None else "yes" if evaluation.on_pareto_front else "no",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics.agreement import LabelerPair
 from dagster_llm_batch.metrics.calibration import Calibration
-from dagster_llm_batch.metrics.cells import duration_text, usd_text
+from dagster_llm_batch.metrics.cells import duration_text
 from dagster_llm_batch.metrics.classification import Evaluation
 from dagster_llm_batch.metrics.drawing import (
     AMBER,
@@ -29,6 +29,7 @@ from dagster_llm_batch.metrics.drawing import (
     round_step,
 )
 from dagster_llm_batch.metrics.pareto import cost_per_1000_usd, quality
+from dagster_llm_batch.text import money_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,7 +106,7 @@ def _candidates_list(figure: Figure, type_: Lettering, listed: Sequence[Evaluati
             (columns[0], str(at + 1), "left"),
             (columns[1], type_.clean(evaluation.candidate, 34), "left"),
             (columns[2], reached, "right"),
-            (columns[3], "not known" if cost is None else usd_text(cost), "right"),
+            (columns[3], "not known" if cost is None else money_text(cost), "right"),
             (columns[4], duration_text(evaluation.latency_p50_seconds), "right"),
             (
                 columns[5],

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
-from dagster_llm_batch.metrics.cells import markdown_text, usd_text
+from dagster_llm_batch.metrics.cells import markdown_text
 from dagster_llm_batch.metrics.classification import Evaluation
 from dagster_llm_batch.metrics.mcnemar import Agreement
 from dagster_llm_batch.metrics.per_class import Confusion, class_name
 from dagster_llm_batch.metrics.schemas import schema_of, table_of
+from dagster_llm_batch.text import money_text
 
 __all__ = [
     "AGREEMENT_SCHEMA",
@@ -193,7 +194,7 @@ def share(part: int, whole: int) -> str:
 def _money(e: Evaluation) -> dict[str, str]:
     at_least = "at least " if e.n_cost_unknown else ""
     return {
-        "cost (USD)": "unknown" if e.cost_usd is None else at_least + usd_text(e.cost_usd),
-        "per correct (USD)": _DASH if e.cost_per_correct_usd is None else usd_text(e.cost_per_correct_usd),
+        "cost (USD)": "unknown" if e.cost_usd is None else at_least + money_text(e.cost_usd),
+        "per correct (USD)": _DASH if e.cost_per_correct_usd is None else money_text(e.cost_per_correct_usd),
         "model": ", ".join(e.models) or _DASH,
     }

@@ -8,7 +8,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.metrics.cells import usd_text
 from dagster_llm_batch.metrics.drawing import (
     AMBER,
     BLUE,
@@ -26,6 +25,7 @@ from dagster_llm_batch.metrics.drawing import (
 )
 from dagster_llm_batch.metrics.drift import Counts, Drift
 from dagster_llm_batch.metrics.per_class import class_name
+from dagster_llm_batch.text import money_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,9 +165,9 @@ def costs_png(costs: Sequence[DayCost]) -> bytes:
     bare(axes, grid="y")
     _names_below(axes, type_, [day.isoformat() for day in days])
     total, known = sum(totals.values(), Decimal(0)), [value for value in realtime if value is not None]
-    caption = f"{usd_text(total)} USD from {first} to {last}"
+    caption = f"{money_text(total)} from {first} to {last}"
     if known and len(known) == sum(any(cost.day == day for cost in shown) for day in days):
-        caption += f"; in real time it would have been {usd_text(sum(known, Decimal(0)))} (dashed)"
+        caption += f"; in real time it would have been {money_text(sum(known, Decimal(0)))} (dashed)"
     headline(figure, type_, "Cost by day", caption, height)
     return png(figure)
 

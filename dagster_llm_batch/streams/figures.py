@@ -11,6 +11,7 @@ from dagster_llm_batch.metrics.drawing import AMBER, BLUE, MUTED, bare, blank, h
 from dagster_llm_batch.metrics.schemas import evaluation_extra
 from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown
 from dagster_llm_batch.streams.results import StreamResult
+from dagster_llm_batch.text import money_text
 
 __all__ = ["StreamFigures", "figures_markdown", "latency_png", "stream_figures"]
 
@@ -107,7 +108,7 @@ def figures_markdown(figures: Sequence[StreamFigures]) -> str:
                 "p99 ms": "-" if row.p99_ms is None else f"{row.p99_ms:,.0f}",
                 "student as LLM": _agreed(row.student_agreement, row.n_student),
                 "as truth": _agreed(row.truth_agreement, row.n_truth),
-                "USD per 1,000": "-" if row.cost_per_1000_usd is None else f"{row.cost_per_1000_usd:.6f}",
+                "per 1,000": "-" if row.cost_per_1000_usd is None else money_text(row.cost_per_1000_usd),
             }
             for row in figures
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
+from decimal import Decimal
 
 import pytest
 from hypothesis import example, given
@@ -13,7 +14,7 @@ from dagster_llm_batch.cli.output import cell
 from dagster_llm_batch.metadata import markdown_cell, preview
 from dagster_llm_batch.metrics import plain_text
 from dagster_llm_batch.metrics.cells import markdown_text
-from dagster_llm_batch.text import cell_text, last_words, plain_words, replace_halves
+from dagster_llm_batch.text import cell_text, last_words, money_text, plain_words, replace_halves
 
 PLACES: dict[str, Callable[[str], str]] = {
     "message": plain_words,
@@ -82,3 +83,30 @@ def test_halves_alone_are_replaced(text: str) -> None:
 def test_two_halves_are_a_character() -> None:
     assert replace_halves("\ud83d\ude00") == "\U0001f600"
     assert replace_halves("a\ud83d") == "a\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (Decimal("6.37500E-7"), "$0.00000064"),
+        (Decimal("0E-12"), "$0.00"),
+        (0, "$0.00"),
+        (Decimal("1e-12"), "$0.000000000001"),
+        (Decimal("0.000169"), "$0.00017"),
+        (Decimal("0.0123456"), "$0.0123"),
+        (0.5, "$0.50"),
+        (Decimal("0.99999"), "$1.00"),
+        (Decimal(1), "$1.00"),
+        (Decimal("1234567.891"), "$1,234,567.89"),
+        (Decimal("-0.25"), "-$0.25"),
+        (-3.5, "-$3.50"),
+    ],
+)
+def test_money_is_written_as_money(amount: Decimal | float, text: str) -> None:
+    assert money_text(amount) == text
+
+
+def test_a_decimal_in_a_cell_has_no_exponent() -> None:
+    shown = [cell_text(Decimal(text)) for text in ("6.37500E-7", "0E-12", "1.50")]
+    assert shown == ["0.000000637500", "0.000000000000", "1.50"]
+    assert len(cell_text(Decimal("1E+999999"))) < 20

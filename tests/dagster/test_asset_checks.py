@@ -162,7 +162,7 @@ def test_spending_over_the_limit_warns_and_does_not_block(make, emulator, instan
     assert result.success
     assert location.checks(result)[None, "spend"] is False
     assert (
-        "limit: 0.01 USD"
+        "limit: $0.01"
         in [
             event.asset_check_evaluation_data.description
             for event in result.all_events

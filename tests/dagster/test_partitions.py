@@ -1,5 +1,7 @@
 """From rows to a labeled table, for every kind of partitions, rows and frames."""
 
+import gc
+
 import dagster as dg
 import pandas as pd
 import polars as pl
@@ -53,7 +55,7 @@ def test_rows_come_from_an_upstream_asset(make, upstream_partitions):
     assert preview.records[0].data["ticket_id"] == expected
 
 
-def test_an_upstream_asset_that_is_not_there_fails_the_submission_with_what_to_do(make, emulator):
+def test_an_upstream_asset_that_is_not_there_fails_the_submission_with_what_to_do(make, emulator, caplog):
     @dg.asset(partitions_def=DAILY)
     def inbox() -> pl.DataFrame:
         return tickets()
@@ -63,6 +65,12 @@ def test_an_upstream_asset_that_is_not_there_fails_the_submission_with_what_to_d
     assert "inbox is not materialized" in failure(result)
     assert "Materialize it first" in failure(result)
     assert emulator.books.creates_seen == 0
+    # One message with one trace, whatever it was found out by.
+    [error] = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
+    assert (error.cause, error.context) == (None, None)
+    # Dagster's instances that loading has opened are closed, and not by the garbage collector in any order.
+    gc.collect()
+    assert "Cannot operate on a closed database" not in caplog.text
 
 
 def test_an_upstream_asset_with_other_partitions_is_refused_with_both_named(make):

@@ -118,7 +118,7 @@ def test_data_without_empty_rows_has_the_fingerprint_that_it_had_when_they_were_
 def test_a_row_is_empty_where_nothing_that_the_prompt_reads_has_content(prompt: Prompt, asked: set[str]) -> None:
     rows = [
         {"ticket_id": "a", "text": "A", "other": None, "picture": None, "count": 0.0, "tags": ["x"]},
-        {"ticket_id": "b", "text": " ", "other": "B", "picture": b"", "count": float("nan"), "tags": []},
+        {"ticket_id": "b", "text": " ", "other": "B", "picture": None, "count": float("nan"), "tags": []},
         {"ticket_id": "c", "text": None, "other": "", "picture": b"\x89PNG\r\n\x1a\n", "count": None, "tags": None},
         {"ticket_id": "d", "text": "", "other": None, "picture": None, "count": None, "tags": []},
     ]

@@ -114,6 +114,7 @@ def test_lines_and_csv_hold_the_same_values_as_text(tmp_path):
     assert [line["llm_cost_usd"] for line in lines] == ["0.000000000123", None, "7.000000000000"]
     assert [line["who"] for line in lines] == [{"name": "n", "n": 1}, None, None]
     write_table(TABLE.drop_columns("picture"), tmp_path / "t.csv")
+    assert ',"0.000000000123",' in (tmp_path / "t.csv").read_text()  # and not 1.23E-10
     read = pyarrow.csv.read_csv(tmp_path / "t.csv")
     assert read["ticket_id"].to_pylist()[:2] == TABLE["ticket_id"].to_pylist()[:2]
     assert read["vector"].to_pylist()[0] == "[0.5, 1.5]"

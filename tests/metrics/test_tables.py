@@ -86,7 +86,7 @@ def test_markdown_shows_the_figures_that_decide():
     assert shown["labeled"] == "3 of 4 (75.0%)"
     assert shown["accuracy (95 %)"].startswith("66.7% (20.8% to 93.9%)")
     assert shown["unlabeled as wrong"] == "50.0%"
-    assert shown["cost (USD)"] == "0.00000450"
+    assert shown["cost (USD)"] == "$0.0000045"
     assert shown["model"] == "m1, m2"
 
 
@@ -102,14 +102,15 @@ def test_numeric_targets_have_a_table_of_their_own():
     ("cost", "unknown", "shown"),
     [
         (None, 3, "unknown"),
-        (Decimal("1234.5"), 0, "1,234.50"),
-        (Decimal("1234.5"), 1, "at least 1,234.50"),
-        (Decimal(0), 0, "0.00"),
-        (Decimal("0.012345"), 0, "0.0123"),
+        (Decimal("1234.5"), 0, "$1,234.50"),
+        (Decimal("1234.5"), 1, "at least $1,234.50"),
+        (Decimal(0), 0, "$0.00"),
+        (Decimal("0.012345"), 0, "$0.0123"),
     ],
 )
 def test_cost_says_whether_it_is_all(cost, unknown, shown):
     one = dataclasses.replace(REPORT.evaluations[0], cost_usd=cost, n_cost_unknown=unknown)
+    shown = shown.replace("$", r"\$")  # which Markdown would else take for mathematics
     assert f"| {shown} |" in ev.evaluations_markdown([one])
 
 
