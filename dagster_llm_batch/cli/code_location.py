@@ -7,11 +7,13 @@ import logging
 import os
 import re
 import sys
+import time
 import tomllib
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -22,10 +24,15 @@ import dagster as dg
 
 from dagster_llm_batch._dagster_private import env_file, load_repository
 from dagster_llm_batch.assets.dataset import ROLE_TAG, Dataset, RowsContext, dataset_of
+from dagster_llm_batch.cli.output import age
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.resources import LLMBatchResource
+from dagster_llm_batch.text import plain_words
 
 __all__ = ["CodeLocation", "Pointer", "pointer_in"]
+
+# A daemon that runs is seen every half minute.
+_SILENT = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -101,12 +108,34 @@ class CodeLocation:
 
     def is_looked_after(self, dataset: Dataset) -> bool:
         """Return whether a sensor of this code location can ask for runs that land a dataset's labels."""
-        jobs = (
-            self._repository.get_job(target.job_name)
+        return bool(self._sensors_of([dataset]))
+
+    def _sensors_of(self, datasets: Iterable[Dataset]) -> list[dg.SensorDefinition]:
+        """Return the sensors that can ask for runs that land the labels of any of these."""
+        keys = {dataset.key for dataset in datasets}
+        return [
+            sensor
             for sensor in self._repository.sensor_defs
-            for target in sensor.targets
-        )
-        return any(dataset.key in job.asset_layer.selected_asset_keys for job in jobs)
+            if any(
+                keys & self._repository.get_job(target.job_name).asset_layer.selected_asset_keys
+                for target in sensor.targets
+            )
+        ]
+
+    def standstill(self) -> str | None:
+        """Return why nobody sends what waits, or lands what is answered, and what to do; None where somebody does."""
+        sensors = self._sensors_of(self.datasets.values())
+        if not sensors:
+            return "Nobody sends or lands: the definitions have no sensor. Add build_llm_batch_sensor() to them."
+        if self._instance.is_ephemeral:
+            return "Nobody may send or land: DAGSTER_HOME is not set here, so no daemon is seen. Set it as Dagster's."
+        if (silence := _daemon_silence(self._instance)) is not None:
+            return f"Nobody sends or lands: {silence}. Start it, as by `dagster dev`, with this DAGSTER_HOME."
+        troubles = [(sensor.name, _sensor_trouble(self._instance, sensor)) for sensor in sensors]
+        if any(trouble is None for _, trouble in troubles):
+            return None
+        name, trouble = troubles[0]
+        return f"Nobody sends or lands: the sensor '{name}' {trouble}"
 
     @contextmanager
     def resource(self, key: str | None) -> Iterator[LLMBatchResource]:
@@ -197,6 +226,41 @@ def _reason(message: str) -> str:
     """Return what Dagster says of a setting, without the stack trace that it may add."""
     lines = message.partition("\nStack Trace:")[0].strip().splitlines()
     return re.sub(r"^[\w.]+Error: ", "", lines[-1])
+
+
+def _daemon_silence(instance: dg.DagsterInstance) -> str | None:
+    """Return why it is thought that no daemon runs sensors; None where one was seen just now."""
+    heartbeat = instance.get_daemon_heartbeats().get("SENSOR")
+    if heartbeat is None:
+        return "Dagster's daemon, which runs sensors, has never run here"
+    silent = timedelta(seconds=time.time() - heartbeat.timestamp)
+    return f"Dagster's daemon was last seen {age(silent)} ago" if silent > _SILENT else None
+
+
+def _sensor_trouble(instance: dg.DagsterInstance, sensor: dg.SensorDefinition) -> str | None:
+    """Return why the sensor does nothing, and what to do; None where its last look went well."""
+    declared_on = sensor.default_status is dg.DefaultSensorStatus.RUNNING
+    states = [
+        state
+        for state in instance.all_instigator_state()
+        if state.instigator_type.value == "SENSOR" and state.instigator_name == sensor.name
+    ]
+    on = [
+        state
+        for state in states
+        if state.status.value == "RUNNING" or (state.status.value == "DECLARED_IN_CODE" and declared_on)
+    ]
+    if not on and (states or not declared_on):
+        return "is switched off. Switch it on: it is on the page Automation of Dagster's web page."
+    ticks = [
+        tick for state in on for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
+    ]
+    if not ticks:
+        return "has not looked yet. It should within a minute; else Dagster's daemon does not run this code location."
+    newest = max(ticks, key=lambda tick: tick.timestamp)
+    if newest.is_failure:
+        return f"failed at its last look: {plain_words(newest.error.message if newest.error else 'without a reason')}"
+    return None
 
 
 def _instance() -> dg.DagsterInstance:

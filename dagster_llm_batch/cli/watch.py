@@ -19,12 +19,13 @@ from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import Money, console, counted, print_json, table
 from dagster_llm_batch.cli.selection import find_submission, partition_option
 from dagster_llm_batch.engine.progress import Pace, pace
+from dagster_llm_batch.engine.submit_queue import UNAVAILABLE, WAITS
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.progress import progress_text, usual_of
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.ledger import utc_now
 from dagster_llm_batch.storage.ledger.records import Progress
-from dagster_llm_batch.text import cell_text
+from dagster_llm_batch.text import cell_text, plain_words
 
 __all__ = ["watch_command"]
 
@@ -61,8 +62,9 @@ def watch_command(
 ) -> None:
     """Watch submissions that are under way: all, or one. With --json one line for each look.
 
-    It only looks: labels are landed by Dagster's sensor, or by a run that you start. Ctrl-C stops watching, and
-    nothing else.
+    Says, too, why batches are not sent yet, and where nobody sends or lands: no daemon, the sensor switched off or
+    failing. It only looks: labels are landed by Dagster's sensor, or by a run that you start. Ctrl-C stops watching,
+    and nothing else.
     """
     if poll and not deployment.has_code:
         raise click.UsageError("--poll asks providers, which only a code location knows: give -m or -f.")
@@ -103,7 +105,26 @@ class _Watched:
             for progress in self._deployment.ledger.progress(self._deployment.namespace)
             if self._only in (None, progress.submission.submission_id)
         ]
-        return _Look(paces, notes)
+        return _Look(paces, [*notes, *self._waits([progress for progress, _ in paces])])
+
+    def _waits(self, under_way: list[Progress]) -> list[str]:
+        """Return why batches are not sent, and why nobody sends them or lands what is answered."""
+        notes = []
+        for progress in under_way:
+            submission = progress.submission
+            if not (unsent := progress.states.get(ShardState.PLANNED, 0)):
+                continue
+            shards = self._deployment.ledger.shards(submission.submission_id)
+            reasons = sorted({shard.reason for shard in shards if shard.state is ShardState.PLANNED and shard.reason})
+            if not reasons:
+                last = self._deployment.ledger.last_event(submission.submission_id)
+                reasons = [last.detail] if last.kind in (UNAVAILABLE, WAITS) and last.detail else []
+            name = " ".join(filter(None, [submission.asset, submission.partition]))
+            why = f": {plain_words('; '.join(reasons))}" if reasons else ""
+            notes.append(f"{cell_text(name)}: {counted(unsent, 'batch is', 'batches are')} not sent yet{why}")
+        if under_way and self._deployment.has_code and (standstill := self._deployment.code.standstill()) is not None:
+            notes.append(standstill)
+        return notes
 
     def _ask(self) -> list[str]:
         engine = self._deployment.engine
@@ -184,8 +205,10 @@ def _tell_changes(look: _Look, shown: dict[str, str]) -> None:
             name = " ".join(filter(None, [submission.asset, submission.partition]))
             landing = "; the labels have not landed" if submission.is_settled else ""
             click.echo(f"{cell_text(name)}: {progress_text(progress, its_pace)}{landing}")
-    for text in look.notes or ([] if look.paces else [_NOTHING]):
-        click.echo(text)
+    told = "\n".join(look.notes or ([] if look.paces else [_NOTHING]))
+    if told and shown.get("") != told:
+        click.echo(told)
+    shown[""] = told
 
 
 def _document(look: _Look) -> dict[str, Any]:

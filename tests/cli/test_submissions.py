@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import json
+import time
 from decimal import Decimal
 
+import dagster as dg
 import pytest
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    SensorInstigatorData,
+    TickData,
+    TickStatus,
+)
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._daemon.types import DaemonHeartbeat
+from dagster_shared.error import SerializableErrorInfo
 from project import DAYS
 
-from dagster_llm_batch.testing.emulator import BatchFault, RowFault
+from dagster_llm_batch.testing.emulator import BatchFault, RowFault, WireFault
 
 
 @pytest.mark.parametrize("way", ["definitions", "address"])
@@ -126,7 +144,7 @@ def test_batches_of_another_account_are_not_asked_about_and_counted(project):
     project.emulator.settle()
     project.change("timeout_seconds=10", 'timeout_seconds=10, account="another"')
     look = json.loads(project.on_file("watch", "--poll", "--once", "--json").stdout)
-    assert look["notes"] == ["1 batch is of an account not configured here"]
+    assert look["notes"][0] == "1 batch is of an account not configured here"
     assert look["submissions"][0]["shards"] == {"submitted": 1}
 
 
@@ -176,3 +194,62 @@ def test_rejected_rows_are_in_the_outcomes(project):
     project.land()
     assert project.json("show", "ticket_labels")["submission"]["outcomes"] == {"errored": 1, "succeeded": 2}
     assert "2 succeeded, 1 errored" in project.on_file("show", "ticket_labels").stdout
+
+
+def heartbeat(instance, seconds_ago):
+    instance.add_daemon_heartbeat(DaemonHeartbeat(time.time() - seconds_ago, "SENSOR", None, []))
+
+
+def sensor_state(status, name="llm_batch_sensor"):
+    """What Dagster stores of a sensor that was switched on or off."""
+    location = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(python_file="support.py"), "support.py")
+    origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "__repository__"), name)
+    return InstigatorState(origin, InstigatorType.SENSOR, status, SensorInstigatorData())
+
+
+def tick(instance, state, error=None):
+    status = TickStatus.SKIPPED if error is None else TickStatus.FAILURE
+    instance.create_tick(
+        TickData(
+            state.instigator_origin_id,
+            state.instigator_name,
+            state.instigator_type,
+            status,
+            time.time(),
+            error=error and SerializableErrorInfo(error, [], "Error"),
+            selector_id=state.selector_id,
+        )
+    )
+
+
+def test_watch_says_that_nobody_sends_and_why(project, home):
+    project.submit()
+
+    def standstill():
+        return [note for note in project.json("watch", "--once")["notes"] if note.startswith("Nobody")]
+
+    with dg.DagsterInstance.get() as instance:
+        assert "Dagster's daemon, which runs sensors, has never run here. Start it" in standstill()[0]
+        heartbeat(instance, seconds_ago=600)
+        assert "was last seen 10 m ago" in standstill()[0]
+        heartbeat(instance, seconds_ago=10)
+        assert "the sensor 'llm_batch_sensor' has not looked yet" in standstill()[0]
+        state = instance.add_instigator_state(sensor_state(InstigatorStatus.STOPPED))
+        assert "the sensor 'llm_batch_sensor' is switched off. Switch it on" in standstill()[0]
+        instance.update_instigator_state(state.with_status(InstigatorStatus.RUNNING))
+        tick(instance, state, "the ledger is locked")
+        assert "failed at its last look: the ledger is locked" in standstill()[0]
+        tick(instance, state)
+        assert standstill() == []
+        assert "Nobody" not in project.on_file("watch", "--once").stdout
+    project.change("sensors=[build_llm_batch_sensor()],", "")
+    assert "the definitions have no sensor. Add build_llm_batch_sensor()" in standstill()[0]
+
+
+def test_watch_says_what_the_provider_said_that_turned_a_batch_away(project):
+    project.emulator.inject(WireFault(kind="status", route="POST /v1/files", status=429, times=None))
+    project.submit()
+    text = " ".join(project.on_file("watch", "--once").stdout.split())
+    assert "ticket_labels: 1 batch is not sent yet: " in text
+    assert "429" in text
+    assert "DAGSTER_HOME is not set here" in text
