@@ -415,7 +415,9 @@ def test_an_image_is_read_below_its_root_and_nowhere_else(workspace: Workspace, 
     (root / "a" / "cat.png").write_bytes(png)
     (tmp_path / "secret.png").write_bytes(png)
     (root / "link.png").symlink_to(tmp_path / "secret.png")
-    definition = labeling(prompt=Prompt("What is it?", images=["picture"], image_root=str(root)), response=None)
+    pictures = Prompt("What is it?", images=["picture"], image_root=str(root))
+    # a row whose path is blank is empty, and else not sent
+    definition = labeling(prompt=pictures, response=None, empty="ask")
 
     def rows(path: str) -> pl.DataFrame:
         return pl.DataFrame({"ticket_id": ["t0"], "picture": [path]})
