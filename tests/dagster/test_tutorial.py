@@ -48,6 +48,8 @@ def test_the_tutorial_works_word_by_word_with_the_built_wheel_in_a_new_environme
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    # As SupersessionWarning and BetaWarning, which Dagster shows as they are.
+    assert re.findall(r"\w+Warning: .*", done.stdout + done.stderr) == []
     shop = tmp_path / "shop"
     rows = csv.DictReader(shop.joinpath("labels.csv").read_text().splitlines())
     topics = {"t1": "billing", "t2": "bug", "t3": "how_to", "t4": "how_to"}
