@@ -1,4 +1,5 @@
-"""Three checks of every labeled partition: coverage (rows with a label), parse rate (replies that fit) and spend.
+"""Three checks of every labeled partition: coverage (rows with a label), parse rate (replies that fit) and spend; and
+one of every submission: whether its batches were sent.
 
 They are partitioned, so that a bad partition holds back what is downstream of it, and no other.
 """
@@ -17,12 +18,15 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.label_stats import LabelStats
-from dagster_llm_batch.text import money_text
+from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.text import money_text, plain_words
 from dagster_llm_batch.types import Outcome
 
-__all__ = ["COVERAGE", "CheckOutcome", "Checks", "check_specs", "evaluations", "verdicts"]
+__all__ = ["COVERAGE", "CheckOutcome", "Checks", "check_specs", "evaluations", "sent_spec", "sent_verdict", "verdicts"]
 
-COVERAGE, PARSE_RATE, SPEND = "coverage", "parse_rate", "spend"
+COVERAGE, PARSE_RATE, SPEND, SENT = "coverage", "parse_rate", "spend", "sent"
+
+_ERROR, _WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 
 
 @checked
@@ -80,6 +84,33 @@ def check_specs(
             )
             for name, description in described.items()
         ]
+
+
+def sent_spec(asset: dg.AssetKey, partitions_def: dg.PartitionsDefinition[Any] | None) -> dg.AssetCheckSpec:
+    """Return the spec of the check of a submission."""
+    description = "The provider took every batch that the run sent."
+    with warnings.catch_warnings():
+        # As above.
+        warnings.simplefilter("ignore", category=dg.PreviewWarning)
+        return dg.AssetCheckSpec(SENT, asset=asset, description=description, partitions_def=partitions_def)
+
+
+def sent_verdict(status: Status) -> CheckOutcome:
+    """Judge whether the batches of a submission were sent. One that waits for room in your own queue is no fault."""
+    refused = [shard for shard in status.shards if shard.state is ShardState.FAILED]
+    waiting = [shard for shard in status.shards if shard.state is ShardState.PLANNED and shard.reason]
+    metadata = {"llm_batch/batches_waiting": len(waiting), "llm_batch/batches_refused": len(refused)}
+    reason = plain_words("; ".join(sorted({shard.reason for shard in (refused or waiting) if shard.reason})))
+    counts = f"of {len(status.shards):,} batches {{}} not sent: {reason.rstrip('.')}. Nothing is paid twice. "
+    if refused:
+        then = "The provider refused them; set right what it names, and materialize this again."
+        description = f"{len(refused):,} {counts.format('were')}{then}"
+        return CheckOutcome(SENT, passed=False, severity=_ERROR, description=description, metadata=metadata)
+    if waiting:
+        then = "The sensor sends what waits when the provider takes it; `dagster-llm-batch watch` says how it stands."
+        description = f"{len(waiting):,} {counts.format('are')}{then}"
+        return CheckOutcome(SENT, passed=False, severity=_WARN, description=description, metadata=metadata)
+    return CheckOutcome(SENT, passed=True, severity=_WARN, description="Nothing is in the way.", metadata=metadata)
 
 
 def verdicts(

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.partitions import EachPartition, materialize_result
+from dagster_llm_batch.checks import sent_spec, sent_verdict
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.errors import LLMBatchError
@@ -44,10 +45,12 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         ),
         skippable=True,
     )
+    check = sent_spec(dataset.batch_key, dataset.partitions_def)
 
     @dg.multi_asset(
         name=dataset.batch_key.to_python_identifier(),
         specs=[spec],
+        check_specs=[check],
         can_subset=True,
         required_resource_keys={
             dataset.resource_key,
@@ -85,7 +88,13 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 )
             metadata = submission_metadata(status, dataset.labeling, provider, skipped)
             yield from materialize_result(
-                context, spec.key, partition, metadata=metadata, version=submission.fingerprint
+                context,
+                spec.key,
+                partition,
+                metadata=metadata,
+                version=submission.fingerprint,
+                checks=[check],
+                verdicts=[sent_verdict(status)],
             )
 
         partitions = EachPartition(context)

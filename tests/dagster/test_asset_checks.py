@@ -8,7 +8,7 @@ from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, CodeLocation, fai
 
 from dagster_llm_batch import Checks, on_labels_ready
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.testing.emulator import Emulator, FileFault, Reply, RowFault
+from dagster_llm_batch.testing.emulator import Emulator, FileFault, Reply, RowFault, WireFault
 
 SPAN = (DAYS[0], DAYS[3])
 
@@ -201,3 +201,37 @@ def test_a_submission_that_was_stopped_lands_with_a_failed_check_that_says_why_a
     [spend] = [one for one in landed.get_asset_check_evaluations() if one.check_name == "spend"]
     assert "Cost: not known" in spend.description
     assert sum(one.billed for one in emulator.books.executions) == 12
+
+
+def sent_check(result):
+    return [one for one in result.get_asset_check_evaluations() if one.check_name == "sent"]
+
+
+@pytest.mark.parametrize("where", [{}, {"partition": DAYS[0]}, {"span": SPAN}], ids=["one", "partition", "range"])
+def test_a_run_whose_batches_were_not_sent_says_so_in_a_check(make, emulator, where):
+    location = make(*labeled(partitions_def=DAILY if where else None))
+    emulator.inject(WireFault(kind="status", route="POST /v1/files", status=429, times=None))
+    waits = location.submit(**where)
+    assert waits.success
+    assert sent_check(waits)
+    for one in sent_check(waits):
+        assert not one.passed
+        assert one.severity is dg.AssetCheckSeverity.WARN
+        assert "429" in one.description
+        assert "The sensor sends what waits" in one.description
+    emulator.clear_faults()
+    partitions = {one.partition for one in sent_check(waits)}
+    assert partitions == ({None} if not where else {where.get("partition")} if "partition" in where else set(DAYS[:4]))
+
+
+def test_a_run_whose_batches_were_sent_has_a_check_that_passed(make):
+    [one] = sent_check(make(*labeled()).submit())
+    assert one.passed
+
+
+def test_a_refused_batch_is_an_error_with_what_the_provider_said(make, emulator):
+    emulator.inject(WireFault(kind="status", route="POST /v1/batches", status=400, times=None))
+    [one] = sent_check(make(*labeled()).submit())
+    assert not one.passed
+    assert one.severity is dg.AssetCheckSeverity.ERROR
+    assert "materialize this again" in one.description
