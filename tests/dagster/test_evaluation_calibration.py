@@ -114,10 +114,10 @@ class TestBakeOff:
         report = baked.metadata("quality")["llm_batch/report"].md_str
         ranked = re.findall(r"^\| topic \| (\w+) \| - \| - \| ([\d.]+%) \| (.+?) \| (.+?) \|", report, re.MULTILINE)
         assert ranked == [
-            ("good", "100.0%", "20.00", "2.0 h"),
+            ("good", "100.0%", r"\$20.00", "2.0 h"),
             ("unpriced", "100.0%", "not known", "-"),
-            ("cheap", "71.4%", "1.00", "1.0 min"),
-            ("dear", "71.4%", "500.00", "-"),
+            ("cheap", "71.4%", r"\$1.00", "1.0 min"),
+            ("dear", "71.4%", r"\$500.00", "-"),
         ]
         assert "![quality against cost, topic](data:image/png;base64," in report
 
