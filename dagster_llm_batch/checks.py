@@ -97,13 +97,15 @@ def sent_spec(asset: dg.AssetKey, partitions_def: dg.PartitionsDefinition[Any] |
 
 def sent_verdict(status: Status) -> CheckOutcome:
     """Judge whether the batches of a submission were sent. One that waits for room in your own queue is no fault."""
-    refused = [shard for shard in status.shards if shard.state is ShardState.FAILED]
-    waiting = [shard for shard in status.shards if shard.state is ShardState.PLANNED and shard.reason]
+    # What an earlier wave did not send, a later one has asked.
+    newest = [shard for shard in status.shards if shard.wave == status.submission.waves]
+    refused = [shard for shard in newest if shard.state is ShardState.FAILED]
+    waiting = [shard for shard in newest if shard.state is ShardState.PLANNED and shard.reason]
     metadata = {"llm_batch/batches_waiting": len(waiting), "llm_batch/batches_refused": len(refused)}
     reason = plain_words("; ".join(sorted({shard.reason for shard in (refused or waiting) if shard.reason})))
-    counts = f"of {len(status.shards):,} batches {{}} not sent: {reason.rstrip('.')}. Nothing is paid twice. "
+    counts = f"of {len(newest):,} batches {{}} not sent: {reason.rstrip('.')}. Nothing is paid twice. "
     if refused:
-        then = "The provider refused them; set right what it names, and materialize this again."
+        then = "Set right what it names; then `dagster-llm-batch retry`, or a run with `again: true`, sends them."
         description = f"{len(refused):,} {counts.format('were')}{then}"
         return CheckOutcome(SENT, passed=False, severity=_ERROR, description=description, metadata=metadata)
     if waiting:

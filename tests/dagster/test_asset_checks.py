@@ -234,4 +234,4 @@ def test_a_refused_batch_is_an_error_with_what_the_provider_said(make, emulator)
     [one] = sent_check(make(*labeled()).submit())
     assert not one.passed
     assert one.severity is dg.AssetCheckSeverity.ERROR
-    assert "materialize this again" in one.description
+    assert "dagster-llm-batch retry" in one.description
