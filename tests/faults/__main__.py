@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from tests.faults.table import FAULTS, VENDORS, Expected, Fault, Never, problems, run_row
-from tests.faults.workspace import ROWS, STRUCK, Ending, servers
+from tests.faults.vendor_workspace import ROWS, STRUCK, Ending, servers
 
 PAGE = Path(__file__).parents[2] / "docs" / "fault-matrix.md"
 START, END = "<!-- faults -->", "<!-- /faults -->"

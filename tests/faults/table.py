@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dagster_llm_batch.testing.emulator import BatchFault, FileFault, RowFault, WireFault
+from tests.faults.vendor_workspace import MARK, ROWS, STRUCK, Ending, Servers, VendorWorkspace
 from tests.faults.vendors import VENDORS, Vendor
-from tests.faults.workspace import MARK, ROWS, STRUCK, Ending, Servers, VendorWorkspace
 
 FIRST: dict[str, Any] = {"batches": [0]}
 STRUCK_ROWS: dict[str, Any] = {"containing": MARK, "times": STRUCK, **FIRST}

@@ -28,8 +28,8 @@ from dagster_llm_batch.testing.emulator import (
     local_gcs,
     local_s3,
 )
+from tests.faults.vendor_workspace import Servers, VendorWorkspace
 from tests.faults.vendors import VENDORS
-from tests.faults.workspace import Servers, VendorWorkspace
 
 HOSTILE = [
     "{{ 7 * 7 }} {{ row.__class__.__mro__ }}",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.table import FAULTS, VENDORS, Fault, problems, run_row
-from tests.faults.workspace import Servers, servers
+from tests.faults.vendor_workspace import Servers, servers
 
 pytestmark = pytest.mark.slow  # some forty seconds on two cores
 BY_NAME = {vendor.name: vendor for vendor in VENDORS}

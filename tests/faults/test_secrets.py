@@ -45,8 +45,8 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import Emulator, VendorLimits, WireFault
 from dagster_llm_batch.types import Request, RequestSpec
 from tests.faults.test_origins import Answer, Asked, Server
+from tests.faults.vendor_workspace import BUCKET, Servers, rows, servers
 from tests.faults.vendors import VENDORS, Vendor
-from tests.faults.workspace import BUCKET, Servers, rows, servers
 
 MARK = "RECOGNISE"
 # AWS names its request, else an answer is no word of AWS.

@@ -34,8 +34,8 @@ from tests.faults.test_secrets import (
     secrets_of,
     servers,
 )
+from tests.faults.vendor_workspace import rows
 from tests.faults.vendors import VENDORS
-from tests.faults.workspace import rows
 
 pytestmark = pytest.mark.slow
 VARIABLES = {

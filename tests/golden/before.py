@@ -26,8 +26,8 @@ from google.oauth2.credentials import Credentials
 
 from tests.golden.corpus import tickets
 from tests.golden.filed import Filed, KilledError, answer, recorded
+from tests.golden.fixed_workspace import FixedWorkspace
 from tests.golden.package import Labeling, Prompt, provider_class
-from tests.golden.workspace import FixedWorkspace
 
 STORE = Path(__file__).with_name("before.tar.gz")
 ROWS = 4

@@ -31,8 +31,8 @@ from dagster_llm_batch.testing.emulator import (
 )
 from tests.golden.corpus import BARE, BUSY, CUT, ODD, PROMPT, REFUSED, SEEING, TAUGHT, WRONG, labeling, tickets
 from tests.golden.filed import Filed, answer, recorded
+from tests.golden.fixed_workspace import FixedWorkspace
 from tests.golden.package import Embedding, Fallback, Limits, RayAnswers, Realtime, Resend, Spend, provider_class
-from tests.golden.workspace import FixedWorkspace
 
 BUCKET = "bucket"
 _HAIKU = "anthropic.claude-haiku-4-5-20251001-v1:0"

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import pytest
 from bedrock_emulator import BUCKET
-from vendors import VENDORS, EmulatedVendor, Vendor
+from cloud_vendors import VENDORS, EmulatedVendor, Vendor
 
 from dagster_llm_batch.errors import (
     AmbiguousError,
