@@ -15,6 +15,7 @@ from statistics import fmean, pstdev
 from typing import NamedTuple
 
 _LOOK_SECONDS = 0.25
+_PATIENCE_SECONDS = 90.0  # with a job one of whose workers was killed and that labels nothing any more
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -76,6 +77,8 @@ def watch(command: list[str], environment: dict[str, str], folder: Path, target:
                 if kill and run.killed_at is None:
                     run.killed_at = _kill_one(_batches(log), rows, process.pid)
                     run.killed_after = run.killed_at and run.killed_at - began
+                if run.killed_at is not None and time.time() - _last_sign(log, run.killed_at) > _PATIENCE_SECONDS:
+                    break
                 time.sleep(_LOOK_SECONDS)
         finally:
             for pid in _marked(mark):  # what it left behind
@@ -92,6 +95,14 @@ def watch(command: list[str], environment: dict[str, str], folder: Path, target:
     run.latencies = next((one["seconds"] for one in told if one["phase"] == "latency"), [])
     _count(run, _batches(log), _written(Path(target)), rows)
     return run
+
+
+def _last_sign(log: Path, killed_at: float) -> float:
+    """Return when the job last labeled a batch, or was struck.
+
+    A pool of processes hangs for ever where the one that was killed held the lock of its queue.
+    """
+    return max(killed_at, log.stat().st_mtime)
 
 
 def _spent_at(spent: list[tuple[float, float]], when: float) -> float:
