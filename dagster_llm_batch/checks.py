@@ -103,14 +103,15 @@ def sent_verdict(status: Status) -> CheckOutcome:
     waiting = [shard for shard in newest if shard.state is ShardState.PLANNED and shard.reason]
     metadata = {"llm_batch/batches_waiting": len(waiting), "llm_batch/batches_refused": len(refused)}
     reason = plain_words("; ".join(sorted({shard.reason for shard in (refused or waiting) if shard.reason})))
-    counts = f"of {len(newest):,} batches {{}} not sent: {reason.rstrip('.')}. Nothing is paid twice. "
+    # The reason is the provider's text, which may hold braces: it is no template.
+    not_sent = f"not sent: {reason.rstrip('.')}. Nothing is paid twice."
     if refused:
         then = "Set right what it names; then `dagster-llm-batch retry`, or a run with `again: true`, sends them."
-        description = f"{len(refused):,} {counts.format('were')}{then}"
+        description = f"{len(refused):,} of {len(newest):,} batches were {not_sent} {then}"
         return CheckOutcome(SENT, passed=False, severity=_ERROR, description=description, metadata=metadata)
     if waiting:
         then = "The sensor sends what waits when the provider takes it; `dagster-llm-batch watch` says how it stands."
-        description = f"{len(waiting):,} {counts.format('are')}{then}"
+        description = f"{len(waiting):,} of {len(newest):,} batches are {not_sent} {then}"
         return CheckOutcome(SENT, passed=False, severity=_WARN, description=description, metadata=metadata)
     return CheckOutcome(SENT, passed=True, severity=_WARN, description="Nothing is in the way.", metadata=metadata)
 
