@@ -111,6 +111,7 @@ _ON_LOWEST = (  # of each part what touches the packages below it, and is quick
     "tests/core/test_response.py",
     "tests/metrics/test_drift.py",
     "tests/metrics/test_joining.py",
+    "tests/metrics/test_timeline_plots.py",
     "tests/metrics/test_classification.py",
     "tests/storage/test_ledger_contract.py",
     "tests/storage/test_ledger_migrations.py",

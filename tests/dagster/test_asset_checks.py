@@ -230,8 +230,10 @@ def test_a_run_whose_batches_were_sent_has_a_check_that_passed(make):
 
 
 def test_a_refused_batch_is_an_error_with_what_the_provider_said(make, emulator):
-    emulator.inject(WireFault(kind="status", route="POST /v1/batches", status=400, times=None))
+    # A provider's text is no template: braces in it are shown as they came.
+    emulator.inject(WireFault(kind="status", route="POST /v1/batches", status=400, message="{error} {0} {", times=None))
     [one] = sent_check(make(*labeled()).submit())
     assert not one.passed
     assert one.severity is dg.AssetCheckSeverity.ERROR
+    assert "{error} {0} {" in one.description
     assert "dagster-llm-batch retry" in one.description
