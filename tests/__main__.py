@@ -35,7 +35,7 @@ REQUIREMENTS = ROOT / "requirements"
 PURE = ("tests/core", "tests/metrics", "tests/test_imports.py")
 """Tests without a database, a Dagster or a server."""
 PYTEST = ("-m", "pytest", "--color=auto", "-q", "-p", "no:cacheprovider")
-FAST_AT_ONCE, SLOW_AT_ONCE = "4", "4"  # beside another step: on two cores, half of what they do is to wait
+FAST_AT_ONCE, SLOW_AT_ONCE = "4", "3"  # beside another step: on two cores, half of what they do is to wait
 STEPS_AT_ONCE = 2
 HEARTBEAT_SECONDS = 60.0
 

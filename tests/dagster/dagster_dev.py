@@ -30,7 +30,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(what: str, look: Callable[[], Any], log: Path, seconds: float = 240.0) -> Any:
+def until(what: str, look: Callable[[], Any], log: Path, seconds: float = 600.0) -> Any:
     """Poll until `look` gives something true; what it gave."""
     end = time.monotonic() + seconds
     while True:

@@ -96,7 +96,7 @@ def land(running: DagsterDev, folder: Path, select: list[str]) -> Reader:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_the_readme_goes_from_an_empty_folder_to_wrong_rows_by_materialize_all(tmp_path):
     install, run, _two_commands = commands(README)
     with shell(README, tmp_path, [install, run]) as running:
@@ -107,7 +107,7 @@ def test_the_readme_goes_from_an_empty_folder_to_wrong_rows_by_materialize_all(t
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_the_page_start_goes_to_labels_and_then_to_the_plan_of_a_real_account(tmp_path):
     install, plan, dev, look, read, real = commands(START)
     assert dev.strip() == "dagster dev -f labels.py"

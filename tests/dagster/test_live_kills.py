@@ -67,7 +67,7 @@ def landed(seen: Reader) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_all_partitions_land_and_are_paid_once_whoever_is_killed_in_a_real_dagster(tmp_path):
     definitions = Path(__file__).with_name("live_defs.py")
     with Emulator() as emulator:

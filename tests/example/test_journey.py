@@ -28,7 +28,7 @@ def environment(home, **settings):
 def example(home, **settings):
     command = [sys.executable, "-m", "example_project.cli"]
     return subprocess.run(
-        command, cwd=ROOT, env=environment(home, **settings), capture_output=True, text=True, check=False, timeout=560
+        command, cwd=ROOT, env=environment(home, **settings), capture_output=True, text=True, check=False
     )
 
 
