@@ -20,9 +20,9 @@ from typing import Any
 
 from tests.crash.cells import LEDGERS, Cell, Servers, Verdict, cells, run_cell, servers
 from tests.crash.clouds import CLOUDS
-from tests.crash.page import PAGE, write
 from tests.crash.points import CRASHES
 from tests.crash.scenarios import SCENARIOS
+from tests.fault_matrix_page import PAGE, write
 
 _INTRO = """\
 A worker process labels rows, from plan to a delivered table, and is killed with SIGKILL at the point; others follow it,
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"\n{len(results)} crashes, {sum(v.kills for v in results.values())} kills in {time.monotonic() - began:.0f} s."
     )
     if options.write:
-        write("crash", ["## Crash points", "", *_INTRO.splitlines(), *lines])
+        write("crash", "Crash points", [*_INTRO.splitlines(), *lines])
     return 1 if any(verdict.problems for verdict in results.values()) else 0
 
 

@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from tests.crash.cells import LEDGERS
-from tests.crash.page import PAGE, write
 from tests.crash.postgres import postgres
 from tests.crash.soak_processes import NAMESPACE, Billing, Task, label, serve
+from tests.fault_matrix_page import PAGE, write
 
 VENDORS = ("openai", "anthropic", "bedrock", "vertex", "gemini")
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -216,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ledger.close()
     print("\n" + "\n".join(lines))
     if options.write:
-        write("soak", ["## Soak", "", *_INTRO.splitlines(), *lines])
+        write("soak", "Soak", [*_INTRO.splitlines(), *lines])
     return 0 if well else 1
 
 

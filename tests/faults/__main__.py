@@ -12,12 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.fault_matrix_page import write
 from tests.faults.table import FAULTS, VENDORS, Expected, Fault, Never, problems, run_row
 from tests.faults.vendor_workspace import ROWS, STRUCK, Ending, servers
 
-PAGE = Path(__file__).parents[2] / "docs" / "fault-matrix.md"
-START, END = "<!-- faults -->", "<!-- /faults -->"
-CRASH = "<!-- crash -->\n<!-- /crash -->"
 INTRO = f"""\
 Each cell is one submission of {ROWS} rows, of which faults of rows strike {STRUCK}, through the engine with the
 vendor's own SDK in front of its emulator. It reads `rows / lost / billed twice`, then the outcomes where not all
@@ -51,7 +49,7 @@ def main() -> int:
     print("\n".join(footnotes))
     print(f"{len(chosen)} faults in {time.monotonic() - began:.0f} s; cells that are not as expected: {wrong}")
     if not options.words and not options.dry_run:
-        _write("\n".join([INTRO, *header, *lines, "", *footnotes]))
+        write("faults", "Result faults", [*INTRO.splitlines(), "", *header, *lines, "", *footnotes])
     return 1 if wrong else 0
 
 
@@ -69,13 +67,6 @@ def _cell(fault: Fault, name: str, endings: dict[str, Ending], notes: dict[str, 
     if ending.waves > 1:
         words.append(f"{ending.waves} waves")
     return ", ".join(words)
-
-
-def _write(table: str) -> None:
-    """Between the markers of the page; what else is on it stays."""
-    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else f"# Fault matrix\n\n{START}\n{END}\n\n{CRASH}\n"
-    before, after = page.partition(START)[0], page.partition(END)[2]
-    PAGE.write_text(f"{before}{START}\n## Result faults\n\n{table}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
