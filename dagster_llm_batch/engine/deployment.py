@@ -30,7 +30,7 @@ from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import Lane
 
-__all__ = ["PART_ROWS", "Deployment", "Gate", "Threads", "new_id"]
+__all__ = ["LONGEST_PAUSE", "PART_ROWS", "Deployment", "Gate", "Threads", "new_id"]
 
 PART_ROWS = 8_192
 """Labels of more rows are put together in parts, where a deployment says nothing else."""
@@ -66,8 +66,8 @@ _EARNED = timedelta(seconds=1)
 # How long a gate stays closed where the provider named no time.
 _SHORTEST_ABSENCE = timedelta(minutes=1)
 
-# A provider is asked again after this, whatever wait it named.
-_LONGEST_ABSENCE = timedelta(hours=1)
+LONGEST_PAUSE = timedelta(hours=1)
+"""Nothing waits longer than this for its next try, whatever wait a provider names."""
 
 
 def new_id() -> str:
@@ -105,7 +105,7 @@ class Gate:
         """Record that a call was turned away for so long; return whether there is patience left to wait for that."""
         with self._lock:
             now = self._clock()
-            until = now + min(timedelta(seconds=min(seconds, 1e9)), _LONGEST_ABSENCE)
+            until = now + min(timedelta(seconds=min(seconds, 1e9)), LONGEST_PAUSE)
             more = until - max(now, self._waited_until)
             if more > self._left:
                 self._closed_until = until if is_for_all else now + _SHORTEST_ABSENCE

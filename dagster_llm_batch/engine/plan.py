@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import cached_property, partial
 from tempfile import TemporaryDirectory
@@ -192,7 +192,8 @@ class Planner:
         # Two processes that plan the same partition at once would each supersede the other's submission.
         with self._ledger.hold_leases(f"plan:{':'.join(place)}", wait_seconds=_WAIT_SECONDS):
             seen = {earlier.submission_id for earlier in history}
-            for other in self._ledger.history(*place):
+            present = self._ledger.history(*place)
+            for other in present:
                 if other.submission_id in seen:
                     continue
                 if other.fingerprint == submission.fingerprint:
@@ -207,7 +208,10 @@ class Planner:
                 for older in history:
                     if older.state is SubmissionState.OPEN:
                         self._supersede(older, submission.submission_id)
-                return self._ledger.open_submission(submission, plan.shards)
+                # The newest is the one that counts, also after one that was planned by a clock that was ahead.
+                after = max((other.created_at for other in present), default=submission.created_at)
+                created_at = max(submission.created_at, after + timedelta(microseconds=1))
+                return self._ledger.open_submission(replace(submission, created_at=created_at), plan.shards)
 
     def _unsent(self, history: Sequence[Submission]) -> list[str]:
         """Return the ids of shards that will not be sent when another submission supersedes these."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TypeVar
 
-from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment
 from dagster_llm_batch.errors import CredentialsError, IllegalMoveError, LedgerError, TransientError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, SubmissionState
@@ -33,7 +33,6 @@ _OF_ALL_ALIKE = (CredentialsError, TransientError)
 
 # A shard is put back this often at most, each time for longer: a day and a half in all.
 _PUT_BACK_MOST = 40
-_PUT_BACK_LONGEST = timedelta(hours=1)
 
 # A vendor can forget a batch for a moment, as when a replica lags behind. To take it for lost would pay it again.
 _GONE_AFTER = timedelta(hours=1)
@@ -164,7 +163,7 @@ class Poller:
         before = sum(event.kind == Move.PUT_BACK.value and event.shard_id == shard_id for event in events)
         if before >= _PUT_BACK_MOST:
             return False
-        waits_until = self._deployment.clock() + min(_PUT_BACK_LONGEST, timedelta(minutes=2 ** min(before, 10)))
+        waits_until = self._deployment.clock() + min(LONGEST_PAUSE, timedelta(minutes=2 ** min(before, 10)))
         # Another process may have polled at the same time, and recorded it.
         with suppress(IllegalMoveError):
             self._ledger.move_shard(

@@ -280,13 +280,18 @@ class Sender:
 
         The time of the intent is not that: the upload comes after it, and may take longer than `settle_seconds`.
         """
+        now = self._deployment.clock()
+        # By the order of the events and not by their times, and of a time that lies ahead anew: a clock that was wrong
+        # when it was written must not keep the shard in doubt until then.
         for event in reversed(self._ledger.events(carrier.submission_id)):
+            if event.kind == Move.SEND.value and event.shard_id == carrier.shard_id:
+                break
             is_its = event.kind == _AMBIGUOUS and (event.detail or "").startswith(carrier.shard_id)
-            if is_its and carrier.sent_at is not None and event.at >= carrier.sent_at:
+            if is_its and event.at <= now:
                 return event.at
         gone = f"{carrier.shard_id}: the process that sent it is gone, and no batch of it is known"
         self._ledger.add_event(carrier.submission_id, _AMBIGUOUS, gone)
-        return self._deployment.clock()
+        return now
 
     def _known(self, shards: Sequence[Shard]) -> frozenset[str]:
         """Return batches of other shards for certain: all in flight in this namespace, and all of these submissions."""

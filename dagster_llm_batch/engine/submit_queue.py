@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Any
 
 from dagster_llm_batch.core.sharding import tightest
-from dagster_llm_batch.engine.deployment import Deployment, Threads
+from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment, Threads
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.realtime import Answerer
 from dagster_llm_batch.engine.request_files import SO_FAR, beside
@@ -241,8 +241,11 @@ def _turned_away(planned: Sequence[Shard], now: datetime) -> set[tuple[str, str]
 
 
 def due(shard: Shard, now: datetime) -> bool:
-    """Return whether the shard need not wait any longer."""
-    return shard.waits_until is None or shard.waits_until <= now
+    """Return whether the shard need not wait any longer.
+
+    A time that lies further ahead than any pause was set by a clock that was wrong.
+    """
+    return shard.waits_until is None or not now < shard.waits_until <= now + LONGEST_PAUSE
 
 
 def _together(shards: Sequence[Shard], limits: BatchLimits) -> Iterator[list[Shard]]:
@@ -275,7 +278,8 @@ def has_room(deployment: Deployment, batch: Sequence[Shard]) -> bool:
         return True
     own = {shard.shard_id for shard in batch}
     now = deployment.clock()
-    before = deployment.ledger.queued_shards(deployment.namespace, batch[0], seen_since=now - _PLACE_KEPT, model=model)
+    seen = (now - _PLACE_KEPT, now)
+    before = deployment.ledger.queued_shards(deployment.namespace, batch[0], seen=seen, model=model)
     ahead = [shard for shard in before if shard.shard_id not in own and due(shard, now)]
     everything = [*ahead, *batch]
     taken = {

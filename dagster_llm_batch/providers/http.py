@@ -26,14 +26,18 @@ from dagster_llm_batch.errors import ConfigError, CredentialsError, RefusedError
 __all__ = ["Origin", "check_address", "guard_client", "guard_hooks", "guard_session", "listed_since"]
 
 _MARGIN = timedelta(minutes=10)
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def listed_since(sent_at: datetime, headers: Any) -> datetime:
     """Tell from when on a batch that we sent at this time may be in a vendor's list, by the vendor's clock.
 
     Older batches need not be looked at. Where our clock is ahead of the vendor's, by the header `Date` of its answer,
-    the time is earlier by as much, and by a margin: a batch that is overlooked is paid twice.
+    the time is earlier by as much, and by a margin: a batch that is overlooked is paid twice. Of a time that lies ahead
+    now, nobody knows how wrong the clock was that told it: then every batch is looked at.
     """
+    if sent_at > datetime.now(UTC) + _MARGIN:
+        return _LONG_AGO
     try:
         vendor_time = parsedate_to_datetime(headers["date"])
         ahead = max(timedelta(), datetime.now(UTC) - vendor_time.astimezone(UTC))

@@ -235,6 +235,17 @@ def test_labels_that_another_run_has_landed_are_delivered_without_a_request(make
     engine.ledger.close()
 
 
+@pytest.mark.parametrize("column", ["polled_at", "submitted_at"])
+def test_a_batch_that_a_clock_ahead_polled_is_polled_by_the_right_one(make, emulator, column):
+    location = make(*labeled())
+    location.submit()
+    tick(location)
+    change(location, f"{column} = datetime({column}, '+1 year')")
+    calls = len(emulator.books.calls)
+    assert "1 batch in flight" in location.tick().skip_message
+    assert [call.method for call in emulator.books.calls[calls:]] == ["GET"]
+
+
 def test_a_body_that_is_evaluated_twice_asks_for_the_same_runs_and_sends_nothing(make, emulator):
     location = make(*labeled(partitions_def=DAILY))
     location.submit(span=(DAYS[0], DAYS[2]))

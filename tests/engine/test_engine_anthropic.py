@@ -66,6 +66,20 @@ def foreign_batch(workspace: Workspace, requests: int) -> str:
         return client.messages.batches.create(requests=rows).id  # type: ignore[arg-type]
 
 
+def test_a_batch_whose_create_call_was_dated_by_a_clock_ahead_is_found(workspace: Workspace) -> None:
+    workspace.skipped = timedelta(days=365)
+    workspace.emulator.inject(lost_create_reply("close", route=CREATE))
+    definition, submission_id = sent(workspace)
+    workspace.skipped = timedelta()
+    workspace.emulator.settle()
+    for _ in range(2):
+        workspace.skipped += timedelta(seconds=310)
+        workspace.engine().submit(definition, submission_id)
+    workspace.finish(definition, submission_id)
+    assert len(workspace.emulator.books.batches) == 1
+    assert len(billed(workspace)) == 5
+
+
 def test_each_row_gets_its_own_label_and_its_price(workspace: Workspace) -> None:
     definition = of(limits=Limits(max_requests_per_batch=7))
     status = workspace.run(definition, tickets(20))

@@ -54,6 +54,30 @@ def test_a_lease_of_nothing_writes_nothing_and_starts_no_heartbeat(ledger):
     assert writes.statements == 0
 
 
+def test_a_lease_that_a_clock_ahead_dated_passes_on_unless_it_is_renewed(ledger, clock):
+    ahead = timedelta(days=365)
+    put(ledger, "elsewhere:7:1:a", clock.now + ahead)
+    assert "collect" not in ledger.active_leases()
+    with ledger.hold_leases("collect", seconds=0.3):
+        assert [owner.split(":")[0] for _, owner, _ in rows(ledger)] != ["elsewhere"]
+    put(ledger, "elsewhere:7:1:a", clock.now + ahead)
+    renewing = iter(range(1, 1000))
+    lives = threading.Event()
+
+    def renew():
+        while not lives.wait(0.1):
+            put(ledger, "elsewhere:7:1:a", clock.now + ahead + timedelta(seconds=next(renewing)))
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        with pytest.raises(LeaseError), ledger.hold_leases("collect", seconds=0.5):
+            pass
+    finally:
+        lives.set()
+        thread.join()
+
+
 def test_looking_at_a_lease_says_whether_a_living_process_holds_it_and_takes_nothing(ledger, clock):
     assert "collect" not in ledger.active_leases()
     with ledger.hold_leases("collect"):
@@ -79,10 +103,10 @@ def test_a_lease_of_another_host_passes_on_only_when_it_expires(ledger, clock):
 def test_a_lease_whose_process_id_was_given_to_another_process_passes_on_at_once(ledger, clock):
     with ledger.hold_leases("other") as lease:
         host, pid, started, _ = lease.owner.rsplit(":", 3)
-    put(ledger, f"{host}:{pid}:{int(started) - 1}:abc", clock.now + timedelta(days=1))
+    put(ledger, f"{host}:{pid}:{int(started) - 1}:abc", clock.now + timedelta(hours=1))
     with ledger.hold_leases("collect") as taken:
         taken.check()
-    put(ledger, f"{host}:{pid}:{started}:abc", clock.now + timedelta(days=1))
+    put(ledger, f"{host}:{pid}:{started}:abc", clock.now + timedelta(hours=1))
     with pytest.raises(LeaseError), ledger.hold_leases("collect"):
         pass
 
@@ -124,7 +148,7 @@ def test_the_heartbeat_renews_a_lease_until_its_block_ends(sqlite_url):
 
 def test_a_lease_that_another_process_took_is_lost_and_not_taken_back(ledger, clock):
     with ledger.hold_leases("collect") as lease:
-        put(ledger, "elsewhere:1:2:abc", clock.now + timedelta(days=1))
+        put(ledger, "elsewhere:1:2:abc", clock.now + timedelta(hours=1))
         with pytest.raises(LeaseError, match="was lost"):
             lease.renew()
         with pytest.raises(LeaseError, match="'collect' was lost"):

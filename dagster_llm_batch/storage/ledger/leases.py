@@ -33,6 +33,9 @@ __all__ = ["Lease", "active_leases", "hold_leases"]
 
 _RETRY_SECONDS = 0.2
 
+# No lease is made for so long. One that expires later was taken by a clock that was ahead; its time says nothing.
+_BEYOND_ANY = timedelta(hours=2)
+
 _MINE = LEASE.c.owner == sa.bindparam("me")
 _RENEW = sa.update(LEASE).where(_MINE)
 _GIVE_BACK = sa.delete(LEASE).where(_MINE)
@@ -56,6 +59,7 @@ class Lease:
         self._length = timedelta(seconds=seconds)
         self._expires_at = clock()  # not held yet
         self._lost = False
+        self._unrenewed_since: dict[tuple[str, datetime], float] = {}
         self._done = threading.Event()
         self._heart = threading.Thread(
             target=self._beat, args=(seconds / 3,), daemon=True, name=f"dagster-llm-batch lease {self}"
@@ -120,12 +124,24 @@ class Lease:
                 row = connection.execute(query).mappings().one_or_none()
                 if row is None:
                     continue
-                if row["expires_at"] > now and not _is_dead(row["owner"]):
+                if row["expires_at"] > now and not _is_dead(row["owner"]) and not self._is_left(row):
                     return _Holder(name, row["owner"], row["expires_at"])
                 seen = (LEASE.c.name == name) & (LEASE.c.owner == row["owner"])
                 connection.execute(sa.update(LEASE).where(seen).values(wanted))
         self._expires_at = expires_at
         return None
+
+    def _is_left(self, row: sa.RowMapping) -> bool:
+        """Return whether a lease whose time says nothing was seen for its length, and nobody has renewed it."""
+        if row["expires_at"] <= self._clock() + _BEYOND_ANY:
+            return False
+        since = self._unrenewed_since.setdefault((row["owner"], row["expires_at"]), time.monotonic())
+        return time.monotonic() - since >= self._length.total_seconds()
+
+    def outlasts(self, holder: _Holder) -> float:
+        """Return for how many seconds to wait at least for what another holds: until it is known whether it lives."""
+        is_beyond = holder.expires_at > self._clock() + _BEYOND_ANY
+        return self._length.total_seconds() + 2 * _RETRY_SECONDS if is_beyond else 0.0
 
     def _beat(self, every_seconds: float) -> None:
         while not self._done.wait(every_seconds):
@@ -142,13 +158,13 @@ def hold_leases(
     database: Database, clock: Callable[[], datetime], names: Sequence[str], seconds: float, wait_seconds: float
 ) -> Iterator[Lease]:
     """See Ledger.hold_leases."""
-    give_up_at = time.monotonic() + wait_seconds
+    began = time.monotonic()
     lease = Lease(database, clock, names, seconds)
     if not names:  # nothing to hold, and nothing to renew
         yield lease
         return
     while (holder := lease.take()) is not None:
-        left_seconds = give_up_at - time.monotonic()
+        left_seconds = began + max(wait_seconds, lease.outlasts(holder)) - time.monotonic()
         if left_seconds <= 0:
             raise LeaseError(
                 f"The lease '{holder.name}' is held by {holder.owner} until {holder.expires_at.isoformat()}. "
@@ -165,7 +181,9 @@ def hold_leases(
 def active_leases(database: Database, clock: Callable[[], datetime]) -> set[str]:
     """See Ledger.active_leases."""
     with database.read() as connection:
-        rows = connection.execute(sa.select(LEASE.c.name, LEASE.c.owner).where(LEASE.c.expires_at > clock())).all()
+        now = clock()
+        is_held = (LEASE.c.expires_at > now) & (LEASE.c.expires_at <= now + _BEYOND_ANY)
+        rows = connection.execute(sa.select(LEASE.c.name, LEASE.c.owner).where(is_held)).all()
     dead = {owner for owner in {row.owner for row in rows} if _is_dead(owner)}
     return {row.name for row in rows if row.owner not in dead}
 

@@ -292,7 +292,7 @@ class Ledger(LedgerQueries):
             SUBMISSION.c.asset.in_(assets),
             SUBMISSION.c.state == SubmissionState.OPEN,
         )
-        is_planned = (SHARD.c.state == ShardState.PLANNED) & ~looked_after(unless_since)
+        is_planned = (SHARD.c.state == ShardState.PLANNED) & ~looked_after(unless_since, now)
         is_due = is_planned & SHARD.c.submission_id.in_(submission_ids)
         with self._database.read() as connection:
             if connection.execute(sa.select(SHARD.c.shard_id).where(is_due).limit(1)).first() is None:

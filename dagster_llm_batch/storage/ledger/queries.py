@@ -149,19 +149,19 @@ class LedgerQueries:
         return self._shards(_SHARING, submission_ids=list(submission_ids))
 
     def queued_shards(
-        self, namespace: str, shard: Shard, *, seen_since: datetime, model: str | None = None
+        self, namespace: str, shard: Shard, *, seen: tuple[datetime, datetime], model: str | None = None
     ) -> list[Shard]:
         """Return the shards in the queue of this shard's provider and account, and of this namespace those before it.
 
         Only of `model`, or of all. Whatever was sent counts, from any namespace of this ledger; what waits counts while
-        somebody looks after it (`Ledger.keep_places`).
+        somebody looks after it: did so between the two times of `seen` (`Ledger.keep_places`).
         """
         planned_at = sa.select(SHARD.c.planned_at).where(SHARD.c.shard_id == shard.shard_id).scalar_subquery()
         older = (SHARD.c.planned_at < planned_at) | (
             (SHARD.c.planned_at == planned_at) & (SHARD.c.shard_id < shard.shard_id)
         )
         may_go = (SHARD.c.state == ShardState.PLANNED) & (SUBMISSION.c.state == SubmissionState.OPEN)
-        waits = may_go & (SUBMISSION.c.namespace == namespace) & older & looked_after(seen_since)
+        waits = may_go & (SUBMISSION.c.namespace == namespace) & older & looked_after(*seen)
         query = (
             sa.select(SHARD)
             .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)

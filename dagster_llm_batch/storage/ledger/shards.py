@@ -8,7 +8,7 @@ bottleneck, and a second place where results could be lost.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -43,6 +43,9 @@ _STAMPS: dict[Move, str] = {
 
 UPDATE_SHARD = sa.update(SHARD).where(SHARD.c.shard_id == sa.bindparam("key"))
 """Set columns of the shard whose id is the parameter `key`."""
+
+# So much may the clocks of the machines that share a ledger differ.
+_CLOCKS_APART = timedelta(minutes=1)
 
 _INSERT_SHARD = sa.insert(SHARD)
 
@@ -83,9 +86,10 @@ def get_shards(connection: sa.Connection, ids: Collection[str]) -> dict[str, Sha
     return shards
 
 
-def looked_after(since: datetime) -> sa.ColumnElement[bool]:
+def looked_after(since: datetime, now: datetime) -> sa.ColumnElement[bool]:
     """Return the condition for shards that a process looked after since then. To plan a shard counts as that."""
-    return sa.func.coalesce(SHARD.c.polled_at, SHARD.c.planned_at) >= since
+    # A time that lies ahead was set by a clock that was wrong, and would keep a place until that time.
+    return sa.func.coalesce(SHARD.c.polled_at, SHARD.c.planned_at).between(since, now + _CLOCKS_APART)
 
 
 def move_values(shard_id: str, move: Move, fields: Mapping[str, Any], now: datetime) -> dict[str, Any]:
