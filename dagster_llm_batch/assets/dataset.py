@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -34,6 +35,8 @@ class RowsContext:
 
     partition_key: str | None
     asset: dg.AssetExecutionContext
+    load_asset: Callable[[dg.AssetKey, str | None], Any]
+    """Load an asset, or one partition of it, as its IO manager stored it. `plan` on the command line has no step."""
 
     @property
     def resources(self) -> Any:
@@ -118,14 +121,9 @@ class Dataset:
     def load_rows(self, context: dg.AssetExecutionContext, partition: str | None) -> Any:
         """Load the rows of one partition, through their IO manager or from the function."""
         if not isinstance(self.rows, dg.AssetKey):
-            return self.rows(RowsContext(partition, context))
+            return self.rows(RowsContext(partition, context, partial(_load_upstream, context)))
         upstream = context.op_execution_context.job_def.asset_layer.get(self.rows).partitions_def
-        partition = self.rows_partition(upstream, partition)
-        try:
-            return load_asset(context, self.rows, partition)
-        except FileNotFoundError as error:
-            msg = f"The rows asset {self.rows.to_user_string()} is not materialized: {error}. Materialize it first."
-            raise InputError(msg) from error
+        return _load_upstream(context, self.rows, self.rows_partition(upstream, partition))
 
     def rows_partition(self, upstream: dg.PartitionsDefinition[Any] | None, partition: str | None) -> str | None:
         """Return which partition of the rows asset, with these partitions, is read. Raises ConfigError for other
@@ -143,6 +141,14 @@ class Dataset:
             )
             raise ConfigError(msg)
         return partition
+
+
+def _load_upstream(context: dg.AssetExecutionContext, asset: dg.AssetKey, partition: str | None) -> Any:
+    try:
+        return load_asset(context, asset, partition)
+    except FileNotFoundError as error:
+        msg = f"The rows asset {asset.to_user_string()} is not materialized: {error}. Materialize it first."
+        raise InputError(msg) from error
 
 
 def dataset_of(definitions: Iterable[dg.AssetsDefinition]) -> Dataset:

@@ -176,33 +176,33 @@ class CodeLocation:
             with self._resources(set(dataset.rows_resource_keys)) as built:
                 values = {name: getattr(built, name) for name in dataset.rows_resource_keys}
                 context = dg.build_asset_context(values, partition_key=partition, instance=self._instance)
-                yield dataset.rows(RowsContext(partition, context))
+                yield dataset.rows(RowsContext(partition, context, self._load_asset))
             return
-        name = dataset.rows_key.to_user_string()
         upstream = self._repository.assets_defs_by_key.get(dataset.rows_key)
-        if upstream is None:
+        upstream_partitions = None if upstream is None else upstream.partitions_def
+        yield self._load_asset(dataset.rows_key, dataset.rows_partition(upstream_partitions, partition))
+
+    def _load_asset(self, key: dg.AssetKey, partition: str | None) -> Any:
+        name = key.to_user_string()
+        if key not in self._repository.assets_defs_by_key:
             raise ConfigError(f"The rows asset {name} is not in {self.pointer}, so its rows cannot be loaded here.")
         disabled = logging.root.manager.disable
         # IO managers log each file that they read.
         logging.disable(logging.DEBUG)
         try:
-            rows = self._repository.load_asset_value(
-                dataset.rows_key,
-                instance=self._instance,
-                partition_key=dataset.rows_partition(upstream.partitions_def, partition),
-            )
+            return self._repository.load_asset_value(key, instance=self._instance, partition_key=partition)
         except FileNotFoundError as error:
             where = "" if not self._instance.is_ephemeral else " (DAGSTER_HOME is not set)"
             msg = f"The rows asset {name} is not materialized{where}: {error}. Materialize it first."
             raise InputError(msg) from error
         finally:
             logging.disable(disabled)
-        yield rows
 
     @contextmanager
     def _resources(self, keys: set[str]) -> Iterator[Any]:
         """These resources, and those that they need, set up and taken down."""
-        known = self._repository.get_top_level_resources()
+        # Dagster has an IO manager where the definitions name none.
+        known = {"io_manager": dg.fs_io_manager, **self._repository.get_top_level_resources()}
         wanted: dict[str, dg.ResourceDefinition] = {}
         # Resources may need others, and these further ones.
         queue = sorted(keys)

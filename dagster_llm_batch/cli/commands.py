@@ -28,12 +28,37 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 class Command(click.Command):
     """A command whose errors become one message and an exit code."""
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Read the command line; what is wrong with it is JSON where that was asked for."""
+        asked = [*args]
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.ClickException as error:
+            if "--json" in asked:
+                _print_json_error("UsageError", error.format_message(), error.exit_code)
+                raise click.exceptions.Exit(error.exit_code) from error
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; turn an error of ours into a message and an exit code."""
+        as_json = ctx.params.get("as_json")
         try:
             return super().invoke(ctx)
         except LLMBatchError as error:
-            _fail(ctx, error, _code_of(error))
+            code = _code_of(error)
+            if as_json:
+                _print_json_error(type(error).__name__, str(error), code)
+            else:
+                click.echo(f"{type(error).__name__}: {error}", err=True)
+            ctx.exit(code)
+        except click.ClickException as error:
+            if not as_json:
+                raise
+            name = "UsageError" if isinstance(error, click.UsageError) else "FileError"
+            _print_json_error(name, error.format_message(), error.exit_code)
+            ctx.exit(error.exit_code)
 
 
 def leave(code: ExitCode) -> NoReturn:
@@ -53,9 +78,5 @@ def _code_of(error: LLMBatchError) -> ExitCode:
     return ExitCode.LATER if isinstance(error, TransientError | LeaseError) else ExitCode.FAILED
 
 
-def _fail(ctx: click.Context, error: LLMBatchError, code: ExitCode) -> NoReturn:
-    if ctx.params.get("as_json"):
-        click.echo(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": int(code)}), err=True)
-    else:
-        click.echo(f"{type(error).__name__}: {error}", err=True)
-    ctx.exit(code)
+def _print_json_error(name: str, message: str, code: int) -> None:
+    click.echo(json.dumps({"error": name, "message": message, "exit_code": int(code)}), err=True)

@@ -91,8 +91,10 @@ class DeploymentAccess:
 
     @cached_property
     def resource(self) -> LLMBatchResource:
-        """The resource of the code location."""
-        return self._stack.enter_context(self.code.resource(self._options.resource))
+        """The resource of the code location, with the namespace that the command was given."""
+        resource = self._stack.enter_context(self.code.resource(self._options.resource))
+        namespace = self._options.namespace
+        return resource if namespace is None else resource.model_copy(update={"namespace": namespace})
 
     @cached_property
     def places(self) -> tuple[str, str | None]:
@@ -154,7 +156,9 @@ class DeploymentAccess:
     @cached_property
     def _engine(self) -> Engine:
         if not self._by_address:
-            return self.resource.engine()
+            engine = self.resource.engine()
+            self._opened(engine.ledger)
+            return engine
         return Engine(Deployment({}, self.ledger, self.payloads, self.namespace, lease_wait_seconds=5.0))
 
     def _opened(self, ledger: Ledger) -> Ledger:
@@ -172,7 +176,11 @@ _CODE_OPTIONS = [
 _LEDGER_OPTIONS = [
     click.option("--ledger", envvar=f"{_VARIABLES}_LEDGER", help="URL or path of the ledger, in place of definitions."),
     click.option("--payloads", envvar=f"{_VARIABLES}_PAYLOADS", help="Root of the payload store, with --ledger."),
-    click.option("--namespace", envvar=f"{_VARIABLES}_NAMESPACE", help="Namespace, with --ledger.  [default: default]"),
+    click.option(
+        "--namespace",
+        envvar=f"{_VARIABLES}_NAMESPACE",
+        help="Namespace.  [default: that of the definitions; with --ledger: default]",
+    ),
 ]
 
 
@@ -192,8 +200,12 @@ def _preferred(options: _Options) -> _Options:
     typed = {name for name in ("ledger", "module_name", "python_file") if source(name) is ParameterSource.COMMANDLINE}
     if "ledger" in typed and len(typed) > 1:
         raise click.UsageError("Give either a code location (-m, -f) or a ledger (--ledger), not both.")
-    # A ledger in the environment is for all commands; a code location that is typed is for this one.
-    return replace(options, ledger=None) if typed & {"module_name", "python_file"} else options
+    if not typed & {"module_name", "python_file"}:
+        return options
+    # A ledger in the environment is for all commands, and the namespace there is in it; a code location that is typed
+    # is for this one.
+    apart = source("ledger") is ParameterSource.ENVIRONMENT and source("namespace") is ParameterSource.ENVIRONMENT
+    return replace(options, ledger=None, **({"namespace": None} if apart else {}))
 
 
 def _located(function: _F, options: list[Callable[[Any], Any]], *, takes_ledger: bool) -> _F:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +16,7 @@ from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import print_json
 from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
-from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.exports.files import whole
 from dagster_llm_batch.exports.fine_tuning import (
     EXAMPLE_FORMS,
@@ -52,6 +52,7 @@ __all__ = ["export_command"]
         "openai (the default) or anthropic, for Claude on Bedrock."
     ),
 )
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
 @json_option
 def export_command(
     deployment: DeploymentAccess,
@@ -62,24 +63,28 @@ def export_command(
     output: str,
     form: str | None,
     *,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Export what the newest submission of an asset's partition came to; of several partitions, one after the other.
 
     Nothing is asked of a provider: results are read from the payload store. For fine-tuning, rows are loaded and
     rendered as for a submission, and only those whose request has a label are written, each request once.
+
+    In CSV a text that a spreadsheet would take for a formula (it starts with = + - @) has an apostrophe before it.
     """
     form = form or _form(output)
     if what == "fine-tuning" and form == "jsonl":
         form = "openai"
     _refuse_output(output, form, what, as_json=as_json)
+    if not force:
+        _refuse_replacing([Path(output), *([provenance_path(Path(output))] if what == "fine-tuning" else [])])
     dataset = find_dataset(deployment, asset)
     wanted = partitions_of(deployment, dataset, partitions, partition_range)
     if what == "fine-tuning":
         check_examples(dataset.labeling, form)
-        count = _write_examples(
-            (example for part in wanted for example in _examples(deployment, dataset, part, form)), output
-        )
+        examples = (example for part in wanted for example in _examples(deployment, dataset, part, form))
+        count = _write_examples(_refuse_none(examples, asset), output)
     else:
         table = pa.concat_tables(
             [_table(deployment, dataset, partition, what) for partition in wanted], promote_options="default"
@@ -111,6 +116,13 @@ def _refuse_output(output: str, form: str, content: str, *, as_json: bool) -> No
         raise click.UsageError(f"There is no folder {Path(output).parent}.")
 
 
+def _refuse_replacing(files: Sequence[Path]) -> None:
+    # A folder is refused where it is written: --force would not make it a file.
+    for file in files:
+        if file.is_file() and file.name != "-":
+            raise click.UsageError(f"There is a file {file} already. Name another one, or give --force to replace it.")
+
+
 def _table(deployment: DeploymentAccess, dataset: Dataset, partition: str | None, content: str) -> pa.Table:
     engine, name = deployment.engine, dataset.key.to_user_string()
     submission = engine.latest(name, partition or "")
@@ -128,6 +140,18 @@ def _examples(deployment: DeploymentAccess, dataset: Dataset, partition: str | N
     labels = _table(deployment, dataset, partition, "labels")
     with deployment.code.rows(dataset, partition) as rows:
         yield from fine_tuning(dataset.labeling, rows, labels, form)
+
+
+def _refuse_none(examples: Iterator[Example], asset: str) -> Iterator[Example]:
+    """Yield the examples. Raises InputError where there are none, so that no empty file takes its name."""
+    first = next(examples, None)
+    if first is None:
+        raise InputError(
+            f"There is no example: no row of '{asset}', as it is now, makes a request that has a label. Either nothing "
+            "was labeled, or rows or prompt have changed since: put them back, or materialize the labels again."
+        )
+    yield first
+    yield from examples
 
 
 def _write_examples(examples: Iterator[Example], output: str) -> int:

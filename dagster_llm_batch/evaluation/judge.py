@@ -23,6 +23,7 @@ from dagster_llm_batch.assets import RowsContext, llm_batch_assets
 from dagster_llm_batch.assets.keys import Upstream, key_beside, upstream_key
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.builder import (
     Computed,
@@ -32,7 +33,7 @@ from dagster_llm_batch.evaluation.builder import (
     picture,
 )
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of, is_external
-from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
+from dagster_llm_batch.evaluation.stored_tables import StoredTables, columns_of, stacked
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics.numeric import ANSWERS, CASE_ID, JUDGE_COLUMNS, pairwise_cases, rubric_cases
 from dagster_llm_batch.metrics.pairwise import VERDICTS, Pairwise, compare_pairs, pairwise_markdown, pairwise_to_arrow
@@ -193,6 +194,7 @@ _BEFORE_ASKING = [dg.BackfillPolicy.multi_run(max_partitions_per_run=partitions)
 downstream of tables that are stored one by one is skipped. The second is for who asks with the first.
 """
 
+_HINT = "Set key=, target= or the variables of the prompt to columns that are there."
 _SHARED = [
     name
     for name in get_type_hints(PartitionOptions)
@@ -366,7 +368,8 @@ class Judge:
 
     def _asked(self, context: RowsContext) -> pa.Table:
         """Return the rows of the labeled dataset."""
-        return _to_ask(self._stored_cases(StoredTables(context.asset), context.partition_key))
+        cases = record_batches(context.load_asset(self.cases_key, context.partition_key), self._case_columns)
+        return _to_ask(columns_of(list(cases), self.cases_key.to_user_string(), self._case_columns, hint=_HINT))
 
     def _judged(
         self, context: dg.AssetExecutionContext, partition: str | None, response: Mapping[str, Any]
@@ -379,8 +382,11 @@ class Judge:
         return self._stored_cases(stored, partition), stacked([verdicts, rejects], self.verdicts_key)
 
     def _stored_cases(self, stored: StoredTables, partition: str | None) -> pa.Table:
-        columns = [CASE_ID, self.join_key, *self.own_columns, *self.columns]
-        return self._read(stored, self.cases_key, partition, columns)
+        return self._read(stored, self.cases_key, partition, self._case_columns)
+
+    @property
+    def _case_columns(self) -> list[str]:
+        return [CASE_ID, self.join_key, *self.own_columns, *self.columns]
 
     def _read(
         self,
@@ -390,8 +396,7 @@ class Judge:
         columns: Sequence[str],
         also: Sequence[str] = (),
     ) -> pa.Table:
-        hint = "Set key=, target= or the variables of the prompt to columns that are there."
-        return stored.read(key, partition, self.builder.partitions_def, columns, also=also, hint=hint)
+        return stored.read(key, partition, self.builder.partitions_def, columns, also=also, hint=_HINT)
 
 
 def _drawn(sample_size: int | None) -> str:

@@ -1,8 +1,8 @@
 """A labeled table as a file, with all its columns: key, kept columns, response, and provenance (`llm_…`).
 
     parquet      one file, zstd
-    csv          nested values as JSON
-    jsonl        a line for each row
+    csv          nested values as JSON; a text that a spreadsheet would take for a formula after an apostrophe
+    jsonl        a line for each row; a number that is none, or infinite, is null, since JSON has no such numbers
     huggingface  a folder for `datasets.load_from_disk`
     tfrecord     a `tf.Example` for each row, for TensorFlow's `TFRecordDataset`
 
@@ -13,6 +13,7 @@ bytes lists, lists of these are lists; money, times and nested values are text, 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -75,8 +77,22 @@ def form_of(path: Path) -> str:
 
 
 def json_line(value: Any) -> bytes:
-    """Return one line of JSON."""
-    return json.dumps(as_json(value), ensure_ascii=False, default=str).encode() + b"\n"
+    """Return one line of JSON, with null for what JSON has no number for."""
+    plain = as_json(value)
+    try:
+        text = json.dumps(plain, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_without_nan(plain), ensure_ascii=False, default=str, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def _without_nan(plain: Any) -> Any:
+    """Return the plain JSON with null in the place of NaN and infinity."""
+    if isinstance(plain, float):
+        return plain if math.isfinite(plain) else None
+    if isinstance(plain, dict):
+        return {key: _without_nan(value) for key, value in plain.items()}
+    return [_without_nan(value) for value in plain] if isinstance(plain, list) else plain
 
 
 def _table(rows: Any) -> pa.Table:
@@ -108,7 +124,23 @@ def _write_csv(table: pa.Table, file: BinaryIO) -> None:
             # Arrow writes small ones as 6.37500E-7, and nothing as 0E-12.
             texts = [None if v is None else f"{v.normalize():f}" for v in table[number].to_pylist()]
             table = table.set_column(number, field.name, pa.array(texts, pa.string()))
+        elif _is_text(field.type):
+            table = table.set_column(number, field.name, _without_formulas(table[number]))
     pyarrow.csv.write_csv(table, file)
+
+
+# What spreadsheets read as a formula, which may run programs or send cells away, in wide letters too. A plain number
+# is harmless.
+_FORMULA = r"^[=+\-@\t\r\n\x{FF1D}\x{FF0B}\x{FF0D}\x{FF20}]"
+_NUMBER = r"^[+-]?[0-9]+([.,][0-9]+)?$"
+
+
+def _without_formulas(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Put an apostrophe before each text that a spreadsheet would take for a formula."""
+    plain = texts.cast(pa.large_string())
+    risky = pc.and_(pc.match_substring_regex(plain, _FORMULA), pc.invert(pc.match_substring_regex(plain, _NUMBER)))
+    apostrophe, nothing = (pa.scalar(text, pa.large_string()) for text in ("'", ""))
+    return pc.if_else(risky, pc.binary_join_element_wise(apostrophe, plain, nothing), plain)
 
 
 def _write_parquet(table: pa.Table, file: BinaryIO) -> None:
@@ -181,9 +213,13 @@ def _feature_kind(kind: pa.DataType) -> str:
         return "float"
     if pa.types.is_dictionary(kind):
         return _feature_kind(kind.value_type)
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     binaries = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
-    return "byte" if any(check(kind) for check in (*texts, *binaries)) else "text"
+    return "byte" if _is_text(kind) or any(check(kind) for check in binaries) else "text"
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
 def _feature(value: Any, kind: str) -> tuple[list[Any], str]:

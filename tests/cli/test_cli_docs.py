@@ -51,8 +51,8 @@ def test_every_command_of_the_page_runs_in_its_order(project, home):
             arguments[arguments.index("SHARD")] = shard
         if "labels,ticket_labels_rejects" in line:
             project.emulator.settle()
-        if program == "dagster":
-            run_dagster(arguments)
+        if program == "dg":
+            materialize(line)
         elif arguments[0] == "emulate":
             run_until_interrupted(arguments)
         else:
@@ -63,12 +63,13 @@ def test_every_command_of_the_page_runs_in_its_order(project, home):
     assert project.folder.joinpath("labels.parquet").is_file()
 
 
-def run_dagster(arguments):
-    """Dagster's own script, in this process: starting it takes longer than what it does here."""
+def materialize(launch):
+    """Do what `dg launch` does with these options, in this process: starting another takes longer than the run."""
+    arguments = launch.replace("dg launch", "dagster asset materialize").replace("--assets", "--select").split()
     [script] = entry_points(name="dagster", group="console_scripts")
     run = script.load()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["dagster", *arguments])
+        patch.setattr(sys, "argv", arguments)
         with pytest.raises(SystemExit) as ended:
             run()
     assert not ended.value.code, arguments
@@ -90,7 +91,7 @@ def leave_a_shard_in_doubt(project):
     project.forget()
     project.emulator.inject(WireFault(kind="close", route="POST /v1/batches"))
     project.emulator.inject(WireFault(kind="status", status=503, route="GET /v1/batches", times=None))
-    run_dagster(["asset", "materialize", "-m", "support", "--select", "tickets,ticket_labels_batch"])
+    materialize("dg launch -m support --assets tickets,ticket_labels_batch")
     project.emulator.clear_faults()
     found = json.loads(CliRunner().invoke(main, ["resolve", "--json"]).stdout)["orphans"]
     return found[0]["shard"]["shard_id"]

@@ -162,6 +162,37 @@ def test_errors_are_json_for_programs_with_their_exit_code(project):
     assert "There is no ledger at x.sqlite" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "name"),
+    [
+        (["list", "--no-such-option"], 2, "UsageError"),
+        (["list", "--limit", "many"], 2, "UsageError"),
+        (["show"], 2, "UsageError"),
+        (["export", "ticket_labels", "-o", "no/such/folder.csv"], 2, "UsageError"),
+        (["retry", "no_such_asset"], 2, "UsageError"),
+    ],
+)
+def test_a_wrong_command_line_is_json_for_programs_too(project, arguments, code, name):
+    project.submit()
+    # what user code prints while it is imported goes before
+    error = json.loads(project.cli(*arguments, "--json", code=code).stderr.splitlines()[-1])
+    assert (error["error"], error["exit_code"]) == (name, code)
+    assert error["message"]
+
+
+def test_the_namespace_that_is_given_goes_before_that_of_the_definitions(project, monkeypatch):
+    project.land()
+    assert submissions(project.on_file("list", "--all", "--namespace", "elsewhere", "--json")) == []
+    pruned = project.json("prune", "--namespace", "elsewhere", "--older-than", "1")
+    assert pruned["submissions_kept"] == 0
+    assert project.json("prune", "--older-than", "1")["submissions_kept"] == 1
+    monkeypatch.setenv("DAGSTER_LLM_BATCH_NAMESPACE", "elsewhere")
+    assert submissions(project.cli("list", "--all", "--json")) == []
+    # typed, the code location goes before the ledger of the environment, and the namespace that belongs to it
+    monkeypatch.setenv("DAGSTER_LLM_BATCH_LEDGER", project.ledger)
+    assert submissions(project.on_file("list", "--all", "--json")) == ["ticket_labels"]
+
+
 def test_payloads_are_asked_for_where_they_are_needed(project):
     project.submit()
     ledger = [*project.by_address[:2], *project.by_address[4:]]

@@ -6,6 +6,8 @@ import dagster as dg
 import pytest
 from project import DAYS
 
+from dagster_llm_batch.testing.emulator import RowFault
+
 
 def test_a_plan_is_what_the_submission_becomes(project):
     [plan] = project.json("plan", "ticket_labels")["plans"]
@@ -107,3 +109,50 @@ def test_rows_that_cannot_be_labeled_are_refused_as_by_a_submission(project):
     project.change('f"{prefix}-{n}"', '"same"')
     said = project.on_file("plan", "ticket_labels", code=1).stderr
     assert "InputError: The key column 'ticket_id' has duplicate values: 'same'" in said
+
+
+JUDGE = """
+@dg.asset
+def short() -> list:
+    return [{"ticket_id": "a", "answer": "Here."}]
+
+@dg.asset
+def long() -> list:
+    return [{"ticket_id": "a", "answer": "It is in the folder Invoices."}]
+
+duel = pairwise_judge_assets(
+    name="duel", rows=tickets, candidates=[short, long], key="ticket_id", target="answer", model="openai/gpt-4o",
+    prompt=Prompt(user="{{ body }} A: {{ answer_a }} B: {{ answer_b }}"), params={"max_tokens": 50},
+)
+
+defs = dg.Definitions(
+    assets=[tickets,"""
+
+
+def test_what_a_judge_asks_is_planned_retried_and_exported_like_other_labels(project, home):
+    project.change("defs = dg.Definitions(\n    assets=[tickets,", f"{JUDGE} short, long, *duel,")
+    project.change("    llm_batch_assets,", "    llm_batch_assets,\n    pairwise_judge_assets,")
+    said = project.on_file("plan", "duel_verdicts", code=1).stderr
+    assert "The rows asset duel_cases is not materialized" in said
+    module = project.module()
+    assets = [module["tickets"], module["short"], module["long"], *module["duel"]]
+    resources = module["defs"].resources
+
+    def run(*names: str) -> None:
+        with dg.DagsterInstance.get() as instance:
+            dg.materialize(assets, instance=instance, resources=resources, selection=[*names], raise_on_error=False)
+
+    run("tickets", "short", "long", "duel_cases")
+    [plan] = project.json("plan", "duel_verdicts")["plans"]
+    assert (plan["rows"], plan["requests_to_send"]) == (2, 2)
+    project.emulator.inject(RowFault(containing="Invoices", status_code=400))
+    run("duel_verdicts_batch")
+    project.emulator.settle()
+    run("duel_verdicts", "duel_verdicts_rejects")
+    project.emulator.clear_faults()
+    [retried] = project.json("retry", "duel_verdicts", "--yes")["plans"]
+    assert retried["requests_to_send"] == 2
+    project.emulator.settle()
+    run("duel_verdicts", "duel_verdicts_rejects")
+    count = project.json("export", "duel_verdicts", "--what", "fine-tuning", "-o", "train.jsonl")["rows"]
+    assert count == 2

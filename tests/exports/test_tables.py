@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import struct
 import subprocess
@@ -118,6 +119,33 @@ def test_lines_and_csv_hold_the_same_values_as_text(tmp_path):
     read = pyarrow.csv.read_csv(tmp_path / "t.csv")
     assert read["ticket_id"].to_pylist()[:2] == TABLE["ticket_id"].to_pylist()[:2]
     assert read["vector"].to_pylist()[0] == "[0.5, 1.5]"
+
+
+def test_a_text_that_a_spreadsheet_would_run_has_an_apostrophe_before_it(tmp_path):
+    run = ['=HYPERLINK("http://x")', "+1+cmd", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\uff1d1+1"]
+    plain = ["a = b", "-5", "+4.5", "", "'=1", "1-2", None]
+    table = pa.table({"n": range(14), "text": pa.array([*run, *plain]).dictionary_encode(), "score": [-1.5] * 14})
+    write_table(table, tmp_path / "t.csv")
+    with (tmp_path / "t.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["text"] for row in rows] == [*(f"'{text}" for text in run), *plain[:-1], ""]
+    assert {row["score"] for row in rows} == {"-1.5"}
+    write_table(table, tmp_path / "t.jsonl")
+    assert [json.loads(line)["text"] for line in (tmp_path / "t.jsonl").open()] == [*run, *plain]
+
+
+def test_a_number_that_json_does_not_have_is_null_in_lines(tmp_path):
+    nan, inf = float("nan"), float("inf")
+    table = pa.table({"score": [0.5, nan, -inf], "vector": [[nan, 1.0], [], [inf]], "who": [{"n": nan}] * 3})
+    write_table(table, tmp_path / "t.jsonl")
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    lines = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "t.jsonl").open()]
+    assert [line["score"] for line in lines] == [0.5, None, None]
+    assert [line["vector"] for line in lines] == [[None, 1.0], [], [None]]
+    assert lines[0]["who"] == {"n": None}
 
 
 @pytest.mark.parametrize("form", FORMATS)
