@@ -36,7 +36,7 @@ from dagster_llm_batch.providers.answers import (
 )
 from dagster_llm_batch.providers.http import check_address
 from dagster_llm_batch.providers.openai.requests import OpenAILines
-from dagster_llm_batch.providers.paging import poll_batches
+from dagster_llm_batch.providers.paging import poll_batches, unrepeated
 from dagster_llm_batch.types import BatchLimits, BatchReport, BatchStatus, RequestSpec
 
 __all__ = [
@@ -234,6 +234,10 @@ class StainlessProvider(VendorProvider):
         with self._calls("list the batches"):
             page = parse_reply(self._batches(retries=0).with_raw_response.list(limit=self._page_size, **start))
             return {batch.id: batch for batch in self._listed(page)}, page.has_next_page()
+
+    def _pages(self, first: Any) -> Iterator[list[Any]]:
+        """Yield the batches of this page of the list and of all that follow. Raises RepeatedListError."""
+        return unrepeated(map(self._listed, first.iter_pages()), lambda batch: str(batch.id))
 
     def _listed(self, page: Any) -> list[Any]:
         return check_listed(page.data, self._is_batch, has_more=page.has_more)

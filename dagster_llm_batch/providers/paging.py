@@ -1,4 +1,7 @@
-"""Polling many batches in few calls: a few one by one, many from list pages first and what those lack one by one."""
+"""Polling many batches in few calls: a few one by one, many from list pages first and what those lack one by one.
+
+A list whose server ignores where a page is to begin has no end: `unrepeated` finds out, for every vendor.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from itertools import islice
 from typing import TypeVar
 
 from dagster_llm_batch.errors import CredentialsError, ProviderError, TransientError
-from dagster_llm_batch.types import BatchReport, BatchStatus
+from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, CannotTell, Found
 
-__all__ = ["poll_batches", "walk_pages"]
+__all__ = ["RepeatedListError", "find_among", "poll_batches", "unrepeated", "walk_pages"]
 
 _Batch = TypeVar("_Batch")
 
@@ -19,6 +22,42 @@ _FEW = 4
 _MOST_SINGLE = 100
 # After so many, the provider is not well, and each further call may take its whole timeout.
 _MAX_FAILURES = 3
+
+
+class RepeatedListError(TransientError):
+    """A page of a list has nothing but batches of the pages before: what else there is, nobody can tell."""
+
+    def __init__(self) -> None:
+        super().__init__("The provider's list of batches gives the same page again and again.")
+
+
+def unrepeated(pages: Iterable[list[_Batch]], id_of: Callable[[_Batch], str]) -> Iterator[list[_Batch]]:
+    """Yield the pages of a list. Raises RepeatedListError for one that brings nothing new."""
+    seen: set[str] = set()
+    for page in pages:
+        ids = {id_of(batch) for batch in page}
+        if ids and ids <= seen:
+            raise RepeatedListError
+        seen |= ids
+        yield page
+
+
+def find_among(names: Iterable[str], known: Collection[str]) -> Found | Absent | CannotTell:
+    """Decide which batch a tag has, of all `names` that bear it; `known` are the batches of other create calls."""
+    # a list that grows while it is read may show a batch on two pages
+    ours: dict[str, None] = {}
+    repeats: RepeatedListError | None = None
+    try:
+        for name in names:
+            if name not in known:
+                ours[name] = None
+    except RepeatedListError as error:
+        repeats = error
+    if len(ours) > 1:
+        return CannotTell("More than one batch carries this tag.", tuple(ours))
+    if ours:
+        return Found(next(iter(ours)))
+    return Absent() if repeats is None else CannotTell(str(repeats))
 
 
 def poll_batches(

@@ -188,11 +188,13 @@ def test_find_says_found_although_another_candidate_still_runs(emulator, provide
     assert provider.find("tag", hints()) == Found(ours)
 
 
-def test_find_looks_at_what_was_created_since_the_call_with_a_margin_for_clocks(emulator, provider):
-    batch_id = submit(provider)
-    emulator.settle()
-    assert provider.find("tag", hints(datetime.now(UTC) + timedelta(minutes=5))) == Found(batch_id)
-    assert provider.find("tag", hints(datetime.now(UTC) + timedelta(minutes=15))) == Absent()
+def test_find_looks_at_what_was_created_since_the_call_with_a_margin_for_clocks():
+    created_at = datetime(2026, 9, 9, tzinfo=UTC)
+    batch = {"id": "b", "processing_status": "in_progress", "created_at": created_at.isoformat()}
+    with odd_server(listing([batch], 1)) as url:
+        provider = AnthropicProvider("sk-x", url.removesuffix("/v1"))
+        assert provider.find("tag", hints(created_at + timedelta(minutes=5))) == Undecided(("b",))
+        assert provider.find("tag", hints(created_at + timedelta(minutes=15))) == Absent()
 
 
 def test_find_cannot_tell_where_the_results_of_a_candidate_are_gone():

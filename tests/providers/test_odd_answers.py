@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple
-from datetime import datetime
+from dataclasses import astuple, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from odd_answers import (
     NONSENSE,
     PROVIDERS,
+    ROWS,
     VERBS,
     WEB_PAGE,
     Answer,
@@ -24,7 +26,7 @@ from odd_answers import (
 )
 
 from dagster_llm_batch.errors import AmbiguousError, ProviderError, TransientError
-from dagster_llm_batch.types import BatchReport, BatchStatus, CannotTell, Found, Outcome, Undecided
+from dagster_llm_batch.types import BatchReport, BatchStatus, CannotTell, FindHints, Found, Outcome, Undecided
 
 MUTANTS = 10
 """Of each answer."""
@@ -145,6 +147,27 @@ def test_an_answer_with_odd_values_gives_clean_values_or_one_of_our_errors(one: 
                 assert all(key == report.batch_id for key, report in told.items())
             found += [f"{verb}, call {number}, {odd.name}: {problem}" for problem in _unclean(told)]
     assert not found, "\n".join(found)
+
+
+def test_a_list_that_gives_one_page_again_and_again_ends_and_what_is_on_it_is_found(one: RecordedProvider) -> None:
+    kept = [replace(call, answer=_with_more(call.answer)) for call in one.kept["find"]]
+    one.relay.replay(kept, 0, kept[0].answer)
+    assert one.verbs["find"]() == one.truth["find"]
+    found = one.provider.find("another", FindHints(datetime.now(UTC) - timedelta(hours=1), ROWS + 1, "other"))
+    assert isinstance(found, CannotTell)
+    assert "again and again" in found.reason
+
+
+def _with_more(answer: Answer) -> Answer:
+    """The answer, where it is a page of a list, as one that more pages follow: in each vendor's own words."""
+    try:
+        page = json.loads(answer.body)
+    except ValueError:
+        return answer
+    if not any(isinstance(value, list) for value in page.values()):
+        return answer
+    page |= {"has_more": True, "nextPageToken": "again", "nextToken": "again"}
+    return replace(answer, body=json.dumps(page).encode(), headers={"content-type": "application/json"})
 
 
 def test_a_web_page_is_named_as_one_with_what_to_do(one: RecordedProvider) -> None:

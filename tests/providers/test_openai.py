@@ -160,13 +160,13 @@ def listing(batches: list, size: int):
 
 
 def test_find_reads_pages_until_one_is_older_than_the_create_call():
-    new = [batch(i, 1_800_000_000 - i, metadata={"a": "b"}) for i in range(3)]
+    new = [batch(i, 1_750_000_000 - i, metadata={"a": "b"}) for i in range(3)]
     old = [batch(i, 1_700_000_000 - i, metadata={"a": "b"}) for i in range(3, 9)]
     ours = batch(9, 1_600_000_000, metadata={TAG_KEY: TAG})
     seen: list = []
     with odd_server(listing([*new, *old, ours], 2), seen) as url:
         provider = OpenAIProvider("sk-x", url)
-        assert provider.find(TAG, hints(at(1_800_000_000))) == Absent()
+        assert provider.find(TAG, hints(at(1_750_000_000))) == Absent()
         assert len(seen) == 3  # two new; a new and an old; two old
         assert provider.find(TAG, hints(at(1_600_000_000))) == Found("batch_9")
         assert len(seen) == 3 + 5
@@ -174,9 +174,9 @@ def test_find_reads_pages_until_one_is_older_than_the_create_call():
 
 def test_find_reads_on_past_old_batches_whose_times_show_no_order():
     same = [batch(i, 1_700_000_000, metadata={"a": "b"}) for i in range(4)]
-    ours = batch(9, 1_800_000_000, metadata={TAG_KEY: TAG})
+    ours = batch(9, 1_750_000_000, metadata={TAG_KEY: TAG})
     with odd_server(listing([*same, ours], 2)) as url:
-        assert OpenAIProvider("sk-x", url).find(TAG, hints(at(1_800_000_000))) == Found("batch_9")
+        assert OpenAIProvider("sk-x", url).find(TAG, hints(at(1_750_000_000))) == Found("batch_9")
 
 
 def test_find_sees_a_batch_whose_clock_runs_behind(emulator, provider):
@@ -185,22 +185,22 @@ def test_find_sees_a_batch_whose_clock_runs_behind(emulator, provider):
 
 
 def test_find_does_not_trust_an_order_that_rises():
-    ours = batch(9, 1_800_000_000, metadata={TAG_KEY: TAG})
+    ours = batch(9, 1_750_000_000, metadata={TAG_KEY: TAG})
     older = [batch(i, 1_700_000_000 + i, metadata={"a": "b"}) for i in range(4)]
     with odd_server(listing([*older, ours], 2)) as url:
-        found = OpenAIProvider("sk-x", url).find(TAG, hints(at(1_800_000_000)))
+        found = OpenAIProvider("sk-x", url).find(TAG, hints(at(1_750_000_000)))
     assert found == Found("batch_9")
 
 
 def test_find_cannot_tell_where_the_server_shows_no_metadata():
-    with odd_server(listing([batch(1, 1_800_000_000), batch(2, 1_700_000_000)], 9)) as url:
-        found = OpenAIProvider("sk-x", url).find(TAG, hints(at(1_800_000_000)))
+    with odd_server(listing([batch(1, 1_750_000_000), batch(2, 1_700_000_000)], 9)) as url:
+        found = OpenAIProvider("sk-x", url).find(TAG, hints(at(1_750_000_000)))
     assert isinstance(found, CannotTell)
     assert found.candidates == ("batch_1",)
 
 
 def test_find_cannot_tell_between_two_batches_of_one_tag():
-    twins = [batch(i, 1_800_000_000, metadata={TAG_KEY: TAG}) for i in (1, 2)]
+    twins = [batch(i, 1_750_000_000, metadata={TAG_KEY: TAG}) for i in (1, 2)]
     with odd_server(listing(twins, 9)) as url:
         found = OpenAIProvider("sk-x", url).find(TAG, hints())
     assert isinstance(found, CannotTell)
@@ -208,7 +208,7 @@ def test_find_cannot_tell_between_two_batches_of_one_tag():
 
 
 def test_find_ends_where_the_server_gives_the_same_page_again_and_again():
-    page = {"data": [batch(1, 1_800_000_000, metadata={"a": "b"})], "has_more": True}
+    page = {"data": [batch(1, 1_750_000_000, metadata={"a": "b"})], "has_more": True}
     with odd_server(lambda *_: page) as url:
         assert isinstance(OpenAIProvider("sk-x", url).find(TAG, hints()), CannotTell)
 

@@ -39,7 +39,7 @@ from dagster_llm_batch.providers.anthropic.requests import ANTHROPIC_VERSION, An
 from dagster_llm_batch.providers.base import StainlessProvider
 from dagster_llm_batch.providers.http import Origin, guard_client, listed_since
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
-from dagster_llm_batch.providers.paging import walk_pages
+from dagster_llm_batch.providers.paging import RepeatedListError, walk_pages
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id
@@ -143,20 +143,23 @@ class AnthropicProvider(StainlessProvider):
         # Nothing can be attached to a batch, and only its results name rows, when it has ended. So those of the right
         # size and time are candidates until their results name the shard's nonce, or another.
         candidates: dict[str, Any] = {}
+        repeats: RepeatedListError | None = None
         with self._calls("look for the batch"):
             reply = self._client(retries=2).messages.batches.with_raw_response.list(limit=self._page_size)
             since = listed_since(hints.sent_at, reply.headers)
-            for page in parse_reply(reply).iter_pages():
-                batches = self._listed(page)
-                times = [created_at(batch) for batch in batches]
-                for batch, time in zip(batches, times, strict=True):
-                    recent = time is None or time >= since
-                    # one that tells no counts may be ours: nothing but its results can say that it is not
-                    if recent and batch.id not in hints.known and total_requests(batch) in (hints.requests, None):
-                        candidates[batch.id] = batch
-                if times and all(time is not None and time < since for time in times):
-                    # the list comes newest first, which is documented
-                    break
+            try:
+                for batches in self._pages(parse_reply(reply)):
+                    times = [created_at(batch) for batch in batches]
+                    for batch, time in zip(batches, times, strict=True):
+                        recent = time is None or time >= since
+                        # one that tells no counts may be ours: nothing but its results can say that it is not
+                        if recent and batch.id not in hints.known and total_requests(batch) in (hints.requests, None):
+                            candidates[batch.id] = batch
+                    if times and all(time is not None and time < since for time in times):
+                        # the list comes newest first, which is documented
+                        break
+            except RepeatedListError as error:
+                repeats = error
         running, unreadable = [], []
         for batch_id, batch in candidates.items():
             if batch.processing_status != "ended":
@@ -170,7 +173,9 @@ class AnthropicProvider(StainlessProvider):
         if unreadable:
             reason = "Batches have no names here, and the results that would tell whose these are cannot be read."
             return CannotTell(reason, tuple(unreadable + running))
-        return Undecided(tuple(running)) if running else Absent()
+        if running:
+            return Undecided(tuple(running))
+        return Absent() if repeats is None else CannotTell(str(repeats))
 
     def _bears(self, batch_id: str, nonce: str) -> bool | None:
         """Whether an ended batch has this nonce; None where no result can be read.

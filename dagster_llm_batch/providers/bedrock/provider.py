@@ -45,7 +45,7 @@ from dagster_llm_batch.providers.bedrock.models import Family, family_of
 from dagster_llm_batch.providers.bedrock.quotas import BEDROCK_LIMITS, limits_from
 from dagster_llm_batch.providers.bedrock.requests import BedrockLines
 from dagster_llm_batch.providers.http import check_address
-from dagster_llm_batch.providers.paging import poll_batches
+from dagster_llm_batch.providers.paging import find_among, poll_batches, unrepeated
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id
@@ -221,29 +221,21 @@ class BedrockProvider(VendorProvider):
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find. Every job of the name is asked for; token or input file tell ours."""
         # the list's filter is "contains", so a longer name passes it too: `_jobs_of` compares tokens as a whole
-        ours = [arn for job in self._jobs_of(tag) if (arn := str(job["jobArn"])) not in hints.known]
-        match ours:
-            case []:
-                return Absent()
-            case [arn]:
-                return Found(arn)
-            case _:
-                return CannotTell(f"{len(ours)} jobs carry the token of '{job_name(tag)}'", tuple(ours))
+        return find_among((str(job["jobArn"]) for job in self._jobs_of(tag)), hints.known)
 
-    def _jobs_of(self, tag: str) -> list[Mapping[str, Any]]:
-        """Return the jobs that were ever created for this tag."""
+    def _jobs_of(self, tag: str) -> Iterator[Mapping[str, Any]]:
+        """Yield the jobs that were ever created for this tag."""
         name, source = job_name(tag), self._files.source(tag)
         own = re.compile(rf"{re.escape(name)}(-[0-9]+)?")
-        jobs = []
         with self._clients.calls("look for the batch"):
             pages = self._clients.of("bedrock").get_paginator("list_model_invocation_jobs")
-            for page in pages.paginate(nameContains=name):
-                for job in page_jobs(page):
+            listed = map(page_jobs, pages.paginate(nameContains=name))
+            for page in unrepeated(listed, lambda job: str(job["jobArn"])):
+                for job in page:
                     token = job.get("clientRequestToken")
                     known_by = job.get("jobName", "") if token is None and input_of(job) == source else token or ""
                     if own.fullmatch(known_by):
-                        jobs.append(job)
-        return jobs
+                        yield job
 
     # Poll and fetch
 

@@ -7,9 +7,10 @@ The SDK's typed methods drop what is needed here (an operation's `error` and `ba
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from http import HTTPStatus
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -19,13 +20,14 @@ from dagster_llm_batch.providers.answers import check_listed, is_answer, json_ob
 from dagster_llm_batch.providers.base import VendorProvider
 from dagster_llm_batch.providers.google.errors import google_answer_of, google_calls, http_status
 from dagster_llm_batch.providers.http import Origin, guard_client
+from dagster_llm_batch.providers.paging import RepeatedListError, unrepeated
 from dagster_llm_batch.text import is_id
-from dagster_llm_batch.types import Absent, BatchReport, CannotTell, Found
+from dagster_llm_batch.types import BatchReport
 
 if TYPE_CHECKING:
     from google.genai import Client
 
-__all__ = ["GoogleApi", "GoogleProvider", "count", "find_among", "next_page", "page_batches", "time_of"]
+__all__ = ["GoogleApi", "GoogleProvider", "count", "next_page", "page_batches", "time_of"]
 
 _PAGE = 100
 
@@ -93,18 +95,23 @@ class GoogleApi:
             query: Beside size and token of a page.
             most: Pages. Default: all; neither API documents an order, so one that is looked for may be on the last.
         """
-        token, number = "", 0
+        for page in islice(unrepeated(self._pages(path, doing, lists, query), lambda batch: str(batch["name"])), most):
+            yield from page
+
+    def _pages(
+        self, path: str, doing: str, lists: Sequence[str], query: Mapping[str, Any] | None
+    ) -> Iterator[list[dict[str, Any]]]:
+        token = ""
         seen: set[str] = set()
-        while most is None or number < most:
+        while True:
             more = {"pageToken": token} if token else {}
             page = self.call("get", path, doing, query={"pageSize": _PAGE, **(query or {}), **more})
-            yield from page_batches(page, *lists)
-            token, number = next_page(page), number + 1
+            yield page_batches(page, *lists)
+            token = next_page(page)
             if not token:
                 return
-            # a server that ignores the token would be asked for ever
             if token in seen:
-                raise TransientError(f"Could not {doing}: the list gives the same page again and again.")
+                raise RepeatedListError
             seen.add(token)
 
     def order(self, path: str, doing: str) -> None:
@@ -193,15 +200,6 @@ def page_batches(page: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
         raise TransientError(f"Could not list the batches: the answer holds {sorted(page)} and no list.")
     batches: object = next((page[name] for name in names if page.get(name) is not None), [])
     return check_listed(batches, lambda batch: isinstance(batch, dict) and is_id(batch.get("name")))
-
-
-def find_among(names: Iterable[str], known: Collection[str]) -> Found | Absent | CannotTell:
-    """Decide which batch a tag has, of all `names` that bear it; `known` are the batches of other create calls."""
-    # a list that grows while it is read may show a batch on two pages
-    ours = dict.fromkeys(name for name in names if name not in known)
-    if len(ours) > 1:
-        return CannotTell("More than one batch carries this tag.", tuple(ours))
-    return Found(next(iter(ours))) if ours else Absent()
 
 
 def next_page(page: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from dagster_llm_batch.errors import (
 )
 from dagster_llm_batch.providers.answers import answer_line, created_id, result_lines
 from dagster_llm_batch.providers.base import check_key
-from dagster_llm_batch.providers.google.clients import GoogleApi, GoogleProvider, find_among
+from dagster_llm_batch.providers.google.clients import GoogleApi, GoogleProvider
 from dagster_llm_batch.providers.google.files import CHUNK_BYTES, upload_copy
 from dagster_llm_batch.providers.google.gemini_batches import (
     display_name,
@@ -40,6 +40,7 @@ from dagster_llm_batch.providers.google.gemini_batches import (
 from dagster_llm_batch.providers.google.requests import GoogleLines
 from dagster_llm_batch.providers.http import check_address
 from dagster_llm_batch.providers.jsonlines import split_lines
+from dagster_llm_batch.providers.paging import find_among
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id

@@ -24,7 +24,7 @@ from dagster_llm_batch.errors import (
 )
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import answer_line, created_id, result_lines
-from dagster_llm_batch.providers.google.clients import GoogleApi, GoogleProvider, find_among
+from dagster_llm_batch.providers.google.clients import GoogleApi, GoogleProvider
 from dagster_llm_batch.providers.google.files import upload_copy
 from dagster_llm_batch.providers.google.requests import GoogleLines
 from dagster_llm_batch.providers.google.vertex_batches import is_job, output_of, read_job
@@ -32,6 +32,7 @@ from dagster_llm_batch.providers.google.vertex_bigquery import VertexTables
 from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.google.vertex_storage import VertexStorage
 from dagster_llm_batch.providers.http import Origin, check_address, guard_session
+from dagster_llm_batch.providers.paging import find_among
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import plain_words

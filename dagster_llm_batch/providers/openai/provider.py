@@ -39,7 +39,7 @@ from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.openai.batches import created_at, is_batch, read_batch
 from dagster_llm_batch.providers.openai.errors import provider_error
 from dagster_llm_batch.providers.openai.requests import URLS, OpenAILines
-from dagster_llm_batch.providers.paging import walk_pages
+from dagster_llm_batch.providers.paging import RepeatedListError, walk_pages
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id
@@ -152,34 +152,36 @@ class OpenAIProvider(StainlessProvider):
         """
         # A compatible server may drop metadata. Where no batch on the list carries a tag of this package, a batch
         # without one may be ours, and "no" could not be taken back: the row would be paid twice.
-        seen: set[str] = set()
-        ours: list[str] = []
-        untagged: list[str] = []
+        # As dicts: a list that grows while it is read may show a batch on two pages.
+        ours: dict[str, None] = {}
+        untagged: dict[str, None] = {}
         server_keeps_tags = self._public
         times: list[datetime | None] = []
+        repeats: RepeatedListError | None = None
         with self._calls("look for the batch"):
             reply = self._client(retries=0).batches.with_raw_response.list(limit=self._page_size)
             since = listed_since(hints.sent_at, reply.headers)
-            for page in parse_reply(reply).iter_pages():
-                known = len(seen)
-                for batch in self._listed(page):
-                    tags = batch.metadata if isinstance(batch.metadata, dict) else {}
-                    server_keeps_tags = server_keeps_tags or TAG_KEY in tags
-                    time = created_at(batch)
-                    if tags.get(TAG_KEY) == tag and batch.id not in seen | hints.known:
-                        ours.append(batch.id)
-                    elif not tags and (time is None or time >= since):
-                        untagged.append(batch.id)
-                    seen.add(batch.id)
-                    times.append(time)
-                if page.data and len(seen) == known:
-                    return CannotTell("The provider's list of batches gives the same page again and again.")
-                if _newest_first(times) and all(time < since for time in times[-len(page.data) :] if time is not None):
-                    break
+            try:
+                for page in self._pages(parse_reply(reply)):
+                    for batch in page:
+                        tags = batch.metadata if isinstance(batch.metadata, dict) else {}
+                        server_keeps_tags = server_keeps_tags or TAG_KEY in tags
+                        time = created_at(batch)
+                        if tags.get(TAG_KEY) == tag and batch.id not in hints.known:
+                            ours[batch.id] = None
+                        elif not tags and (time is None or time >= since):
+                            untagged[batch.id] = None
+                        times.append(time)
+                    if _newest_first(times) and all(time < since for time in times[-len(page) :] if time is not None):
+                        break
+            except RepeatedListError as error:
+                repeats = error
         if len(ours) > 1:
             return CannotTell("More than one batch carries this tag.", tuple(ours))
         if ours:
-            return Found(ours[0])
+            return Found(next(iter(ours)))
+        if repeats is not None:
+            return CannotTell(str(repeats), tuple(untagged))
         if untagged and not server_keeps_tags:
             return CannotTell("The provider shows no metadata, so these may be ours.", tuple(untagged))
         return Absent()
