@@ -1,6 +1,7 @@
 """Prompts: templates that make a request out of each row.
 
-Templates are Jinja in a sandbox. Row data is data: it is never run as code, and read as a path only below `image_root`.
+Templates are Jinja in a sandbox (`core.sandbox`). Row data is data: it is never run as code, and read as a path only
+below `image_root`.
 Errors of syntax and unknown columns are raised before the first row; others name the row and the column.
 """
 
@@ -16,10 +17,10 @@ from typing import Any
 import jinja2
 import jinja2.meta
 from jinja2 import nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.identity import make_request, make_requests
+from dagster_llm_batch.core.sandbox import MOST_CHARS, Sandbox, size_of
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.types import Image, Request, Turn
 
@@ -66,7 +67,7 @@ class Prompt:
     _environment: jinja2.Environment = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        environment = ImmutableSandboxedEnvironment(
+        environment = Sandbox(
             undefined=jinja2.StrictUndefined,
             finalize=_shown,
             keep_trailing_newline=False,
@@ -366,6 +367,8 @@ def _json_of_null(value: object) -> None:
 
 def _shown(value: object) -> object:
     """Return what `{{ value }}` shows: nothing for a None that the template itself made."""
+    if isinstance(value, _NESTED) and size_of(value) > MOST_CHARS:
+        raise OverflowError(f"this would show more than {MOST_CHARS:,} characters, which is the most allowed")
     return "" if value is None else value
 
 

@@ -15,6 +15,7 @@ whose address it makes by itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -61,6 +62,13 @@ def check_address(url: str, what: str, example: str = "https://host/path") -> Sp
     has_space = any(char.isspace() for char in url)
     if parts.scheme not in ("http", "https") or not parts.hostname or has_space:
         raise ConfigError(f"The {what} {url!r} is no web address; it looks like {example!r}.")
+    if "?" in url or "#" in url:
+        # Not shown: what stands behind it may be a key.
+        raise ConfigError(
+            f"The {what} {re.split('[?#]', url)[0]!r} goes on with '?' or '#'. Each call's path is put at its end, so "
+            f"none would arrive. Leave that out; it looks like {example!r}. Azure OpenAI needs no api-version at "
+            "'https://RESOURCE.openai.azure.com/openai/v1'."
+        )
     return parts
 
 

@@ -110,12 +110,15 @@ def split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
     r"""Split a file that comes in pieces into its lines, each with its `\n`."""
     # At b"\n" alone, in bytes: `str.splitlines` and the line readers of httpx split at U+2028 too, which a reply may
     # hold.
-    rest = b""
+    held: list[bytes] = []
     for chunk in chunks:
-        lines = io.BytesIO(rest + chunk).readlines()
-        rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
-        yield from lines
-    if rest:
+        held.append(chunk)
+        # A long line is put together once, at its end: with each piece, it would be copied thousands of times.
+        if b"\n" in chunk:
+            lines = io.BytesIO(b"".join(held)).readlines()
+            held = [lines.pop()] if not lines[-1].endswith(b"\n") else []
+            yield from lines
+    if rest := b"".join(held):
         yield rest + b"\n"
 
 

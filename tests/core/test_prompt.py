@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,92 @@ def test_a_template_cannot_leave_the_sandbox(template: str) -> None:
         render(template, row)
     assert row == {"x": "text"}
     assert "root:" not in str(caught.value)
+
+
+GROWING = [
+    "{{ x * n }}",
+    "{{ n * [x] }}",
+    "{{ x ~ (x * (n // 20)) ~ (x * (n // 20)) }}",
+    "{{ ((x * (n // 20)) + (x * (n // 20))) }}",
+    "{% set s = namespace(x=x) %}{% for i in range(30) %}{% set s.x = s.x + s.x %}{% endfor %}{{ s.x }}",
+    "{% set s = namespace(x=x) %}{% for i in range(30) %}{% set s.x = s.x ~ s.x %}{% endfor %}{{ s.x }}",
+    "{% set s = namespace(x=3) %}{% for i in range(40) %}{% set s.x = s.x * s.x %}{% endfor %}{{ s.x > 1 }}",
+    "{{ 10 ** n > 1 }}",
+    "{{ '%100000000d' % 1 }}",
+    "{{ '%*d' % (n, 1) }}",
+    "{{ '%.*f' | format(n, 1.5) }}",
+    "{{ '%(a)s%(a)s%(a)s' % {'a': x * (n // 30)} }}",
+    "{{ '{:100000000}'.format(1) }}",
+    "{{ '{:{}}'.format(1, n) }}",
+    "{{ '{a:>{b}}'.format(a=1, b=n) }}",
+    "{{ '{a}{a}{a}'.format_map({'a': x * (n // 30)}) }}",
+    "{{ x.ljust(n) }}",
+    "{{ x.rjust(n) }}",
+    "{{ x.center(n) }}",
+    "{{ x.zfill(n) }}",
+    "{{ x | center(n) }}",
+    "{{ x | center(width=n) }}",
+    "{{ x | indent(n) }}",
+    "{{ 'a\\tb'.expandtabs(n) }}",
+    "{{ (1).to_bytes(n, 'big') | length }}",
+    "{{ ('a' * 5000).replace('a', 'b' * 5000) }}",
+    "{{ ('a' * 5000) | replace('a', 'b' * 5000) }}",
+    "{{ ('a' * 5000).translate('a'.maketrans({'a': 'b' * 5000})) }}",
+    "{{ ([x * 5000] * 5000) | join }}",
+    "{{ ''.join([x * 5000] * 5000) }}",
+    "{{ range(5000) | join('b' * 5000) }}",
+    "{{ ('b' * 5000).join('a' * 5000) }}",
+    "{{ range(5000) | map('center', 5000) | join }}",
+    "{{ ''.join(range(5000) | map('center', 5000)) }}",
+    "{{ range(5000) | map('center', 5000) | list | length }}",
+    "{{ [x * 5000] * 5000 }}",
+    "{{ ([x * 5000] * 5000) | string }}",
+    "{{ ([x * 5000] * 5000) | tojson }}",
+    "{{ ([x * 5000] * 5000) | pprint }}",
+    "{{ ('a' * 5000) | wordwrap(1, wrapstring='b' * 5000) }}",
+    "{{ [1] | batch(n, 'x') | list | length }}",
+    "{{ [1] | slice(n) | list | length }}",
+    "{{ 1.5 | round(n, 'ceil') }}",
+    "{{ lipsum(n) }}",
+    "{{ {'a': [x * 5000] * 5000} | xmlattr }}",
+    "{% for i in range(5000) %}{{ x.ljust(5000) }}{% endfor %}",
+    "{% set y %}{% for i in range(5000) %}{{ x.ljust(5000) }}{% endfor %}{% endset %}{{ y | length }}",
+    "{% macro m() %}{% for i in range(5000) %}{{ x.ljust(5000) }}{% endfor %}{% endmacro %}{{ m() | length }}",
+]
+
+
+@pytest.mark.parametrize("template", GROWING)
+def test_a_template_that_makes_too_much_is_refused_before_it_takes_the_memory(template: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises((InputError, ConfigError), match="more than 10,000,000 characters"):
+            render(template, {"x": "text", "n": 100_000_000})
+        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ '-' * 20 }}", "-" * 20),
+        ("{{ 'Order 99999999999 of {}'.format(7) }}", "Order 99999999999 of 7"),
+        ("{{ 'Order 99999999999: %d %%' % 7 }}", "Order 99999999999: 7 %"),
+        ("{{ 99999999999 % 7 }} {{ 99999999999 * 99999999999 }} {{ 1.5 * 2 }}", "4 9999999999800000000001 3.0"),
+        ("{{ '{:>8,.2f}|{:{}}'.format(n, 1, 3) }}", "    7.00|  1"),
+        ("{{ '%5.1f' | format(n) }}", "  7.0"),
+        ("{{ x ~ 1 ~ none ~ [x] }}", "text1None['text']"),
+        ("{{ x.ljust(6) }}|{{ x | center(8) }}|{{ x | replace('t', 'T') }}", "text  |  text  |TexT"),
+        (
+            "{{ [x, n] | join(', ') }} {{ ', '.join([x, x]) }} {{ [x] | map('upper') | join }}",
+            "text, 7 text, text TEXT",
+        ),
+        ("{{ {'b': n, 'a': [x]} | tojson(indent=1) }}", '{\n "a": [\n  "text"\n ],\n "b": 7\n}'),
+        ("{% for i in [1, 2] | batch(3, 0) %}{{ i }}{% endfor %}{{ [1, 2] | sum }}", "[1, 2, 0]3"),
+    ],
+)
+def test_usual_formats_make_what_they_make(template: str, text: str) -> None:
+    assert render(template, {"x": "text", "n": 7}) == text
 
 
 @pytest.mark.parametrize("template", [t for t in ESCAPES if "x." not in t and "x|" not in t and "x[" not in t])

@@ -179,6 +179,17 @@ def test_an_address_of_a_variable_that_is_empty_or_has_a_line_break_is_not_the_v
         resource(**given, **{"endpoint_url" if name == "bedrock" else "base_url": url}).provider()
 
 
+@pytest.mark.parametrize("end", ["?api-version=2025-03-01&key=sk-secret", "#sk-secret"])
+@pytest.mark.parametrize("name", ADDRESSED)
+def test_an_address_that_no_path_can_be_put_behind_is_refused_without_what_it_ends_with(name: str, end: str) -> None:
+    resource, given = ADDRESSED[name]
+    with pytest.raises(ConfigError, match=r"'https://llm.internal/v1' goes on with .* Leave that out") as refused:
+        resource(
+            **given, **{"endpoint_url" if name == "bedrock" else "base_url": f"https://llm.internal/v1{end}"}
+        ).provider()
+    assert "secret" not in str(refused.value)
+
+
 @pytest.mark.parametrize("name", ADDRESSED)
 def test_numbers_of_a_provider_that_cannot_be_are_refused_where_they_are_written(name: str) -> None:
     resource, given = ADDRESSED[name]

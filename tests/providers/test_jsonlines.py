@@ -7,7 +7,7 @@ import json
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dagster_llm_batch.providers.jsonlines import quote
+from dagster_llm_batch.providers.jsonlines import quote, split_lines
 from dagster_llm_batch.text import replace_halves
 
 
@@ -21,3 +21,30 @@ def test_a_quoted_text_is_one_line_of_ascii_json_that_reads_as_the_text(text):
     assert "\n" not in quoted
     assert "\r" not in quoted
     assert json.loads(quoted) == replace_halves(text)
+
+
+@given(st.lists(st.sampled_from([b"", b"a", b"\n", b"b\nc", b"\n\n", b"d\n", "\u2028".encode(), b"\r\n"])))
+def test_lines_are_what_stands_between_line_feeds_wherever_a_file_is_cut(pieces):
+    whole = b"".join(pieces)
+    wanted = [line + b"\n" for line in whole.split(b"\n")]
+    if not whole or whole.endswith(b"\n"):
+        wanted.pop()
+    assert list(split_lines(iter(pieces))) == wanted
+
+
+class Piece(bytes):
+    """A piece of a file that counts how many bytes it is put behind."""
+
+    copied = 0
+
+    def __radd__(self, before):
+        Piece.copied += len(before)
+        return before + bytes(self)
+
+
+def test_a_long_line_is_not_copied_with_each_of_its_pieces():
+    pieces = 500
+    Piece.copied = 0
+    [line] = split_lines(iter([*[Piece(bytes(100))] * pieces, Piece(b"\n")]))
+    assert len(line) == 100 * pieces + 1
+    assert Piece.copied <= 100 * pieces

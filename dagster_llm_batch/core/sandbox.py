@@ -1,0 +1,273 @@
+"""The sandbox of templates: Jinja's own, and a bound on the size of what an expression makes.
+
+Jinja's sandbox keeps a template from reaching out, and bounds `range`; a number too many in `{{ "-" * n }}` still takes
+all memory of the machine. So whatever makes much out of little is looked at before it is done: `*`, `+`, `**`, `%` and
+`~`, formats, the methods and filters that pad, repeat, replace and join, and what a template's parts make together.
+The bound is far above the longest prompt that any LLM reads, and far below a machine's memory.
+
+Refuses to bound time: a loop in a loop that makes nothing runs as long as it runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from itertools import islice
+from string import Formatter
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import generate_lorem_ipsum
+
+__all__ = ["MOST_CHARS", "Sandbox", "size_of"]
+
+MOST_CHARS = 10_000_000
+"""How many characters, or items, an expression or a whole template may make."""
+
+_PIECES_AT_ONCE = 10_000
+_NUMBER_CHARS = 32
+_WORD_CHARS = 16
+_MOST_BITS = 100_000
+# `%-10.3f`, `%(name)10s`, `%*d`: width and precision.
+_PERCENT = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d+))?")
+_DIGITS = re.compile(r"\d+")
+
+
+def size_of(value: object) -> int:
+    """Return about how many characters a value has as text. What is in it twice counts twice, as it is shown twice."""
+    if isinstance(value, str | bytes | bytearray):
+        return len(value)
+    if isinstance(value, int):
+        # A digit has 3.3 bits.
+        return value.bit_length() // 3 + 1
+    if isinstance(value, dict):
+        return _sum_of(part for pair in value.items() for part in pair)
+    if isinstance(value, list | tuple | set | frozenset):
+        return _sum_of(value)
+    return _NUMBER_CHARS
+
+
+def _sum_of(values: Iterable[object]) -> int:
+    total = 2
+    for value in values:
+        total += size_of(value) + 2
+        # More need not be known, and a list of lists of lists would be counted for ever.
+        if total > MOST_CHARS:
+            break
+    return total
+
+
+def _check(size: int) -> None:
+    if size > MOST_CHARS:
+        raise OverflowError(f"this would make more than {MOST_CHARS:,} characters or items, which is the most allowed")
+
+
+def _concat(pieces: Iterable[str]) -> str:
+    """Join the pieces of a template. Stops at the bound, also of a generator that would go on."""
+    source = iter(pieces)
+    parts = list(islice(source, _PIECES_AT_ONCE))
+    _check(total := sum(map(len, parts)))
+    while len(parts) % _PIECES_AT_ONCE == 0 and (some := list(islice(source, _PIECES_AT_ONCE))):
+        _check(total := total + sum(map(len, some)))
+        parts += some
+    return "".join(parts)
+
+
+def _times(left: object, right: object) -> int:
+    count, many = (left, right) if isinstance(left, int) else (right, left)
+    if not isinstance(count, int):
+        return 0
+    if isinstance(many, int):
+        return _bits(count.bit_length() + many.bit_length())
+    return count * len(many) if hasattr(many, "__len__") else 0
+
+
+def _power(left: object, right: object) -> int:
+    return _bits(left.bit_length() * right) if isinstance(left, int) and isinstance(right, int) else 0
+
+
+def _bits(bits: int) -> int:
+    """Return the size of a number. One that no Python shows any more counts as too much: it would take long, too."""
+    return 0 if bits <= _MOST_BITS else MOST_CHARS + bits
+
+
+def _plus(left: Any, right: Any) -> int:
+    return len(left) + len(right) if hasattr(left, "__len__") and hasattr(right, "__len__") else 0
+
+
+def _percent(text: object, given: object) -> int:
+    if not isinstance(text, str | bytes):
+        return 0
+    widths = [width for pair in _PERCENT.findall(str(text)) for width in pair if width]
+    size = len(text) + str(text).count("%") * size_of(given)
+    size += sum(int(width) for width in widths if width != "*")
+    return size + (_sum_of_numbers(given) if "*" in widths else 0)
+
+
+def _formatted(text: str, given: object) -> int:
+    size = len(text) + text.count("{") * size_of(given)
+    specs = [spec for _, _, spec, _ in Formatter().parse(text) if spec]
+    size += sum(int(number) for spec in specs for number in _DIGITS.findall(spec))
+    return size + (_sum_of_numbers(given) if any("{" in spec for spec in specs) else 0)
+
+
+def _sum_of_numbers(given: object) -> int:
+    values = given.values() if isinstance(given, Mapping) else given if isinstance(given, list | tuple) else (given,)
+    numbers = [abs(value) for value in values if isinstance(value, int)]
+    return sum(numbers) + sum(_sum_of_numbers(value) for value in values if isinstance(value, Mapping | list | tuple))
+
+
+_OPERATORS: Mapping[str, Callable[[Any, Any], int]] = {"*": _times, "**": _power, "+": _plus, "%": _percent}
+
+
+def _number(value: object) -> int:
+    return abs(value) if isinstance(value, int) else 0
+
+
+def _width(_text: object, width: object = 0, *_more: object, **_named: object) -> int:
+    return _number(width)
+
+
+def _replaced(text: Any, old: Any = "", new: Any = "", *_more: object, **_named: object) -> int:
+    text, old, new = (value if isinstance(value, bytes) else str(value) for value in (text, old, new))
+    times: int = text.count(old)
+    return len(text) + times * len(new)
+
+
+def _joined(values: object, separator: object = "", *_more: object, **named: object) -> int:
+    separator = named.get("d", separator)
+    if isinstance(values, str):
+        return len(values) * (1 + size_of(separator))
+    return size_of(values) + (len(values) if hasattr(values, "__len__") else 0) * size_of(separator)
+
+
+def _indented(text: object, width: object = 4, *_more: object, **_named: object) -> int:
+    text = str(text)
+    return len(text) + (text.count("\n") + 1) * (len(width) if isinstance(width, str) else _number(width))
+
+
+def _wrapped(text: object, width: object = 79, *more: object, **named: object) -> int:
+    wrap = named.get("wrapstring", more[1] if len(more) > 1 else "")
+    return size_of(text) + (size_of(text) // max(_number(width), 1) + 1) * size_of(wrap or "")
+
+
+def _as_text(value: object, *more: object, **named: object) -> int:
+    indent = named.get("indent", more[0] if more else 0)
+    return size_of(value) * (1 + _number(indent))
+
+
+def _texts(number: object = 5, _html: object = True, _least: object = 20, most: object = 100, **named: object) -> int:
+    return _number(named.get("n", number)) * _number(named.get("max", most)) * _WORD_CHARS
+
+
+_FILTERS: Mapping[str, Callable[..., int]] = {
+    "batch": _width,
+    "center": _width,
+    "format": lambda text, *given, **named: _percent(text, given or named),
+    "indent": _indented,
+    "join": _joined,
+    "list": _as_text,
+    "pprint": _as_text,
+    "replace": _replaced,
+    "round": _width,
+    "slice": _width,
+    "string": _as_text,
+    "sum": lambda value, *_more, **_named: size_of(value),
+    "tojson": _as_text,
+    "wordwrap": _wrapped,
+    "xmlattr": lambda value, *_more, **_named: size_of(value),
+}
+"""How much a filter makes, by its name. The others make no more than a few times what they get."""
+
+_METHODS: Mapping[str, Callable[..., int]] = {
+    "center": _width,
+    "expandtabs": lambda text, size=8, **named: len(text) + text.count("\t") * _number(named.get("tabsize", size)),
+    "join": lambda separator, values=(): _joined(values, separator),
+    "ljust": _width,
+    "replace": _replaced,
+    "rjust": _width,
+    "to_bytes": _width,
+    "translate": lambda text, table=(): len(text) * (1 + max(map(size_of, table.values()), default=0)),
+    "zfill": _width,
+}
+"""How much a method of text, bytes or a number makes, by its name."""
+
+
+def _bounded(act: Callable[..., Any], size: Callable[..., int]) -> Callable[..., Any]:
+    # Jinja gives some filters its own context or environment as the first argument.
+    skipped = int(hasattr(act, "jinja_pass_arg"))
+
+    @wraps(act)
+    def bounded(*args: Any, **named: Any) -> Any:
+        given = [_listed(arg) for arg in args[skipped:]]
+        _check(size(*given, **named))
+        return act(*args[:skipped], *given, **named)
+
+    return bounded
+
+
+def _listed(value: Any) -> Any:
+    """Return what a filter such as `map` gives one by one as a list, whose size is known; other values as they are."""
+    # Faster than to ask for the type of an iterator, once a call.
+    if not hasattr(value, "__next__"):
+        return value
+    values, total = [], 0
+    for part in value:
+        total += size_of(part) + 2
+        _check(total)
+        values.append(part)
+    return values
+
+
+class _Generator(CodeGenerator):
+    """Makes `~` a call of the sandbox: of all operators, this one alone cannot be intercepted."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 - Jinja's name
+        self.write("environment.concat(map(str, (")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write(")))")
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """An environment whose templates make at most `MOST_CHARS` at once. More is an OverflowError."""
+
+    intercepted_binops = frozenset(_OPERATORS)
+    code_generator_class = _Generator
+    concat = staticmethod(_concat)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.filters |= {name: _bounded(self.filters[name], size) for name, size in _FILTERS.items()}
+        self.globals["lipsum"] = _bounded(generate_lorem_ipsum, _texts)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ARG002 - as in Jinja
+        """Check the size of the result before it is made."""
+        _check(_OPERATORS[operator](left, right))
+        return self.binop_table[operator](left, right)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Check the size of what `"…".format(…)` makes, too."""
+        act = super().wrap_str_format(value)
+        if act is None:
+            return None
+
+        def bounded(*args: Any, **named: Any) -> str:
+            _check(_formatted(str(value.__self__), [*args, named]))
+            return act(*args, **named)
+
+        return bounded
+
+    def call(__self, __context: Context, __act: Any, *args: Any, **named: Any) -> Any:  # noqa: N805, PYI063 - as in Jinja
+        """Check the size of what a method makes before it is called."""
+        size = _METHODS.get(getattr(__act, "__name__", ""))
+        owner = getattr(__act, "__self__", None)
+        if size is not None and isinstance(owner, str | bytes | int):
+            args = tuple(map(_listed, args))
+            _check(size(owner, *args, **named))
+        return super().call(__context, __act, *args, **named)
