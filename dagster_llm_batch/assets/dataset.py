@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -113,6 +113,14 @@ class Dataset:
             msg = f"The resource '{self.resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
             raise ConfigError(msg)
         return resource
+
+    def check_former_names(self, assets: Collection[str]) -> None:
+        """Raise ConfigError where a former name of this dataset is that of one of these assets: it would be emptied."""
+        if living := [name for name in self.labeling.resend.former_names if name in assets]:
+            raise ConfigError(
+                f"resend.former_names of '{self.labeling.asset}' has '{living[0]}', which is in the definitions. Take "
+                "it out of one of the two."
+            )
 
     def engine(self, context: dg.AssetExecutionContext) -> Engine:
         """Return the engine of that resource."""

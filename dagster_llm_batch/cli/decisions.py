@@ -1,4 +1,4 @@
-"""`cancel`, `resolve` and `retry`: what a person decides. Each is one of the engine's own verbs."""
+"""`cancel`, `resolve`, `rename` and `retry`: what a person decides. Each is one of the engine's own verbs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from dagster_llm_batch.cli.commands import Command, ExitCode, confirm, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command, ledger_command
-from dagster_llm_batch.cli.output import print_json, print_table
+from dagster_llm_batch.cli.output import counted, print_json, print_table
 from dagster_llm_batch.cli.plan import plan_rows, print_plan
 from dagster_llm_batch.cli.selection import (
     find_dataset,
@@ -20,12 +20,13 @@ from dagster_llm_batch.cli.selection import (
 )
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.submit import Orphan, orphans
+from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.ledger import utc_now
 from dagster_llm_batch.text import cell_text
 
-__all__ = ["cancel_command", "resolve_command", "retry_command"]
+__all__ = ["cancel_command", "rename_command", "resolve_command", "retry_command"]
 
 _yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
@@ -97,6 +98,35 @@ def _list_orphans(doubtful: Sequence[Orphan], *, as_json: bool) -> None:
         print_table(["shard", "asset", "partition", "asked of", "requests", "in doubt for"], rows)
     else:
         click.echo("No shard is in doubt.")
+
+
+@click.command("rename", cls=Command, short_help="Give an asset's submissions to its new name.")
+@click.argument("old")
+@click.argument("new")
+@ledger_command
+@_yes_option
+@json_option
+def rename_command(deployment: DeploymentAccess, old: str, new: str, *, yes: bool, as_json: bool) -> None:
+    """Give all that was submitted as the asset OLD to the asset NEW, so that nothing is asked and paid again.
+
+    For an asset that has a new name in the definitions. What is under way lands as NEW. A partition in which NEW has
+    submissions of its own stays as it is.
+    """
+    if deployment.has_code:
+        if old in deployment.code.datasets:
+            raise ConfigError(f"'{old}' is in the definitions still. Give it its new name there first.")
+        find_dataset(deployment, new)
+    if not deployment.ledger.submissions(deployment.namespace, assets=[old], limit=1):
+        raise ConfigError(f"Nothing was submitted as '{old}' in namespace '{deployment.namespace}'.")
+    confirm(f"Give all that was submitted as '{old}' to '{new}'?", yes=yes)
+    given, kept = deployment.engine.rename(old, new)
+    if as_json:
+        print_json({"given": given, "kept": kept})
+        return
+    click.echo(f"{counted(len(given), 'partition is', 'partitions are')} those of '{new}' now.")
+    if kept:
+        names = ", ".join(name or "(none)" for name in kept[:10])
+        click.echo(f"{len(kept)} stay with '{old}', since '{new}' has submissions of its own there: {names}.")
 
 
 @click.command("retry", cls=Command, short_help="Ask again for rows that have no label.")

@@ -159,6 +159,9 @@ class ResendSettings(MadeBlock):
     fallback_after: Duration | str = Field(
         default=Duration(hours=1), description="How long a provider may be down before the next model is asked."
     )
+    former_names: list[str] | str = Field(
+        default=[], description="Assets that this one was before: what was submitted as one of them is taken over."
+    )
 
 
 class SpendSettings(MadeBlock):

@@ -82,6 +82,7 @@ class Engine:
         Sends nothing. With `again`, a settled submission is followed by a new attempt that asks only for what the
         earlier ones did not answer. Raises ConfigError, InputError or BudgetError, and leaves nothing behind then.
         """
+        self.take_over(labeling)
         return self._planner(labeling).plan(rows, partition=partition, run_id=run_id, again=again)
 
     def preview(self, labeling: Labeling, rows: Any, *, partition: str = "", again: bool = False) -> Preview:
@@ -90,6 +91,21 @@ class Engine:
         Raises ConfigError or InputError as `plan` does. Where a budget would refuse it, the preview says so.
         """
         return self._planner(labeling).preview(rows, partition=partition, again=again)
+
+    def rename(self, old: str, new: str) -> tuple[list[str], list[str]]:
+        """Give all that was submitted as `old` to `new`; return the partitions that were given, and those that stay.
+
+        A partition of `new` that has submissions of its own stays as it is. Nothing is sent or lost: what is under way
+        lands as `new`, and what was answered is not asked again.
+        """
+        if old == new:
+            raise ConfigError(f"'{old}' is given the name that it has. Nothing was changed.")
+        return self.ledger.rename_asset(self.namespace, old, new)
+
+    def take_over(self, labeling: Labeling) -> None:
+        """Take over what was submitted under the former names of a labeling; see `rename`."""
+        for former in labeling.resend.former_names:
+            self.rename(former, labeling.asset)
 
     def _planner(self, labeling: Labeling) -> Planner:
         return Planner(labeling, self.deployment)

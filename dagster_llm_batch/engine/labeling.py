@@ -103,12 +103,15 @@ class Resend:
         fallback: Models, in this order, for requests that the model before refuses or gives no good answer to, and for
             all that is not sent yet while its provider has been down for `fallback_after`. Default: none.
         fallback_after: How long a provider may be down before the next model is asked instead.
+        former_names: Assets that this one was before. What was submitted as one of them is taken over, so that nothing
+            is asked, and paid, again because of a new name. None of them may be in the definitions any more.
     """
 
     max_waves: int = 3
     invalid_waves: int = 2
     fallback: Sequence[str | Fallback] = ()
     fallback_after: timedelta = timedelta(hours=1)
+    former_names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         _at_least(self, max_waves=1, invalid_waves=1, fallback_after=timedelta(0))

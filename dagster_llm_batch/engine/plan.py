@@ -222,7 +222,7 @@ class Planner:
     def preview(self, rows: Any, *, partition: str, again: bool) -> Preview:
         """See Engine.preview."""
         self.check()
-        history = self._ledger.history(self._deployment.namespace, self._labeling.asset, partition)
+        name, history = self._name_and_history(partition)
         with ExitStack() as stack:
             folder = stack.enter_context(TemporaryDirectory())
             # Workers on other machines would not see a temporary folder of this one.
@@ -232,9 +232,7 @@ class Planner:
             stack.callback(draft.discard)
             draft.add_rows(rows)
             plan = draft.finish(self.configuration)
-            known = self._ledger.find_submission(
-                self._deployment.namespace, self._labeling.asset, partition, plan.fingerprint
-            )
+            known = self._ledger.find_submission(self._deployment.namespace, name, partition, plan.fingerprint)
             if known is not None and not self._may_follow(known, again=again):
                 nothing = preview_of(draft.only_rows(plan), Estimate(draft.estimate.tariff, 0), None)
                 return replace(nothing, known=known)
@@ -245,6 +243,14 @@ class Planner:
                 refused = str(error)
             context = self._deployment.context_tokens(self._labeling)
             return replace(preview_of(plan, draft.estimate, refused), context_tokens=context)
+
+    def _name_and_history(self, partition: str) -> tuple[str, list[Submission]]:
+        """Return the name under which a partition has submissions, and these: a former one that `plan` would rename."""
+        own = self._labeling.asset
+        for name in (own, *self._labeling.resend.former_names):
+            if history := self._ledger.history(self._deployment.namespace, name, partition):
+                return name, history
+        return own, []
 
     def _reusable(self, history: Sequence[Submission]) -> list[Submission]:
         """Return the submissions whose answers can be reused."""

@@ -81,7 +81,8 @@ class Pruner:
         for file in self._payloads.files(namespace_folder(self._namespace)):
             path = PurePosixPath(file.path)
             if len(path.parents) == _DEPTH and _NAMES.fullmatch(path.name):
-                folders[str(path.parent)].append(file)
+                # By the submission alone: the asset may have had another name when the files were written.
+                folders[path.parent.name].append(file)
         # After the files: those of a submission that is planned in between are young, and stay.
         submissions = self._ledger.submissions(self._namespace)
         pruning = self._select(folders, submissions, older_than)
@@ -91,7 +92,7 @@ class Pruner:
         self, folders: Mapping[str, Sequence[StoredFile]], submissions: Sequence[Submission], older_than: timedelta
     ) -> Pruning:
         now = self._clock()
-        known = {self._folder(submission): submission for submission in submissions}
+        known = {submission.submission_id: submission for submission in submissions}
         kept = _kept(submissions, now - older_than)
         needed = self._needed(submission for submission in submissions if submission.submission_id in kept)
         replaced = {
@@ -115,11 +116,6 @@ class Pruner:
             foreign=tuple(unknown) if is_shared else (),
             kept=len(kept),
         )
-
-    def _folder(self, submission: Submission) -> str:
-        place = (submission.namespace, submission.asset, submission.partition)
-        path = payload_path(*place, submission.submission_id, "any")
-        return str(PurePosixPath(path).parent)
 
     def _needed(self, kept: Iterable[Submission]) -> set[str]:
         """Return the paths of all files that kept submissions name, which may lie in other submissions' folders."""
@@ -160,7 +156,7 @@ class Pruner:
     def _refuse_another_store(self, folders: Mapping[str, Sequence[StoredFile]]) -> None:
         """Raise ConfigError where the newest submission has no file: each has a manifest, so the store is another."""
         newest = max(self._ledger.submissions(self._namespace), key=lambda each: each.created_at, default=None)
-        if newest is None or newest.manifest_path is None or self._folder(newest) in folders:
+        if newest is None or newest.manifest_path is None or newest.submission_id in folders:
             return
         msg = (
             f"The payload store has no file of submission {newest.submission_id} of '{newest.asset}', the newest in "

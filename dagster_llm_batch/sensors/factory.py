@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.dataset import ROLE_TAG
+from dagster_llm_batch.assets.dataset import ROLE_TAG, Dataset, dataset_of
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.sensors.run_requests import Partitions, grouped
@@ -89,7 +89,12 @@ def bounded_sensor(
         if not isinstance(resource, LLMBatchResource):
             msg = f"The resource '{resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
             raise dg.DagsterInvalidDefinitionError(msg)
-        tick = Tick(context, resource.engine(), _labels_in(context, resource_key), bounds)
+        engine, datasets = resource.engine(), _datasets_in(context, resource_key)
+        for dataset in datasets.values():
+            dataset.check_former_names(datasets)
+            engine.take_over(dataset.labeling)
+        labels = {name: Partitions(dataset.partitions_def, context.instance) for name, dataset in datasets.items()}
+        tick = Tick(context, engine, labels, bounds)
         # The sensor polls and asks, and never submits: Dagster may run its body twice for one tick.
         tick.poll()
         new = (group for group in grouped(tick.ready(), max_partitions_per_run) if tick.is_new(group))
@@ -122,11 +127,11 @@ def bounded_sensor(
     return llm_batch_sensor
 
 
-def _labels_in(context: dg.SensorEvaluationContext, resource_key: str) -> dict[str, Partitions]:
-    """Return the labeled assets of this code location that use this LLMBatchResource, with their partitions."""
+def _datasets_in(context: dg.SensorEvaluationContext, resource_key: str) -> dict[str, Dataset]:
+    """Return the labeled datasets of this code location that use this LLMBatchResource, by asset."""
     assert context.repository_def is not None
     return {
-        key.to_user_string(): Partitions(assets.partitions_def, context.instance)
+        key.to_user_string(): dataset_of([assets])
         for key, assets in context.repository_def.assets_defs_by_key.items()
         if assets.is_executable
         and assets.tags_by_key.get(key, {}).get(ROLE_TAG) == "labels"

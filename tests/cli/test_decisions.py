@@ -105,6 +105,21 @@ def test_retry_asks_for_the_rows_without_a_label_after_it_showed_what_that_may_c
     assert project.emulator.books.billed_twice() == {}
 
 
+def test_a_renamed_asset_keeps_its_answers_once_a_person_says_so(project):
+    project.land()
+    assert "is in the definitions still" in project.on_file("rename", "ticket_labels", "topics", code=1).stderr
+    project.change('name="ticket_labels"', 'name="topics"')
+    assert project.json("plan", "topics")["plans"][0]["requests_to_send"] == 3
+    assert "'elsewhere' is no labeled asset" in project.on_file("rename", "ticket_labels", "elsewhere", code=2).stderr
+    assert "Nothing was submitted as 'never_was'" in project.on_file("rename", "never_was", "topics", code=1).stderr
+    project.on_file("rename", "ticket_labels", "topics", code=1, input="n\n")
+    assert project.json("plan", "topics")["plans"][0]["requests_to_send"] == 3
+    said = project.on_file("rename", "ticket_labels", "topics", input="y\n").stdout
+    assert "1 partition is those of 'topics' now" in said
+    assert project.json("plan", "topics")["plans"][0]["requests_to_send"] == 0
+    assert project.json("export", "topics", "-o", "topics.jsonl")["rows"] == 3
+
+
 def test_retry_of_what_has_all_its_labels_sends_nothing(project):
     project.land()
     assert "Nothing to ask again." in project.on_file("retry", "ticket_labels").stdout

@@ -8,7 +8,8 @@ import dagster as dg
 import pytest
 from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, CodeLocation, labeled, observations, tickets
 
-from dagster_llm_batch import LLMBatchResource, build_llm_batch_sensor
+from dagster_llm_batch import LLMBatchResource, Resend, build_llm_batch_sensor
+from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.sensors.runs import TickBounds
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault, lost_create_reply
 
@@ -71,6 +72,19 @@ def test_a_batch_that_was_sent_after_the_tick_began_has_no_negative_age(make):
         location, f"submitted_at = '{sqlite_time(location.engine().now() + timedelta(minutes=1))}', polled_at = null"
     )
     assert location.tick().skip_message == "1 batch in flight; 0 of 3 requests done (0 %); oldest 0 m"
+
+
+def test_what_was_sent_under_a_former_name_lands_under_the_present_one(make, emulator):
+    make(*labeled(name="topics")).run("topics_batch")
+    emulator.settle()
+    location = make(*labeled(resend=Resend(former_names=["topics"])))
+    [request] = tick(location).run_requests
+    assert location.launch(request).success
+    location.submit()
+    assert len(emulator.books.batches) == 1
+    both = make(*labeled(resend=Resend(former_names=["topics"])), *labeled(name="topics"))
+    with pytest.raises(ConfigError, match="former_names of 'ticket_labels' has 'topics', which is in the definitions"):
+        tick(both)
 
 
 def test_an_unpartitioned_dataset_lands_in_the_run_that_the_sensor_asks_for(make, emulator):

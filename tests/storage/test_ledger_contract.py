@@ -55,6 +55,19 @@ def test_opening_the_same_attempt_again_returns_the_first_and_inserts_nothing(le
     assert kinds(ledger) == ["opened"]
 
 
+def test_submissions_are_given_to_another_asset_but_for_partitions_in_which_it_has_its_own(ledger):
+    for number, (asset, partition) in enumerate([("a", "x"), ("a", "x"), ("a", "y"), ("b", "y"), ("c", "x")]):
+        place = {"asset": asset, "partition": partition}
+        ledger.open_submission(a_submission(f"s{number}", fingerprint=str(number), **place), [])
+    ledger.open_submission(a_submission("s9", asset="a", namespace="dev"), [])
+    assert ledger.rename_asset("prod", "a", "b") == (["x"], ["y"])
+    found = {submission.submission_id: submission.asset for submission in ledger.submissions("prod")}
+    assert found == {"s0": "b", "s1": "b", "s2": "a", "s3": "b", "s4": "c"}
+    assert ledger.submission("s9").asset == "a"
+    assert [event.detail for event in ledger.events("s1")][-1] == "a -> b"
+    assert kinds(ledger, "s2") == ["opened"]
+
+
 def test_a_shard_that_cannot_be_stored_leaves_no_submission(ledger):
     for bad in (a_shard(submission_id="other"), a_shard(state=ShardState.SUBMITTED, batch_id="b")):
         with pytest.raises(LedgerError, match="Nothing was changed"):

@@ -38,6 +38,7 @@ from dagster_llm_batch.storage.ledger.shards import (
     report_values,
 )
 from dagster_llm_batch.storage.ledger.submissions import (
+    OLDEST_FIRST,
     STATUS,
     UPDATE_SUBMISSION,
     check_open,
@@ -299,6 +300,30 @@ class Ledger(LedgerQueries):
                 return
         with self._database.write() as connection:
             connection.execute(sa.update(SHARD).where(is_due).values(polled_at=now))
+
+    def rename_asset(self, namespace: str, old: str, new: str) -> tuple[list[str], list[str]]:
+        """Give the submissions of `old` to `new`; return the partitions that were given, and those that were not.
+
+        A partition in which `new` has submissions stays: its answers are those of `new`, and of two that are under way
+        nobody could say which one counts. Files stay where they are; the ledger has the path of each.
+        """
+        own = sa.select(SUBMISSION.c.partition).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == new)
+        is_old = (SUBMISSION.c.namespace == namespace) & (SUBMISSION.c.asset == old)
+        query = sa.select(SUBMISSION.c.submission_id, SUBMISSION.c.partition).where(is_old).order_by(*OLDEST_FIRST)
+        with self._database.read() as connection:
+            if connection.execute(query.limit(1)).first() is None:
+                return [], []
+        with self._database.write() as connection:
+            taken = set(connection.execute(own).scalars())
+            places = {row.submission_id: row.partition for row in connection.execute(query)}
+            moved = [submission_id for submission_id, partition in places.items() if partition not in taken]
+            for submission_id in moved:
+                connection.execute(UPDATE_SUBMISSION, {"key": submission_id, "asset": new})
+            detail = f"{old} -> {new}"
+            told = (event_row(submission_id, "renamed", detail=detail) for submission_id in moved)
+            insert_events(connection, self._clock, *told)
+            given, kept = set(places.values()) - taken, set(places.values()) & taken
+            return sorted(given), sorted(kept)
 
     # --- events and leases ---
 
