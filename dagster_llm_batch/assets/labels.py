@@ -3,12 +3,10 @@
 Labels and rejects reach the IO manager as tables, or (`frame="batches"`) as streams, which no memory needs to hold.
 """
 
-import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -25,6 +23,7 @@ from dagster_llm_batch.metadata import column_lineage, labels_metadata, rejects_
 from dagster_llm_batch.progress import pace_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.records import Submission
+from dagster_llm_batch.storage.payloads import temporary_folder
 from dagster_llm_batch.text import cell_text
 
 if TYPE_CHECKING:
@@ -57,8 +56,8 @@ def labeled_tables(
         figures.add(labeled)
         yield LabeledTables(labeled.labels, labeled.rejects, figures)
         return
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as files:
-        paths = [str(Path(folder) / name) for name in ("labels", "rejects")]
+    with temporary_folder() as folder, ExitStack() as files:
+        paths = [str(folder / name) for name in ("labels", "rejects")]
         with closing(engine.label_batches(labeling, submission_id, run_id=run_id, reread=reread)) as parts:
             # a full disk gets its files back before the next partition
             spool(parts, paths, figures)

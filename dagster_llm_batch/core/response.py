@@ -13,6 +13,7 @@ with several replies a call, and only where one of these does not fit, each by i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,6 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 from msgspec.structs import asdict, astuple
 from pydantic import BaseModel, Json, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
@@ -241,9 +243,14 @@ def _is_json(field: pa.Field) -> bool:
 def _column(field: pa.Field, values: Sequence[Any]) -> Column:
     """Return the values as an Arrow column; one that does not fit the type is null, with the reason."""
     if _is_json(field):
-        return Column(
-            pa.array([None if v is None else canonical_json(v) for v in values], pa.string()), [None] * len(values)
-        )
+        texts = [None if value is None else canonical_json(value) for value in values]
+        # As a word within a text it is data, so the value is looked at.
+        reasons = [
+            _TOO_LARGE.format(field.name) if text and _has_no_number(text) and _holds_no_number(value) else None
+            for text, value in zip(texts, values, strict=True)
+        ]
+        kept = [None if reason else text for text, reason in zip(texts, reasons, strict=True)]
+        return Column(pa.array(kept, pa.string()), reasons)
     try:
         return Column(_array(values, field.type), [None] * len(values))
     except (pa.ArrowException, OverflowError, ValueError, TypeError):
@@ -280,6 +287,39 @@ def _one_by_one(field: pa.Field, values: Sequence[Any]) -> Column:
     return Column(pa.concat_arrays(kept), reasons)
 
 
+def _finite(field: pa.Field, column: Column) -> Column:
+    """Return the column without numbers that are none: a reply's 1e999 becomes infinity in a float, as no JSON has."""
+    if _all_finite(column.values):
+        return column
+    values = column.values.to_pylist()
+    reasons = [
+        reason or (_TOO_LARGE.format(field.name) if _holds_no_number(value) else None)
+        for value, reason in zip(values, column.reasons, strict=True)
+    ]
+    kept = pc.if_else(pa.array([reason is None for reason in reasons]), column.values, pa.scalar(None, field.type))
+    return Column(kept, reasons)
+
+
+def _all_finite(values: pa.Array) -> bool:
+    if pa.types.is_floating(values.type):
+        return bool(pc.all(pc.is_finite(values), min_count=0).as_py())
+    if pa.types.is_list(values.type):
+        return _all_finite(values.flatten())
+    if pa.types.is_struct(values.type):
+        return all(map(_all_finite, values.flatten()))
+    return True
+
+
+def _holds_no_number(value: Any) -> bool:
+    """Return whether a value holds, at any depth, a float that is infinite or NaN."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, Mapping):
+        return any(map(_holds_no_number, value.values()))
+    return isinstance(value, list | tuple) and any(map(_holds_no_number, value))
+
+
+_TOO_LARGE = "{}: the number is too large, or none: a column holds numbers up to 1.8e308"
 _Parsed = tuple[dict[str, Any] | None, str | None]
 _TEXT = pa.field("text", pa.string())
 _MAX_REASON = 500
@@ -387,6 +427,7 @@ class Reader:
         return self._parsed(columns(self.fields, rows), reasons)
 
     def _parsed(self, columns: Sequence[Column], reasons: list[str | None]) -> ParsedReplies:
+        columns = list(map(_finite, self.fields, columns))
         values = pa.table([column.values for column in columns], schema=self.schema)
         return ParsedReplies(values, _first(reasons, *(column.reasons for column in columns)))
 
@@ -449,7 +490,7 @@ class Reader:
             is_misfit = vector is not None and wanted is not None and len(vector) != wanted
             reasons.append(f"embedding of {len(vector or ())} dimensions, asked for {wanted}" if is_misfit else None)
             kept.append(None if is_misfit else vector)
-        return ParsedReplies(pa.table([pa.array(kept, pa.list_(pa.float32()))], schema=self.schema), reasons)
+        return self._parsed([Column(pa.array(kept, pa.list_(pa.float32())), reasons)], [None] * len(reasons))
 
 
 def _has_no_number(text: str) -> bool:

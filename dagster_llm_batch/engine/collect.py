@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -32,7 +31,7 @@ from dagster_llm_batch.errors import CredentialsError, ProviderError, RefusedErr
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger.records import Shard
-from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import BatchStatus, Lane
 
 __all__ = ["Collector"]
@@ -127,7 +126,7 @@ class Collector:
                     lines += len(chunk)
                 _refuse_fewer(lines, at_least, shards[0])
                 return
-            parts = {shard.nonce.encode(): files.enter_context(tempfile.TemporaryFile()) for shard in shards}
+            parts = {shard.nonce.encode(): files.enter_context(unnamed_file()) for shard in shards}
             lines = 0
             for line in self._lines(shards[0]):
                 named = {nonce for nonce in _ANY_NONCE.findall(line) if nonce in parts}

@@ -13,7 +13,6 @@ Within a part, rows keep their order. New files replace the older ones in their 
 
 from __future__ import annotations
 
-import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -39,7 +38,7 @@ from dagster_llm_batch.engine.request_files import APART
 from dagster_llm_batch.engine.status import sum_costs
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
-from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.payloads import PayloadStore, temporary_folder
 from dagster_llm_batch.types import Outcome, PriceBasis
 
 __all__ = [
@@ -146,10 +145,10 @@ class _TakeApart:
         schema = self.payloads.table_schema(source.path)
         sizes = []
         with (
-            tempfile.TemporaryDirectory() as root,
+            temporary_folder() as root,
             self.payloads.table_writer(path, schema, repeating=REPEATING) as out,
         ):
-            folder = Path(root) / "parts"
+            folder = root / "parts"
             batches = self.payloads.iter_batches(source.path, ROWS_AT_ONCE)
             scatter(batches, schema, _ID, self.names, folder)
             for name in self.names:
@@ -328,8 +327,8 @@ class LabelAssembler:
             first, *rest = (pa.Table.from_batches(batches, schema) for schema, batches in sources)
             yield first, iter(rest)
             return
-        with tempfile.TemporaryDirectory() as root:
-            folders = [Path(root) / str(number) for number in range(len(sources))]
+        with temporary_folder() as root:
+            folders = [root / str(number) for number in range(len(sources))]
             for (schema, batches), folder in zip(sources, folders, strict=True):
                 scatter(batches, schema, _ID, names, folder)
                 release_all_memory()

@@ -12,6 +12,7 @@ Refuses paths that are not relative chains of plain segments (`check_path`). A m
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -43,6 +44,7 @@ __all__ = [
     "check_path",
     "namespace_folder",
     "payload_path",
+    "temporary_folder",
     "unnamed_file",
 ]
 
@@ -50,6 +52,9 @@ _MAX_CHARS = 64
 _SLUG_CHARS = 40
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _KEPT = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
+
+# What a disk, a quota or a limit on a file's size says.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Windows reserves these names, with any extension.
 _RESERVED = frozenset(
@@ -169,23 +174,52 @@ class _TableWriter(pq.ParquetWriter):  # type: ignore[misc]  # Arrow has no type
 class _Staged(io.FileIO):
     """The file of a payload that is being written. What the disk refuses is a PayloadError."""
 
+    def __init__(self, path: Path, *, is_local: bool) -> None:
+        super().__init__(path, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
+        self._is_local = is_local
+
     def write(self, data: Any) -> int:
-        with _payload_errors(self.name):
+        with _payload_errors(self.name) if self._is_local else _temporary_errors():
             return super().write(data)
 
 
 class _Unnamed(io.FileIO):
-    """A file without a name, on the local disk. What the disk refuses is a PayloadError."""
+    """A file without a name, in the temporary folder. What that has no room for is a PayloadError."""
+
+    def __init__(self) -> None:
+        with tempfile.TemporaryFile(buffering=0) as file:
+            super().__init__(os.dup(file.fileno()), "r+b")
 
     def write(self, data: Any) -> int:
-        with _payload_errors(tempfile.gettempdir()):
+        with _temporary_errors():
             return super().write(data)
 
 
 def unnamed_file() -> IO[bytes]:
-    """Return a file on the local disk that is gone when it is closed, or when the process dies."""
-    with tempfile.TemporaryFile(buffering=0) as file:
-        return io.BufferedRandom(_Unnamed(os.dup(file.fileno()), "r+b"))
+    """Return a file in the temporary folder that is gone when it is closed, or when the process dies."""
+    return io.BufferedRandom(_Unnamed())
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give a folder within the temporary one, gone after the block. What has no room there is a PayloadError."""
+    with _temporary_errors(), tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _temporary_errors() -> Iterator[None]:
+    """Raise PayloadError where the temporary folder has no room: it is not the payload store that is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise PayloadError(
+            f"The temporary folder {tempfile.gettempdir()} has no room: {os.strerror(error.errno or 0)}. What was "
+            "stored before is as it was. Make room there, or name another folder in the environment variable TMPDIR, "
+            "then run again."
+        ) from error
 
 
 @contextmanager
@@ -388,7 +422,7 @@ class PayloadStore:
     @contextmanager
     def _here(self, path: str) -> Iterator[io.FileIO]:
         """Open a copy of the stored file, which nobody can write to while it is read."""
-        with self._open(path) as file, tempfile.TemporaryFile(buffering=0) as copy:
+        with self._open(path) as file, _Unnamed() as copy:
             shutil.copyfileobj(file, copy, _BUFFER_BYTES)
             copy.seek(0)
             yield copy
@@ -401,10 +435,10 @@ class PayloadStore:
         directory = Path(full).parent if self._is_local else Path(tempfile.gettempdir())
         staged = directory / f".{uuid.uuid4().hex}.tmp"
         try:
-            with _payload_errors(staged):
+            with _payload_errors(staged) if self._is_local else _temporary_errors():
                 if self._is_local:
                     _make_private(directory)
-                raw = _Staged(staged, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
+                raw = _Staged(staged, is_local=self._is_local)
             with io.BufferedWriter(raw) as file:
                 yield file
             with _payload_errors(full):

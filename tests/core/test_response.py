@@ -197,6 +197,31 @@ def test_what_does_not_fit_has_a_reason_and_leaves_its_neighbours_alone(response
     assert columns["count"].to_pylist()[1::2] == [7] * len(MISFITS)
 
 
+class Measured(BaseModel):
+    """Of all shapes in which a number comes, and not plain, for its default."""
+
+    score: float = 0.5
+    scores: list[float] = []
+    parts: list[dict[str, float]] = []
+    odd: dict[str, float] | float = 1.0
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400 + ".0", '"Infinity"', '"-inf"', '"nan"', "1" * 400])
+@pytest.mark.parametrize("shape", ['"score": {}', '"scores": [1, {}]', '"parts": [{{"x": {}}}]', '"odd": {{"x": {}}}'])
+def test_a_number_that_no_float_holds_does_not_fit(number: str, shape: str) -> None:
+    texts = ['{"score": 1e308}', f"{{{shape.format(number)}}}", '{"odd": {"x": 2}}']
+    columns, reasons = read(Reader(Measured), *texts)
+    assert [bool(reason) for reason in reasons] == [False, True, False]
+    assert columns["score"].to_pylist()[::2] == [1e308, 0.5]
+    assert not any("nfinity" in text or "NaN" in text for text in columns["odd"].to_pylist() if text)
+
+
+def test_a_vector_with_a_number_that_is_none_does_not_fit() -> None:
+    parsed = Reader(Embedding()).read([None] * 3, [[1.0, 2.0], [1.0, 1e300], None])
+    assert [bool(reason) for reason in parsed.reasons] == [False, True, False]
+    assert parsed.columns["embedding"].to_pylist() == [[1.0, 2.0], None, None]
+
+
 def test_a_reason_names_the_place() -> None:
     [reason] = read(Reader(Everything), json.dumps({**REPLY, "parts": [{"name": 5}], "mood": "odd"}))[1]
     assert reason is not None

@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from dagster_llm_batch.errors import ConfigError, PayloadError
-from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.payloads import PayloadStore, temporary_folder
 
 SCHEMA = pa.schema([("key", pa.int64()), ("text", pa.string())])
 TABLE = pa.table({"key": [1, 2, 3], "text": ["a", None, "ü"]}, SCHEMA)
@@ -325,6 +326,35 @@ def test_a_full_disk_says_so_whenever_it_is_noticed_and_keeps_what_was_there(tmp
     signal.signal(signal.SIGXFSZ, heard)
     assert list(store.lines(file)) == [b"old\n"]
     assert [path.name for path in (tmp_path / "f").iterdir()] == ["a.jsonl.zst"]
+
+
+def test_a_full_temporary_folder_says_so_and_not_that_the_payload_store_is_full(root, tmp_path):
+    store, file = PayloadStore(root), "f/a.jsonl.zst"
+    written = write(store, file, os.urandom(200_000), b"\n")
+
+    def scatter():
+        with temporary_folder() as folder, pa.OSFile(str(folder / "a"), "wb") as out:
+            out.write(bytes(200_000))
+
+    def read():
+        with store.checked(file, written.digest):
+            pass
+
+    spooling = [scatter, read]
+    if root.protocol not in ("", "file", "local"):
+        spooling.append(lambda: write(store, "f/b.jsonl.zst", os.urandom(200_000)))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    heard = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for spool in spooling:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+        try:
+            said = rf"temporary folder {tempfile.gettempdir()} has no room: File too large\..* TMPDIR"
+            with pytest.raises(PayloadError, match=said):
+                spool()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    signal.signal(signal.SIGXFSZ, heard)
+    assert names(root) == ["a.jsonl.zst"]
 
 
 def test_a_folder_that_cannot_be_made_says_so(tmp_path):
