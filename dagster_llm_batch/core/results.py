@@ -82,6 +82,9 @@ class Expected:
         self._open[at] = False
         return True
 
+    def __len__(self) -> int:
+        return len(self._ids)
+
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._places
 
@@ -152,6 +155,8 @@ _LEFT_OUT: Mapping[BatchStatus, tuple[Outcome, str]] = {
     BatchStatus.CANCELED: (Outcome.CANCELED, "the batch was canceled before this request ran"),
     BatchStatus.FAILED: (Outcome.ERRORED, "the batch failed as a whole"),
 }
+_NEVER_RAN = (Outcome.EXPIRED, Outcome.CANCELED)
+_MAY_HAVE_RUN = "the batch {}, and its results lack rows that it counts or should name: this one may have run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +172,7 @@ class ShardFacts:
         lane: In which the shard was sent.
         reason, retryable: Of a batch that failed as a whole.
         padding: How many copies of a request were sent with it, to reach the provider's least number.
+        done: How many requests the batch counts as finished, copies included; None where it carries other shards too.
     """
 
     nonce: str
@@ -180,6 +186,7 @@ class ShardFacts:
     retryable: bool = False
     submitted_at: datetime | None = None
     padding: int = 0
+    done: int | None = None
 
 
 @dataclass
@@ -218,23 +225,34 @@ class Reconciler:
         self._schema = pa.schema([*RESULT_SCHEMA, *reader.fields])
         self._embeds = reader.format.kind is ResponseKind.EMBEDDING
         self._padding = 0  # lines of padding that came
+        self._names_unrun = False  # whether a line names a request that never ran
 
     def tables(self, lines: Iterable[bytes]) -> Iterator[pa.Table]:
         """Yield the results in tables of some thousand rows: first those of the lines, then the requests left out."""
         yield from self._tables(self._known(chunk) for chunk in chunks(lines, _AT_ONCE))
         # Older ledgers have 'running' here.
         outcome, explanation = _LEFT_OUT.get(self._facts.status, _LEFT_OUT[BatchStatus.ENDED])
+        unnamed, size = self._expected.left(), _AT_ONCE * REQUEST_ID_BYTES
+        reason = self._facts.reason or explanation
+        if outcome in _NEVER_RAN and self._lacks_rows(len(unnamed) // REQUEST_ID_BYTES):
+            outcome, reason = Outcome.MISSING, _MAY_HAVE_RUN.format(f"was {outcome.value}")
         left_out = Result(
             custom_id=None,
             outcome=outcome,
-            reason=self._facts.reason or explanation,
+            reason=reason,
             retryable=outcome is not Outcome.ERRORED or self._facts.retryable,
         )
-        unnamed, size = self._expected.left(), _AT_ONCE * REQUEST_ID_BYTES
         parts = (unnamed[at : at + size] for at in range(0, len(unnamed), size))
         yield from self._tables((ids, [left_out] * (len(ids) // REQUEST_ID_BYTES)) for ids in parts)
         if outcome is Outcome.MISSING and self._padding < self._facts.padding:
             self._add(self._unseen_cost())
+
+    def _lacks_rows(self, unnamed: int) -> bool:
+        """Return whether requests without a line may have run although their batch did not end by itself."""
+        # A vendor that has lines for those that never ran would have one for each of them.
+        if self._names_unrun:
+            return True
+        return self._facts.done is not None and self._facts.done > len(self._expected) - unnamed + self._padding
 
     def _known(self, lines: Sequence[bytes]) -> _Results:
         """Decode lines; return the first result of each request, and count the other lines."""
@@ -293,6 +311,7 @@ class Reconciler:
         replies: Sequence[Any] = vectors if self._embeds else texts
         all_succeeded = outcomes.count(_SUCCEEDED) == len(outcomes)
         if not all_succeeded:
+            self._names_unrun = self._names_unrun or not set(_NEVER_RAN).isdisjoint(outcomes)
             pairs = zip(replies, outcomes, strict=True)
             replies = [reply if outcome is _SUCCEEDED else None for reply, outcome in pairs]
         nothing = [None] * len(replies)

@@ -199,7 +199,13 @@ class Collector:
                 model: (labeling, self._deployment.codec(labeling), self._deployment.terms(labeling))
                 for model, labeling in labelings.items()
             },
+            frozenset(shard.shard_id for shard in shards if self._counts_own(shard)),
         )
+
+    def _counts_own(self, shard: Shard) -> bool:
+        """Return whether the batch's count of finished requests is this shard's alone. Only of a batch cut short."""
+        is_cut = shard.status in (BatchStatus.CANCELED, BatchStatus.EXPIRED) and bool(shard.done)
+        return is_cut and len(self._ledger.shards_of_batch(shard)) == 1
 
     def count_outcomes(self, shard: Shard) -> Counter[str]:
         """Count a shard's outcomes, from its raw lines where its results are not read yet; none where none are stored.
@@ -233,12 +239,13 @@ class Collector:
 class ResultsReader:
     """Read raw lines of shards into results files. Picklable for workers: it has no provider and no ledger.
 
-    `by` has what each (provider, model) needs.
+    `by` has what each (provider, model) needs, `counted` the ids of shards whose batch counts them alone.
     """
 
     payloads: PayloadStore
     schema: pa.Schema
     by: Mapping[tuple[str, str], tuple[Labeling, Codec, Callable[[], Tariff]]]
+    counted: frozenset[str]
 
     def __call__(self, shard: Shard) -> tuple[str, Tally]:
         reconciler = self.reconciler(shard)
@@ -263,6 +270,7 @@ class ResultsReader:
             reason=shard.reason,
             retryable=shard.retryable,
             padding=shard.padding,
+            done=shard.done if shard.shard_id in self.counted else None,
         )
         expected = packed_ids(self.payloads, shard)
         return Reconciler(codec, labeling.reader, terms().of(shard.lane), facts, expected)

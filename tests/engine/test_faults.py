@@ -98,6 +98,38 @@ def _raw_rows(workspace: Workspace, wave: int) -> list[dict[str, Any]]:
     return rows
 
 
+CUT_SHORT: dict[str, tuple[list[Any], dict[str, int]]] = {
+    "canceled": ([BatchFault(kind="cancels", fraction=0.5)], {"succeeded": 5, "canceled": 5}),
+    "canceled, and a row dropped": (
+        [BatchFault(kind="cancels", fraction=0.5), BatchFault(kind="cancel_drops_row")],
+        {"succeeded": 4, "canceled": 5, "missing": 1},
+    ),
+    "canceled, and counts rows that no file has": (
+        [BatchFault(kind="cancels", fraction=0.5), FileFault(kind="missing", times=None)],
+        {"missing": 10},
+    ),
+    "expired, and counts rows that no file has": (
+        [BatchFault(kind="expires", fraction=0.5), FileFault(kind="missing", times=None)],
+        {"missing": 10},
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", CUT_SHORT)
+def test_a_row_that_may_have_run_in_a_batch_cut_short_is_missing_and_its_cost_is_unknown(
+    workspace: Workspace, fault: str
+) -> None:
+    faults, outcomes = CUT_SHORT[fault]
+    workspace.emulator.inject(*faults)
+    definition = labeling(resend=Resend(max_waves=1))
+    status = workspace.run(definition, tickets(10))
+    assert status.submission.outcomes == outcomes
+    assert (status.submission.cost_usd is None) == ("missing" in outcomes)
+    _, rejects = assert_total(workspace, definition, status.submission.submission_id, 10)
+    reasons = dict(zip(rejects["llm_outcome"].to_pylist(), rejects["llm_reason"].to_pylist(), strict=True))
+    assert "may have run" in reasons.get("missing", "may have run")
+
+
 HARMLESS: dict[str, list[Any]] = {
     "duplicate rows": [FileFault(kind="duplicate", times=None)],
     "foreign rows": [FileFault(kind="foreign", times=None)],
