@@ -209,9 +209,10 @@ class Planner:
                     if older.state is SubmissionState.OPEN:
                         self._supersede(older, submission.submission_id)
                 # The newest is the one that counts, also after one that was planned by a clock that was ahead.
-                after = max((other.created_at for other in present), default=submission.created_at)
-                created_at = max(submission.created_at, after + timedelta(microseconds=1))
-                return self._ledger.open_submission(replace(submission, created_at=created_at), plan.shards)
+                ahead = [other.created_at for other in present if other.created_at > submission.created_at]
+                if ahead:
+                    submission = replace(submission, created_at=max(ahead) + timedelta(microseconds=1))
+                return self._ledger.open_submission(submission, plan.shards)
 
     def _unsent(self, history: Sequence[Submission]) -> list[str]:
         """Return the ids of shards that will not be sent when another submission supersedes these."""
