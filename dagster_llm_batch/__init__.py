@@ -15,7 +15,7 @@ from dagster_shared.libraries import DagsterLibraryRegistry
 from dagster_llm_batch._version import __version__
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.assets import RowsContext, llm_batch_assets
+    from dagster_llm_batch.assets import LLMBatchTranslator, LLMBatchTranslatorData, RowsContext, llm_batch_assets
     from dagster_llm_batch.automation import on_labels_ready
     from dagster_llm_batch.checks import Checks
     from dagster_llm_batch.components import (
@@ -80,6 +80,8 @@ __all__ = [
     "LLMBatchResource",
     "LLMBatchRubricJudgeComponent",
     "LLMBatchSkewComponent",
+    "LLMBatchTranslator",
+    "LLMBatchTranslatorData",
     "Limits",
     "OpenAIBatchResource",
     "Prompt",
@@ -112,6 +114,8 @@ _MODULES = {
     "Embedding": "core.response",
     "Fallback": "engine",
     "HiveParquetIOManager": "io",
+    "LLMBatchTranslator": "assets",
+    "LLMBatchTranslatorData": "assets",
     "Limits": "engine",
     "Prompt": "core.prompt",
     "Realtime": "engine",

@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
-from dagster._core.definitions.reconstruct import repository_def_from_target_def
+from dagster._core.definitions.reconstruct import ReconstructableJob, repository_def_from_target_def
 from dagster._core.execution.plan.utils import build_resources_for_manager
 from dagster._core.secrets.env_file import get_env_var_dict
 from dagster._grpc.utils import get_loadable_targets
@@ -20,6 +20,7 @@ __all__ = [
     "load_repository",
     "load_stored",
     "output_context",
+    "repository_of",
 ]
 
 _ANY = dg.DagsterType(lambda _context, _value: True, "Stored", typing_type=Any)
@@ -160,6 +161,12 @@ def load_stored(
         # Each has a Dagster instance of its own. Left open, it is closed by the garbage collector, in any order, which
         # logs "Cannot operate on a closed database".
         return getattr(context.resources, io_manager_key).load_input(given)
+
+
+def repository_of(context: dg.AssetExecutionContext) -> dg.RepositoryDefinition | None:
+    """The code location of this run; None for a run in somebody's own process, which Dagster says by raising."""
+    job = context.get_step_execution_context().job
+    return job.repository.get_definition() if isinstance(job, ReconstructableJob) else None
 
 
 def env_file(folder: str) -> Mapping[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -14,6 +14,7 @@ from dagster_llm_batch._dagster_private import load_asset
 from dagster_llm_batch.assets.keys import key_beside
 from dagster_llm_batch.assets.options import DagsterOptions
 from dagster_llm_batch.assets.output import Frame
+from dagster_llm_batch.assets.translator import DATASET_KEY, ROLE_TAG
 from dagster_llm_batch.checks import Checks
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError, InputError
@@ -23,10 +24,7 @@ from dagster_llm_batch.resources import LLMBatchResource
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
 
-__all__ = ["ROLE_TAG", "Dataset", "RowsContext", "RowsFunction", "dataset_of"]
-
-ROLE_TAG = "llm_batch/role"
-"""Tag that says what an asset is here: `batch`, `labels`, `rejects` or `evaluation`. The sensor finds labels by it."""
+__all__ = ["Dataset", "RowsContext", "RowsFunction", "dataset_of", "datasets_in"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,6 @@ class Dataset:
     """One labeled dataset in Dagster."""
 
     labeling: Labeling
-    key: dg.AssetKey
     rows: dg.AssetKey | RowsFunction
     partitions_def: dg.PartitionsDefinition[Any] | None
     mode: Literal["deferred", "wait"]
@@ -69,12 +66,59 @@ class Dataset:
     options: DagsterOptions
 
     @property
+    def name(self) -> str:
+        """What ledger and command line call it: prefix and name as declared, whatever its key is translated to."""
+        return self.labeling.asset
+
+    @property
+    def key(self) -> dg.AssetKey:
+        """Of the labels."""
+        return self.labels_spec.key
+
+    @property
     def batch_key(self) -> dg.AssetKey:
-        return key_beside(self.key, "batch")
+        return self.batch_spec.key
 
     @property
     def rejects_key(self) -> dg.AssetKey:
-        return key_beside(self.key, "rejects")
+        return self.rejects_spec.key
+
+    @cached_property
+    def batch_spec(self) -> dg.AssetSpec:
+        """Of what submits."""
+        return self._spec(
+            "batch",
+            deps=self.upstreams,
+            kinds=self._kinds("json"),
+            automation_condition=self.options.condition(None),
+            description=(
+                f"Sends the rows of {self.name} to {self.labeling.model} in batches. Rows that are in flight or "
+                "answered already are not sent again."
+            ),
+        )
+
+    @cached_property
+    def labels_spec(self) -> dg.AssetSpec:
+        """Of the labeled table."""
+        schema = self.labeling.reader.format.json_schema
+        described = {} if schema is None else {"llm_batch/response_schema": dg.MetadataValue.json(dict(schema))}
+        return self._spec(
+            "labels",
+            deps=[self.batch_key],
+            kinds=self._kinds("table"),
+            description=self.options.description or f"Rows labeled by {self.labeling.model}.",
+            metadata={DATASET_KEY: self.name, **described},
+        )
+
+    @cached_property
+    def rejects_spec(self) -> dg.AssetSpec:
+        """Of the rows without a label."""
+        return self._spec(
+            "rejects",
+            deps=[self.batch_key],
+            kinds=self._kinds("table"),
+            description=f"Rows of {self.name} that have no label, each with the reason and the reply.",
+        )
 
     @property
     def rows_key(self) -> dg.AssetKey | None:
@@ -91,17 +135,20 @@ class Dataset:
         _DECLARED[function] = self
         return function
 
-    def spec(self, key: dg.AssetKey, role: str, **more: Any) -> dg.AssetSpec:
-        """Return the spec of one of the assets, with the options that all of them share."""
+    def _spec(self, role: str, **more: Any) -> dg.AssetSpec:
+        key = dg.AssetKey.from_user_string(self.name)
         return self.options.asset_spec(
-            key,
+            key if role == "labels" else key_beside(key, role),
+            role=role,
+            dataset=self.name,
             partitions_def=self.partitions_def,
             tags={ROLE_TAG: role},
             code_version=self.labeling.code_version,
+            skippable=True,
             **more,
         )
 
-    def kinds(self, *more: str) -> set[str]:
+    def _kinds(self, *more: str) -> set[str]:
         # A provider of the user's own is not in the registry.
         entry = PROVIDERS.get(self.labeling.provider)
         return {*more, (entry and entry.kind) or self.labeling.provider}
@@ -171,3 +218,21 @@ def dataset_of(definitions: Iterable[dg.AssetsDefinition]) -> Dataset:
             return _DECLARED[function]
     msg = "These are no labels of llm_batch_assets. Give what it returned, as in candidates=ticket_labels."
     raise ConfigError(msg)
+
+
+def datasets_in(definitions: Iterable[dg.AssetsDefinition]) -> dict[str, Dataset]:
+    """Return the labeled datasets among the assets, by name. Raises ConfigError where two have the same one: the ledger
+    would take the rows of one for those of the other.
+    """
+    datasets: dict[str, Dataset] = {}
+    for definition in definitions:
+        if definition.is_executable and "labels" in {spec.tags.get(ROLE_TAG) for spec in definition.specs}:
+            dataset = dataset_of([definition])
+            other = datasets.setdefault(dataset.name, dataset)
+            if other.key != dataset.key:
+                raise ConfigError(
+                    f"{other.key.to_user_string()} and {dataset.key.to_user_string()} are both declared as "
+                    f"{dataset.name}, their name in the ledger: answers of one would be taken for the other's. Give "
+                    "one of them another name= or key_prefix=; what a translator makes of a key does not count."
+                )
+    return datasets

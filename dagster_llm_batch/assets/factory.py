@@ -101,12 +101,11 @@ def llm_batch_assets(
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
     own = DagsterOptions(**options)
-    asset_key = prefixed_key(own.key_prefix, name)
     if not poll_seconds > 0:
         raise ConfigError(f"poll_seconds={poll_seconds!r} is not allowed; it is more than 0.")
     dataset = Dataset(
         labeling=Labeling(
-            asset=asset_key.to_user_string(),
+            asset=prefixed_key(own.key_prefix, name).to_user_string(),
             model=model,
             key=key,
             prompt=prompt,
@@ -122,7 +121,6 @@ def llm_batch_assets(
             spend=spend or Spend(),
             workers=workers,
         ),
-        key=asset_key,
         rows=_rows(rows),
         partitions_def=partitions_def,
         mode=mode,

@@ -85,26 +85,7 @@ def spool(parts: Iterable["Labeled"], paths: list[str], figures: LabelStats) -> 
 
 def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
     """Return the asset of `<name>` and `<name>_rejects`."""
-    description = dataset.options.description or f"Rows labeled by {dataset.labeling.model}."
-    schema = dataset.labeling.reader.format.json_schema
-    described = {} if schema is None else {"llm_batch/response_schema": dg.MetadataValue.json(dict(schema))}
-    labels = dataset.spec(
-        dataset.key,
-        "labels",
-        deps=[dataset.batch_key],
-        kinds=dataset.kinds("table"),
-        description=description,
-        metadata=described,
-        skippable=True,
-    )
-    rejects = dataset.spec(
-        dataset.rejects_key,
-        "rejects",
-        deps=[dataset.batch_key],
-        kinds=dataset.kinds("table"),
-        description=f"Rows of {dataset.key.to_user_string()} that have no label, each with the reason and the reply.",
-        skippable=True,
-    )
+    labels, rejects = dataset.labels_spec, dataset.rejects_spec
     landing = _Landing(dataset, labels, rejects)
 
     # `can_subset=True`: checks of an output that is skipped would else fail the step.

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypedDict
 import dagster as dg
 
 from dagster_llm_batch.assets.keys import Upstream, upstream_key
+from dagster_llm_batch.assets.translator import LLMBatchTranslator, LLMBatchTranslatorData, translated_spec
 
 __all__ = ["AssetOptions", "Automation", "DagsterOptions"]
 
@@ -40,6 +41,7 @@ class AssetOptions(TypedDict, total=False):
     pool: str | None
     op_tags: Mapping[str, Any] | None
     retry_policy: dg.RetryPolicy | None
+    translator: LLMBatchTranslator | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ class DagsterOptions:
         automation_condition: See Automation.
         pool, op_tags, retry_policy: Of the op that computes the assets. A step that covers several partitions is not
             retried: the others have landed, and those that failed are named.
+        translator: Changes the specs from Python, one by one: see LLMBatchTranslator.
     """
 
     key_prefix: Sequence[str] | str = ()
@@ -74,6 +77,7 @@ class DagsterOptions:
     pool: str | None = None
     op_tags: Mapping[str, Any] | None = None
     retry_policy: dg.RetryPolicy | None = None
+    translator: LLMBatchTranslator | None = None
 
     @property
     def op(self) -> dict[str, Any]:
@@ -84,6 +88,8 @@ class DagsterOptions:
         self,
         key: dg.AssetKey,
         *,
+        role: str,
+        dataset: str,
         kinds: AbstractSet[str],
         deps: Sequence[dg.AssetKey | dg.AssetDep] = (),
         tags: Mapping[str, str] | None = None,
@@ -91,9 +97,12 @@ class DagsterOptions:
         code_version: str | None = None,
         **more: Any,
     ) -> dg.AssetSpec:
-        """Return the spec of one asset: what is given here is ours, and `more` is what the user cannot say."""
+        """Return the spec of one asset: what is given here is ours, and `more` is what the user cannot say.
+
+        `role` and `dataset` are for the translator: see LLMBatchTranslatorData.
+        """
         versions = [version for version in (code_version, self.code_version) if version is not None]
-        return dg.AssetSpec(
+        spec = dg.AssetSpec(
             key,
             deps=deps,
             group_name=self.group_name,
@@ -105,6 +114,9 @@ class DagsterOptions:
             freshness_policy=self.freshness_policy,
             **more,
         )
+        if self.translator is None:
+            return spec
+        return translated_spec(self.translator, LLMBatchTranslatorData(spec=spec, role=role, dataset=dataset))
 
     def condition(self, follow: dg.AutomationCondition[Any] | None) -> dg.AutomationCondition[Any] | None:
         """Return the condition of an asset that would by default be made as `follow` says; None: by a person."""

@@ -8,7 +8,8 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from dagster_llm_batch.assets.dataset import Dataset
+from dagster_llm_batch._dagster_private import repository_of
+from dagster_llm_batch.assets.dataset import Dataset, datasets_in
 from dagster_llm_batch.assets.partitions import EachPartition, materialize_result
 from dagster_llm_batch.checks import sent_spec, sent_verdict
 from dagster_llm_batch.config import CheckedConfig
@@ -33,18 +34,7 @@ class SubmitConfig(CheckedConfig):
 
 def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
     """Return the asset of `<name>_batch`."""
-    spec = dataset.spec(
-        dataset.batch_key,
-        "batch",
-        deps=dataset.upstreams,
-        kinds=dataset.kinds("json"),
-        automation_condition=dataset.options.condition(None),
-        description=(
-            f"Sends the rows of {dataset.key.to_user_string()} to {dataset.labeling.model} in batches. Rows that "
-            "are in flight or answered already are not sent again."
-        ),
-        skippable=True,
-    )
+    spec = dataset.batch_spec
     check = sent_spec(dataset.batch_key, dataset.partitions_def)
 
     @dg.multi_asset(
@@ -64,6 +54,8 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
     def submit(context: dg.AssetExecutionContext, config: SubmitConfig) -> Iterator[Any]:
         engine = dataset.engine(context)
         # A definition that cannot work is refused before any row is read.
+        if (repository := repository_of(context)) is not None:
+            datasets_in(repository.assets_defs_by_key.values())
         engine.check(dataset.labeling)
         provider = engine.provider(dataset.labeling.provider)
 

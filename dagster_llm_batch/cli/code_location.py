@@ -23,7 +23,7 @@ import click
 import dagster as dg
 
 from dagster_llm_batch._dagster_private import env_file, load_repository
-from dagster_llm_batch.assets.dataset import ROLE_TAG, Dataset, RowsContext, dataset_of
+from dagster_llm_batch.assets.dataset import Dataset, RowsContext, datasets_in
 from dagster_llm_batch.cli.output import age
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.resources import LLMBatchResource
@@ -99,12 +99,8 @@ class CodeLocation:
 
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
-        """The labeled datasets by asset."""
-        return {
-            key.to_user_string(): dataset_of([assets])
-            for key, assets in self._repository.assets_defs_by_key.items()
-            if assets.is_executable and assets.tags_by_key.get(key, {}).get(ROLE_TAG) == "labels"
-        }
+        """The labeled datasets by their names in the ledger."""
+        return datasets_in(self._repository.assets_defs_by_key.values())
 
     def is_looked_after(self, dataset: Dataset) -> bool:
         """Return whether a sensor of this code location can ask for runs that land a dataset's labels."""

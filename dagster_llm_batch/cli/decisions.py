@@ -44,7 +44,7 @@ def cancel_command(
 
     Rows that are answered by then are paid for, and land as labels; Dagster's sensor takes them home.
     """
-    submission = find_submission(deployment.ledger, deployment.namespace, target, partition)
+    submission = find_submission(deployment, target, partition)
     name = cell_text(" ".join(filter(None, [submission.asset, submission.partition])))
     confirm(f"Cancel submission {submission.submission_id} of {name} ({submission.requests:,} requests)?", yes=yes)
     _tell("Canceled", deployment.engine.cancel(submission.submission_id), as_json=as_json)

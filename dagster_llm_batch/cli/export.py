@@ -124,7 +124,7 @@ def _refuse_replacing(files: Sequence[Path]) -> None:
 
 
 def _table(deployment: DeploymentAccess, dataset: Dataset, partition: str | None, content: str) -> pa.Table:
-    engine, name = deployment.engine, dataset.key.to_user_string()
+    engine, name = deployment.engine, dataset.name
     submission = engine.latest(name, partition or "")
     if submission is None:
         raise ConfigError(f"Nothing was submitted for {' '.join(filter(None, [name, partition]))}.")

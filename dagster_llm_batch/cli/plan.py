@@ -117,7 +117,7 @@ def plan_rows(
     for dataset, partition in wanted:
         with deployment.code.rows(dataset, partition) as rows:
             preview = deployment.dry_engine.preview(dataset.labeling, rows, partition=partition or "", again=again)
-        planned.append(Planned(dataset.key.to_user_string(), partition, dataset.labeling.model, preview))
+        planned.append(Planned(dataset.name, partition, dataset.labeling.model, preview))
     return planned
 
 

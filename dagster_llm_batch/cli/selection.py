@@ -11,7 +11,6 @@ import click
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.deployment import DeploymentAccess
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Submission
 
 __all__ = ["find_dataset", "find_submission", "partition_option", "partitions_of", "partitions_options"]
@@ -31,8 +30,12 @@ def partitions_options(function: _F) -> _F:
     )
 
 
-def find_submission(ledger: Ledger, namespace: str, target: str, partition: str | None) -> Submission:
+def find_submission(deployment: DeploymentAccess, target: str, partition: str | None) -> Submission:
     """Return the submission with this id (or a beginning of it), or the newest of an asset's partition."""
+    ledger, namespace = deployment.ledger, deployment.namespace
+    if deployment.has_code:
+        by_key = {dataset.key.to_user_string(): name for name, dataset in deployment.code.datasets.items()}
+        target = by_key.get(target, target)
     # An asset is tried first: its name could look like the beginning of an id.
     known = ledger.submissions(namespace)
     of_asset = [submission for submission in known if submission.asset == target]
@@ -69,21 +72,22 @@ def _by_id(known: Sequence[Submission], namespace: str, target: str) -> Submissi
 
 
 def find_dataset(deployment: DeploymentAccess, name: str) -> Dataset:
-    """Return the labeled dataset of this name."""
+    """Return the labeled dataset of this name, or with labels of this asset key."""
     datasets = deployment.code.datasets
-    if name not in datasets:
+    by_key = {dataset.key.to_user_string(): dataset for dataset in datasets.values()}
+    if name not in datasets | by_key:
         names = _some(sorted(datasets)) or "none"
         raise click.UsageError(
             f"'{name}' is no labeled asset of {deployment.code.pointer}; its labeled assets: {names}."
         )
-    return datasets[name]
+    return datasets.get(name) or by_key[name]
 
 
 def partitions_of(
     deployment: DeploymentAccess, dataset: Dataset, partitions: Sequence[str], partition_range: str | None
 ) -> list[str | None]:
     """Return the partitions that were asked for, or None once for an unpartitioned dataset."""
-    name = dataset.key.to_user_string()
+    name = dataset.name
     if dataset.partitions_def is None:
         if partitions or partition_range:
             raise click.UsageError(f"'{name}' has no partitions; leave --partition out.")

@@ -101,7 +101,7 @@ def show_command(
 ) -> None:
     """Show one submission: by its id, or a beginning of it, or the newest of an asset's partition."""
     ledger = deployment.ledger
-    submission = find_submission(ledger, deployment.namespace, target, partition)
+    submission = find_submission(deployment, target, partition)
     shards = ledger.shards(submission.submission_id)
     events = ledger.events(submission.submission_id)[-event_count:] if event_count else []
     if as_json:

@@ -93,7 +93,7 @@ class _Watched:
         self._poll = poll
         self._only = None
         if target is not None:
-            self._only = find_submission(deployment.ledger, deployment.namespace, target, partition).submission_id
+            self._only = find_submission(deployment, target, partition).submission_id
         self._usual: dict[str, timedelta | None] = {}
 
     def look(self) -> _Look:

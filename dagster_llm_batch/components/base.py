@@ -17,7 +17,7 @@ from dagster.components.utils.translation import TranslationFn, TranslationFnRes
 from pydantic import BaseModel, create_model
 
 from dagster_llm_batch.arguments import annotation_text
-from dagster_llm_batch.assets import ROLE_TAG
+from dagster_llm_batch.assets import LLMBatchTranslator, LLMBatchTranslatorData
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.components.attributes import (
     AssetKinds,
@@ -41,11 +41,15 @@ from dagster_llm_batch.errors import ConfigError
 __all__ = ["FactoryComponent"]
 
 Translation = Annotated[
-    Annotated[TranslationFn[str], TranslationFnResolver[str](lambda role: {"role": role})] | None,
+    Annotated[
+        TranslationFn[LLMBatchTranslatorData],
+        TranslationFnResolver[LLMBatchTranslatorData](lambda data: {"role": data.role, "dataset": data.dataset}),
+    ]
+    | None,
     dg.Resolver.default(
         description=(
-            "Changes the specs of the assets, one by one: `spec` is the spec so far, `role` one of batch, labels, "
-            "rejects, evaluation. A key is that of the labels or the evaluation; the assets beside it follow."
+            "Changes the specs of the assets, one by one: `spec` is the spec so far, `role` what the asset is (batch, "
+            "labels, rejects, evaluation, mistakes, …), `dataset` what it belongs to."
         ),
         examples=[{"kinds": ["snowflake"]}, {"key_prefix": "staging"}],
     ),
@@ -119,33 +123,42 @@ class FactoryComponent(dg.Component, dg.Resolvable):
     def assets(self) -> list[dg.AssetsDefinition]:
         """The assets of the factory, with translated specs."""
         names = (*_parameters(self.factory), *self.keywords)
-        arguments = {name: getattr(self, self.renamed.get(name, name)) for name in names}
-        made = self.factory(**arguments)
-        spec = next(spec for definition in made for spec in definition.specs if spec.key.path[-1] == arguments["name"])
-        wanted = self.get_asset_spec(spec)
-        # Runs and the ledger work with key and partitions, so that changing them on the spec alone would lie: the
-        # assets are made again. The rest of a translation is put onto the specs.
-        if (wanted.key, wanted.partitions_def) != (spec.key, spec.partitions_def):
-            *prefix, name = wanted.key.path
-            arguments |= {"name": name, "key_prefix": prefix}
-            if wanted.partitions_def != spec.partitions_def:
-                if "partitions_def" not in arguments:
-                    raise ConfigError("translation changes partitions_def, which follows from what the asset reads.")
-                arguments["partitions_def"] = wanted.partitions_def
-            made = self.factory(**arguments)
-        return [definition.map_asset_specs(self._translated) for definition in made]
+        arguments = {name: getattr(self, self.renamed.get(name, name)) for name in names if name != "translator"}
+        translator = _Translator(self, arguments["name"])
+        made = self.factory(**arguments, translator=translator)
+        # A factory makes checks, conditions and runs for the partitions it is given: for others it is called again.
+        main = translator.main
+        if (wanted := self.get_asset_spec(main).partitions_def) != main.spec.partitions_def:
+            if "partitions_def" not in arguments:
+                raise ConfigError("translation changes partitions_def, which follows from what the asset reads.")
+            made = self.factory(**{**arguments, "partitions_def": wanted}, translator=translator)
+        return made
 
-    def get_asset_spec(self, spec: dg.AssetSpec) -> dg.AssetSpec:
+    def get_asset_spec(self, data: LLMBatchTranslatorData) -> dg.AssetSpec:
         """Return the spec of one of the assets. Override it for what `translation` cannot say."""
-        return spec if self.translation is None else self.translation(spec, spec.tags[ROLE_TAG])
-
-    def _translated(self, spec: dg.AssetSpec) -> dg.AssetSpec:
-        return self.get_asset_spec(spec).replace_attributes(key=spec.key, partitions_def=spec.partitions_def)
+        return data.spec if self.translation is None else self.translation(data.spec, data)
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Return the assets and their checks."""
         del context
         return dg.Definitions(assets=self.assets)
+
+
+class _Translator(LLMBatchTranslator):
+    """What a component makes of the specs of its factory."""
+
+    main: LLMBatchTranslatorData
+    """Of the labels or the figures that the component is named for."""
+
+    def __init__(self, component: FactoryComponent, name: str) -> None:
+        self._component = component
+        self._name = name
+
+    def get_asset_spec(self, data: LLMBatchTranslatorData) -> dg.AssetSpec:
+        """Return what the component makes of it, but for partitions, which are the factory's to change."""
+        if data.spec.key.path[-1] == self._name:
+            self.main = data
+        return self._component.get_asset_spec(data).replace_attributes(partitions_def=data.spec.partitions_def)
 
 
 def _may_be_text(kind: Any) -> bool:

@@ -19,11 +19,11 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch.assets.dataset import ROLE_TAG
 from dagster_llm_batch.assets.keys import key_beside, prefixed_key
 from dagster_llm_batch.assets.options import AssetOptions, DagsterOptions
 from dagster_llm_batch.assets.output import Frame, stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
+from dagster_llm_batch.assets.translator import ROLE_TAG
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.metadata import data_version, table_schema
@@ -33,6 +33,7 @@ __all__ = [
     "AssetOptions",
     "Computed",
     "EvaluationBuilder",
+    "MainCheck",
     "PartitionOptions",
     "TableOptions",
     "Tables",
@@ -83,6 +84,9 @@ computed only where it is selected. A feature with a blocking check gives the ma
 run.
 """
 
+MainCheck = Callable[[dg.AssetSpec], dg.AssetCheckSpec]
+"""A check of the main table, whose key is known when its spec is made."""
+
 
 class TableOptions(AssetOptions, total=False):
     """Where the tables go (`io_manager_key`), and what the IO manager is given (`frame`)."""
@@ -103,7 +107,7 @@ class EvaluationBuilder(DagsterOptions):
     """What all assets of one evaluation have in common. A factory adds what is its own: tables, checks, computation.
 
     - `backfill_policy`: None: one run for all partitions of a backfill.
-    - `role`: value of the tag `ROLE_TAG`; None: no such tag.
+    - `role`: what the main asset is. Those of evaluations have the tag `ROLE_TAG`.
     """
 
     name: str
@@ -111,11 +115,11 @@ class EvaluationBuilder(DagsterOptions):
     frame: Frame = "arrow"
     io_manager_key: str = "io_manager"
     backfill_policy: dg.BackfillPolicy | None = None
-    role: str | None = "evaluation"
+    role: str = "evaluation"
 
     @property
     def key(self) -> dg.AssetKey:
-        """Of the main table."""
+        """Of the main table, before a translator changes it."""
         return prefixed_key(self.key_prefix, self.name)
 
     @property
@@ -179,24 +183,34 @@ class EvaluationBuilder(DagsterOptions):
         """
         return self.asset_spec(
             key_beside(self.key, suffix) if suffix else self.key,
+            role=suffix or self.role,
+            dataset=self.key.to_user_string(),
             description=description if suffix else self.description or description,
             deps=self.all_deps(deps),
             partitions_def=self.partitions_def,
-            tags={} if self.role is None else {ROLE_TAG: self.role},
+            tags={ROLE_TAG: self.role} if self.role == "evaluation" else {},
             kinds=kinds,
             code_version=code_version,
             automation_condition=self.condition(follow),
             skippable=skippable,
         )
 
-    def check(self, name: str, description: str, *, blocking: bool) -> dg.AssetCheckSpec:
-        """Return the spec of a check of the main table, of each partition where there are any."""
-        with warnings.catch_warnings():
-            # Dagster 1.13 warns of each spec that partitioned checks are a preview.
-            warnings.simplefilter("ignore", category=dg.PreviewWarning)
-            return dg.AssetCheckSpec(
-                name, asset=self.key, description=description, blocking=blocking, partitions_def=self.partitions_def
-            )
+    def check(self, name: str, description: str, *, blocking: bool) -> MainCheck:
+        """Return a check of the main table, of each partition where there are any."""
+
+        def of(table: dg.AssetSpec) -> dg.AssetCheckSpec:
+            with warnings.catch_warnings():
+                # Dagster 1.13 warns of each spec that partitioned checks are a preview.
+                warnings.simplefilter("ignore", category=dg.PreviewWarning)
+                return dg.AssetCheckSpec(
+                    name,
+                    asset=table.key,
+                    description=description,
+                    blocking=blocking,
+                    partitions_def=self.partitions_def,
+                )
+
+        return of
 
     def multi_asset(
         self,
@@ -221,7 +235,7 @@ class EvaluationBuilder(DagsterOptions):
         self,
         specs: Mapping[str, dg.AssetSpec],
         prepare: Callable[[dg.AssetExecutionContext], Callable[[str | None], Tables]],
-        checks: Sequence[dg.AssetCheckSpec] = (),
+        checks: Sequence[MainCheck] = (),
         resource_keys: AbstractSet[str] = frozenset(),
     ) -> dg.AssetsDefinition:
         """Return the asset of one or more tables that are computed together.
@@ -233,15 +247,16 @@ class EvaluationBuilder(DagsterOptions):
             checks: From `check`, of the main table.
             resource_keys: Resources beside the IO manager.
         """
+        check_specs = [check(specs[""]) for check in checks]
 
-        @self.multi_asset(*specs.values(), checks=checks, resource_keys=resource_keys)
+        @self.multi_asset(*specs.values(), checks=check_specs, resource_keys=resource_keys)
         def evaluate(context: dg.AssetExecutionContext) -> Iterator[Any]:
             compute = prepare(context)
 
             def store(partition: str | None) -> Iterator[Any]:
                 for suffix, table in compute(partition).items():
                     if specs[suffix].key in context.selected_asset_keys:
-                        yield from self.store(context, specs[suffix], partition, table(), checks)
+                        yield from self.store(context, specs[suffix], partition, table(), check_specs)
 
             yield from each_partition(context, store)
 
@@ -251,7 +266,7 @@ class EvaluationBuilder(DagsterOptions):
         self,
         spec: dg.AssetSpec,
         compute: Callable[[dg.AssetExecutionContext, str | None], Computed],
-        checks: Sequence[dg.AssetCheckSpec] = (),
+        checks: Sequence[MainCheck] = (),
         resource_keys: AbstractSet[str] = frozenset(),
     ) -> dg.AssetsDefinition:
         """Return the asset of one table. `compute` gets a partition, or None."""

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import dagster as dg
 
-from dagster_llm_batch.assets.dataset import ROLE_TAG, dataset_of
+from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.assets.keys import Upstream, only_key, upstream_key
+from dagster_llm_batch.assets.translator import ROLE_TAG
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics import Target
 

@@ -10,6 +10,7 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked_options
+from dagster_llm_batch.assets.translator import DATASET_KEY
 from dagster_llm_batch.core.pricing import MONEY_TOTAL
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, TableOptions, code_digest, picture
@@ -95,7 +96,6 @@ def cost_assets(
         follow=builder.follow(upstreams) if upstreams else None,
         skippable=False,
     )
-    names = [key.to_user_string() for key in upstreams] or None
 
     def compute(context: dg.AssetExecutionContext, _partition: str | None) -> Computed:
         resource = getattr(context.resources, resource_key)
@@ -104,10 +104,18 @@ def cost_assets(
                 f"The resource '{resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
             )
         engine = resource.engine()
+        names = [_ledger_name(context, key) for key in upstreams] or None
         submissions = engine.ledger.submissions(engine.namespace, assets=names)
         return Computed(_table(submissions), _metadata(submissions), _DOCS)
 
     return [builder.table_asset(spec, compute, resource_keys={resource_key})]
+
+
+def _ledger_name(context: dg.AssetExecutionContext, labels: dg.AssetKey) -> str:
+    """Return what the ledger calls the dataset of these labels; one that is not in these definitions has its key."""
+    graph = context.op_execution_context.job_def.asset_layer.asset_graph
+    metadata = graph.get(labels).metadata if graph.has(labels) else {}
+    return str(metadata.get(DATASET_KEY, labels.to_user_string()))
 
 
 def _table(submissions: Sequence[Submission]) -> pa.Table:

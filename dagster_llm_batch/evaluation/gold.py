@@ -42,7 +42,7 @@ def _prepare(
         regressions = accepted.regressions(read) if accepted else []
 
         def table(suffix: str) -> Computed:
-            computed = _computed(design, suffix, read, report, regressions)
+            computed = _computed(design, suffix, read, report, regressions, accepted_spec.key)
             if accepted and suffix == "versions":
                 return replace(computed, metadata={**computed.metadata, **accepted.metadata})
             return computed
@@ -54,7 +54,12 @@ def _prepare(
 
 
 def _computed(
-    design: EvaluationSpec, suffix: str, read: Read, report: EvaluationReport, regressions: Sequence[Regression]
+    design: EvaluationSpec,
+    suffix: str,
+    read: Read,
+    report: EvaluationReport,
+    regressions: Sequence[Regression],
+    accepted: dg.AssetKey,
 ) -> Computed:
     """Return one of the tables, as it is stored and shown. Nothing is stored of a partition that cannot be
     evaluated.
@@ -81,7 +86,7 @@ def _computed(
         table, metadata = evaluations_to_arrow(report.evaluations), gold_metadata.evaluation_metadata(report, read)
         verdicts = design.thresholds.verdicts(report.evaluations)
         if design.regression:
-            verdicts.append(regression_verdict(regressions, design.accepted_key, design.thresholds.severity))
+            verdicts.append(regression_verdict(regressions, accepted, design.thresholds.severity))
     lineage = gold_metadata.column_lineage(table.schema, **sources)
     return Computed(table, {**metadata, "dagster/column_lineage": lineage}, gold_metadata.DOCS, verdicts)
 
@@ -194,12 +199,12 @@ def evaluation_assets(
         f"Labels that were accepted, of the gold rows. To accept, name candidates ({names}) in the run "
         "config; without, nothing is accepted.",
         suffix="accepted",
-        deps=[builder.key, *design.upstreams],
+        deps=[specs[""].key, *design.upstreams],
         kinds={"table"},
     )
     checks = limits.specs(builder)
     if regression:
-        not_worse = f"No candidate is surely worse than what {design.accepted_key.to_user_string()} holds."
+        not_worse = f"No candidate is surely worse than what {accepted.key.to_user_string()} holds."
         checks.append(builder.check(CHECK, not_worse, blocking=blocking))
     assets = [builder.asset(specs, partial(_prepare, design, accepted), checks)]
     if regression:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, get_type_hints
 
 import dagster as dg
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets import RowsContext, llm_batch_assets
+from dagster_llm_batch.assets.dataset import Dataset, dataset_of
 from dagster_llm_batch.assets.keys import Upstream, key_beside, upstream_key
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.core.prompt import Prompt
@@ -28,6 +30,7 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.builder import (
     Computed,
     EvaluationBuilder,
+    MainCheck,
     PartitionOptions,
     code_digest,
     picture,
@@ -262,18 +265,6 @@ class Judge:
             )
 
     @property
-    def cases_key(self) -> dg.AssetKey:
-        return key_beside(self.builder.key, "cases")
-
-    @property
-    def verdicts_key(self) -> dg.AssetKey:
-        return key_beside(self.builder.key, "verdicts")
-
-    @property
-    def rejects_key(self) -> dg.AssetKey:
-        return key_beside(self.verdicts_key, "rejects")
-
-    @property
     def rows_key(self) -> dg.AssetKey:
         return upstream_key(self.rows)
 
@@ -287,7 +278,7 @@ class Judge:
         model: str,
         response: Mapping[str, Any],
         figures: Figures,
-        checks: Sequence[dg.AssetCheckSpec],
+        checks: Sequence[MainCheck],
         llm_batch: Mapping[str, Any],
     ) -> list[dg.AssetsDefinition]:
         """Return all of them, in the order of the data. `llm_batch` is for the labeled dataset of the verdicts."""
@@ -313,11 +304,12 @@ class Judge:
             ),
             follow=free.follow(reads, not_awaited=[self.rows_key] if is_external(self.rows) else []),
         )
+        declared = key_beside(self.builder.key, "verdicts")
         verdicts = llm_batch_assets(
-            name=self.verdicts_key.path[-1],
-            key_prefix=self.verdicts_key.path[:-1],
-            rows=self._asked,
-            deps=[self.cases_key],
+            name=declared.path[-1],
+            key_prefix=declared.path[:-1],
+            rows=partial(self._asked, cases.key),
+            deps=[cases.key],
             required_resource_keys={free.io_manager_key},
             key=CASE_ID,
             keep=[self.join_key, *self.keep],
@@ -328,12 +320,13 @@ class Judge:
             **{name: getattr(free, name) for name in _SHARED},
             **llm_batch,
         )
-        judged = [self.verdicts_key, self.rejects_key]
+        dataset = dataset_of(verdicts)
+        judged = [dataset.key, dataset.rejects_key]
         # what else is read is read for the cases
         figured = replace(free, deps=())
         table = figured.spec(
             f"{names} as judged by {model}.",
-            deps=[self.cases_key, *judged],
+            deps=[cases.key, *judged],
             code_version=code_digest(response, self.candidates),
             follow=figured.follow(judged),
         )
@@ -341,7 +334,9 @@ class Judge:
             before_asking.table_asset(cases, self._compute_cases),
             *verdicts,
             figured.table_asset(
-                table, lambda context, partition: figures(*self._judged(context, partition, response)), checks
+                table,
+                lambda context, partition: figures(*self._judged(context, partition, cases.key, dataset, response)),
+                checks,
             ),
         ]
 
@@ -366,23 +361,28 @@ class Judge:
         }
         return Computed(cases, metadata, CASE_DOCS)
 
-    def _asked(self, context: RowsContext) -> pa.Table:
+    def _asked(self, cases: dg.AssetKey, context: RowsContext) -> pa.Table:
         """Return the rows of the labeled dataset."""
-        cases = record_batches(context.load_asset(self.cases_key, context.partition_key), self._case_columns)
-        return _to_ask(columns_of(list(cases), self.cases_key.to_user_string(), self._case_columns, hint=_HINT))
+        stored = record_batches(context.load_asset(cases, context.partition_key), self._case_columns)
+        return _to_ask(columns_of(list(stored), cases.to_user_string(), self._case_columns, hint=_HINT))
 
     def _judged(
-        self, context: dg.AssetExecutionContext, partition: str | None, response: Mapping[str, Any]
+        self,
+        context: dg.AssetExecutionContext,
+        partition: str | None,
+        cases: dg.AssetKey,
+        said: Dataset,
+        response: Mapping[str, Any],
     ) -> tuple[pa.Table, pa.Table]:
         """Return the cases, and what was said of them: a reject is a row without a verdict."""
         stored = StoredTables(context)
         costs, columns = ["llm_cost_usd"], [CASE_ID, *response["properties"]]
-        verdicts = self._read(stored, self.verdicts_key, partition, columns, also=costs)
-        rejects = self._read(stored, self.rejects_key, partition, [CASE_ID], also=costs)
-        return self._stored_cases(stored, partition), stacked([verdicts, rejects], self.verdicts_key)
+        verdicts = self._read(stored, said.key, partition, columns, also=costs)
+        rejects = self._read(stored, said.rejects_key, partition, [CASE_ID], also=costs)
+        return self._stored_cases(stored, partition, cases), stacked([verdicts, rejects], said.key)
 
-    def _stored_cases(self, stored: StoredTables, partition: str | None) -> pa.Table:
-        return self._read(stored, self.cases_key, partition, self._case_columns)
+    def _stored_cases(self, stored: StoredTables, partition: str | None, cases: dg.AssetKey) -> pa.Table:
+        return self._read(stored, cases, partition, self._case_columns)
 
     @property
     def _case_columns(self) -> list[str]:

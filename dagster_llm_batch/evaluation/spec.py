@@ -7,7 +7,6 @@ from typing import Any
 
 import dagster as dg
 
-from dagster_llm_batch.assets.keys import key_beside
 from dagster_llm_batch.evaluation.builder import EvaluationBuilder, code_digest, whenever_new
 from dagster_llm_batch.evaluation.candidates import Candidate
 from dagster_llm_batch.evaluation.thresholds import Thresholds
@@ -31,10 +30,6 @@ class EvaluationSpec:
     thresholds: Thresholds
     regression: bool
     keep: tuple[str, ...]
-
-    @property
-    def accepted_key(self) -> dg.AssetKey:
-        return key_beside(self.builder.key, "accepted")
 
     @property
     def beside(self) -> dict[str, str]:

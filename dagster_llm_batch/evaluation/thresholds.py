@@ -10,7 +10,7 @@ import dagster as dg
 
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.builder import EvaluationBuilder
+from dagster_llm_batch.evaluation.builder import EvaluationBuilder, MainCheck
 from dagster_llm_batch.evaluation.candidates import Candidate
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Evaluation, Target, plain_text
@@ -68,7 +68,7 @@ class Thresholds:
             limits[figure] = by_candidate
         return cls(limits, severity, blocking)
 
-    def specs(self, builder: EvaluationBuilder) -> list[dg.AssetCheckSpec]:
+    def specs(self, builder: EvaluationBuilder) -> list[MainCheck]:
         """Return one check for each figure."""
         return [
             builder.check(

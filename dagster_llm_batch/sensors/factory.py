@@ -7,7 +7,8 @@ from typing import Any
 import dagster as dg
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.dataset import ROLE_TAG, Dataset, dataset_of
+from dagster_llm_batch.assets.dataset import Dataset, datasets_in
+from dagster_llm_batch.assets.translator import ROLE_TAG
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.sensors.run_requests import Partitions, grouped
@@ -93,7 +94,7 @@ def bounded_sensor(
         for dataset in datasets.values():
             dataset.check_former_names(datasets)
             engine.take_over(dataset.labeling)
-        labels = {name: Partitions(dataset.partitions_def, context.instance) for name, dataset in datasets.items()}
+        labels = {name: Partitions(dataset, context.instance) for name, dataset in datasets.items()}
         tick = Tick(context, engine, labels, bounds)
         # The sensor polls and asks, and never submits: Dagster may run its body twice for one tick.
         tick.poll()
@@ -128,15 +129,10 @@ def bounded_sensor(
 
 
 def _datasets_in(context: dg.SensorEvaluationContext, resource_key: str) -> dict[str, Dataset]:
-    """Return the labeled datasets of this code location that use this LLMBatchResource, by asset."""
+    """Return the labeled datasets of this code location that use this LLMBatchResource, by name."""
     assert context.repository_def is not None
-    return {
-        key.to_user_string(): dataset_of([assets])
-        for key, assets in context.repository_def.assets_defs_by_key.items()
-        if assets.is_executable
-        and assets.tags_by_key.get(key, {}).get(ROLE_TAG) == "labels"
-        and resource_key in assets.required_resource_keys
-    }
+    datasets = datasets_in(context.repository_def.assets_defs_by_key.values())
+    return {name: dataset for name, dataset in datasets.items() if dataset.resource_key == resource_key}
 
 
 def _default_run_config(context: dg.SensorEvaluationContext) -> Mapping[str, Any]:

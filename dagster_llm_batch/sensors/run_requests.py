@@ -8,11 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice
-from typing import Any
 
 import dagster as dg
 
-from dagster_llm_batch.assets.keys import key_beside
+from dagster_llm_batch.assets.dataset import Dataset
 
 __all__ = ["RANGE_TAGS", "Group", "Partitions", "Ready", "grouped", "joined"]
 
@@ -24,6 +23,7 @@ class Ready:
     """A partition whose labels, or next wave, a run can bring."""
 
     asset: dg.AssetKey
+    rejects: dg.AssetKey
     partition: str | None
     index: int | None  # its place among the asset's partitions; None: it does not join a range
     run_key: str
@@ -52,7 +52,7 @@ class Group:
 
     @property
     def selection(self) -> list[dg.AssetKey]:
-        return [self.asset, key_beside(self.asset, "rejects")]
+        return [self.asset, self.ready[0].rejects]
 
     @property
     def range_tags(self) -> dict[str, str]:
@@ -92,10 +92,11 @@ def joined(run_keys: Sequence[str]) -> str:
 
 
 class Partitions:
-    """The partition keys that an asset has now, each with its place in a range (None: it joins none)."""
+    """The partition keys that a dataset has now, each with its place in a range (None: it joins none)."""
 
-    def __init__(self, partitions_def: dg.PartitionsDefinition[Any] | None, instance: dg.DagsterInstance) -> None:
-        self._partitions_def = partitions_def
+    def __init__(self, dataset: Dataset, instance: dg.DagsterInstance) -> None:
+        self.dataset = dataset
+        self._partitions_def = dataset.partitions_def
         self._instance = instance
 
     @property

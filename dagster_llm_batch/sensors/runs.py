@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from dagster_llm_batch.assets.keys import key_beside
 from dagster_llm_batch.checks import COVERAGE
 from dagster_llm_batch.engine.activity import LOST
 from dagster_llm_batch.sensors.run_requests import Partitions
@@ -101,10 +100,9 @@ class UnfinishedRuns:
         self._submitting: dict[str, list[dg.DagsterRun]] = defaultdict(list)
         self._places: dict[tuple[str, bool], dict[str, dg.DagsterRun]] = {}
         self._owners: dict[dg.AssetKey, list[tuple[str, bool]]] = defaultdict(list)
-        for asset in labels:
-            key = dg.AssetKey.from_user_string(asset)
-            self._owners[key].append((asset, False))
-            self._owners[key_beside(key, "batch")].append((asset, True))
+        for asset, partitions in labels.items():
+            self._owners[partitions.dataset.key].append((asset, False))
+            self._owners[partitions.dataset.batch_key].append((asset, True))
         self.seen_all = True
         # Runs at work are few, so that all of them are looked at, whatever the time. The queue may be long.
         for record in self._records(_AT_WORK, lambda: True):

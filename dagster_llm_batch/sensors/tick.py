@@ -248,9 +248,11 @@ class Tick:
             self.note(f"{self._place_of(submission)} waits for a person: {reason}")
             return None
         lost = self._lost.count(submission_id, outlook)
-        place = self._labels[submission.asset].places.get(submission.partition)
+        labels = self._labels[submission.asset]
+        place = labels.places.get(submission.partition)
         return Ready(
-            dg.AssetKey.from_user_string(submission.asset),
+            labels.dataset.key,
+            labels.dataset.rejects_key,
             submission.partition or None,
             place if lost < ALONE_AFTER else None,
             f"{submission_id}:{outlook.attempt(submission_id)}",
@@ -282,7 +284,8 @@ class Tick:
         for asset, submissions in settled.items():
             late = {submission.submission_id for submission in submissions}
             with self._apart(asset):
-                done, late = deliver_landed(self._context.instance, self._engine, submissions, self._has_time)
+                key = self._labels[asset].dataset.key
+                done, late = deliver_landed(self._context.instance, self._engine, key, submissions, self._has_time)
                 home |= done
             unknown |= late
         if unknown:
@@ -360,7 +363,7 @@ class Tick:
             return False
         status = self._engine.status(submission.submission_id)
         observation = dg.AssetObservation(
-            dg.AssetKey.from_user_string(submission.asset),
+            self._labels[submission.asset].dataset.key,
             partition=submission.partition or None,
             metadata=status_metadata(status, provider, pace_of(self._engine, status)),
         )
@@ -403,43 +406,43 @@ _CLOCKS_APART = timedelta(minutes=1)
 
 
 def deliver_landed(
-    instance: dg.DagsterInstance, engine: Engine, settled: Sequence[Submission], has_time: Callable[[], bool]
+    instance: dg.DagsterInstance,
+    engine: Engine,
+    labels: dg.AssetKey,
+    settled: Sequence[Submission],
+    has_time: Callable[[], bool],
 ) -> tuple[set[str], set[str]]:
-    """Mark submissions delivered whose labels have landed.
+    """Mark submissions of one dataset delivered whose labels have landed.
 
     Returns the ids of these, and of those that were not looked at for want of time.
     """
     home: set[str] = set()
     unknown: set[str] = set()
-    by_asset: dict[str, list[Submission]] = defaultdict(list)
-    for submission in settled:
-        by_asset[submission.asset].append(submission)
-    for asset, submissions in by_asset.items():
-        newest = engine.ledger.newest_ids(engine.namespace, asset)
-        for start in range(0, len(submissions), _AT_ONCE):
-            page = submissions[start : start + _AT_ONCE]
-            if not has_time():
-                unknown.update(submission.submission_id for submission in page)
-                continue
-            superseded = {
-                submission.submission_id
-                for submission in page
-                if newest[submission.partition] != submission.submission_id
-            }
-            rest = [submission for submission in page if submission.submission_id not in superseded]
-            landed = superseded | set(_materialized(instance, asset, rest))
-            engine.ledger.mark_delivered(*landed)
-            home |= landed
+    newest = engine.ledger.newest_ids(engine.namespace, settled[0].asset)
+    for start in range(0, len(settled), _AT_ONCE):
+        page = settled[start : start + _AT_ONCE]
+        if not has_time():
+            unknown.update(submission.submission_id for submission in page)
+            continue
+        superseded = {
+            submission.submission_id for submission in page if newest[submission.partition] != submission.submission_id
+        }
+        rest = [submission for submission in page if submission.submission_id not in superseded]
+        landed = superseded | set(_materialized(instance, labels, rest))
+        engine.ledger.mark_delivered(*landed)
+        home |= landed
     return home, unknown
 
 
-def _materialized(instance: dg.DagsterInstance, asset: str, submissions: Sequence[Submission]) -> Iterator[str]:
+def _materialized(
+    instance: dg.DagsterInstance, labels: dg.AssetKey, submissions: Sequence[Submission]
+) -> Iterator[str]:
     """Yield the ids of the submissions that the newest materialization of their partition is of."""
     if not submissions:
         return
     wanted = {submission.partition: submission.submission_id for submission in submissions}
     records = dg.AssetRecordsFilter(
-        dg.AssetKey.from_user_string(asset),
+        labels,
         asset_partitions=[partition for partition in wanted if partition] or None,
         after_timestamp=(min(submission.created_at for submission in submissions) - _CLOCKS_APART).timestamp(),
     )

@@ -62,7 +62,7 @@ def kafka_assets(
         The assets, for `Definitions(assets=[...])` and as `rows=` of `llm_batch_assets` (`rows="<name>"`).
     """
     builder = EvaluationBuilder(
-        name=name, partitions_def=topic.partitions_def, backfill_policy=backfill_policy, role=None, **options
+        name=name, partitions_def=topic.partitions_def, backfill_policy=backfill_policy, role="messages", **options
     )
     kinds = {"kafka", "table"}
     read = builder.spec(f"Messages of the Kafka topic {topic.name}.", deps=(), kinds=kinds)

@@ -72,9 +72,9 @@ def kafka_sink_asset(
         raise ConfigError(f"columns={columns!r} is not allowed; it names at least one column.")
     source = upstream_key(labels)
     builder = EvaluationBuilder(
-        name=name, partitions_def=partitions_def, backfill_policy=backfill_policy, role=None, **options
+        name=name, partitions_def=partitions_def, backfill_policy=backfill_policy, role="sink", **options
     )
-    own, more = builder.key, builder.more_deps([source])
+    more = builder.more_deps([source])
     spec = builder.spec(
         f"{source.to_user_string()} in the Kafka topic {topic}.",
         deps=[source],
@@ -83,7 +83,7 @@ def kafka_sink_asset(
     )
 
     @dg.multi_asset(
-        name=own.to_python_identifier(),
+        name=spec.key.to_python_identifier(),
         specs=[spec],
         can_subset=True,
         required_resource_keys={resource_key, io_manager_key},
@@ -99,8 +99,8 @@ def kafka_sink_asset(
             table = StoredTables(context).read(source, partition, partitions_def, wanted, hint=hint).sort_by(key)
             version = data_version(table)
             produced = 0
-            if _produced(context, own, partition) != (version, topic):
-                work = Work(f"{own.to_user_string()}:{partition or ''}", topic, version)
+            if _produced(context, spec.key, partition) != (version, topic):
+                work = Work(f"{builder.key.to_user_string()}:{partition or ''}", topic, version)
                 send = produce_once if delivery == "exactly_once" else produce_again
                 produced = send(connection, work, _outgoing(table, key, columns, version, partition))
             metadata = {
@@ -109,7 +109,7 @@ def kafka_sink_asset(
                 "kafka/messages_produced": produced,
                 "dagster/row_count" if partition is None else "dagster/partition_row_count": len(table),
             }
-            yield from materialize_result(context, own, partition, metadata=metadata, version=version)
+            yield from materialize_result(context, spec.key, partition, metadata=metadata, version=version)
 
         yield from each_partition(context, land)
 

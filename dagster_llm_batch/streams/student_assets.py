@@ -71,7 +71,7 @@ def student_assets(
         name=name,
         frame=dataset.frame,
         io_manager_key=dataset.io_manager_key,
-        role=None,
+        role="student",
         **options,
     )
     shared: dict[str, Any] = {

@@ -17,7 +17,7 @@ from typing import Any
 import dagster as dg
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.dataset import ROLE_TAG
+from dagster_llm_batch.assets.translator import ROLE_TAG
 from dagster_llm_batch.errors import ConfigError, InputError, MessagesLostError
 from dagster_llm_batch.streams.client import Connection
 from dagster_llm_batch.streams.consumer import Watermarks, lost_text, offsets_at, watermarks

@@ -156,3 +156,29 @@ def test_what_a_judge_asks_is_planned_retried_and_exported_like_other_labels(pro
     run("duel_verdicts", "duel_verdicts_rejects")
     count = project.json("export", "duel_verdicts", "--what", "fine-tuning", "-o", "train.jsonl")["rows"]
     assert count == 2
+
+
+def test_a_dataset_with_a_translated_key_is_found_by_its_name_and_by_its_key(project):
+    project.land()
+    project.change(
+        "daily = dg.Daily",
+        """
+from dagster_llm_batch import LLMBatchTranslator
+
+
+class Gold(LLMBatchTranslator):
+    def get_asset_spec(self, data):
+        return data.spec.replace_attributes(key=data.spec.key.with_prefix("gold"))
+
+
+daily = dg.Daily""",
+    )
+    project.change(
+        'ticket_labels = llm_batch_assets(name="ticket_labels", rows',
+        'ticket_labels = llm_batch_assets(translator=Gold(), name="ticket_labels", rows',
+    )
+    for name in ("ticket_labels", "gold/ticket_labels"):
+        [plan] = project.json("plan", name)["plans"]
+        assert (plan["asset"], plan["requests_to_send"]) == ("ticket_labels", 0)
+        assert project.json("show", name)["submission"]["asset"] == "ticket_labels"
+        assert project.on_file("export", name, "-o", "-").stdout.count("ticket_id") > 0

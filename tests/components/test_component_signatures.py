@@ -77,8 +77,10 @@ MODELS = [component.get_model_cls() for component, _, _ in COMPONENTS]
 
 
 def parameters(api: Callable[..., Any]) -> dict[str, Any]:
-    """Names and defaults; what a judge hands on to `llm_batch_assets` is among them."""
-    own = inspect.signature(api).parameters
+    """Names and defaults; what a judge hands on to `llm_batch_assets` is among them. `translation` is in the place of
+    `translator`.
+    """
+    own = {name: one for name, one in inspect.signature(api).parameters.items() if name != "translator"}
     named = {name: one.default for name, one in own.items() if one.kind is not inspect.Parameter.VAR_KEYWORD}
     if len(named) == len(own):
         return named

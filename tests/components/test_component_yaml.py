@@ -23,6 +23,7 @@ from dagster_llm_batch import (
     TokenPrice,
     llm_batch_assets,
 )
+from dagster_llm_batch.assets.dataset import dataset_of
 
 SCHEMA = """
 from typing import Literal
@@ -489,8 +490,18 @@ def test_a_translation_can_tell_the_assets_apart_by_their_role():
         assert project.spec("ticket_labels_rejects").group_name == "internal"
 
 
-def test_a_translated_key_takes_batch_and_rejects_along():
+def test_tables_beside_an_evaluation_have_their_own_roles():
+    translation = {"group_name": "{{ role }}", "tags": {"of": "{{ dataset }}"}}
+    with loaded(evaluation(translation=translation, regression=True), EVAL) as project:
+        groups = {one.key.path[-1]: one.group_name for made in project.defs.assets for one in made.specs}
+        beside = ("mistakes", "per_class", "versions", "accepted")
+        assert groups == {"ticket_eval": "evaluation", **{f"ticket_eval_{role}": role for role in beside}}
+        assert project.spec("ticket_eval_mistakes").tags["of"] == "ticket_eval"
+
+
+def test_a_translated_key_is_no_other_dataset_for_the_ledger():
     with loaded(labels(translation={"key": "labels/{{ spec.key.to_user_string() }}"})) as project:
+        assert dataset_of(project.component.assets).name == "ticket_labels"
         keys = {one.key.to_user_string() for made in project.defs.assets for one in made.specs}
         assert keys == {"labels/ticket_labels", "labels/ticket_labels_batch", "labels/ticket_labels_rejects"}
         checks = {one.asset_key.to_user_string() for made in project.component.assets for one in made.check_specs}
@@ -504,9 +515,9 @@ def test_a_subclass_can_change_specs_in_python():
 
     @dataclass(kw_only=True)
     class Ours(LLMBatchComponent):
-        def get_asset_spec(self, spec):
-            return super().get_asset_spec(spec).merge_attributes(tags={"cost_center": "42"})
+        def get_asset_spec(self, data):
+            return super().get_asset_spec(data).merge_attributes(tags={"cost_center": data.dataset})
     """
     with loaded(labels(), kind=".own.Ours", files={"own.py": own}) as project:
-        assert project.spec("ticket_labels").tags["cost_center"] == "42"
-        assert project.spec("ticket_labels_batch").tags["cost_center"] == "42"
+        assert project.spec("ticket_labels").tags["cost_center"] == "ticket_labels"
+        assert project.spec("ticket_labels_batch").tags["cost_center"] == "ticket_labels"

@@ -41,8 +41,9 @@ DAGSTERS = {
     "backfill_policy",
     "io_manager_key",
     "required_resource_keys",
+    "translator",
 }
-"""What Dagster's own decorators take, by these names."""
+"""What Dagster's own decorators take, by these names; `translator` is what those of its integrations take."""
 
 EXCEPTIONS = {
     "candidates": "required where nothing can be done without; a skew check asks again, and needs the definition",
