@@ -24,6 +24,7 @@ import dagster as dg
 
 from dagster_llm_batch._dagster_private import env_file, load_repository
 from dagster_llm_batch.assets.dataset import Dataset, RowsContext, datasets_in
+from dagster_llm_batch.assets.keys import key_beside
 from dagster_llm_batch.cli.output import age
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.resources import LLMBatchResource
@@ -158,11 +159,26 @@ class CodeLocation:
                 )
             yield resource
 
-    def partitions(self, dataset: Dataset) -> list[str]:
-        """Return the partition keys that a dataset has now."""
-        if dataset.partitions_def is None:
+    def partitions(self, asset: Dataset | dg.AssetSpec) -> list[str]:
+        """Return the partition keys that an asset has now."""
+        if asset.partitions_def is None:
             return []
-        return list(dataset.partitions_def.get_partition_keys(dynamic_partitions_store=self._instance))
+        return list(asset.partitions_def.get_partition_keys(dynamic_partitions_store=self._instance))
+
+    def mistakes(self, evaluation: str) -> dg.AssetSpec:
+        """Return the table with the mistakes that an evaluation found. Raises click.UsageError where it has none."""
+        evaluations = {
+            key.to_user_string(): key
+            for key, assets in self._repository.assets_defs_by_key.items()
+            if key_beside(key, "mistakes") in assets.keys
+        }
+        if evaluation not in evaluations:
+            names = ", ".join(sorted(evaluations)) or "none"
+            raise click.UsageError(
+                f"'{evaluation}' is no evaluation of {self.pointer} that has mistakes; those that have: {names}."
+            )
+        key = key_beside(evaluations[evaluation], "mistakes")
+        return self._repository.assets_defs_by_key[key].get_asset_spec(key)
 
     @contextmanager
     def rows(self, dataset: Dataset, partition: str | None) -> Iterator[Any]:
@@ -172,16 +188,17 @@ class CodeLocation:
             with self._resources(set(dataset.rows_resource_keys)) as built:
                 values = {name: getattr(built, name) for name in dataset.rows_resource_keys}
                 context = dg.build_asset_context(values, partition_key=partition, instance=self._instance)
-                yield dataset.rows(RowsContext(partition, context, self._load_asset))
+                yield dataset.rows(RowsContext(partition, context, self.load_asset))
             return
         upstream = self._repository.assets_defs_by_key.get(dataset.rows_key)
         upstream_partitions = None if upstream is None else upstream.partitions_def
-        yield self._load_asset(dataset.rows_key, dataset.rows_partition(upstream_partitions, partition))
+        yield self.load_asset(dataset.rows_key, dataset.rows_partition(upstream_partitions, partition))
 
-    def _load_asset(self, key: dg.AssetKey, partition: str | None) -> Any:
+    def load_asset(self, key: dg.AssetKey, partition: str | None) -> Any:
+        """Return an asset, or one partition of it, as its IO manager stored it."""
         name = key.to_user_string()
         if key not in self._repository.assets_defs_by_key:
-            raise ConfigError(f"The rows asset {name} is not in {self.pointer}, so its rows cannot be loaded here.")
+            raise ConfigError(f"The asset {name} is not in {self.pointer}, so it cannot be loaded here.")
         disabled = logging.root.manager.disable
         # IO managers log each file that they read.
         logging.disable(logging.DEBUG)
@@ -189,7 +206,7 @@ class CodeLocation:
             return self._repository.load_asset_value(key, instance=self._instance, partition_key=partition)
         except FileNotFoundError as error:
             where = "" if not self._instance.is_ephemeral else " (DAGSTER_HOME is not set)"
-            msg = f"The rows asset {name} is not materialized{where}: {error}. Materialize it first."
+            msg = f"The asset {name} is not materialized{where}: {error}. Materialize it first."
             raise InputError(msg) from error
         finally:
             logging.disable(disabled)

@@ -1,4 +1,4 @@
-"""`export`: labels, rejects, or examples for fine-tuning, as one file."""
+"""`export`: labels, rejects, mistakes, or examples for fine-tuning, as one file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import click
+import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.assets.dataset import Dataset
@@ -16,6 +17,7 @@ from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import print_json
 from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
+from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.exports.files import whole
 from dagster_llm_batch.exports.fine_tuning import (
@@ -31,16 +33,19 @@ from dagster_llm_batch.exports.tables import FORMATS, STREAMED, form_of, write_t
 __all__ = ["export_command"]
 
 
-@click.command("export", cls=Command, short_help="Labels, rejects or fine-tuning examples, as a file.")
+@click.command("export", cls=Command, short_help="Labels, rejects, mistakes or fine-tuning examples, as a file.")
 @click.argument("asset")
 @partitions_options
 @code_location_command
 @click.option(
     "--what",
-    type=click.Choice(["labels", "rejects", "fine-tuning"]),
+    type=click.Choice(["labels", "rejects", "mistakes", "fine-tuning"]),
     default="labels",
     show_default=True,
-    help="fine-tuning: a line of messages for each label, and a file beside it with where each comes from.",
+    help=(
+        "mistakes: of an evaluation, the rows that a candidate got wrong. fine-tuning: a line of messages for each "
+        "label, and a file beside it with where each comes from."
+    ),
 )
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="File; - for standard output.")
 @click.option(
@@ -69,7 +74,8 @@ def export_command(
     """Export what the newest submission of an asset's partition came to; of several partitions, one after the other.
 
     Nothing is asked of a provider: results are read from the payload store. For fine-tuning, rows are loaded and
-    rendered as for a submission, and only those whose request has a label are written, each request once.
+    rendered as for a submission, and only those whose request has a label are written, each request once. Mistakes are
+    read from where the evaluation's IO manager stored them.
 
     In CSV a text that a spreadsheet would take for a formula (it starts with = + - @) has an apostrophe before it.
     """
@@ -79,9 +85,13 @@ def export_command(
     _refuse_output(output, form, what, as_json=as_json)
     if not force:
         _refuse_replacing([Path(output), *([provenance_path(Path(output))] if what == "fine-tuning" else [])])
-    dataset = find_dataset(deployment, asset)
-    wanted = partitions_of(deployment, dataset, partitions, partition_range)
-    if what == "fine-tuning":
+    dataset = None if what == "mistakes" else find_dataset(deployment, asset)
+    source = dataset or deployment.code.mistakes(asset)
+    wanted = partitions_of(deployment, source, partitions, partition_range)
+    if dataset is None:
+        parts = [_stored_table(deployment, source.key, partition) for partition in wanted]
+        count = _write_table(pa.concat_tables(parts, promote_options="permissive"), output, form)
+    elif what == "fine-tuning":
         check_examples(dataset.labeling, form)
         examples = (example for part in wanted for example in _examples(deployment, dataset, part, form))
         count = _write_examples(_refuse_none(examples, asset), output)
@@ -134,6 +144,10 @@ def _table(deployment: DeploymentAccess, dataset: Dataset, partition: str | None
         msg = f"A file of submission {submission.submission_id} is not in the payload store: {error}. Restore it there."
         raise ConfigError(msg) from error
     return labeled.labels if content == "labels" else labeled.rejects
+
+
+def _stored_table(deployment: DeploymentAccess, key: dg.AssetKey, partition: str | None) -> pa.Table:
+    return pa.Table.from_batches(list(record_batches(deployment.code.load_asset(key, partition))))
 
 
 def _examples(deployment: DeploymentAccess, dataset: Dataset, partition: str | None, form: str) -> Iterator[Example]:

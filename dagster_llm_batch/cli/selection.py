@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
+import dagster as dg
 
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.deployment import DeploymentAccess
@@ -84,15 +85,18 @@ def find_dataset(deployment: DeploymentAccess, name: str) -> Dataset:
 
 
 def partitions_of(
-    deployment: DeploymentAccess, dataset: Dataset, partitions: Sequence[str], partition_range: str | None
+    deployment: DeploymentAccess,
+    asset: Dataset | dg.AssetSpec,
+    partitions: Sequence[str],
+    partition_range: str | None,
 ) -> list[str | None]:
-    """Return the partitions that were asked for, or None once for an unpartitioned dataset."""
-    name = dataset.name
-    if dataset.partitions_def is None:
+    """Return the partitions that were asked for, or None once for an unpartitioned asset."""
+    name = asset.name if isinstance(asset, Dataset) else asset.key.to_user_string()
+    if asset.partitions_def is None:
         if partitions or partition_range:
             raise click.UsageError(f"'{name}' has no partitions; leave --partition out.")
         return [None]
-    known = deployment.code.partitions(dataset)
+    known = deployment.code.partitions(asset)
     if unknown := [partition for partition in partitions if partition not in known]:
         raise click.UsageError(
             f"'{name}' has no partition '{unknown[0]}'; it has {len(known)}, such as {_ends(known)}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 
+import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_from_disk
@@ -136,3 +137,39 @@ def test_an_export_without_a_single_example_is_refused_and_leaves_no_file(projec
     said = project.on_file("export", "ticket_labels", "--what", "fine-tuning", "-o", "train.jsonl", code=1).stderr
     assert "no row of 'ticket_labels', as it is now, makes a request that has a label" in said
     assert not list(project.folder.glob("*train*"))
+
+
+EVALUATION = """
+@dg.asset
+def gold() -> list:
+    return [{"ticket_id": f"all-{n}", "topic": ["billing", "bug", "billing"][n]} for n in range(3)]
+
+quality = evaluation_assets(
+    name="quality", gold=gold, candidates=ticket_labels, key="ticket_id", target="topic"
+)
+
+defs = dg.Definitions(
+    assets=[gold, *quality,"""
+
+
+def test_mistakes_of_an_evaluation_are_exported(project, home):
+    project.change("defs = dg.Definitions(\n    assets=[", EVALUATION)
+    project.change("    llm_batch_assets,", "    evaluation_assets,\n    llm_batch_assets,")
+    wrong = [*("quality", "--what", "mistakes", "-o", "mistakes.csv")]
+    assert "The asset quality_mistakes is not materialized" in project.on_file("export", *wrong, code=1).stderr
+    module = project.module()
+    assets = [module["gold"], *module["ticket_labels"], *module["quality"]]
+    for names in (["gold", "ticket_labels_batch"], ["ticket_labels", "ticket_labels_rejects"], [*module["quality"]]):
+        with dg.DagsterInstance.get() as instance:
+            resources = module["defs"].resources
+            assert dg.materialize(assets, instance=instance, resources=resources, selection=names).success
+        project.emulator.settle()
+    project.on_file("export", *wrong)
+    labels = [json.loads(line) for line in exported(project, "ticket_labels", name="labels.jsonl").open()]
+    topics = ["billing", "bug", "billing"]
+    expected = {row["ticket_id"] for row, topic in zip(labels, topics, strict=True) if row["topic"] != topic}
+    with (project.folder / "mistakes.csv").open() as file:
+        assert {row["ticket_id"] for row in csv.DictReader(file)} == expected != set()
+    said = project.on_file("export", "ticket_labels", *wrong[1:], "--force", code=2).stderr
+    assert "is no evaluation of the file" in said
+    assert "those that have: quality." in said

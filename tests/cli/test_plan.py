@@ -93,7 +93,7 @@ def test_rows_of_an_asset_that_is_not_materialized_are_said_to_be_materialized_f
     if at_home:
         request.getfixturevalue("home")
     said = project.on_file("plan", "asset_labels", code=1).stderr
-    assert "The rows asset tickets is not materialized" in said
+    assert "The asset tickets is not materialized" in said
     assert "Materialize it first" in said
     assert ("DAGSTER_HOME is not set" in said) is not at_home
 
@@ -133,7 +133,7 @@ def test_what_a_judge_asks_is_planned_retried_and_exported_like_other_labels(pro
     project.change("defs = dg.Definitions(\n    assets=[tickets,", f"{JUDGE} short, long, *duel,")
     project.change("    llm_batch_assets,", "    llm_batch_assets,\n    pairwise_judge_assets,")
     said = project.on_file("plan", "duel_verdicts", code=1).stderr
-    assert "The rows asset duel_cases is not materialized" in said
+    assert "The asset duel_cases is not materialized" in said
     module = project.module()
     assets = [module["tickets"], module["short"], module["long"], *module["duel"]]
     resources = module["defs"].resources
