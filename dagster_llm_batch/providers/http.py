@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from dagster_llm_batch.errors import ConfigError, CredentialsError, RefusedError
+from dagster_llm_batch.providers.patience import limit_client, limit_pools
 
 __all__ = ["Origin", "check_address", "guard_client", "guard_hooks", "guard_session", "listed_since"]
 
@@ -170,18 +171,37 @@ def guard_hooks(origin: Origin) -> dict[str, list[Callable[[Any], None]]]:
     return {"request": [request], "response": [response]}
 
 
-def guard_client(client: Any, origin: Origin) -> Any:
-    """Make a client of httpx or httpx2 keep the rules: add the hooks after its own."""
+def guard_client(client: Any, origin: Origin, timeout_seconds: float) -> Any:
+    """Make a client of httpx or httpx2 keep the rules: add the hooks after its own. And let no answer come in drips."""
+    limit_client(client, timeout_seconds)
     hooks = client.event_hooks
     client.event_hooks = {name: [*hooks.get(name, []), *more] for name, more in guard_hooks(origin).items()}
     return client
 
 
-def guard_session(session: Any, origin: Origin) -> None:
-    """Make a session of requests keep the rules: by its transport, which every request and redirect passes."""
+def guard_session(session: Any, origin: Origin, timeout_seconds: float) -> None:
+    """Make a session of requests keep the rules: by its transport, which every request and redirect passes.
+
+    And let no answer come in drips.
+    """
     from requests.adapters import HTTPAdapter  # noqa: PLC0415 -- comes with the SDKs that use it
+    from urllib3 import PoolManager  # noqa: PLC0415 -- comes with requests
 
     class GuardedAdapter(HTTPAdapter):
+        def init_poolmanager(self, *args: Any, **named: Any) -> None:
+            super().init_poolmanager(*args, **named)
+            self._limit(self.poolmanager)
+
+        def proxy_manager_for(self, *args: Any, **named: Any) -> Any:
+            return self._limit(super().proxy_manager_for(*args, **named))
+
+        def _limit(self, manager: Any) -> Any:
+            # Of requests all managers have one table, which is not to be changed.
+            pools = dict(PoolManager(1).pool_classes_by_scheme)
+            limit_pools(pools, timeout_seconds)
+            manager.pool_classes_by_scheme = pools
+            return manager
+
         def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
             origin.check_request(request.method, request.url, request.headers)
             response = super().send(request, *args, **kwargs)

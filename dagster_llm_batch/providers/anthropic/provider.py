@@ -272,7 +272,9 @@ class AnthropicProvider(StainlessProvider):
                 api_key=self._api_key,
                 base_url=self._base_url,
                 timeout=self._timeout_seconds,
-                http_client=guard_client(self._http_client or DefaultHttpxClient(), self._origin),
+                http_client=guard_client(
+                    self._http_client or DefaultHttpxClient(), self._origin, self._timeout_seconds
+                ),
                 open_telemetry=False,
             )
         client = self._sdk.with_options(max_retries=retries)

@@ -46,6 +46,7 @@ from dagster_llm_batch.providers.bedrock.quotas import BEDROCK_LIMITS, limits_fr
 from dagster_llm_batch.providers.bedrock.requests import BedrockLines
 from dagster_llm_batch.providers.http import check_address
 from dagster_llm_batch.providers.paging import find_among, poll_batches, unrepeated
+from dagster_llm_batch.providers.patience import limit_pools
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id
@@ -350,7 +351,11 @@ class BedrockProvider(VendorProvider):
             connect_timeout=min(10.0, self._timeout_seconds),
             read_timeout=self._timeout_seconds,
         )
-        return session.client(service, endpoint_url=self._endpoints[service], config=config, **self._client_options)
+        client = session.client(service, endpoint_url=self._endpoints[service], config=config, **self._client_options)
+        # No setting of botocore bounds a whole answer. Its managers, the proxies' too, share this table.
+        pools = client._endpoint.http_session._pool_classes_by_scheme  # noqa: SLF001
+        limit_pools(pools, self._timeout_seconds)
+        return client
 
     def _transfer_config(self) -> Any:
         self._aws()

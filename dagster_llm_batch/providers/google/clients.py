@@ -38,11 +38,14 @@ class GoogleApi:
     `secret` gives the key or token of the moment, which no message may show.
     """
 
-    def __init__(self, client: Callable[[], Client], where: str, secret: Callable[[], str | None]) -> None:
+    def __init__(
+        self, client: Callable[[], Client], where: str, secret: Callable[[], str | None], timeout_seconds: float
+    ) -> None:
         self._make = client
         self._made: Client | None = None
         self._where = where
         self._secret = secret
+        self._timeout_seconds = timeout_seconds
 
     @property
     def client(self) -> Client:
@@ -52,7 +55,7 @@ class GoogleApi:
             api = made._api_client  # noqa: SLF001 -- the SDK takes no hooks for a client that it makes by itself
             # The reply that begins an upload tells where the file goes, which may be another host of Google's.
             origin = Origin(str(api._http_options.base_url), takes_uploads=True)  # noqa: SLF001 -- as above
-            guard_client(api._httpx_client, origin)  # noqa: SLF001 -- as above
+            guard_client(api._httpx_client, origin, self._timeout_seconds)  # noqa: SLF001 -- as above
             self._made = made
         return self._made
 

@@ -122,7 +122,7 @@ class VertexProvider(GoogleProvider):
         self._bigquery_url = bigquery_url
         self._timeout_seconds = timeout_seconds
         where = f"Vertex AI ({self._account})"
-        self._api = GoogleApi(self._client, where, lambda: getattr(self._credentials, "token", None))
+        self._api = GoogleApi(self._client, where, lambda: getattr(self._credentials, "token", None), timeout_seconds)
         is_whole = bigquery_dataset is None or "." in bigquery_dataset
         self._dataset = bigquery_dataset if is_whole else f"{project}.{bigquery_dataset}"
         self._storage = VertexStorage(self._storage_client, bucket or "", timeout_seconds, self._api.calls)
@@ -248,7 +248,8 @@ class VertexProvider(GoogleProvider):
         except ImportError as error:
             raise MissingExtraError("google", f"The provider '{self._name}'") from error
         options = {"api_endpoint": self._storage_url} if self._storage_url else None
-        return _guarded(Client(project=self._project, credentials=self._access(), client_options=options))
+        client = Client(project=self._project, credentials=self._access(), client_options=options)
+        return _guarded(client, self._timeout_seconds)
 
     def _tables_client(self) -> TablesClient:
         try:
@@ -256,7 +257,8 @@ class VertexProvider(GoogleProvider):
         except ImportError as error:
             raise MissingExtraError("bigquery", f"The provider '{self._name}' with bigquery_dataset") from error
         options = {"api_endpoint": self._bigquery_url} if self._bigquery_url else None
-        return _guarded(Client(project=self._project, credentials=self._access(), client_options=options))
+        client = Client(project=self._project, credentials=self._access(), client_options=options)
+        return _guarded(client, self._timeout_seconds)
 
     def _access(self) -> Any:
         if self._credentials is None:
@@ -295,10 +297,11 @@ def secrets_of(service_account_json: str | None, access_token: str | None) -> li
     return secrets
 
 
-def _guarded(client: _SdkClient) -> _SdkClient:
+def _guarded(client: _SdkClient, timeout_seconds: float) -> _SdkClient:
     """The same client of Cloud Storage or BigQuery; an upload's session is at the address that its start names."""
     # no public argument takes a transport; mounting on this session is what the SDK's own documents show
-    guard_session(client._http, Origin(client._connection.API_BASE_URL, takes_uploads=True))  # noqa: SLF001
+    origin = Origin(client._connection.API_BASE_URL, takes_uploads=True)  # noqa: SLF001
+    guard_session(client._http, origin, timeout_seconds)  # noqa: SLF001
     return client
 
 

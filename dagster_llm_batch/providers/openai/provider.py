@@ -246,7 +246,9 @@ class OpenAIProvider(StainlessProvider):
                 base_url=self._base_url,
                 timeout=self._timeout_seconds,
                 default_headers=self._headers,
-                http_client=guard_client(self._http_client or DefaultHttpxClient(), Origin(self._base_url)),
+                http_client=guard_client(
+                    self._http_client or DefaultHttpxClient(), Origin(self._base_url), self._timeout_seconds
+                ),
             )
         client = self._sdk.with_options(max_retries=retries)
         # the SDK reads both from the environment where they are None, and would send them
