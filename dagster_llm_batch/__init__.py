@@ -15,7 +15,13 @@ from dagster_shared.libraries import DagsterLibraryRegistry
 from dagster_llm_batch._version import __version__
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.assets import LLMBatchTranslator, LLMBatchTranslatorData, RowsContext, llm_batch_assets
+    from dagster_llm_batch.assets import (
+        LLMBatchTranslator,
+        LLMBatchTranslatorData,
+        RowsContext,
+        SqlRows,
+        llm_batch_assets,
+    )
     from dagster_llm_batch.automation import on_labels_ready
     from dagster_llm_batch.checks import Checks
     from dagster_llm_batch.components import (
@@ -92,6 +98,7 @@ __all__ = [
     "RowsContext",
     "SlurmBatchResource",
     "Spend",
+    "SqlRows",
     "TokenPrice",
     "VertexBatchResource",
     "__version__",
@@ -122,6 +129,7 @@ _MODULES = {
     "Resend": "engine",
     "RowsContext": "assets",
     "Spend": "engine",
+    "SqlRows": "assets",
     "TokenPrice": "core.pricing",
     "build_llm_batch_jobs": "jobs",
     "build_llm_batch_sensor": "sensors",

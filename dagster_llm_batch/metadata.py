@@ -30,6 +30,7 @@ __all__ = [
     "SUBMISSION_KEY",
     "column_lineage",
     "data_version",
+    "fenced",
     "figure_key",
     "labels_metadata",
     "rejects_metadata",
@@ -244,11 +245,12 @@ def _console(status: Status, provider: Provider) -> dict[str, Any]:
 
 def _prompt_markdown(labeling: Labeling) -> str:
     parts = [("system", labeling.prompt.system), ("user", labeling.prompt.user)]
-    blocks = [f"**{name}**\n\n" + _fenced(source) for name, source in parts if source is not None]
+    blocks = [f"**{name}**\n\n" + fenced(source) for name, source in parts if source is not None]
     return "\n\n".join(blocks)
 
 
-def _fenced(text: str) -> str:
+def fenced(text: str) -> str:
+    """Return Markdown that shows the text as it is."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"

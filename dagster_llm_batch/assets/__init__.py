@@ -2,6 +2,7 @@
 
 from dagster_llm_batch.assets.dataset import RowsContext
 from dagster_llm_batch.assets.factory import llm_batch_assets
+from dagster_llm_batch.assets.sql_rows import SqlRows
 from dagster_llm_batch.assets.submission import SubmitConfig
 from dagster_llm_batch.assets.translator import ROLE_TAG, LLMBatchTranslator, LLMBatchTranslatorData
 
@@ -10,6 +11,7 @@ __all__ = [
     "LLMBatchTranslator",
     "LLMBatchTranslatorData",
     "RowsContext",
+    "SqlRows",
     "SubmitConfig",
     "llm_batch_assets",
 ]

@@ -14,10 +14,12 @@ from dagster_llm_batch._dagster_private import load_asset
 from dagster_llm_batch.assets.keys import key_beside
 from dagster_llm_batch.assets.options import DagsterOptions
 from dagster_llm_batch.assets.output import Frame
+from dagster_llm_batch.assets.sql_rows import SqlRows
 from dagster_llm_batch.assets.translator import DATASET_KEY, ROLE_TAG
 from dagster_llm_batch.checks import Checks
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.metadata import fenced
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.resources import LLMBatchResource
 
@@ -86,8 +88,11 @@ class Dataset:
     @cached_property
     def batch_spec(self) -> dg.AssetSpec:
         """Of what submits."""
+        query = self.rows if isinstance(self.rows, SqlRows) else None
         return self._spec(
             "batch",
+            code_version=self.labeling.code_version + ("" if query is None else f"-{query.code_version}"),
+            metadata={} if query is None else {"llm_batch/sql": dg.MetadataValue.md(fenced(query.sql))},
             deps=self.upstreams,
             kinds=self._kinds("json"),
             automation_condition=self.options.condition(None),
@@ -135,7 +140,7 @@ class Dataset:
         _DECLARED[function] = self
         return function
 
-    def _spec(self, role: str, **more: Any) -> dg.AssetSpec:
+    def _spec(self, role: str, code_version: str | None = None, **more: Any) -> dg.AssetSpec:
         key = dg.AssetKey.from_user_string(self.name)
         return self.options.asset_spec(
             key if role == "labels" else key_beside(key, role),
@@ -143,7 +148,7 @@ class Dataset:
             dataset=self.name,
             partitions_def=self.partitions_def,
             tags={ROLE_TAG: role},
-            code_version=self.labeling.code_version,
+            code_version=code_version or self.labeling.code_version,
             skippable=True,
             **more,
         )

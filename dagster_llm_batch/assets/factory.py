@@ -14,6 +14,7 @@ from dagster_llm_batch.assets.keys import Upstream, prefixed_key, upstream_key
 from dagster_llm_batch.assets.labels import labels_asset
 from dagster_llm_batch.assets.options import AssetOptions, DagsterOptions
 from dagster_llm_batch.assets.output import Frame
+from dagster_llm_batch.assets.sql_rows import SqlRows
 from dagster_llm_batch.assets.submission import submission_asset
 from dagster_llm_batch.checks import Checks
 from dagster_llm_batch.core.prompt import Prompt
@@ -25,7 +26,7 @@ from dagster_llm_batch.types import Endpoint
 
 __all__ = ["llm_batch_assets"]
 
-Rows = Upstream | RowsFunction
+Rows = Upstream | RowsFunction | SqlRows
 
 
 @checked_options(AssetOptions, DagsterOptions)
@@ -68,7 +69,8 @@ def llm_batch_assets(
 
     Args:
         name: Name of the labeled asset.
-        rows: An upstream asset (loaded through its IO manager, one partition at a time), or a function of RowsContext.
+        rows: An upstream asset (loaded through its IO manager, one partition at a time), a query (`SqlRows(...)`), or a
+            function of RowsContext.
             Rows are a polars, pandas or arrow frame, a DuckDB relation, anything narwhals reads, or an iterator of
             Arrow record batches.
         key, prompt, model, response, params, endpoint, keep, empty, max_cost_usd, workers: See Labeling.
@@ -88,7 +90,7 @@ def llm_batch_assets(
         required_resource_keys: Resources for a function that gives rows.
         backfill_policy: None: one run for all partitions of a backfill.
         options: Dagster's own, of all three assets but for these; see `DagsterOptions`.
-            `deps`: assets that a function of rows reads, or that the submission is to come after.
+            `deps`: assets that a query or a function of rows reads, or that the submission is to come after.
             `metadata`: as the IO manager may want it (`{"partition_expr": "day"}`, with `day` kept), too.
             `automation_condition`: of the submission; by default it waits for a person, since it costs. Labels and
             rejects land by the sensor.
@@ -103,6 +105,10 @@ def llm_batch_assets(
     own = DagsterOptions(**options)
     if not poll_seconds > 0:
         raise ConfigError(f"poll_seconds={poll_seconds!r} is not allowed; it is more than 0.")
+    resource_keys = set(required_resource_keys or ())
+    if isinstance(rows, SqlRows):
+        rows.check_partitions(are_there=partitions_def is not None)
+        resource_keys.add(rows.resource)
     dataset = Dataset(
         labeling=Labeling(
             asset=prefixed_key(own.key_prefix, name).to_user_string(),
@@ -129,7 +135,7 @@ def llm_batch_assets(
         frame=frame,
         io_manager_key=io_manager_key,
         resource_key=resource_key,
-        rows_resource_keys=frozenset(required_resource_keys or ()),
+        rows_resource_keys=frozenset(resource_keys),
         backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if partitions_def else None),
         options=own,
     )

@@ -1,0 +1,161 @@
+"""Rows by a query, streamed: whatever the table holds, a few thousand rows of it are in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.core.rows import BATCH_ROWS
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.text import cell_text
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.assets.dataset import RowsContext
+
+__all__ = ["SqlRows"]
+
+_PARTITION_KEY = re.compile(r"(?<!:):partition_key\b|\$partition_key\b|%\(partition_key\)s")
+"""How drivers write a named parameter: sqlite3 and Oracle, DuckDB, PostgreSQL and Snowflake. `::` is a cast."""
+_SERVER_SIDE = ("psycopg", "psycopg2")
+"""Drivers of PostgreSQL, which hold the whole result unless the cursor has a name."""
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class SqlRows:
+    """Rows by a query: `rows=SqlRows(sql="select id, body from tickets", resource="warehouse")`.
+
+    The query is a constant of the definition. Partitions reach it as a bound parameter alone, never as text: it names
+    `partition_key` as its driver writes parameters, `$partition_key` (DuckDB), `:partition_key` (sqlite3, Oracle) or
+    `%(partition_key)s` (PostgreSQL, Snowflake); a driver that knows only `?` is given the key for the one `?`. What the
+    query reads is named in `deps=`, for lineage and order.
+
+    Args:
+        sql: One query, whose columns are the rows' columns. Its result is read once, in batches: DuckDB's as Arrow,
+            that of other drivers by `fetchmany`, through a file on the local disk. PostgreSQL gives it from a cursor
+            on the server; a driver that fetches everything at once needs the memory for it.
+        resource: Key of the Dagster resource with the connection: one whose `get_connection()` gives it for a `with`
+            block, as those of dagster-duckdb and dagster-snowflake do, or a connection of the DB-API itself.
+    """
+
+    sql: str
+    resource: str
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where there is no query."""
+        if not self.sql.strip() or not self.resource:
+            raise ConfigError(f"SqlRows(sql={self.sql!r}, resource={self.resource!r}): give a query and a resource.")
+
+    @property
+    def code_version(self) -> str:
+        """Of the submission: another query makes it stale in Dagster's eyes."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()[:12]
+
+    def check_partitions(self, *, are_there: bool) -> None:
+        """Raise ConfigError where the query and the dataset do not agree on whether there are partitions."""
+        named = _PARTITION_KEY.search(self.sql) is not None
+        if named and not are_there:
+            raise ConfigError(
+                "rows: the query names partition_key, and the dataset has no partitions. Give partitions_def=, or take "
+                "it out."
+            )
+        if are_there and not named and "?" not in self.sql:
+            raise ConfigError(
+                "rows: the query is the same for every partition, so that each would ask, and pay, for all rows. Name "
+                "the partition in it, as in `where day = $partition_key` (DuckDB), `:partition_key` (sqlite3, Oracle), "
+                "`%(partition_key)s` (PostgreSQL, Snowflake) or `?`."
+            )
+
+    def __call__(self, context: RowsContext) -> Iterator[pa.RecordBatch | pa.Table]:
+        """Yield the rows of one partition. Raises InputError where the query fails, with what the database said."""
+        source = getattr(context.resources, self.resource)
+        try:
+            with _connection(source, self.resource) as connection:
+                yield from _batches(connection, self.sql, self._parameters(context.partition_key))
+        # a database raises whatever its driver has
+        except Exception as error:
+            if isinstance(error, ConfigError):
+                raise
+            said = cell_text(f"{type(error).__name__}: {error}", limit=1_000)
+            raise InputError(
+                f"rows: the query failed at the resource '{self.resource}': {said}. Nothing was sent. The query: "
+                f"{cell_text(self.sql, limit=500)}"
+            ) from error
+
+    def _parameters(self, partition: str | None) -> dict[str, str] | list[str] | None:
+        if partition is None:
+            return None
+        return {"partition_key": partition} if _PARTITION_KEY.search(self.sql) else [partition]
+
+
+@contextmanager
+def _connection(source: Any, resource: str) -> Iterator[Any]:
+    """Give the connection of a resource; one that it opens is closed again."""
+    if hasattr(source, "get_connection"):
+        with source.get_connection() as connection:
+            yield connection
+    elif hasattr(source, "cursor"):
+        yield source
+    else:
+        raise ConfigError(
+            f"The resource '{resource}' is a {type(source).__name__}; rows by a query need one with get_connection(), "
+            "such as DuckDBResource, or a connection of the DB-API."
+        )
+
+
+def _batches(connection: Any, sql: str, parameters: Any) -> Iterator[pa.RecordBatch | pa.Table]:
+    """Yield the result. One without rows is one empty batch: it has columns."""
+    driver = type(connection).__module__.partition(".")[0]
+    if driver in ("duckdb", "_duckdb"):
+        relation = connection.sql(sql, params=parameters)
+        # DuckDB 2 has renamed it
+        read = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
+        reader = read(BATCH_ROWS)
+        yield next(reader, pa.RecordBatch.from_pylist([], schema=reader.schema))
+        yield from reader
+        return
+    # outside of a transaction, which autocommit is, such a cursor needs to be told to stay
+    named = {"name": "llm_batch_rows", "withhold": connection.autocommit} if driver in _SERVER_SIDE else {}
+    cursor = connection.cursor(**named)
+    try:
+        cursor.execute(sql, parameters) if parameters is not None else cursor.execute(sql)
+        yield from _in_one_schema(_fetched(cursor))
+    finally:
+        cursor.close()
+
+
+def _fetched(cursor: Any) -> Iterator[pa.RecordBatch]:
+    rows = cursor.fetchmany(BATCH_ROWS)
+    # of a server-side cursor, the columns are known once it has fetched
+    names = [column[0] for column in cursor.description]
+    while True:
+        columns = list(zip(*rows, strict=True)) or [()] * len(names)
+        yield pa.RecordBatch.from_arrays([pa.array(column, from_pandas=True) for column in columns], names=names)
+        if not (rows := cursor.fetchmany(BATCH_ROWS)):
+            return
+
+
+def _in_one_schema(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Yield the batches with the types that hold for all of them. The DB-API gives values without types: a column that
+    is null at first is text, a number or a date later on. So all of them pass through the local disk.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path, schemas = str(Path(folder) / "rows"), []
+        with pa.OSFile(path, "wb") as file:
+            for batch in batches:
+                schemas.append(batch.schema)
+                with pa.ipc.new_stream(file, batch.schema) as stream:
+                    stream.write_batch(batch)
+        whole = pa.unify_schemas(schemas, promote_options="permissive")
+        with pa.OSFile(path) as file:
+            for _ in schemas:
+                yield pa.ipc.open_stream(file).read_all().cast(whole)

@@ -1,0 +1,158 @@
+"""Rows by a query, over DuckDB and drivers of the DB-API, in real runs; what is wrong with it is said before anything
+is sent.
+"""
+
+import sqlite3
+import tracemalloc
+from types import SimpleNamespace
+from typing import Any
+
+import dagster as dg
+import duckdb
+import pyarrow as pa
+import pytest
+from code_location import BATCH, DAILY, DAYS, LABELS, failure, labeled
+from dagster_duckdb import DuckDBResource
+
+from dagster_llm_batch import Prompt, SqlRows
+from dagster_llm_batch.errors import ConfigError
+
+TABLE = "create table tickets (ticket_id text, subject text, body text, day text)"
+FILL = "insert into tickets select 't' || i, 'Subject ' || i, 'Body ' || i, '2026-01-0' || (1 + i % 2) from {range}"
+WHOLE = "select ticket_id, subject, body from tickets"
+
+
+@pytest.fixture
+def warehouse(tmp_path):
+    """A DuckDB with six tickets, three a day."""
+    path = str(tmp_path / "warehouse.duckdb")
+    with duckdb.connect(path) as connection:
+        connection.execute(TABLE)
+        connection.execute(FILL.format(range="range(6) r(i)"))
+    return DuckDBResource(database=path)
+
+
+def lite(rows: int = 6) -> sqlite3.Connection:
+    """The same in SQLite, through the DB-API; subjects are null at first, and mixed."""
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    connection.execute(TABLE)
+    numbers = ((f"t{i}", f"Subject {i}" if i > 5_000 else None, f"Body {i}", DAYS[i % 2]) for i in range(rows))
+    connection.executemany("insert into tickets values (?, ?, ?, ?)", numbers)
+    return connection
+
+
+def context(resource: Any, partition: str | None = None) -> Any:
+    return SimpleNamespace(resources=SimpleNamespace(warehouse=resource), partition_key=partition)
+
+
+def read(resource: Any, sql: str = WHOLE, partition: str | None = None) -> list[Any]:
+    return list(SqlRows(sql=sql, resource="warehouse")(context(resource, partition)))
+
+
+def test_labels_of_a_query_land_by_partition_with_the_partition_as_a_bound_parameter(make, emulator, warehouse):
+    rows = SqlRows(sql=f"{WHOLE} where day = $partition_key", resource="warehouse")
+    location = make(*labeled(rows=rows, partitions_def=DAILY, deps=["raw/tickets"]), resources={"warehouse": warehouse})
+    for day in DAYS[:2]:
+        assert location.land(partition=day).success
+        records = location.metadata(LABELS, day)["llm_batch/preview"].records
+        assert {record.data["ticket_id"] for record in records} == {f"t{i}" for i in range(6) if DAYS[i % 2] == day}
+    node = location.defs.resolve_asset_graph().get(dg.AssetKey(BATCH))
+    assert node.metadata["llm_batch/sql"].md_str == f"```\n{rows.sql}\n```"
+    assert dg.AssetKey(["raw", "tickets"]) in node.parent_keys
+    other = labeled(rows=SqlRows(sql=f"{rows.sql} limit 9", resource="warehouse"), partitions_def=DAILY)
+    assert other[0].specs_by_key[dg.AssetKey(BATCH)].code_version != node.code_version
+
+
+def test_the_connection_is_closed_when_the_rows_are_read(make, warehouse):
+    location = make(*labeled(rows=SqlRows(sql=WHOLE, resource="warehouse")), resources={"warehouse": warehouse})
+    assert location.submit().success
+    # DuckDB lets nobody else write while one connection is open
+    with duckdb.connect(warehouse.database, config={"threads": 1}) as connection:
+        connection.execute("drop table tickets")
+
+
+def test_labels_of_a_connection_of_the_db_api_land_with_columns_that_are_null_at_first(make, emulator):
+    """More rows than one fetch, without a subject in the first of them."""
+    rows = SqlRows(sql=WHOLE, resource="warehouse")
+    resources = {"warehouse": dg.ResourceDefinition(lambda _: lite(6_000))}
+    prompt = Prompt(user="{{ body }}")
+    location = make(*labeled(rows=rows, keep=["subject"], prompt=prompt), resources=resources)
+    assert location.land().success
+    labels = location.defs.load_asset_value(LABELS, instance=location.instance)
+    assert (len(labels), labels["subject"].drop_nulls().sort()[0]) == (6_000, "Subject 5001")
+
+
+@pytest.mark.parametrize("named", [":partition_key", "?"])
+def test_a_driver_is_given_the_partition_in_its_own_way(named):
+    [batch] = read(lite(), f"{WHOLE} where day = {named}", DAYS[1])
+    assert batch.column("ticket_id").to_pylist() == ["t1", "t3", "t5"]
+    # what looks like a query is a value
+    [none] = read(lite(), f"{WHOLE} where day = {named}", "x' or '1' = '1")
+    assert (none.num_rows, none.schema.names) == (0, ["ticket_id", "subject", "body"])
+
+
+def test_a_result_without_rows_has_columns(warehouse):
+    [batch] = read(warehouse, f"{WHOLE} where day = 'never'")
+    assert (batch.num_rows, batch.schema.names) == (0, ["ticket_id", "subject", "body"])
+
+
+@pytest.mark.parametrize("kind", ["duckdb", "sqlite"])
+def test_a_large_result_is_never_whole_in_memory(warehouse, kind):
+    """200,000 rows of a kilobyte, in a few megabytes of Python's and Arrow's memory."""
+    many = "select 't' || i as ticket_id, repeat('x', 1000) as body from range(200000) r(i)"
+    if kind == "sqlite":
+        numbers = "with recursive n(i) as (select 0 union all select i + 1 from n where i < 199999)"
+        many = f"{numbers} select 't' || i as ticket_id, printf('%1000d', i) as body from n"
+    source = warehouse if kind == "duckdb" else lite()
+    tracemalloc.start()
+    before, most, count = pa.total_allocated_bytes(), 0, 0
+    for batch in SqlRows(sql=many, resource="warehouse")(context(source)):
+        count += batch.num_rows
+        most = max(most, pa.total_allocated_bytes() - before)
+        del batch
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 200_000
+    assert max(most, peak) < 50_000_000
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("select * from nothing", "Table with name nothing does not exist"),
+        ("selec 1", "syntax error"),
+        ("select body from tickets", "ticket_id"),
+        ("select ticket_id, cast(body as int) as subject, body from tickets", "Could not convert string 'Body"),
+    ],
+)
+def test_a_query_that_fails_or_lacks_a_column_is_told_and_nothing_is_sent(make, emulator, warehouse, sql, message):
+    location = make(*labeled(rows=SqlRows(sql=sql, resource="warehouse")), resources={"warehouse": warehouse})
+    result = location.submit()
+    assert not result.success
+    assert message in failure(result)
+    assert "InputError" in failure(result)
+    assert emulator.books.creates_seen == 0
+
+
+def test_a_resource_that_is_not_there_is_refused_when_definitions_load(make):
+    with pytest.raises(dg.DagsterInvalidDefinitionError, match="resource with key 'warehouse' required by op"):
+        make(*labeled(rows=SqlRows(sql=WHOLE, resource="warehouse"))).defs.resolve_implicit_global_asset_job_def()
+
+
+def test_a_resource_that_is_no_connection_is_refused_with_what_is_taken():
+    with pytest.raises(ConfigError, match="The resource 'warehouse' is a str; rows by a query need one with get_conn"):
+        read("postgres://")
+
+
+@pytest.mark.parametrize(
+    ("sql", "partitions_def", "message"),
+    [
+        (f"{WHOLE} where day = $partition_key", None, "the dataset has no partitions"),
+        (f"{WHOLE} where day::partition_key is null", DAILY, "the same for every partition"),
+        (WHOLE, DAILY, "the same for every partition, so that each would ask, and pay, for all rows"),
+        (" ", None, "give a query and a resource"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_when_definitions_load(sql, partitions_def, message):
+    with pytest.raises(ConfigError, match=message):
+        labeled(rows=SqlRows(sql=sql, resource="warehouse"), partitions_def=partitions_def)
