@@ -55,7 +55,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         engine = dataset.engine(context)
         # A definition that cannot work is refused before any row is read.
         if (repository := repository_of(context)) is not None:
-            datasets_in(repository.assets_defs_by_key.values())
+            dataset.check_former_names(datasets_in(repository.assets_defs_by_key.values()))
         engine.check(dataset.labeling)
         provider = engine.provider(dataset.labeling.provider)
 
