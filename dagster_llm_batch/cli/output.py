@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -36,6 +37,7 @@ SHORT_ID = 12
 """Characters of a submission's id that are shown; commands take any beginning that is unique."""
 
 _PIPE_COLUMNS = 240
+_NO_LIMIT = 10_000
 
 
 def console() -> Console:
@@ -45,15 +47,55 @@ def console() -> Console:
     return Console(file=sys.stdout, width=None if terminal else _PIPE_COLUMNS, highlight=False)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> Table:
-    """Make a table whose numbers are aligned right."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
-    for number, name in enumerate(columns):
-        right = bool(rows) and all(isinstance(row[number], int | Decimal | Money | None) for row in rows)
-        made.add_column(name, justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*(cell(value) for value in row))
-    return made
+class FittingTable:
+    """A table whose numbers are aligned right. Where it is too wide, each row becomes lines of `column  value`.
+
+    A name that is broken in the middle (`openai/gpt-5-na` and `no` below it) can neither be read nor copied.
+    """
+
+    def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None) -> None:
+        self._columns = columns
+        self._rows = [[cell(value) for value in row] for row in rows]
+        self._title = title
+        self._right = [
+            bool(rows) and all(isinstance(row[number], int | Decimal | Money | None) for row in rows)
+            for number in range(len(columns))
+        ]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """Yield the table, or the rows one below the other."""
+        made = self._empty()
+        for number, name in enumerate(self._columns):
+            unbroken = all(" " not in row[number].plain for row in self._rows)
+            justify: Literal["left", "right"] = "right" if self._right[number] else "left"
+            made.add_column(name, justify=justify, overflow="fold", no_wrap=unbroken)
+        for row in self._rows:
+            made.add_row(*row)
+        # The least width, at which each column is as wide as its longest word; measured as if there were room.
+        least = Measurement.get(console, options.update(max_width=_NO_LIMIT), made).minimum
+        if least <= options.max_width:
+            yield made
+            return
+        for number, row in enumerate(self._rows):
+            lines = self._empty(title=self._title if number == 0 else "")
+            lines.show_header = False
+            lines.add_column(style="bold", no_wrap=True)
+            lines.add_column(overflow="fold")
+            for name, value in zip(self._columns, row, strict=True):
+                lines.add_row(name, value)
+            yield lines
+            yield ""
+
+    def _empty(self, title: str | None = None) -> Table:
+        title = self._title if title is None else title
+        return Table(
+            title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold"
+        )
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> FittingTable:
+    """Make a table that fits where it is printed."""
+    return FittingTable(columns, rows, title)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
@@ -61,7 +103,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
     console().print(table(columns, rows, title=title))
 
 
-def cell(value: object) -> RenderableType:
+def cell(value: object) -> Text:
     """Return a value as one line of text; what stands in it is never read as markup or as a terminal's commands."""
     if value is None:
         return Text("-", style="dim")

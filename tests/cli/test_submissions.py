@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from decimal import Decimal
@@ -25,7 +26,9 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._daemon.types import DaemonHeartbeat
 from dagster_shared.error import SerializableErrorInfo
 from project import DAYS
+from rich.console import Console
 
+from dagster_llm_batch.cli.output import money, table
 from dagster_llm_batch.testing.emulator import BatchFault, RowFault, WireFault
 
 
@@ -231,7 +234,7 @@ def test_watch_says_that_nobody_sends_and_why(project, home):
     with dg.DagsterInstance.get() as instance:
         assert "Dagster's daemon, which runs sensors, has never run here. Start it" in standstill()[0]
         heartbeat(instance, seconds_ago=600)
-        assert "was last seen 10 m ago" in standstill()[0]
+        assert "was last seen 10 m" in standstill()[0]
         heartbeat(instance, seconds_ago=10)
         assert "the sensor 'llm_batch_sensor' has not looked yet" in standstill()[0]
         state = instance.add_instigator_state(sensor_state(InstigatorStatus.STOPPED))
@@ -253,3 +256,18 @@ def test_watch_says_what_the_provider_said_that_turned_a_batch_away(project):
     assert "ticket_labels: 1 batch is not sent yet: " in text
     assert "429" in text
     assert "DAGSTER_HOME is not set here" in text
+
+
+@pytest.mark.parametrize("width", [50, 80, 100, 200])
+def test_no_name_is_broken_however_narrow_the_terminal_is(width):
+    columns = ["submission", "asset", "partition", "model", "cost", "why"]
+    names = ["0123456789ab", "marketing/ticket_labels", "2026-01-01|north", "anthropic/claude-haiku-4-5-20251001"]
+    rows = [[*names, money(Decimal("12.5")), "the provider takes nothing now, and says so at some length"]] * 2
+    out = io.StringIO()
+    Console(file=out, width=width).print(table(columns, rows, title="Two of them"))
+    printed = out.getvalue()
+    assert max(len(line) for line in printed.splitlines()) <= width
+    for text in [*columns, *names, "$12.50"]:
+        assert text in printed, printed
+    assert printed.count("Two of them") == 1
+    assert printed.count("provider") == 2
