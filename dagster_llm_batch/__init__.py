@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.automation import on_labels_ready
     from dagster_llm_batch.checks import Checks
     from dagster_llm_batch.components import (
+        ComponentOp,
         LLMBatchAgreementComponent,
         LLMBatchComponent,
         LLMBatchCostComponent,
@@ -72,6 +73,7 @@ __all__ = [
     "Budget",
     "Checks",
     "CommandBatchResource",
+    "ComponentOp",
     "Embedding",
     "Fallback",
     "GeminiBatchResource",
@@ -118,6 +120,7 @@ __all__ = [
 
 _MODULES = {
     "Checks": "checks",
+    "ComponentOp": "components",
     "Embedding": "core.response",
     "Fallback": "engine",
     "HiveParquetIOManager": "io",

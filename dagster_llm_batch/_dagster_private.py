@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
+from dagster._core.definitions.decorators.op_decorator import DecoratedOpFunction
 from dagster._core.definitions.reconstruct import ReconstructableJob, repository_def_from_target_def
 from dagster._core.execution.plan.utils import build_resources_for_manager
 from dagster._core.secrets.env_file import get_env_var_dict
@@ -20,6 +21,7 @@ __all__ = [
     "load_repository",
     "load_stored",
     "output_context",
+    "replace_function",
     "repository_of",
 ]
 
@@ -196,3 +198,16 @@ def load_repository(
         resolve_lazy_defs=False,
     )
     return repository_def_from_target_def(target.target_definition)
+
+
+def replace_function(
+    definition: dg.AssetsDefinition, decorate: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
+    """Have assets that were just made, and that nobody else has yet, computed by their function as it is decorated.
+
+    Dagster makes an op from a function and gives no way to another one. All else of the op stays as it is.
+    """
+    op = definition.op
+    function = op.compute_fn
+    assert isinstance(function, DecoratedOpFunction)
+    op._compute_fn = DecoratedOpFunction(decorate(function.decorated_fn))  # noqa: SLF001

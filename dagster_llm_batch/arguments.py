@@ -39,11 +39,22 @@ _SHOWN_CHARS = 80
 
 def checked(called: _Called) -> _Called:
     """Decorate a function or class: ConfigError for a call with arguments other than it declares."""
-    return _checked(called, None)
+    function: Any = called.__init__ if isinstance(called, type) else called  # type: ignore[misc]
+    declared = _Declared(called, function)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        declared.check(args, kwargs)
+        return function(*args, **kwargs)
+
+    if not isinstance(called, type):
+        return call  # type: ignore[return-value]
+    called.__init__ = call  # type: ignore[misc]
+    return called
 
 
 def checked_options(
-    options: type, owner: Callable[..., Any], beside: Callable[..., Any] | None = None
+    options: type, owner: Callable[..., Any], beside: Callable[..., Any] | None = None, without: Collection[str] = ()
 ) -> Callable[[_Called], _Called]:
     """Decorate a function whose `**` arguments are `Unpack[options]`, a TypedDict: each is checked, and shown by `help`
     and `inspect.signature`, as if it stood in the argument list.
@@ -51,23 +62,30 @@ def checked_options(
     Args:
         options: What several functions take alike. A TypedDict has no defaults.
         owner: What the options are handed on to; its defaults are theirs.
-        beside: What all other `**` arguments are handed on to; it checks their values.
+        beside: What all other `**` arguments are handed on to; they are shown and checked as its own are.
+        without: Arguments of `beside` that the function gives itself, and does not take.
     """
 
     def decorate(called: _Called) -> _Called:
-        kinds, defaults = get_type_hints(options), inspect.signature(owner).parameters
         function: Any = called
         signature = inspect.signature(called)
         *named, rest = signature.parameters.values()
+        own = {parameter.name for parameter in named}
+        defaults, kinds = inspect.signature(owner).parameters, get_type_hints(options)
+        taken = {name: (kind, defaults[name].default) for name, kind in kinds.items()}
+        if beside is not None:
+            more, kinds = inspect.signature(beside).parameters, get_type_hints(beside)
+            taken = {name: (kinds[name], more[name].default) for name in more if name not in without} | taken
         written_out = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name].default, annotation=kind)
-            for name, kind in kinds.items()
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for name, (kind, default) in taken.items()
+            if name not in own
         ]
-        annotations = {name: kind for name, kind in function.__annotations__.items() if name != rest.name} | kinds
-        others = [] if beside is None else [rest.replace(annotation=Any)]
-        function.__signature__ = signature.replace(parameters=[*named, *written_out, *others])
+        annotations = {name: kind for name, kind in function.__annotations__.items() if name != rest.name}
+        annotations = {parameter.name: parameter.annotation for parameter in written_out} | annotations
+        function.__signature__ = signature.replace(parameters=[*named, *written_out])
         function.__annotations__ = annotations
-        call: Any = _checked(called, beside)
+        call: Any = checked(called)
         # from Python 3.14 on `wraps` copies the function that makes the annotations, and not what was set
         call.__annotations__ = annotations
         return call  # type: ignore[no-any-return]
@@ -89,39 +107,22 @@ def unknown_name(noun: str, name: str, known: Collection[str]) -> str:
     return f"there is no {noun} {name!r}{meant} The {noun}s are {', '.join(known)}."
 
 
-def _checked(called: _Called, rest: Callable[..., Any] | None) -> _Called:
-    function: Any = called.__init__ if isinstance(called, type) else called  # type: ignore[misc]
-    declared = _Declared(called, function, rest)
-
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        declared.check(args, kwargs)
-        return function(*args, **kwargs)
-
-    if not isinstance(called, type):
-        return call  # type: ignore[return-value]
-    called.__init__ = call  # type: ignore[misc]
-    return called
-
-
 class _Declared:
     """The arguments of a function, or of a class's constructor."""
 
-    def __init__(self, called: Any, function: Callable[..., Any], rest: Callable[..., Any] | None) -> None:
+    def __init__(self, called: Any, function: Callable[..., Any]) -> None:
         self._called = called
         self._function = function
-        self._rest = rest
 
     def check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Raise ConfigError for what is not declared. What is missing is Python's to tell."""
         noun, prefix = ("field", f"{self._called.__name__}.") if isinstance(self._called, type) else ("argument", "")
         for name, value in self._given(args, kwargs):
-            if name not in self._names:
+            if name not in self._parameters:
                 if (written := self._object_with(name)) is not None:
                     raise ConfigError(f"{self._called.__name__}: there is no {noun} {name!r}; write {written}.")
-                raise ConfigError(f"{self._called.__name__}: {unknown_name(noun, name, self._names)}")
-            parameter = self._parameters.get(name)
-            if parameter is None or value is parameter.default or _fits(value, self.kinds[name]):
+                raise ConfigError(f"{self._called.__name__}: {unknown_name(noun, name, self._parameters)}")
+            if value is self._parameters[name].default or _fits(value, self.kinds[name]):
                 continue
             kind = self.kinds[name]
             hint = self._hint(name, value)
@@ -142,20 +143,14 @@ class _Declared:
         }
 
     @cached_property
-    def _names(self) -> list[str]:
-        more_names = [] if self._rest is None else inspect.signature(self._rest).parameters
-        return list(dict.fromkeys([*self._parameters, *more_names]))
-
-    @cached_property
     def kinds(self) -> dict[str, Any]:
         return get_type_hints(self._called if is_dataclass(self._called) else self._function)
 
     def _object_with(self, name: str) -> str | None:
         """Return how to give this name as a field of one of the objects that are taken."""
-        rest = {} if self._rest is None else get_type_hints(self._rest)
-        for argument, kind in {**rest, **self.kinds}.items():
+        for argument, kind in self.kinds.items():
             for choice in _choices(kind):
-                if argument in self._names and is_dataclass(choice) and name in {own.name for own in fields(choice)}:
+                if is_dataclass(choice) and name in {own.name for own in fields(choice)}:
                     return f"{argument}={annotation_text(choice)}({name}=…)"
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -219,8 +220,9 @@ def dataset_of(definitions: Iterable[dg.AssetsDefinition]) -> Dataset:
     for definition in definitions:
         node = definition.node_def if definition.is_executable else None
         function = getattr(node.compute_fn, "decorated_fn", None) if isinstance(node, dg.OpDefinition) else None
-        if function is not None and function in _DECLARED:
-            return _DECLARED[function]
+        # a component may run the function by its `execute`
+        if function is not None and (declared := _DECLARED.get(inspect.unwrap(function))):
+            return declared
     msg = "These are no labels of llm_batch_assets. Give what it returned, as in candidates=ticket_labels."
     raise ConfigError(msg)
 

@@ -18,6 +18,7 @@ from dagster_llm_batch.assets.sql_rows import SqlRows
 from dagster_llm_batch.assets.submission import submission_asset
 from dagster_llm_batch.checks import Checks
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.core.response import Response
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend, Spend
 from dagster_llm_batch.engine.labeling import EmptyRows
 from dagster_llm_batch.errors import ConfigError
@@ -37,7 +38,7 @@ def llm_batch_assets(
     key: str,
     prompt: Prompt,
     model: str,
-    response: Any = None,
+    response: Response = None,
     params: Mapping[str, Any] | None = None,
     endpoint: Endpoint | str | None = None,
     keep: Sequence[str] = (),
@@ -69,35 +70,34 @@ def llm_batch_assets(
 
     Args:
         name: Name of the labeled asset.
-        rows: An upstream asset (loaded through its IO manager, one partition at a time), a query (`SqlRows(...)`), or a
-            function of RowsContext.
-            Rows are a polars, pandas or arrow frame, a DuckDB relation, anything narwhals reads, or an iterator of
-            Arrow record batches.
+        rows: An upstream asset (loaded through its IO manager, one partition at a time), a query (`SqlRows`), or a
+            function of RowsContext that gives the rows: a polars, pandas or arrow frame, a DuckDB relation, anything
+            narwhals reads, or an iterator of Arrow record batches.
         key, prompt, model, response, params, endpoint, keep, empty, max_cost_usd, workers: See Labeling.
-        limits: How large a batch may be, and what to do with one that is too small: `Limits(...)`.
-        realtime: What is answered in real time, by a deadline or a column: `Realtime(...)`.
-        resend: What is sent again, how often, and to which model then: `Resend(...)`.
-        spend: What requests are taken to cost: `Spend(...)`.
-        partitions_def: Any Dagster partitions. An upstream asset is read by the same partition key.
-        mode: `deferred`: materializing the labels takes what is there; a sensor (`build_llm_batch_sensor`) does it when
-            batches end. `wait`: the run waits for them, for development and small submissions.
-        poll_seconds: Between two looks in `wait` mode.
-        checks: Least coverage and parse rate, and whether they hold back what is downstream: `Checks(...)`.
+        limits, realtime, resend, spend: See Labeling.
+        partitions_def: Any Dagster partitions, of all three assets. An upstream asset is read by the same partition
+            key. Default: no partitions.
+        mode: "deferred": materializing the labels takes what is there, and a sensor (`build_llm_batch_sensor`) does it
+            when batches end. "wait": the run waits for them, for development and small submissions.
+        poll_seconds: Seconds between two looks in "wait" mode.
+        checks: Least coverage and parse rate, and whether a failed check holds back what is downstream.
         frame: What the IO manager is given: a table of "arrow", "polars" or "pandas", or "batches", a stream of Arrow
             record batches (`pyarrow.RecordBatchReader`, as HiveParquetIOManager takes it) that no memory need hold.
-        io_manager_key: The IO manager that stores labels and rejects.
-        resource_key: Where LLMBatchResource is.
-        required_resource_keys: Resources for a function that gives rows.
-        backfill_policy: None: one run for all partitions of a backfill.
-        options: Dagster's own, of all three assets but for these; see `DagsterOptions`.
-            `deps`: assets that a query or a function of rows reads, or that the submission is to come after.
-            `metadata`: as the IO manager may want it (`{"partition_expr": "day"}`, with `day` kept), too.
-            `automation_condition`: of the submission; by default it waits for a person, since it costs. Labels and
+        io_manager_key: Key of the IO manager that stores labels and rejects.
+        resource_key: Key of the LLMBatchResource.
+        required_resource_keys: Keys of the resources that a function of rows uses.
+        backfill_policy: How many runs a backfill is. Default: one run for all partitions.
+        deps: More assets that a query or a function of rows reads, or that the submission is to come after. For the
+            rows' own asset, its partition mapping takes the place of ours.
+        metadata: Metadata of all three assets, as the IO manager may want it (`partition_expr`, a column of `keep`).
+        automation_condition: When the submission is made without a person. "default": never, since it costs. Labels and
             rejects land by the sensor.
-            `op_tags`: of both ops, the one that submits and the one that lands, for executors that size a step by them.
-            `pool`, `retry_policy`: of the op that submits. A run of one partition is tried again, and what was sent is
-            found in the ledger, not paid again. A run over several records its failures by partition and is not tried
-            again as a whole. Landing has no need of either: the sensor asks for it again.
+        op_tags: Tags of both ops, the one that submits and the one that lands, for executors that size a step by them.
+        pool: Concurrency pool of the op that submits. Landing needs none.
+        retry_policy: How often the op that submits is tried again, and when. What was sent is found in the ledger, and
+            not paid again. A run over several partitions records its failures by partition and is not tried again as
+            a whole. Landing needs none: the sensor asks for it again.
+        options: Dagster's other ones, of all three assets; see `DagsterOptions`.
 
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.

@@ -49,17 +49,25 @@ class DagsterOptions:
     """Dagster's own options of one factory.
 
     Args:
-        key_prefix, group_name: Of all its assets.
-        description: Of its main asset; those beside it say what they are.
-        owners, tags, metadata, freshness_policy: Of all its assets.
-        kinds: Of all its assets, in the place of ours. Dagster takes three at most.
-        code_version: Added to ours, which changes with the arguments: for what we cannot see, such as a function that
-            you call.
-        deps: More that is read, for order and lineage: it is neither waited for nor followed. An `AssetDep` on what is
+        key_prefix: What the keys of all its assets begin with: one part as a text, or a list of parts.
+        group_name: Group of all its assets.
+        description: Description of its main asset; those beside it say what they are.
+        owners: Owners of all its assets.
+        tags: Tags of all its assets.
+        kinds: Kinds of all its assets, in the place of ours. Dagster takes three at most.
+        metadata: Metadata of all its assets, as the IO manager may want it (`partition_expr`).
+        code_version: Added to our own code version, which changes with the arguments: for what we cannot see, such as a
+            function that you call.
+        freshness_policy: When its assets are late.
+        deps: More assets that are read, for order and lineage. They are neither waited for nor followed. One that is
             read anyway takes the place of our own, with its partition mapping.
-        automation_condition: See Automation.
-        pool, op_tags, retry_policy: Of the op that computes the assets. A step that covers several partitions is not
-            retried: the others have landed, and those that failed are named.
+        automation_condition: When the assets are made without a person. "default": what costs nothing is made when
+            what it reads is new, and what asks a model waits for a person. None (in YAML null): only when a person says
+            so.
+        pool: Concurrency pool of the op that computes the assets.
+        op_tags: Tags of that op, for executors that size a step by them.
+        retry_policy: How often that op is tried again, and when. A step that covers several partitions is not retried:
+            the others have landed, and those that failed are named.
         translator: Changes the specs from Python, one by one: see LLMBatchTranslator.
     """
 

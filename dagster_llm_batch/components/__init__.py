@@ -1,5 +1,6 @@
 """The Python API in `defs.yaml`, for `dg`."""
 
+from dagster_llm_batch.components.base import ComponentOp
 from dagster_llm_batch.components.batch import LLMBatchComponent
 from dagster_llm_batch.components.evaluation import (
     LLMBatchAgreementComponent,
@@ -13,6 +14,7 @@ from dagster_llm_batch.components.evaluation import (
 )
 
 __all__ = [
+    "ComponentOp",
     "LLMBatchAgreementComponent",
     "LLMBatchComponent",
     "LLMBatchCostComponent",

@@ -1,117 +1,271 @@
-"""Attributes that several components have."""
+"""How what is declared in Python is written in YAML: attributes come from signatures, annotations and docstrings.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+`FORMS` says for each type that YAML lacks how it is written there. All else follows from annotations: a list for a
+sequence, a block for a settings object, a name for a member of an enumeration. A type without a form, such as
+AssetsDefinition beside a key, is left to Python and to templates.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from datetime import timedelta
+from decimal import Decimal
+from enum import Enum
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import dagster as dg
-from pydantic import Field
+import docstring_parser.google
+from pydantic import Field, create_model
 
-from dagster_llm_batch.assets.options import Automation
-from dagster_llm_batch.assets.output import Frame
-from dagster_llm_batch.components.resolution import Block, MadeBlock, about, block, pointing_at, templated
+from dagster_llm_batch.assets.dataset import RowsFunction
+from dagster_llm_batch.assets.sql_rows import SqlRows
+from dagster_llm_batch.components.partitions import AnyPartitions
+from dagster_llm_batch.components.resolution import (
+    Block,
+    Duration,
+    folder_of,
+    import_object,
+    made,
+    pointing_at,
+    templated,
+)
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.core.response import Embedding, Response, response_format
+from dagster_llm_batch.engine import Limits, Realtime, Resend, Spend
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.candidates import Scale
+from dagster_llm_batch.metrics import Target
+from dagster_llm_batch.protocols import Workers
 
-__all__ = [
-    "AssetKinds",
-    "BackfillPolicy",
-    "Candidates",
-    "CheckAttributes",
-    "CheckSeverity",
-    "CodeVersion",
-    "Condition",
-    "Confidence",
-    "Deps",
-    "Description",
-    "Freshness",
-    "GoldTarget",
-    "GroupName",
-    "KeyPrefix",
-    "Kinds",
-    "Metadata",
-    "OpRetry",
-    "OpTags",
-    "Owners",
-    "Pool",
-    "Rejects",
-    "ResourceKey",
-    "RetryPolicySettings",
-    "RowKey",
-    "SampleSize",
-    "Seed",
-    "TableAttributes",
-    "Tags",
-]
+__all__ = ["FORMS", "Form", "attributes_of", "block_of", "create_block", "form_of", "shown"]
+
+_REFERENCES = ("See ", "As for ")
+"""What a docstring says of an argument that is described elsewhere begins so."""
 
 
-class SingleRun(Block):
-    """One run for all partitions."""
+@dataclass(frozen=True)
+class Form:
+    """How values of one type are written in YAML.
 
-    type: Literal["single_run"]
+    Args:
+        kind: Type of what is written. Templates are text, which every attribute takes.
+        examples: What may be written.
+        resolve: From what is written to the value.
+        note: What is written, where the description of the argument does not say it.
+    """
 
-
-class MultiRun(Block):
-    """Several runs."""
-
-    type: Literal["multi_run"]
-    max_partitions_per_run: int = Field(default=1, ge=1, description="Neighbouring partitions that share a run.")
-
-
-def _backfill_policy(context: dg.ResolutionContext, given: Any) -> dg.BackfillPolicy | None:
-    if isinstance(given, MultiRun):
-        return dg.BackfillPolicy.multi_run(given.max_partitions_per_run)
-    if isinstance(given, SingleRun):
-        return dg.BackfillPolicy.single_run()
-    return templated(context, given)  # type: ignore[no-any-return]  # the factory takes no other
+    kind: Any
+    examples: Sequence[Any] = ()
+    resolve: Callable[[dg.ResolutionContext, Any], Any] = made
+    note: str = ""
 
 
-BackfillPolicy = Annotated[
-    dg.BackfillPolicy | None,
-    dg.Resolver(
-        _backfill_policy,
-        model_field_type=Annotated[SingleRun | MultiRun, Field(discriminator="type")] | None,
-        description="How many runs a backfill is. Default: one for all partitions.",
-        examples=[{"type": "multi_run", "max_partitions_per_run": 10}],
+FORMS: dict[Any, Form] = {
+    Decimal: Form(float | str),
+    timedelta: Form(Duration),
+    Workers: Form(str, ["{{ workers }}"], note="In YAML a template variable of yours gives them."),
+    dg.AutomationCondition[Any]: Form(
+        str,
+        ["{{ dg.AutomationCondition.on_cron('0 2 * * *') }}", "{{ on_labels_ready() }}"],
+        note="In YAML a condition is a template.",
     ),
-]
-Blocking = Annotated[bool, about("Whether a failed check holds back what is downstream.")]
-Candidates = Annotated[
-    Any,
-    about(
-        "Keys of the labeled assets, or a mapping from names to keys.",
-        ["ticket_labels"],
-        {"small": "labels/small", "large": "labels/large"},
-        kind=list[str] | dict[str, str],
+    dg.FreshnessPolicy: Form(
+        str,
+        ["{{ dg.FreshnessPolicy.time_window(fail_window=datetime.timedelta(hours=30)) }}"],
+        note="In YAML it is a template.",
     ),
-]
-CheckSeverity = Annotated[
-    dg.AssetCheckSeverity,
-    about("Of these checks.", "WARN", kind=Literal["ERROR", "WARN"], make=dg.AssetCheckSeverity),
-]
-Confidence = Annotated[
-    Mapping[str, str] | str | None,
-    about(
-        "Column of the candidates with the probability, 0 to 1, that their label is correct; a mapping by target.",
-        "confidence",
-        kind=str | dict[str, str] | None,
-    ),
-]
-CodeVersion = Annotated[
-    str | None, about("Added to ours, which changes with the attributes: for code that we do not see.", "2")
-]
-Condition = Annotated[
-    Automation,
-    about(
-        "When it is made. `default`: what costs nothing, when what it reads is new; what asks a model, when a person "
-        "says so. Null: always when a person says so.",
-        "default",
-        "{{ dg.AutomationCondition.eager() }}",
-        "{{ dg.AutomationCondition.on_cron('0 2 * * *') }}",
-        "{{ on_labels_ready() }}",
-        kind=str | None,
-    ),
-]
+}
+"""How the types that YAML lacks are written; those that are blocks follow below."""
+
+
+def attributes_of(
+    factory: Callable[..., Any],
+    *described_in: Any,
+    forms: Mapping[Any, Form] | None = None,
+    without: Collection[str] = (),
+) -> dict[str, tuple[Any, Any]]:
+    """Return the arguments of a factory as attributes: annotations with a resolver, and defaults (`Parameter.empty`).
+
+    Args:
+        factory: Its docstring describes the arguments.
+        described_in: Functions and classes whose docstrings describe those that the factory's does not.
+        forms: Forms of its own, before those of `FORMS`.
+        without: Arguments that are no attributes.
+    """
+    attributes = {}
+    for name, argument in _declared(factory, *described_in).items():
+        if name in without:
+            continue
+        form = form_of(argument.kind, forms or {})
+        if form is None:
+            raise TypeError(f"{factory.__name__}: FORMS says not how {name}: {argument.kind} is written in YAML.")
+        resolver = dg.Resolver(
+            form.resolve,
+            model_field_name=name,
+            model_field_type=form.kind,
+            description=" ".join(filter(None, [argument.description, form.note])) or None,
+            examples=list(form.examples) or None,
+            inject_before_resolve=False,
+        )
+        attributes[name] = (Annotated[argument.kind, resolver], argument.default)
+    return attributes
+
+
+def form_of(annotation: Any, forms: Mapping[Any, Form] | None = None) -> Form | None:
+    """Return how values of this annotation are written; None where only a template can give one."""
+    known = {**FORMS, **(forms or {})}
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if annotation in known:
+        return known[annotation]
+    if origin in (Union, UnionType):
+        # a key of several parts is written as text, as in `crm/tickets`
+        choices = [part for part in parts if not (part == Sequence[str] and dg.AssetKey in parts)]
+        return _any_of([form for part in choices if (form := form_of(part, forms)) is not None])
+    if origin in (Sequence, list, set):
+        item = form_of(parts[0], forms)
+        return item and Form(list[item.kind], [[example] for example in item.examples])  # type: ignore[name-defined]
+    if origin in (Mapping, dict):
+        item = form_of(parts[1], forms)
+        return item and Form(dict[str, item.kind])  # type: ignore[name-defined]
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return Form(Literal[tuple(member.value for member in annotation)], resolve=_member_of(annotation))
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return Form(block_of(annotation))
+    is_plain = annotation in (Any, bool, int, float, str, NoneType) or origin in (Literal, tuple)
+    return Form(annotation) if is_plain else None
+
+
+def _any_of(forms: Sequence[Form]) -> Form | None:
+    """Return the form of a union. Text can mean something else than itself only where nothing else is a choice."""
+    if all(form.kind is NoneType for form in forms):
+        return None
+    first, *others = [form for form in forms if form.kind is not NoneType]
+    return Form(
+        Union[tuple(form.kind for form in forms)],  # noqa: UP007 - the choices are computed
+        [example for form in forms for example in form.examples],
+        made if others else first.resolve,
+        " ".join(form.note for form in forms if form.note),
+    )
+
+
+def _member_of(enumeration: type[Enum]) -> Callable[[dg.ResolutionContext, Any], Any]:
+    names = {member.value: member for member in enumeration}
+
+    def resolve(context: dg.ResolutionContext, given: Any) -> Any:
+        value = templated(context, given)
+        return names.get(value, value) if isinstance(value, str) else value
+
+    return resolve
+
+
+@dataclass(frozen=True)
+class _Argument:
+    kind: Any
+    default: Any
+    description: str | None
+
+
+def _declared(called: Callable[..., Any], *described_in: Any) -> dict[str, _Argument]:
+    described = _descriptions(called, *described_in)
+    # Dagster's named tuples declare what `__new__` takes.
+    owner = called.__new__ if isinstance(called, type) and not is_dataclass(called) else called
+    kinds = get_type_hints(owner, include_extras=True)
+    return {
+        name: _Argument(kinds[name], parameter.default, described.get(name))
+        for name, parameter in inspect.signature(called).parameters.items()
+    }
+
+
+def _descriptions(*documents: Any) -> dict[str, str]:
+    """Return what docstrings say of each argument, in the part `Args`; what an earlier one says counts, unless it only
+    refers to another ("See …", "As for …").
+
+    Args:
+        documents: Functions and classes. A class has what its bases say, too.
+    """
+    described: dict[str, str] = {}
+    for document in documents:
+        for owner in document.__mro__ if isinstance(document, type) else (document,):
+            for argument in docstring_parser.google.parse(owner.__doc__).params:
+                text = " ".join((argument.description or "").split())
+                if not text.startswith(_REFERENCES):
+                    for name in argument.arg_name.split(", "):
+                        described.setdefault(name, text)
+    return described
+
+
+@cache
+def block_of(called: Callable[..., Any]) -> type[Block]:
+    """Return the block of settings from which this class or function makes a value. Every setting can be a template."""
+    return create_block(called)
+
+
+def create_block(
+    called: Callable[..., Any],
+    base: type[Block] = Block,
+    *,
+    name: str | None = None,
+    templates: bool = True,
+    **own: tuple[Any, Any] | None,
+) -> type[Block]:
+    """Return a block of settings from which `called` makes a value.
+
+    Args:
+        called: Its arguments, their defaults and their descriptions are those of the block.
+        base: What makes the value.
+        name: What the JSON Schema calls the block.
+        templates: Whether text, from a template, is let through: `called` refuses it where it takes none.
+        own: Settings that are the block's own, or of another kind than the argument: type and pydantic's `Field`. None:
+            the block has no such setting.
+    """
+    fields: dict[str, Any] = {}
+    resolvers = {}
+    for setting, argument in _declared(called).items():
+        form = None if setting in own else form_of(argument.kind)
+        if form is None:
+            continue
+        # Choices stay the only ones, so that the JSON Schema refuses others.
+        is_chosen = any(get_origin(choice) is Literal for choice in (form.kind, *get_args(form.kind)))
+        default = ... if argument.default is inspect.Parameter.empty else shown(argument.default)
+        described = Field(default, description=argument.description, examples=list(form.examples) or None)
+        fields[setting] = (form.kind | str if templates and not is_chosen else form.kind, described)
+        resolvers[setting] = form.resolve
+    fields |= {setting: field for setting, field in own.items() if field is not None}
+    summary = (called.__doc__ or "").split("\n\n")[0]
+    block: type[Block] = create_model(name or f"{called.__name__}Settings", __base__=base, __doc__=summary, **fields)
+    block.make, block.resolvers = called, resolvers
+    return block
+
+
+def shown(default: Any) -> Any:
+    """Return a default as one would write it in YAML."""
+    if isinstance(default, Enum):
+        return default.value
+    if isinstance(default, tuple):
+        return list(default)
+    if isinstance(default, timedelta):
+        hours, rest = divmod(default, timedelta(hours=1))
+        return {"minutes": default // timedelta(minutes=1)} if rest else {"hours": hours}
+    return default
+
+
+class FunctionSettings(Block):
+    """Rows from a Python function."""
+
+    function: str = Field(
+        description="Import path of a function of RowsContext that gives rows.", examples=[".rows.tickets"]
+    )
+
+    def value(self, context: dg.ResolutionContext) -> Any:
+        """Return the function."""
+        with pointing_at(context.at_path("function")):
+            function = import_object(context, self.function)
+            if not callable(function):
+                raise ConfigError(
+                    f"{self.function!r} is a {type(function).__name__}; it must be a function of RowsContext."
+                )
+            return function
 
 
 class DepSettings(Block):
@@ -124,138 +278,154 @@ class DepSettings(Block):
         examples=["{{ TimeWindowPartitionMapping(start_offset=-6) }}"],
     )
 
+    def value(self, context: dg.ResolutionContext) -> dg.AssetDep:
+        """Return Dagster's dependency."""
+        key = dg.AssetKey.from_user_string(templated(context.at_path("asset"), self.asset))
+        mapping = templated(context.at_path("partition_mapping"), self.partition_mapping)
+        if isinstance(mapping, str):
+            with pointing_at(context.at_path("partition_mapping")):
+                raise ConfigError(f"partition_mapping={mapping!r} is text; it takes a template that gives one.")
+        return dg.AssetDep(key, partition_mapping=mapping)
 
-def _deps(context: dg.ResolutionContext, given: Any) -> Any:
+
+class Example(Block):
+    """A few-shot example."""
+
+    user: str = Field(description="What is asked, as plain text.")
+    reply: str = Field(description="What the model should reply.")
+
+
+class _PromptBlock(Block):
+    def value(self, context: dg.ResolutionContext) -> Prompt:
+        """Return the prompt. Its templates are for rows: Dagster's templating leaves them alone."""
+        given: dict[str, Any] = dict(self)
+        with pointing_at(context):
+            user, system = _text(context, given, "user"), _text(context, given, "system")
+            if user is None:
+                raise ConfigError("The prompt needs `user` (a template) or `user_file` (a file that holds it).")
+            return Prompt(
+                user=user,
+                system=system,
+                images=given["images"],
+                image_root=templated(context, given["image_root"]),
+                examples=[(example.user, example.reply) for example in given["examples"]],
+                cache_prefix=given["cache_prefix"],
+                version=templated(context, given["version"]),
+            )
+
+
+_FILE = "File with that template, beside this one."
+PromptSettings = create_block(
+    Prompt,
+    _PromptBlock,
+    templates=False,
+    user=(
+        str | None,
+        Field(None, description="Jinja template; columns are variables.", examples=["{{ subject }}\n\n{{ body }}"]),
+    ),
+    user_file=(str | None, Field(None, description=_FILE, examples=["prompt.md.j2"])),
+    system_file=(str | None, Field(None, description=_FILE)),
+    examples=(list[Example], Field([], description="Few-shot examples, the same for all requests.")),
+)
+
+
+def _prompt(context: dg.ResolutionContext, given: Any) -> Any:
     if isinstance(given, str):
-        return templated(context, given)
-    return [_dep(context.at_path(index), dep) for index, dep in enumerate(given)]
+        given = PromptSettings.model_validate({"user": given})
+    return made(context, given)
 
 
-def _dep(context: dg.ResolutionContext, given: Any) -> Any:
-    if not isinstance(given, DepSettings):
-        return templated(context, given)
-    key = dg.AssetKey.from_user_string(templated(context.at_path("asset"), given.asset))
-    mapping = templated(context.at_path("partition_mapping"), given.partition_mapping)
-    if isinstance(mapping, str):
-        with pointing_at(context.at_path("partition_mapping")):
-            raise ConfigError(f"partition_mapping={mapping!r} is text; it takes a template that gives one.")
-    return dg.AssetDep(key, partition_mapping=mapping)
+def _text(context: dg.ResolutionContext, given: Mapping[str, Any], part: str) -> str | None:
+    inline: str | None = given[part]
+    file: str | None = given[f"{part}_file"]
+    if inline is not None and file is not None:
+        raise ConfigError(f"The prompt has both `{part}` and `{part}_file`. Keep one of them.")
+    if file is None:
+        return inline
+    with pointing_at(context.at_path(f"{part}_file")):
+        path = folder_of(context) / file
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"The prompt file {str(path)!r} cannot be read: {error}") from error
 
 
-Deps = Annotated[
-    Sequence[Any],
-    dg.Resolver(
-        _deps,
-        model_field_type=Sequence[str | DepSettings],
-        description=(
-            "More that is read, for order and lineage. With `partition_mapping`, on what is read anyway too: it takes "
-            "the place of ours."
-        ),
-        examples=[
-            ["crm/raw"],
-            [{"asset": "tickets", "partition_mapping": "{{ TimeWindowPartitionMapping(start_offset=-6) }}"}],
+EmbeddingSettings = create_block(Embedding, templates=False, type=(Literal["embedding"], ...))
+
+
+def _response(context: dg.ResolutionContext, given: Any) -> Any:
+    with pointing_at(context):
+        # a JSON Schema is data
+        response = given if isinstance(given, Mapping) else made(context, given)
+        if isinstance(response, str):
+            response = import_object(context, response)
+        # refuses here, where the line is known
+        response_format(response)
+    return response
+
+
+class SingleRun(Block):
+    """One run for all partitions."""
+
+    make = dg.BackfillPolicy.single_run
+
+    type: Literal["single_run"]
+
+
+class MultiRun(Block):
+    """Several runs."""
+
+    make = dg.BackfillPolicy.multi_run
+
+    type: Literal["multi_run"]
+    max_partitions_per_run: int = Field(default=1, ge=1, description="Neighbouring partitions that share a run.")
+
+
+FORMS |= {
+    Prompt: Form(
+        str | PromptSettings,
+        [
+            "Summarize in five words: {{ text }}",
+            {"system": "You label support tickets.", "user_file": "prompt.md.j2"},
         ],
+        _prompt,
+        "In YAML a text is the template of the user part.",
     ),
-]
-Description = Annotated[str | None, about("What the asset is.")]
-Freshness = Annotated[
-    dg.FreshnessPolicy | None,
-    about(
-        "When the assets are late.",
-        "{{ dg.FreshnessPolicy.time_window(fail_window=datetime.timedelta(hours=30)) }}",
-        kind=str | None,
+    Response: Form(
+        str | EmbeddingSettings | dict[str, Any] | None,
+        [
+            ".schema.TicketLabel",
+            {"type": "object", "properties": {"topic": {"enum": ["billing", "bug"]}}, "required": ["topic"]},
+            {"type": "embedding", "dimensions": 256},
+        ],
+        _response,
+        "In YAML it is the import path of a class (`.schema.TicketLabel` is in schema.py beside it), a JSON Schema, "
+        "or `type: embedding`.",
     ),
-]
-FrameKind = Annotated[Frame, about("What the IO manager is given: a table, or with `batches` a stream.", "polars")]
-GoldTarget = Annotated[
-    Mapping[str, str] | str | None,
-    about("What gold calls it; a mapping where targets are several.", "topic", kind=str | dict[str, str] | None),
-]
-GroupName = Annotated[str | None, about("Group of the assets.", "crm")]
-IOManagerKey = Annotated[str, about("The IO manager that stores the tables.", "warehouse_io_manager")]
-KeyPrefix = Annotated[
-    Sequence[str] | str, about("In front of the asset keys.", "crm", ["prod", "crm"], kind=str | list[str])
-]
-AssetKinds = Annotated[
-    set[str] | None,
-    about(
-        "Of the assets, in the place of ours; three at most.",
-        ["table", "snowflake"],
-        kind=list[str] | None,
-        make=lambda kinds: set(kinds) if isinstance(kinds, list) else kinds,
+    RowsFunction: Form(
+        FunctionSettings, [{"function": ".rows.tickets"}], note="In YAML `function` is the import path of a function."
     ),
-]
-Kinds = Annotated[
-    Mapping[str, Scale] | Scale,
-    about("Of all targets, or by target.", "ordinal", {"urgency": "ordinal"}, kind=Scale | dict[str, Scale]),
-]
-Metadata = Annotated[
-    Mapping[str, Any] | None, about("Of the assets, as the IO manager may want it.", {"partition_expr": "day"})
-]
-OpTags = Annotated[
-    Mapping[str, Any] | None,
-    about(
-        "Of the ops, for executors that size a step by them.",
-        {"dagster-k8s/config": {"container_config": {"resources": {"limits": {"memory": "8Gi"}}}}},
+    SqlRows: Form(block_of(SqlRows), [{"sql": "select id, body from tickets", "resource": "warehouse"}]),
+    Target: Form(block_of(Target), [{"name": "urgency", "kappa_weights": "quadratic"}]),
+    Limits: Form(block_of(Limits), [{"max_requests_per_batch": 10_000}, {"below_minimum": "pad"}]),
+    Realtime: Form(block_of(Realtime), [{"deadline": {"hours": 6}}, {"urgent": "is_vip", "concurrency": 4}]),
+    Resend: Form(
+        block_of(Resend),
+        [{"max_waves": 2}, {"fallback": ["anthropic/claude-haiku-4-5"], "fallback_after": {"hours": 2}}],
     ),
-]
-Owners = Annotated[Sequence[str], about("Owners of the assets.", ["team:ml"])]
-Pool = Annotated[str | None, about("Concurrency pool of the op; of a labeled dataset, of the one that submits.", "llm")]
-Rejects = Annotated[
-    Mapping[str, Any] | None,
-    about(
-        "Keys of the tables of rejected rows, by candidate.",
-        {"ticket_labels": "ticket_labels_rejects"},
-        kind=dict[str, str] | None,
+    Spend: Form(block_of(Spend), [{"expected_output_tokens": 50}]),
+    dg.PartitionsDefinition[Any]: Form(
+        AnyPartitions, [{"type": "daily", "start_date": "2026-01-01"}, {"type": "dynamic", "name": "customers"}]
     ),
-]
-ResourceKey = Annotated[str, about("Where the LLMBatchResource is.", "llm_batch")]
-RowKey = Annotated[str, about("Column that all of these tables share; it names one row.", "ticket_id")]
-
-
-def _retry_policy(**given: Any) -> dg.RetryPolicy:
-    kinds: dict[str, Any] = {"backoff": dg.Backoff, "jitter": dg.Jitter}
-    named = {name: kinds[name][value] for name, value in given.items() if name in kinds and value is not None}
-    return dg.RetryPolicy(**{**given, **named})
-
-
-class RetryPolicySettings(MadeBlock):
-    """How often a step is tried again, and when."""
-
-    make = staticmethod(_retry_policy)
-
-    max_retries: int = Field(default=1, description="Tries after the first.")
-    delay: float | None = Field(default=None, description="Seconds before the next try. Default: none.")
-    backoff: Literal["LINEAR", "EXPONENTIAL"] | None = Field(default=None, description="How the delay grows.")
-    jitter: Literal["FULL", "PLUS_MINUS"] | None = Field(default=None, description="How chance changes the delay.")
-
-
-OpRetry = Annotated[
-    dg.RetryPolicy | None,
-    block(
-        RetryPolicySettings,
-        "Of the op; of a labeled dataset, of the one that submits. A run over several partitions is not retried.",
-        {"max_retries": 3, "delay": 60, "backoff": "EXPONENTIAL"},
+    dg.BackfillPolicy: Form(
+        Annotated[SingleRun | MultiRun, Field(discriminator="type")],
+        [{"type": "multi_run", "max_partitions_per_run": 10}],
     ),
-]
-SampleSize = Annotated[
-    int | None, about("How many rows are drawn, of each partition. Null: all.", 200, kind=int | None)
-]
-Seed = Annotated[int, about("Another one draws other rows.", 1)]
-Tags = Annotated[Mapping[str, str] | None, about("Tags of the assets.", {"tier": "gold"})]
-
-
-@dataclass(kw_only=True)
-class TableAttributes:
-    """Where the tables go, and as what."""
-
-    frame: FrameKind = "arrow"
-    io_manager_key: IOManagerKey = "io_manager"
-
-
-@dataclass(kw_only=True)
-class CheckAttributes:
-    """What a failed check does."""
-
-    check_severity: CheckSeverity = dg.AssetCheckSeverity.ERROR
-    blocking: Blocking = False
+    dg.AssetDep: Form(
+        DepSettings,
+        [{"asset": "tickets", "partition_mapping": "{{ TimeWindowPartitionMapping(start_offset=-6) }}"}],
+    ),
+    dg.RetryPolicy: Form(
+        create_block(dg.RetryPolicy, templates=False), [{"max_retries": 3, "delay": 60, "backoff": "EXPONENTIAL"}]
+    ),
+}

@@ -6,39 +6,37 @@ type of the value or by its attribute `type`, and then judges by that one alone.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cached_property, partial, wraps
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import dagster as dg
 from dagster.components.utils.translation import TranslationFn, TranslationFnResolver
 from pydantic import BaseModel, create_model
 
-from dagster_llm_batch.arguments import annotation_text
-from dagster_llm_batch.assets import LLMBatchTranslator, LLMBatchTranslatorData
+from dagster_llm_batch._dagster_private import replace_function
+from dagster_llm_batch.arguments import annotation_text, checked
+from dagster_llm_batch.assets import ROLE_TAG, LLMBatchTranslator, LLMBatchTranslatorData
 from dagster_llm_batch.automation import on_labels_ready
-from dagster_llm_batch.components.attributes import (
-    AssetKinds,
-    CodeVersion,
-    Condition,
-    Deps,
-    Description,
-    Freshness,
-    GroupName,
-    KeyPrefix,
-    Metadata,
-    OpRetry,
-    OpTags,
-    Owners,
-    Pool,
-    Tags,
-)
+from dagster_llm_batch.components.attributes import Form, attributes_of, shown
 from dagster_llm_batch.components.resolution import Block, path_about, pointing_at
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["FactoryComponent"]
+__all__ = ["ComponentOp", "FactoryComponent", "component_of"]
 
 Translation = Annotated[
     Annotated[
@@ -60,32 +58,68 @@ _MAPPINGS = {name: getattr(dg, name) for name in dir(dg) if name.endswith("Parti
 """By their names: Dagster's `dg` of templates has none of them."""
 
 
-@dataclass(kw_only=True)
-class FactoryComponent(dg.Component, dg.Resolvable):
-    """A component whose attributes are the arguments of `factory`, by the same names but for `renamed`.
+_Component = TypeVar("_Component", bound="FactoryComponent")
 
-    `keywords` are those that the factory takes as its `**` arguments.
+_PYTHON_NAMES = {"model": "llm"}
+"""What an attribute is called in Python where it cannot have its name: `model` is a method of Resolvable."""
+_YAML_NAMES = {python_name: name for name, python_name in _PYTHON_NAMES.items()}
+
+_TRANSLATOR = "translator"
+"""An argument that is no attribute: `translation`, and `get_asset_spec` of a subclass, are in its place."""
+
+
+def component_of(
+    factory: Callable[..., list[dg.AssetsDefinition]], *described_in: Any, forms: Mapping[Any, Form] | None = None
+) -> Callable[[type[_Component]], type[_Component]]:
+    """Decorate a component: the arguments of the factory become its attributes, beside those of its own.
+
+    Types and defaults are those of the signature. Descriptions are those of the docstring, and for what this refers to
+    elsewhere those of `described_in`. See `attributes_of`.
     """
 
-    factory: ClassVar[Callable[..., list[dg.AssetsDefinition]]]
-    renamed: ClassVar[Mapping[str, str]] = {}
-    keywords: ClassVar[Sequence[str]] = ()
+    def decorate(component: type[_Component]) -> type[_Component]:
+        annotations = {}
+        for name, (annotation, default) in attributes_of(
+            factory, *described_in, forms=forms, without=[_TRANSLATOR]
+        ).items():
+            python_name = _PYTHON_NAMES.get(name, name)
+            annotations[python_name] = annotation
+            if default is not inspect.Parameter.empty:
+                setattr(component, python_name, default)
+        component.__annotations__ = annotations | inspect.get_annotations(component)
+        component.factory = staticmethod(factory)
+        return dataclass(kw_only=True)(component)
 
-    key_prefix: KeyPrefix = ()
-    group_name: GroupName = None
-    description: Description = None
-    owners: Owners = ()
-    tags: Tags = None
-    kinds: AssetKinds = None
-    metadata: Metadata = None
-    code_version: CodeVersion = None
-    freshness_policy: Freshness = None
-    deps: Deps = ()
-    automation_condition: Condition = "default"
-    pool: Pool = None
-    op_tags: OpTags = None
-    retry_policy: OpRetry = None
+    return decorate
+
+
+@checked
+@dataclass(frozen=True)
+class ComponentOp:
+    """One of the ops of a component.
+
+    Args:
+        role: "batch" for the op that submits, "labels" for the one that lands labels and rejects, "evaluation" for any
+            other. It is the `llm_batch/role` of the assets that the op computes.
+        compute: Computes what the op computes without an override, and gives Dagster's events.
+    """
+
+    role: str
+    compute: Callable[[dg.AssetExecutionContext], Iterator[Any]]
+
+
+@dataclass(kw_only=True)
+class FactoryComponent(dg.Component, dg.Resolvable):
+    """A component whose attributes are the arguments of `factory`; see `component_of`."""
+
+    factory: ClassVar[Callable[..., list[dg.AssetsDefinition]]]
+
     translation: Translation = None
+
+    if TYPE_CHECKING:
+        # Attributes that come from a signature are known when the component is imported, not before.
+        def __init__(self, **attributes: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
 
     @classmethod
     def get_additional_scope(cls) -> Mapping[str, Any]:
@@ -95,7 +129,8 @@ class FactoryComponent(dg.Component, dg.Resolvable):
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:
         """Return the attributes in YAML."""
-        return pointed(cls.model())
+        defaults = {own.name: own.default for own in fields(cls) if own.default is not MISSING}
+        return pointed(cls.model(), {_YAML_NAMES.get(name, name): default for name, default in defaults.items()})
 
     @classmethod
     def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:
@@ -111,19 +146,18 @@ class FactoryComponent(dg.Component, dg.Resolvable):
 
         Dagster's model takes text for every attribute, since it may be a template. Here all templates are rendered.
         """
-        yaml_names = {python: name for name, python in self.renamed.items()}
         for name, kind in get_type_hints(type(self)).items():
             value = getattr(self, name, None)
             if isinstance(value, str) and not _may_be_text(kind):
-                with pointing_at(context.at_path(yaml_names.get(name, name))):
+                with pointing_at(context.at_path(_YAML_NAMES.get(name, name))):
                     kinds = annotation_text(kind)
                     raise ConfigError(f"{name}={value!r} is text; it takes {kinds}, or a template that gives one.")
 
     @cached_property
     def assets(self) -> list[dg.AssetsDefinition]:
         """The assets of the factory, with translated specs."""
-        names = (*_parameters(self.factory), *self.keywords)
-        arguments = {name: getattr(self, self.renamed.get(name, name)) for name in names if name != "translator"}
+        names = [name for name in inspect.signature(self.factory).parameters if name != _TRANSLATOR]
+        arguments = {name: getattr(self, _PYTHON_NAMES.get(name, name)) for name in names}
         translator = _Translator(self, arguments["name"])
         made = self.factory(**arguments, translator=translator)
         # A factory makes checks, conditions and runs for the partitions it is given: for others it is called again.
@@ -132,11 +166,37 @@ class FactoryComponent(dg.Component, dg.Resolvable):
             if "partitions_def" not in arguments:
                 raise ConfigError("translation changes partitions_def, which follows from what the asset reads.")
             made = self.factory(**{**arguments, "partitions_def": wanted}, translator=translator)
+        if type(self).execute is not FactoryComponent.execute:
+            for definition in made:
+                replace_function(definition, self._executed(definition))
         return made
 
     def get_asset_spec(self, data: LLMBatchTranslatorData) -> dg.AssetSpec:
         """Return the spec of one of the assets. Override it for what `translation` cannot say."""
         return data.spec if self.translation is None else self.translation(data.spec, data)
+
+    def execute(self, context: dg.AssetExecutionContext, op: ComponentOp) -> Iterator[Any]:
+        """Compute one of the ops of this component, and give Dagster's events. Override it to do more, or other things.
+
+        Args:
+            context: The context of the op.
+            op: Which op it is; `op.role` is "batch" for the one that submits, "labels" for the one that lands.
+        """
+        yield from op.compute(context)
+
+    def _executed(self, definition: dg.AssetsDefinition) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Return a decorator of the function of these assets: it is run by `execute`."""
+        roles = {spec.tags.get(ROLE_TAG) for spec in definition.specs}
+        role = next((role for role in ("batch", "labels") if role in roles), "evaluation")
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(function)
+            def run(context: dg.AssetExecutionContext, **inputs: Any) -> Iterator[Any]:
+                yield from self.execute(context, ComponentOp(role, partial(function, **inputs)))
+
+            return run
+
+        return decorate
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Return the assets and their checks."""
@@ -166,18 +226,18 @@ def _may_be_text(kind: Any) -> bool:
     return any(choice in (Any, str) or get_origin(choice) in (Literal, ClassVar) for choice in choices)
 
 
-def _parameters(factory: Callable[..., Any]) -> list[str]:
-    every = inspect.signature(factory).parameters.values()
-    return [parameter.name for parameter in every if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
-
-
 Schema = dict[str, Any]
 
 
 class _Pointed(Block):
+    defaults: ClassVar[Mapping[str, Any]]
+
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> Schema:
         schema = super().model_json_schema(*args, **kwargs)
+        # Dagster shows a mark in the place of a default that is no plain value.
+        for name, default in cls.defaults.items():
+            schema["properties"][name]["default"] = shown(default)
         # What is required comes first, for whoever reads the schema.
         required = schema.get("required", ())
         schema["properties"] = dict(
@@ -187,9 +247,11 @@ class _Pointed(Block):
         return decided
 
 
-def pointed(model: type[BaseModel]) -> type[BaseModel]:
-    """Return the model with such a JSON Schema."""
-    return create_model(model.__name__, __base__=(_Pointed, model))
+def pointed(model: type[BaseModel], defaults: Mapping[str, Any]) -> type[BaseModel]:
+    """Return the model with such a JSON Schema, which shows these defaults."""
+    shown_model: Any = create_model(model.__name__, __base__=(_Pointed, model))
+    shown_model.defaults = defaults
+    return shown_model  # type: ignore[no-any-return]
 
 
 def _decided(node: Any, named: Schema) -> Any:
@@ -214,8 +276,14 @@ def _choices(node: Schema) -> list[Schema]:
 
 
 def _can_be_told_apart(choices: list[Schema], named: Schema) -> bool:
-    """By their types, which must not overlap, or by their tags. Choices of plain values need not be."""
-    types = [kind for choice in choices if _tag(choice, named) is None for kind in _types(choice, named) or {"any"}]
+    """By their types, which must not overlap, by their tags, or, blocks without one, by their first required attribute.
+    Choices of plain values need not be.
+    """
+    untagged = [choice for choice in choices if _tag(choice, named) is None]
+    marks = [mark for choice in untagged if (mark := _mark(choice, named)) is not None]
+    of_blocks = ["object"] if len(marks) == len(set(marks)) else marks
+    others = [choice for choice in untagged if _mark(choice, named) is None]
+    types = [*(of_blocks if marks else []), *(kind for choice in others for kind in _types(choice, named) or {"any"})]
     tagged = any(_tag(choice, named) for choice in choices)
     return (tagged or bool({"object", "array"} & set(types))) and "any" not in types and len(types) == len(set(types))
 
@@ -227,11 +295,15 @@ def _chain(choices: list[Schema], named: Schema) -> Schema:
     chain: Schema = {"type": sorted(untagged | ({"object"} if tags else set()))}
     if tags and "object" not in untagged:
         chain |= {"properties": {"type": {"enum": tags}}, "required": ["type"]}
+    blocks = [choice for choice in choices if _tag(choice, named) is None and _mark(choice, named) is not None]
     for choice in reversed(choices):
         tag = _tag(choice, named)
         meant: Schema = {"type": sorted(_types(choice, named))}
         if tag is not None:
             meant |= {"properties": {"type": {"const": tag}}, "required": ["type"]}
+        # what has the mark of no block is taken for the last one
+        elif choice in blocks[:-1]:
+            meant |= {"required": [_mark(choice, named)]}
         chain = {"if": meant, "then": choice, "else": chain}
     return chain
 
@@ -252,3 +324,8 @@ def _tag(choice: Schema, named: Schema) -> str | None:
     target = _target(choice, named)
     kind: str | None = target.get("properties", {}).get("type", {}).get("const")
     return kind if "type" in target.get("required", ()) else None
+
+
+def _mark(choice: Schema, named: Schema) -> str | None:
+    """Return the first attribute that this choice must have."""
+    return next(iter(_target(choice, named).get("required", ())), None)

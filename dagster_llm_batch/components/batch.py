@@ -5,8 +5,8 @@ stays a name until a run needs its value: secrets are in no definition, and the 
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import wraps
 from types import EllipsisType, UnionType
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
@@ -14,15 +14,12 @@ import dagster as dg
 from pydantic import Field, create_model
 
 from dagster_llm_batch.assets import llm_batch_assets
-from dagster_llm_batch.components.attributes import TableAttributes
-from dagster_llm_batch.components.base import FactoryComponent
-from dagster_llm_batch.components.labeling import LabelingAttributes, Llm
-from dagster_llm_batch.components.partitions import PARTITIONS
-from dagster_llm_batch.components.resolution import Block, about, pointing_at, templated
+from dagster_llm_batch.assets.options import DagsterOptions
+from dagster_llm_batch.components.attributes import create_block
+from dagster_llm_batch.components.base import FactoryComponent, component_of
+from dagster_llm_batch.components.resolution import Block, made, pointing_at
 from dagster_llm_batch.components.scaffolders import BatchScaffolder
-from dagster_llm_batch.components.settings import PROMPT, RESPONSE, ROWS, SENSOR
-from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine.labeling import EmptyRows
+from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.jobs import build_llm_batch_jobs
 from dagster_llm_batch.resources import LLMBatchResource
@@ -32,22 +29,33 @@ __all__ = ["LLMBatchComponent"]
 
 
 class _Settings(Block):
-    """The YAML form of `made`."""
+    """The YAML form of a resource, or of a config within one."""
 
-    made: ClassVar[type[dg.Config]]
+    make: ClassVar[type[dg.Config]]
+
+    def value(self, context: dg.ResolutionContext) -> Any:
+        """Return the resource."""
+        values: dict[str, Any] = {}
+        for name in self.model_fields_set:
+            value, here = getattr(self, name), context.at_path(name)
+            if isinstance(value, str) and _takes_names(self.make, name):
+                here = here.with_scope(env=_Environment())
+            values[name] = made(here, value)
+        with pointing_at(context):
+            return self.make(**values)
 
 
-def settings_of(made: type[dg.Config]) -> type[_Settings]:
+def settings_of(config: type[dg.Config]) -> type[_Settings]:
     """Return the YAML form of a resource: the same fields, defaults and descriptions; every value can be a template."""
     fields: dict[str, Any] = {}
-    for name, info in made.model_fields.items():
+    for name, info in config.model_fields.items():
         default = ... if info.is_required() else info.get_default(call_default_factory=True)
         fields[name] = (
             _kind(info.annotation) | str,
             Field(default, description=info.description, examples=info.examples),
         )
-    settings = create_model(f"{made.__name__}Settings", __base__=_Settings, __doc__=made.__doc__, **fields)
-    settings.made = made
+    settings = create_model(f"{config.__name__}Settings", __base__=_Settings, __doc__=config.__doc__, **fields)
+    settings.make = config
     return settings
 
 
@@ -84,44 +92,44 @@ class _Environment:
         return _Name(name)
 
 
-def _made(context: dg.ResolutionContext, given: Any) -> Any:
-    """Make the resources and configs that the settings are the YAML form of, in lists and mappings too."""
-    if isinstance(given, list):
-        return [_made(context.at_path(index), value) for index, value in enumerate(given)]
-    if isinstance(given, dict):
-        return {key: _made(context.at_path(key), value) for key, value in given.items()}
-    if not isinstance(given, _Settings):
-        return templated(context, given)
-    values: dict[str, Any] = {}
-    for name in given.model_fields_set:
-        value, here = getattr(given, name), context.at_path(name)
-        if isinstance(value, str) and _takes_names(given.made, name):
-            here = here.with_scope(env=_Environment())
-        values[name] = _made(here, value)
-    with pointing_at(context):
-        return given.made(**values)
-
-
-def _takes_names(made: type[dg.Config], name: str) -> bool:
+def _takes_names(config: type[dg.Config], name: str) -> bool:
     """Return whether Dagster reads the environment for this field, when a run starts: text of a resource."""
-    kind = made.model_fields[name].annotation
-    return issubclass(made, dg.ConfigurableResource) and (kind is str or str in get_args(kind))
+    kind = config.model_fields[name].annotation
+    return issubclass(config, dg.ConfigurableResource) and (kind is str or str in get_args(kind))
 
 
 RESOURCE = dg.Resolver(
-    _made,
+    made,
     model_field_type=settings_of(LLMBatchResource) | None,
     description=(
         "The LLMBatchResource under `resource_key`: providers by name, ledger, payloads. One component of a project "
         "gives it; the others use it. Default: it is defined elsewhere."
     ),
     examples=[{"namespace": "prod", "openai": {"api_key": "{{ env.OPENAI_API_KEY }}"}}],
+    inject_before_resolve=False,
+)
+
+
+@wraps(build_llm_batch_sensor)
+def _sensor_settings(**settings: Any) -> dict[str, Any]:
+    # a wrong number is refused here, where the line is known
+    build_llm_batch_sensor(**settings)
+    return settings
+
+
+SENSOR = dg.Resolver(
+    made,
+    # the resource is the component's own
+    model_field_type=create_block(_sensor_settings, name="SensorSettings", resource_key=None) | bool | None,
+    description="The sensor that lands labels when batches end. Default: there is one where `resource` is given.",
+    examples=[{"minimum_interval_seconds": 60}, False],
+    inject_before_resolve=False,
 )
 
 
 @dg.scaffold_with(BatchScaffolder)
-@dataclass(kw_only=True)
-class LLMBatchComponent(LabelingAttributes, TableAttributes, FactoryComponent):
+@component_of(llm_batch_assets, Labeling, DagsterOptions)
+class LLMBatchComponent(FactoryComponent):
     """Rows labeled by an LLM at batch prices: a submission, the labeled table, its rejects and its checks.
 
     Attributes are the arguments of `llm_batch_assets`, by the same names; `resource`, `sensor` and `jobs` are what a
@@ -129,28 +137,16 @@ class LLMBatchComponent(LabelingAttributes, TableAttributes, FactoryComponent):
     (openai, anthropic, gemini, vertex, bedrock, ray or slurm) and, if you like, `--model`.
     """
 
-    factory = staticmethod(llm_batch_assets)
-    renamed = {"model": "llm"}  # noqa: RUF012 - `model` is a method of Resolvable
-
-    name: Annotated[str, about("Name of the labeled asset.", "ticket_labels")]
-    rows: Annotated[Any, ROWS]
-    key: Annotated[str, about("Column that identifies a row.", "ticket_id")]
-    prompt: Annotated[Prompt, PROMPT]
-    llm: Llm
-    response: Annotated[Any, RESPONSE] = None
-    keep: Annotated[Sequence[str], about("More columns of the rows to carry into the labeled table.", ["day"])] = ()
-    empty: Annotated[
-        EmptyRows, about("`skip`: a row whose text is null or blank is not sent. `ask`: it is, like any other.", "ask")
-    ] = "skip"
-    partitions_def: Annotated[dg.PartitionsDefinition[Any] | None, PARTITIONS] = None
-    required_resource_keys: Annotated[
-        set[str] | None, about("Resources for a function that gives rows.", ["warehouse"], kind=list[str] | None)
-    ] = None
     resource: Annotated[LLMBatchResource | None, RESOURCE] = None
     sensor: Annotated[Mapping[str, Any] | bool | None, SENSOR] = None
     jobs: Annotated[
         bool | None,
-        about("The jobs that cancel a submission and resolve a lost one. Default: where `resource` is given."),
+        dg.Resolver(
+            made,
+            model_field_type=bool | None,
+            description="The jobs that cancel a submission and resolve a lost one. Default: where `resource` is given.",
+            inject_before_resolve=False,
+        ),
     ] = None
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:

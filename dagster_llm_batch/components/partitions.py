@@ -4,14 +4,23 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import dagster as dg
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from dagster_llm_batch.components.resolution import Block, pointing_at, templated
 
-__all__ = ["PARTITIONS"]
+__all__ = ["AnyPartitions"]
 
 
-class _Dated(Block):
+class _Partitions(Block):
+    """Partitions of Dagster's."""
+
+    def value(self, context: dg.ResolutionContext) -> dg.PartitionsDefinition[Any]:
+        """Return Dagster's definition."""
+        with pointing_at(context):
+            return _made(templated(context, self.model_dump(exclude_unset=True)))
+
+
+class _Dated(_Partitions):
     start_date: str = Field(description="First partition.", examples=["2026-01-01"])
     end_date: str | None = Field(default=None, description="End, itself left out. Default: now.")
     timezone: str | None = Field(default=None, description="As in Europe/Berlin. Default: UTC.")
@@ -54,14 +63,14 @@ class TimeWindow(_Dated):
     fmt: str = Field(description="How partition keys are written.", examples=["%Y-%m-%d"])
 
 
-class Static(Block):
+class Static(_Partitions):
     """A fixed list of partitions."""
 
     type: Literal["static"]
     partition_keys: list[str] = Field(description="The partitions.", examples=[["de", "fr", "it"]])
 
 
-class Dynamic(Block):
+class Dynamic(_Partitions):
     """Partitions that are added while the deployment runs."""
 
     type: Literal["dynamic"]
@@ -71,7 +80,7 @@ class Dynamic(Block):
 Dimension = Annotated[Hourly | Daily | Weekly | Monthly | TimeWindow | Static | Dynamic, Field(discriminator="type")]
 
 
-class Multi(Block):
+class Multi(_Partitions):
     """The product of two dimensions."""
 
     type: Literal["multi"]
@@ -100,14 +109,6 @@ _KINDS: Mapping[str, Any] = {
 }
 
 
-def _resolve(context: dg.ResolutionContext, given: Any) -> dg.PartitionsDefinition[Any] | None:
-    # nothing, or what a template gives: the factory takes no other
-    if not isinstance(given, BaseModel):
-        return templated(context, given)  # type: ignore[no-any-return]
-    with pointing_at(context):
-        return _made(templated(context, given.model_dump(exclude_unset=True)))
-
-
 def _made(settings: dict[str, Any]) -> dg.PartitionsDefinition[Any]:
     kind = settings.pop("type")
     if kind == "multi":
@@ -118,11 +119,3 @@ def _made(settings: dict[str, Any]) -> dg.PartitionsDefinition[Any]:
         )
     made: dg.PartitionsDefinition[Any] = _KINDS[kind](**settings)
     return made
-
-
-PARTITIONS = dg.Resolver(
-    _resolve,
-    model_field_type=AnyPartitions | None,
-    description="Partitions of the assets. An upstream asset is read by the same partition key. Default: none.",
-    examples=[{"type": "daily", "start_date": "2026-01-01"}, {"type": "dynamic", "name": "customers"}],
-)

@@ -21,9 +21,6 @@ from dagster_llm_batch.errors import ConfigError, LLMBatchError
 __all__ = [
     "Block",
     "Duration",
-    "MadeBlock",
-    "about",
-    "block",
     "folder_of",
     "import_object",
     "made",
@@ -46,28 +43,23 @@ def templated(context: dg.ResolutionContext, value: Any) -> Any:
     return value
 
 
-def about(
-    description: str,
-    *examples: Any,
-    yaml_name: str | None = None,
-    kind: Any = None,
-    make: Callable[[Any], Any] = lambda value: value,
-) -> dg.Resolver:
-    """Return a plain attribute. `yaml_name`, `kind`: its name and type in YAML, where they differ; `make`: from that
-    type.
-    """
-    return dg.Resolver(
-        lambda context, value: make(templated(context, value)),
-        model_field_name=yaml_name,
-        model_field_type=kind,
-        description=description,
-        examples=list(examples) or None,
-        inject_before_resolve=False,
-    )
-
-
 class Block(dg.Model):
-    """Settings in YAML. An unknown name is refused at its line, with the nearest right one."""
+    """Settings in YAML. An unknown name is refused at its line, with the nearest right one.
+
+    - `make`: what makes the value from the settings.
+    - `resolvers`: from what is written to what `make` takes, by setting; else `made`.
+    """
+
+    make: ClassVar[Callable[..., Any]]
+    resolvers: ClassVar[Mapping[str, Callable[[dg.ResolutionContext, Any], Any]]] = {}
+
+    def value(self, context: dg.ResolutionContext) -> Any:
+        """Return what is made of the settings that are given; `type` only says which block it is."""
+        given = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+        given.pop("type", None)
+        values = {name: self.resolvers.get(name, made)(context.at_path(name), item) for name, item in given.items()}
+        with pointing_at(context, path_about(type(self).model_fields)):
+            return type(self).make(**values)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -91,13 +83,7 @@ def _name_known(error: Any, names: Collection[str]) -> InitErrorDetails:
     return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"], ctx=ctx)
 
 
-class MadeBlock(Block):
-    """Settings from which `make` makes a value."""
-
-    make: ClassVar[Callable[..., Any]]
-
-
-class Duration(MadeBlock):
+class Duration(Block):
     """A length of time: the sum of these."""
 
     make = timedelta
@@ -107,26 +93,16 @@ class Duration(MadeBlock):
     minutes: float = Field(default=0, description="Minutes.")
 
 
-def block(settings: type[MadeBlock], description: str, *examples: Mapping[str, Any]) -> dg.Resolver:
-    """Return an attribute that is a block of settings, from which its value is made."""
-    return dg.Resolver(made, model_field_type=settings | None, description=description, examples=list(examples) or None)
-
-
 def made(context: dg.ResolutionContext, given: Any) -> Any:
-    """Return the value of a block and of the blocks within it, with templates rendered.
+    """Return the value of what is written, with the blocks within it made and templates rendered.
 
     A template may have given the value itself.
     """
     if isinstance(given, list):
         return [made(context.at_path(index), item) for index, item in enumerate(given)]
-    if not isinstance(given, MadeBlock):
-        return templated(context, given)
-    names = type(given).model_fields
-    values = {
-        name: made(context.at_path(name), getattr(given, name)) for name in names if name in given.model_fields_set
-    }
-    with pointing_at(context, path_about(names)):
-        return given.make(**values)
+    if isinstance(given, dict):
+        return {key: made(context.at_path(key), item) for key, item in given.items()}
+    return given.value(context) if isinstance(given, Block) else templated(context, given)
 
 
 def folder_of(context: dg.ResolutionContext) -> Path:

@@ -139,9 +139,13 @@ def dollars(name: str, given: Decimal | float | str) -> Decimal:
 @checked
 @dataclass(frozen=True, slots=True)
 class TokenPrice:
-    """A user's own price, in USD per million tokens: for LLMs the price book does not know, or a negotiated rate.
+    """Your own price, in US dollars per million tokens: for models that the price book lacks, or a negotiated rate.
 
-    `input_usd` and `output_usd` are batch prices; the `realtime_` ones default to twice those.
+    Args:
+        input_usd: Price of input in a batch.
+        output_usd: Price of output in a batch.
+        realtime_input_usd: Price of input in real time. Default: twice as much as in a batch.
+        realtime_output_usd: Price of output in real time. Default: twice as much as in a batch.
     """
 
     input_usd: Decimal

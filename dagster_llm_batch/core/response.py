@@ -39,6 +39,7 @@ __all__ = [
     "Embedding",
     "ParsedReplies",
     "Reader",
+    "Response",
     "columns",
     "columns_of",
     "field_for",
@@ -46,6 +47,11 @@ __all__ = [
     "resolve",
     "response_format",
 ]
+
+Response = Annotated[Any, "response"]
+"""What `response` may be: a pydantic model class, a JSON Schema as a dict, an Embedding, or None for free text. That no
+type says; the annotation tells the argument from others that take anything.
+"""
 
 _LENGTHS = {"min_length": (int,), "max_length": (int,)}
 _BOUNDS = ("ge", "gt", "le", "lt")
@@ -330,7 +336,11 @@ _AT_ONCE = 32
 @checked
 @dataclass(frozen=True)
 class Embedding:
-    """Ask for a vector instead of a reply. `dimensions`: its length, where the LLM lets one choose."""
+    """Ask for a vector instead of a reply.
+
+    Args:
+        dimensions: Length of the vector, where the model lets one choose. Default: the model's own.
+    """
 
     dimensions: int | None = None
 

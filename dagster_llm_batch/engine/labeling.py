@@ -15,7 +15,7 @@ from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.label_join import check_columns
 from dagster_llm_batch.core.pricing import TokenPrice, dollars
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.core.response import Reader
+from dagster_llm_batch.core.response import Reader, Response
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Workers
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseKind
@@ -78,10 +78,10 @@ class Fallback:
     """Another model for requests that the ones before it did not answer.
 
     Args:
-        model: `provider/model`.
-        params: Its parameters; default: those of the labeling.
-        endpoint: Which API of that provider; default: as for the labeling.
-        price: Your own price of it.
+        model: The provider, a slash, and the provider's own name for the model.
+        params: Parameters for it. Default: those of the dataset.
+        endpoint: Which API of that provider. Default: as for the dataset.
+        price: Your own price of it. Default: that of the price book.
     """
 
     model: str
@@ -142,21 +142,22 @@ class Labeling:
 
     Args:
         asset: Name of the dataset; with a partition it names what a submission is for.
-        model: `provider/model`, as in "openai/gpt-5-nano" or "command/smollm2". What follows the first slash is the
-            provider's own name for the LLM.
+        model: The provider, a slash, and the provider's own name for the model, as in "openai/gpt-5-nano" or
+            "command/smollm2".
         key: Column that identifies a row.
         prompt: What is asked about each row.
-        response: A pydantic model class, a JSON Schema dict, `Embedding()`, or None for free text.
-        params: Given to the provider as they are (temperature, max_tokens, …).
-        endpoint: Which API of the provider. Default: embeddings for `Embedding()`, else chat.
+        response: What a reply must look like: a pydantic model class, a JSON Schema of type object, or an embedding.
+            Default: free text.
+        params: Parameters that are given to the provider as they are (temperature, max_tokens, …).
+        endpoint: Which API of the provider. Default: "embeddings" for an embedding, else "chat".
         keep: More columns of the rows to carry into the labeled table.
         empty: What to do with a row all of whose columns that the prompt reads, the key aside, are null or blank:
             "skip" it, unsent and unpaid, as a reject with the outcome `skipped`, or "ask" about it like any other.
-        max_cost_usd: Refuse a submission whose estimate, retries included, exceeds this.
+        max_cost_usd: Refuse a submission whose estimate, retries included, exceeds this many US dollars.
         limits: How large a batch may be, and what to do with one that is too small.
-        realtime: What is answered in real time.
-        resend: What is sent again, and to which model then.
-        spend: What requests are taken to cost.
+        realtime: What is answered in real time, at its price, and how. Default: nothing is.
+        resend: What is sent again, how often, and to which model then.
+        spend: What requests are taken to cost. Default: what the price book says.
         workers: Machines that render, encode and write the requests, and read the results, in place of this process:
             `SparkWorkers` or `RayWorkers`. What comes out is the same.
     """
@@ -165,7 +166,7 @@ class Labeling:
     model: str
     key: str
     prompt: Prompt
-    response: Any = None
+    response: Response = None
     params: Mapping[str, Any] = field(default_factory=dict)
     endpoint: Endpoint | str | None = None
     keep: Sequence[str] = ()

@@ -292,17 +292,17 @@ def agreement_assets(
     Args:
         name: Name of the asset.
         key: Column that all tables share; it names one row.
-        target: Column, or columns, to compare; a `Target` says all about one.
+        target: Column, or columns, to compare; a `Target` says more about one.
         candidates: Assets with labels, as for `evaluation_assets`. Those that are not there yet are left out.
         gold: Asset with labels by people; without `annotator` it is one labeler, "gold".
         annotator: Column of gold that says who has labeled: several rows for a key, at most one for each annotator.
-        gold_target: What gold calls the target, or a mapping from targets to that.
-        kind: Of all targets, or by target. `ordinal`: integer classes, where a disagreement counts by its squared
-            distance.
-        partitions_def: Each partition by itself; without, all of them together. As for `evaluation_assets`.
+        gold_target: Column of gold with the target, or a mapping from targets to columns. Default: by the same name.
+        kind: Scale of all targets, or by target. "ordinal" is for integer classes, where a disagreement counts by its
+            squared distance.
         min_alpha: Least alpha of all labelers, as an asset check over all targets.
-        check_severity, blocking: Of this check.
-        frame, io_manager_key, backfill_policy: As for `evaluation_assets`.
+        check_severity: Severity of the check when it fails.
+        blocking: Whether the failed check holds back what is downstream.
+        frame, io_manager_key, partitions_def, backfill_policy: As for `evaluation_assets`.
         options: Dagster's own, as for `evaluation_assets`.
 
     Returns:

@@ -106,8 +106,14 @@ class PartitionOptions(TableOptions, total=False):
 class EvaluationBuilder(DagsterOptions):
     """What all assets of one evaluation have in common. A factory adds what is its own: tables, checks, computation.
 
-    - `backfill_policy`: None: one run for all partitions of a backfill.
-    - `role`: what the main asset is. Those of evaluations have the tag `ROLE_TAG`.
+    Args:
+        name: Name of the main asset; the others are named after it.
+        partitions_def: Dagster's partitions, each computed by itself. Default: all of them together.
+        frame: What the IO manager is given: a table of "arrow", "polars" or "pandas", or "batches", a stream of Arrow
+            record batches.
+        io_manager_key: Key of the IO manager that stores the tables.
+        backfill_policy: How many runs a backfill is. Default: one run for all partitions.
+        role: What the main asset is. Those of evaluations have the tag `ROLE_TAG`.
     """
 
     name: str

@@ -295,14 +295,15 @@ def drift_assets(
         name: Name of the asset.
         candidates: One or more partitioned assets with labels, as for `evaluation_assets`.
         target: Column, or columns, with classes.
-        reference: What a partition is compared with: that many partitions before it, pooled, or the partitions that are
-            named, such as those the prompt was accepted on. A partition without a reference has no figures.
+        reference: What a partition is compared with: a number of partitions before it, pooled, or the partitions that
+            are named, such as those the prompt was accepted on. A partition without a reference has no figures.
         max_psi: Largest population stability index, in the check `label_drift`. 0.1 is a small shift, 0.25 a large one.
         online: Whether an online detector (ADWIN) looks at all partitions in turn, too, for slow shifts. It is shown,
             not checked. Needs the extra `drift`.
         partitions_def: That of the candidates: each partition by itself, and one check for each. Without, one table of
             all partitions, and a check of the last one that has labels.
-        check_severity, blocking: Of this check.
+        check_severity: Severity of that check when it fails.
+        blocking: Whether the failed check holds back what is downstream.
         frame, io_manager_key, backfill_policy: As for `evaluation_assets`.
         options: Dagster's own, as for `evaluation_assets`.
 

@@ -130,29 +130,29 @@ def evaluation_assets(
     Args:
         name: Name of the evaluation asset.
         gold: Asset with the true values.
-        candidates: Assets with labels, such as what `llm_batch_assets` returned. A mapping gives them names; else the
-            last part of the asset key is the name.
+        candidates: Assets with labels: their keys, or what `llm_batch_assets` returned. A mapping gives them names;
+            else the last part of the asset key is the name.
         key: Column that gold and candidates share; it names one row.
-        target: Column, or columns, to compare; a `Target` says all about one.
-        gold_target: What gold calls the target, or a mapping from targets to that.
-        kind: Of all targets, or by target. `ordinal`: integer classes, where kappa counts a disagreement by its squared
-            distance.
+        target: Column, or columns, to compare; a `Target` says more about one.
+        gold_target: Column of gold with the target, or a mapping from targets to columns. Default: by the same name.
+        kind: Scale of all targets, or by target. "ordinal" is for integer classes, where kappa counts a disagreement by
+            its squared distance.
         keep: Columns of the candidates that `<name>_mistakes` shows beside each row. Default: what the definitions of
             the candidates keep.
-        rejects: Tables of rejected rows by candidate, so that their costs count and they are told from absent rows.
+        rejects: Assets with rejected rows by candidate, so that their costs count and they are told from absent rows.
             Those of `llm_batch_assets` are known where its definitions, not keys, are given as candidates.
         confidence: Column of the candidates with the probability, 0 to 1, that their label is correct; a mapping names
             one by target. Candidates without it are not calibrated.
         regression: Whether the last accepted version is kept and compared with, and checked (`regression`): no
             candidate may be surely worse than it was. To accept, materialize `<name>_accepted` with
             `candidates: [<name>, …]` in its run config; without, it accepts nothing.
-        min_accuracy, min_kappa, max_ece: Limits of every candidate, or by candidate, as asset checks over all
-            categorical targets. Accuracy is that of the labeled rows; ECE is the expected calibration error.
-        check_severity, blocking: Of these checks.
-        frame: What the IO manager is given: "arrow" (the default), "polars", "pandas", or "batches", a stream.
-        io_manager_key: The IO manager that stores the tables; by default "io_manager".
-        partitions_def: Each partition by itself; without, all of them together.
-        backfill_policy: None: one run for all partitions of a backfill.
+        min_accuracy: Least accuracy of every candidate, or by candidate, as an asset check over all categorical
+            targets. Rows without a label do not count.
+        min_kappa: Least kappa of every candidate, or by candidate, as an asset check over all categorical targets.
+        max_ece: Largest expected calibration error of every candidate, or by candidate, as an asset check.
+        check_severity: Severity of a check that fails.
+        blocking: Whether a failed check holds back what is downstream.
+        frame, io_manager_key, partitions_def, backfill_policy: As for every evaluation; see `EvaluationBuilder`.
         options: Dagster's own, of all tables but for `<name>_accepted`, which waits for a person and is never late: see
             `DagsterOptions`. By default they are made when labels or gold are new. A partitioned evaluation waits for
             all upstreams of its partition and their blocking checks (`on_labels_ready`); an unpartitioned one takes

@@ -69,13 +69,14 @@ def gold_sample_assets(
         candidates: Assets with labels, as for `evaluation_assets`. One is enough; two can disagree.
         key: Column that candidates and gold share; it names one row.
         target: Column, or columns, that people will label: classes, not measurements.
-        sample_size: Rows to propose; of each partition, if there are any. None: all that have no gold.
+        sample_size: How many rows to propose; of each partition, if there are any. None (in YAML null): all that have
+            no gold.
         gold: Asset with the rows that people have labeled already; these are not proposed. It may be empty yet.
-        rejects: Tables of rejected rows by candidate, as for `evaluation_assets`: they are proposed too.
+        rejects: Assets with rejected rows by candidate, as for `evaluation_assets`: they are proposed too.
         confidence: Column of the candidates with the probability, 0 to 1, that their label is correct; a mapping names
             one by target. Candidates without it have no say.
         random_share: Share of the proposals that is drawn from all rows alike; above 0.
-        seed: Another one draws other rows.
+        seed: Seed of the drawing; another one draws other rows.
         partitions_def: Propose of each partition by itself. Its classes are then compared with those of the partition
             before, as far as a candidate has that (`drift`).
         frame, io_manager_key, backfill_policy: As for `evaluation_assets`.

@@ -198,6 +198,9 @@ downstream of tables that are stored one by one is skipped. The second is for wh
 """
 
 _HINT = "Set key=, target= or the variables of the prompt to columns that are there."
+_SAYS_ITSELF = ("response", "keep", "empty", "required_resource_keys")
+"""Arguments of `llm_batch_assets` that follow from what a judge is asked."""
+
 _SHARED = [
     name
     for name in get_type_hints(PartitionOptions)
@@ -423,7 +426,7 @@ def _builder(name: str, options: Mapping[str, Any]) -> tuple[EvaluationBuilder, 
     return builder, {key: value for key, value in options.items() if key not in ours}
 
 
-@checked_options(PartitionOptions, EvaluationBuilder, beside=llm_batch_assets)
+@checked_options(PartitionOptions, EvaluationBuilder, beside=llm_batch_assets, without=_SAYS_ITSELF)
 def pairwise_judge_assets(
     *,
     name: str,
@@ -453,20 +456,27 @@ def pairwise_judge_assets(
         rows: Asset with what the candidates were asked about.
         candidates: Assets with their answers, as for `evaluation_assets`.
         key: Column that rows and candidates share; it names one row.
-        target: Column, or columns, of the candidates that hold an answer. Several are shown as one JSON object.
+        target: Column, or columns, of the candidates with the answer. Several are shown as one JSON object.
         prompt: What the judge is asked. Its variables are `answer_a`, `answer_b` and columns of `rows`. How to answer
             is said after its system part.
-        model: The judge, as for `llm_batch_assets`.
-        sample_size: Rows to judge, drawn by their keys and `seed`; of each partition, if there are any. None: all.
+        model: The judge: the provider, a slash, and the provider's own name for the model, as in "openai/gpt-5-nano".
+        sample_size: How many rows to judge, drawn by their keys and `seed`; of each partition, if there are any. None
+            (in YAML null): all.
+        seed: Seed of the drawing; another one draws other rows.
         max_inconsistent: Largest share of rows, of any pair, whose verdicts change with the order; as a check.
-        check_severity, blocking: Of this check.
-        partitions_def: Judge each partition by itself; `rows` and candidates have the same partitions, or none. Left
-            out, all partitions are judged together.
+        check_severity: Severity of the check when it fails.
+        blocking: Whether the failed check holds back what is downstream.
+        partitions_def: Judge each partition by itself; `rows` and candidates have the same partitions, or none.
+            Default: all partitions are judged together.
+        automation_condition: When the judge is asked without a person. "default": never, since it costs; what costs
+            nothing follows. None (in YAML null): nothing follows either.
+        pool: Concurrency pool of the ops of the cases, of the submission, and of the figures.
+        op_tags: Tags of all ops, for executors that size a step by them.
+        retry_policy: How often the ops of the cases, of the submission and of the figures are tried again, and when. A
+            step that covers several partitions is not.
         frame, io_manager_key, backfill_policy: As for `evaluation_assets`.
-        options: Dagster's own, as for `evaluation_assets`, and all else that `llm_batch_assets` takes: params,
-            max_cost_usd, mode, … A condition in `automation_condition` is that of asking: by default nothing is sent
-            before a person says so, and what costs nothing follows. `pool`, `op_tags` and `retry_policy` are for the
-            op of the cases, the one that submits, and that of the figures.
+        options: Dagster's other ones, as for `evaluation_assets`, and all else that `llm_batch_assets` takes: params,
+            max_cost_usd, mode, …
 
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
@@ -504,7 +514,7 @@ def pairwise_judge_assets(
     return judge.assets(model, response, figures, checks, llm_batch)
 
 
-@checked_options(PartitionOptions, EvaluationBuilder, beside=llm_batch_assets)
+@checked_options(PartitionOptions, EvaluationBuilder, beside=llm_batch_assets, without=_SAYS_ITSELF)
 def rubric_judge_assets(
     *,
     name: str,
@@ -531,9 +541,10 @@ def rubric_judge_assets(
     Args:
         criteria: What is judged, by name: `{"faithful": "Does the article say all of it?"}`. Each becomes a column of
             `<name>_verdicts`. The texts are part of the system template.
-        prompt: Its variables are `answer` and columns of `rows`.
+        prompt: What the judge is asked. Its variables are `answer` and columns of `rows`. How to answer is said after
+            its system part.
         scale: Worst and best score, as whole numbers.
-        min_score: Least mean score of every candidate, by all criteria or by criterion, as a check.
+        min_score: Least mean score of every candidate, of all criteria or by criterion; as a check.
     """
     lowest, highest = scale
     if not criteria or "reason" in criteria or not lowest < highest:

@@ -96,18 +96,20 @@ def skew_assets(
 
     Args:
         name: Name of the asset with the figures.
-        candidates: The one labeled dataset, as `llm_batch_assets` returned it and not by key: rows, prompt, response,
-            model, IO manager and partitions are its.
-        target: Column, or columns, of the labels to compare; `Target("price", kind="numeric")` for a measurement.
-        sample_size: Labels to ask again, drawn by their keys and `seed`; of each partition, if there are any. None: all
-            of them. Only those that came in batches of the labels' own model are drawn.
-        max_cost_usd: Ask nothing if the estimate for one sample, in real time, exceeds this.
+        candidates: The one labeled dataset, as `llm_batch_assets` returned it. Rows, prompt, response, model, IO
+            manager and partitions are its.
+        target: Column, or columns, of the labels to compare; a `Target` of the kind "numeric" for a measurement.
+        sample_size: How many labels to ask again, drawn by their keys and `seed`; of each partition, if there are any.
+            None (in YAML null): all of them. Only those that came in batches of the labels' own model are drawn.
+        seed: Seed of the drawing; another one draws other rows.
+        max_cost_usd: Ask nothing if the estimate for one sample, in real time, exceeds this many US dollars.
         min_agreement: Least share of equal values, of every target, as a check. It fails where even the upper end of
             the interval is below, so that a small sample does not fail by chance.
-        check_severity, blocking: Of this check.
-        realtime: How many calls run at once, and how long they wait: `Realtime(concurrency=…, patience=…)`. All rows of
-            the sample are asked at once, so it has no deadline and no urgent column. Default: as of the labels.
-        backfill_policy: None: as the labels' own.
+        check_severity: Severity of the check when it fails.
+        blocking: Whether the failed check holds back what is downstream.
+        realtime: How many calls run at once, and how long they wait. All rows of the sample are asked at once, so it
+            has no deadline and no urgent column. Default: as of the labels.
+        backfill_policy: How many runs a backfill is. Default: as of the labels.
         options: Dagster's own, as for `evaluation_assets`. By default nothing is asked before a person says so;
             `automation_condition=on_labels_ready()` asks whenever labels are new.
 

@@ -56,13 +56,17 @@ MAX_CLASSES = 1000
 @checked
 @dataclass(frozen=True)
 class Target:
-    """One thing to evaluate. Raises ConfigError where the settings contradict each other.
+    """One column to evaluate.
 
-    - `name`: column of the candidate tables, and of the gold table unless `gold_column` names another.
-    - `kind`: `categorical` (strings, integers, booleans) or `numeric` (measured by distance).
-    - `kappa_weights`: for integer classes whose distance means something (1 to 5): `linear` or `quadratic`; None counts
-      every disagreement alike.
-    - `confidence_column`: column of the candidate tables with the probability, 0 to 1, that the label is correct.
+    Raises ConfigError where the settings contradict each other.
+
+    Args:
+        name: Column of the candidate tables, and of the gold table unless `gold_column` names another.
+        gold_column: Column of the gold table. Default: by the same name.
+        kind: "categorical" (texts, integers, booleans) or "numeric" (measured by distance).
+        kappa_weights: For integer classes whose distance means something (1 to 5): "linear" or "quadratic". Default:
+            every disagreement counts alike.
+        confidence_column: Column of the candidate tables with the probability, 0 to 1, that the label is correct.
     """
 
     name: str

@@ -34,9 +34,13 @@ __all__ = ["Budget", "LLMBatchResource", "QueueLimit"]
 class Budget(CheckedConfig):
     """The most that submissions may commit to in a period: what they cost, or are estimated to cost till then."""
 
-    max_usd: float = Field(description="US dollars.")
-    period: Literal["day", "month", "ever"] = Field(default="month", description="Of the calendar, in UTC.")
-    asset: str | None = Field(default=None, description="Of one labeled dataset, by its key. Default: of all together.")
+    max_usd: float = Field(description="The most US dollars in a period.")
+    period: Literal["day", "month", "ever"] = Field(
+        default="month", description="A day or a month of the calendar, in UTC; or ever."
+    )
+    asset: str | None = Field(
+        default=None, description="Key of the one labeled dataset that it is for. Default: all together."
+    )
 
     def model_post_init(self, context: Any, /) -> None:
         """Raise ConfigError for wrong numbers where they are written, and not in a run."""
@@ -51,9 +55,11 @@ class Budget(CheckedConfig):
 class QueueLimit(CheckedConfig):
     """The most that may be in a provider's queue at once."""
 
-    max_batches: int | None = Field(default=None, description="Batches.")
-    max_requests: int | None = Field(default=None, description="Requests in them.")
-    max_tokens: int | None = Field(default=None, description="Input tokens, by estimate: OpenAI's enqueued tokens.")
+    max_batches: int | None = Field(default=None, description="Most batches.")
+    max_requests: int | None = Field(default=None, description="Most requests in them.")
+    max_tokens: int | None = Field(
+        default=None, description="Most input tokens, by estimate: OpenAI's enqueued tokens."
+    )
 
     def model_post_init(self, context: Any, /) -> None:
         """Raise ConfigError for wrong numbers where they are written, and not in a run."""

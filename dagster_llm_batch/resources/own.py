@@ -72,7 +72,7 @@ class RayBatchResource(ProviderResource):
     )
     requests_at_once: int = Field(default=16, description="Requests to the server, or rows in one call, at a time.")
     max_retries: int = Field(default=5, description="How often a request that the server puts off is sent again.")
-    timeout_seconds: float = Field(default=600.0, description="For one request to the server.")
+    timeout_seconds: float = Field(default=600.0, description="Seconds that one request to the server may take.")
     runtime_env: dict[str, Any] = Field(
         repr=False, default={}, description="Ray's runtime_env: pip, working_dir, env_vars, …."
     )
@@ -106,7 +106,9 @@ class SlurmBatchResource(ProviderResource):
     partition: str | None = Field(default=None, description="Partition. Default: the cluster's.")
     slurm_account: str | None = Field(default=None, description="Slurm account that the hours are booked on.")
     qos: str | None = Field(default=None, description="Quality of service.")
-    time_limit: str | None = Field(default=None, description="For one task: minutes, or as in 2:30:00 or 1-12.")
+    time_limit: str | None = Field(
+        default=None, description="Time limit of one task: minutes, or as in 2:30:00 or 1-12."
+    )
     gres: str | None = Field(default=None, description="Generic resources of one task, such as gpu:1.")
     mem: str | None = Field(default=None, description="Memory of one task, such as 64G.")
     cpus_per_task: int | None = Field(default=None, description="CPUs of one task.")
@@ -125,9 +127,11 @@ class SlurmBatchResource(ProviderResource):
     )
     python: str = Field(default="python3", description="Python 3.6 or later on the nodes; standard library only.")
     account: str | None = Field(default=None, description="What tells its answers apart. Default: the command.")
-    timeout_seconds: float = Field(default=60.0, description="For one call of sbatch, squeue, sacct or scancel.")
+    timeout_seconds: float = Field(
+        default=60.0, description="Seconds that one call of sbatch, squeue, sacct or scancel may take."
+    )
     settle_seconds: float = Field(
-        default=60.0, description="How long after an sbatch of unknown end its job may still appear."
+        default=60.0, description="Seconds after an sbatch of unknown end in which its job may still appear."
     )
 
     def provider(self) -> Provider:

@@ -46,7 +46,7 @@ class AnthropicBatchResource(ProviderResource):
         description="Beta features to ask for, such as output-300k-2026-03-24 for replies of up to 300,000 tokens.",
     )
     timeout_seconds: float = Field(
-        default=600.0, description="For one call; its answer may take longer while 1,000 bytes a second come."
+        default=600.0, description="Seconds of one call; its answer may take longer while 1,000 bytes a second come."
     )
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
@@ -86,7 +86,7 @@ class OpenAIBatchResource(ProviderResource):
     )
     price_book: str = Field(default="openai", description="The price book's id of who bills: openai, azure, groq, …")
     timeout_seconds: float = Field(
-        default=600.0, description="For one call; its answer may take longer while 1,000 bytes a second come."
+        default=600.0, description="Seconds of one call; its answer may take longer while 1,000 bytes a second come."
     )
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
@@ -135,7 +135,7 @@ class VertexBatchResource(ProviderResource):
     )
     account: str | None = Field(default=None, description="Whose account this is. Default: project and location.")
     timeout_seconds: float = Field(
-        default=600.0, description="For one call; its answer may take longer while 1,000 bytes a second come."
+        default=600.0, description="Seconds of one call; its answer may take longer while 1,000 bytes a second come."
     )
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
@@ -175,7 +175,7 @@ class GeminiBatchResource(ProviderResource):
     inline_bytes: int = Field(default=1_000_000, description="Batches up to this size travel in the create call.")
     api_version: str = Field(default="v1beta", description="API version of every call: v1beta, or v1.")
     timeout_seconds: float = Field(
-        default=600.0, description="For one call; its answer may take longer while 1,000 bytes a second come."
+        default=600.0, description="Seconds of one call; its answer may take longer while 1,000 bytes a second come."
     )
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
@@ -227,7 +227,7 @@ class BedrockBatchResource(ProviderResource):
         default=None, description="Whose account this is. Default: region and the role's account."
     )
     timeout_seconds: float = Field(
-        default=600.0, description="For one call; its answer may take longer while 1,000 bytes a second come."
+        default=600.0, description="Seconds of one call; its answer may take longer while 1,000 bytes a second come."
     )
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 

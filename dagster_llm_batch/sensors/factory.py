@@ -35,14 +35,14 @@ def build_llm_batch_sensor(
     """Return a sensor that polls batches and lands labels when they end.
 
     Args:
-        name: Its name.
-        resource_key: Where LLMBatchResource is.
-        minimum_interval_seconds: Between two ticks.
-        default_status: Running, unless you say otherwise.
-        max_partitions_per_run: Neighbouring partitions that are ready at once land in one run, up to so many.
-        run_config: Of the runs it asks for. Default: in the run's own process where Dagster's default executor is used,
-            since starting another would take longer than landing labels does.
-        run_tags: Tags of those runs.
+        name: Name of the sensor.
+        resource_key: Key of the LLMBatchResource.
+        minimum_interval_seconds: Least seconds between two ticks.
+        default_status: Whether it runs until somebody starts or stops it in the UI.
+        max_partitions_per_run: Neighbouring partitions that are ready at once land in one run, up to this many.
+        run_config: Configuration of the runs that it asks for. Default: where Dagster's default executor is used, in
+            the run's own process, since starting another would take longer than landing labels does.
+        run_tags: Tags of the runs that it asks for.
 
     Raises ConfigError for numbers that a sensor cannot have.
     """

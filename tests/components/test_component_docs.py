@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import dagster as dg
 import pytest
 import yaml
 from markdown_it import MarkdownIt
@@ -32,9 +33,24 @@ def test_each_yaml_block_loads_alone_or_in_the_least_dataset(text):
 
 
 def test_the_python_of_the_page_is_a_component_of_ones_own():
-    [source] = blocks("python")
+    source, _ = blocks("python")
     with loaded(labels(group_name="crm"), kind=".ours.OurLabels", files={"ours.py": source}) as project:
         assert project.spec("ticket_labels").tags["cost_center"] == "crm"
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_the_execute_of_the_page_decides_whether_anything_is_submitted(freeze):
+    """Where it does not stand in the way, the op does what it does: it reads the rows, which are not there."""
+    _, source = blocks("python")
+    attributes = labels(freeze=freeze, resource={"openai": {"api_key": "k"}})
+    with dg.instance_for_test() as instance, loaded(attributes, ".ours.OurLabels", {"ours.py": source}) as project:
+        job = project.defs.resolve_implicit_global_asset_job_def()
+        job = job.get_subset(asset_selection={dg.AssetKey("ticket_labels_batch")})
+        result = job.execute_in_process(instance=instance, raise_on_error=False)
+        assert result.success == freeze
+        assert result.get_asset_materialization_events() == []
+        failed = "" if freeze else str(result.get_step_failure_events()[0].step_failure_data.error)
+        assert ("is not materialized" in failed) == (not freeze)
 
 
 def test_the_page_has_blocks_of_no_other_language():

@@ -208,6 +208,7 @@ def errors(component, **changes):
         ({"sensor": {"intervall": 3}}, "sensor", "'intervall' was unexpected"),
         ({"backfill_policy": {"type": "many"}}, "backfill_policy.type", "'many' is not one of"),
         ({"rows": {"function": 3}}, "rows.function", "3 is not of type 'string'"),
+        ({"rows": {"sql": "select 1"}}, "rows", "'resource' is a required property"),
         ({"keep": {"a": 1}}, "keep", "is not of type"),
     ],
 )

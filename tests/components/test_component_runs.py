@@ -10,7 +10,7 @@ import yaml
 from dagster.components.testing import create_defs_folder_sandbox
 from yaml_project import loaded
 
-from dagster_llm_batch import LLMBatchComponent, LLMBatchEvaluationComponent
+from dagster_llm_batch import LLMBatchComponent, LLMBatchEvaluationComponent, LLMBatchSkewComponent
 from dagster_llm_batch.components.templates import labeler
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
@@ -56,6 +56,59 @@ def test_what_the_scaffolder_writes_runs_as_it_is_from_rows_to_an_evaluation():
             [figures] = stored(defs, instance, "ticket_eval").to_pylist()
             assert (figures["coverage"], figures["accuracy"]) == (1, 1)
             assert [one.name for one in defs.sensors] == ["llm_batch_sensor"]
+
+
+EXECUTED = """
+from dataclasses import dataclass
+import dagster as dg
+from dagster_llm_batch import LLMBatchComponent, LLMBatchEvaluationComponent, LLMBatchSkewComponent
+
+class Watched:
+    def execute(self, context, op):
+        mine = next(iter(context.selected_asset_keys))
+        yield dg.AssetObservation(mine, metadata={"role": op.role})
+        yield from super().execute(context, op)
+
+@dataclass(kw_only=True)
+class Labels(Watched, LLMBatchComponent):
+    pass
+
+@dataclass(kw_only=True)
+class Evaluation(Watched, LLMBatchEvaluationComponent):
+    pass
+
+@dataclass(kw_only=True)
+class Skew(Watched, LLMBatchSkewComponent):
+    pass
+"""
+
+
+def observed(result):
+    events = [event for event in result.all_events if event.event_type_value == "ASSET_OBSERVATION"]
+    observations = [event.asset_observation_data.asset_observation for event in events]
+    return {(one.asset_key.to_user_string(), one.metadata["role"].value) for one in observations}
+
+
+def test_execute_of_a_subclass_runs_every_op_and_what_the_op_does_by_itself():
+    with project() as (sandbox, scaffold), dg.instance_for_test() as instance:
+        scaffold(LLMBatchComponent, "ticket_labels")
+        scaffold(LLMBatchEvaluationComponent, "ticket_eval")
+        scaffold(LLMBatchSkewComponent, "ticket_skew")
+        for folder, ours in (("ticket_labels", "Labels"), ("ticket_eval", "Evaluation"), ("ticket_skew", "Skew")):
+            path = sandbox.defs_folder_path / folder
+            (path / "ours.py").write_text(EXECUTED)
+            [document, *others] = yaml.safe_load_all((path / "defs.yaml").read_text())
+            (path / "defs.yaml").write_text(yaml.safe_dump_all([{**document, "type": f".ours.{ours}"}, *others]))
+        with sandbox.build_all_defs() as defs:
+            config = {"ops": {"ticket_labels_batch": {"config": {"again": True}}}}
+            result = run(defs, instance, run_config=config)
+            roles = dict(observed(result))
+            assert roles.pop("ticket_labels_batch") == "batch"
+            assert {role for name, role in roles.items() if name.startswith("ticket_labels")} == {"labels"}
+            assert {role for name, role in roles.items() if "labels" not in name} == {"evaluation"}
+            assert all(check.passed for check in result.get_asset_check_evaluations())
+            assert stored(defs, instance, "ticket_labels")["topic"].to_pylist() == ["billing", "bug", "how_to"]
+            assert len(stored(defs, instance, "ticket_skew_sample")) == 3
 
 
 def test_a_second_dataset_is_scaffolded_into_the_same_project_and_shares_its_resource():

@@ -1,120 +1,160 @@
-"""The components can say all that the Python API can, and nothing else."""
+"""Components have what the factories have, since they are made from them: one signature and one docstring for both."""
 
-import dataclasses
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any, Literal, get_type_hints
 
 import dagster as dg
 import jsonschema
 import pytest
 from pydantic import BaseModel
+from yaml_project import loaded
 
+import dagster_llm_batch
 from dagster_llm_batch import (
-    Checks,
-    Embedding,
-    Fallback,
     Limits,
-    LLMBatchAgreementComponent,
     LLMBatchComponent,
-    LLMBatchCostComponent,
-    LLMBatchDriftComponent,
-    LLMBatchEvaluationComponent,
-    LLMBatchGoldSampleComponent,
-    LLMBatchPairwiseJudgeComponent,
-    LLMBatchRubricJudgeComponent,
-    LLMBatchSkewComponent,
-    Prompt,
-    Realtime,
-    Resend,
-    Spend,
-    TokenPrice,
-    agreement_assets,
-    build_llm_batch_sensor,
-    cost_assets,
-    drift_assets,
-    evaluation_assets,
-    gold_sample_assets,
-    llm_batch_assets,
-    pairwise_judge_assets,
+    LLMBatchTranslator,
+    LLMBatchTranslatorData,
+    components,
     resources,
-    rubric_judge_assets,
-    skew_assets,
 )
-from dagster_llm_batch.components import settings
-from dagster_llm_batch.components.attributes import RetryPolicySettings
-from dagster_llm_batch.components.resolution import MadeBlock
-from dagster_llm_batch.metrics import Target
+from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.components.attributes import attributes_of
+from dagster_llm_batch.components.base import FactoryComponent
 
-COMPONENTS = [
-    (LLMBatchComponent, llm_batch_assets, {"translation", "resource", "sensor", "jobs"}),
-    (LLMBatchEvaluationComponent, evaluation_assets, {"translation"}),
-    (LLMBatchAgreementComponent, agreement_assets, {"translation"}),
-    (LLMBatchCostComponent, cost_assets, {"translation"}),
-    (LLMBatchDriftComponent, drift_assets, {"translation"}),
-    (LLMBatchGoldSampleComponent, gold_sample_assets, {"translation"}),
-    (LLMBatchPairwiseJudgeComponent, pairwise_judge_assets, {"translation"}),
-    (LLMBatchRubricJudgeComponent, rubric_judge_assets, {"translation"}),
-    (LLMBatchSkewComponent, skew_assets, {"translation"}),
-]
-OF_THE_JUDGE = {"keep", "empty", "required_resource_keys", "response"}
-"""Arguments of `llm_batch_assets` that a judge says itself."""
-BLOCKS = [
-    (RetryPolicySettings, dg.RetryPolicy, set(), set()),
-    (settings.LimitsSettings, Limits, set(), set()),
-    (settings.RealtimeSettings, Realtime, set(), set()),
-    (settings.ResendSettings, Resend, set(), set()),
-    (settings.SpendSettings, Spend, set(), set()),
-    (settings.ChecksSettings, Checks, set(), set()),
-    (settings.PriceSettings, TokenPrice, set(), set()),
-    (settings.FallbackSettings, Fallback, set(), set()),
-    (settings.TargetSettings, Target, set(), set()),
-    (settings.EmbeddingSettings, Embedding, {"type"}, set()),
-    (settings.PromptSettings, Prompt, {"user_file", "system_file"}, set()),
-    (settings.SensorSettings, build_llm_batch_sensor, set(), {"resource_key"}),  # the component's own
-]
-MODELS = [component.get_model_cls() for component, _, _ in COMPONENTS]
+COMPONENTS = [getattr(components, name) for name in components.__all__ if name.endswith("Component")]
+OWN = {LLMBatchComponent: {"translation", "resource", "sensor", "jobs"}}
+"""Attributes that are no arguments of the factory; of the others: translation."""
+MODELS = [component.get_model_cls() for component in COMPONENTS]
+DAGSTERS = ("PartitionsDefinitionModel", "AssetSpecUpdateKwargsModel")
+"""Blocks that Dagster declares."""
 
 
-def parameters(api: Callable[..., Any]) -> dict[str, Any]:
-    """Names and defaults; what a judge hands on to `llm_batch_assets` is among them. `translation` is in the place of
-    `translator`.
+def test_every_factory_of_assets_has_a_component():
+    factories = {getattr(dagster_llm_batch, name) for name in dagster_llm_batch.__all__ if name.endswith("_assets")}
+    assert {component.factory for component in COMPONENTS} == factories
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_attributes_types_and_defaults_are_those_of_the_signature(component):
+    arguments = dict(inspect.signature(component.factory).parameters)
+    # `translation`, and `get_asset_spec` of a subclass, are in its place
+    del arguments["translator"]
+    assert set(component.get_model_cls().model_fields) == {*arguments, *OWN.get(component, {"translation"})}
+    kinds, wanted = get_type_hints(component), get_type_hints(component.factory)
+    defaults = {field.name: field.default for field in fields(component)}
+    for name, argument in arguments.items():
+        python_name = "llm" if name == "model" else name
+        default = MISSING if argument.default is inspect.Parameter.empty else argument.default
+        assert (kinds[python_name], defaults[python_name]) == (wanted[name], default)
+
+
+@checked
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait.
+
+    Args:
+        longest: The longest wait.
+        fast: Seconds of a fast one.
     """
-    own = {name: one for name, one in inspect.signature(api).parameters.items() if name != "translator"}
-    named = {name: one.default for name, one in own.items() if one.kind is not inspect.Parameter.VAR_KEYWORD}
-    if len(named) == len(own):
-        return named
-    return {name: one for name, one in parameters(llm_batch_assets).items() if name not in OF_THE_JUDGE} | named
+
+    longest: timedelta = timedelta(minutes=90)
+    fast: Decimal | None = None
 
 
-@pytest.mark.parametrize(("component", "factory", "more"), COMPONENTS)
-def test_a_component_has_an_attribute_for_each_argument_of_its_factory(component, factory, more):
-    assert set(component.get_model_cls().model_fields) == set(parameters(factory)) | more
+def shipped_assets(
+    *,
+    name: str,
+    columns: Sequence[str] = ("a", "b"),
+    patience: Patience | None = None,
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN,
+    how: Literal["slow", "fast"] = "slow",
+    least: float | Mapping[str, float] | None = None,
+    translator: LLMBatchTranslator,
+) -> list[dg.AssetsDefinition]:
+    """Declare what a test declares.
+
+    Args:
+        name: Name of the asset.
+        columns: Columns that are
+            shipped.
+        patience, severity: See `others`.
+        how: How it is shipped.
+        least: Least weight.
+    """
+    spec = dg.AssetSpec(name, metadata={"least": repr(least)})
+    data = LLMBatchTranslatorData(spec=spec, role="evaluation", dataset=name)
+    return [dg.AssetsDefinition(specs=[translator.get_asset_spec(data)])]
 
 
-@pytest.mark.parametrize(("component", "factory", "more"), COMPONENTS)
-def test_an_attribute_that_is_left_out_is_what_the_factory_would_take(component, factory, more):
-    defaults = {
-        field.name: inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
-        for field in dataclasses.fields(component)
+def others(patience, severity):
+    """Describe.
+
+    Args:
+        patience: What it waits for.
+        severity: How bad it is.
+    """
+
+
+SHIPPED = """
+from dataclasses import dataclass
+from dagster_llm_batch.components.base import FactoryComponent, component_of
+from test_component_signatures import others, shipped_assets
+
+@component_of(shipped_assets, others)
+class Shipped(FactoryComponent):
+    "Something new."
+
+@dataclass(kw_only=True)
+class More(Shipped):
+    port: int = 80
+"""
+
+
+@pytest.mark.parametrize("kind", [".shipped.Shipped", ".shipped.More"])
+def test_an_argument_that_a_factory_gains_is_an_attribute_at_once(kind):
+    given = {"name": "x", "patience": {"longest": {"hours": 2}, "fast": "0.5"}, "severity": "ERROR", "least": {"a": 1}}
+    given |= {"port": 8080} if kind.endswith("More") else {}
+    with loaded(given, kind, files={"shipped.py": SHIPPED}) as project:
+        component: Any = project.component
+        assert component.patience == Patience(timedelta(hours=2), "0.5")
+        assert component.severity is dg.AssetCheckSeverity.ERROR
+        assert component.columns == ("a", "b")
+        assert project.spec("x").metadata["least"] == "{'a': 1.0}"
+        assert getattr(component, "port", 8080) == 8080
+        schema = type(component).get_model_cls().model_json_schema()
+    jsonschema.Draft202012Validator(schema).validate(given)
+    shown = {
+        name: (one.get("default"), one.get("description"))
+        for name, one in schema["properties"].items()
+        if name in given
     }
-    renamed = {python: name for name, python in component.renamed.items()}
-    given = {renamed.get(name, name): default for name, default in defaults.items()}
-    assert {name: given[name] for name in parameters(factory)} == parameters(factory)
+    assert shown == {
+        "name": (None, "Name of the asset."),
+        "patience": (None, "What it waits for."),
+        "severity": ("WARN", "How bad it is."),
+        "least": (None, "Least weight."),
+    } | ({"port": shown["port"]} if "port" in given else {})
+    assert schema["required"] == ["name"]
+    assert schema["properties"]["columns"]["default"] == ["a", "b"]
+    assert schema["properties"]["columns"]["description"] == "Columns that are shipped."
+    block = schema["$defs"]["PatienceSettings"]
+    assert block["description"] == "How long to wait."
+    assert block["properties"]["longest"]["default"] == {"minutes": 90}
+    assert block["properties"]["fast"]["description"] == "Seconds of a fast one."
 
 
-@pytest.mark.parametrize(("block", "api", "more", "less"), BLOCKS)
-def test_a_block_has_the_settings_of_what_it_becomes(block, api, more, less):
-    assert set(block.model_fields) == (set(parameters(api)) - less) | more
+def test_a_type_that_has_no_form_in_yaml_is_refused_when_the_component_is_declared():
+    def sockets_assets(*, name: str, connection: dg.AssetSpec) -> None:
+        """Declare nothing."""
 
-
-@pytest.mark.parametrize(("block", "api", "more", "less"), BLOCKS)
-def test_a_setting_that_is_left_out_has_the_default_that_the_docs_show(block, api, more, less):
-    for name, default in parameters(api).items():
-        if default is not inspect.Parameter.empty and name not in less:
-            shown = block.model_fields[name].default
-            shown = shown.make(**shown.model_dump(exclude_unset=True)) if isinstance(shown, MadeBlock) else shown
-            assert (tuple(shown) if isinstance(shown, list) else shown) == getattr(default, "value", default), name
+    with pytest.raises(TypeError, match=r"sockets_assets: FORMS says not how connection: .*AssetSpec.* is written"):
+        attributes_of(sockets_assets)
 
 
 def test_the_resource_in_yaml_has_every_setting_of_every_provider_budget_and_limit():
@@ -128,12 +168,24 @@ def test_the_resource_in_yaml_has_every_setting_of_every_provider_budget_and_lim
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_every_attribute_and_every_setting_says_what_it_is(model):
+def test_every_attribute_and_every_setting_says_what_it_is_and_its_default(model):
     schema = model.model_json_schema()
-    for name, one in [("", schema), *schema["$defs"].items()]:
-        if not name.endswith(("PartitionsDefinitionModel", "AssetSpecUpdateKwargsModel")):  # Dagster's own
-            for attribute, shown in one.get("properties", {}).items():
-                assert attribute == "type" or shown.get("description"), f"{name}.{attribute}"
+    for block, one in [("", schema), *schema["$defs"].items()]:
+        if block.endswith(DAGSTERS):
+            continue
+        for name, shown in one.get("properties", {}).items():
+            description = shown.get("description", "")
+            assert name == "type" or description.endswith((".", "…")), f"{block}.{name}: {description}"
+            assert not description.startswith(("See ", "As for ")), f"{block}.{name} is described elsewhere"
+            assert name in one.get("required", ()) or "DAGSTER" not in str(shown["default"]), f"{block}.{name}"
+
+
+def test_a_block_has_the_settings_of_what_it_becomes():
+    blocks = LLMBatchComponent.get_model_cls().model_json_schema()["$defs"]
+    assert set(blocks["LimitsSettings"]["properties"]) == set(inspect.signature(Limits).parameters)
+    assert blocks["LimitsSettings"]["properties"]["below_minimum"]["default"] == "refuse"
+    assert "resource_key" not in blocks["SensorSettings"]["properties"]
+    assert blocks["SensorSettings"]["properties"]["default_status"]["default"] == "RUNNING"
 
 
 def _examples(model: type[BaseModel]) -> list[Any]:
@@ -148,3 +200,15 @@ def _examples(model: type[BaseModel]) -> list[Any]:
 @pytest.mark.parametrize(("schema", "example"), [one for model in MODELS for one in _examples(model)])
 def test_every_example_that_is_shown_is_valid(schema, example):
     jsonschema.Draft202012Validator(schema).validate(example)
+
+
+def test_a_component_can_be_made_in_python_too():
+    component = LLMBatchComponent(
+        name="labels", rows="rows", key="id", prompt=dagster_llm_batch.Prompt("{{ a }}"), llm="a/b"
+    )
+    assert isinstance(component, FactoryComponent)
+    assert {spec.key.to_user_string() for made in component.assets for spec in made.specs} == {
+        "labels",
+        "labels_batch",
+        "labels_rejects",
+    }

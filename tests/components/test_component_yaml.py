@@ -20,6 +20,7 @@ from dagster_llm_batch import (
     Realtime,
     Resend,
     Spend,
+    SqlRows,
     TokenPrice,
     llm_batch_assets,
 )
@@ -211,7 +212,7 @@ def test_an_object_can_come_from_the_users_own_template_variables():
         assert isinstance(project.defs.resources["llm_batch"], LLMBatchResource)
 
 
-def test_rows_are_an_asset_by_its_key_or_a_function_by_its_import_path():
+def test_rows_are_an_asset_by_its_key_a_function_by_its_import_path_or_a_query():
     with loaded(labels(rows="crm/tickets")) as project:
         [dep] = project.spec("ticket_labels_batch").deps
         assert dep.asset_key == dg.AssetKey(["crm", "tickets"])
@@ -220,6 +221,9 @@ def test_rows_are_an_asset_by_its_key_or_a_function_by_its_import_path():
         assert project.component.rows.__name__ == "rows"
         [dep] = project.spec("ticket_labels_batch").deps
         assert dep.asset_key == dg.AssetKey(["crm", "raw"])
+    query = {"sql": "select * from tickets where day = $partition_key", "resource": "warehouse"}
+    with loaded(labels(rows=query, partitions_def={"type": "daily", "start_date": "2026-01-01"})) as project:
+        assert project.component.rows == SqlRows(**query)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from typing import Any, get_type_hints
 import pytest
 
 import dagster_llm_batch
-from dagster_llm_batch import llm_batch_assets, streams
+from dagster_llm_batch import streams
 from dagster_llm_batch.arguments import annotation_text
 from dagster_llm_batch.assets.options import AssetOptions
+from dagster_llm_batch.errors import ConfigError
 
 FACTORIES = {
     name: getattr(module, name)
@@ -18,9 +19,6 @@ FACTORIES = {
     if name.endswith(("_assets", "_asset"))
 }
 JUDGES = {"pairwise_judge_assets", "rubric_judge_assets"}
-OF_THE_JUDGE = {"keep", "empty", "required_resource_keys", "response"}
-"""Arguments of `llm_batch_assets` that a judge says itself."""
-
 DAGSTERS = {
     "name",
     "key_prefix",
@@ -63,11 +61,7 @@ TOO_MANY = JUDGES
 
 def parameters(factory: Any) -> dict[str, inspect.Parameter]:
     """All that a call can name."""
-    named = dict(inspect.signature(factory).parameters)
-    if factory.__name__ not in JUDGES:
-        return named
-    del named["options"]
-    return {name: taken for name, taken in parameters(llm_batch_assets).items() if name not in OF_THE_JUDGE} | named
+    return dict(inspect.signature(factory).parameters)
 
 
 def test_these_are_all_factories():
@@ -78,11 +72,18 @@ def test_these_are_all_factories():
 def test_the_same_argument_has_the_same_type_and_default_in_all_factories():
     kinds: dict[str, dict[tuple[str, str], list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, factory in FACTORIES.items():
-        hints = {**get_type_hints(llm_batch_assets), **get_type_hints(factory)}
+        hints = get_type_hints(factory)
         for argument, taken in parameters(factory).items():
             kinds[argument][annotation_text(hints[argument]), repr(taken.default)].append(name)
     differing = {argument: dict(found) for argument, found in kinds.items() if len(found) > 1}
     assert set(differing) == set(EXCEPTIONS), differing
+
+
+@pytest.mark.parametrize("name", sorted(JUDGES))
+@pytest.mark.parametrize("argument", ["keep", "empty", "response", "required_resource_keys"])
+def test_a_judge_refuses_what_follows_from_what_it_asks(name, argument):
+    with pytest.raises(ConfigError, match=f"there is no argument '{argument}'"):
+        FACTORIES[name](**{argument: None})
 
 
 @pytest.mark.parametrize("name", FACTORIES)
