@@ -28,6 +28,8 @@ class LabelStats:
     def __init__(self, labeling: Labeling) -> None:
         # rows
         self.labeled = self.rejected = 0
+        # labels that were read out of Markdown fences
+        self.fenced = 0
         # rows of each
         self.outcomes: Counter[str] = Counter()
         # rejects by outcome and reason
@@ -58,6 +60,7 @@ class LabelStats:
         labels, rejects = part.labels, part.rejects
         self.labeled += len(labels)
         self.rejected += len(rejects)
+        self.fenced += part.fenced
         self.labels_schema, self.rejects_schema = labels.schema, rejects.schema
         for table in (labels, rejects):
             self.outcomes.update(

@@ -180,6 +180,7 @@ def labels_metadata(figures: LabelStats, status: Status, labeling: Labeling, pro
         "dagster/partition_row_count": figures.labeled,
         **{f"llm_batch/rows_{outcome}": count for outcome, count in sorted(figures.outcomes.items())},
         "llm_batch/rows_rejected": figures.rejected,
+        **({"llm_batch/rows_read_from_fences": figures.fenced} if figures.fenced else {}),
         **_usd("cost_usd", submission.cost_usd),
         **_usd("realtime_cost_usd", submission.realtime_usd),
         **_usd("saved_usd", saved),

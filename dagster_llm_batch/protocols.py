@@ -42,6 +42,14 @@ class Codec(Protocol):
         """What one batch may hold."""
         ...
 
+    @property
+    def enforces_format(self) -> bool:
+        """Whether the server lets no reply pass that does not fit the response schema.
+
+        Where it does not, or nobody knows, a JSON reply within Markdown fences is read all the same, and counted.
+        """
+        ...
+
     def encode(self, request: Request, custom_id: str) -> bytes:
         r"""The request as one line.
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.core.memory import release_memory
 from dagster_llm_batch.core.pricing import MONEY, PICODOLLAR
-from dagster_llm_batch.core.results import RESULT_SCHEMA
+from dagster_llm_batch.core.results import FENCED, RESULT_SCHEMA
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import SKIPPED, Outcome
 
@@ -60,10 +60,14 @@ REJECT_COLUMNS = ("llm_reason", "llm_reply", *PROVENANCE)
 
 @dataclass(frozen=True)
 class Labeled:
-    """All rows of a submission, each in exactly one of the two tables."""
+    """All rows of a submission, each in exactly one of the two tables.
+
+    `fenced` is how many of the labels were read out of Markdown fences.
+    """
 
     labels: pa.Table
     rejects: pa.Table
+    fenced: int = 0
 
 
 def check_columns(key: str, keep: Sequence[str], response: Sequence[str]) -> None:
@@ -114,6 +118,7 @@ def label(
         for name, costs in _row_costs(manifest[_ID], results.select([_ID, *_COSTS])):
             rows = rows.append_column(name, costs)
     fits = _is_good(results).take(places).combine_chunks()
+    fenced = _count_fenced(results, places)
     halves = [(_only(rows, chosen), _only(places, chosen)) for chosen in (fits, pc.invert(fits))]
     # One column after another, each freed before the next is taken: results and labels are never both whole.
     del rows
@@ -125,8 +130,18 @@ def label(
             halves = [(half.append_column(column.field(0), _taken(column[name], at)), at) for half, at in halves]
     (labels, _), (rejects, _) = halves
     return Labeled(
-        labels=labels.select([*own, *response.names, *PROVENANCE]), rejects=rejects.select([*own, *REJECT_COLUMNS])
+        labels=labels.select([*own, *response.names, *PROVENANCE]),
+        rejects=rejects.select([*own, *REJECT_COLUMNS]),
+        fenced=fenced,
     )
+
+
+def _count_fenced(results: pa.Table, places: pa.Array) -> int:
+    are_fenced = pc.fill_null(pc.equal(results["llm_reason"], FENCED), fill_value=False)
+    if not pc.any(are_fenced, min_count=0).as_py():
+        return 0
+    are_fenced = pc.and_(are_fenced, _is_good(results))
+    return int(pc.sum(are_fenced.combine_chunks().take(places), min_count=0).as_py())
 
 
 def _is_good(results: pa.Table) -> pa.ChunkedArray:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
+from string import ascii_letters
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -329,6 +330,7 @@ _TOO_LARGE = "{}: the number is too large, or none: a column holds numbers up to
 _Parsed = tuple[dict[str, Any] | None, str | None]
 _TEXT = pa.field("text", pa.string())
 _MAX_REASON = 500
+_FENCE = "```"
 # Replies given to pydantic in one call. One that does not fit makes all of them be read again, one by one.
 _AT_ONCE = 32
 
@@ -352,10 +354,14 @@ class Embedding:
 
 @dataclass(frozen=True)
 class ParsedReplies:
-    """Replies as columns. `columns` align with the replies and are null where `reasons` says why one does not fit."""
+    """Replies as columns. `columns` align with the replies and are null where `reasons` says why one does not fit.
+
+    `fenced` has the places of those that were read out of Markdown fences.
+    """
 
     columns: pa.Table
     reasons: list[str | None]
+    fenced: Sequence[int] = ()
 
 
 def response_format(response: Any) -> ResponseFormat:
@@ -421,12 +427,31 @@ class Reader:
     def schema(self) -> pa.Schema:
         return pa.schema(self.fields)
 
-    def read(self, texts: Sequence[str | None], embeddings: Sequence[Sequence[float] | None]) -> ParsedReplies:
-        """Parse replies: texts or, for Embedding, vectors. A null reply gives nulls without a reason."""
+    def read(
+        self,
+        texts: Sequence[str | None],
+        embeddings: Sequence[Sequence[float] | None],
+        *,
+        may_be_fenced: bool = False,
+    ) -> ParsedReplies:
+        """Parse replies: texts or, for Embedding, vectors. A null reply gives nulls without a reason.
+
+        With `may_be_fenced`, a JSON reply that stands in Markdown fences as a whole is read without them: of a server
+        that does not enforce the format, many come so, and to ask again would be paid again.
+        """
         if self.format.kind is ResponseKind.TEXT:
             return self._read_texts(texts)
         if self.format.kind is ResponseKind.EMBEDDING:
             return self._read_embeddings(embeddings)
+        if may_be_fenced:
+            bare = [None if text is None else _without_fences(text) for text in texts]
+            if any(bare):
+                read = self._read_json([inner or text for text, inner in zip(texts, bare, strict=True)])
+                fenced = [at for at, inner in enumerate(bare) if inner is not None and read.reasons[at] is None]
+                return replace(read, fenced=fenced)
+        return self._read_json(texts)
+
+    def _read_json(self, texts: Sequence[str | None]) -> ParsedReplies:
         if (plain := self._read_plain(texts)) is not None:
             return self._parsed(plain, [None] * len(texts))
         given = [text for text in texts if text is not None]
@@ -501,6 +526,15 @@ class Reader:
             reasons.append(f"embedding of {len(vector or ())} dimensions, asked for {wanted}" if is_misfit else None)
             kept.append(None if is_misfit else vector)
         return self._parsed([Column(pa.array(kept, pa.list_(pa.float32())), reasons)], [None] * len(reasons))
+
+
+def _without_fences(text: str) -> str | None:
+    """Return what stands between Markdown fences where the whole text does; else None."""
+    inner = text.strip() if text[:1].isspace() or text[-1:].isspace() else text
+    if not (inner.startswith(_FENCE) and inner.endswith(_FENCE) and len(inner) > 2 * len(_FENCE)):
+        return None
+    # The name of a language may stand behind the first fence; no JSON that a schema asks for starts with a letter.
+    return inner[len(_FENCE) : -len(_FENCE)].lstrip(ascii_letters).strip() or None
 
 
 def _has_no_number(text: str) -> bool:

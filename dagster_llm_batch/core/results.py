@@ -29,7 +29,7 @@ from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import BatchStatus, Lane, Outcome, PriceBasis, ResponseKind, Result, Usage
 
-__all__ = ["REPEATING", "RESULT_SCHEMA", "SHARED", "Expected", "Reconciler", "ShardFacts", "Tally"]
+__all__ = ["FENCED", "REPEATING", "RESULT_SCHEMA", "SHARED", "Expected", "Reconciler", "ShardFacts", "Tally"]
 
 _ID = np.dtype([("head", "u8"), ("tail", f"V{REQUEST_ID_BYTES - 8}")])
 
@@ -128,6 +128,9 @@ REPEATING = [name for name in RESULT_SCHEMA.names if name not in ("llm_request_i
 SHARED = RESULT_SCHEMA.names[RESULT_SCHEMA.get_field_index("llm_price_basis") :]
 """Columns with one value in all results of a shard."""
 
+FENCED = "read out of the Markdown fences in which the reply stood"
+"""The reason of a reply that fits without its fences. Its outcome is SUCCEEDED; the raw line has it as it came."""
+
 _LINE_FIELDS = [RESULT_SCHEMA.field(name) for name in RESULT_SCHEMA.names[1:7]]
 
 # No request can have taken more tokens: such a count is an error of the server's.
@@ -224,6 +227,7 @@ class Reconciler:
         self._expected = Expected(facts.nonce, expected)
         self._schema = pa.schema([*RESULT_SCHEMA, *reader.fields])
         self._embeds = reader.format.kind is ResponseKind.EMBEDDING
+        self._may_be_fenced = not codec.enforces_format
         self._padding = 0  # lines of padding that came
         self._names_unrun = False  # whether a line names a request that never ran
 
@@ -316,8 +320,11 @@ class Reconciler:
             replies = [reply if outcome is _SUCCEEDED else None for reply, outcome in pairs]
         nothing = [None] * len(replies)
         kept: Sequence[str | None] = nothing
-        parsed = self._reader.read(*((nothing, replies) if self._embeds else (replies, nothing)))
-        if not (all_succeeded and all(replies)) or any(parsed.reasons):
+        given = (nothing, replies) if self._embeds else (replies, nothing)
+        parsed = self._reader.read(*given, may_be_fenced=self._may_be_fenced)
+        if not (all_succeeded and all(replies)) or any(parsed.reasons) or parsed.fenced:
+            for at in parsed.fenced:
+                results[at] = results[at]._replace(reason=FENCED)
             for at, (reply, reason) in enumerate(zip(replies, parsed.reasons, strict=True)):
                 if outcomes[at] is _SUCCEEDED and (reason is not None or not reply):
                     results[at] = _misfit(results[at], reason or "the reply is empty")

@@ -31,6 +31,7 @@ class PlainCodec:
     """A codec of the simplest kind: a line is the JSON list [custom_id, outcome, text, tokens]."""
 
     limits = BatchLimits(10, 1_000)
+    enforces_format = False
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         return msgspec.json.encode([custom_id, request.user]) + b"\n"

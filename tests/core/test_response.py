@@ -197,6 +197,55 @@ def test_what_does_not_fit_has_a_reason_and_leaves_its_neighbours_alone(response
     assert columns["count"].to_pylist()[1::2] == [7] * len(MISFITS)
 
 
+GOOD = '{"topic": "a", "count": 7}'
+FENCED = [
+    f"```json\n{GOOD}\n```",
+    f"```\n{GOOD}\n```",
+    f" \n```JSON\n{GOOD}\n```\n\n",
+    f"```json{GOOD}```",
+    f"```json\r\n{GOOD}\r\n```",
+]
+NOT_FENCED = [
+    f"Here it is:\n```json\n{GOOD}\n```",
+    f"```json\n{GOOD}",
+    f"{GOOD}\n```",
+    f"```json\n{GOOD}\n```\n```json\n{GOOD}\n```",
+    '```json\n{"topic": "c"}\n```',
+    "```json\n```",
+    "``````",
+    "```",
+    "`" + GOOD + "`",
+]
+
+
+class Loose(BaseModel):
+    """Plain, so that msgspec reads it."""
+
+    topic: Literal["a", "b"]
+    count: int
+
+
+@pytest.mark.parametrize("response", [Loose, Strict, SCHEMA], ids=["plain", "model", "schema"])
+def test_json_in_fences_is_read_where_nobody_enforced_the_format_and_only_there(response: Any) -> None:
+    texts = [part for text in [*FENCED, *NOT_FENCED] for part in (text, GOOD, None)]
+    reader, nothing = Reader(response), [None] * len(texts)
+    strict = reader.read(texts, nothing)
+    assert [reason is None for reason in strict.reasons[::3]] == [False] * len(FENCED + NOT_FENCED)
+    assert not strict.fenced
+    read = reader.read(texts, nothing, may_be_fenced=True)
+    assert read.reasons[: 3 * len(FENCED)] == [None] * 3 * len(FENCED)
+    assert all(read.reasons[3 * len(FENCED) :: 3])
+    assert list(read.fenced) == [3 * at for at in range(len(FENCED))]
+    assert read.columns["count"].to_pylist()[::3] == [7] * len(FENCED) + [None] * len(NOT_FENCED)
+    assert read.columns["count"].to_pylist()[1::3] == [7] * len(FENCED + NOT_FENCED)
+
+
+def test_a_text_that_stands_in_fences_stays_as_it_is() -> None:
+    read = Reader(None).read(FENCED, [None] * len(FENCED), may_be_fenced=True)
+    assert read.columns["text"].to_pylist() == FENCED
+    assert not read.fenced
+
+
 class Measured(BaseModel):
     """Of all shapes in which a number comes, and not plain, for its default."""
 

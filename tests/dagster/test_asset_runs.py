@@ -1,5 +1,7 @@
 """Runs over one partition and over many: each partition has its own outcome, and materializing early does no harm."""
 
+from dataclasses import replace
+
 import dagster as dg
 import polars as pl
 import pytest
@@ -20,7 +22,7 @@ from code_location import (
 
 from dagster_llm_batch import Prompt
 from dagster_llm_batch.engine.request_files import RAW, beside
-from dagster_llm_batch.testing.emulator import Emulator, RowFault, rate_limited
+from dagster_llm_batch.testing.emulator import Emulator, RowFault, rate_limited, simulated_answer
 
 ALL = (DAYS[0], DAYS[-1])
 FIRST_FOUR = (DAYS[0], DAYS[3])
@@ -195,6 +197,24 @@ def test_in_wait_mode_retries_go_on_in_the_same_run(instance):
         assert location.run(BATCH, *LANDING).success
         assert location.metadata()["llm_batch/attempts"] == 2
         assert location.metadata()["llm_batch/rows_succeeded"] == 3
+
+
+def test_labels_in_markdown_fences_are_read_counted_and_not_asked_again(instance):
+    def answer(body, endpoint):
+        reply = simulated_answer(body, endpoint)
+        return replace(reply, text=f"```json\n{reply.text}\n```") if "t-1" in str(body) else reply
+
+    with Emulator(answer=answer) as emulator:
+        location = CodeLocation(emulator, instance, *labeled())
+        assert location.land().success
+        metadata = location.metadata()
+        assert (metadata["llm_batch/rows_succeeded"], metadata["llm_batch/rows_read_from_fences"]) == (3, 1)
+        assert len(emulator.books.executions) == 3
+        engine = location.engine()
+        [submission] = engine.ledger.submissions("default")
+        [shard] = engine.ledger.shards(submission.submission_id)
+        assert b"```json" in b"".join(engine.payloads.lines(shard.raw_path))
+        engine.ledger.close()
 
 
 def test_asking_again_sends_only_rows_without_a_label(make, emulator):

@@ -17,6 +17,7 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
+from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai.provider import TAG_KEY, OpenAIProvider
 from dagster_llm_batch.testing.emulator import (
     DEFAULT_KEY,
@@ -26,7 +27,7 @@ from dagster_llm_batch.testing.emulator import (
     WireFault,
     lost_create_reply,
 )
-from dagster_llm_batch.types import Absent, BatchStatus, CannotTell, FindHints, Found, Outcome
+from dagster_llm_batch.types import Absent, BatchStatus, CannotTell, FindHints, Found, Outcome, RequestSpec
 
 CREATE = "POST /v1/batches"
 TAG = "tag-1"
@@ -135,6 +136,13 @@ def test_an_upload_is_tried_again(emulator, provider):
     emulator.inject(WireFault(kind="status", route="POST /v1/files", status=500))
     submit(provider)
     assert len(emulator.books.batches) == 1
+
+
+@pytest.mark.parametrize("provider", [OpenAIProvider, AnthropicProvider])
+def test_only_of_its_own_address_is_a_vendor_known_to_enforce_the_format(provider):
+    spec = RequestSpec("m", params={"max_tokens": 9})
+    assert provider("sk-x").codec(spec).enforces_format
+    assert not provider("sk-x", "http://llm.internal/v1").codec(spec).enforces_format
 
 
 # Find

@@ -115,7 +115,8 @@ class AnthropicProvider(StainlessProvider):
 
     def codec(self, spec: RequestSpec) -> AnthropicLines:
         """See Provider.codec."""
-        return AnthropicLines(spec, self._version)
+        # At any other address, nobody here knows what answers.
+        return AnthropicLines(spec, self._version, enforces_format=self._public)
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         """See Provider.submit. The tag goes nowhere: the custom_ids carry the shard's nonce instead."""

@@ -53,11 +53,20 @@ _CACHE = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
 
 
 class AnthropicLines:
-    """The codec for one spec. `version` is the API version that the batch will be created with."""
+    """The codec for one spec. `version` is the API version that the batch will be created with.
+
+    `enforces_format`: see Codec.
+    """
 
     def __init__(
-        self, spec: RequestSpec, version: str = ANTHROPIC_VERSION, limits: BatchLimits = ANTHROPIC_LIMITS
+        self,
+        spec: RequestSpec,
+        version: str = ANTHROPIC_VERSION,
+        limits: BatchLimits = ANTHROPIC_LIMITS,
+        *,
+        enforces_format: bool = False,
     ) -> None:
+        self.enforces_format = enforces_format
         _check_shape(spec)
         _check_params(spec, version)
         self.limits = limits

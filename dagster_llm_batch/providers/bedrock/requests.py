@@ -34,6 +34,9 @@ _IMAGE_FORMATS = frozenset({"png", "jpeg", "gif", "webp"})
 class BedrockLines:
     """The codec for one spec. `limits` is asked only when it is needed, for it may cost a call."""
 
+    # see Codec.enforces_format
+    enforces_format = True
+
     def __init__(self, spec: RequestSpec, family: Family, limits: Callable[[], BatchLimits]) -> None:
         check_shape(spec, family)
         self._spec = spec

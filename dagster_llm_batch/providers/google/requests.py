@@ -49,6 +49,9 @@ _HEAD = '{"model":'
 class GoogleLines:
     """The codec for one spec. `id_field` is the API's name of a row's id; `imported`: Vertex AI's importer reads it."""
 
+    # see Codec.enforces_format
+    enforces_format = True
+
     def __init__(self, spec: RequestSpec, limits: BatchLimits, id_field: str, *, imported: bool) -> None:
         check_shape(spec)
         self.limits = limits

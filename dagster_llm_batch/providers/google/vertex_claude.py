@@ -71,6 +71,9 @@ _MESSAGE = msgspec.json.Decoder(_Message)
 class VertexClaudeLines:
     """The codec for one spec of a Claude model."""
 
+    # see Codec.enforces_format
+    enforces_format = True
+
     def __init__(self, spec: RequestSpec, limits: BatchLimits) -> None:
         check_shape(spec)
         self.limits = limits

@@ -105,7 +105,8 @@ class OpenAIProvider(StainlessProvider):
 
     def codec(self, spec: RequestSpec) -> OpenAILines:
         """See Provider.codec."""
-        return OpenAILines(spec)
+        # At any other address, nobody here knows what answers.
+        return OpenAILines(spec, enforces_format=self._public)
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         """See Provider.submit. The uploaded file is deleted again where there is certainly no batch of it."""

@@ -45,14 +45,20 @@ _RESERVED: dict[Endpoint, dict[str, str]] = {
 
 
 class OpenAILines:
-    """The codec for one spec. `schema_rules`: what the server takes of a response schema; None for all of it."""
+    """The codec for one spec.
+
+    `schema_rules`: what the server takes of a response schema; None for all of it. `enforces_format`: see Codec.
+    """
 
     def __init__(
         self,
         spec: RequestSpec,
         limits: BatchLimits = OPENAI_LIMITS,
         schema_rules: SchemaRules | None = STRICT_RULES,
+        *,
+        enforces_format: bool = False,
     ) -> None:
+        self.enforces_format = enforces_format
         _check_shape(spec)
         _check_params(spec)
         embeddings = spec.endpoint is Endpoint.EMBEDDINGS
