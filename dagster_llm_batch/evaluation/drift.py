@@ -47,8 +47,8 @@ __all__ = ["CHECK", "DriftSpec", "drift_assets"]
 CHECK = "label_drift"
 """Name of the asset check."""
 
-_SHOWN = 60
-"""Rows of the table in the UI: the last ones."""
+_SHOWN = 7
+"""Rows of the table in the UI, of each candidate and target: the last ones."""
 
 _DOCS = {
     "partition": "partition of the labels",
@@ -243,14 +243,18 @@ def _sentence(drift: Drift) -> str:
 
 def _metadata(design: DriftSpec, measured: Sequence[_Series]) -> dict[str, Any]:
     drifts = [drift for series in measured for drift in series.drifts]
-    parts = [drifts_markdown(drifts[-_SHOWN:])]
-    parts += [
+    # First what is seen at a glance: a long table above it pushes the picture off the screen.
+    parts = [
         picture(
             f"shares of {series.candidate}, {series.target}",
             drift_png(series.candidate, series.target, series.counts, series.drifts, max_psi=design.max_psi),
         )
         for series in [series for series in measured if any(series.counts.values())][:MAX_PICTURES]
     ]
+    newest = [drift for series in measured for drift in series.drifts[-_SHOWN:]]
+    parts.append(drifts_markdown(newest))
+    if len(drifts) > len(newest):
+        parts.append(f"{len(drifts) - len(newest):,} older ones are in the table.")
     last = [drift for series in measured for drift in series.drifts[-1:]]
     figures = {
         figure_key(name, drift.candidate, drift.target): value

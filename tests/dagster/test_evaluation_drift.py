@@ -83,9 +83,19 @@ class TestAllPartitions:
             ("bug", 40, 0.4),
         ]
         shown = project.metadata("drift")
-        assert "![shares of tickets, topic](data:image/png;base64," in shown["llm_batch/drift"].md_str
+        # the picture goes before the table, which would push it off the screen
+        assert shown["llm_batch/drift"].md_str.startswith("![shares of tickets, topic](data:image/png;base64,")
         assert shown["llm_batch/psi of tickets, topic"].value == pytest.approx(0, abs=0.01)
         assert shown["llm_batch/partitions_drifted"].value == 0
+
+    def test_the_table_in_the_ui_has_the_newest_week_alone(self, project):
+        upstream, assets = build_assets(labels({}))
+        project.fill(upstream, *DAYS[:9])
+        project.run([*upstream, *assets], select=assets)
+        assert len(project.stored("drift")) == 9
+        shown = project.metadata("drift")["llm_batch/drift"].md_str
+        assert [DAYS[day] in shown for day in range(9)] == [False] * 2 + [True] * 7
+        assert shown.endswith("2 older ones are in the table.")
 
     def test_named_partitions_are_the_reference_of_all_others(self, project):
         upstream, assets = build_assets(labels({DAYS[0]: SHIFTED}), reference=DAYS[0])
