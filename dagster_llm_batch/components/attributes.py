@@ -1,8 +1,8 @@
 """How what is declared in Python is written in YAML: attributes come from signatures, annotations and docstrings.
 
 `FORMS` says for each type that YAML lacks how it is written there. All else follows from annotations: a list for a
-sequence, a block for a settings object, a name for a member of an enumeration. A type without a form, such as
-AssetsDefinition beside a key, is left to Python and to templates.
+sequence, a block for a settings object, a name for a member of an enumeration. A type that is none of these is refused
+when a component is declared, so that nothing that Python takes is missing in YAML unseen.
 """
 
 import inspect
@@ -35,6 +35,7 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Embedding, Response, response_format
 from dagster_llm_batch.engine import Limits, Realtime, Resend, Spend
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation.candidates import Candidates
 from dagster_llm_batch.metrics import Target
 from dagster_llm_batch.protocols import Workers
 
@@ -61,7 +62,10 @@ class Form:
     note: str = ""
 
 
-FORMS: dict[Any, Form] = {
+FORMS: dict[Any, Form | None] = {
+    dg.AssetKey: None,
+    dg.AssetSpec: None,
+    dg.AssetsDefinition: None,
     Decimal: Form(float | str),
     timedelta: Form(Duration),
     Workers: Form(str, ["{{ workers }}"], note="In YAML a template variable of yours gives them."),
@@ -76,7 +80,9 @@ FORMS: dict[Any, Form] = {
         note="In YAML it is a template.",
     ),
 }
-"""How the types that YAML lacks are written; those that are blocks follow below."""
+"""How the types that YAML lacks are written; those that are blocks follow below. None: not at all, since something else
+in its place says the same, as the text of a key does.
+"""
 
 
 def attributes_of(
@@ -97,9 +103,7 @@ def attributes_of(
     for name, argument in _declared(factory, *described_in).items():
         if name in without:
             continue
-        form = form_of(argument.kind, forms or {})
-        if form is None:
-            raise TypeError(f"{factory.__name__}: FORMS says not how {name}: {argument.kind} is written in YAML.")
+        form = _form(factory, name, argument.kind, forms)
         resolver = dg.Resolver(
             form.resolve,
             model_field_name=name,
@@ -112,28 +116,35 @@ def attributes_of(
     return attributes
 
 
-def form_of(annotation: Any, forms: Mapping[Any, Form] | None = None) -> Form | None:
-    """Return how values of this annotation are written; None where only a template can give one."""
-    known = {**FORMS, **(forms or {})}
+def _form(called: Callable[..., Any], name: str, annotation: Any, forms: Mapping[Any, Form] | None = None) -> Form:
+    form = form_of(annotation, {**FORMS, **(forms or {})})
+    if form is None:
+        raise TypeError(f"{called.__name__}: {name} cannot be written in YAML: {annotation}.")
+    return form
+
+
+def form_of(annotation: Any, known: Mapping[Any, Form | None]) -> Form | None:
+    """Return how values of this annotation are written; None: not at all. Raises TypeError for one that has no form."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if annotation in known:
         return known[annotation]
     if origin in (Union, UnionType):
         # a key of several parts is written as text, as in `crm/tickets`
         choices = [part for part in parts if not (part == Sequence[str] and dg.AssetKey in parts)]
-        return _any_of([form for part in choices if (form := form_of(part, forms)) is not None])
+        return _any_of([form for part in choices if (form := form_of(part, known)) is not None])
     if origin in (Sequence, list, set):
-        item = form_of(parts[0], forms)
+        item = form_of(parts[0], known)
         return item and Form(list[item.kind], [[example] for example in item.examples])  # type: ignore[name-defined]
     if origin in (Mapping, dict):
-        item = form_of(parts[1], forms)
+        item = form_of(parts[1], known)
         return item and Form(dict[str, item.kind])  # type: ignore[name-defined]
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return Form(Literal[tuple(member.value for member in annotation)], resolve=_member_of(annotation))
     if isinstance(annotation, type) and is_dataclass(annotation):
         return Form(block_of(annotation))
-    is_plain = annotation in (Any, bool, int, float, str, NoneType) or origin in (Literal, tuple)
-    return Form(annotation) if is_plain else None
+    if annotation in (Any, bool, int, float, str, NoneType) or origin in (Literal, tuple):
+        return Form(annotation)
+    raise TypeError(f"{annotation} has no form in YAML. Add one to FORMS.")
 
 
 def _any_of(forms: Sequence[Form]) -> Form | None:
@@ -222,9 +233,9 @@ def create_block(
     fields: dict[str, Any] = {}
     resolvers = {}
     for setting, argument in _declared(called).items():
-        form = None if setting in own else form_of(argument.kind)
-        if form is None:
+        if setting in own:
             continue
+        form = _form(called, setting, argument.kind)
         # Choices stay the only ones, so that the JSON Schema refuses others.
         is_chosen = any(get_origin(choice) is Literal for choice in (form.kind, *get_args(form.kind)))
         default = ... if argument.default is inspect.Parameter.empty else shown(argument.default)
@@ -405,8 +416,15 @@ FORMS |= {
     RowsFunction: Form(
         FunctionSettings, [{"function": ".rows.tickets"}], note="In YAML `function` is the import path of a function."
     ),
+    Candidates: Form(
+        str | list[str] | dict[str, str],
+        [["ticket_labels"], {"small": "labels/small", "large": "labels/large"}],
+        note="In YAML they are keys, or a mapping from names to keys.",
+    ),
     SqlRows: Form(block_of(SqlRows), [{"sql": "select id, body from tickets", "resource": "warehouse"}]),
-    Target: Form(block_of(Target), [{"name": "urgency", "kappa_weights": "quadratic"}]),
+    Target: Form(
+        block_of(Target), [{"name": "urgency", "kappa_weights": "quadratic"}], note="In YAML that is a block."
+    ),
     Limits: Form(block_of(Limits), [{"max_requests_per_batch": 10_000}, {"below_minimum": "pad"}]),
     Realtime: Form(block_of(Realtime), [{"deadline": {"hours": 6}}, {"urgent": "is_vip", "concurrency": 4}]),
     Resend: Form(

@@ -293,7 +293,7 @@ def agreement_assets(
         name: Name of the asset.
         key: Column that all tables share; it names one row.
         target: Column, or columns, to compare; a `Target` says more about one.
-        candidates: Assets with labels, as for `evaluation_assets`. Those that are not there yet are left out.
+        candidates: Assets with labels. Those that are not there yet are left out.
         gold: Asset with labels by people; without `annotator` it is one labeler, "gold".
         annotator: Column of gold that says who has labeled: several rows for a key, at most one for each annotator.
         gold_target: Column of gold with the target, or a mapping from targets to columns. Default: by the same name.

@@ -76,7 +76,7 @@ def cost_assets(
 
     Args:
         name: Name of the asset.
-        candidates: Labeled datasets, as for `evaluation_assets`. Empty: all of the namespace.
+        candidates: Labeled datasets. Empty: all of the namespace.
         resource_key: Key of the LLMBatchResource.
         frame, io_manager_key: As for `evaluation_assets`.
         options: Dagster's own, as for `evaluation_assets`. By default it is made when any partition of `candidates` is

@@ -297,14 +297,14 @@ def drift_assets(
 
     Args:
         name: Name of the asset.
-        candidates: One or more partitioned assets with labels, as for `evaluation_assets`.
+        candidates: One or more partitioned assets with labels.
         target: Column, or columns, with classes.
         reference: What a partition is compared with: a number of partitions before it, pooled, or the partitions that
             are named, such as those the prompt was accepted on. A partition without a reference has no figures.
         max_psi: Largest population stability index, in the check `label_drift`. 0.1 is a small shift, 0.25 a large one.
         online: Whether an online detector (ADWIN) looks at all partitions in turn, too, for slow shifts. It is shown,
             not checked. Needs the extra `drift`.
-        partitions_def: That of the candidates: each partition by itself, and one check for each. Without, one table of
+        partitions_def: The partitions of the candidates: each by itself, with one check for each. Default: one table of
             all partitions, and a check of the last one that has labels.
         check_severity: Severity of that check when it fails.
         blocking: Whether the failed check holds back what is downstream.

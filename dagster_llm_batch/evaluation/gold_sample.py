@@ -66,19 +66,19 @@ def gold_sample_assets(
 
     Args:
         name: Name of the asset.
-        candidates: Assets with labels, as for `evaluation_assets`. One is enough; two can disagree.
+        candidates: Assets with labels. One is enough; two can disagree.
         key: Column that candidates and gold share; it names one row.
         target: Column, or columns, that people will label: classes, not measurements.
         sample_size: How many rows to propose; of each partition, if there are any. None (in YAML null): all that have
             no gold.
         gold: Asset with the rows that people have labeled already; these are not proposed. It may be empty yet.
-        rejects: Assets with rejected rows by candidate, as for `evaluation_assets`: they are proposed too.
+        rejects: Assets with rejected rows by candidate: they are proposed too.
         confidence: Column of the candidates with the probability, 0 to 1, that their label is correct; a mapping names
             one by target. Candidates without it have no say.
         random_share: Share of the proposals that is drawn from all rows alike; above 0.
         seed: Seed of the drawing; another one draws other rows.
-        partitions_def: Propose of each partition by itself. Its classes are then compared with those of the partition
-            before, as far as a candidate has that (`drift`).
+        partitions_def: Partitions, from each of which rows are proposed by themselves. Its classes are then compared
+            with those of the partition before, as far as a candidate has that (`drift`).
         frame, io_manager_key, backfill_policy: As for `evaluation_assets`.
         options: Dagster's own, as for `evaluation_assets`. By default it is made when labels are new, not when gold is.
 

@@ -454,7 +454,7 @@ def pairwise_judge_assets(
     Args:
         name: Name of the asset with the figures.
         rows: Asset with what the candidates were asked about.
-        candidates: Assets with their answers, as for `evaluation_assets`.
+        candidates: Assets with their answers.
         key: Column that rows and candidates share; it names one row.
         target: Column, or columns, of the candidates with the answer. Several are shown as one JSON object.
         prompt: What the judge is asked. Its variables are `answer_a`, `answer_b` and columns of `rows`. How to answer

@@ -149,12 +149,20 @@ def test_an_argument_that_a_factory_gains_is_an_attribute_at_once(kind):
     assert block["properties"]["fast"]["description"] == "Seconds of a fast one."
 
 
-def test_a_type_that_has_no_form_in_yaml_is_refused_when_the_component_is_declared():
-    def sockets_assets(*, name: str, connection: dg.AssetSpec) -> None:
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (str | Mapping[str, BaseModel], "BaseModel.* has no form in YAML. Add one to FORMS"),
+        (dg.AssetSpec | None, "mail_assets: to cannot be written in YAML"),
+    ],
+)
+def test_an_argument_that_yaml_cannot_say_is_refused_when_the_component_is_declared(kind, message):
+    def mail_assets(*, to: Any) -> None:
         """Declare nothing."""
 
-    with pytest.raises(TypeError, match=r"sockets_assets: FORMS says not how connection: .*AssetSpec.* is written"):
-        attributes_of(sockets_assets)
+    mail_assets.__annotations__["to"] = kind
+    with pytest.raises(TypeError, match=message):
+        attributes_of(mail_assets)
 
 
 def test_the_resource_in_yaml_has_every_setting_of_every_provider_budget_and_limit():
