@@ -4,10 +4,13 @@ r"""The payload store: request files, raw results and tables, on a local disk or
    when it is complete. An exception while writing leaves nothing.
 2. A file that is there survives a crash (local: synced before it takes its name), and only its owner can read it
    (local: files 0600, directories 0700).
-3. Streams are compressed on disk, plain to the caller, in constant memory: by zstd, or by lz4 where the name ends so,
+3. A file carries a digest of all its other bytes, which is compared when it is read: that of a stream in a frame which
+   zstd and lz4 skip, that of a table in its metadata. Another is a DamagedError; files of older versions have none.
+4. Streams are compressed on disk, plain to the caller, in constant memory: by zstd, or by lz4 where the name ends so,
    which takes more room and half the time. Lines end at b"\n" only: U+2028 and such are data.
 
 Refuses paths that are not relative chains of plain segments (`check_path`). A missing file is a FileNotFoundError.
+The digests guard against accidents, not against forgers.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import unicodedata
 import uuid
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -38,6 +41,7 @@ from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.errors import ConfigError, MissingExtraError, PayloadError
 
 __all__ = [
+    "DamagedError",
     "PayloadStore",
     "PayloadWriter",
     "StoredFile",
@@ -98,10 +102,34 @@ def _segment(text: str) -> str:
 
 
 _BUFFER_BYTES = 1 << 17
+_HASH_BYTES = 1 << 20
 
 # To release memory takes as long as to read a batch.
 _BATCHES_A_RELEASE = 4
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+
+
+# A frame that every reader of zstd and of lz4 skips: its magic number, the size of what follows, our name, the digest.
+_FRAME_HEAD = (0x184D2A5D).to_bytes(4, "little") + (20).to_bytes(4, "little") + b"dlb1"
+_FRAME_BYTES = len(_FRAME_HEAD) + 16
+
+# The name under which a table's metadata has the digest, in hex. It is of the file with zeros in the digest's place.
+_MARK = b"dagster_llm_batch/xxh3"
+_UNSIGNED = b"0" * 32
+# How the metadata, in Thrift's compact form, goes on behind a name: a text of 32 bytes.
+_TEXT_OF_32 = b"\x18\x20"
+_TABLE_END = b"PAR1"
+_MOST_REMEMBERED = 10_000
+
+
+class DamagedError(PayloadError, OSError):
+    """A stored file is not what was written. What else is stored can be read as before."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"The payload {path} is damaged: its bytes are not those that were written. Restore it from a backup, or "
+            "run again: what can be made anew is."
+        )
 
 
 class PayloadWriter:
@@ -116,7 +144,7 @@ class PayloadWriter:
 
     @property
     def digest(self) -> str:
-        """The digest of the file as it is stored: what `PayloadStore.checked` compares with."""
+        """The digest of the stored file, but for the frame that carries it: see `PayloadStore.checked`."""
         return f"{_XXH3}:{self._stored.hash.hexdigest()}"
 
     def write(self, data: bytes) -> None:
@@ -160,6 +188,70 @@ class _Hashed(io.RawIOBase):
         return int(self._file.write(data))
 
 
+class _Checked(io.RawIOBase):
+    """The bytes of a stored stream without its digest, which is compared before the last of them are given out."""
+
+    def __init__(self, file: BinaryIO, path: str) -> None:
+        self._file = file
+        self._path = path
+        self._hash = xxhash.xxh3_128()
+        self._expected, self._left = _framed_digest(file)
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
+        if self._expected is not None:
+            self._hash.update(data)
+            if not self._left and self._hash.digest() != self._expected:
+                raise DamagedError(self._path)
+        return data
+
+
+def _framed_digest(file: BinaryIO) -> tuple[bytes | None, int]:
+    """Return the digest at the end of a stored stream, if it has one, and how many bytes are before it."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _FRAME_BYTES))
+    frame = file.read(_FRAME_BYTES)
+    file.seek(0)
+    is_framed = len(frame) == _FRAME_BYTES and frame.startswith(_FRAME_HEAD)
+    return (frame[len(_FRAME_HEAD) :], size - _FRAME_BYTES) if is_framed else (None, size)
+
+
+def _mark_place(file: BinaryIO) -> int | None:
+    """Return where a table has its digest; None where it has none, or is no table."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 8))
+    end = file.read(8)
+    length = int.from_bytes(end[:4], "little")
+    if end[4:] != _TABLE_END or length > size - 8:
+        return None
+    file.seek(size - 8 - length)
+    found = file.read(length).find(_MARK + _TEXT_OF_32)
+    return None if found < 0 else size - 8 - length + found + len(_MARK) + len(_TEXT_OF_32)
+
+
+def _is_signed_well(file: BinaryIO) -> bool:
+    """Return whether a table is what was written; True of one without a digest. Leaves the file at its start."""
+    place = _mark_place(file)
+    file.seek(0)
+    if place is None:
+        return True
+    digest = xxhash.xxh3_128()
+    left = place
+    while left and (data := file.read(min(left, _HASH_BYTES))):
+        digest.update(data)
+        left -= len(data)
+    expected = file.read(len(_UNSIGNED))
+    digest.update(_UNSIGNED)
+    while data := file.read(_HASH_BYTES):
+        digest.update(data)
+    file.seek(0)
+    return digest.hexdigest().encode() == expected
+
+
 class _TableWriter(pq.ParquetWriter):  # type: ignore[misc]  # Arrow has no types
     def write_table(self, *args: Any, **kwargs: Any) -> None:
         super().write_table(*args, **kwargs)
@@ -167,6 +259,8 @@ class _TableWriter(pq.ParquetWriter):  # type: ignore[misc]  # Arrow has no type
         release_memory()
 
     def close(self) -> None:
+        if self.is_open:
+            self.add_key_value_metadata({_MARK: _UNSIGNED})
         super().close()
         release_all_memory()
 
@@ -263,16 +357,19 @@ class PayloadStore:
             with pa.CompressedOutputStream(stored, _codec(path)) as sink:
                 yield (writer := PayloadWriter(sink, stored))
                 writer.flush()
+            file.write(_FRAME_HEAD + stored.hash.digest())
 
     @contextmanager
     def reader(self, path: str) -> Iterator[BinaryIO]:
-        """Read a payload, uncompressed, as a stream that cannot seek. A truncated file is an OSError."""
+        """Read a payload, uncompressed, as a stream that cannot seek. A truncated file is an OSError.
+
+        Its digest is compared before the last bytes are given out: use what was read only after all of it was.
+        """
         with self._open(path) as file:
             # Even an empty stream has a frame.
             if not file.read(1):
                 raise OSError(f"The payload {path} is truncated: its file is empty. Restore it, or delete it.")
-            file.seek(0)
-            with pa.CompressedInputStream(file, _codec(path)) as source:
+            with pa.CompressedInputStream(_Checked(file, path), _codec(path)) as source:
                 yield cast("BinaryIO", io.BufferedReader(source, _BUFFER_BYTES))
 
     @contextmanager
@@ -293,6 +390,9 @@ class PayloadStore:
             kind, _, expected = digest.rpartition(":")
             if kind not in _DIGESTS:
                 raise OSError(f"The payload {path} has a digest of a kind that this version does not know: {kind}.")
+            if kind == _XXH3 and (framed := _framed_digest(file))[0] is not None:
+                # Older digests are of files that carry none.
+                file.truncate(framed[1])
             with plain() if not kind else nullcontext(file) as source:
                 actual = hashlib.file_digest(cast("io.FileIO", source), _DIGESTS[kind]).hexdigest()
             if actual != expected:
@@ -316,8 +416,12 @@ class PayloadStore:
         options: dict[str, Any] = {"compression": "zstd"}
         if repeating is not None:
             options = {"compression": "lz4", "use_dictionary": list(repeating), "write_statistics": False}
-        with self._staged(path) as staged, _TableWriter(staged, schema, **options) as writer:
-            yield writer
+        with self._staged(path) as staged:
+            stored = _Hashed(staged)
+            with _TableWriter(stored, schema, **options) as writer:
+                yield writer
+            staged.flush()
+            _sign(staged.raw.name, stored.hash.hexdigest())  # type: ignore[attr-defined]  # of a BufferedWriter
 
     def table_schema(self, path: str) -> pa.Schema:
         """Return the columns of a table."""
@@ -416,8 +520,43 @@ class PayloadStore:
 
     @contextmanager
     def _parquet(self, path: str) -> Iterator[pq.ParquetFile]:
-        with self._open(path) as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
-            yield parquet
+        """Open a table whose digest was compared, by this process, since it was written."""
+        with ExitStack() as files:
+            file = files.enter_context(self._open(path))
+            seen = self._version(path, file)
+            if seen not in _compared:
+                if not self._is_local:
+                    # Its bytes are needed all, once: later reads of this process take only what they need.
+                    file = files.enter_context(self._here(path))
+                if not (_is_signed_well(file) and _can_be_opened(file)):
+                    raise DamagedError(path)
+                _remember(seen)
+            yield files.enter_context(_as_parquet(file))
+
+    def _version(self, path: str, file: Any) -> tuple[object, ...]:
+        """Return what changes when the file does."""
+        if self._is_local:
+            stat = os.fstat(file.fileno())
+            return (self._full(path), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        info = self._fs.info(self._full(path))
+        version = next((str(info[name]) for name in (*_TAGS, *_TIMES) if info.get(name)), uuid.uuid4().hex)
+        return (self._root.protocol, self._full(path), info.get("size"), version)
+
+    def is_whole(self, path: str) -> bool:
+        """Return whether a file is there and what was written. Reads all of it.
+
+        Raises what the store raises where it cannot be asked: then nobody knows.
+        """
+        try:
+            with self._open(path) if self._is_local else self._here(path) as file:
+                if path.endswith(".parquet"):
+                    return _is_signed_well(file) and _can_be_read(file)
+                if (expected := _framed_digest(file))[0] is None:
+                    # Of an older version: it is as good as it can be unpacked.
+                    return _can_be_unpacked(file, path)
+                return _is_framed_well(file, *expected)
+        except FileNotFoundError:
+            return False
 
     @contextmanager
     def _here(self, path: str) -> Iterator[io.FileIO]:
@@ -461,6 +600,69 @@ class PayloadStore:
         if os.name == "posix":
             _sync(staged.parent)
 
+
+_compared: set[tuple[object, ...]] = set()
+"""The versions of tables whose digests this process has compared."""
+
+
+def _remember(seen: tuple[object, ...]) -> None:
+    if len(_compared) >= _MOST_REMEMBERED:
+        _compared.clear()
+    _compared.add(seen)
+
+
+def _as_parquet(file: Any) -> pq.ParquetFile:
+    return pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+
+
+def _sign(staged: str, digest: str) -> None:
+    """Write the digest into the place that a table has for it."""
+    with Path(staged).open("r+b") as file:
+        place = _mark_place(file)
+        assert place is not None  # `_TableWriter` leaves one
+        file.seek(place)
+        file.write(digest.encode())
+
+
+def _is_framed_well(file: BinaryIO, expected: bytes | None, left: int) -> bool:
+    digest = xxhash.xxh3_128()
+    while left and (data := file.read(min(left, _HASH_BYTES))):
+        digest.update(data)
+        left -= len(data)
+    return digest.digest() == expected
+
+
+def _can_be_opened(file: Any) -> bool:
+    """Return whether a table's metadata can be read: where it is damaged, its digest may not be found."""
+    try:
+        with _as_parquet(file):
+            pass
+    except (OSError, pa.ArrowException, ValueError):
+        return False
+    file.seek(0)
+    return True
+
+
+def _can_be_read(file: Any) -> bool:
+    try:
+        with _as_parquet(file) as parquet:
+            return all(batch is not None for batch in parquet.iter_batches(use_threads=False))
+    except (OSError, pa.ArrowException, ValueError):
+        return False
+
+
+def _can_be_unpacked(file: Any, path: str) -> bool:
+    try:
+        with pa.CompressedInputStream(file, _codec(path)) as source:
+            while source.read(_BUFFER_BYTES):
+                pass
+    except (OSError, pa.ArrowException):
+        return False
+    return True
+
+
+# The keys under which the file systems of fsspec give what changes with each write.
+_TAGS = ("ETag", "etag", "generation", "md5Hash")
 
 # The keys under which the file systems of fsspec give the time of a file's last change.
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")

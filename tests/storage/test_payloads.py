@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import random
 import resource
 import signal
 import stat
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from dagster_llm_batch.errors import ConfigError, PayloadError
-from dagster_llm_batch.storage.payloads import PayloadStore, temporary_folder
+from dagster_llm_batch.storage.payloads import DamagedError, PayloadStore, temporary_folder
 
 SCHEMA = pa.schema([("key", pa.int64()), ("text", pa.string())])
 TABLE = pa.table({"key": [1, 2, 3], "text": ["a", None, "ü"]}, SCHEMA)
@@ -72,7 +73,8 @@ def test_what_is_written_is_read_and_described(store, root, codec):
         assert source.read(3) + source.read() == data
     raw = root.fs.cat_file(f"{root.path}/a/b.{codec}")
     assert pa.CompressedInputStream(pa.BufferReader(raw), "zstd" if codec == "zst" else codec).read() == data
-    assert writer.digest == "xxh3:" + xxhash.xxh3_128_hexdigest(raw)
+    assert writer.digest == "xxh3:" + xxhash.xxh3_128_hexdigest(raw[:-28])
+    assert raw[-16:] == xxhash.xxh3_128_digest(raw[:-28])
 
 
 def test_an_empty_payload_has_no_lines(store):
@@ -166,6 +168,89 @@ def test_a_truncated_payload_is_an_error_and_never_fewer_lines(store, root, code
         root.fs.pipe_file(full, whole[:length])
         with pytest.raises(OSError, match=r"(?i)truncated"):
             list(store.lines(f"a.{codec}"))
+
+
+def _flipped(whole, bit):
+    data = bytearray(whole)
+    data[bit // 8] ^= 1 << bit % 8
+    return bytes(data)
+
+
+FILES = {
+    "a.zst": lambda store: write(store, "a.zst", *[b"line %d\n" % number for number in range(200)]),
+    "a.lz4": lambda store: write(store, "a.lz4", *[b"line %d\n" % number for number in range(200)]),
+    "empty.lz4": lambda store: write(store, "empty.lz4"),
+    "a.parquet": lambda store: _table(store, None),
+    "b.parquet": lambda store: _table(store, ()),
+}
+
+
+def _table(store, repeating):
+    with store.table_writer("a.parquet" if repeating is None else "b.parquet", SCHEMA, repeating=repeating) as out:
+        out.write_table(TABLE)
+        out.add_key_value_metadata({"skipped": "7"})
+
+
+def _read(store, path):
+    if path.endswith(".parquet"):
+        return store.table_schema(path), store.read_table(path), list(store.iter_batches(path, columns=["text"]))
+    return list(store.lines(path))
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path, path):
+    store = PayloadStore(str(tmp_path))
+    FILES[path](store)
+    whole = (tmp_path / path).read_bytes()
+    good = _read(store, path)
+    assert store.is_whole(path)
+    errors = 0
+    # All in the last bytes, where the digest is and what says where; elsewhere some.
+    tail = range(max(0, len(whole) - 60) * 8, len(whole) * 8)
+    for bit in [*random.Random(5).sample(range(len(whole) * 8), min(300, len(whole) * 8)), *tail]:
+        (tmp_path / path).write_bytes(_flipped(whole, bit))
+        try:
+            assert _read(store, path) == good
+        except OSError as error:
+            assert not path.endswith(".parquet") or isinstance(error, DamagedError)  # noqa: PT017 - many change nothing
+            errors += 1
+            assert not store.is_whole(path), bit
+        else:
+            assert store.is_whole(path), bit
+    assert errors > 300
+    (tmp_path / path).unlink()
+    assert not store.is_whole(path)
+
+
+def test_a_damaged_file_is_named_with_what_to_do_wherever_it_is_stored(store, root):
+    for path, make in FILES.items():
+        make(store)
+        full = f"{root.path}/{path}"
+        whole = root.fs.cat_file(full)
+        for bit in (len(whole) * 8 // 3, len(whole) * 8 - 3 if "parquet" not in path else 40):
+            root.fs.pipe_file(full, _flipped(whole, bit))
+            with pytest.raises(OSError) as raised:  # noqa: PT011 - zstd and lz4 have words of their own
+                _read(store, path)
+            if isinstance(raised.value, DamagedError):
+                assert f"{path} is damaged" in str(raised.value)
+            assert not store.is_whole(path)
+        root.fs.pipe_file(full, whole)
+        assert store.is_whole(path)
+        _read(store, path)
+
+
+def test_files_of_older_versions_carry_no_digest_and_are_read(tmp_path):
+    store = PayloadStore(str(tmp_path))
+    with pa.CompressedOutputStream(pa.OSFile(str(tmp_path / "old.zst"), "wb"), "zstd") as out:
+        out.write(b"line\n" * 1000)
+    pq.write_table(TABLE, tmp_path / "old.parquet")
+    assert list(store.lines("old.zst")) == [b"line\n"] * 1000
+    assert store.read_table("old.parquet").equals(TABLE)
+    assert store.is_whole("old.zst")
+    assert store.is_whole("old.parquet")
+    whole = (tmp_path / "old.zst").read_bytes()
+    (tmp_path / "old.zst").write_bytes(whole[:-3])
+    assert not store.is_whole("old.zst")
 
 
 @pytest.mark.parametrize("repeating", [None, (), ("text", "no such column")])
