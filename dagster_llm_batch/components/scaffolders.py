@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import click
 import dagster as dg
@@ -16,7 +17,7 @@ from dagster.components.scaffold.scaffold import ScaffoldRequest
 from pydantic import Field
 
 from dagster_llm_batch.components.resolution import Block
-from dagster_llm_batch.providers.registry import PROVIDERS
+from dagster_llm_batch.providers.registry import PROVIDERS, needs_max_tokens
 
 __all__ = [
     "AgreementScaffolder",
@@ -30,8 +31,10 @@ __all__ = [
     "SkewScaffolder",
 ]
 
-_WITHOUT_KEY = "command"
-"""Who answers where nobody is named: it needs neither a key nor an account."""
+_WITHOUT_KEY = next(name for name, entry in PROVIDERS.items() if entry.starter.without_key)
+"""Who answers where nobody is named."""
+_PARAMS = "  params: {max_tokens: 1000}"
+"""For models that take no request without."""
 _TEMPLATES = Path(__file__).with_name("templates")
 
 if TYPE_CHECKING:
@@ -63,10 +66,11 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
         if request.scaffold_format == "python":
             dg.scaffold_component(request)
             return
-        shared = next((datasets["resource"] for datasets in _datasets(request) if "resource" in datasets), None)
+        shared = next(_resources(request), None)
         provider = _provider(request.params.provider, shared)
         entry = PROVIDERS[provider]
         starter = entry.starter
+        model = request.params.model or starter.model
         lines = [
             f"  name: {_name(request)}",
             "  rows:",
@@ -76,8 +80,10 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
             "    system: You label support tickets.",
             "    user_file: prompt.md.j2",
             "  response: .schema.TicketLabel",
-            f"  model: {provider}/{request.params.model or starter.model}",
+            f"  model: {provider}/{model}",
         ]
+        if needs_max_tokens(provider, model):
+            lines.append(_PARAMS)
         if entry.price_book is not None:
             lines.append("  max_cost_usd: 1  # refuses before anything is sent")
         lines += [f"  {line}" for line in starter.attributes]
@@ -90,20 +96,80 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
             files += starter.files
             if starter.environment:
                 lines += ["", "requirements:", f"  env: [{', '.join(starter.environment.values())}]"]
+        else:
+            lines += [f"  resource_key: {shared.key}"] if shared.key != "llm_batch" else []
+            lines += ["  sensor: true  # once in a project: it lands labels"] if not _has_sensor(request) else []
         _write(request, "\n".join([f"type: {request.type_name}", "", "attributes:", *lines, ""]), files)
 
 
-def _provider(wanted: str | None, shared: object) -> str:
-    """Return the provider to write for: the one that is wanted, else one that is installed. `shared`: the project's
-    resource, if it is in YAML.
-    """
-    if not isinstance(shared, Mapping):
+class _Resource(NamedTuple):
+    """The LLMBatchResource that the project has."""
+
+    place: str
+    key: str
+    settings: Collection[str] | None
+    """Names that are set; None where that cannot be read off."""
+
+
+def _resources(request: ScaffoldRequest[Any]) -> Iterator[_Resource]:
+    """Yield the resources of the project: those in YAML, then those in Python, which is read and not run."""
+    for dataset in _datasets(request):
+        if (given := dataset.get("resource")) is not None:
+            settings = list(given) if isinstance(given, Mapping) else None
+            yield _Resource("`resource` in YAML", dataset.get("resource_key", "llm_batch"), settings)
+    for path, tree in _modules(request):
+        keys = {
+            value: key.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Dict)
+            for key, value in zip(node.keys, node.values, strict=True)
+            if isinstance(key, ast.Constant)
+        }
+        for call in _calls(tree, "LLMBatchResource"):
+            names = [keyword.arg for keyword in call.keywords]
+            settings = None if None in names else [name for name in names if name is not None]
+            yield _Resource(f"LLMBatchResource in {path.name}", str(keys.get(call, "llm_batch")), settings)
+
+
+def _has_sensor(request: ScaffoldRequest[Any]) -> bool:
+    """Return whether something in the project lands labels: with a resource in YAML comes a sensor."""
+    in_yaml = (dataset.get("sensor", "resource" in dataset) for dataset in _datasets(request))
+    return any(in_yaml) or any(True for _, tree in _modules(request) for _ in _calls(tree, "build_llm_batch_sensor"))
+
+
+def _modules(request: ScaffoldRequest[Any]) -> Iterator[tuple[Path, ast.Module]]:
+    """Yield the Python files of the project, parsed."""
+    for path in sorted(_defs(request).parent.rglob("*.py")):
+        try:
+            yield path, ast.parse(path.read_text(encoding="utf-8"))
+        except (OSError, SyntaxError, ValueError):
+            # somebody else's to mend
+            continue
+
+
+def _calls(tree: ast.Module, name: str) -> Iterator[ast.Call]:
+    """Yield the calls of a function or class of this name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and name in (getattr(node.func, "id", None), getattr(node.func, "attr", None)):
+            yield node
+
+
+def _provider(wanted: str | None, shared: _Resource | None) -> str:
+    """Return the provider to write for: the one that is wanted, else one that the project's resource has."""
+    if shared is None:
         return wanted or _WITHOUT_KEY
-    configured = [name for name in PROVIDERS if name in shared]
+    if shared.settings is None:
+        if wanted is None:
+            raise click.ClickException(
+                f"Which providers this project's {shared.place} has cannot be read off it. Say which to write for: "
+                "--provider NAME."
+            )
+        return wanted
+    configured = [name for name in PROVIDERS if name in shared.settings]
     provider = wanted or next(iter(configured), _WITHOUT_KEY)
     if provider not in configured:
         raise click.ClickException(
-            f"This project's `resource` has no provider {provider!r}; it has: {', '.join(configured) or 'none'}. "
+            f"This project's {shared.place} has no provider {provider!r}; it has: {', '.join(configured) or 'none'}. "
             "Add it there first, or choose one of them."
         )
     return provider
@@ -123,7 +189,7 @@ class AroundScaffolder(dg.Scaffolder):
     attributes: ClassVar[str]
     """YAML, with what is there by `$name`."""
     gold: ClassVar[bool] = False
-    """Whether an asset with gold for the example comes with it."""
+    """Whether an asset with gold comes with it, where the labels are those of the example."""
 
     def scaffold(self, request: ScaffoldRequest[Any]) -> None:
         """Write the files."""
@@ -131,19 +197,27 @@ class AroundScaffolder(dg.Scaffolder):
             dg.scaffold_component(request)
             return
         datasets = [dataset for dataset in _datasets(request) if "name" in dataset]
-        labels, *others = [str(dataset["name"]) for dataset in datasets] or ["ticket_labels"]
+        first = next(iter(datasets), _EXAMPLE)
+        labels, *others = [str(dataset["name"]) for dataset in datasets] or [str(first["name"])]
         rows = next((dataset["rows"] for dataset in datasets if isinstance(dataset.get("rows"), str)), "tickets")
-        models = [str(dataset.get("model")) for dataset in datasets]
+        judge = next(
+            (model for model in map(_model, datasets) if not model.startswith(f"{_WITHOUT_KEY}/")), _JUDGE_MODEL
+        )
+        is_example = first.get("rows") == _EXAMPLE["rows"]
         name = _name(request)
         attributes = Template(self.attributes).substitute(
             labels=labels,
             other=next(iter(others), "other_labels"),
             rows=rows,
-            judge=next((model for model in models if not model.startswith(f"{_WITHOUT_KEY}/")), "openai/gpt-5-nano"),
+            key=first.get("key", "id"),
+            target=_target(first),
+            gold="ticket_gold" if is_example and datasets else "gold  # an asset of yours with the true values",
+            judge=judge,
+            judge_params=f"{_PARAMS}\n" if needs_max_tokens(*judge.split("/", 1)) else "",
         )
         name = name if name != labels else f"{name}_{self.suffix}"
         folder = _write(request, f"type: {request.type_name}\n\nattributes:\n  name: {name}\n{attributes}", [])
-        if self.gold:
+        if self.gold and is_example and datasets:
             # in a folder that has YAML, Dagster loads no Python by itself
             _copy("ticket_gold.py", folder.parent)
 
@@ -153,11 +227,11 @@ class EvaluationScaffolder(AroundScaffolder):
 
     suffix, gold = "eval", True
     attributes = """\
-  gold: ticket_gold
+  gold: $gold
   candidates: [$labels]
   rejects: {$labels: ${labels}_rejects}
-  key: ticket_id
-  target: topic
+  key: $key
+  target: $target
 """
 
 
@@ -166,10 +240,10 @@ class AgreementScaffolder(AroundScaffolder):
 
     suffix, gold = "agreement", True
     attributes = """\
-  gold: ticket_gold
+  gold: $gold
   candidates: [$labels]
-  key: ticket_id
-  target: topic
+  key: $key
+  target: $target
 """
 
 
@@ -179,7 +253,7 @@ class DriftScaffolder(AroundScaffolder):
     suffix = "drift"
     attributes = """\
   candidates: [$labels]  # they must have partitions
-  target: topic
+  target: $target
 """
 
 
@@ -189,7 +263,7 @@ class SkewScaffolder(AroundScaffolder):
     suffix = "skew"
     attributes = """\
   candidates: $labels
-  target: topic
+  target: $target
   sample_size: 50
   max_cost_usd: 1  # for each sample; refuses before anything is sent
 """
@@ -202,8 +276,8 @@ class GoldSampleScaffolder(AroundScaffolder):
     attributes = """\
   candidates: [$labels]
   rejects: {$labels: ${labels}_rejects}
-  key: ticket_id
-  target: topic
+  key: $key
+  target: $target
   sample_size: 100
 """
 
@@ -217,15 +291,38 @@ class CostScaffolder(AroundScaffolder):
 """
 
 
+_JUDGE_MODEL = "openai/gpt-5-nano"
+_EXAMPLE: Mapping[str, Any] = {
+    "name": "ticket_labels",
+    "rows": {"function": ".rows.tickets"},
+    "key": "ticket_id",
+    "response": ".schema.TicketLabel",
+}
+"""What the scaffolder of labels writes."""
+
+
+def _model(dataset: Mapping[str, Any]) -> str:
+    return str(dataset.get("model"))
+
+
+def _target(dataset: Mapping[str, Any]) -> str:
+    """Return a column of the labels, where the definition says one."""
+    response = dataset.get("response")
+    columns = response.get("properties") if isinstance(response, Mapping) else None
+    if isinstance(columns, Mapping) and columns:
+        return str(next(iter(columns)))
+    return "topic" if response == _EXAMPLE["response"] else "topic  # a column of the labels"
+
+
 _JUDGED = """\
   rows: $rows  # the asset with what was asked about
   candidates: [$CANDIDATES]
-  key: ticket_id
-  target: topic
+  key: $key
+  target: $target
 """
 _JUDGE = """\
-  model: $judge  # a real model, whose provider is in the project's `resource`
-  max_cost_usd: 1  # refuses before anything is sent
+  model: $judge  # a real model, whose provider is in the project's resource
+$judge_params  max_cost_usd: 1  # refuses before anything is sent
 """
 
 
@@ -288,11 +385,15 @@ def _name(request: ScaffoldRequest[Any]) -> str:
     return re.sub(r"\W", "_", _folder(request).name)
 
 
+def _defs(request: ScaffoldRequest[Any]) -> Path:
+    """Return the folder of the project's definitions."""
+    above = request.target_path.parents
+    return next((folder for folder in above if folder.name == "defs"), request.target_path.parent)
+
+
 def _datasets(request: ScaffoldRequest[Any]) -> Iterator[Mapping[str, Any]]:
     """Yield attributes of the labeled datasets that the project has in YAML."""
-    above = request.target_path.parents
-    defs = next((folder for folder in above if folder.name == "defs"), request.target_path.parent)
-    for path in sorted(defs.rglob("defs.yaml")):
+    for path in sorted(_defs(request).rglob("defs.yaml")):
         try:
             documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
         except (OSError, yaml.YAMLError):

@@ -18,6 +18,7 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Reader, Response
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Workers
+from dagster_llm_batch.providers.registry import needs_max_tokens
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseKind
 
 __all__ = ["EmptyRows", "Fallback", "Labeling", "Limits", "Realtime", "Resend", "Spend"]
@@ -196,6 +197,10 @@ class Labeling:
     def models(self) -> tuple[Labeling, ...]:
         """The labeling itself, then one for each fallback, with the fallback's model."""
         fallbacks = [Fallback(fallback) if isinstance(fallback, str) else fallback for fallback in self.resend.fallback]
+        _refuse_endless("params", self.model, self.params)
+        for fallback in fallbacks:
+            params = self.params if fallback.params is None else fallback.params
+            _refuse_endless(f"resend.fallback {fallback.model}: params", fallback.model, params)
         labelings = (
             self,
             *(
@@ -286,6 +291,17 @@ class Labeling:
         fallback = [[labeling.model, dict(labeling.spec.params)] for labeling in self.models[1:]]
         content = [self.model, spec.endpoint.value, dict(spec.params), prompt, schema]
         return _digest([*content, fallback] if fallback else content)
+
+
+def _refuse_endless(where: str, model: str, params: Mapping[str, Any]) -> None:
+    """Raise ConfigError where the vendor would take no request: the run would say so, after a person has started it."""
+    provider, _, name = model.partition("/")
+    if params.get("max_tokens") is None and needs_max_tokens(provider, name):
+        raise ConfigError(
+            f"{where}={dict(params)} has no 'max_tokens', the most tokens of a reply, for which Claude has no "
+            "default. Give a model params with it, as {'max_tokens': 1024}; a fallback can have its own: "
+            f"Fallback({model!r}, params={{'max_tokens': 1024}})."
+        )
 
 
 def _at_least(settings: Any, **least: int | timedelta) -> None:

@@ -6,6 +6,7 @@ here is the order in which people are shown the providers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["PROVIDERS", "ProviderEntry", "Starter", "class_at", "provider_class"]
+__all__ = ["PROVIDERS", "ProviderEntry", "Starter", "class_at", "needs_max_tokens", "provider_class"]
 
 
 class Starter(NamedTuple):
@@ -29,6 +30,8 @@ class Starter(NamedTuple):
     """Further lines of YAML in the labeled dataset."""
     files: tuple[str, ...] = ()
     """Further files of the templates."""
+    without_key: bool = False
+    """Whether it runs as it is, for who names no provider: it needs neither a key nor an account."""
 
 
 class ProviderEntry(NamedTuple):
@@ -47,6 +50,8 @@ class ProviderEntry(NamedTuple):
     telemetry: str | None = None
     """`gen_ai.provider.name` in OpenTelemetry's conventions. Default: the name."""
     starter: Starter = Starter()
+    needs_max_tokens: str | None = None
+    """Regular expression of the models that take no request without the parameter `max_tokens`: Claude's, anywhere."""
 
 
 _PACKAGE = "dagster_llm_batch.providers"
@@ -67,6 +72,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
                 "poll_seconds: 1",
             ),
             files=("labeler.py",),
+            without_key=True,
         ),
     ),
     "openai": ProviderEntry(
@@ -83,6 +89,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
         price_book="anthropic",
         kind="claude",
         starter=Starter("claude-haiku-4-5", {"api_key": "ANTHROPIC_API_KEY"}),
+        needs_max_tokens="",
     ),
     "gemini": ProviderEntry(
         provider=f"{_PACKAGE}.google.gemini:GeminiProvider",
@@ -103,6 +110,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
             "gemini-2.5-flash-lite",
             {"project": "GOOGLE_CLOUD_PROJECT", "location": "GOOGLE_CLOUD_LOCATION", "bucket": "LLM_BATCH_BUCKET"},
         ),
+        needs_max_tokens="claude|publishers/anthropic/",
     ),
     "bedrock": ProviderEntry(
         provider=f"{_PACKAGE}.bedrock.provider:BedrockProvider",
@@ -116,6 +124,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
             {"role_arn": "LLM_BATCH_ROLE_ARN", "s3_uri": "LLM_BATCH_S3_URI"},
             attributes=("limits: {below_minimum: realtime}  # three tickets are too few for a batch",),
         ),
+        needs_max_tokens=r"anthropic\.",
     ),
     "ray": ProviderEntry(
         provider=f"{_PACKAGE}.ray.provider:RayProvider",
@@ -136,6 +145,13 @@ PROVIDERS: dict[str, ProviderEntry] = {
         ),
     ),
 }
+
+
+def needs_max_tokens(provider: str, model: str) -> bool:
+    """Return whether the vendor takes no request to this model without the parameter `max_tokens`."""
+    # a provider of the user's own is not registered
+    entry = PROVIDERS.get(provider)
+    return entry is not None and entry.needs_max_tokens is not None and bool(re.search(entry.needs_max_tokens, model))
 
 
 def provider_class(name: str) -> type[Any]:

@@ -39,7 +39,7 @@ class Budget(CheckedConfig):
         default="month", description="A day or a month of the calendar, in UTC; or ever."
     )
     asset: str | None = Field(
-        default=None, description="Key of the one labeled dataset that it is for. Default: all together."
+        default=None, description="Name of the one labeled dataset that it is for. Default: all together."
     )
 
     def model_post_init(self, context: Any, /) -> None:

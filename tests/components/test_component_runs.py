@@ -2,13 +2,14 @@
 
 import contextlib
 import shutil
+from pathlib import Path
 
 import dagster as dg
 import pyarrow as pa
 import pytest
 import yaml
 from dagster.components.testing import create_defs_folder_sandbox
-from yaml_project import loaded
+from yaml_project import labels, loaded
 
 from dagster_llm_batch import LLMBatchComponent, LLMBatchEvaluationComponent, LLMBatchSkewComponent
 from dagster_llm_batch.components.templates import labeler
@@ -175,6 +176,82 @@ def test_a_resource_that_is_a_template_is_left_to_the_project():
         document["attributes"]["resource"] = "{{ shared_llm }}"
         path.write_text(yaml.safe_dump(document))
         assert scaffold(LLMBatchComponent, "second", provider="openai")["attributes"]["model"] == "openai/gpt-5-nano"
+
+
+IN_PYTHON = """
+import sys
+
+import dagster as dg
+from dagster_llm_batch import CommandBatchResource, LLMBatchResource, build_llm_batch_sensor
+
+command = [sys.executable, "{labeler}", "{{input}}", "{{output}}"]
+
+@dg.definitions
+def shared():
+    return dg.Definitions(resources={{"{key}": LLMBatchResource({settings})}}{more})
+"""
+
+
+def in_python(sandbox, *, key="llm_batch", settings="command=CommandBatchResource(command=command)", more=""):
+    """A project whose resource is in Python, as a file of its `defs`."""
+    text = IN_PYTHON.format(labeler=Path(labeler.__file__).resolve(), key=key, settings=settings, more=more)
+    (sandbox.defs_folder_path / "resources.py").write_text(text)
+
+
+@pytest.mark.parametrize("key", ["llm_batch", "models"])
+def test_a_dataset_is_scaffolded_into_a_project_whose_resource_is_in_python(key):
+    with project() as (sandbox, scaffold), dg.instance_for_test() as instance:
+        in_python(sandbox, key=key)
+        attributes = scaffold(LLMBatchComponent, "ticket_labels")["attributes"]
+        assert "resource" not in attributes
+        assert attributes["model"] == "command/keywords"
+        folder = sandbox.defs_folder_path / "ticket_labels"
+        assert {path.name for path in folder.iterdir()} == {"defs.yaml", "prompt.md.j2", "rows.py", "schema.py"}
+        with sandbox.build_all_defs() as defs:
+            run(defs, instance)
+            assert stored(defs, instance, "ticket_labels")["topic"].to_pylist() == ["billing", "bug", "how_to"]
+            # somebody lands what is labeled by other providers
+            assert [one.name for one in defs.sensors] == ["llm_batch_sensor"]
+
+
+def test_a_sensor_in_python_is_not_scaffolded_again():
+    with project() as (sandbox, scaffold):
+        in_python(sandbox, more=", sensors=[build_llm_batch_sensor()]")
+        assert "sensor" not in scaffold(LLMBatchComponent, "ticket_labels")["attributes"]
+        with sandbox.build_all_defs() as defs:
+            assert [one.name for one in defs.sensors] == ["llm_batch_sensor"]
+
+
+def test_a_provider_that_the_resource_in_python_does_not_have_or_does_not_tell_is_refused():
+    with project() as (sandbox, scaffold):
+        in_python(sandbox)
+        with pytest.raises(Exception, match=r"LLMBatchResource in resources.py has no provider 'openai'; it has: comm"):
+            scaffold(LLMBatchComponent, "first", provider="openai")
+        in_python(sandbox, settings="**settings")
+        with pytest.raises(
+            Exception, match=r"LLMBatchResource in resources.py has cannot be read off it. .* --provider"
+        ):
+            scaffold(LLMBatchComponent, "first")
+        assert scaffold(LLMBatchComponent, "first", provider="gemini")["attributes"]["model"].startswith("gemini/")
+
+
+def test_an_evaluation_of_labels_of_ones_own_leaves_no_example_behind():
+    response = {"type": "object", "properties": {"mood": {"enum": ["good", "bad"]}}, "required": ["mood"]}
+    with project() as (sandbox, scaffold):
+        in_python(sandbox)
+        folder = sandbox.defs_folder_path / "moods"
+        folder.mkdir()
+        given = labels(name="moods", rows="comments", key="comment_id", response=response)
+        (folder / "defs.yaml").write_text(yaml.safe_dump({"type": TYPES[LLMBatchComponent], "attributes": given}))
+        attributes = scaffold(LLMBatchEvaluationComponent, "mood_eval")["attributes"]
+        assert {name: attributes[name] for name in ("candidates", "key", "target")} == {
+            "candidates": ["moods"],
+            "key": "comment_id",
+            "target": "mood",
+        }
+        assert not list(sandbox.project_root.rglob("ticket_gold.py"))
+        with sandbox.build_all_defs() as defs:
+            assert dg.AssetKey("mood_eval") in defs.resolve_asset_graph().get_all_asset_keys()
 
 
 def test_a_scaffold_can_be_appended_to_a_yaml_file_and_in_python():

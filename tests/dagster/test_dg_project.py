@@ -70,6 +70,10 @@ def test_the_commands_of_the_page_make_a_project_that_lists_scaffolds_checks_and
     shell(uv(), "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS), *tools, str(wheel))
     *steps, last = commands()
     said = {step: shell(*shlex.split(step)) for step in steps}
+    # what `uv add` asks of the project, which is not run here: it would resolve anew what is pinned
+    floor = '>=3.11,<3.15"'
+    assert f'requires-python = "{floor}' in (shop / "pyproject.toml").read_text()
+    assert f'requires-python = "{floor}' in (ROOT / "pyproject.toml").read_text()
     assert TYPE in said["dg list components"]
     assert "dagster_llm_batch.LLMBatchEvaluationComponent" in said["dg list components"]
     assert f"dg scaffold defs {TYPE} ticket_labels" in said

@@ -1,14 +1,17 @@
 """The registry is the one list of providers: what it says is so, and nobody else keeps another."""
 
 import ast
+import re
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 import dagster_llm_batch
-from dagster_llm_batch import LLMBatchResource
+from dagster_llm_batch import Fallback, LLMBatchResource, Prompt, Resend
 from dagster_llm_batch.config import ProviderResource
+from dagster_llm_batch.engine import Labeling
+from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.registry import PROVIDERS, class_at, provider_class
 
 PACKAGE = Path(dagster_llm_batch.__file__).parent
@@ -83,3 +86,27 @@ def test_the_resource_has_no_provider_that_is_not_registered():
 @pytest.mark.parametrize("name", PROVIDERS)
 def test_a_provider_is_found_by_its_name(name):
     assert provider_class(name).__module__.startswith("dagster_llm_batch.providers.")
+
+
+CLAUDE = (
+    "anthropic/claude-haiku-4-5",
+    "bedrock/us.anthropic.claude-haiku-4-5-20251001-v1:0",
+    "vertex/claude-haiku-4-5",
+)
+
+
+@pytest.mark.parametrize("model", CLAUDE)
+def test_claude_without_the_most_tokens_of_a_reply_is_refused_where_it_is_declared(model):
+    def declared(name, params, fallback=()):
+        return Labeling("a", name, "id", Prompt(user="{{ x }}"), params=params, resend=Resend(fallback=fallback))
+
+    with pytest.raises(ConfigError, match=r"^params={'temperature': 0} has no 'max_tokens'"):
+        declared(model, {"temperature": 0})
+    # the dataset's params are a fallback's, and OpenAI's name for the limit is not Claude's
+    with pytest.raises(
+        ConfigError, match=f"^resend.fallback {re.escape(model)}: params={{'max_completion_tokens': 9}}"
+    ):
+        declared("openai/gpt-5-nano", {"max_completion_tokens": 9}, [model])
+    declared("openai/gpt-5-nano", {"max_completion_tokens": 9}, [Fallback(model, params={"max_tokens": 9})])
+    declared(model, {"max_tokens": 9}, ["openai/gpt-5-nano"])
+    declared("bedrock/amazon.nova-lite-v1:0", {}, ["gemini/gemini-2.5-flash", "own/claude"])
