@@ -12,8 +12,8 @@ from evaluation_project import EvaluationProject
 from dagster_llm_batch import drift_assets
 from dagster_llm_batch.errors import ConfigError
 
-DAYS = [f"2026-01-0{day}" for day in range(1, 7)]
-DAILY = dg.DailyPartitionsDefinition(DAYS[0], end_date="2026-01-07")
+DAYS = [f"2026-01-0{day}" for day in range(1, 10)]
+DAILY = dg.DailyPartitionsDefinition(DAYS[0], end_date="2026-01-10")
 STEADY = {"billing": 60, "bug": 40}
 SHIFTED = {"billing": 20, "bug": 80}
 
@@ -94,7 +94,7 @@ class TestAllPartitions:
         project.run([*upstream, *assets], select=assets)
         assert len(project.stored("drift")) == 9
         shown = project.metadata("drift")["llm_batch/drift"].md_str
-        assert [DAYS[day] in shown for day in range(9)] == [False] * 2 + [True] * 7
+        assert [f"| {DAYS[day]} |" in shown for day in range(9)] == [False] * 2 + [True] * 7
         assert shown.endswith("2 older ones are in the table.")
 
     def test_named_partitions_are_the_reference_of_all_others(self, project):
