@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from itertools import chain
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -21,10 +22,18 @@ from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.storage.payloads import PayloadStore
 
-__all__ = ["HiveParquetIOManager"]
+__all__ = ["URI_KEY", "HiveParquetIOManager", "storage_uri"]
+
+URI_KEY = "dagster/uri"
+"""Where a table is, as Dagster's metadata has it."""
 
 _BATCHES_A_GROUP = 4
 """Of BATCH_ROWS each: smaller row groups take longer to write and to read, larger ones more memory."""
+
+
+def storage_uri(path: str) -> str:
+    """Return a path or an address as a URI."""
+    return path if "://" in path else Path(path).absolute().as_uri()
 
 
 class HiveParquetIOManager(CheckedIOManager):
@@ -38,7 +47,7 @@ class HiveParquetIOManager(CheckedIOManager):
         if obj is None:
             return
         folder = self.folder(context.asset_key, context.partition_key if context.has_partition_key else None)
-        context.add_output_metadata({"path": dg.MetadataValue.path(folder)})
+        context.add_output_metadata({"path": dg.MetadataValue.path(folder), URI_KEY: storage_uri(folder)})
         if hasattr(obj, "mapInArrow"):
             obj.write.mode("overwrite").parquet(folder)
             return

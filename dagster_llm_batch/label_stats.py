@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import pyarrow as pa
@@ -35,14 +35,15 @@ class LabelStats:
         # rejects by outcome and reason
         self.reasons: Counter[tuple[str, str]] = Counter()
         self.tokens = dict.fromkeys(_TOKENS, 0)
-        self.tokens_by_model: Counter[str] = Counter()
+        # of each provider and model that answered
+        self.usage: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         self.first_labels: list[dict[str, Any]] = []
         self.first_rejects: list[dict[str, Any]] = []
         self.labels_schema = self.rejects_schema = pa.schema([])
         # of labels, but for provenance
         self.columns = [labeling.key, *labeling.keep, *labeling.reader.schema.names]
         self.reject_columns = [labeling.key, "llm_outcome", "llm_reason", "llm_reply"]
-        self._model = labeling.spec.model
+        self._provider, self._model = labeling.provider, labeling.spec.model
         self._version = hashlib.blake2b(digest_size=12)
 
     @property
@@ -68,10 +69,10 @@ class LabelStats:
             )
             for name in self.tokens:
                 self.tokens[name] += pc.sum(table[f"llm_{name}"]).as_py() or 0
-        sums = [("llm_input_tokens", "sum"), ("llm_output_tokens", "sum")]
-        for row in labels.group_by("llm_model").aggregate(sums).to_pylist():
-            tokens = (row["llm_input_tokens_sum"] or 0) + (row["llm_output_tokens_sum"] or 0)
-            self.tokens_by_model[row["llm_model"] or self._model] += tokens
+            sums = [(f"llm_{name}", "sum") for name in _TOKENS]
+            for row in table.group_by(["llm_provider", "llm_model"]).aggregate(sums).to_pylist():
+                who = (row["llm_provider"] or self._provider, row["llm_model"] or self._model)
+                self.usage[who].update({name: row[f"llm_{name}_sum"] or 0 for name in _TOKENS})
         outcomes = rejects.select(["llm_outcome", "llm_reason"]).to_pylist()
         self.reasons.update((row["llm_outcome"], cell_text(row["llm_reason"])) for row in outcomes)
         if len(self.reasons) > _REASONS:

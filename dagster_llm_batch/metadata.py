@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import html
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
@@ -23,6 +23,7 @@ from dagster_llm_batch.engine.status import sum_costs
 from dagster_llm_batch.label_stats import LabelStats, add_to_version
 from dagster_llm_batch.progress import progress_bar, progress_text
 from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.text import cell_text, money_text
 
@@ -195,9 +196,29 @@ def labels_metadata(figures: LabelStats, status: Status, labeling: Labeling, pro
         "llm_batch/batch_ids": status.batch_ids,
         **_console(status, provider),
         "dagster/column_schema": table_schema(figures.labels_schema, _described(labeling)),
-        # in the key form that Dagster's insights know
-        **{f"{labeling.provider}.{model}.total_tokens": count for model, count in figures.tokens_by_model.items()},
+        **_insights(figures, status),
     }
+
+
+def _insights(figures: LabelStats, status: Status) -> dict[str, int]:
+    """Return usage by the keys that Dagster's Insights know: those of each vendor's own integration, and of each model.
+
+    Calls are the requests that were sent, again ones included; tokens are those of the rows.
+    """
+    by_provider: dict[str, Counter[str]] = defaultdict(Counter)
+    shown: dict[str, int] = {}
+    for (provider, model), usage in figures.usage.items():
+        if total := usage["input_tokens"] + usage["output_tokens"]:
+            shown[f"{provider}.{model}.total_tokens"] = total
+            by_provider[provider].update({**usage, "total_tokens": total})
+    for shard in status.shards:
+        if shard.submitted_at is not None or shard.collected_at is not None:
+            by_provider[shard.provider]["calls"] += shard.requests
+    for provider, amounts in by_provider.items():
+        # a provider of the user's own is not registered
+        entry = PROVIDERS.get(provider)
+        shown |= {key: amounts[name] for name, key in entry.insights.items()} if entry else {}
+    return shown
 
 
 def rejects_metadata(figures: LabelStats, labeling: Labeling) -> dict[str, Any]:

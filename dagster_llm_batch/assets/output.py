@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from dagster_llm_batch._dagster_private import output_context
 from dagster_llm_batch.errors import MissingExtraError
+from dagster_llm_batch.io import URI_KEY, storage_uri
 
 __all__ = ["Frame", "stored_by", "write_output"]
 
@@ -80,7 +81,9 @@ def write_output(
     table: pa.Table | pa.RecordBatchReader,
     frame: Frame,
 ) -> Mapping[str, Any]:
-    """Give one partition's table to the IO manager; returns the metadata that it logs."""
+    """Give one partition's table to the IO manager; returns the metadata that it logs, and where the table is by its
+    URI.
+    """
     manager = getattr(context.resources, io_manager_key)
     stream = None
     if frame == "batches" and not isinstance(manager, dg.InMemoryIOManager):
@@ -97,7 +100,11 @@ def write_output(
         _tell(output, metadata)
     if stream is not None:
         stream.outlive_source()
-    return output.get_logged_metadata()
+    logged = output.get_logged_metadata()
+    # Those of databases tell `dagster/table_name` themselves; those of files tell a path.
+    path = logged.get("path")
+    uri = {URI_KEY: storage_uri(path.value)} if isinstance(path, dg.PathMetadataValue) and path.value else {}
+    return {**uri, **logged}
 
 
 def _tell(output: dg.OutputContext, reported: Any) -> None:

@@ -50,6 +50,10 @@ class ProviderEntry(NamedTuple):
     telemetry: str | None = None
     """`gen_ai.provider.name` in OpenTelemetry's conventions. Default: the name."""
     starter: Starter = Starter()
+    insights: Mapping[str, str] = MappingProxyType({})
+    """What Dagster's integration of the vendor, as dagster-openai, calls these figures of a materialization: Insights
+    shows batches beside calls then.
+    """
     needs_max_tokens: str | None = None
     """Regular expression of the models that take no request without the parameter `max_tokens`: Claude's, anywhere."""
 
@@ -81,6 +85,12 @@ PROVIDERS: dict[str, ProviderEntry] = {
         extra="openai",
         price_book="openai",
         starter=Starter("gpt-5-nano", {"api_key": "OPENAI_API_KEY"}),
+        insights={
+            "calls": "openai.calls",
+            "total_tokens": "openai.total_tokens",
+            "input_tokens": "openai.prompt_tokens",
+            "output_tokens": "openai.completion_tokens",
+        },
     ),
     "anthropic": ProviderEntry(
         provider=f"{_PACKAGE}.anthropic.provider:AnthropicProvider",
@@ -89,6 +99,12 @@ PROVIDERS: dict[str, ProviderEntry] = {
         price_book="anthropic",
         kind="claude",
         starter=Starter("claude-haiku-4-5", {"api_key": "ANTHROPIC_API_KEY"}),
+        insights={
+            "calls": "anthropic.calls",
+            "input_tokens": "anthropic.input_tokens",
+            "output_tokens": "anthropic.output_tokens",
+            "cache_read_tokens": "anthropic.cache_read_input_tokens",
+        },
         needs_max_tokens="",
     ),
     "gemini": ProviderEntry(
@@ -98,6 +114,13 @@ PROVIDERS: dict[str, ProviderEntry] = {
         price_book="google",
         telemetry="gcp.gemini",
         starter=Starter("gemini-2.5-flash-lite", {"api_key": "GEMINI_API_KEY"}),
+        insights={
+            "calls": "gemini.calls",
+            "total_tokens": "gemini.total_token_count",
+            "input_tokens": "gemini.prompt_token_count",
+            "output_tokens": "gemini.candidates_token_count",
+            "cache_read_tokens": "gemini.cached_content_token_count",
+        },
     ),
     "vertex": ProviderEntry(
         provider=f"{_PACKAGE}.google.vertex:VertexProvider",

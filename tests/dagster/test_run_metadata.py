@@ -1,17 +1,29 @@
 """What Dagster is told of submissions and labels, and that row data stays data in it."""
 
 import re
+from collections import Counter
+from typing import Any
 
 import dagster as dg
 import polars as pl
 import pytest
 from code_location import BATCH, DAILY, LABELS, REJECTS, CodeLocation, TicketLabel, labeled, tag, tickets
+from dagster_duckdb_polars import DuckDBPolarsIOManager
 from markdown_it import MarkdownIt
 
-from dagster_llm_batch import Limits, OpenAIBatchResource, Prompt, Spend
+from dagster_llm_batch import (
+    AnthropicBatchResource,
+    Fallback,
+    HiveParquetIOManager,
+    Limits,
+    OpenAIBatchResource,
+    Prompt,
+    Resend,
+    Spend,
+)
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.metadata import markdown_table
-from dagster_llm_batch.testing.emulator import Emulator, Reply, RowFault
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply, RowFault
 from dagster_llm_batch.text import cell_text
 from dagster_llm_batch.types import Endpoint
 
@@ -97,12 +109,65 @@ def test_labels_say_what_came_back_and_what_it_cost(make):
     assert told["llm_batch/saved_usd"] == pytest.approx(told["llm_batch/cost_usd"])
     assert told["openai.gpt-4o.total_tokens"] == told["llm_batch/input_tokens"] + told["llm_batch/output_tokens"]
     assert len(told["llm_batch/preview"].records) == 3
+    # as dagster-openai tells of calls, for Insights
+    assert {key: value for key, value in told.items() if key.startswith("openai.") and "gpt" not in key} == {
+        "openai.calls": 3,
+        "openai.total_tokens": told["llm_batch/input_tokens"] + told["llm_batch/output_tokens"],
+        "openai.prompt_tokens": told["llm_batch/input_tokens"],
+        "openai.completion_tokens": told["llm_batch/output_tokens"],
+    }
+
+
+def test_usage_is_that_of_whoever_answered_and_calls_are_all_that_were_sent(make, emulator):
+    """One row of three is refused, and asked of another provider."""
+    anthropic = AnthropicBatchResource(api_key=DEFAULT_KEY, base_url=emulator.anthropic_base_url)
+    emulator.inject(RowFault(containing="invoice t-0?", status_code=400))
+    fallback = Fallback("anthropic/claude-haiku-4-5", params={"max_tokens": 500})
+    location = make(*labeled(resend=Resend(fallback=[fallback])), anthropic=anthropic)
+    assert location.submit().success
+    for _ in range(3):
+        emulator.settle()
+        emulator.clear_faults()
+        location.collect()
+    told = location.metadata()
+    sent: Counter[str] = Counter()
+    engine = location.engine()
+    for shard in engine.ledger.shards(told["llm_batch/submission_id"]):
+        sent[shard.provider] += shard.requests
+    engine.ledger.close()
+    assert sent["anthropic"] > 0
+    assert {"openai.calls": 3, "anthropic.calls": sent["anthropic"]}.items() <= told.items()
+    load = location.defs.get_repository_def().load_asset_value
+    rows = [load(dg.AssetKey(name), instance=location.instance) for name in (LABELS, REJECTS)]
+
+    def used(provider: str, column: str) -> int:
+        return sum(table.filter(pl.col("llm_provider") == provider)[column].sum() for table in rows)
+
+    assert told["openai.prompt_tokens"] == used("openai", "llm_input_tokens") > 0
+    assert told["anthropic.input_tokens"] == used("anthropic", "llm_input_tokens") > 0
+    assert told["anthropic.output_tokens"] == used("anthropic", "llm_output_tokens") > 0
+
+
+def test_labels_and_rejects_say_where_they_are_as_far_as_the_io_manager_tells(make, tmp_path):
+    def stored(io_manager: Any, **changes: Any) -> list[dict[str, Any]]:
+        location = make(*labeled(**changes), resources={"io_manager": io_manager})
+        assert location.land().success
+        return [location.metadata(name) for name in (LABELS, REJECTS)]
+
+    lake = tmp_path / "lake"
+    told = stored(HiveParquetIOManager(root=str(lake)), name=LABELS)
+    assert [one["dagster/uri"] for one in told] == [(lake / name).as_uri() for name in (LABELS, REJECTS)]
+    [labels, _] = stored(dg.FilesystemIOManager(base_dir=str(tmp_path / "files")))
+    assert labels["dagster/uri"] == (tmp_path / "files" / LABELS).as_uri()
+    told = stored(DuckDBPolarsIOManager(database=str(tmp_path / "db.duckdb"), schema="crm"))
+    assert [one["dagster/table_name"].split(".duckdb.")[1] for one in told] == [f"crm.{LABELS}", f"crm.{REJECTS}"]
+    assert "dagster/uri" not in told[0]
 
 
 def test_every_key_of_ours_is_namespaced(make):
     location = make(*labeled())
     location.land()
-    known = re.compile(r"(llm_batch|dagster)/|openai\.gpt-4o\.total_tokens|path$")
+    known = re.compile(r"(llm_batch|dagster)/|openai\.(gpt-4o\.)?\w+$|path$")
     for name in (BATCH, LABELS, REJECTS):
         assert [key for key in location.metadata(name) if not known.match(key)] == []
 
