@@ -16,6 +16,7 @@ import dagster as dg
 from dagster_llm_batch._dagster_private import check_target
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.engine import Labeling, Status
+from dagster_llm_batch.engine.status import retry_command
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.states import ShardState
@@ -130,8 +131,16 @@ def verdicts(
     coverage = _share(COVERAGE, figures.labeled, rows, wanted.min_coverage, "rows have a label")
     if figures.skipped:
         coverage = replace(coverage, **_beside_skipped(coverage, rows, figures.skipped))
+    if waiting := figures.waiting:
+        reasons = "; ".join(f"{count:,} since {reason}" for reason, count in waiting.items())
+        then = f"`{retry_command(status.submission)}` asks again, and shows the price first."
+        description = f"{coverage.description} Rows wait for a person: {reasons}. {then}"
+        # What has enough labels goes on downstream all the same.
+        severity = _WARN if coverage.passed else _ERROR
+        coverage = replace(coverage, passed=False, severity=severity, description=description)
     if stopped is not None:
-        coverage = replace(coverage, passed=False, description=f"{coverage.description} Stopped: {stopped}")
+        description = f"{coverage.description} Stopped: {stopped}"
+        coverage = replace(coverage, passed=False, severity=_ERROR, description=description)
     return [
         coverage,
         _share(PARSE_RATE, figures.labeled, replies, wanted.min_parse_rate, "replies fit"),

@@ -40,6 +40,7 @@ class ResolveConfig(CheckedConfig):
     shard_id: str = Field(default="", description="The shard. Empty: list those that wait for a word.")
     batch_id: str = Field(default="", description="Its batch, where the provider's console shows one.")
     no_batch: bool = Field(default=False, description="True where no batch exists: the shard is sent (again).")
+    lost: bool = Field(default=False, description="True where its batch never ends: it is waited for no longer.")
 
 
 @checked
@@ -79,11 +80,11 @@ def build_llm_batch_jobs(
 
     @dg.op(required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
     def resolve_shard(context: dg.OpExecutionContext, config: ResolveConfig) -> None:
-        """The shard goes on with the batch that was named, or is sent where none exists."""
+        """The shard goes on with the batch that was named, is sent where none exists, or is given up."""
         engine = engine_of(context)
         if config.shard_id:
             _resolve(context, engine, config)
-        elif config.batch_id or config.no_batch:
+        elif config.batch_id or config.no_batch or config.lost:
             msg = f"Which shard? {_waiting(engine)}"
             raise dg.Failure(msg, metadata=_orphan_metadata(engine), allow_retries=False)
         else:
@@ -97,7 +98,10 @@ def build_llm_batch_jobs(
     @dg.job(
         name="llm_batch_resolve",
         tags=tags,
-        description="Say what became of a shard whose create call left no record. Without a shard: list them.",
+        description=(
+            "Say what became of a shard whose create call left no record, or whose batch never ends. Without a shard: "
+            "list them."
+        ),
     )
     def llm_batch_resolve() -> None:
         resolve_shard()
@@ -122,38 +126,48 @@ def _submission(engine: "Engine", config: CancelConfig) -> Submission:
 
 
 def _resolve(context: dg.OpExecutionContext, engine: "Engine", config: ResolveConfig) -> None:
-    if bool(config.batch_id) == config.no_batch:
-        msg = "Give either batch_id (the provider has this batch), or no_batch: true (it has none)."
+    if [bool(config.batch_id), config.no_batch, config.lost].count(True) != 1:
+        msg = (
+            "Give one of batch_id (the provider has this batch), no_batch: true (it has none) and lost: true (it never "
+            "ends)."
+        )
         raise dg.Failure(msg, metadata=_orphan_metadata(engine), allow_retries=False)
     try:
-        shard = engine.resolve(config.shard_id, config.batch_id or None)
+        if config.lost:
+            shard = engine.give_up(config.shard_id)
+        else:
+            shard = engine.resolve(config.shard_id, config.batch_id or None)
     except LLMBatchError as error:
         raise dg.Failure(str(error), metadata=_orphan_metadata(engine), allow_retries=False) from error
     context.log.info(f"Shard {shard.shard_id} is '{shard.state.value}' now; the sensor goes on with it.")
 
 
 def _waiting(engine: "Engine") -> str:
-    doubtful = orphans(engine.ledger, engine.namespace)
-    if not doubtful:
+    waiting = [*orphans(engine.ledger, engine.namespace), *engine.overdue()]
+    if not waiting:
         return "No shard waits for a word."
-    return f"Shards that wait for a word: {', '.join(orphan.shard.shard_id for orphan in doubtful)}."
+    return f"Shards that wait for a word: {', '.join(shard.shard_id for _, shard in waiting)}."
 
 
 def _orphan_metadata(engine: "Engine") -> dict[str, Any]:
-    """Return the shards in doubt, for the run's page."""
+    """Return the shards in doubt, and those whose batches are overdue, for the run's page."""
+    doubtful, overdue = orphans(engine.ledger, engine.namespace), engine.overdue()
     rows: list[list[object]] = [
         [
-            orphan.shard.shard_id,
-            cell_text(orphan.submission.asset),
-            cell_text(orphan.submission.partition),
-            orphan.shard.provider,
-            orphan.shard.requests,
-            None if orphan.shard.sent_at is None else orphan.shard.sent_at.isoformat(timespec="seconds"),
+            shard.shard_id,
+            cell_text(submission.asset),
+            cell_text(submission.partition),
+            shard.provider,
+            shard.requests,
+            why,
+            None if shard.sent_at is None else shard.sent_at.isoformat(timespec="seconds"),
         ]
-        for orphan in orphans(engine.ledger, engine.namespace)
+        for why, shards in (("in doubt", doubtful), ("overdue", overdue))
+        for submission, shard in shards
     ]
-    header = ["shard", "asset", "partition", "provider", "requests", "sent"]
+    header = ["shard", "asset", "partition", "provider", "requests", "why", "sent"]
     return {
-        "llm_batch/orphans": len(rows),
+        "llm_batch/orphans": len(doubtful),
+        "llm_batch/batches_overdue": len(overdue),
         "llm_batch/orphan_shards": dg.MetadataValue.md(markdown_table(header, rows) if rows else "None."),
     }

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.core.label_join import Labeled
+from dagster_llm_batch.core.results import WAITING
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.text import cell_text
 from dagster_llm_batch.types import SKIPPED
@@ -50,6 +51,14 @@ class LabelStats:
     def skipped(self) -> int:
         """Rows that are empty, and were not sent."""
         return self.outcomes[SKIPPED]
+
+    @property
+    def waiting(self) -> Counter[str]:
+        """Rows that are not sent again before a person says `retry`, by the reason."""
+        waiting: Counter[str] = Counter()
+        for (_, reason), rows in self.reasons.items():
+            waiting.update({cause: rows for cause in WAITING if reason.startswith(cause)})
+        return waiting
 
     @property
     def version(self) -> str:

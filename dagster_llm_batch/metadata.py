@@ -19,7 +19,7 @@ import pyarrow as pa
 from dagster_llm_batch.core.label_join import PROVENANCE
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.progress import Pace
-from dagster_llm_batch.engine.status import sum_costs
+from dagster_llm_batch.engine.status import cause_text, sum_costs
 from dagster_llm_batch.label_stats import LabelStats, add_to_version
 from dagster_llm_batch.progress import progress_bar, progress_text
 from dagster_llm_batch.protocols import Provider
@@ -146,8 +146,15 @@ def status_metadata(status: Status, provider: Provider, its_pace: Pace | None = 
         "llm_batch/requests_total": status.total,
         **known,
         "llm_batch/batch_ids": status.batch_ids,
+        **_causes(status),
         **_console(status, provider),
     }
+
+
+def _causes(status: Status) -> dict[str, Any]:
+    """Return what became of batches that did not end by themselves."""
+    causes = [text for shard in status.shards if (text := cause_text(shard)) is not None]
+    return {"llm_batch/causes": cell_text("; ".join(dict.fromkeys(causes)), limit=1_000)} if causes else {}
 
 
 def submission_metadata(status: Status, labeling: Labeling, provider: Provider, skipped: int) -> dict[str, Any]:
@@ -190,6 +197,7 @@ def labels_metadata(figures: LabelStats, status: Status, labeling: Labeling, pro
         **{f"llm_batch/{name}": count for name, count in figures.tokens.items()},
         "llm_batch/attempts": submission.waves,
         **_waves(status),
+        **_causes(status),
         "llm_batch/model": labeling.model,
         "llm_batch/prompt_version": labeling.prompt_version,
         SUBMISSION_KEY: submission.submission_id,

@@ -13,12 +13,13 @@ from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.progress import Pace, pace, usual_duration
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Progress
+from dagster_llm_batch.text import age_text
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
     from dagster_llm_batch.storage.ledger import Ledger
 
-__all__ = ["age_text", "has_moved", "pace_of", "pace_text", "progress_bar", "progress_text", "together", "usual_of"]
+__all__ = ["has_moved", "pace_of", "pace_text", "progress_bar", "progress_text", "together", "usual_of"]
 
 _CELLS = 20
 # submissions that tell how long one usually takes
@@ -78,12 +79,6 @@ def progress_bar(done: int, total: int) -> str:
     """Draw the progress as a bar that is full when all is done."""
     filled = _CELLS * done // total if total else _CELLS
     return "█" * filled + "░" * (_CELLS - filled)
-
-
-def age_text(age: timedelta) -> str:
-    """Return an age in hours and minutes, as in `2 h 13 m`."""
-    minutes = int(age.total_seconds()) // 60
-    return f"{minutes // 60} h {minutes % 60} m" if minutes >= 60 else f"{minutes} m"  # noqa: PLR2004 - of an hour
 
 
 def has_moved(before: Progress, after: Progress) -> bool:

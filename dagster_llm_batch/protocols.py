@@ -6,6 +6,7 @@ A provider is a codec (pure) and six verbs (I/O). Engines above know nothing els
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, BinaryIO, Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
@@ -23,7 +24,10 @@ from dagster_llm_batch.types import (
     Undecided,
 )
 
-__all__ = ["Codec", "Provider", "Workers"]
+__all__ = ["DEFAULT_WINDOW", "Codec", "Provider", "Workers"]
+
+DEFAULT_WINDOW = timedelta(hours=24)
+"""The window of most vendors, and what is taken where none is documented, as on the user's own machines."""
 
 _Item = TypeVar("_Item")
 _Report = TypeVar("_Report")
@@ -99,6 +103,11 @@ class Provider(Protocol):
     @property
     def settle_seconds(self) -> float:
         """How long after a create call was over Absent may still become Found; 0 where it is certain at once."""
+        ...
+
+    @property
+    def window(self) -> timedelta:
+        """How long a batch may take by what the vendor documents, queue included. One that takes longer is overdue."""
         ...
 
     def codec(self, spec: RequestSpec) -> Codec:

@@ -9,6 +9,9 @@
      │                                     └─────────────────────────▶ ended     │
      └──canceled─────────────────────────────────────────────────────▶ canceled ─┘
 
+    submitted, ended, expired, canceled ──gone──▶ ended      (the results cannot be had any more)
+    submitted ──given_up──▶ ended       collected ──late──▶ ended      (what was given up has ended after all)
+
 `submitting` is committed before the create call: whoever finds a shard there must look for its batch (`Provider.find`)
 before sending anything. A batch that ended badly may still hold paid rows, so every way to end leads to `collected`.
 A move is one compare-and-set in the ledger; an illegal one raises and changes nothing.
@@ -47,6 +50,9 @@ class Move(StrEnum):
     EXPIRED = "expired"
     CANCELED = "canceled"
     FAILED = "failed"
+    GONE = "gone"  # the provider knows the batch, or its results, no more
+    GIVEN_UP = "given_up"  # a person waits for it no longer
+    LATE = "late"  # a batch that was given up has ended: its results are collected after all
     COLLECTED = "collected"
 
 
@@ -69,6 +75,9 @@ MOVES: dict[Move, tuple[frozenset[ShardState], ShardState]] = {
     Move.EXPIRED: (frozenset({_S.SUBMITTED}), _S.EXPIRED),
     Move.CANCELED: (frozenset({_S.SUBMITTED, _S.PLANNED}), _S.CANCELED),
     Move.FAILED: (frozenset({_S.SUBMITTED}), _S.FAILED),
+    Move.GONE: (frozenset({_S.SUBMITTED, _S.ENDED, _S.EXPIRED, _S.CANCELED}), _S.ENDED),
+    Move.GIVEN_UP: (frozenset({_S.SUBMITTED}), _S.ENDED),
+    Move.LATE: (frozenset({_S.COLLECTED}), _S.ENDED),
     Move.COLLECTED: (ENDED, _S.COLLECTED),
 }
 """Each move: the states that it starts from, and the one that it leads to."""

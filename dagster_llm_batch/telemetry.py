@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any, BinaryIO
 
 from dagster_llm_batch._version import __version__
@@ -84,6 +85,10 @@ class TracedProvider:
     @property
     def settle_seconds(self) -> float:
         return self._provider.settle_seconds
+
+    @property
+    def window(self) -> timedelta:
+        return self._provider.window
 
     def codec(self, spec: RequestSpec) -> Codec:
         return self._provider.codec(spec)

@@ -7,9 +7,20 @@ must not reach a terminal, nor a bidirectional control turn the text around it.
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from decimal import Decimal
 
-__all__ = ["cell_text", "is_id", "last_words", "money_text", "plain_text", "plain_words", "replace_halves", "text_of"]
+__all__ = [
+    "age_text",
+    "cell_text",
+    "is_id",
+    "last_words",
+    "money_text",
+    "plain_text",
+    "plain_words",
+    "replace_halves",
+    "text_of",
+]
 
 # A command string (OSC and its kin) up to its end, CSI of 7 and of 8 bits, and any other sequence. A command string
 # without an end loses only its start: what follows it may be our own advice. So does one of 8 bits (U+009D), since
@@ -57,6 +68,12 @@ def money_text(amount: Decimal | float) -> str:
     shown = f"{abs(exact):.{max(4, 1 - exact.adjusted())}f}"
     whole, _, decimals = shown.partition(".")
     return f"{'-' if exact < 0 else ''}${whole}.{decimals.rstrip('0'):0<2}"
+
+
+def age_text(age: timedelta) -> str:
+    """Return an age in hours and minutes, as in `2 h 13 m`."""
+    minutes = int(age.total_seconds()) // 60
+    return f"{minutes // 60} h {minutes % 60} m" if minutes >= 60 else f"{minutes} m"  # noqa: PLR2004 - of an hour
 
 
 def cell_text(value: object, limit: int = 120) -> str:

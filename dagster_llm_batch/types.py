@@ -21,6 +21,7 @@ __all__ = [
     "BatchReport",
     "BatchStatus",
     "CannotTell",
+    "Cause",
     "Endpoint",
     "FindHints",
     "Found",
@@ -49,6 +50,27 @@ class Outcome(StrEnum):
     CANCELED = "canceled"  # canceled before it ran
     EXPIRED = "expired"  # the provider's window closed before it ran
     MISSING = "missing"  # the batch ended and no result names this request
+
+
+class Cause(StrEnum):
+    """Why requests of a batch have no answer, where it did not end by itself, or its results could not be had.
+
+    A batch without a cause ended by itself: what it left out is sent again, as far as `Resend` allows.
+    """
+
+    STOPPED = "stopped"  # this package asked the provider to stop it: its submission was canceled, or is late
+    CANCELED = "canceled"  # canceled at the provider, and not by this package
+    GONE = "gone"  # the provider knows the batch, or its results, no more
+    GIVEN_UP = "given_up"  # a person waits for it no longer; answers that come late are used
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing is sent again by itself: such requests wait for a person, who says `retry`.
+
+        This is the one place that decides it. Somebody stopped the batch on purpose, or it may be answered and billed
+        where nobody can see it: to send it again is a decision about money.
+        """
+        return self is not Cause.STOPPED
 
 
 SKIPPED = "skipped"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -19,7 +18,7 @@ from dagster_llm_batch.cli.selection import (
     partitions_options,
 )
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.submit import Orphan, orphans
+from dagster_llm_batch.engine.submit import orphans
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.states import ShardState
@@ -55,32 +54,55 @@ def cancel_command(
 @ledger_command
 @click.option("--batch-id", help="The provider has this batch for it.")
 @click.option("--no-batch", is_flag=True, help="The provider has no batch for it: it is sent (again).")
+@click.option("--lost", is_flag=True, help="Its batch never ends: wait for it no longer.")
 @json_option
 def resolve_command(
-    deployment: DeploymentAccess, shard_id: str | None, batch_id: str | None, *, no_batch: bool, as_json: bool
+    deployment: DeploymentAccess,
+    shard_id: str | None,
+    batch_id: str | None,
+    *,
+    no_batch: bool,
+    lost: bool,
+    as_json: bool,
 ) -> None:
-    """Resolve a shard whose create call left no record, after a look at the provider's console.
+    """Resolve a shard whose create call left no record, or whose batch never ends, after a look at the provider's
+    console.
 
     Without SHARD, list such shards. Be certain: with --no-batch it is sent, and paid, a second time if a batch exists.
+    With --lost nothing is sent: its rows land without a label, and `retry` asks again for them, and shows the price
+    first. Its cost stays reserved in the budgets, and answers that come within a month are used.
     """
     if shard_id is None:
-        if batch_id or no_batch:
-            raise click.UsageError("Name the shard. `resolve` alone lists those in doubt.")
-        _list_orphans(orphans(deployment.ledger, deployment.namespace), as_json=as_json)
+        if batch_id or no_batch or lost:
+            raise click.UsageError("Name the shard. `resolve` alone lists those in doubt or overdue.")
+        _list_stuck(deployment, as_json=as_json)
         return
-    if bool(batch_id) == no_batch:
-        raise click.UsageError("Give either --batch-id (the provider has this batch) or --no-batch (it has none).")
-    shard = deployment.engine.resolve(shard_id, batch_id)
+    if [bool(batch_id), no_batch, lost].count(True) != 1:
+        raise click.UsageError(
+            "Give one of --batch-id (the provider has this batch), --no-batch (it has none) and --lost (it never ends)."
+        )
+    if lost:
+        shard, then = deployment.engine.give_up(shard_id), "Its labels land without it; `retry` asks again."
+    elif batch_id:
+        shard, then = deployment.engine.resolve(shard_id, batch_id), "Dagster's sensor goes on with it."
+    else:
+        shard, then = deployment.engine.resolve(shard_id, None), "The next run of its submission sends it."
     if as_json:
         print_json({"shard": shard})
     else:
-        then = "Dagster's sensor goes on with it." if batch_id else "The next run of its submission sends it."
         click.echo(f"Shard {shard.shard_id} is '{shard.state.value}' now. {then}")
 
 
-def _list_orphans(doubtful: Sequence[Orphan], *, as_json: bool) -> None:
+def _list_stuck(deployment: DeploymentAccess, *, as_json: bool) -> None:
+    """List what waits for a person's word: shards in doubt, and batches that are overdue."""
+    ledger, namespace = deployment.ledger, deployment.namespace
+    doubtful = orphans(ledger, namespace)
+    overdue = deployment.engine.overdue()
     if as_json:
-        print_json({"orphans": [{"shard": shard, "submission": submission} for submission, shard in doubtful]})
+        kinds = {"orphans": doubtful, "overdue": overdue}
+        print_json(
+            {kind: [{"shard": shard, "submission": of} for of, shard in shards] for kind, shards in kinds.items()}
+        )
         return
     now = utc_now()
     rows = [
@@ -90,14 +112,16 @@ def _list_orphans(doubtful: Sequence[Orphan], *, as_json: bool) -> None:
             submission.partition or None,
             f"{shard.provider} {shard.account}",
             shard.requests,
+            why,
             None if shard.sent_at is None else now - shard.sent_at,
         ]
-        for submission, shard in doubtful
+        for why, shards in (("in doubt", doubtful), ("overdue", overdue))
+        for submission, shard in shards
     ]
     if rows:
-        print_table(["shard", "asset", "partition", "asked of", "requests", "in doubt for"], rows)
+        print_table(["shard", "asset", "partition", "asked of", "requests", "why", "sent before"], rows)
     else:
-        click.echo("No shard is in doubt.")
+        click.echo("No shard is in doubt or overdue.")
 
 
 @click.command("rename", cls=Command, short_help="Give an asset's submissions to its new name.")

@@ -20,19 +20,19 @@ from dagster_llm_batch.cli.output import age, cell, console, counted, money, pri
 from dagster_llm_batch.core.price_book import newest_price_change
 from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine.status import cause_text, overdue_text, retry_command
 from dagster_llm_batch.engine.submit import orphans
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.resources import Budget
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.ledger import utc_now
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.types import CannotTell, FindHints, PriceBasis
+from dagster_llm_batch.types import CannotTell, Cause, FindHints, PriceBasis
 
 __all__ = ["doctor_command"]
 
 _DOUBT = timedelta(minutes=15)
 _UNPOLLED = timedelta(hours=1)
-_LONG = timedelta(hours=36)
 _OLD_PRICES = timedelta(days=180)
 _NEARLY = Decimal("0.9")
 
@@ -103,6 +103,7 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
         if deployment.has_code:
             yield from _left_alone(deployment)
         yield from _stranded(deployment.engine)
+        yield from _left(deployment.engine)
         yield from _under_way(deployment.engine, with_providers=deployment.has_code)
     yield _prices()
 
@@ -215,9 +216,15 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
     if unseen:
         problem = f"nobody has asked about {len(unseen)} of {len(flying)} batches for more than {age(_UNPOLLED)}"
         yield Finding("polling", Verdict.PROBLEM, problem, "Is Dagster's daemon running, and the sensor turned on?")
-    late = [shard for shard in flying if _since(shard.submitted_at, now) > _LONG]
-    if late:
-        yield Finding("late batches", Verdict.WARNING, f"{len(late)} batches run for more than {age(_LONG)}")
+    late = engine.overdue()
+    for _, shard in late:
+        problem, _, then = overdue_text(shard, now).partition(". ")
+        yield Finding("overdue batches", Verdict.PROBLEM, problem, f"{then}.")
+    stopping = [shard for shard in flying if shard.cause is Cause.STOPPED]
+    if stopping:
+        problem = f"{len(stopping)} of {len(flying)} batches were asked to stop and have not ended; they may be billed"
+        then = "Dagster's sensor asks again where that failed, and takes home what they have done."
+        yield Finding("canceled batches", Verdict.WARNING, problem, then)
     if with_providers:
         accounts = {name: _account(provider) for name, provider in engine.providers.items()}
         for provider, account in sorted({(s.provider, s.account) for s in flying if s.state in IN_FLIGHT}):
@@ -225,7 +232,7 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
             if accounts.get(provider) != account:
                 problem = f"batches run at {provider} account {account}; configured is {accounts.get(provider, 'none')}"
                 yield Finding("accounts", Verdict.PROBLEM, problem, "Configure the former until they are collected.")
-    if not (doubtful or unseen or late):
+    if not (doubtful or unseen or late or stopping):
         yield Finding("batches under way", Verdict.OK, f"{len(flying)} in flight, none in doubt, all looked after")
 
 
@@ -245,6 +252,15 @@ def _stranded(engine: Engine) -> Iterator[Finding]:
             place = f"{submission.asset} {submission.partition}".rstrip()
             then = f"Look at that run's log, then materialize {place}: what is paid for is stored."
             yield Finding("labels", Verdict.PROBLEM, f"the labels of {place} wait: {reason}", then)
+
+
+def _left(engine: Engine) -> Iterator[Finding]:
+    """Yield what is not sent again before a person says so."""
+    for submission, shard in engine.ledger.left_shards(engine.namespace):
+        place = f"{submission.asset} {submission.partition}".rstrip()
+        problem = f"of {place} {cause_text(shard)}: what it left without a label is not sent again by itself"
+        then = f"Where those rows are wanted: {retry_command(submission)}. It shows the price first."
+        yield Finding("rows without a label", Verdict.WARNING, problem, then)
 
 
 def _left_alone(deployment: DeploymentAccess) -> Iterator[Finding]:

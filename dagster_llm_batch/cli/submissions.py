@@ -161,6 +161,7 @@ _SHARD_COLUMNS = [
     "bytes",
     "cost",
     "ended (UTC)",
+    "cause",
     "reason",
 ]
 
@@ -175,5 +176,6 @@ def _shard_row(shard: Shard) -> list[object]:
         *(shard.requests, shard.done, shard.failed, shard.bytes),
         money(shard.cost_usd),
         shard.ended_at,
+        None if shard.cause is None else shard.cause.value,
         shard.reason,
     ]

@@ -27,9 +27,9 @@ from dagster_llm_batch.core.pricing import MONEY, Tariff
 from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.text import replace_halves
-from dagster_llm_batch.types import BatchStatus, Lane, Outcome, PriceBasis, ResponseKind, Result, Usage
+from dagster_llm_batch.types import BatchStatus, Cause, Lane, Outcome, PriceBasis, ResponseKind, Result, Usage
 
-__all__ = ["FENCED", "REPEATING", "RESULT_SCHEMA", "SHARED", "Expected", "Reconciler", "ShardFacts", "Tally"]
+__all__ = ["FENCED", "REPEATING", "RESULT_SCHEMA", "SHARED", "WAITING", "Expected", "Reconciler", "ShardFacts", "Tally"]
 
 _ID = np.dtype([("head", "u8"), ("tail", f"V{REQUEST_ID_BYTES - 8}")])
 
@@ -160,6 +160,15 @@ _LEFT_OUT: Mapping[BatchStatus, tuple[Outcome, str]] = {
 }
 _NEVER_RAN = (Outcome.EXPIRED, Outcome.CANCELED)
 _MAY_HAVE_RUN = "the batch {}, and its results lack rows that it counts or should name: this one may have run"
+_WAITING_FOR: Mapping[Cause | None, str] = {
+    Cause.CANCELED: "the batch was canceled at the provider, and not by this package",
+    Cause.GONE: "the provider has the batch, or its results, no more",
+    Cause.GIVEN_UP: "the batch had not ended, and was given up",
+}
+WAITING = tuple(_WAITING_FOR.values())
+"""How the reasons of requests begin that are not sent again before a person says so."""
+
+_ASK_AGAIN = "`dagster-llm-batch retry` asks again, and shows the price first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +185,7 @@ class ShardFacts:
         reason, retryable: Of a batch that failed as a whole.
         padding: How many copies of a request were sent with it, to reach the provider's least number.
         done: How many requests the batch counts as finished, copies included; None where it carries other shards too.
+        cause: Why it did not end by itself, or why its results cannot be had.
     """
 
     nonce: str
@@ -190,6 +200,7 @@ class ShardFacts:
     submitted_at: datetime | None = None
     padding: int = 0
     done: int | None = None
+    cause: Cause | None = None
 
 
 @dataclass
@@ -234,22 +245,33 @@ class Reconciler:
     def tables(self, lines: Iterable[bytes]) -> Iterator[pa.Table]:
         """Yield the results in tables of some thousand rows: first those of the lines, then the requests left out."""
         yield from self._tables(self._known(chunk) for chunk in chunks(lines, _AT_ONCE))
-        # Older ledgers have 'running' here.
-        outcome, explanation = _LEFT_OUT.get(self._facts.status, _LEFT_OUT[BatchStatus.ENDED])
         unnamed, size = self._expected.left(), _AT_ONCE * REQUEST_ID_BYTES
-        reason = self._facts.reason or explanation
-        if outcome in _NEVER_RAN and self._lacks_rows(len(unnamed) // REQUEST_ID_BYTES):
-            outcome, reason = Outcome.MISSING, _MAY_HAVE_RUN.format(f"was {outcome.value}")
-        left_out = Result(
-            custom_id=None,
-            outcome=outcome,
-            reason=reason,
-            retryable=outcome is not Outcome.ERRORED or self._facts.retryable,
-        )
+        left_out = self._left_out(len(unnamed) // REQUEST_ID_BYTES)
+        outcome = left_out.outcome
         parts = (unnamed[at : at + size] for at in range(0, len(unnamed), size))
         yield from self._tables((ids, [left_out] * (len(ids) // REQUEST_ID_BYTES)) for ids in parts)
         if outcome is Outcome.MISSING and self._padding < self._facts.padding:
             self._add(self._unseen_cost())
+
+    def _left_out(self, unnamed: int) -> Result:
+        """Return the result of each of the requests that no line names. `unnamed` is how many they are."""
+        facts = self._facts
+        # Older ledgers have 'running' here.
+        outcome, explanation = _LEFT_OUT.get(facts.status, _LEFT_OUT[BatchStatus.ENDED])
+        reason, retryable = facts.reason or explanation, outcome is not Outcome.ERRORED or facts.retryable
+        if facts.cause in (Cause.GONE, Cause.GIVEN_UP):
+            outcome, reason = Outcome.MISSING, facts.reason or ""
+        elif outcome in _NEVER_RAN and self._lacks_rows(unnamed):
+            outcome, reason = Outcome.MISSING, _MAY_HAVE_RUN.format(f"was {outcome.value}")
+        if facts.cause in _WAITING_FOR:
+            return self._waiting(Result(custom_id=None, outcome=outcome, reason=reason))
+        return Result(custom_id=None, outcome=outcome, reason=reason, retryable=retryable)
+
+    def _waiting(self, result: Result) -> Result:
+        """Return the result of a request that is not sent again before a person says so."""
+        assert self._facts.cause is not None
+        reason = "; ".join(filter(None, [_WAITING_FOR[self._facts.cause], result.reason, _ASK_AGAIN]))
+        return result._replace(reason=reason, retryable=False)
 
     def _lacks_rows(self, unnamed: int) -> bool:
         """Return whether requests without a line may have run although their batch did not end by itself."""
@@ -261,6 +283,9 @@ class Reconciler:
     def _known(self, lines: Sequence[bytes]) -> _Results:
         """Decode lines; return the first result of each request, and count the other lines."""
         results = list(map(self._codec.decode, lines))
+        if self._facts.cause is Cause.CANCELED:
+            # Vendors have lines for canceled requests, too, which do not say who canceled them.
+            results = [self._waiting(result) if result.outcome is Outcome.CANCELED else result for result in results]
         ids = self._expected.take([result.custom_id for result in results])
         # Mostly every line is as it should be.
         if ids is not None:

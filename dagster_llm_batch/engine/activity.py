@@ -13,7 +13,7 @@ from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.records import Event
 
-__all__ = ["LOST", "STRANDED", "TURN", "Outlook", "count_lost", "look_out"]
+__all__ = ["LOST", "STRANDED", "TOLD", "TURN", "Outlook", "count_lost", "look_out"]
 
 TURN = "turn"
 """The event of a submission whose waiting shards may be sent now."""
@@ -23,6 +23,9 @@ LOST = "landing_lost"
 
 STRANDED = "landing_stranded"
 """The event after too many lost runs: none is requested any more until a person has looked."""
+
+TOLD = "person_told"
+"""The event of a failed tick that said what waits for a person. It changes nothing, and nothing else reads it."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Outlook:
 
 def count_lost(events: Sequence[Event]) -> int:
     """Count the lost runs at the end of these events: nothing else has happened since the first of them."""
-    since = takewhile(lambda event: event.kind in (LOST, WAITS, TURN), reversed(events))
+    since = takewhile(lambda event: event.kind in (LOST, WAITS, TURN, TOLD), reversed(events))
     return sum(event.kind == LOST for event in since)
 
 
@@ -77,6 +80,6 @@ def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Ou
     ledger, namespace = deployment.ledger, deployment.namespace
     return Outlook(
         busy=deployment.leases(),
-        last=ledger.last_events(namespace, unreadable=unreadable),
-        last_but_waiting=ledger.last_events(namespace, besides=(WAITS, TURN), unreadable=unreadable),
+        last=ledger.last_events(namespace, besides=(TOLD,), unreadable=unreadable),
+        last_but_waiting=ledger.last_events(namespace, besides=(WAITS, TURN, TOLD), unreadable=unreadable),
     )

@@ -26,6 +26,7 @@ from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import request_ids
+from dagster_llm_batch.engine.status import retry_command
 from dagster_llm_batch.storage.ledger.queries import LedgerQueries
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import plain_text
@@ -82,7 +83,7 @@ class Breaker:
 
     def _judge(self, wave: Sequence[Shard], siblings: Sequence[Shard], submission: Submission) -> str | None:
         """Return why the wave is broken, in words; None where it is not."""
-        collected = [shard for shard in wave if shard.results_path and not _was_interrupted(shard)]
+        collected = [shard for shard in wave if shard.results_path and not _says_nothing(shard)]
         if not collected or not _is_telling(wave, siblings):
             return None
         sample = f"wave {wave[0].wave}"
@@ -93,13 +94,11 @@ class Breaker:
         judged, fitting = _judged(counts), counts[Outcome.SUCCEEDED.value]
         if judged < _LEAST_REQUESTS or fitting > _MOST_FITTING * judged:
             return None
-        asset, partition = submission.asset, submission.partition
-        command = f"dagster-llm-batch retry {asset}" + (f" --partition {partition}" if partition else "")
         misfits = ", ".join(f"{counts[name]:,} {name}" for name in _MISFITS if counts[name])
         return (
             f"{judged - fitting:,} of {judged:,} requests of {sample} got no reply that fits ({misfits}), so "
             f"nothing more is sent. For example {self._example(collected, submission)}. Mend the cause; then "
-            f"`{command}` asks again for the rows without a label, and shows the price first."
+            f"`{retry_command(submission)}` asks again for the rows without a label, and shows the price first."
         )
 
     def _count(self, shards: Sequence[Shard]) -> Counter[str]:
@@ -216,6 +215,10 @@ def _requests(shards: Iterable[Shard]) -> int:
     return sum(shard.requests for shard in shards)
 
 
-def _was_interrupted(shard: Shard) -> bool:
-    """Return whether our own process died while it asked in real time: the answers are missing by no vendor's fault."""
-    return shard.lane is Lane.REALTIME and shard.reason is not None
+def _says_nothing(shard: Shard) -> bool:
+    """Return whether answers are missing for a reason that says nothing of the server's replies.
+
+    Our own process died while it asked in real time, or the batch was canceled, given up, or its results are gone.
+    """
+    was_interrupted = shard.lane is Lane.REALTIME and shard.reason is not None
+    return was_interrupted or (shard.cause is not None and shard.cause.is_final)

@@ -29,10 +29,11 @@ from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import RAW, RESULTS, answers_so_far, beside, packed_ids
 from dagster_llm_batch.errors import CredentialsError, ProviderError, RefusedError, TransientError
 from dagster_llm_batch.protocols import Codec
-from dagster_llm_batch.states import Move
-from dagster_llm_batch.storage.ledger.records import Shard
+from dagster_llm_batch.providers.answers import UnknownIdError
+from dagster_llm_batch.states import ENDED, Move, ShardState
+from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
-from dagster_llm_batch.types import BatchStatus, Lane
+from dagster_llm_batch.types import BatchStatus, Cause, Lane
 
 __all__ = ["Collector"]
 
@@ -44,6 +45,9 @@ _LINES_AT_ONCE = 64
 # A batch's result files can be complete later than its status says that it ended.
 _PATIENCE = timedelta(hours=1)
 _LONGEST_PAUSE_SECONDS = 30.0
+
+# The event of a shard whose provider has no results of it.
+_NOT_THERE = "not_there"
 _ANY_NONCE = re.compile(NONCE.encode() + rb"-[0-9a-z-]{40}")
 
 
@@ -57,22 +61,26 @@ class Collector:
         self._payloads = deployment.payloads
         self.schema = pa.schema([*RESULT_SCHEMA, *labeling.reader.fields])
 
-    def archive(self, shard: Shard) -> str:
-        """Store the raw result lines of an ended shard, and of all in its batch; return their path. Idempotent.
+    def archive(self, shard: Shard) -> Shard:
+        """Store the raw result lines of an ended shard, and of all in its batch; return it as it is now. Idempotent.
 
         A download that broke off starts over. One that ended early without an error has fewer lines than the provider
         counts, and raises TransientError. An hour after the batch ended fewer are accepted, since a count can be wrong.
+
+        Results that the provider knows no more (a 404) raise TransientError for an hour. Then they are gone: that is
+        recorded as the cause, and nothing is stored.
         """
-        path = beside(shard, RAW)
-        if self._payloads.exists(path):
-            return path
+        if shard.cause is Cause.GIVEN_UP or self._is_archived(shard):
+            return shard
         shards = self._ledger.shards_of_batch(shard)
         # A connection that breaks off without an error looks like the end of a shorter file.
-        counted = sum(sharing.done or 0 for sharing in shards)
+        counted = 0 if shard.cause is Cause.GONE else sum(sharing.done or 0 for sharing in shards)
         is_old = shard.ended_at is not None and self._deployment.clock() - shard.ended_at >= _PATIENCE
         for last in [False] * (_FETCHES - 1) + [True]:
             try:
                 self._fetch(shards, at_least=0 if last and is_old else counted)
+            except UnknownIdError as error:
+                return self._gone(shard, shards, error)
             except TransientError as error:
                 if last:
                     raise
@@ -80,7 +88,29 @@ class Collector:
                 self._deployment.sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
             else:
                 break
-        return path
+        return shard
+
+    def _is_archived(self, shard: Shard) -> bool:
+        """Return whether the shard's lines are stored. Those of a batch that was given up and has ended are not."""
+        is_late = shard.results_path is not None and shard.state is not ShardState.COLLECTED
+        return not is_late and self._payloads.exists(beside(shard, RAW))
+
+    def _gone(self, shard: Shard, shards: Sequence[Shard], error: UnknownIdError) -> Shard:
+        """Record that a batch's results are gone, where that was said for long enough. Raises TransientError before."""
+        now = self._deployment.clock()
+        said = [event for event in self._ledger.events(shard.submission_id) if event.kind == _NOT_THERE]
+        since = next((event.at for event in said if (event.detail or "").startswith(shard.shard_id)), None)
+        if since is None:
+            self._ledger.add_event(shard.submission_id, _NOT_THERE, f"{shard.shard_id}: {error}")
+        if since is None or now - since < _PATIENCE:
+            until = (since or now) + _PATIENCE
+            msg = f"{error} They are asked for until {until:%Y-%m-%d %H:%M} UTC; then they count as gone."
+            raise TransientError(msg) from error
+        gone = [each.shard_id for each in shards if each.state in ENDED and not self._is_archived(each)]
+        reason = f"{error} So it was since {since:%Y-%m-%d %H:%M} UTC."
+        ended_at = shard.ended_at or now
+        moved = self._ledger.move_shards(gone, Move.GONE, cause=Cause.GONE, reason=reason, ended_at=ended_at)
+        return next(each for each in moved if each.shard_id == shard.shard_id)
 
     def archive_all(
         self, shards: Sequence[Shard], check: Callable[[], None]
@@ -96,9 +126,9 @@ class Collector:
 
         def archive_batch(batch: list[Shard]) -> ProviderError | None:
             try:
-                for shard in batch:
+                for place, shard in enumerate(batch):
                     check()
-                    self.archive(shard)
+                    batch[place] = self.archive(shard)
             except (TransientError, RefusedError) as error:
                 return error
             return None
@@ -138,7 +168,7 @@ class Collector:
                 lines += 1
             _refuse_fewer(lines, at_least, shards[0])
             for shard in shards:
-                if self._payloads.exists(beside(shard, RAW)):
+                if self._is_archived(shard):
                     continue
                 part = parts[shard.nonce.encode()]
                 part.seek(0)
@@ -150,7 +180,7 @@ class Collector:
         return (codec.decode(line).custom_id or "").partition("-")[0].encode()
 
     def _lines(self, shard: Shard) -> Iterator[bytes]:
-        """Yield the lines as the provider returns them; none of a failed batch that the provider has forgotten."""
+        """Yield the lines as the provider returns them; none of a batch that failed or is gone, and is forgotten."""
         if shard.batch_id is None:
             # In real time: it was canceled, or its process died, after part of it was asked.
             if shard.lane is Lane.REALTIME:
@@ -161,7 +191,7 @@ class Collector:
         except CredentialsError:
             raise
         except RefusedError:
-            if shard.status is not BatchStatus.FAILED:
+            if shard.status is not BatchStatus.FAILED and shard.cause is not Cause.GONE:
                 raise
 
     def collect(self, shards: Sequence[Shard], check: Callable[[], None] = lambda: None) -> None:
@@ -172,14 +202,11 @@ class Collector:
             if tally.unexpected:
                 counts = ", ".join(f"{count} {name}" for name, count in tally.unexpected.items())
                 self._ledger.add_event(shard.submission_id, "unexpected_lines", f"{shard.shard_id}: {counts}")
-            self._ledger.move_shard(
-                shard.shard_id,
-                Move.COLLECTED,
-                raw_path=beside(shard, RAW),
-                results_path=results_path,
-                cost_usd=tally.cost_usd,
-                collected_at=self._deployment.clock(),
-            )
+            fields: ShardFields = {"results_path": results_path, "cost_usd": tally.cost_usd}
+            if has_lines(self._payloads, shard):
+                fields["raw_path"] = beside(shard, RAW)
+            fields["collected_at"] = self._deployment.clock()
+            self._ledger.move_shard(shard.shard_id, Move.COLLECTED, **fields)
 
     def _read_all(self, shards: Sequence[Shard]) -> Iterable[tuple[str, Tally]]:
         workers = self._labeling.workers
@@ -251,7 +278,8 @@ class ResultsReader:
         reconciler = self.reconciler(shard)
         path = beside(shard, RESULTS)
         with self.payloads.table_writer(path, self.schema, repeating=REPEATING) as out:
-            for table in reconciler.tables(self.payloads.lines(shard.raw_path or beside(shard, RAW))):
+            lines = self.payloads.lines(shard.raw_path or beside(shard, RAW)) if has_lines(self.payloads, shard) else ()
+            for table in reconciler.tables(lines):
                 out.write_table(table)
         return path, reconciler.tally
 
@@ -271,9 +299,16 @@ class ResultsReader:
             retryable=shard.retryable,
             padding=shard.padding,
             done=shard.done if shard.shard_id in self.counted else None,
+            cause=shard.cause,
         )
         expected = packed_ids(self.payloads, shard)
         return Reconciler(codec, labeling.reader, terms().of(shard.lane), facts, expected)
+
+
+def has_lines(payloads: PayloadStore, shard: Shard) -> bool:
+    """Return whether an archived shard has a file of raw lines: what was given up, or is gone, has none."""
+    may_lack = shard.cause in (Cause.GIVEN_UP, Cause.GONE)
+    return not may_lack or payloads.exists(shard.raw_path or beside(shard, RAW))
 
 
 def _refuse_fewer(lines: int, at_least: int, shard: Shard) -> None:

@@ -22,7 +22,8 @@ from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import Owner
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.protocols import Codec, Provider
+from dagster_llm_batch.protocols import DEFAULT_WINDOW, Codec, Provider
+from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.ledger import utc_now
@@ -62,6 +63,9 @@ _LEASE_SECONDS = 60.0
 
 # The patience that each answer gives back.
 _EARNED = timedelta(seconds=1)
+
+# A batch is overdue after so many times its vendor's window.
+_GRACE = 1.5
 
 # How long a gate stays closed where the provider named no time.
 _SHORTEST_ABSENCE = timedelta(minutes=1)
@@ -137,6 +141,7 @@ class Deployment:
         lease_wait_seconds: How long to wait for another process that works on the same submission.
         budgets: Limits on what all submissions of a period may cost together.
         queue_limits: By the name of a provider: how much may be in its queue at once.
+        overdue_after: How long a batch may take before a person is told. None: the vendor's window and half of it more.
         transfers_at_once: How many request files are sent, and how many results are fetched, at the same time.
         new_id: Returns the id of a new submission, which no other has.
         few_rows: A plan of more rows than this keeps their keys and request_ids in files.
@@ -157,6 +162,7 @@ class Deployment:
     lease_wait_seconds: float = 0.0
     budgets: Sequence[Budget] = ()
     queue_limits: Mapping[str, QueueLimit] = field(default_factory=dict)
+    overdue_after: timedelta | None = None
     transfers_at_once: int = 4
     new_id: Callable[[], str] = new_id
     few_rows: int = 1 << 15
@@ -166,9 +172,11 @@ class Deployment:
     batch_outcomes: dict[tuple[str, str, str], Counter[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a number of transfers below 1."""
+        """Raise ConfigError for a number of transfers below 1, or no time for a batch."""
         if self.transfers_at_once < 1:
             raise ConfigError(f"transfers_at_once={self.transfers_at_once!r} is not allowed; it is at least 1.")
+        if self.overdue_after is not None and self.overdue_after <= timedelta():
+            raise ConfigError(f"overdue_after={self.overdue_after} is not allowed; a batch needs some time.")
 
     def leased(self, *submission_ids: str, wait_seconds: float | None = None) -> AbstractContextManager[Lease]:
         """Hold these submissions' leases during a block. Raises LeaseError where another process has one."""
@@ -244,10 +252,33 @@ class Deployment:
         """Return whether the submission's deadline has passed."""
         return submission.deadline_at is not None and self.clock() >= submission.deadline_at
 
+    def overdue_at(self, shard: Shard) -> datetime | None:
+        """Return when the shard's batch is, or was, overdue; None where it is not in flight."""
+        if shard.state is not ShardState.SUBMITTED or shard.submitted_at is None:
+            return None
+        after = self.overdue_after
+        if after is None:
+            # Without the providers' settings, as on the command line, the window of most is taken.
+            provider = self.providers.get(shard.provider)
+            after = _GRACE * (DEFAULT_WINDOW if provider is None else _window_of(provider))
+        return shard.submitted_at + after
+
+    def is_overdue(self, shard: Shard) -> bool:
+        """Return whether the shard's batch runs for longer than its vendor documents, and a grace."""
+        at = self.overdue_at(shard)
+        return at is not None and at <= self.clock()
+
     def tag(self, shard: Shard) -> str:
         """Return the tag by which the shard's batch is found at the provider: the namespace's digest and the nonce."""
         owner = hashlib.blake2b(self.namespace.encode(), digest_size=4).hexdigest()
         return f"dlb-{owner}-{shard.nonce}"
+
+
+def _window_of(provider: Provider) -> timedelta:
+    try:
+        return provider.window
+    except Exception:  # noqa: BLE001 - it cannot be made, or is the user's own; that is told where it is used
+        return DEFAULT_WINDOW
 
 
 def _free() -> Tariff:

@@ -10,14 +10,14 @@ can do the next step.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from dagster_llm_batch.core.label_join import Labeled
-from dagster_llm_batch.engine.activity import LOST, STRANDED, TURN, Outlook, count_lost, look_out
+from dagster_llm_batch.engine.activity import LOST, STRANDED, TOLD, TURN, Outlook, count_lost, look_out
 from dagster_llm_batch.engine.breaker import Breaker, stop_reason
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment
@@ -25,7 +25,7 @@ from dagster_llm_batch.engine.label import LabelAssembler, WrittenLabels, write_
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.plan import Planner, Preview
 from dagster_llm_batch.engine.poll import Failed, Poller
-from dagster_llm_batch.engine.prune import Pruner, Pruning
+from dagster_llm_batch.engine.prune import Pruner, Pruning, is_pruned
 from dagster_llm_batch.engine.request_writer import SKIPPED
 from dagster_llm_batch.engine.retry import NextWave
 from dagster_llm_batch.engine.status import Status
@@ -44,9 +44,12 @@ from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.types import BatchReport
+from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
 
 __all__ = ["Engine"]
+
+# Vendors keep results for 29 or 30 days.
+_AWAITED_FOR = timedelta(days=30)
 
 
 class Engine:
@@ -177,6 +180,29 @@ class Engine:
                 )
         return next(moved_shard for moved_shard in moved if moved_shard.shard_id == shard_id)
 
+    def give_up(self, shard_id: str) -> Shard:
+        """Record a person's decision to wait no longer for the batch of a shard in flight.
+
+        Its requests get the outcome `missing`, and the rest of its submission goes on and lands. Nothing of it is sent
+        again before a person says so (`plan` with `again`). Its estimated cost stays reserved, since nobody knows what
+        was billed; answers that come within a month are used (`poll_awaited`). The decision holds for all shards in the
+        batch. Raises IllegalMoveError where it does not run, LeaseError while a process works on its submission.
+        """
+        shard = self.ledger.shard(shard_id)
+        together = self.ledger.shards_of_batch(shard)
+        with self.deployment.leased(*{other.submission_id for other in together}):
+            now = self.deployment.clock()
+            reason = f"given up by a person at {now:%Y-%m-%d %H:%M} UTC, while its batch had not ended"
+            moved = self.ledger.move_shards(
+                [other.shard_id for other in together],
+                Move.GIVEN_UP,
+                of_batch=shard.batch_id,
+                cause=Cause.GIVEN_UP,
+                reason=reason,
+                ended_at=now,
+            )
+        return next(moved_shard for moved_shard in moved if moved_shard.shard_id == shard_id)
+
     # poll -----------------------------------------------------------------------------------------------------------
 
     def poll(self, shards: Sequence[Shard], failed: Failed | None = None) -> dict[str, BatchReport]:
@@ -188,13 +214,52 @@ class Engine:
         """
         return self._poller.poll(shards, failed)
 
-    def stop_late(self, submission_id: str) -> None:
-        """Ask batches that run past the submission's deadline to stop. Answers so far are kept."""
-        self._stop_late(*self.ledger.submission_with_shards(submission_id))
+    def overdue(self) -> list[tuple[Submission, Shard]]:
+        """Return the shards whose batches run for longer than their vendor documents, and a grace."""
+        flying = self.ledger.shards_in_flight(self.namespace)
+        overdue = [shard for shard in flying if self.deployment.is_overdue(shard)]
+        return [(self.ledger.submission(shard.submission_id), shard) for shard in overdue]
 
-    def _stop_late(self, submission: Submission, shards: Sequence[Shard]) -> None:
+    def poll_awaited(self, assets: Collection[str], asked_before: datetime) -> None:
+        """Poll the batches that were given up and may still end. One that has is collected, and its labels land again.
+
+        Those of these assets that were last asked about before that time, for a month after they were given up: then no
+        vendor has the results any more. A provider that does not answer is left to the next time.
+        """
+        now = self.deployment.clock()
+        due = [
+            shard
+            for shard in self.ledger.awaited_shards(self.namespace, given_up_since=now - _AWAITED_FOR)
+            # A time that lies ahead was set by a clock that was wrong.
+            if shard.polled_at is None or not asked_before <= shard.polled_at <= now
+        ]
+        submissions = {shard.submission_id: self.ledger.submission(shard.submission_id) for shard in due}
+        # Whose files are pruned cannot be collected any more.
+        wanted = {
+            submission_id
+            for submission_id, submission in submissions.items()
+            if submission.asset in assets and not is_pruned(self.ledger, submission)
+        }
+
+        def failed(shards: Sequence[Shard], _: Exception) -> None:
+            # They count as asked: a server that never comes back would be asked at each tick.
+            reports = {s.shard_id: BatchReport(s.batch_id or "", s.status or BatchStatus.RUNNING) for s in shards}
+            self.ledger.record_reports(reports)
+
+        self.poll([shard for shard in due if shard.submission_id in wanted], failed)
+
+    def stop_late(self, submission_id: str, failed: Failed) -> None:
+        """Ask batches to stop that run past the submission's deadline, or were to stop and could not be asked.
+
+        Answers so far are kept.
+        """
+        self._stop_late(*self.ledger.submission_with_shards(submission_id), failed)
+
+    def _stop_late(self, submission: Submission, shards: Sequence[Shard], failed: Failed) -> None:
         if self.deployment.is_late(submission):
-            self._poller.stop(shards)
+            self._poller.stop(shards, failed)
+        else:
+            self._poller.stop_asked(shards, failed)
 
     # collect --------------------------------------------------------------------------------------------------------
 
@@ -221,13 +286,17 @@ class Engine:
         """Advance without sending: a next wave is planned, and waits for `submit`."""
         with self.deployment.leased(submission_id) as lease:
             submission, shards = self.ledger.submission_with_shards(submission_id)
-            self._stop_late(submission, shards)
-            running = [shard for shard in shards if shard.state is ShardState.SUBMITTED]
             poll_errors: list[Exception] = []
+
+            def add_error(_: Sequence[Shard], error: Exception) -> None:
+                poll_errors.append(error)
+
+            self._stop_late(submission, shards, add_error)
+            running = [shard for shard in shards if shard.state is ShardState.SUBMITTED]
             # With all that share their batches, so that a batch is polled once for all its submissions.
             reports = self.poll(
                 [sharing for shard in running for sharing in self.ledger.shards_of_batch(shard)],
-                lambda _, error: poll_errors.append(error),
+                add_error,
             )
             # Where some batches were reported, one that could not be polled now costs time only.
             if reports:
@@ -392,6 +461,15 @@ class Engine:
         """Record that no further run is worth a try until a person has looked. Any later event begins a new count."""
         self.ledger.add_event(submission_id, STRANDED, detail)
 
+    def note_told(self, submission_ids: Sequence[str]) -> None:
+        """Record that a person was told what waits for one."""
+        self.ledger.add_events(submission_ids, TOLD)
+
+    def told_since(self, since: datetime) -> set[str]:
+        """Return the undelivered submissions of which a person was told since then that something waits for one."""
+        told = self.ledger.last_events(self.namespace, kind=TOLD)
+        return {submission_id for submission_id, event in told.items() if event.at >= since}
+
     def now(self) -> datetime:
         return self.deployment.clock()
 
@@ -416,22 +494,34 @@ class Engine:
         return int(self.payloads.table_metadata(submission.manifest_path).get(SKIPPED.encode(), 0))
 
     def cancel(self, submission_id: str) -> Status:
-        """Cancel a submission: nothing more is sent, running batches are asked to stop, finished rows are kept."""
+        """Cancel a submission: nothing more is sent, running batches are asked to stop, finished rows are kept.
+
+        So are the batches of earlier submissions that it took the place of: nobody else waits for them. A provider that
+        cannot be asked now is asked again by whoever polls. Other errors are raised when all have been asked.
+        """
         held = self._with_sharing([submission_id])
         with self.deployment.leased(*held):
             self.ledger.set_state(submission_id, SubmissionState.CANCELED)
-            unsure: LLMBatchError | None = None
+            errors: list[Exception] = []
             try:
                 Sender(self.deployment).recover([submission_id], held)
             # A shard of unknown end must not keep the others running.
             except LLMBatchError as error:
-                unsure = error
+                errors.append(error)
             shards = self.ledger.shards(submission_id)
             drop(self.deployment, shards, "its submission is canceled")
-            self._poller.stop(shards)
-            if unsure is not None:
-                raise unsure
+            replaced = [shard for older in self._replaced_by(submission_id) for shard in self.ledger.shards(older)]
+            self._poller.stop([*shards, *replaced], lambda _, error: errors.append(error))
+            if lasting := [error for error in errors if not isinstance(error, TransientError)]:
+                raise lasting[0]
             return self.status(submission_id)
+
+    def _replaced_by(self, submission_id: str) -> list[str]:
+        """Return the ids of the older submissions of the partition that are canceled: this one took their place."""
+        submission = self.ledger.submission(submission_id)
+        history = self.ledger.history(submission.namespace, submission.asset, submission.partition)
+        older = history[[each.submission_id for each in history].index(submission_id) + 1 :]
+        return [each.submission_id for each in older if each.state is SubmissionState.CANCELED]
 
     # tidy up --------------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from functools import cached_property, partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow.compute as pc
 from upath import UPath
 
 from dagster_llm_batch.core.identity import configuration_fingerprint, shard_nonce
@@ -154,7 +155,7 @@ class Planner:
         now = self._deployment.clock()
         earlier = self._reusable(history)
         submission_id = self._deployment.new_id()
-        draft = self._draft(submission_id, partition, self._known_requests(earlier))
+        draft = self._draft(submission_id, partition, self._known_requests(earlier, again=again))
         try:
             draft.add_rows(rows)
             plan = draft.finish(self.configuration)
@@ -229,7 +230,8 @@ class Planner:
             # Workers on other machines would not see a temporary folder of this one.
             alone = replace(self._labeling, workers=None)
             aside = Planner(alone, replace(self._deployment, payloads=PayloadStore(folder)))
-            draft = aside._draft(self._deployment.new_id(), partition, self._known_requests(self._reusable(history)))
+            known_requests = self._known_requests(self._reusable(history), again=again)
+            draft = aside._draft(self._deployment.new_id(), partition, known_requests)
             stack.callback(draft.discard)
             draft.add_rows(rows)
             plan = draft.finish(self.configuration)
@@ -260,7 +262,12 @@ class Planner:
 
     def _may_follow(self, known: Submission, *, again: bool) -> bool:
         """Return whether a new attempt may follow for the same rows, as it may where the answers were pruned."""
-        return _may_follow(known, again=again or is_pruned(self._ledger, known))
+        anyway = again or is_pruned(self._ledger, known)
+        if not _may_follow(known, again=anyway):
+            return False
+        # Requests whose batch was canceled at the provider cost nothing, and wait for a person all the same.
+        left = [shard for shard in self._ledger.shards(known.submission_id) if shard.cause and shard.cause.is_final]
+        return anyway or known.state is SubmissionState.CANCELED or not left
 
     def _draft(self, submission_id: str, partition: str, known: Mapping[str, bool]) -> Draft:
         labeling, deployment = self._labeling, self._deployment
@@ -313,22 +320,34 @@ class Planner:
     def _path(self, partition: str, submission_id: str, name: str) -> str:
         return payload_path(self._deployment.namespace, self._labeling.asset, partition, submission_id, name)
 
-    def _known_requests(self, submissions: Sequence[Submission]) -> dict[str, bool]:
-        """Return request_ids that these submissions have a good answer to (True), or have in flight (False)."""
+    def _known_requests(self, submissions: Sequence[Submission], *, again: bool) -> dict[str, bool]:
+        """Return the request_ids that are not asked now, as these submissions, newest first, have them.
+
+        True: there is a good answer, or none and the cause is final: then only a person (`again`) asks. False: it is in
+        flight.
+        """
         answered: set[str] = set()
         in_flight: set[str] = set()
+        # Without an answer: those that wait for a person, and those of which another batch says something newer.
+        left: set[str] = set()
+        newer: set[str] = set()
         for submission in submissions:
-            for shard in self._ledger.shards(submission.submission_id):
+            for shard in sorted(self._ledger.shards(submission.submission_id), key=_wave, reverse=True):
                 if shard.results_path:
                     table = self._payloads.read_table(shard.results_path, ["llm_request_id", "llm_outcome"])
-                    pairs = zip(*(column.to_pylist() for column in table.columns), strict=True)
-                    answered.update(request_id for request_id, outcome in pairs if outcome == Outcome.SUCCEEDED.value)
+                    good = pc.equal(table["llm_outcome"], Outcome.SUCCEEDED.value)
+                    answered.update(table["llm_request_id"].filter(good).to_pylist())
+                    unanswered = table["llm_request_id"].filter(pc.invert(good)).to_pylist()
+                    if shard.cause is not None and shard.cause.is_final:
+                        left.update(set(unanswered) - newer)
+                    newer.update(unanswered)
                 elif shard.state is not ShardState.PLANNED and shard.sent_at is not None:
                     in_flight.update(request_ids(self._payloads, shard))
                 elif shard.lane is Lane.REALTIME and (answers := answers_so_far(self._payloads, shard)):
                     ids = request_ids(self._payloads, shard)
                     in_flight.update(ids[place] for place in answers)
-        return {**dict.fromkeys(in_flight, False), **dict.fromkeys(answered, True)}
+        settled = answered if again else answered | (left - in_flight)
+        return {**dict.fromkeys(in_flight, False), **dict.fromkeys(settled, True)}
 
     def _supersede(self, older: Submission, by: str) -> None:
         """Send no more of a submission whose rows or definition have changed. What was sent is still collected."""
@@ -400,6 +419,10 @@ def _may_follow(known: Submission, *, again: bool) -> bool:
     # nothing was billed, and another attempt costs nothing extra.
     paid = {Outcome.SUCCEEDED.value, Outcome.INVALID.value, Outcome.MISSING.value} & set(known.outcomes)
     return bool(known.requests) and not paid
+
+
+def _wave(shard: Shard) -> int:
+    return shard.wave
 
 
 class _ImagesBelow:

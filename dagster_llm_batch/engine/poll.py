@@ -5,7 +5,7 @@ One odd provider, batch or report must not stop the others: failures are passed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -15,8 +15,9 @@ from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment
 from dagster_llm_batch.errors import CredentialsError, IllegalMoveError, LedgerError, TransientError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, SubmissionState
+from dagster_llm_batch.storage.ledger.shards import is_awaited
 from dagster_llm_batch.storage.ledger.submissions import STATUS
-from dagster_llm_batch.types import BatchReport, BatchStatus
+from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
 
 __all__ = ["Failed", "Poller"]
 
@@ -34,7 +35,7 @@ _OF_ALL_ALIKE = (CredentialsError, TransientError)
 # A shard is put back this often at most, each time for longer: a day and a half in all.
 _PUT_BACK_MOST = 40
 
-# A vendor can forget a batch for a moment, as when a replica lags behind. To take it for lost would pay it again.
+# A vendor can forget a batch for a moment, as when a replica lags behind: its answers would be given up too early.
 _GONE_AFTER = timedelta(hours=1)
 
 _ASKED_IN_VAIN = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
@@ -78,7 +79,7 @@ class Poller:
         # Another account does not know the batches, and would report them as gone.
         running: dict[str, list[Shard]] = {}
         for shard in shards:
-            if shard.state is ShardState.SUBMITTED and shard.batch_id is not None:
+            if shard.batch_id is not None and (shard.state is ShardState.SUBMITTED or is_awaited(shard)):
                 try:
                     self._deployment.provider_of(shard)
                 except Exception as error:  # noqa: BLE001 - of one shard; the others are asked about all the same
@@ -132,27 +133,35 @@ class Poller:
                 raise
             except Exception as error:  # noqa: BLE001 - as above
                 failed([shard], error)
+
+        def ends_of(group: Sequence[Shard]) -> dict[str, Ending]:
+            return {shard.shard_id: ends[shard.shard_id] for shard in group}
+
         ended = [shard for shard in shards if shard.shard_id in ends]
-        _apart(ended, lambda group: self._ledger.record_endings({s.shard_id: ends[s.shard_id] for s in group}), failed)
+        late = [shard for shard in ended if is_awaited(shard)]
+        in_time = [shard for shard in ended if not is_awaited(shard)]
+        _apart(in_time, lambda group: self._ledger.record_endings(ends_of(group)), failed)
+        _apart(late, lambda group: self._ledger.record_late_endings(ends_of(group)), failed)
 
     def _ending_of(self, shard: Shard, report: BatchReport, ran_nothing: set[str]) -> Ending | None:
         """Return how the shard's batch ended; None where it runs, or ran nothing and will be sent again."""
-        if shard.status is BatchStatus.NOT_FOUND:
-            report = self._given_up(shard.shard_id, report)
+        if is_awaited(shard):
+            return self._ending(report, shard) if report.status in _ENDINGS else None
+        if report.status is BatchStatus.NOT_FOUND and shard.status is BatchStatus.NOT_FOUND:
+            return self._gone(shard, report)
         if report.status not in _ENDINGS or (shard.shard_id in ran_nothing and self._put_back(shard.shard_id, report)):
             return None
-        return self._ending(report)
+        return self._ending(report, shard)
 
-    def _given_up(self, shard_id: str, report: BatchReport) -> BatchReport:
-        """Return a report of failure for a batch that the provider has not known for long, at every poll."""
-        if report.status is not BatchStatus.NOT_FOUND:
-            return report
-        events = self._ledger.events(self._ledger.shard(shard_id).submission_id)
-        since = max(event.at for event in events if event.shard_id == shard_id and event.kind == STATUS)
+    def _gone(self, shard: Shard, report: BatchReport) -> Ending | None:
+        """Return the end of a batch that the provider has not known for long, at every poll; None while it may lag."""
+        events = self._ledger.events(shard.submission_id)
+        since = max(event.at for event in events if event.shard_id == shard.shard_id and event.kind == STATUS)
         if self._deployment.clock() - since < _GONE_AFTER:
-            return report
+            return None
         reason = f"{report.reason or 'The provider knows no such batch.'} So it said since {since:%Y-%m-%d %H:%M} UTC."
-        return replace(report, status=BatchStatus.FAILED, reason=reason)
+        ending = self._ending(replace(report, reason=reason), shard)
+        return replace(ending, move=Move.GONE, cause=Cause.GONE)
 
     def _put_back(self, shard_id: str, report: BatchReport) -> bool:
         """Plan a shard again whose batch ran nothing since the provider's queue was full; return whether it was."""
@@ -176,9 +185,13 @@ class Poller:
             )
         return True
 
-    def _ending(self, report: BatchReport) -> Ending:
+    def _ending(self, report: BatchReport, shard: Shard) -> Ending:
+        cause = shard.cause if shard.state is ShardState.SUBMITTED else None
+        # Whoever asks a batch to stop records that before: of another that is canceled, nobody here knows.
+        if report.status is BatchStatus.CANCELED and cause is None:
+            cause = Cause.CANCELED
         return Ending(
-            move=_ENDINGS[report.status],
+            move=_ENDINGS.get(report.status, Move.ENDED),
             batch_id=report.batch_id,
             status=report.status,
             ended_at=report.ended_at or self._deployment.clock(),
@@ -187,22 +200,46 @@ class Poller:
             failed=report.failed,
             reason=report.reason,
             retryable=report.retryable,
+            cause=cause,
         )
 
-    def stop(self, shards: Sequence[Shard]) -> None:
-        """Ask the shards' batches to stop, once each. A shared batch is stopped when no submission in it is wanted."""
-        asked: set[str] = set()
+    def stop(self, shards: Sequence[Shard], failed: Failed) -> None:
+        """Ask the shards' batches to stop, once each. A shared batch is stopped when no submission in it is wanted.
+
+        That they are to stop is recorded first, so that `stop_asked` asks again where a call failed, and that nobody
+        takes the end of such a batch for somebody else's deed. `failed` is called for each call that failed.
+        """
+        stopping: dict[str, list[Shard]] = {}
+        seen: set[str] = set()
         for shard in shards:
             running = shard.state is ShardState.SUBMITTED and shard.status not in _ASKED_IN_VAIN
-            if not running or shard.batch_id is None or shard.shard_id in asked:
+            if not running or shard.batch_id is None or shard.shard_id in seen:
                 continue
             sharing = self._ledger.shards_of_batch(shard)
             if all(other.submission_id == shard.submission_id or self._is_unwanted(other) for other in sharing):
-                self._deployment.provider_of(shard).cancel(shard.batch_id)
-                report = BatchReport(shard.batch_id, BatchStatus.CANCELING)
-                running_too = [other.shard_id for other in sharing if other.state is ShardState.SUBMITTED]
-                self._ledger.record_reports(dict.fromkeys(running_too, report))
-                asked.update(running_too)
+                stopping[shard.batch_id] = [other for other in sharing if other.state is ShardState.SUBMITTED]
+                seen.update(other.shard_id for other in sharing)
+        self._ledger.set_cause([shard.shard_id for group in stopping.values() for shard in group], Cause.STOPPED)
+        self._stop(stopping, failed)
+
+    def stop_asked(self, shards: Sequence[Shard], failed: Failed) -> None:
+        """Ask those batches again to stop that were to, and of which no call to stop them is known to have passed."""
+        waiting: dict[str, list[Shard]] = {}
+        for shard in shards:
+            asked = shard.cause is Cause.STOPPED and shard.state is ShardState.SUBMITTED
+            if asked and shard.status not in _ASKED_IN_VAIN and shard.batch_id is not None:
+                waiting.setdefault(shard.batch_id, []).append(shard)
+        self._stop(waiting, failed)
+
+    def _stop(self, batches: Mapping[str, Sequence[Shard]], failed: Failed) -> None:
+        for batch_id, shards in batches.items():
+            try:
+                self._deployment.provider_of(shards[0]).cancel(batch_id)
+            except Exception as error:  # noqa: BLE001 - of a provider, which may be the user's own; the others are asked
+                failed(shards, error)
+            else:
+                report = BatchReport(batch_id, BatchStatus.CANCELING)
+                self._ledger.record_reports(dict.fromkeys([shard.shard_id for shard in shards], report))
 
     def _is_unwanted(self, shard: Shard) -> bool:
         submission = self._ledger.submission(shard.submission_id)

@@ -1,9 +1,9 @@
 """The next wave: which requests are asked again, of which model and in which lane.
 
 A request without a good reply is asked of the same model again while that can help (Resend), then of the next
-fallback, then no more. After the deadline all go in real time. After a wave in which nearly nothing fits nothing is
-asked again (breaker.py). Requests that an earlier submission of the partition had in flight, and that got no good
-answer there, are asked here.
+fallback, then no more. After the deadline all go in real time. Nothing is asked again of a batch whose cause is final
+(`types.Cause`), nor after a wave in which nearly nothing fits (breaker.py). Requests that an earlier submission of the
+partition had in flight, and that got no good answer there, are asked here.
 """
 
 from __future__ import annotations
@@ -116,6 +116,9 @@ class NextWave:
 
     def _asks(self, model: int, shard: Shard, rows: Iterable[_ResultRow], siblings: Sequence[Shard]) -> Iterator[_Ask]:
         """Yield what to ask again of this shard's requests. `siblings` are the shards of its submission."""
+        # Of this model, of a fallback or in real time: not before a person says so.
+        if shard.cause is not None and shard.cause.is_final:
+            return
         lane = Lane.REALTIME if self._late else shard.lane
         same, rest = self._split(shard, rows, siblings)
         if same:

@@ -5,12 +5,43 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 from dagster_llm_batch.states import ENDED, ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.text import age_text
+from dagster_llm_batch.types import Cause
 
-__all__ = ["Status", "sum_costs"]
+__all__ = ["Status", "cause_text", "overdue_text", "retry_command", "sum_costs"]
+
+_WORDS = {
+    Cause.STOPPED: "was asked to stop by this package",
+    Cause.CANCELED: "was canceled at the provider, and not by this package",
+    Cause.GONE: "or its results are gone at the provider",
+    Cause.GIVEN_UP: "was given up; what it may still bring within a month is used",
+}
+
+
+def cause_text(shard: Shard) -> str | None:
+    """Return what became of the shard's batch, in words; None where it runs, or ended by itself."""
+    return None if shard.cause is None else f"batch {shard.batch_id} {_WORDS[shard.cause]}"
+
+
+def overdue_text(shard: Shard, now: datetime) -> str:
+    """Return what is wrong with a batch that is overdue, and what a person can do."""
+    since = timedelta() if shard.submitted_at is None else now - shard.submitted_at
+    return (
+        f"batch {shard.batch_id} of {shard.provider} runs for {age_text(since)}, which is overdue. Look at the "
+        f"provider's console. `dagster-llm-batch resolve {shard.shard_id} --lost` gives it up: the rest lands without "
+        f"its {shard.requests:,} requests, nothing is sent again by itself, and answers that still come are used"
+    )
+
+
+def retry_command(submission: Submission) -> str:
+    """Return the command that asks again for what has no label."""
+    partition = f" --partition {submission.partition}" if submission.partition else ""
+    return f"dagster-llm-batch retry {submission.asset}{partition}"
 
 
 @dataclass(frozen=True)
@@ -27,6 +58,11 @@ class Status:
     @property
     def states(self) -> Counter[str]:
         return Counter(shard.state.value for shard in self.shards)
+
+    @property
+    def left(self) -> list[Shard]:
+        """The shards with requests that are not sent again before a person says `retry`."""
+        return [shard for shard in self.shards if shard.cause is not None and shard.cause.is_final]
 
     @property
     def batch_ids(self) -> list[str]:

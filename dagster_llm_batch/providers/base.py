@@ -18,12 +18,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlencode, urlsplit
 
 from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, ProviderError, TransientError
-from dagster_llm_batch.protocols import Codec
+from dagster_llm_batch.protocols import DEFAULT_WINDOW, Codec
 from dagster_llm_batch.providers.answers import (
     UnknownIdError,
     answer_of,
@@ -92,6 +93,9 @@ def fill_command(command: Sequence[str], source: Path, target: Path, model: str)
 
 class BaseProvider:
     """What every provider says of itself. Building makes no call."""
+
+    window: timedelta = DEFAULT_WINDOW
+    """See Provider.window. A vendor's own where it documents another."""
 
     def __init__(self, name: str, account: str, price_book: str | None, settle_seconds: float) -> None:
         self._name = name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -106,6 +107,13 @@ class LLMBatchResource(CheckedResource):
         ),
     )
 
+    overdue_after_hours: float | None = Field(
+        default=None,
+        description=(
+            "A batch that runs for longer than this is overdue: the sensor's tick fails, and says what to do. Default: "
+            "the provider's window (24 hours for most) and half of it more."
+        ),
+    )
     transfers_at_once: int = Field(
         default=4,
         description=(
@@ -187,6 +195,7 @@ class LLMBatchResource(CheckedResource):
                     lease_wait_seconds=5.0,
                     budgets=[budget.rule() for budget in self.budgets],
                     queue_limits={name: queue_limit.rule() for name, queue_limit in self.queue_limits.items()},
+                    overdue_after=None if (hours := self.overdue_after_hours) is None else timedelta(hours=hours),
                     transfers_at_once=self.transfers_at_once,
                 )
             )

@@ -104,6 +104,7 @@ def bounded_sensor(
             tick.note("further runs are asked for at the next ticks")
         tick.observe()
         if not groups:
+            tick.tell_person()
             tick.raise_trouble()
             return dg.SensorResult(skip_reason=tick.summary())
         config = dict(run_config if run_config is not None else _default_run_config(context))

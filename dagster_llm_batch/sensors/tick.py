@@ -6,6 +6,9 @@ Each provider, batch and dataset is looked after by itself. Whatever is raised f
 logged with its traceback and said at the end of the tick, and the others go on. A tick fails as a whole where the
 ledger cannot be read, since nothing can be known then; and at its end, when there was nothing to ask for, after an
 error that is none of ours: such a one does not pass by itself, and a skipped tick is read by nobody.
+
+For the same reason it fails where a submission waits for a person: a batch is overdue, credentials are refused, another
+account is configured, nobody can tell whether a batch exists. It says what to do, every six hours until that is done.
 """
 
 from __future__ import annotations
@@ -21,14 +24,15 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from dagster_llm_batch.engine.progress import Pace, pace
-from dagster_llm_batch.errors import CannotTellError, LeaseError, LLMBatchError
+from dagster_llm_batch.engine.status import overdue_text
+from dagster_llm_batch.errors import CannotTellError, ConfigError, LeaseError, LLMBatchError, RefusedError
 from dagster_llm_batch.metadata import SUBMISSION_KEY, status_metadata
 from dagster_llm_batch.progress import has_moved, pace_of, pace_text, together, usual_of
 from dagster_llm_batch.sensors.run_requests import Group, Partitions, Ready, joined
 from dagster_llm_batch.sensors.runs import ALONE_AFTER, LostRuns, TickBounds, UnfinishedRuns
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission
-from dagster_llm_batch.types import BatchStatus
+from dagster_llm_batch.types import BatchStatus, Cause
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.activity import Outlook
@@ -38,6 +42,12 @@ __all__ = ["Tick"]
 
 _NOTES_AT_MOST = 20
 _LONGEST_SPACING = timedelta(minutes=10)
+
+# What waits for a person is told again after this.
+_TELL_EVERY = timedelta(hours=6)
+
+# Batches that were given up are asked about after this: most of them never end.
+_AWAITED_EVERY = timedelta(hours=1)
 _ASKED_TO_STOP = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
 
 
@@ -60,6 +70,10 @@ class Tick:
         self._began = monotonic()
         self._notes: dict[str, None] = {}
         self._troubles: dict[str, Exception] = {}
+        # Why a provider cannot be asked, by its name.
+        self._unmade: dict[str, str] = {}
+        # What waits for a person, by submission_id.
+        self._needs: dict[str, str] = {}
         self._before = {progress.submission.submission_id: progress for progress in self._progress()}
         self._after: list[Progress] = []
         self._recovered = False
@@ -100,6 +114,24 @@ class Tick:
             msg = f"{count} of the tick failed, everything else was done; see its log. {self.summary()}"
             raise LLMBatchError(msg) from first
 
+    def _needs_person(self, submission: Submission, reason: object) -> None:
+        """Note what a person has to do, of one kind for each submission."""
+        note = f"{self._place_of(submission)} needs a person: {reason}"
+        if self._needs.setdefault(submission.submission_id, note) == note:
+            self.note(note)
+
+    def tell_person(self) -> None:
+        """Fail the tick for what waits for a person and was not told lately. To be called when all else is done."""
+        told = self._engine.told_since(self._now - _TELL_EVERY) if self._needs else set()
+        due = {submission_id: note for submission_id, note in self._needs.items() if submission_id not in told}
+        if due:
+            self._engine.note_told(list(due))
+            notes = list(due.values())
+            more = len(notes) - _NOTES_AT_MOST
+            raise LLMBatchError(
+                ". ".join([*notes[:_NOTES_AT_MOST], *([f"And {more} submissions more"] if more > 0 else [])]) + "."
+            )
+
     def _has_time(self) -> bool:
         return self._is_within(self._bounds.tick_seconds)
 
@@ -110,6 +142,9 @@ class Tick:
         """Ask the providers about batches in flight whose turn it is."""
         flying = self._ledger.shards_in_flight(self._engine.namespace, unreadable=self._unreadable)
         flying = [shard for shard in flying if shard.submission_id in self._before]
+        for shard in flying:
+            if self._engine.deployment.is_overdue(shard):
+                self._needs_person(self._before[shard.submission_id].submission, overdue_text(shard, self._now))
         # Late batches first: the rows of one that is stopped are answered in real time, and somebody waits for them.
         self._stop_late(flying)
         accounts = self._accounts({shard.provider for shard in flying})
@@ -127,8 +162,14 @@ class Tick:
                 if not self._engine.poll(shards[start : start + self._bounds.polled_batches], self._not_polled):
                     break
                 longest = max(longest, monotonic() - began)
+        if self._is_within(self._bounds.poll_seconds - longest):
+            with self._apart("batches that were given up"):
+                self._engine.poll_awaited(list(self._labels), self._now - _AWAITED_EVERY)
 
     def _not_polled(self, shards: Sequence[Shard], error: Exception) -> None:
+        if isinstance(error, RefusedError | ConfigError):
+            for submission_id in {shard.submission_id for shard in shards}:
+                self._needs_person(self._before[submission_id].submission, error)
         if isinstance(error, LLMBatchError):
             self._trouble("polling failed", error)
             return
@@ -137,16 +178,22 @@ class Tick:
         self._trouble(f"polling failed for {place}{more}", error)
 
     def _stop_late(self, flying: Iterable[Shard]) -> None:
-        """Ask batches that run past their deadline to stop."""
-        running = (s for s in flying if s.state is ShardState.SUBMITTED and s.status not in _ASKED_TO_STOP)
+        """Ask batches to stop that run past their deadline, or that could not be asked before."""
+        running = [s for s in flying if s.state is ShardState.SUBMITTED and s.status not in _ASKED_TO_STOP]
+        unasked = {shard.submission_id for shard in running if shard.cause is Cause.STOPPED}
         for submission_id in dict.fromkeys(shard.submission_id for shard in running):
             submission = self._before[submission_id].submission
-            if submission.deadline_at is not None and submission.deadline_at <= self._now:
+            is_late = submission.deadline_at is not None and submission.deadline_at <= self._now
+            if is_late or submission_id in unasked:
                 if not self._is_within(self._bounds.poll_seconds / 2):
                     self.note("late batches wait for the next tick to be stopped")
                     return
                 with self._apart(self._place_of(submission)):
-                    self._engine.stop_late(submission_id)
+                    self._engine.stop_late(submission_id, self._not_stopped)
+
+    def _not_stopped(self, shards: Sequence[Shard], error: Exception) -> None:
+        submission = self._before[shards[0].submission_id].submission
+        self._trouble(f"{self._place_of(submission)} could not be stopped, and is asked again", error)
 
     def _is_due(self, shard: Shard) -> bool:
         if shard.polled_at is None or shard.submitted_at is None or shard.status is BatchStatus.CANCELING:
@@ -167,7 +214,7 @@ class Tick:
             try:
                 accounts[name] = self._engine.provider(name).account
             except LLMBatchError as error:
-                self.note(str(error))
+                self._unmade[name] = str(error)
             except Exception as error:  # noqa: BLE001 - a provider may be the user's own: anything may come
                 self._trouble(f"provider {name}", error)
         return accounts
@@ -175,8 +222,14 @@ class Tick:
     def _can_ask(self, shard: Shard, accounts: Mapping[str, str]) -> bool:
         """Another account does not know the batch, and would have it reported as lost."""
         account = accounts.get(shard.provider)
+        reason = self._unmade.get(shard.provider)
         if account is not None and account != shard.account:
-            self.note(f"batches of {shard.provider} account {shard.account} wait; {account} is configured")
+            reason = (
+                f"batches of {shard.provider} account {shard.account} wait; {account} is configured. Configure the "
+                "former until they are collected"
+            )
+        if reason is not None:
+            self._needs_person(self._before[shard.submission_id].submission, reason)
         return account == shard.account
 
     def _place_of(self, submission: Submission) -> str:
@@ -272,7 +325,7 @@ class Tick:
                         moving.append(submission)
                 except CannotTellError as error:
                     self._context.log.exception("A batch needs a person.")
-                    self.note(f"{place} needs a person: {error}")
+                    self._needs_person(submission, error)
                 except LeaseError:
                     continue
         home: set[str] = set()
@@ -437,10 +490,13 @@ def deliver_landed(
 def _materialized(
     instance: dg.DagsterInstance, labels: dg.AssetKey, submissions: Sequence[Submission]
 ) -> Iterator[str]:
-    """Yield the ids of the submissions that the newest materialization of their partition is of."""
+    """Yield the ids of the submissions that the newest materialization of their partition is of.
+
+    One from before it was settled does not count: late answers have come since.
+    """
     if not submissions:
         return
-    wanted = {submission.partition: submission.submission_id for submission in submissions}
+    wanted = {submission.partition: submission for submission in submissions}
     records = dg.AssetRecordsFilter(
         labels,
         asset_partitions=[partition for partition in wanted if partition] or None,
@@ -451,11 +507,14 @@ def _materialized(
         page = instance.fetch_materializations(records, limit=_AT_ONCE, cursor=cursor)
         # the newest first
         for record in page.records:
-            submission_id = wanted.pop(record.partition_key or "", None)
+            submission = wanted.pop(record.partition_key or "", None)
             stored = record.asset_materialization
             value = None if stored is None else stored.metadata.get(SUBMISSION_KEY)
-            if submission_id is not None and value is not None and value.value == submission_id:
-                yield submission_id
+            if submission is None or value is None or value.value != submission.submission_id:
+                continue
+            settled_at = submission.settled_at or submission.created_at
+            if record.timestamp >= (settled_at - _CLOCKS_APART).timestamp():
+                yield submission.submission_id
         if not page.has_more:
             return
         cursor = page.cursor

@@ -104,7 +104,8 @@ def test_a_batch_that_nobody_asks_about_and_a_shard_in_doubt_are_problems_that_s
     found = findings(project, code=3)
     assert "sensor turned on" in found["polling"]["then"]
     assert "dagster-llm-batch resolve" in found["shards in doubt"]["then"]
-    assert found["late batches"]["verdict"] == "warning"
+    assert found["overdue batches"]["verdict"] == "problem"
+    assert "--lost" in found["overdue batches"]["then"]
     by_address = project.cli("doctor", *project.by_address, code=3).stdout
     assert "shards in doubt" in by_address
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from project import DAYS
+from test_care import pass_days
 
+from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.testing.emulator import RowFault, WireFault
 
 UNLISTED = WireFault(kind="status", status=503, route="GET /v1/batches", times=None)
@@ -50,7 +52,7 @@ def test_cancel_stops_nothing_that_the_provider_does_not_let_it_see_and_says_so(
 
 def test_resolve_lists_shards_in_doubt_by_definitions_and_by_address(project):
     project.submit()
-    assert project.on_file("resolve").stdout == "No shard is in doubt.\n"
+    assert project.on_file("resolve").stdout == "No shard is in doubt or overdue.\n"
     project.change('"You label tickets."', '"You label other tickets."')
     shard = in_doubt(project, "after")
     text = project.cli("resolve", *project.by_address).stdout
@@ -74,14 +76,41 @@ def test_a_resolved_shard_goes_on_and_nothing_is_paid_twice(project, exists):
     ("arguments", "code", "said"),
     [
         (["--no-batch"], 2, "Name the shard"),
-        (["abcd"], 2, "Give either --batch-id"),
-        (["abcd", "--no-batch", "--batch-id", "batch_1"], 2, "Give either --batch-id"),
+        (["abcd"], 2, "Give one of --batch-id"),
+        (["abcd", "--no-batch", "--batch-id", "batch_1"], 2, "Give one of --batch-id"),
         (["abcd", "--no-batch"], 1, "The ledger has no shard abcd"),
+        (["abcd", "--lost"], 1, "The ledger has no shard abcd"),
+        (["--lost"], 2, "Name the shard"),
+        (["abcd", "--lost", "--no-batch"], 2, "Give one of --batch-id"),
     ],
 )
 def test_a_word_that_is_not_clear_is_refused(project, arguments, code, said):
     project.submit()
     assert said in project.on_file("resolve", *arguments, code=code).stderr
+
+
+def test_a_batch_that_never_ends_is_given_up_and_a_retry_shows_the_price_and_asks_again(project):
+    project.submit()
+    pass_days(project, 2)
+    assert "overdue" in project.cli("resolve", *project.by_address).stdout
+    [told] = project.json("resolve")["overdue"]
+    given_up = project.cli("resolve", told["shard"]["shard_id"], "--lost", *project.by_address).stdout
+    assert "'ended' now" in given_up
+    assert project.on_file("resolve").stdout == "No shard is in doubt or overdue.\n"
+    with project.engine() as engine:
+        labeling = dataset_of(project.module()["ticket_labels"]).labeling
+        assert engine.advance(labeling, told["submission"]["submission_id"]).is_settled
+    shown = project.json("show", "ticket_labels")
+    assert shown["submission"]["outcomes"] == {"missing": 3}
+    assert shown["shards"][0]["cause"] == "given_up"
+    [finding] = [one for one in project.json("doctor")["findings"] if one["check"] == "rows without a label"]
+    assert "was given up" in finding["said"]
+    assert "dagster-llm-batch retry ticket_labels" in finding["then"]
+    asked = project.on_file("retry", "ticket_labels", input="y\n").output
+    assert "$0.00" in asked  # the price, before the question
+    assert "Send 3 requests?" in asked
+    assert len(project.emulator.books.batches) == 2
+    assert "rows without a label" not in str(project.json("doctor"))
 
 
 def test_a_shard_that_is_not_in_doubt_cannot_be_resolved(project):

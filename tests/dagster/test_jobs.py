@@ -3,6 +3,7 @@
 import dagster as dg
 import pytest
 from code_location import BATCH, DAILY, DAYS, LABELS, CodeLocation, failure, labeled
+from test_batch_sensor import change
 
 from dagster_llm_batch import build_llm_batch_jobs
 from dagster_llm_batch.storage.ledger.records import SubmissionState
@@ -116,12 +117,26 @@ def test_a_shard_that_is_said_to_have_no_batch_is_sent_by_the_next_run(make, emu
     assert len(location.materializations(LABELS)) == 1
 
 
+def test_a_batch_that_never_ends_is_given_up_and_its_rows_land_without_a_label(make, emulator):
+    location = make(*labeled())
+    location.submit()
+    [shard] = location.engine().ledger.shards_in_flight("default")
+    change(location, "submitted_at = '2026-01-01 00:00:00.000000'")
+    listed = shown(launch(location, "llm_batch_resolve"))
+    assert listed["llm_batch/batches_overdue"] == 1
+    assert shard.shard_id in listed["llm_batch/orphan_shards"]
+    assert launch(location, "llm_batch_resolve", shard_id=shard.shard_id, lost=True).success
+    location.collect()
+    assert location.metadata()["llm_batch/rows_missing"] == 3
+    assert len(emulator.books.batches) == 1
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
         ({"shard_id": "abcd", "no_batch": True}, "The ledger has no shard abcd"),
-        ({"shard_id": "SHARD"}, "Give either batch_id"),
-        ({"shard_id": "SHARD", "batch_id": "batch_1", "no_batch": True}, "Give either batch_id"),
+        ({"shard_id": "SHARD"}, "Give one of batch_id"),
+        ({"shard_id": "SHARD", "batch_id": "batch_1", "no_batch": True}, "Give one of batch_id"),
         ({"no_batch": True}, "Which shard? Shards that wait for a word: "),
     ],
 )

@@ -14,7 +14,7 @@ from workspace import Workspace, assert_total, billed, in_one_batch, labeling, t
 from dagster_llm_batch.core.identity import custom_id, make_request, packed
 from dagster_llm_batch.core.results import Reconciler, ShardFacts
 from dagster_llm_batch.engine import Limits, Resend
-from dagster_llm_batch.errors import RefusedError, TransientError
+from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.testing.emulator import (
     BatchFault,
     Emulator,
@@ -46,10 +46,6 @@ def events(workspace: Workspace) -> list[str]:
 
 HEALED: dict[str, list[Any]] = {
     "cut by max_tokens": [RowFault(kind="truncated", **FEW)],
-    "canceled and a row dropped": [
-        BatchFault(kind="cancels", batches=[0], fraction=0.5),
-        BatchFault(kind="cancel_drops_row", batches=[0]),
-    ],
     "all rows expired": [BatchFault(kind="expires", batches=[0], fraction=0.0)],
     "all at once": [
         FileFault(kind="missing", **FEW),
@@ -128,6 +124,20 @@ def test_a_row_that_may_have_run_in_a_batch_cut_short_is_missing_and_its_cost_is
     _, rejects = assert_total(workspace, definition, status.submission.submission_id, 10)
     reasons = dict(zip(rejects["llm_outcome"].to_pylist(), rejects["llm_reason"].to_pylist(), strict=True))
     assert "may have run" in reasons.get("missing", "may have run")
+
+
+def test_a_batch_that_is_canceled_at_the_provider_is_not_sent_again_though_it_drops_a_row(workspace: Workspace) -> None:
+    cancels = BatchFault(kind="cancels", batches=[0], fraction=0.5)
+    workspace.emulator.inject(cancels, BatchFault(kind="cancel_drops_row", batches=[0]))
+    definition = labeling(resend=Resend(fallback=["openai/gpt-4o-mini"]))
+    status = workspace.run(definition, tickets(30))
+    labels, rejects = assert_total(workspace, definition, status.submission.submission_id, 30)
+    assert 0 < len(labels) < 30
+    assert set(rejects["llm_outcome"].to_pylist()) == {"canceled", "missing"}
+    assert requests_sent(workspace) == [30]
+    healed = workspace.run(definition, tickets(30), again=True)
+    assert healed.submission.outcomes == {"succeeded": 30}
+    assert len(billed(workspace)) == 31  # the row that was dropped was billed
 
 
 HARMLESS: dict[str, list[Any]] = {
@@ -271,7 +281,7 @@ def test_a_batch_that_stays_unknown_ends_with_its_reason(workspace: Workspace) -
     assert "knows no such batch" in rejects["llm_reason"].to_pylist()[0]
 
 
-def test_a_result_file_that_is_gone_is_an_error_and_nothing_is_paid_again(workspace: Workspace) -> None:
+def test_a_result_file_that_is_not_there_is_waited_for_and_nothing_is_paid_again(workspace: Workspace) -> None:
     workspace.emulator.inject(WireFault(kind="status", route="GET /v1/files/*/content", status=404, times=None))
     definition = labeling()
     engine = workspace.engine()
@@ -279,7 +289,7 @@ def test_a_result_file_that_is_gone_is_an_error_and_nothing_is_paid_again(worksp
     engine.submit(definition, submission.submission_id)
     workspace.emulator.settle()
     for _ in range(2):
-        with pytest.raises(RefusedError):
+        with pytest.raises(TransientError, match="then they count as gone"):
             workspace.engine().advance(definition, submission.submission_id)
     assert len(workspace.emulator.books.batches) == 1
     workspace.emulator.clear_faults()
@@ -310,7 +320,7 @@ def test_a_batch_whose_results_cannot_be_had_holds_up_no_other(workspace: Worksp
     engine.submit(definition, submission.submission_id)
     workspace.emulator.settle()
     workspace.emulator.inject(WireFault(kind="status", route="GET /v1/files/*/content", status=404))
-    with pytest.raises(RefusedError):
+    with pytest.raises(TransientError, match="then they count as gone"):
         workspace.engine().advance(definition, submission.submission_id)
     assert engine.status(submission.submission_id).states == {"collected": 2, "ended": 1}
     assert workspace.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 6}

@@ -57,6 +57,7 @@ class Fault:
 
 
 ALL_MISSING = Expected({"missing": ROWS}, stopped="no result names this request")
+GONE = Expected({"missing": ROWS}, reason="the provider has the batch, or its results, no more")
 STRUCK_AGAIN = Expected(twice=STRUCK)
 STRUCK_ERRORED = Expected({"succeeded": ROWS - STRUCK, "errored": STRUCK})
 ALL_ERRORED = Expected({"errored": ROWS})
@@ -88,6 +89,17 @@ def all_calls(**fault: Any) -> Callable[[Vendor], Sequence[Any]]:
 
 def at_download(*faults: Mapping[str, Any]) -> Callable[[Vendor], Sequence[Any]]:
     return lambda vendor: [WireFault(route=vendor.download, **fault) for fault in faults if "download" in vendor.calls]
+
+
+# In S3's own words: what is not its own, as a proxy's 404, passes. The other vendors' are in their emulators.
+NO_KEY = b"<Error><Code>NoSuchKey</Code><Message>The specified key does not exist.</Message></Error>"
+
+
+def not_there(vendor: Vendor) -> Sequence[Any]:
+    """The vendor has no results any more."""
+    own = {"body": NO_KEY, "media_type": "application/xml"} if vendor.name == "bedrock" else {}
+    route = vendor.calls.get("download")
+    return [WireFault(kind="status", status=404, route=route, times=None, **own)] if route else []
 
 
 _BUSY = {"kind": "status", "times": 5, "status": 429, "code": "RESOURCE_EXHAUSTED"}
@@ -195,6 +207,7 @@ FAULTS = (
     Fault(
         "canceled while running",
         scripted(BatchFault(kind="cancels", fraction=0.5, **FIRST)),
+        Expected({"succeeded": ROWS // 2, "canceled": ROWS // 2}, reason="not by this package"),
         but={"command": Never("nothing ends it but itself and its user")},
     ),
     Fault(
@@ -232,6 +245,13 @@ FAULTS = (
         lambda vendor: [WireFault(kind="status", route=vendor.calls["poll"], status=404)],
         but=NO_NETWORK,
     ),
+    Fault(
+        "404 on every poll",
+        lambda vendor: [WireFault(kind="status", route=vendor.calls["poll"], status=404, times=None)],
+        GONE,
+        but=NO_NETWORK,
+    ),
+    Fault("404 on every download", not_there, GONE, but=LOCAL_FILE),
     Fault("200 without sense", every_call(kind="status", status=200, times=2), but=NO_NETWORK),
     *(
         Fault(

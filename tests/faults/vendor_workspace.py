@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
+from dagster_llm_batch.engine.rules import Budget
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -78,13 +79,14 @@ class VendorWorkspace:
     """One vendor, with its emulator, a ledger and payloads in `folder`."""
 
     def __init__(self, vendor: Vendor, servers: Servers, folder: Path, timeout_seconds: float) -> None:
-        self._vendor = vendor
-        self._folder = folder
+        self.vendor = vendor
+        self.folder = folder
         self._skipped_seconds = 0.0
+        self.budgets: Sequence[Budget] = ()
         limits = VendorLimits(bedrock_min_records=1)
         files = {"bedrock": {"s3_url": servers.s3_url}, "vertex": {"gcs_url": servers.gcs_url}}.get(vendor.name, {})
-        self._emulator = Emulator(clock=self._now, limits=limits, **files).start()
-        self._provider = vendor.provider(self._emulator, folder, timeout_seconds)
+        self.emulator = Emulator(clock=self._now, limits=limits, **files).start()
+        self.provider = vendor.provider(self.emulator, folder, timeout_seconds)
         self.definition = Labeling(
             asset="labels",
             model=f"{vendor.name}/{vendor.model}",
@@ -95,7 +97,7 @@ class VendorWorkspace:
         )
 
     def close(self) -> None:
-        self._emulator.close()
+        self.emulator.close()
 
     def _now(self) -> float:
         """One time for engine and vendor; it passes between steps."""
@@ -104,24 +106,25 @@ class VendorWorkspace:
     def engine(self) -> Engine:
         return Engine(
             Deployment(
-                {self._vendor.name: self._provider},
-                Ledger(self._folder / "ledger.sqlite", clock=lambda: datetime.fromtimestamp(self._now(), UTC)),
-                PayloadStore(str(self._folder / "payloads")),
+                {self.vendor.name: self.provider},
+                Ledger(self.folder / "ledger.sqlite", clock=lambda: datetime.fromtimestamp(self._now(), UTC)),
+                PayloadStore(str(self.folder / "payloads")),
                 "faults",
                 clock=lambda: datetime.fromtimestamp(self._now(), UTC),
                 sleep=lambda _: None,
+                budgets=self.budgets,
             )
         )
 
     def run(self, faults: Sequence[Any], *, lasts: int | None = None) -> Ending:
         """From rows to a settled submission, or to the last step. Faults end by themselves, or after `lasts` steps."""
         ending = Ending()
-        self._inject(faults)
+        self.inject(faults)
         engine = self.engine()
         submission = engine.plan(self.definition, rows())
         for ending.steps in range(1, MOST_STEPS + 1):
             if ending.steps - 1 == lasts:
-                self._clear()
+                self.clear()
             engine = self.engine()
             try:
                 status = engine.advance(self.definition, submission.submission_id)
@@ -135,25 +138,35 @@ class VendorWorkspace:
             self._let_time_pass()
         if lasts is None:
             wires = [fault for fault in faults if isinstance(fault, WireFault)]
-            ending.unstruck = [fault for fault in wires if not self._emulator.struck(fault)]
+            ending.unstruck = [fault for fault in wires if not self.emulator.struck(fault)]
         return self._told(ending, submission.submission_id)
 
-    def _inject(self, faults: Sequence[Any]) -> None:
-        if self._vendor.name == "command":
-            (self._folder / "faults").write_text(" ".join(faults))
+    def inject(self, faults: Sequence[Any]) -> None:
+        """Let these faults hold, for the command its words."""
+        if self.vendor.name == "command":
+            (self.folder / "faults").write_text(" ".join(faults))
         else:
-            self._emulator.inject(*faults)
+            self.emulator.inject(*faults)
 
-    def _clear(self) -> None:
-        (self._folder / "faults").write_text("")
-        self._emulator.clear_faults()
+    def clear(self) -> None:
+        """End the faults."""
+        (self.folder / "faults").write_text("")
+        self.emulator.clear_faults()
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass for engine and vendor, while no batch does anything."""
+        self._skipped_seconds += seconds
 
     def _let_time_pass(self) -> None:
-        self._emulator.settle()
-        self._skipped_seconds += _STEP_SECONDS
-        if self._vendor.name == "command":
-            jobs = [path.name for path in (self._folder / "jobs").iterdir()]
-            while not all(report.status.is_terminal for report in self._provider.poll(jobs).values()):
+        self.settle()
+        self.pass_time(_STEP_SECONDS)
+
+    def settle(self) -> None:
+        """Let the vendor do all that it has to do."""
+        self.emulator.settle()
+        if self.vendor.name == "command":
+            jobs = [path.name for path in (self.folder / "jobs").iterdir()]
+            while not all(report.status.is_terminal for report in self.provider.poll(jobs).values()):
                 pass
 
     def _told(self, ending: Ending, submission_id: str) -> Ending:
@@ -171,17 +184,17 @@ class VendorWorkspace:
             ending.lost = ROWS - len(set(keys)) + len(keys) - len(set(keys))
         else:
             ending.lost = ROWS
-        ending.twice = billed_twice(self._answered())
+        ending.twice = billed_twice(self.answered())
         ending.in_order = self._in_order(engine, submission_id)
         engine.ledger.close()
         return ending
 
-    def _answered(self) -> Iterable[tuple[str, str]]:
+    def answered(self) -> Iterable[tuple[str, str]]:
         """Batch and request of each answer that was billed."""
-        if self._vendor.name == "command":
-            file = self._folder / "answered.jsonl"
+        if self.vendor.name == "command":
+            file = self.folder / "answered.jsonl"
             return [tuple(json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
-        return [(one.batch_id or "", one.body_digest) for one in self._emulator.books.executions if one.billed]
+        return [(one.batch_id or "", one.body_digest) for one in self.emulator.books.executions if one.billed]
 
     def _in_order(self, engine: Engine, submission_id: str) -> bool:
         first = engine.ledger.shards(submission_id)[0]

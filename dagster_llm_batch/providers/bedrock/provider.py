@@ -23,6 +23,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -132,6 +133,7 @@ class BedrockProvider(VendorProvider):
             raise ConfigError("Bedrock needs a region, such as 'us-east-1': give region_name, or set AWS_REGION.")
         self._role_arn = role_arn
         self._hours = timeout_hours
+        self.window = timedelta(hours=timeout_hours)
         self._tags = dict(tags or {})
         self._defaults = replace(BEDROCK_LIMITS, min_requests=min_requests)
         self._reads_quotas = read_quotas

@@ -16,6 +16,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from datetime import timedelta
 from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
@@ -82,6 +83,8 @@ class GeminiProvider(GoogleProvider):
 
     _batches_path = _BATCHES
     _list_names = ("operations", _BATCHES)
+    # The target is 24 hours; a batch expires 48 hours after it was created.
+    window = timedelta(hours=48)
 
     def __init__(
         self,

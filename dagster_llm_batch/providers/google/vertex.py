@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
+from datetime import timedelta
 from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -77,6 +78,8 @@ class VertexProvider(GoogleProvider):
 
     _batches_path = _JOBS
     _list_names = (_JOBS,)
+    # Up to 72 hours in the queue, then 24 hours of running.
+    window = timedelta(hours=96)
 
     def __init__(
         self,

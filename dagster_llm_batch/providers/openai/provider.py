@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -61,6 +62,8 @@ TAG_KEY = "dagster_llm_batch"
 """The metadata key that holds the tag."""
 
 _CHUNK_BYTES = 1 << 16
+# OpenAI has 24h alone; compatible servers have 1h, 7d, 336h, …
+_WINDOW = re.compile(r"([0-9]{1,4})(h|d)")
 
 
 @masked
@@ -95,6 +98,8 @@ class OpenAIProvider(StainlessProvider):
         self._organization = organization
         self._project = project
         self._window = completion_window
+        if (window := _WINDOW.fullmatch(completion_window)) is not None:
+            self.window = int(window[1]) * (timedelta(hours=1) if window[2] == "h" else timedelta(days=1))
         self._timeout_seconds = timeout_seconds
         self._headers = dict(default_headers or {})
         self._http_client = http_client

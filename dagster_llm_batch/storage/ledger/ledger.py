@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -33,6 +33,7 @@ from dagster_llm_batch.storage.ledger.shards import (
     get_shards,
     illegal_move,
     insert_shards,
+    is_awaited,
     looked_after,
     move_values,
     report_values,
@@ -44,13 +45,14 @@ from dagster_llm_batch.storage.ledger.submissions import (
     check_open,
     event_row,
     get_attempt,
+    get_reusing,
     get_submission,
     get_submissions,
     insert_events,
     insert_once,
     update_submission,
 )
-from dagster_llm_batch.types import BatchReport, PriceBasis
+from dagster_llm_batch.types import BatchReport, Cause, PriceBasis
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -261,6 +263,29 @@ class Ledger(LedgerQueries):
             )
             insert_events(connection, self._clock, *events)
 
+    def record_late_endings(self, ends: Mapping[str, Ending]) -> None:
+        """Record that batches have ended that nobody waited for any more, by shard id: they are to be collected.
+
+        Their submissions are settled anew then, and their labels land again. So is the newest submission of the same
+        partition, where it reuses the answers of one of them.
+        """
+        with self._database.write() as connection:
+            known = [(shard, ends[shard_id]) for shard_id, shard in get_shards(connection, ends).items()]
+            fresh = [(s, end) for s, end in known if is_awaited(s) and s.batch_id == end.batch_id]
+            if not fresh:
+                return
+            to = MOVES[Move.LATE][1]
+            rows = [{"key": s.shard_id, "state": to, "collected_at": None, **end.values()} for s, end in fresh]
+            connection.execute(UPDATE_SHARD, rows)
+            events = (event_row(s.submission_id, Move.LATE, s.state, to, s.shard_id, end.reason) for s, end in fresh)
+            insert_events(connection, self._clock, *events)
+            ids = {shard.submission_id for shard, _ in fresh}
+            for submission_id in sorted(ids | get_reusing(connection, ids)):
+                before = get_submission(connection, submission_id, lock=True)
+                if before.settled_at is not None or before.delivered_at is not None:
+                    values: dict[str, Any] = {"settled_at": None, "delivered_at": None}
+                    update_submission(connection, self._clock, before, "unsettled", "late answers came", **values)
+
     def record_reports(self, reports: Mapping[str, BatchReport]) -> None:
         """Record reports by shard id: counts, status and the time of the poll. No state changes.
 
@@ -270,7 +295,13 @@ class Ledger(LedgerQueries):
         now = self._clock()
         with self._database.write() as connection:
             known = [(shard, reports[shard_id]) for shard_id, shard in get_shards(connection, reports).items()]
-            fresh = [(s, r) for s, r in known if s.state is ShardState.SUBMITTED and s.batch_id == r.batch_id]
+            # That an awaited batch has ended is for `record_late_endings` alone to record.
+            fresh = [
+                (s, r)
+                for s, r in known
+                if s.batch_id == r.batch_id
+                and (s.state is ShardState.SUBMITTED or (is_awaited(s) and not r.status.is_terminal))
+            ]
             if not fresh:
                 return
             rows = [{"key": s.shard_id, "polled_at": now, **report_values(s, report)} for s, report in fresh]
@@ -324,6 +355,19 @@ class Ledger(LedgerQueries):
             insert_events(connection, self._clock, *told)
             given, kept = set(places.values()) - taken, set(places.values()) & taken
             return sorted(given), sorted(kept)
+
+    def set_cause(self, shard_ids: Sequence[str], cause: Cause) -> None:
+        """Record why the batches of shards that are in flight are about to end, before anything is done to them.
+
+        Shards that are in flight no more stay as they are.
+        """
+        with self._database.write() as connection:
+            known = [shard for shard in get_shards(connection, shard_ids).values() if shard.cause is not cause]
+            fresh = [shard for shard in known if shard.state is ShardState.SUBMITTED]
+            if fresh:
+                connection.execute(UPDATE_SHARD, [{"key": shard.shard_id, "cause": cause} for shard in fresh])
+                events = (event_row(s.submission_id, "cause", None, None, s.shard_id, cause.value) for s in fresh)
+                insert_events(connection, self._clock, *events)
 
     # --- events and leases ---
 

@@ -93,6 +93,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     # 3: price bases that code of version 2 has no word for, and could not read back. No column changes: the number
     # alone refuses that code with a message, in place of a ValueError at the first such row.
     (),
+    (  # 4: why requests of a batch have no answer. What is being stopped now was asked to by this package.
+        "ALTER TABLE shard ADD COLUMN cause TEXT",
+        "UPDATE shard SET cause = 'stopped' WHERE state = 'submitted' AND status = 'canceling'",
+        "CREATE INDEX shard_caused ON shard (cause) WHERE cause IS NOT NULL",
+    ),
 )
 
 LATEST = len(MIGRATIONS)

@@ -18,9 +18,9 @@ from dagster_llm_batch.states import ENDED, IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
-from dagster_llm_batch.storage.ledger.shards import looked_after, unknown_shard
+from dagster_llm_batch.storage.ledger.shards import AWAITED, looked_after, unknown_shard
 from dagster_llm_batch.storage.ledger.submissions import OF_PARTITION, OLDEST_FIRST, get_submission
-from dagster_llm_batch.types import Lane
+from dagster_llm_batch.types import Cause, Lane
 
 __all__ = ["LedgerQueries", "Unreadable"]
 
@@ -176,6 +176,26 @@ class LedgerQueries:
             return [shard]
         return self._shards(_OF_BATCH, provider=shard.provider, account=shard.account, batch_id=shard.batch_id)
 
+    def awaited_shards(self, namespace: str, *, given_up_since: datetime) -> list[Shard]:
+        """Return the shards that are settled without answers, and whose batches may still bring some."""
+        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = query.where(SUBMISSION.c.namespace == namespace, AWAITED, SHARD.c.ended_at >= given_up_since)
+        return self._shards(query.order_by(SHARD.c.polled_at.nulls_first(), SHARD.c.shard_id))
+
+    def left_shards(self, namespace: str) -> list[tuple[Submission, Shard]]:
+        """Return shards with requests that wait until a person says `retry`, of the newest submission of each place.
+
+        An older submission's wait no longer: who submitted the newer one has seen them.
+        """
+        newest = sa.func.row_number().over(
+            partition_by=(SUBMISSION.c.asset, SUBMISSION.c.partition), order_by=_NEWEST_FIRST
+        )
+        ranked = sa.select(SUBMISSION, newest.label("place")).where(SUBMISSION.c.namespace == namespace).subquery()
+        final = sa.select(SHARD).where(SHARD.c.cause.in_([cause for cause in Cause if cause.is_final]))
+        chosen = final.join(ranked, ranked.c.submission_id == SHARD.c.submission_id).where(ranked.c.place == 1)
+        shards = self._shards(chosen.order_by(SHARD.c.ended_at, SHARD.c.shard_id))
+        return [(self.submission(shard.submission_id), shard) for shard in shards]
+
     # --- the whole ---
 
     def progress(self, namespace: str, *, unreadable: Unreadable | None = None) -> list[Progress]:
@@ -246,11 +266,16 @@ class LedgerQueries:
             return from_row(Event, connection.execute(query.limit(1)).mappings().one())
 
     def last_events(
-        self, namespace: str, *, besides: Sequence[str] = (), unreadable: Unreadable | None = None
+        self,
+        namespace: str,
+        *,
+        kind: str | None = None,
+        besides: Sequence[str] = (),
+        unreadable: Unreadable | None = None,
     ) -> dict[str, Event]:
         """Return the newest event of each undelivered submission, by its id. One query.
 
-        Kinds in `besides` are passed over. See `progress` for `unreadable`.
+        Of one `kind`, where it is given; kinds in `besides` are passed over. See `progress` for `unreadable`.
         """
         undelivered = (SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
 
@@ -259,7 +284,7 @@ class LedgerQueries:
                 sa.select(sa.func.max(EVENT.c.event_id))
                 .join(SUBMISSION, SUBMISSION.c.submission_id == EVENT.c.submission_id)
                 .where(*undelivered, *(() if ids is None else (SUBMISSION.c.submission_id.in_(ids),)))
-                .where(EVENT.c.kind.not_in(besides))
+                .where(EVENT.c.kind.not_in(besides), *(() if kind is None else (EVENT.c.kind == kind,)))
                 .group_by(EVENT.c.submission_id)
             )
             with self._database.read() as connection:

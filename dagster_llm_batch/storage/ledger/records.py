@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import TypedDict
 
 from dagster_llm_batch.states import Move, ShardState
-from dagster_llm_batch.types import BatchStatus, Lane, PriceBasis
+from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
 
 __all__ = ["Ending", "Event", "Progress", "Shard", "ShardFields", "Submission", "SubmissionState"]
 
@@ -104,6 +104,7 @@ class Shard:
     failed: int | None = None
     reason: str | None = None  # why it failed or ended badly
     retryable: bool = False  # the batch may succeed if it is sent again unchanged
+    cause: Cause | None = None  # why requests have no answer; None: it runs, or ended by itself
     raw_path: str | None = None  # raw result lines, relative to the payload store
     results_path: str | None = None  # decoded results, likewise
     cost_usd: Decimal | None = None
@@ -127,6 +128,7 @@ class ShardFields(TypedDict, total=False):
     failed: int | None
     reason: str | None
     retryable: bool
+    cause: Cause | None
     raw_path: str
     results_path: str
     cost_usd: Decimal | None
@@ -145,6 +147,7 @@ class Ending:
     failed: int | None
     reason: str | None
     retryable: bool
+    cause: Cause | None = None
 
     def values(self) -> ShardFields:
         """Return the columns that the ledger sets for it."""
@@ -156,6 +159,7 @@ class Ending:
             "failed": self.failed,
             "reason": self.reason,
             "retryable": self.retryable,
+            "cause": self.cause,
         }
 
 

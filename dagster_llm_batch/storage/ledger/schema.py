@@ -27,7 +27,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Event, Shard, Submission, SubmissionState
-from dagster_llm_batch.types import BatchStatus, Lane, PriceBasis
+from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
 
 __all__ = ["EVENT", "LEASE", "METADATA", "SHARD", "SUBMISSION", "from_row", "to_row"]
 
@@ -232,6 +232,7 @@ SHARD = sa.Table(
     _column("waits_until", _UTC, null=True),
     _name("carrier", null=True),
     _column("padding", sa.BigInteger),
+    _column("cause", _AsText(Cause, _word), null=True),
 )
 
 EVENT = sa.Table(

@@ -17,13 +17,15 @@ from dagster_llm_batch.errors import IllegalMoveError, LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, Submission
 from dagster_llm_batch.storage.ledger.schema import SHARD, from_row, to_row
-from dagster_llm_batch.types import BatchReport
+from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
 
 __all__ = [
+    "AWAITED",
     "UPDATE_SHARD",
     "get_shards",
     "illegal_move",
     "insert_shards",
+    "is_awaited",
     "looked_after",
     "move_values",
     "report_values",
@@ -38,6 +40,8 @@ _STAMPS: dict[Move, str] = {
     Move.EXPIRED: "ended_at",
     Move.CANCELED: "ended_at",
     Move.FAILED: "ended_at",
+    Move.GONE: "ended_at",
+    Move.GIVEN_UP: "ended_at",
     Move.COLLECTED: "collected_at",
 }
 
@@ -46,6 +50,22 @@ UPDATE_SHARD = sa.update(SHARD).where(SHARD.c.shard_id == sa.bindparam("key"))
 
 # So much may the clocks of the machines that share a ledger differ.
 _CLOCKS_APART = timedelta(minutes=1)
+_AWAITED = (Cause.GIVEN_UP, Cause.GONE)
+_ENDED_FOR_GOOD = [status for status in BatchStatus if status.is_terminal]
+AWAITED = (
+    SHARD.c.cause.in_(_AWAITED)
+    & (SHARD.c.state == ShardState.COLLECTED)
+    & SHARD.c.batch_id.is_not(None)
+    & (SHARD.c.status.is_(None) | SHARD.c.status.not_in(_ENDED_FOR_GOOD))
+)
+"""The condition for shards that were collected without answers while their batches may still bring some."""
+
+
+def is_awaited(shard: Shard) -> bool:
+    """Return whether AWAITED holds for a shard."""
+    may_come = shard.cause in _AWAITED and shard.status not in _ENDED_FOR_GOOD
+    return may_come and shard.state is ShardState.COLLECTED and shard.batch_id is not None
+
 
 _INSERT_SHARD = sa.insert(SHARD)
 
@@ -103,7 +123,7 @@ def move_values(shard_id: str, move: Move, fields: Mapping[str, Any], now: datet
     # No batch exists, or it ran nothing: the shard is as if it had never been sent. Were its old batch id to stay, a
     # late report on that batch would be taken for one on the batch that is created next.
     if move in (Move.NOT_SENT, Move.PUT_BACK):
-        values |= dict.fromkeys(("sent_at", "submitted_at", "batch_id", "carrier", "status"))
+        values |= dict.fromkeys(("sent_at", "submitted_at", "batch_id", "carrier", "status", "cause"))
     if move is Move.ACCEPTED and not fields.get("batch_id"):
         raise LedgerError(f"Shard {shard_id} cannot be accepted without a batch_id. Nothing was changed.")
     if unknown := fields.keys() - ShardFields.__annotations__.keys():

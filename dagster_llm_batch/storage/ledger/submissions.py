@@ -9,7 +9,7 @@ compiled text again, takes SQLAlchemy longer than all the rest of a transaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -29,6 +29,7 @@ __all__ = [
     "check_open",
     "event_row",
     "get_attempt",
+    "get_reusing",
     "get_submission",
     "get_submissions",
     "insert_events",
@@ -90,6 +91,18 @@ def get_attempt(connection: sa.Connection, submission: Submission) -> Submission
     """Return the submission that is stored of the same attempt."""
     same = (SUBMISSION.c[name] == getattr(submission, name) for name in _ATTEMPT)
     return from_row(Submission, connection.execute(sa.select(SUBMISSION).where(*same)).mappings().one())
+
+
+def get_reusing(connection: sa.Connection, ids: Collection[str]) -> set[str]:
+    """Return the ids of the newest submissions of these submissions' partitions, where they reuse these' answers."""
+    reusing = set()
+    for submission in get_submissions(connection, sorted(ids)):
+        place = {name: getattr(submission, name) for name in ("namespace", "asset", "partition")}
+        query = sa.select(SUBMISSION).where(OF_PARTITION).order_by(*(column.desc() for column in OLDEST_FIRST))
+        newest = from_row(Submission, connection.execute(query.limit(1), place).mappings().one())
+        if submission.submission_id in newest.reused_from:
+            reusing.add(newest.submission_id)
+    return reusing
 
 
 def get_submission(connection: sa.Connection, submission_id: str, *, lock: bool = False) -> Submission:

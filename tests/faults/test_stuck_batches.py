@@ -1,0 +1,232 @@
+"""Batches that never end, whose results are gone, or that somebody canceled at the vendor: each ends, with a cause.
+
+Only what a batch that ended by itself left out is sent again by itself. All else waits for a person's `retry`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dagster_llm_batch.engine.rules import Budget
+from dagster_llm_batch.errors import BudgetError, TransientError
+from dagster_llm_batch.testing.emulator import WireFault
+from dagster_llm_batch.types import Cause, Outcome
+from tests.faults.table import not_there
+from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, billed_twice, rows, servers
+from tests.faults.vendors import VENDORS, Vendor
+
+HOUR = 3_600.0
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Servers]:
+    with servers() as both:
+        yield both
+
+
+@pytest.fixture(params=VENDORS, ids=lambda vendor: vendor.name)
+def workspace(request: pytest.FixtureRequest, running: Servers, tmp_path: Path) -> Iterator[VendorWorkspace]:
+    vendor: Vendor = request.param
+    with closing(VendorWorkspace(vendor, running, tmp_path, 10.0)) as workspace:
+        yield workspace
+        if vendor.name == "command":
+            (tmp_path / "go-on").touch()
+
+
+def hang(workspace: VendorWorkspace) -> None:
+    """Let no batch end: the emulators' stand still anyway."""
+    if (workspace.folder / "faults").parent.exists():
+        (workspace.folder / "faults").write_text("hangs")
+
+
+def go_on(workspace: VendorWorkspace) -> None:
+    """Let the batches end after all."""
+    (workspace.folder / "go-on").touch()
+    workspace.settle()
+
+
+def sent(workspace: VendorWorkspace) -> str:
+    """Send twelve rows; return the submission."""
+    engine = workspace.engine()
+    submission = engine.plan(workspace.definition, rows())
+    assert engine.submit(workspace.definition, submission.submission_id).states == {"submitted": 1}
+    return submission.submission_id
+
+
+def advance(workspace: VendorWorkspace, submission_id: str) -> Any:
+    return workspace.engine().advance(workspace.definition, submission_id)
+
+
+def outcomes(workspace: VendorWorkspace, submission_id: str) -> Counter[str]:
+    """The outcomes of all rows, each in exactly one of labels and rejects."""
+    labeled = workspace.engine().labels(workspace.definition, submission_id)
+    keys = [key for table in (labeled.labels, labeled.rejects) for key in table["id"].to_pylist()]
+    assert sorted(keys) == sorted(rows()["id"])
+    return Counter(o for table in (labeled.labels, labeled.rejects) for o in table["llm_outcome"].to_pylist())
+
+
+def reasons(workspace: VendorWorkspace, submission_id: str) -> set[str]:
+    rejects = workspace.engine().labels(workspace.definition, submission_id).rejects
+    return set(rejects["llm_reason"].to_pylist())
+
+
+def batches(workspace: VendorWorkspace, submission_id: str) -> int:
+    return len(set(workspace.engine().status(submission_id).batch_ids))
+
+
+def assert_waits_for_a_person(workspace: VendorWorkspace, submission_id: str, asked_again: int) -> str:
+    """Nothing sends the rest again but a retry, which knows its price before; return the retry's submission."""
+    again = workspace.engine().plan(workspace.definition, rows())
+    assert again.submission_id == submission_id  # a schedule materializes the same rows: nothing
+    more = rows().extend(rows().tail(1).with_columns(id=rows()["id"].tail(1) + "-more"))
+    assert (
+        workspace.engine().preview(workspace.definition, more).to_send == 0
+    )  # nor does another row of a known request
+    preview = workspace.engine().preview(workspace.definition, rows(), again=True)
+    assert preview.to_send == asked_again
+    if workspace.provider.price_book is not None:
+        assert preview.estimated_usd
+    return workspace.engine().plan(workspace.definition, rows(), again=True).submission_id
+
+
+def test_a_batch_that_never_ends_is_given_up_by_a_person_and_sent_again_by_a_retry_alone(
+    workspace: VendorWorkspace,
+) -> None:
+    hang(workspace)
+    submission_id = sent(workspace)
+    engine = workspace.engine()
+    [shard] = engine.ledger.shards(submission_id)
+    assert not engine.deployment.is_overdue(shard)
+    workspace.pass_time(1.5 * workspace.provider.window.total_seconds())
+    assert advance(workspace, submission_id).states == {"submitted": 1}  # it waits, and nothing is lost by that
+    [shard] = workspace.engine().ledger.shards(submission_id)
+    assert workspace.engine().deployment.is_overdue(shard)
+    workspace.engine().give_up(shard.shard_id)
+    status = advance(workspace, submission_id)
+    assert status.is_settled
+    assert outcomes(workspace, submission_id) == {"missing": ROWS}
+    assert status.shards[0].cause is Cause.GIVEN_UP
+    assert all("given up" in reason and "retry" in reason for reason in reasons(workspace, submission_id))
+    if workspace.provider.price_book is not None:
+        assert status.submission.cost_usd is None  # nobody knows what is billed
+        spent = workspace.engine().ledger.spent_usd("faults")
+        assert spent == shard.estimated_usd  # its money stays reserved
+        workspace.budgets = [Budget(spent, "ever")]
+        with pytest.raises(BudgetError):
+            workspace.engine().plan(workspace.definition, rows(), again=True)
+        workspace.budgets = ()
+    retry = assert_waits_for_a_person(workspace, submission_id, ROWS)
+    (workspace.folder / "faults").write_text("")
+    workspace.engine().submit(workspace.definition, retry)
+    go_on(workspace)
+    assert advance(workspace, retry).is_settled
+    assert outcomes(workspace, retry) == {"succeeded": ROWS}
+
+
+def test_answers_that_come_after_a_batch_was_given_up_land_and_are_not_paid_again(workspace: VendorWorkspace) -> None:
+    hang(workspace)
+    submission_id = sent(workspace)
+    [shard] = workspace.engine().ledger.shards(submission_id)
+    workspace.engine().give_up(shard.shard_id)
+    assert advance(workspace, submission_id).is_settled
+    workspace.engine().ledger.mark_delivered(submission_id)
+    workspace.pass_time(2 * HOUR)
+
+    def ask() -> None:
+        engine = workspace.engine()
+        engine.poll_awaited(["labels"], engine.now() - timedelta(hours=1))
+
+    ask()
+    assert workspace.engine().status(submission_id).is_settled  # it runs still
+    go_on(workspace)
+    ask()
+    assert workspace.engine().status(submission_id).is_settled  # it was asked about just now
+    workspace.pass_time(2 * HOUR)
+    ask()
+    [progress] = workspace.engine().ledger.progress("faults")  # its labels are to land again
+    assert workspace.engine().can_advance(progress)
+    status = advance(workspace, submission_id)
+    assert status.is_settled
+    assert status.shards[0].cause is None
+    assert status.submission.cost_usd is not None
+    assert outcomes(workspace, submission_id) == {"succeeded": ROWS}
+    assert batches(workspace, submission_id) == 1
+    assert billed_twice(workspace.answered()) == 0
+
+
+def test_results_that_are_gone_end_after_an_hour_with_their_cause_and_are_sent_again_by_a_retry_alone(
+    workspace: VendorWorkspace,
+) -> None:
+    submission_id = sent(workspace)
+    workspace.settle()
+    if gone := not_there(workspace.vendor):
+        workspace.inject(gone)
+    else:
+        shutil.rmtree(workspace.folder / "jobs")
+    for _ in range(2):  # it may be the vendor's trouble of a moment
+        try:
+            assert not advance(workspace, submission_id).is_settled
+        except TransientError as error:
+            assert "asked for until" in str(error)  # noqa: PT017 - some know it at the poll, and raise nothing
+        workspace.pass_time(HOUR / 2)
+    status = advance(workspace, submission_id)
+    assert status.is_settled
+    assert outcomes(workspace, submission_id) == {Outcome.MISSING: ROWS}
+    assert status.shards[0].cause is Cause.GONE
+    assert all("no more" in reason and "retry" in reason for reason in reasons(workspace, submission_id))
+    assert (status.submission.cost_usd is None) is (workspace.provider.price_book is not None)
+    assert batches(workspace, submission_id) == 1
+    workspace.clear()
+    retry = assert_waits_for_a_person(workspace, submission_id, ROWS)
+    workspace.engine().submit(workspace.definition, retry)
+    workspace.settle()
+    assert advance(workspace, retry).is_settled
+    assert outcomes(workspace, retry) == {"succeeded": ROWS}
+
+
+def test_a_batch_that_somebody_cancels_at_the_vendor_stays_canceled(workspace: VendorWorkspace) -> None:
+    hang(workspace)
+    submission_id = sent(workspace)
+    [batch_id] = workspace.engine().status(submission_id).batch_ids
+    workspace.provider.cancel(batch_id)  # as at its console: past the engine
+    workspace.settle()
+    status = advance(workspace, submission_id)
+    assert status.is_settled
+    left = ROWS - status.submission.outcomes.get("succeeded", 0)
+    assert outcomes(workspace, submission_id)["succeeded"] == ROWS - left
+    assert left
+    assert status.shards[0].cause is Cause.CANCELED
+    assert status.submission.waves == 1
+    assert any("not by this package" in reason and "retry" in reason for reason in reasons(workspace, submission_id))
+    retry = assert_waits_for_a_person(workspace, submission_id, left)
+    (workspace.folder / "faults").write_text("")
+    workspace.engine().submit(workspace.definition, retry)
+    go_on(workspace)
+    assert advance(workspace, retry).is_settled
+    assert outcomes(workspace, retry) == {"succeeded": ROWS}
+    assert billed_twice(workspace.answered()) == 0
+
+
+def test_cancel_stops_what_runs_also_where_the_vendor_cannot_be_asked_at_first(workspace: VendorWorkspace) -> None:
+    if "poll" not in workspace.vendor.calls:
+        pytest.skip("it runs on this machine: no calls over a network")
+    submission_id = sent(workspace)
+    workspace.inject([WireFault(kind="status", status=503, route="*", times=None)])
+    status = workspace.engine().cancel(submission_id)
+    assert status.shards[0].cause is Cause.STOPPED
+    workspace.clear()
+    advance(workspace, submission_id)  # as the sensor's next run or tick: it is asked now
+    workspace.settle()
+    status = advance(workspace, submission_id)
+    assert status.is_settled
+    assert outcomes(workspace, submission_id) == {"canceled": ROWS}
+    assert not workspace.engine().ledger.left_shards("faults")  # whoever canceled here needs not be told
+    assert workspace.answered() == []
