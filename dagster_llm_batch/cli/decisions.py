@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -23,6 +24,7 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.ledger import utc_now
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import cell_text
 
 __all__ = ["cancel_command", "rename_command", "resolve_command", "retry_command"]
@@ -99,7 +101,7 @@ def _list_stuck(deployment: DeploymentAccess, *, as_json: bool) -> None:
     doubtful = orphans(ledger, namespace)
     overdue = deployment.engine.overdue()
     if as_json:
-        kinds = {"orphans": doubtful, "overdue": overdue}
+        kinds: dict[str, Sequence[tuple[Submission, Shard]]] = {"orphans": doubtful, "overdue": overdue}
         print_json(
             {kind: [{"shard": shard, "submission": of} for of, shard in shards] for kind, shards in kinds.items()}
         )

@@ -219,8 +219,9 @@ class Poller:
             if all(other.submission_id == shard.submission_id or self._is_unwanted(other) for other in sharing):
                 stopping[shard.batch_id] = [other for other in sharing if other.state is ShardState.SUBMITTED]
                 seen.update(other.shard_id for other in sharing)
-        self._ledger.set_cause([shard.shard_id for group in stopping.values() for shard in group], Cause.STOPPED)
-        self._stop(stopping, failed)
+        if stopping:
+            self._ledger.set_cause([shard.shard_id for group in stopping.values() for shard in group], Cause.STOPPED)
+            self._stop(stopping, failed)
 
     def stop_asked(self, shards: Sequence[Shard], failed: Failed) -> None:
         """Ask those batches again to stop that were to, and of which no call to stop them is known to have passed."""

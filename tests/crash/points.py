@@ -147,12 +147,14 @@ CRASHES: tuple[Crash, ...] = (
     *_at(FALLBACK, "ledger: add_wave", (_U, _A)),
     *_at(FALLBACK, "call: create", (_R, _C, _A), wave=2),
     *_at(FALLBACK, "ledger: accepted", (_U,), wave=2),
+    *_at(LATE, "ledger: set_cause", (_U, _A)),
     *_at(LATE, "call: cancel", _CALL, nth=_SECOND),
     *_at(LATE, "ledger: record_endings", _TRANSACTION),
     *_at(LATE, "call: respond", (_R, _C, _A), wave=2),
     *_at(LATE, "ledger: answered", _TRANSACTION, wave=2),
     # cancel
     *_at(CANCELED, "ledger: set_state", _TRANSACTION),
+    *_at(CANCELED, "ledger: set_cause", _TRANSACTION),
     *_at(CANCELED, "call: cancel", _CALL, nth=_SECOND),
     *_at(CANCELED, "ledger: record_endings", _TRANSACTION),
     # killed again while it makes good for the first time

@@ -17,7 +17,7 @@ from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.records import Ending, SubmissionState
-from dagster_llm_batch.types import BatchReport, BatchStatus, PriceBasis
+from dagster_llm_batch.types import BatchReport, BatchStatus, Cause, PriceBasis
 
 
 def kinds(ledger, submission_id="s1"):
@@ -632,3 +632,66 @@ def test_rows_that_cannot_be_read_are_named_and_the_others_are_read_in_their_ord
     told.clear()
     assert len(ledger.last_events("prod", unreadable=told.__setitem__)) == 9
     assert told == {}
+
+
+# causes ---------------------------------------------------------------------------------------------------------------
+
+
+def give_up(ledger, shard_id, now):
+    """A batch that runs is given up, and collected without answers."""
+    bring_to(ledger, shard_id, ShardState.SUBMITTED)
+    ledger.move_shard(shard_id, Move.GIVEN_UP, cause=Cause.GIVEN_UP, ended_at=now)
+    ledger.move_shard(shard_id, Move.COLLECTED)
+
+
+def settle(ledger, submission_id):
+    ledger.settle_submission(submission_id, outcomes={"missing": 8}, cost_usd=None, realtime_usd=None, price_basis=None)
+    ledger.mark_delivered(submission_id)
+
+
+def test_what_was_given_up_is_awaited_until_it_ends_and_then_its_submission_is_settled_anew(ledger, clock):
+    ledger.open_submission(a_submission("s1"), [a_shard("h1", "s1"), a_shard("h2", "s1", number=2, nonce="n2")])
+    ledger.open_submission(
+        a_submission("s2", fingerprint="f2", reused_from=("s1",), created_at=clock() + timedelta(days=1)), []
+    )
+    ledger.open_submission(a_submission("s3", partition="other"), [])
+    give_up(ledger, "h1", clock())
+    bring_to(ledger, "h2", ShardState.COLLECTED)
+    for submission_id in ("s1", "s2", "s3"):
+        settle(ledger, submission_id)
+    assert [shard.shard_id for shard in ledger.awaited_shards("prod", given_up_since=clock())] == ["h1"]
+    assert ledger.awaited_shards("prod", given_up_since=clock() + timedelta(seconds=1)) == []
+    runs = BatchReport("batch-h1", BatchStatus.RUNNING, done=3)
+    ledger.record_reports({"h1": runs, "h2": BatchReport("batch-h2", BatchStatus.RUNNING)})
+    assert (ledger.shard("h1").done, ledger.shard("h2").done) == (3, None)  # it is still polled, and no other
+    assert ledger.progress("prod") == []
+    of_another = an_ending("batch-of-another")
+    ledger.record_late_endings({"h1": of_another})
+    assert ledger.progress("prod") == []
+    for _ in range(2):  # two processes have polled it
+        ledger.record_late_endings({"h1": an_ending("batch-h1"), "h2": an_ending("batch-h2")})
+    assert (ledger.shard("h1").state, ledger.shard("h2").state) == (ShardState.ENDED, ShardState.COLLECTED)
+    assert ledger.shard("h1").cause is None
+    anew = [progress.submission for progress in ledger.progress("prod")]
+    assert [(each.submission_id, each.is_settled) for each in anew] == [("s1", False), ("s2", False)]
+    assert kinds(ledger, "s1").count("late") == 1
+    assert ledger.awaited_shards("prod", given_up_since=clock()) == []
+
+
+def test_what_is_left_without_an_answer_is_told_of_the_newest_submission_of_a_place(ledger, clock):
+    ledger.open_submission(a_submission("s1"), [a_shard("h1", "s1")])
+    give_up(ledger, "h1", clock())
+    assert [(of.submission_id, shard.shard_id) for of, shard in ledger.left_shards("prod")] == [("s1", "h1")]
+    assert ledger.left_shards("branch") == []
+    ledger.open_submission(a_submission("s2", attempt=2, created_at=clock() + timedelta(days=1)), [])
+    assert ledger.left_shards("prod") == []
+
+
+def test_a_cause_is_recorded_before_a_batch_is_stopped_and_never_of_one_that_has_ended(ledger):
+    ledger.open_submission(a_submission("s1"), [a_shard("h1", "s1"), a_shard("h2", "s1", number=2, nonce="n2")])
+    bring_to(ledger, "h1", ShardState.SUBMITTED)
+    bring_to(ledger, "h2", ShardState.ENDED)
+    for _ in range(2):
+        ledger.set_cause(["h1", "h2"], Cause.STOPPED)
+    assert (ledger.shard("h1").cause, ledger.shard("h2").cause) == (Cause.STOPPED, None)
+    assert kinds(ledger).count("cause") == 1

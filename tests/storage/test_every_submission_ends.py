@@ -1,0 +1,136 @@
+"""Whatever a vendor, a clock and people at consoles do: every submission ends, or a person is told what to do.
+
+And nothing is billed twice, unless a person asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits
+from dagster_llm_batch.errors import LLMBatchError, TransientError
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, WireFault
+
+ROWS = [{"id": str(n), "text": f"Ticket {n}"} for n in range(6)]
+LABELS = Labeling(
+    asset="labels",
+    model="openai/gpt-4o",
+    key="id",
+    prompt=Prompt(user="{{ text }}"),
+    params={"max_tokens": 50},
+    limits=Limits(max_requests_per_batch=3),
+)
+FAULTS = {
+    "batches are unknown": WireFault(kind="status", status=404, route="GET /v1/batches/*", times=None),
+    "results are gone": WireFault(kind="status", status=404, route="GET /v1/files/*/content", times=None),
+    "nobody answers": WireFault(kind="status", status=503, route="*", times=None),
+    "credentials are refused": WireFault(kind="status", status=401, route="*", times=None),
+}
+WORDS = [*FAULTS, "all is well", "batches end", "a day passes", "a run", "somebody at the console", "cancel", "give up"]
+AGAIN = "again"
+
+
+class Place:
+    """One deployment with two batches under way, and what can happen to it."""
+
+    def __init__(self, emulator: Emulator, ledger_url: str, folder: str) -> None:
+        self.emulator = emulator
+        self.skipped = timedelta()
+        self.provider = OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url, timeout_seconds=5.0)
+        self.ledger = Ledger(ledger_url, self.now)
+        payloads = PayloadStore(str(Path(folder, "payloads")))
+        self.engine = Engine(
+            Deployment({"openai": self.provider}, self.ledger, payloads, "n", self.now, sleep=lambda _: None)
+        )
+        self.send(again=False)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.skipped
+
+    def send(self, *, again: bool) -> None:
+        submission = self.engine.plan(LABELS, ROWS, again=again)
+        self.engine.submit(LABELS, submission.submission_id)
+
+    def happen(self, word: str, number: int) -> None:
+        """Let one thing happen; `number` chooses a batch."""
+        if word in FAULTS:
+            self.emulator.inject(FAULTS[word])
+        elif word == "all is well":
+            self.emulator.clear_faults()
+        elif word == "batches end":
+            self.emulator.settle()
+        elif word == "a day passes":
+            self.skipped += timedelta(days=1)
+        elif word == "a run":
+            self.run()
+        else:
+            with suppress(LLMBatchError):
+                self.decide(word, number)
+
+    def decide(self, word: str, number: int) -> None:
+        """A person does something."""
+        newest = self.ledger.history("n", "labels")[0]
+        shards = [shard for shard in self.ledger.shards(newest.submission_id) if shard.batch_id]
+        if word == AGAIN:
+            self.send(again=True)
+        elif word == "cancel":
+            self.engine.cancel(newest.submission_id)
+        elif shards and word == "give up":
+            self.engine.give_up(shards[number % len(shards)].shard_id)
+        elif shards:
+            self.provider.cancel(shards[number % len(shards)].batch_id or "")
+
+    def run(self) -> dict[str, LLMBatchError]:
+        """What the sensor and its runs do; return what a failed run said, by submission."""
+        failures = {}
+        for progress in self.ledger.progress("n"):
+            try:
+                self.engine.advance(LABELS, progress.submission.submission_id)
+            except TransientError:
+                continue
+            except LLMBatchError as error:
+                failures[progress.submission.submission_id] = error
+        self.engine.poll_awaited(["labels"], self.now() - timedelta(hours=1))
+        return failures
+
+
+# A failing example is short enough as it is found; to make it shorter would take minutes.
+@settings(
+    max_examples=6,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(words=st.lists(st.tuples(st.sampled_from([*WORDS, AGAIN]), st.integers(0, 1)), max_size=9))
+def test_every_submission_ends_or_a_person_is_told(
+    new_ledger_url: Callable[[], str], words: list[tuple[str, int]]
+) -> None:
+    with Emulator() as emulator, TemporaryDirectory() as folder:
+        place = Place(emulator, new_ledger_url(), folder)
+        for word, number in words:
+            place.happen(word, number)
+        told: dict[str, Any] = {}
+        for _ in range(8):
+            told = place.run()
+            place.skipped += timedelta(hours=6)
+        overdue = {submission.submission_id for submission, _ in place.engine.overdue()}
+        for submission in place.ledger.history("n", "labels"):
+            # What waits for the answers of another is told of with it.
+            own = {submission.submission_id, *submission.reused_from}
+            assert submission.is_settled or own & (overdue | told.keys())
+            if submission.is_settled:
+                assert sum(submission.outcomes.values()) == submission.requests
+        if AGAIN not in [word for word, _ in words]:
+            assert emulator.books.billed_twice() == {}
+        place.ledger.close()
