@@ -84,7 +84,7 @@ def resolve_command(
             "Give one of --batch-id (the provider has this batch), --no-batch (it has none) and --lost (it never ends)."
         )
     if lost:
-        shard, then = deployment.engine.give_up(shard_id), "Its labels land without it; `retry` asks again."
+        shard, then = deployment.engine.give_up(shard_id), "When the rest has landed, `retry` asks again."
     elif batch_id:
         shard, then = deployment.engine.resolve(shard_id, batch_id), "Dagster's sensor goes on with it."
     else:

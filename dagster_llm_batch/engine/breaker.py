@@ -221,4 +221,4 @@ def _says_nothing(shard: Shard) -> bool:
     Our own process died while it asked in real time, or the batch was canceled, given up, or its results are gone.
     """
     was_interrupted = shard.lane is Lane.REALTIME and shard.reason is not None
-    return was_interrupted or (shard.cause is not None and shard.cause.is_final)
+    return was_interrupted or shard.waits_for_person

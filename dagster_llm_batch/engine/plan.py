@@ -266,7 +266,7 @@ class Planner:
         if not _may_follow(known, again=anyway):
             return False
         # Requests whose batch was canceled at the provider cost nothing, and wait for a person all the same.
-        left = [shard for shard in self._ledger.shards(known.submission_id) if shard.cause and shard.cause.is_final]
+        left = any(shard.waits_for_person for shard in self._ledger.shards(known.submission_id))
         return anyway or known.state is SubmissionState.CANCELED or not left
 
     def _draft(self, submission_id: str, partition: str, known: Mapping[str, bool]) -> Draft:
@@ -338,7 +338,7 @@ class Planner:
                     good = pc.equal(table["llm_outcome"], Outcome.SUCCEEDED.value)
                     answered.update(table["llm_request_id"].filter(good).to_pylist())
                     unanswered = table["llm_request_id"].filter(pc.invert(good)).to_pylist()
-                    if shard.cause is not None and shard.cause.is_final:
+                    if shard.waits_for_person:
                         left.update(set(unanswered) - newer)
                     newer.update(unanswered)
                 elif shard.state is not ShardState.PLANNED and shard.sent_at is not None:

@@ -117,7 +117,7 @@ class NextWave:
     def _asks(self, model: int, shard: Shard, rows: Iterable[_ResultRow], siblings: Sequence[Shard]) -> Iterator[_Ask]:
         """Yield what to ask again of this shard's requests. `siblings` are the shards of its submission."""
         # Of this model, of a fallback or in real time: not before a person says so.
-        if shard.cause is not None and shard.cause.is_final:
+        if shard.waits_for_person:
             return
         lane = Lane.REALTIME if self._late else shard.lane
         same, rest = self._split(shard, rows, siblings)

@@ -60,11 +60,6 @@ class Status:
         return Counter(shard.state.value for shard in self.shards)
 
     @property
-    def left(self) -> list[Shard]:
-        """The shards with requests that are not sent again before a person says `retry`."""
-        return [shard for shard in self.shards if shard.cause is not None and shard.cause.is_final]
-
-    @property
     def batch_ids(self) -> list[str]:
         return [shard.batch_id for shard in self.shards if shard.batch_id]
 

@@ -142,9 +142,6 @@ class Tick:
         """Ask the providers about batches in flight whose turn it is."""
         flying = self._ledger.shards_in_flight(self._engine.namespace, unreadable=self._unreadable)
         flying = [shard for shard in flying if shard.submission_id in self._before]
-        for shard in flying:
-            if self._engine.deployment.is_overdue(shard):
-                self._needs_person(self._before[shard.submission_id].submission, overdue_text(shard, self._now))
         # Late batches first: the rows of one that is stopped are answered in real time, and somebody waits for them.
         self._stop_late(flying)
         accounts = self._accounts({shard.provider for shard in flying})
@@ -165,6 +162,11 @@ class Tick:
         if self._is_within(self._bounds.poll_seconds - longest):
             with self._apart("batches that were given up"):
                 self._engine.poll_awaited(list(self._labels), self._now - _AWAITED_EVERY)
+        if any(self._engine.deployment.is_overdue(shard) for shard in flying):
+            # Read anew: some may have ended just now.
+            for submission, shard in self._engine.overdue():
+                if submission.submission_id in self._before:
+                    self._needs_person(submission, overdue_text(shard, self._now))
 
     def _not_polled(self, shards: Sequence[Shard], error: Exception) -> None:
         if isinstance(error, RefusedError | ConfigError):
@@ -192,8 +194,7 @@ class Tick:
                     self._engine.stop_late(submission_id, self._not_stopped)
 
     def _not_stopped(self, shards: Sequence[Shard], error: Exception) -> None:
-        submission = self._before[shards[0].submission_id].submission
-        self._trouble(f"{self._place_of(submission)} could not be stopped, and is asked again", error)
+        self._trouble(f"batch {shards[0].batch_id} could not be stopped, and is asked again", error)
 
     def _is_due(self, shard: Shard) -> bool:
         if shard.polled_at is None or shard.submitted_at is None or shard.status is BatchStatus.CANCELING:
@@ -323,8 +324,8 @@ class Tick:
                 try:
                     if self._can_go(progress):
                         moving.append(submission)
-                except CannotTellError as error:
-                    self._context.log.exception("A batch needs a person.")
+                except (CannotTellError, RefusedError, ConfigError) as error:
+                    self._context.log.exception("A submission needs a person.")
                     self._needs_person(submission, error)
                 except LeaseError:
                     continue

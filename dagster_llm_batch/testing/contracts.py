@@ -109,6 +109,7 @@ class ProviderContract:
         shown = f"{provider!r} {provider.name} {provider.account} {provider.console_url('b')}"
         assert not [secret for secret in subject.secrets if secret in shown]
         assert subject.provider.settle_seconds >= 0
+        assert subject.provider.window > timedelta()
 
     def test_encode_1_equal_arguments_give_equal_bytes(self, subject: ProviderUnderTest) -> None:
         request = Request("r", None, "a text")

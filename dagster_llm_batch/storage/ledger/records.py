@@ -109,6 +109,11 @@ class Shard:
     results_path: str | None = None  # decoded results, likewise
     cost_usd: Decimal | None = None
 
+    @property
+    def waits_for_person(self) -> bool:
+        """Whether what has no answer in it is not sent again before a person says so."""
+        return self.cause is not None and self.cause.is_final
+
 
 class ShardFields(TypedDict, total=False):
     """The columns that a move may set beside the new state."""
