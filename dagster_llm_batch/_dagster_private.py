@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from dagster._core.definitions.decorators.op_decorator import DecoratedOpFunction
+from dagster._core.definitions.partitions.utils import infer_partition_mapping
 from dagster._core.definitions.reconstruct import ReconstructableJob, repository_def_from_target_def
 from dagster._core.execution.plan.utils import build_resources_for_manager
 from dagster._core.secrets.env_file import get_env_var_dict
@@ -16,6 +17,7 @@ from dagster._grpc.utils import get_loadable_targets
 __all__ = [
     "check_target",
     "env_file",
+    "inferred_mapping",
     "io_manager_surroundings",
     "load_asset",
     "load_repository",
@@ -44,6 +46,15 @@ def check_target(
     return AssetCheckEvaluationTargetMaterializationData(
         storage_id=newest.storage_id, run_id=newest.run_id, timestamp=newest.timestamp
     )
+
+
+def inferred_mapping(
+    mapping: dg.PartitionMapping | None,
+    downstream: dg.PartitionsDefinition[Any] | None,
+    upstream: dg.PartitionsDefinition[Any],
+) -> dg.PartitionMapping:
+    """The mapping that Dagster's graph will have, before there is a graph."""
+    return infer_partition_mapping(mapping, downstream, upstream)
 
 
 def io_manager_surroundings(context: dg.AssetExecutionContext, io_manager_key: str) -> Mapping[str, Any]:

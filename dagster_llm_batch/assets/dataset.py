@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import dagster as dg
+import pyarrow as pa
 
-from dagster_llm_batch._dagster_private import load_asset
-from dagster_llm_batch.assets.keys import key_beside
+from dagster_llm_batch.assets.keys import Upstream, key_beside
 from dagster_llm_batch.assets.options import DagsterOptions
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.assets.sql_rows import SqlRows
 from dagster_llm_batch.assets.translator import DATASET_KEY, ROLE_TAG
+from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.checks import Checks
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.engine.request_writer import columns_read
+from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metadata import fenced
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.resources import LLMBatchResource
@@ -36,8 +39,13 @@ class RowsContext:
 
     partition_key: str | None
     asset: dg.AssetExecutionContext
-    load_asset: Callable[[dg.AssetKey, str | None], Any]
-    """Load an asset, or one partition of it, as its IO manager stored it. `plan` on the command line has no step."""
+    upstream: UpstreamReader
+
+    def load(self, asset: Upstream) -> pa.Table:
+        """Load an asset that `deps` names: all of an unpartitioned one, else the partitions that its mapping names for
+        this one, below each other. Raises ConfigError for another asset, InputError for what is not materialized.
+        """
+        return self.upstream.table(asset)
 
     @property
     def resources(self) -> Any:
@@ -179,37 +187,18 @@ class Dataset:
         """Return the engine of that resource."""
         return self.resource(context).engine()
 
-    def load_rows(self, context: dg.AssetExecutionContext, partition: str | None) -> Any:
-        """Load the rows of one partition, through their IO manager or from the function."""
-        if not isinstance(self.rows, dg.AssetKey):
-            return self.rows(RowsContext(partition, context, partial(_load_upstream, context)))
-        upstream = context.op_execution_context.job_def.asset_layer.get(self.rows).partitions_def
-        return _load_upstream(context, self.rows, self.rows_partition(upstream, partition))
+    def upstream(self, context: dg.AssetExecutionContext, partition: str | None) -> UpstreamReader:
+        """Return what reads the rows of one partition in a run."""
+        return UpstreamReader.of_run(context, partition, self.upstreams)
 
-    def rows_partition(self, upstream: dg.PartitionsDefinition[Any] | None, partition: str | None) -> str | None:
-        """Return which partition of the rows asset, with these partitions, is read. Raises ConfigError for other
-        ones.
-        """
-        if upstream is None:
-            return None
-        if upstream != self.partitions_def:
-            # a function has no partitions
-            assert self.rows_key is not None
-            msg = (
-                f"The rows asset {self.rows_key.to_user_string()} has other partitions than "
-                f"{self.key.to_user_string()}: {upstream} against {self.partitions_def}. Give both the same "
-                "partitions_def, or rows= a function that says which partitions to read."
-            )
-            raise ConfigError(msg)
-        return partition
-
-
-def _load_upstream(context: dg.AssetExecutionContext, asset: dg.AssetKey, partition: str | None) -> Any:
-    try:
-        return load_asset(context, asset, partition)
-    except FileNotFoundError as error:
-        msg = f"The rows asset {asset.to_user_string()} is not materialized: {error}. Materialize it first."
-        raise InputError(msg) from error
+    @contextmanager
+    def read_rows(self, context: dg.AssetExecutionContext, upstream: UpstreamReader) -> Iterator[Any]:
+        """Give the rows of one partition, from the upstream asset or from the function. Read them within the block."""
+        if isinstance(self.rows, dg.AssetKey):
+            with upstream.rows(self.rows, self.labeling.key, columns_read(self.labeling)) as rows:
+                yield rows
+        else:
+            yield self.rows(RowsContext(upstream.partition, context, upstream))
 
 
 def dataset_of(definitions: Iterable[dg.AssetsDefinition]) -> Dataset:

@@ -16,6 +16,7 @@ from dagster_llm_batch.assets.options import AssetOptions, DagsterOptions
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.assets.sql_rows import SqlRows
 from dagster_llm_batch.assets.submission import submission_asset
+from dagster_llm_batch.assets.upstream import check_deps, check_partitions
 from dagster_llm_batch.checks import Checks
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Response
@@ -71,12 +72,12 @@ def llm_batch_assets(
     Args:
         name: Name of the labeled asset.
         rows: An upstream asset (loaded through its IO manager, one partition at a time), a query (`SqlRows`), or a
-            function of RowsContext that gives the rows: a polars, pandas or arrow frame, a DuckDB relation, anything
-            narwhals reads, or an iterator of Arrow record batches.
+            function of RowsContext (whose `load` loads what `deps` names) that gives the rows: a polars, pandas or
+            arrow frame, a DuckDB relation, anything narwhals reads, or an iterator of Arrow record batches.
         key, prompt, model, response, params, endpoint, keep, empty, max_cost_usd, workers: See Labeling.
         limits, realtime, resend, spend: See Labeling.
-        partitions_def: Any Dagster partitions, of all three assets. An upstream asset is read by the same partition
-            key. Default: no partitions.
+        partitions_def: Any Dagster partitions, of all three assets. Of an upstream asset, those are read that Dagster's
+            partition mapping names. Default: no partitions.
         mode: "deferred": materializing the labels takes what is there, and a sensor (`build_llm_batch_sensor`) does it
             when batches end. "wait": the run waits for them, for development and small submissions.
         poll_seconds: Seconds between two looks in "wait" mode.
@@ -87,8 +88,10 @@ def llm_batch_assets(
         resource_key: Key of the LLMBatchResource.
         required_resource_keys: Keys of the resources that a function of rows uses.
         backfill_policy: How many runs a backfill is. Default: one run for all partitions.
-        deps: More assets that a query or a function of rows reads, or that the submission is to come after. For the
-            rows' own asset, its partition mapping takes the place of ours.
+        deps: More assets that a query or a function of rows reads, or that the submission is to come after. Of the
+            rows' own asset, its partition mapping says which partitions are read, and its `metadata` what is not
+            refused then: `allow_missing_partitions` leaves out what is not materialized, `repeated_keys: last` takes
+            the last row of a key that several partitions have.
         metadata: Metadata of all three assets, as the IO manager may want it (`partition_expr`, a column of `keep`).
         automation_condition: When the submission is made without a person. "default": never, since it costs. Labels and
             rejects land by the sensor.
@@ -139,6 +142,8 @@ def llm_batch_assets(
         backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if partitions_def else None),
         options=own,
     )
+    check_deps(dataset.upstreams)
+    check_partitions(dataset.batch_key, partitions_def, rows, dataset.upstreams)
     return [submission_asset(dataset), labels_asset(dataset)]
 
 

@@ -60,7 +60,7 @@ class DagsterOptions:
             function that you call.
         freshness_policy: When its assets are late.
         deps: More assets that are read, for order and lineage. They are neither waited for nor followed. One that is
-            read anyway takes the place of our own, with its partition mapping.
+            read anyway takes the place of our own: its partition mapping says which partitions are read.
         automation_condition: When the assets are made without a person. "default": what costs nothing is made when
             what it reads is new, and what asks a model waits for a person. None (in YAML null): only when a person says
             so.

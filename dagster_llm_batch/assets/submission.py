@@ -11,6 +11,7 @@ from pydantic import Field
 from dagster_llm_batch._dagster_private import repository_of
 from dagster_llm_batch.assets.dataset import Dataset, datasets_in
 from dagster_llm_batch.assets.partitions import EachPartition, materialize_result
+from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.checks import sent_spec, sent_verdict
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.engine import Status
@@ -46,7 +47,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             dataset.resource_key,
             *dataset.rows_resource_keys,
             # the rows may be in its memory
-            *([dataset.io_manager_key] if dataset.rows_key else []),
+            *([dataset.io_manager_key] if dataset.upstreams else []),
         },
         backfill_policy=dataset.backfill_policy,
         **dataset.options.op,
@@ -59,16 +60,20 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         engine.check(dataset.labeling)
         provider = engine.provider(dataset.labeling.provider)
 
-        def plan(partition: str | None) -> Submission:
-            return engine.plan(
-                dataset.labeling,
-                dataset.load_rows(context, partition),
-                partition=partition or "",
-                run_id=context.run.run_id,
-                again=config.again,
-            )
+        def plan(partition: str | None) -> tuple[Submission, UpstreamReader]:
+            upstream = dataset.upstream(context, partition)
+            with dataset.read_rows(context, upstream) as rows:
+                submission = engine.plan(
+                    dataset.labeling,
+                    rows,
+                    partition=partition or "",
+                    run_id=context.run.run_id,
+                    again=config.again,
+                )
+            return submission, upstream
 
-        def sent(partition: str | None, submission: Submission) -> Iterator[Any]:
+        def sent(partition: str | None, planned: tuple[Submission, UpstreamReader]) -> Iterator[Any]:
+            submission, upstream = planned
             step = engine.status if are_sent else partial(engine.submit, dataset.labeling)
             status = step(submission.submission_id)
             _log(context, partition, status)
@@ -78,7 +83,9 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                     f"{_where(partition)}{skipped:,} of {submission.rows:,} rows are empty and not sent; "
                     f"they will be in {dataset.rejects_key.to_user_string()}."
                 )
-            metadata = submission_metadata(status, dataset.labeling, provider, skipped)
+            for note in upstream.notes:
+                context.log.info(_where(partition) + note)
+            metadata = {**submission_metadata(status, dataset.labeling, provider, skipped), **upstream.metadata}
             yield from materialize_result(
                 context,
                 spec.key,
@@ -99,7 +106,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 # each partition says for itself what is in its way
                 with suppress(LLMBatchError):
                     engine.submit_together(
-                        dataset.labeling, [submission.submission_id for submission in planned.values()]
+                        dataset.labeling, [submission.submission_id for submission, _ in planned.values()]
                     )
                     # Partitions that wait for room in the queue wait together: alone, one may be too few for a batch.
                     are_sent = True

@@ -23,8 +23,9 @@ import click
 import dagster as dg
 
 from dagster_llm_batch._dagster_private import env_file, load_repository
-from dagster_llm_batch.assets.dataset import Dataset, RowsContext, datasets_in
+from dagster_llm_batch.assets.dataset import Dataset, datasets_in
 from dagster_llm_batch.assets.keys import key_beside
+from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.cli.output import age
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.resources import LLMBatchResource
@@ -181,33 +182,41 @@ class CodeLocation:
         return self._repository.assets_defs_by_key[key].get_asset_spec(key)
 
     @contextmanager
-    def rows(self, dataset: Dataset, partition: str | None) -> Iterator[Any]:
-        """Give the rows of a partition, as the submission's run would get them."""
-        if dataset.rows_key is None:
-            assert not isinstance(dataset.rows, dg.AssetKey)
-            with self._resources(set(dataset.rows_resource_keys)) as built:
-                values = {name: getattr(built, name) for name in dataset.rows_resource_keys}
-                context = dg.build_asset_context(values, partition_key=partition, instance=self._instance)
-                yield dataset.rows(RowsContext(partition, context, self.load_asset))
-            return
-        upstream = self._repository.assets_defs_by_key.get(dataset.rows_key)
-        upstream_partitions = None if upstream is None else upstream.partitions_def
-        yield self.load_asset(dataset.rows_key, dataset.rows_partition(upstream_partitions, partition))
+    def rows(self, dataset: Dataset, partition: str | None) -> Iterator[tuple[Any, UpstreamReader]]:
+        """Give the rows of a partition, as the submission's run would get them, with what read them."""
+        upstream = UpstreamReader(
+            self._repository.asset_graph,
+            self._instance,
+            dataset.batch_key,
+            partition,
+            dataset.upstreams,
+            self._load,
+            hint="DAGSTER_HOME is not set" if self._instance.is_ephemeral else "",
+        )
+        with self._resources(set(dataset.rows_resource_keys)) as built:
+            values = {name: getattr(built, name) for name in dataset.rows_resource_keys}
+            context = dg.build_asset_context(values, partition_key=partition, instance=self._instance)
+            with dataset.read_rows(context, upstream) as rows:
+                yield rows, upstream
 
     def load_asset(self, key: dg.AssetKey, partition: str | None) -> Any:
         """Return an asset, or one partition of it, as its IO manager stored it."""
-        name = key.to_user_string()
+        try:
+            return self._load(key, partition)
+        except FileNotFoundError as error:
+            where = "" if not self._instance.is_ephemeral else " (DAGSTER_HOME is not set)"
+            msg = f"The asset {key.to_user_string()} is not materialized{where}: {error}. Materialize it first."
+            raise InputError(msg) from error
+
+    def _load(self, key: dg.AssetKey, partition: str | None) -> Any:
         if key not in self._repository.assets_defs_by_key:
+            name = key.to_user_string()
             raise ConfigError(f"The asset {name} is not in {self.pointer}, so it cannot be loaded here.")
         disabled = logging.root.manager.disable
         # IO managers log each file that they read.
         logging.disable(logging.DEBUG)
         try:
             return self._repository.load_asset_value(key, instance=self._instance, partition_key=partition)
-        except FileNotFoundError as error:
-            where = "" if not self._instance.is_ephemeral else " (DAGSTER_HOME is not set)"
-            msg = f"The asset {name} is not materialized{where}: {error}. Materialize it first."
-            raise InputError(msg) from error
         finally:
             logging.disable(disabled)
 

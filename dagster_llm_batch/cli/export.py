@@ -152,7 +152,7 @@ def _stored_table(deployment: DeploymentAccess, key: dg.AssetKey, partition: str
 
 def _examples(deployment: DeploymentAccess, dataset: Dataset, partition: str | None, form: str) -> Iterator[Example]:
     labels = _table(deployment, dataset, partition, "labels")
-    with deployment.code.rows(dataset, partition) as rows:
+    with deployment.code.rows(dataset, partition) as (rows, _):
         yield from fine_tuning(dataset.labeling, rows, labels, form)
 
 

@@ -26,12 +26,13 @@ _LONGEST_SHOWN = 3
 
 @dataclass(frozen=True)
 class Planned:
-    """What a submission of one partition would be."""
+    """What a submission of one partition would be. `notes`: what was read upstream, where that is not plain."""
 
     asset: str
     partition: str | None
     model: str
     preview: Preview
+    notes: Sequence[str] = ()
 
     @property
     def document(self) -> dict[str, Any]:
@@ -55,6 +56,7 @@ class Planned:
             "price_basis": preview.price_basis,
             "submission_id": None if preview.known is None else preview.known.submission_id,
             "refused": preview.refused,
+            "notes": list(self.notes),
             "longest": [{"key": row.key, "input_tokens": row.tokens} for row in preview.longest],
             "context_tokens": preview.context_tokens,
             "shards": [
@@ -115,9 +117,9 @@ def plan_rows(
     """Return what a submission of each of these would be now."""
     planned = []
     for dataset, partition in wanted:
-        with deployment.code.rows(dataset, partition) as rows:
+        with deployment.code.rows(dataset, partition) as (rows, upstream):
             preview = deployment.dry_engine.preview(dataset.labeling, rows, partition=partition or "", again=again)
-        planned.append(Planned(dataset.name, partition, dataset.labeling.model, preview))
+        planned.append(Planned(dataset.name, partition, dataset.labeling.model, preview, upstream.notes))
     return planned
 
 
@@ -152,7 +154,7 @@ def print_plan(plans: Sequence[Planned]) -> None:
         print_table([*columns, "~cost"], [*rows, ["total", "", *whole, money(_total(plans))]])
     for plan in plans:
         where = "" if len(plans) == 1 else f"{cell_text(' '.join(filter(None, [plan.asset, plan.partition])))}: "
-        for text in _warnings(plan.preview):
+        for text in (*plan.notes, *_warnings(plan.preview)):
             click.echo(where + text)
         if plan.preview.refused:
             click.echo(f"Refused: {plan.preview.refused}")

@@ -288,6 +288,15 @@ class DepSettings(Block):
         description="A template. Default: Dagster's own.",
         examples=["{{ TimeWindowPartitionMapping(start_offset=-6) }}"],
     )
+    metadata: dict[str, Any] | None = Field(
+        default=None,
+        description=(
+            "Of what is read. `allow_missing_partitions`: partitions that are not materialized are left out, not "
+            "refused. `repeated_keys: last`: of a key that several partitions have, the row of the last is taken, not "
+            "refused."
+        ),
+        examples=[{"allow_missing_partitions": True, "repeated_keys": "last"}],
+    )
 
     def value(self, context: dg.ResolutionContext) -> dg.AssetDep:
         """Return Dagster's dependency."""
@@ -296,7 +305,9 @@ class DepSettings(Block):
         if isinstance(mapping, str):
             with pointing_at(context.at_path("partition_mapping")):
                 raise ConfigError(f"partition_mapping={mapping!r} is text; it takes a template that gives one.")
-        return dg.AssetDep(key, partition_mapping=mapping)
+        return dg.AssetDep(
+            key, partition_mapping=mapping, metadata=templated(context.at_path("metadata"), self.metadata)
+        )
 
 
 class Example(Block):

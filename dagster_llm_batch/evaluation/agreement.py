@@ -133,11 +133,9 @@ _ByLabeler = dict[str, pa.Table]
 def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) -> dict[str, _ByLabeler]:
     """Return the labelers of each group, each with a table of keys and targets; a row that failed has no label."""
     columns = [design.join_key, *(target.name for target in design.targets)]
-    partitions_def = design.builder.partitions_def
-
     candidates = {
         candidate.name: _labeled(
-            tables.read(candidate.key, partition, partitions_def, columns, also=("llm_outcome",), hint=_HINT), columns
+            tables.read(candidate.key, partition, columns, also=("llm_outcome",), hint=_HINT), columns
         )
         for candidate in design.candidates
         if tables.parts(candidate.key, partition)
@@ -146,7 +144,7 @@ def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) 
     if design.gold is not None and tables.parts(design.gold, partition):
         names = {target.name: target.gold_column or target.name for target in design.targets}
         wanted = [design.join_key, *names.values(), *([design.annotator] if design.annotator else [])]
-        gold = tables.read(design.gold, partition, partitions_def, wanted, also=(WEIGHT,), hint=_HINT)
+        gold = tables.read(design.gold, partition, wanted, also=(WEIGHT,), hint=_HINT)
         if partition is not None and tables.partitions_def(design.gold) is None and candidates:
             keys = stacked([table.select([design.join_key]) for table in candidates.values()], design.builder.key)
             gold = gold.filter(pc.is_in(gold[design.join_key], keys[design.join_key].combine_chunks()))
@@ -330,6 +328,7 @@ def agreement_assets(
         severity=check_severity,
     )
     builder = design.builder
+    builder.check_partitions(gold, candidates)
     shared: dict[str, Any] = {
         "deps": design.upstreams,
         "code_version": design.code_version,

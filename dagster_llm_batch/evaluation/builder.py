@@ -24,6 +24,7 @@ from dagster_llm_batch.assets.options import AssetOptions, DagsterOptions
 from dagster_llm_batch.assets.output import Frame, stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
 from dagster_llm_batch.assets.translator import ROLE_TAG
+from dagster_llm_batch.assets.upstream import check_partitions
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.metadata import data_version, table_schema
@@ -132,6 +133,12 @@ class EvaluationBuilder(DagsterOptions):
     def backfill(self) -> dg.BackfillPolicy | None:
         """How many runs a backfill is; None where there are no partitions."""
         return self.backfill_policy or (dg.BackfillPolicy.single_run() if self.partitions_def else None)
+
+    def check_partitions(self, *upstreams: object) -> None:
+        """Raise ConfigError where definitions among these, or in lists or mappings of these, have partitions that
+        cannot be mapped to those of the tables.
+        """
+        check_partitions(self.key, self.partitions_def, upstreams, self.all_deps([]))
 
     def follow(
         self, upstreams: Sequence[dg.AssetKey], *, not_awaited: Sequence[dg.AssetKey] = ()

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked_options
+from dagster_llm_batch.assets.upstream import known_specs
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import (
@@ -117,6 +118,13 @@ def _prepare(design: DriftSpec, context: dg.AssetExecutionContext) -> Callable[[
     return compute
 
 
+def _other_partitions(key: dg.AssetKey, own: object, wanted: object) -> ConfigError:
+    return ConfigError(
+        f"{key.to_user_string()} has other partitions than this asset: {own} against {wanted}. Drift is between "
+        "partitions of one kind: give both the same partitions_def, or this one none, to look at all together."
+    )
+
+
 class _Labels:
     """Counts classes for one run."""
 
@@ -146,10 +154,7 @@ class _Labels:
         if own is None:
             raise ConfigError(f"{key.to_user_string()} has no partitions, and drift is between partitions.")
         if partition is not None and own != wanted:
-            raise ConfigError(
-                f"{key.to_user_string()} has other partitions than this asset: {own} against {wanted}. Give both the "
-                "same partitions_def, or this one none, to look at all partitions together."
-            )
+            raise _other_partitions(key, own, wanted)
         stored = self._tables.partitions(key)
         return bool(stored) if partition is None else partition in stored
 
@@ -339,6 +344,9 @@ def drift_assets(
         severity=check_severity,
     )
     builder = design.builder
+    for spec in known_specs(candidates):
+        if builder.partitions_def is not None and spec.partitions_def != builder.partitions_def:
+            raise _other_partitions(spec.key, spec.partitions_def, builder.partitions_def)
     shared: dict[str, Any] = {
         "deps": design.upstreams,
         "code_version": design.code_version,

@@ -33,7 +33,7 @@ __all__ = ["evaluation_assets"]
 def _prepare(
     design: EvaluationSpec, accepted_spec: dg.AssetSpec, context: dg.AssetExecutionContext
 ) -> Callable[[str | None], Tables]:
-    upstreams = Upstreams(context, design, design.builder.partitions_def)
+    upstreams = Upstreams(context, design)
     accepted = Accepted(context, design, accepted_spec) if design.regression else None
 
     def compute(partition: str | None) -> Tables:
@@ -123,9 +123,10 @@ def evaluation_assets(
                         <name>_versions        present labels against the accepted ones (with `regression`)
                            └─▶ <name>_accepted    labels that somebody has accepted (with `regression`)
 
-    With `partitions_def`, each partition is evaluated by itself, and gold may be partitioned alike or not at all.
-    Without, all materialized partitions are read, one by one, and evaluated together; keys must be unique over all of
-    them. `evaluation.gold_rows` says which gold rows count. Needs the extra `evaluation` when it runs.
+    With `partitions_def`, each partition is evaluated by itself, on what Dagster's partition mappings name of gold and
+    candidates; what is not materialized of it is left out and counted. Without, all materialized partitions are read,
+    one by one, and evaluated together. Keys must be unique over all that are read together. `evaluation.gold_rows` says
+    which gold rows count. Needs the extra `evaluation` when it runs.
 
     Args:
         name: Name of the evaluation asset.
@@ -176,6 +177,7 @@ def evaluation_assets(
         keep=tuple(dict.fromkeys(name for candidate in measured for name in candidate.keep) if keep is None else keep),
     )
     builder = design.builder
+    builder.check_partitions(gold, candidates, rejects or {})
     evaluated: dict[str, Any] = {
         "deps": design.upstreams,
         "code_version": design.code_version,

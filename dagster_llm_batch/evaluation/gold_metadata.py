@@ -137,6 +137,7 @@ def evaluation_metadata(report: EvaluationReport, read: Read) -> dict[str, Any]:
         "gold_rows": len(read.gold),
         "gold_rows_elsewhere": read.gold_rows_elsewhere,
         "partitions": read.partitions,
+        "partitions_missing": read.partitions_missing,
         "partitions_unlabeled": read.gold_partitions_without_labels,
         "partitions_without_gold": read.labeled_partitions_without_gold,
     }

@@ -3,6 +3,7 @@
 Which gold rows count (the others are counted and shown, never silently dropped):
 
     gold partitioned as the candidates    rows of the partitions that at least one candidate has labeled
+    gold partitioned, evaluation is       rows of the partitions that the evaluation's is mapped to
     gold not partitioned, evaluation is   rows whose key a partitioned candidate has in that partition, rejects included
     otherwise                             all rows of gold
 
@@ -14,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_llm_batch.assets.upstream import refuse_repeated
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.candidates import Candidate
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
@@ -38,13 +39,15 @@ _HINT = "Set key=, target= or gold_target= to columns that are there."
 class Read:
     """Tables to compare. `gold` holds the rows that count; the counts say what was left out or not there.
 
-    `partitions` were read of at least one candidate; None where nothing is partitioned, or in one partition.
+    `partitions` were read of at least one candidate; None where nothing is partitioned, or in one partition. In one
+    that reads several of a candidate, those of each are counted, and so are `partitions_missing`: not materialized.
     """
 
     gold: pa.Table
     candidates: dict[str, pa.Table]
     gold_rows_elsewhere: int = 0
     partitions: int | None = None
+    partitions_missing: int | None = None
     gold_partitions_without_labels: int = 0
     labeled_partitions_without_gold: int = 0
 
@@ -56,14 +59,12 @@ class Upstreams:
         self,
         context: dg.AssetExecutionContext,
         evaluation: EvaluationSpec,
-        partitions_def: dg.PartitionsDefinition[Any] | None,
     ) -> None:
         key, targets = evaluation.join_key, evaluation.targets
         self._context = context
         self._gold = evaluation.gold
         self._candidates = evaluation.candidates
         self._key = key
-        self._partitions_def = partitions_def
         self._gold_columns = [key, *(target.gold_column or target.name for target in targets)]
         self._columns = [key, *(target.name for target in targets)]
         self._keep = evaluation.keep
@@ -115,12 +116,6 @@ class Upstreams:
         )
 
     def _read_one(self, partition: str) -> Read:
-        for key in (self._gold, *self._keys()):
-            if self._partitions_of(key) not in (None, self._partitions_def):
-                raise ConfigError(
-                    f"{key.to_user_string()} has other partitions than this evaluation: {self._partitions_of(key)}. "
-                    "Give the evaluation the same partitions_def, or none to evaluate all partitions together."
-                )
         wanted = {candidate.name: self._in(candidate.key, partition) for candidate in self._candidates}
         if not any(wanted.values()):
             raise InputError(f"None of {self._names()} has labels for this partition. {self._next(*self._keys())}")
@@ -132,8 +127,9 @@ class Upstreams:
             )
         gold = self._load_gold(gold_parts)
         tables = {candidate.name: self._labels(candidate, wanted[candidate.name]) for candidate in self._candidates}
+        several = self._several(partition)
         if self._partitions_of(self._gold) is not None:
-            return Read(gold, tables)
+            return Read(gold, tables, **several)
         daily = [
             tables[candidate.name] for candidate in self._candidates if self._partitions_of(candidate.key) is not None
         ]
@@ -147,27 +143,45 @@ class Upstreams:
                 f"{partition}: no row of {self._gold.to_user_string()} has a '{self._key}' of this partition, so there "
                 "is nothing to measure. If there should be one, compare the keys of both tables."
             )
-        return Read(here, tables, gold_rows_elsewhere=len(gold) - len(here))
+        return Read(here, tables, gold_rows_elsewhere=len(gold) - len(here), **several)
+
+    def _several(self, partition: str) -> dict[str, int]:
+        """Return how many partitions were read of the candidates, and are missing, where one reads several."""
+        keys = [key for key in self._keys() if self._partitions_of(key) is not None]
+        mapped = [len(self._tables.mapped(key, partition)) for key in keys]
+        if max(mapped, default=0) <= 1:
+            return {}
+        read = sum(len(self._in(key, partition)) for key in keys)
+        return {"partitions": read, "partitions_missing": sum(mapped) - read}
 
     def _labels(self, candidate: Candidate, partitions: Sequence[str | None]) -> pa.Table:
         """Return labels, and the rejects as rows without a label."""
-        tables = [self._load(candidate.key, partition, self._columns) for partition in partitions]
+        tables = [(partition, self._load(candidate.key, partition, self._columns)) for partition in partitions]
         if candidate.rejects is not None:
             stored = self._stored(candidate.rejects)
             tables += [
-                self._load(candidate.rejects, partition, [self._key]) for partition in partitions if partition in stored
+                (partition, self._load(candidate.rejects, partition, [self._key]))
+                for partition in partitions
+                if partition in stored
             ]
         if not tables:
             return pa.schema([(name, pa.null()) for name in dict.fromkeys(self._columns)]).empty_table()
-        return stacked(tables, candidate.key)
+        return self._stacked(tables, candidate.key)
 
     def _load_gold(self, partitions: Sequence[str | None]) -> pa.Table:
         key = self._gold
         tables = [
-            self._tables.load(key, partition, self._gold_columns, also=(WEIGHT,), hint=_HINT)
+            (partition, self._tables.load(key, partition, self._gold_columns, also=(WEIGHT,), hint=_HINT))
             for partition in partitions
         ]
-        return stacked(tables, key)
+        return self._stacked(tables, key)
+
+    def _stacked(self, tables: Sequence[tuple[str | None, pa.Table]], asset: dg.AssetKey) -> pa.Table:
+        """Stack the tables of these partitions. Raises InputError where several have the same key."""
+        if len({partition for partition, _ in tables}) > 1:
+            keys = [(partition, table[self._key]) for partition, table in tables]
+            refuse_repeated(keys, asset, self._key, "Keep one row for each, or evaluate each partition by itself.")
+        return stacked([table for _, table in tables], asset)
 
     def _load(self, key: dg.AssetKey, partition: str | None, columns: Sequence[str]) -> pa.Table:
         also = (*CANDIDATE_COLUMNS, "llm_reason", *self._confidences, *self._keep)

@@ -105,6 +105,7 @@ def gold_sample_assets(
         random_share=random_share,
         seed=seed,
     )
+    sampling.builder.check_partitions(gold, candidates, rejects or {})
     names = ", ".join(candidate.name for candidate in sampling.candidates)
     spec = sampling.builder.spec(
         f"Rows of {names} that people should label next, by {', '.join(targets)}.",
@@ -179,8 +180,8 @@ class _Sampling:
 
     def _labels(self, stored: StoredTables, candidate: Candidate, partition: str | None) -> pa.Table:
         """Return labels, and the rejects as rows without a label."""
-        columns, partitions_def = [self.join_key, *self.targets], self.builder.partitions_def
-        labels = stored.read(candidate.key, partition, partitions_def, columns, also=self.confidence, hint=_HINT)
+        columns = [self.join_key, *self.targets]
+        labels = stored.read(candidate.key, partition, columns, also=self.confidence, hint=_HINT)
         if candidate.rejects is None:
             return labels
         here = stored.parts(candidate.rejects, partition)
@@ -191,11 +192,13 @@ class _Sampling:
         """Return the stored partition before this one, and its labels, of the candidates that have one."""
         earlier_labels = {}
         for candidate in self.candidates:
-            own = [None, *stored.partitions(candidate.key)]
-            earlier = own[own.index(partition) - 1] if partition in own else None
+            # An unpartitioned one has no labels from before.
+            if stored.partitions_def(candidate.key) is None:
+                continue
+            earlier = next((one for one in stored.before(partition) if stored.parts(candidate.key, one)), None)
             if earlier is not None:
                 columns = [self.join_key, *self.targets]
-                earlier_labels[candidate.name] = (earlier, stored.load(candidate.key, earlier, columns, hint=_HINT))
+                earlier_labels[candidate.name] = (earlier, stored.read(candidate.key, earlier, columns, hint=_HINT))
         return earlier_labels
 
     def _gold_keys(

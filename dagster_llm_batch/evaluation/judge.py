@@ -25,7 +25,6 @@ from dagster_llm_batch.assets.dataset import Dataset, dataset_of
 from dagster_llm_batch.assets.keys import Upstream, key_beside, upstream_key
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.builder import (
     Computed,
@@ -366,8 +365,8 @@ class Judge:
 
     def _asked(self, cases: dg.AssetKey, context: RowsContext) -> pa.Table:
         """Return the rows of the labeled dataset."""
-        stored = record_batches(context.load_asset(cases, context.partition_key), self._case_columns)
-        return _to_ask(columns_of(list(stored), cases.to_user_string(), self._case_columns, hint=_HINT))
+        stored = context.load(cases).to_batches()
+        return _to_ask(columns_of(stored, cases.to_user_string(), self._case_columns, hint=_HINT))
 
     def _judged(
         self,
@@ -399,7 +398,7 @@ class Judge:
         columns: Sequence[str],
         also: Sequence[str] = (),
     ) -> pa.Table:
-        return stored.read(key, partition, self.builder.partitions_def, columns, also=also, hint=_HINT)
+        return stored.read(key, partition, columns, also=also, hint=_HINT)
 
 
 def _drawn(sample_size: int | None) -> str:
@@ -466,7 +465,7 @@ def pairwise_judge_assets(
         max_inconsistent: Largest share of rows, of any pair, whose verdicts change with the order; as a check.
         check_severity: Severity of the check when it fails.
         blocking: Whether the failed check holds back what is downstream.
-        partitions_def: Judge each partition by itself; `rows` and candidates have the same partitions, or none.
+        partitions_def: Judge each partition by itself; `rows` and candidates are read by Dagster's partition mappings.
             Default: all partitions are judged together.
         automation_condition: When the judge is asked without a person. "default": never, since it costs; what costs
             nothing follows. None (in YAML null): nothing follows either.
@@ -487,6 +486,7 @@ def pairwise_judge_assets(
     if len(judged) < 2:  # noqa: PLR2004
         raise ConfigError(f"candidates is {judged[0].name} alone; a comparison needs two or more.")
     builder, llm_batch = _builder(name, options)
+    builder.check_partitions(rows, candidates)
     judge = Judge(
         builder=builder,
         rows=rows,
@@ -562,6 +562,7 @@ def rubric_judge_assets(
     instruction = _RUBRIC.format(lowest=lowest, highest=highest, criteria=listed)
     judged = candidates_of(candidates, {})
     builder, llm_batch = _builder(name, options)
+    builder.check_partitions(rows, candidates)
     judge = Judge(
         builder=builder,
         rows=rows,

@@ -193,7 +193,7 @@ def accepted_asset(design: EvaluationSpec, spec: dg.AssetSpec, builder: Evaluati
 def _accept(
     context: dg.AssetExecutionContext, design: EvaluationSpec, spec: dg.AssetSpec, candidates: Sequence[str]
 ) -> Computed:
-    read = Upstreams(context, design, None).read(None)
+    read = Upstreams(context, design).read(None)
     chosen = Read(read.gold, {name: read.candidates[name] for name in candidates})
     new = [_labels_of_gold(name, table, read.gold, design) for name, table in chosen.candidates.items()]
     try:

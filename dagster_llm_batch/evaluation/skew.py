@@ -219,7 +219,7 @@ class _Skew:
         dataset, key = self.dataset, self.labeling.key
         labeling = dataset.labeling
         columns = list(dict.fromkeys([key, *(target.name for target in self.targets), *_ASKED]))
-        labels = StoredTables(context).read(dataset.key, partition, dataset.partitions_def, columns, hint=_HINT)
+        labels = StoredTables(context).read(dataset.key, partition, columns, hint=_HINT)
         submissions = engine.ledger.history(engine.namespace, labeling.asset, partition or "")
         # Labels of another definition would be compared with answers to the present one.
         made = next((submission.config_fingerprint for submission in submissions if submission.is_settled), None)
@@ -243,13 +243,10 @@ class _Skew:
         self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None, batch: pa.Table
     ) -> tuple[pa.Table, Status]:
         """Return what is said in real time of the rows of `batch`; rejects are rows without a label."""
-        rows = _with_keys(
-            self.dataset.load_rows(context, partition),
-            self.labeling.key,
-            batch[self.labeling.key],
-            columns_read(self.labeling),
-        )
-        planned = engine.plan(self.labeling, rows, partition=partition or "", run_id=context.run.run_id)
+        key, upstream = self.labeling.key, self.dataset.upstream(context, partition)
+        with self.dataset.read_rows(context, upstream) as all_rows:
+            rows = _with_keys(all_rows, key, batch[key], columns_read(self.labeling))
+            planned = engine.plan(self.labeling, rows, partition=partition or "", run_id=context.run.run_id)
         # Where no label of the sample comes from the request that its row makes now, different questions would be
         # compared: nothing is paid for that.
         if len(batch) and not planned.is_settled:

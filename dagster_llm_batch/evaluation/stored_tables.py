@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -10,6 +10,7 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch._dagster_private import load_asset
+from dagster_llm_batch.assets.upstream import mapped_partitions
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
 
@@ -23,6 +24,8 @@ class StoredTables:
         self._context = context
         # there is no repository in tests
         self._graph = context.op_execution_context.job_def.asset_layer.asset_graph
+        # All assets of a step read the same, by the same mappings.
+        self._reader = min(context.selected_asset_keys)
         # one answer a run
         self.partitions = cache(self._partitions)
 
@@ -42,36 +45,38 @@ class StoredTables:
         return [partition for partition in keys if partition in stored]
 
     def in_partition(self, key: dg.AssetKey, partition: str) -> list[str | None]:
-        """Return what stands for `partition` in an asset: itself, or all of an unpartitioned one; [] if it is not
-        there.
+        """Return what an asset has for `partition` of the one that reads it, by Dagster's partition mapping: itself,
+        the days of a week, all of an unpartitioned one. What is not materialized is left out. Raises ConfigError where
+        Dagster cannot map them.
         """
-        here = None if self.partitions_def(key) is None else partition
-        return [here] if here in self.partitions(key) else []
+        stored = set(self.partitions(key))
+        return [part for part in self.mapped(key, partition) if part in stored]
+
+    def mapped(self, key: dg.AssetKey, partition: str) -> list[str | None]:
+        """Return what `in_partition` would if all were materialized."""
+        return mapped_partitions(self._graph, self._context.instance, self._reader, key, partition)
+
+    def before(self, partition: str) -> Iterator[str]:
+        """Yield the partitions of what is computed that come before this one, the nearest first."""
+        partitions_def = self.partitions_def(self._reader)
+        keys = (
+            []
+            if partitions_def is None
+            else partitions_def.get_partition_keys(dynamic_partitions_store=self._context.instance)
+        )
+        yield from reversed(keys[: keys.index(partition)] if partition in keys else [])
 
     def parts(self, key: dg.AssetKey, partition: str | None) -> list[str | None]:
         """Return what stands for `partition` in an asset, or (None) all that can be read of it."""
         return self.partitions(key) if partition is None else self.in_partition(key, partition)
 
     def read(
-        self,
-        key: dg.AssetKey,
-        partition: str | None,
-        partitions_def: dg.PartitionsDefinition[Any] | None,
-        columns: Sequence[str],
-        *,
-        also: Sequence[str] = (),
-        hint: str,
+        self, key: dg.AssetKey, partition: str | None, columns: Sequence[str], *, also: Sequence[str] = (), hint: str
     ) -> pa.Table:
-        """Return what one partition of an evaluation with `partitions_def` needs of an asset, or (None) all of it.
+        """Return what one partition of what is computed needs of an asset, or (None) all of it.
 
-        Raises ConfigError for other partitions, InputError where nothing is there.
+        Raises ConfigError for partitions that cannot be mapped, InputError where nothing is there.
         """
-        own = self.partitions_def(key)
-        if partition is not None and own not in (None, partitions_def):
-            raise ConfigError(
-                f"{key.to_user_string()} has other partitions than what reads it: {own} against {partitions_def}. "
-                "Give both the same partitions_def, or what reads it none, to read all partitions together."
-            )
         here = self.parts(key, partition)
         if not here:
             where = "" if partition is None else f" for partition {partition}"

@@ -106,7 +106,7 @@ def _truth(context: dg.AssetExecutionContext, source: dg.AssetKey, target: str) 
     tables = StoredTables(context)
     if not tables.partitions(source):
         return {}
-    table: pa.Table = tables.read(source, None, None, [KEY, target], also=(WEIGHT,), hint="See truth= and target=.")
+    table: pa.Table = tables.read(source, None, [KEY, target], also=(WEIGHT,), hint="See truth= and target=.")
     refuse_weights(table, KEY, target)
     pairs = zip(table[KEY].to_pylist(), table[target].to_pylist(), strict=True)
     return {str(pair): str(label) for pair, label in pairs if label is not None}

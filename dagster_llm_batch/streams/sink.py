@@ -96,7 +96,7 @@ def kafka_sink_asset(
         def land(partition: str | None) -> Iterator[Any]:
             wanted = list(dict.fromkeys([key, *columns]))
             hint = f"Name columns of {source.to_user_string()}."
-            table = StoredTables(context).read(source, partition, partitions_def, wanted, hint=hint).sort_by(key)
+            table = StoredTables(context).read(source, partition, wanted, hint=hint).sort_by(key)
             version = data_version(table)
             produced = 0
             if _produced(context, spec.key, partition) != (version, topic):

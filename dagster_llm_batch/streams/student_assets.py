@@ -114,7 +114,7 @@ def student_of(table: Any) -> Student:
 
 def _labeled(context: dg.AssetExecutionContext, dataset: Dataset, text: str, target: str) -> pa.Table:
     columns = [dataset.labeling.key, text, target]
-    table = StoredTables(context).read(dataset.key, None, None, columns, hint="See text= and target=.")
+    table = StoredTables(context).read(dataset.key, None, columns, hint="See text= and target=.")
     rows = table.filter(table[target].is_valid()).sort_by(dataset.labeling.key)
     return rows.set_column(rows.column_names.index(target), target, rows[target].cast(pa.string()))
 

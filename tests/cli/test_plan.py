@@ -182,3 +182,75 @@ daily = dg.Daily""",
         assert (plan["asset"], plan["requests_to_send"]) == ("ticket_labels", 0)
         assert project.json("show", name)["submission"]["asset"] == "ticket_labels"
         assert project.on_file("export", name, "-o", "-").stdout.count("ticket_id") > 0
+
+
+OF_TWO_DAYS = """
+@dg.asset(partitions_def=daily)
+def inbox(context: dg.AssetExecutionContext) -> list:
+    return rows(context) + [{"ticket_id": "each day", "body": "Where is my invoice?"}]
+
+
+two_days = dg.TimeWindowPartitionMapping(start_offset=-1)
+in_two_days = llm_batch_assets(
+    name="in_two_days",
+    rows="inbox",
+    partitions_def=daily,
+    deps=[dg.AssetDep("inbox", partition_mapping=two_days, metadata={})],
+    **common,
+)
+here = """
+
+
+def test_of_partitions_that_differ_a_plan_says_what_the_run_would(project, home):
+    project.change("assets=[tickets,", "assets=[tickets, inbox, *in_two_days,")
+    project.change("\nhere = ", OF_TWO_DAYS)
+
+    def planned(code=1):
+        return project.on_file("plan", "in_two_days", "-p", DAYS[1], code=code)
+
+    with dg.DagsterInstance.get() as instance:
+
+        def refused():
+            result = (
+                project.module()["defs"]
+                .resolve_implicit_global_asset_job_def()
+                .execute_in_process(
+                    instance=instance,
+                    partition_key=DAYS[1],
+                    asset_selection=[dg.AssetKey("in_two_days_batch")],
+                    raise_on_error=False,
+                )
+            )
+            [failed] = [event for event in result.all_node_events if event.is_step_failure]
+            return failed.step_failure_data.user_failure_data.description
+
+        dg.materialize([project.module()["inbox"]], instance=instance, partition_key=DAYS[1])
+        said = refused()
+        assert "The asset inbox is not materialized in 1 of the 2 partitions that 2026-01-02 reads: 2026-01-01." in said
+        assert said in planned().stderr
+        dg.materialize([project.module()["inbox"]], instance=instance, partition_key=DAYS[0])
+        said = refused()
+        assert (
+            "The key 'ticket_id' of inbox is not unique over its partitions: 'each day' in 2026-01-01, 2026-01-0"
+            in said
+        )
+        assert said in planned().stderr
+    project.change("metadata={}", 'metadata={"repeated_keys": "last"}')
+    told = [
+        "inbox: read 2026-01-01, 2026-01-02.",
+        "inbox: left out 1 rows whose ticket_id a later partition has.",
+    ]
+    [plan] = project.json("plan", "in_two_days", "-p", DAYS[1])["plans"]
+    assert (plan["rows"], plan["notes"]) == (7, told)
+    assert all(one in planned(0).stdout for one in told)
+
+
+def test_a_rows_function_that_loads_what_is_upstream_is_planned_as_it_runs(project, home):
+    function = "def rows(context):\n    prefix = "
+    project.change(function, "def joined(context):\n    return context.load('tickets')\n\n\n" + function)
+    project.change('name="asset_labels", rows=tickets,', 'name="asset_labels", rows=joined, deps=["tickets"],')
+    assert "The asset tickets is not materialized" in project.on_file("plan", "asset_labels", code=1).stderr
+    with dg.DagsterInstance.get() as instance:
+        dg.materialize([project.module()["tickets"]], instance=instance)
+    [plan] = project.json("plan", "asset_labels")["plans"]
+    assert (plan["rows"], plan["requests_to_send"]) == (1, 1)

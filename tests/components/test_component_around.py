@@ -77,7 +77,14 @@ def test_dagsters_own_options_reach_specs_and_ops(word):
         "metadata": {"partition_expr": "day"},
         "code_version": "mine",
         "freshness_policy": "{{ dg.FreshnessPolicy.time_window(fail_window=datetime.timedelta(hours=30)) }}",
-        "deps": ["crm/more", {"asset": "raw", "partition_mapping": "{{ AllPartitionMapping() }}"}],
+        "deps": [
+            "crm/more",
+            {
+                "asset": "raw",
+                "partition_mapping": "{{ AllPartitionMapping() }}",
+                "metadata": {"allow_missing_partitions": True, "repeated_keys": "last"},
+            },
+        ],
         "automation_condition": None,
         "pool": "llm",
         "op_tags": {"dagster-k8s/config": {"container_config": {"resources": {"limits": {"memory": "8Gi"}}}}},
@@ -91,6 +98,8 @@ def test_dagsters_own_options_reach_specs_and_ops(word):
         every = [one for made in project.defs.assets for one in made.specs]
         deps = {dep.asset_key.to_user_string(): dep.partition_mapping for one in every for dep in one.deps}
         assert (deps["crm/more"], deps["raw"]) == (None, dg.AllPartitionMapping())
+        said = next(dict(dep.metadata) for one in every for dep in one.deps if dep.asset_key == dg.AssetKey("raw"))
+        assert said == {"allow_missing_partitions": True, "repeated_keys": "last"}
         assert {one.automation_condition for one in every} == {None}
         ops = [made.op for made in project.defs.assets]
         assert all("8Gi" in str(op.tags["dagster-k8s/config"]) for op in ops)

@@ -10,10 +10,11 @@ from yaml_project import labels, loaded
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "how-to" / "components.md"
+PARTITIONS = PAGE.with_name("partitions.md")
 
 
-def blocks(language):
-    tokens = MarkdownIt().parse(PAGE.read_text(encoding="utf-8"))
+def blocks(language, page=PAGE):
+    tokens = MarkdownIt().parse(page.read_text(encoding="utf-8"))
     return [token.content for token in tokens if token.type == "fence" and token.info == language]
 
 
@@ -30,6 +31,13 @@ def test_each_yaml_block_loads_alone_or_in_the_least_dataset(text):
         with loaded(yaml.safe_dump(whole, sort_keys=False)) as project:
             assert project.component.assets
             assert all(made.specs for made in project.defs.assets)
+
+
+def test_the_yaml_of_the_page_about_partitions_is_of_a_dataset():
+    [text] = blocks("yaml", PARTITIONS)
+    with loaded(labels(**yaml.safe_load(text))) as project:
+        [dep] = project.spec("ticket_labels_batch").deps
+        assert (dep.partition_mapping, dep.metadata["repeated_keys"]) == (dg.TimeWindowPartitionMapping(), "last")
 
 
 def test_the_python_of_the_page_is_a_component_of_ones_own():

@@ -135,6 +135,10 @@ attributes:
         ("  model: openai/gpt-5\n  prompt: x\n  sensor: maybe", 8, "sensor='maybe' is text"),
         ("  model: openai/gpt-5\n  prompt: x\n  deps: tickets", 8, "deps='tickets' is text"),
         (
+            "  model: openai/gpt-5\n  prompt: x\n  deps: [{asset: tickets, metadata: {repeated_keys: first}}]",
+            *(8, "deps: repeated_keys='first' of tickets is not allowed; it takes 'refuse' or 'last'"),
+        ),
+        (
             "  model: openai/gpt-5\n  prompt: x\n  resend: {max_waves: many}",
             8,
             "max_waves='many' is not allowed",

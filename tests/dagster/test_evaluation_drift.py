@@ -167,7 +167,12 @@ class TestPartitions:
         assert project.partitions("report") == {DAYS[3]}
 
     def test_other_partitions_and_none_are_refused(self, project):
-        upstream, assets = build_assets(labels({}), partitions_def=dg.StaticPartitionsDefinition(["a"]))
+        other = dg.StaticPartitionsDefinition(["a"])
+        with pytest.raises(ConfigError, match="tickets has other partitions than this asset"):
+            build_assets(labels({}), partitions_def=other)
+        # By its key alone, in the run.
+        upstream = [labels({})]
+        assets = drift_assets(name="drift", candidates="tickets", target="topic", partitions_def=other)
         project.fill(upstream, DAYS[0])
         assert "has other partitions than this asset" in project.failure([*upstream, *assets], assets, partition="a")
 

@@ -73,15 +73,6 @@ def test_an_upstream_asset_that_is_not_there_fails_the_submission_with_what_to_d
     assert "Cannot operate on a closed database" not in caplog.text
 
 
-def test_an_upstream_asset_with_other_partitions_is_refused_with_both_named(make):
-    @dg.asset(partitions_def=STATIC)
-    def inbox() -> pl.DataFrame:
-        return tickets()
-
-    result = make(inbox, *labeled(rows=inbox, partitions_def=DAILY)).submit(partition="2026-01-05")
-    assert "inbox has other partitions than ticket_labels" in failure(result)
-
-
 def test_a_rows_function_gets_its_partition_and_the_resources_it_asked_for(make):
     class Warehouse(dg.ConfigurableResource):
         size: int
