@@ -129,7 +129,7 @@ class Engine:
         held = self._with_sharing(submission_ids)
         with self.deployment.leased(*held) as lease:
             # First, since a shard whose create call left no record may have a batch, and must not be sent again.
-            Sender(self.deployment).recover(submission_ids, held)
+            Sender(self.deployment, lease).recover(submission_ids, held)
             dispatcher = Dispatcher(labeling, self.deployment, lease)
             planned: list[Shard] = []
             for submission_id in submission_ids:
@@ -152,8 +152,8 @@ class Engine:
     def recover(self, submission_id: str) -> None:
         """Find batches whose create call left no record. Never sends. Raises LeaseError or CannotTellError."""
         held = self._with_sharing([submission_id])
-        with self.deployment.leased(*held):
-            Sender(self.deployment).recover([submission_id], held)
+        with self.deployment.leased(*held) as lease:
+            Sender(self.deployment, lease).recover([submission_id], held)
 
     def _with_sharing(self, submission_ids: Sequence[str]) -> set[str]:
         """Return these and all submissions that share a create call of unknown end with them."""
@@ -502,11 +502,11 @@ class Engine:
         cannot be asked now is asked again by whoever polls. Other errors are raised when all have been asked.
         """
         held = self._with_sharing([submission_id])
-        with self.deployment.leased(*held):
+        with self.deployment.leased(*held) as lease:
             self.ledger.set_state(submission_id, SubmissionState.CANCELED)
             errors: list[Exception] = []
             try:
-                Sender(self.deployment).recover([submission_id], held)
+                Sender(self.deployment, lease).recover([submission_id], held)
             # A shard of unknown end must not keep the others running.
             except LLMBatchError as error:
                 errors.append(error)

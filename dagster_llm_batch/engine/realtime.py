@@ -15,9 +15,17 @@ from concurrent.futures import Future, as_completed
 from dagster_llm_batch.engine.deployment import Deployment, Threads
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import RAW, SO_FAR, answers_so_far, beside, write_answers_so_far
-from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, NoConnectionError, TransientError
+from dagster_llm_batch.errors import (
+    ConfigError,
+    CredentialsError,
+    LeaseError,
+    LLMBatchError,
+    NoConnectionError,
+    TransientError,
+)
 from dagster_llm_batch.protocols import Codec, Provider
 from dagster_llm_batch.states import Move
+from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.types import BatchStatus, Lane, Outcome
 
@@ -34,9 +42,10 @@ class _TurnedAwayError(Exception):
 class Answerer:
     """Answer shards of one labeling in real time."""
 
-    def __init__(self, labeling: Labeling, deployment: Deployment) -> None:
+    def __init__(self, labeling: Labeling, deployment: Deployment, lease: Lease) -> None:
         self._labeling = labeling
         self._deployment = deployment
+        self._lease = lease
         self._codec: Codec = deployment.codec(labeling)
         self._gate = deployment.gate(labeling)
 
@@ -48,8 +57,9 @@ class Answerer:
     def answer(self, shard: Shard) -> None:
         """Bring a planned shard to `ended`, or back to `planned` with the answers so far where not all could be asked.
 
-        Raises what stopped it: CredentialsError, ConfigError or an interruption. Where the provider turns calls away
-        nothing is raised: the shard waits for the time that it named.
+        Raises what stopped it: CredentialsError, ConfigError or an interruption; LeaseError where this process was
+        frozen for longer than its lease, and another one may have gone on with the shard. Where the provider turns
+        calls away nothing is raised: the shard waits for the time that it named.
         """
         provider = self._deployment.provider_of(shard)
         ledger, payloads = self._deployment.ledger, self._deployment.payloads
@@ -59,6 +69,8 @@ class Answerer:
         # Committed before the first call: a process that dies after this must not let the same calls be made again.
         ledger.move_shard(shard.shard_id, Move.SEND, lane=Lane.REALTIME, sent_at=self._deployment.clock())
         stopped_by = self._ask_all(provider, lines, answers)
+        # What another process has recorded of this shard stays: these answers are lost, as those of a killed one are.
+        self._lease.check()
         if len(answers) == len(lines):
             with payloads.writer(beside(shard, RAW)) as raw:
                 for answer in answers.values():
@@ -106,6 +118,8 @@ class Answerer:
         reason = ""
         for pause in (*_PAUSES_SECONDS, None):
             self._wait()
+            # Each call is paid for. A process that wakes after its lease has passed on makes no further one.
+            self._lease.check()
             wanted_seconds: float | None = None
             answer: bytes | None = None
             try:
@@ -153,7 +167,7 @@ def _answer_of(future: Future[bytes]) -> bytes:
     """Return the answer, or an empty line where nobody knows whether the call arrived."""
     try:
         return future.result()
-    except (CredentialsError, ConfigError, _TurnedAwayError):
+    except (CredentialsError, ConfigError, LeaseError, _TurnedAwayError):
         raise
     except LLMBatchError:
         return b"\n"

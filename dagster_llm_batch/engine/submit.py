@@ -22,6 +22,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
+from decimal import Decimal
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
@@ -33,13 +34,17 @@ from dagster_llm_batch.errors import (
     CannotTellError,
     ConfigError,
     CredentialsError,
+    IllegalMoveError,
+    LeaseError,
     LLMBatchError,
     RefusedError,
     TransientError,
 )
 from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, Lane, RequestSpec, Undecided
 
 if TYPE_CHECKING:
@@ -158,6 +163,7 @@ def orphans(ledger: Ledger, namespace: str) -> list[Orphan]:
 
 
 _AMBIGUOUS = "ambiguous"
+_STRAY = "stray_batch"
 _TRIES = 3
 _LONGEST_PAUSE_SECONDS = 30.0
 
@@ -165,9 +171,10 @@ _LONGEST_PAUSE_SECONDS = 30.0
 class Sender:
     """Send shards as batches, and find batches whose create call left no record."""
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: Deployment, lease: Lease) -> None:
         self._deployment = deployment
         self._ledger = deployment.ledger
+        self._lease = lease
 
     def send(self, shards: Sequence[Shard], spec: RequestSpec, fill_up_to: int = 0) -> None:
         """Send planned shards of one owner as one batch, filled up to `fill_up_to` requests with copies of one.
@@ -185,6 +192,9 @@ class Sender:
                 # Committed before the call: a process that dies after this leaves the shards in `submitting`, whose
                 # batch is looked for at the provider. If committed after it, a batch could exist that nobody knows.
                 sent = self._ledger.move_shards(ids, Move.SEND, sent_at=now, padding=padding)
+                # A process that was frozen for longer than its lease wakes here, or anywhere before: another one may
+                # have sent these shards since. Between this line and the provider nothing can be asked any more.
+                self._lease.check()
                 try:
                     batch_id = provider.submit(lines, spec, self._deployment.tag(shards[0]))
                 # Any error but AmbiguousError means that no batch exists (see Provider.submit).
@@ -204,8 +214,38 @@ class Sender:
                     self._recover(sent)
                     return
                 else:
-                    self._accepted(sent, batch_id)
+                    self._record(sent, batch_id)
                     return
+
+    def _record(self, shards: Sequence[Shard], batch_id: str) -> None:
+        """Record a batch that was created now; cancel it where another process has sent the shards meanwhile.
+
+        Raises LeaseError then: this process was frozen in its create call for longer than its lease.
+        """
+        try:
+            self._accepted(shards, batch_id)
+        except IllegalMoveError as error:
+            known = self._ledger.shard(shards[0].shard_id).batch_id
+            if known == batch_id:
+                # The other process has found it at the provider.
+                return
+            told = self._stop_stray(shards, batch_id, known)
+            self._ledger.add_event(shards[0].submission_id, _STRAY, f"{shards[0].shard_id}: {told}")
+            raise LeaseError(f"Shard {shards[0].shard_id} was sent by another process meanwhile. {told}") from error
+
+    def _stop_stray(self, shards: Sequence[Shard], batch_id: str, known: str | None) -> str:
+        """Cancel a batch that no shard has; return what was done and what it may cost."""
+        try:
+            self._deployment.provider_of(shards[0]).cancel(batch_id)
+            done = "was canceled"
+        except LLMBatchError as error:
+            done = f"could not be canceled ({error}): cancel it at the provider's console"
+        estimates = [shard.estimated_usd for shard in shards]
+        most = None if None in estimates else sum((cost for cost in estimates if cost is not None), Decimal(0))
+        cost = "at an unknown cost" if most is None else f"and costs at most {money_text(most)}"
+        return (
+            f"Batch {batch_id}, beside {known or 'one that is being sent'}, {done}, {cost}; its answers are not used."
+        )
 
     def _refused(self, shards: Sequence[Shard], reason: str, spec: RequestSpec, fill_up_to: int) -> None:
         """Record that a batch was refused. Of several shards each is tried alone: one of them may be the reason."""

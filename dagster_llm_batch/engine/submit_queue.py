@@ -51,7 +51,7 @@ class Dispatcher:
         self._labeling = labeling
         self._deployment = deployment
         self._lease = lease
-        self._sender = Sender(deployment)
+        self._sender = Sender(deployment, lease)
         self._answerers: dict[str, Answerer] = {}  # by model
 
     def send(self, planned: Sequence[Shard]) -> None:
@@ -144,7 +144,7 @@ class Dispatcher:
     def _send(self, labeling: Labeling, batch: list[Shard]) -> None:
         self._lease.check()
         if self._is_realtime(labeling, batch):
-            answerer = self._answerers.setdefault(labeling.model, Answerer(labeling, self._deployment))
+            answerer = self._answerers.setdefault(labeling.model, Answerer(labeling, self._deployment, self._lease))
             for shard in batch:
                 if answerer.is_turned_away:
                     self._is_unavailable(shard.submission_id, labeling.model)

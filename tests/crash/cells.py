@@ -6,11 +6,14 @@ The emulator's books and the final table are the witnesses. The ledger is only a
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -32,6 +35,7 @@ _PROCESSES = multiprocessing.get_context("forkserver")  # each a fresh process, 
 _PROCESSES.set_forkserver_preload(["tests.crash.warm"])
 _MOST_RESTARTS = 3
 _SECONDS_A_STATE = 0.01
+_LONGER_THAN_A_LEASE = timedelta(minutes=3)
 
 _HOLDS = {
     When.ARRIVED: WireFault(kind="hang"),
@@ -47,9 +51,11 @@ class Cell:
     crash: Crash
     cloud: Cloud
     ledger: str
+    freezes: bool = False  # it is stopped there for longer than its lease, and wakes when others are done
 
     def __str__(self) -> str:
-        return f"{self.cloud.name}/{self.ledger}: {self.crash.scenario.name}: {self.crash}"
+        frozen = ", frozen" if self.freezes else ""
+        return f"{self.cloud.name}/{self.ledger}: {self.crash.scenario.name}: {self.crash}{frozen}"
 
 
 @dataclass
@@ -105,12 +111,16 @@ def run_cell(cell: Cell, around: Servers, folder: Path) -> Verdict:
             url = around.databases()
         place = Place.of(emulator, folder, around.s3_url, around.gcs_url)
         job = Job(cell.cloud, cell.crash.scenario, place, url, None)
-        for point in cell.crash.points:
-            if not _kill_at(point, job, emulator):
-                verdict.problems.append(f"no process came to {point}: {_log(folder)}")
-                break
-            verdict.kills += 1
-        if not verdict.problems and _finish(job, verdict):
+        with ExitStack() as frozen:
+            for point in cell.crash.points:
+                stops = frozen.enter_context(_frozen_at(point, job)) if cell.freezes else _kill_at(point, job, emulator)
+                if not stops:
+                    verdict.problems.append(f"no process came to {point}: {_log(folder)}")
+                    break
+                verdict.kills += 1
+            settled = not verdict.problems and _finish(job, verdict)
+        # Those that were frozen have woken, and done what they would.
+        if settled:
             _judge(cell, job, emulator, folder, verdict)
     verdict.seconds = time.monotonic() - began
     return verdict
@@ -145,6 +155,31 @@ def _kill_at(point: Point, job: Job, emulator: Emulator) -> bool:
         process.kill()
         process.join()
         pipe.close()
+
+
+@contextmanager
+def _frozen_at(point: Point, job: Job) -> Iterator[bool]:
+    """Run a process until it stops itself there; give whether it came so far. It wakes, and ends, after the block."""
+    process, pipe = _start(replace(job, point=point, ends_by=signal.SIGSTOP))
+    try:
+        came = pipe.poll(SECONDS_A_RUN) and isinstance(pipe.recv(), Reached)
+        if came:
+            _wait_until(lambda: _state_of(process.pid) == "T")
+            job.clock.to(job.clock.now() + _LONGER_THAN_A_LEASE)
+        yield came
+        if came:
+            os.kill(process.pid or 0, signal.SIGCONT)
+            process.join(SECONDS_A_RUN)
+    except EOFError:
+        yield False
+    finally:
+        process.kill()
+        process.join()
+        pipe.close()
+
+
+def _state_of(pid: int | None) -> str:
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
 
 
 def _wait_until(holds: Callable[[], bool]) -> None:

@@ -10,10 +10,10 @@ The package has no hooks for this. A new file, transaction or call shows up here
 from __future__ import annotations
 
 import functools
-import os
 import re
 import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,17 +72,20 @@ class Point:
 
 
 class Interceptor:
-    """Counts what crosses, and dies at one point. `told` tells the parent; it returns once the next call will be held.
+    """Counts what crosses, and dies, or freezes, at one point.
+
+    `told` tells the parent; it returns once the next call will be held.
 
     A parent of many processes reads exit codes from several threads, which the standard library does not make safe.
     """
 
-    def __init__(self, point: Point | None, told: Callable[[bool], None]) -> None:
+    def __init__(self, point: Point | None, told: Callable[[bool], None], ends_by: signal.Signals) -> None:
         self.crossed: Counter[tuple[str, When, int]] = Counter()
         self.wave = 1
         self.verb = ""
         self._point = point
         self._told = told
+        self._ends_by = ends_by
 
     def cross(self, arrow: str, when: When, wave: int | None = None) -> None:
         """Say that the process is at this moment; it may be its last."""
@@ -94,7 +97,8 @@ class Interceptor:
         is_held = arrow.startswith("call: ") and when in HELD
         self._told(is_held)
         if not is_held:
-            os.kill(os.getpid(), signal.SIGKILL)
+            # To this thread: a signal to the process may be taken by another one, while this one runs on for a while.
+            signal.pthread_kill(threading.get_ident(), self._ends_by)
 
     def around(self, arrow: str, act: Callable[[], Any]) -> Any:
         """Before, the act, after."""

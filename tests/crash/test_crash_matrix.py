@@ -8,7 +8,10 @@ transactions on PostgreSQL too. The whole matrix: `python -m tests.crash.matrix`
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +19,7 @@ from tests.crash.cells import LEDGERS, Cell, Servers, run_cell, servers
 from tests.crash.clouds import CLOUDS, FORGETFUL
 from tests.crash.interceptor import HELD, Point, When
 from tests.crash.points import CRASHES, Crash
-from tests.crash.scenarios import AT_ONCE, PLAIN, Scenario
+from tests.crash.scenarios import AT_ONCE, PLAIN, URGENT, Scenario
 
 _TELLING = {"call": When.ACTED, "file": When.UNSEEN, "ledger": When.UNSEEN, "table": When.UNSEEN}
 """The moment at which the world and the ledger differ most: what a call did is not known, what was written not seen."""
@@ -83,6 +86,48 @@ def test_nothing_is_lost_or_paid_twice_where_a_process_is_killed(cell: Cell, tmp
     verdict = run_cell(cell, around, tmp_path)
     assert verdict.problems == []
     assert (verdict.lost, verdict.billed_twice, verdict.kills) == (0, 0, len(cell.crash.points))
+
+
+# Not in a transaction, whose locks all others wait for until it wakes, and not in the SDK's own call: what is sent then
+# cannot be taken back, and is canceled (the next test).
+_FROZEN = [
+    (PLAIN, Point("file: requests", When.AFTER)),
+    (PLAIN, Point("ledger: open_submission", When.AFTER)),
+    (PLAIN, Point("ledger: send", When.BEFORE)),
+    (PLAIN, Point("ledger: send", When.AFTER)),
+    (PLAIN, Point("call: create", When.AFTER)),
+    (PLAIN, Point("ledger: accepted", When.BEFORE)),
+    (PLAIN, Point("call: download", When.AFTER)),
+    (PLAIN, Point("table: labels", When.AFTER)),
+    (URGENT, Point("ledger: send", When.AFTER)),
+    (URGENT, Point("call: respond", When.AFTER)),
+]
+
+
+@pytest.mark.parametrize("ledger", LEDGERS)
+@pytest.mark.parametrize(("scenario", "point"), _FROZEN, ids=lambda part: getattr(part, "name", str(part)))
+def test_nothing_is_lost_or_paid_twice_where_a_process_is_frozen_for_longer_than_its_lease(
+    scenario: Scenario, point: Point, ledger: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    around = request.getfixturevalue("database" if ledger == "postgresql" else "files")
+    cell = Cell(Crash(scenario, (point,)), CLOUDS["openai"], ledger, freezes=True)
+    verdict = run_cell(cell, around, tmp_path)
+    assert verdict.problems == []
+    assert (verdict.lost, verdict.billed_twice, verdict.kills) == (0, 0, 1)
+
+
+def test_a_batch_that_a_frozen_process_created_beside_another_ones_is_canceled_and_told(tmp_path, files) -> None:
+    crash = Crash(PLAIN, (Point("call: create", When.BEFORE),))
+    verdict = run_cell(Cell(crash, CLOUDS["openai"], "sqlite", freezes=True), files, tmp_path)
+    # what was answered before it was canceled is billed
+    assert verdict.lost == 0
+    assert 9 <= verdict.billed <= 12
+    [unknown] = [problem for problem in verdict.problems if "batches that no shard has" in problem]
+    assert unknown.startswith("batches that no shard has: {'batch_")
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as ledger:
+        [(told,)] = ledger.execute("select detail from event where kind = 'stray_batch'").fetchall()
+    assert "was canceled, and costs at most $" in told
+    assert f"Batch {unknown.partition(chr(39))[2].partition(chr(39))[0]}, beside batch_" in told
 
 
 def test_the_matrix_sees_what_is_paid_twice_and_the_batch_that_is_left_over(tmp_path, files) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -47,13 +48,18 @@ class Job:
     place: Place
     ledger_url: str
     point: Point | None
+    ends_by: signal.Signals = signal.SIGKILL  # SIGSTOP: it freezes there
 
     @property
     def table(self) -> Path:
         return Path(self.place.folder) / "labels.parquet"
 
+    @property
+    def clock(self) -> Skipped:
+        return Skipped(Path(self.place.folder) / "skipped-seconds")
+
     def open_ledger(self) -> Ledger:
-        return Ledger(self.ledger_url)
+        return Ledger(self.ledger_url, clock=self.clock.now)
 
 
 def work(job: Job, parent: Connection) -> None:
@@ -67,12 +73,12 @@ def work(job: Job, parent: Connection) -> None:
         if is_held:
             parent.recv()
 
-    interceptor = Interceptor(job.point, tell)
+    interceptor = Interceptor(job.point, tell, job.ends_by)
     cloud = job.cloud
     install(interceptor, cloud.create, cloud.download, job.place.port)
     provider = intercept_verbs(interceptor, cloud.provider(job.place, job.scenario.command_options))
     scenario = job.scenario
-    skipped = Skipped(Path(job.place.folder) / "skipped-seconds")
+    skipped = job.clock
     engine = Engine(
         Deployment(
             {cloud.name: provider},
@@ -118,19 +124,23 @@ def _send_together(engine: Engine, labeling: Labeling, ids: list[str]) -> None:
 
 
 class Skipped:
-    """A clock on which time can be skipped, for waits of minutes. What one process skipped is past for the next."""
+    """A clock on which time can be skipped, for waits of minutes. What one process skipped is past for all."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._by = timedelta(seconds=float(file.read_text()) if file.exists() else 0)
 
     def now(self) -> datetime:
-        return datetime.now(UTC) + self._by
+        skipped = float(self._file.read_text() or 0) if self._file.exists() else 0.0
+        return datetime.now(UTC) + timedelta(seconds=skipped)
 
     def to(self, moment: datetime) -> None:
         """Let that moment come."""
-        self._by += max(timedelta(), moment - self.now())
-        self._file.write_text(str(self._by.total_seconds()))
+        missing = (moment - self.now()).total_seconds()
+        if missing > 0:
+            skipped = float(self._file.read_text()) if self._file.exists() else 0.0
+            whole = self._file.with_suffix(".new")
+            whole.write_text(str(skipped + missing))
+            whole.replace(self._file)
 
 
 def _planned(engine: Engine, scenario: Scenario, labeling: Labeling, number: int) -> str:
