@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from functools import partial
 from importlib.metadata import version
+from time import monotonic
 
 import click
 from rich.text import Text
@@ -20,12 +21,14 @@ from dagster_llm_batch.cli.output import age, cell, console, counted, money, pri
 from dagster_llm_batch.core.price_book import newest_price_change
 from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.status import cause_text, overdue_text, retry_command
 from dagster_llm_batch.engine.submit import orphans
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.resources import Budget
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.ledger import utc_now
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import CannotTell, Cause, FindHints, PriceBasis
 
@@ -35,6 +38,8 @@ _DOUBT = timedelta(minutes=15)
 _UNPOLLED = timedelta(hours=1)
 _OLD_PRICES = timedelta(days=180)
 _NEARLY = Decimal("0.9")
+_READING_SECONDS = 60.0
+_FILES_SHOWN = 5
 
 
 class Verdict(StrEnum):
@@ -66,7 +71,8 @@ class Finding:
 @json_option
 def doctor_command(deployment: DeploymentAccess, *, as_json: bool) -> None:
     """Check a deployment: each provider is asked for its batches (which shows credentials and permissions), the payload
-    store is written to, the ledger read, definitions held against the providers' limits, prices looked up.
+    store is written to, the ledger read, the files that it names too, definitions held against the providers' limits,
+    prices looked up.
 
     Ends with 3 where there is a problem. Whether an account may create batches is not known before one is sent.
     """
@@ -102,6 +108,7 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
     if ledger.verdict is Verdict.OK and deployment.missing_ledger_file is None:
         if deployment.has_code:
             yield from _left_alone(deployment)
+        yield _tried("stored files", partial(_stored_files, deployment.engine))
         yield from _stranded(deployment.engine)
         yield from _left(deployment.engine)
         yield from _under_way(deployment.engine, with_providers=deployment.has_code)
@@ -155,6 +162,50 @@ def _payload_store(payloads: PayloadStore) -> Finding:
     if not same:
         return Finding("payload store", Verdict.PROBLEM, f"{payloads!r} does not give back what was written")
     return Finding("payload store", Verdict.OK, f"{payloads!r} can be written, read and deleted in")
+
+
+def _stored_files(engine: Engine) -> Finding:
+    """Read the files that the ledger names, of the newest submissions first, for as long as there is time."""
+    ledger, payloads = engine.ledger, engine.payloads
+    give_up_at = monotonic() + _READING_SECONDS
+    read = late = 0
+    lost: list[str] = []
+    remade: list[str] = []
+    for submission in reversed(ledger.submissions(engine.namespace)):
+        if monotonic() > give_up_at:
+            late += 1
+        elif not is_pruned(ledger, submission):
+            for path, can_be_made in _needed(ledger.shards(submission.submission_id), submission):
+                read += 1
+                if not payloads.is_whole(path):
+                    (remade if can_be_made else lost).append(path)
+    state = f"{counted(read, 'file', 'files')} that labels are made of are there and whole"
+    if late:
+        state += f"; there was no time for those of {counted(late, 'older submission', 'older submissions')}"
+    if not lost and not remade:
+        return Finding("stored files", Verdict.OK, state)
+    shown = ", ".join((lost + remade)[:_FILES_SHOWN]) + (", …" if len(lost + remade) > _FILES_SHOWN else "")
+    problem = f"{len(lost + remade)} of {read} files that labels are made of are gone or damaged: {shown}"
+    if not lost:
+        return Finding("stored files", Verdict.WARNING, problem, "They are made anew when they are needed.")
+    then = (
+        "Restore them from a backup. Else the provider is asked for raw results once more, and where it has none, the "
+        "requests count as not answered; a manifest is written when its `…_batch` is materialized again."
+    )
+    return Finding("stored files", Verdict.PROBLEM, problem, then)
+
+
+def _needed(shards: Sequence[Shard], submission: Submission) -> Iterator[tuple[str, bool]]:
+    """Yield the files of a submission that are needed, and whether each can be made of others."""
+    if submission.manifest_path:
+        yield submission.manifest_path, False
+    for shard in shards:
+        if shard.state is ShardState.PLANNED:
+            yield shard.path, False
+        if shard.raw_path:
+            yield shard.raw_path, False
+        if shard.results_path:
+            yield shard.results_path, True
 
 
 def _provider(name: str, provider: Provider) -> Finding:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import wraps
 from itertools import islice
 from string import Formatter
 from typing import Any
 
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
+from jinja2.filters import FILTERS
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import generate_lorem_ipsum
@@ -183,6 +183,11 @@ _FILTERS: Mapping[str, Callable[..., int]] = {
 }
 """How much a filter makes, by its name. The others make no more than a few times what they get."""
 
+_ACTS: Mapping[str, tuple[Callable[..., Any], Callable[..., int]]] = {
+    **{name: (FILTERS[name], size) for name, size in _FILTERS.items()},
+    "lipsum": (generate_lorem_ipsum, _texts),
+}
+
 _METHODS: Mapping[str, Callable[..., int]] = {
     "center": _width,
     "expandtabs": lambda text, size=8, **named: len(text) + text.count("\t") * _number(named.get("tabsize", size)),
@@ -197,17 +202,24 @@ _METHODS: Mapping[str, Callable[..., int]] = {
 """How much a method of text, bytes or a number makes, by its name."""
 
 
-def _bounded(act: Callable[..., Any], size: Callable[..., int]) -> Callable[..., Any]:
-    # Jinja gives some filters its own context or environment as the first argument.
-    skipped = int(hasattr(act, "jinja_pass_arg"))
+class _Bounded:
+    """A filter, or `lipsum`, that checks the size of what it makes before it makes it. Picklable for workers."""
 
-    @wraps(act)
-    def bounded(*args: Any, **named: Any) -> Any:
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._act, self._size = _ACTS[name]
+        if hasattr(self._act, "jinja_pass_arg"):
+            self.jinja_pass_arg = self._act.jinja_pass_arg
+
+    def __reduce__(self) -> Any:
+        return _Bounded, (self._name,)
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        # Jinja gives some filters its own context or environment as the first argument.
+        skipped = int(hasattr(self, "jinja_pass_arg"))
         given = [_listed(arg) for arg in args[skipped:]]
-        _check(size(*given, **named))
-        return act(*args[:skipped], *given, **named)
-
-    return bounded
+        _check(self._size(*given, **named))
+        return self._act(*args[:skipped], *given, **named)
 
 
 def _listed(value: Any) -> Any:
@@ -243,8 +255,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.filters |= {name: _bounded(self.filters[name], size) for name, size in _FILTERS.items()}
-        self.globals["lipsum"] = _bounded(generate_lorem_ipsum, _texts)
+        self.filters |= {name: _Bounded(name) for name in _FILTERS}
+        self.globals["lipsum"] = _Bounded("lipsum")
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ARG002 - as in Jinja
         """Check the size of the result before it is made."""

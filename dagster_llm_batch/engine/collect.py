@@ -48,6 +48,7 @@ _LONGEST_PAUSE_SECONDS = 30.0
 
 # The event of a shard whose provider has no results of it.
 _NOT_THERE = "not_there"
+_LOST = "the stored file of the answers is lost or damaged"
 _ANY_NONCE = re.compile(NONCE.encode() + rb"-[0-9a-z-]{40}")
 
 
@@ -93,7 +94,8 @@ class Collector:
     def _is_archived(self, shard: Shard) -> bool:
         """Return whether the shard's lines are stored. Those of a batch that was given up and has ended are not."""
         is_late = shard.results_path is not None and shard.state is not ShardState.COLLECTED
-        return not is_late and self._payloads.exists(beside(shard, RAW))
+        # A damaged file is worth nothing as long as the provider has the lines.
+        return not is_late and self._payloads.is_whole(beside(shard, RAW))
 
     def _gone(self, shard: Shard, shards: Sequence[Shard], error: UnknownIdError) -> Shard:
         """Record that a batch's results are gone, where that was said for long enough. Raises TransientError before."""
@@ -208,6 +210,50 @@ class Collector:
             fields["collected_at"] = self._deployment.clock()
             self._ledger.move_shard(shard.shard_id, Move.COLLECTED, **fields)
 
+    def restore(self, shards: Iterable[Shard]) -> int:
+        """Make results anew that are gone or damaged; return how many shards lost their answers for good.
+
+        From the raw lines, else from the provider, which is asked once more. Where it has them no more either they are
+        gone: the requests count as not answered, and wait for a person. An event tells of each. Raises TransientError
+        where the provider cannot be asked now: what is there for nothing must not be given up.
+        """
+        lost = 0
+        for shard in shards:
+            if not shard.results_path or self._payloads.is_whole(shard.results_path):
+                continue
+            source = "from the stored lines"
+            if self._lacks_lines(shard):
+                source = "from the provider, once more"
+                if not self._fetch_again(shard):
+                    source = f"as lost: {shard.requests} requests count as not answered"
+                    self._ledger.set_cause([shard.shard_id], Cause.GONE, ShardState.COLLECTED)
+                    lost += 1
+            self._reader([shard])(shard)
+            self._ledger.add_event(shard.submission_id, "results_restored", f"{shard.shard_id}: {source}")
+        return lost
+
+    def read_again(self, shard: Shard, *, needed: bool) -> None:
+        """Read the raw lines again into results. Where they are lost, results stay as they are unless it is needed."""
+        if not self._lacks_lines(shard) or self._fetch_again(shard) or needed:
+            self.read(shard)
+
+    def _lacks_lines(self, shard: Shard) -> bool:
+        """Return whether raw lines were stored that are gone or damaged."""
+        return has_lines(self._payloads, shard) and not self._payloads.is_whole(shard.raw_path or beside(shard, RAW))
+
+    def _fetch_again(self, shard: Shard) -> bool:
+        """Store the raw lines of a collected shard again; return whether the provider still has them."""
+        shards = self._ledger.shards_of_batch(shard)
+        if shard.batch_id is None:
+            return False
+        try:
+            self._fetch(shards, at_least=sum(sharing.done or 0 for sharing in shards))
+        except CredentialsError:
+            raise
+        except RefusedError:
+            return False
+        return True
+
     def _read_all(self, shards: Sequence[Shard]) -> Iterable[tuple[str, Tally]]:
         workers = self._labeling.workers
         return map(self.read, shards) if workers is None else workers.map(self._reader(shards), shards)
@@ -227,6 +273,7 @@ class Collector:
                 for model, labeling in labelings.items()
             },
             frozenset(shard.shard_id for shard in shards if self._counts_own(shard)),
+            frozenset(shard.shard_id for shard in shards if shard.results_path and self._lacks_lines(shard)),
         )
 
     def _counts_own(self, shard: Shard) -> bool:
@@ -241,7 +288,7 @@ class Collector:
         """
         if shard.results_path:
             outcomes = [self._payloads.read_table(shard.results_path, ["llm_outcome"])["llm_outcome"]]
-        elif self._payloads.exists(beside(shard, RAW)):
+        elif self._payloads.is_whole(beside(shard, RAW)):
             tables = self._reader([shard]).reconciler(shard).tables(self.raw_lines(shard))
             outcomes = [table["llm_outcome"] for table in tables]
         else:
@@ -266,19 +313,23 @@ class Collector:
 class ResultsReader:
     """Read raw lines of shards into results files. Picklable for workers: it has no provider and no ledger.
 
-    `by` has what each (provider, model) needs, `counted` the ids of shards whose batch counts them alone.
+    `by` has what each (provider, model) needs, `counted` the ids of shards whose batch counts them alone,
+    `lost` of those whose raw lines are no more.
     """
 
     payloads: PayloadStore
     schema: pa.Schema
     by: Mapping[tuple[str, str], tuple[Labeling, Codec, Callable[[], Tariff]]]
     counted: frozenset[str]
+    lost: frozenset[str]
 
     def __call__(self, shard: Shard) -> tuple[str, Tally]:
         reconciler = self.reconciler(shard)
         path = beside(shard, RESULTS)
         with self.payloads.table_writer(path, self.schema, repeating=REPEATING) as out:
-            lines = self.payloads.lines(shard.raw_path or beside(shard, RAW)) if has_lines(self.payloads, shard) else ()
+            is_lost = shard.shard_id in self.lost
+            has_raw = not is_lost and has_lines(self.payloads, shard)
+            lines = self.payloads.lines(shard.raw_path or beside(shard, RAW)) if has_raw else ()
             for table in reconciler.tables(lines):
                 out.write_table(table)
         return path, reconciler.tally
@@ -286,6 +337,7 @@ class ResultsReader:
     def reconciler(self, shard: Shard) -> Reconciler:
         """Return what turns the shard's raw lines into its results."""
         labeling, codec, terms = self.by[shard.provider, shard.model]
+        is_lost = shard.shard_id in self.lost
         facts = ShardFacts(
             nonce=shard.nonce,
             status=shard.status or BatchStatus.ENDED,
@@ -295,11 +347,11 @@ class ResultsReader:
             lane=shard.lane,
             ended_at=shard.ended_at,
             submitted_at=shard.submitted_at or shard.sent_at,
-            reason=shard.reason,
+            reason=_LOST if is_lost else shard.reason,
             retryable=shard.retryable,
             padding=shard.padding,
             done=shard.done if shard.shard_id in self.counted else None,
-            cause=shard.cause,
+            cause=Cause.GONE if is_lost else shard.cause,
         )
         expected = packed_ids(self.payloads, shard)
         return Reconciler(codec, labeling.reader, terms().of(shard.lane), facts, expected)

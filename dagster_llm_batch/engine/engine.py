@@ -328,9 +328,11 @@ class Engine:
             # The answers of these submissions decide what is asked again, so the next wave waits for them.
             if not self._has_sources(status.submission):
                 return status
+            assembler = self._assembler(labeling, status, collector)
+            assembler.restore()
             if self._plan_next_wave(labeling, status):
                 return self.status(submission_id)
-            return replace(status, submission=self._assembler(labeling, status, collector).settle())
+            return replace(status, submission=assembler.settle())
 
     def _plan_next_wave(self, labeling: Labeling, status: Status) -> bool:
         if status.submission.state is not SubmissionState.OPEN:
@@ -403,7 +405,11 @@ class Engine:
             raise LLMBatchError(msg)
         if reread:
             self._refuse_other_configuration(labeling, status.submission)
-        return self._assembler(labeling, status, Collector(labeling, self.deployment))
+        assembler = self._assembler(labeling, status, Collector(labeling, self.deployment))
+        if assembler.restore():
+            # Fewer requests have an answer than were counted.
+            assembler.settle()
+        return assembler
 
     # what to do next ------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from dagster_llm_batch.engine.deployment import PART_ROWS
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import APART
 from dagster_llm_batch.engine.status import sum_costs
+from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, temporary_folder
@@ -245,6 +246,21 @@ class LabelAssembler:
     collector: Collector
     part_rows: int = PART_ROWS
 
+    def restore(self) -> int:
+        """Make stored results anew where they are lost or damaged; see Collector.restore.
+
+        Raises PayloadError where the manifest is: of all files, only the rows can make that one again.
+        """
+        if not self.payloads.is_whole(self.manifest_path):
+            asset, partition = self.submission.asset, self.submission.partition
+            raise PayloadError(
+                f"The manifest of submission {self.submission.submission_id} is lost or damaged: {self.manifest_path}. "
+                "It says which row has which answer. No label was changed. Materialize "
+                f"'{asset}_batch'{f' for {partition}' if partition else ''} again: from the same rows it is written "
+                "anew, and nothing is asked or paid again."
+            )
+        return self.collector.restore(chain.from_iterable(self.waves))
+
     def settle(self) -> Submission:
         """Record outcomes and costs in the ledger. Costs are those of its own batches, not of reused answers."""
         realtime = [self._sum(shard, _REALTIME) for shard in self.shards if shard.results_path]
@@ -343,8 +359,9 @@ class LabelAssembler:
     def read_again(self, *, reread: bool) -> None:
         """Read raw lines again into results where those have other columns than now, or of all shards (`reread`)."""
         for shard in chain.from_iterable(self.waves):
-            if reread or not self.payloads.table_schema(_path(shard)).equals(self.collector.schema):
-                self.collector.read(shard)
+            has_other_columns = not self.payloads.table_schema(_path(shard)).equals(self.collector.schema)
+            if reread or has_other_columns:
+                self.collector.read_again(shard, needed=has_other_columns)
 
     def _results(self, shards: Sequence[Shard], columns: pa.Schema, start: int) -> Iterator[pa.RecordBatch]:
         """Yield the shards' results in batches. The last of the columns is the shard's number, from `start` on."""

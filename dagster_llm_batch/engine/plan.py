@@ -24,6 +24,7 @@ from dagster_llm_batch.core.identity import configuration_fingerprint, shard_non
 from dagster_llm_batch.core.pricing import Estimate, Tariff, expected_output_tokens
 from dagster_llm_batch.core.sharding import tightest
 from dagster_llm_batch.engine.budget import refuse_over_budget
+from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.prune import is_pruned
@@ -328,10 +329,13 @@ class Planner:
         """
         answered: set[str] = set()
         in_flight: set[str] = set()
+        collector = Collector(self._labeling, self._deployment)
         # Without an answer: those that wait for a person, and those of which another batch says something newer.
         left: set[str] = set()
         newer: set[str] = set()
         for submission in submissions:
+            collector.restore(self._ledger.shards(submission.submission_id))
+            # Read after that: what is lost for good has a cause now.
             for shard in sorted(self._ledger.shards(submission.submission_id), key=_wave, reverse=True):
                 if shard.results_path:
                     table = self._payloads.read_table(shard.results_path, ["llm_request_id", "llm_outcome"])

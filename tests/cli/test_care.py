@@ -6,6 +6,7 @@ import json
 import sqlite3
 from contextlib import closing
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, WireFault
 
@@ -43,6 +44,22 @@ def test_a_sound_deployment_has_no_problem_and_nothing_is_sent_or_left(project):
     assert "at most 50,000 requests" in found["dataset ticket_labels"]["said"]
     assert project.files() == files
     assert len(project.emulator.books.batches) == batches
+
+
+def test_files_that_are_gone_or_damaged_are_named_with_what_becomes_of_them(project):
+    project.land()
+    assert "there and whole" in findings(project)["stored files"]["said"]
+    [results, *_] = sorted(Path(project.ledger).parent.rglob("*.results.parquet"))
+    whole = results.read_bytes()
+    results.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
+    found = findings(project)["stored files"]
+    assert (found["verdict"], results.name in found["said"]) == ("warning", True)
+    [raw, *_] = sorted(Path(project.ledger).parent.rglob("*.raw.jsonl.zst"))
+    raw.unlink()
+    found = findings(project, code=3)["stored files"]
+    assert (found["verdict"], raw.name in found["said"]) == ("problem", True)
+    assert "2 of" in found["said"]
+    assert "provider is asked" in found["then"]
 
 
 def test_before_the_first_submission_there_is_no_ledger_and_none_is_made(project):

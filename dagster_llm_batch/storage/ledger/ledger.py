@@ -356,14 +356,14 @@ class Ledger(LedgerQueries):
             given, kept = set(places.values()) - taken, set(places.values()) & taken
             return sorted(given), sorted(kept)
 
-    def set_cause(self, shard_ids: Sequence[str], cause: Cause) -> None:
+    def set_cause(self, shard_ids: Sequence[str], cause: Cause, state: ShardState = ShardState.SUBMITTED) -> None:
         """Record why the batches of shards that are in flight are about to end, before anything is done to them.
 
-        Shards that are in flight no more stay as they are.
+        Of collected shards: why their answers are no more. Shards in another `state` stay as they are.
         """
         with self._database.write() as connection:
             known = [shard for shard in get_shards(connection, shard_ids).values() if shard.cause is not cause]
-            fresh = [shard for shard in known if shard.state is ShardState.SUBMITTED]
+            fresh = [shard for shard in known if shard.state is state]
             if fresh:
                 connection.execute(UPDATE_SHARD, [{"key": shard.shard_id, "cause": cause} for shard in fresh])
                 events = (event_row(s.submission_id, "cause", None, None, s.shard_id, cause.value) for s in fresh)
