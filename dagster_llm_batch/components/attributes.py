@@ -440,7 +440,11 @@ FORMS |= {
     Realtime: Form(block_of(Realtime), [{"deadline": {"hours": 6}}, {"urgent": "is_vip", "concurrency": 4}]),
     Resend: Form(
         block_of(Resend),
-        [{"max_waves": 2}, {"fallback": ["anthropic/claude-haiku-4-5"], "fallback_after": {"hours": 2}}],
+        [
+            {"max_waves": 2},
+            {"fallback": [{"model": "anthropic/claude-haiku-4-5", "params": {"max_tokens": 200}}]},
+            {"fallback": ["openai/gpt-5-mini"], "fallback_after": {"hours": 2}},
+        ],
     ),
     Spend: Form(block_of(Spend), [{"expected_output_tokens": 50}]),
     dg.PartitionsDefinition[Any]: Form(

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import dagster as dg
+import duckdb
 import pyarrow as pa
 import pytest
 import yaml
@@ -252,6 +253,39 @@ def test_an_evaluation_of_labels_of_ones_own_leaves_no_example_behind():
         assert not list(sandbox.project_root.rglob("ticket_gold.py"))
         with sandbox.build_all_defs() as defs:
             assert dg.AssetKey("mood_eval") in defs.resolve_asset_graph().get_all_asset_keys()
+
+
+WAREHOUSE = """
+import dagster as dg
+from dagster_duckdb import DuckDBResource
+
+@dg.definitions
+def warehouse():
+    return dg.Definitions(resources={{"warehouse": DuckDBResource(database="{database}")}})
+"""
+
+
+def test_rows_by_a_query_in_yaml_are_labeled_by_partition(tmp_path):
+    database = str(tmp_path / "tickets.duckdb")
+    with duckdb.connect(database) as connection:
+        connection.execute("create table tickets (ticket_id int, subject text, body text, day text)")
+        connection.execute("insert into tickets values (1, 'A', 'refund', 'mon'), (2, 'B', 'crash', 'tue')")
+    with project() as (sandbox, scaffold), dg.instance_for_test() as instance:
+        in_python(sandbox)
+        (sandbox.defs_folder_path / "warehouse.py").write_text(WAREHOUSE.format(database=database))
+        scaffold(LLMBatchComponent, "ticket_labels")
+        path = sandbox.defs_folder_path / "ticket_labels" / "defs.yaml"
+        document = yaml.safe_load(path.read_text())
+        document["attributes"] |= {
+            "rows": {"sql": "select * from tickets where day = $partition_key", "resource": "warehouse"},
+            "partitions_def": {"type": "static", "partition_keys": ["mon", "tue"]},
+        }
+        path.write_text(yaml.safe_dump(document))
+        with sandbox.build_all_defs() as defs:
+            for day, topic in (("mon", "billing"), ("tue", "bug")):
+                run(defs, instance, partition_key=day)
+                table = stored(defs, instance, "ticket_labels", partition_key=day)
+                assert table["topic"].to_pylist() == [topic]
 
 
 def test_a_scaffold_can_be_appended_to_a_yaml_file_and_in_python():
