@@ -164,9 +164,9 @@ class Tick:
                 self._engine.poll_awaited(list(self._labels), self._now - _AWAITED_EVERY)
         if any(self._engine.deployment.is_overdue(shard) for shard in flying):
             # Read anew: some may have ended just now.
-            for submission, shard in self._engine.overdue():
-                if submission.submission_id in self._before:
-                    self._needs_person(submission, overdue_text(shard, self._now))
+            for shard in self._ledger.shards_in_flight(self._engine.namespace, unreadable=self._unreadable):
+                if shard.submission_id in self._before and self._engine.deployment.is_overdue(shard):
+                    self._needs_person(self._before[shard.submission_id].submission, overdue_text(shard, self._now))
 
     def _not_polled(self, shards: Sequence[Shard], error: Exception) -> None:
         if isinstance(error, RefusedError | ConfigError):

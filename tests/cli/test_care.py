@@ -127,6 +127,15 @@ def test_a_batch_that_nobody_asks_about_and_a_shard_in_doubt_are_problems_that_s
     assert "shards in doubt" in by_address
 
 
+def test_a_batch_that_was_canceled_is_named_until_it_has_ended(project):
+    project.submit()
+    project.on_file("cancel", "ticket_labels", "--yes")
+    assert findings(project)["canceled batches"]["said"].startswith("1 of 1 batches were asked to stop")
+    project.settle()
+    assert "canceled batches" not in findings(project)
+    assert "rows without a label" not in findings(project)  # whoever canceled here knows
+
+
 def test_a_budget_says_what_is_committed_and_warns_when_little_is_left(project):
     project.submit()
     project.change("import os\n", "import os\n\nfrom dagster_llm_batch.resources import Budget\n")

@@ -281,6 +281,19 @@ def test_a_batch_that_stays_unknown_ends_with_its_reason(workspace: Workspace) -
     assert "knows no such batch" in rejects["llm_reason"].to_pylist()[0]
 
 
+def test_a_batch_that_the_provider_knows_again_after_it_was_gone_lands_and_is_paid_once(workspace: Workspace) -> None:
+    workspace.emulator.inject(WireFault(kind="status", route="GET /v1/batches/*", status=404, times=None))
+    definition = labeling()
+    status = workspace.run(definition, tickets(2))
+    assert status.submission.outcomes == {"missing": 2}
+    workspace.emulator.clear_faults()
+    engine = workspace.engine()
+    engine.poll_awaited(["ticket_labels"], asked_before=engine.now())
+    status = engine.advance(definition, status.submission.submission_id)
+    assert status.submission.outcomes == {"succeeded": 2}
+    assert len(workspace.emulator.books.batches) == 1
+
+
 def test_a_result_file_that_is_not_there_is_waited_for_and_nothing_is_paid_again(workspace: Workspace) -> None:
     workspace.emulator.inject(WireFault(kind="status", route="GET /v1/files/*/content", status=404, times=None))
     definition = labeling()

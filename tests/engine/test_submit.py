@@ -402,6 +402,18 @@ def test_cancel_reaches_a_batch_of_unknown_end_too(workspace: Workspace, exists:
     assert billed(workspace) == []
 
 
+def test_cancel_also_stops_the_batch_of_the_rows_before_that_these_rows_replaced(workspace: Workspace) -> None:
+    definition, first = sent(workspace, 5)
+    second = workspace.engine().plan(definition, tickets(7))  # five of them are on their way
+    workspace.engine().submit(definition, second.submission_id)
+    workspace.engine().cancel(second.submission_id)
+    workspace.emulator.settle()
+    for submission_id in (first, second.submission_id):
+        assert "succeeded" not in workspace.finish(definition, submission_id).submission.outcomes
+    assert billed(workspace) == []
+    assert workspace.engine().ledger.shards_in_flight("test") == []
+
+
 def test_cancel_of_what_is_settled_is_refused(workspace: Workspace) -> None:
     status = workspace.run(labeling(), tickets(2))
     with pytest.raises(LedgerError, match="'settled'"):
