@@ -209,16 +209,18 @@ class Poller:
         That they are to stop is recorded first, so that `stop_asked` asks again where a call failed, and that nobody
         takes the end of such a batch for somebody else's deed. `failed` is called for each call that failed.
         """
+        running = [s for s in shards if s.state is ShardState.SUBMITTED and s.status not in _ASKED_IN_VAIN]
+        # What has ended meanwhile is not stopped by this package: somebody may have canceled it at the provider.
+        self.poll(running, failed)
         stopping: dict[str, list[Shard]] = {}
-        seen: set[str] = set()
-        for shard in shards:
-            running = shard.state is ShardState.SUBMITTED and shard.status not in _ASKED_IN_VAIN
-            if not running or shard.batch_id is None or shard.shard_id in seen:
+        for shard in running:
+            if shard.batch_id is None or shard.batch_id in stopping:
                 continue
             sharing = self._ledger.shards_of_batch(shard)
-            if all(other.submission_id == shard.submission_id or self._is_unwanted(other) for other in sharing):
-                stopping[shard.batch_id] = [other for other in sharing if other.state is ShardState.SUBMITTED]
-                seen.update(other.shard_id for other in sharing)
+            still = [other for other in sharing if other.state is ShardState.SUBMITTED]
+            wanted = [s for s in sharing if s.submission_id != shard.submission_id and not self._is_unwanted(s)]
+            if still and not wanted:
+                stopping[shard.batch_id] = still
         if stopping:
             self._ledger.set_cause([shard.shard_id for group in stopping.values() for shard in group], Cause.STOPPED)
             self._stop(stopping, failed)

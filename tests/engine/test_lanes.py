@@ -221,6 +221,20 @@ def test_a_batch_past_its_deadline_is_stopped_and_the_rest_answered_in_real_time
     assert next(shard.status for shard in status.shards) == "canceled"
 
 
+def test_a_batch_that_is_canceled_at_the_vendor_is_not_answered_in_real_time_at_the_deadline(
+    workspace: Workspace,
+) -> None:
+    definition = labeling(realtime=Realtime(deadline=timedelta(hours=6)))
+    submission = workspace.engine().plan(definition, tickets(10))
+    [batch_id] = workspace.engine().submit(definition, submission.submission_id).batch_ids
+    workspace.providers["openai"].cancel(batch_id)  # as at its console
+    workspace.emulator.settle()
+    workspace.skipped += timedelta(hours=7)  # nobody has polled it since
+    status = workspace.finish(definition, submission.submission_id)
+    assert status.submission.outcomes == {"canceled": 10}
+    assert calls(workspace) == 0
+
+
 def test_what_was_not_sent_by_the_deadline_is_answered_in_real_time(workspace: Workspace) -> None:
     definition = labeling(realtime=Realtime(deadline=timedelta(hours=1)))
     submission = workspace.engine().plan(definition, tickets(5))
