@@ -1,0 +1,282 @@
+"""A code location in which every argument of every factory is used, in Python, and what says the same in YAML."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import dagster as dg
+from pydantic import BaseModel
+
+from dagster_llm_batch import (
+    Checks,
+    Limits,
+    LLMBatchResource,
+    LLMBatchTranslator,
+    LLMBatchTranslatorData,
+    OpenAIBatchResource,
+    Prompt,
+    Realtime,
+    Resend,
+    RowsContext,
+    Spend,
+    agreement_assets,
+    build_llm_batch_jobs,
+    build_llm_batch_sensor,
+    cost_assets,
+    drift_assets,
+    evaluation_assets,
+    gold_sample_assets,
+    llm_batch_assets,
+    pairwise_judge_assets,
+    rubric_judge_assets,
+    skew_assets,
+)
+from dagster_llm_batch.distributed import RayWorkers
+
+
+class Label(BaseModel):
+    topic: Literal["billing", "bug"]
+
+
+def tickets(context: RowsContext) -> list[dict[str, Any]]:
+    return [{"id": 1, "body": context.partition_key}]
+
+
+class Marked(LLMBatchTranslator):
+    """Says of each asset what it is, and of which dataset."""
+
+    def get_asset_spec(self, data: LLMBatchTranslatorData) -> dg.AssetSpec:
+        return super().get_asset_spec(data).merge_attributes(tags={"role": data.role}, metadata={"of": data.dataset})
+
+
+class Same(NamedTuple):
+    """Arguments in Python, and the attributes that are the same in YAML."""
+
+    python: Mapping[str, Any]
+    yaml: Mapping[str, Any]
+
+    def __or__(self, other: Same) -> Same:  # type: ignore[override]
+        return Same({**self.python, **other.python}, {**self.yaml, **other.yaml})
+
+
+def alike(**arguments: Any) -> Same:
+    """What is written alike in both."""
+    return Same(arguments, arguments)
+
+
+DAGSTERS = alike(
+    key_prefix="crm",
+    group_name="every",
+    description="All of it.",
+    owners=["team:ml"],
+    tags={"tier": "gold"},
+    metadata={"partition_expr": "day"},
+    code_version="7",
+    pool="llm",
+    op_tags={"size": "large"},
+) | Same(
+    {
+        "kinds": {"table", "snowflake"},
+        "freshness_policy": dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=30)),
+        "deps": ["raw", dg.AssetDep("more", partition_mapping=dg.AllPartitionMapping())],
+        "automation_condition": dg.AutomationCondition.on_cron("0 2 * * *"),
+        "retry_policy": dg.RetryPolicy(max_retries=2, delay=60),
+        "translator": Marked(),
+    },
+    {
+        "kinds": ["table", "snowflake"],
+        "freshness_policy": "{{ dg.FreshnessPolicy.time_window(fail_window=datetime.timedelta(hours=30)) }}",
+        "deps": ["raw", {"asset": "more", "partition_mapping": "{{ AllPartitionMapping() }}"}],
+        "automation_condition": "{{ dg.AutomationCondition.on_cron('0 2 * * *') }}",
+        "retry_policy": {"max_retries": 2, "delay": 60},
+        "translation": {"tags": {"role": "{{ role }}"}, "metadata": {"of": "{{ dataset }}"}},
+    },
+)
+STORED = alike(frame="polars", io_manager_key="lake")
+BACKFILL = Same(
+    {"backfill_policy": dg.BackfillPolicy.multi_run(2)},
+    {"backfill_policy": {"type": "multi_run", "max_partitions_per_run": 2}},
+)
+BY_DAY = BACKFILL | Same(
+    {"partitions_def": dg.StaticPartitionsDefinition(["mon", "tue"])},
+    {"partitions_def": {"type": "static", "partition_keys": ["mon", "tue"]}},
+)
+CHECKED = alike(blocking=True) | Same({"check_severity": dg.AssetCheckSeverity.WARN}, {"check_severity": "WARN"})
+ASKED = alike(
+    model="openai/gpt-4o",
+    endpoint="chat",
+    params={"max_tokens": 50},
+    mode="wait",
+    poll_seconds=1.0,
+    max_cost_usd=2.0,
+    resource_key="models",
+) | Same(
+    {
+        "limits": Limits(max_requests_per_batch=100),
+        "realtime": Realtime(concurrency=2),
+        "resend": Resend(max_waves=2),
+        "spend": Spend(expected_output_tokens=9),
+        "checks": Checks(min_coverage=0.5),
+        "workers": RayWorkers(),
+    },
+    {
+        "limits": {"max_requests_per_batch": 100},
+        "realtime": {"concurrency": 2},
+        "resend": {"max_waves": 2},
+        "spend": {"expected_output_tokens": 9},
+        "checks": {"min_coverage": 0.5},
+        "workers": "{{ workers }}",
+    },
+)
+MEASURED = alike(key="id", target="topic", candidates=["crm/labels"])
+JUDGED = alike(rows="tickets", key="id", target="answer", sample_size=5, seed=1) | ASKED | STORED | BY_DAY | CHECKED
+
+
+def prompt(user: str) -> Same:
+    return Same({"prompt": Prompt(user=user)}, {"prompt": user})
+
+
+CASES: dict[str, tuple[Any, str, Same]] = {
+    "labels": (
+        llm_batch_assets,
+        "LLMBatchComponent",
+        alike(key="id", keep=["body"], empty="ask")
+        | ASKED
+        | STORED
+        | BY_DAY
+        | prompt("{{ body }}")
+        | Same(
+            {"rows": tickets, "response": Label, "required_resource_keys": {"extra"}},
+            {
+                "rows": {"function": "every_option.tickets"},
+                "response": "every_option.Label",
+                "required_resource_keys": ["extra"],
+            },
+        ),
+    ),
+    "eval": (
+        evaluation_assets,
+        "LLMBatchEvaluationComponent",
+        alike(
+            gold="gold",
+            gold_target="true_topic",
+            kind="ordinal",
+            keep=["body"],
+            rejects={"labels": "crm/labels_rejects"},
+            confidence="sure",
+            regression=True,
+            min_accuracy=0.5,
+            min_kappa=0.4,
+            max_ece=0.2,
+        )
+        | MEASURED
+        | STORED
+        | BY_DAY
+        | CHECKED,
+    ),
+    "agreement": (
+        agreement_assets,
+        "LLMBatchAgreementComponent",
+        alike(gold="gold", annotator="person", gold_target="true_topic", kind="ordinal", min_alpha=0.5)
+        | MEASURED
+        | STORED
+        | BY_DAY
+        | CHECKED,
+    ),
+    "drift": (
+        drift_assets,
+        "LLMBatchDriftComponent",
+        alike(candidates=["crm/labels"], target="topic", reference=["mon"], max_psi=0.1) | STORED | BY_DAY | CHECKED,
+    ),
+    "slow_drift": (
+        drift_assets,
+        "LLMBatchDriftComponent",
+        alike(candidates=["crm/labels"], target="topic", online=True),
+    ),
+    "gold_sample": (
+        gold_sample_assets,
+        "LLMBatchGoldSampleComponent",
+        alike(
+            gold="gold",
+            rejects={"labels": "crm/labels_rejects"},
+            confidence="sure",
+            sample_size=5,
+            random_share=0.5,
+            seed=1,
+        )
+        | MEASURED
+        | STORED
+        | BY_DAY,
+    ),
+    "costs": (
+        cost_assets,
+        "LLMBatchCostComponent",
+        alike(candidates=["crm/labels"], resource_key="models") | STORED,
+    ),
+    "duel": (
+        pairwise_judge_assets,
+        "LLMBatchPairwiseJudgeComponent",
+        JUDGED | alike(candidates=["short", "long"], max_inconsistent=0.2) | prompt("{{ answer_a }} {{ answer_b }}"),
+    ),
+    "scores": (
+        rubric_judge_assets,
+        "LLMBatchRubricJudgeComponent",
+        JUDGED
+        | alike(candidates=["short"], criteria={"right": "Is it?"}, min_score=2)
+        | Same({"scale": (1, 3)}, {"scale": [1, 3]})
+        | prompt("{{ answer }}"),
+    ),
+}
+LABELS = llm_batch_assets(name="labels", **{**DAGSTERS.python, **CASES["labels"][2].python})
+CASES["skew"] = (
+    skew_assets,
+    "LLMBatchSkewComponent",
+    alike(target="topic", sample_size=5, seed=1, max_cost_usd=1.0, min_agreement=0.9)
+    | BACKFILL
+    | CHECKED
+    | Same(
+        {"candidates": LABELS, "realtime": Realtime(concurrency=2)},
+        {"candidates": "every_option.LABELS", "realtime": {"concurrency": 2}},
+    ),
+)
+
+ONCE = {
+    "resource": {"namespace": "every", "openai": {"api_key": "{{ env.OPENAI_API_KEY }}"}},
+    "sensor": {"name": "lands", "minimum_interval_seconds": 60},
+    "jobs": True,
+}
+"""What the component of labels can give beside them."""
+
+
+@dg.template_var
+def workers() -> RayWorkers:
+    return RayWorkers()
+
+
+def others() -> dg.Definitions:
+    """What both code locations have in Python."""
+    return dg.Definitions(resources={"lake": dg.InMemoryIOManager(), "extra": "what rows need"})
+
+
+@dg.definitions
+def in_python() -> dg.Definitions:
+    assets = [factory(name=name, **{**DAGSTERS.python, **same.python}) for name, (factory, _, same) in CASES.items()]
+    llm = LLMBatchResource(namespace="every", openai=OpenAIBatchResource(api_key=dg.EnvVar("OPENAI_API_KEY")))
+    return dg.Definitions.merge(
+        others(),
+        dg.Definitions(
+            assets=[one for made in assets for one in made],
+            resources={"models": llm},
+            sensors=[build_llm_batch_sensor(name="lands", resource_key="models", minimum_interval_seconds=60)],
+            jobs=build_llm_batch_jobs(resource_key="models"),
+        ),
+    )
+
+
+@dg.definitions
+def in_yaml() -> dg.Definitions:
+    return dg.load_from_defs_folder(path_within_project=Path(os.environ["EVERY_OPTION"]) / "src" / "every")
