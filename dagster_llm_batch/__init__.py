@@ -65,7 +65,7 @@ if TYPE_CHECKING:
         SlurmBatchResource,
         VertexBatchResource,
     )
-    from dagster_llm_batch.sensors import build_llm_batch_sensor
+    from dagster_llm_batch.sensors import build_llm_batch_alert_sensor, build_llm_batch_sensor
 
 __all__ = [
     "AnthropicBatchResource",
@@ -105,6 +105,7 @@ __all__ = [
     "VertexBatchResource",
     "__version__",
     "agreement_assets",
+    "build_llm_batch_alert_sensor",
     "build_llm_batch_jobs",
     "build_llm_batch_sensor",
     "cost_assets",
@@ -135,6 +136,7 @@ _MODULES = {
     "SqlRows": "assets",
     "TokenPrice": "core.pricing",
     "build_llm_batch_jobs": "jobs",
+    "build_llm_batch_alert_sensor": "sensors",
     "build_llm_batch_sensor": "sensors",
     "llm_batch_assets": "assets",
     "on_labels_ready": "automation",

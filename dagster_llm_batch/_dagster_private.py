@@ -6,15 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluation,
+    AssetCheckEvaluationTargetMaterializationData,
+)
 from dagster._core.definitions.decorators.op_decorator import DecoratedOpFunction
 from dagster._core.definitions.partitions.utils import infer_partition_mapping
 from dagster._core.definitions.reconstruct import ReconstructableJob, repository_def_from_target_def
+from dagster._core.events import DagsterEventType
 from dagster._core.execution.plan.utils import build_resources_for_manager
 from dagster._core.secrets.env_file import get_env_var_dict
 from dagster._grpc.utils import get_loadable_targets
 
 __all__ = [
+    "check_evaluations",
     "check_target",
     "env_file",
     "inferred_mapping",
@@ -180,6 +185,22 @@ def repository_of(context: dg.AssetExecutionContext) -> dg.RepositoryDefinition 
     """The code location of this run; None for a run in somebody's own process, which Dagster says by raising."""
     job = context.get_step_execution_context().job
     return job.repository.get_definition() if isinstance(job, ReconstructableJob) else None
+
+
+def check_evaluations(
+    instance: dg.DagsterInstance, check: dg.AssetCheckKey, limit: int
+) -> list[tuple[int, float, AssetCheckEvaluation]]:
+    """The newest evaluations of a check, of all partitions, each with a number of its own and its time.
+
+    `dagster` exports a way to the newest one alone, which in a run over several partitions is that of one of them.
+    """
+    records = instance.event_log_storage.get_asset_check_execution_history(check, limit=limit)
+    events = [(record.id, record.event) for record in records]
+    return [
+        (number, event.timestamp, event.get_dagster_event().asset_check_evaluation_data)
+        for number, event in events
+        if event is not None and event.get_dagster_event().event_type is DagsterEventType.ASSET_CHECK_EVALUATION
+    ]
 
 
 def env_file(folder: str) -> Mapping[str, str]:

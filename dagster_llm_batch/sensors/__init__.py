@@ -4,6 +4,7 @@ A sensor body can run twice, so whatever costs money happens in runs. A tick is 
 turn, least recently polled first, each at a spacing that grows with its age. State is in the ledger, not in a cursor.
 """
 
+from dagster_llm_batch.sensors.alerts import build_llm_batch_alert_sensor
 from dagster_llm_batch.sensors.factory import build_llm_batch_sensor
 
-__all__ = ["build_llm_batch_sensor"]
+__all__ = ["build_llm_batch_alert_sensor", "build_llm_batch_sensor"]

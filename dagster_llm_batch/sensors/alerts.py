@@ -1,0 +1,109 @@
+"""A sensor that tells people what waits for them: failed checks of this package's assets, and failed ticks.
+
+Dagster itself tells of failed runs only (`make_email_on_run_failure_sensor`); alerts on checks and sensors are a part
+of Dagster+. What was told is in the sensor's cursor, which is kept when the tick has gone well: nothing is left untold,
+and what was told before `notify` failed for another text is told twice.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import dagster as dg
+
+from dagster_llm_batch._dagster_private import check_evaluations
+from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.assets.translator import ROLE_TAG
+from dagster_llm_batch.text import plain_words
+
+__all__ = ["build_llm_batch_alert_sensor"]
+
+# So many of each check, and of each sensor, are looked at.
+_NEWEST = 200
+
+# An event has the time of the machine that wrote it, and may be seen some time after that.
+_LATE_SECONDS = 600.0
+
+
+class _Failure(NamedTuple):
+    """A failed check or tick: a name of its own, when it was, in seconds since 1970, and what is told."""
+
+    name: str
+    at: float
+    text: str
+
+
+@checked
+def build_llm_batch_alert_sensor(
+    notify: Callable[[str], Any],
+    name: str = "llm_batch_alert_sensor",
+    *,
+    sensor_names: tuple[str, ...] = ("llm_batch_sensor",),
+    minimum_interval_seconds: int = 60,
+    default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
+) -> dg.SensorDefinition:
+    """Return a sensor that calls `notify` with a text for each failed check, and each failed tick, that is new.
+
+    Args:
+        notify: Sends a text of one line to people: to Slack, by e-mail. Where it raises, the tick fails, and the same
+            is told at the next one.
+        name: Its name.
+        sensor_names: Sensors whose failed ticks are told: what `build_llm_batch_sensor` returned.
+        minimum_interval_seconds: Between two ticks.
+        default_status: Running, unless you say otherwise.
+    """
+
+    @dg.sensor(
+        name=name,
+        minimum_interval_seconds=minimum_interval_seconds,
+        default_status=default_status,
+        description="Tells people of failed checks of LLM batch assets, and of failed ticks of their sensor.",
+    )
+    def alert_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        now = time.time()
+        # What failed before the first look is history, of which there may be years.
+        since, told = json.loads(context.cursor) if context.cursor else (now, {})
+        failures = [*_failed_checks(context), *_failed_ticks(context, since, sensor_names)]
+        new = [failure for failure in failures if failure.at > since and failure.name not in told]
+        for failure in sorted(new, key=lambda failure: failure.at):
+            notify(failure.text)
+            told[failure.name] = failure.at
+        oldest = max(since, now - _LATE_SECONDS)
+        told = {known: at for known, at in told.items() if at > oldest}
+        context.update_cursor(json.dumps([oldest, told]))
+        return dg.SkipReason(f"told {len(new)}" if new else "nothing to tell")
+
+    return alert_sensor
+
+
+def _failed_checks(context: dg.SensorEvaluationContext) -> Iterator[_Failure]:
+    """Yield failed evaluations of the checks of this package's assets in this code location."""
+    assert context.repository_def is not None
+    for key, assets in context.repository_def.assets_defs_by_key.items():
+        if ROLE_TAG not in assets.tags_by_key.get(key, {}):
+            continue
+        for check in (check for check in assets.check_keys if check.asset_key == key):
+            for number, at, evaluation in check_evaluations(context.instance, check, _NEWEST):
+                if not evaluation.passed:
+                    partition = f" ({evaluation.partition})" if evaluation.partition else ""
+                    place = f"{key.to_user_string()}{partition}"
+                    text = f"{place}: the check {check.name} failed. {evaluation.description or ''}"
+                    yield _Failure(f"check {number}", at, plain_words(text))
+
+
+def _failed_ticks(
+    context: dg.SensorEvaluationContext, since: float, sensor_names: tuple[str, ...]
+) -> Iterator[_Failure]:
+    """Yield failed ticks of these sensors."""
+    for state in context.instance.all_instigator_state():
+        if state.instigator_name not in sensor_names:
+            continue
+        ticks = context.instance.get_ticks(state.instigator_origin_id, state.selector_id, after=since, limit=_NEWEST)
+        for tick in ticks:
+            if tick.is_failure:
+                reason = tick.error.message if tick.error else "without a reason"
+                text = f"{state.instigator_name}: its look failed. {reason}"
+                yield _Failure(f"tick {tick.tick_id}", tick.timestamp, plain_words(text))

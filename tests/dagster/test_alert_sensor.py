@@ -1,0 +1,128 @@
+"""The sensor that tells people: each failed check and each failed tick once, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import dagster as dg
+import pytest
+from code_location import LABELS, CodeLocation, labeled
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    SensorInstigatorData,
+    TickData,
+    TickStatus,
+)
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster_shared.error import SerializableErrorInfo
+
+from dagster_llm_batch import Resend, build_llm_batch_alert_sensor
+from dagster_llm_batch.testing.emulator import RowFault
+
+
+class Alerts:
+    """The sensor over a code location, and what it told."""
+
+    def __init__(self, location: CodeLocation) -> None:
+        self.told: list[str] = []
+        self.is_away = False
+        self.cursor: str | None = None
+        self._location = location
+        self._sensor = build_llm_batch_alert_sensor(self._notify)
+
+    def _notify(self, text: str) -> None:
+        if self.is_away:
+            raise ConnectionError("Slack does not answer")
+        self.told.append(text)
+
+    def tick(self) -> Any:
+        """One evaluation. A daemon keeps the cursor of a tick that went well alone."""
+        with dg.build_sensor_context(
+            instance=self._location.instance, repository_def=self._location.repository, cursor=self.cursor
+        ) as context:
+            result = self._sensor(context)
+            self.cursor = context.cursor
+            return result
+
+
+@pytest.fixture
+def location(stored, emulator):
+    emulator.inject(RowFault(containing="Subject t 1", status_code=400, message="not this one"))
+    return CodeLocation(emulator, stored, *labeled(resend=Resend(max_waves=1)))
+
+
+def failed_tick(instance: dg.DagsterInstance, name: str, error: str) -> None:
+    """What the daemon stores of a sensor's look that failed."""
+    origin = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(python_file="x.py"), "x.py")
+    sensor = RemoteInstigatorOrigin(RemoteRepositoryOrigin(origin, "__repository__"), name)
+    state = InstigatorState(sensor, InstigatorType.SENSOR, InstigatorStatus.RUNNING, SensorInstigatorData())
+    if instance.get_instigator_state(state.instigator_origin_id, state.selector_id) is None:
+        instance.add_instigator_state(state)
+    told = SerializableErrorInfo(error, [], "Error")
+    which = (state.instigator_origin_id, name, InstigatorType.SENSOR, TickStatus.FAILURE, time.time())
+    instance.create_tick(TickData(*which, error=told, selector_id=state.selector_id))
+
+
+def test_a_failed_tick_is_told_once_with_its_reason_and_those_of_other_sensors_are_not(location):
+    failed_tick(location.instance, "llm_batch_sensor", "long ago")
+    alerts = Alerts(location)
+    alerts.tick()
+    failed_tick(location.instance, "llm_batch_sensor", "1 part of the tick failed:\nbatch b-1 is overdue")
+    failed_tick(location.instance, "another_sensor", "not ours")
+    alerts.tick()
+    assert alerts.told == ["llm_batch_sensor: its look failed. 1 part of the tick failed: batch b-1 is overdue"]
+    failed_tick(location.instance, "llm_batch_sensor", "again")
+    alerts.tick()
+    alerts.tick()
+    assert [text.rpartition(" ")[2] for text in alerts.told] == ["overdue", "again"]
+
+
+def test_a_failed_check_is_told_once_with_what_it_says(location):
+    alerts = Alerts(location)
+    assert "nothing to tell" in alerts.tick().skip_message
+    location.land()
+    assert "told 1" in alerts.tick().skip_message
+    [text] = alerts.told
+    assert text.startswith(f"{LABELS}: the check coverage failed. 2 of 3 rows have a label")
+    assert "nothing to tell" in alerts.tick().skip_message
+
+
+def test_what_failed_before_the_first_look_is_history(location):
+    location.land()
+    alerts = Alerts(location)
+    alerts.tick()
+    alerts.tick()
+    assert alerts.told == []
+
+
+def test_what_could_not_be_told_is_told_at_the_next_look(location):
+    alerts = Alerts(location)
+    alerts.tick()
+    location.land()
+    alerts.is_away = True
+    with pytest.raises(ConnectionError):
+        alerts.tick()
+    alerts.is_away = False
+    alerts.tick()
+    assert len(alerts.told) == 1
+
+
+def test_checks_of_other_assets_are_not_told(stored, emulator):
+    @dg.asset(check_specs=[dg.AssetCheckSpec("theirs", asset="other")])
+    def other():
+        yield dg.MaterializeResult(check_results=[dg.AssetCheckResult(passed=False, check_name="theirs")])
+
+    location = CodeLocation(emulator, stored, *labeled(), other)
+    alerts = Alerts(location)
+    alerts.tick()
+    location.run("other")
+    alerts.tick()
+    assert alerts.told == []
