@@ -35,7 +35,9 @@ __all__ = ["Dataset", "RowsContext", "RowsFunction", "dataset_of", "datasets_in"
 
 @dataclass(frozen=True)
 class RowsContext:
-    """What a function that gives rows may ask. `partition_key` is None for an unpartitioned dataset."""
+    """What a function that gives rows may ask. `partition_key` is None for an unpartitioned dataset; `upstream` is what
+    `load` reads by.
+    """
 
     partition_key: str | None
     asset: dg.AssetExecutionContext
