@@ -87,9 +87,11 @@ def known_specs(upstream: object) -> Iterator[dg.AssetSpec]:
     """Yield the assets of definitions, also in lists and mappings. Of what is named by its key, only a run knows
     more.
     """
-    # An AssetSpec is a tuple, too.
+    # AssetSpec and AssetKey are tuples, too; the latter does not let itself be iterated.
     if isinstance(upstream, dg.AssetSpec):
         yield upstream
+    elif isinstance(upstream, dg.AssetKey):
+        return
     elif isinstance(upstream, dg.AssetsDefinition):
         yield from upstream.specs
     elif isinstance(upstream, Mapping | list | tuple):
