@@ -17,6 +17,7 @@ from dagster_llm_batch.assets.output import stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
 from dagster_llm_batch.checks import check_specs, verdicts
 from dagster_llm_batch.engine import Status
+from dagster_llm_batch.engine.status import overdue_text
 from dagster_llm_batch.errors import ConfigError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.metadata import column_lineage, labels_metadata, rejects_metadata, status_metadata
@@ -286,6 +287,11 @@ class _Landing:
                 status = engine.status(submission_id)
             if status.is_settled or dataset.mode == "deferred":
                 return status
+            awaited = {submission_id, *status.submission.reused_from}
+            for submission, shard in engine.overdue():
+                if submission.submission_id in awaited:
+                    then = "This run waits no longer; another goes on where it is."
+                    raise LLMBatchError(f"{overdue_text(shard, engine.now())}. {then}")
             if (text := progress_text(status)) != note:
                 context.log.info(f"Waiting: {progress_text(status, pace_of(engine, status))}")
                 note = text
