@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
     from dagster_llm_batch.storage.ledger import Ledger
 
-__all__ = ["has_moved", "pace_of", "pace_text", "progress_bar", "progress_text", "together", "usual_of"]
+__all__ = [
+    "NOTHING_TO_SEND",
+    "has_moved",
+    "pace_of",
+    "pace_text",
+    "progress_bar",
+    "progress_text",
+    "together",
+    "usual_of",
+]
+
+NOTHING_TO_SEND = "nothing to send"
+"""What is said of a submission without requests: each row is answered already, or there is none."""
 
 _CELLS = 20
 # submissions that tell how long one usually takes
@@ -57,13 +69,18 @@ def together(paces: Sequence[Pace]) -> Pace:
 
 def progress_text(progress: Progress | Status, its_pace: Pace | None = None) -> str:
     """Return one line on a submission: wave, batches by state, and its pace where one is given."""
-    states = ", ".join(f"{count} {state}" for state, count in sorted(progress.states.items())) or "nothing to send"
+    wave = f"wave {progress.submission.waves}"
+    if not progress.states:
+        return f"{wave}: {NOTHING_TO_SEND}"
+    states = ", ".join(f"{count} {state}" for state, count in sorted(progress.states.items()))
     its_pace = its_pace or Pace(progress.done, progress.total, 0, None, None, None)
-    return f"wave {progress.submission.waves}: batches {states}; {pace_text(its_pace)}"
+    return f"{wave}: batches {states}; {pace_text(its_pace)}"
 
 
 def pace_text(its_pace: Pace) -> str:
     """Return counts, then rate, age and expected end where they are known."""
+    if not its_pace.total:
+        return NOTHING_TO_SEND
     failed = f", {its_pace.failed:,} failed" if its_pace.failed else ""
     parts = [f"{its_pace.done:,} of {its_pace.total:,} requests done ({its_pace.percent} %){failed}"]
     if its_pace.per_minute is not None:

@@ -57,6 +57,7 @@ def cancel_command(
 @click.option("--batch-id", help="The provider has this batch for it.")
 @click.option("--no-batch", is_flag=True, help="The provider has no batch for it: it is sent (again).")
 @click.option("--lost", is_flag=True, help="Its batch never ends: wait for it no longer.")
+@_yes_option
 @json_option
 def resolve_command(
     deployment: DeploymentAccess,
@@ -65,6 +66,7 @@ def resolve_command(
     *,
     no_batch: bool,
     lost: bool,
+    yes: bool,
     as_json: bool,
 ) -> None:
     """Resolve a shard whose create call left no record, or whose batch never ends, after a look at the provider's
@@ -83,6 +85,7 @@ def resolve_command(
         raise click.UsageError(
             "Give one of --batch-id (the provider has this batch), --no-batch (it has none) and --lost (it never ends)."
         )
+    confirm(_question(deployment, shard_id, batch_id, lost=lost), yes=yes)
     if lost:
         shard, then = deployment.engine.give_up(shard_id), "When the rest has landed, `retry` asks again."
     elif batch_id:
@@ -93,6 +96,16 @@ def resolve_command(
         print_json({"shard": shard})
     else:
         click.echo(f"Shard {shard.shard_id} is '{shard.state.value}' now. {then}")
+
+
+def _question(deployment: DeploymentAccess, shard_id: str, batch_id: str | None, *, lost: bool) -> str:
+    submission = deployment.ledger.submission(deployment.ledger.shard(shard_id).submission_id)
+    of = f"shard {shard_id} of {cell_text(' '.join(filter(None, [submission.asset, submission.partition])))}"
+    if lost:
+        return f"Give up the batch of {of}? Its rows land without a label, and wait for `retry`."
+    if batch_id:
+        return f"Take the batch {cell_text(batch_id)} for {of}?"
+    return f"Send {of}? It is paid a second time if the provider has a batch for it after all."
 
 
 def _list_stuck(deployment: DeploymentAccess, *, as_json: bool) -> None:

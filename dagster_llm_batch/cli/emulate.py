@@ -21,16 +21,19 @@ __all__ = ["emulate_command"]
 )
 @click.option("--key", "keys", multiple=True, help="Accepted API key, repeatable.")
 @click.option("--all", "everything", is_flag=True, help="Local S3 and Cloud Storage too, for Bedrock and Vertex AI.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides ids and the order of result rows.")
+@click.option(
+    "--seed", type=int, help="Decides ids and the order of result rows.  [default: another one at each start]"
+)
 @json_option
 def emulate_command(
-    port: int, pace_seconds: float, keys: tuple[str, ...], seed: int, *, everything: bool, as_json: bool
+    port: int, pace_seconds: float, keys: tuple[str, ...], seed: int | None, *, everything: bool, as_json: bool
 ) -> None:
     """Serve until interrupted; print what to export so that the vendors' own SDKs find it."""
     try:
         from dagster_llm_batch.testing.emulator.__main__ import main  # noqa: PLC0415 - an extra, and slow to load
     except ImportError as error:
         raise MissingExtraError("emulator", "The emulator") from error
-    arguments = ["--port", str(port), "--pace-seconds", str(pace_seconds), "--seed", str(seed)]
+    arguments = ["--port", str(port), "--pace-seconds", str(pace_seconds)]
+    arguments += [] if seed is None else ["--seed", str(seed)]
     arguments += [part for key in keys for part in ("--key", key)]
     main([*arguments, *(["--all"] if everything else []), *(["--json"] if as_json else [])])

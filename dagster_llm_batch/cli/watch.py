@@ -21,7 +21,7 @@ from dagster_llm_batch.cli.selection import find_submission, partition_option
 from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.engine.submit_queue import UNAVAILABLE, WAITS
 from dagster_llm_batch.errors import LLMBatchError
-from dagster_llm_batch.progress import progress_text, usual_of
+from dagster_llm_batch.progress import NOTHING_TO_SEND, progress_text, usual_of
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.ledger import utc_now
 from dagster_llm_batch.storage.ledger.records import Progress
@@ -186,14 +186,14 @@ def _row(progress: Progress, its_pace: Pace) -> list[object]:
     ]
 
 
-def _done(its_pace: Pace) -> str:
-    return f"{its_pace.done:,} of {its_pace.total:,} ({its_pace.percent} %)"
+def _done(its_pace: Pace) -> str | None:
+    return f"{its_pace.done:,} of {its_pace.total:,} ({its_pace.percent} %)" if its_pace.total else None
 
 
 def _states(progress: Progress) -> str:
     if progress.submission.is_settled:
         return "all answered; the labels have not landed"
-    return ", ".join(f"{count} {state.value}" for state, count in sorted(progress.states.items())) or "none"
+    return ", ".join(f"{count} {state.value}" for state, count in sorted(progress.states.items())) or NOTHING_TO_SEND
 
 
 def _tell_changes(look: _Look, shown: dict[str, str]) -> None:

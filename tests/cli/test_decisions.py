@@ -64,12 +64,30 @@ def test_resolve_lists_shards_in_doubt_by_definitions_and_by_address(project):
 def test_a_resolved_shard_goes_on_and_nothing_is_paid_twice(project, exists):
     shard = in_doubt(project, "after" if exists else "before")
     word = ["--batch-id", project.emulator.books.batches[0].id] if exists else ["--no-batch"]
-    result = project.cli("resolve", shard, *word, *project.by_address)
+    result = project.cli("resolve", shard, *word, "--yes", *project.by_address)
     assert ("submitted" if exists else "planned") in result.stdout
     project.settle()
     assert project.json("show", "ticket_labels")["submission"]["outcomes"] == {"succeeded": 3}
     assert len(project.emulator.books.batches) == 1
     assert project.emulator.books.billed_twice() == {}
+
+
+@pytest.mark.parametrize("answer", ["n\n", ""], ids=["no", "no terminal"])
+@pytest.mark.parametrize(
+    ("word", "asked"),
+    [
+        (["--no-batch"], "It is paid a second time if the provider has a batch for it after all."),
+        (["--batch-id", "batch_1"], "Take the batch batch_1 for shard"),
+        (["--lost"], "Its rows land without a label"),
+    ],
+)
+def test_resolve_asks_first_and_without_a_yes_changes_nothing(project, word, asked, answer):
+    shard = in_doubt(project, "after")
+    before = project.json("show", "ticket_labels")
+    said = project.cli("resolve", shard, *word, *project.by_address, code=1, input=answer).stderr
+    assert asked in said
+    assert f"{shard} of ticket_labels" in said
+    assert project.json("show", "ticket_labels") == before
 
 
 @pytest.mark.parametrize(
@@ -94,7 +112,7 @@ def test_a_batch_that_never_ends_is_given_up_and_a_retry_shows_the_price_and_ask
     pass_days(project, 2)
     assert "overdue" in project.cli("resolve", *project.by_address).stdout
     [told] = project.json("resolve")["overdue"]
-    given_up = project.cli("resolve", told["shard"]["shard_id"], "--lost", *project.by_address).stdout
+    given_up = project.cli("resolve", told["shard"]["shard_id"], "--lost", "--yes", *project.by_address).stdout
     assert "'ended' now" in given_up
     assert project.on_file("resolve").stdout == "No shard is in doubt or overdue.\n"
     with project.engine() as engine:
@@ -116,7 +134,7 @@ def test_a_batch_that_never_ends_is_given_up_and_a_retry_shows_the_price_and_ask
 def test_a_shard_that_is_not_in_doubt_cannot_be_resolved(project):
     project.submit()
     [shard] = project.json("show", "ticket_labels")["shards"]
-    assert "IllegalMoveError" in project.on_file("resolve", shard["shard_id"], "--no-batch", code=1).stderr
+    assert "IllegalMoveError" in project.on_file("resolve", shard["shard_id"], "--no-batch", "--yes", code=1).stderr
 
 
 def test_retry_asks_for_the_rows_without_a_label_after_it_showed_what_that_may_cost(project):

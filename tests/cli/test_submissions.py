@@ -128,6 +128,14 @@ def test_watch_follows_a_batch_to_its_end_a_line_for_each_change(project, monkey
     assert 7 in naps
 
 
+def test_of_rows_that_are_all_answered_watch_says_that_there_is_nothing_to_send(project):
+    project.land()
+    project.change("range(3)", "range(2)")
+    project.submit()
+    told, *_ = project.on_file("watch", "--until", "ended").stdout.splitlines()
+    assert told == "ticket_labels: wave 1: nothing to send"
+
+
 def test_watch_says_when_nothing_is_under_way(project):
     project.land()
     assert project.on_file("watch").stdout == "Nothing is under way.\n"

@@ -40,7 +40,7 @@ def watch_once(stored):
 def test_what_is_not_known_is_left_out_and_the_rest_keeps_its_order():
     nothing = Pace(0, 0, 0, None, None, None)
     everything = Pace(1410, 3000, 2, timedelta(hours=2, minutes=13), 3.14, END)
-    assert pace_text(nothing) == "0 of 0 requests done (100 %)"
+    assert pace_text(nothing) == "nothing to send"
     assert pace_text(everything) == (
         "1,410 of 3,000 requests done (47 %), 2 failed; 3.1 per minute; oldest 2 h 13 m; "
         "expected end 2026-01-02 14:05 UTC"

@@ -1,13 +1,16 @@
-"""`python -m dagster_llm_batch.testing.emulator --all`: every vendor and both storages from one command."""
+"""The emulator as a command: every vendor and both storages, and ids that no ledger knows from an earlier start."""
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
+import openai
 import pytest
 
 
@@ -34,6 +37,24 @@ def test_all_serves_the_vendors_and_their_storage_until_a_signal_and_leaves_noth
         finally:
             process.kill()
     assert {name: answers(url) for name, url in urls.items()} == dict.fromkeys(urls)
+
+
+@pytest.mark.parametrize(("seed", "is_repeated"), [([], False), (["--seed", "7"], True)], ids=["no seed", "seed"])
+def test_ids_are_others_at_each_start_unless_a_seed_is_given(seed, is_repeated):
+    assert (first_file_id(seed) == first_file_id(seed)) is is_repeated
+
+
+def first_file_id(seed):
+    """Start `dagster-llm-batch emulate`; the id of the first file that is uploaded to it."""
+    command = [Path(sys.executable).parent / "dagster-llm-batch", "emulate", "--json", *seed]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            exports = json.loads(process.stdout.readline())
+            client = openai.OpenAI(api_key=exports["OPENAI_API_KEY"], base_url=exports["OPENAI_BASE_URL"])
+            with client:
+                return client.files.create(file=("requests.jsonl", b"{}"), purpose="batch").id
+        finally:
+            process.kill()
 
 
 def answers(url: str) -> int | None:

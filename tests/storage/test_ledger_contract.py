@@ -185,8 +185,10 @@ def test_a_batch_of_one_account_belongs_to_one_shard(ledger):
     for shard_id in ("h1", "h2", "h3"):
         ledger.move_shard(shard_id, Move.SEND)
     ledger.move_shard("h1", Move.ACCEPTED, batch_id="b1")
-    with pytest.raises(LedgerError, match="b1 already belongs to another shard"):
+    with pytest.raises(LedgerError, match="b1 already belongs to another shard") as refused:
         ledger.move_shard("h2", Move.ACCEPTED, batch_id="b1")
+    assert "emulator that was started again" in str(refused.value)
+    assert "dagster-llm-batch resolve h2 --no-batch" in str(refused.value)
     assert ledger.shard("h2").state is ShardState.SUBMITTING
     assert "accepted" not in [event.kind for event in ledger.events("s1") if event.shard_id == "h2"]
     assert ledger.move_shard("h3", Move.ACCEPTED, batch_id="b1").batch_id == "b1"

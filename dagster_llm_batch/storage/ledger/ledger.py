@@ -234,7 +234,10 @@ class Ledger(LedgerQueries):
             except IntegrityError as error:
                 raise LedgerError(
                     f"Batch {fields.get('batch_id')} already belongs to another shard than {shard_ids[0]}. "
-                    "Nothing was changed. Look at the events of both before anything is sent again."
+                    "Nothing was changed. A provider gives no id twice, so this is an emulator that was started again "
+                    "with the same --seed (start it without), a ledger that was put back from a backup, or a wrong "
+                    "--batch-id. Look at the provider's console. If the batch there is not this shard's: "
+                    f"dagster-llm-batch resolve {shard_ids[0]} --no-batch sends it anew."
                 ) from error
             detail = detail or fields.get("reason")
             events = (

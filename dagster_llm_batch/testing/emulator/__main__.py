@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import signal
 import sys
 import threading
@@ -36,8 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gcs-url", help="a Cloud Storage server, for the files of the Vertex AI emulator")
     parser.add_argument("--s3-url", help="an S3 server, for the files of the Bedrock emulator")
     parser.add_argument("--json", action="store_true", help="print what to export as one JSON object")
-    parser.add_argument("--seed", type=int, default=0, help="decides ids and the order of result rows")
+    parser.add_argument(
+        "--seed", type=int, help="decides ids and the order of result rows; by default another one at each start"
+    )
     options = parser.parse_args(arguments)
+    # A ledger outlives the emulator: an id that a restarted one gave again would be that of another batch.
+    seed = secrets.randbits(64) if options.seed is None else options.seed
     keys = None if options.any_key else options.key or [DEFAULT_KEY]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # unwinds: no server is left behind
     with ExitStack() as servers:
@@ -50,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Emulator(
                 pace=options.pace_seconds,
                 keys=keys,
-                seed=options.seed,
+                seed=seed,
                 port=options.port,
                 gcs_url=gcs_url,
                 s3_url=s3_url,
