@@ -122,7 +122,8 @@ def test_the_page_start_goes_to_labels_and_then_to_the_plan_of_a_real_account(tm
         folder.joinpath("landed").touch()
         running.until("the rest of the page", folder.joinpath("done").exists)
         said = tmp_path.joinpath("shell.log").read_text()
-        assert "'moods_reason': None" in said  # the wrong rows, as they are read from Parquet
+        assert '"moods_reason"' in folder.joinpath("mistakes.csv").read_text()
+        assert folder.joinpath("moods.csv").read_text().count("Great service, thank you!") == 1
         assert "Warning: " not in said
         assert "1 of 8 rows is empty and is not sent." in said
         # What the emulator has answered is not taken for the answers of a real account.
