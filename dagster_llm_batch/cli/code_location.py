@@ -11,13 +11,14 @@ import time
 import tomllib
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import dagster as dg
@@ -31,10 +32,21 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.text import plain_words
 
-__all__ = ["CodeLocation", "Pointer", "pointer_in"]
+__all__ = ["CodeLocation", "Pointer", "Standstill", "pointer_in"]
 
 # A daemon that runs is seen every half minute.
 _SILENT = timedelta(minutes=5)
+_QUEUED_SEEN = 100
+
+
+class Standstill(NamedTuple):
+    """Why nobody sends what waits, or lands what is answered, and what to do."""
+
+    problem: str
+    then: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.then}"
 
 
 @dataclass(frozen=True)
@@ -120,20 +132,47 @@ class CodeLocation:
             )
         ]
 
-    def standstill(self) -> str | None:
-        """Return why nobody sends what waits, or lands what is answered, and what to do; None where somebody does."""
-        sensors = self._sensors_of(self.datasets.values())
-        if not sensors:
-            return "Nobody sends or lands: the definitions have no sensor. Add build_llm_batch_sensor() to them."
-        if self._instance.is_ephemeral:
-            return "Nobody may send or land: DAGSTER_HOME is not set here, so no daemon is seen. Set it as Dagster's."
-        if (silence := _daemon_silence(self._instance)) is not None:
-            return f"Nobody sends or lands: {silence}. Start it, as by `dagster dev`, with this DAGSTER_HOME."
-        troubles = [(sensor.name, _sensor_trouble(self._instance, sensor)) for sensor in sensors]
-        if any(trouble is None for _, trouble in troubles):
+    def standstill(self) -> Standstill | None:
+        """Return why nobody sends what waits, or lands what is answered; None where somebody does.
+
+        A dataset in the mode "wait" needs nobody: its run stays until the labels have landed.
+        """
+        deferred = [dataset for dataset in self.datasets.values() if dataset.mode == "deferred"]
+        if not deferred:
             return None
-        name, trouble = troubles[0]
-        return f"Nobody sends or lands: the sensor '{name}' {trouble}"
+        sensors = self._sensors_of(deferred)
+        nobody = "Nobody sends or lands"
+        if not sensors:
+            return Standstill(
+                f"{nobody}: the definitions have no sensor", "Add build_llm_batch_sensor() to the definitions' sensors."
+            )
+        if self._instance.is_ephemeral:
+            return Standstill(
+                "Nobody may send or land: DAGSTER_HOME is not set here, so no daemon is seen", "Set it as Dagster's."
+            )
+        if (silence := _daemon_silence(self._instance)) is not None:
+            return Standstill(f"{nobody}: {silence}", "Start it, as by `dagster dev`, with this DAGSTER_HOME.")
+        troubles = []
+        for sensor in sensors:
+            if (found := _sensor_trouble(self._instance, sensor)) is None:
+                return None
+            troubles.append((sensor.name, found))
+        name, (trouble, then) = troubles[0]
+        return Standstill(f"{nobody}: the sensor '{name}' {trouble}", then)
+
+    def queued_runs(self) -> dict[str, list[str]]:
+        """Return the ids of queued runs, which wait for Dagster's daemon, by the datasets that they submit or land."""
+        queued = self._instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]), limit=_QUEUED_SEEN)
+        runs = {
+            name: [run.run_id for run in queued if {dataset.batch_key, dataset.key} & self._keys_of(run)]
+            for name, dataset in self.datasets.items()
+        }
+        return {name: ids for name, ids in runs.items() if ids}
+
+    def _keys_of(self, run: dg.DagsterRun) -> AbstractSet[dg.AssetKey]:
+        if run.asset_selection or not self._repository.has_job(run.job_name):
+            return run.asset_selection or set()
+        return self._repository.get_job(run.job_name).asset_layer.selected_asset_keys
 
     @contextmanager
     def resource(self, key: str | None) -> Iterator[LLMBatchResource]:
@@ -259,7 +298,7 @@ def _daemon_silence(instance: dg.DagsterInstance) -> str | None:
     return f"Dagster's daemon was last seen {age(silent)} ago" if silent > _SILENT else None
 
 
-def _sensor_trouble(instance: dg.DagsterInstance, sensor: dg.SensorDefinition) -> str | None:
+def _sensor_trouble(instance: dg.DagsterInstance, sensor: dg.SensorDefinition) -> tuple[str, str] | None:
     """Return why the sensor does nothing, and what to do; None where its last look went well."""
     declared_on = sensor.default_status is dg.DefaultSensorStatus.RUNNING
     states = [
@@ -273,15 +312,16 @@ def _sensor_trouble(instance: dg.DagsterInstance, sensor: dg.SensorDefinition) -
         if state.status.value == "RUNNING" or (state.status.value == "DECLARED_IN_CODE" and declared_on)
     ]
     if not on and (states or not declared_on):
-        return "is switched off. Switch it on: it is on the page Automation of Dagster's web page."
+        return "is switched off", "Switch it on: it is on the page Automation of Dagster's web page."
     ticks = [
         tick for state in on for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
     ]
     if not ticks:
-        return "has not looked yet. It should within a minute; else Dagster's daemon does not run this code location."
+        return "has not looked yet", "It should within a minute; else Dagster's daemon does not run this code location."
     newest = max(ticks, key=lambda tick: tick.timestamp)
     if newest.is_failure:
-        return f"failed at its last look: {plain_words(newest.error.message if newest.error else 'without a reason')}"
+        reason = plain_words(newest.error.message if newest.error else "without a reason")
+        return f"failed at its last look: {reason}", "Its ticks are on the page Automation of Dagster's web page."
     return None
 
 

@@ -22,7 +22,7 @@ from dagster_llm_batch.core.price_book import newest_price_change
 from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.engine.prune import is_pruned
-from dagster_llm_batch.engine.status import cause_text, overdue_text, retry_command
+from dagster_llm_batch.engine.status import cause_text, doubt_text, overdue_text, retry_command
 from dagster_llm_batch.engine.submit import orphans
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.resources import Budget
@@ -136,6 +136,10 @@ def _definitions(deployment: DeploymentAccess) -> Iterator[Finding]:
     if alone:
         problem = f"no sensor lands the labels of {', '.join(alone)}"
         yield Finding("sensor", Verdict.WARNING, problem, "Add build_llm_batch_sensor() to the definitions' sensors.")
+    elif (standstill := code.standstill()) is not None:
+        yield Finding("sensor", Verdict.WARNING, standstill.problem, standstill.then)
+    elif any(dataset.mode == "deferred" for dataset in code.datasets.values()):
+        yield Finding("sensor", Verdict.OK, "Dagster's daemon was seen just now, and the last look went well")
 
 
 def _ledger(deployment: DeploymentAccess) -> Finding:
@@ -249,19 +253,13 @@ def _budget(engine: Engine, budget: Budget) -> Finding:
 
 def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
     now = utc_now()
-    doubtful = [
-        orphan.shard
-        for orphan in orphans(engine.ledger, engine.namespace)
-        if _since(orphan.shard.sent_at, now) > _DOUBT
-    ]
-    if doubtful:
-        problem = (
-            f"nobody knows whether {len(doubtful)} batches exist: shards {', '.join(s.shard_id for s in doubtful)}"
-        )
-        then = (
-            "If Dagster's sensor does not find them, look at the provider's console, then: dagster-llm-batch resolve."
-        )
-        yield Finding("shards in doubt", Verdict.PROBLEM, problem, then)
+    doubtful = orphans(engine.ledger, engine.namespace)
+    for submission, shard in doubtful:
+        place = f"{submission.asset} {submission.partition}".rstrip()
+        # Until then the sensor usually finds its batch.
+        verdict = Verdict.PROBLEM if _since(shard.sent_at, now) > _DOUBT else Verdict.WARNING
+        problem, _, then = doubt_text(shard).partition(". ")
+        yield Finding("shards in doubt", verdict, f"{place}: {problem}", f"{then}.")
     flying = engine.ledger.shards_in_flight(engine.namespace)
     unseen = [shard for shard in flying if _since(shard.polled_at or shard.submitted_at, now) > _UNPOLLED]
     if unseen:

@@ -19,6 +19,8 @@ from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import Money, console, counted, print_json, table
 from dagster_llm_batch.cli.selection import find_submission, partition_option
 from dagster_llm_batch.engine.progress import Pace, pace
+from dagster_llm_batch.engine.status import doubt_text
+from dagster_llm_batch.engine.submit import orphans
 from dagster_llm_batch.engine.submit_queue import UNAVAILABLE, WAITS
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.progress import NOTHING_TO_SEND, progress_text, usual_of
@@ -100,15 +102,18 @@ class _Watched:
         """Ask, where asked to, and read the ledger."""
         notes = self._ask() if self._poll else []
         now = utc_now()
+        if self._deployment.has_code and (missing := self._deployment.missing_ledger_file) is not None:
+            return _Look([], [*notes, f"There is no ledger at {missing} yet.", *self._standstill()])
         paces = [
             (progress, pace(progress, now, self._usual_of(progress.submission.asset)))
             for progress in self._deployment.ledger.progress(self._deployment.namespace)
             if self._only in (None, progress.submission.submission_id)
         ]
-        return _Look(paces, [*notes, *self._waits([progress for progress, _ in paces])])
+        waits = self._waits([progress for progress, _ in paces])
+        return _Look(paces, [*notes, *waits, *self._doubts(), *self._standstill()])
 
     def _waits(self, under_way: list[Progress]) -> list[str]:
-        """Return why batches are not sent, and why nobody sends them or lands what is answered."""
+        """Return why batches are not sent."""
         notes = []
         for progress in under_way:
             submission = progress.submission
@@ -122,9 +127,25 @@ class _Watched:
             name = " ".join(filter(None, [submission.asset, submission.partition]))
             why = f": {plain_words('; '.join(reasons))}" if reasons else ""
             notes.append(f"{cell_text(name)}: {counted(unsent, 'batch is', 'batches are')} not sent yet{why}")
-        if under_way and self._deployment.has_code and (standstill := self._deployment.code.standstill()) is not None:
-            notes.append(standstill)
         return notes
+
+    def _doubts(self) -> list[str]:
+        return [
+            f"{cell_text(' '.join(filter(None, [submission.asset, submission.partition])))}: {doubt_text(shard)}"
+            for submission, shard in orphans(self._deployment.ledger, self._deployment.namespace)
+            if self._only in (None, submission.submission_id)
+        ]
+
+    def _standstill(self) -> list[str]:
+        """Return which runs are queued, and why nobody sends what waits, or lands what is answered."""
+        if not self._deployment.has_code:
+            return []
+        code = self._deployment.code
+        notes = [
+            f"{cell_text(asset)}: {counted(len(ids), 'run is', 'runs are')} queued: {', '.join(run[:8] for run in ids)}"
+            for asset, ids in code.queued_runs().items()
+        ]
+        return notes if (standstill := code.standstill()) is None else [*notes, str(standstill)]
 
     def _ask(self) -> list[str]:
         engine = self._deployment.engine
@@ -205,7 +226,7 @@ def _tell_changes(look: _Look, shown: dict[str, str]) -> None:
             name = " ".join(filter(None, [submission.asset, submission.partition]))
             landing = "; the labels have not landed" if submission.is_settled else ""
             click.echo(f"{cell_text(name)}: {progress_text(progress, its_pace)}{landing}")
-    told = "\n".join(look.notes or ([] if look.paces else [_NOTHING]))
+    told = "\n".join([*([] if look.paces else [_NOTHING]), *look.notes])
     if told and shown.get("") != told:
         click.echo(told)
     shown[""] = told

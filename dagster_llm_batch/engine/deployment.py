@@ -31,7 +31,7 @@ from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import Lane
 
-__all__ = ["LONGEST_PAUSE", "PART_ROWS", "Deployment", "Gate", "Threads", "new_id"]
+__all__ = ["LONGEST_PAUSE", "PART_ROWS", "Deployment", "Gate", "Threads", "new_id", "submissions_at_work"]
 
 PART_ROWS = 8_192
 """Labels of more rows are put together in parts, where a deployment says nothing else."""
@@ -198,7 +198,7 @@ class Deployment:
 
     def leases(self) -> set[str]:
         """Return the ids of submissions that processes work on now."""
-        return {name.removeprefix(_LEASE) for name in self.ledger.active_leases() if name.startswith(_LEASE)}
+        return submissions_at_work(self.ledger)
 
     def at_work(self, run_id: str) -> AbstractContextManager[Lease]:
         """Show during a block that this run plans and sends. A dead process's lease expires, and shows it no more."""
@@ -272,6 +272,11 @@ class Deployment:
         """Return the tag by which the shard's batch is found at the provider: the namespace's digest and the nonce."""
         owner = hashlib.blake2b(self.namespace.encode(), digest_size=4).hexdigest()
         return f"dlb-{owner}-{shard.nonce}"
+
+
+def submissions_at_work(ledger: Ledger) -> set[str]:
+    """Return the ids of submissions that living processes work on now."""
+    return {name.removeprefix(_LEASE) for name in ledger.active_leases() if name.startswith(_LEASE)}
 
 
 def _window_of(provider: Provider) -> timedelta:

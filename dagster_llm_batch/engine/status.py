@@ -13,7 +13,7 @@ from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import age_text
 from dagster_llm_batch.types import Cause
 
-__all__ = ["Status", "cause_text", "overdue_text", "retry_command", "sum_costs"]
+__all__ = ["Status", "cause_text", "doubt_text", "overdue_text", "retry_command", "sum_costs"]
 
 _WORDS = {
     Cause.STOPPED: "was asked to stop by this package",
@@ -26,6 +26,16 @@ _WORDS = {
 def cause_text(shard: Shard) -> str | None:
     """Return what became of the shard's batch, in words; None where it runs, or ended by itself."""
     return None if shard.cause is None else f"batch {shard.batch_id} {_WORDS[shard.cause]}"
+
+
+def doubt_text(shard: Shard) -> str:
+    """Return what is not known of a shard in doubt, and what a person can do."""
+    since = "" if shard.sent_at is None else f" since {shard.sent_at:%Y-%m-%d %H:%M} UTC"
+    return (
+        f"shard {shard.shard_id} is in doubt{since}: nobody knows whether {shard.provider} has its batch. Dagster's "
+        "sensor looks for it again; if that does not find it, look at the provider's console, then: "
+        "dagster-llm-batch resolve"
+    )
 
 
 def overdue_text(shard: Shard, now: datetime) -> str:

@@ -27,7 +27,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from dagster_llm_batch.core.identity import custom_id, padding_id
-from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.deployment import Deployment, submissions_at_work
 from dagster_llm_batch.engine.request_files import renamed, requests_of
 from dagster_llm_batch.errors import (
     AmbiguousError,
@@ -146,15 +146,19 @@ class _Joined(io.RawIOBase):
 
 
 class Orphan(NamedTuple):
-    """A shard in `submitting`: its create call left no record, or is under way."""
+    """A shard in doubt: its create call left no record, and nobody is sending it."""
 
     submission: Submission
     shard: Shard
 
 
 def orphans(ledger: Ledger, namespace: str) -> list[Orphan]:
-    """Return the orphans of a namespace, the oldest first. A shard that is being sent at this moment is among them."""
+    """Return the orphans of a namespace, the oldest first."""
     shards = [shard for shard in ledger.shards_in_flight(namespace) if shard.state is ShardState.SUBMITTING]
+    if shards:
+        # What a living process works on is being sent, or looked for, at this moment.
+        at_work = submissions_at_work(ledger)
+        shards = [shard for shard in shards if shard.submission_id not in at_work]
     submissions = {shard.submission_id: ledger.submission(shard.submission_id) for shard in shards}
     return sorted(
         (Orphan(submissions[shard.submission_id], shard) for shard in shards),

@@ -37,7 +37,8 @@ def test_a_sound_deployment_has_no_problem_and_nothing_is_sent_or_left(project):
     project.land()
     files, batches = project.files(), len(project.emulator.books.batches)
     found = findings(project)
-    assert {one["verdict"] for one in found.values()} == {"ok"}
+    # no Dagster home is set here, so nobody can tell whether a daemon runs
+    assert {name for name, one in found.items() if one["verdict"] != "ok"} == {"sensor"}
     assert {"definitions", "ledger", "payload store", "provider openai", "dataset daily_labels", "price book"} <= set(
         found
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from project import DAYS
 from test_care import pass_days
@@ -58,6 +60,31 @@ def test_resolve_lists_shards_in_doubt_by_definitions_and_by_address(project):
     text = project.cli("resolve", *project.by_address).stdout
     assert shard in text
     assert "ticket_labels" in text
+
+
+def test_doctor_and_watch_name_a_shard_in_doubt_as_soon_as_resolve_does_and_what_to_do(project):
+    shard = in_doubt(project, "after")
+    [orphan] = project.json("resolve")["orphans"]
+    doctor = {one["check"]: one for one in project.json("doctor")["findings"]}
+    assert "batches under way" not in doctor
+    assert doctor["shards in doubt"]["verdict"] == "warning"
+    notes = project.json("watch", "--once")["notes"]
+    [note] = [note for note in notes if shard in note]
+    since = orphan["shard"]["sent_at"][:16].replace("T", " ")
+    for told in (note, " ".join([doctor["shards in doubt"]["said"], doctor["shards in doubt"]["then"]])):
+        assert f"shard {shard} is in doubt since {since} UTC" in told
+        assert "looks for it again" in told
+        assert "dagster-llm-batch resolve" in told
+    assert note in json.loads(project.cli("watch", "--once", "--json", *project.by_address).stdout)["notes"]
+
+
+def test_a_shard_that_a_living_process_sends_is_in_doubt_nowhere(project):
+    in_doubt(project, "after")
+    submission_id = project.json("show", "ticket_labels")["submission"]["submission_id"]
+    with project.engine() as engine, engine.deployment.leased(submission_id):
+        assert project.on_file("resolve").stdout == "No shard is in doubt or overdue.\n"
+        assert "shards in doubt" not in str(project.json("doctor"))
+        assert "in doubt" not in str(project.json("watch", "--once")["notes"])
 
 
 @pytest.mark.parametrize("exists", [True, False], ids=["batch", "no batch"])

@@ -13,6 +13,7 @@ from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.remote_origin import (
     ManagedGrpcPythonEnvCodeLocationOrigin,
     RemoteInstigatorOrigin,
+    RemoteJobOrigin,
     RemoteRepositoryOrigin,
 )
 from dagster._core.scheduler.instigation import (
@@ -30,6 +31,11 @@ from rich.console import Console
 
 from dagster_llm_batch.cli.output import money, table
 from dagster_llm_batch.testing.emulator import BatchFault, RowFault, WireFault
+
+REPOSITORY = RemoteRepositoryOrigin(
+    ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(python_file="support.py"), "support.py"),
+    "__repository__",
+)
 
 
 @pytest.mark.parametrize("way", ["definitions", "address"])
@@ -138,7 +144,8 @@ def test_of_rows_that_are_all_answered_watch_says_that_there_is_nothing_to_send(
 
 def test_watch_says_when_nothing_is_under_way(project):
     project.land()
-    assert project.on_file("watch").stdout == "Nothing is under way.\n"
+    assert project.on_file("watch").stdout.startswith("Nothing is under way.\n")
+    assert project.cli("watch", *project.by_address).stdout == "Nothing is under way.\n"
     assert "--poll asks providers" in project.cli("watch", "--poll", *project.by_address, code=2).stderr
 
 
@@ -213,8 +220,7 @@ def heartbeat(instance, seconds_ago):
 
 def sensor_state(status, name="llm_batch_sensor"):
     """What Dagster stores of a sensor that was switched on or off."""
-    location = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(python_file="support.py"), "support.py")
-    origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "__repository__"), name)
+    origin = RemoteInstigatorOrigin(REPOSITORY, name)
     return InstigatorState(origin, InstigatorType.SENSOR, status, SensorInstigatorData())
 
 
@@ -255,6 +261,47 @@ def test_watch_says_that_nobody_sends_and_why(project, home):
         assert "Nobody" not in project.on_file("watch", "--once").stdout
     project.change("sensors=[build_llm_batch_sensor()],", "")
     assert "the definitions have no sensor. Add build_llm_batch_sensor()" in standstill()[0]
+
+
+def queue_run(instance, asset):
+    """A run of this asset that was launched, and waits for Dagster's daemon."""
+    job = "__ASSET_JOB"
+    origin = RemoteJobOrigin(REPOSITORY, job)
+    selection = frozenset([dg.AssetKey(asset)])
+    queued = dg.DagsterRunStatus.QUEUED
+    run = dg.DagsterRun(job, status=queued, asset_selection=selection, remote_job_origin=origin)
+    return instance.add_run(run).run_id
+
+
+def test_before_anything_is_submitted_watch_says_which_runs_are_queued_and_that_no_daemon_starts_them(project, home):
+    with dg.DagsterInstance.get() as instance:
+        queued = queue_run(instance, "ticket_labels_batch")
+        queue_run(instance, "tickets")
+        before = project.on_file("watch").stdout
+        assert "There is no ledger at" in before
+        project.land()
+        for told in (before, project.on_file("watch").stdout):
+            assert told.startswith("Nothing is under way.\n")
+            assert f"\nticket_labels: 1 run is queued: {queued[:8]}\n" in told
+            assert "Nobody sends or lands: Dagster's daemon, which runs sensors, has never run here. Start it" in told
+            assert told.count("queued") == 1
+        [finding] = [one for one in project.json("doctor")["findings"] if one["check"] == "sensor"]
+        assert finding["verdict"] == "warning"
+        assert "Dagster's daemon, which runs sensors, has never run here" in finding["said"]
+        assert finding["then"].startswith("Start it")
+        heartbeat(instance, seconds_ago=10)
+        tick(instance, instance.add_instigator_state(sensor_state(InstigatorStatus.RUNNING)))
+        assert "Nobody" not in project.on_file("watch").stdout
+        [finding] = [one for one in project.json("doctor")["findings"] if one["check"] == "sensor"]
+        assert finding["verdict"] == "ok"
+
+
+def test_where_all_labels_are_waited_for_nobody_is_missed(project):
+    project.change('"max_cost_usd": 1,', '"max_cost_usd": 1, "mode": "wait",')
+    project.change("sensors=[build_llm_batch_sensor()],", "")
+    project.land()
+    assert project.on_file("watch").stdout == "Nothing is under way.\n"
+    assert "sensor" not in {one["check"] for one in project.json("doctor")["findings"]}
 
 
 def test_watch_says_what_the_provider_said_that_turned_a_batch_away(project):
