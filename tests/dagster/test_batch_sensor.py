@@ -405,16 +405,14 @@ def test_a_batch_whose_create_reply_was_lost_is_found_by_the_sensor_and_lands(ma
     assert location.metadata()["dagster/partition_row_count"] == 3
 
 
-def test_a_search_that_the_provider_refuses_does_not_fail_the_tick(make, emulator):
+def test_a_search_whose_credentials_the_provider_refuses_waits_for_a_person(make, emulator):
     emulator.inject(lost_create_reply("close"), WireFault(kind="status", route="GET *", status=503, times=8))
     location = make(*labeled())
     location.submit()
     emulator.clear_faults()
     emulator.inject(WireFault(kind="status", route="GET *", status=401, times=None))
-    result = tick(location)
-    assert result.run_requests == []
-    assert "ticket_labels" in result.skip_message
-    assert "401" in result.skip_message
+    with pytest.raises(LLMBatchError, match=r"ticket_labels needs a person: .*API key.*401"):
+        tick(location)
 
 
 def test_batches_are_polled_less_often_the_older_they_are(make, emulator):

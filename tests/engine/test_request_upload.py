@@ -84,7 +84,9 @@ def test_a_file_that_is_not_as_planned_is_found_before_any_is_read(workspace: Wo
     data = path.read_bytes()
     path.unlink()
     if harm != "gone":
-        path.write_bytes(data[:-1] if harm == "cut" else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+        middle = len(data) // 2
+        other = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+        path.write_bytes(data[:-1] if harm == "cut" else other)
     with (
         pytest.raises(LLMBatchError, match=r"wave-1-0002\S+ cannot be read as it was planned, so nothing was sent"),
         outgoing(workspace.engine().payloads, shards, 0),
