@@ -528,7 +528,7 @@ class PayloadStore:
                 if not self._is_local:
                     # Its bytes are needed all, once: later reads of this process take only what they need.
                     file = files.enter_context(self._here(path))
-                if not (_is_signed_well(file) and _can_be_opened(file)):
+                if not _is_whole_table(file):
                     raise DamagedError(path)
                 _remember(seen)
             yield files.enter_context(_as_parquet(file))
@@ -543,19 +543,20 @@ class PayloadStore:
         return (self._root.protocol, self._full(path), info.get("size"), version)
 
     def is_whole(self, path: str) -> bool:
-        """Return whether a file is there and what was written. Reads all of it.
+        """Return whether a file is there and what was written. Reads all of it, of a table once in a process.
 
         Raises what the store raises where it cannot be asked: then nobody knows.
         """
         try:
+            if path.endswith(".parquet"):
+                with self._parquet(path):
+                    return True
             with self._open(path) if self._is_local else self._here(path) as file:
-                if path.endswith(".parquet"):
-                    return _is_signed_well(file) and _can_be_read(file)
                 if (expected := _framed_digest(file))[0] is None:
                     # Of an older version: it is as good as it can be unpacked.
                     return _can_be_unpacked(file, path)
                 return _is_framed_well(file, *expected)
-        except FileNotFoundError:
+        except (FileNotFoundError, DamagedError):
             return False
 
     @contextmanager
@@ -633,23 +634,21 @@ def _is_framed_well(file: BinaryIO, expected: bytes | None, left: int) -> bool:
     return digest.digest() == expected
 
 
-def _can_be_opened(file: Any) -> bool:
-    """Return whether a table's metadata can be read: where it is damaged, its digest may not be found."""
+def _is_whole_table(file: Any) -> bool:
+    """Return whether a table is what was written, or of an older version, as good as it can be read."""
+    is_signed = _mark_place(file) is not None
+    if not _is_signed_well(file):
+        return False
     try:
-        with _as_parquet(file):
-            pass
+        with _as_parquet(file) as parquet:
+            # Where its metadata is damaged, the digest may not be found.
+            batches = () if is_signed else parquet.iter_batches(use_threads=False)
+            for _ in batches:
+                pass
     except (OSError, pa.ArrowException, ValueError):
         return False
     file.seek(0)
     return True
-
-
-def _can_be_read(file: Any) -> bool:
-    try:
-        with _as_parquet(file) as parquet:
-            return all(batch is not None for batch in parquet.iter_batches(use_threads=False))
-    except (OSError, pa.ArrowException, ValueError):
-        return False
 
 
 def _can_be_unpacked(file: Any, path: str) -> bool:
