@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["annotation_text", "checked", "checked_options", "refuse_unknown", "unknown_name"]
+__all__ = ["annotation_text", "checked", "checked_options", "nearest_name", "refuse_unknown", "unknown_name"]
 
 _Called = TypeVar("_Called", bound=Callable[..., Any])
 
@@ -102,9 +102,14 @@ def refuse_unknown(owner: str, given: Iterable[str], known: Collection[str]) -> 
 
 def unknown_name(noun: str, name: str, known: Collection[str]) -> str:
     """Return what to say of a name that is not among the known ones."""
-    near = get_close_matches(name, list(known), n=1)
-    meant = f"; did you mean {near[0]!r}?" if near else "."
+    near = nearest_name(name, known)
+    meant = "." if near is None else f"; did you mean {near!r}?"
     return f"there is no {noun} {name!r}{meant} The {noun}s are {', '.join(known)}."
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like this one; None where none is near."""
+    return next(iter(get_close_matches(name, list(known), n=1)), None)
 
 
 class _Declared:

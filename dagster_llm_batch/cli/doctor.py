@@ -19,7 +19,6 @@ from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import age, cell, console, counted, money, print_json
 from dagster_llm_batch.core.price_book import newest_price_change
-from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.status import cause_text, doubt_text, overdue_text, retry_command
@@ -30,7 +29,7 @@ from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.ledger import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.types import CannotTell, Cause, FindHints, PriceBasis
+from dagster_llm_batch.types import CannotTell, Cause, FindHints
 
 __all__ = ["doctor_command"]
 
@@ -229,16 +228,15 @@ def _dataset(engine: Engine, labeling: Labeling) -> Finding:
     engine.check(labeling)
     provider = engine.provider(labeling.provider)
     limits = provider.codec(labeling.spec).limits
-    book, price = provider.price_book, labeling.spend.price
-    basis = PriceBasis.FREE if book is None and price is None else None
-    basis = basis or tariff(book or "", labeling.spec.model, utc_now(), price).basis
+    basis = engine.deployment.tariff(labeling).basis
     least = f"at least {limits.min_requests:,}, " if limits.min_requests > 1 else ""
     problem = (
         f"{labeling.model} takes its schema and parameters; a batch holds {least}at most {limits.max_requests:,} "
         f"requests and {limits.max_bytes:,} bytes; prices: {basis.value}"
     )
-    if basis is PriceBasis.UNKNOWN:
-        return Finding(check, Verdict.WARNING, problem, "Costs will be unknown. Give Spend(price=TokenPrice(...)).")
+    if (gap := engine.deployment.price_gap(labeling)) is not None:
+        then = f"Costs will be unknown. {gap} Correct the model's name, or give Spend(price=TokenPrice(...))."
+        return Finding(check, Verdict.WARNING, problem, then)
     return Finding(check, Verdict.OK, problem)
 
 

@@ -26,11 +26,15 @@ _LONGEST_SHOWN = 3
 
 @dataclass(frozen=True)
 class Planned:
-    """What a submission of one partition would be. `notes`: what was read upstream, where that is not plain."""
+    """What a submission of one partition would be. `account`: the provider's, or its address. `price_gap`: why no price
+    is known. `notes`: what was read upstream, where that is not plain.
+    """
 
     asset: str
     partition: str | None
     model: str
+    account: str
+    price_gap: str | None
     preview: Preview
     notes: Sequence[str] = ()
 
@@ -42,6 +46,7 @@ class Planned:
             "asset": self.asset,
             "partition": self.partition,
             "model": self.model,
+            "account": self.account,
             "rows": preview.rows,
             "rows_empty": preview.skipped,
             "requests": preview.requests,
@@ -116,10 +121,13 @@ def plan_rows(
 ) -> list[Planned]:
     """Return what a submission of each of these would be now."""
     planned = []
+    rules = deployment.dry_engine.deployment
     for dataset, partition in wanted:
+        labeling = dataset.labeling
         with deployment.code.rows(dataset, partition) as (rows, upstream):
-            preview = deployment.dry_engine.preview(dataset.labeling, rows, partition=partition or "", again=again)
-        planned.append(Planned(dataset.name, partition, dataset.labeling.model, preview, upstream.notes))
+            preview = deployment.dry_engine.preview(labeling, rows, partition=partition or "", again=again)
+        account, gap = rules.provider(labeling.provider).account, rules.price_gap(labeling)
+        planned.append(Planned(dataset.name, partition, labeling.model, account, gap, preview, upstream.notes))
     return planned
 
 
@@ -152,16 +160,21 @@ def print_plan(plans: Sequence[Planned]) -> None:
             "~out",
         ]
         print_table([*columns, "~cost"], [*rows, ["total", "", *whole, money(_total(plans))]])
+        accounts = sorted({f"{plan.model.partition('/')[0]} {plan.account}" for plan in plans})
+        click.echo(f"Sent to: {', '.join(map(cell_text, accounts))}.")
     for plan in plans:
         where = "" if len(plans) == 1 else f"{cell_text(' '.join(filter(None, [plan.asset, plan.partition])))}: "
-        for text in (*plan.notes, *_warnings(plan.preview)):
+        for text in (*plan.notes, *_warnings(plan)):
             click.echo(where + text)
         if plan.preview.refused:
             click.echo(f"Refused: {plan.preview.refused}")
 
 
-def _warnings(preview: Preview) -> Iterator[str]:
-    """Yield what is to know of the rows before they are sent."""
+def _warnings(plan: Planned) -> Iterator[str]:
+    """Yield what is to know before the rows are sent."""
+    preview = plan.preview
+    if plan.price_gap is not None:
+        yield f"The cost is unknown. {plan.price_gap} Correct the model's name, or give Spend(price=TokenPrice(...))."
     if preview.skipped:
         verb = "is" if preview.skipped == 1 else "are"
         yield f"{preview.skipped:,} of {counted(preview.rows, 'row', 'rows')} {verb} empty and {verb} not sent."
@@ -195,6 +208,7 @@ def _facts(plan: Planned) -> list[list[object]]:
         ("asset", plan.asset),
         ("partition", plan.partition),
         ("model", plan.model),
+        ("sent to", plan.account),
         ("rows", f"{preview.rows:,}"),
         ("of these empty", f"{preview.skipped:,}"),
         ("requests", f"{preview.requests:,}"),

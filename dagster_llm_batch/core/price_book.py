@@ -17,7 +17,7 @@ from genai_prices.types import ModelPrice, StartDateConstraint, TieredPrices
 from dagster_llm_batch.core.pricing import PerToken, Rate
 from dagster_llm_batch.types import Usage
 
-__all__ = ["context_of", "newest_price_change", "rates_of"]
+__all__ = ["context_of", "models_of", "newest_price_change", "rates_of"]
 
 
 def newest_price_change(today: date) -> date | None:
@@ -44,6 +44,11 @@ def context_of(provider: str, model: str) -> int | None:
     except LookupError:
         return None
     return info.context_window
+
+
+def models_of(provider: str) -> list[str]:
+    """Return the ids of all models that the book has of a provider."""
+    return [model.id for one in get_snapshot().providers if one.id == provider for model in one.models]
 
 
 def rates_of(provider: str, model: str, at: datetime) -> tuple[Rate, Rate | None] | None:

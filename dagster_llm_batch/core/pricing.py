@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.arguments import checked, nearest_name
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import Lane, Price, PriceBasis, Usage
 
@@ -224,6 +224,17 @@ def tariff(provider: str, model: str, at: datetime, own: TokenPrice | None = Non
         return Tariff(PriceBasis.HALF_BUT_CACHED, _half_but_cached(standard), standard)
     half = standard.times(_HALF) if isinstance(standard, PerToken) else lambda usage: standard(usage) * _HALF
     return Tariff(PriceBasis.HALF, half, standard)
+
+
+def price_gap(provider: str, model: str, at: datetime) -> str:
+    """Return a sentence on why no price is known of a model, with the name in the price book that is most like it."""
+    from dagster_llm_batch.core.price_book import models_of, rates_of  # noqa: PLC0415 - as above
+
+    name = _name_in_book(provider, model)
+    if rates_of(provider, name, at) is not None:
+        return f"The price book does not say what '{name}' costs in a batch."
+    near = nearest_name(name, models_of(provider))
+    return f"The price book has no '{name}'" + ("." if near is None else f"; did you mean '{near}'?")
 
 
 def _half_but_cached(standard: Rate) -> Rate:

@@ -68,8 +68,8 @@ def exceeded(
             continue
         if cost_usd is None:
             return (
-                f"no price is known for '{labeling.model}', so the {budget} cannot be kept; "
-                "give Spend(price=TokenPrice(…))"
+                f"no price is known for '{labeling.model}', so the {budget} cannot be kept. "
+                f"{deployment.price_gap(labeling)} Correct the model's name, or give Spend(price=TokenPrice(…))"
             )
         since = budget.since(deployment.clock())
         spent = deployment.ledger.spent_usd(deployment.namespace, asset=budget.asset, since=since, besides=replaced)

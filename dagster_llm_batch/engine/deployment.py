@@ -16,20 +16,22 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import IO, ParamSpec, TypeVar
 
+from dagster_llm_batch.arguments import nearest_name
 from dagster_llm_batch.core.memory import release_all_memory
-from dagster_llm_batch.core.pricing import FREE, Tariff, context_tokens, tariff
+from dagster_llm_batch.core.pricing import FREE, Tariff, context_tokens, price_gap, tariff
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import Owner
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import DEFAULT_WINDOW, Codec, Provider
+from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.ledger import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
-from dagster_llm_batch.types import Lane
+from dagster_llm_batch.types import Lane, PriceBasis
 
 __all__ = ["LONGEST_PAUSE", "PART_ROWS", "Deployment", "Gate", "Threads", "new_id", "submissions_at_work"]
 
@@ -188,8 +190,9 @@ class Deployment:
         """Return the configured provider of this name. Raises ConfigError where there is none."""
         if name not in self.providers:
             known = ", ".join(sorted(self.providers)) or "none"
-            msg = f"No provider '{name}' is configured; configured: {known}. Add it to LLMBatchResource({name}=...)."
-            raise ConfigError(msg)
+            near = None if name in PROVIDERS else nearest_name(name, {*PROVIDERS, *self.providers})
+            then = f"Add it to LLMBatchResource({name}=...)." if near is None else f"Did you mean '{near}'?"
+            raise ConfigError(f"No provider '{name}' is configured; configured: {known}. {then}")
         return self.providers[name]
 
     def codec(self, labeling: Labeling) -> Codec:
@@ -212,6 +215,12 @@ class Deployment:
     def tariff(self, labeling: Labeling) -> Tariff:
         """Return what this labeling's requests cost in a batch, now."""
         return self.terms(labeling)()
+
+    def price_gap(self, labeling: Labeling) -> str | None:
+        """Return why the labeling's price is not known; None where it is."""
+        if self.tariff(labeling).basis is not PriceBasis.UNKNOWN:
+            return None
+        return price_gap(self.provider(labeling.provider).price_book or "", labeling.spec.model, self.clock())
 
     def terms(self, labeling: Labeling) -> Callable[[], Tariff]:
         """Return a picklable factory for the tariff: a tariff with tiers cannot be pickled to workers."""

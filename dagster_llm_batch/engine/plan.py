@@ -130,12 +130,11 @@ class Planner:
         """Raise ResponseSchemaError or ConfigError for a definition that a provider cannot take. Reads no row."""
         for labeling in self._labeling.models:
             _ = self._deployment.codec(labeling)
-            unknown = self._deployment.tariff(labeling).basis is PriceBasis.UNKNOWN
             budget = labeling.budget_usd
-            if budget is not None and unknown:
+            if (gap := self._deployment.price_gap(labeling)) is not None and budget is not None:
                 msg = (
-                    f"No price is known for '{labeling.model}', so max_cost_usd={budget} cannot be kept. Give "
-                    "spend=Spend(price=TokenPrice(input_usd=..., output_usd=...)), correct the model's name, or leave "
+                    f"No price is known for '{labeling.model}', so max_cost_usd={budget} cannot be kept. {gap} Correct "
+                    "the model's name, give spend=Spend(price=TokenPrice(input_usd=..., output_usd=...)), or leave "
                     "max_cost_usd out."
                 )
                 raise ConfigError(msg)

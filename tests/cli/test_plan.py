@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import dagster as dg
 import pytest
 from project import DAYS
@@ -35,6 +37,27 @@ def test_a_plan_tells_which_rows_are_empty_and_which_are_long(project):
     [plan] = project.json("plan", "ticket_labels")["plans"]
     assert (plan["rows"], plan["rows_empty"], plan["requests"], plan["requests_to_send"]) == (5, 2, 3, 3)
     assert plan["longest"][0]["key"] == "t200000"
+
+
+def test_a_plan_says_where_it_would_be_sent(project):
+    address = project.emulator.openai_base_url.removeprefix("http://").rstrip("/")
+    assert project.json("plan", "ticket_labels")["plans"][0]["account"] == address
+    assert re.search(rf"sent to +{address}\n", re.sub(r" +\n", "\n", project.on_file("plan", "ticket_labels").stdout))
+    several = project.on_file("plan", "daily_labels", "-p", DAYS[0], "-p", DAYS[1]).stdout
+    assert f"Sent to: openai {address}." in several
+
+
+def test_of_a_name_that_the_price_book_does_not_have_the_nearest_is_named_wherever_the_price_is_missed(project):
+    project.change('"openai/gpt-4o"', '"openai/gpt5-nano"')
+    named = "The price book has no 'gpt5-nano'; did you mean 'gpt-5-nano'?"
+    assert named in project.on_file("plan", "ticket_labels", code=1).stderr
+    project.change('"max_cost_usd": 1,', "")
+    assert named in project.on_file("plan", "ticket_labels").stdout
+    [finding] = [one for one in project.json("doctor")["findings"] if one["check"] == "dataset ticket_labels"]
+    assert named in finding["then"]
+    project.change("import os\n", "import os\n\nfrom dagster_llm_batch.resources import Budget\n")
+    project.change('namespace="test",', 'namespace="test", budgets=[Budget(max_usd=100)],')
+    assert named in project.on_file("plan", "ticket_labels", code=1).stdout.partition("Refused: ")[2]
 
 
 @pytest.mark.parametrize("before", ["nothing", "a submission"])

@@ -223,7 +223,13 @@ WRONG_ROWS: dict[str, tuple[dict[str, Any], Any, type[Exception], list[str]]] = 
         {"model": "opnai/gpt-4o"},
         tickets(1),
         ConfigError,
-        ["No provider 'opnai' is configured; configured: openai"],
+        ["No provider 'opnai' is configured; configured: openai. Did you mean 'openai'?"],
+    ),
+    "a provider that is known, and not configured": (
+        {"model": "anthropic/claude-haiku-4-5"},
+        tickets(1),
+        ConfigError,
+        ["No provider 'anthropic' is configured", "Add it to LLMBatchResource(anthropic=...)"],
     ),
     "a parameter that is taken": (
         {"params": {"messages": []}},
