@@ -1,7 +1,9 @@
 """A project in which every option is used, in Python and in YAML: what Dagster's GraphQL says of both is the same."""
 
 import inspect
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -16,6 +18,7 @@ from dagster_graphql.test.utils import execute_dagster_graphql
 from every_option import CASES, DAGSTERS, ONCE
 
 import dagster_llm_batch
+from tests.dagster.dagster_dev import dagster_dev, marked
 
 PYPROJECT = """
 [project]
@@ -115,6 +118,18 @@ def test_every_attribute_of_every_component_is_used():
         used.setdefault(component, {"name"}).update(DAGSTERS.yaml, same.yaml, once)
     every = {name: set(getattr(dagster_llm_batch, name).get_model_cls().model_fields) for name in used}
     assert used == every
+
+
+@pytest.mark.slow
+def test_a_real_dagster_dev_says_the_same_of_the_yaml_as_of_the_python(project):
+    with dg.instance_for_test() as instance:
+        in_python = by_key(ask(instance, "in_python", ASSETS))
+    live = project / "live.py"
+    live.write_text("from every_option import in_yaml as defs\n")
+    paths = os.pathsep.join([str(Path(every_option.__file__).parent), str(project / "src")])
+    with dagster_dev(project, live, {"EVERY_OPTION": str(project), "PYTHONPATH": paths}) as running:
+        assert by_key(running.ask(ASSETS)) == in_python
+    assert marked(str(project)) == []
 
 
 def test_graphql_says_the_same_of_both(project):
