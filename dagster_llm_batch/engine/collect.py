@@ -73,6 +73,12 @@ class Collector:
         """
         if shard.cause is Cause.GIVEN_UP or self._is_archived(shard):
             return shard
+        if shard.lane is Lane.REALTIME and shard.state is ShardState.ENDED and shard.reason is None and not shard.cause:
+            # Its answers were stored before it ended, and nobody can be asked for them once more.
+            self._payloads.delete(beside(shard, RAW))
+            ended_at = shard.ended_at or self._deployment.clock()
+            gone = [shard.shard_id]
+            return self._ledger.move_shards(gone, Move.GONE, cause=Cause.GONE, reason=_LOST, ended_at=ended_at)[0]
         shards = self._ledger.shards_of_batch(shard)
         # A connection that breaks off without an error looks like the end of a shorter file.
         counted = 0 if shard.cause is Cause.GONE else sum(sharing.done or 0 for sharing in shards)

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
-from dagster_llm_batch.engine import Limits, Resend
+from dagster_llm_batch.engine import Limits, Realtime, Resend
 from dagster_llm_batch.engine.request_files import IDS, RAW, RESULTS
 from dagster_llm_batch.errors import PayloadError, TransientError
 from dagster_llm_batch.testing.emulator import RowFault, WireFault
@@ -98,6 +99,23 @@ def test_answers_that_nobody_has_any_more_are_missing_and_not_paid_again_by_them
     workspace.engine().submit(definition, second.submission_id)
     workspace.emulator.settle()
     assert (second.requests, second.reused) == (ROWS, ROWS // 2)
+
+
+@pytest.mark.parametrize("how", HARMS)
+def test_answers_in_real_time_that_are_harmed_before_they_are_read_are_not_paid_again(
+    workspace: Workspace, how: str
+) -> None:
+    definition = labeling(realtime=Realtime(urgent="now"))
+    engine = workspace.engine()
+    rows = tickets(130).with_columns(pl.lit(value=True).alias("now"))
+    submission_id = engine.plan(definition, rows).submission_id
+    engine.submit(definition, submission_id)
+    assert harm(workspace, HARMS[how], RAW)
+    workspace.finish(definition, submission_id)
+    # One shard of five: so few that the breaker does not stop the next wave.
+    _, rejects = assert_total(workspace, definition, submission_id, 130)
+    assert set(rejects["llm_outcome"].to_pylist()) == {"missing"}
+    assert len(billed(workspace)) == 130
 
 
 def test_where_the_provider_cannot_be_asked_now_nothing_is_given_up(workspace: Workspace) -> None:
