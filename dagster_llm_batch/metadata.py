@@ -21,7 +21,7 @@ from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.progress import Pace
 from dagster_llm_batch.engine.status import cause_text, sum_costs
 from dagster_llm_batch.label_stats import LabelStats, add_to_version
-from dagster_llm_batch.progress import progress_bar, progress_text
+from dagster_llm_batch.progress import progress_bar, progress_text, states_text
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.storage.ledger.records import Shard
@@ -139,12 +139,19 @@ def status_metadata(status: Status, provider: Provider, its_pace: Pace | None = 
         if its_pace.expected_end_at is not None:
             known["llm_batch/expected_end_at"] = dg.MetadataValue.timestamp(its_pace.expected_end_at)
     return {
-        SUBMISSION_KEY: status.submission.submission_id,
         "llm_batch/progress": progress_text(status, its_pace),
         "llm_batch/progress_bar": progress_bar(status.done, status.total),
         "llm_batch/requests_done": status.done,
         "llm_batch/requests_total": status.total,
         **known,
+        **_batches(status, provider),
+    }
+
+
+def _batches(status: Status, provider: Provider) -> dict[str, Any]:
+    """Return what leads to the batches, and what became of them."""
+    return {
+        SUBMISSION_KEY: status.submission.submission_id,
         "llm_batch/batch_ids": status.batch_ids,
         **_causes(status),
         **_console(status, provider),
@@ -158,10 +165,13 @@ def _causes(status: Status) -> dict[str, Any]:
 
 
 def submission_metadata(status: Status, labeling: Labeling, provider: Provider, skipped: int) -> dict[str, Any]:
-    """Describe what was, or will be, sent. `skipped` rows are empty."""
+    """Describe what was, or will be, sent. `skipped` rows are empty.
+
+    How far it is stands in observations: here it would say "0 of 200 requests done" for ever.
+    """
     submission = status.submission
     return {
-        "llm_batch/progress": progress_text(status),
+        "llm_batch/batches_when_sent": states_text(status),
         "llm_batch/rows": submission.rows,
         "llm_batch/rows_skipped": skipped,
         "llm_batch/requests": submission.requests,
@@ -174,7 +184,7 @@ def submission_metadata(status: Status, labeling: Labeling, provider: Provider, 
         "llm_batch/model": labeling.model,
         "llm_batch/prompt_version": labeling.prompt_version,
         "llm_batch/prompt": dg.MetadataValue.md(_prompt_markdown(labeling)),
-        **status_metadata(status, provider),
+        **_batches(status, provider),
     }
 
 

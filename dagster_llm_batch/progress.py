@@ -26,6 +26,7 @@ __all__ = [
     "pace_text",
     "progress_bar",
     "progress_text",
+    "states_text",
     "together",
     "usual_of",
 ]
@@ -72,9 +73,13 @@ def progress_text(progress: Progress | Status, its_pace: Pace | None = None) -> 
     wave = f"wave {progress.submission.waves}"
     if not progress.states:
         return f"{wave}: {NOTHING_TO_SEND}"
-    states = ", ".join(f"{count} {state}" for state, count in sorted(progress.states.items()))
     its_pace = its_pace or Pace(progress.done, progress.total, 0, None, None, None)
-    return f"{wave}: batches {states}; {pace_text(its_pace)}"
+    return f"{wave}: batches {states_text(progress)}; {pace_text(its_pace)}"
+
+
+def states_text(progress: Progress | Status) -> str:
+    """Return how many batches are in each state, as in "2 planned, 1 submitted"."""
+    return ", ".join(f"{count} {state}" for state, count in sorted(progress.states.items())) or NOTHING_TO_SEND
 
 
 def pace_text(its_pace: Pace) -> str:

@@ -19,6 +19,7 @@ __all__ = [
     "plain_text",
     "plain_words",
     "replace_halves",
+    "short_run",
     "text_of",
 ]
 
@@ -79,6 +80,11 @@ def age_text(age: timedelta) -> str:
 def cell_text(value: object, limit: int = 120) -> str:
     """Return `plain_text` for a cell of a table, which is empty for None."""
     return "" if value is None else plain_text(value, limit)
+
+
+def short_run(run_id: str | None) -> str:
+    """Return a run's id as Dagster's web page shows it."""
+    return (run_id or "unknown")[:8]
 
 
 def plain_words(value: object) -> str:

@@ -25,7 +25,7 @@ from dagster_llm_batch.progress import pace_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.storage.payloads import temporary_folder
-from dagster_llm_batch.text import cell_text
+from dagster_llm_batch.text import cell_text, short_run
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.label_join import Labeled
@@ -141,8 +141,8 @@ class _Landing:
         # A run that plans many partitions sends them together. To send one of them here would leave the others a
         # batch that may be too small.
         if self._is_being_sent(context, engine, submission):
-            context.log.info(f"Not ready: run {submission.run_id} is at work on its submission.")
-            metadata = {"llm_batch/progress": f"run {submission.run_id} is at work on its submission"}
+            context.log.info(f"Not ready: run {short_run(submission.run_id)} is at work on its submission.")
+            metadata = {"llm_batch/progress": f"run {short_run(submission.run_id)} is at work on its submission"}
             yield dg.AssetObservation(dataset.key, partition=partition, metadata=metadata)
             return
         self._finish_superseded(context, engine, partition or "")

@@ -23,6 +23,7 @@ import dagster as dg
 from dagster_llm_batch.checks import COVERAGE
 from dagster_llm_batch.engine.activity import LOST
 from dagster_llm_batch.sensors.run_requests import Partitions
+from dagster_llm_batch.text import short_run
 
 if TYPE_CHECKING:
     from dagster import RunRecord
@@ -197,17 +198,17 @@ class LostRuns:
         [record] = records
         run, run_id = record.dagster_run, record.dagster_run.run_id
         if run.status is dg.DagsterRunStatus.CANCELED:
-            return self._strand(group, f"run {run_id}, which was to land them, was canceled")
+            return self._strand(group, f"run {short_run(run_id)}, which was to land them, was canceled")
         if not run.is_finished and not _is_stale(record, self._now):
-            return f"run {run_id} lands it"
+            return f"run {short_run(run_id)} lands it"
         ended_at = _ended_at(record)
         if run.is_complete_and_waiting_to_retry and self._now - ended_at < _RETRIED_WITHIN:
-            return f"run {run_id} did not land it; Dagster retries it"
-        ending = f"run {run_id} ended as {run.status.value} and changed nothing"
+            return f"run {short_run(run_id)} did not land it; Dagster retries it"
+        ending = f"run {short_run(run_id)} ended as {run.status.value} and changed nothing"
         if group.lost >= len(self._bounds.pauses):
             return self._strand(group, f"{ending}, asked for again {self._bounds.asked_again(group.lost)} times")
         if (left := ended_at + self._bounds.pauses[group.lost] - self._now) > timedelta():
-            return f"run {run_id} did not land it; asked for again in {left.total_seconds():.0f} s"
+            return f"run {short_run(run_id)} did not land it; asked for again in {left.total_seconds():.0f} s"
         reason = f"{ending}; asked for again {self._bounds.asked_again(group.lost + 1)}"
         for ready in group.ready:
             for submission_id in ready.submissions:

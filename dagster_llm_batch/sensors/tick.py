@@ -32,6 +32,7 @@ from dagster_llm_batch.sensors.run_requests import Group, Partitions, Ready, joi
 from dagster_llm_batch.sensors.runs import ALONE_AFTER, LostRuns, TickBounds, UnfinishedRuns
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission
+from dagster_llm_batch.text import short_run
 from dagster_llm_batch.types import BatchStatus, Cause
 
 if TYPE_CHECKING:
@@ -357,7 +358,7 @@ class Tick:
         assert self._runs is not None
         if (run := self._runs.submitting(submission.asset, submission.partition)) is not None:
             # half of what it will send is planned, and what it sends has no record yet: all of that is its own to do
-            self.note(f"{submission.asset}: run {run.run_id} is at work on its submission")
+            self.note(f"{submission.asset}: run {short_run(run.run_id)} is at work on its submission")
             return False
         if not self._engine.needs_recovery(progress):
             return self._engine.can_advance(progress)
@@ -373,7 +374,7 @@ class Tick:
             return False
         assert self._runs is not None
         if (run := self._runs.landing(submission.asset, submission.partition)) is not None:
-            self.note(f"{submission.asset}: run {run.run_id} is landing it")
+            self.note(f"{submission.asset}: run {short_run(run.run_id)} is landing it")
             return False
         since = outlook.unavailable_since(submission.submission_id)
         return since is None or self._has_passed(self._spacing(submission.created_at), since)

@@ -278,7 +278,7 @@ def test_a_busy_provider_leaves_batches_planned_and_the_submission_green(make, e
     location = make(*labeled())
     result = location.submit()
     assert result.success
-    assert location.metadata(BATCH)["llm_batch/progress"].startswith("wave 1: batches 1 planned")
+    assert location.metadata(BATCH)["llm_batch/batches_when_sent"] == "1 planned"
     assert location.collect().success  # sends it
     emulator.settle()
     assert location.collect().success
