@@ -314,7 +314,7 @@ def agreement_assets(
     if numbers := [numeric.name for numeric in targets if numeric.kind == "numeric"]:
         raise ConfigError(f"Agreement is about classes; {numbers} are numeric. Bin them first.")
     has_candidates = bool(candidates) or isinstance(candidates, dg.AssetsDefinition)
-    labelers = candidates_of(candidates, {}) if has_candidates else ()
+    labelers = candidates_of(candidates, {}, [target.name for target in targets]) if has_candidates else ()
     if len(labelers) + (2 if annotator else gold is not None) < 2:  # noqa: PLR2004
         raise ConfigError("Agreement needs two labelers: two candidates, one and gold=, or gold= with annotator=.")
     design = AgreementSpec(

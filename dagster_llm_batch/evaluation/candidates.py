@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from dagster_llm_batch.arguments import unknown_name
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.assets.keys import Upstream, only_key, upstream_key
 from dagster_llm_batch.assets.translator import ROLE_TAG
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics import Target
 
-__all__ = ["Candidate", "Candidates", "Scale", "candidates_of", "is_external", "targets_of"]
+__all__ = ["Candidate", "Candidates", "Scale", "candidates_of", "check_targets", "is_external", "targets_of"]
 
 Scale = Literal["categorical", "ordinal", "numeric"]
 """What a factory takes as `kind`. Of a Target, `ordinal` becomes the `Kind` categorical, with weights for kappa."""
@@ -80,14 +81,18 @@ class Candidate:
     keep: tuple[str, ...] = ()
 
 
-def candidates_of(given: Candidates, rejects: Mapping[str, Upstream]) -> tuple[Candidate, ...]:
-    """Return candidates in order, named as in a mapping, else by the last part of the asset key. Raises ConfigError."""
+def candidates_of(
+    given: Candidates, rejects: Mapping[str, Upstream], targets: Sequence[str] = ()
+) -> tuple[Candidate, ...]:
+    """Return candidates in order, named as in a mapping, else by the last part of the asset key. Raises ConfigError,
+    also for one of `targets` that a candidate will not have, where its definition is known.
+    """
     if isinstance(given, Mapping):
-        candidates = [_candidate(asset, str(name)) for name, asset in given.items()]
+        candidates = [_candidate(asset, targets, str(name)) for name, asset in given.items()]
     elif isinstance(given, str | dg.AssetKey | dg.AssetSpec | dg.AssetsDefinition):
-        candidates = [_candidate(given)]
+        candidates = [_candidate(given, targets)]
     else:
-        candidates = [_candidate(asset) for asset in given if _roles(asset) != {"batch"}]
+        candidates = [_candidate(asset, targets) for asset in given if _roles(asset) != {"batch"}]
     candidates = [
         replace(candidate, rejects=upstream_key(rejects[candidate.name])) if candidate.name in rejects else candidate
         for candidate in candidates
@@ -104,7 +109,16 @@ def candidates_of(given: Candidates, rejects: Mapping[str, Upstream]) -> tuple[C
     return tuple(candidates)
 
 
-def _candidate(given: Any, name: str | None = None) -> Candidate:
+def check_targets(targets: Sequence[str], columns: Sequence[str], owner: dg.AssetKey) -> None:
+    """Raise ConfigError for a target that is none of the columns of its owner."""
+    for target in targets:
+        if target not in columns:
+            raise ConfigError(
+                f"target={target!r} of {owner.to_user_string()}: {unknown_name('column', target, columns)}"
+            )
+
+
+def _candidate(given: Any, targets: Sequence[str], name: str | None = None) -> Candidate:
     """Return one candidate. Definitions of `llm_batch_assets`, alone or as the list it returns, stand for labels and
     rejects.
     """
@@ -115,8 +129,13 @@ def _candidate(given: Any, name: str | None = None) -> Candidate:
         specs = [spec for definition in definitions for spec in definition.specs]
         by_role = {spec.tags[ROLE_TAG]: spec.key for spec in specs if ROLE_TAG in spec.tags}
         key = by_role.get("labels") or only_key([spec.key for spec in specs])
-        keep = dataset_of(definitions).labeling.keep if "labels" in by_role else ()
-        return Candidate(name or key.path[-1], key, by_role.get("rejects"), tuple(keep))
+        if "labels" not in by_role:
+            return Candidate(name or key.path[-1], key, by_role.get("rejects"))
+        labeling = dataset_of(definitions).labeling
+        # Columns of provenance, which begin with llm_, are in every table of labels.
+        own = [target for target in targets if not target.startswith("llm_")]
+        check_targets(own, [labeling.key, *labeling.keep, *labeling.reader.schema.names], key)
+        return Candidate(name or key.path[-1], key, by_role.get("rejects"), tuple(labeling.keep))
     key = upstream_key(given)
     return Candidate(name or key.path[-1], key)
 

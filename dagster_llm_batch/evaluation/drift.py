@@ -333,7 +333,7 @@ def drift_assets(
         )
     if online and options.get("partitions_def") is not None:
         raise ConfigError("online=True looks at all partitions in turn: leave partitions_def out.")
-    watched = candidates_of(candidates, {})
+    watched = candidates_of(candidates, {}, targets)
     design = DriftSpec(
         builder=EvaluationBuilder(name=name, **options),
         candidates=watched,

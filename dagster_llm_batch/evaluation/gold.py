@@ -164,7 +164,7 @@ def evaluation_assets(
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
     targets = targets_of(target, gold_target, kind, confidence)
-    measured = candidates_of(candidates, rejects or {})
+    measured = candidates_of(candidates, rejects or {}, [target.name for target in targets])
     limits = Thresholds.of(min_accuracy, min_kappa, max_ece, measured, targets, check_severity, blocking=blocking)
     design = EvaluationSpec(
         builder=EvaluationBuilder(name=name, **options),

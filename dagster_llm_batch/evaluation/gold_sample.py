@@ -95,7 +95,7 @@ def gold_sample_assets(
         )
     sampling = _Sampling(
         builder=EvaluationBuilder(name=name, **options),
-        candidates=candidates_of(candidates, rejects or {}),
+        candidates=candidates_of(candidates, rejects or {}, targets),
         gold=None if gold is None else upstream_key(gold),
         gold_is_external=is_external(gold),
         join_key=key,

@@ -482,7 +482,8 @@ def pairwise_judge_assets(
     """
     if max_inconsistent is not None and not 0 <= max_inconsistent <= 1:
         raise ConfigError(f"max_inconsistent={max_inconsistent!r}: a share is between 0 and 1.")
-    judged = candidates_of(candidates, {})
+    targets = (target,) if isinstance(target, str) else tuple(target)
+    judged = candidates_of(candidates, {}, targets)
     if len(judged) < 2:  # noqa: PLR2004
         raise ConfigError(f"candidates is {judged[0].name} alone; a comparison needs two or more.")
     builder, llm_batch = _builder(name, options)
@@ -492,7 +493,7 @@ def pairwise_judge_assets(
         rows=rows,
         candidates=judged,
         join_key=key,
-        targets=(target,) if isinstance(target, str) else tuple(target),
+        targets=targets,
         prompt=instructed(prompt, _PAIRWISE, ("answer_a", "answer_b")),
         own_columns=("first", "second", "identical", "answer_a", "answer_b"),
         keep=("first", "second"),
@@ -560,7 +561,8 @@ def rubric_judge_assets(
         raise ConfigError(f"min_score={wrong[0]!r}: scores are from {lowest} to {highest}.")
     listed = "\n".join(f"- {name}: {text}" for name, text in criteria.items())
     instruction = _RUBRIC.format(lowest=lowest, highest=highest, criteria=listed)
-    judged = candidates_of(candidates, {})
+    targets = (target,) if isinstance(target, str) else tuple(target)
+    judged = candidates_of(candidates, {}, targets)
     builder, llm_batch = _builder(name, options)
     builder.check_partitions(rows, candidates)
     judge = Judge(
@@ -568,7 +570,7 @@ def rubric_judge_assets(
         rows=rows,
         candidates=judged,
         join_key=key,
-        targets=(target,) if isinstance(target, str) else tuple(target),
+        targets=targets,
         prompt=instructed(prompt, instruction + _MATERIAL.format(what="scores"), ("answer",)),
         own_columns=("candidate", "answer"),
         keep=("candidate",),

@@ -28,6 +28,7 @@ from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, m
 from dagster_llm_batch.engine.request_writer import columns_read
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, Tables, code_digest
+from dagster_llm_batch.evaluation.candidates import check_targets
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Target, plain_text
@@ -119,9 +120,8 @@ def skew_assets(
     dataset = dataset_of(candidates)
     given = [target] if isinstance(target, str | Target) else list(target)
     targets = tuple(Target(column) if isinstance(column, str) else column for column in given)
-    if strangers := sorted({compared.name for compared in targets} - set(dataset.labeling.reader.schema.names)):
-        columns = ", ".join(dataset.labeling.reader.schema.names)
-        raise ConfigError(f"target names {strangers}, which the response does not have. Its columns: {columns}.")
+    # A kept column is that of the row, and the same in both.
+    check_targets([compared.name for compared in targets], dataset.labeling.reader.schema.names, dataset.key)
     if not targets or (sample_size is not None and sample_size < 1):
         raise ConfigError(f"target={given}, sample_size={sample_size!r}: give at least one of each.")
     if min_agreement is not None and not 0 <= min_agreement <= 1:

@@ -152,7 +152,7 @@ def test_a_judge_is_a_labeled_dataset_with_all_its_settings():
         ("RubricJudge", {"criteria": {"reason": "x"}}, "none named 'reason'"),
         ("RubricJudge", {"min_score": {"kind": 3}}, "the criteria are right"),
         ("RubricJudge", {"scale": [1]}, "scale"),
-        ("Skew", {"target": "no"}, "which the response does not have"),
+        ("Skew", {"target": "no"}, "there is no column 'no'"),
         ("Skew", {"min_agreement": 90}, "a share is between 0 and 1"),
         ("Skew", {"candidates": "others"}, "'others' is no labeled dataset in this project's YAML; it has: none"),
         ("Skew", {"candidates": ".theirs.Label"}, "give what llm_batch_assets returned"),
@@ -236,4 +236,4 @@ def test_labels_of_another_file_are_found_by_their_key_and_errors_name_those_tha
         said, cause = "", refused.value
         while cause is not None:
             said, cause = f"{said}\n{cause}", cause.__cause__
-        assert "target names ['reply'], which the response does not have" in said
+        assert "there is no column 'reply'" in said

@@ -15,7 +15,16 @@ import pytest
 from evaluation_project import DAYS, FRAMES, ROWS, TRUTH, EvaluationProject, rows, source, table
 from PIL import Image
 
-from dagster_llm_batch import Prompt, evaluation_assets, llm_batch_assets
+from dagster_llm_batch import (
+    Prompt,
+    agreement_assets,
+    drift_assets,
+    evaluation_assets,
+    gold_sample_assets,
+    llm_batch_assets,
+    pairwise_judge_assets,
+    rubric_judge_assets,
+)
 from dagster_llm_batch.errors import ConfigError
 
 GOOD = dict(TRUTH)
@@ -248,7 +257,12 @@ class TestWhichRowsCount:
 
     def test_rejects_beside_the_labels_count_with_what_they_cost(self, project):
         labeled = llm_batch_assets(
-            name="smol", rows="texts", key="id", prompt=Prompt(user="{{ text }}"), model="openai/gpt-5-mini"
+            name="smol",
+            rows="texts",
+            key="id",
+            prompt=Prompt(user="{{ text }}"),
+            response={"type": "object", "properties": {"topic": {"type": "string"}}},
+            model="openai/gpt-5-mini",
         )
 
         @dg.asset
@@ -548,3 +562,31 @@ class TestAutomation:
     def test_it_can_be_left_to_people(self):
         _, [evaluation] = both(automation_condition=None)
         assert [spec.automation_condition for spec in evaluation.specs] == [None, None, None]
+
+
+CANDIDATES = {"key": "id", "rows": "texts", "model": "openai/gpt-5-mini", "prompt": Prompt(user="{{ text }}")}
+TOPIC = {"type": "object", "properties": {"topic": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("factory", "more"),
+    [
+        (evaluation_assets, {"key": "id", "gold": "gold"}),
+        (agreement_assets, {"key": "id", "gold": "gold"}),
+        (drift_assets, {}),
+        (gold_sample_assets, {"key": "id"}),
+        (pairwise_judge_assets, {**CANDIDATES, "prompt": Prompt(user="{{ answer_a }} {{ answer_b }}")}),
+        (rubric_judge_assets, {**CANDIDATES, "prompt": Prompt(user="{{ answer }}"), "criteria": {"right": "Is it?"}}),
+    ],
+)
+def test_a_target_that_labels_will_not_have_is_refused_with_the_nearest_column(factory, more):
+    own = llm_batch_assets(name="small", response=TOPIC, keep=["text"], **CANDIDATES)
+    known = {"own": own, "labels alone": own[-1]}
+    for candidates in ({**known, "other": "other"}, {"other": "other", "labels alone": own[-1]}):
+        with pytest.raises(ConfigError) as refused:
+            factory(name="measured", candidates=candidates, target=["topic", "topik"], **more)
+        assert "target='topik' of small: there is no column 'topik'; did you mean 'topic'?" in str(refused.value)
+        # a kept column and one of provenance are there, and of what is only a key nothing is known
+        assert factory(name="measured", candidates=candidates, target=["topic", "text", "llm_model"], **more)
+    two = {"other": "other", "another": dg.AssetKey("another")}
+    assert factory(name="measured", candidates=two, target="topik", **more)

@@ -114,7 +114,12 @@ class TestProposals:
 
     def test_rejects_are_rows_too(self, project):
         labeled = llm_batch_assets(
-            name="smol", rows="texts", key="id", prompt=Prompt(user="{{ text }}"), model="openai/gpt-5-mini"
+            name="smol",
+            rows="texts",
+            key="id",
+            prompt=Prompt(user="{{ text }}"),
+            response={"type": "object", "properties": {"topic": {"type": "string"}}},
+            model="openai/gpt-5-mini",
         )
 
         # Real tables stand where the labeled dataset would have put its own.

@@ -232,7 +232,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("wrong", "says"),
         [
-            ({"target": "subject"}, "the response does not have. Its columns: topic, urgency"),
+            ({"target": "subject"}, "there is no column 'subject'. The columns are topic, urgency."),
             ({"target": []}, "at least one of each"),
             ({"sample_size": 0}, "at least one of each"),
             ({"min_agreement": 95}, "between 0 and 1"),
