@@ -123,9 +123,9 @@ def _candidate(given: Any, targets: Sequence[str], name: str | None = None) -> C
     rejects.
     """
     definitions = [given] if isinstance(given, dg.AssetsDefinition) else given
-    if isinstance(definitions, list | tuple) and all(
-        isinstance(definition, dg.AssetsDefinition) for definition in definitions
-    ):
+    # An AssetKey is a tuple, too, that does not let itself be iterated.
+    is_several = isinstance(definitions, list | tuple) and not isinstance(definitions, dg.AssetKey)
+    if is_several and all(isinstance(definition, dg.AssetsDefinition) for definition in definitions):
         specs = [spec for definition in definitions for spec in definition.specs]
         by_role = {spec.tags[ROLE_TAG]: spec.key for spec in specs if ROLE_TAG in spec.tags}
         key = by_role.get("labels") or only_key([spec.key for spec in specs])
