@@ -25,6 +25,8 @@ __all__ = ["SqlRows"]
 
 _PARTITION_KEY = re.compile(r"(?<!:):partition_key\b|\$partition_key\b|%\(partition_key\)s")
 """How drivers write a named parameter: sqlite3 and Oracle, DuckDB, PostgreSQL and Snowflake. `::` is a cast."""
+_NO_PARAMETER = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'", re.DOTALL)
+"""Comments and texts: no parameter is bound in them."""
 _SERVER_SIDE = ("psycopg", "psycopg2")
 """Drivers of PostgreSQL, which hold the whole result unless the cursor has a name."""
 
@@ -62,17 +64,18 @@ class SqlRows:
 
     def check_partitions(self, *, are_there: bool) -> None:
         """Raise ConfigError where the query and the dataset do not agree on whether there are partitions."""
-        named = _PARTITION_KEY.search(self.sql) is not None
+        sql = _bare(self.sql)
+        named = _PARTITION_KEY.search(sql) is not None
         if named and not are_there:
             raise ConfigError(
                 "rows: the query names partition_key, and the dataset has no partitions. Give partitions_def=, or take "
                 "it out."
             )
-        if are_there and not named and "?" not in self.sql:
+        if are_there and not named and "?" not in sql:
             raise ConfigError(
                 "rows: the query is the same for every partition, so that each would ask, and pay, for all rows. Name "
                 "the partition in it, as in `where day = $partition_key` (DuckDB), `:partition_key` (sqlite3, Oracle), "
-                "`%(partition_key)s` (PostgreSQL, Snowflake) or `?`."
+                "`%(partition_key)s` (PostgreSQL, Snowflake) or `?`, outside of comments and quotes."
             )
 
     def __call__(self, context: RowsContext) -> Iterator[pa.RecordBatch | pa.Table]:
@@ -94,7 +97,12 @@ class SqlRows:
     def _parameters(self, partition: str | None) -> dict[str, str] | list[str] | None:
         if partition is None:
             return None
-        return {"partition_key": partition} if _PARTITION_KEY.search(self.sql) else [partition]
+        return {"partition_key": partition} if _PARTITION_KEY.search(_bare(self.sql)) else [partition]
+
+
+def _bare(sql: str) -> str:
+    """Return a query without its comments and texts."""
+    return _NO_PARAMETER.sub(" ", sql)
 
 
 @contextmanager

@@ -189,6 +189,8 @@ def retry_command(
     """
     dataset = find_dataset(deployment, asset)
     wanted = partitions_of(deployment, dataset, partitions, partition_range)
+    # What has ended since its batch was given up is not asked again, and not in the price that is shown.
+    deployment.engine.poll_awaited([dataset.name], deployment.engine.now())
     plans = plan_rows(deployment, [(dataset, partition) for partition in wanted], again=True)
     documents = {"plans": [plan.document for plan in plans], "submissions": []}
     if not as_json:

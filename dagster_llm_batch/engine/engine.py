@@ -83,9 +83,13 @@ class Engine:
         """Return the submission for these rows: the one that is known already, or a new one with its shards planned.
 
         Sends nothing. With `again`, a settled submission is followed by a new attempt that asks only for what the
-        earlier ones did not answer. Raises ConfigError, InputError or BudgetError, and leaves nothing behind then.
+        earlier ones did not answer, and asks the provider first whether a batch that was given up has ended after all.
+        Raises ConfigError, InputError or BudgetError, and leaves nothing behind then.
         """
         self.take_over(labeling)
+        if again:
+            # What has ended since its batch was given up is paid for already.
+            self.poll_awaited([labeling.asset], self.now())
         return self._planner(labeling).plan(rows, partition=partition, run_id=run_id, again=again)
 
     def preview(self, labeling: Labeling, rows: Any, *, partition: str = "", again: bool = False) -> Preview:

@@ -336,7 +336,8 @@ class Planner:
             collector.restore(self._ledger.shards(submission.submission_id))
             # Read after that: what is lost for good has a cause now.
             for shard in sorted(self._ledger.shards(submission.submission_id), key=_wave, reverse=True):
-                if shard.results_path:
+                # One that was given up, and has ended after all, has the results of before until it is collected.
+                if shard.results_path and shard.state is ShardState.COLLECTED:
                     table = self._payloads.read_table(shard.results_path, ["llm_request_id", "llm_outcome"])
                     good = pc.equal(table["llm_outcome"], Outcome.SUCCEEDED.value)
                     answered.update(table["llm_request_id"].filter(good).to_pylist())

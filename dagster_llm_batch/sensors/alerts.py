@@ -1,13 +1,14 @@
 """A sensor that tells people what waits for them: failed checks of this package's assets, and failed ticks.
 
 Dagster itself tells of failed runs only (`make_email_on_run_failure_sensor`); alerts on checks and sensors are a part
-of Dagster+. What was told is in the sensor's cursor, which is kept when the tick has gone well: nothing is left untold,
-and what was told before `notify` failed for another text is told twice.
+of Dagster+. What was told is in the sensor's cursor: nothing is left untold, and a text for which `notify` raises is
+tried again at each tick, while the others are told once.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -48,8 +49,8 @@ def build_llm_batch_alert_sensor(
     """Return a sensor that calls `notify` with a text for each failed check, and each failed tick, that is new.
 
     Args:
-        notify: Sends a text of one line to people: to Slack, by e-mail. Where it raises, the tick fails, and the same
-            is told at the next one.
+        notify: Sends a text of one line to people: to Slack, by e-mail. A text for which it raises is told at the next
+            tick; where it raises for all of them, the tick fails.
         name: Its name.
         sensor_names: Sensors whose failed ticks are told: what `build_llm_batch_sensor` returned.
         minimum_interval_seconds: Between two ticks.
@@ -68,13 +69,24 @@ def build_llm_batch_alert_sensor(
         since, told = json.loads(context.cursor) if context.cursor else (now, {})
         failures = [*_failed_checks(context), *_failed_ticks(context, since, sensor_names)]
         new = [failure for failure in failures if failure.at > since and failure.name not in told]
+        untold: list[tuple[_Failure, Exception]] = []
         for failure in sorted(new, key=lambda failure: failure.at):
-            notify(failure.text)
-            told[failure.name] = failure.at
-        oldest = max(since, now - _LATE_SECONDS)
+            try:
+                notify(failure.text)
+            except Exception as error:  # noqa: BLE001 - of the user's; a text that is refused must not hold up the others
+                untold.append((failure, error))
+            else:
+                told[failure.name] = failure.at
+        # A tick that fails keeps no cursor, so that all would be told again: it fails where nothing was told.
+        if untold and len(untold) == len(new):
+            raise untold[0][1]
+        for failure, error in untold:
+            context.log.error(f"notify raised {type(error).__name__}: {error}. It is told later: {failure.text}")
+        # Whatever is not told yet has to be newer than this.
+        oldest = max(since, min([now - _LATE_SECONDS, *(math.nextafter(failure.at, 0) for failure, _ in untold)]))
         told = {known: at for known, at in told.items() if at > oldest}
         context.update_cursor(json.dumps([oldest, told]))
-        return dg.SkipReason(f"told {len(new)}" if new else "nothing to tell")
+        return dg.SkipReason(f"told {len(new) - len(untold)}" if new else "nothing to tell")
 
     return alert_sensor
 

@@ -34,12 +34,13 @@ class Alerts:
     def __init__(self, location: CodeLocation) -> None:
         self.told: list[str] = []
         self.is_away = False
+        self.refused: str | None = None
         self.cursor: str | None = None
         self._location = location
         self._sensor = build_llm_batch_alert_sensor(self._notify)
 
     def _notify(self, text: str) -> None:
-        if self.is_away:
+        if self.is_away or (self.refused and self.refused in text):
             raise ConnectionError("Slack does not answer")
         self.told.append(text)
 
@@ -113,6 +114,21 @@ def test_what_could_not_be_told_is_told_at_the_next_look(location):
     alerts.is_away = False
     alerts.tick()
     assert len(alerts.told) == 1
+
+
+def test_a_text_that_is_refused_holds_up_no_other_and_makes_none_be_told_twice(location):
+    alerts = Alerts(location)
+    alerts.tick()
+    for reason in ("first", "refused", "last"):
+        failed_tick(location.instance, "llm_batch_sensor", reason)
+    alerts.refused = "refused"
+    assert "told 2" in alerts.tick().skip_message
+    with pytest.raises(ConnectionError):
+        alerts.tick()
+    alerts.refused = None
+    assert "told 1" in alerts.tick().skip_message
+    assert "nothing to tell" in alerts.tick().skip_message
+    assert [text.rpartition(" ")[2] for text in alerts.told] == ["first", "last", "refused"]
 
 
 def test_checks_of_other_assets_are_not_told(stored, emulator):

@@ -149,6 +149,9 @@ def test_a_resource_that_is_no_connection_is_refused_with_what_is_taken():
     [
         (f"{WHOLE} where day = $partition_key", None, "the dataset has no partitions"),
         (f"{WHOLE} where day::partition_key is null", DAILY, "the same for every partition"),
+        (f"{WHOLE} -- where day = :partition_key", DAILY, "outside of comments and quotes"),
+        (f"{WHOLE} /* for\n? */ where body <> 'it''s ?'", DAILY, "the same for every partition"),
+        (f"{WHOLE} where day = '%(partition_key)s'", DAILY, "the same for every partition"),
         (WHOLE, DAILY, "the same for every partition, so that each would ask, and pay, for all rows"),
         (" ", None, "give a query and a resource"),
     ],

@@ -544,3 +544,22 @@ def test_a_poll_of_a_provider_that_is_down_says_so_and_of_two_keeps_what_came(wo
         workspace.engine().poll(workspace.engine().ledger.shards_in_flight("test"))
     workspace.emulator.inject(BatchFault(kind="stuck"))
     assert workspace.engine().status(submission_id).states == {"submitted": 1}
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "not polled"])
+def test_answers_of_a_batch_that_was_given_up_and_ended_are_not_paid_again_by_a_retry(workspace, is_known):
+    engine = workspace.engine()
+    submission_id = engine.plan(labeling(), tickets(4)).submission_id
+    engine.submit(labeling(), submission_id)
+    engine.give_up(engine.ledger.shards(submission_id)[0].shard_id)
+    assert engine.advance(labeling(), submission_id).is_settled
+    workspace.emulator.settle()
+    if is_known:
+        engine.poll_awaited(["ticket_labels"], engine.now())
+        assert engine.preview(labeling(), tickets(5), again=True).to_send == 1
+    retry = workspace.engine().plan(labeling(), tickets(5), again=True).submission_id
+    workspace.engine().submit(labeling(), retry)
+    workspace.engine().advance(labeling(), submission_id)
+    workspace.finish(labeling(), retry)
+    assert_total(workspace, labeling(), retry, 5)
+    assert len(billed(workspace)) == 5
