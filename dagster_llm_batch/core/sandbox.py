@@ -128,8 +128,8 @@ def _number(value: object) -> int:
     return abs(value) if isinstance(value, int) else 0
 
 
-def _width(_text: object, width: object = 0, *_more: object, **_named: object) -> int:
-    return _number(width)
+def _width(_text: object, width: object = 0, *_more: object, **named: object) -> int:
+    return max(map(_number, (width, *named.values())))
 
 
 def _replaced(text: Any, old: Any = "", new: Any = "", *_more: object, **_named: object) -> int:

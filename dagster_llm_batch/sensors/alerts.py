@@ -80,8 +80,8 @@ def build_llm_batch_alert_sensor(
         # A tick that fails keeps no cursor, so that all would be told again: it fails where nothing was told.
         if untold and len(untold) == len(new):
             raise untold[0][1]
-        for failure, error in untold:
-            context.log.error(f"notify raised {type(error).__name__}: {error}. It is told later: {failure.text}")
+        for failure, reason in untold:
+            context.log.error(f"notify raised {type(reason).__name__}: {reason}. It is told later: {failure.text}")
         # Whatever is not told yet has to be newer than this.
         oldest = max(since, min([now - _LATE_SECONDS, *(math.nextafter(failure.at, 0) for failure, _ in untold)]))
         told = {known: at for known, at in told.items() if at > oldest}

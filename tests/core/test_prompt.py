@@ -74,6 +74,8 @@ GROWING = [
     "{{ x.zfill(n) }}",
     "{{ x | center(n) }}",
     "{{ x | center(width=n) }}",
+    "{{ [x] | batch(linecount=n, fill_with=1) | list }}",
+    "{{ (1).to_bytes(length=n, byteorder='little') }}",
     "{{ x | indent(n) }}",
     "{{ 'a\\tb'.expandtabs(n) }}",
     "{{ (1).to_bytes(n, 'big') | length }}",
