@@ -46,7 +46,7 @@ class TicketLabel(BaseModel):
 ticket_labels = llm_batch_assets(
     name="ticket_labels", rows=tickets, key="ticket_id", partitions_def=days, response=TicketLabel,
     prompt=Prompt(system="You label support tickets.", user="{{ body }}"),
-    model="openai/gpt-5-mini", params={"max_completion_tokens": 60}, max_cost_usd=5,
+    model="openai/gpt-5-mini", params={"max_completion_tokens": 60}, max_cost_usd=5, mode="wait",
 )
 provider = OpenAIBatchResource(api_key=dg.EnvVar("OPENAI_API_KEY"), base_url=os.environ["OPENAI_BASE_URL"])
 defs = dg.Definitions(

@@ -98,12 +98,15 @@ def test_an_export_that_cannot_be_writes_nothing(project, arguments, code, said)
     assert not (project.folder / "x.csv").exists()
 
 
-def test_an_export_whose_results_are_gone_names_the_submission(project):
+def test_an_export_whose_results_are_gone_makes_them_anew_and_without_a_manifest_names_the_submission(project):
     submission_id = project.land()
     [results] = project.folder.rglob("*.results.parquet")
     results.unlink()
-    said = project.on_file("export", "ticket_labels", "-o", "x.csv", code=1).stderr
-    assert f"A file of submission {submission_id} is not in the payload store" in said
+    assert project.json("export", "ticket_labels", "-o", "x.csv")["rows"] == 3
+    [manifest] = project.folder.rglob("manifest.parquet")
+    manifest.unlink()
+    said = project.on_file("export", "ticket_labels", "-o", "y.csv", code=1).stderr
+    assert submission_id in said
 
 
 def test_an_export_into_a_folder_that_cannot_be_written_says_which_file(project):
