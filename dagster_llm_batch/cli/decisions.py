@@ -46,7 +46,7 @@ def cancel_command(
     Rows that are answered by then are paid for, and land as labels; Dagster's sensor takes them home.
     """
     submission = find_submission(deployment, target, partition)
-    name = cell_text(" ".join(filter(None, [submission.asset, submission.partition])))
+    name = cell_text(submission.place)
     confirm(f"Cancel submission {submission.submission_id} of {name} ({submission.requests:,} requests)?", yes=yes)
     _tell("Canceled", deployment.engine.cancel(submission.submission_id), as_json=as_json)
 
@@ -100,7 +100,7 @@ def resolve_command(
 
 def _question(deployment: DeploymentAccess, shard_id: str, batch_id: str | None, *, lost: bool) -> str:
     submission = deployment.ledger.submission(deployment.ledger.shard(shard_id).submission_id)
-    of = f"shard {shard_id} of {cell_text(' '.join(filter(None, [submission.asset, submission.partition])))}"
+    of = f"shard {shard_id} of {cell_text(submission.place)}"
     if lost:
         return f"Give up the batch of {of}? Its rows land without a label, and wait for `retry`."
     if batch_id:

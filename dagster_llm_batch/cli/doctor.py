@@ -253,7 +253,7 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
     now = utc_now()
     doubtful = orphans(engine.ledger, engine.namespace)
     for submission, shard in doubtful:
-        place = f"{submission.asset} {submission.partition}".rstrip()
+        place = submission.place
         # Until then the sensor usually finds its batch.
         verdict = Verdict.PROBLEM if _since(shard.sent_at, now) > _DOUBT else Verdict.WARNING
         problem, _, then = doubt_text(shard).partition(". ")
@@ -296,7 +296,7 @@ def _stranded(engine: Engine) -> Iterator[Finding]:
     for progress in engine.ledger.progress(engine.namespace):
         submission = progress.submission
         if (reason := outlook.stranded(submission.submission_id)) is not None:
-            place = f"{submission.asset} {submission.partition}".rstrip()
+            place = submission.place
             then = f"Look at that run's log, then materialize {place}: what is paid for is stored."
             yield Finding("labels", Verdict.PROBLEM, f"the labels of {place} wait: {reason}", then)
 
@@ -304,7 +304,7 @@ def _stranded(engine: Engine) -> Iterator[Finding]:
 def _left(engine: Engine) -> Iterator[Finding]:
     """Yield what is not sent again before a person says so."""
     for submission, shard in engine.ledger.left_shards(engine.namespace):
-        place = f"{submission.asset} {submission.partition}".rstrip()
+        place = submission.place
         problem = f"of {place} {cause_text(shard)}: what it left without a label is not sent again by itself"
         then = f"Where those rows are wanted: {retry_command(submission)}. It shows the price first."
         yield Finding("rows without a label", Verdict.WARNING, problem, then)

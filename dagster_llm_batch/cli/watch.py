@@ -124,14 +124,15 @@ class _Watched:
             if not reasons:
                 last = self._deployment.ledger.last_event(submission.submission_id)
                 reasons = [last.detail] if last.kind in (UNAVAILABLE, WAITS) and last.detail else []
-            name = " ".join(filter(None, [submission.asset, submission.partition]))
             why = f": {plain_words('; '.join(reasons))}" if reasons else ""
-            notes.append(f"{cell_text(name)}: {counted(unsent, 'batch is', 'batches are')} not sent yet{why}")
+            notes.append(
+                f"{cell_text(submission.place)}: {counted(unsent, 'batch is', 'batches are')} not sent yet{why}"
+            )
         return notes
 
     def _doubts(self) -> list[str]:
         return [
-            f"{cell_text(' '.join(filter(None, [submission.asset, submission.partition])))}: {doubt_text(shard)}"
+            f"{cell_text(submission.place)}: {doubt_text(shard)}"
             for submission, shard in orphans(self._deployment.ledger, self._deployment.namespace)
             if self._only in (None, submission.submission_id)
         ]
@@ -223,9 +224,8 @@ def _tell_changes(look: _Look, shown: dict[str, str]) -> None:
         moved = f"{submission.waves} {_states(progress)} {its_pace.done}"
         if shown.get(submission.submission_id) != moved:
             shown[submission.submission_id] = moved
-            name = " ".join(filter(None, [submission.asset, submission.partition]))
             landing = "; the labels have not landed" if submission.is_settled else ""
-            click.echo(f"{cell_text(name)}: {progress_text(progress, its_pace)}{landing}")
+            click.echo(f"{cell_text(submission.place)}: {progress_text(progress, its_pace)}{landing}")
     told = "\n".join([*([] if look.paces else [_NOTHING]), *look.notes])
     if told and shown.get("") != told:
         click.echo(told)

@@ -117,7 +117,7 @@ class Tick:
 
     def _needs_person(self, submission: Submission, reason: object) -> None:
         """Note what a person has to do, of one kind for each submission."""
-        note = f"{self._place_of(submission)} needs a person: {reason}"
+        note = f"{submission.place} needs a person: {reason}"
         if self._needs.setdefault(submission.submission_id, note) == note:
             self.note(note)
 
@@ -176,7 +176,7 @@ class Tick:
         if isinstance(error, LLMBatchError):
             self._trouble("polling failed", error)
             return
-        place = self._place_of(self._before[shards[0].submission_id].submission)
+        place = self._before[shards[0].submission_id].submission.place
         more = f" and {len(shards) - 1} batches more" if len(shards) > 1 else ""
         self._trouble(f"polling failed for {place}{more}", error)
 
@@ -191,7 +191,7 @@ class Tick:
                 if not self._is_within(self._bounds.poll_seconds / 2):
                     self.note("late batches wait for the next tick to be stopped")
                     return
-                with self._apart(self._place_of(submission)):
+                with self._apart(submission.place):
                     self._engine.stop_late(submission_id, self._not_stopped)
 
     def _not_stopped(self, shards: Sequence[Shard], error: Exception) -> None:
@@ -234,9 +234,6 @@ class Tick:
             self._needs_person(self._before[shard.submission_id].submission, reason)
         return account == shard.account
 
-    def _place_of(self, submission: Submission) -> str:
-        return f"{submission.asset} {submission.partition}".rstrip()
-
     def note(self, text: str) -> None:
         """Add a text to what the tick says at its end."""
         self._notes[text] = None
@@ -269,7 +266,7 @@ class Tick:
             outlook = self._engine.outlook(self._unreadable)
         by_place: dict[tuple[str, str], Ready] = {}
         for submission in going:
-            with self._apart(self._place_of(submission)):
+            with self._apart(submission.place):
                 if (ready := self._ready(submission, outlook)) is None:
                     continue
                 place = (submission.asset, submission.partition)
@@ -300,7 +297,7 @@ class Tick:
         if not outlook.is_open(submission_id) or not self._exists(submission):
             return None
         if (reason := outlook.stranded(submission_id)) is not None:
-            self.note(f"{self._place_of(submission)} waits for a person: {reason}")
+            self.note(f"{submission.place} waits for a person: {reason}")
             return None
         lost = self._lost.count(submission_id, outlook)
         labels = self._labels[submission.asset]
@@ -320,7 +317,7 @@ class Tick:
         moving: list[Submission] = []
         for progress in self._after:
             submission = progress.submission
-            place = self._place_of(submission)
+            place = submission.place
             with self._apart(place):
                 try:
                     if self._can_go(progress):
@@ -407,7 +404,7 @@ class Tick:
         for progress in self._after:
             if shown == self._bounds.observations or not self._has_time():
                 return
-            with self._apart(self._place_of(progress.submission)):
+            with self._apart(progress.submission.place):
                 shown += self._observed(progress)
 
     def _observed(self, progress: Progress) -> bool:
@@ -445,7 +442,7 @@ class Tick:
         usual: dict[str, timedelta | None] = {}
         paces: list[Pace] = []
         for progress in flying:
-            with self._apart(self._place_of(progress.submission)):
+            with self._apart(progress.submission.place):
                 its_pace = pace(progress, self._now)
                 if its_pace.per_minute is None:
                     asset = progress.submission.asset

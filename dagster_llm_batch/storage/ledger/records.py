@@ -65,6 +65,11 @@ class Submission:
     def is_settled(self) -> bool:
         return self.settled_at is not None
 
+    @property
+    def place(self) -> str:
+        """What it is for, as people are told it: the asset and, where there is one, the partition."""
+        return f"{self.asset} {self.partition}" if self.partition else self.asset
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
