@@ -160,7 +160,7 @@ _LEFT_OUT: Mapping[BatchStatus, tuple[Outcome, str]] = {
 }
 _NEVER_RAN = (Outcome.EXPIRED, Outcome.CANCELED)
 _MAY_HAVE_RUN = "the batch {}, and its results lack rows that it counts or should name: this one may have run"
-_WAITING_FOR: Mapping[Cause | None, str] = {
+_WAITING_FOR: Mapping[Cause, str] = {
     Cause.CANCELED: "the batch was canceled at the provider, and not by this package",
     Cause.GONE: "the provider has the batch, or its results, no more",
     Cause.GIVEN_UP: "the batch had not ended, and was given up",
@@ -263,14 +263,13 @@ class Reconciler:
             outcome, reason = Outcome.MISSING, facts.reason or ""
         elif outcome in _NEVER_RAN and self._lacks_rows(unnamed):
             outcome, reason = Outcome.MISSING, _MAY_HAVE_RUN.format(f"was {outcome.value}")
-        if facts.cause in _WAITING_FOR:
-            return self._waiting(Result(custom_id=None, outcome=outcome, reason=reason))
+        if facts.cause is not None and facts.cause.is_final:
+            return self._waiting(Result(custom_id=None, outcome=outcome, reason=reason), facts.cause)
         return Result(custom_id=None, outcome=outcome, reason=reason, retryable=retryable)
 
-    def _waiting(self, result: Result) -> Result:
+    def _waiting(self, result: Result, cause: Cause) -> Result:
         """Return the result of a request that is not sent again before a person says so."""
-        assert self._facts.cause is not None
-        reason = "; ".join(filter(None, [_WAITING_FOR[self._facts.cause], result.reason, _ASK_AGAIN]))
+        reason = "; ".join(filter(None, [_WAITING_FOR[cause], result.reason, _ASK_AGAIN]))
         return result._replace(reason=reason, retryable=False)
 
     def _lacks_rows(self, unnamed: int) -> bool:
@@ -285,7 +284,10 @@ class Reconciler:
         results = list(map(self._codec.decode, lines))
         if self._facts.cause is Cause.CANCELED:
             # Vendors have lines for canceled requests, too, which do not say who canceled them.
-            results = [self._waiting(result) if result.outcome is Outcome.CANCELED else result for result in results]
+            results = [
+                self._waiting(result, Cause.CANCELED) if result.outcome is Outcome.CANCELED else result
+                for result in results
+            ]
         ids = self._expected.take([result.custom_id for result in results])
         # Mostly every line is as it should be.
         if ids is not None:
