@@ -17,6 +17,7 @@ __all__ = [
     "VertexBatchResource",
 ]
 
+_TIMEOUT_SECONDS = "Seconds of one call; its answer may take longer while 1,000 bytes a second come."
 _SETTLE_SECONDS = (
     "How long after a create call of unknown end the batch may still appear. Only then is a batch that the provider "
     "does not list taken as not created, and sent again."
@@ -45,9 +46,7 @@ class AnthropicBatchResource(ProviderResource):
         default_factory=list,
         description="Beta features to ask for, such as output-300k-2026-03-24 for replies of up to 300,000 tokens.",
     )
-    timeout_seconds: float = Field(
-        default=600.0, description="Seconds of one call; its answer may take longer while 1,000 bytes a second come."
-    )
+    timeout_seconds: float = Field(default=600.0, description=_TIMEOUT_SECONDS)
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
     def provider(self) -> Provider:
@@ -85,9 +84,7 @@ class OpenAIBatchResource(ProviderResource):
         default="24h", description="How long a batch may take. Groq takes 24h to 7d, Doubleword 24h or 1h."
     )
     price_book: str = Field(default="openai", description="The price book's id of who bills: openai, azure, groq, …")
-    timeout_seconds: float = Field(
-        default=600.0, description="Seconds of one call; its answer may take longer while 1,000 bytes a second come."
-    )
+    timeout_seconds: float = Field(default=600.0, description=_TIMEOUT_SECONDS)
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
     def provider(self) -> Provider:
@@ -134,9 +131,7 @@ class VertexBatchResource(ProviderResource):
         repr=False, default=None, description="A ready token, in place of a key. As an EnvVar."
     )
     account: str | None = Field(default=None, description="Whose account this is. Default: project and location.")
-    timeout_seconds: float = Field(
-        default=600.0, description="Seconds of one call; its answer may take longer while 1,000 bytes a second come."
-    )
+    timeout_seconds: float = Field(default=600.0, description=_TIMEOUT_SECONDS)
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
     def provider(self) -> Provider:
@@ -174,9 +169,7 @@ class GeminiBatchResource(ProviderResource):
     )
     inline_bytes: int = Field(default=1_000_000, description="Batches up to this size travel in the create call.")
     api_version: str = Field(default="v1beta", description="API version of every call: v1beta, or v1.")
-    timeout_seconds: float = Field(
-        default=600.0, description="Seconds of one call; its answer may take longer while 1,000 bytes a second come."
-    )
+    timeout_seconds: float = Field(default=600.0, description=_TIMEOUT_SECONDS)
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
     def provider(self) -> Provider:
@@ -226,9 +219,7 @@ class BedrockBatchResource(ProviderResource):
     account: str | None = Field(
         default=None, description="Whose account this is. Default: region and the role's account."
     )
-    timeout_seconds: float = Field(
-        default=600.0, description="Seconds of one call; its answer may take longer while 1,000 bytes a second come."
-    )
+    timeout_seconds: float = Field(default=600.0, description=_TIMEOUT_SECONDS)
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
     @classmethod
