@@ -1,7 +1,8 @@
-"""One sensor for all labeled datasets of a code location. It looks and asks for runs; it never sends anything.
+"""One sensor for all labeled datasets of a code location, and one that tells people what waits for them.
 
-A sensor body can run twice, so whatever costs money happens in runs. A tick is bounded in time: batches wait their
-turn, least recently polled first, each at a spacing that grows with its age. State is in the ledger, not in a cursor.
+The first polls batches and asks for runs; it never sends anything. A sensor body can run twice, so whatever costs money
+happens in runs. A tick is bounded in time: batches wait their turn, least recently polled first, each at a spacing that
+grows with its age. State is in the ledger, not in a cursor. The second (`alerts`) keeps what it told in its cursor.
 """
 
 from dagster_llm_batch.sensors.alerts import build_llm_batch_alert_sensor
