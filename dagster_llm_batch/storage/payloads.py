@@ -115,7 +115,7 @@ _FRAME_BYTES = len(_FRAME_HEAD) + 16
 
 # The name under which a table's metadata has the digest, in hex. It is of the file with zeros in the digest's place.
 _MARK = b"dagster_llm_batch/xxh3"
-_UNSIGNED = b"0" * 32
+_NO_DIGEST = b"0" * 32
 # How the metadata, in Thrift's compact form, goes on behind a name: a text of 32 bytes.
 _TEXT_OF_32 = b"\x18\x20"
 _TABLE_END = b"PAR1"
@@ -220,7 +220,16 @@ def _framed_digest(file: BinaryIO) -> tuple[bytes | None, int]:
     return (frame[len(_FRAME_HEAD) :], size - _FRAME_BYTES) if is_framed else (None, size)
 
 
-def _mark_place(file: BinaryIO) -> int | None:
+def _digest_of(file: BinaryIO, size: int) -> xxhash.xxh3_128:
+    """Read this many bytes, and return the hash of them, which can be updated."""
+    digest = xxhash.xxh3_128()
+    while size and (data := file.read(min(size, _HASH_BYTES))):
+        digest.update(data)
+        size -= len(data)
+    return digest
+
+
+def _find_digest(file: BinaryIO) -> int | None:
     """Return where a table has its digest; None where it has none, or is no table."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 8))
@@ -233,19 +242,15 @@ def _mark_place(file: BinaryIO) -> int | None:
     return None if found < 0 else size - 8 - length + found + len(_MARK) + len(_TEXT_OF_32)
 
 
-def _is_signed_well(file: BinaryIO) -> bool:
+def _has_right_digest(file: BinaryIO) -> bool:
     """Return whether a table is what was written; True of one without a digest. Leaves the file at its start."""
-    place = _mark_place(file)
+    place = _find_digest(file)
     file.seek(0)
     if place is None:
         return True
-    digest = xxhash.xxh3_128()
-    left = place
-    while left and (data := file.read(min(left, _HASH_BYTES))):
-        digest.update(data)
-        left -= len(data)
-    expected = file.read(len(_UNSIGNED))
-    digest.update(_UNSIGNED)
+    digest = _digest_of(file, place)
+    expected = file.read(len(_NO_DIGEST))
+    digest.update(_NO_DIGEST)
     while data := file.read(_HASH_BYTES):
         digest.update(data)
     file.seek(0)
@@ -260,7 +265,7 @@ class _TableWriter(pq.ParquetWriter):  # type: ignore[misc]  # Arrow has no type
 
     def close(self) -> None:
         if self.is_open:
-            self.add_key_value_metadata({_MARK: _UNSIGNED})
+            self.add_key_value_metadata({_MARK: _NO_DIGEST})
         super().close()
         release_all_memory()
 
@@ -421,7 +426,7 @@ class PayloadStore:
             with _TableWriter(stored, schema, **options) as writer:
                 yield writer
             staged.flush()
-            _sign(staged.raw.name, stored.hash.hexdigest())  # type: ignore[attr-defined]  # of a BufferedWriter
+            _write_digest(staged.raw.name, stored.hash.hexdigest())  # type: ignore[attr-defined]  # of a BufferedWriter
 
     def table_schema(self, path: str) -> pa.Schema:
         """Return the columns of a table."""
@@ -552,10 +557,11 @@ class PayloadStore:
                 with self._parquet(path):
                     return True
             with self._open(path) if self._is_local else self._here(path) as file:
-                if (expected := _framed_digest(file))[0] is None:
+                expected, size = _framed_digest(file)
+                if expected is None:
                     # Of an older version: it is as good as it can be unpacked.
                     return _can_be_unpacked(file, path)
-                return _is_framed_well(file, *expected)
+                return _digest_of(file, size).digest() == expected
         except (FileNotFoundError, DamagedError):
             return False
 
@@ -616,33 +622,25 @@ def _as_parquet(file: Any) -> pq.ParquetFile:
     return pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
 
 
-def _sign(staged: str, digest: str) -> None:
+def _write_digest(staged: str, digest: str) -> None:
     """Write the digest into the place that a table has for it."""
     with Path(staged).open("r+b") as file:
-        place = _mark_place(file)
+        place = _find_digest(file)
         # A table that could not be written to its end has none; it is no table, and whoever wrote it removes it.
         if place is not None:
             file.seek(place)
             file.write(digest.encode())
 
 
-def _is_framed_well(file: BinaryIO, expected: bytes | None, left: int) -> bool:
-    digest = xxhash.xxh3_128()
-    while left and (data := file.read(min(left, _HASH_BYTES))):
-        digest.update(data)
-        left -= len(data)
-    return digest.digest() == expected
-
-
 def _is_whole_table(file: Any) -> bool:
     """Return whether a table is what was written, or of an older version, as good as it can be read."""
-    is_signed = _mark_place(file) is not None
-    if not _is_signed_well(file):
+    has_digest = _find_digest(file) is not None
+    if not _has_right_digest(file):
         return False
     try:
         with _as_parquet(file) as parquet:
             # Where its metadata is damaged, the digest may not be found.
-            batches = () if is_signed else parquet.iter_batches(use_threads=False)
+            batches = () if has_digest else parquet.iter_batches(use_threads=False)
             for _ in batches:
                 pass
     except (OSError, pa.ArrowException, ValueError):
