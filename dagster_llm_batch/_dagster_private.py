@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
@@ -18,7 +18,11 @@ from dagster._core.execution.plan.utils import build_resources_for_manager
 from dagster._core.secrets.env_file import get_env_var_dict
 from dagster._grpc.utils import get_loadable_targets
 
+if TYPE_CHECKING:
+    from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+
 __all__ = [
+    "asset_graph",
     "check_evaluations",
     "check_target",
     "env_file",
@@ -120,6 +124,14 @@ def _is_of_many(context: dg.AssetExecutionContext) -> bool:
         return False
     span = context.partition_key_range
     return bool(span.start != span.end)
+
+
+def asset_graph(context: dg.AssetExecutionContext) -> AssetGraph:
+    """The assets that the job of this run knows, with their partitions and mappings.
+
+    The repository knows them, too, but a run in somebody's own process has none.
+    """
+    return context.op_execution_context.job_def.asset_layer.asset_graph
 
 
 def load_asset(context: dg.AssetExecutionContext, asset: dg.AssetKey, partition: str | None) -> Any:

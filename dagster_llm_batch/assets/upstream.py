@@ -16,7 +16,7 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch._dagster_private import inferred_mapping, load_asset
+from dagster_llm_batch._dagster_private import asset_graph, inferred_mapping, load_asset
 from dagster_llm_batch.assets.keys import Upstream, upstream_key
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
@@ -210,9 +210,9 @@ class UpstreamReader:
         cls, context: dg.AssetExecutionContext, partition: str | None, deps: Sequence[dg.AssetDep]
     ) -> UpstreamReader:
         """Return that of the asset that a run computes."""
-        graph = context.op_execution_context.job_def.asset_layer.asset_graph
+        # All assets of a step read the same, by the same mappings.
         reader = min(context.selected_asset_keys)
-        return cls(graph, context.instance, reader, partition, deps, partial(load_asset, context))
+        return cls(asset_graph(context), context.instance, reader, partition, deps, partial(load_asset, context))
 
     def table(self, upstream: Upstream) -> pa.Table:
         """Return what this partition reads of an asset that deps= names. Raises ConfigError and InputError."""

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch._dagster_private import asset_graph
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.translator import DATASET_KEY
 from dagster_llm_batch.core.pricing import MONEY_TOTAL
@@ -113,7 +114,7 @@ def cost_assets(
 
 def _ledger_name(context: dg.AssetExecutionContext, labels: dg.AssetKey) -> str:
     """Return what the ledger calls the dataset of these labels; one that is not in these definitions has its key."""
-    graph = context.op_execution_context.job_def.asset_layer.asset_graph
+    graph = asset_graph(context)
     metadata = graph.get(labels).metadata if graph.has(labels) else {}
     return str(metadata.get(DATASET_KEY, labels.to_user_string()))
 

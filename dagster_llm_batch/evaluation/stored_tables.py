@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch._dagster_private import load_asset
+from dagster_llm_batch._dagster_private import asset_graph, load_asset
 from dagster_llm_batch.assets.upstream import mapped_partitions
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
@@ -22,8 +22,7 @@ class StoredTables:
 
     def __init__(self, context: dg.AssetExecutionContext) -> None:
         self._context = context
-        # there is no repository in tests
-        self._graph = context.op_execution_context.job_def.asset_layer.asset_graph
+        self._graph = asset_graph(context)
         # All assets of a step read the same, by the same mappings.
         self._reader = min(context.selected_asset_keys)
         # one answer a run
