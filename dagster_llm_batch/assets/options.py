@@ -14,7 +14,7 @@ from typing import Any, Literal, TypedDict
 import dagster as dg
 
 from dagster_llm_batch.assets.keys import Upstream, upstream_key
-from dagster_llm_batch.assets.translator import LLMBatchTranslator, LLMBatchTranslatorData, translated_spec
+from dagster_llm_batch.assets.translator import LLMBatchTranslator, LLMBatchTranslatorData, translate_spec
 
 __all__ = ["AssetOptions", "Automation", "DagsterOptions"]
 
@@ -124,7 +124,7 @@ class DagsterOptions:
         )
         if self.translator is None:
             return spec
-        return translated_spec(self.translator, LLMBatchTranslatorData(spec=spec, role=role, dataset=dataset))
+        return translate_spec(self.translator, LLMBatchTranslatorData(spec=spec, role=role, dataset=dataset))
 
     def condition(self, follow: dg.AutomationCondition[Any] | None) -> dg.AutomationCondition[Any] | None:
         """Return the condition of an asset that would by default be made as `follow` says; None: by a person."""

@@ -15,7 +15,7 @@ import dagster as dg
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["DATASET_KEY", "ROLE_TAG", "LLMBatchTranslator", "LLMBatchTranslatorData", "translated_spec"]
+__all__ = ["DATASET_KEY", "ROLE_TAG", "LLMBatchTranslator", "LLMBatchTranslatorData", "translate_spec"]
 
 ROLE_TAG = "llm_batch/role"
 """Tag that says what an asset is here: `batch`, `labels`, `rejects` or `evaluation`. The sensor finds labels by it."""
@@ -59,7 +59,7 @@ class LLMBatchTranslator:
         return data.spec
 
 
-def translated_spec(translator: LLMBatchTranslator, data: LLMBatchTranslatorData) -> dg.AssetSpec:
+def translate_spec(translator: LLMBatchTranslator, data: LLMBatchTranslatorData) -> dg.AssetSpec:
     """Return the translated spec, with the marks that sensor and command line find it by. Raises ConfigError."""
     own, spec = data.spec, translator.get_asset_spec(data)
     place = f"translator={type(translator).__name__}: the spec of {own.key.to_user_string()} (role '{data.role}')"

@@ -253,7 +253,7 @@ def _column(field: pa.Field, values: Sequence[Any]) -> Column:
         texts = [None if value is None else canonical_json(value) for value in values]
         # As a word within a text it is data, so the value is looked at.
         reasons = [
-            _TOO_LARGE.format(field.name) if text and _has_no_number(text) and _holds_no_number(value) else None
+            _TOO_LARGE.format(field.name) if text and _has_no_number(text) and _is_not_finite(value) else None
             for text, value in zip(texts, values, strict=True)
         ]
         kept = [None if reason else text for text, reason in zip(texts, reasons, strict=True)]
@@ -300,7 +300,7 @@ def _finite(field: pa.Field, column: Column) -> Column:
         return column
     values = column.values.to_pylist()
     reasons = [
-        reason or (_TOO_LARGE.format(field.name) if _holds_no_number(value) else None)
+        reason or (_TOO_LARGE.format(field.name) if _is_not_finite(value) else None)
         for value, reason in zip(values, column.reasons, strict=True)
     ]
     kept = pc.if_else(pa.array([reason is None for reason in reasons]), column.values, pa.scalar(None, field.type))
@@ -317,13 +317,13 @@ def _all_finite(values: pa.Array) -> bool:
     return True
 
 
-def _holds_no_number(value: Any) -> bool:
+def _is_not_finite(value: Any) -> bool:
     """Return whether a value holds, at any depth, a float that is infinite or NaN."""
     if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, Mapping):
-        return any(map(_holds_no_number, value.values()))
-    return isinstance(value, list | tuple) and any(map(_holds_no_number, value))
+        return any(map(_is_not_finite, value.values()))
+    return isinstance(value, list | tuple) and any(map(_is_not_finite, value))
 
 
 _TOO_LARGE = "{}: the number is too large, or none: a column holds numbers up to 1.8e308"

@@ -197,10 +197,10 @@ class Labeling:
     def models(self) -> tuple[Labeling, ...]:
         """The labeling itself, then one for each fallback, with the fallback's model."""
         fallbacks = [Fallback(fallback) if isinstance(fallback, str) else fallback for fallback in self.resend.fallback]
-        _refuse_endless("params", self.model, self.params)
+        _check_max_tokens("params", self.model, self.params)
         for fallback in fallbacks:
             params = self.params if fallback.params is None else fallback.params
-            _refuse_endless(f"resend.fallback {fallback.model}: params", fallback.model, params)
+            _check_max_tokens(f"resend.fallback {fallback.model}: params", fallback.model, params)
         labelings = (
             self,
             *(
@@ -293,7 +293,7 @@ class Labeling:
         return _digest([*content, fallback] if fallback else content)
 
 
-def _refuse_endless(where: str, model: str, params: Mapping[str, Any]) -> None:
+def _check_max_tokens(where: str, model: str, params: Mapping[str, Any]) -> None:
     """Raise ConfigError where the vendor would take no request: the run would say so, after a person has started it."""
     provider, _, name = model.partition("/")
     if params.get("max_tokens") is None and needs_max_tokens(provider, name):

@@ -28,8 +28,8 @@ _LEAST_BYTES_PER_SECOND = 1_000
 class _Answer:
     """The reads of one answer. `late` is the exception by which the transport's own reads time out."""
 
-    def __init__(self, patience: float, late: Callable[[str], Exception]) -> None:
-        self._patience = patience
+    def __init__(self, timeout_seconds: float, late: Callable[[str], Exception]) -> None:
+        self._timeout_seconds = timeout_seconds
         self._late = late
         self._waited = 0.0
         self._bytes = 0
@@ -42,30 +42,30 @@ class _Answer:
         """Count one read. Raises `late` where the answer has taken too long for what has come of it."""
         self._waited += monotonic() - began
         self._bytes += size
-        if size and self._waited > self._patience + self._bytes / _LEAST_BYTES_PER_SECOND:
+        if size and self._waited > self._timeout_seconds + self._bytes / _LEAST_BYTES_PER_SECOND:
             raise self._late(f"{self._bytes} bytes came in {self._waited:.0f} seconds")
 
 
-def limit_client(client: Any, patience: float) -> None:
-    """Let each answer that a client of httpx or httpx2 reads take so many seconds before its speed counts."""
+def limit_client(client: Any, timeout_seconds: float) -> None:
+    """Let no answer that a client of httpx or httpx2 reads come in drips: after `timeout_seconds` its speed counts."""
     for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001 - no argument takes a backend
         pool: Any = getattr(transport, "_pool", None)
         backend = getattr(pool, "_network_backend", None)
         if backend is not None and not isinstance(backend, _Backend):
             late = sys.modules[type(pool).__module__.partition(".")[0]].ReadTimeout
-            pool._network_backend = _Backend(backend, patience, late)  # noqa: SLF001 - as above
+            pool._network_backend = _Backend(backend, timeout_seconds, late)  # noqa: SLF001 - as above
 
 
 class _Backend:
     """A network backend of httpcore whose streams count what they read."""
 
-    def __init__(self, backend: Any, patience: float, late: Callable[[str], Exception]) -> None:
+    def __init__(self, backend: Any, timeout_seconds: float, late: Callable[[str], Exception]) -> None:
         self._backend = backend
-        self._patience = patience
+        self._timeout_seconds = timeout_seconds
         self._late = late
 
     def connect_tcp(self, *args: Any, **named: Any) -> _Stream:
-        return _Stream(self._backend.connect_tcp(*args, **named), _Answer(self._patience, self._late))
+        return _Stream(self._backend.connect_tcp(*args, **named), _Answer(self._timeout_seconds, self._late))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
@@ -95,15 +95,17 @@ class _Stream:
         return getattr(self._stream, name)
 
 
-def limit_pools(pools: MutableMapping[str, Any], patience: float) -> None:
+def limit_pools(pools: MutableMapping[str, Any], timeout_seconds: float) -> None:
     """The same for answers that connections of urllib3 read. `pools` are the classes of its pools, by scheme."""
     for scheme, pool in list(pools.items()):
         connection = pool.ConnectionCls
-        limited = type(connection.__name__, (connection,), {"response_class": _response_class(connection, patience)})
+        limited = type(
+            connection.__name__, (connection,), {"response_class": _response_class(connection, timeout_seconds)}
+        )
         pools[scheme] = type(pool.__name__, (pool,), {"ConnectionCls": limited})
 
 
-def _response_class(connection: Any, patience: float) -> Any:
+def _response_class(connection: Any, timeout_seconds: float) -> Any:
     class Response(connection.response_class):  # type: ignore[misc]  # known when it runs
         """A response of http.client, which reads status, headers and body from one file."""
 
@@ -111,7 +113,7 @@ def _response_class(connection: Any, patience: float) -> Any:
 
         def __init__(self, *args: Any, **named: Any) -> None:
             super().__init__(*args, **named)
-            self.fp = io.BufferedReader(_File(self.fp.detach(), _Answer(patience, TimeoutError)))
+            self.fp = io.BufferedReader(_File(self.fp.detach(), _Answer(timeout_seconds, TimeoutError)))
 
     return Response
 

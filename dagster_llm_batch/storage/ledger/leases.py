@@ -138,8 +138,11 @@ class Lease:
         since = self._unrenewed_since.setdefault((row["owner"], row["expires_at"]), time.monotonic())
         return time.monotonic() - since >= self._length.total_seconds()
 
-    def outlasts(self, holder: _Holder) -> float:
-        """Return for how many seconds to wait at least for what another holds: until it is known whether it lives."""
+    def least_wait_seconds(self, holder: _Holder) -> float:
+        """Return how long to wait at least for a lease that another holds, until it is known whether it renews it.
+
+        0 where its time says when it ends; the length of a lease where that time was set by a clock that was ahead.
+        """
         is_beyond = holder.expires_at > self._clock() + _BEYOND_ANY
         return self._length.total_seconds() + 2 * _RETRY_SECONDS if is_beyond else 0.0
 
@@ -164,7 +167,7 @@ def hold_leases(
         yield lease
         return
     while (holder := lease.take()) is not None:
-        left_seconds = began + max(wait_seconds, lease.outlasts(holder)) - time.monotonic()
+        left_seconds = began + max(wait_seconds, lease.least_wait_seconds(holder)) - time.monotonic()
         if left_seconds <= 0:
             raise LeaseError(
                 f"The lease '{holder.name}' is held by {holder.owner} until {holder.expires_at.isoformat()}. "
