@@ -37,7 +37,7 @@ class CancelConfig(CheckedConfig):
 class ResolveConfig(CheckedConfig):
     """What became of a shard whose create call left no record. Empty: list such shards, and do nothing."""
 
-    shard_id: str = Field(default="", description="The shard. Empty: list those that wait for a word.")
+    shard_id: str = Field(default="", description="The shard. Empty: list those that wait for a decision.")
     batch_id: str = Field(default="", description="Its batch, where the provider's console shows one.")
     no_batch: bool = Field(default=False, description="True where no batch exists: the shard is sent (again).")
     lost: bool = Field(default=False, description="True where its batch never ends: it is waited for no longer.")
@@ -145,8 +145,8 @@ def _resolve(context: dg.OpExecutionContext, engine: "Engine", config: ResolveCo
 def _waiting(engine: "Engine") -> str:
     waiting = [*orphans(engine.ledger, engine.namespace), *engine.overdue()]
     if not waiting:
-        return "No shard waits for a word."
-    return f"Shards that wait for a word: {', '.join(shard.shard_id for _, shard in waiting)}."
+        return "No shard waits for a decision."
+    return f"Shards that wait for a decision: {', '.join(shard.shard_id for _, shard in waiting)}."
 
 
 def _orphan_metadata(engine: "Engine") -> dict[str, Any]:

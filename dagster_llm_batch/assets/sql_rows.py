@@ -59,7 +59,7 @@ class SqlRows:
 
     @property
     def code_version(self) -> str:
-        """Of the submission: another query makes it stale in Dagster's eyes."""
+        """A part of the code version of the submission: with another query, Dagster shows it as out of date."""
         return hashlib.sha256(self.sql.encode()).hexdigest()[:12]
 
     def check_partitions(self, *, are_there: bool) -> None:
@@ -84,10 +84,10 @@ class SqlRows:
         try:
             with _connection(source, self.resource) as connection:
                 yield from _batches(connection, self.sql, self._parameters(context.partition_key))
+        except ConfigError:
+            raise
         # a database raises whatever its driver has
         except Exception as error:
-            if isinstance(error, ConfigError):
-                raise
             said = cell_text(f"{type(error).__name__}: {error}", limit=1_000)
             raise InputError(
                 f"rows: the query failed at the resource '{self.resource}': {said}. Nothing was sent. The query: "

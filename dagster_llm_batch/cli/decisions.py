@@ -134,7 +134,7 @@ def _list_stuck(deployment: DeploymentAccess, *, as_json: bool) -> None:
         for submission, shard in shards
     ]
     if rows:
-        print_table(["shard", "asset", "partition", "asked of", "requests", "why", "sent before"], rows)
+        print_table(["shard", "asset", "partition", "asked of", "requests", "why", "sent ago"], rows)
     else:
         click.echo("No shard is in doubt or overdue.")
 

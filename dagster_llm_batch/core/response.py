@@ -326,7 +326,7 @@ def _is_not_finite(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(map(_is_not_finite, value))
 
 
-_TOO_LARGE = "{}: the number is too large, or none: a column holds numbers up to 1.8e308"
+_TOO_LARGE = "{}: the number is too large, or NaN: a column holds numbers up to 1.8e308"
 _Parsed = tuple[dict[str, Any] | None, str | None]
 _TEXT = pa.field("text", pa.string())
 _MAX_REASON = 500

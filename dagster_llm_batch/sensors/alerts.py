@@ -22,7 +22,7 @@ from dagster_llm_batch.text import plain_words
 
 __all__ = ["build_llm_batch_alert_sensor"]
 
-# So many of each check, and of each sensor, are looked at.
+# So many of the newest evaluations of each check, and ticks of each sensor, are looked at.
 _NEWEST = 200
 
 # An event has the time of the machine that wrote it, and may be seen some time after that.
@@ -65,7 +65,7 @@ def build_llm_batch_alert_sensor(
     )
     def alert_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         now = time.time()
-        # What failed before the first look is history, of which there may be years.
+        # What failed before the first tick is history, of which there may be years.
         since, told = json.loads(context.cursor) if context.cursor else (now, {})
         failures = [*_failed_checks(context), *_failed_ticks(context, since, sensor_names)]
         new = [failure for failure in failures if failure.at > since and failure.name not in told]
@@ -117,5 +117,5 @@ def _failed_ticks(
         for tick in ticks:
             if tick.is_failure:
                 reason = tick.error.message if tick.error else "without a reason"
-                text = f"{state.instigator_name}: its look failed. {reason}"
+                text = f"{state.instigator_name}: its tick failed. {reason}"
                 yield _Failure(f"tick {tick.tick_id}", tick.timestamp, plain_words(text))

@@ -79,7 +79,7 @@ def test_a_failed_tick_is_told_once_with_its_reason_and_those_of_other_sensors_a
     failed_tick(location.instance, "llm_batch_sensor", "1 part of the tick failed:\nbatch b-1 is overdue")
     failed_tick(location.instance, "another_sensor", "not ours")
     alerts.tick()
-    assert alerts.told == ["llm_batch_sensor: its look failed. 1 part of the tick failed: batch b-1 is overdue"]
+    assert alerts.told == ["llm_batch_sensor: its tick failed. 1 part of the tick failed: batch b-1 is overdue"]
     failed_tick(location.instance, "llm_batch_sensor", "again")
     alerts.tick()
     alerts.tick()

@@ -137,7 +137,7 @@ def test_a_batch_that_never_ends_is_given_up_and_its_rows_land_without_a_label(m
         ({"shard_id": "abcd", "no_batch": True}, "The ledger has no shard abcd"),
         ({"shard_id": "SHARD"}, "Give one of batch_id"),
         ({"shard_id": "SHARD", "batch_id": "batch_1", "no_batch": True}, "Give one of batch_id"),
-        ({"no_batch": True}, "Which shard? Shards that wait for a word: "),
+        ({"no_batch": True}, "Which shard? Shards that wait for a decision: "),
     ],
 )
 def test_a_resolve_that_does_not_say_what_became_of_which_shard_lists_them_and_changes_nothing(make, config, said):
