@@ -17,7 +17,7 @@ from dagster_llm_batch.assets.output import stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
 from dagster_llm_batch.checks import check_specs, verdicts
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.status import overdue_text
+from dagster_llm_batch.engine.status import advise_on_overdue
 from dagster_llm_batch.errors import ConfigError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.metadata import column_lineage, labels_metadata, rejects_metadata, status_metadata
@@ -291,7 +291,7 @@ class _Landing:
             for submission, shard in engine.overdue():
                 if submission.submission_id in awaited:
                     then = "This run waits no longer; another goes on where it is."
-                    raise LLMBatchError(f"{overdue_text(shard, engine.now())}. {then}")
+                    raise LLMBatchError(f"{advise_on_overdue(shard, engine.now())}. {then}")
             if (text := progress_text(status)) != note:
                 context.log.info(f"Waiting: {progress_text(status, pace_of(engine, status))}")
                 note = text

@@ -18,7 +18,7 @@ from datetime import timedelta
 from functools import cached_property
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import dagster as dg
@@ -28,25 +28,16 @@ from dagster_llm_batch.assets.dataset import Dataset, datasets_in
 from dagster_llm_batch.assets.keys import key_beside
 from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.cli.output import age
+from dagster_llm_batch.engine.status import Advice
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.text import plain_words
 
-__all__ = ["CodeLocation", "Pointer", "Standstill", "pointer_in"]
+__all__ = ["CodeLocation", "Pointer", "pointer_in"]
 
 # A daemon that runs is seen every half minute.
 _SILENT = timedelta(minutes=5)
 _QUEUED_SEEN = 100
-
-
-class Standstill(NamedTuple):
-    """Why nobody sends what waits, or lands what is answered, and what to do."""
-
-    problem: str
-    then: str
-
-    def __str__(self) -> str:
-        return f"{self.problem}. {self.then}"
 
 
 @dataclass(frozen=True)
@@ -132,7 +123,7 @@ class CodeLocation:
             )
         ]
 
-    def standstill(self) -> Standstill | None:
+    def standstill(self) -> Advice | None:
         """Return why nobody sends what waits, or lands what is answered; None where somebody does.
 
         A dataset in the mode "wait" needs nobody: its run stays until the labels have landed.
@@ -143,22 +134,22 @@ class CodeLocation:
         sensors = self._sensors_of(deferred)
         nobody = "Nobody sends or lands"
         if not sensors:
-            return Standstill(
-                f"{nobody}: the definitions have no sensor", "Add build_llm_batch_sensor() to the definitions' sensors."
+            return Advice(
+                f"{nobody}: the definitions have no sensor", "Add build_llm_batch_sensor() to the definitions' sensors"
             )
         if self._instance.is_ephemeral:
-            return Standstill(
-                "Nobody may send or land: DAGSTER_HOME is not set here, so no daemon is seen", "Set it as Dagster's."
+            return Advice(
+                "Nobody may send or land: DAGSTER_HOME is not set here, so no daemon is seen", "Set it as Dagster's"
             )
         if (silence := _daemon_silence(self._instance)) is not None:
-            return Standstill(f"{nobody}: {silence}", "Start it, as by `dagster dev`, with this DAGSTER_HOME.")
+            return Advice(f"{nobody}: {silence}", "Start it, as by `dagster dev`, with this DAGSTER_HOME")
         troubles = []
         for sensor in sensors:
             if (found := _sensor_trouble(self._instance, sensor)) is None:
                 return None
             troubles.append((sensor.name, found))
         name, (trouble, then) = troubles[0]
-        return Standstill(f"{nobody}: the sensor '{name}' {trouble}", then)
+        return Advice(f"{nobody}: the sensor '{name}' {trouble}", then)
 
     def queued_runs(self) -> dict[str, list[str]]:
         """Return the ids of queued runs, which wait for Dagster's daemon, by the datasets that they submit or land."""
@@ -312,16 +303,16 @@ def _sensor_trouble(instance: dg.DagsterInstance, sensor: dg.SensorDefinition) -
         if state.status.value == "RUNNING" or (state.status.value == "DECLARED_IN_CODE" and declared_on)
     ]
     if not on and (states or not declared_on):
-        return "is switched off", "Switch it on: it is on the page Automation of Dagster's web page."
+        return "is switched off", "Switch it on: it is on the page Automation of Dagster's web page"
     ticks = [
         tick for state in on for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
     ]
     if not ticks:
-        return "has not looked yet", "It should within a minute; else Dagster's daemon does not run this code location."
+        return "has not looked yet", "It should within a minute; else Dagster's daemon does not run this code location"
     newest = max(ticks, key=lambda tick: tick.timestamp)
     if newest.is_failure:
         reason = plain_words(newest.error.message if newest.error else "without a reason")
-        return f"failed at its last look: {reason}", "Its ticks are on the page Automation of Dagster's web page."
+        return f"failed at its last look: {reason}", "Its ticks are on the page Automation of Dagster's web page"
     return None
 
 

@@ -21,7 +21,7 @@ from dagster_llm_batch.cli.output import age, cell, console, counted, money, pri
 from dagster_llm_batch.core.price_book import newest_price_change
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.engine.prune import is_pruned
-from dagster_llm_batch.engine.status import cause_text, doubt_text, overdue_text, retry_command
+from dagster_llm_batch.engine.status import advise_on_doubt, advise_on_overdue, cause_text, retry_command
 from dagster_llm_batch.engine.submit import orphans
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.resources import Budget
@@ -136,7 +136,7 @@ def _definitions(deployment: DeploymentAccess) -> Iterator[Finding]:
         problem = f"no sensor lands the labels of {', '.join(alone)}"
         yield Finding("sensor", Verdict.WARNING, problem, "Add build_llm_batch_sensor() to the definitions' sensors.")
     elif (standstill := code.standstill()) is not None:
-        yield Finding("sensor", Verdict.WARNING, standstill.problem, standstill.then)
+        yield Finding("sensor", Verdict.WARNING, standstill.problem, f"{standstill.then}.")
     elif any(dataset.mode == "deferred" for dataset in code.datasets.values()):
         yield Finding("sensor", Verdict.OK, "Dagster's daemon was seen just now, and the last look went well")
 
@@ -256,7 +256,7 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
         place = submission.place
         # Until then the sensor usually finds its batch.
         verdict = Verdict.PROBLEM if _since(shard.sent_at, now) > _DOUBT else Verdict.WARNING
-        problem, _, then = doubt_text(shard).partition(". ")
+        problem, then = advise_on_doubt(shard)
         yield Finding("shards in doubt", verdict, f"{place}: {problem}", f"{then}.")
     flying = engine.ledger.shards_in_flight(engine.namespace)
     unseen = [shard for shard in flying if _since(shard.polled_at or shard.submitted_at, now) > _UNPOLLED]
@@ -265,7 +265,7 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
         yield Finding("polling", Verdict.PROBLEM, problem, "Is Dagster's daemon running, and the sensor turned on?")
     late = engine.overdue()
     for _, shard in late:
-        problem, _, then = overdue_text(shard, now).partition(". ")
+        problem, then = advise_on_overdue(shard, now)
         yield Finding("overdue batches", Verdict.PROBLEM, problem, f"{then}.")
     stopping = [shard for shard in flying if shard.cause is Cause.STOPPED]
     if stopping:

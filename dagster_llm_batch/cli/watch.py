@@ -19,7 +19,7 @@ from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import Money, console, counted, print_json, table
 from dagster_llm_batch.cli.selection import find_submission, partition_option
 from dagster_llm_batch.engine.progress import Pace, pace
-from dagster_llm_batch.engine.status import doubt_text
+from dagster_llm_batch.engine.status import advise_on_doubt
 from dagster_llm_batch.engine.submit import orphans
 from dagster_llm_batch.engine.submit_queue import UNAVAILABLE, WAITS
 from dagster_llm_batch.errors import LLMBatchError
@@ -132,7 +132,7 @@ class _Watched:
 
     def _doubts(self) -> list[str]:
         return [
-            f"{cell_text(submission.place)}: {doubt_text(shard)}"
+            f"{cell_text(submission.place)}: {advise_on_doubt(shard)}"
             for submission, shard in orphans(self._deployment.ledger, self._deployment.namespace)
             if self._only in (None, submission.submission_id)
         ]
@@ -146,7 +146,7 @@ class _Watched:
             f"{cell_text(asset)}: {counted(len(ids), 'run is', 'runs are')} queued: {', '.join(run[:8] for run in ids)}"
             for asset, ids in code.queued_runs().items()
         ]
-        return notes if (standstill := code.standstill()) is None else [*notes, str(standstill)]
+        return notes if (standstill := code.standstill()) is None else [*notes, f"{standstill}."]
 
     def _ask(self) -> list[str]:
         engine = self._deployment.engine

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import NamedTuple
 
 from dagster_llm_batch.states import ENDED, ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import age_text
 from dagster_llm_batch.types import Cause
 
-__all__ = ["Status", "cause_text", "doubt_text", "overdue_text", "retry_command", "sum_costs"]
+__all__ = ["Advice", "Status", "advise_on_doubt", "advise_on_overdue", "cause_text", "retry_command", "sum_costs"]
 
 _WORDS = {
     Cause.STOPPED: "was asked to stop by this package",
@@ -23,28 +24,39 @@ _WORDS = {
 }
 
 
+class Advice(NamedTuple):
+    """What is wrong, and what a person can do, each without a full stop at its end."""
+
+    problem: str
+    then: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.then}"
+
+
 def cause_text(shard: Shard) -> str | None:
     """Return what became of the shard's batch, in words; None where it runs, or ended by itself."""
     return None if shard.cause is None else f"batch {shard.batch_id} {_WORDS[shard.cause]}"
 
 
-def doubt_text(shard: Shard) -> str:
+def advise_on_doubt(shard: Shard) -> Advice:
     """Return what is not known of a shard in doubt, and what a person can do."""
     since = "" if shard.sent_at is None else f" since {shard.sent_at:%Y-%m-%d %H:%M} UTC"
-    return (
-        f"shard {shard.shard_id} is in doubt{since}: nobody knows whether {shard.provider} has its batch. Dagster's "
-        "sensor looks for it again; if that does not find it, look at the provider's console, then: "
-        "dagster-llm-batch resolve"
+    return Advice(
+        f"shard {shard.shard_id} is in doubt{since}: nobody knows whether {shard.provider} has its batch",
+        "Dagster's sensor looks for it again; if that does not find it, look at the provider's console, then: "
+        "dagster-llm-batch resolve",
     )
 
 
-def overdue_text(shard: Shard, now: datetime) -> str:
+def advise_on_overdue(shard: Shard, now: datetime) -> Advice:
     """Return what is wrong with a batch that is overdue, and what a person can do."""
     since = timedelta() if shard.submitted_at is None else now - shard.submitted_at
-    return (
-        f"batch {shard.batch_id} of {shard.provider} runs for {age_text(since)}, which is overdue. Look at the "
-        f"provider's console. `dagster-llm-batch resolve {shard.shard_id} --lost` gives it up: the rest lands without "
-        f"its {shard.requests:,} requests, nothing is sent again by itself, and answers that still come are used"
+    return Advice(
+        f"batch {shard.batch_id} of {shard.provider} runs for {age_text(since)}, which is overdue",
+        f"Look at the provider's console. `dagster-llm-batch resolve {shard.shard_id} --lost` gives it up: the rest "
+        f"lands without its {shard.requests:,} requests, nothing is sent again by itself, and answers that still come "
+        "are used",
     )
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from dagster_llm_batch.engine.progress import Pace, pace
-from dagster_llm_batch.engine.status import overdue_text
+from dagster_llm_batch.engine.status import advise_on_overdue
 from dagster_llm_batch.errors import CannotTellError, ConfigError, LeaseError, LLMBatchError, RefusedError
 from dagster_llm_batch.metadata import SUBMISSION_KEY, status_metadata
 from dagster_llm_batch.progress import has_moved, pace_of, pace_text, together, usual_of
@@ -167,7 +167,9 @@ class Tick:
             # Read anew: some may have ended just now.
             for shard in self._ledger.shards_in_flight(self._engine.namespace, unreadable=self._unreadable):
                 if shard.submission_id in self._before and self._engine.deployment.is_overdue(shard):
-                    self._needs_person(self._before[shard.submission_id].submission, overdue_text(shard, self._now))
+                    self._needs_person(
+                        self._before[shard.submission_id].submission, advise_on_overdue(shard, self._now)
+                    )
 
     def _not_polled(self, shards: Sequence[Shard], error: Exception) -> None:
         if isinstance(error, RefusedError | ConfigError):
