@@ -24,7 +24,7 @@ from dagster_llm_batch.core.identity import NONCE
 from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, Reconciler, ShardFacts, Tally
-from dagster_llm_batch.engine.deployment import Deployment, Threads
+from dagster_llm_batch.engine.deployment import GONE_AFTER, Deployment, Threads
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import RAW, RESULTS, answers_so_far, beside, packed_ids
 from dagster_llm_batch.errors import CredentialsError, ProviderError, RefusedError, TransientError
@@ -110,8 +110,8 @@ class Collector:
         since = next((event.at for event in said if (event.detail or "").startswith(shard.shard_id)), None)
         if since is None:
             self._ledger.add_event(shard.submission_id, _NOT_THERE, f"{shard.shard_id}: {error}")
-        if since is None or now - since < _PATIENCE:
-            until = (since or now) + _PATIENCE
+        if since is None or now - since < GONE_AFTER:
+            until = (since or now) + GONE_AFTER
             msg = f"{error} They are asked for until {until:%Y-%m-%d %H:%M} UTC; then they count as gone."
             raise TransientError(msg) from error
         gone = [each.shard_id for each in shards if each.state in ENDED and not self._is_archived(each)]

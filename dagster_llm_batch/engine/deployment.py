@@ -33,7 +33,7 @@ from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import Lane, PriceBasis
 
-__all__ = ["LONGEST_PAUSE", "PART_ROWS", "Deployment", "Gate", "Threads", "new_id", "submissions_at_work"]
+__all__ = ["GONE_AFTER", "LONGEST_PAUSE", "PART_ROWS", "Deployment", "Gate", "Threads", "new_id", "submissions_at_work"]
 
 PART_ROWS = 8_192
 """Labels of more rows are put together in parts, where a deployment says nothing else."""
@@ -71,6 +71,11 @@ _GRACE = 1.5
 
 # How long a gate stays closed where the provider named no time.
 _SHORTEST_ABSENCE = timedelta(minutes=1)
+
+GONE_AFTER = timedelta(hours=1)
+"""How long a provider must not know a batch, or its results, before they count as gone. A vendor can forget one for a
+moment, as when a replica lags behind, and its answers would be given up too early.
+"""
 
 LONGEST_PAUSE = timedelta(hours=1)
 """Nothing waits longer than this for its next try, whatever wait a provider names."""

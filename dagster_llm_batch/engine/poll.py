@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TypeVar
 
-from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment
+from dagster_llm_batch.engine.deployment import GONE_AFTER, LONGEST_PAUSE, Deployment
 from dagster_llm_batch.errors import CredentialsError, IllegalMoveError, LedgerError, TransientError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, SubmissionState
@@ -34,9 +34,6 @@ _OF_ALL_ALIKE = (CredentialsError, TransientError)
 
 # A shard is put back this often at most, each time for longer: a day and a half in all.
 _PUT_BACK_MOST = 40
-
-# A vendor can forget a batch for a moment, as when a replica lags behind: its answers would be given up too early.
-_GONE_AFTER = timedelta(hours=1)
 
 _ASKED_IN_VAIN = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
 _ENDINGS = {
@@ -157,7 +154,7 @@ class Poller:
         """Return the end of a batch that the provider has not known for long, at every poll; None while it may lag."""
         events = self._ledger.events(shard.submission_id)
         since = max(event.at for event in events if event.shard_id == shard.shard_id and event.kind == STATUS)
-        if self._deployment.clock() - since < _GONE_AFTER:
+        if self._deployment.clock() - since < GONE_AFTER:
             return None
         reason = f"{report.reason or 'The provider knows no such batch.'} So it said since {since:%Y-%m-%d %H:%M} UTC."
         ending = self._ending(replace(report, reason=reason), shard)
