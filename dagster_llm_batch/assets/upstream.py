@@ -31,6 +31,7 @@ __all__ = [
     "known_specs",
     "mapped_partitions",
     "refuse_repeated",
+    "stack_tables",
 ]
 
 ALLOW_MISSING = "allow_missing_partitions"
@@ -219,14 +220,7 @@ class UpstreamReader:
         dep = self._dep(upstream_key(upstream))
         parts = [list(record_batches(value)) for _, value in self._loaded(dep, self._there(dep))]
         tables = [pa.Table.from_batches(batches) for batches in parts if batches]
-        filled = [table for table in tables if len(table)] or tables[:1] or [pa.table({})]
-        try:
-            return pa.concat_tables(filled, promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise InputError(
-                f"The partitions of {dep.asset_key.to_user_string()} hold different types in the same column: {error}. "
-                "Materialize the older ones again with the newer type."
-            ) from error
+        return stack_tables(tables or [pa.table({})], dep.asset_key)
 
     @contextmanager
     def rows(self, asset: dg.AssetKey, key: str, read: Collection[str] | None) -> Iterator[Any]:
@@ -349,6 +343,18 @@ class UpstreamReader:
         if dropped:
             self._count("rows_repeated", dropped)
             self.notes.append(f"{name}: left out {dropped:,} rows whose {key} a later partition has.")
+
+
+def stack_tables(tables: Sequence[pa.Table], key: dg.AssetKey) -> pa.Table:
+    """Stack tables of one asset below each other; one without rows has no say in the types."""
+    filled = [table for table in tables if len(table)] or tables[:1]
+    try:
+        return pa.concat_tables(filled, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(
+            f"The partitions of {key.to_user_string()} hold different types in the same column: {error}. "
+            "Materialize the older ones again with the newer type."
+        ) from error
 
 
 def _unseen(

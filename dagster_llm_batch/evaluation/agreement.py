@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.keys import Upstream, upstream_key
+from dagster_llm_batch.assets.upstream import stack_tables
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import (
@@ -23,7 +24,7 @@ from dagster_llm_batch.evaluation.builder import (
     picture,
 )
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, Scale, candidates_of, is_external, targets_of
-from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
+from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import (
     LabelerAgreement,
@@ -146,7 +147,7 @@ def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) 
         wanted = [design.join_key, *names.values(), *([design.annotator] if design.annotator else [])]
         gold = tables.read(design.gold, partition, wanted, also=(WEIGHT,), hint=_HINT)
         if partition is not None and tables.partitions_def(design.gold) is None and candidates:
-            keys = stacked([table.select([design.join_key]) for table in candidates.values()], design.builder.key)
+            keys = stack_tables([table.select([design.join_key]) for table in candidates.values()], design.builder.key)
             gold = gold.filter(pc.is_in(gold[design.join_key], keys[design.join_key].combine_chunks()))
         refuse_weights(gold, design.join_key, *names.values())
         by_group[GOLD] = _people(design, gold, names, set(candidates))

@@ -20,11 +20,11 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.assets.upstream import refuse_repeated
+from dagster_llm_batch.assets.upstream import refuse_repeated, stack_tables
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.candidates import Candidate
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
-from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
+from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metrics.columns import WEIGHT
 from dagster_llm_batch.metrics.joining import CANDIDATE_COLUMNS
 
@@ -166,7 +166,7 @@ class Upstreams:
             ]
         if not tables:
             return pa.schema([(name, pa.null()) for name in dict.fromkeys(self._columns)]).empty_table()
-        return self._stacked(tables, candidate.key)
+        return self._stack(tables, candidate.key)
 
     def _load_gold(self, partitions: Sequence[str | None]) -> pa.Table:
         key = self._gold
@@ -174,14 +174,14 @@ class Upstreams:
             (partition, self._tables.load(key, partition, self._gold_columns, also=(WEIGHT,), hint=_HINT))
             for partition in partitions
         ]
-        return self._stacked(tables, key)
+        return self._stack(tables, key)
 
-    def _stacked(self, tables: Sequence[tuple[str | None, pa.Table]], asset: dg.AssetKey) -> pa.Table:
+    def _stack(self, tables: Sequence[tuple[str | None, pa.Table]], asset: dg.AssetKey) -> pa.Table:
         """Stack the tables of these partitions. Raises InputError where several have the same key."""
         if len({partition for partition, _ in tables}) > 1:
             keys = [(partition, table[self._key]) for partition, table in tables]
             refuse_repeated(keys, asset, self._key, "Keep one row for each, or evaluate each partition by itself.")
-        return stacked([table for _, table in tables], asset)
+        return stack_tables([table for _, table in tables], asset)
 
     def _load(self, key: dg.AssetKey, partition: str | None, columns: Sequence[str]) -> pa.Table:
         also = (*CANDIDATE_COLUMNS, "llm_reason", *self._confidences, *self._keep)

@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.keys import Upstream, upstream_key
+from dagster_llm_batch.assets.upstream import stack_tables
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, PartitionOptions, code_digest
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of, is_external
-from dagster_llm_batch.evaluation.stored_tables import StoredTables, stacked
+from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics.gold_sample import check_design, propose
 from dagster_llm_batch.metrics.gold_signals import gold_signals
@@ -186,7 +187,7 @@ class _Sampling:
             return labels
         here = stored.parts(candidate.rejects, partition)
         rejects = [stored.load(candidate.rejects, part, [self.join_key], hint=_HINT) for part in here]
-        return stacked([labels, *rejects], candidate.key)
+        return stack_tables([labels, *rejects], candidate.key)
 
     def _before(self, stored: StoredTables, partition: str) -> dict[str, tuple[str, pa.Table]]:
         """Return the stored partition before this one, and its labels, of the candidates that have one."""
@@ -213,4 +214,4 @@ class _Sampling:
         if not begun or not here:
             return None
         tables = [stored.load(self.gold, part, [self.join_key], hint=_HINT) for part in here]
-        return stacked(tables, self.gold)[self.join_key].combine_chunks()
+        return stack_tables(tables, self.gold)[self.join_key].combine_chunks()

@@ -23,6 +23,7 @@ from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets import RowsContext, llm_batch_assets
 from dagster_llm_batch.assets.dataset import Dataset, dataset_of
 from dagster_llm_batch.assets.keys import Upstream, key_beside, upstream_key
+from dagster_llm_batch.assets.upstream import stack_tables
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.errors import ConfigError
@@ -35,7 +36,7 @@ from dagster_llm_batch.evaluation.builder import (
     picture,
 )
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of, is_external
-from dagster_llm_batch.evaluation.stored_tables import StoredTables, columns_of, stacked
+from dagster_llm_batch.evaluation.stored_tables import StoredTables, columns_of
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics.numeric import ANSWERS, CASE_ID, JUDGE_COLUMNS, pairwise_cases, rubric_cases
 from dagster_llm_batch.metrics.pairwise import VERDICTS, Pairwise, compare_pairs, pairwise_markdown, pairwise_to_arrow
@@ -381,7 +382,7 @@ class Judge:
         costs, columns = ["llm_cost_usd"], [CASE_ID, *response["properties"]]
         verdicts = self._read(stored, said.key, partition, columns, also=costs)
         rejects = self._read(stored, said.rejects_key, partition, [CASE_ID], also=costs)
-        return self._stored_cases(stored, partition, cases), stacked([verdicts, rejects], said.key)
+        return self._stored_cases(stored, partition, cases), stack_tables([verdicts, rejects], said.key)
 
     def _stored_cases(self, stored: StoredTables, partition: str | None, cases: dg.AssetKey) -> pa.Table:
         return self._read(stored, cases, partition, self._case_columns)

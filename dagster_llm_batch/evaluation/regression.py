@@ -20,6 +20,7 @@ from pydantic import Field
 
 from dagster_llm_batch._dagster_private import load_stored
 from dagster_llm_batch.assets.partitions import each_partition
+from dagster_llm_batch.assets.upstream import stack_tables
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.core.rows import record_batches
@@ -27,7 +28,7 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder
 from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
-from dagster_llm_batch.evaluation.stored_tables import columns_of, stacked
+from dagster_llm_batch.evaluation.stored_tables import columns_of
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Evaluation, Regression, evaluate, join, regression_between, worse
 from dagster_llm_batch.metrics.pareto import bake_off_markdown
@@ -198,12 +199,12 @@ def _accept(
     new = [_labels_of_gold(name, table, read.gold, design) for name, table in chosen.candidates.items()]
     try:
         accepted = Accepted(context, design, spec)
-        table = stacked([*accepted.of_others(candidates), *new], spec.key)
+        table = stack_tables([*accepted.of_others(candidates), *new], spec.key)
         replaced = accepted.regressions(chosen)
     # What was accepted with another key or other targets cannot be held against the present labels.
     except (ConfigError, InputError) as error:
         context.log.warning(f"What was accepted before is dropped, for it cannot be compared any more: {error}")
-        table, replaced = stacked(new, spec.key), []
+        table, replaced = stack_tables(new, spec.key), []
     measured = [
         evaluate(join(read.gold, labels, key=design.join_key, target=target, candidate_name=name), n_resamples=0)
         for target in design.targets

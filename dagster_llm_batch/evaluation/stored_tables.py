@@ -10,11 +10,11 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch._dagster_private import asset_graph, load_asset
-from dagster_llm_batch.assets.upstream import mapped_partitions
+from dagster_llm_batch.assets.upstream import mapped_partitions, stack_tables
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
 
-__all__ = ["StoredTables", "columns_of", "stacked"]
+__all__ = ["StoredTables", "columns_of"]
 
 
 class StoredTables:
@@ -80,7 +80,7 @@ class StoredTables:
         if not here:
             where = "" if partition is None else f" for partition {partition}"
             raise InputError(f"{key.to_user_string()} is not materialized{where}. Materialize it first.")
-        return stacked([self.load(key, part, columns, also=also, hint=hint) for part in here], key)
+        return stack_tables([self.load(key, part, columns, also=also, hint=hint) for part in here], key)
 
     def load(
         self, key: dg.AssetKey, partition: str | None, columns: Sequence[str], *, also: Sequence[str] = (), hint: str
@@ -120,15 +120,3 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if t.is_string(column.type) or t.is_string_view(column.type):
         return column.cast(pa.large_string())
     return column.cast(pa.int64()) if t.is_integer(column.type) and column.type != pa.uint64() else column
-
-
-def stacked(tables: Sequence[pa.Table], key: dg.AssetKey) -> pa.Table:
-    """Stack tables of one asset below each other; one without rows has no say in the types."""
-    filled = [table for table in tables if len(table)] or tables[:1]
-    try:
-        return pa.concat_tables(filled, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise InputError(
-            f"The partitions of {key.to_user_string()} hold different types in the same column: {error}. "
-            "Materialize the older ones again with the newer type."
-        ) from error
