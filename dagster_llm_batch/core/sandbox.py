@@ -103,13 +103,14 @@ def _percent(text: object, given: object) -> int:
     if not isinstance(text, str | bytes):
         return 0
     widths = [width for pair in _PERCENT.findall(str(text)) for width in pair if width]
-    size = len(text) + str(text).count("%") * size_of(given)
+    # Each of several values is shown once, a named one any number of times.
+    size = len(text) + size_of(given) * (str(text).count("%") if isinstance(given, Mapping) else 1)
     size += sum(int(width) for width in widths if width != "*")
     return size + (_sum_of_numbers(given) if "*" in widths else 0)
 
 
-def _formatted(text: str, given: object) -> int:
-    size = len(text) + text.count("{") * size_of(given)
+def _formatted(text: str, given: list[object]) -> int:
+    size = len(text) + text.count("{") * max(map(size_of, given), default=0)
     specs = [spec for _, _, spec, _ in Formatter().parse(text) if spec]
     size += sum(int(number) for spec in specs for number in _DIGITS.findall(spec))
     return size + (_sum_of_numbers(given) if any("{" in spec for spec in specs) else 0)
@@ -270,7 +271,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return None
 
         def bounded(*args: Any, **named: Any) -> str:
-            _check(_formatted(str(value.__self__), [*args, named]))
+            _check(_formatted(str(value.__self__), [*args, *named.values()]))
             return act(*args, **named)
 
         return bounded

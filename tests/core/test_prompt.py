@@ -105,6 +105,11 @@ GROWING = [
 ]
 
 
+@pytest.mark.parametrize("form", ["{{ ('%s' * 20) | format(*texts) }}", "{{ ('{}' * 20).format(*texts) }}"])
+def test_of_a_format_of_many_long_texts_each_counts_once(form: str) -> None:
+    assert len(render(form, {"texts": ["x" * 30_000] * 20})) == 600_000
+
+
 @pytest.mark.parametrize("template", GROWING)
 def test_a_template_that_makes_too_much_is_refused_before_it_takes_the_memory(template: str) -> None:
     tracemalloc.start()
