@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -177,13 +177,25 @@ class Dataset:
             raise ConfigError(msg)
         return resource
 
-    def check_former_names(self, assets: Collection[str]) -> None:
-        """Raise ConfigError where a former name of this dataset is that of one of these assets: it would be emptied."""
-        if living := [name for name in self.labeling.resend.former_names if name in assets]:
-            raise ConfigError(
-                f"resend.former_names of '{self.labeling.asset}' has '{living[0]}', which is in the definitions. Take "
-                "it out of one of the two."
-            )
+    def check_former_names(self, datasets: Mapping[str, Dataset]) -> None:
+        """Raise ConfigError where a former name of this dataset is that of another one, now or formerly.
+
+        The one would be emptied, and of two that take over the same the second would pay for all again.
+        """
+        for name in self.labeling.resend.former_names:
+            if name in datasets:
+                raise ConfigError(
+                    f"resend.former_names of '{self.name}' has '{name}', which is in the definitions. Take it out of "
+                    "one of the two."
+                )
+            others = [
+                o.name for o in datasets.values() if name in o.labeling.resend.former_names and o.name != self.name
+            ]
+            if others:
+                raise ConfigError(
+                    f"'{name}' is among resend.former_names of '{self.name}' and of '{others[0]}'. One asset alone can "
+                    "take over what was submitted as it: take it out of the other."
+                )
 
     def engine(self, context: dg.AssetExecutionContext) -> Engine:
         """Return the engine of that resource."""

@@ -104,8 +104,9 @@ class Resend:
         fallback: Models, in this order, for requests that the model before refuses or gives no good answer to, and for
             all that is not sent yet while its provider has been down for `fallback_after`. Default: none.
         fallback_after: How long a provider may be down before the next model is asked instead.
-        former_names: Assets that this one was before. What was submitted as one of them is taken over, so that nothing
-            is asked, and paid, again because of a new name. None of them may be in the definitions any more.
+        former_names: Assets that this one was before, the latest first. What was submitted as one of them is taken
+            over, a partition from the first that has it, so that nothing is asked, and paid, again because of a new
+            name. None of them may be in the definitions any more, nor be the former name of another asset.
     """
 
     max_waves: int = 3
