@@ -102,7 +102,10 @@ def _question(deployment: DeploymentAccess, shard_id: str, batch_id: str | None,
     submission = deployment.ledger.submission(deployment.ledger.shard(shard_id).submission_id)
     of = f"shard {shard_id} of {cell_text(submission.place)}"
     if lost:
-        return f"Give up the batch of {of}? Its rows land without a label, and wait for `retry`."
+        return (
+            f"Give up the batch of {of}? Its rows land without a label, and wait for `retry`. The batch is not "
+            "stopped. If it runs on, it is paid, and what `retry` asks meanwhile is paid beside it."
+        )
     if batch_id:
         return f"Take the batch {cell_text(batch_id)} for {of}?"
     return f"Send {of}? It is paid a second time if the provider has a batch for it after all."
